@@ -1,0 +1,54 @@
+# Everything a day needs. A fresh clone needs only make and Python 3.11 or newer; all else goes into .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install demo test lint types fmt test-slow bench build clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## Make .venv with squadron (editable) and the development tools
+
+# The stamp, not the folder: a changed pyproject.toml installs again, and an install that broke off is not done.
+$(STAMP): pyproject.toml
+	@command -v $(PYTHON) > /dev/null || { echo "no $(PYTHON) found; give one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "squadron needs Python >= 3.11, and $(PYTHON) is $$($(PYTHON) -V 2>&1); try: make PYTHON=python3.11" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP) ## Run the demo: a squadron at work, no key needed
+	$(BIN)/squadron demo
+
+test: lint types $(STAMP) ## Lint, check types, and run all tests but the slow ones
+	$(BIN)/python -m pytest -m 'not slow'
+
+lint: $(STAMP) ## Check style, format and the layers of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: $(STAMP) ## Check types (mypy, strict)
+	$(BIN)/mypy
+
+fmt: $(STAMP) ## Format, and fix what can be fixed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test-slow: $(STAMP) ## Run the long proofs: kills, floods, restarts
+	$(BIN)/python -m pytest -m slow
+
+bench: $(STAMP) ## Measure, and write the results to benchmarks/results
+	$(BIN)/python -m benchmarks.run
+
+build: $(STAMP) ## Build sdist and wheel into dist
+	$(BIN)/python -m build
+
+clean: ## Remove what was built and cached, .venv included; running servers stay (squadron down)
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""What people write: agents, models, the supervisor and the crew. Never NATS, never Ray."""

@@ -1,0 +1,373 @@
+"""What an author writes: a class with typed, documented handlers.
+
+class Analyst(Agent):
+    \"\"\"Reads numbers and text.\"\"\"
+
+    @topic("analysis.sentiment", examples=["is this review angry?"])
+    async def sentiment(self, text: str) -> float:
+        \"\"\"Score how positive a text is, from -1 to 1.\"\"\"
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar, get_type_hints
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    PydanticSchemaGenerationError,
+    TypeAdapter,
+    ValidationError,
+    create_model,
+)
+from pydantic.errors import PydanticInvalidForJsonSchema
+from pydantic_core import PydanticSerializationError
+
+from squadron.runtime.context import Context
+from squadron.runtime.errors import InvalidAgentError, InvalidInputError, InvalidSubjectError
+from squadron.runtime.outcome import Answer
+from squadron.runtime.subjects import check_pattern, check_token, overlap
+from squadron.runtime.topics import AgentCard, SemanticTopic, describe_input
+from squadron.runtime.turn import OutputError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+#: How long one turn may run, in seconds, unless its topic says otherwise: an LLM call with its retries.
+DEFAULT_RUN_TIMEOUT_S = 120.0
+#: How often a task is tried before it is dead-lettered: a crash and a hiccup are both survived.
+DEFAULT_MAX_ATTEMPTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class _TopicMark:
+    name: str
+    description: str
+    examples: tuple[str, ...]
+    tags: tuple[str, ...]
+    run_timeout_s: float
+    max_attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class EventMark:
+    """An event handler's wish: `pattern` of events, and whether every replica gets each one."""
+
+    pattern: str
+    everyone: bool
+
+
+def topic(
+    name: str,
+    *,
+    description: str = "",
+    examples: Iterable[str] = (),
+    tags: Iterable[str] = (),
+    run_timeout_s: float = DEFAULT_RUN_TIMEOUT_S,
+    max_attempts: int = DEFAULT_MAX_ATTEMPTS,
+) -> Callable[[F], F]:
+    """Serve a semantic topic with this method.
+
+    Args:
+        name: `domain.specificity`; `analysis.*` serves a whole family.
+        description: what it is good for; the method's docstring by default.
+        examples: requests it should be found by.
+        tags: words it should be found by.
+        run_timeout_s: longest run of one turn, in seconds.
+        max_attempts: how often a task is tried before it is dead-lettered.
+
+    Raises:
+        InvalidSubjectError: the name breaks the grammar.
+    """
+    check_pattern(name)
+    if run_timeout_s <= 0 or max_attempts < 1:
+        raise InvalidAgentError(f"{name}: run_timeout_s must be above 0 and max_attempts at least 1")
+    mark = _TopicMark(name, description, tuple(examples), tuple(tags), run_timeout_s, max_attempts)
+
+    def decorate(method: F) -> F:
+        method.__squadron_topic__ = mark  # type: ignore[attr-defined]
+        return method
+
+    return decorate
+
+
+def on(pattern: str, *, everyone: bool = False) -> Callable[[F], F]:
+    """Hear events with this method: each agent type gets each event once, or `everyone` of its replicas.
+
+    Events are at most once: a replica that is not there misses them.
+
+    Raises:
+        InvalidSubjectError: the pattern breaks the grammar.
+    """
+    mark = EventMark(check_pattern(pattern), everyone)
+
+    def decorate(method: F) -> F:
+        method.__squadron_event__ = mark  # type: ignore[attr-defined]
+        return method
+
+    return decorate
+
+
+class Agent:
+    """Base of all agents. One instance per replica; its attributes are that replica's state.
+
+    Attributes:
+        name: how it is deployed and listed; kebab-case of the class name by default.
+        slots: turns at once per replica.
+        min_replicas, max_replicas: bounds of autoscaling; a minimum of 0 lets it go away when idle.
+        grace_s: how long running turns may take to end when a replica is stopped, in seconds.
+        num_cpus, num_gpus: what Ray reserves per replica.
+    """
+
+    name: ClassVar[str] = ""
+    slots: ClassVar[int] = 32
+    min_replicas: ClassVar[int] = 1
+    max_replicas: ClassVar[int] = 4
+    grace_s: ClassVar[float] = 20.0
+    num_cpus: ClassVar[float] = 0
+    num_gpus: ClassVar[float] = 0
+
+    async def on_start(self) -> None:
+        """Runs once per replica, before its first task."""
+
+    async def on_stop(self) -> None:
+        """Runs once per replica, after its last task."""
+
+
+class BoundHandler:
+    """One topic of one agent instance: validates the input, runs the method, checks the output."""
+
+    def __init__(self, spec: TopicSpec, agent: Agent) -> None:
+        self._spec = spec
+        self._method = getattr(agent, spec.method)
+
+    @property
+    def topic(self) -> SemanticTopic:
+        return self._spec.topic
+
+    @property
+    def run_timeout_s(self) -> float:
+        return self._spec.run_timeout_s
+
+    @property
+    def max_attempts(self) -> int:
+        return self._spec.max_attempts
+
+    async def run(self, content: Any, context: Context) -> Any:
+        """Run the method on `content`; returns JSON-ready data or an `Answer` of such.
+
+        Raises:
+            InvalidInputError: the content does not fit the parameters.
+            OutputError: the method returned what its annotation does not allow.
+        """
+        arguments = self._spec.arguments(content)
+        if self._spec.context_parameter:
+            arguments[self._spec.context_parameter] = context
+        if inspect.isasyncgenfunction(self._method):
+            return await self._stream(arguments, context)
+        if inspect.iscoroutinefunction(self._method):
+            returned = await self._method(**arguments)
+        else:
+            returned = await asyncio.to_thread(self._method, **arguments)
+        if isinstance(returned, Answer):
+            return Answer(self._spec.dump(returned.data), returned.confidence, returned.reasoning)
+        return self._spec.dump(returned)
+
+    async def _stream(self, arguments: dict[str, Any], context: Context) -> Any:
+        chunks = []
+        async for chunk in self._method(**arguments):
+            ready = self._spec.dump(chunk)
+            await context.emit(ready)
+            chunks.append(ready)
+        return "".join(chunks) if all(isinstance(chunk, str) for chunk in chunks) else chunks
+
+
+@dataclass(frozen=True)
+class TopicSpec:
+    """What one `@topic` method says about itself, read from its signature and docstring."""
+
+    method: str
+    topic: SemanticTopic
+    input_model: type[BaseModel]
+    output: TypeAdapter[Any]
+    context_parameter: str
+    run_timeout_s: float
+    max_attempts: int
+
+    @classmethod
+    def of(cls, owner: type[Agent], name: str, function: Callable[..., Any]) -> TopicSpec:
+        """Read one method.
+
+        Raises:
+            InvalidAgentError: a parameter has no type, or a type has no JSON Schema.
+        """
+        mark: _TopicMark = function.__squadron_topic__  # type: ignore[attr-defined]
+        where = f"{owner.__name__}.{name}"
+        hints = _hints(where, function)
+        fields, context_parameter, open_ended = _parameters(where, function, hints)
+        try:
+            config = ConfigDict(extra="allow" if open_ended else "forbid")
+            input_model = create_model(name, __config__=config, **fields)
+            output = TypeAdapter(_returned(hints.get("return", Any), function))
+            input_schema = input_model.model_json_schema()
+            output_schema = output.json_schema(mode="serialization")
+        except (PydanticSchemaGenerationError, PydanticInvalidForJsonSchema) as error:
+            raise InvalidAgentError(
+                f"{where}: {str(error).splitlines()[0]}", hint="use JSON types or pydantic models"
+            ) from None
+        described = SemanticTopic(
+            name=mark.name,
+            description=mark.description or inspect.cleandoc(function.__doc__ or ""),
+            input_schema=input_schema,
+            output_schema=output_schema,
+            examples=mark.examples,
+            tags=mark.tags,
+        )
+        return cls(
+            name, described, input_model, output, context_parameter, mark.run_timeout_s, mark.max_attempts
+        )
+
+    def arguments(self, content: Any) -> dict[str, Any]:
+        """The method's arguments from a message's content; a bare value goes to the only parameter.
+
+        Raises:
+            InvalidInputError: it does not fit; `field` says where.
+        """
+        if not isinstance(content, dict) and len(self.input_model.model_fields) == 1:
+            content = {next(iter(self.input_model.model_fields)): content}
+        try:
+            checked = self.input_model.model_validate({} if content is None else content)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            field = ".".join(str(part) for part in first["loc"])
+            raise InvalidInputError(
+                f"{self.topic.name}: field {field!r}: {first['msg']}",
+                field=field,
+                hint=f"takes {describe_input(self.topic.input_schema)}",
+            ) from None
+        return {field: getattr(checked, field) for field in type(checked).model_fields} | (
+            checked.model_extra or {}
+        )
+
+    def dump(self, value: Any) -> Any:
+        """A returned value as JSON-ready data.
+
+        Raises:
+            OutputError: it is not what the annotation promises, or not JSON.
+        """
+        try:
+            return self.output.dump_python(self.output.validate_python(value), mode="json")
+        except (ValidationError, PydanticSerializationError) as error:
+            detail = str(error).replace("\n", " ")
+            raise OutputError(f"{self.topic.name} returned what it does not promise: {detail}") from None
+
+
+@dataclass(frozen=True)
+class AgentSpec:
+    """All that a class says about itself as an agent."""
+
+    agent_class: type[Agent]
+    name: str
+    description: str
+    topics: tuple[TopicSpec, ...]
+    events: tuple[tuple[str, EventMark], ...]
+
+    @classmethod
+    def of(cls, agent_class: type[Agent]) -> AgentSpec:
+        """Read an agent class.
+
+        Raises:
+            InvalidAgentError: it can't be served; the message says what to change.
+        """
+        if not (isinstance(agent_class, type) and issubclass(agent_class, Agent)):
+            raise InvalidAgentError(
+                f"{agent_class!r} is not an agent", hint="derive a class from squadron.Agent"
+            )
+        name = agent_class.name or _kebab(agent_class.__name__)
+        try:
+            check_token(name, f"name of agent {agent_class.__name__}:")
+        except InvalidSubjectError as error:
+            raise InvalidAgentError(str(error)) from None
+        if not 0 <= agent_class.min_replicas <= max(1, agent_class.max_replicas) or agent_class.slots < 1:
+            raise InvalidAgentError(
+                f"{name}: needs 0 <= min_replicas <= max_replicas, max_replicas >= 1 and slots >= 1"
+            )
+        methods = inspect.getmembers(agent_class, inspect.isfunction)
+        topics = tuple(
+            TopicSpec.of(agent_class, method, function)
+            for method, function in methods
+            if hasattr(function, "__squadron_topic__")
+        )
+        events = tuple(
+            (method, function.__squadron_event__)
+            for method, function in methods
+            if hasattr(function, "__squadron_event__")
+        )
+        if not topics and not events:
+            raise InvalidAgentError(f"{name} serves nothing", hint='mark a method with @topic("domain.what")')
+        _check_disjoint(name, [spec.topic.name for spec in topics])
+        description = inspect.cleandoc(agent_class.__doc__ or "")
+        return cls(agent_class, name, description, topics, events)
+
+    def card(self) -> AgentCard:
+        """The registry's entry for it."""
+        return AgentCard(
+            agent=self.name, description=self.description, topics=tuple(spec.topic for spec in self.topics)
+        )
+
+    def handlers(self, agent: Agent) -> list[BoundHandler]:
+        """The topics bound to one instance."""
+        return [BoundHandler(spec, agent) for spec in self.topics]
+
+
+def _check_disjoint(name: str, patterns: list[str]) -> None:
+    for i, one in enumerate(patterns):
+        for other in patterns[i + 1 :]:
+            # An exact topic inside a family of the same agent is fine: the exact handler gets it.
+            if one == other or (overlap(one, other) and "*" in one and "*" in other):
+                raise InvalidAgentError(f"{name}: {one!r} and {other!r} would both get the same task")
+
+
+def _kebab(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", name).lower()
+
+
+def _hints(where: str, function: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return get_type_hints(function, include_extras=True)
+    except NameError as error:
+        raise InvalidAgentError(
+            f"{where}: {error}", hint="types of parameters must be importable where the class is defined"
+        ) from None
+
+
+def _parameters(
+    where: str, function: Callable[..., Any], hints: dict[str, Any]
+) -> tuple[dict[str, Any], str, bool]:
+    """Model fields, name of the context parameter (or empty), and whether any other field is welcome."""
+    fields: dict[str, Any] = {}
+    context_parameter, open_ended = "", False
+    for parameter in list(inspect.signature(function).parameters.values())[1:]:
+        if parameter.kind is parameter.VAR_KEYWORD:
+            open_ended = True
+        elif parameter.kind in (parameter.VAR_POSITIONAL, parameter.POSITIONAL_ONLY):
+            raise InvalidAgentError(f"{where}: parameter {parameter.name!r} must be passable by name")
+        elif parameter.name not in hints:
+            raise InvalidAgentError(f"{where}: parameter {parameter.name!r} has no type", hint="annotate it")
+        elif hints[parameter.name] is Context:
+            context_parameter = parameter.name
+        else:
+            default = ... if parameter.default is parameter.empty else parameter.default
+            fields[parameter.name] = (hints[parameter.name], default)
+    return fields, context_parameter, open_ended
+
+
+def _returned(annotation: Any, function: Callable[..., Any]) -> Any:
+    if inspect.isasyncgenfunction(function):
+        arguments = getattr(annotation, "__args__", (Any,))
+        return arguments[0]
+    return Any if annotation is Answer else annotation

@@ -1,0 +1,399 @@
+"""The two LLM providers, OpenAI and Anthropic, as `Model`s over their official SDKs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from squadron.actors.model import ChatMessage, Model, ModelTurn, ToolCall, ToolDefinition
+from squadron.runtime.errors import ConfigError, ModelError
+
+if TYPE_CHECKING:  # the SDKs take a second to import, so they load when a model is made
+    from anthropic.types import MessageDeltaUsage, RawMessageStreamEvent, Usage
+    from openai.types.chat import ChatCompletionChunk
+
+#: The current mid-size model in the SDK's `ChatModel` (openai 3.54): half the price of the Sol tier.
+DEFAULT_OPENAI_MODEL = "gpt-6.1-terra"
+
+#: The current mid-size model in the SDK's `Model` (anthropic 2.12): half the price of Opus 5.5.
+DEFAULT_ANTHROPIC_MODEL = "claude-sonnet-5-5"
+
+#: Anthropic requires `max_tokens`, and thinking counts against it. 16 Ki leaves room for thought and a
+#: long answer, and is under the output limit of every current model (the smallest: 64 K, Haiku 4.5).
+DEFAULT_ANTHROPIC_MAX_TOKENS = 16_384
+
+#: Retries inside the SDK for a request that got no stream (429, 5xx, no connection): the SDKs' default.
+DEFAULT_MAX_RETRIES = 2
+
+#: Anthropic's API 2026-10-21, the SDK's default, answers 400 to any `temperature`; the version before
+#: still takes it for the models that have one.
+_ANTHROPIC_VERSION_WITH_TEMPERATURE = "2023-06-01"
+
+#: OpenAI's chat completions refuse function tools for these models (gpt-5.6 and later) unless
+#: `reasoning_effort` is "none", also when it is left out.
+_NO_REASONING_WITH_TOOLS = re.compile(r"gpt-(5\.([6-9]|\d\d)|[6-9]|\d\d)(?!\d)")
+
+#: Errors inside a stream carry a type instead of an HTTP status; these pass with time.
+_PASSING_ERRORS = re.compile("(api|overloaded|rate_limit|server|timeout)_(error|exceeded)")
+
+_Messages = Sequence[ChatMessage]
+_Tools = Sequence[ToolDefinition]
+
+_HINTS = {  # by HTTP status
+    400: "the provider did not accept this request: its message says which part",
+    401: "check {prefix}_API_KEY",
+    402: "add credit to the account of {prefix}_API_KEY",
+    403: "{prefix}_API_KEY may not use this model: check its project, region and permissions",
+    404: "check the model name, and {prefix}_BASE_URL if you set it",
+    413: "shorten the conversation",
+    429: "the rate limit of {prefix}_API_KEY is reached: wait, or send less at once",
+    500: "the provider has a problem on its side: try again later",
+}
+
+
+@dataclass(slots=True)
+class _CallParts:
+    """A tool call while its pieces come in."""
+
+    index: int
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+    def assemble(self, position: int, *, cut: bool) -> ToolCall:
+        # A few OpenAI-compatible servers send no id; the answer still needs one to refer to.
+        call_id = self.id or f"call_{position}"
+        try:
+            arguments = json.loads(self.arguments) if self.arguments.strip() or cut else {}
+        except (ValueError, RecursionError) as error:
+            why = "the tokens ran out" if cut else str(error)
+            return ToolCall(call_id, self.name, problem=f"the arguments are not valid JSON: {why}")
+        if isinstance(arguments, dict):
+            return ToolCall(call_id, self.name, arguments)
+        return ToolCall(call_id, self.name, problem="the arguments are not a JSON object")
+
+
+@dataclass(slots=True)
+class _TurnParts:
+    """A model turn while it streams in."""
+
+    on_text: Callable[[str], None] | None
+    text: str = ""
+    calls: list[_CallParts] = field(default_factory=list)
+    input_tokens: int = 0
+    output_tokens: int = 0
+    stop_reason: str = ""
+    refusal: str = ""
+
+    def add_text(self, piece: str | None) -> None:
+        if piece:
+            self.text += piece
+            if self.on_text is not None:
+                self.on_text(piece)
+
+    def call_at(self, index: int, call_id: str = "") -> _CallParts:
+        # A new id starts a new call: some compatible servers send every parallel call with index 0.
+        for call in reversed(self.calls):
+            if call.index == index and call_id in ("", call.id):
+                return call
+        self.calls.append(_CallParts(index, call_id))
+        return self.calls[-1]
+
+    def finish(self, who: str) -> ModelTurn:
+        """The whole turn; `ModelError` when the stream ended early or the model stopped without a word."""
+        cut = self.stop_reason in ("length", "max_tokens", "model_context_window_exceeded")
+        if not self.stop_reason:
+            raise ModelError(f"{who} broke off in the middle of its answer", hint="try again", retryable=True)
+        # What came before a refusal is to be thrown away, says Anthropic's guide; half a call is no call.
+        if self.refusal or self.stop_reason in ("refusal", "content_filter"):
+            why = self.refusal or self.stop_reason
+            raise ModelError(f"{who} refused to answer: {why}", hint="rephrase, or use another model")
+        if cut and not self.text and not self.calls:
+            raise ModelError(f"{who} ran out of tokens before it said anything", hint="raise max_tokens")
+        last = len(self.calls) - 1
+        calls = tuple(call.assemble(i, cut=cut and i == last) for i, call in enumerate(self.calls))
+        return ModelTurn(self.text, calls, self.input_tokens, self.output_tokens)
+
+
+class _ProviderModel(ABC):
+    """What both providers share: the streaming loop and the errors."""
+
+    _provider: ClassVar[str]
+    _default_model: ClassVar[str]
+    _create: Callable[..., Awaitable[Any]]
+
+    def __init__(
+        self,
+        model: str = "",
+        *,
+        api_key: str | None = None,
+        base_url: str | None = None,
+        max_retries: int = DEFAULT_MAX_RETRIES,
+    ) -> None:
+        self._model = model or self._default_model
+        self._prefix = self._provider.upper()
+        try:  # the SDKs read the environment for None only, and an empty key is no key
+            self._client = self._connect(api_key=api_key or None, base_url=base_url, max_retries=max_retries)
+        except ModelError:
+            raise
+        except Exception as error:
+            hint = f"check the {self._prefix}_* variables"
+            raise ModelError(f"the {self._provider} client can't be set up: {error}", hint=hint) from error
+
+    @property
+    def name(self) -> str:
+        """The provider and the model, as in `openai:gpt-5`."""
+        return f"{self._provider}:{self._model}"
+
+    async def think(
+        self,
+        messages: Sequence[ChatMessage],
+        tools: Sequence[ToolDefinition] = (),
+        *,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        on_text: Callable[[str], None] | None = None,
+    ) -> ModelTurn:
+        """Run one model turn; see `Model.think`."""
+        turn = _TurnParts(on_text)
+        request = self._request(messages, tools, max_tokens, temperature)
+        async with aclosing(self._events(request)) as events:
+            async for event in events:
+                self._read(turn, event)
+        return turn.finish(self.name)
+
+    async def aclose(self) -> None:
+        """Close the connections to the provider. May be called twice."""
+        await self._client.close()
+
+    @abstractmethod
+    def _connect(self, **options: Any) -> Any: ...
+
+    @abstractmethod
+    def _request(
+        self, messages: _Messages, tools: _Tools, max_tokens: int | None, temperature: float | None
+    ) -> dict[str, Any]: ...
+
+    @abstractmethod
+    def _read(self, turn: _TurnParts, event: Any) -> None: ...
+
+    async def _events(self, request: dict[str, Any]) -> AsyncGenerator[Any, None]:
+        try:
+            async with await self._create(model=self._model, stream=True, **request) as stream:
+                async for event in stream:
+                    yield event
+        # Nothing but SDK code raises in here, so whatever it is, the call failed: besides their own errors
+        # the SDKs let httpx2, ssl and JSON errors through once the stream has begun.
+        except Exception as error:
+            raise self._error(error) from error
+
+    def _error(self, cause: Exception) -> ModelError:
+        body = getattr(cause, "body", None)
+        detail = body.get("error", body) if isinstance(body, dict) else None
+        detail = detail if isinstance(detail, dict) else {}
+        kinds = {str(detail.get("code")), str(detail.get("type"))}
+        said = detail.get("message") or str(cause) or type(cause).__name__
+        status: int = getattr(cause, "status_code", 0)
+        answered = f"HTTP {status}" if status >= 400 else "an error"
+        if not status and not detail:
+            # The SDKs say "Connection error." and keep the reason (refused, DNS, TLS) in the cause.
+            message = f"the call of {self.name} at {self._client.base_url} failed: {cause.__cause__ or said}"
+            hint = f"check the network, and {self._prefix}_BASE_URL if you set it, then try again"
+            return ModelError(message, hint=hint, retryable=True)
+        if status < 400:  # it came inside a stream that had begun well
+            status = 500 if any(map(_PASSING_ERRORS.fullmatch, kinds)) else 400
+        if "insufficient_quota" in kinds:  # OpenAI says it with 429, but waiting doesn't help
+            status = 402
+        retryable = status >= 500 or status in (408, 409, 429)
+        hint = _HINTS.get(status, _HINTS[500 if retryable else 400]).format(prefix=self._prefix)
+        if status == 400 and "temperature" in said:
+            hint = "this model takes no such temperature: leave it unset"
+        return ModelError(f"{self.name} answered {answered}: {said}", hint=hint, retryable=retryable)
+
+
+class OpenAIModel(_ProviderModel):
+    """A model behind OpenAI's chat completions, or any server that speaks them.
+
+    Reads `OPENAI_API_KEY` and `OPENAI_BASE_URL` where no argument is given; without a key it raises
+    `ModelError`. No `model` means `DEFAULT_OPENAI_MODEL`. Models that can't both reason and call tools on
+    this API (gpt-5.6 and later) are told not to reason when there are tools.
+    """
+
+    _provider = "openai"
+    _default_model = DEFAULT_OPENAI_MODEL
+
+    def _connect(self, **options: Any) -> Any:
+        # Checked here, because the SDK is content with an admin key, which can't chat.
+        if not (options["api_key"] or os.environ.get("OPENAI_API_KEY")):
+            raise ModelError("there is no API key for OpenAI", hint="set OPENAI_API_KEY")
+        import openai
+
+        client = openai.AsyncOpenAI(**options)
+        self._create = client.chat.completions.create
+        return client
+
+    def _request(
+        self, messages: _Messages, tools: _Tools, max_tokens: int | None, temperature: float | None
+    ) -> dict[str, Any]:
+        request: dict[str, Any] = {
+            "messages": [_to_openai(message) for message in messages],
+            "stream_options": {"include_usage": True},
+        }
+        if tools:
+            request["tools"] = [{"type": "function", "function": _tool(t, "parameters")} for t in tools]
+            if _NO_REASONING_WITH_TOOLS.match(self._model):
+                request["reasoning_effort"] = "none"
+        optional = {"max_completion_tokens": max_tokens, "temperature": temperature}
+        return request | {key: value for key, value in optional.items() if value is not None}
+
+    def _read(self, turn: _TurnParts, event: ChatCompletionChunk) -> None:
+        if event.usage is not None:  # the last chunk, and it has no choices
+            turn.input_tokens = event.usage.prompt_tokens or 0
+            turn.output_tokens = event.usage.completion_tokens or 0
+        for choice in event.choices or ():
+            turn.add_text(choice.delta.content)
+            turn.refusal += choice.delta.refusal or ""
+            for piece in choice.delta.tool_calls or ():
+                call = turn.call_at(piece.index, piece.id or "")
+                if piece.function is not None:
+                    call.name += piece.function.name or ""
+                    call.arguments += piece.function.arguments or ""
+            turn.stop_reason = choice.finish_reason or turn.stop_reason
+
+
+class AnthropicModel(_ProviderModel):
+    """A Claude model behind Anthropic's messages API.
+
+    Reads `ANTHROPIC_API_KEY` and `ANTHROPIC_BASE_URL` where no argument is given; without a key it raises
+    `ModelError`, but the SDK's other ways to sign in (auth token, profile, workload identity) count as one.
+    No `model` means `DEFAULT_ANTHROPIC_MODEL`.
+    """
+
+    _provider = "anthropic"
+    _default_model = DEFAULT_ANTHROPIC_MODEL
+
+    def _connect(self, **options: Any) -> Any:
+        import anthropic
+
+        client = anthropic.AsyncAnthropic(**options)
+        # The SDK itself would only notice at the first request.
+        if not (client.api_key or client.auth_token or client.credentials):
+            raise ModelError("there is no API key for Anthropic", hint="set ANTHROPIC_API_KEY")
+        # Not `messages.stream`: its accumulator raises when the arguments of a tool call are bad JSON.
+        self._create = client.messages.create
+        return client
+
+    def _request(
+        self, messages: _Messages, tools: _Tools, max_tokens: int | None, temperature: float | None
+    ) -> dict[str, Any]:
+        request: dict[str, Any] = {
+            "messages": _to_anthropic(messages),
+            "max_tokens": DEFAULT_ANTHROPIC_MAX_TOKENS if max_tokens is None else max_tokens,
+        }
+        if system := "\n\n".join(m.content for m in messages if m.role == "system" and m.content.strip()):
+            request["system"] = system
+        if tools:
+            request["tools"] = [_tool(tool, "input_schema") for tool in tools]
+        if temperature is not None:
+            request["extra_body"] = {"temperature": temperature}  # no longer a parameter of the SDK
+            request["extra_headers"] = {"anthropic-version": _ANTHROPIC_VERSION_WITH_TEMPERATURE}
+        return request
+
+    def _read(self, turn: _TurnParts, event: RawMessageStreamEvent) -> None:
+        match event.type:
+            case "message_start":
+                _count_anthropic(turn, event.message.usage)
+            case "content_block_start" if event.content_block.type == "tool_use":
+                turn.call_at(event.index, event.content_block.id).name = event.content_block.name
+            case "content_block_delta" if event.delta.type == "text_delta":
+                turn.add_text(event.delta.text)
+            case "content_block_delta" if event.delta.type == "input_json_delta":
+                turn.call_at(event.index).arguments += event.delta.partial_json
+            case "message_delta":
+                _count_anthropic(turn, event.usage)
+                turn.stop_reason = event.delta.stop_reason or turn.stop_reason
+                details = event.delta.stop_details
+                turn.refusal = (details.explanation if details else None) or turn.refusal
+
+
+def model_from(spec: str) -> Model:
+    """The model that `spec` names: `openai`, `openai:NAME`, `anthropic` or `anthropic:NAME`.
+
+    Raises:
+        ConfigError: `spec` has another form.
+        ModelError: there is no API key for the provider.
+    """
+    models: dict[str, Callable[[str], Model]] = {"openai": OpenAIModel, "anthropic": AnthropicModel}
+    provider, colon, model = spec.strip().partition(":")
+    if provider in models and bool(colon) == bool(model):
+        return models[provider](model)
+    hint = "use openai, openai:NAME, anthropic, anthropic:NAME, or offline for no LLM at all"
+    raise ConfigError(f"{spec!r} names no model", hint=hint)
+
+
+def default_model_spec(env: Mapping[str, str]) -> str:
+    """The model to use when none is named: `SQUADRON_MODEL`, else the provider with a key, else `offline`."""
+    with_key = (name for name in ("openai", "anthropic") if env.get(f"{name.upper()}_API_KEY"))
+    return env.get("SQUADRON_MODEL") or next(with_key, "offline")
+
+
+def _tool(tool: ToolDefinition, schema_key: str) -> dict[str, Any]:
+    return {"name": tool.name, "description": tool.description, schema_key: tool.input_schema}
+
+
+def _to_openai(message: ChatMessage) -> dict[str, Any]:
+    if message.role == "tool":
+        # There is no error flag on this wire, so the text has to say it.
+        content = f"Error: {message.content}" if message.is_error else message.content
+        return {"role": "tool", "tool_call_id": message.tool_call_id, "content": content}
+    if not message.tool_calls:
+        return {"role": message.role, "content": message.content}
+    calls = [
+        {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": json.dumps(c.arguments)}}
+        for c in message.tool_calls
+    ]
+    return {"role": "assistant", "content": message.content or None, "tool_calls": calls}
+
+
+def _to_anthropic(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
+    """The conversation without its system part, with the roles in turn as the API wants them."""
+    blocks = [(message.role, block) for message in messages for block in _anthropic_blocks(message)]
+    groups = groupby(blocks, lambda block: "assistant" if block[0] == "assistant" else "user")
+    merged = [(role, [block for _, block in group]) for role, group in groups]
+    # Tool results must come before any text of the same message; the sort keeps the rest in order.
+    for _, content in merged:
+        content.sort(key=lambda block: block["type"] != "tool_result")
+    return [{"role": role, "content": content} for role, content in merged]
+
+
+def _anthropic_blocks(message: ChatMessage) -> list[dict[str, Any]]:
+    if message.role == "tool":
+        result: dict[str, Any] = {"type": "tool_result", "tool_use_id": message.tool_call_id}
+        if message.content.strip():
+            result["content"] = message.content
+        if message.is_error:
+            result["is_error"] = True
+        return [result]
+    # The API answers 400 to a text block without text; the system part has a place of its own.
+    spoken = message.role != "system" and message.content.strip()
+    text = [{"type": "text", "text": message.content}] if spoken else []
+    calls = [
+        {"type": "tool_use", "id": call.id, "name": call.name, "input": call.arguments}
+        for call in message.tool_calls
+    ]
+    return [*text, *calls]
+
+
+def _count_anthropic(turn: _TurnParts, usage: Usage | MessageDeltaUsage) -> None:
+    turn.output_tokens = usage.output_tokens or 0
+    # What was read from or written to the cache is not in `input_tokens`, but was input all the same.
+    parts = (usage.input_tokens, usage.cache_creation_input_tokens, usage.cache_read_input_tokens)
+    # A `message_delta` repeats the totals, or leaves some of them out.
+    turn.input_tokens = max(turn.input_tokens, sum(part or 0 for part in parts))

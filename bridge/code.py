@@ -1,0 +1,120 @@
+"""How an agent class travels: by name if it is installed everywhere, else by value."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import sys
+import sysconfig
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import cloudpickle
+
+from squadron.actors.agent import Agent, AgentSpec
+from squadron.runtime.errors import DeployError, InvalidAgentError, MessageTooLargeError
+
+#: Largest class that travels by value; the embedded server takes messages of 8 MB.
+MAX_BLOB_BYTES = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """Where a replica finds an agent class: an import path, or a blob named by its digest."""
+
+    version: str
+    import_path: str = ""
+
+    def to_dict(self) -> dict[str, str]:
+        """As it travels in a deployment's arguments."""
+        return asdict(self)
+
+
+def pack(agent_class: type[Agent]) -> tuple[Code, bytes]:
+    """Make an agent class ready to travel; the bytes are empty if it goes by name.
+
+    The class and all loaded modules of its own project (those below the folder it was imported from) travel
+    by value, so that a notebook cell or a file in the working directory works on any node.
+
+    Raises:
+        InvalidAgentError: it holds something that can't travel, such as a lock or an open file.
+        MessageTooLargeError: more than `MAX_BLOB_BYTES`.
+    """
+    AgentSpec.of(agent_class)
+    module = sys.modules.get(agent_class.__module__)
+    path = f"{agent_class.__module__}:{agent_class.__qualname__}"
+    if module is not None and _is_installed(module) and "<locals>" not in path:
+        return Code(version=_digest(Path(str(module.__file__)).read_bytes()), import_path=path), b""
+    blob = _pickle(agent_class, module)
+    if len(blob) > MAX_BLOB_BYTES:
+        raise MessageTooLargeError(
+            f"{agent_class.__name__} takes {len(blob):,} bytes with what it refers to",
+            hint="load large data in on_start instead of a module variable",
+        )
+    return Code(version=_digest(blob)), blob
+
+
+def _pickle(agent_class: type[Agent], module: ModuleType | None) -> bytes:
+    own = _project_modules(module)
+    for each in own:
+        cloudpickle.register_pickle_by_value(each)
+    try:
+        return bytes(cloudpickle.dumps(agent_class))
+    except Exception as error:
+        raise InvalidAgentError(
+            f"{agent_class.__name__} can't travel to the cluster: {error}",
+            hint="make locks, clients and files in on_start, not at module or class level",
+        ) from None
+    finally:
+        for each in own:
+            cloudpickle.unregister_pickle_by_value(each)
+
+
+def _project_modules(module: ModuleType | None) -> list[ModuleType]:
+    if module is None or module.__name__ == "__main__" or not getattr(module, "__file__", None):
+        return []
+    depth = module.__name__.count(".") + (1 if hasattr(module, "__path__") else 0)
+    root = Path(str(module.__file__)).resolve().parents[depth]
+    return [
+        each
+        for name, each in list(sys.modules.items())
+        if name != "__main__" and not _is_installed(each) and root in _file(each).parents
+    ]
+
+
+def _file(module: ModuleType) -> Path:
+    return Path(getattr(module, "__file__", None) or "/").resolve()
+
+
+def _is_installed(module: ModuleType) -> bool:
+    if module.__name__ == "squadron" or module.__name__.startswith("squadron."):
+        return True
+    file = _file(module)
+    libraries = {sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")}
+    return file == Path("/") or any(Path(library).resolve() in file.parents for library in libraries)
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:32]
+
+
+def unpack(code: Code, blob: bytes) -> type[Agent]:
+    """The class that was packed.
+
+    Raises:
+        DeployError: it can't be imported here, or its bytes can't be read.
+    """
+    try:
+        if not code.import_path:
+            loaded: Any = cloudpickle.loads(blob)
+        else:
+            module, _, name = code.import_path.partition(":")
+            loaded = getattr(importlib.import_module(module), name)
+    except Exception as error:
+        raise DeployError(
+            f"the agent's code can't be loaded: {type(error).__name__}: {error}",
+            hint="what it imports must be installed on the cluster's nodes",
+        ) from error
+    return AgentSpec.of(loaded).agent_class

@@ -1,0 +1,281 @@
+"""What the bridge does, on ports alone: keeps deployments, mailboxes and presence, and answers control calls."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import structlog
+from pydantic import ValidationError
+
+from squadron.runtime.caller import Caller
+from squadron.runtime.deployment import AgentState, Deployment, Scale
+from squadron.runtime.envelope import AgentMessage
+from squadron.runtime.errors import (
+    ConfigError,
+    InvalidMessageError,
+    InvalidSubjectError,
+    RouteConflictError,
+    SquadronError,
+)
+from squadron.runtime.ports import Backlog, Journal, Mailbox, Note, Queue, Replicas, Subscription
+from squadron.runtime.registry import STAND_IN, Registry
+from squadron.runtime.subjects import TaskSubject, matches, overlap
+
+#: How often backlogs are sampled for the autoscaler, in seconds: Serve's control loop ticks every 0.1 s, and
+#: a sample is one API call whatever the number of agents.
+SAMPLE_S = 0.25
+
+#: Serve's words for an agent that takes tasks, or soon will.
+_ALIVE = frozenset({"RUNNING", "DEPLOYING", "UPDATING", "NOT_STARTED", "AUTOSCALING", "HEALTHY"})
+
+
+class Bridge:
+    """The one writer of an environment's deployments. All its state is in the journal: a restart loses nothing.
+
+    Open with `start`; it then answers the control verbs deploy, undeploy, scale, status and ping.
+    """
+
+    def __init__(
+        self,
+        caller: Caller,
+        queue: Queue,
+        records: Journal,
+        replicas: Replicas,
+        held: Callable[[], Awaitable[Mapping[str, int]]],
+        facts: Mapping[str, Any],
+    ) -> None:
+        self._caller, self._queue, self._records, self._replicas = caller, queue, records, replicas
+        self._held, self._facts = held, dict(facts)
+        self._subjects, self._registry = caller.subjects, caller.registry
+        self._deployments: dict[str, Deployment] = {}
+        self._states: dict[str, AgentState] = {}
+        self._backlogs: dict[str, int] = {}
+        self._writing = asyncio.Lock()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._control: Subscription | None = None
+        self._log = structlog.get_logger("squadron.bridge")
+
+    @property
+    def registry(self) -> Registry:
+        return self._registry
+
+    async def start(self) -> None:
+        """Take up what is recorded and begin to answer."""
+        for entry in await self._records.latest(self._subjects.registry("deployment")):
+            if entry.data:
+                try:
+                    deployment = Deployment.model_validate_json(entry.data)
+                except ValidationError as error:
+                    self._log.error("bridge.bad_record", key=entry.key, error=str(error))
+                    continue
+                self._deployments[deployment.agent] = deployment
+        for deployment in self._deployments.values():
+            await self._queue.declare(_mailbox(deployment))
+            await self._registry.advertise(deployment.card)
+        if self._deployments:
+            await self._replicas.apply(list(self._deployments.values()))
+        self._spawn(self._keep_presence(), "presence")
+        self._spawn(self._keep_sampling(), "backlogs")
+        self._control = await self._caller.bus.subscribe(self._subjects.control("*"), self._hear)
+
+    def _spawn(self, work: Any, name: str) -> None:
+        task = asyncio.create_task(work, name=f"bridge {name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def aclose(self) -> None:
+        """Stop answering. Agents run on. May be called twice."""
+        if self._control is not None:
+            await self._control.aclose()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # --- control calls -------------------------------------------------------------------------------
+
+    def _hear(self, note: Note) -> None:
+        self._spawn(self._answer(note), f"answers {note.subject}")
+
+    async def _answer(self, note: Note) -> None:
+        verbs = {
+            "deploy": self.deploy,
+            "undeploy": self.undeploy,
+            "scale": self.scale,
+            "status": self.status,
+            "ping": self.ping,
+        }
+        verb = note.subject.rsplit(".", 1)[-1]
+        try:
+            arguments = json.loads(note.data or b"{}")
+            if verb not in verbs or not isinstance(arguments, dict):
+                raise InvalidMessageError(f"{verb!r} is not a call", hint=f"one of {', '.join(verbs)}")
+            answer = {"ok": await verbs[verb](**arguments)}
+        except SquadronError as error:
+            answer = {"error": error.to_dict()}
+        except (TypeError, ValueError) as error:
+            answer = {"error": InvalidMessageError(f"{verb}: {error}").to_dict()}
+        except Exception as error:
+            self._log.exception("bridge.control_broke", verb=verb)
+            answer = {"error": SquadronError(f"{type(error).__name__}: {error}").to_dict()}
+        if note.reply:
+            await self._caller.bus.publish(note.reply, json.dumps(answer).encode())
+
+    async def ping(self) -> dict[str, Any]:
+        """Who answers: process id, environment, addresses."""
+        return {"pid": os.getpid(), "environment": self._subjects.environment, **self._facts}
+
+    async def deploy(self, deployment: dict[str, Any]) -> dict[str, Any]:
+        """Run an agent, or change how it runs; returns at once, `status` tells how it goes.
+
+        Raises:
+            RouteConflictError: another agent serves one of its topics.
+            DeployError: the cluster refused it.
+        """
+        wanted = Deployment.model_validate(deployment)
+        async with self._writing:
+            before = self._deployments.get(wanted.agent)
+            if before is not None and before.scale != before.bounds:
+                # Somebody set the scale by hand; new code does not undo that.
+                wanted = wanted.model_copy(update={"scale": before.scale})
+            self._check_routes(wanted)
+            await self._queue.declare(_mailbox(wanted))
+            await self._write(wanted)
+            await self._registry.advertise(wanted.card)
+            await self._registry.renew(wanted.agent, STAND_IN)
+        return {"agent": wanted.agent, "version": wanted.code["version"]}
+
+    def _check_routes(self, wanted: Deployment) -> None:
+        for card in self._registry.cards():
+            if card.agent == wanted.agent:
+                continue
+            for mine in wanted.patterns:
+                for theirs in card.topics:
+                    if overlap(mine, theirs.name):
+                        raise RouteConflictError(
+                            f"{mine!r} of {wanted.agent} overlaps {theirs.name!r} of {card.agent}",
+                            hint=f"undeploy {card.agent}, or name the topics apart",
+                        )
+
+    async def _write(self, deployment: Deployment) -> None:
+        """Journal first: what was acknowledged is taken up again by the next bridge."""
+        key = self._subjects.record("deployment", deployment.agent)
+        await self._records.append(key, deployment.model_dump_json().encode())
+        self._deployments[deployment.agent] = deployment
+        await self._replicas.apply(list(self._deployments.values()))
+
+    async def undeploy(self, agent: str) -> dict[str, Any]:
+        """Stop an agent after its running turns; what waits in its mailbox is kept for its return."""
+        async with self._writing:
+            if self._deployments.pop(agent, None) is None:
+                raise ConfigError(f"no agent {agent!r} is deployed", hint=self._known())
+            await self._records.erase(self._subjects.record("deployment", agent))
+            await self._registry.withdraw(agent)
+            await self._registry.depart(agent, STAND_IN)
+            await self._replicas.apply(list(self._deployments.values()))
+            await self._queue.remove(agent)
+        return {"agent": agent}
+
+    def _known(self) -> str:
+        names = ", ".join(sorted(self._deployments))
+        return f"deployed are {names}" if names else "nothing is deployed"
+
+    async def scale(self, agent: str, to: str) -> dict[str, Any]:
+        """Set an agent's replicas to `N`, `MIN..MAX` or `auto`; in place, no replica is restarted for it."""
+        async with self._writing:
+            deployment = self._deployments.get(agent)
+            if deployment is None:
+                raise ConfigError(f"no agent {agent!r} is deployed", hint=self._known())
+            scale = Scale.parse(to, deployment.bounds)
+            await self._write(deployment.model_copy(update={"scale": scale}))
+        return {"agent": agent, "scale": str(scale)}
+
+    async def status(self) -> dict[str, Any]:
+        """Everything a person wants to see: agents, replicas, backlogs, addresses."""
+        self._states = await self._replicas.states()
+        agents = [await self._describe(each) for _, each in sorted(self._deployments.items())]
+        return {**await self.ping(), "agents": agents}
+
+    async def _describe(self, deployment: Deployment) -> dict[str, Any]:
+        state = self._states.get(deployment.agent, AgentState(status="NOT_STARTED"))
+        backlog = await self._queue.backlog(deployment.agent)
+        present = self._registry.replicas(deployment.agent)
+        return {
+            "agent": deployment.agent,
+            "topics": list(deployment.patterns),
+            "status": state.status,
+            "message": state.message,
+            "running": state.running,
+            "target": state.target,
+            "scale": str(deployment.scale),
+            "slots": deployment.slots,
+            "version": deployment.code["version"],
+            "waiting": backlog.waiting,
+            "taken": backlog.taken,
+            "replicas": [{"id": name, **it.model_dump()} for name, it in present.items()],
+        }
+
+    # --- upkeep --------------------------------------------------------------------------------------
+
+    def backlogs(self) -> dict[str, dict[str, int | None]]:
+        """For the autoscaler: tasks held per agent, and the pinned number of replicas if there is one."""
+        return {
+            name: {
+                "held": self._backlogs.get(name, 0),
+                "pinned": each.scale.minimum if each.scale.pinned else None,
+            }
+            for name, each in self._deployments.items()
+        }
+
+    async def backlog(self, agent: str) -> Backlog:
+        """What one mailbox holds."""
+        return await self._queue.backlog(agent)
+
+    async def _keep_sampling(self) -> None:
+        while True:
+            with contextlib.suppress(SquadronError):
+                counts: dict[str, int] = dict.fromkeys(self._deployments, 0)
+                for subject, count in (await self._held()).items():
+                    for name in self._served_by(subject):
+                        counts[name] += count
+                self._backlogs = counts
+            await asyncio.sleep(SAMPLE_S)
+
+    def _served_by(self, subject: str) -> list[str]:
+        try:
+            topic = TaskSubject.parse(subject).topic
+        except InvalidSubjectError:
+            return []
+        return [
+            name
+            for name, each in self._deployments.items()
+            if any(matches(pattern, topic) for pattern in each.patterns)
+        ]
+
+    async def _keep_presence(self) -> None:
+        """Stand in for agents that may be scaled to zero, and tell when a replica fell silent."""
+        while True:
+            try:
+                self._states = await self._replicas.states()
+                for name in self._deployments:
+                    if self._states.get(name, AgentState(status="")).status in _ALIVE:
+                        await self._registry.renew(name, STAND_IN)
+                for agent, replica in self._registry.lapsed():
+                    await self._tell_offline(agent, replica)
+            except Exception as error:
+                # The bus or the controller is away for a moment; the next round finds out what changed.
+                self._log.warning("bridge.upkeep", error=str(error))
+            await asyncio.sleep(min(1.0, self._registry.heartbeat_s))
+
+    async def _tell_offline(self, agent: str, replica: str) -> None:
+        content = {"event": "agent_offline", "agent": agent, "replica": replica, "reason": "heartbeat lapsed"}
+        message = AgentMessage.new("event", self._caller.identity, content, conversation_id="system")
+        await self._caller.bus.publish(self._subjects.event("status.offline"), message.encode())
+
+
+def _mailbox(deployment: Deployment) -> Mailbox:
+    return Mailbox(deployment.agent, deployment.patterns, deployment.lease_s)

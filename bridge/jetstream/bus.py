@@ -1,0 +1,65 @@
+"""`UnreliableBus` on core NATS."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import nats.errors
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription as NatsSubscription
+
+from squadron.bridge.jetstream.connect import Connection
+from squadron.runtime.errors import BusUnavailableError
+from squadron.runtime.ports import Headers, Note, Subscription
+
+
+class JetStreamSubscription:
+    """A live core subscription."""
+
+    def __init__(self, subscription: NatsSubscription) -> None:
+        self._subscription = subscription
+
+    async def aclose(self) -> None:
+        """Stop listening. May be called twice."""
+        try:
+            await self._subscription.unsubscribe()
+        except (nats.errors.Error, ValueError):
+            # Already closed, or the connection is: either way nothing is heard any more.
+            return
+
+
+class CoreBus:
+    """At most once, on core NATS."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def publish(self, subject: str, data: bytes, *, headers: Headers | None = None) -> None:
+        """Send to whoever listens now."""
+        await self._connection.publish(subject, data, headers=dict(headers) if headers else None)
+
+    async def subscribe(self, pattern: str, sink: Callable[[Note], None], *, group: str = "") -> Subscription:
+        """Hear everything on `pattern`; the server knows of it when this returns."""
+
+        async def hear(msg: Msg) -> None:
+            sink(Note(msg.subject, msg.data, msg.reply))
+
+        client = self._connection.client
+        try:
+            # No pending limits: over them nats-py drops messages instead of slowing anyone down.
+            subscription = await client.subscribe(
+                pattern, queue=group, cb=hear, pending_msgs_limit=-1, pending_bytes_limit=-1
+            )
+            await client.flush()
+        except (nats.errors.Error, TimeoutError, OSError) as error:
+            raise BusUnavailableError(f"can't subscribe to {pattern}: {error}") from None
+        return JetStreamSubscription(subscription)
+
+    async def request(self, subject: str, data: bytes, *, within_s: float) -> bytes:
+        """Send and wait for one answer."""
+        answer = await self._connection.request(subject, data, within_s=within_s)
+        return bytes(answer.data)
+
+    def on_reconnect(self, sink: Callable[[], Awaitable[None]]) -> None:
+        """Call `sink` each time the connection came back."""
+        self._connection.on_reconnect(sink)

@@ -1,0 +1,240 @@
+"""One connection to NATS, with the care that nats-py needs: see `docs/decisions/0002-nats-py.md`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import nats
+import nats.errors
+import structlog
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from squadron.bridge.jetstream import embedded
+from squadron.runtime.errors import BusUnavailableError, ConfigError, MessageTooLargeError
+
+NANOSECONDS = 1_000_000_000
+#: How long a server may take to answer an API call or to acknowledge a publish, in seconds.
+API_WITHIN_S = 5.0
+#: How long the first connection may take, in seconds; afterwards reconnecting goes on for ever.
+CONNECT_WITHIN_S = 5.0
+#: A dead connection is found after this many seconds without an answer to a ping, times two. nats-py's
+#: default is four minutes, in which a connection whose read loop died looks alive.
+PING_INTERVAL_S = 10
+
+_log = structlog.get_logger("squadron.nats")
+
+
+class NatsSettings(Protocol):
+    """The part of `squadron.Settings` that says how to reach NATS."""
+
+    home: Path
+    nats_url: str | None
+    nats_user_credentials: Path | None
+    nats_nkey_seed_file: Path | None
+    nats_tls_ca: Path | None
+    nats_tls_cert: Path | None
+    nats_tls_key: Path | None
+
+
+class Connection:
+    """A NATS connection that reconnects for ever and tells when it did."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self._on_reconnect: list[Callable[[], Awaitable[None]]] = []
+        self._background: set[asyncio.Task[None]] = set()
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether messages flow; a dead read loop counts as not connected, whatever nats-py says."""
+        reading = getattr(self.client, "_reading_task", None)
+        return bool(self.client.is_connected) and not (reading is not None and reading.done())
+
+    def on_reconnect(self, sink: Callable[[], Awaitable[None]]) -> None:
+        """Call `sink` each time the connection came back."""
+        self._on_reconnect.append(sink)
+
+    async def reconnected(self) -> None:
+        """Tell everybody who asked. Must not raise or wait: nats-py awaits it in its reconnect path."""
+        for sink in self._on_reconnect:
+            task = asyncio.create_task(self._tell(sink), name="nats reconnected")
+            self._background.add(task)
+            task.add_done_callback(self._background.discard)
+
+    async def _tell(self, sink: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await sink()
+        except Exception as error:
+            _log.warning("nats.after_reconnect", error=str(error))
+
+    async def request(
+        self,
+        subject: str,
+        data: bytes,
+        *,
+        headers: dict[str, str] | None = None,
+        within_s: float = API_WITHIN_S,
+    ) -> Msg:
+        """One question, one answer.
+
+        Raises:
+            BusUnavailableError: nobody there, no answer in time, or the connection is down.
+            MessageTooLargeError: larger than the server takes.
+        """
+        try:
+            return await self.client.request(subject, data, timeout=within_s, headers=headers)
+        except nats.errors.MaxPayloadError:
+            raise MessageTooLargeError(
+                f"{len(data):,} bytes are more than the server's {self.client.max_payload:,}",
+                hint="send a reference instead, or raise the server's max_payload",
+            ) from None
+        except nats.errors.NoRespondersError:
+            raise BusUnavailableError(f"nobody answers on {subject}") from None
+        except (TimeoutError, nats.errors.Error, OSError) as error:
+            detail = str(error) or type(error).__name__
+            raise BusUnavailableError(f"no answer on {subject} within {within_s:g} s: {detail}") from None
+
+    async def request_many(self, subject: str, data: bytes) -> list[Msg]:
+        """One question, answers until one of them carries a status (a JetStream batch ends so).
+
+        Raises:
+            BusUnavailableError: the last answer did not come in time.
+        """
+        answers: list[Msg] = []
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        async def collect(msg: Msg) -> None:
+            if msg.headers and "Status" in msg.headers:
+                if not ended.done():
+                    ended.set_result(None)
+            else:
+                answers.append(msg)
+
+        inbox = self.client.new_inbox()
+        try:
+            subscription = await self.client.subscribe(inbox, cb=collect)
+            try:
+                await self.client.publish(subject, data, reply=inbox)
+                await asyncio.wait_for(ended, API_WITHIN_S)
+            finally:
+                await subscription.unsubscribe()
+        except (TimeoutError, nats.errors.Error, OSError) as error:
+            raise BusUnavailableError(f"no answer on {subject}: {error or type(error).__name__}") from None
+        return answers
+
+    async def publish(
+        self, subject: str, data: bytes, *, reply: str = "", headers: dict[str, str] | None = None
+    ) -> None:
+        """Send without waiting for anything.
+
+        Raises:
+            BusUnavailableError: the connection is closed, or down for so long that its buffer is full.
+            MessageTooLargeError: larger than the server takes.
+        """
+        try:
+            await self.client.publish(subject, data, reply=reply, headers=headers)
+        except nats.errors.MaxPayloadError:
+            raise MessageTooLargeError(f"{len(data):,} bytes on {subject} are too many") from None
+        except (nats.errors.Error, OSError) as error:
+            raise BusUnavailableError(f"can't send on {subject}: {error}") from None
+
+    async def api(self, call: str, payload: dict[str, Any]) -> dict[str, Any]:
+        """One JetStream API call; the answer may hold an `error`."""
+        answer = await self.request(f"$JS.API.{call}", json.dumps(payload).encode())
+        decoded: dict[str, Any] = json.loads(answer.data)
+        return decoded
+
+    async def aclose(self) -> None:
+        """Send what is buffered and close. May be called twice."""
+        if self.client.is_closed:
+            return
+        try:
+            await asyncio.wait_for(self.client.flush(), 1.0)
+        except (TimeoutError, nats.errors.Error, OSError):
+            _log.debug("nats.close_unflushed")
+        await self.client.close()
+
+
+async def connect(settings: NatsSettings, *, name: str, start_embedded: bool = False) -> Connection:
+    """Connect to the user's server, or to the embedded one (started first if `start_embedded`).
+
+    Raises:
+        ConfigError: nothing runs here, or the credentials are wrong; says what to do.
+        BusUnavailableError: the server can't be reached.
+    """
+    url, token = await _address(settings, start_embedded)
+    connection = Connection(Client())
+    options: dict[str, Any] = {"token": token} if token else {}
+    if settings.nats_user_credentials:
+        options["user_credentials"] = str(settings.nats_user_credentials)
+    if settings.nats_nkey_seed_file:
+        options["nkeys_seed"] = str(settings.nats_nkey_seed_file)
+    if settings.nats_tls_ca or settings.nats_tls_cert:
+        options["tls"] = _tls(settings)
+
+    async def on_error(error: Exception) -> None:
+        # Must never raise: an exception here ends nats-py's read loop and the connection goes deaf.
+        _log.warning("nats.error", error=str(error) or type(error).__name__)
+
+    try:
+        await asyncio.wait_for(
+            connection.client.connect(
+                servers=[part.strip() for part in url.split(",")],
+                name=name,
+                connect_timeout=2,
+                max_reconnect_attempts=-1,
+                reconnect_time_wait=0.25,
+                ping_interval=PING_INTERVAL_S,
+                max_outstanding_pings=2,
+                error_cb=on_error,
+                reconnected_cb=connection.reconnected,
+                **options,
+            ),
+            CONNECT_WITHIN_S,
+        )
+    except Exception as error:
+        await connection.client.close()
+        raise _refused(url, error) from None
+    return connection
+
+
+async def _address(settings: NatsSettings, start_embedded: bool) -> tuple[str, str]:
+    if settings.nats_url:
+        return settings.nats_url, ""
+    seek = embedded.ensure if start_embedded else embedded.find
+    endpoint = await asyncio.to_thread(seek, settings.home)
+    if endpoint is None:
+        raise ConfigError(
+            "no squad is running here", hint="start one with `squadron up`, or set NATS_URL to reach another"
+        )
+    return endpoint.url, endpoint.token
+
+
+def _tls(settings: NatsSettings) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=settings.nats_tls_ca and str(settings.nats_tls_ca))
+        if settings.nats_tls_cert:
+            key = settings.nats_tls_key and str(settings.nats_tls_key)
+            context.load_cert_chain(str(settings.nats_tls_cert), key)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"TLS files: {error}", hint="check NATS_CA, NATS_CERT and NATS_KEY") from None
+    return context
+
+
+def _refused(url: str, error: Exception) -> Exception:
+    # A URL may hold a password; only the host is shown.
+    host = url.rsplit("@", 1)[-1]
+    detail = str(error) or type(error).__name__
+    if "authorization" in detail.lower():
+        return ConfigError(
+            f"NATS at {host} refused the credentials", hint="check NATS_URL, NATS_CREDS or NATS_NKEY"
+        )
+    return BusUnavailableError(
+        f"NATS at {host} can't be reached: {detail}", hint="is the server running, and NATS_URL right?"
+    )

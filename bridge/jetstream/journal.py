@@ -1,0 +1,142 @@
+"""`Journal` on a JetStream stream, without any consumer: direct gets to read, core messages to wake up."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections.abc import AsyncGenerator
+
+from nats.aio.msg import Msg
+
+from squadron.bridge.jetstream.bus import CoreBus
+from squadron.bridge.jetstream.connect import Connection
+from squadron.runtime.errors import BusUnavailableError, FencedError
+from squadron.runtime.ports import Entry
+
+#: Entries per direct-get batch; the server's answer stays far below a connection's 64 MB pending limit.
+BATCH = 512
+#: A live reader looks after so many seconds even if nothing woke it: a wake-up may have been lost.
+LOOK_S = 5.0
+#: A core message may arrive just before the stream has stored it; a woken reader that finds nothing looks
+#: again after these pauses, in seconds.
+SETTLE_S = (0.001, 0.004, 0.02, 0.1)
+
+#: JetStream error codes (nats-server `errors.json`).
+_WRONG_LAST_SEQUENCE = (10071, 10164)
+
+
+class JetStreamJournal:
+    """A keyed log; keys are the subjects of one stream."""
+
+    def __init__(self, connection: Connection, stream: str) -> None:
+        self._connection, self._stream = connection, stream
+        self._bus = CoreBus(connection)
+
+    async def append(
+        self,
+        key: str,
+        data: bytes,
+        *,
+        ttl_s: float | None = None,
+        msg_id: str | None = None,
+        expect_seq: int | None = None,
+    ) -> int:
+        """Append one entry and return its sequence; it is stored when this returns."""
+        headers = {"Nats-Expected-Stream": self._stream}
+        if ttl_s is not None:
+            headers["Nats-TTL"] = f"{max(1, math.ceil(ttl_s))}s"
+        if msg_id is not None:
+            headers["Nats-Msg-Id"] = msg_id
+        if expect_seq is not None:
+            headers["Nats-Expected-Last-Subject-Sequence"] = str(expect_seq)
+        answer = await self._connection.request(key, data, headers=headers)
+        return read_ack(answer, key)
+
+    async def last(self, key: str) -> Entry | None:
+        """The newest entry of one key."""
+        answer = await self._connection.request(f"$JS.API.DIRECT.GET.{self._stream}.{key}", b"")
+        if answer.headers and "Status" in answer.headers:
+            return None
+        return _entry(answer)
+
+    async def latest(self, pattern: str) -> list[Entry]:
+        """The newest entry of each key that matches, oldest first."""
+        newest = {entry.key: entry async for entry in self.read(pattern)}
+        return sorted(newest.values(), key=lambda entry: entry.seq)
+
+    async def read(
+        self, pattern: str, *, from_seq: int = 1, live: bool = False
+    ) -> AsyncGenerator[Entry, None]:
+        """Entries in order from `from_seq` on; `live` waits for more instead of ending."""
+        woken = asyncio.Event()
+        # Listening starts before the first look, so nothing can fall between the two.
+        waking = await self._bus.subscribe(pattern, lambda _: woken.set()) if live else None
+        try:
+            while True:
+                woken.clear()
+                async for entry in self._stored(pattern, from_seq):
+                    from_seq = entry.seq + 1
+                    yield entry
+                if not live:
+                    return
+                await self._until_more(pattern, from_seq, woken)
+        finally:
+            if waking is not None:
+                await waking.aclose()
+
+    async def _until_more(self, pattern: str, from_seq: int, woken: asyncio.Event) -> None:
+        try:
+            await asyncio.wait_for(woken.wait(), LOOK_S)
+        except TimeoutError:
+            return
+        for pause_s in SETTLE_S:
+            if await self._fetch(pattern, from_seq, 1):
+                return
+            await asyncio.sleep(pause_s)
+
+    async def _stored(self, pattern: str, from_seq: int) -> AsyncGenerator[Entry, None]:
+        while True:
+            try:
+                batch = await self._fetch(pattern, from_seq, BATCH)
+            except BusUnavailableError:
+                # The server is away; what is stored stays stored.
+                await asyncio.sleep(0.25)
+                continue
+            for entry in batch:
+                yield entry
+            if len(batch) < BATCH:
+                return
+            from_seq = batch[-1].seq + 1
+
+    async def _fetch(self, pattern: str, from_seq: int, most: int) -> list[Entry]:
+        query = {"seq": from_seq, "batch": most, "next_by_subj": pattern}
+        answers = await self._connection.request_many(
+            f"$JS.API.DIRECT.GET.{self._stream}", json.dumps(query).encode()
+        )
+        return [_entry(answer) for answer in answers]
+
+    async def erase(self, key: str) -> None:
+        """Remove all entries of one key."""
+        await self._connection.api(f"STREAM.PURGE.{self._stream}", {"filter": key})
+
+
+def _entry(msg: Msg) -> Entry:
+    headers = dict(msg.headers or {})
+    return Entry(int(headers["Nats-Sequence"]), headers["Nats-Subject"], msg.data, headers)
+
+
+def read_ack(answer: Msg, subject: str) -> int:
+    """The sequence in a publish acknowledgement.
+
+    Raises:
+        FencedError: the expected sequence did not fit.
+        BusUnavailableError: the stream refused the message.
+    """
+    ack = json.loads(answer.data)
+    error = ack.get("error")
+    if error is None:
+        return int(ack["seq"])
+    if error.get("err_code") in _WRONG_LAST_SEQUENCE:
+        raise FencedError(f"{subject}: {error.get('description')}")
+    raise BusUnavailableError(f"{subject}: {error.get('description')}")

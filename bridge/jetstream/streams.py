@@ -1,0 +1,96 @@
+"""The four streams of an environment, and how they are made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from squadron.bridge.jetstream.connect import NANOSECONDS, Connection
+from squadron.runtime.errors import BusUnavailableError
+
+#: Server 2.15 caps a stream at 1,000 consumers unless it names a positive number; -1 does not lift it.
+MAX_CONSUMERS = 100_000
+#: How long a message id is remembered, in seconds; a publisher retries for less.
+DUPLICATE_WINDOW_S = 120
+#: Longest life of a lite topic's entry and of a dead letter, in seconds: 30 and 90 days.
+LITE_MAX_AGE_S = 30 * 24 * 3600
+DEAD_MAX_AGE_S = 90 * 24 * 3600
+
+#: JetStream error codes (nats-server `errors.json`).
+_STREAM_NAME_IN_USE = 10058
+_STREAM_NOT_FOUND = 10059
+
+
+@dataclass(frozen=True, slots=True)
+class StreamNames:
+    """Names of the streams of one environment."""
+
+    environment: str
+
+    @property
+    def tasks(self) -> str:
+        return f"squadron-{self.environment}-tasks"
+
+    @property
+    def lite(self) -> str:
+        return f"squadron-{self.environment}-lite"
+
+    @property
+    def registry(self) -> str:
+        return f"squadron-{self.environment}-registry"
+
+    @property
+    def dead(self) -> str:
+        return f"squadron-{self.environment}-dead"
+
+
+def _configs(names: StreamNames) -> list[dict[str, Any]]:
+    root = f"agents.{names.environment}"
+    common = {"storage": "file", "max_consumers": MAX_CONSUMERS, "num_replicas": 1}
+    tasks = {
+        "name": names.tasks,
+        "subjects": [f"{root}.{kind}.*.*{lane}" for kind in ("task", "query") for lane in ("", ".*")],
+        # A query is a task by another name: it is stored, and so served, under the task's subject.
+        "subject_transform": {"src": f"{root}.query.>", "dest": f"{root}.task.>"},
+        "retention": "workqueue",
+        "duplicate_window": DUPLICATE_WINDOW_S * NANOSECONDS,
+    }
+    keyed = {"retention": "limits", "allow_direct": True, "allow_msg_ttl": True}
+    lite = {
+        "name": names.lite,
+        "subjects": [f"{root}.lite.*.*"],
+        "max_age": LITE_MAX_AGE_S * NANOSECONDS,
+        "duplicate_window": DUPLICATE_WINDOW_S * NANOSECONDS,
+    }
+    registry = {"name": names.registry, "subjects": [f"{root}.registry.>"], "max_msgs_per_subject": 1}
+    dead = {
+        "name": names.dead,
+        "subjects": [f"{root}.dead.>"],
+        "max_age": DEAD_MAX_AGE_S * NANOSECONDS,
+        "duplicate_window": DUPLICATE_WINDOW_S * NANOSECONDS,
+    }
+    return [common | tasks] + [common | keyed | stream for stream in (lite, registry, dead)]
+
+
+async def ensure_streams(connection: Connection, names: StreamNames) -> None:
+    """Make the streams that are missing and bring the others to the present configuration.
+
+    Raises:
+        BusUnavailableError: the server has no JetStream, or refuses; the message carries its reason.
+    """
+    for config in _configs(names):
+        name = config["name"]
+        answer = await connection.api(f"STREAM.CREATE.{name}", config)
+        if answer.get("error", {}).get("err_code") == _STREAM_NAME_IN_USE:
+            answer = await connection.api(f"STREAM.UPDATE.{name}", config)
+        if error := answer.get("error"):
+            raise BusUnavailableError(
+                f"NATS refused the stream {name}: {error.get('description')}",
+                hint="Squadron needs nats-server 2.12 or newer with JetStream enabled",
+            )
+
+
+async def streams_exist(connection: Connection, names: StreamNames) -> bool:
+    """Whether the environment was ever brought up on this server."""
+    answer = await connection.api(f"STREAM.INFO.{names.tasks}", {})
+    return answer.get("error", {}).get("err_code") != _STREAM_NOT_FOUND

@@ -1,0 +1,96 @@
+"""All ports of one process on one connection: clients, replicas and the bridge use the same wiring."""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol, Self
+
+from squadron.bridge.jetstream.bus import CoreBus
+from squadron.bridge.jetstream.connect import Connection, NatsSettings, connect
+from squadron.bridge.jetstream.journal import JetStreamJournal
+from squadron.bridge.jetstream.queue import JetStreamQueue
+from squadron.bridge.jetstream.streams import StreamNames, ensure_streams, streams_exist
+from squadron.runtime.caller import Caller
+from squadron.runtime.envelope import AgentIdentity
+from squadron.runtime.errors import BridgeUnavailableError
+from squadron.runtime.registry import Registry
+from squadron.runtime.subjects import Subjects
+
+
+class WiringSettings(NatsSettings, Protocol):
+    """The part of `squadron.Settings` that a process needs to take part."""
+
+    env: str
+    heartbeat_s: float
+    lease_s: float
+
+
+class SystemClock:
+    """The wall clock."""
+
+    def time(self) -> float:
+        """Seconds since the epoch."""
+        return time.time()
+
+
+class Wiring:
+    """One process's place on the bus. Open it with `Wiring.open`, close it with `aclose`."""
+
+    def __init__(self, connection: Connection, settings: WiringSettings, identity: AgentIdentity) -> None:
+        names = StreamNames(settings.env)
+        self.settings, self.connection, self.identity = settings, connection, identity
+        self.subjects = Subjects(settings.env)
+        self.clock = SystemClock()
+        self.bus = CoreBus(connection)
+        self.queue = JetStreamQueue(connection, self.subjects)
+        self.lite = JetStreamJournal(connection, names.lite)
+        self.records = JetStreamJournal(connection, names.registry)
+        self.dead = JetStreamJournal(connection, names.dead)
+        self.registry = Registry(
+            self.records, self.bus, self.subjects, self.clock, heartbeat_s=settings.heartbeat_s
+        )
+        self.caller = Caller(
+            identity,
+            self.subjects,
+            queue=self.queue,
+            lite=self.lite,
+            bus=self.bus,
+            registry=self.registry,
+            clock=self.clock,
+        )
+
+    @classmethod
+    async def open(cls, settings: WiringSettings, identity: AgentIdentity, *, create: bool = False) -> Self:
+        """Connect and be ready to ask.
+
+        Args:
+            create: start the embedded server if none is configured, and make the streams.
+
+        Raises:
+            ConfigError: nothing runs here, or the credentials are wrong.
+            BusUnavailableError: the server can't be reached.
+            BridgeUnavailableError: the environment was never brought up on this server.
+        """
+        connection = await connect(settings, name=identity.id, start_embedded=create)
+        try:
+            wiring = cls(connection, settings, identity)
+            names = StreamNames(settings.env)
+            if create:
+                await ensure_streams(connection, names)
+            elif not await streams_exist(connection, names):
+                raise BridgeUnavailableError(
+                    f"environment {settings.env!r} was never started on this server",
+                    hint="start it with `squadron up`, or name another with SQUADRON_ENV",
+                )
+            await wiring.registry.start()
+            await wiring.caller.start()
+        except BaseException:
+            await connection.aclose()
+            raise
+        return wiring
+
+    async def aclose(self) -> None:
+        """Leave the bus. May be called twice."""
+        await self.caller.aclose()
+        await self.registry.aclose()
+        await self.connection.aclose()

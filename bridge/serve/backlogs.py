@@ -1,0 +1,50 @@
+"""The bridge's figures, as the autoscaling policies in Serve's controller see them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import ray
+
+from squadron.bridge.serve.replica import NAMESPACE, bridge_name
+
+#: How often the bridge is asked, in seconds, for all agents of an environment at once.
+ASK_EVERY_S = 0.25
+
+
+class Backlogs:
+    """The bridge's latest figures for one environment, shared by the policies of all its agents."""
+
+    _shared: dict[str, Backlogs] = {}  # noqa: RUF012 - one per environment and controller process
+
+    def __init__(self, environment: str) -> None:
+        self._environment = environment
+        self._figures: dict[str, dict[str, int | None]] = {}
+        self._asked_at = 0.0
+        self._asking: asyncio.Task[None] | None = None
+        self._bridge: Any = None
+
+    @classmethod
+    def of(cls, environment: str) -> Backlogs:
+        """The shared instance for an environment."""
+        return cls._shared.setdefault(environment, cls(environment))
+
+    def figures(self, agent: str) -> dict[str, int | None] | None:
+        """What was last heard of an agent; asks anew in the background, because a policy must not block."""
+        now = time.monotonic()
+        if now - self._asked_at >= ASK_EVERY_S and (self._asking is None or self._asking.done()):
+            self._asked_at = now
+            self._asking = asyncio.get_running_loop().create_task(self._ask())
+        return self._figures.get(agent)
+
+    async def _ask(self) -> None:
+        try:
+            if self._bridge is None:
+                name = bridge_name(self._environment)
+                self._bridge = await asyncio.to_thread(ray.get_actor, name, NAMESPACE)
+            self._figures = await asyncio.wait_for(self._bridge.backlogs.remote(), 5.0)
+        except (ValueError, TimeoutError, ray.exceptions.RayError):
+            # The bridge is being restarted; the last figures stand until it is back.
+            self._bridge = None

@@ -1,0 +1,127 @@
+"""Any Ray actor method or Serve handle behind a topic: the bridge pulls for it."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import ray
+import structlog
+from ray import cloudpickle
+
+from squadron.bridge.jetstream.wiring import Wiring
+from squadron.runtime.context import Context
+from squadron.runtime.errors import ConfigError, RouteConflictError
+from squadron.runtime.ports import Mailbox
+from squadron.runtime.pump import Pump
+from squadron.runtime.registry import STAND_IN
+from squadron.runtime.subjects import check_pattern, overlap
+from squadron.runtime.topics import AgentCard, SemanticTopic
+from squadron.runtime.turn import Turns
+
+#: A bound call may run so long, in seconds, and is tried so often; as for agents.
+RUN_TIMEOUT_S, MAX_ATTEMPTS = 120.0, 3
+
+
+class CallHandler:
+    """`turn.Handler` that calls a method of a Ray actor or Serve handle."""
+
+    run_timeout_s = RUN_TIMEOUT_S
+    max_attempts = MAX_ATTEMPTS
+
+    def __init__(self, topic: SemanticTopic, target: Any, method: str) -> None:
+        self.topic = topic
+        self._target, self._method = target, method
+
+    async def run(self, content: Any, context: Context) -> Any:
+        """Call it with the content; its own exception counts, not Ray's wrapping of it."""
+        call = getattr(self._target, self._method).remote
+        try:
+            return await (call(**content) if isinstance(content, dict) else call(content))
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+
+
+class Bindings:
+    """The bridge's bindings, kept in the journal so that its successor has them too."""
+
+    def __init__(self, wiring: Wiring) -> None:
+        self._wiring = wiring
+        self._pumps: dict[str, Pump] = {}
+        self._routes: dict[str, dict[str, Any]] = {}
+        self._log = structlog.get_logger("squadron.bindings")
+
+    async def restore(self) -> None:
+        """Take up the bindings of an earlier bridge."""
+        for entry in await self._wiring.records.latest(self._wiring.subjects.registry("binding")):
+            record = json.loads(entry.data)
+            try:
+                target = cloudpickle.loads(base64.b64decode(record["target"]))
+                await self._open(record, target)
+            except Exception as error:
+                # The actor's class is gone, say; the others must come up all the same.
+                self._log.error("binding.not_restored", pattern=record["pattern"], error=str(error))
+
+    async def bind(self, pattern: str, target: Any, method: str, *, slots: int, description: str) -> None:
+        """Serve `pattern` with `target.method`."""
+        check_pattern(pattern)
+        for card in self._wiring.registry.cards():
+            for topic in card.topics:
+                if overlap(pattern, topic.name):
+                    raise RouteConflictError(f"{pattern!r} overlaps {topic.name!r} of {card.agent}")
+        record = {
+            "pattern": pattern,
+            "method": method,
+            "slots": slots,
+            "description": description,
+            "target": base64.b64encode(cloudpickle.dumps(target)).decode(),
+        }
+        await self._open(record, target)
+        key = self._wiring.subjects.record("binding", _name(pattern))
+        await self._wiring.records.append(key, json.dumps(record).encode())
+
+    async def _open(self, record: dict[str, Any], target: Any) -> None:
+        pattern, name = record["pattern"], _name(record["pattern"])
+        wiring = self._wiring
+        mailbox = Mailbox(name, (pattern,), wiring.settings.lease_s)
+        await wiring.queue.declare(mailbox)
+        topic = SemanticTopic(name=pattern, description=record["description"])
+        turns = Turns(name, [CallHandler(topic, target, record["method"])], wiring.caller, wiring.dead)
+        pump = self._pumps[pattern] = Pump(wiring.queue, mailbox, turns.run, slots=record["slots"])
+        await pump.start()
+        self._routes[pattern] = {"pattern": pattern, "mailbox": name, "kind": f"ray:{record['method']}"}
+        card = AgentCard(agent=name, description=record["description"], topics=(topic,))
+        await wiring.registry.advertise(card)
+        await wiring.registry.renew(name, STAND_IN)
+
+    def routes(self) -> list[dict[str, Any]]:
+        """What is bound."""
+        return list(self._routes.values())
+
+    async def renew(self) -> None:
+        """One heartbeat for all bindings: as long as the bridge lives, they are served."""
+        for pattern in self._pumps:
+            await self._wiring.registry.renew(_name(pattern), STAND_IN)
+
+    async def unbind(self, pattern: str) -> None:
+        """Stop serving `pattern`."""
+        if pattern not in self._pumps:
+            raise ConfigError(
+                f"{pattern!r} is not bound", hint=f"bound are {', '.join(self._pumps) or 'none'}"
+            )
+        await self._wiring.registry.withdraw(_name(pattern))
+        await self._wiring.records.erase(self._wiring.subjects.record("binding", _name(pattern)))
+        del self._routes[pattern]
+        await self._pumps.pop(pattern).drain(RUN_TIMEOUT_S)
+        await self._wiring.queue.remove(_name(pattern))
+
+    async def aclose(self) -> None:
+        """Hand back what runs."""
+        for pump in self._pumps.values():
+            await pump.drain(5.0)
+
+
+def _name(pattern: str) -> str:
+    """A binding's mailbox; a token, so a wildcard gets a letter that no wildcard-free topic collides with."""
+    return "bound-" + pattern.replace(".", "-").replace("*", "_any_")

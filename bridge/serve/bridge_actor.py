@@ -1,0 +1,124 @@
+"""The bridge as a Ray actor: one per environment, named, detached, restarted for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+
+from squadron.bridge.core import Bridge
+from squadron.bridge.jetstream.queue import subjects_held
+from squadron.bridge.jetstream.streams import StreamNames
+from squadron.bridge.jetstream.wiring import Wiring
+from squadron.bridge.serve.bindings import Bindings
+from squadron.bridge.serve.cluster import ServeReplicas
+from squadron.runtime.caller import Ask
+from squadron.runtime.envelope import AgentIdentity
+from squadron.runtime.logs import configure_logs
+from squadron.runtime.outcome import Outcome
+
+
+@ray.remote
+class BridgeActor:
+    """Maps subjects to mailboxes, and gives Ray-native code the bus.
+
+    Get it with `ray.get_actor("squadron-bridge-ENV", namespace="squadron")`.
+    """
+
+    async def __init__(self, settings: Any, dashboard_url: str) -> None:
+        configure_logs(settings.log_level)
+        self._settings = settings
+        identity = AgentIdentity(id=f"bridge-{os.getpid()}", type="bridge")
+        self._wiring = await Wiring.open(settings, identity, create=True)
+        stream = StreamNames(settings.env).tasks
+
+        async def held() -> Mapping[str, int]:
+            return await subjects_held(self._wiring.connection, stream, [">"])
+
+        facts = {
+            "dashboard": dashboard_url,
+            "ray": ray.get_runtime_context().gcs_address,
+            "nats": self._wiring.connection.client.connected_url.netloc.rsplit("@", 1)[-1],
+        }
+        self._bridge = Bridge(
+            self._wiring.caller,
+            self._wiring.queue,
+            self._wiring.records,
+            ServeReplicas(settings.env),
+            held,
+            facts,
+        )
+        await self._bridge.start()
+        self._bindings = Bindings(self._wiring)
+        await self._bindings.restore()
+
+    async def settings(self) -> Any:
+        """What the environment was brought up with."""
+        return self._settings
+
+    async def ping(self) -> dict[str, Any]:
+        """Who answers."""
+        return await self._bridge.ping()
+
+    async def backlogs(self) -> dict[str, dict[str, int | None]]:
+        """For the autoscaler: tasks held per agent, and its pinned number of replicas."""
+        return self._bridge.backlogs()
+
+    async def bind(
+        self, pattern: str, target: Any, method: str, *, slots: int = 32, description: str = ""
+    ) -> None:
+        """Serve a topic or family with a method of any Ray actor or Serve handle.
+
+        The method is called with the message's content: an object's fields as keyword arguments, anything
+        else as the one argument. At most `slots` calls are under way at once.
+
+        Raises:
+            RouteConflictError: somebody serves an overlapping pattern.
+            InvalidSubjectError: the pattern breaks the grammar.
+        """
+        await self._bindings.bind(pattern, target, method, slots=slots, description=description)
+
+    async def unbind(self, pattern: str) -> None:
+        """Take a binding away; what waits in its mailbox stays.
+
+        Raises:
+            ConfigError: there is no such binding.
+        """
+        await self._bindings.unbind(pattern)
+
+    async def routes(self) -> list[dict[str, Any]]:
+        """The map: each pattern, the mailbox it leads to, and what kind of target that is."""
+        agents = [
+            {"pattern": topic.name, "mailbox": card.agent, "kind": "agent"}
+            for card in self._wiring.registry.cards()
+            for topic in card.topics
+        ]
+        bound = self._bindings.routes()
+        taken = {route["pattern"] for route in bound}
+        return [route for route in agents if route["pattern"] not in taken] + bound
+
+    async def ask(self, topic: str, content: Any, *, within_s: float = 60.0) -> Outcome:
+        """For Ray tasks and actors without a connection of their own: ask and wait for the outcome."""
+        return await self._wiring.caller.ask(topic, content, Ask(within_s=within_s))
+
+    async def publish(self, topic: str, content: Any) -> None:
+        """For Ray tasks and actors: send an event."""
+        await self._wiring.caller.publish(topic, content)
+
+    async def append(self, owner: str, id: str, data: bytes, *, ttl_s: float = 3600.0) -> int:
+        """For Ray tasks and actors: append to a lite topic; returns the sequence."""
+        return await self._wiring.lite.append(self._wiring.subjects.lite(owner, id), data, ttl_s=ttl_s)
+
+    async def read(self, owner: str, id: str, *, from_seq: int = 1) -> list[tuple[int, bytes]]:
+        """For Ray tasks and actors: what a lite topic holds, as (sequence, bytes)."""
+        key = self._wiring.subjects.lite(owner, id)
+        return [(entry.seq, entry.data) async for entry in self._wiring.lite.read(key, from_seq=from_seq)]
+
+    async def drain(self) -> None:
+        """Stop the bindings' pumps after their running calls, and leave the bus."""
+        await self._bindings.aclose()
+        await self._bridge.aclose()
+        await asyncio.wait_for(self._wiring.aclose(), 5.0)

@@ -1,0 +1,272 @@
+"""Ray: bringing an environment up on a cluster, and declaring its agents to Ray Serve."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from squadron.bridge.serve import local
+from squadron.runtime.deployment import AgentState, Deployment
+from squadron.runtime.errors import ClusterUnavailableError, DeployError
+
+#: How long the bridge may take to answer after it was created, in seconds: imports, connect, streams.
+BRIDGE_WITHIN_S = 60.0
+#: Scaling down waits so long, in seconds: starting a replica costs seconds of CPU, keeping one costs little.
+DOWNSCALE_DELAY_S = 30.0
+#: How often Serve asks a replica for its health, in seconds: a crashed one is noticed within this.
+HEALTH_PERIOD_S = 1.0
+
+
+class ClusterSettings(Protocol):
+    """The part of `squadron.Settings` that says where Ray is."""
+
+    home: Path
+    env: str
+    ray_address: str | None
+
+
+def join(settings: ClusterSettings) -> dict[str, str]:
+    """Connect this process to Ray: the one it is in, the user's, or the local one (started if needed).
+
+    Returns:
+        `address` and `dashboard_url` of the cluster.
+
+    Raises:
+        ClusterUnavailableError: it can't be reached or started; says what to do.
+    """
+    found = None
+    if settings.ray_address is None and not _is_joined():
+        found = local.ensure(settings.home, extra_env={"SQUADRON_HOME": str(settings.home)})
+        # Ray reads these when it is imported.
+        os.environ.update(local.environment(found))
+    import ray
+
+    # Both write INFO lines to a user's terminal.
+    for logger in ("ray", "ray.serve"):
+        logging.getLogger(logger).setLevel(logging.ERROR)
+    if not ray.is_initialized():
+        address = found.address if found else settings.ray_address
+        try:
+            ray.init(
+                address=address,
+                namespace="squadron",
+                log_to_driver=False,
+                logging_level="ERROR",
+                configure_logging=False,
+            )
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise ClusterUnavailableError(
+                f"Ray at {address} can't be joined: {error}", hint="check RAY_ADDRESS and RAY_AUTH_MODE"
+            ) from None
+    return {"ray": ray.get_runtime_context().gcs_address, "dashboard": dashboard_url()}
+
+
+def _is_joined() -> bool:
+    """Whether this process is connected to Ray already; never imports it for that."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
+
+
+def dashboard_url() -> str:
+    """Address of the cluster's dashboard, or the empty string if it has none."""
+    import ray
+
+    address = ray._private.worker._global_node.webui_url if ray._private.worker._global_node else ""
+    return f"http://{address}" if address else ""
+
+
+def start_bridge(settings: Any) -> None:
+    """Start Ray Serve and the environment's bridge, unless they run; the process must have joined.
+
+    Raises:
+        ClusterUnavailableError: the bridge did not come up.
+    """
+    import ray
+    from ray import serve
+
+    from squadron.bridge.serve.bridge_actor import BridgeActor
+    from squadron.bridge.serve.replica import NAMESPACE, bridge_name
+
+    serve.start(proxy_location="Disabled")
+    try:
+        bridge = BridgeActor.options(
+            name=bridge_name(settings.env),
+            namespace=NAMESPACE,
+            lifetime="detached",
+            get_if_exists=True,
+            max_restarts=-1,
+            max_concurrency=1000,
+            num_cpus=0,
+        ).remote(settings, dashboard_url())
+        ray.get(bridge.ping.remote(), timeout=BRIDGE_WITHIN_S)
+    except (ray.exceptions.RayError, TimeoutError) as error:
+        raise ClusterUnavailableError(
+            f"the bridge of environment {settings.env!r} did not start: {error}",
+            hint="can the cluster's nodes reach NATS, and is squadron-ray installed on them?",
+        ) from None
+
+
+class ServeReplicas:
+    """`Replicas` on Ray Serve: one declared application per agent type.
+
+    Other applications on the cluster are left as they are: a declaration names all declared applications,
+    so ours are merged with whatever else is declared.
+    """
+
+    def __init__(self, environment: str) -> None:
+        self._environment = environment
+        self._prefix = f"{environment}-"
+
+    async def apply(self, deployments: Sequence[Deployment]) -> None:
+        """Declare exactly these agents."""
+        await asyncio.to_thread(self._apply, list(deployments))
+
+    def _apply(self, deployments: list[Deployment]) -> None:
+        import ray
+        from pydantic import ValidationError
+        from ray.serve.schema import ServeDeploySchema
+
+        client = _client()
+        foreign = [
+            config
+            for name, config in self._declared(client).items()
+            if not (config.get("import_path") == IMPORT_PATH and name.startswith(self._prefix))
+        ]
+        ours = [application(self._environment, each) for each in deployments]
+        try:
+            config = ServeDeploySchema.model_validate(
+                {"proxy_location": "Disabled", "applications": [*foreign, *ours]}
+            )
+            client.deploy_apps(config)
+        except (ValidationError, ray.exceptions.RayError) as error:
+            raise DeployError(f"Ray Serve refused the declaration: {error}") from None
+
+    @staticmethod
+    def _declared(client: Any) -> dict[str, dict[str, Any]]:
+        applications = client.get_serve_details()["applications"]
+        return {
+            name: details["deployed_app_config"]
+            for name, details in applications.items()
+            if details.get("deployed_app_config")
+        }
+
+    async def states(self) -> dict[str, AgentState]:
+        """How each agent is doing, by name."""
+        return await asyncio.to_thread(self._states)
+
+    def _states(self) -> dict[str, AgentState]:
+        applications = _client().get_serve_details()["applications"]
+        return {
+            name.removeprefix(self._prefix): _state(details)
+            for name, details in applications.items()
+            if name.startswith(self._prefix)
+        }
+
+
+#: What Serve calls on a node to build one of our applications.
+IMPORT_PATH = "squadron.bridge.serve.replica:build"
+
+
+def application(environment: str, deployment: Deployment) -> dict[str, Any]:
+    """An agent as a Serve application; only a change of `args` restarts replicas (measured, Ray 2.60)."""
+    scale = deployment.scale
+    return {
+        "name": f"{environment}-{deployment.agent}",
+        "import_path": IMPORT_PATH,
+        "route_prefix": None,
+        "args": {
+            "environment": environment,
+            "agent": deployment.agent,
+            "code": dict(deployment.code),
+            "slots": deployment.slots,
+            "grace_s": deployment.grace_s,
+        },
+        "deployments": [
+            {
+                "name": deployment.agent,
+                "autoscaling_config": {
+                    "min_replicas": scale.minimum,
+                    "max_replicas": max(1, scale.maximum),
+                    "upscale_delay_s": 0,
+                    "downscale_delay_s": 0 if scale.pinned else DOWNSCALE_DELAY_S,
+                    "policy": {
+                        "policy_function": "squadron.bridge.serve.scaling:BacklogPolicy",
+                        "policy_kwargs": {
+                            "environment": environment,
+                            "agent": deployment.agent,
+                            "slots": deployment.slots,
+                        },
+                    },
+                },
+                "ray_actor_options": {"num_cpus": deployment.num_cpus, "num_gpus": deployment.num_gpus},
+                # The pump takes what it needs; Serve's own loop must not cut a turn short.
+                "graceful_shutdown_timeout_s": deployment.grace_s + 10.0,
+                "graceful_shutdown_wait_loop_s": 0.1,
+                "health_check_period_s": HEALTH_PERIOD_S,
+                "health_check_timeout_s": 30.0,
+                "max_ongoing_requests": 1000,
+                # New code starts before the old is stopped, so the mailbox is never without a reader.
+                "max_surge_percent": 100,
+                "rolling_update_percentage": 1.0,
+            }
+        ],
+    }
+
+
+def _state(details: Mapping[str, Any]) -> AgentState:
+    deployments = list((details.get("deployments") or {}).values())
+    replicas = [replica for each in deployments for replica in each.get("replicas") or []]
+    messages = [details.get("message"), *(each.get("message") for each in deployments)]
+    return AgentState(
+        status=_word(details["status"]),
+        message=" ".join(str(message) for message in messages if message),
+        running=sum(_word(replica.get("state")) == "RUNNING" for replica in replicas),
+        target=sum(each.get("target_num_replicas") or 0 for each in deployments),
+    )
+
+
+def _word(state: Any) -> str:
+    """Serve gives enums or plain strings, depending on the call."""
+    return str(getattr(state, "value", state))
+
+
+def _client() -> Any:
+    """Serve's own client of this process; started anew if Serve was shut down behind our back."""
+    from ray import serve
+    from ray.serve.context import _get_global_client
+
+    client = _get_global_client(raise_if_no_controller_running=False)
+    if client is None:
+        serve.start(proxy_location="Disabled")
+        client = _get_global_client()
+    return client
+
+
+def stop_environment(settings: ClusterSettings, *, within_s: float = 30.0) -> None:
+    """On a user's own cluster: take our applications and the bridge away; the rest stays.
+
+    Raises:
+        ClusterUnavailableError: the cluster can't be reached.
+    """
+    join(settings)
+    import ray
+
+    from squadron.bridge.serve.replica import NAMESPACE, bridge_name
+
+    replicas = ServeReplicas(settings.env)
+    try:
+        bridge = ray.get_actor(bridge_name(settings.env), namespace=NAMESPACE)
+    except ValueError:
+        bridge = None
+    if bridge is not None:
+        ray.kill(bridge)
+    replicas._apply([])
+    give_up_at = time.monotonic() + within_s
+    while replicas._states() and time.monotonic() < give_up_at:
+        time.sleep(0.2)

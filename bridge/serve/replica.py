@@ -1,0 +1,191 @@
+"""One replica of an agent, inside a Ray Serve replica: pulls its mailbox and shows its presence."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import platform
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import ray
+import structlog
+from ray import serve
+from ray.serve import Application
+
+from squadron.actors.agent import Agent, AgentSpec, EventMark
+from squadron.bridge.code import Code, unpack
+from squadron.bridge.jetstream.wiring import Wiring
+from squadron.runtime.envelope import AgentIdentity, AgentMessage
+from squadron.runtime.errors import DeployError, InvalidMessageError, SquadronError
+from squadron.runtime.logs import configure_logs
+from squadron.runtime.ports import Mailbox, Note, Subscription
+from squadron.runtime.pump import Pump
+from squadron.runtime.turn import Turns
+
+#: Ray namespace of everything of ours.
+NAMESPACE = "squadron"
+#: How long a replica looks for the bridge, in seconds: a killed bridge is back in about two.
+FIND_BRIDGE_WITHIN_S = 30.0
+#: A replica that had no connection for so long, in seconds, reports itself unhealthy and is replaced.
+DEAF_AFTER_S = 30.0
+
+
+def bridge_name(environment: str) -> str:
+    """Name of the environment's bridge actor in Ray."""
+    return f"squadron-bridge-{environment}"
+
+
+async def fetch_settings(environment: str) -> Any:
+    """The settings the environment was brought up with; only the bridge holds them, credentials included.
+
+    Raises:
+        DeployError: the bridge can't be found.
+    """
+    give_up_at = time.monotonic() + FIND_BRIDGE_WITHIN_S
+    while True:
+        try:
+            bridge = ray.get_actor(bridge_name(environment), namespace=NAMESPACE)
+            return await bridge.settings.remote()
+        except (ValueError, ray.exceptions.RayActorError) as error:
+            if time.monotonic() > give_up_at:
+                raise DeployError(f"no bridge for environment {environment!r}: {error}") from None
+            await asyncio.sleep(0.2)
+
+
+class AgentReplica:
+    """What Ray Serve runs for an agent. It takes no Serve requests: work comes from the mailbox."""
+
+    async def __init__(
+        self, environment: str, agent: str, code: dict[str, str], slots: int, grace_s: float
+    ) -> None:
+        settings = await fetch_settings(environment)
+        configure_logs(settings.log_level)
+        # Sync handlers run in threads: one for each slot.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(slots, "handler"))
+        self._name, self._code, self._grace_s = agent, Code(**code), grace_s
+        self._identity = AgentIdentity(id=f"{agent}-{uuid.uuid4().hex[:8]}", type=agent)
+        self._log = structlog.get_logger("squadron.replica").bind(agent=agent, replica=self._identity.id)
+        self._wiring = await Wiring.open(settings, self._identity)
+        spec = AgentSpec.of(await self._load())
+        self._agent: Agent = spec.agent_class()
+        await self._agent.on_start()
+        turns = Turns(agent, spec.handlers(self._agent), self._wiring.caller, self._wiring.dead)
+        mailbox = Mailbox(agent, tuple(topic.topic.name for topic in spec.topics), settings.lease_s)
+        self._pump = Pump(self._wiring.queue, mailbox, turns.run, slots=slots)
+        self._ears: list[Subscription] = []
+        self._events: set[asyncio.Task[None]] = set()
+        self._stopped = False
+        self._heard_at = time.monotonic()
+        await self._listen(spec)
+        if spec.topics:
+            await self._pump.start()
+        await self._renew()
+        await self._tell("online")
+        self._heart = asyncio.create_task(self._beat(), name="heartbeat")
+        self._log.info("replica.online", version=self._code.version, topics=mailbox.patterns)
+
+    async def _load(self) -> type[Agent]:
+        blob = b""
+        if not self._code.import_path:
+            entry = await self._wiring.records.last(self._wiring.subjects.record("blob", self._code.version))
+            if entry is None:
+                raise DeployError(f"the code of {self._name} ({self._code.version}) is not in the registry")
+            blob = entry.data
+        return unpack(self._code, blob)
+
+    async def _listen(self, spec: AgentSpec) -> None:
+        for method, mark in spec.events:
+            self._ears.append(await self._subscribe(method, mark))
+
+    async def _subscribe(self, method: str, mark: EventMark) -> Subscription:
+        handler = getattr(self._agent, method)
+
+        def hear(note: Note) -> None:
+            task = asyncio.create_task(self._handle_event(handler, note), name=f"event {note.subject}")
+            self._events.add(task)
+            task.add_done_callback(self._events.discard)
+
+        group = "" if mark.everyone else f"{self._name}-{method}"
+        pattern = self._wiring.subjects.event(mark.pattern)
+        return await self._wiring.bus.subscribe(pattern, hear, group=group)
+
+    async def _handle_event(self, handler: Any, note: Note) -> None:
+        try:
+            message = AgentMessage.decode(note.data)
+        except InvalidMessageError as error:
+            self._log.warning("event.unreadable", subject=note.subject, error=str(error))
+            return
+        try:
+            if asyncio.iscoroutinefunction(handler):
+                await handler(message)
+            else:
+                await asyncio.to_thread(handler, message)
+        except Exception:
+            self._log.exception("event.handler_failed", subject=note.subject, message=message.id)
+
+    async def _renew(self) -> None:
+        facts = {"version": self._code.version, "pid": os.getpid(), "node": platform.node()}
+        await self._wiring.registry.renew(self._name, self._identity.id, **facts)
+
+    async def _tell(self, event: str) -> None:
+        """Publish `agents.{env}.event.status.{online|heartbeat|offline}`."""
+        statistics = self._pump.statistics()
+        content = {
+            "event": f"agent_{event}",
+            "agent": self._name,
+            "replica": self._identity.id,
+            "slots": statistics.slots,
+            "inFlight": statistics.in_flight,
+            "outcomes": statistics.outcomes,
+        }
+        message = AgentMessage.new("event", self._identity, content, conversation_id="system")
+        await self._wiring.bus.publish(self._wiring.subjects.event(f"status.{event}"), message.encode())
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(self._wiring.settings.heartbeat_s)
+            with contextlib.suppress(SquadronError):
+                await self._renew()
+                await self._tell("heartbeat")
+
+    async def check_health(self) -> None:
+        """Ray Serve asks every second; a replica that has been deaf for long is replaced."""
+        now = time.monotonic()
+        if self._wiring.connection.is_connected:
+            self._heard_at = now
+        elif now - self._heard_at > DEAF_AFTER_S:
+            raise RuntimeError(f"{self._identity.id} has had no NATS connection for {DEAF_AFTER_S:g} s")
+
+    async def __call__(self) -> dict[str, Any]:
+        """Serve wants a callable; nobody needs to call it."""
+        return {"agent": self._name, "replica": self._identity.id}
+
+    async def __del__(self) -> None:
+        """Ray Serve awaits this when the replica is to go: finish what runs, hand back the rest."""
+        if getattr(self, "_stopped", True):
+            return
+        self._stopped = True
+        self._heart.cancel()
+        for ear in self._ears:
+            await ear.aclose()
+        await self._pump.drain(self._grace_s)
+        with contextlib.suppress(SquadronError):
+            await self._wiring.registry.depart(self._name, self._identity.id)
+            await self._tell("offline")
+        await self._agent.on_stop()
+        await self._wiring.aclose()
+
+
+def build(args: dict[str, Any]) -> Application:
+    """Serve's `import_path`: the application of one agent type.
+
+    Args:
+        args: environment, agent, code, slots, grace_s; anything else only marks a new version.
+    """
+    fields = {name: args[name] for name in ("environment", "agent", "code", "slots", "grace_s")}
+    deployment = serve.deployment(AgentReplica).options(name=args["agent"])
+    return deployment.bind(**fields)

@@ -1,0 +1,316 @@
+"""Asking others: a task goes out on a topic, its one outcome comes back on a lite topic of ours."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from squadron.runtime import outcome as outcomes
+from squadron.runtime.budget import Budget, Deadline
+from squadron.runtime.envelope import AgentIdentity, AgentMessage, Constraints, Payload, Routing
+from squadron.runtime.errors import (
+    BusUnavailableError,
+    InvalidInputError,
+    InvalidMessageError,
+    InvalidSubjectError,
+    MessageTooLargeError,
+)
+from squadron.runtime.outcome import Outcome, Rejected, TimedOut, Undeliverable
+from squadron.runtime.ports import Clock, Journal, Note, Queue, Subscription, UnreliableBus
+from squadron.runtime.registry import Registry
+from squadron.runtime.subjects import NORMAL_PRIORITY, Subjects, check_topic, token_of
+
+#: How long a caller waits for an outcome when it does not say; no call is without an end.
+DEFAULT_WITHIN_S = 60.0
+#: How long an unknown topic may take to appear before the call is undeliverable: a deploy that was
+#: acknowledged a moment ago may reach this process's registry a moment later.
+GRACE_S = 0.25
+#: While an outcome is awaited its lite topic is read anew after so long, doubling up to the second figure:
+#: the live message may have been lost in a reconnect.
+FIRST_LOOK_S, LONGEST_LOOK_S = 2.0, 15.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """How a task is to be sent; everything has a default.
+
+    `owner` names the lite topics that the outcomes come back on: whoever takes over under the same name
+    finds them there. `within_s` bounds the whole call.
+    """
+
+    within_s: float = DEFAULT_WITHIN_S
+    priority: int = NORMAL_PRIORITY
+    conversation_id: str = ""
+    parent: str | None = None
+    owner: str = ""
+    task_id: str = ""
+    model: str | None = None
+    parameters: Mapping[str, Any] | None = None
+    budget: Budget = field(default_factory=Budget)
+
+
+class Handle:
+    """A task on its way: wait for its outcome, or follow what it emits meanwhile."""
+
+    def __init__(self, task_id: str, topic: str, reply_to: str, deadline: Deadline, lite: Journal) -> None:
+        self.task_id, self.topic, self.reply_to, self.deadline = task_id, topic, reply_to, deadline
+        self._lite = lite
+        self._outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+
+    @property
+    def done(self) -> bool:
+        return self._outcome.done()
+
+    def settle(self, outcome: Outcome) -> None:
+        """The task ended; only the first outcome counts."""
+        if not self._outcome.done():
+            self._outcome.set_result(outcome)
+
+    async def outcome(self) -> Outcome:
+        """Wait for the task's one outcome; `TimedOut` when its deadline passes first."""
+        look_s = FIRST_LOOK_S
+        while not self.done:
+            wait_s = self.deadline.earliest(look_s)
+            try:
+                return await asyncio.wait_for(asyncio.shield(self._outcome), wait_s)
+            except TimeoutError:
+                await self.look()
+            if self.deadline.passed:
+                self.settle(self._too_late())
+            look_s = min(2 * look_s, LONGEST_LOOK_S)
+        return self._outcome.result()
+
+    def _too_late(self) -> Outcome:
+        return TimedOut(
+            task_id=self.task_id,
+            topic=self.topic,
+            reason="no outcome before the caller's deadline; it may still come on the lite topic",
+            details={"lite_topic": self.reply_to},
+        )
+
+    async def look(self) -> None:
+        """Read the lite topic for an outcome whose live message was missed."""
+        try:
+            entry = await self._lite.last(self.reply_to)
+        except BusUnavailableError:
+            return
+        if entry is not None:
+            self.hear(entry.data)
+
+    def hear(self, data: bytes) -> None:
+        """Take in one message of the lite topic; anything but the outcome is left to `chunks`."""
+        if b'"result"' not in data:
+            return
+        try:
+            message = AgentMessage.decode(data)
+        except InvalidMessageError:
+            return
+        if message.type == "result":
+            self.settle(read_outcome(message, self.task_id, self.topic))
+
+    async def chunks(self) -> AsyncIterator[Any]:
+        """What the task emits, in order and from the start; ends with the task.
+
+        A task that is run again after a crash starts its stream anew: only the newest attempt's chunks go on.
+        """
+        if self.done:
+            return
+        reader = self._lite.read(self.reply_to, live=True)
+        attempt, following = 1, -1
+        try:
+            async with asyncio.timeout(self.deadline.remaining_s()):
+                async for entry in reader:
+                    message = AgentMessage.decode(entry.data)
+                    if message.type == "result":
+                        self.hear(entry.data)
+                        return
+                    extra = message.payload.model_extra or {}
+                    sequence, run = extra.get("sequenceNumber", 0), extra.get("attempt", 1)
+                    if run > attempt:
+                        attempt, following = run, -1
+                    if run == attempt and sequence > following:
+                        following = sequence
+                        yield extra.get("chunk")
+        except TimeoutError:
+            self.settle(self._too_late())
+        finally:
+            await reader.aclose()
+
+
+def read_outcome(message: AgentMessage, task_id: str, topic: str) -> Outcome:
+    """The outcome that a result message carries."""
+    return outcomes.from_content(
+        message.payload.content, task_id=task_id, topic=topic, source=message.source.id
+    )
+
+
+class Caller:
+    """One process's side of asking: sends tasks, hears outcomes, has one subscription per owner."""
+
+    def __init__(
+        self,
+        identity: AgentIdentity,
+        subjects: Subjects,
+        *,
+        queue: Queue,
+        lite: Journal,
+        bus: UnreliableBus,
+        registry: Registry,
+        clock: Clock,
+    ) -> None:
+        self.identity, self.subjects, self.registry, self.clock = identity, subjects, registry, clock
+        self.lite, self.bus = lite, bus
+        self._queue = queue
+        self._owner = token_of(identity.id)
+        self._waiting: dict[str, Handle] = {}
+        self._subscriptions: dict[str, Subscription] = {}
+
+    async def start(self) -> None:
+        """Be ready to hear outcomes."""
+        await self._listen(self._owner)
+        self.bus.on_reconnect(self._look_again)
+
+    async def aclose(self) -> None:
+        """Stop hearing outcomes; tasks under way go on, and their outcomes stay on the lite topics."""
+        while self._subscriptions:
+            _, subscription = self._subscriptions.popitem()
+            await subscription.aclose()
+
+    async def _listen(self, owner: str) -> None:
+        if owner not in self._subscriptions:
+            # Active before the first publish, so that a fast answer can't be lost.
+            pattern = self.subjects.lite_of(owner)
+            self._subscriptions[owner] = await self.bus.subscribe(pattern, self._hear)
+
+    async def forget(self, owner: str) -> None:
+        """No more outcomes under this owner are expected here."""
+        if owner != self._owner and (subscription := self._subscriptions.pop(owner, None)):
+            await subscription.aclose()
+
+    def _hear(self, note: Note) -> None:
+        handle = self._waiting.get(note.subject)
+        if handle is not None:
+            handle.hear(note.data)
+            if handle.done:
+                del self._waiting[note.subject]
+
+    async def _look_again(self) -> None:
+        for handle in list(self._waiting.values()):
+            await handle.look()
+
+    async def ask(self, topic: str, content: Any, ask: Ask | None = None) -> Outcome:
+        """Send a task and wait for its one outcome; never raises for what happens to the task."""
+        handle = await self.submit(topic, content, ask)
+        return await self.outcome(handle)
+
+    async def outcome(self, handle: Handle) -> Outcome:
+        """Wait for a submitted task."""
+        try:
+            return await handle.outcome()
+        finally:
+            self._waiting.pop(handle.reply_to, None)
+
+    async def submit(self, topic: str, content: Any, ask: Ask | None = None) -> Handle:
+        """Send a task; it is durable when this returns.
+
+        What is wrong with the call itself (no such topic, input that does not fit, too large) settles the
+        handle at once instead of raising.
+        """
+        ask = ask or Ask()
+        task_id = ask.task_id or uuid.uuid4().hex
+        owner = ask.owner or self._owner
+        reply_to = self.subjects.lite(owner, token_of(task_id))
+        deadline = Deadline.after(ask.within_s, self.clock)
+        handle = Handle(task_id, topic, reply_to, deadline, self.lite)
+        refusal = await self._refusal(task_id, topic, content, ask)
+        if refusal is not None:
+            handle.settle(refusal)
+            return handle
+        await self._listen(owner)
+        self._waiting[reply_to] = handle
+        message = self._message(content, ask, handle)
+        try:
+            await self._put(self.subjects.task(topic, ask.priority), message, deadline)
+        except (MessageTooLargeError, BusUnavailableError) as error:
+            kind = Undeliverable if error.retryable else Rejected
+            handle.settle(kind(task_id=task_id, topic=topic, reason=str(error)))
+            del self._waiting[reply_to]
+        return handle
+
+    async def _put(self, subject: str, message: AgentMessage, deadline: Deadline) -> None:
+        data = message.encode()
+        while True:
+            try:
+                return await self._queue.put(subject, data, msg_id=message.id)
+            except BusUnavailableError:
+                # The same id is stored once, so trying again is safe.
+                if deadline.passed:
+                    raise
+                await asyncio.sleep(deadline.earliest(0.25))
+
+    def _message(self, content: Any, ask: Ask, handle: Handle) -> AgentMessage:
+        limits: dict[str, Any] = {"deadline": handle.deadline.at_ms}
+        if ask.budget.tokens is not None:
+            limits["tokens"] = ask.budget.tokens
+        if ask.budget.hops is not None:
+            limits["hops"] = ask.budget.hops
+        payload: dict[str, Any] = {"content": content, "constraints": Constraints(**limits)}
+        if ask.model is not None:
+            payload["model"] = ask.model
+        if ask.parameters is not None:
+            payload["parameters"] = dict(ask.parameters)
+        message = AgentMessage.new(
+            "task",
+            self.identity,
+            id=handle.task_id,
+            conversation_id=ask.conversation_id,
+            parent=ask.parent,
+            reply_to=handle.reply_to,
+            payload=Payload(**payload),
+            routing=Routing(priority=ask.priority, timeout=round(ask.within_s * 1000)),
+        )
+        return message
+
+    async def _refusal(self, task_id: str, topic: str, content: Any, ask: Ask) -> Outcome | None:
+        common = {"task_id": task_id, "topic": topic}
+        try:
+            check_topic(topic)
+        except InvalidSubjectError as error:
+            return Rejected(reason=str(error), details={"field": "topic"}, **common)
+        if not (0 <= ask.priority <= 9):
+            reason = f"priority {ask.priority} is not in 0 to 9"
+            return Rejected(reason=reason, details={"field": "priority"}, **common)
+        if ask.within_s <= 0:
+            reason = "no time left for the call"
+            return Rejected(reason=reason, details={"field": "within_s"}, **common)
+        if exhausted := ask.budget.exhausted:
+            reason = f"the budget of {exhausted} is used up"
+            return Rejected(reason=reason, details={"field": exhausted}, **common)
+        found = self.registry.find(topic)
+        if found is None:
+            found = await self.registry.wait_for(topic, within_s=min(GRACE_S, ask.within_s))
+        if found is None:
+            return self._unknown(topic, common)
+        try:
+            found.check(content)
+        except InvalidInputError as error:
+            return Rejected(reason=str(error), details={"field": error.field}, **common)
+        return None
+
+    def _unknown(self, topic: str, common: dict[str, str]) -> Outcome:
+        nearest = self.registry.nearest(topic)
+        advice = f"did you mean {', '.join(nearest)}?" if nearest else "see `squadron topics`"
+        reason = f"nobody serves {topic!r}; {advice}"
+        return Undeliverable(reason=reason, details={"nearest": nearest}, **common)
+
+    async def publish(self, topic: str, content: Any, *, conversation_id: str = "") -> None:
+        """Send an event to whoever listens now (at most once).
+
+        Raises:
+            InvalidSubjectError: `topic` is not `domain.specificity`.
+        """
+        message = AgentMessage.new("event", self.identity, content, conversation_id=conversation_id)
+        await self.bus.publish(self.subjects.event(check_topic(topic)), message.encode())

@@ -1,0 +1,128 @@
+"""What a handler may know and do beside its input."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from squadron.runtime.budget import Budget, Deadline
+from squadron.runtime.caller import DEFAULT_WITHIN_S, Ask, Caller, Handle
+from squadron.runtime.envelope import AgentMessage, Payload
+from squadron.runtime.outcome import Outcome
+from squadron.runtime.subjects import token_of
+
+if TYPE_CHECKING:
+    from structlog.typing import FilteringBoundLogger
+
+#: Life of a conversation's memory after its last entry, in seconds: a working week.
+MEMORY_TTL_S = 7 * 24 * 3600.0
+
+
+class Context:
+    """One turn's view: the message, its deadline and budget, and the ways to talk.
+
+    Attributes:
+        message: the task as it came in.
+        topic: the topic it was asked on (for agents that serve a family).
+        attempt: which delivery of the task this is, from 1.
+        deadline: when the caller stops waiting.
+        budget: what is left of tokens and hops.
+        log: a structlog logger with message, conversation, topic, agent and attempt bound.
+    """
+
+    def __init__(
+        self,
+        message: AgentMessage,
+        *,
+        agent: str,
+        topic: str,
+        attempt: int,
+        deadline: Deadline,
+        budget: Budget,
+        caller: Caller,
+        lite_key: str,
+        lite_ttl_s: float,
+        log: FilteringBoundLogger,
+    ) -> None:
+        self.message, self.topic, self.attempt = message, topic, attempt
+        self.deadline, self.budget, self.log = deadline, budget, log
+        self.tokens_spent = 0
+        self._agent, self._caller = agent, caller
+        self._lite_key, self._lite_ttl_s = lite_key, lite_ttl_s
+        self._emitted = 0
+
+    async def emit(self, chunk: Any) -> None:
+        """Send one chunk (any JSON value) to whoever follows this task; it is stored when this returns."""
+        payload = Payload.model_validate(
+            {
+                "sequenceNumber": self._emitted,
+                "isFirst": self._emitted == 0,
+                "isFinal": False,
+                "chunk": chunk,
+                "attempt": self.attempt,
+            }
+        )
+        message = AgentMessage.new(
+            "stream",
+            self._caller.identity,
+            conversation_id=self.message.context.conversation_id,
+            correlation_id=self.message.id,
+            payload=payload,
+        )
+        self._emitted += 1
+        await self._caller.lite.append(self._lite_key, message.encode(), ttl_s=self._lite_ttl_s)
+
+    async def ask(self, topic: str, /, *, within_s: float = DEFAULT_WITHIN_S, **content: Any) -> Outcome:
+        """Ask another agent and wait; never longer than this task's own deadline."""
+        return await self._caller.outcome(await self.submit(topic, content, within_s=within_s))
+
+    async def submit(
+        self,
+        topic: str,
+        content: Any,
+        /,
+        *,
+        within_s: float = DEFAULT_WITHIN_S,
+        owner: str = "",
+        task_id: str = "",
+    ) -> Handle:
+        """Ask another agent without waiting; conversation, budget and deadline travel along."""
+        return await self._caller.submit(
+            topic,
+            content,
+            Ask(
+                within_s=self.deadline.earliest(within_s),
+                priority=self.message.routing.priority,
+                conversation_id=self.message.context.conversation_id,
+                parent=self.message.id,
+                owner=owner,
+                task_id=task_id,
+                model=self.message.payload.model,
+                parameters=self.message.payload.parameters,
+                budget=self.budget.child(),
+            ),
+        )
+
+    @property
+    def caller(self) -> Caller:
+        """The asking side itself, for discovery and for waiting on handles."""
+        return self._caller
+
+    def charge(self, tokens: int) -> None:
+        """Note tokens that a model used; they count against the budget and are told in the outcome."""
+        self.tokens_spent += tokens
+        self.budget = self.budget.spend(tokens=tokens)
+
+    async def remember(self, item: Any) -> None:
+        """Add one JSON value to this agent's memory of the conversation; any replica can recall it."""
+        await self._caller.lite.append(self._memory_key, json.dumps(item).encode(), ttl_s=MEMORY_TTL_S)
+
+    async def recall(self, *, most: int = 50) -> list[Any]:
+        """The newest `most` items this agent remembers of the conversation, oldest first."""
+        items = [json.loads(entry.data) async for entry in self._caller.lite.read(self._memory_key)]
+        return items[-most:]
+
+    @property
+    def _memory_key(self) -> str:
+        conversation = token_of(self.message.context.conversation_id)
+        return self._caller.subjects.lite(f"memory-{self._agent}"[:64], conversation)

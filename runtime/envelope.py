@@ -1,0 +1,145 @@
+"""`AgentMessage` 1.0: the envelope of everything that travels.
+
+Pydantic, camelCase on the wire and snake_case in Python; unknown fields survive a round trip. The shape is
+that of the NATS pub/sub agent architecture (`docs/protocol.md`).
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.alias_generators import to_camel
+
+from squadron.runtime.errors import InvalidMessageError
+from squadron.runtime.subjects import NORMAL_PRIORITY
+
+MessageType = Literal["task", "result", "event", "query", "stream"]
+PROTOCOL_VERSION = "1.0"
+
+
+class Wire(BaseModel):
+    """Base of all that travels: frozen, camelCase, and polite to fields it does not know."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel, validate_by_name=True, validate_by_alias=True, extra="allow", frozen=True
+    )
+
+
+class AgentIdentity(Wire):
+    """Who sent a message."""
+
+    id: str
+    type: str = "agent"
+
+
+class MessageContext(Wire):
+    """What the message belongs to."""
+
+    conversation_id: str
+    parent_message_id: str | None = None
+    history: list[Any] | None = None
+    max_history: int | None = Field(default=None, ge=0)
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+
+class Constraints(Wire):
+    """What the work may cost. `deadline` is unix milliseconds, `time` is milliseconds of work."""
+
+    time: float | None = None
+    tokens: int | None = None
+    cost: float | None = None
+    hops: int | None = None
+    deadline: int | None = None
+
+
+class Payload(Wire):
+    """The content itself; stream messages carry `sequenceNumber`, `isFirst`, `isFinal`, `chunk` instead."""
+
+    content: Any = None
+    model: str | None = None
+    parameters: dict[str, Any] | None = None
+    constraints: Constraints | None = None
+
+
+class Routing(Wire):
+    """Hints for delivery; `timeout` is how long the message may wait, in milliseconds."""
+
+    priority: int = Field(default=NORMAL_PRIORITY, ge=0, le=9)
+    capabilities: list[str] | None = None
+    exclusions: list[str] | None = None
+    timeout: float | None = Field(default=None, gt=0)
+
+
+class AgentMessage(Wire):
+    """One message. `timestamp` is in seconds since the epoch."""
+
+    id: str = Field(min_length=1)
+    timestamp: float
+    version: Literal["1.0"] = PROTOCOL_VERSION
+    type: MessageType
+    source: AgentIdentity
+    target: str | None = None
+    reply_to: str | None = None
+    correlation_id: str | None = None
+    context: MessageContext
+    payload: Payload
+    routing: Routing = Field(default_factory=Routing)
+    metadata: dict[str, Any] | None = None
+
+    @classmethod
+    def new(
+        cls,
+        type: MessageType,
+        source: AgentIdentity,
+        content: Any = None,
+        *,
+        conversation_id: str = "",
+        parent: str | None = None,
+        reply_to: str | None = None,
+        correlation_id: str | None = None,
+        id: str = "",
+        payload: Payload | None = None,
+        routing: Routing | None = None,
+    ) -> Self:
+        """Make a message of our own; it gets a fresh id and the present time."""
+        id = id or uuid.uuid4().hex
+        context: dict[str, Any] = {"conversation_id": conversation_id or id, "metadata": {}}
+        if parent is not None:
+            context["parent_message_id"] = parent
+        fields: dict[str, Any] = {
+            "id": id,
+            "timestamp": time.time(),
+            "version": PROTOCOL_VERSION,
+            "type": type,
+            "source": source,
+            "context": MessageContext(**context),
+            "payload": payload or Payload(content=content),
+            "routing": routing or Routing(priority=NORMAL_PRIORITY),
+        }
+        if reply_to is not None:
+            fields["reply_to"] = reply_to
+        if correlation_id is not None:
+            fields["correlation_id"] = correlation_id
+        return cls(**fields)
+
+    def encode(self) -> bytes:
+        """The message as UTF-8 JSON: exactly the fields that were set, so a null of somebody else's stays."""
+        return self.__pydantic_serializer__.to_json(self, by_alias=True, exclude_unset=True)
+
+    @classmethod
+    def decode(cls, data: bytes) -> Self:
+        """Read a message.
+
+        Raises:
+            InvalidMessageError: not JSON, not our shape, or another protocol version; `field` says where.
+        """
+        try:
+            return cls.model_validate_json(data)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            field = ".".join(str(part) for part in first["loc"])
+            where = f"field {field!r}: " if field else ""
+            raise InvalidMessageError(f"{where}{first['msg']}", field=field) from None

@@ -1,0 +1,142 @@
+"""Everything that can go wrong, as one tree under `SquadronError`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+
+def _rebuild(cls: type[SquadronError], args: tuple[Any, ...], state: dict[str, Any]) -> SquadronError:
+    error = cls.__new__(cls, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+class SquadronError(Exception):
+    """Base of all our errors: a message, and a hint that says what to do.
+
+    Survives pickle with its fields, because errors cross process borders.
+    """
+
+    #: Whether the same call may succeed when it is made again.
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+    def __str__(self) -> str:
+        message = str(self.args[0]) if self.args else type(self).__name__
+        return f"{message} ({self.hint})" if self.hint else message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The error as it travels: `type`, `message`, `hint`."""
+        return {"type": type(self).__name__, "message": str(self.args[0]), "hint": self.hint}
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> SquadronError:
+        """The error that a peer sent; an unknown type becomes a plain `SquadronError`."""
+        known = {sub.__name__: sub for sub in _descendants(SquadronError)}
+        kind = known.get(str(raw.get("type")), SquadronError)
+        error = kind.__new__(kind)
+        SquadronError.__init__(error, str(raw.get("message", "")), hint=str(raw.get("hint", "")))
+        return error
+
+
+def _descendants(cls: type[SquadronError]) -> set[type[SquadronError]]:
+    return {cls}.union(*(_descendants(sub) for sub in cls.__subclasses__()))
+
+
+class ConfigError(SquadronError):
+    """A setting is missing or wrong; the message names it."""
+
+
+class InvalidSubjectError(SquadronError):
+    """A subject or one of its tokens breaks the grammar; the message names the token."""
+
+
+class InvalidMessageError(SquadronError):
+    """Bytes on a subject are not an `AgentMessage`; `field` says where."""
+
+    def __init__(self, message: str, *, field: str = "", hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.field = field
+
+
+class InvalidInputError(SquadronError):
+    """The content does not fit the topic's input schema; `field` says where."""
+
+    def __init__(self, message: str, *, field: str = "", hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.field = field
+
+
+class InvalidAgentError(SquadronError):
+    """A class can't be served as an agent: no handler, an untyped parameter, a name twice…"""
+
+
+class MessageTooLargeError(SquadronError):
+    """The encoded message is larger than the server's `max_payload` (bytes)."""
+
+
+class FencedError(SquadronError):
+    """Somebody else already wrote past the expected sequence."""
+
+
+class BusUnavailableError(SquadronError):
+    """NATS can't be reached, or did not acknowledge in time."""
+
+    retryable = True
+
+
+class BridgeUnavailableError(SquadronError):
+    """No bridge answers for this environment."""
+
+    retryable = True
+
+
+class ClusterUnavailableError(SquadronError):
+    """Ray can't be started or reached."""
+
+
+class DeployError(SquadronError):
+    """Ray Serve could not run the agent; the message carries its reason."""
+
+
+class RouteConflictError(SquadronError):
+    """Two mailboxes would serve the same topic."""
+
+
+class ModelError(SquadronError):
+    """The LLM provider refused or broke off; `retryable` says whether a later call may work."""
+
+    def __init__(self, message: str, *, hint: str = "", retryable: bool = False) -> None:
+        super().__init__(message, hint=hint)
+        self.retryable = retryable  # type: ignore[misc]
+
+
+class OutcomeError(SquadronError):
+    """Raised by `Outcome.unwrap()` when a task ended in anything but a result."""
+
+    def __init__(self, message: str, *, outcome: Any = None, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.outcome = outcome
+
+
+class Retry(SquadronError):  # noqa: N818 - an instruction, not an error
+    """Raise it in a handler: try this task again after `after_s` seconds."""
+
+    def __init__(self, message: str = "try again", *, after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.after_s = after_s
+
+
+class Terminal(SquadronError):  # noqa: N818 - an instruction, not an error
+    """Raise it in a handler: this task fails now, no attempt can help."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)

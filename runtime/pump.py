@@ -1,0 +1,118 @@
+"""Moves deliveries: mailbox → free slot → turn → settled."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import structlog
+
+from squadron.runtime.errors import BusUnavailableError
+from squadron.runtime.outcome import Outcome
+from squadron.runtime.ports import Delivery, Feed, Mailbox, Queue
+
+#: A lease is extended after this share of its time, so that two extensions may be lost.
+EXTEND_AT = 1 / 3
+
+
+@dataclass(frozen=True, slots=True)
+class PumpStatistics:
+    """What a pump does now and has done: `outcomes` counts ended tasks by outcome kind."""
+
+    slots: int
+    in_flight: int
+    outcomes: dict[str, int]
+
+
+class Pump:
+    """Runs up to `slots` deliveries of one mailbox at once; pulls one more for each that ends."""
+
+    def __init__(
+        self,
+        queue: Queue,
+        mailbox: Mailbox,
+        run: Callable[[Delivery], Awaitable[Outcome | None]],
+        *,
+        slots: int,
+    ) -> None:
+        self._queue, self._mailbox, self._run, self._slots = queue, mailbox, run, slots
+        self._in_flight: dict[asyncio.Task[None], Delivery] = {}
+        self._feed: Feed | None = None
+        self._extender: asyncio.Task[None] | None = None
+        self._outcomes: Counter[str] = Counter()
+        self._log = structlog.get_logger("squadron.pump").bind(mailbox=mailbox.name)
+
+    async def start(self) -> None:
+        """Begin to pull."""
+        self._feed = await self._queue.consume(self._mailbox, self._arrived)
+        self._extender = asyncio.create_task(self._extend_leases(), name=f"leases {self._mailbox.name}")
+        self._feed.want(self._slots)
+
+    def _arrived(self, delivery: Delivery) -> None:
+        task = asyncio.create_task(self._serve(delivery), name=f"turn {delivery.subject}")
+        self._in_flight[task] = delivery
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        del self._in_flight[task]
+        if self._feed is not None:
+            self._feed.want(1)
+
+    async def _serve(self, delivery: Delivery) -> None:
+        try:
+            outcome = await self._run(delivery)
+        except asyncio.CancelledError:
+            # Drained past the grace period: somebody else gets the task at once.
+            await self._release(delivery)
+            raise
+        except BusUnavailableError as error:
+            # The outcome could not be stored; the task must not be settled, so it will be delivered again.
+            self._log.warning("pump.not_stored", subject=delivery.subject, error=str(error))
+        except Exception:
+            self._log.exception("pump.turn_broke", subject=delivery.subject)
+            await self._release(delivery, self._mailbox.lease_s)
+        else:
+            if outcome is not None:
+                self._outcomes[outcome.kind] += 1
+
+    async def _release(self, delivery: Delivery, after_s: float = 0.0) -> None:
+        with contextlib.suppress(BusUnavailableError):
+            await delivery.lease.release(after_s)
+
+    async def _extend_leases(self) -> None:
+        while True:
+            young = set(self._in_flight)
+            await asyncio.sleep(self._mailbox.lease_s * EXTEND_AT)
+            # Tasks that came after the last look have most of their lease left.
+            for task, delivery in list(self._in_flight.items()):
+                if task in young:
+                    with contextlib.suppress(BusUnavailableError):
+                        await delivery.lease.extend()
+
+    def statistics(self) -> PumpStatistics:
+        """What it does now and has done."""
+        return PumpStatistics(self._slots, len(self._in_flight), dict(self._outcomes))
+
+    async def drain(self, within_s: float) -> None:
+        """Take nothing new, give running turns `within_s` seconds to end, and hand back the rest."""
+        if self._feed is not None:
+            feed, self._feed = self._feed, None
+            await feed.aclose()
+        if self._in_flight:
+            await asyncio.wait(self._in_flight, timeout=within_s)
+        for task in list(self._in_flight):
+            task.cancel()
+        if self._in_flight:
+            await asyncio.wait(self._in_flight)
+        if self._extender is not None:
+            self._extender.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._extender
+            self._extender = None
+
+    async def aclose(self) -> None:
+        """Stop now: running turns are handed back."""
+        await self.drain(0.0)

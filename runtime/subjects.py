@@ -1,0 +1,195 @@
+"""The subject grammar: the one module that parses, builds and checks wire addresses.
+
+    agents.{environment}.{message_type}.{domain}.{specificity}[.p0 … .p9]
+
+A *topic* is the `{domain}.{specificity}` part as people write it; a *pattern* may have `*` in either place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import Self
+
+from squadron.runtime.errors import InvalidSubjectError
+
+ROOT = "agents"
+#: Priority of a message that names none; it travels on the subject without a lane token.
+NORMAL_PRIORITY = 5
+#: Longest token; keeps a five-token subject far below NATS' advice of 256 bytes.
+MAX_TOKEN = 64
+
+_TOKEN = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_TOKEN}}}")
+
+
+def check_token(token: str, what: str) -> str:
+    """Return `token` if it can stand between two dots of a subject.
+
+    Raises:
+        InvalidSubjectError: it is empty, too long, or has a character outside `A-Z a-z 0-9 _ -`.
+    """
+    if not isinstance(token, str) or not _TOKEN.fullmatch(token):
+        raise InvalidSubjectError(
+            f"{what} {token!r} is not a subject token",
+            hint=f"use 1 to {MAX_TOKEN} letters, digits, '_' or '-'",
+        )
+    return token
+
+
+def token_of(anything: str) -> str:
+    """A stable token for an id that somebody else chose: itself if it fits, else a digest of it."""
+    if _TOKEN.fullmatch(anything):
+        return anything
+    return hashlib.sha256(anything.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def check_topic(topic: str) -> str:
+    """Return `topic` if it is `domain.specificity`.
+
+    Raises:
+        InvalidSubjectError: it has not exactly two tokens, or one breaks the grammar.
+    """
+    return _check_pair(topic, wildcards=False)
+
+
+def check_pattern(pattern: str) -> str:
+    """Like `check_topic`, but `*` may stand for a whole token."""
+    return _check_pair(pattern, wildcards=True)
+
+
+def _check_pair(text: str, *, wildcards: bool) -> str:
+    tokens = text.split(".") if isinstance(text, str) else []
+    if len(tokens) != 2:
+        raise InvalidSubjectError(
+            f"topic {text!r} is not domain.specificity", hint="for example analysis.sentiment"
+        )
+    for what, token in zip(("domain", "specificity"), tokens, strict=True):
+        if not (wildcards and token == "*"):
+            check_token(token, f"{what} of topic {text!r}:")
+    return text
+
+
+def matches(pattern: str, topic: str) -> bool:
+    """Whether `topic` is one of those that `pattern` stands for."""
+    return all(p in ("*", t) for p, t in zip(pattern.split("."), topic.split("."), strict=True))
+
+
+def overlap(one: str, other: str) -> bool:
+    """Whether some topic matches both patterns."""
+    pairs = zip(one.split("."), other.split("."), strict=True)
+    return all(a == b or "*" in (a, b) for a, b in pairs)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSubject:
+    """Where a task of one topic is published; `priority` picks the lane."""
+
+    environment: str
+    topic: str
+    priority: int = NORMAL_PRIORITY
+
+    def __str__(self) -> str:
+        lane = "" if self.priority == NORMAL_PRIORITY else f".p{self.priority}"
+        return f"{ROOT}.{self.environment}.task.{self.topic}{lane}"
+
+    @classmethod
+    def parse(cls, subject: str) -> Self:
+        """Read a task subject back.
+
+        Raises:
+            InvalidSubjectError: it is not one; the message says which token is wrong.
+        """
+        tokens = subject.split(".")
+        if len(tokens) not in (5, 6) or tokens[0] != ROOT or tokens[2] not in ("task", "query"):
+            raise InvalidSubjectError(
+                f"{subject!r} is not a task subject", hint=f"{ROOT}.ENV.task.DOMAIN.SPECIFICITY[.pN]"
+            )
+        priority = NORMAL_PRIORITY
+        if len(tokens) == 6:
+            lane = tokens[5]
+            if len(lane) != 2 or lane[0] != "p" or lane[1] not in "0123456789":
+                raise InvalidSubjectError(f"{lane!r} in {subject!r} is not a lane", hint="p0 to p9")
+            priority = int(lane[1])
+        check_token(tokens[1], "environment")
+        return cls(tokens[1], check_topic(".".join(tokens[3:5])), priority)
+
+
+@dataclass(frozen=True, slots=True)
+class LiteSubject:
+    """A lite topic: a reply address that exists from its first publish."""
+
+    environment: str
+    owner: str
+    id: str
+
+    def __str__(self) -> str:
+        return f"{ROOT}.{self.environment}.lite.{self.owner}.{self.id}"
+
+    @classmethod
+    def parse(cls, subject: str) -> Self:
+        """Read a lite subject back.
+
+        Raises:
+            InvalidSubjectError: it is not one.
+        """
+        tokens = subject.split(".")
+        if len(tokens) != 5 or tokens[0] != ROOT or tokens[2] != "lite":
+            raise InvalidSubjectError(f"{subject!r} is not a lite topic", hint=f"{ROOT}.ENV.lite.OWNER.ID")
+        for what, token in zip(("environment", "owner", "id"), (tokens[1], *tokens[3:]), strict=True):
+            check_token(token, what)
+        return cls(tokens[1], tokens[3], tokens[4])
+
+
+@dataclass(frozen=True, slots=True)
+class Subjects:
+    """All addresses of one environment."""
+
+    environment: str
+
+    def __post_init__(self) -> None:
+        check_token(self.environment, "environment")
+
+    def task(self, topic: str, priority: int = NORMAL_PRIORITY) -> str:
+        """Where a task is published; `topic` may be a pattern in a filter."""
+        return str(TaskSubject(self.environment, topic, priority))
+
+    def lite(self, owner: str, id: str) -> str:
+        """The lite topic `id` of `owner`."""
+        return str(LiteSubject(self.environment, check_token(owner, "owner"), check_token(id, "id")))
+
+    def lite_of(self, owner: str) -> str:
+        """Pattern of all lite topics of `owner`."""
+        return f"{ROOT}.{self.environment}.lite.{check_token(owner, 'owner')}.*"
+
+    def result(self, topic: str) -> str:
+        """Where the outcome of a task that named no `replyTo` is announced."""
+        return f"{ROOT}.{self.environment}.result.{topic}"
+
+    def event(self, topic: str) -> str:
+        """Where an event is published, or a pattern of such."""
+        return f"{ROOT}.{self.environment}.event.{topic}"
+
+    def card(self, agent: str) -> str:
+        """Registry entry: what an agent offers (or `*`)."""
+        return f"{ROOT}.{self.environment}.registry.card.{agent}"
+
+    def presence(self, agent: str, replica: str) -> str:
+        """Registry entry: a living replica of an agent (or `*`)."""
+        return f"{ROOT}.{self.environment}.registry.presence.{agent}.{replica}"
+
+    def registry(self, kind: str) -> str:
+        """Pattern of all registry entries of one kind: card, presence, deployment, binding."""
+        return f"{ROOT}.{self.environment}.registry.{kind}.>"
+
+    def record(self, kind: str, key: str) -> str:
+        """Registry entry of any other kind: the bridge's own deployments and bindings."""
+        return f"{ROOT}.{self.environment}.registry.{kind}.{check_token(key, kind)}"
+
+    def dead(self, mailbox: str, id: str) -> str:
+        """Where a dead letter is buried."""
+        return f"{ROOT}.{self.environment}.dead.{mailbox}.{token_of(id)}"
+
+    def control(self, verb: str) -> str:
+        """Where the bridge is asked to do something (or `*`)."""
+        return f"{ROOT}.{self.environment}.bridge.{verb}"

@@ -1,0 +1,139 @@
+"""Semantic topics: subjects that explain themselves, to people and to models."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from typing import Any
+
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import best_match
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from squadron.runtime.errors import InvalidInputError
+from squadron.runtime.subjects import check_pattern
+
+#: Both providers allow `[a-zA-Z0-9_-]` in a tool name, so the dot of a topic needs a stand-in; "__" keeps
+#: it readable and can be undone.
+TOOL_DOT = "__"
+
+
+class SemanticTopic(BaseModel):
+    """A capability somebody serves: a name, what it is good for, and the shape of its input and output.
+
+    Not AutoGen's `TopicId`, which is a broadcast scope: asking a semantic topic reaches one agent.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    #: `domain.specificity`; either may be `*` when an agent serves a whole family.
+    name: str
+    description: str = ""
+    input_schema: dict[str, Any] = Field(default_factory=lambda: {"type": "object"})
+    output_schema: dict[str, Any] = Field(default_factory=dict)
+    examples: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    version: str = "1"
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        return check_pattern(name)
+
+    @property
+    def is_pattern(self) -> bool:
+        return "*" in self.name
+
+    @property
+    def tool_name(self) -> str:
+        """The topic's name as a model sees it."""
+        return self.name.replace(".", TOOL_DOT)
+
+    @property
+    def tool_description(self) -> str:
+        """Description and examples in one text."""
+        if not self.examples:
+            return self.description
+        return f"{self.description}\nUse it for: {'; '.join(self.examples)}"
+
+    @cached_property
+    def _validator(self) -> Draft202012Validator:
+        return Draft202012Validator(self.input_schema)
+
+    def check(self, content: Any) -> None:
+        """Hold `content` against the input schema.
+
+        Raises:
+            InvalidInputError: it does not fit; `field` and message say where and why.
+        """
+        error = best_match(self._validator.iter_errors(content))
+        if error is None:
+            return
+        field = ".".join(str(part) for part in error.absolute_path)
+        if error.validator == "required" and not field:
+            missing = [name for name in error.validator_value if name not in error.instance]
+            field = missing[0] if missing else ""
+        raise InvalidInputError(
+            f"{self.name}: {f'field {field!r}: ' if field else ''}{error.message}",
+            field=field,
+            hint=f"takes {describe_input(self.input_schema)}",
+        )
+
+    def to_openai(self) -> dict[str, Any]:
+        """The topic as an OpenAI chat-completions tool definition."""
+        return {
+            "type": "function",
+            "function": {
+                "name": self.tool_name,
+                "description": self.tool_description,
+                "parameters": self.input_schema,
+            },
+        }
+
+    def to_anthropic(self) -> dict[str, Any]:
+        """The topic as an Anthropic messages tool definition."""
+        return {
+            "name": self.tool_name,
+            "description": self.tool_description,
+            "input_schema": self.input_schema,
+        }
+
+
+def describe_input(schema: dict[str, Any]) -> str:
+    """An input schema in one line for people: `text: string, sentences: integer = 2`."""
+    properties = schema.get("properties")
+    if not isinstance(properties, dict) or not properties:
+        return "no fields" if schema.get("additionalProperties") is False else "any fields"
+    return ", ".join(f"{name}: {_type_of(field)}{_default_of(field)}" for name, field in properties.items())
+
+
+def _type_of(field: dict[str, Any]) -> str:
+    if "anyOf" in field:
+        return " | ".join(_type_of(option) for option in field["anyOf"])
+    kind = field.get("type", "any")
+    return str(field.get("$ref", kind)).rsplit("/", 1)[-1]
+
+
+def _default_of(field: dict[str, Any]) -> str:
+    return f" = {json.dumps(field['default'])}" if "default" in field else ""
+
+
+class AgentCard(BaseModel):
+    """What an agent type offers: the registry's entry for it."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    agent: str
+    description: str = ""
+    topics: tuple[SemanticTopic, ...] = ()
+    version: str = "1"
+
+
+class ScoredTopic(BaseModel):
+    """A topic found by intent; `score` is BM25, comparable within one search only."""
+
+    model_config = ConfigDict(frozen=True)
+
+    topic: SemanticTopic
+    agent: str
+    score: float

@@ -1,0 +1,299 @@
+"""One run of one handler on one message, to exactly one outcome."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+import re
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import structlog
+
+from squadron.runtime.budget import Budget, Deadline
+from squadron.runtime.caller import Caller
+from squadron.runtime.context import Context
+from squadron.runtime.envelope import AgentMessage
+from squadron.runtime.errors import (
+    InvalidInputError,
+    InvalidMessageError,
+    InvalidSubjectError,
+    Retry,
+    Terminal,
+)
+from squadron.runtime.outcome import (
+    Answer,
+    DeadLettered,
+    Expired,
+    Failed,
+    Outcome,
+    Rejected,
+    Result,
+    TimedOut,
+    Undeliverable,
+)
+from squadron.runtime.ports import Delivery, Journal
+from squadron.runtime.subjects import LiteSubject, TaskSubject, matches, token_of
+from squadron.runtime.topics import SemanticTopic
+
+#: Life of an outcome and of stream chunks on their lite topic, in seconds: long enough for a caller that
+#: was restarted to come back for them.
+LITE_TTL_S = 3600.0
+#: Pause before the second attempt and the longest pause, in seconds; doubled each time, with jitter.
+FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 30.0
+
+#: A subject that can be published to: no wildcards, no empty tokens, no white space.
+_PUBLISHABLE = re.compile(r"[^\s.*>]+(\.[^\s.*>]+)*")
+
+
+class Handler(Protocol):
+    """One served topic: how it describes itself, and how it is run."""
+
+    @property
+    def topic(self) -> SemanticTopic: ...
+
+    @property
+    def run_timeout_s(self) -> float: ...
+
+    @property
+    def max_attempts(self) -> int: ...
+
+    async def run(self, content: Any, context: Context) -> Any:
+        """Run the handler on validated input; returns JSON-ready data, or an `Answer`.
+
+        Raises:
+            InvalidInputError: the content does not fit.
+        """
+        ...
+
+
+class OutputError(Exception):
+    """A handler returned what its own annotation does not allow."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Again:
+    """Not an outcome: the task is handed back for another attempt."""
+
+    after_s: float
+
+
+class Turns:
+    """Runs the deliveries of one mailbox through the handlers that serve it."""
+
+    def __init__(
+        self,
+        agent: str,
+        handlers: Sequence[Handler],
+        caller: Caller,
+        dead: Journal,
+        *,
+        lite_ttl_s: float = LITE_TTL_S,
+    ) -> None:
+        self.agent, self._caller, self._dead, self._lite_ttl_s = agent, caller, dead, lite_ttl_s
+        self._exact = {handler.topic.name: handler for handler in handlers}
+        self._families = [handler for handler in handlers if handler.topic.is_pattern]
+        self._log = structlog.get_logger("squadron.turn").bind(agent=agent, replica=caller.identity.id)
+
+    def _handler(self, topic: str) -> Handler | None:
+        exact = self._exact.get(topic)
+        return exact or next((h for h in self._families if matches(h.topic.name, topic)), None)
+
+    async def run(self, delivery: Delivery) -> Outcome | None:
+        """Take one delivery to its end: the outcome is stored first, and only then is the task settled.
+
+        Returns None when there is nothing to report: it was handed back, or its outcome was stored before.
+        """
+        try:
+            topic = TaskSubject.parse(delivery.subject).topic
+            message = AgentMessage.decode(delivery.data)
+        except (InvalidMessageError, InvalidSubjectError) as error:
+            await self._bury_poison(delivery, error)
+            return None
+        lite_key, announce = self._reply_address(message, topic)
+        if delivery.lease.attempt > 1 and await self._stored(lite_key):
+            await delivery.lease.settle()
+            return None
+        ended = await self._attempt(delivery, message, topic, lite_key)
+        if isinstance(ended, _Again):
+            await delivery.lease.release(ended.after_s)
+            return None
+        if isinstance(ended, DeadLettered):
+            await self._bury(delivery, message.id, ended)
+        await self._report(message, ended, lite_key, announce)
+        await delivery.lease.settle()
+        return ended
+
+    def _reply_address(self, message: AgentMessage, topic: str) -> tuple[str, str]:
+        """The lite topic the outcome is stored on, and the foreign subject it is announced on, if any."""
+        subjects = self._caller.subjects
+        if message.reply_to is not None:
+            try:
+                lite = LiteSubject.parse(message.reply_to)
+            except InvalidSubjectError:
+                pass
+            else:
+                if lite.environment == subjects.environment:
+                    return message.reply_to, ""
+        announce = message.reply_to or subjects.result(topic)
+        return subjects.lite("outcome", token_of(message.id)), announce
+
+    async def _stored(self, lite_key: str) -> bool:
+        entry = await self._caller.lite.last(lite_key)
+        if entry is None:
+            return False
+        try:
+            return AgentMessage.decode(entry.data).type == "result"
+        except InvalidMessageError:
+            return False
+
+    async def _attempt(
+        self, delivery: Delivery, message: AgentMessage, topic: str, lite_key: str
+    ) -> Outcome | _Again:
+        attempt = delivery.lease.attempt
+        common: dict[str, Any] = {
+            "task_id": message.id,
+            "topic": topic,
+            "source": self._caller.identity.id,
+            "attempt": attempt,
+        }
+        handler = self._handler(topic)
+        if handler is None:
+            return Undeliverable(reason=f"{self.agent} does not serve {topic!r} any more", **common)
+        refusal = self._refusal(message, common)
+        if refusal is not None:
+            return refusal
+        if attempt > handler.max_attempts:
+            reason = f"its replica died or fell silent in each of {attempt - 1} attempts"
+            return DeadLettered(reason=reason, details={"attempts": attempt - 1}, **common)
+        return await self._run_handler(handler, message, common, lite_key)
+
+    def _refusal(self, message: AgentMessage, common: dict[str, Any]) -> Outcome | None:
+        clock, routing = self._caller.clock, message.routing
+        if routing.timeout is not None and clock.time() > message.timestamp + routing.timeout / 1000:
+            reason = f"waited longer than its {routing.timeout / 1000:g} s in the mailbox"
+            return Expired(reason=reason, **common)
+        names = (self.agent, self._caller.identity.id)
+        if routing.exclusions and any(name in routing.exclusions for name in names):
+            return Undeliverable(reason=f"the only agent that serves it, {self.agent}, is excluded", **common)
+        if exhausted := _budget(message).exhausted:
+            details = {"field": exhausted}
+            return Rejected(reason=f"the budget of {exhausted} is used up", details=details, **common)
+        return None
+
+    async def _run_handler(
+        self, handler: Handler, message: AgentMessage, common: dict[str, Any], lite_key: str
+    ) -> Outcome | _Again:
+        context = self._context(message, common, lite_key)
+        started = time.perf_counter()
+        limit = asyncio.timeout(context.deadline.earliest(handler.run_timeout_s))
+        try:
+            async with limit:
+                answer = await handler.run(message.payload.content, context)
+        except Exception as error:
+            common["latency_ms"] = (time.perf_counter() - started) * 1000
+            common["tokens"] = context.tokens_spent
+            if isinstance(error, TimeoutError) and limit.expired():
+                reason = f"ran longer than its {common['latency_ms'] / 1000:.1f} s"
+                return TimedOut(reason=reason, **common)
+            return self._judge(error, handler, common, context)
+        common["latency_ms"] = (time.perf_counter() - started) * 1000
+        common["tokens"] = context.tokens_spent
+        if not isinstance(answer, Answer):
+            answer = Answer(answer)
+        return Result(data=answer.data, confidence=answer.confidence, reasoning=answer.reasoning, **common)
+
+    def _context(self, message: AgentMessage, common: dict[str, Any], lite_key: str) -> Context:
+        limits = message.payload.constraints
+        clock = self._caller.clock
+        # Without a deadline of the caller's only the handler's own limit counts.
+        at_ms = limits.deadline if limits is not None and limits.deadline is not None else 2**53
+        return Context(
+            message,
+            agent=self.agent,
+            topic=common["topic"],
+            attempt=common["attempt"],
+            deadline=Deadline(at_ms, clock),
+            budget=_budget(message),
+            caller=self._caller,
+            lite_key=lite_key,
+            lite_ttl_s=self._lite_ttl_s,
+            log=self._log.bind(
+                message=message.id,
+                conversation=message.context.conversation_id,
+                topic=common["topic"],
+                attempt=common["attempt"],
+            ),
+        )
+
+    def _judge(
+        self, error: Exception, handler: Handler, common: dict[str, Any], context: Context
+    ) -> Outcome | _Again:
+        if isinstance(error, InvalidInputError):
+            return Rejected(reason=str(error), details={"field": error.field}, **common)
+        summary = f"{type(error).__name__}: {error}"
+        if isinstance(error, Terminal | OutputError):
+            return Failed(reason=str(error), details={"type": type(error).__name__}, **common)
+        if common["attempt"] < handler.max_attempts and not context.deadline.passed:
+            asked = error.after_s if isinstance(error, Retry) else None
+            after_s = asked if asked is not None else backoff_s(common["attempt"])
+            context.log.info("turn.retry", error=summary, after_s=round(after_s, 3))
+            return _Again(after_s)
+        trace = "".join(traceback.format_exception(error))
+        context.log.warning("turn.gave_up", error=summary, traceback=trace)
+        details = {
+            "attempts": common["attempt"],
+            "last_error": summary,
+            "traceback_digest": hashlib.sha256(trace.encode()).hexdigest()[:16],
+        }
+        reason = f"failed in each of {common['attempt']} attempts, the last time with {summary}"
+        return DeadLettered(reason=reason, details=details, **common)
+
+    async def _report(self, message: AgentMessage, outcome: Outcome, lite_key: str, announce: str) -> None:
+        result = AgentMessage.new(
+            "result",
+            self._caller.identity,
+            outcome.to_content(),
+            conversation_id=message.context.conversation_id,
+            parent=message.id,
+            correlation_id=message.correlation_id or message.id,
+        )
+        data = result.encode()
+        msg_id = f"{message.id}.outcome"
+        await self._caller.lite.append(lite_key, data, ttl_s=self._lite_ttl_s, msg_id=msg_id)
+        if announce and _PUBLISHABLE.fullmatch(announce):
+            await self._caller.bus.publish(announce, data)
+
+    async def _bury(self, delivery: Delivery, id: str, outcome: DeadLettered) -> None:
+        letter_content = outcome.to_content() | {"subject": delivery.subject, "taskId": id}
+        letter = AgentMessage.new(
+            "event",
+            self._caller.identity,
+            letter_content | {"message": delivery.data.decode("utf-8", "replace")},
+        )
+        await self._dead.append(
+            self._caller.subjects.dead(self.agent, id), letter.encode(), msg_id=f"{id}.dead"
+        )
+
+    async def _bury_poison(self, delivery: Delivery, error: Exception) -> None:
+        """Bytes nobody can read get no second try; they are kept for a person to look at."""
+        digest = hashlib.sha256(delivery.data).hexdigest()[:32]
+        self._log.warning("turn.poison", subject=delivery.subject, error=str(error))
+        outcome = DeadLettered(reason=str(error), task_id=digest, details={"attempts": 0})
+        await self._bury(delivery, digest, outcome)
+        await delivery.lease.settle()
+
+
+def _budget(message: AgentMessage) -> Budget:
+    limits = message.payload.constraints
+    return Budget() if limits is None else Budget(tokens=limits.tokens, hops=limits.hops)
+
+
+def backoff_s(attempt: int) -> float:
+    """Pause after the nth failed attempt: doubling, with half of it jitter."""
+    full = min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** (attempt - 1))
+    return full * random.uniform(0.5, 1.0)

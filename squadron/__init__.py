@@ -1,0 +1,87 @@
+"""Squadron: Ray runs the agents, NATS carries their messages, a supervisor steers them.
+
+Importing this is cheap: each name is loaded on first use, and Ray and NATS only when something connects.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from squadron.actors.agent import Agent, on, topic
+    from squadron.config import Settings
+    from squadron.runtime.context import Context
+    from squadron.runtime.errors import Retry, SquadronError, Terminal
+    from squadron.runtime.outcome import (
+        Answer,
+        Cancelled,
+        DeadLettered,
+        Expired,
+        Failed,
+        Outcome,
+        Rejected,
+        Result,
+        TimedOut,
+        Undeliverable,
+    )
+    from squadron.squad import Squad
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Agent": "actors.agent",
+    "Answer": "runtime.outcome",
+    "Cancelled": "runtime.outcome",
+    "Context": "runtime.context",
+    "DeadLettered": "runtime.outcome",
+    "Expired": "runtime.outcome",
+    "Failed": "runtime.outcome",
+    "Outcome": "runtime.outcome",
+    "Rejected": "runtime.outcome",
+    "Result": "runtime.outcome",
+    "Retry": "runtime.errors",
+    "Settings": "config",
+    "Squad": "squad",
+    "SquadronError": "runtime.errors",
+    "Terminal": "runtime.errors",
+    "TimedOut": "runtime.outcome",
+    "Undeliverable": "runtime.outcome",
+    "on": "actors.agent",
+    "topic": "actors.agent",
+}
+
+__all__ = [
+    "Agent",
+    "Answer",
+    "Cancelled",
+    "Context",
+    "DeadLettered",
+    "Expired",
+    "Failed",
+    "Outcome",
+    "Rejected",
+    "Result",
+    "Retry",
+    "Settings",
+    "Squad",
+    "SquadronError",
+    "Terminal",
+    "TimedOut",
+    "Undeliverable",
+    "on",
+    "topic",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'squadron' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"squadron.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -1,0 +1,200 @@
+"""Settings: the one place where the environment is read.
+
+Precedence: an argument of `Settings.load`, then the environment variable, then the default.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from platformdirs import user_data_dir
+
+from squadron.runtime.errors import ConfigError
+
+#: Field of `Settings` → the environment variable it is read from. Those of NATS and Ray carry the names that
+#: their own command lines use (`nats`, `ray`), so that a shell set up for those tools works here unchanged.
+VARIABLES: Mapping[str, str] = {
+    "home": "SQUADRON_HOME",
+    "env": "SQUADRON_ENV",
+    "nats_url": "NATS_URL",
+    "nats_user_credentials": "NATS_CREDS",
+    "nats_nkey_seed_file": "NATS_NKEY",
+    "nats_tls_ca": "NATS_CA",
+    "nats_tls_cert": "NATS_CERT",
+    "nats_tls_key": "NATS_KEY",
+    "ray_address": "RAY_ADDRESS",
+    "model": "SQUADRON_MODEL",
+    "heartbeat_s": "SQUADRON_HEARTBEAT_S",
+    "lease_s": "SQUADRON_LEASE_S",
+    "log_level": "SQUADRON_LOG_LEVEL",
+}
+
+_PREFIX = "SQUADRON_"
+_SUBJECT_TOKEN = re.compile(r"[A-Za-z0-9_-]{1,32}")
+_NATS_SCHEMES = ("nats", "tls", "ws", "wss")
+_LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+_SECONDS = ("heartbeat_s", "lease_s")
+_FILES = ("nats_user_credentials", "nats_nkey_seed_file", "nats_tls_ca", "nats_tls_cert", "nats_tls_key")
+
+
+def _default_home() -> Path:
+    return Path(user_data_dir("squadron"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Where the servers are and how this process behaves. Immutable and picklable: it travels to the workers.
+
+    Raises:
+        ConfigError: a value is out of its range; the message names the field, the hint says what to do.
+    """
+
+    home: Path = field(default_factory=_default_home)
+    """Where the embedded servers keep their data, absolute; by default the user's data directory.
+    `SQUADRON_HOME`."""
+
+    env: str = "dev"
+    """The environment: second token of every subject, so that dev and prod share a server. `SQUADRON_ENV`."""
+
+    nats_url: str | None = field(default=None, repr=False)
+    """Server URL, or several separated by commas; None starts an embedded nats-server. `NATS_URL`.
+    Not in `repr`, because a URL may carry a password."""
+
+    nats_user_credentials: Path | None = None
+    """A `.creds` file (JWT and seed). `NATS_CREDS`."""
+
+    nats_nkey_seed_file: Path | None = None
+    """A file with an nkey seed, instead of `.creds`. `NATS_NKEY`."""
+
+    nats_tls_ca: Path | None = None
+    """The CA that signed the server's certificate (PEM); None trusts the system's. `NATS_CA`."""
+
+    nats_tls_cert: Path | None = None
+    """Client certificate (PEM) for mutual TLS; needs `nats_tls_key`. `NATS_CERT`."""
+
+    nats_tls_key: Path | None = None
+    """Private key (PEM) of `nats_tls_cert`. `NATS_KEY`."""
+
+    ray_address: str | None = None
+    """Address of a Ray cluster, as `ray.init` takes it; None starts a local one. `RAY_ADDRESS`."""
+
+    model: str = ""
+    """Default LLM of agents that name none, as `provider:name`; empty = none. `SQUADRON_MODEL`."""
+
+    heartbeat_s: float = 5.0
+    """Seconds between two heartbeats of a replica. `SQUADRON_HEARTBEAT_S`."""
+
+    lease_s: float = 3.0
+    """Seconds a replica owns a delivery before it must extend; a dead replica's work is taken over after
+    this long. `SQUADRON_LEASE_S`."""
+
+    log_level: str = "INFO"
+    """DEBUG, INFO, WARNING, ERROR or CRITICAL. `SQUADRON_LOG_LEVEL`."""
+
+    def __post_init__(self) -> None:
+        if not self.home.is_absolute():
+            raise _bad("home", str(self.home), "give an absolute path")
+        if not _SUBJECT_TOKEN.fullmatch(self.env):
+            raise _bad("env", self.env, "use 1 to 32 letters, digits, '_' or '-': it is one token of a subject")
+        if self.nats_url is not None:
+            _check_nats_url(self.nats_url)
+        if self.nats_user_credentials and self.nats_nkey_seed_file:
+            raise ConfigError(
+                "nats_user_credentials and nats_nkey_seed_file are both set",
+                hint="set one of NATS_CREDS and NATS_NKEY",
+            )
+        if bool(self.nats_tls_cert) != bool(self.nats_tls_key):
+            raise ConfigError(
+                "nats_tls_cert and nats_tls_key belong together",
+                hint="set both NATS_CERT and NATS_KEY, or neither",
+            )
+        for name in _SECONDS:
+            seconds = getattr(self, name)
+            if not (math.isfinite(seconds) and seconds > 0):
+                raise _bad(name, str(seconds), "give a number of seconds greater than 0, like 5 or 2.5")
+        if self.log_level not in _LOG_LEVELS:
+            raise _bad("log_level", self.log_level, f"use one of {', '.join(_LOG_LEVELS)}")
+
+    @classmethod
+    def load(cls, env: Mapping[str, str] = os.environ, /, **overrides: Any) -> Settings:
+        """Read the settings from `env`; `overrides` (by field name) win over it.
+
+        An override of None means "not given", so that a command line can pass its options straight on. An
+        empty string, here or in the environment, means "the default": `nats_url=""` asks for the embedded
+        server even where NATS_URL is set. Paths may start with `~`; relative ones are made absolute.
+
+        Raises:
+            ConfigError: an unknown SQUADRON_* variable or override, a bad value, a file that is not there.
+        """
+        _reject_unknown((name for name in env if name.startswith(_PREFIX)), VARIABLES.values(), "variable")
+        _reject_unknown(overrides, VARIABLES, "setting")
+        values: dict[str, Any] = {}
+        for name, variable in VARIABLES.items():
+            given = overrides.get(name)
+            raw = env.get(variable, "") if given is None else given
+            if raw != "":
+                values[name] = _parse(name, raw)
+        settings = cls(**values)
+        for name in _FILES:
+            path = getattr(settings, name)
+            if path is not None and not path.is_file():
+                raise _bad(name, str(path), "no such file")
+        return settings
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether both servers are local ones of ours."""
+        return self.nats_url is None and self.ray_address is None
+
+    def environ(self) -> dict[str, str]:
+        """The environment variables that make `load` give these settings in another process."""
+        values = dataclasses.asdict(self)
+        return {var: str(values[name]) for name, var in VARIABLES.items() if values[name] not in (None, "")}
+
+
+def _parse(name: str, raw: Any) -> Any:
+    if name == "home" or name in _FILES:
+        return Path(raw).expanduser().absolute()
+    if name in _SECONDS:
+        try:
+            return float(raw)
+        except (TypeError, ValueError):
+            raise _bad(name, str(raw), "give a number of seconds greater than 0, like 5 or 2.5") from None
+    text = str(raw).strip()
+    return text.upper() if name == "log_level" else text
+
+
+def _check_nats_url(urls: str) -> None:
+    # The value itself stays out of the message: it may carry a password.
+    for url in urls.split(","):
+        parts = urlsplit(url.strip() if "://" in url else f"nats://{url.strip()}")
+        try:
+            usable = parts.scheme in _NATS_SCHEMES and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            usable = False
+        if not usable:
+            raise ConfigError(
+                "nats_url is not a NATS URL",
+                hint="set NATS_URL like nats://host:4222, tls://host:4222 or wss://host; several by commas",
+            )
+
+
+def _bad(name: str, value: str, fix: str) -> ConfigError:
+    return ConfigError(f"{name}: {value!r} can't be used", hint=f"{VARIABLES[name]}: {fix}")
+
+
+def _reject_unknown(names: Any, known: Any, what: str) -> None:
+    choices = sorted(known)
+    for name in sorted(set(names) - set(choices)):
+        nearest = difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
+        hint = f"did you mean {nearest[0]}?" if nearest else f"known are {', '.join(choices)}"
+        raise ConfigError(f"unknown {what} {name!r}", hint=hint)

@@ -1,0 +1,50 @@
+"""Asking the bridge to do something, over NATS."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from squadron.runtime.errors import BridgeUnavailableError, BusUnavailableError, SquadronError
+from squadron.runtime.ports import UnreliableBus
+from squadron.runtime.subjects import Subjects
+
+#: A call of the bridge ends within this, in seconds; only a declaration to Ray Serve takes more than one.
+CALL_WITHIN_S = 30.0
+#: How long to wait for a sign of life when none may be there, in seconds; no responder answers at once.
+PING_WITHIN_S = 5.0
+
+
+class Control:
+    """The bridge's control verbs."""
+
+    def __init__(self, bus: UnreliableBus, subjects: Subjects) -> None:
+        self._bus, self._subjects = bus, subjects
+
+    async def answers(self) -> bool:
+        """Whether a bridge is there."""
+        try:
+            await self._bus.request(self._subjects.control("ping"), b"", within_s=PING_WITHIN_S)
+        except BusUnavailableError:
+            return False
+        return True
+
+    async def call(self, verb: str, **arguments: Any) -> dict[str, Any]:
+        """One call; raises the error that the bridge raised.
+
+        Raises:
+            BridgeUnavailableError: no bridge answers.
+        """
+        data = json.dumps(arguments).encode()
+        try:
+            raw = await self._bus.request(self._subjects.control(verb), data, within_s=CALL_WITHIN_S)
+        except BusUnavailableError as error:
+            raise BridgeUnavailableError(
+                f"no bridge for environment {self._subjects.environment!r}: {error}",
+                hint="it restarts by itself within seconds; if nothing runs, `squadron up`",
+            ) from None
+        answer = json.loads(raw)
+        if "error" in answer:
+            raise SquadronError.from_dict(answer["error"])
+        ok: dict[str, Any] = answer["ok"]
+        return ok

@@ -1,0 +1,501 @@
+"""`Squad`: the one object people hold. It composes settings, bus, bridge and cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import socket
+import sys
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+from squadron.actors.agent import Agent, AgentSpec
+from squadron.actors.credentials import forget_keys, provider_environment, remember_keys
+from squadron.actors.providers import default_model_spec
+from squadron.bridge import code
+from squadron.bridge.jetstream.wiring import Wiring
+from squadron.config import Settings
+from squadron.control import Control
+from squadron.runtime.caller import DEFAULT_WITHIN_S, Ask, Handle
+from squadron.runtime.deployment import Deployment, Scale
+from squadron.runtime.envelope import AgentIdentity, AgentMessage
+from squadron.runtime.errors import (
+    BridgeUnavailableError,
+    DeployError,
+    InvalidAgentError,
+    InvalidMessageError,
+)
+from squadron.runtime.outcome import Outcome
+from squadron.runtime.ports import Note, Subscription
+from squadron.runtime.subjects import NORMAL_PRIORITY, check_pattern
+from squadron.runtime.topics import ScoredTopic
+
+if TYPE_CHECKING:
+    from squadron.sync import SyncSquad
+
+#: How long a deploy may take, in seconds: on 2 cores a replica needs 1 to 3 s, a cold import more.
+DEPLOY_WITHIN_S = 120.0
+#: How long a whole run of the supervisor may take when the caller does not say, in seconds.
+RUN_WITHIN_S = 600.0
+#: A deploy is looked after at this step, in seconds.
+_LOOK_S = 0.2
+
+
+class Stream:
+    """What a task emits, as an async iterator; then its outcome."""
+
+    def __init__(self, squad: Squad, submitting: Any) -> None:
+        self._squad, self._submitting = squad, submitting
+        self._handle: Handle | None = None
+
+    async def _submitted(self) -> Handle:
+        if self._handle is None:
+            self._handle = await self._submitting
+        return self._handle
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        handle = await self._submitted()
+        async for chunk in handle.chunks():
+            yield chunk
+
+    async def outcome(self) -> Outcome:
+        """The task's one outcome; waits for it."""
+        return await self._squad.outcome(await self._submitted())
+
+
+class Events:
+    """Events as they come, as an async iterator; close it to stop listening."""
+
+    def __init__(self) -> None:
+        self._queue: asyncio.Queue[AgentMessage] = asyncio.Queue()
+        self._subscription: Subscription | None = None
+
+    def hear(self, note: Note) -> None:
+        """Take in one note of the bus; what is not a message is left out."""
+        try:
+            self._queue.put_nowait(AgentMessage.decode(note.data))
+        except InvalidMessageError:
+            return
+
+    def attach(self, subscription: Subscription) -> Self:
+        """Remember what to close."""
+        self._subscription = subscription
+        return self
+
+    async def __aiter__(self) -> AsyncGenerator[AgentMessage, None]:
+        while True:
+            yield await self._queue.get()
+
+    async def next(self, *, within_s: float) -> AgentMessage:
+        """The next event.
+
+        Raises:
+            TimeoutError: none came in time.
+        """
+        return await asyncio.wait_for(self._queue.get(), within_s)
+
+    async def aclose(self) -> None:
+        """Stop listening. May be called twice."""
+        if self._subscription is not None:
+            await self._subscription.aclose()
+
+
+class Opening:
+    """A squad about to open: `await` it, or use it in `async with` or, in a plain script, in `with`."""
+
+    def __init__(self, open_squad: Callable[[], Any]) -> None:
+        self._open = open_squad
+        self._squad: Squad | None = None
+        self._sync: SyncSquad | None = None
+
+    def __await__(self) -> Any:
+        return self._open().__await__()
+
+    async def __aenter__(self) -> Squad:
+        self._squad = await self._open()
+        return self._squad
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._squad is not None:
+            await self._squad.aclose()
+
+    def __enter__(self) -> SyncSquad:
+        from squadron.sync import SyncSquad
+
+        self._sync = SyncSquad.open(self._open)
+        return self._sync
+
+    def __exit__(self, *_: object) -> None:
+        if self._sync is not None:
+            self._sync.close()
+
+
+class Squad:
+    """A connection to one environment of agents: deploy them, ask them, watch them.
+
+        async with Squad.up() as squad:
+            await squad.deploy(Analyst)
+            outcome = await squad.ask("analysis.sentiment", text="I love it")
+
+    In a plain script the same calls without `await`: `with Squad.up() as squad: squad.ask(…)`.
+    """
+
+    def __init__(self, wiring: Wiring, settings: Settings, *, started_here: bool) -> None:
+        self.settings = settings
+        self._wiring, self._control = wiring, Control(wiring.bus, wiring.subjects)
+        self._started_here = started_here
+        self._closed = asyncio.Event()
+
+    # --- opening and closing -------------------------------------------------------------------------
+
+    @classmethod
+    def up(cls, settings: Settings | None = None, **overrides: Any) -> Opening:
+        """Bring the environment up, or join it if it runs.
+
+        With no `NATS_URL` and no `RAY_ADDRESS` this starts a local NATS server and a local Ray cluster,
+        which stop again when the squad that started them is closed.
+
+        Args:
+            settings: where the servers are; from the environment by default.
+            overrides: single fields of `Settings`.
+
+        Raises:
+            ConfigError: a setting is wrong.
+            BusUnavailableError: NATS can't be reached.
+            ClusterUnavailableError: Ray can't be reached or started.
+        """
+
+        async def open_squad() -> Squad:
+            chosen = settings or Settings.load(**overrides)
+            wiring = await Wiring.open(chosen, _identity(), create=True)
+            try:
+                squad = cls(wiring, chosen, started_here=False)
+                if not await squad._control.answers():
+                    await asyncio.to_thread(_start_cluster, chosen)
+                    squad._started_here = chosen.ray_address is None
+            except BaseException:
+                await wiring.aclose()
+                raise
+            return squad
+
+        return Opening(open_squad)
+
+    @classmethod
+    def connect(cls, settings: Settings | None = None, **overrides: Any) -> Opening:
+        """Join an environment that runs; needs NATS only, never Ray.
+
+        Raises:
+            ConfigError: nothing runs here; says what to do.
+            BridgeUnavailableError: NATS is there, but no bridge answers.
+        """
+
+        async def open_squad() -> Squad:
+            chosen = settings or Settings.load(**overrides)
+            wiring = await Wiring.open(chosen, _identity())
+            squad = cls(wiring, chosen, started_here=False)
+            if not await squad._control.answers():
+                await wiring.aclose()
+                raise BridgeUnavailableError(
+                    f"environment {chosen.env!r} has no bridge", hint="start it with `squadron up`"
+                )
+            return squad
+
+        return Opening(open_squad)
+
+    async def aclose(self) -> None:
+        """Leave; local servers that this squad started are stopped. May be called twice."""
+        if self._closed.is_set():
+            return
+        self._closed.set()
+        await self._wiring.aclose()
+        if self._started_here:
+            await asyncio.to_thread(stop_local, self.settings)
+
+    def keep_running(self) -> None:
+        """Leave the servers this squad started running when it is closed; `squadron down` stops them."""
+        self._started_here = False
+
+    async def closed(self) -> None:
+        """Wait until somebody closes the squad."""
+        await self._closed.wait()
+
+    async def drain(self, within_s: float = 60.0) -> None:
+        """Take every agent out of service: running turns end, what waits is kept for their return.
+
+        Raises:
+            DeployError: some replicas were still there after `within_s` seconds.
+        """
+        names = [agent["agent"] for agent in (await self.status())["agents"]]
+        for name in names:
+            await self._control.call("undeploy", agent=name)
+        give_up_at = asyncio.get_running_loop().time() + within_s
+        while any(self._wiring.registry.replicas(name) for name in names):
+            if asyncio.get_running_loop().time() > give_up_at:
+                raise DeployError(f"agents did not stop within {within_s:g} s")
+            await asyncio.sleep(_LOOK_S)
+
+    # --- agents --------------------------------------------------------------------------------------
+
+    async def deploy(
+        self,
+        *agents: type[Agent] | str,
+        within_s: float = DEPLOY_WITHIN_S,
+        on_progress: Callable[[list[dict[str, Any]]], None] | None = None,
+    ) -> None:
+        """Run agents, and wait until they take tasks; the same name again replaces the code in place.
+
+        Args:
+            agents: classes, or import paths `module:Class`.
+            within_s: how long to wait for all of them, in seconds.
+            on_progress: called with the agents' status while waiting.
+
+        Raises:
+            InvalidAgentError: a class can't be served; says what to change.
+            RouteConflictError: another agent serves one of the topics.
+            DeployError: a replica could not start, or not in time; carries the reason.
+        """
+        wanted: dict[str, str] = {}
+        for each in agents:
+            deployment = await self._pack(load_agent(each) if isinstance(each, str) else each)
+            answer = await self._control.call("deploy", deployment=deployment.model_dump(mode="json"))
+            wanted[answer["agent"]] = answer["version"]
+        await self._await_running(wanted, within_s, on_progress)
+
+    async def _pack(self, agent_class: type[Agent]) -> Deployment:
+        spec = AgentSpec.of(agent_class)
+        packed, blob = code.pack(agent_class)
+        if blob:
+            await self._wiring.records.append(self._wiring.subjects.record("blob", packed.version), blob)
+        bounds = Scale(minimum=agent_class.min_replicas, maximum=agent_class.max_replicas)
+        return Deployment(
+            card=spec.card(),
+            code=packed.to_dict(),
+            slots=agent_class.slots,
+            grace_s=agent_class.grace_s,
+            lease_s=self.settings.lease_s,
+            num_cpus=agent_class.num_cpus,
+            num_gpus=agent_class.num_gpus,
+            bounds=bounds,
+            scale=bounds,
+        )
+
+    async def _await_running(
+        self,
+        wanted: dict[str, str],
+        within_s: float,
+        on_progress: Callable[[list[dict[str, Any]]], None] | None,
+    ) -> None:
+        give_up_at = asyncio.get_running_loop().time() + within_s
+        while True:
+            agents = [each for each in (await self.status())["agents"] if each["agent"] in wanted]
+            if on_progress is not None:
+                on_progress(agents)
+            for each in agents:
+                if each["status"] in ("DEPLOY_FAILED", "UNHEALTHY"):
+                    raise DeployError(f"{each['agent']} could not start: {each['message']}")
+            waiting = [each["agent"] for each in agents if not _runs(each, wanted[each["agent"]])]
+            if len(agents) == len(wanted) and not waiting:
+                return
+            if asyncio.get_running_loop().time() > give_up_at:
+                raise DeployError(
+                    f"{', '.join(waiting) or 'agents'} did not start within {within_s:g} s",
+                    hint="see `squadron status`",
+                )
+            await asyncio.sleep(_LOOK_S)
+
+    async def undeploy(self, agent: str) -> None:
+        """Stop an agent after its running turns; what waits in its mailbox is kept for its return."""
+        await self._control.call("undeploy", agent=agent)
+
+    async def scale(self, agent: str, to: str | int) -> str:
+        """Set replicas to a number, `MIN..MAX` or `auto`, in place; returns the new scale.
+
+        Raises:
+            ConfigError: no such agent, or not a scale.
+        """
+        answer = await self._control.call("scale", agent=agent, to=str(to))
+        return str(answer["scale"])
+
+    async def status(self) -> dict[str, Any]:
+        """Agents, replicas, backlogs and addresses, as `squadron status --json` prints them."""
+        return await self._control.call("status")
+
+    # --- talking -------------------------------------------------------------------------------------
+
+    async def ask(
+        self,
+        topic: str,
+        content: Any = None,
+        /,
+        *,
+        within_s: float = DEFAULT_WITHIN_S,
+        priority: int = NORMAL_PRIORITY,
+        conversation_id: str = "",
+        model: str | None = None,
+        **fields: Any,
+    ) -> Outcome:
+        """Send a task and wait for its one outcome, at most `within_s` seconds.
+
+        The input is `fields`, or `content` when it is not an object or a field's name is taken.
+        Never raises for what happens to the task: that is the outcome. `outcome.unwrap()` does.
+        """
+        handle = await self.submit(
+            topic,
+            content,
+            within_s=within_s,
+            priority=priority,
+            conversation_id=conversation_id,
+            model=model,
+            **fields,
+        )
+        return await self.outcome(handle)
+
+    async def submit(
+        self,
+        topic: str,
+        content: Any = None,
+        /,
+        *,
+        within_s: float = DEFAULT_WITHIN_S,
+        priority: int = NORMAL_PRIORITY,
+        conversation_id: str = "",
+        model: str | None = None,
+        **fields: Any,
+    ) -> Handle:
+        """Send a task without waiting; it is durable when this returns."""
+        ask = Ask(within_s=within_s, priority=priority, conversation_id=conversation_id, model=model)
+        return await self._wiring.caller.submit(topic, fields if content is None else content, ask)
+
+    async def outcome(self, handle: Handle) -> Outcome:
+        """Wait for a submitted task."""
+        return await self._wiring.caller.outcome(handle)
+
+    def stream(self, topic: str, content: Any = None, /, **options: Any) -> Stream:
+        """Send a task and follow what it emits; takes what `ask` takes."""
+        return Stream(self, self.submit(topic, content, **options))
+
+    async def publish(self, topic: str, content: Any, *, conversation_id: str = "") -> None:
+        """Send an event to whoever listens now (at most once)."""
+        await self._wiring.caller.publish(topic, content, conversation_id=conversation_id)
+
+    async def subscribe(self, pattern: str) -> Events:
+        """Hear events: `status.*`, or `*.*` for all; active when this returns."""
+        events = Events()
+        subject = self._wiring.subjects.event(check_pattern(pattern))
+        return events.attach(await self._wiring.bus.subscribe(subject, events.hear))
+
+    def discover(self, intent: str, *, most: int = 8) -> list[ScoredTopic]:
+        """The served topics that fit an intent in plain words, best first."""
+        return self._wiring.registry.discover(intent, most=most)
+
+    def topics(self) -> list[ScoredTopic]:
+        """All topics that are served now."""
+        return [
+            ScoredTopic(topic=topic, agent=agent, score=0.0)
+            for topic, agent in self._wiring.registry.topics()
+        ]
+
+    # --- goals ---------------------------------------------------------------------------------------
+
+    async def run(
+        self,
+        goal: str,
+        *,
+        model: str = "",
+        topics: Iterable[str] = (),
+        plan: Sequence[Any] | None = None,
+        max_rounds: int = 12,
+        within_s: float = RUN_WITHIN_S,
+        on_event: Callable[[dict[str, Any]], None] | None = None,
+    ) -> Outcome:
+        """Have the supervisor pursue a goal; the outcome's data is a `RunReport`.
+
+        Args:
+            model: `openai:NAME`, `anthropic:NAME` or `offline`; by default the one whose key is set.
+            topics: names or patterns it may use; all by default.
+            plan: rounds of steps for the offline planner.
+            within_s: for the whole run, in seconds.
+            on_event: sees what the supervisor does while it does it.
+        """
+        from squadron.actors.supervisor import Supervisor
+
+        if self._wiring.registry.find("goal.pursue") is None:
+            await self.deploy(Supervisor)
+        chosen = model or self.settings.model or default_model_spec(provider_environment())
+        if self.settings.is_embedded:
+            await asyncio.to_thread(remember_keys, self.settings.home)
+        stream = self.stream(
+            "goal.pursue",
+            {
+                "goal": goal,
+                "topics": list(topics),
+                "plan": plan,
+                "max_rounds": max_rounds,
+                # The run stops by itself a little before its caller does.
+                "within_s": max(1.0, 0.95 * within_s),
+            },
+            within_s=within_s,
+            model=chosen,
+        )
+        async for event in stream:
+            if on_event is not None:
+                on_event(event)
+        return await stream.outcome()
+
+
+def _identity() -> AgentIdentity:
+    return AgentIdentity(
+        id=f"{socket.gethostname().split('.')[0][:32]}-{uuid.uuid4().hex[:12]}", type="client"
+    )
+
+
+def _runs(agent: dict[str, Any], version: str) -> bool:
+    versions = {replica["version"] for replica in agent["replicas"]}
+    if versions - {version}:
+        return False
+    asleep = agent["scale"].split("..")[0] == "0"
+    return agent["status"] == "RUNNING" and (bool(versions) or asleep)
+
+
+def load_agent(path: str) -> type[Agent]:
+    """Import `module:Class`.
+
+    Raises:
+        InvalidAgentError: there is no such module or class, or it is not an agent.
+    """
+    module_name, _, name = path.partition(":")
+    if not name:
+        raise InvalidAgentError(f"{path!r} is not module:Class", hint="for example my_agents:Analyst")
+    try:
+        found = getattr(importlib.import_module(module_name), name)
+    except ModuleNotFoundError as error:
+        raise InvalidAgentError(f"{path}: {error}", hint="run it from the folder the module is in") from None
+    except AttributeError:
+        raise InvalidAgentError(f"module {module_name!r} has no {name!r}") from None
+    return AgentSpec.of(found).agent_class
+
+
+def _start_cluster(settings: Settings) -> None:
+    from squadron.bridge.serve import cluster
+
+    cluster.join(settings)
+    cluster.start_bridge(settings)
+
+
+def stop_local(settings: Settings) -> list[str]:
+    """Stop the local servers of `settings.home`; returns what was stopped."""
+
+    from squadron.bridge.jetstream import embedded
+    from squadron.bridge.serve import local
+
+    # A process that is connected would be killed with the cluster.
+    if (ray := sys.modules.get("ray")) is not None and ray.is_initialized():
+        ray.shutdown()
+    forget_keys(settings.home)
+    stopped = []
+    if local.stop(settings.home):
+        stopped.append("ray")
+    if settings.nats_url is None and embedded.stop(settings.home):
+        stopped.append("nats")
+    return stopped

@@ -1,0 +1,399 @@
+"""Both providers over real HTTP: the official SDKs against servers that speak the wire formats."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, NamedTuple
+
+import pytest
+
+from squadron.actors import providers
+from squadron.actors.model import ChatMessage, Model, ModelTurn, ToolCall, ToolDefinition
+from squadron.actors.providers import AnthropicModel, OpenAIModel, default_model_spec, model_from
+from squadron.actors.scripted import ScriptedModel
+from squadron.runtime.errors import ConfigError, ModelError
+from tests.llm_servers import Broken, ScriptedAnthropicServer, ScriptedOpenAIServer
+
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
+TOOLS = [
+    ToolDefinition("weather", "The weather now.", SCHEMA),
+    ToolDefinition("time", "", {"type": "object"}),
+]
+USER = [ChatMessage("user", "hello")]
+WEATHER = ToolCall("call_w", "weather", {"city": 'Zürich "old town"', "days": [1, 2]})
+TIME = ToolCall("call_t", "time", {})
+TURN = ModelTurn("Grüezi mitenand, it is sunny", (), 11, 7)
+
+
+@pytest.fixture(autouse=True)
+def _no_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    for variable in list(os.environ):
+        if variable.startswith(("OPENAI_", "ANTHROPIC_")):
+            monkeypatch.delenv(variable)
+    monkeypatch.setenv("HOME", str(tmp_path))  # where Anthropic's SDK looks for a signed-in profile
+
+
+class Provider(NamedTuple):
+    name: str
+    prefix: str
+    model: Callable[..., Any]
+    server: Callable[..., Any]
+
+
+OPENAI = Provider("openai", "OPENAI", OpenAIModel, ScriptedOpenAIServer)
+ANTHROPIC = Provider("anthropic", "ANTHROPIC", AnthropicModel, ScriptedAnthropicServer)
+
+
+@pytest.fixture(params=[OPENAI, ANTHROPIC], ids=lambda provider: provider.name)
+def provider(request: pytest.FixtureRequest) -> Provider:
+    return request.param  # type: ignore[no-any-return]
+
+
+class Played:
+    """A model and the server it talks to."""
+
+    def __init__(self, server: Any, model: Model) -> None:
+        self.server = server
+        self.model = model
+        self.text: list[str] = []
+
+    async def think(self, messages: Sequence[ChatMessage] = USER, *args: Any, **options: Any) -> ModelTurn:
+        return await self.model.think(messages, *args, on_text=self.text.append, **options)
+
+    async def error(self, *args: Any, **options: Any) -> ModelError:
+        with pytest.raises(ModelError) as caught:
+            await self.think(*args, **options)
+        return caught.value
+
+    @property
+    def body(self) -> dict[str, Any]:
+        return self.server.requests[-1].body  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+async def play(provider: Provider) -> AsyncIterator[Callable[..., Played]]:
+    open_now: list[Played] = []
+
+    def start(turns: Any, *, max_retries: int = 0, model: str = "", **options: Any) -> Played:
+        server = provider.server(turns, **options).__enter__()
+        llm = provider.model(model, api_key="sk-test", base_url=server.base_url, max_retries=max_retries)
+        open_now.append(Played(server, llm))
+        return open_now[-1]
+
+    yield start
+    for played in open_now:
+        await played.model.aclose()
+        await played.model.aclose()  # may be called twice
+        played.server.__exit__(None, None, None)
+
+
+# A turn
+
+
+async def test_text_streams_in_pieces_and_tokens_are_counted(play: Any) -> None:
+    played = play([TURN])
+    assert await played.think() == TURN
+    assert "".join(played.text) == TURN.text
+    assert len(played.text) == 6
+
+
+async def test_text_arrives_before_the_answer_is_over(play: Any) -> None:
+    heard = threading.Event()
+
+    def hold_back(number: int) -> None:
+        if number == 10:
+            assert heard.wait(5), "the client heard nothing of the first ten events"
+
+    played = play([ModelTurn("a long answer, said in many many small pieces")], before_event=hold_back)
+    await played.model.think(USER, on_text=lambda piece: heard.set())
+    assert heard.is_set()
+
+
+async def test_parallel_calls_are_put_together_from_pieces(play: Any) -> None:
+    turn = ModelTurn("I look.", (WEATHER, TIME), 5, 6)
+    played = play([turn], piece_chars=3)
+    assert await played.think(USER, TOOLS) == turn
+
+
+@pytest.mark.parametrize("raw", ['{"city": "Zür', "[1, 2]", "null", "nonsense", '"a string"', "[" * 100_000])
+async def test_bad_arguments_are_a_problem_of_that_call_alone(play: Any, raw: str) -> None:
+    played = play([ModelTurn("", (ToolCall("call_b", "weather", problem=raw), TIME))], piece_chars=5_000)
+    bad, good = (await played.think(USER, TOOLS)).tool_calls
+    assert (bad.id, bad.name, bad.arguments) == ("call_b", "weather", {})
+    assert "JSON" in bad.problem
+    assert good == TIME
+
+
+async def test_an_error_of_the_listener_is_not_taken_for_one_of_the_provider(play: Any) -> None:
+    with pytest.raises(ValueError, match="Grüez"):
+        await play([TURN]).model.think(USER, on_text=int)
+
+
+async def test_a_call_cut_off_by_the_token_limit_is_not_run_with_half_its_arguments(play: Any) -> None:
+    played = play([Broken(ModelTurn("", (TIME, ToolCall("call_b", "weather", problem=" "))), "length")])
+    whole, cut = (await played.think(USER, TOOLS)).tool_calls
+    assert whole == TIME
+    assert "tokens ran out" in cut.problem
+
+
+async def test_a_text_cut_off_by_the_token_limit_is_still_an_answer(play: Any) -> None:
+    played = play([Broken(TURN, "length"), Broken(ModelTurn(), "length")])
+    assert await played.think() == TURN
+    assert "raise max_tokens" in (await played.error()).hint
+
+
+async def test_a_refusal_is_an_error_and_its_beginning_no_answer(play: Any) -> None:
+    error = await play([Broken(TURN, "refusal")]).error()
+    assert "refused" in str(error)
+    assert not error.retryable
+
+
+# A conversation
+
+
+async def test_several_rounds_with_tools_make_a_valid_conversation(play: Any) -> None:
+    played = play([ModelTurn("", (WEATHER, TIME)), ModelTurn("again", (ToolCall("call_3", "time"),)), TURN])
+    chat = [ChatMessage("system", "Be kind."), *USER]
+    for _ in range(2):
+        turn = await played.think(chat, TOOLS)
+        chat.append(ChatMessage("assistant", turn.text, turn.tool_calls))
+        chat += [ChatMessage("tool", "sunny", tool_call_id=call.id) for call in turn.tool_calls]
+    chat.append(ChatMessage("user", "and now answer"))
+    assert await played.think(chat, TOOLS) == TURN
+
+
+async def test_openai_gets_the_conversation_in_its_own_format() -> None:
+    chat = [
+        ChatMessage("system", "Be kind."),
+        *USER,
+        ChatMessage("assistant", "", (WEATHER,)),
+        ChatMessage("tool", "no such city", tool_call_id="call_w", is_error=True),
+    ]
+    with ScriptedOpenAIServer([TURN]) as server:
+        model = OpenAIModel("gpt-4.1-mini", api_key="k", base_url=server.base_url)
+        await model.think(chat, TOOLS[:1], max_tokens=99, temperature=0.0)
+        await model.aclose()
+    body = server.requests[0].body
+    assert body["messages"][0] == {"role": "system", "content": "Be kind."}
+    assert body["messages"][2]["content"] is None
+    assert body["messages"][2]["tool_calls"][0]["id"] == "call_w"
+    assert body["messages"][3]["content"] == "Error: no such city"
+    assert body["tools"][0]["function"]["parameters"] == SCHEMA
+    assert body["stream_options"] == {"include_usage": True}
+    assert (body["max_completion_tokens"], body["temperature"]) == (99, 0.0)
+    assert "reasoning_effort" not in body
+
+
+async def test_anthropic_gets_the_conversation_in_its_own_format() -> None:
+    chat = [
+        ChatMessage("system", "Be kind."),
+        ChatMessage("user", " "),
+        *USER,
+        ChatMessage("user", "there"),
+        ChatMessage("assistant", "", (WEATHER, TIME)),
+        ChatMessage("tool", "no such city", tool_call_id="call_w", is_error=True),
+        ChatMessage("system", "Be brief."),
+        ChatMessage("user", "well?"),
+        ChatMessage("tool", "", tool_call_id="call_t"),
+    ]
+    with ScriptedAnthropicServer([TURN]) as server:
+        model = AnthropicModel(api_key="k", base_url=server.base_url)
+        await model.think(chat, TOOLS)
+        await model.aclose()
+    body = server.requests[0].body
+    assert body["system"] == "Be kind.\n\nBe brief."
+    assert [message["role"] for message in body["messages"]] == ["user", "assistant", "user"]
+    assert [block["text"] for block in body["messages"][0]["content"]] == ["hello", "there"]
+    assert [block["type"] for block in body["messages"][1]["content"]] == ["tool_use", "tool_use"]
+    assert body["messages"][2]["content"] == [
+        {"type": "tool_result", "tool_use_id": "call_w", "content": "no such city", "is_error": True},
+        {"type": "tool_result", "tool_use_id": "call_t"},
+        {"type": "text", "text": "well?"},
+    ]
+    assert body["tools"][0]["input_schema"] == SCHEMA
+    assert body["max_tokens"] == providers.DEFAULT_ANTHROPIC_MAX_TOKENS
+
+
+async def test_nothing_optional_is_sent_unasked(play: Any) -> None:
+    played = play([TURN])
+    await played.think()
+    required = {"model", "messages", "stream", "stream_options", "max_tokens"}
+    assert played.body.keys() <= required
+
+
+async def test_a_temperature_and_a_limit_reach_the_server(play: Any) -> None:
+    played = play([TURN])
+    await played.think(temperature=0.5, max_tokens=10)
+    assert played.body["temperature"] == 0.5
+    assert 10 in (played.body.get("max_completion_tokens"), played.body.get("max_tokens"))
+
+
+@pytest.mark.parametrize(
+    ("model", "effort"),
+    [
+        *[("gpt-6.1-terra", "none"), ("gpt-5.6", "none"), ("gpt-5.10", "none"), ("gpt-10", "none")],
+        *[("gpt-5.4-mini", None), ("gpt-5", None), ("gpt-4o", None), ("llama-6", None)],
+    ],
+)
+async def test_openai_models_that_refuse_tools_while_reasoning_do_not_reason(
+    model: str, effort: str | None
+) -> None:
+    with ScriptedOpenAIServer([TURN, TURN]) as server:
+        llm = OpenAIModel(model, api_key="k", base_url=server.base_url)
+        await llm.think(USER, TOOLS)
+        await llm.think(USER)
+        await llm.aclose()
+    efforts = [request.body.get("reasoning_effort") for request in server.requests]
+    assert efforts == [effort, None]
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("status", "retryable", "hint"),
+    [
+        *[(400, False, "its message says"), (401, False, "_API_KEY"), (402, False, "credit")],
+        *[(403, False, "may not use"), (404, False, "model name"), (413, False, "shorten")],
+        *[(429, True, "rate limit"), (500, True, "later"), (503, True, "later"), (529, True, "later")],
+    ],
+)
+async def test_each_status_says_what_to_do(
+    play: Any, provider: Provider, status: int, retryable: bool, hint: str
+) -> None:
+    played = play([status])
+    error = await played.error()
+    assert error.retryable is retryable
+    assert hint in error.hint
+    assert played.model.name in str(error)
+    assert f"the script says {status}" in str(error)
+    assert provider.prefix in error.hint or "_API_KEY" not in error.hint
+    assert pickle.loads(pickle.dumps(error)).retryable is retryable
+
+
+async def test_a_passing_error_is_retried_inside_the_sdk(play: Any) -> None:
+    played = play([500, TURN], max_retries=1)
+    assert await played.think() == TURN
+    assert len(played.server.requests) == 2
+
+
+async def test_a_wrong_key_is_named(play: Any, provider: Provider) -> None:
+    error = await play([TURN], api_key="sk-other").error()
+    assert f"check {provider.prefix}_API_KEY" in error.hint
+
+
+@pytest.mark.parametrize("how", ["cut", "end", "error"])
+async def test_a_broken_stream_is_retryable_and_what_came_was_heard(play: Any, how: Any) -> None:
+    played = play([Broken(TURN, how), TURN])
+    error = await played.error()
+    assert error.retryable
+    assert "again" in error.hint
+    assert played.text
+    assert await played.think() == TURN  # and the model still works
+
+
+async def test_no_server_is_retryable_and_names_the_address(provider: Provider) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    model = provider.model(api_key="k", base_url=url, max_retries=0)
+    with pytest.raises(ModelError, match=r"127\.0\.0\.1") as caught:
+        await model.think(USER)
+    await model.aclose()
+    assert caught.value.retryable
+    assert f"{provider.prefix}_BASE_URL" in caught.value.hint
+
+
+async def test_a_refused_temperature_says_so(play: Any) -> None:
+    def refuse(body: dict[str, Any]) -> ModelTurn:
+        raise ValueError("temperature is deprecated for this model")
+
+    error = await play(refuse).error(temperature=0.1)
+    assert "leave it unset" in error.hint
+
+
+async def test_the_servers_notice_a_malformed_conversation(play: Any) -> None:
+    played = play([TURN])
+    orphan = ChatMessage("tool", "sunny", tool_call_id="call_x")
+    unanswered = ChatMessage("assistant", "", (WEATHER,))
+    for chat in ([*USER, orphan], [*USER, unanswered, *USER], []):
+        error = await played.error(chat)
+        assert "answered HTTP 400" in str(error)
+    error = await played.error(USER, [ToolDefinition("bad name!", "", {"type": "object"})])
+    assert "answered HTTP 400" in str(error)
+    assert await played.think() == TURN  # bad requests used up no turn
+
+
+# Keys and names
+
+
+def test_a_missing_key_is_an_error_at_once(provider: Provider, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_ADMIN_KEY", "sk-admin")  # good for the SDK, not for chatting
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "")
+    with pytest.raises(ModelError, match="no API key") as caught:
+        provider.model()
+    assert f"set {provider.prefix}_API_KEY" in caught.value.hint
+    assert not caught.value.retryable
+
+
+async def test_key_and_address_come_from_the_environment(
+    provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with provider.server([TURN], api_key="sk-env") as server:
+        monkeypatch.setenv(f"{provider.prefix}_API_KEY", "sk-env")
+        monkeypatch.setenv(f"{provider.prefix}_BASE_URL", server.base_url)
+        model = model_from(provider.name)
+        assert await model.think(USER) == TURN
+        await model.aclose()
+
+
+def test_a_spec_names_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "k")
+    assert model_from("openai").name == f"openai:{providers.DEFAULT_OPENAI_MODEL}"
+    assert model_from("anthropic").name == f"anthropic:{providers.DEFAULT_ANTHROPIC_MODEL}"
+    assert model_from("openai:llama3:8b").name == "openai:llama3:8b"
+    assert model_from(" anthropic:claude-x ").name == "anthropic:claude-x"
+    for spec in ("", "gemini", "gemini:x", "openai:", ":x", "offline", "gpt-5"):
+        with pytest.raises(ConfigError, match="names no model") as caught:
+            model_from(spec)
+        assert "openai:NAME" in caught.value.hint
+        assert "offline" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("env", "spec"),
+    [
+        ({}, "offline"),
+        ({"ANTHROPIC_API_KEY": "k"}, "anthropic"),
+        ({"ANTHROPIC_API_KEY": "k", "OPENAI_API_KEY": "k"}, "openai"),
+        ({"ANTHROPIC_API_KEY": "k", "OPENAI_API_KEY": ""}, "anthropic"),
+        ({"SQUADRON_MODEL": "anthropic:x", "OPENAI_API_KEY": "k"}, "anthropic:x"),
+        ({"SQUADRON_MODEL": ""}, "offline"),
+    ],
+)
+def test_the_default_model_follows_the_keys(env: dict[str, str], spec: str) -> None:
+    assert default_model_spec(env) == spec
+
+
+# The script
+
+
+async def test_a_scripted_model_plays_and_records() -> None:
+    def echo(messages: Sequence[ChatMessage], tools: Sequence[ToolDefinition]) -> ModelTurn:
+        return ModelTurn(f"{messages[-1].content} with {len(tools)} tools")
+
+    model, heard = ScriptedModel([TURN, echo]), list[str]()
+    chat = list(USER)
+    assert await model.think(chat, on_text=heard.append) == TURN
+    chat.append(ChatMessage("user", "more"))
+    assert (await model.think(chat, TOOLS)).text == "more with 2 tools"
+    assert heard == [TURN.text]
+    assert model.seen == [(tuple(USER), ()), (tuple(chat), tuple(TOOLS))]
+    with pytest.raises(ModelError, match="the script is over") as caught:
+        await model.think(chat)
+    assert not caught.value.retryable
+    await model.aclose()
