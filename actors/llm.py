@@ -180,6 +180,14 @@ def tool(method: F) -> F:
 class LLMAgent(Agent):
     """An agent whose handlers ask an LLM with `think` or `think_as`.
 
+    class Translator(LLMAgent):
+        \"\"\"You translate into plain English.\"\"\"
+
+        @topic("text.translate")
+        async def translate(self, text: str, ctx: Context) -> str:
+            \"\"\"Translate a text into English.\"\"\"
+            return await self.think(ctx, text)
+
     Attributes:
         instructions: the system prompt; the class docstring by default.
         remembers: whether it recalls its earlier exchanges in the same conversation.

@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, GetJsonSchemaHandler, Tag
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 from typing_extensions import TypedDict
 
 from squadron.actors.goal import DISCOVER, FINISH, FOR_EACH, as_reference
@@ -74,7 +76,17 @@ def _kind_of(raw: Any) -> str:
     return "finish" if isinstance(raw, Finish) or (isinstance(raw, Mapping) and "finish" in raw) else "step"
 
 
-PlanStep = Annotated[Annotated[Step, Tag("step")] | Annotated[Finish, Tag("finish")], Discriminator(_kind_of)]
+class _ByFinish:
+    """A schema that tells the two kinds apart as we do, so that a validator names the very field that is wrong."""
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        step, finish = handler(core)["oneOf"]
+        return {"if": {"required": ["finish"]}, "then": finish, "else": step}
+
+
+PlanStep = Annotated[
+    Annotated[Step, Tag("step")] | Annotated[Finish, Tag("finish")], Discriminator(_kind_of), _ByFinish()
+]
 Round = Annotated[list[PlanStep], Field(min_length=1)]
 
 

@@ -7,6 +7,7 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Coroutine, Iterable, Sequence
+from contextlib import aclosing
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import Field, TypeAdapter
@@ -74,10 +75,9 @@ MAX_TIMELINE = 1_000
 SYSTEM_PROMPT = """You pursue a goal by calling tools. Most tools are agents on a network; each call is a task.
 
 - All calls of one turn run in parallel: put everything that does not depend on each other into one turn.
-- Each result has the id of its call. Never copy data from results into arguments. Anywhere in the arguments of
-  any tool, whatever type its schema names, the object {{"$from": "CALL_ID"}} is replaced by the result of that
-  earlier call, and {{"$from": "CALL_ID#/a/0/b"}} by the part of it at that JSON pointer (RFC 6901).
-- Long results are shown to you cut; a reference passes on the full value.
+- Each result has the id of its call. Never copy data from results into arguments: anywhere in the arguments of any
+  tool, whatever type its schema names, {{"$from": "CALL_ID"}} is replaced by the result of that earlier call,
+  and {{"$from": "CALL_ID#/a/0/b"}} by the part of it at that JSON pointer (RFC 6901); long results you see cut.
 - for_each calls one tool for every item of a list, in parallel; it is the way to handle many things.
 - discover_topics finds tools that you were not offered.
 - Calls can fail; you are told why. Try another way, or go on without and say so in the answer.
@@ -127,11 +127,8 @@ class Supervisor(Agent):
         `topics` limits it to these topics or patterns. `plan` is what the offline planner carries out; an LLM
         takes it as a proposal.
         """
-        model = self.make_model(spec_of(ctx), plan)
-        try:
+        async with aclosing(self.make_model(spec_of(ctx), plan)) as model:
             return await _Run(ctx, goal, model, topics, within_s).pursue(plan, max_rounds)
-        finally:
-            await model.aclose()
 
 
 class _RunJournal:
@@ -140,12 +137,13 @@ class _RunJournal:
     def __init__(self, caller: Caller, run: str) -> None:
         self._caller, self._run = caller, run
         self._key = caller.subjects.lite(run, "journal")
-        self._seq = 0
+        self._seq, self.taken_over = 0, False
         self.started_at = caller.clock.time()
         self.turns: dict[int, RecordedTurn] = {}
 
     async def load(self) -> None:
         """Take over what another attempt wrote."""
+        self.taken_over = True
         async for stored in self._caller.lite.read(self._key):
             entry = _RECORDED.validate_json(stored.data)
             self._seq, self.started_at = stored.seq, entry.started_at
@@ -184,7 +182,6 @@ class _Run:
         self._toolbox = Toolbox(topics, never={ctx.topic, OWN_TOPIC})
         self._notebook = Notebook()
         self._calls: list[CallReport] = []
-        self._call_ids: set[str] = set()
         self._timeline: list[dict[str, Any]] = []
         self._emitter = Emitter(ctx, lambda text: self._event("text", delta=text))
         self._rounds, self._tokens, self._text = 0, 0, ""
@@ -193,10 +190,6 @@ class _Run:
     @property
     def _at_s(self) -> float:
         return round(self._caller.clock.time() - self._journal.started_at, 3)
-
-    @property
-    def _left_s(self) -> float:
-        return self._within_s - self._at_s
 
     def _event(self, event: str, **fields: Any) -> dict[str, Any]:
         return {"event": event, "at_s": self._at_s, **fields}
@@ -218,8 +211,8 @@ class _Run:
         messages = [ChatMessage("system", system), ChatMessage("user", self._goal)]
         try:
             async with self._emitter:
-                fields = {"goal": self._goal, "model": self._model.name, "topics": self._toolbox.topics}
-                self._note("started", run=self._id, **fields)
+                shown = {"goal": self._goal, "model": self._model.name, "topics": self._toolbox.topics}
+                self._note("started", run=self._id, **shown)
                 stopped = await self._loop(messages, max_rounds)
                 self._note("finished", stopped=stopped, rounds=self._rounds)
         finally:
@@ -253,36 +246,38 @@ class _Run:
         recorded = self._journal.turns.get(number)
         replayed = recorded is not None
         if recorded is None:
+            if self._at_s >= self._within_s:
+                return None
             started = time.perf_counter()
             tools, sampling = self._toolbox.definitions(), sampling_of(self._ctx)
             try:
-                async with asyncio.timeout(max(0.0, self._left_s)) as limit:
+                async with asyncio.timeout(self._within_s - self._at_s) as limit:
                     turn = await think_patiently(self._model, messages, tools, self._emitter.text, sampling)
             except TimeoutError:
                 if limit.expired():
                     return None
                 raise
-            turn, offered = with_unique_ids(turn, self._call_ids), tuple(self._toolbox.topics)
+            used = {call.id for message in messages for call in message.tool_calls}
+            turn, offered = with_unique_ids(turn, used), tuple(self._toolbox.topics)
             seconds = round(time.perf_counter() - started, 3)
-            recorded = await self._journal.record(
-                RecordedTurn(number, turn, offered, seconds, self._journal.started_at)
-            )
+            entry = RecordedTurn(number, turn, offered, seconds, self._journal.started_at)
+            recorded = await self._journal.record(entry)
         self._toolbox.offer(self._known(name) for name in recorded.offered)
         turn = recorded.turn
         self._rounds, self._text = number, turn.text or self._text
-        self._call_ids |= {call.id for call in turn.tool_calls}
         self._tokens += turn.tokens
         self._ctx.charge(turn.tokens)
-        fields = {"text": turn.text, "seconds": recorded.seconds, "tokens": turn.tokens}
-        self._note("thought", round=number, **fields, **({"replayed": True} if replayed else {}))
+        shown = {"text": turn.text, "seconds": recorded.seconds, "tokens": turn.tokens}
+        self._note("thought", round=number, **shown, **({"replayed": True} if replayed else {}))
         return turn
 
     def _report(self, stopped: Stopped) -> RunReport:
         end = self._finished
         if end is None:
-            kept = f"{len(self._notebook.results)} results were gathered"
-            answer = f"Stopped by the limit of {stopped} before there was an answer; {kept}. {self._text}"
-            end = Finish(answer=answer.rstrip(), deliverables=self._notebook.results)
+            end = Finish(answer=self._text, deliverables=self._notebook.results)
+            end.answer = (
+                f"Stopped by the limit of {stopped}: {len(end.deliverables)} results gathered. {end.answer}"
+            )
         return RunReport(
             answer=end.answer if isinstance(end.answer, str) else to_json(end.answer).decode(),
             deliverables=end.deliverables,
@@ -301,8 +296,8 @@ class _Run:
         registry = self._caller.registry
         if not self._topics:
             return [hit.topic for hit in registry.discover(intent, most=FOUND)]
-        hits = [hit.topic for hit in registry.discover(intent, most=len(registry.topics()))]
         served = [found for found, _ in registry.topics()]
+        hits = [hit.topic for hit in registry.discover(intent, most=len(served))]
         named = [self._known(name) for name in self._topics if "*" not in name and registry.find(name)]
         found = {one.name: one for one in [*hits, *named, *served]}
         return [one for name, one in found.items() if any(matches(p, name) for p in self._topics)]
@@ -317,10 +312,10 @@ class _Run:
         ends = [call for call in calls if call.name == FINISH and not call.problem]
         ready = [self._prepare(call) for call in calls if call not in ends]
         sent = await _all(self._dispatch(one) for one in ready if isinstance(one, Dispatch))
-        answers = {message.tool_call_id: message for message in sent}
-        answers |= {message.tool_call_id: message for message in ready if isinstance(message, ChatMessage)}
-        # What a turn gathered may be in what it hands over.
-        answers |= {call.id: self._finish(call) for call in ends}
+        told = [*sent, *(one for one in ready if isinstance(one, ChatMessage))]
+        # Last, because what a turn gathered may be in what it hands over.
+        told += [self._finish(call) for call in ends]
+        answers = {message.tool_call_id: message for message in told}
         return [answers[call.id] for call in calls]
 
     def _prepare(self, call: ToolCall) -> Dispatch | ChatMessage:
@@ -351,7 +346,7 @@ class _Run:
 
     def _refuse(self, call: ToolCall, error: Exception) -> ChatMessage:
         refusal = Rejected(topic=call.name, reason=str(error))
-        self._note_outcome(call, refusal)
+        self._note("outcome", round=self._rounds, call=call.id, **outcome_fields(refusal))
         return answer_one(self._notebook, call.id, call.name, refusal)
 
     async def _dispatch(self, ready: Dispatch) -> ChatMessage:
@@ -359,7 +354,7 @@ class _Run:
         report = CallReport(id=call.id, round=self._rounds, topic=ready.topic, tasks=count, started_s=self._at_s)
         self._calls.append(report)
         self._note("dispatched", round=self._rounds, call=call.id, topic=ready.topic, tasks=count)
-        sent_before = self._ctx.attempt > 1 and await self._journal.was_sent(call.id)
+        sent_before = self._journal.taken_over and await self._journal.was_sent(call.id)
         tasks = await _all(self._send(ready, index, sent_before) for index in range(count))
         if not sent_before:
             await self._journal.mark_sent(call.id)
@@ -374,8 +369,8 @@ class _Run:
         content, task_id = ready.contents[index], f"{self._id}-{ready.call.id}-{index}"
         if isinstance(content, Outcome):
             return content
-        within_s = CALL_SHARE * self._left_s
-        if self._ctx.attempt > 1:
+        within_s = CALL_SHARE * (self._within_s - self._at_s)
+        if self._journal.taken_over:
             # Made here and not by `submit`, because looking must not send.
             address = self._caller.subjects.lite(self._id, token_of(task_id))
             deadline = Deadline.after(within_s, self._caller.clock)
@@ -390,15 +385,15 @@ class _Run:
         # Agents tell in their own outcomes what they spent: it counts against our budget, but is not ours.
         self._tokens += outcome.tokens
         self._ctx.budget = self._ctx.budget.spend(tokens=outcome.tokens)
-        self._note_outcome(call, outcome)
-        return outcome
-
-    def _note_outcome(self, call: ToolCall, outcome: Outcome) -> None:
         self._note("outcome", round=self._rounds, call=call.id, **outcome_fields(outcome))
+        return outcome
 
 
 async def _all(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     """Run all at once; when one breaks, the others are cancelled."""
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(one) for one in work]
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one) for one in work]
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
     return [task.result() for task in tasks]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import inspect
+import operator
 import sys
 import sysconfig
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_type_hints
 
 import cloudpickle
 
@@ -45,7 +47,9 @@ def pack(agent_class: type[Agent]) -> tuple[Code, bytes]:
     AgentSpec.of(agent_class)
     module = sys.modules.get(agent_class.__module__)
     path = f"{agent_class.__module__}:{agent_class.__qualname__}"
-    if module is not None and _is_installed(module) and "<locals>" not in path:
+    # `__main__` is another module on every node, and in a notebook it has no file at all.
+    installed = module is not None and module.__name__ != "__main__" and _is_installed(module)
+    if installed and "<locals>" not in path:
         return Code(version=_digest(Path(str(module.__file__)).read_bytes()), import_path=path), b""
     blob = _pickle(agent_class, module)
     if len(blob) > MAX_BLOB_BYTES:
@@ -57,6 +61,10 @@ def pack(agent_class: type[Agent]) -> tuple[Code, bytes]:
 
 
 def _pickle(agent_class: type[Agent], module: ModuleType | None) -> bytes:
+    for _, function in inspect.getmembers(agent_class, inspect.isfunction):
+        if hasattr(function, "__squadron_topic__"):
+            # Names that stand only in annotations would be left behind (`from __future__ import annotations`).
+            function.__annotations__ = get_type_hints(function, include_extras=True)
     own = _project_modules(module)
     for each in own:
         cloudpickle.register_pickle_by_value(each)
@@ -111,7 +119,7 @@ def unpack(code: Code, blob: bytes) -> type[Agent]:
             loaded: Any = cloudpickle.loads(blob)
         else:
             module, _, name = code.import_path.partition(":")
-            loaded = getattr(importlib.import_module(module), name)
+            loaded = operator.attrgetter(name)(importlib.import_module(module))
     except Exception as error:
         raise DeployError(
             f"the agent's code can't be loaded: {type(error).__name__}: {error}",

@@ -102,7 +102,7 @@ class Bridge:
         self._spawn(self._answer(note), f"answers {note.subject}")
 
     async def _answer(self, note: Note) -> None:
-        verbs = {
+        verbs: dict[str, Callable[..., Awaitable[dict[str, Any]]]] = {
             "deploy": self.deploy,
             "undeploy": self.undeploy,
             "scale": self.scale,

@@ -39,21 +39,23 @@ def subject_matches(pattern: str, subject: str) -> bool:
 
 
 class _Seen:
-    """Message ids of the last two minutes."""
+    """Message ids of the last two minutes, each with the sequence it was stored under."""
 
     def __init__(self) -> None:
-        self._ids: OrderedDict[str, float] = OrderedDict()
+        self._ids: OrderedDict[str, tuple[float, int]] = OrderedDict()
 
-    def again(self, msg_id: str | None) -> bool:
-        """Whether the id was seen before; remembers it."""
+    def seq(self, msg_id: str | None) -> int | None:
+        """The sequence of a message id that was seen before."""
         now = time.monotonic()
-        while self._ids and next(iter(self._ids.values())) < now - DUPLICATE_WINDOW_S:
+        while self._ids and next(iter(self._ids.values()))[0] < now - DUPLICATE_WINDOW_S:
             self._ids.popitem(last=False)
-        if msg_id is None:
-            return False
-        known = msg_id in self._ids
-        self._ids.setdefault(msg_id, now)
-        return known
+        known = None if msg_id is None else self._ids.get(msg_id)
+        return None if known is None else known[1]
+
+    def add(self, msg_id: str | None, seq: int) -> None:
+        """Remember a message id."""
+        if msg_id is not None:
+            self._ids[msg_id] = time.monotonic(), seq
 
 
 def _check_size(data: bytes) -> None:
@@ -126,9 +128,7 @@ class MemoryQueue:
             for mine in mailbox.patterns:
                 for theirs in other.patterns:
                     if overlap(mine, theirs):
-                        raise RouteConflictError(
-                            f"{mine!r} of {mailbox.name} overlaps {theirs!r} of {other.name}"
-                        )
+                        raise RouteConflictError(f"{mine!r} of {mailbox.name} overlaps {theirs!r} of {other.name}")
         self._mailboxes[mailbox.name] = mailbox
 
     async def remove(self, name: str) -> None:
@@ -136,8 +136,9 @@ class MemoryQueue:
 
     async def put(self, subject: str, data: bytes, *, msg_id: str, headers: Headers | None = None) -> None:
         _check_size(data)
-        if self._seen.again(msg_id):
+        if self._seen.seq(msg_id) is not None:
             return
+        self._seen.add(msg_id, self._next_seq)
         self._tasks[self._next_seq] = _Task(self._next_seq, subject, data)
         self._next_seq += 1
         self.match()
@@ -224,7 +225,12 @@ class MemoryBus:
     async def request(self, subject: str, data: bytes, *, within_s: float) -> bytes:
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         inbox = f"_INBOX.{id(answer)}"
-        listening = await self.subscribe(inbox, lambda note: answer.done() or answer.set_result(note.data))
+
+        def hear(note: Note) -> None:
+            if not answer.done():
+                answer.set_result(note.data)
+
+        listening = await self.subscribe(inbox, hear)
         try:
             if not self.deliver(Note(subject, data, inbox)):
                 raise BusUnavailableError(f"nobody listens on {subject}")
@@ -286,9 +292,10 @@ class MemoryJournal:
         if expect_seq is not None and (last.seq if last else 0) != expect_seq:
             raise FencedError(f"{key} is not at {expect_seq}")
         self._bus.deliver(Note(key, data))
-        if self._seen.again(msg_id):
-            return last.seq if last else 0
+        if (known := self._seen.seq(msg_id)) is not None:
+            return known
         seq, self._next_seq = self._next_seq, self._next_seq + 1
+        self._seen.add(msg_id, seq)
         life_s = math.inf if ttl_s is None else max(1, math.ceil(ttl_s))
         self._entries.append(_Stored(Entry(seq, key, data), time.monotonic() + life_s))
         grown, self._grown = self._grown, asyncio.Event()
@@ -302,9 +309,7 @@ class MemoryJournal:
         newest = {entry.key: entry for entry in self._living() if subject_matches(pattern, entry.key)}
         return sorted(newest.values(), key=lambda entry: entry.seq)
 
-    async def read(
-        self, pattern: str, *, from_seq: int = 1, live: bool = False
-    ) -> AsyncGenerator[Entry, None]:
+    async def read(self, pattern: str, *, from_seq: int = 1, live: bool = False) -> AsyncGenerator[Entry, None]:
         while True:
             grown = self._grown
             for entry in self._living():

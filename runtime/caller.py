@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic_core import to_jsonable_python
+
 from squadron.runtime import outcome as outcomes
 from squadron.runtime.budget import Budget, Deadline
 from squadron.runtime.envelope import AgentIdentity, AgentMessage, Constraints, Payload, Routing
@@ -116,24 +118,31 @@ class Handle:
 
         A task that is run again after a crash starts its stream anew: only the newest attempt's chunks go on.
         """
-        if self.done:
-            return
-        reader = self._lite.read(self.reply_to, live=True)
+        # Of a task that has ended nothing more will come: what is stored is all.
+        live = not self.done
+        reader = self._lite.read(self.reply_to, live=live)
         attempt, following = 1, -1
         try:
-            async with asyncio.timeout(self.deadline.remaining_s()):
-                async for entry in reader:
+            while True:
+                # Not around the yield: the time is up for us, not for whoever reads.
+                async with asyncio.timeout(self.deadline.remaining_s() if live else None):
+                    entry = await anext(reader, None)
+                if entry is None:
+                    return
+                try:
                     message = AgentMessage.decode(entry.data)
-                    if message.type == "result":
-                        self.hear(entry.data)
-                        return
-                    extra = message.payload.model_extra or {}
-                    sequence, run = extra.get("sequenceNumber", 0), extra.get("attempt", 1)
-                    if run > attempt:
-                        attempt, following = run, -1
-                    if run == attempt and sequence > following:
-                        following = sequence
-                        yield extra.get("chunk")
+                except InvalidMessageError:
+                    continue
+                if message.type == "result":
+                    self.hear(entry.data)
+                    return
+                extra = message.payload.model_extra or {}
+                sequence, run = extra.get("sequenceNumber", 0), extra.get("attempt", 1)
+                if run > attempt:
+                    attempt, following = run, -1
+                if run == attempt and sequence > following:
+                    following = sequence
+                    yield extra.get("chunk")
         except TimeoutError:
             self.settle(self._too_late())
         finally:
@@ -142,9 +151,7 @@ class Handle:
 
 def read_outcome(message: AgentMessage, task_id: str, topic: str) -> Outcome:
     """The outcome that a result message carries."""
-    return outcomes.from_content(
-        message.payload.content, task_id=task_id, topic=topic, source=message.source.id
-    )
+    return outcomes.from_content(message.payload.content, task_id=task_id, topic=topic, source=message.source.id)
 
 
 class Caller:
@@ -225,26 +232,30 @@ class Caller:
         reply_to = self.subjects.lite(owner, token_of(task_id))
         deadline = Deadline.after(ask.within_s, self.clock)
         handle = Handle(task_id, topic, reply_to, deadline, self.lite)
-        refusal = await self._refusal(task_id, topic, content, ask)
+        try:
+            content = to_jsonable_python(content)
+            refusal = await self._refusal(task_id, topic, content, ask)
+            data = b"" if refusal else self._message(content, ask, handle).encode()
+        except ValueError as error:
+            details = {"field": "content"}
+            refusal = Rejected(task_id=task_id, topic=topic, reason=f"not JSON: {error}", details=details)
         if refusal is not None:
             handle.settle(refusal)
             return handle
         await self._listen(owner)
         self._waiting[reply_to] = handle
-        message = self._message(content, ask, handle)
         try:
-            await self._put(self.subjects.task(topic, ask.priority), message, deadline)
+            await self._put(self.subjects.task(topic, ask.priority), data, token_of(task_id), deadline)
         except (MessageTooLargeError, BusUnavailableError) as error:
             kind = Undeliverable if error.retryable else Rejected
             handle.settle(kind(task_id=task_id, topic=topic, reason=str(error)))
             del self._waiting[reply_to]
         return handle
 
-    async def _put(self, subject: str, message: AgentMessage, deadline: Deadline) -> None:
-        data = message.encode()
+    async def _put(self, subject: str, data: bytes, msg_id: str, deadline: Deadline) -> None:
         while True:
             try:
-                return await self._queue.put(subject, data, msg_id=message.id)
+                return await self._queue.put(subject, data, msg_id=msg_id)
             except BusUnavailableError:
                 # The same id is stored once, so trying again is safe.
                 if deadline.passed:
@@ -270,12 +281,12 @@ class Caller:
             parent=ask.parent,
             reply_to=handle.reply_to,
             payload=Payload(**payload),
-            routing=Routing(priority=ask.priority, timeout=round(ask.within_s * 1000)),
+            routing=Routing(priority=ask.priority, timeout=max(1, round(ask.within_s * 1000))),
         )
         return message
 
     async def _refusal(self, task_id: str, topic: str, content: Any, ask: Ask) -> Outcome | None:
-        common = {"task_id": task_id, "topic": topic}
+        common: dict[str, Any] = {"task_id": task_id, "topic": topic}
         try:
             check_topic(topic)
         except InvalidSubjectError as error:
@@ -300,7 +311,7 @@ class Caller:
             return Rejected(reason=str(error), details={"field": error.field}, **common)
         return None
 
-    def _unknown(self, topic: str, common: dict[str, str]) -> Outcome:
+    def _unknown(self, topic: str, common: dict[str, Any]) -> Outcome:
         nearest = self.registry.nearest(topic)
         advice = f"did you mean {', '.join(nearest)}?" if nearest else "see `squadron topics`"
         reason = f"nobody serves {topic!r}; {advice}"

@@ -120,7 +120,7 @@ class Context:
     async def recall(self, *, most: int = 50) -> list[Any]:
         """The newest `most` items this agent remembers of the conversation, oldest first."""
         items = [json.loads(entry.data) async for entry in self._caller.lite.read(self._memory_key)]
-        return items[-most:]
+        return items[max(0, len(items) - most) :]
 
     @property
     def _memory_key(self) -> str:

@@ -17,7 +17,7 @@ from squadron.runtime.errors import InvalidMessageError
 from squadron.runtime.subjects import NORMAL_PRIORITY
 
 MessageType = Literal["task", "result", "event", "query", "stream"]
-PROTOCOL_VERSION = "1.0"
+PROTOCOL_VERSION: Literal["1.0"] = "1.0"
 
 
 class Wire(BaseModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -34,8 +35,9 @@ class SquadronError(Exception):
         return _rebuild, (type(self), self.args, self.__dict__)
 
     def to_dict(self) -> dict[str, Any]:
-        """The error as it travels: `type`, `message`, `hint`."""
-        return {"type": type(self).__name__, "message": str(self.args[0]), "hint": self.hint}
+        """The error as it travels: `type`, `message`, `hint`, and its own fields if they are plain values."""
+        plain = {name: value for name, value in vars(self).items() if isinstance(value, str | int | float)}
+        return {"type": type(self).__name__, "message": str(self.args[0]), **plain}
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> SquadronError:
@@ -43,7 +45,12 @@ class SquadronError(Exception):
         known = {sub.__name__: sub for sub in _descendants(SquadronError)}
         kind = known.get(str(raw.get("type")), SquadronError)
         error = kind.__new__(kind)
+        # Fields that did not travel get their defaults.
+        parameters = inspect.signature(kind).parameters.values()
+        fields = {each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY}
+        fields |= {name: raw[name] for name in fields if name in raw}
         SquadronError.__init__(error, str(raw.get("message", "")), hint=str(raw.get("hint", "")))
+        error.__dict__.update(fields)
         return error
 
 

@@ -146,8 +146,7 @@ class Answer:
 
 
 KINDS: dict[str, type[Outcome]] = {
-    cls.kind: cls
-    for cls in (Result, Failed, TimedOut, Expired, Undeliverable, Rejected, Cancelled, DeadLettered)
+    cls.kind: cls for cls in (Result, Failed, TimedOut, Expired, Undeliverable, Rejected, Cancelled, DeadLettered)
 }
 
 

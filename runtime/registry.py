@@ -90,9 +90,7 @@ class Registry:
         except ValidationError:
             # Withdrawn (an empty entry), or written by somebody who does not know the format.
             self._cards.pop(agent, None)
-        self._by_name = {
-            topic.name: (topic, card.agent) for card in self._cards.values() for topic in card.topics
-        }
+        self._by_name = {topic.name: (topic, card.agent) for card in self._cards.values() for topic in card.topics}
 
     def _hear_presence(self, agent: str, replica: str, data: bytes) -> None:
         present = self._present.setdefault(agent, {})
@@ -166,9 +164,7 @@ class Registry:
         exact = self._by_name.get(topic)
         if exact is not None and self.is_live(exact[1]):
             return exact[0]
-        return next(
-            (found for found, _ in self.topics() if found.is_pattern and matches(found.name, topic)), None
-        )
+        return next((found for found, _ in self.topics() if found.is_pattern and matches(found.name, topic)), None)
 
     async def wait_for(self, topic: str, *, within_s: float) -> SemanticTopic | None:
         """Like `find`, but gives a topic that is about to appear a moment to do so."""
@@ -194,9 +190,7 @@ class Registry:
             known = [(topic, card.agent) for card in self._cards.values() for topic in card.topics]
             self._search = Index(document(topic) for topic, _ in known), known
         index, known = self._search
-        ranked = sorted(
-            zip(index.scores(intent), known, strict=True), key=lambda row: (-row[0], row[1][0].name)
-        )
+        ranked = sorted(zip(index.scores(intent), known, strict=True), key=lambda row: (-row[0], row[1][0].name))
         hits = (
             ScoredTopic(topic=topic, agent=agent, score=round(score, 4))
             for score, (topic, agent) in ranked

@@ -56,9 +56,7 @@ class Index:
         self._mean = (sum(self._lengths) / len(self._lengths) if self._lengths else 0.0) or 1.0
         holders = Counter(term for count in self._counts for term in count)
         total = len(self._counts)
-        self._idf = {
-            term: math.log(1 + (total - held + 0.5) / (held + 0.5)) for term, held in holders.items()
-        }
+        self._idf = {term: math.log(1 + (total - held + 0.5) / (held + 0.5)) for term, held in holders.items()}
 
     def scores(self, intent: str) -> list[float]:
         """One score per document, 0.0 where no word is shared."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import structlog
+from pydantic_core import PydanticSerializationError
 
 from squadron.runtime.budget import Budget, Deadline
 from squadron.runtime.caller import Caller
@@ -22,6 +23,7 @@ from squadron.runtime.errors import (
     InvalidInputError,
     InvalidMessageError,
     InvalidSubjectError,
+    MessageTooLargeError,
     Retry,
     Terminal,
 )
@@ -46,8 +48,12 @@ LITE_TTL_S = 3600.0
 #: Pause before the second attempt and the longest pause, in seconds; doubled each time, with jitter.
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 30.0
 
-#: A subject that can be published to: no wildcards, no empty tokens, no white space.
-_PUBLISHABLE = re.compile(r"[^\s.*>]+(\.[^\s.*>]+)*")
+#: How much of an error's text goes into an outcome, and of a message that is too large into a dead letter.
+SUMMARY_CHARACTERS, LETTER_CHARACTERS = 4_000, 100_000
+
+#: A subject that can be published to: no wildcards, no empty tokens, no white space, and not the server's own
+#: (`$JS.API…`): what a sender may not do there, our replica must not do for it.
+_PUBLISHABLE = re.compile(r"(?!\$)[^\s.*>]+(\.[^\s.*>]+)*")
 
 
 class Handler(Protocol):
@@ -124,7 +130,7 @@ class Turns:
             return None
         if isinstance(ended, DeadLettered):
             await self._bury(delivery, message.id, ended)
-        await self._report(message, ended, lite_key, announce)
+        ended = await self._report(message, ended, lite_key, announce)
         await delivery.lease.settle()
         return ended
 
@@ -235,7 +241,7 @@ class Turns:
     ) -> Outcome | _Again:
         if isinstance(error, InvalidInputError):
             return Rejected(reason=str(error), details={"field": error.field}, **common)
-        summary = f"{type(error).__name__}: {error}"
+        summary = f"{type(error).__name__}: {error}"[:SUMMARY_CHARACTERS]
         if isinstance(error, Terminal | OutputError):
             return Failed(reason=str(error), details={"type": type(error).__name__}, **common)
         if common["attempt"] < handler.max_attempts and not context.deadline.passed:
@@ -253,7 +259,27 @@ class Turns:
         reason = f"failed in each of {common['attempt']} attempts, the last time with {summary}"
         return DeadLettered(reason=reason, details=details, **common)
 
-    async def _report(self, message: AgentMessage, outcome: Outcome, lite_key: str, announce: str) -> None:
+    async def _report(self, message: AgentMessage, outcome: Outcome, lite_key: str, announce: str) -> Outcome:
+        """Store the outcome and return it; one that can't travel becomes a failure that says so."""
+        try:
+            await self._store(message, outcome, lite_key, announce)
+        except (MessageTooLargeError, PydanticSerializationError) as error:
+            reason = f"its {outcome.kind.replace('_', ' ')} can't be sent: {error}"
+            details = {"type": type(error).__name__}
+            outcome = Failed(
+                task_id=outcome.task_id,
+                topic=outcome.topic,
+                source=outcome.source,
+                attempt=outcome.attempt,
+                latency_ms=outcome.latency_ms,
+                tokens=outcome.tokens,
+                reason=reason,
+                details=details,
+            )
+            await self._store(message, outcome, lite_key, announce)
+        return outcome
+
+    async def _store(self, message: AgentMessage, outcome: Outcome, lite_key: str, announce: str) -> None:
         result = AgentMessage.new(
             "result",
             self._caller.identity,
@@ -263,21 +289,25 @@ class Turns:
             correlation_id=message.correlation_id or message.id,
         )
         data = result.encode()
-        msg_id = f"{message.id}.outcome"
+        msg_id = f"{token_of(message.id)}.outcome"
         await self._caller.lite.append(lite_key, data, ttl_s=self._lite_ttl_s, msg_id=msg_id)
         if announce and _PUBLISHABLE.fullmatch(announce):
             await self._caller.bus.publish(announce, data)
 
     async def _bury(self, delivery: Delivery, id: str, outcome: DeadLettered) -> None:
-        letter_content = outcome.to_content() | {"subject": delivery.subject, "taskId": id}
-        letter = AgentMessage.new(
-            "event",
-            self._caller.identity,
-            letter_content | {"message": delivery.data.decode("utf-8", "replace")},
-        )
-        await self._dead.append(
-            self._caller.subjects.dead(self.agent, id), letter.encode(), msg_id=f"{id}.dead"
-        )
+        content = outcome.to_content() | {"subject": delivery.subject, "taskId": id}
+        text = delivery.data.decode("utf-8", "replace")
+        try:
+            await self._append_letter(id, content | {"message": text})
+        except MessageTooLargeError:
+            # As text in JSON bytes may grow sixfold; a letter that is cut off is better than none.
+            cut = {"message": text[:LETTER_CHARACTERS], "messageBytes": len(delivery.data)}
+            await self._append_letter(id, content | cut)
+
+    async def _append_letter(self, id: str, content: dict[str, Any]) -> None:
+        letter = AgentMessage.new("event", self._caller.identity, content)
+        key = self._caller.subjects.dead(self.agent, id)
+        await self._dead.append(key, letter.encode(), msg_id=f"{token_of(id)}.dead")
 
     async def _bury_poison(self, delivery: Delivery, error: Exception) -> None:
         """Bytes nobody can read get no second try; they are kept for a person to look at."""
@@ -295,5 +325,5 @@ def _budget(message: AgentMessage) -> Budget:
 
 def backoff_s(attempt: int) -> float:
     """Pause after the nth failed attempt: doubling, with half of it jitter."""
-    full = min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** (attempt - 1))
+    full: float = min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** (attempt - 1))
     return full * random.uniform(0.5, 1.0)

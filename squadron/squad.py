@@ -8,7 +8,7 @@ import socket
 import sys
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from squadron.actors.agent import Agent, AgentSpec
 from squadron.actors.credentials import forget_keys, provider_environment, remember_keys
@@ -30,9 +30,7 @@ from squadron.runtime.outcome import Outcome
 from squadron.runtime.ports import Note, Subscription
 from squadron.runtime.subjects import NORMAL_PRIORITY, check_pattern
 from squadron.runtime.topics import ScoredTopic
-
-if TYPE_CHECKING:
-    from squadron.sync import SyncSquad
+from squadron.sync import SyncSquad
 
 #: How long a deploy may take, in seconds: on 2 cores a replica needs 1 to 3 s, a cold import more.
 DEPLOY_WITHIN_S = 120.0
@@ -121,8 +119,6 @@ class Opening:
             await self._squad.aclose()
 
     def __enter__(self) -> SyncSquad:
-        from squadron.sync import SyncSquad
-
         self._sync = SyncSquad.open(self._open)
         return self._sync
 
@@ -169,13 +165,13 @@ class Squad:
         async def open_squad() -> Squad:
             chosen = settings or Settings.load(**overrides)
             wiring = await Wiring.open(chosen, _identity(), create=True)
+            squad = cls(wiring, chosen, started_here=False)
             try:
-                squad = cls(wiring, chosen, started_here=False)
                 if not await squad._control.answers():
-                    await asyncio.to_thread(_start_cluster, chosen)
                     squad._started_here = chosen.ray_address is None
+                    await asyncio.to_thread(_start_cluster, chosen)
             except BaseException:
-                await wiring.aclose()
+                await squad.aclose()
                 raise
             return squad
 
@@ -211,6 +207,11 @@ class Squad:
         await self._wiring.aclose()
         if self._started_here:
             await asyncio.to_thread(stop_local, self.settings)
+
+    @property
+    def started_here(self) -> bool:
+        """Whether this squad started local servers, which stop when it is closed."""
+        return self._started_here
 
     def keep_running(self) -> None:
         """Leave the servers this squad started running when it is closed; `squadron down` stops them."""
@@ -293,7 +294,10 @@ class Squad:
                 on_progress(agents)
             for each in agents:
                 if each["status"] in ("DEPLOY_FAILED", "UNHEALTHY"):
-                    raise DeployError(f"{each['agent']} could not start: {each['message']}")
+                    reason = each["message"].strip().splitlines() or ["no reason given"]
+                    raise DeployError(
+                        f"{each['agent']} could not start: {reason[-1]}", hint="the traceback: `squadron status`"
+                    )
             waiting = [each["agent"] for each in agents if not _runs(each, wanted[each["agent"]])]
             if len(agents) == len(wanted) and not waiting:
                 return
@@ -392,8 +396,7 @@ class Squad:
     def topics(self) -> list[ScoredTopic]:
         """All topics that are served now."""
         return [
-            ScoredTopic(topic=topic, agent=agent, score=0.0)
-            for topic, agent in self._wiring.registry.topics()
+            ScoredTopic(topic=topic, agent=agent, score=0.0) for topic, agent in self._wiring.registry.topics()
         ]
 
     # --- goals ---------------------------------------------------------------------------------------
@@ -445,9 +448,7 @@ class Squad:
 
 
 def _identity() -> AgentIdentity:
-    return AgentIdentity(
-        id=f"{socket.gethostname().split('.')[0][:32]}-{uuid.uuid4().hex[:12]}", type="client"
-    )
+    return AgentIdentity(id=f"{socket.gethostname().split('.')[0][:32]}-{uuid.uuid4().hex[:12]}", type="client")
 
 
 def _runs(agent: dict[str, Any], version: str) -> bool:

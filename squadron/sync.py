@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from typing import Any, Self, TypeVar
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from squadron.runtime.outcome import Outcome
 from squadron.runtime.topics import ScoredTopic
-from squadron.squad import Squad
+
+if TYPE_CHECKING:
+    from squadron.squad import Squad
 
 T = TypeVar("T")
 
@@ -68,7 +70,7 @@ class SyncSquad:
         """See `Squad.ask`."""
         return self._wait(self._squad.ask(topic, content, **options))
 
-    def stream(self, topic: str, content: Any = None, /, **options: Any) -> Iterator[Any]:
+    def stream(self, topic: str, content: Any = None, /, **options: Any) -> Generator[Any, None, Outcome]:
         """See `Squad.stream`; a plain iterator over the chunks, which returns the outcome at its end."""
         stream = self._squad.stream(topic, content, **options)
         chunks: AsyncIterator[Any] = stream.__aiter__()

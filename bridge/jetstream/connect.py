@@ -6,8 +6,7 @@ import asyncio
 import json
 import ssl
 from collections.abc import Awaitable, Callable
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import nats
 import nats.errors
@@ -16,6 +15,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from squadron.bridge.jetstream import embedded
+from squadron.config import Settings
 from squadron.runtime.errors import BusUnavailableError, ConfigError, MessageTooLargeError
 
 NANOSECONDS = 1_000_000_000
@@ -27,19 +27,10 @@ CONNECT_WITHIN_S = 5.0
 #: default is four minutes, in which a connection whose read loop died looks alive.
 PING_INTERVAL_S = 10
 
+#: Pause between attempts to reconnect, in seconds.
+RECONNECT_WAIT_S = 0.25
+
 _log = structlog.get_logger("squadron.nats")
-
-
-class NatsSettings(Protocol):
-    """The part of `squadron.Settings` that says how to reach NATS."""
-
-    home: Path
-    nats_url: str | None
-    nats_user_credentials: Path | None
-    nats_nkey_seed_file: Path | None
-    nats_tls_ca: Path | None
-    nats_tls_cert: Path | None
-    nats_tls_key: Path | None
 
 
 class Connection:
@@ -55,6 +46,12 @@ class Connection:
         """Whether messages flow; a dead read loop counts as not connected, whatever nats-py says."""
         reading = getattr(self.client, "_reading_task", None)
         return bool(self.client.is_connected) and not (reading is not None and reading.done())
+
+    @property
+    def server(self) -> str:
+        """`host:port` of the server, without credentials."""
+        url = self.client.connected_url
+        return url.netloc.rsplit("@", 1)[-1] if url is not None else ""
 
     def on_reconnect(self, sink: Callable[[], Awaitable[None]]) -> None:
         """Call `sink` each time the connection came back."""
@@ -87,18 +84,26 @@ class Connection:
             BusUnavailableError: nobody there, no answer in time, or the connection is down.
             MessageTooLargeError: larger than the server takes.
         """
+        self._check_size(data, headers)
         try:
             return await self.client.request(subject, data, timeout=within_s, headers=headers)
-        except nats.errors.MaxPayloadError:
-            raise MessageTooLargeError(
-                f"{len(data):,} bytes are more than the server's {self.client.max_payload:,}",
-                hint="send a reference instead, or raise the server's max_payload",
-            ) from None
         except nats.errors.NoRespondersError:
             raise BusUnavailableError(f"nobody answers on {subject}") from None
         except (TimeoutError, nats.errors.Error, OSError) as error:
             detail = str(error) or type(error).__name__
             raise BusUnavailableError(f"no answer on {subject} within {within_s:g} s: {detail}") from None
+
+    def _check_size(self, data: bytes, headers: dict[str, str] | None) -> None:
+        # nats-py leaves the headers out of its check, and the server closes the connection over them.
+        size = len(data)
+        if headers:
+            lines = sum(len(name.encode()) + len(value.encode()) + 4 for name, value in headers.items())
+            size += len(b"NATS/1.0\r\n\r\n") + lines
+        if size > self.client.max_payload:
+            raise MessageTooLargeError(
+                f"{size:,} bytes are more than the server's {self.client.max_payload:,}",
+                hint="send a reference instead, or raise the server's max_payload",
+            )
 
     async def request_many(self, subject: str, data: bytes) -> list[Msg]:
         """One question, answers until one of them carries a status (a JetStream batch ends so).
@@ -137,10 +142,9 @@ class Connection:
             BusUnavailableError: the connection is closed, or down for so long that its buffer is full.
             MessageTooLargeError: larger than the server takes.
         """
+        self._check_size(data, headers)
         try:
             await self.client.publish(subject, data, reply=reply, headers=headers)
-        except nats.errors.MaxPayloadError:
-            raise MessageTooLargeError(f"{len(data):,} bytes on {subject} are too many") from None
         except (nats.errors.Error, OSError) as error:
             raise BusUnavailableError(f"can't send on {subject}: {error}") from None
 
@@ -161,7 +165,7 @@ class Connection:
         await self.client.close()
 
 
-async def connect(settings: NatsSettings, *, name: str, start_embedded: bool = False) -> Connection:
+async def connect(settings: Settings, *, name: str, start_embedded: bool = False) -> Connection:
     """Connect to the user's server, or to the embedded one (started first if `start_embedded`).
 
     Raises:
@@ -189,7 +193,7 @@ async def connect(settings: NatsSettings, *, name: str, start_embedded: bool = F
                 name=name,
                 connect_timeout=2,
                 max_reconnect_attempts=-1,
-                reconnect_time_wait=0.25,
+                reconnect_time_wait=RECONNECT_WAIT_S,  # type: ignore[arg-type]  # it is slept, so a fraction is fine
                 ping_interval=PING_INTERVAL_S,
                 max_outstanding_pings=2,
                 error_cb=on_error,
@@ -204,7 +208,7 @@ async def connect(settings: NatsSettings, *, name: str, start_embedded: bool = F
     return connection
 
 
-async def _address(settings: NatsSettings, start_embedded: bool) -> tuple[str, str]:
+async def _address(settings: Settings, start_embedded: bool) -> tuple[str, str]:
     if settings.nats_url:
         return settings.nats_url, ""
     seek = embedded.ensure if start_embedded else embedded.find
@@ -216,7 +220,7 @@ async def _address(settings: NatsSettings, start_embedded: bool) -> tuple[str, s
     return endpoint.url, endpoint.token
 
 
-def _tls(settings: NatsSettings) -> ssl.SSLContext:
+def _tls(settings: Settings) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=settings.nats_tls_ca and str(settings.nats_tls_ca))
         if settings.nats_tls_cert:

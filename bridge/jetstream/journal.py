@@ -14,7 +14,7 @@ from squadron.bridge.jetstream.connect import Connection
 from squadron.runtime.errors import BusUnavailableError, FencedError
 from squadron.runtime.ports import Entry
 
-#: Entries per direct-get batch; the server's answer stays far below a connection's 64 MB pending limit.
+#: Entries per direct-get batch.
 BATCH = 512
 #: A live reader looks after so many seconds even if nothing woke it: a wake-up may have been lost.
 LOOK_S = 5.0
@@ -65,9 +65,7 @@ class JetStreamJournal:
         newest = {entry.key: entry async for entry in self.read(pattern)}
         return sorted(newest.values(), key=lambda entry: entry.seq)
 
-    async def read(
-        self, pattern: str, *, from_seq: int = 1, live: bool = False
-    ) -> AsyncGenerator[Entry, None]:
+    async def read(self, pattern: str, *, from_seq: int = 1, live: bool = False) -> AsyncGenerator[Entry, None]:
         """Entries in order from `from_seq` on; `live` waits for more instead of ending."""
         woken = asyncio.Event()
         # Listening starts before the first look, so nothing can fall between the two.
@@ -105,7 +103,8 @@ class JetStreamJournal:
                 continue
             for entry in batch:
                 yield entry
-            if len(batch) < BATCH:
+            # Not the batch's length: the server ends an answer early when it grows past 64 MB.
+            if not batch or batch[-1].headers.get("Nats-Num-Pending") == "0":
                 return
             from_seq = batch[-1].seq + 1
 

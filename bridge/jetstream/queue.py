@@ -7,8 +7,10 @@ many messages as they have free slots, so nothing sits in memory that a crash co
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 import json
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +22,7 @@ from squadron.bridge.jetstream.bus import CoreBus
 from squadron.bridge.jetstream.connect import NANOSECONDS, Connection
 from squadron.bridge.jetstream.journal import read_ack
 from squadron.bridge.jetstream.streams import StreamNames
-from squadron.runtime.errors import BusUnavailableError, InvalidSubjectError, RouteConflictError
+from squadron.runtime.errors import BusUnavailableError, InvalidSubjectError, RouteConflictError, SquadronError
 from squadron.runtime.ports import Backlog, Delivery, Feed, Headers, Mailbox, Note, Subscription
 from squadron.runtime.subjects import NORMAL_PRIORITY, Subjects, TaskSubject, overlap
 
@@ -98,7 +100,6 @@ class _Lane:
         """Ask for `count` messages more."""
         if self._inbox is None or count <= 0:
             return
-        self.asked += count
         self._heard_at = asyncio.get_running_loop().time()
         request = {
             "batch": count,
@@ -108,6 +109,7 @@ class _Lane:
         stream = self._feed.stream
         subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{self._consumer}"
         await self._feed.connection.publish(subject, json.dumps(request).encode(), reply=self._inbox.subject)
+        self.asked += count
 
     def lost(self) -> bool:
         """Whether its pulls went silent: the server forgot them, or the connection did."""
@@ -145,6 +147,9 @@ class PullFeed:
         #: Leased messages beyond what was wanted: each lane is asked for as many as there are free slots.
         self._early: list[tuple[int, int, Delivery]] = []
         self._work = asyncio.Event()
+        #: Lanes that were heard of, and whether others may have been missed.
+        self._unopened: set[int] = set()
+        self._look = True
         self._closed = False
         self._tasks: list[asyncio.Task[None]] = []
         self._ears: list[Subscription] = []
@@ -155,9 +160,10 @@ class PullFeed:
         bus = CoreBus(self.connection)
         for pattern in self._mailbox.patterns:
             lanes = f"{self._subjects.task(pattern)}.*"
-            self._ears.append(await bus.subscribe(lanes, self._hear_lane))
-        for subject in await subjects_held(self.connection, self.stream, self._lane_patterns()):
-            await self._open_lane(TaskSubject.parse(subject).priority)
+            # A query is stored under the task's subject, but it is heard on its own.
+            for heard in (lanes, lanes.replace(".task.", ".query.", 1)):
+                self._ears.append(await bus.subscribe(heard, self._hear_lane))
+        await self._open_lanes()
         self.connection.on_reconnect(self._reconnected)
         self._tasks = [
             asyncio.create_task(self._pull(), name=f"pull {self._mailbox.name}"),
@@ -172,18 +178,29 @@ class PullFeed:
             priority = TaskSubject.parse(note.subject).priority
         except InvalidSubjectError:
             return
-        if priority not in self._lanes and not self._closed:
-            self._tasks.append(asyncio.create_task(self._open_lane(priority), name=f"lane {priority}"))
+        if priority not in self._lanes:
+            self._unopened.add(priority)
+            self._work.set()
+
+    async def _open_lanes(self) -> None:
+        """Open the lanes that were heard of; one after the other, so that each is opened once."""
+        if self._look:
+            for subject in await subjects_held(self.connection, self.stream, self._lane_patterns()):
+                self._unopened.add(TaskSubject.parse(subject).priority)
+            self._look = False
+        for priority in sorted(self._unopened, reverse=True):
+            if priority not in self._lanes:
+                await self._open_lane(priority)
+            self._unopened.discard(priority)
 
     async def _open_lane(self, priority: int) -> None:
-        if priority in self._lanes:
-            return
         consumer = self._mailbox.name
         if priority != NORMAL_PRIORITY:
             consumer = f"{self._mailbox.name}=p{priority}"
             await declare_consumer(self.connection, self.stream, self._subjects, self._mailbox, priority)
-        lane = self._lanes[priority] = _Lane(self, consumer, priority)
+        lane = _Lane(self, consumer, priority)
         await lane.open()
+        self._lanes[priority] = lane
         self._work.set()
 
     def want(self, count: int) -> None:
@@ -214,6 +231,8 @@ class PullFeed:
         # Pull requests die with the connection.
         for lane in self._lanes.values():
             lane.asked = 0
+        # So does what was said of a new lane meanwhile.
+        self._look = True
         self._work.set()
 
     async def _pull(self) -> None:
@@ -223,8 +242,13 @@ class PullFeed:
             try:
                 for _, lane in sorted(self._lanes.items(), reverse=True):
                     await lane.pull(self._wanted - lane.asked)
+                await self._open_lanes()
             except BusUnavailableError:
                 self.again(after_s=0.25)
+            except SquadronError as error:
+                # A lane can't be opened; the others go on.
+                _log.warning("queue.lane_refused", mailbox=self._mailbox.name, error=str(error))
+                self.again(after_s=1.0)
 
     async def _watch(self) -> None:
         """Find pulls that went silent, and keep the leases of early messages."""
@@ -235,8 +259,9 @@ class PullFeed:
                     _log.warning("queue.pull_lost", mailbox=self._mailbox.name, priority=lane.priority)
                     lane.asked = 0
                     self._work.set()
-            for _, _, delivery in self._early:
-                await delivery.lease.extend()
+            with contextlib.suppress(BusUnavailableError):
+                for _, _, delivery in list(self._early):
+                    await delivery.lease.extend()
 
     async def aclose(self) -> None:
         """Stop pulling and hand back what came early. May be called twice."""
@@ -268,6 +293,11 @@ class JetStreamQueue:
     async def declare(self, mailbox: Mailbox) -> None:
         """Make the mailbox, or change it to fit; keeps what it holds."""
         await declare_consumer(self._connection, self._stream, self._subjects, mailbox, NORMAL_PRIORITY)
+        # A lane that kept the old patterns would bar whoever serves them next.
+        for consumer in await self._consumers(mailbox.name):
+            _, lane, priority = consumer.partition("=p")
+            if lane:
+                await declare_consumer(self._connection, self._stream, self._subjects, mailbox, int(priority))
 
     async def remove(self, name: str) -> None:
         """Forget a mailbox; what it holds stays in the stream."""
@@ -276,10 +306,8 @@ class JetStreamQueue:
 
     async def _consumers(self, name: str) -> list[str]:
         lanes = [f"{name}=p{priority}" for priority in range(10) if priority != NORMAL_PRIORITY]
-        answers = await asyncio.gather(
-            *(self._connection.api(f"CONSUMER.INFO.{self._stream}.{each}", {}) for each in (name, *lanes))
-        )
-        return [answer["name"] for answer in answers if "error" not in answer]
+        infos = await asyncio.gather(*(self._info(each) for each in (name, *lanes)))
+        return [info["name"] for info in infos if info is not None]
 
     async def put(self, subject: str, data: bytes, *, msg_id: str, headers: Headers | None = None) -> None:
         """Store one message; it is durable when this returns."""
@@ -294,13 +322,23 @@ class JetStreamQueue:
 
     async def backlog(self, name: str) -> Backlog:
         """How much the mailbox holds now, over all lanes, those not yet opened included."""
-        info = await self._connection.api(f"CONSUMER.INFO.{self._stream}.{name}", {})
-        if "error" in info:
+        info = await self._info(name)
+        if info is None:
             return Backlog()
         config = info["config"]
         normal = config.get("filter_subjects") or [config["filter_subject"]]
-        lanes = await subjects_held(self._connection, self._stream, [f"{each}.*" for each in normal])
-        return Backlog(info["num_pending"] + sum(lanes.values()), info["num_ack_pending"])
+        lanes: Counter[int] = Counter()
+        held = await subjects_held(self._connection, self._stream, [f"{each}.*" for each in normal])
+        for subject, count in held.items():
+            lanes[TaskSubject.parse(subject).priority] += count
+        infos = await asyncio.gather(*(self._info(f"{name}=p{priority}") for priority in lanes))
+        taken = sum(lane["num_ack_pending"] for lane in infos if lane is not None)
+        waiting = max(0, lanes.total() - taken)
+        return Backlog(info["num_pending"] + waiting, info["num_ack_pending"] + taken)
+
+    async def _info(self, consumer: str) -> dict[str, Any] | None:
+        answer = await self._connection.api(f"CONSUMER.INFO.{self._stream}.{consumer}", {})
+        return None if "error" in answer else answer
 
 
 async def declare_consumer(

@@ -93,4 +93,4 @@ async def ensure_streams(connection: Connection, names: StreamNames) -> None:
 async def streams_exist(connection: Connection, names: StreamNames) -> bool:
     """Whether the environment was ever brought up on this server."""
     answer = await connection.api(f"STREAM.INFO.{names.tasks}", {})
-    return answer.get("error", {}).get("err_code") != _STREAM_NOT_FOUND
+    return bool(answer.get("error", {}).get("err_code") != _STREAM_NOT_FOUND)

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import time
-from typing import Protocol, Self
+from typing import Self
 
 from squadron.bridge.jetstream.bus import CoreBus
-from squadron.bridge.jetstream.connect import Connection, NatsSettings, connect
+from squadron.bridge.jetstream.connect import Connection, connect
 from squadron.bridge.jetstream.journal import JetStreamJournal
 from squadron.bridge.jetstream.queue import JetStreamQueue
 from squadron.bridge.jetstream.streams import StreamNames, ensure_streams, streams_exist
+from squadron.config import Settings
 from squadron.runtime.caller import Caller
 from squadron.runtime.envelope import AgentIdentity
 from squadron.runtime.errors import BridgeUnavailableError
 from squadron.runtime.registry import Registry
 from squadron.runtime.subjects import Subjects
-
-
-class WiringSettings(NatsSettings, Protocol):
-    """The part of `squadron.Settings` that a process needs to take part."""
-
-    env: str
-    heartbeat_s: float
-    lease_s: float
 
 
 class SystemClock:
@@ -36,7 +29,7 @@ class SystemClock:
 class Wiring:
     """One process's place on the bus. Open it with `Wiring.open`, close it with `aclose`."""
 
-    def __init__(self, connection: Connection, settings: WiringSettings, identity: AgentIdentity) -> None:
+    def __init__(self, connection: Connection, settings: Settings, identity: AgentIdentity) -> None:
         names = StreamNames(settings.env)
         self.settings, self.connection, self.identity = settings, connection, identity
         self.subjects = Subjects(settings.env)
@@ -60,7 +53,7 @@ class Wiring:
         )
 
     @classmethod
-    async def open(cls, settings: WiringSettings, identity: AgentIdentity, *, create: bool = False) -> Self:
+    async def open(cls, settings: Settings, identity: AgentIdentity, *, create: bool = False) -> Self:
         """Connect and be ready to ask.
 
         Args:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import contextlib
 import json
 from typing import Any
 
@@ -12,7 +14,7 @@ from ray import cloudpickle
 
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.runtime.context import Context
-from squadron.runtime.errors import ConfigError, RouteConflictError
+from squadron.runtime.errors import ConfigError, RouteConflictError, SquadronError
 from squadron.runtime.ports import Mailbox
 from squadron.runtime.pump import Pump
 from squadron.runtime.registry import STAND_IN
@@ -50,10 +52,11 @@ class Bindings:
         self._wiring = wiring
         self._pumps: dict[str, Pump] = {}
         self._routes: dict[str, dict[str, Any]] = {}
+        self._heart: asyncio.Task[None] | None = None
         self._log = structlog.get_logger("squadron.bindings")
 
-    async def restore(self) -> None:
-        """Take up the bindings of an earlier bridge."""
+    async def start(self) -> None:
+        """Take up the bindings of an earlier bridge, and keep all of them in the registry."""
         for entry in await self._wiring.records.latest(self._wiring.subjects.registry("binding")):
             record = json.loads(entry.data)
             try:
@@ -62,6 +65,7 @@ class Bindings:
             except Exception as error:
                 # The actor's class is gone, say; the others must come up all the same.
                 self._log.error("binding.not_restored", pattern=record["pattern"], error=str(error))
+        self._heart = asyncio.create_task(self._keep_presence(), name="bindings")
 
     async def bind(self, pattern: str, target: Any, method: str, *, slots: int, description: str) -> None:
         """Serve `pattern` with `target.method`."""
@@ -70,12 +74,13 @@ class Bindings:
             for topic in card.topics:
                 if overlap(pattern, topic.name):
                     raise RouteConflictError(f"{pattern!r} overlaps {topic.name!r} of {card.agent}")
+        pickled: bytes = cloudpickle.dumps(target)  # type: ignore[no-untyped-call]
         record = {
             "pattern": pattern,
             "method": method,
             "slots": slots,
             "description": description,
-            "target": base64.b64encode(cloudpickle.dumps(target)).decode(),
+            "target": base64.b64encode(pickled).decode(),
         }
         await self._open(record, target)
         key = self._wiring.subjects.record("binding", _name(pattern))
@@ -95,21 +100,22 @@ class Bindings:
         await wiring.registry.advertise(card)
         await wiring.registry.renew(name, STAND_IN)
 
+    async def _keep_presence(self) -> None:
+        """As long as the bridge lives, its bindings are served."""
+        while True:
+            with contextlib.suppress(SquadronError):
+                for pattern in list(self._pumps):
+                    await self._wiring.registry.renew(_name(pattern), STAND_IN)
+            await asyncio.sleep(self._wiring.registry.heartbeat_s)
+
     def routes(self) -> list[dict[str, Any]]:
         """What is bound."""
         return list(self._routes.values())
 
-    async def renew(self) -> None:
-        """One heartbeat for all bindings: as long as the bridge lives, they are served."""
-        for pattern in self._pumps:
-            await self._wiring.registry.renew(_name(pattern), STAND_IN)
-
     async def unbind(self, pattern: str) -> None:
         """Stop serving `pattern`."""
         if pattern not in self._pumps:
-            raise ConfigError(
-                f"{pattern!r} is not bound", hint=f"bound are {', '.join(self._pumps) or 'none'}"
-            )
+            raise ConfigError(f"{pattern!r} is not bound", hint=f"bound are {', '.join(self._pumps) or 'none'}")
         await self._wiring.registry.withdraw(_name(pattern))
         await self._wiring.records.erase(self._wiring.subjects.record("binding", _name(pattern)))
         del self._routes[pattern]
@@ -117,7 +123,9 @@ class Bindings:
         await self._wiring.queue.remove(_name(pattern))
 
     async def aclose(self) -> None:
-        """Hand back what runs."""
+        """Hand back what runs. May be called twice."""
+        if self._heart is not None:
+            self._heart.cancel()
         for pump in self._pumps.values():
             await pump.drain(5.0)
 

@@ -15,6 +15,7 @@ from squadron.bridge.jetstream.streams import StreamNames
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.bridge.serve.bindings import Bindings
 from squadron.bridge.serve.cluster import ServeReplicas
+from squadron.config import Settings
 from squadron.runtime.caller import Ask
 from squadron.runtime.envelope import AgentIdentity
 from squadron.runtime.logs import configure_logs
@@ -28,7 +29,9 @@ class BridgeActor:
     Get it with `ray.get_actor("squadron-bridge-ENV", namespace="squadron")`.
     """
 
-    async def __init__(self, settings: Any, dashboard_url: str) -> None:
+    async def __init__(  # type: ignore[misc]  # Ray awaits it
+        self, settings: Settings, dashboard_url: str
+    ) -> None:
         configure_logs(settings.log_level)
         self._settings = settings
         identity = AgentIdentity(id=f"bridge-{os.getpid()}", type="bridge")
@@ -41,7 +44,7 @@ class BridgeActor:
         facts = {
             "dashboard": dashboard_url,
             "ray": ray.get_runtime_context().gcs_address,
-            "nats": self._wiring.connection.client.connected_url.netloc.rsplit("@", 1)[-1],
+            "nats": self._wiring.connection.server,
         }
         self._bridge = Bridge(
             self._wiring.caller,
@@ -53,9 +56,9 @@ class BridgeActor:
         )
         await self._bridge.start()
         self._bindings = Bindings(self._wiring)
-        await self._bindings.restore()
+        await self._bindings.start()
 
-    async def settings(self) -> Any:
+    async def settings(self) -> Settings:
         """What the environment was brought up with."""
         return self._settings
 

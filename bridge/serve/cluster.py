@@ -8,10 +8,10 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from squadron.bridge.serve import local
+from squadron.config import Settings
 from squadron.runtime.deployment import AgentState, Deployment
 from squadron.runtime.errors import ClusterUnavailableError, DeployError
 
@@ -23,15 +23,7 @@ DOWNSCALE_DELAY_S = 30.0
 HEALTH_PERIOD_S = 1.0
 
 
-class ClusterSettings(Protocol):
-    """The part of `squadron.Settings` that says where Ray is."""
-
-    home: Path
-    env: str
-    ray_address: str | None
-
-
-def join(settings: ClusterSettings) -> dict[str, str]:
+def join(settings: Settings) -> dict[str, str]:
     """Connect this process to Ray: the one it is in, the user's, or the local one (started if needed).
 
     Returns:
@@ -47,9 +39,6 @@ def join(settings: ClusterSettings) -> dict[str, str]:
         os.environ.update(local.environment(found))
     import ray
 
-    # Both write INFO lines to a user's terminal.
-    for logger in ("ray", "ray.serve"):
-        logging.getLogger(logger).setLevel(logging.ERROR)
     if not ray.is_initialized():
         address = found.address if found else settings.ray_address
         try:
@@ -57,7 +46,7 @@ def join(settings: ClusterSettings) -> dict[str, str]:
                 address=address,
                 namespace="squadron",
                 log_to_driver=False,
-                logging_level="ERROR",
+                logging_level=logging.ERROR,
                 configure_logging=False,
             )
         except (ConnectionError, RuntimeError, ValueError) as error:
@@ -81,7 +70,7 @@ def dashboard_url() -> str:
     return f"http://{address}" if address else ""
 
 
-def start_bridge(settings: Any) -> None:
+def start_bridge(settings: Settings) -> None:
     """Start Ray Serve and the environment's bridge, unless they run; the process must have joined.
 
     Raises:
@@ -93,9 +82,11 @@ def start_bridge(settings: Any) -> None:
     from squadron.bridge.serve.bridge_actor import BridgeActor
     from squadron.bridge.serve.replica import NAMESPACE, bridge_name
 
+    # It writes an INFO line to a user's terminal.
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
     serve.start(proxy_location="Disabled")
     try:
-        bridge = BridgeActor.options(
+        bridge = BridgeActor.options(  # type: ignore[attr-defined]  # made by ray.remote
             name=bridge_name(settings.env),
             namespace=NAMESPACE,
             lifetime="detached",
@@ -248,7 +239,7 @@ def _client() -> Any:
     return client
 
 
-def stop_environment(settings: ClusterSettings, *, within_s: float = 30.0) -> None:
+def stop_environment(settings: Settings, *, within_s: float = 30.0) -> None:
     """On a user's own cluster: take our applications and the bridge away; the rest stays.
 
     Raises:

@@ -19,6 +19,7 @@ from ray.serve import Application
 from squadron.actors.agent import Agent, AgentSpec, EventMark
 from squadron.bridge.code import Code, unpack
 from squadron.bridge.jetstream.wiring import Wiring
+from squadron.config import Settings
 from squadron.runtime.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.errors import DeployError, InvalidMessageError, SquadronError
 from squadron.runtime.logs import configure_logs
@@ -39,7 +40,7 @@ def bridge_name(environment: str) -> str:
     return f"squadron-bridge-{environment}"
 
 
-async def fetch_settings(environment: str) -> Any:
+async def fetch_settings(environment: str) -> Settings:
     """The settings the environment was brought up with; only the bridge holds them, credentials included.
 
     Raises:
@@ -49,7 +50,8 @@ async def fetch_settings(environment: str) -> Any:
     while True:
         try:
             bridge = ray.get_actor(bridge_name(environment), namespace=NAMESPACE)
-            return await bridge.settings.remote()
+            settings: Settings = await bridge.settings.remote()
+            return settings
         except (ValueError, ray.exceptions.RayActorError) as error:
             if time.monotonic() > give_up_at:
                 raise DeployError(f"no bridge for environment {environment!r}: {error}") from None
@@ -59,10 +61,10 @@ async def fetch_settings(environment: str) -> Any:
 class AgentReplica:
     """What Ray Serve runs for an agent. It takes no Serve requests: work comes from the mailbox."""
 
-    async def __init__(
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
         self, environment: str, agent: str, code: dict[str, str], slots: int, grace_s: float
     ) -> None:
-        settings = await fetch_settings(environment)
+        settings: Settings = await fetch_settings(environment)
         configure_logs(settings.log_level)
         # Sync handlers run in threads: one for each slot.
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(slots, "handler"))
@@ -187,5 +189,6 @@ def build(args: dict[str, Any]) -> Application:
         args: environment, agent, code, slots, grace_s; anything else only marks a new version.
     """
     fields = {name: args[name] for name in ("environment", "agent", "code", "slots", "grace_s")}
-    deployment = serve.deployment(AgentReplica).options(name=args["agent"])
-    return deployment.bind(**fields)
+    make: Any = serve.deployment(name=args["agent"])
+    application: Application = make(AgentReplica).bind(**fields)
+    return application

@@ -1,0 +1,249 @@
+"""What all commands share: exit codes, errors in one line, a quiet end at Ctrl-C, the way to a squad.
+
+Nothing here imports ray or nats before a command needs them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import typer
+
+from squadron.config import Settings
+from squadron.runtime import errors
+from squadron.runtime.errors import SquadronError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from squadron.cli.progress import Watch
+    from squadron.squad import Squad
+
+OK, ENDED_OTHERWISE, BAD_USAGE, NOT_RUNNING, INTERRUPTED = 0, 1, 2, 3, 130
+#: What a shell reports of a program that wrote to a closed pipe (128 + SIGPIPE).
+PIPE_CLOSED = 141
+#: How often a start is looked after, in seconds.
+LOOK_S = 0.2
+
+_CODES: dict[type[SquadronError], int] = {
+    errors.ConfigError: BAD_USAGE,
+    errors.InvalidAgentError: BAD_USAGE,
+    errors.InvalidInputError: BAD_USAGE,
+    errors.InvalidSubjectError: BAD_USAGE,
+    errors.BusUnavailableError: NOT_RUNNING,
+    errors.BridgeUnavailableError: NOT_RUNNING,
+    errors.ClusterUnavailableError: NOT_RUNNING,
+}
+
+
+class NotRunning(SquadronError):  # noqa: N818 - how a command ends, not an error of the runtime
+    """There is no squad to talk to; wraps what was in the way."""
+
+
+def start(app: Callable[[], Any]) -> None:
+    """Run the command line; the last line of defence against tracebacks."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A package's summary may hold any character, and a terminal need not be able to show it.
+            stream.reconfigure(errors="replace")
+    try:
+        app()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_stdout()
+        sys.exit(PIPE_CLOSED)
+    except KeyboardInterrupt:
+        _vanish(INTERRUPTED)
+
+
+def execute(work: Coroutine[Any, Any, int], *, as_json: bool = False) -> NoReturn:
+    """Run a command's work to its end, and leave with its exit code; errors become one line."""
+    try:
+        code = asyncio.run(_until_signal(work))
+        sys.stdout.flush()
+    except SquadronError as error:
+        if as_json:
+            print_json({"error": error.to_dict()})
+        complain(error)
+        code = _code_of(error)
+    except BrokenPipeError:
+        _drop_stdout()
+        code = PIPE_CLOSED
+    except KeyboardInterrupt:
+        # The second Ctrl-C: do not wait for the clean-up either.
+        _vanish(INTERRUPTED)
+    except (typer.Exit, typer.BadParameter):
+        raise
+    except Exception as error:
+        if os.environ.get("SQUADRON_LOG_LEVEL", "").upper() == "DEBUG":
+            traceback.print_exc()
+        hint = "this is a bug in squadron; SQUADRON_LOG_LEVEL=DEBUG shows where"
+        complain(SquadronError(f"{type(error).__name__}: {error}", hint=hint))
+        code = ENDED_OTHERWISE
+    raise typer.Exit(code)
+
+
+async def _until_signal(work: Coroutine[Any, Any, int]) -> int:
+    """The work's exit code; at Ctrl-C or a request to terminate it is cancelled, cleans up, and that is all."""
+    loop, me = asyncio.get_running_loop(), asyncio.current_task()
+    assert me is not None
+    received = [signal.SIGINT]
+
+    def stop(number: signal.Signals) -> None:
+        received[0] = number
+        me.cancel()
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:  # `nohup` has it ignored
+            loop.add_signal_handler(number, stop, number)
+    try:
+        return await work
+    except asyncio.CancelledError:
+        _vanish(128 + received[0])
+
+
+def _vanish(code: int) -> NoReturn:
+    """Leave now. A thread inside `ray.init` can't be interrupted, and a normal exit would wait for it."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
+
+
+def _drop_stdout() -> None:
+    """Whoever read our output went away; the interpreter's own flush at exit must not trip over that."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _code_of(error: SquadronError) -> int:
+    if isinstance(error, NotRunning):
+        return NOT_RUNNING
+    return next((code for kind, code in _CODES.items() if isinstance(error, kind)), ENDED_OTHERWISE)
+
+
+def complain(error: SquadronError) -> None:
+    """Say an error on stderr, with what to do about it."""
+    from rich.text import Text
+
+    err().print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
+
+
+def tell(text: str) -> None:
+    """Say something to a person on stderr."""
+    err().print(text, soft_wrap=True, markup=False)
+
+
+def err() -> Console:
+    """The console for people; it has no colours where nobody sees them (no terminal, `NO_COLOR`)."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def out() -> Console:
+    """The console for results. In a pipe lines are as long as they are: a program reads them."""
+    from rich.console import Console
+
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 10_000)
+
+
+def print_json(value: Any) -> None:
+    """One JSON value on stdout: indented for a person, one line for a program."""
+    indent = 2 if sys.stdout.isatty() else None
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=indent, default=str) + "\n")
+    sys.stdout.flush()
+
+
+def settings_of(ctx: typer.Context) -> Settings:
+    """The settings of this command line, with the logs set up as they say.
+
+    Raises:
+        ConfigError: one of them is wrong.
+    """
+    from squadron.runtime.logs import configure_logs
+
+    settings = Settings.load(**ctx.obj)
+    configure_logs(settings.log_level)
+    return settings
+
+
+@contextlib.asynccontextmanager
+async def connected(settings: Settings) -> AsyncIterator[Squad]:
+    """A squad that runs already.
+
+    Raises:
+        NotRunning: there is none; says how to start it.
+    """
+    from squadron.squad import Squad
+
+    try:
+        squad = await Squad.connect(settings)
+    except SquadronError as error:
+        raise NotRunning(str(error.args[0]), hint=error.hint) from None
+    try:
+        yield squad
+    finally:
+        await squad.aclose()
+
+
+@contextlib.asynccontextmanager
+async def opened(settings: Settings, watch: Watch, *, keep: bool = False) -> AsyncIterator[Squad]:
+    """A squad that is brought up if it doesn't run; what was started here is stopped again unless `keep`."""
+    from squadron.squad import Squad
+
+    # Serve announces itself on stderr otherwise; its log files have it all.
+    os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
+    steps = asyncio.create_task(_tell_steps(settings, watch), name="steps")
+    try:
+        # As long as this process is a driver, ray prints what its daemons warn of, and to stdout.
+        with contextlib.redirect_stdout(io.StringIO()):
+            squad = await Squad.up(settings)
+            await asyncio.to_thread(_let_go_of_ray)
+    finally:
+        steps.cancel()
+    if keep:
+        squad.keep_running()
+    try:
+        yield squad
+    finally:
+        if squad.started_here:
+            watch.phase("stop")
+        await squad.aclose()
+
+
+async def _tell_steps(settings: Settings, watch: Watch) -> None:
+    """Say what is being waited for, judged by what is there already."""
+    from squadron.bridge.jetstream import embedded
+    from squadron.bridge.serve import local
+
+    first = True
+    while True:
+        nats = settings.nats_url is not None or await _is_there(embedded.find, settings)
+        ray = settings.ray_address is not None or await _is_there(local.find, settings)
+        if nats and ray:
+            watch.phase("connect" if first else "start bridge")
+        else:
+            watch.phase("start Ray" if nats else "start NATS")
+        first = first and nats and ray
+        await asyncio.sleep(LOOK_S)
+
+
+async def _is_there(find: Callable[[Path], object], settings: Settings) -> bool:
+    return await asyncio.to_thread(find, settings.home) is not None
+
+
+def _let_go_of_ray() -> None:
+    """Once the bridge is there, all goes over NATS."""
+    if (ray := sys.modules.get("ray")) is not None and ray.is_initialized():
+        ray.shutdown()

@@ -1,0 +1,233 @@
+"""topics and ask: what agents can do, and having them do it."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import stat
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from squadron.cli import frame
+from squadron.cli.servers import Json
+from squadron.runtime.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from squadron.runtime.outcome import Outcome
+    from squadron.runtime.topics import ScoredTopic, SemanticTopic
+    from squadron.squad import Squad
+
+#: Longest wait for the first byte of piped input, in seconds; a pipe that nobody writes to must not hang us.
+STDIN_WITHIN_S = 10.0
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `app`."""
+    for command in (topics, ask):
+        app.command()(command)
+
+
+def topics(
+    ctx: typer.Context,
+    search: Annotated[str, typer.Option("--search", "-s", help="What you want done, in plain words.")] = "",
+    most: Annotated[int, typer.Option("--most", help="Longest list of a search.", min=1)] = 8,
+    as_json: Json = False,
+) -> None:
+    """List what can be asked now, or find it by intent (best first)."""
+    frame.execute(_topics(ctx, search, most, as_json), as_json=as_json)
+
+
+async def _topics(ctx: typer.Context, search: str, most: int, as_json: bool) -> int:
+    async with frame.connected(frame.settings_of(ctx)) as squad:
+        found = squad.discover(search, most=most) if search else squad.topics()
+    if as_json:
+        frame.print_json([{**one.topic.model_dump(), "agent": one.agent, "score": one.score} for one in found])
+    elif not found:
+        frame.tell("No topic fits." if search else "Nothing is served yet: squadron deploy module:Agent")
+    elif sys.stdout.isatty():
+        _show_topics(found)
+    else:
+        for one in found:
+            sys.stdout.write("\t".join([one.topic.name, one.agent, *_about(one.topic)]) + "\n")
+    return frame.OK
+
+
+def _about(topic: SemanticTopic) -> tuple[str, str]:
+    from squadron.runtime.topics import describe_input
+
+    return describe_input(topic.input_schema), topic.description.partition("\n")[0]
+
+
+def _show_topics(found: Sequence[ScoredTopic]) -> None:
+    from rich.padding import Padding
+    from rich.text import Text
+
+    console = frame.out()
+    for one in found:
+        fields, description = _about(one.topic)
+        score = f"  {one.score:.1f}" if one.score else ""
+        console.print(Text.assemble((one.topic.name, "bold cyan"), (f"  {one.agent}{score}", "dim")))
+        console.print(Padding(Text(description), (0, 0, 0, 2)))
+        console.print(Padding(Text(fields, "dim"), (0, 0, 0, 2)))
+    console.print(f"\nAsk one: squadron ask {found[0].topic.name} FIELD=VALUE…", markup=False)
+
+
+def ask(
+    ctx: typer.Context,
+    topic: Annotated[str, typer.Argument(help="For example license.classify; see `squadron topics`.")],
+    fields: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[FIELD=VALUE...|-]", help="The input; - reads it as JSON from stdin."),
+    ] = None,
+    within: Annotated[float, typer.Option("--within", help="Longest wait, in seconds.", min=0.01)] = 60.0,
+    priority: Annotated[int, typer.Option("--priority", help="0 (last) to 9 (first).", min=0, max=9)] = 5,
+    model: Annotated[
+        str | None, typer.Option("--model", help="openai:NAME or anthropic:NAME, for agents that use one.")
+    ] = None,
+    stream: Annotated[bool, typer.Option("--stream", help="Print what the task emits while it runs.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Send one task and print its result. A value is read as JSON where the topic wants more than text."""
+    options = {"within_s": within, "priority": priority, "model": model}
+    frame.execute(_ask(ctx, topic, fields or [], options, stream, as_json), as_json=as_json)
+
+
+async def _ask(
+    ctx: typer.Context, topic: str, fields: list[str], options: dict[str, Any], stream: bool, as_json: bool
+) -> int:
+    pairs, piped = [field for field in fields if field != "-"], "-" in fields
+    check_pairs(pairs)
+    async with frame.connected(frame.settings_of(ctx)) as squad:
+        schema = _schema(squad, topic)
+        piped = piped or (not pairs and bool(schema.get("required")) and _is_piped())
+        content = with_fields(read_stdin(wait=not sys.stdin.isatty()) if piped else {}, pairs, schema)
+        if not stream:
+            outcome, shown = await squad.ask(topic, content, **options), ""
+        else:
+            outcome, shown = await _follow(squad, topic, content, options, as_json)
+    return _show_outcome(outcome, shown, as_json)
+
+
+async def _follow(
+    squad: Squad, topic: str, content: Any, options: dict[str, Any], as_json: bool
+) -> tuple[Outcome, str]:
+    """Print what a task emits; returns its outcome, and the text that was shown."""
+    following, shown = squad.stream(topic, content, **options), ""
+    async for chunk in following:
+        if as_json:
+            frame.print_json({"chunk": chunk})
+        elif isinstance(chunk, str):
+            shown += chunk
+            sys.stdout.write(chunk)
+        else:
+            sys.stdout.write(json.dumps(chunk, ensure_ascii=False) + "\n")
+        sys.stdout.flush()
+    if shown and not shown.endswith("\n"):
+        sys.stdout.write("\n")
+    return await following.outcome(), shown
+
+
+def _show_outcome(outcome: Outcome, shown: str, as_json: bool) -> int:
+    if as_json:
+        who = {"task_id": outcome.task_id, "topic": outcome.topic, "source": outcome.source}
+        frame.print_json({**who, **outcome.to_content()})
+    elif outcome.ok:
+        data = outcome.unwrap()
+        # A model's text was streamed already, and is the result as well.
+        if not (isinstance(data, str) and data.strip() == shown.strip()):
+            text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False, indent=2)
+            sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
+    if not outcome.ok:
+        from rich.text import Text
+
+        kind = outcome.kind.replace("_", " ")
+        frame.err().print(Text.assemble((f"{kind}: ", "bold red"), outcome.reason), soft_wrap=True)
+    return frame.OK if outcome.ok else frame.ENDED_OTHERWISE
+
+
+def _schema(squad: Squad, topic: str) -> dict[str, Any]:
+    """The input schema of a served topic or of the family it belongs to; empty if nobody serves it."""
+    from squadron.runtime.subjects import matches
+
+    served = {one.topic.name: one.topic.input_schema for one in squad.topics()}
+    family = (schema for name, schema in served.items() if "*" in name and matches(name, topic))
+    return served.get(topic) or next(family, {})
+
+
+def _is_piped() -> bool:
+    """Whether somebody feeds us: a pipe or a file, but not what a daemon or a test runner leaves open."""
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
+
+
+def read_stdin(*, wait: bool = True) -> Any:
+    """The JSON value on stdin.
+
+    Raises:
+        InvalidInputError: it is not JSON, or nothing comes (with `wait`).
+    """
+    if wait and not select.select([sys.stdin], [], [], STDIN_WITHIN_S)[0]:
+        raise InvalidInputError(f"nothing came on stdin for {STDIN_WITHIN_S:g} s", hint="give FIELD=VALUE instead")
+    try:
+        return json.load(sys.stdin)
+    except ValueError as error:
+        raise InvalidInputError(f"stdin is not JSON: {error}") from None
+
+
+def check_pairs(pairs: Sequence[str]) -> None:
+    """Refuse what is not `FIELD=VALUE` before anything is connected.
+
+    Raises:
+        InvalidInputError: names the first that is not.
+    """
+    for pair in pairs:
+        name, equals, _ = pair.partition("=")
+        if not (name and equals):
+            raise InvalidInputError(f"{pair!r} is not FIELD=VALUE", hint='for example text="I love it"')
+
+
+def with_fields(content: Any, pairs: Sequence[str], schema: dict[str, Any]) -> Any:
+    """The content with fields of the command line set in it.
+
+    Raises:
+        InvalidInputError: there are fields, but the content is not an object.
+    """
+    if not pairs:
+        return content
+    if not isinstance(content, dict):
+        raise InvalidInputError("fields can be added to a JSON object only, and stdin holds none")
+    given = {}
+    for pair in pairs:
+        name, _, text = pair.partition("=")
+        given[name] = read_value(text, _field_schema(schema, name))
+    return content | given
+
+
+def _field_schema(schema: dict[str, Any], name: str) -> dict[str, Any]:
+    field = schema.get("properties", {}).get(name, {})
+    # References inside a field count from the root of the whole schema.
+    return {**field, "$defs": schema["$defs"]} if "$defs" in schema else dict(field)
+
+
+def read_value(text: str, schema: dict[str, Any]) -> Any:
+    """A value as the topic wants it: JSON if that fits its schema, else the text as it stands.
+
+    What fits in neither way goes as JSON if it can be read so: the refusal then speaks of the value meant.
+    """
+    from jsonschema import Draft202012Validator
+
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    if isinstance(value, str):
+        return text  # quotes belong to the text
+    fits = Draft202012Validator(schema).is_valid
+    return value if fits(value) or not fits(text) else text

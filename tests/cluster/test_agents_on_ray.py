@@ -1,0 +1,294 @@
+"""Agents as Ray actors: deployed, killed, scaled, redeployed, with real work under way."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+
+from squadron import Agent, Context, Settings, Squad, on, topic
+from squadron.runtime.envelope import AgentMessage
+from squadron.runtime.errors import ConfigError, DeployError, RouteConflictError
+from tests.cluster.conftest import until
+
+
+class Worker(Agent):
+    """Does small jobs."""
+
+    slots = 4
+    min_replicas = 2
+
+    def __init__(self) -> None:
+        self.served = 0
+
+    @topic("work.pid")
+    async def pid(self) -> int:
+        """Tell the process id."""
+        return os.getpid()
+
+    @topic("work.nap")
+    def nap(self, seconds: float) -> int:
+        """Sleep in a thread."""
+        time.sleep(seconds)
+        return os.getpid()
+
+    @topic("work.count")
+    async def count(self, to: int) -> AsyncIterator[int]:
+        """Count, one chunk at a time."""
+        for number in range(to):
+            yield number
+
+    @topic("work.delegate")
+    async def delegate(self, seconds: float, ctx: Context) -> list[object]:
+        """Ask another agent, and tell how long it was allowed to take."""
+        outcome = await ctx.ask("work.pid", within_s=1_000)
+        return [outcome.unwrap(), ctx.deadline.remaining_s()]
+
+
+async def replicas(squad: Squad, agent: str) -> dict[str, int]:
+    status = await squad.status()
+    found = next(each for each in status["agents"] if each["agent"] == agent)
+    return {replica["id"]: replica["pid"] for replica in found["replicas"]}
+
+
+async def test_an_agent_is_asked_from_another_process_that_never_imports_ray(squad, settings):
+    await squad.deploy(Worker)
+    script = """
+        import asyncio, sys
+        from squadron import Squad
+        async def main():
+            async with Squad.connect() as squad:
+                print((await squad.ask("work.pid")).unwrap(), "ray" in sys.modules)
+        asyncio.run(main())
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        env=os.environ | settings.environ(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    pid, imported = done.stdout.split()
+    assert int(pid) in (await replicas(squad, "worker")).values()
+    assert imported == "False"
+
+
+async def test_a_plain_script_uses_the_same_calls_without_await(squad, settings):
+    await squad.deploy(Worker)
+    script = """
+        from squadron import Squad
+        with Squad.connect() as squad:
+            found = squad.discover("process id")[0].topic.name
+            print(squad.ask("work.pid").ok, list(squad.stream("work.count", to=3)), found)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        env=os.environ | settings.environ(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout.split(maxsplit=1) == ["True", "[0, 1, 2] work.pid\n"], done.stderr
+
+
+async def test_tasks_of_a_killed_replica_are_done_by_another_and_the_replica_is_replaced(squad):
+    await squad.deploy(Worker)
+    before = await replicas(squad, "worker")
+    assert len(before) == 2
+    asking = [asyncio.create_task(squad.ask("work.nap", seconds=1.0)) for _ in range(8)]
+    await until(lambda: _taken(squad, 8))
+    victim = next(iter(before.values()))
+    os.kill(victim, signal.SIGKILL)
+    outcomes = await asyncio.gather(*asking)
+    assert [outcome.kind for outcome in outcomes] == ["result"] * 8
+    assert max(outcome.attempt for outcome in outcomes) == 2
+    assert victim not in {outcome.unwrap() for outcome in outcomes}
+    await until(lambda: _healed(squad, "worker", 2, victim))
+
+
+async def _taken(squad: Squad, count: int) -> bool:
+    return (await squad.status())["agents"][0]["taken"] == count
+
+
+async def _healed(squad: Squad, agent: str, count: int, victim: int) -> bool:
+    pids = (await replicas(squad, agent)).values()
+    return len(pids) == count and victim not in pids
+
+
+async def test_scaling_changes_the_number_in_place_and_restarts_nobody(squad):
+    await squad.deploy(Worker)
+    before = await replicas(squad, "worker")
+    assert await squad.scale("worker", 3) == "3"
+    after = await until(lambda: _counts(squad, "worker", 3))
+    assert before.items() <= after.items()
+    assert await squad.scale("worker", "1..2") == "1..2"
+    with pytest.raises(ConfigError, match="not a scale"):
+        await squad.scale("worker", "many")
+    with pytest.raises(ConfigError, match="no agent 'nobody'"):
+        await squad.scale("nobody", 1)
+
+
+async def _counts(squad: Squad, agent: str, count: int) -> dict[str, int]:
+    found = await replicas(squad, agent)
+    return found if len(found) == count else {}
+
+
+class Sleeper(Agent):
+    """Is only there when it is needed."""
+
+    min_replicas = 0
+    max_replicas = 2
+    slots = 1
+
+    @topic("sleep.nap")
+    async def nap(self, seconds: float) -> int:
+        """Sleep."""
+        await asyncio.sleep(seconds)
+        return os.getpid()
+
+
+async def test_an_agent_scaled_to_zero_wakes_up_for_a_task_and_grows_with_its_backlog(squad):
+    await squad.deploy(Sleeper)
+    assert await replicas(squad, "sleeper") == {}
+    asking = [asyncio.create_task(squad.ask("sleep.nap", seconds=1.5)) for _ in range(6)]
+    outcomes = await asyncio.gather(*asking)
+    assert [outcome.kind for outcome in outcomes] == ["result"] * 6
+    assert len({outcome.unwrap() for outcome in outcomes}) == 2
+
+
+async def test_redeployed_code_answers_and_nothing_under_way_is_lost(squad):
+    class Versioned(Agent):
+        """Tells its version."""
+
+        @topic("version.tell")
+        async def tell(self, wait_s: float = 0.0) -> int:
+            """Which version answers."""
+            await asyncio.sleep(wait_s)
+            return 1
+
+    await squad.deploy(Versioned)
+    assert (await squad.ask("version.tell")).unwrap() == 1
+    asking = [asyncio.create_task(squad.ask("version.tell", wait_s=1.0)) for _ in range(10)]
+    await asyncio.gather(*(asyncio.sleep(0) for _ in range(10)))
+
+    class Versioned(Agent):
+        """Tells its version."""
+
+        @topic("version.tell")
+        async def tell(self, wait_s: float = 0.0) -> int:
+            """Which version answers."""
+            await asyncio.sleep(wait_s)
+            return 2
+
+    await squad.deploy(Versioned)
+    assert (await squad.ask("version.tell")).unwrap() == 2
+    outcomes = await asyncio.gather(*asking)
+    assert {outcome.kind for outcome in outcomes} == {"result"}
+    assert [outcome.attempt for outcome in outcomes] == [1] * 10
+
+
+async def test_an_agent_that_cannot_start_is_a_deploy_error_with_the_reason(squad):
+    class Broken(Agent):
+        """Does not start."""
+
+        async def on_start(self) -> None:
+            raise RuntimeError("the coffee machine is empty")
+
+        @topic("broken.ask")
+        async def ask(self) -> int:
+            """Never runs."""
+            return 1
+
+    with pytest.raises(DeployError, match="the coffee machine is empty"):
+        await squad.deploy(Broken, within_s=60)
+
+
+async def test_two_agents_cannot_serve_the_same_topic(squad):
+    await squad.deploy(Worker)
+
+    class Rival(Agent):
+        """Wants the same work."""
+
+        @topic("work.*")
+        async def any(self) -> int:
+            """Take everything."""
+            return 1
+
+    with pytest.raises(RouteConflictError, match="overlaps"):
+        await squad.deploy(Rival)
+
+
+class Listener(Agent):
+    """Hears events."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    @on("news.*")
+    async def hear(self, message: AgentMessage) -> None:
+        self.heard.append(message.payload.content)
+
+    @topic("listener.heard")
+    async def tell(self) -> list[str]:
+        """What was heard."""
+        return self.heard
+
+
+async def test_events_reach_agents_and_subscribers(squad):
+    await squad.deploy(Listener)
+    events = await squad.subscribe("news.*")
+    await squad.publish("news.sport", "they won")
+    assert (await events.next(within_s=5)).payload.content == "they won"
+    await events.aclose()
+
+    async def heard() -> bool:
+        return (await squad.ask("listener.heard")).unwrap() == ["they won"]
+
+    await until(heard)
+
+
+async def test_presence_is_told_by_events_and_a_silent_death_by_the_bridge(squad):
+    events = await squad.subscribe("status.*")
+    await squad.deploy(Worker)
+    kinds = {(await events.next(within_s=10)).payload.content["event"] for _ in range(4)}
+    assert kinds >= {"agent_online", "agent_heartbeat"}
+    name, pid = next(iter((await replicas(squad, "worker")).items()))
+    os.kill(pid, signal.SIGKILL)
+    while True:
+        content = (await events.next(within_s=10)).payload.content
+        if content["event"] == "agent_offline":
+            break
+    assert content["replica"] == name
+    assert content["reason"] == "heartbeat lapsed"
+    await events.aclose()
+
+
+async def test_an_undeployed_agent_leaves_the_registry_and_its_tasks_wait_for_its_return(squad):
+    await squad.deploy(Worker)
+    handle = await squad.submit("work.nap", seconds=0.1)
+    assert (await squad.outcome(handle)).ok
+    await squad.undeploy("worker")
+    assert squad.discover("process id") == []
+    outcome = await squad.ask("work.pid")
+    assert outcome.kind == "undeliverable"
+
+
+async def test_a_childs_deadline_is_never_later_than_its_parents(squad):
+    await squad.deploy(Worker)
+    _, left_s = (await squad.ask("work.delegate", seconds=0, within_s=20)).unwrap()
+    assert 0 < left_s < 20
+
+
+async def test_the_environment_of_another_name_is_refused_with_advice(squad, settings):
+    other = Settings.load({}, home=settings.home, env="nowhere")
+    with pytest.raises(Exception, match="squadron up"):
+        async with Squad.connect(other):
+            pass

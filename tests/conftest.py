@@ -1,0 +1,56 @@
+"""What all tests share: a clean environment, one private nats-server, and a place on its bus."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from squadron.bridge.jetstream import embedded
+from squadron.bridge.jetstream.wiring import Wiring
+from squadron.config import VARIABLES, Settings
+from squadron.runtime.envelope import AgentIdentity
+
+#: Beats faster than in earnest, so that a lapse of three is soon seen.
+HEARTBEAT_S = 0.5
+#: A lease that ends soon, so that a redelivery is soon seen.
+LEASE_S = 0.6
+
+_PREFIXES = ("SQUADRON_", "NATS_", "RAY_", "OPENAI_", "ANTHROPIC_", "AZURE_OPENAI_")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def clean_environment() -> Iterator[None]:
+    """Nothing of the developer's shell decides how a test ends: no server, no key, no setting of theirs."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name.startswith(_PREFIXES) or name in VARIABLES.values():
+                patch.delenv(name)
+        yield
+
+
+@pytest.fixture(scope="session")
+def nats_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The home of one real nats-server for the whole run."""
+    home = tmp_path_factory.mktemp("squadron")
+    embedded.ensure(home)
+    yield home
+    embedded.stop(home)
+
+
+@pytest.fixture
+def settings(nats_home: Path) -> Settings:
+    """Settings of an environment that no other test uses."""
+    environment = f"t{uuid.uuid4().hex[:12]}"
+    return Settings(home=nats_home, env=environment, heartbeat_s=HEARTBEAT_S, lease_s=LEASE_S)
+
+
+@pytest.fixture
+async def wiring(settings: Settings) -> AsyncIterator[Wiring]:
+    """An open place on the bus, in an environment of its own."""
+    opened = await Wiring.open(settings, AgentIdentity(id="tester", type="test"), create=True)
+    yield opened
+    await opened.aclose()

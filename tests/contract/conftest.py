@@ -1,0 +1,136 @@
+"""One world of ports per test: in memory, and on a real nats-server. The same tests run over both."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from squadron.bridge.jetstream.wiring import SystemClock, Wiring
+from squadron.bridge.memory import MemoryBus, MemoryJournal, MemoryQueue
+from squadron.config import Settings
+from squadron.runtime.caller import Caller
+from squadron.runtime.envelope import AgentIdentity
+from squadron.runtime.ports import Clock, Delivery, Journal, Queue, UnreliableBus
+from squadron.runtime.registry import Registry
+from squadron.runtime.subjects import Subjects
+from tests.conftest import HEARTBEAT_S
+
+#: Longest wait for what must happen; it is over at once when it does.
+SOON_S = 10.0
+
+
+@dataclass
+class Peer:
+    """One participant: all ports, seen by one process."""
+
+    subjects: Subjects
+    clock: Clock
+    bus: UnreliableBus
+    queue: Queue
+    lite: Journal
+    records: Journal
+    dead: Journal
+    registry: Registry
+    caller: Caller
+
+
+@dataclass
+class World:
+    """Where the participants of one test meet."""
+
+    kind: str
+    join: Callable[[str], Awaitable[Peer]]
+    #: The settings of the real server; None in memory.
+    settings: Settings | None = None
+    _closers: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
+
+
+async def _memory_world() -> World:
+    bus, queue = MemoryBus(), MemoryQueue()
+    lite, records, dead = MemoryJournal(bus), MemoryJournal(bus), MemoryJournal(bus)
+    subjects, clock = Subjects("test"), SystemClock()
+
+    async def join(name: str) -> Peer:
+        registry = Registry(records, bus, subjects, clock, heartbeat_s=HEARTBEAT_S)
+        identity = AgentIdentity(id=name, type="test")
+        caller = Caller(identity, subjects, queue=queue, lite=lite, bus=bus, registry=registry, clock=clock)
+        await registry.start()
+        await caller.start()
+        world._closers += [caller.aclose, registry.aclose]
+        return Peer(subjects, clock, bus, queue, lite, records, dead, registry, caller)
+
+    world = World("memory", join)
+    return world
+
+
+async def _jetstream_world(settings: Settings) -> World:
+    async def join(name: str) -> Peer:
+        w = await Wiring.open(settings, AgentIdentity(id=name, type="test"), create=True)
+        world._closers.append(w.aclose)
+        return Peer(w.subjects, w.clock, w.bus, w.queue, w.lite, w.records, w.dead, w.registry, w.caller)
+
+    world = World("jetstream", join, settings)
+    return world
+
+
+@pytest.fixture(params=["memory", "jetstream"])
+async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
+    """Ports of one kind, in an environment that no other test uses."""
+    if request.param == "memory":
+        made = await _memory_world()
+    else:
+        made = await _jetstream_world(request.getfixturevalue("settings"))
+    yield made
+    for close in reversed(made._closers):
+        await close()
+
+
+@pytest.fixture
+async def peer(world: World) -> Peer:
+    """One participant."""
+    return await world.join("tester")
+
+
+@pytest.fixture
+def jetstream_only(world: World) -> None:
+    """For what only a real server can show."""
+    if world.kind != "jetstream":
+        pytest.skip("about NATS itself")
+
+
+class Inbox:
+    """A sink that can be waited on."""
+
+    def __init__(self) -> None:
+        self._arrived: asyncio.Queue[Any] = asyncio.Queue()
+
+    def __call__(self, item: Any) -> None:
+        self._arrived.put_nowait(item)
+
+    async def next(self, within_s: float = SOON_S) -> Any:
+        return await asyncio.wait_for(self._arrived.get(), within_s)
+
+    async def take(self, count: int) -> list[Any]:
+        return [await self.next() for _ in range(count)]
+
+    @property
+    def is_empty(self) -> bool:
+        return self._arrived.empty()
+
+
+async def until(is_so: Callable[[], Awaitable[bool]], within_s: float = SOON_S) -> None:
+    """Wait for a state that nobody announces."""
+    deadline = time.monotonic() + within_s
+    while not await is_so():
+        assert time.monotonic() < deadline, "it never came to that"
+        await asyncio.sleep(0.005)
+
+
+async def settle_all(deliveries: list[Delivery]) -> None:
+    for delivery in deliveries:
+        await delivery.lease.settle()

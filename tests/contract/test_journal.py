@@ -1,0 +1,232 @@
+"""What every `Journal` keeps: an ordered, keyed log that can be read again and followed live."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+
+import pytest
+
+from squadron.bridge.memory import MAX_PAYLOAD_BYTES
+from squadron.runtime.errors import FencedError, MessageTooLargeError
+from squadron.runtime.ports import Entry, Journal
+from tests.contract.conftest import SOON_S, Peer, World, until
+
+
+@pytest.fixture
+def lite(peer: Peer) -> Journal:
+    return peer.lite
+
+
+@pytest.fixture
+def key(peer: Peer) -> str:
+    return peer.subjects.lite("owner", "one")
+
+
+@pytest.fixture
+def other_key(peer: Peer) -> str:
+    return peer.subjects.lite("owner", "two")
+
+
+async def _next(reader: AsyncGenerator[Entry, None]) -> Entry:
+    return await asyncio.wait_for(anext(reader), SOON_S)
+
+
+async def _all(lite: Journal, pattern: str, from_seq: int = 1) -> list[bytes]:
+    return [entry.data async for entry in lite.read(pattern, from_seq=from_seq)]
+
+
+async def test_the_last_entry_of_a_key_is_the_one_appended_last(lite: Journal, key: str, other_key: str) -> None:
+    assert await lite.last(key) is None
+    first = await lite.append(key, b"one")
+    second = await lite.append(key, b"two")
+    await lite.append(other_key, b"other")
+
+    last = await lite.last(key)
+
+    assert last is not None
+    assert (last.key, last.data, last.seq) == (key, b"two", second)
+    assert first < second
+
+
+async def test_an_entry_may_be_empty_or_any_bytes(lite: Journal, key: str, other_key: str) -> None:
+    everything = bytes(range(256))
+    await lite.append(key, b"")
+    await lite.append(other_key, everything)
+
+    assert await _all(lite, key) == [b""]
+    assert await _all(lite, other_key) == [everything]
+
+
+async def test_latest_gives_the_newest_of_each_key_oldest_first(peer: Peer, lite: Journal) -> None:
+    keys = [peer.subjects.lite("owner", name) for name in "abc"]
+    for key in (*keys, keys[0]):
+        await lite.append(key, f"{key}!".encode())
+    await lite.append(peer.subjects.lite("stranger", "a"), b"no")
+
+    newest = await lite.latest(peer.subjects.lite_of("owner"))
+
+    assert [entry.key for entry in newest] == [keys[1], keys[2], keys[0]]
+    assert await lite.latest(peer.subjects.lite_of("nobody")) == []
+
+
+async def test_reading_starts_where_it_is_told_to(lite: Journal, key: str) -> None:
+    seqs = [await lite.append(key, str(i).encode()) for i in range(5)]
+
+    assert await _all(lite, key) == [b"0", b"1", b"2", b"3", b"4"]
+    assert await _all(lite, key, from_seq=seqs[3]) == [b"3", b"4"]
+    assert await _all(lite, key, from_seq=seqs[4] + 1) == []
+
+
+async def test_more_entries_than_fit_one_batch_are_all_read(lite: Journal, key: str) -> None:
+    await asyncio.gather(*(lite.append(key, str(i).encode()) for i in range(1100)))
+
+    assert sorted(int(data) for data in await _all(lite, key)) == list(range(1100))
+
+
+async def test_entries_of_many_megabytes_are_all_read(lite: Journal, key: str) -> None:
+    """A server ends an answer past 64 MB; the rest has to be asked for."""
+    for i in range(11):
+        await lite.append(key, bytes([i]) * 7_000_000)
+
+    assert [data[0] for data in await _all(lite, key)] == list(range(11))
+
+
+async def test_a_live_reader_gets_what_is_there_and_then_what_comes(lite: Journal, key: str) -> None:
+    await lite.append(key, b"before")
+    reader = lite.read(key, live=True)
+    assert (await _next(reader)).data == b"before"
+    waiting = asyncio.create_task(_next(reader))
+    started = time.monotonic()
+
+    await lite.append(key, b"after")
+
+    assert (await waiting).data == b"after"
+    assert time.monotonic() - started < 1.0
+    await reader.aclose()
+
+
+async def test_a_live_reader_loses_nothing_of_two_writers(world: World) -> None:
+    one, other = await world.join("one"), await world.join("other")
+    pattern = one.subjects.lite_of("owner")
+    reader = one.lite.read(pattern, live=True)
+
+    async def write(peer: Peer, name: str) -> None:
+        key = peer.subjects.lite("owner", name)
+        for i in range(500):
+            await peer.lite.append(key, f"{name}{i}".encode())
+
+    writers = asyncio.gather(write(one, "a"), write(other, "b"))
+    seen = [await _next(reader) for _ in range(1000)]
+    await writers
+    await reader.aclose()
+
+    seqs = [entry.seq for entry in seen]
+    assert seqs == sorted(set(seqs))
+    for name in "ab":
+        assert [e.data.decode() for e in seen if e.key.endswith(name)] == [f"{name}{i}" for i in range(500)]
+
+
+async def test_many_readers_follow_one_key_each_from_where_it_wants(lite: Journal, key: str) -> None:
+    first = await lite.append(key, b"0")
+    readers = [lite.read(key, from_seq=first + skip, live=True) for skip in (0, 1)]
+    await lite.append(key, b"1")
+
+    assert (await _next(readers[0])).data == b"0"
+    assert (await _next(readers[0])).data == b"1"
+    assert (await _next(readers[1])).data == b"1"
+    for reader in readers:
+        await reader.aclose()
+
+
+async def test_an_entry_is_gone_after_its_time_to_live(lite: Journal, key: str, other_key: str) -> None:
+    await lite.append(key, b"short", ttl_s=0.2)  # rounded up to a second
+    await lite.append(other_key, b"long", ttl_s=60)
+    assert await lite.last(key) is not None
+
+    async def gone() -> bool:
+        return await lite.last(key) is None
+
+    await until(gone)
+    assert await _all(lite, key) == []
+    assert await _all(lite, other_key) == [b"long"]
+
+
+async def test_the_same_message_id_is_stored_once_and_gives_the_same_sequence(lite: Journal, key: str) -> None:
+    first = await lite.append(key, b"one", msg_id="same")
+    await lite.append(key, b"between")
+
+    assert await lite.append(key, b"two", msg_id="same") == first
+    assert await _all(lite, key) == [b"one", b"between"]
+
+
+async def test_a_fenced_append_that_is_tried_again_is_fenced_by_itself(lite: Journal, key: str) -> None:
+    """The server looks at the sequence first: a writer whose acknowledgement was lost reads `last` to know."""
+    await lite.append(key, b"one", msg_id="same", expect_seq=0)
+
+    with pytest.raises(FencedError):
+        await lite.append(key, b"one", msg_id="same", expect_seq=0)
+
+
+async def test_who_expects_a_stale_sequence_is_fenced(lite: Journal, key: str, other_key: str) -> None:
+    first = await lite.append(key, b"one", expect_seq=0)
+    await lite.append(other_key, b"does not matter")
+    second = await lite.append(key, b"two", expect_seq=first)
+
+    for stale in (0, first, second + 10):
+        with pytest.raises(FencedError):
+            await lite.append(key, b"zombie", expect_seq=stale)
+
+    assert await _all(lite, key) == [b"one", b"two"]
+
+
+async def test_of_two_writers_at_once_one_is_fenced(world: World) -> None:
+    peers = [await world.join("one"), await world.join("other")]
+    key = peers[0].subjects.lite("owner", "race")
+
+    ended = await asyncio.gather(
+        *(peer.lite.append(key, b"mine", expect_seq=0) for peer in peers), return_exceptions=True
+    )
+
+    assert sorted(type(end).__name__ for end in ended) == ["FencedError", "int"]
+
+
+async def test_an_erased_key_is_empty_and_may_be_used_again(lite: Journal, key: str, other_key: str) -> None:
+    await lite.append(key, b"one")
+    await lite.append(key, b"two")
+    await lite.append(other_key, b"stays")
+
+    await lite.erase(key)
+    await lite.erase(key)
+
+    assert await lite.last(key) is None
+    assert await _all(lite, key) == []
+    assert await _all(lite, other_key) == [b"stays"]
+    await lite.append(key, b"three", expect_seq=0)
+    assert await _all(lite, key) == [b"three"]
+
+
+async def test_an_entry_that_is_too_large_is_refused(lite: Journal, key: str) -> None:
+    with pytest.raises(MessageTooLargeError):
+        await lite.append(key, b"x" * (MAX_PAYLOAD_BYTES + 1))
+
+    assert await lite.last(key) is None
+
+
+async def test_appends_are_heard_on_the_bus(peer: Peer, lite: Journal, key: str) -> None:
+    heard: asyncio.Queue[bytes] = asyncio.Queue()
+    ear = await peer.bus.subscribe(peer.subjects.lite_of("owner"), lambda note: heard.put_nowait(note.data))
+
+    await lite.append(key, b"hello")
+
+    assert await asyncio.wait_for(heard.get(), SOON_S) == b"hello"
+    await ear.aclose()
+
+
+async def test_the_registry_keeps_only_the_newest_entry_of_a_key(peer: Peer) -> None:
+    key = peer.subjects.card("analyst")
+    for i in range(3):
+        await peer.records.append(key, str(i).encode())
+
+    assert (await peer.records.latest(peer.subjects.registry("card")))[0].data == b"2"

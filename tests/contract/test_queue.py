@@ -1,0 +1,419 @@
+"""What every `Queue` keeps: leased work, at least once, no more than was wanted."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+
+import pytest
+
+from squadron.bridge.memory import MAX_PAYLOAD_BYTES
+from squadron.runtime.errors import MessageTooLargeError, RouteConflictError
+from squadron.runtime.ports import Backlog, Delivery, Feed, Mailbox
+from tests.contract.conftest import Inbox, Peer, World, settle_all, until
+
+LEASE_S = 0.5
+BOX = Mailbox("reader", ("book.read",), lease_s=LEASE_S)
+FAMILY = Mailbox("reader", ("book.*",), lease_s=LEASE_S)
+
+
+async def _put(peer: Peer, text: str, *, topic: str = "book.read", priority: int = 5, msg_id: str = "") -> None:
+    subject = peer.subjects.task(topic, priority)
+    await peer.queue.put(subject, text.encode(), msg_id=msg_id or uuid.uuid4().hex)
+
+
+async def _feed(peer: Peer, box: Mailbox = BOX, want: int = 0) -> tuple[Feed, Inbox]:
+    await peer.queue.declare(box)
+    inbox = Inbox()
+    feed = await peer.queue.consume(box, inbox)
+    feed.want(want)
+    return feed, inbox
+
+
+async def _holds(peer: Peer, waiting: int, taken: int, name: str = BOX.name) -> None:
+    async def as_said() -> bool:
+        return await peer.queue.backlog(name) == Backlog(waiting, taken)
+
+    await until(as_said)
+
+
+async def test_what_was_put_before_anybody_listened_is_delivered_with_its_subject(peer: Peer) -> None:
+    await _put(peer, "early")
+    feed, inbox = await _feed(peer, want=1)
+
+    delivery: Delivery = await inbox.next()
+
+    assert delivery.data == b"early"
+    assert delivery.subject == peer.subjects.task("book.read")
+    assert delivery.lease.attempt == 1
+    await delivery.lease.settle()
+    await feed.aclose()
+
+
+async def test_what_is_put_while_somebody_waits_is_delivered_at_once_and_in_order(peer: Peer) -> None:
+    feed, inbox = await _feed(peer, want=20)
+    started = time.monotonic()
+    for i in range(20):
+        await _put(peer, str(i))
+
+    assert [d.data for d in await inbox.take(20)] == [str(i).encode() for i in range(20)]
+    assert time.monotonic() - started < 2.0
+    await feed.aclose()
+
+
+async def test_a_settled_message_is_gone_for_good(peer: Peer) -> None:
+    feed, inbox = await _feed(peer, want=5)
+    await _put(peer, "once")
+    await (await inbox.next()).lease.settle()
+    await _holds(peer, 0, 0)
+
+    await asyncio.sleep(1.5 * LEASE_S)  # its lease would end here
+
+    assert inbox.is_empty
+    await feed.aclose()
+
+
+async def test_never_more_is_delivered_than_was_wanted(peer: Peer) -> None:
+    feed, inbox = await _feed(peer, want=2)
+    for i in range(5):
+        await _put(peer, str(i))
+
+    taken = await inbox.take(2)
+    await _holds(peer, 3, 2)
+    assert inbox.is_empty
+    feed.want(1)
+    assert (await inbox.next()).data == b"2"
+    await _holds(peer, 2, 3)
+    assert inbox.is_empty
+    assert [d.data for d in taken] == [b"0", b"1"]
+    await feed.aclose()
+
+
+async def test_wants_add_up_over_lanes_and_never_beyond(peer: Peer) -> None:
+    await peer.queue.declare(BOX)
+    for priority in (1, 5, 9):
+        for _ in range(4):
+            await _put(peer, f"p{priority}", priority=priority)
+    feed, inbox = await _feed(peer, want=3)
+    arrived = await inbox.take(3)
+
+    for expected in range(9, 0, -1):
+        # Everything that came is settled and replaced by one more wish: at most three are ever with us.
+        await arrived.pop(0).lease.settle()
+        assert inbox.is_empty
+        feed.want(1)
+        arrived.append(await inbox.next())
+        assert len(arrived) == 3, expected
+    await settle_all(arrived)
+    await _holds(peer, 0, 0)
+    assert inbox.is_empty
+    await feed.aclose()
+
+
+async def test_released_at_once_it_comes_again_as_attempt_two(peer: Peer) -> None:
+    feed, inbox = await _feed(peer, want=5)
+    await _put(peer, "again")
+    await (await inbox.next()).lease.release()
+
+    second = await inbox.next()
+
+    assert (second.data, second.lease.attempt) == (b"again", 2)
+    await second.lease.settle()
+    await feed.aclose()
+
+
+async def test_released_with_a_delay_it_comes_again_after_it_and_not_before(peer: Peer) -> None:
+    feed, inbox = await _feed(peer, want=5)
+    await _put(peer, "later")
+    first = await inbox.next()
+    started = time.monotonic()
+    await first.lease.release(1.2)
+
+    second = await inbox.next()
+
+    assert time.monotonic() - started >= 1.15
+    assert second.lease.attempt == 2
+    await feed.aclose()
+
+
+async def test_a_lease_that_nobody_extends_ends_and_another_reader_gets_the_message(world: World) -> None:
+    peer, other = await world.join("one"), await world.join("other")
+    feed, inbox = await _feed(peer, want=1)
+    await _put(peer, "orphan")
+    await inbox.next()
+    _, others = await _feed(other, want=1)
+    started = time.monotonic()
+
+    second = await others.next()
+
+    assert (second.data, second.lease.attempt) == (b"orphan", 2)
+    assert time.monotonic() - started < 4 * LEASE_S
+    await feed.aclose()
+
+
+async def test_an_extended_lease_holds(peer: Peer) -> None:
+    feed, inbox = await _feed(peer, want=2)
+    await _put(peer, "long")
+    first = await inbox.next()
+
+    for _ in range(8):
+        await asyncio.sleep(LEASE_S / 3)
+        await first.lease.extend()
+
+    assert inbox.is_empty
+    await first.lease.settle()
+    await _holds(peer, 0, 0)
+    await feed.aclose()
+
+
+async def test_the_backlog_counts_what_waits_and_what_is_taken_in_all_lanes(peer: Peer) -> None:
+    assert await peer.queue.backlog("nobody") == Backlog(0, 0)
+    feed, inbox = await _feed(peer)
+    for priority in (5, 5, 9, 0):
+        await _put(peer, "x", priority=priority)
+    await _holds(peer, 4, 0)
+
+    feed.want(4)
+    arrived = await inbox.take(4)
+
+    await _holds(peer, 0, 4)
+    await settle_all(arrived)
+    await _holds(peer, 0, 0)
+    await feed.aclose()
+
+
+async def test_the_same_message_id_is_stored_once(peer: Peer) -> None:
+    await peer.queue.declare(BOX)
+    for text in ("first", "again"):
+        await _put(peer, text, msg_id="same")
+    await _put(peer, "other", msg_id="different")
+    await _holds(peer, 2, 0)
+
+    feed, inbox = await _feed(peer, want=5)
+
+    assert [d.data for d in await inbox.take(2)] == [b"first", b"other"]
+    await _holds(peer, 0, 2)
+    assert inbox.is_empty
+    await feed.aclose()
+
+
+async def test_a_lane_that_is_used_first_while_a_feed_runs_is_served_soon(peer: Peer) -> None:
+    feed, inbox = await _feed(peer, want=3)
+    for priority in (9, 0, 7):
+        started = time.monotonic()
+        await _put(peer, f"p{priority}", priority=priority)
+        delivery = await inbox.next()
+        assert delivery.data == f"p{priority}".encode()
+        assert time.monotonic() - started < 2.0
+        await delivery.lease.settle()
+        feed.want(1)
+    await feed.aclose()
+
+
+async def test_a_lane_that_was_used_before_any_feed_ran_is_served_first(peer: Peer) -> None:
+    await peer.queue.declare(BOX)
+    for priority in (0, 5, 9, 2):
+        await _put(peer, f"p{priority}", priority=priority)
+    feed, inbox = await _feed(peer, want=4)
+
+    assert sorted([d.data for d in await inbox.take(4)]) == [b"p0", b"p2", b"p5", b"p9"]
+    await _holds(peer, 0, 4)
+    await feed.aclose()
+
+
+async def test_a_burst_into_a_new_lane_opens_it_once(peer: Peer) -> None:
+    feed, inbox = await _feed(peer, want=1)
+    await asyncio.gather(*(_put(peer, str(i), priority=8) for i in range(20)))
+
+    for waiting in range(19, -1, -1):
+        delivery = await inbox.next()
+        # One slot, so one lease: nothing is held back from other replicas.
+        await _holds(peer, waiting, 1)
+        await delivery.lease.settle()
+        feed.want(1)
+    await feed.aclose()
+
+
+async def test_waiting_messages_are_delivered_by_priority(peer: Peer) -> None:
+    feed, inbox = await _feed(peer, want=3)
+    for priority in (9, 5, 1):  # all lanes are open from here on
+        await _put(peer, "warm", priority=priority)
+        delivery = await inbox.next()
+        await delivery.lease.settle()
+    await _holds(peer, 0, 0)
+    for priority in (1, 5, 9, 5, 9, 1):
+        await _put(peer, f"p{priority}", priority=priority)
+
+    async def all_stored() -> bool:
+        backlog = await peer.queue.backlog(BOX.name)
+        return backlog.waiting + backlog.taken == 6
+
+    await until(all_stored)
+    order = []
+    for _ in range(6):
+        feed.want(1)
+        delivery = await inbox.next()
+        order.append(delivery.data.decode())
+        await delivery.lease.settle()
+
+    assert order == ["p9", "p9", "p5", "p5", "p1", "p1"]
+    await feed.aclose()
+
+
+async def test_a_family_mailbox_gets_every_topic_of_it_and_nothing_else(peer: Peer) -> None:
+    feed, inbox = await _feed(peer, FAMILY, want=5)
+    await _put(peer, "a", topic="book.read")
+    await _put(peer, "no", topic="film.watch")
+    await _put(peer, "b", topic="book.burn", priority=7)
+
+    assert sorted([d.data for d in await inbox.take(2)]) == [b"a", b"b"]
+    await _holds(peer, 0, 2)
+    assert inbox.is_empty
+    await feed.aclose()
+
+
+async def test_a_mailbox_with_a_family_and_a_topic_inside_it_gets_each_message_once(peer: Peer) -> None:
+    feed, inbox = await _feed(peer, Mailbox("reader", ("book.*", "book.read"), LEASE_S), want=5)
+    await _put(peer, "a")
+    await _put(peer, "b", priority=9)
+
+    assert sorted([d.data for d in await inbox.take(2)]) == [b"a", b"b"]
+    await _holds(peer, 0, 2)
+    await feed.aclose()
+
+
+@pytest.mark.parametrize("pattern", ["book.read", "book.*", "*.read", "*.*"])
+async def test_two_mailboxes_that_overlap_are_a_route_conflict(peer: Peer, pattern: str) -> None:
+    await peer.queue.declare(BOX)
+
+    with pytest.raises(RouteConflictError):
+        await peer.queue.declare(Mailbox("other", (pattern, "film.watch")))
+
+    await peer.queue.declare(Mailbox("other", ("film.watch",)))
+
+
+async def test_a_mailbox_may_be_declared_again_with_other_patterns(peer: Peer) -> None:
+    await peer.queue.declare(BOX)
+    wider = Mailbox("reader", ("book.read", "film.watch"), lease_s=LEASE_S)
+    await peer.queue.declare(wider)
+    await peer.queue.declare(wider)
+    inbox = Inbox()
+    feed = await peer.queue.consume(wider, inbox)
+    feed.want(5)
+
+    await _put(peer, "film", topic="film.watch")
+
+    assert (await inbox.next()).data == b"film"
+    await feed.aclose()
+
+
+async def test_a_topic_that_one_mailbox_gave_up_another_may_serve_in_all_lanes(peer: Peer) -> None:
+    both = Mailbox("reader", ("book.read", "film.watch"), lease_s=LEASE_S)
+    feed, inbox = await _feed(peer, both, want=2)
+    for priority in (5, 9):
+        await _put(peer, "old", topic="film.watch", priority=priority)
+        await (await inbox.next()).lease.settle()
+    await feed.aclose()
+
+    await peer.queue.declare(BOX)
+    films, film_inbox = await _feed(peer, Mailbox("films", ("film.watch",), lease_s=LEASE_S), want=2)
+    for priority in (5, 9):
+        await _put(peer, f"new {priority}", topic="film.watch", priority=priority)
+
+    assert sorted([d.data for d in await film_inbox.take(2)]) == [b"new 5", b"new 9"]
+    await films.aclose()
+
+
+async def test_a_removed_mailbox_keeps_its_messages_for_a_later_one(peer: Peer) -> None:
+    await peer.queue.declare(BOX)
+    await _put(peer, "normal")
+    await _put(peer, "urgent", priority=9)
+    await peer.queue.remove(BOX.name)
+    await peer.queue.remove(BOX.name)
+    await peer.queue.remove("never-there")
+    assert await peer.queue.backlog(BOX.name) == Backlog(0, 0)
+
+    feed, inbox = await _feed(peer, Mailbox("later", ("book.read",), lease_s=LEASE_S), want=5)
+
+    assert sorted([d.data for d in await inbox.take(2)]) == [b"normal", b"urgent"]
+    await feed.aclose()
+
+
+async def test_messages_without_any_mailbox_wait_for_one(peer: Peer) -> None:
+    await _put(peer, "lonely", topic="new.thing", priority=3)
+
+    feed, inbox = await _feed(peer, Mailbox("later", ("new.thing",), lease_s=LEASE_S), want=1)
+
+    assert (await inbox.next()).data == b"lonely"
+    await feed.aclose()
+
+
+async def test_a_closed_feed_delivers_nothing_more_and_leaves_all_to_others(world: World) -> None:
+    peer, other = await world.join("one"), await world.join("other")
+    feed, inbox = await _feed(peer, want=10)
+    await feed.aclose()
+    await feed.aclose()
+    _, others = await _feed(other, want=10)
+    for i in range(5):
+        await _put(peer, str(i))
+
+    arrived = await others.take(5)
+
+    assert [d.data for d in arrived] == [str(i).encode() for i in range(5)]
+    assert {d.lease.attempt for d in arrived} <= {1, 2}
+    assert inbox.is_empty
+
+
+async def test_a_feed_that_closes_hands_back_at_once_what_came_early(world: World) -> None:
+    peer, other = await world.join("one"), await world.join("other")
+    slow = Mailbox("reader", ("book.read",), lease_s=8.0)
+    await peer.queue.declare(slow)
+    for priority in (1, 5, 9):
+        for _ in range(2):
+            await _put(peer, f"p{priority}", priority=priority)
+    # One wish on three lanes may fetch up to three messages; only one of them is ours to work on.
+    feed, inbox = await _feed(peer, slow, want=1)
+    ours = await inbox.next()
+    await _holds(peer, *((3, 3) if world.kind == "jetstream" else (5, 1)))
+    started = time.monotonic()
+    await feed.aclose()
+
+    later, others = await _feed(other, slow, want=10)
+    theirs = await others.take(5)
+
+    assert time.monotonic() - started < 4.0
+    await settle_all([ours, *theirs])
+    await _holds(other, 0, 0)
+    await later.aclose()
+
+
+async def test_two_readers_share_the_work_and_each_message_goes_to_one(world: World) -> None:
+    peer, other = await world.join("one"), await world.join("other")
+    feed, inbox = await _feed(peer, want=10)
+    feed2, inbox2 = await _feed(other, want=10)
+    for i in range(20):
+        await _put(peer, str(i))
+
+    mine, theirs = await inbox.take(10), await inbox2.take(10)
+
+    assert {d.data for d in mine + theirs} == {str(i).encode() for i in range(20)}
+    await settle_all(mine + theirs)
+    await _holds(peer, 0, 0)
+    await feed.aclose()
+    await feed2.aclose()
+
+
+@pytest.mark.parametrize("over", [1, -20])
+async def test_a_message_that_the_server_would_not_take_is_too_large(peer: Peer, over: int) -> None:
+    """Twenty bytes below the limit it is the headers that go over it."""
+    if over < 0 and type(peer.queue).__name__ == "MemoryQueue":
+        pytest.skip("no headers in memory")
+    with pytest.raises(MessageTooLargeError):
+        await peer.queue.put(peer.subjects.task("book.read"), b"x" * (MAX_PAYLOAD_BYTES + over), msg_id="big")
+
+    # The connection is none the worse for it.
+    feed, inbox = await _feed(peer, want=1)
+    await _put(peer, "small")
+    assert (await inbox.next()).data == b"small"
+    await feed.aclose()

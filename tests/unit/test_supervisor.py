@@ -1,0 +1,671 @@
+"""The closed loop: dispatch in parallel, gather, reason again, survive failures, limits and crashes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import pytest
+
+from squadron.actors import llm
+from squadron.actors.agent import Agent, AgentSpec, topic
+from squadron.actors.goal import SHOWN_CHARS, BadReferenceError, Notebook, Toolbox, at_pointer
+from squadron.actors.llm import with_unique_ids
+from squadron.actors.model import ChatMessage, Model, ModelTurn, ToolCall, ToolDefinition
+from squadron.actors.planner import Plan
+from squadron.actors.scripted import ScriptedModel, ScriptedTurn
+from squadron.actors.supervisor import Supervisor
+from squadron.bridge.memory import MemoryBus, MemoryJournal, MemoryQueue
+from squadron.runtime.budget import Budget
+from squadron.runtime.caller import Ask, Caller
+from squadron.runtime.context import Context
+from squadron.runtime.envelope import AgentIdentity, AgentMessage
+from squadron.runtime.errors import ModelError, Terminal
+from squadron.runtime.outcome import Answer, Failed, Outcome, Rejected, Result
+from squadron.runtime.ports import Mailbox
+from squadron.runtime.pump import Pump
+from squadron.runtime.registry import Registry
+from squadron.runtime.subjects import Subjects
+from squadron.runtime.topics import SemanticTopic
+from squadron.runtime.turn import Turns
+
+Turn = ScriptedTurn
+
+
+class WallClock:
+    def time(self) -> float:
+        return time.time()
+
+
+class Squad:
+    """The real caller, registry, turns and pumps over ports in memory."""
+
+    def __init__(self) -> None:
+        self.bus, self.queue, self.clock = MemoryBus(), MemoryQueue(), WallClock()
+        self.lite, self.dead = MemoryJournal(self.bus), MemoryJournal(self.bus)
+        self.subjects = Subjects("test")
+        journal = MemoryJournal(self.bus)
+        self.registry = Registry(journal, self.bus, self.subjects, self.clock, heartbeat_s=60)
+        self.client = self.caller("client")
+        self._pumps: list[Pump] = []
+
+    def caller(self, name: str) -> Caller:
+        return Caller(
+            AgentIdentity(id=name),
+            self.subjects,
+            queue=self.queue,
+            lite=self.lite,
+            bus=self.bus,
+            registry=self.registry,
+            clock=self.clock,
+        )
+
+    async def serve(self, agent: Agent, *, lease_s: float = 30.0) -> Pump:
+        spec = AgentSpec.of(type(agent))
+        caller = self.caller(f"{spec.name}-1")
+        turns = Turns(spec.name, spec.handlers(agent), caller, self.dead)
+        patterns = tuple(one.topic.name for one in spec.topics)
+        mailbox = Mailbox(spec.name, patterns, lease_s)
+        await self.queue.declare(mailbox)
+        pump = Pump(self.queue, mailbox, turns.run, slots=agent.slots)
+        await pump.start()
+        self._pumps.append(pump)
+        await self.registry.advertise(spec.card())
+        await self.registry.renew(spec.name, "1")
+        return pump
+
+    async def pursue(self, goal: str = "count the words", ask: Ask | None = None, **fields: Any) -> Outcome:
+        return await self.client.ask("goal.pursue", {"goal": goal, **fields}, ask or Ask(within_s=20))
+
+    async def aclose(self) -> None:
+        for pump in self._pumps:
+            await pump.aclose()
+        await self.client.aclose()
+        await self.registry.aclose()
+
+
+@pytest.fixture
+async def squad() -> AsyncIterator[Squad]:
+    made = Squad()
+    await made.registry.start()
+    await made.client.start()
+    yield made
+    await made.aclose()
+
+
+class Scripted(Supervisor):
+    """The supervisor, with a script for a mind."""
+
+    name = "supervisor"
+
+    def __init__(self, *turns: Turn) -> None:
+        self.model: Any = ScriptedModel(turns)
+
+    def make_model(self, spec: str, plan: Plan | None) -> Model:
+        return self.model  # type: ignore[no-any-return]
+
+
+class Words(Agent):
+    """Does things with words."""
+
+    def __init__(self, *, together: int = 1) -> None:
+        self.asked: Counter[str] = Counter()
+        self.called = asyncio.Event()
+        self._barrier = asyncio.Barrier(together)
+
+    @topic("words.split", tags=["count"])
+    async def split(self, text: str) -> list[dict[str, str]]:
+        """Split a text into words."""
+        return [{"word": word} for word in text.split()]
+
+    @topic("words.length", tags=["count"])
+    async def length(self, word: str) -> int:
+        """How long a word is; waits for as many other calls as it was told."""
+        self.asked[word] += 1
+        self.called.set()
+        await self._barrier.wait()
+        if word == "bad":
+            raise Terminal("I don't like this word")
+        return len(word)
+
+    @topic("words.judge", tags=["count"])
+    async def judge(self, word: str) -> Answer:
+        """Whether a word is nice, and how sure that is."""
+        return Answer({"nice": True}, confidence=0.75, reasoning="it sounds\nnice")
+
+    @topic("words.hang", tags=["count"])
+    async def hang(self, text: str) -> None:
+        """Never counts to the end."""
+        await asyncio.Event().wait()
+
+
+class Weather(Agent):
+    """Knows the sky."""
+
+    @topic("sky.forecast", tags=["weather"])
+    async def forecast(self, city: str) -> str:
+        """Tell tomorrow's weather of a city."""
+        return f"rain in {city}"
+
+
+def call(id: str, name: str, **arguments: Any) -> ToolCall:
+    return ToolCall(id, name, arguments)
+
+
+def turn(*calls: ToolCall, text: str = "", tokens: int = 0) -> ModelTurn:
+    return ModelTurn(text, calls, tokens)
+
+
+def finish(answer: Any = "done", **deliverables: Any) -> ModelTurn:
+    return turn(call("end", "finish", answer=answer, deliverables=deliverables))
+
+
+def answers(seen: Sequence[ChatMessage]) -> dict[str, ChatMessage]:
+    return {message.tool_call_id: message for message in seen if message.role == "tool"}
+
+
+def last_answers(supervisor: Scripted) -> dict[str, ChatMessage]:
+    return answers(supervisor.model.seen[-1][0])
+
+
+def report_of(outcome: Outcome) -> dict[str, Any]:
+    assert isinstance(outcome, Result), outcome
+    return dict(outcome.data)
+
+
+# -- the loop
+
+
+async def test_calls_of_a_turn_and_tasks_of_a_for_each_all_run_at_once(squad: Squad) -> None:
+    # Given an agent that answers nobody before five are there
+    await squad.serve(Words(together=5))
+    fan_out = call(
+        "b", "for_each", topic="words__length", items=["x", "yy", "zzz"], arguments={"word": {"$item": ""}}
+    )
+    calls = [call("a", "words__length", word="one"), fan_out, call("c", "words__length", word="three")]
+    await squad.serve(Scripted(turn(*calls), finish(a={"$from": "a"}, b={"$from": "b"}, c={"$from": "c"})))
+
+    report = report_of(await squad.pursue())
+
+    assert report["deliverables"] == {"a": 3, "b": [1, 2, 3], "c": 5}
+    assert report["tasks"] == {"dispatched": 5, "outcomes": {"result": 5}}
+    assert report["stopped"] == "finished"
+    assert report["rounds"] == 2
+
+
+async def test_results_are_passed_on_by_reference(squad: Squad) -> None:
+    words = Words()
+    await squad.serve(words)
+    supervisor = Scripted(
+        turn(call("s", "words__split", text="actors do not share")),
+        turn(
+            call(
+                "n", "for_each", topic="words.length", items={"$from": "s"}, arguments={"word": {"$item": "/word"}}
+            ),
+            call("d", "for_each", topic="words__length", items={"$from": "s"}),
+            call("t", "words__length", word='{"$from": "s#/0/word"}'),
+        ),
+        finish({"$from": "s#/3/word"}, sizes={"$from": "n"}, same={"all": [{"$from": "d"}, {"$from": "n#/0"}]}),
+    )
+    await squad.serve(supervisor)
+
+    report = report_of(await squad.pursue())
+
+    assert report["answer"] == "share"
+    assert report["deliverables"] == {"sizes": [6, 2, 3, 5], "same": {"all": [[6, 2, 3, 5], 6]}}
+    # The reference in a text, as models write it where the schema wants a string, was resolved too.
+    assert words.asked["actors"] == 3
+    assert json.loads(last_answers(supervisor)["n"].content.partition("\n")[2]) == [6, 2, 3, 5]
+
+
+async def test_failures_are_told_to_the_model_and_the_run_goes_on(squad: Squad) -> None:
+    await squad.serve(Words())
+    items = [{"word": "good"}, {"word": "bad"}, {}]
+    supervisor = Scripted(
+        turn(
+            call("bad", "words__length", word="bad"),
+            call("schema", "words__length", words="x"),
+            call("ref", "words__length", word={"$from": "later"}),
+            call("tool", "words__sing", word="x"),
+            ToolCall("json", "words__length", problem="the arguments are not valid JSON"),
+            ToolCall("end", "finish", problem="the arguments are not valid JSON"),
+            call("items", "for_each", topic="words__length", items="many"),
+            call("no", "for_each", topic="words__sing", items=[]),
+            call("part", "for_each", topic="words__length", items=items, arguments={"word": {"$item": "/word"}}),
+            call("none", "for_each", topic="words__length", items=["bad"], arguments={"word": {"$item": ""}}),
+        ),
+        turn(call("again", "words__length", word={"$from": "bad"}), call("x", "finish", answer={"$from": "?"})),
+        finish(part={"$from": "part"}),
+    )
+    await squad.serve(supervisor)
+
+    report = report_of(await squad.pursue())
+
+    first = answers(supervisor.model.seen[1][0])
+    assert {id for id, message in first.items() if message.is_error} == set(first) - {"part"}
+    assert "failed: I don't like this word" in first["bad"].content
+    assert "rejected" in first["schema"].content
+    assert "takes word: string" in first["schema"].content
+    assert "no call has a result yet" in first["ref"].content
+    assert "offered are words__" in first["tool"].content
+    assert "not valid JSON" in first["json"].content
+    assert "not valid JSON" in first["end"].content
+    assert "field 'items" in first["items"].content
+    assert "1 of 3 items without failure" in first["part"].content
+    second = last_answers(supervisor)
+    assert "call 'bad' has no result: failed: I don't like this word" in second["again"].content
+    assert "known are " in second["x"].content
+    assert "'part'" in second["x"].content
+    assert report["deliverables"]["part"][0] == 4
+    assert report["deliverables"]["part"][1] == {
+        "failed": "failed",
+        "reason": "I don't like this word",
+        "input": {"word": "bad"},
+    }
+    assert report["deliverables"]["part"][2]["failed"] == "rejected"
+    assert report["tasks"] == {"dispatched": 6, "outcomes": {"failed": 3, "rejected": 2, "result": 1}}
+
+
+async def test_confidence_and_reasoning_reach_the_model(squad: Squad) -> None:
+    await squad.serve(Words())
+    supervisor = Scripted(turn(call("j", "words__judge", word="x")), finish())
+    await squad.serve(supervisor)
+
+    await squad.pursue()
+
+    head, _, body = last_answers(supervisor)["j"].content.partition("\n")
+    assert head == "Result of words.judge, call j, confidence 0.75, because it sounds nice:"
+    assert json.loads(body) == {"nice": True}
+
+
+async def test_a_long_result_is_cut_for_the_model_and_whole_by_reference(squad: Squad) -> None:
+    await squad.serve(Words())
+    text = "word " * 2000
+    supervisor = Scripted(turn(call("s", "words__split", text=text)), finish(all={"$from": "s"}))
+    await squad.serve(supervisor)
+
+    report = report_of(await squad.pursue())
+
+    shown = last_answers(supervisor)["s"].content
+    assert len(shown) < SHOWN_CHARS + 500
+    assert "a list of 2000 items, the first is an object with the keys 'word'" in shown
+    assert '{"$from": "s"}' in shown
+    assert len(report["deliverables"]["all"]) == 2000
+
+
+async def test_a_turn_without_calls_is_the_answer(squad: Squad) -> None:
+    await squad.serve(Scripted(turn(text="42")))
+
+    report = report_of(await squad.pursue())
+
+    assert (report["answer"], report["stopped"], report["rounds"]) == ("42", "finished", 1)
+
+
+# -- which topics are offered
+
+
+async def test_topics_are_offered_by_intent_and_never_its_own(squad: Squad) -> None:
+    await squad.serve(Words())
+    await squad.serve(Weather())
+    supervisor = Scripted(finish())
+    await squad.serve(supervisor)
+
+    await squad.pursue("pursue the goal to count the words, plan and delegate")
+
+    tools: tuple[ToolDefinition, ...] = supervisor.model.seen[0][1]
+    names = [tool.name for tool in tools]
+    assert set(names[:-3]) == {"words__split", "words__length", "words__judge", "words__hang"}
+    assert names[-3:] == ["discover_topics", "for_each", "finish"]
+    split = next(tool for tool in tools if tool.name == "words__split")
+    assert split.description == "Split a text into words.\nTags: count"
+    assert list(split.input_schema["properties"]) == ["text"]
+
+
+async def test_discover_topics_adds_what_it_finds(squad: Squad) -> None:
+    await squad.serve(Words())
+    await squad.serve(Weather())
+    supervisor = Scripted(
+        turn(call("early", "sky__forecast", city="Kiel"), call("d", "discover_topics", intent="weather tomorrow")),
+        turn(call("f", "sky__forecast", city="Kiel")),
+        finish(f={"$from": "f"}),
+    )
+    await squad.serve(supervisor)
+
+    report = report_of(await squad.pursue())
+
+    assert answers(supervisor.model.seen[1][0])["early"].is_error
+    assert '"tool": "sky__forecast"' in answers(supervisor.model.seen[1][0])["d"].content
+    assert report["deliverables"] == {"f": "rain in Kiel"}
+
+
+async def test_topics_can_be_limited_to_names_and_patterns(squad: Squad) -> None:
+    await squad.serve(Words())
+    await squad.serve(Weather())
+    supervisor = Scripted(turn(call("d", "discover_topics", intent="split a text, count words")), finish())
+    await squad.serve(supervisor)
+
+    await squad.pursue("count the words", topics=["sky.*", "words.length"])
+
+    offered = {tool.name for tool in supervisor.model.seen[1][1]}
+    assert offered == {"words__length", "sky__forecast", "discover_topics", "for_each", "finish"}
+
+
+async def test_a_malformed_pattern_is_rejected_with_its_place(squad: Squad) -> None:
+    await squad.serve(Scripted(finish()))
+
+    outcome = await squad.pursue(topics=["ok.ok", "not a topic"])
+
+    assert isinstance(outcome, Rejected)
+    assert outcome.details["field"] == "topics.1"
+
+
+def test_tool_names_fit_providers_and_stay_unique() -> None:
+    long = SemanticTopic(name=f"{'d' * 64}.{'s' * 64}")
+    one, other = SemanticTopic(name="a__b.c"), SemanticTopic(name="a.b__c")
+    box = Toolbox()
+
+    names = box.offer([long, one, other, SemanticTopic(name="family.*")])
+
+    assert len(set(names)) == 3
+    assert all(len(name) <= 64 for name in names)
+    assert [box.topic_of(name) for name in names] == [long.name, "a__b.c", "a.b__c"]
+    assert box.offer([other, long, one]) == [names[2], names[0], names[1]]
+    assert box.topic_of("a.b__c") == "a.b__c"
+
+
+# -- limits
+
+
+async def test_the_limit_of_rounds_ends_in_a_report_with_what_was_gathered(squad: Squad) -> None:
+    await squad.serve(Words())
+    await squad.serve(Scripted(*(turn(call(f"c{n}", "words__length", word="x" * n)) for n in range(1, 9))))
+
+    report = report_of(await squad.pursue(max_rounds=3))
+
+    assert (report["stopped"], report["rounds"]) == ("rounds", 3)
+    assert report["deliverables"] == {"c1": 1, "c2": 2, "c3": 3}
+    assert "3 results gathered" in report["answer"]
+
+
+async def test_a_stuck_call_leaves_time_to_reason_again(squad: Squad) -> None:
+    await squad.serve(Words())
+    supervisor = Scripted(
+        turn(call("h", "words__hang", text="x"), call("l", "words__length", word="x")), finish("without it")
+    )
+    await squad.serve(supervisor)
+
+    report = report_of(await squad.pursue(within_s=0.3))
+
+    assert report["answer"] == "without it"
+    assert last_answers(supervisor)["h"].content.startswith("Call h ended as timed_out")
+    assert report["tasks"]["outcomes"] == {"timed_out": 1, "result": 1}
+
+
+class _Asleep(ScriptedModel):
+    async def think(self, *args: Any, **options: Any) -> ModelTurn:
+        if self.seen:
+            await asyncio.Event().wait()
+        return await super().think(*args, **options)
+
+
+async def test_the_limit_of_time_ends_in_a_report_with_what_was_gathered(squad: Squad) -> None:
+    await squad.serve(Words())
+    supervisor = Scripted()
+    supervisor.model = _Asleep([turn(call("l", "words__length", word="four"))])
+    await squad.serve(supervisor)
+
+    # The caller's own deadline counts as well, and the report arrives before it.
+    report = report_of(await squad.pursue(within_s=300, ask=Ask(within_s=0.4)))
+
+    assert report["stopped"] == "time"
+    assert report["deliverables"] == {"l": 4}
+
+
+async def test_the_budget_of_tokens_ends_in_a_report(squad: Squad) -> None:
+    await squad.serve(Words())
+    one = turn(call("l", "words__length", word="four"), tokens=60)
+    await squad.serve(Scripted(one, turn(call("m", "words__length", word="four"), tokens=60), finish()))
+
+    outcome = await squad.pursue(ask=Ask(within_s=20, budget=Budget(tokens=100)))
+
+    report = report_of(outcome)
+    assert report["stopped"] == "budget"
+    assert report["deliverables"] == {"l": 4}
+    assert report["tokens"] == outcome.tokens == 120
+
+
+# -- the model's troubles
+
+
+class _Moody(ScriptedModel):
+    def __init__(self, turns: Sequence[Turn], *, refusals: int, retryable: bool) -> None:
+        super().__init__(turns)
+        self.left, self.retryable = refusals, retryable
+
+    async def think(self, *args: Any, **options: Any) -> ModelTurn:
+        if self.left:
+            self.left -= 1
+            raise ModelError("overloaded", retryable=self.retryable)
+        return await super().think(*args, **options)
+
+
+@pytest.mark.parametrize(
+    ("refusals", "retryable", "kind", "left"),
+    [(2, True, "result", 0), (9, True, "failed", 6), (1, False, "failed", 0)],
+)
+async def test_a_passing_problem_of_the_model_is_waited_out_and_a_lasting_one_told(
+    squad: Squad, monkeypatch: pytest.MonkeyPatch, refusals: int, retryable: bool, kind: str, left: int
+) -> None:
+    monkeypatch.setattr(llm, "backoff_s", lambda attempt: 0.001)
+    supervisor = Scripted()
+    supervisor.model = _Moody([finish()], refusals=refusals, retryable=retryable)
+    await squad.serve(supervisor)
+
+    outcome = await squad.pursue()
+
+    assert outcome.kind == kind
+    assert supervisor.model.left == left
+    assert outcome.ok or "scripted:test" in outcome.reason
+    assert outcome.ok or "overloaded" in outcome.reason
+
+
+async def test_a_model_without_a_key_fails_with_the_way_out(squad: Squad, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    await squad.serve(Supervisor())
+
+    outcome = await squad.pursue(ask=Ask(within_s=20, model="openai:gpt-x"))
+
+    assert isinstance(outcome, Failed)
+    assert "OPENAI_API_KEY" in outcome.reason
+
+
+def test_call_ids_that_come_twice_are_told_apart() -> None:
+    twice = turn(call("call_0", "x"), call("call_0", "y"), call("", "z"), call("a#b", "w"))
+
+    ids = [one.id for one in with_unique_ids(twice, {"call_0", "call_0-2"}).tool_calls]
+
+    assert ids == ["call_0-3", "call_0-4", "call", "a_b"]
+
+
+# -- what is told meanwhile
+
+
+async def test_progress_is_emitted_in_order_and_kept_in_the_timeline(squad: Squad) -> None:
+    await squad.serve(Words())
+    fan_out = call("f", "for_each", topic="words__length", items=["a", "bad"], arguments={"word": {"$item": ""}})
+    await squad.serve(Scripted(turn(fan_out, text="let me see", tokens=7), finish()))
+
+    handle = await squad.client.submit("goal.pursue", {"goal": "count the words"}, Ask(within_s=20))
+    events = [event async for event in handle.chunks()]
+
+    kinds = [event["event"] for event in events]
+    assert kinds == ["started", "text", "thought", "dispatched", "outcome", "outcome", "thought", "finished"]
+    assert all(event["at_s"] >= 0 for event in events)
+    started, text, thought, dispatched, *outcomes = events[:6]
+    assert started["run"].startswith("run-")
+    assert started["model"] == "scripted:test"
+    assert "words.length" in started["topics"]
+    assert text["delta"] == "let me see"
+    assert (thought["round"], thought["text"], thought["tokens"]) == (1, "let me see", 7)
+    assert (dispatched["call"], dispatched["topic"], dispatched["tasks"]) == ("f", "words.length", 2)
+    assert {event["kind"]: event.get("reason") for event in outcomes} == {
+        "result": None,
+        "failed": "I don't like this word",
+    }
+    assert {event["task_id"] for event in outcomes} == {f"{started['run']}-f-0", f"{started['run']}-f-1"}
+    assert {event["source"] for event in outcomes} == {"words-1"}
+    report = report_of(await squad.client.outcome(handle))
+    assert report["timeline"] == [event for event in events if event["event"] != "text"]
+    (told,) = report["calls"]
+    assert (told["id"], told["round"], told["topic"], told["tasks"]) == ("f", 1, "words.length", 2)
+    assert told["outcomes"] == {"result": 1, "failed": 1}
+    assert 0 <= told["started_s"] <= told["ended_s"] <= report["seconds"]
+
+
+# -- another attempt takes over
+
+
+class _CrashError(Exception):
+    pass
+
+
+def crash(*_: object) -> ModelTurn:
+    raise _CrashError("the supervisor's replica dies here")
+
+
+async def test_a_second_attempt_asks_the_model_nothing_twice_and_runs_no_task_twice(
+    squad: Squad, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # So that an outcome which is stored already is found only by who looks before waiting
+    monkeypatch.setattr("squadron.runtime.caller.FIRST_LOOK_S", 60.0)
+    words = Words()
+    await squad.serve(words)
+    fan_out = call("f", "for_each", topic="words__length", items=["a", "bb"], arguments={"word": {"$item": ""}})
+    first, second = turn(fan_out, tokens=5), turn(call("l", "words__length", word="ccc"), tokens=5)
+    supervisor = Scripted(first, second, crash, finish(f={"$from": "f"}, l={"$from": "l"}))
+    await squad.serve(supervisor)
+
+    outcome = await squad.pursue()
+
+    report = report_of(outcome)
+    assert outcome.attempt == 2
+    assert report["deliverables"] == {"f": [1, 2], "l": 3}
+    assert words.asked == {"a": 1, "bb": 1, "ccc": 1}
+    assert report["seconds"] < 5
+    assert len(supervisor.model.seen) == 4
+    # What the model is shown after the crash is what it would have been shown without.
+    assert supervisor.model.seen[3][0] == supervisor.model.seen[2][0]
+    assert report["tokens"] == 10
+    assert [event.get("replayed", False) for event in report["timeline"] if event["event"] == "thought"] == [
+        True,
+        True,
+        False,
+    ]
+
+
+async def test_a_task_still_under_way_after_a_crash_is_waited_for_and_not_sent_again(
+    squad: Squad, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a duplicate window that is over before the crash, as it is for a task of many minutes
+    monkeypatch.setattr("squadron.bridge.memory.DUPLICATE_WINDOW_S", 0.0)
+    monkeypatch.setattr("squadron.runtime.caller.FIRST_LOOK_S", 0.01)
+    words = Words(together=2)
+    await squad.serve(words)
+    one = turn(call("slow", "words__length", word="slow"))
+    first = Scripted(one)
+    pump = await squad.serve(first)
+    handle = await squad.client.submit("goal.pursue", {"goal": "count the words"}, Ask(within_s=20))
+    await words.called.wait()
+    # When its replica is stopped and another takes over
+    await pump.aclose()
+    second = Scripted(finish(slow={"$from": "slow"}))
+    await squad.serve(second)
+    replayed = False
+    async for event in handle.chunks():
+        replayed = replayed or event.get("replayed", False)
+        if replayed and event["event"] == "dispatched":
+            break
+    # And only then the task comes to its end
+    await squad.client.ask("words.length", {"word": "other"})
+
+    report = report_of(await squad.client.outcome(handle))
+
+    assert report["deliverables"] == {"slow": 4}
+    assert words.asked["slow"] == 1
+    assert len(first.model.seen) == len(second.model.seen) == 1
+
+
+async def test_of_two_attempts_at_once_both_take_the_turn_that_was_recorded_first(squad: Squad) -> None:
+    # Given an attempt that lost its lease while its model was thinking
+    words = Words()
+    await squad.serve(words)
+    thinking, go_on = asyncio.Event(), asyncio.Event()
+    slow = Scripted(turn(call("mine", "words__length", word="mine")), finish("mine"))
+    script = slow.model.think
+
+    async def think(*args: Any, **options: Any) -> ModelTurn:
+        thinking.set()
+        await go_on.wait()
+        return await script(*args, **options)  # type: ignore[no-any-return]
+
+    slow.model.think = think
+    message = AgentMessage.new("task", AgentIdentity(id="client"), {"goal": "count the words"}, id="m1")
+    slow_run = asyncio.create_task(slow.pursue(_context(squad, message, 1), "count the words"))
+    await thinking.wait()
+    # When another attempt is done before it
+    quick = Scripted(turn(call("yours", "words__length", word="yours")), finish("yours"))
+    report = await quick.pursue(_context(squad, message, 2), "count the words")
+    go_on.set()
+
+    other = await slow_run
+
+    assert other.answer == report.answer == "yours"
+    assert words.asked == {"yours": 1}
+
+
+def _context(squad: Squad, message: AgentMessage, attempt: int) -> Context:
+    turns = Turns("supervisor", [], squad.client, squad.dead)
+    common = {"topic": "goal.pursue", "attempt": attempt}
+    return turns._context(message, common, squad.subjects.lite("client", message.id))
+
+
+# -- references
+
+
+@pytest.mark.parametrize(
+    ("pointer", "value"),
+    [("", {"a/b": [1, {"~": 2}], "": 3}), ("/a~1b/1/~0", 2), ("/", 3), ("/a~1b/0", 1)],
+)
+def test_json_pointers_are_rfc_6901(pointer: str, value: Any) -> None:
+    assert at_pointer({"a/b": [1, {"~": 2}], "": 3}, pointer) == value
+
+
+@pytest.mark.parametrize("pointer", ["a", "/x", "/a/01", "/a/-", "/a/2", "/a/-1", "/a/0/0", "/a/²"])
+def test_a_pointer_that_leads_nowhere_says_what_is_there(pointer: str) -> None:
+    with pytest.raises(BadReferenceError, match=r"must be empty or begin|leads nowhere: at .* there is"):
+        at_pointer({"a": [0, 1]}, pointer)
+
+
+def test_what_a_reference_puts_in_is_data_and_not_searched_again() -> None:
+    notebook = Notebook()
+    notebook.keep("evil", {"$from": "secret"})
+    notebook.keep("secret", 1)
+
+    assert notebook.fill({"x": [{"$from": "evil"}]}) == {"x": [{"$from": "secret"}]}
+    assert notebook.fill({"$item": ""}, item={"$from": "secret"}) == {"$from": "secret"}
+
+
+@pytest.mark.parametrize(
+    "plain", ["$from", "{not json}", '{"$from": "a", "b": 1}', {"$from": "a", "b": 1}, None, 3]
+)
+def test_what_only_looks_like_a_reference_stays(plain: Any) -> None:
+    assert Notebook().fill(plain) == plain
+
+
+def test_item_has_no_meaning_outside_for_each() -> None:
+    with pytest.raises(BadReferenceError, match="for_each"):
+        Notebook().fill({"$item": ""})
