@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import re
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar, get_type_hints
@@ -20,12 +21,11 @@ from typing import Any, ClassVar, TypeVar, get_type_hints
 from pydantic import (
     BaseModel,
     ConfigDict,
-    PydanticSchemaGenerationError,
+    PydanticUserError,
     TypeAdapter,
     ValidationError,
     create_model,
 )
-from pydantic.errors import PydanticInvalidForJsonSchema
 from pydantic_core import PydanticSerializationError
 
 from squadron.runtime.context import Context
@@ -172,7 +172,7 @@ class BoundHandler:
         if inspect.iscoroutinefunction(self._method):
             returned = await self._method(**arguments)
         else:
-            returned = await asyncio.to_thread(self._method, **arguments)
+            returned = await asyncio.to_thread(_call, self._method, arguments)
         if isinstance(returned, Answer):
             return Answer(self._spec.dump(returned.data), returned.confidence, returned.reasoning)
         return self._spec.dump(returned)
@@ -184,6 +184,14 @@ class BoundHandler:
             await context.emit(ready)
             chunks.append(ready)
         return "".join(chunks) if all(isinstance(chunk, str) for chunk in chunks) else chunks
+
+
+def _call(method: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+    try:
+        return method(**arguments)
+    except StopIteration as error:
+        # No future can carry it (it would never be done); PEP 479 does the same for generators.
+        raise RuntimeError("the handler raised StopIteration") from error
 
 
 @dataclass(frozen=True)
@@ -211,11 +219,14 @@ class TopicSpec:
         fields, context_parameter, open_ended = _parameters(where, function, hints)
         try:
             config = ConfigDict(extra="allow" if open_ended else "forbid")
-            input_model = create_model(name, __config__=config, **fields)
+            with warnings.catch_warnings():
+                # A parameter may well be called `schema` or `copy`: nobody uses those methods of the model.
+                warnings.simplefilter("ignore", UserWarning)
+                input_model = create_model(name, __config__=config, **fields)
             output = TypeAdapter(_returned(hints.get("return", Any), function))
             input_schema = input_model.model_json_schema()
             output_schema = output.json_schema(mode="serialization")
-        except (PydanticSchemaGenerationError, PydanticInvalidForJsonSchema) as error:
+        except (PydanticUserError, ValueError) as error:
             raise InvalidAgentError(
                 f"{where}: {str(error).splitlines()[0]}", hint="use JSON types or pydantic models"
             ) from None
@@ -339,7 +350,7 @@ def _kebab(name: str) -> str:
 def _hints(where: str, function: Callable[..., Any]) -> dict[str, Any]:
     try:
         return get_type_hints(function, include_extras=True)
-    except NameError as error:
+    except (NameError, AttributeError, SyntaxError, TypeError) as error:
         raise InvalidAgentError(
             f"{where}: {error}", hint="types of parameters must be importable where the class is defined"
         ) from None
@@ -356,6 +367,8 @@ def _parameters(
             open_ended = True
         elif parameter.kind in (parameter.VAR_POSITIONAL, parameter.POSITIONAL_ONLY):
             raise InvalidAgentError(f"{where}: parameter {parameter.name!r} must be passable by name")
+        elif parameter.name.startswith("_") or parameter.name == "model_config":
+            raise InvalidAgentError(f"{where}: parameter {parameter.name!r} can't be a field", hint="rename it")
         elif parameter.name not in hints:
             raise InvalidAgentError(f"{where}: parameter {parameter.name!r} has no type", hint="annotate it")
         elif hints[parameter.name] is Context:

@@ -1,7 +1,7 @@
 """Provider keys for agents on the local cluster, which may have been started before the keys were set.
 
-A user-only file in the home; gone with `squadron down`. On a cluster of the user's own the keys belong into
-the environment of its nodes.
+`Squad.run` leaves them in a user-only file in the home, from where the agents take them; `squadron down`
+removes it. On a cluster of the user's own the keys belong into the environment of its nodes.
 """
 
 from __future__ import annotations
@@ -9,10 +9,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
-#: What the official SDKs read.
+#: What the official SDKs read, and our own default.
 VARIABLES = (
     "OPENAI_API_KEY",
     "OPENAI_BASE_URL",
@@ -21,33 +20,38 @@ VARIABLES = (
     "ANTHROPIC_API_KEY",
     "ANTHROPIC_AUTH_TOKEN",
     "ANTHROPIC_BASE_URL",
+    "SQUADRON_MODEL",
 )
 _FILE = "model-keys.json"
 
 
-def remember_keys(home: Path, environ: Mapping[str, str] = os.environ) -> None:
-    """Leave this process's provider keys where local agents find them; none set forgets older ones."""
-    keys = {name: environ[name] for name in VARIABLES if environ.get(name)}
-    path = home / _FILE
+def remember_keys(home: Path) -> None:
+    """Leave this process's provider keys, if it has any, where local agents find them (mode 0600)."""
+    keys = {name: os.environ[name] for name in VARIABLES if os.environ.get(name)}
     if not keys:
-        path.unlink(missing_ok=True)
         return
-    fresh = path.with_suffix(f".{os.getpid()}")
+    fresh = home / f"{_FILE}.{os.getpid()}"
     with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         json.dump(keys, file)
-    fresh.replace(path)
+    fresh.replace(home / _FILE)
 
 
 def forget_keys(home: Path) -> None:
-    """Remove the file."""
+    """Remove what `remember_keys` left."""
     (home / _FILE).unlink(missing_ok=True)
 
 
-def provider_environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Provider variables for a model made now: those a user left in the home, over the process's own."""
-    keys = {name: environ[name] for name in VARIABLES if environ.get(name)}
-    home = environ.get("SQUADRON_HOME")
-    if home:
-        with contextlib.suppress(FileNotFoundError):
-            keys |= json.loads((Path(home) / _FILE).read_text())
-    return keys
+def adopt_keys() -> None:
+    """Take the remembered keys into this process's environment, where the SDKs look for them.
+
+    They win over those it was started with: a person who runs a goal means the keys of that shell.
+    """
+    home = os.environ.get("SQUADRON_HOME")
+    if home is None:
+        return
+    with contextlib.suppress(FileNotFoundError):
+        os.environ.update(json.loads((Path(home) / _FILE).read_text()))
+
+
+def provider_environment() -> dict[str, str]:
+    return dict(os.environ)

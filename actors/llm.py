@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ArgsKwargs, to_json
 
 from squadron.actors.agent import Agent
+from squadron.actors.credentials import adopt_keys
 from squadron.actors.model import ChatMessage, Model, ModelTurn, ToolCall, ToolDefinition
 from squadron.actors.providers import default_model_spec, model_from
 from squadron.runtime.context import Context
@@ -41,6 +42,7 @@ ANSWER_TOOL = "give_answer"
 
 def spec_of(ctx: Context) -> str:
     """The model to use for this task: the one the message names, else the environment's default."""
+    adopt_keys()
     return ctx.message.payload.model or default_model_spec(os.environ)
 
 

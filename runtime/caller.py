@@ -243,6 +243,11 @@ class Caller:
             handle.settle(refusal)
             return handle
         await self._listen(owner)
+        if ask.task_id:
+            # Somebody may have asked under this id before, longer ago than the queue remembers it.
+            await handle.look()
+            if handle.done:
+                return handle
         self._waiting[reply_to] = handle
         try:
             await self._put(self.subjects.task(topic, ask.priority), data, token_of(task_id), deadline)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -9,8 +10,10 @@ from squadron.runtime.errors import BridgeUnavailableError, BusUnavailableError,
 from squadron.runtime.ports import UnreliableBus
 from squadron.runtime.subjects import Subjects
 
-#: A call of the bridge ends within this, in seconds; only a declaration to Ray Serve takes more than one.
+#: A call of the bridge ends within this, in seconds: one that was just killed is back in about two.
 CALL_WITHIN_S = 30.0
+#: A bridge that did not answer in this time, in seconds, may have died over the question, which is asked again.
+TRY_WITHIN_S = 5.0
 #: How long to wait for a sign of life when none may be there, in seconds; no responder answers at once.
 PING_WITHIN_S = 5.0
 
@@ -30,19 +33,25 @@ class Control:
         return True
 
     async def call(self, verb: str, **arguments: Any) -> dict[str, Any]:
-        """One call; raises the error that the bridge raised.
+        """One call, asked again if the bridge dies over it; raises the error that the bridge raised.
 
         Raises:
             BridgeUnavailableError: no bridge answers.
         """
         data = json.dumps(arguments).encode()
-        try:
-            raw = await self._bus.request(self._subjects.control(verb), data, within_s=CALL_WITHIN_S)
-        except BusUnavailableError as error:
-            raise BridgeUnavailableError(
-                f"no bridge for environment {self._subjects.environment!r}: {error}",
-                hint="it restarts by itself within seconds; if nothing runs, `squadron up`",
-            ) from None
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + CALL_WITHIN_S
+        while True:
+            try:
+                raw = await self._bus.request(self._subjects.control(verb), data, within_s=TRY_WITHIN_S)
+                break
+            except BusUnavailableError as error:
+                if loop.time() > give_up_at:
+                    raise BridgeUnavailableError(
+                        f"no bridge for environment {self._subjects.environment!r}: {error}",
+                        hint="see `squadron doctor`; if nothing runs, `squadron up`",
+                    ) from None
+                await asyncio.sleep(0.25)
         answer = json.loads(raw)
         if "error" in answer:
             raise SquadronError.from_dict(answer["error"])

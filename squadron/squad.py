@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import os
 import socket
 import sys
 import uuid
@@ -11,7 +12,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, S
 from typing import Any, Self
 
 from squadron.actors.agent import Agent, AgentSpec
-from squadron.actors.credentials import forget_keys, provider_environment, remember_keys
+from squadron.actors.credentials import forget_keys, remember_keys
 from squadron.actors.providers import default_model_spec
 from squadron.bridge import code
 from squadron.bridge.jetstream.wiring import Wiring
@@ -425,7 +426,7 @@ class Squad:
 
         if self._wiring.registry.find("goal.pursue") is None:
             await self.deploy(Supervisor)
-        chosen = model or self.settings.model or default_model_spec(provider_environment())
+        chosen = model or self.settings.model or default_model_spec(os.environ)
         if self.settings.is_embedded:
             await asyncio.to_thread(remember_keys, self.settings.home)
         stream = self.stream(

@@ -35,11 +35,15 @@ def join(settings: Settings) -> dict[str, str]:
     found = None
     if settings.ray_address is None and not _is_joined():
         found = local.ensure(settings.home, extra_env={"SQUADRON_HOME": str(settings.home)})
-        # Ray reads these when it is imported.
         os.environ.update(local.environment(found))
     import ray
 
+    if found:
+        _read_environment_again()
+
     if not ray.is_initialized():
+        # It warns on a user's terminal that it can't handle SIGTERM from a thread, which nobody wants it to.
+        logging.getLogger("ray").setLevel(logging.ERROR)
         address = found.address if found else settings.ray_address
         try:
             ray.init(
@@ -54,6 +58,19 @@ def join(settings: Settings) -> dict[str, str]:
                 f"Ray at {address} can't be joined: {error}", hint="check RAY_ADDRESS and RAY_AUTH_MODE"
             ) from None
     return {"ray": ray.get_runtime_context().gcs_address, "dashboard": dashboard_url()}
+
+
+def _read_environment_again() -> None:
+    """Ray reads its environment when it is imported, which a notebook may have done long before.
+
+    Without this `ray.init` would hang: the cluster refuses a client without its token, silently.
+    """
+    from ray._private import ray_constants
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # a C extension
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+    ray_constants.ENABLE_RAY_CLUSTER = False
 
 
 def _is_joined() -> bool:

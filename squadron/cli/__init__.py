@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 
 def main() -> None:
     """Entry point of the `squadron` script."""
-    from squadron.cli.app import app
-    from squadron.cli.frame import start
-
+    try:
+        from squadron.cli.app import app
+        from squadron.cli.frame import start
+    except KeyboardInterrupt:  # pressed before there was anything to stop
+        sys.exit(130)
     start(app)

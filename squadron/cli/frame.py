@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import io
 import json
+import logging
 import os
 import signal
 import sys
@@ -136,12 +137,14 @@ def complain(error: SquadronError) -> None:
     """Say an error on stderr, with what to do about it."""
     from rich.text import Text
 
-    err().print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
+    console = err()
+    console.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=not console.is_terminal)
 
 
 def tell(text: str) -> None:
     """Say something to a person on stderr."""
-    err().print(text, soft_wrap=True, markup=False)
+    console = err()
+    console.print(text, soft_wrap=not console.is_terminal, markup=False)
 
 
 def err() -> Console:
@@ -202,9 +205,11 @@ async def opened(settings: Settings, watch: Watch, *, keep: bool = False) -> Asy
     """A squad that is brought up if it doesn't run; what was started here is stopped again unless `keep`."""
     from squadron.squad import Squad
 
-    # Serve announces itself on stderr otherwise; its log files have it all.
-    os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
-    steps = asyncio.create_task(_tell_steps(settings, watch), name="steps")
+    # It warns that it can't handle SIGTERM in a thread; we do.
+    logging.getLogger("ray._private.worker").setLevel(logging.ERROR)
+    me = asyncio.current_task()
+    assert me is not None
+    steps = asyncio.create_task(_tell_steps(settings, watch, me), name="steps")
     try:
         # As long as this process is a driver, ray prints what its daemons warn of, and to stdout.
         with contextlib.redirect_stdout(io.StringIO()):
@@ -222,8 +227,8 @@ async def opened(settings: Settings, watch: Watch, *, keep: bool = False) -> Asy
         await squad.aclose()
 
 
-async def _tell_steps(settings: Settings, watch: Watch) -> None:
-    """Say what is being waited for, judged by what is there already."""
+async def _tell_steps(settings: Settings, watch: Watch, opener: asyncio.Task[Any]) -> None:
+    """Say what `opener` waits for, judged by what is there already."""
     from squadron.bridge.jetstream import embedded
     from squadron.bridge.serve import local
 
@@ -231,6 +236,9 @@ async def _tell_steps(settings: Settings, watch: Watch) -> None:
     while True:
         nats = settings.nats_url is not None or await _is_there(embedded.find, settings)
         ray = settings.ray_address is not None or await _is_there(local.find, settings)
+        if opener.cancelling():
+            watch.phase("stop")
+            return
         if nats and ray:
             watch.phase("connect" if first else "start bridge")
         else:

@@ -225,7 +225,7 @@ async def _demo(ctx: typer.Context, goal: str, out: Path, model: str, keep: bool
                     on_event=watch.event,
                     on_agents=watch.agents,
                 )
-    _show_demo(done, watch, keep=keep)
+    _show_demo(done, watch, stays=keep or not (started or done.undeployed))
     if as_json:
         frame.print_json(_demo_facts(done, watch))
     return frame.OK if done.ok else frame.ENDED_OTHERWISE
@@ -251,7 +251,8 @@ def _demo_facts(done: Audit, watch: Watch) -> dict[str, Any]:
     }
 
 
-def _show_demo(done: Audit, watch: Watch, *, keep: bool) -> None:
+def _show_demo(done: Audit, watch: Watch, *, stays: bool) -> None:
+    """What a person wants to know at the end; `stays` says that the agents are still there to be asked."""
     from squadron.cli.progress import show_counts, show_timeline
 
     console = frame.err()
@@ -271,7 +272,7 @@ def _show_demo(done: Audit, watch: Watch, *, keep: bool) -> None:
         f"\nReport: [bold]{shown if len(shown) < len(str(done.report)) else done.report}[/]", soft_wrap=True
     )
     following = ["squadron topics", "squadron ask license.classify distribution=ray", "squadron down"]
-    if not keep:
+    if not stays:
         following = [
             "squadron demo --keep, to look around afterwards",
             "squadron up, then deploy agents of your own",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class Audit:
     report: Path | None = None
     data: Path | None = None
     counts: dict[str, Any] = field(default_factory=dict)
+    undeployed: tuple[str, ...] = ()
 
     @property
     def tasks(self) -> dict[str, Any]:
@@ -129,7 +130,7 @@ async def audit(
     Raises:
         DeployError: an agent could not start.
     """
-    crew = (*AGENTS, Supervisor)
+    crew, undeployed = (*AGENTS, Supervisor), list[str]()
     before = {each["agent"] for each in (await squad.status())["agents"]}
     on_event({"event": "phase", "name": "deploy"})
     try:
@@ -145,15 +146,14 @@ async def audit(
         )
     finally:
         if tidy:
-            on_event({"event": "phase", "name": "undeploy"})
-            await _undeploy(squad, {AgentSpec.of(each).name for each in crew} - before)
-    return await asyncio.to_thread(_write, outcome, out)
-
-
-async def _undeploy(squad: Squad, names: set[str]) -> None:
-    present = {each["agent"] for each in (await squad.status())["agents"]}
-    for name in sorted(names & present):
-        await squad.undeploy(name)
+            present = {each["agent"] for each in (await squad.status())["agents"]}
+            undeployed += sorted(present.intersection(AgentSpec.of(each).name for each in crew) - before)
+            if undeployed:
+                on_event({"event": "phase", "name": "undeploy"})
+            for name in undeployed:
+                await squad.undeploy(name)
+    done = await asyncio.to_thread(_write, outcome, out)
+    return replace(done, undeployed=tuple(undeployed))
 
 
 def _write(outcome: Outcome, out: Path) -> Audit:

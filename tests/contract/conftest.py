@@ -78,6 +78,10 @@ async def _jetstream_world(settings: Settings) -> World:
     return world
 
 
+#: For what only a real server can show.
+ON_NATS = pytest.mark.parametrize("world", ["jetstream"], indirect=True)
+
+
 @pytest.fixture(params=["memory", "jetstream"])
 async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
     """Ports of one kind, in an environment that no other test uses."""
@@ -94,13 +98,6 @@ async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
 async def peer(world: World) -> Peer:
     """One participant."""
     return await world.join("tester")
-
-
-@pytest.fixture
-def jetstream_only(world: World) -> None:
-    """For what only a real server can show."""
-    if world.kind != "jetstream":
-        pytest.skip("about NATS itself")
 
 
 class Inbox:

@@ -11,7 +11,7 @@ import pytest
 from squadron.bridge.memory import MAX_PAYLOAD_BYTES
 from squadron.runtime.errors import MessageTooLargeError, RouteConflictError
 from squadron.runtime.ports import Backlog, Delivery, Feed, Mailbox
-from tests.contract.conftest import Inbox, Peer, World, settle_all, until
+from tests.contract.conftest import ON_NATS, Inbox, Peer, World, settle_all, until
 
 LEASE_S = 0.5
 BOX = Mailbox("reader", ("book.read",), lease_s=LEASE_S)
@@ -404,13 +404,19 @@ async def test_two_readers_share_the_work_and_each_message_goes_to_one(world: Wo
     await feed2.aclose()
 
 
-@pytest.mark.parametrize("over", [1, -20])
-async def test_a_message_that_the_server_would_not_take_is_too_large(peer: Peer, over: int) -> None:
-    """Twenty bytes below the limit it is the headers that go over it."""
-    if over < 0 and type(peer.queue).__name__ == "MemoryQueue":
-        pytest.skip("no headers in memory")
+async def test_a_message_that_the_server_would_not_take_is_too_large(peer: Peer) -> None:
+    await _refused_as_too_large(peer, MAX_PAYLOAD_BYTES + 1)
+
+
+@ON_NATS
+async def test_a_message_is_too_large_by_its_headers_as_well(peer: Peer) -> None:
+    """nats-py does not count them, and the server would close the connection."""
+    await _refused_as_too_large(peer, MAX_PAYLOAD_BYTES - 20)
+
+
+async def _refused_as_too_large(peer: Peer, size: int) -> None:
     with pytest.raises(MessageTooLargeError):
-        await peer.queue.put(peer.subjects.task("book.read"), b"x" * (MAX_PAYLOAD_BYTES + over), msg_id="big")
+        await peer.queue.put(peer.subjects.task("book.read"), b"x" * size, msg_id="big")
 
     # The connection is none the worse for it.
     feed, inbox = await _feed(peer, want=1)

@@ -328,9 +328,7 @@ def test_native_code_size_and_home_page_come_from_the_metadata(make: Make) -> No
     assert kinds(risks.assess("madeup", "MIT", "permissive"))["native code"] == "low"
 
 
-@pytest.mark.parametrize(
-    "metadata", [b"", b"\xff\xfe\x00garbage\n\n\x80", b"Name\nno colon anywhere", b"\n\n\n"]
-)
+@pytest.mark.parametrize("metadata", [b"", b"\xff\xfe\x00garbage\n\n\x80", b"Name\nno colon anywhere", b"\n\n\n"])
 def test_broken_metadata_is_survived_with_the_name_of_the_folder(make: Make, metadata: bytes) -> None:
     make(name="broken", version="2.0", metadata=metadata)
     found = next(one for one in inventory.take_inventory().distributions if one.name == "broken")
@@ -527,12 +525,8 @@ def test_doubtful_licences_bring_their_evidence() -> None:
 
 
 def test_words_of_a_package_make_no_markup() -> None:
-    told = summaries.PackageSummary(
-        distribution="pkg-0", summary="a | b <script>\n`x` [y](z)", source="README"
-    )
-    row = next(
-        line for line in report.write(some(1), summaries=[told]).markdown.splitlines() if "script" in line
-    )
+    told = summaries.PackageSummary(distribution="pkg-0", summary="a | b <script>\n`x` [y](z)", source="README")
+    row = next(line for line in report.write(some(1), summaries=[told]).markdown.splitlines() if "script" in line)
     assert r"a \| b \<script\> \`x\` \[y\](z)" in row
 
 

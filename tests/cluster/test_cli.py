@@ -1,0 +1,306 @@
+"""The command line as people use it: separate processes that find each other in one home, with no flags."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from squadron.bridge.jetstream import embedded
+from squadron.bridge.serve import local
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+#: A whole demo, with Ray's start and on a busy machine.
+LONG_S = 170
+
+AGENTS = """
+    from squadron import Agent, Context, topic
+
+    class Poet(Agent):
+        '''Writes very short poems.'''
+
+        @topic("poem.write", examples=["a verse about the sea"], tags=["poetry"])
+        async def write(self, ctx: Context, subject: str, lines: int = 1) -> list[str]:
+            '''Write a poem about something.'''
+            for number in range(lines):
+                await ctx.emit(f"{subject} {number};")
+            return [f"{subject} {number}" for number in range(lines)]
+
+    class Shouter(Agent):
+        @topic("text.shout")
+        def shout(self, text: str) -> str:
+            '''Make a text loud.'''
+            return text.upper()
+"""
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    """Where the user works, and below it the home of their servers."""
+    with tempfile.TemporaryDirectory(prefix="sq-cli-") as made:
+        Path(made, "my_agents.py").write_text(textwrap.dedent(AGENTS))
+        yield Path(made)
+
+
+@pytest.fixture(scope="module")
+def environ(folder: Path) -> dict[str, str]:
+    return {**os.environ, "SQUADRON_HOME": str(folder / "home")}
+
+
+@pytest.fixture(scope="module")
+def squadron(folder: Path, environ: dict[str, str]) -> Iterator[Run]:
+    """Runs the installed command in a process of its own, in the user's folder."""
+
+    def run(*arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(Path(sys.executable).with_name("squadron")), *arguments],
+            cwd=folder,
+            env=environ,
+            input=stdin,
+            stdin=subprocess.DEVNULL if stdin is None else None,
+            capture_output=True,
+            text=True,
+            timeout=LONG_S,
+            check=False,
+        )
+
+    yield run
+    run("down")
+
+
+@pytest.fixture(scope="module")
+def up(squadron: Run) -> dict[str, Any]:
+    """What `squadron up --json` printed, once for the module."""
+    ended = squadron("up", "--json")
+    assert ended.returncode == 0, ended.stderr
+    told: dict[str, Any] = json.loads(ended.stdout)
+    return told
+
+
+@pytest.fixture(scope="module")
+def deployed(squadron: Run, up: dict[str, Any]) -> Run:
+    """The command, where the agents of the user's module run."""
+    ended = squadron("deploy", "my_agents:Poet", "my_agents:Shouter", "--json")
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout) == {
+        "deployed": [{"agent": "poet", "topics": ["poem.write"]}, {"agent": "shouter", "topics": ["text.shout"]}]
+    }
+    return squadron
+
+
+def test_up_tells_the_addresses_and_how_to_get_past_the_tokens(up: dict[str, Any], folder: Path) -> None:
+    assert up["started"] is True
+    assert up["environment"] == "dev"
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+", up["dashboard"])
+    assert Path(up["dashboard_token_file"]).read_text()
+    assert json.loads(Path(up["nats_token_file"]).read_text())["token"]
+
+
+def test_up_is_idempotent_and_tells_people_the_next_steps(squadron: Run, up: dict[str, Any]) -> None:
+    ended = squadron("up")
+
+    assert ended.returncode == 0
+    assert "Environment dev runs already." in ended.stdout
+    assert up["dashboard"] in ended.stdout
+    assert "squadron deploy module:Agent" in ended.stdout
+
+
+def test_another_process_asks_with_no_flags(deployed: Run) -> None:
+    ended = deployed("ask", "text.shout", "text=love = all")
+
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "LOVE = ALL\n", "")
+
+
+def test_values_fit_the_schema_and_the_result_is_json(deployed: Run) -> None:
+    ended = deployed("ask", "poem.write", "subject=12", "lines=2")
+
+    assert json.loads(ended.stdout) == ["12 0", "12 1"]
+
+
+def test_the_whole_outcome_is_there_for_programs(deployed: Run) -> None:
+    told = json.loads(deployed("ask", "text.shout", "text=x", "--json").stdout)
+
+    assert told["outcome"] == "result"
+    assert told["data"] == "X"
+    assert told["source"].startswith("shouter-")
+
+
+@pytest.mark.parametrize("dash", [(), ("-",)])
+def test_piped_json_is_the_input(deployed: Run, dash: tuple[str, ...]) -> None:
+    assert deployed("ask", "text.shout", *dash, stdin='{"text": "piped"}').stdout == "PIPED\n"
+
+
+def test_piped_text_that_is_not_json_is_bad_input(deployed: Run) -> None:
+    ended = deployed("ask", "text.shout", "-", stdin="text")
+
+    assert ended.returncode == 2
+    assert "stdin is not JSON" in ended.stderr
+
+
+def test_a_stream_is_printed_as_it_comes_and_the_result_after_it(deployed: Run) -> None:
+    lines = deployed("ask", "poem.write", "subject=sea", "lines=2", "--stream", "--json").stdout.splitlines()
+
+    assert [json.loads(line) for line in lines[:-1]] == [{"chunk": "sea 0;"}, {"chunk": "sea 1;"}]
+    assert json.loads(lines[-1])["data"] == ["sea 0", "sea 1"]
+
+
+def test_an_unknown_topic_ends_with_1_and_the_nearest_names(deployed: Run) -> None:
+    ended = deployed("ask", "poem.wriet", "subject=x")
+
+    assert ended.returncode == 1
+    assert ended.stdout == ""
+    assert "did you mean poem.write" in ended.stderr
+
+
+def test_wrong_input_ends_with_1_and_the_field(deployed: Run) -> None:
+    ended = deployed("ask", "poem.write", "subject=x", "lines=many")
+
+    assert ended.returncode == 1
+    assert "field 'lines': 'many' is not of type 'integer'" in ended.stderr
+    assert ended.stderr.count("\n") == 1
+
+
+def test_topics_are_listed_and_found_by_intent(deployed: Run) -> None:
+    listed = deployed("topics").stdout.splitlines()
+    found = json.loads(deployed("topics", "--search", "write me a verse", "--json").stdout)
+
+    assert [line.split("\t")[:3] for line in listed] == [
+        ["poem.write", "poet", "subject: string, lines: integer = 1"],
+        ["text.shout", "shouter", "text: string"],
+    ]
+    assert found[0]["name"] == "poem.write"
+    assert found[0]["score"] > 0
+
+
+def test_status_shows_agents_and_replicas(deployed: Run) -> None:
+    told = json.loads(deployed("status", "--json").stdout)
+    shown = deployed("status").stdout
+
+    agents = {each["agent"]: each for each in told["agents"]}
+    assert agents["poet"]["status"] == "RUNNING"
+    assert agents["poet"]["running"] == 1
+    assert re.search(r"poet +RUNNING +1/1 +1\.\.4 +0 +0 +poem\.write", shown)
+
+
+def test_scale_is_in_place(deployed: Run) -> None:
+    before = replicas(deployed, "shouter")
+
+    ended = deployed("scale", "shouter=2", "poet=1..2", "--json")
+
+    assert json.loads(ended.stdout) == {"shouter": "2", "poet": "1..2"}
+    give_up_at = time.monotonic() + 60
+    while len(after := replicas(deployed, "shouter")) < 2 and time.monotonic() < give_up_at:
+        time.sleep(0.01)
+    assert len(after) == 2
+    assert before < after
+    assert json.loads(deployed("scale", "shouter=auto", "--json").stdout) == {"shouter": "1..4"}
+
+
+def replicas(squadron: Run, agent: str) -> set[str]:
+    agents = json.loads(squadron("status", "--json").stdout)["agents"]
+    return {each["id"] for one in agents if one["agent"] == agent for each in one["replicas"]}
+
+
+def test_what_is_not_deployed_can_be_neither_scaled_nor_undeployed(deployed: Run) -> None:
+    for arguments in (("scale", "nobody=2"), ("undeploy", "nobody")):
+        ended = deployed(*arguments)
+        assert ended.returncode == 2
+        assert "no agent 'nobody' is deployed (deployed are poet, shouter" in ended.stderr
+
+
+def test_doctor_sees_what_runs(deployed: Run) -> None:
+    ended = deployed("doctor", "--json")
+
+    found = {check["name"]: check["found"] for check in json.loads(ended.stdout)["checks"]}
+    assert found["nats"].startswith("runs at nats://127.0.0.1:")
+    assert found["bridge"].startswith("answers for environment dev")
+    assert ended.returncode == 0
+
+
+def test_another_environment_is_not_there(deployed: Run) -> None:
+    ended = deployed("--env", "prod", "status")
+
+    assert ended.returncode == 3
+    assert "environment 'prod' was never started" in ended.stderr
+
+
+@pytest.mark.timeout(LONG_S)
+def test_the_demo_audits_every_distribution_and_all_tasks_end_in_results(deployed: Run, folder: Path) -> None:
+    ended = deployed("demo", "--json", "--out", "audit")
+
+    assert ended.returncode == 0, ended.stderr
+    told = json.loads(ended.stdout.splitlines()[-1])
+    installed = {one.name.lower() for one in importlib.metadata.distributions() if one.name}
+    assert told["tasks"]["outcomes"] == {"result": told["tasks"]["dispatched"]}
+    assert told["tasks"]["dispatched"] == 2 + 3 * told["distributions"]
+    assert told["distributions"] == len(installed)
+    assert told["model"] == "offline:planner"
+    assert told["rounds"] >= 2
+    assert told["report"] == str(folder / "audit" / "report.md")
+    data = json.loads((folder / "audit" / "report.json").read_text())
+    assert {one["name"].lower() for one in data["distributions"]} == installed
+    assert all(one["risk"] and one["spdx"] for one in data["distributions"])
+    markdown = (folder / "audit" / "report.md").read_text()
+    assert "ray" in markdown
+    assert "Where the time went" in ended.stderr
+    assert "fixed plan" in ended.stderr
+    # It found a squad running, and left it as it was.
+    assert {line.split("\t")[0] for line in deployed("topics").stdout.splitlines()} == {"poem.write", "text.shout"}
+
+
+def test_run_without_a_model_puts_the_goal_to_what_fits_and_says_so(deployed: Run) -> None:
+    ended = deployed("run", "make this text loud", "--model", "offline", "--topic", "text.*")
+
+    assert ended.returncode == 0, ended.stderr
+    assert "MAKE THIS TEXT LOUD" in ended.stdout
+    assert "no LLM" in ended.stderr
+
+
+def test_undeploy_takes_an_agent_away(deployed: Run) -> None:
+    assert deployed("undeploy", "shouter").returncode == 0
+
+    ended = deployed("ask", "text.shout", "text=x")
+
+    assert ended.returncode == 1
+    assert "nobody serves 'text.shout'" in ended.stderr
+
+
+# The last two stop the module's servers.
+
+
+def test_down_stops_everything_and_deletes_when_told(deployed: Run, folder: Path) -> None:
+    ended = deployed("down", "--delete-data", "--json")
+
+    assert json.loads(ended.stdout)["stopped"] == ["ray", "nats"]
+    assert embedded.find(folder / "home") is None
+    assert local.find(folder / "home") is None
+    assert not (folder / "home" / "nats").exists()
+    assert deployed("status").returncode == 3
+
+
+def test_ctrl_c_while_servers_start_stops_them_again(squadron: Run, folder: Path, environ: dict[str, str]) -> None:
+    command = [str(Path(sys.executable).with_name("squadron")), "up"]
+    process = subprocess.Popen(command, cwd=folder, env=environ, stderr=subprocess.PIPE, text=True)
+    while embedded.find(folder / "home") is None:
+        time.sleep(0.01)
+
+    process.send_signal(signal.SIGINT)
+    told = process.communicate(timeout=60)[1]
+
+    assert process.returncode == 130
+    assert "Traceback" not in told
+    assert embedded.find(folder / "home") is None
+    assert local.find(folder / "home") is None
