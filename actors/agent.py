@@ -144,6 +144,8 @@ class BoundHandler:
     def __init__(self, spec: TopicSpec, agent: Agent) -> None:
         self._spec = spec
         self._method = getattr(agent, spec.method)
+        self._streams = inspect.isasyncgenfunction(self._method)
+        self._awaits = inspect.iscoroutinefunction(self._method)
 
     @property
     def topic(self) -> SemanticTopic:
@@ -167,9 +169,9 @@ class BoundHandler:
         arguments = self._spec.arguments(content)
         if self._spec.context_parameter:
             arguments[self._spec.context_parameter] = context
-        if inspect.isasyncgenfunction(self._method):
+        if self._streams:
             return await self._stream(arguments, context)
-        if inspect.iscoroutinefunction(self._method):
+        if self._awaits:
             returned = await self._method(**arguments)
         else:
             returned = await asyncio.to_thread(_call, self._method, arguments)

@@ -48,8 +48,7 @@ def pack(agent_class: type[Agent]) -> tuple[Code, bytes]:
     module = sys.modules.get(agent_class.__module__)
     path = f"{agent_class.__module__}:{agent_class.__qualname__}"
     # `__main__` is another module on every node, and in a notebook it has no file at all.
-    installed = module is not None and module.__name__ != "__main__" and _is_installed(module)
-    if installed and "<locals>" not in path:
+    if module and module.__name__ != "__main__" and _is_installed(module) and "<locals>" not in path:
         return Code(version=_digest(Path(str(module.__file__)).read_bytes()), import_path=path), b""
     blob = _pickle(agent_class, module)
     if len(blob) > MAX_BLOB_BYTES:

@@ -135,6 +135,7 @@ class MemoryQueue:
         self._mailboxes.pop(name, None)
 
     async def put(self, subject: str, data: bytes, *, msg_id: str, headers: Headers | None = None) -> None:
+        TaskSubject.parse(subject)
         _check_size(data)
         if self._seen.seq(msg_id) is not None:
             return

@@ -111,6 +111,7 @@ class Queue(Protocol):
         """Store one message; it is durable when this returns, and once per `msg_id` within two minutes.
 
         Raises:
+            InvalidSubjectError: `subject` is not a task's.
             MessageTooLargeError: larger than the server takes.
             BusUnavailableError: not acknowledged in time; putting it again with the same `msg_id` is safe.
         """

@@ -49,7 +49,8 @@ class Registry:
         self._subscriptions: list[Subscription] = []
         self._changed = asyncio.Event()
         self._search: tuple[Index, list[tuple[SemanticTopic, str]]] | None = None
-        self._by_name: dict[str, tuple[SemanticTopic, str]] = {}
+        #: More than one has a name only while a card is left behind by an agent that died.
+        self._by_name: dict[str, list[tuple[SemanticTopic, str]]] = {}
 
     @property
     def presence_ttl_s(self) -> float:
@@ -76,11 +77,11 @@ class Registry:
             await self._subscriptions.pop().aclose()
 
     def _hear(self, note: Note) -> None:
-        tokens = note.subject.split(".")
-        if tokens[3] == "card":
-            self._hear_card(tokens[4], note.data)
-        else:
-            self._hear_presence(tokens[4], tokens[5], note.data)
+        match note.subject.split("."):
+            case [_, _, _, "card", agent]:
+                self._hear_card(agent, note.data)
+            case [_, _, _, "presence", agent, replica]:
+                self._hear_presence(agent, replica, note.data)
         self._changed.set()
 
     def _hear_card(self, agent: str, data: bytes) -> None:
@@ -90,7 +91,10 @@ class Registry:
         except ValidationError:
             # Withdrawn (an empty entry), or written by somebody who does not know the format.
             self._cards.pop(agent, None)
-        self._by_name = {topic.name: (topic, card.agent) for card in self._cards.values() for topic in card.topics}
+        self._by_name = {}
+        for card in self._cards.values():
+            for topic in card.topics:
+                self._by_name.setdefault(topic.name, []).append((topic, card.agent))
 
     def _hear_presence(self, agent: str, replica: str, data: bytes) -> None:
         present = self._present.setdefault(agent, {})
@@ -161,9 +165,9 @@ class Registry:
 
     def find(self, topic: str) -> SemanticTopic | None:
         """The served topic of this name, or the family (`domain.*`) it belongs to."""
-        exact = self._by_name.get(topic)
-        if exact is not None and self.is_live(exact[1]):
-            return exact[0]
+        for exact, agent in self._by_name.get(topic, ()):
+            if self.is_live(agent):
+                return exact
         return next((found for found, _ in self.topics() if found.is_pattern and matches(found.name, topic)), None)
 
     async def wait_for(self, topic: str, *, within_s: float) -> SemanticTopic | None:

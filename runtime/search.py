@@ -15,7 +15,9 @@ from squadron.runtime.topics import SemanticTopic
 #: Robertson's usual values; term saturation and length normalisation.
 K1, B = 1.2, 0.75
 
-_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+# Words of any script; camelCase is a habit of ASCII names.
+_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+_WORD = re.compile(r"[^\W\d_]+|\d+")
 # Words that say nothing about an intent.
 _STOP = frozenset(
     re.findall(
@@ -35,7 +37,7 @@ def _stem(word: str) -> str:
 
 def terms(text: str) -> list[str]:
     """Stemmed words of a text; camelCase and snake_case names fall into their parts."""
-    words = (word.lower() for word in _WORD.findall(text))
+    words = (word.lower() for word in _WORD.findall(_CAMEL.sub(" ", text)))
     return [_stem(word) for word in words if word not in _STOP]
 
 

@@ -6,32 +6,31 @@ import asyncio
 import importlib
 import os
 import socket
-import sys
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
-from typing import Any, Self
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from squadron.actors.agent import Agent, AgentSpec
-from squadron.actors.credentials import forget_keys, remember_keys
+from squadron.actors.credentials import remember_keys
 from squadron.actors.providers import default_model_spec
 from squadron.bridge import code
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.config import Settings
 from squadron.control import Control
+from squadron.flow import Events, Stream
+from squadron.opening import Opening
 from squadron.runtime.caller import DEFAULT_WITHIN_S, Ask, Handle
 from squadron.runtime.deployment import Deployment, Scale
-from squadron.runtime.envelope import AgentIdentity, AgentMessage
+from squadron.runtime.envelope import AgentIdentity
 from squadron.runtime.errors import (
     BridgeUnavailableError,
     DeployError,
     InvalidAgentError,
-    InvalidMessageError,
 )
 from squadron.runtime.outcome import Outcome
-from squadron.runtime.ports import Note, Subscription
 from squadron.runtime.subjects import NORMAL_PRIORITY, check_pattern
 from squadron.runtime.topics import ScoredTopic
-from squadron.sync import SyncSquad
+from squadron.servers import start_cluster, stop_local
 
 #: How long a deploy may take, in seconds: on 2 cores a replica needs 1 to 3 s, a cold import more.
 DEPLOY_WITHIN_S = 120.0
@@ -39,93 +38,6 @@ DEPLOY_WITHIN_S = 120.0
 RUN_WITHIN_S = 600.0
 #: A deploy is looked after at this step, in seconds.
 _LOOK_S = 0.2
-
-
-class Stream:
-    """What a task emits, as an async iterator; then its outcome."""
-
-    def __init__(self, squad: Squad, submitting: Any) -> None:
-        self._squad, self._submitting = squad, submitting
-        self._handle: Handle | None = None
-
-    async def _submitted(self) -> Handle:
-        if self._handle is None:
-            self._handle = await self._submitting
-        return self._handle
-
-    async def __aiter__(self) -> AsyncIterator[Any]:
-        handle = await self._submitted()
-        async for chunk in handle.chunks():
-            yield chunk
-
-    async def outcome(self) -> Outcome:
-        """The task's one outcome; waits for it."""
-        return await self._squad.outcome(await self._submitted())
-
-
-class Events:
-    """Events as they come, as an async iterator; close it to stop listening."""
-
-    def __init__(self) -> None:
-        self._queue: asyncio.Queue[AgentMessage] = asyncio.Queue()
-        self._subscription: Subscription | None = None
-
-    def hear(self, note: Note) -> None:
-        """Take in one note of the bus; what is not a message is left out."""
-        try:
-            self._queue.put_nowait(AgentMessage.decode(note.data))
-        except InvalidMessageError:
-            return
-
-    def attach(self, subscription: Subscription) -> Self:
-        """Remember what to close."""
-        self._subscription = subscription
-        return self
-
-    async def __aiter__(self) -> AsyncGenerator[AgentMessage, None]:
-        while True:
-            yield await self._queue.get()
-
-    async def next(self, *, within_s: float) -> AgentMessage:
-        """The next event.
-
-        Raises:
-            TimeoutError: none came in time.
-        """
-        return await asyncio.wait_for(self._queue.get(), within_s)
-
-    async def aclose(self) -> None:
-        """Stop listening. May be called twice."""
-        if self._subscription is not None:
-            await self._subscription.aclose()
-
-
-class Opening:
-    """A squad about to open: `await` it, or use it in `async with` or, in a plain script, in `with`."""
-
-    def __init__(self, open_squad: Callable[[], Any]) -> None:
-        self._open = open_squad
-        self._squad: Squad | None = None
-        self._sync: SyncSquad | None = None
-
-    def __await__(self) -> Any:
-        return self._open().__await__()
-
-    async def __aenter__(self) -> Squad:
-        self._squad = await self._open()
-        return self._squad
-
-    async def __aexit__(self, *_: object) -> None:
-        if self._squad is not None:
-            await self._squad.aclose()
-
-    def __enter__(self) -> SyncSquad:
-        self._sync = SyncSquad.open(self._open)
-        return self._sync
-
-    def __exit__(self, *_: object) -> None:
-        if self._sync is not None:
-            self._sync.close()
 
 
 class Squad:
@@ -170,7 +82,7 @@ class Squad:
             try:
                 if not await squad._control.answers():
                     squad._started_here = chosen.ray_address is None
-                    await asyncio.to_thread(_start_cluster, chosen)
+                    squad._started_here = await asyncio.to_thread(start_cluster, chosen)
             except BaseException:
                 await squad.aclose()
                 raise
@@ -378,7 +290,7 @@ class Squad:
 
     def stream(self, topic: str, content: Any = None, /, **options: Any) -> Stream:
         """Send a task and follow what it emits; takes what `ask` takes."""
-        return Stream(self, self.submit(topic, content, **options))
+        return Stream(self.submit(topic, content, **options), self.outcome)
 
     async def publish(self, topic: str, content: Any, *, conversation_id: str = "") -> None:
         """Send an event to whoever listens now (at most once)."""
@@ -476,28 +388,3 @@ def load_agent(path: str) -> type[Agent]:
     except AttributeError:
         raise InvalidAgentError(f"module {module_name!r} has no {name!r}") from None
     return AgentSpec.of(found).agent_class
-
-
-def _start_cluster(settings: Settings) -> None:
-    from squadron.bridge.serve import cluster
-
-    cluster.join(settings)
-    cluster.start_bridge(settings)
-
-
-def stop_local(settings: Settings) -> list[str]:
-    """Stop the local servers of `settings.home`; returns what was stopped."""
-
-    from squadron.bridge.jetstream import embedded
-    from squadron.bridge.serve import local
-
-    # A process that is connected would be killed with the cluster.
-    if (ray := sys.modules.get("ray")) is not None and ray.is_initialized():
-        ray.shutdown()
-    forget_keys(settings.home)
-    stopped = []
-    if local.stop(settings.home):
-        stopped.append("ray")
-    if settings.nats_url is None and embedded.stop(settings.home):
-        stopped.append("nats")
-    return stopped

@@ -43,7 +43,9 @@ _log = structlog.get_logger("squadron.queue")
 def filters(subjects: Subjects, patterns: tuple[str, ...], priority: int = NORMAL_PRIORITY) -> list[str]:
     """Subject filters of one lane; a topic inside a family of the same mailbox needs none of its own."""
     broad = [one for one in patterns if not any(one != other and _covers(other, one) for other in patterns)]
-    return [subjects.task(pattern, priority) for pattern in broad]
+    plain = [subjects.task(pattern, priority) for pattern in broad]
+    # The normal lane has no token, but somebody may spell it out.
+    return plain if priority != NORMAL_PRIORITY else [*plain, *(f"{each}.p{NORMAL_PRIORITY}" for each in plain)]
 
 
 def _covers(family: str, topic: str) -> bool:
@@ -311,6 +313,7 @@ class JetStreamQueue:
 
     async def put(self, subject: str, data: bytes, *, msg_id: str, headers: Headers | None = None) -> None:
         """Store one message; it is durable when this returns."""
+        TaskSubject.parse(subject)
         extra = {"Nats-Msg-Id": msg_id, **(headers or {})}
         read_ack(await self._connection.request(subject, data, headers=extra), subject)
 
@@ -330,7 +333,8 @@ class JetStreamQueue:
         lanes: Counter[int] = Counter()
         held = await subjects_held(self._connection, self._stream, [f"{each}.*" for each in normal])
         for subject, count in held.items():
-            lanes[TaskSubject.parse(subject).priority] += count
+            if (priority := TaskSubject.parse(subject).priority) != NORMAL_PRIORITY:
+                lanes[priority] += count
         infos = await asyncio.gather(*(self._info(f"{name}=p{priority}") for priority in lanes))
         taken = sum(lane["num_ack_pending"] for lane in infos if lane is not None)
         waiting = max(0, lanes.total() - taken)

@@ -16,6 +16,9 @@ DUPLICATE_WINDOW_S = 120
 LITE_MAX_AGE_S = 30 * 24 * 3600
 DEAD_MAX_AGE_S = 90 * 24 * 3600
 
+#: What may follow the topic in a task's subject.
+LANES = ("", *(f".p{priority}" for priority in range(10)))
+
 #: JetStream error codes (nats-server `errors.json`).
 _STREAM_NAME_IN_USE = 10058
 _STREAM_NOT_FOUND = 10059
@@ -49,7 +52,8 @@ def _configs(names: StreamNames) -> list[dict[str, Any]]:
     common = {"storage": "file", "max_consumers": MAX_CONSUMERS, "num_replicas": 1}
     tasks = {
         "name": names.tasks,
-        "subjects": [f"{root}.{kind}.*.*{lane}" for kind in ("task", "query") for lane in ("", ".*")],
+        # Each lane by its name: on a lane that does not exist a message would wait for ever.
+        "subjects": [f"{root}.{kind}.*.*{lane}" for kind in ("task", "query") for lane in LANES],
         # A query is a task by another name: it is stored, and so served, under the task's subject.
         "subject_transform": {"src": f"{root}.query.>", "dest": f"{root}.task.>"},
         "retention": "workqueue",

@@ -23,11 +23,11 @@ DOWNSCALE_DELAY_S = 30.0
 HEALTH_PERIOD_S = 1.0
 
 
-def join(settings: Settings) -> dict[str, str]:
+def join(settings: Settings) -> local.LocalRay | None:
     """Connect this process to Ray: the one it is in, the user's, or the local one (started if needed).
 
     Returns:
-        `address` and `dashboard_url` of the cluster.
+        The local cluster, if it is that.
 
     Raises:
         ClusterUnavailableError: it can't be reached or started; says what to do.
@@ -57,7 +57,7 @@ def join(settings: Settings) -> dict[str, str]:
             raise ClusterUnavailableError(
                 f"Ray at {address} can't be joined: {error}", hint="check RAY_ADDRESS and RAY_AUTH_MODE"
             ) from None
-    return {"ray": ray.get_runtime_context().gcs_address, "dashboard": dashboard_url()}
+    return found
 
 
 def _read_environment_again() -> None:

@@ -51,6 +51,14 @@ class NotRunning(SquadronError):  # noqa: N818 - how a command ends, not an erro
     """There is no squad to talk to; wraps what was in the way."""
 
 
+class StartInterrupted(asyncio.CancelledError):
+    """Somebody stopped us while servers were starting that nobody else uses."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__()
+        self.settings = settings
+
+
 def start(app: Callable[[], Any]) -> None:
     """Run the command line; the last line of defence against tracebacks."""
     for stream in (sys.stdout, sys.stderr):
@@ -108,9 +116,12 @@ async def _until_signal(work: Coroutine[Any, Any, int]) -> int:
         if signal.getsignal(number) == signal.SIG_DFL:  # `nohup` has it ignored
             loop.add_signal_handler(number, stop, number)
     try:
-        return await work
+        code = await work
+    except StartInterrupted as interrupted:
+        _stop_and_vanish(interrupted.settings, 128 + received[0])
     except asyncio.CancelledError:
         _vanish(128 + received[0])
+    return 128 + received[0] if me.cancelling() else code
 
 
 def _vanish(code: int) -> NoReturn:
@@ -119,6 +130,23 @@ def _vanish(code: int) -> NoReturn:
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
     os._exit(code)
+
+
+#: Run in our place. No signal stops it: it takes a second or two.
+_STOP = """\
+import signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+from squadron.config import Settings
+from squadron.squad import stop_local
+stop_local(Settings.load())
+sys.exit(int(sys.argv[1]))
+"""
+
+
+def _stop_and_vanish(settings: Settings, code: int) -> NoReturn:
+    """Stop what is starting. A thread of ours may be about to start more; in a new program it is gone."""
+    environ = {**os.environ, **settings.environ()}
+    os.execve(sys.executable, [sys.executable, "-c", _STOP, str(code)], environ)
 
 
 def _drop_stdout() -> None:
@@ -209,17 +237,25 @@ async def opened(settings: Settings, watch: Watch, *, keep: bool = False) -> Asy
     logging.getLogger("ray._private.worker").setLevel(logging.ERROR)
     me = asyncio.current_task()
     assert me is not None
+    fresh = not (await _has_nats(settings) or await _has_ray(settings))
     steps = asyncio.create_task(_tell_steps(settings, watch, me), name="steps")
     try:
         # As long as this process is a driver, ray prints what its daemons warn of, and to stdout.
         with contextlib.redirect_stdout(io.StringIO()):
             squad = await Squad.up(settings)
             await asyncio.to_thread(_let_go_of_ray)
+    except asyncio.CancelledError:
+        if fresh:
+            raise StartInterrupted(settings) from None
+        raise
     finally:
         steps.cancel()
     if keep:
         squad.keep_running()
     try:
+        if me.cancelling():
+            # Libraries below lose a cancellation now and then; it counts all the same.
+            raise asyncio.CancelledError
         yield squad
     finally:
         if squad.started_here:
@@ -229,13 +265,9 @@ async def opened(settings: Settings, watch: Watch, *, keep: bool = False) -> Asy
 
 async def _tell_steps(settings: Settings, watch: Watch, opener: asyncio.Task[Any]) -> None:
     """Say what `opener` waits for, judged by what is there already."""
-    from squadron.bridge.jetstream import embedded
-    from squadron.bridge.serve import local
-
     first = True
     while True:
-        nats = settings.nats_url is not None or await _is_there(embedded.find, settings)
-        ray = settings.ray_address is not None or await _is_there(local.find, settings)
+        nats, ray = await _has_nats(settings), await _has_ray(settings)
         if opener.cancelling():
             watch.phase("stop")
             return
@@ -247,8 +279,16 @@ async def _tell_steps(settings: Settings, watch: Watch, opener: asyncio.Task[Any
         await asyncio.sleep(LOOK_S)
 
 
-async def _is_there(find: Callable[[Path], object], settings: Settings) -> bool:
-    return await asyncio.to_thread(find, settings.home) is not None
+async def _has_nats(settings: Settings) -> bool:
+    from squadron.bridge.jetstream import embedded
+
+    return settings.nats_url is not None or await asyncio.to_thread(embedded.find, settings.home) is not None
+
+
+async def _has_ray(settings: Settings) -> bool:
+    from squadron.bridge.serve import local
+
+    return settings.ray_address is not None or await asyncio.to_thread(local.find, settings.home) is not None
 
 
 def _let_go_of_ray() -> None:

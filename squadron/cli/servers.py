@@ -119,7 +119,7 @@ async def _down(ctx: typer.Context, delete_data: bool, as_json: bool) -> int:
 
 
 def _stop(settings: Settings) -> list[str]:
-    from squadron.squad import stop_local
+    from squadron.servers import stop_local
 
     stopped = []
     if settings.ray_address is not None:

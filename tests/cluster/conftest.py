@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from squadron import Settings, Squad
-from squadron.squad import stop_local
+from squadron.servers import stop_local
 
 
 @pytest.fixture(scope="session")

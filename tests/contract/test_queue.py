@@ -9,7 +9,7 @@ import uuid
 import pytest
 
 from squadron.bridge.memory import MAX_PAYLOAD_BYTES
-from squadron.runtime.errors import MessageTooLargeError, RouteConflictError
+from squadron.runtime.errors import InvalidSubjectError, MessageTooLargeError, RouteConflictError
 from squadron.runtime.ports import Backlog, Delivery, Feed, Mailbox
 from tests.contract.conftest import ON_NATS, Inbox, Peer, World, settle_all, until
 
@@ -219,6 +219,30 @@ async def test_a_lane_that_was_used_before_any_feed_ran_is_served_first(peer: Pe
 
     assert sorted([d.data for d in await inbox.take(4)]) == [b"p0", b"p2", b"p5", b"p9"]
     await _holds(peer, 0, 4)
+    await feed.aclose()
+
+
+async def test_the_normal_lane_may_be_spelled_out(peer: Peer) -> None:
+    feed, inbox = await _feed(peer, want=3)
+    await peer.queue.put(f"{peer.subjects.task('book.read')}.p5", b"spelled", msg_id="1")
+
+    assert (await inbox.next()).data == b"spelled"
+    await _holds(peer, 0, 1)
+    await feed.aclose()
+
+
+@pytest.mark.parametrize("tail", [".p10", ".urgent", ".p1.p2", ".x y"])
+async def test_a_subject_that_is_no_task_is_refused_and_harms_nobody(peer: Peer, tail: str) -> None:
+    subject = f"{peer.subjects.task('book.read')}{tail}"
+    with pytest.raises(InvalidSubjectError):
+        await peer.queue.put(subject, b"x", msg_id="1")
+    if " " not in tail:
+        await peer.bus.publish(subject, b"x")  # as any client could
+
+    feed, inbox = await _feed(peer, want=1)
+    await _put(peer, "fine")
+    assert (await inbox.next()).data == b"fine"
+    await _holds(peer, 0, 1)
     await feed.aclose()
 
 

@@ -118,7 +118,7 @@ class Kitchen(Agent):
         return "no"  # type: ignore[return-value]
 
     @topic("kitchen.object")
-    async def object(self):  # noqa: ANN201
+    async def object(self):
         return Any
 
     @topic("kitchen.answer")
@@ -307,7 +307,7 @@ def test_a_topic_inside_a_family_of_the_same_agent_is_fine() -> None:
     assert [each.topic.name for each in AgentSpec.of(Family).topics] == ["family.*", "family.one"]
 
 
-async def _untyped(self, x):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+async def _untyped(self, x):  # type: ignore[no-untyped-def]
     ...
 
 

@@ -59,6 +59,7 @@ def test_names_fall_into_their_words() -> None:
         *terms("city name HTTP Server snake case kebab case v 2")
     ]
     assert terms("running runs") == ["run", "run"]
+    assert terms("Größe naïve 翻訳") == ["größe", "naïv", "翻訳"]
 
 
 def test_a_rare_word_weighs_more_than_a_common_one() -> None:
@@ -72,7 +73,8 @@ def test_a_rare_word_weighs_more_than_a_common_one() -> None:
 def test_public_queries_find_their_topic() -> None:
     """200 queries of MetaTool over 199 topics, each with up to ten other queries as examples.
 
-    Reached with this sample: FIGURES. The floors stand a little below.
+    Reached with this sample: R@1 0.60, R@5 0.80, R@10 0.875 (other samples: R@5 0.77 to 0.83). The floors stand a
+    little below.
     """
     sample = json.loads(SAMPLE.read_text())
     names = [each["name"] for each in sample["topics"]]

@@ -1,0 +1,74 @@
+"""What flows back: the chunks of a task, and events."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any, Self
+
+from squadron.runtime.caller import Handle
+from squadron.runtime.envelope import AgentMessage
+from squadron.runtime.errors import InvalidMessageError
+from squadron.runtime.outcome import Outcome
+from squadron.runtime.ports import Note, Subscription
+
+
+class Stream:
+    """What a task emits, as an async iterator; then its outcome."""
+
+    def __init__(
+        self, submitting: Coroutine[Any, Any, Handle], outcome: Callable[[Handle], Awaitable[Outcome]]
+    ) -> None:
+        self._submitting, self._outcome = submitting, outcome
+        self._handle: Handle | None = None
+
+    async def _submitted(self) -> Handle:
+        if self._handle is None:
+            self._handle = await self._submitting
+        return self._handle
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        handle = await self._submitted()
+        async for chunk in handle.chunks():
+            yield chunk
+
+    async def outcome(self) -> Outcome:
+        """The task's one outcome; waits for it."""
+        return await self._outcome(await self._submitted())
+
+
+class Events:
+    """Events as they come, as an async iterator; close it to stop listening."""
+
+    def __init__(self) -> None:
+        self._queue: asyncio.Queue[AgentMessage] = asyncio.Queue()
+        self._subscription: Subscription | None = None
+
+    def hear(self, note: Note) -> None:
+        """Take in one note of the bus; what is not a message is left out."""
+        try:
+            self._queue.put_nowait(AgentMessage.decode(note.data))
+        except InvalidMessageError:
+            return
+
+    def attach(self, subscription: Subscription) -> Self:
+        """Remember what to close."""
+        self._subscription = subscription
+        return self
+
+    async def __aiter__(self) -> AsyncGenerator[AgentMessage, None]:
+        while True:
+            yield await self._queue.get()
+
+    async def next(self, *, within_s: float) -> AgentMessage:
+        """The next event.
+
+        Raises:
+            TimeoutError: none came in time.
+        """
+        return await asyncio.wait_for(self._queue.get(), within_s)
+
+    async def aclose(self) -> None:
+        """Stop listening. May be called twice."""
+        if self._subscription is not None:
+            await self._subscription.aclose()

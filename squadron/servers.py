@@ -1,0 +1,41 @@
+"""The servers of an environment: started if nothing runs, stopped by who started them."""
+
+from __future__ import annotations
+
+import sys
+
+from squadron.actors.credentials import forget_keys
+from squadron.config import Settings
+
+
+def start_cluster(settings: Settings) -> bool:
+    """Join or start Ray, and start the bridge on it; whether it is the local cluster of the home.
+
+    Raises:
+        ClusterUnavailableError: Ray or the bridge did not come up.
+    """
+    from squadron.bridge.serve import cluster
+
+    found = cluster.join(settings)
+    cluster.start_bridge(settings)
+    return found is not None
+
+
+def stop_local(settings: Settings) -> list[str]:
+    """Stop the local servers of `settings.home`; returns what was stopped."""
+    from squadron.bridge.jetstream import embedded
+    from squadron.bridge.serve import local
+
+    running = local.find(settings.home)
+    ray = sys.modules.get("ray")
+    joined = ray.get_runtime_context().gcs_address if ray is not None and ray.is_initialized() else ""
+    if ray is not None and running is not None and joined == running.address:
+        # A process that is still connected would be ended with its cluster.
+        ray.shutdown()
+    forget_keys(settings.home)
+    stopped = []
+    if local.stop(settings.home):
+        stopped.append("ray")
+    if settings.nats_url is None and embedded.stop(settings.home):
+        stopped.append("nats")
+    return stopped

@@ -1,0 +1,329 @@
+"""The bridge on ports in memory: what it is told it records, what is recorded it takes up, what lapses it tells."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import pytest
+
+from squadron.bridge.core import Bridge
+from squadron.bridge.memory import MemoryBus, MemoryJournal, MemoryQueue
+from squadron.runtime.caller import Caller
+from squadron.runtime.deployment import AgentState, Deployment, Scale
+from squadron.runtime.envelope import AgentIdentity, AgentMessage
+from squadron.runtime.errors import DeployError, SquadronError
+from squadron.runtime.ports import Backlog
+from squadron.runtime.registry import Registry
+from squadron.runtime.subjects import Subjects
+from squadron.runtime.topics import AgentCard, SemanticTopic
+from tests.unit.test_budget import HandClock
+
+#: The bridge's rounds of upkeep follow the heartbeat; real time, while lapses follow the clock below.
+BEAT_S = 0.01
+
+
+class HeldReplicas:
+    """A cluster that only remembers what it was told to run."""
+
+    def __init__(self) -> None:
+        self.applied: list[list[Deployment]] = []
+        self.refuses = ""
+
+    async def apply(self, deployments: Sequence[Deployment]) -> None:
+        if self.refuses:
+            raise DeployError(self.refuses)
+        self.applied.append(list(deployments))
+
+    async def states(self) -> dict[str, AgentState]:
+        now = self.applied[-1] if self.applied else []
+        return {each.agent: AgentState(status="RUNNING", running=1, target=1) for each in now}
+
+
+class Site:
+    """Everything that outlives a bridge: journal, mailboxes, cluster."""
+
+    def __init__(self) -> None:
+        self.bus, self.queue, self.clock = MemoryBus(), MemoryQueue(), HandClock()
+        self.subjects, self.replicas = Subjects("t"), HeldReplicas()
+        self.lite, self.records = MemoryJournal(self.bus), MemoryJournal(self.bus)
+        self.held: dict[str, int] = {}
+        self.bridges: list[Bridge] = []
+
+    async def registry(self) -> Registry:
+        registry = Registry(self.records, self.bus, self.subjects, self.clock, heartbeat_s=BEAT_S)
+        await registry.start()
+        return registry
+
+    async def bridge(self) -> Bridge:
+        registry = await self.registry()
+        caller = Caller(
+            AgentIdentity(id="bridge", type="bridge"),
+            self.subjects,
+            queue=self.queue,
+            lite=self.lite,
+            bus=self.bus,
+            registry=registry,
+            clock=self.clock,
+        )
+
+        async def held() -> dict[str, int]:
+            return self.held
+
+        bridge = Bridge(caller, self.queue, self.records, self.replicas, held, {"nats": "here"})
+        await bridge.start()
+        self.bridges.append(bridge)
+        return bridge
+
+    async def call(self, verb: str, data: bytes | None = None, **arguments: Any) -> Any:
+        """One control call over the bus, as a client makes it."""
+        raw = await self.bus.request(
+            self.subjects.control(verb), json.dumps(arguments).encode() if data is None else data, within_s=5
+        )
+        answer = json.loads(raw)
+        if "error" in answer:
+            raise SquadronError.from_dict(answer["error"])
+        return answer["ok"]
+
+
+@pytest.fixture
+async def site() -> AsyncIterator[Site]:
+    made = Site()
+    yield made
+    for bridge in made.bridges:
+        await bridge.aclose()
+
+
+def _deployment(agent: str = "reader", *topics: str, version: str = "v1", **changes: Any) -> dict[str, Any]:
+    own = Scale(minimum=1, maximum=4)
+    card = AgentCard(agent=agent, topics=tuple(SemanticTopic(name=name) for name in topics or ("book.read",)))
+    deployment = Deployment(
+        card=card, code={"version": version}, slots=2, grace_s=1, lease_s=3, bounds=own, scale=own
+    )
+    return deployment.model_dump(mode="json") | changes
+
+
+async def _eventually(is_so: Any) -> None:
+    async with asyncio.timeout(5):
+        while not is_so():
+            await asyncio.sleep(0.005)
+
+
+async def test_a_deployed_agent_runs_is_advertised_and_has_a_mailbox(site: Site) -> None:
+    await site.bridge()
+    other = await site.registry()
+
+    assert await site.call("deploy", deployment=_deployment()) == {"agent": "reader", "version": "v1"}
+
+    assert [each.agent for each in site.replicas.applied[-1]] == ["reader"]
+    await _eventually(lambda: other.find("book.read"))
+    await site.queue.put(site.subjects.task("book.read"), b"x", msg_id="1")
+    assert await site.queue.backlog("reader") == Backlog(1, 0)
+
+
+async def test_status_tells_everything_a_person_wants_to_see(site: Site) -> None:
+    bridge = await site.bridge()
+    await site.call("deploy", deployment=_deployment())
+    await site.queue.put(site.subjects.task("book.read"), b"x", msg_id="1")
+    await bridge.registry.renew("reader", "reader-1", pid=7, node="here")
+
+    status = await site.call("status")
+
+    assert (status["environment"], status["nats"]) == ("t", "here")
+    (agent,) = status["agents"]
+    assert agent["agent"] == "reader"
+    assert (agent["topics"], agent["status"], agent["running"], agent["scale"]) == (
+        ["book.read"],
+        "RUNNING",
+        1,
+        "1..4",
+    )
+    assert (agent["waiting"], agent["taken"], agent["slots"], agent["version"]) == (1, 0, 2, "v1")
+    assert [(it["id"], it["pid"]) for it in agent["replicas"]] == [("reader-1", 7)]
+
+
+async def test_scaling_is_recorded_and_changes_nothing_else(site: Site) -> None:
+    bridge = await site.bridge()
+    await site.call("deploy", deployment=_deployment())
+
+    for to, pinned in (("3", 3), ("0", 0), ("0..9", None), ("auto", None)):
+        answer = await site.call("scale", agent="reader", to=to)
+        assert answer == {"agent": "reader", "scale": "1..4" if to == "auto" else to}
+        (now,) = site.replicas.applied[-1]
+        assert str(now.scale) == answer["scale"]
+        assert now.code == {"version": "v1"}
+        assert bridge.backlogs()["reader"]["pinned"] == pinned
+
+
+async def test_new_code_does_not_undo_a_scale_that_was_set_by_hand(site: Site) -> None:
+    await site.bridge()
+    await site.call("deploy", deployment=_deployment())
+    await site.call("scale", agent="reader", to="3")
+
+    await site.call("deploy", deployment=_deployment(version="v2"))
+
+    (now,) = site.replicas.applied[-1]
+    assert (str(now.scale), now.code["version"]) == ("3", "v2")
+
+
+async def test_an_undeployed_agent_is_gone_but_its_waiting_tasks_are_kept(site: Site) -> None:
+    await site.bridge()
+    other = await site.registry()
+    await site.call("deploy", deployment=_deployment())
+    await _eventually(lambda: other.find("book.read"))
+    await site.queue.put(site.subjects.task("book.read"), b"x", msg_id="1")
+
+    assert await site.call("undeploy", agent="reader") == {"agent": "reader"}
+
+    assert site.replicas.applied[-1] == []
+    await _eventually(lambda: other.find("book.read") is None)
+    assert (await site.call("status"))["agents"] == []
+    await site.call("deploy", deployment=_deployment())
+    assert await site.queue.backlog("reader") == Backlog(1, 0)
+
+
+async def test_the_next_bridge_takes_up_what_is_recorded(site: Site) -> None:
+    first = await site.bridge()
+    await site.call("deploy", deployment=_deployment())
+    await site.call("deploy", deployment=_deployment("writer", "book.write"))
+    await site.call("undeploy", agent="writer")
+    await site.call("scale", agent="reader", to="2")
+    await first.aclose()
+    await first.aclose()
+    site.replicas.applied.clear()
+    site.queue = MemoryQueue()
+
+    await site.bridge()
+
+    ((reader,),) = site.replicas.applied
+    assert (reader.agent, str(reader.scale)) == ("reader", "2")
+    await site.queue.put(site.subjects.task("book.read"), b"x", msg_id="1")
+    assert await site.queue.backlog("reader") == Backlog(1, 0)
+    late = await site.registry()
+    await _eventually(lambda: late.find("book.read"))
+
+
+async def test_a_record_that_nobody_can_read_does_not_stop_the_bridge(site: Site) -> None:
+    await site.records.append(site.subjects.record("deployment", "odd"), b'{"card": 1}')
+    await site.records.append(site.subjects.record("deployment", "gone"), b"")
+    await site.bridge()
+
+    assert (await site.call("status"))["agents"] == []
+
+
+@pytest.mark.parametrize("pattern", ["book.read", "book.*", "*.read"])
+async def test_a_topic_that_is_taken_is_a_route_conflict_and_changes_nothing(site: Site, pattern: str) -> None:
+    await site.bridge()
+    await site.call("deploy", deployment=_deployment())
+
+    with pytest.raises(SquadronError, match="reader") as caught:
+        await site.call("deploy", deployment=_deployment("rival", pattern))
+
+    assert type(caught.value).__name__ == "RouteConflictError"
+    assert [each.agent for each in site.replicas.applied[-1]] == ["reader"]
+    assert len((await site.call("status"))["agents"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("verb", "data", "kind", "said"),
+    [
+        ("dance", b"{}", "InvalidMessageError", "one of deploy, undeploy"),
+        ("deploy", b"not json", "InvalidMessageError", "deploy"),
+        ("deploy", b"[]", "InvalidMessageError", "deploy"),
+        ("deploy", b"{}", "InvalidMessageError", "deployment"),
+        ("deploy", b'{"deployment": {}}', "InvalidMessageError", "card"),
+        ("deploy", b'{"deployment": 7}', "InvalidMessageError", "Deployment"),
+        ("scale", b'{"agent": "nobody", "to": "1"}', "ConfigError", "nobody"),
+        ("scale", b'{"agent": "reader", "to": "many"}', "ConfigError", "is not a scale"),
+        ("scale", b'{"agent": "reader", "to": 3}', "", ""),
+        ("scale", b'{"agent": "reader"}', "InvalidMessageError", "to"),
+        ("undeploy", b'{"agent": "nobody"}', "ConfigError", "deployed are reader"),
+        ("ping", b'{"extra": 1}', "InvalidMessageError", "extra"),
+        ("deploy", b"\xff", "InvalidMessageError", "deploy"),
+    ],
+)
+async def test_a_call_that_can_not_be_answered_gets_a_typed_error(
+    site: Site, verb: str, data: bytes, kind: str, said: str
+) -> None:
+    await site.bridge()
+    await site.call("deploy", deployment=_deployment())
+
+    with pytest.raises(SquadronError) as caught:
+        await site.call(verb, data)
+
+    if kind:
+        assert type(caught.value).__name__ == kind
+        assert said in str(caught.value)
+    assert (await site.call("ping"))["environment"] == "t"
+
+
+async def test_an_empty_call_is_fine_where_nothing_is_needed(site: Site) -> None:
+    await site.bridge()
+
+    assert (await site.call("ping", b""))["environment"] == "t"
+
+
+async def test_what_the_cluster_refuses_is_told_and_may_be_tried_again(site: Site) -> None:
+    await site.bridge()
+    site.replicas.refuses = "no room"
+    with pytest.raises(DeployError, match="no room"):
+        await site.call("deploy", deployment=_deployment())
+    site.replicas.refuses = ""
+
+    await site.call("deploy", deployment=_deployment(version="v2"))
+
+    assert [each.code["version"] for each in site.replicas.applied[-1]] == ["v2"]
+
+
+async def test_a_replica_that_fell_silent_is_told_offline_once(site: Site) -> None:
+    bridge = await site.bridge()
+    heard: asyncio.Queue[bytes] = asyncio.Queue()
+    await site.bus.subscribe(site.subjects.event("status.*"), lambda note: heard.put_nowait(note.data))
+    await site.call("deploy", deployment=_deployment())
+    await bridge.registry.renew("reader", "reader-1")
+    await bridge.registry.renew("reader", "reader-2")
+    await bridge.registry.depart("reader", "reader-2")
+
+    site.clock.now += 10 * BEAT_S
+
+    event = AgentMessage.decode(await asyncio.wait_for(heard.get(), 5))
+    assert event.type == "event"
+    assert event.payload.content == {
+        "event": "agent_offline",
+        "agent": "reader",
+        "replica": "reader-1",
+        "reason": "heartbeat lapsed",
+    }
+    await site.call("ping")
+    assert heard.empty()
+
+
+async def test_the_bridge_stands_in_for_an_agent_that_is_scaled_to_zero(site: Site) -> None:
+    await site.bridge()
+    other = await site.registry()
+    await site.call("deploy", deployment=_deployment())
+    await _eventually(lambda: other.find("book.read"))
+    for _ in range(3):
+        site.clock.now += 2.5 * BEAT_S
+        await _eventually(lambda: other._present["reader"]["bridge"].expires_at > site.clock.now + 2.9 * BEAT_S)
+
+    assert other.find("book.read") is not None
+    assert other.replicas("reader") == {}
+
+
+async def test_backlogs_count_every_lane_of_every_topic_for_the_autoscaler(site: Site) -> None:
+    bridge = await site.bridge()
+    await site.call("deploy", deployment=_deployment("reader", "book.*"))
+    await site.call("deploy", deployment=_deployment("writer", "film.make"))
+    site.held = {
+        site.subjects.task("book.read"): 2,
+        site.subjects.task("book.burn", 9): 3,
+        site.subjects.task("other.thing"): 50,
+        "agents.t.nonsense": 7,
+    }
+
+    await _eventually(lambda: bridge.backlogs()["reader"]["held"] == 5)
+
+    assert bridge.backlogs() == {"reader": {"held": 5, "pinned": None}, "writer": {"held": 0, "pinned": None}}

@@ -1,0 +1,191 @@
+"""An agent class travels: by name if it is installed everywhere, else by value, into a process that has none of it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from squadron.bridge.code import MAX_BLOB_BYTES, Code, pack, unpack
+from squadron.demo.agents import Inventory
+from squadron.runtime.errors import DeployError, InvalidAgentError, MessageTooLargeError
+
+_PACK = """
+import json, pathlib, sys
+from squadron.bridge.code import pack
+{imports}
+code, blob = pack({name})
+pathlib.Path(sys.argv[1]).write_bytes(blob)
+print(json.dumps(code.to_dict()))
+"""
+
+#: Runs in an empty folder: nothing of the project can be imported there.
+_RUN = """
+import asyncio, json, pathlib, sys
+from squadron.actors.agent import AgentSpec
+from squadron.bridge.code import Code, unpack
+loaded = unpack(Code(**json.loads(sys.argv[2])), pathlib.Path(sys.argv[1]).read_bytes())
+spec = AgentSpec.of(loaded)
+handler = spec.handlers(loaded())[0]
+answer = asyncio.run(handler.run({"name": "Zoë"}, None))
+print(json.dumps([spec.name, handler.topic.description, answer]))
+"""
+
+_HELPER = """
+from dataclasses import dataclass
+GREETING = "Hello"
+@dataclass
+class Greeting:
+    name: str
+    def say(self):
+        return f"{GREETING}, {self.name}!"
+"""
+
+_AGENT = """
+from __future__ import annotations
+import typing
+from squadron import Agent, topic
+import helper
+from helper import Greeting
+
+class Greeter(Agent):
+    @topic("greet.one")
+    async def one(self, name: str) -> str:
+        \"\"\"Greets.\"\"\"
+        return Greeting(name).say() + helper.GREETING
+
+    class Inner(Agent):
+        @topic("greet.inner")
+        async def one(self, name: str) -> str:
+            return name
+"""
+
+
+def _python(program: str, *arguments: str, cwd: Path, script: bool = False) -> str:
+    if script:
+        (cwd / "script.py").write_text(program)
+        command = [sys.executable, "script.py"]
+    else:
+        command = [sys.executable, "-c", program]
+    done = subprocess.run([*command, *arguments], cwd=cwd, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A folder with a module that has an agent, and a sibling that it needs."""
+    folder = tmp_path / "project"
+    (folder / "package").mkdir(parents=True)
+    (folder / "helper.py").write_text(_HELPER)
+    (folder / "greeter.py").write_text(_AGENT)
+    (folder / "package" / "__init__.py").write_text("")
+    (folder / "package" / "tools.py").write_text(_HELPER)
+    relative = _AGENT.replace("import helper\n", "from . import tools as helper\n").replace(
+        "helper import", ".tools import"
+    )
+    (folder / "package" / "greeter.py").write_text(relative.replace("from .tools", "from .tools"))
+    return folder
+
+
+def _travel(project: Path, imports: str, name: str, *, script: bool = False) -> tuple[dict[str, str], Any]:
+    empty = project.parent / "elsewhere"
+    empty.mkdir(exist_ok=True)
+    blob = str(project.parent / "blob")
+    code = _python(_PACK.format(imports=imports, name=name), blob, cwd=project, script=script)
+    return json.loads(code), json.loads(_python(_RUN, blob, code, cwd=empty))
+
+
+@pytest.mark.parametrize(
+    ("imports", "name"),
+    [
+        ("import greeter", "greeter.Greeter"),
+        ("from greeter import Greeter", "Greeter"),
+        ("import package.greeter", "package.greeter.Greeter"),
+    ],
+)
+def test_a_class_of_a_project_travels_with_its_sibling_modules(project: Path, imports: str, name: str) -> None:
+    code, (agent, description, answer) = _travel(project, imports, name)
+
+    assert code["import_path"] == ""
+    assert (agent, description, answer) == ("greeter", "Greets.", "Hello, Zoë!Hello")
+
+
+@pytest.mark.parametrize("script", [True, False], ids=["script", "no file, as in a notebook"])
+def test_a_class_of_main_travels(project: Path, script: bool) -> None:
+    code, (agent, _, answer) = _travel(
+        project, _AGENT.replace("from __future__ import annotations\n", ""), "Greeter", script=script
+    )
+
+    assert code["import_path"] == ""
+    assert (agent, answer) == ("greeter", "Hello, Zoë!Hello")
+
+
+def test_an_installed_class_goes_by_its_path() -> None:
+    code, blob = pack(Inventory)
+
+    assert code.import_path == "squadron.demo.agents:Inventory"
+    assert blob == b""
+    assert unpack(Code(**code.to_dict()), b"") is Inventory
+    assert pack(Inventory)[0].version == code.version
+
+
+def test_the_same_class_has_the_same_version_in_every_process(project: Path) -> None:
+    one, _ = _travel(project, "import greeter", "greeter.Greeter")
+    other, _ = _travel(project, "import greeter", "greeter.Greeter")
+
+    assert one["version"] == other["version"]
+
+
+def _failed(project: Path, body: str) -> str:
+    (project / "bad.py").write_text(
+        _AGENT.replace("class Greeter(Agent):\n", f"{body}\nclass Greeter(Agent):\n    held = HELD\n")
+    )
+    program = """
+from squadron.bridge.code import pack
+from squadron.runtime.errors import SquadronError
+import bad
+try:
+    pack(bad.Greeter)
+except SquadronError as error:
+    print(type(error).__name__, error)
+"""
+    return _python(program, cwd=project)
+
+
+def test_a_class_that_holds_a_lock_or_a_file_is_refused_with_a_way_out(project: Path) -> None:
+    for body in ("import threading\nHELD = threading.Lock()", "HELD = open('helper.py')"):
+        said = _failed(project, body)
+        assert said.startswith(InvalidAgentError.__name__), body
+        assert "on_start" in said
+
+
+def test_a_class_that_is_too_large_is_refused_with_a_way_out(project: Path) -> None:
+    said = _failed(project, f"import os\nHELD = os.urandom({MAX_BLOB_BYTES + 1})")
+
+    assert said.startswith(MessageTooLargeError.__name__)
+    assert "on_start" in said
+
+
+def test_a_class_that_is_no_agent_is_refused() -> None:
+    with pytest.raises(InvalidAgentError):
+        pack(dict)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("code", "blob"),
+    [
+        (Code("v", "squadron.demo.agents:Missing"), b""),
+        (Code("v", "no_such_module:Agent"), b""),
+        (Code("v", "squadron.demo.agents"), b""),
+        (Code("v"), b"not a pickle"),
+        (Code("v"), b""),
+    ],
+)
+def test_code_that_can_not_be_loaded_is_a_deploy_error(code: Code, blob: bytes) -> None:
+    with pytest.raises(DeployError, match="can't be loaded"):
+        unpack(code, blob)

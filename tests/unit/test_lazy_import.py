@@ -1,0 +1,63 @@
+"""The face is cheap to import and small."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import squadron
+
+_HEAVY = ("ray", "nats", "openai", "anthropic")
+_PROGRAM = "import json, sys; {statement}; print(json.dumps([name for name in {heavy!r} if name in sys.modules]))"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import squadron",
+        "from squadron import Agent, Answer, Context, Retry, Terminal, on, topic",
+        "from squadron import Settings; Settings.load()",
+        "import squadron.bridge.memory",
+    ],
+)
+def test_nothing_heavy_is_loaded_before_something_connects(statement: str) -> None:
+    program = _PROGRAM.format(statement=statement, heavy=_HEAVY)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    assert json.loads(done.stdout) == []
+
+
+def test_the_public_names() -> None:
+    """A name more or less is a decision: change this list together with the changelog."""
+    assert squadron.__all__ == [
+        "Agent",
+        "Answer",
+        "Cancelled",
+        "Context",
+        "DeadLettered",
+        "Expired",
+        "Failed",
+        "Outcome",
+        "Rejected",
+        "Result",
+        "Retry",
+        "Settings",
+        "Squad",
+        "SquadronError",
+        "Terminal",
+        "TimedOut",
+        "Undeliverable",
+        "on",
+        "topic",
+    ]
+
+
+def test_each_public_name_is_there_and_listed() -> None:
+    for name in squadron.__all__:
+        assert getattr(squadron, name) is not None
+        assert name in dir(squadron)
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        _ = squadron.Nothing
