@@ -240,9 +240,7 @@ class TopicSpec:
             examples=mark.examples,
             tags=mark.tags,
         )
-        return cls(
-            name, described, input_model, output, context_parameter, mark.run_timeout_s, mark.max_attempts
-        )
+        return cls(name, described, input_model, output, context_parameter, mark.run_timeout_s, mark.max_attempts)
 
     def arguments(self, content: Any) -> dict[str, Any]:
         """The method's arguments from a message's content; a bare value goes to the only parameter.
@@ -297,9 +295,7 @@ class AgentSpec:
             InvalidAgentError: it can't be served; the message says what to change.
         """
         if not (isinstance(agent_class, type) and issubclass(agent_class, Agent)):
-            raise InvalidAgentError(
-                f"{agent_class!r} is not an agent", hint="derive a class from squadron.Agent"
-            )
+            raise InvalidAgentError(f"{agent_class!r} is not an agent", hint="derive a class from squadron.Agent")
         name = agent_class.name or _kebab(agent_class.__name__)
         try:
             check_token(name, f"name of agent {agent_class.__name__}:")

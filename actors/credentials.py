@@ -51,7 +51,3 @@ def adopt_keys() -> None:
         return
     with contextlib.suppress(FileNotFoundError):
         os.environ.update(json.loads((Path(home) / _FILE).read_text()))
-
-
-def provider_environment() -> dict[str, str]:
-    return dict(os.environ)

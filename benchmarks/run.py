@@ -13,7 +13,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -96,12 +95,12 @@ async def measure(rounds: int, calls: int) -> dict[str, dict[str, float]]:
             await squad.deploy(Echo)
             endpoint = embedded.find(settings.home)
             assert endpoint is not None
-            floor = subprocess.Popen(
-                [sys.executable, __file__, "--bare", endpoint.url, endpoint.token], stdout=subprocess.PIPE
+            floor = await asyncio.create_subprocess_exec(
+                *(sys.executable, __file__, "--bare", endpoint.url, endpoint.token), stdout=asyncio.subprocess.PIPE
             )
             try:
                 assert floor.stdout is not None
-                await asyncio.to_thread(floor.stdout.readline)
+                await floor.stdout.readline()
                 client = await nats.connect(endpoint.url, token=endpoint.token)
                 actor = EchoActor.remote()
                 data = PAYLOAD.encode()
@@ -122,7 +121,7 @@ async def measure(rounds: int, calls: int) -> dict[str, dict[str, float]]:
                 return found
             finally:
                 floor.kill()
-                floor.wait()
+                await floor.wait()
 
 
 async def interleave(ways: dict[str, Call], rounds: int, calls: int) -> dict[str, dict[str, float]]:

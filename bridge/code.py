@@ -80,10 +80,13 @@ def _pickle(agent_class: type[Agent], module: ModuleType | None) -> bytes:
 
 
 def _project_modules(module: ModuleType | None) -> list[ModuleType]:
-    if module is None or module.__name__ == "__main__" or not getattr(module, "__file__", None):
+    if module is None:
         return []
-    depth = module.__name__.count(".") + (1 if hasattr(module, "__path__") else 0)
-    root = Path(str(module.__file__)).resolve().parents[depth]
+    if not getattr(module, "__file__", None):
+        root = Path.cwd()  # a notebook, or a prompt
+    else:
+        depth = module.__name__.count(".") + (1 if hasattr(module, "__path__") else 0)
+        root = Path(str(module.__file__)).resolve().parents[depth]
     return [
         each
         for name, each in list(sys.modules.items())

@@ -261,7 +261,7 @@ class Bridge:
         while True:
             try:
                 self._states = await self._replicas.states()
-                for name in self._deployments:
+                for name in list(self._deployments):
                     if self._states.get(name, AgentState(status="")).status in _ALIVE:
                         await self._registry.renew(name, STAND_IN)
                 for agent, replica in self._registry.lapsed():

@@ -173,7 +173,7 @@ class Caller:
         self._queue = queue
         self._owner = token_of(identity.id)
         self._waiting: dict[str, Handle] = {}
-        self._subscriptions: dict[str, Subscription] = {}
+        self._subscriptions: dict[str, asyncio.Future[Subscription]] = {}
 
     async def start(self) -> None:
         """Be ready to hear outcomes."""
@@ -183,19 +183,26 @@ class Caller:
     async def aclose(self) -> None:
         """Stop hearing outcomes; tasks under way go on, and their outcomes stay on the lite topics."""
         while self._subscriptions:
-            _, subscription = self._subscriptions.popitem()
-            await subscription.aclose()
+            _, subscribing = self._subscriptions.popitem()
+            await (await subscribing).aclose()
 
     async def _listen(self, owner: str) -> None:
-        if owner not in self._subscriptions:
+        subscribing = self._subscriptions.get(owner)
+        if subscribing is None:
             # Active before the first publish, so that a fast answer can't be lost.
             pattern = self.subjects.lite_of(owner)
-            self._subscriptions[owner] = await self.bus.subscribe(pattern, self._hear)
+            subscribing = asyncio.ensure_future(self.bus.subscribe(pattern, self._hear))
+            self._subscriptions[owner] = subscribing
+        try:
+            await asyncio.shield(subscribing)
+        except BusUnavailableError:
+            self._subscriptions.pop(owner, None)
+            raise
 
     async def forget(self, owner: str) -> None:
         """No more outcomes under this owner are expected here."""
-        if owner != self._owner and (subscription := self._subscriptions.pop(owner, None)):
-            await subscription.aclose()
+        if owner != self._owner and (subscribing := self._subscriptions.pop(owner, None)):
+            await (await subscribing).aclose()
 
     def _hear(self, note: Note) -> None:
         handle = self._waiting.get(note.subject)

@@ -24,6 +24,7 @@ from squadron.runtime.errors import (
     InvalidMessageError,
     InvalidSubjectError,
     MessageTooLargeError,
+    OutcomeError,
     Retry,
     Terminal,
 )
@@ -242,7 +243,8 @@ class Turns:
         if isinstance(error, InvalidInputError):
             return Rejected(reason=str(error), details={"field": error.field}, **common)
         summary = f"{type(error).__name__}: {error}"[:SUMMARY_CHARACTERS]
-        if isinstance(error, Terminal | OutputError):
+        final = isinstance(error, OutcomeError) and error.outcome is not None and not error.outcome.retryable
+        if final or isinstance(error, Terminal | OutputError):
             return Failed(reason=str(error), details={"type": type(error).__name__}, **common)
         if common["attempt"] < handler.max_attempts and not context.deadline.passed:
             asked = error.after_s if isinstance(error, Retry) else None

@@ -342,9 +342,7 @@ class ScriptedAnthropicServer(_ScriptedServer):
         elif kind == "tool_use":
             require(role == "assistant", "`tool_use` blocks can only be in assistant messages")
             in_order = NAME.fullmatch(block["name"]) and isinstance(block["input"], dict)
-            require(
-                in_order and re.fullmatch("[a-zA-Z0-9_-]+", block["id"]), "a `tool_use` block is malformed"
-            )
+            require(in_order and re.fullmatch("[a-zA-Z0-9_-]+", block["id"]), "a `tool_use` block is malformed")
             return str(block["id"])
         else:
             require(kind == "tool_result" and role == "user", f"unexpected block {kind!r} of {role}")

@@ -169,10 +169,9 @@ def _home(settings: Settings) -> Check:
 
 
 def _keys(settings: Settings) -> Iterator[Check]:
-    from squadron.actors.credentials import provider_environment
     from squadron.actors.providers import default_model_spec
 
-    keys = provider_environment()
+    keys = os.environ
     names = [name for name in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY") if keys.get(name)]
     fix = "" if names else "set OPENAI_API_KEY or ANTHROPIC_API_KEY; without one the offline planner is used"
     yield Check(

@@ -15,7 +15,6 @@ import signal
 import sys
 import traceback
 from collections.abc import AsyncIterator, Callable, Coroutine
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
@@ -137,7 +136,7 @@ _STOP = """\
 import signal, sys
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 from squadron.config import Settings
-from squadron.squad import stop_local
+from squadron.servers import stop_local
 stop_local(Settings.load())
 sys.exit(int(sys.argv[1]))
 """
@@ -206,6 +205,8 @@ def settings_of(ctx: typer.Context) -> Settings:
 
     settings = Settings.load(**ctx.obj)
     configure_logs(settings.log_level)
+    # It logs a traceback when a call is cancelled just as its answer comes; what matters is raised to us.
+    logging.getLogger("nats").setLevel(logging.CRITICAL)
     return settings
 
 

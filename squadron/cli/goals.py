@@ -48,10 +48,9 @@ def choose_model(given: str, settings: Settings) -> str:
     Raises:
         ConfigError: it is no model, or its provider has no key.
     """
-    from squadron.actors.credentials import provider_environment
     from squadron.actors.providers import default_model_spec
 
-    keys = provider_environment()
+    keys = os.environ
     chosen = given or settings.model or default_model_spec(keys)
     provider = chosen.partition(":")[0]
     if provider not in ("openai", "anthropic", "offline"):
@@ -99,12 +98,14 @@ async def _run(
     _say_model(chosen, "without an LLM the goal is only put to the topics that fit best.")
     with watching(f"Pursuing the goal with {chosen}") as watch:
         async with frame.opened(settings, watch, keep=keep) as squad:
-            mine = await _deploy_for(squad, goal, limits["topics"], crew, chosen, watch)
+            mine = await _deploy_for(squad, goal, limits, crew, chosen, watch)
             watch.phase("run")
-            async with watch.following(squad):
-                outcome = await squad.run(goal, model=chosen, on_event=watch.event, **limits)
-            if not (keep or squad.started_here):
-                for agent in mine:
+            try:
+                async with watch.following(squad):
+                    outcome = await squad.run(goal, model=chosen, on_event=watch.event, **limits)
+            finally:
+                # Also when the servers stop with us: what is deployed comes back with their next start.
+                for agent in () if keep else mine:
                     await squad.undeploy(agent)
     return _show_run(outcome, watch, as_json)
 
@@ -129,7 +130,7 @@ async def _check_offline(settings: Settings) -> None:
 
 
 async def _deploy_for(
-    squad: Squad, goal: str, topics: list[str], crew: bool, model: str, watch: Watch
+    squad: Squad, goal: str, limits: dict[str, Any], crew: bool, model: str, watch: Watch
 ) -> list[str]:
     """Deploy what the goal needs and what isn't there: the supervisor, and maybe the crew; returns their names."""
     from squadron.actors.agent import AgentSpec
@@ -137,14 +138,21 @@ async def _deploy_for(
     from squadron.actors.supervisor import Supervisor
 
     before = {each["agent"] for each in (await squad.status())["agents"]}
-    fits = any(one.topic.name != OWN_TOPIC for one in squad.discover(goal))
-    with_crew = crew or (model != "offline" and not topics and not fits)
+    fits = [one.topic.name for one in squad.discover(goal) if one.topic.name != OWN_TOPIC]
+    with_crew = crew or (model != "offline" and not limits["topics"] and not fits)
     needed: tuple[type[Agent], ...] = (Supervisor, *CREW) if with_crew else (Supervisor,)
-    wanted = [each for each in needed if AgentSpec.of(each).name not in before]
+    specs = [AgentSpec.of(each) for each in needed]
+    wanted = [spec for spec in specs if spec.name not in before]
     if wanted:
         watch.phase("deploy")
-        await squad.deploy(*wanted, on_progress=watch.agents)
-    return [AgentSpec.of(each).name for each in wanted]
+        await squad.deploy(*(spec.agent_class for spec in wanted), on_progress=watch.agents)
+    if with_crew:
+        # Named, because a goal need not share a word with what the crew says of itself.
+        crew_topics = [one.topic.name for spec in specs for one in spec.topics if one.topic.name != OWN_TOPIC]
+        limits["topics"] = [*(limits["topics"] or fits), *crew_topics]
+    elif fits and not limits["topics"]:
+        frame.tell(f"Topics that fit: {', '.join(fits)}. Name others with --topic; --crew adds general ones.")
+    return [spec.name for spec in wanted]
 
 
 def _show_run(outcome: Outcome, watch: Watch, as_json: bool) -> int:
@@ -213,19 +221,17 @@ async def _demo(ctx: typer.Context, goal: str, out: Path, model: str, keep: bool
     note = "it follows a fixed plan, whatever the goal." if goal else "it follows a fixed plan."
     _say_model(chosen, f"{note} All else is the real thing.")
     with watching("Dependency audit") as watch:
-        async with frame.opened(settings, watch, keep=keep) as squad:
-            started = squad.started_here or keep
-            async with watch.following(squad):
-                done = await audit(
-                    squad,
-                    goal=goal or GOAL,
-                    model=chosen,
-                    out=out,
-                    tidy=not started,
-                    on_event=watch.event,
-                    on_agents=watch.agents,
-                )
-    _show_demo(done, watch, stays=keep or not (started or done.undeployed))
+        async with frame.opened(settings, watch, keep=keep) as squad, watch.following(squad):
+            done = await audit(
+                squad,
+                goal=goal or GOAL,
+                model=chosen,
+                out=out,
+                tidy=not keep,
+                on_event=watch.event,
+                on_agents=watch.agents,
+            )
+    _show_demo(done, watch, stays=keep or not done.undeployed)
     if as_json:
         frame.print_json(_demo_facts(done, watch))
     return frame.OK if done.ok else frame.ENDED_OTHERWISE

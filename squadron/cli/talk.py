@@ -73,7 +73,9 @@ def _show_topics(found: Sequence[ScoredTopic]) -> None:
         console.print(Text.assemble((one.topic.name, "bold cyan"), (f"  {one.agent}{score}", "dim")))
         console.print(Padding(Text(description), (0, 0, 0, 2)))
         console.print(Padding(Text(fields, "dim"), (0, 0, 0, 2)))
-    console.print(f"\nAsk one: squadron ask {found[0].topic.name} FIELD=VALUE…", markup=False)
+    best = found[0].topic
+    fields = " ".join(f"{name}=…" for name in best.input_schema.get("required", ()))
+    console.print(f"\nAsk one: squadron ask {best.name} {fields}", markup=False)
 
 
 def ask(

@@ -154,9 +154,7 @@ def _parse_record(text: str) -> Iterator[RecordedFile]:
         for row in csv.reader(text.splitlines()):
             if row and row[0]:
                 size = row[2] if len(row) > 2 else ""
-                yield RecordedFile(
-                    PurePosixPath(row[0]), int(size) if size.isascii() and size.isdigit() else None
-                )
+                yield RecordedFile(PurePosixPath(row[0]), int(size) if size.isascii() and size.isdigit() else None)
     except csv.Error:
         return  # a broken tail: what was read so far is still true
 

@@ -238,9 +238,7 @@ def _decide(readings: list[Reading]) -> tuple[str, Category, float, str]:
         confidence += change
         if change < 0:
             disagreeing.append(f"{other.source} ({other.spdx or other.family + '*'})")
-    remark = (
-        f"{exact.source} ({exact.spdx}) is not confirmed by {', '.join(disagreeing)}" if disagreeing else ""
-    )
+    remark = f"{exact.source} ({exact.spdx}) is not confirmed by {', '.join(disagreeing)}" if disagreeing else ""
     if exact.implied and exact.spdx.endswith("-only"):
         remark = f"{remark}; " if remark else ""
         remark += f"{exact.source} does not say whether later versions are allowed, read as {exact.spdx}"
@@ -269,9 +267,7 @@ def _weigh(exact: Reading, other: Reading, category: Category) -> float:
 
 
 def _evidence(reading: Reading) -> Evidence:
-    meaning = reading.spdx or (
-        f"{reading.family}*, which one is not said" if reading.family else "not recognised"
-    )
+    meaning = reading.spdx or (f"{reading.family}*, which one is not said" if reading.family else "not recognised")
     quote = " ".join(reading.text.split())
     if len(quote) > MAX_QUOTE_CHARS:
         quote = quote[: MAX_QUOTE_CHARS - 1] + "…"

@@ -140,9 +140,7 @@ def _read_inventory(raw: Inventory | Mapping[str, Any], missing: list[dict[str, 
         return Inventory(python="unknown", platform="unknown", distributions=[])
 
 
-def _read_all(
-    model: type[R], results: Sequence[Any], what: str, missing: list[dict[str, str]]
-) -> dict[str, R]:
+def _read_all(model: type[R], results: Sequence[Any], what: str, missing: list[dict[str, str]]) -> dict[str, R]:
     found: dict[str, R] = {}
     # One failure marker may stand for the whole list.
     for raw in [results] if isinstance(results, Mapping) else results or ():
@@ -235,9 +233,7 @@ def _license_table(audit: _Audit) -> str:
     if not groups:
         return ""
     ordered = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
-    cells = [
-        [_cell(spdx), category, str(len(names)), _names(names, 4)] for (spdx, category), names in ordered
-    ]
+    cells = [[_cell(spdx), category, str(len(names)), _names(names, 4)] for (spdx, category), names in ordered]
     return "## Licences\n\n" + _table(["Licence", "Category", "Count", "Distributions"], cells)
 
 

@@ -94,9 +94,7 @@ def _license_findings(candidate: Installed, spdx: str, category: str, project: s
                 detail=f"a licence is stated, but {spdx!r} is not one we can place; read it by hand",
             )
         case "proprietary":
-            yield Finding(
-                kind="proprietary", level="high", detail=f"{spdx} needs its terms read and accepted"
-            )
+            yield Finding(kind="proprietary", level="high", detail=f"{spdx} needs its terms read and accepted")
         case "strong copyleft":
             yield _strong_copyleft(spdx, ours, project)
         case "weak copyleft" if ours not in {"weak copyleft", "strong copyleft"}:
@@ -106,14 +104,8 @@ def _license_findings(candidate: Installed, spdx: str, category: str, project: s
                 detail=f"{spdx}: fine to depend on; changes to its own files must be published",
             )
         case _ if spdx == "unknown":
-            yield Finding(
-                kind="vague licence", level="low", detail=f"{kind}, but the exact licence is not stated"
-            )
-    if (
-        _CLASHES_WITH_APACHE & license_ids(project)
-        and "Apache-2.0" in license_ids(spdx)
-        and " OR " not in spdx
-    ):
+            yield Finding(kind="vague licence", level="low", detail=f"{kind}, but the exact licence is not stated")
+    if _CLASHES_WITH_APACHE & license_ids(project) and "Apache-2.0" in license_ids(spdx) and " OR " not in spdx:
         detail = f"{spdx} can't be combined with {project}: the FSF holds its patent clause for a restriction"
         yield Finding(kind="licence clash", level="high", detail=detail)
 
@@ -121,9 +113,7 @@ def _license_findings(candidate: Installed, spdx: str, category: str, project: s
 def _strong_copyleft(spdx: str, ours: str, project: str) -> Finding:
     if ours == "strong copyleft":
         same = bool(license_ids(spdx) & license_ids(project))
-        detail = (
-            f"{spdx} in a {project} project: {'the same terms' if same else 'check that the versions fit'}"
-        )
+        detail = f"{spdx} in a {project} project: {'the same terms' if same else 'check that the versions fit'}"
         return Finding(kind="strong copyleft", level="none" if same else "medium", detail=detail)
     against_apache = license_ids(spdx) & _CLASHES_WITH_APACHE and "Apache-2.0" in license_ids(project)
     clash = ", whose terms clash" if against_apache else ""
@@ -146,9 +136,7 @@ def _bundled_findings(candidate: Installed, spdx: str) -> Iterator[Finding]:
     ]
     if demanding:
         strong = any(category_of(one) != "weak copyleft" for one in demanding)
-        detail = (
-            f"licence files mention {', '.join(demanding)} for code inside; matters when you redistribute it"
-        )
+        detail = f"licence files mention {', '.join(demanding)} for code inside; matters when you redistribute it"
         yield Finding(kind="bundled copyleft", level="medium" if strong else "low", detail=detail)
 
 

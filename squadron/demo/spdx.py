@@ -8,9 +8,7 @@ from typing import Literal
 
 from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
 
-Category = Literal[
-    "permissive", "weak copyleft", "strong copyleft", "proprietary", "public domain", "unknown"
-]
+Category = Literal["permissive", "weak copyleft", "strong copyleft", "proprietary", "public domain", "unknown"]
 
 #: A licence text is read up to here; the longest one (AGPL-3.0) has 34 kB, some files append many others.
 MAX_TEXT_CHARS = 120_000
@@ -68,9 +66,7 @@ _ALIASES: dict[str, str] = {
     **dict.fromkeys(("boost 1.0", "boost software 1.0", "bsl 1.0"), "BSL-1.0"),
     **dict.fromkeys(("hpnd", "historical permission notice and disclaimer"), "HPND"),
     **dict.fromkeys(("public domain", "publicdomain"), "LicenseRef-Public-Domain"),
-    **dict.fromkeys(
-        ("proprietary", "other proprietary", "commercial", "closed source"), "LicenseRef-Proprietary"
-    ),
+    **dict.fromkeys(("proprietary", "other proprietary", "commercial", "closed source"), "LicenseRef-Proprietary"),
     **dict.fromkeys(("nvidia proprietary", "nvidia proprietary software"), "LicenseRef-NVIDIA-Proprietary"),
     **dict.fromkeys(("wtfpl", "do what the fuck you want to public"), "WTFPL"),
     **dict.fromkeys(("university of illinois ncsa open source", "ncsa"), "NCSA"),
@@ -99,9 +95,7 @@ _GPL_NOTICE = (
     r"version (?P<version>\d(?:\.\d)?)(?: of the License)?"
     r"(?P<later>,? ?(?:or \(at your option\)|or,? at your option,?) any later)?"
 )
-_GPL_TITLE = (
-    r"GNU (?P<kind>LESSER |LIBRARY |AFFERO )?GENERAL PUBLIC LICENSE,? Version (?P<version>\d(?:\.\d)?),? "
-)
+_GPL_TITLE = r"GNU (?P<kind>LESSER |LIBRARY |AFFERO )?GENERAL PUBLIC LICENSE,? Version (?P<version>\d(?:\.\d)?),? "
 #: Characteristic sentences; searched without regard to case, in a text of single spaces.
 _SENTENCES: list[tuple[str, str]] = [
     ("GPL", _GPL_NOTICE),
@@ -250,9 +244,7 @@ def _normalise_name(raw: str) -> str:
 def _gpl(reading: Reading, match: re.Match[str], strength: float) -> Reading:
     groups = match.groupdict()
     kind = (groups.get("kind") or groups.get("short") or "").strip().lower()
-    prefix = {"a": "AGPL", "affero": "AGPL", "l": "LGPL", "lesser": "LGPL", "library": "LGPL"}.get(
-        kind, "GPL"
-    )
+    prefix = {"a": "AGPL", "affero": "AGPL", "l": "LGPL", "lesser": "LGPL", "library": "LGPL"}.get(kind, "GPL")
     if not groups["version"]:
         return replace(reading, family=f"{prefix}-", strength=strength)
     version = groups["version"] if "." in groups["version"] else f"{groups['version']}.0"
@@ -277,9 +269,7 @@ def read_text(text: str, source: str) -> Reading:
     # The GPL's own appendix shows an "or later" notice as an example; it grants nothing.
     appendix = first.spdx.replace("-only", "-or-later")
     also = {one.spdx for _, one in hits[1:] if one.spdx} - {first.spdx, appendix}
-    if "GCC RUNTIME LIBRARY EXCEPTION" in flat and (
-        gpl := {one for one in also if one.startswith("GPL-3.0")}
-    ):
+    if "GCC RUNTIME LIBRARY EXCEPTION" in flat and (gpl := {one for one in also if one.startswith("GPL-3.0")}):
         also = (also - gpl) | {"GPL-3.0-or-later WITH GCC-exception-3.1"}
     return replace(first, also=frozenset(also))
 

@@ -69,9 +69,7 @@ def summarize(distribution: str, sentences: int = 2) -> PackageSummary:
     """
     candidate = find(distribution)
     name = candidate.name
-    if chosen := best_sentences(
-        plain_paragraphs(candidate.description), max(1, sentences), _about(candidate)
-    ):
+    if chosen := best_sentences(plain_paragraphs(candidate.description), max(1, sentences), _about(candidate)):
         return PackageSummary(distribution=name, summary=" ".join(chosen), source="README")
     if short := " ".join((candidate.header("Summary") or "").split()):
         return PackageSummary(distribution=name, summary=short, source="Summary field")

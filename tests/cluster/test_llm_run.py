@@ -33,8 +33,9 @@ def script(seen: list[str]) -> list[Callable[[dict[str, Any]], ModelTurn]]:
 
     def first(body: dict[str, Any]) -> ModelTurn:
         assert "words__count" in json.dumps(body["tools"])
-        calls = (ToolCall("a", "words__count", {"text": "one two three"}), ToolCall("b", "words__count", {"no": 1}))
-        return ModelTurn("I count both.", calls, input_tokens=11, output_tokens=7)
+        good = ToolCall("a", "words__count", {"text": "one two three"})
+        bad = ToolCall("b", "words__count", {"no": 1})
+        return ModelTurn("I count both.", (good, bad), input_tokens=11, output_tokens=7)
 
     def second(body: dict[str, Any]) -> ModelTurn:
         seen.append(json.dumps(body["messages"]))

@@ -1,4 +1,4 @@
-"""The bridge on ports in memory: what it is told it records, what is recorded it takes up, what lapses it tells."""
+"""The bridge on ports in memory: records what it is told, takes up what is recorded, tells what lapses."""
 
 from __future__ import annotations
 
