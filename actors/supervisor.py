@@ -294,10 +294,12 @@ class _Run:
     def _find(self, intent: str) -> list[SemanticTopic]:
         """Served topics that fit an intent; when the run is limited to some, all of those, the best first."""
         registry = self._caller.registry
-        if not self._topics:
-            return [hit.topic for hit in registry.discover(intent, most=FOUND)]
         served = [found for found, _ in registry.topics()]
         hits = [hit.topic for hit in registry.discover(intent, most=len(served))]
+        if not self._topics:
+            # A goal may share no word with the topic it needs; where there are few, the model sees them all.
+            few = served if len(served) <= FOUND else []
+            return list({one.name: one for one in [*hits[:FOUND], *few]}.values())
         named = [self._known(name) for name in self._topics if "*" not in name and registry.find(name)]
         found = {one.name: one for one in [*hits, *named, *served]}
         return [one for name, one in found.items() if any(matches(p, name) for p in self._topics)]

@@ -9,16 +9,17 @@ from squadron.config import Settings
 
 
 def start_cluster(settings: Settings) -> bool:
-    """Join or start Ray, and start the bridge on it; whether it is the local cluster of the home.
+    """Join or start Ray, and start the bridge on it; whether a local cluster was started for it.
 
     Raises:
         ClusterUnavailableError: Ray or the bridge did not come up.
     """
-    from squadron.bridge.serve import cluster
+    from squadron.bridge.serve import cluster, local
 
+    ran_before = local.find(settings.home) is not None
     found = cluster.join(settings)
     cluster.start_bridge(settings)
-    return found is not None
+    return found is not None and not ran_before
 
 
 def stop_local(settings: Settings) -> list[str]:

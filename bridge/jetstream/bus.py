@@ -50,7 +50,7 @@ class CoreBus:
             subscription = await client.subscribe(
                 pattern, queue=group, cb=hear, pending_msgs_limit=-1, pending_bytes_limit=-1
             )
-            await client.flush()
+            await self._connection.flush()
         except (nats.errors.Error, TimeoutError, OSError) as error:
             raise BusUnavailableError(f"can't subscribe to {pattern}: {error}") from None
         return JetStreamSubscription(subscription)

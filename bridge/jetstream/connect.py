@@ -148,6 +148,13 @@ class Connection:
         except (nats.errors.Error, OSError) as error:
             raise BusUnavailableError(f"can't send on {subject}: {error}") from None
 
+    async def flush(self) -> None:
+        """Wait until the server has taken all that was sent.
+
+        Shielded: nats-py answers the pong of a cancelled flush with an exception that ends its read loop.
+        """
+        await asyncio.shield(self.client.flush())
+
     async def api(self, call: str, payload: dict[str, Any]) -> dict[str, Any]:
         """One JetStream API call; the answer may hold an `error`."""
         answer = await self.request(f"$JS.API.{call}", json.dumps(payload).encode())
@@ -159,7 +166,7 @@ class Connection:
         if self.client.is_closed:
             return
         try:
-            await asyncio.wait_for(self.client.flush(), 1.0)
+            await asyncio.wait_for(self.flush(), 1.0)
         except (TimeoutError, nats.errors.Error, OSError):
             _log.debug("nats.close_unflushed")
         await self.client.close()

@@ -162,7 +162,9 @@ def _parse_record(text: str) -> Iterator[RecordedFile]:
 def installed() -> Iterator[Installed]:
     """Every distribution once, in the order of sys.path; the first of a name wins, as in `import`."""
     seen: set[str] = set()
-    for source in importlib.metadata.distributions():
+    # Ray's workers have packages of Ray's own on their path, which are no part of the environment.
+    path = [entry for entry in sys.path if "thirdparty_files" not in entry]
+    for source in importlib.metadata.distributions(path=path):
         candidate = Installed(source)
         # pip renames a folder to `~name` before it removes it; what is left of that isn't installed.
         if candidate.folder.name.startswith("~") or not candidate.name:

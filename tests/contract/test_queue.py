@@ -13,7 +13,7 @@ from squadron.runtime.errors import InvalidSubjectError, MessageTooLargeError, R
 from squadron.runtime.ports import Backlog, Delivery, Feed, Mailbox
 from tests.contract.conftest import ON_NATS, Inbox, Peer, World, settle_all, until
 
-LEASE_S = 0.5
+LEASE_S = 1.0
 BOX = Mailbox("reader", ("book.read",), lease_s=LEASE_S)
 FAMILY = Mailbox("reader", ("book.*",), lease_s=LEASE_S)
 

@@ -40,7 +40,7 @@ from squadron.runtime.pump import Pump
 from squadron.runtime.turn import Turns
 from tests.contract.conftest import ON_NATS, SOON_S, Peer, World, until
 
-LEASE_S = 0.6
+LEASE_S = 1.5
 
 
 class Desk(Agent):
