@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -129,28 +129,34 @@ class Bridge:
         """Who answers: process id, environment, addresses."""
         return {"pid": os.getpid(), "environment": self._subjects.environment, **self._facts}
 
-    async def deploy(self, deployment: dict[str, Any]) -> dict[str, Any]:
-        """Run an agent, or change how it runs; returns at once, `status` tells how it goes.
+    async def deploy(self, deployments: list[dict[str, Any]]) -> dict[str, Any]:
+        """Run agents, or change how they run; returns at once, `status` tells how it goes.
+
+        All or none: a conflict of one leaves the others as they are.
 
         Raises:
-            RouteConflictError: another agent serves one of its topics.
-            DeployError: the cluster refused it.
+            RouteConflictError: another agent serves one of the topics.
+            DeployError: the cluster refused them.
         """
-        wanted = Deployment.model_validate(deployment)
+        wanted = [Deployment.model_validate(each) for each in deployments]
         async with self._writing:
-            before = self._deployments.get(wanted.agent)
-            if before is not None and before.scale != before.bounds:
-                # Somebody set the scale by hand; new code does not undo that.
-                wanted = wanted.model_copy(update={"scale": before.scale})
-            self._check_routes(wanted)
-            await self._queue.declare(_mailbox(wanted))
-            await self._write(wanted)
-            await self._registry.advertise(wanted.card)
-            await self._registry.renew(wanted.agent, STAND_IN)
-        return {"agent": wanted.agent, "version": wanted.code["version"]}
+            for i, each in enumerate(wanted):
+                before = self._deployments.get(each.agent)
+                if before is not None and before.scale != before.bounds:
+                    # Somebody set the scale by hand; new code does not undo that.
+                    wanted[i] = each.model_copy(update={"scale": before.scale})
+                self._check_routes(each, wanted[:i])
+            for each in wanted:
+                await self._queue.declare(_mailbox(each))
+            await self._write(*wanted)
+            for each in wanted:
+                await self._registry.advertise(each.card)
+                await self._registry.renew(each.agent, STAND_IN)
+        return {"agents": {each.agent: each.code["version"] for each in wanted}}
 
-    def _check_routes(self, wanted: Deployment) -> None:
-        for card in self._registry.cards():
+    def _check_routes(self, wanted: Deployment, others: Sequence[Deployment]) -> None:
+        cards = [*self._registry.cards(), *(other.card for other in others)]
+        for card in cards:
             if card.agent == wanted.agent:
                 continue
             for mine in wanted.patterns:
@@ -161,11 +167,12 @@ class Bridge:
                             hint=f"undeploy {card.agent}, or name the topics apart",
                         )
 
-    async def _write(self, deployment: Deployment) -> None:
+    async def _write(self, *deployments: Deployment) -> None:
         """Journal first: what was acknowledged is taken up again by the next bridge."""
-        key = self._subjects.record("deployment", deployment.agent)
-        await self._records.append(key, deployment.model_dump_json().encode())
-        self._deployments[deployment.agent] = deployment
+        for each in deployments:
+            key = self._subjects.record("deployment", each.agent)
+            await self._records.append(key, each.model_dump_json().encode())
+            self._deployments[each.agent] = each
         await self._replicas.apply(list(self._deployments.values()))
 
     async def undeploy(self, agent: str) -> dict[str, Any]:

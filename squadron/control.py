@@ -24,13 +24,14 @@ class Control:
     def __init__(self, bus: UnreliableBus, subjects: Subjects) -> None:
         self._bus, self._subjects = bus, subjects
 
-    async def answers(self) -> bool:
-        """Whether a bridge is there."""
+    async def bridge(self) -> dict[str, Any] | None:
+        """What the bridge says of itself, or None if there is none."""
         try:
-            await self._bus.request(self._subjects.control("ping"), b"", within_s=PING_WITHIN_S)
+            raw = await self._bus.request(self._subjects.control("ping"), b"", within_s=PING_WITHIN_S)
         except BusUnavailableError:
-            return False
-        return True
+            return None
+        facts: dict[str, Any] = json.loads(raw)["ok"]
+        return facts
 
     async def call(self, verb: str, **arguments: Any) -> dict[str, Any]:
         """One call, asked again if the bridge dies over it; raises the error that the bridge raised.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 
 from squadron.actors.credentials import forget_keys
@@ -20,6 +21,22 @@ def start_cluster(settings: Settings) -> bool:
     found = cluster.join(settings)
     cluster.start_bridge(settings)
     return found is not None and not ran_before
+
+
+def is_orphaned(ray_address: str) -> bool:
+    """Whether a bridge that still answers has lost its local Ray cluster, as after a kill of its control store.
+
+    The bridge's process ends about a minute later. Clusters that are not on loopback are not looked at: a
+    client need not reach them.
+    """
+    host, _, port = ray_address.rpartition(":")
+    if not host.startswith("127."):
+        return False
+    try:
+        socket.create_connection((host, int(port)), timeout=1.0).close()
+    except OSError:
+        return True
+    return False
 
 
 def stop_local(settings: Settings) -> list[str]:

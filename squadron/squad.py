@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import os
 import socket
@@ -26,11 +27,12 @@ from squadron.runtime.errors import (
     BridgeUnavailableError,
     DeployError,
     InvalidAgentError,
+    SquadronError,
 )
 from squadron.runtime.outcome import Outcome
 from squadron.runtime.subjects import NORMAL_PRIORITY, check_pattern
 from squadron.runtime.topics import ScoredTopic
-from squadron.servers import start_cluster, stop_local
+from squadron.servers import is_orphaned, start_cluster, stop_local
 
 #: How long a deploy may take, in seconds: on 2 cores a replica needs 1 to 3 s, a cold import more.
 DEPLOY_WITHIN_S = 120.0
@@ -54,6 +56,7 @@ class Squad:
         self.settings = settings
         self._wiring, self._control = wiring, Control(wiring.bus, wiring.subjects)
         self._started_here = started_here
+        self._deployed: set[str] = set()
         self._closed = asyncio.Event()
 
     # --- opening and closing -------------------------------------------------------------------------
@@ -80,7 +83,8 @@ class Squad:
             wiring = await Wiring.open(chosen, _identity(), create=True)
             squad = cls(wiring, chosen, started_here=False)
             try:
-                if not await squad._control.answers():
+                bridge = await squad._control.bridge()
+                if bridge is None or is_orphaned(bridge["ray"]):
                     squad._started_here = chosen.ray_address is None
                     squad._started_here = await asyncio.to_thread(start_cluster, chosen)
             except BaseException:
@@ -103,7 +107,7 @@ class Squad:
             chosen = settings or Settings.load(**overrides)
             wiring = await Wiring.open(chosen, _identity())
             squad = cls(wiring, chosen, started_here=False)
-            if not await squad._control.answers():
+            if await squad._control.bridge() is None:
                 await wiring.aclose()
                 raise BridgeUnavailableError(
                     f"environment {chosen.env!r} has no bridge", hint="start it with `squadron up`"
@@ -117,6 +121,11 @@ class Squad:
         if self._closed.is_set():
             return
         self._closed.set()
+        if self._started_here:
+            # Else they would come back with the next start, as agents of a running environment should.
+            with contextlib.suppress(SquadronError, TimeoutError):
+                for agent in self._deployed:
+                    await asyncio.wait_for(self._control.call("undeploy", agent=agent), 5.0)
         await self._wiring.aclose()
         if self._started_here:
             await asyncio.to_thread(stop_local, self.settings)
@@ -142,7 +151,7 @@ class Squad:
         """
         names = [agent["agent"] for agent in (await self.status())["agents"]]
         for name in names:
-            await self._control.call("undeploy", agent=name)
+            await self.undeploy(name)
         give_up_at = asyncio.get_running_loop().time() + within_s
         while any(self._wiring.registry.replicas(name) for name in names):
             if asyncio.get_running_loop().time() > give_up_at:
@@ -169,11 +178,10 @@ class Squad:
             RouteConflictError: another agent serves one of the topics.
             DeployError: a replica could not start, or not in time; carries the reason.
         """
-        wanted: dict[str, str] = {}
-        for each in agents:
-            deployment = await self._pack(load_agent(each) if isinstance(each, str) else each)
-            answer = await self._control.call("deploy", deployment=deployment.model_dump(mode="json"))
-            wanted[answer["agent"]] = answer["version"]
+        classes = [load_agent(each) if isinstance(each, str) else each for each in agents]
+        deployments = [(await self._pack(each)).model_dump(mode="json") for each in classes]
+        wanted: dict[str, str] = (await self._control.call("deploy", deployments=deployments))["agents"]
+        self._deployed.update(wanted)
         await self._await_running(wanted, within_s, on_progress)
 
     async def _pack(self, agent_class: type[Agent]) -> Deployment:
@@ -224,6 +232,7 @@ class Squad:
     async def undeploy(self, agent: str) -> None:
         """Stop an agent after its running turns; what waits in its mailbox is kept for its return."""
         await self._control.call("undeploy", agent=agent)
+        self._deployed.discard(agent)
 
     async def scale(self, agent: str, to: str | int) -> str:
         """Set replicas to a number, `MIN..MAX` or `auto`, in place; returns the new scale.

@@ -115,7 +115,7 @@ async def test_a_deployed_agent_runs_is_advertised_and_has_a_mailbox(site: Site)
     await site.bridge()
     other = await site.registry()
 
-    assert await site.call("deploy", deployment=_deployment()) == {"agent": "reader", "version": "v1"}
+    assert await site.call("deploy", deployments=[_deployment()]) == {"agents": {"reader": "v1"}}
 
     assert [each.agent for each in site.replicas.applied[-1]] == ["reader"]
     await _eventually(lambda: other.find("book.read"))
@@ -125,7 +125,7 @@ async def test_a_deployed_agent_runs_is_advertised_and_has_a_mailbox(site: Site)
 
 async def test_status_tells_everything_a_person_wants_to_see(site: Site) -> None:
     bridge = await site.bridge()
-    await site.call("deploy", deployment=_deployment())
+    await site.call("deploy", deployments=[_deployment()])
     await site.queue.put(site.subjects.task("book.read"), b"x", msg_id="1")
     await bridge.registry.renew("reader", "reader-1", pid=7, node="here")
 
@@ -146,7 +146,7 @@ async def test_status_tells_everything_a_person_wants_to_see(site: Site) -> None
 
 async def test_scaling_is_recorded_and_changes_nothing_else(site: Site) -> None:
     bridge = await site.bridge()
-    await site.call("deploy", deployment=_deployment())
+    await site.call("deploy", deployments=[_deployment()])
 
     for to, pinned in (("3", 3), ("0", 0), ("0..9", None), ("auto", None)):
         answer = await site.call("scale", agent="reader", to=to)
@@ -159,10 +159,10 @@ async def test_scaling_is_recorded_and_changes_nothing_else(site: Site) -> None:
 
 async def test_new_code_does_not_undo_a_scale_that_was_set_by_hand(site: Site) -> None:
     await site.bridge()
-    await site.call("deploy", deployment=_deployment())
+    await site.call("deploy", deployments=[_deployment()])
     await site.call("scale", agent="reader", to="3")
 
-    await site.call("deploy", deployment=_deployment(version="v2"))
+    await site.call("deploy", deployments=[_deployment(version="v2")])
 
     (now,) = site.replicas.applied[-1]
     assert (str(now.scale), now.code["version"]) == ("3", "v2")
@@ -171,7 +171,7 @@ async def test_new_code_does_not_undo_a_scale_that_was_set_by_hand(site: Site) -
 async def test_an_undeployed_agent_is_gone_but_its_waiting_tasks_are_kept(site: Site) -> None:
     await site.bridge()
     other = await site.registry()
-    await site.call("deploy", deployment=_deployment())
+    await site.call("deploy", deployments=[_deployment()])
     await _eventually(lambda: other.find("book.read"))
     await site.queue.put(site.subjects.task("book.read"), b"x", msg_id="1")
 
@@ -180,14 +180,14 @@ async def test_an_undeployed_agent_is_gone_but_its_waiting_tasks_are_kept(site: 
     assert site.replicas.applied[-1] == []
     await _eventually(lambda: other.find("book.read") is None)
     assert (await site.call("status"))["agents"] == []
-    await site.call("deploy", deployment=_deployment())
+    await site.call("deploy", deployments=[_deployment()])
     assert await site.queue.backlog("reader") == Backlog(1, 0)
 
 
 async def test_the_next_bridge_takes_up_what_is_recorded(site: Site) -> None:
     first = await site.bridge()
-    await site.call("deploy", deployment=_deployment())
-    await site.call("deploy", deployment=_deployment("writer", "book.write"))
+    await site.call("deploy", deployments=[_deployment()])
+    await site.call("deploy", deployments=[_deployment("writer", "book.write")])
     await site.call("undeploy", agent="writer")
     await site.call("scale", agent="reader", to="2")
     await first.aclose()
@@ -216,10 +216,10 @@ async def test_a_record_that_nobody_can_read_does_not_stop_the_bridge(site: Site
 @pytest.mark.parametrize("pattern", ["book.read", "book.*", "*.read"])
 async def test_a_topic_that_is_taken_is_a_route_conflict_and_changes_nothing(site: Site, pattern: str) -> None:
     await site.bridge()
-    await site.call("deploy", deployment=_deployment())
+    await site.call("deploy", deployments=[_deployment()])
 
     with pytest.raises(SquadronError, match="reader") as caught:
-        await site.call("deploy", deployment=_deployment("rival", pattern))
+        await site.call("deploy", deployments=[_deployment("rival", pattern)])
 
     assert type(caught.value).__name__ == "RouteConflictError"
     assert [each.agent for each in site.replicas.applied[-1]] == ["reader"]
@@ -233,8 +233,8 @@ async def test_a_topic_that_is_taken_is_a_route_conflict_and_changes_nothing(sit
         ("deploy", b"not json", "InvalidMessageError", "deploy"),
         ("deploy", b"[]", "InvalidMessageError", "deploy"),
         ("deploy", b"{}", "InvalidMessageError", "deployment"),
-        ("deploy", b'{"deployment": {}}', "InvalidMessageError", "card"),
-        ("deploy", b'{"deployment": 7}', "InvalidMessageError", "Deployment"),
+        ("deploy", b'{"deployments": [{}]}', "InvalidMessageError", "card"),
+        ("deploy", b'{"deployments": [7]}', "InvalidMessageError", "Deployment"),
         ("scale", b'{"agent": "nobody", "to": "1"}', "ConfigError", "nobody"),
         ("scale", b'{"agent": "reader", "to": "many"}', "ConfigError", "is not a scale"),
         ("scale", b'{"agent": "reader", "to": 3}', "", ""),
@@ -248,7 +248,7 @@ async def test_a_call_that_can_not_be_answered_gets_a_typed_error(
     site: Site, verb: str, data: bytes, kind: str, said: str
 ) -> None:
     await site.bridge()
-    await site.call("deploy", deployment=_deployment())
+    await site.call("deploy", deployments=[_deployment()])
 
     with pytest.raises(SquadronError) as caught:
         await site.call(verb, data)
@@ -269,10 +269,10 @@ async def test_what_the_cluster_refuses_is_told_and_may_be_tried_again(site: Sit
     await site.bridge()
     site.replicas.refuses = "no room"
     with pytest.raises(DeployError, match="no room"):
-        await site.call("deploy", deployment=_deployment())
+        await site.call("deploy", deployments=[_deployment()])
     site.replicas.refuses = ""
 
-    await site.call("deploy", deployment=_deployment(version="v2"))
+    await site.call("deploy", deployments=[_deployment(version="v2")])
 
     assert [each.code["version"] for each in site.replicas.applied[-1]] == ["v2"]
 
@@ -281,7 +281,7 @@ async def test_a_replica_that_fell_silent_is_told_offline_once(site: Site) -> No
     bridge = await site.bridge()
     heard: asyncio.Queue[bytes] = asyncio.Queue()
     await site.bus.subscribe(site.subjects.event("status.*"), lambda note: heard.put_nowait(note.data))
-    await site.call("deploy", deployment=_deployment())
+    await site.call("deploy", deployments=[_deployment()])
     await bridge.registry.renew("reader", "reader-1")
     await bridge.registry.renew("reader", "reader-2")
     await bridge.registry.depart("reader", "reader-2")
@@ -303,7 +303,7 @@ async def test_a_replica_that_fell_silent_is_told_offline_once(site: Site) -> No
 async def test_the_bridge_stands_in_for_an_agent_that_is_scaled_to_zero(site: Site) -> None:
     await site.bridge()
     other = await site.registry()
-    await site.call("deploy", deployment=_deployment())
+    await site.call("deploy", deployments=[_deployment()])
     await _eventually(lambda: other.find("book.read"))
     for _ in range(3):
         site.clock.now += 2.5 * BEAT_S
@@ -315,8 +315,8 @@ async def test_the_bridge_stands_in_for_an_agent_that_is_scaled_to_zero(site: Si
 
 async def test_backlogs_count_every_lane_of_every_topic_for_the_autoscaler(site: Site) -> None:
     bridge = await site.bridge()
-    await site.call("deploy", deployment=_deployment("reader", "book.*"))
-    await site.call("deploy", deployment=_deployment("writer", "film.make"))
+    await site.call("deploy", deployments=[_deployment("reader", "book.*")])
+    await site.call("deploy", deployments=[_deployment("writer", "film.make")])
     site.held = {
         site.subjects.task("book.read"): 2,
         site.subjects.task("book.burn", 9): 3,
