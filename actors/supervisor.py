@@ -292,17 +292,15 @@ class _Run:
         )
 
     def _find(self, intent: str) -> list[SemanticTopic]:
-        """Served topics that fit an intent; when the run is limited to some, all of those, the best first."""
+        """Served topics that fit an intent, the best first; all there are, if they are few or named."""
         registry = self._caller.registry
         served = [found for found, _ in registry.topics()]
         hits = [hit.topic for hit in registry.discover(intent, most=len(served))]
-        if not self._topics:
-            # A goal may share no word with the topic it needs; where there are few, the model sees them all.
-            few = served if len(served) <= FOUND else []
-            return list({one.name: one for one in [*hits[:FOUND], *few]}.values())
+        if not self._topics and len(served) > FOUND:
+            return hits[:FOUND]
         named = [self._known(name) for name in self._topics if "*" not in name and registry.find(name)]
-        found = {one.name: one for one in [*hits, *named, *served]}
-        return [one for name, one in found.items() if any(matches(p, name) for p in self._topics)]
+        found = {one.name: one for one in [*hits, *named, *served]}.values()
+        return [one for one in found if any(matches(p, one.name) for p in self._topics or ["*.*"])]
 
     def _known(self, name: str) -> SemanticTopic:
         """A topic by name; a member of a family is described as the family is."""

@@ -60,30 +60,39 @@ class Handle:
     def __init__(self, task_id: str, topic: str, reply_to: str, deadline: Deadline, lite: Journal) -> None:
         self.task_id, self.topic, self.reply_to, self.deadline = task_id, topic, reply_to, deadline
         self._lite = lite
-        self._outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._outcome: Outcome | None = None
+        #: One future for each who waits: if one of them is cancelled, the others wait on.
+        self._waiters: list[asyncio.Future[None]] = []
 
     @property
     def done(self) -> bool:
-        return self._outcome.done()
+        return self._outcome is not None
 
     def settle(self, outcome: Outcome) -> None:
         """The task ended; only the first outcome counts."""
-        if not self._outcome.done():
-            self._outcome.set_result(outcome)
+        if self._outcome is None:
+            self._outcome = outcome
+            for waiter in self._waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
 
     async def outcome(self) -> Outcome:
         """Wait for the task's one outcome; `TimedOut` when its deadline passes first."""
         look_s = FIRST_LOOK_S
-        while not self.done:
-            wait_s = self.deadline.earliest(look_s)
+        while self._outcome is None:
+            ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiters.append(ended)
             try:
-                return await asyncio.wait_for(asyncio.shield(self._outcome), wait_s)
+                async with asyncio.timeout(self.deadline.earliest(look_s)):
+                    await ended
             except TimeoutError:
                 await self.look()
-            if self.deadline.passed:
-                self.settle(self._too_late())
-            look_s = min(2 * look_s, LONGEST_LOOK_S)
-        return self._outcome.result()
+                if self.deadline.passed:
+                    self.settle(self._too_late())
+                look_s = min(2 * look_s, LONGEST_LOOK_S)
+            finally:
+                self._waiters.remove(ended)
+        return self._outcome
 
     def _too_late(self) -> Outcome:
         return TimedOut(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from squadron.runtime.budget import Budget, Deadline
@@ -45,11 +46,21 @@ class Context:
         log: FilteringBoundLogger,
     ) -> None:
         self.message, self.topic, self.attempt = message, topic, attempt
-        self.deadline, self.budget, self.log = deadline, budget, log
+        self.deadline, self.budget, self._log = deadline, budget, log
         self.tokens_spent = 0
         self._agent, self._caller = agent, caller
         self._lite_key, self._lite_ttl_s = lite_key, lite_ttl_s
         self._emitted = 0
+
+    @cached_property
+    def log(self) -> FilteringBoundLogger:
+        """A structlog logger with message, conversation, topic and attempt bound to the agent's own."""
+        return self._log.bind(
+            message=self.message.id,
+            conversation=self.message.context.conversation_id,
+            topic=self.topic,
+            attempt=self.attempt,
+        )
 
     async def emit(self, chunk: Any) -> None:
         """Send one chunk (any JSON value) to whoever follows this task; it is stored when this returns."""

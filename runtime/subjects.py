@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Self
 
 from squadron.runtime.errors import InvalidSubjectError
@@ -44,6 +45,7 @@ def token_of(anything: str) -> str:
     return hashlib.sha256(anything.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
+@lru_cache(maxsize=4096)
 def check_topic(topic: str) -> str:
     """Return `topic` if it is `domain.specificity`.
 

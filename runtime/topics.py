@@ -6,8 +6,7 @@ import json
 from functools import cached_property
 from typing import Any
 
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import best_match
+import jsonschema_rs
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from squadron.runtime.errors import InvalidInputError
@@ -57,22 +56,28 @@ class SemanticTopic(BaseModel):
         return f"{self.description}\nUse it for: {'; '.join(self.examples)}"
 
     @cached_property
-    def _validator(self) -> Draft202012Validator:
-        return Draft202012Validator(self.input_schema)
+    def _validator(self) -> jsonschema_rs.Draft202012Validator:
+        return jsonschema_rs.Draft202012Validator(self.input_schema)
+
+    def __getstate__(self) -> dict[Any, Any]:
+        # The compiled validator is kept on the instance, but it can't travel.
+        state = super().__getstate__()
+        fields = type(self).model_fields
+        return state | {"__dict__": {k: v for k, v in state["__dict__"].items() if k in fields}}
 
     def check(self, content: Any) -> None:
-        """Hold `content` against the input schema.
+        """Hold `content` (JSON data) against the input schema.
 
         Raises:
             InvalidInputError: it does not fit; `field` and message say where and why.
         """
-        error = best_match(self._validator.iter_errors(content))
-        if error is None:
+        if self._validator.is_valid(content):
             return
-        field = ".".join(str(part) for part in error.absolute_path)
-        if error.validator == "required" and not field:
-            missing = [name for name in error.validator_value if name not in error.instance]
-            field = missing[0] if missing else ""
+        error = next(iter(self._validator.iter_errors(content)))
+        path = [str(part) for part in error.instance_path]
+        if isinstance(error.kind, jsonschema_rs.ValidationErrorKind.Required):
+            path.append(str(error.kind.property))
+        field = ".".join(path)
         raise InvalidInputError(
             f"{self.name}: {f'field {field!r}: ' if field else ''}{error.message}",
             field=field,

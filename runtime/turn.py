@@ -229,12 +229,7 @@ class Turns:
             caller=self._caller,
             lite_key=lite_key,
             lite_ttl_s=self._lite_ttl_s,
-            log=self._log.bind(
-                message=message.id,
-                conversation=message.context.conversation_id,
-                topic=common["topic"],
-                attempt=common["attempt"],
-            ),
+            log=self._log,
         )
 
     def _judge(

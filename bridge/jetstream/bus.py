@@ -41,15 +41,11 @@ class CoreBus:
     async def subscribe(self, pattern: str, sink: Callable[[Note], None], *, group: str = "") -> Subscription:
         """Hear everything on `pattern`; the server knows of it when this returns."""
 
-        async def hear(msg: Msg) -> None:
+        def hear(msg: Msg) -> None:
             sink(Note(msg.subject, msg.data, msg.reply))
 
-        client = self._connection.client
         try:
-            # No pending limits: over them nats-py drops messages instead of slowing anyone down.
-            subscription = await client.subscribe(
-                pattern, queue=group, cb=hear, pending_msgs_limit=-1, pending_bytes_limit=-1
-            )
+            subscription = await self._connection.listen(pattern, hear, group=group)
             await self._connection.flush()
         except (nats.errors.Error, TimeoutError, OSError) as error:
             raise BusUnavailableError(f"can't subscribe to {pattern}: {error}") from None

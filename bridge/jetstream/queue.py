@@ -89,10 +89,8 @@ class _Lane:
         self.asked = 0
 
     async def open(self) -> None:
-        client = self._feed.connection.client
-        self._inbox = await client.subscribe(
-            client.new_inbox(), cb=self._hear, pending_msgs_limit=-1, pending_bytes_limit=-1
-        )
+        connection = self._feed.connection
+        self._inbox = await connection.listen(connection.client.new_inbox(), self._hear)
 
     async def close(self) -> None:
         if self._inbox is not None:
@@ -118,7 +116,7 @@ class _Lane:
         silent_s = asyncio.get_running_loop().time() - self._heard_at
         return self.asked > 0 and silent_s > 2.5 * PULL_HEARTBEAT_S
 
-    async def _hear(self, msg: Msg) -> None:
+    def _hear(self, msg: Msg) -> None:
         self._heard_at = asyncio.get_running_loop().time()
         status = (msg.headers or {}).get("Status")
         if status is None:
@@ -243,7 +241,9 @@ class PullFeed:
             self._work.clear()
             try:
                 for _, lane in sorted(self._lanes.items(), reverse=True):
-                    await lane.pull(self._wanted - lane.asked)
+                    # One request for many messages: each costs a system call here and one at the server.
+                    if lane.asked <= self._wanted / 2:
+                        await lane.pull(self._wanted - lane.asked)
                 await self._open_lanes()
             except BusUnavailableError:
                 self.again(after_s=0.25)
