@@ -292,15 +292,15 @@ class _Run:
         )
 
     def _find(self, intent: str) -> list[SemanticTopic]:
-        """Served topics that fit an intent, the best first; all there are, if they are few or named."""
+        """Served topics that fit an intent, the best first; of those a run is limited to, all."""
         registry = self._caller.registry
         served = [found for found, _ in registry.topics()]
         hits = [hit.topic for hit in registry.discover(intent, most=len(served))]
-        if not self._topics and len(served) > FOUND:
+        if not self._topics:
             return hits[:FOUND]
         named = [self._known(name) for name in self._topics if "*" not in name and registry.find(name)]
         found = {one.name: one for one in [*hits, *named, *served]}.values()
-        return [one for one in found if any(matches(p, one.name) for p in self._topics or ["*.*"])]
+        return [one for one in found if any(matches(p, one.name) for p in self._topics)]
 
     def _known(self, name: str) -> SemanticTopic:
         """A topic by name; a member of a family is described as the family is."""

@@ -73,7 +73,7 @@ class SemanticTopic(BaseModel):
         """
         if self._validator.is_valid(content):
             return
-        error = next(iter(self._validator.iter_errors(content)))
+        error = _cause(next(iter(self._validator.iter_errors(content))))
         path = [str(part) for part in error.instance_path]
         if isinstance(error.kind, jsonschema_rs.ValidationErrorKind.Required):
             path.append(str(error.kind.property))
@@ -102,6 +102,14 @@ class SemanticTopic(BaseModel):
             "description": self.tool_description,
             "input_schema": self.input_schema,
         }
+
+
+def _cause(error: jsonschema_rs.ValidationError) -> jsonschema_rs.ValidationError:
+    """Of an `anyOf` that fits in no branch: the error that lies deepest, which is where it was meant to fit."""
+    branches: list[list[jsonschema_rs.ValidationError]] = getattr(error.kind, "context", [])
+    causes = [_cause(each) for branch in branches for each in branch]
+    wrong_type = jsonschema_rs.ValidationErrorKind.Type
+    return max(causes, key=lambda e: (len(e.instance_path), not isinstance(e.kind, wrong_type)), default=error)
 
 
 def describe_input(schema: dict[str, Any]) -> str:

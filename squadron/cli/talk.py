@@ -223,7 +223,7 @@ def read_value(text: str, schema: dict[str, Any]) -> Any:
 
     What fits in neither way goes as JSON if it can be read so: the refusal then speaks of the value meant.
     """
-    from jsonschema import Draft202012Validator
+    from jsonschema_rs import Draft202012Validator
 
     try:
         value = json.loads(text)
