@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator
 from nats.aio.msg import Msg
 
 from squadron.bridge.jetstream.bus import CoreBus
-from squadron.bridge.jetstream.connect import Connection
+from squadron.bridge.jetstream.connect import RECONNECT_WAIT_S, Connection
 from squadron.runtime.errors import BusUnavailableError, FencedError
 from squadron.runtime.ports import Entry
 
@@ -21,6 +21,9 @@ LOOK_S = 5.0
 #: A core message may arrive just before the stream has stored it; a woken reader that finds nothing looks
 #: again after these pauses, in seconds.
 SETTLE_S = (0.001, 0.004, 0.02, 0.1)
+
+#: How often an entry with an id is sent before it counts as not stored.
+TRIES = 3
 
 #: JetStream error codes (nats-server `errors.json`).
 _WRONG_LAST_SEQUENCE = (10071, 10164)
@@ -50,8 +53,16 @@ class JetStreamJournal:
             headers["Nats-Msg-Id"] = msg_id
         if expect_seq is not None:
             headers["Nats-Expected-Last-Subject-Sequence"] = str(expect_seq)
-        answer = await self._connection.request(key, data, headers=headers)
-        return read_ack(answer, key)
+        # With an id the same entry is stored once, so that it may be sent again when an answer was lost.
+        tries = TRIES if msg_id is not None and expect_seq is None else 1
+        while True:
+            tries -= 1
+            try:
+                return read_ack(await self._connection.request(key, data, headers=headers), key)
+            except BusUnavailableError:
+                if tries == 0:
+                    raise
+                await asyncio.sleep(RECONNECT_WAIT_S)
 
     async def last(self, key: str) -> Entry | None:
         """The newest entry of one key."""
