@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import inspect
 import operator
+import site
 import sys
 import sysconfig
 from dataclasses import asdict, dataclass
@@ -32,6 +33,24 @@ class Code:
     def to_dict(self) -> dict[str, str]:
         """As it travels in a deployment's arguments."""
         return asdict(self)
+
+
+def load_agent(path: str) -> type[Agent]:
+    """Import `module:Class`.
+
+    Raises:
+        InvalidAgentError: there is no such module or class, or it is not an agent.
+    """
+    module_name, _, name = path.partition(":")
+    if not name:
+        raise InvalidAgentError(f"{path!r} is not module:Class", hint="for example my_agents:Analyst")
+    try:
+        found = getattr(importlib.import_module(module_name), name)
+    except ModuleNotFoundError as error:
+        raise InvalidAgentError(f"{path}: {error}", hint="run it from the folder the module is in") from None
+    except AttributeError:
+        raise InvalidAgentError(f"module {module_name!r} has no {name!r}") from None
+    return AgentSpec.of(found).agent_class
 
 
 def pack(agent_class: type[Agent]) -> tuple[Code, bytes]:
@@ -61,7 +80,7 @@ def pack(agent_class: type[Agent]) -> tuple[Code, bytes]:
 
 def _pickle(agent_class: type[Agent], module: ModuleType | None) -> bytes:
     for _, function in inspect.getmembers(agent_class, inspect.isfunction):
-        if hasattr(function, "__squadron_topic__"):
+        if hasattr(function, "__squadron_topic__") or hasattr(function, "__squadron_tool__"):
             # Names that stand only in annotations would be left behind (`from __future__ import annotations`).
             function.__annotations__ = get_type_hints(function, include_extras=True)
     own = _project_modules(module)
@@ -103,6 +122,7 @@ def _is_installed(module: ModuleType) -> bool:
         return True
     file = _file(module)
     libraries = {sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")}
+    libraries |= {*site.getsitepackages(), site.getusersitepackages()}
     return file == Path("/") or any(Path(library).resolve() in file.parents for library in libraries)
 
 

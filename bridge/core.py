@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
+import uuid
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,12 +18,13 @@ from squadron.runtime.deployment import AgentState, Deployment, Scale
 from squadron.runtime.envelope import AgentMessage
 from squadron.runtime.errors import (
     ConfigError,
+    DeployError,
     InvalidMessageError,
     InvalidSubjectError,
     RouteConflictError,
     SquadronError,
 )
-from squadron.runtime.ports import Backlog, Journal, Mailbox, Note, Queue, Replicas, Subscription
+from squadron.runtime.ports import Journal, Mailbox, Note, Queue, Replicas, Subscription
 from squadron.runtime.registry import STAND_IN, Registry
 from squadron.runtime.subjects import TaskSubject, matches, overlap
 
@@ -30,8 +32,15 @@ from squadron.runtime.subjects import TaskSubject, matches, overlap
 #: a sample is one API call whatever the number of agents.
 SAMPLE_S = 0.25
 
+#: How many calls are remembered by their id; a client asks again within seconds.
+CALLS_KEPT = 256
+
 #: Serve's words for an agent that takes tasks, or soon will.
 _ALIVE = frozenset({"RUNNING", "DEPLOYING", "UPDATING", "NOT_STARTED", "AUTOSCALING", "HEALTHY"})
+
+
+async def _awaited(work: Awaitable[dict[str, Any]]) -> dict[str, Any]:
+    return await work
 
 
 class Bridge:
@@ -48,13 +57,19 @@ class Bridge:
         replicas: Replicas,
         held: Callable[[], Awaitable[Mapping[str, int]]],
         facts: Mapping[str, Any],
+        *,
+        lease_s: float,
     ) -> None:
         self._caller, self._queue, self._records, self._replicas = caller, queue, records, replicas
-        self._held, self._facts = held, dict(facts)
+        self._held, self._facts, self._lease_s = held, dict(facts), lease_s
         self._subjects, self._registry = caller.subjects, caller.registry
         self._deployments: dict[str, Deployment] = {}
         self._states: dict[str, AgentState] = {}
         self._backlogs: dict[str, int] = {}
+        #: Undeployed agents whose replicas may still finish turns: until then they need their mailbox.
+        self._leaving: set[str] = set()
+        #: The latest calls by their id, so that one which is asked again is not done again.
+        self._calls: OrderedDict[str, asyncio.Task[dict[str, Any]]] = OrderedDict()
         self._writing = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._control: Subscription | None = None
@@ -74,12 +89,13 @@ class Bridge:
                     self._log.error("bridge.bad_record", key=entry.key, error=str(error))
                     continue
                 self._deployments[deployment.agent] = deployment
+        for entry in await self._records.latest(self._subjects.registry("leaving")):
+            self._leaving.add(entry.key.rsplit(".", 1)[-1])
         for deployment in self._deployments.values():
-            await self._queue.declare(_mailbox(deployment))
+            await self._queue.declare(self._mailbox(deployment))
             await self._registry.advertise(deployment.card)
-        if self._deployments:
-            await self._replicas.apply(list(self._deployments.values()))
-        self._spawn(self._keep_presence(), "presence")
+        # What is recorded is declared by the upkeep, which goes on when Serve refuses or is away.
+        self._spawn(self._keep_up(), "upkeep")
         self._spawn(self._keep_sampling(), "backlogs")
         self._control = await self._caller.bus.subscribe(self._subjects.control("*"), self._hear)
 
@@ -102,19 +118,12 @@ class Bridge:
         self._spawn(self._answer(note), f"answers {note.subject}")
 
     async def _answer(self, note: Note) -> None:
-        verbs: dict[str, Callable[..., Awaitable[dict[str, Any]]]] = {
-            "deploy": self.deploy,
-            "undeploy": self.undeploy,
-            "scale": self.scale,
-            "status": self.status,
-            "ping": self.ping,
-        }
         verb = note.subject.rsplit(".", 1)[-1]
         try:
             arguments = json.loads(note.data or b"{}")
-            if verb not in verbs or not isinstance(arguments, dict):
-                raise InvalidMessageError(f"{verb!r} is not a call", hint=f"one of {', '.join(verbs)}")
-            answer = {"ok": await verbs[verb](**arguments)}
+            if not isinstance(arguments, dict):
+                raise InvalidMessageError(f"{verb}: not a JSON object")
+            answer = {"ok": await self._once(arguments.pop("callId", uuid.uuid4().hex), verb, arguments)}
         except SquadronError as error:
             answer = {"error": error.to_dict()}
         except (TypeError, ValueError) as error:
@@ -124,6 +133,24 @@ class Bridge:
             answer = {"error": SquadronError(f"{type(error).__name__}: {error}").to_dict()}
         if note.reply:
             await self._caller.bus.publish(note.reply, json.dumps(answer).encode())
+
+    async def _once(self, call_id: str, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Do a call, or wait for it if it was asked before under the same id."""
+        verbs: dict[str, Callable[..., Awaitable[dict[str, Any]]]] = {
+            "deploy": self.deploy,
+            "undeploy": self.undeploy,
+            "scale": self.scale,
+            "status": self.status,
+            "ping": self.ping,
+        }
+        if verb not in verbs:
+            raise InvalidMessageError(f"{verb!r} is not a call", hint=f"one of {', '.join(verbs)}")
+        task = self._calls.get(call_id)
+        if task is None:
+            task = self._calls[call_id] = asyncio.ensure_future(_awaited(verbs[verb](**arguments)))
+            if len(self._calls) > CALLS_KEPT:
+                self._calls.popitem(last=False)
+        return await asyncio.shield(task)
 
     async def ping(self) -> dict[str, Any]:
         """Who answers: process id, environment, addresses."""
@@ -147,12 +174,15 @@ class Bridge:
                     wanted[i] = each.model_copy(update={"scale": before.scale})
                 self._check_routes(each, wanted[:i])
             for each in wanted:
-                await self._queue.declare(_mailbox(each))
+                await self._queue.declare(self._mailbox(each))
             await self._write(*wanted)
             for each in wanted:
                 await self._registry.advertise(each.card)
                 await self._registry.renew(each.agent, STAND_IN)
         return {"agents": {each.agent: each.code["version"] for each in wanted}}
+
+    def _mailbox(self, deployment: Deployment) -> Mailbox:
+        return Mailbox(deployment.agent, deployment.patterns, self._lease_s)
 
     def _check_routes(self, wanted: Deployment, others: Sequence[Deployment]) -> None:
         cards = [*self._registry.cards(), *(other.card for other in others)]
@@ -169,22 +199,36 @@ class Bridge:
 
     async def _write(self, *deployments: Deployment) -> None:
         """Journal first: what was acknowledged is taken up again by the next bridge."""
+        before = dict(self._deployments)
         for each in deployments:
-            key = self._subjects.record("deployment", each.agent)
-            await self._records.append(key, each.model_dump_json().encode())
-            self._deployments[each.agent] = each
-        await self._replicas.apply(list(self._deployments.values()))
+            await self._record(each.agent, each)
+        try:
+            await self._replicas.apply(list(self._deployments.values()))
+        except DeployError:
+            for each in deployments:
+                await self._record(each.agent, before.get(each.agent))
+            raise
+
+    async def _record(self, agent: str, deployment: Deployment | None) -> None:
+        key = self._subjects.record("deployment", agent)
+        if deployment is None:
+            await self._records.erase(key)
+            self._deployments.pop(agent, None)
+        else:
+            await self._records.append(key, deployment.model_dump_json().encode())
+            self._deployments[agent] = deployment
 
     async def undeploy(self, agent: str) -> dict[str, Any]:
         """Stop an agent after its running turns; what waits in its mailbox is kept for its return."""
         async with self._writing:
-            if self._deployments.pop(agent, None) is None:
+            if agent not in self._deployments:
                 raise ConfigError(f"no agent {agent!r} is deployed", hint=self._known())
-            await self._records.erase(self._subjects.record("deployment", agent))
+            await self._records.append(self._subjects.record("leaving", agent), b"{}")
+            self._leaving.add(agent)
+            await self._record(agent, None)
             await self._registry.withdraw(agent)
             await self._registry.depart(agent, STAND_IN)
             await self._replicas.apply(list(self._deployments.values()))
-            await self._queue.remove(agent)
         return {"agent": agent}
 
     def _known(self) -> str:
@@ -238,15 +282,15 @@ class Bridge:
             for name, each in self._deployments.items()
         }
 
-    async def backlog(self, agent: str) -> Backlog:
-        """What one mailbox holds."""
-        return await self._queue.backlog(agent)
-
     async def _keep_sampling(self) -> None:
         while True:
-            with contextlib.suppress(SquadronError):
+            try:
+                held = await self._held()
+            except SquadronError as error:
+                self._log.info("bridge.no_sample", error=str(error))
+            else:
                 counts: dict[str, int] = dict.fromkeys(self._deployments, 0)
-                for subject, count in (await self._held()).items():
+                for subject, count in held.items():
                     for name in self._served_by(subject):
                         counts[name] += count
                 self._backlogs = counts
@@ -263,11 +307,12 @@ class Bridge:
             if any(matches(pattern, topic) for pattern in each.patterns)
         ]
 
-    async def _keep_presence(self) -> None:
-        """Stand in for agents that may be scaled to zero, and tell when a replica fell silent."""
+    async def _keep_up(self) -> None:
+        """Keep what runs as it is recorded, stand in for agents at zero, and tell when a replica fell silent."""
         while True:
             try:
                 self._states = await self._replicas.states()
+                await self._reconcile()
                 for name in list(self._deployments):
                     if self._states.get(name, AgentState(status="")).status in _ALIVE:
                         await self._registry.renew(name, STAND_IN)
@@ -278,11 +323,18 @@ class Bridge:
                 self._log.warning("bridge.upkeep", error=str(error))
             await asyncio.sleep(min(1.0, self._registry.heartbeat_s))
 
+    async def _reconcile(self) -> None:
+        async with self._writing:
+            declared = {name for name, state in self._states.items() if state.status != "DELETING"}
+            if declared != self._deployments.keys():
+                await self._replicas.apply(list(self._deployments.values()))
+            for name in self._leaving - self._states.keys():
+                if name not in self._deployments:
+                    await self._queue.remove(name)
+                await self._records.erase(self._subjects.record("leaving", name))
+                self._leaving.discard(name)
+
     async def _tell_offline(self, agent: str, replica: str) -> None:
         content = {"event": "agent_offline", "agent": agent, "replica": replica, "reason": "heartbeat lapsed"}
         message = AgentMessage.new("event", self._caller.identity, content, conversation_id="system")
         await self._caller.bus.publish(self._subjects.event("status.offline"), message.encode())
-
-
-def _mailbox(deployment: Deployment) -> Mailbox:
-    return Mailbox(deployment.agent, deployment.patterns, deployment.lease_s)

@@ -18,7 +18,7 @@ from squadron.runtime.errors import (
     MessageTooLargeError,
     RouteConflictError,
 )
-from squadron.runtime.ports import Backlog, Delivery, Entry, Feed, Headers, Mailbox, Note, Subscription
+from squadron.runtime.ports import Backlog, Delivery, Entry, Feed, Mailbox, Note, Subscription
 from squadron.runtime.subjects import TaskSubject, matches, overlap
 
 #: As in the embedded server's configuration.
@@ -134,7 +134,7 @@ class MemoryQueue:
     async def remove(self, name: str) -> None:
         self._mailboxes.pop(name, None)
 
-    async def put(self, subject: str, data: bytes, *, msg_id: str, headers: Headers | None = None) -> None:
+    async def put(self, subject: str, data: bytes, *, msg_id: str) -> None:
         TaskSubject.parse(subject)
         _check_size(data)
         if self._seen.seq(msg_id) is not None:
@@ -203,7 +203,7 @@ class MemoryBus:
     _subscriptions: list[_MemorySubscription] = field(default_factory=list)
     _turn: int = 0
 
-    async def publish(self, subject: str, data: bytes, *, headers: Headers | None = None) -> None:
+    async def publish(self, subject: str, data: bytes) -> None:
         self.deliver(Note(subject, data))
 
     def deliver(self, note: Note) -> int:

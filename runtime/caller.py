@@ -23,7 +23,7 @@ from squadron.runtime.errors import (
 from squadron.runtime.outcome import Outcome, Rejected, TimedOut, Undeliverable
 from squadron.runtime.ports import Clock, Journal, Note, Queue, Subscription, UnreliableBus
 from squadron.runtime.registry import Registry
-from squadron.runtime.subjects import NORMAL_PRIORITY, Subjects, check_topic, token_of
+from squadron.runtime.subjects import NORMAL_PRIORITY, LiteSubject, Subjects, check_topic, token_of
 
 #: How long a caller waits for an outcome when it does not say; no call is without an end.
 DEFAULT_WITHIN_S = 60.0
@@ -221,8 +221,12 @@ class Caller:
                 del self._waiting[note.subject]
 
     async def _look_again(self) -> None:
-        for handle in list(self._waiting.values()):
-            await handle.look()
+        for key, handle in list(self._waiting.items()):
+            if handle.deadline.passed:
+                # Nobody came for it in time.
+                self._waiting.pop(key, None)
+            else:
+                await handle.look()
 
     async def ask(self, topic: str, content: Any, ask: Ask | None = None) -> Outcome:
         """Send a task and wait for its one outcome; never raises for what happens to the task."""
@@ -230,11 +234,16 @@ class Caller:
         return await self.outcome(handle)
 
     async def outcome(self, handle: Handle) -> Outcome:
-        """Wait for a submitted task."""
+        """Wait for a task that was submitted, here or by somebody else; may be called again if cancelled."""
+        if not handle.done and handle.reply_to not in self._waiting:
+            await self._listen(LiteSubject.parse(handle.reply_to).owner)
+            self._waiting[handle.reply_to] = handle
+            await handle.look()
         try:
             return await handle.outcome()
         finally:
-            self._waiting.pop(handle.reply_to, None)
+            if handle.done:
+                self._waiting.pop(handle.reply_to, None)
 
     async def submit(self, topic: str, content: Any, ask: Ask | None = None) -> Handle:
         """Send a task; it is durable when this returns.
@@ -249,7 +258,7 @@ class Caller:
         deadline = Deadline.after(ask.within_s, self.clock)
         handle = Handle(task_id, topic, reply_to, deadline, self.lite)
         try:
-            content = to_jsonable_python(content)
+            content = self._wrapped(topic, to_jsonable_python(content))
             refusal = await self._refusal(task_id, topic, content, ask)
             data = b"" if refusal else self._message(content, ask, handle).encode()
         except ValueError as error:
@@ -258,19 +267,19 @@ class Caller:
         if refusal is not None:
             handle.settle(refusal)
             return handle
-        await self._listen(owner)
-        if ask.task_id:
-            # Somebody may have asked under this id before, longer ago than the queue remembers it.
-            await handle.look()
-            if handle.done:
-                return handle
-        self._waiting[reply_to] = handle
         try:
+            await self._listen(owner)
+            if ask.task_id:
+                # Somebody may have asked under this id before, longer ago than the queue remembers it.
+                await handle.look()
+                if handle.done:
+                    return handle
+            self._waiting[reply_to] = handle
             await self._put(self.subjects.task(topic, ask.priority), data, token_of(task_id), deadline)
         except (MessageTooLargeError, BusUnavailableError) as error:
             kind = Undeliverable if error.retryable else Rejected
             handle.settle(kind(task_id=task_id, topic=topic, reason=str(error)))
-            del self._waiting[reply_to]
+            self._waiting.pop(reply_to, None)
         return handle
 
     async def _put(self, subject: str, data: bytes, msg_id: str, deadline: Deadline) -> None:
@@ -305,6 +314,11 @@ class Caller:
             routing=Routing(priority=ask.priority, timeout=max(1, round(ask.within_s * 1000))),
         )
         return message
+
+    def _wrapped(self, topic: str, content: Any) -> Any:
+        """A bare value goes to the only field that the topic takes."""
+        found = self.registry.find(topic)
+        return content if found is None else found.wrap(content)
 
     async def _refusal(self, task_id: str, topic: str, content: Any, ask: Ask) -> Outcome | None:
         common: dict[str, Any] = {"task_id": task_id, "topic": topic}

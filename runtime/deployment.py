@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Self
+from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -56,7 +56,6 @@ class Deployment(BaseModel):
     code: dict[str, str]
     slots: int = Field(ge=1)
     grace_s: float = Field(ge=0)
-    lease_s: float = Field(gt=0)
     num_cpus: float = Field(default=0, ge=0)
     num_gpus: float = Field(default=0, ge=0)
     bounds: Scale
@@ -83,4 +82,3 @@ class AgentState(BaseModel):
     message: str = ""
     running: int = 0
     target: int = 0
-    details: dict[str, Any] = Field(default_factory=dict)

@@ -107,7 +107,7 @@ class Queue(Protocol):
         """Forget a mailbox; what it holds stays in the queue for a later one. Unknown names are fine."""
         ...
 
-    async def put(self, subject: str, data: bytes, *, msg_id: str, headers: Headers | None = None) -> None:
+    async def put(self, subject: str, data: bytes, *, msg_id: str) -> None:
         """Store one message; it is durable when this returns, and once per `msg_id` within two minutes.
 
         Raises:
@@ -193,7 +193,7 @@ class Note:
 class UnreliableBus(Protocol):
     """At most once: who listens now hears it, nobody else ever does."""
 
-    async def publish(self, subject: str, data: bytes, *, headers: Headers | None = None) -> None:
+    async def publish(self, subject: str, data: bytes) -> None:
         """Send to whoever listens now."""
         ...
 

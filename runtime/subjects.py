@@ -72,6 +72,12 @@ def _check_pair(text: str, *, wildcards: bool) -> str:
     return text
 
 
+def lane_of(subject: str) -> int:
+    """The priority lane of a stored task, whatever else its subject is: a person's odd message has one, too."""
+    lane = subject.split(".")[5:6]
+    return int(lane[0][1]) if lane and re.fullmatch("p[0-9]", lane[0]) else NORMAL_PRIORITY
+
+
 def matches(pattern: str, topic: str) -> bool:
     """Whether `topic` is one of those that `pattern` stands for."""
     return all(p in ("*", t) for p, t in zip(pattern.split("."), topic.split("."), strict=True))

@@ -65,6 +65,13 @@ class SemanticTopic(BaseModel):
         fields = type(self).model_fields
         return state | {"__dict__": {k: v for k, v in state["__dict__"].items() if k in fields}}
 
+    def wrap(self, content: Any) -> Any:
+        """`content` as an object: a bare value is the only field's, if there is only one."""
+        fields = self.input_schema.get("properties")
+        if isinstance(content, dict) or content is None or not isinstance(fields, dict) or len(fields) != 1:
+            return content
+        return {next(iter(fields)): content}
+
     def check(self, content: Any) -> None:
         """Hold `content` (JSON data) against the input schema.
 

@@ -40,7 +40,7 @@ from squadron.runtime.outcome import (
     Undeliverable,
 )
 from squadron.runtime.ports import Delivery, Journal
-from squadron.runtime.subjects import LiteSubject, TaskSubject, matches, token_of
+from squadron.runtime.subjects import ROOT, LiteSubject, TaskSubject, matches, token_of
 from squadron.runtime.topics import SemanticTopic
 
 #: Life of an outcome and of stream chunks on their lite topic, in seconds: long enough for a caller that
@@ -122,7 +122,9 @@ class Turns:
             await self._bury_poison(delivery, error)
             return None
         lite_key, announce = self._reply_address(message, topic)
-        if delivery.lease.attempt > 1 and await self._stored(lite_key):
+        if delivery.lease.attempt > 1 and (stored := await self._stored(message, lite_key)):
+            # The replica before us died after it had stored the outcome, maybe before it had announced it.
+            await self._announce(announce, stored)
             await delivery.lease.settle()
             return None
         ended = await self._attempt(delivery, message, topic, lite_key)
@@ -149,14 +151,22 @@ class Turns:
         announce = message.reply_to or subjects.result(topic)
         return subjects.lite("outcome", token_of(message.id)), announce
 
-    async def _stored(self, lite_key: str) -> bool:
+    async def _stored(self, message: AgentMessage, lite_key: str) -> bytes | None:
+        """This task's outcome, if it is stored; another task's on the same lite topic does not count."""
         entry = await self._caller.lite.last(lite_key)
-        if entry is None:
-            return False
         try:
-            return AgentMessage.decode(entry.data).type == "result"
+            last = AgentMessage.decode(entry.data) if entry else None
         except InvalidMessageError:
-            return False
+            return None
+        ours = last is not None and last.type == "result" and last.context.parent_message_id == message.id
+        return entry.data if entry and ours else None
+
+    async def _announce(self, subject: str, data: bytes) -> None:
+        """Tell a foreign subject; ours are written by those they belong to, not by whoever names them."""
+        subjects = self._caller.subjects
+        foreign = not subject.startswith((f"{ROOT}.", "$")) or subject.startswith(subjects.result(""))
+        if foreign and _PUBLISHABLE.fullmatch(subject):
+            await self._caller.bus.publish(subject, data)
 
     async def _attempt(
         self, delivery: Delivery, message: AgentMessage, topic: str, lite_key: str
@@ -201,7 +211,8 @@ class Turns:
         try:
             async with limit:
                 answer = await handler.run(message.payload.content, context)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
+            # A handler that calls sys.exit() would take the replica along.
             common["latency_ms"] = (time.perf_counter() - started) * 1000
             common["tokens"] = context.tokens_spent
             if isinstance(error, TimeoutError) and limit.expired():
@@ -233,7 +244,7 @@ class Turns:
         )
 
     def _judge(
-        self, error: Exception, handler: Handler, common: dict[str, Any], context: Context
+        self, error: Exception | SystemExit, handler: Handler, common: dict[str, Any], context: Context
     ) -> Outcome | _Again:
         if isinstance(error, InvalidInputError):
             return Rejected(reason=str(error), details={"field": error.field}, **common)
@@ -288,8 +299,7 @@ class Turns:
         data = result.encode()
         msg_id = f"{token_of(message.id)}.outcome"
         await self._caller.lite.append(lite_key, data, ttl_s=self._lite_ttl_s, msg_id=msg_id)
-        if announce and _PUBLISHABLE.fullmatch(announce):
-            await self._caller.bus.publish(announce, data)
+        await self._announce(announce, data)
 
     async def _bury(self, delivery: Delivery, id: str, outcome: DeadLettered) -> None:
         content = outcome.to_content() | {"subject": delivery.subject, "taskId": id}

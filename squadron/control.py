@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import uuid
 from typing import Any
 
 from squadron.runtime.errors import BridgeUnavailableError, BusUnavailableError, SquadronError
@@ -39,7 +40,7 @@ class Control:
         Raises:
             BridgeUnavailableError: no bridge answers.
         """
-        data = json.dumps(arguments).encode()
+        data = json.dumps({"callId": uuid.uuid4().hex, **arguments}).encode()
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + CALL_WITHIN_S
         while True:

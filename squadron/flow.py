@@ -20,12 +20,12 @@ class Stream:
         self, submitting: Coroutine[Any, Any, Handle], outcome: Callable[[Handle], Awaitable[Outcome]]
     ) -> None:
         self._submitting, self._outcome = submitting, outcome
-        self._handle: Handle | None = None
+        self._handle: asyncio.Task[Handle] | None = None
 
     async def _submitted(self) -> Handle:
         if self._handle is None:
-            self._handle = await self._submitting
-        return self._handle
+            self._handle = asyncio.create_task(self._submitting, name="submit")
+        return await asyncio.shield(self._handle)
 
     async def __aiter__(self) -> AsyncIterator[Any]:
         handle = await self._submitted()
@@ -41,7 +41,7 @@ class Events:
     """Events as they come, as an async iterator; close it to stop listening."""
 
     def __init__(self) -> None:
-        self._queue: asyncio.Queue[AgentMessage] = asyncio.Queue()
+        self._queue: asyncio.Queue[AgentMessage | None] = asyncio.Queue()
         self._subscription: Subscription | None = None
 
     def hear(self, note: Note) -> None:
@@ -57,8 +57,8 @@ class Events:
         return self
 
     async def __aiter__(self) -> AsyncGenerator[AgentMessage, None]:
-        while True:
-            yield await self._queue.get()
+        while (message := await self._queue.get()) is not None:
+            yield message
 
     async def next(self, *, within_s: float) -> AgentMessage:
         """The next event.
@@ -66,9 +66,14 @@ class Events:
         Raises:
             TimeoutError: none came in time.
         """
-        return await asyncio.wait_for(self._queue.get(), within_s)
+        message = await asyncio.wait_for(self._queue.get(), within_s)
+        if message is None:
+            raise TimeoutError("the subscription was closed")
+        return message
 
     async def aclose(self) -> None:
         """Stop listening. May be called twice."""
         if self._subscription is not None:
             await self._subscription.aclose()
+            # Ends an iteration that waits for more.
+            self._queue.put_nowait(None)

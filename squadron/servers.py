@@ -9,18 +9,25 @@ from squadron.actors.credentials import forget_keys
 from squadron.config import Settings
 
 
-def start_cluster(settings: Settings) -> bool:
-    """Join or start Ray, and start the bridge on it; whether a local cluster was started for it.
+def starts_here(settings: Settings) -> bool:
+    """Whether bringing the environment up would start a local Ray cluster that doesn't run yet."""
+    from squadron.bridge.serve import local
+
+    ray = sys.modules.get("ray")
+    joined = ray is not None and bool(ray.is_initialized())
+    return settings.ray_address is None and not joined and local.find(settings.home) is None
+
+
+def start_cluster(settings: Settings) -> None:
+    """Join or start Ray, and start the bridge on it.
 
     Raises:
         ClusterUnavailableError: Ray or the bridge did not come up.
     """
-    from squadron.bridge.serve import cluster, local
+    from squadron.bridge.serve import cluster
 
-    ran_before = local.find(settings.home) is not None
-    found = cluster.join(settings)
+    cluster.join(settings)
     cluster.start_bridge(settings)
-    return found is not None and not ran_before
 
 
 def is_orphaned(ray_address: str) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib
 import os
 import socket
 import uuid
@@ -25,14 +24,14 @@ from squadron.runtime.deployment import Deployment, Scale
 from squadron.runtime.envelope import AgentIdentity
 from squadron.runtime.errors import (
     BridgeUnavailableError,
+    ClusterUnavailableError,
     DeployError,
-    InvalidAgentError,
     SquadronError,
 )
 from squadron.runtime.outcome import Outcome
 from squadron.runtime.subjects import NORMAL_PRIORITY, check_pattern
 from squadron.runtime.topics import ScoredTopic
-from squadron.servers import is_orphaned, start_cluster, stop_local
+from squadron.servers import is_orphaned, start_cluster, starts_here, stop_local
 
 #: How long a deploy may take, in seconds: on 2 cores a replica needs 1 to 3 s, a cold import more.
 DEPLOY_WITHIN_S = 120.0
@@ -52,10 +51,10 @@ class Squad:
     In a plain script the same calls without `await`: `with Squad.up() as squad: squad.ask(…)`.
     """
 
-    def __init__(self, wiring: Wiring, settings: Settings, *, started_here: bool) -> None:
+    def __init__(self, wiring: Wiring, settings: Settings) -> None:
         self.settings = settings
         self._wiring, self._control = wiring, Control(wiring.bus, wiring.subjects)
-        self._started_here = started_here
+        self._started_here = False
         self._deployed: set[str] = set()
         self._closed = asyncio.Event()
 
@@ -81,12 +80,18 @@ class Squad:
         async def open_squad() -> Squad:
             chosen = settings or Settings.load(**overrides)
             wiring = await Wiring.open(chosen, _identity(), create=True)
-            squad = cls(wiring, chosen, started_here=False)
+            squad = cls(wiring, chosen)
             try:
                 bridge = await squad._control.bridge()
                 if bridge is None or is_orphaned(bridge["ray"]):
-                    squad._started_here = chosen.ray_address is None
-                    squad._started_here = await asyncio.to_thread(start_cluster, chosen)
+                    # Known before the start, so that one that fails or is cancelled is cleared away.
+                    squad._started_here = starts_here(chosen)
+                    await asyncio.to_thread(start_cluster, chosen)
+                    if await squad._control.bridge() is None:
+                        raise ClusterUnavailableError(
+                            f"the Ray cluster has a bridge for {chosen.env!r} that is on another NATS server",
+                            hint="use that server's NATS_URL, or another SQUADRON_ENV",
+                        )
             except BaseException:
                 await squad.aclose()
                 raise
@@ -106,8 +111,9 @@ class Squad:
         async def open_squad() -> Squad:
             chosen = settings or Settings.load(**overrides)
             wiring = await Wiring.open(chosen, _identity())
-            squad = cls(wiring, chosen, started_here=False)
-            if await squad._control.bridge() is None:
+            squad = cls(wiring, chosen)
+            # A bridge that was just killed is back in two seconds; agents serve on without it.
+            if not wiring.registry.cards() and await squad._control.bridge() is None:
                 await wiring.aclose()
                 raise BridgeUnavailableError(
                     f"environment {chosen.env!r} has no bridge", hint="start it with `squadron up`"
@@ -123,8 +129,8 @@ class Squad:
         self._closed.set()
         if self._started_here:
             # Else they would come back with the next start, as agents of a running environment should.
-            with contextlib.suppress(SquadronError, TimeoutError):
-                for agent in self._deployed:
+            for agent in self._deployed:
+                with contextlib.suppress(SquadronError, TimeoutError):
                     await asyncio.wait_for(self._control.call("undeploy", agent=agent), 5.0)
         await self._wiring.aclose()
         if self._started_here:
@@ -178,7 +184,7 @@ class Squad:
             RouteConflictError: another agent serves one of the topics.
             DeployError: a replica could not start, or not in time; carries the reason.
         """
-        classes = [load_agent(each) if isinstance(each, str) else each for each in agents]
+        classes = [code.load_agent(each) if isinstance(each, str) else each for each in agents]
         deployments = [(await self._pack(each)).model_dump(mode="json") for each in classes]
         wanted: dict[str, str] = (await self._control.call("deploy", deployments=deployments))["agents"]
         self._deployed.update(wanted)
@@ -195,7 +201,6 @@ class Squad:
             code=packed.to_dict(),
             slots=agent_class.slots,
             grace_s=agent_class.grace_s,
-            lease_s=self.settings.lease_s,
             num_cpus=agent_class.num_cpus,
             num_gpus=agent_class.num_gpus,
             bounds=bounds,
@@ -348,7 +353,7 @@ class Squad:
         if self._wiring.registry.find("goal.pursue") is None:
             await self.deploy(Supervisor)
         chosen = model or self.settings.model or default_model_spec(os.environ)
-        if self.settings.is_embedded:
+        if self.settings.ray_address is None:
             await asyncio.to_thread(remember_keys, self.settings.home)
         stream = self.stream(
             "goal.pursue",
@@ -379,21 +384,3 @@ def _runs(agent: dict[str, Any], version: str) -> bool:
         return False
     asleep = agent["scale"].split("..")[0] == "0"
     return agent["status"] == "RUNNING" and (bool(versions) or asleep)
-
-
-def load_agent(path: str) -> type[Agent]:
-    """Import `module:Class`.
-
-    Raises:
-        InvalidAgentError: there is no such module or class, or it is not an agent.
-    """
-    module_name, _, name = path.partition(":")
-    if not name:
-        raise InvalidAgentError(f"{path!r} is not module:Class", hint="for example my_agents:Analyst")
-    try:
-        found = getattr(importlib.import_module(module_name), name)
-    except ModuleNotFoundError as error:
-        raise InvalidAgentError(f"{path}: {error}", hint="run it from the folder the module is in") from None
-    except AttributeError:
-        raise InvalidAgentError(f"module {module_name!r} has no {name!r}") from None
-    return AgentSpec.of(found).agent_class

@@ -10,7 +10,7 @@ from nats.aio.subscription import Subscription as NatsSubscription
 
 from squadron.bridge.jetstream.connect import Connection
 from squadron.runtime.errors import BusUnavailableError
-from squadron.runtime.ports import Headers, Note, Subscription
+from squadron.runtime.ports import Note, Subscription
 
 
 class JetStreamSubscription:
@@ -34,9 +34,9 @@ class CoreBus:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    async def publish(self, subject: str, data: bytes, *, headers: Headers | None = None) -> None:
+    async def publish(self, subject: str, data: bytes) -> None:
         """Send to whoever listens now."""
-        await self._connection.publish(subject, data, headers=dict(headers) if headers else None)
+        await self._connection.publish(subject, data)
 
     async def subscribe(self, pattern: str, sink: Callable[[Note], None], *, group: str = "") -> Subscription:
         """Hear everything on `pattern`; the server knows of it when this returns."""

@@ -34,6 +34,8 @@ RECONNECT_WAIT_S = 0.25
 
 #: Status of the answer that a server gives for want of anybody else (ADR-4 of NATS).
 _NO_RESPONDERS = "503"
+#: How a batch of direct gets ends: that was all, or there is none.
+_BATCH_ENDS = ("204", "404")
 
 _log = structlog.get_logger("squadron.nats")
 
@@ -163,31 +165,33 @@ class Connection:
             )
 
     async def request_many(self, subject: str, data: bytes) -> list[Msg]:
-        """One question, answers until one of them carries a status (a JetStream batch ends so).
+        """One direct get of a batch: the entries, until the server says that it is over (ADR-31 of NATS).
 
         Raises:
-            BusUnavailableError: the last answer did not come in time.
+            BusUnavailableError: the end did not come in time, or nobody answers.
         """
         answers: list[Msg] = []
-        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
         def collect(msg: Msg) -> None:
-            if msg.headers and "Status" in msg.headers:
-                if not ended.done():
-                    ended.set_result(None)
-            else:
+            headers = msg.headers or {}
+            if "Nats-Sequence" in headers:
                 answers.append(msg)
+            elif not ended.done():
+                ended.set_result(headers.get("Status", ""))
 
         inbox = self.client.new_inbox()
         try:
             subscription = await self.listen(inbox, collect)
             try:
                 await self.client.publish(subject, data, reply=inbox)
-                await asyncio.wait_for(ended, API_WITHIN_S)
+                status = await asyncio.wait_for(ended, API_WITHIN_S)
             finally:
                 await subscription.unsubscribe()
         except (TimeoutError, nats.errors.Error, OSError) as error:
             raise BusUnavailableError(f"no answer on {subject}: {error or type(error).__name__}") from None
+        if status not in _BATCH_ENDS:
+            raise BusUnavailableError(f"{subject} answered with status {status!r}")
         return answers
 
     async def publish(

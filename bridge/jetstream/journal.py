@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
+import time
 from collections.abc import AsyncGenerator
 
 from nats.aio.msg import Msg
@@ -22,8 +24,9 @@ LOOK_S = 5.0
 #: again after these pauses, in seconds.
 SETTLE_S = (0.001, 0.004, 0.02, 0.1)
 
-#: How often an entry with an id is sent before it counts as not stored.
-TRIES = 3
+#: How long to go on over an absence of the server, in seconds: with an entry that has an id, and with a read
+#: that is not live. A restart takes one or two.
+PERSIST_S = 20.0
 
 #: JetStream error codes (nats-server `errors.json`).
 _WRONG_LAST_SEQUENCE = (10071, 10164)
@@ -53,21 +56,23 @@ class JetStreamJournal:
             headers["Nats-Msg-Id"] = msg_id
         if expect_seq is not None:
             headers["Nats-Expected-Last-Subject-Sequence"] = str(expect_seq)
-        # With an id the same entry is stored once, so that it may be sent again when an answer was lost.
-        tries = TRIES if msg_id is not None and expect_seq is None else 1
+        give_up_at = time.monotonic() + PERSIST_S
         while True:
-            tries -= 1
             try:
                 return read_ack(await self._connection.request(key, data, headers=headers), key)
             except BusUnavailableError:
-                if tries == 0:
+                # With an id the same entry is stored once, so that it may be sent again.
+                if msg_id is None or expect_seq is not None or time.monotonic() > give_up_at:
                     raise
                 await asyncio.sleep(RECONNECT_WAIT_S)
 
     async def last(self, key: str) -> Entry | None:
         """The newest entry of one key."""
         answer = await self._connection.request(f"$JS.API.DIRECT.GET.{self._stream}.{key}", b"")
-        if answer.headers and "Status" in answer.headers:
+        headers = answer.headers or {}
+        if "Nats-Sequence" not in headers:
+            if headers.get("Status") != "404":
+                raise BusUnavailableError(f"{key}: the stream answered {headers.get('Status')}")
             return None
         return _entry(answer)
 
@@ -84,7 +89,7 @@ class JetStreamJournal:
         try:
             while True:
                 woken.clear()
-                async for entry in self._stored(pattern, from_seq):
+                async for entry in self._stored(pattern, from_seq, live):
                     from_seq = entry.seq + 1
                     yield entry
                 if not live:
@@ -100,17 +105,21 @@ class JetStreamJournal:
         except TimeoutError:
             return
         for pause_s in SETTLE_S:
-            if await self._fetch(pattern, from_seq, 1):
-                return
+            with contextlib.suppress(BusUnavailableError):
+                if await self._fetch(pattern, from_seq, 1):
+                    return
             await asyncio.sleep(pause_s)
 
-    async def _stored(self, pattern: str, from_seq: int) -> AsyncGenerator[Entry, None]:
+    async def _stored(self, pattern: str, from_seq: int, live: bool) -> AsyncGenerator[Entry, None]:
+        give_up_at = time.monotonic() + PERSIST_S
         while True:
             try:
                 batch = await self._fetch(pattern, from_seq, BATCH)
             except BusUnavailableError:
-                # The server is away; what is stored stays stored.
-                await asyncio.sleep(0.25)
+                # The server is away; what is stored stays stored. Who follows live waits for ever.
+                if not live and time.monotonic() > give_up_at:
+                    raise
+                await asyncio.sleep(RECONNECT_WAIT_S)
                 continue
             for entry in batch:
                 yield entry

@@ -22,9 +22,9 @@ from squadron.bridge.jetstream.bus import CoreBus
 from squadron.bridge.jetstream.connect import NANOSECONDS, Connection
 from squadron.bridge.jetstream.journal import read_ack
 from squadron.bridge.jetstream.streams import StreamNames
-from squadron.runtime.errors import BusUnavailableError, InvalidSubjectError, RouteConflictError, SquadronError
-from squadron.runtime.ports import Backlog, Delivery, Feed, Headers, Mailbox, Note, Subscription
-from squadron.runtime.subjects import NORMAL_PRIORITY, Subjects, TaskSubject, overlap
+from squadron.runtime.errors import BusUnavailableError, RouteConflictError, SquadronError
+from squadron.runtime.ports import Backlog, Delivery, Feed, Mailbox, Note, Subscription
+from squadron.runtime.subjects import NORMAL_PRIORITY, Subjects, TaskSubject, lane_of, matches
 
 #: Life of one pull request and its heartbeat, in seconds. A pull that was silent for two heartbeats is lost.
 PULL_EXPIRES_S, PULL_HEARTBEAT_S = 30, 5
@@ -35,23 +35,16 @@ MAX_WAITING = 10_000
 
 #: JetStream error codes (nats-server `errors.json`).
 _FILTER_NOT_UNIQUE, _MULTIPLE_NOT_FILTERED = 10100, 10099
-_CONSUMER_NOT_FOUND = 10014
 
 _log = structlog.get_logger("squadron.queue")
 
 
 def filters(subjects: Subjects, patterns: tuple[str, ...], priority: int = NORMAL_PRIORITY) -> list[str]:
     """Subject filters of one lane; a topic inside a family of the same mailbox needs none of its own."""
-    broad = [one for one in patterns if not any(one != other and _covers(other, one) for other in patterns)]
+    broad = [one for one in patterns if not any(one != other and matches(other, one) for other in patterns)]
     plain = [subjects.task(pattern, priority) for pattern in broad]
     # The normal lane has no token, but somebody may spell it out.
     return plain if priority != NORMAL_PRIORITY else [*plain, *(f"{each}.p{NORMAL_PRIORITY}" for each in plain)]
-
-
-def _covers(family: str, topic: str) -> bool:
-    return overlap(family, topic) and all(
-        f == "*" or f == t for f, t in zip(family.split("."), topic.split("."), strict=True)
-    )
 
 
 class JetStreamLease:
@@ -119,7 +112,8 @@ class _Lane:
     def _hear(self, msg: Msg) -> None:
         self._heard_at = asyncio.get_running_loop().time()
         status = (msg.headers or {}).get("Status")
-        if status is None:
+        # A sender may have put a header of this name on a task; only deliveries are to be acknowledged.
+        if status is None or msg.reply.startswith("$JS.ACK."):
             self.asked -= 1
             self._feed.arrived(self.priority, msg)
         elif status != "100":
@@ -174,10 +168,7 @@ class PullFeed:
         return [f"{self._subjects.task(pattern)}.*" for pattern in self._mailbox.patterns]
 
     def _hear_lane(self, note: Note) -> None:
-        try:
-            priority = TaskSubject.parse(note.subject).priority
-        except InvalidSubjectError:
-            return
+        priority = lane_of(note.subject)
         if priority not in self._lanes:
             self._unopened.add(priority)
             self._work.set()
@@ -186,7 +177,7 @@ class PullFeed:
         """Open the lanes that were heard of; one after the other, so that each is opened once."""
         if self._look:
             for subject in await subjects_held(self.connection, self.stream, self._lane_patterns()):
-                self._unopened.add(TaskSubject.parse(subject).priority)
+                self._unopened.add(lane_of(subject))
             self._look = False
         for priority in sorted(self._unopened, reverse=True):
             if priority not in self._lanes:
@@ -311,11 +302,11 @@ class JetStreamQueue:
         infos = await asyncio.gather(*(self._info(each) for each in (name, *lanes)))
         return [info["name"] for info in infos if info is not None]
 
-    async def put(self, subject: str, data: bytes, *, msg_id: str, headers: Headers | None = None) -> None:
+    async def put(self, subject: str, data: bytes, *, msg_id: str) -> None:
         """Store one message; it is durable when this returns."""
         TaskSubject.parse(subject)
-        extra = {"Nats-Msg-Id": msg_id, **(headers or {})}
-        read_ack(await self._connection.request(subject, data, headers=extra), subject)
+        headers = {"Nats-Msg-Id": msg_id}
+        read_ack(await self._connection.request(subject, data, headers=headers), subject)
 
     async def consume(self, mailbox: Mailbox, sink: Callable[[Delivery], None]) -> Feed:
         """Pull from the mailbox."""
@@ -333,7 +324,7 @@ class JetStreamQueue:
         lanes: Counter[int] = Counter()
         held = await subjects_held(self._connection, self._stream, [f"{each}.*" for each in normal])
         for subject, count in held.items():
-            if (priority := TaskSubject.parse(subject).priority) != NORMAL_PRIORITY:
+            if (priority := lane_of(subject)) != NORMAL_PRIORITY:
                 lanes[priority] += count
         infos = await asyncio.gather(*(self._info(f"{name}=p{priority}") for priority in lanes))
         taken = sum(lane["num_ack_pending"] for lane in infos if lane is not None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -53,6 +52,7 @@ class BridgeActor:
             ServeReplicas(settings.env),
             held,
             facts,
+            lease_s=settings.lease_s,
         )
         await self._bridge.start()
         self._bindings = Bindings(self._wiring)
@@ -119,9 +119,3 @@ class BridgeActor:
         """For Ray tasks and actors: what a lite topic holds, as (sequence, bytes)."""
         key = self._wiring.subjects.lite(owner, id)
         return [(entry.seq, entry.data) async for entry in self._wiring.lite.read(key, from_seq=from_seq)]
-
-    async def drain(self) -> None:
-        """Stop the bindings' pumps after their running calls, and leave the bus."""
-        await self._bindings.aclose()
-        await self._bridge.aclose()
-        await asyncio.wait_for(self._wiring.aclose(), 5.0)

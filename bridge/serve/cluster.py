@@ -23,11 +23,8 @@ DOWNSCALE_DELAY_S = 30.0
 HEALTH_PERIOD_S = 1.0
 
 
-def join(settings: Settings) -> local.LocalRay | None:
+def join(settings: Settings) -> None:
     """Connect this process to Ray: the one it is in, the user's, or the local one (started if needed).
-
-    Returns:
-        The local cluster, if it is that.
 
     Raises:
         ClusterUnavailableError: it can't be reached or started; says what to do.
@@ -57,7 +54,6 @@ def join(settings: Settings) -> local.LocalRay | None:
             raise ClusterUnavailableError(
                 f"Ray at {address} can't be joined: {error}", hint="check RAY_ADDRESS and RAY_AUTH_MODE"
             ) from None
-    return found
 
 
 def _read_environment_again() -> None:
@@ -129,7 +125,6 @@ class ServeReplicas:
 
     def __init__(self, environment: str) -> None:
         self._environment = environment
-        self._prefix = f"{environment}-"
 
     async def apply(self, deployments: Sequence[Deployment]) -> None:
         """Declare exactly these agents."""
@@ -141,11 +136,7 @@ class ServeReplicas:
         from ray.serve.schema import ServeDeploySchema
 
         client = _client()
-        foreign = [
-            config
-            for name, config in self._declared(client).items()
-            if not (config.get("import_path") == IMPORT_PATH and name.startswith(self._prefix))
-        ]
+        foreign = [config for name, config in self._declared(client).items() if not self._is_ours(name)]
         ours = [application(self._environment, each) for each in deployments]
         try:
             config = ServeDeploySchema.model_validate(
@@ -154,6 +145,9 @@ class ServeReplicas:
             client.deploy_apps(config)
         except (ValidationError, ray.exceptions.RayError) as error:
             raise DeployError(f"Ray Serve refused the declaration: {error}") from None
+
+    def _is_ours(self, application: str) -> bool:
+        return application.partition(SEPARATOR)[0] == self._environment
 
     @staticmethod
     def _declared(client: Any) -> dict[str, dict[str, Any]]:
@@ -171,12 +165,14 @@ class ServeReplicas:
     def _states(self) -> dict[str, AgentState]:
         applications = _client().get_serve_details()["applications"]
         return {
-            name.removeprefix(self._prefix): _state(details)
+            name.partition(SEPARATOR)[2]: _state(details)
             for name, details in applications.items()
-            if name.startswith(self._prefix)
+            if self._is_ours(name)
         }
 
 
+#: Between environment and agent in an application's name; neither may contain it.
+SEPARATOR = "."
 #: What Serve calls on a node to build one of our applications.
 IMPORT_PATH = "squadron.bridge.serve.replica:build"
 
@@ -185,7 +181,7 @@ def application(environment: str, deployment: Deployment) -> dict[str, Any]:
     """An agent as a Serve application; only a change of `args` restarts replicas (measured, Ray 2.60)."""
     scale = deployment.scale
     return {
-        "name": f"{environment}-{deployment.agent}",
+        "name": f"{environment}{SEPARATOR}{deployment.agent}",
         "import_path": IMPORT_PATH,
         "route_prefix": None,
         "args": {

@@ -150,9 +150,12 @@ class AgentReplica:
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(self._wiring.settings.heartbeat_s)
-            with contextlib.suppress(SquadronError):
+            try:
                 await self._renew()
                 await self._tell("heartbeat")
+            except Exception as error:
+                # The next one tells again; a replica that is deaf for long fails its health check.
+                self._log.info("replica.no_heartbeat", error=str(error))
 
     async def check_health(self) -> None:
         """Ray Serve asks every second; a replica that has been deaf for long is replaced."""
@@ -171,10 +174,11 @@ class AgentReplica:
         if getattr(self, "_stopped", True):
             return
         self._stopped = True
-        self._heart.cancel()
         for ear in self._ears:
             await ear.aclose()
+        # It stays present while it finishes what runs.
         await self._pump.drain(self._grace_s)
+        self._heart.cancel()
         with contextlib.suppress(SquadronError):
             await self._wiring.registry.depart(self._name, self._identity.id)
             await self._tell("offline")

@@ -207,7 +207,7 @@ async def _deploy(ctx: typer.Context, paths: list[str], within_s: float, as_json
 
 def _load(path: str) -> type[Agent]:
     """Import an agent of the user's; whatever goes wrong in their module is said in one line."""
-    from squadron.squad import load_agent
+    from squadron.bridge.code import load_agent
 
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())

@@ -72,7 +72,7 @@ class Site:
         async def held() -> dict[str, int]:
             return self.held
 
-        bridge = Bridge(caller, self.queue, self.records, self.replicas, held, {"nats": "here"})
+        bridge = Bridge(caller, self.queue, self.records, self.replicas, held, {"nats": "here"}, lease_s=2.0)
         await bridge.start()
         self.bridges.append(bridge)
         return bridge
@@ -197,7 +197,8 @@ async def test_the_next_bridge_takes_up_what_is_recorded(site: Site) -> None:
 
     await site.bridge()
 
-    ((reader,),) = site.replicas.applied
+    await _eventually(lambda: site.replicas.applied)
+    (reader,) = site.replicas.applied[-1]
     assert (reader.agent, str(reader.scale)) == ("reader", "2")
     await site.queue.put(site.subjects.task("book.read"), b"x", msg_id="1")
     assert await site.queue.backlog("reader") == Backlog(1, 0)
