@@ -273,7 +273,8 @@ class TopicSpec:
         try:
             return self.output.dump_python(self.output.validate_python(value), mode="json")
         except (ValidationError, PydanticSerializationError) as error:
-            detail = str(error).replace("\n", " ")
+            first = error.errors(include_url=False)[0]["msg"] if isinstance(error, ValidationError) else str(error)
+            detail = first.replace("\n", " ")
             raise OutputError(f"{self.topic.name} returned what it does not promise: {detail}") from None
 
 

@@ -42,12 +42,15 @@ def load_agent(path: str) -> type[Agent]:
         InvalidAgentError: there is no such module or class, or it is not an agent.
     """
     module_name, _, name = path.partition(":")
-    if not name:
-        raise InvalidAgentError(f"{path!r} is not module:Class", hint="for example my_agents:Analyst")
+    if not name or not all(part.isidentifier() for part in module_name.split(".")):
+        stem = Path(module_name).stem if module_name.endswith(".py") else "my_agents"
+        raise InvalidAgentError(f"{path!r} is not module:Class", hint=f"for example {stem}:{name or 'Analyst'}")
     try:
         found = getattr(importlib.import_module(module_name), name)
     except ModuleNotFoundError as error:
-        raise InvalidAgentError(f"{path}: {error}", hint="run it from the folder the module is in") from None
+        missing = error.name in (module_name, module_name.partition(".")[0])
+        hint = "run it from the folder the module is in" if missing else f"install {error.name}"
+        raise InvalidAgentError(f"{path}: {error}", hint=hint) from None
     except AttributeError:
         raise InvalidAgentError(f"module {module_name!r} has no {name!r}") from None
     return AgentSpec.of(found).agent_class

@@ -242,6 +242,12 @@ class Bridge:
             if deployment is None:
                 raise ConfigError(f"no agent {agent!r} is deployed", hint=self._known())
             scale = Scale.parse(to, deployment.bounds)
+            capacity = await self._replicas.capacity()
+            if scale.minimum > capacity:
+                raise ConfigError(
+                    f"{scale.minimum} replicas of {agent} are more than the cluster has memory for",
+                    hint=f"it holds about {capacity}; add nodes first",
+                )
             await self._write(deployment.model_copy(update={"scale": scale}))
         return {"agent": agent, "scale": str(scale)}
 

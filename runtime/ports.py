@@ -228,3 +228,7 @@ class Replicas(Protocol):
     async def states(self) -> dict[str, AgentState]:
         """How each agent is doing, by name."""
         ...
+
+    async def capacity(self) -> int:
+        """How many replicas the cluster's memory holds at most, over all agents."""
+        ...

@@ -81,12 +81,13 @@ class SemanticTopic(BaseModel):
         if self._validator.is_valid(content):
             return
         error = _cause(next(iter(self._validator.iter_errors(content))))
-        path = [str(part) for part in error.instance_path]
+        path, message = [str(part) for part in error.instance_path], error.message
         if isinstance(error.kind, jsonschema_rs.ValidationErrorKind.Required):
             path.append(str(error.kind.property))
+            message = "is required"
         field = ".".join(path)
         raise InvalidInputError(
-            f"{self.name}: {f'field {field!r}: ' if field else ''}{error.message}",
+            f"{self.name}: {f'field {field!r}: ' if field else ''}{message}",
             field=field,
             hint=f"takes {describe_input(self.input_schema)}",
         )

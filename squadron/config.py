@@ -195,6 +195,6 @@ def _bad(name: str, value: str, fix: str) -> ConfigError:
 def _reject_unknown(names: Any, known: Any, what: str) -> None:
     choices = sorted(known)
     for name in sorted(set(names) - set(choices)):
-        nearest = difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
+        nearest = difflib.get_close_matches(name, choices, n=1, cutoff=0.75)
         hint = f"did you mean {nearest[0]}?" if nearest else f"known are {', '.join(choices)}"
         raise ConfigError(f"unknown {what} {name!r}", hint=hint)

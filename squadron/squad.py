@@ -222,7 +222,8 @@ class Squad:
                 if each["status"] in ("DEPLOY_FAILED", "UNHEALTHY"):
                     reason = each["message"].strip().splitlines() or ["no reason given"]
                     raise DeployError(
-                        f"{each['agent']} could not start: {reason[-1]}", hint="the traceback: `squadron status`"
+                        f"{each['agent']} could not start: {reason[-1]}",
+                        hint="`squadron status` has the traceback; deploy it anew, or undeploy it",
                     )
             waiting = [each["agent"] for each in agents if not _runs(each, wanted[each["agent"]])]
             if len(agents) == len(wanted) and not waiting:

@@ -18,7 +18,7 @@ from nats.aio.subscription import Subscription
 
 from squadron.bridge.jetstream import embedded
 from squadron.config import Settings
-from squadron.runtime.errors import BusUnavailableError, ConfigError, MessageTooLargeError
+from squadron.runtime.errors import BusUnavailableError, ConfigError, MessageTooLargeError, SquadronError
 
 NANOSECONDS = 1_000_000_000
 #: How long a server may take to answer an API call or to acknowledge a publish, in seconds.
@@ -250,31 +250,77 @@ async def connect(settings: Settings, *, name: str, start_embedded: bool = False
     if settings.nats_tls_ca or settings.nats_tls_cert:
         options["tls"] = _tls(settings)
 
-    async def on_error(error: Exception) -> None:
-        # Must never raise: an exception here ends nats-py's read loop and the connection goes deaf.
-        _log.warning("nats.error", error=str(error) or type(error).__name__)
-
+    trouble = _Trouble(url)
+    connecting = asyncio.create_task(_connect(connection, url, name, trouble, options), name="nats connect")
     try:
-        await asyncio.wait_for(
-            connection.client.connect(
-                servers=[part.strip() for part in url.split(",")],
-                name=name,
-                connect_timeout=2,
-                max_reconnect_attempts=-1,
-                reconnect_time_wait=RECONNECT_WAIT_S,  # type: ignore[arg-type]  # it is slept, so a fraction is fine
-                ping_interval=PING_INTERVAL_S,
-                max_outstanding_pings=2,
-                error_cb=on_error,
-                reconnected_cb=connection.reconnected,
-                **options,
-            ),
-            CONNECT_WITHIN_S,
-        )
-        await connection.open()
-    except Exception as error:
+        await asyncio.wait({connecting, trouble.final}, timeout=CONNECT_WITHIN_S, return_when="FIRST_COMPLETED")
+        if not connecting.done():
+            raise trouble.error()
+        await connecting
+    except BaseException as error:
+        connecting.cancel()
         await connection.client.close()
-        raise _refused(url, error) from None
+        if isinstance(error, nats.errors.Error | OSError | ValueError):
+            raise trouble.error(error) from None
+        raise
+    trouble.connected = True
     return connection
+
+
+async def _connect(
+    connection: Connection, url: str, name: str, trouble: _Trouble, options: dict[str, Any]
+) -> None:
+    await connection.client.connect(
+        servers=[part.strip() for part in url.split(",")],
+        name=name,
+        connect_timeout=2,
+        max_reconnect_attempts=-1,
+        reconnect_time_wait=RECONNECT_WAIT_S,  # type: ignore[arg-type]  # it is slept, so a fraction is fine
+        ping_interval=PING_INTERVAL_S,
+        max_outstanding_pings=2,
+        error_cb=trouble.hear,
+        reconnected_cb=connection.reconnected,
+        **options,
+    )
+    await connection.open()
+
+
+class _Trouble:
+    """What nats-py tells while it tries: it goes on for ever, so somebody else must say when it is hopeless."""
+
+    def __init__(self, url: str) -> None:
+        # A URL may hold a password; only the host is shown.
+        self._host = url.rsplit("@", 1)[-1]
+        self._servers = len(url.split(","))
+        self._heard: list[Exception] = []
+        self.final: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.connected = False
+
+    async def hear(self, error: Exception) -> None:
+        """Take in one error. Must never raise: an exception here ends nats-py's read loop."""
+        if self.connected:
+            _log.warning("nats.error", error=str(error) or type(error).__name__)
+            return
+        self._heard.append(error)
+        tried_all = len(self._heard) >= 2 * self._servers
+        if (tried_all or self._is_refusal(error)) and not self.final.done():
+            self.final.set_result(None)
+
+    @staticmethod
+    def _is_refusal(error: Exception) -> bool:
+        return "authorization" in str(error).lower()
+
+    def error(self, last: Exception | None = None) -> SquadronError:
+        """What to tell the user."""
+        heard = [*self._heard, *([last] if last else [])]
+        if any(self._is_refusal(each) for each in heard):
+            return ConfigError(
+                f"NATS at {self._host} refused the credentials", hint="check NATS_URL, NATS_CREDS or NATS_NKEY"
+            )
+        detail = (str(heard[-1]) or type(heard[-1]).__name__) if heard else f"no answer in {CONNECT_WITHIN_S:g} s"
+        return BusUnavailableError(
+            f"NATS at {self._host} can't be reached: {detail}", hint="is the server running, and NATS_URL right?"
+        )
 
 
 async def _address(settings: Settings, start_embedded: bool) -> tuple[str, str]:
@@ -298,16 +344,3 @@ def _tls(settings: Settings) -> ssl.SSLContext:
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(f"TLS files: {error}", hint="check NATS_CA, NATS_CERT and NATS_KEY") from None
     return context
-
-
-def _refused(url: str, error: Exception) -> Exception:
-    # A URL may hold a password; only the host is shown.
-    host = url.rsplit("@", 1)[-1]
-    detail = str(error) or type(error).__name__
-    if "authorization" in detail.lower():
-        return ConfigError(
-            f"NATS at {host} refused the credentials", hint="check NATS_URL, NATS_CREDS or NATS_NKEY"
-        )
-    return BusUnavailableError(
-        f"NATS at {host} can't be reached: {detail}", hint="is the server running, and NATS_URL right?"
-    )

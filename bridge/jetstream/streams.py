@@ -86,7 +86,10 @@ async def ensure_streams(connection: Connection, names: StreamNames) -> None:
         name = config["name"]
         answer = await connection.api(f"STREAM.CREATE.{name}", config)
         if answer.get("error", {}).get("err_code") == _STREAM_NAME_IN_USE:
-            answer = await connection.api(f"STREAM.UPDATE.{name}", config)
+            present = (await connection.api(f"STREAM.INFO.{name}", {})).get("config", {})
+            # Replicas, placement and limits are the operator's, once the stream is there.
+            ours = {key: value for key, value in config.items() if key != "num_replicas"}
+            answer = await connection.api(f"STREAM.UPDATE.{name}", present | ours)
         if error := answer.get("error"):
             raise BusUnavailableError(
                 f"NATS refused the stream {name}: {error.get('description')}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import hashlib
 import json
 from typing import Any
 
@@ -42,7 +43,7 @@ class CallHandler:
         try:
             return await (call(**content) if isinstance(content, dict) else call(content))
         except ray.exceptions.RayTaskError as error:
-            raise error.cause from None
+            raise (error.cause or error) from None
 
 
 class Bindings:
@@ -131,5 +132,5 @@ class Bindings:
 
 
 def _name(pattern: str) -> str:
-    """A binding's mailbox; a token, so a wildcard gets a letter that no wildcard-free topic collides with."""
-    return "bound-" + pattern.replace(".", "-").replace("*", "_any_")
+    """A binding's mailbox: a digest, because a pattern may be longer than a token and hold other characters."""
+    return f"bound-{hashlib.sha256(pattern.encode()).hexdigest()[:16]}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
+import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -19,6 +21,8 @@ from squadron.runtime.errors import ClusterUnavailableError, DeployError
 BRIDGE_WITHIN_S = 60.0
 #: Scaling down waits so long, in seconds: starting a replica costs seconds of CPU, keeping one costs little.
 DOWNSCALE_DELAY_S = 30.0
+#: Memory of an idle replica, in bytes (measured, Ray 2.60): 170 MB, of which 130 MB are its own.
+REPLICA_BYTES = 170_000_000
 #: How often Serve asks a replica for its health, in seconds: a crashed one is noticed within this.
 HEALTH_PERIOD_S = 1.0
 
@@ -43,6 +47,7 @@ def join(settings: Settings) -> None:
         logging.getLogger("ray").setLevel(logging.ERROR)
         address = found.address if found else settings.ray_address
         try:
+            _probe(address or "")
             ray.init(
                 address=address,
                 namespace="squadron",
@@ -50,10 +55,21 @@ def join(settings: Settings) -> None:
                 logging_level=logging.ERROR,
                 configure_logging=False,
             )
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise ClusterUnavailableError(
                 f"Ray at {address} can't be joined: {error}", hint="check RAY_ADDRESS and RAY_AUTH_MODE"
             ) from None
+
+
+def _probe(address: str) -> None:
+    """Fail early where nobody listens; Ray itself tries for a minute, with log lines of its own.
+
+    Raises:
+        OSError: nobody listens.
+    """
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "://" not in address:
+        socket.create_connection((host, int(port)), timeout=5.0).close()
 
 
 def _read_environment_again() -> None:
@@ -162,6 +178,16 @@ class ServeReplicas:
         """How each agent is doing, by name."""
         return await asyncio.to_thread(self._states)
 
+    async def capacity(self) -> int:
+        """How many replicas the cluster's memory holds."""
+        return await asyncio.to_thread(self._capacity)
+
+    @staticmethod
+    def _capacity() -> int:
+        import ray
+
+        return int(ray.cluster_resources().get("memory", 0) // REPLICA_BYTES)  # type: ignore[no-untyped-call]
+
     def _states(self) -> dict[str, AgentState]:
         applications = _client().get_serve_details()["applications"]
         return {
@@ -226,10 +252,11 @@ def application(environment: str, deployment: Deployment) -> dict[str, Any]:
 def _state(details: Mapping[str, Any]) -> AgentState:
     deployments = list((details.get("deployments") or {}).values())
     replicas = [replica for each in deployments for replica in each.get("replicas") or []]
-    messages = [details.get("message"), *(each.get("message") for each in deployments)]
+    told = [details.get("message"), *(each.get("message") for each in deployments)]
+    messages = [re.sub(r"\x1b\[[0-9;]*m", "", str(message)) for message in told if message]
     return AgentState(
         status=_word(details["status"]),
-        message=" ".join(str(message) for message in messages if message),
+        message=" ".join(messages),
         running=sum(_word(replica.get("state")) == "RUNNING" for replica in replicas),
         target=sum(each.get("target_num_replicas") or 0 for each in deployments),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import importlib.metadata
 import os
@@ -10,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,7 +165,8 @@ async def _settings(ctx: typer.Context) -> list[Check]:
 
 def _home(settings: Settings) -> Check:
     nearest = next(path for path in (settings.home, *settings.home.parents) if path.exists())
-    if os.access(nearest, os.W_OK):
+    # Tried, not asked: root may write everywhere by its rights, and can't in /proc all the same.
+    with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=nearest):
         return Check("home", "ok", str(settings.home))
     return Check("home", "fail", f"{settings.home} can't be written", "set SQUADRON_HOME to a folder of yours")
 

@@ -17,7 +17,7 @@ from squadron.servers import stop_local
 def settings() -> Iterator[Settings]:
     """Settings of the folder's cluster; fast heartbeats, so that tests of liveness are short."""
     with tempfile.TemporaryDirectory(prefix="sq-tests-") as home:
-        chosen = Settings.load({}, home=Path(home), heartbeat_s=1.0, lease_s=1.5)
+        chosen = Settings.load({}, home=Path(home), heartbeat_s=1.0)
         yield chosen
         stop_local(chosen)
 

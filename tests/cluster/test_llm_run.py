@@ -71,6 +71,7 @@ async def test_a_run_completes_the_loop_on_the_wire_format_of(model, squad, sett
     assert len(server.requests) == 2
     assert all(request.body["stream"] for request in server.requests)
     # What the agents answered, good and bad, is what the model saw.
-    assert "3" in seen[0]
+    assert "three words" not in seen[0]
+    assert "Result of words.count, call a:\\n3" in seen[0]
     assert "Additional properties" in seen[0]
     assert "key-of-this-shell" not in err.decode()

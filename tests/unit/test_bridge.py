@@ -37,6 +37,9 @@ class HeldReplicas:
             raise DeployError(self.refuses)
         self.applied.append(list(deployments))
 
+    async def capacity(self) -> int:
+        return 50
+
     async def states(self) -> dict[str, AgentState]:
         now = self.applied[-1] if self.applied else []
         return {each.agent: AgentState(status="RUNNING", running=1, target=1) for each in now}
@@ -238,6 +241,7 @@ async def test_a_topic_that_is_taken_is_a_route_conflict_and_changes_nothing(sit
         ("deploy", b'{"deployments": [7]}', "InvalidMessageError", "Deployment"),
         ("scale", b'{"agent": "nobody", "to": "1"}', "ConfigError", "nobody"),
         ("scale", b'{"agent": "reader", "to": "many"}', "ConfigError", "is not a scale"),
+        ("scale", b'{"agent": "reader", "to": "51"}', "ConfigError", "holds about 50"),
         ("scale", b'{"agent": "reader", "to": 3}', "", ""),
         ("scale", b'{"agent": "reader"}', "InvalidMessageError", "to"),
         ("undeploy", b'{"agent": "nobody"}', "ConfigError", "deployed are reader"),

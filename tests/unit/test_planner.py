@@ -245,7 +245,7 @@ async def test_without_a_plan_and_without_a_fitting_topic_it_says_so(squad: Squa
         ("x", "plan", ""),
         ([], "plan", "less than 1 item"),
         ([[]], "plan.0", "less than 1 item"),
-        ([[LIST], [{"id": "x"}]], "plan.1.0.intent", "is a required property"),
+        ([[LIST], [{"id": "x"}]], "plan.1.0.intent", "is required"),
         ([[LIST | {"intnt": "x"}]], "plan.0.0", "'intnt' was unexpected"),
         ([[LIST | {"id": "a b"}]], "plan.0.0.id", "does not match"),
         ([[LIST | {"for_each": "all"}]], "plan.0.0.for_each", ""),

@@ -1,0 +1,94 @@
+"""The connection itself: refusals are said at once, and odd messages of others do no harm."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from squadron import Settings
+from squadron.bridge.jetstream import embedded
+from squadron.bridge.jetstream.connect import connect
+from squadron.bridge.jetstream.streams import StreamNames, ensure_streams
+from squadron.bridge.jetstream.wiring import Wiring
+from squadron.runtime.envelope import AgentIdentity
+from squadron.runtime.errors import BusUnavailableError, ConfigError
+from squadron.runtime.ports import Delivery, Mailbox
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    home = tmp_path_factory.mktemp("connect")
+    yield embedded.ensure(home), home
+    embedded.stop(home)
+
+
+async def test_wrong_credentials_are_said_at_once(server):
+    endpoint, home = server
+    url = endpoint.url.replace("nats://", "nats://somebody:wrong@")
+    started = time.monotonic()
+    with pytest.raises(ConfigError, match="refused the credentials") as caught:
+        await connect(Settings(home=home, nats_url=url), name="test")
+    assert time.monotonic() - started < 3
+    assert "wrong" not in str(caught.value)
+
+
+async def test_a_server_that_is_not_there_is_said_at_once_with_the_reason(server):
+    _, home = server
+    started = time.monotonic()
+    with pytest.raises(BusUnavailableError, match=r"127\.0\.0\.1:1 can't be reached: .*refused|failed"):
+        await connect(Settings(home=home, nats_url="nats://127.0.0.1:1"), name="test")
+    assert time.monotonic() - started < 3
+
+
+async def test_one_server_of_several_is_enough(server):
+    endpoint, home = server
+    url = f"nats://127.0.0.1:1,{endpoint.url.replace('nats://', f'nats://{endpoint.token}@')}"
+    connection = await connect(Settings(home=home, nats_url=url), name="test")
+    assert connection.is_connected
+    await connection.aclose()
+
+
+async def test_what_an_operator_set_on_a_stream_stays_over_the_next_start(server):
+    _, home = server
+    connection = await connect(Settings(home=home), name="test")
+    names = StreamNames("kept")
+    await ensure_streams(connection, names)
+    config = (await connection.api(f"STREAM.INFO.{names.tasks}", {}))["config"]
+    await connection.api(f"STREAM.UPDATE.{names.tasks}", config | {"max_bytes": 10**9, "description": "mine"})
+    await ensure_streams(connection, names)
+    config = (await connection.api(f"STREAM.INFO.{names.tasks}", {}))["config"]
+    assert (config["max_bytes"], config["description"]) == (10**9, "mine")
+    await connection.aclose()
+
+
+async def test_a_header_named_status_and_an_odd_token_do_not_stop_a_mailbox(server):
+    _, home = server
+    settings = Settings(home=home, env="odd")
+    wiring = await Wiring.open(settings, AgentIdentity(id="reader"), create=True)
+    mailbox = Mailbox("reader", ("book.*",))
+    await wiring.queue.declare(mailbox)
+    await wiring.connection.publish("agents.odd.task.book.b@d.p3", b"1")
+    await wiring.connection.publish("agents.odd.task.book.read", b"2", headers={"Status": "408"})
+    arrived: asyncio.Queue[Delivery] = asyncio.Queue()
+    feed = await wiring.queue.consume(mailbox, arrived.put_nowait)
+    feed.want(2)
+    got = [await asyncio.wait_for(arrived.get(), 5) for _ in range(2)]
+    assert {delivery.data for delivery in got} == {b"1", b"2"}
+    assert (await wiring.queue.backlog("reader")).taken == 2
+    await feed.aclose()
+    await wiring.aclose()
+
+
+async def test_a_reconnect_ends_the_wait_for_answers_that_went_to_the_old_connection(server):
+    _, home = server
+    connection = await connect(Settings(home=home), name="test")
+    silent = await connection.listen("somebody.slow", lambda _: None)
+    waiting = asyncio.create_task(connection.request("somebody.slow", b"", within_s=30))
+    await connection.flush()
+    await connection.reconnected()
+    with pytest.raises(BusUnavailableError, match="lost meanwhile"):
+        await asyncio.wait_for(waiting, 5)
+    await silent.unsubscribe()
+    await connection.aclose()
