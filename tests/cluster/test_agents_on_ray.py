@@ -132,6 +132,8 @@ async def test_scaling_changes_the_number_in_place_and_restarts_nobody(squad):
     assert await squad.scale("worker", "1..2") == "1..2"
     with pytest.raises(ConfigError, match="not a scale"):
         await squad.scale("worker", "many")
+    with pytest.raises(ConfigError, match="more than the cluster has memory for"):
+        await squad.scale("worker", 100_000)
     with pytest.raises(ConfigError, match="no agent 'nobody'"):
         await squad.scale("nobody", 1)
 
