@@ -166,6 +166,19 @@ async def test_an_agent_scaled_to_zero_wakes_up_for_a_task_and_grows_with_its_ba
     assert len({outcome.unwrap() for outcome in outcomes}) == 2
 
 
+@pytest.mark.slow
+async def test_an_agent_with_nothing_to_do_goes_back_to_zero(squad):
+    await squad.deploy(Sleeper)
+    assert (await squad.ask("sleep.nap", seconds=0.1)).ok
+
+    async def asleep() -> bool:
+        return (await squad.status())["agents"][0]["target"] == 0 and not await replicas(squad, "sleeper")
+
+    # It is kept for DOWNSCALE_DELAY_S, 30 s, after its last task.
+    await until(asleep, within_s=90)
+    assert (await squad.ask("sleep.nap", seconds=0.1)).ok
+
+
 async def test_redeployed_code_answers_and_nothing_under_way_is_lost(squad):
     class Versioned(Agent):
         """Tells its version."""
