@@ -7,6 +7,9 @@ import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from squadron.flow import Events
+from squadron.runtime.caller import Handle
+from squadron.runtime.envelope import AgentMessage
 from squadron.runtime.outcome import Outcome
 from squadron.runtime.topics import ScoredTopic
 
@@ -80,6 +83,26 @@ class SyncSquad:
             except StopAsyncIteration:
                 return self._wait(stream.outcome())
 
+    def submit(self, topic: str, content: Any = None, /, **options: Any) -> Handle:
+        """See `Squad.submit`; wait with `outcome`."""
+        return self._wait(self._squad.submit(topic, content, **options))
+
+    def outcome(self, handle: Handle) -> Outcome:
+        """See `Squad.outcome`."""
+        return self._wait(self._squad.outcome(handle))
+
+    def subscribe(self, pattern: str) -> Generator[AgentMessage, None, None]:
+        """See `Squad.subscribe`; a plain iterator, active when this returns; `close()` it to stop listening."""
+        return self._follow(self._wait(self._squad.subscribe(pattern)))
+
+    def _follow(self, events: Events) -> Generator[AgentMessage, None, None]:
+        messages = aiter(events)
+        try:
+            while True:
+                yield self._wait(_next(messages))
+        finally:
+            self._wait(events.aclose())
+
     def publish(self, topic: str, content: Any, **options: Any) -> None:
         """See `Squad.publish`."""
         self._wait(self._squad.publish(topic, content, **options))
@@ -87,6 +110,14 @@ class SyncSquad:
     def discover(self, intent: str, *, most: int = 8) -> list[ScoredTopic]:
         """See `Squad.discover`."""
         return self._wait(_call(self._squad.discover, intent, most=most))
+
+    def topics(self) -> list[ScoredTopic]:
+        """See `Squad.topics`."""
+        return self._wait(_call(self._squad.topics))
+
+    def keep_running(self) -> None:
+        """See `Squad.keep_running`."""
+        self._squad.keep_running()
 
     def run(self, goal: str, **options: Any) -> Outcome:
         """See `Squad.run`."""

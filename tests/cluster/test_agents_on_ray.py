@@ -87,6 +87,11 @@ async def test_a_plain_script_uses_the_same_calls_without_await(squad, settings)
         from squadron import Squad
         with Squad.connect() as squad:
             found = squad.discover("process id")[0].topic.name
+            assert squad.outcome(squad.submit("work.pid")).ok
+            news = squad.subscribe("news.*")
+            squad.publish("news.sport", "they won")
+            assert next(news).payload.content == "they won"
+            news.close()
             print(squad.ask("work.pid").ok, list(squad.stream("work.count", to=3)), found)
     """
     done = subprocess.run(
