@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import json
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import nats
@@ -31,6 +31,9 @@ PING_INTERVAL_S = 10
 
 #: Pause between attempts to reconnect, in seconds.
 RECONNECT_WAIT_S = 0.25
+
+#: How long an acknowledgement may wait for others, in seconds: each send costs a system call and wakes the server.
+SOON_S = 0.005
 
 #: Status of the answer that a server gives for want of anybody else (ADR-4 of NATS).
 _NO_RESPONDERS = "503"
@@ -64,6 +67,7 @@ class Connection:
         self._inbox = client.new_inbox()
         self._tokens = map(str, itertools.count())
         self._questions: dict[str, asyncio.Future[Msg]] = {}
+        self._soon: list[tuple[str, bytes]] = []
 
     @property
     def is_connected(self) -> bool:
@@ -88,9 +92,7 @@ class Connection:
             if not answer.done():
                 answer.set_exception(nats.errors.Error("the connection was lost meanwhile"))
         for sink in self._on_reconnect:
-            task = asyncio.create_task(self._tell(sink), name="nats reconnected")
-            self._background.add(task)
-            task.add_done_callback(self._background.discard)
+            self._background_task(self._tell(sink), "reconnected")
 
     async def _tell(self, sink: Callable[[], Awaitable[None]]) -> None:
         try:
@@ -209,6 +211,27 @@ class Connection:
         except (nats.errors.Error, OSError) as error:
             raise BusUnavailableError(f"can't send on {subject}: {error}") from None
 
+    def publish_soon(self, subject: str, data: bytes) -> None:
+        """Send within `SOON_S`, together with what else is to be sent by then."""
+        if not self._soon:
+            asyncio.get_running_loop().call_later(
+                SOON_S, lambda: self._background_task(self._publish_soon(), "soon")
+            )
+        self._soon.append((subject, data))
+
+    async def _publish_soon(self) -> None:
+        soon, self._soon = self._soon, []
+        for subject, data in soon:
+            try:
+                await self.publish(subject, data)
+            except BusUnavailableError as error:
+                _log.info("nats.not_sent", subject=subject, error=str(error))
+
+    def _background_task(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=f"nats {name}")
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
     async def flush(self) -> None:
         """Wait until the server has taken all that was sent.
 
@@ -226,6 +249,7 @@ class Connection:
         """Send what is buffered and close. May be called twice."""
         if self.client.is_closed:
             return
+        await self._publish_soon()
         try:
             await asyncio.wait_for(self.flush(), 1.0)
         except (TimeoutError, nats.errors.Error, OSError):

@@ -59,8 +59,8 @@ class JetStreamLease:
         self.attempt, self.seq = int(tokens[-5]), int(tokens[-4])
 
     async def settle(self) -> None:
-        """The message leaves the queue."""
-        await self._connection.publish(self._reply, b"+ACK")
+        """The message leaves the queue, a moment later; until then a crash would only deliver it again."""
+        self._connection.publish_soon(self._reply, b"+ACK")
 
     async def extend(self) -> None:
         """Start the lease's time anew."""
