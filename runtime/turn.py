@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import random
 import re
@@ -98,10 +99,8 @@ class Turns:
         handlers: Sequence[Handler],
         caller: Caller,
         dead: Journal,
-        *,
-        lite_ttl_s: float = LITE_TTL_S,
     ) -> None:
-        self.agent, self._caller, self._dead, self._lite_ttl_s = agent, caller, dead, lite_ttl_s
+        self.agent, self._caller, self._dead = agent, caller, dead
         self._exact = {handler.topic.name: handler for handler in handlers}
         self._families = [handler for handler in handlers if handler.topic.is_pattern]
         self._log = structlog.get_logger("squadron.turn").bind(agent=agent, replica=caller.identity.id)
@@ -141,12 +140,8 @@ class Turns:
         """The lite topic the outcome is stored on, and the foreign subject it is announced on, if any."""
         subjects = self._caller.subjects
         if message.reply_to is not None:
-            try:
-                lite = LiteSubject.parse(message.reply_to)
-            except InvalidSubjectError:
-                pass
-            else:
-                if lite.environment == subjects.environment:
+            with contextlib.suppress(InvalidSubjectError):
+                if LiteSubject.parse(message.reply_to).environment == subjects.environment:
                     return message.reply_to, ""
         announce = message.reply_to or subjects.result(topic)
         return subjects.lite("outcome", token_of(message.id)), announce
@@ -239,7 +234,7 @@ class Turns:
             budget=_budget(message),
             caller=self._caller,
             lite_key=lite_key,
-            lite_ttl_s=self._lite_ttl_s,
+            lite_ttl_s=LITE_TTL_S,
             log=self._log,
         )
 
@@ -298,7 +293,7 @@ class Turns:
         )
         data = result.encode()
         msg_id = f"{token_of(message.id)}.outcome"
-        await self._caller.lite.append(lite_key, data, ttl_s=self._lite_ttl_s, msg_id=msg_id)
+        await self._caller.lite.append(lite_key, data, ttl_s=LITE_TTL_S, msg_id=msg_id)
         await self._announce(announce, data)
 
     async def _bury(self, delivery: Delivery, id: str, outcome: DeadLettered) -> None:

@@ -56,7 +56,7 @@ class Squad:
         self._wiring, self._control = wiring, Control(wiring.bus, wiring.subjects)
         self._started_here = False
         self._deployed: set[str] = set()
-        self._closed = asyncio.Event()
+        self._closed = False
 
     # --- opening and closing -------------------------------------------------------------------------
 
@@ -124,9 +124,9 @@ class Squad:
 
     async def aclose(self) -> None:
         """Leave; local servers that this squad started are stopped. May be called twice."""
-        if self._closed.is_set():
+        if self._closed:
             return
-        self._closed.set()
+        self._closed = True
         if self._started_here:
             # Else they would come back with the next start, as agents of a running environment should.
             for agent in self._deployed:
@@ -144,10 +144,6 @@ class Squad:
     def keep_running(self) -> None:
         """Leave the servers this squad started running when it is closed; `squadron down` stops them."""
         self._started_here = False
-
-    async def closed(self) -> None:
-        """Wait until somebody closes the squad."""
-        await self._closed.wait()
 
     async def drain(self, within_s: float = 60.0) -> None:
         """Take every agent out of service: running turns end, what waits is kept for their return.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -55,7 +56,7 @@ def choose_model(given: str, settings: Settings) -> str:
     provider = chosen.partition(":")[0]
     if provider not in ("openai", "anthropic", "offline"):
         raise ConfigError(f"{chosen!r} names no model", hint="use openai:NAME, anthropic:NAME or offline")
-    if provider == "openai" and not keys.get("OPENAI_API_KEY") and settings.is_embedded:
+    if provider == "openai" and not keys.get("OPENAI_API_KEY") and settings.ray_address is None:
         raise ConfigError(f"there is no key for {chosen}", hint="set OPENAI_API_KEY")
     return chosen
 
@@ -117,11 +118,9 @@ async def _check_offline(settings: Settings) -> None:
         ConfigError: there are none.
     """
     served: list[str] = []
-    try:
+    with contextlib.suppress(frame.NotRunning):
         async with frame.connected(settings) as squad:
             served = [one.topic.name for one in squad.topics() if one.topic.name != OWN_TOPIC]
-    except frame.NotRunning:
-        pass
     if not served:
         raise ConfigError(
             "nothing could pursue this goal: no LLM is configured, and no agents are deployed",
