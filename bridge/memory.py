@@ -85,7 +85,7 @@ class _MemoryLease:
     def _arm(self, after_s: float) -> asyncio.TimerHandle:
         return asyncio.get_running_loop().call_later(after_s, self._queue.give_back, self._task, self.attempt)
 
-    async def settle(self) -> None:
+    async def settle(self, *, confirmed: bool = False) -> None:
         self._timer.cancel()
         self._queue.drop(self._task)
 
@@ -157,6 +157,10 @@ class MemoryQueue:
         waiting = sum(task.ready for task in held)
         return Backlog(waiting, len(held) - waiting)
 
+    async def head(self, pattern: str) -> int:
+        held = (seq for seq, task in self._tasks.items() if subject_matches(pattern, task.subject))
+        return min(held, default=0)
+
     def _belongs(self, task: _Task, mailbox: Mailbox) -> bool:
         topic = TaskSubject.parse(task.subject).topic
         return any(matches(pattern, topic) for pattern in mailbox.patterns)
@@ -167,12 +171,17 @@ class MemoryQueue:
             mailbox = self._mailboxes.get(feed.mailbox.name)
             if feed.wanted <= 0 or mailbox is None:
                 continue
-            waiting = [t for t in self._tasks.values() if t.ready and self._belongs(t, mailbox)]
-            for task in sorted(waiting, key=lambda task: task.order)[: feed.wanted]:
+            held = [task for task in self._tasks.values() if self._belongs(task, mailbox)]
+            waiting = [task for task in held if task.ready]
+            waiting.sort(key=lambda task: task.seq if mailbox.serial else task.order)
+            most = feed.wanted
+            if mailbox.serial:
+                most = int(len(waiting) == len(held))
+            for task in waiting[:most]:
                 task.ready, task.delivered = False, task.delivered + 1
                 feed.wanted -= 1
                 lease = _MemoryLease(self, task, feed.mailbox.lease_s)
-                feed.sink(Delivery(task.subject, task.data, lease))
+                feed.sink(Delivery(task.subject, task.data, lease, task.seq))
 
     def give_back(self, task: _Task, attempt: int) -> None:
         """A lease ended: the task is free again, unless it was delivered anew since."""
@@ -183,6 +192,8 @@ class MemoryQueue:
     def drop(self, task: _Task) -> None:
         """A task was settled."""
         self._tasks.pop(task.seq, None)
+        # A serial mailbox waits for it.
+        self.match()
 
     def forget(self, feed: _MemoryFeed) -> None:
         """A feed was closed."""

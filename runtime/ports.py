@@ -38,8 +38,12 @@ class Lease(Protocol):
         """Which delivery of this message it is, from 1."""
         ...
 
-    async def settle(self) -> None:
-        """The work is done for good: the message leaves the queue."""
+    async def settle(self, *, confirmed: bool = False) -> None:
+        """The work is done for good: the message leaves the queue, soon or, if `confirmed`, before this returns.
+
+        Raises:
+            BusUnavailableError: only if `confirmed`: the server did not say so in time.
+        """
         ...
 
     async def extend(self) -> None:
@@ -53,11 +57,12 @@ class Lease(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """A leased message: it is ours until the lease ends."""
+    """A leased message: it is ours until the lease ends. `seq` is its place in the queue, over all mailboxes."""
 
     subject: str
     data: bytes
     lease: Lease
+    seq: int
 
 
 class Feed(Protocol):
@@ -76,12 +81,16 @@ class Feed(Protocol):
 class Mailbox:
     """The durable queue of one agent: all tasks whose topic matches one of `patterns`.
 
-    `lease_s` is how long a silent replica keeps a task before it is given to another.
+    `lease_s` is how long a silent replica keeps a task before it is given to another. A priority lane that was
+    passed over for `patience_s` gets the next free slot of each replica. A `serial` mailbox leases one message
+    at a time, over all its readers, in the order they were put.
     """
 
     name: str
     patterns: tuple[str, ...]
-    lease_s: float = 3.0
+    lease_s: float = 2.5
+    patience_s: float = 30.0
+    serial: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +132,10 @@ class Queue(Protocol):
 
     async def backlog(self, name: str) -> Backlog:
         """How much the mailbox holds now; zeros for an unknown name."""
+        ...
+
+    async def head(self, pattern: str) -> int:
+        """Sequence of the oldest message that is not settled, of those whose subject matches; 0 for none."""
         ...
 
 

@@ -93,7 +93,7 @@ class Settings:
     heartbeat_s: float = 5.0
     """Seconds between two heartbeats of a replica. `SQUADRON_HEARTBEAT_S`."""
 
-    lease_s: float = 3.0
+    lease_s: float = 2.5
     """Seconds a replica owns a delivery before it must extend; a dead replica's work is taken over after
     this long. `SQUADRON_LEASE_S`."""
 

@@ -39,10 +39,13 @@ _FILTER_NOT_UNIQUE, _MULTIPLE_NOT_FILTERED = 10100, 10099
 _log = structlog.get_logger("squadron.queue")
 
 
-def filters(subjects: Subjects, patterns: tuple[str, ...], priority: int = NORMAL_PRIORITY) -> list[str]:
+def filters(subjects: Subjects, mailbox: Mailbox, priority: int = NORMAL_PRIORITY) -> list[str]:
     """Subject filters of one lane; a topic inside a family of the same mailbox needs none of its own."""
+    patterns = mailbox.patterns
     broad = [one for one in patterns if not any(one != other and matches(other, one) for other in patterns)]
     plain = [subjects.task(pattern, priority) for pattern in broad]
+    if mailbox.serial:
+        return [*plain, *(f"{each}.*" for each in plain)]
     # The normal lane has no token, but somebody may spell it out.
     return plain if priority != NORMAL_PRIORITY else [*plain, *(f"{each}.p{NORMAL_PRIORITY}" for each in plain)]
 
@@ -58,9 +61,12 @@ class JetStreamLease:
         tokens = reply.split(".")
         self.attempt, self.seq = int(tokens[-5]), int(tokens[-4])
 
-    async def settle(self) -> None:
+    async def settle(self, *, confirmed: bool = False) -> None:
         """The message leaves the queue, a moment later; until then a crash would only deliver it again."""
-        self._connection.publish_soon(self._reply, b"+ACK")
+        if confirmed:
+            await self._connection.request(self._reply, b"+ACK")
+        else:
+            self._connection.publish_soon(self._reply, b"+ACK")
 
     async def extend(self) -> None:
         """Start the lease's time anew."""
@@ -208,7 +214,7 @@ class PullFeed:
     def arrived(self, priority: int, msg: Msg) -> None:
         """A lane got a message."""
         lease = JetStreamLease(self.connection, msg.reply)
-        delivery = Delivery(msg.subject, msg.data, lease)
+        delivery = Delivery(msg.subject, msg.data, lease, lease.seq)
         if self._wanted > 0 and not self._closed:
             self._deliver(delivery)
         else:
@@ -331,6 +337,12 @@ class JetStreamQueue:
         waiting = max(0, lanes.total() - taken)
         return Backlog(info["num_pending"] + waiting, info["num_ack_pending"] + taken)
 
+    async def head(self, pattern: str) -> int:
+        """Sequence of the oldest message whose subject matches; 0 for none."""
+        query = json.dumps({"seq": 1, "batch": 1, "next_by_subj": pattern}).encode()
+        found = await self._connection.request_many(f"$JS.API.DIRECT.GET.{self._stream}", query)
+        return int((found[0].headers or {})["Nats-Sequence"]) if found else 0
+
     async def _info(self, consumer: str) -> dict[str, Any] | None:
         answer = await self._connection.api(f"CONSUMER.INFO.{self._stream}.{consumer}", {})
         return None if "error" in answer else answer
@@ -353,8 +365,8 @@ async def declare_consumer(
         "ack_policy": "explicit",
         "ack_wait": round(mailbox.lease_s * NANOSECONDS),
         "deliver_policy": "all",
-        "filter_subjects": filters(subjects, mailbox.patterns, priority),
-        "max_ack_pending": MAX_ACK_PENDING,
+        "filter_subjects": filters(subjects, mailbox, priority),
+        "max_ack_pending": 1 if mailbox.serial else MAX_ACK_PENDING,
         "max_waiting": MAX_WAITING,
         # We count attempts ourselves; the server would only stop delivering, silently.
         "max_deliver": -1,

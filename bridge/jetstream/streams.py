@@ -57,6 +57,8 @@ def _configs(names: StreamNames) -> list[dict[str, Any]]:
         # A query is a task by another name: it is stored, and so served, under the task's subject.
         "subject_transform": {"src": f"{root}.query.>", "dest": f"{root}.task.>"},
         "retention": "workqueue",
+        # To look at a queue without taking anything from it.
+        "allow_direct": True,
         "duplicate_window": DUPLICATE_WINDOW_S * NANOSECONDS,
     }
     keyed = {"retention": "limits", "allow_direct": True, "allow_msg_ttl": True}

@@ -21,7 +21,7 @@ def test_an_empty_environment_gives_the_embedded_defaults() -> None:
     assert settings.ray_address is None
     assert settings.model == ""
     assert settings.heartbeat_s == 5.0
-    assert settings.lease_s == 3.0
+    assert settings.lease_s == 2.5
     assert settings.log_level == "INFO"
     assert settings.home.is_absolute()
     assert settings.home.name == "squadron"

@@ -264,7 +264,7 @@ async def test_a_conversation_is_remembered_and_others_are_not(squad: Squad) -> 
 class _Lease:
     attempt = 1
 
-    async def settle(self) -> None: ...
+    async def settle(self, *, confirmed: bool = False) -> None: ...
 
     async def extend(self) -> None: ...
 
@@ -281,7 +281,7 @@ async def test_the_callers_own_history_counts_before_memory(squad: Squad, most: 
         update={"context": context}
     )
 
-    await turns.run(Delivery(squad.subjects.task("talk.reply"), message.encode(), _Lease()))
+    await turns.run(Delivery(squad.subjects.task("talk.reply"), message.encode(), _Lease(), 1))
 
     past = agent.model.seen[0][0][1:-1]
     everything = [("user", "a"), ("assistant", "b"), ("user", '{"note": 1}')]
