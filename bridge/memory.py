@@ -332,5 +332,7 @@ class MemoryJournal:
                 return
             await grown.wait()
 
-    async def erase(self, key: str) -> None:
-        self._entries = [stored for stored in self._entries if stored.entry.key != key]
+    async def erase(self, key: str, *, through_seq: int | None = None) -> None:
+        last = math.inf if through_seq is None else through_seq
+        entries = self._entries
+        self._entries = [stored for stored in entries if stored.entry.key != key or stored.entry.seq > last]

@@ -178,8 +178,7 @@ class Caller:
         clock: Clock,
     ) -> None:
         self.identity, self.subjects, self.registry, self.clock = identity, subjects, registry, clock
-        self.lite, self.bus = lite, bus
-        self._queue = queue
+        self.queue, self.lite, self.bus = queue, lite, bus
         self._owner = token_of(identity.id)
         self._waiting: dict[str, Handle] = {}
         self._subscriptions: dict[str, asyncio.Future[Subscription]] = {}
@@ -285,7 +284,7 @@ class Caller:
     async def _put(self, subject: str, data: bytes, msg_id: str, deadline: Deadline) -> None:
         while True:
             try:
-                return await self._queue.put(subject, data, msg_id=msg_id)
+                return await self.queue.put(subject, data, msg_id=msg_id)
             except BusUnavailableError:
                 # The same id is stored once, so trying again is safe.
                 if deadline.passed:

@@ -118,6 +118,14 @@ class RouteConflictError(SquadronError):
     """Two mailboxes would serve the same topic."""
 
 
+class UnknownLetterError(SquadronError):
+    """No dead letter goes by this id, or several do."""
+
+
+class CutLetterError(SquadronError):
+    """Of a dead letter's message only the beginning was kept: it can't be put back."""
+
+
 class ModelError(SquadronError):
     """The LLM provider refused or broke off; `retryable` says whether a later call may work."""
 

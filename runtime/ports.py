@@ -181,8 +181,12 @@ class Journal(Protocol):
         """
         ...
 
-    async def erase(self, key: str) -> None:
-        """Remove all entries of one key."""
+    async def erase(self, key: str, *, through_seq: int | None = None) -> None:
+        """Remove all entries of one key, or those up to and with `through_seq`: what came since stays.
+
+        Raises:
+            BusUnavailableError: not acknowledged in time.
+        """
         ...
 
 

@@ -198,6 +198,10 @@ class Subjects:
         """Where a dead letter is buried."""
         return f"{ROOT}.{self.environment}.dead.{mailbox}.{token_of(id)}"
 
+    def dead_of(self, mailbox: str = "") -> str:
+        """Pattern of all dead letters, or of those of one mailbox."""
+        return f"{ROOT}.{self.environment}.dead.{check_token(mailbox, 'mailbox') if mailbox else '*'}.>"
+
     def control(self, verb: str) -> str:
         """Where the bridge is asked to do something (or `*`)."""
         return f"{ROOT}.{self.environment}.bridge.{verb}"

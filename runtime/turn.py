@@ -29,6 +29,7 @@ from squadron.runtime.errors import (
     Retry,
     Terminal,
 )
+from squadron.runtime.letters import DeadLetters
 from squadron.runtime.outcome import (
     Answer,
     DeadLettered,
@@ -50,8 +51,8 @@ LITE_TTL_S = 3600.0
 #: Pause before the second attempt and the longest pause, in seconds; doubled each time, with jitter.
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 30.0
 
-#: How much of an error's text goes into an outcome, and of a message that is too large into a dead letter.
-SUMMARY_CHARACTERS, LETTER_CHARACTERS = 4_000, 100_000
+#: How much of an error's text goes into an outcome.
+SUMMARY_CHARACTERS = 4_000
 
 #: A subject that can be published to: no wildcards, no empty tokens, no white space, and not the server's own
 #: (`$JS.API…`): what a sender may not do there, our replica must not do for it.
@@ -100,7 +101,8 @@ class Turns:
         caller: Caller,
         dead: Journal,
     ) -> None:
-        self.agent, self._caller, self._dead = agent, caller, dead
+        self.agent, self._caller = agent, caller
+        self._letters = DeadLetters(dead, caller.queue, caller.subjects, caller.clock)
         self._exact = {handler.topic.name: handler for handler in handlers}
         self._families = [handler for handler in handlers if handler.topic.is_pattern]
         self._log = structlog.get_logger("squadron.turn").bind(agent=agent, replica=caller.identity.id)
@@ -131,7 +133,7 @@ class Turns:
             await delivery.lease.release(ended.after_s)
             return None
         if isinstance(ended, DeadLettered):
-            await self._bury(delivery, message.id, ended)
+            await self._letters.bury(self.agent, delivery, ended, source=self._caller.identity)
         ended = await self._report(message, ended, lite_key, announce)
         await delivery.lease.settle()
         return ended
@@ -296,27 +298,10 @@ class Turns:
         await self._caller.lite.append(lite_key, data, ttl_s=LITE_TTL_S, msg_id=msg_id)
         await self._announce(announce, data)
 
-    async def _bury(self, delivery: Delivery, id: str, outcome: DeadLettered) -> None:
-        content = outcome.to_content() | {"subject": delivery.subject, "taskId": id}
-        text = delivery.data.decode("utf-8", "replace")
-        try:
-            await self._append_letter(id, content | {"message": text})
-        except MessageTooLargeError:
-            # As text in JSON bytes may grow sixfold; a letter that is cut off is better than none.
-            cut = {"message": text[:LETTER_CHARACTERS], "messageBytes": len(delivery.data)}
-            await self._append_letter(id, content | cut)
-
-    async def _append_letter(self, id: str, content: dict[str, Any]) -> None:
-        letter = AgentMessage.new("event", self._caller.identity, content)
-        key = self._caller.subjects.dead(self.agent, id)
-        await self._dead.append(key, letter.encode(), msg_id=f"{token_of(id)}.dead")
-
     async def _bury_poison(self, delivery: Delivery, error: Exception) -> None:
         """Bytes nobody can read get no second try; they are kept for a person to look at."""
-        digest = hashlib.sha256(delivery.data).hexdigest()[:32]
         self._log.warning("turn.poison", subject=delivery.subject, error=str(error))
-        outcome = DeadLettered(reason=str(error), task_id=digest, details={"attempts": 0})
-        await self._bury(delivery, digest, outcome)
+        await self._letters.bury_poison(self.agent, delivery, error, source=self._caller.identity)
         await delivery.lease.settle()
 
 

@@ -28,6 +28,7 @@ from squadron.runtime.errors import (
     DeployError,
     SquadronError,
 )
+from squadron.runtime.letters import DeadLetters
 from squadron.runtime.outcome import Outcome
 from squadron.runtime.subjects import NORMAL_PRIORITY, check_pattern
 from squadron.runtime.topics import ScoredTopic
@@ -322,6 +323,11 @@ class Squad:
         return [
             ScoredTopic(topic=topic, agent=agent, score=0.0) for topic, agent in self._wiring.registry.topics()
         ]
+
+    @property
+    def dead_letters(self) -> DeadLetters:
+        """What was given up: list it, put it back, or drop it."""
+        return self._wiring.dead_letters
 
     # --- goals ---------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from squadron.flow import Events
 from squadron.runtime.caller import Handle
 from squadron.runtime.envelope import AgentMessage
+from squadron.runtime.letters import DeadLetter, DeadLetters, Redriven
 from squadron.runtime.outcome import Outcome
 from squadron.runtime.topics import ScoredTopic
 
@@ -119,6 +120,11 @@ class SyncSquad:
         """See `Squad.keep_running`."""
         self._squad.keep_running()
 
+    @property
+    def dead_letters(self) -> SyncDeadLetters:
+        """See `Squad.dead_letters`."""
+        return SyncDeadLetters(self._squad.dead_letters, self._wait)
+
     def run(self, goal: str, **options: Any) -> Outcome:
         """See `Squad.run`."""
         return self._wait(self._squad.run(goal, **options))
@@ -126,6 +132,33 @@ class SyncSquad:
     def drain(self, within_s: float = 60.0) -> None:
         """See `Squad.drain`."""
         self._wait(self._squad.drain(within_s))
+
+
+class SyncDeadLetters:
+    """See `DeadLetters`; every call blocks until it is done."""
+
+    def __init__(self, letters: DeadLetters, wait: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
+        self._letters, self._wait = letters, wait
+
+    def list(self, **options: Any) -> tuple[DeadLetter, ...]:
+        """See `DeadLetters.list`."""
+        found: tuple[DeadLetter, ...] = self._wait(self._letters.list(**options))
+        return found
+
+    def show(self, id: str, **options: Any) -> DeadLetter:
+        """See `DeadLetters.show`."""
+        letter: DeadLetter = self._wait(self._letters.show(id, **options))
+        return letter
+
+    def redrive(self, *ids: str, **options: Any) -> Redriven:
+        """See `DeadLetters.redrive`."""
+        redriven: Redriven = self._wait(self._letters.redrive(*ids, **options))
+        return redriven
+
+    def drop(self, *ids: str, **options: Any) -> int:
+        """See `DeadLetters.drop`."""
+        dropped: int = self._wait(self._letters.drop(*ids, **options))
+        return dropped
 
 
 async def _next(chunks: AsyncIterator[Any]) -> Any:

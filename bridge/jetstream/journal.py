@@ -135,9 +135,13 @@ class JetStreamJournal:
         )
         return [_entry(answer) for answer in answers]
 
-    async def erase(self, key: str) -> None:
-        """Remove all entries of one key."""
-        await self._connection.api(f"STREAM.PURGE.{self._stream}", {"filter": key})
+    async def erase(self, key: str, *, through_seq: int | None = None) -> None:
+        """Remove all entries of one key, or those up to and with `through_seq`."""
+        # The server purges below a sequence, so that one itself is the next.
+        below = {} if through_seq is None else {"seq": through_seq + 1}
+        answer = await self._connection.api(f"STREAM.PURGE.{self._stream}", {"filter": key, **below})
+        if error := answer.get("error"):
+            raise BusUnavailableError(f"{key} can't be erased: {error.get('description')}")
 
 
 def _entry(msg: Msg) -> Entry:

@@ -14,6 +14,7 @@ from squadron.config import Settings
 from squadron.runtime.caller import Caller
 from squadron.runtime.envelope import AgentIdentity
 from squadron.runtime.errors import BridgeUnavailableError
+from squadron.runtime.letters import DeadLetters
 from squadron.runtime.registry import Registry
 from squadron.runtime.subjects import Subjects
 
@@ -39,6 +40,7 @@ class Wiring:
         self.lite = JetStreamJournal(connection, names.lite)
         self.records = JetStreamJournal(connection, names.registry)
         self.dead = JetStreamJournal(connection, names.dead)
+        self.dead_letters = DeadLetters(self.dead, self.queue, self.subjects, self.clock)
         self.registry = Registry(
             self.records, self.bus, self.subjects, self.clock, heartbeat_s=settings.heartbeat_s
         )
