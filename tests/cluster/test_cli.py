@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -19,7 +20,10 @@ import pytest
 from packaging.utils import canonicalize_name
 
 from squadron.bridge.jetstream import embedded
+from squadron.bridge.jetstream.wiring import Wiring
 from squadron.bridge.serve import local
+from squadron.config import Settings
+from squadron.runtime.envelope import AgentIdentity, AgentMessage
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -274,6 +278,52 @@ def test_run_without_a_model_puts_the_goal_to_what_fits_and_says_so(deployed: Ru
     assert ended.returncode == 0, ended.stderr
     assert "MAKE THIS TEXT LOUD" in ended.stdout
     assert "no LLM" in ended.stderr
+
+
+TILL = """
+    from squadron import Agent, topic
+
+    class Till(Agent):
+        @topic("till.pay", max_attempts=1)
+        async def pay(self, amount: int) -> int:
+            '''Take money.'''
+            BODY
+"""
+
+
+@pytest.mark.timeout(LONG_S)
+async def test_what_was_given_up_is_redriven_once_the_agent_is_mended(deployed: Run, folder: Path) -> None:
+    def deploy(body: str) -> None:
+        Path(folder, "till.py").write_text(textwrap.dedent(TILL.replace("BODY", body)))
+        assert deployed("deploy", "till:Till").returncode == 0
+
+    deploy("raise ValueError('no change')")
+    asked = deployed("ask", "till.pay", "amount=5", "--json")
+    assert asked.returncode == 1
+    id = json.loads(asked.stdout)["task_id"]
+
+    listed = deployed("dlq", "list", "--topic", "till.*").stdout.splitlines()
+    assert [line.split("\t")[:4] for line in listed] == [[id, "till", "till.pay", "1"]]
+    shown = json.loads(deployed("dlq", "show", id[:8], "--json").stdout)
+    assert (shown["attempts"], shown["last_error"]) == (1, "ValueError: no change")
+    assert json.loads(shown["message"])["payload"]["content"] == {"amount": 5}
+
+    deploy("return amount")
+    heard: asyncio.Queue[AgentMessage] = asyncio.Queue()
+    wiring = await Wiring.open(Settings.load({}, home=folder / "home"), AgentIdentity(id="listener"))
+    try:
+        await wiring.bus.subscribe(
+            f"agents.dev.lite.*.{id}", lambda note: heard.put_nowait(AgentMessage.decode(note.data))
+        )
+        redriven = await asyncio.to_thread(deployed, "dlq", "redrive", id[:8], "--json")
+        assert json.loads(redriven.stdout) == {"redriven": [id], "left": {}}
+        result = await asyncio.wait_for(heard.get(), 30)
+    finally:
+        await wiring.aclose()
+    content = result.payload.content
+    assert (result.context.parent_message_id, content["data"], content["attempt"]) == (id, 5, 1)
+    assert deployed("dlq", "list", "--json").stdout == "[]\n"
+    assert deployed("undeploy", "till").returncode == 0
 
 
 def test_undeploy_takes_an_agent_away(deployed: Run) -> None:

@@ -156,15 +156,21 @@ def test_decisions_are_numbered_dated_and_listed() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["up", "down", "status", "deploy", "undeploy", "scale", "topics", "ask", "run", "demo"]
+    "command",
+    [
+        *("up", "down", "status", "deploy", "undeploy", "scale", "topics", "ask", "run", "demo"),
+        *("dlq list", "dlq show", "dlq redrive", "dlq drop"),
+    ],
 )
 def test_commands_and_options_that_the_docs_show_exist(command: str) -> None:
     from typer.main import get_command
 
     from squadron.cli.app import app
 
-    group: Any = get_command(app)
-    options = {option for parameter in group.commands[command].params for option in parameter.opts}
+    found: Any = get_command(app)
+    for name in command.split():
+        found = found.commands[name]
+    options = {option for parameter in found.params for option in parameter.opts}
     text = "\n".join(page.read_text() for page in PAGES)
     shown = re.findall(rf"squadron {command}\b[^\n`]*", text)
     assert shown
