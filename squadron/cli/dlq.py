@@ -72,7 +72,15 @@ async def _list(ctx: typer.Context, topic: str, agent: str, limit: int, as_json:
 
 def _row(letter: DeadLetter) -> tuple[str, ...]:
     reason = " ".join((letter.last_error or letter.reason).split())
-    return letter.id, letter.agent, letter.topic, str(letter.attempts), _when(letter), reason
+    return (
+        *(_printable(each, keep="") for each in (letter.id, letter.agent, letter.topic)),
+        *(str(letter.attempts), _when(letter), _printable(reason)),
+    )
+
+
+def _printable(text: str, keep: str = "\n\t") -> str:
+    """The text without what could move a terminal's cursor: anybody may have sent it."""
+    return "".join(each if each.isprintable() or each in keep else repr(each)[1:-1] for each in text)
 
 
 def _when(letter: DeadLetter) -> str:
@@ -88,11 +96,19 @@ def _show_table(letters: Sequence[DeadLetter]) -> None:
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for name in ("ID", "AGENT", "TOPIC", "ATTEMPTS", "BURIED (UTC)"):
-        table.add_column(name, justify="right" if name == "ATTEMPTS" else "left", overflow="fold")
-    table.add_column("LAST ERROR", no_wrap=True, overflow="ellipsis")
-    for letter in letters:
-        table.add_row(*map(Text, _row(letter)))
+        table.add_column(name, justify="right" if name == "ATTEMPTS" else "left", no_wrap=True)
+    # It alone gives way on a narrow terminal.
+    table.add_column("LAST ERROR")
+    characters = _clear([letter.id for letter in letters])
+    for id, *cells, reason in map(_row, letters):
+        table.add_row(Text(id[:characters]), *map(Text, cells), Text(reason, no_wrap=True, overflow="ellipsis"))
     frame.out().print(table)
+
+
+def _clear(ids: Sequence[str]) -> int:
+    """How much of the ids tells them apart, at least eight characters."""
+    longest = max(map(len, ids))
+    return next((n for n in range(8, longest) if len({id[:n] for id in ids}) == len(set(ids))), longest)
 
 
 def show(ctx: typer.Context, id: Id, agent: Name = "", as_json: Json = False) -> None:
@@ -127,12 +143,12 @@ def _show_letter(letter: DeadLetter) -> None:
     console = frame.out()
     for name, value in fields.items():
         if value:
-            console.print(Text.assemble((f"{name:<11}", "bold"), value), soft_wrap=True)
+            console.print(Text.assemble((f"{name:<11}", "bold"), _printable(value)), soft_wrap=True)
     try:
         text = letter.message.decode()
     except UnicodeDecodeError:
         text = repr(letter.message)
-    console.print(Text(f"\n{text}"), soft_wrap=True)
+    console.print(Text(f"\n{_printable(text)}"), soft_wrap=True)
 
 
 # --- moving ------------------------------------------------------------------------------------------
@@ -153,7 +169,7 @@ def redrive(
 async def _redrive(ctx: typer.Context, ids: list[str], all: bool, topic: str, agent: str, as_json: bool) -> int:
     _check_choice(ids, all, topic)
     async with frame.connected(frame.settings_of(ctx)) as squad:
-        with _progress("Putting back") as on_progress:
+        with _progress("Putting back", many=all or len(ids) > 1) as on_progress:
             moved = await squad.dead_letters.redrive(
                 *ids, all=all, topic=topic, agent=agent, on_progress=on_progress
             )
@@ -195,7 +211,7 @@ async def _drop(
             # In a thread: Ctrl-C has to reach the loop.
             if not await asyncio.to_thread(typer.confirm, f"Drop {chosen} for good?", err=True):
                 return frame.ENDED_OTHERWISE
-        with _progress("Dropping") as on_progress:
+        with _progress("Dropping", many=all or len(ids) > 1) as on_progress:
             dropped = await letters.drop(*ids, all=all, topic=topic, agent=agent, on_progress=on_progress)
     if as_json:
         frame.print_json({"dropped": dropped})
@@ -222,12 +238,12 @@ def _letters(count: int) -> str:
 
 
 @contextlib.contextmanager
-def _progress(title: str) -> Iterator[Callable[[int, int], Any]]:
-    """A bar on a terminal, nothing elsewhere; it is gone when all is done."""
+def _progress(title: str, *, many: bool) -> Iterator[Callable[[int, int], Any]]:
+    """A bar on a terminal if there are many, else nothing; it is gone when all is done."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = frame.err()
     columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not (many and console.is_terminal)) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -154,6 +154,33 @@ def test_on_a_terminal_the_list_is_a_table(office: Office, monkeypatch: pytest.M
     assert "ValueError: a b [bold]" in seen.getvalue()
 
 
+def test_the_table_shortens_ids_no_further_than_they_are_clear(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = io.StringIO()
+    monkeypatch.setattr(frame, "out", lambda: Console(file=seen, width=80))
+    for id in ("order-2024-17", "order-2024-18"):
+        asyncio.run(office.bury(id, "form.file", b"{}"))
+
+    dlq._show_table(asyncio.run(office.letters.list()))
+
+    rows = seen.getvalue().splitlines()
+    assert [row.split()[0] for row in rows[1:3]] == ["order-2024-18", "order-2024-17"]
+    assert rows[3].split()[0] == office.ids()[2][:13]
+    assert len(rows) == 6
+    assert all("ValueErr" in row for row in rows if "form.stamp" in row)
+
+
+def test_what_a_stranger_sent_can_not_move_the_cursor(office: Office) -> None:
+    asyncio.run(office.bury("a\tb\x1b[2J", "form.file", b"\x1b[2J\xc2\x9b1A"))
+
+    (row, *_), shown = call("list").stdout.splitlines(), call("show", "a").stdout
+
+    assert row.split("\t")[:2] == ["a\\tb\\x1b[2J", "clerk"]
+    assert "\x1b" not in shown
+    assert "\\x1b[2J\\x9b1A" in shown
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
