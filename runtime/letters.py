@@ -18,7 +18,7 @@ from squadron.runtime.errors import (
     SquadronError,
     UnknownLetterError,
 )
-from squadron.runtime.outcome import DeadLettered, from_content
+from squadron.runtime.outcome import DeadLettered, Outcome, from_content
 from squadron.runtime.ports import Clock, Delivery, Entry, Journal, Queue
 from squadron.runtime.subjects import Subjects, TaskSubject, check_pattern, matches, token_of
 
@@ -120,12 +120,6 @@ class Redriven:
     left: Mapping[str, SquadronError]
 
 
-def redriven(message: AgentMessage) -> int:
-    """How often a message was put back after it had been buried."""
-    count = (message.metadata or {}).get("redriven", 0)
-    return count if isinstance(count, int) else 0
-
-
 class DeadLetters:
     """The dead letters of one environment.
 
@@ -138,7 +132,7 @@ class DeadLetters:
 
     # --- burying -------------------------------------------------------------------------------------
 
-    async def bury(self, agent: str, delivery: Delivery, outcome: DeadLettered, *, source: AgentIdentity) -> None:
+    async def bury(self, agent: str, delivery: Delivery, outcome: Outcome, *, source: AgentIdentity) -> None:
         """Keep a message that `agent` gave up; it is stored when this returns. Settling it is the caller's.
 
         Raises:
@@ -148,14 +142,16 @@ class DeadLetters:
         key = self._subjects.dead(agent, outcome.task_id)
         # The place in the queue: what was put back and fails again is another letter.
         msg_id = f"{token_of(outcome.task_id)}.dead.{delivery.seq}"
-        whole, cut = _packed(delivery.data), _packed(delivery.data, CUT_AT)
-        try:
-            letter = AgentMessage.new("event", source, content | whole)
+
+        async def append(message: dict[str, Any]) -> None:
+            letter = AgentMessage.new("event", source, content | message)
             await self._journal.append(key, letter.encode(), msg_id=msg_id)
+
+        try:
+            await append(_packed(delivery.data))
         except MessageTooLargeError:
             # As text in JSON bytes may grow sixfold; a letter that is cut off is better than none.
-            letter = AgentMessage.new("event", source, content | cut)
-            await self._journal.append(key, letter.encode(), msg_id=msg_id)
+            await append(_packed(delivery.data, CUT_AT))
 
     async def bury_poison(
         self, agent: str, delivery: Delivery, error: Exception, *, source: AgentIdentity
@@ -264,7 +260,7 @@ class DeadLetters:
         except InvalidMessageError:
             # We can't read it. A newer version may, and gets it as it was sent.
             return letter.message, letter.seq
-        now, count = self._clock.time(), redriven(message) + 1
+        now, count = self._clock.time(), message.redriven + 1
         later_ms = 1000 * (now - message.timestamp)
         changes: dict[str, Any] = {"timestamp": now, "metadata": {**(message.metadata or {}), "redriven": count}}
         limits = message.payload.constraints

@@ -228,7 +228,7 @@ async def test_a_redriven_task_keeps_its_id_and_gets_its_time_again(
     delivery = await mailbox.next()
     after = json.loads(delivery.data)
     assert delivery.subject.endswith(".task.desk.double")
-    assert delivery.lease.attempt == 1
+    assert await delivery.lease.begin() == 1
     assert after["timestamp"] == NOW
     assert after["payload"]["constraints"]["deadline"] == 1_000_080_500
     assert after["metadata"] == {"redriven": 1}
@@ -451,6 +451,9 @@ async def test_a_redriven_task_is_served_as_attempt_1_and_its_outcome_is_heard(
     content = (await heard.next()).payload.content
     assert (content["outcome"], content["data"], content["attempt"]) == ("result", 5, 1)
     assert till.attempts == [1, 1]
+    stored = await peer.lite.last(reply_to)
+    assert stored is not None
+    assert AgentMessage.decode(stored.data).payload.content == content
     assert await letters.list() == ()
     await listening.aclose()
 
@@ -481,6 +484,22 @@ async def test_poison_of_each_kind_is_buried_and_the_mailbox_moves_on(
     again = await _buried(letters, 4)
     assert {letter.id for letter in again} == {letter.id for letter in buried}
     assert {letter.seq for letter in again}.isdisjoint({letter.seq for letter in buried})
+
+
+async def test_input_that_does_not_fit_its_topic_is_kept_and_may_fit_later(
+    peer: Peer, letters: DeadLetters, till: Till
+) -> None:
+    sent = AgentMessage.new("task", AgentIdentity(id="me"), {"amount": "five"}, id="task-1")
+    await peer.queue.put(peer.subjects.task("till.pay"), sent.encode(), msg_id="task-1")
+
+    (letter,) = await _buried(letters, 1)
+
+    assert (letter.id, letter.topic, letter.message) == ("task-1", "till.pay", sent.encode())
+    assert "amount" in letter.reason
+    assert till.attempts == []
+    await letters.redrive("task-1")
+    (again,) = await _buried(letters, 1)
+    assert (again.id, AgentMessage.decode(again.message).redriven) == ("task-1", 1)
 
 
 # --- dropping it -------------------------------------------------------------------------------------
