@@ -24,6 +24,7 @@ from squadron.runtime.letters import DeadLetters
 from squadron.runtime.outcome import DeadLettered
 from squadron.runtime.ports import Backlog, Delivery, Mailbox
 from squadron.runtime.subjects import Subjects
+from squadron.sync import SyncSquad
 
 REPLICA = AgentIdentity(id="clerk-1", type="clerk")
 
@@ -277,3 +278,21 @@ def test_a_drop_with_yes_asks_nobody(office: Office) -> None:
     assert json.loads(rest.stdout) == {"dropped": 2}
     assert office.ids() == []
     assert office.waiting() == 0
+
+
+# --- in a program ------------------------------------------------------------------------------------
+
+
+def test_a_plain_script_does_the_same_without_await(office: Office) -> None:
+    async def open_squad() -> Any:
+        return SimpleNamespace(dead_letters=office.letters, aclose=lambda: asyncio.sleep(0))
+
+    squad = SyncSquad.open(open_squad)
+    letters = squad.dead_letters
+
+    assert [letter.id for letter in letters.list(topic="form.stamp")] == ["3f99"]
+    assert letters.show("3f2").id == "3f2a"
+    assert letters.redrive("3f2").ids == ("3f2a",)
+    assert letters.drop(all=True) == 2
+    assert letters.list() == ()
+    squad.close()
