@@ -224,6 +224,7 @@ class DeadLetters:
         Raises:
             UnknownLetterError: an id names no letter, or several; nothing was moved.
             CutLetterError: only the beginning of a message was kept; nothing was moved.
+            InvalidSubjectError, MessageTooLargeError: one can't be put back; those before it were.
             BusUnavailableError: the rest lies where it was.
         """
         done: dict[str, None] = {}
@@ -248,27 +249,11 @@ class DeadLetters:
         _check_whole(letter)
         if TaskSubject.parse(letter.subject).environment != self._subjects.environment:
             raise InvalidSubjectError(f"{letter.subject!r} is in another environment")
-        data, count = self._renewed(letter)
-        await self._queue.put(letter.subject, data, msg_id=f"{token_of(letter.id)}.redriven.{count}")
+        data = _renewed(letter.message, self._clock.time())
+        # By the letter, not by the id alone: a stranger may have sent one id to two topics.
+        await self._queue.put(letter.subject, data, msg_id=f"{token_of(letter.id)}.redriven.{letter.seq}")
         # Not what came since: the message may have been given up again by now.
         await self._journal.erase(letter.key, through_seq=letter.seq)
-
-    def _renewed(self, letter: DeadLetter) -> tuple[bytes, int]:
-        """The message as it is put back, and a number that no other redrive of it has."""
-        try:
-            message = AgentMessage.decode(letter.message)
-        except InvalidMessageError:
-            # We can't read it. A newer version may, and gets it as it was sent.
-            return letter.message, letter.seq
-        now, count = self._clock.time(), message.redriven + 1
-        later_ms = 1000 * (now - message.timestamp)
-        changes: dict[str, Any] = {"timestamp": now, "metadata": {**(message.metadata or {}), "redriven": count}}
-        limits = message.payload.constraints
-        # A timestamp may be any number that JSON can hold.
-        if limits is not None and limits.deadline is not None and math.isfinite(later_ms):
-            limits = limits.model_copy(update={"deadline": limits.deadline + round(later_ms)})
-            changes["payload"] = message.payload.model_copy(update={"constraints": limits})
-        return message.model_copy(update=changes).encode(), count
 
     async def drop(
         self, *ids: str, all: bool = False, topic: str = "", agent: str = "", on_progress: Progress | None = None
@@ -308,6 +293,23 @@ def _check_whole(letter: DeadLetter) -> None:
             f"only a part of the message of {letter.id} was kept ({len(letter.message)} bytes)",
             hint="have it sent anew, and drop the letter",
         )
+
+
+def _renewed(data: bytes, now: float) -> bytes:
+    """The message as it is put back."""
+    try:
+        message = AgentMessage.decode(data)
+    except InvalidMessageError:
+        # We can't read it. A newer version may, and gets it as it was sent.
+        return data
+    metadata = {**(message.metadata or {}), "redriven": message.redriven + 1}
+    changes: dict[str, Any] = {"timestamp": now, "metadata": metadata}
+    limits, later_ms = message.payload.constraints, 1000 * (now - message.timestamp)
+    # A timestamp may be any number that JSON can hold.
+    if limits is not None and limits.deadline is not None and math.isfinite(later_ms):
+        limits = limits.model_copy(update={"deadline": limits.deadline + round(later_ms)})
+        changes["payload"] = message.payload.model_copy(update={"constraints": limits})
+    return message.model_copy(update=changes).encode()
 
 
 def _packed(data: bytes, most: int | None = None) -> dict[str, Any]:

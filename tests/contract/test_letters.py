@@ -300,6 +300,20 @@ async def test_all_that_fit_go_back_in_the_order_they_were_buried(
         await each.lease.settle()
 
 
+async def test_one_id_that_a_stranger_sent_to_two_topics_goes_back_to_both(
+    dig: Gravedigger, letters: DeadLetters, mailbox: Inbox
+) -> None:
+    for agent, name in (("desk", "desk.one"), ("shop", "desk.two")):
+        await dig.task("order-17", name, agent)
+
+    await letters.redrive(all=True)
+
+    deliveries = await mailbox.take(2)
+    assert [each.subject.rpartition(".")[2] for each in deliveries] == ["one", "two"]
+    for each in deliveries:
+        await each.lease.settle()
+
+
 async def test_nothing_moves_if_one_of_the_ids_is_wrong(
     dig: Gravedigger, peer: Peer, letters: DeadLetters
 ) -> None:
