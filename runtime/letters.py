@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import math
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from squadron.runtime.subjects import Subjects, TaskSubject, check_pattern, matc
 
 #: How much of a message is kept that is too large for a letter, in characters or, if it is no text, bytes.
 CUT_AT = 100_000
+#: Longest id that is kept of a message that was cut, or that nobody could read, in characters.
+LONGEST_ID = 256
 #: How many candidates an error names.
 _NAMED = 5
 
@@ -36,7 +39,7 @@ class DeadLetter:
     """A message that was given up.
 
     Attributes:
-        id: the task's id; of what nobody could read, a digest of it.
+        id: the task's id; of what nobody could read, a digest.
         agent: whose mailbox it was in.
         subject: where it was put, and is put back to.
         reason: why it was given up, in words.
@@ -67,6 +70,15 @@ class DeadLetter:
     def topic(self) -> str:
         """The topic it was sent to."""
         return ".".join(self.subject.split(".")[3:5])
+
+    @property
+    def token(self) -> str:
+        """Its other name: the id if that is a token and was read for sure, else a digest."""
+        return self.key.rpartition(".")[2]
+
+    def is_called(self, prefix: str) -> bool:
+        """Whether its id or its token begins so."""
+        return self.id.startswith(prefix) or self.token.startswith(prefix)
 
     @classmethod
     def read(cls, entry: Entry) -> DeadLetter:
@@ -132,16 +144,23 @@ class DeadLetters:
 
     # --- burying -------------------------------------------------------------------------------------
 
-    async def bury(self, agent: str, delivery: Delivery, outcome: Outcome, *, source: AgentIdentity) -> None:
+    async def bury(
+        self, agent: str, delivery: Delivery, outcome: Outcome, *, source: AgentIdentity, token: str = ""
+    ) -> None:
         """Keep a message that `agent` gave up; it is stored when this returns. Settling it is the caller's.
+
+        Args:
+            source: who buries it.
+            token: what the letter lies under, if not the task's id.
 
         Raises:
             BusUnavailableError: not acknowledged in time; burying it again is one letter.
         """
         content = outcome.to_content() | {"subject": delivery.subject, "taskId": outcome.task_id}
-        key = self._subjects.dead(agent, outcome.task_id)
+        token = token or token_of(outcome.task_id)
+        key = self._subjects.dead(agent, token)
         # The place in the queue: what was put back and fails again is another letter.
-        msg_id = f"{token_of(outcome.task_id)}.dead.{delivery.seq}"
+        msg_id = f"{token}.dead.{delivery.seq}"
 
         async def append(message: dict[str, Any]) -> None:
             letter = AgentMessage.new("event", source, content | message)
@@ -151,15 +170,19 @@ class DeadLetters:
             await append(_packed(delivery.data))
         except MessageTooLargeError:
             # As text in JSON bytes may grow sixfold; a letter that is cut off is better than none.
-            await append(_packed(delivery.data, CUT_AT))
+            await append({"taskId": outcome.task_id[:LONGEST_ID], **_packed(delivery.data, CUT_AT)})
 
     async def bury_poison(
         self, agent: str, delivery: Delivery, error: Exception, *, source: AgentIdentity
     ) -> None:
-        """Keep what nobody can read. The same bytes on the same subject are one letter, as often as they come."""
+        """Keep what nobody can serve; its id is its own if that can be read.
+
+        The same bytes on the same subject are one letter, as often as they come; an id alone is not, for who
+        sends such things may give all of them the same.
+        """
         digest = hashlib.sha256(delivery.subject.encode() + b"\n" + delivery.data).hexdigest()[:32]
-        outcome = DeadLettered(task_id=digest, reason=str(error), details={"attempts": 0})
-        await self.bury(agent, delivery, outcome, source=source)
+        outcome = DeadLettered(task_id=_id_in(delivery.data) or digest, reason=str(error), details={"attempts": 0})
+        await self.bury(agent, delivery, outcome, source=source, token=digest)
 
     # --- looking -------------------------------------------------------------------------------------
 
@@ -188,14 +211,15 @@ class DeadLetters:
         pattern = self._subjects.dead_of(agent).removesuffix(">") + token_of(id)
         found = {entry.key: DeadLetter.read(entry) for entry in await self._journal.latest(pattern)}
         if not found:
-            found = {each.key: each async for each in self._read("", agent) if each.id.startswith(id)}
+            found = {each.key: each async for each in self._read("", agent) if each.is_called(id)}
+            found = {key: each for key, each in found.items() if each.id == id} or found
         if len(found) == 1:
             return next(iter(found.values()))
         if not found:
             raise UnknownLetterError(f"there is no dead letter {id!r}", hint="see `squadron dlq list`")
-        named = ", ".join(f"{each.id} of {each.agent}" for each in [*found.values()][:_NAMED])
+        named = ", ".join(f"{each.token} of {each.agent}" for each in [*found.values()][:_NAMED])
         raise UnknownLetterError(
-            f"{id!r} may be any of {len(found)} dead letters", hint=f"give more of the id, or the agent: {named}"
+            f"{id!r} may be any of {len(found)} dead letters", hint=f"be clearer, or name the agent: {named}"
         )
 
     async def _read(self, topic: str, agent: str) -> AsyncIterator[DeadLetter]:
@@ -227,7 +251,7 @@ class DeadLetters:
             InvalidSubjectError, MessageTooLargeError: one can't be put back; those before it were.
             BusUnavailableError: the rest lies where it was.
         """
-        done: dict[str, None] = {}
+        done: list[str] = []
         left: dict[str, SquadronError] = {}
         keys = await self._keys(ids, all, topic, agent, whole=True)
         for number, key in enumerate(keys, 1):
@@ -236,7 +260,7 @@ class DeadLetters:
                 letter = DeadLetter.read(entry)
                 try:
                     await self._put_back(letter)
-                    done[letter.id] = None
+                    done.append(letter.id)
                 except (CutLetterError, InvalidSubjectError, MessageTooLargeError) as error:
                     if not all:
                         raise
@@ -310,6 +334,15 @@ def _renewed(data: bytes, now: float) -> bytes:
         limits = limits.model_copy(update={"deadline": limits.deadline + round(later_ms)})
         changes["payload"] = message.payload.model_copy(update={"constraints": limits})
     return message.model_copy(update=changes).encode()
+
+
+def _id_in(data: bytes) -> str:
+    """The id in a message that we can't read as a whole; empty if there is none to speak of."""
+    try:
+        id = json.loads(data)["id"]
+        return id if len(id.encode()) <= LONGEST_ID else ""
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return ""
 
 
 def _packed(data: bytes, most: int | None = None) -> dict[str, Any]:

@@ -266,6 +266,52 @@ async def test_poison_goes_back_as_it_came_as_often_as_one_likes(
         assert (await dig.poison(poison)).id == letter.id
 
 
+async def test_poison_goes_by_its_own_id_and_by_its_token_where_that_is_not_clear(
+    dig: Gravedigger, letters: DeadLetters
+) -> None:
+    first = await dig.poison(b'{"id": "t-9", "version": "2.0"}')
+    second = await dig.poison(b'{"id": "t-9"}')
+    await dig.poison(b'{"id": "t-99"}')
+    assert await _ids(letters) == ["t-99", "t-9", "t-9"]
+    with pytest.raises(UnknownLetterError, match="any of 2") as caught:
+        await letters.redrive("t-9")
+    assert first.token in caught.value.hint
+
+    await letters.drop(first.token)
+
+    assert await letters.show("t-9") == second
+    await dig.task("t-9")
+    assert (await letters.show("t-9")).attempts == 3  # the task itself comes first
+
+
+@pytest.mark.parametrize(
+    "poison",
+    [
+        b'{"id": "\\ud800", "replyTo": "\\ud800"}',
+        b'{"id": 7, "replyTo": 7}',
+        b'{"id": "", "replyTo": ""}',
+        b'{"id": ["a"]}',
+        b'"id"',
+        b'{"id": "' + b"x" * 300 + b'"}',
+        b"[" * 100_000,
+    ],
+)
+async def test_poison_without_an_id_to_speak_of_goes_by_a_digest(
+    peer: Peer, letters: DeadLetters, till: Till, poison: bytes
+) -> None:
+    await peer.queue.put(peer.subjects.task("till.pay"), poison, msg_id="p")
+
+    (letter,) = await _buried(letters, 1)
+
+    assert letter.id == letter.token
+    assert letter.message == poison
+
+    async def settled() -> bool:
+        return await peer.queue.backlog("till") == Backlog(0, 0)
+
+    await until(settled)
+
+
 async def test_a_timestamp_beyond_all_numbers_goes_back_too(
     dig: Gravedigger, letters: DeadLetters, mailbox: Inbox
 ) -> None:
