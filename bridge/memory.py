@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+import uuid
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
 
 from squadron.runtime.errors import (
     BusUnavailableError,
+    ClaimLostError,
     FencedError,
     MessageTooLargeError,
     RouteConflictError,
@@ -233,6 +235,7 @@ class MemoryBus:
     _turn: int = 0
 
     async def publish(self, subject: str, data: bytes) -> None:
+        _check_size(data)
         self.deliver(Note(subject, data))
 
     def deliver(self, note: Note) -> int:
@@ -354,3 +357,29 @@ class MemoryJournal:
         last = math.inf if through_seq is None else through_seq
         entries = self._entries
         self._entries = [stored for stored in entries if stored.entry.key != key or stored.entry.seq > last]
+
+
+class MemoryVault:
+    """`Vault` in one process."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, tuple[float, bytes]] = {}
+
+    async def store(self, data: bytes, *, keep_s: float) -> str:
+        name = uuid.uuid4().hex
+        self._held[name] = time.monotonic() + max(1, math.ceil(keep_s)), data
+        return name
+
+    async def fetch(self, name: str) -> bytes:
+        if name not in self.names():
+            raise ClaimLostError(f"the vault holds nothing under {name!r}")
+        return self._held[name][1]
+
+    async def drop(self, name: str) -> None:
+        self._held.pop(name, None)
+
+    def names(self) -> list[str]:
+        """What it holds now, oldest first."""
+        now = time.monotonic()
+        self._held = {name: held for name, held in self._held.items() if held[0] > now}
+        return list(self._held)

@@ -14,6 +14,7 @@ from pydantic_core import to_jsonable_python
 
 from squadron.runtime.budget import Budget, Deadline
 from squadron.runtime.cancel import request_cancel
+from squadron.runtime.claims import INPUT_KEEP_S, Claims
 from squadron.runtime.envelope import AgentIdentity, AgentMessage, Constraints, Payload, Routing
 from squadron.runtime.errors import (
     BusUnavailableError,
@@ -76,10 +77,11 @@ class Caller:
         lite: Journal,
         bus: UnreliableBus,
         registry: Registry,
+        claims: Claims,
         clock: Clock,
     ) -> None:
         self.identity, self.subjects, self.registry, self.clock = identity, subjects, registry, clock
-        self.queue, self.lite, self.bus = queue, lite, bus
+        self.queue, self.lite, self.bus, self.claims = queue, lite, bus, claims
         self._rooms = Rooms(queue, clock)
         self._owner = token_of(identity.id)
         self._waiting: dict[str, Handle] = {}
@@ -120,10 +122,8 @@ class Caller:
 
     def _hear(self, note: Note) -> None:
         handle = self._waiting.get(note.subject)
-        if handle is not None:
-            handle.hear(note.data)
-            if handle.done:
-                del self._waiting[note.subject]
+        if handle is not None and handle.hear(note.data):
+            del self._waiting[note.subject]
 
     async def _look_again(self) -> None:
         for key, handle in list(self._waiting.items()):
@@ -224,28 +224,26 @@ class Caller:
         deadline = Deadline.after(ask.within_s, self.clock)
         handle = Handle(task_id, topic, reply_to, deadline, self)
         try:
-            content = self._wrapped(topic, to_jsonable_python(content))
-            refusal = await self._refusal(task_id, topic, content, ask)
-            data = b"" if refusal else self._message(content, ask, handle).encode()
-        except ValueError as error:
-            details = {"field": "content"}
-            refusal = Rejected(task_id=task_id, topic=topic, reason=f"not JSON: {error}", details=details)
-        if refusal is not None:
-            handle.settle(refusal)
-            return handle
-        try:
+            content = await self._admit(task_id, topic, to_jsonable_python(content), ask)
+            if isinstance(content, Outcome):
+                handle.settle(content)
+                return handle
             await self._listen(owner)
             if ask.task_id:
                 # Somebody may have asked under this id before, longer ago than the queue remembers it.
                 await handle.look()
                 if handle.done:
                     return handle
+            data = await self.claims.seal(self._message(content, ask, handle), keep_s=INPUT_KEEP_S)
             self._waiting[reply_to] = handle
             await self._put(self.subjects.task(topic, ask.priority), data, token_of(task_id), deadline)
-        except (MessageTooLargeError, BusUnavailableError) as error:
-            kind = Undeliverable if error.retryable else Rejected
-            handle.settle(kind(task_id=task_id, topic=topic, reason=str(error)))
-            self._waiting.pop(reply_to, None)
+            return handle
+        except BusUnavailableError as error:
+            handle.settle(Undeliverable(task_id=task_id, topic=topic, reason=str(error)))
+        except (MessageTooLargeError, ValueError) as error:
+            reason = str(error) if isinstance(error, MessageTooLargeError) else f"not JSON: {error}"
+            handle.settle(Rejected(task_id=task_id, topic=topic, reason=reason, details={"field": "content"}))
+        self._waiting.pop(reply_to, None)
         return handle
 
     async def _put(self, subject: str, data: bytes, msg_id: str, deadline: Deadline) -> None:
@@ -286,12 +284,8 @@ class Caller:
             routing=Routing(**routing),
         )
 
-    def _wrapped(self, topic: str, content: Any) -> Any:
-        """A bare value goes to the only field that the topic takes."""
-        found = self.registry.find(topic)
-        return content if found is None else found.wrap(content)
-
-    async def _refusal(self, task_id: str, topic: str, content: Any, ask: Ask) -> Outcome | None:
+    async def _admit(self, task_id: str, topic: str, content: Any, ask: Ask) -> Any:
+        """The content as it is to be sent, or the outcome of a call that is refused."""
         common: dict[str, Any] = {"task_id": task_id, "topic": topic}
         try:
             check_topic(topic)
@@ -312,6 +306,8 @@ class Caller:
             found = await self.registry.wait_for(topic, within_s=min(GRACE_S, ask.within_s))
         if found is None:
             return self._unknown(topic, common)
+        # A bare value goes to the only field that the topic takes.
+        content = found.wrap(content)
         try:
             found.check(content)
         except InvalidInputError as error:
@@ -320,7 +316,7 @@ class Caller:
             reason = f"the mailbox of {topic} holds its {found.mailbox_limit} tasks already"
             details = {"field": "mailbox", "retry_after_s": RETRY_AFTER_S}
             return Rejected(reason=reason, details=details, **common)
-        return None
+        return content
 
     def _unknown(self, topic: str, common: dict[str, Any]) -> Outcome:
         nearest = self.registry.nearest(topic)

@@ -88,7 +88,8 @@ class Context:
         )
         self._emitted += 1
         msg_id = f"{token_of(self.message.id)}.{self.attempt}.{self._emitted}"
-        await self._caller.lite.append(self._lite_key, message.encode(), ttl_s=self._lite_ttl_s, msg_id=msg_id)
+        data = await self._caller.claims.seal(message, keep_s=self._lite_ttl_s)
+        await self._caller.lite.append(self._lite_key, data, ttl_s=self._lite_ttl_s, msg_id=msg_id)
 
     async def ask(self, topic: str, /, *, within_s: float = DEFAULT_WITHIN_S, **content: Any) -> Outcome:
         """Ask another agent and wait; never longer than this task's own deadline."""

@@ -63,6 +63,10 @@ class Payload(Wire):
     parameters: dict[str, Any] | None = None
     constraints: Constraints | None = None
 
+    def encode(self) -> bytes:
+        """The payload alone as UTF-8 JSON, as it stands in the message."""
+        return self.__pydantic_serializer__.to_json(self, by_alias=True, exclude_unset=True)
+
 
 class Routing(Wire):
     """Hints for delivery; `timeout` is how long the message may wait, in milliseconds."""

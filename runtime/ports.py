@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 
 Headers = Mapping[str, str]
 
+#: Above the first a payload travels as a claim, above the second not at all; settings may say otherwise.
+OVER_BYTES, MOST_BYTES = 512 * 1024, 128 * 1024 * 1024
+
 
 class Clock(Protocol):
     """Time, so that tests can turn it."""
@@ -197,6 +200,31 @@ class Journal(Protocol):
         ...
 
 
+class Vault(Protocol):
+    """Where payloads wait that are too large for a message: the message carries only the name (a claim check)."""
+
+    async def store(self, data: bytes, *, keep_s: float) -> str:
+        """Keep `data` for `keep_s` seconds (rounded up to whole ones) and return its name; stored on return.
+
+        Raises:
+            BusUnavailableError: not acknowledged in time; nothing will be found under any name.
+        """
+        ...
+
+    async def fetch(self, name: str) -> bytes:
+        """What was stored under the name.
+
+        Raises:
+            ClaimLostError: it was dropped, its time is over, or it was never there.
+            BusUnavailableError: no answer in time.
+        """
+        ...
+
+    async def drop(self, name: str) -> None:
+        """Forget it now. Unknown names are fine."""
+        ...
+
+
 class Subscription(Protocol):
     """A live subscription on the bus."""
 
@@ -218,7 +246,11 @@ class UnreliableBus(Protocol):
     """At most once: who listens now hears it, nobody else ever does."""
 
     async def publish(self, subject: str, data: bytes) -> None:
-        """Send to whoever listens now."""
+        """Send to whoever listens now.
+
+        Raises:
+            MessageTooLargeError: larger than the server takes.
+        """
         ...
 
     async def subscribe(self, pattern: str, sink: Callable[[Note], None], *, group: str = "") -> Subscription:

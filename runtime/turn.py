@@ -153,9 +153,12 @@ class Turns:
             return None
         if isinstance(ended, DeadLettered):
             await self._letters.bury(self.agent, delivery, ended, source=self._caller.identity)
-        ended = await self._report(message, ended, lite_key, announce)
+        reported = await self._report(message, ended, lite_key, announce)
+        if not isinstance(ended, DeadLettered | Rejected):
+            # A dead letter may be sent again, with the claim that it carries.
+            await self._caller.claims.drop(message)
         await delivery.lease.settle()
-        return ended
+        return reported
 
     def _reply_address(self, message: AgentMessage, topic: str) -> tuple[str, str]:
         """The lite topic the outcome is stored on, and the foreign subject it is announced on, if any."""
@@ -251,7 +254,8 @@ class Turns:
         self._cancelled.watch(message.id, stop)
         try:
             async with limit:
-                answer = await handler.run(message.payload.content, context)
+                context.message = await self._caller.claims.resolve(message)
+                answer = await handler.run(context.message.payload.content, context)
         except asyncio.CancelledError:
             if not self._cancelled.includes(message.id):
                 raise  # drained: somebody else runs it
@@ -356,7 +360,7 @@ class Turns:
             correlation_id=message.correlation_id or message.id,
             metadata={"redriven": message.redriven} if message.redriven else None,
         )
-        data = result.encode()
+        data = await self._caller.claims.seal(result, keep_s=LITE_TTL_S)
         msg_id = outcome_msg_id(message.id, message.redriven)
         await self._caller.lite.append(lite_key, data, ttl_s=LITE_TTL_S, msg_id=msg_id)
         await self._announce(announce, data)

@@ -86,6 +86,11 @@ class Connection:
         url = self.client.connected_url
         return url.netloc.rsplit("@", 1)[-1] if url is not None else ""
 
+    @property
+    def max_payload(self) -> int:
+        """Bytes that the server takes in one message, headers included."""
+        return int(self.client.max_payload)
+
     def on_reconnect(self, sink: Callable[[], Awaitable[None]]) -> None:
         """Call `sink` each time the connection came back."""
         self._on_reconnect.append(sink)

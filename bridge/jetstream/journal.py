@@ -33,10 +33,10 @@ _WRONG_LAST_SEQUENCE = (10071, 10164)
 
 
 class JetStreamJournal:
-    """A keyed log; keys are the subjects of one stream."""
+    """A keyed log; keys are the subjects of one stream. `batch` is how many entries are asked for at once."""
 
-    def __init__(self, connection: Connection, stream: str) -> None:
-        self._connection, self._stream = connection, stream
+    def __init__(self, connection: Connection, stream: str, *, batch: int = BATCH) -> None:
+        self._connection, self._stream, self._batch = connection, stream, batch
         self._bus = CoreBus(connection)
 
     async def append(
@@ -114,7 +114,7 @@ class JetStreamJournal:
         give_up_at = time.monotonic() + PERSIST_S
         while True:
             try:
-                batch = await self._fetch(pattern, from_seq, BATCH)
+                batch = await self._fetch(pattern, from_seq, self._batch)
             except BusUnavailableError:
                 # The server is away; what is stored stays stored. Who follows live waits for ever.
                 if not live and time.monotonic() > give_up_at:

@@ -10,13 +10,18 @@ from squadron.bridge.jetstream.connect import Connection, connect
 from squadron.bridge.jetstream.journal import JetStreamJournal
 from squadron.bridge.jetstream.queue import JetStreamQueue
 from squadron.bridge.jetstream.streams import StreamNames, ensure_streams, streams_exist
+from squadron.bridge.jetstream.vault import JetStreamVault
 from squadron.config import Settings
 from squadron.runtime.caller import Caller
+from squadron.runtime.claims import Claims
 from squadron.runtime.envelope import AgentIdentity
 from squadron.runtime.errors import BridgeUnavailableError
 from squadron.runtime.letters import DeadLetters
 from squadron.runtime.registry import Registry
 from squadron.runtime.subjects import Subjects
+
+#: Room for headers in what the server takes as one message: ids, time to live, trace.
+HEADER_BYTES = 4096
 
 
 class SystemClock:
@@ -41,6 +46,11 @@ class Wiring:
         self.records = JetStreamJournal(connection, names.registry)
         self.dead = JetStreamJournal(connection, names.dead)
         self.dead_letters = DeadLetters(self.dead, self.queue, self.subjects, self.clock)
+        self.claims = Claims(
+            JetStreamVault(connection, names),
+            over_bytes=min(settings.claim_over_bytes, connection.max_payload - HEADER_BYTES),
+            most_bytes=settings.max_message_bytes,
+        )
         self.registry = Registry(
             self.records, self.bus, self.subjects, self.clock, heartbeat_s=settings.heartbeat_s
         )
@@ -51,6 +61,7 @@ class Wiring:
             lite=self.lite,
             bus=self.bus,
             registry=self.registry,
+            claims=self.claims,
             clock=self.clock,
         )
 

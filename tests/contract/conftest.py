@@ -12,11 +12,12 @@ import pytest
 
 from squadron.actors.agent import Agent, AgentSpec
 from squadron.bridge.jetstream.wiring import SystemClock, Wiring
-from squadron.bridge.memory import MemoryBus, MemoryJournal, MemoryQueue
+from squadron.bridge.memory import MemoryBus, MemoryJournal, MemoryQueue, MemoryVault
 from squadron.config import Settings
 from squadron.runtime.caller import Caller
+from squadron.runtime.claims import Claims
 from squadron.runtime.envelope import AgentIdentity
-from squadron.runtime.ports import Clock, Delivery, Journal, Mailbox, Queue, UnreliableBus
+from squadron.runtime.ports import Clock, Delivery, Journal, Mailbox, Queue, UnreliableBus, Vault
 from squadron.runtime.pump import Pump
 from squadron.runtime.registry import Registry
 from squadron.runtime.subjects import Subjects
@@ -43,6 +44,14 @@ class Peer:
     registry: Registry
     caller: Caller
 
+    @property
+    def claims(self) -> Claims:
+        return self.caller.claims
+
+    @property
+    def vault(self) -> Vault:
+        return self.claims.vault
+
 
 @dataclass
 class World:
@@ -56,14 +65,24 @@ class World:
 
 
 async def _memory_world() -> World:
-    bus, queue = MemoryBus(), MemoryQueue()
+    bus, queue, vault = MemoryBus(), MemoryQueue(), MemoryVault()
     lite, records, dead = MemoryJournal(bus), MemoryJournal(bus), MemoryJournal(bus)
     subjects, clock = Subjects("test"), SystemClock()
 
     async def join(name: str) -> Peer:
         registry = Registry(records, bus, subjects, clock, heartbeat_s=HEARTBEAT_S)
         identity = AgentIdentity(id=name, type="test")
-        caller = Caller(identity, subjects, queue=queue, lite=lite, bus=bus, registry=registry, clock=clock)
+        claims = Claims(vault)
+        caller = Caller(
+            identity,
+            subjects,
+            queue=queue,
+            lite=lite,
+            bus=bus,
+            registry=registry,
+            claims=claims,
+            clock=clock,
+        )
         await registry.start()
         await caller.start()
         world._closers += [caller.aclose, registry.aclose]

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from squadron.bridge.core import Bridge
-from squadron.bridge.memory import MemoryBus, MemoryJournal, MemoryQueue
+from squadron.bridge.memory import MemoryBus, MemoryJournal, MemoryQueue, MemoryVault
 from squadron.runtime.caller import Caller
+from squadron.runtime.claims import Claims
 from squadron.runtime.deployment import AgentState, Deployment, Scale
 from squadron.runtime.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.errors import DeployError, SquadronError
@@ -69,6 +70,7 @@ class Site:
             lite=self.lite,
             bus=self.bus,
             registry=registry,
+            claims=Claims(MemoryVault()),
             clock=self.clock,
         )
 

@@ -58,6 +58,21 @@ def test_values_come_from_the_environment(tmp_path: Path) -> None:
     assert settings.log_level == "DEBUG"
 
 
+def test_the_limits_of_a_message_are_whole_bytes_in_order() -> None:
+    limits = {"SQUADRON_CLAIM_OVER_BYTES": "16384", "SQUADRON_MAX_MESSAGE_BYTES": "1048576"}
+    settings = Settings.load(limits)
+    assert (settings.claim_over_bytes, settings.max_message_bytes) == (16_384, 1_048_576)
+    assert settings.environ().items() >= limits.items()
+    for name, bad in (
+        ("SQUADRON_CLAIM_OVER_BYTES", "half a megabyte"),
+        ("SQUADRON_CLAIM_OVER_BYTES", "16383"),
+        ("SQUADRON_MAX_MESSAGE_BYTES", "524287"),
+        ("SQUADRON_MAX_MESSAGE_BYTES", str(2**30 + 1)),
+    ):
+        with pytest.raises(ConfigError, match=name):
+            Settings.load({name: bad})
+
+
 def test_an_override_wins_and_none_means_not_given() -> None:
     env = {"SQUADRON_ENV": "prod", "NATS_URL": "nats://a:4222"}
 

@@ -15,8 +15,9 @@ from squadron.actors.llm import ANSWER_TOOL, LLMAgent, tool
 from squadron.actors.marks import topic
 from squadron.actors.model import ChatMessage, Model, ModelTurn, ToolCall
 from squadron.actors.scripted import ScriptedModel, ScriptedTurn
-from squadron.bridge.memory import MemoryBus, MemoryJournal, MemoryQueue
+from squadron.bridge.memory import MemoryBus, MemoryJournal, MemoryQueue, MemoryVault
 from squadron.runtime.caller import Ask, Caller
+from squadron.runtime.claims import Claims
 from squadron.runtime.context import Context
 from squadron.runtime.envelope import AgentIdentity, AgentMessage, MessageContext
 from squadron.runtime.errors import InvalidAgentError, Terminal
@@ -48,6 +49,7 @@ class Squad:
             lite=self.lite,
             bus=self.bus,
             registry=self.registry,
+            claims=Claims(MemoryVault()),
             clock=self.clock,
         )
         self._pumps: list[Pump] = []

@@ -20,9 +20,10 @@ from squadron.actors.model import ChatMessage, Model, ModelTurn, ToolCall, ToolD
 from squadron.actors.planner import Plan
 from squadron.actors.scripted import ScriptedModel, ScriptedTurn
 from squadron.actors.supervisor import Supervisor
-from squadron.bridge.memory import MemoryBus, MemoryJournal, MemoryQueue
+from squadron.bridge.memory import MemoryBus, MemoryJournal, MemoryQueue, MemoryVault
 from squadron.runtime.budget import Budget
 from squadron.runtime.caller import Ask, Caller
+from squadron.runtime.claims import Claims
 from squadron.runtime.context import Context
 from squadron.runtime.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.errors import ModelError, Terminal
@@ -62,6 +63,7 @@ class Squad:
             lite=self.lite,
             bus=self.bus,
             registry=self.registry,
+            claims=Claims(MemoryVault()),
             clock=self.clock,
         )
 
