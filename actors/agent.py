@@ -28,6 +28,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticSerializationError
 
+from squadron.actors.events import DurableMark, EventMark
 from squadron.runtime.context import Context
 from squadron.runtime.errors import InvalidAgentError, InvalidInputError, InvalidSubjectError
 from squadron.runtime.outcome import Answer
@@ -51,14 +52,6 @@ class _TopicMark:
     tags: tuple[str, ...]
     run_timeout_s: float
     max_attempts: int
-
-
-@dataclass(frozen=True, slots=True)
-class EventMark:
-    """An event handler's wish: `pattern` of events, and whether every replica gets each one."""
-
-    pattern: str
-    everyone: bool
 
 
 def topic(
@@ -90,23 +83,6 @@ def topic(
 
     def decorate(method: F) -> F:
         method.__squadron_topic__ = mark  # type: ignore[attr-defined]
-        return method
-
-    return decorate
-
-
-def on(pattern: str, *, everyone: bool = False) -> Callable[[F], F]:
-    """Hear events with this method: each agent type gets each event once, or `everyone` of its replicas.
-
-    Events are at most once: a replica that is not there misses them.
-
-    Raises:
-        InvalidSubjectError: the pattern breaks the grammar.
-    """
-    mark = EventMark(check_pattern(pattern), everyone)
-
-    def decorate(method: F) -> F:
-        method.__squadron_event__ = mark  # type: ignore[attr-defined]
         return method
 
     return decorate
@@ -287,6 +263,7 @@ class AgentSpec:
     description: str
     topics: tuple[TopicSpec, ...]
     events: tuple[tuple[str, EventMark], ...]
+    durable_events: tuple[tuple[str, DurableMark], ...]
 
     @classmethod
     def of(cls, agent_class: type[Agent]) -> AgentSpec:
@@ -317,11 +294,16 @@ class AgentSpec:
             for method, function in methods
             if hasattr(function, "__squadron_event__")
         )
-        if not topics and not events:
+        durable_events = tuple(
+            (method, function.__squadron_durable_event__)
+            for method, function in methods
+            if hasattr(function, "__squadron_durable_event__")
+        )
+        if not topics and not events and not durable_events:
             raise InvalidAgentError(f"{name} serves nothing", hint='mark a method with @topic("domain.what")')
         _check_disjoint(name, [spec.topic.name for spec in topics])
         description = inspect.cleandoc(agent_class.__doc__ or "")
-        return cls(agent_class, name, description, topics, events)
+        return cls(agent_class, name, description, topics, events, durable_events)
 
     def card(self) -> AgentCard:
         """The registry's entry for it."""

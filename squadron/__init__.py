@@ -9,7 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from squadron.actors.agent import Agent, on, topic
+    from squadron.actors.agent import Agent, topic
+    from squadron.actors.events import on, on_durable
     from squadron.config import Settings
     from squadron.runtime.context import Context
     from squadron.runtime.errors import Retry, SquadronError, Terminal
@@ -47,7 +48,8 @@ _HOMES = {
     "Terminal": "runtime.errors",
     "TimedOut": "runtime.outcome",
     "Undeliverable": "runtime.outcome",
-    "on": "actors.agent",
+    "on": "actors.events",
+    "on_durable": "actors.events",
     "topic": "actors.agent",
 }
 
@@ -70,6 +72,7 @@ __all__ = [
     "TimedOut",
     "Undeliverable",
     "on",
+    "on_durable",
     "topic",
 ]
 

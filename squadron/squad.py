@@ -17,10 +17,12 @@ from squadron.bridge import code
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.config import Settings
 from squadron.control import Control
+from squadron.durable import DurableEvents
 from squadron.flow import Events, Stream
 from squadron.opening import Opening
 from squadron.runtime.caller import DEFAULT_WITHIN_S, Ask, Handle
 from squadron.runtime.deployment import Deployment, Scale
+from squadron.runtime.durable import Start, check_group
 from squadron.runtime.envelope import AgentIdentity
 from squadron.runtime.errors import (
     BridgeUnavailableError,
@@ -312,6 +314,18 @@ class Squad:
         events = Events()
         subject = self._wiring.subjects.event(check_pattern(pattern))
         return events.attach(await self._wiring.bus.subscribe(subject, events.hear))
+
+    async def publish_durable(self, topic: str, content: Any, **options: Any) -> int:
+        """Store an event for durable subscriptions (at least once); see `Caller.publish_durable`."""
+        return await self._wiring.caller.publish_durable(topic, content, **options)
+
+    async def subscribe_durable(self, name: str, pattern: str, *, start: Start = "new") -> DurableEvents:
+        """Each event at least once per `name`, whoever reads under it; see `DurableEvents`."""
+        return await DurableEvents.open(self._wiring, name, pattern, start)
+
+    async def forget_subscription(self, name: str) -> None:
+        """Delete a durable subscription and its place; an agent's is `agent.method`."""
+        await self._wiring.events.forget(check_group(name))
 
     def discover(self, intent: str, *, most: int = 8) -> list[ScoredTopic]:
         """The served topics that fit an intent in plain words, best first."""

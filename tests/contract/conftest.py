@@ -12,10 +12,11 @@ import pytest
 
 from squadron.bridge.jetstream.wiring import SystemClock, Wiring
 from squadron.bridge.memory import MemoryBus, MemoryJournal, MemoryQueue
+from squadron.bridge.memory_events import MemoryEventLog
 from squadron.config import Settings
 from squadron.runtime.caller import Caller
 from squadron.runtime.envelope import AgentIdentity
-from squadron.runtime.ports import Clock, Delivery, Journal, Queue, UnreliableBus
+from squadron.runtime.ports import Clock, Delivery, EventLog, Journal, Queue, UnreliableBus
 from squadron.runtime.registry import Registry
 from squadron.runtime.subjects import Subjects
 from tests.conftest import HEARTBEAT_S
@@ -32,11 +33,17 @@ class Peer:
     clock: Clock
     bus: UnreliableBus
     queue: Queue
+    events: EventLog
     lite: Journal
     records: Journal
     dead: Journal
     registry: Registry
     caller: Caller
+
+
+def peer_of(w: Wiring) -> Peer:
+    """The ports of one process on a real server."""
+    return Peer(w.subjects, w.clock, w.bus, w.queue, w.events, w.lite, w.records, w.dead, w.registry, w.caller)
 
 
 @dataclass
@@ -54,15 +61,25 @@ async def _memory_world() -> World:
     bus, queue = MemoryBus(), MemoryQueue()
     lite, records, dead = MemoryJournal(bus), MemoryJournal(bus), MemoryJournal(bus)
     subjects, clock = Subjects("test"), SystemClock()
+    events = MemoryEventLog(bus, subjects)
 
     async def join(name: str) -> Peer:
         registry = Registry(records, bus, subjects, clock, heartbeat_s=HEARTBEAT_S)
         identity = AgentIdentity(id=name, type="test")
-        caller = Caller(identity, subjects, queue=queue, lite=lite, bus=bus, registry=registry, clock=clock)
+        caller = Caller(
+            identity,
+            subjects,
+            queue=queue,
+            events=events,
+            lite=lite,
+            bus=bus,
+            registry=registry,
+            clock=clock,
+        )
         await registry.start()
         await caller.start()
         world._closers += [caller.aclose, registry.aclose]
-        return Peer(subjects, clock, bus, queue, lite, records, dead, registry, caller)
+        return Peer(subjects, clock, bus, queue, events, lite, records, dead, registry, caller)
 
     world = World("memory", join)
     return world
@@ -72,7 +89,7 @@ async def _jetstream_world(settings: Settings) -> World:
     async def join(name: str) -> Peer:
         w = await Wiring.open(settings, AgentIdentity(id=name, type="test"), create=True)
         world._closers.append(w.aclose)
-        return Peer(w.subjects, w.clock, w.bus, w.queue, w.lite, w.records, w.dead, w.registry, w.caller)
+        return peer_of(w)
 
     world = World("jetstream", join, settings)
     return world

@@ -11,6 +11,7 @@ import pytest
 
 from squadron.bridge.core import Bridge
 from squadron.bridge.memory import MemoryBus, MemoryJournal, MemoryQueue
+from squadron.bridge.memory_events import MemoryEventLog
 from squadron.runtime.caller import Caller
 from squadron.runtime.deployment import AgentState, Deployment, Scale
 from squadron.runtime.envelope import AgentIdentity, AgentMessage
@@ -66,6 +67,7 @@ class Site:
             AgentIdentity(id="bridge", type="bridge"),
             self.subjects,
             queue=self.queue,
+            events=MemoryEventLog(self.bus, self.subjects),
             lite=self.lite,
             bus=self.bus,
             registry=registry,

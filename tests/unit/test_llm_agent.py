@@ -15,6 +15,7 @@ from squadron.actors.llm import ANSWER_TOOL, LLMAgent, tool
 from squadron.actors.model import ChatMessage, Model, ModelTurn, ToolCall
 from squadron.actors.scripted import ScriptedModel, ScriptedTurn
 from squadron.bridge.memory import MemoryBus, MemoryJournal, MemoryQueue
+from squadron.bridge.memory_events import MemoryEventLog
 from squadron.runtime.caller import Ask, Caller
 from squadron.runtime.context import Context
 from squadron.runtime.envelope import AgentIdentity, AgentMessage, MessageContext
@@ -44,6 +45,7 @@ class Squad:
             AgentIdentity(id="here"),
             self.subjects,
             queue=self.queue,
+            events=MemoryEventLog(self.bus, self.subjects),
             lite=self.lite,
             bus=self.bus,
             registry=self.registry,

@@ -14,6 +14,7 @@ from squadron import Agent, Context, topic
 from squadron.actors.agent import AgentSpec
 from squadron.bridge.jetstream.wiring import SystemClock
 from squadron.bridge.memory import MemoryBus, MemoryJournal, MemoryQueue
+from squadron.bridge.memory_events import MemoryEventLog
 from squadron.runtime.caller import Caller
 from squadron.runtime.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.logs import configure_logs
@@ -80,7 +81,16 @@ async def test_what_a_handler_logs_is_bound_to_its_turn(capsys: pytest.CaptureFi
     journal = MemoryJournal(bus)
     identity = AgentIdentity(id="talker-7", type="talker")
     registry = Registry(journal, bus, subjects, clock, heartbeat_s=5)
-    caller = Caller(identity, subjects, queue=MemoryQueue(), lite=journal, bus=bus, registry=registry, clock=clock)
+    caller = Caller(
+        identity,
+        subjects,
+        queue=MemoryQueue(),
+        events=MemoryEventLog(bus, subjects),
+        lite=journal,
+        bus=bus,
+        registry=registry,
+        clock=clock,
+    )
     message = AgentMessage.new("task", AgentIdentity(id="me"), {}, conversation_id="c1")
     try:
         configure_logs()
