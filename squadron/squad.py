@@ -316,7 +316,7 @@ class Squad:
         return events.attach(await self._wiring.bus.subscribe(subject, events.hear))
 
     async def publish_durable(self, topic: str, content: Any, **options: Any) -> int:
-        """Store an event for durable subscriptions (at least once); see `Caller.publish_durable`."""
+        """Store an event for durable subscriptions (at least once); takes `event_id`, `conversation_id`."""
         return await self._wiring.caller.publish_durable(topic, content, **options)
 
     async def subscribe_durable(self, name: str, pattern: str, *, start: Start = "new") -> DurableEvents:
