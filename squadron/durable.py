@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import dataclass
 from typing import Self
 
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.runtime.durable import EventGroup, Start, read_event
 from squadron.runtime.envelope import AgentMessage
-from squadron.runtime.ports import Delivery
-from squadron.runtime.pump import Pump
+from squadron.runtime.errors import BusUnavailableError
+from squadron.runtime.ports import Delivery, Feed
+from squadron.runtime.pump import EXTEND_AT
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,13 +22,6 @@ class DurableEvent:
     message: AgentMessage
     seq: int
     attempt: int
-
-
-@dataclass(slots=True)
-class _Held:
-    event: DurableEvent
-    delivery: Delivery
-    done: asyncio.Event
 
 
 class DurableEvents:
@@ -39,10 +34,12 @@ class DurableEvents:
 
     def __init__(self, wiring: Wiring, group: EventGroup) -> None:
         self._wiring, self._group = wiring, group
-        self._pump = Pump(wiring.events, group, self._offer, slots=1)
-        #: Arrived and not yet asked for; then what the caller works on.
-        self._arrived: _Held | None = None
-        self._held: _Held | None = None
+        self._feed: Feed | None = None
+        self._extender: asyncio.Task[None] | None = None
+        #: Whether one is on its way, one that came and was not yet given out, and the one that is worked on.
+        self._asked = False
+        self._arrived: Delivery | None = None
+        self._held: Delivery | None = None
         self._changed = asyncio.Event()
         self._closed = False
 
@@ -56,35 +53,47 @@ class DurableEvents:
             BusUnavailableError: the server can't be reached.
         """
         events = cls(wiring, EventGroup(name, pattern, start, wiring.settings.lease_s))
-        await events._pump.start()
+        events._feed = await wiring.events.consume(events._group, events._hear)
+        events._extender = asyncio.create_task(events._extend(), name=f"lease {name}")
         return events
 
-    async def _offer(self, delivery: Delivery) -> None:
-        wiring = self._wiring
-        message = await read_event(wiring.dead, wiring.subjects, wiring.identity, self._group.name, delivery)
-        if message is not None:
-            event = DurableEvent(message, delivery.seq, delivery.lease.attempt)
-            held = self._arrived = _Held(event, delivery, asyncio.Event())
-            self._changed.set()
-            try:
-                await held.done.wait()
-            except asyncio.CancelledError:
-                # Closed: the pump hands the event back, unless it was settled a moment before.
-                if not held.done.is_set():
-                    raise
+    def _hear(self, delivery: Delivery) -> None:
+        self._arrived, self._asked = delivery, False
+        self._changed.set()
+
+    async def _extend(self) -> None:
+        while True:
+            await asyncio.sleep(self._group.lease_s * EXTEND_AT)
+            for delivery in (self._held, self._arrived):
+                if delivery is not None:
+                    with contextlib.suppress(BusUnavailableError):
+                        await delivery.lease.extend()
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> DurableEvent:
         await self.settle()
+        wiring = self._wiring
+        while True:
+            delivery = await self._delivered()
+            message = await read_event(wiring.dead, wiring.subjects, wiring.identity, self._group.name, delivery)
+            self._arrived = None
+            if message is not None:
+                self._held = delivery
+                return DurableEvent(message, delivery.seq, delivery.lease.attempt)
+
+    async def _delivered(self) -> Delivery:
+        """Wait for the next delivery; it stays where it arrived, so that who gives up waiting loses nothing."""
         while self._arrived is None:
-            if self._closed:
+            if self._closed or self._feed is None:
                 raise StopAsyncIteration
+            if not self._asked:
+                self._asked = True
+                self._feed.want(1)
             self._changed.clear()
             await self._changed.wait()
-        self._held, self._arrived = self._arrived, None
-        return self._held.event
+        return self._arrived
 
     async def next(self, *, within_s: float) -> DurableEvent:
         """Settle the event before and wait for the next one.
@@ -107,13 +116,22 @@ class DurableEvents:
             BusUnavailableError: only if `confirmed`: the server did not say so in time.
         """
         if self._held is not None:
-            await self._held.delivery.lease.settle(confirmed=confirmed)
-            self._held.done.set()
+            await self._held.lease.settle(confirmed=confirmed)
             self._held = None
 
     async def aclose(self) -> None:
         """Stop, and hand back what is not settled; the subscription keeps its place. May be called twice."""
+        if self._closed:
+            return
         self._closed = True
-        self._held = self._arrived = None
         self._changed.set()
-        await self._pump.aclose()
+        if self._extender is not None:
+            self._extender.cancel()
+        if self._feed is not None:
+            await self._feed.aclose()
+        with contextlib.suppress(BusUnavailableError):
+            # Without the server it is delivered again after its lease.
+            for delivery in (self._held, self._arrived):
+                if delivery is not None:
+                    await delivery.lease.release()
+        self._held = self._arrived = None

@@ -80,7 +80,7 @@ async def _gone(squad: Squad) -> bool:
 
 
 async def test_a_plain_script_subscribes_and_one_that_was_killed_hands_over(squad: Squad, settings) -> None:
-    await squad.subscribe_durable("script", "orders.*")
+    await (await squad.subscribe_durable("script", "orders.*")).aclose()
     numbers = [await squad.publish_durable("orders.new", number) for number in range(4)]
     script = """
         import os, signal, sys

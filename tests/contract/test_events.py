@@ -296,7 +296,7 @@ async def serve(world: World) -> AsyncIterator[Callable[..., Any]]:
 
 
 async def _letters(peer: Peer, count: int) -> list[dict[str, Any]]:
-    pattern = peer.subjects.dead("*", "*").rsplit(".", 2)[0] + ".>"
+    pattern = f"agents.{peer.subjects.environment}.dead.>"
 
     async def are_there() -> bool:
         return len(await peer.dead.latest(pattern)) >= count
@@ -325,7 +325,7 @@ async def test_a_handler_that_raises_gets_the_event_again_with_growing_pauses(
     # Half of each pause is jitter: 0.25 to 0.5 s, then 0.5 to 1 s.
     assert tried[1] - tried[0] >= 0.24
     assert tried[2] - tried[1] >= 0.49
-    assert await peer.dead.latest(peer.subjects.dead("desk", "*")) == []
+    assert await _letters(peer, 0) == []
 
 
 async def test_after_its_last_attempt_an_event_is_buried_by_each_group_that_failed(
@@ -450,6 +450,33 @@ async def test_a_subscription_settles_an_event_when_the_next_is_asked_for(
     last = await subscribe()
     again.append(await last.next(within_s=5))
     assert {event.seq: event.attempt for event in again} == {seqs[2]: 2, seqs[3]: 1, seqs[4]: 1}
+
+
+async def test_a_subscription_buries_what_nobody_can_read_and_goes_on(
+    wiring: Wiring, subscribe: Callable[..., Any]
+) -> None:
+    events = await subscribe()
+    await wiring.events.append("news.sport", b"no message", msg_id="x")
+    seq = await wiring.caller.publish_durable("news.sport", "good")
+
+    event = await events.next(within_s=5)
+
+    assert (event.seq, event.message.payload.content) == (seq, "good")
+    (letter,) = await wiring.dead.latest(f"agents.{wiring.settings.env}.dead.>")
+    content = AgentMessage.decode(letter.data).payload.content
+    assert (content["subscription"], content["message"]) == ("mine", "no message")
+
+
+async def test_a_member_that_does_not_ask_takes_nothing_from_the_others(
+    wiring: Wiring, subscribe: Callable[..., Any]
+) -> None:
+    idle, busy = await subscribe(), await subscribe()
+    seqs = [await wiring.caller.publish_durable("news.sport", i) for i in range(10)]
+
+    assert [(await busy.next(within_s=5)).seq for _ in range(10)] == seqs
+    await busy.settle(confirmed=True)
+    with pytest.raises(TimeoutError):
+        await idle.next(within_s=0.1)
 
 
 async def test_a_subscription_that_hears_nothing_says_so_and_a_closed_one_ends(
