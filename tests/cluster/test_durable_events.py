@@ -102,11 +102,12 @@ async def test_a_plain_script_subscribes_and_one_that_was_killed_hands_over(squa
     assert done.stdout.strip() == str(numbers[:2])
 
     heir = await squad.subscribe_durable("script", "orders.*")
-    seen = {}
-    for _ in range(3):
+    seen: dict[int, int] = {}
+    while not seen.keys() >= set(numbers[1:]):
         event = await heir.next(within_s=10)
         seen[event.seq] = event.attempt
     await heir.aclose()
     await squad.forget_subscription("script")
 
-    assert seen == {numbers[1]: 2, numbers[2]: 1, numbers[3]: 1}
+    # The first may come again, too: it was settled a moment before the kill.
+    assert [seen[number] for number in numbers[1:]] == [2, 1, 1]
