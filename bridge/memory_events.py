@@ -33,12 +33,13 @@ class _Group:
     feeds: list[_MemoryFeed] = field(default_factory=list)
     #: Handed back, in order.
     returned: list[int] = field(default_factory=list)
-    #: Deliveries of each event that is not settled.
-    attempts: Counter[int] = field(default_factory=Counter)
+    #: Deliveries of each event that is not settled, and how often work on it began.
+    delivered: Counter[int] = field(default_factory=Counter)
+    begun: Counter[int] = field(default_factory=Counter)
 
-    def give_back(self, seq: int, attempt: int) -> bool:
+    def give_back(self, seq: int, delivered: int) -> bool:
         """A lease ended; False if the event was settled or delivered anew since."""
-        if self.attempts.get(seq) != attempt or seq in self.returned:
+        if self.delivered.get(seq) != delivered or seq in self.returned:
             return False
         bisect.insort(self.returned, seq)
         return True
@@ -47,19 +48,24 @@ class _Group:
 class _MemoryLease:
     def __init__(self, log: MemoryEventLog, group: _Group, seq: int) -> None:
         self._log, self._group, self._seq = log, group, seq
-        self.attempt = group.attempts[seq]
+        self.delivered = group.delivered[seq]
         self._timer = self._arm(group.lease_s)
 
     def _arm(self, after_s: float) -> asyncio.TimerHandle:
         return asyncio.get_running_loop().call_later(after_s, self._lapse)
 
     def _lapse(self) -> None:
-        if self._group.give_back(self._seq, self.attempt):
+        if self._group.give_back(self._seq, self.delivered):
             self._log.match(self._group)
+
+    async def begin(self) -> int:
+        self._group.begun[self._seq] += 1
+        return self._group.begun[self._seq]
 
     async def settle(self, *, confirmed: bool = False) -> None:
         self._timer.cancel()
-        self._group.attempts.pop(self._seq, None)
+        self._group.delivered.pop(self._seq, None)
+        self._group.begun.pop(self._seq, None)
         if self._seq in self._group.returned:
             self._group.returned.remove(self._seq)
 
@@ -142,7 +148,7 @@ class MemoryEventLog:
             group.feeds.remove(feed)
             group.feeds.append(feed)
             feed.wanted -= 1
-            group.attempts[seq] += 1
+            group.delivered[seq] += 1
             event = self._events[seq - 1]
             lease = _MemoryLease(self, group, seq)
             feed.sink(Delivery(self._subjects.durable(event.topic), event.data, lease, seq))

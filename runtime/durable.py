@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import time
 import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -15,17 +14,12 @@ import structlog
 
 from squadron.runtime.caller import Caller
 from squadron.runtime.envelope import AgentIdentity, AgentMessage
-from squadron.runtime.errors import (
-    InvalidInputError,
-    InvalidMessageError,
-    MessageTooLargeError,
-    Retry,
-    Terminal,
-)
+from squadron.runtime.errors import InvalidInputError, InvalidMessageError, MessageTooLargeError
 from squadron.runtime.outcome import DeadLettered
 from squadron.runtime.ports import Delivery, Journal
+from squadron.runtime.retries import Retries
 from squadron.runtime.subjects import Subjects, check_pattern, check_token, token_of
-from squadron.runtime.turn import LETTER_CHARACTERS, SUMMARY_CHARACTERS, backoff_s
+from squadron.runtime.turn import LETTER_CHARACTERS, SUMMARY_CHARACTERS
 
 #: Where a new group begins: with what is stored from now on, with the oldest event that is kept, with a
 #: sequence (int), or with a time (an aware datetime, or a float of seconds since the epoch).
@@ -34,8 +28,8 @@ Start = Literal["new", "first"] | int | float | datetime
 #: A time to start at is before the year 10000, in seconds since the epoch: no server reads a later one.
 LATEST_S = 253_402_300_800.0
 
-#: How often an event is tried before it is buried, and how long one attempt may take, in seconds.
-DEFAULT_MAX_ATTEMPTS, DEFAULT_RUN_TIMEOUT_S = 5, 120.0
+#: How often an event is tried before it is buried: nobody waits for it, so it may take longer than a task.
+EVENT_MAX_ATTEMPTS = 5
 
 
 def check_start(start: Start) -> Literal["new", "first"] | int | float:
@@ -147,29 +141,29 @@ class EventTurns:
         caller: Caller,
         dead: Journal,
         *,
-        max_attempts: int = DEFAULT_MAX_ATTEMPTS,
-        run_timeout_s: float = DEFAULT_RUN_TIMEOUT_S,
+        retries: Retries,
+        run_timeout_s: float,
     ) -> None:
         self.group, self._handle, self._caller, self._dead = group, handle, caller, dead
-        self._max_attempts, self._run_timeout_s = max_attempts, run_timeout_s
+        self._retries, self._run_timeout_s = retries, run_timeout_s
         self._log = structlog.get_logger("squadron.event").bind(group=group, replica=caller.identity.id)
 
     async def run(self, delivery: Delivery) -> None:
         """Take one delivery to its end: handled and settled, handed back for another attempt, or buried."""
-        caller, attempt = self._caller, delivery.lease.attempt
+        caller = self._caller
         message = await read_event(self._dead, caller.subjects, caller.identity, self.group, delivery)
         if message is None:
             return
-        if attempt > self._max_attempts:
+        attempt = await delivery.lease.begin()
+        if attempt > self._retries.max_attempts:
             reason = f"its replica died or fell silent in each of {attempt - 1} attempts"
-            await self._give_up(delivery, message, reason, 0.0, {"attempts": attempt - 1})
+            await self._give_up(delivery, message, attempt, reason, {"attempts": attempt - 1})
             return
-        started = time.perf_counter()
         try:
             await self._run_handler(message)
         except (Exception, SystemExit) as error:
             # A handler that calls sys.exit() would take the replica along.
-            await self._judge(error, delivery, message, (time.perf_counter() - started) * 1000)
+            await self._judge(error, delivery, message, attempt)
         else:
             await delivery.lease.settle()
 
@@ -184,12 +178,12 @@ class EventTurns:
             raise
 
     async def _judge(
-        self, error: Exception | SystemExit, delivery: Delivery, message: AgentMessage, latency_ms: float
+        self, error: Exception | SystemExit, delivery: Delivery, message: AgentMessage, attempt: int
     ) -> None:
-        attempt = delivery.lease.attempt
         summary = f"{type(error).__name__}: {error}"[:SUMMARY_CHARACTERS]
-        if attempt < self._max_attempts and not isinstance(error, Terminal):
-            after_s = error.after_s if isinstance(error, Retry) else backoff_s(attempt)
+        helps = self._retries.covers(error)
+        if helps and attempt < self._retries.max_attempts:
+            after_s = self._retries.after_s(attempt, error)
             self._log.info("event.retry", message=message.id, error=summary, after_s=round(after_s, 3))
             await delivery.lease.release(after_s)
             return
@@ -201,18 +195,19 @@ class EventTurns:
             "traceback_digest": hashlib.sha256(trace.encode()).hexdigest()[:16],
         }
         reason = f"failed in each of {attempt} attempts, the last time with {summary}"
-        await self._give_up(delivery, message, reason, latency_ms, details)
+        if not helps:
+            reason = f"failed with {summary}, against which no other attempt helps"
+        await self._give_up(delivery, message, attempt, reason, details)
 
     async def _give_up(
-        self, delivery: Delivery, message: AgentMessage, reason: str, latency_ms: float, details: dict[str, Any]
+        self, delivery: Delivery, message: AgentMessage, attempt: int, reason: str, details: dict[str, Any]
     ) -> None:
         caller = self._caller
         outcome = DeadLettered(
             task_id=token_of(message.id),
             topic=".".join(delivery.subject.split(".")[3:5]),
             source=caller.identity.id,
-            attempt=delivery.lease.attempt,
-            latency_ms=latency_ms,
+            attempt=attempt,
             reason=reason,
             details=details,
         )

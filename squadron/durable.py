@@ -17,7 +17,7 @@ from squadron.runtime.pump import EXTEND_AT
 
 @dataclass(frozen=True, slots=True)
 class DurableEvent:
-    """One event: its message, its sequence in the log, and which delivery to this subscription it is, from 1."""
+    """One event: its message, its sequence in the log, and how often it was given out by this subscription."""
 
     message: AgentMessage
     seq: int
@@ -78,10 +78,12 @@ class DurableEvents:
         while True:
             delivery = await self._delivered()
             message = await read_event(wiring.dead, wiring.subjects, wiring.identity, self._group.name, delivery)
-            self._arrived = None
-            if message is not None:
-                self._held = delivery
-                return DurableEvent(message, delivery.seq, delivery.lease.attempt)
+            if message is None:
+                self._arrived = None
+                continue
+            attempt = await delivery.lease.begin()
+            self._held, self._arrived = delivery, None
+            return DurableEvent(message, delivery.seq, attempt)
 
     async def _delivered(self) -> Delivery:
         """Wait for the next delivery; it stays where it arrived, so that who gives up waiting loses nothing."""

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from squadron.durable import DurableEvent, DurableEvents
 from squadron.flow import Events
-from squadron.runtime.caller import Handle
 from squadron.runtime.envelope import AgentMessage
+from squadron.runtime.handle import Handle
 from squadron.runtime.outcome import Outcome
 from squadron.runtime.topics import ScoredTopic
 
@@ -87,6 +87,14 @@ class SyncSquad:
     def submit(self, topic: str, content: Any = None, /, **options: Any) -> Handle:
         """See `Squad.submit`; wait with `outcome`."""
         return self._wait(self._squad.submit(topic, content, **options))
+
+    def resume(self, ticket: str) -> Handle:
+        """See `Squad.resume`."""
+        return self._squad.resume(ticket)
+
+    def cancel(self, handle: Handle) -> Outcome:
+        """See `Handle.cancel`."""
+        return self._wait(handle.cancel())
 
     def outcome(self, handle: Handle) -> Outcome:
         """See `Squad.outcome`."""

@@ -17,7 +17,7 @@ from squadron.bridge.jetstream.streams import StreamNames
 from squadron.runtime.durable import EventGroup, check_start
 from squadron.runtime.errors import BusUnavailableError
 from squadron.runtime.ports import Delivery, Feed, Mailbox
-from squadron.runtime.subjects import Subjects
+from squadron.runtime.subjects import Subjects, token_of
 
 #: JetStream error codes (nats-server `errors.json`).
 _CONSUMER_EXISTS = 10148
@@ -33,8 +33,10 @@ class JetStreamEventLog:
 
     def __init__(self, connection: Connection, subjects: Subjects) -> None:
         self._connection, self._subjects = connection, subjects
-        self._stream = StreamNames(subjects.environment).events
-        self._journal = JetStreamJournal(connection, self._stream)
+        names = StreamNames(subjects.environment)
+        self._stream = names.events
+        self._journal = JetStreamJournal(connection, names.events)
+        self._notes = JetStreamJournal(connection, names.lite)
 
     async def append(self, topic: str, data: bytes, *, msg_id: str) -> int:
         """Store one event and return its sequence; goes on while the server is away for a moment."""
@@ -52,7 +54,18 @@ class JetStreamEventLog:
 
         # To the feed it is a serial mailbox: one consumer, no lanes.
         mailbox = Mailbox(group.name, (), group.lease_s, serial=True)
-        feed = PullFeed(self._connection, self._stream, self._subjects, mailbox, sink, declare_lane, lanes_held)
+        feed = PullFeed(
+            self._connection,
+            self._stream,
+            self._notes,
+            self._subjects,
+            mailbox,
+            sink,
+            declare_lane,
+            lanes_held,
+            # Each group counts for itself how often work on an event began.
+            note_owner=token_of(f"begun {group.name}"),
+        )
         await feed.open()
         return feed
 

@@ -25,6 +25,7 @@ from squadron.runtime.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.errors import InvalidInputError, InvalidSubjectError, MessageTooLargeError
 from squadron.runtime.ports import Delivery
 from squadron.runtime.pump import Pump
+from squadron.runtime.retries import Retries
 from tests.conftest import LEASE_S
 from tests.contract.conftest import Inbox, Peer, World, peer_of, settle_all, until
 
@@ -141,7 +142,7 @@ async def test_an_event_of_a_member_that_fell_silent_goes_to_another(peer: Peer,
     second = await heir.next()
 
     assert time.monotonic() - started > LEASE_S / 2
-    assert (first.seq, first.lease.attempt, second.seq, second.lease.attempt) == (seq, 1, seq, 2)
+    assert (first.seq, first.lease.delivered, second.seq, second.lease.delivered) == (seq, 1, seq, 2)
     await second.lease.settle(confirmed=True)
 
 
@@ -170,7 +171,7 @@ async def test_a_released_event_comes_again_after_its_pause(peer: Peer, join: Ca
 
     again = await inbox.next()
 
-    assert again.lease.attempt == 2
+    assert again.lease.delivered == 2
     assert time.monotonic() - started >= 0.29
 
 
@@ -274,8 +275,17 @@ def test_bad_names_and_patterns_are_said(name: str, pattern: str) -> None:
 class Replica:
     """Runs one durable handler as a replica does, one event at a time unless told otherwise."""
 
-    def __init__(self, peer: Peer, handle: Callable[..., Any], group: str, slots: int = 1, **limits: Any) -> None:
-        turns = EventTurns(group, handle, peer.caller, peer.dead, **limits)
+    def __init__(
+        self,
+        peer: Peer,
+        handle: Callable[..., Any],
+        group: str,
+        slots: int = 1,
+        max_attempts: int = 5,
+        run_timeout_s: float = 60.0,
+    ) -> None:
+        retries = Retries(max_attempts)
+        turns = EventTurns(group, handle, peer.caller, peer.dead, retries=retries, run_timeout_s=run_timeout_s)
         self.pump = Pump(peer.events, EventGroup(group, "news.*", "first", LEASE_S), turns.run, slots=slots)
 
 
@@ -369,9 +379,9 @@ async def test_what_is_terminal_too_slow_or_unreadable_is_buried(peer: Peer, ser
 
     reasons = sorted(letter["error"]["message"] for letter in await _letters(peer, 3))
 
-    assert "Terminal: no such team" in reasons[1]
-    assert "TimeoutError: ran longer than its 0.2 s" in reasons[2]
     assert "Invalid JSON" in reasons[0]
+    assert "TimeoutError: ran longer than its 0.2 s" in reasons[1]
+    assert reasons[2] == "failed with Terminal: no such team, against which no other attempt helps"
 
 
 async def test_an_event_whose_replica_died_in_each_attempt_is_buried(
@@ -379,7 +389,7 @@ async def test_an_event_whose_replica_died_in_each_attempt_is_buried(
 ) -> None:
     silent = await join("desk.hear", start="first", want=2)
     await _publish(peer, "deadly")
-    assert [(await silent.next()).lease.attempt for _ in range(2)] == [1, 2]
+    assert [await (await silent.next()).lease.begin() for _ in range(2)] == [1, 2]
     ran: list[Any] = []
 
     await serve(lambda message: ran.append(message), max_attempts=2)

@@ -296,7 +296,7 @@ def test_durable_events_are_handlers_too() -> None:
 
     spec = AgentSpec.of(Clerk)
     ((method, mark),) = spec.durable_events
-    assert (method, mark.pattern, mark.start, mark.max_attempts) == ("book", "orders.*", "first", 2)
+    assert (method, mark.pattern, mark.start, mark.retries.max_attempts) == ("book", "orders.*", "first", 2)
     assert spec.events == ()
     with pytest.raises(InvalidSubjectError):
         on_durable("orders")

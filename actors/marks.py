@@ -1,16 +1,32 @@
-"""How a method says which events it wants: `@on` at most once, `@on_durable` at least once."""
+"""The marks an author puts on methods: `@topic` to serve tasks, `@on` and `@on_durable` to hear events."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from squadron.runtime.durable import DEFAULT_MAX_ATTEMPTS, DEFAULT_RUN_TIMEOUT_S, Start, check_start
+from squadron.runtime.durable import EVENT_MAX_ATTEMPTS, Start, check_start
 from squadron.runtime.errors import InvalidAgentError
+from squadron.runtime.retries import DEFAULT_MAX_ATTEMPTS, FIRST_BACKOFF_S, LONGEST_BACKOFF_S, Retries
 from squadron.runtime.subjects import check_pattern
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+#: How long one turn may run, in seconds, unless its topic says otherwise: an LLM call with its retries.
+DEFAULT_RUN_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class TopicMark:
+    """What `@topic` says of a method."""
+
+    name: str
+    description: str
+    examples: tuple[str, ...]
+    tags: tuple[str, ...]
+    run_timeout_s: float
+    retries: Retries
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +43,49 @@ class DurableMark:
 
     pattern: str
     start: Start
-    max_attempts: int
     run_timeout_s: float
+    retries: Retries
+
+
+def topic(
+    name: str,
+    *,
+    description: str = "",
+    examples: Iterable[str] = (),
+    tags: Iterable[str] = (),
+    run_timeout_s: float = DEFAULT_RUN_TIMEOUT_S,
+    max_attempts: int = DEFAULT_MAX_ATTEMPTS,
+    backoff_s: tuple[float, float] = (FIRST_BACKOFF_S, LONGEST_BACKOFF_S),
+    retry_on: tuple[type[BaseException], ...] = (Exception, SystemExit),
+) -> Callable[[F], F]:
+    """Serve a semantic topic with this method.
+
+    Args:
+        name: `domain.specificity`; `analysis.*` serves a whole family.
+        description: what it is good for; the method's docstring by default.
+        examples: requests it should be found by.
+        tags: words it should be found by.
+        run_timeout_s: longest run of one turn, in seconds.
+        max_attempts: how often a task is tried before it is dead-lettered.
+        backoff_s: pause before the second attempt and the longest, in seconds; doubled each time, with jitter.
+        retry_on: exceptions against which another attempt may help; of all others the task fails at once.
+
+    Raises:
+        InvalidSubjectError: the name breaks the grammar.
+    """
+    check_pattern(name)
+    if run_timeout_s <= 0 or max_attempts < 1 or not 0 <= backoff_s[0] <= backoff_s[1]:
+        raise InvalidAgentError(
+            f"{name}: needs run_timeout_s above 0, max_attempts of at least 1, and backoff_s as (first, longest)"
+        )
+    retries = Retries(max_attempts, *backoff_s, on=retry_on)
+    mark = TopicMark(name, description, tuple(examples), tuple(tags), run_timeout_s, retries)
+
+    def decorate(method: F) -> F:
+        method.__squadron_topic__ = mark  # type: ignore[attr-defined]
+        return method
+
+    return decorate
 
 
 def on(pattern: str, *, everyone: bool = False) -> Callable[[F], F]:
@@ -52,7 +109,7 @@ def on_durable(
     pattern: str,
     *,
     start: Start = "new",
-    max_attempts: int = DEFAULT_MAX_ATTEMPTS,
+    max_attempts: int = EVENT_MAX_ATTEMPTS,
     run_timeout_s: float = DEFAULT_RUN_TIMEOUT_S,
 ) -> Callable[[F], F]:
     """Handle durable events with this method, at least once: one replica of the agent gets each event.
@@ -75,7 +132,7 @@ def on_durable(
     check_start(start)
     if run_timeout_s <= 0 or max_attempts < 1:
         raise InvalidAgentError(f"{pattern}: run_timeout_s must be above 0 and max_attempts at least 1")
-    mark = DurableMark(check_pattern(pattern), start, max_attempts, run_timeout_s)
+    mark = DurableMark(check_pattern(pattern), start, run_timeout_s, Retries(max_attempts))
 
     def decorate(method: F) -> F:
         method.__squadron_durable_event__ = mark  # type: ignore[attr-defined]
