@@ -13,6 +13,7 @@ from squadron.runtime.envelope import AgentMessage
 from squadron.runtime.errors import BusUnavailableError
 from squadron.runtime.ports import Delivery, Feed
 from squadron.runtime.pump import EXTEND_AT
+from squadron.runtime.subjects import check_token
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,9 @@ class DurableEvents:
             InvalidInputError: `start` is not a place in the log.
             BusUnavailableError: the server can't be reached.
         """
-        events = cls(wiring, EventGroup(name, pattern, start, wiring.settings.lease_s))
+        # An agent's group has a dot in its name, and is none to join.
+        group = EventGroup(check_token(name, "subscription"), pattern, start, wiring.settings.lease_s)
+        events = cls(wiring, group)
         events._feed = await wiring.events.consume(events._group, events._hear)
         events._extender = asyncio.create_task(events._extend(), name=f"lease {name}")
         return events
