@@ -492,7 +492,7 @@ async def test_a_member_that_does_not_ask_takes_nothing_from_the_others(
 async def test_a_subscription_that_hears_nothing_says_so_and_a_closed_one_ends(
     wiring: Wiring, subscribe: Callable[..., Any]
 ) -> None:
-    with pytest.raises(InvalidSubjectError, match="subscription 'desk.hear'"):
+    with pytest.raises(InvalidSubjectError, match="subscription 'desk"):
         await subscribe("desk.hear")
     events = await subscribe()
     with pytest.raises(TimeoutError):
