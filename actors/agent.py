@@ -28,7 +28,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticSerializationError
 
-from squadron.actors.marks import EventMark, TopicMark
+from squadron.actors.marks import DurableMark, EventMark, TopicMark
 from squadron.runtime.context import Context
 from squadron.runtime.errors import InvalidAgentError, InvalidInputError, InvalidSubjectError
 from squadron.runtime.outcome import Answer
@@ -233,6 +233,7 @@ class AgentSpec:
     description: str
     topics: tuple[TopicSpec, ...]
     events: tuple[tuple[str, EventMark], ...]
+    durable_events: tuple[tuple[str, DurableMark], ...]
 
     @classmethod
     def of(cls, agent_class: type[Agent]) -> AgentSpec:
@@ -263,11 +264,16 @@ class AgentSpec:
             for method, function in methods
             if hasattr(function, "__squadron_event__")
         )
-        if not topics and not events:
+        durable_events = tuple(
+            (method, function.__squadron_durable_event__)
+            for method, function in methods
+            if hasattr(function, "__squadron_durable_event__")
+        )
+        if not topics and not events and not durable_events:
             raise InvalidAgentError(f"{name} serves nothing", hint='mark a method with @topic("domain.what")')
         _check_disjoint(name, [spec.topic.name for spec in topics])
         description = inspect.cleandoc(agent_class.__doc__ or "")
-        return cls(agent_class, name, description, topics, events)
+        return cls(agent_class, name, description, topics, events, durable_events)
 
     def card(self) -> AgentCard:
         """The registry's entry for it."""

@@ -25,7 +25,7 @@ from squadron.runtime.errors import (
 )
 from squadron.runtime.handle import Handle
 from squadron.runtime.outcome import LITE_TTL_S, Cancelled, Outcome, Rejected, Undeliverable, outcome_msg_id
-from squadron.runtime.ports import Clock, Journal, Note, Queue, Subscription, UnreliableBus
+from squadron.runtime.ports import Clock, EventLog, Journal, Note, Queue, Subscription, UnreliableBus
 from squadron.runtime.registry import Registry
 from squadron.runtime.rooms import RETRY_AFTER_S, Rooms
 from squadron.runtime.route import Route
@@ -74,6 +74,7 @@ class Caller:
         subjects: Subjects,
         *,
         queue: Queue,
+        events: EventLog,
         lite: Journal,
         bus: UnreliableBus,
         registry: Registry,
@@ -82,6 +83,7 @@ class Caller:
     ) -> None:
         self.identity, self.subjects, self.registry, self.clock = identity, subjects, registry, clock
         self.queue, self.lite, self.bus, self.claims = queue, lite, bus, claims
+        self._events = events
         self._rooms = Rooms(queue, clock)
         self._owner = token_of(identity.id)
         self._waiting: dict[str, Handle] = {}
@@ -332,3 +334,23 @@ class Caller:
         """
         message = AgentMessage.new("event", self.identity, content, conversation_id=conversation_id)
         await self.bus.publish(self.subjects.event(check_topic(topic)), message.encode())
+
+    async def publish_durable(
+        self, topic: str, content: Any, *, event_id: str = "", conversation_id: str = ""
+    ) -> int:
+        """Store an event for every durable subscription (at least once) and return its sequence.
+
+        It is stored when this returns; a server that is away is waited for. Who listens for plain events
+        hears it, too.
+
+        Args:
+            event_id: stored once within two minutes, whatever the topic; a fresh one by default.
+
+        Raises:
+            InvalidSubjectError: `topic` is not `domain.specificity`.
+            MessageTooLargeError: larger than the server takes.
+            BusUnavailableError: not acknowledged in time; the same `event_id` again is safe.
+        """
+        check_topic(topic)
+        message = AgentMessage.new("event", self.identity, content, id=event_id, conversation_id=conversation_id)
+        return await self._events.append(topic, message.encode(), msg_id=token_of(message.id))

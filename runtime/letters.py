@@ -145,18 +145,26 @@ class DeadLetters:
     # --- burying -------------------------------------------------------------------------------------
 
     async def bury(
-        self, agent: str, delivery: Delivery, outcome: Outcome, *, source: AgentIdentity, token: str = ""
+        self,
+        agent: str,
+        delivery: Delivery,
+        outcome: Outcome,
+        *,
+        source: AgentIdentity,
+        token: str = "",
+        **about: Any,
     ) -> None:
         """Keep a message that `agent` gave up; it is stored when this returns. Settling it is the caller's.
 
         Args:
             source: who buries it.
             token: what the letter lies under, if not the task's id.
+            about: more fields of the letter's content.
 
         Raises:
             BusUnavailableError: not acknowledged in time; burying it again is one letter.
         """
-        content = outcome.to_content() | {"subject": delivery.subject, "taskId": outcome.task_id}
+        content = outcome.to_content() | {"subject": delivery.subject, "taskId": outcome.task_id, **about}
         token = token or token_of(outcome.task_id)
         key = self._subjects.dead(agent, token)
         # The place in the queue: what was put back and fails again is another letter.

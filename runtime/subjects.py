@@ -178,6 +178,10 @@ class Subjects:
         """Where an event is published, or a pattern of such."""
         return f"{ROOT}.{self.environment}.event.{topic}"
 
+    def durable(self, topic: str) -> str:
+        """Where a durable event is stored, or a pattern of such; the server tells it on `event(topic)`, too."""
+        return f"{ROOT}.{self.environment}.durable.{topic}"
+
     def card(self, agent: str) -> str:
         """Registry entry: what an agent offers (or `*`)."""
         return f"{ROOT}.{self.environment}.registry.card.{agent}"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
+from squadron.durable import DurableEvent, DurableEvents
 from squadron.flow import Events
 from squadron.runtime.envelope import AgentMessage
 from squadron.runtime.handle import Handle
@@ -104,8 +105,14 @@ class SyncSquad:
         """See `Squad.subscribe`; a plain iterator, active when this returns; `close()` it to stop listening."""
         return self._follow(self._wait(self._squad.subscribe(pattern)))
 
-    def _follow(self, events: Events) -> Generator[AgentMessage, None, None]:
-        messages = aiter(events)
+    @overload
+    def _follow(self, events: Events) -> Generator[AgentMessage, None, None]: ...
+
+    @overload
+    def _follow(self, events: DurableEvents) -> Generator[DurableEvent, None, None]: ...
+
+    def _follow(self, events: Events | DurableEvents) -> Generator[Any, None, None]:
+        messages: AsyncIterator[Any] = events.__aiter__()
         try:
             while True:
                 yield self._wait(_next(messages))
@@ -115,6 +122,18 @@ class SyncSquad:
     def publish(self, topic: str, content: Any, **options: Any) -> None:
         """See `Squad.publish`."""
         self._wait(self._squad.publish(topic, content, **options))
+
+    def publish_durable(self, topic: str, content: Any, **options: Any) -> int:
+        """See `Squad.publish_durable`."""
+        return self._wait(self._squad.publish_durable(topic, content, **options))
+
+    def subscribe_durable(self, name: str, pattern: str, **options: Any) -> Generator[DurableEvent, None, None]:
+        """See `Squad.subscribe_durable`; a plain iterator, `close()` it to hand back what is not settled."""
+        return self._follow(self._wait(self._squad.subscribe_durable(name, pattern, **options)))
+
+    def forget_subscription(self, name: str) -> None:
+        """See `Squad.forget_subscription`."""
+        self._wait(self._squad.forget_subscription(name))
 
     def discover(self, intent: str, *, most: int = 8) -> list[ScoredTopic]:
         """See `Squad.discover`."""

@@ -59,6 +59,9 @@ class JetStreamQueue:
 
     async def declare(self, mailbox: Mailbox) -> None:
         """Make the mailbox, or change it to fit; keeps what it holds."""
+        if not mailbox.patterns:
+            # An agent that only hears events: a consumer without a filter would get all tasks.
+            return await self.remove(mailbox.name)
         await self._declare_lane(mailbox, NORMAL_PRIORITY)
         # A lane that kept the old patterns would bar whoever serves them next.
         for consumer in await self._consumers(mailbox.name):

@@ -15,6 +15,8 @@ DUPLICATE_WINDOW_S = 120
 #: Longest life of a lite topic's entry and of a dead letter, in seconds: 30 and 90 days.
 LITE_MAX_AGE_S = 30 * 24 * 3600
 DEAD_MAX_AGE_S = 90 * 24 * 3600
+#: How long a durable event is kept for groups that are away and for new ones, in seconds: 7 days.
+EVENTS_MAX_AGE_S = 7 * 24 * 3600
 
 #: What may follow the topic in a task's subject.
 LANES = ("", *(f".p{priority}" for priority in range(10)))
@@ -51,6 +53,10 @@ class StreamNames:
         """The object store of large payloads; its stream is `OBJ_` and this, as NATS wants it (ADR-20)."""
         return f"squadron-{self.environment}-claims"
 
+    @property
+    def events(self) -> str:
+        return f"squadron-{self.environment}-events"
+
 
 def _configs(names: StreamNames) -> list[dict[str, Any]]:
     root = f"agents.{names.environment}"
@@ -80,7 +86,17 @@ def _configs(names: StreamNames) -> list[dict[str, Any]]:
         "max_age": DEAD_MAX_AGE_S * NANOSECONDS,
         "duplicate_window": DUPLICATE_WINDOW_S * NANOSECONDS,
     }
-    return [common | tasks] + [common | keyed | stream for stream in (lite, registry, dead)]
+    events = {
+        "name": names.events,
+        "subjects": [f"{root}.durable.*.*"],
+        "retention": "limits",
+        "max_age": EVENTS_MAX_AGE_S * NANOSECONDS,
+        "allow_direct": True,
+        "duplicate_window": DUPLICATE_WINDOW_S * NANOSECONDS,
+        # Who listens for plain events hears durable ones, too.
+        "republish": {"src": f"{root}.durable.>", "dest": f"{root}.event.>"},
+    }
+    return [common | tasks, common | events] + [common | keyed | stream for stream in (lite, registry, dead)]
 
 
 async def ensure_streams(connection: Connection, names: StreamNames) -> None:

@@ -7,6 +7,7 @@ from typing import Self
 
 from squadron.bridge.jetstream.bus import CoreBus
 from squadron.bridge.jetstream.connect import Connection, connect
+from squadron.bridge.jetstream.events import JetStreamEventLog
 from squadron.bridge.jetstream.journal import JetStreamJournal
 from squadron.bridge.jetstream.queue import JetStreamQueue
 from squadron.bridge.jetstream.streams import StreamNames, ensure_streams, streams_exist
@@ -42,6 +43,7 @@ class Wiring:
         self.clock = SystemClock()
         self.bus = CoreBus(connection)
         self.queue = JetStreamQueue(connection, self.subjects)
+        self.events = JetStreamEventLog(connection, self.subjects)
         self.lite = JetStreamJournal(connection, names.lite)
         self.records = JetStreamJournal(connection, names.registry)
         self.dead = JetStreamJournal(connection, names.dead)
@@ -58,6 +60,7 @@ class Wiring:
             identity,
             self.subjects,
             queue=self.queue,
+            events=self.events,
             lite=self.lite,
             bus=self.bus,
             registry=self.registry,

@@ -17,15 +17,17 @@ from ray import serve
 from ray.serve import Application
 
 from squadron.actors.agent import Agent, AgentSpec
-from squadron.actors.marks import EventMark
+from squadron.actors.marks import DurableMark, EventMark
 from squadron.bridge.code import Code, unpack
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.config import Settings
+from squadron.runtime.durable import EventGroup, EventTurns
 from squadron.runtime.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.errors import DeployError, InvalidMessageError, SquadronError
 from squadron.runtime.logs import configure_logs
 from squadron.runtime.ports import Mailbox, Note, Subscription
 from squadron.runtime.pump import Pump
+from squadron.runtime.subjects import token_of
 from squadron.runtime.turn import Turns
 
 #: Ray namespace of everything of ours.
@@ -86,6 +88,7 @@ class AgentReplica:
         await self._turns.start()
         mailbox = Mailbox(agent, tuple(topic.topic.name for topic in spec.topics), settings.lease_s)
         self._pump = Pump(self._wiring.queue, mailbox, self._turns.run, slots=slots)
+        self._event_pumps = [self._event_pump(method, mark, slots) for method, mark in spec.durable_events]
         self._ears: list[Subscription] = []
         self._events: set[asyncio.Task[None]] = set()
         self._stopped = False
@@ -93,6 +96,8 @@ class AgentReplica:
         await self._listen(spec)
         if spec.topics:
             await self._pump.start()
+        for pump in self._event_pumps:
+            await pump.start()
         await self._renew()
         await self._tell("online")
         self._heart = asyncio.create_task(self._beat(), name="heartbeat")
@@ -122,6 +127,19 @@ class AgentReplica:
         group = "" if mark.everyone else f"{self._name}-{method}"
         pattern = self._wiring.subjects.event(mark.pattern)
         return await self._wiring.bus.subscribe(pattern, hear, group=group)
+
+    def _event_pump(self, method: str, mark: DurableMark, slots: int) -> Pump:
+        wiring = self._wiring
+        group = EventGroup(f"{self._name}.{token_of(method)}", mark.pattern, mark.start, wiring.settings.lease_s)
+        turns = EventTurns(
+            group.name,
+            getattr(self._agent, method),
+            wiring.caller,
+            wiring.dead,
+            retries=mark.retries,
+            run_timeout_s=mark.run_timeout_s,
+        )
+        return Pump(wiring.events, group, turns.run, slots=slots)
 
     async def _handle_event(self, handler: Any, note: Note) -> None:
         try:
@@ -190,7 +208,7 @@ class AgentReplica:
         for ear in self._ears:
             await ear.aclose()
         # It stays present while it finishes what runs.
-        await self._pump.drain(self._grace_s)
+        await asyncio.gather(*(pump.drain(self._grace_s) for pump in (self._pump, *self._event_pumps)))
         await self._turns.aclose()
         self._heart.cancel()
         with contextlib.suppress(SquadronError):

@@ -13,11 +13,12 @@ import pytest
 from squadron.actors.agent import Agent, AgentSpec
 from squadron.bridge.jetstream.wiring import SystemClock, Wiring
 from squadron.bridge.memory import MemoryBus, MemoryJournal, MemoryQueue, MemoryVault
+from squadron.bridge.memory_events import MemoryEventLog
 from squadron.config import Settings
 from squadron.runtime.caller import Caller
 from squadron.runtime.claims import Claims
 from squadron.runtime.envelope import AgentIdentity
-from squadron.runtime.ports import Clock, Delivery, Journal, Mailbox, Queue, UnreliableBus, Vault
+from squadron.runtime.ports import Clock, Delivery, EventLog, Journal, Mailbox, Queue, UnreliableBus, Vault
 from squadron.runtime.pump import Pump
 from squadron.runtime.registry import Registry
 from squadron.runtime.subjects import Subjects
@@ -38,6 +39,7 @@ class Peer:
     clock: Clock
     bus: UnreliableBus
     queue: Queue
+    events: EventLog
     lite: Journal
     records: Journal
     dead: Journal
@@ -51,6 +53,11 @@ class Peer:
     @property
     def vault(self) -> Vault:
         return self.claims.vault
+
+
+def peer_of(w: Wiring) -> Peer:
+    """The ports of one process on a real server."""
+    return Peer(w.subjects, w.clock, w.bus, w.queue, w.events, w.lite, w.records, w.dead, w.registry, w.caller)
 
 
 @dataclass
@@ -68,6 +75,7 @@ async def _memory_world() -> World:
     bus, queue, vault = MemoryBus(), MemoryQueue(), MemoryVault()
     lite, records, dead = MemoryJournal(bus), MemoryJournal(bus), MemoryJournal(bus)
     subjects, clock = Subjects("test"), SystemClock()
+    events = MemoryEventLog(bus, subjects)
 
     async def join(name: str) -> Peer:
         registry = Registry(records, bus, subjects, clock, heartbeat_s=HEARTBEAT_S)
@@ -81,12 +89,13 @@ async def _memory_world() -> World:
             bus=bus,
             registry=registry,
             claims=claims,
+            events=events,
             clock=clock,
         )
         await registry.start()
         await caller.start()
         world._closers += [caller.aclose, registry.aclose]
-        return Peer(subjects, clock, bus, queue, lite, records, dead, registry, caller)
+        return Peer(subjects, clock, bus, queue, events, lite, records, dead, registry, caller)
 
     world = World("memory", join)
     return world
@@ -96,7 +105,7 @@ async def _jetstream_world(settings: Settings) -> World:
     async def join(name: str) -> Peer:
         w = await Wiring.open(settings, AgentIdentity(id=name, type="test"), create=True)
         world._closers.append(w.aclose)
-        return Peer(w.subjects, w.clock, w.bus, w.queue, w.lite, w.records, w.dead, w.registry, w.caller)
+        return peer_of(w)
 
     world = World("jetstream", join, settings)
     return world

@@ -52,6 +52,19 @@ async def test_what_was_put_before_anybody_listened_is_delivered_with_its_subjec
     await feed.aclose()
 
 
+async def test_a_mailbox_of_no_topics_holds_nothing_and_bars_nobody(peer: Peer) -> None:
+    await peer.queue.declare(Mailbox("listener", ()))
+    feed, inbox = await _feed(peer, want=1)
+    await _put(peer, "task")
+
+    assert (await inbox.next()).data == b"task"
+    assert await peer.queue.backlog("listener") == Backlog()
+    await feed.aclose()
+    # One that had topics gives them up.
+    await peer.queue.declare(Mailbox(BOX.name, ()))
+    await peer.queue.declare(Mailbox("other", BOX.patterns))
+
+
 async def test_what_is_put_while_somebody_waits_is_delivered_at_once_and_in_order(peer: Peer) -> None:
     feed, inbox = await _feed(peer, want=20)
     started = time.monotonic()

@@ -38,7 +38,7 @@ from squadron.runtime.outcome import (
 )
 from squadron.runtime.ports import Backlog, Mailbox
 from squadron.runtime.turn import Turns
-from tests.contract.conftest import ON_NATS, SOON_S, Peer, Replica, Serve, World, until
+from tests.contract.conftest import ON_NATS, SOON_S, Peer, Replica, Serve, World, peer_of, until
 
 LEASE_S = 1.5
 
@@ -896,9 +896,7 @@ async def test_asks_under_way_survive_a_killed_server(tmp_path: Path) -> None:
         for name in ("replica", "client"):
             w = await Wiring.open(settings, AgentIdentity(id=name), create=True)
             stack.push_async_callback(w.aclose)
-            peers.append(
-                Peer(w.subjects, w.clock, w.bus, w.queue, w.lite, w.records, w.dead, w.registry, w.caller)
-            )
+            peers.append(peer_of(w))
         desk = Desk()
         replica = Replica(peers[0], desk)
         await replica.start()

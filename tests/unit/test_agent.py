@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 import pytest
 from pydantic import BaseModel, Field
 
-from squadron import Agent, Answer, Context, on, topic
+from squadron import Agent, Answer, Context, on, on_durable, topic
 from squadron.actors.agent import AgentSpec, BoundHandler, TopicSpec
 from squadron.runtime.errors import InvalidAgentError, InvalidInputError, InvalidSubjectError
 from squadron.runtime.topics import describe_input
@@ -287,6 +287,23 @@ def test_events_are_handlers_too() -> None:
     assert (method, mark.pattern, mark.everyone) == ("hear", "status.*", True)
     with pytest.raises(InvalidSubjectError):
         on("status")
+
+
+def test_durable_events_are_handlers_too() -> None:
+    class Clerk(Agent):
+        @on_durable("orders.*", start="first", max_attempts=2)
+        async def book(self, message: Any) -> None: ...
+
+    spec = AgentSpec.of(Clerk)
+    ((method, mark),) = spec.durable_events
+    assert (method, mark.pattern, mark.start, mark.retries.max_attempts) == ("book", "orders.*", "first", 2)
+    assert spec.events == ()
+    with pytest.raises(InvalidSubjectError):
+        on_durable("orders")
+    with pytest.raises(InvalidInputError, match="can't start at 'last'"):
+        on_durable("orders.*", start="last")  # type: ignore[arg-type]
+    with pytest.raises(InvalidAgentError, match="max_attempts"):
+        on_durable("orders.*", max_attempts=0)
 
 
 def test_handlers_are_inherited() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from squadron.bridge.core import Bridge
 from squadron.bridge.memory import MemoryBus, MemoryJournal, MemoryQueue, MemoryVault
+from squadron.bridge.memory_events import MemoryEventLog
 from squadron.runtime.caller import Caller
 from squadron.runtime.claims import Claims
 from squadron.runtime.deployment import AgentState, Deployment, Scale
@@ -67,6 +68,7 @@ class Site:
             AgentIdentity(id="bridge", type="bridge"),
             self.subjects,
             queue=self.queue,
+            events=MemoryEventLog(self.bus, self.subjects),
             lite=self.lite,
             bus=self.bus,
             registry=registry,

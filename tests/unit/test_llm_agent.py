@@ -16,6 +16,7 @@ from squadron.actors.marks import topic
 from squadron.actors.model import ChatMessage, Model, ModelTurn, ToolCall
 from squadron.actors.scripted import ScriptedModel, ScriptedTurn
 from squadron.bridge.memory import MemoryBus, MemoryJournal, MemoryQueue, MemoryVault
+from squadron.bridge.memory_events import MemoryEventLog
 from squadron.runtime.caller import Ask, Caller
 from squadron.runtime.claims import Claims
 from squadron.runtime.context import Context
@@ -46,6 +47,7 @@ class Squad:
             AgentIdentity(id="here"),
             self.subjects,
             queue=self.queue,
+            events=MemoryEventLog(self.bus, self.subjects),
             lite=self.lite,
             bus=self.bus,
             registry=self.registry,

@@ -14,6 +14,7 @@ from squadron import Agent, Context, topic
 from squadron.actors.agent import AgentSpec
 from squadron.bridge.jetstream.wiring import SystemClock
 from squadron.bridge.memory import MemoryBus, MemoryJournal, MemoryQueue, MemoryVault
+from squadron.bridge.memory_events import MemoryEventLog
 from squadron.runtime.caller import Caller
 from squadron.runtime.claims import Claims
 from squadron.runtime.envelope import AgentIdentity, AgentMessage
@@ -92,6 +93,7 @@ async def test_what_a_handler_logs_is_bound_to_its_turn(capsys: pytest.CaptureFi
         bus=bus,
         registry=registry,
         claims=Claims(MemoryVault()),
+        events=MemoryEventLog(bus, subjects),
         clock=clock,
     )
     message = AgentMessage.new("task", AgentIdentity(id="me"), {}, conversation_id="c1")

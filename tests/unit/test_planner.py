@@ -14,6 +14,7 @@ from squadron.actors.model import ChatMessage, ToolDefinition
 from squadron.actors.planner import INTRODUCTION, OfflinePlanner
 from squadron.actors.supervisor import Supervisor
 from squadron.bridge.memory import MemoryBus, MemoryJournal, MemoryQueue, MemoryVault
+from squadron.bridge.memory_events import MemoryEventLog
 from squadron.runtime.caller import Ask, Caller
 from squadron.runtime.claims import Claims
 from squadron.runtime.envelope import AgentIdentity
@@ -79,6 +80,7 @@ class Squad:
             AgentIdentity(id="here"),
             self.subjects,
             queue=self.queue,
+            events=MemoryEventLog(self.bus, self.subjects),
             lite=self.lite,
             bus=self.bus,
             registry=self.registry,

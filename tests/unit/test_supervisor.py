@@ -21,6 +21,7 @@ from squadron.actors.planner import Plan
 from squadron.actors.scripted import ScriptedModel, ScriptedTurn
 from squadron.actors.supervisor import Supervisor
 from squadron.bridge.memory import MemoryBus, MemoryJournal, MemoryQueue, MemoryVault
+from squadron.bridge.memory_events import MemoryEventLog
 from squadron.runtime.budget import Budget
 from squadron.runtime.caller import Ask, Caller
 from squadron.runtime.claims import Claims
@@ -60,6 +61,7 @@ class Squad:
             AgentIdentity(id=name),
             self.subjects,
             queue=self.queue,
+            events=MemoryEventLog(self.bus, self.subjects),
             lite=self.lite,
             bus=self.bus,
             registry=self.registry,
