@@ -19,7 +19,7 @@ from squadron.runtime.errors import (
     RouteConflictError,
 )
 from squadron.runtime.ports import Backlog, Delivery, Entry, Feed, Mailbox, Note, Subscription
-from squadron.runtime.subjects import TaskSubject, matches, overlap
+from squadron.runtime.subjects import check_queued, lane_of, matches, overlap
 
 #: As in the embedded server's configuration.
 MAX_PAYLOAD_BYTES = 8 * 1024 * 1024
@@ -73,7 +73,7 @@ class _Task:
 
     @property
     def order(self) -> tuple[int, int]:
-        return -TaskSubject.parse(self.subject).priority, self.seq
+        return -lane_of(self.subject), self.seq
 
 
 class _MemoryLease:
@@ -135,11 +135,11 @@ class MemoryQueue:
         self._mailboxes.pop(name, None)
 
     async def put(self, subject: str, data: bytes, *, msg_id: str) -> None:
-        TaskSubject.parse(subject)
+        check_queued(subject)
         _check_size(data)
-        if self._seen.seq(msg_id) is not None:
+        if self._seen.seq(msg_id or None) is not None:
             return
-        self._seen.add(msg_id, self._next_seq)
+        self._seen.add(msg_id or None, self._next_seq)
         self._tasks[self._next_seq] = _Task(self._next_seq, subject, data)
         self._next_seq += 1
         self.match()
@@ -157,13 +157,31 @@ class MemoryQueue:
         waiting = sum(task.ready for task in held)
         return Backlog(waiting, len(held) - waiting)
 
-    async def head(self, pattern: str) -> int:
-        held = (seq for seq, task in self._tasks.items() if subject_matches(pattern, task.subject))
-        return min(held, default=0)
+    async def knows(self, name: str) -> bool:
+        return name in self._mailboxes
+
+    async def put_alone(self, subject: str, data: bytes) -> None:
+        if not await self.count(subject):
+            await self.put(subject, data, msg_id="")
+
+    async def head(self, pattern: str) -> Entry | None:
+        # A dictionary keeps the order in which it was filled, which is that of the sequences.
+        held = (task for task in self._tasks.values() if subject_matches(pattern, task.subject))
+        return next((Entry(task.seq, task.subject, task.data) for task in held), None)
+
+    async def count(self, pattern: str) -> int:
+        return sum(subject_matches(pattern, task.subject) for task in self._tasks.values())
+
+    async def discard(self, seq: int) -> None:
+        self._tasks.pop(seq, None)
+        self.match()
 
     def _belongs(self, task: _Task, mailbox: Mailbox) -> bool:
-        topic = TaskSubject.parse(task.subject).topic
-        return any(matches(pattern, topic) for pattern in mailbox.patterns)
+        if mailbox.subject:
+            return subject_matches(mailbox.subject, task.subject)
+        kind, *topic = task.subject.split(".")[2:5]
+        is_task = kind in ("task", "query")
+        return is_task and any(matches(pattern, ".".join(topic)) for pattern in mailbox.patterns)
 
     def match(self) -> None:
         """Hand waiting tasks to feeds that want some, highest priority first."""
