@@ -16,7 +16,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
 
 from pydantic import (
     BaseModel,
@@ -121,6 +121,8 @@ class Agent:
         min_replicas, max_replicas: bounds of autoscaling; a minimum of 0 lets it go away when idle.
         grace_s: how long running turns may take to end when a replica is stopped, in seconds.
         num_cpus, num_gpus: what Ray reserves per replica.
+        ordered_by: "conversation" runs the tasks of one conversation one at a time, in the order in which they
+            were published, over all replicas; priorities then don't count.
     """
 
     name: ClassVar[str] = ""
@@ -130,6 +132,7 @@ class Agent:
     grace_s: ClassVar[float] = 20.0
     num_cpus: ClassVar[float] = 0
     num_gpus: ClassVar[float] = 0
+    ordered_by: ClassVar[Literal["", "conversation"]] = ""
 
     async def on_start(self) -> None:
         """Runs once per replica, before its first task."""
@@ -305,6 +308,10 @@ class AgentSpec:
         if not 0 <= agent_class.min_replicas <= max(1, agent_class.max_replicas) or agent_class.slots < 1:
             raise InvalidAgentError(
                 f"{name}: needs 0 <= min_replicas <= max_replicas, max_replicas >= 1 and slots >= 1"
+            )
+        if agent_class.ordered_by not in ("", "conversation"):
+            raise InvalidAgentError(
+                f"{name}: ordered_by={agent_class.ordered_by!r}", hint='use "conversation", or "" for no order'
             )
         methods = inspect.getmembers(agent_class, inspect.isfunction)
         topics = tuple(

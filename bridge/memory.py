@@ -11,6 +11,7 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from squadron.runtime.errors import (
     BusUnavailableError,
@@ -27,6 +28,7 @@ MAX_PAYLOAD_BYTES = 8 * 1024 * 1024
 DUPLICATE_WINDOW_S = 120.0
 
 
+@lru_cache(maxsize=65_536)
 def subject_matches(pattern: str, subject: str) -> bool:
     """NATS matching: `*` is one token, a last `>` is one or more."""
     wanted, given = pattern.split("."), subject.split(".")
@@ -71,6 +73,12 @@ class _Task:
     delivered: int = 0
     ready: bool = True
     put_at: float = field(default_factory=time.monotonic)
+    #: What it asks for; empty for what only the ordering of conversations put here.
+    topic: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        kind, *topic = self.subject.split(".")[2:5]
+        self.topic = ".".join(topic) if kind in ("task", "query") else ""
 
     @property
     def priority(self) -> int:
@@ -182,9 +190,7 @@ class MemoryQueue:
     def _belongs(self, task: _Task, mailbox: Mailbox) -> bool:
         if mailbox.subject:
             return subject_matches(mailbox.subject, task.subject)
-        kind, *topic = task.subject.split(".")[2:5]
-        is_task = kind in ("task", "query")
-        return is_task and any(matches(pattern, ".".join(topic)) for pattern in mailbox.patterns)
+        return bool(task.topic) and any(matches(pattern, task.topic) for pattern in mailbox.patterns)
 
     def match(self) -> None:
         """Hand waiting tasks to feeds that want some, highest priority first."""

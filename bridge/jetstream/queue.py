@@ -62,10 +62,11 @@ class JetStreamQueue:
 
     async def declare(self, mailbox: Mailbox) -> None:
         """Make the mailbox, or change it to fit; keeps what it holds."""
-        if mailbox.serial:
-            # It is one consumer for all lanes, which those of their own would bar.
-            lanes = await self._consumers(mailbox.name)
-            await self._delete([each for each in lanes if each != mailbox.name])
+        present = await self._info(mailbox.name)
+        if mailbox.serial and present is not None and present["config"]["max_ack_pending"] != 1:
+            # One consumer is to have what all lanes hold. The present one would not go back for what it passed
+            # over, nor may those of the lanes stay.
+            await self.remove(mailbox.name)
         await self._declare_lane(mailbox, NORMAL_PRIORITY)
         # A lane that kept the old patterns would bar whoever serves them next.
         for consumer in await self._consumers(mailbox.name):
@@ -75,10 +76,7 @@ class JetStreamQueue:
 
     async def remove(self, name: str) -> None:
         """Forget a mailbox; what it holds stays in the stream."""
-        await self._delete(await self._consumers(name))
-
-    async def _delete(self, consumers: list[str]) -> None:
-        for consumer in consumers:
+        for consumer in await self._consumers(name):
             await self._connection.api(f"CONSUMER.DELETE.{self._stream}.{consumer}", {})
 
     async def _consumers(self, name: str) -> list[str]:

@@ -14,6 +14,7 @@ from squadron.config import Settings
 from squadron.runtime.caller import Caller
 from squadron.runtime.envelope import AgentIdentity
 from squadron.runtime.errors import BridgeUnavailableError
+from squadron.runtime.ordered import OrderedQueue
 from squadron.runtime.registry import Registry
 from squadron.runtime.subjects import Subjects
 
@@ -35,7 +36,7 @@ class Wiring:
         self.subjects = Subjects(settings.env)
         self.clock = SystemClock()
         self.bus = CoreBus(connection)
-        self.queue = JetStreamQueue(connection, self.subjects)
+        self.queue = OrderedQueue(JetStreamQueue(connection, self.subjects), self.subjects)
         self.lite = JetStreamJournal(connection, names.lite)
         self.records = JetStreamJournal(connection, names.registry)
         self.dead = JetStreamJournal(connection, names.dead)

@@ -62,7 +62,7 @@ class AgentReplica:
     """What Ray Serve runs for an agent. It takes no Serve requests: work comes from the mailbox."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
-        self, environment: str, agent: str, code: dict[str, str], slots: int, grace_s: float
+        self, environment: str, agent: str, code: dict[str, str], slots: int, grace_s: float, ordered_by: str = ""
     ) -> None:
         settings: Settings = await fetch_settings(environment)
         configure_logs(settings.log_level)
@@ -76,7 +76,9 @@ class AgentReplica:
         self._agent: Agent = spec.agent_class()
         await self._agent.on_start()
         turns = Turns(agent, spec.handlers(self._agent), self._wiring.caller, self._wiring.dead)
-        mailbox = Mailbox(agent, tuple(topic.topic.name for topic in spec.topics), settings.lease_s)
+        mailbox = Mailbox(
+            agent, tuple(topic.topic.name for topic in spec.topics), settings.lease_s, ordered=ordered_by != ""
+        )
         self._pump = Pump(self._wiring.queue, mailbox, turns.run, slots=slots)
         self._ears: list[Subscription] = []
         self._events: set[asyncio.Task[None]] = set()
@@ -190,9 +192,9 @@ def build(args: dict[str, Any]) -> Application:
     """Serve's `import_path`: the application of one agent type.
 
     Args:
-        args: environment, agent, code, slots, grace_s; anything else only marks a new version.
+        args: environment, agent, code, slots, grace_s, ordered_by; anything else only marks a new version.
     """
-    fields = {name: args[name] for name in ("environment", "agent", "code", "slots", "grace_s")}
+    fields = {name: args[name] for name in ("environment", "agent", "code", "slots", "grace_s", "ordered_by")}
     make: Any = serve.deployment(name=args["agent"])
     application: Application = make(AgentReplica).bind(**fields)
     return application

@@ -15,6 +15,7 @@ from squadron.bridge.memory import MemoryBus, MemoryJournal, MemoryQueue
 from squadron.config import Settings
 from squadron.runtime.caller import Caller
 from squadron.runtime.envelope import AgentIdentity
+from squadron.runtime.ordered import OrderedQueue
 from squadron.runtime.ports import Clock, Delivery, Journal, Queue, UnreliableBus
 from squadron.runtime.registry import Registry
 from squadron.runtime.subjects import Subjects
@@ -51,9 +52,9 @@ class World:
 
 
 async def _memory_world() -> World:
-    bus, queue = MemoryBus(), MemoryQueue()
+    bus, subjects, clock = MemoryBus(), Subjects("test"), SystemClock()
+    queue = OrderedQueue(MemoryQueue(), subjects)
     lite, records, dead = MemoryJournal(bus), MemoryJournal(bus), MemoryJournal(bus)
-    subjects, clock = Subjects("test"), SystemClock()
 
     async def join(name: str) -> Peer:
         registry = Registry(records, bus, subjects, clock, heartbeat_s=HEARTBEAT_S)
