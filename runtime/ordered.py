@@ -18,7 +18,7 @@ from typing import Any
 import structlog
 
 from squadron.runtime.envelope import AgentMessage
-from squadron.runtime.errors import BusUnavailableError, InvalidMessageError
+from squadron.runtime.errors import BusUnavailableError, InvalidMessageError, MessageTooLargeError
 from squadron.runtime.ports import Backlog, Delivery, Entry, Feed, Lease, Mailbox, Store
 from squadron.runtime.subjects import OrderedSubject, Subjects, TicketSubject, token_of
 
@@ -50,7 +50,12 @@ class _Lines:
         conversation = conversation_of(delivery)
         topic = ".".join(delivery.subject.split(".")[3:5])
         place = OrderedSubject(self.subjects.environment, self.mailbox.name, conversation, topic)
-        await self.store.put(str(place), delivery.data, msg_id=f"{self.mailbox.name}.{delivery.seq}.ordered")
+        msg_id = f"{self.mailbox.name}.{delivery.seq}.ordered"
+        try:
+            await self.store.put(str(place), delivery.data, msg_id=msg_id)
+        except MessageTooLargeError:
+            # It came without headers and leaves no room for one; it must not hold up all others for ever.
+            await self.store.put(str(place), delivery.data, msg_id="")
         await self.call(conversation)
 
     async def head(self, conversation: str = "*") -> Entry | None:

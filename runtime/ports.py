@@ -120,7 +120,7 @@ class Queue(Protocol):
         ...
 
     async def put(self, subject: str, data: bytes, *, msg_id: str) -> None:
-        """Store one message; it is durable when this returns, and once per `msg_id` within two minutes.
+        """Store one message; it is durable when this returns, and once per `msg_id` (if any) within two minutes.
 
         Raises:
             InvalidSubjectError: `subject` is not a task's.

@@ -86,9 +86,9 @@ class JetStreamQueue:
 
     async def put(self, subject: str, data: bytes, *, msg_id: str) -> None:
         """Store one message; it is durable when this returns."""
-        await self._publish(check_queued(subject), data, {"Nats-Msg-Id": msg_id})
+        await self._publish(check_queued(subject), data, {"Nats-Msg-Id": msg_id} if msg_id else None)
 
-    async def _publish(self, subject: str, data: bytes, headers: dict[str, str]) -> None:
+    async def _publish(self, subject: str, data: bytes, headers: dict[str, str] | None) -> None:
         async with self._publishing:
             read_ack(await self._connection.request(subject, data, headers=headers), subject)
 

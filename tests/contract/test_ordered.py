@@ -400,6 +400,23 @@ async def test_the_largest_message_goes_through(peer: Peer, serve: Serve) -> Non
     await _empty(peer)
 
 
+@ON_NATS
+async def test_a_message_that_leaves_no_room_for_a_header_holds_up_nothing(peer: Peer, serve: Serve) -> None:
+    ledger = Ledger()
+    await serve(ledger)
+    empty = AgentMessage.new("task", AgentIdentity(id=""), {"number": 0}, conversation_id="large").encode()
+    room = MAX_PAYLOAD_BYTES - len(empty)
+    await peer.bus.publish(
+        peer.subjects.task("clerk.note"), empty.replace(b'"id":""', b'"id":"%s"' % (b"x" * room))
+    )
+    await _send(peer, "large", 1)
+
+    await ledger.until_ended(2)
+
+    assert ledger.ended() == {"large": [0, 1]}
+    await _empty(peer)
+
+
 async def test_the_backlog_counts_those_in_line_and_those_not_yet(peer: Peer, serve: Serve) -> None:
     await peer.queue.declare(ORDERED)
     for number in range(3):
