@@ -88,8 +88,11 @@ class _TurnLease:
     ticket: Lease
 
     @property
-    def attempt(self) -> int:
-        return self.ticket.attempt
+    def delivered(self) -> int:
+        return self.ticket.delivered
+
+    async def begin(self) -> int:
+        return await self.ticket.begin()
 
     async def settle(self, *, confirmed: bool = False) -> None:
         await self.lines.leave(self.place.conversation, self.place.seq)

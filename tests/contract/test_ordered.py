@@ -259,13 +259,13 @@ async def test_the_tasks_behind_a_dead_replicas_head_wait_for_it_and_lose_no_att
     for number in range(6):
         await _send(peer, "a", number, topic="clerk.once" if number else "clerk.note")
     head: Delivery = await taken.next()
+    assert await head.lease.begin() == 1
 
     # It neither extends nor settles from here on.
     ledger = Ledger()
     await serve(ledger)
     await ledger.until_ended(6)
 
-    assert head.lease.attempt == 1
     starts = [(number, attempt) for step, _, number, attempt in ledger.steps if step == "start"]
     assert starts == [(0, 2), *((number, 1) for number in range(1, 6))]
     ledger.check_no_two_at_once()
@@ -314,7 +314,7 @@ class _Dying:
 
 class _DyingLease:
     def __init__(self, dying: _Dying, lease: Lease) -> None:
-        self.attempt = lease.attempt
+        self.delivered, self.begin = lease.delivered, dying.step(lease.begin)
         self.settle, self.extend, self.release = map(dying.step, (lease.settle, lease.extend, lease.release))
 
 
