@@ -245,48 +245,53 @@ def ticket_box(subjects: Subjects, mailbox: Mailbox) -> Mailbox:
     return Mailbox(f"{mailbox.name}=tickets", (), mailbox.lease_s, subject=subjects.tickets(mailbox.name))
 
 
+def _stored(mailbox: Mailbox) -> Mailbox:
+    """A mailbox as the store is to have it: that of an ordered one is the intake."""
+    return replace(mailbox, serial=True) if mailbox.ordered else mailbox
+
+
 class OrderedQueue:
     """`Queue` that knows ordered mailboxes, on a store that does not; others are the store's own."""
 
     def __init__(self, store: Store, subjects: Subjects) -> None:
-        self._store, self._subjects = store, subjects
+        self.store, self._subjects = store, subjects
 
     async def declare(self, mailbox: Mailbox) -> None:
         """Make the mailbox, or change it to fit; keeps what it holds."""
-        await self._store.declare(replace(mailbox, serial=mailbox.ordered))
+        await self.store.declare(_stored(mailbox))
         if mailbox.ordered or await self._lines(mailbox).head() is not None:
-            await self._store.declare(ticket_box(self._subjects, mailbox))
+            await self.store.declare(ticket_box(self._subjects, mailbox))
 
     async def remove(self, name: str) -> None:
         """Forget a mailbox; who stands in line there waits for its return."""
-        await self._store.remove(name)
-        await self._store.remove(ticket_box(self._subjects, Mailbox(name, ())).name)
+        await self.store.remove(name)
+        await self.store.remove(ticket_box(self._subjects, Mailbox(name, ())).name)
 
     async def put(self, subject: str, data: bytes, *, msg_id: str) -> None:
         """Store one message."""
-        await self._store.put(subject, data, msg_id=msg_id)
+        await self.store.put(subject, data, msg_id=msg_id)
 
     async def consume(self, mailbox: Mailbox, sink: Callable[[Delivery], None]) -> Feed:
         """Pull from the mailbox; from an ordered one comes only what may run now."""
-        lines = self._lines(replace(mailbox, serial=mailbox.ordered))
+        lines = self._lines(_stored(mailbox))
         if mailbox.ordered:
             feed = _LineFeed(lines, sink)
             await feed.open(intake=True)
             return feed
-        if await self._store.knows(ticket_box(self._subjects, mailbox).name):
+        if await self.store.knows(ticket_box(self._subjects, mailbox).name):
             unwinding = _UnwindingFeed(lines, sink)
             await unwinding.open()
             return unwinding
-        return await self._store.consume(mailbox, sink)
+        return await self.store.consume(mailbox, sink)
 
     async def backlog(self, name: str) -> Backlog:
         """How much the mailbox holds now, those in line included."""
-        plain = await self._store.backlog(name)
-        in_line = await self._store.count(self._subjects.line(name))
+        plain = await self.store.backlog(name)
+        in_line = await self.store.count(self._subjects.line(name))
         if not in_line:
             return plain
-        running = (await self._store.backlog(ticket_box(self._subjects, Mailbox(name, ())).name)).taken
+        running = (await self.store.backlog(ticket_box(self._subjects, Mailbox(name, ())).name)).taken
         return Backlog(plain.waiting + max(0, in_line - running), plain.taken + running)
 
     def _lines(self, mailbox: Mailbox) -> _Lines:
-        return _Lines(self._store, self._subjects, mailbox)
+        return _Lines(self.store, self._subjects, mailbox)

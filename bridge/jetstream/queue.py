@@ -33,8 +33,7 @@ MAX_PUBLISHING = 512
 
 #: JetStream error codes (nats-server `errors.json`).
 _FILTER_NOT_UNIQUE, _MULTIPLE_NOT_FILTERED = 10100, 10099
-#: No message found; a sequence that was deleted, or never there.
-_MESSAGE_GONE = (10037, 10043)
+_NO_MESSAGE = 10037
 
 _log = structlog.get_logger("squadron.queue")
 
@@ -142,11 +141,7 @@ class JetStreamQueue:
 
     async def head(self, pattern: str) -> Entry | None:
         """The oldest message whose subject matches; asked of the leader, because a direct get may be outdated."""
-        answer = await self._stream_call("MSG.GET", {"seq": 1, "next_by_subj": pattern})
-        found = answer.get("message")
-        if found is None:
-            return None
-        return Entry(found["seq"], found["subject"], base64.b64decode(found.get("data") or ""))
+        return await self._stored({"seq": 1, "next_by_subj": pattern})
 
     async def count(self, pattern: str) -> int:
         """How many messages have a subject that matches."""
@@ -154,14 +149,20 @@ class JetStreamQueue:
 
     async def discard(self, seq: int) -> None:
         """Take one message out for good."""
-        await self._stream_call("MSG.DELETE", {"seq": seq, "no_erase": True})
+        answer = await self._connection.api(f"STREAM.MSG.DELETE.{self._stream}", {"seq": seq, "no_erase": True})
+        # The server has one code for whatever went wrong.
+        if "error" in answer and await self._stored({"seq": seq}) is not None:
+            raise BusUnavailableError(f"message {seq} can't be deleted: {answer['error'].get('description')}")
 
-    async def _stream_call(self, call: str, request: dict[str, Any]) -> dict[str, Any]:
-        answer = await self._connection.api(f"STREAM.{call}.{self._stream}", request)
+    async def _stored(self, which: dict[str, Any]) -> Entry | None:
+        answer = await self._connection.api(f"STREAM.MSG.GET.{self._stream}", which)
         error = answer.get("error", {})
-        if error and error.get("err_code") not in _MESSAGE_GONE:
-            raise BusUnavailableError(f"{call} on {self._stream}: {error.get('description')}")
-        return answer
+        if error.get("err_code") == _NO_MESSAGE:
+            return None
+        if error:
+            raise BusUnavailableError(f"{self._stream} can't be read: {error.get('description')}")
+        found = answer["message"]
+        return Entry(found["seq"], found["subject"], base64.b64decode(found.get("data") or ""))
 
     async def _info(self, consumer: str) -> dict[str, Any] | None:
         answer = await self._connection.api(f"CONSUMER.INFO.{self._stream}.{consumer}", {})

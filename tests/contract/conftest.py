@@ -17,7 +17,7 @@ from squadron.config import Settings
 from squadron.runtime.caller import Caller
 from squadron.runtime.envelope import AgentIdentity
 from squadron.runtime.ordered import OrderedQueue
-from squadron.runtime.ports import Clock, Delivery, Journal, Mailbox, Queue, UnreliableBus
+from squadron.runtime.ports import Clock, Delivery, Journal, Mailbox, UnreliableBus
 from squadron.runtime.pump import Pump
 from squadron.runtime.registry import Registry
 from squadron.runtime.subjects import Subjects
@@ -37,7 +37,7 @@ class Peer:
     subjects: Subjects
     clock: Clock
     bus: UnreliableBus
-    queue: Queue
+    queue: OrderedQueue
     lite: Journal
     records: Journal
     dead: Journal

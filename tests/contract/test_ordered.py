@@ -361,8 +361,7 @@ async def test_a_replica_may_die_between_any_two_steps_when_nobody_comes_to_the_
 
 async def _serve_dying(world: World, serve: Serve, ledger: Ledger, steps: int) -> _Dying:
     mortal = await world.join("mortal")
-    assert isinstance(mortal.queue, OrderedQueue)
-    dying = _Dying(mortal.queue._store, steps)
+    dying = _Dying(mortal.queue.store, steps)
     clerk = await serve(ledger, slots=2, queue=OrderedQueue(dying, mortal.subjects))  # type: ignore[arg-type]
     clerk.is_dead = lambda: dying.is_dead
     return dying
@@ -484,8 +483,7 @@ async def _stand_in_line(peer: Peer, world: World, count: int) -> None:
     feed = await reader.queue.consume(ORDERED, Inbox())
     for number in range(count):
         await _send(peer, "a", number)
-    assert isinstance(peer.queue, OrderedQueue)
-    store = peer.queue._store
+    store = peer.queue.store
 
     async def all_in_line() -> bool:
         in_line = await store.count(peer.subjects.line("clerk", "a"))

@@ -354,7 +354,7 @@ async def test_an_ordered_agent_counts_for_the_autoscaler_as_what_can_run_at_onc
 async def test_an_ordered_agent_has_its_mailbox_of_tickets_until_it_is_undeployed(site: Site) -> None:
     await site.bridge()
     await site.call("deploy", deployments=[_deployment(ordered_by="conversation")])
-    store = site.queue._store
+    store = site.queue.store
     assert await store.knows("reader=tickets")
 
     await site.call("undeploy", agent="reader")
