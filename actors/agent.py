@@ -50,6 +50,8 @@ class Agent:
         min_replicas, max_replicas: bounds of autoscaling; a minimum of 0 lets it go away when idle.
         grace_s: how long running turns may take to end when a replica is stopped, in seconds.
         num_cpus, num_gpus: what Ray reserves per replica.
+        ordered_by: "conversation" runs the tasks of one conversation one at a time, in the order in which they
+            were published, over all replicas; priorities then don't count.
         capabilities: what its replicas offer to tasks that ask for it; `on_start` may set it per replica.
         mailbox_limit: how many tasks its mailbox may hold, waiting and running; 0 is any number.
         when_full: what becomes of more: the caller waits for room, or the task is rejected.
@@ -62,6 +64,7 @@ class Agent:
     grace_s: ClassVar[float] = 20.0
     num_cpus: ClassVar[float] = 0
     num_gpus: ClassVar[float] = 0
+    ordered_by: ClassVar[Literal["", "conversation"]] = ""
     capabilities: Collection[str] = frozenset()
     mailbox_limit: ClassVar[int] = 0
     when_full: ClassVar[Literal["wait", "reject"]] = "wait"
@@ -252,6 +255,10 @@ class AgentSpec:
         if not 0 <= agent_class.min_replicas <= max(1, agent_class.max_replicas) or agent_class.slots < 1:
             raise InvalidAgentError(
                 f"{name}: needs 0 <= min_replicas <= max_replicas, max_replicas >= 1 and slots >= 1"
+            )
+        if agent_class.ordered_by not in ("", "conversation"):
+            raise InvalidAgentError(
+                f"{name}: ordered_by={agent_class.ordered_by!r}", hint='use "conversation", or "" for no order'
             )
         methods = inspect.getmembers(agent_class, inspect.isfunction)
         topics = tuple(

@@ -26,7 +26,7 @@ from squadron.runtime.errors import (
 )
 from squadron.runtime.ports import Journal, Mailbox, Note, Queue, Replicas, Subscription
 from squadron.runtime.registry import STAND_IN, Registry
-from squadron.runtime.subjects import TaskSubject, matches, overlap
+from squadron.runtime.subjects import TaskSubject, TicketSubject, matches, overlap
 
 #: How often backlogs are sampled for the autoscaler, in seconds: Serve's control loop ticks every 0.1 s, and
 #: a sample is one API call whatever the number of agents.
@@ -182,7 +182,8 @@ class Bridge:
         return {"agents": {each.agent: each.code["version"] for each in wanted}}
 
     def _mailbox(self, deployment: Deployment) -> Mailbox:
-        return Mailbox(deployment.agent, deployment.patterns, self._lease_s)
+        ordered = deployment.ordered_by != ""
+        return Mailbox(deployment.agent, deployment.patterns, self._lease_s, ordered=ordered)
 
     def _check_routes(self, wanted: Deployment, others: Sequence[Deployment]) -> None:
         cards = [*self._registry.cards(), *(other.card for other in others)]
@@ -303,6 +304,10 @@ class Bridge:
             await asyncio.sleep(SAMPLE_S)
 
     def _served_by(self, subject: str) -> list[str]:
+        if subject.split(".")[2] == "ticket":
+            # Of a conversation in order only the head can be run, however many stand in line behind it.
+            name = TicketSubject.parse(subject).mailbox
+            return [name] if name in self._deployments else []
         try:
             topic = TaskSubject.parse(subject).topic
         except InvalidSubjectError:

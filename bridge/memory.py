@@ -12,6 +12,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from squadron.runtime.errors import (
     BusUnavailableError,
@@ -21,7 +22,7 @@ from squadron.runtime.errors import (
     RouteConflictError,
 )
 from squadron.runtime.ports import Backlog, Delivery, Entry, Feed, Mailbox, Note, Subscription
-from squadron.runtime.subjects import TaskSubject, matches, overlap
+from squadron.runtime.subjects import check_queued, lane_of, matches, overlap
 
 #: As in the embedded server's configuration.
 MAX_PAYLOAD_BYTES = 8 * 1024 * 1024
@@ -29,6 +30,7 @@ MAX_PAYLOAD_BYTES = 8 * 1024 * 1024
 DUPLICATE_WINDOW_S = 120.0
 
 
+@lru_cache(maxsize=65_536)
 def subject_matches(pattern: str, subject: str) -> bool:
     """NATS matching: `*` is one token, a last `>` is one or more."""
     wanted, given = pattern.split("."), subject.split(".")
@@ -74,10 +76,16 @@ class _Task:
     begun: int = 0
     ready: bool = True
     put_at: float = field(default_factory=time.monotonic)
+    #: What it asks for; empty for what only the ordering of conversations put here.
+    topic: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        kind, *topic = self.subject.split(".")[2:5]
+        self.topic = ".".join(topic) if kind in ("task", "query") else ""
 
     @property
     def priority(self) -> int:
-        return TaskSubject.parse(self.subject).priority
+        return lane_of(self.subject)
 
 
 class _MemoryLease:
@@ -145,11 +153,11 @@ class MemoryQueue:
         self._mailboxes.pop(name, None)
 
     async def put(self, subject: str, data: bytes, *, msg_id: str) -> None:
-        TaskSubject.parse(subject)
+        check_queued(subject)
         _check_size(data)
-        if self._seen.seq(msg_id) is not None:
+        if self._seen.seq(msg_id or None) is not None:
             return
-        self._seen.add(msg_id, self._next_seq)
+        self._seen.add(msg_id or None, self._next_seq)
         self._tasks[self._next_seq] = _Task(self._next_seq, subject, data)
         self._next_seq += 1
         self.match()
@@ -167,13 +175,29 @@ class MemoryQueue:
         waiting = sum(task.ready for task in held)
         return Backlog(waiting, len(held) - waiting)
 
-    async def head(self, pattern: str) -> int:
-        held = (seq for seq, task in self._tasks.items() if subject_matches(pattern, task.subject))
-        return min(held, default=0)
+    async def knows(self, name: str) -> bool:
+        return name in self._mailboxes
+
+    async def put_alone(self, subject: str, data: bytes) -> None:
+        if not await self.count(subject):
+            await self.put(subject, data, msg_id="")
+
+    async def head(self, pattern: str) -> Entry | None:
+        # A dictionary keeps the order in which it was filled, which is that of the sequences.
+        held = (task for task in self._tasks.values() if subject_matches(pattern, task.subject))
+        return next((Entry(task.seq, task.subject, task.data) for task in held), None)
+
+    async def count(self, pattern: str) -> int:
+        return sum(subject_matches(pattern, task.subject) for task in self._tasks.values())
+
+    async def discard(self, seq: int) -> None:
+        self._tasks.pop(seq, None)
+        self.match()
 
     def _belongs(self, task: _Task, mailbox: Mailbox) -> bool:
-        topic = TaskSubject.parse(task.subject).topic
-        return any(matches(pattern, topic) for pattern in mailbox.patterns)
+        if mailbox.subject:
+            return subject_matches(mailbox.subject, task.subject)
+        return bool(task.topic) and any(matches(pattern, task.topic) for pattern in mailbox.patterns)
 
     def match(self) -> None:
         """Hand waiting tasks to feeds that want some, highest priority first, each feed in its turn."""

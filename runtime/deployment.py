@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -58,6 +58,7 @@ class Deployment(BaseModel):
     grace_s: float = Field(ge=0)
     num_cpus: float = Field(default=0, ge=0)
     num_gpus: float = Field(default=0, ge=0)
+    ordered_by: Literal["", "conversation"] = ""
     bounds: Scale
     scale: Scale
 

@@ -94,7 +94,8 @@ class Mailbox:
 
     `lease_s` is how long a silent replica keeps a task before it is given to another. A priority lane that was
     passed over for `patience_s` gets the next free slot of each replica. A `serial` mailbox leases one message
-    at a time, over all its readers, in the order they were put.
+    at a time, over all its readers, in the order they were put. An `ordered` one runs the tasks of each
+    conversation one at a time (`runtime.ordered`). With `subject` it holds what matches that, and no topics.
     """
 
     name: str
@@ -102,6 +103,8 @@ class Mailbox:
     lease_s: float = 2.5
     patience_s: float = 30.0
     serial: bool = False
+    ordered: bool = False
+    subject: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +131,7 @@ class Queue(Protocol):
         ...
 
     async def put(self, subject: str, data: bytes, *, msg_id: str) -> None:
-        """Store one message; it is durable when this returns, and once per `msg_id` within two minutes.
+        """Store one message; it is durable when this returns, and once per `msg_id` (if any) within two minutes.
 
         Raises:
             InvalidSubjectError: `subject` is not a task's.
@@ -145,8 +148,40 @@ class Queue(Protocol):
         """How much the mailbox holds now; zeros for an unknown name."""
         ...
 
-    async def head(self, pattern: str) -> int:
-        """Sequence of the oldest message that is not settled, of those whose subject matches; 0 for none."""
+
+class Store(Queue, Protocol):
+    """A queue that can be looked into, and whose messages can be taken out by hand."""
+
+    async def knows(self, name: str) -> bool:
+        """Whether there is a mailbox of this name."""
+        ...
+
+    async def put_alone(self, subject: str, data: bytes) -> None:
+        """Store one message, unless one of exactly this subject is stored already.
+
+        Raises:
+            BusUnavailableError: not acknowledged in time; trying again is safe.
+        """
+        ...
+
+    async def head(self, pattern: str) -> Entry | None:
+        """The oldest message whose subject matches, leased or not; all that was acknowledged before counts.
+
+        Raises:
+            BusUnavailableError: no answer in time.
+        """
+        ...
+
+    async def count(self, pattern: str) -> int:
+        """How many messages have a subject that matches."""
+        ...
+
+    async def discard(self, seq: int) -> None:
+        """Take one message out for good; one that is gone already is fine.
+
+        Raises:
+            BusUnavailableError: no answer in time; trying again is safe.
+        """
         ...
 
 

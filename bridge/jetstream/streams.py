@@ -64,7 +64,11 @@ def _configs(names: StreamNames) -> list[dict[str, Any]]:
     tasks = {
         "name": names.tasks,
         # Each lane by its name: on a lane that does not exist a message would wait for ever.
-        "subjects": [f"{root}.{kind}.*.*{lane}" for kind in ("task", "query") for lane in LANES],
+        "subjects": [
+            *(f"{root}.{kind}.*.*{lane}" for kind in ("task", "query") for lane in LANES),
+            f"{root}.ordered.*.*.*.*",
+            f"{root}.ticket.*.*.*",
+        ],
         # A query is a task by another name: it is stored, and so served, under the task's subject.
         "subject_transform": {"src": f"{root}.query.>", "dest": f"{root}.task.>"},
         "retention": "workqueue",

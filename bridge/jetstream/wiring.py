@@ -18,6 +18,7 @@ from squadron.runtime.claims import Claims
 from squadron.runtime.envelope import AgentIdentity
 from squadron.runtime.errors import BridgeUnavailableError
 from squadron.runtime.letters import DeadLetters
+from squadron.runtime.ordered import OrderedQueue
 from squadron.runtime.registry import Registry
 from squadron.runtime.subjects import Subjects
 
@@ -42,7 +43,7 @@ class Wiring:
         self.subjects = Subjects(settings.env)
         self.clock = SystemClock()
         self.bus = CoreBus(connection)
-        self.queue = JetStreamQueue(connection, self.subjects)
+        self.queue = OrderedQueue(JetStreamQueue(connection, self.subjects), self.subjects)
         self.events = JetStreamEventLog(connection, self.subjects)
         self.lite = JetStreamJournal(connection, names.lite)
         self.records = JetStreamJournal(connection, names.registry)

@@ -65,7 +65,7 @@ class AgentReplica:
     """What Ray Serve runs for an agent. It takes no Serve requests: work comes from the mailbox."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
-        self, environment: str, agent: str, code: dict[str, str], slots: int, grace_s: float
+        self, environment: str, agent: str, code: dict[str, str], slots: int, grace_s: float, ordered_by: str = ""
     ) -> None:
         settings: Settings = await fetch_settings(environment)
         configure_logs(settings.log_level)
@@ -86,7 +86,8 @@ class AgentReplica:
             capabilities=self._agent.capabilities,
         )
         await self._turns.start()
-        mailbox = Mailbox(agent, tuple(topic.topic.name for topic in spec.topics), settings.lease_s)
+        patterns = tuple(topic.topic.name for topic in spec.topics)
+        mailbox = Mailbox(agent, patterns, settings.lease_s, ordered=ordered_by != "")
         self._pump = Pump(self._wiring.queue, mailbox, self._turns.run, slots=slots)
         self._event_pumps = [self._event_pump(method, mark, slots) for method, mark in spec.durable_events]
         self._ears: list[Subscription] = []
@@ -222,9 +223,9 @@ def build(args: dict[str, Any]) -> Application:
     """Serve's `import_path`: the application of one agent type.
 
     Args:
-        args: environment, agent, code, slots, grace_s; anything else only marks a new version.
+        args: environment, agent, code, slots, grace_s, ordered_by; anything else only marks a new version.
     """
-    fields = {name: args[name] for name in ("environment", "agent", "code", "slots", "grace_s")}
+    fields = {name: args[name] for name in ("environment", "agent", "code", "slots", "grace_s", "ordered_by")}
     make: Any = serve.deployment(name=args["agent"])
     application: Application = make(AgentReplica).bind(**fields)
     return application

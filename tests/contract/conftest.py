@@ -18,7 +18,8 @@ from squadron.config import Settings
 from squadron.runtime.caller import Caller
 from squadron.runtime.claims import Claims
 from squadron.runtime.envelope import AgentIdentity
-from squadron.runtime.ports import Clock, Delivery, EventLog, Journal, Mailbox, Queue, UnreliableBus, Vault
+from squadron.runtime.ordered import OrderedQueue
+from squadron.runtime.ports import Clock, Delivery, EventLog, Journal, Mailbox, UnreliableBus, Vault
 from squadron.runtime.pump import Pump
 from squadron.runtime.registry import Registry
 from squadron.runtime.subjects import Subjects
@@ -38,7 +39,7 @@ class Peer:
     subjects: Subjects
     clock: Clock
     bus: UnreliableBus
-    queue: Queue
+    queue: OrderedQueue
     events: EventLog
     lite: Journal
     records: Journal
@@ -72,9 +73,9 @@ class World:
 
 
 async def _memory_world() -> World:
-    bus, queue, vault = MemoryBus(), MemoryQueue(), MemoryVault()
+    bus, subjects, clock = MemoryBus(), Subjects("test"), SystemClock()
+    queue, vault = OrderedQueue(MemoryQueue(), subjects), MemoryVault()
     lite, records, dead = MemoryJournal(bus), MemoryJournal(bus), MemoryJournal(bus)
-    subjects, clock = Subjects("test"), SystemClock()
     events = MemoryEventLog(bus, subjects)
 
     async def join(name: str) -> Peer:

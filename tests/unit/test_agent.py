@@ -413,9 +413,14 @@ class _Upside(_Good):
     min_replicas, max_replicas = 3, 2
 
 
+class _Sorted(_Good):
+    ordered_by = "name"  # type: ignore[assignment]
+
+
 @pytest.mark.parametrize(
     ("thing", "said"),
     [
+        (_Sorted, "ordered_by='name'"),
         (_Twice, "'good.one' and 'good.one'"),
         (_Crossed, "both get the same task"),
         (_BadName, "'two words'"),

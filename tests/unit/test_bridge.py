@@ -17,6 +17,7 @@ from squadron.runtime.claims import Claims
 from squadron.runtime.deployment import AgentState, Deployment, Scale
 from squadron.runtime.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.errors import DeployError, SquadronError
+from squadron.runtime.ordered import OrderedQueue
 from squadron.runtime.ports import Backlog
 from squadron.runtime.registry import Registry
 from squadron.runtime.subjects import Subjects
@@ -51,8 +52,8 @@ class Site:
     """Everything that outlives a bridge: journal, mailboxes, cluster."""
 
     def __init__(self) -> None:
-        self.bus, self.queue, self.clock = MemoryBus(), MemoryQueue(), HandClock()
         self.subjects, self.replicas = Subjects("t"), HeldReplicas()
+        self.bus, self.queue, self.clock = MemoryBus(), OrderedQueue(MemoryQueue(), self.subjects), HandClock()
         self.lite, self.records = MemoryJournal(self.bus), MemoryJournal(self.bus)
         self.held: dict[str, int] = {}
         self.bridges: list[Bridge] = []
@@ -336,3 +337,31 @@ async def test_backlogs_count_every_lane_of_every_topic_for_the_autoscaler(site:
     await _eventually(lambda: bridge.backlogs()["reader"]["held"] == 5)
 
     assert bridge.backlogs() == {"reader": {"held": 5, "pinned": None}, "writer": {"held": 0, "pinned": None}}
+
+
+async def test_an_ordered_agent_counts_for_the_autoscaler_as_what_can_run_at_once(site: Site) -> None:
+    bridge = await site.bridge()
+    await site.call("deploy", deployments=[_deployment(ordered_by="conversation")])
+    line = "agents.t.ordered.reader"
+    site.held = {
+        site.subjects.task("book.read"): 2,
+        f"{line}.c-1.book.read": 40,
+        f"{line}.c-2.book.read": 1,
+        "agents.t.ticket.reader.c-1.7": 1,
+        "agents.t.ticket.reader.c-2.9": 1,
+        "agents.t.ticket.gone.c-2.8": 1,
+    }
+
+    await _eventually(lambda: bridge.backlogs()["reader"]["held"] == 4)
+
+
+async def test_an_ordered_agent_has_its_mailbox_of_tickets_until_it_is_undeployed(site: Site) -> None:
+    await site.bridge()
+    await site.call("deploy", deployments=[_deployment(ordered_by="conversation")])
+    store = site.queue.store
+    assert await store.knows("reader=tickets")
+
+    await site.call("undeploy", agent="reader")
+    async with asyncio.timeout(5):
+        while await store.knows("reader=tickets") or await store.knows("reader"):
+            await asyncio.sleep(0.005)
