@@ -22,6 +22,9 @@ NORMAL_PRIORITY = 5
 MAX_TOKEN = 64
 
 _TOKEN = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_TOKEN}}}")
+#: Somebody else's address, short enough for a server's line: no wildcards, no empty tokens, no white space, and
+#: not the server's own (`$JS.API…`): what a sender may not do there, we must not do for it.
+_FOREIGN = re.compile(rf"(?!\$|{ROOT}\.)(?=.{{1,1000}}$)[^\s.*>]+(\.[^\s.*>]+)*")
 
 
 def check_token(token: str, what: str) -> str:
@@ -76,6 +79,11 @@ def lane_of(subject: str) -> int:
     """The priority lane of a stored task, whatever else its subject is: a person's odd message has one, too."""
     lane = subject.split(".")[5:6]
     return int(lane[0][1]) if lane and re.fullmatch("p[0-9]", lane[0]) else NORMAL_PRIORITY
+
+
+def is_foreign(subject: str) -> bool:
+    """Whether an answer may be published there: not ours, not the server's, and a subject at all."""
+    return _FOREIGN.fullmatch(subject) is not None
 
 
 def matches(pattern: str, topic: str) -> bool:

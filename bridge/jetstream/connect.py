@@ -12,31 +12,40 @@ from typing import Any
 import nats
 import nats.errors
 import structlog
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from squadron.bridge.jetstream import embedded
+from squadron.bridge.jetstream.client import LastingClient
 from squadron.config import Settings
-from squadron.runtime.errors import BusUnavailableError, ConfigError, MessageTooLargeError, SquadronError
+from squadron.runtime.errors import (
+    BusUnavailableError,
+    ConfigError,
+    InvalidSubjectError,
+    MessageTooLargeError,
+    SquadronError,
+)
 
 NANOSECONDS = 1_000_000_000
 #: How long a server may take to answer an API call or to acknowledge a publish, in seconds.
 API_WITHIN_S = 5.0
 #: How long the first connection may take, in seconds; afterwards reconnecting goes on for ever.
 CONNECT_WITHIN_S = 5.0
-#: A dead connection is found after this many seconds without an answer to a ping, times two. nats-py's
-#: default is four minutes, in which a connection whose read loop died looks alive.
-PING_INTERVAL_S = 10
+#: The server is pinged this often, in seconds, and given up when it owes three answers, after six seconds: a host
+#: that is gone closes nothing. A ping costs the server some microseconds. nats-py's default is four minutes.
+PING_INTERVAL_S, MOST_PINGS_OWED = 2, 2
 
 #: Pause between attempts to reconnect, in seconds.
 RECONNECT_WAIT_S = 0.25
+
+#: A server reads lines of 4,096 bytes (`max_control_line`), with subject and reply, and closes over longer ones.
+MAX_SUBJECT_BYTES = 2_000
 
 #: How long an acknowledgement may wait for others, in seconds: each send costs a system call and wakes the server.
 SOON_S = 0.005
 
 #: Status of the answer that a server gives for want of anybody else (ADR-4 of NATS).
-_NO_RESPONDERS = "503"
+_NO_RESPONDERS = {"Status": "503"}
 #: How a batch of direct gets ends: that was all, or there is none.
 _BATCH_ENDS = ("204", "404")
 
@@ -60,7 +69,7 @@ class _Handover(asyncio.Queue[Msg]):
 class Connection:
     """A NATS connection that reconnects for ever and tells when it did."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: LastingClient) -> None:
         self.client = client
         self._on_reconnect: list[Callable[[], Awaitable[None]]] = []
         self._background: set[asyncio.Task[None]] = set()
@@ -68,12 +77,17 @@ class Connection:
         self._tokens = map(str, itertools.count())
         self._questions: dict[str, asyncio.Future[Msg]] = {}
         self._soon: list[tuple[str, bytes]] = []
+        self._watching: asyncio.Task[None] | None = None
 
     @property
     def is_connected(self) -> bool:
         """Whether messages flow; a dead read loop counts as not connected, whatever nats-py says."""
-        reading = getattr(self.client, "_reading_task", None)
-        return bool(self.client.is_connected) and not (reading is not None and reading.done())
+        return bool(self.client.is_connected) and not self.client.fault
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the last round trip to the server; there is one every `PING_INTERVAL_S`."""
+        return self.client.silent_s
 
     @property
     def server(self) -> str:
@@ -85,12 +99,15 @@ class Connection:
         """Call `sink` each time the connection came back."""
         self._on_reconnect.append(sink)
 
-    async def reconnected(self) -> None:
-        """Tell everybody who asked. Must not raise or wait: nats-py awaits it in its reconnect path."""
+    async def disconnected(self) -> None:
+        """End the wait for answers: they went to the old connection. Must not raise or wait, as the next."""
         for answer in self._questions.values():
-            # The answer, if there was one, went to the old connection.
             if not answer.done():
                 answer.set_exception(nats.errors.Error("the connection was lost meanwhile"))
+
+    async def reconnected(self) -> None:
+        """Tell everybody who asked. Must not raise or wait: nats-py awaits it in its reconnect path."""
+        await self.disconnected()
         for sink in self._on_reconnect:
             self._background_task(self._tell(sink), "reconnected")
 
@@ -114,7 +131,7 @@ class Connection:
             BusUnavailableError: nobody there, no answer in time, or the connection is down.
             MessageTooLargeError: larger than the server takes.
         """
-        self._check_size(data, headers)
+        self._check(subject, data, headers)
         token = next(self._tokens)
         answer: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
         self._questions[token] = answer
@@ -127,7 +144,8 @@ class Connection:
             raise BusUnavailableError(f"no answer on {subject} within {within_s:g} s: {detail}") from None
         finally:
             del self._questions[token]
-        if msg.headers and msg.headers.get("Status") == _NO_RESPONDERS:
+        # Alone: on a stored entry somebody may have put a header of this name.
+        if msg.headers == _NO_RESPONDERS:
             raise BusUnavailableError(f"nobody answers on {subject}")
         return msg
 
@@ -138,6 +156,7 @@ class Connection:
 
     async def open(self) -> None:
         """Be ready for answers; once, after connecting."""
+        self._watching = asyncio.create_task(self.client.watch(), name="nats watch")
         await self.listen(f"{self._inbox}.*", self._hear_answer)
 
     async def listen(self, subject: str, sink: Callable[[Msg], None], *, group: str = "") -> Subscription:
@@ -154,7 +173,9 @@ class Connection:
             subscription._pending_queue.put_nowait(early.get_nowait())
         return subscription
 
-    def _check_size(self, data: bytes, headers: dict[str, str] | None) -> None:
+    def _check(self, subject: str, data: bytes, headers: dict[str, str] | None) -> None:
+        if len(subject.encode()) > MAX_SUBJECT_BYTES:
+            raise InvalidSubjectError(f"a subject of {len(subject):,} characters is too long")
         # nats-py leaves the headers out of its check, and the server closes the connection over them.
         size = len(data)
         if headers:
@@ -204,8 +225,9 @@ class Connection:
         Raises:
             BusUnavailableError: the connection is closed, or down for so long that its buffer is full.
             MessageTooLargeError: larger than the server takes.
+            InvalidSubjectError: the subject is longer than the server takes.
         """
-        self._check_size(data, headers)
+        self._check(subject, data, headers)
         try:
             await self.client.publish(subject, data, reply=reply, headers=headers)
         except (nats.errors.Error, OSError) as error:
@@ -233,11 +255,8 @@ class Connection:
         task.add_done_callback(self._background.discard)
 
     async def flush(self) -> None:
-        """Wait until the server has taken all that was sent.
-
-        Shielded: nats-py answers the pong of a cancelled flush with an exception that ends its read loop.
-        """
-        await asyncio.shield(self.client.flush())
+        """Wait until the server has taken all that was sent."""
+        await self.client.flush()
 
     async def api(self, call: str, payload: dict[str, Any]) -> dict[str, Any]:
         """One JetStream API call; the answer may hold an `error`."""
@@ -247,6 +266,8 @@ class Connection:
 
     async def aclose(self) -> None:
         """Send what is buffered and close. May be called twice."""
+        if self._watching is not None:
+            self._watching.cancel()
         if self.client.is_closed:
             return
         await self._publish_soon()
@@ -265,7 +286,7 @@ async def connect(settings: Settings, *, name: str, start_embedded: bool = False
         BusUnavailableError: the server can't be reached.
     """
     url, token = await _address(settings, start_embedded)
-    connection = Connection(Client())
+    connection = Connection(LastingClient())
     options: dict[str, Any] = {"token": token} if token else {}
     if settings.nats_user_credentials:
         options["user_credentials"] = str(settings.nats_user_credentials)
@@ -301,8 +322,9 @@ async def _connect(
         max_reconnect_attempts=-1,
         reconnect_time_wait=RECONNECT_WAIT_S,  # type: ignore[arg-type]  # it is slept, so a fraction is fine
         ping_interval=PING_INTERVAL_S,
-        max_outstanding_pings=2,
+        max_outstanding_pings=MOST_PINGS_OWED,
         error_cb=trouble.hear,
+        disconnected_cb=connection.disconnected,
         reconnected_cb=connection.reconnected,
         **options,
     )
