@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import uuid
@@ -26,7 +27,7 @@ from squadron.runtime.errors import (
 )
 from squadron.runtime.ports import Journal, Mailbox, Note, Queue, Replicas, Subscription
 from squadron.runtime.registry import STAND_IN, Registry
-from squadron.runtime.subjects import TaskSubject, matches, overlap
+from squadron.runtime.subjects import TaskSubject, check_token, is_foreign, matches, overlap
 
 #: How often backlogs are sampled for the autoscaler, in seconds: Serve's control loop ticks every 0.1 s, and
 #: a sample is one API call whatever the number of agents.
@@ -85,14 +86,21 @@ class Bridge:
             if entry.data:
                 try:
                     deployment = Deployment.model_validate_json(entry.data)
-                except ValidationError as error:
+                except (ValidationError, InvalidSubjectError) as error:
                     self._log.error("bridge.bad_record", key=entry.key, error=str(error))
                     continue
                 self._deployments[deployment.agent] = deployment
         for entry in await self._records.latest(self._subjects.registry("leaving")):
-            self._leaving.add(entry.key.rsplit(".", 1)[-1])
-        for deployment in self._deployments.values():
-            await self._queue.declare(self._mailbox(deployment))
+            with contextlib.suppress(InvalidSubjectError):
+                self._leaving.add(check_token(entry.key.rsplit(".", 1)[-1], "agent"))
+        for deployment in list(self._deployments.values()):
+            try:
+                await self._queue.declare(self._mailbox(deployment))
+            except RouteConflictError as error:
+                # Not written by a bridge: the others must come up all the same.
+                self._log.error("bridge.bad_record", key=deployment.agent, error=str(error))
+                del self._deployments[deployment.agent]
+                continue
             await self._registry.advertise(deployment.card)
         # What is recorded is declared by the upkeep, which goes on when Serve refuses or is away.
         self._spawn(self._keep_up(), "upkeep")
@@ -131,7 +139,7 @@ class Bridge:
         except Exception as error:
             self._log.exception("bridge.control_broke", verb=verb)
             answer = {"error": SquadronError(f"{type(error).__name__}: {error}").to_dict()}
-        if note.reply:
+        if is_foreign(note.reply):
             await self._caller.bus.publish(note.reply, json.dumps(answer).encode())
 
     async def _once(self, call_id: str, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -319,6 +327,8 @@ class Bridge:
             try:
                 self._states = await self._replicas.states()
                 await self._reconcile()
+                for name in self._registry.overwritten & self._deployments.keys():
+                    await self._registry.advertise(self._deployments[name].card)
                 for name in list(self._deployments):
                     if self._states.get(name, AgentState(status="")).status in _ALIVE:
                         await self._registry.renew(name, STAND_IN)
