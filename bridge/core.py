@@ -73,7 +73,9 @@ class Bridge:
         self._calls: OrderedDict[str, asyncio.Task[dict[str, Any]]] = OrderedDict()
         self._writing = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._control: Subscription | None = None
+        self._ears: list[Subscription] = []
+        #: Records that are not as this bridge wrote them: kind and agent.
+        self._overwritten: set[tuple[str, str]] = set()
         self._log = structlog.get_logger("squadron.bridge")
 
     @property
@@ -105,7 +107,12 @@ class Bridge:
         # What is recorded is declared by the upkeep, which goes on when Serve refuses or is away.
         self._spawn(self._keep_up(), "upkeep")
         self._spawn(self._keep_sampling(), "backlogs")
-        self._control = await self._caller.bus.subscribe(self._subjects.control("*"), self._hear)
+        for pattern, sink in (
+            (self._subjects.control("*"), self._hear),
+            (self._subjects.registry("card"), self._hear_record),
+            (self._subjects.registry("deployment"), self._hear_record),
+        ):
+            self._ears.append(await self._caller.bus.subscribe(pattern, sink))
 
     def _spawn(self, work: Any, name: str) -> None:
         task = asyncio.create_task(work, name=f"bridge {name}")
@@ -114,8 +121,8 @@ class Bridge:
 
     async def aclose(self) -> None:
         """Stop answering. Agents run on. May be called twice."""
-        if self._control is not None:
-            await self._control.aclose()
+        for ear in self._ears:
+            await ear.aclose()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -327,8 +334,7 @@ class Bridge:
             try:
                 self._states = await self._replicas.states()
                 await self._reconcile()
-                for name in self._registry.overwritten & self._deployments.keys():
-                    await self._registry.advertise(self._deployments[name].card)
+                await self._rewrite()
                 for name in list(self._deployments):
                     if self._states.get(name, AgentState(status="")).status in _ALIVE:
                         await self._registry.renew(name, STAND_IN)
@@ -338,6 +344,25 @@ class Bridge:
                 # The bus or the controller is away for a moment; the next round finds out what changed.
                 self._log.warning("bridge.upkeep", error=str(error))
             await asyncio.sleep(min(1.0, self._registry.heartbeat_s))
+
+    def _hear_record(self, note: Note) -> None:
+        kind, agent = note.subject.split(".")[3:5]
+        deployment = self._deployments.get(agent)
+        if deployment is not None:
+            ours = deployment if kind == "deployment" else deployment.card
+            if note.data != ours.model_dump_json().encode():
+                self._overwritten.add((kind, agent))
+
+    async def _rewrite(self) -> None:
+        """Put right what somebody else wrote over: the next bridge and whoever comes later read it."""
+        async with self._writing:
+            while self._overwritten:
+                kind, agent = self._overwritten.pop()
+                deployment = self._deployments.get(agent)
+                if deployment is not None and kind == "deployment":
+                    await self._record(agent, deployment)
+                elif deployment is not None:
+                    await self._registry.advertise(deployment.card)
 
     async def _reconcile(self) -> None:
         async with self._writing:

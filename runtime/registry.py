@@ -48,8 +48,6 @@ class Registry:
         self.heartbeat_s = heartbeat_s
         self._cards: dict[str, AgentCard] = {}
         self._present: dict[str, dict[str, Presence]] = {}
-        #: Agents whose card in the journal is none any more: who comes later doesn't find them.
-        self.overwritten: set[str] = set()
         self._subscriptions: list[Subscription] = []
         self._changed = asyncio.Event()
         self._search: tuple[Index, list[tuple[SemanticTopic, str]]] | None = None
@@ -89,18 +87,17 @@ class Registry:
         self._changed.set()
 
     def _hear_card(self, agent: str, data: bytes) -> None:
-        self.overwritten.discard(agent)
         if data:
             try:
                 card = AgentCard.model_validate_json(data)
             except (ValidationError, InvalidSubjectError):
-                card = None
-            if card is None or card.agent != agent:
                 # Written by somebody who does not know the format: what was said before still counts.
-                self.overwritten.add(agent)
+                return
+            if card.agent != agent:
                 return
             self._cards[agent] = card
         else:
+            # Withdrawn.
             self._cards.pop(agent, None)
         self._search = None
         self._by_name = {}

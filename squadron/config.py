@@ -35,6 +35,7 @@ VARIABLES: Mapping[str, str] = {
     "model": "SQUADRON_MODEL",
     "heartbeat_s": "SQUADRON_HEARTBEAT_S",
     "lease_s": "SQUADRON_LEASE_S",
+    "deaf_after_s": "SQUADRON_DEAF_AFTER_S",
     "log_level": "SQUADRON_LOG_LEVEL",
 }
 
@@ -42,7 +43,9 @@ _PREFIX = "SQUADRON_"
 _SUBJECT_TOKEN = re.compile(r"[A-Za-z0-9_-]{1,32}")
 _NATS_SCHEMES = ("nats", "tls", "ws", "wss")
 _LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
-_SECONDS = ("heartbeat_s", "lease_s")
+_SECONDS = ("heartbeat_s", "lease_s", "deaf_after_s")
+#: See `bridge.jetstream.connect.PING_INTERVAL_S`.
+_LEAST_DEAF_S = 8.0
 _FILES = ("nats_user_credentials", "nats_nkey_seed_file", "nats_tls_ca", "nats_tls_cert", "nats_tls_key")
 
 
@@ -97,6 +100,10 @@ class Settings:
     """Seconds a replica owns a delivery before it must extend; a dead replica's work is taken over after
     this long. `SQUADRON_LEASE_S`."""
 
+    deaf_after_s: float = 15.0
+    """Seconds without an answer from NATS after which a replica counts as unhealthy and is replaced; at least 8,
+    since a connection that broke is found and made anew within 7. `SQUADRON_DEAF_AFTER_S`."""
+
     log_level: str = "INFO"
     """DEBUG, INFO, WARNING, ERROR or CRITICAL. `SQUADRON_LOG_LEVEL`."""
 
@@ -121,6 +128,8 @@ class Settings:
             seconds = getattr(self, name)
             if not (math.isfinite(seconds) and seconds > 0):
                 raise _bad(name, str(seconds), "give a number of seconds greater than 0, like 5 or 2.5")
+        if self.deaf_after_s < _LEAST_DEAF_S:
+            raise _bad("deaf_after_s", str(self.deaf_after_s), f"give at least {_LEAST_DEAF_S:g} seconds")
         if self.log_level not in _LOG_LEVELS:
             raise _bad("log_level", self.log_level, f"use one of {', '.join(_LOG_LEVELS)}")
 

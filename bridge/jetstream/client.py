@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from collections.abc import Callable
 from typing import Any
 
 import nats.errors
@@ -21,6 +22,21 @@ WATCH_S = 1.0
 _WORD, _GAP = rb"([^ \t\r\n]+)", rb"[ \t]+"
 
 _log = structlog.get_logger("squadron.nats")
+
+
+class Handover(asyncio.Queue[Msg]):
+    """Stands where nats-py has a subscription's queue, and hands each message on at once."""
+
+    def __init__(self, sink: Callable[[Msg], None]) -> None:
+        super().__init__()
+        self._sink = sink
+
+    def put_nowait(self, item: Msg) -> None:
+        """Give it to the sink, which can't end the read loop by what it raises."""
+        try:
+            self._sink(item)
+        except Exception:
+            _log.exception("nats.sink_raised", subject=item.subject)
 
 
 class LastingClient(Client):

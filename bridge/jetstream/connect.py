@@ -16,7 +16,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from squadron.bridge.jetstream import embedded
-from squadron.bridge.jetstream.client import LastingClient
+from squadron.bridge.jetstream.client import Handover, LastingClient
 from squadron.config import Settings
 from squadron.runtime.errors import (
     BusUnavailableError,
@@ -45,25 +45,11 @@ MAX_SUBJECT_BYTES = 2_000
 SOON_S = 0.005
 
 #: Status of the answer that a server gives for want of anybody else (ADR-4 of NATS).
-_NO_RESPONDERS = {"Status": "503"}
+_NO_RESPONDERS = "503"
 #: How a batch of direct gets ends: that was all, or there is none.
 _BATCH_ENDS = ("204", "404")
 
 _log = structlog.get_logger("squadron.nats")
-
-
-class _Handover(asyncio.Queue[Msg]):
-    """Stands where nats-py has a subscription's queue, and hands each message on at once."""
-
-    def __init__(self, sink: Callable[[Msg], None]) -> None:
-        super().__init__()
-        self._sink = sink
-
-    def put_nowait(self, item: Msg) -> None:
-        try:
-            self._sink(item)
-        except Exception:
-            _log.exception("nats.sink_raised", subject=item.subject)
 
 
 class Connection:
@@ -148,8 +134,9 @@ class Connection:
             raise BusUnavailableError(f"no answer on {subject} within {within_s:g} s: {detail}") from None
         finally:
             del self._questions[token]
-        # Alone: on a stored entry somebody may have put a header of this name.
-        if msg.headers == _NO_RESPONDERS:
+        headers = msg.headers or {}
+        # On a stored entry somebody may have put a header of this name.
+        if headers.get("Status") == _NO_RESPONDERS and "Nats-Sequence" not in headers:
             raise BusUnavailableError(f"nobody answers on {subject}")
         return msg
 
@@ -172,7 +159,7 @@ class Connection:
         subscription = await self.client.subscribe(
             subject, queue=group, pending_msgs_limit=-1, pending_bytes_limit=-1
         )
-        early, subscription._pending_queue = subscription._pending_queue, _Handover(sink)
+        early, subscription._pending_queue = subscription._pending_queue, Handover(sink)
         while not early.empty():
             subscription._pending_queue.put_nowait(early.get_nowait())
         return subscription
