@@ -141,7 +141,7 @@ class Bridge:
             answer = {"ok": await self._once(arguments.pop("callId", uuid.uuid4().hex), verb, arguments)}
         except SquadronError as error:
             answer = {"error": error.to_dict()}
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             answer = {"error": InvalidMessageError(f"{verb}: {error}").to_dict()}
         except Exception as error:
             self._log.exception("bridge.control_broke", verb=verb)

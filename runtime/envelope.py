@@ -17,6 +17,8 @@ from squadron.runtime.errors import InvalidMessageError
 from squadron.runtime.subjects import NORMAL_PRIORITY
 
 MessageType = Literal["task", "result", "event", "query", "stream"]
+#: What JSON carries exactly in a number, as a time: the year 287,396. Later ones can't be reckoned with.
+LAST_MS = 2**53
 PROTOCOL_VERSION: Literal["1.0"] = "1.0"
 
 
@@ -52,7 +54,7 @@ class Constraints(Wire):
     tokens: int | None = None
     cost: float | None = None
     hops: int | None = None
-    deadline: int | None = None
+    deadline: int | None = Field(default=None, ge=0, le=LAST_MS)
 
 
 class Payload(Wire):
