@@ -295,11 +295,11 @@ class Place:
         assert outcome.ok, outcome
         assert outcome.unwrap() == 2 * number
 
-    async def all_ended(self) -> None:
+    async def all_ended(self, within_s: float = 60) -> None:
         async def nothing_left() -> bool:
             return await self.client.queue.backlog("clerk") == Backlog(0, 0)
 
-        await until(nothing_left, within_s=60)
+        await until(nothing_left, within_s=within_s)
 
     async def letters(self) -> set[str]:
         """Task ids of the dead letters."""
@@ -519,3 +519,76 @@ async def _fuzz(place: Place, seed: str, count: int) -> None:
 @pytest.mark.parametrize("seed", [SEED])
 async def test_rubbish_on_all_subjects_changes_nothing_for_good_messages(place: Place, seed: str) -> None:
     await _fuzz(place, seed, 10_000)
+
+
+HUGE = "x" * 7_900_000
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        # Each is copied into the outcome, or is where it is announced.
+        {"id": HUGE, "correlationId": None},
+        {"correlationId": HUGE},
+        {"context": {"conversationId": HUGE}},
+        {"replyTo": "r" * 5_000},
+        {"replyTo": "r" * 1_000_000},
+        {"replyTo": "a.\ud7ff.\x00"},
+        {"replyTo": "a\x0bb"},
+        {"payload": {"content": {"number": 10**400}}},
+        {"payload": {"content": {"number": 1}, "constraints": {"tokens": 10**4000, "hops": 10**4000}}},
+        {"payload": {"content": {"number": 1}, "parameters": {"n": 10**4000}}},
+        {"routing": {"timeout": 1e308}, "timestamp": 1e308},
+    ],
+    ids=lambda fields: next(iter(fields)),
+)
+async def test_a_readable_task_with_an_absurd_field_ends_and_is_not_tried_for_ever(
+    place: Place, fields: dict[str, Any]
+) -> None:
+    await place.stranger.send(place.subject("task.clerk.double"), _task("absurd", **fields), None, b"stranger.1")
+    await place.stranger.flush()
+
+    async def answered() -> bool:
+        return 1 in place.stranger.answers
+
+    await until(answered)
+    assert b'"error"' not in place.stranger.answers[1]
+    await place.all_ended(within_s=10)
+    assert sum(place.pump.statistics().outcomes.values()) + len(await place.letters()) >= 1
+    await place.is_as_before()
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [{"sequenceNumber": "7"}, {"sequenceNumber": None}, {"attempt": "2"}, {"attempt": []}, {"attempt": 10**400}],
+    ids=str,
+)
+async def test_a_stream_goes_on_over_a_chunk_that_is_none(place: Place, chunk: dict[str, Any]) -> None:
+    waiting = await place.client.caller.submit("clerk.wait", {}, Ask(within_s=20))
+    rubbish = json.loads(_task("chunk")) | {"type": "stream", "payload": {"chunk": 1, "sequenceNumber": 0} | chunk}
+    await place.stranger.send(waiting.reply_to.encode(), json.dumps(rubbish).encode())
+    await place.stranger.flush()
+    follow = asyncio.create_task(_all(waiting.chunks()))
+    place.clerk.go.set()
+    assert (await place.client.caller.outcome(waiting)).unwrap() == "done"
+    await asyncio.wait_for(follow, 10)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"success": 1, "latency": 10**400},
+        {"success": True, "attempt": 1e308, "tokens": 10**400},
+        {"success": [], "outcome": {"a": 1}, "error": [1]},
+        {"success": None, "outcome": "result", "error": {"details": 1, "message": None}},
+    ],
+    ids=str,
+)
+async def test_a_result_with_absurd_figures_is_a_result(place: Place, content: dict[str, Any]) -> None:
+    waiting = await place.client.caller.submit("clerk.wait", {}, Ask(within_s=20))
+    result = json.loads(_task("result")) | {"type": "result", "payload": {"content": content}}
+    await place.stranger.send(waiting.reply_to.encode(), json.dumps(result).encode())
+    outcome = await place.client.caller.outcome(waiting)
+    assert outcome.task_id == waiting.task_id
+    str(outcome), outcome.to_content()
+    place.clerk.go.set()
