@@ -104,7 +104,7 @@ HEADERS = (
 REPLIES = (b"", b"a..b", b"a.*", b">", b"$JS.API.STREAM.NAMES", b"\xff\xfe", b"a\x0bb", b"r" * 2_000)
 ODD_TOKENS = (b"\xff\xfe", b"a\x0bb", b"\x0c", b"\x00", b"@", b"$", b"x" * 200, "é".encode(), b"..", b"*", b">")
 #: What is not a task: kinds of records, and the other subjects.
-KINDS = ("card", "presence", "deployment", "leaving", "binding", "blob", "odd", "event", "bridge", "lite")
+KINDS = ("card", "presence", "deployment", "leaving", "binding", "blob", "odd", "event", "bridge", "lite", "cancel")
 
 
 class Rubbish:
@@ -274,6 +274,8 @@ class Place:
         await self.first.deploy([deployment.model_dump(mode="json")])
         replica = await self.wiring("clerk-1")
         turns = Turns("clerk", self.spec.handlers(self.clerk), replica.caller, replica.dead)
+        await turns.start()
+        self._open.push_async_callback(turns.aclose)
         self.pump = Pump(replica.queue, self.first._mailbox(deployment), turns.run, slots=8)
         await self.pump.start()
         self._open.push_async_callback(self.pump.aclose)
@@ -432,12 +434,14 @@ async def _flood_the_rest(place: Place, rubbish: Rubbish, count: int) -> None:
     pick = rubbish.random
     waiting = await place.client.caller.submit("clerk.wait", {}, Ask(within_s=90))
     follow = asyncio.create_task(_all(waiting.chunks()))
-    record = {"card": place.spec.card().model_dump_json().encode(), "presence": b'{"expires_at":1,"pid":2}'}
+    record = {
+        "card": place.spec.card().model_dump_json().encode(),
+        "presence": b'{"expires_at":1,"pid":2}',
+        "cancel": b'{"until": 4000000000.0}',
+    }
     call = json.dumps({"callId": "c", "agent": "clerk", "to": "1", "deployments": [{"card": {}}]}).encode()
     for i in range(count):
-        kind = pick.choice(
-            ("card", "presence", "deployment", "leaving", "binding", "blob", "odd", "event", "bridge", "lite")
-        )
+        kind = pick.choice(KINDS)
         key = pick.choice((b"clerk", b"other", pick.choice(ODD_TOKENS)))
         good = record.get(kind, _task(f"other-{i}"))
         rest = b"registry.%s.%s" % (kind.encode(), key)
@@ -452,6 +456,8 @@ async def _flood_the_rest(place: Place, rubbish: Rubbish, count: int) -> None:
             good, rest = call, b"bridge." + pick.choice((b"deploy", b"scale", b"status", b"ping", b"no", key))
         elif kind == "lite":
             rest = pick.choice((waiting.reply_to.split(".", 2)[2].encode(), b"lite.client.other"))
+        elif kind == "cancel":
+            rest = b"lite.cancel." + key
         data = rubbish.of(good)
         if _is_valid(kind, data):
             continue
