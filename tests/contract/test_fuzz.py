@@ -104,7 +104,8 @@ HEADERS = (
 REPLIES = (b"", b"a..b", b"a.*", b">", b"$JS.API.STREAM.NAMES", b"\xff\xfe", b"a\x0bb", b"r" * 2_000)
 ODD_TOKENS = (b"\xff\xfe", b"a\x0bb", b"\x0c", b"\x00", b"@", b"$", b"x" * 200, "é".encode(), b"..", b"*", b">")
 #: What is not a task: kinds of records, and the other subjects.
-KINDS = ("card", "presence", "deployment", "leaving", "binding", "blob", "odd", *("event", "bridge", "lite", "cancel"))
+RECORDS = ("card", "presence", "deployment", "leaving", "binding", "blob", "odd")
+KINDS = (*RECORDS, "event", "bridge", "lite", "cancel")
 
 
 class Rubbish:
