@@ -546,6 +546,7 @@ HUGE = "x" * 7_900_000
         {"payload": {"content": {"number": 1}, "constraints": {"tokens": 10**4000, "hops": 10**4000}}},
         {"payload": {"content": {"number": 1}, "parameters": {"n": 10**4000}}},
         {"routing": {"timeout": 1e308}, "timestamp": 1e308},
+        {"payload": {"content": {"number": 1}, "constraints": {"deadline": 10**400}}},
     ],
     ids=lambda fields: next(iter(fields)),
 )
