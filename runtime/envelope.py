@@ -17,6 +17,10 @@ from squadron.runtime.errors import InvalidMessageError
 from squadron.runtime.subjects import NORMAL_PRIORITY
 
 MessageType = Literal["task", "result", "event", "query", "stream"]
+#: Longest id or address, in characters: they are copied into each answer, and a subject must fit a server's line.
+MAX_NAME = 1_000
+#: What JSON carries exactly in a number, as a time: the year 287,396. Later ones can't be reckoned with.
+LAST_MS = 2**53
 PROTOCOL_VERSION: Literal["1.0"] = "1.0"
 
 
@@ -38,7 +42,7 @@ class AgentIdentity(Wire):
 class MessageContext(Wire):
     """What the message belongs to."""
 
-    conversation_id: str
+    conversation_id: str = Field(max_length=MAX_NAME)
     parent_message_id: str | None = None
     history: list[Any] | None = None
     max_history: int | None = Field(default=None, ge=0)
@@ -52,7 +56,7 @@ class Constraints(Wire):
     tokens: int | None = None
     cost: float | None = None
     hops: int | None = None
-    deadline: int | None = None
+    deadline: int | None = Field(default=None, ge=0, le=LAST_MS)
 
 
 class Payload(Wire):
@@ -80,14 +84,14 @@ class Routing(Wire):
 class AgentMessage(Wire):
     """One message. `timestamp` is in seconds since the epoch."""
 
-    id: str = Field(min_length=1)
+    id: str = Field(min_length=1, max_length=MAX_NAME)
     timestamp: float
     version: Literal["1.0"] = PROTOCOL_VERSION
     type: MessageType
     source: AgentIdentity
     target: str | None = None
-    reply_to: str | None = None
-    correlation_id: str | None = None
+    reply_to: str | None = Field(default=None, max_length=MAX_NAME)
+    correlation_id: str | None = Field(default=None, max_length=MAX_NAME)
     context: MessageContext
     payload: Payload
     routing: Routing = Field(default_factory=Routing)

@@ -181,6 +181,8 @@ class Handle:
                     continue
                 extra = message.payload.model_extra or {}
                 sequence, run = extra.get("sequenceNumber", 0), extra.get("attempt", 1)
+                if not (isinstance(sequence, int) and isinstance(run, int)):
+                    continue
                 if run > attempt:
                     attempt, following = run, -1
                 if run == attempt and sequence > following:

@@ -24,6 +24,9 @@ NORMAL_PRIORITY = 5
 MAX_TOKEN = 64
 
 _TOKEN = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_TOKEN}}}")
+#: Somebody else's address, short enough for a server's line: no wildcards, no empty tokens, no white space, and
+#: not the server's own (`$JS.API…`): what a sender may not do there, we must not do for it.
+_FOREIGN = re.compile(rf"(?!\$|{ROOT}\.)(?=.{{1,1000}}$)[^\s.*>]+(\.[^\s.*>]+)*")
 
 
 def check_token(token: str, what: str) -> str:
@@ -90,6 +93,11 @@ def check_queued(subject: str) -> str:
     known: dict[str, type[OrderedSubject | TicketSubject]] = {"ordered": OrderedSubject, "ticket": TicketSubject}
     (known.get(kind[0], TaskSubject) if kind else TaskSubject).parse(subject)
     return subject
+
+
+def is_foreign(subject: str) -> bool:
+    """Whether an answer may be published there: not ours, not the server's, and a subject at all."""
+    return _FOREIGN.fullmatch(subject) is not None
 
 
 def matches(pattern: str, topic: str) -> bool:

@@ -10,7 +10,7 @@ import jsonschema_rs
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from squadron.runtime.errors import InvalidInputError
-from squadron.runtime.subjects import check_pattern
+from squadron.runtime.subjects import check_pattern, check_token
 
 #: Both providers allow `[a-zA-Z0-9_-]` in a tool name, so the dot of a topic needs a stand-in; "__" keeps
 #: it readable and can be undone.
@@ -161,6 +161,11 @@ class AgentCard(BaseModel):
     description: str = ""
     topics: tuple[SemanticTopic, ...] = ()
     version: str = "1"
+
+    @field_validator("agent")
+    @classmethod
+    def _check_agent(cls, agent: str) -> str:
+        return check_token(agent, "agent")
 
 
 class ScoredTopic(BaseModel):

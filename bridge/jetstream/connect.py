@@ -12,25 +12,34 @@ from typing import Any
 import nats
 import nats.errors
 import structlog
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from squadron.bridge.jetstream import embedded
+from squadron.bridge.jetstream.client import Handover, LastingClient
 from squadron.config import Settings
-from squadron.runtime.errors import BusUnavailableError, ConfigError, MessageTooLargeError, SquadronError
+from squadron.runtime.errors import (
+    BusUnavailableError,
+    ConfigError,
+    InvalidSubjectError,
+    MessageTooLargeError,
+    SquadronError,
+)
 
 NANOSECONDS = 1_000_000_000
 #: How long a server may take to answer an API call or to acknowledge a publish, in seconds.
 API_WITHIN_S = 5.0
 #: How long the first connection may take, in seconds; afterwards reconnecting goes on for ever.
 CONNECT_WITHIN_S = 5.0
-#: A dead connection is found after this many seconds without an answer to a ping, times two. nats-py's
-#: default is four minutes, in which a connection whose read loop died looks alive.
-PING_INTERVAL_S = 10
+#: The server is pinged this often, in seconds, and given up when it owes three answers, after six seconds: a host
+#: that is gone closes nothing. A ping costs the server some microseconds. nats-py's default is four minutes.
+PING_INTERVAL_S, MOST_PINGS_OWED = 2, 2
 
 #: Pause between attempts to reconnect, in seconds.
 RECONNECT_WAIT_S = 0.25
+
+#: A server reads lines of 4,096 bytes (`max_control_line`), with subject and reply, and closes over longer ones.
+MAX_SUBJECT_BYTES = 2_000
 
 #: How long an acknowledgement may wait for others, in seconds: each send costs a system call and wakes the server.
 SOON_S = 0.005
@@ -43,20 +52,6 @@ _BATCH_ENDS = ("204", "404")
 _log = structlog.get_logger("squadron.nats")
 
 
-class _Handover(asyncio.Queue[Msg]):
-    """Stands where nats-py has a subscription's queue, and hands each message on at once."""
-
-    def __init__(self, sink: Callable[[Msg], None]) -> None:
-        super().__init__()
-        self._sink = sink
-
-    def put_nowait(self, item: Msg) -> None:
-        try:
-            self._sink(item)
-        except Exception:
-            _log.exception("nats.sink_raised", subject=item.subject)
-
-
 def _give_up(answer: asyncio.Future[Msg]) -> None:
     if not answer.done():
         answer.set_exception(TimeoutError())
@@ -65,7 +60,7 @@ def _give_up(answer: asyncio.Future[Msg]) -> None:
 class Connection:
     """A NATS connection that reconnects for ever and tells when it did."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: LastingClient) -> None:
         self.client = client
         self._on_reconnect: list[Callable[[], Awaitable[None]]] = []
         self._background: set[asyncio.Task[None]] = set()
@@ -73,12 +68,17 @@ class Connection:
         self._tokens = map(str, itertools.count())
         self._questions: dict[str, asyncio.Future[Msg]] = {}
         self._soon: list[tuple[str, bytes]] = []
+        self._watching: asyncio.Task[None] | None = None
 
     @property
     def is_connected(self) -> bool:
         """Whether messages flow; a dead read loop counts as not connected, whatever nats-py says."""
-        reading = getattr(self.client, "_reading_task", None)
-        return bool(self.client.is_connected) and not (reading is not None and reading.done())
+        return bool(self.client.is_connected) and not self.client.fault
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the last round trip to the server; there is one every `PING_INTERVAL_S`."""
+        return self.client.silent_s
 
     @property
     def server(self) -> str:
@@ -99,12 +99,15 @@ class Connection:
         """Call `sink` no more."""
         self._on_reconnect.remove(sink)
 
-    async def reconnected(self) -> None:
-        """Tell everybody who asked. Must not raise or wait: nats-py awaits it in its reconnect path."""
+    async def disconnected(self) -> None:
+        """End the wait for answers: they went to the old connection. Must not raise or wait, as the next."""
         for answer in self._questions.values():
-            # The answer, if there was one, went to the old connection.
             if not answer.done():
                 answer.set_exception(nats.errors.Error("the connection was lost meanwhile"))
+
+    async def reconnected(self) -> None:
+        """Tell everybody who asked. Must not raise or wait: nats-py awaits it in its reconnect path."""
+        await self.disconnected()
         for sink in self._on_reconnect:
             self._background_task(self._tell(sink), "reconnected")
 
@@ -128,7 +131,7 @@ class Connection:
             BusUnavailableError: nobody there, no answer in time, or the connection is down.
             MessageTooLargeError: larger than the server takes.
         """
-        self._check_size(data, headers)
+        self._check(subject, data, headers)
         token = next(self._tokens)
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Msg] = loop.create_future()
@@ -144,7 +147,9 @@ class Connection:
         finally:
             giving_up.cancel()
             del self._questions[token]
-        if msg.headers and msg.headers.get("Status") == _NO_RESPONDERS:
+        headers = msg.headers or {}
+        # On a stored entry somebody may have put a header of this name.
+        if headers.get("Status") == _NO_RESPONDERS and "Nats-Sequence" not in headers:
             raise BusUnavailableError(f"nobody answers on {subject}")
         return msg
 
@@ -155,6 +160,7 @@ class Connection:
 
     async def open(self) -> None:
         """Be ready for answers; once, after connecting."""
+        self._watching = asyncio.create_task(self.client.watch(), name="nats watch")
         await self.listen(f"{self._inbox}.*", self._hear_answer)
 
     async def listen(self, subject: str, sink: Callable[[Msg], None], *, group: str = "") -> Subscription:
@@ -166,12 +172,14 @@ class Connection:
         subscription = await self.client.subscribe(
             subject, queue=group, pending_msgs_limit=-1, pending_bytes_limit=-1
         )
-        early, subscription._pending_queue = subscription._pending_queue, _Handover(sink)
+        early, subscription._pending_queue = subscription._pending_queue, Handover(sink)
         while not early.empty():
             subscription._pending_queue.put_nowait(early.get_nowait())
         return subscription
 
-    def _check_size(self, data: bytes, headers: dict[str, str] | None) -> None:
+    def _check(self, subject: str, data: bytes, headers: dict[str, str] | None) -> None:
+        if len(subject.encode()) > MAX_SUBJECT_BYTES:
+            raise InvalidSubjectError(f"a subject of {len(subject):,} characters is too long")
         # nats-py leaves the headers out of its check, and the server closes the connection over them.
         size = len(data)
         if headers:
@@ -221,8 +229,9 @@ class Connection:
         Raises:
             BusUnavailableError: the connection is closed, or down for so long that its buffer is full.
             MessageTooLargeError: larger than the server takes.
+            InvalidSubjectError: the subject is longer than the server takes.
         """
-        self._check_size(data, headers)
+        self._check(subject, data, headers)
         try:
             await self.client.publish(subject, data, reply=reply, headers=headers)
         except (nats.errors.Error, OSError) as error:
@@ -259,11 +268,8 @@ class Connection:
         task.add_done_callback(self._background.discard)
 
     async def flush(self) -> None:
-        """Wait until the server has taken all that was sent.
-
-        Shielded: nats-py answers the pong of a cancelled flush with an exception that ends its read loop.
-        """
-        await asyncio.shield(self.client.flush())
+        """Wait until the server has taken all that was sent."""
+        await self.client.flush()
 
     async def api(self, call: str, payload: dict[str, Any]) -> dict[str, Any]:
         """One JetStream API call; the answer may hold an `error`."""
@@ -273,6 +279,8 @@ class Connection:
 
     async def aclose(self) -> None:
         """Send what is buffered and close. May be called twice."""
+        if self._watching is not None:
+            self._watching.cancel()
         if self.client.is_closed:
             return
         await self._publish_soon()
@@ -291,7 +299,7 @@ async def connect(settings: Settings, *, name: str, start_embedded: bool = False
         BusUnavailableError: the server can't be reached.
     """
     url, token = await _address(settings, start_embedded)
-    connection = Connection(Client())
+    connection = Connection(LastingClient())
     options: dict[str, Any] = {"token": token} if token else {}
     if settings.nats_user_credentials:
         options["user_credentials"] = str(settings.nats_user_credentials)
@@ -327,10 +335,11 @@ async def _connect(
         max_reconnect_attempts=-1,
         reconnect_time_wait=RECONNECT_WAIT_S,  # type: ignore[arg-type]  # it is slept, so a fraction is fine
         ping_interval=PING_INTERVAL_S,
-        max_outstanding_pings=2,
+        max_outstanding_pings=MOST_PINGS_OWED,
         # Ours are built and checked in `runtime.subjects`.
         skip_subject_validation=True,
         error_cb=trouble.hear,
+        disconnected_cb=connection.disconnected,
         reconnected_cb=connection.reconnected,
         **options,
     )

@@ -34,8 +34,6 @@ from squadron.runtime.turn import Turns
 NAMESPACE = "squadron"
 #: How long a replica looks for the bridge, in seconds: a killed bridge is back in about two.
 FIND_BRIDGE_WITHIN_S = 30.0
-#: A replica that had no connection for so long, in seconds, reports itself unhealthy and is replaced.
-DEAF_AFTER_S = 30.0
 
 
 def bridge_name(environment: str) -> str:
@@ -93,7 +91,6 @@ class AgentReplica:
         self._ears: list[Subscription] = []
         self._events: set[asyncio.Task[None]] = set()
         self._stopped = False
-        self._heard_at = time.monotonic()
         await self._listen(spec)
         if spec.topics:
             await self._pump.start()
@@ -191,11 +188,9 @@ class AgentReplica:
 
     async def check_health(self) -> None:
         """Ray Serve asks every second; a replica that has been deaf for long is replaced."""
-        now = time.monotonic()
-        if self._wiring.connection.is_connected:
-            self._heard_at = now
-        elif now - self._heard_at > DEAF_AFTER_S:
-            raise RuntimeError(f"{self._identity.id} has had no NATS connection for {DEAF_AFTER_S:g} s")
+        silent_s = self._wiring.connection.silent_s
+        if silent_s > self._wiring.settings.deaf_after_s:
+            raise RuntimeError(f"{self._identity.id} has not heard from NATS for {silent_s:.0f} s")
 
     async def __call__(self) -> dict[str, Any]:
         """Serve wants a callable; nobody needs to call it."""

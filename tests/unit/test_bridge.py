@@ -18,7 +18,7 @@ from squadron.runtime.deployment import AgentState, Deployment, Scale
 from squadron.runtime.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.errors import DeployError, SquadronError
 from squadron.runtime.ordered import OrderedQueue
-from squadron.runtime.ports import Backlog
+from squadron.runtime.ports import Backlog, Note
 from squadron.runtime.registry import Registry
 from squadron.runtime.subjects import Subjects
 from squadron.runtime.topics import AgentCard, SemanticTopic
@@ -365,3 +365,50 @@ async def test_an_ordered_agent_has_its_mailbox_of_tickets_until_it_is_undeploye
     async with asyncio.timeout(5):
         while await store.knows("reader=tickets") or await store.knows("reader"):
             await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize("kind", ["card", "deployment"])
+async def test_what_somebody_else_wrote_over_is_put_right(site: Site, kind: str) -> None:
+    await site.bridge()
+    await site.call("deploy", deployments=[_deployment()])
+    key = f"agents.t.registry.{kind}.reader"
+    before = await site.records.last(key)
+
+    await site.records.append(key, b"rubbish")
+
+    async with asyncio.timeout(5):
+        while (now := await site.records.last(key)) is None or before is None or now.data != before.data:
+            await asyncio.sleep(0.005)
+
+
+async def test_a_bridge_starts_over_records_that_nobody_can_use(site: Site) -> None:
+    first = await site.bridge()
+    await site.call("deploy", deployments=[_deployment()])
+    await first.aclose()
+    rival = json.dumps(_deployment("rival", "book.*")).encode()
+    for key, data in (
+        ("deployment.odd", b"rubbish"),
+        ("deployment.rival", rival),
+        ("deployment.spaced", json.dumps(_deployment()).replace('"reader"', '"a b"').encode()),
+        ("deployment.bare", json.dumps(_deployment("bare", "bare.topic", code={})).encode()),
+        ("leaving.a b", b"{}"),
+    ):
+        await site.records.append(f"agents.t.registry.{key}", data)
+
+    await site.bridge()
+
+    assert [each["agent"] for each in (await site.call("status"))["agents"]] == ["reader"]
+
+
+@pytest.mark.parametrize(
+    "reply", ["$JS.API.STREAM.DELETE.x", "agents.t.task.book.read", "a.*", "a..b", "r" * 5000]
+)
+async def test_the_bridge_answers_nowhere_that_is_not_the_askers(site: Site, reply: str) -> None:
+    await site.bridge()
+    heard: list[Any] = []
+    await site.bus.subscribe(">", heard.append)
+
+    site.bus.deliver(Note(site.subjects.control("ping"), b"", reply))
+    await site.call("ping")
+
+    assert [note.subject for note in heard if note.subject == reply] == []

@@ -113,6 +113,7 @@ def test_an_unknown_variable_like_no_other_gets_the_list() -> None:
         ("SQUADRON_ENV", "dev\n", None),  # stripped, as shells and .env files leave such ends
         ("SQUADRON_LEASE_S", "soon", r"lease_s: 'soon' .*SQUADRON_LEASE_S: give a number of seconds"),
         ("SQUADRON_LEASE_S", "0", r"lease_s: '0\.0'"),
+        ("SQUADRON_DEAF_AFTER_S", "2", r"deaf_after_s: '2\.0' .*at least 8"),
         ("SQUADRON_HEARTBEAT_S", "-1", r"heartbeat_s: '-1\.0'"),
         ("SQUADRON_HEARTBEAT_S", "nan", r"heartbeat_s: 'nan'"),
         ("SQUADRON_HEARTBEAT_S", "inf", r"heartbeat_s: 'inf'"),
