@@ -70,10 +70,11 @@ class _Task:
     data: bytes
     delivered: int = 0
     ready: bool = True
+    put_at: float = field(default_factory=time.monotonic)
 
     @property
-    def order(self) -> tuple[int, int]:
-        return -TaskSubject.parse(self.subject).priority, self.seq
+    def priority(self) -> int:
+        return TaskSubject.parse(self.subject).priority
 
 
 class _MemoryLease:
@@ -101,6 +102,8 @@ class _MemoryLease:
 class _MemoryFeed:
     def __init__(self, queue: MemoryQueue, mailbox: Mailbox, sink: Callable[[Delivery], None]) -> None:
         self.queue, self.mailbox, self.sink, self.wanted = queue, mailbox, sink, 0
+        #: When each lane was last taken from.
+        self.served_at: dict[int, float] = {}
 
     def want(self, count: int) -> None:
         self.wanted += count
@@ -171,17 +174,21 @@ class MemoryQueue:
             mailbox = self._mailboxes.get(feed.mailbox.name)
             if feed.wanted <= 0 or mailbox is None:
                 continue
-            held = [task for task in self._tasks.values() if self._belongs(task, mailbox)]
-            waiting = [task for task in held if task.ready]
-            waiting.sort(key=lambda task: task.seq if mailbox.serial else task.order)
-            most = feed.wanted
-            if mailbox.serial:
-                most = int(len(waiting) == len(held))
-            for task in waiting[:most]:
+            while feed.wanted > 0 and (task := self._next(feed, mailbox)) is not None:
                 task.ready, task.delivered = False, task.delivered + 1
                 feed.wanted -= 1
+                feed.served_at[task.priority] = time.monotonic()
                 lease = _MemoryLease(self, task, feed.mailbox.lease_s)
                 feed.sink(Delivery(task.subject, task.data, lease, task.seq))
+
+    def _next(self, feed: _MemoryFeed, mailbox: Mailbox) -> _Task | None:
+        held = [task for task in self._tasks.values() if self._belongs(task, mailbox)]
+        waiting = [task for task in held if task.ready]
+        if mailbox.serial:
+            return waiting[0] if waiting and len(waiting) == len(held) else None
+        before = time.monotonic() - mailbox.patience_s
+        neglected = [t for t in waiting if max(t.put_at, feed.served_at.get(t.priority, 0)) < before]
+        return min(neglected or waiting, key=lambda task: (-task.priority, task.seq), default=None)
 
     def give_back(self, task: _Task, attempt: int) -> None:
         """A lease ended: the task is free again, unless it was delivered anew since."""

@@ -85,6 +85,10 @@ class Connection:
         """Call `sink` each time the connection came back."""
         self._on_reconnect.append(sink)
 
+    def off_reconnect(self, sink: Callable[[], Awaitable[None]]) -> None:
+        """Call `sink` no more."""
+        self._on_reconnect.remove(sink)
+
     async def reconnected(self) -> None:
         """Tell everybody who asked. Must not raise or wait: nats-py awaits it in its reconnect path."""
         for answer in self._questions.values():
@@ -226,6 +230,15 @@ class Connection:
                 await self.publish(subject, data)
             except BusUnavailableError as error:
                 _log.info("nats.not_sent", subject=subject, error=str(error))
+
+    async def confirm_soon(self) -> None:
+        """Send what is to be sent soon, and wait until the server has worked it off.
+
+        Raises:
+            BusUnavailableError: it did not say so in time.
+        """
+        soon, self._soon = self._soon, []
+        await asyncio.gather(*(self.request(subject, data) for subject, data in soon))
 
     def _background_task(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.create_task(work, name=f"nats {name}")
