@@ -75,8 +75,9 @@ class Kills:
             await asyncio.sleep(0.1)
 
     async def _is_up(self, role: str, victim: int) -> bool:
+        if all(process.pid == victim for process in self._alive(role)):
+            return False
         if role == "replica":
             return len(await replica_pids(self._squad)) == 3
-        if role == "bridge":
-            return (await self._squad.status())["pid"] != victim
-        return any(process.pid != victim for process in self._alive(role))
+        # Whoever asks earlier asks the dead one, and waits for its answer.
+        return role != "bridge" or (await self._squad.status())["pid"] != victim
