@@ -11,8 +11,9 @@ import json
 import random
 import sys
 import time
+import uuid
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,20 +35,21 @@ class Plan:
     `least_s` to `most_s` seconds.
     """
 
-    seed: int
+    seed: int = 0
     in_flight: int = 1000
     count: int | None = None
     least_s: float = 0.005
     most_s: float = 4.0
     within_s: float = 120.0
+    run: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
 
     def task_id(self, number: int) -> str:
         """The id of the nth task: who sends it again sends the same task."""
-        return f"seed{self.seed}-{number}"
+        return f"{self.run}-{number}"
 
     def content(self, number: int, folder: Path) -> dict[str, Any]:
         """The input of the nth task."""
-        work_s = random.Random(self.task_id(number)).uniform(self.least_s, self.most_s)
+        work_s = random.Random(f"{self.seed} {number}").uniform(self.least_s, self.most_s)
         return {"number": number, "work_s": round(work_s, 4), "ledger": str(folder / "handlers")}
 
     def store(self, folder: Path) -> None:

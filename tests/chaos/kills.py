@@ -36,15 +36,16 @@ class Kills:
     async def one_at_a_time(self) -> None:
         """Each role once, in an order of the seed; the next one when the last one is back."""
         for role in self._random.sample(ROLES, len(ROLES)):
-            gone = self._kill(role)
+            gone = self.kill(role)
             await self._back({role: gone})
             await asyncio.sleep(self._random.uniform(*QUIET_S))
 
     async def together(self) -> None:
         """All roles at the same instant."""
-        await self._back({role: self._kill(role) for role in self._random.sample(ROLES, len(ROLES))})
+        await self._back({role: self.kill(role) for role in self._random.sample(ROLES, len(ROLES))})
 
-    def _kill(self, role: str) -> int:
+    def kill(self, role: str) -> int:
+        """Kill one process of the role; returns its id."""
         victim = self._random.choice(sorted(self._alive(role), key=lambda process: process.pid))
         victim.kill()
         self._log.write("kill", role=role, victim=victim.pid)

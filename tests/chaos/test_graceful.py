@@ -11,9 +11,7 @@ from tests.chaos.processes import replica_pids
 from tests.chaos.worker import Impatient, Renewed, Worker
 
 #: Less than a killed environment gets: these tests are about order, not about load.
-LOAD = Plan(seed=0, in_flight=150, most_s=1.0)
-#: Turns that outlast `Impatient.grace_s`.
-LONG_LOAD = Plan(seed=0, in_flight=150, least_s=1.0, most_s=3.0)
+IN_FLIGHT = 150
 
 
 async def until_replicas(squad: Squad, count: int, *, without: set[int] = frozenset()) -> None:  # type: ignore[assignment]
@@ -27,8 +25,8 @@ async def test_scaling_in_under_load_loses_nothing_and_repeats_nothing(
     joined: Squad, start_client: Start, books: Books
 ):
     await joined.deploy(Worker)
-    client = start_client(LOAD)
-    await client.until_told(300)
+    client = start_client(Plan(in_flight=IN_FLIGHT, most_s=1.0))
+    await client.until_told(2 * IN_FLIGHT)
     await joined.scale("worker", 1)
     await until_replicas(joined, 1)
     told = len(client.outcomes())
@@ -43,8 +41,8 @@ async def test_a_redeploy_under_load_loses_nothing_and_repeats_nothing(
 ):
     await joined.deploy(Worker)
     before = set(await replica_pids(joined))
-    client = start_client(LOAD)
-    await client.until_told(300)
+    client = start_client(Plan(in_flight=IN_FLIGHT, most_s=1.0))
+    await client.until_told(2 * IN_FLIGHT)
     await joined.deploy(Renewed)
     await until_replicas(joined, 3, without=before)
     told = len(client.outcomes())
@@ -60,7 +58,7 @@ async def test_a_drained_squad_finishes_what_runs_and_its_return_does_the_rest(
     await joined.scale("worker", 1)
     await until_replicas(joined, 1)
     # More than one replica has slots for, so that some wait.
-    client = start_client(Plan(seed=0, in_flight=1000, count=1000, most_s=1.0))
+    client = start_client(Plan(in_flight=1000, count=1000, most_s=1.0))
     await client.until_told(50)
     await joined.drain()
     assert len(client.outcomes()) < 1000
@@ -74,8 +72,9 @@ async def test_turns_that_outlast_the_grace_period_are_handed_back_and_counted(
 ):
     await joined.deploy(Impatient)
     await until_replicas(joined, 3)
-    client = start_client(LONG_LOAD)
-    await client.until_told(150)
+    # They outlast `Impatient.grace_s`.
+    client = start_client(Plan(in_flight=IN_FLIGHT, least_s=1.0, most_s=3.0))
+    await client.until_told(IN_FLIGHT)
     await joined.scale("worker", 1)
     await until_replicas(joined, 1)
     await client.finish(within_s=60)

@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 
-import psutil
-
 from squadron import Settings, Squad
 from squadron.bridge.jetstream import embedded
 from tests.chaos.client import Plan
 from tests.chaos.conftest import Books, Start
+from tests.chaos.kills import Kills
 from tests.chaos.ledger import Line, read
-from tests.chaos.processes import replica_pids
 from tests.chaos.worker import Worker
 
 #: The promises, in seconds: a killed replica's tasks start elsewhere, and work flows after a restart of NATS.
@@ -24,21 +22,20 @@ IN_FLIGHT = 100
 
 
 async def test_the_tasks_of_a_killed_replica_start_elsewhere_within_three_seconds(
-    joined: Squad, start_client: Start, books: Books, tmp_path
+    settings: Settings, joined: Squad, start_client: Start, books: Books, tmp_path
 ):
     await joined.deploy(Worker)
-    client = start_client(Plan(seed=0, in_flight=IN_FLIGHT))
+    client = start_client(Plan(in_flight=IN_FLIGHT))
     await client.until_told(IN_FLIGHT)
-    victim = psutil.Process((await replica_pids(joined))[0])
     killed_at = time.monotonic()
-    victim.kill()
+    victim = Kills(settings, joined, client, tmp_path, seed=0).kill("replica")
     await asyncio.sleep(2 * ELSEWHERE_WITHIN_S)
     await client.finish(within_s=30)
     await books()
     lines = read(tmp_path / "handlers")
-    left = _begun(lines, victim.pid) - _ended(lines)
+    left = _begun(lines, victim) - _ended(lines)
     assert left
-    waited = {task: min(_starts(lines, task, not_by=victim.pid)) - killed_at for task, _ in left}
+    waited = {task: min(_starts(lines, task, not_by=victim)) - killed_at for task, _ in left}
     assert max(waited.values()) < ELSEWHERE_WITHIN_S, waited
 
 
@@ -60,11 +57,9 @@ async def test_work_flows_within_five_seconds_after_the_nats_server_was_away_for
     settings: Settings, joined: Squad, start_client: Start, books: Books, tmp_path
 ):
     await joined.deploy(Worker)
-    client = start_client(Plan(seed=0, in_flight=IN_FLIGHT))
+    client = start_client(Plan(in_flight=IN_FLIGHT))
     await client.until_told(IN_FLIGHT)
-    server = embedded.find(settings.home)
-    assert server is not None
-    psutil.Process(server.pid).kill()
+    Kills(settings, joined, client, tmp_path, seed=0).kill("nats")
     await asyncio.sleep(AWAY_S)
     await asyncio.to_thread(embedded.ensure, settings.home)
     back_at = time.monotonic()
