@@ -69,6 +69,7 @@ class _Task:
     subject: str
     data: bytes
     delivered: int = 0
+    begun: int = 0
     ready: bool = True
     put_at: float = field(default_factory=time.monotonic)
 
@@ -80,11 +81,15 @@ class _Task:
 class _MemoryLease:
     def __init__(self, queue: MemoryQueue, task: _Task, lease_s: float) -> None:
         self._queue, self._task, self._lease_s = queue, task, lease_s
-        self.attempt = task.delivered
+        self.delivered = task.delivered
         self._timer = self._arm(lease_s)
 
     def _arm(self, after_s: float) -> asyncio.TimerHandle:
-        return asyncio.get_running_loop().call_later(after_s, self._queue.give_back, self._task, self.attempt)
+        return asyncio.get_running_loop().call_later(after_s, self._queue.give_back, self._task, self.delivered)
+
+    async def begin(self) -> int:
+        self._task.begun += 1
+        return self._task.begun
 
     async def settle(self, *, confirmed: bool = False) -> None:
         self._timer.cancel()
@@ -190,9 +195,9 @@ class MemoryQueue:
         neglected = [t for t in waiting if max(t.put_at, feed.served_at.get(t.priority, 0)) < before]
         return min(neglected or waiting, key=lambda task: (-task.priority, task.seq), default=None)
 
-    def give_back(self, task: _Task, attempt: int) -> None:
+    def give_back(self, task: _Task, delivered: int) -> None:
         """A lease ended: the task is free again, unless it was delivered anew since."""
-        if task.seq in self._tasks and task.delivered == attempt:
+        if task.seq in self._tasks and task.delivered == delivered:
             task.ready = True
             self.match()
 

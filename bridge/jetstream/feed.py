@@ -13,11 +13,13 @@ from nats.aio.subscription import Subscription as NatsSubscription
 from squadron.bridge.jetstream.bus import CoreBus
 from squadron.bridge.jetstream.connect import NANOSECONDS, Connection
 from squadron.runtime.errors import BusUnavailableError, SquadronError
-from squadron.runtime.ports import Delivery, Mailbox, Note, Subscription
+from squadron.runtime.ports import Delivery, Journal, Mailbox, Note, Subscription
 from squadron.runtime.subjects import NORMAL_PRIORITY, Subjects, lane_of
 
 #: Life of one waiting pull and its heartbeat, in seconds. A pull that was silent for two heartbeats is lost.
 PULL_EXPIRES_S, PULL_HEARTBEAT_S = 30, 5
+#: Life of a note on how often work on a message began, in seconds: a week.
+NOTE_TTL_S = 7 * 24 * 3600.0
 #: How long the server may take to answer a pull that does not wait, in seconds, before it counts as lost.
 TAKE_WITHIN_S = 2.0
 
@@ -25,15 +27,34 @@ _log = structlog.get_logger("squadron.queue")
 
 
 class JetStreamLease:
-    """The right to work on one delivered message."""
+    """The right to work on one delivered message.
 
-    __slots__ = ("_connection", "_reply", "attempt", "pending", "seq")
+    The server counts deliveries, not beginnings. So whoever hands a first delivery back unbegun, or begins a later
+    one, leaves a note: the number of beginnings so far. Without a note the first delivery was begun.
+    """
 
-    def __init__(self, connection: Connection, reply: str) -> None:
-        self._connection, self._reply = connection, reply
+    __slots__ = ("_begun", "_connection", "_notes", "_reply", "_subjects", "delivered", "pending", "seq")
+
+    def __init__(self, connection: Connection, notes: Journal, subjects: Subjects, reply: str) -> None:
+        self._connection, self._notes, self._subjects, self._reply = connection, notes, subjects, reply
         # Parsed from the right, because the left side grows with acknowledgements v2 (ADR-15).
         _, delivered, seq, _, _, pending = reply.rsplit(".", 5)
-        self.attempt, self.seq, self.pending = int(delivered), int(seq), int(pending)
+        self.delivered, self.seq, self.pending = int(delivered), int(seq), int(pending)
+        self._begun = False
+
+    @property
+    def _note_key(self) -> str:
+        return self._subjects.lite("begun", str(self.seq))
+
+    async def begin(self) -> int:
+        """Note that the work begins; returns which beginning it is."""
+        self._begun = True
+        if self.delivered == 1:
+            return 1
+        note = await self._notes.last(self._note_key)
+        count = (int(note.data) if note else 1) + 1
+        await self._notes.append(self._note_key, str(count).encode(), ttl_s=NOTE_TTL_S)
+        return count
 
     async def settle(self, *, confirmed: bool = False) -> None:
         """The message leaves the queue, a moment later; until then a crash would only deliver it again."""
@@ -48,6 +69,8 @@ class JetStreamLease:
 
     async def release(self, after_s: float = 0.0) -> None:
         """Hand the message back for another delivery."""
+        if self.delivered == 1 and not self._begun:
+            await self._notes.append(self._note_key, b"0", ttl_s=NOTE_TTL_S)
         delay = json.dumps({"delay": round(after_s * NANOSECONDS)})
         await self._connection.publish(self._reply, f"-NAK {delay}".encode())
 
@@ -115,7 +138,7 @@ class _Lane:
         self._heard_at = _now()
         if _is_delivery(msg):
             self.asked -= 1
-            lease = JetStreamLease(self._feed.connection, msg.reply)
+            lease = self._feed.lease(msg)
             self.pending = lease.pending
             self._feed.arrived(msg, lease)
         elif (headers := msg.headers or {}).get("Status") != "100":
@@ -129,7 +152,7 @@ class _Lane:
         if _is_delivery(msg):
             self._take_left -= 1
             over = self._take_left == 0
-            self._feed.arrived(msg, JetStreamLease(self._feed.connection, msg.reply), taken=True)
+            self._feed.arrived(msg, self._feed.lease(msg), taken=True)
         if over and self._taken is not None and not self._taken.done():
             self._taken.set_result(None)
 
@@ -155,13 +178,14 @@ class PullFeed:
         self,
         connection: Connection,
         stream: str,
+        notes: Journal,
         subjects: Subjects,
         mailbox: Mailbox,
         sink: Callable[[Delivery], None],
         declare_lane: Callable[[int], Awaitable[str]],
         lanes_held: Callable[[], Awaitable[set[int]]],
     ) -> None:
-        self.connection, self.stream = connection, stream
+        self.connection, self.stream, self._notes = connection, stream, notes
         self._subjects, self._mailbox, self._sink = subjects, mailbox, sink
         self._declare_lane, self._lanes_held = declare_lane, lanes_held
         self._lanes: dict[int, _Lane] = {}
@@ -220,6 +244,10 @@ class PullFeed:
         """Allow `count` more deliveries."""
         self._wanted += count
         self._work.set()
+
+    def lease(self, msg: Msg) -> JetStreamLease:
+        """The lease that came with a message."""
+        return JetStreamLease(self.connection, self._notes, self._subjects, msg.reply)
 
     def arrived(self, msg: Msg, lease: JetStreamLease, *, taken: bool = False) -> None:
         """A lane got a message, by a pull that waited or by one that took what was there."""

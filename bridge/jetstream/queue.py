@@ -16,7 +16,7 @@ import structlog
 
 from squadron.bridge.jetstream.connect import NANOSECONDS, Connection
 from squadron.bridge.jetstream.feed import PullFeed
-from squadron.bridge.jetstream.journal import read_ack
+from squadron.bridge.jetstream.journal import JetStreamJournal, read_ack
 from squadron.bridge.jetstream.streams import StreamNames
 from squadron.runtime.errors import BusUnavailableError, RouteConflictError
 from squadron.runtime.ports import Backlog, Delivery, Feed, Mailbox
@@ -52,7 +52,9 @@ class JetStreamQueue:
 
     def __init__(self, connection: Connection, subjects: Subjects) -> None:
         self._connection, self._subjects = connection, subjects
-        self._stream = StreamNames(subjects.environment).tasks
+        names = StreamNames(subjects.environment)
+        self._stream = names.tasks
+        self._notes = JetStreamJournal(connection, names.lite)
         self._publishing = asyncio.Semaphore(MAX_PUBLISHING)
 
     async def declare(self, mailbox: Mailbox) -> None:
@@ -93,7 +95,9 @@ class JetStreamQueue:
             patterns = [f"{self._subjects.task(pattern)}.*" for pattern in mailbox.patterns]
             return {lane_of(each) for each in await subjects_held(self._connection, self._stream, patterns)}
 
-        feed = PullFeed(self._connection, self._stream, self._subjects, mailbox, sink, declare_lane, lanes_held)
+        feed = PullFeed(
+            self._connection, self._stream, self._notes, self._subjects, mailbox, sink, declare_lane, lanes_held
+        )
         await feed.open()
         return feed
 

@@ -47,7 +47,7 @@ async def test_what_was_put_before_anybody_listened_is_delivered_with_its_subjec
 
     assert delivery.data == b"early"
     assert delivery.subject == peer.subjects.task("book.read")
-    assert delivery.lease.attempt == 1
+    assert delivery.lease.delivered == 1
     await delivery.lease.settle()
     await feed.aclose()
 
@@ -119,7 +119,7 @@ async def test_released_at_once_it_comes_again_as_attempt_two(peer: Peer) -> Non
 
     second = await inbox.next()
 
-    assert (second.data, second.lease.attempt) == (b"again", 2)
+    assert (second.data, second.lease.delivered) == (b"again", 2)
     await second.lease.settle()
     await feed.aclose()
 
@@ -134,7 +134,7 @@ async def test_released_with_a_delay_it_comes_again_after_it_and_not_before(peer
     second = await inbox.next()
 
     assert time.monotonic() - started >= 1.15
-    assert second.lease.attempt == 2
+    assert second.lease.delivered == 2
     await feed.aclose()
 
 
@@ -148,7 +148,7 @@ async def test_a_lease_that_nobody_extends_ends_and_another_reader_gets_the_mess
 
     second = await others.next()
 
-    assert (second.data, second.lease.attempt) == (b"orphan", 2)
+    assert (second.data, second.lease.delivered) == (b"orphan", 2)
     assert time.monotonic() - started < 4 * LEASE_S
     await feed.aclose()
 
@@ -382,7 +382,7 @@ async def test_a_closed_feed_delivers_nothing_more_and_leaves_all_to_others(worl
     arrived = await others.take(5)
 
     assert [d.data for d in arrived] == [str(i).encode() for i in range(5)]
-    assert {d.lease.attempt for d in arrived} <= {1, 2}
+    assert {d.lease.delivered for d in arrived} <= {1, 2}
     assert inbox.is_empty
 
 
