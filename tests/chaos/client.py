@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from squadron import Squad
-from squadron.runtime.budget import Deadline
-from squadron.runtime.caller import Ask, Handle
 from squadron.runtime.errors import SquadronError
+from squadron.runtime.handle import Handle
 from tests.chaos.ledger import Ledger, read
 
 #: How long it tries to reach the environment, in seconds: everything may have been killed.
@@ -108,22 +107,18 @@ class Client:
 
     async def _handle(self, number: int) -> Handle:
         if number in self._tickets:
-            return self._resume(number)  # SHIM
+            return self._squad.resume(self._tickets[number])
         if number not in self._sent:
             self._log.write("sent", number=number)
         plan = self._plan
-        # SHIM
-        ask = Ask(within_s=plan.within_s, task_id=plan.task_id(number), owner=f"chaos-{plan.seed}")
-        handle = await self._squad._wiring.caller.submit("chaos.square", plan.content(number, self._folder), ask)
-        self._log.write("ticket", number=number, ticket=[handle.reply_to, handle.deadline.at_ms])
-        return handle
-
-    def _resume(self, number: int) -> Handle:  # SHIM
-        reply_to, at_ms = self._tickets[number]
-        caller = self._squad._wiring.caller
-        return Handle(
-            self._plan.task_id(number), "chaos.square", reply_to, Deadline(at_ms, caller.clock), caller.lite
+        handle = await self._squad.submit(
+            "chaos.square",
+            plan.content(number, self._folder),
+            within_s=plan.within_s,
+            task_id=plan.task_id(number),
         )
+        self._log.write("ticket", number=number, ticket=handle.ticket)
+        return handle
 
 
 async def connected() -> Squad:
