@@ -174,17 +174,23 @@ class MemoryQueue:
         return any(matches(pattern, topic) for pattern in mailbox.patterns)
 
     def match(self) -> None:
-        """Hand waiting tasks to feeds that want some, highest priority first."""
+        """Hand waiting tasks to feeds that want some, highest priority first, each feed in its turn."""
+        while (found := self._pair()) is not None:
+            feed, task = found
+            self._feeds.remove(feed)
+            self._feeds.append(feed)
+            task.ready, task.delivered = False, task.delivered + 1
+            feed.wanted -= 1
+            feed.served_at[task.priority] = time.monotonic()
+            lease = _MemoryLease(self, task, feed.mailbox.lease_s)
+            feed.sink(Delivery(task.subject, task.data, lease, task.seq))
+
+    def _pair(self) -> tuple[_MemoryFeed, _Task] | None:
         for feed in self._feeds:
             mailbox = self._mailboxes.get(feed.mailbox.name)
-            if feed.wanted <= 0 or mailbox is None:
-                continue
-            while feed.wanted > 0 and (task := self._next(feed, mailbox)) is not None:
-                task.ready, task.delivered = False, task.delivered + 1
-                feed.wanted -= 1
-                feed.served_at[task.priority] = time.monotonic()
-                lease = _MemoryLease(self, task, feed.mailbox.lease_s)
-                feed.sink(Delivery(task.subject, task.data, lease, task.seq))
+            if feed.wanted > 0 and mailbox is not None and (task := self._next(feed, mailbox)) is not None:
+                return feed, task
+        return None
 
     def _next(self, feed: _MemoryFeed, mailbox: Mailbox) -> _Task | None:
         held = [task for task in self._tasks.values() if self._belongs(task, mailbox)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import json
 import random
 import re
 import time
@@ -135,6 +136,7 @@ class Turns:
             topic = TaskSubject.parse(delivery.subject).topic
             message = AgentMessage.decode(delivery.data)
         except (InvalidMessageError, InvalidSubjectError) as error:
+            await self._answer_poison(delivery, error)
             await self._bury_poison(delivery, error)
             return None
         lite_key, announce = self._reply_address(message, topic)
@@ -356,6 +358,18 @@ class Turns:
         msg_id = outcome_msg_id(message.id, message.redriven)
         await self._caller.lite.append(lite_key, data, ttl_s=LITE_TTL_S, msg_id=msg_id)
         await self._announce(announce, data)
+
+    async def _answer_poison(self, delivery: Delivery, error: Exception) -> None:
+        """Of what can't be served, id and address may still be readable: its sender need not wait in vain."""
+        try:
+            raw = json.loads(delivery.data)
+            id, reply_to = raw["id"], raw["replyTo"]
+            message = AgentMessage.new("task", self._caller.identity, id=id, reply_to=reply_to)
+        except (ValueError, TypeError, KeyError, RecursionError):
+            return
+        outcome = DeadLettered(reason=str(error), task_id=message.id, details={"attempts": 0})
+        lite_key, announce = self._reply_address(message, "poison.message")
+        await self._report(message, outcome, lite_key, announce)
 
     async def _bury(self, delivery: Delivery, id: str, outcome: Outcome) -> None:
         content = outcome.to_content() | {"subject": delivery.subject, "taskId": id}

@@ -21,7 +21,7 @@ TITLES = {
 }
 ROLES = (*TITLES, "nats", "client")
 #: How long the nats-server stays away, in seconds, and how long all is quiet after somebody is back.
-AWAY_S, QUIET_S = (0.5, 2.0), (0.2, 1.5)
+AWAY_S, QUIET_S = (0.5, 2.0), (0.2, 1.0)
 #: When those that are killed together are not back by then, in seconds, somebody never will be.
 BACK_WITHIN_S = 45.0
 
@@ -36,20 +36,28 @@ class Kills:
     async def one_at_a_time(self) -> None:
         """Each role once, in an order of the seed; the next one when the last one is back."""
         for role in self._random.sample(ROLES, len(ROLES)):
-            gone = self.kill(role)
-            await self._back({role: gone})
+            await self._back({role: self.kill(role)})
             await asyncio.sleep(self._random.uniform(*QUIET_S))
 
     async def together(self) -> None:
-        """All roles at the same instant."""
-        await self._back({role: self.kill(role) for role in self._random.sample(ROLES, len(ROLES))})
+        """One of each role at the same instant."""
+        victims = {role: self._victim(role) for role in self._random.sample(ROLES, len(ROLES))}
+        for role, victim in victims.items():
+            self._kill(role, victim)
+        await self._back({role: victim.pid for role, victim in victims.items()})
 
     def kill(self, role: str) -> int:
         """Kill one process of the role; returns its id."""
-        victim = self._random.choice(sorted(self._alive(role), key=lambda process: process.pid))
+        victim = self._victim(role)
+        self._kill(role, victim)
+        return victim.pid
+
+    def _kill(self, role: str, victim: psutil.Process) -> None:
         victim.kill()
         self._log.write("kill", role=role, victim=victim.pid)
-        return victim.pid
+
+    def _victim(self, role: str) -> psutil.Process:
+        return self._random.choice(sorted(self._alive(role), key=lambda process: process.pid))
 
     def _alive(self, role: str) -> list[psutil.Process]:
         if role == "client":
@@ -67,7 +75,7 @@ class Kills:
                 await asyncio.sleep(self._random.uniform(*AWAY_S))
                 await asyncio.to_thread(embedded.ensure, self._settings.home)
                 self._log.write("back", role="nats")
-            for role in TITLES.keys() & gone.keys():
+            for role in gone.keys() - {"nats"}:
                 await self._up(role, gone[role])
                 self._log.write("back", role=role)
 
@@ -78,6 +86,8 @@ class Kills:
     async def _is_up(self, role: str, victim: int) -> bool:
         if all(process.pid == victim for process in self._alive(role)):
             return False
+        if role == "client":
+            return self._client.has_begun()
         if role == "replica":
             return len(await replica_pids(self._squad)) == 3
         # Whoever asks earlier asks the dead one, and waits for its answer.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -29,9 +30,13 @@ class ClientProcess:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Begin a life; the one before must have ended or been killed."""
+        """Begin a life; the one before must have been killed.
+
+        Raises:
+            AssertionError: it ended by itself.
+        """
         if self._process is not None:
-            self._process.wait(10)
+            assert self._process.wait(10) == -signal.SIGKILL, self.output()
         with (self._folder / "client.log").open("a") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.chaos.client", str(self._folder)],
@@ -54,9 +59,16 @@ class ClientProcess:
                 assert self._process.poll() is None, f"the client ended:\n{self.output()}"
                 await asyncio.sleep(0.1)
 
+    def has_begun(self) -> bool:
+        """Whether this life has taken up its tasks."""
+        return any(line["what"] == "began" and line["pid"] == self.pid for line in self._lines())
+
+    def _lines(self) -> list[Line]:
+        return read(self._folder / "client")
+
     def outcomes(self) -> list[Line]:
         """What it was told so far."""
-        return [line for line in read(self._folder / "client") if line["what"] == "outcome"]
+        return [line for line in self._lines() if line["what"] == "outcome"]
 
     def output(self) -> str:
         """What it printed."""
