@@ -23,7 +23,7 @@ class Reader:
         self.started, self.may_end = Inbox(), asyncio.Event()
 
     async def __call__(self, delivery: Delivery) -> Outcome | None:
-        self.started(delivery.lease.attempt)
+        self.started(delivery.lease.delivered)
         await self.may_end.wait()
         await delivery.lease.settle()
         return None
