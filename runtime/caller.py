@@ -163,6 +163,8 @@ class Caller:
         finally:
             if handle.done:
                 self._waiting.pop(handle.reply_to, None)
+                if (owner := LiteSubject.parse(handle.reply_to).owner) == token_of(handle.task_id):
+                    await self.forget(owner)
 
     def resume(self, ticket: str) -> Handle:
         """The handle of a task that was submitted under a `Handle.ticket`, by whichever process.
@@ -221,7 +223,8 @@ class Caller:
         """
         ask = ask or Ask()
         task_id = ask.task_id or os.urandom(16).hex()
-        owner = ask.owner or self._owner
+        # Under an id of the caller's own it is the same task in any process, so its lite topic is the same, too.
+        owner = ask.owner or (token_of(task_id) if ask.task_id else self._owner)
         reply_to = self.subjects.lite(owner, token_of(task_id))
         deadline = Deadline.after(ask.within_s, self.clock)
         handle = Handle(task_id, topic, reply_to, deadline, self)
