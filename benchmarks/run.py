@@ -67,6 +67,8 @@ class Figures:
     sleepers_ms: list[float]
     #: Per replica, in MB: bare Serve's and ours, before the first call and after the last one.
     memory_mb: dict[str, dict[str, float]]
+    #: Of all cores, each time while nothing was measured: what else went on.
+    busy_percent: list[float]
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def measure(rounds: int, calls: int, for_s: float) -> Figures:
         squad.deploy(ours.Echo, ours.Sleeper)
         clients = {name: stack.enter_context(client(way, settings)) for name, way in WAYS.items()}
         sleepers = stack.enter_context(client(ours.ask_sleeper, settings))
-        figures = Figures({name: Found() for name in WAYS}, [], [], _memory(settings, "at rest"))
+        figures = Figures({name: Found() for name in WAYS}, [], [], _memory(settings, "at rest"), [])
         for each in clients.values():
             each.latencies_ms(calls)
             each.per_second(AT_ONCE, for_s)
@@ -111,6 +113,7 @@ def measure(rounds: int, calls: int, for_s: float) -> Figures:
         # Each time in another order, the same in every run: the one before leaves its traces on the machine.
         order = random.Random(0)
         for number in range(rounds):
+            figures.busy_percent.append(machine.busy_percent())
             names = order.sample([*clients], len(clients))
             for name in names:
                 figures.ways[name].add_latencies(clients[name].latencies_ms(calls))
@@ -172,6 +175,7 @@ def report(figures: Figures, targets: Sequence[Target]) -> None:
     print(f"{f'Squadron ask, {MANY_AT_ONCE} at once':52} {many:12,.0f}")
     for name, memory in figures.memory_mb.items():
         print(f"replica of {name}:", ", ".join(f"{kind} {mb:.0f} MB" for kind, mb in memory.items()))
+    print(f"all cores, while nothing was measured: {statistics.median(figures.busy_percent):.0f} % busy")
     print(*targets, sep="\n")
 
 
