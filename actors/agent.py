@@ -14,9 +14,9 @@ import asyncio
 import inspect
 import re
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar, get_type_hints
+from typing import Any, ClassVar, Literal, get_type_hints
 
 from pydantic import (
     BaseModel,
@@ -28,88 +28,17 @@ from pydantic import (
 )
 from pydantic_core import PydanticSerializationError
 
+from squadron.actors.marks import EventMark, TopicMark
 from squadron.runtime.context import Context
 from squadron.runtime.errors import InvalidAgentError, InvalidInputError, InvalidSubjectError
 from squadron.runtime.outcome import Answer
-from squadron.runtime.subjects import check_pattern, check_token, overlap
+from squadron.runtime.retries import Retries
+from squadron.runtime.subjects import check_token, overlap
 from squadron.runtime.topics import AgentCard, SemanticTopic, describe_input
 from squadron.runtime.turn import OutputError
 
-F = TypeVar("F", bound=Callable[..., Any])
-
-#: How long one turn may run, in seconds, unless its topic says otherwise: an LLM call with its retries.
-DEFAULT_RUN_TIMEOUT_S = 120.0
-#: How often a task is tried before it is dead-lettered: a crash and a hiccup are both survived.
-DEFAULT_MAX_ATTEMPTS = 3
-
-
-@dataclass(frozen=True, slots=True)
-class _TopicMark:
-    name: str
-    description: str
-    examples: tuple[str, ...]
-    tags: tuple[str, ...]
-    run_timeout_s: float
-    max_attempts: int
-
-
-@dataclass(frozen=True, slots=True)
-class EventMark:
-    """An event handler's wish: `pattern` of events, and whether every replica gets each one."""
-
-    pattern: str
-    everyone: bool
-
-
-def topic(
-    name: str,
-    *,
-    description: str = "",
-    examples: Iterable[str] = (),
-    tags: Iterable[str] = (),
-    run_timeout_s: float = DEFAULT_RUN_TIMEOUT_S,
-    max_attempts: int = DEFAULT_MAX_ATTEMPTS,
-) -> Callable[[F], F]:
-    """Serve a semantic topic with this method.
-
-    Args:
-        name: `domain.specificity`; `analysis.*` serves a whole family.
-        description: what it is good for; the method's docstring by default.
-        examples: requests it should be found by.
-        tags: words it should be found by.
-        run_timeout_s: longest run of one turn, in seconds.
-        max_attempts: how often a task is tried before it is dead-lettered.
-
-    Raises:
-        InvalidSubjectError: the name breaks the grammar.
-    """
-    check_pattern(name)
-    if run_timeout_s <= 0 or max_attempts < 1:
-        raise InvalidAgentError(f"{name}: run_timeout_s must be above 0 and max_attempts at least 1")
-    mark = _TopicMark(name, description, tuple(examples), tuple(tags), run_timeout_s, max_attempts)
-
-    def decorate(method: F) -> F:
-        method.__squadron_topic__ = mark  # type: ignore[attr-defined]
-        return method
-
-    return decorate
-
-
-def on(pattern: str, *, everyone: bool = False) -> Callable[[F], F]:
-    """Hear events with this method: each agent type gets each event once, or `everyone` of its replicas.
-
-    Events are at most once: a replica that is not there misses them.
-
-    Raises:
-        InvalidSubjectError: the pattern breaks the grammar.
-    """
-    mark = EventMark(check_pattern(pattern), everyone)
-
-    def decorate(method: F) -> F:
-        method.__squadron_event__ = mark  # type: ignore[attr-defined]
-        return method
-
-    return decorate
+#: How long a handler in a thread may go on after it was told to stop, in seconds, before it is left alone.
+THREAD_GRACE_S = 1.0
 
 
 class Agent:
@@ -121,6 +50,9 @@ class Agent:
         min_replicas, max_replicas: bounds of autoscaling; a minimum of 0 lets it go away when idle.
         grace_s: how long running turns may take to end when a replica is stopped, in seconds.
         num_cpus, num_gpus: what Ray reserves per replica.
+        capabilities: what its replicas offer to tasks that ask for it; `on_start` may set it per replica.
+        mailbox_limit: how many tasks its mailbox may hold, waiting and running; 0 is any number.
+        when_full: what becomes of more: the caller waits for room, or the task is rejected.
     """
 
     name: ClassVar[str] = ""
@@ -130,6 +62,9 @@ class Agent:
     grace_s: ClassVar[float] = 20.0
     num_cpus: ClassVar[float] = 0
     num_gpus: ClassVar[float] = 0
+    capabilities: Collection[str] = frozenset()
+    mailbox_limit: ClassVar[int] = 0
+    when_full: ClassVar[Literal["wait", "reject"]] = "wait"
 
     async def on_start(self) -> None:
         """Runs once per replica, before its first task."""
@@ -156,8 +91,8 @@ class BoundHandler:
         return self._spec.run_timeout_s
 
     @property
-    def max_attempts(self) -> int:
-        return self._spec.max_attempts
+    def retries(self) -> Retries:
+        return self._spec.retries
 
     async def run(self, content: Any, context: Context) -> Any:
         """Run the method on `content`; returns JSON-ready data or an `Answer` of such.
@@ -174,10 +109,21 @@ class BoundHandler:
         if self._awaits:
             returned = await self._method(**arguments)
         else:
-            returned = await asyncio.to_thread(_call, self._method, arguments)
+            returned = await self._in_thread(arguments, context)
         if isinstance(returned, Answer):
             return Answer(self._spec.dump(returned.data), returned.confidence, returned.reasoning)
         return self._spec.dump(returned)
+
+    async def _in_thread(self, arguments: dict[str, Any], context: Context) -> Any:
+        thread = asyncio.ensure_future(asyncio.to_thread(_call, self._method, arguments))
+        try:
+            return await asyncio.shield(thread)
+        except asyncio.CancelledError:
+            # A thread can't be stopped; it is asked to.
+            context.stop()
+            await asyncio.wait([thread], timeout=THREAD_GRACE_S)
+            thread.cancel()
+            raise
 
     async def _stream(self, arguments: dict[str, Any], context: Context) -> Any:
         chunks = []
@@ -206,7 +152,7 @@ class TopicSpec:
     output: TypeAdapter[Any]
     context_parameter: str
     run_timeout_s: float
-    max_attempts: int
+    retries: Retries
 
     @classmethod
     def of(cls, owner: type[Agent], name: str, function: Callable[..., Any]) -> TopicSpec:
@@ -215,7 +161,7 @@ class TopicSpec:
         Raises:
             InvalidAgentError: a parameter has no type, or a type has no JSON Schema.
         """
-        mark: _TopicMark = function.__squadron_topic__  # type: ignore[attr-defined]
+        mark: TopicMark = function.__squadron_topic__  # type: ignore[attr-defined]
         where = f"{owner.__name__}.{name}"
         hints = _hints(where, function)
         fields, context_parameter, open_ended = _parameters(where, function, hints)
@@ -240,7 +186,7 @@ class TopicSpec:
             examples=mark.examples,
             tags=mark.tags,
         )
-        return cls(name, described, input_model, output, context_parameter, mark.run_timeout_s, mark.max_attempts)
+        return cls(name, described, input_model, output, context_parameter, mark.run_timeout_s, mark.retries)
 
     def arguments(self, content: Any) -> dict[str, Any]:
         """The method's arguments from a message's content; a bare value goes to the only parameter.
@@ -325,9 +271,13 @@ class AgentSpec:
 
     def card(self) -> AgentCard:
         """The registry's entry for it."""
-        return AgentCard(
-            agent=self.name, description=self.description, topics=tuple(spec.topic for spec in self.topics)
-        )
+        mailbox = {
+            "mailbox": self.name,
+            "mailbox_limit": self.agent_class.mailbox_limit,
+            "when_full": self.agent_class.when_full,
+        }
+        topics = tuple(spec.topic.model_copy(update=mailbox) for spec in self.topics)
+        return AgentCard(agent=self.name, description=self.description, topics=topics)
 
     def handlers(self, agent: Agent) -> list[BoundHandler]:
         """The topics bound to one instance."""

@@ -7,8 +7,9 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field
 
-from squadron.actors.agent import Agent, topic
+from squadron.actors.agent import Agent
 from squadron.actors.llm import LLMAgent
+from squadron.actors.marks import topic
 from squadron.runtime.context import Context
 from squadron.runtime.outcome import Answer
 

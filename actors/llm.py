@@ -22,7 +22,7 @@ from squadron.actors.model import ChatMessage, Model, ModelTurn, ToolCall, ToolD
 from squadron.actors.providers import default_model_spec, model_from
 from squadron.runtime.context import Context
 from squadron.runtime.errors import ConfigError, InvalidAgentError, ModelError, Retry, SquadronError, Terminal
-from squadron.runtime.turn import backoff_s
+from squadron.runtime.retries import backoff_s
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])

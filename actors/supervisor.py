@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 from pydantic import Field, TypeAdapter
 from pydantic_core import to_json
 
-from squadron.actors.agent import Agent, topic
+from squadron.actors.agent import Agent
 from squadron.actors.goal import (
     DISCOVER,
     FINISH,
@@ -44,12 +44,14 @@ from squadron.actors.llm import (
     think_patiently,
     with_unique_ids,
 )
+from squadron.actors.marks import topic
 from squadron.actors.model import ChatMessage, Model, ModelTurn, ToolCall
 from squadron.actors.planner import OfflinePlanner, Plan
 from squadron.runtime.budget import Deadline
-from squadron.runtime.caller import Caller, Handle
+from squadron.runtime.caller import Caller
 from squadron.runtime.context import Context
 from squadron.runtime.errors import FencedError
+from squadron.runtime.handle import Handle
 from squadron.runtime.outcome import Outcome, Rejected
 from squadron.runtime.subjects import matches, token_of
 from squadron.runtime.topics import SemanticTopic
@@ -62,10 +64,9 @@ OWN_TOPIC = "goal.pursue"
 MAX_WITHIN_S, RUN_TIMEOUT_S = 3600.0, 3660.0
 #: Life of a run's journal, in seconds: three attempts of the longest run, and some.
 JOURNAL_TTL_S = 4 * 3600.0
-#: A run that has no more time than its caller ends after this share of it: the report must arrive too.
-REPORT_IN_TIME = 0.95
-#: Share of the remaining time that a call may take, so that a stuck one leaves time to reason again.
-CALL_SHARE = 0.8
+#: Shares of the remaining time: for a run that has no more than its caller, since the report must arrive too, and
+#: for a call, so that a stuck one leaves time to reason again.
+REPORT_IN_TIME, CALL_SHARE = 0.95, 0.8
 #: How many topics one search by intent offers.
 FOUND = 12
 #: Outcome events kept in the report's timeline, so that it stays far below NATS' `max_payload`; all are
@@ -374,7 +375,7 @@ class _Run:
             # Made here and not by `submit`, because looking must not send.
             address = self._caller.subjects.lite(self._id, token_of(task_id))
             deadline = Deadline.after(within_s, self._caller.clock)
-            handle = Handle(task_id, ready.topic, address, deadline, self._caller.lite)
+            handle = Handle(task_id, ready.topic, address, deadline, self._caller)
             await handle.look()
             if handle.done or sent_before:
                 return handle

@@ -69,21 +69,27 @@ class _Task:
     subject: str
     data: bytes
     delivered: int = 0
+    begun: int = 0
     ready: bool = True
+    put_at: float = field(default_factory=time.monotonic)
 
     @property
-    def order(self) -> tuple[int, int]:
-        return -TaskSubject.parse(self.subject).priority, self.seq
+    def priority(self) -> int:
+        return TaskSubject.parse(self.subject).priority
 
 
 class _MemoryLease:
     def __init__(self, queue: MemoryQueue, task: _Task, lease_s: float) -> None:
         self._queue, self._task, self._lease_s = queue, task, lease_s
-        self.attempt = task.delivered
+        self.delivered = task.delivered
         self._timer = self._arm(lease_s)
 
     def _arm(self, after_s: float) -> asyncio.TimerHandle:
-        return asyncio.get_running_loop().call_later(after_s, self._queue.give_back, self._task, self.attempt)
+        return asyncio.get_running_loop().call_later(after_s, self._queue.give_back, self._task, self.delivered)
+
+    async def begin(self) -> int:
+        self._task.begun += 1
+        return self._task.begun
 
     async def settle(self, *, confirmed: bool = False) -> None:
         self._timer.cancel()
@@ -101,6 +107,8 @@ class _MemoryLease:
 class _MemoryFeed:
     def __init__(self, queue: MemoryQueue, mailbox: Mailbox, sink: Callable[[Delivery], None]) -> None:
         self.queue, self.mailbox, self.sink, self.wanted = queue, mailbox, sink, 0
+        #: When each lane was last taken from.
+        self.served_at: dict[int, float] = {}
 
     def want(self, count: int) -> None:
         self.wanted += count
@@ -166,26 +174,36 @@ class MemoryQueue:
         return any(matches(pattern, topic) for pattern in mailbox.patterns)
 
     def match(self) -> None:
-        """Hand waiting tasks to feeds that want some, highest priority first."""
+        """Hand waiting tasks to feeds that want some, highest priority first, each feed in its turn."""
+        while (found := self._pair()) is not None:
+            feed, task = found
+            self._feeds.remove(feed)
+            self._feeds.append(feed)
+            task.ready, task.delivered = False, task.delivered + 1
+            feed.wanted -= 1
+            feed.served_at[task.priority] = time.monotonic()
+            lease = _MemoryLease(self, task, feed.mailbox.lease_s)
+            feed.sink(Delivery(task.subject, task.data, lease, task.seq))
+
+    def _pair(self) -> tuple[_MemoryFeed, _Task] | None:
         for feed in self._feeds:
             mailbox = self._mailboxes.get(feed.mailbox.name)
-            if feed.wanted <= 0 or mailbox is None:
-                continue
-            held = [task for task in self._tasks.values() if self._belongs(task, mailbox)]
-            waiting = [task for task in held if task.ready]
-            waiting.sort(key=lambda task: task.seq if mailbox.serial else task.order)
-            most = feed.wanted
-            if mailbox.serial:
-                most = int(len(waiting) == len(held))
-            for task in waiting[:most]:
-                task.ready, task.delivered = False, task.delivered + 1
-                feed.wanted -= 1
-                lease = _MemoryLease(self, task, feed.mailbox.lease_s)
-                feed.sink(Delivery(task.subject, task.data, lease, task.seq))
+            if feed.wanted > 0 and mailbox is not None and (task := self._next(feed, mailbox)) is not None:
+                return feed, task
+        return None
 
-    def give_back(self, task: _Task, attempt: int) -> None:
+    def _next(self, feed: _MemoryFeed, mailbox: Mailbox) -> _Task | None:
+        held = [task for task in self._tasks.values() if self._belongs(task, mailbox)]
+        waiting = [task for task in held if task.ready]
+        if mailbox.serial:
+            return waiting[0] if waiting and len(waiting) == len(held) else None
+        before = time.monotonic() - mailbox.patience_s
+        neglected = [t for t in waiting if max(t.put_at, feed.served_at.get(t.priority, 0)) < before]
+        return min(neglected or waiting, key=lambda task: (-task.priority, task.seq), default=None)
+
+    def give_back(self, task: _Task, delivered: int) -> None:
         """A lease ended: the task is free again, unless it was delivered anew since."""
-        if task.seq in self._tasks and task.delivered == attempt:
+        if task.seq in self._tasks and task.delivered == delivered:
             task.ready = True
             self.match()
 

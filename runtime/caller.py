@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
-from collections.abc import AsyncIterator, Mapping
+import itertools
+import json
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic_core import to_jsonable_python
 
-from squadron.runtime import outcome as outcomes
 from squadron.runtime.budget import Budget, Deadline
+from squadron.runtime.cancel import request_cancel
 from squadron.runtime.envelope import AgentIdentity, AgentMessage, Constraints, Payload, Routing
 from squadron.runtime.errors import (
     BusUnavailableError,
@@ -20,9 +22,12 @@ from squadron.runtime.errors import (
     InvalidSubjectError,
     MessageTooLargeError,
 )
-from squadron.runtime.outcome import Outcome, Rejected, TimedOut, Undeliverable
+from squadron.runtime.handle import Handle
+from squadron.runtime.outcome import LITE_TTL_S, Cancelled, Outcome, Rejected, Undeliverable, outcome_msg_id
 from squadron.runtime.ports import Clock, Journal, Note, Queue, Subscription, UnreliableBus
 from squadron.runtime.registry import Registry
+from squadron.runtime.rooms import RETRY_AFTER_S, Rooms
+from squadron.runtime.route import Route
 from squadron.runtime.subjects import NORMAL_PRIORITY, LiteSubject, Subjects, check_topic, token_of
 
 #: How long a caller waits for an outcome when it does not say; no call is without an end.
@@ -31,8 +36,11 @@ DEFAULT_WITHIN_S = 60.0
 #: acknowledged a moment ago may reach this process's registry a moment later.
 GRACE_S = 0.25
 #: While an outcome is awaited its lite topic is read anew after so long, doubling up to the second figure:
-#: the live message may have been lost in a reconnect.
+#: the live message may have been lost. At most so many are read in one step, in seconds.
 FIRST_LOOK_S, LONGEST_LOOK_S = 2.0, 15.0
+LOOK_STEP_S, LOOKS_PER_STEP = 0.25, 100
+#: How long a task that was cancelled may take to say so, in seconds. One that waits has nobody to say it.
+CANCEL_WITHIN_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,10 +48,12 @@ class Ask:
     """How a task is to be sent; everything has a default.
 
     `owner` names the lite topics that the outcomes come back on: whoever takes over under the same name
-    finds them there. `within_s` bounds the whole call.
+    finds them there. `within_s` bounds the whole call, `start_within_s` the wait for a replica that begins.
     """
 
     within_s: float = DEFAULT_WITHIN_S
+    start_within_s: float | None = None
+    route: Route = field(default_factory=Route)
     priority: int = NORMAL_PRIORITY
     conversation_id: str = ""
     parent: str | None = None
@@ -52,115 +62,6 @@ class Ask:
     model: str | None = None
     parameters: Mapping[str, Any] | None = None
     budget: Budget = field(default_factory=Budget)
-
-
-class Handle:
-    """A task on its way: wait for its outcome, or follow what it emits meanwhile."""
-
-    def __init__(self, task_id: str, topic: str, reply_to: str, deadline: Deadline, lite: Journal) -> None:
-        self.task_id, self.topic, self.reply_to, self.deadline = task_id, topic, reply_to, deadline
-        self._lite = lite
-        self._outcome: Outcome | None = None
-        #: One future for each who waits: if one of them is cancelled, the others wait on.
-        self._waiters: list[asyncio.Future[None]] = []
-
-    @property
-    def done(self) -> bool:
-        return self._outcome is not None
-
-    def settle(self, outcome: Outcome) -> None:
-        """The task ended; only the first outcome counts."""
-        if self._outcome is None:
-            self._outcome = outcome
-            for waiter in self._waiters:
-                if not waiter.done():
-                    waiter.set_result(None)
-
-    async def outcome(self) -> Outcome:
-        """Wait for the task's one outcome; `TimedOut` when its deadline passes first."""
-        look_s = FIRST_LOOK_S
-        while self._outcome is None:
-            ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiters.append(ended)
-            try:
-                async with asyncio.timeout(self.deadline.earliest(look_s)):
-                    await ended
-            except TimeoutError:
-                await self.look()
-                if self.deadline.passed:
-                    self.settle(self._too_late())
-                look_s = min(2 * look_s, LONGEST_LOOK_S)
-            finally:
-                self._waiters.remove(ended)
-        return self._outcome
-
-    def _too_late(self) -> Outcome:
-        return TimedOut(
-            task_id=self.task_id,
-            topic=self.topic,
-            reason="no outcome before the caller's deadline; it may still come on the lite topic",
-            details={"lite_topic": self.reply_to},
-        )
-
-    async def look(self) -> None:
-        """Read the lite topic for an outcome whose live message was missed."""
-        try:
-            entry = await self._lite.last(self.reply_to)
-        except BusUnavailableError:
-            return
-        if entry is not None:
-            self.hear(entry.data)
-
-    def hear(self, data: bytes) -> None:
-        """Take in one message of the lite topic; anything but the outcome is left to `chunks`."""
-        if b'"result"' not in data:
-            return
-        try:
-            message = AgentMessage.decode(data)
-        except InvalidMessageError:
-            return
-        if message.type == "result":
-            self.settle(read_outcome(message, self.task_id, self.topic))
-
-    async def chunks(self) -> AsyncIterator[Any]:
-        """What the task emits, in order and from the start; ends with the task.
-
-        A task that is run again after a crash starts its stream anew: only the newest attempt's chunks go on.
-        """
-        # Of a task that has ended nothing more will come: what is stored is all.
-        live = not self.done
-        reader = self._lite.read(self.reply_to, live=live)
-        attempt, following = 1, -1
-        try:
-            while True:
-                # Not around the yield: the time is up for us, not for whoever reads.
-                async with asyncio.timeout(self.deadline.remaining_s() if live else None):
-                    entry = await anext(reader, None)
-                if entry is None:
-                    return
-                try:
-                    message = AgentMessage.decode(entry.data)
-                except InvalidMessageError:
-                    continue
-                if message.type == "result":
-                    self.hear(entry.data)
-                    return
-                extra = message.payload.model_extra or {}
-                sequence, run = extra.get("sequenceNumber", 0), extra.get("attempt", 1)
-                if run > attempt:
-                    attempt, following = run, -1
-                if run == attempt and sequence > following:
-                    following = sequence
-                    yield extra.get("chunk")
-        except TimeoutError:
-            self.settle(self._too_late())
-        finally:
-            await reader.aclose()
-
-
-def read_outcome(message: AgentMessage, task_id: str, topic: str) -> Outcome:
-    """The outcome that a result message carries."""
-    return outcomes.from_content(message.payload.content, task_id=task_id, topic=topic, source=message.source.id)
 
 
 class Caller:
@@ -180,17 +81,22 @@ class Caller:
         self.identity, self.subjects, self.registry, self.clock = identity, subjects, registry, clock
         self.lite, self.bus = lite, bus
         self._queue = queue
+        self._rooms = Rooms(queue, clock)
         self._owner = token_of(identity.id)
         self._waiting: dict[str, Handle] = {}
         self._subscriptions: dict[str, asyncio.Future[Subscription]] = {}
+        self._looking: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Be ready to hear outcomes."""
         await self._listen(self._owner)
         self.bus.on_reconnect(self._look_again)
+        self._looking = asyncio.create_task(self._keep_looking(), name="outcomes")
 
     async def aclose(self) -> None:
         """Stop hearing outcomes; tasks under way go on, and their outcomes stay on the lite topics."""
+        if self._looking is not None:
+            self._looking.cancel()
         while self._subscriptions:
             _, subscribing = self._subscriptions.popitem()
             await (await subscribing).aclose()
@@ -228,6 +134,18 @@ class Caller:
             else:
                 await handle.look()
 
+    async def _keep_looking(self) -> None:
+        """Read the lite topics of tasks whose outcome is late: the live message may have been lost."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(LOOK_STEP_S)
+            late = (handle for handle in self._waiting.values() if handle.look_at <= loop.time())
+            for handle in list(itertools.islice(late, LOOKS_PER_STEP)):
+                if handle.look_at:
+                    await handle.look()
+                handle.look_again_s = min(2 * handle.look_again_s or FIRST_LOOK_S, LONGEST_LOOK_S)
+                handle.look_at = loop.time() + handle.look_again_s
+
     async def ask(self, topic: str, content: Any, ask: Ask | None = None) -> Outcome:
         """Send a task and wait for its one outcome; never raises for what happens to the task."""
         handle = await self.submit(topic, content, ask)
@@ -240,10 +158,59 @@ class Caller:
             self._waiting[handle.reply_to] = handle
             await handle.look()
         try:
-            return await handle.outcome()
+            return await handle.settled()
         finally:
             if handle.done:
                 self._waiting.pop(handle.reply_to, None)
+
+    def resume(self, ticket: str) -> Handle:
+        """The handle of a task that was submitted under a `Handle.ticket`, by whichever process.
+
+        Raises:
+            InvalidMessageError: that is no ticket.
+        """
+        try:
+            fields = json.loads(ticket)
+            deadline = Deadline(int(fields["deadline"]), self.clock)
+            LiteSubject.parse(fields["replyTo"])
+            return Handle(str(fields["task"]), str(fields["topic"]), fields["replyTo"], deadline, self)
+        except (ValueError, TypeError, KeyError, AttributeError, InvalidSubjectError) as error:
+            raise InvalidMessageError(f"{ticket[:80]!r} is no ticket: {error}", field="ticket") from None
+
+    async def cancel(self, handle: Handle) -> Outcome:
+        """Have a task stopped; returns its one outcome, which is `Cancelled` unless it ended otherwise before.
+
+        Raises:
+            BusUnavailableError: the server can't be reached.
+        """
+        if not handle.done:
+            await self.request_cancel(handle)
+            try:
+                async with asyncio.timeout(CANCEL_WITHIN_S):
+                    return await self.outcome(handle)
+            except TimeoutError:
+                await self._settle_cancelled(handle)
+        return await handle.settled()
+
+    async def request_cancel(self, handle: Handle) -> None:
+        """Ask whoever runs a task, now or later, to stop; does not wait for it."""
+        deadline_at_s = handle.deadline.at_ms / 1000
+        await request_cancel(self.lite, self.subjects, self.clock, handle.task_id, deadline_at_s=deadline_at_s)
+
+    async def _settle_cancelled(self, handle: Handle) -> None:
+        """Nobody runs it, so nobody else ends it. What was stored first is the outcome, be it ours or not."""
+        self._waiting.pop(handle.reply_to, None)
+        outcome = Cancelled(task_id=handle.task_id, topic=handle.topic, reason="cancelled before it started")
+        result = AgentMessage.new(
+            "result",
+            self.identity,
+            outcome.to_content(),
+            parent=handle.task_id,
+            correlation_id=handle.task_id,
+        )
+        msg_id = outcome_msg_id(handle.task_id)
+        await self.lite.append(handle.reply_to, result.encode(), ttl_s=LITE_TTL_S, msg_id=msg_id)
+        await handle.look()
 
     async def submit(self, topic: str, content: Any, ask: Ask | None = None) -> Handle:
         """Send a task; it is durable when this returns.
@@ -252,11 +219,11 @@ class Caller:
         handle at once instead of raising.
         """
         ask = ask or Ask()
-        task_id = ask.task_id or uuid.uuid4().hex
+        task_id = ask.task_id or os.urandom(16).hex()
         owner = ask.owner or self._owner
         reply_to = self.subjects.lite(owner, token_of(task_id))
         deadline = Deadline.after(ask.within_s, self.clock)
-        handle = Handle(task_id, topic, reply_to, deadline, self.lite)
+        handle = Handle(task_id, topic, reply_to, deadline, self)
         try:
             content = self._wrapped(topic, to_jsonable_python(content))
             refusal = await self._refusal(task_id, topic, content, ask)
@@ -303,17 +270,22 @@ class Caller:
             payload["model"] = ask.model
         if ask.parameters is not None:
             payload["parameters"] = dict(ask.parameters)
-        message = AgentMessage.new(
+        start_within_s = ask.within_s if ask.start_within_s is None else ask.start_within_s
+        routing: dict[str, Any] = {"priority": ask.priority, "timeout": max(1, round(start_within_s * 1000))}
+        for hint in ("capabilities", "exclusions"):
+            if names := getattr(ask.route, hint):
+                routing[hint] = list(names)
+        return AgentMessage.new(
             "task",
             self.identity,
             id=handle.task_id,
             conversation_id=ask.conversation_id,
             parent=ask.parent,
             reply_to=handle.reply_to,
+            target=ask.route.target or None,
             payload=Payload(**payload),
-            routing=Routing(priority=ask.priority, timeout=max(1, round(ask.within_s * 1000))),
+            routing=Routing(**routing),
         )
-        return message
 
     def _wrapped(self, topic: str, content: Any) -> Any:
         """A bare value goes to the only field that the topic takes."""
@@ -329,9 +301,10 @@ class Caller:
         if not (0 <= ask.priority <= 9):
             reason = f"priority {ask.priority} is not in 0 to 9"
             return Rejected(reason=reason, details={"field": "priority"}, **common)
-        if ask.within_s <= 0:
-            reason = "no time left for the call"
-            return Rejected(reason=reason, details={"field": "within_s"}, **common)
+        for limit in ("within_s", "start_within_s"):
+            if (seconds := getattr(ask, limit)) is not None and seconds <= 0:
+                reason = f"no time left for the call: {limit} is {seconds:g}"
+                return Rejected(reason=reason, details={"field": limit}, **common)
         if exhausted := ask.budget.exhausted:
             reason = f"the budget of {exhausted} is used up"
             return Rejected(reason=reason, details={"field": exhausted}, **common)
@@ -344,6 +317,10 @@ class Caller:
             found.check(content)
         except InvalidInputError as error:
             return Rejected(reason=str(error), details={"field": error.field}, **common)
+        if found.mailbox_limit and not await self._rooms.enter(found, within_s=ask.within_s):
+            reason = f"the mailbox of {topic} holds its {found.mailbox_limit} tasks already"
+            details = {"field": "mailbox", "retry_after_s": RETRY_AFTER_S}
+            return Rejected(reason=reason, details=details, **common)
         return None
 
     def _unknown(self, topic: str, common: dict[str, Any]) -> Outcome:

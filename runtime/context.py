@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from squadron.runtime.budget import Budget, Deadline
-from squadron.runtime.caller import DEFAULT_WITHIN_S, Ask, Caller, Handle
+from squadron.runtime.caller import DEFAULT_WITHIN_S, Ask, Caller
 from squadron.runtime.envelope import AgentMessage, Payload
+from squadron.runtime.handle import Handle
 from squadron.runtime.outcome import Outcome
 from squadron.runtime.subjects import token_of
 
@@ -51,6 +54,9 @@ class Context:
         self._agent, self._caller = agent, caller
         self._lite_key, self._lite_ttl_s = lite_key, lite_ttl_s
         self._emitted = 0
+        self._stopped = False
+        #: What was asked from here; who has an outcome and is not waited for any more drops out by itself.
+        self._children: WeakSet[Handle] = WeakSet()
 
     @cached_property
     def log(self) -> FilteringBoundLogger:
@@ -99,7 +105,7 @@ class Context:
         task_id: str = "",
     ) -> Handle:
         """Ask another agent without waiting; conversation, budget and deadline travel along."""
-        return await self._caller.submit(
+        handle = await self._caller.submit(
             topic,
             content,
             Ask(
@@ -114,6 +120,25 @@ class Context:
                 budget=self.budget.child(),
             ),
         )
+        self._children.add(handle)
+        return handle
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the work is to stop: somebody cancelled the task, or its time is up.
+
+        An async handler gets `asyncio.CancelledError`; one in a thread can't be interrupted and should look here.
+        """
+        return self._stopped
+
+    def stop(self) -> None:
+        """Tell a handler in a thread that it should stop."""
+        self._stopped = True
+
+    async def cancel_children(self) -> None:
+        """Ask all tasks that were asked from here to stop; does not wait for them."""
+        running = [handle for handle in self._children if not handle.done]
+        await asyncio.gather(*(self._caller.request_cancel(handle) for handle in running))
 
     @property
     def caller(self) -> Caller:

@@ -6,8 +6,8 @@ that of the NATS pub/sub agent architecture (`docs/protocol.md`).
 
 from __future__ import annotations
 
+import os
 import time
-import uuid
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -100,12 +100,14 @@ class AgentMessage(Wire):
         parent: str | None = None,
         reply_to: str | None = None,
         correlation_id: str | None = None,
+        target: str | None = None,
+        metadata: dict[str, Any] | None = None,
         id: str = "",
         payload: Payload | None = None,
         routing: Routing | None = None,
     ) -> Self:
         """Make a message of our own; it gets a fresh id and the present time."""
-        id = id or uuid.uuid4().hex
+        id = id or os.urandom(16).hex()
         context: dict[str, Any] = {"conversation_id": conversation_id or id, "metadata": {}}
         if parent is not None:
             context["parent_message_id"] = parent
@@ -123,7 +125,17 @@ class AgentMessage(Wire):
             fields["reply_to"] = reply_to
         if correlation_id is not None:
             fields["correlation_id"] = correlation_id
+        if target is not None:
+            fields["target"] = target
+        if metadata is not None:
+            fields["metadata"] = metadata
         return cls(**fields)
+
+    @property
+    def redriven(self) -> int:
+        """How often this task was put back after it was dead-lettered."""
+        count = (self.metadata or {}).get("redriven", 0)
+        return count if isinstance(count, int) else 0
 
     def encode(self) -> bytes:
         """The message as UTF-8 JSON: exactly the fields that were set, so a null of somebody else's stays."""

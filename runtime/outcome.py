@@ -7,6 +7,19 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from squadron.runtime.errors import OutcomeError
+from squadron.runtime.subjects import token_of
+
+#: Life of an outcome and of stream chunks on their lite topic, in seconds: long enough for a caller that
+#: was restarted to come back for them.
+LITE_TTL_S = 3600.0
+
+
+def outcome_msg_id(task_id: str, redriven: int = 0) -> str:
+    """Message id of a task's outcome: of two that are stored under it, the second is dropped.
+
+    A dead letter that was put back `redriven` times may have one more each time.
+    """
+    return f"{token_of(task_id)}.outcome" + (f".{redriven}" if redriven else "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

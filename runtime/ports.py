@@ -34,8 +34,15 @@ class Lease(Protocol):
     """The right to work on one delivery, until it is settled, released, or runs out."""
 
     @property
-    def attempt(self) -> int:
+    def delivered(self) -> int:
         """Which delivery of this message it is, from 1."""
+        ...
+
+    async def begin(self) -> int:
+        """Note that the work begins; returns which beginning it is, from 1.
+
+        A delivery that was handed back before it began does not count.
+        """
         ...
 
     async def settle(self, *, confirmed: bool = False) -> None:

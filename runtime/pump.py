@@ -40,6 +40,8 @@ class Pump:
     ) -> None:
         self._queue, self._mailbox, self._run, self._slots = queue, mailbox, run, slots
         self._in_flight: dict[asyncio.Task[None], Delivery] = {}
+        #: The same, by their places in the queue.
+        self._seqs: set[int] = set()
         self._feed: Feed | None = None
         self._extender: asyncio.Task[None] | None = None
         self._outcomes: Counter[str] = Counter()
@@ -52,12 +54,18 @@ class Pump:
         self._feed.want(self._slots)
 
     def _arrived(self, delivery: Delivery) -> None:
+        if delivery.seq in self._seqs:
+            # Our own lease ran out, because something blocked the event loop; the work goes on.
+            if self._feed is not None:
+                self._feed.want(1)
+            return
+        self._seqs.add(delivery.seq)
         task = asyncio.create_task(self._serve(delivery), name=f"turn {delivery.subject}")
         self._in_flight[task] = delivery
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        del self._in_flight[task]
+        self._seqs.discard(self._in_flight.pop(task).seq)
         if self._feed is not None:
             self._feed.want(1)
 

@@ -30,6 +30,8 @@ class Presence(BaseModel):
     version: str = ""
     pid: int = 0
     node: str = ""
+    #: What this replica offers to tasks that ask for it.
+    capabilities: tuple[str, ...] = ()
 
 
 class Registry:

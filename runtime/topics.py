@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import jsonschema_rs
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -33,6 +33,11 @@ class SemanticTopic(BaseModel):
     examples: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
     version: str = "1"
+    #: Name of the mailbox that serves it, how many tasks that may hold (0: any number), and what becomes of
+    #: more. Of one agent all topics say the same.
+    mailbox: str = ""
+    mailbox_limit: int = Field(default=0, ge=0)
+    when_full: Literal["wait", "reject"] = "wait"
 
     @field_validator("name")
     @classmethod

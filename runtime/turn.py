@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import json
 import random
 import re
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,6 +19,7 @@ from pydantic_core import PydanticSerializationError
 
 from squadron.runtime.budget import Budget, Deadline
 from squadron.runtime.caller import Caller
+from squadron.runtime.cancel import Cancellations
 from squadron.runtime.context import Context
 from squadron.runtime.envelope import AgentMessage
 from squadron.runtime.errors import (
@@ -25,12 +27,12 @@ from squadron.runtime.errors import (
     InvalidMessageError,
     InvalidSubjectError,
     MessageTooLargeError,
-    OutcomeError,
-    Retry,
     Terminal,
 )
 from squadron.runtime.outcome import (
+    LITE_TTL_S,
     Answer,
+    Cancelled,
     DeadLettered,
     Expired,
     Failed,
@@ -39,19 +41,19 @@ from squadron.runtime.outcome import (
     Result,
     TimedOut,
     Undeliverable,
+    outcome_msg_id,
 )
 from squadron.runtime.ports import Delivery, Journal
+from squadron.runtime.retries import Retries
+from squadron.runtime.route import Route
 from squadron.runtime.subjects import ROOT, LiteSubject, TaskSubject, matches, token_of
 from squadron.runtime.topics import SemanticTopic
 
-#: Life of an outcome and of stream chunks on their lite topic, in seconds: long enough for a caller that
-#: was restarted to come back for them.
-LITE_TTL_S = 3600.0
-#: Pause before the second attempt and the longest pause, in seconds; doubled each time, with jitter.
-FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 30.0
-
 #: How much of an error's text goes into an outcome, and of a message that is too large into a dead letter.
 SUMMARY_CHARACTERS, LETTER_CHARACTERS = 4_000, 100_000
+
+#: Pause before a task that another replica is to run is delivered again, in seconds, more or less.
+HAND_ON_S = 0.05
 
 #: A subject that can be published to: no wildcards, no empty tokens, no white space, and not the server's own
 #: (`$JS.API…`): what a sender may not do there, our replica must not do for it.
@@ -68,7 +70,7 @@ class Handler(Protocol):
     def run_timeout_s(self) -> float: ...
 
     @property
-    def max_attempts(self) -> int: ...
+    def retries(self) -> Retries: ...
 
     async def run(self, content: Any, context: Context) -> Any:
         """Run the handler on validated input; returns JSON-ready data, or an `Answer`.
@@ -91,7 +93,11 @@ class _Again:
 
 
 class Turns:
-    """Runs the deliveries of one mailbox through the handlers that serve it."""
+    """Runs the deliveries of one mailbox through the handlers that serve it.
+
+    Args:
+        capabilities: what this replica offers to tasks that ask for it.
+    """
 
     def __init__(
         self,
@@ -99,11 +105,23 @@ class Turns:
         handlers: Sequence[Handler],
         caller: Caller,
         dead: Journal,
+        *,
+        capabilities: Collection[str] = (),
     ) -> None:
         self.agent, self._caller, self._dead = agent, caller, dead
+        self._capabilities = frozenset(capabilities)
         self._exact = {handler.topic.name: handler for handler in handlers}
         self._families = [handler for handler in handlers if handler.topic.is_pattern]
+        self._cancelled = Cancellations(caller.lite, caller.bus, caller.subjects, caller.clock)
         self._log = structlog.get_logger("squadron.turn").bind(agent=agent, replica=caller.identity.id)
+
+    async def start(self) -> None:
+        """Begin to hear of cancelled tasks; before the first turn."""
+        await self._cancelled.start()
+
+    async def aclose(self) -> None:
+        """Hear nothing more. May be called twice."""
+        await self._cancelled.aclose()
 
     def _handler(self, topic: str) -> Handler | None:
         exact = self._exact.get(topic)
@@ -118,10 +136,11 @@ class Turns:
             topic = TaskSubject.parse(delivery.subject).topic
             message = AgentMessage.decode(delivery.data)
         except (InvalidMessageError, InvalidSubjectError) as error:
+            await self._answer_poison(delivery, error)
             await self._bury_poison(delivery, error)
             return None
         lite_key, announce = self._reply_address(message, topic)
-        if delivery.lease.attempt > 1 and (stored := await self._stored(message, lite_key)):
+        if delivery.lease.delivered > 1 and (stored := await self._stored(message, lite_key)):
             # The replica before us died after it had stored the outcome, maybe before it had announced it.
             await self._announce(announce, stored)
             await delivery.lease.settle()
@@ -154,7 +173,8 @@ class Turns:
         except InvalidMessageError:
             return None
         ours = last is not None and last.type == "result" and last.context.parent_message_id == message.id
-        return entry.data if entry and ours else None
+        # Of a dead letter that was put back, the outcome of its earlier life does not count either.
+        return entry.data if entry and last and ours and last.redriven == message.redriven else None
 
     async def _announce(self, subject: str, data: bytes) -> None:
         """Tell a foreign subject; ours are written by those they belong to, not by whoever names them."""
@@ -166,12 +186,11 @@ class Turns:
     async def _attempt(
         self, delivery: Delivery, message: AgentMessage, topic: str, lite_key: str
     ) -> Outcome | _Again:
-        attempt = delivery.lease.attempt
         common: dict[str, Any] = {
             "task_id": message.id,
             "topic": topic,
             "source": self._caller.identity.id,
-            "attempt": attempt,
+            "attempt": 1,
         }
         handler = self._handler(topic)
         if handler is None:
@@ -179,46 +198,84 @@ class Turns:
         refusal = self._refusal(message, common)
         if refusal is not None:
             return refusal
-        if attempt > handler.max_attempts:
+        attempt = common["attempt"] = await delivery.lease.begin()
+        if attempt > handler.retries.max_attempts:
             reason = f"its replica died or fell silent in each of {attempt - 1} attempts"
+            common["attempt"] = attempt - 1
             return DeadLettered(reason=reason, details={"attempts": attempt - 1}, **common)
-        return await self._run_handler(handler, message, common, lite_key)
+        return await self._run_handler(handler, delivery, message, common, lite_key)
 
-    def _refusal(self, message: AgentMessage, common: dict[str, Any]) -> Outcome | None:
-        clock, routing = self._caller.clock, message.routing
-        if routing.timeout is not None and clock.time() > message.timestamp + routing.timeout / 1000:
+    def _refusal(self, message: AgentMessage, common: dict[str, Any]) -> Outcome | _Again | None:
+        if self._cancelled.includes(message.id):
+            return Cancelled(reason="cancelled before it started", **common)
+        now, routing, limits = self._caller.clock.time(), message.routing, message.payload.constraints
+        if routing.timeout is not None and now > message.timestamp + routing.timeout / 1000:
             reason = f"waited longer than its {routing.timeout / 1000:g} s in the mailbox"
             return Expired(reason=reason, **common)
-        names = (self.agent, self._caller.identity.id)
-        if routing.exclusions and any(name in routing.exclusions for name in names):
-            return Undeliverable(reason=f"the only agent that serves it, {self.agent}, is excluded", **common)
+        if limits is not None and limits.deadline is not None and now * 1000 > limits.deadline:
+            return Expired(reason="its caller's deadline passed before it started", **common)
+        if (route := Route.of(message)) and (reason := route.misfit(self.agent, self._me, self._capabilities)):
+            return self._hand_on(route, reason, common)
         if exhausted := _budget(message).exhausted:
             details = {"field": exhausted}
             return Rejected(reason=f"the budget of {exhausted} is used up", details=details, **common)
         return None
 
+    @property
+    def _me(self) -> str:
+        return self._caller.identity.id
+
+    def _hand_on(self, route: Route, reason: str, common: dict[str, Any]) -> Outcome | _Again:
+        """Not for this replica: back into the mailbox if another lives that may run it."""
+        others = self._caller.registry.replicas(self.agent)
+        if any(not route.misfit(self.agent, other, them.capabilities) for other, them in others.items()):
+            return _Again(HAND_ON_S * random.uniform(0.5, 1.5))
+        details = {"replicas": sorted({*others, self._me})}
+        return Undeliverable(reason=f"no replica may run it: {reason}", details=details, **common)
+
     async def _run_handler(
-        self, handler: Handler, message: AgentMessage, common: dict[str, Any], lite_key: str
+        self, handler: Handler, delivery: Delivery, message: AgentMessage, common: dict[str, Any], lite_key: str
     ) -> Outcome | _Again:
         context = self._context(message, common, lite_key)
+        turn = asyncio.current_task()
+        assert turn is not None
+
+        def stop() -> None:
+            context.stop()
+            turn.cancel()
+
         started = time.perf_counter()
         limit = asyncio.timeout(context.deadline.earliest(handler.run_timeout_s))
+        self._cancelled.watch(message.id, stop)
         try:
             async with limit:
                 answer = await handler.run(message.payload.content, context)
+        except asyncio.CancelledError:
+            if not self._cancelled.includes(message.id):
+                raise  # drained: somebody else runs it
+            turn.uncancel()
+            await context.cancel_children()
+            return Cancelled(reason="cancelled while it ran", **common, **_cost(context, started))
         except (Exception, SystemExit) as error:
             # A handler that calls sys.exit() would take the replica along.
-            common["latency_ms"] = (time.perf_counter() - started) * 1000
-            common["tokens"] = context.tokens_spent
+            common |= _cost(context, started)
             if isinstance(error, TimeoutError) and limit.expired():
                 reason = f"ran longer than its {common['latency_ms'] / 1000:.1f} s"
                 return TimedOut(reason=reason, **common)
-            return self._judge(error, handler, common, context)
-        common["latency_ms"] = (time.perf_counter() - started) * 1000
-        common["tokens"] = context.tokens_spent
+            if isinstance(error, InvalidInputError):
+                return await self._invalid(delivery, error, common)
+            return self._judge(error, handler.retries, common, context)
+        finally:
+            self._cancelled.unwatch(message.id)
         if not isinstance(answer, Answer):
             answer = Answer(answer)
-        return Result(data=answer.data, confidence=answer.confidence, reasoning=answer.reasoning, **common)
+        return Result(
+            data=answer.data,
+            confidence=answer.confidence,
+            reasoning=answer.reasoning,
+            **common,
+            **_cost(context, started),
+        )
 
     def _context(self, message: AgentMessage, common: dict[str, Any], lite_key: str) -> Context:
         limits = message.payload.constraints
@@ -238,28 +295,33 @@ class Turns:
             log=self._log,
         )
 
+    async def _invalid(self, delivery: Delivery, error: InvalidInputError, common: dict[str, Any]) -> Outcome:
+        """Past the door of a caller's own check: its sender is told, and it is kept for a person to look at."""
+        outcome = Rejected(reason=str(error), details={"field": error.field}, **common)
+        await self._bury(delivery, outcome.task_id, outcome)
+        return outcome
+
     def _judge(
-        self, error: Exception | SystemExit, handler: Handler, common: dict[str, Any], context: Context
+        self, error: Exception | SystemExit, retries: Retries, common: dict[str, Any], context: Context
     ) -> Outcome | _Again:
-        if isinstance(error, InvalidInputError):
-            return Rejected(reason=str(error), details={"field": error.field}, **common)
         summary = f"{type(error).__name__}: {error}"[:SUMMARY_CHARACTERS]
-        final = isinstance(error, OutcomeError) and error.outcome is not None and not error.outcome.retryable
-        if final or isinstance(error, Terminal | OutputError):
+        attempt = common["attempt"]
+        if isinstance(error, Terminal | OutputError) or not retries.covers(error):
             return Failed(reason=str(error), details={"type": type(error).__name__}, **common)
-        if common["attempt"] < handler.max_attempts and not context.deadline.passed:
-            asked = error.after_s if isinstance(error, Retry) else None
-            after_s = asked if asked is not None else backoff_s(common["attempt"])
+        after_s = retries.after_s(attempt, error)
+        if attempt < retries.max_attempts and after_s < context.deadline.remaining_s():
             context.log.info("turn.retry", error=summary, after_s=round(after_s, 3))
             return _Again(after_s)
         trace = "".join(traceback.format_exception(error))
         context.log.warning("turn.gave_up", error=summary, traceback=trace)
         details = {
-            "attempts": common["attempt"],
+            "attempts": attempt,
             "last_error": summary,
             "traceback_digest": hashlib.sha256(trace.encode()).hexdigest()[:16],
         }
-        reason = f"failed in each of {common['attempt']} attempts, the last time with {summary}"
+        reason = f"failed in each of {attempt} attempts, the last time with {summary}"
+        if attempt < retries.max_attempts:
+            reason = f"no time is left for attempt {attempt + 1}; the last failed with {summary}"
         return DeadLettered(reason=reason, details=details, **common)
 
     async def _report(self, message: AgentMessage, outcome: Outcome, lite_key: str, announce: str) -> Outcome:
@@ -290,13 +352,26 @@ class Turns:
             conversation_id=message.context.conversation_id,
             parent=message.id,
             correlation_id=message.correlation_id or message.id,
+            metadata={"redriven": message.redriven} if message.redriven else None,
         )
         data = result.encode()
-        msg_id = f"{token_of(message.id)}.outcome"
+        msg_id = outcome_msg_id(message.id, message.redriven)
         await self._caller.lite.append(lite_key, data, ttl_s=LITE_TTL_S, msg_id=msg_id)
         await self._announce(announce, data)
 
-    async def _bury(self, delivery: Delivery, id: str, outcome: DeadLettered) -> None:
+    async def _answer_poison(self, delivery: Delivery, error: Exception) -> None:
+        """Of what can't be served, id and address may still be readable: its sender need not wait in vain."""
+        try:
+            raw = json.loads(delivery.data)
+            id, reply_to = raw["id"], raw["replyTo"]
+            message = AgentMessage.new("task", self._caller.identity, id=id, reply_to=reply_to)
+        except (ValueError, TypeError, KeyError, RecursionError):
+            return
+        outcome = DeadLettered(reason=str(error), task_id=message.id, details={"attempts": 0})
+        lite_key, announce = self._reply_address(message, "poison.message")
+        await self._report(message, outcome, lite_key, announce)
+
+    async def _bury(self, delivery: Delivery, id: str, outcome: Outcome) -> None:
         content = outcome.to_content() | {"subject": delivery.subject, "taskId": id}
         text = delivery.data.decode("utf-8", "replace")
         try:
@@ -325,7 +400,5 @@ def _budget(message: AgentMessage) -> Budget:
     return Budget() if limits is None else Budget(tokens=limits.tokens, hops=limits.hops)
 
 
-def backoff_s(attempt: int) -> float:
-    """Pause after the nth failed attempt: doubling, with half of it jitter."""
-    full: float = min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** (attempt - 1))
-    return full * random.uniform(0.5, 1.0)
+def _cost(context: Context, started: float) -> dict[str, Any]:
+    return {"latency_ms": (time.perf_counter() - started) * 1000, "tokens": context.tokens_spent}

@@ -9,7 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from squadron.actors.agent import Agent, on, topic
+    from squadron.actors.agent import Agent
+    from squadron.actors.marks import on, topic
     from squadron.config import Settings
     from squadron.runtime.context import Context
     from squadron.runtime.errors import Retry, SquadronError, Terminal
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
         TimedOut,
         Undeliverable,
     )
+    from squadron.runtime.route import Route
     from squadron.squad import Squad
 
 __version__ = "0.1.0"
@@ -41,14 +43,15 @@ _HOMES = {
     "Rejected": "runtime.outcome",
     "Result": "runtime.outcome",
     "Retry": "runtime.errors",
+    "Route": "runtime.route",
     "Settings": "config",
     "Squad": "squad",
     "SquadronError": "runtime.errors",
     "Terminal": "runtime.errors",
     "TimedOut": "runtime.outcome",
     "Undeliverable": "runtime.outcome",
-    "on": "actors.agent",
-    "topic": "actors.agent",
+    "on": "actors.marks",
+    "topic": "actors.marks",
 }
 
 __all__ = [
@@ -63,6 +66,7 @@ __all__ = [
     "Rejected",
     "Result",
     "Retry",
+    "Route",
     "Settings",
     "Squad",
     "SquadronError",

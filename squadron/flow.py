@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, Self
 
-from squadron.runtime.caller import Handle
 from squadron.runtime.envelope import AgentMessage
 from squadron.runtime.errors import InvalidMessageError
+from squadron.runtime.handle import Handle
 from squadron.runtime.outcome import Outcome
 from squadron.runtime.ports import Note, Subscription
 

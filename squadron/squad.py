@@ -10,38 +10,37 @@ import uuid
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from squadron.actors.agent import Agent, AgentSpec
 from squadron.actors.credentials import remember_keys
 from squadron.actors.providers import default_model_spec
-from squadron.bridge import code
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.config import Settings
-from squadron.control import Control
+from squadron.fleet import Fleet
 from squadron.flow import Events, Stream
 from squadron.opening import Opening
-from squadron.runtime.caller import DEFAULT_WITHIN_S, Ask, Handle
-from squadron.runtime.deployment import Deployment, Scale
+from squadron.runtime.caller import DEFAULT_WITHIN_S, Ask
 from squadron.runtime.envelope import AgentIdentity
 from squadron.runtime.errors import (
     BridgeUnavailableError,
     ClusterUnavailableError,
-    DeployError,
     SquadronError,
 )
+from squadron.runtime.handle import Handle
 from squadron.runtime.outcome import Outcome
+from squadron.runtime.route import Route
 from squadron.runtime.subjects import NORMAL_PRIORITY, check_pattern
 from squadron.runtime.topics import ScoredTopic
 from squadron.servers import is_orphaned, start_cluster, starts_here, stop_local
 
-#: How long a deploy may take, in seconds: on 2 cores a replica needs 1 to 3 s, a cold import more.
-DEPLOY_WITHIN_S = 120.0
 #: How long a whole run of the supervisor may take when the caller does not say, in seconds.
 RUN_WITHIN_S = 600.0
-#: A deploy is looked after at this step, in seconds.
-_LOOK_S = 0.2
+
+#: What `submit` takes beside the fields of the input; the rest of `Ask` is for agents.
+_ASK_OPTIONS = frozenset(
+    {"within_s", "start_within_s", "priority", "conversation_id", "model", "route", "task_id"}
+)
 
 
-class Squad:
+class Squad(Fleet):
     """A connection to one environment of agents: deploy them, ask them, watch them.
 
         async with Squad.up() as squad:
@@ -52,10 +51,9 @@ class Squad:
     """
 
     def __init__(self, wiring: Wiring, settings: Settings) -> None:
+        super().__init__(wiring)
         self.settings = settings
-        self._wiring, self._control = wiring, Control(wiring.bus, wiring.subjects)
         self._started_here = False
-        self._deployed: set[str] = set()
         self._closed = False
 
     # --- opening and closing -------------------------------------------------------------------------
@@ -145,110 +143,6 @@ class Squad:
         """Leave the servers this squad started running when it is closed; `squadron down` stops them."""
         self._started_here = False
 
-    async def drain(self, within_s: float = 60.0) -> None:
-        """Take every agent out of service: running turns end, what waits is kept for their return.
-
-        Raises:
-            DeployError: some replicas were still there after `within_s` seconds.
-        """
-        names = [agent["agent"] for agent in (await self.status())["agents"]]
-        for name in names:
-            await self.undeploy(name)
-        give_up_at = asyncio.get_running_loop().time() + within_s
-        while any(self._wiring.registry.replicas(name) for name in names):
-            if asyncio.get_running_loop().time() > give_up_at:
-                raise DeployError(f"agents did not stop within {within_s:g} s")
-            await asyncio.sleep(_LOOK_S)
-
-    # --- agents --------------------------------------------------------------------------------------
-
-    async def deploy(
-        self,
-        *agents: type[Agent] | str,
-        within_s: float = DEPLOY_WITHIN_S,
-        on_progress: Callable[[list[dict[str, Any]]], None] | None = None,
-    ) -> None:
-        """Run agents, and wait until they take tasks; the same name again replaces the code in place.
-
-        Args:
-            agents: classes, or import paths `module:Class`.
-            within_s: how long to wait for all of them, in seconds.
-            on_progress: called with the agents' status while waiting.
-
-        Raises:
-            InvalidAgentError: a class can't be served; says what to change.
-            RouteConflictError: another agent serves one of the topics.
-            DeployError: a replica could not start, or not in time; carries the reason.
-        """
-        classes = [code.load_agent(each) if isinstance(each, str) else each for each in agents]
-        deployments = [(await self._pack(each)).model_dump(mode="json") for each in classes]
-        wanted: dict[str, str] = (await self._control.call("deploy", deployments=deployments))["agents"]
-        self._deployed.update(wanted)
-        await self._await_running(wanted, within_s, on_progress)
-
-    async def _pack(self, agent_class: type[Agent]) -> Deployment:
-        spec = AgentSpec.of(agent_class)
-        packed, blob = code.pack(agent_class)
-        if blob:
-            await self._wiring.records.append(self._wiring.subjects.record("blob", packed.version), blob)
-        bounds = Scale(minimum=agent_class.min_replicas, maximum=agent_class.max_replicas)
-        return Deployment(
-            card=spec.card(),
-            code=packed.to_dict(),
-            slots=agent_class.slots,
-            grace_s=agent_class.grace_s,
-            num_cpus=agent_class.num_cpus,
-            num_gpus=agent_class.num_gpus,
-            bounds=bounds,
-            scale=bounds,
-        )
-
-    async def _await_running(
-        self,
-        wanted: dict[str, str],
-        within_s: float,
-        on_progress: Callable[[list[dict[str, Any]]], None] | None,
-    ) -> None:
-        give_up_at = asyncio.get_running_loop().time() + within_s
-        while True:
-            agents = [each for each in (await self.status())["agents"] if each["agent"] in wanted]
-            if on_progress is not None:
-                on_progress(agents)
-            for each in agents:
-                if each["status"] in ("DEPLOY_FAILED", "UNHEALTHY"):
-                    reason = each["message"].strip().splitlines() or ["no reason given"]
-                    raise DeployError(
-                        f"{each['agent']} could not start: {reason[-1]}",
-                        hint="`squadron status` has the traceback; deploy it anew, or undeploy it",
-                    )
-            waiting = [each["agent"] for each in agents if not _runs(each, wanted[each["agent"]])]
-            if len(agents) == len(wanted) and not waiting:
-                return
-            if asyncio.get_running_loop().time() > give_up_at:
-                raise DeployError(
-                    f"{', '.join(waiting) or 'agents'} did not start within {within_s:g} s",
-                    hint="see `squadron status`",
-                )
-            await asyncio.sleep(_LOOK_S)
-
-    async def undeploy(self, agent: str) -> None:
-        """Stop an agent after its running turns; what waits in its mailbox is kept for its return."""
-        await self._control.call("undeploy", agent=agent)
-        self._deployed.discard(agent)
-
-    async def scale(self, agent: str, to: str | int) -> str:
-        """Set replicas to a number, `MIN..MAX` or `auto`, in place; returns the new scale.
-
-        Raises:
-            ConfigError: no such agent, or not a scale.
-        """
-        answer = await self._control.call("scale", agent=agent, to=str(to))
-        return str(answer["scale"])
-
-    async def status(self) -> dict[str, Any]:
-        """Agents, replicas, backlogs and addresses, as `squadron status --json` prints them."""
-        return await self._control.call("status")
-
     # --- talking -------------------------------------------------------------------------------------
 
     async def ask(
@@ -258,42 +152,48 @@ class Squad:
         /,
         *,
         within_s: float = DEFAULT_WITHIN_S,
+        start_within_s: float | None = None,
         priority: int = NORMAL_PRIORITY,
         conversation_id: str = "",
         model: str | None = None,
+        route: Route | None = None,
+        task_id: str = "",
         **fields: Any,
     ) -> Outcome:
         """Send a task and wait for its one outcome, at most `within_s` seconds.
 
         The input is `fields`, or `content` when it is not an object or a field's name is taken.
         Never raises for what happens to the task: that is the outcome. `outcome.unwrap()` does.
+
+        Args:
+            start_within_s: how long it may wait for a replica, in seconds; it expires then and is not run.
+            priority: 0 to 9; higher ones start first.
+            route: which replicas may run it.
+            task_id: an id of your own; asking twice under the same one is one task.
         """
-        handle = await self.submit(
-            topic,
-            content,
+        ask = Ask(
             within_s=within_s,
+            start_within_s=start_within_s,
             priority=priority,
             conversation_id=conversation_id,
             model=model,
-            **fields,
+            route=route or Route(),
+            task_id=task_id,
         )
-        return await self.outcome(handle)
+        return await self._wiring.caller.ask(topic, fields if content is None else content, ask)
 
-    async def submit(
-        self,
-        topic: str,
-        content: Any = None,
-        /,
-        *,
-        within_s: float = DEFAULT_WITHIN_S,
-        priority: int = NORMAL_PRIORITY,
-        conversation_id: str = "",
-        model: str | None = None,
-        **fields: Any,
-    ) -> Handle:
-        """Send a task without waiting; it is durable when this returns."""
-        ask = Ask(within_s=within_s, priority=priority, conversation_id=conversation_id, model=model)
-        return await self._wiring.caller.submit(topic, fields if content is None else content, ask)
+    async def submit(self, topic: str, content: Any = None, /, **options: Any) -> Handle:
+        """Send a task without waiting; it is durable when this returns. Takes what `ask` takes."""
+        ask = Ask(**{name: options.pop(name) for name in _ASK_OPTIONS & options.keys()})
+        return await self._wiring.caller.submit(topic, options if content is None else content, ask)
+
+    def resume(self, ticket: str) -> Handle:
+        """The handle of a task that was submitted before, from its `Handle.ticket`; in any process.
+
+        Raises:
+            InvalidMessageError: that is no ticket.
+        """
+        return self._wiring.caller.resume(ticket)
 
     async def outcome(self, handle: Handle) -> Outcome:
         """Wait for a submitted task."""
@@ -373,11 +273,3 @@ class Squad:
 
 def _identity() -> AgentIdentity:
     return AgentIdentity(id=f"{socket.gethostname().split('.')[0][:32]}-{uuid.uuid4().hex[:12]}", type="client")
-
-
-def _runs(agent: dict[str, Any], version: str) -> bool:
-    versions = {replica["version"] for replica in agent["replicas"]}
-    if versions - {version}:
-        return False
-    asleep = agent["scale"].split("..")[0] == "0"
-    return agent["status"] == "RUNNING" and (bool(versions) or asleep)

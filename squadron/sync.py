@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from squadron.flow import Events
-from squadron.runtime.caller import Handle
 from squadron.runtime.envelope import AgentMessage
+from squadron.runtime.handle import Handle
 from squadron.runtime.outcome import Outcome
 from squadron.runtime.topics import ScoredTopic
 
@@ -86,6 +86,14 @@ class SyncSquad:
     def submit(self, topic: str, content: Any = None, /, **options: Any) -> Handle:
         """See `Squad.submit`; wait with `outcome`."""
         return self._wait(self._squad.submit(topic, content, **options))
+
+    def resume(self, ticket: str) -> Handle:
+        """See `Squad.resume`."""
+        return self._squad.resume(ticket)
+
+    def cancel(self, handle: Handle) -> Outcome:
+        """See `Handle.cancel`."""
+        return self._wait(handle.cancel())
 
     def outcome(self, handle: Handle) -> Outcome:
         """See `Squad.outcome`."""

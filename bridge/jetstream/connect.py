@@ -57,6 +57,11 @@ class _Handover(asyncio.Queue[Msg]):
             _log.exception("nats.sink_raised", subject=item.subject)
 
 
+def _give_up(answer: asyncio.Future[Msg]) -> None:
+    if not answer.done():
+        answer.set_exception(TimeoutError())
+
+
 class Connection:
     """A NATS connection that reconnects for ever and tells when it did."""
 
@@ -84,6 +89,10 @@ class Connection:
     def on_reconnect(self, sink: Callable[[], Awaitable[None]]) -> None:
         """Call `sink` each time the connection came back."""
         self._on_reconnect.append(sink)
+
+    def off_reconnect(self, sink: Callable[[], Awaitable[None]]) -> None:
+        """Call `sink` no more."""
+        self._on_reconnect.remove(sink)
 
     async def reconnected(self) -> None:
         """Tell everybody who asked. Must not raise or wait: nats-py awaits it in its reconnect path."""
@@ -116,16 +125,19 @@ class Connection:
         """
         self._check_size(data, headers)
         token = next(self._tokens)
-        answer: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Msg] = loop.create_future()
         self._questions[token] = answer
+        # A plain timer: `asyncio.timeout` costs three times as much, for each message.
+        giving_up = loop.call_later(within_s, _give_up, answer)
         try:
-            async with asyncio.timeout(within_s):
-                await self.client.publish(subject, data, reply=f"{self._inbox}.{token}", headers=headers)
-                msg = await answer
+            await self.client.publish(subject, data, reply=f"{self._inbox}.{token}", headers=headers)
+            msg = await answer
         except (TimeoutError, nats.errors.Error, OSError) as error:
             detail = str(error) or type(error).__name__
             raise BusUnavailableError(f"no answer on {subject} within {within_s:g} s: {detail}") from None
         finally:
+            giving_up.cancel()
             del self._questions[token]
         if msg.headers and msg.headers.get("Status") == _NO_RESPONDERS:
             raise BusUnavailableError(f"nobody answers on {subject}")
@@ -227,6 +239,15 @@ class Connection:
             except BusUnavailableError as error:
                 _log.info("nats.not_sent", subject=subject, error=str(error))
 
+    async def confirm_soon(self) -> None:
+        """Send what is to be sent soon, and wait until the server has worked it off.
+
+        Raises:
+            BusUnavailableError: it did not say so in time.
+        """
+        soon, self._soon = self._soon, []
+        await asyncio.gather(*(self.request(subject, data) for subject, data in soon))
+
     def _background_task(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.create_task(work, name=f"nats {name}")
         self._background.add(task)
@@ -302,6 +323,8 @@ async def _connect(
         reconnect_time_wait=RECONNECT_WAIT_S,  # type: ignore[arg-type]  # it is slept, so a fraction is fine
         ping_interval=PING_INTERVAL_S,
         max_outstanding_pings=2,
+        # Ours are built and checked in `runtime.subjects`.
+        skip_subject_validation=True,
         error_cb=trouble.hear,
         reconnected_cb=connection.reconnected,
         **options,

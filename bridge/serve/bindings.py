@@ -19,19 +19,20 @@ from squadron.runtime.errors import ConfigError, RouteConflictError, SquadronErr
 from squadron.runtime.ports import Mailbox
 from squadron.runtime.pump import Pump
 from squadron.runtime.registry import STAND_IN
+from squadron.runtime.retries import Retries
 from squadron.runtime.subjects import check_pattern, overlap
 from squadron.runtime.topics import AgentCard, SemanticTopic
 from squadron.runtime.turn import Turns
 
-#: A bound call may run so long, in seconds, and is tried so often; as for agents.
-RUN_TIMEOUT_S, MAX_ATTEMPTS = 120.0, 3
+#: A bound call may run so long, in seconds; as for agents.
+RUN_TIMEOUT_S = 120.0
 
 
 class CallHandler:
     """`turn.Handler` that calls a method of a Ray actor or Serve handle."""
 
     run_timeout_s = RUN_TIMEOUT_S
-    max_attempts = MAX_ATTEMPTS
+    retries = Retries()
 
     def __init__(self, topic: SemanticTopic, target: Any, method: str) -> None:
         self.topic = topic
@@ -94,6 +95,7 @@ class Bindings:
         await wiring.queue.declare(mailbox)
         topic = SemanticTopic(name=pattern, description=record["description"])
         turns = Turns(name, [CallHandler(topic, target, record["method"])], wiring.caller, wiring.dead)
+        await turns.start()
         pump = self._pumps[pattern] = Pump(wiring.queue, mailbox, turns.run, slots=record["slots"])
         await pump.start()
         self._routes[pattern] = {"pattern": pattern, "mailbox": name, "kind": f"ray:{record['method']}"}

@@ -16,7 +16,8 @@ import structlog
 from ray import serve
 from ray.serve import Application
 
-from squadron.actors.agent import Agent, AgentSpec, EventMark
+from squadron.actors.agent import Agent, AgentSpec
+from squadron.actors.marks import EventMark
 from squadron.bridge.code import Code, unpack
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.config import Settings
@@ -75,9 +76,16 @@ class AgentReplica:
         spec = AgentSpec.of(await self._load())
         self._agent: Agent = spec.agent_class()
         await self._agent.on_start()
-        turns = Turns(agent, spec.handlers(self._agent), self._wiring.caller, self._wiring.dead)
+        self._turns = Turns(
+            agent,
+            spec.handlers(self._agent),
+            self._wiring.caller,
+            self._wiring.dead,
+            capabilities=self._agent.capabilities,
+        )
+        await self._turns.start()
         mailbox = Mailbox(agent, tuple(topic.topic.name for topic in spec.topics), settings.lease_s)
-        self._pump = Pump(self._wiring.queue, mailbox, turns.run, slots=slots)
+        self._pump = Pump(self._wiring.queue, mailbox, self._turns.run, slots=slots)
         self._ears: list[Subscription] = []
         self._events: set[asyncio.Task[None]] = set()
         self._stopped = False
@@ -130,7 +138,12 @@ class AgentReplica:
             self._log.exception("event.handler_failed", subject=note.subject, message=message.id)
 
     async def _renew(self) -> None:
-        facts = {"version": self._code.version, "pid": os.getpid(), "node": platform.node()}
+        facts = {
+            "version": self._code.version,
+            "pid": os.getpid(),
+            "node": platform.node(),
+            "capabilities": sorted(self._agent.capabilities),
+        }
         await self._wiring.registry.renew(self._name, self._identity.id, **facts)
 
     async def _tell(self, event: str) -> None:
@@ -178,6 +191,7 @@ class AgentReplica:
             await ear.aclose()
         # It stays present while it finishes what runs.
         await self._pump.drain(self._grace_s)
+        await self._turns.aclose()
         self._heart.cancel()
         with contextlib.suppress(SquadronError):
             await self._wiring.registry.depart(self._name, self._identity.id)

@@ -10,18 +10,23 @@ from typing import Any
 
 import pytest
 
+from squadron.actors.agent import Agent, AgentSpec
 from squadron.bridge.jetstream.wiring import SystemClock, Wiring
 from squadron.bridge.memory import MemoryBus, MemoryJournal, MemoryQueue
 from squadron.config import Settings
 from squadron.runtime.caller import Caller
 from squadron.runtime.envelope import AgentIdentity
-from squadron.runtime.ports import Clock, Delivery, Journal, Queue, UnreliableBus
+from squadron.runtime.ports import Clock, Delivery, Journal, Mailbox, Queue, UnreliableBus
+from squadron.runtime.pump import Pump
 from squadron.runtime.registry import Registry
 from squadron.runtime.subjects import Subjects
+from squadron.runtime.turn import Turns
 from tests.conftest import HEARTBEAT_S
 
 #: Longest wait for what must happen; it is over at once when it does.
 SOON_S = 10.0
+#: Lease of an agent's mailbox.
+LEASE_S = 1.5
 
 
 @dataclass
@@ -98,6 +103,51 @@ async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
 async def peer(world: World) -> Peer:
     """One participant."""
     return await world.join("tester")
+
+
+class Replica:
+    """What a Serve replica does, without Serve."""
+
+    def __init__(self, peer: Peer, agent: Agent, *, slots: int = 8) -> None:
+        self.peer, self.agent = peer, agent
+        self.spec = AgentSpec.of(type(agent))
+        capabilities = agent.capabilities
+        handlers = self.spec.handlers(agent)
+        turns = Turns(self.spec.name, handlers, peer.caller, peer.dead, capabilities=capabilities)
+        patterns = tuple(each.topic.name for each in self.spec.topics)
+        self.mailbox = Mailbox(self.spec.name, patterns, LEASE_S)
+        self.turns = turns
+        self.pump = Pump(peer.queue, self.mailbox, turns.run, slots=slots)
+
+    async def start(self) -> None:
+        await self.peer.queue.declare(self.mailbox)
+        await self.peer.registry.advertise(self.spec.card())
+        # Ten minutes of presence, so that no test depends on heartbeats.
+        self.peer.registry.heartbeat_s = 200.0
+        facts = {"capabilities": sorted(self.agent.capabilities)}
+        await self.peer.registry.renew(self.spec.name, self.peer.caller.identity.id, **facts)
+        await self.turns.start()
+        await self.pump.start()
+
+
+Serve = Callable[..., Awaitable[Replica]]
+
+
+@pytest.fixture
+async def serve(world: World) -> AsyncIterator[Serve]:
+    """Run an agent as one replica of its own."""
+    running: list[Replica] = []
+
+    async def start(agent: Agent, *, name: str = "replica", slots: int = 8) -> Replica:
+        replica = Replica(await world.join(name), agent, slots=slots)
+        await replica.start()
+        running.append(replica)
+        return replica
+
+    yield start
+    for replica in running:
+        await replica.pump.aclose()
+        await replica.turns.aclose()
 
 
 class Inbox:

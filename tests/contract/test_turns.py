@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +36,8 @@ from squadron.runtime.outcome import (
     Undeliverable,
 )
 from squadron.runtime.ports import Backlog, Mailbox
-from squadron.runtime.pump import Pump
 from squadron.runtime.turn import Turns
-from tests.contract.conftest import ON_NATS, SOON_S, Peer, World, until
+from tests.contract.conftest import ON_NATS, SOON_S, Peer, Replica, Serve, World, until
 
 LEASE_S = 1.5
 
@@ -137,47 +136,6 @@ class Desk(Agent):
     @topic("family.special")
     async def special(self) -> str:
         return "special"
-
-
-class Replica:
-    """What a Serve replica does, without Serve."""
-
-    def __init__(self, peer: Peer, agent: Agent, *, slots: int = 8) -> None:
-        self.peer, self.agent = peer, agent
-        self.spec = AgentSpec.of(type(agent))
-        turns = Turns(self.spec.name, self.spec.handlers(agent), peer.caller, peer.dead)
-        patterns = tuple(each.topic.name for each in self.spec.topics)
-        self.mailbox = Mailbox(self.spec.name, patterns, LEASE_S)
-        self.turns = turns
-        self.pump = Pump(peer.queue, self.mailbox, turns.run, slots=slots)
-
-    async def start(self) -> None:
-        await self.peer.queue.declare(self.mailbox)
-        await self.peer.registry.advertise(self.spec.card())
-        await self.peer.registry.renew(self.spec.name, self.peer.caller.identity.id)
-        # Ten minutes of presence, so that no test depends on heartbeats.
-        self.peer.registry.heartbeat_s = 200.0
-        await self.peer.registry.renew(self.spec.name, self.peer.caller.identity.id)
-        await self.pump.start()
-
-
-Serve = Callable[..., Awaitable[Replica]]
-
-
-@pytest.fixture
-async def serve(world: World) -> AsyncIterator[Serve]:
-    """Run an agent as one replica of its own."""
-    running: list[Replica] = []
-
-    async def start(agent: Agent, *, name: str = "replica", slots: int = 8) -> Replica:
-        replica = Replica(await world.join(name), agent, slots=slots)
-        await replica.start()
-        running.append(replica)
-        return replica
-
-    yield start
-    for replica in running:
-        await replica.pump.aclose()
 
 
 @pytest.fixture
@@ -484,7 +442,8 @@ async def test_a_task_whose_replica_died_in_each_attempt_is_dead_lettered(client
     tasks = set()
 
     async def take(delivery: Any) -> None:
-        if delivery.lease.attempt <= 2:
+        if delivery.lease.delivered <= 2:
+            await delivery.lease.begin()
             await delivery.lease.release()
         else:
             ended.set_result(await turns.run(delivery))
@@ -520,18 +479,21 @@ async def test_a_redelivered_task_whose_outcome_is_stored_is_not_run_again(world
     class Unsettled:
         """The replica dies between storing the outcome and settling the task."""
 
-        attempt = 1
+        delivered = 1
+
+        async def begin(self) -> int:
+            return await first.lease.begin()
 
         async def settle(self) -> None:
             await first.lease.release()
 
     class Dying:
-        subject, data, lease = first.subject, first.data, Unsettled()
+        subject, data, lease, seq = first.subject, first.data, Unsettled(), first.seq
 
     assert isinstance(await turns.run(Dying()), Result)  # type: ignore[arg-type]
     second = await asyncio.wait_for(arrived.get(), SOON_S)
 
-    assert second.lease.attempt == 2
+    assert second.lease.delivered == 2
     assert await turns.run(second) is None
     assert desk.ran == [1]
     await _empty(peer)
@@ -546,7 +508,10 @@ async def test_the_outcome_is_stored_when_the_task_is_settled(world: World) -> N
     stored_at_settling = []
 
     class Lease:
-        attempt = 1
+        delivered = 1
+
+        async def begin(self) -> int:
+            return 1
 
         async def settle(self) -> None:
             stored_at_settling.append(await peer.lite.last(reply_to))

@@ -44,6 +44,7 @@ def test_the_public_names() -> None:
         "Rejected",
         "Result",
         "Retry",
+        "Route",
         "Settings",
         "Squad",
         "SquadronError",

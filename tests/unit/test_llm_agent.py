@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from squadron.actors.agent import AgentSpec, topic
+from squadron.actors.agent import AgentSpec
 from squadron.actors.crew import CREW, FactChecker, Synthesizer
 from squadron.actors.llm import ANSWER_TOOL, LLMAgent, tool
+from squadron.actors.marks import topic
 from squadron.actors.model import ChatMessage, Model, ModelTurn, ToolCall
 from squadron.actors.scripted import ScriptedModel, ScriptedTurn
 from squadron.bridge.memory import MemoryBus, MemoryJournal, MemoryQueue
@@ -262,7 +263,10 @@ async def test_a_conversation_is_remembered_and_others_are_not(squad: Squad) -> 
 
 
 class _Lease:
-    attempt = 1
+    delivered = 1
+
+    async def begin(self) -> int:
+        return 1
 
     async def settle(self, *, confirmed: bool = False) -> None: ...
 

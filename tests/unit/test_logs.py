@@ -67,10 +67,13 @@ class Talker(Agent):
 class _Handed:
     """A delivery that nobody wants back."""
 
-    attempt = 3
+    delivered = 3
 
     def __init__(self, subject: str, data: bytes) -> None:
         self.subject, self.data, self.lease = subject, data, self
+
+    async def begin(self) -> int:
+        return 3
 
     async def settle(self) -> None: ...
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from squadron.actors.agent import Agent, AgentSpec, topic
+from squadron.actors.agent import Agent, AgentSpec
+from squadron.actors.marks import topic
 from squadron.actors.model import ChatMessage, ToolDefinition
 from squadron.actors.planner import INTRODUCTION, OfflinePlanner
 from squadron.actors.supervisor import Supervisor

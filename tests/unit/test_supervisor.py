@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from squadron.actors import llm
-from squadron.actors.agent import Agent, AgentSpec, topic
+from squadron.actors.agent import Agent, AgentSpec
 from squadron.actors.goal import SHOWN_CHARS, BadReferenceError, Notebook, Toolbox, at_pointer
 from squadron.actors.llm import with_unique_ids
+from squadron.actors.marks import topic
 from squadron.actors.model import ChatMessage, Model, ModelTurn, ToolCall, ToolDefinition
 from squadron.actors.planner import Plan
 from squadron.actors.scripted import ScriptedModel, ScriptedTurn

@@ -1,0 +1,94 @@
+"""The marks an author puts on methods: `@topic` to serve tasks, `@on` to hear events."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from squadron.runtime.errors import InvalidAgentError
+from squadron.runtime.retries import DEFAULT_MAX_ATTEMPTS, FIRST_BACKOFF_S, LONGEST_BACKOFF_S, Retries
+from squadron.runtime.subjects import check_pattern
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+#: How long one turn may run, in seconds, unless its topic says otherwise: an LLM call with its retries.
+DEFAULT_RUN_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class TopicMark:
+    """What `@topic` says of a method."""
+
+    name: str
+    description: str
+    examples: tuple[str, ...]
+    tags: tuple[str, ...]
+    run_timeout_s: float
+    retries: Retries
+
+
+@dataclass(frozen=True, slots=True)
+class EventMark:
+    """An event handler's wish: `pattern` of events, and whether every replica gets each one."""
+
+    pattern: str
+    everyone: bool
+
+
+def topic(
+    name: str,
+    *,
+    description: str = "",
+    examples: Iterable[str] = (),
+    tags: Iterable[str] = (),
+    run_timeout_s: float = DEFAULT_RUN_TIMEOUT_S,
+    max_attempts: int = DEFAULT_MAX_ATTEMPTS,
+    backoff_s: tuple[float, float] = (FIRST_BACKOFF_S, LONGEST_BACKOFF_S),
+    retry_on: tuple[type[BaseException], ...] = (Exception, SystemExit),
+) -> Callable[[F], F]:
+    """Serve a semantic topic with this method.
+
+    Args:
+        name: `domain.specificity`; `analysis.*` serves a whole family.
+        description: what it is good for; the method's docstring by default.
+        examples: requests it should be found by.
+        tags: words it should be found by.
+        run_timeout_s: longest run of one turn, in seconds.
+        max_attempts: how often a task is tried before it is dead-lettered.
+        backoff_s: pause before the second attempt and the longest, in seconds; doubled each time, with jitter.
+        retry_on: exceptions against which another attempt may help; of all others the task fails at once.
+
+    Raises:
+        InvalidSubjectError: the name breaks the grammar.
+    """
+    check_pattern(name)
+    if run_timeout_s <= 0 or max_attempts < 1 or not 0 <= backoff_s[0] <= backoff_s[1]:
+        raise InvalidAgentError(
+            f"{name}: needs run_timeout_s above 0, max_attempts of at least 1, and backoff_s as (first, longest)"
+        )
+    retries = Retries(max_attempts, *backoff_s, on=retry_on)
+    mark = TopicMark(name, description, tuple(examples), tuple(tags), run_timeout_s, retries)
+
+    def decorate(method: F) -> F:
+        method.__squadron_topic__ = mark  # type: ignore[attr-defined]
+        return method
+
+    return decorate
+
+
+def on(pattern: str, *, everyone: bool = False) -> Callable[[F], F]:
+    """Hear events with this method: each agent type gets each event once, or `everyone` of its replicas.
+
+    Events are at most once: a replica that is not there misses them.
+
+    Raises:
+        InvalidSubjectError: the pattern breaks the grammar.
+    """
+    mark = EventMark(check_pattern(pattern), everyone)
+
+    def decorate(method: F) -> F:
+        method.__squadron_event__ = mark  # type: ignore[attr-defined]
+        return method
+
+    return decorate

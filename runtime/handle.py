@@ -1,0 +1,153 @@
+"""A task on its way, as the one who asked holds it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+from squadron.runtime import outcome as outcomes
+from squadron.runtime.budget import Deadline
+from squadron.runtime.envelope import AgentMessage
+from squadron.runtime.errors import BusUnavailableError, InvalidMessageError
+from squadron.runtime.outcome import Outcome, TimedOut
+
+if TYPE_CHECKING:
+    from squadron.runtime.caller import Caller
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
+class Handle:
+    """A task on its way: wait for its outcome, or follow what it emits meanwhile."""
+
+    def __init__(self, task_id: str, topic: str, reply_to: str, deadline: Deadline, caller: Caller) -> None:
+        self.task_id, self.topic, self.reply_to, self.deadline = task_id, topic, reply_to, deadline
+        self._caller, self._lite = caller, caller.lite
+        self._outcome: Outcome | None = None
+        #: When to read the lite topic for it, on the loop's clock, and the pause before the next time.
+        self.look_at, self.look_again_s = 0.0, 0.0
+        #: One future for each who waits: if one of them is cancelled, the others wait on.
+        self._waiters: list[asyncio.Future[None]] = []
+
+    @property
+    def done(self) -> bool:
+        return self._outcome is not None
+
+    @property
+    def ticket(self) -> str:
+        """The handle as text: `resume` it in another process, or in this one after a crash."""
+        fields = {"task": self.task_id, "topic": self.topic, "replyTo": self.reply_to}
+        return json.dumps(fields | {"deadline": self.deadline.at_ms})
+
+    async def cancel(self) -> Outcome:
+        """Have the task stopped, and what it asked of others; returns its one outcome.
+
+        That is `Cancelled`, unless the task ended otherwise before. One that waits never runs; one that runs is
+        cancelled (`asyncio.CancelledError`), or in a thread finds `Context.cancelled` set.
+
+        Raises:
+            BusUnavailableError: the server can't be reached.
+        """
+        return await self._caller.cancel(self)
+
+    def settle(self, outcome: Outcome) -> None:
+        """The task ended; only the first outcome counts."""
+        if self._outcome is None:
+            self._outcome = outcome
+            for waiter in self._waiters:
+                _wake(waiter)
+
+    async def outcome(self) -> Outcome:
+        """Wait for the task's one outcome; `TimedOut` when its deadline passes first. May be called again."""
+        return await self._caller.outcome(self)
+
+    async def settled(self) -> Outcome:
+        """Wait until the outcome was heard, or the deadline passed."""
+        loop = asyncio.get_running_loop()
+        while self._outcome is None:
+            ended: asyncio.Future[None] = loop.create_future()
+            self._waiters.append(ended)
+            # A plain timer: `asyncio.timeout` costs three times as much, for each task.
+            late = loop.call_later(self.deadline.remaining_s(), _wake, ended)
+            try:
+                await ended
+            finally:
+                late.cancel()
+                self._waiters.remove(ended)
+            if self._outcome is None and self.deadline.passed:
+                await self.look()
+                self.settle(self._too_late())
+        return self._outcome
+
+    def _too_late(self) -> Outcome:
+        return TimedOut(
+            task_id=self.task_id,
+            topic=self.topic,
+            reason="no outcome before the caller's deadline; it may still come on the lite topic",
+            details={"lite_topic": self.reply_to},
+        )
+
+    async def look(self) -> None:
+        """Read the lite topic for an outcome whose live message was missed."""
+        try:
+            entry = await self._lite.last(self.reply_to)
+        except BusUnavailableError:
+            return
+        if entry is not None:
+            self.hear(entry.data)
+
+    def hear(self, data: bytes) -> None:
+        """Take in one message of the lite topic; anything but the outcome is left to `chunks`."""
+        if b'"result"' not in data:
+            return
+        try:
+            message = AgentMessage.decode(data)
+        except InvalidMessageError:
+            return
+        if message.type == "result":
+            self.settle(read_outcome(message, self.task_id, self.topic))
+
+    async def chunks(self) -> AsyncIterator[Any]:
+        """What the task emits, in order and from the start; ends with the task.
+
+        A task that is run again after a crash starts its stream anew: only the newest attempt's chunks go on.
+        """
+        # Of a task that has ended nothing more will come: what is stored is all.
+        live = not self.done
+        reader = self._lite.read(self.reply_to, live=live)
+        attempt, following = 1, -1
+        try:
+            while True:
+                # Not around the yield: the time is up for us, not for whoever reads.
+                async with asyncio.timeout(self.deadline.remaining_s() if live else None):
+                    entry = await anext(reader, None)
+                if entry is None:
+                    return
+                try:
+                    message = AgentMessage.decode(entry.data)
+                except InvalidMessageError:
+                    continue
+                if message.type == "result":
+                    self.hear(entry.data)
+                    return
+                extra = message.payload.model_extra or {}
+                sequence, run = extra.get("sequenceNumber", 0), extra.get("attempt", 1)
+                if run > attempt:
+                    attempt, following = run, -1
+                if run == attempt and sequence > following:
+                    following = sequence
+                    yield extra.get("chunk")
+        except TimeoutError:
+            self.settle(self._too_late())
+        finally:
+            await reader.aclose()
+
+
+def read_outcome(message: AgentMessage, task_id: str, topic: str) -> Outcome:
+    """The outcome that a result message carries."""
+    return outcomes.from_content(message.payload.content, task_id=task_id, topic=topic, source=message.source.id)

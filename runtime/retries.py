@@ -1,0 +1,48 @@
+"""When a failed task is tried again, and how long it waits for that."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from squadron.runtime.errors import OutcomeError, Retry, SquadronError
+
+#: Pause before the second attempt and the longest pause, in seconds; doubled each time, with jitter.
+FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 30.0
+#: How often a task is tried before it is dead-lettered: a crash and a hiccup are both survived.
+DEFAULT_MAX_ATTEMPTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Retries:
+    """A topic's way with failures: up to `max_attempts` starts, with exponential backoff between `first_s` and
+    `longest_s` seconds, for exceptions of the types in `on`.
+    """
+
+    max_attempts: int = DEFAULT_MAX_ATTEMPTS
+    first_s: float = FIRST_BACKOFF_S
+    longest_s: float = LONGEST_BACKOFF_S
+    on: tuple[type[BaseException], ...] = (Exception, SystemExit)
+
+    def covers(self, error: BaseException) -> bool:
+        """Whether another attempt may help against this error."""
+        if isinstance(error, Retry):
+            return True
+        if isinstance(error, OutcomeError):
+            return error.outcome is None or error.outcome.retryable
+        if isinstance(error, SquadronError) and not error.retryable:
+            return False
+        return isinstance(error, self.on)
+
+    def after_s(self, attempt: int, error: BaseException) -> float:
+        """Pause after the nth failed attempt, in seconds; what `Retry` asks for wins."""
+        if isinstance(error, Retry):
+            return error.after_s
+        return backoff_s(attempt, self.first_s, self.longest_s)
+
+
+def backoff_s(attempt: int, first_s: float = FIRST_BACKOFF_S, longest_s: float = LONGEST_BACKOFF_S) -> float:
+    """Pause after the nth failed attempt: doubling, with half of it jitter."""
+    # A large exponent would overflow; long before, the limit is reached.
+    full = min(longest_s, first_s * 2.0 ** min(attempt - 1, 60))
+    return full * random.uniform(0.5, 1.0)

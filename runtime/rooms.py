@@ -1,0 +1,59 @@
+"""Room in bounded mailboxes, as one publisher sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from dataclasses import dataclass
+
+from squadron.runtime.ports import Clock, Queue
+from squadron.runtime.topics import SemanticTopic
+
+#: How long a look at a mailbox counts, in seconds, and the pause before the next when it was full.
+LOOK_S = 0.25
+#: When a rejected caller may try again, in seconds.
+RETRY_AFTER_S = 1.0
+
+
+@dataclass(slots=True)
+class _Room:
+    """How many more tasks may be put in until the next look."""
+
+    left: int
+    until: float
+
+
+class Rooms:
+    """Keeps one process from putting more into a bounded mailbox than it holds.
+
+    A look at the mailbox costs a round trip, so that a quarter of the room found is used before the next; near
+    the limit each task takes a look. Publishers don't know of each other: together they may overshoot by what
+    they have under way at that moment.
+    """
+
+    def __init__(self, queue: Queue, clock: Clock) -> None:
+        self._queue, self._clock = queue, clock
+        self._rooms: dict[str, _Room] = {}
+        self._looking: dict[str, asyncio.Lock] = {}
+
+    async def enter(self, topic: SemanticTopic, *, within_s: float) -> bool:
+        """Take up room for one task, waiting up to `within_s` seconds for it if the topic says so."""
+        give_up_at = self._clock.time() + (within_s if topic.when_full == "wait" else 0.0)
+        async with self._looking.setdefault(topic.mailbox, asyncio.Lock()):
+            while not await self._take(topic):
+                if self._clock.time() >= give_up_at:
+                    return False
+                await asyncio.sleep(min(LOOK_S, max(0.0, give_up_at - self._clock.time())))
+        return True
+
+    async def _take(self, topic: SemanticTopic) -> bool:
+        room = self._rooms.get(topic.mailbox)
+        if room is None or room.left <= 0 or room.until < self._clock.time():
+            backlog = await self._queue.backlog(topic.mailbox)
+            free = topic.mailbox_limit - backlog.waiting - backlog.taken
+            room = _Room(math.ceil(max(0, free) / 4), self._clock.time() + LOOK_S)
+            self._rooms[topic.mailbox] = room
+        if room.left <= 0:
+            return False
+        room.left -= 1
+        return True

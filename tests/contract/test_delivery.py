@@ -1,0 +1,505 @@
+"""What a caller may ask of delivery: cancel, route, deadlines, retries, bounded mailboxes, tickets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+import uuid
+from typing import Any
+
+import pytest
+
+from squadron.actors.agent import Agent
+from squadron.actors.marks import topic
+from squadron.runtime.caller import Ask
+from squadron.runtime.context import Context
+from squadron.runtime.envelope import AgentIdentity, AgentMessage, Constraints, Payload
+from squadron.runtime.errors import ConfigError, InvalidMessageError, Retry
+from squadron.runtime.outcome import (
+    Cancelled,
+    DeadLettered,
+    Expired,
+    Failed,
+    Outcome,
+    Rejected,
+    Result,
+    TimedOut,
+    Undeliverable,
+)
+from squadron.runtime.ports import Backlog, Mailbox
+from squadron.runtime.route import Route
+from tests.contract.conftest import LEASE_S, SOON_S, Inbox, Peer, Serve, World, until
+
+
+class Bench(Agent):
+    """Works until it is told to stop."""
+
+    def __init__(self) -> None:
+        self.started: list[Any] = []
+        self.stopped: list[Any] = []
+        self.began = asyncio.Event()
+        self.go = asyncio.Event()
+        self.thread_began = threading.Event()
+
+    @topic("bench.work")
+    async def work(self, number: int) -> int:
+        self.started.append(number)
+        self.began.set()
+        try:
+            await self.go.wait()
+        except asyncio.CancelledError:
+            self.stopped.append(number)
+            raise
+        return number
+
+    @topic("bench.saw")
+    def saw(self, context: Context) -> str:
+        """In a thread."""
+        self.thread_began.set()
+        given_up_at = time.monotonic() + SOON_S
+        while not context.cancelled and time.monotonic() < given_up_at:
+            time.sleep(0.01)
+        self.stopped.append("saw")
+        return "sawn"
+
+    @topic("bench.parent")
+    async def parent(self, context: Context) -> Any:
+        return (await context.ask("bench.child", within_s=60)).kind
+
+    @topic("bench.child")
+    async def child(self, context: Context) -> Any:
+        return (await context.ask("bench.work", within_s=60, number=99)).kind
+
+    @topic("bench.patient", max_attempts=5, backoff_s=(0.05, 0.1), retry_on=(ConnectionError,))
+    async def patient(self, error: str, context: Context) -> int:
+        self.started.append(time.monotonic())
+        if context.attempt < 4:
+            raise {"connection": ConnectionResetError, "value": ValueError, "config": ConfigError}[error]("no")
+        return context.attempt
+
+    @topic("bench.late")
+    async def late(self) -> None:
+        self.started.append("late")
+        raise Retry("in a minute", after_s=60)
+
+    @topic("bench.left")
+    async def left(self, context: Context) -> float:
+        """How long its child says that it may run."""
+        return (await context.ask("bench.mine", within_s=1000)).unwrap()
+
+    @topic("bench.mine")
+    async def mine(self, context: Context) -> float:
+        return context.deadline.remaining_s()
+
+
+@pytest.fixture
+async def bench(serve: Serve) -> Bench:
+    agent = Bench()
+    await serve(agent, slots=4)
+    return agent
+
+
+@pytest.fixture
+async def client(world: World, bench: Bench) -> Peer:
+    return await world.join("client")
+
+
+async def _ask(peer: Peer, topic: str, ask: Ask | None = None, **content: Any) -> Outcome:
+    return await asyncio.wait_for(peer.caller.ask(topic, content, ask or Ask(within_s=20)), 25)
+
+
+async def _empty(peer: Peer, mailbox: str = "bench") -> None:
+    async def nothing_left() -> bool:
+        return await peer.queue.backlog(mailbox) == Backlog(0, 0)
+
+    await until(nothing_left)
+
+
+# --- cancel --------------------------------------------------------------------------------------------
+
+
+async def test_a_running_task_is_cancelled_from_another_process(client: Peer, bench: Bench) -> None:
+    handle = await client.caller.submit("bench.work", {"number": 1}, Ask(within_s=60))
+    await bench.began.wait()
+
+    outcome = await asyncio.wait_for(handle.cancel(), SOON_S)
+
+    assert isinstance(outcome, Cancelled)
+    assert (outcome.source, outcome.reason) == ("replica", "cancelled while it ran")
+    assert bench.stopped == [1]
+    assert await handle.cancel() is outcome
+    await _empty(client)
+
+
+async def test_a_cancelled_task_that_waits_never_runs(client: Peer, bench: Bench) -> None:
+    running = [await client.caller.submit("bench.work", {"number": i}, Ask(within_s=60)) for i in range(4)]
+    queued = await client.caller.submit("bench.work", {"number": 7}, Ask(within_s=60))
+
+    outcome = await asyncio.wait_for(queued.cancel(), SOON_S)
+    bench.go.set()
+    for handle in running:
+        assert isinstance(await client.caller.outcome(handle), Result)
+    await _empty(client)
+
+    assert isinstance(outcome, Cancelled)
+    assert "before it started" in outcome.reason
+    assert 7 not in bench.started
+    # Who comes back for it later hears the same.
+    assert isinstance(await client.caller.outcome(client.caller.resume(queued.ticket)), Cancelled)
+
+
+async def test_a_thread_is_told_by_a_flag(client: Peer, bench: Bench) -> None:
+    handle = await client.caller.submit("bench.saw", {}, Ask(within_s=60))
+    await asyncio.to_thread(bench.thread_began.wait)
+
+    assert isinstance(await asyncio.wait_for(handle.cancel(), SOON_S), Cancelled)
+    assert bench.stopped == ["saw"]
+    await _empty(client)
+
+
+async def test_cancelling_reaches_the_children_of_children(client: Peer, bench: Bench) -> None:
+    handle = await client.caller.submit("bench.parent", {}, Ask(within_s=60))
+    await bench.began.wait()
+
+    assert isinstance(await asyncio.wait_for(handle.cancel(), SOON_S), Cancelled)
+
+    async def the_grandchild_stopped() -> bool:
+        return bench.stopped == [99]
+
+    await until(the_grandchild_stopped)
+    await _empty(client)
+
+
+async def test_cancelling_what_has_ended_changes_nothing(client: Peer) -> None:
+    handle = await client.caller.submit("bench.mine", {}, Ask(within_s=20))
+    await client.caller.outcome(handle)
+
+    assert isinstance(await handle.cancel(), Result)
+    again = client.caller.resume(handle.ticket)
+    assert isinstance(await again.cancel(), Result)
+
+
+async def test_a_replica_that_comes_later_knows_what_was_cancelled(world: World, serve: Serve) -> None:
+    """Nobody serves the mailbox when the task is cancelled; whoever comes must not run it."""
+    client = await world.join("client")
+    agent = Bench()
+    first = await serve(agent, name="first", slots=1)
+    await first.pump.aclose()
+    handle = await client.caller.submit("bench.work", {"number": 5}, Ask(within_s=60))
+    assert isinstance(await asyncio.wait_for(handle.cancel(), SOON_S), Cancelled)
+
+    later = Bench()
+    later.go.set()
+    await serve(later, name="later", slots=1)
+    await _empty(client)
+
+    assert later.started == []
+
+
+async def test_a_drained_turn_is_not_a_cancelled_one(world: World, serve: Serve) -> None:
+    client = await world.join("client")
+    first, second = Bench(), Bench()
+    one = await serve(first, name="one", slots=1)
+    handle = await client.caller.submit("bench.work", {"number": 1}, Ask(within_s=60))
+    await first.began.wait()
+    await one.pump.aclose()
+
+    second.go.set()
+    await serve(second, name="two", slots=1)
+    outcome = await client.caller.outcome(handle)
+
+    assert (outcome.source, outcome.attempt) == ("two", 2)
+
+
+# --- routing hints -------------------------------------------------------------------------------------
+
+
+class Fleet(Agent):
+    """Says who it is."""
+
+    @topic("fleet.who")
+    async def who(self, context: Context) -> str:
+        return context.caller.identity.id
+
+
+@pytest.fixture
+async def fleet(world: World, serve: Serve) -> Peer:
+    for name, capabilities in (("red", {"paint"}), ("green", {"paint", "saw"}), ("blue", {"saw", "drill"})):
+        agent = Fleet()
+        agent.capabilities = frozenset(capabilities)
+        await serve(agent, name=name, slots=2)
+    return await world.join("client")
+
+
+@pytest.mark.parametrize(
+    ("route", "allowed"),
+    [
+        (Route(target="blue"), {"blue"}),
+        (Route(target="fleet"), {"red", "green", "blue"}),
+        (Route(capabilities=("paint", "saw")), {"green"}),
+        (Route(exclusions=("red", "blue")), {"green"}),
+        (Route(capabilities=("saw",), exclusions=("green",)), {"blue"}),
+    ],
+)
+async def test_only_replicas_that_fit_run_it(fleet: Peer, route: Route, allowed: set[str]) -> None:
+    asks = (_ask(fleet, "fleet.who", Ask(within_s=20, route=route)) for _ in range(6))
+
+    outcomes = await asyncio.gather(*asks)
+
+    assert {outcome.unwrap() for outcome in outcomes} <= allowed
+    # Being handed on costs no attempt.
+    assert {outcome.attempt for outcome in outcomes} == {1}
+
+
+@pytest.mark.parametrize(
+    ("route", "reason"),
+    [
+        (Route(target="purple"), "it is for 'purple'"),
+        (Route(capabilities=("weld",)), "lacks weld"),
+        (Route(capabilities=("paint", "drill")), "lacks"),
+        (Route(exclusions=("red", "green", "blue")), "is excluded"),
+        (Route(exclusions=("fleet",)), "fleet is excluded"),
+    ],
+)
+async def test_if_none_fits_it_is_undeliverable_with_the_reason(fleet: Peer, route: Route, reason: str) -> None:
+    outcome = await _ask(fleet, "fleet.who", Ask(within_s=20, route=route))
+
+    assert isinstance(outcome, Undeliverable)
+    assert reason in outcome.reason
+    assert outcome.details["replicas"] == ["blue", "green", "red"]
+    await _empty(fleet, "fleet")
+
+
+# --- deadlines -----------------------------------------------------------------------------------------
+
+
+async def test_what_waited_too_long_expires_and_is_not_run(client: Peer, bench: Bench) -> None:
+    for i in range(4):
+        await client.caller.submit("bench.work", {"number": i}, Ask(within_s=60))
+    late = await client.caller.submit("bench.work", {"number": 7}, Ask(within_s=60, start_within_s=0.2))
+    await asyncio.sleep(0.4)
+    bench.go.set()
+
+    outcome = await client.caller.outcome(late)
+
+    assert isinstance(outcome, Expired)
+    assert "longer than its 0.2 s" in outcome.reason
+    assert 7 not in bench.started
+
+
+async def test_a_task_whose_caller_stopped_waiting_is_not_started(client: Peer, bench: Bench) -> None:
+    past = Payload(content={"number": 7}, constraints=Constraints(deadline=int(time.time() * 1000) - 5))
+    reply_to = client.subjects.lite("stranger", "late")
+    message = AgentMessage.new("task", AgentIdentity(id="x"), payload=past, reply_to=reply_to)
+    await client.queue.put(client.subjects.task("bench.work"), message.encode(), msg_id=uuid.uuid4().hex)
+
+    await _empty(client)
+
+    entry = await client.lite.last(reply_to)
+    assert entry is not None
+    assert AgentMessage.decode(entry.data).payload.content["outcome"] == Expired.kind
+    assert bench.started == []
+
+
+async def test_a_child_gets_no_more_time_than_its_parent_has_left(client: Peer) -> None:
+    assert 0 < (await _ask(client, "bench.left", Ask(within_s=5))).unwrap() <= 5
+
+
+async def test_the_queue_deadline_does_not_shorten_the_run(client: Peer, bench: Bench) -> None:
+    handle = await client.caller.submit("bench.work", {"number": 1}, Ask(within_s=60, start_within_s=0.3))
+    await bench.began.wait()
+    await asyncio.sleep(0.5)
+    bench.go.set()
+
+    assert isinstance(await client.caller.outcome(handle), Result)
+
+
+@pytest.mark.parametrize("limit", ["within_s", "start_within_s"])
+async def test_no_time_at_all_is_rejected_at_the_door(client: Peer, limit: str) -> None:
+    outcome = await _ask(client, "bench.mine", Ask(**{limit: 0}))
+
+    assert isinstance(outcome, Rejected)
+    assert outcome.details["field"] == limit
+
+
+# --- retries -------------------------------------------------------------------------------------------
+
+
+async def test_a_topic_says_how_often_and_how_soon_it_is_tried_again(client: Peer, bench: Bench) -> None:
+    outcome = await _ask(client, "bench.patient", error="connection")
+
+    assert (outcome.unwrap(), outcome.attempt) == (4, 4)
+    pauses = [after - before for before, after in zip(bench.started, bench.started[1:], strict=False)]
+    assert len(pauses) == 3
+    assert min(pauses) >= 0.02
+
+
+@pytest.mark.parametrize("error", ["value", "config"])
+async def test_what_another_attempt_can_not_help_fails_at_once(client: Peer, bench: Bench, error: str) -> None:
+    outcome = await _ask(client, "bench.patient", error=error)
+
+    assert isinstance(outcome, Failed)
+    assert len(bench.started) == 1
+
+
+async def test_there_is_no_retry_beyond_the_deadline(client: Peer, bench: Bench) -> None:
+    started = time.monotonic()
+    outcome = await _ask(client, "bench.late", Ask(within_s=10))
+
+    assert isinstance(outcome, DeadLettered)
+    assert "no time is left for attempt 2" in outcome.reason
+    assert time.monotonic() - started < 5
+
+
+async def test_what_was_handed_back_unbegun_has_lost_no_attempt(world: World, serve: Serve) -> None:
+    """Rolling restarts: the task is delivered again and again, and never begun."""
+    peer = await world.join("restarting")
+    box = Mailbox("bench", ("bench.patient",), LEASE_S)
+    await peer.queue.declare(box)
+    inbox = Inbox()
+    feed = await peer.queue.consume(box, inbox)
+    client = await world.join("client")
+    message = AgentMessage.new("task", AgentIdentity(id="x"), {"error": "connection"}, id="often")
+    await client.queue.put(client.subjects.task("bench.patient"), message.encode(), msg_id="often")
+    for _ in range(8):
+        feed.want(1)
+        await (await inbox.next()).lease.release()
+    await feed.aclose()
+
+    agent = Bench()
+    await serve(agent)
+    await _empty(client)
+
+    entry = await client.lite.last(client.subjects.lite("outcome", "often"))
+    assert entry is not None
+    content = AgentMessage.decode(entry.data).payload.content
+    assert (content["outcome"], content["attempt"]) == ("result", 4)
+
+
+# --- bounded mailboxes ---------------------------------------------------------------------------------
+
+
+class Small(Bench):
+    """A mailbox of six."""
+
+    mailbox_limit = 6
+    when_full = "reject"
+
+
+class Waiting(Small):
+    """The caller waits for room."""
+
+    when_full = "wait"
+
+
+async def _flood(peer: Peer, count: int, within_s: float = 60) -> list[Any]:
+    ask = Ask(within_s=within_s)
+    return await asyncio.gather(*(peer.caller.submit("bench.work", {"number": i}, ask) for i in range(count)))
+
+
+async def test_a_full_mailbox_rejects_with_a_hint(world: World, serve: Serve) -> None:
+    agent = Small()
+    await serve(agent, slots=2)
+    client = await world.join("client")
+
+    handles = await _flood(client, 20)
+    rejected = [await client.caller.outcome(each) for each in handles if each.done]
+    agent.go.set()
+    ended = [await client.caller.outcome(each) for each in handles]
+
+    assert {type(each) for each in rejected} == {Rejected}
+    assert {each.details["field"] for each in rejected} == {"mailbox"}
+    assert all(each.details["retry_after_s"] > 0 for each in rejected)
+    assert sum(isinstance(each, Result) for each in ended) + len(rejected) == 20
+    assert 6 <= len(ended) - len(rejected) <= 8
+
+
+async def test_a_full_mailbox_lets_the_caller_wait(world: World, serve: Serve) -> None:
+    agent = Waiting()
+    await serve(agent, slots=2)
+    client = await world.join("client")
+
+    flooding = asyncio.create_task(_flood(client, 30))
+
+    async def full() -> bool:
+        backlog = await client.queue.backlog("waiting")
+        return backlog.waiting + backlog.taken >= 6
+
+    await until(full)
+    await asyncio.sleep(0.6)  # long enough for two more looks
+    backlog = await client.queue.backlog("waiting")
+    assert not flooding.done()
+    assert backlog.waiting + backlog.taken <= 8
+    agent.go.set()
+
+    outcomes = [await client.caller.outcome(each) for each in await flooding]
+    assert sorted(each.unwrap() for each in outcomes) == list(range(30))
+
+
+async def test_waiting_for_room_ends_with_the_callers_time(world: World, serve: Serve) -> None:
+    await serve(Waiting(), slots=2)
+    client = await world.join("client")
+    await asyncio.wait_for(asyncio.gather(*(_flood(client, 1) for _ in range(6))), SOON_S)
+
+    outcome = await _ask(client, "bench.work", Ask(within_s=0.8), number=7)
+
+    assert isinstance(outcome, Rejected | TimedOut)
+    assert "holds its 6 tasks" in outcome.reason
+
+
+# --- tickets -------------------------------------------------------------------------------------------
+
+
+async def test_a_ticket_finds_the_outcome_in_another_process(world: World, client: Peer, bench: Bench) -> None:
+    handle = await client.caller.submit("bench.work", {"number": 3}, Ask(within_s=60))
+    ticket = handle.ticket
+    await client.caller.aclose()
+    other = await world.join("other")
+
+    waiting = asyncio.create_task(other.caller.outcome(other.caller.resume(ticket)))
+    await bench.began.wait()
+    bench.go.set()
+
+    assert (await asyncio.wait_for(waiting, SOON_S)).unwrap() == 3
+    assert (await other.caller.outcome(other.caller.resume(ticket))).unwrap() == 3
+
+
+@pytest.mark.parametrize("ticket", ["", "{}", "[1]", '{"task": 1, "topic": "a.b", "replyTo": "x", "deadline": 1}'])
+async def test_a_bad_ticket_says_so(client: Peer, ticket: str) -> None:
+    with pytest.raises(InvalidMessageError, match="no ticket"):
+        client.caller.resume(ticket)
+
+
+# --- poison --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spoil", [{"version": "9.9"}, {"type": "nonsense"}, {"context": 5}])
+async def test_the_sender_of_poison_is_told_where_it_can_be(client: Peer, spoil: dict[str, Any]) -> None:
+    reply_to = client.subjects.lite("stranger", "poisoner")
+    message = AgentMessage.new("task", AgentIdentity(id="x"), {}, id="bad", reply_to=reply_to)
+    raw = json.loads(message.encode()) | spoil
+    await client.queue.put(client.subjects.task("bench.mine"), json.dumps(raw).encode(), msg_id="bad")
+
+    await _empty(client)
+
+    entry = await client.lite.last(reply_to)
+    assert entry is not None
+    content = AgentMessage.decode(entry.data).payload.content
+    assert content["outcome"] == DeadLettered.kind
+
+
+async def test_input_that_does_not_fit_is_rejected_and_kept(client: Peer) -> None:
+    reply_to = client.subjects.lite("stranger", "misfit")
+    message = AgentMessage.new("task", AgentIdentity(id="x"), {"number": "many"}, id="odd", reply_to=reply_to)
+    await client.queue.put(client.subjects.task("bench.work"), message.encode(), msg_id="odd")
+
+    await _empty(client)
+
+    entry = await client.lite.last(reply_to)
+    letter = await client.dead.last(client.subjects.dead("bench", "odd"))
+    assert entry is not None
+    assert AgentMessage.decode(entry.data).payload.content["outcome"] == Rejected.kind
+    assert letter is not None
+    assert b"many" in letter.data
