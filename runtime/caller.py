@@ -15,7 +15,7 @@ from pydantic_core import to_jsonable_python
 from squadron.runtime.budget import Budget, Deadline
 from squadron.runtime.cancel import request_cancel
 from squadron.runtime.claims import INPUT_KEEP_S, Claims
-from squadron.runtime.envelope import AgentIdentity, AgentMessage, Constraints, Payload, Routing
+from squadron.runtime.envelope import AgentIdentity, AgentMessage, pack
 from squadron.runtime.errors import (
     BusUnavailableError,
     InvalidInputError,
@@ -163,7 +163,9 @@ class Caller:
         finally:
             if handle.done:
                 self._waiting.pop(handle.reply_to, None)
-                if (owner := LiteSubject.parse(handle.reply_to).owner) == token_of(handle.task_id):
+                *_, owner, id = handle.reply_to.split(".")
+                if owner == id:
+                    # Under an id of its own it has a subscription of its own.
                     await self.forget(owner)
 
     def resume(self, ticket: str) -> Handle:
@@ -261,32 +263,33 @@ class Caller:
                     raise
                 await asyncio.sleep(deadline.earliest(0.25))
 
-    def _message(self, content: Any, ask: Ask, handle: Handle) -> AgentMessage:
+    def _message(self, content: Any, ask: Ask, handle: Handle) -> bytes:
         limits: dict[str, Any] = {"deadline": handle.deadline.at_ms}
         if ask.budget.tokens is not None:
             limits["tokens"] = ask.budget.tokens
         if ask.budget.hops is not None:
             limits["hops"] = ask.budget.hops
-        payload: dict[str, Any] = {"content": content, "constraints": Constraints(**limits)}
+        payload: dict[str, Any] = {"content": content, "constraints": limits}
         if ask.model is not None:
             payload["model"] = ask.model
         if ask.parameters is not None:
             payload["parameters"] = dict(ask.parameters)
         start_within_s = ask.within_s if ask.start_within_s is None else ask.start_within_s
         routing: dict[str, Any] = {"priority": ask.priority, "timeout": max(1, round(start_within_s * 1000))}
-        for hint in ("capabilities", "exclusions"):
-            if names := getattr(ask.route, hint):
-                routing[hint] = list(names)
-        return AgentMessage.new(
+        if ask.route.capabilities:
+            routing["capabilities"] = list(ask.route.capabilities)
+        if ask.route.exclusions:
+            routing["exclusions"] = list(ask.route.exclusions)
+        return pack(
             "task",
             self.identity,
+            payload,
             id=handle.task_id,
             conversation_id=ask.conversation_id,
             parent=ask.parent,
             reply_to=handle.reply_to,
             target=ask.route.target or None,
-            payload=Payload(**payload),
-            routing=Routing(**routing),
+            routing=routing,
         )
 
     async def _admit(self, task_id: str, topic: str, content: Any, ask: Ask) -> Any:

@@ -57,17 +57,17 @@ class Claims:
     def __init__(self, vault: Vault, *, over_bytes: int = OVER_BYTES, most_bytes: int = MOST_BYTES) -> None:
         self.vault, self._over_bytes, self._most_bytes = vault, over_bytes, most_bytes
 
-    async def seal(self, message: AgentMessage, *, keep_s: float) -> bytes:
-        """The message as bytes that can travel; a payload that goes to the vault is kept for `keep_s` seconds.
+    async def seal(self, data: bytes, *, keep_s: float) -> bytes:
+        """An encoded message as it can travel; a payload that goes to the vault is kept for `keep_s` seconds.
 
         Raises:
             MessageTooLargeError: more than `most_bytes`; nothing was stored.
             BusUnavailableError: the vault did not take it.
         """
-        data = message.encode()
         if len(data) <= self._over_bytes:
             return data
         self._check(len(data))
+        message = AgentMessage.decode(data)
         payload = message.payload.encode()
         claim = Claim(
             name=await self.vault.store(payload, keep_s=keep_s), bytes=len(payload), sha256=await _digest(payload)

@@ -126,7 +126,7 @@ class EventTurns:
         run_timeout_s: float,
     ) -> None:
         self.group, self._handle, self._caller = group, handle, caller
-        self._letters = DeadLetters(dead, caller.queue, caller.subjects, caller.clock)
+        self._letters = DeadLetters(dead, caller.queue, caller.claims, caller.subjects, caller.clock)
         self._retries, self._run_timeout_s = retries, run_timeout_s
         self._log = structlog.get_logger("squadron.event").bind(group=group, replica=caller.identity.id)
 

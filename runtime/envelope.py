@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
+from pydantic_core import to_json
 
 from squadron.runtime.errors import InvalidMessageError
 from squadron.runtime.subjects import NORMAL_PRIORITY
@@ -163,3 +164,50 @@ class AgentMessage(Wire):
             field = ".".join(str(part) for part in first["loc"])
             where = f"field {field!r}: " if field else ""
             raise InvalidMessageError(f"{where}{first['msg']}", field=field) from None
+
+
+def pack(
+    type: MessageType,
+    source: AgentIdentity,
+    payload: dict[str, Any],
+    *,
+    id: str = "",
+    conversation_id: str = "",
+    parent: str | None = None,
+    reply_to: str | None = None,
+    correlation_id: str | None = None,
+    target: str | None = None,
+    routing: dict[str, Any] | None = None,
+    metadata: dict[str, Any] | None = None,
+) -> bytes:
+    """`AgentMessage.new(…).encode()` of plain values that are known to be right, in a quarter of the time.
+
+    Args:
+        payload, routing: as on the wire, in camelCase.
+
+    Raises:
+        pydantic_core.PydanticSerializationError: something in it is not JSON.
+    """
+    id = id or os.urandom(16).hex()
+    context: dict[str, Any] = {"conversationId": conversation_id or id}
+    if parent is not None:
+        context["parentMessageId"] = parent
+    context["metadata"] = {}
+    wire: dict[str, Any] = {
+        "id": id,
+        "timestamp": time.time(),
+        "version": PROTOCOL_VERSION,
+        "type": type,
+        "source": {"id": source.id, "type": source.type},
+        "target": target,
+        "replyTo": reply_to,
+        "correlationId": correlation_id,
+        "context": context,
+        "payload": payload,
+        "routing": routing or {"priority": NORMAL_PRIORITY},
+        "metadata": metadata,
+    }
+    for name in ("target", "replyTo", "correlationId", "metadata"):
+        if wire[name] is None:
+            del wire[name]
+    return to_json(wire, inf_nan_mode="null")

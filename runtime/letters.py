@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import math
@@ -10,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from squadron.runtime.claims import Claims
 from squadron.runtime.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.errors import (
     CutLetterError,
@@ -139,8 +141,9 @@ class DeadLetters:
     An id may be shortened as long as one letter only begins so.
     """
 
-    def __init__(self, journal: Journal, queue: Queue, subjects: Subjects, clock: Clock) -> None:
-        self._journal, self._queue, self._subjects, self._clock = journal, queue, subjects, clock
+    def __init__(self, journal: Journal, queue: Queue, claims: Claims, subjects: Subjects, clock: Clock) -> None:
+        self._journal, self._queue, self._claims = journal, queue, claims
+        self._subjects, self._clock = subjects, clock
 
     # --- burying -------------------------------------------------------------------------------------
 
@@ -301,6 +304,10 @@ class DeadLetters:
         """
         keys = await self._keys(ids, all, topic, agent)
         for number, (key, seq) in enumerate(keys.items(), 1):
+            if entry := await self._journal.last(key):
+                with contextlib.suppress(InvalidMessageError):
+                    # What it left in the vault goes with it.
+                    await self._claims.drop(AgentMessage.decode(DeadLetter.read(entry).message))
             await self._journal.erase(key, through_seq=seq)
             if on_progress is not None:
                 on_progress(number, len(keys))

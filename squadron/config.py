@@ -47,7 +47,7 @@ _SUBJECT_TOKEN = re.compile(r"[A-Za-z0-9_-]{1,32}")
 _NATS_SCHEMES = ("nats", "tls", "ws", "wss")
 _LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 _SECONDS = ("heartbeat_s", "lease_s", "deaf_after_s")
-#: See `bridge.jetstream.connect.PING_INTERVAL_S`.
+#: See `bridge.jetstream.dial.PING_INTERVAL_S`.
 _LEAST_DEAF_S = 8.0
 _BYTES = ("claim_over_bytes", "max_message_bytes")
 #: Smallest `claim_over_bytes`: an envelope alone takes a part of this. Largest `max_message_bytes`: a message is

@@ -6,7 +6,8 @@ import time
 from typing import Self
 
 from squadron.bridge.jetstream.bus import CoreBus
-from squadron.bridge.jetstream.connect import Connection, connect
+from squadron.bridge.jetstream.connect import Connection
+from squadron.bridge.jetstream.dial import connect
 from squadron.bridge.jetstream.events import JetStreamEventLog
 from squadron.bridge.jetstream.journal import JetStreamJournal
 from squadron.bridge.jetstream.queue import JetStreamQueue
@@ -48,12 +49,12 @@ class Wiring:
         self.lite = JetStreamJournal(connection, names.lite)
         self.records = JetStreamJournal(connection, names.registry)
         self.dead = JetStreamJournal(connection, names.dead)
-        self.dead_letters = DeadLetters(self.dead, self.queue, self.subjects, self.clock)
         self.claims = Claims(
             JetStreamVault(connection, names),
             over_bytes=min(settings.claim_over_bytes, connection.max_payload - HEADER_BYTES),
             most_bytes=settings.max_message_bytes,
         )
+        self.dead_letters = DeadLetters(self.dead, self.queue, self.claims, self.subjects, self.clock)
         self.registry = Registry(
             self.records, self.bus, self.subjects, self.clock, heartbeat_s=settings.heartbeat_s
         )

@@ -12,8 +12,7 @@ import pytest
 
 from squadron.actors.agent import Agent, AgentSpec
 from squadron.bridge.jetstream.wiring import SystemClock, Wiring
-from squadron.bridge.memory import MemoryBus, MemoryJournal, MemoryQueue, MemoryVault
-from squadron.bridge.memory_events import MemoryEventLog
+from squadron.bridge.memory import MemoryBus, MemoryEventLog, MemoryJournal, MemoryQueue, MemoryVault
 from squadron.config import Settings
 from squadron.runtime.caller import Caller
 from squadron.runtime.claims import Claims

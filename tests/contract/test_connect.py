@@ -9,7 +9,7 @@ import pytest
 
 from squadron import Settings
 from squadron.bridge.jetstream import embedded
-from squadron.bridge.jetstream.connect import connect
+from squadron.bridge.jetstream.dial import connect
 from squadron.bridge.jetstream.streams import StreamNames, ensure_streams
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.runtime.envelope import AgentIdentity

@@ -13,7 +13,8 @@ from nats.aio.client import Client
 
 from squadron import Settings
 from squadron.bridge.jetstream import embedded
-from squadron.bridge.jetstream.connect import Connection, connect
+from squadron.bridge.jetstream.connect import Connection
+from squadron.bridge.jetstream.dial import connect
 from squadron.runtime.errors import BusUnavailableError
 from tests.contract.conftest import until
 

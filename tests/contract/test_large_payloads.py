@@ -229,7 +229,7 @@ async def test_a_task_whose_input_is_lost_is_failed_and_says_so(client: Peer, re
 async def test_a_task_with_a_false_claim_is_failed(client: Peer, replica: Replica, change: dict[str, Any]) -> None:
     reply_to = client.subjects.lite("stranger", uuid.uuid4().hex)
     task = AgentMessage.new("task", AgentIdentity(id="s"), {"text": "x" * 2 * OVER}, reply_to=reply_to)
-    raw = json.loads(await client.claims.seal(task, keep_s=60))
+    raw = json.loads(await client.claims.seal(task.encode(), keep_s=60))
     raw["payload"]["claim"] |= change
     await client.queue.put(client.subjects.task("archive.length"), json.dumps(raw).encode(), msg_id=task.id)
     async for entry in client.lite.read(reply_to, live=True):
@@ -257,7 +257,7 @@ async def test_a_large_input_that_its_agent_refuses_is_kept_with_its_letter(
     client: Peer, replica: Replica
 ) -> None:
     raw = AgentMessage.new("task", AgentIdentity(id="s"), {"letters": "x" * 2 * OVER})
-    sealed = await client.claims.seal(raw, keep_s=60)
+    sealed = await client.claims.seal(raw.encode(), keep_s=60)
     await client.queue.put(client.subjects.task("archive.page"), sealed, msg_id=raw.id)
 
     async def buried() -> bool:
@@ -366,6 +366,6 @@ async def test_an_event_that_is_too_large_is_a_typed_error(peer: Peer) -> None:
 
 async def test_what_travels_of_a_large_task_is_small(wiring: Wiring) -> None:
     task = AgentMessage.new("task", AgentIdentity(id="s"), {"text": "x" * 50 * MB})
-    sealed = await wiring.claims.seal(task, keep_s=60)
+    sealed = await wiring.claims.seal(task.encode(), keep_s=60)
     assert len(sealed) < 1_000
     assert claim_of(AgentMessage.decode(sealed)) is not None

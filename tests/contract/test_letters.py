@@ -37,7 +37,7 @@ class HandClock:
 
 @pytest.fixture
 def letters(peer: Peer) -> DeadLetters:
-    return DeadLetters(peer.dead, peer.queue, peer.subjects, HandClock())
+    return DeadLetters(peer.dead, peer.queue, peer.claims, peer.subjects, HandClock())
 
 
 class Gravedigger:
@@ -421,7 +421,7 @@ async def test_a_redrive_that_dies_before_it_erases_neither_loses_nor_doubles(
     dying: Any = Interrupted(peer.dead, die)
     for id in ("task-1", poison.id):
         with pytest.raises(BusUnavailableError):
-            await DeadLetters(dying, peer.queue, peer.subjects, peer.clock).redrive(id)
+            await DeadLetters(dying, peer.queue, peer.claims, peer.subjects, peer.clock).redrive(id)
     assert await _ids(letters) == [poison.id, "task-1"]
 
     moved = await letters.redrive(all=True)
@@ -449,7 +449,7 @@ async def test_what_is_given_up_again_before_its_old_letter_is_erased_stays(
     await dig.task("task-1")
     quick: Any = Interrupted(peer.dead, fail_again)
 
-    await DeadLetters(quick, peer.queue, peer.subjects, peer.clock).redrive("task-1")
+    await DeadLetters(quick, peer.queue, peer.claims, peer.subjects, peer.clock).redrive("task-1")
 
     letter = await letters.show("task-1")
     assert AgentMessage.decode(letter.message).metadata == {"redriven": 1}
@@ -505,7 +505,7 @@ async def test_a_redriven_task_is_served_as_attempt_1_and_its_outcome_is_heard(
     assert letter.message == sent.encode()
 
     till.mended = True
-    mended = DeadLetters(peer.dead, peer.queue, peer.subjects, peer.clock)
+    mended = DeadLetters(peer.dead, peer.queue, peer.claims, peer.subjects, peer.clock)
     await mended.redrive("task-1")
 
     content = (await heard.next()).payload.content

@@ -117,7 +117,7 @@ async def test_large_payloads_pass_a_server_that_takes_only_small_messages(serve
     )
     for size in (59_000, 61_000, 64_000, 3_000_000):
         message = AgentMessage.new("task", AgentIdentity(id="test"), {"text": "x" * size})
-        sealed = await wiring.claims.seal(message, keep_s=60)
+        sealed = await wiring.claims.seal(message.encode(), keep_s=60)
         await wiring.queue.put(wiring.subjects.task("a.b"), sealed, msg_id=str(size))
         assert await wiring.claims.open(sealed) == message
     await wiring.aclose()

@@ -83,8 +83,8 @@ async def test_a_name_that_nobody_gave_is_lost_and_can_be_dropped(peer: Peer, na
 async def test_a_message_up_to_the_limit_travels_whole_and_one_byte_more_as_a_claim(peer: Peer) -> None:
     claims = Claims(peer.vault, over_bytes=20_000, most_bytes=MB)
     small, large = task_of(20_000), task_of(20_001)
-    assert await claims.seal(small, keep_s=60) == small.encode()
-    sealed = await claims.seal(large, keep_s=60)
+    assert await claims.seal(small.encode(), keep_s=60) == small.encode()
+    sealed = await claims.seal(large.encode(), keep_s=60)
     assert len(sealed) < 1_000
     assert await claims.open(small.encode()) == small
     assert await claims.open(sealed) == large
@@ -102,7 +102,7 @@ async def test_all_but_the_payload_stays_in_the_envelope_and_unknown_fields_surv
     raw |= {"replyTo": "agents.test.lite.me.t", "mine": {"a": None}, "metadata": {"k": [1]}}
     raw["payload"] |= {"model": "m", "constraints": {"deadline": 1, "odd": "x"}, "strange": [None]}
     message = AgentMessage.decode(json.dumps(raw).encode())
-    sealed = await claims.seal(message, keep_s=60)
+    sealed = await claims.seal(message.encode(), keep_s=60)
     on_the_wire = json.loads(sealed)
     assert set(on_the_wire["payload"]) == {"claim", "constraints"}
     assert on_the_wire["payload"]["constraints"] == {"deadline": 1, "odd": "x"}
@@ -117,14 +117,14 @@ async def test_limits_beside_a_claim_count_over_those_in_the_payload(peer: Peer)
     claims = Claims(peer.vault, over_bytes=20_000, most_bytes=MB)
     raw = json.loads(task_of(30_000).encode())
     raw["payload"]["constraints"] = {"deadline": 1, "tokens": 2}
-    sealed = json.loads(await claims.seal(AgentMessage.decode(json.dumps(raw).encode()), keep_s=60))
+    sealed = json.loads(await claims.seal(json.dumps(raw).encode(), keep_s=60))
     sealed["payload"]["constraints"]["deadline"] = raw["payload"]["constraints"]["deadline"] = 3
     assert json.loads((await claims.open(json.dumps(sealed).encode())).encode()) == raw
 
 
 async def test_a_payload_that_is_not_what_was_claimed_is_an_error_that_says_so(peer: Peer) -> None:
     claims = Claims(peer.vault, over_bytes=20_000, most_bytes=MB)
-    raw = json.loads(await claims.seal(task_of(30_000), keep_s=60))
+    raw = json.loads(await claims.seal(task_of(30_000).encode(), keep_s=60))
     claim = raw["payload"]["claim"]
     for change in ({"sha256": "0" * 64}, {"bytes": claim["bytes"] + 1}, {"name": ""}, {"bytes": "many"}):
         raw["payload"]["claim"] = claim | change
@@ -160,15 +160,15 @@ async def test_over_the_hard_limit_nothing_is_stored_and_nothing_fetched(peer: P
     wide = Claims(peer.vault, over_bytes=20_000, most_bytes=MB)
     narrow = Claims(Untouched(), over_bytes=20_000, most_bytes=40_000)
     with pytest.raises(MessageTooLargeError, match="SQUADRON_MAX_MESSAGE_BYTES"):
-        await narrow.seal(task_of(40_001), keep_s=60)
-    sealed = await wide.seal(task_of(60_000), keep_s=60)
+        await narrow.seal(task_of(40_001).encode(), keep_s=60)
+    sealed = await wide.seal(task_of(60_000).encode(), keep_s=60)
     with pytest.raises(MessageTooLargeError):
         await narrow.open(sealed)
 
 
 async def test_a_payload_whose_message_was_never_sent_ends_with_its_time(peer: Peer) -> None:
     claims = Claims(peer.vault, over_bytes=20_000, most_bytes=MB)
-    sealed = await claims.seal(task_of(30_000), keep_s=1)
+    sealed = await claims.seal(task_of(30_000).encode(), keep_s=1)
     claim = claim_of(AgentMessage.decode(sealed))
     assert claim is not None
     await until(lambda: gone(peer.vault, claim.name))
@@ -181,9 +181,9 @@ async def test_there_is_no_bucket_until_something_large_comes(wiring: Wiring) ->
         )
         return names["streams"] or []
 
-    await wiring.claims.seal(task_of(512 * 1024), keep_s=60)
+    await wiring.claims.seal(task_of(512 * 1024).encode(), keep_s=60)
     assert await buckets() == []
-    await wiring.claims.seal(task_of(512 * 1024 + 1), keep_s=60)
+    await wiring.claims.seal(task_of(512 * 1024 + 1).encode(), keep_s=60)
     assert await buckets() == [f"OBJ_squadron-{wiring.settings.env}-claims"]
 
 
@@ -263,7 +263,7 @@ async def test_a_claim_is_due_before_the_servers_own_limit(settings: Settings, w
         limit = opened.connection.max_payload
         for size in (limit - 4_096, limit):
             message = task_of(size)
-            sealed = await opened.claims.seal(message, keep_s=60)
+            sealed = await opened.claims.seal(message.encode(), keep_s=60)
             await opened.queue.put(opened.subjects.task("a.b"), sealed, msg_id=str(size))
             assert await opened.claims.open(sealed) == message
         assert len(sealed) < 1_000
@@ -275,7 +275,7 @@ async def test_fifty_megabytes_take_a_moment(wiring: Wiring) -> None:
     """Measured 0.11 s each way on two cores; here only that no second factor of ten comes in."""
     message = task_of(50 * MB)
     started = time.monotonic()
-    sealed = await wiring.claims.seal(message, keep_s=60)
+    sealed = await wiring.claims.seal(message.encode(), keep_s=60)
     assert await wiring.claims.open(sealed) == message
     assert time.monotonic() - started < 20
 

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from squadron.bridge.core import Bridge
-from squadron.bridge.memory import MemoryBus, MemoryJournal, MemoryQueue, MemoryVault
-from squadron.bridge.memory_events import MemoryEventLog
+from squadron.bridge.memory import MemoryBus, MemoryEventLog, MemoryJournal, MemoryQueue, MemoryVault
 from squadron.runtime.caller import Caller
 from squadron.runtime.claims import Claims
 from squadron.runtime.deployment import AgentState, Deployment, Scale

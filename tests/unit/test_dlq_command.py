@@ -16,9 +16,10 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from squadron.bridge.jetstream.wiring import SystemClock
-from squadron.bridge.memory import MemoryBus, MemoryJournal, MemoryQueue
+from squadron.bridge.memory import MemoryBus, MemoryJournal, MemoryQueue, MemoryVault
 from squadron.cli import dlq, frame
 from squadron.cli.app import app
+from squadron.runtime.claims import Claims
 from squadron.runtime.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.letters import DeadLetters
 from squadron.runtime.outcome import DeadLettered
@@ -35,7 +36,7 @@ class Office:
     def __init__(self) -> None:
         self.queue, self.subjects = MemoryQueue(), Subjects("dev")
         journal = MemoryJournal(MemoryBus())
-        self.letters = DeadLetters(journal, self.queue, self.subjects, SystemClock())
+        self.letters = DeadLetters(journal, self.queue, Claims(MemoryVault()), self.subjects, SystemClock())
         self._seq = 0
 
     async def open(self) -> None:

@@ -15,8 +15,7 @@ from squadron.actors.llm import ANSWER_TOOL, LLMAgent, tool
 from squadron.actors.marks import topic
 from squadron.actors.model import ChatMessage, Model, ModelTurn, ToolCall
 from squadron.actors.scripted import ScriptedModel, ScriptedTurn
-from squadron.bridge.memory import MemoryBus, MemoryJournal, MemoryQueue, MemoryVault
-from squadron.bridge.memory_events import MemoryEventLog
+from squadron.bridge.memory import MemoryBus, MemoryEventLog, MemoryJournal, MemoryQueue, MemoryVault
 from squadron.runtime.caller import Ask, Caller
 from squadron.runtime.claims import Claims
 from squadron.runtime.context import Context

@@ -13,8 +13,7 @@ import structlog
 from squadron import Agent, Context, topic
 from squadron.actors.agent import AgentSpec
 from squadron.bridge.jetstream.wiring import SystemClock
-from squadron.bridge.memory import MemoryBus, MemoryJournal, MemoryQueue, MemoryVault
-from squadron.bridge.memory_events import MemoryEventLog
+from squadron.bridge.memory import MemoryBus, MemoryEventLog, MemoryJournal, MemoryQueue, MemoryVault
 from squadron.runtime.caller import Caller
 from squadron.runtime.claims import Claims
 from squadron.runtime.envelope import AgentIdentity, AgentMessage

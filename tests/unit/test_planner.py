@@ -13,8 +13,7 @@ from squadron.actors.marks import topic
 from squadron.actors.model import ChatMessage, ToolDefinition
 from squadron.actors.planner import INTRODUCTION, OfflinePlanner
 from squadron.actors.supervisor import Supervisor
-from squadron.bridge.memory import MemoryBus, MemoryJournal, MemoryQueue, MemoryVault
-from squadron.bridge.memory_events import MemoryEventLog
+from squadron.bridge.memory import MemoryBus, MemoryEventLog, MemoryJournal, MemoryQueue, MemoryVault
 from squadron.runtime.caller import Ask, Caller
 from squadron.runtime.claims import Claims
 from squadron.runtime.envelope import AgentIdentity

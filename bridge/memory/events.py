@@ -9,7 +9,8 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from squadron.bridge.memory import MAX_PAYLOAD_BYTES, MemoryBus
+from squadron.bridge.memory.bus import MemoryBus
+from squadron.bridge.memory.common import MAX_PAYLOAD_BYTES
 from squadron.runtime.durable import EventGroup, check_start
 from squadron.runtime.errors import MessageTooLargeError
 from squadron.runtime.ports import Delivery, Feed, Note
