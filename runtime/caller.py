@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
-import uuid
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,6 +35,10 @@ DEFAULT_WITHIN_S = 60.0
 #: How long an unknown topic may take to appear before the call is undeliverable: a deploy that was
 #: acknowledged a moment ago may reach this process's registry a moment later.
 GRACE_S = 0.25
+#: While an outcome is awaited its lite topic is read anew after so long, doubling up to the second figure:
+#: the live message may have been lost. At most so many are read in one step, in seconds.
+FIRST_LOOK_S, LONGEST_LOOK_S = 2.0, 15.0
+LOOK_STEP_S, LOOKS_PER_STEP = 0.25, 100
 #: How long a task that was cancelled may take to say so, in seconds. One that waits has nobody to say it.
 CANCEL_WITHIN_S = 1.0
 
@@ -80,14 +85,18 @@ class Caller:
         self._owner = token_of(identity.id)
         self._waiting: dict[str, Handle] = {}
         self._subscriptions: dict[str, asyncio.Future[Subscription]] = {}
+        self._looking: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Be ready to hear outcomes."""
         await self._listen(self._owner)
         self.bus.on_reconnect(self._look_again)
+        self._looking = asyncio.create_task(self._keep_looking(), name="outcomes")
 
     async def aclose(self) -> None:
         """Stop hearing outcomes; tasks under way go on, and their outcomes stay on the lite topics."""
+        if self._looking is not None:
+            self._looking.cancel()
         while self._subscriptions:
             _, subscribing = self._subscriptions.popitem()
             await (await subscribing).aclose()
@@ -125,6 +134,18 @@ class Caller:
             else:
                 await handle.look()
 
+    async def _keep_looking(self) -> None:
+        """Read the lite topics of tasks whose outcome is late: the live message may have been lost."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(LOOK_STEP_S)
+            late = (handle for handle in self._waiting.values() if handle.look_at <= loop.time())
+            for handle in list(itertools.islice(late, LOOKS_PER_STEP)):
+                if handle.look_at:
+                    await handle.look()
+                handle.look_again_s = min(2 * handle.look_again_s or FIRST_LOOK_S, LONGEST_LOOK_S)
+                handle.look_at = loop.time() + handle.look_again_s
+
     async def ask(self, topic: str, content: Any, ask: Ask | None = None) -> Outcome:
         """Send a task and wait for its one outcome; never raises for what happens to the task."""
         handle = await self.submit(topic, content, ask)
@@ -137,7 +158,7 @@ class Caller:
             self._waiting[handle.reply_to] = handle
             await handle.look()
         try:
-            return await handle.outcome()
+            return await handle.settled()
         finally:
             if handle.done:
                 self._waiting.pop(handle.reply_to, None)
@@ -169,7 +190,7 @@ class Caller:
                     return await self.outcome(handle)
             except TimeoutError:
                 await self._settle_cancelled(handle)
-        return await handle.outcome()
+        return await handle.settled()
 
     async def request_cancel(self, handle: Handle) -> None:
         """Ask whoever runs a task, now or later, to stop; does not wait for it."""
@@ -198,7 +219,7 @@ class Caller:
         handle at once instead of raising.
         """
         ask = ask or Ask()
-        task_id = ask.task_id or uuid.uuid4().hex
+        task_id = ask.task_id or os.urandom(16).hex()
         owner = ask.owner or self._owner
         reply_to = self.subjects.lite(owner, token_of(task_id))
         deadline = Deadline.after(ask.within_s, self.clock)

@@ -6,8 +6,8 @@ that of the NATS pub/sub agent architecture (`docs/protocol.md`).
 
 from __future__ import annotations
 
+import os
 import time
-import uuid
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -111,7 +111,7 @@ class AgentMessage(Wire):
         routing: Routing | None = None,
     ) -> Self:
         """Make a message of our own; it gets a fresh id and the present time."""
-        id = id or uuid.uuid4().hex
+        id = id or os.urandom(16).hex()
         context: dict[str, Any] = {"conversation_id": conversation_id or id, "metadata": {}}
         if parent is not None:
             context["parent_message_id"] = parent

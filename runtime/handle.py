@@ -16,9 +16,10 @@ from squadron.runtime.outcome import Outcome, TimedOut
 if TYPE_CHECKING:
     from squadron.runtime.caller import Caller
 
-#: While an outcome is awaited its lite topic is read anew after so long, doubling up to the second figure:
-#: the live message may have been lost in a reconnect.
-FIRST_LOOK_S, LONGEST_LOOK_S = 2.0, 15.0
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 class Handle:
@@ -28,6 +29,8 @@ class Handle:
         self.task_id, self.topic, self.reply_to, self.deadline = task_id, topic, reply_to, deadline
         self._caller, self._lite = caller, caller.lite
         self._outcome: Outcome | None = None
+        #: When to read the lite topic for it, on the loop's clock, and the pause before the next time.
+        self.look_at, self.look_again_s = 0.0, 0.0
         #: One future for each who waits: if one of them is cancelled, the others wait on.
         self._waiters: list[asyncio.Future[None]] = []
 
@@ -57,25 +60,28 @@ class Handle:
         if self._outcome is None:
             self._outcome = outcome
             for waiter in self._waiters:
-                if not waiter.done():
-                    waiter.set_result(None)
+                _wake(waiter)
 
     async def outcome(self) -> Outcome:
-        """Wait for the task's one outcome; `TimedOut` when its deadline passes first."""
-        look_s = FIRST_LOOK_S
+        """Wait for the task's one outcome; `TimedOut` when its deadline passes first. May be called again."""
+        return await self._caller.outcome(self)
+
+    async def settled(self) -> Outcome:
+        """Wait until the outcome was heard, or the deadline passed."""
+        loop = asyncio.get_running_loop()
         while self._outcome is None:
-            ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            ended: asyncio.Future[None] = loop.create_future()
             self._waiters.append(ended)
+            # A plain timer: `asyncio.timeout` costs three times as much, for each task.
+            late = loop.call_later(self.deadline.remaining_s(), _wake, ended)
             try:
-                async with asyncio.timeout(self.deadline.earliest(look_s)):
-                    await ended
-            except TimeoutError:
-                await self.look()
-                if self.deadline.passed:
-                    self.settle(self._too_late())
-                look_s = min(2 * look_s, LONGEST_LOOK_S)
+                await ended
             finally:
+                late.cancel()
                 self._waiters.remove(ended)
+            if self._outcome is None and self.deadline.passed:
+                await self.look()
+                self.settle(self._too_late())
         return self._outcome
 
     def _too_late(self) -> Outcome:

@@ -542,7 +542,7 @@ async def test_a_second_attempt_asks_the_model_nothing_twice_and_runs_no_task_tw
     squad: Squad, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # So that an outcome which is stored already is found only by who looks before waiting
-    monkeypatch.setattr("squadron.runtime.handle.FIRST_LOOK_S", 60.0)
+    monkeypatch.setattr("squadron.runtime.caller.FIRST_LOOK_S", 60.0)
     words = Words()
     await squad.serve(words)
     fan_out = call("f", "for_each", topic="words__length", items=["a", "bb"], arguments={"word": {"$item": ""}})
@@ -573,7 +573,7 @@ async def test_a_task_still_under_way_after_a_crash_is_waited_for_and_not_sent_a
 ) -> None:
     # Given a duplicate window that is over before the crash, as it is for a task of many minutes
     monkeypatch.setattr("squadron.bridge.memory.DUPLICATE_WINDOW_S", 0.0)
-    monkeypatch.setattr("squadron.runtime.handle.FIRST_LOOK_S", 0.01)
+    monkeypatch.setattr("squadron.runtime.caller.FIRST_LOOK_S", 0.01)
     words = Words(together=2)
     await squad.serve(words)
     one = turn(call("slow", "words__length", word="slow"))
