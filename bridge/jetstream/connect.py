@@ -34,16 +34,12 @@ CONNECT_WITHIN_S = 5.0
 #: The server is pinged this often, in seconds, and given up when it owes three answers, after six seconds: a host
 #: that is gone closes nothing. A ping costs the server some microseconds. nats-py's default is four minutes.
 PING_INTERVAL_S, MOST_PINGS_OWED = 2, 2
-
 #: Pause between attempts to reconnect, in seconds.
 RECONNECT_WAIT_S = 0.25
-
 #: In characters, of up to four bytes: a server closes over lines of more than 4,096 bytes (`max_control_line`).
 MAX_SUBJECT = 1_000
-
 #: How long an acknowledgement may wait for others, in seconds: each send costs a system call and wakes the server.
 SOON_S = 0.005
-
 #: Status of the answer that a server gives for want of anybody else (ADR-4 of NATS).
 _NO_RESPONDERS = "503"
 #: How a batch of direct gets ends: that was all, or there is none.
