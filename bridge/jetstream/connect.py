@@ -26,13 +26,10 @@ NANOSECONDS = 1_000_000_000
 API_WITHIN_S = 5.0
 #: Pause between attempts to reconnect, in seconds.
 RECONNECT_WAIT_S = 0.25
-
-#: A server reads lines of 4,096 bytes (`max_control_line`), with subject and reply, and closes over longer ones.
-MAX_SUBJECT_BYTES = 2_000
-
+#: In characters, of up to four bytes: a server closes over lines of more than 4,096 bytes (`max_control_line`).
+MAX_SUBJECT = 1_000
 #: How long an acknowledgement may wait for others, in seconds: each send costs a system call and wakes the server.
 SOON_S = 0.005
-
 #: Status of the answer that a server gives for want of anybody else (ADR-4 of NATS).
 _NO_RESPONDERS = "503"
 #: How a batch of direct gets ends: that was all, or there is none.
@@ -167,7 +164,7 @@ class Connection:
         return subscription
 
     def _check(self, subject: str, data: bytes, headers: dict[str, str] | None) -> None:
-        if len(subject.encode()) > MAX_SUBJECT_BYTES:
+        if len(subject) > MAX_SUBJECT:
             raise InvalidSubjectError(f"a subject of {len(subject):,} characters is too long")
         # nats-py leaves the headers out of its check, and the server closes the connection over them.
         size = len(data)
