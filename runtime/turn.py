@@ -140,7 +140,7 @@ class Turns:
             await self._bury_poison(delivery, error)
             return None
         lite_key, announce = self._reply_address(message, topic)
-        if delivery.lease.delivered > 1 and (stored := await self._stored(message, lite_key)):
+        if not delivery.lease.first and (stored := await self._stored(message, lite_key)):
             # The replica before us died after it had stored the outcome, maybe before it had announced it.
             await self._announce(announce, stored)
             await delivery.lease.settle()

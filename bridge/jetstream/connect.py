@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import json
 import ssl
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
@@ -67,6 +68,8 @@ class Connection:
 
     def __init__(self, client: Client) -> None:
         self.client = client
+        #: When it was made, or came back, in seconds since the epoch.
+        self.connected_at = time.time()
         self._on_reconnect: list[Callable[[], Awaitable[None]]] = []
         self._background: set[asyncio.Task[None]] = set()
         self._inbox = client.new_inbox()
@@ -96,6 +99,7 @@ class Connection:
 
     async def reconnected(self) -> None:
         """Tell everybody who asked. Must not raise or wait: nats-py awaits it in its reconnect path."""
+        self.connected_at = time.time()
         for answer in self._questions.values():
             # The answer, if there was one, went to the old connection.
             if not answer.done():
