@@ -91,6 +91,10 @@ class _TurnLease:
     def delivered(self) -> int:
         return self.ticket.delivered
 
+    @property
+    def first(self) -> bool:
+        return self.ticket.first
+
     async def begin(self) -> int:
         return await self.ticket.begin()
 

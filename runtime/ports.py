@@ -42,6 +42,11 @@ class Lease(Protocol):
         """Which delivery of this message it is, from 1."""
         ...
 
+    @property
+    def first(self) -> bool:
+        """Whether it is surely the first one: a killed server forgets what it delivered in its last moments."""
+        ...
+
     async def begin(self) -> int:
         """Note that the work begins; returns which beginning it is, from 1.
 

@@ -135,9 +135,8 @@ class Turns:
             await self._bury_poison(delivery, error)
             return None
         lite_key, announce = self._reports.address(message, topic)
-        if (delivery.lease.delivered > 1 or message.redriven) and (
-            stored := await self._reports.stored(message, lite_key)
-        ):
+        again = message.redriven or not delivery.lease.first
+        if again and (stored := await self._reports.stored(message, lite_key)):
             # The replica before us died after it had stored the outcome, maybe before it had announced it.
             await self._reports.announce(announce, stored)
             await delivery.lease.settle()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
@@ -48,6 +49,8 @@ class Connection:
 
     def __init__(self, client: LastingClient) -> None:
         self.client = client
+        #: When it was made, or came back, in seconds since the epoch.
+        self.connected_at = time.time()
         self._on_reconnect: list[Callable[[], Awaitable[None]]] = []
         self._background: set[asyncio.Task[None]] = set()
         self._inbox = client.new_inbox()
@@ -93,6 +96,7 @@ class Connection:
 
     async def reconnected(self) -> None:
         """Tell everybody who asked. Must not raise or wait: nats-py awaits it in its reconnect path."""
+        self.connected_at = time.time()
         await self.disconnected()
         for sink in self._on_reconnect:
             self._background_task(self._tell(sink), "reconnected")

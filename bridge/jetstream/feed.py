@@ -20,6 +20,8 @@ from squadron.runtime.subjects import NORMAL_PRIORITY, Subjects, lane_of
 PULL_EXPIRES_S, PULL_HEARTBEAT_S = 30, 5
 #: Life of a note on how often work on a message began, in seconds: a week.
 NOTE_TTL_S = 7 * 24 * 3600.0
+#: How far the clocks of a server and its clients may differ, in seconds.
+CLOCKS_S = 1.0
 #: How long the server may take to answer a pull that does not wait, in seconds, before it counts as lost.
 TAKE_WITHIN_S = 2.0
 
@@ -33,13 +35,25 @@ class JetStreamLease:
     one, leaves a note: the number of beginnings so far. Without a note the first delivery was begun.
     """
 
-    __slots__ = ("_begun", "_connection", "_note_pattern", "_notes", "_reply", "delivered", "pending", "seq")
+    __slots__ = (
+        "_begun",
+        "_connection",
+        "_note_pattern",
+        "_notes",
+        "_reply",
+        "delivered",
+        "first",
+        "pending",
+        "seq",
+    )
 
     def __init__(self, connection: Connection, notes: Journal, note_pattern: str, reply: str) -> None:
         self._connection, self._notes, self._note_pattern, self._reply = connection, notes, note_pattern, reply
         # Parsed from the right, because the left side grows with acknowledgements v2 (ADR-15).
-        _, delivered, seq, _, _, pending = reply.rsplit(".", 5)
+        _, delivered, seq, _, stored_ns, pending = reply.rsplit(".", 5)
         self.delivered, self.seq, self.pending = int(delivered), int(seq), int(pending)
+        # What a server of an earlier connection may have delivered was stored before this connection.
+        self.first = self.delivered == 1 and int(stored_ns) / NANOSECONDS > connection.connected_at + CLOCKS_S
         self._begun = False
 
     @property

@@ -50,6 +50,7 @@ class _MemoryLease:
     def __init__(self, log: MemoryEventLog, group: _Group, seq: int) -> None:
         self._log, self._group, self._seq = log, group, seq
         self.delivered = group.delivered[seq]
+        self.first = self.delivered == 1
         self._timer = self._arm(group.lease_s)
 
     def _arm(self, after_s: float) -> asyncio.TimerHandle:

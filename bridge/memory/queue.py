@@ -39,7 +39,7 @@ class _Task:
 class _MemoryLease:
     def __init__(self, queue: MemoryQueue, task: _Task, lease_s: float) -> None:
         self._queue, self._task, self._lease_s = queue, task, lease_s
-        self.delivered = task.delivered
+        self.delivered, self.first = task.delivered, task.delivered == 1
         self._timer = self._arm(lease_s)
 
     def _arm(self, after_s: float) -> asyncio.TimerHandle:

@@ -18,8 +18,6 @@ CROSSING_S = 1.0
 #: The server writes down what it has delivered ten times a second; what came after the last time is forgotten
 #: when it is killed. In seconds, with room for a busy machine.
 FORGETS_S = 0.5
-#: How long before the first line of its handler a task may have been handed out in vain, in seconds.
-EARLIER_S = 10.0
 #: How many of the tasks that don't add up are shown in full.
 SHOWN = 8
 
@@ -29,7 +27,8 @@ class Account:
     """One run's books. `problems` has one line for each rule that a task breaks, by task id."""
 
     plan: Plan
-    sent: set[str]
+    #: When each task was sent.
+    sent: dict[str, float]
     outcomes: dict[str, list[Line]]
     turns: dict[str, list[Line]]
     story: list[Line]
@@ -45,7 +44,7 @@ class Account:
                 outcomes[plan.task_id(line["number"])].append(line)
         for line in read(folder / "handlers"):
             turns[line["task"]].append(line)
-        sent = {plan.task_id(line["number"]) for line in told if line["what"] == "sent"}
+        sent = {plan.task_id(line["number"]): line["at"] for line in told if line["what"] == "sent"}
         lives = [line for line in told if line["what"] in ("began", "done")]
         story = sorted(read(folder / "kills") + lives, key=lambda line: line["at"])
         return cls(plan, sent, outcomes, turns, story)
@@ -56,7 +55,7 @@ class Account:
 
     def judge(self, stored: Mapping[str, int]) -> None:
         """Hold each task against the rules; `stored` counts the outcomes on each task's lite topic."""
-        for task in sorted(self.sent | self.outcomes.keys() | self.turns.keys()):
+        for task in sorted(self.sent.keys() | self.outcomes.keys() | self.turns.keys()):
             self._judge(task, stored.get(task, 0))
 
     def _judge(self, task: str, stored: int) -> None:
@@ -80,15 +79,16 @@ class Account:
             wrong("was never started")
         if len({start["attempt"] for start in starts}) < len(starts) and task not in self.forgotten:
             wrong("ran twice as the same attempt")
-        if starts and max(start["attempt"] for start in starts) > len(starts) + self._kills_since(starts[0]["at"]):
+        if starts and max(start["attempt"] for start in starts) > len(starts) + self._lost_beginnings(task):
             wrong("has attempts that never began")
         if not self.problems[task]:
             del self.problems[task]
 
-    def _kills_since(self, at: float) -> int:
-        """Each may have hit a replica between the beginning of an attempt and the handler's first line."""
-        # Of a task whose first attempt never wrote a line the first start is late.
-        return sum(line["what"] == "kill" and line["at"] > at - EARLIER_S for line in self.story)
+    def _lost_beginnings(self, task: str) -> int:
+        """Kills that may have hit a replica between the beginning of an attempt and the handler's first line."""
+        began, ended = self.sent.get(task, 0.0), max((line["at"] for line in self._of(task)), default=0.0)
+        hits = [line for line in self.story if line["what"] == "kill" and line["role"] in ("replica", "nats")]
+        return sum(began < line["at"] < ended for line in hits)
 
     def _of(self, task: str) -> list[Line]:
         return self.turns.get(task, [])

@@ -461,7 +461,7 @@ async def test_a_redelivered_task_whose_outcome_is_stored_is_not_run_again(world
     class Unsettled:
         """The replica dies between storing the outcome and settling the task."""
 
-        delivered = 1
+        delivered, first = 1, True
 
         async def begin(self) -> int:
             return await first.lease.begin()
@@ -490,7 +490,7 @@ async def test_the_outcome_is_stored_when_the_task_is_settled(world: World) -> N
     stored_at_settling = []
 
     class Lease:
-        delivered = 1
+        delivered, first = 1, True
 
         async def begin(self) -> int:
             return 1

@@ -1,0 +1,61 @@
+"""A killed server forgets what it handed out in its last moments, and hands it out as if for the first time."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+
+from squadron.actors.agent import Agent
+from squadron.actors.marks import topic
+from squadron.bridge.jetstream import embedded
+from squadron.runtime.ports import Backlog
+from tests.contract.conftest import ON_NATS, Peer, Serve, World, until
+
+
+class Typist(Agent):
+    """Types what it is given, once it may."""
+
+    def __init__(self) -> None:
+        self.typed = 0
+        self.began, self.go = asyncio.Event(), asyncio.Event()
+
+    @topic("typist.warm")
+    async def warm(self) -> None:
+        return None
+
+    @topic("typist.type")
+    async def type(self) -> int:
+        self.typed += 1
+        self.began.set()
+        await self.go.wait()
+        return self.typed
+
+
+@ON_NATS
+async def test_what_the_server_forgot_it_had_delivered_is_not_run_again_once_its_outcome_is_stored(
+    world: World, peer: Peer, serve: Serve
+) -> None:
+    assert world.settings is not None
+    home = world.settings.home
+    typist = Typist()
+    # One slot: what comes again comes when the outcome is stored.
+    await serve(typist, slots=1)
+    # It writes down what it delivered ten times a second: of two in a row it forgets the second.
+    await peer.caller.ask("typist.warm", {})
+    asking = asyncio.create_task(peer.caller.ask("typist.type", {}))
+    await typist.began.wait()
+
+    server = embedded.find(home)
+    assert server is not None
+    os.kill(server.pid, signal.SIGKILL)
+    typist.go.set()
+    await asyncio.to_thread(embedded.ensure, home)
+
+    assert (await asking).unwrap() == 1
+
+    async def empty() -> bool:
+        return await peer.queue.backlog("typist") == Backlog()
+
+    await until(empty)
+    assert typist.typed == 1
