@@ -171,7 +171,7 @@ class DeadLetters:
         token = token or token_of(outcome.task_id)
         key = self._subjects.dead(agent, token)
         # The place in the queue: what was put back and fails again is another letter.
-        msg_id = f"{token}.dead.{delivery.seq}"
+        msg_id = f"{agent}.{token}.dead.{delivery.seq}"
 
         async def append(message: dict[str, Any]) -> None:
             letter = AgentMessage.new("event", source, content | message)

@@ -63,7 +63,7 @@ class JetStreamQueue:
 
     async def declare(self, mailbox: Mailbox) -> None:
         """Make the mailbox, or change it to fit; keeps what it holds."""
-        if not mailbox.patterns:
+        if not mailbox.patterns and not mailbox.subject:
             # An agent that only hears events: a consumer without a filter would get all tasks.
             return await self.remove(mailbox.name)
         present = await self._info(mailbox.name)

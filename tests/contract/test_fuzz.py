@@ -385,8 +385,10 @@ def _is_poison(subject: bytes, data: bytes) -> bool:
     return False
 
 
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:32]
+def _digest(subject: bytes, data: bytes) -> str:
+    # A query is stored under the task's subject.
+    stored = subject.replace(b".query.", b".task.", 1).decode(errors="replace").encode()
+    return hashlib.sha256(stored + b"\n" + data).hexdigest()[:32]
 
 
 async def _flood_tasks(place: Place, rubbish: Rubbish, count: int) -> Counter[str]:
@@ -418,7 +420,7 @@ async def _flood_tasks(place: Place, rubbish: Rubbish, count: int) -> Counter[st
 
     # The server says which it stored; the rest it refused for their headers or subjects.
     stored = {i: sent[i] for i, answer in place.stranger.answers.items() if b'"error"' not in answer}
-    poison = {_digest(data) for subject, data in stored.values() if _is_poison(subject, data)}
+    poison = {_digest(subject, data) for subject, data in stored.values() if _is_poison(subject, data)}
     readable = [AgentMessage.decode(it[1]).id for it in stored.values() if not _is_poison(*it)]
     assert poison <= await place.letters()
     assert {token_of(id) for id in readable} <= await place.outcomes()
