@@ -18,6 +18,8 @@ CROSSING_S = 1.0
 #: The server writes down what it has delivered ten times a second; what came after the last time is forgotten
 #: when it is killed. In seconds, with room for a busy machine.
 FORGETS_S = 0.5
+#: How long the server goes on handing tasks to a replica that was killed, in seconds: until its socket is closed.
+NOTICED_S = 0.5
 #: How many of the tasks that don't add up are shown in full.
 SHOWN = 8
 
@@ -88,7 +90,7 @@ class Account:
         """Kills that may have hit a replica between the beginning of an attempt and the handler's first line."""
         began, ended = self.sent.get(task, 0.0), max((line["at"] for line in self._of(task)), default=0.0)
         hits = [line for line in self.story if line["what"] == "kill" and line["role"] in ("replica", "nats")]
-        return sum(began < line["at"] < ended for line in hits)
+        return sum(began - NOTICED_S < line["at"] < ended for line in hits)
 
     def _of(self, task: str) -> list[Line]:
         return self.turns.get(task, [])
