@@ -44,8 +44,12 @@ fmt: $(STAMP) ## Format, and fix what can be fixed
 test-slow: $(STAMP) ## Run the long proofs: kills, floods, restarts
 	$(BIN)/python -m pytest -m slow
 
-bench: $(STAMP) ## Measure, and write the results to benchmarks/results
+bench: $(VENV)/.bench ## Measure speed and memory in 4 minutes, and write benchmarks/results
 	$(BIN)/python -m benchmarks.run
+
+$(VENV)/.bench: $(STAMP)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	@touch $@
 
 build: $(STAMP) ## Build sdist and wheel into dist
 	$(BIN)/python -m build

@@ -28,7 +28,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticSerializationError
 
-from squadron.actors.marks import EventMark, TopicMark
+from squadron.actors.marks import DurableMark, EventMark, TopicMark
 from squadron.runtime.context import Context
 from squadron.runtime.errors import InvalidAgentError, InvalidInputError, InvalidSubjectError
 from squadron.runtime.outcome import Answer
@@ -50,6 +50,8 @@ class Agent:
         min_replicas, max_replicas: bounds of autoscaling; a minimum of 0 lets it go away when idle.
         grace_s: how long running turns may take to end when a replica is stopped, in seconds.
         num_cpus, num_gpus: what Ray reserves per replica.
+        ordered_by: "conversation" runs the tasks of one conversation one at a time, in the order in which they
+            were published, over all replicas; priorities then don't count.
         capabilities: what its replicas offer to tasks that ask for it; `on_start` may set it per replica.
         mailbox_limit: how many tasks its mailbox may hold, waiting and running; 0 is any number.
         when_full: what becomes of more: the caller waits for room, or the task is rejected.
@@ -62,6 +64,7 @@ class Agent:
     grace_s: ClassVar[float] = 20.0
     num_cpus: ClassVar[float] = 0
     num_gpus: ClassVar[float] = 0
+    ordered_by: ClassVar[Literal["", "conversation"]] = ""
     capabilities: Collection[str] = frozenset()
     mailbox_limit: ClassVar[int] = 0
     when_full: ClassVar[Literal["wait", "reject"]] = "wait"
@@ -233,6 +236,7 @@ class AgentSpec:
     description: str
     topics: tuple[TopicSpec, ...]
     events: tuple[tuple[str, EventMark], ...]
+    durable_events: tuple[tuple[str, DurableMark], ...]
 
     @classmethod
     def of(cls, agent_class: type[Agent]) -> AgentSpec:
@@ -252,6 +256,10 @@ class AgentSpec:
             raise InvalidAgentError(
                 f"{name}: needs 0 <= min_replicas <= max_replicas, max_replicas >= 1 and slots >= 1"
             )
+        if agent_class.ordered_by not in ("", "conversation"):
+            raise InvalidAgentError(
+                f"{name}: ordered_by={agent_class.ordered_by!r}", hint='use "conversation", or "" for no order'
+            )
         methods = inspect.getmembers(agent_class, inspect.isfunction)
         topics = tuple(
             TopicSpec.of(agent_class, method, function)
@@ -263,11 +271,16 @@ class AgentSpec:
             for method, function in methods
             if hasattr(function, "__squadron_event__")
         )
-        if not topics and not events:
+        durable_events = tuple(
+            (method, function.__squadron_durable_event__)
+            for method, function in methods
+            if hasattr(function, "__squadron_durable_event__")
+        )
+        if not topics and not events and not durable_events:
             raise InvalidAgentError(f"{name} serves nothing", hint='mark a method with @topic("domain.what")')
         _check_disjoint(name, [spec.topic.name for spec in topics])
         description = inspect.cleandoc(agent_class.__doc__ or "")
-        return cls(agent_class, name, description, topics, events)
+        return cls(agent_class, name, description, topics, events, durable_events)
 
     def card(self) -> AgentCard:
         """The registry's entry for it."""

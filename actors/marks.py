@@ -1,4 +1,4 @@
-"""The marks an author puts on methods: `@topic` to serve tasks, `@on` to hear events."""
+"""The marks an author puts on methods: `@topic` to serve tasks, `@on` and `@on_durable` to hear events."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from squadron.runtime.durable import EVENT_MAX_ATTEMPTS, Start, check_start
 from squadron.runtime.errors import InvalidAgentError
 from squadron.runtime.retries import DEFAULT_MAX_ATTEMPTS, FIRST_BACKOFF_S, LONGEST_BACKOFF_S, Retries
 from squadron.runtime.subjects import check_pattern
@@ -34,6 +35,16 @@ class EventMark:
 
     pattern: str
     everyone: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DurableMark:
+    """A durable event handler's wish: see `on_durable`."""
+
+    pattern: str
+    start: Start
+    run_timeout_s: float
+    retries: Retries
 
 
 def topic(
@@ -89,6 +100,42 @@ def on(pattern: str, *, everyone: bool = False) -> Callable[[F], F]:
 
     def decorate(method: F) -> F:
         method.__squadron_event__ = mark  # type: ignore[attr-defined]
+        return method
+
+    return decorate
+
+
+def on_durable(
+    pattern: str,
+    *,
+    start: Start = "new",
+    max_attempts: int = EVENT_MAX_ATTEMPTS,
+    run_timeout_s: float = DEFAULT_RUN_TIMEOUT_S,
+) -> Callable[[F], F]:
+    """Handle durable events with this method, at least once: one replica of the agent gets each event.
+
+    What was published while no replica was there is handled when one is back. A handler that raises is tried
+    again with growing pauses; after its last attempt the event is buried among the dead letters.
+
+    Args:
+        pattern: `news.sport`, or `news.*` for a family.
+        start: where the agent's first deploy begins: "new", "first", a sequence (int), or a time (an aware
+            datetime, or a float of seconds since the epoch). Later deploys go on where the last one was.
+        max_attempts: how often an event is tried before it is buried.
+        run_timeout_s: longest run of one attempt, in seconds.
+
+    Raises:
+        InvalidSubjectError: the pattern breaks the grammar.
+        InvalidInputError: `start` is not a place in the log.
+        InvalidAgentError: `max_attempts` or `run_timeout_s` is too small.
+    """
+    check_start(start)
+    if run_timeout_s <= 0 or max_attempts < 1:
+        raise InvalidAgentError(f"{pattern}: run_timeout_s must be above 0 and max_attempts at least 1")
+    mark = DurableMark(check_pattern(pattern), start, run_timeout_s, Retries(max_attempts))
+
+    def decorate(method: F) -> F:
+        method.__squadron_durable_event__ = mark  # type: ignore[attr-defined]
         return method
 
     return decorate

@@ -1,192 +1,200 @@
-"""How much a durable ask costs over its floors, measured in the same run: `make bench`.
+"""Speed and memory, as ratios to what they stand on: `make bench`.
 
-Floors: a bare nats-py request/reply and a bare call of an async Ray actor. Caller and callee are separate
-processes in all three; rounds are interleaved, so that a noisy moment hits all of them. Prints a table and
-writes `benchmarks/results/ask.json`. Targets: at most 3 times the NATS request, faster than the Ray actor.
+Each way to call an echo has a client process of its own, and two workers, actors or replicas; all use the same
+NATS server and the same Ray. They are measured in turn, and a ratio is taken within its round, so that a
+machine that gets slower meanwhile does not bend it. Figures are medians over the rounds.
+
+Prints a table and the targets, writes `benchmarks/results/delivery.json`; exit status 1 when a target is missed.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
-import os
-import platform
+import random
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-import nats
-import ray
-from nats.aio.msg import Msg
-
-from squadron import Agent, Settings, Squad, topic
-from squadron.bridge.jetstream import embedded
+from benchmarks import floors, machine, ours, peers
+from benchmarks.processes import Way, client
+from squadron import Settings, Squad
 
 RESULTS = Path(__file__).parent / "results"
-PAYLOAD = "x" * 1024
-#: The targets that this benchmark is there to hold.
-MOST_OVER_NATS, MOST_OVER_RAY = 3.0, 1.0
+#: Calls under way at once for throughput; the second is ours only.
+AT_ONCE, MANY_AT_ONCE = 64, 512
 
-NATS, ASK, RAY = "bare NATS request", "Squadron ask (durable)", "bare Ray actor call"
+ASK, NATS, JETSTREAM = "Squadron ask (durable)", "bare NATS request", "bare JetStream task"
+RAY, SERVE, OPTIMISED = "bare Ray actor", "Serve handle", "Serve handle, optimised"
+FASTSTREAM = "FastStream, JetStream"
 
-Call = Callable[[], Awaitable[object]]
-
-
-class Echo(Agent):
-    """Says it again."""
-
-    @topic("echo.say")
-    async def say(self, text: str) -> str:
-        """Say it again."""
-        return text
-
-
-@ray.remote(num_cpus=0)
-class EchoActor:
-    """The floor on Ray's side: an async actor, as Serve replicas are."""
-
-    async def say(self, text: str) -> str:
-        return text
+WAYS: Mapping[str, Way] = {
+    NATS: floors.nats_request,
+    JETSTREAM: floors.jetstream,
+    ASK: ours.ask,
+    FASTSTREAM: peers.faststream,
+    RAY: floors.ray_actor,
+    OPTIMISED: floors.serve_optimised,
+    SERVE: floors.serve_handle,
+}
 
 
-async def answer_bare(url: str, token: str) -> None:
-    """The floor on NATS' side: answers requests until it is killed."""
-    client = await nats.connect(url, token=token)
+@dataclass
+class Found:
+    """What one way did in each round."""
 
-    async def answer(msg: Msg) -> None:
-        await client.publish(msg.reply, msg.data)
+    p50_ms: list[float] = field(default_factory=list)
+    p99_ms: list[float] = field(default_factory=list)
+    per_second: list[float] = field(default_factory=list)
 
-    await client.subscribe("bench.bare", cb=answer)
-    await client.flush()
-    print("ready", flush=True)
-    await asyncio.Event().wait()
-
-
-async def latencies_ms(call: Call, count: int) -> list[float]:
-    """`count` calls, one after the other."""
-    taken = []
-    for _ in range(count):
-        started = time.perf_counter()
-        await call()
-        taken.append((time.perf_counter() - started) * 1000)
-    return taken
+    def add_latencies(self, taken_ms: list[float]) -> None:
+        """The latencies of one round."""
+        self.p50_ms.append(statistics.median(taken_ms))
+        self.p99_ms.append(statistics.quantiles(taken_ms, n=100)[98])
 
 
-async def per_second(call: Call, count: int, at_once: int) -> float:
-    """Throughput with `at_once` calls under way."""
-    started = time.perf_counter()
-    left = iter(range(count))
+@dataclass
+class Figures:
+    """Everything that was measured."""
 
-    async def worker() -> None:
-        for _ in left:
-            await call()
-
-    await asyncio.gather(*(worker() for _ in range(at_once)))
-    return count / (time.perf_counter() - started)
-
-
-async def measure(rounds: int, calls: int) -> dict[str, dict[str, float]]:
-    """p50 and p99 of single calls, and calls per second with 64 under way, for each way."""
-    with tempfile.TemporaryDirectory(prefix="sq-bench-") as home:
-        settings = Settings.load({}, home=Path(home))
-        async with Squad.up(settings) as squad:
-            await squad.deploy(Echo)
-            endpoint = embedded.find(settings.home)
-            assert endpoint is not None
-            floor = await asyncio.create_subprocess_exec(
-                *(sys.executable, __file__, "--bare", endpoint.url, endpoint.token), stdout=asyncio.subprocess.PIPE
-            )
-            try:
-                assert floor.stdout is not None
-                await floor.stdout.readline()
-                client = await nats.connect(endpoint.url, token=endpoint.token)
-                actor = EchoActor.remote()
-                data = PAYLOAD.encode()
-
-                async def ask() -> object:
-                    return (await squad.ask("echo.say", text=PAYLOAD)).unwrap()
-
-                async def call_actor() -> object:
-                    return await actor.say.remote(PAYLOAD)
-
-                ways: dict[str, Call] = {
-                    NATS: lambda: client.request("bench.bare", data, timeout=10),
-                    ASK: ask,
-                    RAY: call_actor,
-                }
-                found = await interleave(ways, rounds, calls)
-                await client.close()
-                return found
-            finally:
-                floor.kill()
-                await floor.wait()
+    ways: dict[str, Found]
+    many_per_second: list[float]
+    sleepers_ms: list[float]
+    #: Per replica, in MB: bare Serve's and ours, before the first call and after the last one.
+    memory_mb: dict[str, dict[str, float]]
+    #: Of all cores, each time while nothing was measured: what else went on.
+    busy_percent: list[float]
 
 
-async def interleave(ways: dict[str, Call], rounds: int, calls: int) -> dict[str, dict[str, float]]:
-    """Measure all ways in turn, `rounds` times; medians over the rounds.
+@dataclass(frozen=True)
+class Target:
+    """A promise: the median of `rounds` is at most, or at least, `limit`."""
 
-    A ratio is taken within its round, so that a machine that gets slower meanwhile does not bend it.
-    """
-    samples: dict[str, list[list[float]]] = {name: [] for name in ways}
-    rates: dict[str, list[float]] = {name: [] for name in ways}
-    for call in ways.values():
-        await latencies_ms(call, 100)
-    for _ in range(rounds):
-        for name, call in ways.items():
-            samples[name].append(await latencies_ms(call, calls))
-            rates[name].append(await per_second(call, 5 * calls, 64))
-    p50 = {name: [statistics.median(round_) for round_ in samples[name]] for name in ways}
+    what: str
+    rounds: Sequence[float]
+    limit: float
+    at_most: bool
 
-    def over(name: str, floor: str) -> float:
-        return statistics.median(one / other for one, other in zip(p50[name], p50[floor], strict=True))
+    @property
+    def value(self) -> float:
+        return statistics.median(self.rounds)
 
-    return {
-        name: {
-            "p50_ms": statistics.median(p50[name]),
-            "p99_ms": statistics.quantiles([each for round_ in samples[name] for each in round_], n=100)[98],
-            "per_second_at_64": statistics.median(rates[name]),
-            "p50_over_nats": over(name, NATS),
-            "p50_over_ray": over(name, RAY),
-        }
-        for name in ways
-    }
+    @property
+    def held(self) -> bool:
+        return self.value <= self.limit if self.at_most else self.value >= self.limit
+
+    def __str__(self) -> str:
+        rounds = f"({min(self.rounds):.2f} to {max(self.rounds):.2f})"
+        limit = f"{'<=' if self.at_most else '>='} {self.limit:g}"
+        return f"{self.what:42}{self.value:8.2f} {rounds:22}{limit:8}{'held' if self.held else 'MISSED'}"
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self) | {"value": self.value, "held": self.held}
 
 
-def report(found: dict[str, dict[str, float]]) -> bool:
-    """Print the table; whether the targets hold."""
-    columns = ("p50 ms", "p99 ms", "per s at 64", "p50 / NATS", "p50 / Ray")
-    print(f"{'1 KB payload':24}", *(f"{column:>11}" for column in columns))
-    for name, row in found.items():
+def measure(rounds: int, calls: int, for_s: float) -> Figures:
+    """Bring everything up, and let the ways take turns."""
+    with tempfile.TemporaryDirectory(prefix="sq-bench-") as home, ExitStack() as stack:
+        settings = Settings.load({}, home=Path(home), log_level="WARNING")
+        squad = stack.enter_context(Squad.up(settings))
+        squad.deploy(ours.Echo, ours.Sleeper)
+        clients = {name: stack.enter_context(client(way, settings)) for name, way in WAYS.items()}
+        sleepers = stack.enter_context(client(ours.ask_sleeper, settings))
+        figures = Figures({name: Found() for name in WAYS}, [], [], _memory(settings, "at rest"), [])
+        for each in clients.values():
+            each.latencies_ms(calls)
+            each.per_second(AT_ONCE, for_s)
+        sleepers.burst_ms(ours.SLEEPERS)
+        # Each time in another order, the same in every run: the one before leaves its traces on the machine.
+        order = random.Random(0)
+        for number in range(rounds):
+            figures.busy_percent.append(machine.busy_percent())
+            names = order.sample([*clients], len(clients))
+            for name in names:
+                figures.ways[name].add_latencies(clients[name].latencies_ms(calls))
+            for name in names:
+                figures.ways[name].per_second.append(clients[name].per_second(AT_ONCE, for_s))
+            figures.many_per_second.append(clients[ASK].per_second(MANY_AT_ONCE, for_s))
+            figures.sleepers_ms.append(sleepers.burst_ms(ours.SLEEPERS))
+            print(f"round {number + 1} of {rounds}", file=sys.stderr)
+        figures.memory_mb |= _memory(settings, "after load")
+        return figures
+
+
+def _memory(settings: Settings, when: str) -> dict[str, dict[str, float]]:
+    names = {"Serve": floors.SERVE_APPLICATION, "Squadron": f"{settings.env}.{ours.Echo.name}"}
+    return {f"{who}, {when}": machine.replica_mb(settings, name) for who, name in names.items()}
+
+
+def ratios(ones: Sequence[float], others: Sequence[float]) -> list[float]:
+    """Round by round."""
+    return [one / other for one, other in zip(ones, others, strict=True)]
+
+
+def judge(figures: Figures) -> list[Target]:
+    """The targets that this benchmark is there to hold."""
+    ways, memory = figures.ways, figures.memory_mb
+
+    def times_as_many(floor: str, limit: float) -> Target:
+        rounds = ratios(ways[ASK].per_second, ways[floor].per_second)
+        return Target(f"asks per s / {floor}", rounds, limit, at_most=False)
+
+    slower = ratios(ways[ASK].p50_ms, ways[NATS].p50_ms)
+    extra_mb = memory["Squadron, at rest"]["own"] - memory["Serve, at rest"]["own"]
+    sleepers = f"{ours.SLEEPERS} tasks of {ours.SLEEP_S * 1000:g} ms on one replica, ms"
+    return [
+        Target(f"ask p50 / {NATS}", slower, 2.5, at_most=True),
+        times_as_many(SERVE, 10),
+        times_as_many(RAY, 3),
+        times_as_many(FASTSTREAM, 2.5),
+        Target(sleepers, figures.sleepers_ms, 200, at_most=True),
+        Target("a replica over a bare Serve replica, MB", [extra_mb], 60, at_most=True),
+    ]
+
+
+def report(figures: Figures, targets: Sequence[Target]) -> None:
+    """Print the table and the targets."""
+    columns = ("p50 ms", "p99 ms", f"per s at {AT_ONCE}", "ask p50 /", "ask per s /")
+    print(f"{'1 KB, 2 replicas':26}", *(f"{column:>12}" for column in columns))
+    ask = figures.ways[ASK]
+    for name, found in figures.ways.items():
         print(
-            f"{name:24} {row['p50_ms']:11.3f} {row['p99_ms']:11.3f} {row['per_second_at_64']:11,.0f}"
-            f" {row['p50_over_nats']:11.2f} {row['p50_over_ray']:11.2f}"
+            f"{name:26}",
+            f"{statistics.median(found.p50_ms):12.2f}",
+            f"{statistics.median(found.p99_ms):12.2f}",
+            f"{statistics.median(found.per_second):12,.0f}",
+            f"{statistics.median(ratios(ask.p50_ms, found.p50_ms)):12.2f}",
+            f"{statistics.median(ratios(ask.per_second, found.per_second)):12.2f}",
         )
-    ask = found[ASK]
-    held = ask["p50_over_nats"] <= MOST_OVER_NATS and ask["p50_over_ray"] < MOST_OVER_RAY
-    print(f"targets (<= {MOST_OVER_NATS:g} x NATS, < {MOST_OVER_RAY:g} x Ray): {'held' if held else 'MISSED'}")
-    return held
+    many = statistics.median(figures.many_per_second)
+    print(f"{f'Squadron ask, {MANY_AT_ONCE} at once':52} {many:12,.0f}")
+    for name, memory in figures.memory_mb.items():
+        print(f"replica of {name}:", ", ".join(f"{kind} {mb:.0f} MB" for kind, mb in memory.items()))
+    print(f"all cores, while nothing was measured: {statistics.median(figures.busy_percent):.0f} % busy")
+    print(*targets, sep="\n")
 
 
 def main() -> int:
-    """Run the benchmark; exit status 1 when a target is missed."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--calls", type=int, default=200, help="single calls per round and way")
-    parser.add_argument("--bare", nargs=2, metavar=("URL", "TOKEN"), help=argparse.SUPPRESS)
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--calls", type=int, default=150, help="single calls per round and way")
+    parser.add_argument("--for-s", type=float, default=0.8, help="seconds of throughput per round and way")
     arguments = parser.parse_args()
-    if arguments.bare:
-        asyncio.run(answer_bare(*arguments.bare))
-        return 0
-    found = asyncio.run(measure(arguments.rounds, arguments.calls))
-    held = report(found)
+    results: dict[str, Any] = {"machine": machine.facts(), "arguments": vars(arguments)}
+    figures = measure(arguments.rounds, arguments.calls, arguments.for_s)
+    targets = judge(figures)
+    report(figures, targets)
+    results["targets"] = [each.as_json() for each in targets]
+    results["figures"] = asdict(figures)
     RESULTS.mkdir(exist_ok=True)
-    machine = {"cores": os.cpu_count(), "python": platform.python_version(), "ray": ray.__version__}
-    (RESULTS / "ask.json").write_text(json.dumps({"machine": machine, "ways": found}, indent=1) + "\n")
-    return 0 if held else 1
+    (RESULTS / "delivery.json").write_text(json.dumps(results, indent=1) + "\n")
+    return 0 if all(each.held for each in targets) else 1
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import uuid
@@ -26,7 +27,14 @@ from squadron.runtime.errors import (
 )
 from squadron.runtime.ports import Journal, Mailbox, Note, Queue, Replicas, Subscription
 from squadron.runtime.registry import STAND_IN, Registry
-from squadron.runtime.subjects import TaskSubject, matches, overlap
+from squadron.runtime.subjects import (
+    TaskSubject,
+    TicketSubject,
+    check_token,
+    is_foreign,
+    matches,
+    overlap,
+)
 
 #: How often backlogs are sampled for the autoscaler, in seconds: Serve's control loop ticks every 0.1 s, and
 #: a sample is one API call whatever the number of agents.
@@ -72,7 +80,9 @@ class Bridge:
         self._calls: OrderedDict[str, asyncio.Task[dict[str, Any]]] = OrderedDict()
         self._writing = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._control: Subscription | None = None
+        self._ears: list[Subscription] = []
+        #: Records that are not as this bridge wrote them: kind and agent.
+        self._overwritten: set[tuple[str, str]] = set()
         self._log = structlog.get_logger("squadron.bridge")
 
     @property
@@ -85,19 +95,31 @@ class Bridge:
             if entry.data:
                 try:
                     deployment = Deployment.model_validate_json(entry.data)
-                except ValidationError as error:
+                except (ValidationError, InvalidSubjectError) as error:
                     self._log.error("bridge.bad_record", key=entry.key, error=str(error))
                     continue
                 self._deployments[deployment.agent] = deployment
         for entry in await self._records.latest(self._subjects.registry("leaving")):
-            self._leaving.add(entry.key.rsplit(".", 1)[-1])
-        for deployment in self._deployments.values():
-            await self._queue.declare(self._mailbox(deployment))
+            with contextlib.suppress(InvalidSubjectError):
+                self._leaving.add(check_token(entry.key.rsplit(".", 1)[-1], "agent"))
+        for deployment in list(self._deployments.values()):
+            try:
+                await self._queue.declare(self._mailbox(deployment))
+            except RouteConflictError as error:
+                # Not written by a bridge: the others must come up all the same.
+                self._log.error("bridge.bad_record", key=deployment.agent, error=str(error))
+                del self._deployments[deployment.agent]
+                continue
             await self._registry.advertise(deployment.card)
         # What is recorded is declared by the upkeep, which goes on when Serve refuses or is away.
         self._spawn(self._keep_up(), "upkeep")
         self._spawn(self._keep_sampling(), "backlogs")
-        self._control = await self._caller.bus.subscribe(self._subjects.control("*"), self._hear)
+        for pattern, sink in (
+            (self._subjects.control("*"), self._hear),
+            (self._subjects.registry("card"), self._hear_record),
+            (self._subjects.registry("deployment"), self._hear_record),
+        ):
+            self._ears.append(await self._caller.bus.subscribe(pattern, sink))
 
     def _spawn(self, work: Any, name: str) -> None:
         task = asyncio.create_task(work, name=f"bridge {name}")
@@ -106,8 +128,8 @@ class Bridge:
 
     async def aclose(self) -> None:
         """Stop answering. Agents run on. May be called twice."""
-        if self._control is not None:
-            await self._control.aclose()
+        for ear in self._ears:
+            await ear.aclose()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -126,12 +148,12 @@ class Bridge:
             answer = {"ok": await self._once(arguments.pop("callId", uuid.uuid4().hex), verb, arguments)}
         except SquadronError as error:
             answer = {"error": error.to_dict()}
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             answer = {"error": InvalidMessageError(f"{verb}: {error}").to_dict()}
         except Exception as error:
             self._log.exception("bridge.control_broke", verb=verb)
             answer = {"error": SquadronError(f"{type(error).__name__}: {error}").to_dict()}
-        if note.reply:
+        if is_foreign(note.reply):
             await self._caller.bus.publish(note.reply, json.dumps(answer).encode())
 
     async def _once(self, call_id: str, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -182,7 +204,8 @@ class Bridge:
         return {"agents": {each.agent: each.code["version"] for each in wanted}}
 
     def _mailbox(self, deployment: Deployment) -> Mailbox:
-        return Mailbox(deployment.agent, deployment.patterns, self._lease_s)
+        ordered = deployment.ordered_by != ""
+        return Mailbox(deployment.agent, deployment.patterns, self._lease_s, ordered=ordered)
 
     def _check_routes(self, wanted: Deployment, others: Sequence[Deployment]) -> None:
         cards = [*self._registry.cards(), *(other.card for other in others)]
@@ -303,6 +326,10 @@ class Bridge:
             await asyncio.sleep(SAMPLE_S)
 
     def _served_by(self, subject: str) -> list[str]:
+        if subject.split(".")[2] == "ticket":
+            # Of a conversation in order only the head can be run, however many stand in line behind it.
+            name = TicketSubject.parse(subject).mailbox
+            return [name] if name in self._deployments else []
         try:
             topic = TaskSubject.parse(subject).topic
         except InvalidSubjectError:
@@ -319,6 +346,7 @@ class Bridge:
             try:
                 self._states = await self._replicas.states()
                 await self._reconcile()
+                await self._rewrite()
                 for name in list(self._deployments):
                     if self._states.get(name, AgentState(status="")).status in _ALIVE:
                         await self._registry.renew(name, STAND_IN)
@@ -328,6 +356,25 @@ class Bridge:
                 # The bus or the controller is away for a moment; the next round finds out what changed.
                 self._log.warning("bridge.upkeep", error=str(error))
             await asyncio.sleep(min(1.0, self._registry.heartbeat_s))
+
+    def _hear_record(self, note: Note) -> None:
+        kind, agent = note.subject.split(".")[3:5]
+        deployment = self._deployments.get(agent)
+        if deployment is not None:
+            ours = deployment if kind == "deployment" else deployment.card
+            if note.data != ours.model_dump_json().encode():
+                self._overwritten.add((kind, agent))
+
+    async def _rewrite(self) -> None:
+        """Put right what somebody else wrote over: the next bridge and whoever comes later read it."""
+        async with self._writing:
+            while self._overwritten:
+                kind, agent = self._overwritten.pop()
+                deployment = self._deployments.get(agent)
+                if deployment is not None and kind == "deployment":
+                    await self._record(agent, deployment)
+                elif deployment is not None:
+                    await self._registry.advertise(deployment.card)
 
     async def _reconcile(self) -> None:
         async with self._writing:

@@ -14,7 +14,8 @@ from pydantic_core import to_jsonable_python
 
 from squadron.runtime.budget import Budget, Deadline
 from squadron.runtime.cancel import request_cancel
-from squadron.runtime.envelope import AgentIdentity, AgentMessage, Constraints, Payload, Routing
+from squadron.runtime.claims import INPUT_KEEP_S, Claims
+from squadron.runtime.envelope import AgentIdentity, AgentMessage, pack
 from squadron.runtime.errors import (
     BusUnavailableError,
     InvalidInputError,
@@ -24,7 +25,7 @@ from squadron.runtime.errors import (
 )
 from squadron.runtime.handle import Handle
 from squadron.runtime.outcome import LITE_TTL_S, Cancelled, Outcome, Rejected, Undeliverable, outcome_msg_id
-from squadron.runtime.ports import Clock, Journal, Note, Queue, Subscription, UnreliableBus
+from squadron.runtime.ports import Clock, EventLog, Journal, Note, Queue, Subscription, UnreliableBus
 from squadron.runtime.registry import Registry
 from squadron.runtime.rooms import RETRY_AFTER_S, Rooms
 from squadron.runtime.route import Route
@@ -73,14 +74,16 @@ class Caller:
         subjects: Subjects,
         *,
         queue: Queue,
+        events: EventLog,
         lite: Journal,
         bus: UnreliableBus,
         registry: Registry,
+        claims: Claims,
         clock: Clock,
     ) -> None:
         self.identity, self.subjects, self.registry, self.clock = identity, subjects, registry, clock
-        self.lite, self.bus = lite, bus
-        self._queue = queue
+        self.queue, self.lite, self.bus, self.claims = queue, lite, bus, claims
+        self._events = events
         self._rooms = Rooms(queue, clock)
         self._owner = token_of(identity.id)
         self._waiting: dict[str, Handle] = {}
@@ -121,10 +124,8 @@ class Caller:
 
     def _hear(self, note: Note) -> None:
         handle = self._waiting.get(note.subject)
-        if handle is not None:
-            handle.hear(note.data)
-            if handle.done:
-                del self._waiting[note.subject]
+        if handle is not None and handle.hear(note.data):
+            del self._waiting[note.subject]
 
     async def _look_again(self) -> None:
         for key, handle in list(self._waiting.items()):
@@ -162,7 +163,9 @@ class Caller:
         finally:
             if handle.done:
                 self._waiting.pop(handle.reply_to, None)
-                if (owner := LiteSubject.parse(handle.reply_to).owner) == token_of(handle.task_id):
+                *_, owner, id = handle.reply_to.split(".")
+                if owner == id:
+                    # Under an id of its own it has a subscription of its own.
                     await self.forget(owner)
 
     def resume(self, ticket: str) -> Handle:
@@ -228,74 +231,69 @@ class Caller:
         deadline = Deadline.after(ask.within_s, self.clock)
         handle = Handle(task_id, topic, reply_to, deadline, self)
         try:
-            content = self._wrapped(topic, to_jsonable_python(content))
-            refusal = await self._refusal(task_id, topic, content, ask)
-            data = b"" if refusal else self._message(content, ask, handle).encode()
-        except ValueError as error:
-            details = {"field": "content"}
-            refusal = Rejected(task_id=task_id, topic=topic, reason=f"not JSON: {error}", details=details)
-        if refusal is not None:
-            handle.settle(refusal)
-            return handle
-        try:
+            content = await self._admit(task_id, topic, to_jsonable_python(content), ask)
+            if isinstance(content, Outcome):
+                handle.settle(content)
+                return handle
             await self._listen(owner)
             if ask.task_id:
                 # Somebody may have asked under this id before, longer ago than the queue remembers it.
                 await handle.look()
                 if handle.done:
                     return handle
+            data = await self.claims.seal(self._message(content, ask, handle), keep_s=INPUT_KEEP_S)
             self._waiting[reply_to] = handle
             await self._put(self.subjects.task(topic, ask.priority), data, token_of(task_id), deadline)
-        except (MessageTooLargeError, BusUnavailableError) as error:
-            kind = Undeliverable if error.retryable else Rejected
-            handle.settle(kind(task_id=task_id, topic=topic, reason=str(error)))
-            self._waiting.pop(reply_to, None)
+            return handle
+        except BusUnavailableError as error:
+            handle.settle(Undeliverable(task_id=task_id, topic=topic, reason=str(error)))
+        except (MessageTooLargeError, ValueError) as error:
+            reason = str(error) if isinstance(error, MessageTooLargeError) else f"not JSON: {error}"
+            handle.settle(Rejected(task_id=task_id, topic=topic, reason=reason, details={"field": "content"}))
+        self._waiting.pop(reply_to, None)
         return handle
 
     async def _put(self, subject: str, data: bytes, msg_id: str, deadline: Deadline) -> None:
         while True:
             try:
-                return await self._queue.put(subject, data, msg_id=msg_id)
+                return await self.queue.put(subject, data, msg_id=msg_id)
             except BusUnavailableError:
                 # The same id is stored once, so trying again is safe.
                 if deadline.passed:
                     raise
                 await asyncio.sleep(deadline.earliest(0.25))
 
-    def _message(self, content: Any, ask: Ask, handle: Handle) -> AgentMessage:
+    def _message(self, content: Any, ask: Ask, handle: Handle) -> bytes:
         limits: dict[str, Any] = {"deadline": handle.deadline.at_ms}
         if ask.budget.tokens is not None:
             limits["tokens"] = ask.budget.tokens
         if ask.budget.hops is not None:
             limits["hops"] = ask.budget.hops
-        payload: dict[str, Any] = {"content": content, "constraints": Constraints(**limits)}
+        payload: dict[str, Any] = {"content": content, "constraints": limits}
         if ask.model is not None:
             payload["model"] = ask.model
         if ask.parameters is not None:
             payload["parameters"] = dict(ask.parameters)
         start_within_s = ask.within_s if ask.start_within_s is None else ask.start_within_s
         routing: dict[str, Any] = {"priority": ask.priority, "timeout": max(1, round(start_within_s * 1000))}
-        for hint in ("capabilities", "exclusions"):
-            if names := getattr(ask.route, hint):
-                routing[hint] = list(names)
-        return AgentMessage.new(
+        if ask.route.capabilities:
+            routing["capabilities"] = list(ask.route.capabilities)
+        if ask.route.exclusions:
+            routing["exclusions"] = list(ask.route.exclusions)
+        return pack(
             "task",
             self.identity,
+            payload,
             id=handle.task_id,
             conversation_id=ask.conversation_id,
             parent=ask.parent,
             reply_to=handle.reply_to,
             target=ask.route.target or None,
-            payload=Payload(**payload),
-            routing=Routing(**routing),
+            routing=routing,
         )
 
-    def _wrapped(self, topic: str, content: Any) -> Any:
-        """A bare value goes to the only field that the topic takes."""
-        found = self.registry.find(topic)
-        return content if found is None else found.wrap(content)
-
-    async def _refusal(self, task_id: str, topic: str, content: Any, ask: Ask) -> Outcome | None:
+    async def _admit(self, task_id: str, topic: str, content: Any, ask: Ask) -> Any:
+        """The content as it is to be sent, or the outcome of a call that is refused."""
         common: dict[str, Any] = {"task_id": task_id, "topic": topic}
         try:
             check_topic(topic)
@@ -316,6 +314,8 @@ class Caller:
             found = await self.registry.wait_for(topic, within_s=min(GRACE_S, ask.within_s))
         if found is None:
             return self._unknown(topic, common)
+        # A bare value goes to the only field that the topic takes.
+        content = found.wrap(content)
         try:
             found.check(content)
         except InvalidInputError as error:
@@ -324,7 +324,7 @@ class Caller:
             reason = f"the mailbox of {topic} holds its {found.mailbox_limit} tasks already"
             details = {"field": "mailbox", "retry_after_s": RETRY_AFTER_S}
             return Rejected(reason=reason, details=details, **common)
-        return None
+        return content
 
     def _unknown(self, topic: str, common: dict[str, Any]) -> Outcome:
         nearest = self.registry.nearest(topic)
@@ -340,3 +340,23 @@ class Caller:
         """
         message = AgentMessage.new("event", self.identity, content, conversation_id=conversation_id)
         await self.bus.publish(self.subjects.event(check_topic(topic)), message.encode())
+
+    async def publish_durable(
+        self, topic: str, content: Any, *, event_id: str = "", conversation_id: str = ""
+    ) -> int:
+        """Store an event for every durable subscription (at least once) and return its sequence.
+
+        It is stored when this returns; a server that is away is waited for. Who listens for plain events
+        hears it, too.
+
+        Args:
+            event_id: stored once within two minutes, whatever the topic; a fresh one by default.
+
+        Raises:
+            InvalidSubjectError: `topic` is not `domain.specificity`.
+            MessageTooLargeError: larger than the server takes.
+            BusUnavailableError: not acknowledged in time; the same `event_id` again is safe.
+        """
+        check_topic(topic)
+        message = AgentMessage.new("event", self.identity, content, id=event_id, conversation_id=conversation_id)
+        return await self._events.append(topic, message.encode(), msg_id=token_of(message.id))

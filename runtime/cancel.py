@@ -49,7 +49,7 @@ class Cancellations:
         token = note.subject.rsplit(".", 1)[-1]
         try:
             until = float(json.loads(note.data)["until"])
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             return
         self._cancelled[token] = until
         if len(self._cancelled) > self._prune_at:

@@ -10,7 +10,7 @@ from weakref import WeakSet
 
 from squadron.runtime.budget import Budget, Deadline
 from squadron.runtime.caller import DEFAULT_WITHIN_S, Ask, Caller
-from squadron.runtime.envelope import AgentMessage, Payload
+from squadron.runtime.envelope import AgentMessage, pack
 from squadron.runtime.handle import Handle
 from squadron.runtime.outcome import Outcome
 from squadron.runtime.subjects import token_of
@@ -70,25 +70,24 @@ class Context:
 
     async def emit(self, chunk: Any) -> None:
         """Send one chunk (any JSON value) to whoever follows this task; it is stored when this returns."""
-        payload = Payload.model_validate(
-            {
-                "sequenceNumber": self._emitted,
-                "isFirst": self._emitted == 0,
-                "isFinal": False,
-                "chunk": chunk,
-                "attempt": self.attempt,
-            }
-        )
-        message = AgentMessage.new(
+        payload = {
+            "sequenceNumber": self._emitted,
+            "isFirst": self._emitted == 0,
+            "isFinal": False,
+            "chunk": chunk,
+            "attempt": self.attempt,
+        }
+        message = pack(
             "stream",
             self._caller.identity,
+            payload,
             conversation_id=self.message.context.conversation_id,
             correlation_id=self.message.id,
-            payload=payload,
         )
         self._emitted += 1
         msg_id = f"{token_of(self.message.id)}.{self.attempt}.{self._emitted}"
-        await self._caller.lite.append(self._lite_key, message.encode(), ttl_s=self._lite_ttl_s, msg_id=msg_id)
+        data = await self._caller.claims.seal(message, keep_s=self._lite_ttl_s)
+        await self._caller.lite.append(self._lite_key, data, ttl_s=self._lite_ttl_s, msg_id=msg_id)
 
     async def ask(self, topic: str, /, *, within_s: float = DEFAULT_WITHIN_S, **content: Any) -> Outcome:
         """Ask another agent and wait; never longer than this task's own deadline."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Self
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from squadron.runtime.errors import ConfigError
 from squadron.runtime.topics import AgentCard
@@ -58,8 +58,16 @@ class Deployment(BaseModel):
     grace_s: float = Field(ge=0)
     num_cpus: float = Field(default=0, ge=0)
     num_gpus: float = Field(default=0, ge=0)
+    ordered_by: Literal["", "conversation"] = ""
     bounds: Scale
     scale: Scale
+
+    @field_validator("code")
+    @classmethod
+    def _has_version(cls, code: dict[str, str]) -> dict[str, str]:
+        if "version" not in code:
+            raise ValueError("no version")
+        return code
 
     @property
     def agent(self) -> str:

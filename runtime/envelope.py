@@ -12,11 +12,16 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
+from pydantic_core import to_json
 
 from squadron.runtime.errors import InvalidMessageError
 from squadron.runtime.subjects import NORMAL_PRIORITY
 
 MessageType = Literal["task", "result", "event", "query", "stream"]
+#: Longest id or address, in characters: they are copied into each answer, and a subject must fit a server's line.
+MAX_NAME = 1_000
+#: What JSON carries exactly in a number, as a time: the year 287,396. Later ones can't be reckoned with.
+LAST_MS = 2**53
 PROTOCOL_VERSION: Literal["1.0"] = "1.0"
 
 
@@ -38,7 +43,7 @@ class AgentIdentity(Wire):
 class MessageContext(Wire):
     """What the message belongs to."""
 
-    conversation_id: str
+    conversation_id: str = Field(max_length=MAX_NAME)
     parent_message_id: str | None = None
     history: list[Any] | None = None
     max_history: int | None = Field(default=None, ge=0)
@@ -52,7 +57,7 @@ class Constraints(Wire):
     tokens: int | None = None
     cost: float | None = None
     hops: int | None = None
-    deadline: int | None = None
+    deadline: int | None = Field(default=None, ge=0, le=LAST_MS)
 
 
 class Payload(Wire):
@@ -62,6 +67,10 @@ class Payload(Wire):
     model: str | None = None
     parameters: dict[str, Any] | None = None
     constraints: Constraints | None = None
+
+    def encode(self) -> bytes:
+        """The payload alone as UTF-8 JSON, as it stands in the message."""
+        return self.__pydantic_serializer__.to_json(self, by_alias=True, exclude_unset=True)
 
 
 class Routing(Wire):
@@ -76,14 +85,14 @@ class Routing(Wire):
 class AgentMessage(Wire):
     """One message. `timestamp` is in seconds since the epoch."""
 
-    id: str = Field(min_length=1)
+    id: str = Field(min_length=1, max_length=MAX_NAME)
     timestamp: float
     version: Literal["1.0"] = PROTOCOL_VERSION
     type: MessageType
     source: AgentIdentity
     target: str | None = None
-    reply_to: str | None = None
-    correlation_id: str | None = None
+    reply_to: str | None = Field(default=None, max_length=MAX_NAME)
+    correlation_id: str | None = Field(default=None, max_length=MAX_NAME)
     context: MessageContext
     payload: Payload
     routing: Routing = Field(default_factory=Routing)
@@ -155,3 +164,50 @@ class AgentMessage(Wire):
             field = ".".join(str(part) for part in first["loc"])
             where = f"field {field!r}: " if field else ""
             raise InvalidMessageError(f"{where}{first['msg']}", field=field) from None
+
+
+def pack(
+    type: MessageType,
+    source: AgentIdentity,
+    payload: dict[str, Any],
+    *,
+    id: str = "",
+    conversation_id: str = "",
+    parent: str | None = None,
+    reply_to: str | None = None,
+    correlation_id: str | None = None,
+    target: str | None = None,
+    routing: dict[str, Any] | None = None,
+    metadata: dict[str, Any] | None = None,
+) -> bytes:
+    """`AgentMessage.new(…).encode()` of plain values that are known to be right, in a quarter of the time.
+
+    Args:
+        payload, routing: as on the wire, in camelCase.
+
+    Raises:
+        pydantic_core.PydanticSerializationError: something in it is not JSON.
+    """
+    id = id or os.urandom(16).hex()
+    context: dict[str, Any] = {"conversationId": conversation_id or id}
+    if parent is not None:
+        context["parentMessageId"] = parent
+    context["metadata"] = {}
+    wire: dict[str, Any] = {
+        "id": id,
+        "timestamp": time.time(),
+        "version": PROTOCOL_VERSION,
+        "type": type,
+        "source": {"id": source.id, "type": source.type},
+        "target": target,
+        "replyTo": reply_to,
+        "correlationId": correlation_id,
+        "context": context,
+        "payload": payload,
+        "routing": routing or {"priority": NORMAL_PRIORITY},
+        "metadata": metadata,
+    }
+    for name in ("target", "replyTo", "correlationId", "metadata"):
+        if wire[name] is None:
+            del wire[name]
+    return to_json(wire, inf_nan_mode="null")

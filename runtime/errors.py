@@ -87,7 +87,11 @@ class InvalidAgentError(SquadronError):
 
 
 class MessageTooLargeError(SquadronError):
-    """The encoded message is larger than the server's `max_payload` (bytes)."""
+    """The encoded message is larger than the server, or the setting `max_message_bytes`, allows."""
+
+
+class ClaimLostError(SquadronError):
+    """A payload that travelled as a claim check is not there any more, or not all of it."""
 
 
 class FencedError(SquadronError):
@@ -116,6 +120,14 @@ class DeployError(SquadronError):
 
 class RouteConflictError(SquadronError):
     """Two mailboxes would serve the same topic."""
+
+
+class UnknownLetterError(SquadronError):
+    """No dead letter goes by this id, or several do."""
+
+
+class CutLetterError(SquadronError):
+    """Of a dead letter's message only the beginning was kept: it can't be put back."""
 
 
 class ModelError(SquadronError):

@@ -10,11 +10,20 @@ from typing import TYPE_CHECKING, Any
 from squadron.runtime import outcome as outcomes
 from squadron.runtime.budget import Deadline
 from squadron.runtime.envelope import AgentMessage
-from squadron.runtime.errors import BusUnavailableError, InvalidMessageError
-from squadron.runtime.outcome import Outcome, TimedOut
+from squadron.runtime.errors import (
+    BusUnavailableError,
+    ClaimLostError,
+    InvalidMessageError,
+    MessageTooLargeError,
+    SquadronError,
+)
+from squadron.runtime.outcome import Failed, Outcome, TimedOut
 
 if TYPE_CHECKING:
     from squadron.runtime.caller import Caller
+
+#: Pause before a bus that did not answer is tried again, in seconds.
+AGAIN_S = 0.25
 
 
 def _wake(waiter: asyncio.Future[None]) -> None:
@@ -31,6 +40,8 @@ class Handle:
         self._outcome: Outcome | None = None
         #: When to read the lite topic for it, on the loop's clock, and the pause before the next time.
         self.look_at, self.look_again_s = 0.0, 0.0
+        #: Fetches the outcome, when it came as a claim.
+        self._opening: asyncio.Task[None] | None = None
         #: One future for each who waits: if one of them is cancelled, the others wait on.
         self._waiters: list[asyncio.Future[None]] = []
 
@@ -100,17 +111,50 @@ class Handle:
             return
         if entry is not None:
             self.hear(entry.data)
+            await self._opened()
 
-    def hear(self, data: bytes) -> None:
-        """Take in one message of the lite topic; anything but the outcome is left to `chunks`."""
+    def hear(self, data: bytes) -> bool:
+        """Take in one message of the lite topic; says whether it was the outcome, all else is left to `chunks`.
+
+        An outcome that came as a claim settles the handle a moment later, when it was fetched.
+        """
         if b'"result"' not in data:
-            return
+            return False
         try:
             message = AgentMessage.decode(data)
         except InvalidMessageError:
-            return
-        if message.type == "result":
+            return False
+        if message.type != "result":
+            return False
+        if "content" in message.payload.model_fields_set:
             self.settle(read_outcome(message, self.task_id, self.topic))
+        elif not self.done and (self._opening is None or self._opening.done()):
+            self._opening = asyncio.create_task(self._open(message), name=f"open {self.task_id}")
+        return True
+
+    async def _open(self, message: AgentMessage) -> None:
+        try:
+            self.settle(read_outcome(await self._whole(message), self.task_id, self.topic))
+        except BusUnavailableError:
+            return
+        except SquadronError as error:
+            reason = f"it ended, but its outcome can't be read: {error}"
+            details = {"type": type(error).__name__}
+            self.settle(Failed(task_id=self.task_id, topic=self.topic, reason=reason, details=details))
+
+    async def _opened(self) -> None:
+        if self._opening is not None:
+            await asyncio.shield(self._opening)
+
+    async def _whole(self, message: AgentMessage) -> AgentMessage:
+        """The message with what it claims; goes on over an absence of the server, until the deadline."""
+        while True:
+            try:
+                return await self._caller.claims.resolve(message)
+            except BusUnavailableError:
+                if self.deadline.passed:
+                    raise
+                await asyncio.sleep(self.deadline.earliest(AGAIN_S))
 
     async def chunks(self) -> AsyncIterator[Any]:
         """What the task emits, in order and from the start; ends with the task.
@@ -128,15 +172,17 @@ class Handle:
                     entry = await anext(reader, None)
                 if entry is None:
                     return
-                try:
-                    message = AgentMessage.decode(entry.data)
-                except InvalidMessageError:
-                    continue
-                if message.type == "result":
-                    self.hear(entry.data)
+                if self.hear(entry.data):
+                    await self._opened()
                     return
+                try:
+                    message = await self._whole(AgentMessage.decode(entry.data))
+                except (InvalidMessageError, ClaimLostError, MessageTooLargeError):
+                    continue
                 extra = message.payload.model_extra or {}
                 sequence, run = extra.get("sequenceNumber", 0), extra.get("attempt", 1)
+                if not (isinstance(sequence, int) and isinstance(run, int)):
+                    continue
                 if run > attempt:
                     attempt, following = run, -1
                 if run == attempt and sequence > following:

@@ -181,7 +181,7 @@ def from_content(content: Any, *, task_id: str = "", topic: str = "", source: st
         "topic": topic,
         "source": source,
         "attempt": _number(content.get("attempt"), 1),
-        "latency_ms": float(_number(content.get("latency"), 0.0)),
+        "latency_ms": _number(content.get("latency"), 0.0),
         "tokens": _number(content.get("tokens"), 0),
         "reason": str(error.get("message", "")),
         "details": details if isinstance(details, Mapping) else {},

@@ -8,8 +8,12 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from squadron.runtime.deployment import AgentState, Deployment
+    from squadron.runtime.durable import EventGroup
 
 Headers = Mapping[str, str]
+
+#: Above the first a payload travels as a claim, above the second not at all; settings may say otherwise.
+OVER_BYTES, MOST_BYTES = 512 * 1024, 128 * 1024 * 1024
 
 
 class Clock(Protocol):
@@ -95,7 +99,8 @@ class Mailbox:
 
     `lease_s` is how long a silent replica keeps a task before it is given to another. A priority lane that was
     passed over for `patience_s` gets the next free slot of each replica. A `serial` mailbox leases one message
-    at a time, over all its readers, in the order they were put.
+    at a time, over all its readers, in the order they were put. An `ordered` one runs the tasks of each
+    conversation one at a time (`runtime.ordered`). With `subject` it holds what matches that, and no topics.
     """
 
     name: str
@@ -103,6 +108,8 @@ class Mailbox:
     lease_s: float = 2.5
     patience_s: float = 30.0
     serial: bool = False
+    ordered: bool = False
+    subject: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +136,7 @@ class Queue(Protocol):
         ...
 
     async def put(self, subject: str, data: bytes, *, msg_id: str) -> None:
-        """Store one message; it is durable when this returns, and once per `msg_id` within two minutes.
+        """Store one message; it is durable when this returns, and once per `msg_id` (if any) within two minutes.
 
         Raises:
             InvalidSubjectError: `subject` is not a task's.
@@ -146,8 +153,70 @@ class Queue(Protocol):
         """How much the mailbox holds now; zeros for an unknown name."""
         ...
 
-    async def head(self, pattern: str) -> int:
-        """Sequence of the oldest message that is not settled, of those whose subject matches; 0 for none."""
+
+class Store(Queue, Protocol):
+    """A queue that can be looked into, and whose messages can be taken out by hand."""
+
+    async def knows(self, name: str) -> bool:
+        """Whether there is a mailbox of this name."""
+        ...
+
+    async def put_alone(self, subject: str, data: bytes) -> None:
+        """Store one message, unless one of exactly this subject is stored already.
+
+        Raises:
+            BusUnavailableError: not acknowledged in time; trying again is safe.
+        """
+        ...
+
+    async def head(self, pattern: str) -> Entry | None:
+        """The oldest message whose subject matches, leased or not; all that was acknowledged before counts.
+
+        Raises:
+            BusUnavailableError: no answer in time.
+        """
+        ...
+
+    async def count(self, pattern: str) -> int:
+        """How many messages have a subject that matches."""
+        ...
+
+    async def discard(self, seq: int) -> None:
+        """Take one message out for good; one that is gone already is fine.
+
+        Raises:
+            BusUnavailableError: no answer in time; trying again is safe.
+        """
+        ...
+
+
+class EventLog(Protocol):
+    """Durable events: each is kept for a week, and delivered at least once to every group that wants it."""
+
+    async def append(self, topic: str, data: bytes, *, msg_id: str) -> int:
+        """Store one event and return its sequence; once per `msg_id` within two minutes.
+
+        Whoever listens on the bus for plain events of this topic hears it as well (at most once).
+
+        Raises:
+            MessageTooLargeError: larger than the server takes.
+            BusUnavailableError: not acknowledged in time; appending it again with the same `msg_id` is safe.
+        """
+        ...
+
+    async def consume(self, group: EventGroup, sink: Callable[[Delivery], None]) -> Feed:
+        """Pull as a member of the group, which is made if it is new; `sink` gets each delivery and must not block.
+
+        Events that wait are delivered in order; one that is delivered again may come behind newer ones. The
+        newest pattern and lease count for all members. `Delivery.seq` is the event's sequence.
+
+        Raises:
+            BusUnavailableError: the server can't be reached, or refuses the group.
+        """
+        ...
+
+    async def forget(self, name: str) -> None:
+        """Delete a group with its place in the log; its members hear nothing more. Unknown names are fine."""
         ...
 
 
@@ -193,8 +262,37 @@ class Journal(Protocol):
         """
         ...
 
-    async def erase(self, key: str) -> None:
-        """Remove all entries of one key."""
+    async def erase(self, key: str, *, through_seq: int | None = None) -> None:
+        """Remove all entries of one key, or those up to and with `through_seq`: what came since stays.
+
+        Raises:
+            BusUnavailableError: not acknowledged in time.
+        """
+        ...
+
+
+class Vault(Protocol):
+    """Where payloads wait that are too large for a message: the message carries only the name (a claim check)."""
+
+    async def store(self, data: bytes, *, keep_s: float) -> str:
+        """Keep `data` for `keep_s` seconds (rounded up to whole ones) and return its name; stored on return.
+
+        Raises:
+            BusUnavailableError: not acknowledged in time; nothing will be found under any name.
+        """
+        ...
+
+    async def fetch(self, name: str) -> bytes:
+        """What was stored under the name.
+
+        Raises:
+            ClaimLostError: it was dropped, its time is over, or it was never there.
+            BusUnavailableError: no answer in time.
+        """
+        ...
+
+    async def drop(self, name: str) -> None:
+        """Forget it now. Unknown names are fine."""
         ...
 
 
@@ -219,7 +317,11 @@ class UnreliableBus(Protocol):
     """At most once: who listens now hears it, nobody else ever does."""
 
     async def publish(self, subject: str, data: bytes) -> None:
-        """Send to whoever listens now."""
+        """Send to whoever listens now.
+
+        Raises:
+            MessageTooLargeError: larger than the server takes.
+        """
         ...
 
     async def subscribe(self, pattern: str, sink: Callable[[Note], None], *, group: str = "") -> Subscription:

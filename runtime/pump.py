@@ -7,15 +7,36 @@ import contextlib
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Protocol, TypeVar
 
 import structlog
 
 from squadron.runtime.errors import BusUnavailableError
 from squadron.runtime.outcome import Outcome
-from squadron.runtime.ports import Delivery, Feed, Mailbox, Queue
+from squadron.runtime.ports import Delivery, Feed
 
 #: A lease is extended after this share of its time, so that two extensions may be lost.
 EXTEND_AT = 1 / 3
+
+
+class Source(Protocol):
+    """What a pump pulls from: a mailbox, or a group of event subscribers."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def lease_s(self) -> float: ...
+
+
+S_contra = TypeVar("S_contra", bound=Source, contravariant=True)
+
+
+class Supply(Protocol[S_contra]):
+    """Who delivers from it: `Queue` or `EventLog`."""
+
+    async def consume(self, source: S_contra, sink: Callable[[Delivery], None], /) -> Feed: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,29 +49,31 @@ class PumpStatistics:
 
 
 class Pump:
-    """Runs up to `slots` deliveries of one mailbox at once; pulls one more for each that ends."""
+    """Runs up to `slots` deliveries of one source at once; pulls one more for each that ends."""
 
     def __init__(
         self,
-        queue: Queue,
-        mailbox: Mailbox,
+        supply: Supply[S_contra],
+        source: S_contra,
         run: Callable[[Delivery], Awaitable[Outcome | None]],
         *,
         slots: int,
     ) -> None:
-        self._queue, self._mailbox, self._run, self._slots = queue, mailbox, run, slots
+        self._open = partial(supply.consume, source)
+        self._source: Source = source
+        self._run, self._slots = run, slots
         self._in_flight: dict[asyncio.Task[None], Delivery] = {}
         #: The same, by their places in the queue.
         self._seqs: set[int] = set()
         self._feed: Feed | None = None
         self._extender: asyncio.Task[None] | None = None
         self._outcomes: Counter[str] = Counter()
-        self._log = structlog.get_logger("squadron.pump").bind(mailbox=mailbox.name)
+        self._log = structlog.get_logger("squadron.pump").bind(mailbox=source.name)
 
     async def start(self) -> None:
         """Begin to pull."""
-        self._feed = await self._queue.consume(self._mailbox, self._arrived)
-        self._extender = asyncio.create_task(self._extend_leases(), name=f"leases {self._mailbox.name}")
+        self._feed = await self._open(self._arrived)
+        self._extender = asyncio.create_task(self._extend_leases(), name=f"leases {self._source.name}")
         self._feed.want(self._slots)
 
     def _arrived(self, delivery: Delivery) -> None:
@@ -81,7 +104,7 @@ class Pump:
             self._log.warning("pump.not_stored", subject=delivery.subject, error=str(error))
         except Exception:
             self._log.exception("pump.turn_broke", subject=delivery.subject)
-            await self._release(delivery, self._mailbox.lease_s)
+            await self._release(delivery, self._source.lease_s)
         else:
             if outcome is not None:
                 self._outcomes[outcome.kind] += 1
@@ -93,7 +116,7 @@ class Pump:
     async def _extend_leases(self) -> None:
         while True:
             young = set(self._in_flight)
-            await asyncio.sleep(self._mailbox.lease_s * EXTEND_AT)
+            await asyncio.sleep(self._source.lease_s * EXTEND_AT)
             # Tasks that came after the last look have most of their lease left.
             for task, delivery in list(self._in_flight.items()):
                 if task in young:

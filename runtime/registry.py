@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import difflib
 from collections.abc import Iterable
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from squadron.runtime.errors import InvalidSubjectError
 from squadron.runtime.ports import Clock, Journal, Note, Subscription, UnreliableBus
 from squadron.runtime.search import Index, document
 from squadron.runtime.subjects import Subjects, matches
@@ -25,7 +27,7 @@ class Presence(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    expires_at: float
+    expires_at: float = Field(allow_inf_nan=False)
     #: Digest of the code it runs.
     version: str = ""
     pid: int = 0
@@ -87,23 +89,27 @@ class Registry:
         self._changed.set()
 
     def _hear_card(self, agent: str, data: bytes) -> None:
-        self._search = None
-        try:
-            self._cards[agent] = AgentCard.model_validate_json(data)
-        except ValidationError:
-            # Withdrawn (an empty entry), or written by somebody who does not know the format.
+        if data:
+            try:
+                card = AgentCard.model_validate_json(data)
+            except (ValidationError, InvalidSubjectError):
+                # Written by somebody who does not know the format: what was said before still counts.
+                return
+            if card.agent != agent:
+                return
+            self._cards[agent] = card
+        else:
+            # Withdrawn.
             self._cards.pop(agent, None)
+        self._search = None
         self._by_name = {}
         for card in self._cards.values():
             for topic in card.topics:
                 self._by_name.setdefault(topic.name, []).append((topic, card.agent))
 
     def _hear_presence(self, agent: str, replica: str, data: bytes) -> None:
-        present = self._present.setdefault(agent, {})
-        try:
-            present[replica] = Presence.model_validate_json(data)
-        except ValidationError:
-            present.pop(replica, None)
+        with contextlib.suppress(ValidationError):
+            self._present.setdefault(agent, {})[replica] = Presence.model_validate_json(data)
 
     async def advertise(self, card: AgentCard) -> None:
         """Offer what the card says, to everybody, until it is withdrawn."""

@@ -1,6 +1,8 @@
 """The subject grammar: the one module that parses, builds and checks wire addresses.
 
     agents.{environment}.{message_type}.{domain}.{specificity}[.p0 … .p9]
+    agents.{environment}.ordered.{mailbox}.{conversation}.{domain}.{specificity}
+    agents.{environment}.ticket.{mailbox}.{conversation}.{sequence}
 
 A *topic* is the `{domain}.{specificity}` part as people write it; a *pattern* may have `*` in either place.
 """
@@ -22,6 +24,9 @@ NORMAL_PRIORITY = 5
 MAX_TOKEN = 64
 
 _TOKEN = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_TOKEN}}}")
+#: Somebody else's address, short enough for a server's line: no wildcards, no empty tokens, no white space, and
+#: not the server's own (`$JS.API…`): what a sender may not do there, we must not do for it.
+_FOREIGN = re.compile(rf"(?!\$|{ROOT}\.)(?=.{{1,1000}}$)[^\s.*>]+(\.[^\s.*>]+)*")
 
 
 def check_token(token: str, what: str) -> str:
@@ -78,6 +83,23 @@ def lane_of(subject: str) -> int:
     return int(lane[0][1]) if lane and re.fullmatch("p[0-9]", lane[0]) else NORMAL_PRIORITY
 
 
+def check_queued(subject: str) -> str:
+    """Return `subject` if a work queue may hold it: a task's, that of one in line, or a ticket.
+
+    Raises:
+        InvalidSubjectError: it is none of these.
+    """
+    kind = subject.split(".")[2:3]
+    known: dict[str, type[OrderedSubject | TicketSubject]] = {"ordered": OrderedSubject, "ticket": TicketSubject}
+    (known.get(kind[0], TaskSubject) if kind else TaskSubject).parse(subject)
+    return subject
+
+
+def is_foreign(subject: str) -> bool:
+    """Whether an answer may be published there: not ours, not the server's, and a subject at all."""
+    return _FOREIGN.fullmatch(subject) is not None
+
+
 def matches(pattern: str, topic: str) -> bool:
     """Whether `topic` is one of those that `pattern` stands for."""
     return all(p in ("*", t) for p, t in zip(pattern.split("."), topic.split("."), strict=True))
@@ -124,6 +146,66 @@ class TaskSubject:
 
 
 @dataclass(frozen=True, slots=True)
+class OrderedSubject:
+    """Where a task of an ordered mailbox stands in line with the others of its conversation.
+
+    `topic` is as its sender wrote it, and may break the grammar: somebody has to bury such a task, too.
+    """
+
+    environment: str
+    mailbox: str
+    conversation: str
+    topic: str
+
+    def __str__(self) -> str:
+        return f"{ROOT}.{self.environment}.ordered.{self.mailbox}.{self.conversation}.{self.topic}"
+
+    @property
+    def task(self) -> str:
+        """The subject it was published on, without its lane."""
+        return f"{ROOT}.{self.environment}.task.{self.topic}"
+
+    @classmethod
+    def parse(cls, subject: str) -> Self:
+        """Read the subject of a task in line back.
+
+        Raises:
+            InvalidSubjectError: it is not one.
+        """
+        tokens = subject.split(".")
+        if len(tokens) != 7 or tokens[0] != ROOT or tokens[2] != "ordered":
+            hint = f"{ROOT}.ENV.ordered.MAILBOX.CONVERSATION.DOMAIN.SPECIFICITY"
+            raise InvalidSubjectError(f"{subject!r} is not of an ordered task", hint=hint)
+        return cls(tokens[1], tokens[3], tokens[4], ".".join(tokens[5:]))
+
+
+@dataclass(frozen=True, slots=True)
+class TicketSubject:
+    """The right to run the head of one conversation's line; `seq` is the head's place in the queue."""
+
+    environment: str
+    mailbox: str
+    conversation: str
+    seq: int
+
+    def __str__(self) -> str:
+        return f"{ROOT}.{self.environment}.ticket.{self.mailbox}.{self.conversation}.{self.seq}"
+
+    @classmethod
+    def parse(cls, subject: str) -> Self:
+        """Read a ticket back.
+
+        Raises:
+            InvalidSubjectError: it is not one.
+        """
+        tokens = subject.split(".")
+        if len(tokens) != 6 or tokens[0] != ROOT or tokens[2] != "ticket" or not tokens[5].isdecimal():
+            hint = f"{ROOT}.ENV.ticket.MAILBOX.CONVERSATION.SEQUENCE"
+            raise InvalidSubjectError(f"{subject!r} is not a ticket", hint=hint)
+        return cls(tokens[1], tokens[3], tokens[4], int(tokens[5]))
+
+
+@dataclass(frozen=True, slots=True)
 class LiteSubject:
     """A lite topic: a reply address that exists from its first publish."""
 
@@ -162,6 +244,14 @@ class Subjects:
         """Where a task is published; `topic` may be a pattern in a filter."""
         return str(TaskSubject(self.environment, topic, priority))
 
+    def line(self, mailbox: str, conversation: str = "*") -> str:
+        """Pattern of the tasks that stand in line in one conversation of an ordered mailbox, or in all."""
+        return f"{ROOT}.{self.environment}.ordered.{mailbox}.{conversation}.*.*"
+
+    def tickets(self, mailbox: str) -> str:
+        """Pattern of the tickets of an ordered mailbox."""
+        return f"{ROOT}.{self.environment}.ticket.{mailbox}.*.*"
+
     def lite(self, owner: str, id: str) -> str:
         """The lite topic `id` of `owner`."""
         return str(LiteSubject(self.environment, check_token(owner, "owner"), check_token(id, "id")))
@@ -177,6 +267,10 @@ class Subjects:
     def event(self, topic: str) -> str:
         """Where an event is published, or a pattern of such."""
         return f"{ROOT}.{self.environment}.event.{topic}"
+
+    def durable(self, topic: str) -> str:
+        """Where a durable event is stored, or a pattern of such; the server tells it on `event(topic)`, too."""
+        return f"{ROOT}.{self.environment}.durable.{topic}"
 
     def card(self, agent: str) -> str:
         """Registry entry: what an agent offers (or `*`)."""
@@ -197,6 +291,10 @@ class Subjects:
     def dead(self, mailbox: str, id: str) -> str:
         """Where a dead letter is buried."""
         return f"{ROOT}.{self.environment}.dead.{mailbox}.{token_of(id)}"
+
+    def dead_of(self, mailbox: str = "") -> str:
+        """Pattern of all dead letters, or of those of one mailbox."""
+        return f"{ROOT}.{self.environment}.dead.{check_token(mailbox, 'mailbox') if mailbox else '*'}.>"
 
     def control(self, verb: str) -> str:
         """Where the bridge is asked to do something (or `*`)."""

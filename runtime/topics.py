@@ -10,11 +10,13 @@ import jsonschema_rs
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from squadron.runtime.errors import InvalidInputError
-from squadron.runtime.subjects import check_pattern
+from squadron.runtime.subjects import check_pattern, check_token
 
 #: Both providers allow `[a-zA-Z0-9_-]` in a tool name, so the dot of a topic needs a stand-in; "__" keeps
 #: it readable and can be undone.
 TOOL_DOT = "__"
+#: How much of a validator's message is told: it quotes the value, which may be megabytes.
+MESSAGE_CHARACTERS = 600
 
 
 class SemanticTopic(BaseModel):
@@ -86,7 +88,7 @@ class SemanticTopic(BaseModel):
         if self._validator.is_valid(content):
             return
         error = _cause(next(iter(self._validator.iter_errors(content))))
-        path, message = [str(part) for part in error.instance_path], error.message
+        path, message = [str(part) for part in error.instance_path], _shortened(error.message)
         if isinstance(error.kind, jsonschema_rs.ValidationErrorKind.Required):
             path.append(str(error.kind.property))
             message = "is required"
@@ -115,6 +117,12 @@ class SemanticTopic(BaseModel):
             "description": self.tool_description,
             "input_schema": self.input_schema,
         }
+
+
+def _shortened(message: str) -> str:
+    """A long message without its middle: the value is quoted first, and the reason comes last."""
+    half = MESSAGE_CHARACTERS // 2
+    return message if len(message) <= MESSAGE_CHARACTERS else f"{message[:half]} … {message[-half:]}"
 
 
 def _cause(error: jsonschema_rs.ValidationError) -> jsonschema_rs.ValidationError:
@@ -153,6 +161,11 @@ class AgentCard(BaseModel):
     description: str = ""
     topics: tuple[SemanticTopic, ...] = ()
     version: str = "1"
+
+    @field_validator("agent")
+    @classmethod
+    def _check_agent(cls, agent: str) -> str:
+        return check_token(agent, "agent")
 
 
 class ScoredTopic(BaseModel):

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import json
 import random
-import re
 import time
 import traceback
 from collections.abc import Collection, Sequence
@@ -15,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import structlog
-from pydantic_core import PydanticSerializationError
 
 from squadron.runtime.budget import Budget, Deadline
 from squadron.runtime.caller import Caller
@@ -26,9 +23,9 @@ from squadron.runtime.errors import (
     InvalidInputError,
     InvalidMessageError,
     InvalidSubjectError,
-    MessageTooLargeError,
     Terminal,
 )
+from squadron.runtime.letters import DeadLetters
 from squadron.runtime.outcome import (
     LITE_TTL_S,
     Answer,
@@ -41,23 +38,19 @@ from squadron.runtime.outcome import (
     Result,
     TimedOut,
     Undeliverable,
-    outcome_msg_id,
 )
 from squadron.runtime.ports import Delivery, Journal
+from squadron.runtime.reports import Reports
 from squadron.runtime.retries import Retries
 from squadron.runtime.route import Route
-from squadron.runtime.subjects import ROOT, LiteSubject, TaskSubject, matches, token_of
+from squadron.runtime.subjects import TaskSubject, matches, token_of
 from squadron.runtime.topics import SemanticTopic
 
-#: How much of an error's text goes into an outcome, and of a message that is too large into a dead letter.
-SUMMARY_CHARACTERS, LETTER_CHARACTERS = 4_000, 100_000
+#: How much of an error's text goes into an outcome.
+SUMMARY_CHARACTERS = 4_000
 
 #: Pause before a task that another replica is to run is delivered again, in seconds, more or less.
 HAND_ON_S = 0.05
-
-#: A subject that can be published to: no wildcards, no empty tokens, no white space, and not the server's own
-#: (`$JS.API…`): what a sender may not do there, our replica must not do for it.
-_PUBLISHABLE = re.compile(r"(?!\$)[^\s.*>]+(\.[^\s.*>]+)*")
 
 
 class Handler(Protocol):
@@ -108,7 +101,9 @@ class Turns:
         *,
         capabilities: Collection[str] = (),
     ) -> None:
-        self.agent, self._caller, self._dead = agent, caller, dead
+        self.agent, self._caller = agent, caller
+        self._letters = DeadLetters(dead, caller.queue, caller.claims, caller.subjects, caller.clock)
+        self._reports = Reports(caller)
         self._capabilities = frozenset(capabilities)
         self._exact = {handler.topic.name: handler for handler in handlers}
         self._families = [handler for handler in handlers if handler.topic.is_pattern]
@@ -139,10 +134,11 @@ class Turns:
             await self._answer_poison(delivery, error)
             await self._bury_poison(delivery, error)
             return None
-        lite_key, announce = self._reply_address(message, topic)
-        if not delivery.lease.first and (stored := await self._stored(message, lite_key)):
+        lite_key, announce = self._reports.address(message, topic)
+        again = message.redriven or not delivery.lease.first
+        if again and (stored := await self._reports.stored(message, lite_key)):
             # The replica before us died after it had stored the outcome, maybe before it had announced it.
-            await self._announce(announce, stored)
+            await self._reports.announce(announce, stored)
             await delivery.lease.settle()
             return None
         ended = await self._attempt(delivery, message, topic, lite_key)
@@ -150,38 +146,13 @@ class Turns:
             await delivery.lease.release(ended.after_s)
             return None
         if isinstance(ended, DeadLettered):
-            await self._bury(delivery, message.id, ended)
-        ended = await self._report(message, ended, lite_key, announce)
+            await self._letters.bury(self.agent, delivery, ended, source=self._caller.identity)
+        reported = await self._reports.store(message, ended, lite_key, announce)
+        if not isinstance(ended, DeadLettered | Rejected):
+            # A dead letter may be sent again, with the claim that it carries.
+            await self._caller.claims.drop(message)
         await delivery.lease.settle()
-        return ended
-
-    def _reply_address(self, message: AgentMessage, topic: str) -> tuple[str, str]:
-        """The lite topic the outcome is stored on, and the foreign subject it is announced on, if any."""
-        subjects = self._caller.subjects
-        if message.reply_to is not None:
-            with contextlib.suppress(InvalidSubjectError):
-                if LiteSubject.parse(message.reply_to).environment == subjects.environment:
-                    return message.reply_to, ""
-        announce = message.reply_to or subjects.result(topic)
-        return subjects.lite("outcome", token_of(message.id)), announce
-
-    async def _stored(self, message: AgentMessage, lite_key: str) -> bytes | None:
-        """This task's outcome, if it is stored; another task's on the same lite topic does not count."""
-        entry = await self._caller.lite.last(lite_key)
-        try:
-            last = AgentMessage.decode(entry.data) if entry else None
-        except InvalidMessageError:
-            return None
-        ours = last is not None and last.type == "result" and last.context.parent_message_id == message.id
-        # Of a dead letter that was put back, the outcome of its earlier life does not count either.
-        return entry.data if entry and last and ours and last.redriven == message.redriven else None
-
-    async def _announce(self, subject: str, data: bytes) -> None:
-        """Tell a foreign subject; ours are written by those they belong to, not by whoever names them."""
-        subjects = self._caller.subjects
-        foreign = not subject.startswith((f"{ROOT}.", "$")) or subject.startswith(subjects.result(""))
-        if foreign and _PUBLISHABLE.fullmatch(subject):
-            await self._caller.bus.publish(subject, data)
+        return reported
 
     async def _attempt(
         self, delivery: Delivery, message: AgentMessage, topic: str, lite_key: str
@@ -249,7 +220,8 @@ class Turns:
         self._cancelled.watch(message.id, stop)
         try:
             async with limit:
-                answer = await handler.run(message.payload.content, context)
+                context.message = await self._caller.claims.resolve(message)
+                answer = await handler.run(context.message.payload.content, context)
         except asyncio.CancelledError:
             if not self._cancelled.includes(message.id):
                 raise  # drained: somebody else runs it
@@ -298,16 +270,16 @@ class Turns:
     async def _invalid(self, delivery: Delivery, error: InvalidInputError, common: dict[str, Any]) -> Outcome:
         """Past the door of a caller's own check: its sender is told, and it is kept for a person to look at."""
         outcome = Rejected(reason=str(error), details={"field": error.field}, **common)
-        await self._bury(delivery, outcome.task_id, outcome)
+        await self._letters.bury(self.agent, delivery, outcome, source=self._caller.identity)
         return outcome
 
     def _judge(
         self, error: Exception | SystemExit, retries: Retries, common: dict[str, Any], context: Context
     ) -> Outcome | _Again:
-        summary = f"{type(error).__name__}: {error}"[:SUMMARY_CHARACTERS]
+        summary = _summary(error)
         attempt = common["attempt"]
         if isinstance(error, Terminal | OutputError) or not retries.covers(error):
-            return Failed(reason=str(error), details={"type": type(error).__name__}, **common)
+            return Failed(reason=_text(error), details={"type": type(error).__name__}, **common)
         after_s = retries.after_s(attempt, error)
         if attempt < retries.max_attempts and after_s < context.deadline.remaining_s():
             context.log.info("turn.retry", error=summary, after_s=round(after_s, 3))
@@ -317,47 +289,12 @@ class Turns:
         details = {
             "attempts": attempt,
             "last_error": summary,
-            "traceback_digest": hashlib.sha256(trace.encode()).hexdigest()[:16],
+            "traceback_digest": hashlib.sha256(trace.encode("utf-8", "replace")).hexdigest()[:16],
         }
         reason = f"failed in each of {attempt} attempts, the last time with {summary}"
         if attempt < retries.max_attempts:
             reason = f"no time is left for attempt {attempt + 1}; the last failed with {summary}"
         return DeadLettered(reason=reason, details=details, **common)
-
-    async def _report(self, message: AgentMessage, outcome: Outcome, lite_key: str, announce: str) -> Outcome:
-        """Store the outcome and return it; one that can't travel becomes a failure that says so."""
-        try:
-            await self._store(message, outcome, lite_key, announce)
-        except (MessageTooLargeError, PydanticSerializationError) as error:
-            reason = f"its {outcome.kind.replace('_', ' ')} can't be sent: {error}"
-            details = {"type": type(error).__name__}
-            outcome = Failed(
-                task_id=outcome.task_id,
-                topic=outcome.topic,
-                source=outcome.source,
-                attempt=outcome.attempt,
-                latency_ms=outcome.latency_ms,
-                tokens=outcome.tokens,
-                reason=reason,
-                details=details,
-            )
-            await self._store(message, outcome, lite_key, announce)
-        return outcome
-
-    async def _store(self, message: AgentMessage, outcome: Outcome, lite_key: str, announce: str) -> None:
-        result = AgentMessage.new(
-            "result",
-            self._caller.identity,
-            outcome.to_content(),
-            conversation_id=message.context.conversation_id,
-            parent=message.id,
-            correlation_id=message.correlation_id or message.id,
-            metadata={"redriven": message.redriven} if message.redriven else None,
-        )
-        data = result.encode()
-        msg_id = outcome_msg_id(message.id, message.redriven)
-        await self._caller.lite.append(lite_key, data, ttl_s=LITE_TTL_S, msg_id=msg_id)
-        await self._announce(announce, data)
 
     async def _answer_poison(self, delivery: Delivery, error: Exception) -> None:
         """Of what can't be served, id and address may still be readable: its sender need not wait in vain."""
@@ -368,30 +305,14 @@ class Turns:
         except (ValueError, TypeError, KeyError, RecursionError):
             return
         outcome = DeadLettered(reason=str(error), task_id=message.id, details={"attempts": 0})
-        lite_key, announce = self._reply_address(message, "poison.message")
-        await self._report(message, outcome, lite_key, announce)
-
-    async def _bury(self, delivery: Delivery, id: str, outcome: Outcome) -> None:
-        content = outcome.to_content() | {"subject": delivery.subject, "taskId": id}
-        text = delivery.data.decode("utf-8", "replace")
-        try:
-            await self._append_letter(id, content | {"message": text})
-        except MessageTooLargeError:
-            # As text in JSON bytes may grow sixfold; a letter that is cut off is better than none.
-            cut = {"message": text[:LETTER_CHARACTERS], "messageBytes": len(delivery.data)}
-            await self._append_letter(id, content | cut)
-
-    async def _append_letter(self, id: str, content: dict[str, Any]) -> None:
-        letter = AgentMessage.new("event", self._caller.identity, content)
-        key = self._caller.subjects.dead(self.agent, id)
-        await self._dead.append(key, letter.encode(), msg_id=f"{token_of(id)}.dead")
+        lite_key, announce = self._reports.address(message, "poison.message")
+        # Not as the task's own outcome: the same message may be put back, and served.
+        await self._reports.store(message, outcome, lite_key, announce, msg_id=f"{token_of(message.id)}.poison")
 
     async def _bury_poison(self, delivery: Delivery, error: Exception) -> None:
         """Bytes nobody can read get no second try; they are kept for a person to look at."""
-        digest = hashlib.sha256(delivery.data).hexdigest()[:32]
         self._log.warning("turn.poison", subject=delivery.subject, error=str(error))
-        outcome = DeadLettered(reason=str(error), task_id=digest, details={"attempts": 0})
-        await self._bury(delivery, digest, outcome)
+        await self._letters.bury_poison(self.agent, delivery, error, source=self._caller.identity)
         await delivery.lease.settle()
 
 
@@ -402,3 +323,12 @@ def _budget(message: AgentMessage) -> Budget:
 
 def _cost(context: Context, started: float) -> dict[str, Any]:
     return {"latency_ms": (time.perf_counter() - started) * 1000, "tokens": context.tokens_spent}
+
+
+def _text(error: BaseException) -> str:
+    # Lone surrogates, as file names may have them, can't travel.
+    return str(error).encode("utf-8", "replace").decode()[:SUMMARY_CHARACTERS]
+
+
+def _summary(error: BaseException) -> str:
+    return f"{type(error).__name__}: {_text(error)}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from squadron.actors.agent import Agent
-    from squadron.actors.marks import on, topic
+    from squadron.actors.marks import on, on_durable, topic
     from squadron.config import Settings
     from squadron.runtime.context import Context
     from squadron.runtime.errors import Retry, SquadronError, Terminal
@@ -51,6 +51,7 @@ _HOMES = {
     "TimedOut": "runtime.outcome",
     "Undeliverable": "runtime.outcome",
     "on": "actors.marks",
+    "on_durable": "actors.marks",
     "topic": "actors.marks",
 }
 
@@ -74,6 +75,7 @@ __all__ = [
     "TimedOut",
     "Undeliverable",
     "on",
+    "on_durable",
     "topic",
 ]
 

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from platformdirs import user_data_dir
 
 from squadron.runtime.errors import ConfigError
+from squadron.runtime.ports import MOST_BYTES, OVER_BYTES
 
 #: Field of `Settings` → the environment variable it is read from. Those of NATS and Ray carry the names that
 #: their own command lines use (`nats`, `ray`), so that a shell set up for those tools works here unchanged.
@@ -35,6 +36,9 @@ VARIABLES: Mapping[str, str] = {
     "model": "SQUADRON_MODEL",
     "heartbeat_s": "SQUADRON_HEARTBEAT_S",
     "lease_s": "SQUADRON_LEASE_S",
+    "deaf_after_s": "SQUADRON_DEAF_AFTER_S",
+    "claim_over_bytes": "SQUADRON_CLAIM_OVER_BYTES",
+    "max_message_bytes": "SQUADRON_MAX_MESSAGE_BYTES",
     "log_level": "SQUADRON_LOG_LEVEL",
 }
 
@@ -42,7 +46,13 @@ _PREFIX = "SQUADRON_"
 _SUBJECT_TOKEN = re.compile(r"[A-Za-z0-9_-]{1,32}")
 _NATS_SCHEMES = ("nats", "tls", "ws", "wss")
 _LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
-_SECONDS = ("heartbeat_s", "lease_s")
+_SECONDS = ("heartbeat_s", "lease_s", "deaf_after_s")
+#: See `bridge.jetstream.dial.PING_INTERVAL_S`.
+_LEAST_DEAF_S = 8.0
+_BYTES = ("claim_over_bytes", "max_message_bytes")
+#: Smallest `claim_over_bytes`: an envelope alone takes a part of this. Largest `max_message_bytes`: a message is
+#: whole in the memory of its sender and of its replica, several times.
+_LEAST_BYTES, _MOST_BYTES = 16 * 1024, 1024**3
 _FILES = ("nats_user_credentials", "nats_nkey_seed_file", "nats_tls_ca", "nats_tls_cert", "nats_tls_key")
 
 
@@ -97,6 +107,18 @@ class Settings:
     """Seconds a replica owns a delivery before it must extend; a dead replica's work is taken over after
     this long. `SQUADRON_LEASE_S`."""
 
+    deaf_after_s: float = 15.0
+    """Seconds without an answer from NATS after which a replica counts as unhealthy and is replaced; at least 8,
+    since a connection that broke is found and made anew within 7. `SQUADRON_DEAF_AFTER_S`."""
+
+    claim_over_bytes: int = OVER_BYTES
+    """Bytes above which a payload travels as a claim check through the object store, 16384 or more; lowered at
+    connect if the server's `max_payload` asks for it. `SQUADRON_CLAIM_OVER_BYTES`."""
+
+    max_message_bytes: int = MOST_BYTES
+    """Bytes of the largest message, claim check or not, 1073741824 at most; more is rejected before anything is
+    sent. `SQUADRON_MAX_MESSAGE_BYTES`."""
+
     log_level: str = "INFO"
     """DEBUG, INFO, WARNING, ERROR or CRITICAL. `SQUADRON_LOG_LEVEL`."""
 
@@ -121,6 +143,13 @@ class Settings:
             seconds = getattr(self, name)
             if not (math.isfinite(seconds) and seconds > 0):
                 raise _bad(name, str(seconds), "give a number of seconds greater than 0, like 5 or 2.5")
+        if self.deaf_after_s < _LEAST_DEAF_S:
+            raise _bad("deaf_after_s", str(self.deaf_after_s), f"give at least {_LEAST_DEAF_S:g} seconds")
+        if self.claim_over_bytes < _LEAST_BYTES:
+            raise _bad("claim_over_bytes", str(self.claim_over_bytes), f"give {_LEAST_BYTES} bytes or more")
+        if not (self.claim_over_bytes <= self.max_message_bytes <= _MOST_BYTES):
+            fix = f"give a number of bytes from claim_over_bytes ({self.claim_over_bytes}) to {_MOST_BYTES}"
+            raise _bad("max_message_bytes", str(self.max_message_bytes), fix)
         if self.log_level not in _LOG_LEVELS:
             raise _bad("log_level", self.log_level, f"use one of {', '.join(_LOG_LEVELS)}")
 
@@ -169,6 +198,11 @@ def _parse(name: str, raw: Any) -> Any:
             return float(raw)
         except (TypeError, ValueError):
             raise _bad(name, str(raw), "give a number of seconds greater than 0, like 5 or 2.5") from None
+    if name in _BYTES:
+        try:
+            return int(raw)
+        except (TypeError, ValueError):
+            raise _bad(name, str(raw), "give a whole number of bytes, like 524288") from None
     text = str(raw).strip()
     return text.upper() if name == "log_level" else text
 

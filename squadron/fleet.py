@@ -63,6 +63,7 @@ class Fleet:
             grace_s=agent_class.grace_s,
             num_cpus=agent_class.num_cpus,
             num_gpus=agent_class.num_gpus,
+            ordered_by=agent_class.ordered_by,
             bounds=bounds,
             scale=bounds,
         )

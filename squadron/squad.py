@@ -14,10 +14,12 @@ from squadron.actors.credentials import remember_keys
 from squadron.actors.providers import default_model_spec
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.config import Settings
+from squadron.durable import DurableEvents
 from squadron.fleet import Fleet
 from squadron.flow import Events, Stream
 from squadron.opening import Opening
 from squadron.runtime.caller import DEFAULT_WITHIN_S, Ask
+from squadron.runtime.durable import Start, check_group
 from squadron.runtime.envelope import AgentIdentity
 from squadron.runtime.errors import (
     BridgeUnavailableError,
@@ -25,6 +27,7 @@ from squadron.runtime.errors import (
     SquadronError,
 )
 from squadron.runtime.handle import Handle
+from squadron.runtime.letters import DeadLetters
 from squadron.runtime.outcome import Outcome
 from squadron.runtime.route import Route
 from squadron.runtime.subjects import NORMAL_PRIORITY, check_pattern
@@ -213,6 +216,41 @@ class Squad(Fleet):
         subject = self._wiring.subjects.event(check_pattern(pattern))
         return events.attach(await self._wiring.bus.subscribe(subject, events.hear))
 
+    async def publish_durable(
+        self, topic: str, content: Any, *, event_id: str = "", conversation_id: str = ""
+    ) -> int:
+        """Store an event for durable subscriptions (at least once) and return its sequence.
+
+        It is stored once per `event_id` within two minutes.
+
+        Raises:
+            InvalidSubjectError: `topic` is not `domain.specificity`.
+            MessageTooLargeError: larger than the server takes.
+            BusUnavailableError: not acknowledged in time; the same `event_id` again is safe.
+        """
+        return await self._wiring.caller.publish_durable(
+            topic, content, event_id=event_id, conversation_id=conversation_id
+        )
+
+    async def subscribe_durable(self, name: str, pattern: str, *, start: Start = "new") -> DurableEvents:
+        """Hear durable events, each at least once per `name`, whoever reads under it; see `DurableEvents`.
+
+        Args:
+            name: a token; those who subscribe under the same one share its events.
+            start: where a new name begins: "new", "first", a sequence (int), or a time (an aware datetime, or a
+                float of seconds since the epoch). A known one goes on where it was.
+
+        Raises:
+            InvalidSubjectError: the name is not a token, or the pattern breaks the grammar.
+            InvalidInputError: `start` is not a place in the log.
+            BusUnavailableError: the server can't be reached.
+        """
+        return await DurableEvents.open(self._wiring, name, pattern, start)
+
+    async def forget_subscription(self, name: str) -> None:
+        """Delete a durable subscription and its place; an agent's is `agent.method`."""
+        await self._wiring.events.forget(check_group(name))
+
     def discover(self, intent: str, *, most: int = 8) -> list[ScoredTopic]:
         """The served topics that fit an intent in plain words, best first."""
         return self._wiring.registry.discover(intent, most=most)
@@ -222,6 +260,11 @@ class Squad(Fleet):
         return [
             ScoredTopic(topic=topic, agent=agent, score=0.0) for topic, agent in self._wiring.registry.topics()
         ]
+
+    @property
+    def dead_letters(self) -> DeadLetters:
+        """What was given up: list it, put it back, or drop it."""
+        return self._wiring.dead_letters
 
     # --- goals ---------------------------------------------------------------------------------------
 

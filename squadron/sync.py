@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
+from squadron.durable import DurableEvent, DurableEvents
 from squadron.flow import Events
 from squadron.runtime.envelope import AgentMessage
 from squadron.runtime.handle import Handle
+from squadron.runtime.letters import DeadLetter, DeadLetters, Redriven
 from squadron.runtime.outcome import Outcome
 from squadron.runtime.topics import ScoredTopic
 
@@ -103,8 +105,14 @@ class SyncSquad:
         """See `Squad.subscribe`; a plain iterator, active when this returns; `close()` it to stop listening."""
         return self._follow(self._wait(self._squad.subscribe(pattern)))
 
-    def _follow(self, events: Events) -> Generator[AgentMessage, None, None]:
-        messages = aiter(events)
+    @overload
+    def _follow(self, events: Events) -> Generator[AgentMessage, None, None]: ...
+
+    @overload
+    def _follow(self, events: DurableEvents) -> Generator[DurableEvent, None, None]: ...
+
+    def _follow(self, events: Events | DurableEvents) -> Generator[Any, None, None]:
+        messages: AsyncIterator[Any] = events.__aiter__()
         try:
             while True:
                 yield self._wait(_next(messages))
@@ -114,6 +122,18 @@ class SyncSquad:
     def publish(self, topic: str, content: Any, **options: Any) -> None:
         """See `Squad.publish`."""
         self._wait(self._squad.publish(topic, content, **options))
+
+    def publish_durable(self, topic: str, content: Any, **options: Any) -> int:
+        """See `Squad.publish_durable`."""
+        return self._wait(self._squad.publish_durable(topic, content, **options))
+
+    def subscribe_durable(self, name: str, pattern: str, **options: Any) -> Generator[DurableEvent, None, None]:
+        """See `Squad.subscribe_durable`; a plain iterator, `close()` it to hand back what is not settled."""
+        return self._follow(self._wait(self._squad.subscribe_durable(name, pattern, **options)))
+
+    def forget_subscription(self, name: str) -> None:
+        """See `Squad.forget_subscription`."""
+        self._wait(self._squad.forget_subscription(name))
 
     def discover(self, intent: str, *, most: int = 8) -> list[ScoredTopic]:
         """See `Squad.discover`."""
@@ -127,6 +147,11 @@ class SyncSquad:
         """See `Squad.keep_running`."""
         self._squad.keep_running()
 
+    @property
+    def dead_letters(self) -> SyncDeadLetters:
+        """See `Squad.dead_letters`."""
+        return SyncDeadLetters(self._squad.dead_letters, self._wait)
+
     def run(self, goal: str, **options: Any) -> Outcome:
         """See `Squad.run`."""
         return self._wait(self._squad.run(goal, **options))
@@ -134,6 +159,33 @@ class SyncSquad:
     def drain(self, within_s: float = 60.0) -> None:
         """See `Squad.drain`."""
         self._wait(self._squad.drain(within_s))
+
+
+class SyncDeadLetters:
+    """See `DeadLetters`; every call blocks until it is done."""
+
+    def __init__(self, letters: DeadLetters, wait: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
+        self._letters, self._wait = letters, wait
+
+    def list(self, **options: Any) -> tuple[DeadLetter, ...]:
+        """See `DeadLetters.list`."""
+        found: tuple[DeadLetter, ...] = self._wait(self._letters.list(**options))
+        return found
+
+    def show(self, id: str, **options: Any) -> DeadLetter:
+        """See `DeadLetters.show`."""
+        letter: DeadLetter = self._wait(self._letters.show(id, **options))
+        return letter
+
+    def redrive(self, *ids: str, **options: Any) -> Redriven:
+        """See `DeadLetters.redrive`."""
+        redriven: Redriven = self._wait(self._letters.redrive(*ids, **options))
+        return redriven
+
+    def drop(self, *ids: str, **options: Any) -> int:
+        """See `DeadLetters.drop`."""
+        dropped: int = self._wait(self._letters.drop(*ids, **options))
+        return dropped
 
 
 async def _next(chunks: AsyncIterator[Any]) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import ssl
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
@@ -13,49 +12,31 @@ from typing import Any
 import nats
 import nats.errors
 import structlog
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from squadron.bridge.jetstream import embedded
-from squadron.config import Settings
-from squadron.runtime.errors import BusUnavailableError, ConfigError, MessageTooLargeError, SquadronError
+from squadron.bridge.jetstream.client import Handover, LastingClient
+from squadron.runtime.errors import (
+    BusUnavailableError,
+    InvalidSubjectError,
+    MessageTooLargeError,
+)
 
 NANOSECONDS = 1_000_000_000
 #: How long a server may take to answer an API call or to acknowledge a publish, in seconds.
 API_WITHIN_S = 5.0
-#: How long the first connection may take, in seconds; afterwards reconnecting goes on for ever.
-CONNECT_WITHIN_S = 5.0
-#: A dead connection is found after this many seconds without an answer to a ping, times two. nats-py's
-#: default is four minutes, in which a connection whose read loop died looks alive.
-PING_INTERVAL_S = 10
-
 #: Pause between attempts to reconnect, in seconds.
 RECONNECT_WAIT_S = 0.25
-
+#: In characters, of up to four bytes: a server closes over lines of more than 4,096 bytes (`max_control_line`).
+MAX_SUBJECT = 1_000
 #: How long an acknowledgement may wait for others, in seconds: each send costs a system call and wakes the server.
 SOON_S = 0.005
-
 #: Status of the answer that a server gives for want of anybody else (ADR-4 of NATS).
 _NO_RESPONDERS = "503"
 #: How a batch of direct gets ends: that was all, or there is none.
 _BATCH_ENDS = ("204", "404")
 
 _log = structlog.get_logger("squadron.nats")
-
-
-class _Handover(asyncio.Queue[Msg]):
-    """Stands where nats-py has a subscription's queue, and hands each message on at once."""
-
-    def __init__(self, sink: Callable[[Msg], None]) -> None:
-        super().__init__()
-        self._sink = sink
-
-    def put_nowait(self, item: Msg) -> None:
-        try:
-            self._sink(item)
-        except Exception:
-            _log.exception("nats.sink_raised", subject=item.subject)
 
 
 def _give_up(answer: asyncio.Future[Msg]) -> None:
@@ -66,7 +47,7 @@ def _give_up(answer: asyncio.Future[Msg]) -> None:
 class Connection:
     """A NATS connection that reconnects for ever and tells when it did."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: LastingClient) -> None:
         self.client = client
         #: When it was made, or came back, in seconds since the epoch.
         self.connected_at = time.time()
@@ -76,18 +57,28 @@ class Connection:
         self._tokens = map(str, itertools.count())
         self._questions: dict[str, asyncio.Future[Msg]] = {}
         self._soon: list[tuple[str, bytes]] = []
+        self._watching: asyncio.Task[None] | None = None
 
     @property
     def is_connected(self) -> bool:
         """Whether messages flow; a dead read loop counts as not connected, whatever nats-py says."""
-        reading = getattr(self.client, "_reading_task", None)
-        return bool(self.client.is_connected) and not (reading is not None and reading.done())
+        return bool(self.client.is_connected) and not self.client.fault
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the last round trip to the server; there is one every `PING_INTERVAL_S`."""
+        return self.client.silent_s
 
     @property
     def server(self) -> str:
         """`host:port` of the server, without credentials."""
         url = self.client.connected_url
         return url.netloc.rsplit("@", 1)[-1] if url is not None else ""
+
+    @property
+    def max_payload(self) -> int:
+        """Bytes that the server takes in one message, headers included."""
+        return int(self.client.max_payload)
 
     def on_reconnect(self, sink: Callable[[], Awaitable[None]]) -> None:
         """Call `sink` each time the connection came back."""
@@ -97,13 +88,16 @@ class Connection:
         """Call `sink` no more."""
         self._on_reconnect.remove(sink)
 
+    async def disconnected(self) -> None:
+        """End the wait for answers: they went to the old connection. Must not raise or wait, as the next."""
+        for answer in self._questions.values():
+            if not answer.done():
+                answer.set_exception(nats.errors.Error("the connection was lost meanwhile"))
+
     async def reconnected(self) -> None:
         """Tell everybody who asked. Must not raise or wait: nats-py awaits it in its reconnect path."""
         self.connected_at = time.time()
-        for answer in self._questions.values():
-            # The answer, if there was one, went to the old connection.
-            if not answer.done():
-                answer.set_exception(nats.errors.Error("the connection was lost meanwhile"))
+        await self.disconnected()
         for sink in self._on_reconnect:
             self._background_task(self._tell(sink), "reconnected")
 
@@ -127,7 +121,7 @@ class Connection:
             BusUnavailableError: nobody there, no answer in time, or the connection is down.
             MessageTooLargeError: larger than the server takes.
         """
-        self._check_size(data, headers)
+        self._check(subject, data, headers)
         token = next(self._tokens)
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Msg] = loop.create_future()
@@ -143,7 +137,9 @@ class Connection:
         finally:
             giving_up.cancel()
             del self._questions[token]
-        if msg.headers and msg.headers.get("Status") == _NO_RESPONDERS:
+        headers = msg.headers or {}
+        # On a stored entry somebody may have put a header of this name.
+        if headers.get("Status") == _NO_RESPONDERS and "Nats-Sequence" not in headers:
             raise BusUnavailableError(f"nobody answers on {subject}")
         return msg
 
@@ -154,6 +150,7 @@ class Connection:
 
     async def open(self) -> None:
         """Be ready for answers; once, after connecting."""
+        self._watching = asyncio.create_task(self.client.watch(), name="nats watch")
         await self.listen(f"{self._inbox}.*", self._hear_answer)
 
     async def listen(self, subject: str, sink: Callable[[Msg], None], *, group: str = "") -> Subscription:
@@ -165,12 +162,14 @@ class Connection:
         subscription = await self.client.subscribe(
             subject, queue=group, pending_msgs_limit=-1, pending_bytes_limit=-1
         )
-        early, subscription._pending_queue = subscription._pending_queue, _Handover(sink)
+        early, subscription._pending_queue = subscription._pending_queue, Handover(sink)
         while not early.empty():
             subscription._pending_queue.put_nowait(early.get_nowait())
         return subscription
 
-    def _check_size(self, data: bytes, headers: dict[str, str] | None) -> None:
+    def _check(self, subject: str, data: bytes, headers: dict[str, str] | None) -> None:
+        if len(subject) > MAX_SUBJECT:
+            raise InvalidSubjectError(f"a subject of {len(subject):,} characters is too long")
         # nats-py leaves the headers out of its check, and the server closes the connection over them.
         size = len(data)
         if headers:
@@ -220,8 +219,9 @@ class Connection:
         Raises:
             BusUnavailableError: the connection is closed, or down for so long that its buffer is full.
             MessageTooLargeError: larger than the server takes.
+            InvalidSubjectError: the subject is longer than the server takes.
         """
-        self._check_size(data, headers)
+        self._check(subject, data, headers)
         try:
             await self.client.publish(subject, data, reply=reply, headers=headers)
         except (nats.errors.Error, OSError) as error:
@@ -258,11 +258,8 @@ class Connection:
         task.add_done_callback(self._background.discard)
 
     async def flush(self) -> None:
-        """Wait until the server has taken all that was sent.
-
-        Shielded: nats-py answers the pong of a cancelled flush with an exception that ends its read loop.
-        """
-        await asyncio.shield(self.client.flush())
+        """Wait until the server has taken all that was sent."""
+        await self.client.flush()
 
     async def api(self, call: str, payload: dict[str, Any]) -> dict[str, Any]:
         """One JetStream API call; the answer may hold an `error`."""
@@ -272,6 +269,8 @@ class Connection:
 
     async def aclose(self) -> None:
         """Send what is buffered and close. May be called twice."""
+        if self._watching is not None:
+            self._watching.cancel()
         if self.client.is_closed:
             return
         await self._publish_soon()
@@ -280,118 +279,3 @@ class Connection:
         except (TimeoutError, nats.errors.Error, OSError):
             _log.debug("nats.close_unflushed")
         await self.client.close()
-
-
-async def connect(settings: Settings, *, name: str, start_embedded: bool = False) -> Connection:
-    """Connect to the user's server, or to the embedded one (started first if `start_embedded`).
-
-    Raises:
-        ConfigError: nothing runs here, or the credentials are wrong; says what to do.
-        BusUnavailableError: the server can't be reached.
-    """
-    url, token = await _address(settings, start_embedded)
-    connection = Connection(Client())
-    options: dict[str, Any] = {"token": token} if token else {}
-    if settings.nats_user_credentials:
-        options["user_credentials"] = str(settings.nats_user_credentials)
-    if settings.nats_nkey_seed_file:
-        options["nkeys_seed"] = str(settings.nats_nkey_seed_file)
-    if settings.nats_tls_ca or settings.nats_tls_cert:
-        options["tls"] = _tls(settings)
-
-    trouble = _Trouble(url)
-    connecting = asyncio.create_task(_connect(connection, url, name, trouble, options), name="nats connect")
-    try:
-        await asyncio.wait({connecting, trouble.final}, timeout=CONNECT_WITHIN_S, return_when="FIRST_COMPLETED")
-        if not connecting.done():
-            raise trouble.error()
-        await connecting
-    except BaseException as error:
-        connecting.cancel()
-        await connection.client.close()
-        if isinstance(error, nats.errors.Error | OSError | ValueError):
-            raise trouble.error(error) from None
-        raise
-    trouble.connected = True
-    return connection
-
-
-async def _connect(
-    connection: Connection, url: str, name: str, trouble: _Trouble, options: dict[str, Any]
-) -> None:
-    await connection.client.connect(
-        servers=[part.strip() for part in url.split(",")],
-        name=name,
-        connect_timeout=2,
-        max_reconnect_attempts=-1,
-        reconnect_time_wait=RECONNECT_WAIT_S,  # type: ignore[arg-type]  # it is slept, so a fraction is fine
-        ping_interval=PING_INTERVAL_S,
-        max_outstanding_pings=2,
-        # Ours are built and checked in `runtime.subjects`.
-        skip_subject_validation=True,
-        error_cb=trouble.hear,
-        reconnected_cb=connection.reconnected,
-        **options,
-    )
-    await connection.open()
-
-
-class _Trouble:
-    """What nats-py tells while it tries: it goes on for ever, so somebody else must say when it is hopeless."""
-
-    def __init__(self, url: str) -> None:
-        # A URL may hold a password; only the host is shown.
-        self._host = url.rsplit("@", 1)[-1]
-        self._servers = len(url.split(","))
-        self._heard: list[Exception] = []
-        self.final: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.connected = False
-
-    async def hear(self, error: Exception) -> None:
-        """Take in one error. Must never raise: an exception here ends nats-py's read loop."""
-        if self.connected:
-            _log.warning("nats.error", error=str(error) or type(error).__name__)
-            return
-        self._heard.append(error)
-        tried_all = len(self._heard) >= 2 * self._servers
-        if (tried_all or self._is_refusal(error)) and not self.final.done():
-            self.final.set_result(None)
-
-    @staticmethod
-    def _is_refusal(error: Exception) -> bool:
-        return "authorization" in str(error).lower()
-
-    def error(self, last: Exception | None = None) -> SquadronError:
-        """What to tell the user."""
-        heard = [*self._heard, *([last] if last else [])]
-        if any(self._is_refusal(each) for each in heard):
-            return ConfigError(
-                f"NATS at {self._host} refused the credentials", hint="check NATS_URL, NATS_CREDS or NATS_NKEY"
-            )
-        detail = (str(heard[-1]) or type(heard[-1]).__name__) if heard else f"no answer in {CONNECT_WITHIN_S:g} s"
-        return BusUnavailableError(
-            f"NATS at {self._host} can't be reached: {detail}", hint="is the server running, and NATS_URL right?"
-        )
-
-
-async def _address(settings: Settings, start_embedded: bool) -> tuple[str, str]:
-    if settings.nats_url:
-        return settings.nats_url, ""
-    seek = embedded.ensure if start_embedded else embedded.find
-    endpoint = await asyncio.to_thread(seek, settings.home)
-    if endpoint is None:
-        raise ConfigError(
-            "no squad is running here", hint="start one with `squadron up`, or set NATS_URL to reach another"
-        )
-    return endpoint.url, endpoint.token
-
-
-def _tls(settings: Settings) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=settings.nats_tls_ca and str(settings.nats_tls_ca))
-        if settings.nats_tls_cert:
-            key = settings.nats_tls_key and str(settings.nats_tls_key)
-            context.load_cert_chain(str(settings.nats_tls_cert), key)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"TLS files: {error}", hint="check NATS_CA, NATS_CERT and NATS_KEY") from None
-    return context

@@ -35,10 +35,20 @@ class JetStreamLease:
     one, leaves a note: the number of beginnings so far. Without a note the first delivery was begun.
     """
 
-    __slots__ = ("_begun", "_connection", "_notes", "_reply", "_subjects", "delivered", "first", "pending", "seq")
+    __slots__ = (
+        "_begun",
+        "_connection",
+        "_note_pattern",
+        "_notes",
+        "_reply",
+        "delivered",
+        "first",
+        "pending",
+        "seq",
+    )
 
-    def __init__(self, connection: Connection, notes: Journal, subjects: Subjects, reply: str) -> None:
-        self._connection, self._notes, self._subjects, self._reply = connection, notes, subjects, reply
+    def __init__(self, connection: Connection, notes: Journal, note_pattern: str, reply: str) -> None:
+        self._connection, self._notes, self._note_pattern, self._reply = connection, notes, note_pattern, reply
         # Parsed from the right, because the left side grows with acknowledgements v2 (ADR-15).
         _, delivered, seq, _, stored_ns, pending = reply.rsplit(".", 5)
         self.delivered, self.seq, self.pending = int(delivered), int(seq), int(pending)
@@ -48,7 +58,7 @@ class JetStreamLease:
 
     @property
     def _note_key(self) -> str:
-        return self._subjects.lite("begun", str(self.seq))
+        return self._note_pattern.replace("*", str(self.seq))
 
     async def begin(self) -> int:
         """Note that the work begins; returns which beginning it is."""
@@ -188,8 +198,11 @@ class PullFeed:
         sink: Callable[[Delivery], None],
         declare_lane: Callable[[int], Awaitable[str]],
         lanes_held: Callable[[], Awaitable[set[int]]],
+        *,
+        note_owner: str = "begun",
     ) -> None:
         self.connection, self.stream, self._notes = connection, stream, notes
+        self._note_pattern = subjects.lite_of(note_owner)
         self._subjects, self._mailbox, self._sink = subjects, mailbox, sink
         self._declare_lane, self._lanes_held = declare_lane, lanes_held
         self._lanes: dict[int, _Lane] = {}
@@ -251,7 +264,7 @@ class PullFeed:
 
     def lease(self, msg: Msg) -> JetStreamLease:
         """The lease that came with a message."""
-        return JetStreamLease(self.connection, self._notes, self._subjects, msg.reply)
+        return JetStreamLease(self.connection, self._notes, self._note_pattern, msg.reply)
 
     def arrived(self, msg: Msg, lease: JetStreamLease, *, taken: bool = False) -> None:
         """A lane got a message, by a pull that waited or by one that took what was there."""

@@ -33,10 +33,10 @@ _WRONG_LAST_SEQUENCE = (10071, 10164)
 
 
 class JetStreamJournal:
-    """A keyed log; keys are the subjects of one stream."""
+    """A keyed log; keys are the subjects of one stream. `batch` is how many entries are asked for at once."""
 
-    def __init__(self, connection: Connection, stream: str) -> None:
-        self._connection, self._stream = connection, stream
+    def __init__(self, connection: Connection, stream: str, *, batch: int = BATCH) -> None:
+        self._connection, self._stream, self._batch = connection, stream, batch
         self._bus = CoreBus(connection)
 
     async def append(
@@ -114,7 +114,7 @@ class JetStreamJournal:
         give_up_at = time.monotonic() + PERSIST_S
         while True:
             try:
-                batch = await self._fetch(pattern, from_seq, BATCH)
+                batch = await self._fetch(pattern, from_seq, self._batch)
             except BusUnavailableError:
                 # The server is away; what is stored stays stored. Who follows live waits for ever.
                 if not live and time.monotonic() > give_up_at:
@@ -135,9 +135,13 @@ class JetStreamJournal:
         )
         return [_entry(answer) for answer in answers]
 
-    async def erase(self, key: str) -> None:
-        """Remove all entries of one key."""
-        await self._connection.api(f"STREAM.PURGE.{self._stream}", {"filter": key})
+    async def erase(self, key: str, *, through_seq: int | None = None) -> None:
+        """Remove all entries of one key, or those up to and with `through_seq`."""
+        # The server purges below a sequence, so that one itself is the next.
+        below = {} if through_seq is None else {"seq": through_seq + 1}
+        answer = await self._connection.api(f"STREAM.PURGE.{self._stream}", {"filter": key, **below})
+        if error := answer.get("error"):
+            raise BusUnavailableError(f"{key} can't be erased: {error.get('description')}")
 
 
 def _entry(msg: Msg) -> Entry:

@@ -7,7 +7,8 @@ many messages as they have free slots, so nothing sits in memory that a crash co
 from __future__ import annotations
 
 import asyncio
-import json
+import base64
+import contextlib
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -18,9 +19,9 @@ from squadron.bridge.jetstream.connect import NANOSECONDS, Connection
 from squadron.bridge.jetstream.feed import PullFeed
 from squadron.bridge.jetstream.journal import JetStreamJournal, read_ack
 from squadron.bridge.jetstream.streams import StreamNames
-from squadron.runtime.errors import BusUnavailableError, RouteConflictError
-from squadron.runtime.ports import Backlog, Delivery, Feed, Mailbox
-from squadron.runtime.subjects import NORMAL_PRIORITY, Subjects, TaskSubject, lane_of, matches
+from squadron.runtime.errors import BusUnavailableError, FencedError, RouteConflictError
+from squadron.runtime.ports import Backlog, Delivery, Entry, Feed, Mailbox
+from squadron.runtime.subjects import NORMAL_PRIORITY, Subjects, check_queued, lane_of, matches
 
 #: Messages of one mailbox that may be leased at once, over all replicas; slots are the real limit.
 MAX_ACK_PENDING = 100_000
@@ -32,12 +33,15 @@ MAX_PUBLISHING = 512
 
 #: JetStream error codes (nats-server `errors.json`).
 _FILTER_NOT_UNIQUE, _MULTIPLE_NOT_FILTERED = 10100, 10099
+_NO_MESSAGE = 10037
 
 _log = structlog.get_logger("squadron.queue")
 
 
 def filters(subjects: Subjects, mailbox: Mailbox, priority: int = NORMAL_PRIORITY) -> list[str]:
     """Subject filters of one lane; a topic inside a family of the same mailbox needs none of its own."""
+    if mailbox.subject:
+        return [mailbox.subject]
     patterns = mailbox.patterns
     broad = [one for one in patterns if not any(one != other and matches(other, one) for other in patterns)]
     plain = [subjects.task(pattern, priority) for pattern in broad]
@@ -59,6 +63,14 @@ class JetStreamQueue:
 
     async def declare(self, mailbox: Mailbox) -> None:
         """Make the mailbox, or change it to fit; keeps what it holds."""
+        if not mailbox.patterns:
+            # An agent that only hears events: a consumer without a filter would get all tasks.
+            return await self.remove(mailbox.name)
+        present = await self._info(mailbox.name)
+        if mailbox.serial and present is not None and present["config"]["max_ack_pending"] != 1:
+            # One consumer is to have what all lanes hold. The present one would not go back for what it passed
+            # over, nor may those of the lanes stay.
+            await self.remove(mailbox.name)
         await self._declare_lane(mailbox, NORMAL_PRIORITY)
         # A lane that kept the old patterns would bar whoever serves them next.
         for consumer in await self._consumers(mailbox.name):
@@ -78,10 +90,16 @@ class JetStreamQueue:
 
     async def put(self, subject: str, data: bytes, *, msg_id: str) -> None:
         """Store one message; it is durable when this returns."""
-        TaskSubject.parse(subject)
-        headers = {"Nats-Msg-Id": msg_id}
+        await self._publish(check_queued(subject), data, {"Nats-Msg-Id": msg_id} if msg_id else None)
+
+    async def _publish(self, subject: str, data: bytes, headers: dict[str, str] | None) -> None:
         async with self._publishing:
             read_ack(await self._connection.request(subject, data, headers=headers), subject)
+
+    async def put_alone(self, subject: str, data: bytes) -> None:
+        """Store one message, unless one of exactly this subject is stored."""
+        with contextlib.suppress(FencedError):
+            await self._publish(check_queued(subject), data, {"Nats-Expected-Last-Subject-Sequence": "0"})
 
     async def consume(self, mailbox: Mailbox, sink: Callable[[Delivery], None]) -> Feed:
         """Pull from the mailbox."""
@@ -120,11 +138,34 @@ class JetStreamQueue:
         waiting = max(0, lanes.total() - taken)
         return Backlog(info["num_pending"] + waiting, info["num_ack_pending"] + taken)
 
-    async def head(self, pattern: str) -> int:
-        """Sequence of the oldest message whose subject matches; 0 for none."""
-        query = json.dumps({"seq": 1, "batch": 1, "next_by_subj": pattern}).encode()
-        found = await self._connection.request_many(f"$JS.API.DIRECT.GET.{self._stream}", query)
-        return int((found[0].headers or {})["Nats-Sequence"]) if found else 0
+    async def knows(self, name: str) -> bool:
+        """Whether there is a mailbox of this name."""
+        return await self._info(name) is not None
+
+    async def head(self, pattern: str) -> Entry | None:
+        """The oldest message whose subject matches; asked of the leader, because a direct get may be outdated."""
+        return await self._stored({"seq": 1, "next_by_subj": pattern})
+
+    async def count(self, pattern: str) -> int:
+        """How many messages have a subject that matches."""
+        return sum((await subjects_held(self._connection, self._stream, [pattern])).values())
+
+    async def discard(self, seq: int) -> None:
+        """Take one message out for good."""
+        answer = await self._connection.api(f"STREAM.MSG.DELETE.{self._stream}", {"seq": seq, "no_erase": True})
+        # The server has one code for whatever went wrong.
+        if "error" in answer and await self._stored({"seq": seq}) is not None:
+            raise BusUnavailableError(f"message {seq} can't be deleted: {answer['error'].get('description')}")
+
+    async def _stored(self, which: dict[str, Any]) -> Entry | None:
+        answer = await self._connection.api(f"STREAM.MSG.GET.{self._stream}", which)
+        error = answer.get("error", {})
+        if error.get("err_code") == _NO_MESSAGE:
+            return None
+        if error:
+            raise BusUnavailableError(f"{self._stream} can't be read: {error.get('description')}")
+        found = answer["message"]
+        return Entry(found["seq"], found["subject"], base64.b64decode(found.get("data") or ""))
 
     async def _info(self, consumer: str) -> dict[str, Any] | None:
         answer = await self._connection.api(f"CONSUMER.INFO.{self._stream}.{consumer}", {})

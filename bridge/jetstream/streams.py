@@ -1,4 +1,4 @@
-"""The four streams of an environment, and how they are made."""
+"""The streams of an environment, and how they are made."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ DUPLICATE_WINDOW_S = 120
 #: Longest life of a lite topic's entry and of a dead letter, in seconds: 30 and 90 days.
 LITE_MAX_AGE_S = 30 * 24 * 3600
 DEAD_MAX_AGE_S = 90 * 24 * 3600
+#: How long a durable event is kept for groups that are away and for new ones, in seconds: 7 days.
+EVENTS_MAX_AGE_S = 7 * 24 * 3600
 
 #: What may follow the topic in a task's subject.
 LANES = ("", *(f".p{priority}" for priority in range(10)))
@@ -46,6 +48,15 @@ class StreamNames:
     def dead(self) -> str:
         return f"squadron-{self.environment}-dead"
 
+    @property
+    def bucket(self) -> str:
+        """The object store of large payloads; its stream is `OBJ_` and this, as NATS wants it (ADR-20)."""
+        return f"squadron-{self.environment}-claims"
+
+    @property
+    def events(self) -> str:
+        return f"squadron-{self.environment}-events"
+
 
 def _configs(names: StreamNames) -> list[dict[str, Any]]:
     root = f"agents.{names.environment}"
@@ -53,7 +64,11 @@ def _configs(names: StreamNames) -> list[dict[str, Any]]:
     tasks = {
         "name": names.tasks,
         # Each lane by its name: on a lane that does not exist a message would wait for ever.
-        "subjects": [f"{root}.{kind}.*.*{lane}" for kind in ("task", "query") for lane in LANES],
+        "subjects": [
+            *(f"{root}.{kind}.*.*{lane}" for kind in ("task", "query") for lane in LANES),
+            f"{root}.ordered.*.*.*.*",
+            f"{root}.ticket.*.*.*",
+        ],
         # A query is a task by another name: it is stored, and so served, under the task's subject.
         "subject_transform": {"src": f"{root}.query.>", "dest": f"{root}.task.>"},
         "retention": "workqueue",
@@ -75,28 +90,63 @@ def _configs(names: StreamNames) -> list[dict[str, Any]]:
         "max_age": DEAD_MAX_AGE_S * NANOSECONDS,
         "duplicate_window": DUPLICATE_WINDOW_S * NANOSECONDS,
     }
-    return [common | tasks] + [common | keyed | stream for stream in (lite, registry, dead)]
+    events = {
+        "name": names.events,
+        "subjects": [f"{root}.durable.*.*"],
+        "retention": "limits",
+        "max_age": EVENTS_MAX_AGE_S * NANOSECONDS,
+        "allow_direct": True,
+        "duplicate_window": DUPLICATE_WINDOW_S * NANOSECONDS,
+        # Who listens for plain events hears durable ones, too.
+        "republish": {"src": f"{root}.durable.>", "dest": f"{root}.event.>"},
+    }
+    return [common | tasks, common | events] + [common | keyed | stream for stream in (lite, registry, dead)]
 
 
 async def ensure_streams(connection: Connection, names: StreamNames) -> None:
-    """Make the streams that are missing and bring the others to the present configuration.
+    """Make the four streams that every environment has, as `ensure_stream` does."""
+    for config in _configs(names):
+        await ensure_stream(connection, config)
+
+
+async def ensure_bucket(connection: Connection, names: StreamNames) -> None:
+    """Make the object store of large payloads, as `ensure_stream` does."""
+    config = {
+        "name": f"OBJ_{names.bucket}",
+        "subjects": [f"$O.{names.bucket}.C.>", f"$O.{names.bucket}.M.>"],
+        "storage": "file",
+        "num_replicas": 1,
+        "max_consumers": MAX_CONSUMERS,
+        "retention": "limits",
+        "discard": "new",
+        "allow_direct": True,
+        "allow_rollup_hdrs": True,
+        # Each object has a time of its own; a payload never outlives the dead letter it may belong to.
+        "allow_msg_ttl": True,
+        "max_age": DEAD_MAX_AGE_S * NANOSECONDS,
+        "duplicate_window": DUPLICATE_WINDOW_S * NANOSECONDS,
+    }
+    await ensure_stream(connection, config)
+
+
+async def ensure_stream(connection: Connection, config: dict[str, Any]) -> None:
+    """Make the stream if it is missing, else bring it to the present configuration.
 
     Raises:
         BusUnavailableError: the server has no JetStream, or refuses; the message carries its reason.
     """
-    for config in _configs(names):
-        name = config["name"]
-        answer = await connection.api(f"STREAM.CREATE.{name}", config)
-        if answer.get("error", {}).get("err_code") == _STREAM_NAME_IN_USE:
-            present = (await connection.api(f"STREAM.INFO.{name}", {})).get("config", {})
-            # Replicas, placement and limits are the operator's, once the stream is there.
-            ours = {key: value for key, value in config.items() if key != "num_replicas"}
-            answer = await connection.api(f"STREAM.UPDATE.{name}", present | ours)
-        if error := answer.get("error"):
-            raise BusUnavailableError(
-                f"NATS refused the stream {name}: {error.get('description')}",
-                hint="Squadron needs nats-server 2.12 or newer with JetStream enabled",
-            )
+    name = config["name"]
+    answer = await connection.api(f"STREAM.CREATE.{name}", config)
+    if answer.get("error", {}).get("err_code") == _STREAM_NAME_IN_USE:
+        present = (await connection.api(f"STREAM.INFO.{name}", {})).get("config", {})
+        # Replicas, placement and limits are the operator's, once the stream is there.
+        ours = {key: value for key, value in config.items() if key != "num_replicas"}
+        answer = await connection.api(f"STREAM.UPDATE.{name}", present | ours)
+    if error := answer.get("error"):
+        raise BusUnavailableError(
+            f"NATS refused the stream {name}: {error.get('description')}",
+            hint="Squadron needs nats-server 2.12 or newer with JetStream enabled",
+        )
 
 
 async def streams_exist(connection: Connection, names: StreamNames) -> bool:

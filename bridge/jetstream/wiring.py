@@ -6,16 +6,25 @@ import time
 from typing import Self
 
 from squadron.bridge.jetstream.bus import CoreBus
-from squadron.bridge.jetstream.connect import Connection, connect
+from squadron.bridge.jetstream.connect import Connection
+from squadron.bridge.jetstream.dial import connect
+from squadron.bridge.jetstream.events import JetStreamEventLog
 from squadron.bridge.jetstream.journal import JetStreamJournal
 from squadron.bridge.jetstream.queue import JetStreamQueue
 from squadron.bridge.jetstream.streams import StreamNames, ensure_streams, streams_exist
+from squadron.bridge.jetstream.vault import JetStreamVault
 from squadron.config import Settings
 from squadron.runtime.caller import Caller
+from squadron.runtime.claims import Claims
 from squadron.runtime.envelope import AgentIdentity
 from squadron.runtime.errors import BridgeUnavailableError
+from squadron.runtime.letters import DeadLetters
+from squadron.runtime.ordered import OrderedQueue
 from squadron.runtime.registry import Registry
 from squadron.runtime.subjects import Subjects
+
+#: Room for headers in what the server takes as one message: ids, time to live, trace.
+HEADER_BYTES = 4096
 
 
 class SystemClock:
@@ -35,10 +44,17 @@ class Wiring:
         self.subjects = Subjects(settings.env)
         self.clock = SystemClock()
         self.bus = CoreBus(connection)
-        self.queue = JetStreamQueue(connection, self.subjects)
+        self.queue = OrderedQueue(JetStreamQueue(connection, self.subjects), self.subjects)
+        self.events = JetStreamEventLog(connection, self.subjects)
         self.lite = JetStreamJournal(connection, names.lite)
         self.records = JetStreamJournal(connection, names.registry)
         self.dead = JetStreamJournal(connection, names.dead)
+        self.claims = Claims(
+            JetStreamVault(connection, names),
+            over_bytes=min(settings.claim_over_bytes, connection.max_payload - HEADER_BYTES),
+            most_bytes=settings.max_message_bytes,
+        )
+        self.dead_letters = DeadLetters(self.dead, self.queue, self.claims, self.subjects, self.clock)
         self.registry = Registry(
             self.records, self.bus, self.subjects, self.clock, heartbeat_s=settings.heartbeat_s
         )
@@ -46,9 +62,11 @@ class Wiring:
             identity,
             self.subjects,
             queue=self.queue,
+            events=self.events,
             lite=self.lite,
             bus=self.bus,
             registry=self.registry,
+            claims=self.claims,
             clock=self.clock,
         )
 

@@ -60,13 +60,13 @@ class Bindings:
     async def start(self) -> None:
         """Take up the bindings of an earlier bridge, and keep all of them in the registry."""
         for entry in await self._wiring.records.latest(self._wiring.subjects.registry("binding")):
-            record = json.loads(entry.data)
             try:
+                record = json.loads(entry.data)
                 target = cloudpickle.loads(base64.b64decode(record["target"]))
                 await self._open(record, target)
             except Exception as error:
                 # The actor's class is gone, say; the others must come up all the same.
-                self._log.error("binding.not_restored", pattern=record["pattern"], error=str(error))
+                self._log.error("binding.not_restored", key=entry.key, error=str(error))
         self._heart = asyncio.create_task(self._keep_presence(), name="bindings")
 
     async def bind(self, pattern: str, target: Any, method: str, *, slots: int, description: str) -> None:

@@ -36,9 +36,10 @@ class BridgeActor:
         identity = AgentIdentity(id=f"bridge-{os.getpid()}", type="bridge")
         self._wiring = await Wiring.open(settings, identity, create=True)
         stream = StreamNames(settings.env).tasks
+        runnable = [f"agents.{settings.env}.{kind}.>" for kind in ("task", "ticket")]
 
         async def held() -> Mapping[str, int]:
-            return await subjects_held(self._wiring.connection, stream, [">"])
+            return await subjects_held(self._wiring.connection, stream, runnable)
 
         facts = {
             "dashboard": dashboard_url,

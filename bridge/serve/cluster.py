@@ -216,6 +216,7 @@ def application(environment: str, deployment: Deployment) -> dict[str, Any]:
             "code": dict(deployment.code),
             "slots": deployment.slots,
             "grace_s": deployment.grace_s,
+            "ordered_by": deployment.ordered_by,
         },
         "deployments": [
             {

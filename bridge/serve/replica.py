@@ -17,23 +17,23 @@ from ray import serve
 from ray.serve import Application
 
 from squadron.actors.agent import Agent, AgentSpec
-from squadron.actors.marks import EventMark
+from squadron.actors.marks import DurableMark, EventMark
 from squadron.bridge.code import Code, unpack
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.config import Settings
+from squadron.runtime.durable import EventGroup, EventTurns
 from squadron.runtime.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.errors import DeployError, InvalidMessageError, SquadronError
 from squadron.runtime.logs import configure_logs
 from squadron.runtime.ports import Mailbox, Note, Subscription
 from squadron.runtime.pump import Pump
+from squadron.runtime.subjects import token_of
 from squadron.runtime.turn import Turns
 
 #: Ray namespace of everything of ours.
 NAMESPACE = "squadron"
 #: How long a replica looks for the bridge, in seconds: a killed bridge is back in about two.
 FIND_BRIDGE_WITHIN_S = 30.0
-#: A replica that had no connection for so long, in seconds, reports itself unhealthy and is replaced.
-DEAF_AFTER_S = 30.0
 
 
 def bridge_name(environment: str) -> str:
@@ -63,7 +63,7 @@ class AgentReplica:
     """What Ray Serve runs for an agent. It takes no Serve requests: work comes from the mailbox."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
-        self, environment: str, agent: str, code: dict[str, str], slots: int, grace_s: float
+        self, environment: str, agent: str, code: dict[str, str], slots: int, grace_s: float, ordered_by: str = ""
     ) -> None:
         settings: Settings = await fetch_settings(environment)
         configure_logs(settings.log_level)
@@ -84,15 +84,18 @@ class AgentReplica:
             capabilities=self._agent.capabilities,
         )
         await self._turns.start()
-        mailbox = Mailbox(agent, tuple(topic.topic.name for topic in spec.topics), settings.lease_s)
+        patterns = tuple(topic.topic.name for topic in spec.topics)
+        mailbox = Mailbox(agent, patterns, settings.lease_s, ordered=ordered_by != "")
         self._pump = Pump(self._wiring.queue, mailbox, self._turns.run, slots=slots)
+        self._event_pumps = [self._event_pump(method, mark, slots) for method, mark in spec.durable_events]
         self._ears: list[Subscription] = []
         self._events: set[asyncio.Task[None]] = set()
         self._stopped = False
-        self._heard_at = time.monotonic()
         await self._listen(spec)
         if spec.topics:
             await self._pump.start()
+        for pump in self._event_pumps:
+            await pump.start()
         await self._renew()
         await self._tell("online")
         self._heart = asyncio.create_task(self._beat(), name="heartbeat")
@@ -122,6 +125,19 @@ class AgentReplica:
         group = "" if mark.everyone else f"{self._name}-{method}"
         pattern = self._wiring.subjects.event(mark.pattern)
         return await self._wiring.bus.subscribe(pattern, hear, group=group)
+
+    def _event_pump(self, method: str, mark: DurableMark, slots: int) -> Pump:
+        wiring = self._wiring
+        group = EventGroup(f"{self._name}.{token_of(method)}", mark.pattern, mark.start, wiring.settings.lease_s)
+        turns = EventTurns(
+            group.name,
+            getattr(self._agent, method),
+            wiring.caller,
+            wiring.dead,
+            retries=mark.retries,
+            run_timeout_s=mark.run_timeout_s,
+        )
+        return Pump(wiring.events, group, turns.run, slots=slots)
 
     async def _handle_event(self, handler: Any, note: Note) -> None:
         try:
@@ -172,11 +188,9 @@ class AgentReplica:
 
     async def check_health(self) -> None:
         """Ray Serve asks every second; a replica that has been deaf for long is replaced."""
-        now = time.monotonic()
-        if self._wiring.connection.is_connected:
-            self._heard_at = now
-        elif now - self._heard_at > DEAF_AFTER_S:
-            raise RuntimeError(f"{self._identity.id} has had no NATS connection for {DEAF_AFTER_S:g} s")
+        silent_s = self._wiring.connection.silent_s
+        if silent_s > self._wiring.settings.deaf_after_s:
+            raise RuntimeError(f"{self._identity.id} has not heard from NATS for {silent_s:.0f} s")
 
     async def __call__(self) -> dict[str, Any]:
         """Serve wants a callable; nobody needs to call it."""
@@ -190,7 +204,7 @@ class AgentReplica:
         for ear in self._ears:
             await ear.aclose()
         # It stays present while it finishes what runs.
-        await self._pump.drain(self._grace_s)
+        await asyncio.gather(*(pump.drain(self._grace_s) for pump in (self._pump, *self._event_pumps)))
         await self._turns.aclose()
         self._heart.cancel()
         with contextlib.suppress(SquadronError):
@@ -204,9 +218,9 @@ def build(args: dict[str, Any]) -> Application:
     """Serve's `import_path`: the application of one agent type.
 
     Args:
-        args: environment, agent, code, slots, grace_s; anything else only marks a new version.
+        args: environment, agent, code, slots, grace_s, ordered_by; anything else only marks a new version.
     """
-    fields = {name: args[name] for name in ("environment", "agent", "code", "slots", "grace_s")}
+    fields = {name: args[name] for name in ("environment", "agent", "code", "slots", "grace_s", "ordered_by")}
     make: Any = serve.deployment(name=args["agent"])
     application: Application = make(AgentReplica).bind(**fields)
     return application

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from squadron.cli import doctor, goals, servers, talk
+from squadron.cli import dlq, doctor, goals, servers, talk
 
 EPILOG = (
     "Exit codes: 0 fine · 1 the task ended otherwise than in a result, or a check failed · 2 bad usage or input · "
@@ -55,4 +55,5 @@ def _globals(
 servers.register(app)
 talk.register(app)
 goals.register(app)
+dlq.register(app)
 doctor.register(app)

@@ -40,6 +40,8 @@ _CODES: dict[type[SquadronError], int] = {
     errors.InvalidAgentError: BAD_USAGE,
     errors.InvalidInputError: BAD_USAGE,
     errors.InvalidSubjectError: BAD_USAGE,
+    errors.UnknownLetterError: BAD_USAGE,
+    errors.CutLetterError: BAD_USAGE,
     errors.BusUnavailableError: NOT_RUNNING,
     errors.BridgeUnavailableError: NOT_RUNNING,
     errors.ClusterUnavailableError: NOT_RUNNING,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -19,7 +20,10 @@ import pytest
 from packaging.utils import canonicalize_name
 
 from squadron.bridge.jetstream import embedded
+from squadron.bridge.jetstream.wiring import Wiring
 from squadron.bridge.serve import local
+from squadron.config import Settings
+from squadron.runtime.envelope import AgentIdentity, AgentMessage
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -274,6 +278,56 @@ def test_run_without_a_model_puts_the_goal_to_what_fits_and_says_so(deployed: Ru
     assert ended.returncode == 0, ended.stderr
     assert "MAKE THIS TEXT LOUD" in ended.stdout
     assert "no LLM" in ended.stderr
+
+
+TILL = """
+    from squadron import Agent, topic
+
+    class Till(Agent):
+        @topic("till.pay", max_attempts=1)
+        async def pay(self, amount: int) -> int:
+            '''Take money.'''
+            BODY
+"""
+
+
+@pytest.mark.timeout(LONG_S)
+async def test_what_was_given_up_is_redriven_once_the_agent_is_mended(deployed: Run, folder: Path) -> None:
+    def deploy(body: str) -> None:
+        Path(folder, "till.py").write_text(textwrap.dedent(TILL.replace("BODY", body)))
+        assert deployed("deploy", "till:Till").returncode == 0
+
+    deploy("raise ValueError('no change')")
+    asked = deployed("ask", "till.pay", "amount=5", "--json")
+    assert asked.returncode == 1
+    id = json.loads(asked.stdout)["task_id"]
+
+    listed = deployed("dlq", "list", "--topic", "till.*").stdout.splitlines()
+    assert [line.split("\t")[:4] for line in listed] == [[id, "till", "till.pay", "1"]]
+    shown = json.loads(deployed("dlq", "show", id[:8], "--json").stdout)
+    assert (shown["attempts"], shown["last_error"]) == (1, "ValueError: no change")
+    assert json.loads(shown["message"])["payload"]["content"] == {"amount": 5}
+
+    deploy("return amount")
+    redriven = deployed("dlq", "redrive", id[:8], "--json")
+    assert json.loads(redriven.stdout) == {"redriven": [id], "left": {}}
+    content = await asyncio.wait_for(_result_of(id, folder / "home"), 30)
+    assert (content["data"], content["attempt"]) == (5, 1)
+    assert deployed("dlq", "list", "--json").stdout == "[]\n"
+    assert deployed("undeploy", "till").returncode == 0
+
+
+async def _result_of(id: str, home: Path) -> dict[str, Any]:
+    """The first good outcome of a task, as it is stored."""
+    wiring = await Wiring.open(Settings.load({}, home=home), AgentIdentity(id="reader"))
+    try:
+        async for entry in wiring.lite.read(f"agents.dev.lite.*.{id}", live=True):
+            content: dict[str, Any] = AgentMessage.decode(entry.data).payload.content
+            if content["success"]:
+                return content
+        raise AssertionError
+    finally:
+        await wiring.aclose()
 
 
 def test_undeploy_takes_an_agent_away(deployed: Run) -> None:

@@ -12,11 +12,13 @@ import pytest
 
 from squadron.actors.agent import Agent, AgentSpec
 from squadron.bridge.jetstream.wiring import SystemClock, Wiring
-from squadron.bridge.memory import MemoryBus, MemoryJournal, MemoryQueue
+from squadron.bridge.memory import MemoryBus, MemoryEventLog, MemoryJournal, MemoryQueue, MemoryVault
 from squadron.config import Settings
 from squadron.runtime.caller import Caller
+from squadron.runtime.claims import Claims
 from squadron.runtime.envelope import AgentIdentity
-from squadron.runtime.ports import Clock, Delivery, Journal, Mailbox, Queue, UnreliableBus
+from squadron.runtime.ordered import OrderedQueue
+from squadron.runtime.ports import Clock, Delivery, EventLog, Journal, Mailbox, UnreliableBus, Vault
 from squadron.runtime.pump import Pump
 from squadron.runtime.registry import Registry
 from squadron.runtime.subjects import Subjects
@@ -36,12 +38,26 @@ class Peer:
     subjects: Subjects
     clock: Clock
     bus: UnreliableBus
-    queue: Queue
+    queue: OrderedQueue
+    events: EventLog
     lite: Journal
     records: Journal
     dead: Journal
     registry: Registry
     caller: Caller
+
+    @property
+    def claims(self) -> Claims:
+        return self.caller.claims
+
+    @property
+    def vault(self) -> Vault:
+        return self.claims.vault
+
+
+def peer_of(w: Wiring) -> Peer:
+    """The ports of one process on a real server."""
+    return Peer(w.subjects, w.clock, w.bus, w.queue, w.events, w.lite, w.records, w.dead, w.registry, w.caller)
 
 
 @dataclass
@@ -56,18 +72,30 @@ class World:
 
 
 async def _memory_world() -> World:
-    bus, queue = MemoryBus(), MemoryQueue()
+    bus, subjects, clock = MemoryBus(), Subjects("test"), SystemClock()
+    queue, vault = OrderedQueue(MemoryQueue(), subjects), MemoryVault()
     lite, records, dead = MemoryJournal(bus), MemoryJournal(bus), MemoryJournal(bus)
-    subjects, clock = Subjects("test"), SystemClock()
+    events = MemoryEventLog(bus, subjects)
 
     async def join(name: str) -> Peer:
         registry = Registry(records, bus, subjects, clock, heartbeat_s=HEARTBEAT_S)
         identity = AgentIdentity(id=name, type="test")
-        caller = Caller(identity, subjects, queue=queue, lite=lite, bus=bus, registry=registry, clock=clock)
+        claims = Claims(vault)
+        caller = Caller(
+            identity,
+            subjects,
+            queue=queue,
+            lite=lite,
+            bus=bus,
+            registry=registry,
+            claims=claims,
+            events=events,
+            clock=clock,
+        )
         await registry.start()
         await caller.start()
         world._closers += [caller.aclose, registry.aclose]
-        return Peer(subjects, clock, bus, queue, lite, records, dead, registry, caller)
+        return Peer(subjects, clock, bus, queue, events, lite, records, dead, registry, caller)
 
     world = World("memory", join)
     return world
@@ -77,7 +105,7 @@ async def _jetstream_world(settings: Settings) -> World:
     async def join(name: str) -> Peer:
         w = await Wiring.open(settings, AgentIdentity(id=name, type="test"), create=True)
         world._closers.append(w.aclose)
-        return Peer(w.subjects, w.clock, w.bus, w.queue, w.lite, w.records, w.dead, w.registry, w.caller)
+        return peer_of(w)
 
     world = World("jetstream", join, settings)
     return world

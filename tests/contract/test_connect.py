@@ -9,7 +9,7 @@ import pytest
 
 from squadron import Settings
 from squadron.bridge.jetstream import embedded
-from squadron.bridge.jetstream.connect import connect
+from squadron.bridge.jetstream.dial import connect
 from squadron.bridge.jetstream.streams import StreamNames, ensure_streams
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.runtime.envelope import AgentIdentity
@@ -92,3 +92,14 @@ async def test_a_reconnect_ends_the_wait_for_answers_that_went_to_the_old_connec
         await asyncio.wait_for(waiting, 5)
     await silent.unsubscribe()
     await connection.aclose()
+
+
+async def test_an_entry_with_a_header_named_status_is_read_as_any_other(server):
+    _, home = server
+    wiring = await Wiring.open(Settings(home=home, env="odd"), AgentIdentity(id="reader"), create=True)
+    key = wiring.subjects.lite("reader", "odd")
+    await wiring.connection.request(key, b"1", headers={"Status": "503"})
+    entry = await wiring.lite.last(key)
+    assert entry is not None
+    assert entry.data == b"1"
+    await wiring.aclose()

@@ -207,6 +207,20 @@ async def test_an_erased_key_is_empty_and_may_be_used_again(lite: Journal, key: 
     assert await _all(lite, key) == [b"three"]
 
 
+async def test_entries_of_a_key_may_be_erased_up_to_one_of_them(lite: Journal, key: str, other_key: str) -> None:
+    first = await lite.append(key, b"one")
+    await lite.append(other_key, b"stays")
+    second = await lite.append(key, b"two")
+    await lite.append(key, b"three")
+
+    await lite.erase(key, through_seq=first - 1)
+    assert await _all(lite, key) == [b"one", b"two", b"three"]
+    await lite.erase(key, through_seq=second)
+
+    assert await _all(lite, key) == [b"three"]
+    assert await _all(lite, other_key) == [b"stays"]
+
+
 async def test_an_entry_that_is_too_large_is_refused(lite: Journal, key: str) -> None:
     with pytest.raises(MessageTooLargeError):
         await lite.append(key, b"x" * (MAX_PAYLOAD_BYTES + 1))

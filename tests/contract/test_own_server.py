@@ -14,7 +14,7 @@ import pytest
 from squadron import Settings
 from squadron.bridge.jetstream import embedded
 from squadron.bridge.jetstream.wiring import Wiring
-from squadron.runtime.envelope import AgentIdentity
+from squadron.runtime.envelope import AgentIdentity, AgentMessage
 
 
 @pytest.fixture
@@ -108,3 +108,16 @@ async def test_tls_with_a_client_certificate_signs_in(serve, tmp_path):
         nats_tls_key=tmp_path / "client.key",
     )
     assert await works(settings)
+
+
+async def test_large_payloads_pass_a_server_that_takes_only_small_messages(serve, tmp_path):
+    address = serve("max_payload: 64KB\n")
+    wiring = await Wiring.open(
+        Settings.load({}, home=tmp_path, nats_url=f"nats://{address}"), AgentIdentity(id="test"), create=True
+    )
+    for size in (59_000, 61_000, 64_000, 3_000_000):
+        message = AgentMessage.new("task", AgentIdentity(id="test"), {"text": "x" * size})
+        sealed = await wiring.claims.seal(message.encode(), keep_s=60)
+        await wiring.queue.put(wiring.subjects.task("a.b"), sealed, msg_id=str(size))
+        assert await wiring.claims.open(sealed) == message
+    await wiring.aclose()

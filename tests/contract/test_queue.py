@@ -11,7 +11,7 @@ import pytest
 
 from squadron.bridge.memory import MAX_PAYLOAD_BYTES
 from squadron.runtime.errors import InvalidSubjectError, MessageTooLargeError, RouteConflictError
-from squadron.runtime.ports import Backlog, Delivery, Feed, Mailbox
+from squadron.runtime.ports import Backlog, Delivery, Entry, Feed, Mailbox
 from tests.contract.conftest import ON_NATS, Inbox, Peer, World, settle_all, until
 
 LEASE_S = 1.0
@@ -50,6 +50,19 @@ async def test_what_was_put_before_anybody_listened_is_delivered_with_its_subjec
     assert delivery.lease.delivered == 1
     await delivery.lease.settle()
     await feed.aclose()
+
+
+async def test_a_mailbox_of_no_topics_holds_nothing_and_bars_nobody(peer: Peer) -> None:
+    await peer.queue.declare(Mailbox("listener", ()))
+    feed, inbox = await _feed(peer, want=1)
+    await _put(peer, "task")
+
+    assert (await inbox.next()).data == b"task"
+    assert await peer.queue.backlog("listener") == Backlog()
+    await feed.aclose()
+    # One that had topics gives them up.
+    await peer.queue.declare(Mailbox(BOX.name, ()))
+    await peer.queue.declare(Mailbox("other", BOX.patterns))
 
 
 async def test_what_is_put_while_somebody_waits_is_delivered_at_once_and_in_order(peer: Peer) -> None:
@@ -485,17 +498,38 @@ async def test_a_serial_mailbox_leases_one_at_a_time_in_the_order_they_were_put(
 
 
 async def test_the_head_is_the_oldest_message_that_is_not_settled(peer: Peer) -> None:
-    topic = peer.subjects.task("book.read")
-    assert await peer.queue.head(topic) == 0
+    topic, store = peer.subjects.task("book.read"), peer.queue.store
+    assert await store.head(topic) is None
     feed, inbox = await _feed(peer, want=2)
     await _put(peer, "first")
     await _put(peer, "second")
     first, second = await inbox.take(2)
 
-    assert await peer.queue.head(topic) == first.seq
+    assert await store.head(topic) == Entry(first.seq, topic, b"first")
     await first.lease.settle(confirmed=True)
-    assert await peer.queue.head(topic) == second.seq
-    assert await peer.queue.head(peer.subjects.task("*.*")) == second.seq
+    assert await store.head(topic) == Entry(second.seq, topic, b"second")
+    assert await store.head(peer.subjects.task("*.*")) == Entry(second.seq, topic, b"second")
+    await feed.aclose()
+
+
+async def test_a_message_is_counted_stored_alone_and_discarded(peer: Peer) -> None:
+    topic, store = peer.subjects.task("book.read"), peer.queue.store
+    for text in (b"one", b"two"):
+        await store.put_alone(topic, text)
+    assert await store.count(topic) == await store.count(peer.subjects.task("book.*")) == 1
+    head = await store.head(topic)
+    assert head is not None
+    assert head.data == b"one"
+
+    for _ in range(2):
+        await store.discard(head.seq)
+
+    assert await store.count(topic) == 0
+    await store.put_alone(topic, b"three")
+    feed, inbox = await _feed(peer, want=1)
+    assert (await inbox.next()).data == b"three"
+    assert await store.knows(BOX.name)
+    assert not await store.knows("nobody")
     await feed.aclose()
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 import pytest
 from pydantic import BaseModel, Field
 
-from squadron import Agent, Answer, Context, on, topic
+from squadron import Agent, Answer, Context, on, on_durable, topic
 from squadron.actors.agent import AgentSpec, BoundHandler, TopicSpec
 from squadron.runtime.errors import InvalidAgentError, InvalidInputError, InvalidSubjectError
 from squadron.runtime.topics import describe_input
@@ -289,6 +289,23 @@ def test_events_are_handlers_too() -> None:
         on("status")
 
 
+def test_durable_events_are_handlers_too() -> None:
+    class Clerk(Agent):
+        @on_durable("orders.*", start="first", max_attempts=2)
+        async def book(self, message: Any) -> None: ...
+
+    spec = AgentSpec.of(Clerk)
+    ((method, mark),) = spec.durable_events
+    assert (method, mark.pattern, mark.start, mark.retries.max_attempts) == ("book", "orders.*", "first", 2)
+    assert spec.events == ()
+    with pytest.raises(InvalidSubjectError):
+        on_durable("orders")
+    with pytest.raises(InvalidInputError, match="can't start at 'last'"):
+        on_durable("orders.*", start="last")  # type: ignore[arg-type]
+    with pytest.raises(InvalidAgentError, match="max_attempts"):
+        on_durable("orders.*", max_attempts=0)
+
+
 def test_handlers_are_inherited() -> None:
     class Bistro(Kitchen):
         """Smaller."""
@@ -396,9 +413,14 @@ class _Upside(_Good):
     min_replicas, max_replicas = 3, 2
 
 
+class _Sorted(_Good):
+    ordered_by = "name"  # type: ignore[assignment]
+
+
 @pytest.mark.parametrize(
     ("thing", "said"),
     [
+        (_Sorted, "ordered_by='name'"),
         (_Twice, "'good.one' and 'good.one'"),
         (_Crossed, "both get the same task"),
         (_BadName, "'two words'"),

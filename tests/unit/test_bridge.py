@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 
 from squadron.bridge.core import Bridge
-from squadron.bridge.memory import MemoryBus, MemoryJournal, MemoryQueue
+from squadron.bridge.memory import MemoryBus, MemoryEventLog, MemoryJournal, MemoryQueue, MemoryVault
 from squadron.runtime.caller import Caller
+from squadron.runtime.claims import Claims
 from squadron.runtime.deployment import AgentState, Deployment, Scale
 from squadron.runtime.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.errors import DeployError, SquadronError
-from squadron.runtime.ports import Backlog
+from squadron.runtime.ordered import OrderedQueue
+from squadron.runtime.ports import Backlog, Note
 from squadron.runtime.registry import Registry
 from squadron.runtime.subjects import Subjects
 from squadron.runtime.topics import AgentCard, SemanticTopic
@@ -49,8 +51,8 @@ class Site:
     """Everything that outlives a bridge: journal, mailboxes, cluster."""
 
     def __init__(self) -> None:
-        self.bus, self.queue, self.clock = MemoryBus(), MemoryQueue(), HandClock()
         self.subjects, self.replicas = Subjects("t"), HeldReplicas()
+        self.bus, self.queue, self.clock = MemoryBus(), OrderedQueue(MemoryQueue(), self.subjects), HandClock()
         self.lite, self.records = MemoryJournal(self.bus), MemoryJournal(self.bus)
         self.held: dict[str, int] = {}
         self.bridges: list[Bridge] = []
@@ -66,9 +68,11 @@ class Site:
             AgentIdentity(id="bridge", type="bridge"),
             self.subjects,
             queue=self.queue,
+            events=MemoryEventLog(self.bus, self.subjects),
             lite=self.lite,
             bus=self.bus,
             registry=registry,
+            claims=Claims(MemoryVault()),
             clock=self.clock,
         )
 
@@ -332,3 +336,78 @@ async def test_backlogs_count_every_lane_of_every_topic_for_the_autoscaler(site:
     await _eventually(lambda: bridge.backlogs()["reader"]["held"] == 5)
 
     assert bridge.backlogs() == {"reader": {"held": 5, "pinned": None}, "writer": {"held": 0, "pinned": None}}
+
+
+async def test_an_ordered_agent_counts_for_the_autoscaler_as_what_can_run_at_once(site: Site) -> None:
+    bridge = await site.bridge()
+    await site.call("deploy", deployments=[_deployment(ordered_by="conversation")])
+    line = "agents.t.ordered.reader"
+    site.held = {
+        site.subjects.task("book.read"): 2,
+        f"{line}.c-1.book.read": 40,
+        f"{line}.c-2.book.read": 1,
+        "agents.t.ticket.reader.c-1.7": 1,
+        "agents.t.ticket.reader.c-2.9": 1,
+        "agents.t.ticket.gone.c-2.8": 1,
+    }
+
+    await _eventually(lambda: bridge.backlogs()["reader"]["held"] == 4)
+
+
+async def test_an_ordered_agent_has_its_mailbox_of_tickets_until_it_is_undeployed(site: Site) -> None:
+    await site.bridge()
+    await site.call("deploy", deployments=[_deployment(ordered_by="conversation")])
+    store = site.queue.store
+    assert await store.knows("reader=tickets")
+
+    await site.call("undeploy", agent="reader")
+    async with asyncio.timeout(5):
+        while await store.knows("reader=tickets") or await store.knows("reader"):
+            await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize("kind", ["card", "deployment"])
+async def test_what_somebody_else_wrote_over_is_put_right(site: Site, kind: str) -> None:
+    await site.bridge()
+    await site.call("deploy", deployments=[_deployment()])
+    key = f"agents.t.registry.{kind}.reader"
+    before = await site.records.last(key)
+
+    await site.records.append(key, b"rubbish")
+
+    async with asyncio.timeout(5):
+        while (now := await site.records.last(key)) is None or before is None or now.data != before.data:
+            await asyncio.sleep(0.005)
+
+
+async def test_a_bridge_starts_over_records_that_nobody_can_use(site: Site) -> None:
+    first = await site.bridge()
+    await site.call("deploy", deployments=[_deployment()])
+    await first.aclose()
+    rival = json.dumps(_deployment("rival", "book.*")).encode()
+    for key, data in (
+        ("deployment.odd", b"rubbish"),
+        ("deployment.rival", rival),
+        ("deployment.spaced", json.dumps(_deployment()).replace('"reader"', '"a b"').encode()),
+        ("deployment.bare", json.dumps(_deployment("bare", "bare.topic", code={})).encode()),
+        ("leaving.a b", b"{}"),
+    ):
+        await site.records.append(f"agents.t.registry.{key}", data)
+
+    await site.bridge()
+
+    assert [each["agent"] for each in (await site.call("status"))["agents"]] == ["reader"]
+
+
+@pytest.mark.parametrize(
+    "reply", ["$JS.API.STREAM.DELETE.x", "agents.t.task.book.read", "a.*", "a..b", "r" * 5000]
+)
+async def test_the_bridge_answers_nowhere_that_is_not_the_askers(site: Site, reply: str) -> None:
+    await site.bridge()
+    heard: list[Any] = []
+    await site.bus.subscribe(">", heard.append)
+
+    site.bus.deliver(Note(site.subjects.control("ping"), b"", reply))
+    await site.call("ping")
+
+    assert [note.subject for note in heard if note.subject == reply] == []

@@ -20,7 +20,7 @@ from squadron.cli.tally import Tally
 from squadron.demo.audit import AGENTS, GOAL, TOPICS, offline_plan
 from squadron.runtime.errors import InvalidInputError
 
-COMMANDS = ("up", "down", "status", "deploy", "undeploy", "scale", "topics", "ask", "run", "demo", "doctor")
+COMMANDS = ("up", "down", "status", "deploy", "undeploy", "scale", "topics", "ask", "run", "demo", "doctor", "dlq")
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_bad_usage_ends_with_2_and_without_a_traceback(clean: Path, arguments: t
 
 
 @pytest.mark.parametrize(
-    "arguments", [("status",), ("topics",), ("ask", "a.b"), ("undeploy", "x"), ("scale", "x=1")]
+    "arguments", [("status",), ("topics",), ("ask", "a.b"), ("undeploy", "x"), ("scale", "x=1"), ("dlq", "list")]
 )
 def test_where_nothing_runs_a_command_ends_with_3_and_says_what_to_do(
     clean: Path, arguments: tuple[str, ...]

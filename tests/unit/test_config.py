@@ -58,6 +58,21 @@ def test_values_come_from_the_environment(tmp_path: Path) -> None:
     assert settings.log_level == "DEBUG"
 
 
+def test_the_limits_of_a_message_are_whole_bytes_in_order() -> None:
+    limits = {"SQUADRON_CLAIM_OVER_BYTES": "16384", "SQUADRON_MAX_MESSAGE_BYTES": "1048576"}
+    settings = Settings.load(limits)
+    assert (settings.claim_over_bytes, settings.max_message_bytes) == (16_384, 1_048_576)
+    assert settings.environ().items() >= limits.items()
+    for name, bad in (
+        ("SQUADRON_CLAIM_OVER_BYTES", "half a megabyte"),
+        ("SQUADRON_CLAIM_OVER_BYTES", "16383"),
+        ("SQUADRON_MAX_MESSAGE_BYTES", "524287"),
+        ("SQUADRON_MAX_MESSAGE_BYTES", str(2**30 + 1)),
+    ):
+        with pytest.raises(ConfigError, match=name):
+            Settings.load({name: bad})
+
+
 def test_an_override_wins_and_none_means_not_given() -> None:
     env = {"SQUADRON_ENV": "prod", "NATS_URL": "nats://a:4222"}
 
@@ -98,6 +113,7 @@ def test_an_unknown_variable_like_no_other_gets_the_list() -> None:
         ("SQUADRON_ENV", "dev\n", None),  # stripped, as shells and .env files leave such ends
         ("SQUADRON_LEASE_S", "soon", r"lease_s: 'soon' .*SQUADRON_LEASE_S: give a number of seconds"),
         ("SQUADRON_LEASE_S", "0", r"lease_s: '0\.0'"),
+        ("SQUADRON_DEAF_AFTER_S", "2", r"deaf_after_s: '2\.0' .*at least 8"),
         ("SQUADRON_HEARTBEAT_S", "-1", r"heartbeat_s: '-1\.0'"),
         ("SQUADRON_HEARTBEAT_S", "nan", r"heartbeat_s: 'nan'"),
         ("SQUADRON_HEARTBEAT_S", "inf", r"heartbeat_s: 'inf'"),

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from squadron.runtime.envelope import AgentIdentity, AgentMessage, Constraints, Payload, Routing
+from squadron.runtime.envelope import AgentIdentity, AgentMessage, Constraints, Payload, Routing, pack
 from squadron.runtime.errors import InvalidMessageError
 
 #: Text that UTF-8 can carry: anything but lone surrogates.
@@ -203,3 +203,24 @@ def test_the_fields_are_those_of_the_protocol_page_if_it_is_here() -> None:
     assert {field.alias for field in AgentMessage.model_fields.values()} == known
     if page.is_file():
         assert all(f"`{name}`" in page.read_text() or name in page.read_text() for name in known)
+
+
+@given(
+    id=TEXT.filter(bool),
+    conversation_id=TEXT,
+    parent=st.none() | TEXT,
+    reply_to=st.none() | TEXT,
+    correlation_id=st.none() | TEXT,
+    target=st.none() | TEXT,
+    content=JSON | st.floats(),
+    priority=st.integers(0, 9),
+)
+def test_packing_plain_values_is_making_and_encoding_a_message(content: Any, priority: int, **fields: Any) -> None:
+    source = AgentIdentity(id="me", type="test")
+    routing = {"priority": priority}
+
+    packed = pack("task", source, {"content": content}, routing=routing, **fields)
+    made = AgentMessage.new("task", source, content, routing=Routing(**routing), **fields)
+
+    stamp = AgentMessage.decode(packed).timestamp
+    assert packed == made.model_copy(update={"timestamp": stamp}).encode()

@@ -18,7 +18,7 @@ _PROGRAM = "import json, sys; {statement}; print(json.dumps([name for name in {h
     "statement",
     [
         "import squadron",
-        "from squadron import Agent, Answer, Context, Retry, Terminal, on, topic",
+        "from squadron import Agent, Answer, Context, Retry, Terminal, on, on_durable, topic",
         "from squadron import Settings; Settings.load()",
         "import squadron.bridge.memory",
     ],
@@ -52,6 +52,7 @@ def test_the_public_names() -> None:
         "TimedOut",
         "Undeliverable",
         "on",
+        "on_durable",
         "topic",
     ]
 

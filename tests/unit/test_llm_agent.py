@@ -15,8 +15,9 @@ from squadron.actors.llm import ANSWER_TOOL, LLMAgent, tool
 from squadron.actors.marks import topic
 from squadron.actors.model import ChatMessage, Model, ModelTurn, ToolCall
 from squadron.actors.scripted import ScriptedModel, ScriptedTurn
-from squadron.bridge.memory import MemoryBus, MemoryJournal, MemoryQueue
+from squadron.bridge.memory import MemoryBus, MemoryEventLog, MemoryJournal, MemoryQueue, MemoryVault
 from squadron.runtime.caller import Ask, Caller
+from squadron.runtime.claims import Claims
 from squadron.runtime.context import Context
 from squadron.runtime.envelope import AgentIdentity, AgentMessage, MessageContext
 from squadron.runtime.errors import InvalidAgentError, Terminal
@@ -45,9 +46,11 @@ class Squad:
             AgentIdentity(id="here"),
             self.subjects,
             queue=self.queue,
+            events=MemoryEventLog(self.bus, self.subjects),
             lite=self.lite,
             bus=self.bus,
             registry=self.registry,
+            claims=Claims(MemoryVault()),
             clock=self.clock,
         )
         self._pumps: list[Pump] = []

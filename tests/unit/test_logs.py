@@ -13,8 +13,9 @@ import structlog
 from squadron import Agent, Context, topic
 from squadron.actors.agent import AgentSpec
 from squadron.bridge.jetstream.wiring import SystemClock
-from squadron.bridge.memory import MemoryBus, MemoryJournal, MemoryQueue
+from squadron.bridge.memory import MemoryBus, MemoryEventLog, MemoryJournal, MemoryQueue, MemoryVault
 from squadron.runtime.caller import Caller
+from squadron.runtime.claims import Claims
 from squadron.runtime.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.logs import configure_logs
 from squadron.runtime.registry import Registry
@@ -83,7 +84,17 @@ async def test_what_a_handler_logs_is_bound_to_its_turn(capsys: pytest.CaptureFi
     journal = MemoryJournal(bus)
     identity = AgentIdentity(id="talker-7", type="talker")
     registry = Registry(journal, bus, subjects, clock, heartbeat_s=5)
-    caller = Caller(identity, subjects, queue=MemoryQueue(), lite=journal, bus=bus, registry=registry, clock=clock)
+    caller = Caller(
+        identity,
+        subjects,
+        queue=MemoryQueue(),
+        lite=journal,
+        bus=bus,
+        registry=registry,
+        claims=Claims(MemoryVault()),
+        events=MemoryEventLog(bus, subjects),
+        clock=clock,
+    )
     message = AgentMessage.new("task", AgentIdentity(id="me"), {}, conversation_id="c1")
     try:
         configure_logs()

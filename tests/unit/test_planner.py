@@ -13,8 +13,9 @@ from squadron.actors.marks import topic
 from squadron.actors.model import ChatMessage, ToolDefinition
 from squadron.actors.planner import INTRODUCTION, OfflinePlanner
 from squadron.actors.supervisor import Supervisor
-from squadron.bridge.memory import MemoryBus, MemoryJournal, MemoryQueue
+from squadron.bridge.memory import MemoryBus, MemoryEventLog, MemoryJournal, MemoryQueue, MemoryVault
 from squadron.runtime.caller import Ask, Caller
+from squadron.runtime.claims import Claims
 from squadron.runtime.envelope import AgentIdentity
 from squadron.runtime.errors import InvalidInputError, Terminal
 from squadron.runtime.outcome import Outcome, Rejected, Result
@@ -78,9 +79,11 @@ class Squad:
             AgentIdentity(id="here"),
             self.subjects,
             queue=self.queue,
+            events=MemoryEventLog(self.bus, self.subjects),
             lite=self.lite,
             bus=self.bus,
             registry=self.registry,
+            claims=Claims(MemoryVault()),
             clock=self.clock,
         )
         self._pumps: list[Pump] = []

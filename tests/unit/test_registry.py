@@ -234,6 +234,41 @@ async def test_entries_of_somebody_who_does_not_know_the_format_are_passed_over(
         assert [card.agent for card in each.cards()] == ["reader"]
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"not json",
+        b"{}",
+        b"\xff",
+        b'{"agent": "other", "topics": []}',
+        b'{"agent": "reader", "topics": [{"name": "not a topic"}]}',
+        b'{"agent": "a b"}',
+    ],
+)
+async def test_what_is_no_card_neither_removes_nor_shadows_one(town: Town, data: bytes) -> None:
+    one, other = await town.registry(), await town.registry()
+    await _serve(one, "reader", "book.read")
+    await town.journal.append(town.subjects.card("reader"), data)
+    await town.journal.append(town.subjects.card("evil"), data)
+    await town.journal.append(town.subjects.presence("reader", "reader-1"), data)
+    await _heard()
+
+    for each in (one, other):
+        assert each.find("book.read") is not None
+        assert [card.agent for card in each.cards()] == ["reader"]
+    assert (await town.registry()).cards() == []
+
+
+@pytest.mark.parametrize("figure", ["NaN", "Infinity", "1e400"])
+async def test_a_presence_without_an_end_is_none(town: Town, figure: str) -> None:
+    registry = await town.registry()
+    await registry.advertise(_card("reader", "book.read"))
+    await town.journal.append(town.subjects.presence("reader", "r"), f'{{"expires_at": {figure}}}'.encode())
+    await _heard()
+
+    assert not registry.is_live("reader")
+
+
 @pytest.mark.parametrize("tail", ["card", "presence.agent", "card.a.b", "presence.a.b.c", "other.x"])
 async def test_keys_of_an_unexpected_length_are_passed_over(town: Town, tail: str) -> None:
     registry = await town.registry()

@@ -12,9 +12,12 @@ from squadron.runtime.errors import InvalidSubjectError
 from squadron.runtime.subjects import (
     MAX_TOKEN,
     LiteSubject,
+    OrderedSubject,
     Subjects,
     TaskSubject,
+    TicketSubject,
     check_pattern,
+    check_queued,
     check_token,
     check_topic,
     matches,
@@ -133,3 +136,32 @@ def test_any_id_has_one_token(anything: str) -> None:
     token = token_of(anything)
 
     assert check_token(token, "token") == token_of(anything) == token_of(token)
+
+
+def test_a_task_in_line_is_read_back_and_knows_where_it_was_published():
+    subject = "agents.prod.ordered.clerk.c-1.note.take"
+    place = OrderedSubject.parse(subject)
+    assert str(place) == subject
+    assert (place.mailbox, place.conversation, place.task) == ("clerk", "c-1", "agents.prod.task.note.take")
+
+
+def test_a_ticket_is_read_back():
+    subject = "agents.prod.ticket.clerk.c-1.17"
+    assert TicketSubject.parse(subject) == TicketSubject("prod", "clerk", "c-1", 17)
+    assert str(TicketSubject.parse(subject)) == subject
+
+
+@pytest.mark.parametrize(
+    "subject",
+    [
+        "agents.prod.ordered.clerk.c-1.note",
+        "agents.prod.ticket.clerk.c-1.last",
+        "agents.prod.event.note.take",
+        "agents.prod.task.note",
+        "agents",
+        "",
+    ],
+)
+def test_what_no_work_queue_holds_is_refused(subject):
+    with pytest.raises(InvalidSubjectError):
+        check_queued(subject)

@@ -20,9 +20,10 @@ from squadron.actors.model import ChatMessage, Model, ModelTurn, ToolCall, ToolD
 from squadron.actors.planner import Plan
 from squadron.actors.scripted import ScriptedModel, ScriptedTurn
 from squadron.actors.supervisor import Supervisor
-from squadron.bridge.memory import MemoryBus, MemoryJournal, MemoryQueue
+from squadron.bridge.memory import MemoryBus, MemoryEventLog, MemoryJournal, MemoryQueue, MemoryVault
 from squadron.runtime.budget import Budget
 from squadron.runtime.caller import Ask, Caller
+from squadron.runtime.claims import Claims
 from squadron.runtime.context import Context
 from squadron.runtime.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.errors import ModelError, Terminal
@@ -59,9 +60,11 @@ class Squad:
             AgentIdentity(id=name),
             self.subjects,
             queue=self.queue,
+            events=MemoryEventLog(self.bus, self.subjects),
             lite=self.lite,
             bus=self.bus,
             registry=self.registry,
+            claims=Claims(MemoryVault()),
             clock=self.clock,
         )
 
@@ -572,7 +575,7 @@ async def test_a_task_still_under_way_after_a_crash_is_waited_for_and_not_sent_a
     squad: Squad, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given a duplicate window that is over before the crash, as it is for a task of many minutes
-    monkeypatch.setattr("squadron.bridge.memory.DUPLICATE_WINDOW_S", 0.0)
+    monkeypatch.setattr("squadron.bridge.memory.common.DUPLICATE_WINDOW_S", 0.0)
     monkeypatch.setattr("squadron.runtime.caller.FIRST_LOOK_S", 0.01)
     words = Words(together=2)
     await squad.serve(words)

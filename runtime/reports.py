@@ -1,0 +1,89 @@
+"""Where a task's outcome goes, and how it is stored there once."""
+
+from __future__ import annotations
+
+import contextlib
+
+from pydantic_core import PydanticSerializationError
+
+from squadron.runtime.caller import Caller
+from squadron.runtime.envelope import AgentMessage, pack
+from squadron.runtime.errors import InvalidMessageError, InvalidSubjectError, MessageTooLargeError
+from squadron.runtime.outcome import LITE_TTL_S, Failed, Outcome, outcome_msg_id
+from squadron.runtime.subjects import LiteSubject, is_foreign, token_of
+
+
+class Reports:
+    """One replica's side of answering."""
+
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
+
+    def address(self, message: AgentMessage, topic: str) -> tuple[str, str]:
+        """The lite topic the outcome is stored on, and the foreign subject it is announced on, if any."""
+        subjects = self._caller.subjects
+        if message.reply_to is not None:
+            with contextlib.suppress(InvalidSubjectError):
+                if LiteSubject.parse(message.reply_to).environment == subjects.environment:
+                    return message.reply_to, ""
+        announce = message.reply_to or subjects.result(topic)
+        return subjects.lite("outcome", token_of(message.id)), announce
+
+    async def stored(self, message: AgentMessage, lite_key: str) -> bytes | None:
+        """This task's outcome, if it is stored; another task's on the same lite topic does not count."""
+        entry = await self._caller.lite.last(lite_key)
+        try:
+            last = AgentMessage.decode(entry.data) if entry else None
+        except InvalidMessageError:
+            return None
+        ours = last is not None and last.type == "result" and last.context.parent_message_id == message.id
+        # Of a dead letter that was put back, the outcome of its earlier life does not count either.
+        return entry.data if entry and last and ours and last.redriven == message.redriven else None
+
+    async def announce(self, subject: str, data: bytes) -> None:
+        """Tell a foreign subject; ours are written by those they belong to, not by whoever names them."""
+        if subject and (is_foreign(subject) or subject.startswith(self._caller.subjects.result(""))):
+            await self._caller.bus.publish(subject, data)
+
+    async def store(
+        self, message: AgentMessage, outcome: Outcome, lite_key: str, announce: str, *, msg_id: str = ""
+    ) -> Outcome:
+        """Store the outcome and return it; one that can't travel becomes a failure that says so.
+
+        Args:
+            msg_id: of two that are stored under it the second is dropped; by default, that of the task's outcome.
+        """
+        msg_id = msg_id or outcome_msg_id(message.id, message.redriven)
+        try:
+            await self._store(message, outcome, lite_key, announce, msg_id)
+        except (MessageTooLargeError, PydanticSerializationError) as error:
+            reason = f"its {outcome.kind.replace('_', ' ')} can't be sent: {error}"
+            outcome = Failed(
+                task_id=outcome.task_id,
+                topic=outcome.topic,
+                source=outcome.source,
+                attempt=outcome.attempt,
+                latency_ms=outcome.latency_ms,
+                tokens=outcome.tokens,
+                reason=reason,
+                details={"type": type(error).__name__},
+            )
+            await self._store(message, outcome, lite_key, announce, msg_id)
+        return outcome
+
+    async def _store(
+        self, message: AgentMessage, outcome: Outcome, lite_key: str, announce: str, msg_id: str
+    ) -> None:
+        result = pack(
+            "result",
+            self._caller.identity,
+            {"content": outcome.to_content()},
+            conversation_id=message.context.conversation_id,
+            parent=message.id,
+            correlation_id=message.correlation_id or message.id,
+            metadata={"redriven": message.redriven} if message.redriven else None,
+        )
+        data = await self._caller.claims.seal(result, keep_s=LITE_TTL_S)
+        await self._caller.lite.append(lite_key, data, ttl_s=LITE_TTL_S, msg_id=msg_id)
+        if announce:
+            await self.announce(announce, data)

@@ -1,0 +1,196 @@
+"""A connection that is dead without knowing it: it is found, made anew, and what listened before still hears."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from nats.aio.client import Client
+
+from squadron import Settings
+from squadron.bridge.jetstream import embedded
+from squadron.bridge.jetstream.connect import Connection
+from squadron.bridge.jetstream.dial import connect
+from squadron.runtime.errors import BusUnavailableError
+from tests.contract.conftest import until
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    home = tmp_path_factory.mktemp("deaf")
+    yield embedded.ensure(home), home
+    embedded.stop(home)
+
+
+@pytest.fixture
+async def connection(server):
+    opened = await connect(Settings(home=server[1]), name="test")
+    yield opened
+    await opened.aclose()
+
+
+class Ears:
+    """A subscription made before the trouble, and what it hears."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection, self.heard, self.reconnects = connection, asyncio.Event(), 0
+
+    async def open(self) -> None:
+        await self.connection.listen("before.>", lambda _: self.heard.set())
+        await self.connection.flush()
+        self.connection.on_reconnect(self._again)
+
+    async def _again(self) -> None:
+        self.reconnects += 1
+
+    async def hear_again(self) -> None:
+        """Requests are answered, the old subscription hears, and who asked for it was told."""
+
+        async def answered() -> bool:
+            try:
+                await self.connection.request("$JS.API.INFO", b"", within_s=1)
+            except BusUnavailableError:
+                return False
+            return True
+
+        await until(answered, within_s=20)
+        await self.connection.publish("before.all", b"x")
+        await asyncio.wait_for(self.heard.wait(), 5)
+        assert self.reconnects == 1
+        assert self.connection.is_connected
+
+
+async def _a_sink_raises_past_our_guard(connection: Connection) -> None:
+    def sink(_: Any) -> None:
+        # Not an `Exception`: nothing of ours or of nats-py's stops it before the read loop.
+        raise asyncio.CancelledError
+
+    await connection.listen("poison", sink)
+    await connection.publish("poison", b"")
+
+
+async def _the_parser_raises(connection: Connection) -> None:
+    async def parse(_: bytes) -> None:
+        del connection.client._ps.parse
+        raise ZeroDivisionError
+
+    connection.client._ps.parse = parse
+    await connection.publish("anything", b"")
+
+
+async def _the_read_loop_is_cancelled(connection: Connection) -> None:
+    connection.client._reading_task.cancel()
+
+
+async def _the_flusher_is_cancelled(connection: Connection) -> None:
+    connection.client._flusher_task.cancel()
+
+
+async def _the_pings_end(connection: Connection) -> None:
+    connection.client._ping_interval_task.cancel()
+
+
+async def _reconnecting_breaks_off(connection: Connection) -> None:
+    async def raising() -> None:
+        connection.client._process_connect_init = Client._process_connect_init.__get__(connection.client)
+        raise ZeroDivisionError
+
+    connection.client._process_connect_init = raising
+    await connection.client.force_reconnect()
+
+
+@pytest.mark.parametrize(
+    "break_it",
+    [
+        _a_sink_raises_past_our_guard,
+        _the_parser_raises,
+        _the_read_loop_is_cancelled,
+        _the_flusher_is_cancelled,
+        _the_pings_end,
+        _reconnecting_breaks_off,
+    ],
+)
+async def test_a_connection_whose_own_tasks_died_is_made_anew(
+    connection: Connection, break_it: Callable[[Connection], Awaitable[None]]
+) -> None:
+    ears = Ears(connection)
+    await ears.open()
+    await connection.listen("somebody.silent", lambda _: None)
+    waiting = asyncio.create_task(connection.request("somebody.silent", b"", within_s=60))
+    await connection.flush()
+    before = connection.client.stats["reconnects"]
+
+    await break_it(connection)
+
+    # Long before its own time is up: the answer can't come any more.
+    with pytest.raises(BusUnavailableError, match="lost meanwhile"):
+        await asyncio.wait_for(waiting, 10)
+    await ears.hear_again()
+    assert connection.client.stats["reconnects"] == before + 1
+
+
+async def test_a_server_that_hung_is_given_up_and_found_again(server, connection: Connection) -> None:
+    endpoint, _ = server
+    ears = Ears(connection)
+    await ears.open()
+    try:
+        os.kill(endpoint.pid, signal.SIGSTOP)
+        flushing = asyncio.create_task(connection.flush())
+        # More than the sockets hold, so that closing them would wait for a server that takes nothing.
+        sending = [asyncio.create_task(connection.publish("void", bytes(1_000_000))) for _ in range(16)]
+
+        async def given_up() -> bool:
+            return not connection.is_connected
+
+        await until(given_up, within_s=15)
+        assert connection.silent_s > 4
+        with pytest.raises(Exception, match="stale"):
+            await asyncio.wait_for(flushing, 2)
+    finally:
+        os.kill(endpoint.pid, signal.SIGCONT)
+    await ears.hear_again()
+    await asyncio.wait(sending, timeout=15)
+
+    async def lively() -> bool:
+        return connection.silent_s < 1
+
+    await until(lively)
+
+
+async def test_a_server_that_hangs_for_a_moment_only_is_waited_for(server, connection: Connection) -> None:
+    endpoint, _ = server
+    ears = Ears(connection)
+    await ears.open()
+    try:
+        os.kill(endpoint.pid, signal.SIGSTOP)
+        # Nobody waits for its pong when it comes.
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(connection.flush(), 0.5)
+    finally:
+        os.kill(endpoint.pid, signal.SIGCONT)
+    await connection.flush()
+    await connection.publish("before.all", b"x")
+    await asyncio.wait_for(ears.heard.wait(), 5)
+    assert ears.reconnects == 0
+
+
+async def test_an_error_of_the_server_is_not_the_end_of_the_connection(connection: Connection) -> None:
+    ears = Ears(connection)
+    await ears.open()
+    # Too long a line: the server says so and closes; nats-py itself would never come back.
+    await connection.client.publish("a" * 5000, b"")
+    await ears.hear_again()
+
+
+async def test_an_error_that_the_server_does_not_close_over_changes_nothing(connection: Connection) -> None:
+    ears = Ears(connection)
+    await ears.open()
+    await connection.client.publish("a..b", b"")
+    await connection.flush()
+    await connection.publish("before.all", b"x")
+    await asyncio.wait_for(ears.heard.wait(), 5)
+    assert ears.reconnects == 0
