@@ -18,7 +18,8 @@ CROSSING_S = 1.0
 #: The server writes down what it has delivered ten times a second; what came after the last time is forgotten
 #: when it is killed. In seconds, with room for a busy machine.
 FORGETS_S = 0.5
-#: How long the server goes on handing tasks to a replica that was killed, in seconds: until its socket is closed.
+#: How long it takes until a kill is noticed, in seconds: until then a dead replica is handed tasks, and a replica
+#: starts what a dead server had sent.
 NOTICED_S = 0.5
 #: How many of the tasks that don't add up are shown in full.
 SHOWN = 8
@@ -124,7 +125,8 @@ class Account:
             task
             for task in self.repeated
             for first, second in pairwise(self.starts(task))
-            if first["attempt"] == second["attempt"] and any(0 < at - first["at"] < FORGETS_S for at in kills)
+            if first["attempt"] == second["attempt"]
+            and any(-NOTICED_S < at - first["at"] < FORGETS_S for at in kills)
         }
 
     def summary(self) -> str:
