@@ -101,6 +101,13 @@ class Account:
         """Tasks whose handler was started more than once."""
         return {task for task in self.turns if len(self.starts(task)) > 1}
 
+    def left_by_killed_replicas(self) -> set[str]:
+        """Tasks with a turn that never came to its end, because its replica was killed."""
+        victims = {line["victim"] for line in self.story if line["what"] == "kill" and line["role"] == "replica"}
+        lines = [line for task in self.turns for line in self._of(task) if line["pid"] in victims]
+        ended = {(line["task"], line["attempt"], line["pid"]) for line in lines if line["what"] != "start"}
+        return {line["task"] for line in lines if (line["task"], line["attempt"], line["pid"]) not in ended}
+
     @property
     def overtaken(self) -> set[str]:
         """Tasks that were started again while an earlier attempt was still at work, which then ended them.
