@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import os
@@ -92,7 +93,7 @@ class Caller:
 
     async def start(self) -> None:
         """Be ready to hear outcomes."""
-        await self._listen(self._owner)
+        await self._subscribe(self._owner)
         self.bus.on_reconnect(self._look_again)
         self._looking = asyncio.create_task(self._keep_looking(), name="outcomes")
 
@@ -104,7 +105,17 @@ class Caller:
             _, subscribing = self._subscriptions.popitem()
             await (await subscribing).aclose()
 
-    async def _listen(self, owner: str) -> None:
+    async def _listen(self, owner: str, until: Deadline) -> None:
+        """Hear this owner's outcomes; while the server is away it is tried again."""
+        while True:
+            try:
+                return await self._subscribe(owner)
+            except BusUnavailableError:
+                if until.passed:
+                    raise
+                await asyncio.sleep(until.earliest(0.25))
+
+    async def _subscribe(self, owner: str) -> None:
         subscribing = self._subscriptions.get(owner)
         if subscribing is None:
             # Active before the first publish, so that a fast answer can't be lost.
@@ -155,7 +166,8 @@ class Caller:
     async def outcome(self, handle: Handle) -> Outcome:
         """Wait for a task that was submitted, here or by somebody else; may be called again if cancelled."""
         if not handle.done and handle.reply_to not in self._waiting:
-            await self._listen(LiteSubject.parse(handle.reply_to).owner)
+            with contextlib.suppress(BusUnavailableError):
+                await self._listen(LiteSubject.parse(handle.reply_to).owner, handle.deadline)
             self._waiting[handle.reply_to] = handle
             await handle.look()
         try:
@@ -235,7 +247,7 @@ class Caller:
             if isinstance(content, Outcome):
                 handle.settle(content)
                 return handle
-            await self._listen(owner)
+            await self._listen(owner, deadline)
             if ask.task_id:
                 # Somebody may have asked under this id before, longer ago than the queue remembers it.
                 await handle.look()

@@ -18,6 +18,9 @@ CROSSING_S = 1.0
 #: The server writes down what it has delivered ten times a second; what came after the last time is forgotten
 #: when it is killed. In seconds, with room for a busy machine.
 FORGETS_S = 0.5
+#: How long it takes until a kill is noticed, in seconds: until then a dead replica is handed tasks, and a replica
+#: starts what a dead server had sent.
+NOTICED_S = 0.5
 #: How many of the tasks that don't add up are shown in full.
 SHOWN = 8
 
@@ -88,7 +91,7 @@ class Account:
         """Kills that may have hit a replica between the beginning of an attempt and the handler's first line."""
         began, ended = self.sent.get(task, 0.0), max((line["at"] for line in self._of(task)), default=0.0)
         hits = [line for line in self.story if line["what"] == "kill" and line["role"] in ("replica", "nats")]
-        return sum(began < line["at"] < ended for line in hits)
+        return sum(began - NOTICED_S < line["at"] < ended for line in hits)
 
     def _of(self, task: str) -> list[Line]:
         return self.turns.get(task, [])
@@ -97,6 +100,13 @@ class Account:
     def repeated(self) -> set[str]:
         """Tasks whose handler was started more than once."""
         return {task for task in self.turns if len(self.starts(task)) > 1}
+
+    def left_by_killed_replicas(self) -> set[str]:
+        """Tasks with a turn that never came to its end, because its replica was killed."""
+        victims = {line["victim"] for line in self.story if line["what"] == "kill" and line["role"] == "replica"}
+        lines = [line for task in self.turns for line in self._of(task) if line["pid"] in victims]
+        ended = {(line["task"], line["attempt"], line["pid"]) for line in lines if line["what"] != "start"}
+        return {line["task"] for line in lines if (line["task"], line["attempt"], line["pid"]) not in ended}
 
     @property
     def overtaken(self) -> set[str]:
@@ -122,7 +132,8 @@ class Account:
             task
             for task in self.repeated
             for first, second in pairwise(self.starts(task))
-            if first["attempt"] == second["attempt"] and any(0 < at - first["at"] < FORGETS_S for at in kills)
+            if first["attempt"] == second["attempt"]
+            and any(-NOTICED_S < at - first["at"] < FORGETS_S for at in kills)
         }
 
     def summary(self) -> str:

@@ -65,7 +65,12 @@ class Kills:
         if role == "nats":
             server = embedded.find(self._settings.home)
             return [psutil.Process(server.pid)] if server else []
-        return list(ray_processes(self._settings, TITLES[role]))
+        alive = list(ray_processes(self._settings, TITLES[role]))
+        if role == "replica":
+            # Serve may have started one that it lost sight of when its controller was killed: that one is idle.
+            present = {each.pid for each in self._squad._wiring.registry.replicas("worker").values()}
+            return [process for process in alive if process.pid in present]
+        return alive
 
     async def _back(self, gone: dict[str, int]) -> None:
         async with asyncio.timeout(BACK_WITHIN_S):

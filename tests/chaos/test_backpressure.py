@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from squadron import Settings, Squad
-from squadron.runtime.caller import Handle
+from squadron.runtime.handle import Handle
 from tests.chaos.ledger import read
 from tests.chaos.processes import replica_pids
 from tests.chaos.worker import Clerk, Team
@@ -28,12 +28,10 @@ SLOW_S = 1.0
 async def test_a_burst_at_a_slow_agent_loses_nothing_and_stays_out_of_its_memory(
     tasks: int, settings: Settings, joined: Squad, tmp_path: Path
 ):
-    # The worker serves the same topic.
-    await joined.drain()
     await joined.deploy(Clerk)
     replica = psutil.Process((await replica_pids(joined, "clerk"))[0])
     ledger = str(tmp_path / "handlers")
-    assert (await joined.ask("chaos.square", number=1, work_s=0.01, ledger=ledger)).ok
+    assert (await joined.ask("desk.square", number=1, work_s=0.01, ledger=ledger)).ok
     before = replica.memory_info().rss
     window, most = asyncio.Semaphore(WINDOW), 0
 
@@ -45,7 +43,7 @@ async def test_a_burst_at_a_slow_agent_loses_nothing_and_stays_out_of_its_memory
             # Those that the slow agent gets are slow; how many that are is its own matter.
             work_s = SLOW_S if number < tasks // 10 else 0.0
             content = {"number": number, "work_s": work_s, "ledger": ledger}
-            return await joined.submit("chaos.square", content, within_s=500)
+            return await joined.submit("desk.square", content, within_s=500)
 
     handles = await asyncio.gather(*map(send, range(tasks)))
     status = next(each for each in (await joined.status())["agents"] if each["agent"] == "clerk")

@@ -11,19 +11,14 @@ from tests.chaos.ledger import Ledger
 MAX_ATTEMPTS = 100
 
 
-class Worker(Agent):
-    """Squares numbers, slowly. Three replicas have room for a thousand tasks at once."""
-
-    name = "worker"
-    slots = 340
-    min_replicas = max_replicas = 3
+class Squarer(Agent):
+    """Squares numbers, slowly, and keeps a ledger of it."""
 
     def __init__(self) -> None:
         self._ledgers: dict[str, Ledger] = {}
 
-    @topic("chaos.square", max_attempts=MAX_ATTEMPTS)
-    async def square(self, number: int, work_s: float, ledger: str, ctx: Context) -> int:
-        """Square a number."""
+    async def work(self, number: int, work_s: float, ledger: str, ctx: Context) -> int:
+        """One turn."""
         if ledger not in self._ledgers:
             self._ledgers[ledger] = Ledger(ledger)
         lines, facts = self._ledgers[ledger], {"task": ctx.message.id, "attempt": ctx.attempt}
@@ -37,6 +32,19 @@ class Worker(Agent):
         return number * number
 
 
+class Worker(Squarer):
+    """Three replicas have room for a thousand tasks at once."""
+
+    name = "worker"
+    slots = 340
+    min_replicas = max_replicas = 3
+
+    @topic("chaos.square", max_attempts=MAX_ATTEMPTS)
+    async def square(self, number: int, work_s: float, ledger: str, ctx: Context) -> int:
+        """Square a number."""
+        return await self.work(number, work_s, ledger, ctx)
+
+
 class Renewed(Worker):
     """New code under the same name."""
 
@@ -47,17 +55,21 @@ class Impatient(Worker):
     grace_s = 0.5
 
 
-class Clerk(Worker):
+class Clerk(Squarer):
     """Eight tasks at a time."""
 
     name = "clerk"
     slots = 8
     min_replicas = max_replicas = 1
 
+    @topic("desk.square")
+    async def square(self, number: int, work_s: float, ledger: str, ctx: Context) -> int:
+        """Square a number."""
+        return await self.work(number, work_s, ledger, ctx)
 
-class Team(Worker):
+
+class Team(Clerk):
     """What replaces the clerk to work off what has piled up."""
 
-    name = "clerk"
     slots = 256
     min_replicas = max_replicas = 2

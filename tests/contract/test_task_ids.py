@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
+
+import pytest
 
 from squadron.actors.agent import Agent
 from squadron.actors.marks import topic
 from squadron.runtime.caller import Ask
+from squadron.runtime.errors import BusUnavailableError
 from tests.contract.conftest import SOON_S, Peer, Serve, World
 
 
@@ -42,3 +46,24 @@ async def test_two_processes_that_ask_under_one_id_hear_of_one_task(
     # Who comes when all is over hears the same.
     assert (await other.caller.ask("counter.ask", {}, named)).unwrap() == 1
     assert counter.asked == 1
+
+
+async def test_a_server_that_goes_while_a_caller_begins_to_listen_is_waited_for(
+    peer: Peer, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counter = Counter()
+    counter.go.set()
+    await serve(counter)
+    subscribe, failures = peer.bus.subscribe, [BusUnavailableError("connection reset")]
+
+    async def fails_once(*args: Any, **options: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return await subscribe(*args, **options)
+
+    monkeypatch.setattr(peer.bus, "subscribe", fails_once)
+
+    outcome = await peer.caller.ask("counter.ask", {}, Ask(task_id="mine", within_s=SOON_S))
+
+    assert outcome.unwrap() == 1
+    assert not failures
