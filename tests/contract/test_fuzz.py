@@ -305,12 +305,9 @@ class Place:
         await until(nothing_left, within_s=within_s)
 
     async def letters(self) -> set[str]:
-        """Task ids of the dead letters."""
+        """What the dead letters lie under: poison under a digest of its subject and bytes."""
         pattern = self.subject("dead.>").decode()
-        return {
-            AgentMessage.decode(entry.data).payload.content["taskId"]
-            async for entry in self.client.dead.read(pattern)
-        }
+        return {entry.key.rsplit(".", 1)[-1] async for entry in self.client.dead.read(pattern)}
 
     async def outcomes(self) -> set[str]:
         """Ids of the tasks of strangers that have a stored outcome."""
