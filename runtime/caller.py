@@ -8,7 +8,7 @@ import itertools
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic_core import to_jsonable_python
@@ -45,6 +45,10 @@ LOOK_STEP_S, LOOKS_PER_STEP = 0.25, 100
 CANCEL_WITHIN_S = 1.0
 
 
+#: What an ask has when it says nothing: any replica may run it, and it may spend what it likes.
+ANYBODY, UNLIMITED = Route(), Budget()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
     """How a task is to be sent; everything has a default.
@@ -55,7 +59,7 @@ class Ask:
 
     within_s: float = DEFAULT_WITHIN_S
     start_within_s: float | None = None
-    route: Route = field(default_factory=Route)
+    route: Route = ANYBODY
     priority: int = NORMAL_PRIORITY
     conversation_id: str = ""
     parent: str | None = None
@@ -63,7 +67,7 @@ class Ask:
     task_id: str = ""
     model: str | None = None
     parameters: Mapping[str, Any] | None = None
-    budget: Budget = field(default_factory=Budget)
+    budget: Budget = UNLIMITED
 
 
 class Caller:
@@ -87,12 +91,15 @@ class Caller:
         self._events = events
         self._rooms = Rooms(queue, clock)
         self._owner = token_of(identity.id)
+        #: The loop it was started in; kept, because asking for it costs a system call each time.
+        self.loop: asyncio.AbstractEventLoop
         self._waiting: dict[str, Handle] = {}
         self._subscriptions: dict[str, asyncio.Future[Subscription]] = {}
         self._looking: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Be ready to hear outcomes."""
+        self.loop = asyncio.get_running_loop()
         await self._subscribe(self._owner)
         self.bus.on_reconnect(self._look_again)
         self._looking = asyncio.create_task(self._keep_looking(), name="outcomes")
@@ -148,15 +155,14 @@ class Caller:
 
     async def _keep_looking(self) -> None:
         """Read the lite topics of tasks whose outcome is late: the live message may have been lost."""
-        loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(LOOK_STEP_S)
-            late = (handle for handle in self._waiting.values() if handle.look_at <= loop.time())
+            late = (handle for handle in self._waiting.values() if handle.look_at <= self.loop.time())
             for handle in list(itertools.islice(late, LOOKS_PER_STEP)):
                 if handle.look_at:
                     await handle.look()
                 handle.look_again_s = min(2 * handle.look_again_s or FIRST_LOOK_S, LONGEST_LOOK_S)
-                handle.look_at = loop.time() + handle.look_again_s
+                handle.look_at = self.loop.time() + handle.look_again_s
 
     async def ask(self, topic: str, content: Any, ask: Ask | None = None) -> Outcome:
         """Send a task and wait for its one outcome; never raises for what happens to the task."""

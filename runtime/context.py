@@ -56,7 +56,7 @@ class Context:
         self._emitted = 0
         self._stopped = False
         #: What was asked from here; who has an outcome and is not waited for any more drops out by itself.
-        self._children: WeakSet[Handle] = WeakSet()
+        self._children: WeakSet[Handle] | None = None
 
     @cached_property
     def log(self) -> FilteringBoundLogger:
@@ -119,6 +119,7 @@ class Context:
                 budget=self.budget.child(),
             ),
         )
+        self._children = self._children or WeakSet()
         self._children.add(handle)
         return handle
 
@@ -136,7 +137,7 @@ class Context:
 
     async def cancel_children(self) -> None:
         """Ask all tasks that were asked from here to stop; does not wait for them."""
-        running = [handle for handle in self._children if not handle.done]
+        running = [handle for handle in self._children or () if not handle.done]
         await asyncio.gather(*(self._caller.request_cancel(handle) for handle in running))
 
     @property

@@ -79,7 +79,7 @@ class Handle:
 
     async def settled(self) -> Outcome:
         """Wait until the outcome was heard, or the deadline passed."""
-        loop = asyncio.get_running_loop()
+        loop = self._caller.loop
         while self._outcome is None:
             ended: asyncio.Future[None] = loop.create_future()
             self._waiters.append(ended)

@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import structlog
@@ -210,44 +211,47 @@ class Turns:
         context = self._context(message, common, lite_key)
         turn = asyncio.current_task()
         assert turn is not None
+        #: Why we stopped it ourselves.
+        stopped: list[str] = []
 
-        def stop() -> None:
+        def stop(why: str) -> None:
+            stopped.append(why)
             context.stop()
             turn.cancel()
 
         started = time.perf_counter()
-        limit = asyncio.timeout(context.deadline.earliest(handler.run_timeout_s))
-        self._cancelled.watch(message.id, stop)
+        limit_s = context.deadline.earliest(handler.run_timeout_s)
+        # A plain timer: `asyncio.timeout` costs three times as much, for each task.
+        late = self._caller.loop.call_later(limit_s, stop, "late")
+        self._cancelled.watch(message.id, partial(stop, "cancelled"))
         try:
-            async with limit:
-                context.message = await self._caller.claims.resolve(message)
-                answer = await handler.run(context.message.payload.content, context)
+            context.message = await self._caller.claims.resolve(message)
+            answer = await handler.run(context.message.payload.content, context)
         except asyncio.CancelledError:
-            if not self._cancelled.includes(message.id):
+            if not stopped:
                 raise  # drained: somebody else runs it
-            turn.uncancel()
-            await context.cancel_children()
-            return Cancelled(reason="cancelled while it ran", **common, **_cost(context, started))
+            if "cancelled" not in stopped:
+                turn.uncancel()
+                common |= _cost(context, started)
+                return TimedOut(reason=f"ran longer than its {common['latency_ms'] / 1000:.1f} s", **common)
         except (Exception, SystemExit) as error:
             # A handler that calls sys.exit() would take the replica along.
             common |= _cost(context, started)
-            if isinstance(error, TimeoutError) and limit.expired():
-                reason = f"ran longer than its {common['latency_ms'] / 1000:.1f} s"
-                return TimedOut(reason=reason, **common)
             if isinstance(error, InvalidInputError):
                 return await self._invalid(delivery, error, common)
             return self._judge(error, handler.retries, common, context)
         finally:
+            late.cancel()
             self._cancelled.unwatch(message.id)
+        common |= _cost(context, started)
+        if stopped:
+            turn.uncancel()
+        if "cancelled" in stopped:
+            await context.cancel_children()
+            return Cancelled(reason="cancelled while it ran", **common)
         if not isinstance(answer, Answer):
             answer = Answer(answer)
-        return Result(
-            data=answer.data,
-            confidence=answer.confidence,
-            reasoning=answer.reasoning,
-            **common,
-            **_cost(context, started),
-        )
+        return Result(data=answer.data, confidence=answer.confidence, reasoning=answer.reasoning, **common)
 
     def _context(self, message: AgentMessage, common: dict[str, Any], lite_key: str) -> Context:
         limits = message.payload.constraints

@@ -49,6 +49,8 @@ class Connection:
 
     def __init__(self, client: LastingClient) -> None:
         self.client = client
+        # Kept, because asking for it costs a system call each time (CPython 3.11 looks at the process id).
+        self._loop = asyncio.get_running_loop()
         #: When it was made, or came back, in seconds since the epoch.
         self.connected_at = time.time()
         self._on_reconnect: list[Callable[[], Awaitable[None]]] = []
@@ -123,11 +125,10 @@ class Connection:
         """
         self._check(subject, data, headers)
         token = next(self._tokens)
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Msg] = loop.create_future()
+        answer: asyncio.Future[Msg] = self._loop.create_future()
         self._questions[token] = answer
         # A plain timer: `asyncio.timeout` costs three times as much, for each message.
-        giving_up = loop.call_later(within_s, _give_up, answer)
+        giving_up = self._loop.call_later(within_s, _give_up, answer)
         try:
             await self.client.publish(subject, data, reply=f"{self._inbox}.{token}", headers=headers)
             msg = await answer
@@ -230,9 +231,7 @@ class Connection:
     def publish_soon(self, subject: str, data: bytes) -> None:
         """Send within `SOON_S`, together with what else is to be sent by then."""
         if not self._soon:
-            asyncio.get_running_loop().call_later(
-                SOON_S, lambda: self._background_task(self._publish_soon(), "soon")
-            )
+            self._loop.call_later(SOON_S, lambda: self._background_task(self._publish_soon(), "soon"))
         self._soon.append((subject, data))
 
     async def _publish_soon(self) -> None:

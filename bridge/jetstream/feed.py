@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Awaitable, Callable
 
 import structlog
@@ -101,7 +102,7 @@ class _Lane:
         self._taken: asyncio.Future[None] | None = None
         self._heard_at = 0.0
         #: When it was last taken from or seen empty.
-        self.served_at = _now()
+        self.served_at = time.monotonic()
         #: Messages that waiting pulls may still bring.
         self.asked = 0
         #: What the consumer still held when it last delivered.
@@ -125,7 +126,7 @@ class _Lane:
 
     async def poll(self, count: int) -> None:
         """Ask for the next `count` messages, whenever they come."""
-        self._heard_at = self.served_at = _now()
+        self._heard_at = self.served_at = time.monotonic()
         expires, heartbeat = PULL_EXPIRES_S * NANOSECONDS, PULL_HEARTBEAT_S * NANOSECONDS
         self.asked += count
         await self._ask(self._waiting, {"batch": count, "expires": expires, "idle_heartbeat": heartbeat})
@@ -141,15 +142,15 @@ class _Lane:
             raise BusUnavailableError(f"no answer to a pull on {self._subject}") from None
         finally:
             self._taken = None
-        self.served_at = _now()
+        self.served_at = time.monotonic()
         return self._take_left == 0
 
     def lost(self) -> bool:
         """Whether its waiting pulls went silent: the server forgot them, or the connection did."""
-        return self.asked > 0 and _now() - self._heard_at > 2.5 * PULL_HEARTBEAT_S
+        return self.asked > 0 and time.monotonic() - self._heard_at > 2.5 * PULL_HEARTBEAT_S
 
     def _hear(self, msg: Msg) -> None:
-        self._heard_at = _now()
+        self._heard_at = time.monotonic()
         if _is_delivery(msg):
             self.asked -= 1
             lease = self._feed.lease(msg)
@@ -169,10 +170,6 @@ class _Lane:
             self._feed.arrived(msg, self._feed.lease(msg), taken=True)
         if over and self._taken is not None and not self._taken.done():
             self._taken.set_result(None)
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()
 
 
 def _is_delivery(msg: Msg) -> bool:
@@ -315,7 +312,7 @@ class PullFeed:
         """Fill free slots from the highest lane down, but first from one that was passed over for too long."""
         lanes = [lane for _, lane in sorted(self._lanes.items(), reverse=True)]
         patience_s = self._mailbox.patience_s
-        neglected = [lane for lane in lanes if _now() - lane.served_at > patience_s]
+        neglected = [lane for lane in lanes if time.monotonic() - lane.served_at > patience_s]
         if neglected and self._wanted > 0:
             await min(neglected, key=lambda lane: lane.served_at).take(1)
         for lane in lanes:

@@ -49,7 +49,7 @@ class JetStreamJournal:
         expect_seq: int | None = None,
     ) -> int:
         """Append one entry and return its sequence; it is stored when this returns."""
-        headers = {"Nats-Expected-Stream": self._stream}
+        headers = {}
         if ttl_s is not None:
             headers["Nats-TTL"] = f"{max(1, math.ceil(ttl_s))}s"
         if msg_id is not None:
