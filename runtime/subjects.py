@@ -24,6 +24,7 @@ NORMAL_PRIORITY = 5
 MAX_TOKEN = 64
 
 _TOKEN = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_TOKEN}}}")
+_LITE = re.compile(rf"{ROOT}\.({_TOKEN.pattern})\.lite\.({_TOKEN.pattern})\.({_TOKEN.pattern})")
 #: Somebody else's address, short enough for a server's line: no wildcards, no empty tokens, no white space, and
 #: not the server's own (`$JS.API…`): what a sender may not do there, we must not do for it.
 _FOREIGN = re.compile(rf"(?!\$|{ROOT}\.)(?=.{{1,1000}}$)[^\s.*>]+(\.[^\s.*>]+)*")
@@ -111,6 +112,23 @@ def overlap(one: str, other: str) -> bool:
     return all(a == b or "*" in (a, b) for a, b in pairs)
 
 
+@lru_cache(maxsize=4096)
+def _parse_task(subject: str) -> tuple[str, str, int]:
+    tokens = subject.split(".")
+    if len(tokens) not in (5, 6) or tokens[0] != ROOT or tokens[2] not in ("task", "query"):
+        raise InvalidSubjectError(
+            f"{subject!r} is not a task subject", hint=f"{ROOT}.ENV.task.DOMAIN.SPECIFICITY[.pN]"
+        )
+    priority = NORMAL_PRIORITY
+    if len(tokens) == 6:
+        lane = tokens[5]
+        if len(lane) != 2 or lane[0] != "p" or lane[1] not in "0123456789":
+            raise InvalidSubjectError(f"{lane!r} in {subject!r} is not a lane", hint="p0 to p9")
+        priority = int(lane[1])
+    check_token(tokens[1], "environment")
+    return tokens[1], check_topic(".".join(tokens[3:5])), priority
+
+
 @dataclass(frozen=True, slots=True)
 class TaskSubject:
     """Where a task of one topic is published; `priority` picks the lane."""
@@ -130,19 +148,7 @@ class TaskSubject:
         Raises:
             InvalidSubjectError: it is not one; the message says which token is wrong.
         """
-        tokens = subject.split(".")
-        if len(tokens) not in (5, 6) or tokens[0] != ROOT or tokens[2] not in ("task", "query"):
-            raise InvalidSubjectError(
-                f"{subject!r} is not a task subject", hint=f"{ROOT}.ENV.task.DOMAIN.SPECIFICITY[.pN]"
-            )
-        priority = NORMAL_PRIORITY
-        if len(tokens) == 6:
-            lane = tokens[5]
-            if len(lane) != 2 or lane[0] != "p" or lane[1] not in "0123456789":
-                raise InvalidSubjectError(f"{lane!r} in {subject!r} is not a lane", hint="p0 to p9")
-            priority = int(lane[1])
-        check_token(tokens[1], "environment")
-        return cls(tokens[1], check_topic(".".join(tokens[3:5])), priority)
+        return cls(*_parse_task(subject))
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +229,8 @@ class LiteSubject:
         Raises:
             InvalidSubjectError: it is not one.
         """
+        if found := _LITE.fullmatch(subject):
+            return cls(*found.groups())
         tokens = subject.split(".")
         if len(tokens) != 5 or tokens[0] != ROOT or tokens[2] != "lite":
             raise InvalidSubjectError(f"{subject!r} is not a lite topic", hint=f"{ROOT}.ENV.lite.OWNER.ID")

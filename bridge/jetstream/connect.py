@@ -29,6 +29,8 @@ API_WITHIN_S = 5.0
 RECONNECT_WAIT_S = 0.25
 #: In characters, of up to four bytes: a server closes over lines of more than 4,096 bytes (`max_control_line`).
 MAX_SUBJECT = 1_000
+#: Room for headers in what the server takes as one message: ids, time to live, trace.
+HEADER_BYTES = 4096
 #: How long an acknowledgement may wait for others, in seconds: each send costs a system call and wakes the server.
 SOON_S = 0.005
 #: Status of the answer that a server gives for want of anybody else (ADR-4 of NATS).
@@ -171,8 +173,10 @@ class Connection:
     def _check(self, subject: str, data: bytes, headers: dict[str, str] | None) -> None:
         if len(subject) > MAX_SUBJECT:
             raise InvalidSubjectError(f"a subject of {len(subject):,} characters is too long")
-        # nats-py leaves the headers out of its check, and the server closes the connection over them.
         size = len(data)
+        if size < self.client.max_payload - HEADER_BYTES:
+            return
+        # nats-py leaves the headers out of its check, and the server closes the connection over them.
         if headers:
             lines = sum(len(name.encode()) + len(value.encode()) + 4 for name, value in headers.items())
             size += len(b"NATS/1.0\r\n\r\n") + lines

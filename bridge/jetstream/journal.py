@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncGenerator
 
 from nats.aio.msg import Msg
+from pydantic_core import from_json
 
 from squadron.bridge.jetstream.bus import CoreBus
 from squadron.bridge.jetstream.connect import RECONNECT_WAIT_S, Connection
@@ -156,7 +157,7 @@ def read_ack(answer: Msg, subject: str) -> int:
         FencedError: the expected sequence did not fit.
         BusUnavailableError: the stream refused the message.
     """
-    ack = json.loads(answer.data)
+    ack = from_json(answer.data)
     error = ack.get("error")
     if error is None:
         return int(ack["seq"])

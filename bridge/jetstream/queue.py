@@ -66,17 +66,25 @@ class JetStreamQueue:
         if not mailbox.patterns and not mailbox.subject:
             # An agent that only hears events: a consumer without a filter would get all tasks.
             return await self.remove(mailbox.name)
-        present = await self._info(mailbox.name)
-        if mailbox.serial and present is not None and present["config"]["max_ack_pending"] != 1:
-            # One consumer is to have what all lanes hold. The present one would not go back for what it passed
-            # over, nor may those of the lanes stay.
+        consumers, present = await self._consumers(mailbox.name), await self._info(mailbox.name)
+        if present is not None and await self._passed_over(present["config"], mailbox):
+            # What is leased now is delivered again; the alternative is that what waits never is.
             await self.remove(mailbox.name)
         await self._declare_lane(mailbox, NORMAL_PRIORITY)
         # A lane that kept the old patterns would bar whoever serves them next.
-        for consumer in await self._consumers(mailbox.name):
+        for consumer in consumers:
             _, lane, priority = consumer.partition("=p")
-            if lane:
+            if lane and not mailbox.serial:
                 await self._declare_lane(mailbox, int(priority))
+
+    async def _passed_over(self, config: dict[str, Any], mailbox: Mailbox) -> bool:
+        """Whether messages wait that the consumer, updated, would not go back for: it only ever goes on."""
+        if mailbox.serial and config["max_ack_pending"] != 1:
+            return True
+        had = config.get("filter_subjects") or [config["filter_subject"]]
+        new = [each for each in filters(self._subjects, mailbox) if each not in had]
+        lanes = [f"{each}.*" for each in new if not each.endswith((">", "*"))]
+        return bool(new and await subjects_held(self._connection, self._stream, [*new, *lanes]))
 
     async def remove(self, name: str) -> None:
         """Forget a mailbox; what it holds stays in the stream."""

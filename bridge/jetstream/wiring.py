@@ -6,7 +6,7 @@ import time
 from typing import Self
 
 from squadron.bridge.jetstream.bus import CoreBus
-from squadron.bridge.jetstream.connect import Connection
+from squadron.bridge.jetstream.connect import HEADER_BYTES, Connection
 from squadron.bridge.jetstream.dial import connect
 from squadron.bridge.jetstream.events import JetStreamEventLog
 from squadron.bridge.jetstream.journal import JetStreamJournal
@@ -22,9 +22,6 @@ from squadron.runtime.letters import DeadLetters
 from squadron.runtime.ordered import OrderedQueue
 from squadron.runtime.registry import Registry
 from squadron.runtime.subjects import Subjects
-
-#: Room for headers in what the server takes as one message: ids, time to live, trace.
-HEADER_BYTES = 4096
 
 
 class SystemClock:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import os
 import select
@@ -14,15 +16,18 @@ import typer
 
 from squadron.cli import frame
 from squadron.cli.servers import Json
-from squadron.runtime.errors import InvalidInputError
+from squadron.runtime.errors import InvalidInputError, SquadronError
 
 if TYPE_CHECKING:
+    from squadron.runtime.handle import Handle
     from squadron.runtime.outcome import Outcome
     from squadron.runtime.topics import ScoredTopic, SemanticTopic
     from squadron.squad import Squad
 
 #: Longest wait for the first byte of piped input, in seconds; a pipe that nobody writes to must not hang us.
 STDIN_WITHIN_S = 10.0
+#: How long Ctrl-C waits for the task's end, in seconds.
+CANCEL_WITHIN_S = 3.0
 
 
 def register(app: typer.Typer) -> None:
@@ -107,19 +112,22 @@ async def _ask(
         schema = _schema(squad, topic)
         piped = piped or (not pairs and bool(schema.get("required")) and _is_piped())
         content = with_fields(read_stdin(wait=not sys.stdin.isatty()) if piped else {}, pairs, schema)
-        if not stream:
-            outcome, shown = await squad.ask(topic, content, **options), ""
-        else:
-            outcome, shown = await _follow(squad, topic, content, options, as_json)
+        handle = await squad.submit(topic, content, **options)
+        try:
+            shown = await _follow(handle, as_json) if stream else ""
+            outcome = await handle.outcome()
+        except asyncio.CancelledError:
+            # Ctrl-C: nobody waits for it any more.
+            with contextlib.suppress(SquadronError, TimeoutError):
+                await asyncio.wait_for(handle.cancel(), CANCEL_WITHIN_S)
+            raise
     return _show_outcome(outcome, shown, as_json)
 
 
-async def _follow(
-    squad: Squad, topic: str, content: Any, options: dict[str, Any], as_json: bool
-) -> tuple[Outcome, str]:
-    """Print what a task emits; returns its outcome, and the text that was shown."""
-    following, shown = squad.stream(topic, content, **options), ""
-    async for chunk in following:
+async def _follow(handle: Handle, as_json: bool) -> str:
+    """Print what a task emits; returns the text that was shown."""
+    shown = ""
+    async for chunk in handle.chunks():
         if as_json:
             frame.print_json({"chunk": chunk})
         elif isinstance(chunk, str):
@@ -130,7 +138,7 @@ async def _follow(
         sys.stdout.flush()
     if shown and not shown.endswith("\n"):
         sys.stdout.write("\n")
-    return await following.outcome(), shown
+    return shown
 
 
 def _show_outcome(outcome: Outcome, shown: str, as_json: bool) -> int:

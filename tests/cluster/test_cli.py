@@ -31,6 +31,9 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 LONG_S = 170
 
 AGENTS = """
+    import asyncio
+    from collections.abc import AsyncIterator
+
     from squadron import Agent, Context, topic
 
     class Poet(Agent):
@@ -48,6 +51,12 @@ AGENTS = """
         def shout(self, text: str) -> str:
             '''Make a text loud.'''
             return text.upper()
+
+        @topic("text.wait")
+        async def wait(self) -> AsyncIterator[str]:
+            '''Takes a minute, and says when it begins.'''
+            yield "begun"
+            await asyncio.sleep(60)
 """
 
 
@@ -100,7 +109,10 @@ def deployed(squadron: Run, up: dict[str, Any]) -> Run:
     ended = squadron("deploy", "my_agents:Poet", "my_agents:Shouter", "--json")
     assert ended.returncode == 0, ended.stderr
     assert json.loads(ended.stdout) == {
-        "deployed": [{"agent": "poet", "topics": ["poem.write"]}, {"agent": "shouter", "topics": ["text.shout"]}]
+        "deployed": [
+            {"agent": "poet", "topics": ["poem.write"]},
+            {"agent": "shouter", "topics": ["text.shout", "text.wait"]},
+        ]
     }
     return squadron
 
@@ -159,6 +171,30 @@ def test_a_stream_is_printed_as_it_comes_and_the_result_after_it(deployed: Run) 
 
     assert [json.loads(line) for line in lines[:-1]] == [{"chunk": "sea 0;"}, {"chunk": "sea 1;"}]
     assert json.loads(lines[-1])["data"] == ["sea 0", "sea 1"]
+
+
+def test_ctrl_c_cancels_the_task(deployed: Run, folder: Path, environ: dict[str, str]) -> None:
+    process = _started(["ask", "text.wait", "--stream"], folder, environ)
+    assert process.stdout is not None
+    assert process.stdout.read(5) == "begun"
+
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=30)
+
+    assert process.returncode == 130
+    assert "Traceback" not in told
+    agents = json.loads(deployed("status", "--json").stdout)["agents"]
+    assert [agent["taken"] for agent in agents if agent["agent"] == "shouter"] == [0]
+
+
+def _started(arguments: list[str], folder: Path, environ: dict[str, str]) -> subprocess.Popen[str]:
+    """A command that can be interrupted, as on a terminal; in a background script it would ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    command = [str(Path(sys.executable).with_name("squadron")), *arguments]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, cwd=folder, env=environ, stdout=pipe, stderr=pipe, text=True)
+    signal.signal(signal.SIGINT, before)
+    return process
 
 
 def test_an_unknown_topic_ends_with_1_and_the_nearest_names(deployed: Run) -> None:
@@ -353,11 +389,7 @@ def test_down_stops_everything_and_deletes_when_told(deployed: Run, folder: Path
 
 
 def test_ctrl_c_while_servers_start_stops_them_again(squadron: Run, folder: Path, environ: dict[str, str]) -> None:
-    command = [str(Path(sys.executable).with_name("squadron")), "up"]
-    # As on a terminal: where the tests run in the background of a script, SIGINT is ignored and so inherited.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    process = subprocess.Popen(command, cwd=folder, env=environ, stderr=subprocess.PIPE, text=True)
-    signal.signal(signal.SIGINT, before)
+    process = _started(["up"], folder, environ)
     while embedded.find(folder / "home") is None and process.poll() is None:
         time.sleep(0.01)
 

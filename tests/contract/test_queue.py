@@ -342,6 +342,22 @@ async def test_a_mailbox_may_be_declared_again_with_other_patterns(peer: Peer) -
     await feed.aclose()
 
 
+async def test_a_mailbox_that_grows_finds_what_waited_for_its_new_topic(peer: Peer) -> None:
+    await peer.queue.declare(BOX)
+    for priority in (5, 9):
+        await _put(peer, f"film {priority}", topic="film.watch", priority=priority)
+        await _put(peer, f"book {priority}", priority=priority)
+    feed, inbox = await _feed(peer, want=2)
+    await settle_all(await inbox.take(2))
+    await feed.aclose()
+
+    wider = Mailbox("reader", ("book.read", "film.watch"), lease_s=LEASE_S)
+    feed, inbox = await _feed(peer, wider, want=3)
+
+    assert sorted([d.data for d in await inbox.take(2)]) == [b"film 5", b"film 9"]
+    await feed.aclose()
+
+
 async def test_a_topic_that_one_mailbox_gave_up_another_may_serve_in_all_lanes(peer: Peer) -> None:
     both = Mailbox("reader", ("book.read", "film.watch"), lease_s=LEASE_S)
     feed, inbox = await _feed(peer, both, want=2)
