@@ -66,6 +66,12 @@ class LastingClient(Client):
             vital = {"reconnecting": self._reconnection_task}
         return ", ".join(name for name, task in vital.items() if task is not None and task.done())
 
+    def flush_now(self) -> None:
+        """Write what is to be sent at once; left to itself, nats-py does so in another turn of the loop."""
+        if self._pending and self.is_connected and self._transport is not None:
+            pending, self._pending, self._pending_data_size = self._pending, [], 0
+            self._transport.writelines(pending)
+
     async def watch(self) -> None:
         """Find out, until closed, when it is dead without knowing it, and make it reconnect. Never raises."""
         while not self.is_closed:

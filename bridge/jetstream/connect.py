@@ -133,6 +133,9 @@ class Connection:
         giving_up = self._loop.call_later(within_s, _give_up, answer)
         try:
             await self.client.publish(subject, data, reply=f"{self._inbox}.{token}", headers=headers)
+            if len(self._questions) == 1:
+                # Nothing else is under way that could share the system call.
+                self.client.flush_now()
             msg = await answer
         except (TimeoutError, nats.errors.Error, OSError) as error:
             detail = str(error) or type(error).__name__
