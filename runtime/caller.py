@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from pydantic_core import to_jsonable_python
@@ -91,15 +92,17 @@ class Caller:
         self._events = events
         self._rooms = Rooms(queue, clock)
         self._owner = token_of(identity.id)
-        #: The loop it was started in; kept, because asking for it costs a system call each time.
-        self.loop: asyncio.AbstractEventLoop
         self._waiting: dict[str, Handle] = {}
         self._subscriptions: dict[str, asyncio.Future[Subscription]] = {}
         self._looking: asyncio.Task[None] | None = None
 
+    @cached_property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The loop it runs in; kept, because asking for it costs a system call each time."""
+        return asyncio.get_running_loop()
+
     async def start(self) -> None:
         """Be ready to hear outcomes."""
-        self.loop = asyncio.get_running_loop()
         await self._subscribe(self._owner)
         self.bus.on_reconnect(self._look_again)
         self._looking = asyncio.create_task(self._keep_looking(), name="outcomes")
@@ -132,7 +135,8 @@ class Caller:
         try:
             await asyncio.shield(subscribing)
         except BusUnavailableError:
-            self._subscriptions.pop(owner, None)
+            if self._subscriptions.get(owner) is subscribing:
+                del self._subscriptions[owner]
             raise
 
     async def forget(self, owner: str) -> None:
@@ -146,11 +150,8 @@ class Caller:
             del self._waiting[note.subject]
 
     async def _look_again(self) -> None:
-        for key, handle in list(self._waiting.items()):
-            if handle.deadline.passed:
-                # Nobody came for it in time.
-                self._waiting.pop(key, None)
-            else:
+        for handle in list(self._waiting.values()):
+            if not handle.deadline.passed:
                 await handle.look()
 
     async def _keep_looking(self) -> None:
@@ -159,6 +160,10 @@ class Caller:
             await asyncio.sleep(LOOK_STEP_S)
             late = (handle for handle in self._waiting.values() if handle.look_at <= self.loop.time())
             for handle in list(itertools.islice(late, LOOKS_PER_STEP)):
+                if handle.deadline.passed:
+                    # Nobody came for it in time; who comes yet is heard of again.
+                    await self._leave(handle)
+                    continue
                 if handle.look_at:
                     await handle.look()
                 handle.look_again_s = min(2 * handle.look_again_s or FIRST_LOOK_S, LONGEST_LOOK_S)
@@ -171,20 +176,29 @@ class Caller:
 
     async def outcome(self, handle: Handle) -> Outcome:
         """Wait for a task that was submitted, here or by somebody else; may be called again if cancelled."""
-        if not handle.done and handle.reply_to not in self._waiting:
+        if not handle.done and (other := self._waiting.get(handle.reply_to)) is not handle:
+            if other is not None:
+                # Another handle of the same task.
+                handle.settle(await other.settled())
+                return await handle.settled()
+            self._waiting[handle.reply_to] = handle
             with contextlib.suppress(BusUnavailableError):
                 await self._listen(LiteSubject.parse(handle.reply_to).owner, handle.deadline)
-            self._waiting[handle.reply_to] = handle
             await handle.look()
         try:
             return await handle.settled()
         finally:
             if handle.done:
-                self._waiting.pop(handle.reply_to, None)
-                *_, owner, id = handle.reply_to.split(".")
-                if owner == id:
-                    # Under an id of its own it has a subscription of its own.
-                    await self.forget(owner)
+                await self._leave(handle)
+
+    async def _leave(self, handle: Handle) -> None:
+        """Nothing more is expected for this handle."""
+        if self._waiting.get(handle.reply_to) is handle:
+            del self._waiting[handle.reply_to]
+        *_, owner, id = handle.reply_to.split(".")
+        if owner == id and handle.reply_to not in self._waiting:
+            # Under an id of its own it has a subscription of its own.
+            await self.forget(owner)
 
     def resume(self, ticket: str) -> Handle:
         """The handle of a task that was submitted under a `Handle.ticket`, by whichever process.
@@ -223,7 +237,7 @@ class Caller:
     async def _settle_cancelled(self, handle: Handle) -> None:
         """Nobody runs it, so nobody else ends it. What was stored first is the outcome, be it ours or not."""
         self._waiting.pop(handle.reply_to, None)
-        outcome = Cancelled(task_id=handle.task_id, topic=handle.topic, reason="cancelled before it started")
+        outcome = Cancelled(task_id=handle.task_id, topic=handle.topic, reason="cancelled")
         result = AgentMessage.new(
             "result",
             self.identity,
@@ -248,27 +262,27 @@ class Caller:
         reply_to = self.subjects.lite(owner, token_of(task_id))
         deadline = Deadline.after(ask.within_s, self.clock)
         handle = Handle(task_id, topic, reply_to, deadline, self)
+        if self._waiting.setdefault(reply_to, handle) is not handle:
+            return self._waiting[reply_to]
         try:
             content = await self._admit(task_id, topic, to_jsonable_python(content), ask)
             if isinstance(content, Outcome):
                 handle.settle(content)
-                return handle
-            await self._listen(owner, deadline)
-            if ask.task_id:
-                # Somebody may have asked under this id before, longer ago than the queue remembers it.
-                await handle.look()
-                if handle.done:
-                    return handle
-            data = await self.claims.seal(self._message(content, ask, handle), keep_s=INPUT_KEEP_S)
-            self._waiting[reply_to] = handle
-            await self._put(self.subjects.task(topic, ask.priority), data, token_of(task_id), deadline)
-            return handle
+            else:
+                await self._listen(owner, deadline)
+                if ask.task_id:
+                    # Somebody may have asked under this id before, longer ago than the queue remembers it.
+                    await handle.look()
+            if not handle.done:
+                data = await self.claims.seal(self._message(content, ask, handle), keep_s=INPUT_KEEP_S)
+                await self._put(self.subjects.task(topic, ask.priority), data, token_of(task_id), deadline)
         except BusUnavailableError as error:
             handle.settle(Undeliverable(task_id=task_id, topic=topic, reason=str(error)))
         except (MessageTooLargeError, ValueError) as error:
             reason = str(error) if isinstance(error, MessageTooLargeError) else f"not JSON: {error}"
             handle.settle(Rejected(task_id=task_id, topic=topic, reason=reason, details={"field": "content"}))
-        self._waiting.pop(reply_to, None)
+        if handle.done:
+            await self._leave(handle)
         return handle
 
     async def _put(self, subject: str, data: bytes, msg_id: str, deadline: Deadline) -> None:

@@ -37,13 +37,16 @@ class Cancellations:
 
     async def refresh(self) -> None:
         """Read what may have been missed."""
+        if self._hearing is None:
+            return
         for entry in await self._lite.latest(self._subjects.lite_of("cancel")):
             self._hear(Note(entry.key, entry.data))
 
     async def aclose(self) -> None:
         """Stop listening. May be called twice."""
-        if self._hearing is not None:
-            await self._hearing.aclose()
+        hearing, self._hearing = self._hearing, None
+        if hearing is not None:
+            await hearing.aclose()
 
     def _hear(self, note: Note) -> None:
         token = note.subject.rsplit(".", 1)[-1]
@@ -61,7 +64,7 @@ class Cancellations:
 
     def includes(self, task_id: str) -> bool:
         """Whether this task was cancelled."""
-        return bool(self._cancelled) and token_of(task_id) in self._cancelled
+        return bool(self._cancelled) and self._cancelled.get(token_of(task_id), 0.0) > self._clock.time()
 
     def watch(self, task_id: str, stop: Callable[[], None]) -> None:
         """Call `stop` when this task is cancelled."""

@@ -85,7 +85,7 @@ class Context:
             correlation_id=self.message.id,
         )
         self._emitted += 1
-        msg_id = f"{token_of(self.message.id)}.{self.attempt}.{self._emitted}"
+        msg_id = f"{token_of(self.message.id)}.{self.message.redriven}.{self.attempt}.{self._emitted}"
         data = await self._caller.claims.seal(message, keep_s=self._lite_ttl_s)
         await self._caller.lite.append(self._lite_key, data, ttl_s=self._lite_ttl_s, msg_id=msg_id)
 

@@ -93,7 +93,8 @@ class _TurnLease:
 
     @property
     def first(self) -> bool:
-        return self.ticket.first
+        # Of the ticket it would say nothing about the task.
+        return False
 
     async def begin(self) -> int:
         return await self.ticket.begin()
@@ -220,8 +221,8 @@ class _UnwindingFeed:
         while not self._closing.is_set():
             with contextlib.suppress(BusUnavailableError):
                 if in_line != (await self._lines.head() is not None):
+                    await self._turn_to(in_line=not in_line)
                     in_line = not in_line
-                    await self._turn_to(in_line=in_line)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._closing.wait(), LOOK_S)
 

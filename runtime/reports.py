@@ -42,7 +42,7 @@ class Reports:
 
     async def announce(self, subject: str, data: bytes) -> None:
         """Tell a foreign subject; ours are written by those they belong to, not by whoever names them."""
-        if subject and (is_foreign(subject) or subject.startswith(self._caller.subjects.result(""))):
+        if is_foreign(subject.removeprefix(self._caller.subjects.result(""))):
             await self._caller.bus.publish(subject, data)
 
     async def store(

@@ -38,12 +38,16 @@ class Rooms:
 
     async def enter(self, topic: SemanticTopic, *, within_s: float) -> bool:
         """Take up room for one task, waiting up to `within_s` seconds for it if the topic says so."""
-        give_up_at = self._clock.time() + (within_s if topic.when_full == "wait" else 0.0)
-        async with self._looking.setdefault(topic.mailbox, asyncio.Lock()):
-            while not await self._take(topic):
-                if self._clock.time() >= give_up_at:
-                    return False
-                await asyncio.sleep(min(LOOK_S, max(0.0, give_up_at - self._clock.time())))
+        looking = self._looking.setdefault(topic.mailbox, asyncio.Lock())
+        if topic.when_full == "reject":
+            async with looking:
+                return await self._take(topic)
+        try:
+            async with asyncio.timeout(within_s), looking:
+                while not await self._take(topic):  # noqa: ASYNC110 - it is another process that makes room
+                    await asyncio.sleep(LOOK_S)
+        except TimeoutError:
+            return False
         return True
 
     async def _take(self, topic: SemanticTopic) -> bool:

@@ -75,6 +75,10 @@ class Handler(Protocol):
         ...
 
 
+#: What a handler has returned before it returns.
+_NOTHING = object()
+
+
 class OutputError(Exception):
     """A handler returned what its own annotation does not allow."""
 
@@ -136,7 +140,9 @@ class Turns:
             await self._bury_poison(delivery, error)
             return None
         lite_key, announce = self._reports.address(message, topic)
-        again = message.redriven or not delivery.lease.first
+        # One that may have been here before: after a death, as a dead letter, or under an id of its caller's own.
+        *_, owner, id = lite_key.split(".")
+        again = message.redriven or owner == id or not delivery.lease.first
         if again and (stored := await self._reports.stored(message, lite_key)):
             # The replica before us died after it had stored the outcome, maybe before it had announced it.
             await self._reports.announce(announce, stored)
@@ -224,31 +230,34 @@ class Turns:
         # A plain timer: `asyncio.timeout` costs three times as much, for each task.
         late = self._caller.loop.call_later(limit_s, stop, "late")
         self._cancelled.watch(message.id, partial(stop, "cancelled"))
+        answer: Any = _NOTHING
+        failure: Exception | SystemExit | None = None
         try:
             context.message = await self._caller.claims.resolve(message)
             answer = await handler.run(context.message.payload.content, context)
         except asyncio.CancelledError:
             if not stopped:
-                raise  # drained: somebody else runs it
-            if "cancelled" not in stopped:
-                turn.uncancel()
-                common |= _cost(context, started)
-                return TimedOut(reason=f"ran longer than its {common['latency_ms'] / 1000:.1f} s", **common)
+                if turn.cancelling():
+                    raise  # drained: somebody else runs it
+                failure = RuntimeError("what the handler waited for was cancelled")
         except (Exception, SystemExit) as error:
             # A handler that calls sys.exit() would take the replica along.
-            common |= _cost(context, started)
-            if isinstance(error, InvalidInputError):
-                return await self._invalid(delivery, error, common)
-            return self._judge(error, handler.retries, common, context)
+            failure = error
         finally:
             late.cancel()
             self._cancelled.unwatch(message.id)
-        common |= _cost(context, started)
+        common |= {"latency_ms": (time.perf_counter() - started) * 1000, "tokens": context.tokens_spent}
         if stopped:
             turn.uncancel()
         if "cancelled" in stopped:
             await context.cancel_children()
             return Cancelled(reason="cancelled while it ran", **common)
+        if stopped and answer is _NOTHING:
+            return TimedOut(reason=f"ran longer than its {common['latency_ms'] / 1000:.1f} s", **common)
+        if isinstance(failure, InvalidInputError):
+            return await self._invalid(delivery, failure, common)
+        if failure is not None:
+            return self._judge(failure, handler.retries, common, context)
         if not isinstance(answer, Answer):
             answer = Answer(answer)
         return Result(data=answer.data, confidence=answer.confidence, reasoning=answer.reasoning, **common)
@@ -323,10 +332,6 @@ class Turns:
 def _budget(message: AgentMessage) -> Budget:
     limits = message.payload.constraints
     return Budget() if limits is None else Budget(tokens=limits.tokens, hops=limits.hops)
-
-
-def _cost(context: Context, started: float) -> dict[str, Any]:
-    return {"latency_ms": (time.perf_counter() - started) * 1000, "tokens": context.tokens_spent}
 
 
 def _text(error: BaseException) -> str:

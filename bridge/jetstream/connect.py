@@ -89,8 +89,9 @@ class Connection:
         self._on_reconnect.append(sink)
 
     def off_reconnect(self, sink: Callable[[], Awaitable[None]]) -> None:
-        """Call `sink` no more."""
-        self._on_reconnect.remove(sink)
+        """Call `sink` no more; one that was never to be called is fine."""
+        if sink in self._on_reconnect:
+            self._on_reconnect.remove(sink)
 
     async def disconnected(self) -> None:
         """End the wait for answers: they went to the old connection. Must not raise or wait, as the next."""

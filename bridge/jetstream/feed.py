@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import Awaitable, Callable
@@ -217,6 +218,13 @@ class PullFeed:
 
     async def open(self) -> None:
         """Open the lanes that exist and begin to listen for new ones."""
+        try:
+            await self._open()
+        except BaseException:
+            await self.aclose()
+            raise
+
+    async def _open(self) -> None:
         await self._open_lane(NORMAL_PRIORITY)
         if not self._mailbox.serial:
             bus = CoreBus(self.connection)
@@ -272,7 +280,12 @@ class PullFeed:
             self._sink(Delivery(msg.subject, msg.data, lease, lease.seq))
         else:
             # It came early: somebody else may have a slot for it, or a higher lane comes first.
-            self._in_background(lease.release())
+            self._in_background(self._hand_back(lease))
+
+    async def _hand_back(self, lease: JetStreamLease) -> None:
+        # Without the server it is delivered again after its lease.
+        with contextlib.suppress(BusUnavailableError):
+            await lease.release()
 
     def _in_background(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)

@@ -83,7 +83,7 @@ class JetStreamQueue:
             return True
         had = config.get("filter_subjects") or [config["filter_subject"]]
         new = [each for each in filters(self._subjects, mailbox) if each not in had]
-        lanes = [f"{each}.*" for each in new if not each.endswith((">", "*"))]
+        lanes = [f"{each}.*" for each in new]
         return bool(new and await subjects_held(self._connection, self._stream, [*new, *lanes]))
 
     async def remove(self, name: str) -> None:

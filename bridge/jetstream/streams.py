@@ -104,7 +104,7 @@ def _configs(names: StreamNames) -> list[dict[str, Any]]:
 
 
 async def ensure_streams(connection: Connection, names: StreamNames) -> None:
-    """Make the four streams that every environment has, as `ensure_stream` does."""
+    """Make the five streams that every environment has, as `ensure_stream` does."""
     for config in _configs(names):
         await ensure_stream(connection, config)
 

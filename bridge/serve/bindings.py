@@ -53,6 +53,7 @@ class Bindings:
     def __init__(self, wiring: Wiring) -> None:
         self._wiring = wiring
         self._pumps: dict[str, Pump] = {}
+        self._turns: dict[str, Turns] = {}
         self._routes: dict[str, dict[str, Any]] = {}
         self._heart: asyncio.Task[None] | None = None
         self._log = structlog.get_logger("squadron.bindings")
@@ -97,6 +98,7 @@ class Bindings:
         turns = Turns(name, [CallHandler(topic, target, record["method"])], wiring.caller, wiring.dead)
         await turns.start()
         pump = self._pumps[pattern] = Pump(wiring.queue, mailbox, turns.run, slots=record["slots"])
+        self._turns[pattern] = turns
         await pump.start()
         self._routes[pattern] = {"pattern": pattern, "mailbox": name, "kind": f"ray:{record['method']}"}
         card = AgentCard(agent=name, description=record["description"], topics=(topic,))
@@ -123,6 +125,7 @@ class Bindings:
         await self._wiring.records.erase(self._wiring.subjects.record("binding", _name(pattern)))
         del self._routes[pattern]
         await self._pumps.pop(pattern).drain(RUN_TIMEOUT_S)
+        await self._turns.pop(pattern).aclose()
         await self._wiring.queue.remove(_name(pattern))
 
     async def aclose(self) -> None:

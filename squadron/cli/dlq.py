@@ -205,7 +205,7 @@ async def _drop(
     async with frame.connected(frame.settings_of(ctx)) as squad:
         letters = squad.dead_letters
         # In full, so that the answer is about what is dropped.
-        ids = [(await letters.show(id, agent=agent)).id for id in ids]
+        ids = [(await letters.show(id, agent=agent)).token for id in ids]
         if not yes:
             chosen = ", ".join(ids) or "all dead letters" + "".join(f" of {one}" for one in (topic, agent) if one)
             # In a thread: Ctrl-C has to reach the loop.

@@ -872,7 +872,10 @@ async def test_a_query_is_served_like_a_task(client: Peer, bare: nats.NATS, lane
 async def test_a_reply_to_that_nobody_may_publish_to_does_no_harm(client: Peer, bare: nats.NATS) -> None:
     stream = f"squadron-{client.subjects.environment}-tasks"
     js = bare.jetstream()
-    evil = (f"$JS.API.STREAM.PURGE.{stream}", "a b", "a.>", "*", "", "x" * 3000, "agents.t.lite.a", "\r\n")
+    result = client.subjects.result("x")
+    injected = f"{result} 0\r\n\r\nPUB {client.subjects.control('undeploy')} 2\r\n{{}}\r\n"
+    evil = (injected, f"{result} b c", f"$JS.API.STREAM.PURGE.{stream}", "a b", "a.>", "*", "", "x" * 3000)
+    evil += ("agents.t.lite.a", "\r\n")
     for i, reply_to in enumerate(evil):
         await bare.publish(
             client.subjects.task("desk.double"), _by_hand({"number": 1}, id=f"e{i}", replyTo=reply_to)
