@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 from squadron.bridge.jetstream import embedded
 from squadron.bridge.jetstream.wiring import Wiring
@@ -30,6 +31,13 @@ def clean_environment() -> Iterator[None]:
             if name.startswith(_PREFIXES) or name in VARIABLES.values():
                 patch.delenv(name)
         yield
+
+
+@pytest.fixture(autouse=True)
+def default_logs() -> Iterator[None]:
+    """A command under test sends all logs to its standard error, which is closed when it has ended."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

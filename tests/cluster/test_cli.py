@@ -220,6 +220,7 @@ def test_topics_are_listed_and_found_by_intent(deployed: Run) -> None:
     assert [line.split("\t")[:3] for line in listed] == [
         ["poem.write", "poet", "subject: string, lines: integer = 1"],
         ["text.shout", "shouter", "text: string"],
+        ["text.wait", "shouter", "no fields"],
     ]
     assert found[0]["name"] == "poem.write"
     assert found[0]["score"] > 0
@@ -298,7 +299,8 @@ def test_the_demo_audits_every_distribution_and_all_tasks_end_in_results(deploye
     assert "Where the time went" in ended.stderr
     assert "fixed plan" in ended.stderr
     # It found a squad running, and left it as it was.
-    assert {line.split("\t")[0] for line in deployed("topics").stdout.splitlines()} == {"poem.write", "text.shout"}
+    served = {line.split("\t")[0] for line in deployed("topics").stdout.splitlines()}
+    assert served == {"poem.write", "text.shout", "text.wait"}
 
 
 def _installed() -> set[str]:

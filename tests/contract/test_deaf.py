@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -133,12 +135,20 @@ async def test_a_connection_whose_own_tasks_died_is_made_anew(
     assert connection.client.stats["reconnects"] == before + 1
 
 
+def _stop(pid: int) -> None:
+    """Stop a process, and wait until it is: the signal alone may take a moment in which it still answers."""
+    os.kill(pid, signal.SIGSTOP)
+    state = Path(f"/proc/{pid}/stat")
+    while state.exists() and state.read_text().rpartition(")")[2].split()[0] not in "Tt":
+        time.sleep(0.005)
+
+
 async def test_a_server_that_hung_is_given_up_and_found_again(server, connection: Connection) -> None:
     endpoint, _ = server
     ears = Ears(connection)
     await ears.open()
     try:
-        os.kill(endpoint.pid, signal.SIGSTOP)
+        _stop(endpoint.pid)
         flushing = asyncio.create_task(connection.flush())
         # More than the sockets hold, so that closing them would wait for a server that takes nothing.
         sending = [asyncio.create_task(connection.publish("void", bytes(1_000_000))) for _ in range(16)]
@@ -166,7 +176,7 @@ async def test_a_server_that_hangs_for_a_moment_only_is_waited_for(server, conne
     ears = Ears(connection)
     await ears.open()
     try:
-        os.kill(endpoint.pid, signal.SIGSTOP)
+        _stop(endpoint.pid)
         # Nobody waits for its pong when it comes.
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(connection.flush(), 0.5)

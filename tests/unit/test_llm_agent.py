@@ -266,7 +266,7 @@ async def test_a_conversation_is_remembered_and_others_are_not(squad: Squad) -> 
 
 
 class _Lease:
-    delivered = 1
+    delivered, first = 1, True
 
     async def begin(self) -> int:
         return 1

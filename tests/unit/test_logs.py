@@ -68,7 +68,7 @@ class Talker(Agent):
 class _Handed:
     """A delivery that nobody wants back."""
 
-    delivered = 3
+    delivered, first = 3, False
 
     def __init__(self, subject: str, data: bytes) -> None:
         self.subject, self.data, self.lease = subject, data, self
