@@ -11,6 +11,8 @@ from squadron.runtime.topics import SemanticTopic
 
 #: How long a look at a mailbox counts, in seconds, and the pause before the next when it was full.
 LOOK_S = 0.25
+#: How long after its outcome was heard a task may still be counted, in seconds.
+SETTLED_S = 0.03
 #: When a rejected caller may try again, in seconds.
 RETRY_AFTER_S = 1.0
 
@@ -41,6 +43,10 @@ class Rooms:
         looking = self._looking.setdefault(topic.mailbox, asyncio.Lock())
         if topic.when_full == "reject":
             async with looking:
+                if await self._take(topic):
+                    return True
+                # Who just heard an outcome may find its task in the mailbox still.
+                await asyncio.sleep(SETTLED_S)
                 return await self._take(topic)
         try:
             async with asyncio.timeout(within_s), looking:
