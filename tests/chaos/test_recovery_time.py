@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 
+import pytest
+
 from squadron import Settings, Squad
 from squadron.bridge.jetstream import embedded
 from tests.chaos.client import Plan
@@ -12,6 +14,9 @@ from tests.chaos.conftest import Books, Start
 from tests.chaos.kills import Kills
 from tests.chaos.ledger import Line, read
 from tests.chaos.worker import Worker
+
+#: What is timed is run where nothing else is: a busy machine recovers later.
+pytestmark = pytest.mark.slow
 
 #: The promises, in seconds: a killed replica's tasks start elsewhere, and work flows after a restart of NATS.
 ELSEWHERE_WITHIN_S, FLOWS_WITHIN_S = 3.0, 5.0
