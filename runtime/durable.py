@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,9 +17,8 @@ from squadron.runtime.errors import InvalidInputError, InvalidMessageError
 from squadron.runtime.letters import DeadLetters
 from squadron.runtime.outcome import DeadLettered
 from squadron.runtime.ports import Delivery, Journal
-from squadron.runtime.retries import Retries
+from squadron.runtime.retries import Retries, failure_details, summary_of, traceback_of
 from squadron.runtime.subjects import check_pattern, check_token, token_of
-from squadron.runtime.turn import SUMMARY_CHARACTERS
 
 #: Where a new group begins: with what is stored from now on, with the oldest event that is kept, with a
 #: sequence (int), or with a time (an aware datetime, or a float of seconds since the epoch).
@@ -162,20 +160,15 @@ class EventTurns:
     async def _judge(
         self, error: Exception | SystemExit, delivery: Delivery, message: AgentMessage, attempt: int
     ) -> None:
-        summary = f"{type(error).__name__}: {error}"[:SUMMARY_CHARACTERS]
+        summary = summary_of(error)
         helps = self._retries.covers(error)
         if helps and attempt < self._retries.max_attempts:
             after_s = self._retries.after_s(attempt, error)
             self._log.info("event.retry", message=message.id, error=summary, after_s=round(after_s, 3))
             await delivery.lease.release(after_s)
             return
-        trace = "".join(traceback.format_exception(error))
-        self._log.warning("event.gave_up", message=message.id, error=summary, traceback=trace)
-        details = {
-            "attempts": attempt,
-            "last_error": summary,
-            "traceback_digest": hashlib.sha256(trace.encode()).hexdigest()[:16],
-        }
+        self._log.warning("event.gave_up", message=message.id, error=summary, traceback=traceback_of(error))
+        details = failure_details(error, attempt)
         reason = f"failed in each of {attempt} attempts, the last time with {summary}"
         if not helps:
             reason = f"failed with {summary}, against which no other attempt helps"

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
+import traceback
 from dataclasses import dataclass
+from typing import Any
 
 from squadron.runtime.errors import OutcomeError, Retry, SquadronError
 
 #: Pause before the second attempt and the longest pause, in seconds; doubled each time, with jitter.
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 30.0
+#: How much of an error's text goes into an outcome, in characters.
+SUMMARY_CHARACTERS = 4_000
 #: How often a task is tried before it is dead-lettered: a crash and a hiccup are both survived.
 DEFAULT_MAX_ATTEMPTS = 3
 
@@ -46,3 +51,24 @@ def backoff_s(attempt: int, first_s: float = FIRST_BACKOFF_S, longest_s: float =
     # A large exponent would overflow; long before, the limit is reached.
     full = min(longest_s, first_s * 2.0 ** min(attempt - 1, 60))
     return full * random.uniform(0.5, 1.0)
+
+
+def text_of(error: BaseException) -> str:
+    """An error's words, as they can travel: without lone surrogates, which file names may have, and cut."""
+    return str(error).encode("utf-8", "replace").decode()[:SUMMARY_CHARACTERS]
+
+
+def summary_of(error: BaseException) -> str:
+    """An error's type and words."""
+    return f"{type(error).__name__}: {text_of(error)}"
+
+
+def traceback_of(error: BaseException) -> str:
+    """An error's traceback as text that can travel."""
+    return "".join(traceback.format_exception(error)).encode("utf-8", "replace").decode()
+
+
+def failure_details(error: BaseException, attempts: int) -> dict[str, Any]:
+    """What a dead letter keeps of the last error; `traceback_digest` is the same for the same traceback."""
+    digest = hashlib.sha256(traceback_of(error).encode()).hexdigest()[:16]
+    return {"attempts": attempts, "last_error": summary_of(error), "traceback_digest": digest}

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import random
 import time
-import traceback
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -42,13 +40,10 @@ from squadron.runtime.outcome import (
 )
 from squadron.runtime.ports import Delivery, Journal
 from squadron.runtime.reports import Reports
-from squadron.runtime.retries import Retries
+from squadron.runtime.retries import Retries, failure_details, summary_of, text_of, traceback_of
 from squadron.runtime.route import Route
 from squadron.runtime.subjects import TaskSubject, matches, token_of
 from squadron.runtime.topics import SemanticTopic
-
-#: How much of an error's text goes into an outcome.
-SUMMARY_CHARACTERS = 4_000
 
 #: Pause before a task that another replica is to run is delivered again, in seconds, more or less.
 HAND_ON_S = 0.05
@@ -289,21 +284,16 @@ class Turns:
     def _judge(
         self, error: Exception | SystemExit, retries: Retries, common: dict[str, Any], context: Context
     ) -> Outcome | _Again:
-        summary = _summary(error)
+        summary = summary_of(error)
         attempt = common["attempt"]
         if isinstance(error, Terminal | OutputError) or not retries.covers(error):
-            return Failed(reason=_text(error), details={"type": type(error).__name__}, **common)
+            return Failed(reason=text_of(error), details={"type": type(error).__name__}, **common)
         after_s = retries.after_s(attempt, error)
         if attempt < retries.max_attempts and after_s < context.deadline.remaining_s():
             context.log.info("turn.retry", error=summary, after_s=round(after_s, 3))
             return _Again(after_s)
-        trace = "".join(traceback.format_exception(error))
-        context.log.warning("turn.gave_up", error=summary, traceback=trace)
-        details = {
-            "attempts": attempt,
-            "last_error": summary,
-            "traceback_digest": hashlib.sha256(trace.encode("utf-8", "replace")).hexdigest()[:16],
-        }
+        context.log.warning("turn.gave_up", error=summary, traceback=traceback_of(error))
+        details = failure_details(error, attempt)
         reason = f"failed in each of {attempt} attempts, the last time with {summary}"
         if attempt < retries.max_attempts:
             reason = f"no time is left for attempt {attempt + 1}; the last failed with {summary}"
@@ -332,12 +322,3 @@ class Turns:
 def _budget(message: AgentMessage) -> Budget:
     limits = message.payload.constraints
     return Budget() if limits is None else Budget(tokens=limits.tokens, hops=limits.hops)
-
-
-def _text(error: BaseException) -> str:
-    # Lone surrogates, as file names may have them, can't travel.
-    return str(error).encode("utf-8", "replace").decode()[:SUMMARY_CHARACTERS]
-
-
-def _summary(error: BaseException) -> str:
-    return f"{type(error).__name__}: {_text(error)}"

@@ -308,6 +308,9 @@ class PullFeed:
         while True:
             await self._work.wait()
             self._work.clear()
+            if not self.connection.is_connected:
+                # What is asked for now would be sent later, on top of what is asked for when it is back.
+                continue
             try:
                 if self._look or self._unopened:
                     await self._open_lanes()
