@@ -110,6 +110,11 @@ class LastingClient(Client):
             self._pongs[0] = asyncio.Future()
         await super()._process_pong()
 
+    async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
+        # nats-py writes a ping past what is to be sent before it; its pong would say that all of it has arrived.
+        self.flush_now()
+        await super()._send_ping(future)
+
     async def _process_err(self, err_msg: str) -> None:
         """Only tell: nats-py would close for good, and the server closes by itself if it means it so."""
         await self._error_cb(nats.errors.Error(f"nats: {err_msg}"))

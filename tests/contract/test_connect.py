@@ -103,3 +103,20 @@ async def test_an_entry_with_a_header_named_status_is_read_as_any_other(server):
     assert entry is not None
     assert entry.data == b"1"
     await wiring.aclose()
+
+
+async def test_a_flush_follows_what_was_sent_before_it(wiring: Wiring, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else its answer would come before a subscription is active, and the first message after it be lost."""
+    transport = wiring.connection.client._transport
+    assert transport is not None
+    written: list[bytes] = []
+    write, writelines = transport.write, transport.writelines
+    monkeypatch.setattr(transport, "write", lambda data: (written.append(data), write(data)))
+    monkeypatch.setattr(transport, "writelines", lambda lines: (written.extend(lines), writelines(lines)))
+
+    subscription = await wiring.connection.listen("some.subject", lambda _: None)
+    await wiring.connection.flush()
+    await subscription.unsubscribe()
+    await wiring.connection.flush()
+
+    assert [line.split()[0] for line in written] == [b"SUB", b"PING", b"UNSUB", b"PING"]
