@@ -17,7 +17,7 @@ from squadron.runtime.budget import Budget, Deadline
 from squadron.runtime.caller import Caller
 from squadron.runtime.cancel import Cancellations
 from squadron.runtime.context import Context
-from squadron.runtime.envelope import AgentMessage
+from squadron.runtime.envelope import LAST_MS, AgentMessage
 from squadron.runtime.errors import (
     InvalidInputError,
     InvalidMessageError,
@@ -261,7 +261,7 @@ class Turns:
         limits = message.payload.constraints
         clock = self._caller.clock
         # Without a deadline of the caller's only the handler's own limit counts.
-        at_ms = limits.deadline if limits is not None and limits.deadline is not None else 2**53
+        at_ms = limits.deadline if limits is not None and limits.deadline is not None else LAST_MS
         return Context(
             message,
             agent=self.agent,

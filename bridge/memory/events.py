@@ -10,9 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from squadron.bridge.memory.bus import MemoryBus
-from squadron.bridge.memory.common import MAX_PAYLOAD_BYTES
+from squadron.bridge.memory.common import Seen, check_size
 from squadron.runtime.durable import EventGroup, check_start
-from squadron.runtime.errors import MessageTooLargeError
 from squadron.runtime.ports import Delivery, Feed, Note
 from squadron.runtime.subjects import Subjects, matches
 
@@ -100,16 +99,16 @@ class MemoryEventLog:
     def __init__(self, bus: MemoryBus, subjects: Subjects) -> None:
         self._bus, self._subjects = bus, subjects
         self._events: list[_Event] = []
-        self._seen: dict[str, int] = {}
+        self._seen = Seen()
         self._groups: dict[str, _Group] = {}
 
     async def append(self, topic: str, data: bytes, *, msg_id: str) -> int:
-        if len(data) > MAX_PAYLOAD_BYTES:
-            raise MessageTooLargeError(f"{len(data)} bytes are more than {MAX_PAYLOAD_BYTES}")
-        if msg_id in self._seen:
-            return self._seen[msg_id]
+        check_size(data)
+        if (known := self._seen.seq(msg_id)) is not None:
+            return known
         self._events.append(_Event(topic, data, time.time()))
-        seq = self._seen[msg_id] = len(self._events)
+        seq = len(self._events)
+        self._seen.add(msg_id, seq)
         self._bus.deliver(Note(self._subjects.event(topic), data))
         for group in self._groups.values():
             self.match(group)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import os
 import platform
 import time
@@ -100,8 +99,6 @@ class AgentReplica:
         await self._renew()
         await self._tell("online")
         self._heart = asyncio.create_task(self._beat(), name="heartbeat")
-        # What is loaded by now stays: the garbage collector need not look at it again and again.
-        gc.freeze()
         self._log.info("replica.online", version=self._code.version, topics=mailbox.patterns)
 
     async def _load(self) -> type[Agent]:
