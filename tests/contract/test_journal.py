@@ -244,3 +244,27 @@ async def test_the_registry_keeps_only_the_newest_entry_of_a_key(peer: Peer) -> 
         await peer.records.append(key, str(i).encode())
 
     assert (await peer.records.latest(peer.subjects.registry("card")))[0].data == b"2"
+
+
+async def test_a_cancellation_that_comes_with_a_wake_up_is_not_lost(lite: Journal, key: str) -> None:
+    following, told = lite.read(key, live=True), asyncio.Event()
+
+    async def follow() -> None:
+        async for _ in following:
+            if told.is_set():
+                continue
+            told.set()
+            # As Ctrl-C does it: while we run, and there is news that was not looked into.
+            await lite.append(key, b"more")
+            me = asyncio.current_task()
+            assert me is not None
+            me.cancel()
+
+    await lite.append(key, b"one")
+    task = asyncio.create_task(follow())
+
+    await asyncio.wait([task], timeout=SOON_S)
+
+    assert told.is_set()
+    assert task.cancelled()
+    await following.aclose()
