@@ -9,10 +9,10 @@ import math
 import time
 from collections.abc import AsyncGenerator
 
-from nats.aio.msg import Msg
 from pydantic_core import from_json
 
 from squadron.bridge.jetstream.bus import CoreBus
+from squadron.bridge.jetstream.client import Heard
 from squadron.bridge.jetstream.connect import RECONNECT_WAIT_S, Connection
 from squadron.runtime.errors import BusUnavailableError, FencedError
 from squadron.runtime.ports import Entry
@@ -60,7 +60,8 @@ class JetStreamJournal:
         give_up_at = time.monotonic() + PERSIST_S
         while True:
             try:
-                return read_ack(await self._connection.request(key, data, headers=headers), key)
+                await self._connection.client.give_way()
+                return await self._connection.ask(key, data, read_ack, headers=headers)
             except BusUnavailableError:
                 # With an id the same entry is stored once, so that it may be sent again.
                 if msg_id is None or expect_seq is not None or time.monotonic() > give_up_at:
@@ -70,7 +71,7 @@ class JetStreamJournal:
     async def last(self, key: str) -> Entry | None:
         """The newest entry of one key."""
         answer = await self._connection.request(f"$JS.API.DIRECT.GET.{self._stream}.{key}", b"")
-        headers = answer.headers or {}
+        headers = answer.headers
         if "Nats-Sequence" not in headers:
             if headers.get("Status") != "404":
                 raise BusUnavailableError(f"{key}: the stream answered {headers.get('Status')}")
@@ -146,12 +147,12 @@ class JetStreamJournal:
             raise BusUnavailableError(f"{key} can't be erased: {error.get('description')}")
 
 
-def _entry(msg: Msg) -> Entry:
-    headers = dict(msg.headers or {})
+def _entry(msg: Heard) -> Entry:
+    headers = dict(msg.headers)
     return Entry(int(headers["Nats-Sequence"]), headers["Nats-Subject"], msg.data, headers)
 
 
-def read_ack(answer: Msg, subject: str) -> int:
+def read_ack(answer: Heard, subject: str) -> int:
     """The sequence in a publish acknowledgement.
 
     Raises:
