@@ -184,7 +184,7 @@ class Connection:
         """End the waits whose time is up; a timer for each would cost more than all else that a question needs."""
         now = self._loop.time()
         for token in [token for token, question in self._questions.items() if question.until <= now]:
-            self._give_up(token, "not in time")
+            self._give_up(token, "none within its time")
         self._sweeping = bool(self._questions)
         if self._sweeping:
             self._loop.call_later(SWEEP_S, self._sweep)
