@@ -239,6 +239,18 @@ class LiteSubject:
         return cls(tokens[1], tokens[3], tokens[4])
 
 
+def live_of(pattern: str) -> str:
+    """Where the server tells of entries of these lite topics once they are stored.
+
+    Raises:
+        InvalidSubjectError: `pattern` is not of lite topics.
+    """
+    tokens = pattern.split(".")
+    if len(tokens) != 5 or tokens[2] != "lite":
+        raise InvalidSubjectError(f"{pattern!r} is not of lite topics", hint=f"{ROOT}.ENV.lite.OWNER.ID")
+    return ".".join((*tokens[:2], "live", *tokens[3:]))
+
+
 @dataclass(frozen=True, slots=True)
 class Subjects:
     """All addresses of one environment."""

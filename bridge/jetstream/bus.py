@@ -28,6 +28,22 @@ class JetStreamSubscription:
             return
 
 
+async def listen(
+    connection: Connection, pattern: str, hear: Callable[[Msg], None], *, group: str = ""
+) -> Subscription:
+    """Hear everything on `pattern`, straight from the read loop; the server knows of it when this returns.
+
+    Raises:
+        BusUnavailableError: the server can't be reached.
+    """
+    try:
+        subscription = await connection.listen(pattern, hear, group=group)
+        await connection.flush()
+    except (nats.errors.Error, TimeoutError, OSError) as error:
+        raise BusUnavailableError(f"can't subscribe to {pattern}: {error}") from None
+    return JetStreamSubscription(subscription)
+
+
 class CoreBus:
     """At most once, on core NATS."""
 
@@ -44,12 +60,7 @@ class CoreBus:
         def hear(msg: Msg) -> None:
             sink(Note(msg.subject, msg.data, msg.reply))
 
-        try:
-            subscription = await self._connection.listen(pattern, hear, group=group)
-            await self._connection.flush()
-        except (nats.errors.Error, TimeoutError, OSError) as error:
-            raise BusUnavailableError(f"can't subscribe to {pattern}: {error}") from None
-        return JetStreamSubscription(subscription)
+        return await listen(self._connection, pattern, hear, group=group)
 
     async def request(self, subject: str, data: bytes, *, within_s: float) -> bytes:
         """Send and wait for one answer."""

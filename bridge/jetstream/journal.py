@@ -7,15 +7,18 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
+from datetime import UTC, datetime
+from typing import Any
 
 from nats.aio.msg import Msg
 from pydantic_core import from_json
 
-from squadron.bridge.jetstream.bus import CoreBus
+from squadron.bridge.jetstream.bus import listen
 from squadron.bridge.jetstream.connect import RECONNECT_WAIT_S, Connection
 from squadron.runtime.errors import BusUnavailableError, FencedError
-from squadron.runtime.ports import Entry
+from squadron.runtime.ports import Entry, Subscription
+from squadron.runtime.subjects import live_of
 
 #: Entries per direct-get batch.
 BATCH = 512
@@ -38,7 +41,6 @@ class JetStreamJournal:
 
     def __init__(self, connection: Connection, stream: str, *, batch: int = BATCH) -> None:
         self._connection, self._stream, self._batch = connection, stream, batch
-        self._bus = CoreBus(connection)
 
     async def append(
         self,
@@ -82,40 +84,55 @@ class JetStreamJournal:
         newest = {entry.key: entry async for entry in self.read(pattern)}
         return sorted(newest.values(), key=lambda entry: entry.seq)
 
-    async def read(self, pattern: str, *, from_seq: int = 1, live: bool = False) -> AsyncGenerator[Entry, None]:
-        """Entries in order from `from_seq` on; `live` waits for more instead of ending."""
+    async def read(
+        self, pattern: str, *, from_seq: int = 1, from_time: float | None = None, live: bool = False
+    ) -> AsyncGenerator[Entry, None]:
+        """Entries in order from `from_seq` or `from_time` on; `live` waits for more instead of ending."""
+        start: dict[str, Any] = {"seq": from_seq}
+        if from_time is not None:
+            start = {"start_time": datetime.fromtimestamp(from_time, UTC).isoformat()}
         woken = asyncio.Event()
         # Listening starts before the first look, so nothing can fall between the two.
-        waking = await self._bus.subscribe(pattern, lambda _: woken.set()) if live else None
+        waking = await listen(self._connection, pattern, lambda _: woken.set()) if live else None
         try:
             while True:
                 woken.clear()
-                async for entry in self._stored(pattern, from_seq, live):
-                    from_seq = entry.seq + 1
+                async for entry in self._stored(pattern, start, live):
+                    start = {"seq": entry.seq + 1}
                     yield entry
                 if not live:
                     return
-                await self._until_more(pattern, from_seq, woken)
+                await self._until_more(pattern, start, woken)
         finally:
             if waking is not None:
                 await waking.aclose()
 
-    async def _until_more(self, pattern: str, from_seq: int, woken: asyncio.Event) -> None:
+    async def follow(self, pattern: str, sink: Callable[[Entry], None]) -> Subscription:
+        """Hear of each entry right after it was stored, by the stream's `republish`; active on return."""
+
+        def hear(msg: Msg) -> None:
+            # Anybody may publish there; what the server tells has its headers.
+            with contextlib.suppress(LookupError, ValueError):
+                sink(_entry(msg, previous=int((msg.headers or {})["Nats-Last-Sequence"])))
+
+        return await listen(self._connection, live_of(pattern), hear)
+
+    async def _until_more(self, pattern: str, start: dict[str, Any], woken: asyncio.Event) -> None:
         try:
             await asyncio.wait_for(woken.wait(), LOOK_S)
         except TimeoutError:
             return
         for pause_s in SETTLE_S:
             with contextlib.suppress(BusUnavailableError):
-                if await self._fetch(pattern, from_seq, 1):
+                if await self._fetch(pattern, start, 1):
                     return
             await asyncio.sleep(pause_s)
 
-    async def _stored(self, pattern: str, from_seq: int, live: bool) -> AsyncGenerator[Entry, None]:
+    async def _stored(self, pattern: str, start: dict[str, Any], live: bool) -> AsyncGenerator[Entry, None]:
         give_up_at = time.monotonic() + PERSIST_S
         while True:
             try:
-                batch = await self._fetch(pattern, from_seq, self._batch)
+                batch = await self._fetch(pattern, start, self._batch)
             except BusUnavailableError:
                 # The server is away; what is stored stays stored. Who follows live waits for ever.
                 if not live and time.monotonic() > give_up_at:
@@ -127,10 +144,10 @@ class JetStreamJournal:
             # Not the batch's length: the server ends an answer early when it grows past 64 MB.
             if not batch or batch[-1].headers.get("Nats-Num-Pending") == "0":
                 return
-            from_seq = batch[-1].seq + 1
+            start = {"seq": batch[-1].seq + 1}
 
-    async def _fetch(self, pattern: str, from_seq: int, most: int) -> list[Entry]:
-        query = {"seq": from_seq, "batch": most, "next_by_subj": pattern}
+    async def _fetch(self, pattern: str, start: dict[str, Any], most: int) -> list[Entry]:
+        query = start | {"batch": most, "next_by_subj": pattern}
         answers = await self._connection.request_many(
             f"$JS.API.DIRECT.GET.{self._stream}", json.dumps(query).encode()
         )
@@ -145,9 +162,10 @@ class JetStreamJournal:
             raise BusUnavailableError(f"{key} can't be erased: {error.get('description')}")
 
 
-def _entry(msg: Msg) -> Entry:
-    headers = dict(msg.headers or {})
-    return Entry(int(headers["Nats-Sequence"]), headers["Nats-Subject"], msg.data, headers)
+def _entry(msg: Msg, *, previous: int = -1) -> Entry:
+    headers = msg.headers or {}
+    stored_at = datetime.fromisoformat(headers["Nats-Time-Stamp"]).timestamp()
+    return Entry(int(headers["Nats-Sequence"]), headers["Nats-Subject"], msg.data, headers, stored_at, previous)
 
 
 def read_ack(answer: Msg, subject: str) -> int:

@@ -80,6 +80,11 @@ def _configs(names: StreamNames) -> list[dict[str, Any]]:
     lite = {
         "name": names.lite,
         "subjects": [f"{root}.lite.*.*"],
+        # Who follows hears of an entry once it is stored, with its sequence and that of the one before it.
+        "republish": {
+            "src": f"{root}.lite.*.*",
+            "dest": f"{root}.live.{{{{wildcard(1)}}}}.{{{{wildcard(2)}}}}",
+        },
         "max_age": LITE_MAX_AGE_S * NANOSECONDS,
         "duplicate_window": DUPLICATE_WINDOW_S * NANOSECONDS,
     }

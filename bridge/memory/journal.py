@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, replace
 
 from squadron.bridge.memory.bus import MemoryBus
 from squadron.bridge.memory.common import Seen, check_size, subject_matches
 from squadron.runtime.errors import (
     FencedError,
 )
-from squadron.runtime.ports import Entry, Note
+from squadron.runtime.ports import Entry, Note, Subscription
+from squadron.runtime.subjects import live_of
 
 
 @dataclass
@@ -31,6 +32,7 @@ class MemoryJournal:
         self._grown = asyncio.Event()
         self._seen = Seen()
         self._next_seq = 1
+        self._followers: list[_Follower] = []
 
     def _living(self) -> list[Entry]:
         now = time.monotonic()
@@ -56,7 +58,12 @@ class MemoryJournal:
         seq, self._next_seq = self._next_seq, self._next_seq + 1
         self._seen.add(msg_id, seq)
         life_s = math.inf if ttl_s is None else max(1, math.ceil(ttl_s))
-        self._entries.append(_Stored(Entry(seq, key, data), time.monotonic() + life_s))
+        entry = Entry(seq, key, data, {}, time.time())
+        self._entries.append(_Stored(entry, time.monotonic() + life_s))
+        told = replace(entry, previous=last.seq if last else 0)
+        for follower in self._followers:
+            if subject_matches(follower.pattern, key):
+                asyncio.get_running_loop().call_soon(follower.hear, told)
         grown, self._grown = self._grown, asyncio.Event()
         grown.set()
         return seq
@@ -68,18 +75,41 @@ class MemoryJournal:
         newest = {entry.key: entry for entry in self._living() if subject_matches(pattern, entry.key)}
         return sorted(newest.values(), key=lambda entry: entry.seq)
 
-    async def read(self, pattern: str, *, from_seq: int = 1, live: bool = False) -> AsyncGenerator[Entry, None]:
+    async def read(
+        self, pattern: str, *, from_seq: int = 1, from_time: float | None = None, live: bool = False
+    ) -> AsyncGenerator[Entry, None]:
+        since = 0.0 if from_time is None else from_time
+        from_seq = 1 if from_time is not None else from_seq
         while True:
             grown = self._grown
             for entry in self._living():
-                if entry.seq >= from_seq and subject_matches(pattern, entry.key):
+                if entry.seq >= from_seq and entry.time >= since and subject_matches(pattern, entry.key):
                     from_seq = entry.seq + 1
                     yield entry
             if not live:
                 return
             await grown.wait()
 
+    async def follow(self, pattern: str, sink: Callable[[Entry], None]) -> Subscription:
+        live_of(pattern)
+        follower = _Follower(pattern, sink, self._followers)
+        self._followers.append(follower)
+        return follower
+
     async def erase(self, key: str, *, through_seq: int | None = None) -> None:
         last = math.inf if through_seq is None else through_seq
         entries = self._entries
         self._entries = [stored for stored in entries if stored.entry.key != key or stored.entry.seq > last]
+
+
+class _Follower:
+    def __init__(self, pattern: str, sink: Callable[[Entry], None], among: list[_Follower]) -> None:
+        self.pattern, self._sink, self._among = pattern, sink, among
+
+    def hear(self, entry: Entry) -> None:
+        if self in self._among:
+            self._sink(entry)
+
+    async def aclose(self) -> None:
+        if self in self._among:
+            self._among.remove(self)
