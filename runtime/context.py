@@ -13,6 +13,7 @@ from squadron.runtime.caller import DEFAULT_WITHIN_S, Ask, Caller
 from squadron.runtime.envelope import AgentMessage, pack
 from squadron.runtime.handle import Handle
 from squadron.runtime.outcome import Outcome
+from squadron.runtime.ports import END_HEADER
 from squadron.runtime.subjects import token_of
 
 if TYPE_CHECKING:
@@ -156,7 +157,8 @@ class Context:
 
     async def recall(self, *, most: int = 50) -> list[Any]:
         """The newest `most` items this agent remembers of the conversation, oldest first."""
-        items = [json.loads(entry.data) async for entry in self._caller.lite.read(self._memory_key)]
+        stored = self._caller.lite.read(self._memory_key)
+        items = [json.loads(entry.data) async for entry in stored if END_HEADER not in entry.headers]
         return items[max(0, len(items) - most) :]
 
     @property
