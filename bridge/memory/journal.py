@@ -69,7 +69,15 @@ class MemoryJournal:
         return seq
 
     async def last(self, key: str) -> Entry | None:
-        return next((entry for entry in reversed(self._living()) if entry.key == key), None)
+        wild = "*" in key
+        return next(
+            (
+                entry
+                for entry in reversed(self._living())
+                if entry.key == key or (wild and subject_matches(key, entry.key))
+            ),
+            None,
+        )
 
     async def latest(self, pattern: str) -> list[Entry]:
         newest = {entry.key: entry for entry in self._living() if subject_matches(pattern, entry.key)}
@@ -90,7 +98,10 @@ class MemoryJournal:
                 return
             await grown.wait()
 
-    async def follow(self, pattern: str, sink: Callable[[Entry], None]) -> Subscription:
+    async def follow(
+        self, pattern: str, sink: Callable[[Entry], None], *, lost: Callable[[], None] | None = None
+    ) -> Subscription:
+        # Nothing is ever lost here.
         live_of(pattern)
         follower = _Follower(pattern, sink, self._followers)
         self._followers.append(follower)
