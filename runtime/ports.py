@@ -261,7 +261,7 @@ class Journal(Protocol):
         ...
 
     async def last(self, key: str) -> Entry | None:
-        """The newest entry of one key."""
+        """The newest entry of one key, or of all that match a pattern."""
         ...
 
     async def latest(self, pattern: str) -> list[Entry]:
@@ -280,11 +280,17 @@ class Journal(Protocol):
         """
         ...
 
-    async def follow(self, pattern: str, sink: Callable[[Entry], None]) -> Subscription:
+    async def follow(
+        self, pattern: str, sink: Callable[[Entry], None], *, lost: Callable[[], None] | None = None
+    ) -> Subscription:
         """Hear of each entry right after it was stored, with `Entry.previous`; active on return.
 
         At most once: what is missed shows as an entry whose `previous` was never heard, and can be read. Only of
         lite topics; `sink` must not block.
+
+        Args:
+            lost: called when the connection is lost, before anything that came after it is heard: what is stored
+                until it is back is not heard. It must not block.
 
         Raises:
             InvalidSubjectError: `pattern` is not of lite topics.

@@ -94,7 +94,7 @@ class JetStreamJournal:
         return int(found[0].headers["Nats-Num-Pending"]) + 1 if found else 0
 
     async def last(self, key: str) -> Entry | None:
-        """The newest entry of one key."""
+        """The newest entry of one key, or of all that match a pattern: the server finds it as fast."""
         answer = await self._connection.request(f"$JS.API.DIRECT.GET.{self._stream}.{key}", b"")
         headers = answer.headers or {}
         if "Nats-Sequence" not in headers:
@@ -131,7 +131,9 @@ class JetStreamJournal:
             if waking is not None:
                 await waking.aclose()
 
-    async def follow(self, pattern: str, sink: Callable[[Entry], None]) -> Subscription:
+    async def follow(
+        self, pattern: str, sink: Callable[[Entry], None], *, lost: Callable[[], None] | None = None
+    ) -> Subscription:
         """Hear of each entry right after it was stored, by the stream's `republish`; active on return."""
 
         def hear(msg: Msg) -> None:
@@ -139,7 +141,7 @@ class JetStreamJournal:
             with contextlib.suppress(LookupError, ValueError):
                 sink(_entry(msg, previous=int((msg.headers or {})["Nats-Last-Sequence"])))
 
-        return await listen(self._connection, live_of(pattern), hear)
+        return await listen(self._connection, live_of(pattern), hear, lost=lost)
 
     async def _until_more(self, pattern: str, start: dict[str, Any], woken: asyncio.Event) -> None:
         try:

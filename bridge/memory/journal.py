@@ -112,7 +112,15 @@ class MemoryJournal:
         return sum(subject_matches(pattern, entry.key) for entry in self._living())
 
     async def last(self, key: str) -> Entry | None:
-        return next((entry for entry in reversed(self._living()) if entry.key == key), None)
+        wild = "*" in key
+        return next(
+            (
+                entry
+                for entry in reversed(self._living())
+                if entry.key == key or (wild and subject_matches(key, entry.key))
+            ),
+            None,
+        )
 
     async def latest(self, pattern: str) -> list[Entry]:
         newest = {entry.key: entry for entry in self._living() if subject_matches(pattern, entry.key)}
@@ -133,7 +141,10 @@ class MemoryJournal:
                 return
             await grown.wait()
 
-    async def follow(self, pattern: str, sink: Callable[[Entry], None]) -> Subscription:
+    async def follow(
+        self, pattern: str, sink: Callable[[Entry], None], *, lost: Callable[[], None] | None = None
+    ) -> Subscription:
+        # Nothing is ever lost here.
         live_of(pattern)
         follower = _Follower(pattern, sink, self._followers)
         self._followers.append(follower)
