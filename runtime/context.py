@@ -12,6 +12,7 @@ from squadron.runtime.budget import Budget, Deadline
 from squadron.runtime.caller import DEFAULT_WITHIN_S, Ask, Caller
 from squadron.runtime.envelope import AgentMessage, pack
 from squadron.runtime.handle import Handle
+from squadron.runtime.lite import LiteTopic
 from squadron.runtime.outcome import Outcome
 from squadron.runtime.ports import END_HEADER
 from squadron.runtime.subjects import token_of
@@ -123,6 +124,13 @@ class Context:
         self._children = self._children or WeakSet()
         self._children.add(handle)
         return handle
+
+    def lite(self, id: str = "", owner: str = "", *, ttl_s: float | None = None) -> LiteTopic:
+        """A lite topic to publish on and read from, of this process unless it names another owner.
+
+        See `LiteTopics.topic`.
+        """
+        return self._caller.lite_topics.topic(id, owner, ttl_s=ttl_s)
 
     @property
     def cancelled(self) -> bool:

@@ -99,7 +99,7 @@ class FencedError(SquadronError):
 
 
 class QuotaExceededError(SquadronError):
-    """There are as many lite topics as allowed: `limit` of them, of `owner`, or in the environment if it is empty."""
+    """There are as many lite topics as may be: `limit` of them, of `owner` or, if that is empty, in all."""
 
     def __init__(self, message: str, *, owner: str = "", limit: int = 0, hint: str = "") -> None:
         super().__init__(message, hint=hint)

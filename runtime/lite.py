@@ -8,12 +8,11 @@ import json
 import os
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakSet
 
 from squadron.runtime.envelope import AgentIdentity, pack
 from squadron.runtime.errors import BusUnavailableError, FencedError, InvalidInputError
 from squadron.runtime.lite_reader import LiteReader, LiteStart, check_lite_start
-from squadron.runtime.ports import END_HEADER, Clock, LiteJournal, UnreliableBus
+from squadron.runtime.ports import END_HEADER, Clock, LiteJournal
 from squadron.runtime.quotas import IN_ALL, PER_OWNER, Quotas
 from squadron.runtime.subjects import Subjects, life_of, token_of
 
@@ -42,20 +41,17 @@ class LiteTopics:
         subjects: Subjects,
         *,
         lite: LiteJournal,
-        bus: UnreliableBus,
         clock: Clock,
         per_owner: int = PER_OWNER,
         in_all: int = IN_ALL,
     ) -> None:
         self.identity, self.lite, self.clock = identity, lite, clock
-        self._subjects, self._bus = subjects, bus
+        self._subjects = subjects
         self._quotas = Quotas(lite, subjects, clock, per_owner=per_owner, in_all=in_all)
         #: Of the topics that were published on from here.
         self._lives: dict[str, _Life] = {}
         self._prune_at = 1024
         self._background: set[asyncio.Task[None]] = set()
-        self._readers: WeakSet[LiteReader] = WeakSet()
-        self._hears_reconnects = False
 
     def topic(self, id: str = "", owner: str = "", *, ttl_s: float | None = None) -> LiteTopic:
         """The lite topic `id` of `owner`; nothing happens on the wire.
@@ -163,21 +159,6 @@ class LiteTopics:
                 continue
             return
 
-    def read(self, topic: LiteTopic, start: LiteStart, *, live: bool) -> LiteReader:
-        """See `LiteTopic.read`."""
-        start = check_lite_start(start)
-        reader = LiteReader(self.lite, topic.key, start, live, lambda: self.touch(topic), self.clock)
-        if live:
-            self._readers.add(reader)
-            if not self._hears_reconnects:
-                self._hears_reconnects = True
-                self._bus.on_reconnect(self._look_again)
-        return reader
-
-    async def _look_again(self) -> None:
-        for reader in list(self._readers):
-            reader.look()
-
 
 class LiteTopic:
     """One lite topic, as this process uses it; made by `squad.lite` and `Context.lite`.
@@ -229,7 +210,10 @@ class LiteTopic:
         Raises:
             InvalidInputError: `start` is not a place in a topic.
         """
-        return self._topics.read(self, start, live=live)
+        start, topics = check_lite_start(start), self._topics
+        return LiteReader(
+            topics.lite, self.key, start, live=live, clock=topics.clock, used=lambda: topics.touch(self)
+        )
 
     async def close(self) -> None:
         """End the topic now, with all its messages; who reads it is told. May be called twice.

@@ -38,7 +38,13 @@ class Quotas:
     """
 
     def __init__(
-        self, lite: LiteJournal, subjects: Subjects, clock: Clock, *, per_owner: int = PER_OWNER, in_all: int = IN_ALL
+        self,
+        lite: LiteJournal,
+        subjects: Subjects,
+        clock: Clock,
+        *,
+        per_owner: int = PER_OWNER,
+        in_all: int = IN_ALL,
     ) -> None:
         self._lite, self._subjects, self._clock = lite, subjects, clock
         self._per_owner, self._in_all = per_owner, in_all
