@@ -111,6 +111,9 @@ class MemoryJournal:
     async def count(self, pattern: str) -> int:
         return sum(subject_matches(pattern, entry.key) for entry in self._living())
 
+    async def keys(self) -> int:
+        return len({entry.key for entry in self._living()})
+
     async def last(self, key: str) -> Entry | None:
         wild = "*" in key
         return next(
