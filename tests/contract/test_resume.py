@@ -19,13 +19,15 @@ import structlog
 
 from squadron import Settings
 from squadron.bridge.jetstream import dial, embedded, journal
+from squadron.bridge.jetstream.journal import JetStreamJournal
+from squadron.bridge.jetstream.streams import StreamNames
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.runtime.envelope import AgentIdentity
 from squadron.runtime.follow import Follower
 from squadron.runtime.followed import Batch
 
 #: A connection is cut after between so many bytes that the server sent over it: some hundred messages.
-CUT_AFTER_BYTES = (20_000, 150_000)
+CUT_AFTER_BYTES = (10_000, 70_000)
 #: Longest wait for all that was written, after the last cut, in seconds.
 CATCH_UP_S = 20.0
 
@@ -108,7 +110,9 @@ async def read_in_a_process() -> None:
     given = json.loads(await asyncio.to_thread(sys.stdin.readline))
     settings = Settings(nats_url=given["url"], env=given["environment"])
     wiring = await Wiring.open(settings, AgentIdentity(id="reader", type="test"))
-    follower = await Follower.open(wiring.lite, wiring.subjects.lite_of("owner"))
+    # Of a batch that is cut nothing counts, so that it must be smaller than what passes between two cuts.
+    lite = JetStreamJournal(wiring.connection, StreamNames(settings.env).lite, batch=32)
+    follower = await Follower.open(lite, wiring.subjects.lite_of("owner"))
     for key, seq in given["cursors"].items():
         follower.add(key, after=seq, resumed=seq > 0)
 
