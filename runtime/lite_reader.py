@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from squadron.runtime.envelope import AgentMessage
 from squadron.runtime.errors import BusUnavailableError, InvalidInputError, InvalidMessageError
+from squadron.runtime.exclusive import ExclusiveCursor
 from squadron.runtime.follow import Follower
 from squadron.runtime.followed import Batch
 from squadron.runtime.ports import END_HEADER, Clock, Entry, Headers, LiteJournal
@@ -137,10 +138,12 @@ class LiteReader(AsyncIterator[LiteMessage]):
         live: bool,
         clock: Clock,
         used: Callable[[], None],
+        exclusive: str = "",
     ) -> None:
         self.end: End | None = None
         self._lite, self._key, self._start, self._live = lite, key, start, live
         self._clock, self._used, self._used_at = clock, used, 0.0
+        self._exclusive = exclusive
         #: All up to this sequence was handed out, or was not wanted; if `anchored`, there was a message at it.
         self._cursor, self._anchored = 0, False
         self._handed_out = False
@@ -159,6 +162,18 @@ class LiteReader(AsyncIterator[LiteMessage]):
         await self._messages.aclose()
 
     async def _run(self) -> AsyncGenerator[LiteMessage, None]:
+        if not self._exclusive:
+            async with aclosing(self._read()) as messages:
+                async for message in messages:
+                    yield message
+            return
+        cursor = await ExclusiveCursor.take(self._lite, self._exclusive)
+        self._start = cursor.seq or self._start
+        async with aclosing(self._read()) as messages, aclosing(cursor.guard(messages)) as guarded:
+            async for message in guarded:
+                yield message
+
+    async def _read(self) -> AsyncGenerator[LiteMessage, None]:
         self._use()
         await self._find_start()
         async with aclosing(self._followed() if self._live else self._stored()) as batches:
@@ -180,7 +195,8 @@ class LiteReader(AsyncIterator[LiteMessage]):
         if isinstance(start, int):
             self._cursor, self._anchored = start - 1, start > 1
         elif isinstance(start, Tail):
-            self._cursor = await self._before_tail(start.count)
+            otherwise = await self._newest(to_hand_out=False)
+            self._cursor = await before_tail(self._lite, self._key, start.count, otherwise)
         elif isinstance(start, float):
             self._since = start
             async with aclosing(self._lite.read(self._key, from_time=start)) as entries:
@@ -197,16 +213,6 @@ class LiteReader(AsyncIterator[LiteMessage]):
         self._note_life(last)
         is_end = END_HEADER in last.headers and self._start != "new"
         return last.seq - 1 if to_hand_out or is_end else last.seq
-
-    async def _before_tail(self, count: int) -> int:
-        seqs = deque[int](maxlen=count)
-        async with aclosing(self._lite.read(self._key)) as entries:
-            async for entry in entries:
-                if END_HEADER in entry.headers:
-                    seqs.clear()
-                else:
-                    seqs.append(entry.seq)
-        return seqs[0] - 1 if seqs else await self._newest(to_hand_out=False)
 
     async def _stored(self) -> AsyncGenerator[Batch, None]:
         lapsed = self._anchored
@@ -254,9 +260,9 @@ class LiteReader(AsyncIterator[LiteMessage]):
         if batch.lapsed and not (batch.entries and batch.entries[0].seq == self._cursor + 1):
             self._missed = True
         for entry in batch.entries:
-            if reason := entry.headers.get(END_HEADER):
+            if END_HEADER in entry.headers:
                 if not await self._is_of_earlier_life(entry):
-                    self.end = self._ended(entry, reason)
+                    self.end = read_end(entry, self._cursor, missed=self._missed)
                     return
                 self._missed = False
             elif entry.time >= self._since:
@@ -277,12 +283,27 @@ class LiteReader(AsyncIterator[LiteMessage]):
             self._lapses_at = max(self._lapses_at, entry.time + seconds_of(entry.headers.get("Nats-TTL", "")))
             self._may_lapse.set()
 
-    def _ended(self, marker: Entry, reason: str) -> End:
-        missed = self._missed or not (0 <= marker.previous <= self._cursor)
-        with contextlib.suppress(ValueError, TypeError, LookupError, RecursionError):
-            # Who closed it knew the last message.
-            missed = int(json.loads(marker.data)["last"]) > self._cursor
-        return End("closed" if reason == "closed" else "expired", marker.seq, marker.time, missed)
+
+async def before_tail(lite: LiteJournal, key: str, count: int, otherwise: int) -> int:
+    """The sequence right before the newest `count` messages of a topic, or `otherwise` if it has none."""
+    seqs = deque[int](maxlen=count)
+    async with aclosing(lite.read(key)) as entries:
+        async for entry in entries:
+            if END_HEADER in entry.headers:
+                seqs.clear()
+            else:
+                seqs.append(entry.seq)
+    return seqs[0] - 1 if seqs else otherwise
+
+
+def read_end(marker: Entry, cursor: int, *, missed: bool) -> End:
+    """What an end marker says to who has read up to `cursor`, and `missed` something, or not, before that."""
+    missed = missed or not (0 <= marker.previous <= cursor)
+    with contextlib.suppress(ValueError, TypeError, LookupError, RecursionError):
+        # Who closed it knew the last message.
+        missed = int(json.loads(marker.data)["last"]) > cursor
+    reason = marker.headers[END_HEADER]
+    return End("closed" if reason == "closed" else "expired", marker.seq, marker.time, missed)
 
 
 def seconds_of(ttl: str) -> float:
