@@ -26,12 +26,21 @@ class Clock(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One message of a journal. `seq` is its place in the whole journal and grows."""
+    """One message of a journal.
+
+    Attributes:
+        seq: its place in the whole journal; it grows.
+        time: when it was stored, in seconds since the epoch.
+        previous: as it was stored, the sequence of the key's newest entry before it, 0 if there was none. Only
+            `Journal.follow` knows it; -1 if unknown.
+    """
 
     seq: int
     key: str
     data: bytes
     headers: Headers = field(default_factory=dict)
+    time: float = 0.0
+    previous: int = -1
 
 
 class Lease(Protocol):
@@ -248,17 +257,40 @@ class Journal(Protocol):
         ...
 
     async def last(self, key: str) -> Entry | None:
-        """The newest entry of one key."""
+        """The newest entry of one key, or of all that match a pattern."""
         ...
 
     async def latest(self, pattern: str) -> list[Entry]:
         """The newest entry of each key that matches, oldest first."""
         ...
 
-    def read(self, pattern: str, *, from_seq: int = 1, live: bool = False) -> AsyncGenerator[Entry, None]:
+    def read(
+        self, pattern: str, *, from_seq: int = 1, from_time: float | None = None, live: bool = False
+    ) -> AsyncGenerator[Entry, None]:
         """Entries in order from `from_seq` on; `live` waits for more instead of ending.
 
         Nothing is skipped or repeated, over reconnects too.
+
+        Args:
+            from_time: instead, those stored at this time or later, in seconds since the epoch.
+        """
+        ...
+
+    async def follow(
+        self, pattern: str, sink: Callable[[Entry], None], *, lost: Callable[[], None] | None = None
+    ) -> Subscription:
+        """Hear of each entry right after it was stored, with `Entry.previous`; active on return.
+
+        At most once: what is missed shows as an entry whose `previous` was never heard, and can be read. Only of
+        lite topics; `sink` must not block.
+
+        Args:
+            lost: called when the connection is lost, before anything that came after it is heard: what is stored
+                until it is back is not heard. It must not block.
+
+        Raises:
+            InvalidSubjectError: `pattern` is not of lite topics.
+            BusUnavailableError: the server can't be reached.
         """
         ...
 

@@ -16,16 +16,44 @@ from squadron.runtime.ports import Note, Subscription
 class JetStreamSubscription:
     """A live core subscription."""
 
-    def __init__(self, subscription: NatsSubscription) -> None:
-        self._subscription = subscription
+    def __init__(self, subscription: NatsSubscription, closed: Callable[[], None] | None = None) -> None:
+        self._subscription, self._closed = subscription, closed
 
     async def aclose(self) -> None:
         """Stop listening. May be called twice."""
+        if self._closed is not None:
+            self._closed()
         try:
             await self._subscription.unsubscribe()
         except (nats.errors.Error, ValueError):
             # Already closed, or the connection is: either way nothing is heard any more.
             return
+
+
+async def listen(
+    connection: Connection,
+    pattern: str,
+    hear: Callable[[Heard], None],
+    *,
+    group: str = "",
+    lost: Callable[[], None] | None = None,
+) -> Subscription:
+    """Hear everything on `pattern`, straight from the read loop; the server knows of it when this returns.
+
+    `lost` is called each time the connection is lost, before anything that comes after it is heard.
+
+    Raises:
+        BusUnavailableError: the server can't be reached.
+    """
+    try:
+        subscription = await connection.listen(pattern, hear, group=group)
+        await connection.flush()
+    except (nats.errors.Error, TimeoutError, OSError) as error:
+        raise BusUnavailableError(f"can't subscribe to {pattern}: {error}") from None
+    if lost is None:
+        return JetStreamSubscription(subscription)
+    connection.on_disconnect(lost)
+    return JetStreamSubscription(subscription, lambda: connection.off_disconnect(lost))
 
 
 class CoreBus:
@@ -44,12 +72,7 @@ class CoreBus:
         def hear(msg: Heard) -> None:
             sink(Note(msg.subject, msg.data, msg.reply))
 
-        try:
-            subscription = await self._connection.listen(pattern, hear, group=group)
-            await self._connection.flush()
-        except (nats.errors.Error, TimeoutError, OSError) as error:
-            raise BusUnavailableError(f"can't subscribe to {pattern}: {error}") from None
-        return JetStreamSubscription(subscription)
+        return await listen(self._connection, pattern, hear, group=group)
 
     async def request(self, subject: str, data: bytes, *, within_s: float) -> bytes:
         """Send and wait for one answer."""

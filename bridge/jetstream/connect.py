@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import math
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, NamedTuple, TypeVar
@@ -67,6 +68,7 @@ class Connection:
         #: When it was made, or came back, in seconds since the epoch.
         self.connected_at = time.time()
         self._on_reconnect: list[Callable[[], Awaitable[None]]] = []
+        self._on_disconnect: list[Callable[[], None]] = []
         self._background: set[asyncio.Task[None]] = set()
         self._inbox = client.new_inbox()
         self._tokens = map(str, itertools.count())
@@ -105,15 +107,29 @@ class Connection:
         if sink in self._on_reconnect:
             self._on_reconnect.remove(sink)
 
+    def on_disconnect(self, sink: Callable[[], None]) -> None:
+        """Call `sink` each time the connection is lost, before there is a new one. It must not raise."""
+        self._on_disconnect.append(sink)
+
+    def off_disconnect(self, sink: Callable[[], None]) -> None:
+        """Call `sink` no more; one that was never to be called is fine."""
+        if sink in self._on_disconnect:
+            self._on_disconnect.remove(sink)
+
     async def disconnected(self) -> None:
         """End the wait for answers: they went to the old connection. Must not raise or wait, as the next."""
+        for sink in list(self._on_disconnect):
+            sink()
+        self._give_up_all()
+
+    def _give_up_all(self) -> None:
         for token in list(self._questions):
             self._give_up(token, "the connection was lost meanwhile")
 
     async def reconnected(self) -> None:
         """Tell everybody who asked. Must not raise or wait: nats-py awaits it in its reconnect path."""
         self.connected_at = time.time()
-        await self.disconnected()
+        self._give_up_all()
         self.client.flush_now()
         for sink in self._on_reconnect:
             self._background_task(self._tell(sink), "reconnected")
@@ -244,11 +260,13 @@ class Connection:
     async def request_many(self, subject: str, data: bytes) -> list[Heard]:
         """One direct get of a batch: the entries, until the server says that it is over (ADR-31 of NATS).
 
+        If the connection is lost on the way, those that came are the answer: they come in order.
+
         Raises:
             BusUnavailableError: the end did not come in time, or nobody answers.
         """
         answers: list[Heard] = []
-        ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        ended: asyncio.Future[str] = self._loop.create_future()
 
         def collect(msg: Heard) -> None:
             headers = msg.headers
@@ -258,6 +276,8 @@ class Connection:
                 ended.set_result(headers.get("Status", ""))
 
         inbox = self.client.new_inbox()
+        # To be told when the connection is lost.
+        self._questions[inbox] = _Question(ended, subject, math.inf, _whole)
         try:
             subscription = await self.listen(inbox, collect)
             try:
@@ -267,8 +287,12 @@ class Connection:
                     status = await ended
             finally:
                 await subscription.unsubscribe()
-        except (TimeoutError, nats.errors.Error, OSError) as error:
+        except (TimeoutError, BusUnavailableError, nats.errors.Error, OSError) as error:
+            if answers:
+                return answers
             raise BusUnavailableError(f"no answer on {subject}: {error or type(error).__name__}") from None
+        finally:
+            self._questions.pop(inbox, None)
         if status not in _BATCH_ENDS:
             raise BusUnavailableError(f"{subject} answered with status {status!r}")
         return answers

@@ -7,15 +7,19 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
+from datetime import UTC, datetime
+from typing import Any
 
 from pydantic_core import from_json
 
-from squadron.bridge.jetstream.bus import CoreBus
+from squadron.bridge.jetstream.bus import listen
 from squadron.bridge.jetstream.client import Heard
 from squadron.bridge.jetstream.connect import RECONNECT_WAIT_S, Connection
 from squadron.runtime.errors import BusUnavailableError, FencedError
-from squadron.runtime.ports import Entry
+from squadron.runtime.lite_journal import END_HEADER
+from squadron.runtime.ports import Entry, Subscription
+from squadron.runtime.subjects import life_of, live_of
 
 #: Entries per direct-get batch.
 BATCH = 512
@@ -38,7 +42,6 @@ class JetStreamJournal:
 
     def __init__(self, connection: Connection, stream: str, *, batch: int = BATCH) -> None:
         self._connection, self._stream, self._batch = connection, stream, batch
-        self._bus = CoreBus(connection)
 
     async def append(
         self,
@@ -50,26 +53,57 @@ class JetStreamJournal:
         expect_seq: int | None = None,
     ) -> int:
         """Append one entry and return its sequence; it is stored when this returns."""
-        headers = {}
-        if ttl_s is not None:
-            headers["Nats-TTL"] = f"{max(1, math.ceil(ttl_s))}s"
+        headers = {} if ttl_s is None else {"Nats-TTL": _seconds(ttl_s)}
         if msg_id is not None:
             headers["Nats-Msg-Id"] = msg_id
-        if expect_seq is not None:
-            headers["Nats-Expected-Last-Subject-Sequence"] = str(expect_seq)
         give_up_at = time.monotonic() + PERSIST_S
         while True:
             try:
-                await self._connection.client.give_way()
-                return await self._connection.ask(key, data, read_ack, headers=headers)
+                return await self._put(key, data, headers, expect_seq)
             except BusUnavailableError:
                 # With an id the same entry is stored once, so that it may be sent again.
                 if msg_id is None or expect_seq is not None or time.monotonic() > give_up_at:
                     raise
                 await asyncio.sleep(RECONNECT_WAIT_S)
 
+    async def _put(self, key: str, data: bytes, headers: dict[str, str], expect_seq: int | None) -> int:
+        if expect_seq is not None:
+            headers["Nats-Expected-Last-Subject-Sequence"] = str(expect_seq)
+        await self._connection.client.give_way()
+        return await self._connection.ask(key, data, read_ack, headers=headers)
+
+    async def end(self, key: str, data: bytes, *, keep_s: float, expect_seq: int | None = None) -> int:
+        """Append an end marker and drop what the key held, in one step."""
+        headers = {END_HEADER: "closed", "Nats-Rollup": "sub", "Nats-TTL": _seconds(keep_s)}
+        return await self._put(key, data, headers, expect_seq)
+
+    async def end_at(
+        self, key: str, data: bytes, *, at: float, keep_s: float, expect_seq: int | None = None
+    ) -> int:
+        """Have the server do so by itself, by a message schedule (ADR-51 of NATS)."""
+        headers = {
+            END_HEADER: "expired",
+            "Nats-Schedule": f"@at {datetime.fromtimestamp(at, UTC).isoformat()}",
+            "Nats-Schedule-Target": key,
+            "Nats-Schedule-Rollup": "sub",
+            "Nats-Schedule-TTL": _seconds(keep_s),
+        }
+        return await self._put(life_of(key), data, headers, expect_seq)
+
+    async def count(self, pattern: str) -> int:
+        """How many entries have a key that matches: the server says how many come after the first."""
+        found = await self._fetch(pattern, {"seq": 1}, 1)
+        return int(found[0].headers["Nats-Num-Pending"]) + 1 if found else 0
+
+    async def keys(self) -> int:
+        """How many keys there are."""
+        answer = await self._connection.api(f"STREAM.INFO.{self._stream}", {})
+        if error := answer.get("error"):
+            raise BusUnavailableError(f"{self._stream}: {error.get('description')}")
+        return int(answer["state"].get("num_subjects", 0))
+
     async def last(self, key: str) -> Entry | None:
-        """The newest entry of one key."""
+        """The newest entry of one key, or of all that match a pattern: the server finds it as fast."""
         answer = await self._connection.request(f"$JS.API.DIRECT.GET.{self._stream}.{key}", b"")
         headers = answer.headers
         if "Nats-Sequence" not in headers:
@@ -83,25 +117,42 @@ class JetStreamJournal:
         newest = {entry.key: entry async for entry in self.read(pattern)}
         return sorted(newest.values(), key=lambda entry: entry.seq)
 
-    async def read(self, pattern: str, *, from_seq: int = 1, live: bool = False) -> AsyncGenerator[Entry, None]:
-        """Entries in order from `from_seq` on; `live` waits for more instead of ending."""
+    async def read(
+        self, pattern: str, *, from_seq: int = 1, from_time: float | None = None, live: bool = False
+    ) -> AsyncGenerator[Entry, None]:
+        """Entries in order from `from_seq` or `from_time` on; `live` waits for more instead of ending."""
+        start: dict[str, Any] = {"seq": from_seq}
+        if from_time is not None:
+            start = {"start_time": datetime.fromtimestamp(from_time, UTC).isoformat()}
         woken = asyncio.Event()
         # Listening starts before the first look, so nothing can fall between the two.
-        waking = await self._bus.subscribe(pattern, lambda _: woken.set()) if live else None
+        waking = await listen(self._connection, pattern, lambda _: woken.set()) if live else None
         try:
             while True:
                 woken.clear()
-                async for entry in self._stored(pattern, from_seq, live):
-                    from_seq = entry.seq + 1
+                async for entry in self._stored(pattern, start, live):
+                    start = {"seq": entry.seq + 1}
                     yield entry
                 if not live:
                     return
-                await self._until_more(pattern, from_seq, woken)
+                await self._until_more(pattern, start, woken)
         finally:
             if waking is not None:
                 await waking.aclose()
 
-    async def _until_more(self, pattern: str, from_seq: int, woken: asyncio.Event) -> None:
+    async def follow(
+        self, pattern: str, sink: Callable[[Entry], None], *, lost: Callable[[], None] | None = None
+    ) -> Subscription:
+        """Hear of each entry right after it was stored, by the stream's `republish`; active on return."""
+
+        def hear(msg: Heard) -> None:
+            # Anybody may publish there; what the server tells has its headers.
+            with contextlib.suppress(LookupError, ValueError):
+                sink(_entry(msg, previous=int(msg.headers["Nats-Last-Sequence"])))
+
+        return await listen(self._connection, live_of(pattern), hear, lost=lost)
+
+    async def _until_more(self, pattern: str, start: dict[str, Any], woken: asyncio.Event) -> None:
         try:
             async with asyncio.timeout(LOOK_S):
                 await woken.wait()
@@ -109,15 +160,15 @@ class JetStreamJournal:
             return
         for pause_s in SETTLE_S:
             with contextlib.suppress(BusUnavailableError):
-                if await self._fetch(pattern, from_seq, 1):
+                if await self._fetch(pattern, start, 1):
                     return
             await asyncio.sleep(pause_s)
 
-    async def _stored(self, pattern: str, from_seq: int, live: bool) -> AsyncGenerator[Entry, None]:
+    async def _stored(self, pattern: str, start: dict[str, Any], live: bool) -> AsyncGenerator[Entry, None]:
         give_up_at = time.monotonic() + PERSIST_S
         while True:
             try:
-                batch = await self._fetch(pattern, from_seq, self._batch)
+                batch = await self._fetch(pattern, start, self._batch)
             except BusUnavailableError:
                 # The server is away; what is stored stays stored. Who follows live waits for ever.
                 if not live and time.monotonic() > give_up_at:
@@ -129,10 +180,10 @@ class JetStreamJournal:
             # Not the batch's length: the server ends an answer early when it grows past 64 MB.
             if not batch or batch[-1].headers.get("Nats-Num-Pending") == "0":
                 return
-            from_seq = batch[-1].seq + 1
+            start = {"seq": batch[-1].seq + 1}
 
-    async def _fetch(self, pattern: str, from_seq: int, most: int) -> list[Entry]:
-        query = {"seq": from_seq, "batch": most, "next_by_subj": pattern}
+    async def _fetch(self, pattern: str, start: dict[str, Any], most: int) -> list[Entry]:
+        query = start | {"batch": most, "next_by_subj": pattern}
         answers = await self._connection.request_many(
             f"$JS.API.DIRECT.GET.{self._stream}", json.dumps(query).encode()
         )
@@ -147,9 +198,14 @@ class JetStreamJournal:
             raise BusUnavailableError(f"{key} can't be erased: {error.get('description')}")
 
 
-def _entry(msg: Heard) -> Entry:
-    headers = dict(msg.headers)
-    return Entry(int(headers["Nats-Sequence"]), headers["Nats-Subject"], msg.data, headers)
+def _seconds(time_s: float) -> str:
+    return f"{max(1, math.ceil(time_s))}s"
+
+
+def _entry(msg: Heard, *, previous: int = -1) -> Entry:
+    headers = msg.headers
+    stored_at = datetime.fromisoformat(headers["Nats-Time-Stamp"]).timestamp()
+    return Entry(int(headers["Nats-Sequence"]), headers["Nats-Subject"], msg.data, headers, stored_at, previous)
 
 
 def read_ack(answer: Heard, subject: str) -> int:

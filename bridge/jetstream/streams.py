@@ -79,7 +79,15 @@ def _configs(names: StreamNames) -> list[dict[str, Any]]:
     keyed = {"retention": "limits", "allow_direct": True, "allow_msg_ttl": True}
     lite = {
         "name": names.lite,
-        "subjects": [f"{root}.lite.*.*"],
+        "subjects": [f"{root}.lite.*.*", f"{root}.life.*.*"],
+        # A topic that was not used for its time is ended by the server itself: see ADR 0013.
+        "allow_msg_schedules": True,
+        "allow_rollup_hdrs": True,
+        # Who follows hears of an entry once it is stored, with its sequence and that of the one before it.
+        "republish": {
+            "src": f"{root}.lite.*.*",
+            "dest": f"{root}.live.{{{{wildcard(1)}}}}.{{{{wildcard(2)}}}}",
+        },
         "max_age": LITE_MAX_AGE_S * NANOSECONDS,
         "duplicate_window": DUPLICATE_WINDOW_S * NANOSECONDS,
     }

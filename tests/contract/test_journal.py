@@ -9,9 +9,9 @@ from collections.abc import AsyncGenerator
 import pytest
 
 from squadron.bridge.memory import MAX_PAYLOAD_BYTES
-from squadron.runtime.errors import FencedError, MessageTooLargeError
+from squadron.runtime.errors import FencedError, InvalidSubjectError, MessageTooLargeError
 from squadron.runtime.ports import Entry, Journal
-from tests.contract.conftest import SOON_S, Peer, World, until
+from tests.contract.conftest import SOON_S, Inbox, Peer, World, until
 
 
 @pytest.fixture
@@ -244,6 +244,83 @@ async def test_the_registry_keeps_only_the_newest_entry_of_a_key(peer: Peer) -> 
         await peer.records.append(key, str(i).encode())
 
     assert (await peer.records.latest(peer.subjects.registry("card")))[0].data == b"2"
+
+
+async def test_who_follows_hears_each_entry_with_its_place_and_the_one_before(
+    peer: Peer, lite: Journal, key: str, other_key: str
+) -> None:
+    before = await lite.append(key, b"before")
+    heard = Inbox()
+    following = await lite.follow(peer.subjects.lite_of("owner"), heard)
+    one = await lite.append(key, b"one")
+    other = await lite.append(other_key, b"other")
+    await lite.append(peer.subjects.lite("stranger", "a"), b"no")
+    two = await lite.append(key, b"two")
+
+    entries = await heard.take(3)
+
+    assert [(e.seq, e.previous) for e in entries] == [(one, before), (other, 0), (two, one)]
+    assert [(e.key, e.data) for e in entries] == [(key, b"one"), (other_key, b"other"), (key, b"two")]
+    assert all(abs(entry.time - peer.clock.time()) < SOON_S for entry in entries)
+    await following.aclose()
+    await following.aclose()
+    await lite.append(key, b"after")
+    assert heard.is_empty
+
+
+async def test_who_follows_hears_nothing_that_was_not_stored(lite: Journal, key: str) -> None:
+    heard = Inbox()
+    following = await lite.follow(key, heard)
+    first = await lite.append(key, b"one", msg_id="same")
+    await lite.append(key, b"again", msg_id="same")
+    with pytest.raises(FencedError):
+        await lite.append(key, b"zombie", expect_seq=0)
+    last = await lite.append(key, b"two")
+
+    assert [entry.seq for entry in await heard.take(2)] == [first, last]
+    await following.aclose()
+
+
+async def test_what_was_erased_does_not_come_before_the_next_entry(lite: Journal, key: str) -> None:
+    heard = Inbox()
+    following = await lite.follow(key, heard)
+    await lite.append(key, b"one")
+    await lite.erase(key)
+    await lite.append(key, b"two")
+
+    assert [entry.previous for entry in await heard.take(2)] == [0, 0]
+    await following.aclose()
+
+
+async def test_only_lite_topics_can_be_followed(peer: Peer) -> None:
+    with pytest.raises(InvalidSubjectError):
+        await peer.records.follow(peer.subjects.card("analyst"), lambda _: None)
+
+
+async def test_reading_starts_at_the_time_it_is_told(lite: Journal, key: str) -> None:
+    await lite.append(key, b"old")
+    await asyncio.sleep(0.01)
+    await lite.append(key, b"one")
+    await lite.append(key, b"two")
+    old, one, two = [entry async for entry in lite.read(key)]
+    assert old.time < one.time <= two.time
+
+    # Between the two: a time of the server's is more exact than a float.
+    between = (old.time + one.time) / 2
+    assert [entry.seq async for entry in lite.read(key, from_time=between)] == [one.seq, two.seq]
+    assert [entry.seq async for entry in lite.read(key, from_time=two.time + 60)] == []
+
+
+async def test_a_live_reader_from_a_time_to_come_gets_what_comes(lite: Journal, key: str) -> None:
+    await lite.append(key, b"old")
+    reader = lite.read(key, from_time=time.time() + 0.05, live=True)
+    waiting = asyncio.create_task(_next(reader))
+    await asyncio.sleep(0.1)
+
+    await lite.append(key, b"new")
+
+    assert (await waiting).data == b"new"
+    await reader.aclose()
 
 
 async def test_a_cancellation_that_comes_with_a_wake_up_is_not_lost(lite: Journal, key: str) -> None:
