@@ -124,7 +124,8 @@ class ExclusiveCursor:
         finally:
             # Without it the next reader waits a moment longer.
             with contextlib.suppress(FencedError, TimeoutError):
-                await asyncio.wait_for(self.release(done=done), RELEASE_WITHIN_S)
+                async with asyncio.timeout(RELEASE_WITHIN_S):
+                    await self.release(done=done)
 
     def _record(self, *, held: bool) -> bytes:
         return json.dumps({"epoch": self.epoch, "seq": self.seq, "held": held}).encode()

@@ -210,7 +210,7 @@ class Turns:
         self, handler: Handler, delivery: Delivery, message: AgentMessage, common: dict[str, Any], lite_key: str
     ) -> Outcome | _Again:
         context = self._context(message, common, lite_key)
-        turn = asyncio.current_task()
+        turn = asyncio.current_task(self._caller.loop)
         assert turn is not None
         #: Why we stopped it ourselves.
         stopped: list[str] = []

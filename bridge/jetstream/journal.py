@@ -11,13 +11,14 @@ from collections.abc import AsyncGenerator, Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from nats.aio.msg import Msg
 from pydantic_core import from_json
 
 from squadron.bridge.jetstream.bus import listen
+from squadron.bridge.jetstream.client import Heard
 from squadron.bridge.jetstream.connect import RECONNECT_WAIT_S, Connection
 from squadron.runtime.errors import BusUnavailableError, FencedError
-from squadron.runtime.ports import END_HEADER, Entry, Subscription
+from squadron.runtime.lite_journal import END_HEADER
+from squadron.runtime.ports import Entry, Subscription
 from squadron.runtime.subjects import life_of, live_of
 
 #: Entries per direct-get batch.
@@ -68,7 +69,8 @@ class JetStreamJournal:
     async def _put(self, key: str, data: bytes, headers: dict[str, str], expect_seq: int | None) -> int:
         if expect_seq is not None:
             headers["Nats-Expected-Last-Subject-Sequence"] = str(expect_seq)
-        return read_ack(await self._connection.request(key, data, headers=headers), key)
+        await self._connection.client.give_way()
+        return await self._connection.ask(key, data, read_ack, headers=headers)
 
     async def end(self, key: str, data: bytes, *, keep_s: float, expect_seq: int | None = None) -> int:
         """Append an end marker and drop what the key held, in one step."""
@@ -93,10 +95,17 @@ class JetStreamJournal:
         found = await self._fetch(pattern, {"seq": 1}, 1)
         return int(found[0].headers["Nats-Num-Pending"]) + 1 if found else 0
 
+    async def keys(self) -> int:
+        """How many keys there are."""
+        answer = await self._connection.api(f"STREAM.INFO.{self._stream}", {})
+        if error := answer.get("error"):
+            raise BusUnavailableError(f"{self._stream}: {error.get('description')}")
+        return int(answer["state"].get("num_subjects", 0))
+
     async def last(self, key: str) -> Entry | None:
         """The newest entry of one key, or of all that match a pattern: the server finds it as fast."""
         answer = await self._connection.request(f"$JS.API.DIRECT.GET.{self._stream}.{key}", b"")
-        headers = answer.headers or {}
+        headers = answer.headers
         if "Nats-Sequence" not in headers:
             if headers.get("Status") != "404":
                 raise BusUnavailableError(f"{key}: the stream answered {headers.get('Status')}")
@@ -136,16 +145,17 @@ class JetStreamJournal:
     ) -> Subscription:
         """Hear of each entry right after it was stored, by the stream's `republish`; active on return."""
 
-        def hear(msg: Msg) -> None:
+        def hear(msg: Heard) -> None:
             # Anybody may publish there; what the server tells has its headers.
             with contextlib.suppress(LookupError, ValueError):
-                sink(_entry(msg, previous=int((msg.headers or {})["Nats-Last-Sequence"])))
+                sink(_entry(msg, previous=int(msg.headers["Nats-Last-Sequence"])))
 
         return await listen(self._connection, live_of(pattern), hear, lost=lost)
 
     async def _until_more(self, pattern: str, start: dict[str, Any], woken: asyncio.Event) -> None:
         try:
-            await asyncio.wait_for(woken.wait(), LOOK_S)
+            async with asyncio.timeout(LOOK_S):
+                await woken.wait()
         except TimeoutError:
             return
         for pause_s in SETTLE_S:
@@ -192,13 +202,13 @@ def _seconds(time_s: float) -> str:
     return f"{max(1, math.ceil(time_s))}s"
 
 
-def _entry(msg: Msg, *, previous: int = -1) -> Entry:
-    headers = msg.headers or {}
+def _entry(msg: Heard, *, previous: int = -1) -> Entry:
+    headers = msg.headers
     stored_at = datetime.fromisoformat(headers["Nats-Time-Stamp"]).timestamp()
     return Entry(int(headers["Nats-Sequence"]), headers["Nats-Subject"], msg.data, headers, stored_at, previous)
 
 
-def read_ack(answer: Msg, subject: str) -> int:
+def read_ack(answer: Heard, subject: str) -> int:
     """The sequence in a publish acknowledgement.
 
     Raises:
