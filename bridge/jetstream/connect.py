@@ -150,6 +150,35 @@ class Connection:
             raise BusUnavailableError(f"nobody answers on {subject}")
         return msg
 
+    async def ask(
+        self, subject: str, data: bytes, *, headers: dict[str, str] | None = None
+    ) -> asyncio.Future[Msg]:
+        """Send one question without waiting for its answer; the future fails with what `request` raises.
+
+        Raises:
+            MessageTooLargeError: larger than the server takes.
+        """
+        self._check(subject, data, headers)
+        token = next(self._tokens)
+        answer: asyncio.Future[Msg] = self._loop.create_future()
+        self._questions[token] = answer
+        giving_up = self._loop.call_later(API_WITHIN_S, _give_up, answer)
+
+        def answered(_: asyncio.Future[Msg]) -> None:
+            giving_up.cancel()
+            del self._questions[token]
+
+        answer.add_done_callback(answered)
+        try:
+            await self.client.publish(subject, data, reply=f"{self._inbox}.{token}", headers=headers)
+            if len(self._questions) == 1:
+                # The first of many need not wait for the others.
+                self.client.flush_now()
+        except (nats.errors.Error, OSError) as error:
+            if not answer.done():
+                answer.set_exception(error)
+        return answer
+
     def _hear_answer(self, msg: Msg) -> None:
         answer = self._questions.get(msg.subject.rsplit(".", 1)[-1])
         if answer is not None and not answer.done():

@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Callable
 from datetime import UTC, datetime
 from typing import Any
 
+import nats.errors
 from nats.aio.msg import Msg
 from pydantic_core import from_json
 
@@ -52,11 +53,7 @@ class JetStreamJournal:
         expect_seq: int | None = None,
     ) -> int:
         """Append one entry and return its sequence; it is stored when this returns."""
-        headers = {}
-        if ttl_s is not None:
-            headers["Nats-TTL"] = f"{max(1, math.ceil(ttl_s))}s"
-        if msg_id is not None:
-            headers["Nats-Msg-Id"] = msg_id
+        headers = _headers(ttl_s, msg_id)
         if expect_seq is not None:
             headers["Nats-Expected-Last-Subject-Sequence"] = str(expect_seq)
         give_up_at = time.monotonic() + PERSIST_S
@@ -68,6 +65,26 @@ class JetStreamJournal:
                 if msg_id is None or expect_seq is not None or time.monotonic() > give_up_at:
                     raise
                 await asyncio.sleep(RECONNECT_WAIT_S)
+
+    async def append_soon(
+        self, key: str, data: bytes, *, ttl_s: float | None = None, msg_id: str | None = None
+    ) -> asyncio.Future[int]:
+        """Send one entry without waiting until it is stored; the future ends with its sequence."""
+        stored: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        def acknowledged(answer: asyncio.Future[Msg]) -> None:
+            if stored.done():
+                return
+            try:
+                stored.set_result(read_ack(answer.result(), key))
+            except BusUnavailableError as error:
+                stored.set_exception(error)
+            except (TimeoutError, nats.errors.Error, OSError, ValueError) as error:
+                stored.set_exception(BusUnavailableError(f"{key}: not acknowledged: {error}"))
+
+        answer = await self._connection.ask(key, data, headers=_headers(ttl_s, msg_id))
+        answer.add_done_callback(acknowledged)
+        return stored
 
     async def last(self, key: str) -> Entry | None:
         """The newest entry of one key."""
@@ -160,6 +177,15 @@ class JetStreamJournal:
         answer = await self._connection.api(f"STREAM.PURGE.{self._stream}", {"filter": key, **below})
         if error := answer.get("error"):
             raise BusUnavailableError(f"{key} can't be erased: {error.get('description')}")
+
+
+def _headers(ttl_s: float | None, msg_id: str | None) -> dict[str, str]:
+    headers = {}
+    if ttl_s is not None:
+        headers["Nats-TTL"] = f"{max(1, math.ceil(ttl_s))}s"
+    if msg_id is not None:
+        headers["Nats-Msg-Id"] = msg_id
+    return headers
 
 
 def _entry(msg: Msg, *, previous: int = -1) -> Entry:

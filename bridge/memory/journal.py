@@ -29,15 +29,19 @@ class MemoryJournal:
     def __init__(self, bus: MemoryBus) -> None:
         self._bus = bus
         self._entries: list[_Stored] = []
+        #: When the next of them is gone, on the monotonic clock.
+        self._lapses_at = math.inf
         self._grown = asyncio.Event()
         self._seen = Seen()
         self._next_seq = 1
         self._followers: list[_Follower] = []
 
-    def _living(self) -> list[Entry]:
+    def _living(self) -> list[_Stored]:
         now = time.monotonic()
-        self._entries = [stored for stored in self._entries if stored.expires_at > now]
-        return [stored.entry for stored in self._entries]
+        if self._lapses_at <= now:
+            self._entries = [stored for stored in self._entries if stored.expires_at > now]
+            self._lapses_at = min((stored.expires_at for stored in self._entries), default=math.inf)
+        return self._entries
 
     async def append(
         self,
@@ -59,7 +63,9 @@ class MemoryJournal:
         self._seen.add(msg_id, seq)
         life_s = math.inf if ttl_s is None else max(1, math.ceil(ttl_s))
         entry = Entry(seq, key, data, {}, time.time())
-        self._entries.append(_Stored(entry, time.monotonic() + life_s))
+        expires_at = time.monotonic() + life_s
+        self._entries.append(_Stored(entry, expires_at))
+        self._lapses_at = min(self._lapses_at, expires_at)
         told = replace(entry, previous=last.seq if last else 0)
         for follower in self._followers:
             if subject_matches(follower.pattern, key):
@@ -68,11 +74,19 @@ class MemoryJournal:
         grown.set()
         return seq
 
+    async def append_soon(
+        self, key: str, data: bytes, *, ttl_s: float | None = None, msg_id: str | None = None
+    ) -> asyncio.Future[int]:
+        stored: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        stored.set_result(await self.append(key, data, ttl_s=ttl_s, msg_id=msg_id))
+        return stored
+
     async def last(self, key: str) -> Entry | None:
-        return next((entry for entry in reversed(self._living()) if entry.key == key), None)
+        return next((stored.entry for stored in reversed(self._living()) if stored.entry.key == key), None)
 
     async def latest(self, pattern: str) -> list[Entry]:
-        newest = {entry.key: entry for entry in self._living() if subject_matches(pattern, entry.key)}
+        living = (stored.entry for stored in self._living())
+        newest = {entry.key: entry for entry in living if subject_matches(pattern, entry.key)}
         return sorted(newest.values(), key=lambda entry: entry.seq)
 
     async def read(
@@ -82,7 +96,7 @@ class MemoryJournal:
         from_seq = 1 if from_time is not None else from_seq
         while True:
             grown = self._grown
-            for entry in self._living():
+            for entry in [stored.entry for stored in self._living()]:
                 if entry.seq >= from_seq and entry.time >= since and subject_matches(pattern, entry.key):
                     from_seq = entry.seq + 1
                     yield entry
