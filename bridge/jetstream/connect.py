@@ -51,8 +51,8 @@ class Connection:
 
     def __init__(self, client: LastingClient) -> None:
         self.client = client
-        # Kept, because asking for it costs a system call each time (CPython 3.11 looks at the process id).
-        self._loop = asyncio.get_running_loop()
+        #: Kept, because asking for it costs a system call each time (CPython 3.11 looks at the process id).
+        self.loop = asyncio.get_running_loop()
         #: When it was made, or came back, in seconds since the epoch.
         self.connected_at = time.time()
         self._on_reconnect: list[Callable[[], Awaitable[None]]] = []
@@ -128,10 +128,10 @@ class Connection:
         """
         self._check(subject, data, headers)
         token = next(self._tokens)
-        answer: asyncio.Future[Msg] = self._loop.create_future()
+        answer: asyncio.Future[Msg] = self.loop.create_future()
         self._questions[token] = answer
         # A plain timer: `asyncio.timeout` costs three times as much, for each message.
-        giving_up = self._loop.call_later(within_s, _give_up, answer)
+        giving_up = self.loop.call_later(within_s, _give_up, answer)
         try:
             await self.client.publish(subject, data, reply=f"{self._inbox}.{token}", headers=headers)
             if len(self._questions) == 1:
@@ -160,9 +160,9 @@ class Connection:
         """
         self._check(subject, data, headers)
         token = next(self._tokens)
-        answer: asyncio.Future[Msg] = self._loop.create_future()
+        answer: asyncio.Future[Msg] = self.loop.create_future()
         self._questions[token] = answer
-        giving_up = self._loop.call_later(API_WITHIN_S, _give_up, answer)
+        giving_up = self.loop.call_later(API_WITHIN_S, _give_up, answer)
 
         def answered(_: asyncio.Future[Msg]) -> None:
             giving_up.cancel()
@@ -240,7 +240,8 @@ class Connection:
             subscription = await self.listen(inbox, collect)
             try:
                 await self.client.publish(subject, data, reply=inbox)
-                status = await asyncio.wait_for(ended, API_WITHIN_S)
+                async with asyncio.timeout(API_WITHIN_S):
+                    status = await ended
             finally:
                 await subscription.unsubscribe()
         except (TimeoutError, nats.errors.Error, OSError) as error:
@@ -268,7 +269,7 @@ class Connection:
     def publish_soon(self, subject: str, data: bytes) -> None:
         """Send within `SOON_S`, together with what else is to be sent by then."""
         if not self._soon:
-            self._loop.call_later(SOON_S, lambda: self._background_task(self._publish_soon(), "soon"))
+            self.loop.call_later(SOON_S, lambda: self._background_task(self._publish_soon(), "soon"))
         self._soon.append((subject, data))
 
     async def _publish_soon(self) -> None:
@@ -311,7 +312,8 @@ class Connection:
             return
         await self._publish_soon()
         try:
-            await asyncio.wait_for(self.flush(), 1.0)
+            async with asyncio.timeout(1.0):
+                await self.flush()
         except (TimeoutError, nats.errors.Error, OSError):
             _log.debug("nats.close_unflushed")
         await self.client.close()

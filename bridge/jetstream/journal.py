@@ -70,7 +70,7 @@ class JetStreamJournal:
         self, key: str, data: bytes, *, ttl_s: float | None = None, msg_id: str | None = None
     ) -> asyncio.Future[int]:
         """Send one entry without waiting until it is stored; the future ends with its sequence."""
-        stored: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        stored: asyncio.Future[int] = self._connection.loop.create_future()
 
         def acknowledged(answer: asyncio.Future[Msg]) -> None:
             if stored.done():
@@ -136,7 +136,8 @@ class JetStreamJournal:
 
     async def _until_more(self, pattern: str, start: dict[str, Any], woken: asyncio.Event) -> None:
         try:
-            await asyncio.wait_for(woken.wait(), LOOK_S)
+            async with asyncio.timeout(LOOK_S):
+                await woken.wait()
         except TimeoutError:
             return
         for pause_s in SETTLE_S:
