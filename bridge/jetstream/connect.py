@@ -7,7 +7,7 @@ import itertools
 import json
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import nats
 import nats.errors
@@ -20,7 +20,10 @@ from squadron.runtime.errors import (
     BusUnavailableError,
     InvalidSubjectError,
     MessageTooLargeError,
+    SquadronError,
 )
+
+T = TypeVar("T")
 
 NANOSECONDS = 1_000_000_000
 #: How long a server may take to answer an API call or to acknowledge a publish, in seconds.
@@ -41,9 +44,38 @@ _BATCH_ENDS = ("204", "404")
 _log = structlog.get_logger("squadron.nats")
 
 
-def _give_up(answer: asyncio.Future[Msg]) -> None:
+def _give_up(answer: asyncio.Future[Msg] | _Asked[Any]) -> None:
     if not answer.done():
         answer.set_exception(TimeoutError())
+
+
+class _Asked(Generic[T]):
+    """A question that nobody waits for: stands among those that somebody does, with the same three methods."""
+
+    __slots__ = ("_connection", "_giving_up", "_read", "future", "token")
+
+    def __init__(self, connection: Connection, token: str, read: Callable[[Msg], T]) -> None:
+        self._connection, self.token, self._read = connection, token, read
+        self.future: asyncio.Future[T] = connection._loop.create_future()
+        self._giving_up = connection._loop.call_later(API_WITHIN_S, _give_up, self)
+
+    def done(self) -> bool:
+        return self.future.done()
+
+    def set_result(self, msg: Msg) -> None:
+        self._end()
+        try:
+            self.future.set_result(self._read(msg))
+        except SquadronError as error:
+            self.future.set_exception(error)
+
+    def set_exception(self, error: BaseException) -> None:
+        self._end()
+        self.future.set_exception(BusUnavailableError(f"no answer in time: {error or type(error).__name__}"))
+
+    def _end(self) -> None:
+        self._giving_up.cancel()
+        del self._connection._questions[self.token]
 
 
 class Connection:
@@ -51,15 +83,15 @@ class Connection:
 
     def __init__(self, client: LastingClient) -> None:
         self.client = client
-        #: Kept, because asking for it costs a system call each time (CPython 3.11 looks at the process id).
-        self.loop = asyncio.get_running_loop()
+        # Kept, because asking for it costs a system call each time (CPython 3.11 looks at the process id).
+        self._loop = asyncio.get_running_loop()
         #: When it was made, or came back, in seconds since the epoch.
         self.connected_at = time.time()
         self._on_reconnect: list[Callable[[], Awaitable[None]]] = []
         self._background: set[asyncio.Task[None]] = set()
         self._inbox = client.new_inbox()
         self._tokens = map(str, itertools.count())
-        self._questions: dict[str, asyncio.Future[Msg]] = {}
+        self._questions: dict[str, asyncio.Future[Msg] | _Asked[Any]] = {}
         self._soon: list[tuple[str, bytes]] = []
         self._watching: asyncio.Task[None] | None = None
 
@@ -95,7 +127,7 @@ class Connection:
 
     async def disconnected(self) -> None:
         """End the wait for answers: they went to the old connection. Must not raise or wait, as the next."""
-        for answer in self._questions.values():
+        for answer in list(self._questions.values()):
             if not answer.done():
                 answer.set_exception(nats.errors.Error("the connection was lost meanwhile"))
 
@@ -128,10 +160,10 @@ class Connection:
         """
         self._check(subject, data, headers)
         token = next(self._tokens)
-        answer: asyncio.Future[Msg] = self.loop.create_future()
+        answer: asyncio.Future[Msg] = self._loop.create_future()
         self._questions[token] = answer
         # A plain timer: `asyncio.timeout` costs three times as much, for each message.
-        giving_up = self.loop.call_later(within_s, _give_up, answer)
+        giving_up = self._loop.call_later(within_s, _give_up, answer)
         try:
             await self.client.publish(subject, data, reply=f"{self._inbox}.{token}", headers=headers)
             if len(self._questions) == 1:
@@ -151,33 +183,27 @@ class Connection:
         return msg
 
     async def ask(
-        self, subject: str, data: bytes, *, headers: dict[str, str] | None = None
-    ) -> asyncio.Future[Msg]:
-        """Send one question without waiting for its answer; the future fails with what `request` raises.
+        self, subject: str, data: bytes, read: Callable[[Msg], T], *, headers: dict[str, str] | None = None
+    ) -> asyncio.Future[T]:
+        """Send one question without waiting for its answer; the future ends with what `read` makes of it.
+
+        It fails with a `BusUnavailableError`, or what `read` raises of our errors.
 
         Raises:
             MessageTooLargeError: larger than the server takes.
         """
         self._check(subject, data, headers)
-        token = next(self._tokens)
-        answer: asyncio.Future[Msg] = self.loop.create_future()
-        self._questions[token] = answer
-        giving_up = self.loop.call_later(API_WITHIN_S, _give_up, answer)
-
-        def answered(_: asyncio.Future[Msg]) -> None:
-            giving_up.cancel()
-            del self._questions[token]
-
-        answer.add_done_callback(answered)
+        asked = _Asked(self, next(self._tokens), read)
+        self._questions[asked.token] = asked
         try:
-            await self.client.publish(subject, data, reply=f"{self._inbox}.{token}", headers=headers)
+            await self.client.publish(subject, data, reply=f"{self._inbox}.{asked.token}", headers=headers)
             if len(self._questions) == 1:
                 # The first of many need not wait for the others.
                 self.client.flush_now()
         except (nats.errors.Error, OSError) as error:
-            if not answer.done():
-                answer.set_exception(error)
-        return answer
+            if not asked.done():
+                asked.set_exception(error)
+        return asked.future
 
     def _hear_answer(self, msg: Msg) -> None:
         answer = self._questions.get(msg.subject.rsplit(".", 1)[-1])
@@ -269,7 +295,7 @@ class Connection:
     def publish_soon(self, subject: str, data: bytes) -> None:
         """Send within `SOON_S`, together with what else is to be sent by then."""
         if not self._soon:
-            self.loop.call_later(SOON_S, lambda: self._background_task(self._publish_soon(), "soon"))
+            self._loop.call_later(SOON_S, lambda: self._background_task(self._publish_soon(), "soon"))
         self._soon.append((subject, data))
 
     async def _publish_soon(self) -> None:

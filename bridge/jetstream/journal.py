@@ -9,9 +9,9 @@ import math
 import time
 from collections.abc import AsyncGenerator, Callable
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
-import nats.errors
 from nats.aio.msg import Msg
 from pydantic_core import from_json
 
@@ -70,21 +70,8 @@ class JetStreamJournal:
         self, key: str, data: bytes, *, ttl_s: float | None = None, msg_id: str | None = None
     ) -> asyncio.Future[int]:
         """Send one entry without waiting until it is stored; the future ends with its sequence."""
-        stored: asyncio.Future[int] = self._connection.loop.create_future()
-
-        def acknowledged(answer: asyncio.Future[Msg]) -> None:
-            if stored.done():
-                return
-            try:
-                stored.set_result(read_ack(answer.result(), key))
-            except BusUnavailableError as error:
-                stored.set_exception(error)
-            except (TimeoutError, nats.errors.Error, OSError, ValueError) as error:
-                stored.set_exception(BusUnavailableError(f"{key}: not acknowledged: {error}"))
-
-        answer = await self._connection.ask(key, data, headers=_headers(ttl_s, msg_id))
-        answer.add_done_callback(acknowledged)
-        return stored
+        headers = _headers(ttl_s, msg_id)
+        return await self._connection.ask(key, data, partial(read_ack, subject=key), headers=headers)
 
     async def last(self, key: str) -> Entry | None:
         """The newest entry of one key."""
@@ -202,6 +189,8 @@ def read_ack(answer: Msg, subject: str) -> int:
         FencedError: the expected sequence did not fit.
         BusUnavailableError: the stream refused the message.
     """
+    if not answer.data:
+        raise BusUnavailableError(f"no stream takes {subject}")
     ack = from_json(answer.data)
     error = ack.get("error")
     if error is None:
