@@ -21,6 +21,10 @@ WATCH_S = 1.0
 #: subject: it would lose its place, reconnect, get the same stored message again, and so for ever.
 _WORD, _GAP = rb"([^ \t\r\n]+)", rb"[ \t]+"
 
+#: Headers with nothing in them that has to be mended or left out, and one of them.
+_PLAIN_HEADERS = re.compile(rb"(?:[!-9;-~]+: [!-~](?:[ -~]*[!-~])?\r\n)+\r\n")
+_HEADER = re.compile(r"([!-9;-~]+): ([^\r]+)\r\n")
+
 _log = structlog.get_logger("squadron.nats")
 
 
@@ -125,6 +129,14 @@ class LastingClient(Client):
         except (ValueError, IndexError):
             # The server checks none of it.
             return None
+
+    @staticmethod
+    def _parse_header_lines(raw: bytes) -> dict[str, str]:
+        """In half of nats-py's time, if they are as servers write them; most messages have some."""
+        if _PLAIN_HEADERS.fullmatch(raw):
+            return dict(_HEADER.findall(raw.decode("ascii")))
+        parsed: dict[str, str] = Client._parse_header_lines(raw)
+        return parsed
 
     def _build_message(
         self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None
