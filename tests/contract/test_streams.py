@@ -90,6 +90,13 @@ class Teller(Agent):
         await context.ask("tell.child", within_s=SOON_S, name="second")
         return "all"
 
+    @topic("tell.hasty")
+    async def hasty(self, context: Context) -> str:
+        """Does not wait for the task that it asks."""
+        await context.submit("tell.endless", {}, within_s=6 * SOON_S)
+        await self.told.wait()
+        return "gone"
+
     @topic("tell.child")
     async def child(self, name: str, context: Context) -> AsyncIterator[str]:
         yield f"{name} child"
@@ -334,6 +341,50 @@ async def test_a_live_message_that_was_lost_is_read_from_the_store(peer: Peer, k
 
     assert [chunk.value for chunk in await following] == list(range(50))
     assert deaf.lost
+
+
+async def test_a_trail_shows_every_entry_though_every_third_is_not_heard(
+    peer: Peer, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the sequence of the entry before, which the server tells: whoever the producer, whatever the bytes."""
+    monkeypatch.setattr(trail, "FIRST_LOOK_S", 60.0)
+    deaf = Deaf(peer.lite, lambda entry: entry.data in (b"1", b"4", b"7", b"8"))
+    following = trail.Trail(deaf, key).entries()  # type: ignore[arg-type]
+    seen = []
+    await peer.lite.append(key, b"0")
+    async with asyncio.timeout(SOON_S):
+        seen.append((await anext(following)).data)
+        for i in range(1, 10):
+            await peer.lite.append(key, b"%d" % i)
+        seen += [(await anext(following)).data for _ in range(9)]
+    await following.aclose()
+
+    assert seen == [b"%d" % i for i in range(10)]
+    assert deaf.lost == 4
+
+
+async def test_a_trail_holds_a_few_entries_for_who_is_slow_and_has_the_rest_from_the_store(
+    peer: Peer, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trail, "FIRST_LOOK_S", 60.0)
+    monkeypatch.setattr(trail, "MOST_HELD", 4)
+    deaf = Deaf(peer.lite, lambda _: False)
+    following = trail.Trail(deaf, key)  # type: ignore[arg-type]
+    entries = following.entries()
+    await peer.lite.append(key, b"0")
+    async with asyncio.timeout(SOON_S):
+        seen = [(await anext(entries)).data]
+        for i in range(1, 20):
+            await peer.lite.append(key, b"%d" % i)
+        await until(lambda: _is(len(following._held), 4))
+        seen += [(await anext(entries)).data for _ in range(19)]
+    await entries.aclose()
+
+    assert seen == [b"%d" % i for i in range(20)]
+
+
+async def _is(value: int, wanted: int) -> bool:
+    return value == wanted
 
 
 async def test_chunks_that_came_early_wait_for_those_before_them(peer: Peer, key: str) -> None:
@@ -668,6 +719,16 @@ async def test_chunks_of_children_are_seen_by_the_parents_reader(client: Peer) -
     # A late reader sees the same, though not in the same order.
     assert sorted(map(repr, await all_of(handle.events()))) == sorted(map(repr, events))
     assert await all_of(handle.chunks()) == ["before", "between"]
+
+
+async def test_a_stream_ends_with_its_task_though_a_child_goes_on(client: Peer) -> None:
+    handle = await client.caller.submit("tell.hasty", {}, Ask(within_s=6 * SOON_S, nested=True))
+
+    async with asyncio.timeout(SOON_S):
+        nested, ended = [event async for event in handle.events()]
+
+    assert (nested.topic, nested.chunk.value) == ("tell.endless", "and so on")
+    assert ended.outcome.unwrap() == "gone"
 
 
 async def test_who_did_not_ask_for_nested_streams_gets_none(client: Peer) -> None:
