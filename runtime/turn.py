@@ -216,7 +216,7 @@ class Turns:
         self, handler: Handler, delivery: Delivery, context: Context, common: dict[str, Any]
     ) -> Outcome | _Again:
         message = context.message
-        turn = asyncio.current_task()
+        turn = asyncio.current_task(self._caller.loop)
         assert turn is not None
         #: Why we stopped it ourselves.
         stopped: list[str] = []

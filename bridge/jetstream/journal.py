@@ -9,13 +9,12 @@ import math
 import time
 from collections.abc import AsyncGenerator, Callable
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
-from nats.aio.msg import Msg
 from pydantic_core import from_json
 
 from squadron.bridge.jetstream.bus import listen
+from squadron.bridge.jetstream.client import Heard
 from squadron.bridge.jetstream.connect import RECONNECT_WAIT_S, Connection
 from squadron.runtime.errors import BusUnavailableError, FencedError
 from squadron.runtime.ports import Entry, Subscription
@@ -59,7 +58,8 @@ class JetStreamJournal:
         give_up_at = time.monotonic() + PERSIST_S
         while True:
             try:
-                return read_ack(await self._connection.request(key, data, headers=headers), key)
+                await self._connection.client.give_way()
+                return await self._connection.ask(key, data, read_ack, headers=headers)
             except BusUnavailableError:
                 # With an id the same entry is stored once, so that it may be sent again.
                 if msg_id is None or expect_seq is not None or time.monotonic() > give_up_at:
@@ -70,13 +70,13 @@ class JetStreamJournal:
         self, key: str, data: bytes, *, ttl_s: float | None = None, msg_id: str | None = None
     ) -> asyncio.Future[int]:
         """Send one entry without waiting until it is stored; the future ends with its sequence."""
-        headers = _headers(ttl_s, msg_id)
-        return await self._connection.ask(key, data, partial(read_ack, subject=key), headers=headers)
+        await self._connection.client.give_way()
+        return self._connection.ask(key, data, read_ack, headers=_headers(ttl_s, msg_id))
 
     async def last(self, key: str) -> Entry | None:
         """The newest entry of one key."""
         answer = await self._connection.request(f"$JS.API.DIRECT.GET.{self._stream}.{key}", b"")
-        headers = answer.headers or {}
+        headers = answer.headers
         if "Nats-Sequence" not in headers:
             if headers.get("Status") != "404":
                 raise BusUnavailableError(f"{key}: the stream answered {headers.get('Status')}")
@@ -114,10 +114,10 @@ class JetStreamJournal:
     async def follow(self, pattern: str, sink: Callable[[Entry], None]) -> Subscription:
         """Hear of each entry right after it was stored, by the stream's `republish`; active on return."""
 
-        def hear(msg: Msg) -> None:
+        def hear(msg: Heard) -> None:
             # Anybody may publish there; what the server tells has its headers.
             with contextlib.suppress(LookupError, ValueError):
-                sink(_entry(msg, previous=int((msg.headers or {})["Nats-Last-Sequence"])))
+                sink(_entry(msg, previous=int(msg.headers["Nats-Last-Sequence"])))
 
         return await listen(self._connection, live_of(pattern), hear)
 
@@ -176,21 +176,19 @@ def _headers(ttl_s: float | None, msg_id: str | None) -> dict[str, str]:
     return headers
 
 
-def _entry(msg: Msg, *, previous: int = -1) -> Entry:
-    headers = msg.headers or {}
+def _entry(msg: Heard, *, previous: int = -1) -> Entry:
+    headers = msg.headers
     stored_at = datetime.fromisoformat(headers["Nats-Time-Stamp"]).timestamp()
     return Entry(int(headers["Nats-Sequence"]), headers["Nats-Subject"], msg.data, headers, stored_at, previous)
 
 
-def read_ack(answer: Msg, subject: str) -> int:
+def read_ack(answer: Heard, subject: str) -> int:
     """The sequence in a publish acknowledgement.
 
     Raises:
         FencedError: the expected sequence did not fit.
         BusUnavailableError: the stream refused the message.
     """
-    if not answer.data:
-        raise BusUnavailableError(f"no stream takes {subject}")
     ack = from_json(answer.data)
     error = ack.get("error")
     if error is None:
