@@ -17,8 +17,8 @@ from squadron.bridge.jetstream.bus import listen
 from squadron.bridge.jetstream.client import Heard
 from squadron.bridge.jetstream.connect import RECONNECT_WAIT_S, Connection
 from squadron.runtime.errors import BusUnavailableError, FencedError
-from squadron.runtime.ports import Entry, Subscription
-from squadron.runtime.subjects import live_of
+from squadron.runtime.ports import END_HEADER, Entry, Subscription
+from squadron.runtime.subjects import life_of, live_of
 
 #: Entries per direct-get batch.
 BATCH = 512
@@ -53,13 +53,10 @@ class JetStreamJournal:
     ) -> int:
         """Append one entry and return its sequence; it is stored when this returns."""
         headers = _headers(ttl_s, msg_id)
-        if expect_seq is not None:
-            headers["Nats-Expected-Last-Subject-Sequence"] = str(expect_seq)
         give_up_at = time.monotonic() + PERSIST_S
         while True:
             try:
-                await self._connection.client.give_way()
-                return await self._connection.ask(key, data, read_ack, headers=headers)
+                return await self._put(key, data, headers, expect_seq)
             except BusUnavailableError:
                 # With an id the same entry is stored once, so that it may be sent again.
                 if msg_id is None or expect_seq is not None or time.monotonic() > give_up_at:
@@ -73,8 +70,37 @@ class JetStreamJournal:
         await self._connection.client.give_way()
         return self._connection.ask(key, data, read_ack, headers=_headers(ttl_s, msg_id))
 
+    async def _put(self, key: str, data: bytes, headers: dict[str, str], expect_seq: int | None) -> int:
+        if expect_seq is not None:
+            headers["Nats-Expected-Last-Subject-Sequence"] = str(expect_seq)
+        await self._connection.client.give_way()
+        return await self._connection.ask(key, data, read_ack, headers=headers)
+
+    async def end(self, key: str, data: bytes, *, keep_s: float, expect_seq: int | None = None) -> int:
+        """Append an end marker and drop what the key held, in one step."""
+        headers = {END_HEADER: "closed", "Nats-Rollup": "sub", "Nats-TTL": _seconds(keep_s)}
+        return await self._put(key, data, headers, expect_seq)
+
+    async def end_at(
+        self, key: str, data: bytes, *, at: float, keep_s: float, expect_seq: int | None = None
+    ) -> int:
+        """Have the server do so by itself, by a message schedule (ADR-51 of NATS)."""
+        headers = {
+            END_HEADER: "expired",
+            "Nats-Schedule": f"@at {datetime.fromtimestamp(at, UTC).isoformat()}",
+            "Nats-Schedule-Target": key,
+            "Nats-Schedule-Rollup": "sub",
+            "Nats-Schedule-TTL": _seconds(keep_s),
+        }
+        return await self._put(life_of(key), data, headers, expect_seq)
+
+    async def count(self, pattern: str) -> int:
+        """How many entries have a key that matches: the server says how many come after the first."""
+        found = await self._fetch(pattern, {"seq": 1}, 1)
+        return int(found[0].headers["Nats-Num-Pending"]) + 1 if found else 0
+
     async def last(self, key: str) -> Entry | None:
-        """The newest entry of one key."""
+        """The newest entry of one key, or of all that match a pattern: the server finds it as fast."""
         answer = await self._connection.request(f"$JS.API.DIRECT.GET.{self._stream}.{key}", b"")
         headers = answer.headers
         if "Nats-Sequence" not in headers:
@@ -111,7 +137,9 @@ class JetStreamJournal:
             if waking is not None:
                 await waking.aclose()
 
-    async def follow(self, pattern: str, sink: Callable[[Entry], None]) -> Subscription:
+    async def follow(
+        self, pattern: str, sink: Callable[[Entry], None], *, lost: Callable[[], None] | None = None
+    ) -> Subscription:
         """Hear of each entry right after it was stored, by the stream's `republish`; active on return."""
 
         def hear(msg: Heard) -> None:
@@ -119,7 +147,7 @@ class JetStreamJournal:
             with contextlib.suppress(LookupError, ValueError):
                 sink(_entry(msg, previous=int(msg.headers["Nats-Last-Sequence"])))
 
-        return await listen(self._connection, live_of(pattern), hear)
+        return await listen(self._connection, live_of(pattern), hear, lost=lost)
 
     async def _until_more(self, pattern: str, start: dict[str, Any], woken: asyncio.Event) -> None:
         try:
@@ -170,10 +198,14 @@ class JetStreamJournal:
 def _headers(ttl_s: float | None, msg_id: str | None) -> dict[str, str]:
     headers = {}
     if ttl_s is not None:
-        headers["Nats-TTL"] = f"{max(1, math.ceil(ttl_s))}s"
+        headers["Nats-TTL"] = _seconds(ttl_s)
     if msg_id is not None:
         headers["Nats-Msg-Id"] = msg_id
     return headers
+
+
+def _seconds(time_s: float) -> str:
+    return f"{max(1, math.ceil(time_s))}s"
 
 
 def _entry(msg: Heard, *, previous: int = -1) -> Entry:
