@@ -13,9 +13,8 @@ from squadron.runtime.ports import Entry, Journal, Subscription
 
 #: What is held for a reader that is behind, in entries and bytes; the rest stays in the store until its turn.
 MOST_HELD, MOST_HELD_BYTES = 1024, 8 * 1024 * 1024
-#: A reader that heard nothing looks into the store after the first figure, doubling up to the second, in seconds:
-#: the last live message may have been lost.
-FIRST_LOOK_S, LONGEST_LOOK_S = 1.0, 5.0
+#: A reader that heard nothing for so long looks into the store, in seconds: the last live message may be lost.
+LOOK_S = 5.0
 #: Pause before a bus that did not answer is tried again, in seconds.
 AGAIN_S = 0.25
 #: What a look into the store may take when the time is up, in seconds: what is there need not be lost.
@@ -55,7 +54,6 @@ class Trail:
         """Each entry once, in order, none left out. A slow reader holds up nobody and misses nothing."""
         # Listening starts before the first look, so nothing can fall between the two.
         subscription = await self._followed() if self._live else None
-        look_s = FIRST_LOOK_S
         try:
             while True:
                 live = self._live
@@ -63,15 +61,12 @@ class Trail:
                 self._missed, self._held_bytes = False, 0
                 async with aclosing(self._stored()) as stored:
                     async for entry in stored:
-                        look_s = FIRST_LOOK_S
                         yield entry
                 if not live or self._late:
                     return
-                while (heard := self._take()) or await self._more(look_s):
+                while (heard := self._take()) or await self._more():
                     if heard:
-                        look_s = FIRST_LOOK_S
                         yield heard
-                look_s = min(2 * look_s, LONGEST_LOOK_S)
         finally:
             if subscription is not None:
                 await subscription.aclose()
@@ -79,7 +74,7 @@ class Trail:
     async def _followed(self) -> Subscription | None:
         while True:
             try:
-                return await self._lite.follow(self._key, self._hear)
+                return await self._lite.follow(self._key, self._hear, lost=self._miss)
             except BusUnavailableError:
                 if self._late:
                     return None
@@ -89,8 +84,12 @@ class Trail:
         if len(self._held) < MOST_HELD and self._held_bytes < MOST_HELD_BYTES:
             self._held.append(entry)
             self._held_bytes += len(entry.data)
+            self._wake()
         else:
-            self._missed = True
+            self._miss()
+
+    def _miss(self) -> None:
+        self._missed = True
         self._wake()
 
     def _wake(self) -> None:
@@ -111,15 +110,14 @@ class Trail:
             self._held.clear()
         return None
 
-    async def _more(self, within_s: float) -> bool:
+    async def _more(self) -> bool:
         """Wait until something was heard; False if it is better to look into the store."""
         if self._missed or not self._live:
             return False
         if self._held:
             return True
         loop = asyncio.get_running_loop()
-        if self._until is not None:
-            within_s = min(within_s, self._until.remaining_s())
+        within_s = LOOK_S if self._until is None else self._until.earliest(LOOK_S)
         self._waiting = loop.create_future()
         # A plain timer: `asyncio.timeout` costs three times as much, and there may be one for each entry.
         late = loop.call_later(within_s, self._wake)
