@@ -158,9 +158,8 @@ class StreamReader:
                 if raw["type"] == "result":
                     if not self._is_end(entry.data):
                         continue
-                    if order.missing or self._lacks_final(raw):
-                        async for event in self._repaired(to_the_end=self._lacks_final(raw)):
-                            yield event
+                    async for event in self._rest(raw):
+                        yield event
                     return
                 payload = raw["payload"]
                 if "claim" in payload and (payload := await self._claimed(entry)) is None:
@@ -173,10 +172,15 @@ class StreamReader:
                     async for event in self._repaired():
                         yield event
 
-    def _lacks_final(self, result: dict[str, Any]) -> bool:
-        """Whether the producer has stored a final message before this result, and we have not seen it."""
-        order = self._order
-        return order.counts and not order.final and _epoch_of_result(result) == order.epoch
+    async def _rest(self, result: dict[str, Any]) -> AsyncGenerator[Event, None]:
+        """What is missing when the result is there."""
+        order, epoch = self._order, _epoch_of_result(result)
+        # Its producer stored a final message before it.
+        no_final = order.counts and not order.final and epoch == order.epoch
+        # If an older attempt came first after all, the newer one was not done, and has lost nothing.
+        if no_final or (order.missing and epoch in (0, order.epoch)):
+            async for event in self._repaired(to_the_end=no_final):
+                yield event
 
     async def _repaired(self, *, to_the_end: bool = False) -> AsyncGenerator[Event, None]:
         """What was missing, out of the store."""

@@ -497,6 +497,30 @@ async def test_a_newer_attempt_fences_an_older_one_that_goes_on(peer: Peer, key:
     assert seen == ["old 0", Restarted(2, 2), "new 0", "new 1"]
 
 
+async def test_an_outcome_is_found_though_an_older_attempt_went_on_after_it(client: Peer) -> None:
+    handle = await client.caller.submit("tell.words", {"count": 2})
+    assert (await handle.outcome()).unwrap() == 2
+    zombie = writer_of(client, handle.reply_to)
+    await zombie.write("too late")
+    await zombie.finish("result")
+
+    again = client.caller.resume(handle.ticket)
+
+    async with asyncio.timeout(SOON_S):
+        assert (await again.outcome()).unwrap() == 2
+    assert await all_of(again.chunks()) == [0, 1]
+
+
+async def test_if_the_older_attempt_ends_first_the_newer_has_lost_nothing(peer: Peer, key: str) -> None:
+    await put(peer, key, sequenceNumber=0, attempt=1, epoch=1, run="a", isFirst=True, chunk="old 0")
+    await put(peer, key, sequenceNumber=0, attempt=2, epoch=2, run="b", isFirst=True, chunk="new 0")
+    await put(peer, key, sequenceNumber=2, attempt=2, epoch=2, run="b", chunk="new 2")
+    await put(peer, key, sequenceNumber=1, attempt=1, epoch=1, run="a", isFinal=True, count=1)
+    await end(peer, key, attempt=1)
+
+    assert await values_of(peer, key) == ["old 0", Restarted(2, 2), "new 0"]
+
+
 async def test_two_runs_of_one_attempt_are_not_mixed(peer: Peer, key: str) -> None:
     """A server that was killed forgets what it delivered: the same attempt may run twice."""
     first, second = writer_of(peer, key), writer_of(peer, key)
