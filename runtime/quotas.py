@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from squadron.runtime.errors import QuotaExceededError
@@ -50,9 +52,12 @@ class Quotas:
         self._per_owner, self._in_all = per_owner, in_all
         self._rooms: dict[str, _Room] = {}
         self._counting = asyncio.Lock()
+        #: Topics that are being made.
+        self._making, self._all_made = 0, asyncio.Event()
 
-    async def enter(self, owner: str) -> None:
-        """Take up room for one topic.
+    @asynccontextmanager
+    async def room(self, owner: str) -> AsyncGenerator[None, None]:
+        """Room for one topic, which is to be made within.
 
         Raises:
             QuotaExceededError: there is none; `limit` and `owner` say which quota it was.
@@ -62,14 +67,27 @@ class Quotas:
             rooms = [await self._room(owner, self._per_owner), await self._room("", self._in_all)]
             for room in rooms:
                 room.left -= 1
+        self._making += 1
+        self._all_made.clear()
+        try:
+            yield
+        finally:
+            self._making -= 1
+            if not self._making:
+                self._all_made.set()
 
     async def _room(self, owner: str, limit: int) -> _Room:
         room, now = self._rooms.get(owner), self._clock.time()
         if room is None or room.until < now or (room.left <= 0 and not room.full):
-            held = await self._lite.count(life_of(self._subjects.lite_of(owner)))
-            left = math.ceil(max(0, limit - held) / 4)
+            pattern = life_of(self._subjects.lite_of(owner))
+            # Those that are being made may be counted already, or not.
+            free = limit - self._making - await self._lite.count(pattern)
+            if free <= 0 and self._making:
+                await self._all_made.wait()
+                free = limit - await self._lite.count(pattern)
             if len(self._rooms) >= MOST_ROOMS:
                 self._rooms.clear()
+            left = math.ceil(max(0, free) / 4)
             room = self._rooms[owner] = _Room(left, now + (COUNT_S if left else FULL_S), not left)
         if room.left <= 0:
             whose = f"{owner!r} has" if owner else "the environment has"
