@@ -18,6 +18,7 @@ from squadron.bridge.jetstream import embedded
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.bridge.memory import MemoryJournal
 from squadron.config import Settings
+from squadron.flow import Stream
 from squadron.runtime import streams, trail
 from squadron.runtime.caller import Ask
 from squadron.runtime.chunks import StreamReader
@@ -234,6 +235,16 @@ async def test_events_are_numbered_chunks_and_the_outcome_at_the_end(client: Pee
     assert events[-1] == Ended(await handle.outcome(), 600)
     assert await all_of(handle.events()) == events
     assert await all_of(handle.chunks()) == list(range(600))
+
+
+async def test_a_stream_has_its_events_and_then_its_outcome(client: Peer) -> None:
+    stream = Stream(client.caller.submit("tell.words", {"count": 2}), client.caller.outcome)
+
+    *chunks, ended = [event async for event in stream.events()]
+
+    assert chunks == [Chunk(0, 0, 1, 1), Chunk(1, 1, 1, 1)]
+    assert ended == Ended(await stream.outcome(), 2)
+    assert await all_of(stream) == [0, 1]
 
 
 async def test_a_failed_attempt_ends_its_stream_and_the_next_begins_anew(client: Peer) -> None:
