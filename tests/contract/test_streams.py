@@ -471,6 +471,47 @@ async def test_a_chunk_that_is_lost_in_a_long_stream_is_reported_while_it_goes_o
     writer.close()
 
 
+async def test_two_gaps_at_once_are_not_taken_for_a_loss(peer: Peer, key: str) -> None:
+    """The first is lost unless it is in the store; the second may be on its way still."""
+    behind = StreamReader(Behind(peer.lite, 3), peer.claims, key)  # type: ignore[arg-type]
+    for number in (*range(3), *range(4, WINDOW + 3), WINDOW + 4, 3):
+        await put(peer, key, sequenceNumber=number, attempt=1, epoch=1, chunk=number)
+    following = asyncio.create_task(all_of(behind.events()))
+    await put(peer, key, sequenceNumber=WINDOW + 3, attempt=1, epoch=1, chunk=WINDOW + 3)
+    await put(peer, key, sequenceNumber=WINDOW + 5, attempt=1, epoch=1, isFinal=True, count=WINDOW + 5)
+    await end(peer, key)
+
+    assert [chunk.value for chunk in await following] == list(range(WINDOW + 5))
+
+
+class Behind:
+    """A journal whose first look leaves out a chunk that later ones find."""
+
+    def __init__(self, journal: Any, number: int) -> None:
+        self._journal, self._leaves_out = journal, b'"sequenceNumber": %d,' % number
+        self._looked = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._journal, name)
+
+    async def read(self, *args: Any, **options: Any) -> AsyncIterator[Entry]:
+        looked, self._looked = self._looked, True
+        async for entry in self._journal.read(*args, **options):
+            if looked or self._leaves_out not in entry.data:
+                yield entry
+
+
+async def test_a_chunk_whose_payload_is_gone_from_the_vault_is_reported(client: Peer) -> None:
+    handle = await client.caller.submit("tell.mixed", {})
+    await handle.outcome()
+    await client.vault.drop((await stored(client, handle.reply_to))[0]["payload"]["claim"]["name"])
+
+    with pytest.raises(StreamGapError) as raised:
+        await all_of(handle.chunks())
+
+    assert (raised.value.first, raised.value.last) == (0, 0)
+
+
 async def _holds(peer: Peer, key: str, count: int) -> bool:
     return len(await stored(peer, key)) >= count
 
@@ -577,6 +618,8 @@ async def test_messages_of_foreign_producers_do_not_break_a_reader(peer: Peer, k
     await put(peer, key, sequenceNumber=0, run=7, chunk="odd run")
     await put(peer, key, child={"taskId": 1}, chunk=None)
     await put(peer, key, child={"taskId": 1})
+    await put(peer, key, child={"taskId": "1", "topic": "a.b", "liteTopic": peer.subjects.lite_of("reader")})
+    await put(peer, key, child={"taskId": "1", "topic": "a.b", "liteTopic": 7})
     await put(peer, key, claim={"name": 1})
     await put(peer, key, "event", chunk="no stream")
     await put(peer, key, "result", content="bare data")
