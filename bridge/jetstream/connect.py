@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import math
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, NamedTuple, TypeVar
@@ -259,11 +260,13 @@ class Connection:
     async def request_many(self, subject: str, data: bytes) -> list[Heard]:
         """One direct get of a batch: the entries, until the server says that it is over (ADR-31 of NATS).
 
+        If the connection is lost on the way, those that came are the answer: they come in order.
+
         Raises:
             BusUnavailableError: the end did not come in time, or nobody answers.
         """
         answers: list[Heard] = []
-        ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        ended: asyncio.Future[str] = self._loop.create_future()
 
         def collect(msg: Heard) -> None:
             headers = msg.headers
@@ -273,6 +276,8 @@ class Connection:
                 ended.set_result(headers.get("Status", ""))
 
         inbox = self.client.new_inbox()
+        # To be told when the connection is lost.
+        self._questions[inbox] = _Question(ended, subject, math.inf, _whole)
         try:
             subscription = await self.listen(inbox, collect)
             try:
@@ -282,8 +287,12 @@ class Connection:
                     status = await ended
             finally:
                 await subscription.unsubscribe()
-        except (TimeoutError, nats.errors.Error, OSError) as error:
+        except (TimeoutError, BusUnavailableError, nats.errors.Error, OSError) as error:
+            if answers:
+                return answers
             raise BusUnavailableError(f"no answer on {subject}: {error or type(error).__name__}") from None
+        finally:
+            self._questions.pop(inbox, None)
         if status not in _BATCH_ENDS:
             raise BusUnavailableError(f"{subject} answered with status {status!r}")
         return answers

@@ -99,6 +99,13 @@ class JetStreamJournal:
         found = await self._fetch(pattern, {"seq": 1}, 1)
         return int(found[0].headers["Nats-Num-Pending"]) + 1 if found else 0
 
+    async def keys(self) -> int:
+        """How many keys there are."""
+        answer = await self._connection.api(f"STREAM.INFO.{self._stream}", {})
+        if error := answer.get("error"):
+            raise BusUnavailableError(f"{self._stream}: {error.get('description')}")
+        return int(answer["state"].get("num_subjects", 0))
+
     async def last(self, key: str) -> Entry | None:
         """The newest entry of one key, or of all that match a pattern: the server finds it as fast."""
         answer = await self._connection.request(f"$JS.API.DIRECT.GET.{self._stream}.{key}", b"")

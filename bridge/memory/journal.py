@@ -124,6 +124,9 @@ class MemoryJournal:
     async def count(self, pattern: str) -> int:
         return sum(subject_matches(pattern, stored.entry.key) for stored in self._living())
 
+    async def keys(self) -> int:
+        return len({stored.entry.key for stored in self._living()})
+
     async def last(self, key: str) -> Entry | None:
         wild = "*" in key
         return next(
