@@ -27,8 +27,9 @@ from squadron.runtime.errors import (
 )
 from squadron.runtime.handle import Handle
 from squadron.runtime.lite import LiteTopics
+from squadron.runtime.lite_journal import LiteJournal
 from squadron.runtime.outcome import LITE_TTL_S, Cancelled, Outcome, Rejected, Undeliverable, outcome_msg_id
-from squadron.runtime.ports import Clock, EventLog, LiteJournal, Note, Queue, Subscription, UnreliableBus
+from squadron.runtime.ports import Clock, EventLog, Note, Queue, Subscription, UnreliableBus
 from squadron.runtime.registry import Registry
 from squadron.runtime.rooms import RETRY_AFTER_S, Rooms
 from squadron.runtime.route import Route
@@ -55,9 +56,8 @@ ANYBODY, UNLIMITED = Route(), Budget()
 class Ask:
     """How a task is to be sent; everything has a default.
 
-    `owner` names the lite topics that the outcomes come back on: whoever takes over under the same name
-    finds them there. `within_s` bounds the whole call, `start_within_s` the wait for a replica that begins.
-    With `nested`, readers of its stream see those of the tasks that it asks, too.
+    `owner` names the lite topics that the outcomes come back on: whoever takes over under it finds them there.
+    `within_s` bounds the call, `start_within_s` the wait for a replica; `nested` adds the streams of what it asks.
     """
 
     within_s: float = DEFAULT_WITHIN_S

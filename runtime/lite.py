@@ -13,8 +13,9 @@ from squadron.runtime.envelope import AgentIdentity, pack
 from squadron.runtime.errors import BusUnavailableError, FencedError, InvalidInputError
 from squadron.runtime.exclusive import cursor_key
 from squadron.runtime.lite_feed import LiteFeed
+from squadron.runtime.lite_journal import END_HEADER, LiteJournal
 from squadron.runtime.lite_reader import LiteReader, LiteStart, check_lite_start
-from squadron.runtime.ports import END_HEADER, Clock, LiteJournal
+from squadron.runtime.ports import Clock
 from squadron.runtime.quotas import IN_ALL, PER_OWNER, Quotas
 from squadron.runtime.subjects import Subjects, life_of, token_of
 

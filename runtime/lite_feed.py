@@ -9,8 +9,9 @@ from typing import Literal, Self
 from squadron.runtime.errors import SquadronError
 from squadron.runtime.follow import Follower, FollowStatistics
 from squadron.runtime.followed import Batch
+from squadron.runtime.lite_journal import END_HEADER, LiteJournal
 from squadron.runtime.lite_reader import End, LiteMessage, LiteStart, Tail, before_tail, check_lite_start, read_end
-from squadron.runtime.ports import END_HEADER, Clock, LiteJournal
+from squadron.runtime.ports import Clock
 from squadron.runtime.subjects import Subjects
 
 #: A message that is older than this when it is handed out, in seconds, counts as a use of its topic; who stored

@@ -20,7 +20,8 @@ from squadron.runtime.errors import BusUnavailableError, InvalidInputError, Inva
 from squadron.runtime.exclusive import ExclusiveCursor
 from squadron.runtime.follow import Follower
 from squadron.runtime.followed import Batch
-from squadron.runtime.ports import END_HEADER, Clock, Entry, Headers, LiteJournal
+from squadron.runtime.lite_journal import END_HEADER, LiteJournal
+from squadron.runtime.ports import Clock, Entry, Headers
 from squadron.runtime.subjects import life_of
 
 #: How often a reader says that it uses the topic, in seconds.

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    import asyncio
-
     from squadron.runtime.deployment import AgentState, Deployment
     from squadron.runtime.durable import EventGroup
 
@@ -16,10 +14,6 @@ Headers = Mapping[str, str]
 
 #: Above the first a payload travels as a claim, above the second not at all; settings may say otherwise.
 OVER_BYTES, MOST_BYTES = 512 * 1024, 128 * 1024 * 1024
-
-
-#: Header of the entry that ends a lite topic: "closed" or "expired".
-END_HEADER = "Squadron-End"
 
 
 class Clock(Protocol):
@@ -262,20 +256,6 @@ class Journal(Protocol):
         """
         ...
 
-    async def append_soon(
-        self, key: str, data: bytes, *, ttl_s: float | None = None, msg_id: str | None = None
-    ) -> asyncio.Future[int]:
-        """Send one entry without waiting until it is stored; the future ends with its sequence.
-
-        What one process sends is stored in that order, until its connection breaks. The future fails with a
-        `BusUnavailableError` if the entry is not acknowledged in time: sent again with the same `msg_id`, it is
-        stored once.
-
-        Raises:
-            MessageTooLargeError: larger than the server takes.
-        """
-        ...
-
     async def last(self, key: str) -> Entry | None:
         """The newest entry of one key, or of all that match a pattern."""
         ...
@@ -320,45 +300,6 @@ class Journal(Protocol):
         Raises:
             BusUnavailableError: not acknowledged in time.
         """
-        ...
-
-
-class LiteJournal(Journal, Protocol):
-    """The journal of lite topics, whose keys can end."""
-
-    async def end(self, key: str, data: bytes, *, keep_s: float, expect_seq: int | None = None) -> int:
-        """Append an end marker ("closed") and drop what the key held, in one step; returns its sequence.
-
-        Args:
-            keep_s: how long the marker itself is kept.
-            expect_seq: as in `append`.
-
-        Raises:
-            FencedError: `expect_seq` did not fit.
-            BusUnavailableError: not acknowledged in time; ending it again is safe.
-        """
-        ...
-
-    async def end_at(
-        self, key: str, data: bytes, *, at: float, keep_s: float, expect_seq: int | None = None
-    ) -> int:
-        """Have the store do that by itself ("expired") at a time, in seconds since the epoch.
-
-        The order is the one entry of `life_of(key)`, with `data`: another one replaces it, to erase it revokes it.
-        Servers before 2.14 keep what is before the marker.
-
-        Raises:
-            FencedError: the order there is not the one of `expect_seq`.
-            BusUnavailableError: not acknowledged in time; ordering it again is safe.
-        """
-        ...
-
-    async def count(self, pattern: str) -> int:
-        """How many entries have a key that matches; takes the longer the more there are: 0.3 s for a million."""
-        ...
-
-    async def keys(self) -> int:
-        """How many keys there are, those of orders included; known at once, however many there are."""
         ...
 
 

@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from squadron.runtime.errors import QuotaExceededError
-from squadron.runtime.ports import Clock, LiteJournal
+from squadron.runtime.lite_journal import LiteJournal
+from squadron.runtime.ports import Clock
 from squadron.runtime.subjects import Subjects, life_of
 
 #: Most topics of one owner, and of an environment; RocketMQ allows 2,000 to a client and 20,000 to a broker.

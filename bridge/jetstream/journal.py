@@ -17,7 +17,8 @@ from squadron.bridge.jetstream.bus import listen
 from squadron.bridge.jetstream.client import Heard
 from squadron.bridge.jetstream.connect import RECONNECT_WAIT_S, Connection
 from squadron.runtime.errors import BusUnavailableError, FencedError
-from squadron.runtime.ports import END_HEADER, Entry, Subscription
+from squadron.runtime.lite_journal import END_HEADER
+from squadron.runtime.ports import Entry, Subscription
 from squadron.runtime.subjects import life_of, live_of
 
 #: Entries per direct-get batch.
