@@ -53,9 +53,7 @@ class JetStreamJournal:
         expect_seq: int | None = None,
     ) -> int:
         """Append one entry and return its sequence; it is stored when this returns."""
-        headers = {} if ttl_s is None else {"Nats-TTL": _seconds(ttl_s)}
-        if msg_id is not None:
-            headers["Nats-Msg-Id"] = msg_id
+        headers = _headers(ttl_s, msg_id)
         give_up_at = time.monotonic() + PERSIST_S
         while True:
             try:
@@ -65,6 +63,13 @@ class JetStreamJournal:
                 if msg_id is None or expect_seq is not None or time.monotonic() > give_up_at:
                     raise
                 await asyncio.sleep(RECONNECT_WAIT_S)
+
+    async def append_soon(
+        self, key: str, data: bytes, *, ttl_s: float | None = None, msg_id: str | None = None
+    ) -> asyncio.Future[int]:
+        """Send one entry without waiting until it is stored; the future ends with its sequence."""
+        await self._connection.client.give_way()
+        return self._connection.ask(key, data, read_ack, headers=_headers(ttl_s, msg_id))
 
     async def _put(self, key: str, data: bytes, headers: dict[str, str], expect_seq: int | None) -> int:
         if expect_seq is not None:
@@ -196,6 +201,15 @@ class JetStreamJournal:
         answer = await self._connection.api(f"STREAM.PURGE.{self._stream}", {"filter": key, **below})
         if error := answer.get("error"):
             raise BusUnavailableError(f"{key} can't be erased: {error.get('description')}")
+
+
+def _headers(ttl_s: float | None, msg_id: str | None) -> dict[str, str]:
+    headers = {}
+    if ttl_s is not None:
+        headers["Nats-TTL"] = _seconds(ttl_s)
+    if msg_id is not None:
+        headers["Nats-Msg-Id"] = msg_id
+    return headers
 
 
 def _seconds(time_s: float) -> str:
