@@ -26,8 +26,9 @@ from squadron.runtime.errors import (
     MessageTooLargeError,
 )
 from squadron.runtime.handle import Handle
+from squadron.runtime.lite import LiteTopics
 from squadron.runtime.outcome import LITE_TTL_S, Cancelled, Outcome, Rejected, Undeliverable, outcome_msg_id
-from squadron.runtime.ports import Clock, EventLog, Journal, Note, Queue, Subscription, UnreliableBus
+from squadron.runtime.ports import Clock, EventLog, LiteJournal, Note, Queue, Subscription, UnreliableBus
 from squadron.runtime.registry import Registry
 from squadron.runtime.rooms import RETRY_AFTER_S, Rooms
 from squadron.runtime.route import Route
@@ -81,14 +82,16 @@ class Caller:
         *,
         queue: Queue,
         events: EventLog,
-        lite: Journal,
+        lite: LiteJournal,
         bus: UnreliableBus,
         registry: Registry,
         claims: Claims,
         clock: Clock,
+        lite_topics: LiteTopics | None = None,
     ) -> None:
         self.identity, self.subjects, self.registry, self.clock = identity, subjects, registry, clock
         self.queue, self.lite, self.bus, self.claims = queue, lite, bus, claims
+        self.lite_topics = lite_topics or LiteTopics(identity, subjects, lite=lite, clock=clock)
         self._events = events
         self._rooms = Rooms(queue, clock)
         self._owner = token_of(identity.id)

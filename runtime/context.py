@@ -12,7 +12,9 @@ from squadron.runtime.budget import Budget, Deadline
 from squadron.runtime.caller import DEFAULT_WITHIN_S, Ask, Caller
 from squadron.runtime.envelope import AgentMessage, pack
 from squadron.runtime.handle import Handle
+from squadron.runtime.lite import LiteTopic
 from squadron.runtime.outcome import Outcome
+from squadron.runtime.ports import END_HEADER
 from squadron.runtime.subjects import token_of
 
 if TYPE_CHECKING:
@@ -123,6 +125,13 @@ class Context:
         self._children.add(handle)
         return handle
 
+    def lite(self, id: str = "", owner: str = "", *, ttl_s: float | None = None) -> LiteTopic:
+        """A lite topic to publish on and read from, of this process unless it names another owner.
+
+        See `LiteTopics.topic`.
+        """
+        return self._caller.lite_topics.topic(id, owner, ttl_s=ttl_s)
+
     @property
     def cancelled(self) -> bool:
         """Whether the work is to stop: somebody cancelled the task, or its time is up.
@@ -156,7 +165,8 @@ class Context:
 
     async def recall(self, *, most: int = 50) -> list[Any]:
         """The newest `most` items this agent remembers of the conversation, oldest first."""
-        items = [json.loads(entry.data) async for entry in self._caller.lite.read(self._memory_key)]
+        stored = self._caller.lite.read(self._memory_key)
+        items = [json.loads(entry.data) async for entry in stored if END_HEADER not in entry.headers]
         return items[max(0, len(items) - most) :]
 
     @property

@@ -98,6 +98,14 @@ class FencedError(SquadronError):
     """Somebody else already wrote past the expected sequence."""
 
 
+class QuotaExceededError(SquadronError):
+    """There are as many lite topics as may be: `limit` of them, of `owner` or, if that is empty, in all."""
+
+    def __init__(self, message: str, *, owner: str = "", limit: int = 0, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.owner, self.limit = owner, limit
+
+
 class BusUnavailableError(SquadronError):
     """NATS can't be reached, or did not acknowledge in time."""
 

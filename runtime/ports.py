@@ -16,6 +16,10 @@ Headers = Mapping[str, str]
 OVER_BYTES, MOST_BYTES = 512 * 1024, 128 * 1024 * 1024
 
 
+#: Header of the entry that ends a lite topic: "closed" or "expired".
+END_HEADER = "Squadron-End"
+
+
 class Clock(Protocol):
     """Time, so that tests can turn it."""
 
@@ -257,7 +261,7 @@ class Journal(Protocol):
         ...
 
     async def last(self, key: str) -> Entry | None:
-        """The newest entry of one key."""
+        """The newest entry of one key, or of all that match a pattern."""
         ...
 
     async def latest(self, pattern: str) -> list[Entry]:
@@ -276,11 +280,17 @@ class Journal(Protocol):
         """
         ...
 
-    async def follow(self, pattern: str, sink: Callable[[Entry], None]) -> Subscription:
+    async def follow(
+        self, pattern: str, sink: Callable[[Entry], None], *, lost: Callable[[], None] | None = None
+    ) -> Subscription:
         """Hear of each entry right after it was stored, with `Entry.previous`; active on return.
 
         At most once: what is missed shows as an entry whose `previous` was never heard, and can be read. Only of
         lite topics; `sink` must not block.
+
+        Args:
+            lost: called when the connection is lost, before anything that came after it is heard: what is stored
+                until it is back is not heard. It must not block.
 
         Raises:
             InvalidSubjectError: `pattern` is not of lite topics.
@@ -294,6 +304,41 @@ class Journal(Protocol):
         Raises:
             BusUnavailableError: not acknowledged in time.
         """
+        ...
+
+
+class LiteJournal(Journal, Protocol):
+    """The journal of lite topics, whose keys can end."""
+
+    async def end(self, key: str, data: bytes, *, keep_s: float, expect_seq: int | None = None) -> int:
+        """Append an end marker ("closed") and drop what the key held, in one step; returns its sequence.
+
+        Args:
+            keep_s: how long the marker itself is kept.
+            expect_seq: as in `append`.
+
+        Raises:
+            FencedError: `expect_seq` did not fit.
+            BusUnavailableError: not acknowledged in time; ending it again is safe.
+        """
+        ...
+
+    async def end_at(
+        self, key: str, data: bytes, *, at: float, keep_s: float, expect_seq: int | None = None
+    ) -> int:
+        """Have the store do that by itself ("expired") at a time, in seconds since the epoch.
+
+        The order is the one entry of `life_of(key)`, with `data`: another one replaces it, to erase it revokes it.
+        Servers before 2.14 keep what is before the marker.
+
+        Raises:
+            FencedError: the order there is not the one of `expect_seq`.
+            BusUnavailableError: not acknowledged in time; ordering it again is safe.
+        """
+        ...
+
+    async def count(self, pattern: str) -> int:
+        """How many entries have a key that matches."""
         ...
 
 

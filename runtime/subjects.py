@@ -245,10 +245,23 @@ def live_of(pattern: str) -> str:
     Raises:
         InvalidSubjectError: `pattern` is not of lite topics.
     """
+    return _beside(pattern, "live")
+
+
+def life_of(pattern: str) -> str:
+    """Where it is stored when these lite topics are to end.
+
+    Raises:
+        InvalidSubjectError: `pattern` is not of lite topics.
+    """
+    return _beside(pattern, "life")
+
+
+def _beside(pattern: str, kind: str) -> str:
     tokens = pattern.split(".")
     if len(tokens) != 5 or tokens[2] != "lite":
         raise InvalidSubjectError(f"{pattern!r} is not of lite topics", hint=f"{ROOT}.ENV.lite.OWNER.ID")
-    return ".".join((*tokens[:2], "live", *tokens[3:]))
+    return ".".join((*tokens[:2], kind, *tokens[3:]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,9 +289,9 @@ class Subjects:
         """The lite topic `id` of `owner`."""
         return str(LiteSubject(self.environment, check_token(owner, "owner"), check_token(id, "id")))
 
-    def lite_of(self, owner: str) -> str:
-        """Pattern of all lite topics of `owner`."""
-        return f"{ROOT}.{self.environment}.lite.{check_token(owner, 'owner')}.*"
+    def lite_of(self, owner: str = "") -> str:
+        """Pattern of all lite topics, or of those of `owner`."""
+        return f"{ROOT}.{self.environment}.lite.{check_token(owner, 'owner') if owner else '*'}.*"
 
     def result(self, topic: str) -> str:
         """Where the outcome of a task that named no `replyTo` is announced."""

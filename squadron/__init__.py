@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from squadron.actors.marks import on, on_durable, topic
     from squadron.config import Settings
     from squadron.runtime.context import Context
-    from squadron.runtime.errors import Retry, SquadronError, Terminal
+    from squadron.runtime.errors import QuotaExceededError, Retry, SquadronError, Terminal
+    from squadron.runtime.lite import LiteTopic
+    from squadron.runtime.lite_reader import End, LiteMessage, Tail
     from squadron.runtime.outcome import (
         Answer,
         Cancelled,
@@ -37,9 +39,13 @@ _HOMES = {
     "Cancelled": "runtime.outcome",
     "Context": "runtime.context",
     "DeadLettered": "runtime.outcome",
+    "End": "runtime.lite_reader",
     "Expired": "runtime.outcome",
     "Failed": "runtime.outcome",
+    "LiteMessage": "runtime.lite_reader",
+    "LiteTopic": "runtime.lite",
     "Outcome": "runtime.outcome",
+    "QuotaExceededError": "runtime.errors",
     "Rejected": "runtime.outcome",
     "Result": "runtime.outcome",
     "Retry": "runtime.errors",
@@ -47,6 +53,7 @@ _HOMES = {
     "Settings": "config",
     "Squad": "squad",
     "SquadronError": "runtime.errors",
+    "Tail": "runtime.lite_reader",
     "Terminal": "runtime.errors",
     "TimedOut": "runtime.outcome",
     "Undeliverable": "runtime.outcome",
@@ -61,9 +68,13 @@ __all__ = [
     "Cancelled",
     "Context",
     "DeadLettered",
+    "End",
     "Expired",
     "Failed",
+    "LiteMessage",
+    "LiteTopic",
     "Outcome",
+    "QuotaExceededError",
     "Rejected",
     "Result",
     "Retry",
@@ -71,6 +82,7 @@ __all__ = [
     "Settings",
     "Squad",
     "SquadronError",
+    "Tail",
     "Terminal",
     "TimedOut",
     "Undeliverable",

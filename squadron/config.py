@@ -20,6 +20,7 @@ from platformdirs import user_data_dir
 
 from squadron.runtime.errors import ConfigError
 from squadron.runtime.ports import MOST_BYTES, OVER_BYTES
+from squadron.runtime.quotas import IN_ALL, PER_OWNER
 
 #: Field of `Settings` → the environment variable it is read from. Those of NATS and Ray carry the names that
 #: their own command lines use (`nats`, `ray`), so that a shell set up for those tools works here unchanged.
@@ -39,6 +40,8 @@ VARIABLES: Mapping[str, str] = {
     "deaf_after_s": "SQUADRON_DEAF_AFTER_S",
     "claim_over_bytes": "SQUADRON_CLAIM_OVER_BYTES",
     "max_message_bytes": "SQUADRON_MAX_MESSAGE_BYTES",
+    "lite_topics_per_owner": "SQUADRON_LITE_TOPICS_PER_OWNER",
+    "lite_topics": "SQUADRON_LITE_TOPICS",
     "log_level": "SQUADRON_LOG_LEVEL",
 }
 
@@ -53,6 +56,7 @@ _BYTES = ("claim_over_bytes", "max_message_bytes")
 #: Smallest `claim_over_bytes`: an envelope alone takes a part of this. Largest `max_message_bytes`: a message is
 #: whole in the memory of its sender and of its replica, several times.
 _LEAST_BYTES, _MOST_BYTES = 16 * 1024, 1024**3
+_TOPICS = ("lite_topics_per_owner", "lite_topics")
 _FILES = ("nats_user_credentials", "nats_nkey_seed_file", "nats_tls_ca", "nats_tls_cert", "nats_tls_key")
 
 
@@ -119,6 +123,13 @@ class Settings:
     """Bytes of the largest message, claim check or not, 1073741824 at most; more is rejected before anything is
     sent. `SQUADRON_MAX_MESSAGE_BYTES`."""
 
+    lite_topics_per_owner: int = PER_OWNER
+    """Most lite topics with a life that one owner may have; who would make another is refused.
+    `SQUADRON_LITE_TOPICS_PER_OWNER`."""
+
+    lite_topics: int = IN_ALL
+    """Most lite topics with a life in the environment. `SQUADRON_LITE_TOPICS`."""
+
     log_level: str = "INFO"
     """DEBUG, INFO, WARNING, ERROR or CRITICAL. `SQUADRON_LOG_LEVEL`."""
 
@@ -150,6 +161,9 @@ class Settings:
         if not (self.claim_over_bytes <= self.max_message_bytes <= _MOST_BYTES):
             fix = f"give a number of bytes from claim_over_bytes ({self.claim_over_bytes}) to {_MOST_BYTES}"
             raise _bad("max_message_bytes", str(self.max_message_bytes), fix)
+        for name in _TOPICS:
+            if getattr(self, name) < 1:
+                raise _bad(name, str(getattr(self, name)), "give 1 or more")
         if self.log_level not in _LOG_LEVELS:
             raise _bad("log_level", self.log_level, f"use one of {', '.join(_LOG_LEVELS)}")
 
@@ -203,6 +217,11 @@ def _parse(name: str, raw: Any) -> Any:
             return int(raw)
         except (TypeError, ValueError):
             raise _bad(name, str(raw), "give a whole number of bytes, like 524288") from None
+    if name in _TOPICS:
+        try:
+            return int(raw)
+        except (TypeError, ValueError):
+            raise _bad(name, str(raw), "give a whole number, like 100000") from None
     text = str(raw).strip()
     return text.upper() if name == "log_level" else text
 

@@ -28,6 +28,7 @@ from squadron.runtime.errors import (
 )
 from squadron.runtime.handle import Handle
 from squadron.runtime.letters import DeadLetters
+from squadron.runtime.lite import LiteTopic
 from squadron.runtime.outcome import Outcome
 from squadron.runtime.route import Route
 from squadron.runtime.subjects import NORMAL_PRIORITY, check_pattern
@@ -215,6 +216,23 @@ class Squad(Fleet):
         events = Events()
         subject = self._wiring.subjects.event(check_pattern(pattern))
         return events.attach(await self._wiring.bus.subscribe(subject, events.hear))
+
+    def lite(self, id: str = "", owner: str = "", *, ttl_s: float | None = None) -> LiteTopic:
+        """A lite topic: publish on it, read it, from the start or from where you were, and close it.
+
+        Nothing happens on the wire: it is there from its first message on, which any NATS client may send.
+
+        Args:
+            id: a token; a fresh one by default.
+            owner: a token; this process's own by default.
+            ttl_s: how long it lives after each use, from 1 second to 30 days; by default what it lives already, or
+                a day.
+
+        Raises:
+            InvalidSubjectError: `id` or `owner` is not a token.
+            InvalidInputError: `ttl_s` is out of its range.
+        """
+        return self._wiring.caller.lite_topics.topic(id, owner, ttl_s=ttl_s)
 
     async def publish_durable(
         self, topic: str, content: Any, *, event_id: str = "", conversation_id: str = ""

@@ -12,6 +12,8 @@ from squadron.flow import Events
 from squadron.runtime.envelope import AgentMessage
 from squadron.runtime.handle import Handle
 from squadron.runtime.letters import DeadLetter, DeadLetters, Redriven
+from squadron.runtime.lite import LiteTopic
+from squadron.runtime.lite_reader import End, LiteMessage, LiteStart
 from squadron.runtime.outcome import Outcome
 from squadron.runtime.topics import ScoredTopic
 
@@ -119,6 +121,10 @@ class SyncSquad:
         finally:
             self._wait(events.aclose())
 
+    def lite(self, id: str = "", owner: str = "", **options: Any) -> SyncLiteTopic:
+        """See `Squad.lite`."""
+        return SyncLiteTopic(self._squad.lite(id, owner, **options), self._wait)
+
     def publish(self, topic: str, content: Any, **options: Any) -> None:
         """See `Squad.publish`."""
         self._wait(self._squad.publish(topic, content, **options))
@@ -186,6 +192,34 @@ class SyncDeadLetters:
         """See `DeadLetters.drop`."""
         dropped: int = self._wait(self._letters.drop(*ids, **options))
         return dropped
+
+
+class SyncLiteTopic:
+    """See `LiteTopic`; every call blocks until it is done."""
+
+    def __init__(self, topic: LiteTopic, wait: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
+        self.key, self.owner, self.id, self.ttl_s = topic.key, topic.owner, topic.id, topic.ttl_s
+        self._topic, self._wait = topic, wait
+
+    def publish(self, content: Any, **options: Any) -> int:
+        """See `LiteTopic.publish`."""
+        seq: int = self._wait(self._topic.publish(content, **options))
+        return seq
+
+    def read(self, start: LiteStart = "first", *, live: bool = True) -> Generator[LiteMessage, None, End | None]:
+        """See `LiteTopic.read`; a plain iterator over the messages, which returns how the topic ended."""
+        reader = self._topic.read(start, live=live)
+        try:
+            while True:
+                yield self._wait(_next(reader))
+        except StopAsyncIteration:
+            return reader.end
+        finally:
+            self._wait(reader.aclose())
+
+    def close(self) -> None:
+        """See `LiteTopic.close`."""
+        self._wait(self._topic.close())
 
 
 async def _next(chunks: AsyncIterator[Any]) -> Any:

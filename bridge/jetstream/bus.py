@@ -16,11 +16,13 @@ from squadron.runtime.ports import Note, Subscription
 class JetStreamSubscription:
     """A live core subscription."""
 
-    def __init__(self, subscription: NatsSubscription) -> None:
-        self._subscription = subscription
+    def __init__(self, subscription: NatsSubscription, closed: Callable[[], None] | None = None) -> None:
+        self._subscription, self._closed = subscription, closed
 
     async def aclose(self) -> None:
         """Stop listening. May be called twice."""
+        if self._closed is not None:
+            self._closed()
         try:
             await self._subscription.unsubscribe()
         except (nats.errors.Error, ValueError):
@@ -29,9 +31,16 @@ class JetStreamSubscription:
 
 
 async def listen(
-    connection: Connection, pattern: str, hear: Callable[[Msg], None], *, group: str = ""
+    connection: Connection,
+    pattern: str,
+    hear: Callable[[Msg], None],
+    *,
+    group: str = "",
+    lost: Callable[[], None] | None = None,
 ) -> Subscription:
     """Hear everything on `pattern`, straight from the read loop; the server knows of it when this returns.
+
+    `lost` is called each time the connection is lost, before anything that comes after it is heard.
 
     Raises:
         BusUnavailableError: the server can't be reached.
@@ -41,7 +50,10 @@ async def listen(
         await connection.flush()
     except (nats.errors.Error, TimeoutError, OSError) as error:
         raise BusUnavailableError(f"can't subscribe to {pattern}: {error}") from None
-    return JetStreamSubscription(subscription)
+    if lost is None:
+        return JetStreamSubscription(subscription)
+    connection.on_disconnect(lost)
+    return JetStreamSubscription(subscription, lambda: connection.off_disconnect(lost))
 
 
 class CoreBus:

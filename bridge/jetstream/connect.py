@@ -56,6 +56,7 @@ class Connection:
         #: When it was made, or came back, in seconds since the epoch.
         self.connected_at = time.time()
         self._on_reconnect: list[Callable[[], Awaitable[None]]] = []
+        self._on_disconnect: list[Callable[[], None]] = []
         self._background: set[asyncio.Task[None]] = set()
         self._inbox = client.new_inbox()
         self._tokens = map(str, itertools.count())
@@ -93,8 +94,22 @@ class Connection:
         if sink in self._on_reconnect:
             self._on_reconnect.remove(sink)
 
+    def on_disconnect(self, sink: Callable[[], None]) -> None:
+        """Call `sink` each time the connection is lost, before there is a new one. It must not raise."""
+        self._on_disconnect.append(sink)
+
+    def off_disconnect(self, sink: Callable[[], None]) -> None:
+        """Call `sink` no more; one that was never to be called is fine."""
+        if sink in self._on_disconnect:
+            self._on_disconnect.remove(sink)
+
     async def disconnected(self) -> None:
         """End the wait for answers: they went to the old connection. Must not raise or wait, as the next."""
+        for sink in list(self._on_disconnect):
+            sink()
+        self._give_up_questions()
+
+    def _give_up_questions(self) -> None:
         for answer in self._questions.values():
             if not answer.done():
                 answer.set_exception(nats.errors.Error("the connection was lost meanwhile"))
@@ -102,7 +117,7 @@ class Connection:
     async def reconnected(self) -> None:
         """Tell everybody who asked. Must not raise or wait: nats-py awaits it in its reconnect path."""
         self.connected_at = time.time()
-        await self.disconnected()
+        self._give_up_questions()
         for sink in self._on_reconnect:
             self._background_task(self._tell(sink), "reconnected")
 

@@ -17,8 +17,8 @@ from pydantic_core import from_json
 from squadron.bridge.jetstream.bus import listen
 from squadron.bridge.jetstream.connect import RECONNECT_WAIT_S, Connection
 from squadron.runtime.errors import BusUnavailableError, FencedError
-from squadron.runtime.ports import Entry, Subscription
-from squadron.runtime.subjects import live_of
+from squadron.runtime.ports import END_HEADER, Entry, Subscription
+from squadron.runtime.subjects import life_of, live_of
 
 #: Entries per direct-get batch.
 BATCH = 512
@@ -52,25 +52,49 @@ class JetStreamJournal:
         expect_seq: int | None = None,
     ) -> int:
         """Append one entry and return its sequence; it is stored when this returns."""
-        headers = {}
-        if ttl_s is not None:
-            headers["Nats-TTL"] = f"{max(1, math.ceil(ttl_s))}s"
+        headers = {} if ttl_s is None else {"Nats-TTL": _seconds(ttl_s)}
         if msg_id is not None:
             headers["Nats-Msg-Id"] = msg_id
-        if expect_seq is not None:
-            headers["Nats-Expected-Last-Subject-Sequence"] = str(expect_seq)
         give_up_at = time.monotonic() + PERSIST_S
         while True:
             try:
-                return read_ack(await self._connection.request(key, data, headers=headers), key)
+                return await self._put(key, data, headers, expect_seq)
             except BusUnavailableError:
                 # With an id the same entry is stored once, so that it may be sent again.
                 if msg_id is None or expect_seq is not None or time.monotonic() > give_up_at:
                     raise
                 await asyncio.sleep(RECONNECT_WAIT_S)
 
+    async def _put(self, key: str, data: bytes, headers: dict[str, str], expect_seq: int | None) -> int:
+        if expect_seq is not None:
+            headers["Nats-Expected-Last-Subject-Sequence"] = str(expect_seq)
+        return read_ack(await self._connection.request(key, data, headers=headers), key)
+
+    async def end(self, key: str, data: bytes, *, keep_s: float, expect_seq: int | None = None) -> int:
+        """Append an end marker and drop what the key held, in one step."""
+        headers = {END_HEADER: "closed", "Nats-Rollup": "sub", "Nats-TTL": _seconds(keep_s)}
+        return await self._put(key, data, headers, expect_seq)
+
+    async def end_at(
+        self, key: str, data: bytes, *, at: float, keep_s: float, expect_seq: int | None = None
+    ) -> int:
+        """Have the server do so by itself, by a message schedule (ADR-51 of NATS)."""
+        headers = {
+            END_HEADER: "expired",
+            "Nats-Schedule": f"@at {datetime.fromtimestamp(at, UTC).isoformat()}",
+            "Nats-Schedule-Target": key,
+            "Nats-Schedule-Rollup": "sub",
+            "Nats-Schedule-TTL": _seconds(keep_s),
+        }
+        return await self._put(life_of(key), data, headers, expect_seq)
+
+    async def count(self, pattern: str) -> int:
+        """How many entries have a key that matches: the server says how many come after the first."""
+        found = await self._fetch(pattern, {"seq": 1}, 1)
+        return int(found[0].headers["Nats-Num-Pending"]) + 1 if found else 0
+
     async def last(self, key: str) -> Entry | None:
-        """The newest entry of one key."""
+        """The newest entry of one key, or of all that match a pattern: the server finds it as fast."""
         answer = await self._connection.request(f"$JS.API.DIRECT.GET.{self._stream}.{key}", b"")
         headers = answer.headers or {}
         if "Nats-Sequence" not in headers:
@@ -107,7 +131,9 @@ class JetStreamJournal:
             if waking is not None:
                 await waking.aclose()
 
-    async def follow(self, pattern: str, sink: Callable[[Entry], None]) -> Subscription:
+    async def follow(
+        self, pattern: str, sink: Callable[[Entry], None], *, lost: Callable[[], None] | None = None
+    ) -> Subscription:
         """Hear of each entry right after it was stored, by the stream's `republish`; active on return."""
 
         def hear(msg: Msg) -> None:
@@ -115,7 +141,7 @@ class JetStreamJournal:
             with contextlib.suppress(LookupError, ValueError):
                 sink(_entry(msg, previous=int((msg.headers or {})["Nats-Last-Sequence"])))
 
-        return await listen(self._connection, live_of(pattern), hear)
+        return await listen(self._connection, live_of(pattern), hear, lost=lost)
 
     async def _until_more(self, pattern: str, start: dict[str, Any], woken: asyncio.Event) -> None:
         try:
@@ -160,6 +186,10 @@ class JetStreamJournal:
         answer = await self._connection.api(f"STREAM.PURGE.{self._stream}", {"filter": key, **below})
         if error := answer.get("error"):
             raise BusUnavailableError(f"{key} can't be erased: {error.get('description')}")
+
+
+def _seconds(time_s: float) -> str:
+    return f"{max(1, math.ceil(time_s))}s"
 
 
 def _entry(msg: Msg, *, previous: int = -1) -> Entry:

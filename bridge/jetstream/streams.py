@@ -79,7 +79,10 @@ def _configs(names: StreamNames) -> list[dict[str, Any]]:
     keyed = {"retention": "limits", "allow_direct": True, "allow_msg_ttl": True}
     lite = {
         "name": names.lite,
-        "subjects": [f"{root}.lite.*.*"],
+        "subjects": [f"{root}.lite.*.*", f"{root}.life.*.*"],
+        # A topic that was not used for its time is ended by the server itself: see ADR 0013.
+        "allow_msg_schedules": True,
+        "allow_rollup_hdrs": True,
         # Who follows hears of an entry once it is stored, with its sequence and that of the one before it.
         "republish": {
             "src": f"{root}.lite.*.*",

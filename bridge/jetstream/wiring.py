@@ -19,6 +19,7 @@ from squadron.runtime.claims import Claims
 from squadron.runtime.envelope import AgentIdentity
 from squadron.runtime.errors import BridgeUnavailableError
 from squadron.runtime.letters import DeadLetters
+from squadron.runtime.lite import LiteTopics
 from squadron.runtime.ordered import OrderedQueue
 from squadron.runtime.registry import Registry
 from squadron.runtime.subjects import Subjects
@@ -55,6 +56,14 @@ class Wiring:
         self.registry = Registry(
             self.records, self.bus, self.subjects, self.clock, heartbeat_s=settings.heartbeat_s
         )
+        lite_topics = LiteTopics(
+            identity,
+            self.subjects,
+            lite=self.lite,
+            clock=self.clock,
+            per_owner=settings.lite_topics_per_owner,
+            in_all=settings.lite_topics,
+        )
         self.caller = Caller(
             identity,
             self.subjects,
@@ -65,6 +74,7 @@ class Wiring:
             registry=self.registry,
             claims=self.claims,
             clock=self.clock,
+            lite_topics=lite_topics,
         )
 
     @classmethod

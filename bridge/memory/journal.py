@@ -13,8 +13,8 @@ from squadron.bridge.memory.common import Seen, check_size, subject_matches
 from squadron.runtime.errors import (
     FencedError,
 )
-from squadron.runtime.ports import Entry, Note, Subscription
-from squadron.runtime.subjects import live_of
+from squadron.runtime.ports import END_HEADER, Entry, Note, Subscription
+from squadron.runtime.subjects import life_of, live_of
 
 
 @dataclass
@@ -33,6 +33,7 @@ class MemoryJournal:
         self._seen = Seen()
         self._next_seq = 1
         self._followers: list[_Follower] = []
+        self._ending: set[asyncio.Future[int]] = set()
 
     def _living(self) -> list[Entry]:
         now = time.monotonic()
@@ -48,6 +49,17 @@ class MemoryJournal:
         msg_id: str | None = None,
         expect_seq: int | None = None,
     ) -> int:
+        return await self._append(key, data, {}, ttl_s, msg_id, expect_seq)
+
+    async def _append(
+        self,
+        key: str,
+        data: bytes,
+        headers: dict[str, str],
+        ttl_s: float | None,
+        msg_id: str | None = None,
+        expect_seq: int | None = None,
+    ) -> int:
         check_size(data)
         last = await self.last(key)
         if expect_seq is not None and (last.seq if last else 0) != expect_seq:
@@ -58,7 +70,9 @@ class MemoryJournal:
         seq, self._next_seq = self._next_seq, self._next_seq + 1
         self._seen.add(msg_id, seq)
         life_s = math.inf if ttl_s is None else max(1, math.ceil(ttl_s))
-        entry = Entry(seq, key, data, {}, time.time())
+        if ttl_s is not None:
+            headers["Nats-TTL"] = f"{life_s}s"
+        entry = Entry(seq, key, data, headers, time.time())
         self._entries.append(_Stored(entry, time.monotonic() + life_s))
         told = replace(entry, previous=last.seq if last else 0)
         for follower in self._followers:
@@ -68,8 +82,45 @@ class MemoryJournal:
         grown.set()
         return seq
 
+    async def end(self, key: str, data: bytes, *, keep_s: float, expect_seq: int | None = None) -> int:
+        return await self._end(key, data, "closed", keep_s, expect_seq)
+
+    async def _end(self, key: str, data: bytes, why: str, keep_s: float, expect_seq: int | None = None) -> int:
+        seq = await self._append(key, data, {END_HEADER: why}, keep_s, expect_seq=expect_seq)
+        await self.erase(key, through_seq=seq - 1)
+        return seq
+
+    async def end_at(
+        self, key: str, data: bytes, *, at: float, keep_s: float, expect_seq: int | None = None
+    ) -> int:
+        order = life_of(key)
+        seq = await self._append(order, data, {END_HEADER: "expired"}, None, expect_seq=expect_seq)
+        await self.erase(order, through_seq=seq - 1)
+
+        after_s = max(0.0, at - time.time())
+        asyncio.get_running_loop().call_later(after_s, self._end_ordered, order, seq, key, keep_s)
+        return seq
+
+    def _end_ordered(self, order: str, seq: int, key: str, keep_s: float) -> None:
+        for stored in [each for each in self._entries if each.entry.seq == seq]:
+            self._entries.remove(stored)
+            ending = asyncio.ensure_future(self._end(key, stored.entry.data, "expired", keep_s))
+            self._ending.add(ending)
+            ending.add_done_callback(self._ending.discard)
+
+    async def count(self, pattern: str) -> int:
+        return sum(subject_matches(pattern, entry.key) for entry in self._living())
+
     async def last(self, key: str) -> Entry | None:
-        return next((entry for entry in reversed(self._living()) if entry.key == key), None)
+        wild = "*" in key
+        return next(
+            (
+                entry
+                for entry in reversed(self._living())
+                if entry.key == key or (wild and subject_matches(key, entry.key))
+            ),
+            None,
+        )
 
     async def latest(self, pattern: str) -> list[Entry]:
         newest = {entry.key: entry for entry in self._living() if subject_matches(pattern, entry.key)}
@@ -90,7 +141,10 @@ class MemoryJournal:
                 return
             await grown.wait()
 
-    async def follow(self, pattern: str, sink: Callable[[Entry], None]) -> Subscription:
+    async def follow(
+        self, pattern: str, sink: Callable[[Entry], None], *, lost: Callable[[], None] | None = None
+    ) -> Subscription:
+        # Nothing is ever lost here.
         live_of(pattern)
         follower = _Follower(pattern, sink, self._followers)
         self._followers.append(follower)

@@ -1,0 +1,236 @@
+"""Lite topics: subjects that exist from their first publish and end by themselves. See ADR 0013."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from squadron.runtime.envelope import AgentIdentity, pack
+from squadron.runtime.errors import BusUnavailableError, FencedError, InvalidInputError
+from squadron.runtime.lite_reader import LiteReader, LiteStart, check_lite_start
+from squadron.runtime.ports import END_HEADER, Clock, LiteJournal
+from squadron.runtime.quotas import IN_ALL, PER_OWNER, Quotas
+from squadron.runtime.subjects import Subjects, life_of, token_of
+
+#: Idle life of a topic that was given none, in seconds: a day. The longest is that of the stream's entries.
+DEFAULT_TTL_S, LONGEST_TTL_S = 24 * 3600.0, 30 * 24 * 3600.0
+#: A life is renewed at most so often, in seconds, and ends so much later than it was asked to.
+RENEW_S = 1.0
+#: How long an end marker is kept for readers who come late, in seconds: a day.
+END_KEPT_S = 24 * 3600.0
+#: How often `close` tries to be right behind the last message, while others go on to publish.
+CLOSE_TRIES = 10
+
+
+@dataclass(slots=True)
+class _Life:
+    ttl_s: float
+    renewed_at: float
+
+
+class LiteTopics:
+    """The lite topics as one process uses them: renews their lives, keeps the quotas."""
+
+    def __init__(
+        self,
+        identity: AgentIdentity,
+        subjects: Subjects,
+        *,
+        lite: LiteJournal,
+        clock: Clock,
+        per_owner: int = PER_OWNER,
+        in_all: int = IN_ALL,
+    ) -> None:
+        self.identity, self.lite, self.clock = identity, lite, clock
+        self._subjects = subjects
+        self._quotas = Quotas(lite, subjects, clock, per_owner=per_owner, in_all=in_all)
+        #: Of the topics that were published on from here.
+        self._lives: dict[str, _Life] = {}
+        self._prune_at = 1024
+        self._background: set[asyncio.Task[None]] = set()
+
+    def topic(self, id: str = "", owner: str = "", *, ttl_s: float | None = None) -> LiteTopic:
+        """The lite topic `id` of `owner`; nothing happens on the wire.
+
+        Args:
+            id: a token; a fresh one by default.
+            owner: a token; this process's own by default.
+            ttl_s: its life after each use, from 1 second to 30 days; by default the one it has, or a day.
+
+        Raises:
+            InvalidSubjectError: `id` or `owner` is not a token.
+            InvalidInputError: `ttl_s` is out of its range.
+        """
+        if ttl_s is not None and not (1 <= ttl_s <= LONGEST_TTL_S):
+            hint = f"from 1 to {LONGEST_TTL_S:.0f} seconds"
+            raise InvalidInputError(f"a lite topic can't live for {ttl_s!r} s", field="ttl_s", hint=hint)
+        owner, id = owner or token_of(self.identity.id), id or os.urandom(16).hex()
+        return LiteTopic(self, self._subjects.lite(owner, id), owner, id, ttl_s)
+
+    async def publish(self, topic: LiteTopic, data: bytes, msg_id: str | None) -> int:
+        """Store one message and see that its topic lives on; see `LiteTopic.publish`."""
+        if not self._due(topic):
+            return await self.lite.append(topic.key, data, msg_id=msg_id)
+        ttl_s = await self._ttl_of(topic)
+        life = self._remember(topic.key, ttl_s)
+        try:
+            # In this order on the wire, so that no message is without a life; neither waits for the other.
+            _, seq = await asyncio.gather(
+                self._order_end(topic.key, ttl_s), self.lite.append(topic.key, data, msg_id=msg_id)
+            )
+        except BaseException:
+            if self._lives.get(topic.key) is life:
+                del self._lives[topic.key]
+            raise
+        return seq
+
+    def _due(self, topic: LiteTopic) -> bool:
+        life = self._lives.get(topic.key)
+        if life is None or topic.ttl_s not in (None, life.ttl_s):
+            return True
+        return self.clock.time() >= life.renewed_at + RENEW_S
+
+    async def _ttl_of(self, topic: LiteTopic) -> float:
+        """How long the topic lives from now on; for one that is new, the quotas are asked."""
+        life = self._lives.get(topic.key)
+        if life is not None and self.clock.time() < life.renewed_at + life.ttl_s:
+            return topic.ttl_s or life.ttl_s
+        order = await self.lite.last(life_of(topic.key))
+        if order is None:
+            await self._quotas.enter(topic.owner)
+        return topic.ttl_s or (DEFAULT_TTL_S if order is None else _ttl_in(order.data))
+
+    async def _order_end(self, key: str, ttl_s: float, expect_seq: int | None = None) -> None:
+        at = self.clock.time() + ttl_s + RENEW_S
+        data = json.dumps({"end": "expired", "ttlS": ttl_s}).encode()
+        await self.lite.end_at(key, data, at=at, keep_s=END_KEPT_S, expect_seq=expect_seq)
+
+    def _remember(self, key: str, ttl_s: float) -> _Life:
+        now = self.clock.time()
+        life = self._lives[key] = _Life(ttl_s, now)
+        if len(self._lives) > self._prune_at:
+            self._lives = {each: of for each, of in self._lives.items() if of.renewed_at + of.ttl_s > now}
+            self._prune_at = max(1024, 2 * len(self._lives))
+        return life
+
+    def touch(self, topic: LiteTopic) -> None:
+        """The topic was read: one that has a life lives on. Works in the background, and may fail."""
+        if self._due(topic):
+            renewing = asyncio.ensure_future(self._renew(topic))
+            self._background.add(renewing)
+            renewing.add_done_callback(self._background.discard)
+
+    async def _renew(self, topic: LiteTopic) -> None:
+        # Fenced: it was renewed, or ended, by somebody else meanwhile.
+        with contextlib.suppress(BusUnavailableError, FencedError):
+            order = await self.lite.last(life_of(topic.key))
+            if order is not None:
+                ttl_s = topic.ttl_s or _ttl_in(order.data)
+                await self._order_end(topic.key, ttl_s, order.seq)
+                self._remember(topic.key, ttl_s)
+
+    async def close(self, topic: LiteTopic) -> None:
+        """End the topic now; see `LiteTopic.close`."""
+        order = await self.lite.last(life_of(topic.key))
+        await self._mark_end(topic.key)
+        self._lives.pop(topic.key, None)
+        if order is not None:
+            # Not a newer one: somebody may have begun the topic anew already.
+            await self.lite.erase(life_of(topic.key), through_seq=order.seq)
+
+    async def _mark_end(self, key: str) -> None:
+        for tries_left in reversed(range(CLOSE_TRIES)):
+            last = await self.lite.last(key)
+            if last is not None and END_HEADER in last.headers:
+                return
+            seq = 0 if last is None else last.seq
+            end: dict[str, Any] = {"end": "closed"}
+            try:
+                if tries_left:
+                    # With the last message's place, a reader who comes late knows whether it has read all.
+                    await self.lite.end(key, _json(end | {"last": seq}), keep_s=END_KEPT_S, expect_seq=seq)
+                else:
+                    await self.lite.end(key, _json(end), keep_s=END_KEPT_S)
+            except FencedError:
+                continue
+            return
+
+
+class LiteTopic:
+    """One lite topic, as this process uses it; made by `squad.lite` and `Context.lite`.
+
+    It is there from its first message on, and ends when it was not used for its life, or is closed. All its
+    messages end with it; the next publish begins a new topic under the same name.
+
+    Attributes:
+        key: its subject.
+        owner, id: the last two tokens of it.
+        ttl_s: how long it lives after each use, in seconds; None is what it has, or a day.
+    """
+
+    def __init__(self, topics: LiteTopics, key: str, owner: str, id: str, ttl_s: float | None) -> None:
+        self.key, self.owner, self.id, self.ttl_s = key, owner, id, ttl_s
+        self._topics = topics
+
+    def __repr__(self) -> str:
+        return f"LiteTopic({self.key})"
+
+    async def publish(self, content: Any, *, msg_id: str = "") -> int:
+        """Store one message and return its sequence; it is stored when this returns.
+
+        Args:
+            content: any JSON value, sent as an `event` message; bytes are stored as they are.
+            msg_id: stored once under it within two minutes, and a server that is away is waited for.
+
+        Raises:
+            QuotaExceededError: the topic would be new, and there are as many as allowed.
+            MessageTooLargeError: larger than the server takes.
+            BusUnavailableError: not acknowledged in time; the same `msg_id` again is safe.
+        """
+        is_raw = isinstance(content, bytes)
+        data = content if is_raw else pack("event", self._topics.identity, {"content": content})
+        return await self._topics.publish(self, data, msg_id or None)
+
+    def read(self, start: LiteStart = "first", *, live: bool = True) -> LiteReader:
+        """The topic's messages in order, none lost and none twice; iterate over it with `async for`.
+
+        Reading takes nothing away: each reader has its own place. After the loop `LiteReader.end` says whether the
+        topic ended.
+
+        Args:
+            start: "first", "last" (the newest that is there), "new" (what comes), a sequence (that one and later:
+                to go on, one more than the last one read), a time (an aware datetime, or a float of seconds since
+                the epoch), or `Tail(n)`.
+            live: wait for more, until the topic ends; else stop at what is there.
+
+        Raises:
+            InvalidInputError: `start` is not a place in a topic.
+        """
+        start, topics = check_lite_start(start), self._topics
+        return LiteReader(
+            topics.lite, self.key, start, live=live, clock=topics.clock, used=lambda: topics.touch(self)
+        )
+
+    async def close(self) -> None:
+        """End the topic now, with all its messages; who reads it is told. May be called twice.
+
+        Raises:
+            BusUnavailableError: not acknowledged in time; closing it again is safe.
+        """
+        await self._topics.close(self)
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value).encode()
+
+
+def _ttl_in(order: bytes) -> float:
+    """The idle life that an order to end a topic carries; anybody may have written it."""
+    try:
+        return min(max(1.0, float(json.loads(order)["ttlS"])), LONGEST_TTL_S)
+    except (ValueError, TypeError, LookupError, OverflowError, RecursionError):
+        return DEFAULT_TTL_S
