@@ -284,6 +284,8 @@ class Caller:
         except (MessageTooLargeError, ValueError) as error:
             reason = str(error) if isinstance(error, MessageTooLargeError) else f"not JSON: {error}"
             handle.settle(Rejected(task_id=task_id, topic=topic, reason=reason, details={"field": "content"}))
+        finally:
+            self._rooms.entered(task_id)
         if handle.done:
             await self._leave(handle)
         return handle
@@ -355,7 +357,7 @@ class Caller:
             found.check(content)
         except InvalidInputError as error:
             return Rejected(reason=str(error), details={"field": error.field}, **common)
-        if found.mailbox_limit and not await self._rooms.enter(found, within_s=ask.within_s):
+        if found.mailbox_limit and not await self._rooms.enter(found, task_id, within_s=ask.within_s):
             reason = f"the mailbox of {topic} holds its {found.mailbox_limit} tasks already"
             details = {"field": "mailbox", "retry_after_s": RETRY_AFTER_S}
             return Rejected(reason=reason, details=details, **common)

@@ -224,7 +224,8 @@ class _UnwindingFeed:
                     await self._turn_to(in_line=not in_line)
                     in_line = not in_line
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._closing.wait(), LOOK_S)
+                async with asyncio.timeout(LOOK_S):
+                    await self._closing.wait()
 
     def want(self, count: int) -> None:
         """Allow `count` more deliveries."""

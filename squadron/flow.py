@@ -66,7 +66,8 @@ class Events:
         Raises:
             TimeoutError: none came in time.
         """
-        message = await asyncio.wait_for(self._queue.get(), within_s)
+        async with asyncio.timeout(within_s):
+            message = await self._queue.get()
         if message is None:
             raise TimeoutError("the subscription was closed")
         return message

@@ -133,7 +133,8 @@ class Squad(Fleet):
             # Else they would come back with the next start, as agents of a running environment should.
             for agent in self._deployed:
                 with contextlib.suppress(SquadronError, TimeoutError):
-                    await asyncio.wait_for(self._control.call("undeploy", agent=agent), 5.0)
+                    async with asyncio.timeout(5.0):
+                        await self._control.call("undeploy", agent=agent)
         await self._wiring.aclose()
         if self._started_here:
             await asyncio.to_thread(stop_local, self.settings)

@@ -226,7 +226,8 @@ class Connection:
             subscription = await self.listen(inbox, collect)
             try:
                 await self.client.publish(subject, data, reply=inbox)
-                status = await asyncio.wait_for(ended, API_WITHIN_S)
+                async with asyncio.timeout(API_WITHIN_S):
+                    status = await ended
             finally:
                 await subscription.unsubscribe()
         except (TimeoutError, nats.errors.Error, OSError) as error:
@@ -297,7 +298,8 @@ class Connection:
             return
         await self._publish_soon()
         try:
-            await asyncio.wait_for(self.flush(), 1.0)
+            async with asyncio.timeout(1.0):
+                await self.flush()
         except (TimeoutError, nats.errors.Error, OSError):
             _log.debug("nats.close_unflushed")
         await self.client.close()

@@ -145,7 +145,8 @@ class JetStreamJournal:
 
     async def _until_more(self, pattern: str, start: dict[str, Any], woken: asyncio.Event) -> None:
         try:
-            await asyncio.wait_for(woken.wait(), LOOK_S)
+            async with asyncio.timeout(LOOK_S):
+                await woken.wait()
         except TimeoutError:
             return
         for pause_s in SETTLE_S:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -136,15 +135,12 @@ class JetStreamQueue:
         normal = config.get("filter_subjects") or [config["filter_subject"]]
         # A serial mailbox is one consumer, whatever the lanes.
         tails = [] if config["max_ack_pending"] == 1 else [f"{each}.*" for each in normal]
-        lanes: Counter[int] = Counter()
-        held = await subjects_held(self._connection, self._stream, tails)
-        for subject, count in held.items():
-            if (priority := lane_of(subject)) != NORMAL_PRIORITY:
-                lanes[priority] += count
+        # Not by the consumer's count of what it has pending: that grows a moment after a publish is acknowledged.
+        held = await subjects_held(self._connection, self._stream, [*normal, *tails])
+        lanes = {lane_of(subject) for subject in held} - {NORMAL_PRIORITY}
         infos = await asyncio.gather(*(self._info(f"{name}=p{priority}") for priority in lanes))
-        taken = sum(lane["num_ack_pending"] for lane in infos if lane is not None)
-        waiting = max(0, lanes.total() - taken)
-        return Backlog(info["num_pending"] + waiting, info["num_ack_pending"] + taken)
+        taken = sum(lane["num_ack_pending"] for lane in (info, *infos) if lane is not None)
+        return Backlog(max(0, sum(held.values()) - taken), taken)
 
     async def knows(self, name: str) -> bool:
         """Whether there is a mailbox of this name."""

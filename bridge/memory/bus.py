@@ -53,7 +53,8 @@ class MemoryBus:
         try:
             if not self.deliver(Note(subject, data, inbox)):
                 raise BusUnavailableError(f"nobody listens on {subject}")
-            return await asyncio.wait_for(answer, within_s)
+            async with asyncio.timeout(within_s):
+                return await answer
         except TimeoutError:
             raise BusUnavailableError(f"no answer on {subject} within {within_s:g} s") from None
         finally:

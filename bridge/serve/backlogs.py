@@ -44,7 +44,8 @@ class Backlogs:
             if self._bridge is None:
                 name = bridge_name(self._environment)
                 self._bridge = await asyncio.to_thread(ray.get_actor, name, NAMESPACE)
-            self._figures = await asyncio.wait_for(self._bridge.backlogs.remote(), 5.0)
+            async with asyncio.timeout(5.0):
+                self._figures = await self._bridge.backlogs.remote()
         except (ValueError, TimeoutError, ray.exceptions.RayError):
             # The bridge is being restarted; the last figures stand until it is back.
             self._bridge = None

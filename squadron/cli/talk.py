@@ -119,7 +119,8 @@ async def _ask(
         except asyncio.CancelledError:
             # Ctrl-C: nobody waits for it any more.
             with contextlib.suppress(SquadronError, TimeoutError):
-                await asyncio.wait_for(handle.cancel(), CANCEL_WITHIN_S)
+                async with asyncio.timeout(CANCEL_WITHIN_S):
+                    await handle.cancel()
             raise
     return _show_outcome(outcome, shown, as_json)
 

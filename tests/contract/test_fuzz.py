@@ -40,7 +40,8 @@ from squadron.runtime.turn import Turns
 from tests.contract.conftest import until
 from tests.unit.test_bridge import HeldReplicas
 
-SEED = os.environ.get("FUZZ_SEED") or uuid.uuid4().hex[:8]
+# The same in all processes of one run: the names of tests must be.
+SEED = os.environ.get("FUZZ_SEED") or os.environ.get("PYTEST_XDIST_TESTRUNUID", uuid.uuid4().hex)[:8]
 
 #: What breaks into a log if something is not expected; each of these is a defect.
 DEFECTS = (

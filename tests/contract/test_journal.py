@@ -321,3 +321,27 @@ async def test_a_live_reader_from_a_time_to_come_gets_what_comes(lite: Journal, 
 
     assert (await waiting).data == b"new"
     await reader.aclose()
+
+
+async def test_a_cancellation_that_comes_with_a_wake_up_is_not_lost(lite: Journal, key: str) -> None:
+    following, told = lite.read(key, live=True), asyncio.Event()
+
+    async def follow() -> None:
+        async for _ in following:
+            if told.is_set():
+                continue
+            told.set()
+            # As Ctrl-C does it: while we run, and there is news that was not looked into.
+            await lite.append(key, b"more")
+            me = asyncio.current_task()
+            assert me is not None
+            me.cancel()
+
+    await lite.append(key, b"one")
+    task = asyncio.create_task(follow())
+
+    await asyncio.wait([task], timeout=SOON_S)
+
+    assert told.is_set()
+    assert task.cancelled()
+    await following.aclose()
