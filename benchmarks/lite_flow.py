@@ -115,7 +115,7 @@ def _be_peer(work: Callable[..., Awaitable[None]], pipe: Connection, settings: S
 
 async def ear(pipe: Connection, settings: Settings) -> None:
     """Hears every lite topic, and the floor; tells how old each message was, and that the next may come."""
-    taken: list[float] = []
+    taken, told = list[float](), set[asyncio.Future[None]]()
     async with Place.open(settings) as place, connection(settings) as client:
 
         async def hear_floor(msg: Msg) -> None:
@@ -124,7 +124,8 @@ async def ear(pipe: Connection, settings: Settings) -> None:
 
         def hear(entry: Entry) -> None:
             taken.append(_age_ms(entry.data))
-            asyncio.ensure_future(client.publish(HEARD, b""))
+            told.add(task := asyncio.ensure_future(client.publish(HEARD, b"")))
+            task.add_done_callback(told.discard)
 
         await client.subscribe(f"{FLOOR}.>", cb=hear_floor)
         await client.flush()
@@ -162,7 +163,8 @@ async def latencies(place: Place, topics: int, rounds: int, count: int) -> FlowF
             for _ in range(count):
                 heard.clear()
                 await send()
-                await asyncio.wait_for(heard.wait(), WITHIN_S)
+                async with asyncio.timeout(WITHIN_S):
+                    await heard.wait()
             return list(await peer.tell("taken"))
 
         await client.subscribe(HEARD, cb=hear)
