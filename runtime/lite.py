@@ -75,7 +75,23 @@ class LiteTopics:
         """Store one message and see that its topic lives on; see `LiteTopic.publish`."""
         if not self._due(topic):
             return await self.lite.append(topic.key, data, msg_id=msg_id)
-        ttl_s = await self._ttl_of(topic)
+        life = self._lives.get(topic.key)
+        if life is not None and self.clock.time() < life.renewed_at + life.ttl_s:
+            return await self._store(topic, data, msg_id, topic.ttl_s or life.ttl_s)
+        # With room for one more it need not be known whether it is new; one too many is counted until the next count.
+        is_clear = topic.ttl_s is not None and self._quotas.has_room(topic.owner)
+        if not is_clear and (order := await self.lite.last(life_of(topic.key))) is not None:
+            return await self._store(topic, data, msg_id, topic.ttl_s or _ttl_in(order.data))
+        async with self._quotas.room(topic.owner):
+            return await self._store(topic, data, msg_id, topic.ttl_s or DEFAULT_TTL_S)
+
+    def _due(self, topic: LiteTopic) -> bool:
+        life = self._lives.get(topic.key)
+        if life is None or topic.ttl_s not in (None, life.ttl_s):
+            return True
+        return self.clock.time() >= life.renewed_at + RENEW_S
+
+    async def _store(self, topic: LiteTopic, data: bytes, msg_id: str | None, ttl_s: float) -> int:
         life = self._remember(topic.key, ttl_s)
         try:
             order, at = self._order(ttl_s)
@@ -84,25 +100,6 @@ class LiteTopics:
             if self._lives.get(topic.key) is life:
                 del self._lives[topic.key]
             raise
-
-    def _due(self, topic: LiteTopic) -> bool:
-        life = self._lives.get(topic.key)
-        if life is None or topic.ttl_s not in (None, life.ttl_s):
-            return True
-        return self.clock.time() >= life.renewed_at + RENEW_S
-
-    async def _ttl_of(self, topic: LiteTopic) -> float:
-        """How long the topic lives from now on; for one that is new, the quotas are asked."""
-        life = self._lives.get(topic.key)
-        if life is not None and self.clock.time() < life.renewed_at + life.ttl_s:
-            return topic.ttl_s or life.ttl_s
-        if topic.ttl_s is not None and self._quotas.take(topic.owner):
-            # Perhaps it is not new. Then one too many was counted, until the next count.
-            return topic.ttl_s
-        order = await self.lite.last(life_of(topic.key))
-        if order is None:
-            await self._quotas.enter(topic.owner)
-        return topic.ttl_s or (DEFAULT_TTL_S if order is None else _ttl_in(order.data))
 
     async def _order_end(self, key: str, ttl_s: float, expect_seq: int | None = None) -> None:
         order, at = self._order(ttl_s)

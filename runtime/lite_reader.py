@@ -20,11 +20,12 @@ from squadron.runtime.errors import BusUnavailableError, InvalidInputError, Inva
 from squadron.runtime.follow import Follower
 from squadron.runtime.followed import Batch
 from squadron.runtime.ports import END_HEADER, Clock, Entry, Headers, LiteJournal
+from squadron.runtime.subjects import life_of
 
 #: How often a reader says that it uses the topic, in seconds.
 USE_S = 1.0
-#: How often it looks whether the topic has lapsed, in seconds: when that may be any time, and when it may not.
-LAPSED_LOOK_S, LOOK_S = 0.5, 5.0
+#: How often it looks whether the last message has lapsed, once that is due, in seconds: clocks differ.
+LOOK_S = 0.5
 
 #: Units of a duration as Go writes it, in seconds; a bare number is seconds, too.
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9, "": 1.0}
@@ -147,8 +148,8 @@ class LiteReader(AsyncIterator[LiteMessage]):
         #: What is older was not wanted; in seconds since the epoch.
         self._since = 0.0
         self._missed = False
-        #: When the message at the cursor lapses, in seconds since the epoch.
-        self._lapses_at = math.inf
+        #: When the last of the messages that were seen lapses, in seconds since the epoch.
+        self._lapses_at, self._may_lapse = 0.0, asyncio.Event()
         self._messages = self._run()
 
     async def __anext__(self) -> LiteMessage:
@@ -179,16 +180,14 @@ class LiteReader(AsyncIterator[LiteMessage]):
     async def _find_start(self) -> None:
         start, last = self._start, await self._lite.last(self._key)
         newest = self._newest_at_start = 0 if last is None else last.seq
-        #: What comes next is wanted, and that the topic has ended.
+        # What comes next is wanted, and that the topic has ended.
         rest = newest - 1 if last is not None and END_HEADER in last.headers else newest
         if start == "last":
             self._cursor = max(0, newest - 1)
         elif start == "new":
             self._cursor = newest
         elif isinstance(start, Tail):
-            entries = self._lite.read(self._key)
-            seqs = deque([each.seq async for each in entries if END_HEADER not in each.headers], start.count)
-            self._cursor = seqs[0] - 1 if seqs else rest
+            self._cursor = await self._before_tail(start.count, rest)
         elif isinstance(start, float):
             self._since = start
             async with aclosing(self._lite.read(self._key, from_time=start)) as entries:
@@ -196,10 +195,24 @@ class LiteReader(AsyncIterator[LiteMessage]):
             self._cursor = rest if first is None else first.seq - 1
         elif isinstance(start, int):
             self._cursor, self._anchored, self._is_told_all = start - 1, start > 1, True
-            if last is None and start > 1:
+            if start > 1 and await self._is_gone():
                 self.end = End("expired", 0, self._clock.time(), missed=True)
         if last is not None and last.seq == self._cursor:
             self._note_life(last)
+
+    async def _before_tail(self, count: int, otherwise: int) -> int:
+        seqs = deque[int](maxlen=count)
+        async with aclosing(self._lite.read(self._key)) as entries:
+            async for entry in entries:
+                if END_HEADER in entry.headers:
+                    seqs.clear()
+                else:
+                    seqs.append(entry.seq)
+        return seqs[0] - 1 if seqs else otherwise
+
+    async def _is_gone(self) -> bool:
+        """Whether there is neither a message, nor an end marker, nor an order to store one."""
+        return await self._lite.last(self._key) is None and await self._lite.last(life_of(self._key)) is None
 
     async def _stored(self) -> AsyncGenerator[Batch, None]:
         lapsed = self._anchored
@@ -223,13 +236,13 @@ class LiteReader(AsyncIterator[LiteMessage]):
 
     async def _watch(self, follower: Follower) -> None:
         """Nobody marks the end of a topic whose messages have lives of their own: it is over with the last one."""
-        while self.end is None:
-            await asyncio.sleep(min(LOOK_S, max(LAPSED_LOOK_S, self._lapses_at - self._clock.time())))
-            if self._clock.time() >= self._lapses_at:
-                with contextlib.suppress(BusUnavailableError):
-                    if await self._lite.last(self._key) is None:
-                        self.end = End("expired", 0, self._clock.time(), missed=False)
-                        await follower.aclose()
+        await self._may_lapse.wait()
+        while self._lapses_at < math.inf:
+            await asyncio.sleep(max(LOOK_S, self._lapses_at - self._clock.time()))
+            with contextlib.suppress(BusUnavailableError):
+                if self._clock.time() >= self._lapses_at and await self._is_gone():
+                    self.end = End("expired", 0, self._clock.time(), missed=False)
+                    return await follower.aclose()
 
     def _hand_out(self, batch: Batch) -> Iterator[LiteMessage]:
         # Right behind the cursor there can't have been another one.
@@ -248,7 +261,9 @@ class LiteReader(AsyncIterator[LiteMessage]):
             self._note_life(entry)
 
     def _note_life(self, entry: Entry) -> None:
-        self._lapses_at = entry.time + seconds_of(entry.headers.get("Nats-TTL", ""))
+        if self._lapses_at < math.inf:
+            self._lapses_at = max(self._lapses_at, entry.time + seconds_of(entry.headers.get("Nats-TTL", "")))
+            self._may_lapse.set()
 
     def _ended(self, marker: Entry, reason: str) -> End:
         missed = self._missed or not (0 <= marker.previous <= self._cursor)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from squadron.runtime.errors import QuotaExceededError
@@ -50,47 +52,64 @@ class Quotas:
         self._per_owner, self._in_all = per_owner, in_all
         self._rooms: dict[str, _Room] = {}
         self._counting = asyncio.Lock()
+        #: Topics that are being made.
+        self._making, self._all_made = 0, asyncio.Event()
+        #: Somebody waits for those, so that no more are begun.
+        self._settling = False
 
-    def take(self, owner: str) -> bool:
-        """Take up room for one topic if there surely is some; whether there is."""
+    def has_room(self, owner: str) -> bool:
+        """Whether there surely is room for one topic, so that `room` need not ask."""
+        if self._settling:
+            return False
         now = self._clock.time()
         rooms = [room for room in map(self._rooms.get, (owner, "")) if room is not None]
-        if len(rooms) < 2 or any(room.left <= 0 or room.until < now for room in rooms):
-            return False
-        for room in rooms:
-            room.left -= 1
-        return True
+        return len(rooms) == 2 and all(room.left > 0 and room.until >= now for room in rooms)
 
-    async def enter(self, owner: str) -> None:
-        """Take up room for one topic.
+    @asynccontextmanager
+    async def room(self, owner: str) -> AsyncGenerator[None, None]:
+        """Room for one topic, which is to be made within.
 
         Raises:
             QuotaExceededError: there is none; `limit` and `owner` say which quota it was.
             BusUnavailableError: the topics can't be counted.
         """
-        wanted = {owner: self._per_owner, "": self._in_all}
-        while any(self._is_stale(whose) for whose in wanted):
-            # One counts, the others wait for what it finds; while there is room, nobody waits.
+        if not self.has_room(owner):
+            # One counts, the others wait for what it finds; while there is room, nobody stands in line.
             async with self._counting:
-                for whose, limit in wanted.items():
-                    if self._is_stale(whose):
-                        await self._count(whose, limit)
-        for whose, limit in wanted.items():
-            if self._rooms[whose].left <= 0:
-                has = f"{whose!r} has" if whose else "the environment has"
-                setting = "lite_topics_per_owner" if whose else "lite_topics"
-                hint = f"close some, give them shorter lives, or raise {setting}"
-                raise QuotaExceededError(f"{has} its {limit:,} lite topics", owner=whose, limit=limit, hint=hint)
-        for whose in wanted:
-            self._rooms[whose].left -= 1
+                await self._room(owner, self._per_owner)
+                await self._room("", self._in_all)
+        for room in map(self._rooms.get, (owner, "")):
+            if room is not None:
+                room.left -= 1
+        self._making += 1
+        self._all_made.clear()
+        try:
+            yield
+        finally:
+            self._making -= 1
+            if not self._making:
+                self._all_made.set()
 
-    def _is_stale(self, whose: str) -> bool:
-        room = self._rooms.get(whose)
-        return room is None or room.until < self._clock.time() or (room.left <= 0 and not room.full)
-
-    async def _count(self, whose: str, limit: int) -> None:
-        held = await self._lite.count(life_of(self._subjects.lite_of(whose)))
-        left = math.ceil(max(0, limit - held) / 4)
-        if len(self._rooms) >= MOST_ROOMS:
-            self._rooms.clear()
-        self._rooms[whose] = _Room(left, self._clock.time() + (COUNT_S if left else FULL_S), not left)
+    async def _room(self, owner: str, limit: int) -> None:
+        room, now = self._rooms.get(owner), self._clock.time()
+        if room is None or room.until < now or (room.left <= 0 and not room.full):
+            pattern = life_of(self._subjects.lite_of(owner))
+            # Those that are being made may be counted already, or not.
+            making = self._making
+            free = limit - making - await self._lite.count(pattern)
+            if free <= 0 and making:
+                self._settling = True
+                try:
+                    await self._all_made.wait()
+                finally:
+                    self._settling = False
+                free = limit - await self._lite.count(pattern)
+            if len(self._rooms) >= MOST_ROOMS:
+                self._rooms.clear()
+            left = math.ceil(max(0, free) / 4)
+            room = self._rooms[owner] = _Room(left, now + (COUNT_S if left else FULL_S), not left)
+        if room.left <= 0:
+            whose = f"{owner!r} has" if owner else "the environment has"
+            setting = "lite_topics_per_owner" if owner else "lite_topics"
+            hint = f"close some, give them shorter lives, or raise {setting}"
+            raise QuotaExceededError(f"{whose} its {limit:,} lite topics", owner=owner, limit=limit, hint=hint)

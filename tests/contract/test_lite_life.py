@@ -1,0 +1,291 @@
+"""The life of a lite topic: it ends when nobody uses it, or when it is closed, and who reads it is told."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+
+import pytest
+
+from squadron.bridge.memory import MemoryJournal
+from squadron.runtime.lite import LiteTopic
+from squadron.runtime.lite_reader import End, LiteReader
+from squadron.runtime.ports import END_HEADER, Entry
+from squadron.runtime.subjects import life_of
+from tests.contract.conftest import ON_NATS, SOON_S, Peer, World, until
+
+Topic = Callable[..., LiteTopic]
+#: A topic ends this long after its life at the latest, in seconds.
+LATE_S = 2.0
+#: What a busy machine may add to a time that is measured here, in seconds.
+NOISE_S = 0.7
+
+
+@pytest.fixture
+def topic(peer: Peer) -> Topic:
+    return peer.caller.lite_topics.topic
+
+
+async def _rest(reader: LiteReader) -> tuple[list[object], End | None]:
+    async with asyncio.timeout(SOON_S):
+        return [message.content async for message in reader], reader.end
+
+
+async def _orders(peer: Peer, topic: LiteTopic) -> list[Entry]:
+    return [entry async for entry in peer.lite.read(life_of(topic.key))]
+
+
+async def test_a_topic_that_nobody_uses_ends_in_time_and_its_reader_is_told(topic: Topic) -> None:
+    mine = topic("a", ttl_s=1)
+    seq = await mine.publish("only")
+    used_at = time.time()
+    seen, end = await _rest(mine.read())
+
+    assert end is not None
+    assert (seen, end.reason, end.missed) == (["only"], "expired", False)
+    assert end.seq > seq
+    assert 1.0 <= end.time - used_at <= 1.0 + LATE_S
+    assert time.time() - used_at <= 1.0 + LATE_S + NOISE_S
+
+
+async def test_who_returns_after_the_end_is_told_that_something_may_be_missed(topic: Topic, peer: Peer) -> None:
+    mine = topic("a", ttl_s=1)
+    read = await mine.publish("read")
+    await mine.publish("unread")
+    _, told = await _rest(mine.read())
+    assert told is not None
+
+    for live in (True, False):
+        assert await _rest(mine.read(read + 1, live=live)) == (
+            [],
+            End("expired", told.seq, told.time, missed=True),
+        )
+        assert (await _rest(mine.read(live=live)))[1] is not None
+    # Nothing but the end is left, and nothing that would end it again.
+    assert [END_HEADER in entry.headers async for entry in peer.lite.read(mine.key)] == [True]
+    assert await _orders(peer, mine) == []
+
+
+async def test_each_publish_makes_it_live_on(topic: Topic) -> None:
+    mine = topic("a", ttl_s=1)
+    reader = mine.read()
+    started = time.time()
+    for n in range(5):
+        await mine.publish(n)
+        await asyncio.sleep(0.8)
+    used_at = time.time() - 0.8
+    seen, end = await _rest(reader)
+
+    assert seen == [0, 1, 2, 3, 4]
+    assert end is not None
+    assert end.time - started > 4.0
+    assert 1.0 - 0.1 <= end.time - used_at <= 1.0 + LATE_S + NOISE_S
+
+
+async def test_each_reading_makes_it_live_on_for_as_long_as_it_was_given(world: World, topic: Topic) -> None:
+    mine = topic("a", "shared", ttl_s=2)
+    await mine.publish("kept")
+    # Another process, which does not know how long it lives.
+    theirs = (await world.join("other")).caller.lite_topics.topic("a", "shared")
+    started = time.time()
+    while time.time() - started < 5:
+        assert (await _rest(theirs.read(live=False))) == (["kept"], None)
+        await asyncio.sleep(0.5)
+    used_at = time.time() - 0.5
+    _, end = await _rest(mine.read("new"))
+
+    assert end is not None
+    assert 2.0 - 0.1 <= end.time - used_at <= 2.0 + LATE_S + NOISE_S
+
+
+async def test_to_follow_is_no_use_so_that_a_topic_that_is_only_followed_ends(topic: Topic) -> None:
+    mine = topic("a", ttl_s=1)
+    await mine.publish(1)
+    started = time.time()
+    readers = [mine.read("new"), mine.read("first")]
+
+    ends = await asyncio.gather(*(_rest(reader) for reader in readers))
+
+    assert [end.reason for _, end in ends if end] == ["expired", "expired"]
+    assert time.time() - started <= 1.0 + LATE_S + NOISE_S
+
+
+async def test_who_reads_a_topic_without_a_life_gives_it_none(peer: Peer, topic: Topic) -> None:
+    mine = topic("a", ttl_s=1)
+    await peer.lite.append(mine.key, b"raw", ttl_s=60)
+    reader = mine.read()
+    assert (await asyncio.wait_for(anext(reader), SOON_S)).data == b"raw"
+    await reader.aclose()
+    while peer.caller.lite_topics._background:
+        await asyncio.gather(*peer.caller.lite_topics._background)
+
+    assert await _orders(peer, mine) == []
+
+
+async def test_closing_tells_who_follows_and_who_comes_late_whether_all_was_read(topic: Topic) -> None:
+    mine = topic("a")
+    read, last = await mine.publish(1), await mine.publish(2)
+    reader = mine.read()
+    assert [(await asyncio.wait_for(anext(reader), SOON_S)).seq for _ in range(2)] == [read, last]
+
+    await mine.close()
+
+    _, end = await _rest(reader)
+    assert end is not None
+    assert (end.reason, end.missed) == ("closed", False)
+    for start, missed in ((last + 1, False), (last, True), (read + 1, True), ("first", True)):
+        seen, late = await _rest(mine.read(start))
+        assert (seen, late) == ([], End("closed", end.seq, end.time, missed))
+
+
+async def test_a_topic_may_be_closed_twice_and_before_its_first_message(topic: Topic, peer: Peer) -> None:
+    mine = topic("a", ttl_s=1)
+    reader = mine.read()
+    waiting = asyncio.create_task(_rest(reader))
+    await asyncio.sleep(0.05)
+    await mine.close()
+    await mine.close()
+
+    seen, end = await waiting
+    assert end is not None
+    assert (seen, end.reason, end.missed) == ([], "closed", False)
+    assert len([entry async for entry in peer.lite.read(mine.key)]) == 1
+
+
+async def test_after_its_end_a_topic_may_be_made_anew(topic: Topic) -> None:
+    mine = topic("a", ttl_s=1)
+    old = await mine.publish("old")
+    follower = mine.read()
+    assert (await asyncio.wait_for(anext(follower), SOON_S)).seq == old
+    await mine.close()
+    new = await mine.publish("new")
+
+    # Who was there is told of the end first, and goes on behind it.
+    seen, end = await _rest(follower)
+    assert end is not None
+    assert (seen, end.reason) == ([], "closed")
+    again = mine.read(end.seq + 1)
+    message = await asyncio.wait_for(anext(again), SOON_S)
+    assert (message.seq, message.content, message.missed) == (new, "new", False)
+    # Who comes now sees nothing of the topic before.
+    seen, end = await _rest(mine.read(live=False))
+    assert (seen, end) == (["new"], None)
+    # And it has a life, too.
+    _, end = await _rest(again)
+    assert end is not None
+    assert (end.reason, end.missed) == ("expired", False)
+
+
+async def test_of_a_busy_topic_that_is_closed_no_message_is_lost_unsaid(world: World, topic: Topic) -> None:
+    """Each message is read, or its reader is told that some may have ended unread."""
+    mine = topic("a", "shared")
+    other = (await world.join("other")).caller.lite_topics.topic("a", "shared")
+    reader = mine.read()
+    published: list[int] = []
+
+    async def publish() -> None:
+        published.extend([await other.publish(n) for n in range(300)])
+
+    publishing = asyncio.create_task(publish())
+    seen = [(await asyncio.wait_for(anext(reader), SOON_S)).seq]
+    await mine.close()
+    async with asyncio.timeout(SOON_S):
+        seen += [message.seq async for message in reader]
+    await publishing
+
+    assert reader.end is not None
+    unread = [seq for seq in published if seq < reader.end.seq and seq not in seen]
+    assert not unread or reader.end.missed
+    assert seen == sorted(seen)
+
+
+async def test_a_topic_of_messages_with_lives_of_their_own_is_over_with_the_last(peer: Peer, topic: Topic) -> None:
+    mine = topic("raw")
+    await peer.lite.append(mine.key, b"one", ttl_s=1)
+    reader = mine.read()
+    await asyncio.sleep(0.3)
+    await peer.lite.append(mine.key, b"two", ttl_s=1)
+    lapses_at = time.time() + 1
+    seen, end = [], None
+    async with asyncio.timeout(SOON_S):
+        seen, end = [message.data async for message in reader], reader.end
+
+    assert end is not None
+    assert (seen, end.reason, end.missed) == ([b"one", b"two"], "expired", False)
+    assert -0.1 <= time.time() - lapses_at <= LATE_S + NOISE_S
+    # Who comes back for more is told as well.
+    _, end = await _rest(mine.read(5))
+    assert end is not None
+    assert (end.reason, end.missed) == ("expired", True)
+
+
+async def test_end_markers_mean_nothing_to_a_conversation_memory(peer: Peer, topic: Topic) -> None:
+    from squadron.runtime.budget import Budget, Deadline
+    from squadron.runtime.context import Context
+    from squadron.runtime.envelope import AgentMessage
+
+    message = AgentMessage.new("task", peer.caller.identity, {}, conversation_id="talk")
+    context = Context(
+        message,
+        agent="clerk",
+        topic="a.b",
+        attempt=1,
+        deadline=Deadline.after(60, peer.clock),
+        budget=Budget(),
+        caller=peer.caller,
+        lite_key=peer.subjects.lite("tester", "task"),
+        lite_ttl_s=60,
+        log=None,  # type: ignore[arg-type]
+    )
+    await context.remember("before")
+    await context.lite("talk", "memory-clerk").close()
+    await context.remember("after")
+
+    assert await context.recall() == ["after"]
+
+
+@ON_NATS
+async def test_nobody_of_ours_need_be_alive_for_a_topic_to_end(world: World) -> None:
+    left = await world.join("left")
+    mine = left.caller.lite_topics.topic("a", "shared", ttl_s=1)
+    await mine.publish("orphan")
+    for close in world._closers:
+        await close()
+    world._closers.clear()
+    await asyncio.sleep(3.2)
+
+    theirs = (await world.join("later")).caller.lite_topics.topic("a", "shared")
+    seen, end = await _rest(theirs.read(live=False))
+    assert end is not None
+    assert (seen, end.reason) == ([], "expired")
+
+
+async def test_the_end_is_plain_for_any_client(peer: Peer, topic: Topic) -> None:
+    mine = topic("a", ttl_s=1)
+    seq = await mine.publish(1)
+    (order,) = await _orders(peer, mine)
+    assert json.loads(order.data) == {"end": "expired", "ttlS": 1}
+    await mine.close()
+    marker = await peer.lite.last(mine.key)
+
+    assert marker is not None
+    assert (marker.headers[END_HEADER], json.loads(marker.data)) == ("closed", {"end": "closed", "last": seq})
+    if not isinstance(peer.lite, MemoryJournal):
+        assert marker.headers["Nats-TTL"] == "86400s"
+
+
+async def test_many_topics_end_by_themselves_at_once(peer: Peer, topic: Topic) -> None:
+    heard: list[Entry] = []
+    following = await peer.lite.follow(peer.subjects.lite_of("many"), heard.append)
+    topics = [topic(f"t{n}", "many", ttl_s=1) for n in range(500)]
+    await asyncio.gather(*(each.publish(n) for n, each in enumerate(topics)))
+    published_at = time.time()
+
+    async def ended() -> bool:
+        return sum(END_HEADER in entry.headers for entry in heard) == len(topics)
+
+    await until(ended)
+    assert max(entry.time for entry in heard) - published_at <= 1.0 + LATE_S
+    await following.aclose()
