@@ -208,30 +208,38 @@ class Connection:
     async def request_many(self, subject: str, data: bytes) -> list[Msg]:
         """One direct get of a batch: the entries, until the server says that it is over (ADR-31 of NATS).
 
+        If the connection is lost on the way, those that came are the answer: they come in order.
+
         Raises:
             BusUnavailableError: the end did not come in time, or nobody answers.
         """
         answers: list[Msg] = []
-        ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        ended: asyncio.Future[Msg] = self._loop.create_future()
 
         def collect(msg: Msg) -> None:
             headers = msg.headers or {}
             if "Nats-Sequence" in headers:
                 answers.append(msg)
             elif not ended.done():
-                ended.set_result(headers.get("Status", ""))
+                ended.set_result(msg)
 
         inbox = self.client.new_inbox()
+        # To be told when the connection is lost.
+        self._questions[inbox] = ended
         try:
             subscription = await self.listen(inbox, collect)
             try:
                 await self.client.publish(subject, data, reply=inbox)
                 async with asyncio.timeout(API_WITHIN_S):
-                    status = await ended
+                    status = ((await ended).headers or {}).get("Status", "")
             finally:
                 await subscription.unsubscribe()
         except (TimeoutError, nats.errors.Error, OSError) as error:
+            if answers:
+                return answers
             raise BusUnavailableError(f"no answer on {subject}: {error or type(error).__name__}") from None
+        finally:
+            del self._questions[inbox]
         if status not in _BATCH_ENDS:
             raise BusUnavailableError(f"{subject} answered with status {status!r}")
         return answers

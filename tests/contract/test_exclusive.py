@@ -1,0 +1,246 @@
+"""Exclusive reading: after a takeover the old reader is handed nothing more, whatever it slept through."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from squadron import Settings
+from squadron.bridge.jetstream.wiring import Wiring
+from squadron.runtime import exclusive
+from squadron.runtime.envelope import AgentIdentity
+from squadron.runtime.errors import BusUnavailableError, FencedError
+from squadron.runtime.exclusive import KEPT_STEPS, ExclusiveCursor, cursor_key
+from squadron.runtime.ports import Entry, Journal
+from tests.contract.conftest import ON_NATS, SOON_S, Peer, World, until
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A takeover does not take so long; for readers that are all in this process."""
+    monkeypatch.setattr(exclusive, "FRESH_S", 0.2)
+    monkeypatch.setattr(exclusive, "TAKEOVER_S", 0.25)
+
+
+QUICK = pytest.mark.usefixtures("quick")
+
+
+@pytest.fixture
+def key(peer: Peer) -> str:
+    return peer.subjects.lite("owner", "a")
+
+
+@pytest.fixture
+def place(peer: Peer, key: str) -> str:
+    return cursor_key(peer.subjects, key, "reader")
+
+
+async def _fill(lite: Journal, key: str, count: int) -> list[int]:
+    return [await lite.append(key, b"%d" % i) for i in range(count)]
+
+
+def _reading(lite: Journal, key: str, cursor: ExclusiveCursor) -> AsyncGenerator[Entry, None]:
+    return cursor.guard(lite.read(key, from_seq=cursor.seq or 1))
+
+
+async def test_a_reader_that_ended_is_followed_by_one_that_goes_on(peer: Peer, key: str, place: str) -> None:
+    seqs = await _fill(peer.lite, key, 4)
+    first = await ExclusiveCursor.take(peer.lite, place)
+    reading = _reading(peer.lite, key, first)
+    assert [(await anext(reading)).seq for _ in range(2)] == seqs[:2]
+    await first.release(done=True)
+
+    second = await ExclusiveCursor.take(peer.lite, place)
+    read = [entry.seq async for entry in _reading(peer.lite, key, second)]
+
+    assert read == seqs[2:]
+    assert (first.epoch, second.epoch) == (1, 2)
+
+
+@QUICK
+async def test_the_message_that_was_handed_out_last_may_come_twice(peer: Peer, key: str, place: str) -> None:
+    seqs = await _fill(peer.lite, key, 4)
+    reading = _reading(peer.lite, key, await ExclusiveCursor.take(peer.lite, place))
+    assert [(await anext(reading)).seq for _ in range(2)] == seqs[:2]
+
+    second = await ExclusiveCursor.take(peer.lite, place)
+
+    assert [entry.seq async for entry in _reading(peer.lite, key, second)] == seqs[1:]
+
+
+@QUICK
+async def test_after_a_takeover_the_old_reader_is_handed_nothing_more(world: World, key: str, place: str) -> None:
+    one, other = await world.join("one"), await world.join("other")
+    await _fill(one.lite, key, 4)
+    old = await ExclusiveCursor.take(one.lite, place)
+    reading = _reading(one.lite, key, old)
+    await anext(reading)
+
+    new = await ExclusiveCursor.take(other.lite, place)
+
+    with pytest.raises(FencedError, match="taken over"):
+        await anext(reading)
+    with pytest.raises(FencedError):
+        await old.release(done=True)
+    assert len([entry async for entry in _reading(other.lite, key, new)]) == 4
+
+
+async def test_readers_of_other_names_and_topics_are_not_disturbed(peer: Peer, key: str, place: str) -> None:
+    await _fill(peer.lite, key, 2)
+    one = _reading(peer.lite, key, await ExclusiveCursor.take(peer.lite, place))
+    await anext(one)
+
+    for other in (
+        cursor_key(peer.subjects, key, "other"),
+        cursor_key(peer.subjects, peer.subjects.lite("owner", "b"), "reader"),
+    ):
+        assert (await ExclusiveCursor.take(peer.lite, other)).seq == 0
+
+    await anext(one)
+
+
+@QUICK
+async def test_of_many_that_take_over_at_once_one_goes_on(peer: Peer, place: str) -> None:
+    cursors = await asyncio.gather(*(ExclusiveCursor.take(peer.lite, place) for _ in range(8)))
+    ended = await asyncio.gather(*(cursor.step(1) for cursor in cursors), return_exceptions=True)
+
+    assert len({cursor.epoch for cursor in cursors}) == 8
+    assert [type(end) for end in ended].count(FencedError) == 7
+    newest = max(cursors, key=lambda cursor: cursor.epoch)
+    assert ended[cursors.index(newest)] is None
+
+
+async def test_steps_leave_little_behind(peer: Peer, place: str) -> None:
+    cursor = await ExclusiveCursor.take(peer.lite, place)
+    for seq in range(1, 2 * KEPT_STEPS + 2):
+        await cursor.step(seq)
+    assert len([entry async for entry in peer.lite.read(place)]) <= KEPT_STEPS
+
+    await cursor.release(done=True)
+
+    assert len([entry async for entry in peer.lite.read(place)]) == 1
+    assert (await ExclusiveCursor.take(peer.lite, place)).seq == 2 * KEPT_STEPS + 2
+
+
+class Late:
+    """A journal whose acknowledgements come late, or get lost."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self.released: asyncio.Event | None = None
+        self.stored = asyncio.Event()
+        self.losing = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._journal, name)
+
+    async def append(self, key: str, data: bytes, **options: Any) -> int:
+        seq = await self._journal.append(key, data, **options)
+        self.stored.set()
+        if self.released is not None:
+            await self.released.wait()
+        if self.losing:
+            self.losing -= 1
+            raise BusUnavailableError("the acknowledgement was lost")
+        return seq
+
+
+@QUICK
+async def test_a_permission_that_was_slept_through_counts_no_more(peer: Peer, place: str) -> None:
+    """The server permitted it, but before the answer was read another reader took over."""
+    late = Late(peer.lite)
+    old = await ExclusiveCursor.take(late, place)  # type: ignore[arg-type]
+    late.released = asyncio.Event()
+    late.stored.clear()
+    stepping = asyncio.create_task(old.step(7))
+    await late.stored.wait()
+    new = await ExclusiveCursor.take(peer.lite, place)
+
+    late.released.set()
+
+    with pytest.raises(FencedError):
+        await asyncio.wait_for(stepping, SOON_S)
+    assert new.seq == 7
+    await new.step(7)
+
+
+@QUICK
+async def test_a_lost_acknowledgement_is_not_taken_for_another_reader(peer: Peer, place: str) -> None:
+    late = Late(peer.lite)
+    cursor = await ExclusiveCursor.take(late, place)  # type: ignore[arg-type]
+    late.losing = 1
+
+    await cursor.step(7)
+    await cursor.step(8)
+
+    await cursor.release(done=False)
+    assert (await ExclusiveCursor.take(peer.lite, place)).seq == 8
+
+
+async def read_in_a_process(home: str, environment: str) -> None:
+    """Runs in a process of its own: reads exclusively, slowly, with all messages at hand; tells what it gets."""
+    settings = Settings(home=Path(home), env=environment)
+    wiring = await Wiring.open(settings, AgentIdentity(id="old", type="test"))
+    key = wiring.subjects.lite("owner", "a")
+    buffered = [entry async for entry in wiring.lite.read(key)]
+
+    async def at_hand() -> AsyncIterator[Entry]:
+        for entry in buffered:
+            yield entry
+
+    cursor = await ExclusiveCursor.take(wiring.lite, cursor_key(wiring.subjects, key, "reader"))
+    try:
+        async for entry in cursor.guard(at_hand()):
+            os.write(1, entry.data + b"\n")
+            await asyncio.sleep(0.002)
+    except FencedError:
+        os.write(1, b"fenced\n")
+    await wiring.aclose()
+
+
+def _is_stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
+
+
+@ON_NATS
+@pytest.mark.parametrize("handed_out_before", [1, 20, 21, 40])
+async def test_a_reader_that_was_stopped_and_goes_on_is_fenced(
+    peer: Peer, settings: Settings, key: str, place: str, handed_out_before: int
+) -> None:
+    count = 200
+    await _fill(peer.lite, key, count)
+    code = "import asyncio, sys; from tests.contract.test_exclusive import *; "
+    code += f"asyncio.run(read_in_a_process({str(settings.home)!r}, {settings.env!r}))"
+    old = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE)
+    assert old.stdout is not None
+    before = [await asyncio.wait_for(old.stdout.readline(), 30) for _ in range(handed_out_before)]
+    os.kill(old.pid, signal.SIGSTOP)
+
+    async def stopped() -> bool:
+        return _is_stopped(old.pid)
+
+    await until(stopped)
+    with contextlib.suppress(TimeoutError):
+        # What it had said when it was stopped.
+        while line := await asyncio.wait_for(old.stdout.readline(), 0.1):
+            before.append(line)
+
+    new = await ExclusiveCursor.take(peer.lite, place)
+    read = [int(entry.data) async for entry in _reading(peer.lite, key, new)]
+    os.kill(old.pid, signal.SIGCONT)
+    after = await asyncio.wait_for(old.stdout.read(), SOON_S)
+    await old.wait()
+
+    assert after == b"fenced\n"
+    handed_out = [int(line) for line in before]
+    assert handed_out == list(range(len(before)))
+    # Where the old one was: at the last message it was handed, or just before the next one.
+    assert read in (list(range(len(before) - 1, count)), list(range(len(before), count)))

@@ -1,0 +1,315 @@
+"""Readers that lose their connection in the middle of bursts, and are killed and go on as another process.
+
+One writer is in full flow all the time. Nothing may be lost, repeated or out of order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+import structlog
+
+from squadron import Settings
+from squadron.bridge.jetstream import dial, embedded, journal
+from squadron.bridge.jetstream.wiring import Wiring
+from squadron.runtime.envelope import AgentIdentity
+from squadron.runtime.errors import BusUnavailableError
+from squadron.runtime.follow import Follower
+from squadron.runtime.followed import Batch
+
+#: A connection is cut after between so many bytes that the server sent over it: some hundred messages.
+CUT_AFTER_BYTES = (20_000, 200_000)
+#: What the writer sends each second, over all topics: more than this would leave a reader behind that has to
+#: share two cores with the writer, the proxy and the server, and is cut off seven times a second.
+MESSAGES_PER_S = 3_000
+#: Longest wait for all that was written, after the last cut, in seconds.
+CATCH_UP_S = 20.0
+
+T = TypeVar("T")
+
+
+class CuttingProxy:
+    """Stands between a reader and the server, and cuts connections, wherever in a message that is."""
+
+    def __init__(self, host: str, port: int, seed: int) -> None:
+        self._host, self._port = host, port
+        self._random = random.Random(seed)
+        self.cuts = self.connections = 0
+        self.cutting = True
+        self._pumps: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+
+    async def open(self) -> int:
+        self._server = await asyncio.start_server(self._join, "127.0.0.1", 0)
+        return int(self._server.sockets[0].getsockname()[1])
+
+    async def aclose(self) -> None:
+        assert self._server is not None
+        self._server.close()
+        for pump in self._pumps:
+            pump.cancel()
+
+    async def _join(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        server, to_server = await asyncio.open_connection(self._host, self._port)
+        for source, target, most in (
+            (client, to_server, None),
+            (server, to_client, self._random.randint(*CUT_AFTER_BYTES)),
+        ):
+            pump = asyncio.create_task(self._pump(source, target, most, (to_client, to_server)))
+            self._pumps.add(pump)
+            pump.add_done_callback(self._pumps.discard)
+
+    async def _pump(
+        self,
+        source: asyncio.StreamReader,
+        target: asyncio.StreamWriter,
+        most: int | None,
+        both: tuple[asyncio.StreamWriter, ...],
+    ) -> None:
+        passed = 0
+        try:
+            while data := await source.read(65_536):
+                cut = most is not None and self.cutting and passed + len(data) > most
+                if cut:
+                    data = data[: max(0, (most or 0) - passed)]
+                passed += len(data)
+                target.write(data)
+                await target.drain()
+                if cut:
+                    self.cuts += 1
+                    break
+        except OSError:
+            pass
+        for writer in both:
+            # What the proxy wrote arrives; it is the end of it that comes at any place.
+            writer.close()
+
+
+@dataclass
+class Log:
+    """What all readers together were handed, in their order, as `(topic, seq, number)`."""
+
+    cursors: dict[str, int] = field(default_factory=dict)
+    numbers: dict[str, list[int]] = field(default_factory=dict)
+
+    def take(self, line: bytes) -> None:
+        topic, seq, number = line.split()
+        self.cursors[topic.decode()] = int(seq)
+        self.numbers.setdefault(topic.decode(), []).append(int(number))
+
+
+def _tell(key: str, seq: int, data: bytes) -> None:
+    # Each by itself, so that the process may be killed between any two.
+    os.write(1, b"%s %d %s\n" % (key.encode(), seq, data))
+
+
+async def _follow_all(wiring: Wiring, cursors: dict[str, int]) -> None:
+    """Read many topics over one subscription."""
+    follower = await _at_last(lambda: Follower.open(wiring.lite, wiring.subjects.lite_of("owner")))
+    for key, seq in cursors.items():
+        follower.add(key, after=seq, resumed=seq > 0)
+
+    async def handler(batch: Batch) -> None:
+        assert not batch.lapsed
+        for entry in batch.entries:
+            _tell(batch.key, entry.seq, entry.data)
+
+    await follower.serve(handler)
+
+
+async def _read_one(wiring: Wiring, cursors: dict[str, int]) -> None:
+    """Read one topic, as its users do; who can't be served for the moment comes again."""
+    ((key, seq),) = cursors.items()
+    topic = wiring.caller.lite_topics.topic(key.rsplit(".", 1)[-1], "owner")
+    while True:
+        with contextlib.suppress(BusUnavailableError):
+            async for message in topic.read(seq + 1):
+                assert not message.missed
+                seq = message.seq
+                _tell(key, seq, message.data)
+
+
+async def _at_last(make: Callable[[], Awaitable[T]]) -> T:
+    """Make it, however often the connection is cut meanwhile."""
+    while True:
+        with contextlib.suppress(BusUnavailableError):
+            return await make()
+
+
+async def read_in_a_process() -> None:
+    """Runs in a process of its own: goes on from the cursors it is given, and tells all that it is handed."""
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    dial.RECONNECT_WAIT_S = journal.RECONNECT_WAIT_S = 0.02
+    given = json.loads(await asyncio.to_thread(sys.stdin.readline) or "null")
+    if given is None:
+        return
+    settings = Settings(nats_url=given["url"], env=given["environment"])
+    wiring = await _at_last(lambda: Wiring.open(settings, AgentIdentity(id="reader", type="test")))
+    read = _follow_all if len(given["cursors"]) > 1 else _read_one
+    await read(wiring, given["cursors"])
+
+
+class Readers:
+    """Reader processes, one after the other; the next one is warm when its turn comes."""
+
+    def __init__(self, url: str, environment: str, log: Log) -> None:
+        self._url, self._environment, self._log = url, environment, log
+        self._next: asyncio.Task[asyncio.subprocess.Process] | None = None
+        self._now: asyncio.subprocess.Process | None = None
+        self._telling: asyncio.Task[None] | None = None
+        self.killed = 0
+
+    async def _spawn(self) -> asyncio.subprocess.Process:
+        code = "import asyncio; from tests.contract.test_resume import *; asyncio.run(read_in_a_process())"
+        pipe = asyncio.subprocess.PIPE
+        return await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdin=pipe, stdout=pipe)
+
+    async def start(self) -> None:
+        """The next reader goes on where the log ends."""
+        self._now = await (self._next or asyncio.create_task(self._spawn()))
+        given = {"url": self._url, "environment": self._environment, "cursors": self._log.cursors}
+        assert self._now.stdin is not None
+        self._now.stdin.write(json.dumps(given).encode() + b"\n")
+        self._telling = asyncio.create_task(self._tell(self._now))
+        self._next = asyncio.create_task(self._spawn())
+
+    async def _tell(self, reader: asyncio.subprocess.Process) -> None:
+        assert reader.stdout is not None
+        async for line in reader.stdout:
+            if line.endswith(b"\n"):
+                self._log.take(line)
+
+    async def until_cut(self, proxy: CuttingProxy, cuts: int) -> None:
+        """Let the reader read until its connections were cut so often."""
+        while proxy.cuts < cuts:
+            assert self._telling is not None
+            assert not self._telling.done(), "the reader ended by itself"
+            await asyncio.sleep(0.001)
+
+    async def kill(self) -> None:
+        """End the reader, and hear out what it had been handed."""
+        assert self._now is not None
+        assert self._telling is not None
+        os.kill(self._now.pid, signal.SIGKILL)
+        await self._telling
+        assert await self._now.wait() == -signal.SIGKILL, "it had ended by itself"
+        self.killed += 1
+
+    async def aclose(self) -> None:
+        """Leave no process behind."""
+        assert self._next is not None
+        for reader in (self._now, await self._next):
+            if reader is not None and reader.returncode is None:
+                reader.kill()
+                await reader.wait()
+
+
+class Flow:
+    """One writer that never pauses, on many topics at once; each message is its number on its topic."""
+
+    def __init__(self, wiring: Wiring, topics: list[str]) -> None:
+        self._wiring, self._topics = wiring, topics
+        self.written = 0
+        self._stopping = False
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        while not self._stopping:
+            await asyncio.sleep(begun + self.written * len(self._topics) / MESSAGES_PER_S - loop.time())
+            data = b"%d" % self.written
+            # On one connection they are stored in this order.
+            await asyncio.gather(*(self._wiring.lite.append(topic, data) for topic in self._topics))
+            self.written += 1
+
+    def stop(self) -> None:
+        self._stopping = True
+
+
+async def _proxied(nats_home: Path, seed: int) -> tuple[CuttingProxy, str]:
+    endpoint = embedded.find(nats_home)
+    assert endpoint is not None
+    host, port = endpoint.url.removeprefix("nats://").split(":")
+    proxy = CuttingProxy(host, int(port), seed)
+    return proxy, f"nats://{endpoint.token}@127.0.0.1:{await proxy.open()}"
+
+
+async def test_a_read_that_is_cut_off_goes_on_at_once_where_it_was(
+    wiring: Wiring, settings: Settings, nats_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dial, "RECONNECT_WAIT_S", 0.02)
+    monkeypatch.setattr(journal, "RECONNECT_WAIT_S", 0.02)
+    key, count = wiring.subjects.lite("owner", "a"), 4_000
+    for begin in range(0, count, 500):
+        await asyncio.gather(*(wiring.lite.append(key, b"%0500d" % i) for i in range(begin, begin + 500)))
+    proxy, url = await _proxied(nats_home, seed=1)
+    reader = await Wiring.open(Settings(nats_url=url, env=settings.env), AgentIdentity(id="reader", type="test"))
+
+    # A batch of 512 is larger than anything that passes between two cuts.
+    async with asyncio.timeout(CATCH_UP_S):
+        read = [int(entry.data) async for entry in reader.lite.read(key)]
+
+    assert read == list(range(count))
+    assert proxy.cuts > 8
+    await reader.aclose()
+    await proxy.aclose()
+
+
+@pytest.mark.parametrize(
+    ("topics", "cuts", "kills"),
+    [
+        (50, 110, 8),
+        (1, 40, 3),
+        pytest.param(1_000, 300, 20, marks=[pytest.mark.slow, pytest.mark.timeout(400)]),
+    ],
+)
+async def test_readers_that_are_cut_off_and_killed_lose_nothing_and_repeat_nothing(
+    wiring: Wiring, settings: Settings, nats_home: Path, topics: int, cuts: int, kills: int
+) -> None:
+    proxy, url = await _proxied(nats_home, seed=topics)
+    keys = [wiring.subjects.lite("owner", f"t{i}") for i in range(topics)]
+    log = Log(cursors=dict.fromkeys(keys, 0))
+    readers, flow = Readers(url, settings.env, log), Flow(wiring, keys)
+
+    try:
+        await readers.start()
+        writing = asyncio.create_task(flow.run())
+        for killed in range(1, kills + 1):
+            await readers.until_cut(proxy, cuts * killed // (kills + 1))
+            await readers.kill()
+            await readers.start()
+        await readers.until_cut(proxy, cuts)
+        flow.stop()
+        await writing
+        in_the_flow = sum(map(len, log.numbers.values()))
+        proxy.cutting = False
+        async with asyncio.timeout(CATCH_UP_S):
+            while any(len(log.numbers.get(key, ())) < flow.written for key in keys):
+                await asyncio.sleep(0.01)
+        await readers.kill()
+    finally:
+        flow.stop()
+        await readers.aclose()
+        await proxy.aclose()
+
+    share = in_the_flow / topics / flow.written
+    print(  # noqa: T201
+        f"{topics} topics x {flow.written} messages, {proxy.cuts} cuts, {kills} kills; {share:.0%} in the flow"
+    )
+    assert share > 0.2, "it was read while connections were cut, not after"
+    assert proxy.cuts >= cuts
+    assert proxy.connections > cuts
+    for key in keys:
+        assert log.numbers[key] == list(range(flow.written))
