@@ -209,9 +209,7 @@ class TopicSpec:
                 field=field,
                 hint=f"takes {describe_input(self.topic.input_schema)}",
             ) from None
-        return {field: getattr(checked, field) for field in type(checked).model_fields} | (
-            checked.model_extra or {}
-        )
+        return {**checked.__dict__, **(checked.model_extra or {})}
 
     def dump(self, value: Any) -> Any:
         """A returned value as JSON-ready data.

@@ -56,7 +56,8 @@ class Ask:
     """How a task is to be sent; everything has a default.
 
     `owner` names the lite topics that the outcomes come back on: whoever takes over under the same name
-    finds them there. `within_s` bounds the whole call, `start_within_s` the wait for a replica that begins.
+    finds them there. `within_s` bounds the whole call, `start_within_s` the wait for a replica that begins. If
+    `nested`, readers of its stream see those of the tasks that it asks, too.
     """
 
     within_s: float = DEFAULT_WITHIN_S
@@ -70,6 +71,7 @@ class Ask:
     model: str | None = None
     parameters: Mapping[str, Any] | None = None
     budget: Budget = UNLIMITED
+    nested: bool = False
 
 
 class Caller:
@@ -327,6 +329,7 @@ class Caller:
             reply_to=handle.reply_to,
             target=ask.route.target or None,
             routing=routing,
+            metadata={"nested": True} if ask.nested else None,
         )
 
     async def _admit(self, task_id: str, topic: str, content: Any, ask: Ask) -> Any:

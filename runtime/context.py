@@ -10,11 +10,12 @@ from weakref import WeakSet
 
 from squadron.runtime.budget import Budget, Deadline
 from squadron.runtime.caller import DEFAULT_WITHIN_S, Ask, Caller
-from squadron.runtime.envelope import AgentMessage, pack
+from squadron.runtime.envelope import AgentMessage
 from squadron.runtime.handle import Handle
 from squadron.runtime.lite import LiteTopic
 from squadron.runtime.outcome import Outcome
 from squadron.runtime.ports import END_HEADER
+from squadron.runtime.streams import StreamWriter
 from squadron.runtime.subjects import token_of
 
 if TYPE_CHECKING:
@@ -47,16 +48,15 @@ class Context:
         budget: Budget,
         caller: Caller,
         lite_key: str,
-        lite_ttl_s: float,
         log: FilteringBoundLogger,
     ) -> None:
         self.message, self.topic, self.attempt = message, topic, attempt
         self.deadline, self.budget, self._log = deadline, budget, log
         self.tokens_spent = 0
         self._agent, self._caller = agent, caller
-        self._lite_key, self._lite_ttl_s = lite_key, lite_ttl_s
-        self._emitted = 0
-        self._stopped = False
+        self._lite_key = lite_key
+        self._writer: StreamWriter | None = None
+        self._stopped = self._ended = False
         #: What was asked from here; who has an outcome and is not waited for any more drops out by itself.
         self._children: WeakSet[Handle] | None = None
 
@@ -71,25 +71,34 @@ class Context:
         )
 
     async def emit(self, chunk: Any) -> None:
-        """Send one chunk (any JSON value) to whoever follows this task; it is stored when this returns."""
-        payload = {
-            "sequenceNumber": self._emitted,
-            "isFirst": self._emitted == 0,
-            "isFinal": False,
-            "chunk": chunk,
-            "attempt": self.attempt,
-        }
-        message = pack(
-            "stream",
-            self._caller.identity,
-            payload,
-            conversation_id=self.message.context.conversation_id,
-            correlation_id=self.message.id,
-        )
-        self._emitted += 1
-        msg_id = f"{token_of(self.message.id)}.{self.message.redriven}.{self.attempt}.{self._emitted}"
-        data = await self._caller.claims.seal(message, keep_s=self._lite_ttl_s)
-        await self._caller.lite.append(self._lite_key, data, ttl_s=self._lite_ttl_s, msg_id=msg_id)
+        """Send one chunk (any JSON value) to whoever follows this task, now or later.
+
+        Returns before it is stored, and waits only while too many are not; the outcome comes after all of them.
+
+        Raises:
+            MessageTooLargeError: larger than any message may be.
+            BusUnavailableError: a large one could not be stored.
+        """
+        await self._stream().write(chunk)
+
+    def _stream(self) -> StreamWriter:
+        if self._writer is None:
+            self._writer = StreamWriter(self._caller, self._lite_key, self.message, self.attempt)
+            if self._ended:
+                self._writer.close()
+        return self._writer
+
+    async def finish(self, end: str) -> None:
+        """End what was emitted, if anything was, before the outcome is stored; see `StreamWriter.finish`."""
+        self._ended = True
+        if self._writer is not None:
+            await self._writer.finish(end)
+
+    def close(self) -> None:
+        """Nothing is emitted any more."""
+        self._ended = True
+        if self._writer is not None:
+            self._writer.close()
 
     async def ask(self, topic: str, /, *, within_s: float = DEFAULT_WITHIN_S, **content: Any) -> Outcome:
         """Ask another agent and wait; never longer than this task's own deadline."""
@@ -119,8 +128,11 @@ class Context:
                 model=self.message.payload.model,
                 parameters=self.message.payload.parameters,
                 budget=self.budget.child(),
+                nested=self.message.nested,
             ),
         )
+        if self.message.nested and not handle.done:
+            await self._stream().point_to(handle)
         self._children = self._children or WeakSet()
         self._children.add(handle)
         return handle

@@ -146,6 +146,11 @@ class AgentMessage(Wire):
         count = (self.metadata or {}).get("redriven", 0)
         return count if isinstance(count, int) else 0
 
+    @property
+    def nested(self) -> bool:
+        """Whether readers of this task's stream are to see those of the tasks that it asks."""
+        return (self.metadata or {}).get("nested") is True
+
     def encode(self) -> bytes:
         """The message as UTF-8 JSON: exactly the fields that were set, so a null of somebody else's stays."""
         return self.__pydantic_serializer__.to_json(self, by_alias=True, exclude_unset=True)

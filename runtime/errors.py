@@ -94,6 +94,19 @@ class ClaimLostError(SquadronError):
     """A payload that travelled as a claim check is not there any more, or not all of it."""
 
 
+class StreamGapError(SquadronError):
+    """Chunks of a stream are lost for good: those with the numbers `first` to `last` of its `epoch`.
+
+    `last` is -1 if nobody knows how many there were.
+    """
+
+    def __init__(
+        self, message: str, *, lite_topic: str = "", epoch: int = 1, first: int = 0, last: int = -1, hint: str = ""
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.lite_topic, self.epoch, self.first, self.last = lite_topic, epoch, first, last
+
+
 class FencedError(SquadronError):
     """Somebody else already wrote past the expected sequence."""
 

@@ -194,7 +194,8 @@ class Follower:
         """Find what was not heard: at once when the connection was lost, else every `LOOK_S`."""
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._lost.wait(), LOOK_S)
+                async with asyncio.timeout(LOOK_S):
+                    await self._lost.wait()
             try:
                 await self._look()
             except BusUnavailableError:

@@ -5,21 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from pydantic_core import from_json
 
 from squadron.runtime import outcome as outcomes
 from squadron.runtime.budget import Deadline
+from squadron.runtime.chunks import Family, StreamReader
 from squadron.runtime.envelope import AgentMessage
-from squadron.runtime.errors import (
-    BusUnavailableError,
-    ClaimLostError,
-    InvalidMessageError,
-    MessageTooLargeError,
-    SquadronError,
-)
+from squadron.runtime.errors import BusUnavailableError, InvalidMessageError, SquadronError
 from squadron.runtime.outcome import Failed, Outcome, TimedOut
+from squadron.runtime.streams import Chunk, Ended, Nested, Restarted
 
 if TYPE_CHECKING:
     from squadron.runtime.caller import Caller
@@ -167,38 +164,49 @@ class Handle:
         """What the task emits, in order and from the start; ends with the task.
 
         A task that is run again after a crash starts its stream anew: only the newest attempt's chunks go on.
+
+        Raises:
+            StreamGapError: a chunk is lost for good.
         """
+        async with aclosing(self._reader(self.reply_to).events()) as events:
+            async for event in events:
+                if isinstance(event, Chunk):
+                    yield event.value
+        await self._ended()
+
+    async def events(self) -> AsyncIterator[Chunk | Restarted | Nested | Ended]:
+        """As `chunks`, but tells of restarts and of the end, which comes last, and numbers the chunks.
+
+        If the task was submitted as `nested`, the chunks of the tasks that it asks come as well.
+
+        Raises:
+            StreamGapError: a chunk is lost for good.
+        """
+        chunks = 0
+        async with aclosing(Family(self._reader).events(self._reader(self.reply_to).events())) as events:
+            async for event in events:
+                chunks = 0 if isinstance(event, Restarted) else chunks + isinstance(event, Chunk)
+                yield event
+        yield Ended(await self._ended(), chunks)
+
+    def _reader(self, lite_topic: str) -> StreamReader:
         # Of a task that has ended nothing more will come: what is stored is all.
         live = not self.done
-        reader = self._lite.read(self.reply_to, live=live)
-        attempt, following = 1, -1
-        try:
-            while True:
-                # Not around the yield: the time is up for us, not for whoever reads.
-                async with asyncio.timeout(self.deadline.remaining_s() if live else None):
-                    entry = await anext(reader, None)
-                if entry is None:
-                    return
-                if self.hear(entry.data):
-                    await self._opened()
-                    return
-                try:
-                    message = await self._whole(AgentMessage.decode(entry.data))
-                except (InvalidMessageError, ClaimLostError, MessageTooLargeError):
-                    continue
-                extra = message.payload.model_extra or {}
-                sequence, run = extra.get("sequenceNumber", 0), extra.get("attempt", 1)
-                if not (isinstance(sequence, int) and isinstance(run, int)):
-                    continue
-                if run > attempt:
-                    attempt, following = run, -1
-                if run == attempt and sequence > following:
-                    following = sequence
-                    yield extra.get("chunk")
-        except TimeoutError:
-            self.settle(self._too_late())
-        finally:
-            await reader.aclose()
+        return StreamReader(
+            self._lite,
+            self._caller.claims,
+            lite_topic,
+            live=live,
+            until=self.deadline if live else None,
+            is_end=self.hear if lite_topic == self.reply_to else lambda _: True,
+        )
+
+    async def _ended(self) -> Outcome:
+        """The outcome, when nothing more is to be read."""
+        await self._opened()
+        self.settle(self._too_late())
+        assert self._outcome is not None
+        return self._outcome
 
 
 def read_outcome(message: AgentMessage, task_id: str, topic: str) -> Outcome:

@@ -78,7 +78,7 @@ class LiteTopics:
         life = self._lives.get(topic.key)
         if life is not None and self.clock.time() < life.renewed_at + life.ttl_s:
             return await self._store(topic, data, msg_id, topic.ttl_s or life.ttl_s)
-        # With room for one more it need not be known whether it is new; one too many is counted until the next count.
+        # With room for one more it need not be known whether it is new: one too many counts until the next count.
         is_clear = topic.ttl_s is not None and self._quotas.has_room(topic.owner)
         if not is_clear and (order := await self.lite.last(life_of(topic.key))) is not None:
             return await self._store(topic, data, msg_id, topic.ttl_s or _ttl_in(order.data))

@@ -72,6 +72,8 @@ class Pump:
 
     async def start(self) -> None:
         """Begin to pull."""
+        # Kept, because asking for it costs a system call each time.
+        self._loop = asyncio.get_running_loop()
         self._feed = await self._open(self._arrived)
         self._extender = asyncio.create_task(self._extend_leases(), name=f"leases {self._source.name}")
         self._feed.want(self._slots)
@@ -83,7 +85,7 @@ class Pump:
                 self._feed.want(1)
             return
         self._seqs.add(delivery.seq)
-        task = asyncio.create_task(self._serve(delivery), name=f"turn {delivery.subject}")
+        task = self._loop.create_task(self._serve(delivery), name=f"turn {delivery.subject}")
         self._in_flight[task] = delivery
         task.add_done_callback(self._ended)
 

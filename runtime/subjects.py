@@ -293,6 +293,10 @@ class Subjects:
         """Pattern of all lite topics, or of those of `owner`."""
         return f"{ROOT}.{self.environment}.lite.{check_token(owner, 'owner') if owner else '*'}.*"
 
+    def stream(self, id: str) -> str:
+        """Where the chunks on a lite topic with this `id` are told to whoever listens now: a live view."""
+        return f"{ROOT}.{self.environment}.stream.response.{check_token(id, 'id')}"
+
     def result(self, topic: str) -> str:
         """Where the outcome of a task that named no `replyTo` is announced."""
         return f"{ROOT}.{self.environment}.result.{topic}"

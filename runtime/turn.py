@@ -26,7 +26,6 @@ from squadron.runtime.errors import (
 )
 from squadron.runtime.letters import DeadLetters
 from squadron.runtime.outcome import (
-    LITE_TTL_S,
     Answer,
     Cancelled,
     DeadLettered,
@@ -176,7 +175,14 @@ class Turns:
             reason = f"its replica died or fell silent in each of {attempt - 1} attempts"
             common["attempt"] = attempt - 1
             return DeadLettered(reason=reason, details={"attempts": attempt - 1}, **common)
-        return await self._run_handler(handler, delivery, message, common, lite_key)
+        context = self._context(message, common, lite_key)
+        try:
+            ended = await self._run_handler(handler, delivery, context, common)
+            # Whoever reads the outcome can count on all that was emitted before it.
+            await context.finish("again" if isinstance(ended, _Again) else ended.kind)
+            return ended
+        finally:
+            context.close()
 
     def _refusal(self, message: AgentMessage, common: dict[str, Any]) -> Outcome | _Again | None:
         if self._cancelled.includes(message.id):
@@ -207,10 +213,10 @@ class Turns:
         return Undeliverable(reason=f"no replica may run it: {reason}", details=details, **common)
 
     async def _run_handler(
-        self, handler: Handler, delivery: Delivery, message: AgentMessage, common: dict[str, Any], lite_key: str
+        self, handler: Handler, delivery: Delivery, context: Context, common: dict[str, Any]
     ) -> Outcome | _Again:
-        context = self._context(message, common, lite_key)
-        turn = asyncio.current_task()
+        message = context.message
+        turn = asyncio.current_task(self._caller.loop)
         assert turn is not None
         #: Why we stopped it ourselves.
         stopped: list[str] = []
@@ -271,7 +277,6 @@ class Turns:
             budget=_budget(message),
             caller=self._caller,
             lite_key=lite_key,
-            lite_ttl_s=LITE_TTL_S,
             log=self._log,
         )
 

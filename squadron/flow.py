@@ -11,10 +11,11 @@ from squadron.runtime.errors import InvalidMessageError
 from squadron.runtime.handle import Handle
 from squadron.runtime.outcome import Outcome
 from squadron.runtime.ports import Note, Subscription
+from squadron.runtime.streams import Chunk, Ended, Nested, Restarted
 
 
 class Stream:
-    """What a task emits, as an async iterator; then its outcome."""
+    """What a task emits: its chunks as an async iterator, or `events()`; then its outcome."""
 
     def __init__(
         self, submitting: Coroutine[Any, Any, Handle], outcome: Callable[[Handle], Awaitable[Outcome]]
@@ -31,6 +32,16 @@ class Stream:
         handle = await self._submitted()
         async for chunk in handle.chunks():
             yield chunk
+
+    async def events(self) -> AsyncIterator[Chunk | Restarted | Nested | Ended]:
+        """The chunks with their numbers, what a retry starts anew, chunks of nested tasks, and the end.
+
+        Raises:
+            StreamGapError: a chunk is lost for good.
+        """
+        handle = await self._submitted()
+        async for event in handle.events():
+            yield event
 
     async def outcome(self) -> Outcome:
         """The task's one outcome; waits for it."""

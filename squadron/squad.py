@@ -25,6 +25,7 @@ from squadron.runtime.errors import (
     BridgeUnavailableError,
     ClusterUnavailableError,
     SquadronError,
+    StreamGapError,
 )
 from squadron.runtime.handle import Handle
 from squadron.runtime.letters import DeadLetters
@@ -40,7 +41,7 @@ RUN_WITHIN_S = 600.0
 
 #: What `submit` takes beside the fields of the input; the rest of `Ask` is for agents.
 _ASK_OPTIONS = frozenset(
-    {"within_s", "start_within_s", "priority", "conversation_id", "model", "route", "task_id"}
+    {"within_s", "start_within_s", "priority", "conversation_id", "model", "route", "task_id", "nested"}
 )
 
 
@@ -205,7 +206,10 @@ class Squad(Fleet):
         return await self._wiring.caller.outcome(handle)
 
     def stream(self, topic: str, content: Any = None, /, **options: Any) -> Stream:
-        """Send a task and follow what it emits; takes what `ask` takes."""
+        """Send a task and follow what it emits; takes what `ask` takes.
+
+        With `nested=True` its `events()` hold the chunks of the tasks that it asks, too.
+        """
         return Stream(self.submit(topic, content, **options), self.outcome)
 
     async def publish(self, topic: str, content: Any, *, conversation_id: str = "") -> None:
@@ -327,9 +331,11 @@ class Squad(Fleet):
             within_s=within_s,
             model=chosen,
         )
-        async for event in stream:
-            if on_event is not None:
-                on_event(event)
+        # Of a run whose progress can't be told the outcome counts all the same.
+        with contextlib.suppress(StreamGapError):
+            async for event in stream:
+                if on_event is not None:
+                    on_event(event)
         return await stream.outcome()
 
 

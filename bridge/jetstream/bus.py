@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 import nats.errors
-from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as NatsSubscription
 
+from squadron.bridge.jetstream.client import Heard
 from squadron.bridge.jetstream.connect import Connection
 from squadron.runtime.errors import BusUnavailableError
 from squadron.runtime.ports import Note, Subscription
@@ -33,7 +33,7 @@ class JetStreamSubscription:
 async def listen(
     connection: Connection,
     pattern: str,
-    hear: Callable[[Msg], None],
+    hear: Callable[[Heard], None],
     *,
     group: str = "",
     lost: Callable[[], None] | None = None,
@@ -69,7 +69,7 @@ class CoreBus:
     async def subscribe(self, pattern: str, sink: Callable[[Note], None], *, group: str = "") -> Subscription:
         """Hear everything on `pattern`; the server knows of it when this returns."""
 
-        def hear(msg: Msg) -> None:
+        def hear(msg: Heard) -> None:
             sink(Note(msg.subject, msg.data, msg.reply))
 
         return await listen(self._connection, pattern, hear, group=group)

@@ -10,8 +10,7 @@ from typing import Any
 
 import nats.errors
 import structlog
-from nats.aio.client import Client
-from nats.aio.msg import Msg
+from nats.aio.client import DEFAULT_PENDING_SIZE, Client
 from nats.protocol import parser
 
 #: How often the client's own tasks are looked at, in seconds: none ends without being replaced, unless it broke.
@@ -24,19 +23,45 @@ _WORD, _GAP = rb"([^ \t\r\n]+)", rb"[ \t]+"
 _log = structlog.get_logger("squadron.nats")
 
 
-class Handover(asyncio.Queue[Msg]):
-    """Stands where nats-py has a subscription's queue, and hands each message on at once."""
+class Heard:
+    """A message that came. Its headers are parsed when they are looked at: most never are."""
 
-    def __init__(self, sink: Callable[[Msg], None]) -> None:
+    __slots__ = ("_headers", "data", "reply", "subject")
+
+    def __init__(self, subject: str, reply: str, data: bytes, headers: bytes | dict[str, str] | None) -> None:
+        self.subject, self.reply, self.data = subject, reply, data
+        self._headers = headers or {}
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers, the last of each name, with `Status` and `Description` if it has a status line (ADR-4)."""
+        if isinstance(self._headers, bytes):
+            self._headers = _parse(self._headers)
+        return self._headers
+
+
+def _parse(raw: bytes) -> dict[str, str]:
+    # The server checks none of it.
+    first, *lines = raw.decode(errors="replace").split("\r\n")
+    headers: dict[str, str] = {}
+    _, _, status = first.partition(" ")
+    if status:
+        headers["Status"], _, description = status.partition(" ")
+        if description:
+            headers["Description"] = description
+    for line in lines:
+        name, colon, value = line.partition(":")
+        if colon:
+            headers[name] = value.strip()
+    return headers
+
+
+class Handover(asyncio.Queue[Any]):
+    """Stands where nats-py has a subscription's queue: what would be queued goes to `sink` at once."""
+
+    def __init__(self, sink: Callable[[Heard], None]) -> None:
         super().__init__()
-        self._sink = sink
-
-    def put_nowait(self, item: Msg) -> None:
-        """Give it to the sink, which can't end the read loop by what it raises."""
-        try:
-            self._sink(item)
-        except Exception:
-            _log.exception("nats.sink_raised", subject=item.subject)
+        self.sink = sink
 
 
 class LastingClient(Client):
@@ -46,6 +71,7 @@ class LastingClient(Client):
         super().__init__()
         _mend_parser()
         self._heard_at = time.monotonic()
+        self._loop, self._flush_due = asyncio.get_running_loop(), False
 
     @property
     def silent_s(self) -> float:
@@ -66,11 +92,48 @@ class LastingClient(Client):
             vital = {"reconnecting": self._reconnection_task}
         return ", ".join(name for name, task in vital.items() if task is not None and task.done())
 
+    def post(self, subject: str, data: bytes, *, reply: str = "", headers: dict[str, str] | None = None) -> None:
+        """What `publish` does, without its checks and in a third of its time; sent in the next turn of the loop.
+
+        Subject, reply and headers must be well-formed. While the connection is away it is kept for later.
+
+        Raises:
+            nats.errors.Error: the connection is closed or closing, or away for so long that no more is kept.
+        """
+        if self.is_closed:
+            raise nats.errors.ConnectionClosedError
+        if self.is_draining_pubs:
+            raise nats.errors.ConnectionDrainingError
+        if not self.is_connected and len(data) + self._pending_data_size > self._max_pending_size:
+            raise nats.errors.OutboundBufferLimitError
+        if headers:
+            lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+            head = f"NATS/1.0\r\n{lines}\r\n".encode()
+            line = f"HPUB {subject} {reply} {len(head)} {len(head) + len(data)}\r\n".encode()
+            command = b"".join((line, head, data, b"\r\n"))
+        else:
+            command = b"".join((f"PUB {subject} {reply} {len(data)}\r\n".encode(), data, b"\r\n"))
+        if not self._flush_due:
+            self._flush_due = True
+            self._loop.call_soon(self._flush)
+        self._pending.append(command)
+        self._pending_data_size += len(command)
+
+    def _flush(self) -> None:
+        self._flush_due = False
+        self.flush_now()
+
     def flush_now(self) -> None:
-        """Write what is to be sent at once; left to itself, nats-py does so in another turn of the loop."""
+        """Write what is to be sent at once."""
         if self._pending and self.is_connected and self._transport is not None:
             pending, self._pending, self._pending_data_size = self._pending, [], 0
             self._transport.writelines(pending)
+
+    async def give_way(self) -> None:
+        """Wait while the server does not take what was written: who publishes much calls it now and then."""
+        writer = getattr(self._transport, "_io_writer", None)
+        if writer is not None and writer.transport.get_write_buffer_size() > DEFAULT_PENDING_SIZE:
+            await writer.drain()
 
     async def watch(self) -> None:
         """Find out, until closed, when it is dead without knowing it, and make it reconnect. Never raises."""
@@ -119,25 +182,19 @@ class LastingClient(Client):
         """Only tell: nats-py would close for good, and the server closes by itself if it means it so."""
         await self._error_cb(nats.errors.Error(f"nats: {err_msg}"))
 
-    async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
+    async def _process_msg(
+        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None
+    ) -> None:
+        subscription = self._subs.get(sid)
+        if subscription is None or not isinstance(subscription._pending_queue, Handover):
+            return await super()._process_msg(sid, subject, reply, data, headers)  # type: ignore[arg-type]
+        # The server does not check that a subject is UTF-8. One that is not fits no grammar of ours.
+        msg = Heard(subject.decode(errors="replace"), reply.decode(errors="replace"), data, headers)
         try:
-            return await super()._process_headers(headers)
-        except (ValueError, IndexError):
-            # The server checks none of it.
-            return None
-
-    def _build_message(
-        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None
-    ) -> Msg:
-        # Nor that a subject is UTF-8. One that is not fits no grammar of ours, and is refused by it.
-        return Msg(
-            subject=subject.decode(errors="replace"),
-            reply=reply.decode(errors="replace"),
-            data=data,
-            headers=headers,
-            _client=self,
-            _sid=sid,
-        )
+            subscription._pending_queue.sink(msg)
+        except Exception:
+            # It must not end the read loop.
+            _log.exception("nats.sink_raised", subject=msg.subject)
 
 
 def _mend_parser() -> None:

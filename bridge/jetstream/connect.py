@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import math
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import nats
 import nats.errors
 import structlog
-from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from squadron.bridge.jetstream.client import Handover, LastingClient
+from squadron.bridge.jetstream.client import Handover, Heard, LastingClient
 from squadron.runtime.errors import (
     BusUnavailableError,
     InvalidSubjectError,
@@ -25,6 +25,8 @@ from squadron.runtime.errors import (
 NANOSECONDS = 1_000_000_000
 #: How long a server may take to answer an API call or to acknowledge a publish, in seconds.
 API_WITHIN_S = 5.0
+#: How often it is looked for questions whose time is up, in seconds.
+SWEEP_S = 0.1
 #: Pause between attempts to reconnect, in seconds.
 RECONNECT_WAIT_S = 0.25
 #: In characters, of up to four bytes: a server closes over lines of more than 4,096 bytes (`max_control_line`).
@@ -38,12 +40,22 @@ _NO_RESPONDERS = "503"
 #: How a batch of direct gets ends: that was all, or there is none.
 _BATCH_ENDS = ("204", "404")
 
+T = TypeVar("T")
+
 _log = structlog.get_logger("squadron.nats")
 
 
-def _give_up(answer: asyncio.Future[Msg]) -> None:
-    if not answer.done():
-        answer.set_exception(TimeoutError())
+class _Question(NamedTuple):
+    """Who waits for an answer, to what, until when on the loop's clock, and what is made of the answer."""
+
+    answer: asyncio.Future[Any]
+    subject: str
+    until: float
+    read: Callable[[Heard, str], Any]
+
+
+def _whole(msg: Heard, _: str) -> Heard:
+    return msg
 
 
 class Connection:
@@ -60,7 +72,8 @@ class Connection:
         self._background: set[asyncio.Task[None]] = set()
         self._inbox = client.new_inbox()
         self._tokens = map(str, itertools.count())
-        self._questions: dict[str, asyncio.Future[Msg]] = {}
+        self._questions: dict[str, _Question] = {}
+        self._sweeping = False
         self._soon: list[tuple[str, bytes]] = []
         self._watching: asyncio.Task[None] | None = None
 
@@ -107,17 +120,17 @@ class Connection:
         """End the wait for answers: they went to the old connection. Must not raise or wait, as the next."""
         for sink in list(self._on_disconnect):
             sink()
-        self._give_up_questions()
+        self._give_up_all()
 
-    def _give_up_questions(self) -> None:
-        for answer in self._questions.values():
-            if not answer.done():
-                answer.set_exception(nats.errors.Error("the connection was lost meanwhile"))
+    def _give_up_all(self) -> None:
+        for token in list(self._questions):
+            self._give_up(token, "the connection was lost meanwhile")
 
     async def reconnected(self) -> None:
         """Tell everybody who asked. Must not raise or wait: nats-py awaits it in its reconnect path."""
         self.connected_at = time.time()
-        self._give_up_questions()
+        self._give_up_all()
+        self.client.flush_now()
         for sink in self._on_reconnect:
             self._background_task(self._tell(sink), "reconnected")
 
@@ -127,6 +140,39 @@ class Connection:
         except Exception as error:
             _log.warning("nats.after_reconnect", error=str(error))
 
+    def ask(
+        self,
+        subject: str,
+        data: bytes,
+        read: Callable[[Heard, str], T],
+        *,
+        headers: dict[str, str] | None = None,
+        within_s: float = API_WITHIN_S,
+    ) -> asyncio.Future[T]:
+        """Send one question; the future is what `read` makes of its answer (and the subject).
+
+        It fails with what `read` raises, and otherwise as `request` does.
+
+        Raises:
+            MessageTooLargeError: larger than the server takes.
+            InvalidSubjectError: the subject is longer than the server takes.
+        """
+        self._check(subject, data, headers)
+        token = next(self._tokens)
+        answer: asyncio.Future[T] = self._loop.create_future()
+        self._questions[token] = _Question(answer, subject, self._loop.time() + within_s, read)
+        if not self._sweeping:
+            self._sweeping = True
+            self._loop.call_later(SWEEP_S, self._sweep)
+        try:
+            self.client.post(subject, data, reply=f"{self._inbox}.{token}", headers=headers)
+        except nats.errors.Error as error:
+            self._give_up(token, str(error))
+        if len(self._questions) == 1:
+            # Nothing else is under way that could share the system call.
+            self.client.flush_now()
+        return answer
+
     async def request(
         self,
         subject: str,
@@ -134,48 +180,53 @@ class Connection:
         *,
         headers: dict[str, str] | None = None,
         within_s: float = API_WITHIN_S,
-    ) -> Msg:
+    ) -> Heard:
         """One question, one answer.
 
         Raises:
             BusUnavailableError: nobody there, no answer in time, or the connection is down.
             MessageTooLargeError: larger than the server takes.
+            InvalidSubjectError: the subject is longer than the server takes.
         """
-        self._check(subject, data, headers)
-        token = next(self._tokens)
-        answer: asyncio.Future[Msg] = self._loop.create_future()
-        self._questions[token] = answer
-        # A plain timer: `asyncio.timeout` costs three times as much, for each message.
-        giving_up = self._loop.call_later(within_s, _give_up, answer)
-        try:
-            await self.client.publish(subject, data, reply=f"{self._inbox}.{token}", headers=headers)
-            if len(self._questions) == 1:
-                # Nothing else is under way that could share the system call.
-                self.client.flush_now()
-            msg = await answer
-        except (TimeoutError, nats.errors.Error, OSError) as error:
-            detail = str(error) or type(error).__name__
-            raise BusUnavailableError(f"no answer on {subject} within {within_s:g} s: {detail}") from None
-        finally:
-            giving_up.cancel()
-            del self._questions[token]
-        headers = msg.headers or {}
-        # On a stored entry somebody may have put a header of this name.
-        if headers.get("Status") == _NO_RESPONDERS and "Nats-Sequence" not in headers:
-            raise BusUnavailableError(f"nobody answers on {subject}")
-        return msg
+        await self.client.give_way()
+        return await self.ask(subject, data, _whole, headers=headers, within_s=within_s)
 
-    def _hear_answer(self, msg: Msg) -> None:
-        answer = self._questions.get(msg.subject.rsplit(".", 1)[-1])
-        if answer is not None and not answer.done():
-            answer.set_result(msg)
+    def _give_up(self, token: str, why: str) -> None:
+        question = self._questions.pop(token)
+        if not question.answer.done():
+            question.answer.set_exception(BusUnavailableError(f"no answer on {question.subject}: {why}"))
+
+    def _sweep(self) -> None:
+        """End the waits whose time is up; a timer for each would cost more than all else that a question needs."""
+        now = self._loop.time()
+        for token in [token for token, question in self._questions.items() if question.until <= now]:
+            self._give_up(token, "none within its time")
+        self._sweeping = bool(self._questions)
+        if self._sweeping:
+            self._loop.call_later(SWEEP_S, self._sweep)
+
+    def _hear_answer(self, msg: Heard) -> None:
+        question = self._questions.pop(msg.subject.rsplit(".", 1)[-1], None)
+        if question is None:
+            return
+        answer, subject, _, read = question
+        if answer.done():
+            return
+        # On a stored entry somebody may have put a header of this name.
+        if not msg.data and msg.headers.get("Status") == _NO_RESPONDERS and "Nats-Sequence" not in msg.headers:
+            answer.set_exception(BusUnavailableError(f"nobody answers on {subject}"))
+            return
+        try:
+            answer.set_result(read(msg, subject))
+        except Exception as error:
+            answer.set_exception(error)
 
     async def open(self) -> None:
         """Be ready for answers; once, after connecting."""
         self._watching = asyncio.create_task(self.client.watch(), name="nats watch")
         await self.listen(f"{self._inbox}.*", self._hear_answer)
 
-    async def listen(self, subject: str, sink: Callable[[Msg], None], *, group: str = "") -> Subscription:
+    async def listen(self, subject: str, sink: Callable[[Heard], None], *, group: str = "") -> Subscription:
         """Hand each message on `subject` to `sink`, straight from the read loop.
 
         nats-py itself puts a queue and a task between the two, which costs about 40 µs for each message.
@@ -186,7 +237,8 @@ class Connection:
         )
         early, subscription._pending_queue = subscription._pending_queue, Handover(sink)
         while not early.empty():
-            subscription._pending_queue.put_nowait(early.get_nowait())
+            msg = early.get_nowait()
+            sink(Heard(msg.subject, msg.reply, msg.data, msg.headers))
         return subscription
 
     def _check(self, subject: str, data: bytes, headers: dict[str, str] | None) -> None:
@@ -205,7 +257,7 @@ class Connection:
                 hint="send a reference instead, or raise the server's max_payload",
             )
 
-    async def request_many(self, subject: str, data: bytes) -> list[Msg]:
+    async def request_many(self, subject: str, data: bytes) -> list[Heard]:
         """One direct get of a batch: the entries, until the server says that it is over (ADR-31 of NATS).
 
         If the connection is lost on the way, those that came are the answer: they come in order.
@@ -213,11 +265,11 @@ class Connection:
         Raises:
             BusUnavailableError: the end did not come in time, or nobody answers.
         """
-        answers: list[Msg] = []
-        ended: asyncio.Future[Msg] = self._loop.create_future()
+        answers: list[Heard] = []
+        ended: asyncio.Future[Heard] = self._loop.create_future()
 
-        def collect(msg: Msg) -> None:
-            headers = msg.headers or {}
+        def collect(msg: Heard) -> None:
+            headers = msg.headers
             if "Nats-Sequence" in headers:
                 answers.append(msg)
             elif not ended.done():
@@ -225,21 +277,22 @@ class Connection:
 
         inbox = self.client.new_inbox()
         # To be told when the connection is lost.
-        self._questions[inbox] = ended
+        self._questions[inbox] = _Question(ended, subject, math.inf, _whole)
         try:
             subscription = await self.listen(inbox, collect)
             try:
-                await self.client.publish(subject, data, reply=inbox)
+                self.client.post(subject, data, reply=inbox)
+                self.client.flush_now()
                 async with asyncio.timeout(API_WITHIN_S):
-                    status = ((await ended).headers or {}).get("Status", "")
+                    status = (await ended).headers.get("Status", "")
             finally:
                 await subscription.unsubscribe()
-        except (TimeoutError, nats.errors.Error, OSError) as error:
+        except (TimeoutError, nats.errors.Error, OSError, BusUnavailableError) as error:
             if answers:
                 return answers
             raise BusUnavailableError(f"no answer on {subject}: {error or type(error).__name__}") from None
         finally:
-            del self._questions[inbox]
+            self._questions.pop(inbox, None)
         if status not in _BATCH_ENDS:
             raise BusUnavailableError(f"{subject} answered with status {status!r}")
         return answers
@@ -256,22 +309,23 @@ class Connection:
         """
         self._check(subject, data, headers)
         try:
-            await self.client.publish(subject, data, reply=reply, headers=headers)
+            await self.client.give_way()
+            self.client.post(subject, data, reply=reply, headers=headers)
         except (nats.errors.Error, OSError) as error:
             raise BusUnavailableError(f"can't send on {subject}: {error}") from None
 
     def publish_soon(self, subject: str, data: bytes) -> None:
         """Send within `SOON_S`, together with what else is to be sent by then."""
         if not self._soon:
-            self._loop.call_later(SOON_S, lambda: self._background_task(self._publish_soon(), "soon"))
+            self._loop.call_later(SOON_S, self._publish_soon)
         self._soon.append((subject, data))
 
-    async def _publish_soon(self) -> None:
+    def _publish_soon(self) -> None:
         soon, self._soon = self._soon, []
         for subject, data in soon:
             try:
-                await self.publish(subject, data)
-            except BusUnavailableError as error:
+                self.client.post(subject, data)
+            except nats.errors.Error as error:
                 _log.info("nats.not_sent", subject=subject, error=str(error))
 
     async def confirm_soon(self) -> None:
@@ -304,7 +358,7 @@ class Connection:
             self._watching.cancel()
         if self.client.is_closed:
             return
-        await self._publish_soon()
+        self._publish_soon()
         try:
             async with asyncio.timeout(1.0):
                 await self.flush()

@@ -9,10 +9,10 @@ import time
 from collections.abc import Awaitable, Callable
 
 import structlog
-from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as NatsSubscription
 
 from squadron.bridge.jetstream.bus import CoreBus
+from squadron.bridge.jetstream.client import Heard
 from squadron.bridge.jetstream.connect import NANOSECONDS, Connection
 from squadron.runtime.errors import BusUnavailableError, SquadronError
 from squadron.runtime.ports import Delivery, Journal, Mailbox, Note, Subscription
@@ -150,20 +150,20 @@ class _Lane:
         """Whether its waiting pulls went silent: the server forgot them, or the connection did."""
         return self.asked > 0 and time.monotonic() - self._heard_at > 2.5 * PULL_HEARTBEAT_S
 
-    def _hear(self, msg: Msg) -> None:
+    def _hear(self, msg: Heard) -> None:
         self._heard_at = time.monotonic()
         if _is_delivery(msg):
             self.asked -= 1
             lease = self._feed.lease(msg)
             self.pending = lease.pending
             self._feed.arrived(msg, lease)
-        elif (headers := msg.headers or {}).get("Status") != "100":
+        elif (headers := msg.headers).get("Status") != "100":
             # 404, 408 and 409 end a pull request; what it did not deliver has to be asked for again.
             left = headers.get("Nats-Pending-Messages")
             self.asked = max(0, self.asked - int(left)) if left else 0
             self._feed.again(after_s=0.0 if headers.get("Status") == "408" else 0.25)
 
-    def _hear_taken(self, msg: Msg) -> None:
+    def _hear_taken(self, msg: Heard) -> None:
         over = True
         if _is_delivery(msg):
             self._take_left -= 1
@@ -173,7 +173,7 @@ class _Lane:
             self._taken.set_result(None)
 
 
-def _is_delivery(msg: Msg) -> bool:
+def _is_delivery(msg: Heard) -> bool:
     # A sender may have put a header named `Status` on a task; only deliveries are to be acknowledged.
     return msg.reply.startswith("$JS.ACK.")
 
@@ -267,11 +267,11 @@ class PullFeed:
         self._wanted += count
         self._work.set()
 
-    def lease(self, msg: Msg) -> JetStreamLease:
+    def lease(self, msg: Heard) -> JetStreamLease:
         """The lease that came with a message."""
         return JetStreamLease(self.connection, self._notes, self._note_pattern, msg.reply)
 
-    def arrived(self, msg: Msg, lease: JetStreamLease, *, taken: bool = False) -> None:
+    def arrived(self, msg: Heard, lease: JetStreamLease, *, taken: bool = False) -> None:
         """A lane got a message, by a pull that waited or by one that took what was there."""
         in_turn = taken or not self._full or len(self._lanes) == 1
         if self._wanted > 0 and in_turn and not self._closed:

@@ -11,10 +11,10 @@ from collections.abc import AsyncGenerator, Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from nats.aio.msg import Msg
 from pydantic_core import from_json
 
 from squadron.bridge.jetstream.bus import listen
+from squadron.bridge.jetstream.client import Heard
 from squadron.bridge.jetstream.connect import RECONNECT_WAIT_S, Connection
 from squadron.runtime.errors import BusUnavailableError, FencedError
 from squadron.runtime.ports import END_HEADER, Entry, Subscription
@@ -52,9 +52,7 @@ class JetStreamJournal:
         expect_seq: int | None = None,
     ) -> int:
         """Append one entry and return its sequence; it is stored when this returns."""
-        headers = {} if ttl_s is None else {"Nats-TTL": _seconds(ttl_s)}
-        if msg_id is not None:
-            headers["Nats-Msg-Id"] = msg_id
+        headers = _headers(ttl_s, msg_id)
         if expect_seq is not None:
             return await self._put(key, data, headers, expect_seq)
         return await self._persist(key, data, headers, None)
@@ -63,7 +61,7 @@ class JetStreamJournal:
         self, key: str, data: bytes, order: bytes, *, at: float, keep_s: float, msg_id: str | None = None
     ) -> int:
         """Append one entry, and right before it the order to end the key, which has then come as well."""
-        headers = {} if msg_id is None else {"Nats-Msg-Id": msg_id}
+        headers = _headers(None, msg_id)
         return await self._persist(key, data, headers, (order, _order_headers(key, at, keep_s)))
 
     async def _persist(
@@ -83,10 +81,18 @@ class JetStreamJournal:
                     raise
                 await asyncio.sleep(RECONNECT_WAIT_S)
 
+    async def append_soon(
+        self, key: str, data: bytes, *, ttl_s: float | None = None, msg_id: str | None = None
+    ) -> asyncio.Future[int]:
+        """Send one entry without waiting until it is stored; the future ends with its sequence."""
+        await self._connection.client.give_way()
+        return self._connection.ask(key, data, read_ack, headers=_headers(ttl_s, msg_id))
+
     async def _put(self, key: str, data: bytes, headers: dict[str, str], expect_seq: int | None) -> int:
         if expect_seq is not None:
             headers["Nats-Expected-Last-Subject-Sequence"] = str(expect_seq)
-        return read_ack(await self._connection.request(key, data, headers=headers), key)
+        await self._connection.client.give_way()
+        return await self._connection.ask(key, data, read_ack, headers=headers)
 
     async def end(self, key: str, data: bytes, *, keep_s: float, expect_seq: int | None = None) -> int:
         """Append an end marker and drop what the key held, in one step."""
@@ -107,7 +113,7 @@ class JetStreamJournal:
     async def last(self, key: str) -> Entry | None:
         """The newest entry of one key, or of all that match a pattern: the server finds it as fast."""
         answer = await self._connection.request(f"$JS.API.DIRECT.GET.{self._stream}.{key}", b"")
-        headers = answer.headers or {}
+        headers = answer.headers
         if "Nats-Sequence" not in headers:
             if headers.get("Status") != "404":
                 raise BusUnavailableError(f"{key}: the stream answered {headers.get('Status')}")
@@ -147,10 +153,10 @@ class JetStreamJournal:
     ) -> Subscription:
         """Hear of each entry right after it was stored, by the stream's `republish`; active on return."""
 
-        def hear(msg: Msg) -> None:
+        def hear(msg: Heard) -> None:
             # Anybody may publish there; what the server tells has its headers.
             with contextlib.suppress(LookupError, ValueError):
-                sink(_entry(msg, previous=int((msg.headers or {})["Nats-Last-Sequence"])))
+                sink(_entry(msg, previous=int(msg.headers["Nats-Last-Sequence"])))
 
         return await listen(self._connection, live_of(pattern), hear, lost=lost)
 
@@ -210,17 +216,26 @@ def _order_headers(key: str, at: float, keep_s: float) -> dict[str, str]:
     }
 
 
+def _headers(ttl_s: float | None, msg_id: str | None) -> dict[str, str]:
+    headers = {}
+    if ttl_s is not None:
+        headers["Nats-TTL"] = _seconds(ttl_s)
+    if msg_id is not None:
+        headers["Nats-Msg-Id"] = msg_id
+    return headers
+
+
 def _seconds(time_s: float) -> str:
     return f"{max(1, math.ceil(time_s))}s"
 
 
-def _entry(msg: Msg, *, previous: int = -1) -> Entry:
-    headers = msg.headers or {}
+def _entry(msg: Heard, *, previous: int = -1) -> Entry:
+    headers = msg.headers
     stored_at = datetime.fromisoformat(headers["Nats-Time-Stamp"]).timestamp()
     return Entry(int(headers["Nats-Sequence"]), headers["Nats-Subject"], msg.data, headers, stored_at, previous)
 
 
-def read_ack(answer: Msg, subject: str) -> int:
+def read_ack(answer: Heard, subject: str) -> int:
     """The sequence in a publish acknowledgement.
 
     Raises:

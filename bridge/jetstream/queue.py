@@ -101,7 +101,8 @@ class JetStreamQueue:
 
     async def _publish(self, subject: str, data: bytes, headers: dict[str, str] | None) -> None:
         async with self._publishing:
-            read_ack(await self._connection.request(subject, data, headers=headers), subject)
+            await self._connection.client.give_way()
+            await self._connection.ask(subject, data, read_ack, headers=headers)
 
     async def put_alone(self, subject: str, data: bytes) -> None:
         """Store one message, unless one of exactly this subject is stored."""

@@ -29,16 +29,20 @@ class MemoryJournal:
     def __init__(self, bus: MemoryBus) -> None:
         self._bus = bus
         self._entries: list[_Stored] = []
+        #: When the next of them is gone, on the monotonic clock.
+        self._lapses_at = math.inf
         self._grown = asyncio.Event()
         self._seen = Seen()
         self._next_seq = 1
         self._followers: list[_Follower] = []
         self._ending: set[asyncio.Future[int]] = set()
 
-    def _living(self) -> list[Entry]:
+    def _living(self) -> list[_Stored]:
         now = time.monotonic()
-        self._entries = [stored for stored in self._entries if stored.expires_at > now]
-        return [stored.entry for stored in self._entries]
+        if self._lapses_at <= now:
+            self._entries = [stored for stored in self._entries if stored.expires_at > now]
+            self._lapses_at = min((stored.expires_at for stored in self._entries), default=math.inf)
+        return self._entries
 
     async def append(
         self,
@@ -73,7 +77,9 @@ class MemoryJournal:
         if ttl_s is not None:
             headers["Nats-TTL"] = f"{life_s}s"
         entry = Entry(seq, key, data, headers, time.time())
-        self._entries.append(_Stored(entry, time.monotonic() + life_s))
+        expires_at = time.monotonic() + life_s
+        self._entries.append(_Stored(entry, expires_at))
+        self._lapses_at = min(self._lapses_at, expires_at)
         told = replace(entry, previous=last.seq if last else 0)
         for follower in self._followers:
             if subject_matches(follower.pattern, key):
@@ -81,6 +87,13 @@ class MemoryJournal:
         grown, self._grown = self._grown, asyncio.Event()
         grown.set()
         return seq
+
+    async def append_soon(
+        self, key: str, data: bytes, *, ttl_s: float | None = None, msg_id: str | None = None
+    ) -> asyncio.Future[int]:
+        stored: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        stored.set_result(await self.append(key, data, ttl_s=ttl_s, msg_id=msg_id))
+        return stored
 
     async def end(self, key: str, data: bytes, *, keep_s: float, expect_seq: int | None = None) -> int:
         return await self._end(key, data, "closed", keep_s, expect_seq)
@@ -115,21 +128,22 @@ class MemoryJournal:
             ending.add_done_callback(self._ending.discard)
 
     async def count(self, pattern: str) -> int:
-        return sum(subject_matches(pattern, entry.key) for entry in self._living())
+        return sum(subject_matches(pattern, stored.entry.key) for stored in self._living())
 
     async def last(self, key: str) -> Entry | None:
         wild = "*" in key
         return next(
             (
-                entry
-                for entry in reversed(self._living())
-                if entry.key == key or (wild and subject_matches(key, entry.key))
+                stored.entry
+                for stored in reversed(self._living())
+                if stored.entry.key == key or (wild and subject_matches(key, stored.entry.key))
             ),
             None,
         )
 
     async def latest(self, pattern: str) -> list[Entry]:
-        newest = {entry.key: entry for entry in self._living() if subject_matches(pattern, entry.key)}
+        living = (stored.entry for stored in self._living())
+        newest = {entry.key: entry for entry in living if subject_matches(pattern, entry.key)}
         return sorted(newest.values(), key=lambda entry: entry.seq)
 
     async def read(
@@ -139,7 +153,7 @@ class MemoryJournal:
         from_seq = 1 if from_time is not None else from_seq
         while True:
             grown = self._grown
-            for entry in self._living():
+            for entry in [stored.entry for stored in self._living()]:
                 if entry.seq >= from_seq and entry.time >= since and subject_matches(pattern, entry.key):
                     from_seq = entry.seq + 1
                     yield entry

@@ -563,7 +563,7 @@ async def test_no_event_is_lost_over_a_killed_server(tmp_path: Path) -> None:
         publisher = await open_wiring("publisher")
 
         async def publish() -> None:
-            published.extend([await publisher.caller.publish_durable("news.sport", i) for i in range(400)])
+            published.extend([await publisher.caller.publish_durable("news.sport", i) for i in range(1500)])
 
         publishing = asyncio.create_task(publish())
         await asyncio.wait_for(half.wait(), 20)
@@ -575,7 +575,7 @@ async def test_no_event_is_lost_over_a_killed_server(tmp_path: Path) -> None:
         await asyncio.wait_for(publishing, 40)
 
         async def all_are_handled() -> bool:
-            return all(set(seen) == set(range(400)) for seen in handled.values())
+            return all(set(seen) == set(range(1500)) for seen in handled.values())
 
         await until(all_are_handled, within_s=30)
         assert published == sorted(set(published))

@@ -1,0 +1,804 @@
+"""Streams: nothing that a task emits is lost, comes twice or out of order without a word."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import nats
+import pytest
+
+from squadron import Agent, Context, topic
+from squadron.bridge.jetstream import embedded
+from squadron.bridge.jetstream.wiring import Wiring
+from squadron.bridge.memory import MemoryJournal
+from squadron.config import Settings
+from squadron.runtime import streams, trail
+from squadron.runtime.caller import Ask
+from squadron.runtime.chunks import StreamReader
+from squadron.runtime.envelope import AgentIdentity, AgentMessage
+from squadron.runtime.errors import BusUnavailableError, SquadronError, StreamGapError
+from squadron.runtime.handle import Handle
+from squadron.runtime.outcome import Cancelled, DeadLettered, Result
+from squadron.runtime.ports import Entry, Subscription
+from squadron.runtime.streams import WINDOW, Chunk, Ended, Nested, Restarted, StreamWriter
+from tests.conftest import HEARTBEAT_S, LEASE_S
+from tests.contract.conftest import ON_NATS, SOON_S, Peer, Serve, World, until
+
+
+class Teller(Agent):
+    """Tells stories in chunks."""
+
+    def __init__(self) -> None:
+        self.told = asyncio.Event()
+        self.late: asyncio.Task[None] | None = None
+
+    @topic("tell.words")
+    async def words(self, count: int, context: Context) -> int:
+        for i in range(count):
+            await context.emit(i)
+        self.told.set()
+        return count
+
+    @topic("tell.twice")
+    async def twice(self, context: Context) -> str:
+        await context.emit(f"attempt {context.attempt}")
+        if context.attempt == 1:
+            raise RuntimeError("once more")
+        await context.emit("done")
+        return "told"
+
+    @topic("tell.broken", max_attempts=1)
+    async def broken(self, context: Context) -> None:
+        await context.emit("so far")
+        raise RuntimeError("no further")
+
+    @topic("tell.endless")
+    async def endless(self, context: Context) -> None:
+        await context.emit("and so on")
+        self.told.set()
+        await asyncio.Event().wait()
+
+    @topic("tell.mixed")
+    async def mixed(self, context: Context) -> None:
+        await asyncio.gather(context.emit("x" * 600_000), *(context.emit(i) for i in range(10)))
+
+    @topic("tell.late")
+    async def late_words(self, context: Context) -> None:
+        await context.emit("in time")
+
+        async def emit_late() -> None:
+            await self.told.wait()
+            await context.emit("too late")
+
+        self.late = asyncio.create_task(emit_late())
+
+    @topic("tell.nothing")
+    async def nothing(self) -> str:
+        return "silence"
+
+    @topic("tell.parent")
+    async def parent(self, context: Context) -> str:
+        await context.emit("before")
+        await context.ask("tell.child", within_s=SOON_S, name="first")
+        await context.emit("between")
+        await context.ask("tell.child", within_s=SOON_S, name="second")
+        return "all"
+
+    @topic("tell.hasty")
+    async def hasty(self, context: Context) -> str:
+        """Does not wait for the task that it asks."""
+        await context.submit("tell.endless", {}, within_s=6 * SOON_S)
+        await self.told.wait()
+        return "gone"
+
+    @topic("tell.child")
+    async def child(self, name: str, context: Context) -> AsyncIterator[str]:
+        yield f"{name} child"
+        await context.ask("tell.grandchild", within_s=SOON_S)
+        yield f"{name} child again"
+
+    @topic("tell.grandchild")
+    async def grandchild(self) -> AsyncIterator[str]:
+        yield "grandchild"
+
+
+@pytest.fixture
+async def teller(serve: Serve) -> Teller:
+    agent = Teller()
+    await serve(agent)
+    return agent
+
+
+@pytest.fixture
+async def client(world: World, teller: Teller) -> Peer:
+    """Somebody who asks; `teller` is being served."""
+    return await world.join("client")
+
+
+@pytest.fixture
+def key(peer: Peer) -> str:
+    return peer.subjects.lite("reader", "one")
+
+
+def writer_of(peer: Peer, key: str, *, attempt: int = 1, redriven: int = 0) -> StreamWriter:
+    metadata = {"redriven": redriven} if redriven else None
+    task = AgentMessage.new("task", peer.caller.identity, id="task", metadata=metadata)
+    return StreamWriter(peer.caller, key, task, attempt)
+
+
+def reader_of(peer: Peer, key: str, *, live: bool = False) -> StreamReader:
+    return StreamReader(peer.lite, peer.claims, key, live=live)
+
+
+async def collect(events: Any, seen: list[Any]) -> list[Any]:
+    async with asyncio.timeout(3 * SOON_S):
+        async for event in events:
+            seen.append(event)  # noqa: PERF401 - it is kept if the rest is lost
+    return seen
+
+
+async def all_of(events: Any) -> list[Any]:
+    return await collect(events, [])
+
+
+async def values_of(peer: Peer, key: str, *, live: bool = False) -> list[Any]:
+    return [event.value if isinstance(event, Chunk) else event for event in await events_of(peer, key, live=live)]
+
+
+async def events_of(peer: Peer, key: str, *, live: bool = False) -> list[Any]:
+    return await all_of(reader_of(peer, key, live=live).events())
+
+
+async def put(peer: Peer, key: str, type: str = "stream", **payload: Any) -> int:
+    """Store one message as a producer of any kind may do."""
+    message = {
+        "id": os.urandom(8).hex(),
+        "timestamp": 0.0,
+        "version": "1.0",
+        "type": type,
+        "source": {"id": "stranger"},
+        "context": {"conversationId": "c"},
+        "payload": payload,
+    }
+    return await peer.lite.append(key, json.dumps(message).encode())
+
+
+async def end(peer: Peer, key: str, attempt: int = 1) -> None:
+    """Store the outcome that ends a stream."""
+    await put(peer, key, "result", content=Result(attempt=attempt).to_content())
+
+
+async def stored(peer: Peer, key: str) -> list[dict[str, Any]]:
+    """All messages of a lite topic, as they stand there."""
+    return [json.loads(entry.data) async for entry in peer.lite.read(key)]
+
+
+async def lose(world: World, peer: Peer, key: str, is_lost: Callable[[dict[str, Any]], bool]) -> None:
+    """Take messages out of the store for good, as no writer or reader of ours ever does."""
+    lost = [e.seq async for e in peer.lite.read(key) if is_lost(json.loads(e.data)["payload"])]
+    assert lost
+    if isinstance(peer.lite, MemoryJournal):
+        peer.lite._entries = [each for each in peer.lite._entries if each.entry.seq not in lost]
+        return
+    assert world.settings is not None
+    wiring = await Wiring.open(world.settings, AgentIdentity(id="thief", type="test"))
+    for seq in lost:
+        stream = f"squadron-{world.settings.env}-lite"
+        answer = await wiring.connection.api(f"STREAM.MSG.DELETE.{stream}", {"seq": seq})
+        assert answer.get("success")
+    await wiring.aclose()
+
+
+# --- what is stored ----------------------------------------------------------------------------------------
+
+
+async def test_chunks_are_numbered_and_ended_by_a_counted_message_before_the_outcome(client: Peer) -> None:
+    handle = await client.caller.submit("tell.words", {"count": 3})
+    await handle.outcome()
+
+    messages = await stored(client, handle.reply_to)
+
+    assert [message["type"] for message in messages] == ["stream"] * 4 + ["result"]
+    payloads = [message["payload"] for message in messages[:4]]
+    run = payloads[0]["run"]
+    common = {"attempt": 1, "epoch": 1, "run": run}
+    assert payloads == [
+        {"sequenceNumber": 0, "isFirst": True, "isFinal": False, "chunk": 0, **common},
+        {"sequenceNumber": 1, "isFirst": False, "isFinal": False, "chunk": 1, **common},
+        {"sequenceNumber": 2, "isFirst": False, "isFinal": False, "chunk": 2, **common},
+        {"sequenceNumber": 3, "isFirst": False, "isFinal": True, "count": 3, "end": "result", **common},
+    ]
+    assert all(message["correlationId"] == handle.task_id for message in messages[:4])
+
+
+async def test_who_emits_nothing_has_no_stream(client: Peer) -> None:
+    handle = await client.caller.submit("tell.nothing", {})
+    await handle.outcome()
+
+    assert [message["type"] for message in await stored(client, handle.reply_to)] == ["result"]
+    assert await all_of(handle.events()) == [Ended(await handle.outcome(), 0)]
+
+
+async def test_events_are_numbered_chunks_and_the_outcome_at_the_end(client: Peer) -> None:
+    handle = await client.caller.submit("tell.words", {"count": 600})
+
+    events = await all_of(handle.events())
+
+    assert events[:-1] == [Chunk(i, i, 1, 1) for i in range(600)]
+    assert events[-1] == Ended(await handle.outcome(), 600)
+    assert await all_of(handle.events()) == events
+    assert await all_of(handle.chunks()) == list(range(600))
+
+
+async def test_a_failed_attempt_ends_its_stream_and_the_next_begins_anew(client: Peer) -> None:
+    handle = await client.caller.submit("tell.twice", {}, Ask(within_s=SOON_S))
+
+    events = await all_of(handle.events())
+
+    outcome = await handle.outcome()
+    assert outcome.unwrap() == "told"
+    assert events == [
+        Chunk("attempt 1", 0, 1, 1),
+        Restarted(2, 2),
+        Chunk("attempt 2", 0, 2, 2),
+        Chunk("done", 1, 2, 2),
+        Ended(outcome, 2),
+    ]
+    finals = [m["payload"] for m in await stored(client, handle.reply_to) if m["payload"].get("isFinal")]
+    assert [(final["end"], final["count"], final["epoch"]) for final in finals] == [
+        ("again", 1, 1),
+        ("result", 2, 2),
+    ]
+
+
+async def test_a_task_that_fails_for_good_ends_its_stream(client: Peer) -> None:
+    handle = await client.caller.submit("tell.broken", {}, Ask(within_s=SOON_S))
+
+    chunk, ended = await all_of(handle.events())
+
+    assert chunk == Chunk("so far", 0, 1, 1)
+    assert isinstance(ended.outcome, DeadLettered)
+    assert (await stored(client, handle.reply_to))[1]["payload"]["end"] == "dead_lettered"
+
+
+async def test_a_cancelled_task_ends_its_stream(client: Peer, teller: Teller) -> None:
+    handle = await client.caller.submit("tell.endless", {}, Ask(within_s=SOON_S))
+    following = asyncio.create_task(all_of(handle.events()))
+    await teller.told.wait()
+
+    await handle.cancel()
+
+    chunk, ended = await following
+    assert chunk == Chunk("and so on", 0, 1, 1)
+    assert isinstance(ended.outcome, Cancelled)
+    assert (await stored(client, handle.reply_to))[1]["payload"]["end"] == "cancelled"
+
+
+async def test_chunks_keep_their_order_though_one_goes_to_the_vault(client: Peer) -> None:
+    handle = await client.caller.submit("tell.mixed", {})
+
+    assert await all_of(handle.chunks()) == ["x" * 600_000, *range(10)]
+    assert "claim" in (await stored(client, handle.reply_to))[0]["payload"]
+
+
+async def test_after_the_handler_has_returned_nothing_is_emitted(client: Peer, teller: Teller) -> None:
+    handle = await client.caller.submit("tell.late", {})
+    await handle.outcome()
+
+    teller.told.set()
+
+    assert teller.late is not None
+    with pytest.raises(SquadronError, match="has ended"):
+        await teller.late
+    assert await all_of(handle.chunks()) == ["in time"]
+
+
+# --- in order, repaired, or reported -----------------------------------------------------------------------
+
+
+class Deaf:
+    """A journal whose live messages are lost, as `is_lost` says."""
+
+    def __init__(self, journal: Any, is_lost: Callable[[Entry], bool]) -> None:
+        self._journal, self._is_lost = journal, is_lost
+        self.lost = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._journal, name)
+
+    async def follow(self, pattern: str, sink: Callable[[Entry], None], **options: Any) -> Subscription:
+        def hear(entry: Entry) -> None:
+            if self._is_lost(entry):
+                self.lost += 1
+            else:
+                sink(entry)
+
+        following: Subscription = await self._journal.follow(pattern, hear, **options)
+        return following
+
+
+@pytest.mark.parametrize("lost", ["some", "the last", "all"])
+async def test_a_live_message_that_was_lost_is_read_from_the_store(
+    peer: Peer, key: str, lost: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What came before another is missed as soon as that comes; all else is looked for.
+    monkeypatch.setattr(trail, "LOOK_S", 60.0 if lost == "some" else 0.2)
+
+    def is_lost(entry: Entry) -> bool:
+        last = b'"result"' in entry.data
+        return lost == "all" or (last if lost == "the last" else not last and entry.seq % 3 == 0)
+
+    deaf = Deaf(peer.lite, is_lost)
+    reader = StreamReader(deaf, peer.claims, key)  # type: ignore[arg-type]
+    following = asyncio.create_task(all_of(reader.events()))
+    writer = writer_of(peer, key)
+    for i in range(50):
+        await writer.write(i)
+        await asyncio.sleep(0)
+    await writer.finish("result")
+    await end(peer, key)
+
+    assert [chunk.value for chunk in await following] == list(range(50))
+    assert deaf.lost
+
+
+async def test_a_trail_shows_every_entry_though_every_third_is_not_heard(
+    peer: Peer, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the sequence of the entry before, which the server tells: whoever the producer, whatever the bytes."""
+    monkeypatch.setattr(trail, "LOOK_S", 60.0)
+    deaf = Deaf(peer.lite, lambda entry: entry.data in (b"1", b"4", b"7", b"8"))
+    following = trail.Trail(deaf, key).entries()  # type: ignore[arg-type]
+    seen = []
+    await peer.lite.append(key, b"0")
+    async with asyncio.timeout(SOON_S):
+        seen.append((await anext(following)).data)
+        for i in range(1, 10):
+            await peer.lite.append(key, b"%d" % i)
+        seen += [(await anext(following)).data for _ in range(9)]
+    await following.aclose()
+
+    assert seen == [b"%d" % i for i in range(10)]
+    assert deaf.lost == 4
+
+
+async def test_a_trail_holds_a_few_entries_for_who_is_slow_and_has_the_rest_from_the_store(
+    peer: Peer, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trail, "LOOK_S", 60.0)
+    monkeypatch.setattr(trail, "MOST_HELD", 4)
+    deaf = Deaf(peer.lite, lambda _: False)
+    following = trail.Trail(deaf, key)  # type: ignore[arg-type]
+    entries = following.entries()
+    await peer.lite.append(key, b"0")
+    async with asyncio.timeout(SOON_S):
+        seen = [(await anext(entries)).data]
+        for i in range(1, 20):
+            await peer.lite.append(key, b"%d" % i)
+        await until(lambda: _is(len(following._held), 4))
+        seen += [(await anext(entries)).data for _ in range(19)]
+    await entries.aclose()
+
+    assert seen == [b"%d" % i for i in range(20)]
+
+
+async def _is(value: int, wanted: int) -> bool:
+    return value == wanted
+
+
+async def test_chunks_that_came_early_wait_for_those_before_them(peer: Peer, key: str) -> None:
+    following = asyncio.create_task(values_of(peer, key, live=True))
+    for number in (0, 3, 2, 2, 1, 4):
+        await put(peer, key, sequenceNumber=number, attempt=1, epoch=1, chunk=number)
+    await put(peer, key, sequenceNumber=5, attempt=1, epoch=1, isFinal=True, count=5)
+    await end(peer, key)
+
+    assert await following == [0, 1, 2, 3, 4]
+    assert await values_of(peer, key) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("live", [False, True])
+@pytest.mark.parametrize(
+    ("numbers", "first", "last"), [((3,), 3, 3), ((3, 4, 7), 3, 4), ((8, 9), 8, 9), ((0,), 0, 0)]
+)
+async def test_chunks_that_are_lost_for_good_are_reported(
+    world: World, peer: Peer, key: str, numbers: tuple[int, ...], first: int, last: int, live: bool
+) -> None:
+    writer = writer_of(peer, key)
+    for i in range(10):
+        await writer.write(i)
+    await writer.finish("result")
+    await lose(world, peer, key, lambda payload: payload["sequenceNumber"] in numbers)
+    await end(peer, key)
+    seen: list[Any] = []
+
+    with pytest.raises(StreamGapError) as raised:
+        await collect(reader_of(peer, key, live=live).events(), seen)
+
+    assert [chunk.value for chunk in seen] == list(range(first))
+    error = raised.value
+    assert (error.lite_topic, error.epoch, error.first, error.last) == (key, 1, first, last)
+
+
+async def test_a_lost_final_message_is_reported_though_nobody_knows_how_many_there_were(
+    world: World, peer: Peer, key: str
+) -> None:
+    writer = writer_of(peer, key)
+    for i in range(3):
+        await writer.write(i)
+    await writer.finish("result")
+    await lose(world, peer, key, lambda payload: payload["isFinal"] or payload["sequenceNumber"] == 2)
+    await end(peer, key)
+
+    with pytest.raises(StreamGapError) as raised:
+        await values_of(peer, key)
+
+    assert (raised.value.first, raised.value.last) == (2, -1)
+
+
+async def test_a_chunk_that_is_lost_in_a_long_stream_is_reported_while_it_goes_on(
+    world: World, peer: Peer, key: str
+) -> None:
+    writer = writer_of(peer, key)
+    for i in range(3):
+        await writer.write(i)
+    await until(lambda: _holds(peer, key, 3))
+    await lose(world, peer, key, lambda payload: payload["sequenceNumber"] == 1)
+    for i in range(WINDOW + 1):
+        await writer.write(i)
+
+    with pytest.raises(StreamGapError) as raised:
+        await values_of(peer, key, live=True)
+
+    assert (raised.value.first, raised.value.last) == (1, 1)
+    writer.close()
+
+
+async def _holds(peer: Peer, key: str, count: int) -> bool:
+    return len(await stored(peer, key)) >= count
+
+
+async def test_of_a_task_that_died_in_mid_stream_nothing_is_reported_lost(peer: Peer, key: str) -> None:
+    """Its outcome comes from somebody else, who knows no count."""
+    writer = writer_of(peer, key)
+    await writer.write("one")
+    await until(lambda: _holds(peer, key, 1))
+    writer.close()
+    await put(peer, key, "result", content=DeadLettered(attempt=1).to_content())
+
+    assert await values_of(peer, key) == ["one"]
+
+
+# --- fencing -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("live", [False, True])
+async def test_a_newer_attempt_fences_an_older_one_that_goes_on(peer: Peer, key: str, live: bool) -> None:
+    reading = asyncio.create_task(values_of(peer, key, live=True)) if live else None
+    zombie, heir = writer_of(peer, key, attempt=1), writer_of(peer, key, attempt=2)
+    await zombie.write("old 0")
+    await until(lambda: _holds(peer, key, 1))
+    await heir.write("new 0")
+    await until(lambda: _holds(peer, key, 2))
+    await zombie.write("old 1")
+    await heir.write("new 1")
+    await zombie.finish("result")
+    await heir.finish("result")
+    await end(peer, key, attempt=2)
+
+    seen = await (reading or asyncio.create_task(values_of(peer, key)))
+
+    assert seen == ["old 0", Restarted(2, 2), "new 0", "new 1"]
+
+
+async def test_two_runs_of_one_attempt_are_not_mixed(peer: Peer, key: str) -> None:
+    """A server that was killed forgets what it delivered: the same attempt may run twice."""
+    first, second = writer_of(peer, key), writer_of(peer, key)
+    await first.write("first 0")
+    await first.write("first 1")
+    await until(lambda: _holds(peer, key, 2))
+    await second.write("second 0")
+    await until(lambda: _holds(peer, key, 3))
+    await first.write("first 2")
+    await second.write("second 1")
+    await first.finish("result")
+    await second.finish("result")
+    await end(peer, key)
+
+    assert await values_of(peer, key) == ["first 0", "first 1", Restarted(1, 1), "second 0", "second 1"]
+
+
+async def test_a_task_that_was_put_back_streams_in_a_newer_epoch(peer: Peer, key: str) -> None:
+    for redriven, attempt in ((0, 3), (1, 1), (0, 4), (1, 2)):
+        writer = writer_of(peer, key, redriven=redriven, attempt=attempt)
+        await writer.write(f"life {redriven}, attempt {attempt}")
+        await writer.finish("again")
+
+    assert await values_of(peer, key) == [
+        "life 0, attempt 3",
+        Restarted(1, 1001),
+        "life 1, attempt 1",
+        Restarted(2, 1002),
+        "life 1, attempt 2",
+    ]
+
+
+# --- strangers ---------------------------------------------------------------------------------------------
+
+
+async def test_messages_of_foreign_producers_do_not_break_a_reader(peer: Peer, key: str) -> None:
+    for junk in (b"", b"no JSON", b"[]", b'"stream"', b'{"type": "stream"}', b'{"type": "stream", "payload": 1}'):
+        await peer.lite.append(key, junk)
+    await put(peer, key, chunk="bare")
+    await put(peer, key, content="not a chunk")
+    await put(peer, key, sequenceNumber="one", chunk="odd number")
+    await put(peer, key, sequenceNumber=0, attempt=None, chunk="odd attempt")
+    await put(peer, key, sequenceNumber=0, run=7, chunk="odd run")
+    await put(peer, key, child={"taskId": 1}, chunk=None)
+    await put(peer, key, child={"taskId": 1})
+    await put(peer, key, claim={"name": 1})
+    await put(peer, key, "event", chunk="no stream")
+    await put(peer, key, "result", content="bare data")
+
+    chunks = await events_of(peer, key, live=True)
+
+    assert [chunk.value for chunk in chunks] == ["bare", "odd number", "odd attempt", "odd run", None]
+    assert {chunk.number for chunk in chunks} == {-1}
+
+
+async def test_a_foreign_producer_may_count_from_one_and_mark_its_last_chunk(peer: Peer, key: str) -> None:
+    await put(peer, key, sequenceNumber=1, chunk="one")
+    await put(peer, key, sequenceNumber=2, chunk="two")
+    await put(peer, key, sequenceNumber=3, isFinal=True, chunk="three")
+    await put(peer, key, "result", content={"success": True})
+
+    assert await values_of(peer, key) == ["one", "two", "three"]
+
+
+# --- the window, and a server that goes away ---------------------------------------------------------------
+
+
+class Slow:
+    """A journal that acknowledges only when it is told to."""
+
+    def __init__(self, journal: Any) -> None:
+        self._journal = journal
+        self.sent: list[tuple[asyncio.Future[int], tuple[Any, ...], dict[str, Any]]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._journal, name)
+
+    async def append_soon(self, *args: Any, **options: Any) -> asyncio.Future[int]:
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self.sent.append((future, args, options))
+        return future
+
+    async def store(self, which: int) -> None:
+        future, args, options = self.sent[which]
+        future.set_result(await self._journal.append(*args, **options))
+
+
+async def test_a_writer_waits_when_too_much_is_not_acknowledged(peer: Peer, key: str) -> None:
+    slow = Slow(peer.lite)
+    peer.caller.lite = slow
+    writer = writer_of(peer, key)
+    for i in range(WINDOW):
+        await asyncio.wait_for(writer.write(i), SOON_S)
+    # Though all others are stored: it may not be too far ahead of the oldest.
+    for which in range(1, WINDOW):
+        await slow.store(which)
+
+    waiting = asyncio.create_task(writer.write(WINDOW))
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    assert len(slow.sent) == WINDOW
+    await slow.store(0)
+    await asyncio.wait_for(waiting, SOON_S)
+    await slow.store(WINDOW)
+    await writer.finish("result")
+    await end(peer, key)
+
+    assert await values_of(peer, key) == list(range(WINDOW + 1))
+
+
+async def test_what_is_not_acknowledged_is_sent_again(
+    peer: Peer, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "AGAIN_S", 0.01)
+    slow = Slow(peer.lite)
+    peer.caller.lite = slow
+    writer = writer_of(peer, key)
+    for i in range(4):
+        await writer.write(i)
+    await slow.store(0)
+    await slow.store(2)
+    for which in (1, 3):
+        slow.sent[which][0].set_exception(BusUnavailableError("away"))
+
+    async def sent_again() -> bool:
+        return len(slow.sent) == 6
+
+    await until(sent_again)
+    assert [slow.sent[again][2]["msg_id"] for again in (4, 5)] == [
+        slow.sent[which][2]["msg_id"] for which in (1, 3)
+    ]
+    finishing = asyncio.create_task(writer.finish("result"))
+    await asyncio.sleep(0.02)
+    assert not finishing.done()
+    await slow.store(4)
+    await slow.store(5)
+    await asyncio.wait_for(finishing, SOON_S)
+    await end(peer, key)
+
+    assert await values_of(peer, key) == [0, 1, 2, 3]
+
+
+async def test_a_stream_that_can_not_be_stored_is_not_said_to_have_ended(
+    peer: Peer, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "FINISH_WITHIN_S", 0.05)
+    peer.caller.lite = Slow(peer.lite)
+    writer = writer_of(peer, key)
+    await writer.write("lost")
+
+    with pytest.raises(BusUnavailableError, match="1 chunks were not acknowledged"):
+        await writer.finish("result")
+
+    assert await stored(peer, key) == []
+    writer.close()
+
+
+async def test_a_stream_survives_the_death_of_the_server_in_its_middle(tmp_path: Path) -> None:
+    home, count = tmp_path / "home", 8_000
+    first = embedded.ensure(home)
+    settings = Settings(home=home, env="stream", heartbeat_s=HEARTBEAT_S, lease_s=LEASE_S)
+    write, read = [
+        await Wiring.open(settings, AgentIdentity(id=name, type="test"), create=True) for name in ("write", "read")
+    ]
+    key = write.subjects.lite("reader", "one")
+    task = AgentMessage.new("task", write.identity, id="task")
+    writer = StreamWriter(write.caller, key, task, 1)
+    reader = StreamReader(read.lite, read.claims, key)
+    seen: list[Any] = []
+    half = asyncio.Event()
+
+    async def follow() -> None:
+        async for event in reader.events():
+            seen.append(event)
+            if len(seen) == count // 8:
+                half.set()
+
+    async def emit() -> None:
+        for i in range(count):
+            await writer.write(i)
+        await writer.finish("result")
+        result = AgentMessage.new("result", write.identity, Result().to_content())
+        await write.lite.append(key, result.encode(), msg_id="result")
+
+    try:
+        async with asyncio.timeout(60), asyncio.TaskGroup() as together:
+            together.create_task(follow())
+            emitting = together.create_task(emit())
+            await half.wait()
+            assert not emitting.done()
+            os.kill(first.pid, signal.SIGKILL)
+            second = await asyncio.to_thread(embedded.ensure, home)
+            assert second.pid != first.pid
+        assert [chunk.value for chunk in seen] == list(range(count))
+        numbers = [json.loads(e.data)["payload"].get("sequenceNumber") async for e in read.lite.read(key)]
+        # All of them, each once, whatever the order in which they were sent again.
+        assert sorted(numbers[:-1]) == list(range(count + 1))
+    finally:
+        await write.aclose()
+        await read.aclose()
+        embedded.stop(home)
+
+
+# --- nested streams ----------------------------------------------------------------------------------------
+
+
+async def test_chunks_of_children_are_seen_by_the_parents_reader(client: Peer) -> None:
+    handle = await client.caller.submit("tell.parent", {}, Ask(within_s=3 * SOON_S, nested=True))
+
+    events = await all_of(handle.events())
+
+    assert [event.value for event in events if isinstance(event, Chunk)] == ["before", "between"]
+    nested = [event for event in events if isinstance(event, Nested)]
+    children = list(dict.fromkeys(event.path[0] for event in nested))
+    assert len(children) == 2
+    for child, name in zip(children, ("first", "second"), strict=True):
+        own = [event for event in nested if event.path == (child,)]
+        assert [(each.topic, each.chunk.value, each.chunk.number) for each in own] == [
+            ("tell.child", f"{name} child", 0),
+            ("tell.child", f"{name} child again", 2),  # its pointer to the grandchild has a number, too
+        ]
+        below = [event for event in nested if event.path[0] == child and len(event.path) == 2]
+        assert [(each.topic, each.chunk.value) for each in below] == [("tell.grandchild", "grandchild")]
+    assert events[-1] == Ended(await handle.outcome(), 2)
+    # A late reader sees the same, though not in the same order.
+    assert sorted(map(repr, await all_of(handle.events()))) == sorted(map(repr, events))
+    assert await all_of(handle.chunks()) == ["before", "between"]
+
+
+async def test_a_stream_ends_with_its_task_though_a_child_goes_on(client: Peer) -> None:
+    handle = await client.caller.submit("tell.hasty", {}, Ask(within_s=6 * SOON_S, nested=True))
+
+    async with asyncio.timeout(SOON_S):
+        nested, ended = [event async for event in handle.events()]
+
+    assert (nested.topic, nested.chunk.value) == ("tell.endless", "and so on")
+    assert ended.outcome.unwrap() == "gone"
+
+
+async def test_who_did_not_ask_for_nested_streams_gets_none(client: Peer) -> None:
+    handle = await client.caller.submit("tell.parent", {}, Ask(within_s=3 * SOON_S))
+
+    events = await all_of(handle.events())
+
+    assert [type(event) for event in events] == [Chunk, Chunk, Ended]
+    assert not [m for m in await stored(client, handle.reply_to) if "child" in m["payload"]]
+
+
+async def test_a_gap_in_a_childs_stream_is_reported_to_the_parents_reader(world: World, client: Peer) -> None:
+    handle = await client.caller.submit("tell.parent", {}, Ask(within_s=3 * SOON_S, nested=True))
+    await handle.outcome()
+    child = next(m["payload"]["child"] for m in await stored(client, handle.reply_to) if "child" in m["payload"])
+    await lose(world, client, child["liteTopic"], lambda payload: payload.get("sequenceNumber") == 0)
+
+    with pytest.raises(StreamGapError) as raised:
+        await all_of(handle.events())
+
+    assert raised.value.lite_topic == child["liteTopic"]
+
+
+# --- flow control and the live view ------------------------------------------------------------------------
+
+
+async def test_a_slow_reader_slows_nobody_and_loses_nothing(client: Peer, teller: Teller) -> None:
+    count = 20_000
+    handle: Handle = await client.caller.submit("tell.words", {"count": count}, Ask(within_s=60))
+    reader = handle._reader(handle.reply_to)
+    most, seen = 0, []
+    async with asyncio.timeout(60):
+        async for event in reader.events():
+            assert isinstance(event, Chunk)
+            seen.append(event.value)
+            most = max(most, len(reader._trail._held))
+            if not teller.told.is_set():
+                await asyncio.sleep(0.05)
+
+    # The producer was done long before a reader at its pace could be.
+    assert seen == list(range(count))
+    assert most <= trail.MOST_HELD
+    assert (await handle.outcome()).unwrap() == count
+
+
+@ON_NATS
+async def test_any_nats_client_hears_the_live_view(world: World, client: Peer) -> None:
+    assert world.settings is not None
+    endpoint = embedded.ensure(world.settings.home)
+    bare = await nats.connect(endpoint.url, token=endpoint.token)
+    heard: list[tuple[str, bytes]] = []
+
+    async def hear(msg: Any) -> None:
+        heard.append((msg.subject, msg.data))
+
+    await bare.subscribe(f"agents.{world.settings.env}.stream.response.*", cb=hear)
+    await bare.flush()
+    handle = await client.caller.submit("tell.words", {"count": 3})
+    await handle.outcome()
+
+    async def all_heard() -> bool:
+        return len(heard) == 4
+
+    await until(all_heard)
+    await bare.close()
+    subject = client.subjects.stream(handle.reply_to.rpartition(".")[2])
+    entries = [entry.data async for entry in client.lite.read(handle.reply_to)]
+    assert heard == [(subject, data) for data in entries[:-1]]
