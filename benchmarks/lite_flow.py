@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import multiprocessing
 import random
 import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
@@ -21,6 +22,8 @@ from benchmarks.lite_store import TEXT, TTL_S, Place, key_of
 from squadron import Agent, Settings, topic
 from squadron.actors.agent import AgentSpec
 from squadron.runtime.context import Context
+from squadron.runtime.follow import Follower
+from squadron.runtime.followed import Batch
 from squadron.runtime.ports import Entry, Mailbox
 from squadron.runtime.pump import Pump
 from squadron.runtime.turn import Turns
@@ -61,8 +64,9 @@ class FlowFigures:
     """One size's."""
 
     floor: Latencies = field(default_factory=Latencies)
-    unwaited: Latencies = field(default_factory=Latencies)
-    end_to_end: Latencies = field(default_factory=Latencies)
+    #: Sent as a stream sends its chunks, and heard by `Journal.follow`; published and followed as by `Squad`.
+    sent: Latencies = field(default_factory=Latencies)
+    published: Latencies = field(default_factory=Latencies)
     publish: Latencies = field(default_factory=Latencies)
     resume: Latencies = field(default_factory=Latencies)
 
@@ -114,9 +118,10 @@ def _be_peer(work: Callable[..., Awaitable[None]], pipe: Connection, settings: S
 
 
 async def ear(pipe: Connection, settings: Settings) -> None:
-    """Hears every lite topic, and the floor; tells how old each message was, and that the next may come."""
-    taken, told = list[float](), set[asyncio.Future[None]]()
-    async with Place.open(settings) as place, connection(settings) as client:
+    """Hears in the way it is told to; tells how old each message was, and each time that the next may come."""
+    taken, told = list[float](), set[asyncio.Task[None]]()
+    async with Place.open(settings) as place, connection(settings) as client, contextlib.AsyncExitStack() as stack:
+        lite, everything = place.wiring.lite, f"agents.{settings.env}.lite.*.*"
 
         async def hear_floor(msg: Msg) -> None:
             taken.append(_age_ms(msg.data))
@@ -124,15 +129,28 @@ async def ear(pipe: Connection, settings: Settings) -> None:
 
         def hear(entry: Entry) -> None:
             taken.append(_age_ms(entry.data))
-            told.add(task := asyncio.ensure_future(client.publish(HEARD, b"")))
+            told.add(task := asyncio.create_task(client.publish(HEARD, b"")))
             task.add_done_callback(told.discard)
+
+        async def handle(batch: Batch) -> None:
+            for entry in batch.entries:
+                hear(entry)
 
         await client.subscribe(f"{FLOOR}.>", cb=hear_floor)
         await client.flush()
-        await place.wiring.lite.follow(f"agents.{settings.env}.lite.*.*", hear)
         pipe.send("ready")
         while True:
-            await asyncio.to_thread(pipe.recv)
+            match await asyncio.to_thread(pipe.recv):
+                case "follow":
+                    stack.push_async_callback((await lite.follow(everything, hear)).aclose)
+                case "serve":
+                    follower = await Follower.open(lite, everything)
+                    follower.add_all()
+                    serving = asyncio.create_task(follower.serve(handle, slots=8))
+                    stack.push_async_callback(asyncio.wait, [serving])
+                    stack.push_async_callback(follower.aclose)
+                case "stop":
+                    await stack.aclose()
             pipe.send(taken)
             taken = []
 
@@ -140,7 +158,7 @@ async def ear(pipe: Connection, settings: Settings) -> None:
 async def latencies(place: Place, topics: int, rounds: int, count: int) -> FlowFigures:
     """Publish to subscriber, in turn with bare NATS; the next message goes out when the one before was heard."""
     figures, order, heard = FlowFigures(), random.Random(0), asyncio.Event()
-    subjects, published = place.wiring.subjects, list[float]()
+    published = list[float]()
     async with Peer.start(ear, place.settings) as peer, connection(place.settings) as client:
 
         async def hear(_: Msg) -> None:
@@ -149,53 +167,106 @@ async def latencies(place: Place, topics: int, rounds: int, count: int) -> FlowF
         async def floor() -> None:
             await client.publish(f"{FLOOR}.{order.randrange(topics)}", _stamped())
 
-        async def unwaited() -> None:
-            await place.wiring.connection.publish(subjects.lite(*key_of(order.randrange(topics))), _stamped())
+        async def send() -> None:
+            key = place.wiring.subjects.lite(*key_of(order.randrange(topics)))
+            await place.wiring.connection.publish(key, _stamped(), headers={"Nats-TTL": f"{TTL_S:.0f}s"})
 
         async def publish() -> None:
-            started = time.perf_counter()
-            await place.wiring.lite.append(
-                subjects.lite(*key_of(order.randrange(topics))), _stamped(), ttl_s=TTL_S
-            )
+            started, (owner, id) = time.perf_counter(), key_of(order.randrange(topics))
+            await place.squad.lite(id, owner, ttl_s=TTL_S).publish(_stamped())
             published.append((time.perf_counter() - started) * 1000)
 
-        async def one_round(send: Callable[[], Awaitable[None]]) -> list[float]:
+        async def one_round(way: str, send: Callable[[], Awaitable[None]], count: int) -> list[float]:
+            await peer.tell(way)
             for _ in range(count):
                 heard.clear()
                 await send()
                 async with asyncio.timeout(WITHIN_S):
                     await heard.wait()
-            return list(await peer.tell("taken"))
+            return list(await peer.tell("stop"))
 
         await client.subscribe(HEARD, cb=hear)
         await client.flush()
-        ways = [(floor, figures.floor), (unwaited, figures.unwaited), (publish, figures.end_to_end)]
-        for send, _ in ways:
-            await one_round(send)
-        published.clear()
+        ways = {
+            "floor": (floor, figures.floor),
+            "follow": (send, figures.sent),
+            "serve": (publish, figures.published),
+        }
+        for way, (call, _) in ways.items():
+            await one_round(way, call, count)
         for _ in range(rounds):
-            for send, into in order.sample(ways, len(ways)):
-                into.add(await one_round(send))
-            figures.publish.add(published)
             published.clear()
+            for way in order.sample([*ways], len(ways)):
+                call, into = ways[way]
+                into.add(await one_round(way, call, count))
+            figures.publish.add(published)
     return figures
 
 
 async def resume(place: Place, topics: int, count: int, figures: FlowFigures) -> None:
     """A reader that missed some messages asks for them, in a process that never saw the topic."""
-    order = random.Random(1)
-    lite, subjects = place.wiring.lite, place.wiring.subjects
-    keys = [subjects.lite(*key_of(number)) for number in order.sample(range(topics), min(topics, count))]
-    missed = [[await lite.append(key, TEXT.encode(), ttl_s=TTL_S) for _ in range(MISSED)] for key in keys]
-    taken = []
+    order, taken = random.Random(1), list[float]()
+    names = [key_of(number) for number in order.sample(range(topics), min(topics, count))]
+    missed = {name: [await place.publish(name, TEXT) for _ in range(MISSED)] for name in names}
     async with Place.open(place.settings) as other:
-        for key, seqs in zip(keys, missed, strict=True):
+        for (owner, id), seqs in missed.items():
             started = time.perf_counter()
-            async with aclosing(other.wiring.lite.read(key, from_seq=seqs[0], live=True)) as reader:
-                got = [(await anext(reader)).seq for _ in seqs]
+            reader = other.squad.lite(id, owner).read(seqs[0])
+            got = [(await anext(reader)).seq for _ in seqs]
             taken.append((time.perf_counter() - started) * 1000)
+            await reader.aclose()
             assert got == seqs, "a reader that resumed lost or repeated something"
     figures.resume.add(taken)
+
+
+@dataclass
+class FollowFigures:
+    """Of one process that follows many topics, in ms."""
+
+    followed: int = 0
+    #: From `add` until a message that was published then is in the handler; `remove`, which is at once.
+    add: Latencies = field(default_factory=Latencies)
+    remove: Latencies = field(default_factory=Latencies)
+    subscriptions: int = 0
+
+
+async def follow(place: Place, topics: int, count: int) -> FollowFigures:
+    """Add and remove topics while many others are followed over the same subscription."""
+    figures, heard, handed_out = FollowFigures(topics), asyncio.Event(), set[str]()
+    subjects, before = place.wiring.subjects, len(place.wiring.connection.client._subs)
+
+    async def handle(batch: Batch) -> None:
+        handed_out.add(batch.key)
+        heard.set()
+
+    follower = await Follower.open(place.wiring.lite, subjects.lite_of("feed"))
+    figures.subscriptions = len(place.wiring.connection.client._subs) - before
+    serving = asyncio.create_task(follower.serve(handle, slots=64))
+    for number in range(topics):
+        follower.add(subjects.lite("feed", f"other-{number}"))
+    added, removed = list[float](), list[float]()
+    async with connection(place.settings) as client:
+        for number in range(count):
+            key = subjects.lite("feed", f"mine-{number}")
+            heard.clear()
+            started = time.perf_counter()
+            follower.add(key)
+            await client.publish(key, b"now")
+            async with asyncio.timeout(WITHIN_S):
+                await heard.wait()
+            added.append((time.perf_counter() - started) * 1000)
+            started = time.perf_counter()
+            follower.remove(key)
+            removed.append((time.perf_counter() - started) * 1000)
+            handed_out.clear()
+            await client.publish(key, b"too late")
+            await client.flush()
+            assert key not in handed_out, "a topic that was removed was handed out"
+    figures.add.add(added)
+    figures.remove.add(removed)
+    await follower.aclose()
+    await serving
+    return figures
 
 
 class Poet(Agent):
@@ -244,17 +315,23 @@ class StreamFigures:
 async def streams(place: Place, rounds: int, count: int, chunks: int) -> StreamFigures:
     """What a replica emits, read in this process."""
     figures = StreamFigures()
-    async with Peer.start(poet, place.settings), Peer.start(ear, place.settings) as peer:
-        async with connection(place.settings) as client:
-            for _ in range(rounds):
-                for _ in range(count):
-                    await client.publish(f"{FLOOR}.1", _stamped())
-                    await client.flush()
-                    await asyncio.sleep(0.002)
-                figures.floor.add(list(await peer.tell("taken")))
-                figures.first.add([await _first_chunk(place) for _ in range(count)])
-                figures.per_second.append(await _long_stream(place, chunks))
-                await peer.tell("taken")
+    async with (
+        Peer.start(poet, place.settings),
+        Peer.start(ear, place.settings) as peer,
+        connection(place.settings) as client,
+    ):
+        for number in range(rounds + 1):
+            for _ in range(count):
+                await client.publish(f"{FLOOR}.1", _stamped())
+                # As long as a task takes, so that the machine is as awake.
+                await asyncio.sleep(0.002)
+            floor = list(await peer.tell("stop"))
+            first = [await _first_chunk(place) for _ in range(count)]
+            per_second = await _long_stream(place, chunks)
+            if number:
+                figures.floor.add(floor)
+                figures.first.add(first)
+                figures.per_second.append(per_second)
     return figures
 
 

@@ -36,7 +36,7 @@ WINDOW = 4000
 TTL_S = 3600.0
 #: Publishes per second while topics lapse.
 MEANWHILE_PER_S = 500
-#: Topics of the floor's fill, per round: it uses an environment of its own, which is gone afterwards.
+#: Topics per round that nothing else is measured on; they are of another environment, and gone afterwards.
 FLOOR_TOPICS = 4000
 
 
@@ -52,6 +52,7 @@ class StoreFigures:
     topics: int = 0
     fill: list[float] = field(default_factory=list)
     floor_fill: list[float] = field(default_factory=list)
+    lite_fill: list[float] = field(default_factory=list)
     consumers: int = 0
     empty_mb: float = 0.0
     full_mb: float = 0.0
@@ -97,8 +98,17 @@ class Place:
         return float(psutil.Process(server.pid).memory_info().rss / 1e6)
 
     async def create(self, number: int, ttl_s: float = TTL_S) -> None:
-        """The first publish on a topic."""
+        """The first publish on a topic, which lives as long as its message."""
         await self.wiring.lite.append(self.wiring.subjects.lite(*key_of(number)), TEXT.encode(), ttl_s=ttl_s)
+
+    async def create_lite(self, number: int) -> None:
+        """The same by `Squad.lite`: the topic lives as long as it is used, and its end is told."""
+        await self.publish(key_of(number), TEXT)
+
+    async def publish(self, name: tuple[str, str], content: Any) -> int:
+        """Publish by `Squad.lite`; the sequence."""
+        owner, id = name
+        return await self.squad.lite(id, owner, ttl_s=TTL_S).publish(content)
 
 
 async def at_once(count: int, work: Callable[[int], Awaitable[object]], first: int = 0) -> float:
@@ -114,18 +124,31 @@ async def at_once(count: int, work: Callable[[int], Awaitable[object]], first: i
     return count / (time.perf_counter() - started)
 
 
-async def fill(place: Place, topics: int, rounds: int, figures: StoreFigures) -> None:
-    """Make the topics, in turn with nats-py alone, which makes its own in another environment."""
-    floor = place.settings.__class__.load({}, home=place.settings.home, env="floor", log_level="WARNING")
+async def fill(place: Place, topics: int, rounds: int, by_lite: bool, figures: StoreFigures) -> None:
+    """Make the topics, in turn with nats-py alone, which makes its own in another environment.
+
+    Args:
+        by_lite: the topics that stay are made by `Squad.lite`.
+    """
+    create = place.create_lite if by_lite else place.create
+    floor = Settings.load({}, home=place.settings.home, env="floor", log_level="WARNING")
     async with Place.open(floor, create=True) as other, connection(place.settings) as client:
         figures.topics, figures.empty_mb = topics, place.server_mb()
         for number in range(rounds):
-            figures.floor_fill.append(await _floor_fill(client, floor.env, number * FLOOR_TOPICS))
+            aside = 2 * FLOOR_TOPICS * number
+            figures.floor_fill.append(await _floor_fill(client, floor.env, aside))
             first = topics * number // rounds
-            count = topics * (number + 1) // rounds - first
-            figures.fill.append(await at_once(count, place.create, first))
+            made = await at_once(topics * (number + 1) // rounds - first, create, first)
+            beside = await at_once(
+                FLOOR_TOPICS, other.create if by_lite else other.create_lite, aside + FLOOR_TOPICS
+            )
+            figures.fill.append(beside if by_lite else made)
+            figures.lite_fill.append(made if by_lite else beside)
         await other.wiring.connection.api(f"STREAM.DELETE.{other.stream}", {})
-    figures.consumers = (await place.state())["consumer_count"]
+    state = await place.state()
+    figures.consumers = state["consumer_count"]
+    assert state["num_subjects"] >= topics, "topics are missing"
+    assert figures.consumers == 0, "there are consumers"
 
 
 async def _floor_fill(client: Nats, environment: str, first: int) -> float:
@@ -161,6 +184,7 @@ async def restart(place: Place, figures: StoreFigures) -> None:
     assert server is not None
     os.kill(server.pid, signal.SIGKILL)
     started = time.perf_counter()
+    await asyncio.to_thread(psutil.wait_procs, [psutil.Process(server.pid)])
     starting = asyncio.create_task(asyncio.to_thread(embedded.ensure, place.settings.home))
     while True:
         with suppress(BusUnavailableError):
@@ -198,7 +222,7 @@ async def drain(place: Place, topics: int, figures: StoreFigures) -> None:
             await asyncio.sleep(max(0.0, started + published / MEANWHILE_PER_S - time.perf_counter()))
 
     going_on = asyncio.create_task(go_on())
-    while (await place.state())["messages"] > published:
+    while (await place.state())["messages"] > published:  # noqa: ASYNC110  # nobody tells
         await asyncio.sleep(0.02)
     figures.drained, figures.drain_s = topics, time.perf_counter() - started
     gone.set()
