@@ -3,7 +3,7 @@
 //
 //     SQUADRON_HOME=… node lite_topics.mjs OWNER.ID OWNER.ID-OF-THE-ANSWER [FROM_SEQUENCE]
 //
-// prints a line of JSON for each entry, {"seq": …, "text": …}. It ends with the topic, or with a stream's last chunk.
+// prints a line of JSON for each entry, {"seq": …, "text": …}. It ends with the topic, or with the task whose topic it is.
 import { readFileSync } from "node:fs";
 import { connect, createInbox, headers, nuid } from "@nats-io/transport-node";
 
@@ -48,14 +48,18 @@ async function* follow(from) {
   }
 }
 
-const texts = [];
+let [texts, epoch] = [[], 0];
 for await (const [seq, message] of follow(Number(fromSequence))) {
+  if (message.headers?.has("Squadron-End")) break; // closed, or expired
   const { payload, type } = message.json();
-  if (type === "result" || payload.content?.reason) break; // the task's outcome, or the topic's end
-  const text = payload.content?.text ?? payload.chunk;
-  console.log(JSON.stringify({ seq, text }));
-  texts.push(text);
-  if (payload.isFinal) break;
+  if (type === "result") break; // the outcome, on the lite topic of a task
+  if (type === "stream") {
+    // A task's chunk may be stored behind a later one, and a higher epoch starts the stream anew.
+    if (payload.epoch < epoch || !("chunk" in payload)) continue;
+    if (payload.epoch > epoch) [texts, epoch] = [[], payload.epoch];
+    texts[payload.sequenceNumber] = payload.chunk;
+  } else texts.push(payload.content.text);
+  console.log(JSON.stringify({ seq, text: payload.chunk ?? payload.content.text }));
 }
 
 // The answer: one more lite topic, made by this publish. It is stored when the server acknowledges it; published again
