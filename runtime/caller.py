@@ -27,8 +27,9 @@ from squadron.runtime.errors import (
 )
 from squadron.runtime.handle import Handle
 from squadron.runtime.lite import LiteTopics
+from squadron.runtime.lite_journal import LiteJournal
 from squadron.runtime.outcome import LITE_TTL_S, Cancelled, Outcome, Rejected, Undeliverable, outcome_msg_id
-from squadron.runtime.ports import Clock, EventLog, LiteJournal, Note, Queue, Subscription, UnreliableBus
+from squadron.runtime.ports import Clock, EventLog, Note, Queue, Subscription, UnreliableBus
 from squadron.runtime.registry import Registry
 from squadron.runtime.rooms import RETRY_AFTER_S, Rooms
 from squadron.runtime.route import Route

@@ -13,8 +13,8 @@ from squadron.runtime.caller import DEFAULT_WITHIN_S, Ask, Caller
 from squadron.runtime.envelope import AgentMessage
 from squadron.runtime.handle import Handle
 from squadron.runtime.lite import LiteTopic
+from squadron.runtime.lite_journal import END_HEADER
 from squadron.runtime.outcome import Outcome
-from squadron.runtime.ports import END_HEADER
 from squadron.runtime.streams import StreamWriter
 from squadron.runtime.subjects import token_of
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Protocol, Self, TypeVar
@@ -16,6 +17,8 @@ from squadron.runtime.subjects import Subjects, token_of
 FRESH_S = 0.5
 #: Who takes over waits for so long, in seconds, until what the one before was permitted counts no more.
 TAKEOVER_S = 0.6
+#: How long leaving may take, in seconds.
+RELEASE_WITHIN_S = 2.0
 #: Pause before a server that is away is asked again, in seconds.
 AWAY_S = 0.1
 #: After so many steps those before them are erased.
@@ -94,24 +97,35 @@ class ExclusiveCursor:
             await self._erase_older()
 
     async def release(self, *, done: bool) -> None:
-        """Leave, so that the next reader need not wait for this one; `done`: not even for the last message.
+        """Leave, so that the next reader need not wait for this one; `done`: nor is handed the last message again.
 
         Raises:
             FencedError: another reader has taken over.
         """
-        self.seq += done
+        self.seq += done and self._steps > 0
         await self._store(self._record(held=False))
         await self._erase_older()
 
     async def guard(self, messages: AsyncIterator[T]) -> AsyncGenerator[T, None]:
-        """Hand out messages as long as this is the only reader.
+        """Hand out messages as long as this is the only reader, and leave at the end.
+
+        A message is done when the next one is asked for.
 
         Raises:
             FencedError: another reader has taken over.
         """
-        async for message in messages:
-            await self.step(message.seq)
-            yield message
+        done = True
+        try:
+            async for message in messages:
+                await self.step(message.seq)
+                done = False
+                yield message
+                done = True
+        finally:
+            # Without it the next reader waits a moment longer.
+            with contextlib.suppress(FencedError, TimeoutError):
+                async with asyncio.timeout(RELEASE_WITHIN_S):
+                    await self.release(done=done)
 
     def _record(self, *, held: bool) -> bytes:
         return json.dumps({"epoch": self.epoch, "seq": self.seq, "held": held}).encode()

@@ -266,13 +266,13 @@ class Follower:
         """What comes after the cursor; nothing of it is done yet."""
         for pause_s in SETTLE_S:
             if topic.is_contiguous:
-                return Batch(topic.key, tuple(topic.live), topic.live[-1].seq)
+                return Batch(topic.key, tuple(topic.live), topic.live[-1].seq, after=topic.cursor)
             batch = await self._stored(topic)
             if batch.entries or topic.newest <= topic.cursor:
                 return batch
             await asyncio.sleep(pause_s)
         # Told of, and gone from the store before it was read; what is held of it is handed out.
-        return Batch(topic.key, tuple(topic.live), topic.newest, lapsed=True)
+        return Batch(topic.key, tuple(topic.live), topic.newest, lapsed=True, after=topic.cursor)
 
     async def _stored(self, topic: Followed) -> Batch:
         self._reads += 1
@@ -290,9 +290,9 @@ class Follower:
             else:
                 topic.unread = False
         if not entries:
-            return Batch(topic.key, (), topic.cursor)
+            return Batch(topic.key, (), topic.cursor, after=topic.cursor)
         topic.newest = max(topic.newest, entries[-1].seq)
-        return Batch(topic.key, tuple(entries), entries[-1].seq, lapsed=lapsed)
+        return Batch(topic.key, tuple(entries), entries[-1].seq, lapsed, topic.cursor)
 
     def _done(self, topic: Followed, batch: Batch) -> None:
         if self._follows(topic):

@@ -13,7 +13,7 @@ MOST_LIVE = 256
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one topic has to read: the next `entries` after those handed out before, oldest first, up to `seq`.
+    """What one topic has to read: the next `entries` behind the sequence `after`, up to `seq`, oldest first.
 
     `lapsed`: what was handed out before them is not in the store any more, so that some between may have gone
     unread: their life was over, or they were erased. There may be no entries then.
@@ -23,6 +23,13 @@ class Batch:
     entries: Sequence[Entry]
     seq: int
     lapsed: bool = False
+    after: int = 0
+
+    @property
+    def may_have_missed(self) -> bool:
+        """Whether there may have been entries before these that nobody can read any more."""
+        # Right behind the one before there can't have been another.
+        return self.lapsed and not (self.entries and self.entries[0].seq == self.after + 1)
 
 
 @dataclass(slots=True, eq=False)

@@ -11,8 +11,11 @@ from typing import Any
 
 from squadron.runtime.envelope import AgentIdentity, pack
 from squadron.runtime.errors import BusUnavailableError, FencedError, InvalidInputError
+from squadron.runtime.exclusive import cursor_key
+from squadron.runtime.lite_feed import LiteFeed
+from squadron.runtime.lite_journal import END_HEADER, LiteJournal
 from squadron.runtime.lite_reader import LiteReader, LiteStart, check_lite_start
-from squadron.runtime.ports import END_HEADER, Clock, LiteJournal
+from squadron.runtime.ports import Clock
 from squadron.runtime.quotas import IN_ALL, PER_OWNER, Quotas
 from squadron.runtime.subjects import Subjects, life_of, token_of
 
@@ -70,6 +73,22 @@ class LiteTopics:
             raise InvalidInputError(f"a lite topic can't live for {ttl_s!r} s", field="ttl_s", hint=hint)
         owner, id = owner or token_of(self.identity.id), id or os.urandom(16).hex()
         return LiteTopic(self, self._subjects.lite(owner, id), owner, id, ttl_s)
+
+    def follow(self, owner: str = "") -> LiteFeed:
+        """Many lite topics of one owner over one subscription; enter it with `async with`.
+
+        Args:
+            owner: a token; this process's own by default.
+
+        Raises:
+            InvalidSubjectError: `owner` is not a token.
+        """
+        owner = owner or token_of(self.identity.id)
+        return LiteFeed(self.lite, self._subjects, owner, self.clock, lambda id: self.touch(self.topic(id, owner)))
+
+    def cursor_key(self, key: str, name: str) -> str:
+        """Where the exclusive readers `name` of a topic keep their place."""
+        return cursor_key(self._subjects, key, name)
 
     async def publish(self, topic: LiteTopic, data: bytes, msg_id: str | None) -> int:
         """Store one message and see that its topic lives on; see `LiteTopic.publish`."""
@@ -194,7 +213,7 @@ class LiteTopic:
         data = content if is_raw else pack("event", self._topics.identity, {"content": content})
         return await self._topics.publish(self, data, msg_id or None)
 
-    def read(self, start: LiteStart = "first", *, live: bool = True) -> LiteReader:
+    def read(self, start: LiteStart = "first", *, live: bool = True, exclusive: str = "") -> LiteReader:
         """The topic's messages in order, none lost and none twice; iterate over it with `async for`.
 
         Reading takes nothing away: each reader has its own place. After the loop `LiteReader.end` says whether the
@@ -205,13 +224,22 @@ class LiteTopic:
                 to go on, one more than the last one read), a time (an aware datetime, or a float of seconds since
                 the epoch), or `Tail(n)`.
             live: wait for more, until the topic ends; else stop at what is there.
+            exclusive: a name. Of all who read the topic under it only the one who came last is handed anything;
+                the next message makes the others raise `FencedError`. It goes on where the one before was, whose
+                last message may come twice; `start` counts for the first.
 
         Raises:
             InvalidInputError: `start` is not a place in a topic.
         """
         start, topics = check_lite_start(start), self._topics
         return LiteReader(
-            topics.lite, self.key, start, live=live, clock=topics.clock, used=lambda: topics.touch(self)
+            topics.lite,
+            self.key,
+            start,
+            live=live,
+            clock=topics.clock,
+            used=lambda: topics.touch(self),
+            exclusive=exclusive and topics.cursor_key(self.key, exclusive),
         )
 
     async def close(self) -> None:

@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -17,9 +17,11 @@ from typing import Any, Literal
 
 from squadron.runtime.envelope import AgentMessage
 from squadron.runtime.errors import BusUnavailableError, InvalidInputError, InvalidMessageError
+from squadron.runtime.exclusive import ExclusiveCursor
 from squadron.runtime.follow import Follower
 from squadron.runtime.followed import Batch
-from squadron.runtime.ports import END_HEADER, Clock, Entry, Headers, LiteJournal
+from squadron.runtime.lite_journal import END_HEADER, LiteJournal
+from squadron.runtime.ports import Clock, Entry, Headers
 from squadron.runtime.subjects import life_of
 
 #: How often a reader says that it uses the topic, in seconds.
@@ -137,14 +139,15 @@ class LiteReader(AsyncIterator[LiteMessage]):
         live: bool,
         clock: Clock,
         used: Callable[[], None],
+        exclusive: str = "",
     ) -> None:
         self.end: End | None = None
         self._lite, self._key, self._start, self._live = lite, key, start, live
         self._clock, self._used, self._used_at = clock, used, 0.0
+        self._exclusive = exclusive
         #: All up to this sequence was handed out, or was not wanted; if `anchored`, there was a message at it.
         self._cursor, self._anchored = 0, False
-        #: An end before this one is of an earlier life, and not told to a reader who has seen nothing of it.
-        self._newest_at_start, self._is_told_all = 0, False
+        self._handed_out = False
         #: What is older was not wanted; in seconds since the epoch.
         self._since = 0.0
         self._missed = False
@@ -160,16 +163,27 @@ class LiteReader(AsyncIterator[LiteMessage]):
         await self._messages.aclose()
 
     async def _run(self) -> AsyncGenerator[LiteMessage, None]:
+        if not self._exclusive:
+            async with aclosing(self._read()) as messages:
+                async for message in messages:
+                    yield message
+            return
+        cursor = await ExclusiveCursor.take(self._lite, self._exclusive)
+        self._start = cursor.seq or self._start
+        async with aclosing(self._read()) as messages, aclosing(cursor.guard(messages)) as guarded:
+            async for message in guarded:
+                yield message
+
+    async def _read(self) -> AsyncGenerator[LiteMessage, None]:
         self._use()
         await self._find_start()
-        if self.end is None:
-            async with aclosing(self._followed() if self._live else self._stored()) as batches:
-                async for batch in batches:
-                    self._use()
-                    for message in self._hand_out(batch):
-                        yield message
-                    if self.end is not None:
-                        return
+        async with aclosing(self._followed() if self._live else self._stored()) as batches:
+            async for batch in batches:
+                self._use()
+                async for message in self._hand_out(batch):
+                    yield message
+                if self.end is not None:
+                    return
 
     def _use(self) -> None:
         now = self._clock.time()
@@ -178,41 +192,28 @@ class LiteReader(AsyncIterator[LiteMessage]):
             self._used()
 
     async def _find_start(self) -> None:
-        start, last = self._start, await self._lite.last(self._key)
-        newest = self._newest_at_start = 0 if last is None else last.seq
-        # What comes next is wanted, and that the topic has ended.
-        rest = newest - 1 if last is not None and END_HEADER in last.headers else newest
-        if start == "last":
-            self._cursor = max(0, newest - 1)
-        elif start == "new":
-            self._cursor = newest
+        start = self._start
+        if isinstance(start, int):
+            self._cursor, self._anchored = start - 1, start > 1
         elif isinstance(start, Tail):
-            self._cursor = await self._before_tail(start.count, rest)
+            otherwise = await self._newest(to_hand_out=False)
+            self._cursor = await before_tail(self._lite, self._key, start.count, otherwise)
         elif isinstance(start, float):
             self._since = start
             async with aclosing(self._lite.read(self._key, from_time=start)) as entries:
                 first = await anext(entries, None)
-            self._cursor = rest if first is None else first.seq - 1
-        elif isinstance(start, int):
-            self._cursor, self._anchored, self._is_told_all = start - 1, start > 1, True
-            if start > 1 and await self._is_gone():
-                self.end = End("expired", 0, self._clock.time(), missed=True)
-        if last is not None and last.seq == self._cursor:
-            self._note_life(last)
+            self._cursor = await self._newest(to_hand_out=False) if first is None else first.seq - 1
+        elif start != "first":
+            self._cursor = await self._newest(to_hand_out=start == "last")
 
-    async def _before_tail(self, count: int, otherwise: int) -> int:
-        seqs = deque[int](maxlen=count)
-        async with aclosing(self._lite.read(self._key)) as entries:
-            async for entry in entries:
-                if END_HEADER in entry.headers:
-                    seqs.clear()
-                else:
-                    seqs.append(entry.seq)
-        return seqs[0] - 1 if seqs else otherwise
-
-    async def _is_gone(self) -> bool:
-        """Whether there is neither a message, nor an end marker, nor an order to store one."""
-        return await self._lite.last(self._key) is None and await self._lite.last(life_of(self._key)) is None
+    async def _newest(self, *, to_hand_out: bool) -> int:
+        """Where to start for the newest message, or for what comes after it, which may be the end."""
+        last = await self._lite.last(self._key)
+        if last is None:
+            return 0
+        self._note_life(last)
+        is_end = END_HEADER in last.headers and self._start != "new"
+        return last.seq - 1 if to_hand_out or is_end else last.seq
 
     async def _stored(self) -> AsyncGenerator[Batch, None]:
         lapsed = self._anchored
@@ -222,6 +223,8 @@ class LiteReader(AsyncIterator[LiteMessage]):
                 if entry.seq > self._cursor:
                     yield Batch(self._key, (entry,), entry.seq, lapsed)
                 lapsed = False
+        if lapsed and not self._handed_out:
+            await self._end_if_gone()
 
     async def _followed(self) -> AsyncGenerator[Batch, None]:
         follower = await Follower.open(self._lite, self._key)
@@ -236,41 +239,72 @@ class LiteReader(AsyncIterator[LiteMessage]):
 
     async def _watch(self, follower: Follower) -> None:
         """Nobody marks the end of a topic whose messages have lives of their own: it is over with the last one."""
-        await self._may_lapse.wait()
+        if not self._anchored:
+            await self._may_lapse.wait()
         while self._lapses_at < math.inf:
-            await asyncio.sleep(max(LOOK_S, self._lapses_at - self._clock.time()))
             with contextlib.suppress(BusUnavailableError):
-                if self._clock.time() >= self._lapses_at and await self._is_gone():
-                    self.end = End("expired", 0, self._clock.time(), missed=False)
+                if self._clock.time() >= self._lapses_at and await self._end_if_gone():
                     return await follower.aclose()
+            await asyncio.sleep(max(LOOK_S, self._lapses_at - self._clock.time()))
 
-    def _hand_out(self, batch: Batch) -> Iterator[LiteMessage]:
+    async def _end_if_gone(self) -> bool:
+        """If there is neither a message, nor an end marker, nor an order to store one, that is the end."""
+        last = await self._lite.last(self._key)
+        if last is not None:
+            self._note_life(last)
+        elif await self._lite.last(life_of(self._key)) is None:
+            self.end = End("expired", 0, self._clock.time(), missed=not self._handed_out)
+        return self.end is not None
+
+    async def _hand_out(self, batch: Batch) -> AsyncGenerator[LiteMessage, None]:
         # Right behind the cursor there can't have been another one.
         if batch.lapsed and not (batch.entries and batch.entries[0].seq == self._cursor + 1):
             self._missed = True
         for entry in batch.entries:
-            if reason := entry.headers.get(END_HEADER):
-                if entry.seq >= self._newest_at_start or self._is_told_all:
-                    self.end = self._ended(entry, reason)
+            if END_HEADER in entry.headers:
+                if not await self._is_of_earlier_life(entry):
+                    self.end = read_end(entry, self._cursor, missed=self._missed)
                     return
                 self._missed = False
             elif entry.time >= self._since:
-                missed, self._missed, self._is_told_all = self._missed, False, True
+                missed, self._missed, self._handed_out = self._missed, False, True
                 yield LiteMessage(entry.seq, entry.time, entry.data, entry.headers, missed)
             self._cursor = entry.seq
             self._note_life(entry)
+
+    async def _is_of_earlier_life(self, marker: Entry) -> bool:
+        """Who comes for the topic as it is now has seen nothing of the one that ended before it."""
+        if self._handed_out or isinstance(self._start, int) or marker.previous >= 0:
+            return False
+        last = await self._lite.last(self._key)
+        return last is not None and last.seq > marker.seq
 
     def _note_life(self, entry: Entry) -> None:
         if self._lapses_at < math.inf:
             self._lapses_at = max(self._lapses_at, entry.time + seconds_of(entry.headers.get("Nats-TTL", "")))
             self._may_lapse.set()
 
-    def _ended(self, marker: Entry, reason: str) -> End:
-        missed = self._missed or not (0 <= marker.previous <= self._cursor)
-        with contextlib.suppress(ValueError, TypeError, LookupError, RecursionError):
-            # Who closed it knew the last message.
-            missed = int(json.loads(marker.data)["last"]) > self._cursor
-        return End("closed" if reason == "closed" else "expired", marker.seq, marker.time, missed)
+
+async def before_tail(lite: LiteJournal, key: str, count: int, otherwise: int) -> int:
+    """The sequence right before the newest `count` messages of a topic, or `otherwise` if it has none."""
+    seqs = deque[int](maxlen=count)
+    async with aclosing(lite.read(key)) as entries:
+        async for entry in entries:
+            if END_HEADER in entry.headers:
+                seqs.clear()
+            else:
+                seqs.append(entry.seq)
+    return seqs[0] - 1 if seqs else otherwise
+
+
+def read_end(marker: Entry, cursor: int, *, missed: bool) -> End:
+    """What an end marker says to who has read up to `cursor`, and `missed` something, or not, before that."""
+    missed = missed or not (0 <= marker.previous <= cursor)
+    with contextlib.suppress(ValueError, TypeError, LookupError, RecursionError):
+        # Who closed it knew the last message.
+        missed = int(json.loads(marker.data)["last"]) > cursor
+    reason = marker.headers[END_HEADER]
+    return End("closed" if reason == "closed" else "expired", marker.seq, marker.time, missed)
 
 
 def seconds_of(ttl: str) -> float:

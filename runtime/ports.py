@@ -18,10 +18,6 @@ Headers = Mapping[str, str]
 OVER_BYTES, MOST_BYTES = 512 * 1024, 128 * 1024 * 1024
 
 
-#: Header of the entry that ends a lite topic: "closed" or "expired".
-END_HEADER = "Squadron-End"
-
-
 class Clock(Protocol):
     """Time, so that tests can turn it."""
 
@@ -320,52 +316,6 @@ class Journal(Protocol):
         Raises:
             BusUnavailableError: not acknowledged in time.
         """
-        ...
-
-
-class LiteJournal(Journal, Protocol):
-    """The journal of lite topics, whose keys can end."""
-
-    async def end(self, key: str, data: bytes, *, keep_s: float, expect_seq: int | None = None) -> int:
-        """Append an end marker ("closed") and drop what the key held, in one step; returns its sequence.
-
-        Args:
-            keep_s: how long the marker itself is kept.
-            expect_seq: as in `append`.
-
-        Raises:
-            FencedError: `expect_seq` did not fit.
-            BusUnavailableError: not acknowledged in time; ending it again is safe.
-        """
-        ...
-
-    async def end_at(
-        self, key: str, data: bytes, *, at: float, keep_s: float, expect_seq: int | None = None
-    ) -> int:
-        """Have the store do that by itself ("expired") at a time, in seconds since the epoch.
-
-        The order is the one entry of `life_of(key)`, with `data`: another one replaces it, to erase it revokes it.
-        Servers before 2.14 keep what is before the marker.
-
-        Raises:
-            FencedError: the order there is not the one of `expect_seq`.
-            BusUnavailableError: not acknowledged in time; ordering it again is safe.
-        """
-        ...
-
-    async def append_and_end(
-        self, key: str, data: bytes, order: bytes, *, at: float, keep_s: float, msg_id: str | None = None
-    ) -> int:
-        """`end_at` with `order`, then `append` of `data`, in this order, for the price of little more than one.
-
-        Raises:
-            MessageTooLargeError: larger than the server takes.
-            BusUnavailableError: not acknowledged in time.
-        """
-        ...
-
-    async def count(self, pattern: str) -> int:
-        """How many entries have a key that matches."""
         ...
 
 

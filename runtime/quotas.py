@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from squadron.runtime.errors import QuotaExceededError
-from squadron.runtime.ports import Clock, LiteJournal
+from squadron.runtime.lite_journal import LiteJournal
+from squadron.runtime.ports import Clock
 from squadron.runtime.subjects import Subjects, life_of
 
 #: Most topics of one owner, and of an environment; RocketMQ allows 2,000 to a client and 20,000 to a broker.
@@ -18,6 +19,8 @@ PER_OWNER, IN_ALL = 100_000, 2_000_000
 COUNT_S = 5.0
 #: The same where no room was found: who is refused tries again.
 FULL_S = 0.25
+#: After a count that took long the next one waits so many times as long: the server does nothing else meanwhile.
+PAUSE = 50
 #: Counts that are kept; one too many only costs a round trip.
 MOST_ROOMS = 1024
 
@@ -93,23 +96,33 @@ class Quotas:
     async def _room(self, owner: str, limit: int) -> None:
         room, now = self._rooms.get(owner), self._clock.time()
         if room is None or room.until < now or (room.left <= 0 and not room.full):
-            pattern = life_of(self._subjects.lite_of(owner))
-            # Those that are being made may be counted already, or not.
-            making = self._making
-            free = limit - making - await self._lite.count(pattern)
-            if free <= 0 and making:
-                self._settling = True
-                try:
-                    await self._all_made.wait()
-                finally:
-                    self._settling = False
-                free = limit - await self._lite.count(pattern)
+            left = math.ceil(max(0, await self._free(owner, limit)) / 4)
+            counted_at = self._clock.time()
+            until = counted_at + max(COUNT_S if left else FULL_S, (counted_at - now) * PAUSE)
             if len(self._rooms) >= MOST_ROOMS:
                 self._rooms.clear()
-            left = math.ceil(max(0, free) / 4)
-            room = self._rooms[owner] = _Room(left, now + (COUNT_S if left else FULL_S), not left)
+            room = self._rooms[owner] = _Room(left, until, not left)
         if room.left <= 0:
             whose = f"{owner!r} has" if owner else "the environment has"
             setting = "lite_topics_per_owner" if owner else "lite_topics"
             hint = f"close some, give them shorter lives, or raise {setting}"
             raise QuotaExceededError(f"{whose} its {limit:,} lite topics", owner=owner, limit=limit, hint=hint)
+
+    async def _free(self, owner: str, limit: int) -> int:
+        # Those that are being made may be counted already, or not.
+        making = self._making
+        free = limit - making - await self._held(owner, limit)
+        if free <= 0 and making:
+            self._settling = True
+            try:
+                await self._all_made.wait()
+            finally:
+                self._settling = False
+            free = limit - await self._held(owner, limit)
+        return free
+
+    async def _held(self, owner: str, limit: int) -> int:
+        # There are at least as many keys as topics; to know them costs nothing.
+        if not owner and (keys := await self._lite.keys()) < limit:
+            return keys
+        return await self._lite.count(life_of(self._subjects.lite_of(owner)))

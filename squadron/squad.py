@@ -30,6 +30,7 @@ from squadron.runtime.errors import (
 from squadron.runtime.handle import Handle
 from squadron.runtime.letters import DeadLetters
 from squadron.runtime.lite import LiteTopic
+from squadron.runtime.lite_feed import LiteFeed
 from squadron.runtime.outcome import Outcome
 from squadron.runtime.route import Route
 from squadron.runtime.subjects import NORMAL_PRIORITY, check_pattern
@@ -238,6 +239,19 @@ class Squad(Fleet):
             InvalidInputError: `ttl_s` is out of its range.
         """
         return self._wiring.caller.lite_topics.topic(id, owner, ttl_s=ttl_s)
+
+    def follow(self, owner: str = "") -> LiteFeed:
+        """Follow many lite topics of one owner over one subscription: `async with squad.follow() as feed`.
+
+        See `LiteFeed`. Many feeds, here and elsewhere, may follow the same topics: each hears everything.
+
+        Args:
+            owner: a token; this process's own by default.
+
+        Raises:
+            InvalidSubjectError: `owner` is not a token.
+        """
+        return self._wiring.caller.lite_topics.follow(owner)
 
     async def publish_durable(
         self, topic: str, content: Any, *, event_id: str = "", conversation_id: str = ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator
-from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from squadron.durable import DurableEvent, DurableEvents
 from squadron.flow import Events
@@ -13,6 +13,7 @@ from squadron.runtime.envelope import AgentMessage
 from squadron.runtime.handle import Handle
 from squadron.runtime.letters import DeadLetter, DeadLetters, Redriven
 from squadron.runtime.lite import LiteTopic
+from squadron.runtime.lite_feed import LiteFeed, LiteItems
 from squadron.runtime.lite_reader import End, LiteMessage, LiteStart
 from squadron.runtime.outcome import Outcome
 from squadron.runtime.topics import ScoredTopic
@@ -125,6 +126,10 @@ class SyncSquad:
         """See `Squad.lite`."""
         return SyncLiteTopic(self._squad.lite(id, owner, **options), self._wait)
 
+    def follow(self, owner: str = "") -> SyncLiteFeed:
+        """See `Squad.follow`: `with squad.follow() as feed`."""
+        return SyncLiteFeed(self._squad.follow(owner), self._wait)
+
     def publish(self, topic: str, content: Any, **options: Any) -> None:
         """See `Squad.publish`."""
         self._wait(self._squad.publish(topic, content, **options))
@@ -206,9 +211,11 @@ class SyncLiteTopic:
         seq: int = self._wait(self._topic.publish(content, **options))
         return seq
 
-    def read(self, start: LiteStart = "first", *, live: bool = True) -> Generator[LiteMessage, None, End | None]:
+    def read(
+        self, start: LiteStart = "first", *, live: bool = True, exclusive: str = ""
+    ) -> Generator[LiteMessage, None, End | None]:
         """See `LiteTopic.read`; a plain iterator over the messages, which returns how the topic ended."""
-        reader = self._topic.read(start, live=live)
+        reader = self._topic.read(start, live=live, exclusive=exclusive)
         try:
             while True:
                 yield self._wait(_next(reader))
@@ -220,6 +227,42 @@ class SyncLiteTopic:
     def close(self) -> None:
         """See `LiteTopic.close`."""
         self._wait(self._topic.close())
+
+
+class SyncLiteFeed:
+    """See `LiteFeed`; a plain iterator over `(id, items)`; every call blocks until it is done."""
+
+    def __init__(self, feed: LiteFeed, wait: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
+        self._feed, self._wait = feed, wait
+
+    def __enter__(self) -> Self:
+        self._wait(self._feed.__aenter__())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._wait(self._feed.aclose())
+
+    def add(self, id: str, start: LiteStart = "new") -> None:
+        """See `LiteFeed.add`."""
+        self._wait(self._feed.add(id, start))
+
+    def remove(self, id: str) -> None:
+        """See `LiteFeed.remove`."""
+        self._wait(_call(self._feed.remove, id))
+
+    def add_all(self, start: Literal["new", "first"] | int = "new") -> None:
+        """See `LiteFeed.add_all`."""
+        self._wait(_call(self._feed.add_all, start))
+
+    def __iter__(self) -> Generator[tuple[str, LiteItems], None, None]:
+        ready = aiter(self._feed)
+        try:
+            while True:
+                yield self._wait(_next(ready))
+        except StopAsyncIteration:
+            return
+        finally:
+            self._wait(ready.aclose())
 
 
 async def _next(chunks: AsyncIterator[Any]) -> Any:

@@ -155,7 +155,9 @@ class LastingClient(Client):
                 # A close waits until all is sent, which a server that hangs never takes.
                 writer.transport.abort()
             await super()._process_op_err(e)
-            self._give_up_pongs(e)
+            # Not before a reconnect that is cancelled by this has ended: it may wait for a pong of its own, would
+            # take the error for an answer, and go on beside the one that begins now.
+            asyncio.get_running_loop().call_soon(self._give_up_pongs, e)
 
     def _give_up_pongs(self, error: Exception) -> None:
         """Whoever waits for a flush need not wait for its time to end."""

@@ -266,14 +266,14 @@ class Connection:
             BusUnavailableError: the end did not come in time, or nobody answers.
         """
         answers: list[Heard] = []
-        ended: asyncio.Future[Heard] = self._loop.create_future()
+        ended: asyncio.Future[str] = self._loop.create_future()
 
         def collect(msg: Heard) -> None:
             headers = msg.headers
             if "Nats-Sequence" in headers:
                 answers.append(msg)
             elif not ended.done():
-                ended.set_result(msg)
+                ended.set_result(headers.get("Status", ""))
 
         inbox = self.client.new_inbox()
         # To be told when the connection is lost.
@@ -284,7 +284,7 @@ class Connection:
                 self.client.post(subject, data, reply=inbox)
                 self.client.flush_now()
                 async with asyncio.timeout(API_WITHIN_S):
-                    status = (await ended).headers.get("Status", "")
+                    status = await ended
             finally:
                 await subscription.unsubscribe()
         except (TimeoutError, nats.errors.Error, OSError, BusUnavailableError) as error:

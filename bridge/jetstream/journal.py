@@ -17,7 +17,8 @@ from squadron.bridge.jetstream.bus import listen
 from squadron.bridge.jetstream.client import Heard
 from squadron.bridge.jetstream.connect import RECONNECT_WAIT_S, Connection
 from squadron.runtime.errors import BusUnavailableError, FencedError
-from squadron.runtime.ports import END_HEADER, Entry, Subscription
+from squadron.runtime.lite_journal import END_HEADER
+from squadron.runtime.ports import Entry, Subscription
 from squadron.runtime.subjects import life_of, live_of
 
 #: Entries per direct-get batch.
@@ -109,6 +110,13 @@ class JetStreamJournal:
         """How many entries have a key that matches: the server says how many come after the first."""
         found = await self._fetch(pattern, {"seq": 1}, 1)
         return int(found[0].headers["Nats-Num-Pending"]) + 1 if found else 0
+
+    async def keys(self) -> int:
+        """How many keys there are."""
+        answer = await self._connection.api(f"STREAM.INFO.{self._stream}", {})
+        if error := answer.get("error"):
+            raise BusUnavailableError(f"{self._stream}: {error.get('description')}")
+        return int(answer["state"].get("num_subjects", 0))
 
     async def last(self, key: str) -> Entry | None:
         """The newest entry of one key, or of all that match a pattern: the server finds it as fast."""

@@ -13,7 +13,8 @@ from squadron.bridge.memory.common import Seen, check_size, subject_matches
 from squadron.runtime.errors import (
     FencedError,
 )
-from squadron.runtime.ports import END_HEADER, Entry, Note, Subscription
+from squadron.runtime.lite_journal import END_HEADER
+from squadron.runtime.ports import Entry, Note, Subscription
 from squadron.runtime.subjects import life_of, live_of
 
 
@@ -129,6 +130,9 @@ class MemoryJournal:
 
     async def count(self, pattern: str) -> int:
         return sum(subject_matches(pattern, stored.entry.key) for stored in self._living())
+
+    async def keys(self) -> int:
+        return len({stored.entry.key for stored in self._living()})
 
     async def last(self, key: str) -> Entry | None:
         wild = "*" in key

@@ -135,6 +135,33 @@ async def test_a_connection_whose_own_tasks_died_is_made_anew(
     assert connection.client.stats["reconnects"] == before + 1
 
 
+async def test_a_connection_that_is_lost_again_while_it_reconnects_reconnects_once(connection: Connection) -> None:
+    """Two who reconnect at once would read from one socket, each what is for the other."""
+    ears, client = Ears(connection), connection.client
+    await ears.open()
+    await connection.flush()
+    dialled, lost = [], []
+
+    async def dial() -> None:
+        dialled.append(asyncio.current_task())
+        await Client._select_next_server(client)
+
+    async def flush(timeout: int = 10) -> None:
+        # The last step of reconnecting: messages flow already, and its own pong is on its way.
+        del client.flush
+        lost.append(asyncio.create_task(client._process_op_err(ConnectionResetError())))
+        await Client.flush(client, timeout)
+
+    client._select_next_server, client.flush = dial, flush
+
+    await client.force_reconnect()
+
+    await ears.hear_again()
+    first, second = dialled
+    assert first is not second
+    assert lost[0].done()
+
+
 def _stop(pid: int) -> None:
     """Stop a process, and wait until it is: the signal alone may take a moment in which it still answers."""
     os.kill(pid, signal.SIGSTOP)

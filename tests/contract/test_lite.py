@@ -15,10 +15,15 @@ from nats.aio.client import Client
 
 from squadron.bridge.jetstream import embedded
 from squadron.bridge.jetstream.streams import StreamNames
+from squadron.bridge.jetstream.wiring import Wiring
+from squadron.config import Settings
 from squadron.runtime import followed
+from squadron.runtime.envelope import AgentIdentity
 from squadron.runtime.errors import InvalidInputError, InvalidSubjectError, MessageTooLargeError
 from squadron.runtime.lite import LiteTopic
 from squadron.runtime.lite_reader import LiteMessage, LiteReader, Tail, seconds_of
+from squadron.squad import Squad
+from squadron.sync import SyncSquad
 from tests.contract.conftest import ON_NATS, SOON_S, Peer, World, until
 
 Topic = Callable[..., LiteTopic]
@@ -244,6 +249,23 @@ async def test_a_thousand_topics_have_no_consumer(world: World, topic: Topic, ba
     assert (state["consumer_count"], state["num_subjects"], state["messages"]) == (0, 2000, 2000)
     for reader in readers:
         await reader.aclose()
+
+
+def test_a_plain_script_publishes_reads_and_closes(settings: Settings) -> None:
+    async def open_squad() -> Squad:
+        return Squad(await Wiring.open(settings, AgentIdentity(id="script", type="test"), create=True), settings)
+
+    squad = SyncSquad.open(open_squad)
+    mine = squad.lite("chat", "session", ttl_s=60)
+    seqs = [mine.publish({"n": n}) for n in range(3)]
+    reader = mine.read(seqs[1])
+    assert [next(reader).content for _ in range(2)] == [{"n": 1}, {"n": 2}]
+    mine.close()
+    with pytest.raises(StopIteration) as stopped:
+        next(reader)
+    assert (stopped.value.value.reason, stopped.value.value.missed) == ("closed", False)
+    assert (mine.key, mine.ttl_s) == (f"agents.{settings.env}.lite.session.chat", 60)
+    squad.close()
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ import pytest
 
 from squadron.bridge.memory import MemoryJournal
 from squadron.runtime.lite import LiteTopic
+from squadron.runtime.lite_journal import END_HEADER
 from squadron.runtime.lite_reader import End, LiteReader
-from squadron.runtime.ports import END_HEADER, Entry
+from squadron.runtime.ports import Entry
 from squadron.runtime.subjects import life_of
 from tests.contract.conftest import ON_NATS, SOON_S, Peer, World, until
 

@@ -10,7 +10,7 @@ import pytest
 from squadron.runtime import quotas
 from squadron.runtime.errors import QuotaExceededError, SquadronError
 from squadron.runtime.lite import LiteTopics
-from squadron.runtime.ports import END_HEADER
+from squadron.runtime.lite_journal import END_HEADER
 from squadron.runtime.subjects import life_of
 from tests.contract.conftest import Peer
 
