@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint types fmt test-slow bench build clean
+.PHONY: help install demo test lint types fmt test-slow bench bench-lite build clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ test-slow: $(STAMP) ## Run the long proofs: kills, floods, restarts
 
 bench: $(VENV)/.bench ## Measure speed and memory in 4 minutes, and write benchmarks/results
 	$(BIN)/python -m benchmarks.run
+
+bench-lite: $(VENV)/.bench ## Measure lite topics, up to a million of them, in 6 minutes
+	$(BIN)/python -m benchmarks.lite_topics
 
 $(VENV)/.bench: $(STAMP)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'

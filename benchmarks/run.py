@@ -23,6 +23,7 @@ from typing import Any
 
 from benchmarks import floors, machine, ours, peers
 from benchmarks.processes import Way, client
+from benchmarks.targets import Target, ratios
 from squadron import Settings, Squad
 
 RESULTS = Path(__file__).parent / "results"
@@ -71,32 +72,6 @@ class Figures:
     busy_percent: list[float]
 
 
-@dataclass(frozen=True)
-class Target:
-    """A promise: the median of `rounds` is at most, or at least, `limit`."""
-
-    what: str
-    rounds: Sequence[float]
-    limit: float
-    at_most: bool
-
-    @property
-    def value(self) -> float:
-        return statistics.median(self.rounds)
-
-    @property
-    def held(self) -> bool:
-        return self.value <= self.limit if self.at_most else self.value >= self.limit
-
-    def __str__(self) -> str:
-        rounds = f"({min(self.rounds):.2f} to {max(self.rounds):.2f})"
-        limit = f"{'<=' if self.at_most else '>='} {self.limit:g}"
-        return f"{self.what:42}{self.value:8.2f} {rounds:22}{limit:8}{'held' if self.held else 'MISSED'}"
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self) | {"value": self.value, "held": self.held}
-
-
 def measure(rounds: int, calls: int, for_s: float) -> Figures:
     """Bring everything up, and let the ways take turns."""
     with tempfile.TemporaryDirectory(prefix="sq-bench-") as home, ExitStack() as stack:
@@ -129,11 +104,6 @@ def measure(rounds: int, calls: int, for_s: float) -> Figures:
 def _memory(settings: Settings, when: str) -> dict[str, dict[str, float]]:
     names = {"Serve": floors.SERVE_APPLICATION, "Squadron": f"{settings.env}.{ours.Echo.name}"}
     return {f"{who}, {when}": machine.replica_mb(settings, name) for who, name in names.items()}
-
-
-def ratios(ones: Sequence[float], others: Sequence[float]) -> list[float]:
-    """Round by round."""
-    return [one / other for one, other in zip(ones, others, strict=True)]
 
 
 def judge(figures: Figures) -> list[Target]:

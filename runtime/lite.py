@@ -97,7 +97,9 @@ class LiteTopics:
         life = self._lives.get(topic.key)
         if life is not None and self.clock.time() < life.renewed_at + life.ttl_s:
             return await self._store(topic, data, msg_id, topic.ttl_s or life.ttl_s)
-        if (order := await self.lite.last(life_of(topic.key))) is not None:
+        # With room for one more it need not be known whether it is new: one too many counts until the next count.
+        is_clear = topic.ttl_s is not None and self._quotas.has_room(topic.owner)
+        if not is_clear and (order := await self.lite.last(life_of(topic.key))) is not None:
             return await self._store(topic, data, msg_id, topic.ttl_s or _ttl_in(order.data))
         async with self._quotas.room(topic.owner):
             return await self._store(topic, data, msg_id, topic.ttl_s or DEFAULT_TTL_S)
@@ -111,20 +113,19 @@ class LiteTopics:
     async def _store(self, topic: LiteTopic, data: bytes, msg_id: str | None, ttl_s: float) -> int:
         life = self._remember(topic.key, ttl_s)
         try:
-            # In this order on the wire, so that no message is without a life; neither waits for the other.
-            _, seq = await asyncio.gather(
-                self._order_end(topic.key, ttl_s), self.lite.append(topic.key, data, msg_id=msg_id)
-            )
+            order, at = self._order(ttl_s)
+            return await self.lite.append_and_end(topic.key, data, order, at=at, keep_s=END_KEPT_S, msg_id=msg_id)
         except BaseException:
             if self._lives.get(topic.key) is life:
                 del self._lives[topic.key]
             raise
-        return seq
 
     async def _order_end(self, key: str, ttl_s: float, expect_seq: int | None = None) -> None:
-        at = self.clock.time() + ttl_s + RENEW_S
-        data = json.dumps({"end": "expired", "ttlS": ttl_s}).encode()
-        await self.lite.end_at(key, data, at=at, keep_s=END_KEPT_S, expect_seq=expect_seq)
+        order, at = self._order(ttl_s)
+        await self.lite.end_at(key, order, at=at, keep_s=END_KEPT_S, expect_seq=expect_seq)
+
+    def _order(self, ttl_s: float) -> tuple[bytes, float]:
+        return _json({"end": "expired", "ttlS": ttl_s}), self.clock.time() + ttl_s + RENEW_S
 
     def _remember(self, key: str, ttl_s: float) -> _Life:
         now = self.clock.time()

@@ -55,6 +55,17 @@ class LiteJournal(Journal, Protocol):
         """
         ...
 
+    async def append_and_end(
+        self, key: str, data: bytes, order: bytes, *, at: float, keep_s: float, msg_id: str | None = None
+    ) -> int:
+        """`end_at` with `order`, then `append` of `data`, in this order, for the price of little more than one.
+
+        Raises:
+            MessageTooLargeError: larger than the server takes.
+            BusUnavailableError: not acknowledged in time.
+        """
+        ...
+
     async def count(self, pattern: str) -> int:
         """How many entries have a key that matches; takes the longer the more there are: 0.3 s for a million."""
         ...

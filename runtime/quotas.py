@@ -57,6 +57,16 @@ class Quotas:
         self._counting = asyncio.Lock()
         #: Topics that are being made.
         self._making, self._all_made = 0, asyncio.Event()
+        #: Somebody waits for those, so that no more are begun.
+        self._settling = False
+
+    def has_room(self, owner: str) -> bool:
+        """Whether there surely is room for one topic, so that `room` need not ask."""
+        if self._settling:
+            return False
+        now = self._clock.time()
+        rooms = [room for room in map(self._rooms.get, (owner, "")) if room is not None]
+        return len(rooms) == 2 and all(room.left > 0 and room.until >= now for room in rooms)
 
     @asynccontextmanager
     async def room(self, owner: str) -> AsyncGenerator[None, None]:
@@ -66,9 +76,13 @@ class Quotas:
             QuotaExceededError: there is none; `limit` and `owner` say which quota it was.
             BusUnavailableError: the topics can't be counted.
         """
-        async with self._counting:
-            rooms = [await self._room(owner, self._per_owner), await self._room("", self._in_all)]
-            for room in rooms:
+        if not self.has_room(owner):
+            # One counts, the others wait for what it finds; while there is room, nobody stands in line.
+            async with self._counting:
+                await self._room(owner, self._per_owner)
+                await self._room("", self._in_all)
+        for room in map(self._rooms.get, (owner, "")):
+            if room is not None:
                 room.left -= 1
         self._making += 1
         self._all_made.clear()
@@ -79,7 +93,7 @@ class Quotas:
             if not self._making:
                 self._all_made.set()
 
-    async def _room(self, owner: str, limit: int) -> _Room:
+    async def _room(self, owner: str, limit: int) -> None:
         room, now = self._rooms.get(owner), self._clock.time()
         if room is None or room.until < now or (room.left <= 0 and not room.full):
             left = math.ceil(max(0, await self._free(owner, limit)) / 4)
@@ -93,13 +107,17 @@ class Quotas:
             setting = "lite_topics_per_owner" if owner else "lite_topics"
             hint = f"close some, give them shorter lives, or raise {setting}"
             raise QuotaExceededError(f"{whose} its {limit:,} lite topics", owner=owner, limit=limit, hint=hint)
-        return room
 
     async def _free(self, owner: str, limit: int) -> int:
         # Those that are being made may be counted already, or not.
-        free = limit - self._making - await self._held(owner, limit)
-        if free <= 0 and self._making:
-            await self._all_made.wait()
+        making = self._making
+        free = limit - making - await self._held(owner, limit)
+        if free <= 0 and making:
+            self._settling = True
+            try:
+                await self._all_made.wait()
+            finally:
+                self._settling = False
             free = limit - await self._held(owner, limit)
         return free
 

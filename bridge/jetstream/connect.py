@@ -287,7 +287,7 @@ class Connection:
                     status = await ended
             finally:
                 await subscription.unsubscribe()
-        except (TimeoutError, BusUnavailableError, nats.errors.Error, OSError) as error:
+        except (TimeoutError, nats.errors.Error, OSError, BusUnavailableError) as error:
             if answers:
                 return answers
             raise BusUnavailableError(f"no answer on {subject}: {error or type(error).__name__}") from None

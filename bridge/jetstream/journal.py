@@ -54,13 +54,31 @@ class JetStreamJournal:
     ) -> int:
         """Append one entry and return its sequence; it is stored when this returns."""
         headers = _headers(ttl_s, msg_id)
+        if expect_seq is not None:
+            return await self._put(key, data, headers, expect_seq)
+        return await self._persist(key, data, headers, None)
+
+    async def append_and_end(
+        self, key: str, data: bytes, order: bytes, *, at: float, keep_s: float, msg_id: str | None = None
+    ) -> int:
+        """Append one entry, and right before it the order to end the key, which has then come as well."""
+        headers = _headers(None, msg_id)
+        return await self._persist(key, data, headers, (order, _order_headers(key, at, keep_s)))
+
+    async def _persist(
+        self, key: str, data: bytes, headers: dict[str, str], order: tuple[bytes, dict[str, str]] | None
+    ) -> int:
         give_up_at = time.monotonic() + PERSIST_S
         while True:
             try:
-                return await self._put(key, data, headers, expect_seq)
+                if order is not None:
+                    # One connection, one stream: what is sent first is stored first, so that the other's
+                    # acknowledgement is enough.
+                    await self._connection.publish(life_of(key), order[0], headers=order[1])
+                return await self._put(key, data, headers, None)
             except BusUnavailableError:
                 # With an id the same entry is stored once, so that it may be sent again.
-                if msg_id is None or expect_seq is not None or time.monotonic() > give_up_at:
+                if "Nats-Msg-Id" not in headers or time.monotonic() > give_up_at:
                     raise
                 await asyncio.sleep(RECONNECT_WAIT_S)
 
@@ -86,14 +104,7 @@ class JetStreamJournal:
         self, key: str, data: bytes, *, at: float, keep_s: float, expect_seq: int | None = None
     ) -> int:
         """Have the server do so by itself, by a message schedule (ADR-51 of NATS)."""
-        headers = {
-            END_HEADER: "expired",
-            "Nats-Schedule": f"@at {datetime.fromtimestamp(at, UTC).isoformat()}",
-            "Nats-Schedule-Target": key,
-            "Nats-Schedule-Rollup": "sub",
-            "Nats-Schedule-TTL": _seconds(keep_s),
-        }
-        return await self._put(life_of(key), data, headers, expect_seq)
+        return await self._put(life_of(key), data, _order_headers(key, at, keep_s), expect_seq)
 
     async def count(self, pattern: str) -> int:
         """How many entries have a key that matches: the server says how many come after the first."""
@@ -201,6 +212,16 @@ class JetStreamJournal:
         answer = await self._connection.api(f"STREAM.PURGE.{self._stream}", {"filter": key, **below})
         if error := answer.get("error"):
             raise BusUnavailableError(f"{key} can't be erased: {error.get('description')}")
+
+
+def _order_headers(key: str, at: float, keep_s: float) -> dict[str, str]:
+    return {
+        END_HEADER: "expired",
+        "Nats-Schedule": f"@at {datetime.fromtimestamp(at, UTC).isoformat()}",
+        "Nats-Schedule-Target": key,
+        "Nats-Schedule-Rollup": "sub",
+        "Nats-Schedule-TTL": _seconds(keep_s),
+    }
 
 
 def _headers(ttl_s: float | None, msg_id: str | None) -> dict[str, str]:

@@ -115,6 +115,12 @@ class MemoryJournal:
         asyncio.get_running_loop().call_later(after_s, self._end_ordered, order, seq, key, keep_s)
         return seq
 
+    async def append_and_end(
+        self, key: str, data: bytes, order: bytes, *, at: float, keep_s: float, msg_id: str | None = None
+    ) -> int:
+        await self.end_at(key, order, at=at, keep_s=keep_s)
+        return await self.append(key, data, msg_id=msg_id)
+
     def _end_ordered(self, order: str, seq: int, key: str, keep_s: float) -> None:
         for stored in [each for each in self._entries if each.entry.seq == seq]:
             self._entries.remove(stored)
