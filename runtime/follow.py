@@ -70,7 +70,7 @@ class Follower:
         #: The highest sequence heard; and that up to which none of the pattern was missed: the same, but after
         #: the connection was lost, until that was made good.
         self._heard = self._sure = 0
-        self._unsure, self._breaks, self._lost = False, 0, asyncio.Event()
+        self._unsure, self._breaks, self._rewinds, self._lost = False, 0, 0, asyncio.Event()
         self._held = self._marks = self._reads = self._looks = 0
         self._subscription: Subscription | None = None
         self._looking: asyncio.Task[None] | None = None
@@ -138,6 +138,7 @@ class Follower:
         self._all = True
         if after is not None and after < self._sure:
             self._sure = after
+            self._rewinds += 1
             self._doubt()
 
     def __contains__(self, key: str) -> bool:
@@ -209,13 +210,13 @@ class Follower:
         """Read of all topics at once what came after what was surely heard: one question if that is nothing."""
         self._lost.clear()
         self._looks += 1
-        breaks = self._breaks
+        breaks, rewinds = self._breaks, self._rewinds
         newest = await self._journal.last(self._pattern)
         if newest is not None and newest.seq > self._sure:
             async with aclosing(self._journal.read(self._pattern, from_seq=self._sure + 1)) as stored:
                 async for entry in stored:
-                    if self._breaks != breaks:
-                        # What was read counts; the next look goes on from there.
+                    if self._rewinds != rewinds:
+                        # The next look begins earlier.
                         return
                     if topic := self._topic(entry.key):
                         # All before it was heard or read, so that the one before it is the newest there is.

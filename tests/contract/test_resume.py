@@ -267,6 +267,39 @@ async def test_a_read_that_is_cut_off_goes_on_at_once_where_it_was(
     await proxy.aclose()
 
 
+async def test_topics_with_one_message_each_are_all_heard_though_no_other_message_tells_of_a_gap(
+    wiring: Wiring, settings: Settings, nats_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dial, "RECONNECT_WAIT_S", 0.02)
+    monkeypatch.setattr(journal, "RECONNECT_WAIT_S", 0.02)
+    proxy, url = await _proxied(nats_home, seed=2)
+    reader = await Wiring.open(Settings(nats_url=url, env=settings.env), AgentIdentity(id="reader", type="test"))
+    follower = await _at_last(lambda: Follower.open(reader.lite, reader.subjects.lite_of("owner")))
+    follower.add_all()
+    heard: list[str] = []
+
+    async def handler(batch: Batch) -> None:
+        heard.extend([batch.key] * len(batch.entries))
+
+    serving = asyncio.create_task(follower.serve(handler))
+    keys: list[str] = []
+    while proxy.cuts < 25:
+        fresh = [wiring.subjects.lite("owner", f"t{len(keys) + i}") for i in range(50)]
+        await asyncio.gather(*(wiring.lite.append(key, bytes(200)) for key in fresh))
+        keys += fresh
+        await asyncio.sleep(len(fresh) / MESSAGES_PER_S)
+    async with asyncio.timeout(CATCH_UP_S):
+        while len(heard) < len(keys):
+            await asyncio.sleep(0.01)
+
+    assert sorted(heard) == sorted(keys)
+    assert follower.statistics().reads < len(keys) / 10, "they are looked after together, not one by one"
+    await follower.aclose()
+    await serving
+    await reader.aclose()
+    await proxy.aclose()
+
+
 @pytest.mark.parametrize(
     ("topics", "cuts", "kills"),
     [
