@@ -56,9 +56,8 @@ ANYBODY, UNLIMITED = Route(), Budget()
 class Ask:
     """How a task is to be sent; everything has a default.
 
-    `owner` names the lite topics that the outcomes come back on: whoever takes over under the same name
-    finds them there. `within_s` bounds the whole call, `start_within_s` the wait for a replica that begins. If
-    `nested`, readers of its stream see those of the tasks that it asks, too.
+    `owner` names the lite topics that the outcomes come back on: whoever takes over under it finds them there.
+    `within_s` bounds the call, `start_within_s` the wait for a replica; `nested` adds the streams of what it asks.
     """
 
     within_s: float = DEFAULT_WITHIN_S
@@ -95,9 +94,7 @@ class Caller:
         self.identity, self.subjects, self.registry, self.clock = identity, subjects, registry, clock
         self.queue, self.lite, self.bus, self.claims = queue, lite, bus, claims
         self.lite_topics = lite_topics or LiteTopics(identity, subjects, lite=lite, clock=clock)
-        self._events = events
-        self._rooms = Rooms(queue, clock)
-        self._owner = token_of(identity.id)
+        self._events, self._rooms, self._owner = events, Rooms(queue, clock), token_of(identity.id)
         self._waiting: dict[str, Handle] = {}
         self._subscriptions: dict[str, asyncio.Future[Subscription]] = {}
         self._looking: asyncio.Task[None] | None = None

@@ -17,11 +17,13 @@ from squadron.runtime.errors import (
     BusUnavailableError,
     ClaimLostError,
     InvalidMessageError,
+    InvalidSubjectError,
     MessageTooLargeError,
     StreamGapError,
 )
 from squadron.runtime.ports import Entry, Journal
 from squadron.runtime.streams import AGAIN_S, WINDOW, Chunk, Nested, Restarted, epoch_of
+from squadron.runtime.subjects import LiteSubject
 from squadron.runtime.trail import Trail
 
 #: Chunks of nested tasks that wait for a reader; their readers wait with more.
@@ -95,11 +97,9 @@ class Order:
         self.final = self.final or payload.get("isFinal") is True
         if "chunk" in payload:
             return [Chunk(payload["chunk"], number, self._attempt, self.epoch)]
-        child = payload.get("child")
-        if isinstance(child, dict):
-            names = [child.get(name) for name in ("taskId", "topic", "liteTopic")]
-            if all(isinstance(name, str) for name in names):
-                return [Child(*map(str, names))]
+        with contextlib.suppress(TypeError, LookupError, InvalidSubjectError):
+            child = payload["child"]
+            return [Child(str(child["taskId"]), str(child["topic"]), str(LiteSubject.parse(child["liteTopic"])))]
         return []
 
     @property
@@ -158,9 +158,8 @@ class StreamReader:
                 if raw["type"] == "result":
                     if not self._is_end(entry.data):
                         continue
-                    if order.missing or self._lacks_final(raw):
-                        async for event in self._repaired(to_the_end=self._lacks_final(raw)):
-                            yield event
+                    async for event in self._rest(raw):
+                        yield event
                     return
                 payload = raw["payload"]
                 if "claim" in payload and (payload := await self._claimed(entry)) is None:
@@ -172,28 +171,38 @@ class StreamReader:
                 elif order.lost:
                     async for event in self._repaired():
                         yield event
+                    if order.lost:
+                        raise self._gap()
 
-    def _lacks_final(self, result: dict[str, Any]) -> bool:
-        """Whether the producer has stored a final message before this result, and we have not seen it."""
-        order = self._order
-        return order.counts and not order.final and _epoch_of_result(result) == order.epoch
+    async def _rest(self, result: dict[str, Any]) -> AsyncGenerator[Event, None]:
+        """What is missing when the result is there."""
+        order, epoch = self._order, _epoch_of_result(result)
+        # Its producer stored a final message before it.
+        no_final = order.counts and not order.final and epoch == order.epoch
+        # If an older attempt came first after all, the newer one was not done, and has lost nothing.
+        if no_final or (order.missing and epoch in (0, order.epoch)):
+            async for event in self._repaired():
+                yield event
+            if order.missing or (no_final and not order.final):
+                raise self._gap()
 
-    async def _repaired(self, *, to_the_end: bool = False) -> AsyncGenerator[Event, None]:
-        """What was missing, out of the store."""
+    async def _repaired(self) -> AsyncGenerator[Event, None]:
+        """What the store has of what is missing."""
+        async with aclosing(self._lite.read(self._key, from_seq=self._complete_to + 1)) as entries:
+            async for entry in entries:
+                raw = _read(entry.data)
+                if raw is None or raw["type"] != "stream":
+                    continue
+                payload = await self._claimed(entry) if "claim" in raw["payload"] else raw["payload"]
+                if payload is not None:
+                    for event in self._order.take(payload):
+                        yield event
+
+    def _gap(self) -> StreamGapError:
         order = self._order
-        async for entry in self._lite.read(self._key, from_seq=self._complete_to + 1):
-            raw = _read(entry.data)
-            if raw is None or raw["type"] != "stream":
-                continue
-            payload = await self._claimed(entry) if "claim" in raw["payload"] else raw["payload"]
-            if payload is not None:
-                for event in order.take(payload):
-                    yield event
-        if not order.missing and not (to_the_end and not order.final):
-            return
         first, last = order.next, order.missing[-1] if order.missing else -1
         which = f"{first} to {last}" if last > first else f"{first}" if last == first else f"{first} and on"
-        raise StreamGapError(
+        return StreamGapError(
             f"{self._key}: of epoch {order.epoch} the chunks {which} are lost",
             lite_topic=self._key,
             epoch=order.epoch,

@@ -39,6 +39,7 @@ class Handle:
         self._outcome: Outcome | None = None
         #: When to read the lite topic for it, on the loop's clock, and the pause before the next time.
         self.look_at, self.look_again_s = 0.0, 0.0
+        self._looked_to = 0
         #: Fetches the outcome, when it came as a claim.
         self._opening: asyncio.Task[None] | None = None
         #: One future for each who waits: if one of them is cancelled, the others wait on.
@@ -106,11 +107,16 @@ class Handle:
         """Read the lite topic for an outcome whose live message was missed."""
         try:
             entry = await self._lite.last(self.reply_to)
+            if entry is not None and not self.hear(entry.data):
+                # The task goes on, or a replica that lost its lease did so when the outcome was stored.
+                async with aclosing(self._lite.read(self.reply_to, from_seq=self._looked_to + 1)) as entries:
+                    async for entry in entries:
+                        self._looked_to = entry.seq
+                        if self.hear(entry.data):
+                            break
         except BusUnavailableError:
             return
-        if entry is not None:
-            self.hear(entry.data)
-            await self._opened()
+        await self._opened()
 
     def hear(self, data: bytes) -> bool:
         """Take in one message of the lite topic; says whether it was the outcome, all else is left to `chunks`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Protocol
 
 from squadron.runtime.ports import Journal
@@ -11,7 +12,21 @@ END_HEADER = "Squadron-End"
 
 
 class LiteJournal(Journal, Protocol):
-    """The journal of lite topics, whose keys can end."""
+    """The journal of lite topics: keys can end, and a stream is sent ahead of its acknowledgements."""
+
+    async def append_soon(
+        self, key: str, data: bytes, *, ttl_s: float | None = None, msg_id: str | None = None
+    ) -> asyncio.Future[int]:
+        """Send one entry without waiting until it is stored; the future ends with its sequence.
+
+        What one process sends is stored in that order, until its connection breaks. The future fails with a
+        `BusUnavailableError` if the entry is not acknowledged in time: sent again with the same `msg_id`, it is
+        stored once.
+
+        Raises:
+            MessageTooLargeError: larger than the server takes.
+        """
+        ...
 
     async def end(self, key: str, data: bytes, *, keep_s: float, expect_seq: int | None = None) -> int:
         """Append an end marker ("closed") and drop what the key held, in one step; returns its sequence.

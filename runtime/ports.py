@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    import asyncio
-
     from squadron.runtime.deployment import AgentState, Deployment
     from squadron.runtime.durable import EventGroup
 
@@ -255,20 +253,6 @@ class Journal(Protocol):
             FencedError: `expect_seq` did not fit.
             MessageTooLargeError: larger than the server takes.
             BusUnavailableError: not acknowledged in time.
-        """
-        ...
-
-    async def append_soon(
-        self, key: str, data: bytes, *, ttl_s: float | None = None, msg_id: str | None = None
-    ) -> asyncio.Future[int]:
-        """Send one entry without waiting until it is stored; the future ends with its sequence.
-
-        What one process sends is stored in that order, until its connection breaks. The future fails with a
-        `BusUnavailableError` if the entry is not acknowledged in time: sent again with the same `msg_id`, it is
-        stored once.
-
-        Raises:
-            MessageTooLargeError: larger than the server takes.
         """
         ...
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
@@ -16,6 +17,7 @@ from squadron.runtime.lite import LiteTopic
 from squadron.runtime.lite_feed import LiteFeed, LiteItems
 from squadron.runtime.lite_reader import End, LiteMessage, LiteStart
 from squadron.runtime.outcome import Outcome
+from squadron.runtime.streams import Chunk, Ended, Nested, Restarted
 from squadron.runtime.topics import ScoredTopic
 
 if TYPE_CHECKING:
@@ -81,12 +83,19 @@ class SyncSquad:
     def stream(self, topic: str, content: Any = None, /, **options: Any) -> Generator[Any, None, Outcome]:
         """See `Squad.stream`; a plain iterator over the chunks, which returns the outcome at its end."""
         stream = self._squad.stream(topic, content, **options)
-        chunks: AsyncIterator[Any] = stream.__aiter__()
-        while True:
-            try:
-                yield self._wait(_next(chunks))
-            except StopAsyncIteration:
-                return self._wait(stream.outcome())
+        yield from self._each(aiter(stream))
+        return self._wait(stream.outcome())
+
+    def stream_events(
+        self, topic: str, content: Any = None, /, **options: Any
+    ) -> Generator[Chunk | Restarted | Nested | Ended, None, None]:
+        """See `Stream.events`; a plain iterator, whose last item is the end."""
+        yield from self._each(self._squad.stream(topic, content, **options).events())
+
+    def _each(self, items: AsyncIterator[T]) -> Generator[T, None, None]:
+        with contextlib.suppress(StopAsyncIteration):
+            while True:
+                yield self._wait(_next(items))
 
     def submit(self, topic: str, content: Any = None, /, **options: Any) -> Handle:
         """See `Squad.submit`; wait with `outcome`."""
@@ -265,7 +274,7 @@ class SyncLiteFeed:
             self._wait(ready.aclose())
 
 
-async def _next(chunks: AsyncIterator[Any]) -> Any:
+async def _next(chunks: AsyncIterator[T]) -> T:
     return await chunks.__anext__()
 
 

@@ -9,14 +9,14 @@ import os
 import select
 import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from squadron.cli import frame
 from squadron.cli.servers import Json
-from squadron.runtime.errors import InvalidInputError, SquadronError
+from squadron.runtime.errors import InvalidInputError, SquadronError, StreamGapError
 
 if TYPE_CHECKING:
     from squadron.runtime.handle import Handle
@@ -128,7 +128,7 @@ async def _ask(
 async def _follow(handle: Handle, as_json: bool) -> str:
     """Print what a task emits; returns the text that was shown."""
     shown = ""
-    async for chunk in handle.chunks():
+    async for chunk in _chunks(handle):
         if as_json:
             frame.print_json({"chunk": chunk})
         elif isinstance(chunk, str):
@@ -140,6 +140,15 @@ async def _follow(handle: Handle, as_json: bool) -> str:
     if shown and not shown.endswith("\n"):
         sys.stdout.write("\n")
     return shown
+
+
+async def _chunks(handle: Handle) -> AsyncIterator[Any]:
+    try:
+        async for chunk in handle.chunks():
+            yield chunk
+    except StreamGapError as error:
+        # Its outcome counts all the same.
+        frame.tell(str(error))
 
 
 def _show_outcome(outcome: Outcome, shown: str, as_json: bool) -> int:

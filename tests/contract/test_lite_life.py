@@ -237,7 +237,6 @@ async def test_end_markers_mean_nothing_to_a_conversation_memory(peer: Peer, top
         budget=Budget(),
         caller=peer.caller,
         lite_key=peer.subjects.lite("tester", "task"),
-        lite_ttl_s=60,
         log=None,  # type: ignore[arg-type]
     )
     await context.remember("before")

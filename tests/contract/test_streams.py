@@ -18,6 +18,7 @@ from squadron.bridge.jetstream import embedded
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.bridge.memory import MemoryJournal
 from squadron.config import Settings
+from squadron.flow import Stream
 from squadron.runtime import streams, trail
 from squadron.runtime.caller import Ask
 from squadron.runtime.chunks import StreamReader
@@ -234,6 +235,16 @@ async def test_events_are_numbered_chunks_and_the_outcome_at_the_end(client: Pee
     assert events[-1] == Ended(await handle.outcome(), 600)
     assert await all_of(handle.events()) == events
     assert await all_of(handle.chunks()) == list(range(600))
+
+
+async def test_a_stream_has_its_events_and_then_its_outcome(client: Peer) -> None:
+    stream = Stream(client.caller.submit("tell.words", {"count": 2}), client.caller.outcome)
+
+    *chunks, ended = [event async for event in stream.events()]
+
+    assert chunks == [Chunk(0, 0, 1, 1), Chunk(1, 1, 1, 1)]
+    assert ended == Ended(await stream.outcome(), 2)
+    assert await all_of(stream) == [0, 1]
 
 
 async def test_a_failed_attempt_ends_its_stream_and_the_next_begins_anew(client: Peer) -> None:
@@ -460,6 +471,47 @@ async def test_a_chunk_that_is_lost_in_a_long_stream_is_reported_while_it_goes_o
     writer.close()
 
 
+async def test_two_gaps_at_once_are_not_taken_for_a_loss(peer: Peer, key: str) -> None:
+    """The first is lost unless it is in the store; the second may be on its way still."""
+    behind = StreamReader(Behind(peer.lite, 3), peer.claims, key)  # type: ignore[arg-type]
+    for number in (*range(3), *range(4, WINDOW + 3), WINDOW + 4, 3):
+        await put(peer, key, sequenceNumber=number, attempt=1, epoch=1, chunk=number)
+    following = asyncio.create_task(all_of(behind.events()))
+    await put(peer, key, sequenceNumber=WINDOW + 3, attempt=1, epoch=1, chunk=WINDOW + 3)
+    await put(peer, key, sequenceNumber=WINDOW + 5, attempt=1, epoch=1, isFinal=True, count=WINDOW + 5)
+    await end(peer, key)
+
+    assert [chunk.value for chunk in await following] == list(range(WINDOW + 5))
+
+
+class Behind:
+    """A journal whose first look leaves out a chunk that later ones find."""
+
+    def __init__(self, journal: Any, number: int) -> None:
+        self._journal, self._leaves_out = journal, b'"sequenceNumber": %d,' % number
+        self._looked = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._journal, name)
+
+    async def read(self, *args: Any, **options: Any) -> AsyncIterator[Entry]:
+        looked, self._looked = self._looked, True
+        async for entry in self._journal.read(*args, **options):
+            if looked or self._leaves_out not in entry.data:
+                yield entry
+
+
+async def test_a_chunk_whose_payload_is_gone_from_the_vault_is_reported(client: Peer) -> None:
+    handle = await client.caller.submit("tell.mixed", {})
+    await handle.outcome()
+    await client.vault.drop((await stored(client, handle.reply_to))[0]["payload"]["claim"]["name"])
+
+    with pytest.raises(StreamGapError) as raised:
+        await all_of(handle.chunks())
+
+    assert (raised.value.first, raised.value.last) == (0, 0)
+
+
 async def _holds(peer: Peer, key: str, count: int) -> bool:
     return len(await stored(peer, key)) >= count
 
@@ -495,6 +547,30 @@ async def test_a_newer_attempt_fences_an_older_one_that_goes_on(peer: Peer, key:
     seen = await (reading or asyncio.create_task(values_of(peer, key)))
 
     assert seen == ["old 0", Restarted(2, 2), "new 0", "new 1"]
+
+
+async def test_an_outcome_is_found_though_an_older_attempt_went_on_after_it(client: Peer) -> None:
+    handle = await client.caller.submit("tell.words", {"count": 2})
+    assert (await handle.outcome()).unwrap() == 2
+    zombie = writer_of(client, handle.reply_to)
+    await zombie.write("too late")
+    await zombie.finish("result")
+
+    again = client.caller.resume(handle.ticket)
+
+    async with asyncio.timeout(SOON_S):
+        assert (await again.outcome()).unwrap() == 2
+    assert await all_of(again.chunks()) == [0, 1]
+
+
+async def test_if_the_older_attempt_ends_first_the_newer_has_lost_nothing(peer: Peer, key: str) -> None:
+    await put(peer, key, sequenceNumber=0, attempt=1, epoch=1, run="a", isFirst=True, chunk="old 0")
+    await put(peer, key, sequenceNumber=0, attempt=2, epoch=2, run="b", isFirst=True, chunk="new 0")
+    await put(peer, key, sequenceNumber=2, attempt=2, epoch=2, run="b", chunk="new 2")
+    await put(peer, key, sequenceNumber=1, attempt=1, epoch=1, run="a", isFinal=True, count=1)
+    await end(peer, key, attempt=1)
+
+    assert await values_of(peer, key) == ["old 0", Restarted(2, 2), "new 0"]
 
 
 async def test_two_runs_of_one_attempt_are_not_mixed(peer: Peer, key: str) -> None:
@@ -542,6 +618,8 @@ async def test_messages_of_foreign_producers_do_not_break_a_reader(peer: Peer, k
     await put(peer, key, sequenceNumber=0, run=7, chunk="odd run")
     await put(peer, key, child={"taskId": 1}, chunk=None)
     await put(peer, key, child={"taskId": 1})
+    await put(peer, key, child={"taskId": "1", "topic": "a.b", "liteTopic": peer.subjects.lite_of("reader")})
+    await put(peer, key, child={"taskId": "1", "topic": "a.b", "liteTopic": 7})
     await put(peer, key, claim={"name": 1})
     await put(peer, key, "event", chunk="no stream")
     await put(peer, key, "result", content="bare data")
