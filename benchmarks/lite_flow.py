@@ -18,12 +18,12 @@ from typing import Any
 from nats.aio.msg import Msg
 
 from benchmarks.floors import connection
-from benchmarks.lite_store import TEXT, TTL_S, Place, key_of
+from benchmarks.lite_store import PER_OWNER, TEXT, TTL_S, Place, key_of
 from squadron import Agent, Settings, topic
 from squadron.actors.agent import AgentSpec
 from squadron.runtime.context import Context
-from squadron.runtime.follow import Follower
-from squadron.runtime.followed import Batch
+from squadron.runtime.lite_feed import LiteItems
+from squadron.runtime.lite_reader import LiteMessage
 from squadron.runtime.ports import Entry, Mailbox
 from squadron.runtime.pump import Pump
 from squadron.runtime.turn import Turns
@@ -127,14 +127,15 @@ async def ear(pipe: Connection, settings: Settings) -> None:
             taken.append(_age_ms(msg.data))
             await client.publish(HEARD, b"")
 
-        def hear(entry: Entry) -> None:
+        def hear(entry: Entry | LiteMessage) -> None:
             taken.append(_age_ms(entry.data))
             told.add(task := asyncio.create_task(client.publish(HEARD, b"")))
             task.add_done_callback(told.discard)
 
-        async def handle(batch: Batch) -> None:
-            for entry in batch.entries:
-                hear(entry)
+        async def handle(_: str, items: LiteItems) -> None:
+            for each in items:
+                assert isinstance(each, LiteMessage), "a topic ended"
+                hear(each)
 
         await client.subscribe(f"{FLOOR}.>", cb=hear_floor)
         await client.flush()
@@ -144,11 +145,11 @@ async def ear(pipe: Connection, settings: Settings) -> None:
                 case "follow":
                     stack.push_async_callback((await lite.follow(everything, hear)).aclose)
                 case "serve":
-                    follower = await Follower.open(lite, everything)
-                    follower.add_all()
-                    serving = asyncio.create_task(follower.serve(handle, slots=8))
+                    feed = await stack.enter_async_context(place.squad.follow(key_of(0)[0]))
+                    feed.add_all()
+                    serving = asyncio.create_task(feed.serve(handle, slots=8))
                     stack.push_async_callback(asyncio.wait, [serving])
-                    stack.push_async_callback(follower.aclose)
+                    stack.push_async_callback(feed.aclose)
                 case "stop":
                     await stack.aclose()
             pipe.send(taken)
@@ -172,8 +173,9 @@ async def latencies(place: Place, topics: int, rounds: int, count: int) -> FlowF
             await place.wiring.connection.publish(key, _stamped(), headers={"Nats-TTL": f"{TTL_S:.0f}s"})
 
         async def publish() -> None:
-            started, (owner, id) = time.perf_counter(), key_of(order.randrange(topics))
-            await place.squad.lite(id, owner, ttl_s=TTL_S).publish(_stamped())
+            name = key_of(order.randrange(PER_OWNER))
+            started = time.perf_counter()
+            await place.publish(name, _stamped())
             published.append((time.perf_counter() - started) * 1000)
 
         async def one_round(way: str, send: Callable[[], Awaitable[None]], count: int) -> list[float]:
@@ -233,39 +235,38 @@ class FollowFigures:
 async def follow(place: Place, topics: int, count: int) -> FollowFigures:
     """Add and remove topics while many others are followed over the same subscription."""
     figures, heard, handed_out = FollowFigures(topics), asyncio.Event(), set[str]()
-    subjects, before = place.wiring.subjects, len(place.wiring.connection.client._subs)
+    before = len(place.wiring.connection.client._subs)
+    added, removed = list[float](), list[float]()
 
-    async def handle(batch: Batch) -> None:
-        handed_out.add(batch.key)
+    async def handle(id: str, _: LiteItems) -> None:
+        handed_out.add(id)
         heard.set()
 
-    follower = await Follower.open(place.wiring.lite, subjects.lite_of("feed"))
-    figures.subscriptions = len(place.wiring.connection.client._subs) - before
-    serving = asyncio.create_task(follower.serve(handle, slots=64))
-    for number in range(topics):
-        follower.add(subjects.lite("feed", f"other-{number}"))
-    added, removed = list[float](), list[float]()
-    async with connection(place.settings) as client:
+    async with place.squad.follow("feed") as feed, connection(place.settings) as client:
+        figures.subscriptions = len(place.wiring.connection.client._subs) - before
+        serving = asyncio.create_task(feed.serve(handle))
+        for number in range(topics):
+            await feed.add(f"other-{number}")
         for number in range(count):
-            key = subjects.lite("feed", f"mine-{number}")
+            id = f"mine-{number}"
+            key = place.wiring.subjects.lite("feed", id)
             heard.clear()
             started = time.perf_counter()
-            follower.add(key)
+            await feed.add(id)
             await client.publish(key, b"now")
             async with asyncio.timeout(WITHIN_S):
                 await heard.wait()
             added.append((time.perf_counter() - started) * 1000)
             started = time.perf_counter()
-            follower.remove(key)
+            feed.remove(id)
             removed.append((time.perf_counter() - started) * 1000)
             handed_out.clear()
             await client.publish(key, b"too late")
             await client.flush()
-            assert key not in handed_out, "a topic that was removed was handed out"
+            assert id not in handed_out, "a topic that was removed was handed out"
+    await serving
     figures.add.add(added)
     figures.remove.add(removed)
-    await follower.aclose()
-    await serving
     return figures
 
 
