@@ -13,7 +13,14 @@ if TYPE_CHECKING:
     from squadron.actors.marks import on, on_durable, topic
     from squadron.config import Settings
     from squadron.runtime.context import Context
-    from squadron.runtime.errors import QuotaExceededError, Retry, SquadronError, Terminal
+    from squadron.runtime.errors import (
+        FencedError,
+        QuotaExceededError,
+        Retry,
+        SquadronError,
+        StreamGapError,
+        Terminal,
+    )
     from squadron.runtime.lite import LiteTopic
     from squadron.runtime.lite_reader import End, LiteMessage, Tail
     from squadron.runtime.outcome import (
@@ -29,6 +36,7 @@ if TYPE_CHECKING:
         Undeliverable,
     )
     from squadron.runtime.route import Route
+    from squadron.runtime.streams import Chunk, Ended, Nested, Restarted
     from squadron.squad import Squad
 
 __version__ = "0.1.0"
@@ -37,22 +45,28 @@ _HOMES = {
     "Agent": "actors.agent",
     "Answer": "runtime.outcome",
     "Cancelled": "runtime.outcome",
+    "Chunk": "runtime.streams",
     "Context": "runtime.context",
     "DeadLettered": "runtime.outcome",
     "End": "runtime.lite_reader",
+    "Ended": "runtime.streams",
     "Expired": "runtime.outcome",
     "Failed": "runtime.outcome",
+    "FencedError": "runtime.errors",
     "LiteMessage": "runtime.lite_reader",
     "LiteTopic": "runtime.lite",
+    "Nested": "runtime.streams",
     "Outcome": "runtime.outcome",
     "QuotaExceededError": "runtime.errors",
     "Rejected": "runtime.outcome",
+    "Restarted": "runtime.streams",
     "Result": "runtime.outcome",
     "Retry": "runtime.errors",
     "Route": "runtime.route",
     "Settings": "config",
     "Squad": "squad",
     "SquadronError": "runtime.errors",
+    "StreamGapError": "runtime.errors",
     "Tail": "runtime.lite_reader",
     "Terminal": "runtime.errors",
     "TimedOut": "runtime.outcome",
@@ -66,22 +80,28 @@ __all__ = [
     "Agent",
     "Answer",
     "Cancelled",
+    "Chunk",
     "Context",
     "DeadLettered",
     "End",
+    "Ended",
     "Expired",
     "Failed",
+    "FencedError",
     "LiteMessage",
     "LiteTopic",
+    "Nested",
     "Outcome",
     "QuotaExceededError",
     "Rejected",
+    "Restarted",
     "Result",
     "Retry",
     "Route",
     "Settings",
     "Squad",
     "SquadronError",
+    "StreamGapError",
     "Tail",
     "Terminal",
     "TimedOut",
