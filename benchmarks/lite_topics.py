@@ -161,7 +161,9 @@ def table(figures: Figures, targets: list[Target]) -> str:
         "server, MB": [f"{each.full_mb:.0f}" for each in stores],
         "bytes per topic": [f"{each.bytes_per_topic:.0f}" for each in stores],
         "JetStream consumers": [str(each.consumers) for each in stores],
-        "lapsed per s, while publishing": [f"{each.drained / each.drain_s:,.0f}" for each in stores],
+        "lapsed per s (all due within one second), while publishing": [
+            f"{each.drained / each.drain_s:,.0f}" for each in stores
+        ],
         "`publish` meanwhile, p50 / p99, ms": [_halves(each.meanwhile_ms) for each in stores],
         "SIGKILL until a publish is stored again, s": [f"{each.recover_s:.2f}" for each in stores],
         "server after that, MB": [f"{each.recovered_mb:.0f}" for each in stores],
