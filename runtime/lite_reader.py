@@ -221,7 +221,7 @@ class LiteReader(AsyncIterator[LiteMessage]):
         async with aclosing(self._lite.read(self._key, from_seq=from_seq)) as entries:
             async for entry in entries:
                 if entry.seq > self._cursor:
-                    yield Batch(self._key, (entry,), entry.seq, lapsed)
+                    yield Batch(self._key, (entry,), entry.seq, lapsed, self._cursor)
                 lapsed = False
         if lapsed and not self._handed_out and await self._is_gone():
             self._end_gone()
@@ -261,9 +261,7 @@ class LiteReader(AsyncIterator[LiteMessage]):
         self.end = End("expired", 0, self._clock.time(), missed=self._missed or not self._handed_out)
 
     async def _hand_out(self, batch: Batch) -> AsyncGenerator[LiteMessage, None]:
-        # Right behind the cursor there can't have been another one.
-        if batch.lapsed and not (batch.entries and batch.entries[0].seq == self._cursor + 1):
-            self._missed = True
+        self._missed = self._missed or batch.may_have_missed
         for entry in batch.entries:
             if END_HEADER in entry.headers:
                 if not await self._is_of_earlier_life(entry):
