@@ -219,7 +219,7 @@ class StreamReader:
             except (InvalidMessageError, ClaimLostError, MessageTooLargeError):
                 return None
             except BusUnavailableError:
-                if self._until is not None and self._until.passed:
+                if self._until is None or self._until.passed:
                     raise
                 await asyncio.sleep(AGAIN_S)
             else:

@@ -131,10 +131,10 @@ class Context:
                 nested=self.message.nested,
             ),
         )
-        if self.message.nested and not handle.done:
-            await self._stream().point_to(handle)
         self._children = self._children or WeakSet()
         self._children.add(handle)
+        if self.message.nested and not handle.done:
+            await self._stream().point_to(handle)
         return handle
 
     def lite(self, id: str = "", owner: str = "", *, ttl_s: float | None = None) -> LiteTopic:

@@ -144,6 +144,10 @@ class Follower:
     def __contains__(self, key: str) -> bool:
         return key in self._topics
 
+    def has_news(self, key: str) -> bool:
+        """Whether something of a topic waits to be handed out, is being handed out, or may be in the store."""
+        return key in self._topics and self._topics[key].has_news
+
     def cursor(self, key: str) -> int:
         """The sequence up to which a followed topic was handed out and done with."""
         return self._topics[key].cursor
@@ -291,7 +295,7 @@ class Follower:
             else:
                 topic.unread = False
         if not entries:
-            return Batch(topic.key, (), topic.cursor, after=topic.cursor)
+            return Batch(topic.key, (), topic.cursor, lapsed, topic.cursor)
         topic.newest = max(topic.newest, entries[-1].seq)
         return Batch(topic.key, tuple(entries), entries[-1].seq, lapsed, topic.cursor)
 

@@ -173,6 +173,7 @@ class Handle:
 
         Raises:
             StreamGapError: a chunk is lost for good.
+            BusUnavailableError: the task has ended before, and its chunks can't be read now.
         """
         async with aclosing(self._reader(self.reply_to).events()) as events:
             async for event in events:
@@ -187,6 +188,7 @@ class Handle:
 
         Raises:
             StreamGapError: a chunk is lost for good.
+            BusUnavailableError: the task has ended before, and its chunks can't be read now.
         """
         chunks = 0
         async with aclosing(Family(self._reader).events(self._reader(self.reply_to).events())) as events:

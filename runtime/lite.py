@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,8 @@ CLOSE_TRIES = 10
 class _Life:
     ttl_s: float
     renewed_at: float
+    #: It will be looked whether the topic still has it.
+    to_check: bool = False
 
 
 class LiteTopics:
@@ -93,6 +96,7 @@ class LiteTopics:
     async def publish(self, topic: LiteTopic, data: bytes, msg_id: str | None) -> int:
         """Store one message and see that its topic lives on; see `LiteTopic.publish`."""
         if not self._due(topic):
+            self._check_later(topic.key)
             return await self.lite.append(topic.key, data, msg_id=msg_id)
         life = self._lives.get(topic.key)
         if life is not None and self.clock.time() < life.renewed_at + life.ttl_s:
@@ -135,12 +139,34 @@ class LiteTopics:
             self._prune_at = max(1024, 2 * len(self._lives))
         return life
 
+    def _check_later(self, key: str) -> None:
+        """A message goes out without an order: somebody may have closed the topic right before."""
+        life = self._lives[key]
+        if not life.to_check:
+            life.to_check = True
+            asyncio.get_running_loop().call_later(RENEW_S, self._check, key, life)
+
+    def _check(self, key: str, life: _Life) -> None:
+        # Another life came with an order of its own.
+        if self._lives.get(key, life) is life:
+            self._in_background(self._give_life(key, life.ttl_s))
+
+    async def _give_life(self, key: str, ttl_s: float) -> None:
+        with contextlib.suppress(BusUnavailableError, FencedError):
+            if await self.lite.last(life_of(key)) is None:
+                last = await self.lite.last(key)
+                if last is not None and END_HEADER not in last.headers:
+                    await self._order_end(key, ttl_s, expect_seq=0)
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
     def touch(self, topic: LiteTopic) -> None:
         """The topic was read: one that has a life lives on. Works in the background, and may fail."""
         if self._due(topic):
-            renewing = asyncio.ensure_future(self._renew(topic))
-            self._background.add(renewing)
-            renewing.add_done_callback(self._background.discard)
+            self._in_background(self._renew(topic))
 
     async def _renew(self, topic: LiteTopic) -> None:
         # Fenced: it was renewed, or ended, by somebody else meanwhile.
@@ -202,7 +228,8 @@ class LiteTopic:
 
         Args:
             content: any JSON value, sent as an `event` message; bytes are stored as they are.
-            msg_id: stored once under it within two minutes, and a server that is away is waited for.
+            msg_id: any text; stored once under it within two minutes on this topic, and a server that is away is
+                waited for.
 
         Raises:
             QuotaExceededError: the topic would be new, and there are as many as allowed.
@@ -211,7 +238,8 @@ class LiteTopic:
         """
         is_raw = isinstance(content, bytes)
         data = content if is_raw else pack("event", self._topics.identity, {"content": content})
-        return await self._topics.publish(self, data, msg_id or None)
+        # The store knows ids of all topics together, and none that breaks a header.
+        return await self._topics.publish(self, data, token_of(f"{self.key} {msg_id}") if msg_id else None)
 
     def read(self, start: LiteStart = "first", *, live: bool = True, exclusive: str = "") -> LiteReader:
         """The topic's messages in order, none lost and none twice; iterate over it with `async for`.

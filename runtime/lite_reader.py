@@ -221,10 +221,10 @@ class LiteReader(AsyncIterator[LiteMessage]):
         async with aclosing(self._lite.read(self._key, from_seq=from_seq)) as entries:
             async for entry in entries:
                 if entry.seq > self._cursor:
-                    yield Batch(self._key, (entry,), entry.seq, lapsed)
+                    yield Batch(self._key, (entry,), entry.seq, lapsed, self._cursor)
                 lapsed = False
-        if lapsed and not self._handed_out:
-            await self._end_if_gone()
+        if lapsed and not self._handed_out and await self._is_gone():
+            self._end_gone()
 
     async def _followed(self) -> AsyncGenerator[Batch, None]:
         follower = await Follower.open(self._lite, self._key)
@@ -243,23 +243,25 @@ class LiteReader(AsyncIterator[LiteMessage]):
             await self._may_lapse.wait()
         while self._lapses_at < math.inf:
             with contextlib.suppress(BusUnavailableError):
-                if self._clock.time() >= self._lapses_at and await self._end_if_gone():
+                # What was heard is handed out first, though it may be gone from the store by now.
+                due = self._clock.time() >= self._lapses_at
+                if due and await self._is_gone() and not follower.has_news(self._key):
+                    self._end_gone()
                     return await follower.aclose()
             await asyncio.sleep(max(LOOK_S, self._lapses_at - self._clock.time()))
 
-    async def _end_if_gone(self) -> bool:
-        """If there is neither a message, nor an end marker, nor an order to store one, that is the end."""
+    async def _is_gone(self) -> bool:
+        """Whether there is neither a message, nor an end marker, nor an order to store one."""
         last = await self._lite.last(self._key)
         if last is not None:
             self._note_life(last)
-        elif await self._lite.last(life_of(self._key)) is None:
-            self.end = End("expired", 0, self._clock.time(), missed=not self._handed_out)
-        return self.end is not None
+        return last is None and await self._lite.last(life_of(self._key)) is None
+
+    def _end_gone(self) -> None:
+        self.end = End("expired", 0, self._clock.time(), missed=self._missed or not self._handed_out)
 
     async def _hand_out(self, batch: Batch) -> AsyncGenerator[LiteMessage, None]:
-        # Right behind the cursor there can't have been another one.
-        if batch.lapsed and not (batch.entries and batch.entries[0].seq == self._cursor + 1):
-            self._missed = True
+        self._missed = self._missed or batch.may_have_missed
         for entry in batch.entries:
             if END_HEADER in entry.headers:
                 if not await self._is_of_earlier_life(entry):

@@ -114,17 +114,21 @@ class StreamWriter:
 
     async def _send(self, content: dict[str, Any]) -> None:
         async with self._turn:
-            if self._ended:
-                raise SquadronError("the stream has ended", hint="emit before the handler returns")
+            self._check_open()
             number = self._next
             data = await self._caller.claims.seal(self._packed(number, content), keep_s=LITE_TTL_S)
             while number - next(iter(self._unacknowledged), number) >= WINDOW:
                 await self._acknowledgement()
+            self._check_open()
             # From here on it has its number: if it can't be sent now, it is sent again.
             self._next += 1
             self._unacknowledged[number] = data
             await self._append(number)
             await self._show(data)
+
+    def _check_open(self) -> None:
+        if self._ended:
+            raise SquadronError("the stream has ended", hint="emit before the handler returns")
 
     def _packed(self, number: int, content: dict[str, Any], *, final: bool = False) -> bytes:
         return pack(
@@ -166,6 +170,9 @@ class StreamWriter:
                 self._send_again(number)
             return
         self._unacknowledged.pop(number, None)
+        self._wake()
+
+    def _wake(self) -> None:
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_result(None)
 
@@ -213,5 +220,7 @@ class StreamWriter:
         """Give up what is not acknowledged; nothing if `finish` has returned."""
         self._ended = True
         self._unacknowledged.clear()
+        # Who emits in the background is told.
+        self._wake()
         if self._mending is not None:
             self._mending.cancel()

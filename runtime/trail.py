@@ -51,7 +51,11 @@ class Trail:
         return self._until is not None and self._until.passed
 
     async def entries(self) -> AsyncGenerator[Entry, None]:
-        """Each entry once, in order, none left out. A slow reader holds up nobody and misses nothing."""
+        """Each entry once, in order, none left out. A slow reader holds up nobody and misses nothing.
+
+        Raises:
+            BusUnavailableError: the server is away, and this neither waits for more nor has a time to stop at.
+        """
         # Listening starts before the first look, so nothing can fall between the two.
         subscription = await self._followed() if self._live else None
         try:
@@ -143,6 +147,9 @@ class Trail:
                 except BusUnavailableError:
                     if self._late:
                         return
+                    if self._until is None and not self._live:
+                        # The journal has waited for it long enough.
+                        raise
                     await asyncio.sleep(AGAIN_S)
                     reader = self._lite.read(self._key, from_seq=self.cursor + 1)
                     continue

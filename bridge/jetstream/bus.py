@@ -47,7 +47,12 @@ async def listen(
     """
     try:
         subscription = await connection.listen(pattern, hear, group=group)
-        await connection.flush()
+        try:
+            await connection.flush()
+        except BaseException:
+            # Or else who tries again hears everything twice.
+            await JetStreamSubscription(subscription).aclose()
+            raise
     except (nats.errors.Error, TimeoutError, OSError) as error:
         raise BusUnavailableError(f"can't subscribe to {pattern}: {error}") from None
     if lost is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import time
 from collections.abc import Callable
@@ -133,7 +134,9 @@ class LastingClient(Client):
         """Wait while the server does not take what was written: who publishes much calls it now and then."""
         writer = getattr(self._transport, "_io_writer", None)
         if writer is not None and writer.transport.get_write_buffer_size() > DEFAULT_PENDING_SIZE:
-            await writer.drain()
+            # If the connection is lost meanwhile, what is sent next is kept for the one that comes.
+            with contextlib.suppress(OSError):
+                await writer.drain()
 
     async def watch(self) -> None:
         """Find out, until closed, when it is dead without knowing it, and make it reconnect. Never raises."""

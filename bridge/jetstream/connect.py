@@ -308,10 +308,10 @@ class Connection:
             InvalidSubjectError: the subject is longer than the server takes.
         """
         self._check(subject, data, headers)
+        await self.client.give_way()
         try:
-            await self.client.give_way()
             self.client.post(subject, data, reply=reply, headers=headers)
-        except (nats.errors.Error, OSError) as error:
+        except nats.errors.Error as error:
             raise BusUnavailableError(f"can't send on {subject}: {error}") from None
 
     def publish_soon(self, subject: str, data: bytes) -> None:
@@ -364,4 +364,8 @@ class Connection:
                 await self.flush()
         except (TimeoutError, nats.errors.Error, OSError):
             _log.debug("nats.close_unflushed")
-        await self.client.close()
+        try:
+            await self.client.close()
+        except OSError as error:
+            # The server is away, and there was something to be sent yet.
+            _log.debug("nats.close_unsent", error=str(error))

@@ -162,9 +162,12 @@ class JetStreamJournal:
         """Hear of each entry right after it was stored, by the stream's `republish`; active on return."""
 
         def hear(msg: Heard) -> None:
-            # Anybody may publish there; what the server tells has its headers.
-            with contextlib.suppress(LookupError, ValueError):
-                sink(_entry(msg, previous=int(msg.headers["Nats-Last-Sequence"])))
+            try:
+                entry = _entry(msg, previous=int(msg.headers["Nats-Last-Sequence"]))
+            except (LookupError, ValueError):
+                # Anybody may publish there; what the server tells has its headers.
+                return
+            sink(entry)
 
         return await listen(self._connection, live_of(pattern), hear, lost=lost)
 

@@ -15,10 +15,11 @@ from nats.aio.client import Client
 
 from squadron import Settings
 from squadron.bridge.jetstream import embedded
+from squadron.bridge.jetstream.bus import CoreBus
 from squadron.bridge.jetstream.connect import Connection
 from squadron.bridge.jetstream.dial import connect
 from squadron.runtime.errors import BusUnavailableError
-from tests.contract.conftest import until
+from tests.contract.conftest import Inbox, until
 
 
 @pytest.fixture(scope="module")
@@ -231,3 +232,44 @@ async def test_an_error_that_the_server_does_not_close_over_changes_nothing(conn
     await connection.publish("before.all", b"x")
     await asyncio.wait_for(ears.heard.wait(), 5)
     assert ears.reconnects == 0
+
+
+async def test_who_gave_up_on_listening_hears_nothing_twice_when_it_tries_again(
+    connection: Connection, server: tuple[embedded.Endpoint, Path]
+) -> None:
+    bus, heard = CoreBus(connection), Inbox()
+    os.kill(server[0].pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await bus.subscribe("again", heard)
+    finally:
+        os.kill(server[0].pid, signal.SIGCONT)
+
+    await bus.subscribe("again", heard)
+    for data in (b"1", b"2"):
+        await bus.publish("again", data)
+
+    assert [note.data for note in await heard.take(2)] == [b"1", b"2"]
+
+
+async def test_a_server_that_dies_with_much_on_its_way_to_it_is_told_as_away(tmp_path: Path) -> None:
+    pid = embedded.ensure(tmp_path).pid
+    connection = await connect(Settings(home=tmp_path), name="test")
+    os.kill(pid, signal.SIGSTOP)
+
+    async def ask() -> None:
+        # Each waits until it is sent, or for its answer.
+        await connection.request("nobody", b"x" * 1_000_000)
+
+    asking = []
+    for _ in range(20):
+        asking.append(asyncio.create_task(ask()))
+        await asyncio.sleep(0.01)
+    os.kill(pid, signal.SIGKILL)
+
+    async with asyncio.timeout(20):
+        ended = await asyncio.gather(*asking, return_exceptions=True)
+        assert {type(error) for error in ended} == {BusUnavailableError}
+        await connection.publish("nobody", b"kept")
+        await connection.aclose()

@@ -7,11 +7,12 @@ import time
 from collections.abc import AsyncGenerator
 
 import pytest
+import structlog
 
 from squadron.bridge.memory import MAX_PAYLOAD_BYTES
 from squadron.runtime.errors import FencedError, InvalidSubjectError, MessageTooLargeError
 from squadron.runtime.ports import Entry, Journal
-from tests.contract.conftest import SOON_S, Inbox, Peer, World, until
+from tests.contract.conftest import ON_NATS, SOON_S, Inbox, Peer, World, until
 
 
 @pytest.fixture
@@ -289,6 +290,22 @@ async def test_what_was_erased_does_not_come_before_the_next_entry(lite: Journal
     await lite.append(key, b"two")
 
     assert [entry.previous for entry in await heard.take(2)] == [0, 0]
+    await following.aclose()
+
+
+@ON_NATS
+async def test_what_a_follower_raises_is_logged(lite: Journal, key: str) -> None:
+    heard = asyncio.Event()
+
+    def hear(_: Entry) -> None:
+        heard.set()
+        raise LookupError("of the follower's own")
+
+    following = await lite.follow(key, hear)
+    with structlog.testing.capture_logs() as logged:
+        await lite.append(key, b"one")
+        await asyncio.wait_for(heard.wait(), SOON_S)
+    assert [entry["event"] for entry in logged] == ["nats.sink_raised"]
     await following.aclose()
 
 

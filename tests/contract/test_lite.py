@@ -160,6 +160,24 @@ async def test_under_one_message_id_it_is_published_once(topic: Topic) -> None:
     assert await _stored(mine) == [1]
 
 
+async def test_one_message_id_on_two_topics_is_two_messages(topic: Topic) -> None:
+    for id in ("a", "b"):
+        await topic(id).publish(id, msg_id="1")
+
+    for id in ("a", "b"):
+        assert await _stored(topic(id)) == [id]
+
+
+async def test_a_message_id_may_be_any_text(topic: Topic) -> None:
+    mine = topic("a")
+    await mine.publish(1)
+
+    await mine.publish(2, msg_id="\r\nNats-Rollup: sub")
+    await mine.publish(3, msg_id="\udc80")
+
+    assert await _stored(mine) == [1, 2, 3]
+
+
 async def test_a_slow_reader_gets_all_of_more_than_is_held_for_it(
     topic: Topic, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -169,6 +169,28 @@ async def test_who_comes_back_too_late_is_told_that_something_is_missed(
     assert seen.items["a"][0].missed
 
 
+async def test_who_comes_back_when_all_has_lapsed_is_told_with_the_next_message(
+    feed: LiteFeed, seen: Seen, topic: Topic, peer: Peer
+) -> None:
+    mine = topic("a")
+    read = await peer.lite.append(mine.key, b"read", ttl_s=1)
+    await peer.lite.append(mine.key, b"unread", ttl_s=1)
+
+    async def lapsed() -> bool:
+        return await peer.lite.last(mine.key) is None
+
+    await until(lapsed)
+    await feed.add("a", read + 1)
+    # Its turn comes before the next message.
+    await feed.add("b", "first")
+    await topic("b").publish("ready")
+    await seen.has("b", "ready")
+    await mine.publish("next")
+
+    await seen.has("a", "next")
+    assert seen.items["a"][0].missed
+
+
 async def test_a_feed_of_all_topics_is_told_of_each_and_of_its_end(
     feed: LiteFeed, seen: Seen, topic: Topic
 ) -> None:

@@ -10,9 +10,9 @@ from collections.abc import Callable
 import pytest
 
 from squadron.bridge.memory import MemoryJournal
-from squadron.runtime.lite import LiteTopic
+from squadron.runtime.lite import RENEW_S, LiteTopic
 from squadron.runtime.lite_journal import END_HEADER
-from squadron.runtime.lite_reader import End, LiteReader
+from squadron.runtime.lite_reader import LOOK_S, End, LiteReader
 from squadron.runtime.ports import Entry
 from squadron.runtime.subjects import life_of
 from tests.contract.conftest import ON_NATS, SOON_S, Peer, World, until
@@ -289,3 +289,56 @@ async def test_many_topics_end_by_themselves_at_once(peer: Peer, topic: Topic) -
     await until(ended)
     assert max(entry.time for entry in heard) - published_at <= 1.0 + LATE_S
     await following.aclose()
+
+
+async def test_who_publishes_right_after_somebody_closed_the_topic_gives_it_a_life_again(
+    topic: Topic, world: World, peer: Peer
+) -> None:
+    mine = topic("a", "shared", ttl_s=2)
+    await mine.publish("ended")
+    await (await world.join("other")).caller.lite_topics.topic("a", "shared").close()
+    await mine.publish("after")
+    assert await _orders(peer, mine) == []
+
+    async def ordered() -> bool:
+        return len(await _orders(peer, mine)) == 1
+
+    await until(ordered)
+    seen, end = await _rest(mine.read())
+    assert end is not None
+    assert (seen, end.reason) == (["after"], "expired")
+
+
+async def test_a_topic_that_was_closed_is_given_no_life_by_who_published_before(topic: Topic, peer: Peer) -> None:
+    mine = topic("a", ttl_s=2)
+    await mine.publish(1)
+    await mine.publish(2)
+    await mine.close()
+
+    await asyncio.sleep(RENEW_S + 0.3)
+
+    assert await _orders(peer, mine) == []
+
+
+async def test_a_slow_reader_is_handed_what_it_heard_though_it_lapsed(topic: Topic, peer: Peer) -> None:
+    mine = topic("raw")
+    await peer.lite.append(mine.key, b"one", ttl_s=1)
+    reader = mine.read()
+    assert (await anext(reader)).data == b"one"
+    coming = asyncio.create_task(anext(reader))
+    # It waits for more, and knows when the first lapses.
+    await asyncio.sleep(0.1)
+    await peer.lite.append(mine.key, b"two", ttl_s=1)
+    assert (await coming).data == b"two"
+    await peer.lite.append(mine.key, b"three", ttl_s=1)
+
+    async def gone() -> bool:
+        return await peer.lite.last(mine.key) is None
+
+    await until(gone)
+    await asyncio.sleep(2 * LOOK_S)
+
+    async with asyncio.timeout(SOON_S):
+        assert [message.data async for message in reader] == [b"three"]
+    assert reader.end is not None
+    assert (reader.end.reason, reader.end.missed) == ("expired", False)

@@ -880,3 +880,77 @@ async def test_any_nats_client_hears_the_live_view(world: World, client: Peer) -
     subject = client.subjects.stream(handle.reply_to.rpartition(".")[2])
     entries = [entry.data async for entry in client.lite.read(handle.reply_to)]
     assert heard == [(subject, data) for data in entries[:-1]]
+
+
+async def test_who_reads_a_task_that_has_ended_is_told_that_the_server_is_away(
+    peer: Peer, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(*_: Any, **__: Any) -> Any:
+        raise BusUnavailableError("away")
+        yield
+
+    monkeypatch.setattr(peer.lite, "read", away)
+
+    with pytest.raises(BusUnavailableError):
+        await collect(reader_of(peer, key).events(), [])
+
+
+async def test_who_waits_for_the_window_when_the_stream_is_given_up_is_told(
+    peer: Peer, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(*_: Any, **__: Any) -> asyncio.Future[int]:
+        return asyncio.get_running_loop().create_future()
+
+    monkeypatch.setattr(peer.lite, "append_soon", never)
+    writer = writer_of(peer, key)
+    for i in range(WINDOW):
+        await writer.write(i)
+    waiting = asyncio.create_task(writer.write("too many"))
+    await asyncio.sleep(0)
+
+    writer.close()
+
+    with pytest.raises(SquadronError, match="ended"):
+        await asyncio.wait_for(waiting, SOON_S)
+
+
+class Boss(Agent):
+    """Asks somebody, and is cancelled before it could tell its readers of it."""
+
+    def __init__(self) -> None:
+        self.child_began, self.child_ended = asyncio.Event(), asyncio.Event()
+
+    @topic("boss.ask")
+    async def ask(self, context: Context) -> None:
+        await context.ask("boss.child", within_s=6 * SOON_S)
+
+    @topic("boss.child")
+    async def child(self) -> None:
+        self.child_began.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.child_ended.set()
+
+
+async def test_a_child_that_the_parent_has_not_pointed_to_yet_is_cancelled_with_it(
+    world: World, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pointing = asyncio.Event()
+
+    async def point_to(*_: Any) -> None:
+        pointing.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(StreamWriter, "point_to", point_to)
+    boss = Boss()
+    await serve(boss)
+    handle = await (await world.join("client")).caller.submit(
+        "boss.ask", {}, Ask(within_s=6 * SOON_S, nested=True)
+    )
+    await asyncio.wait_for(pointing.wait(), SOON_S)
+    await asyncio.wait_for(boss.child_began.wait(), SOON_S)
+
+    assert isinstance(await handle.cancel(), Cancelled)
+
+    await asyncio.wait_for(boss.child_ended.wait(), SOON_S)
