@@ -29,8 +29,8 @@ from squadron.runtime.errors import BusUnavailableError, ConfigError, SquadronEr
 
 _BINARY = "nats-server"
 
-#: A fresh server answers after 15 ms, one that was killed with a million lite topics of `squad.lite` after 20 s on a
-#: busy machine (measured); one that gives up earlier is not waited for.
+#: A fresh server answers after 15 ms, one that was killed with a million topics of `squad.lite` after 20 s on a
+#: busy machine (measured); one that dies before is not waited for.
 READY_WITHIN_S = 60.0
 
 #: What a starter holding the lock may need: a failed try on the old port, one on a random port, a margin.
