@@ -67,7 +67,7 @@ class FlowFigures:
     """One size's."""
 
     floor: Latencies = field(default_factory=Latencies)
-    #: Sent as a stream sends its chunks, and heard by `Journal.follow`; published and followed as by `Squad`.
+    #: Sent without an acknowledgement and heard by `Journal.follow`; `Squad.lite(…).publish` and `Squad.follow`.
     sent: Latencies = field(default_factory=Latencies)
     published: Latencies = field(default_factory=Latencies)
     publish: Latencies = field(default_factory=Latencies)

@@ -148,15 +148,17 @@ def table(figures: Figures, targets: list[Target]) -> str:
             f"{statistics.median(each.lite_fill):,.0f}" for each in stores
         ],
         "bare NATS, publish to subscriber, ms": [_quantiles(each.floor) for each in flows],
-        "end to end as a stream sends, ms": [_quantiles(each.sent) for each in flows],
+        "end to end, sent without an acknowledgement, ms": [_quantiles(each.sent) for each in flows],
         "p50 / bare NATS": [
             f"{statistics.median(ratios(each.sent.rounds, each.floor.rounds)):.2f}" for each in flows
         ],
-        "end to end, `publish` awaited, to a handler, ms": [_quantiles(each.published) for each in flows],
+        "end to end, `squad.lite(…).publish` awaited, to the handler of a `squad.follow`, ms": [
+            _quantiles(each.published) for each in flows
+        ],
         "p50 / bare NATS ": [
             f"{statistics.median(ratios(each.published.rounds, each.floor.rounds)):.2f}" for each in flows
         ],
-        "`publish` until stored, ms": [_quantiles(each.publish) for each in flows],
+        "`squad.lite(…).publish` until stored, ms": [_quantiles(each.publish) for each in flows],
         f"resume: {lite_flow.MISSED} missed messages read, ms": [_quantiles(each.resume) for each in flows],
         "server, MB": [f"{each.full_mb:.0f}" for each in stores],
         "bytes per topic": [f"{each.bytes_per_topic:.0f}" for each in stores],
