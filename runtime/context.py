@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from datetime import timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -137,7 +138,9 @@ class Context:
             await self._stream().point_to(handle)
         return handle
 
-    def lite(self, id: str = "", owner: str = "", *, ttl_s: float | None = None) -> LiteTopic:
+    def lite(
+        self, id: str | None = None, owner: str | None = None, *, ttl_s: float | timedelta | None = None
+    ) -> LiteTopic:
         """A lite topic to publish on and read from, of this process unless it names another owner.
 
         See `LiteTopics.topic`.

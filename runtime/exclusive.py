@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Protocol, Self, TypeVar
+from typing import Generic, Protocol, Self, TypeVar
 
 from squadron.runtime.errors import BusUnavailableError, FencedError
 from squadron.runtime.ports import Entry, Journal
@@ -52,19 +52,22 @@ class ExclusiveCursor:
             it acts later, and nothing here can hinder it.
     """
 
-    def __init__(self, journal: Journal, key: str) -> None:
-        self._journal, self._key = journal, key
+    def __init__(self, journal: Journal, key: str, whose: str = "") -> None:
+        self._journal, self._key, self._whose = journal, key, whose or key
         self._at = self._steps = 0
         self.seq = self.epoch = 0
 
     @classmethod
-    async def take(cls, journal: Journal, key: str) -> Self:
+    async def take(cls, journal: Journal, key: str, whose: str = "") -> Self:
         """Become the only reader. When this returns, the one before is handed nothing more.
+
+        Args:
+            whose: what errors call it; the key by default.
 
         Raises:
             BusUnavailableError: not acknowledged in time; trying again is safe.
         """
-        cursor = cls(journal, key)
+        cursor = cls(journal, key, whose)
         while True:
             last = await journal.last(key)
             found = {} if last is None else json.loads(last.data)
@@ -106,26 +109,9 @@ class ExclusiveCursor:
         await self._store(self._record(held=False))
         await self._erase_older()
 
-    async def guard(self, messages: AsyncIterator[T]) -> AsyncGenerator[T, None]:
-        """Hand out messages as long as this is the only reader, and leave at the end.
-
-        A message is done when the next one is asked for.
-
-        Raises:
-            FencedError: another reader has taken over.
-        """
-        done = True
-        try:
-            async for message in messages:
-                await self.step(message.seq)
-                done = False
-                yield message
-                done = True
-        finally:
-            # Without it the next reader waits a moment longer.
-            with contextlib.suppress(FencedError, TimeoutError):
-                async with asyncio.timeout(RELEASE_WITHIN_S):
-                    await self.release(done=done)
+    def guard(self, messages: AsyncGenerator[T, None]) -> Guarded[T]:
+        """Hand out messages as long as this is the only reader, and leave at the end."""
+        return Guarded(self, messages)
 
     def _record(self, *, held: bool) -> bytes:
         return json.dumps({"epoch": self.epoch, "seq": self.seq, "held": held}).encode()
@@ -146,7 +132,10 @@ class ExclusiveCursor:
                     self._at = seq
                     return
                 else:
-                    raise FencedError(f"{self._key}: another reader has taken over") from error
+                    raise FencedError(
+                        f"another reader has taken over {self._whose}",
+                        hint="stop, or read again to take it back",
+                    ) from error
 
     async def _last(self) -> Entry | None:
         while True:
@@ -161,3 +150,38 @@ class ExclusiveCursor:
         except BusUnavailableError:
             # The next one will.
             return
+
+
+class Guarded(AsyncIterator[T], Generic[T]):
+    """The messages that a cursor permits; one is done when the next one is asked for.
+
+    Raises:
+        FencedError: another reader has taken over.
+    """
+
+    # No generator: an event loop that ends closes all those at once, and this one would wait for the server then.
+
+    def __init__(self, cursor: ExclusiveCursor, messages: AsyncGenerator[T, None]) -> None:
+        self._cursor, self._messages = cursor, messages
+        self._done, self._left = True, False
+
+    async def __anext__(self) -> T:
+        self._done = True
+        try:
+            message = await anext(self._messages)
+            await self._cursor.step(message.seq)
+        except BaseException:
+            await self.aclose()
+            raise
+        self._done = False
+        return message
+
+    async def aclose(self) -> None:
+        """Leave. May be called twice."""
+        if not self._left:
+            self._left = True
+            # Without it the next reader waits a moment longer.
+            with contextlib.suppress(FencedError, TimeoutError):
+                async with asyncio.timeout(RELEASE_WITHIN_S):
+                    await self._cursor.release(done=self._done)
+        await self._messages.aclose()

@@ -8,17 +8,20 @@ import json
 import os
 from collections.abc import Coroutine
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
+
+from pydantic_core import PydanticSerializationError
 
 from squadron.runtime.envelope import AgentIdentity, pack
 from squadron.runtime.errors import BusUnavailableError, FencedError, InvalidInputError
-from squadron.runtime.exclusive import cursor_key
+from squadron.runtime.exclusive import ExclusiveCursor, cursor_key
 from squadron.runtime.lite_feed import LiteFeed
 from squadron.runtime.lite_journal import END_HEADER, LiteJournal
 from squadron.runtime.lite_reader import LiteReader, LiteStart, check_lite_start
 from squadron.runtime.ports import Clock
 from squadron.runtime.quotas import IN_ALL, PER_OWNER, Quotas
-from squadron.runtime.subjects import Subjects, life_of, token_of
+from squadron.runtime.subjects import Subjects, check_token, life_of, token_of
 
 #: Idle life of a topic that was given none, in seconds: a day. The longest is that of the stream's entries.
 DEFAULT_TTL_S, LONGEST_TTL_S = 24 * 3600.0, 30 * 24 * 3600.0
@@ -59,25 +62,27 @@ class LiteTopics:
         self._prune_at = 1024
         self._background: set[asyncio.Task[None]] = set()
 
-    def topic(self, id: str = "", owner: str = "", *, ttl_s: float | None = None) -> LiteTopic:
+    def topic(
+        self, id: str | None = None, owner: str | None = None, *, ttl_s: float | timedelta | None = None
+    ) -> LiteTopic:
         """The lite topic `id` of `owner`; nothing happens on the wire.
 
         Args:
             id: a token; a fresh one by default.
             owner: a token; this process's own by default.
-            ttl_s: its life after each use, from 1 second to 30 days; by default the one it has, or a day.
+            ttl_s: its life after each use, from 1 second to 30 days, in seconds or as a timedelta; by default the
+                one it has, or a day.
 
         Raises:
             InvalidSubjectError: `id` or `owner` is not a token.
-            InvalidInputError: `ttl_s` is out of its range.
+            InvalidInputError: `ttl_s` is not a time, or out of its range.
         """
-        if ttl_s is not None and not (1 <= ttl_s <= LONGEST_TTL_S):
-            hint = f"from 1 to {LONGEST_TTL_S:.0f} seconds"
-            raise InvalidInputError(f"a lite topic can't live for {ttl_s!r} s", field="ttl_s", hint=hint)
-        owner, id = owner or token_of(self.identity.id), id or os.urandom(16).hex()
+        ttl_s = _check_ttl(ttl_s)
+        owner = token_of(self.identity.id) if owner is None else owner
+        id = os.urandom(16).hex() if id is None else id
         return LiteTopic(self, self._subjects.lite(owner, id), owner, id, ttl_s)
 
-    def follow(self, owner: str = "") -> LiteFeed:
+    def follow(self, owner: str | None = None) -> LiteFeed:
         """Many lite topics of one owner over one subscription; enter it with `async with`.
 
         Args:
@@ -86,12 +91,13 @@ class LiteTopics:
         Raises:
             InvalidSubjectError: `owner` is not a token.
         """
-        owner = owner or token_of(self.identity.id)
+        owner = token_of(self.identity.id) if owner is None else check_token(owner, "owner")
         return LiteFeed(self.lite, self._subjects, owner, self.clock, lambda id: self.touch(self.topic(id, owner)))
 
-    def cursor_key(self, key: str, name: str) -> str:
-        """Where the exclusive readers `name` of a topic keep their place."""
-        return cursor_key(self._subjects, key, name)
+    async def take(self, topic: LiteTopic, name: str) -> ExclusiveCursor:
+        """Become the only reader `name` of a topic."""
+        place = cursor_key(self._subjects, topic.key, name)
+        return await ExclusiveCursor.take(self.lite, place, f"{name!r} of {topic.owner}/{topic.id}")
 
     async def publish(self, topic: LiteTopic, data: bytes, msg_id: str | None) -> int:
         """Store one message and see that its topic lives on; see `LiteTopic.publish`."""
@@ -232,16 +238,21 @@ class LiteTopic:
                 waited for.
 
         Raises:
+            InvalidInputError: `content` is not JSON.
             QuotaExceededError: the topic would be new, and there are as many as allowed.
             MessageTooLargeError: larger than the server takes.
             BusUnavailableError: not acknowledged in time; the same `msg_id` again is safe.
         """
         is_raw = isinstance(content, bytes)
-        data = content if is_raw else pack("event", self._topics.identity, {"content": content})
+        try:
+            data = content if is_raw else pack("event", self._topics.identity, {"content": content})
+        except PydanticSerializationError as error:
+            hint = "publish a JSON value, or bytes"
+            raise InvalidInputError(f"the content is not JSON: {error}", field="content", hint=hint) from None
         # The store knows ids of all topics together, and none that breaks a header.
         return await self._topics.publish(self, data, token_of(f"{self.key} {msg_id}") if msg_id else None)
 
-    def read(self, start: LiteStart = "first", *, live: bool = True, exclusive: str = "") -> LiteReader:
+    def read(self, start: LiteStart = "first", *, live: bool = True, exclusive: str | None = None) -> LiteReader:
         """The topic's messages in order, none lost and none twice; iterate over it with `async for`.
 
         Reading takes nothing away: each reader has its own place. After the loop `LiteReader.end` says whether the
@@ -252,13 +263,16 @@ class LiteTopic:
                 to go on, one more than the last one read), a time (an aware datetime, or a float of seconds since
                 the epoch), or `Tail(n)`.
             live: wait for more, until the topic ends; else stop at what is there.
-            exclusive: a name. Of all who read the topic under it only the one who came last is handed anything;
-                the next message makes the others raise `FencedError`. It goes on where the one before was, whose
-                last message may come twice; `start` counts for the first.
+            exclusive: a name of 1 to 64 characters. Of all who read the topic under it only the one who came last
+                is handed anything; the next message makes the others raise `FencedError`. It goes on where the one
+                before was, whose last message may come twice; `start` counts for the first.
 
         Raises:
-            InvalidInputError: `start` is not a place in a topic.
+            InvalidInputError: `start` is not a place in a topic, or `exclusive` not a name.
         """
+        if exclusive is not None and not (isinstance(exclusive, str) and 1 <= len(exclusive) <= 64):
+            hint = "text of 1 to 64 characters"
+            raise InvalidInputError(f"{exclusive!r} is not the name of a reader", field="exclusive", hint=hint)
         start, topics = check_lite_start(start), self._topics
         return LiteReader(
             topics.lite,
@@ -267,7 +281,7 @@ class LiteTopic:
             live=live,
             clock=topics.clock,
             used=lambda: topics.touch(self),
-            exclusive=exclusive and topics.cursor_key(self.key, exclusive),
+            take=None if exclusive is None else lambda: topics.take(self, exclusive),
         )
 
     async def close(self) -> None:
@@ -277,6 +291,16 @@ class LiteTopic:
             BusUnavailableError: not acknowledged in time; closing it again is safe.
         """
         await self._topics.close(self)
+
+
+def _check_ttl(ttl_s: float | timedelta | None) -> float | None:
+    if ttl_s is None:
+        return None
+    given_s = ttl_s.total_seconds() if isinstance(ttl_s, timedelta) else ttl_s
+    if isinstance(given_s, int | float) and not isinstance(given_s, bool) and 1 <= given_s <= LONGEST_TTL_S:
+        return given_s
+    hint = f"from 1 to {LONGEST_TTL_S:.0f} seconds, or a timedelta"
+    raise InvalidInputError(f"a lite topic can't live for {ttl_s!r}", field="ttl_s", hint=hint)
 
 
 def _json(value: Any) -> bytes:

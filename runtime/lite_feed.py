@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Literal, Self
 
-from squadron.runtime.errors import SquadronError
+from squadron.runtime.errors import InvalidInputError, SquadronError
 from squadron.runtime.follow import Follower, FollowStatistics
 from squadron.runtime.followed import Batch
 from squadron.runtime.lite_journal import END_HEADER, LiteJournal
@@ -19,7 +21,8 @@ from squadron.runtime.subjects import Subjects
 USED_AFTER_S = 1.0
 
 LiteItems = Sequence[LiteMessage | End]
-LiteHandler = Callable[[str, LiteItems], Awaitable[None]]
+#: A plain function runs in a thread.
+LiteHandler = Callable[[str, LiteItems], Awaitable[None] | None]
 
 
 class LiteFeed:
@@ -33,8 +36,9 @@ class LiteFeed:
     Different topics are handled at once, one topic one call at a time. Messages that come meanwhile wait, in the
     store if they are many, and are one call when the topic's turn comes: up to 512 messages.
 
-    When a handler raises, that is logged, and its topic comes again after a second, with the same messages and
-    what came since. So each message is handled at least once; none is lost, or overtakes one before it.
+    When a handler raises, that is logged, and its topic comes again after a second, after two when it raises then,
+    and so on up to half a minute, with the same messages and what came since. So each message is handled at least
+    once; none is lost, or overtakes one before it.
     """
 
     def __init__(
@@ -122,11 +126,17 @@ class LiteFeed:
         return self._follower.statistics()
 
     async def serve(self, handler: LiteHandler, *, slots: int = 64) -> None:
-        """Run `handler` for topics that have something to read, `slots` at once, until the feed is closed."""
+        """Run `handler` for topics that have something to read, `slots` at once, until the feed is closed.
+
+        Raises:
+            InvalidInputError: `slots` is not a number from 1.
+        """
+        if not isinstance(slots, int) or isinstance(slots, bool) or slots < 1:
+            raise InvalidInputError(f"{slots!r} handlers can't run at once", field="slots", hint="1 or more")
 
         async def handle(batch: Batch) -> None:
             if items := self._items(batch):
-                await handler(_id(batch.key), items)
+                await _call(handler, _id(batch.key), items)
             self._settle(batch, items)
 
         await self._follower.serve(handle, slots=slots)
@@ -158,6 +168,15 @@ class LiteFeed:
                 self._used(_id(batch.key))
         elif batch.lapsed and batch.key in self._follower:
             self._missed.add(batch.key)
+
+
+async def _call(handler: LiteHandler, id: str, items: LiteItems) -> None:
+    if any(map(inspect.iscoroutinefunction, (handler, type(handler).__call__))):
+        returned = handler(id, items)
+    else:
+        returned = await asyncio.to_thread(handler, id, items)
+    if inspect.isawaitable(returned):
+        await returned
 
 
 def _id(key: str) -> str:

@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from squadron.runtime.envelope import AgentMessage
 from squadron.runtime.errors import BusUnavailableError, InvalidInputError, InvalidMessageError
-from squadron.runtime.exclusive import ExclusiveCursor
+from squadron.runtime.exclusive import ExclusiveCursor, Guarded
 from squadron.runtime.follow import Follower
 from squadron.runtime.followed import Batch
 from squadron.runtime.lite_journal import END_HEADER, LiteJournal
@@ -36,9 +36,17 @@ _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|us|µs|ns|h|m|s|)")
 
 @dataclass(frozen=True, slots=True)
 class Tail:
-    """To start a reader at the newest `count` messages."""
+    """To start a reader at the newest `count` messages.
+
+    Raises:
+        InvalidInputError: that is no count.
+    """
 
     count: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.count, int) or isinstance(self.count, bool) or self.count < 0:
+            raise InvalidInputError(f"a tail can't have {self.count!r} messages", field="start", hint="0 or more")
 
 
 #: A time to start at is before the year 10000, in seconds since the epoch: no server reads a later one.
@@ -54,11 +62,11 @@ def check_lite_start(start: LiteStart) -> LiteStart:
         InvalidInputError: it is not a place in a topic.
     """
     if isinstance(start, Tail):
-        if isinstance(start.count, int) and start.count >= 0:
-            return start
+        return start
     elif isinstance(start, datetime):
         if start.tzinfo is not None:
             return start.timestamp()
+        raise InvalidInputError(f"{start!r} has no time zone", field="start", hint="datetime.now(UTC), for one")
     elif isinstance(start, str):
         if start in ("first", "last", "new"):
             return start
@@ -75,7 +83,7 @@ def check_lite_start(start: LiteStart) -> LiteStart:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LiteMessage:
     """One message of a lite topic.
 
@@ -91,6 +99,10 @@ class LiteMessage:
     data: bytes
     headers: Headers = field(default_factory=dict)
     missed: bool = False
+
+    def __repr__(self) -> str:
+        content = self.data if self.message is None else self.content
+        return f"LiteMessage(seq={self.seq}, time={self.time}, content={content!r:.200})"
 
     @cached_property
     def message(self) -> AgentMessage | None:
@@ -139,12 +151,13 @@ class LiteReader(AsyncIterator[LiteMessage]):
         live: bool,
         clock: Clock,
         used: Callable[[], None],
-        exclusive: str = "",
+        take: Callable[[], Awaitable[ExclusiveCursor]] | None = None,
     ) -> None:
         self.end: End | None = None
         self._lite, self._key, self._start, self._live = lite, key, start, live
         self._clock, self._used, self._used_at = clock, used, 0.0
-        self._exclusive = exclusive
+        #: Makes this the only reader of its name.
+        self._take = take
         #: All up to this sequence was handed out, or was not wanted; if `anchored`, there was a message at it.
         self._cursor, self._anchored = 0, False
         self._handed_out = False
@@ -153,26 +166,18 @@ class LiteReader(AsyncIterator[LiteMessage]):
         self._missed = False
         #: When the last of the messages that were seen lapses, in seconds since the epoch.
         self._lapses_at, self._may_lapse = 0.0, asyncio.Event()
-        self._messages = self._run()
+        self._messages: AsyncGenerator[LiteMessage, None] | Guarded[LiteMessage] = self._read()
 
     async def __anext__(self) -> LiteMessage:
+        if self._take is not None and not isinstance(self._messages, Guarded):
+            cursor = await self._take()
+            self._start = cursor.seq or self._start
+            self._messages = cursor.guard(self._messages)
         return await anext(self._messages)
 
     async def aclose(self) -> None:
         """Stop reading. May be called twice."""
         await self._messages.aclose()
-
-    async def _run(self) -> AsyncGenerator[LiteMessage, None]:
-        if not self._exclusive:
-            async with aclosing(self._read()) as messages:
-                async for message in messages:
-                    yield message
-            return
-        cursor = await ExclusiveCursor.take(self._lite, self._exclusive)
-        self._start = cursor.seq or self._start
-        async with aclosing(self._read()) as messages, aclosing(cursor.guard(messages)) as guarded:
-            async for message in guarded:
-                yield message
 
     async def _read(self) -> AsyncGenerator[LiteMessage, None]:
         self._use()

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from squadron.runtime.context import Context
     from squadron.runtime.errors import (
         FencedError,
+        InvalidInputError,
+        InvalidSubjectError,
         QuotaExceededError,
         Retry,
         SquadronError,
@@ -53,6 +55,8 @@ _HOMES = {
     "Expired": "runtime.outcome",
     "Failed": "runtime.outcome",
     "FencedError": "runtime.errors",
+    "InvalidInputError": "runtime.errors",
+    "InvalidSubjectError": "runtime.errors",
     "LiteMessage": "runtime.lite_reader",
     "LiteTopic": "runtime.lite",
     "Nested": "runtime.streams",
@@ -88,6 +92,8 @@ __all__ = [
     "Expired",
     "Failed",
     "FencedError",
+    "InvalidInputError",
+    "InvalidSubjectError",
     "LiteMessage",
     "LiteTopic",
     "Nested",

@@ -8,6 +8,7 @@ import os
 import socket
 import uuid
 from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
 from typing import Any
 
 from squadron.actors.credentials import remember_keys
@@ -223,7 +224,9 @@ class Squad(Fleet):
         subject = self._wiring.subjects.event(check_pattern(pattern))
         return events.attach(await self._wiring.bus.subscribe(subject, events.hear))
 
-    def lite(self, id: str = "", owner: str = "", *, ttl_s: float | None = None) -> LiteTopic:
+    def lite(
+        self, id: str | None = None, owner: str | None = None, *, ttl_s: float | timedelta | None = None
+    ) -> LiteTopic:
         """A lite topic: publish on it, read it, from the start or from where you were, and close it.
 
         Nothing happens on the wire: it is there from its first message on, which any NATS client may send.
@@ -231,16 +234,16 @@ class Squad(Fleet):
         Args:
             id: a token; a fresh one by default.
             owner: a token; this process's own by default.
-            ttl_s: how long it lives after each use, from 1 second to 30 days; by default what it lives already, or
-                a day.
+            ttl_s: how long it lives after each use, from 1 second to 30 days, in seconds or as a timedelta; by
+                default what it lives already, or a day.
 
         Raises:
             InvalidSubjectError: `id` or `owner` is not a token.
-            InvalidInputError: `ttl_s` is out of its range.
+            InvalidInputError: `ttl_s` is not a time, or out of its range.
         """
         return self._wiring.caller.lite_topics.topic(id, owner, ttl_s=ttl_s)
 
-    def follow(self, owner: str = "") -> LiteFeed:
+    def follow(self, owner: str | None = None) -> LiteFeed:
         """Follow many lite topics of one owner over one subscription: `async with squad.follow() as feed`.
 
         See `LiteFeed`. Many feeds, here and elsewhere, may follow the same topics: each hears everything.

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from squadron.durable import DurableEvent, DurableEvents
-from squadron.flow import Events
+from squadron.flow import Events, Stream
 from squadron.runtime.envelope import AgentMessage
 from squadron.runtime.handle import Handle
 from squadron.runtime.letters import DeadLetter, DeadLetters, Redriven
 from squadron.runtime.lite import LiteTopic
 from squadron.runtime.lite_feed import LiteFeed, LiteItems
-from squadron.runtime.lite_reader import End, LiteMessage, LiteStart
+from squadron.runtime.lite_reader import End, LiteMessage, LiteReader, LiteStart
 from squadron.runtime.outcome import Outcome
 from squadron.runtime.streams import Chunk, Ended, Nested, Restarted
 from squadron.runtime.topics import ScoredTopic
@@ -80,22 +79,9 @@ class SyncSquad:
         """See `Squad.ask`."""
         return self._wait(self._squad.ask(topic, content, **options))
 
-    def stream(self, topic: str, content: Any = None, /, **options: Any) -> Generator[Any, None, Outcome]:
-        """See `Squad.stream`; a plain iterator over the chunks, which returns the outcome at its end."""
-        stream = self._squad.stream(topic, content, **options)
-        yield from self._each(aiter(stream))
-        return self._wait(stream.outcome())
-
-    def stream_events(
-        self, topic: str, content: Any = None, /, **options: Any
-    ) -> Generator[Chunk | Restarted | Nested | Ended, None, None]:
-        """See `Stream.events`; a plain iterator, whose last item is the end."""
-        yield from self._each(self._squad.stream(topic, content, **options).events())
-
-    def _each(self, items: AsyncIterator[T]) -> Generator[T, None, None]:
-        with contextlib.suppress(StopAsyncIteration):
-            while True:
-                yield self._wait(_next(items))
+    def stream(self, topic: str, content: Any = None, /, **options: Any) -> SyncStream:
+        """See `Squad.stream`; a plain iterator over the chunks."""
+        return SyncStream(self._squad.stream(topic, content, **options), self._wait)
 
     def submit(self, topic: str, content: Any = None, /, **options: Any) -> Handle:
         """See `Squad.submit`; wait with `outcome`."""
@@ -131,11 +117,11 @@ class SyncSquad:
         finally:
             self._wait(events.aclose())
 
-    def lite(self, id: str = "", owner: str = "", **options: Any) -> SyncLiteTopic:
+    def lite(self, id: str | None = None, owner: str | None = None, **options: Any) -> SyncLiteTopic:
         """See `Squad.lite`."""
         return SyncLiteTopic(self._squad.lite(id, owner, **options), self._wait)
 
-    def follow(self, owner: str = "") -> SyncLiteFeed:
+    def follow(self, owner: str | None = None) -> SyncLiteFeed:
         """See `Squad.follow`: `with squad.follow() as feed`."""
         return SyncLiteFeed(self._squad.follow(owner), self._wait)
 
@@ -208,6 +194,54 @@ class SyncDeadLetters:
         return dropped
 
 
+class SyncItems(Iterator[T]):
+    """What an async iterator hands out, as a plain one; blocks until the next item is there."""
+
+    def __init__(self, items: AsyncIterator[T], wait: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
+        self._items, self._wait = items, wait
+
+    def __next__(self) -> T:
+        try:
+            item: T = self._wait(_next(self._items))
+        except StopAsyncIteration:
+            raise StopIteration from None
+        return item
+
+
+class SyncStream(SyncItems[Any]):
+    """See `Stream`; a plain iterator over the chunks."""
+
+    def __init__(self, stream: Stream, wait: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
+        super().__init__(aiter(stream), wait)
+        self._stream = stream
+
+    def events(self) -> SyncItems[Chunk | Restarted | Nested | Ended]:
+        """See `Stream.events`; a plain iterator, whose last item is the end."""
+        return SyncItems(self._stream.events(), self._wait)
+
+    def outcome(self) -> Outcome:
+        """See `Stream.outcome`."""
+        outcome: Outcome = self._wait(self._stream.outcome())
+        return outcome
+
+
+class SyncLiteReader(SyncItems[LiteMessage]):
+    """See `LiteReader`; a plain iterator over the messages."""
+
+    def __init__(self, reader: LiteReader, wait: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
+        super().__init__(reader, wait)
+        self._reader = reader
+
+    @property
+    def end(self) -> End | None:
+        """How the topic ended; None if it did not."""
+        return self._reader.end
+
+    def close(self) -> None:
+        """Stop reading. May be called twice."""
+        self._wait(self._reader.aclose())
+
+
 class SyncLiteTopic:
     """See `LiteTopic`; every call blocks until it is done."""
 
@@ -215,23 +249,19 @@ class SyncLiteTopic:
         self.key, self.owner, self.id, self.ttl_s = topic.key, topic.owner, topic.id, topic.ttl_s
         self._topic, self._wait = topic, wait
 
+    def __repr__(self) -> str:
+        return f"SyncLiteTopic({self.key})"
+
     def publish(self, content: Any, **options: Any) -> int:
         """See `LiteTopic.publish`."""
         seq: int = self._wait(self._topic.publish(content, **options))
         return seq
 
     def read(
-        self, start: LiteStart = "first", *, live: bool = True, exclusive: str = ""
-    ) -> Generator[LiteMessage, None, End | None]:
-        """See `LiteTopic.read`; a plain iterator over the messages, which returns how the topic ended."""
-        reader = self._topic.read(start, live=live, exclusive=exclusive)
-        try:
-            while True:
-                yield self._wait(_next(reader))
-        except StopAsyncIteration:
-            return reader.end
-        finally:
-            self._wait(reader.aclose())
+        self, start: LiteStart = "first", *, live: bool = True, exclusive: str | None = None
+    ) -> SyncLiteReader:
+        """See `LiteTopic.read`; a plain iterator over the messages."""
+        return SyncLiteReader(self._topic.read(start, live=live, exclusive=exclusive), self._wait)
 
     def close(self) -> None:
         """See `LiteTopic.close`."""

@@ -244,3 +244,40 @@ async def test_a_reader_that_was_stopped_and_goes_on_is_fenced(
     assert handed_out == list(range(len(before)))
     # Where the old one was: at the last message it was handed, or just before the next one.
     assert read in (list(range(len(before) - 1, count)), list(range(len(before), count)))
+
+
+async def leave_open(home: str, environment: str, exclusive: str | None, *, held: bool) -> None:
+    """Runs in a process of its own: reads one message, and leaves the reader open."""
+    settings = Settings(home=Path(home), env=environment)
+    wiring = await Wiring.open(settings, AgentIdentity(id="untidy", type="test"))
+    topic = wiring.caller.lite_topics.topic("lk", "me")
+    await topic.publish(1)
+    reader = topic.read(exclusive=exclusive)
+    os.write(1, b"%d\n" % (await anext(reader)).content)
+    await wiring.aclose()
+    if held:
+        _left_open.append(reader)
+
+
+_left_open: list[Any] = []
+
+
+@ON_NATS
+@pytest.mark.parametrize("held", [True, False])
+@pytest.mark.parametrize("exclusive", ["gw", None])
+async def test_a_reader_that_is_left_open_prints_nothing_at_exit(
+    peer: Peer, settings: Settings, exclusive: str | None, held: bool
+) -> None:
+    program = f"""
+import asyncio
+from tests.contract.test_exclusive import leave_open
+asyncio.run(leave_open({str(settings.home)!r}, {settings.env!r}, {exclusive!r}, held={held}))
+"""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+
+    async with asyncio.timeout(3 * SOON_S):
+        out, err = await process.communicate()
+
+    assert (out, err, process.returncode) == (b"1\n", b"", 0)

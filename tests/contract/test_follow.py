@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 import urllib.request
 from collections import defaultdict
@@ -11,6 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from squadron import Settings
 from squadron.bridge.jetstream import embedded
@@ -317,6 +319,40 @@ async def test_a_batch_whose_handler_raised_comes_again_with_what_came_since(
     await until(lambda: _is(follower.cursor(key("a")) == last))
     await follower.aclose()
     await serving
+
+
+async def test_a_handler_that_raises_is_logged_in_one_line_and_waits_longer_each_time(
+    lite: Leaky, follower: Follower, key: Key, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follow, "RETRY_S", 0.01)
+    monkeypatch.setattr(follow, "LONGEST_RETRY_S", 0.04)
+    runs: list[Batch] = []
+
+    async def handler(batch: Batch) -> None:
+        runs.append(batch)
+        if len(runs) not in (5, 7):
+            raise ValueError("no use")
+
+    async def ran(times: int) -> bool:
+        return len(runs) >= times
+
+    follower.add(key("a"))
+    with capture_logs() as logs:
+        serving = asyncio.create_task(follower.serve(handler))
+        await lite.append(key("a"), b"0")
+        await until(lambda: ran(5))
+        await lite.append(key("a"), b"1")
+        await until(lambda: ran(7))
+        await follower.aclose()
+        await serving
+
+    raised = [log for log in logs if log["event"] == "follow.handler_raised"]
+    # What went well in between makes it begin anew.
+    assert [log["again_in_s"] for log in raised] == [0.01, 0.02, 0.04, 0.04, 0.01]
+    assert raised[0]["key"] == key("a")
+    assert raised[0]["error"] == "ValueError: no use"
+    assert re.fullmatch(rf"{re.escape(__file__)}:\d+ handler", raised[0]["at"])
+    assert "exc_info" not in raised[0]
 
 
 async def _is(so: bool) -> bool:

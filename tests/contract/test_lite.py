@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import nats
@@ -118,21 +118,49 @@ async def test_a_topic_that_is_not_there_yet_can_be_waited_for(topic: Topic, sta
     await reader.aclose()
 
 
-@pytest.mark.parametrize("start", ["newest", 0, -1, True, -0.5, 1e12, datetime(2026, 1, 1), Tail(-1), None])
+@pytest.mark.parametrize("start", ["newest", 0, -1, True, -0.5, 1e12, datetime(2026, 1, 1), None])
 async def test_what_is_no_place_in_a_topic_is_refused(topic: Topic, start: Any) -> None:
     with pytest.raises(InvalidInputError) as caught:
         topic("a").read(start)
     assert caught.value.field == "start"
 
 
+@pytest.mark.parametrize("count", [-1, "x", True, None])
+def test_a_tail_of_no_count_is_refused(count: Any) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        Tail(count)
+    assert caught.value.field == "start"
+
+
+async def test_a_time_without_a_zone_is_told_so(topic: Topic) -> None:
+    with pytest.raises(InvalidInputError, match="has no time zone"):
+        topic("a").read(datetime(2026, 1, 1))
+
+
+@pytest.mark.parametrize("exclusive", ["", "x" * 65, 5, True])
+async def test_what_is_no_name_of_a_reader_is_refused(topic: Topic, exclusive: Any) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        topic("a").read(exclusive=exclusive)
+    assert caught.value.field == "exclusive"
+
+
 async def test_names_and_lives_are_checked_before_anything_is_sent(peer: Peer, topic: Topic) -> None:
-    for wrong in ({"id": "a.b"}, {"id": "*"}, {"id": "a", "owner": "x y"}, {"id": "x" * 65}):
+    for wrong in (
+        {"id": "a.b"},
+        {"id": "*"},
+        {"id": "a", "owner": "x y"},
+        {"id": "x" * 65},
+        {"id": ""},
+        {"owner": ""},
+    ):
         with pytest.raises(InvalidSubjectError):
             topic(**wrong)
-    for ttl_s in (0, 0.5, -1, 30 * 24 * 3600 + 1, float("nan"), float("inf")):
+    wrong_lives: list[Any] = [0, 0.5, -1, 30 * 24 * 3600 + 1, float("nan"), float("inf"), "60", True, timedelta(0)]
+    for ttl_s in wrong_lives:
         with pytest.raises(InvalidInputError) as caught:
             topic("a", ttl_s=ttl_s)
         assert caught.value.field == "ttl_s"
+    assert topic("a", ttl_s=timedelta(minutes=2)).ttl_s == 120
     one, other = topic(), topic()
     assert one.id != other.id
     assert (one.owner, one.key) == ("tester", peer.subjects.lite("tester", one.id))
@@ -149,8 +177,20 @@ async def test_bytes_and_json_are_read_as_they_were_published(topic: Topic) -> N
     assert json_.content == {"text": "hü", "n": [1, None]}
     assert none.content is None
     assert none.message is not None
+    assert repr(json_) == f"LiteMessage(seq={json_.seq}, time={json_.time}, content={json_.content})"
+    assert "content=b'\\x00\\xff'" in repr(raw)
     with pytest.raises(MessageTooLargeError):
         await mine.publish(b"x" * 9_000_000)
+
+
+async def test_what_is_not_json_is_refused(topic: Topic) -> None:
+    circular: list[Any] = []
+    circular.append(circular)
+    for content in (object(), {"a": [object()]}, {"text": "\ud800"}, circular):
+        with pytest.raises(InvalidInputError, match="not JSON") as caught:
+            await topic("a").publish(content)
+        assert caught.value.field == "content"
+    assert await _stored(topic("a")) == []
 
 
 async def test_under_one_message_id_it_is_published_once(topic: Topic) -> None:
@@ -279,9 +319,16 @@ def test_a_plain_script_publishes_reads_and_closes(settings: Settings) -> None:
     reader = mine.read(seqs[1])
     assert [next(reader).content for _ in range(2)] == [{"n": 1}, {"n": 2}]
     mine.close()
-    with pytest.raises(StopIteration) as stopped:
-        next(reader)
-    assert (stopped.value.value.reason, stopped.value.value.missed) == ("closed", False)
+    assert reader.end is None
+    assert list(reader) == []
+    assert reader.end is not None
+    assert (reader.end.reason, reader.end.missed) == ("closed", False)
+    with pytest.raises(InvalidInputError):
+        mine.read(0)
+    left = squad.lite("other").read("new")
+    left.close()
+    assert list(left) == []
+    assert mine.key in repr(mine)
     assert (mine.key, mine.ttl_s) == (f"agents.{settings.env}.lite.session.chat", 60)
     squad.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
@@ -227,8 +228,34 @@ async def test_what_can_not_be_followed_is_refused(peer: Peer, feed: LiteFeed) -
         await feed.add("no.token")
     with pytest.raises(InvalidInputError):
         await feed.add("a", "sometime")  # type: ignore[arg-type]
+    with pytest.raises(InvalidSubjectError):
+        peer.caller.lite_topics.follow("")
+    slots: list[Any] = [0, -1, "x", True]
+    for each in slots:
+        with pytest.raises(InvalidInputError) as caught:
+            await feed.serve(lambda id, items: None, slots=each)
+        assert caught.value.field == "slots"
     with pytest.raises(SquadronError, match="not open"):
         await peer.caller.lite_topics.follow("owner").add("a")
+
+
+async def test_a_plain_function_handles_in_a_thread(feed: LiteFeed, topic: Topic) -> None:
+    seen: list[Any] = []
+
+    def handler(id: str, items: LiteItems) -> None:
+        seen.append((id, len(items), threading.current_thread() is threading.main_thread()))
+
+    async def handled() -> bool:
+        return bool(seen)
+
+    serving = asyncio.create_task(feed.serve(handler))
+    await feed.add("a")
+    await topic("a").publish(1)
+    await until(handled)
+    await feed.aclose()
+    await asyncio.wait_for(serving, SOON_S)
+
+    assert seen == [("a", 1, False)]
 
 
 async def test_of_exclusive_readers_the_one_that_came_last_goes_on(
@@ -243,7 +270,7 @@ async def test_of_exclusive_readers_the_one_that_came_last_goes_on(
 
     # It may be that the first one died over the message it had.
     assert (await anext(other)).content == 1
-    with pytest.raises(FencedError):
+    with pytest.raises(FencedError, match=r"another reader has taken over 'clerk' of owner/a .*read again"):
         await anext(one)
     assert (await anext(other)).content == 2
     await other.aclose()

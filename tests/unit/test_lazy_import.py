@@ -44,6 +44,8 @@ def test_the_public_names() -> None:
         "Expired",
         "Failed",
         "FencedError",
+        "InvalidInputError",
+        "InvalidSubjectError",
         "LiteMessage",
         "LiteTopic",
         "Nested",
