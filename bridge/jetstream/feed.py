@@ -65,9 +65,12 @@ class JetStreamLease:
     async def begin(self) -> int:
         """Note that the work begins; returns which beginning it is."""
         self._begun = True
-        if self.delivered == 1:
+        if self.first:
             return 1
         note = await self._notes.last(self._note_key)
+        if self.delivered == 1 and note is None:
+            return 1
+        # Delivered once, and with a note: the server was killed and forgot what it had delivered before.
         count = (int(note.data) if note else 1) + 1
         await self._notes.append(self._note_key, str(count).encode(), ttl_s=NOTE_TTL_S)
         return count
@@ -85,7 +88,8 @@ class JetStreamLease:
 
     async def release(self, after_s: float = 0.0) -> None:
         """Hand the message back for another delivery."""
-        if self.delivered == 1 and not self._begun:
+        unbegun = self.delivered == 1 and not self._begun
+        if unbegun and (self.first or await self._notes.last(self._note_key) is None):
             await self._notes.append(self._note_key, b"0", ttl_s=NOTE_TTL_S)
         delay = json.dumps({"delay": round(after_s * NANOSECONDS)})
         await self._connection.publish(self._reply, f"-NAK {delay}".encode())

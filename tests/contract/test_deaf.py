@@ -238,7 +238,7 @@ async def test_who_gave_up_on_listening_hears_nothing_twice_when_it_tries_again(
     connection: Connection, server: tuple[embedded.Endpoint, Path]
 ) -> None:
     bus, heard = CoreBus(connection), Inbox()
-    os.kill(server[0].pid, signal.SIGSTOP)
+    _stop(server[0].pid)
     try:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.2):
@@ -256,7 +256,7 @@ async def test_who_gave_up_on_listening_hears_nothing_twice_when_it_tries_again(
 async def test_a_server_that_dies_with_much_on_its_way_to_it_is_told_as_away(tmp_path: Path) -> None:
     pid = embedded.ensure(tmp_path).pid
     connection = await connect(Settings(home=tmp_path), name="test")
-    os.kill(pid, signal.SIGSTOP)
+    _stop(pid)
 
     async def ask() -> None:
         # Each waits until it is sent, or for its answer.

@@ -9,8 +9,8 @@ import signal
 from squadron.actors.agent import Agent
 from squadron.actors.marks import topic
 from squadron.bridge.jetstream import embedded
-from squadron.runtime.ports import Backlog
-from tests.contract.conftest import ON_NATS, Peer, Serve, World, until
+from squadron.runtime.ports import Backlog, Mailbox
+from tests.contract.conftest import ON_NATS, Inbox, Peer, Serve, World, until
 
 
 class Typist(Agent):
@@ -59,3 +59,29 @@ async def test_what_the_server_forgot_it_had_delivered_is_not_run_again_once_its
 
     await until(empty)
     assert typist.typed == 1
+
+
+@ON_NATS
+async def test_beginnings_are_counted_though_the_server_forgot_that_it_was_handed_back(
+    world: World, peer: Peer
+) -> None:
+    assert world.settings is not None
+    home = world.settings.home
+    box, inbox = Mailbox("reader", ("book.read",), lease_s=1.0), Inbox()
+    await peer.queue.declare(box)
+    feed = await peer.queue.consume(box, inbox)
+    feed.want(4)
+    subject = peer.subjects.task("book.read")
+    await peer.queue.put(subject, b"warm", msg_id="")
+    await (await inbox.next()).lease.settle(confirmed=True)
+    await peer.queue.put(subject, b"task", msg_id="")
+    await (await inbox.next()).lease.release(after_s=2.0)
+
+    server = embedded.find(home)
+    assert server is not None
+    os.kill(server.pid, signal.SIGKILL)
+    await asyncio.to_thread(embedded.ensure, home)
+
+    begun = [await delivery.lease.begin() for delivery in await inbox.take(2)]
+    assert begun == [1, 2]
+    await feed.aclose()
