@@ -105,7 +105,7 @@ class Quotas:
         if room.left <= 0:
             whose = f"{owner!r} has" if owner else "the environment has"
             setting = "lite_topics_per_owner" if owner else "lite_topics"
-            hint = f"close some, give them shorter lives, or raise {setting}"
+            hint = f"close some, give them shorter lives, or raise {setting}: SQUADRON_{setting.upper()}"
             raise QuotaExceededError(f"{whose} its {limit:,} lite topics", owner=owner, limit=limit, hint=hint)
 
     async def _free(self, owner: str, limit: int) -> int:

@@ -9,7 +9,7 @@ import os
 import select
 import stat
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,6 +21,7 @@ from squadron.runtime.errors import InvalidInputError, SquadronError, StreamGapE
 if TYPE_CHECKING:
     from squadron.runtime.handle import Handle
     from squadron.runtime.outcome import Outcome
+    from squadron.runtime.streams import Chunk, Ended, Nested, Restarted
     from squadron.runtime.topics import ScoredTopic, SemanticTopic
     from squadron.squad import Squad
 
@@ -113,42 +114,84 @@ async def _ask(
         piped = piped or (not pairs and bool(schema.get("required")) and _is_piped())
         content = with_fields(read_stdin(wait=not sys.stdin.isatty()) if piped else {}, pairs, schema)
         handle = await squad.submit(topic, content, **options)
+        shown = Shown(as_json=as_json)
         try:
-            shown = await _follow(handle, as_json) if stream else ""
+            if stream:
+                await shown.follow(handle)
             outcome = await handle.outcome()
         except asyncio.CancelledError:
-            # Ctrl-C: nobody waits for it any more.
-            with contextlib.suppress(SquadronError, TimeoutError):
-                async with asyncio.timeout(CANCEL_WITHIN_S):
-                    await handle.cancel()
+            told = await _cancel(handle)
+            shown.end_line()
+            frame.tell(told)
             raise
-    return _show_outcome(outcome, shown, as_json)
+    return _show_outcome(outcome, shown.text, as_json)
 
 
-async def _follow(handle: Handle, as_json: bool) -> str:
-    """Print what a task emits; returns the text that was shown."""
-    shown = ""
-    async for chunk in _chunks(handle):
-        if as_json:
-            frame.print_json({"chunk": chunk})
-        elif isinstance(chunk, str):
-            shown += chunk
-            sys.stdout.write(chunk)
+async def _cancel(handle: Handle) -> str:
+    """At Ctrl-C nobody waits for the task any more; returns what became of it."""
+    with contextlib.suppress(SquadronError, TimeoutError):
+        async with asyncio.timeout(CANCEL_WITHIN_S):
+            await handle.cancel()
+            return "cancelled"
+    return "interrupted; the task may go on"
+
+
+class Shown:
+    """What was printed of a stream.
+
+    Attributes:
+        text: the texts that the newest attempt emitted.
+    """
+
+    def __init__(self, *, as_json: bool) -> None:
+        self.text = ""
+        self._as_json, self._is_open = as_json, False
+
+    async def follow(self, handle: Handle) -> None:
+        """Print what a task emits, as it comes."""
+        try:
+            async for event in handle.events():
+                self._show(event)
+        except StreamGapError as error:
+            # Its outcome counts all the same.
+            self.end_line()
+            frame.tell(str(error))
+        self.end_line()
+
+    def _show(self, event: Chunk | Restarted | Nested | Ended) -> None:
+        from squadron.runtime.streams import Chunk, Restarted
+
+        if isinstance(event, Restarted):
+            self._restart(event.attempt)
+        elif not isinstance(event, Chunk):
+            return
+        elif self._as_json:
+            frame.print_json({"chunk": event.value})
+        elif isinstance(event.value, str):
+            self.text += event.value
+            self._write(event.value)
         else:
-            sys.stdout.write(json.dumps(chunk, ensure_ascii=False) + "\n")
+            self.end_line()
+            self._write(json.dumps(event.value, ensure_ascii=False) + "\n")
+
+    def _restart(self, attempt: int) -> None:
+        self.text = ""
+        if self._as_json:
+            frame.print_json({"restarted": attempt})
+        else:
+            self.end_line()
+            frame.tell(f"attempt {attempt}: starting over")
+
+    def _write(self, text: str) -> None:
+        sys.stdout.write(text)
         sys.stdout.flush()
-    if shown and not shown.endswith("\n"):
-        sys.stdout.write("\n")
-    return shown
+        if text:
+            self._is_open = not text.endswith("\n")
 
-
-async def _chunks(handle: Handle) -> AsyncIterator[Any]:
-    try:
-        async for chunk in handle.chunks():
-            yield chunk
-    except StreamGapError as error:
-        # Its outcome counts all the same.
-        frame.tell(str(error))
+    def end_line(self) -> None:
+        """What is printed next begins a line."""
+        if self._is_open:
+            self._write("\n")
 
 
 def _show_outcome(outcome: Outcome, shown: str, as_json: bool) -> int:

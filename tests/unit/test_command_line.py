@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from typer.testing import CliRunner
 
 from squadron.cli.app import app
 from squadron.cli.progress import show_counts, show_timeline, watching
-from squadron.cli.talk import check_pairs, read_value, with_fields
+from squadron.cli.talk import Shown, check_pairs, read_value, with_fields
 from squadron.cli.tally import Tally
 from squadron.demo.audit import AGENTS, GOAL, TOPICS, offline_plan
 from squadron.runtime.errors import InvalidInputError
+from squadron.runtime.handle import Handle
+from squadron.runtime.streams import Chunk, Restarted
 
 COMMANDS = ("up", "down", "status", "deploy", "undeploy", "scale", "topics", "ask", "run", "demo", "doctor", "dlq")
 
@@ -377,6 +381,39 @@ def test_help_needs_neither_ray_nor_nats() -> None:
     )
 
     assert subprocess.run([sys.executable, "-c", script], timeout=30, check=False).returncode == 0
+
+
+class Retried:
+    """A task whose second attempt is the good one."""
+
+    async def events(self) -> AsyncIterator[Chunk | Restarted]:
+        """What it emits."""
+        yield Chunk("one ", 0, 1, 1)
+        yield Chunk("tw", 1, 1, 1)
+        yield Restarted(2, 2)
+        yield Chunk("one ", 0, 2, 2)
+        yield Chunk("two", 1, 2, 2)
+
+
+def followed(*, as_json: bool) -> Shown:
+    shown = Shown(as_json=as_json)
+    asyncio.run(shown.follow(cast("Handle", Retried())))
+    return shown
+
+
+def test_a_retry_begins_the_shown_stream_anew(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = followed(as_json=False)
+
+    assert capsys.readouterr() == ("one tw\none two\n", "attempt 2: starting over\n")
+    assert shown.text == "one two"
+
+
+def test_a_retry_is_a_line_of_its_own_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
+    followed(as_json=True)
+
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    first, again = [{"chunk": "one "}, {"chunk": "tw"}], [{"chunk": "one "}, {"chunk": "two"}]
+    assert lines == [*first, {"restarted": 2}, *again]
 
 
 def test_a_reader_that_goes_away_is_no_error(clean: Path) -> None:
