@@ -201,6 +201,11 @@ class Follower:
         self._held += topic.hear(entry, previous, keep=keep)
         self._mark(topic)
 
+    @property
+    def breaks(self) -> int:
+        """How often something may have been missed since the start: it was looked for, unless it had lapsed."""
+        return self._breaks
+
     def _doubt(self) -> None:
         """From here on something may be missed."""
         self._unsure = True

@@ -164,6 +164,8 @@ class LiteReader(AsyncIterator[LiteMessage]):
         #: What is older was not wanted; in seconds since the epoch.
         self._since = 0.0
         self._missed = False
+        #: Losses of the connection before the last message was handed out.
+        self._sure_until = 0
         #: When the last of the messages that were seen lapses, in seconds since the epoch.
         self._lapses_at, self._may_lapse = 0.0, asyncio.Event()
         self._messages: AsyncGenerator[LiteMessage, None] | Guarded[LiteMessage] = self._read()
@@ -237,6 +239,7 @@ class LiteReader(AsyncIterator[LiteMessage]):
         try:
             follower.add(self._key, after=self._cursor, resumed=self._anchored)
             async for batch in follower:
+                self._sure_until = follower.breaks
                 yield batch
         finally:
             watching.cancel()
@@ -251,6 +254,8 @@ class LiteReader(AsyncIterator[LiteMessage]):
                 # What was heard is handed out first, though it may be gone from the store by now.
                 due = self._clock.time() >= self._lapses_at
                 if due and await self._is_gone() and not follower.has_news(self._key):
+                    # While the connection was away a message may have come and gone.
+                    self._missed = self._missed or follower.breaks != self._sure_until
                     self._end_gone()
                     return await follower.aclose()
             await asyncio.sleep(max(LOOK_S, self._lapses_at - self._clock.time()))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
+from squadron.bridge.jetstream.journal import JetStreamJournal
 from squadron.bridge.memory import MemoryJournal
 from squadron.runtime.lite import RENEW_S, LiteTopic
 from squadron.runtime.lite_journal import END_HEADER
@@ -220,6 +221,21 @@ async def test_a_topic_of_messages_with_lives_of_their_own_is_over_with_the_last
     _, end = await _rest(mine.read(5))
     assert end is not None
     assert (end.reason, end.missed) == ("expired", True)
+
+
+@ON_NATS
+async def test_what_may_have_come_and_gone_while_the_connection_was_away_is_told(peer: Peer, topic: Topic) -> None:
+    mine = topic("raw")
+    await peer.lite.append(mine.key, b"one", ttl_s=1)
+    reader = mine.read()
+    assert (await anext(reader)).data == b"one"
+    assert isinstance(peer.lite, JetStreamJournal)
+    await peer.lite._connection.disconnected()
+
+    assert [message async for message in reader] == []
+
+    assert reader.end is not None
+    assert (reader.end.reason, reader.end.missed) == ("expired", True)
 
 
 async def test_end_markers_mean_nothing_to_a_conversation_memory(peer: Peer, topic: Topic) -> None:
