@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sysconfig
-import traceback
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
 
 import structlog
@@ -20,7 +17,7 @@ import structlog
 from squadron.runtime.errors import BusUnavailableError
 from squadron.runtime.followed import Batch, Followed
 from squadron.runtime.ports import Entry, Journal, Subscription
-from squadron.runtime.retries import summary_of
+from squadron.runtime.retries import backoff_s, places_of, summary_of
 
 #: Most entries of one batch from the store: as many as a journal asks for at once.
 MOST_READ = 512
@@ -28,17 +25,12 @@ MOST_READ = 512
 MOST_HELD_BYTES = 64 * 1024 * 1024
 #: How often it is made sure, in seconds, that nothing was missed: one question of 0.2 ms for all topics.
 LOOK_S = 5.0
-#: Pause before a topic is tried again whose handler raised, doubled each time it does so again, and the longest
-#: one; and pause before the server that was away is asked again; in seconds.
+#: Pause before a topic is tried again whose handler raised, doubled each time it does so again, with jitter, and
+#: the longest one; and pause before the server that was away is asked again; in seconds.
 RETRY_S, LONGEST_RETRY_S, AWAY_S = 1.0, 30.0, 0.1
 #: An entry that was told of may be missing for a moment on the replica of the stream that answers; it is looked
 #: for again after these pauses, in seconds. Then it is gone.
 SETTLE_S = (0.02, 0.1, 0.5)
-
-#: How many places in the user's code are logged of an error.
-FRAMES = 3
-#: What is not the user's code.
-_FOREIGN = tuple({str(Path(__file__).parents[1]), *map(sysconfig.get_path, ("stdlib", "purelib", "platlib"))})
 
 _log = structlog.get_logger("squadron.follow")
 
@@ -76,8 +68,6 @@ class Follower:
         self._all, self._without = False, set[str]()
         self._ready: asyncio.Queue[Followed | None] = asyncio.Queue()
         self._running: set[str] = set()
-        #: How often in a row the handler raised, by topic.
-        self._failures: dict[str, int] = {}
         #: The highest sequence heard; and that up to which none of the pattern was missed: the same, but after
         #: the connection was lost, until that was made good.
         self._heard = self._sure = 0
@@ -136,7 +126,6 @@ class Follower:
         """Follow a topic no more; of a batch that is being read nothing is taken back. Unknown ones are fine."""
         if self._all:
             self._without.add(key)
-        self._failures.pop(key, None)
         topic = self._topics.pop(key, None)
         if topic is not None:
             self._held -= topic.drop(len(topic.live))
@@ -355,19 +344,22 @@ class Follower:
             try:
                 await handler(batch)
             except Exception as error:
-                failures = self._failures[topic.key] = self._failures.get(topic.key, 0) + 1
-                # A large exponent would overflow; long before, the limit is reached.
-                pause_s = min(LONGEST_RETRY_S, RETRY_S * 2.0 ** min(failures - 1, 60))
-                place = places_of(error)
+                topic.failures += 1
+                pause_s = backoff_s(topic.failures, RETRY_S, LONGEST_RETRY_S)
                 _log.error(
-                    "follow.handler_raised", key=topic.key, error=summary_of(error), at=place, again_in_s=pause_s
+                    "follow.handler_raised",
+                    key=topic.key,
+                    failures=topic.failures,
+                    error=summary_of(error),
+                    at=places_of(error),
+                    again_in_s=round(pause_s, 3),
                 )
                 self._put_off(topic, pause_s)
             except BaseException:
                 self._release(topic)
                 raise
             else:
-                self._failures.pop(topic.key, None)
+                topic.failures = 0
                 self._done(topic, batch)
 
     async def __aiter__(self) -> AsyncGenerator[Batch, None]:
@@ -381,10 +373,3 @@ class Follower:
                 self._release(topic)
                 raise
             self._done(topic, batch)
-
-
-def places_of(error: BaseException) -> str:
-    """Where an error comes from, in one line: the last places in the user's own code, the innermost last."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not frame.filename.startswith(_FOREIGN)] or frames
-    return ", ".join(f"{frame.filename}:{frame.lineno} {frame.name}" for frame in own[-FRAMES:])

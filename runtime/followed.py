@@ -42,6 +42,7 @@ class Followed:
         anchored: there was an entry at the cursor, so that it can be missing.
         passing: it is here because of its owner only, to be forgotten when it is read.
         queued: it waits for its turn.
+        failures: how often in a row its handler raised.
         live: the newest entries that were heard; there is none between two of them.
         before: there is none between this sequence and the first of `live`.
     """
@@ -53,6 +54,7 @@ class Followed:
     anchored: bool = False
     passing: bool = False
     queued: bool = False
+    failures: int = 0
     live: list[Entry] = field(default_factory=list)
     before: int = 0
 

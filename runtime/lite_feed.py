@@ -12,7 +12,16 @@ from squadron.runtime.errors import InvalidInputError, SquadronError
 from squadron.runtime.follow import Follower, FollowStatistics
 from squadron.runtime.followed import Batch
 from squadron.runtime.lite_journal import END_HEADER, LiteJournal
-from squadron.runtime.lite_reader import End, LiteMessage, LiteStart, Tail, before_tail, check_lite_start, read_end
+from squadron.runtime.lite_reader import (
+    End,
+    LiteMessage,
+    LiteStart,
+    Tail,
+    before_tail,
+    before_time,
+    check_lite_start,
+    read_end,
+)
 from squadron.runtime.ports import Clock
 from squadron.runtime.subjects import Subjects
 
@@ -36,9 +45,9 @@ class LiteFeed:
     Different topics are handled at once, one topic one call at a time. Messages that come meanwhile wait, in the
     store if they are many, and are one call when the topic's turn comes: up to 512 messages.
 
-    When a handler raises, that is logged, and its topic comes again after a second, after two when it raises then,
-    and so on up to half a minute, with the same messages and what came since. So each message is handled at least
-    once; none is lost, or overtakes one before it.
+    When a handler raises, that is logged, and its topic comes again after a second at most, after two when it
+    raises then, and so on up to half a minute, with the same messages and what came since. So each message is
+    handled at least once; none is lost, or overtakes one before it.
     """
 
     def __init__(
@@ -96,9 +105,7 @@ class LiteFeed:
         elif isinstance(start, Tail):
             after = await before_tail(self._lite, key, start.count, newest)
         elif isinstance(start, float):
-            async with aclosing(self._lite.read(key, from_time=start)) as entries:
-                first = await anext(entries, None)
-            after = newest if first is None else first.seq - 1
+            after = await before_time(self._lite, key, start, newest)
         self._newest[key] = newest
         return self._follower.add(key, after=after)
 
@@ -110,13 +117,20 @@ class LiteFeed:
         self._missed.discard(key)
 
     def add_all(self, start: Literal["new", "first"] | int = "new") -> None:
-        """Follow every topic of the owner, future ones as well; what was added or removed by name stays so.
+        """Follow every topic of the owner, future ones as well, but for those removed later; what was added stays.
 
         Args:
             start: "new", "first", or a sequence of any topic: what was stored from there on.
+
+        Raises:
+            InvalidInputError: `start` is none of these.
         """
-        after = {"new": None, "first": 0}[start] if isinstance(start, str) else max(0, start - 1)
-        self._follower.add_all(after=after)
+        checked = check_lite_start(start)
+        if checked not in ("new", "first") and not isinstance(checked, int):
+            hint = '"new", "first", or a sequence'
+            raise InvalidInputError(f"all topics can't be followed from {start!r}", field="start", hint=hint)
+        first = 1 if checked == "first" else checked
+        self._follower.add_all(after=first - 1 if isinstance(first, int) else None)
 
     def __contains__(self, id: str) -> bool:
         return self._subjects.lite(self.owner, id) in self._follower

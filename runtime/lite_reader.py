@@ -207,9 +207,8 @@ class LiteReader(AsyncIterator[LiteMessage]):
             self._cursor = await before_tail(self._lite, self._key, start.count, otherwise)
         elif isinstance(start, float):
             self._since = start
-            async with aclosing(self._lite.read(self._key, from_time=start)) as entries:
-                first = await anext(entries, None)
-            self._cursor = await self._newest(to_hand_out=False) if first is None else first.seq - 1
+            otherwise = await self._newest(to_hand_out=False)
+            self._cursor = await before_time(self._lite, self._key, start, otherwise)
         elif start != "first":
             self._cursor = await self._newest(to_hand_out=start == "last")
 
@@ -307,6 +306,13 @@ async def before_tail(lite: LiteJournal, key: str, count: int, otherwise: int) -
             else:
                 seqs.append(entry.seq)
     return seqs[0] - 1 if seqs else otherwise
+
+
+async def before_time(lite: LiteJournal, key: str, time_s: float, otherwise: int) -> int:
+    """The sequence right before what was stored from a time on, or `otherwise` if there is nothing."""
+    async with aclosing(lite.read(key, from_time=time_s)) as entries:
+        first = await anext(entries, None)
+    return otherwise if first is None else first.seq - 1
 
 
 def read_end(marker: Entry, cursor: int, *, missed: bool) -> End:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import random
+import sysconfig
 import traceback
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from squadron.runtime.errors import OutcomeError, Retry, SquadronError
@@ -14,6 +16,9 @@ from squadron.runtime.errors import OutcomeError, Retry, SquadronError
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 30.0
 #: How much of an error's text goes into an outcome, in characters.
 SUMMARY_CHARACTERS = 4_000
+#: How many places in the user's code are told of an error, and what is not the user's code.
+PLACES = 3
+_FOREIGN = tuple({str(Path(__file__).parents[1]), *map(sysconfig.get_path, ("stdlib", "purelib", "platlib"))})
 #: How often a task is tried before it is dead-lettered: a crash and a hiccup are both survived.
 DEFAULT_MAX_ATTEMPTS = 3
 
@@ -66,6 +71,13 @@ def summary_of(error: BaseException) -> str:
 def traceback_of(error: BaseException) -> str:
     """An error's traceback as text that can travel."""
     return "".join(traceback.format_exception(error)).encode("utf-8", "replace").decode()
+
+
+def places_of(error: BaseException) -> str:
+    """Where an error comes from, in one line: the last places in the user's own code, the innermost last."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith(_FOREIGN)] or frames
+    return ", ".join(f"{frame.filename}:{frame.lineno} {frame.name}" for frame in own[-PLACES:])
 
 
 def failure_details(error: BaseException, attempts: int) -> dict[str, Any]:

@@ -112,8 +112,7 @@ class SyncSquad:
     def _follow(self, events: Events | DurableEvents) -> Generator[Any, None, None]:
         messages: AsyncIterator[Any] = events.__aiter__()
         try:
-            while True:
-                yield self._wait(_next(messages))
+            yield from SyncItems(messages, self._wait)
         finally:
             self._wait(events.aclose())
 
@@ -296,10 +295,7 @@ class SyncLiteFeed:
     def __iter__(self) -> Generator[tuple[str, LiteItems], None, None]:
         ready = aiter(self._feed)
         try:
-            while True:
-                yield self._wait(_next(ready))
-        except StopAsyncIteration:
-            return
+            yield from SyncItems(ready, self._wait)
         finally:
             self._wait(ready.aclose())
 

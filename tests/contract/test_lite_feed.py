@@ -228,6 +228,9 @@ async def test_what_can_not_be_followed_is_refused(peer: Peer, feed: LiteFeed) -
         await feed.add("no.token")
     with pytest.raises(InvalidInputError):
         await feed.add("a", "sometime")  # type: ignore[arg-type]
+    for start in ("last", "sometime", 0, 1.0, True):
+        with pytest.raises(InvalidInputError):
+            feed.add_all(start)  # type: ignore[arg-type]
     with pytest.raises(InvalidSubjectError):
         peer.caller.lite_topics.follow("")
     slots: list[Any] = [0, -1, "x", True]
