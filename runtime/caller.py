@@ -272,7 +272,8 @@ class Caller:
             if isinstance(content, Outcome):
                 handle.settle(content)
             else:
-                await self._listen(owner, deadline)
+                if owner != self._owner:
+                    await self._listen(owner, deadline)
                 if ask.task_id:
                     # Somebody may have asked under this id before, longer ago than the queue remembers it.
                     await handle.look()

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-
 from pydantic_core import PydanticSerializationError
 
 from squadron.runtime.caller import Caller
 from squadron.runtime.envelope import AgentMessage, pack
-from squadron.runtime.errors import InvalidMessageError, InvalidSubjectError, MessageTooLargeError
+from squadron.runtime.errors import InvalidMessageError, MessageTooLargeError
 from squadron.runtime.outcome import LITE_TTL_S, Failed, Outcome, outcome_msg_id
-from squadron.runtime.subjects import LiteSubject, is_foreign, token_of
+from squadron.runtime.subjects import is_foreign, token_of
 
 
 class Reports:
@@ -22,10 +20,8 @@ class Reports:
     def address(self, message: AgentMessage, topic: str) -> tuple[str, str]:
         """The lite topic the outcome is stored on, and the foreign subject it is announced on, if any."""
         subjects = self._caller.subjects
-        if message.reply_to is not None:
-            with contextlib.suppress(InvalidSubjectError):
-                if LiteSubject.parse(message.reply_to).environment == subjects.environment:
-                    return message.reply_to, ""
+        if message.reply_to is not None and subjects.has_lite(message.reply_to):
+            return message.reply_to, ""
         announce = message.reply_to or subjects.result(topic)
         return subjects.lite("outcome", token_of(message.id)), announce
 

@@ -84,6 +84,7 @@ def lane_of(subject: str) -> int:
     return int(lane[0][1]) if lane and re.fullmatch("p[0-9]", lane[0]) else NORMAL_PRIORITY
 
 
+@lru_cache(maxsize=4096)
 def check_queued(subject: str) -> str:
     """Return `subject` if a work queue may hold it: a task's, that of one in line, or a ticket.
 
@@ -288,6 +289,11 @@ class Subjects:
     def lite(self, owner: str, id: str) -> str:
         """The lite topic `id` of `owner`."""
         return str(LiteSubject(self.environment, check_token(owner, "owner"), check_token(id, "id")))
+
+    def has_lite(self, subject: str) -> bool:
+        """Whether this is a lite topic of this environment."""
+        found = _LITE.fullmatch(subject)
+        return found is not None and found[1] == self.environment
 
     def lite_of(self, owner: str = "") -> str:
         """Pattern of all lite topics, or of those of `owner`."""

@@ -19,7 +19,7 @@ from squadron.durable import DurableEvents
 from squadron.fleet import Fleet
 from squadron.flow import Events, Stream
 from squadron.opening import Opening
-from squadron.runtime.caller import DEFAULT_WITHIN_S, Ask
+from squadron.runtime.caller import ANYBODY, DEFAULT_WITHIN_S, Ask
 from squadron.runtime.durable import Start, check_group
 from squadron.runtime.envelope import AgentIdentity
 from squadron.runtime.errors import (
@@ -185,7 +185,7 @@ class Squad(Fleet):
             priority=priority,
             conversation_id=conversation_id,
             model=model,
-            route=route or Route(),
+            route=route or ANYBODY,
             task_id=task_id,
         )
         return await self._wiring.caller.ask(topic, fields if content is None else content, ask)

@@ -168,9 +168,6 @@ class Connection:
             self.client.post(subject, data, reply=f"{self._inbox}.{token}", headers=headers)
         except nats.errors.Error as error:
             self._give_up(token, str(error))
-        if len(self._questions) == 1:
-            # Nothing else is under way that could share the system call.
-            self.client.flush_now()
         return answer
 
     async def request(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import platform
 import time
@@ -65,6 +66,9 @@ class AgentReplica:
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self, environment: str, agent: str, code: dict[str, str], slots: int, grace_s: float, ordered_by: str = ""
     ) -> None:
+        # What imports have left, of Ray above all, lives as long as the process; each full garbage collection would
+        # look at all of it again, and stop the replica for 0.2 s.
+        gc.freeze()
         settings: Settings = await fetch_settings(environment)
         configure_logs(settings.log_level)
         # Sync handlers run in threads: one for each slot.
