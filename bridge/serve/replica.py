@@ -66,8 +66,8 @@ class AgentReplica:
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self, environment: str, agent: str, code: dict[str, str], slots: int, grace_s: float, ordered_by: str = ""
     ) -> None:
-        # What imports have left, of Ray above all, lives as long as the process; each full garbage collection would
-        # look at all of it again, and stop the replica for 0.2 s.
+        # What imports have left, of Ray above all, lives as long as the process; each full collection of garbage
+        # would look at all of it again, and stop the replica for 0.2 s.
         gc.freeze()
         settings: Settings = await fetch_settings(environment)
         configure_logs(settings.log_level)
