@@ -47,7 +47,6 @@ LOOK_STEP_S, LOOKS_PER_STEP = 0.25, 100
 #: How long a task that was cancelled may take to say so, in seconds. One that waits has nobody to say it.
 CANCEL_WITHIN_S = 1.0
 
-
 #: What an ask has when it says nothing: any replica may run it, and it may spend what it likes.
 ANYBODY, UNLIMITED = Route(), Budget()
 

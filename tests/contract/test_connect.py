@@ -120,3 +120,30 @@ async def test_a_flush_follows_what_was_sent_before_it(wiring: Wiring, monkeypat
     await wiring.connection.flush()
 
     assert [line.split()[0] for line in written] == [b"SUB", b"PING", b"UNSUB", b"PING"]
+
+
+async def test_messages_of_successive_turns_are_sent_together_and_none_waits_long(
+    wiring: Wiring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = wiring.connection.client
+    transport = client._transport
+    assert transport is not None
+    writes: list[list[bytes]] = []
+    writelines = transport.writelines
+    monkeypatch.setattr(transport, "writelines", lambda lines: (writes.append(lines), writelines(lines)))
+    monkeypatch.setattr("squadron.bridge.jetstream.client.GATHER_S", 60.0)
+
+    for _ in range(20):
+        client.post("some.subject", b"")
+        await asyncio.sleep(0)
+    assert not writes
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert [len(lines) for lines in writes] == [20]
+
+    monkeypatch.setattr("squadron.bridge.jetstream.client.GATHER_S", 0.001)
+    until = time.monotonic() + 0.1
+    while time.monotonic() < until:
+        client.post("some.subject", b"")
+        await asyncio.sleep(0)
+    assert len(writes) > 2, "however much more comes, what waits is sent"
