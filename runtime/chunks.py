@@ -311,7 +311,7 @@ def _read(data: bytes) -> dict[str, Any] | None:
     """A stream or result message; None if it is neither."""
     # Not as an `AgentMessage`: that costs five times as much, and nothing else of it is looked at.
     with contextlib.suppress(ValueError, TypeError, LookupError):
-        raw = from_json(data)
+        raw = from_json(data, cache_strings="keys")
         if raw["type"] in ("stream", "result") and isinstance(raw["payload"], dict):
             return dict(raw)
     return None

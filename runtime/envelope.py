@@ -28,8 +28,14 @@ PROTOCOL_VERSION: Literal["1.0"] = "1.0"
 class Wire(BaseModel):
     """Base of all that travels: frozen, camelCase, and polite to fields it does not know."""
 
+    # `cache_strings`: ids are new in each message, so keeping them for the next only pushes out what comes again.
     model_config = ConfigDict(
-        alias_generator=to_camel, validate_by_name=True, validate_by_alias=True, extra="allow", frozen=True
+        alias_generator=to_camel,
+        validate_by_name=True,
+        validate_by_alias=True,
+        extra="allow",
+        frozen=True,
+        cache_strings="keys",
     )
 
 

@@ -127,7 +127,7 @@ class Handle:
             return False
         # Not as an `AgentMessage`: that costs three times as much, and nothing else of it is looked at.
         try:
-            raw = from_json(data)
+            raw = from_json(data, cache_strings="keys")
             payload, source = raw["payload"], str(raw["source"]["id"])
             if raw["type"] != "result":
                 return False

@@ -253,7 +253,7 @@ def read_ack(answer: Heard, subject: str) -> int:
         FencedError: the expected sequence did not fit.
         BusUnavailableError: the stream refused the message.
     """
-    ack = from_json(answer.data)
+    ack = from_json(answer.data, cache_strings="keys")
     error = ack.get("error")
     if error is None:
         return int(ack["seq"])
