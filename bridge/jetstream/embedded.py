@@ -42,6 +42,11 @@ _STOP_WITHIN_S = 5.0
 #: Local work is polled at this step.
 _POLL_S = 0.01
 
+#: How much garbage Go lets pile up, in percent of what is in use, before it collects. With Go's own 100 that takes
+#: 15 % of the server's time once it remembers the ids of 200,000 tasks (measured); this halves it for a third more
+#: memory.
+_ENVIRONMENT = {"GOGC": "200"}
+
 #: Why these values: nats-py goes deaf on v2 acks (reference/nats.md fact 1), and 2.15 caps consumers at 1000
 #: per stream unless told otherwise (fact 3).
 _CONFIG = """\
@@ -176,8 +181,8 @@ def _write_config(base: Path, token: str, port: int) -> None:
 
 def _spawn(binary: Path, base: Path) -> int:
     # The shell backgrounds the server and exits, so that the server belongs to init: it outlives its starter
-    # and leaves no zombie in it. It gets no environment, so nothing of whoever was first sticks to a daemon
-    # that all share.
+    # and leaves no zombie in it. It gets no environment of theirs, so nothing of whoever was first sticks to a
+    # daemon that all share.
     (base / "server.log").touch(mode=0o600)
     script = '"$0" -c "$1" >>"$2" 2>&1 </dev/null & echo $!'
     arguments = [str(binary), str(base / "server.conf"), str(base / "server.log")]
@@ -187,7 +192,7 @@ def _spawn(binary: Path, base: Path) -> int:
         stdout=subprocess.PIPE,
         start_new_session=True,
         cwd=base,
-        env={},
+        env=_ENVIRONMENT,
     )
     return int(started.stdout)
 
