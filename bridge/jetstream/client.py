@@ -120,12 +120,12 @@ class LastingClient(Client):
             command = b"".join((f"PUB {subject} {reply} {len(data)}\r\n".encode(), data, b"\r\n"))
         if not self._flush_due:
             self._flush_due = True
-            self._loop.call_soon(self._flush, 0, self._loop.time() + GATHER_S)
+            self._loop.call_soon(self._flush, 1, self._loop.time() + GATHER_S)
         self._pending.append(command)
         self._pending_data_size += len(command)
 
     def _flush(self, had: int, until: float) -> None:
-        """Write what is to be sent, unless the last turn of the loop brought more of it: so may the next."""
+        """Write what is to be sent, unless the last turn of the loop brought more than one: so may the next."""
         if len(self._pending) > had and self._loop.time() < until:
             self._loop.call_soon(self._flush, len(self._pending), until)
             return

@@ -135,15 +135,17 @@ async def test_messages_of_successive_turns_are_sent_together_and_none_waits_lon
 
     for _ in range(20):
         client.post("some.subject", b"")
+        client.post("some.subject", b"")
         await asyncio.sleep(0)
     assert not writes
     for _ in range(3):
         await asyncio.sleep(0)
-    assert [len(lines) for lines in writes] == [20]
+    assert [len(lines) for lines in writes] == [40]
 
     monkeypatch.setattr("squadron.bridge.jetstream.client.GATHER_S", 0.001)
     until = time.monotonic() + 0.1
     while time.monotonic() < until:
+        client.post("some.subject", b"")
         client.post("some.subject", b"")
         await asyncio.sleep(0)
     assert len(writes) > 2, "however much more comes, what waits is sent"
