@@ -43,8 +43,8 @@ _STOP_WITHIN_S = 5.0
 _POLL_S = 0.01
 
 #: How much garbage Go lets pile up, in percent of what is in use, before it collects. With Go's own 100 that takes
-#: 15 % of the server's time once it remembers the ids of 200,000 tasks (measured); this halves it for a third more
-#: memory.
+#: 15 % of the server's time once it remembers the ids of 200,000 tasks. Twice as much makes it half as often; with
+#: a million lite topics the server has 0.6 GB then instead of 0.4.
 _ENVIRONMENT = {"GOGC": "200"}
 
 #: Why these values: nats-py goes deaf on v2 acks (reference/nats.md fact 1), and 2.15 caps consumers at 1000
