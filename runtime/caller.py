@@ -271,7 +271,7 @@ class Caller:
             if isinstance(content, Outcome):
                 handle.settle(content)
             else:
-                if owner != self._owner:
+                if owner != self._owner:  # Ours is heard since the start.
                     await self._listen(owner, deadline)
                 if ask.task_id:
                     # Somebody may have asked under this id before, longer ago than the queue remembers it.

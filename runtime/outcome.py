@@ -197,4 +197,4 @@ def from_content(content: Any, *, task_id: str = "", topic: str = "", source: st
 
 
 def _number(value: Any, default: Any) -> Any:
-    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else default
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else default
