@@ -328,6 +328,7 @@ class Caller:
             target=ask.route.target or None,
             routing=routing,
             metadata={"nested": True} if ask.nested else None,
+            timestamp=self.clock.time(),
         )
 
     async def _admit(self, task_id: str, topic: str, content: Any, ask: Ask) -> Any:

@@ -120,15 +120,16 @@ class AgentMessage(Wire):
         id: str = "",
         payload: Payload | None = None,
         routing: Routing | None = None,
+        timestamp: float | None = None,
     ) -> Self:
-        """Make a message of our own; it gets a fresh id and the present time."""
+        """Make a message of our own; it gets a fresh id and the present time where none is given."""
         id = id or os.urandom(16).hex()
         context: dict[str, Any] = {"conversation_id": conversation_id or id, "metadata": {}}
         if parent is not None:
             context["parent_message_id"] = parent
         fields: dict[str, Any] = {
             "id": id,
-            "timestamp": time.time(),
+            "timestamp": time.time() if timestamp is None else timestamp,
             "version": PROTOCOL_VERSION,
             "type": type,
             "source": source,
@@ -190,6 +191,7 @@ def pack(
     target: str | None = None,
     routing: dict[str, Any] | None = None,
     metadata: dict[str, Any] | None = None,
+    timestamp: float | None = None,
 ) -> bytes:
     """`AgentMessage.new(…).encode()` of plain values that are known to be right, in a quarter of the time.
 
@@ -206,7 +208,7 @@ def pack(
     context["metadata"] = {}
     wire: dict[str, Any] = {
         "id": id,
-        "timestamp": time.time(),
+        "timestamp": time.time() if timestamp is None else timestamp,
         "version": PROTOCOL_VERSION,
         "type": type,
         "source": {"id": source.id, "type": source.type},

@@ -174,7 +174,7 @@ class DeadLetters:
         msg_id = f"{agent}.{token}.dead.{delivery.seq}"
 
         async def append(message: dict[str, Any]) -> None:
-            letter = AgentMessage.new("event", source, content | message)
+            letter = AgentMessage.new("event", source, content | message, timestamp=self._clock.time())
             await self._journal.append(key, letter.encode(), msg_id=msg_id)
 
         try:

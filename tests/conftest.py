@@ -14,6 +14,7 @@ from squadron.bridge.jetstream import embedded
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.config import VARIABLES, Settings
 from squadron.runtime.envelope import AgentIdentity
+from tests.turned import TurnedLoop
 
 #: Beats faster than in earnest, so that a lapse of three is soon seen.
 HEARTBEAT_S = 0.5
@@ -21,6 +22,11 @@ HEARTBEAT_S = 0.5
 LEASE_S = 0.6
 
 _PREFIXES = ("SQUADRON_", "NATS_", "RAY_", "OPENAI_", "ANTHROPIC_", "AZURE_OPENAI_")
+
+
+def pytest_asyncio_loop_factories() -> dict[str, type[TurnedLoop]]:
+    """All tests run on a loop whose time can be turned; see `turned_time`."""
+    return {"turned": TurnedLoop}
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,7 +4,7 @@ What they keep dies with the process. They use the real codec: bytes go in, the 
 """
 
 from squadron.bridge.memory.bus import MemoryBus
-from squadron.bridge.memory.common import MAX_PAYLOAD_BYTES, subject_matches
+from squadron.bridge.memory.common import MAX_PAYLOAD_BYTES, LoopClock, subject_matches
 from squadron.bridge.memory.events import MemoryEventLog
 from squadron.bridge.memory.journal import MemoryJournal
 from squadron.bridge.memory.queue import MemoryQueue
@@ -12,6 +12,7 @@ from squadron.bridge.memory.vault import MemoryVault
 
 __all__ = [
     "MAX_PAYLOAD_BYTES",
+    "LoopClock",
     "MemoryBus",
     "MemoryEventLog",
     "MemoryJournal",

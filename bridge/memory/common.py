@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import OrderedDict
 from functools import lru_cache
@@ -14,6 +15,20 @@ from squadron.runtime.errors import (
 MAX_PAYLOAD_BYTES = 8 * 1024 * 1024
 #: As JetStream's default duplicate window, in seconds.
 DUPLICATE_WINDOW_S = 120.0
+#: Seconds since the epoch at which the clock of event loops began.
+_BEGAN_AT_S = time.time() - time.monotonic()
+
+
+class LoopClock:
+    """Seconds since the epoch by the running event loop: a loop whose time is turned turns the ports in memory, too."""
+
+    def time(self) -> float:
+        return _BEGAN_AT_S + now_s()
+
+
+def now_s() -> float:
+    """The time of the running event loop, which is that of its timers."""
+    return asyncio.get_running_loop().time()
 
 
 @lru_cache(maxsize=65_536)
@@ -36,7 +51,7 @@ class Seen:
 
     def seq(self, msg_id: str | None) -> int | None:
         """The sequence of a message id that was seen before."""
-        now = time.monotonic()
+        now = now_s()
         while self._ids and next(iter(self._ids.values()))[0] < now - DUPLICATE_WINDOW_S:
             self._ids.popitem(last=False)
         known = None if msg_id is None else self._ids.get(msg_id)
@@ -45,7 +60,7 @@ class Seen:
     def add(self, msg_id: str | None, seq: int) -> None:
         """Remember a message id."""
         if msg_id is not None:
-            self._ids[msg_id] = time.monotonic(), seq
+            self._ids[msg_id] = now_s(), seq
 
 
 def check_size(data: bytes) -> None:

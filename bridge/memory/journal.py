@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, replace
 
 from squadron.bridge.memory.bus import MemoryBus
-from squadron.bridge.memory.common import Seen, check_size, subject_matches
+from squadron.bridge.memory.common import LoopClock, Seen, check_size, now_s, subject_matches
 from squadron.runtime.errors import (
     FencedError,
 )
@@ -28,9 +27,9 @@ class MemoryJournal:
     """`Journal` in one process; entries are also heard live on `bus`, as JetStream's are."""
 
     def __init__(self, bus: MemoryBus) -> None:
-        self._bus = bus
+        self._bus, self._clock = bus, LoopClock()
         self._entries: list[_Stored] = []
-        #: When the next of them is gone, on the monotonic clock.
+        #: When the next of them is gone, on the clock of the loop.
         self._lapses_at = math.inf
         self._grown = asyncio.Event()
         self._seen = Seen()
@@ -39,7 +38,7 @@ class MemoryJournal:
         self._ending: set[asyncio.Future[int]] = set()
 
     def _living(self) -> list[_Stored]:
-        now = time.monotonic()
+        now = now_s()
         if self._lapses_at <= now:
             self._entries = [stored for stored in self._entries if stored.expires_at > now]
             self._lapses_at = min((stored.expires_at for stored in self._entries), default=math.inf)
@@ -77,8 +76,8 @@ class MemoryJournal:
         life_s = math.inf if ttl_s is None else max(1, math.ceil(ttl_s))
         if ttl_s is not None:
             headers["Nats-TTL"] = f"{life_s}s"
-        entry = Entry(seq, key, data, headers, time.time())
-        expires_at = time.monotonic() + life_s
+        entry = Entry(seq, key, data, headers, self._clock.time())
+        expires_at = now_s() + life_s
         self._entries.append(_Stored(entry, expires_at))
         self._lapses_at = min(self._lapses_at, expires_at)
         told = replace(entry, previous=last.seq if last else 0)
@@ -111,7 +110,7 @@ class MemoryJournal:
         seq = await self._append(order, data, {END_HEADER: "expired"}, None, expect_seq=expect_seq)
         await self.erase(order, through_seq=seq - 1)
 
-        after_s = max(0.0, at - time.time())
+        after_s = max(0.0, at - self._clock.time())
         asyncio.get_running_loop().call_later(after_s, self._end_ordered, order, seq, key, keep_s)
         return seq
 

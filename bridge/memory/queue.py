@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from squadron.bridge.memory.common import Seen, check_size, subject_matches
+from squadron.bridge.memory.common import Seen, check_size, now_s, subject_matches
 from squadron.runtime.errors import (
     RouteConflictError,
 )
@@ -23,7 +22,7 @@ class _Task:
     delivered: int = 0
     begun: int = 0
     ready: bool = True
-    put_at: float = field(default_factory=time.monotonic)
+    put_at: float = field(default_factory=now_s)
     #: What it asks for; empty for what only the ordering of conversations put here.
     topic: str = field(init=False)
 
@@ -155,7 +154,7 @@ class MemoryQueue:
             self._feeds.append(feed)
             task.ready, task.delivered = False, task.delivered + 1
             feed.wanted -= 1
-            feed.served_at[task.priority] = time.monotonic()
+            feed.served_at[task.priority] = now_s()
             lease = _MemoryLease(self, task, feed.mailbox.lease_s)
             feed.sink(Delivery(task.subject, task.data, lease, task.seq))
 
@@ -171,7 +170,7 @@ class MemoryQueue:
         waiting = [task for task in held if task.ready]
         if mailbox.serial:
             return waiting[0] if waiting and len(waiting) == len(held) else None
-        before = time.monotonic() - mailbox.patience_s
+        before = now_s() - mailbox.patience_s
         neglected = [t for t in waiting if max(t.put_at, feed.served_at.get(t.priority, 0)) < before]
         return min(neglected or waiting, key=lambda task: (-task.priority, task.seq), default=None)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import time
 import uuid
 
+from squadron.bridge.memory.common import now_s
 from squadron.runtime.errors import (
     ClaimLostError,
 )
@@ -19,7 +19,7 @@ class MemoryVault:
 
     async def store(self, data: bytes, *, keep_s: float) -> str:
         name = uuid.uuid4().hex
-        self._held[name] = time.monotonic() + max(1, math.ceil(keep_s)), data
+        self._held[name] = now_s() + max(1, math.ceil(keep_s)), data
         return name
 
     async def fetch(self, name: str) -> bytes:
@@ -32,6 +32,6 @@ class MemoryVault:
 
     def names(self) -> list[str]:
         """What it holds now, oldest first."""
-        now = time.monotonic()
+        now = now_s()
         self._held = {name: held for name, held in self._held.items() if held[0] > now}
         return list(self._held)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -11,8 +12,8 @@ from typing import Any
 import pytest
 
 from squadron.actors.agent import Agent, AgentSpec
-from squadron.bridge.jetstream.wiring import SystemClock, Wiring
-from squadron.bridge.memory import MemoryBus, MemoryEventLog, MemoryJournal, MemoryQueue, MemoryVault
+from squadron.bridge.jetstream.wiring import Wiring
+from squadron.bridge.memory import LoopClock, MemoryBus, MemoryEventLog, MemoryJournal, MemoryQueue, MemoryVault
 from squadron.config import Settings
 from squadron.runtime.caller import Caller
 from squadron.runtime.claims import Claims
@@ -24,6 +25,7 @@ from squadron.runtime.registry import Registry
 from squadron.runtime.subjects import Subjects
 from squadron.runtime.turn import Turns
 from tests.conftest import HEARTBEAT_S
+from tests.turned import turned_time
 
 #: Longest wait for what must happen; it is over at once when it does.
 SOON_S = 10.0
@@ -72,7 +74,7 @@ class World:
 
 
 async def _memory_world() -> World:
-    bus, subjects, clock = MemoryBus(), Subjects("test"), SystemClock()
+    bus, subjects, clock = MemoryBus(), Subjects("test"), LoopClock()
     queue, vault = OrderedQueue(MemoryQueue(), subjects), MemoryVault()
     lite, records, dead = MemoryJournal(bus), MemoryJournal(bus), MemoryJournal(bus)
     events = MemoryEventLog(bus, subjects)
@@ -118,13 +120,15 @@ ON_NATS = pytest.mark.parametrize("world", ["jetstream"], indirect=True)
 @pytest.fixture(params=["memory", "jetstream"])
 async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
     """Ports of one kind, in an environment that no other test uses."""
-    if request.param == "memory":
-        made = await _memory_world()
-    else:
-        made = await _jetstream_world(request.getfixturevalue("settings"))
-    yield made
-    for close in reversed(made._closers):
-        await close()
+    with contextlib.ExitStack() as stack:
+        if request.param == "memory":
+            stack.enter_context(turned_time())
+            made = await _memory_world()
+        else:
+            made = await _jetstream_world(request.getfixturevalue("settings"))
+        yield made
+        for close in reversed(made._closers):
+            await close()
 
 
 @pytest.fixture
