@@ -35,6 +35,11 @@ class TurnedLoop(asyncio.SelectorEventLoop):
         self.threads -= 1
 
 
+def now_s() -> float:
+    """What the clock of the running loop shows: it waits, or is turned."""
+    return asyncio.get_running_loop().time()
+
+
 @contextmanager
 def turned_time() -> Iterator[None]:
     """Nobody waits in here: time goes to the next timer when nothing else is left to do."""

@@ -31,6 +31,7 @@ from squadron.runtime.outcome import (
 from squadron.runtime.ports import Backlog, Mailbox
 from squadron.runtime.route import Route
 from tests.contract.conftest import LEASE_S, SOON_S, Inbox, Peer, Serve, World, until
+from tests.turned import now_s
 
 
 class Bench(Agent):
@@ -74,7 +75,7 @@ class Bench(Agent):
 
     @topic("bench.patient", max_attempts=5, backoff_s=(0.05, 0.1), retry_on=(ConnectionError,))
     async def patient(self, error: str, context: Context) -> int:
-        self.started.append(time.monotonic())
+        self.started.append(now_s())
         if context.attempt < 4:
             raise {"connection": ConnectionResetError, "value": ValueError, "config": ConfigError}[error]("no")
         return context.attempt
@@ -359,12 +360,10 @@ async def test_what_another_attempt_can_not_help_fails_at_once(client: Peer, ben
 
 
 async def test_there_is_no_retry_beyond_the_deadline(client: Peer, bench: Bench) -> None:
-    started = time.monotonic()
     outcome = await _ask(client, "bench.late", Ask(within_s=10))
 
     assert isinstance(outcome, DeadLettered)
     assert "no time is left for attempt 2" in outcome.reason
-    assert time.monotonic() - started < 5
 
 
 async def test_a_handler_whose_own_wait_was_cancelled_has_failed(client: Peer) -> None:

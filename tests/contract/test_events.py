@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import time
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +27,7 @@ from squadron.runtime.pump import Pump
 from squadron.runtime.retries import Retries
 from tests.conftest import LEASE_S
 from tests.contract.conftest import Inbox, Peer, World, peer_of, settle_all, until
+from tests.turned import now_s
 
 
 async def _publish(peer: Peer, *contents: Any, topic: str = "news.sport") -> list[int]:
@@ -136,12 +136,12 @@ async def test_an_event_of_a_member_that_fell_silent_goes_to_another(peer: Peer,
     silent = await join("group", want=1)
     (seq,) = await _publish(peer, "work")
     first = await silent.next()
-    started = time.monotonic()
+    started = now_s()
     heir = await join("group", want=1)
 
     second = await heir.next()
 
-    assert time.monotonic() - started > LEASE_S / 2
+    assert now_s() - started > LEASE_S / 2
     assert (first.seq, first.lease.delivered, second.seq, second.lease.delivered) == (seq, 1, seq, 2)
     await second.lease.settle(confirmed=True)
 
@@ -166,13 +166,13 @@ async def test_an_extended_lease_does_not_lapse_and_a_settled_event_does_not_ret
 async def test_a_released_event_comes_again_after_its_pause(peer: Peer, join: Callable[..., Any]) -> None:
     inbox = await join("group")
     await _publish(peer, "work")
-    started = time.monotonic()
+    started = now_s()
     await (await inbox.next()).lease.release(0.3)
 
     again = await inbox.next()
 
     assert again.lease.delivered == 2
-    assert time.monotonic() - started >= 0.29
+    assert now_s() - started >= 0.29
 
 
 @pytest.mark.parametrize("how", ["first", "seq", "time", "datetime", "new"])
@@ -180,7 +180,7 @@ async def test_a_new_group_starts_where_it_wants(peer: Peer, join: Callable[...,
     await _publish(peer, 0, 1)
     # The server's clock and ours are the same machine's.
     await asyncio.sleep(0.05)
-    between = time.time()
+    between = peer.clock.time()
     await asyncio.sleep(0.05)
     third, _ = await _publish(peer, 2, 3)
     start: dict[str, Start] = {
@@ -323,7 +323,7 @@ async def test_a_handler_that_raises_gets_the_event_again_with_growing_pauses(
     tried, done = [], Inbox()
 
     async def shaky(message: AgentMessage) -> None:
-        tried.append(time.monotonic())
+        tried.append(now_s())
         if len(tried) < 3:
             raise ValueError("not yet")
         done(message.payload.content)

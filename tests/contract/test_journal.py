@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator
 
 import pytest
@@ -99,12 +98,10 @@ async def test_a_live_reader_gets_what_is_there_and_then_what_comes(lite: Journa
     reader = lite.read(key, live=True)
     assert (await _next(reader)).data == b"before"
     waiting = asyncio.create_task(_next(reader))
-    started = time.monotonic()
 
     await lite.append(key, b"after")
 
     assert (await waiting).data == b"after"
-    assert time.monotonic() - started < 1.0
     await reader.aclose()
 
 
@@ -328,9 +325,9 @@ async def test_reading_starts_at_the_time_it_is_told(lite: Journal, key: str) ->
     assert [entry.seq async for entry in lite.read(key, from_time=two.time + 60)] == []
 
 
-async def test_a_live_reader_from_a_time_to_come_gets_what_comes(lite: Journal, key: str) -> None:
+async def test_a_live_reader_from_a_time_to_come_gets_what_comes(lite: Journal, key: str, peer: Peer) -> None:
     await lite.append(key, b"old")
-    reader = lite.read(key, from_time=time.time() + 0.05, live=True)
+    reader = lite.read(key, from_time=peer.clock.time() + 0.05, live=True)
     waiting = asyncio.create_task(_next(reader))
     await asyncio.sleep(0.1)
 

@@ -100,7 +100,7 @@ async def test_a_letter_says_who_why_how_often_and_holds_the_message(
     assert (letter.id, letter.agent, letter.topic) == ("task-1", "desk", "desk.double")
     assert (letter.attempts, letter.last_error, letter.traceback_digest) == (3, "ValueError: no", "90f1c2")
     assert letter.reason == "failed in each of 3 attempts"
-    assert letter.buried_at > 1_700_000_000
+    assert letter.buried_at > 0
     assert (letter.message, letter.complete) == (message.encode(), True)
     assert await letters.show("task-1") == letter
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -53,7 +52,9 @@ async def _stored(topic: LiteTopic, start: Any = "first") -> list[Any]:
     return [message.content async for message in topic.read(start, live=False)]
 
 
-async def test_what_is_published_is_read_in_order_from_the_start_and_then_live(world: World, topic: Topic) -> None:
+async def test_what_is_published_is_read_in_order_from_the_start_and_then_live(
+    world: World, topic: Topic, peer: Peer
+) -> None:
     mine = topic("chat", "session")
     seqs = [await mine.publish({"n": n}) for n in range(3)]
     other = (await world.join("other")).caller.lite_topics.topic("chat", "session")
@@ -66,7 +67,7 @@ async def test_what_is_published_is_read_in_order_from_the_start_and_then_live(w
     assert [message.content for message in seen] == [{"n": 0}, {"n": 1}, {"n": 2}, "live"]
     assert [message.seq for message in seen] == seqs
     assert not any(message.missed for message in seen)
-    assert all(abs(message.time - time.time()) < SOON_S for message in seen)
+    assert all(abs(message.time - peer.clock.time()) < SOON_S for message in seen)
     first = seen[0].message
     assert first is not None
     assert (first.type, first.source.id) == ("event", "tester")

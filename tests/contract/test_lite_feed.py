@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
@@ -112,10 +111,12 @@ async def test_a_topic_is_read_from_where_one_says(
     await seen.has("a", *wanted, "live")
 
 
-async def test_a_topic_is_read_from_a_sequence_or_a_time(feed: LiteFeed, seen: Seen, topic: Topic) -> None:
+async def test_a_topic_is_read_from_a_sequence_or_a_time(
+    feed: LiteFeed, seen: Seen, topic: Topic, peer: Peer
+) -> None:
     first = await topic("a").publish(0)
     await asyncio.sleep(0.05)
-    since = time.time()
+    since = peer.clock.time()
     for n in (1, 2):
         await topic("a").publish(n)
 

