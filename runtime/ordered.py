@@ -17,6 +17,7 @@ from typing import Any
 
 import structlog
 
+from squadron.runtime.background import spawn
 from squadron.runtime.envelope import AgentMessage
 from squadron.runtime.errors import BusUnavailableError, InvalidMessageError, MessageTooLargeError
 from squadron.runtime.ports import Backlog, Delivery, Entry, Feed, Lease, Mailbox, Store
@@ -140,7 +141,7 @@ class _LineFeed:
         self._go_on(self._begin(ticket), f"ticket {ticket.subject}")
 
     def _go_on(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        task = asyncio.create_task(self._logged(work), name=name)
+        task = spawn(self._logged(work), name)
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)
 
@@ -203,7 +204,7 @@ class _UnwindingFeed:
     async def open(self) -> None:
         """Begin with what is in line."""
         await self._turn_to(in_line=True)
-        self._unwinding = asyncio.create_task(self._unwind(), name=f"unwind {self._lines.mailbox.name}")
+        self._unwinding = spawn(self._unwind(), f"unwind {self._lines.mailbox.name}", lasting=True)
 
     async def _turn_to(self, *, in_line: bool) -> None:
         if self._feed is not None:

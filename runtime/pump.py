@@ -12,6 +12,7 @@ from typing import Protocol, TypeVar
 
 import structlog
 
+from squadron.runtime.background import spawn
 from squadron.runtime.errors import BusUnavailableError
 from squadron.runtime.outcome import Outcome
 from squadron.runtime.ports import Delivery, Feed
@@ -75,7 +76,7 @@ class Pump:
         # Kept, because asking for it costs a system call each time.
         self._loop = asyncio.get_running_loop()
         self._feed = await self._open(self._arrived)
-        self._extender = asyncio.create_task(self._extend_leases(), name=f"leases {self._source.name}")
+        self._extender = spawn(self._extend_leases(), f"leases {self._source.name}", lasting=True)
         self._feed.want(self._slots)
 
     def _arrived(self, delivery: Delivery) -> None:
@@ -85,7 +86,7 @@ class Pump:
                 self._feed.want(1)
             return
         self._seqs.add(delivery.seq)
-        task = self._loop.create_task(self._serve(delivery), name=f"turn {delivery.subject}")
+        task = spawn(self._serve(delivery), f"turn {delivery.subject}", loop=self._loop)
         self._in_flight[task] = delivery
         task.add_done_callback(self._ended)
 
