@@ -282,14 +282,14 @@ class Journal(Protocol):
         """Hear of each entry right after it was stored, with `Entry.previous`; active on return.
 
         At most once: what is missed shows as an entry whose `previous` was never heard, and can be read. Only of
-        lite topics; `sink` must not block.
+        lite topics and the registry; `sink` must not block.
 
         Args:
             lost: called when the connection is lost, before anything that came after it is heard: what is stored
                 until it is back is not heard. It must not block.
 
         Raises:
-            InvalidSubjectError: `pattern` is not of lite topics.
+            InvalidSubjectError: `pattern` is of neither.
             BusUnavailableError: the server can't be reached.
         """
         ...

@@ -240,11 +240,14 @@ class LiteSubject:
 
 
 def live_of(pattern: str) -> str:
-    """Where the server tells of entries of these lite topics once they are stored.
+    """Where the server tells of entries of these lite topics, or of the registry, once they are stored.
 
     Raises:
-        InvalidSubjectError: `pattern` is not of lite topics.
+        InvalidSubjectError: `pattern` is of neither.
     """
+    root, environment, kind, *rest = pattern.split(".")
+    if kind == "registry":
+        return ".".join((root, environment, "told", *rest))
     return _beside(pattern, "live")
 
 

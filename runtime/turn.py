@@ -164,6 +164,10 @@ class Turns:
             "source": self._caller.identity.id,
             "attempt": 1,
         }
+        registry = self._caller.registry
+        if not registry.knows_of(message.seen):
+            # Nobody decides on less than its caller saw.
+            await registry.catch_up(message.seen)
         handler = self._handler(topic)
         if handler is None:
             return Undeliverable(reason=f"{self.agent} does not serve {topic!r} any more", **common)
