@@ -93,6 +93,11 @@ class _TurnLease:
         return self.ticket.delivered
 
     @property
+    def token(self) -> str:
+        # A place in line stays with its ticket.
+        return ""
+
+    @property
     def first(self) -> bool:
         # Of the ticket it would say nothing about the task.
         return False
@@ -290,6 +295,10 @@ class OrderedQueue:
             await unwinding.open()
             return unwinding
         return await self.store.consume(mailbox, sink)
+
+    def take_over(self, token: str) -> Lease:
+        """The lease that another process holds."""
+        return self.store.take_over(token)
 
     async def backlog(self, name: str) -> Backlog:
         """How much the mailbox holds now, those in line included."""

@@ -305,6 +305,10 @@ class Subjects:
         """Where the chunks on a lite topic with this `id` are told to whoever listens now: a live view."""
         return f"{ROOT}.{self.environment}.stream.response.{check_token(id, 'id')}"
 
+    def hand(self, replica: str) -> str:
+        """Where a replica is handed tasks that are for it."""
+        return f"{ROOT}.{self.environment}.hand.{check_token(replica, 'replica')}"
+
     def result(self, topic: str) -> str:
         """Where the outcome of a task that named no `replyTo` is announced."""
         return f"{ROOT}.{self.environment}.result.{topic}"

@@ -62,6 +62,11 @@ class JetStreamLease:
         self._begun = False
 
     @property
+    def token(self) -> str:
+        """What it is acknowledged on: whoever knows that may do so."""
+        return self._reply
+
+    @property
     def _note_key(self) -> str:
         return self._note_pattern.replace("*", str(self.seq))
 

@@ -26,6 +26,7 @@ from squadron.runtime.background import Health, spawn
 from squadron.runtime.durable import EventGroup, EventTurns
 from squadron.runtime.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.errors import DeployError, InvalidMessageError, SquadronError
+from squadron.runtime.handover import Handovers
 from squadron.runtime.logs import configure_logs
 from squadron.runtime.ports import Mailbox, Note, Subscription
 from squadron.runtime.pump import Pump
@@ -98,8 +99,10 @@ class AgentReplica:
         self._events: set[asyncio.Task[None]] = set()
         self._stopped = False
         await self._listen(spec)
+        self._handovers = Handovers(self._wiring.caller, self._pump)
         if spec.topics:
             await self._pump.start()
+            await self._handovers.start()
         for pump in self._event_pumps:
             await pump.start()
         await self._renew()
@@ -209,6 +212,7 @@ class AgentReplica:
         if getattr(self, "_stopped", True):
             return
         self._stopped = True
+        await self._handovers.aclose()
         for ear in self._ears:
             await ear.aclose()
         # It stays present while it finishes what runs.
