@@ -190,6 +190,8 @@ class Bridge:
             DeployError: the cluster refused them.
         """
         wanted = [Deployment.model_validate(each) for each in deployments]
+        # Whether a topic is taken is not to be told from a copy with gaps.
+        await self._registry.catch_up()
         async with self._writing:
             for i, each in enumerate(wanted):
                 before = self._deployments.get(each.agent)

@@ -74,6 +74,7 @@ class Bindings:
     async def bind(self, pattern: str, target: Any, method: str, *, slots: int, description: str) -> None:
         """Serve `pattern` with `target.method`."""
         check_pattern(pattern)
+        await self._wiring.registry.catch_up()
         for card in self._wiring.registry.cards():
             for topic in card.topics:
                 if overlap(pattern, topic.name):
