@@ -20,6 +20,7 @@ from squadron.actors.agent import Agent
 from squadron.actors.credentials import adopt_keys
 from squadron.actors.model import ChatMessage, Model, ModelTurn, ToolCall, ToolDefinition
 from squadron.actors.providers import default_model_spec, model_from
+from squadron.runtime.background import spawn
 from squadron.runtime.context import Context
 from squadron.runtime.errors import ConfigError, InvalidAgentError, ModelError, Retry, SquadronError, Terminal
 from squadron.runtime.retries import backoff_s
@@ -127,7 +128,7 @@ class Emitter:
         self._closing = False
 
     async def __aenter__(self) -> Self:
-        self._writer = asyncio.create_task(self._write(), name="emitter")
+        self._writer = spawn(self._write(), "emitter")
         return self
 
     async def __aexit__(

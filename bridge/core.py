@@ -14,6 +14,7 @@ from typing import Any
 import structlog
 from pydantic import ValidationError
 
+from squadron.runtime.background import spawn
 from squadron.runtime.caller import Caller
 from squadron.runtime.deployment import AgentState, Deployment, Scale
 from squadron.runtime.envelope import AgentMessage
@@ -111,9 +112,10 @@ class Bridge:
                 del self._deployments[deployment.agent]
                 continue
             await self._registry.advertise(deployment.card)
+        self._registry.on_lapse(lambda *gone: self._spawn(self._tell_offline(*gone), "tells offline"))
         # What is recorded is declared by the upkeep, which goes on when Serve refuses or is away.
-        self._spawn(self._keep_up(), "upkeep")
-        self._spawn(self._keep_sampling(), "backlogs")
+        self._spawn(self._keep_up(), "upkeep", lasting=True)
+        self._spawn(self._keep_sampling(), "backlogs", lasting=True)
         for pattern, sink in (
             (self._subjects.control("*"), self._hear),
             (self._subjects.registry("card"), self._hear_record),
@@ -121,8 +123,8 @@ class Bridge:
         ):
             self._ears.append(await self._caller.bus.subscribe(pattern, sink))
 
-    def _spawn(self, work: Any, name: str) -> None:
-        task = asyncio.create_task(work, name=f"bridge {name}")
+    def _spawn(self, work: Any, name: str, *, lasting: bool = False) -> None:
+        task = spawn(work, f"bridge {name}", lasting=lasting)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -188,6 +190,8 @@ class Bridge:
             DeployError: the cluster refused them.
         """
         wanted = [Deployment.model_validate(each) for each in deployments]
+        # Whether a topic is taken is not to be told from a copy with gaps.
+        await self._registry.catch_up()
         async with self._writing:
             for i, each in enumerate(wanted):
                 before = self._deployments.get(each.agent)
@@ -350,8 +354,6 @@ class Bridge:
                 for name in list(self._deployments):
                     if self._states.get(name, AgentState(status="")).status in _ALIVE:
                         await self._registry.renew(name, STAND_IN)
-                for agent, replica in self._registry.lapsed():
-                    await self._tell_offline(agent, replica)
             except Exception as error:
                 # The bus or the controller is away for a moment; the next round finds out what changed.
                 self._log.warning("bridge.upkeep", error=str(error))

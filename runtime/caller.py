@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic_core import to_jsonable_python
 
+from squadron.runtime.background import spawn
 from squadron.runtime.budget import Budget, Deadline
 from squadron.runtime.cancel import request_cancel
 from squadron.runtime.claims import INPUT_KEEP_S, Claims
@@ -37,9 +38,6 @@ from squadron.runtime.subjects import NORMAL_PRIORITY, LiteSubject, Subjects, ch
 
 #: How long a caller waits for an outcome when it does not say; no call is without an end.
 DEFAULT_WITHIN_S = 60.0
-#: How long an unknown topic may take to appear before the call is undeliverable: a deploy that was
-#: acknowledged a moment ago may reach this process's registry a moment later.
-GRACE_S = 0.25
 #: While an outcome is awaited its lite topic is read anew after so long, doubling up to the second figure:
 #: the live message may have been lost. At most so many are read in one step, in seconds.
 FIRST_LOOK_S, LONGEST_LOOK_S = 2.0, 15.0
@@ -107,7 +105,7 @@ class Caller:
         """Be ready to hear outcomes."""
         await self._subscribe(self._owner)
         self.bus.on_reconnect(self._look_again)
-        self._looking = asyncio.create_task(self._keep_looking(), name="outcomes")
+        self._looking = spawn(self._keep_looking(), "outcomes", lasting=True)
 
     async def aclose(self) -> None:
         """Stop hearing outcomes; tasks under way go on, and their outcomes stay on the lite topics."""
@@ -317,6 +315,10 @@ class Caller:
             routing["capabilities"] = list(ask.route.capabilities)
         if ask.route.exclusions:
             routing["exclusions"] = list(ask.route.exclusions)
+        metadata: dict[str, Any] = {"nested": True} if ask.nested else {}
+        if news := self.registry.news:
+            # Who runs the task sees at least what its caller saw.
+            metadata["seen"] = news
         return pack(
             "task",
             self.identity,
@@ -327,7 +329,7 @@ class Caller:
             reply_to=handle.reply_to,
             target=ask.route.target or None,
             routing=routing,
-            metadata={"nested": True} if ask.nested else None,
+            metadata=metadata or None,
             timestamp=self.clock.time(),
         )
 
@@ -348,9 +350,7 @@ class Caller:
         if exhausted := ask.budget.exhausted:
             reason = f"the budget of {exhausted} is used up"
             return Rejected(reason=reason, details={"field": exhausted}, **common)
-        found = self.registry.find(topic)
-        if found is None:
-            found = await self.registry.wait_for(topic, within_s=min(GRACE_S, ask.within_s))
+        found = self.registry.find(topic) or await self.registry.wait_for(topic, within_s=ask.within_s)
         if found is None:
             return self._unknown(topic, common)
         # A bare value goes to the only field that the topic takes.

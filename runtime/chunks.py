@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
+from squadron.runtime.background import spawn
 from squadron.runtime.budget import Deadline
 from squadron.runtime.claims import Claims
 from squadron.runtime.errors import (
@@ -248,7 +249,7 @@ class Family:
             async for event in own:
                 if isinstance(event, Child):
                     # From here on there are several to wait for.
-                    following = asyncio.create_task(self._all(_chain(event, own)), name="follow the children")
+                    following = spawn(self._all(_chain(event, own)), "follow the children")
                     break
                 yield event
             while following is not None and (item := await self._waiting.get()) is not None:
@@ -292,7 +293,7 @@ class Family:
     def _follow_child(self, child: Child, path: tuple[str, ...]) -> tuple[StreamReader, asyncio.Task[None]]:
         reader = self._read(child.lite_topic)
         following = self._follow(reader.events(), (*path, child.task_id), child.topic)
-        return reader, asyncio.create_task(following, name=f"follow {child.task_id}")
+        return reader, spawn(following, f"follow {child.task_id}")
 
 
 async def _chain(first: Event, others: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:

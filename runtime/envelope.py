@@ -6,6 +6,7 @@ that of the NATS pub/sub agent architecture (`docs/protocol.md`).
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from typing import Any, Literal, Self
@@ -157,6 +158,12 @@ class AgentMessage(Wire):
     def nested(self) -> bool:
         """Whether readers of this task's stream are to see those of the tasks that it asks."""
         return (self.metadata or {}).get("nested") is True
+
+    @property
+    def seen(self) -> float:
+        """Up to when its sender knows what is served, by the registry's clock; 0 if it does not say."""
+        at = (self.metadata or {}).get("seen")
+        return at if isinstance(at, float) and math.isfinite(at) else 0.0
 
     def encode(self) -> bytes:
         """The message as UTF-8 JSON: exactly the fields that were set, so a null of somebody else's stays."""

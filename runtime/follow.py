@@ -14,6 +14,7 @@ from typing import Self
 
 import structlog
 
+from squadron.runtime.background import spawn
 from squadron.runtime.errors import BusUnavailableError
 from squadron.runtime.followed import Batch, Followed
 from squadron.runtime.ports import Entry, Journal, Subscription
@@ -94,7 +95,7 @@ class Follower:
         if newest is not None:
             follower._sure = max(follower._sure, newest.seq)
             follower._heard = max(follower._heard, newest.seq)
-        follower._looking = asyncio.create_task(follower._keep_looking(), name=f"follow {pattern}")
+        follower._looking = spawn(follower._keep_looking(), f"follow {pattern}", lasting=True)
         return follower
 
     async def aclose(self) -> None:

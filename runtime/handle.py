@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic_core import from_json
 
 from squadron.runtime import outcome as outcomes
+from squadron.runtime.background import spawn
 from squadron.runtime.budget import Deadline
 from squadron.runtime.chunks import Family, StreamReader
 from squadron.runtime.envelope import AgentMessage
@@ -137,7 +138,7 @@ class Handle:
                 self.settle(outcomes.from_content(content, **ids))
             elif not self.done and (self._opening is None or self._opening.done()):
                 message = AgentMessage.decode(data)
-                self._opening = asyncio.create_task(self._open(message), name=f"open {self.task_id}")
+                self._opening = spawn(self._open(message), f"open {self.task_id}")
         except (ValueError, TypeError, LookupError, InvalidMessageError):
             return False
         return True

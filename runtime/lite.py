@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic_core import PydanticSerializationError
 
+from squadron.runtime.background import spawn
 from squadron.runtime.envelope import AgentIdentity, pack
 from squadron.runtime.errors import BusUnavailableError, FencedError, InvalidInputError
 from squadron.runtime.exclusive import ExclusiveCursor, cursor_key
@@ -165,7 +166,7 @@ class LiteTopics:
                     await self._order_end(key, ttl_s, expect_seq=0)
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.ensure_future(work)
+        task = spawn(work, "lite topics")
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 

@@ -15,6 +15,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any, Literal
 
+from squadron.runtime.background import spawn
 from squadron.runtime.envelope import AgentMessage
 from squadron.runtime.errors import BusUnavailableError, InvalidInputError, InvalidMessageError
 from squadron.runtime.exclusive import ExclusiveCursor, Guarded
@@ -234,7 +235,7 @@ class LiteReader(AsyncIterator[LiteMessage]):
 
     async def _followed(self) -> AsyncGenerator[Batch, None]:
         follower = await Follower.open(self._lite, self._key)
-        watching = asyncio.create_task(self._watch(follower), name=f"life of {self._key}")
+        watching = spawn(self._watch(follower), f"life of {self._key}")
         try:
             follower.add(self._key, after=self._cursor, resumed=self._anchored)
             async for batch in follower:

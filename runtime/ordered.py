@@ -17,6 +17,7 @@ from typing import Any
 
 import structlog
 
+from squadron.runtime.background import spawn
 from squadron.runtime.envelope import AgentMessage
 from squadron.runtime.errors import BusUnavailableError, InvalidMessageError, MessageTooLargeError
 from squadron.runtime.ports import Backlog, Delivery, Entry, Feed, Lease, Mailbox, Store
@@ -92,6 +93,11 @@ class _TurnLease:
         return self.ticket.delivered
 
     @property
+    def token(self) -> str:
+        # A place in line stays with its ticket.
+        return ""
+
+    @property
     def first(self) -> bool:
         # Of the ticket it would say nothing about the task.
         return False
@@ -140,7 +146,7 @@ class _LineFeed:
         self._go_on(self._begin(ticket), f"ticket {ticket.subject}")
 
     def _go_on(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        task = asyncio.create_task(self._logged(work), name=name)
+        task = spawn(self._logged(work), name)
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)
 
@@ -203,7 +209,7 @@ class _UnwindingFeed:
     async def open(self) -> None:
         """Begin with what is in line."""
         await self._turn_to(in_line=True)
-        self._unwinding = asyncio.create_task(self._unwind(), name=f"unwind {self._lines.mailbox.name}")
+        self._unwinding = spawn(self._unwind(), f"unwind {self._lines.mailbox.name}", lasting=True)
 
     async def _turn_to(self, *, in_line: bool) -> None:
         if self._feed is not None:
@@ -289,6 +295,10 @@ class OrderedQueue:
             await unwinding.open()
             return unwinding
         return await self.store.consume(mailbox, sink)
+
+    def take_over(self, token: str) -> Lease:
+        """The lease that another process holds."""
+        return self.store.take_over(token)
 
     async def backlog(self, name: str) -> Backlog:
         """How much the mailbox holds now, those in line included."""

@@ -52,6 +52,10 @@ class Lease(Protocol):
         ...
 
     @property
+    def token(self) -> str:
+        """What `Queue.take_over` takes; empty if it stays here."""
+
+    @property
     def first(self) -> bool:
         """Whether it is surely the first one: a killed server forgets what it delivered in its last moments."""
         ...
@@ -94,7 +98,7 @@ class Feed(Protocol):
     """A running pull on a mailbox: delivers no more than was wanted."""
 
     def want(self, count: int) -> None:
-        """Allow `count` more deliveries; there is one slot free for each."""
+        """Allow `count` more deliveries, or fewer if negative; there is one slot free for each."""
         ...
 
     async def aclose(self) -> None:
@@ -157,6 +161,9 @@ class Queue(Protocol):
     async def consume(self, mailbox: Mailbox, sink: Callable[[Delivery], None]) -> Feed:
         """Pull from the mailbox; `sink` gets each delivery and must not block."""
         ...
+
+    def take_over(self, token: str) -> Lease:
+        """The lease that another process holds and leaves alone from now on; InvalidMessageError if it is none."""
 
     async def backlog(self, name: str) -> Backlog:
         """How much the mailbox holds now; zeros for an unknown name."""
@@ -282,14 +289,14 @@ class Journal(Protocol):
         """Hear of each entry right after it was stored, with `Entry.previous`; active on return.
 
         At most once: what is missed shows as an entry whose `previous` was never heard, and can be read. Only of
-        lite topics; `sink` must not block.
+        lite topics and the registry; `sink` must not block.
 
         Args:
             lost: called when the connection is lost, before anything that came after it is heard: what is stored
                 until it is back is not heard. It must not block.
 
         Raises:
-            InvalidSubjectError: `pattern` is not of lite topics.
+            InvalidSubjectError: `pattern` is of neither.
             BusUnavailableError: the server can't be reached.
         """
         ...

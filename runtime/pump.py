@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +12,7 @@ from typing import Protocol, TypeVar
 
 import structlog
 
+from squadron.runtime.background import spawn
 from squadron.runtime.errors import BusUnavailableError
 from squadron.runtime.outcome import Outcome
 from squadron.runtime.ports import Delivery, Feed
@@ -65,6 +66,8 @@ class Pump:
         self._in_flight: dict[asyncio.Task[None], Delivery] = {}
         #: The same, by their places in the queue.
         self._seqs: set[int] = set()
+        #: Those that others handed to us, and that wait for a slot.
+        self._handed: deque[Delivery] = deque()
         self._feed: Feed | None = None
         self._extender: asyncio.Task[None] | None = None
         self._outcomes: Counter[str] = Counter()
@@ -75,7 +78,7 @@ class Pump:
         # Kept, because asking for it costs a system call each time.
         self._loop = asyncio.get_running_loop()
         self._feed = await self._open(self._arrived)
-        self._extender = asyncio.create_task(self._extend_leases(), name=f"leases {self._source.name}")
+        self._extender = spawn(self._extend_leases(), f"leases {self._source.name}", lasting=True)
         self._feed.want(self._slots)
 
     def _arrived(self, delivery: Delivery) -> None:
@@ -84,14 +87,32 @@ class Pump:
             if self._feed is not None:
                 self._feed.want(1)
             return
+        self._begin(delivery)
+
+    def offer(self, delivery: Delivery) -> bool:
+        """Take what another replica was delivered for us, before all else; False if too much waits already."""
+        if delivery.seq in self._seqs or any(each.seq == delivery.seq for each in self._handed):
+            return True
+        if self._feed is None or len(self._handed) >= self._slots:
+            return False
+        if len(self._in_flight) < self._slots:
+            self._feed.want(-1)
+            self._begin(delivery)
+        else:
+            self._handed.append(delivery)
+        return True
+
+    def _begin(self, delivery: Delivery) -> None:
         self._seqs.add(delivery.seq)
-        task = self._loop.create_task(self._serve(delivery), name=f"turn {delivery.subject}")
+        task = spawn(self._serve(delivery), f"turn {delivery.subject}", loop=self._loop)
         self._in_flight[task] = delivery
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._seqs.discard(self._in_flight.pop(task).seq)
-        if self._feed is not None:
+        if self._handed:
+            self._begin(self._handed.popleft())
+        elif self._feed is not None:
             self._feed.want(1)
 
     async def _serve(self, delivery: Delivery) -> None:
@@ -120,10 +141,10 @@ class Pump:
             young = set(self._in_flight)
             await asyncio.sleep(self._source.lease_s * EXTEND_AT)
             # Tasks that came after the last look have most of their lease left.
-            for task, delivery in list(self._in_flight.items()):
-                if task in young:
-                    with contextlib.suppress(BusUnavailableError):
-                        await delivery.lease.extend()
+            old = [delivery for task, delivery in self._in_flight.items() if task in young]
+            for delivery in (*old, *self._handed):
+                with contextlib.suppress(BusUnavailableError):
+                    await delivery.lease.extend()
 
     def statistics(self) -> PumpStatistics:
         """What it does now and has done."""
@@ -134,6 +155,8 @@ class Pump:
         if self._feed is not None:
             feed, self._feed = self._feed, None
             await feed.aclose()
+        while self._handed:
+            await self._release(self._handed.popleft())
         if self._in_flight:
             await asyncio.wait(self._in_flight, timeout=within_s)
         for task in list(self._in_flight):

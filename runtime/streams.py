@@ -12,6 +12,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from squadron.runtime.background import spawn
 from squadron.runtime.envelope import AgentMessage, pack
 from squadron.runtime.errors import BusUnavailableError, SquadronError
 from squadron.runtime.outcome import LITE_TTL_S, Outcome
@@ -183,7 +184,7 @@ class StreamWriter:
     def _send_again(self, number: int) -> None:
         self._again.add(number)
         if self._mending is None or self._mending.done():
-            self._mending = asyncio.create_task(self._mend(), name=f"mend {self._run}")
+            self._mending = spawn(self._mend(), f"mend {self._run}")
 
     async def _mend(self) -> None:
         while self._again:

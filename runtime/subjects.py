@@ -240,11 +240,14 @@ class LiteSubject:
 
 
 def live_of(pattern: str) -> str:
-    """Where the server tells of entries of these lite topics once they are stored.
+    """Where the server tells of entries of these lite topics, or of the registry, once they are stored.
 
     Raises:
-        InvalidSubjectError: `pattern` is not of lite topics.
+        InvalidSubjectError: `pattern` is of neither.
     """
+    root, environment, kind, *rest = pattern.split(".")
+    if kind == "registry":
+        return ".".join((root, environment, "told", *rest))
     return _beside(pattern, "live")
 
 
@@ -301,6 +304,10 @@ class Subjects:
     def stream(self, id: str) -> str:
         """Where the chunks on a lite topic with this `id` are told to whoever listens now: a live view."""
         return f"{ROOT}.{self.environment}.stream.response.{check_token(id, 'id')}"
+
+    def hand(self, replica: str) -> str:
+        """Where a replica is handed tasks that are for it."""
+        return f"{ROOT}.{self.environment}.hand.{check_token(replica, 'replica')}"
 
     def result(self, topic: str) -> str:
         """Where the outcome of a task that named no `replyTo` is announced."""

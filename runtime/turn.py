@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from squadron.runtime.errors import (
     InvalidSubjectError,
     Terminal,
 )
+from squadron.runtime.handover import hand_over, pause_s
 from squadron.runtime.letters import DeadLetters
 from squadron.runtime.outcome import (
     Answer,
@@ -43,9 +43,6 @@ from squadron.runtime.retries import Retries, failure_details, summary_of, text_
 from squadron.runtime.route import Route
 from squadron.runtime.subjects import TaskSubject, matches, token_of
 from squadron.runtime.topics import SemanticTopic
-
-#: Pause before a task that another replica is to run is delivered again, in seconds, more or less.
-HAND_ON_S = 0.05
 
 
 class Handler(Protocol):
@@ -82,6 +79,13 @@ class _Again:
     """Not an outcome: the task is handed back for another attempt."""
 
     after_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _HandOn:
+    """Not an outcome: the task is for one of these replicas."""
+
+    replicas: list[str]
 
 
 class Turns:
@@ -143,6 +147,10 @@ class Turns:
             await delivery.lease.settle()
             return None
         ended = await self._attempt(delivery, message, topic, lite_key)
+        if isinstance(ended, _HandOn):
+            if not await hand_over(self._caller, delivery, ended.replicas):
+                await delivery.lease.release(pause_s(delivery.lease.delivered))
+            return None
         if isinstance(ended, _Again):
             await delivery.lease.release(ended.after_s)
             return None
@@ -157,13 +165,17 @@ class Turns:
 
     async def _attempt(
         self, delivery: Delivery, message: AgentMessage, topic: str, lite_key: str
-    ) -> Outcome | _Again:
+    ) -> Outcome | _Again | _HandOn:
         common: dict[str, Any] = {
             "task_id": message.id,
             "topic": topic,
             "source": self._caller.identity.id,
             "attempt": 1,
         }
+        registry = self._caller.registry
+        if not registry.knows_of(message.seen):
+            # Nobody decides on less than its caller saw.
+            await registry.catch_up(message.seen)
         handler = self._handler(topic)
         if handler is None:
             return Undeliverable(reason=f"{self.agent} does not serve {topic!r} any more", **common)
@@ -184,7 +196,7 @@ class Turns:
         finally:
             context.close()
 
-    def _refusal(self, message: AgentMessage, common: dict[str, Any]) -> Outcome | _Again | None:
+    def _refusal(self, message: AgentMessage, common: dict[str, Any]) -> Outcome | _HandOn | None:
         if self._cancelled.includes(message.id):
             return Cancelled(reason="cancelled before it started", **common)
         now, routing, limits = self._caller.clock.time(), message.routing, message.payload.constraints
@@ -204,11 +216,12 @@ class Turns:
     def _me(self) -> str:
         return self._caller.identity.id
 
-    def _hand_on(self, route: Route, reason: str, common: dict[str, Any]) -> Outcome | _Again:
-        """Not for this replica: back into the mailbox if another lives that may run it."""
+    def _hand_on(self, route: Route, reason: str, common: dict[str, Any]) -> Outcome | _HandOn:
+        """Not for this replica: on to another that lives and may run it."""
         others = self._caller.registry.replicas(self.agent)
-        if any(not route.misfit(self.agent, other, them.capabilities) for other, them in others.items()):
-            return _Again(HAND_ON_S * random.uniform(0.5, 1.5))
+        fit = [name for name, them in others.items() if not route.misfit(self.agent, name, them.capabilities)]
+        if fit:
+            return _HandOn(fit)
         details = {"replicas": sorted({*others, self._me})}
         return Undeliverable(reason=f"no replica may run it: {reason}", details=details, **common)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from squadron.bridge.jetstream.wiring import Wiring
+from squadron.runtime.background import spawn
 from squadron.runtime.durable import EventGroup, Start, read_event
 from squadron.runtime.envelope import AgentMessage
 from squadron.runtime.errors import BusUnavailableError
@@ -57,7 +58,7 @@ class DurableEvents:
         group = EventGroup(check_token(name, "subscription"), pattern, start, wiring.settings.lease_s)
         events = cls(wiring, group)
         events._feed = await wiring.events.consume(events._group, events._hear)
-        events._extender = asyncio.create_task(events._extend(), name=f"lease {name}")
+        events._extender = spawn(events._extend(), f"lease {name}", lasting=True)
         return events
 
     def _hear(self, delivery: Delivery) -> None:

@@ -330,6 +330,7 @@ class Squad(Fleet):
         """
         from squadron.actors.supervisor import Supervisor
 
+        await self._wiring.registry.catch_up()
         if self._wiring.registry.find("goal.pursue") is None:
             await self.deploy(Supervisor)
         chosen = model or self.settings.model or default_model_spec(os.environ)

@@ -16,6 +16,7 @@ import structlog
 from nats.aio.subscription import Subscription
 
 from squadron.bridge.jetstream.client import Handover, Heard, LastingClient
+from squadron.runtime.background import spawn
 from squadron.runtime.errors import (
     BusUnavailableError,
     InvalidSubjectError,
@@ -220,7 +221,7 @@ class Connection:
 
     async def open(self) -> None:
         """Be ready for answers; once, after connecting."""
-        self._watching = asyncio.create_task(self.client.watch(), name="nats watch")
+        self._watching = spawn(self.client.watch(), "nats watch", lasting=True)
         await self.listen(f"{self._inbox}.*", self._hear_answer)
 
     async def listen(self, subject: str, sink: Callable[[Heard], None], *, group: str = "") -> Subscription:
@@ -335,7 +336,7 @@ class Connection:
         await asyncio.gather(*(self.request(subject, data) for subject, data in soon))
 
     def _background_task(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        task = asyncio.create_task(work, name=f"nats {name}")
+        task = spawn(work, f"nats {name}")
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 

@@ -6,14 +6,17 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
+import nats.errors
 import structlog
 from nats.aio.subscription import Subscription as NatsSubscription
 
 from squadron.bridge.jetstream.bus import CoreBus
 from squadron.bridge.jetstream.client import Heard
 from squadron.bridge.jetstream.connect import NANOSECONDS, Connection
+from squadron.runtime.background import spawn
 from squadron.runtime.errors import BusUnavailableError, SquadronError
 from squadron.runtime.ports import Delivery, Journal, Mailbox, Note, Subscription
 from squadron.runtime.subjects import NORMAL_PRIORITY, Subjects, lane_of
@@ -57,6 +60,11 @@ class JetStreamLease:
         # What a server of an earlier connection may have delivered was stored before this connection.
         self.first = self.delivered == 1 and int(stored_ns) / NANOSECONDS > connection.connected_at + CLOCKS_S
         self._begun = False
+
+    @property
+    def token(self) -> str:
+        """What it is acknowledged on: whoever knows that may do so."""
+        return self._reply
 
     @property
     def _note_key(self) -> str:
@@ -240,8 +248,8 @@ class PullFeed:
         await self._open_lanes()
         self.connection.on_reconnect(self._reconnected)
         self._tasks = [
-            asyncio.create_task(self._pull(), name=f"pull {self._mailbox.name}"),
-            asyncio.create_task(self._watch(), name=f"watch {self._mailbox.name}"),
+            spawn(self._pull(), f"pull {self._mailbox.name}", lasting=True),
+            spawn(self._watch(), f"watch {self._mailbox.name}", lasting=True),
         ]
 
     def _hear_lane(self, note: Note) -> None:
@@ -291,8 +299,8 @@ class PullFeed:
         with contextlib.suppress(BusUnavailableError):
             await lease.release()
 
-    def _in_background(self, work: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(work)
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = spawn(work, f"hand back {self._mailbox.name}")
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
@@ -321,7 +329,7 @@ class PullFeed:
                 if self._full and len(self._lanes) > 1:
                     await self._sweep()
                 await self._poll()
-            except BusUnavailableError:
+            except (BusUnavailableError, nats.errors.Error, OSError):
                 self.again(after_s=0.25)
             except SquadronError as error:
                 # A lane can't be opened; the others go on.

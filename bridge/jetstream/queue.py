@@ -15,11 +15,11 @@ from typing import Any
 import structlog
 
 from squadron.bridge.jetstream.connect import NANOSECONDS, Connection
-from squadron.bridge.jetstream.feed import PullFeed
+from squadron.bridge.jetstream.feed import JetStreamLease, PullFeed
 from squadron.bridge.jetstream.journal import JetStreamJournal, read_ack
 from squadron.bridge.jetstream.streams import StreamNames
-from squadron.runtime.errors import BusUnavailableError, FencedError, RouteConflictError
-from squadron.runtime.ports import Backlog, Delivery, Entry, Feed, Mailbox
+from squadron.runtime.errors import BusUnavailableError, FencedError, InvalidMessageError, RouteConflictError
+from squadron.runtime.ports import Backlog, Delivery, Entry, Feed, Lease, Mailbox
 from squadron.runtime.subjects import NORMAL_PRIORITY, Subjects, check_queued, lane_of, matches
 
 #: Messages of one mailbox that may be leased at once, over all replicas; slots are the real limit.
@@ -126,6 +126,16 @@ class JetStreamQueue:
         )
         await feed.open()
         return feed
+
+    def take_over(self, token: str) -> Lease:
+        """The lease that another process holds."""
+        # It comes from the bus, and what is done with it is sent there.
+        if not token.startswith("$JS.ACK.") or f".{self._stream}." not in token:
+            raise InvalidMessageError(f"{token[:80]!r} is no lease of {self._stream}")
+        try:
+            return JetStreamLease(self._connection, self._notes, self._subjects.lite_of("begun"), token)
+        except ValueError:
+            raise InvalidMessageError(f"{token[:80]!r} is no lease") from None
 
     async def backlog(self, name: str) -> Backlog:
         """How much the mailbox holds now, over all lanes, those not yet opened included."""

@@ -91,7 +91,13 @@ def _configs(names: StreamNames) -> list[dict[str, Any]]:
         "max_age": LITE_MAX_AGE_S * NANOSECONDS,
         "duplicate_window": DUPLICATE_WINDOW_S * NANOSECONDS,
     }
-    registry = {"name": names.registry, "subjects": [f"{root}.registry.>"], "max_msgs_per_subject": 1}
+    registry = {
+        "name": names.registry,
+        "subjects": [f"{root}.registry.>"],
+        "max_msgs_per_subject": 1,
+        # Who keeps a copy hears of an entry once it is stored, with its sequence: by it the newest one counts.
+        "republish": {"src": f"{root}.registry.>", "dest": f"{root}.told.>"},
+    }
     dead = {
         "name": names.dead,
         "subjects": [f"{root}.dead.>"],

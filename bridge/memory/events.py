@@ -45,6 +45,8 @@ class _Group:
 
 
 class _MemoryLease:
+    token = ""
+
     def __init__(self, log: MemoryEventLog, group: _Group, seq: int) -> None:
         self._log, self._group, self._seq = log, group, seq
         self.delivered = group.delivered[seq]

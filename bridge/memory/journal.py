@@ -8,7 +8,8 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, replace
 
 from squadron.bridge.memory.bus import MemoryBus
-from squadron.bridge.memory.common import LoopClock, Seen, check_size, now_s, subject_matches
+from squadron.bridge.memory.common import LoopClock, Seen, check_size, subject_matches
+from squadron.runtime.background import spawn
 from squadron.runtime.errors import (
     FencedError,
 )
@@ -24,12 +25,12 @@ class _Stored:
 
 
 class MemoryJournal:
-    """`Journal` in one process; entries are also heard live on `bus`, as JetStream's are."""
+    """`Journal` in one process; entries are also heard live on `bus`, as JetStream's are. `now` is its clock."""
 
-    def __init__(self, bus: MemoryBus) -> None:
-        self._bus, self._clock = bus, LoopClock()
+    def __init__(self, bus: MemoryBus, now: Callable[[], float] = LoopClock().time) -> None:
+        self._bus, self._now = bus, now
         self._entries: list[_Stored] = []
-        #: When the next of them is gone, on the clock of the loop.
+        #: When the next of them is gone.
         self._lapses_at = math.inf
         self._grown = asyncio.Event()
         self._seen = Seen()
@@ -38,7 +39,7 @@ class MemoryJournal:
         self._ending: set[asyncio.Future[int]] = set()
 
     def _living(self) -> list[_Stored]:
-        now = now_s()
+        now = self._now()
         if self._lapses_at <= now:
             self._entries = [stored for stored in self._entries if stored.expires_at > now]
             self._lapses_at = min((stored.expires_at for stored in self._entries), default=math.inf)
@@ -76,8 +77,8 @@ class MemoryJournal:
         life_s = math.inf if ttl_s is None else max(1, math.ceil(ttl_s))
         if ttl_s is not None:
             headers["Nats-TTL"] = f"{life_s}s"
-        entry = Entry(seq, key, data, headers, self._clock.time())
-        expires_at = now_s() + life_s
+        entry = Entry(seq, key, data, headers, self._now())
+        expires_at = self._now() + life_s
         self._entries.append(_Stored(entry, expires_at))
         self._lapses_at = min(self._lapses_at, expires_at)
         told = replace(entry, previous=last.seq if last else 0)
@@ -110,7 +111,7 @@ class MemoryJournal:
         seq = await self._append(order, data, {END_HEADER: "expired"}, None, expect_seq=expect_seq)
         await self.erase(order, through_seq=seq - 1)
 
-        after_s = max(0.0, at - self._clock.time())
+        after_s = max(0.0, at - self._now())
         asyncio.get_running_loop().call_later(after_s, self._end_ordered, order, seq, key, keep_s)
         return seq
 
@@ -123,7 +124,7 @@ class MemoryJournal:
     def _end_ordered(self, order: str, seq: int, key: str, keep_s: float) -> None:
         for stored in [each for each in self._entries if each.entry.seq == seq]:
             self._entries.remove(stored)
-            ending = asyncio.ensure_future(self._end(key, stored.entry.data, "expired", keep_s))
+            ending = spawn(self._end(key, stored.entry.data, "expired", keep_s), f"end {key}")
             self._ending.add(ending)
             ending.add_done_callback(self._ending.discard)
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from weakref import WeakValueDictionary
 
 from squadron.bridge.memory.common import Seen, check_size, now_s, subject_matches
-from squadron.runtime.errors import (
-    RouteConflictError,
-)
-from squadron.runtime.ports import Backlog, Delivery, Entry, Feed, Mailbox
+from squadron.runtime.errors import InvalidMessageError, RouteConflictError
+from squadron.runtime.ports import Backlog, Delivery, Entry, Feed, Lease, Mailbox
 from squadron.runtime.subjects import check_queued, lane_of, matches, overlap
 
 
@@ -39,6 +38,7 @@ class _MemoryLease:
     def __init__(self, queue: MemoryQueue, task: _Task, lease_s: float) -> None:
         self._queue, self._task, self._lease_s = queue, task, lease_s
         self.delivered, self.first = task.delivered, task.delivered == 1
+        self.token = f"{task.seq}.{task.delivered}"
         self._timer = self._arm(lease_s)
 
     def _arm(self, after_s: float) -> asyncio.TimerHandle:
@@ -84,6 +84,7 @@ class MemoryQueue:
         self._mailboxes: dict[str, Mailbox] = {}
         self._feeds: list[_MemoryFeed] = []
         self._seen = Seen()
+        self._leases: WeakValueDictionary[str, _MemoryLease] = WeakValueDictionary()
         self._next_seq = 1
 
     async def declare(self, mailbox: Mailbox) -> None:
@@ -113,6 +114,12 @@ class MemoryQueue:
         feed = _MemoryFeed(self, mailbox, sink)
         self._feeds.append(feed)
         return feed
+
+    def take_over(self, token: str) -> Lease:
+        try:
+            return self._leases[token]
+        except KeyError:
+            raise InvalidMessageError(f"{token[:80]!r} is no lease") from None
 
     async def backlog(self, name: str) -> Backlog:
         mailbox = self._mailboxes.get(name)
@@ -156,6 +163,7 @@ class MemoryQueue:
             feed.wanted -= 1
             feed.served_at[task.priority] = now_s()
             lease = _MemoryLease(self, task, feed.mailbox.lease_s)
+            self._leases[lease.token] = lease
             feed.sink(Delivery(task.subject, task.data, lease, task.seq))
 
     def _pair(self) -> tuple[_MemoryFeed, _Task] | None:

@@ -9,6 +9,7 @@ from typing import Any
 import ray
 
 from squadron.bridge.serve.replica import NAMESPACE, bridge_name
+from squadron.runtime.background import spawn
 
 #: How often the bridge is asked, in seconds, for all agents of an environment at once.
 ASK_EVERY_S = 0.25
@@ -36,7 +37,7 @@ class Backlogs:
         now = time.monotonic()
         if now - self._asked_at >= ASK_EVERY_S and (self._asking is None or self._asking.done()):
             self._asked_at = now
-            self._asking = asyncio.get_running_loop().create_task(self._ask())
+            self._asking = spawn(self._ask(), "backlogs")
         return self._figures.get(agent)
 
     async def _ask(self) -> None:

@@ -14,6 +14,7 @@ import structlog
 from ray import cloudpickle
 
 from squadron.bridge.jetstream.wiring import Wiring
+from squadron.runtime.background import spawn
 from squadron.runtime.context import Context
 from squadron.runtime.errors import ConfigError, RouteConflictError, SquadronError
 from squadron.runtime.ports import Mailbox
@@ -68,11 +69,12 @@ class Bindings:
             except Exception as error:
                 # The actor's class is gone, say; the others must come up all the same.
                 self._log.error("binding.not_restored", key=entry.key, error=str(error))
-        self._heart = asyncio.create_task(self._keep_presence(), name="bindings")
+        self._heart = spawn(self._keep_presence(), "bindings", lasting=True)
 
     async def bind(self, pattern: str, target: Any, method: str, *, slots: int, description: str) -> None:
         """Serve `pattern` with `target.method`."""
         check_pattern(pattern)
+        await self._wiring.registry.catch_up()
         for card in self._wiring.registry.cards():
             for topic in card.topics:
                 if overlap(pattern, topic.name):

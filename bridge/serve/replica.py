@@ -22,9 +22,11 @@ from squadron.actors.marks import DurableMark, EventMark
 from squadron.bridge.code import Code, unpack
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.config import Settings
+from squadron.runtime.background import Health, spawn
 from squadron.runtime.durable import EventGroup, EventTurns
 from squadron.runtime.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.errors import DeployError, InvalidMessageError, SquadronError
+from squadron.runtime.handover import Handovers
 from squadron.runtime.logs import configure_logs
 from squadron.runtime.ports import Mailbox, Note, Subscription
 from squadron.runtime.pump import Pump
@@ -69,6 +71,7 @@ class AgentReplica:
         # What imports have left, of Ray above all, lives as long as the process; each full collection of garbage
         # would look at all of it again, and stop the replica for 0.2 s.
         gc.freeze()
+        self._health = Health.begin()
         settings: Settings = await fetch_settings(environment)
         configure_logs(settings.log_level)
         # Sync handlers run in threads: one for each slot.
@@ -96,13 +99,15 @@ class AgentReplica:
         self._events: set[asyncio.Task[None]] = set()
         self._stopped = False
         await self._listen(spec)
+        self._handovers = Handovers(self._wiring.caller, self._pump)
         if spec.topics:
             await self._pump.start()
+            await self._handovers.start()
         for pump in self._event_pumps:
             await pump.start()
         await self._renew()
         await self._tell("online")
-        self._heart = asyncio.create_task(self._beat(), name="heartbeat")
+        self._heart = spawn(self._beat(), "heartbeat", lasting=True)
         self._log.info("replica.online", version=self._code.version, topics=mailbox.patterns)
 
     async def _load(self) -> type[Agent]:
@@ -122,7 +127,7 @@ class AgentReplica:
         handler = getattr(self._agent, method)
 
         def hear(note: Note) -> None:
-            task = asyncio.create_task(self._handle_event(handler, note), name=f"event {note.subject}")
+            task = spawn(self._handle_event(handler, note), f"event {note.subject}")
             self._events.add(task)
             task.add_done_callback(self._events.discard)
 
@@ -191,7 +196,9 @@ class AgentReplica:
                 self._log.info("replica.no_heartbeat", error=str(error))
 
     async def check_health(self) -> None:
-        """Ray Serve asks every second; a replica that has been deaf for long is replaced."""
+        """Ray Serve asks every second; a replica that is broken, or has been deaf for long, is replaced."""
+        if self._health.fault:
+            raise RuntimeError(f"{self._identity.id}: {self._health.fault}")
         silent_s = self._wiring.connection.silent_s
         if silent_s > self._wiring.settings.deaf_after_s:
             raise RuntimeError(f"{self._identity.id} has not heard from NATS for {silent_s:.0f} s")
@@ -205,6 +212,7 @@ class AgentReplica:
         if getattr(self, "_stopped", True):
             return
         self._stopped = True
+        await self._handovers.aclose()
         for ear in self._ears:
             await ear.aclose()
         # It stays present while it finishes what runs.

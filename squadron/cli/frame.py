@@ -21,6 +21,7 @@ import typer
 
 from squadron.config import Settings
 from squadron.runtime import errors
+from squadron.runtime.background import spawn
 from squadron.runtime.errors import SquadronError
 
 if TYPE_CHECKING:
@@ -241,7 +242,7 @@ async def opened(settings: Settings, watch: Watch, *, keep: bool = False) -> Asy
     me = asyncio.current_task()
     assert me is not None
     fresh = not (await _has_nats(settings) or await _has_ray(settings))
-    steps = asyncio.create_task(_tell_steps(settings, watch, me), name="steps")
+    steps = spawn(_tell_steps(settings, watch, me), "steps")
     try:
         # As long as this process is a driver, ray prints what its daemons warn of, and to stdout.
         with contextlib.redirect_stdout(io.StringIO()):

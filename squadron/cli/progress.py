@@ -16,6 +16,7 @@ from rich.text import Text
 
 from squadron.cli import frame
 from squadron.cli.tally import Call, Span, Tally, describe
+from squadron.runtime.background import spawn
 from squadron.runtime.errors import SquadronError
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class Watch:
                 with contextlib.suppress(SquadronError):
                     self.agents((await squad.status())["agents"])
 
-        looking = asyncio.create_task(look(), name="status")
+        looking = spawn(look(), "status")
         try:
             yield
         finally:

@@ -18,7 +18,9 @@ from squadron.config import Settings
 from squadron.runtime.caller import Caller
 from squadron.runtime.claims import Claims
 from squadron.runtime.envelope import AgentIdentity
+from squadron.runtime.handover import Handovers
 from squadron.runtime.ordered import OrderedQueue
+from squadron.runtime.outcome import Outcome
 from squadron.runtime.ports import Clock, Delivery, EventLog, Journal, Mailbox, UnreliableBus, Vault
 from squadron.runtime.pump import Pump
 from squadron.runtime.registry import Registry
@@ -149,7 +151,14 @@ class Replica:
         patterns = tuple(each.topic.name for each in self.spec.topics)
         self.mailbox = Mailbox(self.spec.name, patterns, LEASE_S)
         self.turns = turns
-        self.pump = Pump(peer.queue, self.mailbox, turns.run, slots=slots)
+        self.pump = Pump(peer.queue, self.mailbox, self._run, slots=slots)
+        self.handovers = Handovers(peer.caller, self.pump)
+        #: How often what it was delivered had been delivered then.
+        self.delivered: list[int] = []
+
+    async def _run(self, delivery: Delivery) -> Outcome | None:
+        self.delivered.append(delivery.lease.delivered)
+        return await self.turns.run(delivery)
 
     async def start(self) -> None:
         await self.peer.queue.declare(self.mailbox)
@@ -160,6 +169,7 @@ class Replica:
         await self.peer.registry.renew(self.spec.name, self.peer.caller.identity.id, **facts)
         await self.turns.start()
         await self.pump.start()
+        await self.handovers.start()
 
 
 Serve = Callable[..., Awaitable[Replica]]
@@ -178,6 +188,7 @@ async def serve(world: World) -> AsyncIterator[Serve]:
 
     yield start
     for replica in running:
+        await replica.handovers.aclose()
         await replica.pump.aclose()
         await replica.turns.aclose()
 

@@ -16,7 +16,7 @@ from squadron.actors.marks import topic
 from squadron.runtime.caller import Ask
 from squadron.runtime.context import Context
 from squadron.runtime.envelope import AgentIdentity, AgentMessage, Constraints, Payload
-from squadron.runtime.errors import ConfigError, InvalidMessageError, Retry
+from squadron.runtime.errors import BusUnavailableError, ConfigError, InvalidMessageError, Retry
 from squadron.runtime.outcome import (
     Cancelled,
     DeadLettered,
@@ -30,7 +30,7 @@ from squadron.runtime.outcome import (
 )
 from squadron.runtime.ports import Backlog, Mailbox
 from squadron.runtime.route import Route
-from tests.contract.conftest import LEASE_S, SOON_S, Inbox, Peer, Serve, World, until
+from tests.contract.conftest import LEASE_S, SOON_S, Inbox, Peer, Replica, Serve, World, until
 from tests.turned import now_s
 
 
@@ -285,6 +285,114 @@ async def test_if_none_fits_it_is_undeliverable_with_the_reason(fleet: Peer, rou
     assert reason in outcome.reason
     assert outcome.details["replicas"] == ["blue", "green", "red"]
     await _empty(fleet, "fleet")
+
+
+class Ward(Agent):
+    """Holds one task until it may go on."""
+
+    def __init__(self) -> None:
+        self.may_end = asyncio.Event()
+
+    @topic("ward.hold")
+    async def hold(self) -> str:
+        await self.may_end.wait()
+        return "held"
+
+    @topic("ward.who")
+    async def who(self, context: Context) -> str:
+        return context.caller.identity.id
+
+
+#: Only this one of the wards.
+RED = Route(target="red")
+
+
+@pytest.fixture
+async def wards(world: World, serve: Serve) -> dict[str, Replica]:
+    """Six replicas with one slot each, that know each other; the one called red is busy."""
+    wards = {name: await serve(Ward(), name=name, slots=1) for name in ("red", "b", "c", "d", "e", "f")}
+    client = await world.join("client")
+
+    async def all_are_known() -> bool:
+        peers = [client, *(each.peer for each in wards.values())]
+        return all(peer.registry.replicas("ward").keys() == wards.keys() for peer in peers)
+
+    await until(all_are_known)
+    await client.caller.submit("ward.hold", {}, Ask(within_s=60, route=RED))
+
+    async def is_busy() -> bool:
+        return wards["red"].pump.statistics().in_flight == 1
+
+    await until(is_busy)
+    return wards
+
+
+async def test_a_task_for_a_busy_replica_waits_there_and_troubles_nobody(
+    client: Peer, wards: dict[str, Replica]
+) -> None:
+    for each in wards.values():
+        each.delivered.clear()
+    waits = await client.caller.submit("ward.who", {}, Ask(within_s=60, route=RED))
+    enough_at = time.monotonic() + 2 * LEASE_S
+
+    async def bounced_or_two_leases_passed() -> bool:
+        return sum(len(each.delivered) for each in wards.values()) > 10 or time.monotonic() > enough_at
+
+    await until(bounced_or_two_leases_passed)
+    # The others are free for theirs meanwhile.
+    other = await _ask(client, "ward.who", Ask(within_s=60, route=Route(exclusions=("red",))))
+    assert other.unwrap() != "red"
+    red = wards["red"].agent
+    assert isinstance(red, Ward)
+    red.may_end.set()
+
+    outcome = await client.caller.outcome(waits)
+    assert (outcome.unwrap(), outcome.attempt) == ("red", 1)
+    # Each of the two came to one replica, and maybe from there to the right one; none was delivered again.
+    delivered = [count for each in wards.values() for count in each.delivered]
+    assert set(delivered) == {1}
+    assert len(delivered) <= 4
+    await _empty(client, "ward")
+
+
+async def test_tasks_that_wait_at_a_replica_that_leaves_are_handed_back(
+    client: Peer, wards: dict[str, Replica]
+) -> None:
+    red = wards["red"]
+    # One more than may wait there.
+    waits = [await client.caller.submit("ward.who", {}, Ask(within_s=60, route=RED)) for _ in range(2)]
+    await red.handovers.aclose()
+    await red.peer.registry.depart("ward", "red")
+    await red.pump.aclose()
+
+    for handle in waits:
+        outcome = await client.caller.outcome(handle)
+        assert isinstance(outcome, Undeliverable)
+        assert "it is for 'red'" in outcome.reason
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xff",
+        b"a b",
+        b"a 1 x.y\n",
+        b"_INBOX.a.b 1 %s\n{}",
+        b"$JS.ACK.x 1 %s\n{}",
+        b"$JS.ACK.other.c.1.1.1.1.0 1 %s\n{}",
+    ],
+)
+async def test_rubbish_that_is_handed_over_is_left_out(
+    client: Peer, wards: dict[str, Replica], data: bytes
+) -> None:
+    data = data.replace(b"%s", client.subjects.task("ward.who").encode())
+    with pytest.raises(BusUnavailableError):
+        await client.bus.request(client.subjects.hand("red"), data, within_s=0.05)
+    red = wards["red"].agent
+    assert isinstance(red, Ward)
+    red.may_end.set()
+    assert (await _ask(client, "ward.who", Ask(within_s=60, route=RED))).unwrap() == "red"
 
 
 # --- deadlines -----------------------------------------------------------------------------------------

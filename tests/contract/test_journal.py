@@ -306,9 +306,26 @@ async def test_what_a_follower_raises_is_logged(lite: Journal, key: str) -> None
     await following.aclose()
 
 
-async def test_only_lite_topics_can_be_followed(peer: Peer) -> None:
+async def test_only_lite_topics_and_the_registry_can_be_followed(peer: Peer) -> None:
     with pytest.raises(InvalidSubjectError):
-        await peer.records.follow(peer.subjects.card("analyst"), lambda _: None)
+        await peer.dead.follow(peer.subjects.dead_of(), lambda _: None)
+
+
+async def test_who_follows_the_registry_hears_each_entry_with_its_place(peer: Peer) -> None:
+    heard, card = Inbox(), peer.subjects.card("analyst")
+    following = await peer.records.follow(peer.subjects.registry("card"), heard)
+    for number in range(3):
+        await peer.records.append(card, b"%d" % number)
+    await peer.records.append(peer.subjects.presence("analyst", "a-1"), b"{}")
+
+    stored = [await heard.next() for _ in range(3)]
+    assert [entry.data for entry in stored] == [b"0", b"1", b"2"]
+    assert [entry.previous for entry in stored] == [0, stored[0].seq, stored[1].seq]
+    last = await peer.records.last(card)
+    assert last is not None
+    assert (last.seq, last.time) == (stored[2].seq, stored[2].time)
+    assert heard.is_empty
+    await following.aclose()
 
 
 async def test_reading_starts_at_the_time_it_is_told(lite: Journal, key: str) -> None:

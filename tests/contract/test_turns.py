@@ -309,11 +309,9 @@ async def test_a_topic_that_nobody_serves_is_undeliverable_and_names_the_nearest
     assert outcome.retryable
 
 
-async def test_a_topic_that_appears_within_the_grace_is_served(
-    world: World, serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("squadron.runtime.caller.GRACE_S", SOON_S)  # a slow machine is no failure
+async def test_a_topic_that_appears_within_the_grace_is_served(world: World, serve: Serve) -> None:
     early = await world.join("early")
+    early.registry.grace_s = SOON_S  # a slow machine is no failure
     # A bare value: which field it is for is known only when the topic is.
     asking = asyncio.create_task(early.caller.ask("desk.double", 1, Ask(within_s=20)))
     await asyncio.sleep(0)

@@ -18,7 +18,7 @@ from squadron.runtime.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.errors import DeployError, SquadronError
 from squadron.runtime.ordered import OrderedQueue
 from squadron.runtime.ports import Backlog, Note
-from squadron.runtime.registry import Registry
+from squadron.runtime.registry import ROUNDED_S, Registry
 from squadron.runtime.subjects import Subjects
 from squadron.runtime.topics import AgentCard, SemanticTopic
 from tests.unit.test_budget import HandClock
@@ -53,7 +53,7 @@ class Site:
     def __init__(self) -> None:
         self.subjects, self.replicas = Subjects("t"), HeldReplicas()
         self.bus, self.queue, self.clock = MemoryBus(), OrderedQueue(MemoryQueue(), self.subjects), HandClock()
-        self.lite, self.records = MemoryJournal(self.bus), MemoryJournal(self.bus)
+        self.lite, self.records = MemoryJournal(self.bus), MemoryJournal(self.bus, self.clock.time)
         self.held: dict[str, int] = {}
         self.bridges: list[Bridge] = []
 
@@ -295,7 +295,7 @@ async def test_a_replica_that_fell_silent_is_told_offline_once(site: Site) -> No
     await bridge.registry.renew("reader", "reader-2")
     await bridge.registry.depart("reader", "reader-2")
 
-    site.clock.now += 10 * BEAT_S
+    site.clock.now += 3 * BEAT_S + 2 * ROUNDED_S
 
     event = AgentMessage.decode(await asyncio.wait_for(heard.get(), 5))
     assert event.type == "event"

@@ -42,3 +42,65 @@ def test_what_is_public_has_a_docstring(path):
             "_"
         ):
             assert ast.get_docstring(node), f"{node.name} has no docstring"
+
+
+#: Tasks that are awaited by whoever started them, so that what they raise is heard of there: file and function.
+AWAITED = {
+    ("runtime/background.py", "spawn"),
+    ("runtime/caller.py", "_subscribe"),
+    ("bridge/jetstream/dial.py", "connect"),
+    ("bridge/core.py", "_once"),
+    ("actors/agent.py", "_in_thread"),
+    ("squadron/flow.py", "_submitted"),
+    ("squadron/sync.py", "open"),
+    ("squadron/sync.py", "_wait"),
+}
+STARTS_A_TASK = {"create_task", "ensure_future", "run_coroutine_threadsafe"}
+
+
+def _unwatched(tree: ast.AST) -> list[tuple[str, int]]:
+    """Function and line of each start of a task that is in no task group."""
+    found: list[tuple[str, int]] = []
+
+    def look(node: ast.AST, function: str, groups: frozenset[str]) -> None:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            function = node.name
+        if isinstance(node, ast.AsyncWith):
+            made = [item for item in node.items if ast.unparse(item.context_expr).endswith("TaskGroup()")]
+            groups |= {ast.unparse(item.optional_vars) for item in made if item.optional_vars}
+        if isinstance(node, ast.Call):
+            *owner, name = ast.unparse(node.func).rsplit(".", 1)
+            if name in STARTS_A_TASK and not groups.issuperset(owner or {""}):
+                found.append((function, node.lineno))
+        for child in ast.iter_child_nodes(node):
+            look(child, function, groups)
+
+    look(tree, "", frozenset())
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_background_task_is_watched(path):
+    """By `runtime.background.spawn`; one that its starter awaits is named above."""
+    name = str(path.relative_to(ROOT))
+    unwatched = [
+        (function, line)
+        for function, line in _unwatched(ast.parse(path.read_text()))
+        if (name, function) not in AWAITED
+    ]
+    assert not unwatched
+
+
+@pytest.mark.parametrize(
+    ("source", "count"),
+    [
+        ("async def f():\n    t = asyncio.create_task(g())", 1),
+        ("async def f():\n    t = self._loop.create_task(g())", 1),
+        ("async def f():\n    t = ensure_future(g())", 1),
+        ("async def f():\n    async with asyncio.TaskGroup() as group:\n        group.create_task(g())", 0),
+        ("async def f():\n    async with asyncio.TaskGroup() as group:\n        asyncio.create_task(g())", 1),
+        ("async def f():\n    t = spawn(g(), 'g')", 0),
+    ],
+)
+def test_a_task_that_nobody_watches_is_found(source, count):
+    assert len(_unwatched(ast.parse(source))) == count

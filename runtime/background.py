@@ -1,0 +1,60 @@
+"""Work beside everything else, that nobody awaits: none of it ends without somebody hearing of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from contextvars import ContextVar
+from functools import partial
+from typing import Any, Self, TypeVar
+
+import structlog
+
+T = TypeVar("T")
+
+_log = structlog.get_logger("squadron.background")
+
+
+class Health:
+    """Whether the lasting work of one process goes on; `fault` says which broke, and is empty if none did."""
+
+    def __init__(self) -> None:
+        self.fault = ""
+
+    @classmethod
+    def begin(cls) -> Self:
+        """Keep account of what is spawned from here on, by the running task and by all that come of it."""
+        made = cls()
+        _health.set(made)
+        return made
+
+
+#: Tasks inherit it, so that nobody has to hand it on.
+_health: ContextVar[Health | None] = ContextVar("health", default=None)
+
+
+def spawn(
+    work: Coroutine[Any, Any, T],
+    name: str,
+    *,
+    lasting: bool = False,
+    loop: asyncio.AbstractEventLoop | None = None,
+) -> asyncio.Task[T]:
+    """Run `work` in the background, and log it if it raises; whoever spawns it keeps the task, and may cancel it.
+
+    Args:
+        lasting: its owner is of no use without it, so that if it breaks the whole process has a fault. What works
+            on a single message has none: the next replica would get the same message.
+        loop: the running one, if it is at hand: asking for it costs a system call each time.
+    """
+    task = (loop or asyncio.get_running_loop()).create_task(work, name=name)
+    task.add_done_callback(partial(_ended, _health.get() if lasting else None))
+    return task
+
+
+def _ended(health: Health | None, task: asyncio.Task[Any]) -> None:
+    if task.cancelled() or (error := task.exception()) is None:
+        return
+    _log.error("background.broke", task=task.get_name(), exc_info=error)
+    if health is not None:
+        health.fault = health.fault or f"{task.get_name()} broke: {type(error).__name__}: {error}"

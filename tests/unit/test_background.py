@@ -1,0 +1,74 @@
+"""Background tasks: what breaks is told, and what the process can't do without is a fault of its health."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from structlog.testing import capture_logs
+
+from squadron.runtime.background import Health, spawn
+
+
+async def _break() -> None:
+    raise KeyError("not ours")
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    await asyncio.wait([task])
+    # The callback that tells is run in the next turn of the loop.
+    await asyncio.sleep(0)
+
+
+async def test_what_breaks_is_told_and_lasting_work_is_a_fault() -> None:
+    health = Health.begin()
+    with capture_logs() as logs:
+        await _ended(spawn(_break(), "one message"))
+        assert health.fault == ""
+        await _ended(spawn(_break(), "the pull", lasting=True))
+
+    assert health.fault == "the pull broke: KeyError: 'not ours'"
+    assert [(each["event"], each["task"]) for each in logs] == [
+        ("background.broke", "one message"),
+        ("background.broke", "the pull"),
+    ]
+
+
+async def test_what_is_cancelled_or_done_is_no_fault() -> None:
+    health = Health.begin()
+    with capture_logs() as logs:
+        waiting = spawn(asyncio.sleep(3600), "waiting", lasting=True)
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await _ended(waiting)
+        await _ended(spawn(asyncio.sleep(0), "done", lasting=True))
+
+    assert (health.fault, logs) == ("", [])
+
+
+async def test_what_a_task_spawns_counts_for_the_health_that_was_begun_before_it() -> None:
+    health = Health.begin()
+
+    async def child() -> None:
+        await _ended(spawn(_break(), "grandchild", lasting=True))
+
+    parent = asyncio.create_task(child())
+    other = Health.begin()
+    await parent
+
+    assert health.fault.startswith("grandchild broke")
+    assert other.fault == ""
+
+
+async def test_the_first_fault_is_the_one_that_is_told() -> None:
+    health = Health.begin()
+    with capture_logs():
+        for name in ("first", "second"):
+            await _ended(spawn(_break(), name, lasting=True))
+
+    assert health.fault.startswith("first")
+
+
+async def test_who_awaits_it_gets_what_it_raised() -> None:
+    with capture_logs(), pytest.raises(KeyError):
+        await spawn(_break(), "awaited")
