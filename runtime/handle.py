@@ -166,7 +166,7 @@ class Handle:
     async def _open(self, message: AgentMessage) -> None:
         try:
             self.settle(read_outcome(await self._whole(message), self.task_id, self.topic))
-        except BusUnavailableError:
+        except (BusUnavailableError, SquadClosedError):
             return
         except SquadronError as error:
             reason = f"it ended, but its outcome can't be read: {error}"

@@ -11,7 +11,7 @@ import re
 import socket
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from squadron.bridge.serve import local
@@ -48,13 +48,17 @@ def join(settings: Settings, *, on_start: Callable[[], object] = lambda: None) -
         extra_env = {"SQUADRON_HOME": str(settings.home)}
         found = local.ensure(settings.home, extra_env=extra_env, on_start=on_start)
         os.environ.update(local.environment(found))
-    leave = functools.partial(_leave, before, local.environment(found) if found else ())
     try:
         _connect(found, settings.ray_address)
     except BaseException:
-        leave()
+        _leave(before, _changes(before))
         raise
-    return leave
+    return functools.partial(_leave, before, _changes(before))
+
+
+def _changes(before: Mapping[str, str]) -> set[str]:
+    """The environment variables that are others than `before`; Ray has its own view of `breakpoint()`, too."""
+    return {name for name in before.keys() | os.environ.keys() if before.get(name) != os.environ.get(name)}
 
 
 def _connect(found: local.LocalRay | None, ray_address: str | None) -> None:
@@ -81,7 +85,7 @@ def _connect(found: local.LocalRay | None, ray_address: str | None) -> None:
         ) from None
 
 
-def _leave(before: Mapping[str, str], names: Collection[str]) -> None:
+def _leave(before: Mapping[str, str], names: set[str]) -> None:
     """Leave Ray, and what was set in the environment for it as it was `before`."""
     import ray
 

@@ -311,8 +311,12 @@ def _members(base: Path) -> Iterator[psutil.Process]:
     """
     temp_dir = str(_temp_root(base))
     everybody = list(psutil.process_iter())
-    # A starter that died before it wrote cluster.json leaves daemons that name the directory themselves.
-    sessions = {_session(process) for process in everybody if _is_daemon(process.pid, temp_dir)}
+    # A starter that died before it wrote cluster.json leaves a `ray start`, or daemons, that name the directory.
+    sessions = {
+        _session(process)
+        for process in everybody
+        if _is_daemon(process.pid, temp_dir) or f"--temp-dir={temp_dir}/ray" in _words(process)
+    }
     sessions.add(_stored(base).get("session_id", -1))
     ours = [process for process in everybody if _session(process) in sessions and _uses(process, temp_dir)]
     seen: set[int] = {os.getpid()}

@@ -23,10 +23,11 @@ from squadron.actors.agent import Agent
 from squadron.actors.marks import topic
 from squadron.bridge.jetstream import embedded
 from squadron.bridge.jetstream.wiring import Wiring
+from squadron.bridge.serve import local
 from squadron.config import Settings
 from squadron.runtime.caller import Ask
 from squadron.runtime.envelope import AgentIdentity
-from squadron.runtime.errors import BlockingCallError, SquadClosedError
+from squadron.runtime.errors import BlockingCallError, ClusterUnavailableError, SquadClosedError
 from squadron.runtime.handle import Handle
 from squadron.squad import Squad
 from squadron.sync import SyncSquad
@@ -424,7 +425,7 @@ async def test_closing_ends_what_waits_for_a_server_that_is_away(own_home: Path)
         squad.publish_durable("a.b", 1),
         _all(squad.lite("one").read()),
         squad.lite("one").publish(2),
-        squad.subscribe("a.*"),
+        _heard(squad),
         squad.status(),
         squad.dead_letters.list(),
         squad.outcome(_a_handle(squad)),
@@ -440,9 +441,13 @@ async def test_closing_ends_what_waits_for_a_server_that_is_away(own_home: Path)
     await squad.aclose()
     async with asyncio.timeout(HANG_S):
         ended = await asyncio.gather(*tasks, return_exceptions=True)
-    assert all(isinstance(each, BaseException) for each in ended), ended
+    assert all(not each or isinstance(each, SquadClosedError) for each in ended), ended
     assert connection.client.is_closed
     await squad.aclose()
+
+
+async def _heard(squad: Squad) -> list[Any]:
+    return await _all(aiter(await squad.subscribe("a.*")))
 
 
 def _a_handle(squad: Squad) -> Handle:
@@ -521,3 +526,19 @@ def _servers(home: Path) -> list[int]:
         and process.pid != os.getpid()
         and embedded.is_alive(process)
     ]
+
+
+async def test_a_ray_that_is_not_there_is_told_as_what_it_is_and_leaves_no_server(own_home: Path) -> None:
+    with pytest.raises(ClusterUnavailableError, match=r"127\.0\.0\.1:1 can't be joined.*RAY_ADDRESS"):
+        await Squad.up(home=own_home, ray_address="127.0.0.1:1")
+    assert _servers(own_home) == []
+
+
+def test_a_ray_start_whose_starter_died_at_once_is_found(own_home: Path) -> None:
+    # It has no daemons yet, and nobody has written down that it began.
+    base = embedded.private_dir(own_home / "ray")
+    idle = ["-c", "import time; time.sleep(600)", f"--temp-dir={local._owned_temp_dir(base)}"]
+    begun = subprocess.Popen([sys.executable, *idle], start_new_session=True)
+
+    assert local.stop(own_home)
+    assert begun.wait(HANG_S) != 0
