@@ -26,6 +26,9 @@ class Portal:
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop
         self._ending = asyncio.Event()
+        #: Set when the thread has done all. A `join` that Ctrl-C interrupts takes it for ended (CPython 3.11).
+        self._over = threading.Event()
+        self._over.set()
         self._thread = threading.Thread(target=self._run, name="squadron", daemon=True)
         self._process = os.getpid()
         #: Guards `_closed`: what is handed in before it is set is run, or cancelled.
@@ -42,15 +45,24 @@ class Portal:
         self._check_thread()
         atexit.register(self.close)
         self._loop = asyncio.new_event_loop()
-        self._thread.start()
+        self._over.clear()
+        try:
+            self._thread.start()
+        except RuntimeError:
+            # There can be no more threads.
+            self._over.set()
+            raise
 
     def at_end(self, leave: Callable[[], Awaitable[None]]) -> None:
         """Await `leave` when this is closed, before what still runs is cancelled; `close` raises what it does."""
         self._at_end = leave
 
     def _run(self) -> None:
-        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-            runner.run(self._serve())
+        try:
+            with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+                runner.run(self._serve())
+        finally:
+            self._over.set()
 
     async def _serve(self) -> None:
         await self._ending.wait()
@@ -141,9 +153,9 @@ class Portal:
     def _end(self) -> None:
         with self._handing_in:
             self._closed = True
-        if self._thread.is_alive():
+        if not self._over.is_set():
             # It may end by itself in between.
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._ending.set)
-            self._thread.join()
+            self._over.wait()
         atexit.unregister(self.close)

@@ -67,7 +67,9 @@ def _left(home: Path) -> list[list[str]]:
     ]
 
 
-def _interrupted(home: Path, moment: Callable[[Path, str], bool], *, run: str, before: str = "") -> str:
+def _interrupted(
+    home: Path, moment: Callable[[Path, str], bool], *, run: str, before: str = "", times: int = 1
+) -> str:
     """Run the program, interrupt it at a moment, and return what it said."""
     program = textwrap.dedent(PROGRAM).format(run=run, before=before)
     told = home.parent / "told"
@@ -82,7 +84,10 @@ def _interrupted(home: Path, moment: Callable[[Path, str], bool], *, run: str, b
     while not moment(home, told.read_text()):
         assert process.poll() is None, told.read_text()
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    for _ in range(times):
+        process.send_signal(signal.SIGINT)
+        # Those that come while one is pending are one.
+        time.sleep(0.1)
     try:
         process.wait(HANG_S)
     except subprocess.TimeoutExpired:
@@ -117,6 +122,13 @@ def test_ctrl_c_while_a_squad_starts_leaves_nothing(home: Path, moment: str, run
     told = _interrupted(home, MOMENTS[moment], run=run)
 
     assert told.endswith("interrupted True\n")
+    assert _left(home) == []
+
+
+def test_ctrl_c_pressed_again_and_again_leaves_nothing_either(home: Path) -> None:
+    told = _interrupted(home, MOMENTS["Ray starts"], run=PLAIN, times=4)
+
+    assert "interrupted True\n" in told
     assert _left(home) == []
 
 
