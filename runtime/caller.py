@@ -108,12 +108,14 @@ class Caller:
         self._looking = spawn(self._keep_looking(), "outcomes", lasting=True)
 
     async def aclose(self) -> None:
-        """Stop hearing outcomes; tasks under way go on, and their outcomes stay on the lite topics."""
+        """Stop hearing outcomes: who waits is told. Tasks go on, their outcomes stay on the lite topics."""
         if self._looking is not None:
             self._looking.cancel()
-        while self._subscriptions:
-            _, subscribing = self._subscriptions.popitem()
-            await (await subscribing).aclose()
+        for handle in self._waiting.values():
+            handle.close()
+        for each in list(self._subscriptions.values()):
+            if each.done() and not each.cancelled() and each.exception() is None:
+                await each.result().aclose()
 
     async def _listen(self, owner: str, until: Deadline) -> None:
         """Hear this owner's outcomes; while the server is away it is tried again."""
@@ -171,8 +173,7 @@ class Caller:
 
     async def ask(self, topic: str, content: Any, ask: Ask | None = None) -> Outcome:
         """Send a task and wait for its one outcome; never raises for what happens to the task."""
-        handle = await self.submit(topic, content, ask)
-        return await self.outcome(handle)
+        return await self.outcome(await self.submit(topic, content, ask))
 
     async def outcome(self, handle: Handle) -> Outcome:
         """Wait for a task that was submitted, here or by somebody else; may be called again if cancelled."""
@@ -316,8 +317,7 @@ class Caller:
         if ask.route.exclusions:
             routing["exclusions"] = list(ask.route.exclusions)
         metadata: dict[str, Any] = {"nested": True} if ask.nested else {}
-        if news := self.registry.news:
-            # Who runs the task sees at least what its caller saw.
+        if news := self.registry.news:  # Who runs the task sees at least what its caller saw.
             metadata["seen"] = news
         return pack(
             "task",
@@ -368,8 +368,7 @@ class Caller:
     def _unknown(self, topic: str, common: dict[str, Any]) -> Outcome:
         nearest = self.registry.nearest(topic)
         advice = f"did you mean {', '.join(nearest)}?" if nearest else "see `squadron topics`"
-        reason = f"nobody serves {topic!r}; {advice}"
-        return Undeliverable(reason=reason, details={"nearest": nearest}, **common)
+        return Undeliverable(reason=f"nobody serves {topic!r}; {advice}", details={"nearest": nearest}, **common)
 
     async def publish(self, topic: str, content: Any, *, conversation_id: str = "") -> None:
         """Send an event to whoever listens now (at most once).

@@ -125,6 +125,17 @@ class BusUnavailableError(SquadronError):
     retryable = True
 
 
+class SquadClosedError(SquadronError):
+    """What was to be used was closed in this process, or belongs to the one that forked it.
+
+    Not a `BusUnavailableError`: waiting and trying again can't help.
+    """
+
+
+class BlockingCallError(SquadronError):
+    """A call that blocks was made in a thread whose event loop runs, and would hold it up."""
+
+
 class BridgeUnavailableError(SquadronError):
     """No bridge answers for this environment."""
 

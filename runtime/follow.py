@@ -15,7 +15,7 @@ from typing import Self
 import structlog
 
 from squadron.runtime.background import spawn
-from squadron.runtime.errors import BusUnavailableError
+from squadron.runtime.errors import BusUnavailableError, SquadClosedError
 from squadron.runtime.followed import Batch, Followed
 from squadron.runtime.ports import Entry, Journal, Subscription
 from squadron.runtime.retries import backoff_s, places_of, summary_of
@@ -213,6 +213,10 @@ class Follower:
             except BusUnavailableError:
                 self._lost.set()
                 await asyncio.sleep(AWAY_S)
+            except SquadClosedError:
+                # Nothing more can come: those who read are told.
+                self._topics.clear()
+                return self._ready.put_nowait(None)
             except Exception:
                 _log.exception("follow.look", pattern=self._pattern)
                 await asyncio.sleep(RETRY_S)

@@ -15,7 +15,7 @@ from squadron.runtime.background import spawn
 from squadron.runtime.budget import Deadline
 from squadron.runtime.chunks import Family, StreamReader
 from squadron.runtime.envelope import AgentMessage
-from squadron.runtime.errors import BusUnavailableError, InvalidMessageError, SquadronError
+from squadron.runtime.errors import BusUnavailableError, InvalidMessageError, SquadClosedError, SquadronError
 from squadron.runtime.outcome import Failed, Outcome, TimedOut
 from squadron.runtime.streams import Chunk, Ended, Nested, Restarted
 
@@ -45,6 +45,7 @@ class Handle:
         self._opening: asyncio.Task[None] | None = None
         #: One future for each who waits: if one of them is cancelled, the others wait on.
         self._waiters: list[asyncio.Future[None]] = []
+        self._closed = False
 
     @property
     def done(self) -> bool:
@@ -71,17 +72,37 @@ class Handle:
         """The task ended; only the first outcome counts."""
         if self._outcome is None:
             self._outcome = outcome
-            for waiter in self._waiters:
-                _wake(waiter)
+            self._wake_all()
+
+    def close(self) -> None:
+        """Nothing more is heard here: who waits for the outcome gets a `SquadClosedError`."""
+        self._closed = True
+        self._wake_all()
+
+    def _wake_all(self) -> None:
+        for waiter in self._waiters:
+            _wake(waiter)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise SquadClosedError(
+                f"the squad was closed before {self.topic} had an outcome; the task goes on",
+                hint="keep handle.ticket; another squad takes it: squad.resume(ticket)",
+            )
 
     async def outcome(self) -> Outcome:
         """Wait for the task's one outcome; `TimedOut` when its deadline passes first. May be called again."""
         return await self._caller.outcome(self)
 
     async def settled(self) -> Outcome:
-        """Wait until the outcome was heard, or the deadline passed."""
+        """Wait until the outcome was heard, or the deadline passed.
+
+        Raises:
+            SquadClosedError: the squad was closed before.
+        """
         loop = self._caller.loop
         while self._outcome is None:
+            self._check_open()
             ended: asyncio.Future[None] = loop.create_future()
             self._waiters.append(ended)
             # A plain timer: `asyncio.timeout` costs three times as much, for each task.
@@ -91,7 +112,7 @@ class Handle:
             finally:
                 late.cancel()
                 self._waiters.remove(ended)
-            if self._outcome is None and self.deadline.passed:
+            if self._outcome is None and self.deadline.passed and not self._closed:
                 await self.look()
                 self.settle(self._too_late())
         return self._outcome
@@ -146,7 +167,7 @@ class Handle:
     async def _open(self, message: AgentMessage) -> None:
         try:
             self.settle(read_outcome(await self._whole(message), self.task_id, self.topic))
-        except BusUnavailableError:
+        except (BusUnavailableError, SquadClosedError):
             return
         except SquadronError as error:
             reason = f"it ended, but its outcome can't be read: {error}"
@@ -213,6 +234,8 @@ class Handle:
     async def _ended(self) -> Outcome:
         """The outcome, when nothing more is to be read."""
         await self._opened()
+        if self._outcome is None:
+            self._check_open()
         self.settle(self._too_late())
         assert self._outcome is not None
         return self._outcome

@@ -15,7 +15,7 @@ from pydantic_core import PydanticSerializationError
 
 from squadron.runtime.background import spawn
 from squadron.runtime.envelope import AgentIdentity, pack
-from squadron.runtime.errors import BusUnavailableError, FencedError, InvalidInputError
+from squadron.runtime.errors import BusUnavailableError, FencedError, InvalidInputError, SquadClosedError
 from squadron.runtime.exclusive import ExclusiveCursor, cursor_key
 from squadron.runtime.lite_feed import LiteFeed
 from squadron.runtime.lite_journal import END_HEADER, LiteJournal
@@ -159,7 +159,7 @@ class LiteTopics:
             self._in_background(self._give_life(key, life.ttl_s))
 
     async def _give_life(self, key: str, ttl_s: float) -> None:
-        with contextlib.suppress(BusUnavailableError, FencedError):
+        with contextlib.suppress(BusUnavailableError, SquadClosedError, FencedError):
             if await self.lite.last(life_of(key)) is None:
                 last = await self.lite.last(key)
                 if last is not None and END_HEADER not in last.headers:
@@ -177,7 +177,7 @@ class LiteTopics:
 
     async def _renew(self, topic: LiteTopic) -> None:
         # Fenced: it was renewed, or ended, by somebody else meanwhile.
-        with contextlib.suppress(BusUnavailableError, FencedError):
+        with contextlib.suppress(BusUnavailableError, SquadClosedError, FencedError):
             order = await self.lite.last(life_of(topic.key))
             if order is not None:
                 ttl_s = topic.ttl_s or _ttl_in(order.data)

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from squadron.runtime.background import spawn
 from squadron.runtime.envelope import AgentMessage
-from squadron.runtime.errors import BusUnavailableError, InvalidInputError, InvalidMessageError
+from squadron.runtime.errors import BusUnavailableError, InvalidInputError, InvalidMessageError, SquadClosedError
 from squadron.runtime.exclusive import ExclusiveCursor, Guarded
 from squadron.runtime.follow import Follower
 from squadron.runtime.followed import Batch
@@ -250,7 +250,7 @@ class LiteReader(AsyncIterator[LiteMessage]):
         if not self._anchored:
             await self._may_lapse.wait()
         while self._lapses_at < math.inf:
-            with contextlib.suppress(BusUnavailableError):
+            with contextlib.suppress(BusUnavailableError, SquadClosedError):
                 # What was heard is handed out first, though it may be gone from the store by now.
                 due = self._clock.time() >= self._lapses_at
                 if due and await self._is_gone() and not follower.has_news(self._key):

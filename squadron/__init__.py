@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     from squadron.config import Settings
     from squadron.runtime.context import Context
     from squadron.runtime.errors import (
+        BlockingCallError,
         FencedError,
         InvalidInputError,
         InvalidSubjectError,
         QuotaExceededError,
         Retry,
+        SquadClosedError,
         SquadronError,
         StreamGapError,
         Terminal,
@@ -46,6 +48,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Agent": "actors.agent",
     "Answer": "runtime.outcome",
+    "BlockingCallError": "runtime.errors",
     "Cancelled": "runtime.outcome",
     "Chunk": "runtime.streams",
     "Context": "runtime.context",
@@ -69,6 +72,7 @@ _HOMES = {
     "Route": "runtime.route",
     "Settings": "config",
     "Squad": "squad",
+    "SquadClosedError": "runtime.errors",
     "SquadronError": "runtime.errors",
     "StreamGapError": "runtime.errors",
     "Tail": "runtime.lite_reader",
@@ -83,6 +87,7 @@ _HOMES = {
 __all__ = [
     "Agent",
     "Answer",
+    "BlockingCallError",
     "Cancelled",
     "Chunk",
     "Context",
@@ -106,6 +111,7 @@ __all__ = [
     "Route",
     "Settings",
     "Squad",
+    "SquadClosedError",
     "SquadronError",
     "StreamGapError",
     "Tail",

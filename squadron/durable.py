@@ -11,7 +11,7 @@ from squadron.bridge.jetstream.wiring import Wiring
 from squadron.runtime.background import spawn
 from squadron.runtime.durable import EventGroup, Start, read_event
 from squadron.runtime.envelope import AgentMessage
-from squadron.runtime.errors import BusUnavailableError
+from squadron.runtime.errors import BusUnavailableError, SquadClosedError
 from squadron.runtime.ports import Delivery, Feed
 from squadron.runtime.pump import EXTEND_AT
 from squadron.runtime.subjects import check_token
@@ -70,7 +70,7 @@ class DurableEvents:
             await asyncio.sleep(self._group.lease_s * EXTEND_AT)
             for delivery in (self._held, self._arrived):
                 if delivery is not None:
-                    with contextlib.suppress(BusUnavailableError):
+                    with contextlib.suppress(BusUnavailableError, SquadClosedError):
                         await delivery.lease.extend()
 
     def __aiter__(self) -> Self:
@@ -133,9 +133,10 @@ class DurableEvents:
         self._changed.set()
         if self._extender is not None:
             self._extender.cancel()
-        if self._feed is not None:
-            await self._feed.aclose()
-        with contextlib.suppress(BusUnavailableError):
+        # Whoever else closes is not kept from it by a server that is away.
+        with contextlib.suppress(BusUnavailableError, SquadClosedError):
+            if self._feed is not None:
+                await self._feed.aclose()
             # Without the server it is delivered again after its lease.
             for delivery in (self._held, self._arrived):
                 if delivery is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from squadron.bridge import code
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.control import Control
 from squadron.runtime.deployment import Deployment, Scale
-from squadron.runtime.errors import DeployError
+from squadron.runtime.errors import DeployError, SquadClosedError
 
 #: How long a deploy may take, in seconds: on 2 cores a replica needs 1 to 3 s, a cold import more.
 DEPLOY_WITHIN_S = 120.0
@@ -23,8 +24,33 @@ class Fleet:
     """The agents of one environment, through its bridge."""
 
     def __init__(self, wiring: Wiring) -> None:
-        self._wiring, self._control = wiring, Control(wiring.bus, wiring.subjects)
+        self._place, self._process, self._closed = wiring, os.getpid(), False
         self._deployed: set[str] = set()
+
+    @property
+    def _wiring(self) -> Wiring:
+        """The place on the bus, for as long as it can be used.
+
+        Raises:
+            SquadClosedError: it was closed, or is that of the process which forked this one.
+        """
+        if self._forked:
+            # Whatever it sent would get in between what the other process sends on the same socket.
+            raise SquadClosedError(
+                "the squad belongs to the process that forked this one",
+                hint="open one here: Squad.connect(), or start processes by `spawn`",
+            )
+        if self._closed:
+            raise SquadClosedError("the squad is closed", hint="open another: Squad.up() or Squad.connect()")
+        return self._place
+
+    @property
+    def _forked(self) -> bool:
+        return os.getpid() != self._process
+
+    @property
+    def _control(self) -> Control:
+        return Control(self._wiring.bus, self._wiring.subjects)
 
     async def deploy(
         self,
@@ -46,8 +72,9 @@ class Fleet:
         """
         classes = [code.load_agent(each) if isinstance(each, str) else each for each in agents]
         deployments = [(await self._pack(each)).model_dump(mode="json") for each in classes]
+        # Before the answer, which need not reach whoever is interrupted.
+        self._deployed.update(each["card"]["agent"] for each in deployments)
         wanted: dict[str, str] = (await self._control.call("deploy", deployments=deployments))["agents"]
-        self._deployed.update(wanted)
         await self._await_running(wanted, within_s, on_progress)
 
     async def _pack(self, agent_class: type[Agent]) -> Deployment:

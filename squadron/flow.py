@@ -18,14 +18,14 @@ class Stream:
     """What a task emits: its chunks as an async iterator, or `events()`; then its outcome."""
 
     def __init__(
-        self, submitting: Coroutine[Any, Any, Handle], outcome: Callable[[Handle], Awaitable[Outcome]]
+        self, submit: Callable[[], Coroutine[Any, Any, Handle]], outcome: Callable[[Handle], Awaitable[Outcome]]
     ) -> None:
-        self._submitting, self._outcome = submitting, outcome
+        self._submit, self._outcome = submit, outcome
         self._handle: asyncio.Task[Handle] | None = None
 
     async def _submitted(self) -> Handle:
         if self._handle is None:
-            self._handle = asyncio.create_task(self._submitting, name="submit")
+            self._handle = asyncio.create_task(self._submit(), name="submit")
         return await asyncio.shield(self._handle)
 
     async def __aiter__(self) -> AsyncIterator[Any]:
@@ -68,8 +68,15 @@ class Events:
         return self
 
     async def __aiter__(self) -> AsyncGenerator[AgentMessage, None]:
-        while (message := await self._queue.get()) is not None:
+        while (message := await self._get()) is not None:
             yield message
+
+    async def _get(self) -> AgentMessage | None:
+        message = await self._queue.get()
+        if message is None:
+            # The end is there for whoever asks again, and for others who wait.
+            self._queue.put_nowait(None)
+        return message
 
     async def next(self, *, within_s: float) -> AgentMessage:
         """The next event.
@@ -78,14 +85,15 @@ class Events:
             TimeoutError: none came in time.
         """
         async with asyncio.timeout(within_s):
-            message = await self._queue.get()
+            message = await self._get()
         if message is None:
             raise TimeoutError("the subscription was closed")
         return message
 
     async def aclose(self) -> None:
         """Stop listening. May be called twice."""
-        if self._subscription is not None:
-            await self._subscription.aclose()
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None:
             # Ends an iteration that waits for more.
             self._queue.put_nowait(None)
+            await subscription.aclose()

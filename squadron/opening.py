@@ -31,7 +31,9 @@ class Opening:
             await self._squad.aclose()
 
     def __enter__(self) -> SyncSquad:
-        self._sync = SyncSquad.open(self._open)
+        # Known before it opens: it is closed however that ends.
+        self._sync = SyncSquad()
+        self._sync.start(self._open)
         return self._sync
 
     def __exit__(self, *_: object) -> None:

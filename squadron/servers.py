@@ -2,32 +2,217 @@
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import pickle
 import socket
+import subprocess
 import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from typing import IO, Any, TypeVar
 
 from squadron.actors.credentials import forget_keys
 from squadron.config import Settings
+from squadron.runtime.errors import ClusterUnavailableError, SquadronError
+
+#: How often it is looked whether a start has ended, in seconds.
+_LOOK_S = 0.02
+
+T = TypeVar("T")
 
 
-def starts_here(settings: Settings) -> bool:
-    """Whether bringing the environment up would start a local Ray cluster that doesn't run yet."""
-    from squadron.bridge.serve import local
+class Servers:
+    """The local servers of one environment, as a squad sees them: it starts what is missing, and stops just that.
 
-    ray = sys.modules.get("ray")
-    joined = ray is not None and bool(ray.is_initialized())
-    return settings.ray_address is None and not joined and local.find(settings.home) is None
+    What can't be interrupted, an import of Ray above all, is done by another program, which can be killed. So
+    whoever is cancelled on the way leaves nothing behind, and does not wait.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        #: What was started here: "nats", "ray".
+        self.started = set[str]()
+        self._leave: Callable[[], None] | None = None
+        self._bridge_on = ""
+
+    async def start_nats(self) -> None:
+        """Start the embedded server, if it is wanted and does not run.
+
+        Raises:
+            ConfigError: it is not installed, or the home can't be written.
+            BusUnavailableError: it did not come up.
+        """
+        from squadron.bridge.jetstream import embedded
+
+        if self.settings.nats_url is not None:
+            return
+        given_up = threading.Event()
+        start = functools.partial(
+            embedded.ensure,
+            self.settings.home,
+            on_start=lambda: self.started.add("nats"),
+            given_up=given_up.is_set,
+        )
+        await _in_thread(start, give_up=given_up.set)
+
+    async def start_cluster(self) -> None:
+        """Start Ray, unless there is one, and the bridge on it; a program that has imported Ray joins it.
+
+        Raises:
+            ClusterUnavailableError: Ray or the bridge did not come up.
+        """
+        from squadron.bridge.serve import cluster
+
+        self._bridge_on = cluster.joined_address()
+        await self._start_in_child()
+        if "ray" in sys.modules:
+            await _in_thread(functools.partial(cluster.join, self.settings), keep=self._remember)
+
+    def _remember(self, leave: Callable[[], None]) -> None:
+        self._leave = leave
+
+    async def _start_in_child(self) -> None:
+        with tempfile.TemporaryFile() as told, tempfile.TemporaryFile() as log:
+            child = _spawn((self.settings, self._bridge_on), told, log)
+            try:
+                while child.poll() is None:  # noqa: ASYNC110 - a child tells nobody but who waits for it
+                    await asyncio.sleep(_LOOK_S)
+            finally:
+                child.kill()
+                child.wait()
+                told.seek(0)
+                lines = [json.loads(line) for line in told if line.endswith(b"\n")]
+                if "starts" in lines:
+                    self.started.add("ray")
+            for line in lines:
+                if isinstance(line, dict):
+                    raise SquadronError.from_dict(line)
+            if child.returncode != 0:
+                log.seek(0)
+                last = b"".join(log.readlines()[-15:]).decode(errors="replace")
+                reason = f"the start of Ray and the bridge ended with {child.returncode}\n{last}"
+                raise ClusterUnavailableError(reason, hint="see `squadron doctor`")
+
+    async def stop(self) -> None:
+        """Stop what was started here, and leave Ray if it was joined here. May be called twice.
+
+        Raises:
+            ClusterUnavailableError: a process of Ray can't be killed; the others are.
+        """
+        await _in_thread(self._stop)
+
+    def _stop(self) -> None:
+        with contextlib.ExitStack() as rest:
+            # What comes later is done whatever happens before.
+            if "nats" in self.started:
+                from squadron.bridge.jetstream import embedded
+
+                rest.callback(embedded.stop, self.settings.home)
+            if "ray" in self.started:
+                rest.callback(_stop_ray, self.settings)
+            elif "nats" in self.started and self._bridge_on:
+                # On the program's own Ray: it would look for its server for ever.
+                from squadron.bridge.serve import cluster
+
+                rest.callback(cluster.kill_bridge, self.settings.env)
+            if self._leave is not None:
+                rest.callback(self._leave)
+            self._leave = None
+            self.started.clear()
 
 
-def start_cluster(settings: Settings) -> None:
-    """Join or start Ray, and start the bridge on it.
+def _spawn(work: tuple[Settings, str], told: IO[bytes], log: IO[bytes]) -> subprocess.Popen[bytes]:
+    """Run `start_cluster` in a program that imports from where this one does, and that no Ctrl-C reaches."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", _CHILD],
+        stdin=subprocess.PIPE,
+        stdout=told,
+        stderr=log,
+        start_new_session=True,
+    )
+    assert child.stdin is not None
+    with contextlib.suppress(BrokenPipeError), child.stdin:
+        pickle.dump((sys.path, sys.argv), child.stdin)
+        pickle.dump(work, child.stdin)
+    return child
 
-    Raises:
-        ClusterUnavailableError: Ray or the bridge did not come up.
+
+#: The paths come first: without them the rest can't be read. Ray hands them, and the folder of the script, to all
+#: workers of whoever starts the bridge.
+_CHILD = """\
+import pickle, sys
+sys.path[:], sys.argv[:] = pickle.load(sys.stdin.buffer)
+from squadron import servers
+servers.start_cluster(*pickle.load(sys.stdin.buffer))
+"""
+
+
+def start_cluster(settings: Settings, joined: str) -> None:
+    """Join or start Ray, and start the bridge on it; tells on stdout what happens, in a line of JSON each.
+
+    Args:
+        joined: address of the Ray that the program is in for which this is done; empty if it is in none.
     """
     from squadron.bridge.serve import cluster
 
-    cluster.join(settings)
-    cluster.start_bridge(settings)
+    told = os.fdopen(os.dup(1), "w", buffering=1)
+    # Others may write to stdout as well.
+    os.dup2(2, 1)
+
+    def tell(what: Any) -> None:
+        told.write(json.dumps(what) + "\n")
+
+    try:
+        on = dataclasses.replace(settings, ray_address=joined) if joined else settings
+        cluster.join(on, on_start=lambda: tell("starts"))
+        cluster.start_bridge(settings)
+    except SquadronError as error:
+        tell(error.to_dict())
+
+
+async def _in_thread(
+    work: Callable[[], T],
+    *,
+    give_up: Callable[[], None] = lambda: None,
+    keep: Callable[[T], None] = lambda _: None,
+) -> T:
+    """Run what blocks in a thread, and wait for its end even if cancelled: nothing goes on behind our back.
+
+    A pool would refuse it while the interpreter ends, which is when a squad that was left open is closed.
+
+    Args:
+        give_up: called when cancelled, so that the end comes soon.
+        keep: takes the result, which is lost otherwise when this is cancelled.
+    """
+    ended: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+    def run() -> None:
+        try:
+            result = work()
+            keep(result)
+            ended.set_result(result)
+        except BaseException as error:
+            ended.set_exception(error)
+
+    threading.Thread(target=run, name="squadron servers", daemon=True).start()
+    waiting, cancelled = asyncio.wrap_future(ended), None
+    while not waiting.done():
+        try:
+            await asyncio.wait([waiting])
+        except asyncio.CancelledError as error:
+            cancelled = error
+            give_up()
+    if cancelled is not None:
+        waiting.exception()
+        raise cancelled
+    return waiting.result()
 
 
 def is_orphaned(ray_address: str) -> bool:
@@ -49,18 +234,23 @@ def is_orphaned(ray_address: str) -> bool:
 def stop_local(settings: Settings) -> list[str]:
     """Stop the local servers of `settings.home`; returns what was stopped."""
     from squadron.bridge.jetstream import embedded
-    from squadron.bridge.serve import local
+
+    stopped = []
+    try:
+        if _stop_ray(settings):
+            stopped.append("ray")
+    finally:
+        if settings.nats_url is None and embedded.stop(settings.home):
+            stopped.append("nats")
+    return stopped
+
+
+def _stop_ray(settings: Settings) -> bool:
+    from squadron.bridge.serve import cluster, local
 
     running = local.find(settings.home)
-    ray = sys.modules.get("ray")
-    joined = ray.get_runtime_context().gcs_address if ray is not None and ray.is_initialized() else ""
-    if ray is not None and running is not None and joined == running.address:
+    if running is not None and cluster.joined_address() == running.address:
         # A process that is still connected would be ended with its cluster.
-        ray.shutdown()
+        sys.modules["ray"].shutdown()
     forget_keys(settings.home)
-    stopped = []
-    if local.stop(settings.home):
-        stopped.append("ray")
-    if settings.nats_url is None and embedded.stop(settings.home):
-        stopped.append("nats")
-    return stopped
+    return local.stop(settings.home)

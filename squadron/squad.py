@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import socket
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from typing import Any
+from weakref import WeakSet
 
 from squadron.actors.credentials import remember_keys
 from squadron.actors.providers import default_model_spec
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.config import Settings
+from squadron.control import Control
 from squadron.durable import DurableEvents
 from squadron.fleet import Fleet
 from squadron.flow import Events, Stream
@@ -36,10 +39,12 @@ from squadron.runtime.outcome import Outcome
 from squadron.runtime.route import Route
 from squadron.runtime.subjects import NORMAL_PRIORITY, check_pattern
 from squadron.runtime.topics import ScoredTopic
-from squadron.servers import is_orphaned, start_cluster, starts_here, stop_local
+from squadron.servers import Servers, is_orphaned
 
 #: How long a whole run of the supervisor may take when the caller does not say, in seconds.
 RUN_WITHIN_S = 600.0
+#: How long it may take, when a squad is closed, to take away what it deployed, in seconds.
+UNDEPLOY_WITHIN_S = 5.0
 
 #: What `submit` takes beside the fields of the input; the rest of `Ask` is for agents.
 _ASK_OPTIONS = frozenset(
@@ -57,11 +62,12 @@ class Squad(Fleet):
     In a plain script the same calls without `await`: `with Squad.up() as squad: squad.ask(…)`.
     """
 
-    def __init__(self, wiring: Wiring, settings: Settings) -> None:
+    def __init__(self, wiring: Wiring, settings: Settings, servers: Servers | None = None) -> None:
         super().__init__(wiring)
         self.settings = settings
-        self._started_here = False
-        self._closed = False
+        self._servers = servers or Servers(settings)
+        #: What is heard through this squad, and ends with it.
+        self._heard: WeakSet[Events | DurableEvents] = WeakSet()
 
     # --- opening and closing -------------------------------------------------------------------------
 
@@ -84,14 +90,18 @@ class Squad(Fleet):
 
         async def open_squad() -> Squad:
             chosen = settings or Settings.load(**overrides)
-            wiring = await Wiring.open(chosen, _identity(), create=True)
-            squad = cls(wiring, chosen)
+            servers = Servers(chosen)
+            try:
+                await servers.start_nats()
+                wiring = await Wiring.open(chosen, _identity(), create=True)
+            except BaseException:
+                await servers.stop()
+                raise
+            squad = cls(wiring, chosen, servers)
             try:
                 bridge = await squad._control.bridge()
                 if bridge is None or is_orphaned(bridge["ray"]):
-                    # Known before the start, so that one that fails or is cancelled is cleared away.
-                    squad._started_here = starts_here(chosen)
-                    await asyncio.to_thread(start_cluster, chosen)
+                    await servers.start_cluster()
                     if await squad._control.bridge() is None:
                         raise ClusterUnavailableError(
                             f"the Ray cluster has a bridge for {chosen.env!r} that is on another NATS server",
@@ -117,39 +127,51 @@ class Squad(Fleet):
             chosen = settings or Settings.load(**overrides)
             wiring = await Wiring.open(chosen, _identity())
             squad = cls(wiring, chosen)
-            # A bridge that was just killed is back in two seconds; agents serve on without it.
-            if not wiring.registry.cards() and await squad._control.bridge() is None:
-                await wiring.aclose()
-                raise BridgeUnavailableError(
-                    f"environment {chosen.env!r} has no bridge", hint="start it with `squadron up`"
-                )
+            try:
+                # A bridge that was just killed is back in two seconds; agents serve on without it.
+                if not wiring.registry.cards() and await squad._control.bridge() is None:
+                    raise BridgeUnavailableError(
+                        f"environment {chosen.env!r} has no bridge", hint="start it with `squadron up`"
+                    )
+            except BaseException:
+                await squad.aclose()
+                raise
             return squad
 
         return Opening(open_squad)
 
     async def aclose(self) -> None:
-        """Leave; local servers that this squad started are stopped. May be called twice."""
-        if self._closed:
+        """Leave; local servers that this squad started are stopped. May be called twice.
+
+        Calls that wait end with `SquadClosedError`, iterations end. In a process that was forked it does nothing.
+
+        Raises:
+            ClusterUnavailableError: a process of the local Ray can't be killed; all else is closed.
+        """
+        if self._closed or self._forked:
             return
-        self._closed = True
-        if self._started_here:
-            # Else they would come back with the next start, as agents of a running environment should.
-            for agent in self._deployed:
+        control, self._closed = self._control, True
+        async with contextlib.AsyncExitStack() as rest:
+            # What comes later is done whatever happens before, a cancellation included.
+            rest.push_async_callback(self._servers.stop)
+            rest.push_async_callback(self._place.aclose)
+            for heard in list(self._heard):
+                rest.push_async_callback(heard.aclose)
+            if self._servers.started:
+                # Else they would come back with the next start, as agents of a running environment should.
                 with contextlib.suppress(SquadronError, TimeoutError):
-                    async with asyncio.timeout(5.0):
-                        await self._control.call("undeploy", agent=agent)
-        await self._wiring.aclose()
-        if self._started_here:
-            await asyncio.to_thread(stop_local, self.settings)
+                    async with asyncio.timeout(UNDEPLOY_WITHIN_S), asyncio.TaskGroup() as undeploying:
+                        for agent in self._deployed:
+                            undeploying.create_task(_undeploy(control, agent))
 
     @property
     def started_here(self) -> bool:
         """Whether this squad started local servers, which stop when it is closed."""
-        return self._started_here
+        return bool(self._servers.started)
 
     def keep_running(self) -> None:
         """Leave the servers this squad started running when it is closed; `squadron down` stops them."""
-        self._started_here = False
+        self._servers.started.clear()
 
     # --- talking -------------------------------------------------------------------------------------
 
@@ -212,7 +234,7 @@ class Squad(Fleet):
 
         With `nested=True` its `events()` hold the chunks of the tasks that it asks, too.
         """
-        return Stream(self.submit(topic, content, **options), self.outcome)
+        return Stream(functools.partial(self.submit, topic, content, **options), self.outcome)
 
     async def publish(self, topic: str, content: Any, *, conversation_id: str = "") -> None:
         """Send an event to whoever listens now (at most once)."""
@@ -222,7 +244,9 @@ class Squad(Fleet):
         """Hear events: `status.*`, or `*.*` for all; active when this returns."""
         events = Events()
         subject = self._wiring.subjects.event(check_pattern(pattern))
-        return events.attach(await self._wiring.bus.subscribe(subject, events.hear))
+        events.attach(await self._wiring.bus.subscribe(subject, events.hear))
+        self._heard.add(events)
+        return events
 
     def lite(
         self, id: str | None = None, owner: str | None = None, *, ttl_s: float | timedelta | None = None
@@ -285,7 +309,9 @@ class Squad(Fleet):
             InvalidInputError: `start` is not a place in the log.
             BusUnavailableError: the server can't be reached.
         """
-        return await DurableEvents.open(self._wiring, name, pattern, start)
+        events = await DurableEvents.open(self._wiring, name, pattern, start)
+        self._heard.add(events)
+        return events
 
     async def forget_subscription(self, name: str) -> None:
         """Delete a durable subscription and its place; an agent's is `agent.method`."""
@@ -355,6 +381,11 @@ class Squad(Fleet):
                 if on_event is not None:
                     on_event(event)
         return await stream.outcome()
+
+
+async def _undeploy(control: Control, agent: str) -> None:
+    with contextlib.suppress(SquadronError):
+        await control.call("undeploy", agent=agent)
 
 
 def _identity() -> AgentIdentity:

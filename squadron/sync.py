@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from squadron.durable import DurableEvent, DurableEvents
 from squadron.flow import Events, Stream
+from squadron.portal import Portal
 from squadron.runtime.envelope import AgentMessage
 from squadron.runtime.handle import Handle
 from squadron.runtime.letters import DeadLetter, DeadLetters, Redriven
@@ -26,38 +25,49 @@ T = TypeVar("T")
 
 
 class SyncSquad:
-    """Made by `with Squad.up() as squad:`; every call blocks until it is done."""
+    """Made by `with Squad.up() as squad:`; every call blocks until it is done.
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, thread: threading.Thread, squad: Squad) -> None:
-        self._loop, self._thread, self._squad = loop, thread, squad
+    Any thread may call. Calls that are under way when the squad is closed end with `SquadClosedError`, as do those
+    that come later, and those of a process that was forked. Where an event loop runs they are refused.
+    """
+
+    _squad: Squad
+
+    def __init__(self) -> None:
+        self._portal = Portal()
 
     @classmethod
     def open(cls, open_squad: Callable[[], Coroutine[Any, Any, Squad]]) -> Self:
-        """Start the loop's thread and open the squad on it."""
-        loop = asyncio.new_event_loop()
-        thread = threading.Thread(target=loop.run_forever, name="squadron", daemon=True)
-        thread.start()
+        """Start the loop's thread and open the squad on it.
+
+        Raises:
+            BlockingCallError: an event loop runs in this thread.
+        """
+        opened = cls()
+        opened.start(open_squad)
+        return opened
+
+    def start(self, open_squad: Callable[[], Coroutine[Any, Any, Squad]]) -> None:
+        """Start the loop's thread and open the squad on it; whatever interrupts this, nothing is left."""
+
+        async def opening() -> None:
+            # Here, so that a squad is closed even if nobody takes it any more.
+            self._squad = await open_squad()
+            self._portal.at_end(self._squad.aclose)
+
         try:
-            squad = asyncio.run_coroutine_threadsafe(open_squad(), loop).result()
+            self._portal.start()
+            self._wait(opening())
         except BaseException:
-            loop.call_soon_threadsafe(loop.stop)
+            self.close()
             raise
-        return cls(loop, thread, squad)
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        try:
-            return future.result()
-        except KeyboardInterrupt:
-            future.cancel()
-            raise
+        return self._portal.wait(work)
 
     def close(self) -> None:
         """Leave; see `Squad.aclose`. May be called twice."""
-        if self._thread.is_alive():
-            self._wait(self._squad.aclose())
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
+        self._portal.close()
 
     def deploy(self, *agents: Any, **options: Any) -> None:
         """See `Squad.deploy`."""
@@ -114,15 +124,15 @@ class SyncSquad:
         try:
             yield from SyncItems(messages, self._wait)
         finally:
-            self._wait(events.aclose())
+            self._portal.finish(events.aclose())
 
     def lite(self, id: str | None = None, owner: str | None = None, **options: Any) -> SyncLiteTopic:
         """See `Squad.lite`."""
-        return SyncLiteTopic(self._squad.lite(id, owner, **options), self._wait)
+        return SyncLiteTopic(self._squad.lite(id, owner, **options), self._portal)
 
     def follow(self, owner: str | None = None) -> SyncLiteFeed:
         """See `Squad.follow`: `with squad.follow() as feed`."""
-        return SyncLiteFeed(self._squad.follow(owner), self._wait)
+        return SyncLiteFeed(self._squad.follow(owner), self._portal)
 
     def publish(self, topic: str, content: Any, **options: Any) -> None:
         """See `Squad.publish`."""
@@ -227,9 +237,9 @@ class SyncStream(SyncItems[Any]):
 class SyncLiteReader(SyncItems[LiteMessage]):
     """See `LiteReader`; a plain iterator over the messages."""
 
-    def __init__(self, reader: LiteReader, wait: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
-        super().__init__(reader, wait)
-        self._reader = reader
+    def __init__(self, reader: LiteReader, portal: Portal) -> None:
+        super().__init__(reader, portal.wait)
+        self._reader, self._portal = reader, portal
 
     @property
     def end(self) -> End | None:
@@ -238,15 +248,15 @@ class SyncLiteReader(SyncItems[LiteMessage]):
 
     def close(self) -> None:
         """Stop reading. May be called twice."""
-        self._wait(self._reader.aclose())
+        self._portal.finish(self._reader.aclose())
 
 
 class SyncLiteTopic:
     """See `LiteTopic`; every call blocks until it is done."""
 
-    def __init__(self, topic: LiteTopic, wait: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
+    def __init__(self, topic: LiteTopic, portal: Portal) -> None:
         self.key, self.owner, self.id, self.ttl_s = topic.key, topic.owner, topic.id, topic.ttl_s
-        self._topic, self._wait = topic, wait
+        self._topic, self._portal, self._wait = topic, portal, portal.wait
 
     def __repr__(self) -> str:
         return f"SyncLiteTopic({self.key})"
@@ -260,7 +270,7 @@ class SyncLiteTopic:
         self, start: LiteStart = "first", *, live: bool = True, exclusive: str | None = None
     ) -> SyncLiteReader:
         """See `LiteTopic.read`; a plain iterator over the messages."""
-        return SyncLiteReader(self._topic.read(start, live=live, exclusive=exclusive), self._wait)
+        return SyncLiteReader(self._topic.read(start, live=live, exclusive=exclusive), self._portal)
 
     def close(self) -> None:
         """See `LiteTopic.close`."""
@@ -270,15 +280,15 @@ class SyncLiteTopic:
 class SyncLiteFeed:
     """See `LiteFeed`; a plain iterator over `(id, items)`; every call blocks until it is done."""
 
-    def __init__(self, feed: LiteFeed, wait: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
-        self._feed, self._wait = feed, wait
+    def __init__(self, feed: LiteFeed, portal: Portal) -> None:
+        self._feed, self._portal, self._wait = feed, portal, portal.wait
 
     def __enter__(self) -> Self:
         self._wait(self._feed.__aenter__())
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._wait(self._feed.aclose())
+        self._portal.finish(self._feed.aclose())
 
     def add(self, id: str, start: LiteStart = "new") -> None:
         """See `LiteFeed.add`."""
@@ -297,7 +307,7 @@ class SyncLiteFeed:
         try:
             yield from SyncItems(ready, self._wait)
         finally:
-            self._wait(ready.aclose())
+            self._portal.finish(ready.aclose())
 
 
 async def _next(chunks: AsyncIterator[T]) -> T:

@@ -9,7 +9,6 @@ from nats.aio.subscription import Subscription as NatsSubscription
 
 from squadron.bridge.jetstream.client import Heard
 from squadron.bridge.jetstream.connect import Connection
-from squadron.runtime.errors import BusUnavailableError
 from squadron.runtime.ports import Note, Subscription
 
 
@@ -54,7 +53,7 @@ async def listen(
             await JetStreamSubscription(subscription).aclose()
             raise
     except (nats.errors.Error, TimeoutError, OSError) as error:
-        raise BusUnavailableError(f"can't subscribe to {pattern}: {error}") from None
+        raise connection.error(f"can't subscribe to {pattern}: {error}") from None
     if lost is None:
         return JetStreamSubscription(subscription)
     connection.on_disconnect(lost)

@@ -21,6 +21,8 @@ from squadron.runtime.errors import (
     BusUnavailableError,
     InvalidSubjectError,
     MessageTooLargeError,
+    SquadClosedError,
+    SquadronError,
 )
 
 NANOSECONDS = 1_000_000_000
@@ -77,6 +79,7 @@ class Connection:
         self._sweeping = False
         self._soon: list[tuple[str, bytes]] = []
         self._watching: asyncio.Task[None] | None = None
+        self._closed = False
 
     @property
     def is_connected(self) -> bool:
@@ -192,7 +195,15 @@ class Connection:
     def _give_up(self, token: str, why: str) -> None:
         question = self._questions.pop(token)
         if not question.answer.done():
-            question.answer.set_exception(BusUnavailableError(f"no answer on {question.subject}: {why}"))
+            question.answer.set_exception(self.error(f"no answer on {question.subject}: {why}"))
+            # Whoever asked may be gone by now, as at the end of a program.
+            question.answer.exception()
+
+    def error(self, message: str) -> SquadronError:
+        """What to raise when nothing comes: the server may be back later, what was closed here is not."""
+        if self._closed:
+            return SquadClosedError("the connection to NATS was closed here", hint="open a squad anew")
+        return BusUnavailableError(message)
 
     def _sweep(self) -> None:
         """End the waits whose time is up; a timer for each would cost more than all else that a question needs."""
@@ -229,7 +240,12 @@ class Connection:
 
         nats-py itself puts a queue and a task between the two, which costs about 40 µs for each message.
         What `sink` raises is logged: in the read loop it would end the connection.
+
+        Raises:
+            SquadClosedError: this connection was closed.
         """
+        if self._closed:
+            raise self.error("")
         subscription = await self.client.subscribe(
             subject, queue=group, pending_msgs_limit=-1, pending_bytes_limit=-1
         )
@@ -240,6 +256,8 @@ class Connection:
         return subscription
 
     def _check(self, subject: str, data: bytes, headers: dict[str, str] | None) -> None:
+        if self._closed:
+            raise self.error("")
         if len(subject) > MAX_SUBJECT:
             raise InvalidSubjectError(f"a subject of {len(subject):,} characters is too long")
         size = len(data)
@@ -284,11 +302,12 @@ class Connection:
                 async with asyncio.timeout(API_WITHIN_S):
                     status = await ended
             finally:
-                await subscription.unsubscribe()
+                if not self._closed:
+                    await subscription.unsubscribe()
         except (TimeoutError, nats.errors.Error, OSError, BusUnavailableError) as error:
             if answers:
                 return answers
-            raise BusUnavailableError(f"no answer on {subject}: {error or type(error).__name__}") from None
+            raise self.error(f"no answer on {subject}: {error or type(error).__name__}") from None
         finally:
             self._questions.pop(inbox, None)
         if status not in _BATCH_ENDS:
@@ -310,7 +329,7 @@ class Connection:
         try:
             self.client.post(subject, data, reply=reply, headers=headers)
         except nats.errors.Error as error:
-            raise BusUnavailableError(f"can't send on {subject}: {error}") from None
+            raise self.error(f"can't send on {subject}: {error}") from None
 
     def publish_soon(self, subject: str, data: bytes) -> None:
         """Send within `SOON_S`, together with what else is to be sent by then."""
@@ -351,7 +370,8 @@ class Connection:
         return decoded
 
     async def aclose(self) -> None:
-        """Send what is buffered and close. May be called twice."""
+        """Send what is buffered and close; whoever waits for an answer is told. May be called twice."""
+        self._closed = True
         if self._watching is not None:
             self._watching.cancel()
         if self.client.is_closed:
@@ -362,8 +382,13 @@ class Connection:
                 await self.flush()
         except (TimeoutError, nats.errors.Error, OSError):
             _log.debug("nats.close_unflushed")
-        try:
-            await self.client.close()
-        except OSError as error:
-            # The server is away, and there was something to be sent yet.
-            _log.debug("nats.close_unsent", error=str(error))
+        finally:
+            # Also when this is cancelled meanwhile.
+            try:
+                await self.client.close()
+            except OSError as error:
+                # The server is away, and there was something to be sent yet.
+                _log.debug("nats.close_unsent", error=str(error))
+            # Whoever waits for a flush or an answer.
+            self.client._give_up_pongs(nats.errors.ConnectionClosedError())
+            await self.disconnected()

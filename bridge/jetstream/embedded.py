@@ -19,7 +19,7 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -89,7 +89,18 @@ class Endpoint:
         return f"Endpoint({self.url}, pid={self.pid})"
 
 
-def ensure(home: Path, *, ready_within_s: float = READY_WITHIN_S) -> Endpoint:
+def never() -> bool:
+    """Nobody gives up."""
+    return False
+
+
+def ensure(
+    home: Path,
+    *,
+    ready_within_s: float = READY_WITHIN_S,
+    on_start: Callable[[], object] = never,
+    given_up: Callable[[], bool] = never,
+) -> Endpoint:
     """Return this home's server, starting it if it doesn't run.
 
     Any number of processes may call this at the same time: exactly one server starts. After a crash it
@@ -97,17 +108,23 @@ def ensure(home: Path, *, ready_within_s: float = READY_WITHIN_S) -> Endpoint:
 
     Args:
         ready_within_s: How long a start may take, in seconds.
+        on_start: Called right before this call starts a server, which then nobody else does.
+        given_up: Asked now and then, whether it is not wanted any more: what was begun is stopped then.
     Raises:
         ConfigError: the nats-server binary is not installed, or `home` can't be written.
         BusUnavailableError: the server did not come up in time; the message ends with its log's last lines.
+            Or it was given up.
     """
     if found := find(home):
         return found
     binary = find_binary()
     base = private_dir(_base(home))
-    with locked(base / "lock", within_s=_LOCK_WITHIN_S):
+    with locked(base / "lock", within_s=_LOCK_WITHIN_S, given_up=given_up):
         # Somebody else may have started it while this process waited for the lock.
-        return find(home) or _start(binary, base, ready_within_s)
+        if found := find(home):
+            return found
+        on_start()
+        return _start(binary, base, ready_within_s, given_up)
 
 
 def find(home: Path) -> Endpoint | None:
@@ -147,7 +164,7 @@ def _base(home: Path) -> Path:
     return home.absolute() / "nats"
 
 
-def _start(binary: Path, base: Path, ready_within_s: float) -> Endpoint:
+def _start(binary: Path, base: Path, ready_within_s: float, given_up: Callable[[], bool]) -> Endpoint:
     _stop_all(base)  # two servers must never share a store: it has no lock of its own
     before = _stored(base)
     token = before.token if before else secrets.token_urlsafe(32)
@@ -156,10 +173,12 @@ def _start(binary: Path, base: Path, ready_within_s: float) -> Endpoint:
         for stale in base.glob("*.ports"):
             stale.unlink()
         _write_config(base, token, port)
-        if endpoint := _opened(base, _spawn(binary, base), token, ready_within_s):
+        if endpoint := _opened(base, _spawn(binary, base), token, ready_within_s, given_up):
             write_private(base / "endpoint.json", json.dumps(asdict(endpoint), indent=1))
             return endpoint
         _stop_all(base)
+        if given_up():
+            break
     raise BusUnavailableError(
         f"the embedded nats-server did not start within {ready_within_s:g} s\n{tail(base / 'server.log')}",
         hint=f"see {base / 'server.log'}, or set NATS_URL to a server of your own",
@@ -197,11 +216,11 @@ def _spawn(binary: Path, base: Path) -> int:
     return int(started.stdout)
 
 
-def _opened(base: Path, pid: int, token: str, within_s: float) -> Endpoint | None:
-    """The endpoint as soon as the server has told its ports and greets; None if it died, or time is up."""
+def _opened(base: Path, pid: int, token: str, within_s: float, given_up: Callable[[], bool]) -> Endpoint | None:
+    """The endpoint as soon as the server has told its ports and greets; None if it died, or is given up."""
     deadline = time.monotonic() + within_s
     # Not by its command line, as `_runs`: in the moment of its exec it has none, and a second server would start.
-    while _lives(pid) and time.monotonic() < deadline:
+    while _lives(pid) and time.monotonic() < deadline and not given_up():
         # No file yet, or half of it.
         with contextlib.suppress(StopIteration, OSError, ValueError, LookupError):
             ports = json.loads(next(base.glob(f"*_{pid}.ports")).read_text())
@@ -281,11 +300,17 @@ def write_private(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path, *, within_s: float, error: type[SquadronError] = BusUnavailableError) -> Iterator[None]:
+def locked(
+    path: Path,
+    *,
+    within_s: float,
+    error: type[SquadronError] = BusUnavailableError,
+    given_up: Callable[[], bool] = never,
+) -> Iterator[None]:
     """Hold an exclusive lock among processes; the kernel frees it when its holder dies.
 
     Raises:
-        error: somebody else held it for all of `within_s` seconds.
+        error: somebody else held it for all of `within_s` seconds, or until it was given up.
     """
     with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "w") as file:
         deadline = time.monotonic() + within_s
@@ -294,7 +319,7 @@ def locked(path: Path, *, within_s: float, error: type[SquadronError] = BusUnava
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if time.monotonic() > deadline:
+                if time.monotonic() > deadline or given_up():
                     raise error(
                         f"another process held {path} for {within_s:g} s", hint="is a start or stop hanging?"
                     ) from None

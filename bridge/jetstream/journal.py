@@ -142,7 +142,7 @@ class JetStreamJournal:
             start = {"start_time": datetime.fromtimestamp(from_time, UTC).isoformat()}
         woken = asyncio.Event()
         # Listening starts before the first look, so nothing can fall between the two.
-        waking = await listen(self._connection, pattern, lambda _: woken.set()) if live else None
+        waking = await listen(self._connection, pattern, lambda _: woken.set(), lost=woken.set) if live else None
         try:
             while True:
                 woken.clear()

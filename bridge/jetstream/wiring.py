@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Self
 
@@ -109,6 +110,8 @@ class Wiring:
 
     async def aclose(self) -> None:
         """Leave the bus. May be called twice."""
-        await self.caller.aclose()
-        await self.registry.aclose()
-        await self.connection.aclose()
+        async with contextlib.AsyncExitStack() as rest:
+            # What comes later is done whatever happens before.
+            rest.push_async_callback(self.connection.aclose)
+            rest.push_async_callback(self.registry.aclose)
+            await self.caller.aclose()

@@ -20,7 +20,7 @@ _BEGAN_AT_S = time.time() - time.monotonic()
 
 
 class LoopClock:
-    """Seconds since the epoch by the running event loop: a loop whose time is turned turns the ports in memory, too."""
+    """Seconds since the epoch by the running event loop: who turns its time turns the ports in memory, too."""
 
     def time(self) -> float:
         return _BEGAN_AT_S + now_s()

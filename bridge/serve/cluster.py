@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import logging
 import os
 import re
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from squadron.bridge.serve import local
@@ -27,38 +29,74 @@ REPLICA_BYTES = 170_000_000
 HEALTH_PERIOD_S = 1.0
 
 
-def join(settings: Settings) -> None:
+def join(settings: Settings, *, on_start: Callable[[], object] = lambda: None) -> Callable[[], None]:
     """Connect this process to Ray: the one it is in, the user's, or the local one (started if needed).
+
+    Args:
+        on_start: Called right before this call starts a local cluster.
+
+    Returns:
+        What undoes it: leaves the cluster, unless this process was in it before, and the environment as it was.
 
     Raises:
         ClusterUnavailableError: it can't be reached or started; says what to do.
     """
-    found = None
-    if settings.ray_address is None and not _is_joined():
-        found = local.ensure(settings.home, extra_env={"SQUADRON_HOME": str(settings.home)})
+    if _is_joined():
+        return lambda: None
+    found, before = None, dict(os.environ)
+    if settings.ray_address is None:
+        extra_env = {"SQUADRON_HOME": str(settings.home)}
+        found = local.ensure(settings.home, extra_env=extra_env, on_start=on_start)
         os.environ.update(local.environment(found))
+    try:
+        _connect(found, settings.ray_address)
+    except BaseException:
+        _leave(before, _changes(before))
+        raise
+    return functools.partial(_leave, before, _changes(before))
+
+
+def _changes(before: Mapping[str, str]) -> set[str]:
+    """The environment variables that are others than `before`; Ray has its own view of `breakpoint()`, too."""
+    return {name for name in before.keys() | os.environ.keys() if before.get(name) != os.environ.get(name)}
+
+
+def _connect(found: local.LocalRay | None, ray_address: str | None) -> None:
     import ray
 
     if found:
         _read_environment_again()
 
-    if not ray.is_initialized():
-        # It warns on a user's terminal that it can't handle SIGTERM from a thread, which nobody wants it to.
-        logging.getLogger("ray").setLevel(logging.ERROR)
-        address = found.address if found else settings.ray_address
-        try:
-            _probe(address or "")
-            ray.init(
-                address=address,
-                namespace="squadron",
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                configure_logging=False,
-            )
-        except (OSError, RuntimeError, ValueError) as error:
-            raise ClusterUnavailableError(
-                f"Ray at {address} can't be joined: {error}", hint="check RAY_ADDRESS and RAY_AUTH_MODE"
-            ) from None
+    # It warns on a user's terminal that it can't handle SIGTERM from a thread, which nobody wants it to.
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    address = found.address if found else ray_address
+    try:
+        _probe(address or "")
+        ray.init(
+            address=address,
+            namespace="squadron",
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=False,
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ClusterUnavailableError(
+            f"Ray at {address} can't be joined: {error}", hint="check RAY_ADDRESS and RAY_AUTH_MODE"
+        ) from None
+
+
+def _leave(before: Mapping[str, str], names: set[str]) -> None:
+    """Leave Ray, and what was set in the environment for it as it was `before`."""
+    import ray
+
+    ray.shutdown()
+    for name in names:
+        if name in before:
+            os.environ[name] = before[name]
+        else:
+            os.environ.pop(name, None)
+    if names:
+        _read_environment_again()
 
 
 def _probe(address: str) -> None:
@@ -82,13 +120,19 @@ def _read_environment_again() -> None:
 
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
-    ray_constants.ENABLE_RAY_CLUSTER = False
+    enabled = os.environ.get(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR)
+    ray_constants.ENABLE_RAY_CLUSTER = not ray_constants.IS_WINDOWS_OR_OSX if enabled is None else enabled == "1"
 
 
 def _is_joined() -> bool:
     """Whether this process is connected to Ray already; never imports it for that."""
     ray = sys.modules.get("ray")
     return ray is not None and bool(ray.is_initialized())
+
+
+def joined_address() -> str:
+    """Address of the cluster that this process is in; empty if it is in none."""
+    return str(sys.modules["ray"].get_runtime_context().gcs_address) if _is_joined() else ""
 
 
 def dashboard_url() -> str:
@@ -280,6 +324,18 @@ def _client() -> Any:
     return client
 
 
+def kill_bridge(environment: str) -> None:
+    """Take the bridge away from the cluster that this process is in, if it is there, and the process is."""
+    if not _is_joined():
+        return
+    import ray
+
+    from squadron.bridge.serve.replica import NAMESPACE, bridge_name
+
+    with contextlib.suppress(ValueError, ray.exceptions.RayError):
+        ray.kill(ray.get_actor(bridge_name(environment), namespace=NAMESPACE))
+
+
 def stop_environment(settings: Settings, *, within_s: float = 30.0) -> None:
     """On a user's own cluster: take our applications and the bridge away; the rest stays.
 
@@ -287,17 +343,8 @@ def stop_environment(settings: Settings, *, within_s: float = 30.0) -> None:
         ClusterUnavailableError: the cluster can't be reached.
     """
     join(settings)
-    import ray
-
-    from squadron.bridge.serve.replica import NAMESPACE, bridge_name
-
     replicas = ServeReplicas(settings.env)
-    try:
-        bridge = ray.get_actor(bridge_name(settings.env), namespace=NAMESPACE)
-    except ValueError:
-        bridge = None
-    if bridge is not None:
-        ray.kill(bridge)
+    kill_bridge(settings.env)
     replicas._apply([])
     give_up_at = time.monotonic() + within_s
     while replicas._states() and time.monotonic() < give_up_at:

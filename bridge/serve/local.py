@@ -20,7 +20,7 @@ import shutil
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ import psutil
 from squadron.bridge.jetstream.embedded import (
     is_alive,
     locked,
+    never,
     private_dir,
     stop_processes,
     tail,
@@ -89,7 +90,13 @@ class LocalRay:
     """Process id of the dashboard; without it nothing can be deployed or scaled."""
 
 
-def ensure(home: Path, *, num_cpus: int | None = None, extra_env: Mapping[str, str] | None = None) -> LocalRay:
+def ensure(
+    home: Path,
+    *,
+    num_cpus: int | None = None,
+    extra_env: Mapping[str, str] | None = None,
+    on_start: Callable[[], object] = never,
+) -> LocalRay:
     """Return this home's cluster, starting it if it doesn't run; any number of processes may ask at once.
 
     A cluster of which a vital process died is cleared away and started anew; what its workers were at is
@@ -99,6 +106,7 @@ def ensure(home: Path, *, num_cpus: int | None = None, extra_env: Mapping[str, s
         num_cpus: CPUs the cluster schedules on; by default those of the machine, at least 2. Only a start
             looks at this and at `extra_env`: a running cluster stays as it is.
         extra_env: Environment variables for all workers, on top of this process's.
+        on_start: Called right before this call starts a cluster, which then nobody else does.
     Raises:
         ClusterUnavailableError: it did not start; the message ends with the last lines of its output.
         ConfigError: `home` can't be written.
@@ -108,7 +116,10 @@ def ensure(home: Path, *, num_cpus: int | None = None, extra_env: Mapping[str, s
     base = private_dir(_base(home))
     with _locked(base):
         # Somebody else may have started it while this process waited for the lock.
-        return find(home) or _start(home.absolute(), base, num_cpus, dict(extra_env or {}))
+        if found := find(home):
+            return found
+        on_start()
+        return _start(home.absolute(), base, num_cpus, dict(extra_env or {}))
 
 
 def find(home: Path) -> LocalRay | None:
@@ -300,8 +311,12 @@ def _members(base: Path) -> Iterator[psutil.Process]:
     """
     temp_dir = str(_temp_root(base))
     everybody = list(psutil.process_iter())
-    # A starter that died before it wrote cluster.json leaves daemons that name the directory themselves.
-    sessions = {_session(process) for process in everybody if _is_daemon(process.pid, temp_dir)}
+    # A starter that died before it wrote cluster.json leaves a `ray start`, or daemons, that name the directory.
+    sessions = {
+        _session(process)
+        for process in everybody
+        if _is_daemon(process.pid, temp_dir) or f"--temp-dir={temp_dir}/ray" in _words(process)
+    }
     sessions.add(_stored(base).get("session_id", -1))
     ours = [process for process in everybody if _session(process) in sessions and _uses(process, temp_dir)]
     seen: set[int] = {os.getpid()}

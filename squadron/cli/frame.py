@@ -53,14 +53,6 @@ class NotRunning(SquadronError):  # noqa: N818 - how a command ends, not an erro
     """There is no squad to talk to; wraps what was in the way."""
 
 
-class StartInterrupted(asyncio.CancelledError):
-    """Somebody stopped us while servers were starting that nobody else uses."""
-
-    def __init__(self, settings: Settings) -> None:
-        super().__init__()
-        self.settings = settings
-
-
 def start(app: Callable[[], Any]) -> None:
     """Run the command line; the last line of defence against tracebacks."""
     for stream in (sys.stdout, sys.stderr):
@@ -119,36 +111,17 @@ async def _until_signal(work: Coroutine[Any, Any, int]) -> int:
             loop.add_signal_handler(number, stop, number)
     try:
         code = await work
-    except StartInterrupted as interrupted:
-        _stop_and_vanish(interrupted.settings, 128 + received[0])
     except asyncio.CancelledError:
         _vanish(128 + received[0])
     return 128 + received[0] if me.cancelling() else code
 
 
 def _vanish(code: int) -> NoReturn:
-    """Leave now. A thread inside `ray.init` can't be interrupted, and a normal exit would wait for it."""
+    """Leave now. A thread that reads the terminal can't be interrupted, and a normal exit would wait for it."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
     os._exit(code)
-
-
-#: Run in our place. No signal stops it: it takes a second or two.
-_STOP = """\
-import signal, sys
-signal.signal(signal.SIGINT, signal.SIG_IGN)
-from squadron.config import Settings
-from squadron.servers import stop_local
-stop_local(Settings.load())
-sys.exit(int(sys.argv[1]))
-"""
-
-
-def _stop_and_vanish(settings: Settings, code: int) -> NoReturn:
-    """Stop what is starting. A thread of ours may be about to start more; in a new program it is gone."""
-    environ = {**os.environ, **settings.environ()}
-    os.execve(sys.executable, [sys.executable, "-c", _STOP, str(code)], environ)
 
 
 def _drop_stdout() -> None:
@@ -237,21 +210,11 @@ async def opened(settings: Settings, watch: Watch, *, keep: bool = False) -> Asy
     """A squad that is brought up if it doesn't run; what was started here is stopped again unless `keep`."""
     from squadron.squad import Squad
 
-    # It warns that it can't handle SIGTERM in a thread; we do.
-    logging.getLogger("ray._private.worker").setLevel(logging.ERROR)
     me = asyncio.current_task()
     assert me is not None
-    fresh = not (await _has_nats(settings) or await _has_ray(settings))
     steps = spawn(_tell_steps(settings, watch, me), "steps")
     try:
-        # As long as this process is a driver, ray prints what its daemons warn of, and to stdout.
-        with contextlib.redirect_stdout(io.StringIO()):
-            squad = await Squad.up(settings)
-            await asyncio.to_thread(_let_go_of_ray)
-    except asyncio.CancelledError:
-        if fresh:
-            raise StartInterrupted(settings) from None
-        raise
+        squad = await Squad.up(settings)
     finally:
         steps.cancel()
     if keep:
@@ -293,9 +256,3 @@ async def _has_ray(settings: Settings) -> bool:
     from squadron.bridge.serve import local
 
     return settings.ray_address is not None or await asyncio.to_thread(local.find, settings.home) is not None
-
-
-def _let_go_of_ray() -> None:
-    """Once the bridge is there, all goes over NATS."""
-    if (ray := sys.modules.get("ray")) is not None and ray.is_initialized():
-        ray.shutdown()

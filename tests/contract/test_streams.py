@@ -238,7 +238,7 @@ async def test_events_are_numbered_chunks_and_the_outcome_at_the_end(client: Pee
 
 
 async def test_a_stream_has_its_events_and_then_its_outcome(client: Peer) -> None:
-    stream = Stream(client.caller.submit("tell.words", {"count": 2}), client.caller.outcome)
+    stream = Stream(lambda: client.caller.submit("tell.words", {"count": 2}), client.caller.outcome)
 
     *chunks, ended = [event async for event in stream.events()]
 

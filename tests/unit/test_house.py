@@ -52,8 +52,7 @@ AWAITED = {
     ("bridge/core.py", "_once"),
     ("actors/agent.py", "_in_thread"),
     ("squadron/flow.py", "_submitted"),
-    ("squadron/sync.py", "open"),
-    ("squadron/sync.py", "_wait"),
+    ("squadron/portal.py", "_hand_in"),
 }
 STARTS_A_TASK = {"create_task", "ensure_future", "run_coroutine_threadsafe"}
 

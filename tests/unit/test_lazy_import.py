@@ -35,6 +35,7 @@ def test_the_public_names() -> None:
     assert squadron.__all__ == [
         "Agent",
         "Answer",
+        "BlockingCallError",
         "Cancelled",
         "Chunk",
         "Context",
@@ -58,6 +59,7 @@ def test_the_public_names() -> None:
         "Route",
         "Settings",
         "Squad",
+        "SquadClosedError",
         "SquadronError",
         "StreamGapError",
         "Tail",
