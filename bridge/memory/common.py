@@ -19,16 +19,22 @@ DUPLICATE_WINDOW_S = 120.0
 _BEGAN_AT_S = time.time() - time.monotonic()
 
 
-class LoopClock:
-    """Seconds since the epoch by the running event loop: who turns its time turns the ports in memory, too."""
-
-    def time(self) -> float:
-        return _BEGAN_AT_S + now_s()
-
-
 def now_s() -> float:
     """The time of the running event loop, which is that of its timers."""
     return asyncio.get_running_loop().time()
+
+
+def wall_s() -> float:
+    """Seconds since the epoch by the running event loop: who turns its time turns the ports in memory, too."""
+    return _BEGAN_AT_S + now_s()
+
+
+class LoopClock:
+    """A `Clock` by the running event loop, as the ports in memory have it."""
+
+    def time(self) -> float:
+        """Seconds since the epoch."""
+        return wall_s()
 
 
 @lru_cache(maxsize=65_536)

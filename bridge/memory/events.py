@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from squadron.bridge.memory.bus import MemoryBus
-from squadron.bridge.memory.common import LoopClock, Seen, check_size
+from squadron.bridge.memory.common import Seen, check_size, wall_s
 from squadron.runtime.durable import EventGroup, check_start
 from squadron.runtime.ports import Delivery, Feed, Note
 from squadron.runtime.subjects import Subjects, matches
@@ -98,7 +98,7 @@ class MemoryEventLog:
     """`EventLog` in one process; events are also heard live on `bus`."""
 
     def __init__(self, bus: MemoryBus, subjects: Subjects) -> None:
-        self._bus, self._subjects, self._clock = bus, subjects, LoopClock()
+        self._bus, self._subjects = bus, subjects
         self._events: list[_Event] = []
         self._seen = Seen()
         self._groups: dict[str, _Group] = {}
@@ -107,7 +107,7 @@ class MemoryEventLog:
         check_size(data)
         if (known := self._seen.seq(msg_id)) is not None:
             return known
-        self._events.append(_Event(topic, data, self._clock.time()))
+        self._events.append(_Event(topic, data, wall_s()))
         seq = len(self._events)
         self._seen.add(msg_id, seq)
         self._bus.deliver(Note(self._subjects.event(topic), data))

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, replace
 
 from squadron.bridge.memory.bus import MemoryBus
-from squadron.bridge.memory.common import LoopClock, Seen, check_size, subject_matches
+from squadron.bridge.memory.common import Seen, check_size, subject_matches, wall_s
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import (
     FencedError,
@@ -27,7 +27,7 @@ class _Stored:
 class MemoryJournal:
     """`Journal` in one process; entries are also heard live on `bus`, as JetStream's are. `now` is its clock."""
 
-    def __init__(self, bus: MemoryBus, now: Callable[[], float] = LoopClock().time) -> None:
+    def __init__(self, bus: MemoryBus, now: Callable[[], float] = wall_s) -> None:
         self._bus, self._now = bus, now
         self._entries: list[_Stored] = []
         #: When the next of them is gone.
