@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,7 +26,7 @@ from squadron.runtime.registry import Registry
 from squadron.runtime.subjects import Subjects
 from squadron.runtime.turn import Turns
 from tests.conftest import HEARTBEAT_S
-from tests.turned import turned_time
+from tests.turned import now_s, turned_time
 
 #: Longest wait for what must happen; it is over at once when it does.
 SOON_S = 10.0
@@ -215,9 +214,9 @@ class Inbox:
 
 async def until(is_so: Callable[[], Awaitable[bool]], within_s: float = SOON_S) -> None:
     """Wait for a state that nobody announces."""
-    deadline = time.monotonic() + within_s
+    deadline = now_s() + within_s
     while not await is_so():
-        assert time.monotonic() < deadline, "it never came to that"
+        assert now_s() < deadline, "it never came to that"
         await asyncio.sleep(0.005)
 
 
