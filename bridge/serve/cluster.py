@@ -35,7 +35,7 @@ def join(settings: Settings) -> None:
     """
     found = None
     if settings.ray_address is None and not _is_joined():
-        found = local.ensure(settings.home, extra_env={"SQUADRON_HOME": str(settings.home)})
+        found = local.ensure(settings.home, extra_env=settings.passed_on() | {"SQUADRON_HOME": str(settings.home)})
         os.environ.update(local.environment(found))
     import ray
 
