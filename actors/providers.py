@@ -152,7 +152,7 @@ class _ProviderModel(ABC):
                 f"the call of {self.name} at {self._client.base_url} failed: {cause.__cause__ or said}"
             )
             hint = f"check the network, and {self._prefix}_BASE_URL if you set it, then try again"
-            return ModelError(message, hint=hint, retryable=True)
+            return ModelError(scrub(message), hint=hint, retryable=True)
         if status < 400:  # it came inside a stream that had begun well
             status = 500 if any(map(_PASSING_ERRORS.fullmatch, kinds)) else 400
         if "insufficient_quota" in kinds:  # OpenAI says it with 429, but waiting doesn't help

@@ -63,7 +63,7 @@ class InputShape:
 def _wrap(schema: dict[str, Any]) -> dict[str, Any]:
     # References start at the root, so definitions stay there.
     inner = {name: part for name, part in schema.items() if name not in ("$defs", "definitions", "$schema", "$id")}
-    outer = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
+    outer: dict[str, Any] = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
     return {"type": "object", "properties": {_VALUE: inner}, "required": [_VALUE], **outer}
 
 

@@ -213,7 +213,11 @@ class _Run:
         messages = [ChatMessage("system", system), ChatMessage("user", self._goal)]
         try:
             async with self._emitter:
-                shown = {"goal": self._goal, "model": self._model.name, "topics": self._toolbox.topics}
+                shown: dict[str, Any] = {
+                    "goal": self._goal,
+                    "model": self._model.name,
+                    "topics": self._toolbox.topics,
+                }
                 left_out = self._toolbox.left_out
                 shown |= {"left_out": left_out} if left_out else {}
                 self._note("started", run=self._id, **shown)

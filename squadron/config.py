@@ -268,8 +268,8 @@ def _check_nats_url(urls: str) -> None:
         if not usable:
             raise ConfigError(
                 "nats_url is not a NATS URL",
-                hint="set NATS_URL like nats://host:4222 or tls://host:4222, several by commas; in a password write "
-                "'/', '#', '?', '@' and ',' as %2F, %23, %3F, %40 and %2C, or set NATS_USER and NATS_PASSWORD",
+                hint="set NATS_URL like nats://host:4222 or tls://host:4222, several by commas; in a password "
+                "write '/', '#', '?', '@' and ',' as %2F, %23, %3F, %40 and %2C, or set NATS_USER and NATS_PASSWORD",
             )
 
 

@@ -85,7 +85,7 @@ async def _connect(
 
 
 class _Uri(ParseResult):
-    """A server's URL whose credentials are read as nats.go and the command line `nats` read them: percent-encoded."""
+    """A server's URL whose credentials are percent-encoded, as nats.go and the command line `nats` have it."""
 
     @property
     def username(self) -> str | None:

@@ -129,7 +129,12 @@ def test_an_unknown_variable_like_no_other_gets_the_list() -> None:
         ("NATS_URL", "nats://a:4222,", r"nats_url"),
         ("NATS_URL", "a:4222", None),
         ("NATS_URL", "nats://[::1]:4222", None),
-        ("NATS_URL", "wss://user:pw@host", None),
+        ("NATS_URL", "wss://user:pw@host", r"WebSocket is not supported.*NATS_URL to the server's own port"),
+        ("NATS_URL", "nats://a,ws://b", r"WebSocket"),
+        ("NATS_URL", "nats://eve:a%20b@host", None),
+        ("NATS_URL", "nats://eve:a/b@host", r"%2F.*NATS_PASSWORD"),
+        ("NATS_URL", "nats://eve:a#b@host", r"%23.*NATS_PASSWORD"),
+        ("NATS_USER", "eve", r"nats_user and nats_password belong together"),
     ],
 )
 def test_a_bad_value_names_the_field_and_the_fix(variable: str, value: str, message: str | None) -> None:
