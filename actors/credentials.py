@@ -42,15 +42,15 @@ def clean_key(name: str, value: str) -> str:
     return value
 
 
-def tidy_variables() -> None:
-    """Clean the key variables of this process where they are, because the SDKs read them there.
+def tidy_variables(prefix: str) -> None:
+    """Clean this process's variables of one provider where they are, because the SDKs read them there.
 
     Raises:
         ConfigError: one of them can't be used.
     """
     for name in VARIABLES:
         raw = os.environ.get(name)
-        if raw is None:
+        if raw is None or not name.startswith(prefix):
             continue
         value = clean_key(name, raw)
         if not value:  # an empty address or key means: none

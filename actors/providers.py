@@ -77,7 +77,7 @@ class _ProviderModel(ABC):
     ) -> None:
         self._model = model or self._default_model
         self._prefix = self._provider.upper()
-        tidy_variables()
+        tidy_variables(self._prefix)
         key = clean_key("api_key", api_key or "")
         keep_secret(key)
         try:  # the SDKs read the environment for None only, and an empty key or address is none

@@ -164,7 +164,7 @@ class Settings:
                 "nats_tls_cert and nats_tls_key belong together",
                 hint="set both NATS_CERT and NATS_KEY, or neither",
             )
-        if bool(self.nats_user) != bool(self.nats_password):
+        if self.nats_url and bool(self.nats_user) != bool(self.nats_password):
             raise ConfigError(
                 "nats_user and nats_password belong together",
                 hint="set both NATS_USER and NATS_PASSWORD, or neither",
@@ -269,7 +269,7 @@ def _check_nats_url(urls: str) -> None:
             raise ConfigError(
                 "nats_url is not a NATS URL",
                 hint="set NATS_URL like nats://host:4222 or tls://host:4222, several by commas; in a password "
-                "write '/', '#', '?', '@' and ',' as %2F, %23, %3F, %40 and %2C, or set NATS_USER and NATS_PASSWORD",
+                "write '/', '#', '?', '@' and ',' as %2F, %23, %3F, %40 and %2C, or set NATS_USER, NATS_PASSWORD",
             )
 
 

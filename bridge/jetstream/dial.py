@@ -37,7 +37,7 @@ async def connect(settings: Settings, *, name: str, start_embedded: bool = False
     connection = Connection(_Client())
     options: dict[str, Any] = {"token": token} if token else {}
     keep_secret(token, settings.nats_password)
-    if settings.nats_user:
+    if settings.nats_url and settings.nats_user:
         options |= {"user": settings.nats_user, "password": settings.nats_password}
     if settings.nats_user_credentials:
         options["user_credentials"] = str(settings.nats_user_credentials)
