@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -34,7 +33,6 @@ MAX_ITEMS = 2_000
 FINISH, FOR_EACH, DISCOVER = "finish", "for_each", "discover_topics"
 
 M = TypeVar("M", bound=BaseModel)
-Stopped = Literal["finished", "rounds", "time", "budget"]
 
 _NO_ITEM = object()
 _INDEX = re.compile("0|[1-9][0-9]*")
@@ -107,50 +105,6 @@ class RecordedTurn:
     seconds: float
     #: When the run began, in seconds since the epoch; its time goes on counting over attempts.
     started_at: float
-
-
-class TaskCounts(BaseModel):
-    """How many tasks a run dispatched, and how they ended: kind of outcome → number."""
-
-    dispatched: int = 0
-    outcomes: dict[str, int] = Field(default_factory=dict)
-
-
-class CallReport(BaseModel):
-    """One call of the model to a topic; a `for_each` is one call with many tasks. Times count from the start."""
-
-    id: str
-    round: int
-    topic: str
-    tasks: int
-    outcomes: dict[str, int] = Field(default_factory=dict)
-    started_s: float
-    ended_s: float = 0.0
-
-
-class RunReport(BaseModel):
-    """What came of a goal. `stopped` says why it ended; `timeline` holds all events but the streamed text.
-
-    A run that hit a limit has no deliverables of its own making: then they are all results, by call id.
-    """
-
-    answer: str
-    deliverables: dict[str, Any]
-    model: str
-    rounds: int
-    stopped: Stopped
-    tasks: TaskCounts
-    calls: list[CallReport]
-    tokens: int
-    seconds: float
-    timeline: list[dict[str, Any]]
-
-
-def count_tasks(calls: Iterable[CallReport]) -> TaskCounts:
-    """The sum over all calls."""
-    calls = list(calls)
-    outcomes = sum((Counter(call.outcomes) for call in calls), Counter[str]())
-    return TaskCounts(dispatched=sum(call.tasks for call in calls), outcomes=dict(outcomes))
 
 
 def at_pointer(value: Any, pointer: str) -> Any:

@@ -18,18 +18,14 @@ from squadron.actors.goal import (
     DISCOVER,
     FINISH,
     BadReferenceError,
-    CallReport,
     DiscoverTopics,
     Dispatch,
     Finish,
     Notebook,
     RecordedTurn,
-    RunReport,
-    Stopped,
     Toolbox,
     answer_many,
     answer_one,
-    count_tasks,
     outcome_fields,
     prepare,
     read_arguments,
@@ -48,6 +44,7 @@ from squadron.actors.llm import (
 from squadron.actors.marks import topic
 from squadron.actors.model import ChatMessage, Model, ModelTurn, ToolCall
 from squadron.actors.planner import OfflinePlanner, Plan
+from squadron.actors.report import CallReport, RunReport, Stopped, count_tasks
 from squadron.runtime.budget import Deadline
 from squadron.runtime.caller import Caller
 from squadron.runtime.context import Context

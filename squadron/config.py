@@ -29,6 +29,8 @@ VARIABLES: Mapping[str, str] = {
     "home": "SQUADRON_HOME",
     "env": "SQUADRON_ENV",
     "nats_url": "NATS_URL",
+    "nats_user": "NATS_USER",
+    "nats_password": "NATS_PASSWORD",
     "nats_user_credentials": "NATS_CREDS",
     "nats_nkey_seed_file": "NATS_NKEY",
     "nats_tls_ca": "NATS_CA",
@@ -44,8 +46,6 @@ VARIABLES: Mapping[str, str] = {
     "lite_topics_per_owner": "SQUADRON_LITE_TOPICS_PER_OWNER",
     "lite_topics": "SQUADRON_LITE_TOPICS",
     "pass_env": "SQUADRON_PASS_ENV",
-    "nats_user": "NATS_USER",
-    "nats_password": "NATS_PASSWORD",
     "log_level": "SQUADRON_LOG_LEVEL",
 }
 
