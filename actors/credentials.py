@@ -11,6 +11,8 @@ import json
 import os
 from pathlib import Path
 
+from squadron.runtime.errors import ConfigError
+
 #: What the official SDKs read, and our own default.
 VARIABLES = (
     "OPENAI_API_KEY",
@@ -25,9 +27,41 @@ VARIABLES = (
 _FILE = "model-keys.json"
 
 
+def clean_key(name: str, value: str) -> str:
+    """The value of a key variable without the white space around it, as files of secrets often have it.
+
+    Raises:
+        ConfigError: it can't go into an HTTP header; names the variable and never the value.
+    """
+    value = value.strip()
+    if not (value.isascii() and value.isprintable() and " " not in value):
+        raise ConfigError(
+            f"{name} holds a character that can't be sent",
+            hint=f"check {name}: it may have no line break, blank or special character inside",
+        )
+    return value
+
+
+def tidy_variables(prefix: str) -> None:
+    """Clean this process's variables of one provider where they are, because the SDKs read them there.
+
+    Raises:
+        ConfigError: one of them can't be used.
+    """
+    for name in VARIABLES:
+        raw = os.environ.get(name)
+        if raw is None or not name.startswith(prefix):
+            continue
+        value = clean_key(name, raw)
+        if not value:  # an empty address or key means: none
+            del os.environ[name]
+        elif value != raw:
+            os.environ[name] = value
+
+
 def remember_keys(home: Path) -> None:
     """Leave this process's provider keys, if it has any, where local agents find them (mode 0600)."""
-    keys = {name: os.environ[name] for name in VARIABLES if os.environ.get(name)}
+    keys = {name: os.environ[name].strip() for name in VARIABLES if os.environ.get(name, "").strip()}
     if not keys:
         return
     fresh = home / f"{_FILE}.{os.getpid()}"

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
 from squadron.actors.model import ChatMessage, ModelTurn, ToolCall, ToolDefinition
+from squadron.actors.shapes import InputShape
 from squadron.runtime.errors import SquadronError
 from squadron.runtime.outcome import Outcome, Rejected, Result
 from squadron.runtime.subjects import matches
@@ -33,7 +33,6 @@ MAX_ITEMS = 2_000
 FINISH, FOR_EACH, DISCOVER = "finish", "for_each", "discover_topics"
 
 M = TypeVar("M", bound=BaseModel)
-Stopped = Literal["finished", "rounds", "time", "budget"]
 
 _NO_ITEM = object()
 _INDEX = re.compile("0|[1-9][0-9]*")
@@ -106,50 +105,6 @@ class RecordedTurn:
     seconds: float
     #: When the run began, in seconds since the epoch; its time goes on counting over attempts.
     started_at: float
-
-
-class TaskCounts(BaseModel):
-    """How many tasks a run dispatched, and how they ended: kind of outcome → number."""
-
-    dispatched: int = 0
-    outcomes: dict[str, int] = Field(default_factory=dict)
-
-
-class CallReport(BaseModel):
-    """One call of the model to a topic; a `for_each` is one call with many tasks. Times count from the start."""
-
-    id: str
-    round: int
-    topic: str
-    tasks: int
-    outcomes: dict[str, int] = Field(default_factory=dict)
-    started_s: float
-    ended_s: float = 0.0
-
-
-class RunReport(BaseModel):
-    """What came of a goal. `stopped` says why it ended; `timeline` holds all events but the streamed text.
-
-    A run that hit a limit has no deliverables of its own making: then they are all results, by call id.
-    """
-
-    answer: str
-    deliverables: dict[str, Any]
-    model: str
-    rounds: int
-    stopped: Stopped
-    tasks: TaskCounts
-    calls: list[CallReport]
-    tokens: int
-    seconds: float
-    timeline: list[dict[str, Any]]
-
-
-def count_tasks(calls: Iterable[CallReport]) -> TaskCounts:
-    """The sum over all calls."""
-    calls = list(calls)
-    outcomes = sum((Counter(call.outcomes) for call in calls), Counter[str]())
-    return TaskCounts(dispatched=sum(call.tasks for call in calls), outcomes=dict(outcomes))
 
 
 def at_pointer(value: Any, pointer: str) -> Any:
@@ -257,16 +212,33 @@ class Toolbox:
     def __init__(self, allowed: Sequence[str] = (), never: Collection[str] = ()) -> None:
         self._allowed, self._never = allowed, never
         self._offered: dict[str, SemanticTopic] = {}
+        self._shapes: dict[str, InputShape] = {}
+        #: Topics whose cards can't be offered, and why.
+        self.left_out: dict[str, str] = {}
 
     def offer(self, topics: Iterable[SemanticTopic]) -> list[str]:
         """Offer what may be offered; returns the tool names of these topics, new or not."""
         names = []
         for topic in topics:
             name = self._tool_name(topic)
-            if name in self._offered or (self._may(topic) and len(self._offered) < MAX_OFFERED):
+            may = self._may(topic) and len(self._offered) < MAX_OFFERED
+            if (name in self._offered or may) and self._takes(topic):
                 self._offered[name] = topic
                 names.append(name)
         return names
+
+    def _takes(self, topic: SemanticTopic) -> bool:
+        # One card that a provider refuses would end every run that finds it.
+        try:
+            self._shapes[topic.name] = InputShape(topic.input_schema)
+        except ValueError as error:
+            self.left_out[topic.name] = f"its input schema can't be offered to a model: {error}"
+            return False
+        return True
+
+    def restore(self, topic: str, content: Any) -> Any:
+        """What a model gave for an offered topic, as the topic itself takes it."""
+        return self._shapes[topic].restore(content)
 
     def _may(self, topic: SemanticTopic) -> bool:
         # A family ("math.*") can't be called: only its members have a place to send a task to.
@@ -303,7 +275,8 @@ class Toolbox:
     def definitions(self) -> list[ToolDefinition]:
         """All tools for the model, the built-in ones last."""
         offered = [
-            ToolDefinition(name, _described(topic), topic.input_schema) for name, topic in self._offered.items()
+            ToolDefinition(name, _described(topic), self._shapes[topic.name].schema)
+            for name, topic in self._offered.items()
         ]
         return [*offered, *BUILT_IN]
 
@@ -334,7 +307,8 @@ def prepare(call: ToolCall, toolbox: Toolbox, notebook: Notebook) -> Dispatch:
         ValueError: there is no such tool, or its arguments don't fit.
     """
     if call.name != FOR_EACH:
-        return Dispatch(call, toolbox.topic_of(call.name), [notebook.fill(call.arguments)])
+        topic = toolbox.topic_of(call.name)
+        return Dispatch(call, topic, [toolbox.restore(topic, notebook.fill(call.arguments))])
     items = notebook.fill(call.arguments.get("items"))
     asked = read_arguments(ForEach, call.arguments | {"items": items})
     if not isinstance(items, list) or len(items) > MAX_ITEMS:
@@ -342,7 +316,7 @@ def prepare(call: ToolCall, toolbox: Toolbox, notebook: Notebook) -> Dispatch:
     topic, contents = toolbox.topic_of(asked.topic), list[Any]()
     for item in items:
         try:
-            contents.append(notebook.fill(asked.arguments, item=item))
+            contents.append(toolbox.restore(topic, notebook.fill(asked.arguments, item=item)))
         except BadReferenceError as error:
             contents.append(Rejected(topic=topic, reason=str(error)))
     return Dispatch(call, topic, contents, items)

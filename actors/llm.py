@@ -6,8 +6,9 @@ import asyncio
 import inspect
 import json
 import os
+import re
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from types import TracebackType
@@ -20,10 +21,11 @@ from squadron.actors.agent import Agent
 from squadron.actors.credentials import adopt_keys
 from squadron.actors.model import ChatMessage, Model, ModelTurn, ToolCall, ToolDefinition
 from squadron.actors.providers import default_model_spec, model_from
+from squadron.actors.shapes import InputShape
 from squadron.runtime.background import spawn
 from squadron.runtime.context import Context
 from squadron.runtime.errors import ConfigError, InvalidAgentError, ModelError, Retry, SquadronError, Terminal
-from squadron.runtime.retries import backoff_s
+from squadron.runtime.retries import backoff_s, summary_of
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -37,6 +39,8 @@ TRIES = 3
 MAX_ROUNDS = 8
 #: Exchanges of a conversation that are shown to the model again.
 MAX_REMEMBERED = 20
+#: Names of functions that both providers take.
+TOOL_NAME = re.compile("[a-zA-Z0-9_-]{1,64}")
 #: The tool through which a model hands over a typed answer.
 ANSWER_TOOL = "give_answer"
 
@@ -99,6 +103,16 @@ async def think_patiently(
                 often = f" in {tried} tries" if tried > 1 else ""
                 raise Terminal(f"the model {model.name} gave no answer{often}: {error}") from error
         await asyncio.sleep(backoff_s(tried))
+
+
+async def all_at_once(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Run all at once; when one breaks, the others are cancelled."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one) for one in work]
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]
 
 
 def with_unique_ids(turn: ModelTurn, used: Collection[str]) -> ModelTurn:
@@ -169,8 +183,15 @@ def tool(method: F) -> F:
     """Offer this method to the model of its `LLMAgent`; its docstring says what it is good for.
 
     Raises:
-        InvalidAgentError: a parameter has no type, or there is no docstring.
+        InvalidAgentError: a parameter has no type, there is no docstring, or providers don't take the name.
     """
+    name = method.__name__
+    if not TOOL_NAME.fullmatch(name) or name == ANSWER_TOOL:
+        what = "is the tool for typed answers" if name == ANSWER_TOOL else "is not a name that providers take"
+        raise InvalidAgentError(
+            f"tool {method.__qualname__}: {name!r} {what}",
+            hint="rename the method: 1 to 64 ASCII letters, digits, '_' or '-'",
+        )
     parameters = list(inspect.signature(method).parameters.values())[1:]
     untyped = [p.name for p in parameters if p.annotation is p.empty]
     if untyped or not method.__doc__:
@@ -204,13 +225,14 @@ class LLMAgent(Agent):
         return {}
 
     @cached_property
-    def _tools(self) -> dict[str, tuple[ToolDefinition, TypeAdapter[Any]]]:
+    def _tools(self) -> dict[str, tuple[ToolDefinition, TypeAdapter[Any], InputShape]]:
         tools = {}
         for name, function in inspect.getmembers(type(self), inspect.isfunction):
             if hasattr(function, "__squadron_tool__"):
                 adapter = TypeAdapter(getattr(self, name))
                 description = inspect.cleandoc(function.__doc__ or "")
-                tools[name] = ToolDefinition(name, description, adapter.json_schema()), adapter
+                shape = InputShape(adapter.json_schema())
+                tools[name] = ToolDefinition(name, description, shape.schema), adapter, shape
         return tools
 
     async def on_stop(self) -> None:
@@ -261,14 +283,14 @@ class LLMAgent(Agent):
     async def _converse(self, ctx: Context, prompt: str, answer: _AnswerSlot | None) -> Any:
         model, sampling = self._model(ctx), sampling_of(ctx)
         messages = [*self._opening(), *await self._earlier(ctx), ChatMessage("user", prompt)]
-        tools = [definition for definition, _ in self._tools.values()]
+        tools = [definition for definition, _, _ in self._tools.values()]
         tools += [answer.definition] if answer is not None else []
         async with Emitter(ctx) as emitter:
             for _ in range(MAX_ROUNDS):
                 turn = await think_patiently(model, messages, tools, emitter.text, sampling)
                 ctx.charge(turn.tokens)
                 messages.append(ChatMessage("assistant", turn.text, turn.tool_calls))
-                messages += await asyncio.gather(*(self._call(call, answer) for call in turn.tool_calls))
+                messages += await all_at_once(self._call(call, answer) for call in turn.tool_calls)
                 if answer is not None and (answer.given or answer.take(turn)):
                     return answer.value
                 if not turn.tool_calls:
@@ -292,10 +314,11 @@ class LLMAgent(Agent):
         if call.name not in self._tools:
             names = ", ".join(self._tools)
             return _told(call, f"there is no tool {call.name!r}; there are: {names}", is_error=True)
-        adapter = self._tools[call.name][1]
+        _, adapter, shape = self._tools[call.name]
+        given = shape.restore(call.arguments)
         try:
             # In a thread, because a plain function may block; a coroutine function only makes its coroutine.
-            returned = await asyncio.to_thread(adapter.validate_python, ArgsKwargs((), call.arguments))
+            returned = await asyncio.to_thread(adapter.validate_python, ArgsKwargs((), given))
             if inspect.isawaitable(returned):
                 returned = await returned
             return _told(call, returned if isinstance(returned, str) else to_json(returned).decode())
@@ -303,7 +326,7 @@ class LLMAgent(Agent):
             raise
         except Exception as error:
             # The model can often do something about it: other arguments, another way.
-            return _told(call, f"{type(error).__name__}: {error}", is_error=True)
+            return _told(call, summary_of(error), is_error=True)
 
     async def _earlier(self, ctx: Context) -> list[ChatMessage]:
         """The conversation so far: the caller's own account of it, else what this agent remembers."""
@@ -330,20 +353,16 @@ class _AnswerSlot:
 
     def __init__(self, kind: type[Any]) -> None:
         self._adapter = TypeAdapter[Any](kind)
-        schema = self._adapter.json_schema()
-        # Providers want an object at the top.
-        self._wrapped = schema.get("type") != "object"
-        if self._wrapped:
-            definitions = schema.pop("$defs", {})
-            schema = {"type": "object", "properties": {"value": schema}, "required": ["value"]}
-            schema |= {"$defs": definitions} if definitions else {}
-        self.definition = ToolDefinition(ANSWER_TOOL, "Give your answer; call it exactly once.", schema)
+        self._shape = InputShape(self._adapter.json_schema())
+        self.definition = ToolDefinition(
+            ANSWER_TOOL, "Give your answer; call it exactly once.", self._shape.schema
+        )
         self.given, self.value, self.problem = False, None, ""
 
     def offer(self, arguments: Any) -> bool:
         try:
-            self.value = self._adapter.validate_python(arguments["value"] if self._wrapped else arguments)
-        except (ValidationError, KeyError, TypeError) as error:
+            self.value = self._adapter.validate_python(self._shape.restore(arguments))
+        except ValidationError as error:
             self.problem = f"The answer does not fit: {error}"
             return False
         self.given = True
@@ -358,7 +377,7 @@ class _AnswerSlot:
             raw = json.loads(text)
         except ValueError:
             return False
-        return self.offer({"value": raw} if self._wrapped else raw)
+        return self.offer(raw)
 
 
 def _told(call: ToolCall, content: str, *, is_error: bool = False) -> ChatMessage:

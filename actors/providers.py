@@ -8,12 +8,14 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from squadron.actors.model import ChatMessage, Model, ModelTurn, ToolCall, ToolDefinition
+from squadron.actors.assemble import TurnParts, mended
+from squadron.actors.credentials import clean_key, tidy_variables
+from squadron.actors.model import ChatMessage, Model, ModelTurn, ToolDefinition
 from squadron.runtime.errors import ConfigError, ModelError
+from squadron.runtime.redact import keep_secret, scrub
 
 if TYPE_CHECKING:  # the SDKs take a second to import, so they load when a model is made
     from anthropic.types import MessageDeltaUsage, RawMessageStreamEvent, Usage
@@ -58,70 +60,6 @@ _HINTS = {  # by HTTP status
 }
 
 
-@dataclass(slots=True)
-class _CallParts:
-    """A tool call while its pieces come in."""
-
-    index: int
-    id: str = ""
-    name: str = ""
-    arguments: str = ""
-
-    def assemble(self, position: int, *, cut: bool) -> ToolCall:
-        # A few OpenAI-compatible servers send no id; the answer still needs one to refer to.
-        call_id = self.id or f"call_{position}"
-        try:
-            arguments = json.loads(self.arguments) if self.arguments.strip() or cut else {}
-        except (ValueError, RecursionError) as error:
-            why = "the tokens ran out" if cut else str(error)
-            return ToolCall(call_id, self.name, problem=f"the arguments are not valid JSON: {why}")
-        if isinstance(arguments, dict):
-            return ToolCall(call_id, self.name, arguments)
-        return ToolCall(call_id, self.name, problem="the arguments are not a JSON object")
-
-
-@dataclass(slots=True)
-class _TurnParts:
-    """A model turn while it streams in."""
-
-    on_text: Callable[[str], None] | None
-    text: str = ""
-    calls: list[_CallParts] = field(default_factory=list)
-    input_tokens: int = 0
-    output_tokens: int = 0
-    stop_reason: str = ""
-    refusal: str = ""
-
-    def add_text(self, piece: str | None) -> None:
-        if piece:
-            self.text += piece
-            if self.on_text is not None:
-                self.on_text(piece)
-
-    def call_at(self, index: int, call_id: str = "") -> _CallParts:
-        # A new id starts a new call: some compatible servers send every parallel call with index 0.
-        for call in reversed(self.calls):
-            if call.index == index and call_id in ("", call.id):
-                return call
-        self.calls.append(_CallParts(index, call_id))
-        return self.calls[-1]
-
-    def finish(self, who: str) -> ModelTurn:
-        """The whole turn; `ModelError` when the stream ended early or the model stopped without a word."""
-        cut = self.stop_reason in ("length", "max_tokens", "model_context_window_exceeded")
-        if not self.stop_reason:
-            raise ModelError(f"{who} broke off in the middle of its answer", hint="try again", retryable=True)
-        # What came before a refusal is to be thrown away, says Anthropic's guide; half a call is no call.
-        if self.refusal or self.stop_reason in ("refusal", "content_filter"):
-            why = self.refusal or self.stop_reason
-            raise ModelError(f"{who} refused to answer: {why}", hint="rephrase, or use another model")
-        if cut and not self.text and not self.calls:
-            raise ModelError(f"{who} ran out of tokens before it said anything", hint="raise max_tokens")
-        last = len(self.calls) - 1
-        calls = tuple(call.assemble(i, cut=cut and i == last) for i, call in enumerate(self.calls))
-        return ModelTurn(self.text, calls, self.input_tokens, self.output_tokens)
-
-
 class _ProviderModel(ABC):
     """What both providers share: the streaming loop and the errors."""
 
@@ -139,13 +77,19 @@ class _ProviderModel(ABC):
     ) -> None:
         self._model = model or self._default_model
         self._prefix = self._provider.upper()
-        try:  # the SDKs read the environment for None only, and an empty key is no key
-            self._client = self._connect(api_key=api_key or None, base_url=base_url, max_retries=max_retries)
+        tidy_variables(self._prefix)
+        key = clean_key("api_key", api_key or "")
+        keep_secret(key)
+        try:  # the SDKs read the environment for None only, and an empty key or address is none
+            address = (base_url or "").strip() or None
+            self._client = self._connect(api_key=key or None, base_url=address, max_retries=max_retries)
         except ModelError:
             raise
         except Exception as error:
             hint = f"check the {self._prefix}_* variables"
-            raise ModelError(f"the {self._provider} client can't be set up: {error}", hint=hint) from error
+            raise ModelError(
+                f"the {self._provider} client can't be set up: {scrub(str(error))}", hint=hint
+            ) from error
 
     @property
     def name(self) -> str:
@@ -162,8 +106,8 @@ class _ProviderModel(ABC):
         on_text: Callable[[str], None] | None = None,
     ) -> ModelTurn:
         """Run one model turn; see `Model.think`."""
-        turn = _TurnParts(on_text)
-        request = self._request(messages, tools, max_tokens, temperature)
+        turn = TurnParts(on_text, frozenset(tool.name for tool in tools))
+        request = _sendable(self._request(messages, tools, max_tokens, temperature))
         async with aclosing(self._events(request)) as events:
             async for event in events:
                 self._read(turn, event)
@@ -182,7 +126,7 @@ class _ProviderModel(ABC):
     ) -> dict[str, Any]: ...
 
     @abstractmethod
-    def _read(self, turn: _TurnParts, event: Any) -> None: ...
+    def _read(self, turn: TurnParts, event: Any) -> None: ...
 
     async def _events(self, request: dict[str, Any]) -> AsyncGenerator[Any, None]:
         try:
@@ -204,9 +148,11 @@ class _ProviderModel(ABC):
         answered = f"HTTP {status}" if status >= 400 else "an error"
         if not status and not detail:
             # The SDKs say "Connection error." and keep the reason (refused, DNS, TLS) in the cause.
-            message = f"the call of {self.name} at {self._client.base_url} failed: {cause.__cause__ or said}"
+            message = scrub(
+                f"the call of {self.name} at {self._client.base_url} failed: {cause.__cause__ or said}"
+            )
             hint = f"check the network, and {self._prefix}_BASE_URL if you set it, then try again"
-            return ModelError(message, hint=hint, retryable=True)
+            return ModelError(scrub(message), hint=hint, retryable=True)
         if status < 400:  # it came inside a stream that had begun well
             status = 500 if any(map(_PASSING_ERRORS.fullmatch, kinds)) else 400
         if "insufficient_quota" in kinds:  # OpenAI says it with 429, but waiting doesn't help
@@ -215,7 +161,7 @@ class _ProviderModel(ABC):
         hint = _HINTS.get(status, _HINTS[500 if retryable else 400]).format(prefix=self._prefix)
         if status == 400 and "temperature" in said:
             hint = "this model takes no such temperature: leave it unset"
-        return ModelError(f"{self.name} answered {answered}: {said}", hint=hint, retryable=retryable)
+        return ModelError(scrub(f"{self.name} answered {answered}: {said}"), hint=hint, retryable=retryable)
 
 
 class OpenAIModel(_ProviderModel):
@@ -253,18 +199,22 @@ class OpenAIModel(_ProviderModel):
         optional = {"max_completion_tokens": max_tokens, "temperature": temperature}
         return request | {key: value for key, value in optional.items() if value is not None}
 
-    def _read(self, turn: _TurnParts, event: ChatCompletionChunk) -> None:
+    def _read(self, turn: TurnParts, event: ChatCompletionChunk) -> None:
         if event.usage is not None:  # the last chunk, and it has no choices
             turn.input_tokens = event.usage.prompt_tokens or 0
             turn.output_tokens = event.usage.completion_tokens or 0
         for choice in event.choices or ():
-            turn.add_text(choice.delta.content)
-            turn.refusal += choice.delta.refusal or ""
-            for piece in choice.delta.tool_calls or ():
-                call = turn.call_at(piece.index, piece.id or "")
-                if piece.function is not None:
-                    call.name += piece.function.name or ""
-                    call.arguments += piece.function.arguments or ""
+            # Compatible servers leave it out of their last chunk, or send a whole message instead.
+            delta = getattr(choice, "delta", None) or getattr(choice, "message", None)
+            if delta is not None:
+                turn.add_text(_text_of(getattr(delta, "content", None)))
+                turn.refusal += getattr(delta, "refusal", None) or ""
+                for piece in getattr(delta, "tool_calls", None) or ():
+                    said = piece.function
+                    arguments = (said and said.arguments) or ""
+                    if not isinstance(arguments, str):  # a few servers send the object itself
+                        arguments = json.dumps(arguments)
+                    turn.add_call(piece.index, piece.id or "", (said and said.name) or "", arguments)
             turn.stop_reason = choice.finish_reason or turn.stop_reason
 
 
@@ -306,7 +256,7 @@ class AnthropicModel(_ProviderModel):
             request["extra_headers"] = {"anthropic-version": _ANTHROPIC_VERSION_WITH_TEMPERATURE}
         return request
 
-    def _read(self, turn: _TurnParts, event: RawMessageStreamEvent) -> None:
+    def _read(self, turn: TurnParts, event: RawMessageStreamEvent) -> None:
         match event.type:
             case "message_start":
                 _count_anthropic(turn, event.message.usage)
@@ -340,8 +290,24 @@ def model_from(spec: str) -> Model:
 
 def default_model_spec(env: Mapping[str, str]) -> str:
     """The model to use when none is named: `SQUADRON_MODEL`, else the provider with a key, else `offline`."""
-    with_key = (name for name in ("openai", "anthropic") if env.get(f"{name.upper()}_API_KEY"))
-    return env.get("SQUADRON_MODEL") or next(with_key, "offline")
+    with_key = (name for name in ("openai", "anthropic") if env.get(f"{name.upper()}_API_KEY", "").strip())
+    return env.get("SQUADRON_MODEL", "").strip() or next(with_key, "offline")
+
+
+def _sendable(request: dict[str, Any]) -> dict[str, Any]:
+    try:
+        sendable: dict[str, Any] = mended(request)
+    except ValueError as error:
+        raise ModelError(f"the conversation can't be sent: {error}", hint="send plain JSON values") from None
+    return sendable
+
+
+def _text_of(content: Any) -> str:
+    """The text of a message's content, which some servers send as a list of parts."""
+    if not isinstance(content, list):
+        return content or ""
+    texts = (part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text")
+    return "".join(text for text in texts if isinstance(text, str))
 
 
 def _tool(tool: ToolDefinition, schema_key: str) -> dict[str, Any]:
@@ -391,7 +357,7 @@ def _anthropic_blocks(message: ChatMessage) -> list[dict[str, Any]]:
     return [*text, *calls]
 
 
-def _count_anthropic(turn: _TurnParts, usage: Usage | MessageDeltaUsage) -> None:
+def _count_anthropic(turn: TurnParts, usage: Usage | MessageDeltaUsage) -> None:
     turn.output_tokens = usage.output_tokens or 0
     # What was read from or written to the cache is not in `input_tokens`, but was input all the same.
     parts = (usage.input_tokens, usage.cache_creation_input_tokens, usage.cache_read_input_tokens)

@@ -6,9 +6,9 @@ import asyncio
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, TypeAdapter
 from pydantic_core import to_json
@@ -18,18 +18,14 @@ from squadron.actors.goal import (
     DISCOVER,
     FINISH,
     BadReferenceError,
-    CallReport,
     DiscoverTopics,
     Dispatch,
     Finish,
     Notebook,
     RecordedTurn,
-    RunReport,
-    Stopped,
     Toolbox,
     answer_many,
     answer_one,
-    count_tasks,
     outcome_fields,
     prepare,
     read_arguments,
@@ -38,6 +34,7 @@ from squadron.actors.goal import (
 from squadron.actors.llm import (
     OFFLINE,
     Emitter,
+    all_at_once,
     open_model,
     sampling_of,
     spec_of,
@@ -47,6 +44,7 @@ from squadron.actors.llm import (
 from squadron.actors.marks import topic
 from squadron.actors.model import ChatMessage, Model, ModelTurn, ToolCall
 from squadron.actors.planner import OfflinePlanner, Plan
+from squadron.actors.report import CallReport, RunReport, Stopped, count_tasks
 from squadron.runtime.budget import Deadline
 from squadron.runtime.caller import Caller
 from squadron.runtime.context import Context
@@ -56,7 +54,6 @@ from squadron.runtime.outcome import Outcome, Rejected
 from squadron.runtime.subjects import matches, token_of
 from squadron.runtime.topics import SemanticTopic
 
-T = TypeVar("T")
 _RECORDED = TypeAdapter(RecordedTurn)
 
 OWN_TOPIC = "goal.pursue"
@@ -177,8 +174,9 @@ class _Run:
     def __init__(self, ctx: Context, goal: str, model: Model, topics: Sequence[str], within_s: float) -> None:
         self._ctx, self._goal, self._model, self._topics = ctx, goal, model, topics
         self._caller, self._within_s = ctx.caller, within_s
-        # The same on every attempt, because the message is.
-        self._id = f"run-{hashlib.sha256(ctx.message.id.encode()).hexdigest()[:24]}"
+        # The same on every attempt, because the message is; a message put back is another life, and another run.
+        life = f"{ctx.message.id} {ctx.message.redriven}" if ctx.message.redriven else ctx.message.id
+        self._id = f"run-{hashlib.sha256(life.encode()).hexdigest()[:24]}"
         self._journal = _RunJournal(self._caller, self._id)
         self._toolbox = Toolbox(topics, never={ctx.topic, OWN_TOPIC})
         self._notebook = Notebook()
@@ -212,7 +210,13 @@ class _Run:
         messages = [ChatMessage("system", system), ChatMessage("user", self._goal)]
         try:
             async with self._emitter:
-                shown = {"goal": self._goal, "model": self._model.name, "topics": self._toolbox.topics}
+                shown: dict[str, Any] = {
+                    "goal": self._goal,
+                    "model": self._model.name,
+                    "topics": self._toolbox.topics,
+                }
+                left_out = self._toolbox.left_out
+                shown |= {"left_out": left_out} if left_out else {}
                 self._note("started", run=self._id, **shown)
                 stopped = await self._loop(messages, max_rounds)
                 self._note("finished", stopped=stopped, rounds=self._rounds)
@@ -312,7 +316,7 @@ class _Run:
         # All are made ready before any is sent: within a turn nothing depends on what is faster.
         ends = [call for call in calls if call.name == FINISH and not call.problem]
         ready = [self._prepare(call) for call in calls if call not in ends]
-        sent = await _all(self._dispatch(one) for one in ready if isinstance(one, Dispatch))
+        sent = await all_at_once(self._dispatch(one) for one in ready if isinstance(one, Dispatch))
         told = [*sent, *(one for one in ready if isinstance(one, ChatMessage))]
         # Last, because what a turn gathered may be in what it hands over.
         told += [self._finish(call) for call in ends]
@@ -332,7 +336,10 @@ class _Run:
 
     def _discover(self, call: ToolCall) -> ChatMessage:
         wanted = read_arguments(DiscoverTopics, self._notebook.fill(call.arguments))
+        known = set(self._toolbox.left_out)
         names = self._toolbox.offer(self._find(wanted.intent))
+        if left_out := {name: why for name, why in self._toolbox.left_out.items() if name not in known}:
+            self._note("left_out", topics=left_out)
         found = [tool for tool in self._toolbox.definitions() if tool.name in names]
         told = [{"tool": tool.name, "description": tool.description} for tool in found]
         self._notebook.keep(call.id, told)
@@ -356,10 +363,10 @@ class _Run:
         self._calls.append(report)
         self._note("dispatched", round=self._rounds, call=call.id, topic=ready.topic, tasks=count)
         sent_before = self._journal.taken_over and await self._journal.was_sent(call.id)
-        tasks = await _all(self._send(ready, index, sent_before) for index in range(count))
+        tasks = await all_at_once(self._send(ready, index, sent_before) for index in range(count))
         if not sent_before:
             await self._journal.mark_sent(call.id)
-        outcomes = await _all(self._gather(call, task) for task in tasks)
+        outcomes = await all_at_once(self._gather(call, task) for task in tasks)
         report.ended_s, report.outcomes = self._at_s, dict(Counter(one.kind for one in outcomes))
         if ready.items is None:
             return answer_one(self._notebook, call.id, ready.topic, outcomes[0])
@@ -388,13 +395,3 @@ class _Run:
         self._ctx.budget = self._ctx.budget.spend(tokens=outcome.tokens)
         self._note("outcome", round=self._rounds, call=call.id, **outcome_fields(outcome))
         return outcome
-
-
-async def _all(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """Run all at once; when one breaks, the others are cancelled."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one) for one in work]
-    except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-    return [task.result() for task in tasks]

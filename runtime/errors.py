@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from squadron.runtime.redact import scrub_all
+
 
 def _rebuild(cls: type[SquadronError], args: tuple[Any, ...], state: dict[str, Any]) -> SquadronError:
     error = cls.__new__(cls, *args)
@@ -37,7 +39,8 @@ class SquadronError(Exception):
     def to_dict(self) -> dict[str, Any]:
         """The error as it travels: `type`, `message`, `hint`, and its own fields if they are plain values."""
         plain = {name: value for name, value in vars(self).items() if isinstance(value, str | int | float)}
-        return {"type": type(self).__name__, "message": str(self.args[0]), **plain}
+        told: dict[str, Any] = scrub_all({"type": type(self).__name__, "message": str(self.args[0]), **plain})
+        return told
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> SquadronError:

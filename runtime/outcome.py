@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from squadron.runtime.errors import OutcomeError
+from squadron.runtime.redact import scrub, scrub_all
 from squadron.runtime.subjects import token_of
 
 #: Life of an outcome and of stream chunks on their lite topic, in seconds: long enough for a caller that
@@ -42,6 +43,13 @@ class Outcome:
     tokens: int = 0
     reason: str = ""
     details: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # All reasons leave by here: to callers, lite topics, journals, logs and dead letters.
+        if self.reason:
+            object.__setattr__(self, "reason", scrub(self.reason))
+        if self.details:
+            object.__setattr__(self, "details", scrub_all(dict(self.details)))
 
     @property
     def ok(self) -> bool:

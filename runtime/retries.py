@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from squadron.runtime.errors import OutcomeError, Retry, SquadronError
+from squadron.runtime.redact import scrub
 
 #: Pause before the second attempt and the longest pause, in seconds; doubled each time, with jitter.
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 30.0
@@ -59,8 +60,8 @@ def backoff_s(attempt: int, first_s: float = FIRST_BACKOFF_S, longest_s: float =
 
 
 def text_of(error: BaseException) -> str:
-    """An error's words, as they can travel: without lone surrogates, which file names may have, and cut."""
-    return str(error).encode("utf-8", "replace").decode()[:SUMMARY_CHARACTERS]
+    """An error's words, as they can travel: without secrets and lone surrogates, and cut."""
+    return scrub(str(error)).encode("utf-8", "replace").decode()[:SUMMARY_CHARACTERS]
 
 
 def summary_of(error: BaseException) -> str:
@@ -70,7 +71,7 @@ def summary_of(error: BaseException) -> str:
 
 def traceback_of(error: BaseException) -> str:
     """An error's traceback as text that can travel."""
-    return "".join(traceback.format_exception(error)).encode("utf-8", "replace").decode()
+    return scrub("".join(traceback.format_exception(error))).encode("utf-8", "replace").decode()
 
 
 def places_of(error: BaseException) -> str:

@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -28,6 +29,8 @@ VARIABLES: Mapping[str, str] = {
     "home": "SQUADRON_HOME",
     "env": "SQUADRON_ENV",
     "nats_url": "NATS_URL",
+    "nats_user": "NATS_USER",
+    "nats_password": "NATS_PASSWORD",
     "nats_user_credentials": "NATS_CREDS",
     "nats_nkey_seed_file": "NATS_NKEY",
     "nats_tls_ca": "NATS_CA",
@@ -42,12 +45,13 @@ VARIABLES: Mapping[str, str] = {
     "max_message_bytes": "SQUADRON_MAX_MESSAGE_BYTES",
     "lite_topics_per_owner": "SQUADRON_LITE_TOPICS_PER_OWNER",
     "lite_topics": "SQUADRON_LITE_TOPICS",
+    "pass_env": "SQUADRON_PASS_ENV",
     "log_level": "SQUADRON_LOG_LEVEL",
 }
 
 _PREFIX = "SQUADRON_"
 _SUBJECT_TOKEN = re.compile(r"[A-Za-z0-9_-]{1,32}")
-_NATS_SCHEMES = ("nats", "tls", "ws", "wss")
+_NATS_SCHEMES = ("nats", "tls")
 _LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 _SECONDS = ("heartbeat_s", "lease_s", "deaf_after_s")
 #: See `bridge.jetstream.dial.PING_INTERVAL_S`.
@@ -82,6 +86,12 @@ class Settings:
     nats_url: str | None = field(default=None, repr=False)
     """Server URL, or several separated by commas; None starts an embedded nats-server. `NATS_URL`.
     Not in `repr`, because a URL may carry a password."""
+
+    nats_user: str = ""
+    """A user's name, for a password that is not to stand in the URL. `NATS_USER`."""
+
+    nats_password: str = field(default="", repr=False)
+    """The password of `nats_user`, as it is: nothing in it needs to be escaped. `NATS_PASSWORD`."""
 
     nats_user_credentials: Path | None = None
     """A `.creds` file (JWT and seed). `NATS_CREDS`."""
@@ -130,6 +140,10 @@ class Settings:
     lite_topics: int = IN_ALL
     """Most lite topics with a life in the environment. `SQUADRON_LITE_TOPICS`."""
 
+    pass_env: str = ""
+    """Variables of the shell that agents on the local cluster get, too: names or patterns like `AWS_*`, by commas.
+    Only a start of the cluster looks at it. `SQUADRON_PASS_ENV`."""
+
     log_level: str = "INFO"
     """DEBUG, INFO, WARNING, ERROR or CRITICAL. `SQUADRON_LOG_LEVEL`."""
 
@@ -149,6 +163,11 @@ class Settings:
             raise ConfigError(
                 "nats_tls_cert and nats_tls_key belong together",
                 hint="set both NATS_CERT and NATS_KEY, or neither",
+            )
+        if self.nats_url and bool(self.nats_user) != bool(self.nats_password):
+            raise ConfigError(
+                "nats_user and nats_password belong together",
+                hint="set both NATS_USER and NATS_PASSWORD, or neither",
             )
         for name in _SECONDS:
             seconds = getattr(self, name)
@@ -198,6 +217,11 @@ class Settings:
         """Whether both servers are local ones of ours."""
         return self.nats_url is None and self.ray_address is None
 
+    def passed_on(self, env: Mapping[str, str] = os.environ, /) -> dict[str, str]:
+        """The variables that `pass_env` names, from `env`."""
+        patterns = [pattern.strip() for pattern in self.pass_env.split(",")]
+        return {name: env[name] for name in env if any(fnmatchcase(name, pattern) for pattern in patterns)}
+
     def environ(self) -> dict[str, str]:
         """The environment variables that make `load` give these settings in another process."""
         values = dataclasses.asdict(self)
@@ -222,6 +246,8 @@ def _parse(name: str, raw: Any) -> Any:
             return int(raw)
         except (TypeError, ValueError):
             raise _bad(name, str(raw), "give a whole number, like 100000") from None
+    if name == "nats_password":  # a blank in it may be meant; the line break of a file of secrets is not
+        return str(raw).rstrip("\r\n")
     text = str(raw).strip()
     return text.upper() if name == "log_level" else text
 
@@ -230,6 +256,11 @@ def _check_nats_url(urls: str) -> None:
     # The value itself stays out of the message: it may carry a password.
     for url in urls.split(","):
         parts = urlsplit(url.strip() if "://" in url else f"nats://{url.strip()}")
+        if parts.scheme in ("ws", "wss"):
+            raise ConfigError(
+                "nats_url: NATS over WebSocket is not supported, it would be slow",
+                hint="set NATS_URL to the server's own port, like nats://host:4222 or tls://host:4222",
+            )
         try:
             usable = parts.scheme in _NATS_SCHEMES and bool(parts.hostname) and parts.port != 0
         except ValueError:
@@ -237,7 +268,8 @@ def _check_nats_url(urls: str) -> None:
         if not usable:
             raise ConfigError(
                 "nats_url is not a NATS URL",
-                hint="set NATS_URL like nats://host:4222, tls://host:4222 or wss://host; several by commas",
+                hint="set NATS_URL like nats://host:4222 or tls://host:4222, several by commas; in a password "
+                "write '/', '#', '?', '@' and ',' as %2F, %23, %3F, %40 and %2C, or set NATS_USER, NATS_PASSWORD",
             )
 
 

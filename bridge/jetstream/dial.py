@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from typing import Any
+from urllib.parse import ParseResult, unquote
 
 import nats.errors
 import structlog
@@ -14,6 +15,7 @@ from squadron.bridge.jetstream.client import LastingClient
 from squadron.bridge.jetstream.connect import RECONNECT_WAIT_S, Connection
 from squadron.config import Settings
 from squadron.runtime.errors import BusUnavailableError, ConfigError, SquadronError
+from squadron.runtime.redact import keep_secret
 
 #: How long the first connection may take, in seconds; afterwards reconnecting goes on for ever.
 CONNECT_WITHIN_S = 5.0
@@ -32,8 +34,11 @@ async def connect(settings: Settings, *, name: str, start_embedded: bool = False
         BusUnavailableError: the server can't be reached.
     """
     url, token = await _address(settings, start_embedded)
-    connection = Connection(LastingClient())
+    connection = Connection(_Client())
     options: dict[str, Any] = {"token": token} if token else {}
+    keep_secret(token, settings.nats_password)
+    if settings.nats_url and settings.nats_user:
+        options |= {"user": settings.nats_user, "password": settings.nats_password}
     if settings.nats_user_credentials:
         options["user_credentials"] = str(settings.nats_user_credentials)
     if settings.nats_nkey_seed_file:
@@ -77,6 +82,32 @@ async def _connect(
         **options,
     )
     await connection.open()
+
+
+class _Uri(ParseResult):
+    """A server's URL whose credentials are percent-encoded, as nats.go and the command line `nats` have it."""
+
+    @property
+    def username(self) -> str | None:
+        return _decoded(super().username)
+
+    @property
+    def password(self) -> str | None:
+        return _decoded(super().password)
+
+
+def _decoded(part: str | None) -> str | None:
+    if part is None:
+        return None
+    keep_secret(part, unquote(part))
+    return unquote(part)
+
+
+class _Client(LastingClient):
+    @staticmethod
+    def _parse_server_uri(connect_url: str) -> _Uri:
+        # nats-py itself sends them as they are written.
+        return _Uri(*LastingClient._parse_server_uri(connect_url))
 
 
 class _Trouble:

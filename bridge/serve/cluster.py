@@ -45,7 +45,7 @@ def join(settings: Settings, *, on_start: Callable[[], object] = lambda: None) -
         return lambda: None
     found, before = None, dict(os.environ)
     if settings.ray_address is None:
-        extra_env = {"SQUADRON_HOME": str(settings.home)}
+        extra_env = settings.passed_on() | {"SQUADRON_HOME": str(settings.home)}
         found = local.ensure(settings.home, extra_env=extra_env, on_start=on_start)
         os.environ.update(local.environment(found))
     try:

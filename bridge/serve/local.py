@@ -27,6 +27,7 @@ from typing import Any
 
 import psutil
 
+from squadron.actors.credentials import VARIABLES
 from squadron.bridge.jetstream.embedded import (
     is_alive,
     locked,
@@ -50,6 +51,14 @@ _STOP_WITHIN_S = 1.0
 
 #: Ray takes 30 % of the RAM by default; messages go through NATS, so little is left for the object store.
 _OBJECT_STORE_BYTES = 200_000_000
+
+#: What of the shell's environment all workers get: what programs need to run at all, and what is meant for us. The
+#: rest may hold secrets; `SQUADRON_PASS_ENV` names what agents need of it.
+_PASSED_ON = re.compile(
+    r"PATH|HOME|USER|LOGNAME|SHELL|LANG|LANGUAGE|LC_\w+|TZ|TMPDIR|TERM|VIRTUAL_ENV|CONDA_PREFIX|PYTHON\w+|COVERAGE_\w+"
+    r"|(DY)?LD_LIBRARY_PATH|SSL_CERT_(FILE|DIR)|REQUESTS_CA_BUNDLE|(?i:(https?|all|no)_proxy)|OMP_NUM_THREADS"
+    r"|CUDA_\w+|NVIDIA_\w+|XDG_\w+|SYSTEMROOT|RAY_\w+|SQUADRON_\w+|" + "|".join(VARIABLES)
+)
 
 #: Where the workers' environment would lead them to another cluster than this one.
 _FOREIGN = ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_JOB_ID", "RAY_RAYLET_PID", "RAY_REDIS_ADDRESS")
@@ -105,7 +114,7 @@ def ensure(
     Args:
         num_cpus: CPUs the cluster schedules on; by default those of the machine, at least 2. Only a start
             looks at this and at `extra_env`: a running cluster stays as it is.
-        extra_env: Environment variables for all workers, on top of this process's.
+        extra_env: Environment variables for all workers, on top of those of this process that are passed on.
         on_start: Called right before this call starts a cluster, which then nobody else does.
     Raises:
         ClusterUnavailableError: it did not start; the message ends with the last lines of its output.
@@ -190,7 +199,9 @@ def _start(home: Path, base: Path, num_cpus: int | None, extra_env: dict[str, st
     if not token_path.is_file():
         write_private(token_path, secrets.token_hex(32))
     draft = LocalRay("", "", str(_owned_temp_dir(base)), str(token_path), 0, 0, 0, 0)
-    env = {name: value for name, value in os.environ.items() if name not in _FOREIGN}
+    env = {
+        name: value for name, value in os.environ.items() if _PASSED_ON.fullmatch(name) and name not in _FOREIGN
+    }
     env |= {"SQUADRON_HOME": str(home), **extra_env, **environment(draft)}
     env["RAY_START_HOOK"] = f"{__name__}.{adapt_start.__name__}"
     log = base / "start.log"

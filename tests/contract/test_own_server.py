@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import time
+from urllib.parse import quote
 
 import nkeys
 import pytest
@@ -121,3 +122,15 @@ async def test_large_payloads_pass_a_server_that_takes_only_small_messages(serve
         await wiring.queue.put(wiring.subjects.task("a.b"), sealed, msg_id=str(size))
         assert await wiring.claims.open(sealed) == message
     await wiring.aclose()
+
+
+@pytest.mark.parametrize("password", ["a b", "p/q#r?s@t,u:v%20%", "grüß dich"])
+async def test_a_password_of_any_characters_signs_in_by_url_and_by_settings(serve, tmp_path, password):
+    address = serve(
+        f"authorization {{ users: [ {{ user: eve, password: {json.dumps(password, ensure_ascii=False)} }} ] }}\n"
+    )
+    encoded = f"nats://eve:{quote(password, safe='')}@{address}"
+    assert await works(Settings.load({}, home=tmp_path, nats_url=encoded))
+    assert await works(Settings.load({}, home=tmp_path, nats_url=f"nats://127.0.0.1:1,{encoded}"))
+    env = {"NATS_URL": address, "NATS_USER": "eve", "NATS_PASSWORD": password + "\n"}
+    assert await works(Settings.load(env, home=tmp_path))

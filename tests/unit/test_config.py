@@ -129,7 +129,12 @@ def test_an_unknown_variable_like_no_other_gets_the_list() -> None:
         ("NATS_URL", "nats://a:4222,", r"nats_url"),
         ("NATS_URL", "a:4222", None),
         ("NATS_URL", "nats://[::1]:4222", None),
-        ("NATS_URL", "wss://user:pw@host", None),
+        ("NATS_URL", "wss://user:pw@host", r"WebSocket is not supported.*NATS_URL to the server's own port"),
+        ("NATS_URL", "nats://a,ws://b", r"WebSocket"),
+        ("NATS_URL", "nats://eve:a%20b@host", None),
+        ("NATS_URL", "nats://eve:a/b@host", r"%2F.*NATS_PASSWORD"),
+        ("NATS_URL", "nats://eve:a#b@host", r"%23.*NATS_PASSWORD"),
+        ("NATS_USER", "eve", None),  # as the command line `nats` has it, for another server than ours
     ],
 )
 def test_a_bad_value_names_the_field_and_the_fix(variable: str, value: str, message: str | None) -> None:
@@ -154,6 +159,8 @@ def test_things_that_belong_together_are_checked_together(tmp_path: Path) -> Non
     file.touch()
     with pytest.raises(ConfigError, match="belong together"):
         Settings.load({"NATS_CERT": str(file)})
+    with pytest.raises(ConfigError, match="nats_user and nats_password belong together"):
+        Settings.load({"NATS_URL": "nats://a", "NATS_USER": "eve"})
     with pytest.raises(ConfigError, match="both set"):
         Settings.load({"NATS_CREDS": str(file), "NATS_NKEY": str(file)})
 

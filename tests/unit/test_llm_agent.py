@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -15,6 +17,7 @@ from squadron.actors.llm import ANSWER_TOOL, LLMAgent, tool
 from squadron.actors.marks import topic
 from squadron.actors.model import ChatMessage, Model, ModelTurn, ToolCall
 from squadron.actors.scripted import ScriptedModel, ScriptedTurn
+from squadron.actors.shapes import InputShape
 from squadron.bridge.memory import MemoryBus, MemoryEventLog, MemoryJournal, MemoryQueue, MemoryVault
 from squadron.runtime.caller import Ask, Caller
 from squadron.runtime.claims import Claims
@@ -353,6 +356,75 @@ def test_a_tool_must_be_typed_and_described() -> None:
         @tool
         def undescribed(self: Any, a: int) -> int:
             return a
+
+
+@pytest.mark.parametrize("name", ["größe_von", "x" * 65, ANSWER_TOOL])
+def test_a_tool_whose_name_providers_refuse_is_refused_with_the_fix(name: str) -> None:
+    def method(self: Any, a: int) -> int:
+        """Text."""
+        return a
+
+    method.__name__ = name
+    with pytest.raises(InvalidAgentError, match=rf"{name}.*rename the method"):
+        tool(method)
+
+
+class Actor(LLMAgent):
+    """You act."""
+
+    def __init__(self) -> None:
+        self.went_on, self.began = False, asyncio.Event()
+
+    def make_model(self, spec: str) -> Model:
+        return ScriptedModel([turn(call("a", "slow"), call("b", "stop"), call("c", "size", **{SAFE: "xy"}))])
+
+    @topic("act.now")
+    async def act(self, text: str, ctx: Context) -> str:
+        """Act."""
+        return await self.think(ctx, text)
+
+    @tool
+    async def slow(self) -> None:
+        """Act slowly."""
+        self.began.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.went_on = True
+            raise
+
+    @tool
+    async def stop(self) -> None:
+        """Stop."""
+        await self.began.wait()
+        raise Terminal("enough")
+
+    @tool
+    async def size(self, größe: str) -> int:
+        """Measure."""
+        return len(größe)
+
+
+SAFE = next(iter(InputShape({"properties": {"größe": {}}}).schema["properties"]))
+
+
+async def test_a_tool_that_raises_stops_its_siblings(squad: Squad) -> None:
+    agent = Actor()
+    await squad.serve(agent)
+
+    outcome = await squad.ask("act.now", text="x")
+
+    assert isinstance(outcome, Failed)
+    assert outcome.reason == "enough"
+    assert agent.went_on
+
+
+async def test_a_parameter_that_providers_refuse_is_offered_under_another_name() -> None:
+    agent = Actor()
+    definition, _, _ = agent._tools["size"]
+    assert list(definition.input_schema["properties"]) == [SAFE]
+    assert re.fullmatch("[a-zA-Z0-9_.-]{1,64}", SAFE)
+    assert (await agent._call(call("c", "size", **{SAFE: "xy"}), None)).content == "2"
 
 
 def test_the_crew_describes_itself() -> None:

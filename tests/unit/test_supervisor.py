@@ -631,6 +631,25 @@ async def test_of_two_attempts_at_once_both_take_the_turn_that_was_recorded_firs
     assert words.asked == {"yours": 1}
 
 
+async def test_a_goal_that_was_put_back_runs_anew(squad: Squad) -> None:
+    await squad.serve(Words())
+    reports = []
+    for redriven in (0, 1, 2):
+        supervisor = Scripted(turn(call("l", "words__length", word="abc")), finish(l={"$from": "l"}))
+        message = AgentMessage.new(
+            "task",
+            AgentIdentity(id="client"),
+            {"goal": "count the words"},
+            id="m1",
+            metadata={"redriven": redriven} if redriven else None,
+        )
+        reports.append(await supervisor.pursue(_context(squad, message, 2), "count the words"))
+        assert len(supervisor.model.seen) == 2
+
+    assert [report.deliverables for report in reports] == [{"l": 3}] * 3
+    assert len({report.timeline[0]["run"] for report in reports}) == 3
+
+
 def _context(squad: Squad, message: AgentMessage, attempt: int) -> Context:
     turns = Turns("supervisor", [], squad.client, squad.dead)
     common = {"topic": "goal.pursue", "attempt": attempt}

@@ -1,0 +1,133 @@
+"""Turns of servers that deviate: calls are told apart, and nothing that a model says can break the wire."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from squadron.actors.assemble import TurnParts, mended
+from squadron.actors.model import ChatMessage, ModelTurn, ToolCall
+from squadron.actors.providers import AnthropicModel, OpenAIModel
+from squadron.runtime.envelope import AgentIdentity, AgentMessage, Payload
+
+ANY_TEXT = st.text(st.characters(codec=None, categories=None), max_size=20)
+
+
+def openai() -> OpenAIModel:
+    return OpenAIModel(api_key="sk-test", base_url="http://127.0.0.1:1")
+
+
+def openai_turn(*deltas: dict[str, Any] | None, tools: tuple[str, ...] = ("weather", "time")) -> ModelTurn:
+    from openai.types.chat import ChatCompletionChunk
+
+    model, parts = openai(), TurnParts(None, frozenset(tools))
+    for delta in deltas:
+        choice = {"index": 0, "finish_reason": None} | ({} if delta is None else {"delta": delta})
+        model._read(parts, ChatCompletionChunk.construct(**_built({"choices": [choice]})))
+    end = _built({"choices": [{"index": 0, "finish_reason": "stop"}]})
+    model._read(parts, ChatCompletionChunk.construct(**end))
+    return parts.finish("test")
+
+
+def _built(raw: dict[str, Any]) -> dict[str, Any]:
+    # As they come off the wire.
+    return json.loads(json.dumps(raw))  # type: ignore[no-any-return]
+
+
+def piece(name: str | None, arguments: Any, index: int | None = 0, **more: Any) -> dict[str, Any]:
+    return {"tool_calls": [{"index": index, "function": {"name": name, "arguments": arguments}, **more}]}
+
+
+def calls(turn: ModelTurn) -> list[tuple[str, Any]]:
+    return [(call.name, call.arguments) for call in turn.tool_calls]
+
+
+@pytest.mark.parametrize(
+    ("deltas", "expected"),
+    [
+        ([piece("weather", '{"a":1}'), piece("time", "{}")], [("weather", {"a": 1}), ("time", {})]),
+        (
+            [piece("weather", '{"a":1}'), piece("weather", '{"a":2}')],
+            [("weather", {"a": 1}), ("weather", {"a": 2})],
+        ),
+        ([piece("weather", '{"a"'), piece("weather", ":1"), piece("weather", "}")], [("weather", {"a": 1})]),
+        ([piece("weather", '{"a":1}'), piece("weather", "")], [("weather", {"a": 1})]),
+        ([piece("weather", ""), piece("time", "")], [("weather", {}), ("time", {})]),
+        ([piece("wea", ""), piece("ther", "{}")], [("weather", {})]),
+        ([piece("wea", ""), piece("weather", "{}")], [("weather", {})]),
+        ([piece("weather", "null")], [("weather", {})]),
+        ([piece("weather", None)], [("weather", {})]),
+        ([piece("weather", {"a": 1})], [("weather", {"a": 1})]),
+        ([piece("weather", json.dumps('{"a":1}'))], [("weather", {"a": 1})]),
+        ([piece("weather", "{}", None), piece("time", "{}", None)], [("weather", {}), ("time", {})]),
+    ],
+)
+def test_calls_of_compatible_servers_are_told_apart(deltas: list[Any], expected: list[Any]) -> None:
+    turn = openai_turn(*deltas)
+    assert calls(turn) == expected
+    assert len({call.id for call in turn.tool_calls}) == len(expected)
+
+
+def test_a_choice_without_a_delta_and_text_in_parts_are_read() -> None:
+    assert openai_turn({"content": "all"}, None).text == "all"
+    assert openai_turn({"content": [{"type": "thinking"}, {"type": "text", "text": "said"}]}).text == "said"
+
+
+def test_halves_of_a_pair_are_joined_over_pieces_and_lone_ones_replaced() -> None:
+    heard: list[str] = []
+    parts = TurnParts(heard.append, stop_reason="stop")
+    for text in ("a\ud83d", "\ude00b", "\ude00", "c\ud83d"):
+        parts.add_text(text)
+    assert parts.finish("test").text == "a😀b\ufffdc\ufffd" == "".join(heard)
+
+
+@pytest.mark.parametrize("raw", ['{"a": NaN}', '{"a": 1e999}', '{"a":' * 150 + "1" + "}" * 150])
+def test_arguments_that_json_cannot_hold_are_a_problem_of_that_call(raw: str) -> None:
+    assert "JSON" in openai_turn(piece("weather", raw)).tool_calls[0].problem
+
+
+@given(st.lists(ANY_TEXT, max_size=5), st.dictionaries(ANY_TEXT, ANY_TEXT, max_size=3), ANY_TEXT, ANY_TEXT)
+@settings(deadline=None)
+def test_nothing_a_model_says_can_break_the_wire(
+    texts: list[str], arguments: dict[str, str], name: str, call_id: str
+) -> None:
+    from anthropic.types import RawContentBlockDeltaEvent, RawContentBlockStartEvent
+
+    raw = json.dumps(arguments)
+    openai_said = TurnParts(None, stop_reason="stop")
+    anthropic_said = TurnParts(None, stop_reason="stop")
+    anthropic = AnthropicModel(api_key="k", base_url="http://127.0.0.1:1")
+    block = {"type": "tool_use", "id": call_id, "name": name, "input": {}}
+    for text in texts:
+        openai_said.add_text(text)
+        delta = {"type": "text_delta", "text": text}
+        event = RawContentBlockDeltaEvent.construct(type="content_block_delta", index=0, delta=delta)
+        anthropic._read(anthropic_said, event)
+    openai_said.add_call(0, call_id, name, raw)
+    start = RawContentBlockStartEvent.construct(type="content_block_start", index=1, content_block=block)
+    anthropic._read(anthropic_said, start)
+    delta = {"type": "input_json_delta", "partial_json": raw}
+    anthropic._read(
+        anthropic_said, RawContentBlockDeltaEvent.construct(type="content_block_delta", index=1, delta=delta)
+    )
+
+    for parts in (openai_said, anthropic_said):
+        turn = parts.finish("test")
+        call = turn.tool_calls[0]
+        content = {"text": turn.text, "name": call.name, "id": call.id, "arguments": call.arguments}
+        message = AgentMessage.new("task", AgentIdentity(id="a"), payload=Payload(content=content))
+        decoded = AgentMessage.decode(message.encode())
+        assert decoded.payload.content == content
+        assert call.arguments == mended(arguments)
+
+
+def test_a_half_that_somebody_else_wrote_does_not_stop_a_request() -> None:
+    from squadron.actors.providers import _sendable
+
+    said = [ChatMessage("user", "\ud83d"), ChatMessage("assistant", "", (ToolCall("1", "t", {"a": "\ude00"}),))]
+    request = _sendable(openai()._request(said, (), None, None))
+    json.dumps(request, ensure_ascii=False).encode()
