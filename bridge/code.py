@@ -6,10 +6,12 @@ import hashlib
 import importlib
 import inspect
 import operator
+import os
 import site
 import sys
 import sysconfig
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, get_type_hints
@@ -121,12 +123,19 @@ def _file(module: ModuleType) -> Path:
 
 
 def _is_installed(module: ModuleType) -> bool:
-    if module.__name__ == "squadron" or module.__name__.startswith("squadron."):
+    name, file = module.__name__, getattr(module, "__file__", None)
+    if not file or name == "squadron" or name.startswith("squadron."):
         return True
-    file = _file(module)
-    libraries = {sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")}
-    libraries |= {*site.getsitepackages(), site.getusersitepackages()}
-    return file == Path("/") or any(Path(library).resolve() in file.parents for library in libraries)
+    # As it stands first: following the links of a thousand modules cost more than all else of a deploy.
+    return file.startswith(_libraries()) or str(Path(file).resolve()).startswith(_libraries())
+
+
+@cache
+def _libraries() -> tuple[str, ...]:
+    """The folders of installed packages, as they are told and as they are, each with a slash."""
+    folders = {sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")}
+    folders |= {*site.getsitepackages(), site.getusersitepackages()}
+    return tuple(f"{path}{os.sep}" for each in folders for path in {each, str(Path(each).resolve())})
 
 
 def _digest(data: bytes) -> str:
