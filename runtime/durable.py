@@ -141,8 +141,10 @@ class EventTurns:
             return
         try:
             await self._run_handler(message)
-        except (Exception, SystemExit) as error:
-            # A handler that calls sys.exit() would take the replica along.
+        except (asyncio.CancelledError, GeneratorExit):
+            raise
+        except BaseException as error:
+            # A handler that calls sys.exit() would take the replica along; of another one nobody would hear.
             await self._judge(error, delivery, message, attempt)
         else:
             await delivery.lease.settle()
@@ -158,7 +160,7 @@ class EventTurns:
             raise
 
     async def _judge(
-        self, error: Exception | SystemExit, delivery: Delivery, message: AgentMessage, attempt: int
+        self, error: BaseException, delivery: Delivery, message: AgentMessage, attempt: int
     ) -> None:
         summary = summary_of(error)
         helps = self._retries.covers(error)

@@ -60,7 +60,11 @@ def backoff_s(attempt: int, first_s: float = FIRST_BACKOFF_S, longest_s: float =
 
 def text_of(error: BaseException) -> str:
     """An error's words, as they can travel: without lone surrogates, which file names may have, and cut."""
-    return str(error).encode("utf-8", "replace").decode()[:SUMMARY_CHARACTERS]
+    try:
+        text = str(error)
+    except Exception as unreadable:
+        text = f"its words can't be had: {type(unreadable).__name__}"
+    return text.encode("utf-8", "replace").decode()[:SUMMARY_CHARACTERS]
 
 
 def summary_of(error: BaseException) -> str:

@@ -106,10 +106,9 @@ CASES = [
     _raises("a cancellation of its own", "raise asyncio.CancelledError", *_both("dead_lettered", "cancelled")),
     _raises("a time-out of its own", "raise TimeoutError('slow')", *_both("dead_lettered", "TimeoutError: slow")),
     _raises("an exit", "raise SystemExit(3)", *_both("dead_lettered", "SystemExit")),
-    _raises("an interrupt", "raise KeyboardInterrupt", *_both("dead_lettered", "KeyboardInterrupt")),
-    _raises("the exit of a generator", "raise GeneratorExit", *_both("dead_lettered", "GeneratorExit")),
+    _raises("an interrupt", "raise KeyboardInterrupt", *_both("failed", "KeyboardInterrupt")),
     _raises(
-        "an error that is no Exception", "raise Stop('here')", *_both("dead_lettered", "Stop"), setup=BASE.strip()
+        "an error that is no Exception", "raise Stop('here')", *_both("failed", "here"), setup=BASE.strip()
     ),
     _raises(
         "a recursion without end",

@@ -371,6 +371,56 @@ CASES = [
         ask(2, 5),
     ),
     case(
+        "cached methods of a class",
+        """
+        import functools
+
+        class Desk(Agent):
+            @functools.lru_cache
+            def kept(self, n: int) -> int:
+                return n
+
+            @staticmethod
+            @functools.cache
+            def table(n: int) -> dict[str, int]:
+                return {"a": n}
+
+            @classmethod
+            @functools.cache
+            def name_of(cls) -> str:
+                return cls.__name__
+
+            @functools.cached_property
+            def client(self) -> list[int]:
+                return [1]
+
+            @topic("desk.one")
+            async def one(self, n: int) -> list:
+                return [self.kept(n), self.table(n)["a"], self.name_of(), self.client]
+        """,
+        ask(2, [2, 2, "Desk", [1]]),
+    ),
+    case(
+        "a cached helper that has been called",
+        """
+        import functools
+
+        @functools.lru_cache(typed=True)
+        def square(n: int) -> int:
+            return n * n
+
+        square(2)
+        square.__doc__ = "Squares."
+
+        class Desk(Agent):
+            @topic("desk.one")
+            async def one(self, n: int) -> list:
+                return [square(n), square.cache_info().currsize, square.cache_parameters()["typed"]]
+        """,
+        ask(2, [4, 1, True]),
+        ways=("script", "module"),
+    ),
+    case(
         "a function that goes by the type of its argument",
         """
         import functools

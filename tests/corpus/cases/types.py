@@ -415,6 +415,100 @@ CASES = [
         ask(lambda order: {"order": order}, {"orderId": 3, "allItems": [{"unitPrice": 2}]}),
     ),
     case(
+        "a model that is to be written by its field names",
+        """
+        from pydantic import BaseModel, ConfigDict, Field
+
+        class Order(BaseModel):
+            model_config = ConfigDict(serialize_by_alias=False, validate_by_name=True, validate_by_alias=True)
+            id: int = Field(alias="_id")
+
+        class Desk(Agent):
+            @topic("desk.one")
+            async def one(self, n: int) -> Order:
+                return Order(_id=n)
+        """,
+        ask(1),
+    ),
+    case(
+        "a dataclass and a typed dict with aliases",
+        """
+        from dataclasses import dataclass
+        from typing import Annotated
+        from pydantic import ConfigDict, Field, with_config
+        from pydantic.alias_generators import to_camel
+        from typing_extensions import TypedDict
+
+        @with_config(ConfigDict(alias_generator=to_camel))
+        class Order(TypedDict):
+            order_id: int
+
+        @dataclass
+        class Note:
+            text_of: Annotated[str, Field(alias="textOf")]
+
+        class Desk(Agent):
+            @topic("desk.one")
+            async def one(self, order: Order, note: Note) -> tuple[Order, Note]:
+                return order, note
+        """,
+        ask({"order": {"orderId": 1}, "note": {"textOf": "x"}}, [{"orderId": 1}, {"textOf": "x"}]),
+    ),
+    case(
+        "data of the promised shape instead of the promised type",
+        """
+        from dataclasses import dataclass
+        from pydantic import BaseModel
+
+        @dataclass
+        class Note:
+            id: int
+            text: str = ""
+
+        class Order(BaseModel):
+            id: int
+            note: Note | None = None
+
+        class Desk(Agent):
+            @topic("desk.one")
+            async def one(self) -> Note:
+                return {"id": 1}
+
+            @topic("desk.two")
+            async def two(self) -> Order:
+                return {"id": 1, "note": {"id": 2}}
+
+            @topic("desk.three")
+            async def three(self) -> list[Order]:
+                return [{"note": None}]
+        """,
+        ask({}, {"id": 1, "text": ""}, topic="desk.one"),
+        ask({}, {"id": 1, "note": {"id": 2, "text": ""}}, topic="desk.two"),
+        ask({}, ends="failed", says="desk.three", topic="desk.three"),
+    ),
+    case(
+        "a single parameter that is an object",
+        """
+        from pydantic import BaseModel
+
+        class Order(BaseModel):
+            id: int
+
+        class Desk(Agent):
+            @topic("desk.one")
+            async def one(self, order: Order) -> int:
+                return order.id
+
+            @topic("desk.two")
+            async def two(self, tags: list[str]) -> int:
+                return len(tags)
+        """,
+        ask({"order": {"id": 1}}, 1, topic="desk.one"),
+        ask({"id": 1}, ends="rejected", says="order", topic="desk.one"),
+        ask(["a", "b"], 2, topic="desk.two"),
+        ask({"tags": []}, 0, topic="desk.two"),
+    ),
+    case(
         "aliases that differ for reading and writing",
         """
         from pydantic import AliasChoices, AliasPath, BaseModel, Field
