@@ -11,11 +11,14 @@ class Analyst(Agent):
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import contextvars
 import inspect
 import re
 import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal, get_type_hints
 
 from pydantic import (
@@ -26,7 +29,7 @@ from pydantic import (
     ValidationError,
     create_model,
 )
-from pydantic_core import PydanticSerializationError
+from pydantic_core import SchemaError, to_json
 
 from squadron.actors.marks import DurableMark, EventMark, TopicMark
 from squadron.runtime.context import Context
@@ -39,6 +42,8 @@ from squadron.runtime.turn import OutputError
 
 #: How long a handler in a thread may go on after it was told to stop, in seconds, before it is left alone.
 THREAD_GRACE_S = 1.0
+#: What the marks leave on a method.
+MARKS = ("__squadron_topic__", "__squadron_event__", "__squadron_durable_event__")
 
 
 class Agent:
@@ -118,7 +123,9 @@ class BoundHandler:
         return self._spec.dump(returned)
 
     async def _in_thread(self, arguments: dict[str, Any], context: Context) -> Any:
-        thread = asyncio.ensure_future(asyncio.to_thread(_call, self._method, arguments))
+        # Not a task: one in which `sys.exit()` is called takes the loop along.
+        run = partial(contextvars.copy_context().run, _call, self._method, arguments)
+        thread = asyncio.get_running_loop().run_in_executor(None, run)
         try:
             return await asyncio.shield(thread)
         except asyncio.CancelledError:
@@ -156,6 +163,8 @@ class TopicSpec:
     context_parameter: str
     run_timeout_s: float
     retries: Retries
+    #: Names that a field of an open-ended handler can't have: they are parameters already.
+    taken: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, owner: type[Agent], name: str, function: Callable[..., Any]) -> TopicSpec:
@@ -167,17 +176,18 @@ class TopicSpec:
         mark: TopicMark = function.__squadron_topic__  # type: ignore[attr-defined]
         where = f"{owner.__name__}.{name}"
         hints = _hints(where, function)
-        fields, context_parameter, open_ended = _parameters(where, function, hints)
+        fields, context_parameter, extra = _parameters(where, function, hints)
+        first = next(iter(inspect.signature(function).parameters), "")
         try:
-            config = ConfigDict(extra="allow" if open_ended else "forbid")
+            base = _open_to(extra) if extra is not _CLOSED else _Closed
             with warnings.catch_warnings():
                 # A parameter may well be called `schema` or `copy`: nobody uses those methods of the model.
                 warnings.simplefilter("ignore", UserWarning)
-                input_model = create_model(name, __config__=config, **fields)
+                input_model = create_model(name, __base__=base, **fields)
             output = TypeAdapter(_returned(hints.get("return", Any), function))
             input_schema = input_model.model_json_schema()
             output_schema = output.json_schema(mode="serialization")
-        except (PydanticUserError, ValueError) as error:
+        except (PydanticUserError, SchemaError, ValueError) as error:
             raise InvalidAgentError(
                 f"{where}: {str(error).splitlines()[0]}", hint="use JSON types or pydantic models"
             ) from None
@@ -189,7 +199,9 @@ class TopicSpec:
             examples=mark.examples,
             tags=mark.tags,
         )
-        return cls(name, described, input_model, output, context_parameter, mark.run_timeout_s, mark.retries)
+        taken = frozenset({first, context_parameter or first})
+        limits = mark.run_timeout_s, mark.retries
+        return cls(name, described, input_model, output, context_parameter, *limits, taken)
 
     def arguments(self, content: Any) -> dict[str, Any]:
         """The method's arguments from a message's content; a bare value goes to the only parameter.
@@ -200,7 +212,7 @@ class TopicSpec:
         if not isinstance(content, dict) and len(self.input_model.model_fields) == 1:
             content = {next(iter(self.input_model.model_fields)): content}
         try:
-            checked = self.input_model.model_validate({} if content is None else content)
+            checked = self._checked({} if content is None else content)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             field = ".".join(str(part) for part in first["loc"])
@@ -209,7 +221,20 @@ class TopicSpec:
                 field=field,
                 hint=f"takes {describe_input(self.topic.input_schema)}",
             ) from None
-        return {**checked.__dict__, **(checked.model_extra or {})}
+        extra = checked.model_extra or {}
+        if clash := self.taken.intersection(extra):
+            field = min(clash)
+            raise InvalidInputError(f"{self.topic.name}: field {field!r} can't be passed on", field=field)
+        return {**checked.__dict__, **extra}
+
+    def _checked(self, content: Any) -> BaseModel:
+        try:
+            return self.input_model.model_validate(content)
+        except ValidationError:
+            # A strict type takes a tuple or a date only from JSON, which has no such things: and JSON this was.
+            with contextlib.suppress(ValueError):
+                return self.input_model.model_validate_json(to_json(content))
+            raise
 
     def dump(self, value: Any) -> Any:
         """A returned value as JSON-ready data.
@@ -219,7 +244,8 @@ class TopicSpec:
         """
         try:
             return self.output.dump_python(self.output.validate_python(value), mode="json")
-        except (ValidationError, PydanticSerializationError) as error:
+        except (ValueError, RecursionError) as error:
+            # Also bytes that are no text, and lists that are too deep or hold themselves.
             first = error.errors(include_url=False)[0]["msg"] if isinstance(error, ValidationError) else str(error)
             detail = first.replace("\n", " ")
             raise OutputError(f"{self.topic.name} returned what it does not promise: {detail}") from None
@@ -245,11 +271,16 @@ class AgentSpec:
         """
         if not (isinstance(agent_class, type) and issubclass(agent_class, Agent)):
             raise InvalidAgentError(f"{agent_class!r} is not an agent", hint="derive a class from squadron.Agent")
+        for method, function in inspect.getmembers(agent_class, inspect.isfunction):
+            if hasattr(Agent, method) and any(hasattr(function, mark) for mark in MARKS):
+                said = f"{agent_class.__name__}.{method}: every agent has a {method!r} of its own"
+                raise InvalidAgentError(said, hint="rename the handler")
         name = agent_class.name or _kebab(agent_class.__name__)
         try:
             check_token(name, f"name of agent {agent_class.__name__}:")
         except InvalidSubjectError as error:
             raise InvalidAgentError(str(error)) from None
+        _check_made(name, agent_class)
         if not 0 <= agent_class.min_replicas <= max(1, agent_class.max_replicas) or agent_class.slots < 1:
             raise InvalidAgentError(
                 f"{name}: needs 0 <= min_replicas <= max_replicas, max_replicas >= 1 and slots >= 1"
@@ -295,6 +326,20 @@ class AgentSpec:
         return [BoundHandler(spec, agent) for spec in self.topics]
 
 
+def _check_made(name: str, agent_class: type[Agent]) -> None:
+    """A replica makes its agent without arguments, starts and stops it, and reads the attributes of `Agent`."""
+    try:
+        if missing := getattr(agent_class, "__abstractmethods__", None):
+            raise TypeError(f"it is abstract: {', '.join(sorted(missing))}")
+        inspect.signature(agent_class).bind()
+    except TypeError as error:
+        hint = "a replica makes it without arguments; what it needs is made in on_start"
+        raise InvalidAgentError(f"{name}: {agent_class.__name__}() can't be called: {error}", hint=hint) from None
+    for hook in ("on_start", "on_stop"):
+        if not inspect.iscoroutinefunction(inspect.unwrap(getattr(agent_class, hook))):
+            raise InvalidAgentError(f"{name}: {hook} is not async", hint=f"async def {hook}(self)")
+
+
 def _check_disjoint(name: str, patterns: list[str]) -> None:
     for i, one in enumerate(patterns):
         for other in patterns[i + 1 :]:
@@ -318,13 +363,13 @@ def _hints(where: str, function: Callable[..., Any]) -> dict[str, Any]:
 
 def _parameters(
     where: str, function: Callable[..., Any], hints: dict[str, Any]
-) -> tuple[dict[str, Any], str, bool]:
-    """Model fields, name of the context parameter (or empty), and whether any other field is welcome."""
+) -> tuple[dict[str, Any], str, Any]:
+    """Model fields, name of the context parameter (or empty), and the type that any other field has."""
     fields: dict[str, Any] = {}
-    context_parameter, open_ended = "", False
+    context_parameter, extra = "", _CLOSED
     for parameter in list(inspect.signature(function).parameters.values())[1:]:
         if parameter.kind is parameter.VAR_KEYWORD:
-            open_ended = True
+            extra = hints.get(parameter.name, Any)
         elif parameter.kind in (parameter.VAR_POSITIONAL, parameter.POSITIONAL_ONLY):
             raise InvalidAgentError(f"{where}: parameter {parameter.name!r} must be passable by name")
         elif parameter.name.startswith("_") or parameter.name == "model_config":
@@ -336,7 +381,24 @@ def _parameters(
         else:
             default = ... if parameter.default is parameter.empty else parameter.default
             fields[parameter.name] = (hints[parameter.name], default)
-    return fields, context_parameter, open_ended
+    return fields, context_parameter, extra
+
+
+class _Closed(BaseModel):
+    """Input of a handler that takes no other fields than its parameters."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+#: No other fields are welcome.
+_CLOSED = object()
+
+
+def _open_to(kind: Any) -> type[BaseModel]:
+    """Input of a handler that takes any other fields, if they are of this type (`**prices: int`)."""
+    typed = {} if kind is Any else {"__pydantic_extra__": dict[str, kind]}
+    names = {"__module__": __name__, "model_config": ConfigDict(extra="allow"), "__annotations__": typed}
+    return type("_Open", (BaseModel,), names)
 
 
 def _returned(annotation: Any, function: Callable[..., Any]) -> Any:

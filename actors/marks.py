@@ -82,6 +82,9 @@ def topic(
     mark = TopicMark(name, description, tuple(examples), tuple(tags), run_timeout_s, retries)
 
     def decorate(method: F) -> F:
+        if other := getattr(method, "__squadron_topic__", None):
+            what = f"{getattr(method, '__qualname__', method)} serves {other.name!r} already"
+            raise InvalidAgentError(what, hint=f"write a second method for {name!r} that calls it")
         method.__squadron_topic__ = mark  # type: ignore[attr-defined]
         return method
 

@@ -159,9 +159,7 @@ class EventTurns:
                 raise TimeoutError(f"ran longer than its {self._run_timeout_s:g} s") from None
             raise
 
-    async def _judge(
-        self, error: BaseException, delivery: Delivery, message: AgentMessage, attempt: int
-    ) -> None:
+    async def _judge(self, error: BaseException, delivery: Delivery, message: AgentMessage, attempt: int) -> None:
         summary = summary_of(error)
         helps = self._retries.covers(error)
         if helps and attempt < self._retries.max_attempts:

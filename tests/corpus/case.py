@@ -1,4 +1,4 @@
-"""What a case of the corpus is: a source text as somebody would write it, what is asked of it, and how that ends."""
+"""What a case of the corpus is: a source as somebody would write it, what is asked of it, and how that ends."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-#: How a class comes to a deploy: a file run as a script, cells of a notebook, a module of a project, and a module of
-#: a package that is installed on every node. The first three travel by value, the last by name.
+#: How a class comes to a deploy: from a file that runs as a script, cells of a notebook, a module of a project, or
+#: a module that is installed on every node. The first three travel by value, the last by name.
 Way = Literal["script", "notebook", "module", "installed"]
 WAYS: tuple[Way, ...] = ("script", "notebook", "module", "installed")
 

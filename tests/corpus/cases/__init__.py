@@ -2,8 +2,4 @@
 
 from tests.corpus.cases import classes, errors, handlers, names, projects, types, values
 
-CASES = [
-    case
-    for field in (handlers, classes, types, values, names, projects, errors)
-    for case in field.CASES
-]
+CASES = [case for field in (handlers, classes, types, values, names, projects, errors) for case in field.CASES]

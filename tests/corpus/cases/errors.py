@@ -69,13 +69,15 @@ CASES = [
         ask({}, 3, topic="desk.plain"),
         attempts=5,
     ),
-    _raises("a common error", "raise ZeroDivisionError('as always')", *_both("dead_lettered", "ZeroDivisionError")),
+    _raises(
+        "a common error", "raise ZeroDivisionError('as always')", *_both("dead_lettered", "ZeroDivisionError")
+    ),
     _raises("an error class instead of an instance", "raise ValueError", *_both("dead_lettered", "ValueError")),
     _raises("no error at all", "raise 'text'", *_both("dead_lettered", "exceptions must derive")),
-    _raises("a failed assertion", "assert context is None, 'what'", *_both("dead_lettered", "AssertionError: what")),
     _raises(
-        "an error whose words can't be had", "raise Odd()", *_both("dead_lettered", "Odd"), setup=ODD.strip()
+        "a failed assertion", "assert context is None, 'what'", *_both("dead_lettered", "AssertionError: what")
     ),
+    _raises("an error whose words can't be had", "raise Odd()", *_both("dead_lettered", "Odd"), setup=ODD.strip()),
     _raises(
         "an error with arguments of its own",
         "raise Many(1, 2, c=3)",
@@ -85,7 +87,9 @@ CASES = [
     _raises(
         "an error that holds a lock", "raise Locked()", *_both("dead_lettered", "Locked"), setup=LOCKED.strip()
     ),
-    _raises("an error of a megabyte", "raise ValueError('x' * 1_000_000)", *_both("dead_lettered", "ValueError: xxx")),
+    _raises(
+        "an error of a megabyte", "raise ValueError('x' * 1_000_000)", *_both("dead_lettered", "ValueError: xxx")
+    ),
     _raises(
         "an error with half a surrogate pair",
         "raise ValueError('a' + chr(0xd83d))",
@@ -102,14 +106,14 @@ CASES = [
         ask({}, ends="dead_lettered", says="StopIteration", topic="desk.async"),
         ask({}, ends="dead_lettered", says="StopIteration", topic="desk.plain"),
     ),
-    _raises("the end of an async iterator", "raise StopAsyncIteration", *_both("dead_lettered", "StopAsyncIteration")),
+    _raises(
+        "the end of an async iterator", "raise StopAsyncIteration", *_both("dead_lettered", "StopAsyncIteration")
+    ),
     _raises("a cancellation of its own", "raise asyncio.CancelledError", *_both("dead_lettered", "cancelled")),
     _raises("a time-out of its own", "raise TimeoutError('slow')", *_both("dead_lettered", "TimeoutError: slow")),
     _raises("an exit", "raise SystemExit(3)", *_both("dead_lettered", "SystemExit")),
     _raises("an interrupt", "raise KeyboardInterrupt", *_both("failed", "KeyboardInterrupt")),
-    _raises(
-        "an error that is no Exception", "raise Stop('here')", *_both("failed", "here"), setup=BASE.strip()
-    ),
+    _raises("an error that is no Exception", "raise Stop('here')", *_both("failed", "here"), setup=BASE.strip()),
     _raises(
         "a recursion without end",
         "f = lambda g: g(g); f(f)",

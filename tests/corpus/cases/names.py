@@ -8,7 +8,21 @@ FIELDS = (
     *("timeout", "model", "task_id", "topic", "content", "within_s", "priority", "owner", "message", "agent"),
     *("type", "id", "input", "format", "list", "dict", "print", "object", "str", "cls", "args", "kwargs", "root"),
     *("schema", "copy", "json", "validate", "construct", "fields", "parse_obj", "name", "description", "data"),
-    *("größe", "名前", "x" * 200, "A", "camelCase", "UPPER", "n1", "async_", "None_", "call", "run", "value", "error"),
+    *(
+        "größe",
+        "名前",
+        "x" * 200,
+        "A",
+        "camelCase",
+        "UPPER",
+        "n1",
+        "async_",
+        "None_",
+        "call",
+        "run",
+        "value",
+        "error",
+    ),
     *("model_name", "parent", "replyTo", "properties", "required", "default", "title", "items", "ref", "self_"),
 )
 
@@ -60,9 +74,17 @@ CASES = [
             async def one(self, **fields: Any) -> dict[str, Any]:
                 return fields
         """,
-        ask({"context": 2, "cls": 3, "model_config": 4, "_x": 5, "__class__": 6, "fields": 7}, {
-            "context": 2, "cls": 3, "model_config": 4, "_x": 5, "__class__": 6, "fields": 7,
-        }),
+        ask(
+            {"context": 2, "cls": 3, "model_config": 4, "_x": 5, "__class__": 6, "fields": 7},
+            {
+                "context": 2,
+                "cls": 3,
+                "model_config": 4,
+                "_x": 5,
+                "__class__": 6,
+                "fields": 7,
+            },
+        ),
         ask({"self": 1}, ends="rejected", says="self"),
     ),
     case(

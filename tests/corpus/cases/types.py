@@ -657,9 +657,13 @@ CASES = [
             id: int
             parts: list[Order] = []
         """,
-        ask({"order": {"id": 1, "parts": [{"id": 2}]}}, [
-            {"id": 1, "parts": [{"id": 2, "parts": []}]}, {"id": 2, "parts": []},
-        ]),
+        ask(
+            {"order": {"id": 1, "parts": [{"id": 2}]}},
+            [
+                {"id": 1, "parts": [{"id": 2, "parts": []}]},
+                {"id": 2, "parts": []},
+            ],
+        ),
     ),
     case(
         "annotations as text",
