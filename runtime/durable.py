@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import inspect
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -153,7 +154,7 @@ class EventTurns:
         limit = asyncio.timeout(self._run_timeout_s)
         try:
             async with limit:
-                await _call(self._handle, message)
+                await hand_event(self._handle, message)
         except TimeoutError:
             if limit.expired():
                 raise TimeoutError(f"ran longer than its {self._run_timeout_s:g} s") from None
@@ -189,8 +190,10 @@ class EventTurns:
         await bury_event(self._letters, caller.identity, self.group, delivery, outcome)
 
 
-async def _call(handle: Callable[[AgentMessage], Awaitable[Any] | Any], message: AgentMessage) -> None:
-    if asyncio.iscoroutinefunction(handle):
+async def hand_event(handle: Callable[[AgentMessage], Awaitable[Any] | Any], message: AgentMessage) -> None:
+    """Run an event handler: in the loop if it is async, else in a thread."""
+    if inspect.iscoroutinefunction(handle):
         await handle(message)
-    else:
-        await asyncio.to_thread(handle, message)
+    elif inspect.isawaitable(returned := await asyncio.to_thread(handle, message)):
+        # A decorator that is not async itself handed on what the handler returned.
+        await returned

@@ -30,6 +30,8 @@ class Ask:
         says: what stands in its reason.
         chunks: what is emitted before the end.
         raw: whether the input is put into the mailbox as it is, past the check at the caller's door.
+        event: whether the content is published as a durable event on `topic` instead; the next ask comes when it
+            was handled.
     """
 
     content: Any | Callable[[Any], Any] = None
@@ -39,6 +41,7 @@ class Ask:
     says: str = ""
     chunks: list[Any] | None = None
     raw: bool = False
+    event: bool = False
 
 
 def ask(content: Any = None, gives: Any = ANYTHING, **more: Any) -> Ask:

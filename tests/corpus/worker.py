@@ -35,13 +35,16 @@ import jsonschema_rs
 from squadron.actors.agent import Agent, AgentSpec
 from squadron.bridge.code import Code, pack, unpack
 from squadron.runtime.caller import Ask as AskOptions
+from squadron.runtime.durable import EventGroup, EventTurns
 from squadron.runtime.envelope import AgentMessage
 from squadron.runtime.errors import InvalidAgentError, InvalidSubjectError, MessageTooLargeError
 from squadron.runtime.handle import Handle
 from squadron.runtime.outcome import Result
+from squadron.runtime.ports import Delivery
+from squadron.runtime.pump import Pump
 from squadron.runtime.subjects import matches
 from squadron.runtime.topics import AgentCard, SemanticTopic
-from tests.contract.conftest import Peer, Replica, _memory_world
+from tests.contract.conftest import LEASE_S, Peer, Replica, _memory_world
 from tests.corpus.case import PREAMBLE, Ask, Case, Way
 from tests.corpus.cases import CASES
 
@@ -155,11 +158,18 @@ async def _serve(asks: tuple[Ask, ...], agent_class: type[Agent]) -> dict[str, A
     world = await _memory_world()
     replica = Replica(await world.join("replica"), agent)
     await replica.start()
+    pumps, handled = await _hear(replica)
     client = await world.join("client")
     streaming = {h.topic.name: h._spec for h in AgentSpec.of(agent_class).handlers(agent)}
     ended: list[dict[str, Any]] = []
     last: Any = None
     for each in asks:
+        if each.event:
+            handled.clear()
+            await client.caller.publish_durable(each.topic, each.content)
+            await asyncio.wait_for(handled.wait(), WITHIN_S)
+            ended.append({"ends": "result", "gives": None, "says": "", "chunks": []})
+            continue
         fitting = [topic for topic in card.topics if not each.topic or matches(topic.name, each.topic)]
         topic = min(fitting, key=lambda topic: topic.is_pattern, default=None)
         content = each.content(last) if inspect.isfunction(each.content) else each.content
@@ -177,10 +187,29 @@ async def _serve(asks: tuple[Ask, ...], agent_class: type[Agent]) -> dict[str, A
         ended.append({"ends": outcome.kind, "gives": last, "says": outcome.reason, "chunks": chunks})
         if isinstance(outcome, Result) and topic is not None:
             problems += _unlike(topic, streaming[topic.name], last, chunks)
-    await replica.pump.aclose()
+    for pump in (*pumps, replica.pump):
+        await pump.aclose()
     await replica.turns.aclose()
     await agent.on_stop()
     return {"agent": card.agent, "topics": [t.name for t in card.topics], "asks": ended, "problems": problems}
+
+
+async def _hear(replica: Replica) -> tuple[list[Pump], asyncio.Event]:
+    """The pumps of an agent's durable event handlers, and the news that one has handled an event."""
+    pumps, handled, peer = [], asyncio.Event(), replica.peer
+    for method, mark in replica.spec.durable_events:
+        group = EventGroup(f"{replica.spec.name}.{method}", mark.pattern, "first", LEASE_S)
+        handler = getattr(replica.agent, method)
+        options = {"retries": mark.retries, "run_timeout_s": mark.run_timeout_s}
+        turns = EventTurns(group.name, handler, peer.caller, peer.dead, **options)
+
+        async def run(delivery: Delivery, turns: EventTurns = turns) -> None:
+            await turns.run(delivery)
+            handled.set()
+
+        pumps.append(Pump(peer.events, group, run, slots=1))
+        await pumps[-1].start()
+    return pumps, handled
 
 
 async def _put_raw(client: Peer, topic: str, content: str) -> Handle:

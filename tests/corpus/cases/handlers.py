@@ -570,6 +570,48 @@ CASES = [
         ask(1, 1),
     ),
     case(
+        "durable events, handled by all kinds of methods",
+        """
+        import functools
+
+        def logged(function):
+            @functools.wraps(function)
+            def wrapper(*args, **kwargs):
+                return function(*args, **kwargs)
+            return wrapper
+
+        class Desk(Agent):
+            def __init__(self) -> None:
+                self.seen = []
+
+            @on_durable("a.*")
+            async def a(self, message) -> None:
+                self.seen.append(["async", message.payload.content])
+
+            @on_durable("b.*")
+            def b(self, message) -> None:
+                self.seen.append(["plain", message.payload.content])
+
+            @on_durable("c.*")
+            @logged
+            async def c(self, message) -> None:
+                self.seen.append(["decorated", message.payload.content])
+
+            @on_durable("d.*", max_attempts=1)
+            def d(self, message) -> None:
+                raise KeyboardInterrupt
+
+            @topic("desk.seen")
+            async def all(self) -> list:
+                return self.seen
+        """,
+        ask(1, topic="a.x", event=True),
+        ask({"n": 2}, topic="b.x", event=True),
+        ask("3", topic="c.x", event=True),
+        ask(4, topic="d.x", event=True),
+        ask({}, [["async", 1], ["plain", {"n": 2}], ["decorated", "3"]], topic="desk.seen"),
+    ),
+    case(
         "time that a handler has used up",
         """
         import asyncio
