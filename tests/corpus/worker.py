@@ -60,12 +60,14 @@ def in_child(function: Callable[..., Any], *arguments: Any) -> Any:
     child = os.fork()
     if child == 0:
         try:
-            returned = function(*arguments)
-        except BaseException:
-            returned = {"broke": traceback.format_exc(limit=-4)}
-        with os.fdopen(writing, "wb") as pipe:
-            pickle.dump(returned, pipe)
-        os._exit(0)
+            try:
+                returned = function(*arguments)
+            except BaseException:
+                returned = {"broke": traceback.format_exc(limit=-4)}
+            with os.fdopen(writing, "wb") as pipe:
+                pickle.dump(returned, pipe)
+        finally:
+            os._exit(0)
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
         data, until = b"", time.monotonic() + HANGS_S

@@ -1,6 +1,7 @@
 """Classes: inheritance, overrides, decorators, closures, and what `__init__` and `on_start` do."""
 
-from tests.corpus.case import ask, case
+from tests.corpus.case import WAYS, ask
+from tests.corpus.case import brief as case
 
 CASES = [
     case(
@@ -605,6 +606,7 @@ CASES = [
         ask(2, 14),
         agent="make(7)",
         by_value=True,
+        ways=WAYS,
     ),
     case(
         "a class that a function makes, with types of its own",
@@ -633,6 +635,7 @@ CASES = [
         ask({"note": {"text": "x"}}, {"text": "x", "mood": "good"}),
         agent="make()",
         by_value=True,
+        ways=WAYS,
     ),
     case(
         "a class that type makes",
