@@ -254,7 +254,7 @@ async def test_an_async_generator_emits_each_chunk_and_returns_all() -> None:
     assert await _run("words", {"count": 3}, words) == "012"
     assert await _run("numbers", {"count": 3}, numbers) == [0, 1, 2]
     assert (words.chunks, numbers.chunks) == (["0", "1", "2"], [0, 1, 2])
-    assert _spec("numbers").topic.output_schema == {"type": "integer"}
+    assert _spec("numbers").topic.output_schema == {"type": "array", "items": {"type": "integer"}}
 
 
 async def test_output_is_made_json_and_held_to_its_promise() -> None:

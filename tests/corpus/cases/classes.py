@@ -162,7 +162,7 @@ CASES = [
             def one(self, n: int) -> int:
                 return n
         """,
-        refused="Desk.one",
+        ask(1, 1),
     ),
     case(
         "a partial as handler",
@@ -198,7 +198,8 @@ CASES = [
             def one(n: int) -> int:
                 return n
         """,
-        refused="Desk.one",
+        ask(1, 1),
+        ask({"n": "x"}, ends="rejected"),
     ),
     case(
         "a static method over the mark",
@@ -209,7 +210,8 @@ CASES = [
             def one(n: int) -> int:
                 return n
         """,
-        refused="Desk.one",
+        ask(1, 1),
+        ask({"n": "x"}, ends="rejected"),
     ),
     case(
         "a class method under the mark",
@@ -220,7 +222,8 @@ CASES = [
             def one(cls, n: int) -> int:
                 return n
         """,
-        refused="Desk.one",
+        ask(1, 1),
+        ask({"n": "x"}, ends="rejected"),
     ),
     case(
         "a class method over the mark",
@@ -231,7 +234,8 @@ CASES = [
             def one(cls, n: int) -> int:
                 return n
         """,
-        refused="Desk.one",
+        ask(1, 1),
+        ask({"n": "x"}, ends="rejected"),
     ),
     case(
         "a property as handler",
@@ -287,7 +291,7 @@ CASES = [
             async def one(self, n: int) -> int:
                 return await super().one(n) + 1
         """,
-        refused="Desk.one",
+        ask(1, 2),
     ),
     case(
         "an override that is nothing is left out",

@@ -297,6 +297,7 @@ CASES = [
         """,
         ask({"note": {"n": 1}}, {"n": 3, "old": False}),
         ways=("notebook",),
+        wrong="the handler's annotations hold the class of the earlier cell",
     ),
     case(
         "a counter in the module",
@@ -439,7 +440,6 @@ CASES = [
                 return text(n) + text("x")
         """,
         ask(1, "intobject"),
-        refused_by_value="'text'",
     ),
     case(
         "a method that goes by the type of its argument",
@@ -460,7 +460,6 @@ CASES = [
                 return self.text(n)
         """,
         ask(1, "int"),
-        refused_by_value="text",
     ),
     case(
         "a context variable",
@@ -475,7 +474,6 @@ CASES = [
                 return user.get()
         """,
         ask({}, "nobody"),
-        refused_by_value="'user'",
     ),
     *(
         case(
