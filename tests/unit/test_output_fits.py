@@ -128,22 +128,26 @@ class Weather(BaseModel):
         return self.wind_speed > 20
 
 
+class Later(BaseModel):
+    at: int
+
+
 @pytest.mark.parametrize("value", [Weather(windSpeed=1.0), {"windSpeed": 1.0}, {"wind_speed": 1.0}])
 def test_a_result_goes_out_by_alias_whichever_way_it_was_written(value: Any) -> None:
     assert _handler(Weather)._spec.dump(value) == {"windSpeed": 1.0, "feelsLike": [], "isStormy": False}
 
 
 def test_an_instance_that_was_spoilt_later_does_not_leave() -> None:
-    spoilt = Weather(windSpeed=1.0)
-    spoilt.wind_speed = "strong"  # type: ignore[assignment]
+    spoilt = Later(at=1)
+    spoilt.at = "noon"  # type: ignore[assignment]
 
     with pytest.raises(OutputError, match=r"mirror\.it"):
-        _handler(Weather)._spec.dump(spoilt)
+        _handler(Later)._spec.dump(spoilt)
 
 
 def test_the_schema_of_a_model_is_that_of_what_is_read_and_of_what_is_written() -> None:
     topic = _handler(Weather).topic
 
     assert "isStormy" not in json.dumps(topic.input_schema)
-    assert "isStormy" in topic.output_schema["properties"] or "isStormy" in json.dumps(topic.output_schema)
+    assert "isStormy" in json.dumps(topic.output_schema)
     assert TypeAdapter(Weather).json_schema(mode="serialization") == topic.output_schema
