@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import inspect
 import operator
+import os
 import site
 import sys
 import sysconfig
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, get_type_hints
@@ -17,6 +18,8 @@ from typing import Any, get_type_hints
 import cloudpickle
 
 from squadron.actors.agent import Agent, AgentSpec
+from squadron.actors.marks import TOOL, TOPIC, marked
+from squadron.bridge.pickling import dumps
 from squadron.runtime.errors import DeployError, InvalidAgentError, MessageTooLargeError
 
 #: Largest class that travels by value; the embedded server takes messages of 8 MB.
@@ -82,23 +85,12 @@ def pack(agent_class: type[Agent]) -> tuple[Code, bytes]:
 
 
 def _pickle(agent_class: type[Agent], module: ModuleType | None) -> bytes:
-    for _, function in inspect.getmembers(agent_class, inspect.isfunction):
-        if hasattr(function, "__squadron_topic__") or hasattr(function, "__squadron_tool__"):
+    for attribute in (TOPIC, TOOL):
+        for each in marked(agent_class, attribute):
             # Names that stand only in annotations would be left behind (`from __future__ import annotations`).
+            function = getattr(each.function, "__func__", each.function)
             function.__annotations__ = get_type_hints(function, include_extras=True)
-    own = _project_modules(module)
-    for each in own:
-        cloudpickle.register_pickle_by_value(each)
-    try:
-        return bytes(cloudpickle.dumps(agent_class))
-    except Exception as error:
-        raise InvalidAgentError(
-            f"{agent_class.__name__} can't travel to the cluster: {error}",
-            hint="make locks, clients and files in on_start, not at module or class level",
-        ) from None
-    finally:
-        for each in own:
-            cloudpickle.unregister_pickle_by_value(each)
+    return dumps(agent_class, _project_modules(module))
 
 
 def _project_modules(module: ModuleType | None) -> list[ModuleType]:
@@ -121,12 +113,19 @@ def _file(module: ModuleType) -> Path:
 
 
 def _is_installed(module: ModuleType) -> bool:
-    if module.__name__ == "squadron" or module.__name__.startswith("squadron."):
+    name, file = module.__name__, getattr(module, "__file__", None)
+    if not file or name == "squadron" or name.startswith("squadron."):
         return True
-    file = _file(module)
-    libraries = {sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")}
-    libraries |= {*site.getsitepackages(), site.getusersitepackages()}
-    return file == Path("/") or any(Path(library).resolve() in file.parents for library in libraries)
+    # As it stands first: following the links of a thousand modules cost more than all else of a deploy.
+    return file.startswith(_libraries()) or str(Path(file).resolve()).startswith(_libraries())
+
+
+@cache
+def _libraries() -> tuple[str, ...]:
+    """The folders of installed packages, as they are told and as they are, each with a slash."""
+    folders = {sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")}
+    folders |= {*site.getsitepackages(), site.getusersitepackages()}
+    return tuple(f"{path}{os.sep}" for each in folders for path in {each, str(Path(each).resolve())})
 
 
 def _digest(data: bytes) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import inspect
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -141,8 +142,10 @@ class EventTurns:
             return
         try:
             await self._run_handler(message)
-        except (Exception, SystemExit) as error:
-            # A handler that calls sys.exit() would take the replica along.
+        except (asyncio.CancelledError, GeneratorExit):
+            raise
+        except BaseException as error:
+            # A handler that calls sys.exit() would take the replica along; of another one nobody would hear.
             await self._judge(error, delivery, message, attempt)
         else:
             await delivery.lease.settle()
@@ -151,15 +154,13 @@ class EventTurns:
         limit = asyncio.timeout(self._run_timeout_s)
         try:
             async with limit:
-                await _call(self._handle, message)
+                await hand_event(self._handle, message)
         except TimeoutError:
             if limit.expired():
                 raise TimeoutError(f"ran longer than its {self._run_timeout_s:g} s") from None
             raise
 
-    async def _judge(
-        self, error: Exception | SystemExit, delivery: Delivery, message: AgentMessage, attempt: int
-    ) -> None:
+    async def _judge(self, error: BaseException, delivery: Delivery, message: AgentMessage, attempt: int) -> None:
         summary = summary_of(error)
         helps = self._retries.covers(error)
         if helps and attempt < self._retries.max_attempts:
@@ -189,8 +190,10 @@ class EventTurns:
         await bury_event(self._letters, caller.identity, self.group, delivery, outcome)
 
 
-async def _call(handle: Callable[[AgentMessage], Awaitable[Any] | Any], message: AgentMessage) -> None:
-    if asyncio.iscoroutinefunction(handle):
+async def hand_event(handle: Callable[[AgentMessage], Awaitable[Any] | Any], message: AgentMessage) -> None:
+    """Run an event handler: in the loop if it is async, else in a thread."""
+    if inspect.iscoroutinefunction(handle):
         await handle(message)
-    else:
-        await asyncio.to_thread(handle, message)
+    elif inspect.isawaitable(returned := await asyncio.to_thread(handle, message)):
+        # A decorator that is not async itself handed on what the handler returned.
+        await returned

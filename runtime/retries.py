@@ -61,7 +61,11 @@ def backoff_s(attempt: int, first_s: float = FIRST_BACKOFF_S, longest_s: float =
 
 def text_of(error: BaseException) -> str:
     """An error's words, as they can travel: without secrets and lone surrogates, and cut."""
-    return scrub(str(error)).encode("utf-8", "replace").decode()[:SUMMARY_CHARACTERS]
+    try:
+        text = str(error)
+    except Exception as unreadable:
+        text = f"its words can't be had: {type(unreadable).__name__}"
+    return scrub(text).encode("utf-8", "replace").decode()[:SUMMARY_CHARACTERS]
 
 
 def summary_of(error: BaseException) -> str:

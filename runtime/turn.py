@@ -245,7 +245,7 @@ class Turns:
         late = self._caller.loop.call_later(limit_s, stop, "late")
         self._cancelled.watch(message.id, partial(stop, "cancelled"))
         answer: Any = _NOTHING
-        failure: Exception | SystemExit | None = None
+        failure: BaseException | None = None
         try:
             context.message = await self._caller.claims.resolve(message)
             answer = await handler.run(context.message.payload.content, context)
@@ -254,8 +254,10 @@ class Turns:
                 if turn.cancelling():
                     raise  # drained: somebody else runs it
                 failure = RuntimeError("what the handler waited for was cancelled")
-        except (Exception, SystemExit) as error:
-            # A handler that calls sys.exit() would take the replica along.
+        except GeneratorExit:
+            raise  # our own end, not the handler's
+        except BaseException as error:
+            # A handler that calls sys.exit() would take the replica along; of another one nobody would hear.
             failure = error
         finally:
             late.cancel()
@@ -300,12 +302,13 @@ class Turns:
         return outcome
 
     def _judge(
-        self, error: Exception | SystemExit, retries: Retries, common: dict[str, Any], context: Context
+        self, error: BaseException, retries: Retries, common: dict[str, Any], context: Context
     ) -> Outcome | _Again:
         summary = summary_of(error)
         attempt = common["attempt"]
         if isinstance(error, Terminal | OutputError) or not retries.covers(error):
-            return Failed(reason=text_of(error), details={"type": type(error).__name__}, **common)
+            kind = type(error).__name__
+            return Failed(reason=text_of(error) or kind, details={"type": kind}, **common)
         after_s = retries.after_s(attempt, error)
         if attempt < retries.max_attempts and after_s < context.deadline.remaining_s():
             context.log.info("turn.retry", error=summary, after_s=round(after_s, 3))

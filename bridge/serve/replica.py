@@ -23,7 +23,7 @@ from squadron.bridge.code import Code, unpack
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.config import Settings
 from squadron.runtime.background import Health, spawn
-from squadron.runtime.durable import EventGroup, EventTurns
+from squadron.runtime.durable import EventGroup, EventTurns, hand_event
 from squadron.runtime.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.errors import DeployError, InvalidMessageError, SquadronError
 from squadron.runtime.handover import Handovers
@@ -155,10 +155,7 @@ class AgentReplica:
             self._log.warning("event.unreadable", subject=note.subject, error=str(error))
             return
         try:
-            if asyncio.iscoroutinefunction(handler):
-                await handler(message)
-            else:
-                await asyncio.to_thread(handler, message)
+            await hand_event(handler, message)
         except Exception:
             self._log.exception("event.handler_failed", subject=note.subject, message=message.id)
 

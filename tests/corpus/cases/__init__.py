@@ -1,0 +1,5 @@
+"""All cases of the corpus; one file for each field of what people write."""
+
+from tests.corpus.cases import classes, errors, handlers, names, projects, types, values
+
+CASES = [case for field in (handlers, classes, types, values, names, projects, errors) for case in field.CASES]
