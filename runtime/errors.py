@@ -125,6 +125,10 @@ class BusUnavailableError(SquadronError):
     retryable = True
 
 
+class StorageFullError(BusUnavailableError):
+    """The storage of JetStream, or of one of its streams, is full: nothing is stored until something is freed."""
+
+
 class BridgeUnavailableError(SquadronError):
     """No bridge answers for this environment."""
 

@@ -91,8 +91,10 @@ class JetStreamLease:
     async def release(self, after_s: float = 0.0) -> None:
         """Hand the message back for another delivery."""
         unbegun = self.delivered == 1 and not self._begun
-        if unbegun and (self.first or await self._notes.last(self._note_key) is None):
-            await self._notes.append(self._note_key, b"0", ttl_s=NOTE_TTL_S)
+        # A full server does not store the note: then an attempt is lost, but no time.
+        with contextlib.suppress(BusUnavailableError):
+            if unbegun and (self.first or await self._notes.last(self._note_key) is None):
+                await self._notes.append(self._note_key, b"0", ttl_s=NOTE_TTL_S)
         delay = json.dumps({"delay": round(after_s * NANOSECONDS)})
         await self._connection.publish(self._reply, f"-NAK {delay}".encode())
 
