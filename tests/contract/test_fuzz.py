@@ -25,6 +25,7 @@ from squadron import Agent, Context, Settings, topic
 from squadron.actors.agent import AgentSpec
 from squadron.bridge.core import Bridge
 from squadron.bridge.jetstream import embedded
+from squadron.bridge.jetstream.streams import StreamNames, Streams
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.flow import Events
 from squadron.runtime.caller import Ask
@@ -260,8 +261,10 @@ class Place:
         async def held() -> dict[str, int]:
             return {}
 
+        keep = Streams(wiring.connection, StreamNames(self.settings.env)).keep
+        lease_s = self.settings.lease_s
         bridge = Bridge(
-            wiring.caller, wiring.queue, wiring.records, HeldReplicas(), held, {}, lease_s=self.settings.lease_s
+            wiring.caller, wiring.queue, wiring.records, HeldReplicas(), held, keep, {}, lease_s=lease_s
         )
         await bridge.start()
         self._open.push_async_callback(bridge.aclose)
