@@ -7,35 +7,29 @@ import contextlib
 import json
 import os
 import uuid
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import structlog
-from pydantic import ValidationError
 
+from squadron.bridge.deployed import Deployed
 from squadron.runtime.background import spawn
 from squadron.runtime.caller import Caller
 from squadron.runtime.deployment import AgentState, Deployment, Scale
 from squadron.runtime.envelope import AgentMessage
 from squadron.runtime.errors import (
+    BusUnavailableError,
     ConfigError,
-    DeployError,
     InvalidMessageError,
     InvalidSubjectError,
     RouteConflictError,
     SquadronError,
 )
-from squadron.runtime.ports import Journal, Mailbox, Note, Queue, Replicas, Subscription
+from squadron.runtime.ports import Backlog, Journal, Note, Queue, Replicas, Subscription
 from squadron.runtime.registry import STAND_IN, Registry
-from squadron.runtime.subjects import (
-    TaskSubject,
-    TicketSubject,
-    check_token,
-    is_foreign,
-    matches,
-    overlap,
-)
+from squadron.runtime.subjects import TaskSubject, TicketSubject, is_foreign, matches, overlap
 
 #: How often backlogs are sampled for the autoscaler, in seconds: Serve's control loop ticks every 0.1 s, and
 #: a sample is one API call whatever the number of agents.
@@ -43,6 +37,9 @@ SAMPLE_S = 0.25
 
 #: How many calls are remembered by their id; a client asks again within seconds.
 CALLS_KEPT = 256
+
+#: How many losses of the server's store are told.
+LOSSES_KEPT = 8
 
 #: Serve's words for an agent that takes tasks, or soon will.
 _ALIVE = frozenset({"RUNNING", "DEPLOYING", "UPDATING", "NOT_STARTED", "AUTOSCALING", "HEALTHY"})
@@ -65,25 +62,35 @@ class Bridge:
         records: Journal,
         replicas: Replicas,
         held: Callable[[], Awaitable[Mapping[str, int]]],
+        keep_streams: Callable[[], Awaitable[Sequence[str]]],
         facts: Mapping[str, Any],
         *,
         lease_s: float,
     ) -> None:
-        self._caller, self._queue, self._records, self._replicas = caller, queue, records, replicas
-        self._held, self._facts, self._lease_s = held, dict(facts), lease_s
+        """Make one; it does nothing before `start`.
+
+        Args:
+            held: the messages that mailboxes hold, by subject.
+            keep_streams: makes what the store lacks, and returns what of it was lost since the last call.
+            facts: what `ping` tells besides.
+        """
+        self._caller, self._queue, self._replicas = caller, queue, replicas
+        self._held, self._keep_streams, self._facts = held, keep_streams, dict(facts)
         self._subjects, self._registry = caller.subjects, caller.registry
-        self._deployments: dict[str, Deployment] = {}
+        self._deployed = Deployed(queue, records, self._registry, self._subjects, lease_s=lease_s)
+        self._deployments = self._deployed.agents
         self._states: dict[str, AgentState] = {}
-        self._backlogs: dict[str, int] = {}
-        #: Undeployed agents whose replicas may still finish turns: until then they need their mailbox.
-        self._leaving: set[str] = set()
+        #: Tasks held by each agent, at the last look.
+        self._held_by: dict[str, int] = {}
+        #: What was last known of each mailbox.
+        self._backlogs: dict[str, Backlog] = {}
+        #: When the server came back with an empty store, and which streams it had lost.
+        self._losses: deque[dict[str, Any]] = deque(maxlen=LOSSES_KEPT)
         #: The latest calls by their id, so that one which is asked again is not done again.
         self._calls: OrderedDict[str, asyncio.Task[dict[str, Any]]] = OrderedDict()
         self._writing = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._ears: list[Subscription] = []
-        #: Records that are not as this bridge wrote them: kind and agent.
-        self._overwritten: set[tuple[str, str]] = set()
         self._log = structlog.get_logger("squadron.bridge")
 
     @property
@@ -92,26 +99,8 @@ class Bridge:
 
     async def start(self) -> None:
         """Take up what is recorded and begin to answer."""
-        for entry in await self._records.latest(self._subjects.registry("deployment")):
-            if entry.data:
-                try:
-                    deployment = Deployment.model_validate_json(entry.data)
-                except (ValidationError, InvalidSubjectError) as error:
-                    self._log.error("bridge.bad_record", key=entry.key, error=str(error))
-                    continue
-                self._deployments[deployment.agent] = deployment
-        for entry in await self._records.latest(self._subjects.registry("leaving")):
-            with contextlib.suppress(InvalidSubjectError):
-                self._leaving.add(check_token(entry.key.rsplit(".", 1)[-1], "agent"))
-        for deployment in list(self._deployments.values()):
-            try:
-                await self._queue.declare(self._mailbox(deployment))
-            except RouteConflictError as error:
-                # Not written by a bridge: the others must come up all the same.
-                self._log.error("bridge.bad_record", key=deployment.agent, error=str(error))
-                del self._deployments[deployment.agent]
-                continue
-            await self._registry.advertise(deployment.card)
+        await self._keep_streams()
+        await self._deployed.load()
         self._registry.on_lapse(lambda *gone: self._spawn(self._tell_offline(*gone), "tells offline"))
         # What is recorded is declared by the upkeep, which goes on when Serve refuses or is away.
         self._spawn(self._keep_up(), "upkeep", lasting=True)
@@ -177,8 +166,9 @@ class Bridge:
         return await asyncio.shield(task)
 
     async def ping(self) -> dict[str, Any]:
-        """Who answers: process id, environment, addresses."""
-        return {"pid": os.getpid(), "environment": self._subjects.environment, **self._facts}
+        """Who answers: process id, environment, addresses, and when the server's store was lost."""
+        here = {"pid": os.getpid(), "environment": self._subjects.environment, "losses": list(self._losses)}
+        return {**here, **self._facts}
 
     async def deploy(self, deployments: list[dict[str, Any]]) -> dict[str, Any]:
         """Run agents, or change how they run; returns at once, `status` tells how it goes.
@@ -199,17 +189,9 @@ class Bridge:
                     # Somebody set the scale by hand; new code does not undo that.
                     wanted[i] = each.model_copy(update={"scale": before.scale})
                 self._check_routes(each, wanted[:i])
-            for each in wanted:
-                await self._queue.declare(self._mailbox(each))
-            await self._write(*wanted)
-            for each in wanted:
-                await self._registry.advertise(each.card)
-                await self._registry.renew(each.agent, STAND_IN)
+            await self._change(*wanted)
+            await self._deployed.keep_code()
         return {"agents": {each.agent: each.code["version"] for each in wanted}}
-
-    def _mailbox(self, deployment: Deployment) -> Mailbox:
-        ordered = deployment.ordered_by != ""
-        return Mailbox(deployment.agent, deployment.patterns, self._lease_s, ordered=ordered)
 
     def _check_routes(self, wanted: Deployment, others: Sequence[Deployment]) -> None:
         cards = [*self._registry.cards(), *(other.card for other in others)]
@@ -224,37 +206,48 @@ class Bridge:
                             hint=f"undeploy {card.agent}, or name the topics apart",
                         )
 
-    async def _write(self, *deployments: Deployment) -> None:
-        """Journal first: what was acknowledged is taken up again by the next bridge."""
-        before = dict(self._deployments)
-        for each in deployments:
-            await self._record(each.agent, each)
-        try:
-            await self._replicas.apply(list(self._deployments.values()))
-        except DeployError:
-            for each in deployments:
-                await self._record(each.agent, before.get(each.agent))
-            raise
+    async def _change(self, *wanted: Deployment) -> None:
+        """All or none: if anything fails, mailboxes, records and cards are made what they were.
 
-    async def _record(self, agent: str, deployment: Deployment | None) -> None:
-        key = self._subjects.record("deployment", agent)
-        if deployment is None:
-            await self._records.erase(key)
-            self._deployments.pop(agent, None)
-        else:
-            await self._records.append(key, deployment.model_dump_json().encode())
-            self._deployments[agent] = deployment
+        Journal before cluster: what was acknowledged is taken up again by the next bridge.
+        """
+        before = {each.agent: self._deployments.get(each.agent) for each in wanted}
+        self._deployments.update({each.agent: each for each in wanted})
+        try:
+            await self._deployed.write_all("mailbox", before)
+            await self._deployed.write_all("deployment", before)
+            await self._replicas.apply(list(self._deployments.values()))
+            await self._deployed.write_all("card", before)
+        except BaseException:
+            for agent, was in before.items():
+                self._deployments.pop(agent)
+                if was is not None:
+                    self._deployments[agent] = was
+            # Backwards: a topic that went from one to the next can only come back this way. What the cluster was
+            # told is found by the upkeep, and so is what can't be written now.
+            for kind in ("mailbox", "deployment", "card"):
+                self._deployed.note(kind, *reversed(before))
+            with contextlib.suppress(SquadronError):
+                await self._deployed.put_right()
+            raise
 
     async def undeploy(self, agent: str) -> dict[str, Any]:
         """Stop an agent after its running turns; what waits in its mailbox is kept for its return."""
         async with self._writing:
             if agent not in self._deployments:
                 raise ConfigError(f"no agent {agent!r} is deployed", hint=self._known())
-            await self._records.append(self._subjects.record("leaving", agent), b"{}")
-            self._leaving.add(agent)
-            await self._record(agent, None)
-            await self._registry.withdraw(agent)
-            await self._registry.depart(agent, STAND_IN)
+            was = self._deployments.pop(agent)
+            try:
+                await self._deployed.write("deployment", agent)
+            except BaseException:
+                self._deployments[agent] = was
+                raise
+            self._deployed.leaving.add(agent)
+            self._deployed.note("leaving", agent)
+            self._deployed.note("card", agent)
+            # A full server does not store these; the upkeep tries again, and the agent stops all the same.
+            with contextlib.suppress(BusUnavailableError):
+                await self._deployed.put_right()
             await self._replicas.apply(list(self._deployments.values()))
         return {"agent": agent}
 
@@ -275,18 +268,23 @@ class Bridge:
                     f"{scale.minimum} replicas of {agent} are more than the cluster has memory for",
                     hint=f"it holds about {capacity}; add nodes first",
                 )
-            await self._write(deployment.model_copy(update={"scale": scale}))
+            await self._change(deployment.model_copy(update={"scale": scale}))
         return {"agent": agent, "scale": str(scale)}
 
     async def status(self) -> dict[str, Any]:
         """Everything a person wants to see: agents, replicas, backlogs, addresses."""
-        self._states = await self._replicas.states()
+        self._states = await self._replicas.states(list(self._deployments.values()))
         agents = [await self._describe(each) for _, each in sorted(self._deployments.items())]
         return {**await self.ping(), "agents": agents}
 
     async def _describe(self, deployment: Deployment) -> dict[str, Any]:
         state = self._states.get(deployment.agent, AgentState(status="NOT_STARTED"))
-        backlog = await self._queue.backlog(deployment.agent)
+        try:
+            self._backlogs[deployment.agent] = await self._queue.backlog(deployment.agent)
+        except SquadronError as error:
+            # JetStream has no leader, say: what was last known is told, and not that there is nothing.
+            self._log.info("bridge.no_backlog", agent=deployment.agent, error=str(error))
+        backlog = self._backlogs.get(deployment.agent)
         present = self._registry.replicas(deployment.agent)
         return {
             "agent": deployment.agent,
@@ -298,18 +296,18 @@ class Bridge:
             "scale": str(deployment.scale),
             "slots": deployment.slots,
             "version": deployment.code["version"],
-            "waiting": backlog.waiting,
-            "taken": backlog.taken,
+            "waiting": None if backlog is None else backlog.waiting,
+            "taken": None if backlog is None else backlog.taken,
             "replicas": [{"id": name, **it.model_dump()} for name, it in present.items()],
         }
 
     # --- upkeep --------------------------------------------------------------------------------------
 
     def backlogs(self) -> dict[str, dict[str, int | None]]:
-        """For the autoscaler: tasks held per agent, and the pinned number of replicas if there is one."""
+        """For the autoscaler: tasks held per agent, None if not known, and a pinned number of replicas, if any."""
         return {
             name: {
-                "held": self._backlogs.get(name, 0),
+                "held": self._held_by.get(name),
                 "pinned": each.scale.minimum if each.scale.pinned else None,
             }
             for name, each in self._deployments.items()
@@ -319,14 +317,14 @@ class Bridge:
         while True:
             try:
                 held = await self._held()
-            except SquadronError as error:
-                self._log.info("bridge.no_sample", error=str(error))
-            else:
                 counts: dict[str, int] = dict.fromkeys(self._deployments, 0)
                 for subject, count in held.items():
                     for name in self._served_by(subject):
                         counts[name] += count
-                self._backlogs = counts
+                self._held_by = counts
+            except Exception as error:
+                # The last figures stand until there are new ones.
+                self._log.info("bridge.no_sample", error=str(error))
             await asyncio.sleep(SAMPLE_S)
 
     def _served_by(self, subject: str) -> list[str]:
@@ -348,9 +346,8 @@ class Bridge:
         """Keep what runs as it is recorded, stand in for agents at zero, and tell when a replica fell silent."""
         while True:
             try:
-                self._states = await self._replicas.states()
+                await self._look_after_streams()
                 await self._reconcile()
-                await self._rewrite()
                 for name in list(self._deployments):
                     if self._states.get(name, AgentState(status="")).status in _ALIVE:
                         await self._registry.renew(name, STAND_IN)
@@ -359,37 +356,39 @@ class Bridge:
                 self._log.warning("bridge.upkeep", error=str(error))
             await asyncio.sleep(min(1.0, self._registry.heartbeat_s))
 
+    async def _look_after_streams(self) -> None:
+        """After the server came back without its store, all that this process still knows is written anew."""
+        async with self._writing:
+            if lost := await self._keep_streams():
+                loss = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "streams": list(lost)}
+                self._losses.append(loss)
+                self._log.error("bridge.store_lost", **loss)
+                self._deployed.note_all()
+                await self._tell("status.store_lost", {"event": "store_lost", **loss})
+            await self._deployed.put_right()
+
     def _hear_record(self, note: Note) -> None:
         kind, agent = note.subject.split(".")[3:5]
-        deployment = self._deployments.get(agent)
-        if deployment is not None:
-            ours = deployment if kind == "deployment" else deployment.card
-            if note.data != ours.model_dump_json().encode():
-                self._overwritten.add((kind, agent))
-
-    async def _rewrite(self) -> None:
-        """Put right what somebody else wrote over: the next bridge and whoever comes later read it."""
-        async with self._writing:
-            while self._overwritten:
-                kind, agent = self._overwritten.pop()
-                deployment = self._deployments.get(agent)
-                if deployment is not None and kind == "deployment":
-                    await self._record(agent, deployment)
-                elif deployment is not None:
-                    await self._registry.advertise(deployment.card)
+        self._deployed.overwritten(kind, agent, note.data)
 
     async def _reconcile(self) -> None:
+        """Declare anew what the cluster was told otherwise: by another bridge that read before we wrote, say."""
         async with self._writing:
+            wanted = list(self._deployments.values())
+            self._states = await self._replicas.states(wanted)
             declared = {name for name, state in self._states.items() if state.status != "DELETING"}
-            if declared != self._deployments.keys():
-                await self._replicas.apply(list(self._deployments.values()))
-            for name in self._leaving - self._states.keys():
+            if declared != self._deployments.keys() or any(state.drifted for state in self._states.values()):
+                await self._replicas.apply(wanted)
+            for name in self._deployed.leaving - self._states.keys():
                 if name not in self._deployments:
                     await self._queue.remove(name)
-                await self._records.erase(self._subjects.record("leaving", name))
-                self._leaving.discard(name)
+                self._deployed.leaving.discard(name)
+                await self._deployed.write("leaving", name)
 
     async def _tell_offline(self, agent: str, replica: str) -> None:
         content = {"event": "agent_offline", "agent": agent, "replica": replica, "reason": "heartbeat lapsed"}
+        await self._tell("status.offline", content)
+
+    async def _tell(self, event: str, content: dict[str, Any]) -> None:
         message = AgentMessage.new("event", self._caller.identity, content, conversation_id="system")
-        await self._caller.bus.publish(self._subjects.event("status.offline"), message.encode())
+        await self._caller.bus.publish(self._subjects.event(event), message.encode())

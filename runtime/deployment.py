@@ -90,3 +90,5 @@ class AgentState(BaseModel):
     message: str = ""
     running: int = 0
     target: int = 0
+    #: Whether the cluster was told to run it otherwise than is wanted.
+    drifted: bool = False

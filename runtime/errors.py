@@ -143,6 +143,10 @@ class BlockingCallError(SquadronError):
     """A call that blocks was made in a thread whose event loop runs, and would hold it up."""
 
 
+class StorageFullError(BusUnavailableError):
+    """The storage of JetStream, or of one of its streams, is full: nothing is stored until something is freed."""
+
+
 class BridgeUnavailableError(SquadronError):
     """No bridge answers for this environment."""
 

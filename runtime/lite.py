@@ -15,7 +15,13 @@ from pydantic_core import PydanticSerializationError
 
 from squadron.runtime.background import spawn
 from squadron.runtime.envelope import AgentIdentity, pack
-from squadron.runtime.errors import BusUnavailableError, FencedError, InvalidInputError, SquadClosedError
+from squadron.runtime.errors import (
+    BusUnavailableError,
+    FencedError,
+    InvalidInputError,
+    SquadClosedError,
+    StorageFullError,
+)
 from squadron.runtime.exclusive import ExclusiveCursor, cursor_key
 from squadron.runtime.lite_feed import LiteFeed
 from squadron.runtime.lite_journal import END_HEADER, LiteJournal
@@ -28,6 +34,8 @@ from squadron.runtime.subjects import Subjects, check_token, life_of, token_of
 DEFAULT_TTL_S, LONGEST_TTL_S = 24 * 3600.0, 30 * 24 * 3600.0
 #: A life is renewed at most so often, in seconds, and ends so much later than it was asked to.
 RENEW_S = 1.0
+#: How often, once in `RENEW_S`, a full server is asked to store that a topic was closed: for an hour.
+MARK_TRIES = 3600
 #: How long an end marker is kept for readers who come late, in seconds: a day.
 END_KEPT_S = 24 * 3600.0
 #: How often `close` tries to be right behind the last message, while others go on to publish.
@@ -208,7 +216,19 @@ class LiteTopics:
                     await self.lite.end(key, _json(end), keep_s=END_KEPT_S)
             except FencedError:
                 continue
+            except StorageFullError:
+                # Its messages are gone all the same; who reads it is told as soon as there is room for that.
+                self._in_background(self._mark_later(key, _json(end | {"last": seq})))
             return
+
+    async def _mark_later(self, key: str, end: bytes) -> None:
+        # Fenced: somebody began the topic anew.
+        with contextlib.suppress(FencedError):
+            for _ in range(MARK_TRIES):
+                await asyncio.sleep(RENEW_S)
+                with contextlib.suppress(BusUnavailableError):
+                    await self.lite.end(key, end, keep_s=END_KEPT_S, expect_seq=0)
+                    return
 
 
 class LiteTopic:
@@ -287,6 +307,8 @@ class LiteTopic:
 
     async def close(self) -> None:
         """End the topic now, with all its messages; who reads it is told. May be called twice.
+
+        On a full server the messages go at once, and it is told when there is room, within the hour.
 
         Raises:
             BusUnavailableError: not acknowledged in time; closing it again is safe.

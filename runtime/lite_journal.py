@@ -37,6 +37,7 @@ class LiteJournal(Journal, Protocol):
 
         Raises:
             FencedError: `expect_seq` did not fit.
+            StorageFullError: the marker could not be stored; what the key held is dropped all the same.
             BusUnavailableError: not acknowledged in time; ending it again is safe.
         """
         ...

@@ -391,8 +391,8 @@ class Replicas(Protocol):
         """
         ...
 
-    async def states(self) -> dict[str, AgentState]:
-        """How each agent is doing, by name."""
+    async def states(self, wanted: Sequence[Deployment]) -> dict[str, AgentState]:
+        """How each agent is doing, by name, and whether it runs by another declaration than is wanted."""
         ...
 
     async def capacity(self) -> int:

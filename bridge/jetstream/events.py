@@ -6,6 +6,7 @@ The server republishes what it stores to the subject of plain events, so that wh
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,7 +14,7 @@ from squadron.bridge.jetstream.connect import NANOSECONDS, Connection
 from squadron.bridge.jetstream.feed import PullFeed
 from squadron.bridge.jetstream.journal import JetStreamJournal
 from squadron.bridge.jetstream.queue import MAX_ACK_PENDING, MAX_WAITING
-from squadron.bridge.jetstream.streams import StreamNames
+from squadron.bridge.jetstream.streams import CONSUMER_NOT_FOUND, StreamNames, ask_for, find
 from squadron.runtime.durable import EventGroup, check_start
 from squadron.runtime.errors import BusUnavailableError
 from squadron.runtime.ports import Delivery, Feed, Mailbox
@@ -44,9 +45,14 @@ class JetStreamEventLog:
 
     async def consume(self, group: EventGroup, sink: Callable[[Delivery], None]) -> Feed:
         """Pull as a member of the group, which is made if it is new."""
-        consumer = await self._declare(group)
+        log, consumer = await self._made_at(), await self._declare(group)
 
         async def declare_lane(_: int) -> str:
+            nonlocal log
+            if (now := await self._made_at()) != log:
+                # The server came back with an empty store: all there is now is new to the group.
+                await self._declare(replace(group, start="first"))
+                log = now
             return consumer
 
         async def lanes_held() -> set[int]:
@@ -69,6 +75,9 @@ class JetStreamEventLog:
         await feed.open()
         return feed
 
+    async def _made_at(self) -> str:
+        return str((await ask_for(self._connection, f"STREAM.INFO.{self._stream}"))["created"])
+
     async def _declare(self, group: EventGroup) -> str:
         name = _consumer(group.name)
         wanted: dict[str, Any] = {
@@ -86,9 +95,9 @@ class JetStreamEventLog:
         }
         answer = await self._create(name, "create", fixed | _start(group) | wanted)
         if answer.get("error", {}).get("err_code") == _CONSUMER_EXISTS:
-            info = await self._connection.api(f"CONSUMER.INFO.{self._stream}.{name}", {})
+            info = await ask_for(self._connection, f"CONSUMER.INFO.{self._stream}.{name}")
             # It keeps its place, so it must keep where it once started.
-            answer = await self._create(name, "update", info.get("config", fixed) | wanted)
+            answer = await self._create(name, "update", info["config"] | wanted)
         if error := answer.get("error"):
             raise BusUnavailableError(f"NATS refused the subscription {group.name}: {error.get('description')}")
         return name
@@ -99,7 +108,8 @@ class JetStreamEventLog:
 
     async def forget(self, name: str) -> None:
         """Delete a group with its place in the log."""
-        await self._connection.api(f"CONSUMER.DELETE.{self._stream}.{_consumer(name)}", {})
+        call = f"CONSUMER.DELETE.{self._stream}.{_consumer(name)}"
+        await find(self._connection, call, missing=CONSUMER_NOT_FOUND)
 
 
 def _start(group: EventGroup) -> dict[str, Any]:

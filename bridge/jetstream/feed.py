@@ -27,6 +27,8 @@ PULL_EXPIRES_S, PULL_HEARTBEAT_S = 30, 5
 NOTE_TTL_S = 7 * 24 * 3600.0
 #: How far the clocks of a server and its clients may differ, in seconds.
 CLOCKS_S = 1.0
+#: Status of the answer to a pull on a consumer that does not exist: nobody is there to answer (ADR-4 of NATS).
+_NO_CONSUMER = "503"
 #: How long the server may take to answer a pull that does not wait, in seconds, before it counts as lost.
 TAKE_WITHIN_S = 2.0
 
@@ -97,8 +99,10 @@ class JetStreamLease:
     async def release(self, after_s: float = 0.0) -> None:
         """Hand the message back for another delivery."""
         unbegun = self.delivered == 1 and not self._begun
-        if unbegun and (self.first or await self._notes.last(self._note_key) is None):
-            await self._notes.append(self._note_key, b"0", ttl_s=NOTE_TTL_S)
+        # A full server does not store the note: then an attempt is lost, but no time.
+        with contextlib.suppress(BusUnavailableError):
+            if unbegun and (self.first or await self._notes.last(self._note_key) is None):
+                await self._notes.append(self._note_key, b"0", ttl_s=NOTE_TTL_S)
         delay = json.dumps({"delay": round(after_s * NANOSECONDS)})
         await self._connection.publish(self._reply, f"-NAK {delay}".encode())
 
@@ -170,6 +174,8 @@ class _Lane:
             self.pending = lease.pending
             self._feed.arrived(msg, lease)
         elif (headers := msg.headers).get("Status") != "100":
+            if headers.get("Status") == _NO_CONSUMER:
+                self._feed.missing.add(self.priority)
             # 404, 408 and 409 end a pull request; what it did not deliver has to be asked for again.
             left = headers.get("Nats-Pending-Messages")
             self.asked = max(0, self.asked - int(left)) if left else 0
@@ -223,6 +229,8 @@ class PullFeed:
         #: Lanes that were heard of, and whether others may have been missed.
         self._unopened: set[int] = set()
         self._look = not mailbox.serial
+        #: Lanes whose consumer the server does not know: it came back without its store.
+        self.missing: set[int] = set()
         self._closed = False
         self._tasks: list[asyncio.Task[None]] = []
         self._background: set[asyncio.Task[None]] = set()
@@ -324,6 +332,8 @@ class PullFeed:
                 # What is asked for now would be sent later, on top of what is asked for when it is back.
                 continue
             try:
+                while self.missing:
+                    await self._declare_lane(self.missing.pop())
                 if self._look or self._unopened:
                     await self._open_lanes()
                 if self._full and len(self._lanes) > 1:

@@ -16,7 +16,7 @@ from pydantic_core import from_json
 from squadron.bridge.jetstream.bus import listen
 from squadron.bridge.jetstream.client import Heard
 from squadron.bridge.jetstream.connect import RECONNECT_WAIT_S, Connection
-from squadron.runtime.errors import BusUnavailableError, FencedError
+from squadron.runtime.errors import BusUnavailableError, FencedError, StorageFullError
 from squadron.runtime.lite_journal import END_HEADER
 from squadron.runtime.ports import Entry, Subscription
 from squadron.runtime.subjects import life_of, live_of
@@ -35,6 +35,9 @@ PERSIST_S = 20.0
 
 #: JetStream error codes (nats-server `errors.json`).
 _WRONG_LAST_SEQUENCE = (10071, 10164)
+#: The server's storage is full, the account's, or, with these words, the stream or the disk.
+_STORAGE_FULL, _NOT_STORED = (10002, 10023, 10047), 10077
+_FULL_WORDS = ("maximum bytes", "maximum messages", "no space left")
 
 
 class JetStreamJournal:
@@ -98,7 +101,12 @@ class JetStreamJournal:
     async def end(self, key: str, data: bytes, *, keep_s: float, expect_seq: int | None = None) -> int:
         """Append an end marker and drop what the key held, in one step."""
         headers = {END_HEADER: "closed", "Nats-Rollup": "sub", "Nats-TTL": _seconds(keep_s)}
-        return await self._put(key, data, headers, expect_seq)
+        try:
+            return await self._put(key, data, headers, expect_seq)
+        except StorageFullError:
+            # What is to be dropped goes first, and may make room for the marker.
+            await self.erase(key, through_seq=expect_seq)
+            return await self._put(key, data, headers, None if expect_seq is None else 0)
 
     async def end_at(
         self, key: str, data: bytes, *, at: float, keep_s: float, expect_seq: int | None = None
@@ -251,7 +259,8 @@ def read_ack(answer: Heard, subject: str) -> int:
 
     Raises:
         FencedError: the expected sequence did not fit.
-        BusUnavailableError: the stream refused the message.
+        StorageFullError: there is no room for the message.
+        BusUnavailableError: the stream refused the message otherwise.
     """
     ack = from_json(answer.data, cache_strings="keys")
     error = ack.get("error")
@@ -259,4 +268,10 @@ def read_ack(answer: Heard, subject: str) -> int:
         return int(ack["seq"])
     if error.get("err_code") in _WRONG_LAST_SEQUENCE:
         raise FencedError(f"{subject}: {error.get('description')}")
+    code, description = error.get("err_code"), str(error.get("description"))
+    if code in _STORAGE_FULL or (code == _NOT_STORED and any(words in description for words in _FULL_WORDS)):
+        raise StorageFullError(
+            f"{subject} can't be stored: {description}",
+            hint="JetStream is full: give it more storage, or drop dead letters and lite topics",
+        )
     raise BusUnavailableError(f"{subject}: {error.get('description')}")

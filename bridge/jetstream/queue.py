@@ -17,7 +17,7 @@ import structlog
 from squadron.bridge.jetstream.connect import NANOSECONDS, Connection
 from squadron.bridge.jetstream.feed import JetStreamLease, PullFeed
 from squadron.bridge.jetstream.journal import JetStreamJournal, read_ack
-from squadron.bridge.jetstream.streams import StreamNames
+from squadron.bridge.jetstream.streams import CONSUMER_NOT_FOUND, StreamNames, ask_for, find
 from squadron.runtime.errors import BusUnavailableError, FencedError, InvalidMessageError, RouteConflictError
 from squadron.runtime.ports import Backlog, Delivery, Entry, Feed, Lease, Mailbox
 from squadron.runtime.subjects import NORMAL_PRIORITY, Subjects, check_queued, lane_of, matches
@@ -88,7 +88,8 @@ class JetStreamQueue:
     async def remove(self, name: str) -> None:
         """Forget a mailbox; what it holds stays in the stream."""
         for consumer in await self._consumers(name):
-            await self._connection.api(f"CONSUMER.DELETE.{self._stream}.{consumer}", {})
+            call = f"CONSUMER.DELETE.{self._stream}.{consumer}"
+            await find(self._connection, call, missing=CONSUMER_NOT_FOUND)
 
     async def _consumers(self, name: str) -> list[str]:
         lanes = [f"{name}=p{priority}" for priority in range(10) if priority != NORMAL_PRIORITY]
@@ -183,8 +184,8 @@ class JetStreamQueue:
         return Entry(found["seq"], found["subject"], base64.b64decode(found.get("data") or ""))
 
     async def _info(self, consumer: str) -> dict[str, Any] | None:
-        answer = await self._connection.api(f"CONSUMER.INFO.{self._stream}.{consumer}", {})
-        return None if "error" in answer else answer
+        call = f"CONSUMER.INFO.{self._stream}.{consumer}"
+        return await find(self._connection, call, missing=CONSUMER_NOT_FOUND)
 
     async def _declare_lane(self, mailbox: Mailbox, priority: int) -> str:
         """Make or update the durable consumer of one lane; returns its name.
@@ -221,9 +222,20 @@ class JetStreamQueue:
 
 
 async def subjects_held(connection: Connection, stream: str, patterns: list[str]) -> dict[str, int]:
-    """Messages that a work queue holds, by subject, for the subjects that match."""
+    """Messages that a work queue holds, by subject, for the subjects that match.
+
+    Raises:
+        BusUnavailableError: the server does not say.
+    """
     held: dict[str, int] = {}
     for pattern in patterns:
-        info = await connection.api(f"STREAM.INFO.{stream}", {"subjects_filter": pattern})
-        held.update(info.get("state", {}).get("subjects") or {})
+        # The server tells 100,000 subjects at a time.
+        offset, total = 0, 1
+        while offset < total:
+            query = {"subjects_filter": pattern, "offset": offset}
+            info = await ask_for(connection, f"STREAM.INFO.{stream}", query)
+            page = info["state"].get("subjects") or {}
+            held.update(page)
+            # What was settled meanwhile is told no more: an empty page is the last.
+            offset, total = offset + len(page), info.get("total", 0) if page else 0
     return held

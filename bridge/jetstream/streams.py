@@ -21,9 +21,15 @@ EVENTS_MAX_AGE_S = 7 * 24 * 3600
 #: What may follow the topic in a task's subject.
 LANES = ("", *(f".p{priority}" for priority in range(10)))
 
+#: How far the numbers of a stream that is made anew are from those of the one that is gone: it may have held more
+#: than was seen last, and whoever still holds a number of the old one, to settle it or to read on, must not hit
+#: another message by it.
+FRESH_SEQS = 1_000_000_000
+
 #: JetStream error codes (nats-server `errors.json`).
+CONSUMER_NOT_FOUND = 10014
 _STREAM_NAME_IN_USE = 10058
-_STREAM_NOT_FOUND = 10059
+STREAM_NOT_FOUND = 10059
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,10 +158,10 @@ async def ensure_stream(connection: Connection, config: dict[str, Any]) -> None:
     name = config["name"]
     answer = await connection.api(f"STREAM.CREATE.{name}", config)
     if answer.get("error", {}).get("err_code") == _STREAM_NAME_IN_USE:
-        present = (await connection.api(f"STREAM.INFO.{name}", {})).get("config", {})
-        # Replicas, placement and limits are the operator's, once the stream is there.
-        ours = {key: value for key, value in config.items() if key != "num_replicas"}
-        answer = await connection.api(f"STREAM.UPDATE.{name}", present | ours)
+        present = await ask_for(connection, f"STREAM.INFO.{name}")
+        # Replicas, placement, limits and where its numbers began are as they are, once the stream is there.
+        ours = {key: value for key, value in config.items() if key not in ("num_replicas", "first_seq")}
+        answer = await connection.api(f"STREAM.UPDATE.{name}", present["config"] | ours)
     if error := answer.get("error"):
         raise BusUnavailableError(
             f"NATS refused the stream {name}: {error.get('description')}",
@@ -163,7 +169,66 @@ async def ensure_stream(connection: Connection, config: dict[str, Any]) -> None:
         )
 
 
+async def find(
+    connection: Connection, call: str, payload: dict[str, Any] | None = None, *, missing: int
+) -> dict[str, Any] | None:
+    """What an API call answers, or None if its error code is `missing`: there is no such thing.
+
+    Raises:
+        BusUnavailableError: anything else went wrong; nothing is known then.
+    """
+    answer = await connection.api(call, payload or {})
+    error = answer.get("error")
+    if error is None:
+        return answer
+    if error.get("err_code") == missing:
+        return None
+    raise BusUnavailableError(f"JetStream refused {call}: {error.get('description')}")
+
+
+async def ask_for(connection: Connection, call: str, payload: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What an API call answers.
+
+    Raises:
+        BusUnavailableError: it answers with an error, whichever.
+    """
+    answer = await find(connection, call, payload, missing=-1)
+    assert answer is not None
+    return answer
+
+
 async def streams_exist(connection: Connection, names: StreamNames) -> bool:
-    """Whether the environment was ever brought up on this server."""
-    answer = await connection.api(f"STREAM.INFO.{names.tasks}", {})
-    return bool(answer.get("error", {}).get("err_code") != _STREAM_NOT_FOUND)
+    """Whether the environment was ever brought up on this server.
+
+    Raises:
+        BusUnavailableError: nobody knows, because JetStream does not answer as it should.
+    """
+    return await find(connection, f"STREAM.INFO.{names.tasks}", missing=STREAM_NOT_FOUND) is not None
+
+
+class Streams:
+    """The streams of an environment, watched: a server may come back without what it had stored."""
+
+    def __init__(self, connection: Connection, names: StreamNames) -> None:
+        self._connection, self._names = connection, names
+        #: When each was made, by the server's clock, and the last number seen in it.
+        self._seen: dict[str, tuple[str, int]] = {}
+
+    async def keep(self) -> list[str]:
+        """Make what is missing; returns the streams that are not those of the last look: what they held is lost.
+
+        Raises:
+            BusUnavailableError: JetStream does not answer as it should; the next look finds what was lost.
+        """
+        now: dict[str, tuple[str, int]] = {}
+        for config in _configs(self._names):
+            name = config["name"]
+            info = await find(self._connection, f"STREAM.INFO.{name}", missing=STREAM_NOT_FOUND)
+            if info is None:
+                fresh = {"first_seq": self._seen[name][1] + FRESH_SEQS} if name in self._seen else {}
+                await ensure_stream(self._connection, config | fresh)
+                info = await ask_for(self._connection, f"STREAM.INFO.{name}")
+            now[name] = (info["created"], info["state"]["last_seq"])
+        lost = [name for name, (made_at, _) in now.items() if self._seen.get(name, (made_at, 0))[0] != made_at]
+        self._seen = now
+        return lost

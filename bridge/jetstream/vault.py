@@ -37,6 +37,11 @@ class JetStreamVault:
         self._connection, self._names = connection, names
         self._journal = JetStreamJournal(connection, f"OBJ_{names.bucket}", batch=BATCH)
         self._ready = False
+        # The server may come back without its store.
+        connection.on_reconnect(self._look_again)
+
+    async def _look_again(self) -> None:
+        self._ready = False
 
     async def store(self, data: bytes, *, keep_s: float) -> str:
         """Keep `data` for `keep_s` seconds and return its name; it is stored when this returns."""

@@ -56,6 +56,9 @@ class Bindings:
         self._pumps: dict[str, Pump] = {}
         self._turns: dict[str, Turns] = {}
         self._routes: dict[str, dict[str, Any]] = {}
+        self._bound: dict[str, tuple[dict[str, Any], Mailbox]] = {}
+        #: Whether mailboxes, records and cards are to be made anew, because the server has lost them.
+        self.to_restore = False
         self._heart: asyncio.Task[None] | None = None
         self._log = structlog.get_logger("squadron.bindings")
 
@@ -88,8 +91,18 @@ class Bindings:
             "target": base64.b64encode(pickled).decode(),
         }
         await self._open(record, target)
-        key = self._wiring.subjects.record("binding", _name(pattern))
+        await self._record(record)
+
+    async def _record(self, record: dict[str, Any]) -> None:
+        key = self._wiring.subjects.record("binding", _name(record["pattern"]))
         await self._wiring.records.append(key, json.dumps(record).encode())
+
+    async def _restore(self) -> None:
+        """Make anew what the server lost, but the cards: the bridge writes those of everybody."""
+        for record, mailbox in list(self._bound.values()):
+            await self._wiring.queue.declare(mailbox)
+            await self._record(record)
+        self.to_restore = False
 
     async def _open(self, record: dict[str, Any], target: Any) -> None:
         pattern, name = record["pattern"], _name(record["pattern"])
@@ -100,7 +113,7 @@ class Bindings:
         turns = Turns(name, [CallHandler(topic, target, record["method"])], wiring.caller, wiring.dead)
         await turns.start()
         pump = self._pumps[pattern] = Pump(wiring.queue, mailbox, turns.run, slots=record["slots"])
-        self._turns[pattern] = turns
+        self._turns[pattern], self._bound[pattern] = turns, (record, mailbox)
         await pump.start()
         self._routes[pattern] = {"pattern": pattern, "mailbox": name, "kind": f"ray:{record['method']}"}
         card = AgentCard(agent=name, description=record["description"], topics=(topic,))
@@ -111,6 +124,8 @@ class Bindings:
         """As long as the bridge lives, its bindings are served."""
         while True:
             with contextlib.suppress(SquadronError):
+                if self.to_restore:
+                    await self._restore()
                 for pattern in list(self._pumps):
                     await self._wiring.registry.renew(_name(pattern), STAND_IN)
             await asyncio.sleep(self._wiring.registry.heartbeat_s)
@@ -125,7 +140,7 @@ class Bindings:
             raise ConfigError(f"{pattern!r} is not bound", hint=f"bound are {', '.join(self._pumps) or 'none'}")
         await self._wiring.registry.withdraw(_name(pattern))
         await self._wiring.records.erase(self._wiring.subjects.record("binding", _name(pattern)))
-        del self._routes[pattern]
+        del self._routes[pattern], self._bound[pattern]
         await self._pumps.pop(pattern).drain(RUN_TIMEOUT_S)
         await self._turns.pop(pattern).aclose()
         await self._wiring.queue.remove(_name(pattern))

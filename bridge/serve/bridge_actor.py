@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
 
 from squadron.bridge.core import Bridge
 from squadron.bridge.jetstream.queue import subjects_held
-from squadron.bridge.jetstream.streams import StreamNames
+from squadron.bridge.jetstream.streams import StreamNames, Streams
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.bridge.serve.bindings import Bindings
 from squadron.bridge.serve.cluster import ServeReplicas
@@ -35,28 +35,35 @@ class BridgeActor:
         self._settings = settings
         identity = AgentIdentity(id=f"bridge-{os.getpid()}", type="bridge")
         self._wiring = await Wiring.open(settings, identity, create=True)
-        stream = StreamNames(settings.env).tasks
+        names = StreamNames(settings.env)
+        streams = Streams(self._wiring.connection, names)
         runnable = [f"agents.{settings.env}.{kind}.>" for kind in ("task", "ticket")]
 
         async def held() -> Mapping[str, int]:
-            return await subjects_held(self._wiring.connection, stream, runnable)
+            return await subjects_held(self._wiring.connection, names.tasks, runnable)
+
+        async def keep_streams() -> Sequence[str]:
+            lost = await streams.keep()
+            self._bindings.to_restore = self._bindings.to_restore or bool(lost)
+            return lost
 
         facts = {
             "dashboard": dashboard_url,
             "ray": ray.get_runtime_context().gcs_address,
             "nats": self._wiring.connection.server,
         }
+        self._bindings = Bindings(self._wiring)
         self._bridge = Bridge(
             self._wiring.caller,
             self._wiring.queue,
             self._wiring.records,
             ServeReplicas(settings.env),
             held,
+            keep_streams,
             facts,
             lease_s=settings.lease_s,
         )
         await self._bridge.start()
-        self._bindings = Bindings(self._wiring)
         await self._bindings.start()
 
     async def settings(self) -> Settings:

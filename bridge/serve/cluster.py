@@ -218,9 +218,9 @@ class ServeReplicas:
             if details.get("deployed_app_config")
         }
 
-    async def states(self) -> dict[str, AgentState]:
-        """How each agent is doing, by name."""
-        return await asyncio.to_thread(self._states)
+    async def states(self, wanted: Sequence[Deployment]) -> dict[str, AgentState]:
+        """How each agent is doing, by name, and whether it runs by another declaration than is wanted."""
+        return await asyncio.to_thread(self._states, list(wanted))
 
     async def capacity(self) -> int:
         """How many replicas the cluster's memory holds."""
@@ -232,13 +232,17 @@ class ServeReplicas:
 
         return int(ray.cluster_resources().get("memory", 0) // REPLICA_BYTES)  # type: ignore[no-untyped-call]
 
-    def _states(self) -> dict[str, AgentState]:
+    def _states(self, wanted: Sequence[Deployment] = ()) -> dict[str, AgentState]:
         applications = _client().get_serve_details()["applications"]
-        return {
-            name.partition(SEPARATOR)[2]: _state(details)
-            for name, details in applications.items()
-            if self._is_ours(name)
-        }
+        ours = {each.agent: application(self._environment, each) for each in wanted}
+        states = {}
+        for name, details in applications.items():
+            if self._is_ours(name):
+                agent = name.partition(SEPARATOR)[2]
+                told = details.get("deployed_app_config") or {}
+                drifted = agent in ours and not _says(told, ours[agent])
+                states[agent] = _state(details).model_copy(update={"drifted": drifted})
+        return states
 
 
 #: Between environment and agent in an application's name; neither may contain it.
@@ -292,6 +296,15 @@ def application(environment: str, deployment: Deployment) -> dict[str, Any]:
             }
         ],
     }
+
+
+def _says(told: Any, wanted: Any) -> bool:
+    """Whether a declaration, as Serve gives it back with things of its own, says all that is wanted."""
+    if isinstance(wanted, dict):
+        return isinstance(told, dict) and all(name in told and _says(told[name], wanted[name]) for name in wanted)
+    if isinstance(wanted, list):
+        return isinstance(told, list) and len(told) == len(wanted) and all(map(_says, told, wanted))
+    return bool(told == wanted)
 
 
 def _state(details: Mapping[str, Any]) -> AgentState:

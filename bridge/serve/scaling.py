@@ -33,7 +33,11 @@ class BacklogPolicy:
         pinned = figures["pinned"]
         if pinned is not None:
             return pinned, {}
-        return self._damped(math.ceil((figures["held"] or 0) / self._slots), context.target_num_replicas), {}
+        held = figures["held"]
+        if held is None:
+            # Not known, which is not nothing.
+            return context.target_num_replicas, {}
+        return self._damped(math.ceil(held / self._slots), context.target_num_replicas), {}
 
     def _damped(self, wanted: int, present: int) -> int:
         now = time.monotonic()

@@ -209,7 +209,16 @@ async def _server(name: str, find: Callable[[], object], address: str) -> Check:
 async def _bridge(settings: Settings) -> Check:
     try:
         async with frame.connected(settings) as squad:
-            agents = len((await squad.status())["agents"])
-            return Check("bridge", "ok", f"answers for environment {settings.env}: {agents} agents deployed")
+            status = await squad.status()
+            found = f"answers for environment {settings.env}: {len(status['agents'])} agents deployed"
+            if not (losses := status["losses"]):
+                return Check("bridge", "ok", found)
+            streams = ", ".join(sorted({name for loss in losses for name in loss["streams"]}))
+            return Check(
+                "bridge",
+                "warn",
+                f"{found}; the nats-server lost its store, last at {losses[-1]['at']}: {streams}",
+                "agents are back, what was stored is not; see to it that the server keeps its store_dir",
+            )
     except SquadronError as error:
         return Check("bridge", "fail", str(error.args[0]), error.hint or "squadron up")

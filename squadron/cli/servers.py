@@ -164,7 +164,9 @@ def _show_status(answer: dict[str, Any]) -> None:
     for each in answer["agents"]:
         style = "green" if each["status"] == "RUNNING" else "yellow"
         replicas = f"{each['running']}/{each['target']}"
-        figures = (replicas, each["scale"], str(each["waiting"]), str(each["taken"]))
+        # The bridge gives what it does not know as None.
+        held = ["?" if each[count] is None else str(each[count]) for count in ("waiting", "taken")]
+        figures = (replicas, each["scale"], *held)
         table.add_row(each["agent"], f"[{style}]{each['status']}[/]", *figures, " ".join(each["topics"]))
     console.print(table)
     for each in answer["agents"]:

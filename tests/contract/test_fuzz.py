@@ -25,13 +25,14 @@ from squadron import Agent, Context, Settings, topic
 from squadron.actors.agent import AgentSpec
 from squadron.bridge.core import Bridge
 from squadron.bridge.jetstream import embedded
+from squadron.bridge.jetstream.streams import StreamNames, Streams
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.flow import Events
 from squadron.runtime.caller import Ask
 from squadron.runtime.deployment import Deployment, Scale
 from squadron.runtime.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.errors import InvalidMessageError, InvalidSubjectError
-from squadron.runtime.ports import Backlog
+from squadron.runtime.ports import Backlog, Mailbox
 from squadron.runtime.pump import Pump
 from squadron.runtime.registry import Presence
 from squadron.runtime.subjects import TaskSubject, token_of
@@ -260,8 +261,10 @@ class Place:
         async def held() -> dict[str, int]:
             return {}
 
+        keep = Streams(wiring.connection, StreamNames(self.settings.env)).keep
+        lease_s = self.settings.lease_s
         bridge = Bridge(
-            wiring.caller, wiring.queue, wiring.records, HeldReplicas(), held, {}, lease_s=self.settings.lease_s
+            wiring.caller, wiring.queue, wiring.records, HeldReplicas(), held, keep, {}, lease_s=lease_s
         )
         await bridge.start()
         self._open.push_async_callback(bridge.aclose)
@@ -278,7 +281,9 @@ class Place:
         turns = Turns("clerk", self.spec.handlers(self.clerk), replica.caller, replica.dead)
         await turns.start()
         self._open.push_async_callback(turns.aclose)
-        self.pump = Pump(replica.queue, self.first._mailbox(deployment), turns.run, slots=8)
+        self.pump = Pump(
+            replica.queue, Mailbox("clerk", deployment.patterns, lease_s=self.settings.lease_s), turns.run, slots=8
+        )
         await self.pump.start()
         self._open.push_async_callback(self.pump.aclose)
         self.client = await self.wiring("client")

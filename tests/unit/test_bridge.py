@@ -15,9 +15,9 @@ from squadron.runtime.caller import Caller
 from squadron.runtime.claims import Claims
 from squadron.runtime.deployment import AgentState, Deployment, Scale
 from squadron.runtime.envelope import AgentIdentity, AgentMessage
-from squadron.runtime.errors import DeployError, SquadronError
+from squadron.runtime.errors import BusUnavailableError, DeployError, SquadronError
 from squadron.runtime.ordered import OrderedQueue
-from squadron.runtime.ports import Backlog, Note
+from squadron.runtime.ports import Backlog, Mailbox, Note
 from squadron.runtime.registry import ROUNDED_S, Registry
 from squadron.runtime.subjects import Subjects
 from squadron.runtime.topics import AgentCard, SemanticTopic
@@ -42,9 +42,41 @@ class HeldReplicas:
     async def capacity(self) -> int:
         return 50
 
-    async def states(self) -> dict[str, AgentState]:
+    async def states(self, wanted: Sequence[Deployment]) -> dict[str, AgentState]:
         now = self.applied[-1] if self.applied else []
-        return {each.agent: AgentState(status="RUNNING", running=1, target=1) for each in now}
+        running = AgentState(status="RUNNING", running=1, target=1)
+        return {each.agent: running.model_copy(update={"drifted": each not in wanted}) for each in now}
+
+
+class FaultyStore(MemoryQueue):
+    """Mailboxes on a server that may refuse."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        #: So many declarations are refused; and whether nobody knows anything.
+        self.refuses, self.leaderless = 0, False
+
+    async def declare(self, mailbox: Mailbox) -> None:
+        if self.refuses:
+            self.refuses -= 1
+            raise BusUnavailableError("refused")
+        await super().declare(mailbox)
+
+    async def backlog(self, name: str) -> Backlog:
+        if self.leaderless:
+            raise BusUnavailableError("no leader")
+        return await super().backlog(name)
+
+
+class FullJournal(MemoryJournal):
+    """A journal whose storage may be full."""
+
+    full = False
+
+    async def append(self, key: str, data: bytes, **how: Any) -> int:
+        if self.full:
+            raise BusUnavailableError("insufficient resources")
+        return await super().append(key, data, **how)
 
 
 class Site:
@@ -52,9 +84,12 @@ class Site:
 
     def __init__(self) -> None:
         self.subjects, self.replicas = Subjects("t"), HeldReplicas()
-        self.bus, self.queue, self.clock = MemoryBus(), OrderedQueue(MemoryQueue(), self.subjects), HandClock()
-        self.lite, self.records = MemoryJournal(self.bus), MemoryJournal(self.bus, self.clock.time)
+        self.store = FaultyStore()
+        self.bus, self.queue, self.clock = MemoryBus(), OrderedQueue(self.store, self.subjects), HandClock()
+        self.lite, self.records = MemoryJournal(self.bus), FullJournal(self.bus, self.clock.time)
         self.held: dict[str, int] = {}
+        self.lost: list[str] = []
+        self.blind, self.failed_looks = False, 0
         self.bridges: list[Bridge] = []
 
     async def registry(self) -> Registry:
@@ -77,9 +112,16 @@ class Site:
         )
 
         async def held() -> dict[str, int]:
+            if self.blind:
+                self.failed_looks += 1
+                raise BusUnavailableError("no leader")
             return self.held
 
-        bridge = Bridge(caller, self.queue, self.records, self.replicas, held, {"nats": "here"}, lease_s=2.0)
+        async def keep() -> list[str]:
+            lost, self.lost = self.lost, []
+            return lost
+
+        bridge = Bridge(caller, self.queue, self.records, self.replicas, held, keep, {"nats": "here"}, lease_s=2.0)
         await bridge.start()
         self.bridges.append(bridge)
         return bridge
@@ -103,7 +145,7 @@ async def site() -> AsyncIterator[Site]:
         await bridge.aclose()
 
 
-def _deployment(agent: str = "reader", *topics: str, version: str = "v1", **changes: Any) -> dict[str, Any]:
+def deployment_of(agent: str = "reader", *topics: str, version: str = "v1", **changes: Any) -> dict[str, Any]:
     own = Scale(minimum=1, maximum=4)
     card = AgentCard(agent=agent, topics=tuple(SemanticTopic(name=name) for name in topics or ("book.read",)))
     deployment = Deployment(
@@ -112,7 +154,7 @@ def _deployment(agent: str = "reader", *topics: str, version: str = "v1", **chan
     return deployment.model_dump(mode="json") | changes
 
 
-async def _eventually(is_so: Any) -> None:
+async def eventually(is_so: Any) -> None:
     async with asyncio.timeout(5):
         while not is_so():
             await asyncio.sleep(0.005)
@@ -122,17 +164,17 @@ async def test_a_deployed_agent_runs_is_advertised_and_has_a_mailbox(site: Site)
     await site.bridge()
     other = await site.registry()
 
-    assert await site.call("deploy", deployments=[_deployment()]) == {"agents": {"reader": "v1"}}
+    assert await site.call("deploy", deployments=[deployment_of()]) == {"agents": {"reader": "v1"}}
 
     assert [each.agent for each in site.replicas.applied[-1]] == ["reader"]
-    await _eventually(lambda: other.find("book.read"))
+    await eventually(lambda: other.find("book.read"))
     await site.queue.put(site.subjects.task("book.read"), b"x", msg_id="1")
     assert await site.queue.backlog("reader") == Backlog(1, 0)
 
 
 async def test_status_tells_everything_a_person_wants_to_see(site: Site) -> None:
     bridge = await site.bridge()
-    await site.call("deploy", deployments=[_deployment()])
+    await site.call("deploy", deployments=[deployment_of()])
     await site.queue.put(site.subjects.task("book.read"), b"x", msg_id="1")
     await bridge.registry.renew("reader", "reader-1", pid=7, node="here")
 
@@ -153,7 +195,7 @@ async def test_status_tells_everything_a_person_wants_to_see(site: Site) -> None
 
 async def test_scaling_is_recorded_and_changes_nothing_else(site: Site) -> None:
     bridge = await site.bridge()
-    await site.call("deploy", deployments=[_deployment()])
+    await site.call("deploy", deployments=[deployment_of()])
 
     for to, pinned in (("3", 3), ("0", 0), ("0..9", None), ("auto", None)):
         answer = await site.call("scale", agent="reader", to=to)
@@ -166,10 +208,10 @@ async def test_scaling_is_recorded_and_changes_nothing_else(site: Site) -> None:
 
 async def test_new_code_does_not_undo_a_scale_that_was_set_by_hand(site: Site) -> None:
     await site.bridge()
-    await site.call("deploy", deployments=[_deployment()])
+    await site.call("deploy", deployments=[deployment_of()])
     await site.call("scale", agent="reader", to="3")
 
-    await site.call("deploy", deployments=[_deployment(version="v2")])
+    await site.call("deploy", deployments=[deployment_of(version="v2")])
 
     (now,) = site.replicas.applied[-1]
     assert (str(now.scale), now.code["version"]) == ("3", "v2")
@@ -178,23 +220,23 @@ async def test_new_code_does_not_undo_a_scale_that_was_set_by_hand(site: Site) -
 async def test_an_undeployed_agent_is_gone_but_its_waiting_tasks_are_kept(site: Site) -> None:
     await site.bridge()
     other = await site.registry()
-    await site.call("deploy", deployments=[_deployment()])
-    await _eventually(lambda: other.find("book.read"))
+    await site.call("deploy", deployments=[deployment_of()])
+    await eventually(lambda: other.find("book.read"))
     await site.queue.put(site.subjects.task("book.read"), b"x", msg_id="1")
 
     assert await site.call("undeploy", agent="reader") == {"agent": "reader"}
 
     assert site.replicas.applied[-1] == []
-    await _eventually(lambda: other.find("book.read") is None)
+    await eventually(lambda: other.find("book.read") is None)
     assert (await site.call("status"))["agents"] == []
-    await site.call("deploy", deployments=[_deployment()])
+    await site.call("deploy", deployments=[deployment_of()])
     assert await site.queue.backlog("reader") == Backlog(1, 0)
 
 
 async def test_the_next_bridge_takes_up_what_is_recorded(site: Site) -> None:
     first = await site.bridge()
-    await site.call("deploy", deployments=[_deployment()])
-    await site.call("deploy", deployments=[_deployment("writer", "book.write")])
+    await site.call("deploy", deployments=[deployment_of()])
+    await site.call("deploy", deployments=[deployment_of("writer", "book.write")])
     await site.call("undeploy", agent="writer")
     await site.call("scale", agent="reader", to="2")
     await first.aclose()
@@ -204,13 +246,13 @@ async def test_the_next_bridge_takes_up_what_is_recorded(site: Site) -> None:
 
     await site.bridge()
 
-    await _eventually(lambda: site.replicas.applied)
+    await eventually(lambda: site.replicas.applied)
     (reader,) = site.replicas.applied[-1]
     assert (reader.agent, str(reader.scale)) == ("reader", "2")
     await site.queue.put(site.subjects.task("book.read"), b"x", msg_id="1")
     assert await site.queue.backlog("reader") == Backlog(1, 0)
     late = await site.registry()
-    await _eventually(lambda: late.find("book.read"))
+    await eventually(lambda: late.find("book.read"))
 
 
 async def test_a_record_that_nobody_can_read_does_not_stop_the_bridge(site: Site) -> None:
@@ -224,10 +266,10 @@ async def test_a_record_that_nobody_can_read_does_not_stop_the_bridge(site: Site
 @pytest.mark.parametrize("pattern", ["book.read", "book.*", "*.read"])
 async def test_a_topic_that_is_taken_is_a_route_conflict_and_changes_nothing(site: Site, pattern: str) -> None:
     await site.bridge()
-    await site.call("deploy", deployments=[_deployment()])
+    await site.call("deploy", deployments=[deployment_of()])
 
     with pytest.raises(SquadronError, match="reader") as caught:
-        await site.call("deploy", deployments=[_deployment("rival", pattern)])
+        await site.call("deploy", deployments=[deployment_of("rival", pattern)])
 
     assert type(caught.value).__name__ == "RouteConflictError"
     assert [each.agent for each in site.replicas.applied[-1]] == ["reader"]
@@ -257,7 +299,7 @@ async def test_a_call_that_can_not_be_answered_gets_a_typed_error(
     site: Site, verb: str, data: bytes, kind: str, said: str
 ) -> None:
     await site.bridge()
-    await site.call("deploy", deployments=[_deployment()])
+    await site.call("deploy", deployments=[deployment_of()])
 
     with pytest.raises(SquadronError) as caught:
         await site.call(verb, data)
@@ -278,10 +320,10 @@ async def test_what_the_cluster_refuses_is_told_and_may_be_tried_again(site: Sit
     await site.bridge()
     site.replicas.refuses = "no room"
     with pytest.raises(DeployError, match="no room"):
-        await site.call("deploy", deployments=[_deployment()])
+        await site.call("deploy", deployments=[deployment_of()])
     site.replicas.refuses = ""
 
-    await site.call("deploy", deployments=[_deployment(version="v2")])
+    await site.call("deploy", deployments=[deployment_of(version="v2")])
 
     assert [each.code["version"] for each in site.replicas.applied[-1]] == ["v2"]
 
@@ -290,7 +332,7 @@ async def test_a_replica_that_fell_silent_is_told_offline_once(site: Site) -> No
     bridge = await site.bridge()
     heard: asyncio.Queue[bytes] = asyncio.Queue()
     await site.bus.subscribe(site.subjects.event("status.*"), lambda note: heard.put_nowait(note.data))
-    await site.call("deploy", deployments=[_deployment()])
+    await site.call("deploy", deployments=[deployment_of()])
     await bridge.registry.renew("reader", "reader-1")
     await bridge.registry.renew("reader", "reader-2")
     await bridge.registry.depart("reader", "reader-2")
@@ -312,11 +354,11 @@ async def test_a_replica_that_fell_silent_is_told_offline_once(site: Site) -> No
 async def test_the_bridge_stands_in_for_an_agent_that_is_scaled_to_zero(site: Site) -> None:
     await site.bridge()
     other = await site.registry()
-    await site.call("deploy", deployments=[_deployment()])
-    await _eventually(lambda: other.find("book.read"))
+    await site.call("deploy", deployments=[deployment_of()])
+    await eventually(lambda: other.find("book.read"))
     for _ in range(3):
         site.clock.now += 2.5 * BEAT_S
-        await _eventually(lambda: other._present["reader"]["bridge"].expires_at > site.clock.now + 2.9 * BEAT_S)
+        await eventually(lambda: other._present["reader"]["bridge"].expires_at > site.clock.now + 2.9 * BEAT_S)
 
     assert other.find("book.read") is not None
     assert other.replicas("reader") == {}
@@ -324,8 +366,8 @@ async def test_the_bridge_stands_in_for_an_agent_that_is_scaled_to_zero(site: Si
 
 async def test_backlogs_count_every_lane_of_every_topic_for_the_autoscaler(site: Site) -> None:
     bridge = await site.bridge()
-    await site.call("deploy", deployments=[_deployment("reader", "book.*")])
-    await site.call("deploy", deployments=[_deployment("writer", "film.make")])
+    await site.call("deploy", deployments=[deployment_of("reader", "book.*")])
+    await site.call("deploy", deployments=[deployment_of("writer", "film.make")])
     site.held = {
         site.subjects.task("book.read"): 2,
         site.subjects.task("book.burn", 9): 3,
@@ -333,14 +375,14 @@ async def test_backlogs_count_every_lane_of_every_topic_for_the_autoscaler(site:
         "agents.t.nonsense": 7,
     }
 
-    await _eventually(lambda: bridge.backlogs()["reader"]["held"] == 5)
+    await eventually(lambda: bridge.backlogs()["reader"]["held"] == 5)
 
     assert bridge.backlogs() == {"reader": {"held": 5, "pinned": None}, "writer": {"held": 0, "pinned": None}}
 
 
 async def test_an_ordered_agent_counts_for_the_autoscaler_as_what_can_run_at_once(site: Site) -> None:
     bridge = await site.bridge()
-    await site.call("deploy", deployments=[_deployment(ordered_by="conversation")])
+    await site.call("deploy", deployments=[deployment_of(ordered_by="conversation")])
     line = "agents.t.ordered.reader"
     site.held = {
         site.subjects.task("book.read"): 2,
@@ -351,12 +393,12 @@ async def test_an_ordered_agent_counts_for_the_autoscaler_as_what_can_run_at_onc
         "agents.t.ticket.gone.c-2.8": 1,
     }
 
-    await _eventually(lambda: bridge.backlogs()["reader"]["held"] == 4)
+    await eventually(lambda: bridge.backlogs()["reader"]["held"] == 4)
 
 
 async def test_an_ordered_agent_has_its_mailbox_of_tickets_until_it_is_undeployed(site: Site) -> None:
     await site.bridge()
-    await site.call("deploy", deployments=[_deployment(ordered_by="conversation")])
+    await site.call("deploy", deployments=[deployment_of(ordered_by="conversation")])
     store = site.queue.store
     assert await store.knows("reader=tickets")
 
@@ -369,7 +411,7 @@ async def test_an_ordered_agent_has_its_mailbox_of_tickets_until_it_is_undeploye
 @pytest.mark.parametrize("kind", ["card", "deployment"])
 async def test_what_somebody_else_wrote_over_is_put_right(site: Site, kind: str) -> None:
     await site.bridge()
-    await site.call("deploy", deployments=[_deployment()])
+    await site.call("deploy", deployments=[deployment_of()])
     key = f"agents.t.registry.{kind}.reader"
     before = await site.records.last(key)
 
@@ -382,14 +424,14 @@ async def test_what_somebody_else_wrote_over_is_put_right(site: Site, kind: str)
 
 async def test_a_bridge_starts_over_records_that_nobody_can_use(site: Site) -> None:
     first = await site.bridge()
-    await site.call("deploy", deployments=[_deployment()])
+    await site.call("deploy", deployments=[deployment_of()])
     await first.aclose()
-    rival = json.dumps(_deployment("rival", "book.*")).encode()
+    rival = json.dumps(deployment_of("rival", "book.*")).encode()
     for key, data in (
         ("deployment.odd", b"rubbish"),
         ("deployment.rival", rival),
-        ("deployment.spaced", json.dumps(_deployment()).replace('"reader"', '"a b"').encode()),
-        ("deployment.bare", json.dumps(_deployment("bare", "bare.topic", code={})).encode()),
+        ("deployment.spaced", json.dumps(deployment_of()).replace('"reader"', '"a b"').encode()),
+        ("deployment.bare", json.dumps(deployment_of("bare", "bare.topic", code={})).encode()),
         ("leaving.a b", b"{}"),
     ):
         await site.records.append(f"agents.t.registry.{key}", data)

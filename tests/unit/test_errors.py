@@ -73,7 +73,8 @@ def test_the_hint_is_shown() -> None:
 
 
 def test_what_may_work_later_says_so() -> None:
-    assert {kind.__name__ for kind in ALL if kind.retryable} == {"BusUnavailableError", "BridgeUnavailableError"}
+    later = {"BusUnavailableError", "BridgeUnavailableError", "StorageFullError"}
+    assert {kind.__name__ for kind in ALL if kind.retryable} == later
     assert ModelError("busy", retryable=True).retryable
     assert not ModelError("bad key").retryable
     assert Retry().after_s == 1.0

@@ -1,0 +1,54 @@
+"""A nats-server like a user's own: it may be killed, and come back on its port with or without its store."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+from squadron.bridge.jetstream import embedded
+
+
+class OwnServer:
+    """One nats-server with `extra` configuration; `start` it, and `stop` it at the end."""
+
+    def __init__(self, folder: Path, extra: str = "", *, jetstream: str = "") -> None:
+        self._folder, self._extra, self._jetstream = folder, extra, jetstream
+        self._process: subprocess.Popen[bytes] | None = None
+        self._port = -1
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"nats://127.0.0.1:{self._port}"
+
+    def start(self) -> None:
+        """Return when it listens; after the first time on the same port."""
+        for old in self._folder.glob("*.ports"):
+            old.unlink()
+        config = self._folder / "nats.conf"
+        config.write_text(
+            f'listen: "127.0.0.1:{self._port}"\nports_file_dir: "{self._folder}"\n'
+            f'jetstream {{ store_dir: "{self._folder}/js"\n{self._jetstream} }}\n{self._extra}'
+        )
+        log = (self._folder / "nats.log").open("ab")
+        self._process = subprocess.Popen([str(embedded.find_binary()), "-c", str(config)], stdout=log, stderr=log)
+        give_up_at = time.monotonic() + 30
+        while not (ports := list(self._folder.glob("*.ports"))) or not ports[0].read_text():
+            assert time.monotonic() < give_up_at
+            time.sleep(0.01)
+        self._port = int(json.loads(ports[0].read_text())["nats"][0].rpartition(":")[2])
+
+    def stop(self) -> None:
+        """Kill it."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def lose_store(self) -> None:
+        """Kill it, take away all it has stored, and start it again."""
+        self.stop()
+        shutil.rmtree(self._folder / "js")
+        self.start()
