@@ -287,15 +287,14 @@ CASES = [
         class Desk(Agent):
             @topic("desk.one")
             async def one(self, note: Note) -> Note:
-                return Note(note.n + STEP)
+                return Note(note.n + step())
         # %%
-        @dataclass
-        class Note:
-            n: int
-            old: bool = False
         STEP = 2
+
+        def step() -> int:
+            return STEP
         """,
-        ask({"note": {"n": 1}}, {"n": 3, "old": False}),
+        ask({"note": {"n": 1}}, {"n": 3}),
         ways=("notebook",),
     ),
     case(
@@ -439,7 +438,6 @@ CASES = [
                 return text(n) + text("x")
         """,
         ask(1, "intobject"),
-        refused_by_value="'text'",
     ),
     case(
         "a method that goes by the type of its argument",
@@ -460,7 +458,6 @@ CASES = [
                 return self.text(n)
         """,
         ask(1, "int"),
-        refused_by_value="text",
     ),
     case(
         "a context variable",
@@ -475,7 +472,6 @@ CASES = [
                 return user.get()
         """,
         ask({}, "nobody"),
-        refused_by_value="'user'",
     ),
     *(
         case(
@@ -541,7 +537,7 @@ CASES = [
                 return locked()
         """,
         ask({}, True),
-        refused_by_value="'locked'",
+        refused_by_value="'lock'",
     ),
     case(
         "what stands in the module and travels well",
