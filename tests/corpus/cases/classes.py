@@ -162,7 +162,7 @@ CASES = [
             def one(self, n: int) -> int:
                 return n
         """,
-        refused="Desk.one",
+        ask(1, 1),
     ),
     case(
         "a partial as handler",
@@ -198,7 +198,7 @@ CASES = [
             def one(n: int) -> int:
                 return n
         """,
-        refused="Desk.one",
+        ask(1, 1),
     ),
     case(
         "a static method over the mark",
@@ -209,7 +209,7 @@ CASES = [
             def one(n: int) -> int:
                 return n
         """,
-        refused="Desk.one",
+        ask(1, 1),
     ),
     case(
         "a class method under the mark",
@@ -220,7 +220,7 @@ CASES = [
             def one(cls, n: int) -> int:
                 return n
         """,
-        refused="Desk.one",
+        ask(1, 1),
     ),
     case(
         "a class method over the mark",
@@ -231,7 +231,7 @@ CASES = [
             def one(cls, n: int) -> int:
                 return n
         """,
-        refused="Desk.one",
+        ask(1, 1),
     ),
     case(
         "a property as handler",
@@ -242,7 +242,7 @@ CASES = [
             def one(self) -> int:
                 return 1
         """,
-        refused="one",
+        refused="property",
     ),
     case(
         "an inherited handler",
@@ -287,7 +287,7 @@ CASES = [
             async def one(self, n: int) -> int:
                 return await super().one(n) + 1
         """,
-        refused="Desk.one",
+        ask(1, 2),
     ),
     case(
         "an override that is nothing is left out",

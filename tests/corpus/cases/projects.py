@@ -485,7 +485,7 @@ CASES = [
                     return held is not None
             """,
             ask({}, True),
-            refused_by_value="'held'",
+            refused_by_value="held",
         )
         for what, setup in (
             ("a lock", "import threading; held = threading.Lock()"),
@@ -537,7 +537,7 @@ CASES = [
                 return locked()
         """,
         ask({}, True),
-        refused_by_value="'lock'",
+        refused_by_value="lock is a",
     ),
     case(
         "what stands in the module and travels well",
