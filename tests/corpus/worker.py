@@ -162,7 +162,7 @@ async def _serve(asks: tuple[Ask, ...], agent_class: type[Agent]) -> dict[str, A
     await replica.start()
     pumps, handled = await _hear(replica)
     client = await world.join("client")
-    streaming = {h.topic.name: h._spec for h in AgentSpec.of(agent_class).handlers(agent)}
+    streams = {spec.topic.name for spec in replica.spec.topics if spec.chunk is not None}
     ended: list[dict[str, Any]] = []
     last: Any = None
     for each in asks:
@@ -188,7 +188,7 @@ async def _serve(asks: tuple[Ask, ...], agent_class: type[Agent]) -> dict[str, A
         last = outcome.data if isinstance(outcome, Result) else None
         ended.append({"ends": outcome.kind, "gives": last, "says": outcome.reason, "chunks": chunks})
         if isinstance(outcome, Result) and topic is not None:
-            problems += _unlike(topic, streaming[topic.name], last, chunks)
+            problems += _unlike(topic, last, chunks if topic.name in streams else [])
     for pump in (*pumps, replica.pump):
         await pump.aclose()
     await replica.turns.aclose()
@@ -238,10 +238,16 @@ def _not_a_schema(topic: SemanticTopic) -> str:
     return ""
 
 
-def _unlike(topic: SemanticTopic, spec: Any, data: Any, chunks: list[Any]) -> list[str]:
-    """What left the agent and does not fit what it advertises."""
-    fits = jsonschema_rs.validator_for(topic.output_schema)
-    return [f"{topic.name} sent {each!r}, not {topic.output_schema}" for each in [data] if not fits.is_valid(each)]
+def _unlike(topic: SemanticTopic, data: Any, chunks: list[Any]) -> list[str]:
+    """What left the agent and does not fit what it advertises: for a stream, a text or a list of its chunks."""
+    schema = topic.output_schema
+    one = {**schema.get("items", schema), "$defs": schema.get("$defs", {})}
+    held = [(schema, data), *((one, chunk) for chunk in chunks)]
+    return [
+        f"{topic.name} sent {str(sent)[:200]}, not {wanted}"
+        for wanted, sent in held
+        if not jsonschema_rs.validator_for(wanted).is_valid(sent)
+    ]
 
 
 def run(case: Case, home: Path, number: int) -> dict[str, Any]:
