@@ -18,6 +18,7 @@ from pydantic_core import ArgsKwargs, to_json
 
 from squadron.actors.agent import Agent
 from squadron.actors.credentials import adopt_keys
+from squadron.actors.marks import TOOL, marked
 from squadron.actors.model import ChatMessage, Model, ModelTurn, ToolCall, ToolDefinition
 from squadron.actors.providers import default_model_spec, model_from
 from squadron.runtime.context import Context
@@ -175,7 +176,7 @@ def tool(method: F) -> F:
     if untyped or not method.__doc__:
         what = f"parameter {untyped[0]!r} has no type" if untyped else "it has no docstring"
         raise InvalidAgentError(f"tool {method.__qualname__}: {what}")
-    method.__squadron_tool__ = True  # type: ignore[attr-defined]
+    setattr(method, TOOL, True)
     return method
 
 
@@ -205,11 +206,10 @@ class LLMAgent(Agent):
     @cached_property
     def _tools(self) -> dict[str, tuple[ToolDefinition, TypeAdapter[Any]]]:
         tools = {}
-        for name, function in inspect.getmembers(type(self), inspect.isfunction):
-            if hasattr(function, "__squadron_tool__"):
-                adapter = TypeAdapter(getattr(self, name))
-                description = inspect.cleandoc(function.__doc__ or "")
-                tools[name] = ToolDefinition(name, description, adapter.json_schema()), adapter
+        for each in marked(type(self), TOOL):
+            adapter = TypeAdapter(getattr(self, each.name))
+            description = inspect.getdoc(getattr(type(self), each.name)) or ""
+            tools[each.name] = ToolDefinition(each.name, description, adapter.json_schema()), adapter
         return tools
 
     async def on_stop(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -13,6 +13,13 @@ from squadron.runtime.subjects import check_pattern
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+#: What the marks leave on a method.
+TOPIC, EVENT, DURABLE_EVENT, TOOL = (
+    "__squadron_topic__",
+    "__squadron_event__",
+    "__squadron_durable_event__",
+    "__squadron_tool__",
+)
 #: How long one turn may run, in seconds, unless its topic says otherwise: an LLM call with its retries.
 DEFAULT_RUN_TIMEOUT_S = 120.0
 
@@ -82,11 +89,10 @@ def topic(
     mark = TopicMark(name, description, tuple(examples), tuple(tags), run_timeout_s, retries)
 
     def decorate(method: F) -> F:
-        if other := getattr(method, "__squadron_topic__", None):
+        if other := getattr(_inner(method), TOPIC, None):
             what = f"{getattr(method, '__qualname__', method)} serves {other.name!r} already"
             raise InvalidAgentError(what, hint=f"write a second method for {name!r} that calls it")
-        method.__squadron_topic__ = mark  # type: ignore[attr-defined]
-        return method
+        return _put(method, TOPIC, mark)
 
     return decorate
 
@@ -101,11 +107,7 @@ def on(pattern: str, *, everyone: bool = False) -> Callable[[F], F]:
     """
     mark = EventMark(check_pattern(pattern), everyone)
 
-    def decorate(method: F) -> F:
-        method.__squadron_event__ = mark  # type: ignore[attr-defined]
-        return method
-
-    return decorate
+    return lambda method: _put(method, EVENT, mark)
 
 
 def on_durable(
@@ -137,8 +139,57 @@ def on_durable(
         raise InvalidAgentError(f"{pattern}: run_timeout_s must be above 0 and max_attempts at least 1")
     mark = DurableMark(check_pattern(pattern), start, run_timeout_s, Retries(max_attempts))
 
-    def decorate(method: F) -> F:
-        method.__squadron_durable_event__ = mark  # type: ignore[attr-defined]
-        return method
+    return lambda method: _put(method, DURABLE_EVENT, mark)
 
-    return decorate
+
+def _put(method: F, attribute: str, mark: object) -> F:
+    try:
+        setattr(_inner(method), attribute, mark)
+    except AttributeError:
+        name = getattr(getattr(method, "fget", method), "__qualname__", method)
+        what = f"{name} is a {type(method).__name__}, which can't be marked"
+        raise InvalidAgentError(what, hint="mark a method") from None
+    return method
+
+
+def _inner(value: Any) -> Any:
+    """What a static or class method wraps: its mark lies there, whichever stands first."""
+    return value.__func__ if isinstance(value, staticmethod | classmethod) else value
+
+
+@dataclass(frozen=True, slots=True)
+class Marked:
+    """A method that bears a mark, or overrides one that does."""
+
+    name: str
+    mark: Any
+    #: As it is got from the class, and whether a call of it on an instance puts that before the arguments.
+    function: Callable[..., Any]
+    takes_self: bool
+
+
+def marked(owner: type, attribute: str) -> Iterator[Marked]:
+    """The methods of a class with this mark, by name; one that overrides another and is None is left out.
+
+    Raises:
+        InvalidAgentError: what is marked is no method.
+    """
+    for name in dir(owner):
+        held = [vars(each)[name] for each in owner.__mro__ if name in vars(each)]
+        mark = next(filter(None, (_mark_of(each, attribute) for each in held)), None)
+        if mark is None or held[0] is None:
+            continue
+        function = getattr(owner, name)
+        if not callable(function):
+            what = f"{owner.__name__}.{name} bears a mark, or overrides a method that does, and is no method"
+            raise InvalidAgentError(
+                what, hint=f"it is a {type(held[0]).__name__}; write a method, or None to leave it out"
+            )
+        bound = isinstance(held[0], staticmethod | classmethod) or not hasattr(type(held[0]), "__get__")
+        yield Marked(name, mark, function, takes_self=not bound)
+
+
+def _mark_of(value: Any, attribute: str) -> Any:
+    holder = getattr(value, "fget", None) if isinstance(value, property) else _inner(value)
+    # Not by getattr: there are objects that have any attribute one asks for.
+    return getattr(holder, "__dict__", {}).get(attribute)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import inspect
 import operator
 import os
 import site
@@ -19,6 +18,8 @@ from typing import Any, get_type_hints
 import cloudpickle
 
 from squadron.actors.agent import Agent, AgentSpec
+from squadron.actors.marks import TOOL, TOPIC, marked
+from squadron.bridge.pickling import dumps
 from squadron.runtime.errors import DeployError, InvalidAgentError, MessageTooLargeError
 
 #: Largest class that travels by value; the embedded server takes messages of 8 MB.
@@ -84,23 +85,12 @@ def pack(agent_class: type[Agent]) -> tuple[Code, bytes]:
 
 
 def _pickle(agent_class: type[Agent], module: ModuleType | None) -> bytes:
-    for _, function in inspect.getmembers(agent_class, inspect.isfunction):
-        if hasattr(function, "__squadron_topic__") or hasattr(function, "__squadron_tool__"):
+    for attribute in (TOPIC, TOOL):
+        for each in marked(agent_class, attribute):
             # Names that stand only in annotations would be left behind (`from __future__ import annotations`).
+            function = getattr(each.function, "__func__", each.function)
             function.__annotations__ = get_type_hints(function, include_extras=True)
-    own = _project_modules(module)
-    for each in own:
-        cloudpickle.register_pickle_by_value(each)
-    try:
-        return bytes(cloudpickle.dumps(agent_class))
-    except Exception as error:
-        raise InvalidAgentError(
-            f"{agent_class.__name__} can't travel to the cluster: {error}",
-            hint="make locks, clients and files in on_start, not at module or class level",
-        ) from None
-    finally:
-        for each in own:
-            cloudpickle.unregister_pickle_by_value(each)
+    return dumps(agent_class, _project_modules(module))
 
 
 def _project_modules(module: ModuleType | None) -> list[ModuleType]:

@@ -88,7 +88,7 @@ class SemanticTopic(BaseModel):
         if self._validator.is_valid(content):
             return
         error = _cause(next(iter(self._validator.iter_errors(content))))
-        path, message = [str(part) for part in error.instance_path], _shortened(error.message)
+        path, message = [str(part) for part in error.instance_path], shortened(error.message)
         if isinstance(error.kind, jsonschema_rs.ValidationErrorKind.Required):
             path.append(str(error.kind.property))
             message = "is required"
@@ -119,7 +119,7 @@ class SemanticTopic(BaseModel):
         }
 
 
-def _shortened(message: str) -> str:
+def shortened(message: str) -> str:
     """A long message without its middle: the value is quoted first, and the reason comes last."""
     half = MESSAGE_CHARACTERS // 2
     return message if len(message) <= MESSAGE_CHARACTERS else f"{message[:half]} … {message[-half:]}"

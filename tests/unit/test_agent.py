@@ -13,7 +13,8 @@ import pytest
 from pydantic import BaseModel, Field
 
 from squadron import Agent, Answer, Context, on, on_durable, topic
-from squadron.actors.agent import AgentSpec, BoundHandler, TopicSpec
+from squadron.actors.agent import AgentSpec
+from squadron.actors.handlers import BoundHandler, TopicSpec
 from squadron.runtime.errors import InvalidAgentError, InvalidInputError, InvalidSubjectError
 from squadron.runtime.topics import describe_input
 from squadron.runtime.turn import OutputError

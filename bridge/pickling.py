@@ -1,0 +1,244 @@
+"""Pickles an agent class by value: what cloudpickle leaves out, and who is to blame if something can't travel."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import dataclasses
+import functools
+import inspect
+import io
+import sys
+import typing
+from collections.abc import Callable, Iterator
+from types import FunctionType, ModuleType
+from typing import Any, cast, get_type_hints
+
+import cloudpickle
+import typing_extensions
+
+from squadron.runtime.errors import InvalidAgentError
+
+#: Longest way to the culprit that an error tells: a class, what it uses, and so on.
+MOST_STEPS = 12
+
+_cloudpickle: Any = cloudpickle.cloudpickle
+_LruCache = type(functools.cache(len))
+#: The code that all functions made by `singledispatch` share.
+_DISPATCHES = cast("FunctionType", functools.singledispatch(lambda: None)).__code__
+_TYPED_DICTS = tuple(type(each.TypedDict("_", {})) for each in (typing, typing_extensions))  # type: ignore[operator]
+
+
+def dumps(agent_class: type, modules: list[ModuleType]) -> bytes:
+    """The class and what it refers to; of `modules` and `__main__` by value, all else by name.
+
+    Raises:
+        InvalidAgentError: something can't travel; says what, and where it is referred to.
+    """
+    for each in modules:
+        cloudpickle.register_pickle_by_value(each)
+    try:
+        return _dumps(agent_class)
+    except Exception as error:
+        raise InvalidAgentError(
+            f"{agent_class.__name__} can't travel to the cluster: {_culprit(agent_class, error)}",
+            hint="make locks, clients and files in on_start, not at module or class level",
+        ) from None
+    finally:
+        for each in modules:
+            cloudpickle.unregister_pickle_by_value(each)
+
+
+def _dumps(value: Any) -> bytes:
+    file = io.BytesIO()
+    _Pickler(file).dump(value)
+    return file.getvalue()
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """Knows the kinds that are told by identity, or say "look me up by name" though nobody could."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, type):
+            return _class(obj, super().reducer_override(obj))
+        if isinstance(obj, ModuleType):
+            return super().reducer_override(obj)
+        if isinstance(obj, FunctionType):
+            if obj.__code__ is _DISPATCHES and _by_value(obj.__module__):
+                return _reduce_dispatch(obj)
+            return super().reducer_override(obj)
+        if type(obj) in self.dispatch_table:
+            return NotImplemented
+        if name := _name_in_its_library(obj):
+            return getattr, (sys.modules[type(obj).__module__], name)
+        if reduce := _REDUCERS.get(type(obj)):
+            return reduce(obj)
+        return _by_name_only(obj)
+
+
+def _by_value(module: str) -> bool:
+    loaded = sys.modules.get(module)
+    return module == "__main__" or (loaded is not None and not _cloudpickle._should_pickle_by_reference(loaded))
+
+
+def _name_in_its_library(obj: Any) -> str:
+    """Name of a value that a library keeps under a name, as `dataclasses.MISSING`: such are told by identity."""
+    module = sys.modules.get(type(obj).__module__)
+    if module is None or module.__name__ == "builtins" or _by_value(module.__name__):
+        return ""
+    return next((name for name, value in list(vars(module).items()) if value is obj), "")
+
+
+def _by_name_only(obj: Any) -> Any:
+    """How to make what can only be looked up by name, where its module is not.
+
+    Raises:
+        TypeError: nobody knows how to make it anew.
+    """
+    reduce = getattr(type(obj), "__reduce__", object.__reduce__)
+    if reduce is object.__reduce__ or type(obj).__reduce_ex__ is not object.__reduce_ex__:
+        return NotImplemented
+    if not _by_value(str(getattr(obj, "__module__", ""))) or not isinstance(obj.__reduce__(), str):
+        return NotImplemented
+    kind = type(obj)
+    names = {"__module__": obj.__module__}
+    match kind.__name__:
+        case "_lru_cache_wrapper":
+            return _lru_cache, (obj.__wrapped__, obj.cache_parameters()), obj.__dict__
+        case "NewType":
+            return kind, (obj.__name__, obj.__supertype__), names | {"__qualname__": obj.__qualname__}
+        case "ParamSpec" | "TypeVarTuple":
+            return kind, (obj.__name__,), names
+        case "TypeAliasType":
+            return kind, (obj.__name__, obj.__value__)
+    raise TypeError(f"a {kind.__name__} can only be looked up by name, and its module stays here")
+
+
+def _class(obj: type, reduced: Any) -> Any:
+    """A class by value with its annotations as types: where it goes, nobody could look the names up."""
+    if not (isinstance(reduced, tuple) and len(reduced) == 6):
+        return reduced
+    make, args, (attributes, slots), *rest = reduced
+    hints = _own_hints(obj)
+    if "__annotations__" in attributes:
+        attributes["__annotations__"] = {k: hints.get(k, v) for k, v in attributes["__annotations__"].items()}
+    if "__dataclass_fields__" in attributes:
+        attributes["__dataclass_fields__"] = {
+            name: _typed(field, hints) for name, field in attributes["__dataclass_fields__"].items()
+        }
+    if isinstance(obj, _TYPED_DICTS):
+        # Its metaclass refuses the bases that it gives its classes itself.
+        make, args = type.__new__, (type(obj), obj.__name__, obj.__bases__, {"__module__": obj.__module__})
+    return make, args, (attributes, slots), *rest
+
+
+def _own_hints(obj: type) -> dict[str, Any]:
+    try:
+        return get_type_hints(obj, include_extras=True)
+    except Exception:
+        # A name that stands only under `if TYPE_CHECKING`: who needs the type says so.
+        return {}
+
+
+def _typed(field: dataclasses.Field[Any], hints: dict[str, Any]) -> dataclasses.Field[Any]:
+    if not isinstance(field.type, str) or field.name not in hints:
+        return field
+    typed = object.__new__(type(field))
+    for slot in dataclasses.Field.__slots__:
+        setattr(typed, slot, getattr(field, slot))
+    typed.type = hints[field.name]
+    return typed
+
+
+def _lru_cache(function: Callable[..., Any], parameters: dict[str, Any]) -> Any:
+    return functools.lru_cache(**parameters)(function)
+
+
+def _reduce_cached_property(obj: Any) -> Any:
+    # Up to Python 3.11 it holds a lock.
+    return functools.cached_property, (obj.func,), {"attrname": obj.attrname, "__doc__": obj.__doc__}
+
+
+def _reduce_context_var(obj: contextvars.ContextVar[Any]) -> Any:
+    try:
+        # In a context where nobody has set it, it has its default.
+        return _context_var, (obj.name, contextvars.Context().run(obj.get))
+    except LookupError:
+        return contextvars.ContextVar, (obj.name,)
+
+
+def _context_var(name: str, default: Any) -> contextvars.ContextVar[Any]:
+    return contextvars.ContextVar(name, default=default)
+
+
+def _reduce_dispatch(obj: Any) -> Any:
+    registry = dict(obj.registry)
+    return functools.singledispatch, (registry.pop(object),), registry, None, None, _register
+
+
+def _register(dispatch: Any, registry: dict[type, Callable[..., Any]]) -> None:
+    for kind, function in registry.items():
+        dispatch.register(kind, function)
+
+
+_REDUCERS: dict[type, Callable[[Any], Any]] = {
+    functools.cached_property: _reduce_cached_property,
+    contextvars.ContextVar: _reduce_context_var,
+}
+
+
+def _culprit(agent_class: type, error: Exception) -> str:
+    """Where the first thing that can't travel is referred to, and what it is."""
+    path, value, seen = [agent_class.__name__], cast("Any", agent_class), {id(agent_class)}
+    while len(path) < MOST_STEPS:
+        for name, part in _parts(value):
+            if id(part) in seen:
+                continue
+            seen.add(id(part))
+            if why := _fails(part):
+                path, value, error = [*path, name], part, why
+                break
+        else:
+            break
+    kind = type(value)
+    what = f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
+    return f"{' → '.join(path)} is a {what}: {error}"
+
+
+def _fails(value: Any) -> Exception | None:
+    try:
+        _dumps(value)
+    except Exception as error:
+        return error
+    return None
+
+
+def _parts(value: Any) -> Iterator[tuple[str, Any]]:
+    """What a value refers to, each with a name to find it by."""
+    value = getattr(value, "__func__", value)
+    if isinstance(value, property):
+        value = value.fget
+    if isinstance(value, FunctionType):
+        used = _cloudpickle._extract_code_globals(value.__code__)
+        for name in used:
+            if name in value.__globals__:
+                yield f"{value.__module__}.{name}", value.__globals__[name]
+        for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
+            with contextlib.suppress(ValueError):  # an empty cell
+                yield name, cell.cell_contents
+        parameters = inspect.signature(value, follow_wrapped=False).parameters.values()
+        yield from ((f"{each.name}=", each.default) for each in parameters if each.default is not each.empty)
+        yield from vars(value).items()
+    elif isinstance(value, type):
+        if not _by_value(value.__module__):
+            return
+        yield from ((base.__name__, base) for base in value.__bases__)
+        yield from ((name, each) for name, each in vars(value).items() if name not in ("__dict__", "__weakref__"))
+    elif isinstance(value, dict):
+        yield from ((f"[{key!r}]", each) for key, each in value.items())
+    elif isinstance(value, list | tuple | set | frozenset):
+        yield from ((f"[{n}]", each) for n, each in enumerate(value))
+    elif hasattr(value, "__wrapped__"):
+        yield "__wrapped__", value.__wrapped__
+    else:
+        yield from ((k, each) for k, each in getattr(value, "__dict__", {}).items() if k != "__builtins__")
