@@ -203,6 +203,47 @@ CASES = [
         files={"other.py": "import agents\ndef check(n): return min(n, agents.LIMIT)"},
     ),
     case(
+        "modules that import each other, and their classes",
+        """
+        from shop import orders
+
+        class Desk(Agent):
+            @topic("desk.one")
+            async def one(self, order: orders.Order) -> orders.Order:
+                return orders.priced(order)
+        """,
+        ask({"order": {"id": 2}}, {"id": 2, "price": {"cents": 200}}),
+        files={
+            "shop/__init__.py": "",
+            "shop/orders.py": """
+                from __future__ import annotations
+                from dataclasses import dataclass
+                from shop import prices
+
+                @dataclass
+                class Order:
+                    id: int
+                    price: prices.Price | None = None
+
+                def priced(order: Order) -> Order:
+                    return Order(order.id, prices.of(order))
+                """,
+            "shop/prices.py": """
+                from __future__ import annotations
+                from dataclasses import dataclass
+                from shop import orders
+
+                @dataclass
+                class Price:
+                    cents: int
+
+                def of(order: orders.Order) -> Price:
+                    assert isinstance(order, orders.Order)
+                    return Price(order.id * 100)
+                """,
+        },
+    ),
+    case(
         "an import within a handler",
         """
         class Desk(Agent):
