@@ -140,7 +140,13 @@ def serve_all(asks: tuple[Ask, ...], packed: dict[Way, dict[str, Any]], empty: P
     """Unpack and serve the agent of each way, one after the other."""
     os.chdir(empty)
     sys.modules["__main__"] = ModuleType("__main__")
-    return {way: _served(asks, each) for way, each in packed.items()}
+    served = {}
+    # The installed one comes last: what travels by value has to do without what is installed for it.
+    for way in sorted(packed, key=lambda way: way == "installed"):
+        if way == "installed":
+            sys.path.insert(0, site.getusersitepackages())
+        served[way] = _served(asks, packed[way])
+    return served
 
 
 def _served(asks: tuple[Ask, ...], packed: dict[str, Any]) -> dict[str, Any]:
@@ -279,7 +285,7 @@ def main() -> None:
     installed = Path(site.getusersitepackages())
     installed.mkdir(parents=True)
     # The root of this repository is no place that a replica can import from.
-    sys.path[:] = [str(installed), *(path for path in sys.path if Path(path or ".") != Path(__file__).parents[2])]
+    sys.path[:] = [path for path in sys.path if Path(path or ".") not in (installed, Path(__file__).parents[2])]
     cases = {case.name: case for case in CASES}
     answers, asked = os.fdopen(os.dup(1), "w"), os.fdopen(os.dup(0))
     # What handlers print goes elsewhere.

@@ -265,7 +265,9 @@ CASES = [
                 return FEE
         """,
         ask({}, 1),
+        refused_by_value="lazy",
         files={"lazy.py": "FEE = 1"},
+        wrong="by value it is deployed, and each task fails: nothing of the project can be imported at the other end",
     ),
     case(
         "a type of a sibling module that only the annotation names",
