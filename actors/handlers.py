@@ -332,10 +332,10 @@ def _returned(annotation: Any, function: Callable[..., Any]) -> tuple[Any, Any]:
     yields = inspect.isasyncgenfunction(inner) or inspect.isgeneratorfunction(inner)
     if not yields and get_origin(annotation) not in _STREAMS and annotation not in _STREAMS:
         return annotation, _END
-    item = next(iter(get_args(annotation)), Any)
+    item: Any = next(iter(get_args(annotation)), Any)
     if item is Any:
         return Any, Any
-    return (str if _is_text(item) else list[item]), item
+    return (str if _is_text(item) else list.__class_getitem__(item)), item
 
 
 #: What is said of the results of generators.

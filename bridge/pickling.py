@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import contextvars
 import dataclasses
@@ -25,8 +26,8 @@ MOST_STEPS = 12
 _cloudpickle: Any = cloudpickle.cloudpickle
 _LruCache = type(functools.cache(len))
 #: The code that all functions made by `singledispatch` share.
-_DISPATCHES = cast("FunctionType", functools.singledispatch(lambda: None)).__code__
-_TYPED_DICTS = tuple(type(each.TypedDict("_", {})) for each in (typing, typing_extensions))  # type: ignore[operator]
+_DISPATCHES = cast("FunctionType", functools.singledispatch(lambda _: None)).__code__
+_TYPED_DICTS = tuple(type(each.TypedDict("_", {})) for each in (typing, typing_extensions))
 
 
 def dumps(agent_class: type, modules: list[ModuleType]) -> bytes:
@@ -62,7 +63,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         if isinstance(obj, type):
             return _class(obj, super().reducer_override(obj))
         if isinstance(obj, ModuleType):
-            return super().reducer_override(obj)
+            return _module(obj)
         if isinstance(obj, FunctionType):
             if obj.__code__ is _DISPATCHES and _by_value(obj.__module__):
                 return _reduce_dispatch(obj)
@@ -81,6 +82,18 @@ def _by_value(module: str) -> bool:
     return module == "__main__" or (loaded is not None and not _cloudpickle._should_pickle_by_reference(loaded))
 
 
+def _module(obj: ModuleType) -> Any:
+    if not _by_value(obj.__name__):
+        return NotImplemented
+    # What it holds comes later, because that may refer to it.
+    held = {name: value for name, value in vars(obj).items() if name != "__builtins__"}
+    return ModuleType, (obj.__name__,), held, None, None, _fill
+
+
+def _fill(module: ModuleType, held: dict[str, Any]) -> None:
+    vars(module).update(held, __builtins__=builtins)
+
+
 def _name_in_its_library(obj: Any) -> str:
     """Name of a value that a library keeps under a name, as `dataclasses.MISSING`: such are told by identity."""
     module = sys.modules.get(type(obj).__module__)
@@ -95,12 +108,11 @@ def _by_name_only(obj: Any) -> Any:
     Raises:
         TypeError: nobody knows how to make it anew.
     """
-    reduce = getattr(type(obj), "__reduce__", object.__reduce__)
-    if reduce is object.__reduce__ or type(obj).__reduce_ex__ is not object.__reduce_ex__:
+    kind: Any = type(obj)
+    if kind.__reduce__ is object.__reduce__ or kind.__reduce_ex__ is not object.__reduce_ex__:
         return NotImplemented
     if not _by_value(str(getattr(obj, "__module__", ""))) or not isinstance(obj.__reduce__(), str):
         return NotImplemented
-    kind = type(obj)
     names = {"__module__": obj.__module__}
     match kind.__name__:
         case "_lru_cache_wrapper":
@@ -222,10 +234,10 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
         used = _cloudpickle._extract_code_globals(value.__code__)
         for name in used:
             if name in value.__globals__:
-                yield f"{value.__module__}.{name}", value.__globals__[name]
+                yield f"{name!r} of {value.__module__}", value.__globals__[name]
         for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
             with contextlib.suppress(ValueError):  # an empty cell
-                yield name, cell.cell_contents
+                yield f"{name!r}", cell.cell_contents
         parameters = inspect.signature(value, follow_wrapped=False).parameters.values()
         yield from ((f"{each.name}=", each.default) for each in parameters if each.default is not each.empty)
         yield from vars(value).items()

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
 from datetime import timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakSet
 
 from squadron.runtime.budget import Budget, Deadline
 from squadron.runtime.caller import DEFAULT_WITHIN_S, Ask, Caller
 from squadron.runtime.envelope import AgentMessage
+from squadron.runtime.errors import WrongLoopError
 from squadron.runtime.handle import Handle
 from squadron.runtime.lite import LiteTopic
 from squadron.runtime.lite_journal import END_HEADER
@@ -21,6 +25,8 @@ from squadron.runtime.subjects import token_of
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
+
+T = TypeVar("T")
 
 #: Life of a conversation's memory after its last entry, in seconds: a working week.
 MEMORY_TTL_S = 7 * 24 * 3600.0
@@ -58,6 +64,9 @@ class Context:
         self._lite_key = lite_key
         self._writer: StreamWriter | None = None
         self._stopped = self._ended = False
+        #: Where the replica's loop runs, and what a handler in another thread waits for.
+        self._thread = threading.get_ident()
+        self._waits: set[Future[Any]] = set()
         #: What was asked from here; who has an outcome and is not waited for any more drops out by itself.
         self._children: WeakSet[Handle] | None = None
 
@@ -80,6 +89,7 @@ class Context:
             MessageTooLargeError: larger than any message may be.
             BusUnavailableError: a large one could not be stored.
         """
+        self._check_loop()
         await self._stream().write(chunk)
 
     def _stream(self) -> StreamWriter:
@@ -105,6 +115,31 @@ class Context:
         """Ask another agent and wait; never longer than this task's own deadline."""
         return await self._caller.outcome(await self.submit(topic, content, within_s=within_s))
 
+    @cached_property
+    def sync(self) -> SyncContext:
+        """The same for a plain `def` handler: every call blocks its thread until it is done."""
+        return SyncContext(self, self._wait)
+
+    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+        if threading.get_ident() == self._thread:
+            work.close()
+            raise WrongLoopError("ctx.sync would hold up the replica's event loop", hint="await the same of ctx")
+        future = asyncio.run_coroutine_threadsafe(work, self._caller.loop)
+        self._waits.add(future)
+        if self._stopped:
+            future.cancel()
+        try:
+            return future.result()
+        finally:
+            self._waits.discard(future)
+
+    def _check_loop(self) -> None:
+        if threading.get_ident() != self._thread:
+            raise WrongLoopError(
+                "ctx was awaited on another event loop than its replica's, as with asyncio.run",
+                hint="in a plain `def` handler call ctx.sync.ask(…), or make the handler async",
+            )
+
     async def submit(
         self,
         topic: str,
@@ -116,6 +151,7 @@ class Context:
         task_id: str = "",
     ) -> Handle:
         """Ask another agent without waiting; conversation, budget and deadline travel along."""
+        self._check_loop()
         handle = await self._caller.submit(
             topic,
             content,
@@ -156,8 +192,10 @@ class Context:
         return self._stopped
 
     def stop(self) -> None:
-        """Tell a handler in a thread that it should stop."""
+        """Tell a handler in a thread that it should stop; what it waits for by `sync` is cancelled."""
         self._stopped = True
+        for future in tuple(self._waits):
+            future.cancel()
 
     async def cancel_children(self) -> None:
         """Ask all tasks that were asked from here to stop; does not wait for them."""
@@ -176,10 +214,12 @@ class Context:
 
     async def remember(self, item: Any) -> None:
         """Add one JSON value to this agent's memory of the conversation; any replica can recall it."""
+        self._check_loop()
         await self._caller.lite.append(self._memory_key, json.dumps(item).encode(), ttl_s=MEMORY_TTL_S)
 
     async def recall(self, *, most: int = 50) -> list[Any]:
         """The newest `most` items this agent remembers of the conversation, oldest first."""
+        self._check_loop()
         stored = self._caller.lite.read(self._memory_key)
         items = [json.loads(entry.data) async for entry in stored if END_HEADER not in entry.headers]
         return items[max(0, len(items) - most) :]
@@ -188,3 +228,41 @@ class Context:
     def _memory_key(self) -> str:
         conversation = token_of(self.message.context.conversation_id)
         return self._caller.subjects.lite(f"memory-{self._agent}"[:64], conversation)
+
+
+class SyncContext:
+    """What a plain `def` handler can't await; see `Context`.
+
+    When the task is cancelled or its time is up, whatever waits here raises `concurrent.futures.CancelledError`.
+    """
+
+    def __init__(self, context: Context, wait: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
+        self._context, self._wait = context, wait
+
+    def ask(self, topic: str, /, *, within_s: float = DEFAULT_WITHIN_S, **content: Any) -> Outcome:
+        """See `Context.ask`."""
+        outcome: Outcome = self._wait(self._context.ask(topic, within_s=within_s, **content))
+        return outcome
+
+    def submit(self, topic: str, content: Any, /, **options: Any) -> Handle:
+        """See `Context.submit`; wait with `outcome`."""
+        handle: Handle = self._wait(self._context.submit(topic, content, **options))
+        return handle
+
+    def outcome(self, handle: Handle) -> Outcome:
+        """Wait for what was submitted."""
+        outcome: Outcome = self._wait(self._context.caller.outcome(handle))
+        return outcome
+
+    def emit(self, chunk: Any) -> None:
+        """See `Context.emit`."""
+        self._wait(self._context.emit(chunk))
+
+    def remember(self, item: Any) -> None:
+        """See `Context.remember`."""
+        self._wait(self._context.remember(item))
+
+    def recall(self, *, most: int = 50) -> list[Any]:
+        """See `Context.recall`."""
+        items: list[Any] = self._wait(self._context.recall(most=most))
+        return items

@@ -86,6 +86,10 @@ class InvalidAgentError(SquadronError):
     """A class can't be served as an agent: no handler, an untyped parameter, a name twice…"""
 
 
+class WrongLoopError(SquadronError):
+    """A context was used on another event loop than its replica's, or blocked that one."""
+
+
 class MessageTooLargeError(SquadronError):
     """The encoded message is larger than the server, or the setting `max_message_bytes`, allows."""
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import functools
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import date
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 
@@ -254,7 +255,7 @@ async def test_an_async_generator_emits_each_chunk_and_returns_all() -> None:
     assert await _run("words", {"count": 3}, words) == "012"
     assert await _run("numbers", {"count": 3}, numbers) == [0, 1, 2]
     assert (words.chunks, numbers.chunks) == (["0", "1", "2"], [0, 1, 2])
-    assert _spec("numbers").topic.output_schema == {"type": "integer"}
+    assert _spec("numbers").topic.output_schema == {"type": "array", "items": {"type": "integer"}}
 
 
 async def test_output_is_made_json_and_held_to_its_promise() -> None:
@@ -447,3 +448,73 @@ def test_the_decorator_refuses_what_can_never_be() -> None:
     for bad in ({"run_timeout_s": 0}, {"max_attempts": 0}):
         with pytest.raises(InvalidAgentError, match=r"good\.one"):
             topic("good.one", **bad)  # type: ignore[arg-type]
+
+
+def _wrapped(function: Any) -> Any:
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+class _Decorated(Agent):
+    @topic("decorated.one")
+    @_wrapped
+    async def one(self, n: int) -> int:
+        return n
+
+    @topic("decorated.many")
+    @_wrapped
+    async def many(self, n: int) -> AsyncIterator[int]:
+        for i in range(n):
+            yield i
+
+    @topic("decorated.plain")
+    @_wrapped
+    def plain(self, n: int) -> Iterator[int]:
+        for _ in range(n):
+            yield threading.get_ident()
+
+    @topic("decorated.static")
+    @staticmethod
+    def static(n: int) -> int:
+        return n
+
+    @classmethod
+    @topic("decorated.of_class")
+    def of_class(cls, n: int, context: Context | None = None) -> str:
+        return f"{cls.__name__}{n}{context is not None}"
+
+
+class _Overrides(_Decorated):
+    async def one(self, n: int) -> int:
+        return n + 1
+
+    many = None  # type: ignore[assignment]
+
+
+async def _ask(agent: Agent, name: str, n: int) -> tuple[Any, list[Any]]:
+    handlers = {each.topic.name.partition(".")[2]: each for each in AgentSpec.of(type(agent)).handlers(agent)}
+    context: Any = Emitted()
+    return await handlers[name].run({"n": n}, context), context.chunks
+
+
+async def test_handlers_under_any_decorator_run() -> None:
+    assert await _ask(_Decorated(), "one", 2) == (2, [])
+    assert await _ask(_Decorated(), "many", 2) == ([0, 1], [0, 1])
+    assert await _ask(_Decorated(), "static", 2) == (2, [])
+    assert await _ask(_Decorated(), "of_class", 2) == ("_Decorated2True", [])
+
+
+async def test_a_plain_generator_is_streamed_from_a_thread() -> None:
+    result, chunks = await _ask(_Decorated(), "plain", 3)
+
+    assert result == chunks
+    assert len(chunks) == 3
+    assert threading.get_ident() not in chunks
+
+
+async def test_an_override_without_the_mark_is_served_and_none_is_left_out() -> None:
+    assert await _ask(_Overrides(), "one", 2) == (3, [])
+    assert "decorated.many" not in {each.topic.name for each in AgentSpec.of(_Overrides).topics}

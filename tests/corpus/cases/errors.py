@@ -207,7 +207,7 @@ CASES = [
             async def two(self) -> int:
                 return 2
         """,
-        ask({}, ends="dead_lettered", says="loop", topic="desk.one"),
+        ask({}, ends="failed", says="ctx.sync.ask", topic="desk.one"),
         ask({}, 2, topic="desk.two"),
     ),
     case(

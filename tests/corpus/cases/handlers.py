@@ -684,6 +684,28 @@ CASES = [
         ask(1, 1),
     ),
     case(
+        "a plain handler that asks, emits and remembers",
+        """
+        class Desk(Agent):
+            @topic("desk.one")
+            def one(self, n: int, context: Context) -> int:
+                context.sync.emit({"n": n})
+                context.sync.remember(n)
+                handle = context.sync.submit("desk.two", {"n": n})
+                return context.sync.outcome(handle).unwrap() + context.sync.ask("desk.two", n=n).unwrap()
+
+            @topic("desk.two")
+            async def two(self, n: int) -> int:
+                return 10 * n
+
+            @topic("desk.three", max_attempts=1)
+            async def three(self, context: Context) -> int:
+                return context.sync.ask("desk.two", n=1).unwrap()
+        """,
+        ask(2, 40, topic="desk.one", chunks=[{"n": 2}]),
+        ask({}, ends="failed", says="loop", topic="desk.three"),
+    ),
+    case(
         "durable events, handled by all kinds of methods",
         """
         import functools

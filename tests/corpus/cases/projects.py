@@ -580,7 +580,7 @@ CASES = [
                 return locked()
         """,
         ask({}, True),
-        refused_by_value="lock is a",
+        refused_by_value="'lock' is a",
     ),
     case(
         "what stands in the module and travels well",
