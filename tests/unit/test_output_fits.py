@@ -7,16 +7,17 @@ import json
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from enum import Enum
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any
 from uuid import UUID
 
 import jsonschema_rs
 import pydantic
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, computed_field
 from pydantic.alias_generators import to_camel
+from typing_extensions import TypedDict
 
 from squadron import Agent, topic
 from squadron.actors.agent import AgentSpec
@@ -102,7 +103,12 @@ def _handler(kind: Any) -> BoundHandler:
     return AgentSpec.of(Mirror).handlers(Mirror())[0]
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=40,
+    deadline=None,
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
 @given(st.data())
 def test_what_leaves_fits_its_schema_and_is_the_input_of_who_takes_the_same_type(data: st.DataObject) -> None:
     kind, values = data.draw(_TYPES)
