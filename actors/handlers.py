@@ -168,9 +168,9 @@ class TopicSpec:
             output = _Output.of(returned)
             input_schema = input_model.model_json_schema()
         except (PydanticUserError, SchemaError, ValueError) as error:
-            raise InvalidAgentError(
-                f"{where}: {str(error).splitlines()[0]}", hint="use JSON types or pydantic models"
-            ) from None
+            # Pydantic's own errors end with an address; those of its core begin with where, and end with what.
+            said = " ".join(str(error).split()) if isinstance(error, SchemaError) else str(error).splitlines()[0]
+            raise InvalidAgentError(f"{where}: {said}", hint="use JSON types or pydantic models") from None
         described = SemanticTopic(
             name=mark.name,
             description=mark.description or inspect.getdoc(getattr(owner, method.name)) or "",

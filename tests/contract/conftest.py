@@ -141,14 +141,14 @@ async def peer(world: World) -> Peer:
 class Replica:
     """What a Serve replica does, without Serve."""
 
-    def __init__(self, peer: Peer, agent: Agent, *, slots: int = 8) -> None:
+    def __init__(self, peer: Peer, agent: Agent, *, slots: int = 8, lease_s: float = LEASE_S) -> None:
         self.peer, self.agent = peer, agent
         self.spec = AgentSpec.of(type(agent))
         capabilities = agent.capabilities
         handlers = self.spec.handlers(agent)
         turns = Turns(self.spec.name, handlers, peer.caller, peer.dead, capabilities=capabilities)
         patterns = tuple(each.topic.name for each in self.spec.topics)
-        self.mailbox = Mailbox(self.spec.name, patterns, LEASE_S)
+        self.mailbox = Mailbox(self.spec.name, patterns, lease_s)
         self.turns = turns
         self.pump = Pump(peer.queue, self.mailbox, self._run, slots=slots)
         self.handovers = Handovers(peer.caller, self.pump)

@@ -64,6 +64,120 @@ CASES = [
         ask(0, [], chunks=[]),
     ),
     case(
+        "a plain generator is streamed from a thread",
+        """
+        import threading
+        from collections.abc import Generator, Iterator
+
+        class Desk(Agent):
+            @topic("desk.one")
+            def one(self, n: int) -> Iterator[int]:
+                for i in range(n):
+                    yield i
+
+            @topic("desk.two")
+            def two(self, words: list[str]) -> Generator[str, None, None]:
+                yield from words
+
+            @topic("desk.three")
+            def three(self) -> Iterator[bool]:
+                yield threading.current_thread() is threading.main_thread()
+
+            @topic("desk.four")
+            def four(self):
+                yield {"n": 1}
+        """,
+        ask(3, [0, 1, 2], topic="desk.one", chunks=[0, 1, 2]),
+        ask(0, [], topic="desk.one", chunks=[]),
+        ask(["a", "b"], "ab", topic="desk.two", chunks=["a", "b"]),
+        ask({}, [False], topic="desk.three"),
+        ask({}, [{"n": 1}], topic="desk.four"),
+    ),
+    case(
+        "a plain generator that raises, returns and cleans up",
+        """
+        from collections.abc import Iterator
+
+        class Desk(Agent):
+            closed = 0
+
+            @topic("desk.one", max_attempts=1)
+            def one(self, context: Context) -> Iterator[int]:
+                try:
+                    yield 1
+                    raise ValueError("half way")
+                finally:
+                    self.closed += 1
+
+            @topic("desk.two")
+            def two(self) -> Iterator[int]:
+                yield 1
+                return 2
+
+            @topic("desk.three")
+            def three(self) -> Iterator[int]:
+                try:
+                    yield 1
+                    yield "two"
+                    yield 3
+                finally:
+                    self.closed += 1
+
+            @topic("desk.four")
+            async def four(self) -> int:
+                return self.closed
+        """,
+        ask({}, ends="dead_lettered", says="half way", topic="desk.one", chunks=[1]),
+        ask({}, [1], topic="desk.two"),
+        ask({}, ends="failed", says="desk.three", topic="desk.three", chunks=[1]),
+        ask({}, 2, topic="desk.four"),
+    ),
+    case(
+        "generators of odd kinds of text",
+        """
+        from collections.abc import AsyncIterator
+        from enum import StrEnum
+        from typing import Annotated, Literal, NewType
+        from pydantic import Field
+
+        Word = NewType("Word", str)
+
+        class Kind(StrEnum):
+            TEA = "tea"
+
+        class Desk(Agent):
+            @topic("desk.one")
+            async def one(self) -> AsyncIterator[Kind]:
+                yield Kind.TEA
+                yield Kind.TEA
+
+            @topic("desk.two")
+            async def two(self) -> AsyncIterator[Literal["a"]]:
+                yield "a"
+                yield "a"
+
+            @topic("desk.three")
+            async def three(self) -> AsyncIterator[str | None]:
+                yield "a"
+                yield "b"
+
+            @topic("desk.four")
+            async def four(self) -> AsyncIterator[Word]:
+                yield Word("a")
+                yield Word("b")
+
+            @topic("desk.five")
+            async def five(self) -> AsyncIterator[Annotated[str, Field(max_length=1)]]:
+                yield "a"
+                yield "b"
+        """,
+        ask({}, topic="desk.one", chunks=["tea", "tea"]),
+        ask({}, topic="desk.two", chunks=["a", "a"]),
+        ask({}, topic="desk.three", chunks=["a", "b"]),
+        ask({}, topic="desk.four", chunks=["a", "b"]),
+        ask({}, topic="desk.five", chunks=["a", "b"]),
+    ),
+    case(
         "an async generator of models",
         """
         from collections.abc import AsyncIterable
@@ -568,6 +682,28 @@ CASES = [
                 pass
         """,
         ask(1, 1),
+    ),
+    case(
+        "a plain handler that asks, emits and remembers",
+        """
+        class Desk(Agent):
+            @topic("desk.one")
+            def one(self, n: int, context: Context) -> int:
+                context.sync.emit({"n": n})
+                context.sync.remember(n)
+                handle = context.sync.submit("desk.two", {"n": n})
+                return context.sync.outcome(handle).unwrap() + context.sync.ask("desk.two", n=n).unwrap()
+
+            @topic("desk.two")
+            async def two(self, n: int) -> int:
+                return 10 * n
+
+            @topic("desk.three", max_attempts=1)
+            async def three(self, context: Context) -> int:
+                return context.sync.ask("desk.two", n=1).unwrap()
+        """,
+        ask(2, 40, topic="desk.one", chunks=[{"n": 2}]),
+        ask({}, ends="failed", says="loop", topic="desk.three"),
     ),
     case(
         "durable events, handled by all kinds of methods",

@@ -1,6 +1,11 @@
 """Types of parameters and results: what travels with the agent, and becomes a schema at the other end."""
 
-from tests.corpus.case import ask, case
+from functools import partial
+
+from tests.corpus.case import ask, brief
+
+#: A notebook stands for scripts, too: in both a type is one of `__main__`.
+case = partial(brief, ways=("notebook", "module", "installed"))
 
 CASES = [
     case(
@@ -679,6 +684,110 @@ CASES = [
             id: int
         """,
         ask({"order": {"id": 1}}, [{"id": 1}]),
+    ),
+    case(
+        "types with text annotations, within each other",
+        """
+        from __future__ import annotations
+        from dataclasses import dataclass, field
+        from enum import Enum
+        from typing import NamedTuple
+        from pydantic import BaseModel
+        from typing_extensions import TypedDict
+        from squadron import Agent, topic
+
+        class Mood(Enum):
+            GOOD = "good"
+
+        @dataclass
+        class Leaf:
+            mood: Mood
+            many: list[Mood] = field(default_factory=list)
+
+        class Pair(NamedTuple):
+            leaf: Leaf
+            n: int
+
+        class Row(TypedDict):
+            pair: Pair
+            mood: Mood | None
+
+        class Page(BaseModel):
+            rows: list[Row]
+            by_mood: dict[Mood, Leaf] = {}
+
+        class Desk(Agent):
+            @topic("desk.one")
+            async def one(self, page: Page) -> Page:
+                assert page.rows[0]["pair"].leaf.mood is Mood.GOOD
+                return page
+        """,
+        ask(
+            {"page": {"rows": [{"pair": [{"mood": "good"}, 1], "mood": None}]}},
+            {"rows": [{"pair": [{"mood": "good", "many": []}, 1], "mood": None}], "by_mood": {}},
+        ),
+        ask({"page": {"rows": [{"pair": [{"mood": "bad"}, 1], "mood": None}]}}, ends="rejected"),
+    ),
+    case(
+        "parameters of generics in the module",
+        """
+        from collections.abc import Callable, Coroutine
+        from typing import Any, Generic, ParamSpec, TypeVar
+
+        T = TypeVar("T")
+        P = ParamSpec("P")
+
+        class Result(Generic[T]):
+            def __init__(self, value: T) -> None:
+                self.value = value
+
+        def wrapped(function: Callable[P, T]) -> Callable[P, Result[T]]:
+            def inner(*args: P.args, **kwargs: P.kwargs) -> Result[T]:
+                return Result[T](function(*args, **kwargs))
+            return inner
+
+        @wrapped
+        def add(a: int, b: int) -> int:
+            return a + b
+
+        class Desk(Agent):
+            @topic("desk.one")
+            async def one(self, n: int) -> int:
+                return add(n, b=1).value
+        """,
+        ask(1, 2),
+    ),
+    case(
+        "sets of tuples, deques that are bounded, enums in a model",
+        """
+        from collections import deque
+        from enum import Enum
+        from pydantic import BaseModel
+
+        class Phase(Enum):
+            READY = "query_ready"
+
+        class Artifact(BaseModel):
+            phase: Phase
+            history: list[Phase] = []
+
+        class Desk(Agent):
+            @topic("desk.one")
+            async def one(self, pairs: set[tuple[int, int]], artifact: Artifact) -> Artifact:
+                assert pairs == {(1, 2), (3, 4)}
+                assert artifact.phase is Phase.READY
+                return artifact
+
+            @topic("desk.two")
+            async def two(self) -> set[tuple[int, int]]:
+                return {(1, 2)}
+        """,
+        ask(
+            {"pairs": [[1, 2], [3, 4]], "artifact": {"phase": "query_ready", "history": ["query_ready"]}},
+            {"phase": "query_ready", "history": ["query_ready"]},
+            topic="desk.one",
+        ),
+        ask({}, [[1, 2]], topic="desk.two"),
     ),
     case(
         "a type only for type checkers is refused by name",

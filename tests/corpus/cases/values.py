@@ -588,6 +588,6 @@ CASES = [
             async def one(self, code: Annotated[str, StringConstraints(pattern=r"^\d+\Z")]) -> str:
                 return code
         """,
-        refused="Desk.one",
+        refused="unrecognized escape sequence",
     ),
 ]
