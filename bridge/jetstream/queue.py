@@ -15,8 +15,9 @@ from typing import Any
 import structlog
 
 from squadron.bridge.jetstream.connect import NANOSECONDS, Connection
-from squadron.bridge.jetstream.feed import JetStreamLease, PullFeed
+from squadron.bridge.jetstream.feed import PullFeed
 from squadron.bridge.jetstream.journal import JetStreamJournal, read_ack
+from squadron.bridge.jetstream.lease import JetStreamLease
 from squadron.bridge.jetstream.streams import CONSUMER_NOT_FOUND, StreamNames, ask_for, find
 from squadron.runtime.errors import BusUnavailableError, FencedError, InvalidMessageError, RouteConflictError
 from squadron.runtime.ports import Backlog, Delivery, Entry, Feed, Lease, Mailbox

@@ -79,8 +79,8 @@ class Clerk(Agent):
 
     ordered_by = "conversation"
 
-    def __init__(self, ledger: Ledger) -> None:
-        self.ledger = ledger
+    def __init__(self, ledger: Ledger | None = None) -> None:
+        self.ledger = ledger or Ledger()
         self.gates: dict[str, asyncio.Event] = {}
         self.is_dead: Callable[[], bool] = lambda: False
 

@@ -48,6 +48,7 @@ def test_what_is_public_has_a_docstring(path):
 AWAITED = {
     ("runtime/background.py", "spawn"),
     ("runtime/caller.py", "_subscribe"),
+    ("runtime/context.py", "_wait"),
     ("bridge/jetstream/dial.py", "connect"),
     ("bridge/core.py", "_once"),
     ("actors/agent.py", "_in_thread"),

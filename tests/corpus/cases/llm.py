@@ -146,21 +146,18 @@ class Desk(Base):
                 {source}
             """,
             refused=said,
-            wrong=wrong,
         )
-        for name, source, said, wrong in (
-            ("a tool without a docstring", "def add(self, a: int) -> int: return a", "Desk.add", ""),
+        for name, source, said in (
+            ("a tool without a docstring", "def add(self, a: int) -> int: return a", "Desk.add"),
             (
                 "a tool without a type",
                 'def add(self, a) -> int: "Adds."',
                 "Desk.add: parameter 'a' has no type",
-                "",
             ),
             (
                 "a tool with a name that no provider takes",
                 'def größe_von(self, a: int) -> int: "Measures."',
                 "größe_von",
-                "no provider takes such a name, and the class is deployed all the same",
             ),
         )
     ),

@@ -1,0 +1,87 @@
+"""The lease of one message of a JetStream consumer."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+
+from squadron.bridge.jetstream.connect import NANOSECONDS, Connection
+from squadron.runtime.errors import BusUnavailableError
+from squadron.runtime.ports import Journal
+
+#: Life of a note on how often work on a message began, in seconds: a week.
+NOTE_TTL_S = 7 * 24 * 3600.0
+#: How far the clocks of a server and its clients may differ, in seconds.
+CLOCKS_S = 1.0
+
+
+class JetStreamLease:
+    """The right to work on one delivered message.
+
+    The server counts deliveries, not beginnings. So whoever hands a first delivery back unbegun, or begins a later
+    one, leaves a note: the number of beginnings so far. Without a note the first delivery was begun.
+    """
+
+    __slots__ = (
+        "_begun",
+        "_connection",
+        "_note_pattern",
+        "_notes",
+        "_reply",
+        "delivered",
+        "first",
+        "pending",
+        "seq",
+    )
+
+    def __init__(self, connection: Connection, notes: Journal, note_pattern: str, reply: str) -> None:
+        self._connection, self._notes, self._note_pattern, self._reply = connection, notes, note_pattern, reply
+        # Parsed from the right, because the left side grows with acknowledgements v2 (ADR-15).
+        _, delivered, seq, _, stored_ns, pending = reply.rsplit(".", 5)
+        self.delivered, self.seq, self.pending = int(delivered), int(seq), int(pending)
+        # What a server of an earlier connection may have delivered was stored before this connection.
+        self.first = self.delivered == 1 and int(stored_ns) / NANOSECONDS > connection.connected_at + CLOCKS_S
+        self._begun = False
+
+    @property
+    def token(self) -> str:
+        """What it is acknowledged on: whoever knows that may do so."""
+        return self._reply
+
+    @property
+    def _note_key(self) -> str:
+        return self._note_pattern.replace("*", str(self.seq))
+
+    async def begin(self) -> int:
+        """Note that the work begins; returns which beginning it is."""
+        self._begun = True
+        if self.first:
+            return 1
+        note = await self._notes.last(self._note_key)
+        if self.delivered == 1 and note is None:
+            return 1
+        # Delivered once, and with a note: the server was killed and forgot what it had delivered before.
+        count = (int(note.data) if note else 1) + 1
+        await self._notes.append(self._note_key, str(count).encode(), ttl_s=NOTE_TTL_S)
+        return count
+
+    async def settle(self, *, confirmed: bool = False) -> None:
+        """The message leaves the queue, a moment later; until then a crash would only deliver it again."""
+        if confirmed:
+            await self._connection.request(self._reply, b"+ACK")
+        else:
+            self._connection.publish_soon(self._reply, b"+ACK")
+
+    async def extend(self) -> None:
+        """Start the lease's time anew."""
+        await self._connection.publish(self._reply, b"+WPI")
+
+    async def release(self, after_s: float = 0.0) -> None:
+        """Hand the message back for another delivery."""
+        unbegun = self.delivered == 1 and not self._begun
+        # A full server does not store the note: then an attempt is lost, but no time.
+        with contextlib.suppress(BusUnavailableError):
+            if unbegun and (self.first or await self._notes.last(self._note_key) is None):
+                await self._notes.append(self._note_key, b"0", ttl_s=NOTE_TTL_S)
+        delay = json.dumps({"delay": round(after_s * NANOSECONDS)})
+        await self._connection.publish(self._reply, f"-NAK {delay}".encode())
