@@ -27,7 +27,8 @@ demo: $(STAMP) ## Run the demo: a squadron at work, no key needed
 	$(BIN)/squadron demo
 
 test: lint types $(STAMP) ## Lint, check types, and run all tests but the slow ones
-	$(BIN)/python -m pytest -m 'not slow' -n 3 --dist loadgroup --durations 20
+	$(BIN)/python -m pytest -m 'not slow' tests/unit tests/contract tests/corpus -n 3 --dist worksteal
+	$(BIN)/python -m pytest -m 'not slow' tests/cluster tests/chaos --durations 20
 
 lint: $(STAMP) ## Check style, format and the layers of imports
 	$(BIN)/ruff check .

@@ -14,11 +14,12 @@ from typing import Any
 
 from pydantic_core import to_jsonable_python
 
+from squadron.runtime.asking import claim_id, pack_task
 from squadron.runtime.background import spawn
 from squadron.runtime.budget import Budget, Deadline
 from squadron.runtime.cancel import request_cancel
 from squadron.runtime.claims import INPUT_KEEP_S, Claims
-from squadron.runtime.envelope import AgentIdentity, AgentMessage, pack
+from squadron.runtime.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.errors import (
     BusUnavailableError,
     InvalidInputError,
@@ -91,7 +92,11 @@ class Caller:
         self.identity, self.subjects, self.registry, self.clock = identity, subjects, registry, clock
         self.queue, self.lite, self.bus, self.claims = queue, lite, bus, claims
         self.lite_topics = lite_topics or LiteTopics(identity, subjects, lite=lite, clock=clock)
-        self._events, self._rooms, self._owner = events, Rooms(queue, clock), token_of(identity.id)
+        self._events, self._rooms = events, Rooms(queue, clock)
+        #: Not the owner of this process's own lite topics: who follows those hears no replies.
+        self._owner = token_of(f"{identity.id}-asks")
+        #: Tasks under an id of the caller's own that are being sent, by reply address.
+        self._sending: dict[str, asyncio.Event] = {}
         self._waiting: dict[str, Handle] = {}
         self._subscriptions: dict[str, asyncio.Future[Subscription]] = {}
         self._looking: asyncio.Task[None] | None = None
@@ -263,8 +268,14 @@ class Caller:
         reply_to = self.subjects.lite(owner, token_of(task_id))
         deadline = Deadline.after(ask.within_s, self.clock)
         handle = Handle(task_id, topic, reply_to, deadline, self)
-        if self._waiting.setdefault(reply_to, handle) is not handle:
-            return self._waiting[reply_to]
+        while sending := self._sending.get(reply_to):
+            # Under the same id, and this moment: it may yet be cancelled.
+            await sending.wait()
+        other = self._waiting.get(reply_to)
+        if other is None:
+            self._waiting[reply_to] = handle
+        if ask.task_id:
+            self._sending[reply_to] = asyncio.Event()
         try:
             content = await self._admit(task_id, topic, to_jsonable_python(content), ask)
             if isinstance(content, Outcome):
@@ -273,21 +284,41 @@ class Caller:
                 if owner != self._owner:  # Ours is heard since the start.
                     await self._listen(owner, deadline)
                 if ask.task_id:
-                    # Somebody may have asked under this id before, longer ago than the queue remembers it.
-                    await handle.look()
+                    await self._claim(handle, content, ask)
+            if other is not None and not handle.done:
+                return other
             if not handle.done:
-                data = await self.claims.seal(self._message(content, ask, handle), keep_s=INPUT_KEEP_S)
+                now, seen = self.clock.time(), self.registry.news
+                message = pack_task(self.identity, content, ask, handle, seen=seen, timestamp=now)
+                data = await self.claims.seal(message, keep_s=INPUT_KEEP_S)
                 await self._put(self.subjects.task(topic, ask.priority), data, token_of(task_id), deadline)
         except BusUnavailableError as error:
             handle.settle(Undeliverable(task_id=task_id, topic=topic, reason=str(error)))
         except (MessageTooLargeError, ValueError) as error:
             reason = str(error) if isinstance(error, MessageTooLargeError) else f"not JSON: {error}"
             handle.settle(Rejected(task_id=task_id, topic=topic, reason=reason, details={"field": "content"}))
+        except BaseException:
+            # Nobody has the handle.
+            await self._leave(handle)
+            raise
         finally:
             self._rooms.entered(task_id)
+            if sending := self._sending.pop(reply_to, None):
+                sending.set()
         if handle.done:
             await self._leave(handle)
         return handle
+
+    async def _claim(self, handle: Handle, content: Any, ask: Ask) -> None:
+        """Settle a handle under an id of the caller's own if it stands for another task, or has ended before."""
+        if not ask.owner:
+            keep_s = ask.within_s + LITE_TTL_S
+            taken = await claim_id(self.lite, self.subjects, handle.task_id, handle.topic, content, keep_s=keep_s)
+            if taken:
+                ids, details = (handle.task_id, handle.topic), {"field": "task_id"}
+                return handle.settle(Rejected(task_id=ids[0], topic=ids[1], reason=taken, details=details))
+        # Somebody may have asked under this id before, longer ago than the queue remembers it.
+        await handle.look()
 
     async def _put(self, subject: str, data: bytes, msg_id: str, deadline: Deadline) -> None:
         while True:
@@ -298,40 +329,6 @@ class Caller:
                 if deadline.passed:
                     raise
                 await asyncio.sleep(deadline.earliest(0.25))
-
-    def _message(self, content: Any, ask: Ask, handle: Handle) -> bytes:
-        limits: dict[str, Any] = {"deadline": handle.deadline.at_ms}
-        if ask.budget.tokens is not None:
-            limits["tokens"] = ask.budget.tokens
-        if ask.budget.hops is not None:
-            limits["hops"] = ask.budget.hops
-        payload: dict[str, Any] = {"content": content, "constraints": limits}
-        if ask.model is not None:
-            payload["model"] = ask.model
-        if ask.parameters is not None:
-            payload["parameters"] = dict(ask.parameters)
-        start_within_s = ask.within_s if ask.start_within_s is None else ask.start_within_s
-        routing: dict[str, Any] = {"priority": ask.priority, "timeout": max(1, round(start_within_s * 1000))}
-        if ask.route.capabilities:
-            routing["capabilities"] = list(ask.route.capabilities)
-        if ask.route.exclusions:
-            routing["exclusions"] = list(ask.route.exclusions)
-        metadata: dict[str, Any] = {"nested": True} if ask.nested else {}
-        if news := self.registry.news:  # Who runs the task sees at least what its caller saw.
-            metadata["seen"] = news
-        return pack(
-            "task",
-            self.identity,
-            payload,
-            id=handle.task_id,
-            conversation_id=ask.conversation_id,
-            parent=ask.parent,
-            reply_to=handle.reply_to,
-            target=ask.route.target or None,
-            routing=routing,
-            metadata=metadata or None,
-            timestamp=self.clock.time(),
-        )
 
     async def _admit(self, task_id: str, topic: str, content: Any, ask: Ask) -> Any:
         """The content as it is to be sent, or the outcome of a call that is refused."""

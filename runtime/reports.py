@@ -27,14 +27,17 @@ class Reports:
 
     async def stored(self, message: AgentMessage, lite_key: str) -> bytes | None:
         """This task's outcome, if it is stored; another task's on the same lite topic does not count."""
-        entry = await self._caller.lite.last(lite_key)
-        try:
-            last = AgentMessage.decode(entry.data) if entry else None
-        except InvalidMessageError:
+        newest = await self._caller.lite.last(lite_key)
+        if newest is None:
             return None
-        ours = last is not None and last.type == "result" and last.context.parent_message_id == message.id
-        # Of a dead letter that was put back, the outcome of its earlier life does not count either.
-        return entry.data if entry and last and ours and last.redriven == message.redriven else None
+        if _is_outcome_of(message, newest.data):
+            return newest.data
+        # Behind it may be chunks of an attempt that lost its lease, or what others share this address for.
+        found = None
+        async for entry in self._caller.lite.read(lite_key):
+            if _is_outcome_of(message, entry.data):
+                found = entry.data
+        return found
 
     async def announce(self, subject: str, data: bytes) -> None:
         """Tell a foreign subject; ours are written by those they belong to, not by whoever names them."""
@@ -83,3 +86,13 @@ class Reports:
         await self._caller.lite.append(lite_key, data, ttl_s=LITE_TTL_S, msg_id=msg_id)
         if announce:
             await self.announce(announce, data)
+
+
+def _is_outcome_of(message: AgentMessage, data: bytes) -> bool:
+    try:
+        stored = AgentMessage.decode(data)
+    except InvalidMessageError:
+        return False
+    ours = stored.type == "result" and stored.context.parent_message_id == message.id
+    # Of a dead letter that was put back, the outcome of its earlier life does not count.
+    return ours and stored.redriven == message.redriven

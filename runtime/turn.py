@@ -44,6 +44,10 @@ from squadron.runtime.route import Route
 from squadron.runtime.subjects import TaskSubject, matches, token_of
 from squadron.runtime.topics import SemanticTopic
 
+#: A second outcome is dropped by its message id if it comes within this time, in seconds: half of JetStream's
+#: duplicate window. Past it, whoever stores one has to look whether one is there.
+ALONE_S = 60.0
+
 
 class Handler(Protocol):
     """One served topic: how it describes itself, and how it is run."""
@@ -140,12 +144,11 @@ class Turns:
         lite_key, announce = self._reports.address(message, topic)
         # One that may have been here before: after a death, as a dead letter, or under an id of its caller's own.
         *_, owner, id = lite_key.split(".")
-        again = message.redriven or owner == id or not delivery.lease.first
-        if again and (stored := await self._reports.stored(message, lite_key)):
-            # The replica before us died after it had stored the outcome, maybe before it had announced it.
-            await self._reports.announce(announce, stored)
-            await delivery.lease.settle()
+        asked_at, now = message.timestamp, self._caller.clock.time()
+        again = message.redriven or owner == id or not delivery.lease.first or now > asked_at + ALONE_S
+        if again and await self._settle_if_stored(delivery, message, lite_key, announce):
             return None
+        looked_at = now if again else asked_at
         ended = await self._attempt(delivery, message, topic, lite_key)
         if isinstance(ended, _HandOn):
             if not await hand_over(self._caller, delivery, ended.replicas):
@@ -153,6 +156,9 @@ class Turns:
             return None
         if isinstance(ended, _Again):
             await delivery.lease.release(ended.after_s)
+            return None
+        late = self._caller.clock.time() > looked_at + ALONE_S
+        if late and await self._settle_if_stored(delivery, message, lite_key, announce):
             return None
         if isinstance(ended, DeadLettered):
             await self._letters.bury(self.agent, delivery, ended, source=self._caller.identity)
@@ -162,6 +168,18 @@ class Turns:
             await self._caller.claims.drop(message)
         await delivery.lease.settle()
         return reported
+
+    async def _settle_if_stored(
+        self, delivery: Delivery, message: AgentMessage, lite_key: str, announce: str
+    ) -> bool:
+        """Whether it has ended before: its caller gave it up, or a replica died before it had settled it."""
+        stored = await self._reports.stored(message, lite_key)
+        if stored is None:
+            return False
+        # Maybe it was not announced.
+        await self._reports.announce(announce, stored)
+        await delivery.lease.settle()
+        return True
 
     async def _attempt(
         self, delivery: Delivery, message: AgentMessage, topic: str, lite_key: str

@@ -29,13 +29,6 @@ def pytest_asyncio_loop_factories() -> dict[str, type[TurnedLoop]]:
     return {"turned": TurnedLoop}
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What needs a Ray stays in one process per folder, so that few clusters run beside each other."""
-    for item in items:
-        if (folder := item.path.parent.name) in ("cluster", "chaos"):
-            item.add_marker(pytest.mark.xdist_group(folder))
-
-
 @pytest.fixture(scope="session", autouse=True)
 def clean_environment() -> Iterator[None]:
     """Nothing of the developer's shell decides how a test ends: no server, no key, no setting of theirs."""

@@ -61,7 +61,7 @@ class JetStreamLease:
         if self.delivered == 1 and note is None:
             return 1
         # Delivered once, and with a note: the server was killed and forgot what it had delivered before.
-        count = (int(note.data) if note else 1) + 1
+        count = (_beginnings(note.data) if note else 1) + 1
         await self._notes.append(self._note_key, str(count).encode(), ttl_s=NOTE_TTL_S)
         return count
 
@@ -85,3 +85,11 @@ class JetStreamLease:
                 await self._notes.append(self._note_key, b"0", ttl_s=NOTE_TTL_S)
         delay = json.dumps({"delay": round(after_s * NANOSECONDS)})
         await self._connection.publish(self._reply, f"-NAK {delay}".encode())
+
+
+def _beginnings(note: bytes) -> int:
+    """How many a note counts; anybody may write there, and what is no count stands for one."""
+    try:
+        return max(0, int(note))
+    except ValueError:
+        return 1

@@ -11,6 +11,7 @@ from squadron.actors.agent import Agent
 from squadron.actors.marks import topic
 from squadron.runtime.caller import Ask
 from squadron.runtime.errors import BusUnavailableError
+from squadron.runtime.outcome import Rejected
 from tests.contract.conftest import SOON_S, Peer, Serve, World
 
 
@@ -67,3 +68,86 @@ async def test_a_server_that_goes_while_a_caller_begins_to_listen_is_waited_for(
 
     assert outcome.unwrap() == 1
     assert not failures
+
+
+class Shop(Agent):
+    """Two things to do under one order number."""
+
+    def __init__(self) -> None:
+        self.shipped = 0
+
+    @topic("shop.check")
+    async def check(self, item: str) -> str:
+        return f"{item} is there"
+
+    @topic("shop.ship")
+    async def ship(self, item: str) -> str:
+        self.shipped += 1
+        return f"{item} is sent"
+
+
+async def test_an_id_that_stands_for_another_task_is_rejected_in_any_process(
+    world: World, peer: Peer, serve: Serve
+) -> None:
+    shop, order = Shop(), Ask(task_id="order-17", within_s=SOON_S)
+    await serve(shop)
+    assert (await peer.caller.ask("shop.check", {"item": "tea"}, order)).unwrap() == "tea is there"
+
+    for asker in (peer, await world.join("other")):
+        for topic_, item, wanted in (
+            ("shop.ship", "tea", "'shop.check'"),
+            ("shop.check", "milk", "another input"),
+        ):
+            refused = await asker.caller.ask(topic_, {"item": item}, order)
+            assert isinstance(refused, Rejected)
+            assert "'order-17'" in refused.reason
+            assert wanted in refused.reason
+        # The same is one task, as before.
+        assert (await asker.caller.ask("shop.check", {"item": "tea"}, order)).unwrap() == "tea is there"
+    assert shop.shipped == 0
+
+
+async def test_an_id_is_taken_while_its_task_runs(peer: Peer, serve: Serve) -> None:
+    counter, shop, mine = Counter(), Shop(), Ask(task_id="mine", within_s=SOON_S)
+    await serve(counter)
+    await serve(shop, name="shop")
+    first = await peer.caller.submit("counter.ask", {}, mine)
+
+    other = await peer.caller.ask("shop.ship", {"item": "tea"}, mine)
+
+    assert isinstance(other, Rejected)
+    counter.go.set()
+    assert (await peer.caller.outcome(first)).unwrap() == 1
+
+
+async def test_a_call_that_was_cancelled_while_it_was_sent_leaves_nothing_behind(peer: Peer, serve: Serve) -> None:
+    counter, held = Counter(), asyncio.Event()
+    counter.go.set()
+    await serve(counter)
+    put, mine = peer.queue.put, Ask(task_id="mine", within_s=SOON_S)
+
+    class Held:
+        """A server that takes nothing for now."""
+
+        async def put(self, *args: Any, **how: Any) -> None:
+            await held.wait()
+            await put(*args, **how)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(queue, name)
+
+    queue, peer.caller.queue = peer.caller.queue, Held()  # type: ignore[assignment]
+    first = asyncio.create_task(peer.caller.submit("counter.ask", {}, mine))
+    second = asyncio.create_task(peer.caller.submit("counter.ask", {}, mine))
+    unnamed = asyncio.create_task(peer.caller.submit("counter.ask", {}, Ask(within_s=SOON_S)))
+    while not peer.caller._sending:
+        await asyncio.sleep(0.01)
+    for each in (first, unnamed):
+        each.cancel()
+    await asyncio.wait([first, unnamed])
+    held.set()
+
+    assert (await (await second).outcome()).unwrap() == 1
+    assert counter.asked == 1
+    assert not peer.caller._waiting
+    assert not peer.caller._sending

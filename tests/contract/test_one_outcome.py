@@ -1,0 +1,145 @@
+"""A task has one outcome, whoever stores it, and however late another comes."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from squadron.actors.agent import Agent
+from squadron.actors.marks import topic
+from squadron.bridge.memory.common import DUPLICATE_WINDOW_S
+from squadron.runtime.caller import Ask
+from squadron.runtime.context import Context
+from squadron.runtime.envelope import AgentMessage
+from squadron.runtime.outcome import Cancelled, Result, outcome_msg_id
+from squadron.runtime.ports import Backlog
+from tests.contract.conftest import SOON_S, Peer, Serve, World, until
+
+
+class Desk(Agent):
+    """Counts what it ran."""
+
+    def __init__(self) -> None:
+        self.ran: list[int] = []
+
+    @topic("desk.count")
+    async def count(self, number: int) -> int:
+        self.ran.append(number)
+        return number
+
+    @topic("desk.deaf", run_timeout_s=600)
+    async def deaf(self, context: Context) -> str:
+        """Goes on whatever it is told, longer than a message id is remembered."""
+        self.ran.append(0)
+        for _ in range(20):
+            try:
+                await asyncio.sleep(DUPLICATE_WINDOW_S / 10)
+            except asyncio.CancelledError:
+                continue
+        return "done after all"
+
+
+async def _outcomes(peer: Peer, key: str) -> list[str]:
+    entries = [AgentMessage.decode(entry.data) async for entry in peer.lite.read(key)]
+    return [message.payload.content["outcome"] for message in entries if message.type == "result"]
+
+
+async def _backdated(peer: Peer, number: int, *, age_s: float, reply_to: str, id: str) -> None:
+    """A task as it looks to a replica that takes it much later."""
+    message = AgentMessage.new(
+        "task",
+        peer.caller.identity,
+        {"number": number},
+        id=id,
+        reply_to=reply_to,
+        timestamp=peer.clock.time() - age_s,
+    )
+    await peer.queue.put(peer.subjects.task("desk.count"), message.encode(), msg_id=id)
+
+
+def _result(peer: Peer, task_id: str, content: dict[str, Any]) -> bytes:
+    outcome = AgentMessage.new("result", peer.caller.identity, content, parent=task_id, correlation_id=task_id)
+    return outcome.encode()
+
+
+async def _empty(peer: Peer) -> None:
+    async def is_empty() -> bool:
+        return await peer.queue.backlog("desk") == Backlog()
+
+    await until(is_empty)
+
+
+async def test_a_task_that_was_settled_long_ago_is_not_taken_up(world: World, serve: Serve) -> None:
+    """Its caller stored `cancelled`; the message id by which a second outcome is dropped has lapsed since."""
+    peer, desk = await world.join("caller"), Desk()
+    key = peer.subjects.lite("caller", "old")
+    cancelled = Cancelled(task_id="old", topic="desk.count", reason="cancelled").to_content()
+    await peer.lite.append(key, _result(peer, "old", cancelled), msg_id="lapsed")
+    await _backdated(peer, 1, age_s=600, reply_to=key, id="old")
+
+    await serve(desk)
+    await _empty(peer)
+
+    assert desk.ran == []
+    assert await _outcomes(peer, key) == ["cancelled"]
+
+
+async def test_a_finished_task_is_known_though_others_use_its_reply_address(world: World, serve: Serve) -> None:
+    """Tasks of a foreign client that share one `replyTo`, and a zombie's late chunk behind them."""
+    peer, desk = await world.join("caller"), Desk()
+    shared = peer.subjects.lite("foreign", "all")
+    done = Result(task_id="one", topic="desk.count", data=1).to_content()
+    await peer.lite.append(shared, _result(peer, "one", done), msg_id=outcome_msg_id("one"))
+    await peer.lite.append(shared, _result(peer, "two", done), msg_id=outcome_msg_id("two"))
+    chunk = AgentMessage.new("stream", peer.caller.identity, {"sequenceNumber": 7}, correlation_id="one")
+    await peer.lite.append(shared, chunk.encode())
+    await peer.lite.append(shared, b"rubbish")
+    # Old, so that it is looked for, as after a redelivery.
+    await _backdated(peer, 1, age_s=600, reply_to=shared, id="one")
+
+    await serve(desk)
+    await _empty(peer)
+
+    assert desk.ran == []
+    assert await _outcomes_of(peer, shared, "one") == ["result"]
+
+
+async def _outcomes_of(peer: Peer, key: str, task_id: str) -> list[str]:
+    found = []
+    async for entry in peer.lite.read(key):
+        if b'"result"' in entry.data:
+            message = AgentMessage.decode(entry.data)
+            if message.context.parent_message_id == task_id:
+                found.append(message.payload.content["outcome"])
+    return found
+
+
+async def test_a_handler_that_ends_long_after_its_caller_gave_up_adds_no_outcome(
+    world: World, serve: Serve
+) -> None:
+    if world.kind != "memory":
+        return  # By turned time only: four minutes.
+    peer, desk = await world.join("caller"), Desk()
+    await serve(desk)
+    handle = await peer.caller.submit("desk.deaf", {}, Ask(within_s=3600))
+
+    async def runs() -> bool:
+        return desk.ran == [0]
+
+    await until(runs)
+    assert isinstance(await handle.cancel(), Cancelled)
+    await _empty(peer)
+
+    assert await _outcomes(peer, handle.reply_to) == ["cancelled"]
+
+
+async def test_who_follows_its_own_topics_hears_no_replies_to_what_it_asks(peer: Peer, serve: Serve) -> None:
+    await serve(Desk())
+    async with peer.caller.lite_topics.follow() as feed:
+        feed.add_all("first")
+        assert (await peer.caller.ask("desk.count", {"number": 1}, Ask(within_s=SOON_S))).unwrap() == 1
+        await peer.caller.lite_topics.topic("mine").publish(1)
+        async with asyncio.timeout(SOON_S):
+            async for id, _ in feed:
+                assert id == "mine"
+                break
