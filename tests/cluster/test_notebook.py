@@ -12,7 +12,7 @@ import pytest
 from nbclient import NotebookClient
 
 from squadron import Settings
-from squadron.squad import stop_local
+from squadron.servers import stop_local
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "01_first_agents.ipynb"
 #: One cell, in seconds: the slowest starts Ray on a machine that is busy.

@@ -66,7 +66,7 @@ async def _empty(peer: Peer) -> None:
     async def is_empty() -> bool:
         return await peer.queue.backlog("desk") == Backlog()
 
-    await until(is_empty)
+    await until(is_empty, within_s=600)
 
 
 async def test_a_task_that_was_settled_long_ago_is_not_taken_up(world: World, serve: Serve) -> None:
