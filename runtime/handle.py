@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from squadron.runtime.chunks import Family, StreamReader
 from squadron.runtime.envelope import AgentMessage
 from squadron.runtime.errors import BusUnavailableError, InvalidMessageError, SquadClosedError, SquadronError
 from squadron.runtime.outcome import Failed, Outcome, TimedOut
+from squadron.runtime.steady import AHEAD, Steady
 from squadron.runtime.streams import Chunk, Ended, Nested, Restarted
 
 if TYPE_CHECKING:
@@ -188,22 +189,26 @@ class Handle:
                     raise
                 await asyncio.sleep(self.deadline.earliest(AGAIN_S))
 
-    async def chunks(self) -> AsyncIterator[Any]:
+    def chunks(self) -> Steady[Any]:
         """What the task emits, in order and from the start; ends with the task.
 
         A task that is run again after a crash starts its stream anew: only the newest attempt's chunks go on.
+        Who stops waiting for a chunk loses none.
 
         Raises:
             StreamGapError: a chunk is lost for good.
             BusUnavailableError: the task has ended before, and its chunks can't be read now.
         """
+        return Steady(self._chunks(), ahead=AHEAD)
+
+    async def _chunks(self) -> AsyncGenerator[Any, None]:
         async with aclosing(self._reader(self.reply_to).events()) as events:
             async for event in events:
                 if isinstance(event, Chunk):
                     yield event.value
         await self._ended()
 
-    async def events(self) -> AsyncIterator[Chunk | Restarted | Nested | Ended]:
+    def events(self) -> Steady[Chunk | Restarted | Nested | Ended]:
         """As `chunks`, but tells of restarts and of the end, which comes last, and numbers the chunks.
 
         If the task was submitted as `nested`, the chunks of the tasks that it asks come as well.
@@ -212,6 +217,9 @@ class Handle:
             StreamGapError: a chunk is lost for good.
             BusUnavailableError: the task has ended before, and its chunks can't be read now.
         """
+        return Steady(self._events(), ahead=AHEAD)
+
+    async def _events(self) -> AsyncGenerator[Chunk | Restarted | Nested | Ended, None]:
         chunks = 0
         async with aclosing(Family(self._reader).events(self._reader(self.reply_to).events())) as events:
             async for event in events:

@@ -25,7 +25,7 @@ from squadron.runtime.errors import (
 from squadron.runtime.exclusive import ExclusiveCursor, cursor_key
 from squadron.runtime.lite_feed import LiteFeed
 from squadron.runtime.lite_journal import END_HEADER, LiteJournal
-from squadron.runtime.lite_reader import LiteReader, LiteStart, check_lite_start
+from squadron.runtime.lite_reader import LiteReader, LiteReading, LiteStart, check_lite_start
 from squadron.runtime.ports import Clock
 from squadron.runtime.quotas import IN_ALL, PER_OWNER, Quotas
 from squadron.runtime.subjects import Subjects, check_token, life_of, token_of
@@ -295,7 +295,7 @@ class LiteTopic:
             hint = "text of 1 to 64 characters"
             raise InvalidInputError(f"{exclusive!r} is not the name of a reader", field="exclusive", hint=hint)
         start, topics = check_lite_start(start), self._topics
-        return LiteReader(
+        reading = LiteReading(
             topics.lite,
             self.key,
             start,
@@ -304,6 +304,7 @@ class LiteTopic:
             used=lambda: topics.touch(self),
             take=None if exclusive is None else lambda: topics.take(self, exclusive),
         )
+        return LiteReader(reading)
 
     async def close(self) -> None:
         """End the topic now, with all its messages; who reads it is told. May be called twice.

@@ -23,6 +23,7 @@ from squadron.runtime.lite_reader import (
     read_end,
 )
 from squadron.runtime.ports import Clock
+from squadron.runtime.steady import Steady
 from squadron.runtime.subjects import Subjects
 
 #: A message that is older than this when it is handed out, in seconds, counts as a use of its topic; who stored
@@ -155,8 +156,11 @@ class LiteFeed:
 
         await self._follower.serve(handle, slots=slots)
 
-    async def __aiter__(self) -> AsyncGenerator[tuple[str, LiteItems], None]:
+    def __aiter__(self) -> Steady[tuple[str, LiteItems]]:
         """What `serve` hands to its handler, one after the other; each is done when the next one is asked for."""
+        return Steady(self._all_items())
+
+    async def _all_items(self) -> AsyncGenerator[tuple[str, LiteItems], None]:
         async with aclosing(aiter(self._follower)) as batches:
             async for batch in batches:
                 if items := self._items(batch):

@@ -23,6 +23,7 @@ from squadron.runtime.follow import Follower
 from squadron.runtime.followed import Batch
 from squadron.runtime.lite_journal import END_HEADER, LiteJournal
 from squadron.runtime.ports import Clock, Entry, Headers
+from squadron.runtime.steady import AHEAD, Steady
 from squadron.runtime.subjects import life_of
 
 #: How often a reader says that it uses the topic, in seconds.
@@ -137,11 +138,32 @@ class End:
 
 
 class LiteReader(AsyncIterator[LiteMessage]):
-    """One reader's way through a lite topic; made by `LiteTopic.read`.
+    """One reader's way through a lite topic; made by `LiteTopic.read`. Who stops waiting for a message loses none.
 
     Attributes:
         end: after the loop, how the topic ended; None if it did not.
     """
+
+    def __init__(self, reading: LiteReading) -> None:
+        self.end: End | None = None
+        self._reading = reading
+        # Who reads exclusively is done with a message when the next one is asked for.
+        self._messages = Steady(reading, ahead=0 if reading.exclusive else AHEAD)
+
+    async def __anext__(self) -> LiteMessage:
+        try:
+            return await anext(self._messages)
+        except StopAsyncIteration:
+            self.end = self._reading.end
+            raise
+
+    async def aclose(self) -> None:
+        """Stop reading. May be called twice."""
+        await self._messages.aclose()
+
+
+class LiteReading(AsyncIterator[LiteMessage]):
+    """What a `LiteReader` hands out."""
 
     def __init__(
         self,
@@ -170,6 +192,11 @@ class LiteReader(AsyncIterator[LiteMessage]):
         #: When the last of the messages that were seen lapses, in seconds since the epoch.
         self._lapses_at, self._may_lapse = 0.0, asyncio.Event()
         self._messages: AsyncGenerator[LiteMessage, None] | Guarded[LiteMessage] = self._read()
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether this is the only reader of its name."""
+        return self._take is not None
 
     async def __anext__(self) -> LiteMessage:
         if self._take is not None and not isinstance(self._messages, Guarded):

@@ -11,7 +11,7 @@ from squadron.bridge.jetstream.wiring import Wiring
 from squadron.runtime.background import spawn
 from squadron.runtime.durable import EventGroup, Start, read_event
 from squadron.runtime.envelope import AgentMessage
-from squadron.runtime.errors import BusUnavailableError, SquadClosedError
+from squadron.runtime.errors import BusUnavailableError, SquadClosedError, SquadronError
 from squadron.runtime.ports import Delivery, Feed
 from squadron.runtime.pump import EXTEND_AT
 from squadron.runtime.subjects import check_token
@@ -42,6 +42,8 @@ class DurableEvents:
         self._asked = False
         self._arrived: Delivery | None = None
         self._held: Delivery | None = None
+        #: Notes that work on the one that came begins: once, however often somebody stops waiting for it.
+        self._beginning: asyncio.Task[int] | None = None
         self._changed = asyncio.Event()
         self._closed = False
 
@@ -85,8 +87,14 @@ class DurableEvents:
             if message is None:
                 self._arrived = None
                 continue
-            attempt = await delivery.lease.begin()
-            self._held, self._arrived = delivery, None
+            if self._beginning is None:
+                self._beginning = asyncio.ensure_future(delivery.lease.begin())
+            try:
+                attempt = await asyncio.shield(self._beginning)
+            except SquadronError:
+                self._beginning = None
+                raise
+            self._held, self._arrived, self._beginning = delivery, None, None
             return DurableEvent(message, delivery.seq, attempt)
 
     async def _delivered(self) -> Delivery:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
-from typing import Any, Self
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from contextlib import aclosing
+from typing import Any, Self, TypeVar
 
 from squadron.runtime.envelope import AgentMessage
 from squadron.runtime.errors import InvalidMessageError
 from squadron.runtime.handle import Handle
 from squadron.runtime.outcome import Outcome
 from squadron.runtime.ports import Note, Subscription
+from squadron.runtime.steady import AHEAD, Steady
 from squadron.runtime.streams import Chunk, Ended, Nested, Restarted
+
+T = TypeVar("T")
 
 
 class Stream:
@@ -28,20 +32,21 @@ class Stream:
             self._handle = asyncio.create_task(self._submit(), name="submit")
         return await asyncio.shield(self._handle)
 
-    async def __aiter__(self) -> AsyncIterator[Any]:
-        handle = await self._submitted()
-        async for chunk in handle.chunks():
-            yield chunk
+    def __aiter__(self) -> Steady[Any]:
+        return Steady(self._all(Handle.chunks), ahead=AHEAD)
 
-    async def events(self) -> AsyncIterator[Chunk | Restarted | Nested | Ended]:
+    def events(self) -> Steady[Chunk | Restarted | Nested | Ended]:
         """The chunks with their numbers, what a retry starts anew, chunks of nested tasks, and the end.
 
         Raises:
             StreamGapError: a chunk is lost for good.
         """
-        handle = await self._submitted()
-        async for event in handle.events():
-            yield event
+        return Steady(self._all(Handle.events), ahead=AHEAD)
+
+    async def _all(self, read: Callable[[Handle], Steady[T]]) -> AsyncGenerator[T, None]:
+        async with aclosing(read(await self._submitted())) as items:
+            async for item in items:
+                yield item
 
     async def outcome(self) -> Outcome:
         """The task's one outcome; waits for it."""
@@ -67,9 +72,13 @@ class Events:
         self._subscription = subscription
         return self
 
-    async def __aiter__(self) -> AsyncGenerator[AgentMessage, None]:
-        while (message := await self._get()) is not None:
-            yield message
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> AgentMessage:
+        if (message := await self._get()) is None:
+            raise StopAsyncIteration
+        return message
 
     async def _get(self) -> AgentMessage | None:
         message = await self._queue.get()

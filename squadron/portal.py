@@ -79,17 +79,45 @@ class Portal:
             SquadClosedError: this is closed, or was meanwhile, or belongs to the process that forked this one.
             BlockingCallError: an event loop runs in this thread.
         """
+        future = self.begin(work)
+        try:
+            return self.result(future)
+        except BaseException:
+            # Whatever a signal's handler raises ends it; it is nothing to what has ended.
+            future.cancel()
+            raise
+
+    def begin(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        """Run a coroutine there; `result` waits for it.
+
+        Raises:
+            SquadClosedError, BlockingCallError: as `wait`.
+        """
         try:
             self._check_thread()
-            future = self._hand_in(work)
+            return self._hand_in(work)
         except BaseException:
             work.close()
             raise
+
+    def check(self) -> None:
+        """Say if nobody can wait here.
+
+        Raises:
+            SquadClosedError: this belongs to the process that forked this one.
+            BlockingCallError: an event loop runs in this thread.
+        """
+        self._check_thread()
+        self._check_process()
+
+    def result(self, future: concurrent.futures.Future[T]) -> T:
+        """Wait for what was begun; it goes on if a signal's handler raises meanwhile.
+
+        Raises:
+            SquadClosedError: this was closed meanwhile.
+        """
         try:
             return future.result()
-        except KeyboardInterrupt:
-            future.cancel()
-            raise
         except concurrent.futures.CancelledError:
             raise SquadClosedError("the squad was closed meanwhile", hint="open another") from None
 
@@ -114,12 +142,15 @@ class Portal:
                 hint="use `async with Squad.up() as squad` and await the calls, or asyncio.to_thread",
             )
 
-    def _hand_in(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+    def _check_process(self) -> None:
         if os.getpid() != self._process:
             raise SquadClosedError(
                 "the squad belongs to the process that forked this one",
                 hint="open one here: `with Squad.connect() as squad`",
             )
+
+    def _hand_in(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        self._check_process()
         with self._handing_in:
             if self._closed:
                 raise SquadClosedError("the squad is closed", hint="open another: Squad.up() or Squad.connect()")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
+import concurrent.futures
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
-from squadron.durable import DurableEvent, DurableEvents
-from squadron.flow import Events, Stream
+from squadron.durable import DurableEvent
+from squadron.flow import Stream
 from squadron.portal import Portal
 from squadron.runtime.envelope import AgentMessage
 from squadron.runtime.handle import Handle
@@ -91,7 +93,7 @@ class SyncSquad:
 
     def stream(self, topic: str, content: Any = None, /, **options: Any) -> SyncStream:
         """See `Squad.stream`; a plain iterator over the chunks."""
-        return SyncStream(self._squad.stream(topic, content, **options), self._wait)
+        return SyncStream(self._squad.stream(topic, content, **options), self._portal)
 
     def submit(self, topic: str, content: Any = None, /, **options: Any) -> Handle:
         """See `Squad.submit`; wait with `outcome`."""
@@ -109,22 +111,9 @@ class SyncSquad:
         """See `Squad.outcome`."""
         return self._wait(self._squad.outcome(handle))
 
-    def subscribe(self, pattern: str) -> Generator[AgentMessage, None, None]:
+    def subscribe(self, pattern: str) -> SyncItems[AgentMessage]:
         """See `Squad.subscribe`; a plain iterator, active when this returns; `close()` it to stop listening."""
-        return self._follow(self._wait(self._squad.subscribe(pattern)))
-
-    @overload
-    def _follow(self, events: Events) -> Generator[AgentMessage, None, None]: ...
-
-    @overload
-    def _follow(self, events: DurableEvents) -> Generator[DurableEvent, None, None]: ...
-
-    def _follow(self, events: Events | DurableEvents) -> Generator[Any, None, None]:
-        messages: AsyncIterator[Any] = events.__aiter__()
-        try:
-            yield from SyncItems(messages, self._wait)
-        finally:
-            self._portal.finish(events.aclose())
+        return SyncItems(self._wait(self._squad.subscribe(pattern)), self._portal)
 
     def lite(self, id: str | None = None, owner: str | None = None, **options: Any) -> SyncLiteTopic:
         """See `Squad.lite`."""
@@ -142,9 +131,10 @@ class SyncSquad:
         """See `Squad.publish_durable`."""
         return self._wait(self._squad.publish_durable(topic, content, **options))
 
-    def subscribe_durable(self, name: str, pattern: str, **options: Any) -> Generator[DurableEvent, None, None]:
+    def subscribe_durable(self, name: str, pattern: str, **options: Any) -> SyncItems[DurableEvent]:
         """See `Squad.subscribe_durable`; a plain iterator, `close()` it to hand back what is not settled."""
-        return self._follow(self._wait(self._squad.subscribe_durable(name, pattern, **options)))
+        events = self._wait(self._squad.subscribe_durable(name, pattern, **options))
+        return SyncItems(events, self._portal)
 
     def forget_subscription(self, name: str) -> None:
         """See `Squad.forget_subscription`."""
@@ -204,33 +194,53 @@ class SyncDeadLetters:
 
 
 class SyncItems(Iterator[T]):
-    """What an async iterator hands out, as a plain one; blocks until the next item is there."""
+    """What an async iterator hands out, as a plain one; blocks until the next item is there.
 
-    def __init__(self, items: AsyncIterator[T], wait: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
-        self._items, self._wait = items, wait
+    If Ctrl-C, or what else a signal's handler raises, interrupts that, the next call goes on waiting for the same
+    item. Any thread may call; each item goes to one of them. It is closed when nobody holds it any more.
+    """
+
+    def __init__(self, items: AsyncIterator[T], portal: Portal) -> None:
+        self._items, self._portal = items, portal
+        self._turn = threading.Lock()
+        self._next: concurrent.futures.Future[T] | None = None
 
     def __next__(self) -> T:
+        # A process that was forked has nobody who brings the item, or leaves the lock.
+        self._portal.check()
+        with self._turn:
+            if self._next is None:
+                self._next = self._portal.begin(_next(self._items))
+            concurrent.futures.wait([self._next])
+            ended, self._next = self._next, None
         try:
-            item: T = self._wait(_next(self._items))
+            return self._portal.result(ended)
         except StopAsyncIteration:
             raise StopIteration from None
-        return item
+
+    def close(self) -> None:
+        """Ask for no more; who waits is told that nothing comes. May be called twice."""
+        # All that are handed out here can be closed.
+        self._portal.finish(self._items.aclose())  # type: ignore[attr-defined]
+
+    def __del__(self) -> None:
+        self.close()
 
 
 class SyncStream(SyncItems[Any]):
     """See `Stream`; a plain iterator over the chunks."""
 
-    def __init__(self, stream: Stream, wait: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
-        super().__init__(aiter(stream), wait)
+    def __init__(self, stream: Stream, portal: Portal) -> None:
+        super().__init__(aiter(stream), portal)
         self._stream = stream
 
     def events(self) -> SyncItems[Chunk | Restarted | Nested | Ended]:
         """See `Stream.events`; a plain iterator, whose last item is the end."""
-        return SyncItems(self._stream.events(), self._wait)
+        return SyncItems(self._stream.events(), self._portal)
 
     def outcome(self) -> Outcome:
         """See `Stream.outcome`."""
-        outcome: Outcome = self._wait(self._stream.outcome())
+        outcome: Outcome = self._portal.wait(self._stream.outcome())
         return outcome
 
 
@@ -238,17 +248,13 @@ class SyncLiteReader(SyncItems[LiteMessage]):
     """See `LiteReader`; a plain iterator over the messages."""
 
     def __init__(self, reader: LiteReader, portal: Portal) -> None:
-        super().__init__(reader, portal.wait)
-        self._reader, self._portal = reader, portal
+        super().__init__(reader, portal)
+        self._reader = reader
 
     @property
     def end(self) -> End | None:
         """How the topic ended; None if it did not."""
         return self._reader.end
-
-    def close(self) -> None:
-        """Stop reading. May be called twice."""
-        self._portal.finish(self._reader.aclose())
 
 
 class SyncLiteTopic:
@@ -302,12 +308,8 @@ class SyncLiteFeed:
         """See `LiteFeed.add_all`."""
         self._wait(_call(self._feed.add_all, start))
 
-    def __iter__(self) -> Generator[tuple[str, LiteItems], None, None]:
-        ready = aiter(self._feed)
-        try:
-            yield from SyncItems(ready, self._wait)
-        finally:
-            self._portal.finish(ready.aclose())
+    def __iter__(self) -> SyncItems[tuple[str, LiteItems]]:
+        return SyncItems(aiter(self._feed), self._portal)
 
 
 async def _next(chunks: AsyncIterator[T]) -> T:
