@@ -11,16 +11,18 @@ from typing import Any
 
 import pytest
 
-from squadron import Settings, Squad
+from squadron import Agent, Settings, Squad
+from squadron import topic as topic_mark
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.runtime import exclusive
+from squadron.runtime.caller import Ask
 from squadron.runtime.envelope import AgentIdentity
 from squadron.runtime.errors import FencedError, InvalidInputError, InvalidSubjectError, SquadronError
 from squadron.runtime.lite import LiteTopic
 from squadron.runtime.lite_feed import LiteFeed, LiteItems
 from squadron.runtime.lite_reader import End, LiteMessage, LiteStart, Tail
 from squadron.sync import SyncSquad
-from tests.contract.conftest import SOON_S, Peer, World, until
+from tests.contract.conftest import SOON_S, Peer, Serve, World, until
 
 Topic = Callable[[str], LiteTopic]
 
@@ -306,3 +308,37 @@ async def test_a_plain_script_follows_topics_too(settings: Settings, wiring: Wir
             squad.close()
 
     assert await asyncio.to_thread(script) == ["a", "heard"]
+
+
+class Doubler(Agent):
+    """Answers, and emits while it works."""
+
+    @topic_mark("double.number")
+    async def double(self, number: int) -> AsyncIterator[int]:
+        """Twice a number."""
+        yield 2 * number
+
+
+async def test_who_follows_all_of_its_own_hears_no_answers_to_what_it_asks(serve: Serve, peer: Peer) -> None:
+    await serve(Doubler())
+    own = peer.caller.lite_topics
+    async with own.follow() as feed:
+        feed.add_all("first")
+        seen: list[Any] = []
+
+        async def handler(id: str, items: LiteItems) -> None:
+            seen.extend((id, item.content) for item in items if isinstance(item, LiteMessage))
+
+        serving = asyncio.create_task(feed.serve(handler))
+        for number, ask in enumerate((Ask(), Ask(task_id="of-my-own"), Ask(nested=True))):
+            handle = await peer.caller.submit("double.number", {"number": number}, ask)
+            assert [chunk async for chunk in handle.chunks()] == [2 * number]
+            assert (await handle.outcome()).ok
+        await own.topic("mine").publish("heard")
+
+        async def heard() -> bool:
+            return bool(seen)
+
+        await until(heard)
+        assert seen == [("mine", "heard")]
+    await asyncio.wait_for(serving, SOON_S)
