@@ -52,6 +52,8 @@ AWAITED = {
     ("bridge/jetstream/dial.py", "connect"),
     ("bridge/core.py", "_once"),
     ("actors/agent.py", "_in_thread"),
+    ("squadron/durable.py", "__anext__"),
+    ("runtime/steady.py", "__anext__"),
     ("squadron/flow.py", "_submitted"),
     ("squadron/portal.py", "_hand_in"),
 }
