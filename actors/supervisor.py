@@ -7,10 +7,10 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic_core import to_json
 
 from squadron.actors.agent import Agent
@@ -143,9 +143,11 @@ class _RunJournal:
         """Take over what another attempt wrote."""
         self.taken_over = True
         async for stored in self._caller.lite.read(self._key):
-            entry = _RECORDED.validate_json(stored.data)
-            self._seq, self.started_at = stored.seq, entry.started_at
-            self.turns.setdefault(entry.round, entry)
+            self._seq = stored.seq
+            with suppress(ValidationError):  # Anybody may write there.
+                entry = _RECORDED.validate_json(stored.data)
+                self.started_at = entry.started_at
+                self.turns.setdefault(entry.round, entry)
 
     async def record(self, entry: RecordedTurn) -> RecordedTurn:
         """Keep a turn, before anything comes of it; returns the one that counts for its round."""

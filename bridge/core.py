@@ -328,11 +328,11 @@ class Bridge:
             await asyncio.sleep(SAMPLE_S)
 
     def _served_by(self, subject: str) -> list[str]:
-        if subject.split(".")[2] == "ticket":
-            # Of a conversation in order only the head can be run, however many stand in line behind it.
-            name = TicketSubject.parse(subject).mailbox
-            return [name] if name in self._deployments else []
         try:
+            if subject.split(".")[2] == "ticket":
+                # Of a conversation in order only the head can be run, however many stand in line behind it.
+                name = TicketSubject.parse(subject).mailbox
+                return [name] if name in self._deployments else []
             topic = TaskSubject.parse(subject).topic
         except InvalidSubjectError:
             return []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 
 from squadron.runtime.ports import Clock, Journal, Note, Subscription, UnreliableBus
@@ -53,6 +54,9 @@ class Cancellations:
         try:
             until = float(json.loads(note.data)["until"])
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+            return
+        if not math.isfinite(until):
+            # It would never be forgotten.
             return
         self._cancelled[token] = until
         if len(self._cancelled) > self._prune_at:

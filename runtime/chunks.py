@@ -14,6 +14,7 @@ from pydantic_core import from_json
 from squadron.runtime.background import spawn
 from squadron.runtime.budget import Deadline
 from squadron.runtime.claims import Claims
+from squadron.runtime.envelope import redriven_in
 from squadron.runtime.errors import (
     BusUnavailableError,
     ClaimLostError,
@@ -323,5 +324,5 @@ def _epoch_of_result(raw: dict[str, Any]) -> int:
     with contextlib.suppress(TypeError, LookupError, AttributeError):
         content = raw["payload"]["content"]
         if content["success"] is True:
-            return epoch_of((raw.get("metadata") or {}).get("redriven", 0), content["attempt"])
+            return epoch_of(redriven_in(raw.get("metadata")), content["attempt"])
     return 0

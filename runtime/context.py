@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import threading
 from collections.abc import Callable, Coroutine
@@ -11,6 +12,8 @@ from datetime import timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakSet
+
+from pydantic_core import from_json
 
 from squadron.runtime.budget import Budget, Deadline
 from squadron.runtime.caller import DEFAULT_WITHIN_S, Ask, Caller
@@ -221,7 +224,12 @@ class Context:
         """The newest `most` items this agent remembers of the conversation, oldest first."""
         self._check_loop()
         stored = self._caller.lite.read(self._memory_key)
-        items = [json.loads(entry.data) async for entry in stored if END_HEADER not in entry.headers]
+        items = []
+        async for entry in stored:
+            # What is no JSON, or can't travel, was not remembered here.
+            with contextlib.suppress(ValueError):
+                if END_HEADER not in entry.headers:
+                    items.append(from_json(entry.data))
         return items[max(0, len(items) - most) :]
 
     @property

@@ -21,6 +21,8 @@ from squadron.runtime.subjects import NORMAL_PRIORITY
 MessageType = Literal["task", "result", "event", "query", "stream"]
 #: Longest id or address, in characters: they are copied into each answer, and a subject must fit a server's line.
 MAX_NAME = 1_000
+#: Nobody puts a task back so often; a stranger's number may have thousands of digits.
+MOST_REDRIVEN = 1_000_000
 #: What JSON carries exactly in a number, as a time: the year 287,396. Later ones can't be reckoned with.
 LAST_MS = 2**53
 PROTOCOL_VERSION: Literal["1.0"] = "1.0"
@@ -151,8 +153,7 @@ class AgentMessage(Wire):
     @property
     def redriven(self) -> int:
         """How often this task was put back after it was dead-lettered."""
-        count = (self.metadata or {}).get("redriven", 0)
-        return count if isinstance(count, int) else 0
+        return redriven_in(self.metadata)
 
     @property
     def nested(self) -> bool:
@@ -183,6 +184,12 @@ class AgentMessage(Wire):
             field = ".".join(str(part) for part in first["loc"])
             where = f"field {field!r}: " if field else ""
             raise InvalidMessageError(f"{where}{first['msg']}", field=field) from None
+
+
+def redriven_in(metadata: Any) -> int:
+    """How often a task was put back, by its metadata; what is no such count stands for never."""
+    count = metadata.get("redriven", 0) if isinstance(metadata, dict) else 0
+    return count if type(count) is int and 0 <= count < MOST_REDRIVEN else 0
 
 
 def pack(

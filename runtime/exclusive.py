@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Generic, Protocol, Self, TypeVar
 
 from squadron.runtime.errors import BusUnavailableError, FencedError
@@ -36,6 +38,39 @@ T = TypeVar("T", bound=_Sequenced)
 def cursor_key(subjects: Subjects, key: str, name: str) -> str:
     """The lite topic that holds where the exclusive readers `name` of the lite topic `key` are."""
     return subjects.lite("cursor", token_of(f"{key} {name}"))
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where the readers of one name are, as it is stored."""
+
+    epoch: int
+    seq: int
+    held: bool
+
+
+#: Nobody has read yet.
+_NOBODY = _Place(epoch=0, seq=0, held=False)
+
+
+def _read(data: bytes) -> _Place | None:
+    """A stored place; None if it is none: anybody may write there."""
+    try:
+        raw = json.loads(data)
+        place = _Place(raw["epoch"], raw["seq"], raw["held"])
+    except (ValueError, TypeError, LookupError, RecursionError):
+        return None
+    counts = all(type(count) is int and 0 <= count < 2**63 for count in (place.epoch, place.seq))
+    return place if counts and type(place.held) is bool else None
+
+
+async def _newest(journal: Journal, key: str) -> _Place:
+    """The newest place that can be read."""
+    found = _NOBODY
+    async with aclosing(journal.read(key)) as entries:
+        async for entry in entries:
+            found = _read(entry.data) or found
+    return found
 
 
 class ExclusiveCursor:
@@ -70,15 +105,15 @@ class ExclusiveCursor:
         cursor = cls(journal, key, whose)
         while True:
             last = await journal.last(key)
-            found = {} if last is None else json.loads(last.data)
             cursor._at = 0 if last is None else last.seq
-            cursor.seq, cursor.epoch = found.get("seq", 0), found.get("epoch", 0) + 1
+            found = _NOBODY if last is None else _read(last.data) or await _newest(journal, key)
+            cursor.seq, cursor.epoch = found.seq, found.epoch + 1
             try:
                 cursor._at = await journal.append(key, cursor._record(held=True), expect_seq=cursor._at)
             except FencedError:
                 # Another took it, or went on, at this moment; whoever comes last has it.
                 continue
-            if found.get("held"):
+            if found.held:
                 await asyncio.sleep(TAKEOVER_S)
             return cursor
 

@@ -102,7 +102,7 @@ class DeadLetter:
                 complete="messageBytes" not in content,
                 **place,
             )
-        except (SquadronError, LookupError, TypeError, ValueError) as error:
+        except (SquadronError, LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
             return cls(
                 id=token,
                 subject="",

@@ -346,7 +346,7 @@ async def before_time(lite: LiteJournal, key: str, time_s: float, otherwise: int
 def read_end(marker: Entry, cursor: int, *, missed: bool) -> End:
     """What an end marker says to who has read up to `cursor`, and `missed` something, or not, before that."""
     missed = missed or not (0 <= marker.previous <= cursor)
-    with contextlib.suppress(ValueError, TypeError, LookupError, RecursionError):
+    with contextlib.suppress(ValueError, TypeError, LookupError, OverflowError, RecursionError):
         # Who closed it knew the last message.
         missed = int(json.loads(marker.data)["last"]) > cursor
     reason = marker.headers[END_HEADER]

@@ -19,7 +19,12 @@ import structlog
 
 from squadron.runtime.background import spawn
 from squadron.runtime.envelope import AgentMessage
-from squadron.runtime.errors import BusUnavailableError, InvalidMessageError, MessageTooLargeError
+from squadron.runtime.errors import (
+    BusUnavailableError,
+    InvalidMessageError,
+    InvalidSubjectError,
+    MessageTooLargeError,
+)
 from squadron.runtime.ports import Backlog, Delivery, Entry, Feed, Lease, Mailbox, Store
 from squadron.runtime.subjects import OrderedSubject, Subjects, TicketSubject, token_of
 
@@ -169,9 +174,13 @@ class _LineFeed:
 
     async def _begin(self, ticket: Delivery) -> None:
         """Run the head if the ticket is its own; a ticket whose task has left the line calls the next."""
-        place = TicketSubject.parse(ticket.subject)
         delivered = False
         try:
+            try:
+                place = TicketSubject.parse(ticket.subject)
+            except InvalidSubjectError:
+                # Not written by us; else it would come again for ever.
+                return await ticket.lease.settle()
             head = await self._lines.head(place.conversation)
             if head is not None and head.seq == place.seq:
                 lease = _TurnLease(self._lines, place, ticket.lease)

@@ -25,6 +25,7 @@ MAX_TOKEN = 64
 
 _TOKEN = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_TOKEN}}}")
 _LITE = re.compile(rf"{ROOT}\.({_TOKEN.pattern})\.lite\.({_TOKEN.pattern})\.({_TOKEN.pattern})")
+_TICKET = re.compile(_LITE.pattern.replace("lite", "ticket") + r"\.([0-9]{1,20})")
 #: Somebody else's address, short enough for a server's line: no wildcards, no empty tokens, no white space, and
 #: not the server's own (`$JS.API…`): what a sender may not do there, we must not do for it.
 _FOREIGN = re.compile(rf"(?!\$|{ROOT}\.)(?=.{{1,1000}}$)[^\s.*>]+(\.[^\s.*>]+)*")
@@ -204,11 +205,11 @@ class TicketSubject:
         Raises:
             InvalidSubjectError: it is not one.
         """
-        tokens = subject.split(".")
-        if len(tokens) != 6 or tokens[0] != ROOT or tokens[2] != "ticket" or not tokens[5].isdecimal():
+        found = _TICKET.fullmatch(subject)
+        if found is None:
             hint = f"{ROOT}.ENV.ticket.MAILBOX.CONVERSATION.SEQUENCE"
             raise InvalidSubjectError(f"{subject!r} is not a ticket", hint=hint)
-        return cls(tokens[1], tokens[3], tokens[4], int(tokens[5]))
+        return cls(found[1], found[2], found[3], int(found[4]))
 
 
 @dataclass(frozen=True, slots=True)

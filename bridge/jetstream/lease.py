@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 
 from squadron.bridge.jetstream.connect import NANOSECONDS, Connection
 from squadron.runtime.errors import BusUnavailableError
@@ -13,6 +14,9 @@ from squadron.runtime.ports import Journal
 NOTE_TTL_S = 7 * 24 * 3600.0
 #: How far the clocks of a server and its clients may differ, in seconds.
 CLOCKS_S = 1.0
+
+#: What we write there.
+_COUNT = re.compile(rb"[0-9]{1,9}")
 
 
 class JetStreamLease:
@@ -89,7 +93,4 @@ class JetStreamLease:
 
 def _beginnings(note: bytes) -> int:
     """How many a note counts; anybody may write there, and what is no count stands for one."""
-    try:
-        return max(0, int(note))
-    except ValueError:
-        return 1
+    return int(note) if _COUNT.fullmatch(note) else 1

@@ -93,7 +93,7 @@ class JetStreamVault:
             info = json.loads(entry.data) if entry is not None else {}
             # Anybody may have written it: a wildcard here would read, or erase, the objects of others.
             whole = not info.get("deleted") and _TOKEN.fullmatch(info["nuid"]) and int(info["size"]) >= 0
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             return None
         return info if whole else None
 

@@ -51,6 +51,9 @@ DEFECTS = (
     "pump.turn_broke",
     "bridge.control_broke",
     "bridge.upkeep",
+    "bridge.no_sample",
+    "ordered.broke",
+    "background.broke",
     "queue.lane_refused",
 )
 
@@ -107,7 +110,9 @@ REPLIES = (b"", b"a..b", b"a.*", b">", b"$JS.API.STREAM.NAMES", b"\xff\xfe", b"a
 ODD_TOKENS = (b"\xff\xfe", b"a\x0bb", b"\x0c", b"\x00", b"@", b"$", b"x" * 200, "é".encode(), b"..", b"*", b">")
 #: What is not a task: kinds of records, and the other subjects.
 RECORDS = ("card", "presence", "deployment", "leaving", "binding", "blob", "odd")
-KINDS = (*RECORDS, "event", "bridge", "lite", "cancel")
+KINDS = (*RECORDS, "event", "bridge", "lite", "own", "in order", "hand", "told", "dead")
+#: Owners of lite topics that we write for ourselves: each has a test of its own, too, in `test_rubbish`.
+OWNERS = (b"cancel", b"begun", b"cursor", b"memory-clerk", b"outcome")
 
 
 class Rubbish:
@@ -443,12 +448,12 @@ async def _flood_the_rest(place: Place, rubbish: Rubbish, count: int) -> None:
     record = {
         "card": place.spec.card().model_dump_json().encode(),
         "presence": b'{"expires_at":1,"pid":2}',
-        "cancel": b'{"until": 4000000000.0}',
+        "own": b'{"until": 4000000000.0, "epoch": 1, "seq": 2, "held": true, "ttlS": 60}',
     }
     call = json.dumps({"callId": "c", "agent": "clerk", "to": "1", "deployments": [{"card": {}}]}).encode()
     for i in range(count):
         kind = pick.choice(KINDS)
-        key = pick.choice((b"clerk", b"other", pick.choice(ODD_TOKENS)))
+        key, head = pick.choice((b"clerk", b"other", pick.choice(ODD_TOKENS))), b""
         good = record.get(kind, _task(f"other-{i}"))
         rest = b"registry.%s.%s" % (kind.encode(), key)
         if kind == "presence":
@@ -462,9 +467,18 @@ async def _flood_the_rest(place: Place, rubbish: Rubbish, count: int) -> None:
             good, rest = call, b"bridge." + pick.choice((b"deploy", b"scale", b"status", b"ping", b"no", key))
         elif kind == "lite":
             rest = pick.choice((waiting.reply_to.split(".", 2)[2].encode(), b"lite.client.other"))
-        elif kind == "cancel":
-            rest = b"lite.cancel." + key
-        data = rubbish.of(good)
+        elif kind == "own":
+            rest = pick.choice((b"lite.", b"life.", b"live.")) + pick.choice(OWNERS) + b"." + key
+        elif kind == "in order":
+            line = b"clerk.talk." + pick.choice((key, b"1", b"x"))
+            rest = pick.choice((b"ticket." + line, b"ordered." + line + b".double"))
+        elif kind == "hand":
+            head, rest = b"$JS.ACK.a.b.c.1.2.3.4.5 7 agents.test.task.clerk.double\n", b"hand.clerk-1"
+        elif kind == "told":
+            rest = b"told." + pick.choice((b"card.", b"presence.clerk.")) + key
+        elif kind == "dead":
+            rest = b"dead.clerk." + key
+        data = head + rubbish.of(good)
         if _is_valid(kind, data):
             continue
         headers = pick.choice(HEADERS) if pick.random() < 0.3 else None
