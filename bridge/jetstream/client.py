@@ -133,10 +133,17 @@ class LastingClient(Client):
         self.flush_now()
 
     def flush_now(self) -> None:
-        """Write what is to be sent at once."""
-        if self._pending and self.is_connected and self._transport is not None:
+        """Write what is to be sent at once; what finds the connection lost is kept for the one that comes."""
+        if self._pending and self.is_connected and self._transport is not None and not self._is_lost:
             pending, self._pending, self._pending_data_size = self._pending, [], 0
             self._transport.writelines(pending)
+
+    @property
+    def _is_lost(self) -> bool:
+        """Whether the socket is gone, which nats-py learns of when it reads next."""
+        # asyncio would throw away whatever is written, and log each time.
+        writer = getattr(self._transport, "_io_writer", None)
+        return writer is not None and writer.transport.is_closing()
 
     async def give_way(self) -> None:
         """Wait while the server does not take what was written: who publishes much calls it now and then."""

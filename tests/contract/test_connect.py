@@ -145,3 +145,25 @@ async def test_messages_of_successive_turns_are_sent_together_and_none_waits_lon
         client.post("some.subject", b"")
         await asyncio.sleep(0)
     assert len(writes) > 2, "however much more comes, what waits is sent"
+
+
+async def test_what_is_sent_on_a_connection_that_is_gone_is_kept_and_logged_by_nobody(server, caplog):
+    _, home = server
+    sender, reader = await connect(Settings(home=home), name="s"), await connect(Settings(home=home), name="r")
+    heard: list[str] = []
+    await reader.listen("kept.*", lambda msg: heard.append(msg.subject))
+    await reader.client.flush()
+
+    sender.client._transport._io_writer.transport.abort()
+    assert sender.client.is_connected, "the client does not know yet"
+    for number in range(100):
+        sender.client.post(f"kept.{number}", b"")
+        sender.client.flush_now()
+
+    async with asyncio.timeout(30):
+        while len(heard) < 100:
+            await asyncio.sleep(0.01)
+    assert heard == [f"kept.{number}" for number in range(100)]
+    assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
+    await sender.aclose()
+    await reader.aclose()
