@@ -74,12 +74,14 @@ async def claim_id(
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     note = {"topic": topic, "input": hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()}
     while True:
-        if (entry := await lite.last(key)) is None:
-            try:
-                await lite.append(key, json.dumps(note).encode(), ttl_s=keep_s, expect_seq=0)
-            except FencedError:
-                continue
+        try:
+            await lite.append(key, json.dumps(note).encode(), ttl_s=keep_s, expect_seq=0)
             return ""
+        except FencedError:
+            # Somebody was first, maybe we: an answer may get lost.
+            entry = await lite.last(key)
+        if entry is None:
+            continue
         try:
             asked = json.loads(entry.data)
             before, same = asked["topic"], asked["input"] == note["input"]

@@ -7,10 +7,10 @@ import contextlib
 import itertools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic_core import to_jsonable_python
 
@@ -36,6 +36,8 @@ from squadron.runtime.registry import Registry
 from squadron.runtime.rooms import RETRY_AFTER_S, Rooms
 from squadron.runtime.route import Route
 from squadron.runtime.subjects import NORMAL_PRIORITY, LiteSubject, Subjects, check_topic, token_of
+
+T = TypeVar("T")
 
 #: How long a caller waits for an outcome when it does not say; no call is without an end.
 DEFAULT_WITHIN_S = 60.0
@@ -122,11 +124,11 @@ class Caller:
             if each.done() and not each.cancelled() and each.exception() is None:
                 await each.result().aclose()
 
-    async def _listen(self, owner: str, until: Deadline) -> None:
-        """Hear this owner's outcomes; while the server is away it is tried again."""
+    async def _insist(self, until: Deadline, call: Callable[..., Awaitable[T]], *args: Any, **how: Any) -> T:
+        """Await a call that may be made again, and again while the server is away."""
         while True:
             try:
-                return await self._subscribe(owner)
+                return await call(*args, **how)
             except BusUnavailableError:
                 if until.passed:
                     raise
@@ -189,7 +191,7 @@ class Caller:
                 return await handle.settled()
             self._waiting[handle.reply_to] = handle
             with contextlib.suppress(BusUnavailableError):
-                await self._listen(LiteSubject.parse(handle.reply_to).owner, handle.deadline)
+                await self._insist(handle.deadline, self._subscribe, LiteSubject.parse(handle.reply_to).owner)
             await handle.look()
         try:
             return await handle.settled()
@@ -282,7 +284,7 @@ class Caller:
                 handle.settle(content)
             else:
                 if owner != self._owner:  # Ours is heard since the start.
-                    await self._listen(owner, deadline)
+                    await self._insist(deadline, self._subscribe, owner)
                 if ask.task_id:
                     await self._claim(handle, content, ask)
             if other is not None and not handle.done:
@@ -291,7 +293,9 @@ class Caller:
                 now, seen = self.clock.time(), self.registry.news
                 message = pack_task(self.identity, content, ask, handle, seen=seen, timestamp=now)
                 data = await self.claims.seal(message, keep_s=INPUT_KEEP_S)
-                await self._put(self.subjects.task(topic, ask.priority), data, token_of(task_id), deadline)
+                subject, msg_id = self.subjects.task(topic, ask.priority), token_of(task_id)
+                # The same id is stored once.
+                await self._insist(deadline, self.queue.put, subject, data, msg_id=msg_id)
         except BusUnavailableError as error:
             handle.settle(Undeliverable(task_id=task_id, topic=topic, reason=str(error)))
         except (MessageTooLargeError, ValueError) as error:
@@ -313,22 +317,13 @@ class Caller:
         """Settle a handle under an id of the caller's own if it stands for another task, or has ended before."""
         if not ask.owner:
             keep_s = ask.within_s + LITE_TTL_S
-            taken = await claim_id(self.lite, self.subjects, handle.task_id, handle.topic, content, keep_s=keep_s)
+            named = (self.lite, self.subjects, handle.task_id, handle.topic, content)
+            taken = await self._insist(handle.deadline, claim_id, *named, keep_s=keep_s)
             if taken:
                 ids, details = (handle.task_id, handle.topic), {"field": "task_id"}
                 return handle.settle(Rejected(task_id=ids[0], topic=ids[1], reason=taken, details=details))
         # Somebody may have asked under this id before, longer ago than the queue remembers it.
         await handle.look()
-
-    async def _put(self, subject: str, data: bytes, msg_id: str, deadline: Deadline) -> None:
-        while True:
-            try:
-                return await self.queue.put(subject, data, msg_id=msg_id)
-            except BusUnavailableError:
-                # The same id is stored once, so trying again is safe.
-                if deadline.passed:
-                    raise
-                await asyncio.sleep(deadline.earliest(0.25))
 
     async def _admit(self, task_id: str, topic: str, content: Any, ask: Ask) -> Any:
         """The content as it is to be sent, or the outcome of a call that is refused."""

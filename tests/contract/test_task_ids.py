@@ -151,3 +151,30 @@ async def test_a_call_that_was_cancelled_while_it_was_sent_leaves_nothing_behind
     assert counter.asked == 1
     assert not peer.caller._waiting
     assert not peer.caller._sending
+
+
+async def test_a_server_that_goes_while_an_id_is_noted_is_waited_for(peer: Peer, serve: Serve) -> None:
+    shop, order = Shop(), Ask(task_id="order-18", within_s=SOON_S)
+    await serve(shop)
+    lite, failures = peer.caller.lite, ["before it is stored", "after"]
+
+    class Lossy:
+        """A journal whose answers get lost."""
+
+        async def append(self, *args: Any, **how: Any) -> int:
+            lost = failures.pop(0) if failures else ""
+            if lost == "before it is stored":
+                raise BusUnavailableError("the connection was lost meanwhile")
+            seq = await lite.append(*args, **how)
+            if lost:
+                raise BusUnavailableError("the connection was lost meanwhile")
+            return seq
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(lite, name)
+
+    peer.caller.lite = Lossy()  # type: ignore[assignment]
+
+    assert (await peer.caller.ask("shop.ship", {"item": "tea"}, order)).unwrap() == "tea is sent"
+    assert not failures
+    assert shop.shipped == 1
