@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 
 
 def pack_task(
-    identity: AgentIdentity, content: Any, ask: Ask, handle: Handle, *, seen: float | None, timestamp: float
+    identity: AgentIdentity, content: Any, ask: Ask, handle: Handle, *, seen: float, timestamp: float
 ) -> bytes:
     """A task as it is sent.
 
     Args:
-    seen: the journal time of the newest change of the registry that its caller saw: who runs it sees as much.
-    timestamp: now, in seconds since the epoch.
+        seen: the journal's time of the newest change of the registry that its caller saw, or 0; who runs it sees
+            as much.
+        timestamp: now, in seconds since the epoch.
     """
     limits: dict[str, Any] = {"deadline": handle.deadline.at_ms}
     if ask.budget.tokens is not None:

@@ -199,7 +199,8 @@ class Squad(Fleet):
             start_within_s: how long it may wait for a replica, in seconds; it expires then and is not run.
             priority: 0 to 9; higher ones start first.
             route: which replicas may run it.
-            task_id: an id of your own; asking twice under the same one is one task.
+            task_id: an id of your own; asking twice under the same one is one task. With another topic or another
+                input it is rejected.
         """
         ask = Ask(
             within_s=within_s,

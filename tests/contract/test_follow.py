@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import time
 import urllib.request
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
@@ -572,10 +571,6 @@ def _subscriptions(settings: Settings) -> int:
         return int(json.load(answer)["num_subscriptions"])
 
 
-def _p99_ms(seconds: list[float]) -> float:
-    return sorted(seconds)[len(seconds) * 99 // 100] * 1e3
-
-
 @ON_NATS
 async def test_ten_thousand_topics_take_one_subscription_and_no_consumer(
     peer: Peer, wiring: Wiring, settings: Settings, key: Key
@@ -596,18 +591,13 @@ async def test_ten_thousand_topics_take_one_subscription_and_no_consumer(
         await asyncio.wait_for(heard[each].wait(), SOON_S)
     after = await asyncio.to_thread(_subscriptions, settings)
 
-    took_s: dict[str, list[float]] = defaultdict(list)
     for i in range(300):
         # One more is followed, with its history; it is heard live; it is followed no more.
         late = key(f"late-{i}")
         await peer.lite.append(late, b"0")
-        started = time.perf_counter()
         follower.add(late, after=0)
         await heard[late].wait()
-        took_s["add"].append(time.perf_counter() - started)
-        started = time.perf_counter()
         follower.remove(late)
-        took_s["remove"].append(time.perf_counter() - started)
         heard[late].clear()
         await _heard(follower, await peer.lite.append(late, b"1"))
         assert not heard[late].is_set()
@@ -616,5 +606,3 @@ async def test_ten_thousand_topics_take_one_subscription_and_no_consumer(
     await serving
 
     assert (after - before, state["consumer_count"]) == (1, 0)
-    print(*(f"{what} p99 {_p99_ms(took):.3f} ms" for what, took in took_s.items()), sep="; ")  # noqa: T201
-    assert all(_p99_ms(took) < 100 for took in took_s.values())

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
+
 from squadron.actors.agent import Agent
 from squadron.actors.marks import topic
 from squadron.bridge.memory.common import DUPLICATE_WINDOW_S
@@ -13,7 +15,7 @@ from squadron.runtime.context import Context
 from squadron.runtime.envelope import AgentMessage
 from squadron.runtime.outcome import Cancelled, Result, outcome_msg_id
 from squadron.runtime.ports import Backlog
-from tests.contract.conftest import SOON_S, Peer, Serve, World, until
+from tests.contract.conftest import Peer, Serve, World, until
 
 
 class Desk(Agent):
@@ -114,11 +116,11 @@ async def _outcomes_of(peer: Peer, key: str, task_id: str) -> list[str]:
     return found
 
 
+#: It takes four minutes, which only turned time has.
+@pytest.mark.parametrize("world", ["memory"], indirect=True)
 async def test_a_handler_that_ends_long_after_its_caller_gave_up_adds_no_outcome(
     world: World, serve: Serve
 ) -> None:
-    if world.kind != "memory":
-        return  # By turned time only: four minutes.
     peer, desk = await world.join("caller"), Desk()
     await serve(desk)
     handle = await peer.caller.submit("desk.deaf", {}, Ask(within_s=3600))
@@ -131,15 +133,3 @@ async def test_a_handler_that_ends_long_after_its_caller_gave_up_adds_no_outcome
     await _empty(peer)
 
     assert await _outcomes(peer, handle.reply_to) == ["cancelled"]
-
-
-async def test_who_follows_its_own_topics_hears_no_replies_to_what_it_asks(peer: Peer, serve: Serve) -> None:
-    await serve(Desk())
-    async with peer.caller.lite_topics.follow() as feed:
-        feed.add_all("first")
-        assert (await peer.caller.ask("desk.count", {"number": 1}, Ask(within_s=SOON_S))).unwrap() == 1
-        await peer.caller.lite_topics.topic("mine").publish(1)
-        async with asyncio.timeout(SOON_S):
-            async for id, _ in feed:
-                assert id == "mine"
-                break

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, cast
@@ -345,16 +344,16 @@ async def test_each_step_of_the_offline_plan_finds_its_topic() -> None:
 # --- speed and pipes ---------------------------------------------------------------------------------
 
 
-def test_help_is_there_at_once() -> None:
-    squadron("--help")  # writes the byte code, if nobody did
-    took = []
-    for _ in range(3):
-        began = time.perf_counter()
-        assert squadron("--help").returncode == 0
-        took.append(time.perf_counter() - began)
-
-    # 0.27 s on 2 idle cores; the best of three, because other tests run beside this one.
-    assert min(took) < 1.0
+def test_help_loads_nothing_that_is_slow() -> None:
+    script = (
+        "import sys\n"
+        "from typer.testing import CliRunner\n"
+        "from squadron.cli.app import app\n"
+        "assert CliRunner().invoke(app, ['--help']).exit_code == 0\n"
+        "print(*{'ray', 'nats', 'openai', 'anthropic', 'aiohttp', 'pydantic'} & sys.modules.keys())\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    assert ended.stdout.strip() == ""
 
 
 def test_asking_never_imports_ray(clean: Path) -> None:

