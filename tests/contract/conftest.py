@@ -17,6 +17,7 @@ from squadron.config import Settings
 from squadron.runtime.caller import Caller
 from squadron.runtime.claims import Claims
 from squadron.runtime.envelope import AgentIdentity
+from squadron.runtime.errors import BusUnavailableError
 from squadron.runtime.handover import Handovers
 from squadron.runtime.ordered import OrderedQueue
 from squadron.runtime.outcome import Outcome
@@ -213,9 +214,12 @@ class Inbox:
 
 
 async def until(is_so: Callable[[], Awaitable[bool]], within_s: float = SOON_S) -> None:
-    """Wait for a state that nobody announces."""
+    """Wait for a state that nobody announces; a server that is away for the moment does not tell of it."""
     deadline = now_s() + within_s
-    while not await is_so():
+    while True:
+        with contextlib.suppress(BusUnavailableError):
+            if await is_so():
+                return
         assert now_s() < deadline, "it never came to that"
         await asyncio.sleep(0.005)
 
