@@ -16,11 +16,11 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from squadron.actors.decorators import DURABLE_EVENT, EVENT, TOPIC, DurableMark, EventMark, marked
 from squadron.actors.handlers import BoundHandler, TopicSpec
-from squadron.actors.marks import DURABLE_EVENT, EVENT, TOPIC, DurableMark, EventMark, marked
 from squadron.runtime.errors import InvalidAgentError, InvalidSubjectError
-from squadron.runtime.subjects import check_token, overlap
-from squadron.runtime.topics import AgentCard
+from squadron.runtime.wire.subjects import check_token, overlap
+from squadron.runtime.wire.topics import AgentCard
 
 
 class Agent:

@@ -17,13 +17,13 @@ import jsonschema_rs
 from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter, ValidationError, create_model
 from pydantic_core import SchemaError, to_json
 
-from squadron.actors.marks import Marked, TopicMark
-from squadron.runtime.context import Context
+from squadron.actors.decorators import Marked, TopicMark
 from squadron.runtime.errors import InvalidAgentError, InvalidInputError
-from squadron.runtime.outcome import Answer
 from squadron.runtime.retries import Retries
-from squadron.runtime.topics import SemanticTopic, describe_input, shortened
-from squadron.runtime.turn import OutputError
+from squadron.runtime.running.context import Context
+from squadron.runtime.running.turn import OutputError
+from squadron.runtime.wire.outcome import Answer
+from squadron.runtime.wire.topics import SemanticTopic, describe_input, shortened
 
 #: How long a handler in a thread may go on after it was told to stop, in seconds, before it is left alone.
 THREAD_GRACE_S = 1.0

@@ -21,12 +21,12 @@ from benchmarks.floors import connection
 from benchmarks.lite_store import TEXT, TTL_S, Place, key_of
 from squadron import Agent, Settings, topic
 from squadron.actors.agent import AgentSpec
-from squadron.runtime.context import Context
-from squadron.runtime.lite_feed import LiteItems
-from squadron.runtime.lite_reader import LiteMessage
-from squadron.runtime.ports import Entry, Mailbox
-from squadron.runtime.pump import Pump
-from squadron.runtime.turn import Turns
+from squadron.runtime.lite.feed import LiteItems
+from squadron.runtime.lite.reader import LiteMessage
+from squadron.runtime.ports.queue import Entry, Mailbox
+from squadron.runtime.running.context import Context
+from squadron.runtime.running.pump import Pump
+from squadron.runtime.running.turn import Turns
 
 #: Where the floor publishes, and where what was heard is told: the next message goes out then.
 FLOOR, HEARD = "bench.floor", "bench.heard"

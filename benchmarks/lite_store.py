@@ -18,11 +18,11 @@ from nats.aio.msg import Msg
 
 from benchmarks.floors import connection
 from squadron import Settings, Squad
-from squadron.bridge.jetstream import embedded
-from squadron.bridge.jetstream.streams import StreamNames
+from squadron.bridge.jetstream.link import embedded
+from squadron.bridge.jetstream.stream_configs import StreamNames
 from squadron.bridge.jetstream.wiring import Wiring
-from squadron.runtime.envelope import AgentIdentity
 from squadron.runtime.errors import BusUnavailableError
+from squadron.runtime.wire.envelope import AgentIdentity
 
 #: Content of a message: a chunk of a model's answer with what belongs to it.
 TEXT = "x" * 256

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import structlog
 
-from squadron.bridge.jetstream import embedded
+from squadron.bridge.jetstream.link import embedded
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.config import VARIABLES, Settings
-from squadron.runtime.envelope import AgentIdentity
+from squadron.runtime.wire.envelope import AgentIdentity
 from tests.turned import TurnedLoop
 
 #: Beats faster than in earnest, so that a lapse of three is soon seen.

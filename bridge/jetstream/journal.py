@@ -14,12 +14,12 @@ from typing import Any
 from pydantic_core import from_json
 
 from squadron.bridge.jetstream.bus import listen
-from squadron.bridge.jetstream.client import Heard
-from squadron.bridge.jetstream.connect import RECONNECT_WAIT_S, Connection
+from squadron.bridge.jetstream.link.client import Heard
+from squadron.bridge.jetstream.link.connect import RECONNECT_WAIT_S, Connection
 from squadron.runtime.errors import BusUnavailableError, FencedError, StorageFullError
-from squadron.runtime.lite_journal import END_HEADER
-from squadron.runtime.ports import Entry, Subscription
-from squadron.runtime.subjects import life_of, live_of
+from squadron.runtime.ports.lite_journal import END_HEADER
+from squadron.runtime.ports.queue import Entry, Subscription
+from squadron.runtime.wire.subjects import life_of, live_of
 
 #: Entries per direct-get batch.
 BATCH = 512

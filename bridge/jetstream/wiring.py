@@ -7,23 +7,23 @@ import time
 from typing import Self
 
 from squadron.bridge.jetstream.bus import CoreBus
-from squadron.bridge.jetstream.connect import HEADER_BYTES, Connection
-from squadron.bridge.jetstream.dial import connect
 from squadron.bridge.jetstream.events import JetStreamEventLog
 from squadron.bridge.jetstream.journal import JetStreamJournal
+from squadron.bridge.jetstream.link.connect import HEADER_BYTES, Connection
+from squadron.bridge.jetstream.link.dial import connect
 from squadron.bridge.jetstream.queue import JetStreamQueue
-from squadron.bridge.jetstream.streams import StreamNames, ensure_streams, streams_exist
+from squadron.bridge.jetstream.stream_configs import StreamNames, ensure_streams, streams_exist
 from squadron.bridge.jetstream.vault import JetStreamVault
 from squadron.config import Settings
-from squadron.runtime.caller import Caller
-from squadron.runtime.claims import Claims
-from squadron.runtime.envelope import AgentIdentity
+from squadron.runtime.asking.caller import Caller
 from squadron.runtime.errors import BridgeUnavailableError
-from squadron.runtime.letters import DeadLetters
-from squadron.runtime.lite import LiteTopics
-from squadron.runtime.ordered import OrderedQueue
-from squadron.runtime.registry import Registry
-from squadron.runtime.subjects import Subjects
+from squadron.runtime.lite.topic import LiteTopics
+from squadron.runtime.registry.registry import Registry
+from squadron.runtime.running.ordered import OrderedQueue
+from squadron.runtime.store.claims import Claims
+from squadron.runtime.store.dead_letters import DeadLetters
+from squadron.runtime.wire.envelope import AgentIdentity
+from squadron.runtime.wire.subjects import Subjects
 
 
 class SystemClock:

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 
 from squadron.bridge.memory.bus import MemoryBus
 from squadron.bridge.memory.common import Seen, check_size, wall_s
-from squadron.runtime.durable import EventGroup, check_start
-from squadron.runtime.ports import Delivery, Feed, Note
-from squadron.runtime.subjects import Subjects, matches
+from squadron.runtime.ports.queue import Delivery, Feed, Note
+from squadron.runtime.running.event_turns import EventGroup, check_start
+from squadron.runtime.wire.subjects import Subjects, matches
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,15 +15,15 @@ from ray import cloudpickle
 
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.runtime.background import spawn
-from squadron.runtime.context import Context
 from squadron.runtime.errors import ConfigError, RouteConflictError, SquadronError
-from squadron.runtime.ports import Mailbox
-from squadron.runtime.pump import Pump
-from squadron.runtime.registry import STAND_IN
+from squadron.runtime.ports.queue import Mailbox
+from squadron.runtime.registry.registry import STAND_IN
 from squadron.runtime.retries import Retries
-from squadron.runtime.subjects import check_pattern, overlap
-from squadron.runtime.topics import AgentCard, SemanticTopic
-from squadron.runtime.turn import Turns
+from squadron.runtime.running.context import Context
+from squadron.runtime.running.pump import Pump
+from squadron.runtime.running.turn import Turns
+from squadron.runtime.wire.subjects import check_pattern, overlap
+from squadron.runtime.wire.topics import AgentCard, SemanticTopic
 
 #: A bound call may run so long, in seconds; as for agents.
 RUN_TIMEOUT_S = 120.0

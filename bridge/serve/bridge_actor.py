@@ -8,17 +8,17 @@ from typing import Any
 
 import ray
 
-from squadron.bridge.core import Bridge
+from squadron.bridge.control.bridge import Bridge
 from squadron.bridge.jetstream.queue import subjects_held
-from squadron.bridge.jetstream.streams import StreamNames, Streams
+from squadron.bridge.jetstream.stream_configs import StreamNames, Streams
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.bridge.serve.bindings import Bindings
 from squadron.bridge.serve.cluster import ServeReplicas
 from squadron.config import Settings
-from squadron.runtime.caller import Ask
-from squadron.runtime.envelope import AgentIdentity
+from squadron.runtime.asking.caller import Ask
 from squadron.runtime.logs import configure_logs
-from squadron.runtime.outcome import Outcome
+from squadron.runtime.wire.envelope import AgentIdentity
+from squadron.runtime.wire.outcome import Outcome
 
 
 @ray.remote

@@ -18,20 +18,20 @@ from ray import serve
 from ray.serve import Application
 
 from squadron.actors.agent import Agent, AgentSpec
-from squadron.actors.marks import DurableMark, EventMark
-from squadron.bridge.code import Code, unpack
+from squadron.actors.decorators import DurableMark, EventMark
 from squadron.bridge.jetstream.wiring import Wiring
+from squadron.bridge.packing.code import Code, unpack
 from squadron.config import Settings
 from squadron.runtime.background import Health, spawn
-from squadron.runtime.durable import EventGroup, EventTurns, hand_event
-from squadron.runtime.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.errors import DeployError, InvalidMessageError, SquadronError
-from squadron.runtime.handover import Handovers
 from squadron.runtime.logs import configure_logs
-from squadron.runtime.ports import Mailbox, Note, Subscription
-from squadron.runtime.pump import Pump
-from squadron.runtime.subjects import token_of
-from squadron.runtime.turn import Turns
+from squadron.runtime.ports.queue import Mailbox, Note, Subscription
+from squadron.runtime.running.event_turns import EventGroup, EventTurns, hand_event
+from squadron.runtime.running.handover import Handovers
+from squadron.runtime.running.pump import Pump
+from squadron.runtime.running.turn import Turns
+from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
+from squadron.runtime.wire.subjects import token_of
 
 #: Ray namespace of everything of ours.
 NAMESPACE = "squadron"

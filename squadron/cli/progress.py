@@ -20,7 +20,7 @@ from squadron.runtime.background import spawn
 from squadron.runtime.errors import SquadronError
 
 if TYPE_CHECKING:
-    from squadron.squad import Squad
+    from squadron.client.squad import Squad
 
 #: How often replicas are looked at while a job runs, in seconds.
 STATUS_EVERY_S = 1.0

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from squadron.cli import frame
-from squadron.cli.servers import Json
+from squadron.cli.environment import Json
 from squadron.runtime.errors import InvalidInputError, SquadronError, StreamGapError
 
 if TYPE_CHECKING:
-    from squadron.runtime.handle import Handle
-    from squadron.runtime.outcome import Outcome
-    from squadron.runtime.streams import Chunk, Ended, Nested, Restarted
-    from squadron.runtime.topics import ScoredTopic, SemanticTopic
-    from squadron.squad import Squad
+    from squadron.client.squad import Squad
+    from squadron.runtime.asking.handle import Handle
+    from squadron.runtime.streams.writer import Chunk, Ended, Nested, Restarted
+    from squadron.runtime.wire.outcome import Outcome
+    from squadron.runtime.wire.topics import ScoredTopic, SemanticTopic
 
 #: Longest wait for the first byte of piped input, in seconds; a pipe that nobody writes to must not hang us.
 STDIN_WITHIN_S = 10.0
@@ -63,7 +63,7 @@ async def _topics(ctx: typer.Context, search: str, most: int, as_json: bool) -> 
 
 
 def _about(topic: SemanticTopic) -> tuple[str, str]:
-    from squadron.runtime.topics import describe_input
+    from squadron.runtime.wire.topics import describe_input
 
     return describe_input(topic.input_schema), topic.description.partition("\n")[0]
 
@@ -159,7 +159,7 @@ class Shown:
         self.end_line()
 
     def _show(self, event: Chunk | Restarted | Nested | Ended) -> None:
-        from squadron.runtime.streams import Chunk, Restarted
+        from squadron.runtime.streams.writer import Chunk, Restarted
 
         if isinstance(event, Restarted):
             self._restart(event.attempt)
@@ -214,7 +214,7 @@ def _show_outcome(outcome: Outcome, shown: str, as_json: bool) -> int:
 
 def _schema(squad: Squad, topic: str) -> dict[str, Any]:
     """The input schema of a served topic or of the family it belongs to; empty if nobody serves it."""
-    from squadron.runtime.subjects import matches
+    from squadron.runtime.wire.subjects import matches
 
     served = {one.topic.name: one.topic.input_schema for one in squad.topics()}
     family = (schema for name, schema in served.items() if "*" in name and matches(name, topic))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from squadron.actors.agent import Agent
-from squadron.actors.marks import topic
+from squadron.actors.decorators import topic
 from squadron.demo import inventory as inventories
 from squadron.demo import licenses as license_reader
 from squadron.demo import report as reports

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from squadron import Squad
+from squadron.runtime.asking.handle import Handle
 from squadron.runtime.errors import SquadronError
-from squadron.runtime.handle import Handle
 from tests.chaos.ledger import Ledger, read
 
 #: How long it tries to reach the environment, in seconds: everything may have been killed.

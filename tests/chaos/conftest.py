@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from squadron import Settings, Squad
-from squadron.runtime.envelope import AgentMessage
 from squadron.runtime.errors import InvalidMessageError
+from squadron.runtime.wire.envelope import AgentMessage
 from tests.chaos.accounts import Account
 from tests.chaos.client import Plan
 from tests.chaos.processes import ROOT, ClientProcess

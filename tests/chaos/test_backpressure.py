@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from squadron import Settings, Squad
-from squadron.runtime.handle import Handle
+from squadron.runtime.asking.handle import Handle
 from tests.chaos.ledger import read
 from tests.chaos.processes import replica_pids
 from tests.chaos.worker import Clerk, Team

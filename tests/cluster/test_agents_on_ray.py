@@ -14,8 +14,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from squadron import Agent, Context, Settings, Squad, on, topic
-from squadron.runtime.envelope import AgentMessage
 from squadron.runtime.errors import ConfigError, DeployError, RouteConflictError
+from squadron.runtime.wire.envelope import AgentMessage
 from tests.cluster.conftest import until
 
 

@@ -12,9 +12,9 @@ import ray
 from ray import serve
 
 from squadron import Agent, Squad, topic
-from squadron.bridge.jetstream import embedded
-from squadron.runtime.envelope import AgentMessage
+from squadron.bridge.jetstream.link import embedded
 from squadron.runtime.errors import SquadronError
+from squadron.runtime.wire.envelope import AgentMessage
 from tests.cluster.conftest import until
 
 

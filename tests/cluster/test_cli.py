@@ -19,11 +19,11 @@ from typing import Any
 import pytest
 from packaging.utils import canonicalize_name
 
-from squadron.bridge.jetstream import embedded
+from squadron.bridge.jetstream.link import embedded
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.bridge.serve import local
 from squadron.config import Settings
-from squadron.runtime.envelope import AgentIdentity, AgentMessage
+from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -6,7 +6,7 @@ import asyncio
 import os
 
 from squadron import Agent, Context, Squad, topic
-from squadron.bridge.jetstream.connect import Connection
+from squadron.bridge.jetstream.link.connect import Connection
 from tests.cluster.conftest import until
 
 

@@ -20,13 +20,13 @@ import nats
 import psutil
 import pytest
 
-from squadron.bridge.jetstream import embedded
+from squadron.bridge.jetstream.link import embedded
 from squadron.bridge.serve import local
 from squadron.runtime.errors import BusUnavailableError, ClusterUnavailableError, ConfigError
 
 _ENSURE = """
 import pathlib, sys
-from squadron.bridge.jetstream import embedded
+from squadron.bridge.jetstream.link import embedded
 print(embedded.ensure(pathlib.Path(sys.argv[1])).pid)
 """
 

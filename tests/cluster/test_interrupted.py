@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from squadron.bridge.jetstream import embedded
+from squadron.bridge.jetstream.link import embedded
 from squadron.bridge.serve import local
 
 #: Only a hang takes so long, in seconds.

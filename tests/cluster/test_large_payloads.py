@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 from squadron import Agent, Squad, topic
-from squadron.runtime.outcome import Rejected
+from squadron.runtime.wire.outcome import Rejected
 
 MB = 1024 * 1024
 

@@ -14,18 +14,18 @@ from squadron.actors.agent import Agent, AgentSpec
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.bridge.memory import LoopClock, MemoryBus, MemoryEventLog, MemoryJournal, MemoryQueue, MemoryVault
 from squadron.config import Settings
-from squadron.runtime.caller import Caller
-from squadron.runtime.claims import Claims
-from squadron.runtime.envelope import AgentIdentity
+from squadron.runtime.asking.caller import Caller
 from squadron.runtime.errors import BusUnavailableError
-from squadron.runtime.handover import Handovers
-from squadron.runtime.ordered import OrderedQueue
-from squadron.runtime.outcome import Outcome
-from squadron.runtime.ports import Clock, Delivery, EventLog, Journal, Mailbox, UnreliableBus, Vault
-from squadron.runtime.pump import Pump
-from squadron.runtime.registry import Registry
-from squadron.runtime.subjects import Subjects
-from squadron.runtime.turn import Turns
+from squadron.runtime.ports.queue import Clock, Delivery, EventLog, Journal, Mailbox, UnreliableBus, Vault
+from squadron.runtime.registry.registry import Registry
+from squadron.runtime.running.handover import Handovers
+from squadron.runtime.running.ordered import OrderedQueue
+from squadron.runtime.running.pump import Pump
+from squadron.runtime.running.turn import Turns
+from squadron.runtime.store.claims import Claims
+from squadron.runtime.wire.envelope import AgentIdentity
+from squadron.runtime.wire.outcome import Outcome
+from squadron.runtime.wire.subjects import Subjects
 from tests.conftest import HEARTBEAT_S
 from tests.turned import now_s, turned_time
 

@@ -16,11 +16,11 @@ import pytest
 from platformdirs import user_cache_path
 
 from squadron.actors.agent import Agent
-from squadron.actors.marks import topic
-from squadron.bridge.jetstream import embedded
+from squadron.actors.decorators import topic
+from squadron.bridge.jetstream.link import embedded
 from squadron.config import Settings
-from squadron.runtime.caller import Ask
-from squadron.runtime.context import Context
+from squadron.runtime.asking.caller import Ask
+from squadron.runtime.running.context import Context
 from tests.contract.conftest import ON_NATS, SOON_S, Peer, Serve, World
 from tests.docs import ROOT
 

@@ -20,22 +20,22 @@ import psutil
 import pytest
 
 from squadron.actors.agent import Agent
-from squadron.actors.marks import topic
-from squadron.bridge.jetstream import embedded
+from squadron.actors.decorators import topic
+from squadron.bridge.jetstream.link import embedded
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.bridge.serve import local
+from squadron.client.blocking import SyncSquad
+from squadron.client.squad import Squad
 from squadron.config import Settings
-from squadron.runtime.caller import Ask
-from squadron.runtime.envelope import AgentIdentity
+from squadron.runtime.asking.caller import Ask
+from squadron.runtime.asking.handle import Handle
 from squadron.runtime.errors import (
     BlockingCallError,
     BusUnavailableError,
     ClusterUnavailableError,
     SquadClosedError,
 )
-from squadron.runtime.handle import Handle
-from squadron.squad import Squad
-from squadron.sync import SyncSquad
+from squadron.runtime.wire.envelope import AgentIdentity
 from tests.contract.conftest import Replica, Serve, World, peer_of, until
 
 #: Only a hang takes so long, in seconds.
@@ -239,10 +239,10 @@ HEAD = """
     import asyncio, os, pathlib, sys, threading
     from squadron.bridge.jetstream.wiring import Wiring
     from squadron.config import Settings
-    from squadron.runtime.envelope import AgentIdentity
+    from squadron.runtime.wire.envelope import AgentIdentity
     from squadron.runtime.errors import SquadClosedError
-    from squadron.opening import Opening
-    from squadron.squad import Squad
+    from squadron.client.opening import Opening
+    from squadron.client.squad import Squad
 
     settings = Settings.load({}, home=pathlib.Path(sys.argv[1]), env=sys.argv[2])
 

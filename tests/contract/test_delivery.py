@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from squadron.actors.agent import Agent
-from squadron.actors.marks import topic
-from squadron.runtime.caller import Ask
-from squadron.runtime.context import Context
-from squadron.runtime.envelope import AgentIdentity, AgentMessage, Constraints, Payload
+from squadron.actors.decorators import topic
+from squadron.runtime.asking.caller import Ask
 from squadron.runtime.errors import BusUnavailableError, ConfigError, InvalidMessageError, Retry
-from squadron.runtime.outcome import (
+from squadron.runtime.ports.queue import Backlog, Mailbox
+from squadron.runtime.running.context import Context
+from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage, Constraints, Payload
+from squadron.runtime.wire.outcome import (
     Cancelled,
     DeadLettered,
     Expired,
@@ -28,8 +29,7 @@ from squadron.runtime.outcome import (
     TimedOut,
     Undeliverable,
 )
-from squadron.runtime.ports import Backlog, Mailbox
-from squadron.runtime.route import Route
+from squadron.runtime.wire.route import Route
 from tests.contract.conftest import LEASE_S, SOON_S, Inbox, Peer, Replica, Serve, World, until
 from tests.turned import now_s
 

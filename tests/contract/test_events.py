@@ -14,17 +14,17 @@ from typing import Any
 import pytest
 
 from squadron import Retry, Terminal
-from squadron.bridge.jetstream import embedded
-from squadron.bridge.jetstream.streams import StreamNames
+from squadron.bridge.jetstream.link import embedded
+from squadron.bridge.jetstream.stream_configs import StreamNames
 from squadron.bridge.jetstream.wiring import Wiring
+from squadron.client.events import DurableEvents
 from squadron.config import Settings
-from squadron.durable import DurableEvents
-from squadron.runtime.durable import EventGroup, EventTurns, Start
-from squadron.runtime.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.errors import InvalidInputError, InvalidSubjectError, MessageTooLargeError
-from squadron.runtime.ports import Delivery
-from squadron.runtime.pump import Pump
+from squadron.runtime.ports.queue import Delivery
 from squadron.runtime.retries import Retries
+from squadron.runtime.running.event_turns import EventGroup, EventTurns, Start
+from squadron.runtime.running.pump import Pump
+from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
 from tests.conftest import LEASE_S
 from tests.contract.conftest import Inbox, Peer, World, peer_of, settle_all, until
 from tests.turned import now_s

@@ -15,11 +15,11 @@ import pytest
 
 from squadron import Settings
 from squadron.bridge.jetstream.wiring import Wiring
-from squadron.runtime import exclusive
-from squadron.runtime.envelope import AgentIdentity
 from squadron.runtime.errors import BusUnavailableError, FencedError
-from squadron.runtime.exclusive import KEPT_STEPS, ExclusiveCursor, cursor_key
-from squadron.runtime.ports import Entry, Journal
+from squadron.runtime.lite import exclusive
+from squadron.runtime.lite.exclusive import KEPT_STEPS, ExclusiveCursor, cursor_key
+from squadron.runtime.ports.queue import Entry, Journal
+from squadron.runtime.wire.envelope import AgentIdentity
 from tests.contract.conftest import ON_NATS, SOON_S, Peer, World, until
 
 

@@ -14,13 +14,13 @@ import pytest
 from structlog.testing import capture_logs
 
 from squadron import Settings
-from squadron.bridge.jetstream import embedded
+from squadron.bridge.jetstream.link import embedded
 from squadron.bridge.jetstream.wiring import Wiring
-from squadron.runtime import follow
 from squadron.runtime.errors import BusUnavailableError
-from squadron.runtime.follow import MOST_READ, Follower
-from squadron.runtime.followed import MOST_LIVE, Batch
-from squadron.runtime.ports import Entry, Journal, Subscription
+from squadron.runtime.lite import follower as follow
+from squadron.runtime.lite.followed import MOST_LIVE, Batch
+from squadron.runtime.lite.follower import MOST_READ, Follower
+from squadron.runtime.ports.queue import Entry, Journal, Subscription
 from tests.contract.conftest import ON_NATS, SOON_S, Peer, World, until
 
 

@@ -23,21 +23,21 @@ from pydantic import ValidationError
 
 from squadron import Agent, Context, Settings, topic
 from squadron.actors.agent import AgentSpec
-from squadron.bridge.core import Bridge
-from squadron.bridge.jetstream import embedded
-from squadron.bridge.jetstream.streams import StreamNames, Streams
+from squadron.bridge.control.bridge import Bridge
+from squadron.bridge.jetstream.link import embedded
+from squadron.bridge.jetstream.stream_configs import StreamNames, Streams
 from squadron.bridge.jetstream.wiring import Wiring
-from squadron.flow import Events
-from squadron.runtime.caller import Ask
-from squadron.runtime.deployment import Deployment, Scale
-from squadron.runtime.envelope import AgentIdentity, AgentMessage
+from squadron.client.stream import Events
+from squadron.runtime.asking.caller import Ask
 from squadron.runtime.errors import InvalidMessageError, InvalidSubjectError
-from squadron.runtime.ports import Backlog, Mailbox
-from squadron.runtime.pump import Pump
-from squadron.runtime.registry import Presence
-from squadron.runtime.subjects import TaskSubject, token_of
-from squadron.runtime.topics import AgentCard
-from squadron.runtime.turn import Turns
+from squadron.runtime.ports.queue import Backlog, Mailbox
+from squadron.runtime.registry.registry import Presence
+from squadron.runtime.running.pump import Pump
+from squadron.runtime.running.turn import Turns
+from squadron.runtime.wire.deployment import Deployment, Scale
+from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
+from squadron.runtime.wire.subjects import TaskSubject, token_of
+from squadron.runtime.wire.topics import AgentCard
 from tests.contract.conftest import until
 from tests.unit.test_bridge import HeldReplicas
 

@@ -12,12 +12,12 @@ import pytest
 
 from squadron import Agent, Context, Retry, topic
 from squadron.bridge.jetstream.wiring import Wiring
-from squadron.runtime.caller import Ask
-from squadron.runtime.claims import Claims, claim_of
-from squadron.runtime.envelope import AgentIdentity, AgentMessage
+from squadron.runtime.asking.caller import Ask
 from squadron.runtime.errors import ClaimLostError, MessageTooLargeError
-from squadron.runtime.outcome import Cancelled, DeadLettered, Expired, Failed, Outcome, Rejected, Result
-from squadron.runtime.ports import Vault
+from squadron.runtime.ports.queue import Vault
+from squadron.runtime.store.claims import Claims, claim_of
+from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
+from squadron.runtime.wire.outcome import Cancelled, DeadLettered, Expired, Failed, Outcome, Rejected, Result
 from tests.contract.conftest import Peer, Replica, World, until
 
 MB = 1024 * 1024

@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 
 from squadron import Agent, Context, topic
-from squadron.runtime.envelope import AgentIdentity, AgentMessage, Constraints, Payload
 from squadron.runtime.errors import (
     BusUnavailableError,
     CutLetterError,
     InvalidSubjectError,
     UnknownLetterError,
 )
-from squadron.runtime.letters import DeadLetter, DeadLetters
-from squadron.runtime.outcome import DeadLettered
-from squadron.runtime.ports import Backlog, Delivery, Journal, Mailbox
+from squadron.runtime.ports.queue import Backlog, Delivery, Journal, Mailbox
+from squadron.runtime.store.dead_letters import DeadLetter, DeadLetters
+from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage, Constraints, Payload
+from squadron.runtime.wire.outcome import DeadLettered
 from tests.contract.conftest import SOON_S, Inbox, Peer, World, until
 from tests.contract.test_turns import Replica
 

@@ -14,14 +14,14 @@ import pytest
 from squadron import Agent, Settings, Squad
 from squadron import topic as topic_mark
 from squadron.bridge.jetstream.wiring import Wiring
-from squadron.runtime import exclusive
-from squadron.runtime.caller import Ask
-from squadron.runtime.envelope import AgentIdentity
+from squadron.client.blocking import SyncSquad
+from squadron.runtime.asking.caller import Ask
 from squadron.runtime.errors import FencedError, InvalidInputError, InvalidSubjectError, SquadronError
-from squadron.runtime.lite import LiteTopic
-from squadron.runtime.lite_feed import LiteFeed, LiteItems
-from squadron.runtime.lite_reader import End, LiteMessage, LiteStart, Tail
-from squadron.sync import SyncSquad
+from squadron.runtime.lite import exclusive
+from squadron.runtime.lite.feed import LiteFeed, LiteItems
+from squadron.runtime.lite.reader import End, LiteMessage, LiteStart, Tail
+from squadron.runtime.lite.topic import LiteTopic
+from squadron.runtime.wire.envelope import AgentIdentity
 from tests.contract.conftest import SOON_S, Peer, Serve, World, until
 
 Topic = Callable[[str], LiteTopic]

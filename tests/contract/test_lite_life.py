@@ -11,11 +11,11 @@ import pytest
 
 from squadron.bridge.jetstream.journal import JetStreamJournal
 from squadron.bridge.memory import MemoryJournal
-from squadron.runtime.lite import RENEW_S, LiteTopic
-from squadron.runtime.lite_journal import END_HEADER
-from squadron.runtime.lite_reader import LOOK_S, End, LiteReader
-from squadron.runtime.ports import Entry
-from squadron.runtime.subjects import life_of
+from squadron.runtime.lite.reader import LOOK_S, End, LiteReader
+from squadron.runtime.lite.topic import RENEW_S, LiteTopic
+from squadron.runtime.ports.lite_journal import END_HEADER
+from squadron.runtime.ports.queue import Entry
+from squadron.runtime.wire.subjects import life_of
 from tests.contract.conftest import ON_NATS, SOON_S, Peer, World, until
 
 Topic = Callable[..., LiteTopic]
@@ -253,9 +253,9 @@ async def test_what_may_have_come_and_gone_while_the_connection_was_away_is_told
 
 
 async def test_end_markers_mean_nothing_to_a_conversation_memory(peer: Peer, topic: Topic) -> None:
-    from squadron.runtime.budget import Budget, Deadline
-    from squadron.runtime.context import Context
-    from squadron.runtime.envelope import AgentMessage
+    from squadron.runtime.running.context import Context
+    from squadron.runtime.wire.envelope import AgentMessage
+    from squadron.runtime.wire.limits import Budget, Deadline
 
     message = AgentMessage.new("task", peer.caller.identity, {}, conversation_id="talk")
     context = Context(

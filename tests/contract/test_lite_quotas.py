@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 import pytest
 
-from squadron.runtime import quotas
 from squadron.runtime.errors import QuotaExceededError, SquadronError
-from squadron.runtime.lite import LiteTopics
-from squadron.runtime.lite_journal import END_HEADER
-from squadron.runtime.subjects import life_of
+from squadron.runtime.lite import quotas
+from squadron.runtime.lite.topic import LiteTopics
+from squadron.runtime.ports.lite_journal import END_HEADER
+from squadron.runtime.wire.subjects import life_of
 from tests.contract.conftest import Peer
 
 Limited = Callable[..., LiteTopics]

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 
 from squadron import Settings
-from squadron.bridge.jetstream.dial import connect
 from squadron.bridge.jetstream.events import JetStreamEventLog
+from squadron.bridge.jetstream.link.dial import connect
 from squadron.bridge.jetstream.queue import JetStreamQueue, subjects_held
-from squadron.bridge.jetstream.streams import StreamNames, Streams, ensure_streams, streams_exist
+from squadron.bridge.jetstream.stream_configs import StreamNames, Streams, ensure_streams, streams_exist
 from squadron.bridge.jetstream.wiring import Wiring
-from squadron.runtime.envelope import AgentIdentity
 from squadron.runtime.errors import BusUnavailableError
-from squadron.runtime.ports import Backlog, Mailbox
-from squadron.runtime.subjects import Subjects
+from squadron.runtime.ports.queue import Backlog, Mailbox
+from squadron.runtime.wire.envelope import AgentIdentity
+from squadron.runtime.wire.subjects import Subjects
 from tests.contract.conftest import ON_NATS, Inbox, Peer, World
 from tests.contract.own_server import OwnServer
 

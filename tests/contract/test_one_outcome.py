@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from squadron.actors.agent import Agent
-from squadron.actors.marks import topic
+from squadron.actors.decorators import topic
 from squadron.bridge.memory.common import DUPLICATE_WINDOW_S
-from squadron.runtime.caller import Ask
-from squadron.runtime.context import Context
-from squadron.runtime.envelope import AgentMessage
-from squadron.runtime.outcome import Cancelled, Result, outcome_msg_id
-from squadron.runtime.ports import Backlog
+from squadron.runtime.asking.caller import Ask
+from squadron.runtime.ports.queue import Backlog
+from squadron.runtime.running.context import Context
+from squadron.runtime.wire.envelope import AgentMessage
+from squadron.runtime.wire.outcome import Cancelled, Result, outcome_msg_id
 from tests.contract.conftest import Peer, Serve, World, until
 
 

@@ -17,12 +17,12 @@ import pytest
 from squadron import Agent, Context, Retry, topic
 from squadron.actors.agent import AgentSpec
 from squadron.bridge.memory import MAX_PAYLOAD_BYTES
-from squadron.runtime.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.errors import BusUnavailableError
-from squadron.runtime.ordered import OrderedQueue
-from squadron.runtime.ports import Backlog, Delivery, Feed, Lease, Mailbox, Queue
-from squadron.runtime.pump import Pump
-from squadron.runtime.turn import Turns
+from squadron.runtime.ports.queue import Backlog, Delivery, Feed, Lease, Mailbox, Queue
+from squadron.runtime.running.ordered import OrderedQueue
+from squadron.runtime.running.pump import Pump
+from squadron.runtime.running.turn import Turns
+from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
 from tests.contract.conftest import ON_NATS, Inbox, Peer, World, until
 
 LEASE_S = 1.0

@@ -13,9 +13,9 @@ import nkeys
 import pytest
 
 from squadron import Settings
-from squadron.bridge.jetstream import embedded
+from squadron.bridge.jetstream.link import embedded
 from squadron.bridge.jetstream.wiring import Wiring
-from squadron.runtime.envelope import AgentIdentity, AgentMessage
+from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
 
 
 @pytest.fixture

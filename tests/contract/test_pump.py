@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
-from squadron.runtime.outcome import Outcome
-from squadron.runtime.ports import Backlog, Delivery, Mailbox
-from squadron.runtime.pump import Pump
+from squadron.runtime.ports.queue import Backlog, Delivery, Mailbox
+from squadron.runtime.running.pump import Pump
+from squadron.runtime.wire.outcome import Outcome
 from tests.contract.conftest import Inbox, Peer, until
 
 LEASE_S = 0.6

@@ -21,12 +21,13 @@ import pytest
 import structlog
 
 from squadron import Settings
-from squadron.bridge.jetstream import dial, embedded, journal
+from squadron.bridge.jetstream import journal
+from squadron.bridge.jetstream.link import dial, embedded
 from squadron.bridge.jetstream.wiring import Wiring
-from squadron.runtime.envelope import AgentIdentity
 from squadron.runtime.errors import BusUnavailableError
-from squadron.runtime.follow import Follower
-from squadron.runtime.followed import Batch
+from squadron.runtime.lite.followed import Batch
+from squadron.runtime.lite.follower import Follower
+from squadron.runtime.wire.envelope import AgentIdentity
 
 #: A connection is cut after between so many bytes that the server sent over it: some hundred messages.
 CUT_AFTER_BYTES = (20_000, 200_000)

@@ -11,19 +11,19 @@ from typing import Any
 import pytest
 
 from squadron import Agent, Context, topic
-from squadron.actors.goal import RecordedTurn
-from squadron.actors.model import ModelTurn
-from squadron.actors.supervisor import _RunJournal
+from squadron.actors.goals.goal import RecordedTurn
+from squadron.actors.goals.supervisor import _RunJournal
+from squadron.actors.thinking.model import ModelTurn
 from squadron.bridge.jetstream.lease import NOTE_TTL_S
-from squadron.runtime.caller import Ask
-from squadron.runtime.cancel import Cancellations
-from squadron.runtime.envelope import AgentMessage
-from squadron.runtime.exclusive import ExclusiveCursor, cursor_key
-from squadron.runtime.letters import DeadLetters
-from squadron.runtime.lite_journal import LiteJournal
-from squadron.runtime.outcome import Result
-from squadron.runtime.ports import Mailbox
-from squadron.runtime.subjects import TicketSubject
+from squadron.runtime.asking.caller import Ask
+from squadron.runtime.asking.cancel import Cancellations
+from squadron.runtime.lite.exclusive import ExclusiveCursor, cursor_key
+from squadron.runtime.ports.lite_journal import LiteJournal
+from squadron.runtime.ports.queue import Mailbox
+from squadron.runtime.store.dead_letters import DeadLetters
+from squadron.runtime.wire.envelope import AgentMessage
+from squadron.runtime.wire.outcome import Result
+from squadron.runtime.wire.subjects import TicketSubject
 from tests.contract.conftest import ON_NATS, SOON_S, Inbox, Peer, Serve, until
 from tests.contract.test_fuzz import JUNK
 

@@ -9,9 +9,9 @@ import pytest
 
 from squadron import Settings
 from squadron.bridge.jetstream.wiring import Wiring
-from squadron.runtime.envelope import AgentIdentity
 from squadron.runtime.errors import StorageFullError
-from squadron.runtime.ports import Mailbox
+from squadron.runtime.ports.queue import Mailbox
+from squadron.runtime.wire.envelope import AgentIdentity
 from tests.contract.conftest import Inbox
 from tests.contract.own_server import OwnServer
 

@@ -11,19 +11,19 @@ import pytest
 
 from squadron import Settings
 from squadron.actors.agent import Agent, AgentSpec
-from squadron.actors.marks import topic
-from squadron.bridge.core import Bridge
+from squadron.actors.decorators import topic
+from squadron.bridge.control.bridge import Bridge
 from squadron.bridge.jetstream.queue import subjects_held
-from squadron.bridge.jetstream.streams import FRESH_SEQS, StreamNames, Streams
+from squadron.bridge.jetstream.stream_configs import FRESH_SEQS, StreamNames, Streams
 from squadron.bridge.jetstream.wiring import Wiring
-from squadron.runtime.caller import Ask
-from squadron.runtime.deployment import Deployment, Scale
-from squadron.runtime.durable import EventGroup
-from squadron.runtime.envelope import AgentIdentity
+from squadron.runtime.asking.caller import Ask
 from squadron.runtime.errors import SquadronError
-from squadron.runtime.ports import Delivery, Mailbox
-from squadron.runtime.pump import Pump
-from squadron.runtime.turn import Turns
+from squadron.runtime.ports.queue import Delivery, Mailbox
+from squadron.runtime.running.event_turns import EventGroup
+from squadron.runtime.running.pump import Pump
+from squadron.runtime.running.turn import Turns
+from squadron.runtime.wire.deployment import Deployment, Scale
+from squadron.runtime.wire.envelope import AgentIdentity
 from tests.conftest import HEARTBEAT_S, LEASE_S
 from tests.contract.conftest import Inbox, until
 from tests.contract.own_server import OwnServer

@@ -14,20 +14,21 @@ import nats
 import pytest
 
 from squadron import Agent, Context, topic
-from squadron.bridge.jetstream import embedded
+from squadron.bridge.jetstream.link import embedded
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.bridge.memory import MemoryJournal
+from squadron.client.stream import Stream
 from squadron.config import Settings
-from squadron.flow import Stream
-from squadron.runtime import streams, trail
-from squadron.runtime.caller import Ask
-from squadron.runtime.chunks import StreamReader
-from squadron.runtime.envelope import AgentIdentity, AgentMessage
+from squadron.runtime.asking.caller import Ask
+from squadron.runtime.asking.handle import Handle
 from squadron.runtime.errors import BusUnavailableError, SquadronError, StreamGapError
-from squadron.runtime.handle import Handle
-from squadron.runtime.outcome import Cancelled, DeadLettered, Result
-from squadron.runtime.ports import Entry, Subscription
-from squadron.runtime.streams import WINDOW, Chunk, Ended, Nested, Restarted, StreamWriter
+from squadron.runtime.ports.queue import Entry, Subscription
+from squadron.runtime.streams import trail
+from squadron.runtime.streams import writer as streams
+from squadron.runtime.streams.chunks import StreamReader
+from squadron.runtime.streams.writer import WINDOW, Chunk, Ended, Nested, Restarted, StreamWriter
+from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
+from squadron.runtime.wire.outcome import Cancelled, DeadLettered, Result
 from tests.conftest import HEARTBEAT_S, LEASE_S
 from tests.contract.conftest import ON_NATS, SOON_S, Peer, Serve, World, until
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from squadron import Agent, Context, topic
-from squadron.runtime.caller import Ask
-from squadron.runtime.outcome import Cancelled, Failed
+from squadron.runtime.asking.caller import Ask
+from squadron.runtime.wire.outcome import Cancelled, Failed
 from tests.contract.conftest import SOON_S, Peer, Serve
 
 

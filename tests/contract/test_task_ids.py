@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from squadron.actors.agent import Agent
-from squadron.actors.marks import topic
-from squadron.runtime.caller import Ask
+from squadron.actors.decorators import topic
+from squadron.runtime.asking.caller import Ask
 from squadron.runtime.errors import BusUnavailableError
-from squadron.runtime.outcome import Rejected
+from squadron.runtime.wire.outcome import Rejected
 from tests.contract.conftest import SOON_S, Peer, Serve, World
 
 

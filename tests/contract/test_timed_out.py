@@ -16,14 +16,14 @@ import pytest
 
 from squadron import Context
 from squadron.actors.agent import Agent
-from squadron.actors.marks import topic
+from squadron.actors.decorators import topic
 from squadron.bridge.jetstream.wiring import Wiring
+from squadron.client.blocking import SyncSquad
+from squadron.client.squad import Squad
 from squadron.config import Settings
-from squadron.runtime.envelope import AgentIdentity
 from squadron.runtime.steady import Steady
-from squadron.runtime.streams import Chunk, Nested
-from squadron.squad import Squad
-from squadron.sync import SyncSquad
+from squadron.runtime.streams.writer import Chunk, Nested
+from squadron.runtime.wire.envelope import AgentIdentity
 from tests.contract.conftest import SOON_S, Replica, peer_of, until
 
 #: How many items each iterator hands out, a time-out before, between and at any moment of each.

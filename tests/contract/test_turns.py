@@ -20,13 +20,15 @@ import pytest
 
 from squadron import Agent, Answer, Context, Retry, Terminal, topic
 from squadron.actors.agent import AgentSpec
-from squadron.bridge.jetstream import embedded
+from squadron.bridge.jetstream.link import embedded
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.config import Settings
-from squadron.runtime.budget import Budget
-from squadron.runtime.caller import Ask
-from squadron.runtime.envelope import AgentIdentity, AgentMessage, Routing
-from squadron.runtime.outcome import (
+from squadron.runtime.asking.caller import Ask
+from squadron.runtime.ports.queue import Backlog, Mailbox
+from squadron.runtime.running.turn import Turns
+from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage, Routing
+from squadron.runtime.wire.limits import Budget
+from squadron.runtime.wire.outcome import (
     DeadLettered,
     Expired,
     Failed,
@@ -36,8 +38,6 @@ from squadron.runtime.outcome import (
     TimedOut,
     Undeliverable,
 )
-from squadron.runtime.ports import Backlog, Mailbox
-from squadron.runtime.turn import Turns
 from tests.contract.conftest import ON_NATS, SOON_S, Peer, Replica, Serve, World, peer_of, until
 from tests.turned import now_s
 

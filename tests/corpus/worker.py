@@ -33,17 +33,17 @@ from typing import Any
 import jsonschema_rs
 
 from squadron.actors.agent import Agent, AgentSpec
-from squadron.bridge.code import Code, pack, unpack
-from squadron.runtime.caller import Ask as AskOptions
-from squadron.runtime.durable import EventGroup, EventTurns
-from squadron.runtime.envelope import AgentMessage
+from squadron.bridge.packing.code import Code, pack, unpack
+from squadron.runtime.asking.caller import Ask as AskOptions
+from squadron.runtime.asking.handle import Handle
 from squadron.runtime.errors import InvalidAgentError, InvalidSubjectError, MessageTooLargeError
-from squadron.runtime.handle import Handle
-from squadron.runtime.outcome import Result
-from squadron.runtime.ports import Delivery
-from squadron.runtime.pump import Pump
-from squadron.runtime.subjects import matches
-from squadron.runtime.topics import AgentCard, SemanticTopic
+from squadron.runtime.ports.queue import Delivery
+from squadron.runtime.running.event_turns import EventGroup, EventTurns
+from squadron.runtime.running.pump import Pump
+from squadron.runtime.wire.envelope import AgentMessage
+from squadron.runtime.wire.outcome import Result
+from squadron.runtime.wire.subjects import matches
+from squadron.runtime.wire.topics import AgentCard, SemanticTopic
 from tests.contract.conftest import Peer, Replica, _memory_world
 from tests.corpus.case import PREAMBLE, Ask, Case, Way
 from tests.corpus.cases import CASES

@@ -17,8 +17,8 @@ from squadron import Agent, Answer, Context, on, on_durable, topic
 from squadron.actors.agent import AgentSpec
 from squadron.actors.handlers import BoundHandler, TopicSpec
 from squadron.runtime.errors import InvalidAgentError, InvalidInputError, InvalidSubjectError
-from squadron.runtime.topics import describe_input
-from squadron.runtime.turn import OutputError
+from squadron.runtime.running.turn import OutputError
+from squadron.runtime.wire.topics import describe_input
 
 if TYPE_CHECKING:
     from decimal import Decimal

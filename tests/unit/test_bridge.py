@@ -9,18 +9,18 @@ from typing import Any
 
 import pytest
 
-from squadron.bridge.core import Bridge
+from squadron.bridge.control.bridge import Bridge
 from squadron.bridge.memory import MemoryBus, MemoryEventLog, MemoryJournal, MemoryQueue, MemoryVault
-from squadron.runtime.caller import Caller
-from squadron.runtime.claims import Claims
-from squadron.runtime.deployment import AgentState, Deployment, Scale
-from squadron.runtime.envelope import AgentIdentity, AgentMessage
+from squadron.runtime.asking.caller import Caller
 from squadron.runtime.errors import BusUnavailableError, DeployError, SquadronError
-from squadron.runtime.ordered import OrderedQueue
-from squadron.runtime.ports import Backlog, Mailbox, Note
-from squadron.runtime.registry import ROUNDED_S, Registry
-from squadron.runtime.subjects import Subjects
-from squadron.runtime.topics import AgentCard, SemanticTopic
+from squadron.runtime.ports.queue import Backlog, Mailbox, Note
+from squadron.runtime.registry.registry import ROUNDED_S, Registry
+from squadron.runtime.running.ordered import OrderedQueue
+from squadron.runtime.store.claims import Claims
+from squadron.runtime.wire.deployment import AgentState, Deployment, Scale
+from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
+from squadron.runtime.wire.subjects import Subjects
+from squadron.runtime.wire.topics import AgentCard, SemanticTopic
 from tests.unit.test_budget import HandClock
 
 #: The bridge's rounds of upkeep follow the heartbeat; real time, while lapses follow the clock below.

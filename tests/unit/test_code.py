@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from squadron.bridge.code import MAX_BLOB_BYTES, Code, pack, unpack
+from squadron.bridge.packing.code import MAX_BLOB_BYTES, Code, pack, unpack
 from squadron.demo.agents import Inventory
 from squadron.runtime.errors import DeployError, InvalidAgentError, MessageTooLargeError
 
 _PACK = """
 import json, pathlib, sys
-from squadron.bridge.code import pack
+from squadron.bridge.packing.code import pack
 {imports}
 code, blob = pack({name})
 pathlib.Path(sys.argv[1]).write_bytes(blob)
@@ -27,7 +27,7 @@ print(json.dumps(code.to_dict()))
 _RUN = """
 import asyncio, json, pathlib, sys
 from squadron.actors.agent import AgentSpec
-from squadron.bridge.code import Code, unpack
+from squadron.bridge.packing.code import Code, unpack
 loaded = unpack(Code(**json.loads(sys.argv[2])), pathlib.Path(sys.argv[1]).read_bytes())
 spec = AgentSpec.of(loaded)
 handler = spec.handlers(loaded())[0]
@@ -137,7 +137,7 @@ def test_an_installed_class_goes_by_its_path() -> None:
 def test_a_class_that_did_not_change_keeps_its_version(project: Path) -> None:
     program = """
 import greeter
-from squadron.bridge.code import pack
+from squadron.bridge.packing.code import pack
 print(*(pack(greeter.Greeter)[0].version for _ in "ab"))
 """
 
@@ -150,7 +150,7 @@ def _failed(project: Path, body: str) -> str:
     held = _AGENT.replace("class Greeter(Agent):\n", f"{body}\nclass Greeter(Agent):\n    held = HELD\n")
     (project / "bad.py").write_text(held)
     program = """
-from squadron.bridge.code import pack
+from squadron.bridge.packing.code import pack
 from squadron.runtime.errors import SquadronError
 import bad
 try:

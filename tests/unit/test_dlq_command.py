@@ -19,13 +19,13 @@ from squadron.bridge.jetstream.wiring import SystemClock
 from squadron.bridge.memory import MemoryBus, MemoryJournal, MemoryQueue, MemoryVault
 from squadron.cli import dlq, frame
 from squadron.cli.app import app
-from squadron.runtime.claims import Claims
-from squadron.runtime.envelope import AgentIdentity, AgentMessage
-from squadron.runtime.letters import DeadLetters
-from squadron.runtime.outcome import DeadLettered
-from squadron.runtime.ports import Backlog, Delivery, Mailbox
-from squadron.runtime.subjects import Subjects
-from squadron.sync import SyncSquad
+from squadron.client.blocking import SyncSquad
+from squadron.runtime.ports.queue import Backlog, Delivery, Mailbox
+from squadron.runtime.store.claims import Claims
+from squadron.runtime.store.dead_letters import DeadLetters
+from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
+from squadron.runtime.wire.outcome import DeadLettered
+from squadron.runtime.wire.subjects import Subjects
 
 REPLICA = AgentIdentity(id="clerk-1", type="clerk")
 

@@ -17,11 +17,11 @@ import pytest
 import squadron
 from squadron import config
 from squadron.config import VARIABLES, Settings
-from squadron.runtime.claims import claim_of
-from squadron.runtime.envelope import AgentMessage
-from squadron.runtime.outcome import KINDS, from_content
-from squadron.runtime.registry import Presence
-from squadron.runtime.topics import AgentCard
+from squadron.runtime.registry.registry import Presence
+from squadron.runtime.store.claims import claim_of
+from squadron.runtime.wire.envelope import AgentMessage
+from squadron.runtime.wire.outcome import KINDS, from_content
+from squadron.runtime.wire.topics import AgentCard
 from tests.docs import PAGES, ROOT, Block, anchors, blocks, links
 
 README, DOCS = ROOT / "README.md", ROOT / "docs"
@@ -183,7 +183,7 @@ def test_commands_and_options_that_the_docs_show_exist(command: str) -> None:
 
 def test_examples_in_docstrings_are_valid_code() -> None:
     examples = 0
-    for file in [*ROOT.glob("runtime/*.py"), *ROOT.glob("actors/*.py"), *ROOT.glob("squadron/*.py")]:
+    for file in [*ROOT.glob("runtime/**/*.py"), *ROOT.glob("actors/**/*.py"), *ROOT.glob("squadron/**/*.py")]:
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 for code in _examples(ast.get_docstring(node) or ""):

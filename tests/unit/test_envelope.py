@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from squadron.runtime.envelope import AgentIdentity, AgentMessage, Constraints, Payload, Routing, pack
 from squadron.runtime.errors import InvalidMessageError
+from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage, Constraints, Payload, Routing, pack
 
 #: Text that UTF-8 can carry: anything but lone surrogates.
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)

@@ -47,14 +47,14 @@ def test_what_is_public_has_a_docstring(path):
 #: Tasks that are awaited by whoever started them, so that what they raise is heard of there: file and function.
 AWAITED = {
     ("runtime/background.py", "spawn"),
-    ("runtime/caller.py", "_subscribe"),
-    ("runtime/context.py", "_wait"),
-    ("bridge/jetstream/dial.py", "connect"),
-    ("bridge/core.py", "_once"),
-    ("squadron/durable.py", "__anext__"),
+    ("runtime/asking/caller.py", "_subscribe"),
+    ("runtime/running/context.py", "_wait"),
+    ("bridge/jetstream/link/dial.py", "connect"),
+    ("bridge/control/bridge.py", "_once"),
+    ("squadron/client/events.py", "__anext__"),
     ("runtime/steady.py", "__anext__"),
-    ("squadron/flow.py", "_submitted"),
-    ("squadron/portal.py", "_hand_in"),
+    ("squadron/client/stream.py", "_submitted"),
+    ("squadron/client/portal.py", "_hand_in"),
 }
 STARTS_A_TASK = {"create_task", "ensure_future", "run_coroutine_threadsafe"}
 

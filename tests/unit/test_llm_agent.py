@@ -12,24 +12,24 @@ import pytest
 from pydantic import BaseModel
 
 from squadron.actors.agent import AgentSpec
-from squadron.actors.crew import CREW, FactChecker, Synthesizer
-from squadron.actors.llm import ANSWER_TOOL, LLMAgent, tool
-from squadron.actors.marks import topic
-from squadron.actors.model import ChatMessage, Model, ModelTurn, ToolCall
-from squadron.actors.scripted import ScriptedModel, ScriptedTurn
-from squadron.actors.shapes import InputShape
+from squadron.actors.decorators import topic
+from squadron.actors.thinking.crew import CREW, FactChecker, Synthesizer
+from squadron.actors.thinking.llm import ANSWER_TOOL, LLMAgent, tool
+from squadron.actors.thinking.model import ChatMessage, Model, ModelTurn, ToolCall
+from squadron.actors.thinking.scripted import ScriptedModel, ScriptedTurn
+from squadron.actors.thinking.shapes import InputShape
 from squadron.bridge.memory import MemoryBus, MemoryEventLog, MemoryJournal, MemoryQueue, MemoryVault
-from squadron.runtime.caller import Ask, Caller
-from squadron.runtime.claims import Claims
-from squadron.runtime.context import Context
-from squadron.runtime.envelope import AgentIdentity, AgentMessage, MessageContext
+from squadron.runtime.asking.caller import Ask, Caller
 from squadron.runtime.errors import InvalidAgentError, Terminal
-from squadron.runtime.outcome import Failed, Outcome, Result
-from squadron.runtime.ports import Delivery, Mailbox
-from squadron.runtime.pump import Pump
-from squadron.runtime.registry import Registry
-from squadron.runtime.subjects import Subjects
-from squadron.runtime.turn import Turns
+from squadron.runtime.ports.queue import Delivery, Mailbox
+from squadron.runtime.registry.registry import Registry
+from squadron.runtime.running.context import Context
+from squadron.runtime.running.pump import Pump
+from squadron.runtime.running.turn import Turns
+from squadron.runtime.store.claims import Claims
+from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage, MessageContext
+from squadron.runtime.wire.outcome import Failed, Outcome, Result
+from squadron.runtime.wire.subjects import Subjects
 
 
 class WallClock:

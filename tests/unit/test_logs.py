@@ -14,13 +14,13 @@ from squadron import Agent, Context, topic
 from squadron.actors.agent import AgentSpec
 from squadron.bridge.jetstream.wiring import SystemClock
 from squadron.bridge.memory import MemoryBus, MemoryEventLog, MemoryJournal, MemoryQueue, MemoryVault
-from squadron.runtime.caller import Caller
-from squadron.runtime.claims import Claims
-from squadron.runtime.envelope import AgentIdentity, AgentMessage
+from squadron.runtime.asking.caller import Caller
 from squadron.runtime.logs import configure_logs
-from squadron.runtime.registry import Registry
-from squadron.runtime.subjects import Subjects
-from squadron.runtime.turn import Turns
+from squadron.runtime.registry.registry import Registry
+from squadron.runtime.running.turn import Turns
+from squadron.runtime.store.claims import Claims
+from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
+from squadron.runtime.wire.subjects import Subjects
 
 _PROGRAM = """
 from squadron.runtime.logs import configure_logs

@@ -9,21 +9,21 @@ from typing import Any
 import pytest
 
 from squadron.actors.agent import Agent, AgentSpec
-from squadron.actors.marks import topic
-from squadron.actors.model import ChatMessage, ToolDefinition
-from squadron.actors.planner import INTRODUCTION, OfflinePlanner
-from squadron.actors.supervisor import Supervisor
+from squadron.actors.decorators import topic
+from squadron.actors.goals.planner import INTRODUCTION, OfflinePlanner
+from squadron.actors.goals.supervisor import Supervisor
+from squadron.actors.thinking.model import ChatMessage, ToolDefinition
 from squadron.bridge.memory import MemoryBus, MemoryEventLog, MemoryJournal, MemoryQueue, MemoryVault
-from squadron.runtime.caller import Ask, Caller
-from squadron.runtime.claims import Claims
-from squadron.runtime.envelope import AgentIdentity
+from squadron.runtime.asking.caller import Ask, Caller
 from squadron.runtime.errors import InvalidInputError, Terminal
-from squadron.runtime.outcome import Outcome, Rejected, Result
-from squadron.runtime.ports import Mailbox
-from squadron.runtime.pump import Pump
-from squadron.runtime.registry import Registry
-from squadron.runtime.subjects import Subjects
-from squadron.runtime.turn import Turns
+from squadron.runtime.ports.queue import Mailbox
+from squadron.runtime.registry.registry import Registry
+from squadron.runtime.running.pump import Pump
+from squadron.runtime.running.turn import Turns
+from squadron.runtime.store.claims import Claims
+from squadron.runtime.wire.envelope import AgentIdentity
+from squadron.runtime.wire.outcome import Outcome, Rejected, Result
+from squadron.runtime.wire.subjects import Subjects
 
 GOAL = "audit the licences of all packages"
 

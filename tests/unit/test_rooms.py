@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from squadron.runtime.ports import Backlog, Queue
-from squadron.runtime.rooms import Rooms
-from squadron.runtime.topics import SemanticTopic
+from squadron.runtime.asking.admission import Rooms
+from squadron.runtime.ports.queue import Backlog, Queue
+from squadron.runtime.wire.topics import SemanticTopic
 
 TOPIC = SemanticTopic(name="bench.work", description="", mailbox="bench", mailbox_limit=6, when_full="reject")
 

@@ -11,29 +11,29 @@ from typing import Any
 
 import pytest
 
-from squadron.actors import llm
 from squadron.actors.agent import Agent, AgentSpec
-from squadron.actors.goal import SHOWN_CHARS, BadReferenceError, Notebook, Toolbox, at_pointer
-from squadron.actors.llm import with_unique_ids
-from squadron.actors.marks import topic
-from squadron.actors.model import ChatMessage, Model, ModelTurn, ToolCall, ToolDefinition
-from squadron.actors.planner import Plan
-from squadron.actors.scripted import ScriptedModel, ScriptedTurn
-from squadron.actors.supervisor import Supervisor
+from squadron.actors.decorators import topic
+from squadron.actors.goals.goal import SHOWN_CHARS, BadReferenceError, Notebook, Toolbox, at_pointer
+from squadron.actors.goals.planner import Plan
+from squadron.actors.goals.supervisor import Supervisor
+from squadron.actors.thinking import llm
+from squadron.actors.thinking.llm import with_unique_ids
+from squadron.actors.thinking.model import ChatMessage, Model, ModelTurn, ToolCall, ToolDefinition
+from squadron.actors.thinking.scripted import ScriptedModel, ScriptedTurn
 from squadron.bridge.memory import MemoryBus, MemoryEventLog, MemoryJournal, MemoryQueue, MemoryVault
-from squadron.runtime.budget import Budget
-from squadron.runtime.caller import Ask, Caller
-from squadron.runtime.claims import Claims
-from squadron.runtime.context import Context
-from squadron.runtime.envelope import AgentIdentity, AgentMessage
+from squadron.runtime.asking.caller import Ask, Caller
 from squadron.runtime.errors import ModelError, Terminal
-from squadron.runtime.outcome import Answer, Failed, Outcome, Rejected, Result
-from squadron.runtime.ports import Mailbox
-from squadron.runtime.pump import Pump
-from squadron.runtime.registry import Registry
-from squadron.runtime.subjects import Subjects
-from squadron.runtime.topics import SemanticTopic
-from squadron.runtime.turn import Turns
+from squadron.runtime.ports.queue import Mailbox
+from squadron.runtime.registry.registry import Registry
+from squadron.runtime.running.context import Context
+from squadron.runtime.running.pump import Pump
+from squadron.runtime.running.turn import Turns
+from squadron.runtime.store.claims import Claims
+from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
+from squadron.runtime.wire.limits import Budget
+from squadron.runtime.wire.outcome import Answer, Failed, Outcome, Rejected, Result
+from squadron.runtime.wire.subjects import Subjects
+from squadron.runtime.wire.topics import SemanticTopic
 
 Turn = ScriptedTurn
 
@@ -545,7 +545,7 @@ async def test_a_second_attempt_asks_the_model_nothing_twice_and_runs_no_task_tw
     squad: Squad, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # So that an outcome which is stored already is found only by who looks before waiting
-    monkeypatch.setattr("squadron.runtime.caller.FIRST_LOOK_S", 60.0)
+    monkeypatch.setattr("squadron.runtime.asking.caller.FIRST_LOOK_S", 60.0)
     words = Words()
     await squad.serve(words)
     fan_out = call("f", "for_each", topic="words__length", items=["a", "bb"], arguments={"word": {"$item": ""}})
@@ -576,7 +576,7 @@ async def test_a_task_still_under_way_after_a_crash_is_waited_for_and_not_sent_a
 ) -> None:
     # Given a duplicate window that is over before the crash, as it is for a task of many minutes
     monkeypatch.setattr("squadron.bridge.memory.common.DUPLICATE_WINDOW_S", 0.0)
-    monkeypatch.setattr("squadron.runtime.caller.FIRST_LOOK_S", 0.01)
+    monkeypatch.setattr("squadron.runtime.asking.caller.FIRST_LOOK_S", 0.01)
     words = Words(together=2)
     await squad.serve(words)
     one = turn(call("slow", "words__length", word="slow"))

@@ -11,7 +11,7 @@ import pytest
 from squadron import Agent, topic
 from squadron.actors.agent import AgentSpec
 from squadron.runtime.errors import InvalidInputError, InvalidSubjectError
-from squadron.runtime.topics import AgentCard, SemanticTopic
+from squadron.runtime.wire.topics import AgentCard, SemanticTopic
 
 
 class Analyst(Agent):

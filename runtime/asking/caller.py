@@ -1,0 +1,392 @@
+"""Asking others: a task goes out on a topic, its one outcome comes back on a lite topic of ours."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeVar
+
+from pydantic_core import to_jsonable_python
+
+from squadron.runtime.asking.admission import RETRY_AFTER_S, Rooms
+from squadron.runtime.asking.cancel import request_cancel
+from squadron.runtime.asking.handle import Handle
+from squadron.runtime.asking.task import claim_id, pack_task
+from squadron.runtime.background import spawn
+from squadron.runtime.errors import (
+    BusUnavailableError,
+    InvalidInputError,
+    InvalidMessageError,
+    InvalidSubjectError,
+    MessageTooLargeError,
+)
+from squadron.runtime.lite.topic import LiteTopics
+from squadron.runtime.ports.lite_journal import LiteJournal
+from squadron.runtime.ports.queue import Clock, EventLog, Note, Queue, Subscription, UnreliableBus
+from squadron.runtime.registry.registry import Registry
+from squadron.runtime.store.claims import INPUT_KEEP_S, Claims
+from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
+from squadron.runtime.wire.limits import Budget, Deadline
+from squadron.runtime.wire.outcome import LITE_TTL_S, Cancelled, Outcome, Rejected, Undeliverable, outcome_msg_id
+from squadron.runtime.wire.route import Route
+from squadron.runtime.wire.subjects import NORMAL_PRIORITY, LiteSubject, Subjects, check_topic, token_of
+
+T = TypeVar("T")
+
+#: How long a caller waits for an outcome when it does not say; no call is without an end.
+DEFAULT_WITHIN_S = 60.0
+#: While an outcome is awaited its lite topic is read anew after so long, doubling up to the second figure:
+#: the live message may have been lost. At most so many are read in one step, in seconds.
+FIRST_LOOK_S, LONGEST_LOOK_S = 2.0, 15.0
+LOOK_STEP_S, LOOKS_PER_STEP = 0.25, 100
+#: How long a task that was cancelled may take to say so, in seconds. One that waits has nobody to say it.
+CANCEL_WITHIN_S = 1.0
+
+#: What an ask has when it says nothing: any replica may run it, and it may spend what it likes.
+ANYBODY, UNLIMITED = Route(), Budget()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """How a task is to be sent; everything has a default.
+
+    `owner` names the lite topics that the outcomes come back on: whoever takes over under it finds them there.
+    `within_s` bounds the call, `start_within_s` the wait for a replica; `nested` adds the streams of what it asks.
+    """
+
+    within_s: float = DEFAULT_WITHIN_S
+    start_within_s: float | None = None
+    route: Route = ANYBODY
+    priority: int = NORMAL_PRIORITY
+    conversation_id: str = ""
+    parent: str | None = None
+    owner: str = ""
+    task_id: str = ""
+    model: str | None = None
+    parameters: Mapping[str, Any] | None = None
+    budget: Budget = UNLIMITED
+    nested: bool = False
+
+
+class Caller:
+    """One process's side of asking: sends tasks, hears outcomes, has one subscription per owner."""
+
+    def __init__(
+        self,
+        identity: AgentIdentity,
+        subjects: Subjects,
+        *,
+        queue: Queue,
+        events: EventLog,
+        lite: LiteJournal,
+        bus: UnreliableBus,
+        registry: Registry,
+        claims: Claims,
+        clock: Clock,
+        lite_topics: LiteTopics | None = None,
+    ) -> None:
+        self.identity, self.subjects, self.registry, self.clock = identity, subjects, registry, clock
+        self.queue, self.lite, self.bus, self.claims = queue, lite, bus, claims
+        self.lite_topics = lite_topics or LiteTopics(identity, subjects, lite=lite, clock=clock)
+        self._events, self._rooms = events, Rooms(queue, clock)
+        #: Not the owner of this process's own lite topics: who follows those hears no replies.
+        self._owner = token_of(f"{identity.id}-asks")
+        #: Tasks under an id of the caller's own that are being sent, by reply address.
+        self._sending: dict[str, asyncio.Event] = {}
+        self._waiting: dict[str, Handle] = {}
+        self._subscriptions: dict[str, asyncio.Future[Subscription]] = {}
+        self._looking: asyncio.Task[None] | None = None
+
+    @cached_property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The loop it runs in; kept, because asking for it costs a system call each time."""
+        return asyncio.get_running_loop()
+
+    async def start(self) -> None:
+        """Be ready to hear outcomes."""
+        await self._subscribe(self._owner)
+        self.bus.on_reconnect(self._look_again)
+        self._looking = spawn(self._keep_looking(), "outcomes", lasting=True)
+
+    async def aclose(self) -> None:
+        """Stop hearing outcomes: who waits is told. Tasks go on, their outcomes stay on the lite topics."""
+        if self._looking is not None:
+            self._looking.cancel()
+        for handle in self._waiting.values():
+            handle.close()
+        for each in list(self._subscriptions.values()):
+            if each.done() and not each.cancelled() and each.exception() is None:
+                await each.result().aclose()
+
+    async def _insist(self, until: Deadline, call: Callable[..., Awaitable[T]], *args: Any, **how: Any) -> T:
+        """Await a call that may be made again, and again while the server is away."""
+        while True:
+            try:
+                return await call(*args, **how)
+            except BusUnavailableError:
+                if until.passed:
+                    raise
+                await asyncio.sleep(until.earliest(0.25))
+
+    async def _subscribe(self, owner: str) -> None:
+        subscribing = self._subscriptions.get(owner)
+        if subscribing is None:
+            # Active before the first publish, so that a fast answer can't be lost.
+            pattern = self.subjects.lite_of(owner)
+            subscribing = asyncio.ensure_future(self.bus.subscribe(pattern, self._hear))
+            self._subscriptions[owner] = subscribing
+        try:
+            await asyncio.shield(subscribing)
+        except BusUnavailableError:
+            if self._subscriptions.get(owner) is subscribing:
+                del self._subscriptions[owner]
+            raise
+
+    async def forget(self, owner: str) -> None:
+        """No more outcomes under this owner are expected here."""
+        if owner != self._owner and (subscribing := self._subscriptions.pop(owner, None)):
+            await (await subscribing).aclose()
+
+    def _hear(self, note: Note) -> None:
+        handle = self._waiting.get(note.subject)
+        if handle is not None and handle.hear(note.data):
+            del self._waiting[note.subject]
+
+    async def _look_again(self) -> None:
+        for handle in list(self._waiting.values()):
+            if not handle.deadline.passed:
+                await handle.look()
+
+    async def _keep_looking(self) -> None:
+        """Read the lite topics of tasks whose outcome is late: the live message may have been lost."""
+        while True:
+            await asyncio.sleep(LOOK_STEP_S)
+            late = (handle for handle in self._waiting.values() if handle.look_at <= self.loop.time())
+            for handle in list(itertools.islice(late, LOOKS_PER_STEP)):
+                if handle.deadline.passed:
+                    # Nobody came for it in time; who comes yet is heard of again.
+                    await self._leave(handle)
+                    continue
+                if handle.look_at:
+                    await handle.look()
+                handle.look_again_s = min(2 * handle.look_again_s or FIRST_LOOK_S, LONGEST_LOOK_S)
+                handle.look_at = self.loop.time() + handle.look_again_s
+
+    async def ask(self, topic: str, content: Any, ask: Ask | None = None) -> Outcome:
+        """Send a task and wait for its one outcome; never raises for what happens to the task."""
+        return await self.outcome(await self.submit(topic, content, ask))
+
+    async def outcome(self, handle: Handle) -> Outcome:
+        """Wait for a task that was submitted, here or by somebody else; may be called again if cancelled."""
+        if not handle.done and (other := self._waiting.get(handle.reply_to)) is not handle:
+            if other is not None:
+                # Another handle of the same task.
+                handle.settle(await other.settled())
+                return await handle.settled()
+            self._waiting[handle.reply_to] = handle
+            with contextlib.suppress(BusUnavailableError):
+                await self._insist(handle.deadline, self._subscribe, LiteSubject.parse(handle.reply_to).owner)
+            await handle.look()
+        try:
+            return await handle.settled()
+        finally:
+            if handle.done:
+                await self._leave(handle)
+
+    async def _leave(self, handle: Handle) -> None:
+        """Nothing more is expected for this handle."""
+        if self._waiting.get(handle.reply_to) is handle:
+            del self._waiting[handle.reply_to]
+        *_, owner, id = handle.reply_to.split(".")
+        if owner == id and handle.reply_to not in self._waiting:
+            # Under an id of its own it has a subscription of its own.
+            await self.forget(owner)
+
+    def resume(self, ticket: str) -> Handle:
+        """The handle of a task that was submitted under a `Handle.ticket`, by whichever process.
+
+        Raises:
+            InvalidMessageError: that is no ticket.
+        """
+        try:
+            fields = json.loads(ticket)
+            deadline = Deadline(int(fields["deadline"]), self.clock)
+            LiteSubject.parse(fields["replyTo"])
+            return Handle(str(fields["task"]), str(fields["topic"]), fields["replyTo"], deadline, self)
+        except (ValueError, TypeError, KeyError, AttributeError, InvalidSubjectError) as error:
+            raise InvalidMessageError(f"{ticket[:80]!r} is no ticket: {error}", field="ticket") from None
+
+    async def cancel(self, handle: Handle) -> Outcome:
+        """Have a task stopped; returns its one outcome, which is `Cancelled` unless it ended otherwise before.
+
+        Raises:
+            BusUnavailableError: the server can't be reached.
+        """
+        if not handle.done:
+            await self.request_cancel(handle)
+            try:
+                async with asyncio.timeout(CANCEL_WITHIN_S):
+                    return await self.outcome(handle)
+            except TimeoutError:
+                await self._settle_cancelled(handle)
+        return await handle.settled()
+
+    async def request_cancel(self, handle: Handle) -> None:
+        """Ask whoever runs a task, now or later, to stop; does not wait for it."""
+        deadline_at_s = handle.deadline.at_ms / 1000
+        await request_cancel(self.lite, self.subjects, self.clock, handle.task_id, deadline_at_s=deadline_at_s)
+
+    async def _settle_cancelled(self, handle: Handle) -> None:
+        """Nobody runs it, so nobody else ends it. What was stored first is the outcome, be it ours or not."""
+        self._waiting.pop(handle.reply_to, None)
+        outcome = Cancelled(task_id=handle.task_id, topic=handle.topic, reason="cancelled")
+        result = AgentMessage.new(
+            "result",
+            self.identity,
+            outcome.to_content(),
+            parent=handle.task_id,
+            correlation_id=handle.task_id,
+        )
+        msg_id = outcome_msg_id(handle.task_id)
+        await self.lite.append(handle.reply_to, result.encode(), ttl_s=LITE_TTL_S, msg_id=msg_id)
+        await handle.look()
+
+    async def submit(self, topic: str, content: Any, ask: Ask | None = None) -> Handle:
+        """Send a task; it is durable when this returns.
+
+        What is wrong with the call itself (no such topic, input that does not fit, too large) settles the
+        handle at once instead of raising.
+        """
+        ask = ask or Ask()
+        task_id = ask.task_id or os.urandom(16).hex()
+        # Under an id of the caller's own it is the same task in any process, so its lite topic is the same, too.
+        owner = ask.owner or (token_of(task_id) if ask.task_id else self._owner)
+        reply_to = self.subjects.lite(owner, token_of(task_id))
+        deadline = Deadline.after(ask.within_s, self.clock)
+        handle = Handle(task_id, topic, reply_to, deadline, self)
+        while sending := self._sending.get(reply_to):
+            # Under the same id, and this moment: it may yet be cancelled.
+            await sending.wait()
+        other = self._waiting.get(reply_to)
+        if other is None:
+            self._waiting[reply_to] = handle
+        if ask.task_id:
+            self._sending[reply_to] = asyncio.Event()
+        try:
+            content = await self._admit(task_id, topic, to_jsonable_python(content), ask)
+            if isinstance(content, Outcome):
+                handle.settle(content)
+            else:
+                if owner != self._owner:  # Ours is heard since the start.
+                    await self._insist(deadline, self._subscribe, owner)
+                if ask.task_id:
+                    await self._claim(handle, content, ask)
+            if other is not None and not handle.done:
+                return other
+            if not handle.done:
+                now, seen = self.clock.time(), self.registry.news
+                message = pack_task(self.identity, content, ask, handle, seen=seen, timestamp=now)
+                data = await self.claims.seal(message, keep_s=INPUT_KEEP_S)
+                subject, msg_id = self.subjects.task(topic, ask.priority), token_of(task_id)
+                # The same id is stored once.
+                await self._insist(deadline, self.queue.put, subject, data, msg_id=msg_id)
+        except BusUnavailableError as error:
+            handle.settle(Undeliverable(task_id=task_id, topic=topic, reason=str(error)))
+        except (MessageTooLargeError, ValueError) as error:
+            reason = str(error) if isinstance(error, MessageTooLargeError) else f"not JSON: {error}"
+            handle.settle(Rejected(task_id=task_id, topic=topic, reason=reason, details={"field": "content"}))
+        except BaseException:
+            # Nobody has the handle.
+            await self._leave(handle)
+            raise
+        finally:
+            self._rooms.entered(task_id)
+            if sending := self._sending.pop(reply_to, None):
+                sending.set()
+        if handle.done:
+            await self._leave(handle)
+        return handle
+
+    async def _claim(self, handle: Handle, content: Any, ask: Ask) -> None:
+        """Settle a handle under an id of the caller's own if it stands for another task, or has ended before."""
+        if not ask.owner:
+            keep_s = ask.within_s + LITE_TTL_S
+            named = (self.lite, self.subjects, handle.task_id, handle.topic, content)
+            taken = await self._insist(handle.deadline, claim_id, *named, keep_s=keep_s)
+            if taken:
+                ids, details = (handle.task_id, handle.topic), {"field": "task_id"}
+                return handle.settle(Rejected(task_id=ids[0], topic=ids[1], reason=taken, details=details))
+        # Somebody may have asked under this id before, longer ago than the queue remembers it.
+        await handle.look()
+
+    async def _admit(self, task_id: str, topic: str, content: Any, ask: Ask) -> Any:
+        """The content as it is to be sent, or the outcome of a call that is refused."""
+        common: dict[str, Any] = {"task_id": task_id, "topic": topic}
+        try:
+            check_topic(topic)
+        except InvalidSubjectError as error:
+            return Rejected(reason=str(error), details={"field": "topic"}, **common)
+        if not (0 <= ask.priority <= 9):
+            reason = f"priority {ask.priority} is not in 0 to 9"
+            return Rejected(reason=reason, details={"field": "priority"}, **common)
+        for limit in ("within_s", "start_within_s"):
+            if (seconds := getattr(ask, limit)) is not None and seconds <= 0:
+                reason = f"no time left for the call: {limit} is {seconds:g}"
+                return Rejected(reason=reason, details={"field": limit}, **common)
+        if exhausted := ask.budget.exhausted:
+            reason = f"the budget of {exhausted} is used up"
+            return Rejected(reason=reason, details={"field": exhausted}, **common)
+        found = self.registry.find(topic) or await self.registry.wait_for(topic, within_s=ask.within_s)
+        if found is None:
+            return self._unknown(topic, common)
+        # A bare value goes to the only field that the topic takes.
+        content = found.wrap(content)
+        try:
+            found.check(content)
+        except InvalidInputError as error:
+            return Rejected(reason=str(error), details={"field": error.field}, **common)
+        if found.mailbox_limit and not await self._rooms.enter(found, task_id, within_s=ask.within_s):
+            reason = f"the mailbox of {topic} holds its {found.mailbox_limit} tasks already"
+            details = {"field": "mailbox", "retry_after_s": RETRY_AFTER_S}
+            return Rejected(reason=reason, details=details, **common)
+        return content
+
+    def _unknown(self, topic: str, common: dict[str, Any]) -> Outcome:
+        nearest = self.registry.nearest(topic)
+        advice = f"did you mean {', '.join(nearest)}?" if nearest else "see `squadron topics`"
+        return Undeliverable(reason=f"nobody serves {topic!r}; {advice}", details={"nearest": nearest}, **common)
+
+    async def publish(self, topic: str, content: Any, *, conversation_id: str = "") -> None:
+        """Send an event to whoever listens now (at most once).
+
+        Raises:
+            InvalidSubjectError: `topic` is not `domain.specificity`.
+        """
+        message = AgentMessage.new("event", self.identity, content, conversation_id=conversation_id)
+        await self.bus.publish(self.subjects.event(check_topic(topic)), message.encode())
+
+    async def publish_durable(
+        self, topic: str, content: Any, *, event_id: str = "", conversation_id: str = ""
+    ) -> int:
+        """Store an event for every durable subscription (at least once) and return its sequence.
+
+        It is stored when this returns; a server that is away is waited for. Who listens for plain events
+        hears it, too.
+
+        Args:
+            event_id: stored once within two minutes, whatever the topic; a fresh one by default.
+
+        Raises:
+            InvalidSubjectError: `topic` is not `domain.specificity`.
+            MessageTooLargeError: larger than the server takes.
+            BusUnavailableError: not acknowledged in time; the same `event_id` again is safe.
+        """
+        check_topic(topic)
+        message = AgentMessage.new("event", self.identity, content, id=event_id, conversation_id=conversation_id)
+        return await self._events.append(topic, message.encode(), msg_id=token_of(message.id))

@@ -1,0 +1,199 @@
+"""Durable events: stored, and delivered at least once to each group of subscribers."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import inspect
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+import structlog
+
+from squadron.runtime.asking.caller import Caller
+from squadron.runtime.errors import InvalidInputError, InvalidMessageError
+from squadron.runtime.ports.queue import Delivery, Journal
+from squadron.runtime.retries import Retries, failure_details, summary_of, traceback_of
+from squadron.runtime.store.dead_letters import DeadLetters
+from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
+from squadron.runtime.wire.outcome import DeadLettered
+from squadron.runtime.wire.subjects import check_pattern, check_token, token_of
+
+#: Where a new group begins: with what is stored from now on, with the oldest event that is kept, with a
+#: sequence (int), or with a time (an aware datetime, or a float of seconds since the epoch).
+Start = Literal["new", "first"] | int | float | datetime
+
+#: A time to start at is before the year 10000, in seconds since the epoch: no server reads a later one.
+LATEST_S = 253_402_300_800.0
+
+#: How often an event is tried before it is buried: nobody waits for it, so it may take longer than a task.
+EVENT_MAX_ATTEMPTS = 5
+
+
+def check_start(start: Start) -> Literal["new", "first"] | int | float:
+    """Return `start` with a datetime as seconds since the epoch.
+
+    Raises:
+        InvalidInputError: it is not a place in the log.
+    """
+    if isinstance(start, str) and start in ("new", "first"):
+        return start
+    if isinstance(start, datetime) and start.tzinfo is not None:
+        return start.timestamp()
+    if isinstance(start, int) and not isinstance(start, bool) and start >= 1:
+        return start
+    if isinstance(start, float) and 0 <= start < LATEST_S:
+        return start
+    raise InvalidInputError(
+        f"a subscription can't start at {start!r}",
+        field="start",
+        hint='"new", "first", a sequence (int), seconds since the epoch (float), or a datetime with a time zone',
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class EventGroup:
+    """Those who share a durable subscription: each event that matches goes to one of them, at least once.
+
+    `start` counts when the group is made; later it goes on where it was. `lease_s` is how long a silent member
+    keeps an event before it is given to another.
+
+    Raises:
+        InvalidSubjectError: `name` is not a token (an agent's: `agent.method`), or `pattern` breaks the grammar.
+        InvalidInputError: `start` is not a place in the log.
+    """
+
+    name: str
+    pattern: str
+    start: Start = "new"
+    lease_s: float = 2.5
+
+    def __post_init__(self) -> None:
+        check_group(self.name)
+        check_pattern(self.pattern)
+        check_start(self.start)
+
+
+def check_group(name: str) -> str:
+    """Return `name` if a group can be called so.
+
+    Raises:
+        InvalidSubjectError: it is not a token, nor two of them with a dot between.
+    """
+    for token in name.split(".", 1) if isinstance(name, str) else [name]:
+        check_token(token, f"subscription {name!r}:")
+    return name
+
+
+async def bury_event(
+    letters: DeadLetters, source: AgentIdentity, group: str, delivery: Delivery, outcome: DeadLettered
+) -> None:
+    """Store a dead letter for an event that this group gives up, and settle the event for it."""
+    owner, _, method = group.partition(".")
+    # Each group buries for itself: another one may well have handled the same event.
+    token = token_of(f"{outcome.task_id}-{method}" if method else outcome.task_id)
+    await letters.bury(owner, delivery, outcome, source=source, token=token, subscription=group)
+    await delivery.lease.settle()
+
+
+async def read_event(
+    letters: DeadLetters, source: AgentIdentity, group: str, delivery: Delivery
+) -> AgentMessage | None:
+    """The event of a delivery; bytes that nobody can read are buried for a person to look at."""
+    try:
+        return AgentMessage.decode(delivery.data)
+    except InvalidMessageError as error:
+        digest = hashlib.sha256(delivery.data).hexdigest()[:32]
+        outcome = DeadLettered(reason=str(error), task_id=digest, source=source.id, details={"attempts": 0})
+        await bury_event(letters, source, group, delivery, outcome)
+        return None
+
+
+class EventTurns:
+    """Runs one durable event handler of an agent on the events of its group."""
+
+    def __init__(
+        self,
+        group: str,
+        handle: Callable[[AgentMessage], Any],
+        caller: Caller,
+        dead: Journal,
+        *,
+        retries: Retries,
+        run_timeout_s: float,
+    ) -> None:
+        self.group, self._handle, self._caller = group, handle, caller
+        self._letters = DeadLetters(dead, caller.queue, caller.claims, caller.subjects, caller.clock)
+        self._retries, self._run_timeout_s = retries, run_timeout_s
+        self._log = structlog.get_logger("squadron.event").bind(group=group, replica=caller.identity.id)
+
+    async def run(self, delivery: Delivery) -> None:
+        """Take one delivery to its end: handled and settled, handed back for another attempt, or buried."""
+        caller = self._caller
+        message = await read_event(self._letters, caller.identity, self.group, delivery)
+        if message is None:
+            return
+        attempt = await delivery.lease.begin()
+        if attempt > self._retries.max_attempts:
+            reason = f"its replica died or fell silent in each of {attempt - 1} attempts"
+            await self._give_up(delivery, message, attempt, reason, {"attempts": attempt - 1})
+            return
+        try:
+            await self._run_handler(message)
+        except (asyncio.CancelledError, GeneratorExit):
+            raise
+        except BaseException as error:
+            # A handler that calls sys.exit() would take the replica along; of another one nobody would hear.
+            await self._judge(error, delivery, message, attempt)
+        else:
+            await delivery.lease.settle()
+
+    async def _run_handler(self, message: AgentMessage) -> None:
+        limit = asyncio.timeout(self._run_timeout_s)
+        try:
+            async with limit:
+                await hand_event(self._handle, message)
+        except TimeoutError:
+            if limit.expired():
+                raise TimeoutError(f"ran longer than its {self._run_timeout_s:g} s") from None
+            raise
+
+    async def _judge(self, error: BaseException, delivery: Delivery, message: AgentMessage, attempt: int) -> None:
+        summary = summary_of(error)
+        helps = self._retries.covers(error)
+        if helps and attempt < self._retries.max_attempts:
+            after_s = self._retries.after_s(attempt, error)
+            self._log.info("event.retry", message=message.id, error=summary, after_s=round(after_s, 3))
+            await delivery.lease.release(after_s)
+            return
+        self._log.warning("event.gave_up", message=message.id, error=summary, traceback=traceback_of(error))
+        details = failure_details(error, attempt)
+        reason = f"failed in each of {attempt} attempts, the last time with {summary}"
+        if not helps:
+            reason = f"failed with {summary}, against which no other attempt helps"
+        await self._give_up(delivery, message, attempt, reason, details)
+
+    async def _give_up(
+        self, delivery: Delivery, message: AgentMessage, attempt: int, reason: str, details: dict[str, Any]
+    ) -> None:
+        caller = self._caller
+        outcome = DeadLettered(
+            task_id=token_of(message.id),
+            topic=".".join(delivery.subject.split(".")[3:5]),
+            source=caller.identity.id,
+            attempt=attempt,
+            reason=reason,
+            details=details,
+        )
+        await bury_event(self._letters, caller.identity, self.group, delivery, outcome)
+
+
+async def hand_event(handle: Callable[[AgentMessage], Awaitable[Any] | Any], message: AgentMessage) -> None:
+    """Run an event handler: in the loop if it is async, else in a thread."""
+    if inspect.iscoroutinefunction(handle):
+        await handle(message)
+    elif inspect.isawaitable(returned := await asyncio.to_thread(handle, message)):
+        # A decorator that is not async itself handed on what the handler returned.
+        await returned
