@@ -23,7 +23,8 @@ from squadron import Agent, Settings, topic
 from squadron.actors.agent import AgentSpec
 from squadron.runtime.lite.feed import LiteItems
 from squadron.runtime.lite.reader import LiteMessage
-from squadron.runtime.ports.queue import Entry, Mailbox
+from squadron.runtime.ports.journal import Entry
+from squadron.runtime.ports.queue import Mailbox
 from squadron.runtime.running.context import Context
 from squadron.runtime.running.pump import Pump
 from squadron.runtime.running.turn import Turns

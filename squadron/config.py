@@ -21,7 +21,7 @@ from platformdirs import user_data_dir
 
 from squadron.runtime.errors import ConfigError
 from squadron.runtime.lite.quotas import IN_ALL, PER_OWNER
-from squadron.runtime.ports.queue import MOST_BYTES, OVER_BYTES
+from squadron.runtime.ports.vault import MOST_BYTES, OVER_BYTES
 
 #: Field of `Settings` → the environment variable it is read from. Those of NATS and Ray carry the names that
 #: their own command lines use (`nats`, `ray`), so that a shell set up for those tools works here unchanged.

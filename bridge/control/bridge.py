@@ -25,7 +25,10 @@ from squadron.runtime.errors import (
     RouteConflictError,
     SquadronError,
 )
-from squadron.runtime.ports.queue import Backlog, Journal, Note, Queue, Replicas, Subscription
+from squadron.runtime.ports.bus import Note, Subscription
+from squadron.runtime.ports.journal import Journal
+from squadron.runtime.ports.queue import Backlog, Queue
+from squadron.runtime.ports.replicas import Replicas
 from squadron.runtime.registry.registry import STAND_IN, Registry
 from squadron.runtime.wire.deployment import AgentState, Deployment, Scale
 from squadron.runtime.wire.envelope import AgentMessage

@@ -9,7 +9,8 @@ import structlog
 from pydantic import ValidationError
 
 from squadron.runtime.errors import InvalidSubjectError, RouteConflictError
-from squadron.runtime.ports.queue import Journal, Mailbox, Queue
+from squadron.runtime.ports.journal import Journal
+from squadron.runtime.ports.queue import Mailbox, Queue
 from squadron.runtime.registry.registry import STAND_IN, Registry
 from squadron.runtime.wire.deployment import Deployment
 from squadron.runtime.wire.subjects import Subjects, check_token

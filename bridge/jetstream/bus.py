@@ -9,7 +9,7 @@ from nats.aio.subscription import Subscription as NatsSubscription
 
 from squadron.bridge.jetstream.link.client import Heard
 from squadron.bridge.jetstream.link.connect import Connection
-from squadron.runtime.ports.queue import Note, Subscription
+from squadron.runtime.ports.bus import Note, Subscription
 
 
 class JetStreamSubscription:

@@ -17,7 +17,7 @@ from squadron.bridge.jetstream.queue import MAX_ACK_PENDING, MAX_WAITING
 from squadron.bridge.jetstream.stream_configs import CONSUMER_NOT_FOUND, StreamNames, ask_for, find
 from squadron.runtime.errors import BusUnavailableError
 from squadron.runtime.ports.queue import Delivery, Feed, Mailbox
-from squadron.runtime.running.event_turns import EventGroup, check_start
+from squadron.runtime.wire.groups import EventGroup, check_start
 from squadron.runtime.wire.subjects import Subjects, token_of
 
 #: JetStream error codes (nats-server `errors.json`).

@@ -17,8 +17,9 @@ from squadron.bridge.jetstream.bus import listen
 from squadron.bridge.jetstream.link.client import Heard
 from squadron.bridge.jetstream.link.connect import RECONNECT_WAIT_S, Connection
 from squadron.runtime.errors import BusUnavailableError, FencedError, StorageFullError
+from squadron.runtime.ports.bus import Subscription
+from squadron.runtime.ports.journal import Entry
 from squadron.runtime.ports.lite_journal import END_HEADER
-from squadron.runtime.ports.queue import Entry, Subscription
 from squadron.runtime.wire.subjects import life_of, live_of
 
 #: Entries per direct-get batch.

@@ -19,7 +19,9 @@ from squadron.bridge.jetstream.link.client import Heard
 from squadron.bridge.jetstream.link.connect import NANOSECONDS, Connection
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import BusUnavailableError, SquadronError
-from squadron.runtime.ports.queue import Delivery, Journal, Mailbox, Note, Subscription
+from squadron.runtime.ports.bus import Note, Subscription
+from squadron.runtime.ports.journal import Journal
+from squadron.runtime.ports.queue import Delivery, Mailbox
 from squadron.runtime.wire.subjects import NORMAL_PRIORITY, Subjects, lane_of
 
 #: Life of one waiting pull and its heartbeat, in seconds. A pull that was silent for two heartbeats is lost.

@@ -20,7 +20,8 @@ from squadron.bridge.jetstream.link.connect import NANOSECONDS, Connection
 from squadron.bridge.jetstream.pull_feed import PullFeed
 from squadron.bridge.jetstream.stream_configs import CONSUMER_NOT_FOUND, StreamNames, ask_for, find
 from squadron.runtime.errors import BusUnavailableError, FencedError, InvalidMessageError, RouteConflictError
-from squadron.runtime.ports.queue import Backlog, Delivery, Entry, Feed, Lease, Mailbox
+from squadron.runtime.ports.journal import Entry
+from squadron.runtime.ports.queue import Backlog, Delivery, Feed, Lease, Mailbox
 from squadron.runtime.wire.subjects import NORMAL_PRIORITY, Subjects, check_queued, lane_of, matches
 
 #: Messages of one mailbox that may be leased at once, over all replicas; slots are the real limit.

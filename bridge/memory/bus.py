@@ -10,7 +10,7 @@ from squadron.bridge.memory.common import check_size, subject_matches
 from squadron.runtime.errors import (
     BusUnavailableError,
 )
-from squadron.runtime.ports.queue import Note, Subscription
+from squadron.runtime.ports.bus import Note, Subscription
 
 
 @dataclass

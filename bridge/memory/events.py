@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 
 from squadron.bridge.memory.bus import MemoryBus
 from squadron.bridge.memory.common import Seen, check_size, wall_s
-from squadron.runtime.ports.queue import Delivery, Feed, Note
-from squadron.runtime.running.event_turns import EventGroup, check_start
+from squadron.runtime.ports.bus import Note
+from squadron.runtime.ports.queue import Delivery, Feed
+from squadron.runtime.wire.groups import EventGroup, check_start
 from squadron.runtime.wire.subjects import Subjects, matches
 
 

@@ -13,8 +13,9 @@ from squadron.runtime.background import spawn
 from squadron.runtime.errors import (
     FencedError,
 )
+from squadron.runtime.ports.bus import Note, Subscription
+from squadron.runtime.ports.journal import Entry
 from squadron.runtime.ports.lite_journal import END_HEADER
-from squadron.runtime.ports.queue import Entry, Note, Subscription
 from squadron.runtime.wire.subjects import life_of, live_of
 
 

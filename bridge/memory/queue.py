@@ -9,7 +9,8 @@ from weakref import WeakValueDictionary
 
 from squadron.bridge.memory.common import Seen, check_size, now_s, subject_matches
 from squadron.runtime.errors import InvalidMessageError, RouteConflictError
-from squadron.runtime.ports.queue import Backlog, Delivery, Entry, Feed, Lease, Mailbox
+from squadron.runtime.ports.journal import Entry
+from squadron.runtime.ports.queue import Backlog, Delivery, Feed, Lease, Mailbox
 from squadron.runtime.wire.subjects import check_queued, lane_of, matches, overlap
 
 

@@ -25,12 +25,14 @@ from squadron.config import Settings
 from squadron.runtime.background import Health, spawn
 from squadron.runtime.errors import DeployError, InvalidMessageError, SquadronError
 from squadron.runtime.logs import configure_logs
-from squadron.runtime.ports.queue import Mailbox, Note, Subscription
-from squadron.runtime.running.event_turns import EventGroup, EventTurns, hand_event
+from squadron.runtime.ports.bus import Note, Subscription
+from squadron.runtime.ports.queue import Mailbox
+from squadron.runtime.running.event_turns import EventTurns, hand_event
 from squadron.runtime.running.handover import Handovers
 from squadron.runtime.running.pump import Pump
 from squadron.runtime.running.turn import Turns
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
+from squadron.runtime.wire.groups import EventGroup
 from squadron.runtime.wire.subjects import token_of
 
 #: Ray namespace of everything of ours.

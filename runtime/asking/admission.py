@@ -6,7 +6,8 @@ import asyncio
 import math
 from dataclasses import dataclass
 
-from squadron.runtime.ports.queue import Clock, Queue
+from squadron.runtime.ports.queue import Queue
+from squadron.runtime.wire.limits import Clock
 from squadron.runtime.wire.topics import SemanticTopic
 
 #: How long a look at a mailbox counts, in seconds, and the pause before the next when it was full.

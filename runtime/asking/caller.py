@@ -27,12 +27,14 @@ from squadron.runtime.errors import (
     MessageTooLargeError,
 )
 from squadron.runtime.lite.topic import LiteTopics
+from squadron.runtime.ports.bus import Note, Subscription, UnreliableBus
+from squadron.runtime.ports.events import EventLog
 from squadron.runtime.ports.lite_journal import LiteJournal
-from squadron.runtime.ports.queue import Clock, EventLog, Note, Queue, Subscription, UnreliableBus
+from squadron.runtime.ports.queue import Queue
 from squadron.runtime.registry.registry import Registry
 from squadron.runtime.store.claims import INPUT_KEEP_S, Claims
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
-from squadron.runtime.wire.limits import Budget, Deadline
+from squadron.runtime.wire.limits import Budget, Clock, Deadline
 from squadron.runtime.wire.outcome import LITE_TTL_S, Cancelled, Outcome, Rejected, Undeliverable, outcome_msg_id
 from squadron.runtime.wire.route import Route
 from squadron.runtime.wire.subjects import NORMAL_PRIORITY, LiteSubject, Subjects, check_topic, token_of

@@ -6,7 +6,9 @@ import json
 import math
 from collections.abc import Callable
 
-from squadron.runtime.ports.queue import Clock, Journal, Note, Subscription, UnreliableBus
+from squadron.runtime.ports.bus import Note, Subscription, UnreliableBus
+from squadron.runtime.ports.journal import Journal
+from squadron.runtime.wire.limits import Clock
 from squadron.runtime.wire.subjects import Subjects, token_of
 
 #: How long a cancellation is kept beyond the task's own deadline, in seconds: clocks differ.

@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from squadron.runtime.errors import FencedError
-from squadron.runtime.ports.queue import Journal
+from squadron.runtime.ports.journal import Journal
 from squadron.runtime.wire.envelope import AgentIdentity, pack
 from squadron.runtime.wire.subjects import Subjects, token_of
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, Self, TypeVar
 
 from squadron.runtime.errors import BusUnavailableError, FencedError
-from squadron.runtime.ports.queue import Entry, Journal
+from squadron.runtime.ports.journal import Entry, Journal
 from squadron.runtime.wire.subjects import Subjects, token_of
 
 #: A permission to hand out a message counts for so long after it was asked for, in seconds: its answer may have

@@ -22,8 +22,8 @@ from squadron.runtime.lite.reader import (
     read_end,
 )
 from squadron.runtime.ports.lite_journal import END_HEADER, LiteJournal
-from squadron.runtime.ports.queue import Clock
 from squadron.runtime.steady import Steady
+from squadron.runtime.wire.limits import Clock
 from squadron.runtime.wire.subjects import Subjects
 
 #: A message that is older than this when it is handed out, in seconds, counts as a use of its topic; who stored

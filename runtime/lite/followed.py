@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from squadron.runtime.ports.queue import Entry
+from squadron.runtime.ports.journal import Entry
 
 #: Most entries that are held for one topic: a reader that is slower gets them from the store.
 MOST_LIVE = 256

@@ -17,7 +17,8 @@ import structlog
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import BusUnavailableError, SquadClosedError
 from squadron.runtime.lite.followed import Batch, Followed
-from squadron.runtime.ports.queue import Entry, Journal, Subscription
+from squadron.runtime.ports.bus import Subscription
+from squadron.runtime.ports.journal import Entry, Journal
 from squadron.runtime.retries import backoff_s, places_of, summary_of
 
 #: Most entries of one batch from the store: as many as a journal asks for at once.

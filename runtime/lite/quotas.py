@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from squadron.runtime.errors import QuotaExceededError
 from squadron.runtime.ports.lite_journal import LiteJournal
-from squadron.runtime.ports.queue import Clock
+from squadron.runtime.wire.limits import Clock
 from squadron.runtime.wire.subjects import Subjects, life_of
 
 #: Most topics of one owner, and of an environment; RocketMQ allows 2,000 to a client and 20,000 to a broker.

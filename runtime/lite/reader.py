@@ -20,10 +20,11 @@ from squadron.runtime.errors import BusUnavailableError, InvalidInputError, Inva
 from squadron.runtime.lite.exclusive import ExclusiveCursor, Guarded
 from squadron.runtime.lite.followed import Batch
 from squadron.runtime.lite.follower import Follower
+from squadron.runtime.ports.journal import Entry, Headers
 from squadron.runtime.ports.lite_journal import END_HEADER, LiteJournal
-from squadron.runtime.ports.queue import Clock, Entry, Headers
 from squadron.runtime.steady import AHEAD, Steady
 from squadron.runtime.wire.envelope import AgentMessage
+from squadron.runtime.wire.limits import Clock
 from squadron.runtime.wire.subjects import life_of
 
 #: How often a reader says that it uses the topic, in seconds.

@@ -26,8 +26,8 @@ from squadron.runtime.lite.feed import LiteFeed
 from squadron.runtime.lite.quotas import IN_ALL, PER_OWNER, Quotas
 from squadron.runtime.lite.reader import LiteReader, LiteReading, LiteStart, check_lite_start
 from squadron.runtime.ports.lite_journal import END_HEADER, LiteJournal
-from squadron.runtime.ports.queue import Clock
 from squadron.runtime.wire.envelope import AgentIdentity, pack
+from squadron.runtime.wire.limits import Clock
 from squadron.runtime.wire.subjects import Subjects, check_token, life_of, token_of
 
 #: Idle life of a topic that was given none, in seconds: a day. The longest is that of the stream's entries.

@@ -1,11 +1,11 @@
-"""The journal of lite topics, as a port like those of `ports`: its keys can end."""
+"""The journal of lite topics, whose keys can end."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Protocol
 
-from squadron.runtime.ports.queue import Journal
+from squadron.runtime.ports.journal import Journal
 
 #: Header of the entry that ends a lite topic: "closed" or "expired".
 END_HEADER = "Squadron-End"

@@ -14,8 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import BusUnavailableError, InvalidSubjectError
-from squadron.runtime.ports.queue import Clock, Entry, Journal, Subscription, UnreliableBus
+from squadron.runtime.ports.bus import Subscription, UnreliableBus
+from squadron.runtime.ports.journal import Entry, Journal
 from squadron.runtime.registry.search import Index, document
+from squadron.runtime.wire.limits import Clock
 from squadron.runtime.wire.subjects import Subjects, matches
 from squadron.runtime.wire.topics import AgentCard, ScoredTopic, SemanticTopic
 

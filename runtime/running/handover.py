@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from squadron.runtime.asking.caller import Caller
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import BusUnavailableError, MessageTooLargeError, SquadronError
-from squadron.runtime.ports.queue import Delivery, Note, Subscription
+from squadron.runtime.ports.bus import Note, Subscription
+from squadron.runtime.ports.queue import Delivery
 from squadron.runtime.running.pump import Pump
 from squadron.runtime.wire.subjects import TaskSubject, is_foreign
 

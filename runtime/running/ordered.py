@@ -24,7 +24,8 @@ from squadron.runtime.errors import (
     InvalidSubjectError,
     MessageTooLargeError,
 )
-from squadron.runtime.ports.queue import Backlog, Delivery, Entry, Feed, Lease, Mailbox, Store
+from squadron.runtime.ports.journal import Entry
+from squadron.runtime.ports.queue import Backlog, Delivery, Feed, Lease, Mailbox, Store
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.subjects import OrderedSubject, Subjects, TicketSubject, token_of
 

@@ -20,7 +20,8 @@ from squadron.runtime.errors import (
     InvalidSubjectError,
     Terminal,
 )
-from squadron.runtime.ports.queue import Delivery, Journal
+from squadron.runtime.ports.journal import Journal
+from squadron.runtime.ports.queue import Delivery
 from squadron.runtime.retries import Retries, failure_details, summary_of, text_of, traceback_of
 from squadron.runtime.running.context import Context
 from squadron.runtime.running.handover import hand_over, pause_s

@@ -10,7 +10,7 @@ import structlog
 from pydantic import Field, ValidationError
 
 from squadron.runtime.errors import BusUnavailableError, InvalidMessageError, MessageTooLargeError
-from squadron.runtime.ports.queue import MOST_BYTES, OVER_BYTES, Vault
+from squadron.runtime.ports.vault import MOST_BYTES, OVER_BYTES, Vault
 from squadron.runtime.wire.envelope import AgentMessage, Payload, Wire
 
 #: How long a task's input waits in the vault, in seconds: as long as the dead letter that the task may become.

@@ -19,9 +19,11 @@ from squadron.runtime.errors import (
     SquadronError,
     UnknownLetterError,
 )
-from squadron.runtime.ports.queue import Clock, Delivery, Entry, Journal, Queue
+from squadron.runtime.ports.journal import Entry, Journal
+from squadron.runtime.ports.queue import Delivery, Queue
 from squadron.runtime.store.claims import Claims
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
+from squadron.runtime.wire.limits import Clock
 from squadron.runtime.wire.outcome import DeadLettered, Outcome, from_content
 from squadron.runtime.wire.subjects import Subjects, TaskSubject, check_pattern, matches, token_of
 

@@ -20,7 +20,7 @@ from squadron.runtime.errors import (
     MessageTooLargeError,
     StreamGapError,
 )
-from squadron.runtime.ports.queue import Entry, Journal
+from squadron.runtime.ports.journal import Entry, Journal
 from squadron.runtime.store.claims import Claims
 from squadron.runtime.streams.trail import Trail
 from squadron.runtime.streams.writer import AGAIN_S, WINDOW, Chunk, Nested, Restarted, epoch_of

@@ -8,7 +8,8 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from squadron.runtime.errors import BusUnavailableError
-from squadron.runtime.ports.queue import Entry, Journal, Subscription
+from squadron.runtime.ports.bus import Subscription
+from squadron.runtime.ports.journal import Entry, Journal
 from squadron.runtime.wire.limits import Deadline
 
 #: What is held for a reader that is behind, in entries and bytes; the rest stays in the store until its turn.

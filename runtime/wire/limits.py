@@ -1,11 +1,17 @@
-"""What a task may still spend; time is the first coin."""
+"""What a task may still spend; time is the first coin, told by a clock."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Protocol, Self
 
-from squadron.runtime.ports.queue import Clock
+
+class Clock(Protocol):
+    """Time, so that tests can turn it."""
+
+    def time(self) -> float:
+        """Seconds since the epoch."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import uuid
 from typing import Any
 
 from squadron.runtime.errors import BridgeUnavailableError, BusUnavailableError, SquadronError
-from squadron.runtime.ports.queue import UnreliableBus
+from squadron.runtime.ports.bus import UnreliableBus
 from squadron.runtime.wire.subjects import Subjects
 
 #: A call of the bridge ends within this, in seconds: one that was just killed is back in about two.

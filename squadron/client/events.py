@@ -11,9 +11,10 @@ from squadron.bridge.jetstream.wiring import Wiring
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import BusUnavailableError, SquadClosedError, SquadronError
 from squadron.runtime.ports.queue import Delivery, Feed
-from squadron.runtime.running.event_turns import EventGroup, Start, read_event
+from squadron.runtime.running.event_turns import read_event
 from squadron.runtime.running.pump import EXTEND_AT
 from squadron.runtime.wire.envelope import AgentMessage
+from squadron.runtime.wire.groups import EventGroup, Start
 from squadron.runtime.wire.subjects import check_token
 
 

@@ -32,9 +32,9 @@ from squadron.runtime.errors import (
 )
 from squadron.runtime.lite.feed import LiteFeed
 from squadron.runtime.lite.topic import LiteTopic
-from squadron.runtime.running.event_turns import Start, check_group
 from squadron.runtime.store.dead_letters import DeadLetters
 from squadron.runtime.wire.envelope import AgentIdentity
+from squadron.runtime.wire.groups import Start, check_group
 from squadron.runtime.wire.outcome import Outcome
 from squadron.runtime.wire.route import Route
 from squadron.runtime.wire.subjects import NORMAL_PRIORITY, check_pattern

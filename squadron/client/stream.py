@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar
 
 from squadron.runtime.asking.handle import Handle
 from squadron.runtime.errors import InvalidMessageError
-from squadron.runtime.ports.queue import Note, Subscription
+from squadron.runtime.ports.bus import Note, Subscription
 from squadron.runtime.steady import AHEAD, Steady
 from squadron.runtime.streams.writer import Chunk, Ended, Nested, Restarted
 from squadron.runtime.wire.envelope import AgentMessage

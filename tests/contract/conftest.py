@@ -16,7 +16,11 @@ from squadron.bridge.memory import LoopClock, MemoryBus, MemoryEventLog, MemoryJ
 from squadron.config import Settings
 from squadron.runtime.asking.caller import Caller
 from squadron.runtime.errors import BusUnavailableError
-from squadron.runtime.ports.queue import Clock, Delivery, EventLog, Journal, Mailbox, UnreliableBus, Vault
+from squadron.runtime.ports.bus import UnreliableBus
+from squadron.runtime.ports.events import EventLog
+from squadron.runtime.ports.journal import Journal
+from squadron.runtime.ports.queue import Delivery, Mailbox
+from squadron.runtime.ports.vault import Vault
 from squadron.runtime.registry.registry import Registry
 from squadron.runtime.running.handover import Handovers
 from squadron.runtime.running.ordered import OrderedQueue
@@ -24,6 +28,7 @@ from squadron.runtime.running.pump import Pump
 from squadron.runtime.running.turn import Turns
 from squadron.runtime.store.claims import Claims
 from squadron.runtime.wire.envelope import AgentIdentity
+from squadron.runtime.wire.limits import Clock
 from squadron.runtime.wire.outcome import Outcome
 from squadron.runtime.wire.subjects import Subjects
 from tests.conftest import HEARTBEAT_S

@@ -22,9 +22,10 @@ from squadron.config import Settings
 from squadron.runtime.errors import InvalidInputError, InvalidSubjectError, MessageTooLargeError
 from squadron.runtime.ports.queue import Delivery
 from squadron.runtime.retries import Retries
-from squadron.runtime.running.event_turns import EventGroup, EventTurns, Start
+from squadron.runtime.running.event_turns import EventTurns
 from squadron.runtime.running.pump import Pump
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
+from squadron.runtime.wire.groups import EventGroup, Start
 from tests.conftest import LEASE_S
 from tests.contract.conftest import Inbox, Peer, World, peer_of, settle_all, until
 from tests.turned import now_s

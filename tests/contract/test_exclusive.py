@@ -18,7 +18,7 @@ from squadron.bridge.jetstream.wiring import Wiring
 from squadron.runtime.errors import BusUnavailableError, FencedError
 from squadron.runtime.lite import exclusive
 from squadron.runtime.lite.exclusive import KEPT_STEPS, ExclusiveCursor, cursor_key
-from squadron.runtime.ports.queue import Entry, Journal
+from squadron.runtime.ports.journal import Entry, Journal
 from squadron.runtime.wire.envelope import AgentIdentity
 from tests.contract.conftest import ON_NATS, SOON_S, Peer, World, until
 

@@ -20,7 +20,8 @@ from squadron.runtime.errors import BusUnavailableError
 from squadron.runtime.lite import follower as follow
 from squadron.runtime.lite.followed import MOST_LIVE, Batch
 from squadron.runtime.lite.follower import MOST_READ, Follower
-from squadron.runtime.ports.queue import Entry, Journal, Subscription
+from squadron.runtime.ports.bus import Subscription
+from squadron.runtime.ports.journal import Entry, Journal
 from tests.contract.conftest import ON_NATS, SOON_S, Peer, World, until
 
 

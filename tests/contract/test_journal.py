@@ -10,7 +10,7 @@ import structlog
 
 from squadron.bridge.memory import MAX_PAYLOAD_BYTES
 from squadron.runtime.errors import FencedError, InvalidSubjectError, MessageTooLargeError
-from squadron.runtime.ports.queue import Entry, Journal
+from squadron.runtime.ports.journal import Entry, Journal
 from tests.contract.conftest import ON_NATS, SOON_S, Inbox, Peer, World, until
 
 

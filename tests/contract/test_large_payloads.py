@@ -14,7 +14,7 @@ from squadron import Agent, Context, Retry, topic
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.runtime.asking.caller import Ask
 from squadron.runtime.errors import ClaimLostError, MessageTooLargeError
-from squadron.runtime.ports.queue import Vault
+from squadron.runtime.ports.vault import Vault
 from squadron.runtime.store.claims import Claims, claim_of
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.wire.outcome import Cancelled, DeadLettered, Expired, Failed, Outcome, Rejected, Result

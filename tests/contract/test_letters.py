@@ -16,7 +16,8 @@ from squadron.runtime.errors import (
     InvalidSubjectError,
     UnknownLetterError,
 )
-from squadron.runtime.ports.queue import Backlog, Delivery, Journal, Mailbox
+from squadron.runtime.ports.journal import Journal
+from squadron.runtime.ports.queue import Backlog, Delivery, Mailbox
 from squadron.runtime.store.dead_letters import DeadLetter, DeadLetters
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage, Constraints, Payload
 from squadron.runtime.wire.outcome import DeadLettered

@@ -13,8 +13,8 @@ from squadron.bridge.jetstream.journal import JetStreamJournal
 from squadron.bridge.memory import MemoryJournal
 from squadron.runtime.lite.reader import LOOK_S, End, LiteReader
 from squadron.runtime.lite.topic import RENEW_S, LiteTopic
+from squadron.runtime.ports.journal import Entry
 from squadron.runtime.ports.lite_journal import END_HEADER
-from squadron.runtime.ports.queue import Entry
 from squadron.runtime.wire.subjects import life_of
 from tests.contract.conftest import ON_NATS, SOON_S, Peer, World, until
 

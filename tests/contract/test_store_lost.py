@@ -19,11 +19,11 @@ from squadron.bridge.jetstream.wiring import Wiring
 from squadron.runtime.asking.caller import Ask
 from squadron.runtime.errors import SquadronError
 from squadron.runtime.ports.queue import Delivery, Mailbox
-from squadron.runtime.running.event_turns import EventGroup
 from squadron.runtime.running.pump import Pump
 from squadron.runtime.running.turn import Turns
 from squadron.runtime.wire.deployment import Deployment, Scale
 from squadron.runtime.wire.envelope import AgentIdentity
+from squadron.runtime.wire.groups import EventGroup
 from tests.conftest import HEARTBEAT_S, LEASE_S
 from tests.contract.conftest import Inbox, until
 from tests.contract.own_server import OwnServer

@@ -22,7 +22,8 @@ from squadron.config import Settings
 from squadron.runtime.asking.caller import Ask
 from squadron.runtime.asking.handle import Handle
 from squadron.runtime.errors import BusUnavailableError, SquadronError, StreamGapError
-from squadron.runtime.ports.queue import Entry, Subscription
+from squadron.runtime.ports.bus import Subscription
+from squadron.runtime.ports.journal import Entry
 from squadron.runtime.streams import trail
 from squadron.runtime.streams import writer as streams
 from squadron.runtime.streams.chunks import StreamReader

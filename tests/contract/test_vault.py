@@ -19,7 +19,7 @@ from squadron.bridge.jetstream.link import embedded
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.config import Settings
 from squadron.runtime.errors import ClaimLostError, InvalidMessageError, MessageTooLargeError
-from squadron.runtime.ports.queue import Vault
+from squadron.runtime.ports.vault import Vault
 from squadron.runtime.store.claims import INPUT_KEEP_S, Claims, claim_of
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
 from tests.contract.conftest import Peer, until

@@ -38,9 +38,10 @@ from squadron.runtime.asking.caller import Ask as AskOptions
 from squadron.runtime.asking.handle import Handle
 from squadron.runtime.errors import InvalidAgentError, InvalidSubjectError, MessageTooLargeError
 from squadron.runtime.ports.queue import Delivery
-from squadron.runtime.running.event_turns import EventGroup, EventTurns
+from squadron.runtime.running.event_turns import EventTurns
 from squadron.runtime.running.pump import Pump
 from squadron.runtime.wire.envelope import AgentMessage
+from squadron.runtime.wire.groups import EventGroup
 from squadron.runtime.wire.outcome import Result
 from squadron.runtime.wire.subjects import matches
 from squadron.runtime.wire.topics import AgentCard, SemanticTopic

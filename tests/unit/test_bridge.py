@@ -13,7 +13,8 @@ from squadron.bridge.control.bridge import Bridge
 from squadron.bridge.memory import MemoryBus, MemoryEventLog, MemoryJournal, MemoryQueue, MemoryVault
 from squadron.runtime.asking.caller import Caller
 from squadron.runtime.errors import BusUnavailableError, DeployError, SquadronError
-from squadron.runtime.ports.queue import Backlog, Mailbox, Note
+from squadron.runtime.ports.bus import Note
+from squadron.runtime.ports.queue import Backlog, Mailbox
 from squadron.runtime.registry.registry import ROUNDED_S, Registry
 from squadron.runtime.running.ordered import OrderedQueue
 from squadron.runtime.store.claims import Claims
