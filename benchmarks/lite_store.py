@@ -99,7 +99,9 @@ class Place:
 
     async def create(self, number: int, ttl_s: float = TTL_S) -> None:
         """The first publish on a topic, which lives as long as its message."""
-        await self.wiring.lite.append(self.wiring.subjects.lite(*key_of(number)), TEXT.encode(), ttl_s=ttl_s)
+        await self.wiring.ports.lite.append(
+            self.wiring.ports.subjects.lite(*key_of(number)), TEXT.encode(), ttl_s=ttl_s
+        )
 
     async def create_lite(self, number: int) -> None:
         """The same by `Squad.lite`: the topic lives as long as it is used, and its end is told."""

@@ -134,15 +134,15 @@ class _RunJournal:
 
     def __init__(self, caller: Caller, run: str) -> None:
         self._caller, self._run = caller, run
-        self._key = caller.subjects.lite(run, "journal")
+        self._key = caller.ports.subjects.lite(run, "journal")
         self._seq, self.taken_over = 0, False
-        self.started_at = caller.clock.time()
+        self.started_at = caller.ports.clock.time()
         self.turns: dict[int, RecordedTurn] = {}
 
     async def load(self) -> None:
         """Take over what another attempt wrote."""
         self.taken_over = True
-        async for stored in self._caller.lite.read(self._key):
+        async for stored in self._caller.ports.lite.read(self._key):
             self._seq = stored.seq
             with suppress(ValidationError):  # Anybody may write there.
                 entry = _RECORDED.validate_json(stored.data)
@@ -151,7 +151,7 @@ class _RunJournal:
 
     async def record(self, entry: RecordedTurn) -> RecordedTurn:
         """Keep a turn, before anything comes of it; returns the one that counts for its round."""
-        data, lite = _RECORDED.dump_json(entry), self._caller.lite
+        data, lite = _RECORDED.dump_json(entry), self._caller.ports.lite
         try:
             self._seq = await lite.append(self._key, data, ttl_s=JOURNAL_TTL_S, expect_seq=self._seq)
         except FencedError:
@@ -160,14 +160,14 @@ class _RunJournal:
 
     async def mark_sent(self, call_id: str) -> None:
         """All tasks of a call are with the bus."""
-        await self._caller.lite.append(self._sent_key(call_id), b"{}", ttl_s=JOURNAL_TTL_S)
+        await self._caller.ports.lite.append(self._sent_key(call_id), b"{}", ttl_s=JOURNAL_TTL_S)
 
     async def was_sent(self, call_id: str) -> bool:
         """Whether an earlier attempt came to `mark_sent`."""
-        return await self._caller.lite.last(self._sent_key(call_id)) is not None
+        return await self._caller.ports.lite.last(self._sent_key(call_id)) is not None
 
     def _sent_key(self, call_id: str) -> str:
-        return self._caller.subjects.lite(self._run, token_of(f"sent-{call_id}"))
+        return self._caller.ports.subjects.lite(self._run, token_of(f"sent-{call_id}"))
 
 
 class _Run:
@@ -190,7 +190,7 @@ class _Run:
 
     @property
     def _at_s(self) -> float:
-        return round(self._caller.clock.time() - self._journal.started_at, 3)
+        return round(self._caller.ports.clock.time() - self._journal.started_at, 3)
 
     def _event(self, event: str, **fields: Any) -> dict[str, Any]:
         return {"event": event, "at_s": self._at_s, **fields}
@@ -382,8 +382,8 @@ class _Run:
         within_s = CALL_SHARE * (self._within_s - self._at_s)
         if self._journal.taken_over:
             # Made here and not by `submit`, because looking must not send.
-            address = self._caller.subjects.lite(self._id, token_of(task_id))
-            deadline = Deadline.after(within_s, self._caller.clock)
+            address = self._caller.ports.subjects.lite(self._id, token_of(task_id))
+            deadline = Deadline.after(within_s, self._caller.ports.clock)
             handle = Handle(task_id, ready.topic, address, deadline, self._caller)
             await handle.look()
             if handle.done or sent_before:

@@ -15,7 +15,6 @@ from typing import Any
 import structlog
 
 from squadron.bridge.control.deployed import Deployed
-from squadron.runtime.asking.caller import Caller
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import (
     BusUnavailableError,
@@ -27,9 +26,10 @@ from squadron.runtime.errors import (
 )
 from squadron.runtime.ports.bus import Note, Subscription
 from squadron.runtime.ports.journal import Journal
-from squadron.runtime.ports.queue import Backlog, Queue
+from squadron.runtime.ports.queue import Backlog
 from squadron.runtime.ports.replicas import Replicas
 from squadron.runtime.registry.registry import STAND_IN, Registry
+from squadron.runtime.store.ports import Ports
 from squadron.runtime.wire.deployment import AgentState, Deployment, Scale
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.subjects import TaskSubject, TicketSubject, is_foreign, matches, overlap
@@ -60,8 +60,8 @@ class Bridge:
 
     def __init__(
         self,
-        caller: Caller,
-        queue: Queue,
+        ports: Ports,
+        registry: Registry,
         records: Journal,
         replicas: Replicas,
         held: Callable[[], Awaitable[Mapping[str, int]]],
@@ -77,10 +77,10 @@ class Bridge:
             keep_streams: makes what the store lacks, and returns what of it was lost since the last call.
             facts: what `ping` tells besides.
         """
-        self._caller, self._queue, self._replicas = caller, queue, replicas
+        self._ports, self._replicas = ports, replicas
         self._held, self._keep_streams, self._facts = held, keep_streams, dict(facts)
-        self._subjects, self._registry = caller.subjects, caller.registry
-        self._deployed = Deployed(queue, records, self._registry, self._subjects, lease_s=lease_s)
+        self._subjects, self._registry = ports.subjects, registry
+        self._deployed = Deployed(ports.queue, records, self._registry, self._subjects, lease_s=lease_s)
         self._deployments = self._deployed.agents
         self._states: dict[str, AgentState] = {}
         #: Tasks held by each agent, at the last look.
@@ -113,7 +113,7 @@ class Bridge:
             (self._subjects.registry("card"), self._hear_record),
             (self._subjects.registry("deployment"), self._hear_record),
         ):
-            self._ears.append(await self._caller.bus.subscribe(pattern, sink))
+            self._ears.append(await self._ports.bus.subscribe(pattern, sink))
 
     def _spawn(self, work: Any, name: str, *, lasting: bool = False) -> None:
         task = spawn(work, f"bridge {name}", lasting=lasting)
@@ -148,7 +148,7 @@ class Bridge:
             self._log.exception("bridge.control_broke", verb=verb)
             answer = {"error": SquadronError(f"{type(error).__name__}: {error}").to_dict()}
         if is_foreign(note.reply):
-            await self._caller.bus.publish(note.reply, json.dumps(answer).encode())
+            await self._ports.bus.publish(note.reply, json.dumps(answer).encode())
 
     async def _once(self, call_id: str, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """Do a call, or wait for it if it was asked before under the same id."""
@@ -283,7 +283,7 @@ class Bridge:
     async def _describe(self, deployment: Deployment) -> dict[str, Any]:
         state = self._states.get(deployment.agent, AgentState(status="NOT_STARTED"))
         try:
-            self._backlogs[deployment.agent] = await self._queue.backlog(deployment.agent)
+            self._backlogs[deployment.agent] = await self._ports.queue.backlog(deployment.agent)
         except SquadronError as error:
             # JetStream has no leader, say: what was last known is told, and not that there is nothing.
             self._log.info("bridge.no_backlog", agent=deployment.agent, error=str(error))
@@ -384,7 +384,7 @@ class Bridge:
                 await self._replicas.apply(wanted)
             for name in self._deployed.leaving - self._states.keys():
                 if name not in self._deployments:
-                    await self._queue.remove(name)
+                    await self._ports.queue.remove(name)
                 self._deployed.leaving.discard(name)
                 await self._deployed.write("leaving", name)
 
@@ -393,5 +393,5 @@ class Bridge:
         await self._tell("status.offline", content)
 
     async def _tell(self, event: str, content: dict[str, Any]) -> None:
-        message = AgentMessage.new("event", self._caller.identity, content, conversation_id="system")
-        await self._caller.bus.publish(self._subjects.event(event), message.encode())
+        message = AgentMessage.new("event", self._ports.identity, content, conversation_id="system")
+        await self._ports.bus.publish(self._subjects.event(event), message.encode())

@@ -13,8 +13,14 @@ from typing import Any
 from squadron.bridge.jetstream.journal import JetStreamJournal
 from squadron.bridge.jetstream.link.connect import NANOSECONDS, Connection
 from squadron.bridge.jetstream.pull_feed import PullFeed
-from squadron.bridge.jetstream.queue import MAX_ACK_PENDING, MAX_WAITING
-from squadron.bridge.jetstream.stream_configs import CONSUMER_NOT_FOUND, StreamNames, ask_for, find
+from squadron.bridge.jetstream.stream_configs import (
+    CONSUMER_NOT_FOUND,
+    MAX_ACK_PENDING,
+    MAX_WAITING,
+    StreamNames,
+    ask_for,
+    find,
+)
 from squadron.runtime.errors import BusUnavailableError
 from squadron.runtime.ports.queue import Delivery, Feed, Mailbox
 from squadron.runtime.wire.groups import EventGroup, check_start

@@ -31,6 +31,11 @@ CONSUMER_NOT_FOUND = 10014
 _STREAM_NAME_IN_USE = 10058
 STREAM_NOT_FOUND = 10059
 
+#: Messages of one mailbox that may be leased at once, over all replicas; slots are the real limit.
+MAX_ACK_PENDING = 100_000
+#: Pull requests that may wait at one consumer: one or two for each replica.
+MAX_WAITING = 10_000
+
 
 @dataclass(frozen=True, slots=True)
 class StreamNames:

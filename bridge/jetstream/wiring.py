@@ -22,6 +22,7 @@ from squadron.runtime.registry.registry import Registry
 from squadron.runtime.running.ordered import OrderedQueue
 from squadron.runtime.store.claims import Claims
 from squadron.runtime.store.dead_letters import DeadLetters
+from squadron.runtime.store.ports import Ports
 from squadron.runtime.wire.envelope import AgentIdentity
 from squadron.runtime.wire.subjects import Subjects
 
@@ -39,44 +40,30 @@ class Wiring:
 
     def __init__(self, connection: Connection, settings: Settings, identity: AgentIdentity) -> None:
         names = StreamNames(settings.env)
-        self.settings, self.connection, self.identity = settings, connection, identity
-        self.subjects = Subjects(settings.env)
-        self.clock = SystemClock()
-        self.bus = CoreBus(connection)
-        self.queue = OrderedQueue(JetStreamQueue(connection, self.subjects), self.subjects)
-        self.events = JetStreamEventLog(connection, self.subjects)
-        self.lite = JetStreamJournal(connection, names.lite)
+        subjects = Subjects(settings.env)
+        self.settings, self.connection = settings, connection
+        self.ports = Ports(
+            identity=identity,
+            subjects=subjects,
+            clock=SystemClock(),
+            bus=CoreBus(connection),
+            queue=OrderedQueue(JetStreamQueue(connection, subjects), subjects),
+            events=JetStreamEventLog(connection, subjects),
+            lite=JetStreamJournal(connection, names.lite),
+            dead=JetStreamJournal(connection, names.dead),
+            claims=Claims(
+                JetStreamVault(connection, names),
+                over_bytes=min(settings.claim_over_bytes, connection.max_payload - HEADER_BYTES),
+                most_bytes=settings.max_message_bytes,
+            ),
+        )
+        self.dead_letters = DeadLetters(self.ports)
         self.records = JetStreamJournal(connection, names.registry)
-        self.dead = JetStreamJournal(connection, names.dead)
-        self.claims = Claims(
-            JetStreamVault(connection, names),
-            over_bytes=min(settings.claim_over_bytes, connection.max_payload - HEADER_BYTES),
-            most_bytes=settings.max_message_bytes,
-        )
-        self.dead_letters = DeadLetters(self.dead, self.queue, self.claims, self.subjects, self.clock)
         self.registry = Registry(
-            self.records, self.bus, self.subjects, self.clock, heartbeat_s=settings.heartbeat_s
+            self.records, self.ports.bus, subjects, self.ports.clock, heartbeat_s=settings.heartbeat_s
         )
-        lite_topics = LiteTopics(
-            identity,
-            self.subjects,
-            lite=self.lite,
-            clock=self.clock,
-            per_owner=settings.lite_topics_per_owner,
-            in_all=settings.lite_topics,
-        )
-        self.caller = Caller(
-            identity,
-            self.subjects,
-            queue=self.queue,
-            events=self.events,
-            lite=self.lite,
-            bus=self.bus,
-            registry=self.registry,
-            claims=self.claims,
-            clock=self.clock,
-            lite_topics=lite_topics,
-        )
+        lite_topics = LiteTopics(self.ports, per_owner=settings.lite_topics_per_owner, in_all=settings.lite_topics)
+        self.caller = Caller(self.ports, self.registry, lite_topics)
 
     @classmethod
     async def open(cls, settings: Settings, identity: AgentIdentity, *, create: bool = False) -> Self:

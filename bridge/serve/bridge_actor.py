@@ -54,8 +54,8 @@ class BridgeActor:
         }
         self._bindings = Bindings(self._wiring)
         self._bridge = Bridge(
-            self._wiring.caller,
-            self._wiring.queue,
+            self._wiring.ports,
+            self._wiring.registry,
             self._wiring.records,
             ServeReplicas(settings.env),
             held,
@@ -121,9 +121,9 @@ class BridgeActor:
 
     async def append(self, owner: str, id: str, data: bytes, *, ttl_s: float = 3600.0) -> int:
         """For Ray tasks and actors: append to a lite topic; returns the sequence."""
-        return await self._wiring.lite.append(self._wiring.subjects.lite(owner, id), data, ttl_s=ttl_s)
+        return await self._wiring.ports.lite.append(self._wiring.ports.subjects.lite(owner, id), data, ttl_s=ttl_s)
 
     async def read(self, owner: str, id: str, *, from_seq: int = 1) -> list[tuple[int, bytes]]:
         """For Ray tasks and actors: what a lite topic holds, as (sequence, bytes)."""
-        key = self._wiring.subjects.lite(owner, id)
-        return [(entry.seq, entry.data) async for entry in self._wiring.lite.read(key, from_seq=from_seq)]
+        key = self._wiring.ports.subjects.lite(owner, id)
+        return [(entry.seq, entry.data) async for entry in self._wiring.ports.lite.read(key, from_seq=from_seq)]

@@ -89,19 +89,18 @@ class AgentReplica:
             agent,
             spec.handlers(self._agent),
             self._wiring.caller,
-            self._wiring.dead,
             capabilities=self._agent.capabilities,
         )
         await self._turns.start()
         patterns = tuple(topic.topic.name for topic in spec.topics)
         mailbox = Mailbox(agent, patterns, settings.lease_s, ordered=ordered_by != "")
-        self._pump = Pump(self._wiring.queue, mailbox, self._turns.run, slots=slots)
+        self._pump = Pump(self._wiring.ports.queue, mailbox, self._turns.run, slots=slots)
         self._event_pumps = [self._event_pump(method, mark, slots) for method, mark in spec.durable_events]
         self._ears: list[Subscription] = []
         self._events: set[asyncio.Task[None]] = set()
         self._stopped = False
         await self._listen(spec)
-        self._handovers = Handovers(self._wiring.caller, self._pump)
+        self._handovers = Handovers(self._wiring.ports, self._pump)
         if spec.topics:
             await self._pump.start()
             await self._handovers.start()
@@ -115,7 +114,7 @@ class AgentReplica:
     async def _load(self) -> type[Agent]:
         blob = b""
         if not self._code.import_path:
-            entry = await self._wiring.records.last(self._wiring.subjects.record("blob", self._code.version))
+            entry = await self._wiring.records.last(self._wiring.ports.subjects.record("blob", self._code.version))
             if entry is None:
                 raise DeployError(f"the code of {self._name} ({self._code.version}) is not in the registry")
             blob = entry.data
@@ -134,8 +133,8 @@ class AgentReplica:
             task.add_done_callback(self._events.discard)
 
         group = "" if mark.everyone else f"{self._name}-{method}"
-        pattern = self._wiring.subjects.event(mark.pattern)
-        return await self._wiring.bus.subscribe(pattern, hear, group=group)
+        pattern = self._wiring.ports.subjects.event(mark.pattern)
+        return await self._wiring.ports.bus.subscribe(pattern, hear, group=group)
 
     def _event_pump(self, method: str, mark: DurableMark, slots: int) -> Pump:
         wiring = self._wiring
@@ -143,12 +142,11 @@ class AgentReplica:
         turns = EventTurns(
             group.name,
             getattr(self._agent, method),
-            wiring.caller,
-            wiring.dead,
+            wiring.ports,
             retries=mark.retries,
             run_timeout_s=mark.run_timeout_s,
         )
-        return Pump(wiring.events, group, turns.run, slots=slots)
+        return Pump(wiring.ports.events, group, turns.run, slots=slots)
 
     async def _handle_event(self, handler: Any, note: Note) -> None:
         try:
@@ -182,7 +180,9 @@ class AgentReplica:
             "outcomes": statistics.outcomes,
         }
         message = AgentMessage.new("event", self._identity, content, conversation_id="system")
-        await self._wiring.bus.publish(self._wiring.subjects.event(f"status.{event}"), message.encode())
+        await self._wiring.ports.bus.publish(
+            self._wiring.ports.subjects.event(f"status.{event}"), message.encode()
+        )
 
     async def _beat(self) -> None:
         while True:

@@ -27,17 +27,15 @@ from squadron.runtime.errors import (
     MessageTooLargeError,
 )
 from squadron.runtime.lite.topic import LiteTopics
-from squadron.runtime.ports.bus import Note, Subscription, UnreliableBus
-from squadron.runtime.ports.events import EventLog
-from squadron.runtime.ports.lite_journal import LiteJournal
-from squadron.runtime.ports.queue import Queue
+from squadron.runtime.ports.bus import Note, Subscription
 from squadron.runtime.registry.registry import Registry
-from squadron.runtime.store.claims import INPUT_KEEP_S, Claims
-from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
-from squadron.runtime.wire.limits import Budget, Clock, Deadline
+from squadron.runtime.store.claims import INPUT_KEEP_S
+from squadron.runtime.store.ports import Ports
+from squadron.runtime.wire.envelope import AgentMessage
+from squadron.runtime.wire.limits import Budget, Deadline
 from squadron.runtime.wire.outcome import LITE_TTL_S, Cancelled, Outcome, Rejected, Undeliverable, outcome_msg_id
 from squadron.runtime.wire.route import Route
-from squadron.runtime.wire.subjects import NORMAL_PRIORITY, LiteSubject, Subjects, check_topic, token_of
+from squadron.runtime.wire.subjects import NORMAL_PRIORITY, LiteSubject, check_topic, token_of
 
 T = TypeVar("T")
 
@@ -79,26 +77,12 @@ class Ask:
 class Caller:
     """One process's side of asking: sends tasks, hears outcomes, has one subscription per owner."""
 
-    def __init__(
-        self,
-        identity: AgentIdentity,
-        subjects: Subjects,
-        *,
-        queue: Queue,
-        events: EventLog,
-        lite: LiteJournal,
-        bus: UnreliableBus,
-        registry: Registry,
-        claims: Claims,
-        clock: Clock,
-        lite_topics: LiteTopics | None = None,
-    ) -> None:
-        self.identity, self.subjects, self.registry, self.clock = identity, subjects, registry, clock
-        self.queue, self.lite, self.bus, self.claims = queue, lite, bus, claims
-        self.lite_topics = lite_topics or LiteTopics(identity, subjects, lite=lite, clock=clock)
-        self._events, self._rooms = events, Rooms(queue, clock)
+    def __init__(self, ports: Ports, registry: Registry, lite_topics: LiteTopics | None = None) -> None:
+        self.ports, self.registry = ports, registry
+        self.lite_topics = lite_topics or LiteTopics(ports)
+        self._rooms = Rooms(ports.queue, ports.clock)
         #: Not the owner of this process's own lite topics: who follows those hears no replies.
-        self._owner = token_of(f"{identity.id}-asks")
+        self._owner = token_of(f"{ports.identity.id}-asks")
         #: Tasks under an id of the caller's own that are being sent, by reply address.
         self._sending: dict[str, asyncio.Event] = {}
         self._waiting: dict[str, Handle] = {}
@@ -113,7 +97,7 @@ class Caller:
     async def start(self) -> None:
         """Be ready to hear outcomes."""
         await self._subscribe(self._owner)
-        self.bus.on_reconnect(self._look_again)
+        self.ports.bus.on_reconnect(self._look_again)
         self._looking = spawn(self._keep_looking(), "outcomes", lasting=True)
 
     async def aclose(self) -> None:
@@ -140,8 +124,8 @@ class Caller:
         subscribing = self._subscriptions.get(owner)
         if subscribing is None:
             # Active before the first publish, so that a fast answer can't be lost.
-            pattern = self.subjects.lite_of(owner)
-            subscribing = asyncio.ensure_future(self.bus.subscribe(pattern, self._hear))
+            pattern = self.ports.subjects.lite_of(owner)
+            subscribing = asyncio.ensure_future(self.ports.bus.subscribe(pattern, self._hear))
             self._subscriptions[owner] = subscribing
         try:
             await asyncio.shield(subscribing)
@@ -218,7 +202,7 @@ class Caller:
         """
         try:
             fields = json.loads(ticket)
-            deadline = Deadline(int(fields["deadline"]), self.clock)
+            deadline = Deadline(int(fields["deadline"]), self.ports.clock)
             LiteSubject.parse(fields["replyTo"])
             return Handle(str(fields["task"]), str(fields["topic"]), fields["replyTo"], deadline, self)
         except (ValueError, TypeError, KeyError, AttributeError, InvalidSubjectError) as error:
@@ -241,8 +225,7 @@ class Caller:
 
     async def request_cancel(self, handle: Handle) -> None:
         """Ask whoever runs a task, now or later, to stop; does not wait for it."""
-        deadline_at_s = handle.deadline.at_ms / 1000
-        await request_cancel(self.lite, self.subjects, self.clock, handle.task_id, deadline_at_s=deadline_at_s)
+        await request_cancel(self.ports, handle.task_id, deadline_at_s=handle.deadline.at_ms / 1000)
 
     async def _settle_cancelled(self, handle: Handle) -> None:
         """Nobody runs it, so nobody else ends it. What was stored first is the outcome, be it ours or not."""
@@ -250,13 +233,13 @@ class Caller:
         outcome = Cancelled(task_id=handle.task_id, topic=handle.topic, reason="cancelled")
         result = AgentMessage.new(
             "result",
-            self.identity,
+            self.ports.identity,
             outcome.to_content(),
             parent=handle.task_id,
             correlation_id=handle.task_id,
         )
         msg_id = outcome_msg_id(handle.task_id)
-        await self.lite.append(handle.reply_to, result.encode(), ttl_s=LITE_TTL_S, msg_id=msg_id)
+        await self.ports.lite.append(handle.reply_to, result.encode(), ttl_s=LITE_TTL_S, msg_id=msg_id)
         await handle.look()
 
     async def submit(self, topic: str, content: Any, ask: Ask | None = None) -> Handle:
@@ -269,8 +252,8 @@ class Caller:
         task_id = ask.task_id or os.urandom(16).hex()
         # Under an id of the caller's own it is the same task in any process, so its lite topic is the same, too.
         owner = ask.owner or (token_of(task_id) if ask.task_id else self._owner)
-        reply_to = self.subjects.lite(owner, token_of(task_id))
-        deadline = Deadline.after(ask.within_s, self.clock)
+        reply_to = self.ports.subjects.lite(owner, token_of(task_id))
+        deadline = Deadline.after(ask.within_s, self.ports.clock)
         handle = Handle(task_id, topic, reply_to, deadline, self)
         while sending := self._sending.get(reply_to):
             # Under the same id, and this moment: it may yet be cancelled.
@@ -292,12 +275,12 @@ class Caller:
             if other is not None and not handle.done:
                 return other
             if not handle.done:
-                now, seen = self.clock.time(), self.registry.news
-                message = pack_task(self.identity, content, ask, handle, seen=seen, timestamp=now)
-                data = await self.claims.seal(message, keep_s=INPUT_KEEP_S)
-                subject, msg_id = self.subjects.task(topic, ask.priority), token_of(task_id)
+                now, seen = self.ports.clock.time(), self.registry.news
+                message = pack_task(self.ports.identity, content, ask, handle, seen=seen, timestamp=now)
+                data = await self.ports.claims.seal(message, keep_s=INPUT_KEEP_S)
+                subject, msg_id = self.ports.subjects.task(topic, ask.priority), token_of(task_id)
                 # The same id is stored once.
-                await self._insist(deadline, self.queue.put, subject, data, msg_id=msg_id)
+                await self._insist(deadline, self.ports.queue.put, subject, data, msg_id=msg_id)
         except BusUnavailableError as error:
             handle.settle(Undeliverable(task_id=task_id, topic=topic, reason=str(error)))
         except (MessageTooLargeError, ValueError) as error:
@@ -319,7 +302,7 @@ class Caller:
         """Settle a handle under an id of the caller's own if it stands for another task, or has ended before."""
         if not ask.owner:
             keep_s = ask.within_s + LITE_TTL_S
-            named = (self.lite, self.subjects, handle.task_id, handle.topic, content)
+            named = (self.ports.lite, self.ports.subjects, handle.task_id, handle.topic, content)
             taken = await self._insist(handle.deadline, claim_id, *named, keep_s=keep_s)
             if taken:
                 ids, details = (handle.task_id, handle.topic), {"field": "task_id"}
@@ -370,8 +353,8 @@ class Caller:
         Raises:
             InvalidSubjectError: `topic` is not `domain.specificity`.
         """
-        message = AgentMessage.new("event", self.identity, content, conversation_id=conversation_id)
-        await self.bus.publish(self.subjects.event(check_topic(topic)), message.encode())
+        message = AgentMessage.new("event", self.ports.identity, content, conversation_id=conversation_id)
+        await self.ports.bus.publish(self.ports.subjects.event(check_topic(topic)), message.encode())
 
     async def publish_durable(
         self, topic: str, content: Any, *, event_id: str = "", conversation_id: str = ""
@@ -390,5 +373,7 @@ class Caller:
             BusUnavailableError: not acknowledged in time; the same `event_id` again is safe.
         """
         check_topic(topic)
-        message = AgentMessage.new("event", self.identity, content, id=event_id, conversation_id=conversation_id)
-        return await self._events.append(topic, message.encode(), msg_id=token_of(message.id))
+        message = AgentMessage.new(
+            "event", self.ports.identity, content, id=event_id, conversation_id=conversation_id
+        )
+        return await self.ports.events.append(topic, message.encode(), msg_id=token_of(message.id))

@@ -6,10 +6,9 @@ import json
 import math
 from collections.abc import Callable
 
-from squadron.runtime.ports.bus import Note, Subscription, UnreliableBus
-from squadron.runtime.ports.journal import Journal
-from squadron.runtime.wire.limits import Clock
-from squadron.runtime.wire.subjects import Subjects, token_of
+from squadron.runtime.ports.bus import Note, Subscription
+from squadron.runtime.store.ports import Ports
+from squadron.runtime.wire.subjects import token_of
 
 #: How long a cancellation is kept beyond the task's own deadline, in seconds: clocks differ.
 KEPT_BEYOND_S = 60.0
@@ -24,8 +23,9 @@ class Cancellations:
     whichever replica takes it, whenever that is.
     """
 
-    def __init__(self, lite: Journal, bus: UnreliableBus, subjects: Subjects, clock: Clock) -> None:
-        self._lite, self._bus, self._subjects, self._clock = lite, bus, subjects, clock
+    def __init__(self, ports: Ports) -> None:
+        self._lite, self._bus = ports.lite, ports.bus
+        self._subjects, self._clock = ports.subjects, ports.clock
         #: Token of a cancelled task → when it may be forgotten.
         self._cancelled: dict[str, float] = {}
         self._running: dict[str, Callable[[], None]] = {}
@@ -81,9 +81,7 @@ class Cancellations:
         self._running.pop(token_of(task_id), None)
 
 
-async def request_cancel(
-    lite: Journal, subjects: Subjects, clock: Clock, task_id: str, *, deadline_at_s: float | None
-) -> None:
+async def request_cancel(ports: Ports, task_id: str, *, deadline_at_s: float | None) -> None:
     """Ask whoever runs this task, now or later, to stop; stored when this returns.
 
     Args:
@@ -92,8 +90,8 @@ async def request_cancel(
     Raises:
         BusUnavailableError: not acknowledged in time.
     """
-    now = clock.time()
+    now = ports.clock.time()
     until = now + KEPT_S if deadline_at_s is None else max(now, deadline_at_s) + KEPT_BEYOND_S
-    key = subjects.lite("cancel", token_of(task_id))
+    key = ports.subjects.lite("cancel", token_of(task_id))
     data = json.dumps({"until": until}).encode()
-    await lite.append(key, data, ttl_s=until - now, msg_id=f"{token_of(task_id)}.cancel")
+    await ports.lite.append(key, data, ttl_s=until - now, msg_id=f"{token_of(task_id)}.cancel")

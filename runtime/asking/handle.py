@@ -37,7 +37,7 @@ class Handle:
 
     def __init__(self, task_id: str, topic: str, reply_to: str, deadline: Deadline, caller: Caller) -> None:
         self.task_id, self.topic, self.reply_to, self.deadline = task_id, topic, reply_to, deadline
-        self._caller, self._lite = caller, caller.lite
+        self._caller, self._lite = caller, caller.ports.lite
         self._outcome: Outcome | None = None
         #: When to read the lite topic for it, on the loop's clock, and the pause before the next time.
         self.look_at, self.look_again_s = 0.0, 0.0
@@ -183,7 +183,7 @@ class Handle:
         """The message with what it claims; goes on over an absence of the server, until the deadline."""
         while True:
             try:
-                return await self._caller.claims.resolve(message)
+                return await self._caller.ports.claims.resolve(message)
             except BusUnavailableError:
                 if self.deadline.passed:
                     raise
@@ -232,7 +232,7 @@ class Handle:
         live = not self.done
         return StreamReader(
             self._lite,
-            self._caller.claims,
+            self._caller.ports.claims,
             lite_topic,
             live=live,
             until=self.deadline if live else None,

@@ -25,10 +25,10 @@ from squadron.runtime.lite.exclusive import ExclusiveCursor, cursor_key
 from squadron.runtime.lite.feed import LiteFeed
 from squadron.runtime.lite.quotas import IN_ALL, PER_OWNER, Quotas
 from squadron.runtime.lite.reader import LiteReader, LiteReading, LiteStart, check_lite_start
-from squadron.runtime.ports.lite_journal import END_HEADER, LiteJournal
-from squadron.runtime.wire.envelope import AgentIdentity, pack
-from squadron.runtime.wire.limits import Clock
-from squadron.runtime.wire.subjects import Subjects, check_token, life_of, token_of
+from squadron.runtime.ports.lite_journal import END_HEADER
+from squadron.runtime.store.ports import Ports
+from squadron.runtime.wire.envelope import pack
+from squadron.runtime.wire.subjects import check_token, life_of, token_of
 
 #: Idle life of a topic that was given none, in seconds: a day. The longest is that of the stream's entries.
 DEFAULT_TTL_S, LONGEST_TTL_S = 24 * 3600.0, 30 * 24 * 3600.0
@@ -53,19 +53,10 @@ class _Life:
 class LiteTopics:
     """The lite topics as one process uses them: renews their lives, keeps the quotas."""
 
-    def __init__(
-        self,
-        identity: AgentIdentity,
-        subjects: Subjects,
-        *,
-        lite: LiteJournal,
-        clock: Clock,
-        per_owner: int = PER_OWNER,
-        in_all: int = IN_ALL,
-    ) -> None:
-        self.identity, self.lite, self.clock = identity, lite, clock
-        self._subjects = subjects
-        self._quotas = Quotas(lite, subjects, clock, per_owner=per_owner, in_all=in_all)
+    def __init__(self, ports: Ports, *, per_owner: int = PER_OWNER, in_all: int = IN_ALL) -> None:
+        self.identity, self.lite, self.clock = ports.identity, ports.lite, ports.clock
+        self._subjects = ports.subjects
+        self._quotas = Quotas(ports.lite, ports.subjects, ports.clock, per_owner=per_owner, in_all=in_all)
         #: Of the topics that were published on from here.
         self._lives: dict[str, _Life] = {}
         self._prune_at = 1024

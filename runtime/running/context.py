@@ -97,7 +97,7 @@ class Context:
 
     def _stream(self) -> StreamWriter:
         if self._writer is None:
-            self._writer = StreamWriter(self._caller, self._lite_key, self.message, self.attempt)
+            self._writer = StreamWriter(self._caller.ports, self._lite_key, self.message, self.attempt)
             if self._ended:
                 self._writer.close()
         return self._writer
@@ -174,7 +174,7 @@ class Context:
         self._children = self._children or WeakSet()
         self._children.add(handle)
         if self.message.nested and not handle.done:
-            await self._stream().point_to(handle)
+            await self._stream().point_to(handle.task_id, handle.topic, handle.reply_to)
         return handle
 
     def lite(
@@ -218,12 +218,12 @@ class Context:
     async def remember(self, item: Any) -> None:
         """Add one JSON value to this agent's memory of the conversation; any replica can recall it."""
         self._check_loop()
-        await self._caller.lite.append(self._memory_key, json.dumps(item).encode(), ttl_s=MEMORY_TTL_S)
+        await self._caller.ports.lite.append(self._memory_key, json.dumps(item).encode(), ttl_s=MEMORY_TTL_S)
 
     async def recall(self, *, most: int = 50) -> list[Any]:
         """The newest `most` items this agent remembers of the conversation, oldest first."""
         self._check_loop()
-        stored = self._caller.lite.read(self._memory_key)
+        stored = self._caller.ports.lite.read(self._memory_key)
         items = []
         async for entry in stored:
             # What is no JSON, or can't travel, was not remembered here.
@@ -235,7 +235,7 @@ class Context:
     @property
     def _memory_key(self) -> str:
         conversation = token_of(self.message.context.conversation_id)
-        return self._caller.subjects.lite(f"memory-{self._agent}"[:64], conversation)
+        return self._caller.ports.subjects.lite(f"memory-{self._agent}"[:64], conversation)
 
 
 class SyncContext:

@@ -10,12 +10,11 @@ from typing import Any
 
 import structlog
 
-from squadron.runtime.asking.caller import Caller
 from squadron.runtime.errors import InvalidMessageError
-from squadron.runtime.ports.journal import Journal
 from squadron.runtime.ports.queue import Delivery
 from squadron.runtime.retries import Retries, failure_details, summary_of, traceback_of
 from squadron.runtime.store.dead_letters import DeadLetters
+from squadron.runtime.store.ports import Ports
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.wire.outcome import DeadLettered
 from squadron.runtime.wire.subjects import token_of
@@ -55,21 +54,19 @@ class EventTurns:
         self,
         group: str,
         handle: Callable[[AgentMessage], Any],
-        caller: Caller,
-        dead: Journal,
+        ports: Ports,
         *,
         retries: Retries,
         run_timeout_s: float,
     ) -> None:
-        self.group, self._handle, self._caller = group, handle, caller
-        self._letters = DeadLetters(dead, caller.queue, caller.claims, caller.subjects, caller.clock)
+        self.group, self._handle, self._ports = group, handle, ports
+        self._letters = DeadLetters(ports)
         self._retries, self._run_timeout_s = retries, run_timeout_s
-        self._log = structlog.get_logger("squadron.event").bind(group=group, replica=caller.identity.id)
+        self._log = structlog.get_logger("squadron.event").bind(group=group, replica=ports.identity.id)
 
     async def run(self, delivery: Delivery) -> None:
         """Take one delivery to its end: handled and settled, handed back for another attempt, or buried."""
-        caller = self._caller
-        message = await read_event(self._letters, caller.identity, self.group, delivery)
+        message = await read_event(self._letters, self._ports.identity, self.group, delivery)
         if message is None:
             return
         attempt = await delivery.lease.begin()
@@ -115,16 +112,15 @@ class EventTurns:
     async def _give_up(
         self, delivery: Delivery, message: AgentMessage, attempt: int, reason: str, details: dict[str, Any]
     ) -> None:
-        caller = self._caller
         outcome = DeadLettered(
             task_id=token_of(message.id),
             topic=".".join(delivery.subject.split(".")[3:5]),
-            source=caller.identity.id,
+            source=self._ports.identity.id,
             attempt=attempt,
             reason=reason,
             details=details,
         )
-        await bury_event(self._letters, caller.identity, self.group, delivery, outcome)
+        await bury_event(self._letters, self._ports.identity, self.group, delivery, outcome)
 
 
 async def hand_event(handle: Callable[[AgentMessage], Awaitable[Any] | Any], message: AgentMessage) -> None:

@@ -6,12 +6,12 @@ import contextlib
 import random
 from collections.abc import Sequence
 
-from squadron.runtime.asking.caller import Caller
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import BusUnavailableError, MessageTooLargeError, SquadronError
 from squadron.runtime.ports.bus import Note, Subscription
 from squadron.runtime.ports.queue import Delivery
 from squadron.runtime.running.pump import Pump
+from squadron.runtime.store.ports import Ports
 from squadron.runtime.wire.subjects import TaskSubject, is_foreign
 
 #: How long a replica may take to say that it takes a task, in seconds, and how many are asked.
@@ -22,15 +22,15 @@ HAND_ON_S, LONGEST_HAND_ON_S = 0.05, 3.2
 _TAKEN = b"taken"
 
 
-async def hand_over(caller: Caller, delivery: Delivery, replicas: Sequence[str]) -> bool:
+async def hand_over(ports: Ports, delivery: Delivery, replicas: Sequence[str]) -> bool:
     """Give a delivery, lease and all, to one of these replicas; whether one took it."""
     if not delivery.lease.token:
         return False
     head = f"{delivery.lease.token} {delivery.seq} {delivery.subject}\n".encode()
     for replica in random.sample(replicas, min(len(replicas), MOST_ASKED)):
         with contextlib.suppress(BusUnavailableError, MessageTooLargeError):
-            subject = caller.subjects.hand(replica)
-            answer = await caller.bus.request(subject, head + delivery.data, within_s=TAKE_WITHIN_S)
+            subject = ports.subjects.hand(replica)
+            answer = await ports.bus.request(subject, head + delivery.data, within_s=TAKE_WITHIN_S)
             if answer == _TAKEN:
                 return True
     return False
@@ -45,14 +45,14 @@ def pause_s(delivered: int) -> float:
 class Handovers:
     """The receiving side: what others hand to this replica goes to its pump."""
 
-    def __init__(self, caller: Caller, pump: Pump) -> None:
-        self._caller, self._pump = caller, pump
+    def __init__(self, ports: Ports, pump: Pump) -> None:
+        self._ports, self._pump = ports, pump
         self._ear: Subscription | None = None
 
     async def start(self) -> None:
         """Begin to take tasks; once the pump has started."""
-        subject = self._caller.subjects.hand(self._caller.identity.id)
-        self._ear = await self._caller.bus.subscribe(subject, self._hear)
+        subject = self._ports.subjects.hand(self._ports.identity.id)
+        self._ear = await self._ports.bus.subscribe(subject, self._hear)
 
     async def aclose(self) -> None:
         """Take no more. May be called twice."""
@@ -64,10 +64,10 @@ class Handovers:
         try:
             token, seq, subject = head.decode().split(" ")
             TaskSubject.parse(subject)
-            delivery = Delivery(subject, data, self._caller.queue.take_over(token), int(seq))
+            delivery = Delivery(subject, data, self._ports.queue.take_over(token), int(seq))
         except (ValueError, SquadronError):
             # Anybody may write there.
             return
         answer = _TAKEN if self._pump.offer(delivery) else b""
         if is_foreign(note.reply):
-            spawn(self._caller.bus.publish(note.reply, answer), "hand over")
+            spawn(self._ports.bus.publish(note.reply, answer), "hand over")

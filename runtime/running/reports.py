@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic_core import PydanticSerializationError
 
-from squadron.runtime.asking.caller import Caller
 from squadron.runtime.errors import InvalidMessageError, MessageTooLargeError
+from squadron.runtime.store.ports import Ports
 from squadron.runtime.wire.envelope import AgentMessage, pack
 from squadron.runtime.wire.outcome import LITE_TTL_S, Failed, Outcome, outcome_msg_id
 from squadron.runtime.wire.subjects import is_foreign, token_of
@@ -14,12 +14,12 @@ from squadron.runtime.wire.subjects import is_foreign, token_of
 class Reports:
     """One replica's side of answering."""
 
-    def __init__(self, caller: Caller) -> None:
-        self._caller = caller
+    def __init__(self, ports: Ports) -> None:
+        self._ports = ports
 
     def address(self, message: AgentMessage, topic: str) -> tuple[str, str]:
         """The lite topic the outcome is stored on, and the foreign subject it is announced on, if any."""
-        subjects = self._caller.subjects
+        subjects = self._ports.subjects
         if message.reply_to is not None and subjects.has_lite(message.reply_to):
             return message.reply_to, ""
         announce = message.reply_to or subjects.result(topic)
@@ -27,22 +27,22 @@ class Reports:
 
     async def stored(self, message: AgentMessage, lite_key: str) -> bytes | None:
         """This task's outcome, if it is stored; another task's on the same lite topic does not count."""
-        newest = await self._caller.lite.last(lite_key)
+        newest = await self._ports.lite.last(lite_key)
         if newest is None:
             return None
         if _is_outcome_of(message, newest.data):
             return newest.data
         # Behind it may be chunks of an attempt that lost its lease, or what others share this address for.
         found = None
-        async for entry in self._caller.lite.read(lite_key):
+        async for entry in self._ports.lite.read(lite_key):
             if _is_outcome_of(message, entry.data):
                 found = entry.data
         return found
 
     async def announce(self, subject: str, data: bytes) -> None:
         """Tell a foreign subject; ours are written by those they belong to, not by whoever names them."""
-        if is_foreign(subject.removeprefix(self._caller.subjects.result(""))):
-            await self._caller.bus.publish(subject, data)
+        if is_foreign(subject.removeprefix(self._ports.subjects.result(""))):
+            await self._ports.bus.publish(subject, data)
 
     async def store(
         self, message: AgentMessage, outcome: Outcome, lite_key: str, announce: str, *, msg_id: str = ""
@@ -75,15 +75,15 @@ class Reports:
     ) -> None:
         result = pack(
             "result",
-            self._caller.identity,
+            self._ports.identity,
             {"content": outcome.to_content()},
             conversation_id=message.context.conversation_id,
             parent=message.id,
             correlation_id=message.correlation_id or message.id,
             metadata={"redriven": message.redriven} if message.redriven else None,
         )
-        data = await self._caller.claims.seal(result, keep_s=LITE_TTL_S)
-        await self._caller.lite.append(lite_key, data, ttl_s=LITE_TTL_S, msg_id=msg_id)
+        data = await self._ports.claims.seal(result, keep_s=LITE_TTL_S)
+        await self._ports.lite.append(lite_key, data, ttl_s=LITE_TTL_S, msg_id=msg_id)
         if announce:
             await self.announce(announce, data)
 

@@ -20,7 +20,6 @@ from squadron.runtime.errors import (
     InvalidSubjectError,
     Terminal,
 )
-from squadron.runtime.ports.journal import Journal
 from squadron.runtime.ports.queue import Delivery
 from squadron.runtime.retries import Retries, failure_details, summary_of, text_of, traceback_of
 from squadron.runtime.running.context import Context
@@ -105,18 +104,18 @@ class Turns:
         agent: str,
         handlers: Sequence[Handler],
         caller: Caller,
-        dead: Journal,
         *,
         capabilities: Collection[str] = (),
     ) -> None:
-        self.agent, self._caller = agent, caller
-        self._letters = DeadLetters(dead, caller.queue, caller.claims, caller.subjects, caller.clock)
-        self._reports = Reports(caller)
+        ports = caller.ports
+        self.agent, self._caller, self._ports = agent, caller, ports
+        self._letters = DeadLetters(ports)
+        self._reports = Reports(ports)
         self._capabilities = frozenset(capabilities)
         self._exact = {handler.topic.name: handler for handler in handlers}
         self._families = [handler for handler in handlers if handler.topic.is_pattern]
-        self._cancelled = Cancellations(caller.lite, caller.bus, caller.subjects, caller.clock)
-        self._log = structlog.get_logger("squadron.turn").bind(agent=agent, replica=caller.identity.id)
+        self._cancelled = Cancellations(ports)
+        self._log = structlog.get_logger("squadron.turn").bind(agent=agent, replica=ports.identity.id)
 
     async def start(self) -> None:
         """Begin to hear of cancelled tasks; before the first turn."""
@@ -145,28 +144,28 @@ class Turns:
         lite_key, announce = self._reports.address(message, topic)
         # One that may have been here before: after a death, as a dead letter, or under an id of its caller's own.
         *_, owner, id = lite_key.split(".")
-        asked_at, now = message.timestamp, self._caller.clock.time()
+        asked_at, now = message.timestamp, self._ports.clock.time()
         again = message.redriven or owner == id or not delivery.lease.first or now > asked_at + ALONE_S
         if again and await self._settle_if_stored(delivery, message, lite_key, announce):
             return None
         looked_at = now if again else asked_at
         ended = await self._attempt(delivery, message, topic, lite_key)
         if isinstance(ended, _HandOn):
-            if not await hand_over(self._caller, delivery, ended.replicas):
+            if not await hand_over(self._ports, delivery, ended.replicas):
                 await delivery.lease.release(pause_s(delivery.lease.delivered))
             return None
         if isinstance(ended, _Again):
             await delivery.lease.release(ended.after_s)
             return None
-        late = self._caller.clock.time() > looked_at + ALONE_S
+        late = self._ports.clock.time() > looked_at + ALONE_S
         if late and await self._settle_if_stored(delivery, message, lite_key, announce):
             return None
         if isinstance(ended, DeadLettered):
-            await self._letters.bury(self.agent, delivery, ended, source=self._caller.identity)
+            await self._letters.bury(self.agent, delivery, ended, source=self._ports.identity)
         reported = await self._reports.store(message, ended, lite_key, announce)
         if not isinstance(ended, DeadLettered | Rejected):
             # A dead letter may be sent again, with the claim that it carries.
-            await self._caller.claims.drop(message)
+            await self._ports.claims.drop(message)
         await delivery.lease.settle()
         return reported
 
@@ -188,7 +187,7 @@ class Turns:
         common: dict[str, Any] = {
             "task_id": message.id,
             "topic": topic,
-            "source": self._caller.identity.id,
+            "source": self._ports.identity.id,
             "attempt": 1,
         }
         registry = self._caller.registry
@@ -218,7 +217,7 @@ class Turns:
     def _refusal(self, message: AgentMessage, common: dict[str, Any]) -> Outcome | _HandOn | None:
         if self._cancelled.includes(message.id):
             return Cancelled(reason="cancelled before it started", **common)
-        now, routing, limits = self._caller.clock.time(), message.routing, message.payload.constraints
+        now, routing, limits = self._ports.clock.time(), message.routing, message.payload.constraints
         if routing.timeout is not None and now > message.timestamp + routing.timeout / 1000:
             reason = f"waited longer than its {routing.timeout / 1000:g} s in the mailbox"
             return Expired(reason=reason, **common)
@@ -233,7 +232,7 @@ class Turns:
 
     @property
     def _me(self) -> str:
-        return self._caller.identity.id
+        return self._ports.identity.id
 
     def _hand_on(self, route: Route, reason: str, common: dict[str, Any]) -> Outcome | _HandOn:
         """Not for this replica: on to another that lives and may run it."""
@@ -266,7 +265,7 @@ class Turns:
         answer: Any = _NOTHING
         failure: BaseException | None = None
         try:
-            context.message = await self._caller.claims.resolve(message)
+            context.message = await self._ports.claims.resolve(message)
             answer = await handler.run(context.message.payload.content, context)
         except asyncio.CancelledError:
             if not stopped:
@@ -299,7 +298,7 @@ class Turns:
 
     def _context(self, message: AgentMessage, common: dict[str, Any], lite_key: str) -> Context:
         limits = message.payload.constraints
-        clock = self._caller.clock
+        clock = self._ports.clock
         # Without a deadline of the caller's only the handler's own limit counts.
         at_ms = limits.deadline if limits is not None and limits.deadline is not None else LAST_MS
         return Context(
@@ -317,7 +316,7 @@ class Turns:
     async def _invalid(self, delivery: Delivery, error: InvalidInputError, common: dict[str, Any]) -> Outcome:
         """Past the door of a caller's own check: its sender is told, and it is kept for a person to look at."""
         outcome = Rejected(reason=str(error), details={"field": error.field}, **common)
-        await self._letters.bury(self.agent, delivery, outcome, source=self._caller.identity)
+        await self._letters.bury(self.agent, delivery, outcome, source=self._ports.identity)
         return outcome
 
     def _judge(
@@ -344,7 +343,7 @@ class Turns:
         try:
             raw = json.loads(delivery.data)
             id, reply_to = raw["id"], raw["replyTo"]
-            message = AgentMessage.new("task", self._caller.identity, id=id, reply_to=reply_to)
+            message = AgentMessage.new("task", self._ports.identity, id=id, reply_to=reply_to)
         except (ValueError, TypeError, KeyError, RecursionError):
             return
         outcome = DeadLettered(reason=str(error), task_id=message.id, details={"attempts": 0})
@@ -355,7 +354,7 @@ class Turns:
     async def _bury_poison(self, delivery: Delivery, error: Exception) -> None:
         """Bytes nobody can read get no second try; they are kept for a person to look at."""
         self._log.warning("turn.poison", subject=delivery.subject, error=str(error))
-        await self._letters.bury_poison(self.agent, delivery, error, source=self._caller.identity)
+        await self._letters.bury_poison(self.agent, delivery, error, source=self._ports.identity)
         await delivery.lease.settle()
 
 

@@ -19,13 +19,12 @@ from squadron.runtime.errors import (
     SquadronError,
     UnknownLetterError,
 )
-from squadron.runtime.ports.journal import Entry, Journal
-from squadron.runtime.ports.queue import Delivery, Queue
-from squadron.runtime.store.claims import Claims
+from squadron.runtime.ports.journal import Entry
+from squadron.runtime.ports.queue import Delivery
+from squadron.runtime.store.ports import Ports
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
-from squadron.runtime.wire.limits import Clock
 from squadron.runtime.wire.outcome import DeadLettered, Outcome, from_content
-from squadron.runtime.wire.subjects import Subjects, TaskSubject, check_pattern, matches, token_of
+from squadron.runtime.wire.subjects import TaskSubject, check_pattern, matches, token_of
 
 #: How much of a message is kept that is too large for a letter, in characters or, if it is no text, bytes.
 CUT_AT = 100_000
@@ -143,9 +142,9 @@ class DeadLetters:
     An id may be shortened as long as one letter only begins so.
     """
 
-    def __init__(self, journal: Journal, queue: Queue, claims: Claims, subjects: Subjects, clock: Clock) -> None:
-        self._journal, self._queue, self._claims = journal, queue, claims
-        self._subjects, self._clock = subjects, clock
+    def __init__(self, ports: Ports) -> None:
+        self._journal, self._queue, self._claims = ports.dead, ports.queue, ports.claims
+        self._subjects, self._clock = ports.subjects, ports.clock
 
     # --- burying -------------------------------------------------------------------------------------
 

@@ -10,16 +10,13 @@ import asyncio
 import contextlib
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import BusUnavailableError, SquadronError
+from squadron.runtime.store.ports import Ports
 from squadron.runtime.wire.envelope import AgentMessage, pack
 from squadron.runtime.wire.outcome import LITE_TTL_S, Outcome
-
-if TYPE_CHECKING:
-    from squadron.runtime.asking.caller import Caller
-    from squadron.runtime.asking.handle import Handle
 
 #: How far a writer may be ahead of the oldest chunk that is not acknowledged. Enough for 20,000 chunks a second on
 #: acknowledgements that take 10 ms; a reader holds back so many at most.
@@ -82,9 +79,9 @@ class StreamWriter:
     is also told to whoever listens on the live view (`Subjects.stream`).
     """
 
-    def __init__(self, caller: Caller, lite_key: str, message: AgentMessage, attempt: int) -> None:
-        self._caller, self._key, self._message = caller, lite_key, message
-        self._view = caller.subjects.stream(lite_key.rpartition(".")[2])
+    def __init__(self, ports: Ports, lite_key: str, message: AgentMessage, attempt: int) -> None:
+        self._ports, self._key, self._message = ports, lite_key, message
+        self._view = ports.subjects.stream(lite_key.rpartition(".")[2])
         #: Tells this run of the handler from all others: a server that was killed forgets what it delivered, so
         #: that two may run under the same number.
         self._run = os.urandom(8).hex()
@@ -108,16 +105,16 @@ class StreamWriter:
         """
         await self._send({"chunk": chunk})
 
-    async def point_to(self, child: Handle) -> None:
+    async def point_to(self, task_id: str, topic: str, lite_topic: str) -> None:
         """Tell readers of a task that was asked, whose chunks they are to see as well."""
-        pointer = {"taskId": child.task_id, "topic": child.topic, "liteTopic": child.reply_to}
+        pointer = {"taskId": task_id, "topic": topic, "liteTopic": lite_topic}
         await self._send({"child": pointer})
 
     async def _send(self, content: dict[str, Any]) -> None:
         async with self._turn:
             self._check_open()
             number = self._next
-            data = await self._caller.claims.seal(self._packed(number, content), keep_s=LITE_TTL_S)
+            data = await self._ports.claims.seal(self._packed(number, content), keep_s=LITE_TTL_S)
             while number - next(iter(self._unacknowledged), number) >= WINDOW:
                 await self._acknowledgement()
             self._check_open()
@@ -134,7 +131,7 @@ class StreamWriter:
     def _packed(self, number: int, content: dict[str, Any], *, final: bool = False) -> bytes:
         return pack(
             "stream",
-            self._caller.identity,
+            self._ports.identity,
             {
                 "sequenceNumber": number,
                 "isFirst": number == 0,
@@ -152,14 +149,12 @@ class StreamWriter:
 
     async def _show(self, data: bytes) -> None:
         with contextlib.suppress(BusUnavailableError):
-            await self._caller.bus.publish(self._view, data)
+            await self._ports.bus.publish(self._view, data)
 
     async def _append(self, number: int) -> None:
         data = self._unacknowledged[number]
         try:
-            stored = await self._caller.lite.append_soon(
-                self._key, data, ttl_s=LITE_TTL_S, msg_id=self._id(number)
-            )
+            stored = await self._ports.lite.append_soon(self._key, data, ttl_s=LITE_TTL_S, msg_id=self._id(number))
         except BaseException:
             self._send_again(number)
             raise
@@ -178,7 +173,7 @@ class StreamWriter:
             self._waiting.set_result(None)
 
     async def _acknowledgement(self) -> None:
-        self._waiting = self._caller.loop.create_future()
+        self._waiting = asyncio.get_running_loop().create_future()
         await self._waiting
 
     def _send_again(self, number: int) -> None:
@@ -214,7 +209,7 @@ class StreamWriter:
             raise BusUnavailableError(reason) from None
         count = self._next
         data = self._packed(count, {"count": count, "end": end}, final=True)
-        await self._caller.lite.append(self._key, data, ttl_s=LITE_TTL_S, msg_id=self._id(count))
+        await self._ports.lite.append(self._key, data, ttl_s=LITE_TTL_S, msg_id=self._id(count))
         await self._show(data)
 
     def close(self) -> None:

@@ -50,7 +50,7 @@ class Fleet:
 
     @property
     def _control(self) -> Control:
-        return Control(self._wiring.bus, self._wiring.subjects)
+        return Control(self._wiring.ports.bus, self._wiring.ports.subjects)
 
     async def deploy(
         self,
@@ -81,7 +81,7 @@ class Fleet:
         spec = AgentSpec.of(agent_class)
         packed, blob = code.pack(agent_class)
         if blob:
-            await self._wiring.records.append(self._wiring.subjects.record("blob", packed.version), blob)
+            await self._wiring.records.append(self._wiring.ports.subjects.record("blob", packed.version), blob)
         bounds = Scale(minimum=agent_class.min_replicas, maximum=agent_class.max_replicas)
         return Deployment(
             card=spec.card(),

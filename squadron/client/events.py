@@ -60,7 +60,7 @@ class DurableEvents:
         # An agent's group has a dot in its name, and is none to join.
         group = EventGroup(check_token(name, "subscription"), pattern, start, wiring.settings.lease_s)
         events = cls(wiring, group)
-        events._feed = await wiring.events.consume(events._group, events._hear)
+        events._feed = await wiring.ports.events.consume(events._group, events._hear)
         events._extender = spawn(events._extend(), f"lease {name}", lasting=True)
         return events
 
@@ -84,7 +84,7 @@ class DurableEvents:
         wiring = self._wiring
         while True:
             delivery = await self._delivered()
-            message = await read_event(wiring.dead_letters, wiring.identity, self._group.name, delivery)
+            message = await read_event(wiring.dead_letters, wiring.ports.identity, self._group.name, delivery)
             if message is None:
                 self._arrived = None
                 continue

@@ -244,8 +244,8 @@ class Squad(Fleet):
     async def subscribe(self, pattern: str) -> Events:
         """Hear events: `status.*`, or `*.*` for all; active when this returns."""
         events = Events()
-        subject = self._wiring.subjects.event(check_pattern(pattern))
-        events.attach(await self._wiring.bus.subscribe(subject, events.hear))
+        subject = self._wiring.ports.subjects.event(check_pattern(pattern))
+        events.attach(await self._wiring.ports.bus.subscribe(subject, events.hear))
         self._heard.add(events)
         return events
 
@@ -316,7 +316,7 @@ class Squad(Fleet):
 
     async def forget_subscription(self, name: str) -> None:
         """Delete a durable subscription and its place; an agent's is `agent.method`."""
-        await self._wiring.events.forget(check_group(name))
+        await self._wiring.ports.events.forget(check_group(name))
 
     def discover(self, intent: str, *, most: int = 8) -> list[ScoredTopic]:
         """The served topics that fit an intent in plain words, best first."""

@@ -376,7 +376,7 @@ async def _result_of(id: str, home: Path) -> dict[str, Any]:
     """The first good outcome of a task, as it is stored."""
     wiring = await Wiring.open(Settings.load({}, home=home), AgentIdentity(id="reader"))
     try:
-        async for entry in wiring.lite.read(f"agents.dev.lite.*.{id}", live=True):
+        async for entry in wiring.ports.lite.read(f"agents.dev.lite.*.{id}", live=True):
             content: dict[str, Any] = AgentMessage.decode(entry.data).payload.content
             if content["success"]:
                 return content

@@ -24,7 +24,7 @@ class Hermit(Agent):
     async def retire(self, who: int, ctx: Context) -> int:
         """The process `who` goes deaf over this and never ends it; any other ends it at once."""
         if os.getpid() == who:
-            _deafen(ctx._caller.bus._connection)
+            _deafen(ctx._caller.ports.bus._connection)
             await asyncio.sleep(300)
         return os.getpid()
 

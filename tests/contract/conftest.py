@@ -19,7 +19,8 @@ from squadron.runtime.errors import BusUnavailableError
 from squadron.runtime.ports.bus import UnreliableBus
 from squadron.runtime.ports.events import EventLog
 from squadron.runtime.ports.journal import Journal
-from squadron.runtime.ports.queue import Delivery, Mailbox
+from squadron.runtime.ports.lite_journal import LiteJournal
+from squadron.runtime.ports.queue import Delivery, Mailbox, Queue
 from squadron.runtime.ports.vault import Vault
 from squadron.runtime.registry.registry import Registry
 from squadron.runtime.running.handover import Handovers
@@ -27,6 +28,7 @@ from squadron.runtime.running.ordered import OrderedQueue
 from squadron.runtime.running.pump import Pump
 from squadron.runtime.running.turn import Turns
 from squadron.runtime.store.claims import Claims
+from squadron.runtime.store.ports import Ports
 from squadron.runtime.wire.envelope import AgentIdentity
 from squadron.runtime.wire.limits import Clock
 from squadron.runtime.wire.outcome import Outcome
@@ -44,20 +46,42 @@ LEASE_S = 1.5
 class Peer:
     """One participant: all ports, seen by one process."""
 
-    subjects: Subjects
-    clock: Clock
-    bus: UnreliableBus
-    queue: OrderedQueue
-    events: EventLog
-    lite: Journal
+    ports: Ports
     records: Journal
-    dead: Journal
     registry: Registry
     caller: Caller
 
     @property
+    def subjects(self) -> Subjects:
+        return self.ports.subjects
+
+    @property
+    def clock(self) -> Clock:
+        return self.ports.clock
+
+    @property
+    def bus(self) -> UnreliableBus:
+        return self.ports.bus
+
+    @property
+    def queue(self) -> Queue:
+        return self.ports.queue
+
+    @property
+    def events(self) -> EventLog:
+        return self.ports.events
+
+    @property
+    def lite(self) -> LiteJournal:
+        return self.ports.lite
+
+    @property
+    def dead(self) -> Journal:
+        return self.ports.dead
+
+    @property
     def claims(self) -> Claims:
-        return self.caller.claims
+        return self.ports.claims
 
     @property
     def vault(self) -> Vault:
@@ -66,7 +90,7 @@ class Peer:
 
 def peer_of(w: Wiring) -> Peer:
     """The ports of one process on a real server."""
-    return Peer(w.subjects, w.clock, w.bus, w.queue, w.events, w.lite, w.records, w.dead, w.registry, w.caller)
+    return Peer(w.ports, w.records, w.registry, w.caller)
 
 
 @dataclass
@@ -88,23 +112,22 @@ async def _memory_world() -> World:
 
     async def join(name: str) -> Peer:
         registry = Registry(records, bus, subjects, clock, heartbeat_s=HEARTBEAT_S)
-        identity = AgentIdentity(id=name, type="test")
-        claims = Claims(vault)
-        caller = Caller(
-            identity,
-            subjects,
-            queue=queue,
-            lite=lite,
-            bus=bus,
-            registry=registry,
-            claims=claims,
-            events=events,
+        ports = Ports(
+            identity=AgentIdentity(id=name, type="test"),
+            subjects=subjects,
             clock=clock,
+            bus=bus,
+            queue=queue,
+            events=events,
+            lite=lite,
+            dead=dead,
+            claims=Claims(vault),
         )
+        caller = Caller(ports, registry)
         await registry.start()
         await caller.start()
         world._closers += [caller.aclose, registry.aclose]
-        return Peer(subjects, clock, bus, queue, events, lite, records, dead, registry, caller)
+        return Peer(ports, records, registry, caller)
 
     world = World("memory", join)
     return world
@@ -152,12 +175,12 @@ class Replica:
         self.spec = AgentSpec.of(type(agent))
         capabilities = agent.capabilities
         handlers = self.spec.handlers(agent)
-        turns = Turns(self.spec.name, handlers, peer.caller, peer.dead, capabilities=capabilities)
+        turns = Turns(self.spec.name, handlers, peer.caller, capabilities=capabilities)
         patterns = tuple(each.topic.name for each in self.spec.topics)
         self.mailbox = Mailbox(self.spec.name, patterns, lease_s)
         self.turns = turns
         self.pump = Pump(peer.queue, self.mailbox, self._run, slots=slots)
-        self.handovers = Handovers(peer.caller, self.pump)
+        self.handovers = Handovers(peer.ports, self.pump)
         #: How often what it was delivered had been delivered then.
         self.delivered: list[int] = []
 
@@ -171,7 +194,7 @@ class Replica:
         # Ten minutes of presence, so that no test depends on heartbeats.
         self.peer.registry.heartbeat_s = 200.0
         facts = {"capabilities": sorted(self.agent.capabilities)}
-        await self.peer.registry.renew(self.spec.name, self.peer.caller.identity.id, **facts)
+        await self.peer.registry.renew(self.spec.name, self.peer.caller.ports.identity.id, **facts)
         await self.turns.start()
         await self.pump.start()
         await self.handovers.start()

@@ -64,15 +64,15 @@ async def test_a_header_named_status_and_an_odd_token_do_not_stop_a_mailbox(serv
     settings = Settings(home=home, env="odd")
     wiring = await Wiring.open(settings, AgentIdentity(id="reader"), create=True)
     mailbox = Mailbox("reader", ("book.*",))
-    await wiring.queue.declare(mailbox)
+    await wiring.ports.queue.declare(mailbox)
     await wiring.connection.publish("agents.odd.task.book.b@d.p3", b"1")
     await wiring.connection.publish("agents.odd.task.book.read", b"2", headers={"Status": "408"})
     arrived: asyncio.Queue[Delivery] = asyncio.Queue()
-    feed = await wiring.queue.consume(mailbox, arrived.put_nowait)
+    feed = await wiring.ports.queue.consume(mailbox, arrived.put_nowait)
     feed.want(2)
     got = [await asyncio.wait_for(arrived.get(), 5) for _ in range(2)]
     assert {delivery.data for delivery in got} == {b"1", b"2"}
-    assert (await wiring.queue.backlog("reader")).taken == 2
+    assert (await wiring.ports.queue.backlog("reader")).taken == 2
     await feed.aclose()
     await wiring.aclose()
 
@@ -93,9 +93,9 @@ async def test_a_reconnect_ends_the_wait_for_answers_that_went_to_the_old_connec
 async def test_an_entry_with_a_header_named_status_is_read_as_any_other(server):
     _, home = server
     wiring = await Wiring.open(Settings(home=home, env="odd"), AgentIdentity(id="reader"), create=True)
-    key = wiring.subjects.lite("reader", "odd")
+    key = wiring.ports.subjects.lite("reader", "odd")
     await wiring.connection.request(key, b"1", headers={"Status": "503"})
-    entry = await wiring.lite.last(key)
+    entry = await wiring.ports.lite.last(key)
     assert entry is not None
     assert entry.data == b"1"
     await wiring.aclose()

@@ -236,7 +236,7 @@ class Fleet(Agent):
 
     @topic("fleet.who")
     async def who(self, context: Context) -> str:
-        return context.caller.identity.id
+        return context.caller.ports.identity.id
 
 
 @pytest.fixture
@@ -300,7 +300,7 @@ class Ward(Agent):
 
     @topic("ward.who")
     async def who(self, context: Context) -> str:
-        return context.caller.identity.id
+        return context.caller.ports.identity.id
 
 
 #: Only this one of the wards.

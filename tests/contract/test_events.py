@@ -286,7 +286,7 @@ class Replica:
         run_timeout_s: float = 60.0,
     ) -> None:
         retries = Retries(max_attempts)
-        turns = EventTurns(group, handle, peer.caller, peer.dead, retries=retries, run_timeout_s=run_timeout_s)
+        turns = EventTurns(group, handle, peer.ports, retries=retries, run_timeout_s=run_timeout_s)
         self.pump = Pump(peer.events, EventGroup(group, "news.*", "first", LEASE_S), turns.run, slots=slots)
 
 
@@ -467,13 +467,13 @@ async def test_a_subscription_buries_what_nobody_can_read_and_goes_on(
     wiring: Wiring, subscribe: Callable[..., Any]
 ) -> None:
     events = await subscribe()
-    await wiring.events.append("news.sport", b"no message", msg_id="x")
+    await wiring.ports.events.append("news.sport", b"no message", msg_id="x")
     seq = await wiring.caller.publish_durable("news.sport", "good")
 
     event = await events.next(within_s=5)
 
     assert (event.seq, event.message.payload.content) == (seq, "good")
-    (letter,) = await wiring.dead.latest(f"agents.{wiring.settings.env}.dead.>")
+    (letter,) = await wiring.ports.dead.latest(f"agents.{wiring.settings.env}.dead.>")
     content = AgentMessage.decode(letter.data).payload.content
     assert (content["subscription"], content["message"]) == ("mine", "no message")
 
@@ -524,7 +524,7 @@ async def test_a_stream_of_an_older_version_is_brought_up_to_date(wiring: Wiring
     old = {key: value for key, value in config.items() if key not in ("republish", "max_age")}
     assert "error" not in await wiring.connection.api(f"STREAM.UPDATE.{name}", old)
     heard = Inbox()
-    await wiring.bus.subscribe(wiring.subjects.event("news.*"), heard)
+    await wiring.ports.bus.subscribe(wiring.ports.subjects.event("news.*"), heard)
     await wiring.caller.publish_durable("news.sport", "not told")
 
     newer = await Wiring.open(wiring.settings, AgentIdentity(id="newer"), create=True)

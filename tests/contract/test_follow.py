@@ -545,10 +545,12 @@ async def test_a_follower_is_told_of_a_lost_connection_before_it_hears_what_come
     world: World, wiring: Wiring
 ) -> None:
     told: list[str] = []
-    key = wiring.subjects.lite("owner", "a")
+    key = wiring.ports.subjects.lite("owner", "a")
     writer = await world.join("writer")
-    ear = await wiring.lite.follow(
-        wiring.subjects.lite_of("owner"), lambda entry: told.append("entry"), lost=lambda: told.append("lost")
+    ear = await wiring.ports.lite.follow(
+        wiring.ports.subjects.lite_of("owner"),
+        lambda entry: told.append("entry"),
+        lost=lambda: told.append("lost"),
     )
 
     await wiring.connection.client.force_reconnect()

@@ -269,7 +269,7 @@ class Place:
         keep = Streams(wiring.connection, StreamNames(self.settings.env)).keep
         lease_s = self.settings.lease_s
         bridge = Bridge(
-            wiring.caller, wiring.queue, wiring.records, HeldReplicas(), held, keep, {}, lease_s=lease_s
+            wiring.ports, wiring.registry, wiring.records, HeldReplicas(), held, keep, {}, lease_s=lease_s
         )
         await bridge.start()
         self._open.push_async_callback(bridge.aclose)
@@ -283,17 +283,22 @@ class Place:
         )
         await self.first.deploy([deployment.model_dump(mode="json")])
         replica = await self.wiring("clerk-1")
-        turns = Turns("clerk", self.spec.handlers(self.clerk), replica.caller, replica.dead)
+        turns = Turns("clerk", self.spec.handlers(self.clerk), replica.caller)
         await turns.start()
         self._open.push_async_callback(turns.aclose)
         self.pump = Pump(
-            replica.queue, Mailbox("clerk", deployment.patterns, lease_s=self.settings.lease_s), turns.run, slots=8
+            replica.ports.queue,
+            Mailbox("clerk", deployment.patterns, lease_s=self.settings.lease_s),
+            turns.run,
+            slots=8,
         )
         await self.pump.start()
         self._open.push_async_callback(self.pump.aclose)
         self.client = await self.wiring("client")
         self.events = Events()
-        self.events.attach(await self.client.bus.subscribe(self.client.subjects.event("news.*"), self.events.hear))
+        self.events.attach(
+            await self.client.ports.bus.subscribe(self.client.ports.subjects.event("news.*"), self.events.hear)
+        )
         endpoint = embedded.find(self.settings.home)
         assert endpoint is not None
         self.stranger = await Stranger.come(endpoint)
@@ -311,19 +316,19 @@ class Place:
 
     async def all_ended(self, within_s: float = 60) -> None:
         async def nothing_left() -> bool:
-            return await self.client.queue.backlog("clerk") == Backlog(0, 0)
+            return await self.client.ports.queue.backlog("clerk") == Backlog(0, 0)
 
         await until(nothing_left, within_s=within_s)
 
     async def letters(self) -> set[str]:
         """What the dead letters lie under: poison under a digest of its subject and bytes."""
         pattern = self.subject("dead.>").decode()
-        return {entry.key.rsplit(".", 1)[-1] async for entry in self.client.dead.read(pattern)}
+        return {entry.key.rsplit(".", 1)[-1] async for entry in self.client.ports.dead.read(pattern)}
 
     async def outcomes(self) -> set[str]:
         """Ids of the tasks of strangers that have a stored outcome."""
         pattern = self.subject("lite.outcome.*").decode()
-        return {entry.key.rsplit(".", 1)[-1] async for entry in self.client.lite.read(pattern)}
+        return {entry.key.rsplit(".", 1)[-1] async for entry in self.client.ports.lite.read(pattern)}
 
     async def is_as_before(self) -> None:
         """Good messages are served, by those who were here and for those who come now."""
@@ -334,7 +339,9 @@ class Place:
             assert {card.agent for card in wiring.registry.cards()} == {"clerk"}
             assert wiring.connection.client.stats["reconnects"] == 0
         assert (await self.first.status())["agents"][0]["agent"] == "clerk"
-        answer = json.loads(await self.client.bus.request(self.subject("bridge.ping").decode(), b"", within_s=5))
+        answer = json.loads(
+            await self.client.ports.bus.request(self.subject("bridge.ping").decode(), b"", within_s=5)
+        )
         assert "ok" in answer
 
 
@@ -530,9 +537,9 @@ async def _fuzz(place: Place, seed: str, count: int) -> None:
 
     async def put_right() -> bool:
         # The bridge has written again what was written over.
-        clerk = place.client.subjects.record("deployment", "clerk")
+        clerk = place.client.ports.subjects.record("deployment", "clerk")
         entry = await place.client.records.last(clerk)
-        card = await place.client.records.last(place.client.subjects.card("clerk"))
+        card = await place.client.records.last(place.client.ports.subjects.card("clerk"))
         return bool(
             entry and card and b'"version":"1"' in entry.data and card.data.startswith(b'{"agent":"clerk"')
         )

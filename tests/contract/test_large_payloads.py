@@ -15,7 +15,7 @@ from squadron.bridge.jetstream.wiring import Wiring
 from squadron.runtime.asking.caller import Ask
 from squadron.runtime.errors import ClaimLostError, MessageTooLargeError
 from squadron.runtime.ports.vault import Vault
-from squadron.runtime.store.claims import Claims, claim_of
+from squadron.runtime.store.claims import claim_of
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.wire.outcome import Cancelled, DeadLettered, Expired, Failed, Outcome, Rejected, Result
 from tests.contract.conftest import Peer, Replica, World, until
@@ -106,7 +106,7 @@ async def client(world: World, replica: Replica) -> Peer:
 
 
 def _watch(peer: Peer) -> None:
-    peer.caller.claims = Claims(Watched(peer.vault))
+    peer.claims.vault = Watched(peer.vault)
 
 
 def _watched(peer: Peer) -> Watched:
@@ -126,7 +126,7 @@ async def _nothing_held(peer: Peer) -> None:
 
 
 def _too_long(peer: Peer) -> None:
-    peer.caller.claims = Claims(_watched(peer), most_bytes=2 * OVER)
+    peer.claims._most_bytes = 2 * OVER
 
 
 async def _letters(peer: Peer) -> list[dict[str, Any]]:
@@ -247,7 +247,7 @@ async def test_a_caller_whose_large_outcome_is_lost_hears_that_at_once(client: P
             await self.drop(name)
             return name
 
-    replica.peer.caller.claims = Claims(Forgetful(replica.peer.vault))
+    replica.peer.claims.vault = Forgetful(replica.peer.vault)
     outcome = await _ask(client, "archive.page", letters=2 * OVER)
     assert isinstance(outcome, Failed)
     assert outcome.details == {"type": "ClaimLostError"}
@@ -283,7 +283,7 @@ async def test_a_task_that_is_cancelled_while_its_input_is_fetched_never_runs(
             return await super().fetch(name)
 
     slow = Slow(replica.peer.vault)
-    replica.peer.caller.claims = Claims(slow)
+    replica.peer.claims.vault = slow
     handle = await client.caller.submit("archive.length", {"text": "x" * 2 * OVER}, Ask(within_s=30))
     await slow.asked.wait()
     assert isinstance(await handle.cancel(), Cancelled)
@@ -366,6 +366,6 @@ async def test_an_event_that_is_too_large_is_a_typed_error(peer: Peer) -> None:
 
 async def test_what_travels_of_a_large_task_is_small(wiring: Wiring) -> None:
     task = AgentMessage.new("task", AgentIdentity(id="s"), {"text": "x" * 50 * MB})
-    sealed = await wiring.claims.seal(task.encode(), keep_s=60)
+    sealed = await wiring.ports.claims.seal(task.encode(), keep_s=60)
     assert len(sealed) < 1_000
     assert claim_of(AgentMessage.decode(sealed)) is not None

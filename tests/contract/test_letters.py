@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -38,7 +39,7 @@ class HandClock:
 
 @pytest.fixture
 def letters(peer: Peer) -> DeadLetters:
-    return DeadLetters(peer.dead, peer.queue, peer.claims, peer.subjects, HandClock())
+    return DeadLetters(replace(peer.ports, clock=HandClock()))
 
 
 class Gravedigger:
@@ -422,7 +423,7 @@ async def test_a_redrive_that_dies_before_it_erases_neither_loses_nor_doubles(
     dying: Any = Interrupted(peer.dead, die)
     for id in ("task-1", poison.id):
         with pytest.raises(BusUnavailableError):
-            await DeadLetters(dying, peer.queue, peer.claims, peer.subjects, peer.clock).redrive(id)
+            await DeadLetters(replace(peer.ports, dead=dying)).redrive(id)
     assert await _ids(letters) == [poison.id, "task-1"]
 
     moved = await letters.redrive(all=True)
@@ -450,7 +451,7 @@ async def test_what_is_given_up_again_before_its_old_letter_is_erased_stays(
     await dig.task("task-1")
     quick: Any = Interrupted(peer.dead, fail_again)
 
-    await DeadLetters(quick, peer.queue, peer.claims, peer.subjects, peer.clock).redrive("task-1")
+    await DeadLetters(replace(peer.ports, dead=quick)).redrive("task-1")
 
     letter = await letters.show("task-1")
     assert AgentMessage.decode(letter.message).metadata == {"redriven": 1}
@@ -506,7 +507,7 @@ async def test_a_redriven_task_is_served_as_attempt_1_and_its_outcome_is_heard(
     assert letter.message == sent.encode()
 
     till.mended = True
-    mended = DeadLetters(peer.dead, peer.queue, peer.claims, peer.subjects, peer.clock)
+    mended = DeadLetters(peer.ports)
     await mended.redrive("task-1")
 
     content = (await heard.next()).payload.content

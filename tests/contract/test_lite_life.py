@@ -257,7 +257,7 @@ async def test_end_markers_mean_nothing_to_a_conversation_memory(peer: Peer, top
     from squadron.runtime.wire.envelope import AgentMessage
     from squadron.runtime.wire.limits import Budget, Deadline
 
-    message = AgentMessage.new("task", peer.caller.identity, {}, conversation_id="talk")
+    message = AgentMessage.new("task", peer.caller.ports.identity, {}, conversation_id="talk")
     context = Context(
         message,
         agent="clerk",

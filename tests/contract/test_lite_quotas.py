@@ -23,7 +23,7 @@ def limited(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> Limited:
     monkeypatch.setattr(quotas, "COUNT_S", 0.2)
 
     def make(**limits: int) -> LiteTopics:
-        return LiteTopics(peer.caller.identity, peer.subjects, lite=peer.lite, clock=peer.clock, **limits)
+        return LiteTopics(peer.ports, **limits)
 
     return make
 

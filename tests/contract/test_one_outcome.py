@@ -50,7 +50,7 @@ async def _backdated(peer: Peer, number: int, *, age_s: float, reply_to: str, id
     """A task as it looks to a replica that takes it much later."""
     message = AgentMessage.new(
         "task",
-        peer.caller.identity,
+        peer.caller.ports.identity,
         {"number": number},
         id=id,
         reply_to=reply_to,
@@ -60,7 +60,9 @@ async def _backdated(peer: Peer, number: int, *, age_s: float, reply_to: str, id
 
 
 def _result(peer: Peer, task_id: str, content: dict[str, Any]) -> bytes:
-    outcome = AgentMessage.new("result", peer.caller.identity, content, parent=task_id, correlation_id=task_id)
+    outcome = AgentMessage.new(
+        "result", peer.caller.ports.identity, content, parent=task_id, correlation_id=task_id
+    )
     return outcome.encode()
 
 
@@ -93,7 +95,7 @@ async def test_a_finished_task_is_known_though_others_use_its_reply_address(worl
     done = Result(task_id="one", topic="desk.count", data=1).to_content()
     await peer.lite.append(shared, _result(peer, "one", done), msg_id=outcome_msg_id("one"))
     await peer.lite.append(shared, _result(peer, "two", done), msg_id=outcome_msg_id("two"))
-    chunk = AgentMessage.new("stream", peer.caller.identity, {"sequenceNumber": 7}, correlation_id="one")
+    chunk = AgentMessage.new("stream", peer.caller.ports.identity, {"sequenceNumber": 7}, correlation_id="one")
     await peer.lite.append(shared, chunk.encode())
     await peer.lite.append(shared, b"rubbish")
     # Old, so that it is looked for, as after a redelivery.

@@ -136,7 +136,7 @@ async def serve(world: World) -> AsyncIterator[Serve]:
     ) -> Clerk:
         peer = await world.join(f"replica-{len(pumps)}")
         clerk = Clerk(ledger)
-        turns = Turns("clerk", AgentSpec.of(Clerk).handlers(clerk), peer.caller, peer.dead)
+        turns = Turns("clerk", AgentSpec.of(Clerk).handlers(clerk), peer.caller)
         pump = Pump(queue or peer.queue, box, turns.run, slots=slots)
         await peer.queue.declare(box)
         await pump.start()

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,8 +132,8 @@ def key(peer: Peer) -> str:
 
 def writer_of(peer: Peer, key: str, *, attempt: int = 1, redriven: int = 0) -> StreamWriter:
     metadata = {"redriven": redriven} if redriven else None
-    task = AgentMessage.new("task", peer.caller.identity, id="task", metadata=metadata)
-    return StreamWriter(peer.caller, key, task, attempt)
+    task = AgentMessage.new("task", peer.caller.ports.identity, id="task", metadata=metadata)
+    return StreamWriter(peer.caller.ports, key, task, attempt)
 
 
 def reader_of(peer: Peer, key: str, *, live: bool = False) -> StreamReader:
@@ -666,7 +667,7 @@ class Slow:
 
 async def test_a_writer_waits_when_too_much_is_not_acknowledged(peer: Peer, key: str) -> None:
     slow = Slow(peer.lite)
-    peer.caller.lite = slow
+    peer.caller.ports = replace(peer.ports, lite=slow)
     writer = writer_of(peer, key)
     for i in range(WINDOW):
         await asyncio.wait_for(writer.write(i), SOON_S)
@@ -692,7 +693,7 @@ async def test_what_is_not_acknowledged_is_sent_again(
 ) -> None:
     monkeypatch.setattr(streams, "AGAIN_S", 0.01)
     slow = Slow(peer.lite)
-    peer.caller.lite = slow
+    peer.caller.ports = replace(peer.ports, lite=slow)
     writer = writer_of(peer, key)
     for i in range(4):
         await writer.write(i)
@@ -723,7 +724,7 @@ async def test_a_stream_that_can_not_be_stored_is_not_said_to_have_ended(
     peer: Peer, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(streams, "FINISH_WITHIN_S", 0.05)
-    peer.caller.lite = Slow(peer.lite)
+    peer.caller.ports = replace(peer.ports, lite=Slow(peer.lite))
     writer = writer_of(peer, key)
     await writer.write("lost")
 
@@ -741,10 +742,10 @@ async def test_a_stream_survives_the_death_of_the_server_in_its_middle(tmp_path:
     write, read = [
         await Wiring.open(settings, AgentIdentity(id=name, type="test"), create=True) for name in ("write", "read")
     ]
-    key = write.subjects.lite("reader", "one")
-    task = AgentMessage.new("task", write.identity, id="task")
-    writer = StreamWriter(write.caller, key, task, 1)
-    reader = StreamReader(read.lite, read.claims, key)
+    key = write.ports.subjects.lite("reader", "one")
+    task = AgentMessage.new("task", write.ports.identity, id="task")
+    writer = StreamWriter(write.ports, key, task, 1)
+    reader = StreamReader(read.ports.lite, read.ports.claims, key)
     seen: list[Any] = []
     half = asyncio.Event()
 
@@ -758,8 +759,8 @@ async def test_a_stream_survives_the_death_of_the_server_in_its_middle(tmp_path:
         for i in range(count):
             await writer.write(i)
         await writer.finish("result")
-        result = AgentMessage.new("result", write.identity, Result().to_content())
-        await write.lite.append(key, result.encode(), msg_id="result")
+        result = AgentMessage.new("result", write.ports.identity, Result().to_content())
+        await write.ports.lite.append(key, result.encode(), msg_id="result")
 
     try:
         async with asyncio.timeout(60), asyncio.TaskGroup() as together:
@@ -771,7 +772,7 @@ async def test_a_stream_survives_the_death_of_the_server_in_its_middle(tmp_path:
             second = await asyncio.to_thread(embedded.ensure, home)
             assert second.pid != first.pid
         assert [chunk.value for chunk in seen] == list(range(count))
-        numbers = [json.loads(e.data)["payload"].get("sequenceNumber") async for e in read.lite.read(key)]
+        numbers = [json.loads(e.data)["payload"].get("sequenceNumber") async for e in read.ports.lite.read(key)]
         # All of them, each once, whatever the order in which they were sent again.
         assert sorted(numbers[:-1]) == list(range(count + 1))
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -136,7 +137,9 @@ async def test_a_call_that_was_cancelled_while_it_was_sent_leaves_nothing_behind
         def __getattr__(self, name: str) -> Any:
             return getattr(queue, name)
 
-    queue, peer.caller.queue = peer.caller.queue, Held()  # type: ignore[assignment]
+    queue = peer.queue
+    held_up: Any = Held()
+    peer.caller.ports = replace(peer.ports, queue=held_up)
     first = asyncio.create_task(peer.caller.submit("counter.ask", {}, mine))
     second = asyncio.create_task(peer.caller.submit("counter.ask", {}, mine))
     unnamed = asyncio.create_task(peer.caller.submit("counter.ask", {}, Ask(within_s=SOON_S)))
@@ -156,7 +159,7 @@ async def test_a_call_that_was_cancelled_while_it_was_sent_leaves_nothing_behind
 async def test_a_server_that_goes_while_an_id_is_noted_is_waited_for(peer: Peer, serve: Serve) -> None:
     shop, order = Shop(), Ask(task_id="order-18", within_s=SOON_S)
     await serve(shop)
-    lite, failures = peer.caller.lite, ["before it is stored", "after"]
+    lite, failures = peer.caller.ports.lite, ["before it is stored", "after"]
 
     class Lossy:
         """A journal whose answers get lost."""
@@ -173,7 +176,8 @@ async def test_a_server_that_goes_while_an_id_is_noted_is_waited_for(peer: Peer,
         def __getattr__(self, name: str) -> Any:
             return getattr(lite, name)
 
-    peer.caller.lite = Lossy()  # type: ignore[assignment]
+    lossy: Any = Lossy()
+    peer.caller.ports = replace(peer.ports, lite=lossy)
 
     assert (await peer.caller.ask("shop.ship", {"item": "tea"}, order)).unwrap() == "tea is sent"
     assert not failures

@@ -416,7 +416,7 @@ async def test_a_task_whose_replica_died_in_each_attempt_is_dead_lettered(client
             raise AssertionError("not a third time")
 
     spec = AgentSpec.of(Lost)
-    turns = Turns("lost", spec.handlers(Lost()), client.caller, client.dead)
+    turns = Turns("lost", spec.handlers(Lost()), client.caller)
     await client.queue.declare(box)
     reply_to = client.subjects.lite("stranger", "lost")
     ended: asyncio.Future[Outcome | None] = asyncio.get_running_loop().create_future()
@@ -447,7 +447,7 @@ async def test_a_task_whose_replica_died_in_each_attempt_is_dead_lettered(client
 async def test_a_redelivered_task_whose_outcome_is_stored_is_not_run_again(world: World) -> None:
     peer = await world.join("replica")
     desk = Desk()
-    turns = Turns("desk", AgentSpec.of(Desk).handlers(desk), peer.caller, peer.dead)
+    turns = Turns("desk", AgentSpec.of(Desk).handlers(desk), peer.caller)
     box = Mailbox("desk", ("desk.double",), 5.0)
     await peer.queue.declare(box)
     arrived: asyncio.Queue[Any] = asyncio.Queue()
@@ -483,7 +483,7 @@ async def test_a_redelivered_task_whose_outcome_is_stored_is_not_run_again(world
 
 async def test_the_outcome_is_stored_when_the_task_is_settled(world: World) -> None:
     peer = await world.join("replica")
-    turns = Turns("desk", AgentSpec.of(Desk).handlers(Desk()), peer.caller, peer.dead)
+    turns = Turns("desk", AgentSpec.of(Desk).handlers(Desk()), peer.caller)
     reply_to = peer.subjects.lite("stranger", "one")
     message = AgentMessage.new("task", AgentIdentity(id="x"), {"number": 1}, reply_to=reply_to)
     stored_at_settling = []

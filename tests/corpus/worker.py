@@ -212,7 +212,7 @@ async def _hear(replica: Replica) -> tuple[list[Pump], asyncio.Event]:
         group = EventGroup(f"{replica.spec.name}.{method}", mark.pattern, "first", LEASE_S)
         handler = getattr(replica.agent, method)
         options = {"retries": mark.retries, "run_timeout_s": mark.run_timeout_s}
-        turns = EventTurns(group.name, handler, peer.caller, peer.dead, **options)
+        turns = EventTurns(group.name, handler, peer.ports, **options)
 
         async def run(delivery: Delivery, turns: EventTurns = turns) -> None:
             await turns.run(delivery)
@@ -226,8 +226,8 @@ async def _hear(replica: Replica) -> tuple[list[Pump], asyncio.Event]:
 async def _put_raw(client: Peer, topic: str, content: str) -> Handle:
     """Into the mailbox goes JSON as a client in another language may write it, which checks nothing."""
     id = os.urandom(16).hex()
-    reply_to = client.subjects.lite(client.caller.identity.id, id)
-    message = AgentMessage.new("task", client.caller.identity, "CONTENT", id=id, reply_to=reply_to)
+    reply_to = client.subjects.lite(client.caller.ports.identity.id, id)
+    message = AgentMessage.new("task", client.caller.ports.identity, "CONTENT", id=id, reply_to=reply_to)
     data = message.encode().replace(b'"CONTENT"', content.encode())
     await client.queue.put(client.subjects.task(topic), data, msg_id=id)
     ticket = {"task": id, "topic": topic, "replyTo": reply_to, "deadline": int((time.time() + WITHIN_S) * 1000)}

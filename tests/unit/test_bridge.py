@@ -11,13 +11,13 @@ import pytest
 
 from squadron.bridge.control.bridge import Bridge
 from squadron.bridge.memory import MemoryBus, MemoryEventLog, MemoryJournal, MemoryQueue, MemoryVault
-from squadron.runtime.asking.caller import Caller
 from squadron.runtime.errors import BusUnavailableError, DeployError, SquadronError
 from squadron.runtime.ports.bus import Note
 from squadron.runtime.ports.queue import Backlog, Mailbox
 from squadron.runtime.registry.registry import ROUNDED_S, Registry
 from squadron.runtime.running.ordered import OrderedQueue
 from squadron.runtime.store.claims import Claims
+from squadron.runtime.store.ports import Ports
 from squadron.runtime.wire.deployment import AgentState, Deployment, Scale
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.wire.subjects import Subjects
@@ -100,16 +100,16 @@ class Site:
 
     async def bridge(self) -> Bridge:
         registry = await self.registry()
-        caller = Caller(
-            AgentIdentity(id="bridge", type="bridge"),
-            self.subjects,
+        ports = Ports(
+            identity=AgentIdentity(id="bridge", type="bridge"),
+            subjects=self.subjects,
+            clock=self.clock,
+            bus=self.bus,
             queue=self.queue,
             events=MemoryEventLog(self.bus, self.subjects),
             lite=self.lite,
-            bus=self.bus,
-            registry=registry,
+            dead=MemoryJournal(self.bus),
             claims=Claims(MemoryVault()),
-            clock=self.clock,
         )
 
         async def held() -> dict[str, int]:
@@ -122,7 +122,7 @@ class Site:
             lost, self.lost = self.lost, []
             return lost
 
-        bridge = Bridge(caller, self.queue, self.records, self.replicas, held, keep, {"nats": "here"}, lease_s=2.0)
+        bridge = Bridge(ports, registry, self.records, self.replicas, held, keep, {"nats": "here"}, lease_s=2.0)
         await bridge.start()
         self.bridges.append(bridge)
         return bridge

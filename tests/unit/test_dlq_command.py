@@ -16,13 +16,14 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from squadron.bridge.jetstream.wiring import SystemClock
-from squadron.bridge.memory import MemoryBus, MemoryJournal, MemoryQueue, MemoryVault
+from squadron.bridge.memory import MemoryBus, MemoryEventLog, MemoryJournal, MemoryQueue, MemoryVault
 from squadron.cli import dlq, frame
 from squadron.cli.app import app
 from squadron.client.blocking import SyncSquad
 from squadron.runtime.ports.queue import Backlog, Delivery, Mailbox
 from squadron.runtime.store.claims import Claims
 from squadron.runtime.store.dead_letters import DeadLetters
+from squadron.runtime.store.ports import Ports
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.wire.outcome import DeadLettered
 from squadron.runtime.wire.subjects import Subjects
@@ -35,8 +36,19 @@ class Office:
 
     def __init__(self) -> None:
         self.queue, self.subjects = MemoryQueue(), Subjects("dev")
-        journal = MemoryJournal(MemoryBus())
-        self.letters = DeadLetters(journal, self.queue, Claims(MemoryVault()), self.subjects, SystemClock())
+        bus = MemoryBus()
+        ports = Ports(
+            identity=REPLICA,
+            subjects=self.subjects,
+            clock=SystemClock(),
+            bus=bus,
+            queue=self.queue,
+            events=MemoryEventLog(bus, self.subjects),
+            lite=MemoryJournal(bus),
+            dead=MemoryJournal(bus),
+            claims=Claims(MemoryVault()),
+        )
+        self.letters = DeadLetters(ports)
         self._seq = 0
 
     async def open(self) -> None:

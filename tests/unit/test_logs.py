@@ -19,6 +19,7 @@ from squadron.runtime.logs import configure_logs
 from squadron.runtime.registry.registry import Registry
 from squadron.runtime.running.turn import Turns
 from squadron.runtime.store.claims import Claims
+from squadron.runtime.store.ports import Ports
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.wire.subjects import Subjects
 
@@ -85,20 +86,23 @@ async def test_what_a_handler_logs_is_bound_to_its_turn(capsys: pytest.CaptureFi
     identity = AgentIdentity(id="talker-7", type="talker")
     registry = Registry(journal, bus, subjects, clock, heartbeat_s=5)
     caller = Caller(
-        identity,
-        subjects,
-        queue=MemoryQueue(),
-        lite=journal,
-        bus=bus,
-        registry=registry,
-        claims=Claims(MemoryVault()),
-        events=MemoryEventLog(bus, subjects),
-        clock=clock,
+        Ports(
+            identity=identity,
+            subjects=subjects,
+            dead=journal,
+            queue=MemoryQueue(),
+            lite=journal,
+            bus=bus,
+            claims=Claims(MemoryVault()),
+            events=MemoryEventLog(bus, subjects),
+            clock=clock,
+        ),
+        registry,
     )
     message = AgentMessage.new("task", AgentIdentity(id="me"), {}, conversation_id="c1")
     try:
         configure_logs()
-        turns = Turns("talker", AgentSpec.of(Talker).handlers(Talker()), caller, journal)
+        turns = Turns("talker", AgentSpec.of(Talker).handlers(Talker()), caller)
         await turns.run(_Handed(subjects.task("talk.once"), message.encode()))  # type: ignore[arg-type]
     finally:
         structlog.reset_defaults()

@@ -21,6 +21,7 @@ from squadron.runtime.registry.registry import Registry
 from squadron.runtime.running.pump import Pump
 from squadron.runtime.running.turn import Turns
 from squadron.runtime.store.claims import Claims
+from squadron.runtime.store.ports import Ports
 from squadron.runtime.wire.envelope import AgentIdentity
 from squadron.runtime.wire.outcome import Outcome, Rejected, Result
 from squadron.runtime.wire.subjects import Subjects
@@ -76,22 +77,25 @@ class Squad:
         self.subjects = Subjects("test")
         self.registry = Registry(journal, self.bus, self.subjects, self.clock, heartbeat_s=60)
         self.caller = Caller(
-            AgentIdentity(id="here"),
-            self.subjects,
-            queue=self.queue,
-            events=MemoryEventLog(self.bus, self.subjects),
-            lite=self.lite,
-            bus=self.bus,
-            registry=self.registry,
-            claims=Claims(MemoryVault()),
-            clock=self.clock,
+            Ports(
+                identity=AgentIdentity(id="here"),
+                subjects=self.subjects,
+                dead=self.dead,
+                queue=self.queue,
+                events=MemoryEventLog(self.bus, self.subjects),
+                lite=self.lite,
+                bus=self.bus,
+                claims=Claims(MemoryVault()),
+                clock=self.clock,
+            ),
+            self.registry,
         )
         self._pumps: list[Pump] = []
 
     async def serve(self, *agents: Agent) -> None:
         for agent in agents:
             spec = AgentSpec.of(type(agent))
-            turns = Turns(spec.name, spec.handlers(agent), self.caller, self.dead)
+            turns = Turns(spec.name, spec.handlers(agent), self.caller)
             mailbox = Mailbox(spec.name, tuple(one.topic.name for one in spec.topics), 30.0)
             await self.queue.declare(mailbox)
             self._pumps.append(Pump(self.queue, mailbox, turns.run, slots=agent.slots))

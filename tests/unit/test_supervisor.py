@@ -29,6 +29,7 @@ from squadron.runtime.running.context import Context
 from squadron.runtime.running.pump import Pump
 from squadron.runtime.running.turn import Turns
 from squadron.runtime.store.claims import Claims
+from squadron.runtime.store.ports import Ports
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.wire.limits import Budget
 from squadron.runtime.wire.outcome import Answer, Failed, Outcome, Rejected, Result
@@ -57,21 +58,24 @@ class Squad:
 
     def caller(self, name: str) -> Caller:
         return Caller(
-            AgentIdentity(id=name),
-            self.subjects,
-            queue=self.queue,
-            events=MemoryEventLog(self.bus, self.subjects),
-            lite=self.lite,
-            bus=self.bus,
-            registry=self.registry,
-            claims=Claims(MemoryVault()),
-            clock=self.clock,
+            Ports(
+                identity=AgentIdentity(id=name),
+                subjects=self.subjects,
+                dead=self.dead,
+                queue=self.queue,
+                events=MemoryEventLog(self.bus, self.subjects),
+                lite=self.lite,
+                bus=self.bus,
+                claims=Claims(MemoryVault()),
+                clock=self.clock,
+            ),
+            self.registry,
         )
 
     async def serve(self, agent: Agent, *, lease_s: float = 30.0) -> Pump:
         spec = AgentSpec.of(type(agent))
         caller = self.caller(f"{spec.name}-1")
-        turns = Turns(spec.name, spec.handlers(agent), caller, self.dead)
+        turns = Turns(spec.name, spec.handlers(agent), caller)
         patterns = tuple(one.topic.name for one in spec.topics)
         mailbox = Mailbox(spec.name, patterns, lease_s)
         await self.queue.declare(mailbox)
@@ -651,7 +655,7 @@ async def test_a_goal_that_was_put_back_runs_anew(squad: Squad) -> None:
 
 
 def _context(squad: Squad, message: AgentMessage, attempt: int) -> Context:
-    turns = Turns("supervisor", [], squad.client, squad.dead)
+    turns = Turns("supervisor", [], squad.client)
     common = {"topic": "goal.pursue", "attempt": attempt}
     return turns._context(message, common, squad.subjects.lite("client", message.id))
 
