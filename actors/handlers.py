@@ -20,7 +20,7 @@ from pydantic_core import SchemaError, to_json
 from squadron.actors.decorators import Marked, TopicMark
 from squadron.runtime.errors import InvalidAgentError, InvalidInputError
 from squadron.runtime.retries import Retries
-from squadron.runtime.running.context import Context
+from squadron.runtime.running.context import Context, TurnContext
 from squadron.runtime.running.turn import OutputError
 from squadron.runtime.wire.outcome import Answer
 from squadron.runtime.wire.topics import SemanticTopic, describe_input, shortened
@@ -53,7 +53,7 @@ class BoundHandler:
     def retries(self) -> Retries:
         return self._spec.retries
 
-    async def run(self, content: Any, context: Context) -> Any:
+    async def run(self, content: Any, context: TurnContext) -> Any:
         """Run the method on `content`; returns JSON-ready data or an `Answer` of such.
 
         Raises:
@@ -77,7 +77,7 @@ class BoundHandler:
             return Answer(self._spec.dump(returned.data), returned.confidence, returned.reasoning)
         return self._spec.dump(returned)
 
-    async def _take(self, items: AsyncIterator[Any], context: Context) -> Any:
+    async def _take(self, items: AsyncIterator[Any], context: TurnContext) -> Any:
         """All items; those of a handler that promises a stream are emitted, the next is made when one is sent."""
         taken = []
         try:
@@ -93,7 +93,7 @@ class BoundHandler:
         return self._spec.dump("".join(taken) if self._spec.joins(taken) else taken)
 
 
-async def _from_thread(items: Iterator[Any], context: Context) -> AsyncGenerator[Any, None]:
+async def _from_thread(items: Iterator[Any], context: TurnContext) -> AsyncGenerator[Any, None]:
     """A plain iterator, each step in a thread, so that the loop is free meanwhile."""
     step = partial(_in_thread, context, next, items, _END)
     try:
@@ -106,7 +106,7 @@ async def _from_thread(items: Iterator[Any], context: Context) -> AsyncGenerator
                 await _in_thread(context, items.close)
 
 
-async def _in_thread(context: Context, call: Callable[..., Any], /, *args: Any, **arguments: Any) -> Any:
+async def _in_thread(context: TurnContext, call: Callable[..., Any], /, *args: Any, **arguments: Any) -> Any:
     # Not a task: one in which `sys.exit()` is called takes the loop along.
     run = partial(contextvars.copy_context().run, _call, call, args, arguments)
     thread = asyncio.get_running_loop().run_in_executor(None, run)
@@ -321,7 +321,7 @@ def _is_context(annotation: Any) -> bool:
         return _is_context(get_args(annotation)[0])
     if get_origin(annotation) in (Union, UnionType):
         return all(each is NoneType or _is_context(each) for each in get_args(annotation))
-    return annotation is Context
+    return isinstance(annotation, type) and issubclass(annotation, Context)
 
 
 def _returned(annotation: Any, function: Callable[..., Any]) -> tuple[Any, Any]:

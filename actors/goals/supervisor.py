@@ -48,7 +48,7 @@ from squadron.actors.thinking.model import ChatMessage, Model, ModelTurn, ToolCa
 from squadron.runtime.asking.caller import Caller
 from squadron.runtime.asking.handle import Handle
 from squadron.runtime.errors import FencedError
-from squadron.runtime.running.context import Context
+from squadron.runtime.running.context import TurnContext
 from squadron.runtime.wire.limits import Deadline
 from squadron.runtime.wire.outcome import Outcome, Rejected
 from squadron.runtime.wire.subjects import matches, token_of
@@ -113,7 +113,7 @@ class Supervisor(Agent):
     )
     async def pursue(
         self,
-        ctx: Context,
+        ctx: TurnContext,
         goal: Annotated[str, Field(min_length=1)],
         topics: tuple[Pattern, ...] = (),
         plan: Plan | None = None,
@@ -173,7 +173,7 @@ class _RunJournal:
 class _Run:
     """One attempt at one goal."""
 
-    def __init__(self, ctx: Context, goal: str, model: Model, topics: Sequence[str], within_s: float) -> None:
+    def __init__(self, ctx: TurnContext, goal: str, model: Model, topics: Sequence[str], within_s: float) -> None:
         self._ctx, self._goal, self._model, self._topics = ctx, goal, model, topics
         self._caller, self._within_s = ctx.caller, within_s
         # The same on every attempt, because the message is; a message put back is another life, and another run.
@@ -381,17 +381,15 @@ class _Run:
             return content
         within_s = CALL_SHARE * (self._within_s - self._at_s)
         if self._journal.taken_over:
-            # Made here and not by `submit`, because looking must not send.
             address = self._caller.ports.subjects.lite(self._id, token_of(task_id))
             deadline = Deadline.after(within_s, self._caller.ports.clock)
-            handle = Handle(task_id, ready.topic, address, deadline, self._caller)
-            await handle.look()
+            handle = await self._caller.adopt(task_id, ready.topic, address, deadline)
             if handle.done or sent_before:
                 return handle
-        return await self._ctx.submit(ready.topic, content, within_s=within_s, owner=self._id, task_id=task_id)
+        return await self._ctx.submit_for(self._id, ready.topic, content, within_s=within_s, task_id=task_id)
 
     async def _gather(self, call: ToolCall, task: Handle | Outcome) -> Outcome:
-        outcome = task if isinstance(task, Outcome) else await self._caller.outcome(task)
+        outcome = task if isinstance(task, Outcome) else await task.outcome()
         # Agents tell in their own outcomes what they spent: it counts against our budget, but is not ours.
         self._tokens += outcome.tokens
         self._ctx.budget = self._ctx.budget.spend(tokens=outcome.tokens)

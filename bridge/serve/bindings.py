@@ -19,7 +19,7 @@ from squadron.runtime.errors import ConfigError, RouteConflictError, SquadronErr
 from squadron.runtime.ports.queue import Mailbox
 from squadron.runtime.registry.registry import STAND_IN
 from squadron.runtime.retries import Retries
-from squadron.runtime.running.context import Context
+from squadron.runtime.running.context import TurnContext
 from squadron.runtime.running.pump import Pump
 from squadron.runtime.running.turn import Turns
 from squadron.runtime.wire.subjects import check_pattern, overlap
@@ -39,7 +39,7 @@ class CallHandler:
         self.topic = topic
         self._target, self._method = target, method
 
-    async def run(self, content: Any, context: Context) -> Any:
+    async def run(self, content: Any, context: TurnContext) -> Any:
         """Call it with the content; its own exception counts, not Ray's wrapping of it."""
         call = getattr(self._target, self._method).remote
         try:

@@ -15,7 +15,7 @@ from squadron.bridge.jetstream.wiring import Wiring
 from squadron.bridge.serve.bindings import Bindings
 from squadron.bridge.serve.cluster import ServeReplicas
 from squadron.config import Settings
-from squadron.runtime.asking.caller import Ask
+from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.logs import configure_logs
 from squadron.runtime.wire.envelope import AgentIdentity
 from squadron.runtime.wire.outcome import Outcome
@@ -113,7 +113,7 @@ class BridgeActor:
 
     async def ask(self, topic: str, content: Any, *, within_s: float = 60.0) -> Outcome:
         """For Ray tasks and actors without a connection of their own: ask and wait for the outcome."""
-        return await self._wiring.caller.ask(topic, content, Ask(within_s=within_s))
+        return await self._wiring.caller.ask(topic, content, AskOptions(within_s=within_s))
 
     async def publish(self, topic: str, content: Any) -> None:
         """For Ray tasks and actors: send an event."""

@@ -7,8 +7,7 @@ import contextlib
 import itertools
 import json
 import os
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -17,6 +16,7 @@ from pydantic_core import to_jsonable_python
 from squadron.runtime.asking.admission import RETRY_AFTER_S, Rooms
 from squadron.runtime.asking.cancel import request_cancel
 from squadron.runtime.asking.handle import Handle
+from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.asking.task import claim_id, pack_task
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import (
@@ -32,46 +32,18 @@ from squadron.runtime.registry.registry import Registry
 from squadron.runtime.store.claims import INPUT_KEEP_S
 from squadron.runtime.store.ports import Ports
 from squadron.runtime.wire.envelope import AgentMessage
-from squadron.runtime.wire.limits import Budget, Deadline
+from squadron.runtime.wire.limits import Deadline
 from squadron.runtime.wire.outcome import LITE_TTL_S, Cancelled, Outcome, Rejected, Undeliverable, outcome_msg_id
-from squadron.runtime.wire.route import Route
-from squadron.runtime.wire.subjects import NORMAL_PRIORITY, LiteSubject, check_topic, token_of
+from squadron.runtime.wire.subjects import LiteSubject, check_topic, token_of
 
 T = TypeVar("T")
 
-#: How long a caller waits for an outcome when it does not say; no call is without an end.
-DEFAULT_WITHIN_S = 60.0
 #: While an outcome is awaited its lite topic is read anew after so long, doubling up to the second figure:
 #: the live message may have been lost. At most so many are read in one step, in seconds.
 FIRST_LOOK_S, LONGEST_LOOK_S = 2.0, 15.0
 LOOK_STEP_S, LOOKS_PER_STEP = 0.25, 100
 #: How long a task that was cancelled may take to say so, in seconds. One that waits has nobody to say it.
 CANCEL_WITHIN_S = 1.0
-
-#: What an ask has when it says nothing: any replica may run it, and it may spend what it likes.
-ANYBODY, UNLIMITED = Route(), Budget()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
-    """How a task is to be sent; everything has a default.
-
-    `owner` names the lite topics that the outcomes come back on: whoever takes over under it finds them there.
-    `within_s` bounds the call, `start_within_s` the wait for a replica; `nested` adds the streams of what it asks.
-    """
-
-    within_s: float = DEFAULT_WITHIN_S
-    start_within_s: float | None = None
-    route: Route = ANYBODY
-    priority: int = NORMAL_PRIORITY
-    conversation_id: str = ""
-    parent: str | None = None
-    owner: str = ""
-    task_id: str = ""
-    model: str | None = None
-    parameters: Mapping[str, Any] | None = None
-    budget: Budget = UNLIMITED
-    nested: bool = False
 
 
 class Caller:
@@ -105,7 +77,7 @@ class Caller:
         if self._looking is not None:
             self._looking.cancel()
         for handle in self._waiting.values():
-            handle.close()
+            handle._close()
         for each in list(self._subscriptions.values()):
             if each.done() and not each.cancelled() and each.exception() is None:
                 await each.result().aclose()
@@ -141,46 +113,46 @@ class Caller:
 
     def _hear(self, note: Note) -> None:
         handle = self._waiting.get(note.subject)
-        if handle is not None and handle.hear(note.data):
+        if handle is not None and handle._hear(note.data):
             del self._waiting[note.subject]
 
     async def _look_again(self) -> None:
         for handle in list(self._waiting.values()):
             if not handle.deadline.passed:
-                await handle.look()
+                await handle._look()
 
     async def _keep_looking(self) -> None:
         """Read the lite topics of tasks whose outcome is late: the live message may have been lost."""
         while True:
             await asyncio.sleep(LOOK_STEP_S)
-            late = (handle for handle in self._waiting.values() if handle.look_at <= self.loop.time())
+            late = (handle for handle in self._waiting.values() if handle._look_at <= self.loop.time())
             for handle in list(itertools.islice(late, LOOKS_PER_STEP)):
                 if handle.deadline.passed:
                     # Nobody came for it in time; who comes yet is heard of again.
                     await self._leave(handle)
                     continue
-                if handle.look_at:
-                    await handle.look()
-                handle.look_again_s = min(2 * handle.look_again_s or FIRST_LOOK_S, LONGEST_LOOK_S)
-                handle.look_at = self.loop.time() + handle.look_again_s
+                if handle._look_at:
+                    await handle._look()
+                handle._look_again_s = min(2 * handle._look_again_s or FIRST_LOOK_S, LONGEST_LOOK_S)
+                handle._look_at = self.loop.time() + handle._look_again_s
 
-    async def ask(self, topic: str, content: Any, ask: Ask | None = None) -> Outcome:
+    async def ask(self, topic: str, content: Any, options: AskOptions | None = None) -> Outcome:
         """Send a task and wait for its one outcome; never raises for what happens to the task."""
-        return await self.outcome(await self.submit(topic, content, ask))
+        return await self.outcome(await self.submit(topic, content, options))
 
     async def outcome(self, handle: Handle) -> Outcome:
         """Wait for a task that was submitted, here or by somebody else; may be called again if cancelled."""
         if not handle.done and (other := self._waiting.get(handle.reply_to)) is not handle:
             if other is not None:
                 # Another handle of the same task.
-                handle.settle(await other.settled())
-                return await handle.settled()
+                handle._settle(await other._settled())
+                return await handle._settled()
             self._waiting[handle.reply_to] = handle
             with contextlib.suppress(BusUnavailableError):
                 await self._insist(handle.deadline, self._subscribe, LiteSubject.parse(handle.reply_to).owner)
-            await handle.look()
+            await handle._look()
         try:
-            return await handle.settled()
+            return await handle._settled()
         finally:
             if handle.done:
                 await self._leave(handle)
@@ -208,6 +180,12 @@ class Caller:
         except (ValueError, TypeError, KeyError, AttributeError, InvalidSubjectError) as error:
             raise InvalidMessageError(f"{ticket[:80]!r} is no ticket: {error}", field="ticket") from None
 
+    async def adopt(self, task_id: str, topic: str, reply_to: str, deadline: Deadline) -> Handle:
+        """The handle of a task that somebody else may have sent; it is done if its outcome is stored."""
+        handle = Handle(task_id, topic, reply_to, deadline, self)
+        await handle._look()
+        return handle
+
     async def cancel(self, handle: Handle) -> Outcome:
         """Have a task stopped; returns its one outcome, which is `Cancelled` unless it ended otherwise before.
 
@@ -221,7 +199,7 @@ class Caller:
                     return await self.outcome(handle)
             except TimeoutError:
                 await self._settle_cancelled(handle)
-        return await handle.settled()
+        return await handle._settled()
 
     async def request_cancel(self, handle: Handle) -> None:
         """Ask whoever runs a task, now or later, to stop; does not wait for it."""
@@ -240,19 +218,32 @@ class Caller:
         )
         msg_id = outcome_msg_id(handle.task_id)
         await self.ports.lite.append(handle.reply_to, result.encode(), ttl_s=LITE_TTL_S, msg_id=msg_id)
-        await handle.look()
+        await handle._look()
 
-    async def submit(self, topic: str, content: Any, ask: Ask | None = None) -> Handle:
+    async def submit(
+        self,
+        topic: str,
+        content: Any,
+        options: AskOptions | None = None,
+        *,
+        parent: str | None = None,
+        owner: str = "",
+    ) -> Handle:
         """Send a task; it is durable when this returns.
 
         What is wrong with the call itself (no such topic, input that does not fit, too large) settles the
         handle at once instead of raising.
+
+        Args:
+            parent: the task it is asked for.
+            owner: names the lite topics that its outcome comes back on, one of this process by default: whoever
+                takes over under it finds them there.
         """
-        ask = ask or Ask()
+        ask = options or AskOptions()
         task_id = ask.task_id or os.urandom(16).hex()
         # Under an id of the caller's own it is the same task in any process, so its lite topic is the same, too.
-        owner = ask.owner or (token_of(task_id) if ask.task_id else self._owner)
-        reply_to = self.ports.subjects.lite(owner, token_of(task_id))
+        replies = owner or (token_of(task_id) if ask.task_id else self._owner)
+        reply_to = self.ports.subjects.lite(replies, token_of(task_id))
         deadline = Deadline.after(ask.within_s, self.ports.clock)
         handle = Handle(task_id, topic, reply_to, deadline, self)
         while sending := self._sending.get(reply_to):
@@ -266,26 +257,28 @@ class Caller:
         try:
             content = await self._admit(task_id, topic, to_jsonable_python(content), ask)
             if isinstance(content, Outcome):
-                handle.settle(content)
+                handle._settle(content)
             else:
-                if owner != self._owner:  # Ours is heard since the start.
-                    await self._insist(deadline, self._subscribe, owner)
+                if replies != self._owner:  # Ours is heard since the start.
+                    await self._insist(deadline, self._subscribe, replies)
                 if ask.task_id:
-                    await self._claim(handle, content, ask)
+                    await self._claim(handle, content, ask, owner)
             if other is not None and not handle.done:
                 return other
             if not handle.done:
                 now, seen = self.ports.clock.time(), self.registry.news
-                message = pack_task(self.ports.identity, content, ask, handle, seen=seen, timestamp=now)
+                message = pack_task(
+                    self.ports.identity, content, ask, handle, parent=parent, seen=seen, timestamp=now
+                )
                 data = await self.ports.claims.seal(message, keep_s=INPUT_KEEP_S)
                 subject, msg_id = self.ports.subjects.task(topic, ask.priority), token_of(task_id)
                 # The same id is stored once.
                 await self._insist(deadline, self.ports.queue.put, subject, data, msg_id=msg_id)
         except BusUnavailableError as error:
-            handle.settle(Undeliverable(task_id=task_id, topic=topic, reason=str(error)))
+            handle._settle(Undeliverable(task_id=task_id, topic=topic, reason=str(error)))
         except (MessageTooLargeError, ValueError) as error:
             reason = str(error) if isinstance(error, MessageTooLargeError) else f"not JSON: {error}"
-            handle.settle(Rejected(task_id=task_id, topic=topic, reason=reason, details={"field": "content"}))
+            handle._settle(Rejected(task_id=task_id, topic=topic, reason=reason, details={"field": "content"}))
         except BaseException:
             # Nobody has the handle.
             await self._leave(handle)
@@ -298,19 +291,19 @@ class Caller:
             await self._leave(handle)
         return handle
 
-    async def _claim(self, handle: Handle, content: Any, ask: Ask) -> None:
+    async def _claim(self, handle: Handle, content: Any, ask: AskOptions, owner: str) -> None:
         """Settle a handle under an id of the caller's own if it stands for another task, or has ended before."""
-        if not ask.owner:
+        if not owner:
             keep_s = ask.within_s + LITE_TTL_S
             named = (self.ports.lite, self.ports.subjects, handle.task_id, handle.topic, content)
             taken = await self._insist(handle.deadline, claim_id, *named, keep_s=keep_s)
             if taken:
                 ids, details = (handle.task_id, handle.topic), {"field": "task_id"}
-                return handle.settle(Rejected(task_id=ids[0], topic=ids[1], reason=taken, details=details))
+                return handle._settle(Rejected(task_id=ids[0], topic=ids[1], reason=taken, details=details))
         # Somebody may have asked under this id before, longer ago than the queue remembers it.
-        await handle.look()
+        await handle._look()
 
-    async def _admit(self, task_id: str, topic: str, content: Any, ask: Ask) -> Any:
+    async def _admit(self, task_id: str, topic: str, content: Any, ask: AskOptions) -> Any:
         """The content as it is to be sent, or the outcome of a call that is refused."""
         common: dict[str, Any] = {"task_id": task_id, "topic": topic}
         try:

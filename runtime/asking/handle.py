@@ -40,7 +40,7 @@ class Handle:
         self._caller, self._lite = caller, caller.ports.lite
         self._outcome: Outcome | None = None
         #: When to read the lite topic for it, on the loop's clock, and the pause before the next time.
-        self.look_at, self.look_again_s = 0.0, 0.0
+        self._look_at, self._look_again_s = 0.0, 0.0
         self._looked_to = 0
         #: Fetches the outcome, when it came as a claim.
         self._opening: asyncio.Task[None] | None = None
@@ -69,13 +69,13 @@ class Handle:
         """
         return await self._caller.cancel(self)
 
-    def settle(self, outcome: Outcome) -> None:
+    def _settle(self, outcome: Outcome) -> None:
         """The task ended; only the first outcome counts."""
         if self._outcome is None:
             self._outcome = outcome
             self._wake_all()
 
-    def close(self) -> None:
+    def _close(self) -> None:
         """Nothing more is heard here: who waits for the outcome gets a `SquadClosedError`."""
         self._closed = True
         self._wake_all()
@@ -95,7 +95,7 @@ class Handle:
         """Wait for the task's one outcome; `TimedOut` when its deadline passes first. May be called again."""
         return await self._caller.outcome(self)
 
-    async def settled(self) -> Outcome:
+    async def _settled(self) -> Outcome:
         """Wait until the outcome was heard, or the deadline passed.
 
         Raises:
@@ -114,8 +114,8 @@ class Handle:
                 late.cancel()
                 self._waiters.remove(ended)
             if self._outcome is None and self.deadline.passed and not self._closed:
-                await self.look()
-                self.settle(self._too_late())
+                await self._look()
+                self._settle(self._too_late())
         return self._outcome
 
     def _too_late(self) -> Outcome:
@@ -126,22 +126,22 @@ class Handle:
             details={"lite_topic": self.reply_to},
         )
 
-    async def look(self) -> None:
+    async def _look(self) -> None:
         """Read the lite topic for an outcome whose live message was missed."""
         try:
             entry = await self._lite.last(self.reply_to)
-            if entry is not None and not self.hear(entry.data):
+            if entry is not None and not self._hear(entry.data):
                 # The task goes on, or a replica that lost its lease did so when the outcome was stored.
                 async with aclosing(self._lite.read(self.reply_to, from_seq=self._looked_to + 1)) as entries:
                     async for entry in entries:
                         self._looked_to = entry.seq
-                        if self.hear(entry.data):
+                        if self._hear(entry.data):
                             break
         except BusUnavailableError:
             return
         await self._opened()
 
-    def hear(self, data: bytes) -> bool:
+    def _hear(self, data: bytes) -> bool:
         """Take in one message of the lite topic; says whether it was the outcome, all else is left to `chunks`.
 
         An outcome that came as a claim settles the handle a moment later, when it was fetched.
@@ -157,7 +157,7 @@ class Handle:
             if "content" in payload:
                 content = payload["content"]
                 ids = {"task_id": self.task_id, "topic": self.topic, "source": source}
-                self.settle(outcomes.from_content(content, **ids))
+                self._settle(outcomes.from_content(content, **ids))
             elif not self.done and (self._opening is None or self._opening.done()):
                 message = AgentMessage.decode(data)
                 self._opening = spawn(self._open(message), f"open {self.task_id}")
@@ -167,13 +167,13 @@ class Handle:
 
     async def _open(self, message: AgentMessage) -> None:
         try:
-            self.settle(read_outcome(await self._whole(message), self.task_id, self.topic))
+            self._settle(read_outcome(await self._whole(message), self.task_id, self.topic))
         except (BusUnavailableError, SquadClosedError):
             return
         except SquadronError as error:
             reason = f"it ended, but its outcome can't be read: {error}"
             details = {"type": type(error).__name__}
-            self.settle(Failed(task_id=self.task_id, topic=self.topic, reason=reason, details=details))
+            self._settle(Failed(task_id=self.task_id, topic=self.topic, reason=reason, details=details))
 
     async def _opened(self) -> None:
         if self._opening is not None:
@@ -236,7 +236,7 @@ class Handle:
             lite_topic,
             live=live,
             until=self.deadline if live else None,
-            is_end=self.hear if lite_topic == self.reply_to else lambda _: True,
+            is_end=self._hear if lite_topic == self.reply_to else lambda _: True,
         )
 
     async def _ended(self) -> Outcome:
@@ -244,7 +244,7 @@ class Handle:
         await self._opened()
         if self._outcome is None:
             self._check_open()
-        self.settle(self._too_late())
+        self._settle(self._too_late())
         assert self._outcome is not None
         return self._outcome
 

@@ -6,18 +6,25 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
+from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.errors import FencedError
 from squadron.runtime.ports.journal import Journal
 from squadron.runtime.wire.envelope import AgentIdentity, pack
 from squadron.runtime.wire.subjects import Subjects, token_of
 
 if TYPE_CHECKING:
-    from squadron.runtime.asking.caller import Ask
     from squadron.runtime.asking.handle import Handle
 
 
 def pack_task(
-    identity: AgentIdentity, content: Any, ask: Ask, handle: Handle, *, seen: float, timestamp: float
+    identity: AgentIdentity,
+    content: Any,
+    ask: AskOptions,
+    handle: Handle,
+    *,
+    parent: str | None,
+    seen: float,
+    timestamp: float,
 ) -> bytes:
     """A task as it is sent.
 
@@ -51,7 +58,7 @@ def pack_task(
         payload,
         id=handle.task_id,
         conversation_id=ask.conversation_id,
-        parent=ask.parent,
+        parent=parent,
         reply_to=handle.reply_to,
         target=ask.route.target or None,
         routing=routing,

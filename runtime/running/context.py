@@ -10,13 +10,14 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from datetime import timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 from weakref import WeakSet
 
 from pydantic_core import from_json
 
-from squadron.runtime.asking.caller import DEFAULT_WITHIN_S, Ask, Caller
+from squadron.runtime.asking.caller import Caller
 from squadron.runtime.asking.handle import Handle
+from squadron.runtime.asking.options import AskKeywords, AskOptions
 from squadron.runtime.errors import WrongLoopError
 from squadron.runtime.lite.topic import LiteTopic
 from squadron.runtime.ports.lite_journal import END_HEADER
@@ -102,21 +103,9 @@ class Context:
                 self._writer.close()
         return self._writer
 
-    async def finish(self, end: str) -> None:
-        """End what was emitted, if anything was, before the outcome is stored; see `StreamWriter.finish`."""
-        self._ended = True
-        if self._writer is not None:
-            await self._writer.finish(end)
-
-    def close(self) -> None:
-        """Nothing is emitted any more."""
-        self._ended = True
-        if self._writer is not None:
-            self._writer.close()
-
-    async def ask(self, topic: str, /, *, within_s: float = DEFAULT_WITHIN_S, **content: Any) -> Outcome:
-        """Ask another agent and wait; never longer than this task's own deadline."""
-        return await self._caller.outcome(await self.submit(topic, content, within_s=within_s))
+    async def ask(self, topic: str, content: Any = None, /, **options: Unpack[AskKeywords]) -> Outcome:
+        """Ask another agent and wait; never longer than this task's own deadline. Takes what `submit` takes."""
+        return await self._caller.outcome(await self.submit(topic, content, **options))
 
     @cached_property
     def sync(self) -> SyncContext:
@@ -143,37 +132,37 @@ class Context:
                 hint="in a plain `def` handler call ctx.sync.ask(…), or make the handler async",
             )
 
-    async def submit(
-        self,
-        topic: str,
-        content: Any,
-        /,
-        *,
-        within_s: float = DEFAULT_WITHIN_S,
-        owner: str = "",
-        task_id: str = "",
-    ) -> Handle:
-        """Ask another agent without waiting; conversation, budget and deadline travel along."""
+    async def submit(self, topic: str, content: Any = None, /, **options: Unpack[AskKeywords]) -> Handle:
+        """Ask another agent without waiting; takes the options of `Squad.ask`.
+
+        What is not said travels along from this task: conversation, priority, model and parameters. Deadline and
+        budget can only be tighter than its own.
+
+        Raises:
+            InvalidInputError: there is no such option, or it can't have that value.
+        """
+        return await self._submit("", topic, content, options)
+
+    async def _submit(self, owner: str, topic: str, content: Any, options: AskKeywords) -> Handle:
         self._check_loop()
+        own = AskOptions.of(options)
+        message = self.message
+        said = {
+            "priority": message.routing.priority,
+            "conversation_id": message.context.conversation_id,
+            "model": message.payload.model,
+            "parameters": message.payload.parameters,
+            **options,
+            "within_s": self.deadline.earliest(own.within_s),
+            "budget": self.budget.child().within(own.budget),
+            "nested": own.nested or message.nested,
+        }
         handle = await self._caller.submit(
-            topic,
-            content,
-            Ask(
-                within_s=self.deadline.earliest(within_s),
-                priority=self.message.routing.priority,
-                conversation_id=self.message.context.conversation_id,
-                parent=self.message.id,
-                owner=owner,
-                task_id=task_id,
-                model=self.message.payload.model,
-                parameters=self.message.payload.parameters,
-                budget=self.budget.child(),
-                nested=self.message.nested,
-            ),
+            topic, {} if content is None else content, AskOptions.of(said), parent=message.id, owner=owner
         )
         self._children = self._children or WeakSet()
         self._children.add(handle)
-        if self.message.nested and not handle.done:
+        if message.nested and not handle.done:
             await self._stream().point_to(handle.task_id, handle.topic, handle.reply_to)
         return handle
 
@@ -193,22 +182,6 @@ class Context:
         An async handler gets `asyncio.CancelledError`; one in a thread can't be interrupted and should look here.
         """
         return self._stopped
-
-    def stop(self) -> None:
-        """Tell a handler in a thread that it should stop; what it waits for by `sync` is cancelled."""
-        self._stopped = True
-        for future in tuple(self._waits):
-            future.cancel()
-
-    async def cancel_children(self) -> None:
-        """Ask all tasks that were asked from here to stop; does not wait for them."""
-        running = [handle for handle in self._children or () if not handle.done]
-        await asyncio.gather(*(self._caller.request_cancel(handle) for handle in running))
-
-    @property
-    def caller(self) -> Caller:
-        """The asking side itself, for discovery and for waiting on handles."""
-        return self._caller
 
     def charge(self, tokens: int) -> None:
         """Note tokens that a model used; they count against the budget and are told in the outcome."""
@@ -238,6 +211,42 @@ class Context:
         return self._caller.ports.subjects.lite(f"memory-{self._agent}"[:64], conversation)
 
 
+class TurnContext(Context):
+    """The same as the turn that runs has it, and agents of the house."""
+
+    @property
+    def caller(self) -> Caller:
+        """The asking side itself, for discovery and for waiting on handles."""
+        return self._caller
+
+    async def submit_for(self, owner: str, topic: str, content: Any, **options: Unpack[AskKeywords]) -> Handle:
+        """As `submit`, with an owner of the lite topics that outcomes come back on; see `Caller.submit`."""
+        return await self._submit(owner, topic, content, options)
+
+    async def finish(self, end: str) -> None:
+        """End what was emitted, if anything was, before the outcome is stored; see `StreamWriter.finish`."""
+        self._ended = True
+        if self._writer is not None:
+            await self._writer.finish(end)
+
+    def close(self) -> None:
+        """Nothing is emitted any more."""
+        self._ended = True
+        if self._writer is not None:
+            self._writer.close()
+
+    def stop(self) -> None:
+        """Tell a handler in a thread that it should stop; what it waits for by `sync` is cancelled."""
+        self._stopped = True
+        for future in tuple(self._waits):
+            future.cancel()
+
+    async def cancel_children(self) -> None:
+        """Ask all tasks that were asked from here to stop; does not wait for them."""
+        running = [handle for handle in self._children or () if not handle.done]
+        await asyncio.gather(*(self._caller.request_cancel(handle) for handle in running))
+
+
 class SyncContext:
     """What a plain `def` handler can't await; see `Context`.
 
@@ -247,19 +256,19 @@ class SyncContext:
     def __init__(self, context: Context, wait: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
         self._context, self._wait = context, wait
 
-    def ask(self, topic: str, /, *, within_s: float = DEFAULT_WITHIN_S, **content: Any) -> Outcome:
+    def ask(self, topic: str, content: Any = None, /, **options: Unpack[AskKeywords]) -> Outcome:
         """See `Context.ask`."""
-        outcome: Outcome = self._wait(self._context.ask(topic, within_s=within_s, **content))
+        outcome: Outcome = self._wait(self._context.ask(topic, content, **options))
         return outcome
 
-    def submit(self, topic: str, content: Any, /, **options: Any) -> Handle:
+    def submit(self, topic: str, content: Any = None, /, **options: Unpack[AskKeywords]) -> Handle:
         """See `Context.submit`; wait with `outcome`."""
         handle: Handle = self._wait(self._context.submit(topic, content, **options))
         return handle
 
     def outcome(self, handle: Handle) -> Outcome:
         """Wait for what was submitted."""
-        outcome: Outcome = self._wait(self._context.caller.outcome(handle))
+        outcome: Outcome = self._wait(handle.outcome())
         return outcome
 
     def emit(self, chunk: Any) -> None:

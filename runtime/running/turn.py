@@ -22,7 +22,7 @@ from squadron.runtime.errors import (
 )
 from squadron.runtime.ports.queue import Delivery
 from squadron.runtime.retries import Retries, failure_details, summary_of, text_of, traceback_of
-from squadron.runtime.running.context import Context
+from squadron.runtime.running.context import TurnContext
 from squadron.runtime.running.handover import hand_over, pause_s
 from squadron.runtime.running.reports import Reports
 from squadron.runtime.store.dead_letters import DeadLetters
@@ -61,7 +61,7 @@ class Handler(Protocol):
     @property
     def retries(self) -> Retries: ...
 
-    async def run(self, content: Any, context: Context) -> Any:
+    async def run(self, content: Any, context: TurnContext) -> Any:
         """Run the handler on validated input; returns JSON-ready data, or an `Answer`.
 
         Raises:
@@ -244,7 +244,7 @@ class Turns:
         return Undeliverable(reason=f"no replica may run it: {reason}", details=details, **common)
 
     async def _run_handler(
-        self, handler: Handler, delivery: Delivery, context: Context, common: dict[str, Any]
+        self, handler: Handler, delivery: Delivery, context: TurnContext, common: dict[str, Any]
     ) -> Outcome | _Again:
         message = context.message
         turn = asyncio.current_task(self._caller.loop)
@@ -296,12 +296,12 @@ class Turns:
             answer = Answer(answer)
         return Result(data=answer.data, confidence=answer.confidence, reasoning=answer.reasoning, **common)
 
-    def _context(self, message: AgentMessage, common: dict[str, Any], lite_key: str) -> Context:
+    def _context(self, message: AgentMessage, common: dict[str, Any], lite_key: str) -> TurnContext:
         limits = message.payload.constraints
         clock = self._ports.clock
         # Without a deadline of the caller's only the handler's own limit counts.
         at_ms = limits.deadline if limits is not None and limits.deadline is not None else LAST_MS
-        return Context(
+        return TurnContext(
             message,
             agent=self.agent,
             topic=common["topic"],
@@ -320,7 +320,7 @@ class Turns:
         return outcome
 
     def _judge(
-        self, error: BaseException, retries: Retries, common: dict[str, Any], context: Context
+        self, error: BaseException, retries: Retries, common: dict[str, Any], context: TurnContext
     ) -> Outcome | _Again:
         summary = summary_of(error)
         attempt = common["attempt"]

@@ -56,6 +56,10 @@ class Budget:
         """What a task asked from here may spend: the same tokens, one hop less."""
         return self if self.hops is None else replace(self, hops=self.hops - 1)
 
+    def within(self, other: Budget) -> Budget:
+        """The tighter of the two, limit by limit."""
+        return Budget(tokens=_least(self.tokens, other.tokens), hops=_least(self.hops, other.hops))
+
     @property
     def exhausted(self) -> str:
         """Which limit is used up ("tokens", "hops"), or the empty string."""
@@ -64,3 +68,7 @@ class Budget:
         if self.hops is not None and self.hops < 0:
             return "hops"
         return ""
+
+
+def _least(*limits: int | None) -> int | None:
+    return min((limit for limit in limits if limit is not None), default=None)
