@@ -341,7 +341,7 @@ async def streams(place: Place, rounds: int, count: int, chunks: int) -> StreamF
 
 
 async def _first_chunk(place: Place) -> float:
-    stream, taken = place.squad.stream("bench.poem", chunks=1), 0.0
+    stream, taken = place.squad.stream("bench.poem", {"chunks": 1}), 0.0
     async for chunk in stream:
         taken = (time.perf_counter() - chunk["sent"]) * 1000
     (await stream.outcome()).unwrap()
@@ -349,7 +349,7 @@ async def _first_chunk(place: Place) -> float:
 
 
 async def _long_stream(place: Place, chunks: int) -> float:
-    stream = place.squad.stream("bench.poem", chunks=chunks)
+    stream = place.squad.stream("bench.poem", {"chunks": chunks})
     first, heard = 0.0, 0
     async for chunk in stream:
         first, heard = first or chunk["sent"], heard + 1

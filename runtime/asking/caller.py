@@ -235,9 +235,7 @@ class Caller:
         handle at once instead of raising.
 
         Args:
-            parent: the task it is asked for.
-            owner: names the lite topics that its outcome comes back on, one of this process by default: whoever
-                takes over under it finds them there.
+            owner: of the lite topic of its outcome, which whoever takes over under it finds; by default of ours.
         """
         ask = options or AskOptions()
         task_id = ask.task_id or os.urandom(16).hex()
@@ -266,14 +264,7 @@ class Caller:
             if other is not None and not handle.done:
                 return other
             if not handle.done:
-                now, seen = self.ports.clock.time(), self.registry.news
-                message = pack_task(
-                    self.ports.identity, content, ask, handle, parent=parent, seen=seen, timestamp=now
-                )
-                data = await self.ports.claims.seal(message, keep_s=INPUT_KEEP_S)
-                subject, msg_id = self.ports.subjects.task(topic, ask.priority), token_of(task_id)
-                # The same id is stored once.
-                await self._insist(deadline, self.ports.queue.put, subject, data, msg_id=msg_id)
+                await self._send(handle, content, ask, parent)
         except BusUnavailableError as error:
             handle._settle(Undeliverable(task_id=task_id, topic=topic, reason=str(error)))
         except (MessageTooLargeError, ValueError) as error:
@@ -290,6 +281,14 @@ class Caller:
         if handle.done:
             await self._leave(handle)
         return handle
+
+    async def _send(self, handle: Handle, content: Any, ask: AskOptions, parent: str | None) -> None:
+        now, seen = self.ports.clock.time(), self.registry.news
+        message = pack_task(self.ports.identity, content, ask, handle, parent=parent, seen=seen, timestamp=now)
+        data = await self.ports.claims.seal(message, keep_s=INPUT_KEEP_S)
+        subject, msg_id = self.ports.subjects.task(handle.topic, ask.priority), token_of(handle.task_id)
+        # The same id is stored once.
+        await self._insist(handle.deadline, self.ports.queue.put, subject, data, msg_id=msg_id)
 
     async def _claim(self, handle: Handle, content: Any, ask: AskOptions, owner: str) -> None:
         """Settle a handle under an id of the caller's own if it stands for another task, or has ended before."""

@@ -16,6 +16,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from squadron.runtime.background import spawn
+from squadron.runtime.closing import AsyncClosing
 from squadron.runtime.errors import BusUnavailableError, InvalidInputError, InvalidMessageError, SquadClosedError
 from squadron.runtime.lite.exclusive import ExclusiveCursor, Guarded
 from squadron.runtime.lite.followed import Batch
@@ -138,7 +139,7 @@ class End:
     missed: bool
 
 
-class LiteReader(AsyncIterator[LiteMessage]):
+class LiteReader(AsyncClosing, AsyncIterator[LiteMessage]):
     """One reader's way through a lite topic; made by `LiteTopic.read`. Who stops waiting for a message loses none.
 
     Attributes:
@@ -163,7 +164,7 @@ class LiteReader(AsyncIterator[LiteMessage]):
         await self._messages.aclose()
 
 
-class LiteReading(AsyncIterator[LiteMessage]):
+class LiteReading(AsyncClosing, AsyncIterator[LiteMessage]):
     """What a `LiteReader` hands out."""
 
     def __init__(

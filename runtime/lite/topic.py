@@ -9,7 +9,7 @@ import os
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, Self
 
 from pydantic_core import PydanticSerializationError
 
@@ -296,6 +296,12 @@ class LiteTopic:
             take=None if exclusive is None else lambda: topics.take(self, exclusive),
         )
         return LiteReader(reading)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
 
     async def close(self) -> None:
         """End the topic now, with all its messages; who reads it is told. May be called twice.

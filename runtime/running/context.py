@@ -16,7 +16,7 @@ from weakref import WeakSet
 from pydantic_core import from_json
 
 from squadron.runtime.asking.caller import Caller
-from squadron.runtime.asking.handle import Handle
+from squadron.runtime.asking.handle import BlockingHandle, Handle
 from squadron.runtime.asking.options import AskKeywords, AskOptions
 from squadron.runtime.errors import WrongLoopError
 from squadron.runtime.lite.topic import LiteTopic
@@ -261,15 +261,9 @@ class SyncContext:
         outcome: Outcome = self._wait(self._context.ask(topic, content, **options))
         return outcome
 
-    def submit(self, topic: str, content: Any = None, /, **options: Unpack[AskKeywords]) -> Handle:
-        """See `Context.submit`; wait with `outcome`."""
-        handle: Handle = self._wait(self._context.submit(topic, content, **options))
-        return handle
-
-    def outcome(self, handle: Handle) -> Outcome:
-        """Wait for what was submitted."""
-        outcome: Outcome = self._wait(handle.outcome())
-        return outcome
+    def submit(self, topic: str, content: Any = None, /, **options: Unpack[AskKeywords]) -> BlockingHandle:
+        """See `Context.submit`."""
+        return BlockingHandle(self._wait(self._context.submit(topic, content, **options)), self._wait)
 
     def emit(self, chunk: Any) -> None:
         """See `Context.emit`."""

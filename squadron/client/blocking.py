@@ -5,12 +5,14 @@ from __future__ import annotations
 import concurrent.futures
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack
 
 from squadron.client.events import DurableEvent
 from squadron.client.portal import Portal
 from squadron.client.stream import Stream
-from squadron.runtime.asking.handle import Handle
+from squadron.runtime.asking.handle import BlockingHandle, Handle
+from squadron.runtime.asking.options import AskKeywords
+from squadron.runtime.closing import Closing
 from squadron.runtime.lite.feed import LiteFeed, LiteItems
 from squadron.runtime.lite.reader import End, LiteMessage, LiteReader, LiteStart
 from squadron.runtime.lite.topic import LiteTopic
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class SyncSquad:
+class SyncSquad(Closing):
     """Made by `with Squad.up() as squad:`; every call blocks until it is done.
 
     Any thread may call. Calls that are under way when the squad is closed end with `SquadClosedError`, as do those
@@ -87,29 +89,21 @@ class SyncSquad:
         """See `Squad.status`."""
         return self._wait(self._squad.status())
 
-    def ask(self, topic: str, content: Any = None, /, **options: Any) -> Outcome:
+    def ask(self, topic: str, content: Any = None, /, **options: Unpack[AskKeywords]) -> Outcome:
         """See `Squad.ask`."""
         return self._wait(self._squad.ask(topic, content, **options))
 
-    def stream(self, topic: str, content: Any = None, /, **options: Any) -> SyncStream:
+    def stream(self, topic: str, content: Any = None, /, **options: Unpack[AskKeywords]) -> SyncStream:
         """See `Squad.stream`; a plain iterator over the chunks."""
         return SyncStream(self._squad.stream(topic, content, **options), self._portal)
 
-    def submit(self, topic: str, content: Any = None, /, **options: Any) -> Handle:
-        """See `Squad.submit`; wait with `outcome`."""
-        return self._wait(self._squad.submit(topic, content, **options))
+    def submit(self, topic: str, content: Any = None, /, **options: Unpack[AskKeywords]) -> SyncHandle:
+        """See `Squad.submit`."""
+        return SyncHandle(self._wait(self._squad.submit(topic, content, **options)), self._portal)
 
-    def resume(self, ticket: str) -> Handle:
+    def resume(self, ticket: str) -> SyncHandle:
         """See `Squad.resume`."""
-        return self._squad.resume(ticket)
-
-    def cancel(self, handle: Handle) -> Outcome:
-        """See `Handle.cancel`."""
-        return self._wait(handle.cancel())
-
-    def outcome(self, handle: Handle) -> Outcome:
-        """See `Squad.outcome`."""
-        return self._wait(self._squad.outcome(handle))
+        return SyncHandle(self._squad.resume(ticket), self._portal)
 
     def subscribe(self, pattern: str) -> SyncItems[AgentMessage]:
         """See `Squad.subscribe`; a plain iterator, active when this returns; `close()` it to stop listening."""
@@ -193,7 +187,7 @@ class SyncDeadLetters:
         return dropped
 
 
-class SyncItems(Iterator[T]):
+class SyncItems(Closing, Iterator[T]):
     """What an async iterator hands out, as a plain one; blocks until the next item is there.
 
     If Ctrl-C, or what else a signal's handler raises, interrupts that, the next call goes on waiting for the same
@@ -227,6 +221,22 @@ class SyncItems(Iterator[T]):
         self.close()
 
 
+class SyncHandle(BlockingHandle):
+    """See `Handle`; every call blocks until it is done."""
+
+    def __init__(self, handle: Handle, portal: Portal) -> None:
+        super().__init__(handle, portal.wait)
+        self._portal = portal
+
+    def chunks(self) -> SyncItems[Any]:
+        """See `Handle.chunks`; a plain iterator."""
+        return SyncItems(self._handle.chunks(), self._portal)
+
+    def events(self) -> SyncItems[Chunk | Restarted | Nested | Ended]:
+        """See `Handle.events`; a plain iterator, whose last item is the end."""
+        return SyncItems(self._handle.events(), self._portal)
+
+
 class SyncStream(SyncItems[Any]):
     """See `Stream`; a plain iterator over the chunks."""
 
@@ -257,7 +267,7 @@ class SyncLiteReader(SyncItems[LiteMessage]):
         return self._reader.end
 
 
-class SyncLiteTopic:
+class SyncLiteTopic(Closing):
     """See `LiteTopic`; every call blocks until it is done."""
 
     def __init__(self, topic: LiteTopic, portal: Portal) -> None:

@@ -1,4 +1,4 @@
-"""A durable subscription in a program of one's own."""
+"""Events that a program hears: as they come, and from the log."""
 
 from __future__ import annotations
 
@@ -9,13 +9,85 @@ from typing import Self
 
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.runtime.background import spawn
-from squadron.runtime.errors import BusUnavailableError, SquadClosedError, SquadronError
+from squadron.runtime.closing import AsyncClosing
+from squadron.runtime.errors import BusUnavailableError, InvalidMessageError, SquadClosedError, SquadronError
+from squadron.runtime.ports.bus import Note, Subscription
 from squadron.runtime.ports.queue import Delivery, Feed
 from squadron.runtime.running.event_turns import read_event
 from squadron.runtime.running.pump import EXTEND_AT
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.groups import EventGroup, Start
 from squadron.runtime.wire.subjects import check_token
+
+#: How many plain events wait for a subscriber that is slower than they come: some 100 MB at most.
+MOST_HELD = 65_536
+
+
+class Events(AsyncClosing):
+    """Events as they come, as an async iterator; close it to stop listening.
+
+    Of those that nobody takes the newest `MOST_HELD` are held.
+
+    Attributes:
+        dropped: how many were not held any more when somebody came for them.
+    """
+
+    def __init__(self) -> None:
+        self.dropped = 0
+        #: One more, so that there is always room for the end.
+        self._queue: asyncio.Queue[AgentMessage | None] = asyncio.Queue(MOST_HELD + 1)
+        self._subscription: Subscription | None = None
+
+    def hear(self, note: Note) -> None:
+        """Take in one note of the bus; what is not a message is left out."""
+        try:
+            message = AgentMessage.decode(note.data)
+        except InvalidMessageError:
+            return
+        if self._queue.qsize() == MOST_HELD:
+            self._queue.get_nowait()
+            self.dropped += 1
+        self._queue.put_nowait(message)
+
+    def attach(self, subscription: Subscription) -> Self:
+        """Remember what to close."""
+        self._subscription = subscription
+        return self
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> AgentMessage:
+        if (message := await self._get()) is None:
+            raise StopAsyncIteration
+        return message
+
+    async def _get(self) -> AgentMessage | None:
+        message = await self._queue.get()
+        if message is None:
+            # The end is there for whoever asks again, and for others who wait.
+            self._queue.put_nowait(None)
+        return message
+
+    async def next(self, *, within_s: float) -> AgentMessage:
+        """The next event.
+
+        Raises:
+            TimeoutError: none came in time.
+        """
+        async with asyncio.timeout(within_s):
+            message = await self._get()
+        if message is None:
+            raise TimeoutError("the subscription was closed")
+        return message
+
+    async def aclose(self) -> None:
+        """Stop listening. May be called twice."""
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None:
+            # Ends an iteration that waits for more.
+            self._queue.put_nowait(None)
+            await subscription.aclose()
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +99,7 @@ class DurableEvent:
     attempt: int
 
 
-class DurableEvents:
+class DurableEvents(AsyncClosing):
     """Events of one durable subscription, one at a time, at least once: `async for event in events`.
 
     An event is settled when the next one is asked for, or by `settle()`. Who stops in the middle of one, by

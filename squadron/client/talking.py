@@ -9,34 +9,28 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, Unpack
 from weakref import WeakSet
 
 from squadron.actors.agent import Agent
 from squadron.actors.thinking.credentials import remember_keys
 from squadron.actors.thinking.providers import default_model_spec
 from squadron.bridge.jetstream.wiring import Wiring
-from squadron.client.events import DurableEvents
-from squadron.client.stream import Events, Stream
-from squadron.runtime.asking.caller import ANYBODY, DEFAULT_WITHIN_S, Ask
+from squadron.client.events import DurableEvents, Events
+from squadron.client.stream import Stream
 from squadron.runtime.asking.handle import Handle
+from squadron.runtime.asking.options import AskKeywords, AskOptions
 from squadron.runtime.errors import SquadClosedError, StreamGapError
 from squadron.runtime.lite.feed import LiteFeed
 from squadron.runtime.lite.topic import LiteTopic
 from squadron.runtime.store.dead_letters import DeadLetters
 from squadron.runtime.wire.groups import Start, check_group
 from squadron.runtime.wire.outcome import Outcome
-from squadron.runtime.wire.route import Route
-from squadron.runtime.wire.subjects import NORMAL_PRIORITY, check_pattern
+from squadron.runtime.wire.subjects import check_pattern
 from squadron.runtime.wire.topics import ScoredTopic
 
 #: How long a whole run of the supervisor may take when the caller does not say, in seconds.
 RUN_WITHIN_S = 600.0
-
-#: What `submit` takes beside the fields of the input; the rest of `Ask` is for agents.
-_ASK_OPTIONS = frozenset(
-    {"within_s", "start_within_s", "priority", "conversation_id", "model", "route", "task_id", "nested"}
-)
 
 
 class Talking(ABC):
@@ -75,48 +69,26 @@ class Talking(ABC):
 
     # --- talking -------------------------------------------------------------------------------------
 
-    async def ask(
-        self,
-        topic: str,
-        content: Any = None,
-        /,
-        *,
-        within_s: float = DEFAULT_WITHIN_S,
-        start_within_s: float | None = None,
-        priority: int = NORMAL_PRIORITY,
-        conversation_id: str = "",
-        model: str | None = None,
-        route: Route | None = None,
-        task_id: str = "",
-        **fields: Any,
-    ) -> Outcome:
+    async def ask(self, topic: str, content: Any = None, /, **options: Unpack[AskKeywords]) -> Outcome:
         """Send a task and wait for its one outcome, at most `within_s` seconds.
 
-        The input is `fields`, or `content` when it is not an object or a field's name is taken.
+            outcome = await squad.ask("analysis.sentiment", {"text": "I love it"}, within_s=10)
+
         Never raises for what happens to the task: that is the outcome. `outcome.unwrap()` does.
 
         Args:
-            start_within_s: how long it may wait for a replica, in seconds; it expires then and is not run.
-            priority: 0 to 9; higher ones start first.
-            route: which replicas may run it.
-            task_id: an id of your own; asking twice under the same one is one task. With another topic or another
-                input it is rejected.
-        """
-        ask = Ask(
-            within_s=within_s,
-            start_within_s=start_within_s,
-            priority=priority,
-            conversation_id=conversation_id,
-            model=model,
-            route=route or ANYBODY,
-            task_id=task_id,
-        )
-        return await self._wiring.caller.ask(topic, fields if content is None else content, ask)
+            content: the input: a mapping with the topic's fields, a model or dataclass with them, or the bare
+                value where there is only one.
+            options: see `AskOptions`.
 
-    async def submit(self, topic: str, content: Any = None, /, **options: Any) -> Handle:
+        Raises:
+            InvalidInputError: there is no such option, or it can't have that value.
+        """
+        return await (await self.submit(topic, content, **options)).outcome()
+
+    async def submit(self, topic: str, content: Any = None, /, **options: Unpack[AskKeywords]) -> Handle:
         """Send a task without waiting; it is durable when this returns. Takes what `ask` takes."""
-        ask = Ask(**{name: options.pop(name) for name in _ASK_OPTIONS & options.keys()})
-        return await self._wiring.caller.submit(topic, options if content is None else content, ask)
+        return await self._wiring.caller.submit(topic, {} if content is None else content, AskOptions.of(options))
 
     def resume(self, ticket: str) -> Handle:
         """The handle of a task that was submitted before, from its `Handle.ticket`; in any process.
@@ -126,16 +98,13 @@ class Talking(ABC):
         """
         return self._wiring.caller.resume(ticket)
 
-    async def outcome(self, handle: Handle) -> Outcome:
-        """Wait for a submitted task."""
-        return await self._wiring.caller.outcome(handle)
-
-    def stream(self, topic: str, content: Any = None, /, **options: Any) -> Stream:
+    def stream(self, topic: str, content: Any = None, /, **options: Unpack[AskKeywords]) -> Stream:
         """Send a task and follow what it emits; takes what `ask` takes.
 
         With `nested=True` its `events()` hold the chunks of the tasks that it asks, too.
         """
-        return Stream(functools.partial(self.submit, topic, content, **options), self.outcome)
+        AskOptions.of(options)
+        return Stream(functools.partial(self.submit, topic, content, **options))
 
     async def publish(self, topic: str, content: Any, *, conversation_id: str = "") -> None:
         """Send an event to whoever listens now (at most once)."""

@@ -93,7 +93,7 @@ class Client:
 
     async def _see_through(self, number: int, window: asyncio.Semaphore) -> None:
         handle = await self._handle(number)
-        outcome = await self._squad.outcome(handle)
+        outcome = await handle.outcome()
         self._log.write(
             "outcome",
             number=number,

@@ -45,7 +45,7 @@ async def test_a_replica_that_stays_deaf_is_replaced_and_its_tasks_are_done(squa
     victim = (await squad.ask("hermit.pid")).unwrap()
     # By the health check, which fails for the third time after `deaf_after_s` and three seconds; not by a lease,
     # which it goes on to extend: it hears nothing, but can speak.
-    outcome = await squad.ask("hermit.retire", who=victim, within_s=90)
+    outcome = await squad.ask("hermit.retire", {"who": victim}, within_s=90)
     assert outcome.ok, outcome
     assert outcome.unwrap() != victim
     assert outcome.attempt == 2

@@ -27,8 +27,8 @@ from squadron.bridge.serve import local
 from squadron.client.blocking import SyncSquad
 from squadron.client.squad import Squad
 from squadron.config import Settings
-from squadron.runtime.asking.caller import Ask
 from squadron.runtime.asking.handle import Handle
+from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.errors import (
     BlockingCallError,
     BusUnavailableError,
@@ -149,7 +149,7 @@ def test_calls_of_other_threads_end_with_the_squad(squad: SyncSquad, serve_in: C
     events, durable = squad.subscribe("a.*"), squad.subscribe_durable("me", "a.*")
     reader, feed = squad.lite("one").read(), squad.follow("two")
     feed.__enter__()
-    asks = [lambda: squad.ask("sleep.deep"), lambda: squad.outcome(submitted), stream.outcome]
+    asks = [lambda: squad.ask("sleep.deep"), lambda: submitted.outcome(), stream.outcome]
     ends = [lambda: list(events), lambda: list(durable), lambda: list(reader), lambda: list(feed)]
     threads, ended = _in_threads(*asks, *ends, lambda: list(stream), lambda: squad.deploy())
     squad.ask("no.body", within_s=0.3)
@@ -362,7 +362,7 @@ async def test_an_ask_that_waits_ends_with_its_caller(world: World, serve: Serve
     peer = await world.join("asker")
     handle = await peer.caller.submit("sleep.deep", {})
     waiting: list[Coroutine[Any, Any, Any]] = [
-        peer.caller.ask("sleep.deep", {}, Ask(within_s=600)),
+        peer.caller.ask("sleep.deep", {}, AskOptions(within_s=600)),
         handle.outcome(),
         _all(handle.chunks()),
     ]
@@ -433,7 +433,7 @@ async def test_closing_ends_what_waits_for_a_server_that_is_away(own_home: Path)
         _heard(squad),
         squad.status(),
         squad.dead_letters.list(),
-        squad.outcome(_a_handle(squad)),
+        _a_handle(squad).outcome(),
     ]
     tasks = [asyncio.create_task(each) for each in calls]
 

@@ -27,8 +27,8 @@ from squadron.bridge.control.bridge import Bridge
 from squadron.bridge.jetstream.link import embedded
 from squadron.bridge.jetstream.stream_configs import StreamNames, Streams
 from squadron.bridge.jetstream.wiring import Wiring
-from squadron.client.stream import Events
-from squadron.runtime.asking.caller import Ask
+from squadron.client.events import Events
+from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.errors import InvalidMessageError, InvalidSubjectError
 from squadron.runtime.ports.queue import Backlog, Mailbox
 from squadron.runtime.registry.registry import Presence
@@ -310,7 +310,7 @@ class Place:
 
     async def ask(self, number: int) -> None:
         """A good task is served right, in good time."""
-        outcome = await self.client.caller.ask("clerk.double", {"number": number}, Ask(within_s=30))
+        outcome = await self.client.caller.ask("clerk.double", {"number": number}, AskOptions(within_s=30))
         assert outcome.ok, outcome
         assert outcome.unwrap() == 2 * number
 
@@ -450,7 +450,7 @@ async def _flood_tasks(place: Place, rubbish: Rubbish, count: int) -> Counter[st
 async def _flood_the_rest(place: Place, rubbish: Rubbish, count: int) -> None:
     """The same on all other subjects that somebody of ours listens to."""
     pick = rubbish.random
-    waiting = await place.client.caller.submit("clerk.wait", {}, Ask(within_s=90))
+    waiting = await place.client.caller.submit("clerk.wait", {}, AskOptions(within_s=90))
     follow = asyncio.create_task(_all(waiting.chunks()))
     record = {
         "card": place.spec.card().model_dump_json().encode(),
@@ -601,7 +601,7 @@ async def test_a_readable_task_with_an_absurd_field_ends_and_is_not_tried_for_ev
     ids=str,
 )
 async def test_a_stream_goes_on_over_a_chunk_that_is_none(place: Place, chunk: dict[str, Any]) -> None:
-    waiting = await place.client.caller.submit("clerk.wait", {}, Ask(within_s=20))
+    waiting = await place.client.caller.submit("clerk.wait", {}, AskOptions(within_s=20))
     rubbish = json.loads(_task("chunk")) | {"type": "stream", "payload": {"chunk": 1, "sequenceNumber": 0} | chunk}
     await place.stranger.send(waiting.reply_to.encode(), json.dumps(rubbish).encode())
     await place.stranger.flush()
@@ -622,7 +622,7 @@ async def test_a_stream_goes_on_over_a_chunk_that_is_none(place: Place, chunk: d
     ids=str,
 )
 async def test_a_result_with_absurd_figures_is_a_result(place: Place, content: dict[str, Any]) -> None:
-    waiting = await place.client.caller.submit("clerk.wait", {}, Ask(within_s=20))
+    waiting = await place.client.caller.submit("clerk.wait", {}, AskOptions(within_s=20))
     result = json.loads(_task("result")) | {"type": "result", "payload": {"content": content}}
     await place.stranger.send(waiting.reply_to.encode(), json.dumps(result).encode())
     outcome = await place.client.caller.outcome(waiting)

@@ -15,7 +15,7 @@ from squadron import Agent, Settings, Squad
 from squadron import topic as topic_mark
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.client.blocking import SyncSquad
-from squadron.runtime.asking.caller import Ask
+from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.errors import FencedError, InvalidInputError, InvalidSubjectError, SquadronError
 from squadron.runtime.lite import exclusive
 from squadron.runtime.lite.feed import LiteFeed, LiteItems
@@ -330,7 +330,7 @@ async def test_who_follows_all_of_its_own_hears_no_answers_to_what_it_asks(serve
             seen.extend((id, item.content) for item in items if isinstance(item, LiteMessage))
 
         serving = asyncio.create_task(feed.serve(handler))
-        for number, ask in enumerate((Ask(), Ask(task_id="of-my-own"), Ask(nested=True))):
+        for number, ask in enumerate((AskOptions(), AskOptions(task_id="of-my-own"), AskOptions(nested=True))):
             handle = await peer.caller.submit("double.number", {"number": number}, ask)
             assert [chunk async for chunk in handle.chunks()] == [2 * number]
             assert (await handle.outcome()).ok

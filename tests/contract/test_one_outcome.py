@@ -10,7 +10,7 @@ import pytest
 from squadron.actors.agent import Agent
 from squadron.actors.decorators import topic
 from squadron.bridge.memory.common import DUPLICATE_WINDOW_S
-from squadron.runtime.asking.caller import Ask
+from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.ports.queue import Backlog
 from squadron.runtime.running.context import Context
 from squadron.runtime.wire.envelope import AgentMessage
@@ -125,7 +125,7 @@ async def test_a_handler_that_ends_long_after_its_caller_gave_up_adds_no_outcome
 ) -> None:
     peer, desk = await world.join("caller"), Desk()
     await serve(desk)
-    handle = await peer.caller.submit("desk.deaf", {}, Ask(within_s=3600))
+    handle = await peer.caller.submit("desk.deaf", {}, AskOptions(within_s=3600))
 
     async def runs() -> bool:
         return desk.ran == [0]

@@ -15,8 +15,8 @@ from squadron.actors.goals.goal import RecordedTurn
 from squadron.actors.goals.supervisor import _RunJournal
 from squadron.actors.thinking.model import ModelTurn
 from squadron.bridge.jetstream.lease import NOTE_TTL_S
-from squadron.runtime.asking.caller import Ask
 from squadron.runtime.asking.cancel import Cancellations
+from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.lite.exclusive import ExclusiveCursor, cursor_key
 from squadron.runtime.ports.lite_journal import LiteJournal
 from squadron.runtime.ports.queue import Mailbox
@@ -135,7 +135,7 @@ async def test_rubbish_in_a_conversations_memory_is_left_out(peer: Peer, serve: 
     for rubbish in RUBBISH:
         await peer.lite.append(peer.subjects.lite("memory-clerk", "talk"), rubbish)
 
-    outcome = await peer.caller.ask("clerk.recall", {}, Ask(within_s=SOON_S, conversation_id="talk"))
+    outcome = await peer.caller.ask("clerk.recall", {}, AskOptions(within_s=SOON_S, conversation_id="talk"))
 
     assert outcome.unwrap()[-1] == "good"
 
@@ -215,7 +215,7 @@ async def test_rubbish_on_what_a_task_id_stands_for_stands_for_nothing(peer: Pee
     plain = [each for each in RUBBISH if b'"topic"' not in each]
     for number, rubbish in enumerate(plain):
         await peer.lite.append(peer.subjects.lite(f"id-{number}", "asked"), rubbish)
-        asked = await peer.caller.ask("clerk.recall", {}, Ask(within_s=SOON_S, task_id=f"id-{number}"))
+        asked = await peer.caller.ask("clerk.recall", {}, AskOptions(within_s=SOON_S, task_id=f"id-{number}"))
         assert isinstance(asked, Result), rubbish
 
 

@@ -16,7 +16,7 @@ from squadron.bridge.control.bridge import Bridge
 from squadron.bridge.jetstream.queue import subjects_held
 from squadron.bridge.jetstream.stream_configs import FRESH_SEQS, StreamNames, Streams
 from squadron.bridge.jetstream.wiring import Wiring
-from squadron.runtime.asking.caller import Ask
+from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.errors import SquadronError
 from squadron.runtime.ports.queue import Delivery, Mailbox
 from squadron.runtime.running.pump import Pump
@@ -126,7 +126,9 @@ async def test_after_the_store_was_lost_everybody_heals_and_it_is_told(server: O
 
     async def asked(text: str, priority: int) -> bool:
         try:
-            outcome = await caller.caller.ask("typist.type", {"text": text}, Ask(within_s=20, priority=priority))
+            outcome = await caller.caller.ask(
+                "typist.type", {"text": text}, AskOptions(within_s=20, priority=priority)
+            )
         except SquadronError:
             return False
         return outcome.unwrap() == text.upper() if outcome.kind == "result" else False

@@ -20,8 +20,8 @@ from squadron.bridge.jetstream.wiring import Wiring
 from squadron.bridge.memory import MemoryJournal
 from squadron.client.stream import Stream
 from squadron.config import Settings
-from squadron.runtime.asking.caller import Ask
 from squadron.runtime.asking.handle import Handle
+from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.errors import BusUnavailableError, SquadronError, StreamGapError
 from squadron.runtime.ports.bus import Subscription
 from squadron.runtime.ports.journal import Entry
@@ -89,9 +89,9 @@ class Teller(Agent):
     @topic("tell.parent")
     async def parent(self, context: Context) -> str:
         await context.emit("before")
-        await context.ask("tell.child", within_s=SOON_S, name="first")
+        await context.ask("tell.child", {"name": "first"}, within_s=SOON_S)
         await context.emit("between")
-        await context.ask("tell.child", within_s=SOON_S, name="second")
+        await context.ask("tell.child", {"name": "second"}, within_s=SOON_S)
         return "all"
 
     @topic("tell.hasty")
@@ -251,7 +251,7 @@ async def test_a_stream_has_its_events_and_then_its_outcome(client: Peer) -> Non
 
 
 async def test_a_failed_attempt_ends_its_stream_and_the_next_begins_anew(client: Peer) -> None:
-    handle = await client.caller.submit("tell.twice", {}, Ask(within_s=SOON_S))
+    handle = await client.caller.submit("tell.twice", {}, AskOptions(within_s=SOON_S))
 
     events = await all_of(handle.events())
 
@@ -272,7 +272,7 @@ async def test_a_failed_attempt_ends_its_stream_and_the_next_begins_anew(client:
 
 
 async def test_a_task_that_fails_for_good_ends_its_stream(client: Peer) -> None:
-    handle = await client.caller.submit("tell.broken", {}, Ask(within_s=SOON_S))
+    handle = await client.caller.submit("tell.broken", {}, AskOptions(within_s=SOON_S))
 
     chunk, ended = await all_of(handle.events())
 
@@ -282,7 +282,7 @@ async def test_a_task_that_fails_for_good_ends_its_stream(client: Peer) -> None:
 
 
 async def test_a_cancelled_task_ends_its_stream(client: Peer, teller: Teller) -> None:
-    handle = await client.caller.submit("tell.endless", {}, Ask(within_s=SOON_S))
+    handle = await client.caller.submit("tell.endless", {}, AskOptions(within_s=SOON_S))
     following = asyncio.create_task(all_of(handle.events()))
     await teller.told.wait()
 
@@ -785,7 +785,7 @@ async def test_a_stream_survives_the_death_of_the_server_in_its_middle(tmp_path:
 
 
 async def test_chunks_of_children_are_seen_by_the_parents_reader(client: Peer) -> None:
-    handle = await client.caller.submit("tell.parent", {}, Ask(within_s=3 * SOON_S, nested=True))
+    handle = await client.caller.submit("tell.parent", {}, AskOptions(within_s=3 * SOON_S, nested=True))
 
     events = await all_of(handle.events())
 
@@ -808,7 +808,7 @@ async def test_chunks_of_children_are_seen_by_the_parents_reader(client: Peer) -
 
 
 async def test_a_stream_ends_with_its_task_though_a_child_goes_on(client: Peer) -> None:
-    handle = await client.caller.submit("tell.hasty", {}, Ask(within_s=6 * SOON_S, nested=True))
+    handle = await client.caller.submit("tell.hasty", {}, AskOptions(within_s=6 * SOON_S, nested=True))
 
     async with asyncio.timeout(SOON_S):
         nested, ended = [event async for event in handle.events()]
@@ -818,7 +818,7 @@ async def test_a_stream_ends_with_its_task_though_a_child_goes_on(client: Peer) 
 
 
 async def test_who_did_not_ask_for_nested_streams_gets_none(client: Peer) -> None:
-    handle = await client.caller.submit("tell.parent", {}, Ask(within_s=3 * SOON_S))
+    handle = await client.caller.submit("tell.parent", {}, AskOptions(within_s=3 * SOON_S))
 
     events = await all_of(handle.events())
 
@@ -827,7 +827,7 @@ async def test_who_did_not_ask_for_nested_streams_gets_none(client: Peer) -> Non
 
 
 async def test_a_gap_in_a_childs_stream_is_reported_to_the_parents_reader(world: World, client: Peer) -> None:
-    handle = await client.caller.submit("tell.parent", {}, Ask(within_s=3 * SOON_S, nested=True))
+    handle = await client.caller.submit("tell.parent", {}, AskOptions(within_s=3 * SOON_S, nested=True))
     await handle.outcome()
     child = next(m["payload"]["child"] for m in await stored(client, handle.reply_to) if "child" in m["payload"])
     await lose(world, client, child["liteTopic"], lambda payload: payload.get("sequenceNumber") == 0)
@@ -843,7 +843,7 @@ async def test_a_gap_in_a_childs_stream_is_reported_to_the_parents_reader(world:
 
 async def test_a_slow_reader_slows_nobody_and_loses_nothing(client: Peer, teller: Teller) -> None:
     count = 20_000
-    handle: Handle = await client.caller.submit("tell.words", {"count": count}, Ask(within_s=60))
+    handle: Handle = await client.caller.submit("tell.words", {"count": count}, AskOptions(within_s=60))
     reader = handle._reader(handle.reply_to)
     most, seen = 0, []
     async with asyncio.timeout(60):
@@ -949,7 +949,7 @@ async def test_a_child_that_the_parent_has_not_pointed_to_yet_is_cancelled_with_
     boss = Boss()
     await serve(boss)
     handle = await (await world.join("client")).caller.submit(
-        "boss.ask", {}, Ask(within_s=6 * SOON_S, nested=True)
+        "boss.ask", {}, AskOptions(within_s=6 * SOON_S, nested=True)
     )
     await asyncio.wait_for(pointing.wait(), SOON_S)
     await asyncio.wait_for(boss.child_began.wait(), SOON_S)

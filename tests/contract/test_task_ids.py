@@ -10,7 +10,7 @@ import pytest
 
 from squadron.actors.agent import Agent
 from squadron.actors.decorators import topic
-from squadron.runtime.asking.caller import Ask
+from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.errors import BusUnavailableError
 from squadron.runtime.wire.outcome import Rejected
 from tests.contract.conftest import SOON_S, Peer, Serve, World
@@ -36,7 +36,7 @@ async def test_two_processes_that_ask_under_one_id_hear_of_one_task(
     counter = Counter()
     await serve(counter)
     other = await world.join("other")
-    named = Ask(task_id="mine", within_s=SOON_S)
+    named = AskOptions(task_id="mine", within_s=SOON_S)
     waiting = [
         asyncio.create_task(asker.caller.outcome(await asker.caller.submit("counter.ask", {}, named)))
         for asker in (peer, other)
@@ -65,7 +65,7 @@ async def test_a_server_that_goes_while_a_caller_begins_to_listen_is_waited_for(
 
     monkeypatch.setattr(peer.bus, "subscribe", fails_once)
 
-    outcome = await peer.caller.ask("counter.ask", {}, Ask(task_id="mine", within_s=SOON_S))
+    outcome = await peer.caller.ask("counter.ask", {}, AskOptions(task_id="mine", within_s=SOON_S))
 
     assert outcome.unwrap() == 1
     assert not failures
@@ -90,7 +90,7 @@ class Shop(Agent):
 async def test_an_id_that_stands_for_another_task_is_rejected_in_any_process(
     world: World, peer: Peer, serve: Serve
 ) -> None:
-    shop, order = Shop(), Ask(task_id="order-17", within_s=SOON_S)
+    shop, order = Shop(), AskOptions(task_id="order-17", within_s=SOON_S)
     await serve(shop)
     assert (await peer.caller.ask("shop.check", {"item": "tea"}, order)).unwrap() == "tea is there"
 
@@ -109,7 +109,7 @@ async def test_an_id_that_stands_for_another_task_is_rejected_in_any_process(
 
 
 async def test_an_id_is_taken_while_its_task_runs(peer: Peer, serve: Serve) -> None:
-    counter, shop, mine = Counter(), Shop(), Ask(task_id="mine", within_s=SOON_S)
+    counter, shop, mine = Counter(), Shop(), AskOptions(task_id="mine", within_s=SOON_S)
     await serve(counter)
     await serve(shop, name="shop")
     first = await peer.caller.submit("counter.ask", {}, mine)
@@ -125,7 +125,7 @@ async def test_a_call_that_was_cancelled_while_it_was_sent_leaves_nothing_behind
     counter, held = Counter(), asyncio.Event()
     counter.go.set()
     await serve(counter)
-    put, mine = peer.queue.put, Ask(task_id="mine", within_s=SOON_S)
+    put, mine = peer.queue.put, AskOptions(task_id="mine", within_s=SOON_S)
 
     class Held:
         """A server that takes nothing for now."""
@@ -142,7 +142,7 @@ async def test_a_call_that_was_cancelled_while_it_was_sent_leaves_nothing_behind
     peer.caller.ports = replace(peer.ports, queue=held_up)
     first = asyncio.create_task(peer.caller.submit("counter.ask", {}, mine))
     second = asyncio.create_task(peer.caller.submit("counter.ask", {}, mine))
-    unnamed = asyncio.create_task(peer.caller.submit("counter.ask", {}, Ask(within_s=SOON_S)))
+    unnamed = asyncio.create_task(peer.caller.submit("counter.ask", {}, AskOptions(within_s=SOON_S)))
     while not peer.caller._sending:
         await asyncio.sleep(0.01)
     for each in (first, unnamed):
@@ -157,7 +157,7 @@ async def test_a_call_that_was_cancelled_while_it_was_sent_leaves_nothing_behind
 
 
 async def test_a_server_that_goes_while_an_id_is_noted_is_waited_for(peer: Peer, serve: Serve) -> None:
-    shop, order = Shop(), Ask(task_id="order-18", within_s=SOON_S)
+    shop, order = Shop(), AskOptions(task_id="order-18", within_s=SOON_S)
     await serve(shop)
     lite, failures = peer.caller.ports.lite, ["before it is stored", "after"]
 

@@ -23,7 +23,7 @@ from squadron.actors.agent import AgentSpec
 from squadron.bridge.jetstream.link import embedded
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.config import Settings
-from squadron.runtime.asking.caller import Ask
+from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.ports.queue import Backlog, Mailbox
 from squadron.runtime.running.turn import Turns
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage, Routing
@@ -148,8 +148,8 @@ async def client(world: World, desk: Desk) -> Peer:
     return await world.join("client")
 
 
-async def _ask(peer: Peer, topic: str, _ask: Ask | None = None, **content: Any) -> Outcome:
-    return await asyncio.wait_for(peer.caller.ask(topic, content, _ask or Ask(within_s=20)), 25)
+async def _ask(peer: Peer, topic: str, _ask: AskOptions | None = None, **content: Any) -> Outcome:
+    return await asyncio.wait_for(peer.caller.ask(topic, content, _ask or AskOptions(within_s=20)), 25)
 
 
 async def _empty(peer: Peer) -> None:
@@ -205,7 +205,7 @@ async def test_a_hundred_asks_at_once_each_get_their_own_result(client: Peer) ->
 
 
 async def test_every_priority_is_served(client: Peer) -> None:
-    asks = [_ask(client, "desk.double", Ask(within_s=20, priority=p), number=p) for p in range(10)]
+    asks = [_ask(client, "desk.double", AskOptions(within_s=20, priority=p), number=p) for p in range(10)]
 
     assert [outcome.unwrap() for outcome in await asyncio.gather(*asks)] == [2 * p for p in range(10)]
 
@@ -273,14 +273,16 @@ async def test_content_that_is_not_json_is_rejected(client: Peer, thing: Any) ->
 @pytest.mark.parametrize(
     ("ask", "field"),
     [
-        (Ask(priority=10), "priority"),
-        (Ask(priority=-1), "priority"),
-        (Ask(within_s=0), "within_s"),
-        (Ask(budget=Budget(tokens=0)), "tokens"),
-        (Ask(budget=Budget(hops=-1)), "hops"),
+        (AskOptions(priority=10), "priority"),
+        (AskOptions(priority=-1), "priority"),
+        (AskOptions(within_s=0), "within_s"),
+        (AskOptions(budget=Budget(tokens=0)), "tokens"),
+        (AskOptions(budget=Budget(hops=-1)), "hops"),
     ],
 )
-async def test_a_call_that_can_not_be_is_rejected_with_the_field(client: Peer, ask: Ask, field: str) -> None:
+async def test_a_call_that_can_not_be_is_rejected_with_the_field(
+    client: Peer, ask: AskOptions, field: str
+) -> None:
     outcome = await _ask(client, "desk.double", ask, number=1)
 
     assert isinstance(outcome, Rejected)
@@ -295,7 +297,7 @@ async def test_a_topic_that_breaks_the_grammar_is_rejected(client: Peer) -> None
 
 
 async def test_a_call_with_hardly_any_time_ends_all_the_same(client: Peer) -> None:
-    outcome = await _ask(client, "desk.double", Ask(within_s=0.0002), number=1)
+    outcome = await _ask(client, "desk.double", AskOptions(within_s=0.0002), number=1)
 
     assert isinstance(outcome, TimedOut | Expired | Result)
 
@@ -313,7 +315,7 @@ async def test_a_topic_that_appears_within_the_grace_is_served(world: World, ser
     early = await world.join("early")
     early.registry.grace_s = SOON_S  # a slow machine is no failure
     # A bare value: which field it is for is known only when the topic is.
-    asking = asyncio.create_task(early.caller.ask("desk.double", 1, Ask(within_s=20)))
+    asking = asyncio.create_task(early.caller.ask("desk.double", 1, AskOptions(within_s=20)))
     await asyncio.sleep(0)
     await serve(Desk())
 
@@ -374,7 +376,7 @@ async def test_a_handler_that_runs_too_long_is_timed_out_and_not_tried_again(cli
 
 async def test_a_caller_hears_at_its_deadline_that_nothing_came(world: World, client: Peer, desk: Desk) -> None:
     started = now_s()
-    outcome = await _ask(client, "desk.gate", Ask(within_s=0.3), number=1)
+    outcome = await _ask(client, "desk.gate", AskOptions(within_s=0.3), number=1)
 
     assert isinstance(outcome, TimedOut)
     assert now_s() - started >= 0.29
@@ -507,7 +509,7 @@ async def test_the_outcome_is_stored_when_the_task_is_settled(world: World) -> N
 
 
 async def test_a_task_sent_twice_under_one_id_is_run_once(client: Peer, desk: Desk) -> None:
-    asks = [_ask(client, "desk.double", Ask(within_s=20, task_id="same"), number=3) for _ in range(2)]
+    asks = [_ask(client, "desk.double", AskOptions(within_s=20, task_id="same"), number=3) for _ in range(2)]
 
     outcomes = [(await ask).unwrap() for ask in asks]
 
@@ -516,13 +518,14 @@ async def test_a_task_sent_twice_under_one_id_is_run_once(client: Peer, desk: De
 
 
 async def test_whoever_takes_over_under_the_same_owner_finds_the_outcome(world: World, client: Peer) -> None:
-    ask = Ask(within_s=20, owner="run-7", task_id="step-1")
-    first = await _ask(client, "desk.double", ask, number=5)
+    options = AskOptions(within_s=20, task_id="step-1")
+    first = await client.caller.submit("desk.double", {"number": 5}, options, owner="run-7")
+    assert (await first.outcome()).unwrap() == 10
     heir = await world.join("heir")
 
-    again = await _ask(heir, "desk.double", ask, number=5)
+    again = await heir.caller.submit("desk.double", {"number": 5}, options, owner="run-7")
 
-    assert (first.unwrap(), again.unwrap()) == (10, 10)
+    assert (await again.outcome()).unwrap() == 10
 
 
 @pytest.mark.parametrize("id", ["two words", "line\r\nNats-TTL: 1s", "größer als ASCII ✓", "a.b.*.>", "x" * 500])
@@ -534,7 +537,7 @@ async def test_any_id_that_somebody_else_chose_is_fine(client: Peer, id: str) ->
 
     assert result.correlation_id == id
     assert result.payload.content["data"] == 2
-    assert (await _ask(client, "desk.double", Ask(within_s=20, task_id=id), number=2)).unwrap() == 4
+    assert (await _ask(client, "desk.double", AskOptions(within_s=20, task_id=id), number=2)).unwrap() == 4
 
 
 # --- streams and memory ------------------------------------------------------------------------------------
@@ -564,7 +567,7 @@ async def test_a_refused_task_has_no_chunks(client: Peer) -> None:
 
 
 async def test_a_reader_that_is_slower_than_the_deadline_is_not_cancelled(client: Peer) -> None:
-    handle = await client.caller.submit("desk.stream", {"count": 3}, Ask(within_s=0.3))
+    handle = await client.caller.submit("desk.stream", {"count": 3}, AskOptions(within_s=0.3))
     seen = []
     async for chunk in handle.chunks():
         seen.append(chunk)
@@ -574,7 +577,7 @@ async def test_a_reader_that_is_slower_than_the_deadline_is_not_cancelled(client
 
 
 async def test_a_silent_stream_ends_at_the_deadline(client: Peer) -> None:
-    handle = await client.caller.submit("desk.gate", {"number": 1}, Ask(within_s=0.3))
+    handle = await client.caller.submit("desk.gate", {"number": 1}, AskOptions(within_s=0.3))
 
     assert [chunk async for chunk in handle.chunks()] == []
     assert isinstance(await handle.outcome(), TimedOut)
@@ -586,7 +589,7 @@ async def test_what_is_remembered_of_a_conversation_is_recalled_by_any_replica(w
     client = await world.join("client")
 
     async def say(word: str, conversation: str = "talk/7") -> Any:
-        ask = Ask(within_s=20, conversation_id=conversation)
+        ask = AskOptions(within_s=20, conversation_id=conversation)
         return (await _ask(client, "desk.memory", ask, word=word)).unwrap()
 
     assert await say("a") == ["a"]
@@ -755,7 +758,7 @@ async def test_a_child_gets_conversation_budget_and_never_a_later_deadline(
     await serve(Child(), name="c")
     await serve(Parent(), name="p")
     client = await world.join("client")
-    ask = Ask(
+    ask = AskOptions(
         within_s=20,
         priority=7,
         conversation_id="talk",
@@ -783,7 +786,7 @@ async def test_hops_run_out(world: World, serve: Serve) -> None:
     await serve(Parent(), name="p")
     client = await world.join("client")
 
-    outcome = await _ask(client, "parent.look", Ask(within_s=20, budget=Budget(hops=0)), within_s=5)
+    outcome = await _ask(client, "parent.look", AskOptions(within_s=20, budget=Budget(hops=0)), within_s=5)
 
     # What no attempt can change for the child is not tried again for the parent.
     assert isinstance(outcome, Failed)
@@ -903,7 +906,7 @@ async def test_asks_under_way_survive_a_killed_server(tmp_path: Path) -> None:
         await replica.start()
         stack.push_async_callback(replica.pump.aclose)
         asking = [
-            asyncio.create_task(_ask(peers[1], "desk.gate", Ask(within_s=24, priority=5 + i % 2), number=i))
+            asyncio.create_task(_ask(peers[1], "desk.gate", AskOptions(within_s=24, priority=5 + i % 2), number=i))
             for i in range(50)
         ]
         await desk.entered.wait()

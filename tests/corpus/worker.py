@@ -34,8 +34,8 @@ import jsonschema_rs
 
 from squadron.actors.agent import Agent, AgentSpec
 from squadron.bridge.packing.code import Code, pack, unpack
-from squadron.runtime.asking.caller import Ask as AskOptions
 from squadron.runtime.asking.handle import Handle
+from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.errors import InvalidAgentError, InvalidSubjectError, MessageTooLargeError
 from squadron.runtime.ports.queue import Delivery
 from squadron.runtime.running.event_turns import EventTurns

@@ -19,7 +19,8 @@ from squadron.actors.thinking.model import ChatMessage, Model, ModelTurn, ToolCa
 from squadron.actors.thinking.scripted import ScriptedModel, ScriptedTurn
 from squadron.actors.thinking.shapes import InputShape
 from squadron.bridge.memory import MemoryBus, MemoryEventLog, MemoryJournal, MemoryQueue, MemoryVault
-from squadron.runtime.asking.caller import Ask, Caller
+from squadron.runtime.asking.caller import Caller
+from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.errors import InvalidAgentError, Terminal
 from squadron.runtime.ports.queue import Delivery, Mailbox
 from squadron.runtime.registry.registry import Registry
@@ -73,8 +74,8 @@ class Squad:
         await self.registry.renew(spec.name, "1")
         return turns
 
-    async def ask(self, topic: str, ask: Ask | None = None, **content: Any) -> Outcome:
-        return await self.caller.ask(topic, content, ask or Ask(within_s=20))
+    async def ask(self, topic: str, ask: AskOptions | None = None, **content: Any) -> Outcome:
+        return await self.caller.ask(topic, content, ask or AskOptions(within_s=20))
 
     async def aclose(self) -> None:
         for pump in self._pumps:
@@ -261,11 +262,11 @@ async def test_a_typed_answer_may_be_a_list_and_may_come_as_text(squad: Squad) -
 async def test_a_conversation_is_remembered_and_others_are_not(squad: Squad) -> None:
     agent = Listener(*(turn(text=f"answer {n}") for n in range(4)))
     await squad.serve(agent)
-    talk = Ask(within_s=20, conversation_id="c1")
+    talk = AskOptions(within_s=20, conversation_id="c1")
 
     await squad.ask("talk.reply", talk, text="first")
     await squad.ask("talk.reply", talk, text="second")
-    await squad.ask("talk.reply", Ask(within_s=20, conversation_id="c2"), text="third")
+    await squad.ask("talk.reply", AskOptions(within_s=20, conversation_id="c2"), text="third")
     await squad.ask("talk.reply", text="fourth")
 
     words = [[message.content for message in shown[1:]] for shown, _ in agent.model.seen]
@@ -316,8 +317,8 @@ async def test_model_and_sampling_come_from_the_message(squad: Squad) -> None:
     await squad.serve(agent)
     asked = {"temperature": 0.5, "maxTokens": 100}
 
-    await squad.ask("talk.reply", Ask(within_s=20, model="some:model", parameters=asked), text="x")
-    outcome = await squad.ask("talk.reply", Ask(within_s=20, parameters={"temperature": "hot"}), text="x")
+    await squad.ask("talk.reply", AskOptions(within_s=20, model="some:model", parameters=asked), text="x")
+    outcome = await squad.ask("talk.reply", AskOptions(within_s=20, parameters={"temperature": "hot"}), text="x")
 
     assert agent.specs[0] == "some:model"
     assert (noting.options["temperature"], noting.options["max_tokens"]) == (0.5, 100)
@@ -339,8 +340,8 @@ async def test_models_are_made_once_and_closed_at_the_end(squad: Squad) -> None:
     agent = Listener(turn(text="a"), turn(text="b"))
     await squad.serve(agent)
 
-    await squad.ask("talk.reply", Ask(within_s=20, model="m"), text="x")
-    await squad.ask("talk.reply", Ask(within_s=20, model="m"), text="x")
+    await squad.ask("talk.reply", AskOptions(within_s=20, model="m"), text="x")
+    await squad.ask("talk.reply", AskOptions(within_s=20, model="m"), text="x")
 
     assert agent.specs == ["m"]
     await agent.on_stop()

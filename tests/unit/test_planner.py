@@ -14,7 +14,8 @@ from squadron.actors.goals.planner import INTRODUCTION, OfflinePlanner
 from squadron.actors.goals.supervisor import Supervisor
 from squadron.actors.thinking.model import ChatMessage, ToolDefinition
 from squadron.bridge.memory import MemoryBus, MemoryEventLog, MemoryJournal, MemoryQueue, MemoryVault
-from squadron.runtime.asking.caller import Ask, Caller
+from squadron.runtime.asking.caller import Caller
+from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.errors import InvalidInputError, Terminal
 from squadron.runtime.ports.queue import Mailbox
 from squadron.runtime.registry.registry import Registry
@@ -105,7 +106,7 @@ class Squad:
 
     async def pursue(self, goal: str = GOAL, **fields: Any) -> Outcome:
         content = {"goal": goal, **fields}
-        return await self.caller.ask("goal.pursue", content, Ask(within_s=20, model="offline"))
+        return await self.caller.ask("goal.pursue", content, AskOptions(within_s=20, model="offline"))
 
     async def report(self, goal: str = GOAL, **fields: Any) -> dict[str, Any]:
         outcome = await self.pursue(goal, **fields)

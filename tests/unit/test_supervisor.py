@@ -21,7 +21,8 @@ from squadron.actors.thinking.llm import with_unique_ids
 from squadron.actors.thinking.model import ChatMessage, Model, ModelTurn, ToolCall, ToolDefinition
 from squadron.actors.thinking.scripted import ScriptedModel, ScriptedTurn
 from squadron.bridge.memory import MemoryBus, MemoryEventLog, MemoryJournal, MemoryQueue, MemoryVault
-from squadron.runtime.asking.caller import Ask, Caller
+from squadron.runtime.asking.caller import Caller
+from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.errors import ModelError, Terminal
 from squadron.runtime.ports.queue import Mailbox
 from squadron.runtime.registry.registry import Registry
@@ -86,8 +87,8 @@ class Squad:
         await self.registry.renew(spec.name, "1")
         return pump
 
-    async def pursue(self, goal: str = "count the words", ask: Ask | None = None, **fields: Any) -> Outcome:
-        return await self.client.ask("goal.pursue", {"goal": goal, **fields}, ask or Ask(within_s=20))
+    async def pursue(self, goal: str = "count the words", ask: AskOptions | None = None, **fields: Any) -> Outcome:
+        return await self.client.ask("goal.pursue", {"goal": goal, **fields}, ask or AskOptions(within_s=20))
 
     async def aclose(self) -> None:
         for pump in self._pumps:
@@ -427,7 +428,7 @@ async def test_the_limit_of_time_ends_in_a_report_with_what_was_gathered(squad: 
     await squad.serve(supervisor)
 
     # The caller's own deadline counts as well, and the report arrives before it.
-    report = report_of(await squad.pursue(within_s=300, ask=Ask(within_s=0.4)))
+    report = report_of(await squad.pursue(within_s=300, ask=AskOptions(within_s=0.4)))
 
     assert report["stopped"] == "time"
     assert report["deliverables"] == {"l": 4}
@@ -438,7 +439,7 @@ async def test_the_budget_of_tokens_ends_in_a_report(squad: Squad) -> None:
     one = turn(call("l", "words__length", word="four"), tokens=60)
     await squad.serve(Scripted(one, turn(call("m", "words__length", word="four"), tokens=60), finish()))
 
-    outcome = await squad.pursue(ask=Ask(within_s=20, budget=Budget(tokens=100)))
+    outcome = await squad.pursue(ask=AskOptions(within_s=20, budget=Budget(tokens=100)))
 
     report = report_of(outcome)
     assert report["stopped"] == "budget"
@@ -485,7 +486,7 @@ async def test_a_model_without_a_key_fails_with_the_way_out(squad: Squad, monkey
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     await squad.serve(Supervisor())
 
-    outcome = await squad.pursue(ask=Ask(within_s=20, model="openai:gpt-x"))
+    outcome = await squad.pursue(ask=AskOptions(within_s=20, model="openai:gpt-x"))
 
     assert isinstance(outcome, Failed)
     assert "OPENAI_API_KEY" in outcome.reason
@@ -507,7 +508,7 @@ async def test_progress_is_emitted_in_order_and_kept_in_the_timeline(squad: Squa
     fan_out = call("f", "for_each", topic="words__length", items=["a", "bad"], arguments={"word": {"$item": ""}})
     await squad.serve(Scripted(turn(fan_out, text="let me see", tokens=7), finish()))
 
-    handle = await squad.client.submit("goal.pursue", {"goal": "count the words"}, Ask(within_s=20))
+    handle = await squad.client.submit("goal.pursue", {"goal": "count the words"}, AskOptions(within_s=20))
     events = [event async for event in handle.chunks()]
 
     kinds = [event["event"] for event in events]
@@ -586,7 +587,7 @@ async def test_a_task_still_under_way_after_a_crash_is_waited_for_and_not_sent_a
     one = turn(call("slow", "words__length", word="slow"))
     first = Scripted(one)
     pump = await squad.serve(first)
-    handle = await squad.client.submit("goal.pursue", {"goal": "count the words"}, Ask(within_s=20))
+    handle = await squad.client.submit("goal.pursue", {"goal": "count the words"}, AskOptions(within_s=20))
     await words.called.wait()
     # When its replica is stopped and another takes over
     await pump.aclose()

@@ -692,7 +692,7 @@ CASES = [
                 context.sync.emit({"n": n})
                 context.sync.remember(n)
                 handle = context.sync.submit("desk.two", {"n": n})
-                return context.sync.outcome(handle).unwrap() + context.sync.ask("desk.two", n=n).unwrap()
+                return handle.outcome().unwrap() + context.sync.ask("desk.two", n=n).unwrap()
 
             @topic("desk.two")
             async def two(self, n: int) -> int:
