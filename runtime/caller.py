@@ -315,13 +315,13 @@ class Caller:
 
     async def _claim(self, handle: Handle, content: Any, ask: Ask) -> None:
         """Settle a handle under an id of the caller's own if it stands for another task, or has ended before."""
-        if not ask.owner:
-            keep_s = ask.within_s + LITE_TTL_S
-            named = (self.lite, self.subjects, handle.task_id, handle.topic, content)
-            taken = await self._insist(handle.deadline, claim_id, *named, keep_s=keep_s)
-            if taken:
-                ids, details = (handle.task_id, handle.topic), {"field": "task_id"}
-                return handle.settle(Rejected(task_id=ids[0], topic=ids[1], reason=taken, details=details))
+        keep_s = ask.within_s + LITE_TTL_S
+        taken = await self._insist(
+            handle.deadline, claim_id, self.lite, self.subjects, handle, content, keep_s=keep_s
+        )
+        if taken:
+            ids, details = (handle.task_id, handle.topic), {"field": "task_id"}
+            return handle.settle(Rejected(task_id=ids[0], topic=ids[1], reason=taken, details=details))
         # Somebody may have asked under this id before, longer ago than the queue remembers it.
         await handle.look()
 
