@@ -23,7 +23,7 @@ from squadron.actors.credentials import adopt_keys
 from squadron.actors.marks import TOOL, marked
 from squadron.actors.model import ChatMessage, Model, ModelTurn, ToolCall, ToolDefinition
 from squadron.actors.providers import default_model_spec, model_from
-from squadron.actors.shapes import InputShape
+from squadron.actors.shapes import InputShape, cut
 from squadron.runtime.background import spawn
 from squadron.runtime.context import Context
 from squadron.runtime.errors import ConfigError, InvalidAgentError, ModelError, Retry, SquadronError, Terminal
@@ -237,7 +237,7 @@ class LLMAgent(Agent):
             adapter = TypeAdapter(getattr(self, each.name))
             description = inspect.getdoc(getattr(type(self), each.name)) or ""
             shape = InputShape(adapter.json_schema())
-            tools[each.name] = ToolDefinition(each.name, description, shape.schema), adapter, shape
+            tools[each.name] = ToolDefinition(each.name, cut(description), shape.schema), adapter, shape
         return tools
 
     async def on_stop(self) -> None:
