@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callab
 from dataclasses import dataclass
 from functools import partial
 from types import NoneType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Never, NoReturn, Union, get_args, get_origin, get_type_hints
 
 import jsonschema_rs
 from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter, ValidationError, create_model
@@ -337,7 +337,7 @@ def _is_context(annotation: Any) -> bool:
 
 def _returned(annotation: Any, function: Callable[..., Any]) -> tuple[Any, Any]:
     """Types of the result and of each chunk (`_END` if there are none)."""
-    if annotation is Answer:
+    if annotation in (Answer, NoReturn, Never):
         return Any, _END
     inner = inspect.unwrap(function)
     yields = inspect.isasyncgenfunction(inner) or inspect.isgeneratorfunction(inner)

@@ -17,6 +17,7 @@ from typing import Any, cast, get_type_hints
 
 import cloudpickle
 import typing_extensions
+from pydantic import BaseModel
 
 from squadron.bridge.lazy import Together, imports_of
 from squadron.runtime.errors import InvalidAgentError
@@ -87,6 +88,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, type):
+            _complete(obj)
             return _class(obj, super().reducer_override(obj))
         if isinstance(obj, ModuleType):
             return _module(obj)
@@ -152,6 +154,17 @@ def _by_name_only(obj: Any) -> Any:
         case "TypeAliasType":
             return kind, (obj.__name__, obj.__value__)
     raise TypeError(f"a {kind.__name__} can only be looked up by name, and its module stays here")
+
+
+def _complete(obj: type) -> None:
+    """Have pydantic look up the names that a model waits for: where it goes, nobody could."""
+    if (
+        getattr(obj, "__pydantic_complete__", True) is False
+        and issubclass(obj, BaseModel)
+        and _by_value(obj.__module__)
+    ):
+        with contextlib.suppress(Exception):  # who needs the type says so
+            obj.model_rebuild(raise_errors=False)
 
 
 def _class(obj: type, reduced: Any) -> Any:
@@ -221,7 +234,18 @@ def _register(dispatch: Any, registry: dict[type, Callable[..., Any]]) -> None:
         dispatch.register(kind, function)
 
 
+def _reduce_context_manager(obj: Any) -> Any:
+    # As a decorator it is made anew for each call; the generator that it has by then is never begun.
+    return _context_manager, (type(obj), obj.func, obj.args, obj.kwds)
+
+
+def _context_manager(kind: Any, function: Callable[..., Any], args: Any, kwds: Any) -> Any:
+    return kind(function, args, kwds)
+
+
 _REDUCERS: dict[type, Callable[[Any], Any]] = {
+    contextlib._GeneratorContextManager: _reduce_context_manager,
+    contextlib._AsyncGeneratorContextManager: _reduce_context_manager,
     functools.cached_property: _reduce_cached_property,
     contextvars.ContextVar: _reduce_context_var,
 }
