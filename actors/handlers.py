@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callab
 from dataclasses import dataclass
 from functools import partial
 from types import NoneType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Never, NoReturn, Union, get_args, get_origin, get_type_hints
 
 import jsonschema_rs
 from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter, ValidationError, create_model
@@ -22,6 +22,7 @@ from squadron.runtime.context import Context
 from squadron.runtime.errors import InvalidAgentError, InvalidInputError
 from squadron.runtime.outcome import Answer
 from squadron.runtime.retries import Retries
+from squadron.runtime.texts import whole
 from squadron.runtime.topics import SemanticTopic, describe_input, shortened
 from squadron.runtime.turn import OutputError
 
@@ -90,7 +91,8 @@ class BoundHandler:
         finally:
             if isinstance(items, AsyncGenerator):
                 await items.aclose()
-        return self._spec.dump("".join(taken) if self._spec.joins(taken) else taken)
+        # As they were sent, each by itself.
+        return self._spec.dump("".join(map(whole, taken)) if self._spec.joins(taken) else taken)
 
 
 async def _from_thread(items: Iterator[Any], context: Context) -> AsyncGenerator[Any, None]:
@@ -249,12 +251,21 @@ class _Output:
         schema = adapter.json_schema(mode="serialization")
         return cls(adapter, schema, jsonschema_rs.Draft202012Validator(schema))
 
+    def _ready(self, value: Any) -> Any:
+        checked = self.type.validate_python(value, by_alias=True, by_name=True)
+        # By alias, as the schema has it; what the serializer would warn of, the schema says, too.
+        return self.type.dump_python(checked, mode="json", by_alias=True, warnings="none")
+
     def dump(self, value: Any, topic: str) -> Any:
         try:
-            checked = self.type.validate_python(value, by_alias=True, by_name=True)
-            # By alias, as the schema has it; what the serializer would warn of, the schema says, too.
-            ready = self.type.dump_python(checked, mode="json", by_alias=True, warnings="none")
-            if self.validator.is_valid(ready):
+            try:
+                ready = self._ready(value)
+                fits = self.validator.is_valid(ready)
+            except UnicodeEncodeError:
+                # Half a surrogate pair, in a key or where the schema has something to say of texts.
+                ready = whole(self._ready(whole(value)))
+                fits = self.validator.is_valid(ready)
+            if fits:
                 return ready
             detail = next(iter(self.validator.iter_errors(ready))).message
         except (ValueError, RecursionError) as error:
@@ -326,7 +337,7 @@ def _is_context(annotation: Any) -> bool:
 
 def _returned(annotation: Any, function: Callable[..., Any]) -> tuple[Any, Any]:
     """Types of the result and of each chunk (`_END` if there are none)."""
-    if annotation is Answer:
+    if annotation in (Answer, NoReturn, Never):
         return Any, _END
     inner = inspect.unwrap(function)
     yields = inspect.isasyncgenfunction(inner) or inspect.isgeneratorfunction(inner)

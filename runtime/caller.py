@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
-from pydantic_core import to_jsonable_python
-
 from squadron.runtime.asking import claim_id, pack_task
 from squadron.runtime.background import spawn
 from squadron.runtime.budget import Budget, Deadline
@@ -36,6 +34,7 @@ from squadron.runtime.registry import Registry
 from squadron.runtime.rooms import RETRY_AFTER_S, Rooms
 from squadron.runtime.route import Route
 from squadron.runtime.subjects import NORMAL_PRIORITY, LiteSubject, Subjects, check_topic, token_of
+from squadron.runtime.texts import jsonable
 
 T = TypeVar("T")
 
@@ -279,7 +278,7 @@ class Caller:
         if ask.task_id:
             self._sending[reply_to] = asyncio.Event()
         try:
-            content = await self._admit(task_id, topic, to_jsonable_python(content), ask)
+            content = await self._admit(task_id, topic, jsonable(content), ask)
             if isinstance(content, Outcome):
                 handle.settle(content)
             else:
@@ -315,13 +314,13 @@ class Caller:
 
     async def _claim(self, handle: Handle, content: Any, ask: Ask) -> None:
         """Settle a handle under an id of the caller's own if it stands for another task, or has ended before."""
-        if not ask.owner:
-            keep_s = ask.within_s + LITE_TTL_S
-            named = (self.lite, self.subjects, handle.task_id, handle.topic, content)
-            taken = await self._insist(handle.deadline, claim_id, *named, keep_s=keep_s)
-            if taken:
-                ids, details = (handle.task_id, handle.topic), {"field": "task_id"}
-                return handle.settle(Rejected(task_id=ids[0], topic=ids[1], reason=taken, details=details))
+        keep_s = ask.within_s + LITE_TTL_S
+        taken = await self._insist(
+            handle.deadline, claim_id, self.lite, self.subjects, handle, content, keep_s=keep_s
+        )
+        if taken:
+            ids, details = (handle.task_id, handle.topic), {"field": "task_id"}
+            return handle.settle(Rejected(task_id=ids[0], topic=ids[1], reason=taken, details=details))
         # Somebody may have asked under this id before, longer ago than the queue remembers it.
         await handle.look()
 

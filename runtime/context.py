@@ -25,6 +25,7 @@ from squadron.runtime.lite_journal import END_HEADER
 from squadron.runtime.outcome import Outcome
 from squadron.runtime.streams import StreamWriter
 from squadron.runtime.subjects import token_of
+from squadron.runtime.texts import whole
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
@@ -218,7 +219,7 @@ class Context:
     async def remember(self, item: Any) -> None:
         """Add one JSON value to this agent's memory of the conversation; any replica can recall it."""
         self._check_loop()
-        await self._caller.lite.append(self._memory_key, json.dumps(item).encode(), ttl_s=MEMORY_TTL_S)
+        await self._caller.lite.append(self._memory_key, json.dumps(whole(item)).encode(), ttl_s=MEMORY_TTL_S)
 
     async def recall(self, *, most: int = 50) -> list[Any]:
         """The newest `most` items this agent remembers of the conversation, oldest first."""

@@ -262,12 +262,16 @@ async def test_content_in_python_types_is_taken_as_its_json(client: Peer) -> Non
     assert outcome.unwrap() == ["family.any", {"path": "/tmp", "pair": [1, 2], "names": ["a"]}]
 
 
-@pytest.mark.parametrize("thing", [object(), lambda: 0, "\ud800"])
+@pytest.mark.parametrize("thing", [object(), lambda: 0, [object(), "\ud800"]])
 async def test_content_that_is_not_json_is_rejected(client: Peer, thing: Any) -> None:
     outcome = await _ask(client, "family.any", thing=thing)
 
     assert isinstance(outcome, Rejected)
     assert outcome.details["field"] == "content"
+
+
+async def test_half_a_surrogate_pair_in_content_is_u_fffd(client: Peer) -> None:
+    assert (await _ask(client, "family.any", thing="\ud83d")).unwrap() == ["family.any", {"thing": "\ufffd"}]
 
 
 @pytest.mark.parametrize(
