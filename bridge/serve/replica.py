@@ -32,6 +32,7 @@ from squadron.runtime.ports import Mailbox, Note, Subscription
 from squadron.runtime.pump import Pump
 from squadron.runtime.retries import summary_of, traceback_of
 from squadron.runtime.subjects import token_of
+from squadron.runtime.threads import Threads
 from squadron.runtime.turn import Turns
 
 #: Ray namespace of everything of ours.
@@ -165,7 +166,7 @@ class AgentReplica:
             self._log.warning("event.unreadable", subject=note.subject, error=str(error))
             return
         try:
-            await hand_event(handler, message)
+            await hand_event(handler, message, Threads())
         except Exception as error:
             told = {"subject": note.subject, "message": message.id, "traceback": traceback_of(error)}
             self._log.error("event.handler_failed", **told)
