@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import inspect
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Generator, Iterator
@@ -23,11 +22,10 @@ from squadron.runtime.errors import InvalidAgentError, InvalidInputError
 from squadron.runtime.outcome import Answer
 from squadron.runtime.retries import Retries
 from squadron.runtime.texts import whole
+from squadron.runtime.threads import THREAD_GRACE_S
 from squadron.runtime.topics import SemanticTopic, describe_input, shortened
 from squadron.runtime.turn import OutputError
 
-#: How long a handler in a thread may go on after it was told to stop, in seconds, before it is left alone.
-THREAD_GRACE_S = 1.0
 #: There is no next chunk.
 _END = object()
 
@@ -109,25 +107,14 @@ async def _from_thread(items: Iterator[Any], context: Context) -> AsyncGenerator
 
 
 async def _in_thread(context: Context, call: Callable[..., Any], /, *args: Any, **arguments: Any) -> Any:
-    # Not a task: one in which `sys.exit()` is called takes the loop along.
-    run = partial(contextvars.copy_context().run, _call, call, args, arguments)
-    thread = asyncio.get_running_loop().run_in_executor(None, run)
+    thread = context.threads.begin(partial(call, *args, **arguments))
     try:
         return await asyncio.shield(thread)
     except asyncio.CancelledError:
         # A thread can't be stopped; it is asked to.
         context.stop()
         await asyncio.wait([thread], timeout=THREAD_GRACE_S)
-        thread.cancel()
         raise
-
-
-def _call(call: Callable[..., Any], args: tuple[Any, ...], arguments: dict[str, Any]) -> Any:
-    try:
-        return call(*args, **arguments)
-    except StopIteration as error:
-        # No future can carry it (it would never be done); PEP 479 does the same for generators.
-        raise RuntimeError("the handler raised StopIteration") from error
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from types import TracebackType
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
@@ -295,7 +295,7 @@ class LLMAgent(Agent):
                 turn = await think_patiently(model, messages, tools, emitter.text, sampling)
                 ctx.charge(turn.tokens)
                 messages.append(ChatMessage("assistant", turn.text, turn.tool_calls))
-                messages += await all_at_once(self._call(call, answer) for call in turn.tool_calls)
+                messages += await all_at_once(self._call(ctx, call, answer) for call in turn.tool_calls)
                 if answer is not None and (answer.given or answer.take(turn)):
                     return answer.value
                 if not turn.tool_calls:
@@ -310,7 +310,7 @@ class LLMAgent(Agent):
         if text:
             yield ChatMessage("system", text)
 
-    async def _call(self, call: ToolCall, answer: _AnswerSlot | None) -> ChatMessage:
+    async def _call(self, ctx: Context, call: ToolCall, answer: _AnswerSlot | None) -> ChatMessage:
         if call.problem:
             return _told(call, call.problem, is_error=True)
         if answer is not None and call.name == ANSWER_TOOL:
@@ -323,7 +323,8 @@ class LLMAgent(Agent):
         given = shape.restore(call.arguments)
         try:
             # In a thread, because a plain function may block; a coroutine function only makes its coroutine.
-            returned = await asyncio.to_thread(adapter.validate_python, ArgsKwargs((), given))
+            thread = ctx.threads.begin(partial(adapter.validate_python, ArgsKwargs((), given)))
+            returned = await asyncio.shield(thread)
             if inspect.isawaitable(returned):
                 returned = await returned
             return _told(call, whole(returned) if isinstance(returned, str) else encoded(returned).decode())

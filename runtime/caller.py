@@ -242,19 +242,22 @@ class Caller:
         await request_cancel(self.lite, self.subjects, self.clock, handle.task_id, deadline_at_s=deadline_at_s)
 
     async def _settle_cancelled(self, handle: Handle) -> None:
-        """Nobody runs it, so nobody else ends it. What was stored first is the outcome, be it ours or not."""
-        self._waiting.pop(handle.reply_to, None)
-        outcome = Cancelled(task_id=handle.task_id, topic=handle.topic, reason="cancelled")
-        result = AgentMessage.new(
-            "result",
-            self.identity,
-            outcome.to_content(),
-            parent=handle.task_id,
-            correlation_id=handle.task_id,
-        )
-        msg_id = outcome_msg_id(handle.task_id)
-        await self.lite.append(handle.reply_to, result.encode(), ttl_s=LITE_TTL_S, msg_id=msg_id)
-        await handle.look()
+        """Nobody runs it, so nobody else ends it. What was stored first is the outcome, be it ours or not.
+
+        Raises:
+            BusUnavailableError: the server can't be reached.
+        """
+        # It may have ended so long ago that the server does not know the message id any more.
+        await handle.look_for_sure()
+        if not handle.done:
+            ids: dict[str, Any] = {"parent": handle.task_id, "correlation_id": handle.task_id}
+            outcome = Cancelled(task_id=handle.task_id, topic=handle.topic, reason="cancelled")
+            data = AgentMessage.new("result", self.identity, outcome.to_content(), **ids).encode()
+            msg_id = outcome_msg_id(handle.task_id)
+            await self.lite.append(handle.reply_to, data, ttl_s=LITE_TTL_S, msg_id=msg_id)
+            await handle.look()
+        if handle.done:
+            await self._leave(handle)
 
     async def submit(self, topic: str, content: Any, ask: Ask | None = None) -> Handle:
         """Send a task; it is durable when this returns.

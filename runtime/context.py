@@ -26,6 +26,7 @@ from squadron.runtime.outcome import Outcome
 from squadron.runtime.streams import StreamWriter
 from squadron.runtime.subjects import token_of
 from squadron.runtime.texts import whole
+from squadron.runtime.threads import Threads
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
@@ -46,6 +47,7 @@ class Context:
         deadline: when the caller stops waiting.
         budget: what is left of tokens and hops.
         log: a structlog logger with message, conversation, topic, agent and attempt bound.
+        threads: what acts in threads for it.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Context:
         #: Where the replica's loop runs, and what a handler in another thread waits for.
         self._thread = threading.get_ident()
         self._waits: set[Future[Any]] = set()
+        self.threads = Threads()
         #: What was asked from here; who has an outcome and is not waited for any more drops out by itself.
         self._children: WeakSet[Handle] | None = None
 
@@ -110,8 +113,9 @@ class Context:
             await self._writer.finish(end)
 
     def close(self) -> None:
-        """Nothing is emitted any more."""
+        """Nothing is emitted any more, and nothing begins in a thread."""
         self._ended = True
+        self.threads.close()
         if self._writer is not None:
             self._writer.close()
 

@@ -6,6 +6,7 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,6 +30,7 @@ from squadron.runtime.ports import Delivery, Mailbox
 from squadron.runtime.pump import Pump
 from squadron.runtime.registry import Registry
 from squadron.runtime.subjects import Subjects
+from squadron.runtime.threads import Threads
 from squadron.runtime.turn import Turns
 
 
@@ -424,7 +426,8 @@ async def test_a_parameter_that_providers_refuse_is_offered_under_another_name()
     definition, _, _ = agent._tools["size"]
     assert list(definition.input_schema["properties"]) == [SAFE]
     assert re.fullmatch("[a-zA-Z0-9_-]{1,64}", SAFE)
-    assert (await agent._call(call("c", "size", **{SAFE: "xy"}), None)).content == "2"
+    context: Any = SimpleNamespace(threads=Threads())
+    assert (await agent._call(context, call("c", "size", **{SAFE: "xy"}), None)).content == "2"
 
 
 def test_the_crew_describes_itself() -> None:
