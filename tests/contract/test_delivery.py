@@ -664,6 +664,7 @@ async def test_the_sender_of_poison_is_told_where_it_can_be(client: Peer, spoil:
     assert entry is not None
     content = AgentMessage.decode(entry.data).payload.content
     assert content["outcome"] == DeadLettered.kind
+    assert content["error"]["details"] == {"attempts": 0}
 
 
 async def test_input_that_does_not_fit_is_rejected_and_kept(client: Peer) -> None:

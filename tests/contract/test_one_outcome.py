@@ -133,3 +133,16 @@ async def test_a_handler_that_ends_long_after_its_caller_gave_up_adds_no_outcome
     await _empty(peer)
 
     assert await _outcomes(peer, handle.reply_to) == ["cancelled"]
+
+
+@pytest.mark.parametrize("world", ["memory"], indirect=True)
+async def test_a_handler_that_takes_minutes_is_heard(world: World, serve: Serve) -> None:
+    peer, desk = await world.join("caller"), Desk()
+    await serve(desk)
+
+    handle = await peer.caller.submit("desk.deaf", {}, Ask(within_s=3600))
+
+    assert (await handle.outcome()).unwrap() == "done after all"
+    await _empty(peer)
+    assert await _outcomes(peer, handle.reply_to) == ["result"]
+    assert desk.ran == [0]
