@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from typing import Any
+
+import pytest
 
 from squadron.runtime.outcome import Outcome
-from squadron.runtime.ports import Backlog, Delivery, Mailbox
+from squadron.runtime.ports import Backlog, Delivery, Lease, Mailbox
 from squadron.runtime.pump import Pump
 from tests.contract.conftest import Inbox, Peer, until
+from tests.turned import now_s
 
 LEASE_S = 0.6
 BOX = Mailbox("reader", ("book.read",), lease_s=LEASE_S)
@@ -82,6 +86,40 @@ async def test_a_task_that_comes_back_to_where_it_still_runs_is_not_run_again(pe
     await reader.started.next()
     await _run_out(peer, reader, 2)
     assert reader.most == 2
+    await pump.aclose()
+
+
+class Counted:
+    """A lease that knows when it was extended."""
+
+    def __init__(self, lease: Lease) -> None:
+        self._lease = lease
+        self.extended_at: list[float] = []
+
+    async def extend(self) -> None:
+        self.extended_at.append(now_s())
+        await self._lease.extend()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._lease, name)
+
+
+#: By turned time, which is exact.
+@pytest.mark.parametrize("world", ["memory"], indirect=True)
+async def test_of_the_extensions_of_a_lease_two_may_be_lost_and_no_more_are_sent(peer: Peer) -> None:
+    await peer.queue.declare(PATIENT)
+    (delivery,) = await _leased(peer, "long")
+    counted, reader, started_at = Counted(delivery.lease), Reader(), now_s()
+    pump = Pump(peer.queue, PATIENT, reader, slots=1)
+    await pump.start()
+    await asyncio.sleep(1)
+    assert pump.offer(replace(delivery, lease=counted))
+
+    await asyncio.sleep(3 * PATIENT.lease_s)
+
+    # What came after a look is extended at the one after the next.
+    times = [at_s - started_at for at_s in counted.extended_at]
+    assert times == pytest.approx([n * PATIENT.lease_s / 3 for n in range(2, 10)], abs=1.0)
     await pump.aclose()
 
 
