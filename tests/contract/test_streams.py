@@ -717,6 +717,26 @@ async def test_what_is_not_acknowledged_is_sent_again(
     assert await values_of(peer, key) == [0, 1, 2, 3]
 
 
+async def test_nothing_comes_behind_the_end_of_a_stream_that_waits_for_its_last_acknowledgement(
+    peer: Peer, key: str
+) -> None:
+    slow = Slow(peer.lite)
+    peer.caller.lite = slow
+    writer = writer_of(peer, key)
+    await writer.write("last")
+    finishing = asyncio.create_task(writer.finish("result"))
+    await asyncio.sleep(0.02)
+    emitting = asyncio.create_task(writer.write("too late"))
+    await asyncio.sleep(0.02)
+
+    await slow.store(0)
+    await asyncio.wait_for(finishing, SOON_S)
+
+    with pytest.raises(SquadronError, match="ended"):
+        await asyncio.wait_for(emitting, SOON_S)
+    assert len(slow.sent) == 1
+
+
 async def test_a_stream_that_can_not_be_stored_is_not_said_to_have_ended(
     peer: Peer, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
