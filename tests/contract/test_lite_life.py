@@ -119,8 +119,10 @@ async def test_who_publishes_without_a_life_leaves_the_topic_the_one_it_has(
 ) -> None:
     mine = topic("a", "shared", ttl_s=2)
     await mine.publish(1)
-    # Another process, which does not know how long it lives.
-    await (await world.join("other")).caller.lite_topics.topic("a", "shared").publish(2)
+    # Another process, which knows that there is room for topics of this owner, and not how long this one lives.
+    others = (await world.join("other")).caller.lite_topics
+    await others.topic("b", "shared").publish(0)
+    await others.topic("a", "shared").publish(2)
 
     (order,) = await _orders(peer, mine)
     assert json.loads(order.data)["ttlS"] == 2
@@ -136,10 +138,10 @@ async def test_a_topic_that_was_given_no_life_has_a_day(topic: Topic, peer: Peer
 
 async def test_topics_that_ended_are_forgotten_by_who_published_on_them(topic: Topic, peer: Peer) -> None:
     topics = peer.caller.lite_topics
-    topics._prune_at = 4
     for id in "abcd":
         await topic(id, ttl_s=1).publish(id)
     await asyncio.sleep(1.1)
+    topics._prune_at = 4
 
     last = topic("last", ttl_s=1)
     await last.publish(1)
