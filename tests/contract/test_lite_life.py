@@ -12,7 +12,7 @@ import pytest
 
 from squadron.bridge.jetstream.journal import JetStreamJournal
 from squadron.bridge.memory import MemoryJournal
-from squadron.runtime.errors import MessageTooLargeError
+from squadron.runtime.errors import BusUnavailableError, MessageTooLargeError
 from squadron.runtime.lite import CLOSE_TRIES, RENEW_S, LiteTopic
 from squadron.runtime.lite_journal import END_HEADER
 from squadron.runtime.lite_reader import LOOK_S, End, LiteReader
@@ -311,9 +311,48 @@ async def test_a_topic_of_messages_with_lives_of_their_own_is_over_with_the_last
     assert (seen, end.reason, end.missed) == ([b"one", b"two"], "expired", False)
     assert -0.1 <= peer.clock.time() - lapses_at <= late_s
     # Who comes back for more is told as well.
-    _, end = await _rest(mine.read(5))
+    for live in (True, False):
+        _, end = await _rest(mine.read(5, live=live))
+        assert end is not None
+        assert (end.reason, end.missed) == ("expired", True)
+
+
+async def test_who_stops_at_what_is_there_is_told_of_no_end_where_there_was_none(topic: Topic, peer: Peer) -> None:
+    assert await _rest(topic("never").read(live=False)) == ([], None)
+    mine = topic("a")
+    seq = await mine.publish(1)
+
+    # On, and beyond, the newest.
+    for start in (seq + 1, seq + 5):
+        assert await _rest(mine.read(start, live=False)) == ([], None)
+
+
+async def test_the_end_of_a_topic_is_told_though_the_server_was_away_when_it_came(
+    topic: Topic, peer: Peer
+) -> None:
+    mine, lite, failures = topic("raw"), peer.lite, list[BusUnavailableError]()
+    await lite.append(mine.key, b"one", ttl_s=1)
+
+    class Away:
+        """A journal that can't be looked into for a while."""
+
+        async def last(self, key: str) -> Entry | None:
+            if key == mine.key and failures:
+                raise failures.pop()
+            return await lite.last(key)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(lite, name)
+
+    peer.caller.lite_topics.lite = Away()  # type: ignore[assignment]
+    reader = mine.read()
+    assert (await asyncio.wait_for(anext(reader), SOON_S)).data == b"one"
+    failures += [BusUnavailableError("away"), BusUnavailableError("away")]
+    _, end = await _rest(reader)
+
     assert end is not None
-    assert (end.reason, end.missed) == ("expired", True)
+    assert (end.reason, end.missed) == ("expired", False)
+    assert not failures
 
 
 @ON_NATS
