@@ -437,6 +437,7 @@ async def test_chunks_that_are_lost_for_good_are_reported(
     assert [chunk.value for chunk in seen] == list(range(first))
     error = raised.value
     assert (error.lite_topic, error.epoch, error.first, error.last) == (key, 1, first, last)
+    assert f"the chunks {first if first == last else f'{first} to {last}'} are lost" in str(error)
 
 
 async def test_a_lost_final_message_is_reported_though_nobody_knows_how_many_there_were(
@@ -449,7 +450,7 @@ async def test_a_lost_final_message_is_reported_though_nobody_knows_how_many_the
     await lose(world, peer, key, lambda payload: payload["isFinal"] or payload["sequenceNumber"] == 2)
     await end(peer, key)
 
-    with pytest.raises(StreamGapError) as raised:
+    with pytest.raises(StreamGapError, match="2 and on are lost") as raised:
         await values_of(peer, key)
 
     assert (raised.value.first, raised.value.last) == (2, -1)
