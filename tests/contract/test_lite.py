@@ -162,6 +162,7 @@ async def test_names_and_lives_are_checked_before_anything_is_sent(peer: Peer, t
             topic("a", ttl_s=ttl_s)
         assert caught.value.field == "ttl_s"
     assert topic("a", ttl_s=timedelta(minutes=2)).ttl_s == 120
+    assert topic("a", ttl_s=timedelta(days=30)).ttl_s == 30 * 24 * 3600
     one, other = topic(), topic()
     assert one.id != other.id
     assert (one.owner, one.key) == ("tester", peer.subjects.lite("tester", one.id))

@@ -216,3 +216,16 @@ async def test_a_cancel_by_ticket_is_heard_by_who_waits_for_the_task(world: Worl
     assert isinstance(await peer.caller.resume(handle.ticket).cancel(), Cancelled)
 
     assert isinstance(await asyncio.wait_for(waiting, SOON_S), Cancelled)
+
+
+@pytest.mark.parametrize("world", ["memory"], indirect=True)
+async def test_a_handler_that_takes_minutes_is_heard(world: World, serve: Serve) -> None:
+    peer, desk = await world.join("caller"), Desk()
+    await serve(desk)
+
+    handle = await peer.caller.submit("desk.deaf", {}, Ask(within_s=3600))
+
+    assert (await handle.outcome()).unwrap() == "done after all"
+    await _empty(peer)
+    assert await _outcomes(peer, handle.reply_to) == ["result"]
+    assert desk.ran == [0]

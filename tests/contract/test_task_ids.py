@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
@@ -12,10 +13,12 @@ import pytest
 from squadron.actors.agent import Agent
 from squadron.actors.marks import topic
 from squadron.flow import Stream
+from squadron.runtime.asking import claim_id
 from squadron.runtime.caller import Ask, Caller
 from squadron.runtime.context import Context
 from squadron.runtime.errors import BusUnavailableError
 from squadron.runtime.outcome import Outcome, Rejected
+from squadron.runtime.ports import Entry
 from squadron.runtime.streams import Ended
 from tests.contract.conftest import SOON_S, Peer, Serve, World
 
@@ -262,3 +265,25 @@ async def test_a_server_that_goes_while_an_id_is_noted_is_waited_for(peer: Peer,
     assert (await peer.caller.ask("shop.ship", {"item": "tea"}, order)).unwrap() == "tea is sent"
     assert not failures
     assert shop.shipped == 1
+
+
+async def test_an_id_whose_note_lapses_while_it_is_looked_at_is_noted_anew(peer: Peer) -> None:
+    lite, key = peer.lite, peer.subjects.lite("mine", "asked")
+    await lite.append(key, b'{"topic": "shop.check", "input": ""}', ttl_s=60)
+
+    class Lapsing:
+        """A journal whose entries end right before they are read."""
+
+        async def last(self, key: str) -> Entry | None:
+            await lite.erase(key)
+            return await lite.last(key)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(lite, name)
+
+    refusal = await claim_id(Lapsing(), peer.subjects, "mine", "shop.ship", {}, keep_s=60)  # type: ignore[arg-type]
+
+    assert refusal == ""
+    note = await lite.last(key)
+    assert note is not None
+    assert json.loads(note.data)["topic"] == "shop.ship"

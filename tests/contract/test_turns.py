@@ -415,9 +415,9 @@ async def test_a_task_whose_replica_died_in_each_attempt_is_dead_lettered(client
     box = Mailbox("elsewhere", ("lost.cause",), 5.0)
 
     class Lost(Agent):
-        @topic("lost.cause", max_attempts=2)
+        @topic("lost.cause", max_attempts=3)
         async def lost(self) -> str:
-            raise AssertionError("not a third time")
+            raise AssertionError("not a fourth time")
 
     spec = AgentSpec.of(Lost)
     turns = Turns("lost", spec.handlers(Lost()), client.caller, client.dead)
@@ -427,7 +427,7 @@ async def test_a_task_whose_replica_died_in_each_attempt_is_dead_lettered(client
     tasks = set()
 
     async def take(delivery: Any) -> None:
-        if delivery.lease.delivered <= 2:
+        if delivery.lease.delivered <= 3:
             await delivery.lease.begin()
             await delivery.lease.release()
         else:
@@ -440,7 +440,8 @@ async def test_a_task_whose_replica_died_in_each_attempt_is_dead_lettered(client
     outcome = await asyncio.wait_for(ended, SOON_S)
 
     assert isinstance(outcome, DeadLettered)
-    assert "in each of 2 attempts" in outcome.reason
+    assert "in each of 3 attempts" in outcome.reason
+    assert (outcome.attempt, outcome.details["attempts"]) == (3, 3)
     assert len(await _letters(client)) == 1
     await feed.aclose()
 
