@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -14,11 +14,13 @@ from squadron.actors.agent import Agent
 from squadron.actors.marks import topic
 from squadron.flow import Stream
 from squadron.runtime.asking import claim_id
+from squadron.runtime.budget import Deadline
 from squadron.runtime.caller import Ask, Caller
 from squadron.runtime.context import Context
 from squadron.runtime.errors import BusUnavailableError
+from squadron.runtime.handle import Handle
 from squadron.runtime.outcome import Outcome, Rejected
-from squadron.runtime.ports import Entry
+from squadron.runtime.ports import Entry, Journal
 from squadron.runtime.streams import Ended
 from tests.contract.conftest import SOON_S, Peer, Serve, World
 
@@ -281,7 +283,10 @@ async def test_an_id_whose_note_lapses_while_it_is_looked_at_is_noted_anew(peer:
         def __getattr__(self, name: str) -> Any:
             return getattr(lite, name)
 
-    refusal = await claim_id(Lapsing(), peer.subjects, "mine", "shop.ship", {}, keep_s=60)  # type: ignore[arg-type]
+    reply_to, deadline = peer.subjects.lite("mine", "mine"), Deadline.after(60, peer.clock)
+    handle, lapsing = Handle("mine", "shop.ship", reply_to, deadline, peer.caller), cast("Journal", Lapsing())
+
+    refusal = await claim_id(lapsing, peer.subjects, handle, {}, keep_s=60)
 
     assert refusal == ""
     note = await lite.last(key)
