@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import inspect
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import partial
 from types import NoneType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Never, NoReturn, Union, get_args, get_origin, get_type_hints
 
 import jsonschema_rs
 from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter, ValidationError, create_model
@@ -21,12 +20,12 @@ from squadron.actors.decorators import Marked, TopicMark
 from squadron.runtime.errors import InvalidAgentError, InvalidInputError
 from squadron.runtime.retries import Retries
 from squadron.runtime.running.context import Context, TurnContext
+from squadron.runtime.running.threads import THREAD_GRACE_S
 from squadron.runtime.running.turn import OutputError
+from squadron.runtime.texts import whole
 from squadron.runtime.wire.outcome import Answer
 from squadron.runtime.wire.topics import SemanticTopic, describe_input, shortened
 
-#: How long a handler in a thread may go on after it was told to stop, in seconds, before it is left alone.
-THREAD_GRACE_S = 1.0
 #: There is no next chunk.
 _END = object()
 
@@ -90,7 +89,8 @@ class BoundHandler:
         finally:
             if isinstance(items, AsyncGenerator):
                 await items.aclose()
-        return self._spec.dump("".join(taken) if self._spec.joins(taken) else taken)
+        # As they were sent, each by itself.
+        return self._spec.dump("".join(map(whole, taken)) if self._spec.joins(taken) else taken)
 
 
 async def _from_thread(items: Iterator[Any], context: TurnContext) -> AsyncGenerator[Any, None]:
@@ -107,25 +107,14 @@ async def _from_thread(items: Iterator[Any], context: TurnContext) -> AsyncGener
 
 
 async def _in_thread(context: TurnContext, call: Callable[..., Any], /, *args: Any, **arguments: Any) -> Any:
-    # Not a task: one in which `sys.exit()` is called takes the loop along.
-    run = partial(contextvars.copy_context().run, _call, call, args, arguments)
-    thread = asyncio.get_running_loop().run_in_executor(None, run)
+    thread = context.threads.begin(partial(call, *args, **arguments))
     try:
         return await asyncio.shield(thread)
     except asyncio.CancelledError:
         # A thread can't be stopped; it is asked to.
         context.stop()
         await asyncio.wait([thread], timeout=THREAD_GRACE_S)
-        thread.cancel()
         raise
-
-
-def _call(call: Callable[..., Any], args: tuple[Any, ...], arguments: dict[str, Any]) -> Any:
-    try:
-        return call(*args, **arguments)
-    except StopIteration as error:
-        # No future can carry it (it would never be done); PEP 479 does the same for generators.
-        raise RuntimeError("the handler raised StopIteration") from error
 
 
 @dataclass(frozen=True)
@@ -249,12 +238,21 @@ class _Output:
         schema = adapter.json_schema(mode="serialization")
         return cls(adapter, schema, jsonschema_rs.Draft202012Validator(schema))
 
+    def _ready(self, value: Any) -> Any:
+        checked = self.type.validate_python(value, by_alias=True, by_name=True)
+        # By alias, as the schema has it; what the serializer would warn of, the schema says, too.
+        return self.type.dump_python(checked, mode="json", by_alias=True, warnings="none")
+
     def dump(self, value: Any, topic: str) -> Any:
         try:
-            checked = self.type.validate_python(value, by_alias=True, by_name=True)
-            # By alias, as the schema has it; what the serializer would warn of, the schema says, too.
-            ready = self.type.dump_python(checked, mode="json", by_alias=True, warnings="none")
-            if self.validator.is_valid(ready):
+            try:
+                ready = self._ready(value)
+                fits = self.validator.is_valid(ready)
+            except UnicodeEncodeError:
+                # Half a surrogate pair, in a key or where the schema has something to say of texts.
+                ready = whole(self._ready(whole(value)))
+                fits = self.validator.is_valid(ready)
+            if fits:
                 return ready
             detail = next(iter(self.validator.iter_errors(ready))).message
         except (ValueError, RecursionError) as error:
@@ -326,7 +324,7 @@ def _is_context(annotation: Any) -> bool:
 
 def _returned(annotation: Any, function: Callable[..., Any]) -> tuple[Any, Any]:
     """Types of the result and of each chunk (`_END` if there are none)."""
-    if annotation is Answer:
+    if annotation in (Answer, NoReturn, Never):
         return Any, _END
     inner = inspect.unwrap(function)
     yields = inspect.isasyncgenfunction(inner) or inspect.isgeneratorfunction(inner)

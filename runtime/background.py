@@ -10,6 +10,8 @@ from typing import Any, Self, TypeVar
 
 import structlog
 
+from squadron.runtime.retries import summary_of, traceback_of
+
 T = TypeVar("T")
 
 _log = structlog.get_logger("squadron.background")
@@ -55,6 +57,6 @@ def spawn(
 def _ended(health: Health | None, task: asyncio.Task[Any]) -> None:
     if task.cancelled() or (error := task.exception()) is None:
         return
-    _log.error("background.broke", task=task.get_name(), exc_info=error)
+    _log.error("background.broke", task=task.get_name(), traceback=traceback_of(error))
     if health is not None:
-        health.fault = health.fault or f"{task.get_name()} broke: {type(error).__name__}: {error}"
+        health.fault = health.fault or f"{task.get_name()} broke: {summary_of(error)}"

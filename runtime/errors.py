@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from squadron.runtime.redact import scrub_all
+from squadron.runtime.redact import scrub, scrub_all
 
 
 def _rebuild(cls: type[SquadronError], args: tuple[Any, ...], state: dict[str, Any]) -> SquadronError:
@@ -17,7 +17,7 @@ def _rebuild(cls: type[SquadronError], args: tuple[Any, ...], state: dict[str, A
 
 
 class SquadronError(Exception):
-    """Base of all our errors: a message, and a hint that says what to do.
+    """Base of all our errors: a message, and a hint that says what to do, both without secrets.
 
     Survives pickle with its fields, because errors cross process borders.
     """
@@ -26,8 +26,8 @@ class SquadronError(Exception):
     retryable: ClassVar[bool] = False
 
     def __init__(self, message: str, *, hint: str = "") -> None:
-        super().__init__(message)
-        self.hint = hint
+        super().__init__(scrub(str(message)))
+        self.hint = scrub(hint)
 
     def __str__(self) -> str:
         message = str(self.args[0]) if self.args else type(self).__name__

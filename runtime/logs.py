@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
+from functools import cache
 from typing import Any
 
 import structlog
@@ -12,10 +14,16 @@ from structlog.processors import ExceptionRenderer
 from structlog.tracebacks import ExceptionDictTransformer
 
 from squadron.runtime.redact import scrub
+from squadron.runtime.retries import traceback_of
 
 
 def configure_logs(level: str = "INFO") -> None:
-    """Send all logs to standard error at `level` and above; standard output stays free for results."""
+    """Send all logs to standard error at `level` and above; standard output stays free for results.
+
+    For programs of our own: it also takes the secrets out of what others log here by `logging`, as asyncio does of
+    tasks that nobody awaits, and out of what is said of threads that broke.
+    """
+    _scrub_others()
     pretty = sys.stderr.isatty()
     renderer: structlog.typing.Processor = (
         structlog.dev.ConsoleRenderer(exception_formatter=RichTracebackFormatter(show_locals=False))
@@ -41,3 +49,29 @@ def configure_logs(level: str = "INFO") -> None:
 
 def _scrubbed(_: Any, __: str, line: Any) -> Any:
     return scrub(line)
+
+
+@cache
+def _scrub_others() -> None:
+    make = logging.getLogRecordFactory()
+
+    def make_clean(*args: Any, **options: Any) -> logging.LogRecord:
+        record = make(*args, **options)
+        try:
+            message = record.getMessage()
+        except Exception:
+            # Its arguments don't fit; `logging` would show them.
+            message = f"{record.msg} {record.args}"
+        if (clean := scrub(message)) != message:
+            record.msg, record.args = clean, None
+        if record.exc_info and record.exc_info[1]:
+            record.exc_text = traceback_of(record.exc_info[1]).rstrip()
+        return record
+
+    def tell(broke: threading.ExceptHookArgs) -> None:
+        if broke.exc_value is not None and broke.exc_type is not SystemExit:
+            name = broke.thread.name if broke.thread is not None else ""
+            sys.stderr.write(f"Exception in thread {name}:\n{traceback_of(broke.exc_value)}")
+
+    logging.setLogRecordFactory(make_clean)
+    threading.excepthook = tell

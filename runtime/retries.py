@@ -12,6 +12,7 @@ from typing import Any
 
 from squadron.runtime.errors import OutcomeError, Retry, SquadronError
 from squadron.runtime.redact import scrub
+from squadron.runtime.texts import whole
 
 #: Pause before the second attempt and the longest pause, in seconds; doubled each time, with jitter.
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 30.0
@@ -65,7 +66,8 @@ def text_of(error: BaseException) -> str:
         text = str(error)
     except Exception as unreadable:
         text = f"its words can't be had: {type(unreadable).__name__}"
-    return scrub(text).encode("utf-8", "replace").decode()[:SUMMARY_CHARACTERS]
+    words: str = whole(scrub(text))
+    return words[:SUMMARY_CHARACTERS]
 
 
 def summary_of(error: BaseException) -> str:
@@ -75,7 +77,8 @@ def summary_of(error: BaseException) -> str:
 
 def traceback_of(error: BaseException) -> str:
     """An error's traceback as text that can travel."""
-    return scrub("".join(traceback.format_exception(error))).encode("utf-8", "replace").decode()
+    words: str = whole(scrub("".join(traceback.format_exception(error))))
+    return words
 
 
 def places_of(error: BaseException) -> str:

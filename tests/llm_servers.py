@@ -17,9 +17,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar, Literal, Self
 
 from squadron.actors.thinking.model import ModelTurn, ToolCall
+from tests.llm_schemas import NAME, RequestError, check_schema, require
 
 Json = dict[str, Any]
-NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 
 
 @dataclass(frozen=True)
@@ -44,19 +44,6 @@ class Received:
     path: str
     headers: dict[str, str]
     body: Json
-
-
-class RequestError(Exception):
-    """The real API would answer this request with an error."""
-
-    def __init__(self, message: str, *, status: int = 400) -> None:
-        super().__init__(message)
-        self.status = status
-
-
-def require(condition: object, message: str, *, status: int = 400) -> None:
-    if not condition:
-        raise RequestError(message, status=status)
 
 
 def pieces(text: str, size: int) -> list[str]:
@@ -226,8 +213,8 @@ class ScriptedOpenAIServer(_ScriptedServer):
             require(tool.get("type") == "function", "Missing required parameter: 'tools[0].type'")
             function = tool.get("function", {})
             require(NAME.fullmatch(function.get("name", "")), "Invalid 'tools[0].function.name'")
-            schema = function.get("parameters", {})
-            require(schema.get("type") == "object", "Invalid schema for function: type must be 'object'")
+            require(len(function.get("description", "")) <= 1024, "'tools[0].function.description': too long")
+            check_schema(function.get("parameters", {}), f"Invalid schema for function {function['name']!r}")
         reasons = re.match(r"gpt-(5\.[6-9]|6)", body["model"]) and body.get("reasoning_effort") != "none"
         require(not (tools and reasons), "Function tools with reasoning_effort are not supported here")
 
@@ -310,8 +297,7 @@ class ScriptedAnthropicServer(_ScriptedServer):
         require(body.get("system", "x").strip(), "system: text content blocks must be non-empty")
         for tool in body.get("tools", ()):
             require(NAME.fullmatch(tool.get("name", "")), "tools.0.name: String should match pattern")
-            schema = tool.get("input_schema", {})
-            require(schema.get("type") == "object", "tools.0.input_schema.type: Field required")
+            check_schema(tool.get("input_schema", {}), f"tools.{tool['name']}.input_schema")
         self._check_messages(body.get("messages"))
 
     def _check_messages(self, messages: Any) -> None:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, Field, ValidationError
 
 from squadron.actors.thinking.model import ChatMessage, ModelTurn, ToolCall, ToolDefinition
-from squadron.actors.thinking.shapes import InputShape
+from squadron.actors.thinking.shapes import InputShape, cut
 from squadron.runtime.errors import SquadronError
 from squadron.runtime.wire.outcome import Outcome, Rejected, Result
 from squadron.runtime.wire.subjects import matches
@@ -213,8 +213,10 @@ class Toolbox:
         self._allowed, self._never = allowed, never
         self._offered: dict[str, SemanticTopic] = {}
         self._shapes: dict[str, InputShape] = {}
-        #: Topics whose cards can't be offered, and why.
+        #: Topics whose cards can't be offered, and why; those that are offered otherwise than they are, and how.
         self.left_out: dict[str, str] = {}
+        self.changed: dict[str, str] = {}
+        self._told: set[str] = set()
 
     def offer(self, topics: Iterable[SemanticTopic]) -> list[str]:
         """Offer what may be offered; returns the tool names of these topics, new or not."""
@@ -230,11 +232,22 @@ class Toolbox:
     def _takes(self, topic: SemanticTopic) -> bool:
         # One card that a provider refuses would end every run that finds it.
         try:
-            self._shapes[topic.name] = InputShape(topic.input_schema)
+            shape = self._shapes[topic.name] = InputShape(topic.input_schema)
         except ValueError as error:
             self.left_out[topic.name] = f"its input schema can't be offered to a model: {error}"
             return False
+        changes = [f"its input is offered {', '.join(shape.changes)}"] if shape.changes else []
+        changes += ["its description is cut"] if _described(topic) != cut(_described(topic)) else []
+        if changes:
+            self.changed[topic.name] = "; ".join(changes)
         return True
+
+    def news(self) -> dict[str, dict[str, str]]:
+        """Cards that were `left_out` or `changed` and are not told of yet: by topic, why or how."""
+        of_all = {"left_out": self.left_out, "changed": self.changed}
+        news = {what: {k: v for k, v in cards.items() if k not in self._told} for what, cards in of_all.items()}
+        self._told |= self.left_out.keys() | self.changed.keys()
+        return {what: cards for what, cards in news.items() if cards}
 
     def restore(self, topic: str, content: Any) -> Any:
         """What a model gave for an offered topic, as the topic itself takes it."""
@@ -275,7 +288,7 @@ class Toolbox:
     def definitions(self) -> list[ToolDefinition]:
         """All tools for the model, the built-in ones last."""
         offered = [
-            ToolDefinition(name, _described(topic), self._shapes[topic.name].schema)
+            ToolDefinition(name, cut(_described(topic)), self._shapes[topic.name].schema)
             for name, topic in self._offered.items()
         ]
         return [*offered, *BUILT_IN]

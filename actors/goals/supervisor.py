@@ -217,9 +217,7 @@ class _Run:
                     "model": self._model.name,
                     "topics": self._toolbox.topics,
                 }
-                left_out = self._toolbox.left_out
-                shown |= {"left_out": left_out} if left_out else {}
-                self._note("started", run=self._id, **shown)
+                self._note("started", run=self._id, **shown, **self._toolbox.news())
                 stopped = await self._loop(messages, max_rounds)
                 self._note("finished", stopped=stopped, rounds=self._rounds)
         finally:
@@ -338,10 +336,9 @@ class _Run:
 
     def _discover(self, call: ToolCall) -> ChatMessage:
         wanted = read_arguments(DiscoverTopics, self._notebook.fill(call.arguments))
-        known = set(self._toolbox.left_out)
         names = self._toolbox.offer(self._find(wanted.intent))
-        if left_out := {name: why for name, why in self._toolbox.left_out.items() if name not in known}:
-            self._note("left_out", topics=left_out)
+        for what, cards in self._toolbox.news().items():
+            self._note(what, topics=cards)
         found = [tool for tool in self._toolbox.definitions() if tool.name in names]
         told = [{"tool": tool.name, "description": tool.description} for tool in found]
         self._notebook.keep(call.id, told)

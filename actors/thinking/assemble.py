@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from squadron.actors.thinking.model import ModelTurn, ToolCall
 from squadron.runtime.errors import ModelError
+from squadron.runtime.texts import whole
 
 #: Most levels of a call's arguments: the parser of messages takes 200, and those around the arguments count.
 MAX_DEPTH = 100
@@ -22,9 +23,7 @@ def mended(value: Any, depth: int = 0) -> Any:
         ValueError: it is nested too deep, or holds a number without end.
     """
     if isinstance(value, str):
-        if value.isascii():
-            return value
-        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+        return whole(value)
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError("a number in it is not finite")
     if not isinstance(value, dict | list):
@@ -34,6 +33,40 @@ def mended(value: Any, depth: int = 0) -> Any:
     if isinstance(value, list):
         return [mended(part, depth + 1) for part in value]
     return {mended(name): mended(part, depth + 1) for name, part in value.items()}
+
+
+def mended_turn(turn: ModelTurn) -> ModelTurn:
+    """A turn of any model, also of one that somebody wrote, as it can be kept and sent."""
+    return replace(turn, text=whole(turn.text), tool_calls=tuple(map(_mended_call, turn.tool_calls)))
+
+
+def _mended_call(call: ToolCall) -> ToolCall:
+    said = {"id": whole(call.id), "name": whole(call.name), "problem": whole(call.problem)}
+    try:
+        return replace(call, arguments=mended(call.arguments), **said)
+    except ValueError as error:
+        return replace(call, arguments={}, **said | {"problem": f"the arguments are not valid JSON: {error}"})
+
+
+class Pieces:
+    """A text that comes in pieces; half a surrogate pair at the end of one waits for the other half."""
+
+    def __init__(self, on_text: Callable[[str], None]) -> None:
+        self._on_text, self._half = on_text, ""
+
+    def add(self, piece: str) -> None:
+        """The next piece."""
+        piece, self._half = self._half + piece, ""
+        if piece and "\ud800" <= piece[-1] <= "\udbff":
+            piece, self._half = piece[:-1], piece[-1]
+        if piece:
+            self._on_text(whole(piece))
+
+    def end(self) -> None:
+        """No other half comes."""
+        if self._half:
+            self._on_text(whole(self._half))
+        self._half = ""
 
 
 @dataclass(slots=True)
@@ -85,23 +118,19 @@ class TurnParts:
     output_tokens: int = 0
     stop_reason: str = ""
     refusal: str = ""
-    _half: str = ""
+    _pieces: Pieces = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._pieces = Pieces(self._say)
 
     def add_text(self, piece: str | None) -> None:
-        """Take in a piece of text; half a surrogate pair at its end waits for the other half."""
-        if not piece:
-            return
-        piece, self._half = self._half + piece, ""
-        if "\ud800" <= piece[-1] <= "\udbff":
-            piece, self._half = piece[:-1], piece[-1]
-        self._say(piece)
+        """Take in a piece of text."""
+        self._pieces.add(piece or "")
 
     def _say(self, piece: str) -> None:
-        if piece:
-            piece = mended(piece)
-            self.text += piece
-            if self.on_text is not None:
-                self.on_text(piece)
+        self.text += piece
+        if self.on_text is not None:
+            self.on_text(piece)
 
     def call_at(self, index: int | None, call_id: str = "") -> CallParts:
         """The call that a piece belongs to, a new one for a new id or index."""
@@ -128,8 +157,7 @@ class TurnParts:
 
     def finish(self, who: str) -> ModelTurn:
         """The whole turn; `ModelError` when the stream ended early or the model stopped without a word."""
-        self._say(self._half)
-        self._half = ""
+        self._pieces.end()
         cut = self.stop_reason in ("length", "max_tokens", "model_context_window_exceeded")
         if not self.stop_reason:
             raise ModelError(f"{who} broke off in the middle of its answer", hint="try again", retryable=True)

@@ -10,23 +10,25 @@ import re
 from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from types import TracebackType
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import ArgsKwargs, to_json
+from pydantic_core import ArgsKwargs
 
 from squadron.actors.agent import Agent
 from squadron.actors.decorators import TOOL, marked
+from squadron.actors.thinking.assemble import Pieces, mended_turn
 from squadron.actors.thinking.credentials import adopt_keys
 from squadron.actors.thinking.model import ChatMessage, Model, ModelTurn, ToolCall, ToolDefinition
 from squadron.actors.thinking.providers import default_model_spec, model_from
-from squadron.actors.thinking.shapes import InputShape
+from squadron.actors.thinking.shapes import InputShape, cut
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import ConfigError, InvalidAgentError, ModelError, Retry, SquadronError, Terminal
 from squadron.runtime.retries import backoff_s, summary_of
 from squadron.runtime.running.context import Context
+from squadron.runtime.texts import encoded, whole
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -96,8 +98,11 @@ async def think_patiently(
     """
     tried = 0
     while True:
+        pieces = Pieces(on_text)
         try:
-            return await model.think(messages, tools, on_text=on_text, **sampling)
+            turn = await model.think(messages, tools, on_text=pieces.add, **sampling)
+            pieces.end()
+            return mended_turn(turn)
         except ModelError as error:
             tried += 1
             if not error.retryable or tried == TRIES:
@@ -232,7 +237,7 @@ class LLMAgent(Agent):
             adapter = TypeAdapter(getattr(self, each.name))
             description = inspect.getdoc(getattr(type(self), each.name)) or ""
             shape = InputShape(adapter.json_schema())
-            tools[each.name] = ToolDefinition(each.name, description, shape.schema), adapter, shape
+            tools[each.name] = ToolDefinition(each.name, cut(description), shape.schema), adapter, shape
         return tools
 
     async def on_stop(self) -> None:
@@ -277,7 +282,7 @@ class LLMAgent(Agent):
             Terminal: the model can't be asked, or gives no such value.
         """
         value: T = await self._converse(ctx, prompt, _AnswerSlot(kind))
-        await self._remember(ctx, prompt, to_json(value).decode())
+        await self._remember(ctx, prompt, encoded(value).decode())
         return value
 
     async def _converse(self, ctx: Context, prompt: str, answer: _AnswerSlot | None) -> Any:
@@ -290,7 +295,7 @@ class LLMAgent(Agent):
                 turn = await think_patiently(model, messages, tools, emitter.text, sampling)
                 ctx.charge(turn.tokens)
                 messages.append(ChatMessage("assistant", turn.text, turn.tool_calls))
-                messages += await all_at_once(self._call(call, answer) for call in turn.tool_calls)
+                messages += await all_at_once(self._call(ctx, call, answer) for call in turn.tool_calls)
                 if answer is not None and (answer.given or answer.take(turn)):
                     return answer.value
                 if not turn.tool_calls:
@@ -305,7 +310,7 @@ class LLMAgent(Agent):
         if text:
             yield ChatMessage("system", text)
 
-    async def _call(self, call: ToolCall, answer: _AnswerSlot | None) -> ChatMessage:
+    async def _call(self, ctx: Context, call: ToolCall, answer: _AnswerSlot | None) -> ChatMessage:
         if call.problem:
             return _told(call, call.problem, is_error=True)
         if answer is not None and call.name == ANSWER_TOOL:
@@ -318,10 +323,11 @@ class LLMAgent(Agent):
         given = shape.restore(call.arguments)
         try:
             # In a thread, because a plain function may block; a coroutine function only makes its coroutine.
-            returned = await asyncio.to_thread(adapter.validate_python, ArgsKwargs((), given))
+            thread = ctx.threads.begin(partial(adapter.validate_python, ArgsKwargs((), given)))
+            returned = await asyncio.shield(thread)
             if inspect.isawaitable(returned):
                 returned = await returned
-            return _told(call, returned if isinstance(returned, str) else to_json(returned).decode())
+            return _told(call, whole(returned) if isinstance(returned, str) else encoded(returned).decode())
         except (Retry, Terminal):
             raise
         except Exception as error:

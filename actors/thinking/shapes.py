@@ -8,20 +8,32 @@ from typing import Any
 
 import jsonschema_rs
 
-#: Anthropic's pattern for the keys of a tool's properties; OpenAI takes these, too.
-_KEY = re.compile("[a-zA-Z0-9_.-]{1,64}")
+#: What both providers take as the name of a property; Anthropic would take a dot, too.
+_KEY = re.compile("[a-zA-Z0-9_-]{1,64}")
 #: OpenAI and Anthropic answer 400 to these at the top of a tool's schema.
-_NOT_AT_THE_TOP = frozenset({"anyOf", "oneOf", "allOf", "not", "enum", "const", "$ref", "if"})
-#: What else may name a property. Whoever is called checks its input anyway, so the offer may be looser.
-_NAMING_KEYWORDS = ("dependentRequired", "dependentSchemas", "dependencies", "propertyNames", "then", "else")
+_NOT_AT_THE_TOP = frozenset({"anyOf", "oneOf", "allOf", "not", "enum", "const", "$ref"})
+#: One provider or the other refuses these, or some of what stands in them. All they do is to narrow what fits:
+#: whoever is called checks its input anyway, so the offer may be looser.
+_NARROWING = frozenset(
+    {"patternProperties", "propertyNames", "dependentRequired", "dependentSchemas", "dependencies", "if", "then"}
+    | {"else", "unevaluatedProperties", "unevaluatedItems", "contains", "minContains", "maxContains"}
+)
+#: Says nothing that a model could use, and may name a draft that a provider does not know.
+_ABOUT = frozenset({"$schema", "$id", "$comment"})
+#: Keywords that hold schemas: by name, in a list, or one.
+_BY_NAME = frozenset({"properties", "$defs", "definitions"})
+_IN_A_LIST = frozenset({"anyOf", "oneOf", "allOf", "prefixItems"})
+_ONE = frozenset({"items", "additionalProperties", "not"})
 _VALUE = "value"
+#: Longest description of a tool that OpenAI takes, in characters.
+_MOST_DESCRIBED = 1024
 
 
 class InputShape:
     """One input schema: `schema` is what is offered to a model, `restore` undoes the difference.
 
     An object is offered with its properties, those with names that a provider refuses under others; anything else
-    as the property `value` of an object.
+    as the property `value` of an object. `changes` says what else a reader would miss.
 
     Raises:
         ValueError: it is no JSON Schema, or refers to one that is not in it.
@@ -33,22 +45,28 @@ class InputShape:
         except Exception as error:  # besides ValueError it raises what belongs to no class of Python's
             raise ValueError(str(error).splitlines()[0]) from None
         self._real: dict[str, str] = {}
-        kind = schema.get("type", "object" if "properties" in schema else "")
+        left_out: set[str] = set()
+        plain: dict[str, Any] = _plain(schema, left_out)
+        kind = plain.get("type", "object" if "properties" in plain else "")
         is_object = kind == "object" or (isinstance(kind, list) and "object" in kind)
-        self._wrapped = not is_object or not _NOT_AT_THE_TOP.isdisjoint(schema)
-        self.schema = _wrap(schema) if self._wrapped else self._rename(schema)
+        self._wrapped = not is_object or not _NOT_AT_THE_TOP.isdisjoint(plain)
+        self.schema = _wrap(plain) if self._wrapped else self._rename(plain)
+        self.changes: list[str] = [f"without {name!r}" for name in sorted(left_out)]
+        self.changes += [f"{name!r} as {shown!r}" for shown, name in self._real.items()]
+        if self._wrapped:
+            self.changes.append(f"all of it as the property {_VALUE!r}")
+        elif not self.changes and self.schema != schema:
+            self.changes.append("in the form that providers take")
 
     def _rename(self, schema: dict[str, Any]) -> dict[str, Any]:
-        properties: dict[str, Any] = schema.get("properties", {})
+        required: list[str] = schema.get("required", [])
+        properties: dict[str, Any] = dict(schema.get("properties", {}))
+        properties |= {name: {} for name in required if name not in properties}
         shown = {name: name if _KEY.fullmatch(name) else _safe(name) for name in properties}
         self._real = {safe: name for name, safe in shown.items() if safe != name}
         offered = schema | {"type": "object", "properties": {shown[name]: properties[name] for name in properties}}
-        if not self._real:
-            return offered
-        for keyword in _NAMING_KEYWORDS:
-            offered.pop(keyword, None)
-        if "required" in schema:
-            offered["required"] = [shown.get(name, name) for name in schema["required"]]
+        if required:
+            offered["required"] = [shown[name] for name in required]
         return offered
 
     def restore(self, arguments: Any) -> Any:
@@ -60,13 +78,42 @@ class InputShape:
         return {self._real.get(name, name): value for name, value in arguments.items()}
 
 
+def cut(description: str) -> str:
+    """A tool's description, as long as a provider takes it."""
+    long = len(description) > _MOST_DESCRIBED
+    return f"{description[: _MOST_DESCRIBED - 1]}…" if long else description
+
+
+def _plain(schema: Any, left_out: set[str]) -> Any:
+    """A schema, or one within it, without what providers refuse, and with what they insist on."""
+    if not isinstance(schema, dict):
+        return {} if schema is True else schema
+    left_out |= _NARROWING & schema.keys()
+    plain = {}
+    for keyword, value in schema.items():
+        if keyword in _NARROWING | _ABOUT or (keyword == "additionalProperties" and "patternProperties" in schema):
+            continue
+        if keyword in _BY_NAME:
+            value = {name: _plain(part, left_out) for name, part in value.items()}
+        elif keyword in _IN_A_LIST:
+            value = [_plain(part, left_out) for part in value]
+        elif keyword in _ONE and not isinstance(value, bool):
+            value = _plain(value, left_out)
+        plain[keyword] = value
+    kinds = plain.get("type", ())
+    if "array" in ([kinds] if isinstance(kinds, str) else kinds):
+        # OpenAI answers 400 to a list of anything, unless that is said.
+        plain["items"] = {} if plain.get("items", True) is True else plain["items"]
+    return plain
+
+
 def _wrap(schema: dict[str, Any]) -> dict[str, Any]:
     # References start at the root, so definitions stay there.
-    inner = {name: part for name, part in schema.items() if name not in ("$defs", "definitions", "$schema", "$id")}
+    inner = {name: part for name, part in schema.items() if name not in ("$defs", "definitions")}
     outer: dict[str, Any] = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
     return {"type": "object", "properties": {_VALUE: inner}, "required": [_VALUE], **outer}
 
 
 def _safe(name: str) -> str:
     digest = hashlib.sha256(name.encode()).hexdigest()[:8]
-    return f"{re.sub('[^a-zA-Z0-9_.-]', '_', name)[:55]}_{digest}"
+    return f"{re.sub('[^a-zA-Z0-9_-]', '_', name)[:55]}_{digest}"

@@ -29,6 +29,7 @@ from squadron.runtime.ports.journal import Journal
 from squadron.runtime.ports.queue import Backlog
 from squadron.runtime.ports.replicas import Replicas
 from squadron.runtime.registry.registry import STAND_IN, Registry
+from squadron.runtime.retries import summary_of, traceback_of
 from squadron.runtime.store.ports import Ports
 from squadron.runtime.wire.deployment import AgentState, Deployment, Scale
 from squadron.runtime.wire.envelope import AgentMessage
@@ -145,8 +146,8 @@ class Bridge:
         except (TypeError, ValueError, RecursionError) as error:
             answer = {"error": InvalidMessageError(f"{verb}: {error}").to_dict()}
         except Exception as error:
-            self._log.exception("bridge.control_broke", verb=verb)
-            answer = {"error": SquadronError(f"{type(error).__name__}: {error}").to_dict()}
+            self._log.error("bridge.control_broke", verb=verb, traceback=traceback_of(error))
+            answer = {"error": SquadronError(summary_of(error)).to_dict()}
         if is_foreign(note.reply):
             await self._ports.bus.publish(note.reply, json.dumps(answer).encode())
 
@@ -327,7 +328,7 @@ class Bridge:
                 self._held_by = counts
             except Exception as error:
                 # The last figures stand until there are new ones.
-                self._log.info("bridge.no_sample", error=str(error))
+                self._log.info("bridge.no_sample", error=summary_of(error))
             await asyncio.sleep(SAMPLE_S)
 
     def _served_by(self, subject: str) -> list[str]:
@@ -356,7 +357,7 @@ class Bridge:
                         await self._registry.renew(name, STAND_IN)
             except Exception as error:
                 # The bus or the controller is away for a moment; the next round finds out what changed.
-                self._log.warning("bridge.upkeep", error=str(error))
+                self._log.warning("bridge.upkeep", error=summary_of(error))
             await asyncio.sleep(min(1.0, self._registry.heartbeat_s))
 
     async def _look_after_streams(self) -> None:

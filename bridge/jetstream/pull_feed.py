@@ -22,6 +22,7 @@ from squadron.runtime.errors import BusUnavailableError, SquadronError
 from squadron.runtime.ports.bus import Note, Subscription
 from squadron.runtime.ports.journal import Journal
 from squadron.runtime.ports.queue import Delivery, Mailbox
+from squadron.runtime.retries import summary_of
 from squadron.runtime.wire.subjects import NORMAL_PRIORITY, Subjects, lane_of
 
 #: Life of one waiting pull and its heartbeat, in seconds. A pull that was silent for two heartbeats is lost.
@@ -327,4 +328,4 @@ class PullFeed:
             await self.connection.confirm_soon()
         except Exception as error:
             # Without the server nothing can be handed back; it is delivered again after its lease.
-            _log.info("queue.close_unclean", mailbox=self._mailbox.name, error=str(error))
+            _log.info("queue.close_unclean", mailbox=self._mailbox.name, error=summary_of(error))

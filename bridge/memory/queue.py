@@ -163,7 +163,8 @@ class MemoryQueue:
             task.ready, task.delivered = False, task.delivered + 1
             feed.wanted -= 1
             feed.served_at[task.priority] = now_s()
-            lease = _MemoryLease(self, task, feed.mailbox.lease_s)
+            # As it was declared, whatever who pulls believes.
+            lease = _MemoryLease(self, task, self._mailboxes[feed.mailbox.name].lease_s)
             self._leases[lease.token] = lease
             feed.sink(Delivery(task.subject, task.data, lease, task.seq))
 

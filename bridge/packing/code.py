@@ -11,15 +11,17 @@ import sys
 import sysconfig
 from dataclasses import asdict, dataclass
 from functools import cache
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import cloudpickle
 
 from squadron.actors.agent import Agent, AgentSpec
 from squadron.actors.decorators import TOOL, TOPIC, marked
-from squadron.bridge.packing.pickling import dumps
+from squadron.bridge.packing.lazy import find
+from squadron.bridge.packing.pickling import dumps, travels
 from squadron.runtime.errors import DeployError, InvalidAgentError, MessageTooLargeError
 
 #: Largest class that travels by value; the embedded server takes messages of 8 MB.
@@ -90,22 +92,57 @@ def _pickle(agent_class: type[Agent], module: ModuleType | None) -> bytes:
             # Names that stand only in annotations would be left behind (`from __future__ import annotations`).
             function = getattr(each.function, "__func__", each.function)
             function.__annotations__ = get_type_hints(function, include_extras=True)
-    return dumps(agent_class, _project_modules(module))
-
-
-def _project_modules(module: ModuleType | None) -> list[ModuleType]:
+            for hint in function.__annotations__.values():
+                _check_newest(agent_class, hint)
     if module is None:
-        return []
+        return dumps(agent_class, {})[0]
+    root, lazy = _root(module), dict[str, ModuleType]()
+    while True:
+        # What is imported only when the code runs comes along, and what that imports then.
+        blob, imported = dumps(agent_class, {**_project_modules(root), **lazy}, lazy)
+        found = find(imported - lazy.keys(), lambda spec: _is_ours(spec, root))
+        around = {**_project_modules(root), **lazy, **found}
+        new = {name: one for name, one in found.items() if travels(one, around)}
+        if new.keys() <= lazy.keys():
+            return blob
+        lazy |= new
+
+
+def _check_newest(agent_class: type[Agent], hint: Any) -> None:
+    """In a notebook a cell may have been run again: the agent's methods would take the class from before."""
+    for part in get_args(hint):
+        _check_newest(agent_class, part)
+    if not isinstance(hint, type) or hint.__module__ != "__main__":
+        return
+    newest = getattr(sys.modules["__main__"], hint.__qualname__, None)
+    if isinstance(newest, type) and newest is not hint and newest.__qualname__ == hint.__qualname__:
+        agent = agent_class.__qualname__
+        raise InvalidAgentError(
+            f"{hint.__qualname__} was defined again after {agent}, which takes the one from before",
+            hint=f"define {agent} again, too: in a notebook, run its cell",
+        )
+
+
+def _root(module: ModuleType) -> Path:
+    """The folder of the project."""
     if not getattr(module, "__file__", None):
-        root = Path.cwd()  # a notebook, or a prompt
-    else:
-        depth = module.__name__.count(".") + (1 if hasattr(module, "__path__") else 0)
-        root = Path(str(module.__file__)).resolve().parents[depth]
-    return [
-        each
+        return Path.cwd()  # a notebook, or a prompt
+    depth = module.__name__.count(".") + (1 if hasattr(module, "__path__") else 0)
+    return Path(str(module.__file__)).resolve().parents[depth]
+
+
+def _is_ours(spec: ModuleSpec, root: Path) -> bool:
+    # A package without an `__init__` has folders instead of a file.
+    file = spec.origin if spec.has_location else next(iter(spec.submodule_search_locations or ()), None)
+    return file is not None and not file.startswith(_libraries()) and root in Path(file).resolve().parents
+
+
+def _project_modules(root: Path) -> dict[str, ModuleType]:
+    return {
+        name: each
         for name, each in list(sys.modules.items())
         if name != "__main__" and not _is_installed(each) and root in _file(each).parents
-    ]
+    }
 
 
 def _file(module: ModuleType) -> Path:

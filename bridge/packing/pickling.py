@@ -17,7 +17,9 @@ from typing import Any, cast, get_type_hints
 
 import cloudpickle
 import typing_extensions
+from pydantic import BaseModel
 
+from squadron.bridge.packing.lazy import Together, imports_of
 from squadron.runtime.errors import InvalidAgentError
 
 #: Longest way to the culprit that an error tells: a class, what it uses, and so on.
@@ -30,43 +32,71 @@ _DISPATCHES = cast("FunctionType", functools.singledispatch(lambda _: None)).__c
 _TYPED_DICTS = tuple(type(each.TypedDict("_", {})) for each in (typing, typing_extensions))
 
 
-def dumps(agent_class: type, modules: list[ModuleType]) -> bytes:
-    """The class and what it refers to; of `modules` and `__main__` by value, all else by name.
+def dumps(
+    agent_class: type, modules: dict[str, ModuleType], lazy: dict[str, ModuleType] | None = None
+) -> tuple[bytes, set[str]]:
+    """The class and what it refers to, and the names of modules that its code imports when it runs.
+
+    Of `modules` and `__main__` by value, all else by name; those in `lazy` can be imported where it is loaded.
 
     Raises:
         InvalidAgentError: something can't travel; says what, and where it is referred to.
     """
-    for each in modules:
+    with _going_by_value(modules):
+        try:
+            return _dumps(Together(agent_class, lazy) if lazy else agent_class)
+        except Exception as error:
+            raise InvalidAgentError(
+                f"{agent_class.__name__} can't travel to the cluster: {_culprit(agent_class, error)}",
+                hint="make locks, clients and files in on_start, not at module or class level",
+            ) from None
+
+
+def travels(module: ModuleType, modules: dict[str, ModuleType]) -> bool:
+    """Whether a module can go by value, when these do."""
+    with _going_by_value(modules):
+        return _fails(module) is None
+
+
+@contextlib.contextmanager
+def _going_by_value(modules: dict[str, ModuleType]) -> Iterator[None]:
+    # By its own name, once: it may be loaded under another one, too.
+    each_once = {each.__name__: each for each in modules.values()}.values()
+    for each in each_once:
         cloudpickle.register_pickle_by_value(each)
     try:
-        return _dumps(agent_class)
-    except Exception as error:
-        raise InvalidAgentError(
-            f"{agent_class.__name__} can't travel to the cluster: {_culprit(agent_class, error)}",
-            hint="make locks, clients and files in on_start, not at module or class level",
-        ) from None
+        yield
     finally:
-        for each in modules:
+        for each in each_once:
             cloudpickle.unregister_pickle_by_value(each)
 
 
-def _dumps(value: Any) -> bytes:
+def _dumps(value: Any) -> tuple[bytes, set[str]]:
     file = io.BytesIO()
-    _Pickler(file).dump(value)
-    return file.getvalue()
+    pickler = _Pickler(file)
+    pickler.dump(value)
+    return file.getvalue(), pickler.imports
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     """Knows the kinds that are told by identity, or say "look me up by name" though nobody could."""
 
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file)
+        #: What the functions that go by value import when they run.
+        self.imports: set[str] = set()
+
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, type):
+            _complete(obj)
             return _class(obj, super().reducer_override(obj))
         if isinstance(obj, ModuleType):
             return _module(obj)
         if isinstance(obj, FunctionType):
             if obj.__code__ is _DISPATCHES and _by_value(obj.__module__):
                 return _reduce_dispatch(obj)
+            if _by_value(obj.__module__):
+                self.imports.update(imports_of(obj))
             return super().reducer_override(obj)
         if type(obj) in self.dispatch_table:
             return NotImplemented
@@ -124,6 +154,17 @@ def _by_name_only(obj: Any) -> Any:
         case "TypeAliasType":
             return kind, (obj.__name__, obj.__value__)
     raise TypeError(f"a {kind.__name__} can only be looked up by name, and its module stays here")
+
+
+def _complete(obj: type) -> None:
+    """Have pydantic look up the names that a model waits for: where it goes, nobody could."""
+    if (
+        getattr(obj, "__pydantic_complete__", True) is False
+        and issubclass(obj, BaseModel)
+        and _by_value(obj.__module__)
+    ):
+        with contextlib.suppress(Exception):  # who needs the type says so
+            obj.model_rebuild(raise_errors=False)
 
 
 def _class(obj: type, reduced: Any) -> Any:
@@ -193,7 +234,18 @@ def _register(dispatch: Any, registry: dict[type, Callable[..., Any]]) -> None:
         dispatch.register(kind, function)
 
 
+def _reduce_context_manager(obj: Any) -> Any:
+    # As a decorator it is made anew for each call; the generator that it has by then is never begun.
+    return _context_manager, (type(obj), obj.func, obj.args, obj.kwds)
+
+
+def _context_manager(kind: Any, function: Callable[..., Any], args: Any, kwds: Any) -> Any:
+    return kind(function, args, kwds)
+
+
 _REDUCERS: dict[type, Callable[[Any], Any]] = {
+    contextlib._GeneratorContextManager: _reduce_context_manager,
+    contextlib._AsyncGeneratorContextManager: _reduce_context_manager,
     functools.cached_property: _reduce_cached_property,
     contextvars.ContextVar: _reduce_context_var,
 }

@@ -18,7 +18,7 @@ from squadron.runtime.background import spawn
 from squadron.runtime.errors import ConfigError, RouteConflictError, SquadronError
 from squadron.runtime.ports.queue import Mailbox
 from squadron.runtime.registry.registry import STAND_IN
-from squadron.runtime.retries import Retries
+from squadron.runtime.retries import Retries, summary_of
 from squadron.runtime.running.context import TurnContext
 from squadron.runtime.running.pump import Pump
 from squadron.runtime.running.turn import Turns
@@ -71,7 +71,7 @@ class Bindings:
                 await self._open(record, target)
             except Exception as error:
                 # The actor's class is gone, say; the others must come up all the same.
-                self._log.error("binding.not_restored", key=entry.key, error=str(error))
+                self._log.error("binding.not_restored", key=entry.key, error=summary_of(error))
         self._heart = spawn(self._keep_presence(), "bindings", lasting=True)
 
     async def bind(self, pattern: str, target: Any, method: str, *, slots: int, description: str) -> None:

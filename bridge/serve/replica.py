@@ -27,9 +27,11 @@ from squadron.runtime.errors import DeployError, InvalidMessageError, SquadronEr
 from squadron.runtime.logs import configure_logs
 from squadron.runtime.ports.bus import Note, Subscription
 from squadron.runtime.ports.queue import Mailbox
+from squadron.runtime.retries import summary_of, traceback_of
 from squadron.runtime.running.event_turns import EventTurns, hand_event
 from squadron.runtime.running.handover import Handovers
 from squadron.runtime.running.pump import Pump
+from squadron.runtime.running.threads import Threads
 from squadron.runtime.running.turn import Turns
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.wire.groups import EventGroup
@@ -70,6 +72,15 @@ class AgentReplica:
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self, environment: str, agent: str, code: dict[str, str], slots: int, grace_s: float, ordered_by: str = ""
     ) -> None:
+        try:
+            await self._begin(environment, agent, Code(**code), slots, grace_s, ordered_by)
+        except Exception as error:
+            # Ray logs it and tells of it as it is, with all that led to it, and knows nothing of secrets.
+            raise DeployError(traceback_of(error).rstrip()) from None
+
+    async def _begin(
+        self, environment: str, agent: str, code: Code, slots: int, grace_s: float, ordered_by: str
+    ) -> None:
         # What imports have left, of Ray above all, lives as long as the process; each full collection of garbage
         # would look at all of it again, and stop the replica for 0.2 s.
         gc.freeze()
@@ -78,7 +89,7 @@ class AgentReplica:
         configure_logs(settings.log_level)
         # Sync handlers run in threads: one for each slot.
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(slots, "handler"))
-        self._name, self._code, self._grace_s = agent, Code(**code), grace_s
+        self._name, self._code, self._grace_s = agent, code, grace_s
         self._identity = AgentIdentity(id=f"{agent}-{uuid.uuid4().hex[:8]}", type=agent)
         self._log = structlog.get_logger("squadron.replica").bind(agent=agent, replica=self._identity.id)
         self._wiring = await Wiring.open(settings, self._identity)
@@ -155,9 +166,10 @@ class AgentReplica:
             self._log.warning("event.unreadable", subject=note.subject, error=str(error))
             return
         try:
-            await hand_event(handler, message)
-        except Exception:
-            self._log.exception("event.handler_failed", subject=note.subject, message=message.id)
+            await hand_event(handler, message, Threads())
+        except Exception as error:
+            told = {"subject": note.subject, "message": message.id, "traceback": traceback_of(error)}
+            self._log.error("event.handler_failed", **told)
 
     async def _renew(self) -> None:
         facts = {
@@ -192,7 +204,7 @@ class AgentReplica:
                 await self._tell("heartbeat")
             except Exception as error:
                 # The next one tells again; a replica that is deaf for long fails its health check.
-                self._log.info("replica.no_heartbeat", error=str(error))
+                self._log.info("replica.no_heartbeat", error=summary_of(error))
 
     async def check_health(self) -> None:
         """Ray Serve asks every second; a replica that is broken, or has been deaf for long, is replaced."""
@@ -221,7 +233,10 @@ class AgentReplica:
         with contextlib.suppress(SquadronError):
             await self._wiring.registry.depart(self._name, self._identity.id)
             await self._tell("offline")
-        await self._agent.on_stop()
+        try:
+            await self._agent.on_stop()
+        except Exception as error:
+            self._log.error("replica.stop_failed", traceback=traceback_of(error))
         await self._wiring.aclose()
 
 

@@ -11,8 +11,6 @@ from collections.abc import Awaitable, Callable
 from functools import cached_property
 from typing import Any, TypeVar
 
-from pydantic_core import to_jsonable_python
-
 from squadron.runtime.asking.admission import RETRY_AFTER_S, Rooms
 from squadron.runtime.asking.cancel import request_cancel
 from squadron.runtime.asking.handle import Handle
@@ -31,6 +29,7 @@ from squadron.runtime.ports.bus import Note, Subscription
 from squadron.runtime.registry.registry import Registry
 from squadron.runtime.store.claims import INPUT_KEEP_S
 from squadron.runtime.store.ports import Ports
+from squadron.runtime.texts import jsonable
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.limits import Deadline
 from squadron.runtime.wire.outcome import LITE_TTL_S, Cancelled, Outcome, Rejected, Undeliverable, outcome_msg_id
@@ -206,19 +205,22 @@ class Caller:
         await request_cancel(self.ports, handle.task_id, deadline_at_s=handle.deadline.at_ms / 1000)
 
     async def _settle_cancelled(self, handle: Handle) -> None:
-        """Nobody runs it, so nobody else ends it. What was stored first is the outcome, be it ours or not."""
-        self._waiting.pop(handle.reply_to, None)
-        outcome = Cancelled(task_id=handle.task_id, topic=handle.topic, reason="cancelled")
-        result = AgentMessage.new(
-            "result",
-            self.ports.identity,
-            outcome.to_content(),
-            parent=handle.task_id,
-            correlation_id=handle.task_id,
-        )
-        msg_id = outcome_msg_id(handle.task_id)
-        await self.ports.lite.append(handle.reply_to, result.encode(), ttl_s=LITE_TTL_S, msg_id=msg_id)
-        await handle._look()
+        """Nobody runs it, so nobody else ends it. What was stored first is the outcome, be it ours or not.
+
+        Raises:
+            BusUnavailableError: the server can't be reached.
+        """
+        # It may have ended so long ago that the server does not know the message id any more.
+        await handle._look_for_sure()
+        if not handle.done:
+            ids: dict[str, Any] = {"parent": handle.task_id, "correlation_id": handle.task_id}
+            outcome = Cancelled(task_id=handle.task_id, topic=handle.topic, reason="cancelled")
+            data = AgentMessage.new("result", self.ports.identity, outcome.to_content(), **ids).encode()
+            msg_id = outcome_msg_id(handle.task_id)
+            await self.ports.lite.append(handle.reply_to, data, ttl_s=LITE_TTL_S, msg_id=msg_id)
+            await handle._look()
+        if handle.done:
+            await self._leave(handle)
 
     async def submit(
         self,
@@ -253,7 +255,7 @@ class Caller:
         if ask.task_id:
             self._sending[reply_to] = asyncio.Event()
         try:
-            content = await self._admit(task_id, topic, to_jsonable_python(content), ask)
+            content = await self._admit(task_id, topic, jsonable(content), ask)
             if isinstance(content, Outcome):
                 handle._settle(content)
             else:
@@ -292,13 +294,13 @@ class Caller:
 
     async def _claim(self, handle: Handle, content: Any, ask: AskOptions, owner: str) -> None:
         """Settle a handle under an id of the caller's own if it stands for another task, or has ended before."""
-        if not owner:
-            keep_s = ask.within_s + LITE_TTL_S
-            named = (self.ports.lite, self.ports.subjects, handle.task_id, handle.topic, content)
-            taken = await self._insist(handle.deadline, claim_id, *named, keep_s=keep_s)
-            if taken:
-                ids, details = (handle.task_id, handle.topic), {"field": "task_id"}
-                return handle._settle(Rejected(task_id=ids[0], topic=ids[1], reason=taken, details=details))
+        keep_s = ask.within_s + LITE_TTL_S
+        taken = await self._insist(
+            handle.deadline, claim_id, self.ports.lite, self.ports.subjects, handle, content, keep_s=keep_s
+        )
+        if taken:
+            ids, details = (handle.task_id, handle.topic), {"field": "task_id"}
+            return handle._settle(Rejected(task_id=ids[0], topic=ids[1], reason=taken, details=details))
         # Somebody may have asked under this id before, longer ago than the queue remembers it.
         await handle._look()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
@@ -128,19 +129,28 @@ class Handle:
         )
 
     async def _look(self) -> None:
-        """Read the lite topic for an outcome whose live message was missed."""
-        try:
-            entry = await self._lite.last(self.reply_to)
-            if entry is not None and not self._hear(entry.data):
-                # The task goes on, or a replica that lost its lease did so when the outcome was stored.
-                async with aclosing(self._lite.read(self.reply_to, from_seq=self._looked_to + 1)) as entries:
-                    async for entry in entries:
-                        self._looked_to = entry.seq
-                        if self._hear(entry.data):
-                            break
-        except BusUnavailableError:
-            return
+        """Read the lite topic for an outcome whose live message was missed, if the server can be reached."""
+        with contextlib.suppress(BusUnavailableError):
+            await self._look_for_sure()
+
+    async def _look_for_sure(self) -> None:
+        """Read the lite topic for an outcome; if there is none when this returns, none is stored.
+
+        Raises:
+            BusUnavailableError: that can't be said.
+        """
+        entry = await self._lite.last(self.reply_to)
+        found = entry is not None and self._hear(entry.data)
+        if entry is not None and not found:
+            # The task goes on, or a replica that lost its lease did so when the outcome was stored.
+            async with aclosing(self._lite.read(self.reply_to, from_seq=self._looked_to + 1)) as entries:
+                async for entry in entries:
+                    self._looked_to = entry.seq
+                    if found := self._hear(entry.data):
+                        break
         await self._opened()
+        if found and not self.done:
+            raise BusUnavailableError(f"the outcome of {self.task_id} is stored, and can't be read now")
 
     def _hear(self, data: bytes) -> bool:
         """Take in one message of the lite topic; says whether it was the outcome, all else is left to `chunks`.

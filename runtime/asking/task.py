@@ -67,20 +67,21 @@ def pack_task(
     )
 
 
-async def claim_id(
-    lite: Journal, subjects: Subjects, task_id: str, topic: str, content: Any, *, keep_s: float
-) -> str:
+async def claim_id(lite: Journal, subjects: Subjects, handle: Handle, content: Any, *, keep_s: float) -> str:
     """Note what a task id stands for; returns why it can't stand for this task, or the empty string.
 
-    The first who asks under an id says what it stands for, in whichever process; it is kept for `keep_s` seconds.
+    The first who asks under an id says what it stands for and where its outcome goes, in whichever process and
+    under whichever owner; it is kept for `keep_s` seconds.
 
     Raises:
         BusUnavailableError: the server can't be reached.
     """
-    # Apart from the outcome, in the same owner's place: readers of a task's stream never see it.
+    task_id, topic = handle.task_id, handle.topic
+    # Apart from the outcome, in a place of the id's own: readers of a task's stream never see it.
     key = subjects.lite(token_of(task_id), "asked")
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    note = {"topic": topic, "input": hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()}
+    digest = hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
+    note = {"topic": topic, "input": digest, "replyTo": handle.reply_to}
     while True:
         try:
             await lite.append(key, json.dumps(note).encode(), ttl_s=keep_s, expect_seq=0)
@@ -92,10 +93,13 @@ async def claim_id(
             continue
         try:
             asked = json.loads(entry.data)
-            before, same = asked["topic"], asked["input"] == note["input"]
+            before, same, reply_to = asked["topic"], asked["input"] == digest, asked["replyTo"]
         except (ValueError, TypeError, LookupError, RecursionError):
             # Anybody may write there; what nobody can read stands for nothing.
             return ""
         if before != topic:
             return f"the task id {task_id!r} stands for {before!r}, and not for {topic!r}"
-        return "" if same else f"the task id {task_id!r} stands for {topic!r} with another input"
+        if not same:
+            return f"the task id {task_id!r} stands for {topic!r} with another input"
+        # The queue takes an id once, so that here nothing would ever come.
+        return "" if reply_to == handle.reply_to else f"the task id {task_id!r} is taken under another owner"

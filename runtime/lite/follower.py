@@ -19,7 +19,7 @@ from squadron.runtime.errors import BusUnavailableError, SquadClosedError
 from squadron.runtime.lite.followed import Batch, Followed
 from squadron.runtime.ports.bus import Subscription
 from squadron.runtime.ports.journal import Entry, Journal
-from squadron.runtime.retries import backoff_s, places_of, summary_of
+from squadron.runtime.retries import backoff_s, places_of, summary_of, traceback_of
 
 #: Most entries of one batch from the store: as many as a journal asks for at once.
 MOST_READ = 512
@@ -218,8 +218,8 @@ class Follower:
                 # Nothing more can come: those who read are told.
                 self._topics.clear()
                 return self._ready.put_nowait(None)
-            except Exception:
-                _log.exception("follow.look", pattern=self._pattern)
+            except Exception as error:
+                _log.error("follow.look", pattern=self._pattern, traceback=traceback_of(error))
                 await asyncio.sleep(RETRY_S)
 
     async def _look(self) -> None:
@@ -263,8 +263,8 @@ class Follower:
             try:
                 batch = await self._batch(topic)
             except Exception as error:
-                away = isinstance(error, BusUnavailableError)
-                _log.warning("follow.put_off", key=topic.key, error=str(error), exc_info=not away)
+                more = {} if isinstance(error, BusUnavailableError) else {"traceback": traceback_of(error)}
+                _log.warning("follow.put_off", key=topic.key, error=summary_of(error), **more)
                 self._put_off(topic, RETRY_S)
                 continue
             except BaseException:

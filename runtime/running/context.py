@@ -21,7 +21,9 @@ from squadron.runtime.asking.options import AskKeywords, AskOptions
 from squadron.runtime.errors import WrongLoopError
 from squadron.runtime.lite.topic import LiteTopic
 from squadron.runtime.ports.lite_journal import END_HEADER
+from squadron.runtime.running.threads import Threads
 from squadron.runtime.streams.writer import StreamWriter
+from squadron.runtime.texts import whole
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.limits import Budget, Deadline
 from squadron.runtime.wire.outcome import Outcome
@@ -46,6 +48,7 @@ class Context:
         deadline: when the caller stops waiting.
         budget: what is left of tokens and hops.
         log: a structlog logger with message, conversation, topic, agent and attempt bound.
+        threads: what acts in threads for it.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class Context:
         #: Where the replica's loop runs, and what a handler in another thread waits for.
         self._thread = threading.get_ident()
         self._waits: set[Future[Any]] = set()
+        self.threads = Threads()
         #: What was asked from here; who has an outcome and is not waited for any more drops out by itself.
         self._children: WeakSet[Handle] | None = None
 
@@ -191,7 +195,9 @@ class Context:
     async def remember(self, item: Any) -> None:
         """Add one JSON value to this agent's memory of the conversation; any replica can recall it."""
         self._check_loop()
-        await self._caller.ports.lite.append(self._memory_key, json.dumps(item).encode(), ttl_s=MEMORY_TTL_S)
+        await self._caller.ports.lite.append(
+            self._memory_key, json.dumps(whole(item)).encode(), ttl_s=MEMORY_TTL_S
+        )
 
     async def recall(self, *, most: int = 50) -> list[Any]:
         """The newest `most` items this agent remembers of the conversation, oldest first."""
@@ -230,8 +236,9 @@ class TurnContext(Context):
             await self._writer.finish(end)
 
     def close(self) -> None:
-        """Nothing is emitted any more."""
+        """Nothing is emitted any more, and nothing begins in a thread."""
         self._ended = True
+        self.threads.close()
         if self._writer is not None:
             self._writer.close()
 

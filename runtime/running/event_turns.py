@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import inspect
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import structlog
@@ -13,6 +14,7 @@ import structlog
 from squadron.runtime.errors import InvalidMessageError
 from squadron.runtime.ports.queue import Delivery
 from squadron.runtime.retries import Retries, failure_details, summary_of, traceback_of
+from squadron.runtime.running.threads import THREAD_GRACE_S, Threads
 from squadron.runtime.store.dead_letters import DeadLetters
 from squadron.runtime.store.ports import Ports
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
@@ -74,29 +76,37 @@ class EventTurns:
             reason = f"its replica died or fell silent in each of {attempt - 1} attempts"
             await self._give_up(delivery, message, attempt, reason, {"attempts": attempt - 1})
             return
+        threads = Threads()
         try:
-            await self._run_handler(message)
-        except (asyncio.CancelledError, GeneratorExit):
+            await self._run_handler(message, threads)
+        except GeneratorExit:
+            raise
+        except asyncio.CancelledError:
+            await threads.ended(THREAD_GRACE_S)
             raise
         except BaseException as error:
             # A handler that calls sys.exit() would take the replica along; of another one nobody would hear.
-            await self._judge(error, delivery, message, attempt)
+            # A thread can't be stopped, and two attempts may not act at once: it has as much time again.
+            over = await threads.ended(self._run_timeout_s)
+            await self._judge(error, delivery, message, attempt, over=over)
         else:
             await delivery.lease.settle()
 
-    async def _run_handler(self, message: AgentMessage) -> None:
+    async def _run_handler(self, message: AgentMessage, threads: Threads) -> None:
         limit = asyncio.timeout(self._run_timeout_s)
         try:
             async with limit:
-                await hand_event(self._handle, message)
+                await hand_event(self._handle, message, threads)
         except TimeoutError:
             if limit.expired():
                 raise TimeoutError(f"ran longer than its {self._run_timeout_s:g} s") from None
             raise
 
-    async def _judge(self, error: BaseException, delivery: Delivery, message: AgentMessage, attempt: int) -> None:
+    async def _judge(
+        self, error: BaseException, delivery: Delivery, message: AgentMessage, attempt: int, *, over: bool
+    ) -> None:
         summary = summary_of(error)
-        helps = self._retries.covers(error)
+        helps = over and self._retries.covers(error)
         if helps and attempt < self._retries.max_attempts:
             after_s = self._retries.after_s(attempt, error)
             self._log.info("event.retry", message=message.id, error=summary, after_s=round(after_s, 3))
@@ -107,6 +117,8 @@ class EventTurns:
         reason = f"failed in each of {attempt} attempts, the last time with {summary}"
         if not helps:
             reason = f"failed with {summary}, against which no other attempt helps"
+        if not over:
+            reason = f"failed with {summary}; there can be no other attempt, as its thread still acts"
         await self._give_up(delivery, message, attempt, reason, details)
 
     async def _give_up(
@@ -123,10 +135,12 @@ class EventTurns:
         await bury_event(self._letters, self._ports.identity, self.group, delivery, outcome)
 
 
-async def hand_event(handle: Callable[[AgentMessage], Awaitable[Any] | Any], message: AgentMessage) -> None:
+async def hand_event(
+    handle: Callable[[AgentMessage], Awaitable[Any] | Any], message: AgentMessage, threads: Threads
+) -> None:
     """Run an event handler: in the loop if it is async, else in a thread."""
     if inspect.iscoroutinefunction(handle):
         await handle(message)
-    elif inspect.isawaitable(returned := await asyncio.to_thread(handle, message)):
+    elif inspect.isawaitable(returned := await asyncio.shield(threads.begin(partial(handle, message)))):
         # A decorator that is not async itself handed on what the handler returned.
         await returned

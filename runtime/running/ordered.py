@@ -26,6 +26,7 @@ from squadron.runtime.errors import (
 )
 from squadron.runtime.ports.journal import Entry
 from squadron.runtime.ports.queue import Backlog, Delivery, Feed, Lease, Mailbox, Store
+from squadron.runtime.retries import traceback_of
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.subjects import OrderedSubject, Subjects, TicketSubject, token_of
 
@@ -162,8 +163,8 @@ class _LineFeed:
         except BusUnavailableError as error:
             # What was held is delivered again when its lease ends.
             self._log.warning("ordered.later", error=str(error))
-        except Exception:
-            self._log.exception("ordered.broke")
+        except Exception as error:
+            self._log.error("ordered.broke", traceback=traceback_of(error))
 
     async def _take_in(self, delivery: Delivery) -> None:
         try:

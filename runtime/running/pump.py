@@ -15,6 +15,7 @@ import structlog
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import BusUnavailableError
 from squadron.runtime.ports.queue import Delivery, Feed
+from squadron.runtime.retries import traceback_of
 from squadron.runtime.wire.outcome import Outcome
 
 #: A lease is extended after this share of its time, so that two extensions may be lost.
@@ -125,8 +126,8 @@ class Pump:
         except BusUnavailableError as error:
             # The outcome could not be stored; the task must not be settled, so it will be delivered again.
             self._log.warning("pump.not_stored", subject=delivery.subject, error=str(error))
-        except Exception:
-            self._log.exception("pump.turn_broke", subject=delivery.subject)
+        except Exception as error:
+            self._log.error("pump.turn_broke", subject=delivery.subject, traceback=traceback_of(error))
             await self._release(delivery, self._source.lease_s)
         else:
             if outcome is not None:

@@ -25,6 +25,7 @@ from squadron.runtime.retries import Retries, failure_details, summary_of, text_
 from squadron.runtime.running.context import TurnContext
 from squadron.runtime.running.handover import hand_over, pause_s
 from squadron.runtime.running.reports import Reports
+from squadron.runtime.running.threads import THREAD_GRACE_S
 from squadron.runtime.store.dead_letters import DeadLetters
 from squadron.runtime.wire.envelope import LAST_MS, AgentMessage
 from squadron.runtime.wire.limits import Budget, Deadline
@@ -266,7 +267,7 @@ class Turns:
         failure: BaseException | None = None
         try:
             context.message = await self._ports.claims.resolve(message)
-            answer = await handler.run(context.message.payload.content, context)
+            answer = await _run_to_the_end(handler, context, turn)
         except asyncio.CancelledError:
             if not stopped:
                 if turn.cancelling():
@@ -356,6 +357,23 @@ class Turns:
         self._log.warning("turn.poison", subject=delivery.subject, error=str(error))
         await self._letters.bury_poison(self.agent, delivery, error, source=self._ports.identity)
         await delivery.lease.settle()
+
+
+async def _run_to_the_end(handler: Handler, context: TurnContext, turn: asyncio.Task[Any]) -> Any:
+    """Run a handler; what fails is over when nothing of it acts in a thread any more: else two attempts would."""
+    try:
+        return await handler.run(context.message.payload.content, context)
+    except GeneratorExit:
+        raise
+    except BaseException as error:
+        # What counts cancellations may count one of a task group that is over (CPython 3.11).
+        if context.cancelled or (isinstance(error, asyncio.CancelledError) and turn.cancelling()):
+            context.stop()
+            await context.threads.ended(THREAD_GRACE_S)
+        else:
+            # Until its own time is up.
+            await context.threads.ended()
+        raise
 
 
 def _budget(message: AgentMessage) -> Budget:

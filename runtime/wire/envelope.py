@@ -13,9 +13,10 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
-from pydantic_core import to_json
+from pydantic_core import PydanticSerializationError
 
 from squadron.runtime.errors import InvalidMessageError
+from squadron.runtime.texts import encoded
 from squadron.runtime.wire.subjects import NORMAL_PRIORITY
 
 MessageType = Literal["task", "result", "event", "query", "stream"]
@@ -40,6 +41,14 @@ class Wire(BaseModel):
         frozen=True,
         cache_strings="keys",
     )
+
+    def encode(self) -> bytes:
+        """As UTF-8 JSON: exactly the fields that were set, so a null of somebody else's stays."""
+        try:
+            return self.__pydantic_serializer__.to_json(self, by_alias=True, exclude_unset=True)
+        except PydanticSerializationError:
+            # It may be half a surrogate pair only.
+            return encoded(self.model_dump(by_alias=True, exclude_unset=True))
 
 
 class AgentIdentity(Wire):
@@ -76,10 +85,6 @@ class Payload(Wire):
     model: str | None = None
     parameters: dict[str, Any] | None = None
     constraints: Constraints | None = None
-
-    def encode(self) -> bytes:
-        """The payload alone as UTF-8 JSON, as it stands in the message."""
-        return self.__pydantic_serializer__.to_json(self, by_alias=True, exclude_unset=True)
 
 
 class Routing(Wire):
@@ -166,10 +171,6 @@ class AgentMessage(Wire):
         at = (self.metadata or {}).get("seen")
         return at if isinstance(at, float) and math.isfinite(at) else 0.0
 
-    def encode(self) -> bytes:
-        """The message as UTF-8 JSON: exactly the fields that were set, so a null of somebody else's stays."""
-        return self.__pydantic_serializer__.to_json(self, by_alias=True, exclude_unset=True)
-
     @classmethod
     def decode(cls, data: bytes) -> Self:
         """Read a message.
@@ -237,4 +238,4 @@ def pack(
     for name in ("target", "replyTo", "correlationId", "metadata"):
         if wire[name] is None:
             del wire[name]
-    return to_json(wire, inf_nan_mode="null")
+    return encoded(wire)

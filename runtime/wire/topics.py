@@ -7,9 +7,10 @@ from functools import cached_property
 from typing import Any, Literal
 
 import jsonschema_rs
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from squadron.runtime.errors import InvalidInputError
+from squadron.runtime.texts import whole
 from squadron.runtime.wire.subjects import check_pattern, check_token
 
 #: Both providers allow `[a-zA-Z0-9_-]` in a tool name, so the dot of a topic needs a stand-in; "__" keeps
@@ -19,7 +20,16 @@ TOOL_DOT = "__"
 MESSAGE_CHARACTERS = 600
 
 
-class SemanticTopic(BaseModel):
+class _Told(BaseModel):
+    """What an author says in words and schemas, as it can travel."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _make_whole(cls, fields: Any) -> Any:
+        return whole(fields)
+
+
+class SemanticTopic(_Told):
     """A capability somebody serves: a name, what it is good for, and the shape of its input and output.
 
     Not AutoGen's `TopicId`, which is a broadcast scope: asking a semantic topic reaches one agent.
@@ -85,8 +95,11 @@ class SemanticTopic(BaseModel):
         Raises:
             InvalidInputError: it does not fit; `field` and message say where and why.
         """
-        if self._validator.is_valid(content):
-            return
+        try:
+            if self._validator.is_valid(content):
+                return
+        except UnicodeEncodeError:
+            return self.check(whole(content))  # as it will travel
         error = _cause(next(iter(self._validator.iter_errors(content))))
         path, message = [str(part) for part in error.instance_path], shortened(error.message)
         if isinstance(error.kind, jsonschema_rs.ValidationErrorKind.Required):
@@ -152,7 +165,7 @@ def _default_of(field: dict[str, Any]) -> str:
     return f" = {json.dumps(field['default'])}" if "default" in field else ""
 
 
-class AgentCard(BaseModel):
+class AgentCard(_Told):
     """What an agent type offers: the registry's entry for it."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")

@@ -13,7 +13,6 @@ import logging
 import os
 import signal
 import sys
-import traceback
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -23,6 +22,7 @@ from squadron.config import Settings
 from squadron.runtime import errors
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import SquadronError
+from squadron.runtime.retries import summary_of, traceback_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -89,9 +89,9 @@ def execute(work: Coroutine[Any, Any, int], *, as_json: bool = False) -> NoRetur
         raise
     except Exception as error:
         if os.environ.get("SQUADRON_LOG_LEVEL", "").upper() == "DEBUG":
-            traceback.print_exc()
+            sys.stderr.write(traceback_of(error))
         hint = "this is a bug in squadron; SQUADRON_LOG_LEVEL=DEBUG shows where"
-        complain(SquadronError(f"{type(error).__name__}: {error}", hint=hint))
+        complain(SquadronError(summary_of(error), hint=hint))
         code = ENDED_OTHERWISE
     raise typer.Exit(code)
 

@@ -7,6 +7,7 @@ import json
 import threading
 import time
 import uuid
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.errors import BusUnavailableError, ConfigError, InvalidMessageError, Retry
 from squadron.runtime.ports.queue import Backlog, Mailbox
 from squadron.runtime.running.context import Context
+from squadron.runtime.running.handover import hand_over, pause_s
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage, Constraints, Payload
 from squadron.runtime.wire.outcome import (
     Cancelled,
@@ -395,6 +397,32 @@ async def test_rubbish_that_is_handed_over_is_left_out(
     assert (await _ask(client, "ward.who", AskOptions(within_s=60, route=RED))).unwrap() == "red"
 
 
+async def test_a_task_that_nobody_takes_stays_with_who_was_delivered_it(peer: Peer) -> None:
+    box = Mailbox("ward", ("ward.who",), 60.0)
+    await peer.queue.declare(box)
+    await peer.queue.put(peer.subjects.task("ward.who"), b"{}", msg_id="one")
+    inbox = Inbox()
+    feed = await peer.queue.consume(box, inbox)
+    feed.want(1)
+    delivery = await inbox.next()
+
+    class Local:
+        """A lease that can't be taken over."""
+
+        token = ""
+
+    assert not await hand_over(peer.caller, delivery, ["gone"])
+    assert not await hand_over(peer.caller, replace(delivery, lease=Local()), ["gone"])
+    await delivery.lease.settle()
+    await feed.aclose()
+
+
+def test_the_pause_before_a_task_that_nobody_took_doubles_up_to_a_limit() -> None:
+    for delivered, about_s in ((1, 0.05), (2, 0.1), (5, 0.8), (7, 3.2), (1000, 3.2)):
+        pauses = [pause_s(delivered) for _ in range(100)]
+        assert 0.5 * about_s <= min(pauses) < max(pauses) <= 1.5 * about_s
+
+
 # --- deadlines -----------------------------------------------------------------------------------------
 
 
@@ -664,6 +692,7 @@ async def test_the_sender_of_poison_is_told_where_it_can_be(client: Peer, spoil:
     assert entry is not None
     content = AgentMessage.decode(entry.data).payload.content
     assert content["outcome"] == DeadLettered.kind
+    assert content["error"]["details"] == {"attempts": 0}
 
 
 async def test_input_that_does_not_fit_is_rejected_and_kept(client: Peer) -> None:

@@ -208,6 +208,32 @@ async def test_a_feed_of_all_topics_is_told_of_each_and_of_its_end(
     await seen.has("new", 0, "closed")
 
 
+@pytest.mark.parametrize(
+    ("start", "wanted"),
+    [
+        (lambda _: "first", ["older", "old", "new"]),
+        (lambda second: second, ["old", "new"]),
+        (lambda _: "new", ["new"]),
+    ],
+)
+async def test_all_topics_are_followed_from_where_one_says(
+    world: World, topic: Topic, start: Callable[[int], Any], wanted: list[str]
+) -> None:
+    await topic("a").publish("older")
+    second = await topic("b").publish("old")
+    got: list[Any] = []
+    async with (await world.join("late")).caller.lite_topics.follow("owner") as feed:
+        feed.add_all(start(second))
+        await topic("c").publish("new")
+        async with asyncio.timeout(SOON_S), aclosing(aiter(feed)) as ready:
+            async for _, items in ready:
+                got += [item.content for item in items if isinstance(item, LiteMessage)]
+                if len(got) >= len(wanted):
+                    break
+
+    assert sorted(got) == sorted(wanted)
+
+
 async def test_a_feed_can_be_iterated_over(feed: LiteFeed, topic: Topic) -> None:
     await feed.add("a")
     for n in range(3):

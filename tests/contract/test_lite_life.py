@@ -6,13 +6,15 @@ import asyncio
 import json
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from squadron.bridge.jetstream.journal import JetStreamJournal
 from squadron.bridge.memory import MemoryJournal
+from squadron.runtime.errors import BusUnavailableError, MessageTooLargeError
 from squadron.runtime.lite.reader import LOOK_S, End, LiteReader
-from squadron.runtime.lite.topic import RENEW_S, LiteTopic
+from squadron.runtime.lite.topic import CLOSE_TRIES, RENEW_S, LiteTopic
 from squadron.runtime.ports.journal import Entry
 from squadron.runtime.ports.lite_journal import END_HEADER
 from squadron.runtime.wire.subjects import life_of
@@ -112,6 +114,53 @@ async def test_each_reading_makes_it_live_on_for_as_long_as_it_was_given(
     assert 2.0 - 0.1 <= end.time - used_at <= 2.0 + late_s
 
 
+async def test_who_publishes_without_a_life_leaves_the_topic_the_one_it_has(
+    world: World, topic: Topic, peer: Peer
+) -> None:
+    mine = topic("a", "shared", ttl_s=2)
+    await mine.publish(1)
+    # Another process, which knows that there is room for topics of this owner, and not how long this one lives.
+    others = (await world.join("other")).caller.lite_topics
+    await others.topic("b", "shared").publish(0)
+    await others.topic("a", "shared").publish(2)
+
+    (order,) = await _orders(peer, mine)
+    assert json.loads(order.data)["ttlS"] == 2
+
+
+async def test_a_topic_that_was_given_no_life_has_a_day(topic: Topic, peer: Peer) -> None:
+    mine = topic("a")
+    await mine.publish(1)
+
+    (order,) = await _orders(peer, mine)
+    assert json.loads(order.data)["ttlS"] == 24 * 3600
+
+
+async def test_topics_that_ended_are_forgotten_by_who_published_on_them(topic: Topic, peer: Peer) -> None:
+    topics = peer.caller.lite_topics
+    for id in "abcd":
+        await topic(id, ttl_s=1).publish(id)
+    await asyncio.sleep(1.1)
+    topics._prune_at = 4
+
+    last = topic("last", ttl_s=1)
+    await last.publish(1)
+
+    assert topics._lives.keys() == {last.key}
+
+
+async def test_what_could_not_be_published_is_not_taken_for_a_use(topic: Topic, peer: Peer) -> None:
+    mine = topic("a", ttl_s=2)
+    with pytest.raises(MessageTooLargeError):
+        await mine.publish(b"x" * 9_000_000)
+    # Whether the order to end it went ahead is the store's affair.
+    await peer.lite.erase(life_of(mine.key))
+
+    await mine.publish("small")
+
+    assert len(await _orders(peer, mine)) == 1
+
+
 async def test_to_follow_is_no_use_so_that_a_topic_that_is_only_followed_ends(
     topic: Topic, peer: Peer, late_s: float
 ) -> None:
@@ -165,7 +214,8 @@ async def test_a_topic_may_be_closed_twice_and_before_its_first_message(topic: T
     seen, end = await waiting
     assert end is not None
     assert (seen, end.reason, end.missed) == ([], "closed", False)
-    assert len([entry async for entry in peer.lite.read(mine.key)]) == 1
+    (marker,) = [entry async for entry in peer.lite.read(mine.key)]
+    assert json.loads(marker.data) == {"end": "closed", "last": 0}
 
 
 async def test_after_its_end_a_topic_may_be_made_anew(topic: Topic) -> None:
@@ -215,6 +265,35 @@ async def test_of_a_busy_topic_that_is_closed_no_message_is_lost_unsaid(world: W
     assert seen == sorted(seen)
 
 
+@pytest.mark.parametrize("times", [1, CLOSE_TRIES])
+async def test_a_topic_is_closed_though_others_publish_whenever_it_is_about_to_be(
+    topic: Topic, peer: Peer, times: int
+) -> None:
+    mine, lite, left = topic("a"), peer.caller.lite_topics.lite, times
+    await mine.publish("first")
+
+    class Busy:
+        """A journal where somebody else is always a moment earlier."""
+
+        async def end(self, key: str, *args: Any, **how: Any) -> int:
+            nonlocal left
+            if left:
+                left -= 1
+                await lite.append(key, b"earlier")
+            return await lite.end(key, *args, **how)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(lite, name)
+
+    peer.caller.lite_topics.lite = Busy()  # type: ignore[assignment]
+    await mine.close()
+
+    (marker,) = [entry async for entry in lite.read(mine.key)]
+    # Only who was right behind the last message can say which it was.
+    last = {} if times == CLOSE_TRIES else {"last": marker.seq - 1}
+    assert json.loads(marker.data) == {"end": "closed", **last}
+
+
 async def test_a_topic_of_messages_with_lives_of_their_own_is_over_with_the_last(
     peer: Peer, topic: Topic, late_s: float
 ) -> None:
@@ -232,9 +311,48 @@ async def test_a_topic_of_messages_with_lives_of_their_own_is_over_with_the_last
     assert (seen, end.reason, end.missed) == ([b"one", b"two"], "expired", False)
     assert -0.1 <= peer.clock.time() - lapses_at <= late_s
     # Who comes back for more is told as well.
-    _, end = await _rest(mine.read(5))
+    for live in (True, False):
+        _, end = await _rest(mine.read(5, live=live))
+        assert end is not None
+        assert (end.reason, end.missed) == ("expired", True)
+
+
+async def test_who_stops_at_what_is_there_is_told_of_no_end_where_there_was_none(topic: Topic, peer: Peer) -> None:
+    assert await _rest(topic("never").read(live=False)) == ([], None)
+    mine = topic("a")
+    seq = await mine.publish(1)
+
+    # On, and beyond, the newest.
+    for start in (seq + 1, seq + 5):
+        assert await _rest(mine.read(start, live=False)) == ([], None)
+
+
+async def test_the_end_of_a_topic_is_told_though_the_server_was_away_when_it_came(
+    topic: Topic, peer: Peer
+) -> None:
+    mine, lite, failures = topic("raw"), peer.lite, list[BusUnavailableError]()
+    await lite.append(mine.key, b"one", ttl_s=1)
+
+    class Away:
+        """A journal that can't be looked into for a while."""
+
+        async def last(self, key: str) -> Entry | None:
+            if key == mine.key and failures:
+                raise failures.pop()
+            return await lite.last(key)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(lite, name)
+
+    peer.caller.lite_topics.lite = Away()  # type: ignore[assignment]
+    reader = mine.read()
+    assert (await asyncio.wait_for(anext(reader), SOON_S)).data == b"one"
+    failures += [BusUnavailableError("away"), BusUnavailableError("away")]
+    _, end = await _rest(reader)
+
     assert end is not None
-    assert (end.reason, end.missed) == ("expired", True)
+    assert (end.reason, end.missed) == ("expired", False)
+    assert not failures
 
 
 @ON_NATS

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import math
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,12 +14,16 @@ import pytest
 from squadron.actors.agent import Agent
 from squadron.actors.decorators import topic
 from squadron.bridge.memory.common import DUPLICATE_WINDOW_S
+from squadron.runtime.asking.caller import CANCEL_WITHIN_S
 from squadron.runtime.asking.options import AskOptions
+from squadron.runtime.errors import BusUnavailableError
+from squadron.runtime.ports.journal import Entry
 from squadron.runtime.ports.queue import Backlog
 from squadron.runtime.running.context import Context
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.outcome import Cancelled, Result, outcome_msg_id
-from tests.contract.conftest import Peer, Serve, World, until
+from tests.contract.conftest import SOON_S, Peer, Serve, World, until
+from tests.turned import now_s
 
 
 class Desk(Agent):
@@ -135,3 +143,94 @@ async def test_a_handler_that_ends_long_after_its_caller_gave_up_adds_no_outcome
     await _empty(peer)
 
     assert await _outcomes(peer, handle.reply_to) == ["cancelled"]
+
+
+class _CutOff:
+    """The lite topics of a process that reads nothing for a while: the server, or the way to it, is away."""
+
+    def __init__(self, lite: Any, until_s: float) -> None:
+        self._lite, self._until_s = lite, until_s
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._lite, name)
+
+    def _check(self) -> None:
+        if now_s() < self._until_s:
+            raise BusUnavailableError("cut off")
+
+    async def last(self, key: str) -> Entry | None:
+        self._check()
+        return await self._lite.last(key)
+
+    async def read(self, *args: Any, **how: Any) -> AsyncIterator[Entry]:
+        self._check()
+        async for entry in self._lite.read(*args, **how):
+            yield entry
+
+
+@pytest.mark.parametrize("behind", [False, True])
+async def test_who_cancels_by_a_ticket_while_cut_off_adds_no_outcome(world: World, behind: bool) -> None:
+    """It ended so long ago that the message id by which a second outcome is dropped has lapsed."""
+    peer, other = await world.join("caller"), await world.join("other")
+    key = peer.subjects.lite("caller", "old")
+    result = _result(peer, "old", Result(task_id="old", topic="desk.count", data=1).to_content())
+    await peer.lite.append(key, result, msg_id="lapsed")
+    if behind:
+        chunk = AgentMessage.new("stream", peer.caller.ports.identity, {"sequenceNumber": 7}, correlation_id="old")
+        await peer.lite.append(key, chunk.encode())
+    deadline = int((peer.clock.time() + 600) * 1000)
+    fields = {"task": "old", "topic": "desk.count", "replyTo": key, "deadline": deadline}
+    cut_off: Any = _CutOff(other.lite, now_s() + CANCEL_WITHIN_S)
+    other.caller.ports = replace(other.ports, lite=cut_off)
+
+    outcome = await other.caller.resume(json.dumps(fields)).cancel()
+
+    assert isinstance(outcome, Result)
+    assert outcome.data == 1
+    assert await _outcomes(peer, key) == ["result"]
+
+
+async def test_who_is_cut_off_for_longer_is_told_so_and_adds_no_outcome(world: World) -> None:
+    peer, other = await world.join("caller"), await world.join("other")
+    key = peer.subjects.lite("caller", "old")
+    fields = {
+        "task": "old",
+        "topic": "desk.count",
+        "replyTo": key,
+        "deadline": int(peer.clock.time() + 600) * 1000,
+    }
+    cut_off: Any = _CutOff(other.lite, math.inf)
+    other.caller.ports = replace(other.ports, lite=cut_off)
+
+    with pytest.raises(BusUnavailableError):
+        await other.caller.resume(json.dumps(fields)).cancel()
+
+    assert await _outcomes(peer, key) == []
+
+
+async def test_a_cancel_by_ticket_is_heard_by_who_waits_for_the_task(world: World, serve: Serve) -> None:
+    """Both in one process: the handle that was submitted, and one of its ticket."""
+    peer = await world.join("caller")
+    replica = await serve(Desk())
+    await replica.handovers.aclose()
+    await replica.pump.aclose()
+    handle = await peer.caller.submit("desk.count", {"number": 1}, AskOptions(within_s=3600))
+    waiting = asyncio.create_task(handle.outcome())
+    await asyncio.sleep(0)
+
+    assert isinstance(await peer.caller.resume(handle.ticket).cancel(), Cancelled)
+
+    assert isinstance(await asyncio.wait_for(waiting, SOON_S), Cancelled)
+
+
+@pytest.mark.parametrize("world", ["memory"], indirect=True)
+async def test_a_handler_that_takes_minutes_is_heard(world: World, serve: Serve) -> None:
+    peer, desk = await world.join("caller"), Desk()
+    await serve(desk)
+
+    handle = await peer.caller.submit("desk.deaf", {}, AskOptions(within_s=3600))
+
+    assert (await handle.outcome()).unwrap() == "done after all"
+    await _empty(peer)
+    assert await _outcomes(peer, handle.reply_to) == ["result"]
+    assert desk.ran == [0]

@@ -25,11 +25,13 @@ from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.errors import BusUnavailableError, SquadronError, StreamGapError
 from squadron.runtime.ports.bus import Subscription
 from squadron.runtime.ports.journal import Entry
+from squadron.runtime.store.claims import Claims
 from squadron.runtime.streams import trail
 from squadron.runtime.streams import writer as streams
 from squadron.runtime.streams.chunks import StreamReader
 from squadron.runtime.streams.writer import WINDOW, Chunk, Ended, Nested, Restarted, StreamWriter
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
+from squadron.runtime.wire.limits import Deadline
 from squadron.runtime.wire.outcome import Cancelled, DeadLettered, Result
 from tests.conftest import HEARTBEAT_S, LEASE_S
 from tests.contract.conftest import ON_NATS, SOON_S, Peer, Serve, World, until
@@ -241,7 +243,7 @@ async def test_events_are_numbered_chunks_and_the_outcome_at_the_end(client: Pee
 
 
 async def test_a_stream_has_its_events_and_then_its_outcome(client: Peer) -> None:
-    stream = Stream(lambda: client.caller.submit("tell.words", {"count": 2}), client.caller.outcome)
+    stream = Stream(lambda: client.caller.submit("tell.words", {"count": 2}))
 
     *chunks, ended = [event async for event in stream.events()]
 
@@ -438,6 +440,7 @@ async def test_chunks_that_are_lost_for_good_are_reported(
     assert [chunk.value for chunk in seen] == list(range(first))
     error = raised.value
     assert (error.lite_topic, error.epoch, error.first, error.last) == (key, 1, first, last)
+    assert f"the chunks {first if first == last else f'{first} to {last}'} are lost" in str(error)
 
 
 async def test_a_lost_final_message_is_reported_though_nobody_knows_how_many_there_were(
@@ -450,7 +453,7 @@ async def test_a_lost_final_message_is_reported_though_nobody_knows_how_many_the
     await lose(world, peer, key, lambda payload: payload["isFinal"] or payload["sequenceNumber"] == 2)
     await end(peer, key)
 
-    with pytest.raises(StreamGapError) as raised:
+    with pytest.raises(StreamGapError, match="2 and on are lost") as raised:
         await values_of(peer, key)
 
     assert (raised.value.first, raised.value.last) == (2, -1)
@@ -502,6 +505,43 @@ class Behind:
         async for entry in self._journal.read(*args, **options):
             if looked or self._leaves_out not in entry.data:
                 yield entry
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+async def test_a_chunk_that_the_first_look_left_out_is_found_by_the_next(
+    peer: Peer, key: str, number: int
+) -> None:
+    behind = StreamReader(Behind(peer.lite, number), peer.claims, key, live=False)  # type: ignore[arg-type]
+    for each in range(3):
+        if each == 2:
+            await peer.lite.append(key, b"rubbish")
+        await put(peer, key, sequenceNumber=each, attempt=1, epoch=1, chunk=each)
+    await put(peer, key, sequenceNumber=3, attempt=1, epoch=1, isFinal=True, count=3)
+    await end(peer, key)
+
+    assert [chunk.value for chunk in await all_of(behind.events())] == [0, 1, 2]
+
+
+async def test_a_chunk_in_the_vault_is_waited_for_while_the_server_is_away(client: Peer) -> None:
+    handle = await client.caller.submit("tell.mixed", {})
+    await handle.outcome()
+    failures = [BusUnavailableError("away"), BusUnavailableError("away")]
+
+    class Away:
+        """A vault that does not answer at first."""
+
+        async def fetch(self, name: str) -> bytes:
+            if failures:
+                raise failures.pop()
+            return await client.vault.fetch(name)
+
+    claims, key = Claims(Away()), handle.reply_to  # type: ignore[arg-type]
+    with pytest.raises(BusUnavailableError):
+        await all_of(StreamReader(client.lite, claims, key, live=False).events())
+    patient = StreamReader(client.lite, claims, key, live=False, until=Deadline.after(SOON_S, client.clock))
+
+    assert await all_of(patient.events()) == (await all_of(handle.events()))[:-1]
+    assert not failures
 
 
 async def test_a_chunk_whose_payload_is_gone_from_the_vault_is_reported(client: Peer) -> None:
@@ -614,9 +654,9 @@ async def test_a_task_that_was_put_back_streams_in_a_newer_epoch(peer: Peer, key
 async def test_messages_of_foreign_producers_do_not_break_a_reader(peer: Peer, key: str) -> None:
     for junk in (b"", b"no JSON", b"[]", b'"stream"', b'{"type": "stream"}', b'{"type": "stream", "payload": 1}'):
         await peer.lite.append(key, junk)
+    await put(peer, key, sequenceNumber="one", chunk="odd number")
     await put(peer, key, chunk="bare")
     await put(peer, key, content="not a chunk")
-    await put(peer, key, sequenceNumber="one", chunk="odd number")
     await put(peer, key, sequenceNumber=0, attempt=None, chunk="odd attempt")
     await put(peer, key, sequenceNumber=0, run=7, chunk="odd run")
     await put(peer, key, child={"taskId": 1}, chunk=None)
@@ -629,8 +669,8 @@ async def test_messages_of_foreign_producers_do_not_break_a_reader(peer: Peer, k
 
     chunks = await events_of(peer, key, live=True)
 
-    assert [chunk.value for chunk in chunks] == ["bare", "odd number", "odd attempt", "odd run", None]
-    assert {chunk.number for chunk in chunks} == {-1}
+    assert [chunk.value for chunk in chunks] == ["odd number", "bare", "odd attempt", "odd run", None]
+    assert {(chunk.number, chunk.attempt, chunk.epoch) for chunk in chunks} == {(-1, 1, 1)}
 
 
 async def test_a_foreign_producer_may_count_from_one_and_mark_its_last_chunk(peer: Peer, key: str) -> None:
@@ -640,6 +680,14 @@ async def test_a_foreign_producer_may_count_from_one_and_mark_its_last_chunk(pee
     await put(peer, key, "result", content={"success": True})
 
     assert await values_of(peer, key) == ["one", "two", "three"]
+
+
+async def test_a_foreign_producer_need_not_mark_its_last_chunk(peer: Peer, key: str) -> None:
+    await put(peer, key, sequenceNumber=0, chunk="one")
+    await put(peer, key, sequenceNumber=1, chunk="two")
+    await put(peer, key, "result", content={"success": True, "attempt": 1})
+
+    assert await values_of(peer, key) == ["one", "two"]
 
 
 # --- the window, and a server that goes away ---------------------------------------------------------------
@@ -718,6 +766,26 @@ async def test_what_is_not_acknowledged_is_sent_again(
     await end(peer, key)
 
     assert await values_of(peer, key) == [0, 1, 2, 3]
+
+
+async def test_nothing_comes_behind_the_end_of_a_stream_that_waits_for_its_last_acknowledgement(
+    peer: Peer, key: str
+) -> None:
+    slow = Slow(peer.lite)
+    peer.caller.ports = replace(peer.ports, lite=slow)
+    writer = writer_of(peer, key)
+    await writer.write("last")
+    finishing = asyncio.create_task(writer.finish("result"))
+    await asyncio.sleep(0.02)
+    emitting = asyncio.create_task(writer.write("too late"))
+    await asyncio.sleep(0.02)
+
+    await slow.store(0)
+    await asyncio.wait_for(finishing, SOON_S)
+
+    with pytest.raises(SquadronError, match="ended"):
+        await asyncio.wait_for(emitting, SOON_S)
+    assert len(slow.sent) == 1
 
 
 async def test_a_stream_that_can_not_be_stored_is_not_said_to_have_ended(

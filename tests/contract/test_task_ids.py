@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import pytest
 
 from squadron.actors.agent import Agent
 from squadron.actors.decorators import topic
+from squadron.client.stream import Stream
+from squadron.runtime.asking.caller import Caller
+from squadron.runtime.asking.handle import Handle
 from squadron.runtime.asking.options import AskOptions
+from squadron.runtime.asking.task import claim_id
 from squadron.runtime.errors import BusUnavailableError
-from squadron.runtime.wire.outcome import Rejected
+from squadron.runtime.ports.journal import Entry, Journal
+from squadron.runtime.running.context import Context, TurnContext
+from squadron.runtime.streams.writer import Ended
+from squadron.runtime.wire.limits import Deadline
+from squadron.runtime.wire.outcome import Outcome, Rejected
 from tests.contract.conftest import SOON_S, Peer, Serve, World
 
 
@@ -75,10 +86,11 @@ class Shop(Agent):
     """Two things to do under one order number."""
 
     def __init__(self) -> None:
-        self.shipped = 0
+        self.checked = self.shipped = 0
 
     @topic("shop.check")
     async def check(self, item: str) -> str:
+        self.checked += 1
         return f"{item} is there"
 
     @topic("shop.ship")
@@ -106,6 +118,85 @@ async def test_an_id_that_stands_for_another_task_is_rejected_in_any_process(
         # The same is one task, as before.
         assert (await asker.caller.ask("shop.check", {"item": "tea"}, order)).unwrap() == "tea is there"
     assert shop.shipped == 0
+
+
+class Clerk(Agent):
+    """Asks the shop for others, from an async and from a plain handler."""
+
+    @topic("clerk.asks")
+    async def asks(self, ctx: TurnContext, topic_: str, item: str, owner: str) -> dict[str, str]:
+        handle = await ctx.submit_for(owner, topic_, {"item": item}, task_id="order-17")
+        return _told(await handle.outcome())
+
+    @topic("clerk.waits")
+    def waits(self, ctx: Context, topic_: str, item: str, owner: str) -> dict[str, str]:
+        assert not owner
+        return _told(ctx.sync.submit(topic_, {"item": item}, task_id="order-17").outcome())
+
+
+def _told(outcome: Outcome) -> dict[str, str]:
+    return {"kind": outcome.kind, "said": outcome.reason or outcome.unwrap()}
+
+
+ORDER = AskOptions(task_id="order-17", within_s=SOON_S)
+Way = Callable[[Caller, str, str, str], Awaitable[dict[str, str]]]
+
+
+async def _ask(caller: Caller, topic_: str, item: str, owner: str) -> dict[str, str]:
+    return _told(await (await caller.submit(topic_, {"item": item}, ORDER, owner=owner)).outcome())
+
+
+async def _submit(caller: Caller, topic_: str, item: str, owner: str) -> dict[str, str]:
+    handle = await caller.submit(topic_, {"item": item}, ORDER, owner=owner)
+    # Taken up by its ticket, as another process does.
+    return _told(await handle.outcome() if handle.done else await caller.resume(handle.ticket).outcome())
+
+
+async def _stream(caller: Caller, topic_: str, item: str, owner: str) -> dict[str, str]:
+    stream = Stream(partial(caller.submit, topic_, {"item": item}, ORDER, owner=owner))
+    (end,) = [each async for each in stream.events() if isinstance(each, Ended)]
+    return _told(end.outcome)
+
+
+def _by_the(handler: str) -> Way:
+    async def way(caller: Caller, topic_: str, item: str, owner: str) -> dict[str, str]:
+        content = {"topic_": topic_, "item": item, "owner": owner}
+        told: dict[str, str] = (await caller.ask(handler, content, AskOptions(within_s=SOON_S))).unwrap()
+        return told
+
+    return way
+
+
+@pytest.mark.parametrize(
+    ("way", "owner"),
+    [
+        *((way, owner) for way in (_ask, _submit, _stream, _by_the("clerk.asks")) for owner in ("", "mine")),
+        (_by_the("clerk.waits"), ""),
+    ],
+)
+async def test_an_id_stands_for_one_task_by_whichever_way_it_is_asked_and_under_whichever_owner(
+    way: Way, owner: str, world: World, peer: Peer, serve: Serve
+) -> None:
+    shop = Shop()
+    await serve(shop, name="shop")
+    await serve(Clerk(), name="clerk")
+    other = await world.join("other")
+    assert await way(peer.caller, "shop.check", "tea", owner) == {"kind": "result", "said": "tea is there"}
+
+    for caller in (peer.caller, other.caller):
+        for topic_, item, wanted in (
+            ("shop.ship", "tea", "'order-17' stands for 'shop.check'"),
+            ("shop.check", "milk", "another input"),
+        ):
+            told = await way(caller, topic_, item, owner)
+            assert told["kind"] == "rejected"
+            assert wanted in told["said"]
+        # The same is one task, as before.
+        assert (await way(caller, "shop.check", "tea", owner))["said"] == "tea is there"
+        # Its outcome went to one owner: under another one nothing would come.
+        assert "another owner" in (await _ask(caller, "shop.check", "tea", "another"))["said"]
+    assert shop.shipped == 0
+    assert shop.checked == 1
 
 
 async def test_an_id_is_taken_while_its_task_runs(peer: Peer, serve: Serve) -> None:
@@ -182,3 +273,28 @@ async def test_a_server_that_goes_while_an_id_is_noted_is_waited_for(peer: Peer,
     assert (await peer.caller.ask("shop.ship", {"item": "tea"}, order)).unwrap() == "tea is sent"
     assert not failures
     assert shop.shipped == 1
+
+
+async def test_an_id_whose_note_lapses_while_it_is_looked_at_is_noted_anew(peer: Peer) -> None:
+    lite, key = peer.lite, peer.subjects.lite("mine", "asked")
+    await lite.append(key, b'{"topic": "shop.check", "input": ""}', ttl_s=60)
+
+    class Lapsing:
+        """A journal whose entries end right before they are read."""
+
+        async def last(self, key: str) -> Entry | None:
+            await lite.erase(key)
+            return await lite.last(key)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(lite, name)
+
+    reply_to, deadline = peer.subjects.lite("mine", "mine"), Deadline.after(60, peer.clock)
+    handle, lapsing = Handle("mine", "shop.ship", reply_to, deadline, peer.caller), cast("Journal", Lapsing())
+
+    refusal = await claim_id(lapsing, peer.subjects, handle, {}, keep_s=60)
+
+    assert refusal == ""
+    note = await lite.last(key)
+    assert note is not None
+    assert json.loads(note.data)["topic"] == "shop.ship"

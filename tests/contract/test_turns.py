@@ -262,12 +262,16 @@ async def test_content_in_python_types_is_taken_as_its_json(client: Peer) -> Non
     assert outcome.unwrap() == ["family.any", {"path": "/tmp", "pair": [1, 2], "names": ["a"]}]
 
 
-@pytest.mark.parametrize("thing", [object(), lambda: 0, "\ud800"])
+@pytest.mark.parametrize("thing", [object(), lambda: 0, [object(), "\ud800"]])
 async def test_content_that_is_not_json_is_rejected(client: Peer, thing: Any) -> None:
     outcome = await _ask(client, "family.any", thing=thing)
 
     assert isinstance(outcome, Rejected)
     assert outcome.details["field"] == "content"
+
+
+async def test_half_a_surrogate_pair_in_content_is_u_fffd(client: Peer) -> None:
+    assert (await _ask(client, "family.any", thing="\ud83d")).unwrap() == ["family.any", {"thing": "\ufffd"}]
 
 
 @pytest.mark.parametrize(
@@ -413,9 +417,9 @@ async def test_a_task_whose_replica_died_in_each_attempt_is_dead_lettered(client
     box = Mailbox("elsewhere", ("lost.cause",), 5.0)
 
     class Lost(Agent):
-        @topic("lost.cause", max_attempts=2)
+        @topic("lost.cause", max_attempts=3)
         async def lost(self) -> str:
-            raise AssertionError("not a third time")
+            raise AssertionError("not a fourth time")
 
     spec = AgentSpec.of(Lost)
     turns = Turns("lost", spec.handlers(Lost()), client.caller)
@@ -425,7 +429,7 @@ async def test_a_task_whose_replica_died_in_each_attempt_is_dead_lettered(client
     tasks = set()
 
     async def take(delivery: Any) -> None:
-        if delivery.lease.delivered <= 2:
+        if delivery.lease.delivered <= 3:
             await delivery.lease.begin()
             await delivery.lease.release()
         else:
@@ -438,7 +442,8 @@ async def test_a_task_whose_replica_died_in_each_attempt_is_dead_lettered(client
     outcome = await asyncio.wait_for(ended, SOON_S)
 
     assert isinstance(outcome, DeadLettered)
-    assert "in each of 2 attempts" in outcome.reason
+    assert "in each of 3 attempts" in outcome.reason
+    assert (outcome.attempt, outcome.details["attempts"]) == (3, 3)
     assert len(await _letters(client)) == 1
     await feed.aclose()
 

@@ -17,6 +17,7 @@ from squadron import Agent, Answer, Context, on, on_durable, topic
 from squadron.actors.agent import AgentSpec
 from squadron.actors.handlers import BoundHandler, TopicSpec
 from squadron.runtime.errors import InvalidAgentError, InvalidInputError, InvalidSubjectError
+from squadron.runtime.running.threads import Threads
 from squadron.runtime.running.turn import OutputError
 from squadron.runtime.wire.topics import describe_input
 
@@ -45,6 +46,7 @@ class Emitted:
 
     def __init__(self) -> None:
         self.chunks: list[Any] = []
+        self.threads = Threads()
 
     async def emit(self, chunk: Any) -> None:
         self.chunks.append(chunk)
@@ -143,7 +145,7 @@ def _spec(name: str) -> TopicSpec:
 
 
 async def _run(name: str, content: Any, context: Any = None) -> Any:
-    return await BoundHandler(_spec(name), Kitchen()).run(content, context)
+    return await BoundHandler(_spec(name), Kitchen()).run(content, context or Emitted())
 
 
 def test_the_schema_is_read_from_the_hints() -> None:

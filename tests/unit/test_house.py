@@ -114,3 +114,17 @@ def test_who_awaits_its_tasks_still_starts_some():
 )
 def test_a_task_that_nobody_watches_is_found(source, count):
     assert len(_unwatched(ast.parse(source))) == count
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_log_line_is_given_the_frames_of_an_error(path):
+    """As text, without secrets: whoever renders frames may show their locals."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            logs = isinstance(node.func.value, ast.Name | ast.Attribute) and ast.unparse(node.func.value).endswith(
+                "log"
+            )
+            assert not (logs and node.func.attr == "exception"), f"line {node.lineno}: use traceback_of"
+            assert not any(each.arg == "exc_info" for each in node.keywords), (
+                f"line {node.lineno}: use traceback_of"
+            )

@@ -6,6 +6,7 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from squadron.runtime.ports.queue import Delivery, Mailbox
 from squadron.runtime.registry.registry import Registry
 from squadron.runtime.running.context import Context
 from squadron.runtime.running.pump import Pump
+from squadron.runtime.running.threads import Threads
 from squadron.runtime.running.turn import Turns
 from squadron.runtime.store.claims import Claims
 from squadron.runtime.store.ports import Ports
@@ -428,8 +430,9 @@ async def test_a_parameter_that_providers_refuse_is_offered_under_another_name()
     agent = Actor()
     definition, _, _ = agent._tools["size"]
     assert list(definition.input_schema["properties"]) == [SAFE]
-    assert re.fullmatch("[a-zA-Z0-9_.-]{1,64}", SAFE)
-    assert (await agent._call(call("c", "size", **{SAFE: "xy"}), None)).content == "2"
+    assert re.fullmatch("[a-zA-Z0-9_-]{1,64}", SAFE)
+    context: Any = SimpleNamespace(threads=Threads())
+    assert (await agent._call(context, call("c", "size", **{SAFE: "xy"}), None)).content == "2"
 
 
 def test_the_crew_describes_itself() -> None:

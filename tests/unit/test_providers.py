@@ -21,7 +21,7 @@ from tests.llm_servers import Broken, ScriptedAnthropicServer, ScriptedOpenAISer
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
 TOOLS = [
     ToolDefinition("weather", "The weather now.", SCHEMA),
-    ToolDefinition("time", "", {"type": "object"}),
+    ToolDefinition("time", "", {"type": "object", "properties": {}}),
 ]
 USER = [ChatMessage("user", "hello")]
 WEATHER = ToolCall("call_w", "weather", {"city": 'Zürich "old town"', "days": [1, 2]})

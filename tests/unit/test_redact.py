@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 from typing import Any
@@ -13,8 +14,8 @@ from squadron.actors.thinking.credentials import remember_keys, tidy_variables
 from squadron.actors.thinking.providers import AnthropicModel, OpenAIModel
 from squadron.bridge.serve.local import _PASSED_ON
 from squadron.config import Settings
-from squadron.runtime.errors import BusUnavailableError, ConfigError, DeployError
-from squadron.runtime.redact import keep_secret, scrub
+from squadron.runtime.errors import BusUnavailableError, ConfigError, DeployError, Terminal
+from squadron.runtime.redact import keep_secret, scrub, scrub_all
 from squadron.runtime.retries import failure_details, traceback_of
 from squadron.runtime.wire.outcome import DeadLettered, Failed
 
@@ -49,6 +50,37 @@ def test_known_secrets_and_what_looks_like_one_are_struck_out(text: str) -> None
     assert "planted" not in str(DeployError(text, hint=text).to_dict())
     error = ValueError(text)
     assert "planted" not in traceback_of(error) + str(failure_details(error, 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("MY_DB_PASSWORD", "planted-value"),
+        ("db_passwd", "planted-value"),
+        ("STRIPE_SECRET_KEY", "planted-value\n"),
+        ("SIGNING_KEY", "planted-value"),
+        ("MAPS_APIKEY", "planted-value"),
+        ("DATABASE_URL", "postgres://eve:planted-value@host/db"),
+        ("SENTRY_DSN", "https://planted-value@host/1"),
+        ("https_proxy", "http://eve:planted-value@proxy"),
+    ],
+)
+def test_variables_that_hold_secrets_are_known_by_their_names(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "planted-value" in scrub("it is planted-value")
+    monkeypatch.setenv(name, value)
+    # From this moment on, in whatever form: also as the name of a field.
+    assert scrub("it is planted-value") == "it is [secret]"
+    assert "planted-value" not in str(scrub_all({"planted-value": ["planted-value"]}))
+    monkeypatch.setenv(name, value.replace("planted", "another"))
+    assert scrub("it is another-value") == "it is [secret]"
+
+
+def test_an_error_of_ours_has_no_secrets_from_the_start() -> None:
+    error = DeployError(f"with {PLANTED}", hint=f"not {PLANTED}")
+    assert PLANTED not in f"{error} {error!r} {error.args} {error.hint} {pickle.dumps(error)!r}"
+    assert str(Terminal(ValueError(PLANTED))) == "[secret]"  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("text", ["", "ask-anything, task-4711", "see https://host/path", "a@b.c", "the bearer"])
@@ -124,6 +156,53 @@ def test_logs_show_no_locals_and_no_secrets(terminal: bool) -> None:
     assert PLANTED not in done.stderr
     assert "planted-token" not in done.stderr
     assert "local-planted-value" not in done.stderr
+
+
+_BESIDE = """
+import asyncio, gc, logging, os, threading
+from squadron.runtime.background import spawn
+from squadron.runtime.logs import configure_logs
+
+async def fail():
+    held = os.environ["OPENAI_API_KEY"]
+    raise ValueError(f"broke with {{held}}")
+
+def call():
+    asyncio.run(fail())
+
+async def main():
+    await asyncio.wait([spawn(fail(), "spawned")])
+    if not {configured}:
+        return
+    await asyncio.wait([asyncio.create_task(fail())])
+    gc.collect()
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join()
+    logging.warning("%s: %s", "it", os.environ["OPENAI_API_KEY"])
+    logging.warning("no place for %d", os.environ["OPENAI_API_KEY"])
+    try:
+        await fail()
+    except ValueError:
+        logging.exception("logged")
+
+if {configured}:
+    configure_logs()
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("configured", [True, False])
+def test_what_breaks_beside_a_task_shows_no_secrets(configured: bool) -> None:
+    """Also in a program that never set up logs, where structlog shows the locals of all frames it is given."""
+    program = _BESIDE.format(configured=configured)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    said = done.stdout + done.stderr
+    assert PLANTED not in said
+    beside = ("never retrieved", "Exception in thread", "it: [secret]", "no place", "logged")
+    for each in ("background.broke", *(beside if configured else ())):
+        assert each in said
 
 
 def test_the_local_cluster_gets_what_it_needs_of_the_shell_and_what_is_named() -> None:

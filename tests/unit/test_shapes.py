@@ -11,6 +11,7 @@ from squadron.actors.goals.goal import Notebook, Toolbox, prepare
 from squadron.actors.thinking.model import ToolCall
 from squadron.actors.thinking.shapes import InputShape
 from squadron.runtime.wire.topics import SemanticTopic
+from tests.llm_schemas import check_schema
 
 ANY_OF = {"anyOf": [{"$ref": "#/$defs/A"}, {"type": "string"}], "$defs": {"A": {"type": "object"}}}
 
@@ -27,16 +28,40 @@ ANY_OF = {"anyOf": [{"$ref": "#/$defs/A"}, {"type": "string"}], "$defs": {"A": {
         {"$ref": "#/$defs/A", "$defs": {"A": {"type": "object", "properties": {}}}},
         {"type": "object", "properties": {"größe": {"type": "string"}, "x" * 65: {}}, "required": ["größe"]},
         ANY_OF,
+        {"type": "object", "required": ["a"]},
+        {"type": "object", "properties": {"a.b": True, "": {}}},
+        {"type": "array"},
+        {"$defs": {"A": {"type": ["array", "null"]}}, "properties": {"a": {"items": True, "type": "array"}}},
+        {"properties": {"a": {"prefixItems": [{"type": "array"}], "type": "array"}}},
+        {"patternProperties": {"^(.*)$": {}}, "additionalProperties": False, "if": {}, "then": {}, "else": {}},
+        {"properties": {"a": {"anyOf": [{"type": "array"}, {"propertyNames": {}}], "not": {"type": "array"}}}},
     ],
 )
 def test_what_is_offered_is_what_both_providers_take(schema: dict[str, Any]) -> None:
-    offered = InputShape(schema).schema
+    shape = InputShape(schema)
 
-    assert offered["type"] == "object"
-    assert not {"anyOf", "oneOf", "allOf", "not", "enum", "$ref"} & offered.keys()
-    assert all(name.isascii() and len(name) <= 64 for name in offered["properties"])
-    assert set(offered.get("required", ())) <= offered["properties"].keys()
-    jsonschema_rs.Draft202012Validator(offered)
+    check_schema(shape.schema, "it")
+    assert bool(shape.changes) == (shape.schema != schema)
+    # Not in their place: what is offered is offered again as it is.
+    assert InputShape(shape.schema).schema == shape.schema
+
+
+def test_what_is_no_schema_in_a_schema_is_left_as_it_is() -> None:
+    data = {"if": 1, "type": "array", "patternProperties": {}}
+    schema = {
+        "type": "object",
+        "properties": {"if": {"default": data, "examples": [data], "enum": [data]}, "then": {"const": data}},
+        "required": ["if"],
+    }
+
+    assert InputShape(schema).schema == schema
+    assert InputShape(schema).changes == []
+
+
+def test_what_is_looser_fits_all_that_fitted_before() -> None:
+    schema = {"type": "object", "patternProperties": {"^x-": {"type": "integer"}}, "additionalProperties": False}
+
+    assert jsonschema_rs.Draft202012Validator(InputShape(schema).schema).is_valid({"x-a": 1})
 
 
 def test_what_a_model_gives_is_turned_back() -> None:
@@ -56,6 +81,13 @@ def test_a_card_that_cannot_be_offered_is_left_out_and_noted() -> None:
 
     assert toolbox.offer([bad, lost, good]) == ["good__card"]
     assert toolbox.left_out.keys() == {"bad.card", "lost.card"}
+    assert toolbox.news() == {"left_out": toolbox.left_out, "changed": toolbox.changed}
+    assert toolbox.offer(
+        [bad, good, SemanticTopic(name="more.card"), SemanticTopic(name="long.card", description="x" * 2000)]
+    )
+    assert toolbox.news()["changed"].keys() == {"more.card", "long.card"}
+    assert toolbox.news() == {}
+    assert all(len(tool.description) <= 1024 for tool in toolbox.definitions())
     assert "good__card" in {tool.name for tool in toolbox.definitions()}
     one = prepare(ToolCall("1", "good__card", {"value": "x"}), toolbox, notebook)
     many = {"topic": "good__card", "items": ["a", "b"], "arguments": {"value": {"$item": ""}}}

@@ -14,6 +14,8 @@ import structlog
 from nats.aio.client import DEFAULT_PENDING_SIZE, Client
 from nats.protocol import parser
 
+from squadron.runtime.retries import traceback_of
+
 #: How often the client's own tasks are looked at, in seconds: none ends without being replaced, unless it broke.
 WATCH_S = 1.0
 
@@ -163,8 +165,8 @@ class LastingClient(Client):
                     # A client that believes that it is reconnecting does nothing more.
                     self._status = Client.CONNECTED
                     await self._process_op_err(nats.errors.StaleConnectionError())
-            except Exception:
-                _log.exception("nats.watch")
+            except Exception as error:
+                _log.error("nats.watch", traceback=traceback_of(error))
 
     async def _process_op_err(self, e: Exception) -> None:
         if self.is_connected:
@@ -212,9 +214,9 @@ class LastingClient(Client):
         msg = Heard(subject.decode(errors="replace"), reply.decode(errors="replace"), data, headers)
         try:
             subscription._pending_queue.sink(msg)
-        except Exception:
+        except Exception as error:
             # It must not end the read loop.
-            _log.exception("nats.sink_raised", subject=msg.subject)
+            _log.error("nats.sink_raised", subject=msg.subject, traceback=traceback_of(error))
 
 
 def _mend_parser() -> None:

@@ -24,6 +24,7 @@ from squadron.runtime.errors import (
     SquadClosedError,
     SquadronError,
 )
+from squadron.runtime.retries import summary_of
 
 NANOSECONDS = 1_000_000_000
 #: How long a server may take to answer an API call or to acknowledge a publish, in seconds.
@@ -142,7 +143,7 @@ class Connection:
         try:
             await sink()
         except Exception as error:
-            _log.warning("nats.after_reconnect", error=str(error))
+            _log.warning("nats.after_reconnect", error=summary_of(error))
 
     def ask(
         self,
@@ -343,7 +344,7 @@ class Connection:
             try:
                 self.client.post(subject, data)
             except nats.errors.Error as error:
-                _log.info("nats.not_sent", subject=subject, error=str(error))
+                _log.info("nats.not_sent", subject=subject, error=summary_of(error))
 
     async def confirm_soon(self) -> None:
         """Send what is to be sent soon, and wait until the server has worked it off.
@@ -388,7 +389,7 @@ class Connection:
                 await self.client.close()
             except OSError as error:
                 # The server is away, and there was something to be sent yet.
-                _log.debug("nats.close_unsent", error=str(error))
+                _log.debug("nats.close_unsent", error=summary_of(error))
             # Whoever waits for a flush or an answer.
             self.client._give_up_pongs(nats.errors.ConnectionClosedError())
             await self.disconnected()

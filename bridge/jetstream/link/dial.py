@@ -16,6 +16,7 @@ from squadron.bridge.jetstream.link.connect import RECONNECT_WAIT_S, Connection
 from squadron.config import Settings
 from squadron.runtime.errors import BusUnavailableError, ConfigError, SquadronError
 from squadron.runtime.redact import keep_secret
+from squadron.runtime.retries import summary_of
 
 #: How long the first connection may take, in seconds; afterwards reconnecting goes on for ever.
 CONNECT_WITHIN_S = 5.0
@@ -124,7 +125,7 @@ class _Trouble:
     async def hear(self, error: Exception) -> None:
         """Take in one error. Must never raise: an exception here ends nats-py's read loop."""
         if self.connected:
-            _log.warning("nats.error", error=str(error) or type(error).__name__)
+            _log.warning("nats.error", error=summary_of(error))
             return
         self._heard.append(error)
         tried_all = len(self._heard) >= 2 * self._servers

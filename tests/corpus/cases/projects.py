@@ -265,9 +265,92 @@ CASES = [
                 return FEE
         """,
         ask({}, 1),
-        refused_by_value="lazy",
         files={"lazy.py": "FEE = 1"},
-        wrong="by value it is deployed, and each task fails: nothing of the project can be imported at the other end",
+    ),
+    case(
+        "imports of the project within functions, in all forms",
+        """
+        from shop.orders import Order
+
+        class Desk(Agent):
+            @topic("desk.package")
+            async def package(self) -> int:
+                import shop.prices
+                return shop.prices.FEE
+
+            @topic("desk.part")
+            def part(self) -> list[int]:
+                from shop import prices
+                import shop.prices as again
+                return [prices.FEE, again.FEE]
+
+            @topic("desk.chain")
+            async def chain(self) -> int:
+                def inner() -> int:
+                    from shop.chain import first
+                    return first()
+                return inner()
+
+            @topic("desk.same")
+            async def same(self) -> bool:
+                from shop import orders
+                return orders.Order is Order and isinstance(orders.made(), Order)
+
+            @topic("desk.bare")
+            async def bare(self) -> str:
+                import bare.inner
+                return bare.inner.NAME
+
+            @topic("desk.missing")
+            async def missing(self) -> str:
+                try:
+                    import shop.nowhere
+                except ImportError:
+                    return "it is not there"
+        """,
+        ask({}, 3, topic="desk.package"),
+        ask({}, [3, 3], topic="desk.part"),
+        ask({}, 7, topic="desk.chain"),
+        ask({}, True, topic="desk.same"),
+        ask({}, "inner", topic="desk.bare"),
+        ask({}, "it is not there", topic="desk.missing"),
+        files={
+            "shop/__init__.py": "",
+            "shop/prices.py": "FEE = 3",
+            "shop/orders.py": """
+                class Order:
+                    pass
+
+                def made() -> Order:
+                    return Order()
+                """,
+            "shop/chain.py": """
+                def first() -> int:
+                    from .last import last
+                    return last() + 1
+                """,
+            "shop/last.py": """
+                def last() -> int:
+                    from . import deep
+                    return deep.FEE
+                """,
+            "shop/deep.py": "FEE = 6",
+            "bare/inner.py": "NAME = 'inner'",
+        },
+    ),
+    case(
+        "a module that can't travel, imported by what is never called",
+        """
+        class Desk(Agent):
+            @topic("desk.one")
+            async def one(self, much: bool = False) -> int:
+                if much:
+                    import locks
+                    import breaks
+                return 1
+        """,
+        ask({}, 1),
+        files={"locks.py": "import threading\nLOCK = threading.Lock()", "breaks.py": "raise RuntimeError('no')"},
     ),
     case(
         "a type of a sibling module that only the annotation names",
@@ -338,6 +421,58 @@ CASES = [
             return STEP
         """,
         ask({"note": {"n": 1}}, {"n": 3}),
+        ways=("notebook",),
+    ),
+    *(
+        case(
+            f"the cell of a type run again, and not the agent's ({what})",
+            f"""
+            from dataclasses import dataclass
+            from typing import Annotated
+
+            @dataclass
+            class Note:
+                n: int
+            # %%
+            class Desk(Agent):
+                @topic("desk.one")
+                async def one(self, note: {what}) -> int:
+                    return 1
+            # %%
+            @dataclass
+            class Note:
+                n: int
+                more: str = "more"
+            """,
+            *asks,
+            ways=("notebook",),
+            refused=refused,
+        )
+        for what, asks, refused in (
+            ("Note", (), "Note was defined again after Desk"),
+            ("Annotated[list[Note] | None, 1]", (), "Note was defined again after Desk"),
+            # Names are looked up when it is deployed.
+            ("'Note'", (ask({"note": {"n": 1, "more": "x"}}, 1),), ""),
+        )
+    ),
+    case(
+        "the cell of a type and then the agent's run again",
+        """
+        class Note(dict):
+            pass
+        # %%
+        from dataclasses import dataclass
+
+        @dataclass
+        class Note:
+            n: int
+        # %%
+        class Desk(Agent):
+            @topic("desk.one")
+            async def one(self, note: Note) -> Note:
+                return Note(note.n)
+        """,
+        ask({"note": {"n": 1}}, {"n": 1}),
         ways=("notebook",),
     ),
     case(

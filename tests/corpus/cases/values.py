@@ -161,7 +161,13 @@ CASES = [
     case(
         "half of a surrogate pair",
         """
-        from typing import Any
+        from dataclasses import dataclass
+        from typing import Annotated, Any
+        from pydantic import Field
+
+        @dataclass
+        class Said:
+            text: str
 
         class Desk(Agent):
             @topic("desk.one")
@@ -185,17 +191,45 @@ CASES = [
             @topic("desk.five", max_attempts=1)
             async def five(self) -> int:
                 raise ValueError("a\\ud83d")
+
+            @topic("desk.six", description="What \\ud83d says", examples=["\\ud83d"], tags=["\\ud83d"])
+            async def six(self, it: Annotated[str, Field(description="\\ud83d")] = "\\ud83d") -> int:
+                raise Terminal("no: \\ud83d")
+
+            @topic("desk.seven")
+            async def seven(self) -> Answer:
+                return Answer("\\ud83d\\ude42", reasoning="\\ud83d")
+
+            @topic("desk.eight")
+            async def eight(self) -> list[Said]:
+                return [Said("a\\ud83d")]
+
+            @topic("desk.nine")
+            async def nine(self, context: Context) -> list[Any]:
+                await context.remember("\\ud83d")
+                asked = await context.ask("desk.echo", it="b\\ud83d\\ude42")
+                return [*await context.recall(), asked.unwrap()]
+
+            @topic("desk.echo")
+            async def echo(self, it: Any) -> Any:
+                return it
         """,
-        ask({}, ends="failed", topic="desk.one"),
-        ask({}, ends="failed", says="desk.two", topic="desk.two"),
-        ask({}, ends="dead_lettered", topic="desk.three"),
-        ask({}, ends="failed", says="desk.four", topic="desk.four"),
-        ask({}, ends="dead_lettered", says="ValueError", topic="desk.five"),
+        ask({}, "a\ufffd", topic="desk.one"),
+        ask({}, {"\ufffd": ["\ufffd"]}, topic="desk.two"),
+        ask({}, 1, topic="desk.three", chunks=["a\ufffd"]),
+        ask({}, "\ufffd\ufffd", topic="desk.four", chunks=["\ufffd", "\ufffd"]),
+        ask({}, ends="dead_lettered", says="ValueError: a\ufffd", topic="desk.five"),
+        ask({}, ends="failed", says="no: \ufffd", topic="desk.six"),
+        ask({}, "🙂", topic="desk.seven"),
+        ask({"it": "a\ud83d"}, ends="failed", says="no: \ufffd", topic="desk.six"),
+        ask({}, [{"text": "a\ufffd"}], topic="desk.eight"),
+        ask({}, ["\ufffd", "b🙂"], topic="desk.nine"),
     ),
     case(
         "half of a surrogate pair as input",
         ECHO,
-        ask({"it": "a\ud83d"}, ends="rejected"),
+        ask({"it": "a\ud83d"}, "a\ufffd"),
+        ask({"it": {"\ud83d": ["\ud83d\ude42"]}}, {"\ufffd": ["🙂"]}),
         ask('{"it": "a\\ud83d"}', ends="dead_lettered", raw=True),
         ask('{"it": "a\\ud83d\\ude42"}', "a🙂", raw=True),
     ),

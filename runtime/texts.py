@@ -1,0 +1,48 @@
+"""Texts as a wire carries them: Python's may hold half a surrogate pair, which UTF-8 has no bytes for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic_core import PydanticSerializationError, to_json, to_jsonable_python
+
+
+def whole(value: Any) -> Any:
+    """A JSON value whose texts can be encoded: halves of surrogate pairs are joined, a lone one is U+FFFD."""
+    if isinstance(value, str):
+        if value.isascii():
+            return value
+        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    if isinstance(value, dict):
+        return {whole(name): whole(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [whole(part) for part in value]
+    return value
+
+
+def encoded(value: Any) -> bytes:
+    """A value as UTF-8 JSON, as all that travels is written; halves of surrogate pairs as `whole` has them.
+
+    Raises:
+        PydanticSerializationError: something in it is not JSON.
+    """
+    try:
+        return to_json(value, inf_nan_mode="null")
+    except PydanticSerializationError as error:
+        # Looked for only here: nearly nothing has any, and looking costs more than writing.
+        if "surrogates not allowed" not in str(error):
+            raise
+    return to_json(whole(jsonable(value)), inf_nan_mode="null")
+
+
+def jsonable(value: Any) -> Any:
+    """A value as plain JSON data.
+
+    Raises:
+        ValueError: something in it is not JSON.
+    """
+    try:
+        return to_jsonable_python(value)
+    except UnicodeEncodeError:
+        # Of keys it takes no halves at all.
+        return to_jsonable_python(whole(value))

@@ -1,0 +1,376 @@
+"""Secrets in the shell of whoever starts a squad: whatever fails, none is found anywhere afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import pty
+import re
+import secrets
+import stat
+import sys
+import tempfile
+import textwrap
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import nats
+import nats.js.errors
+import psutil
+import pytest
+
+from squadron.bridge.serve import local
+from squadron.runtime.redact import STRUCK
+from tests.contract.own_server import OwnServer
+
+#: Only a hang takes so long, in seconds.
+HANG_S = 170.0
+
+PROGRAM = '''
+    import asyncio, gc, hashlib, json, logging, os, sys, threading
+
+    from squadron import Agent, Context, Squad, Terminal, on, on_durable, topic
+    from squadron.actors.thinking.llm import LLMAgent, tool
+    from squadron.runtime.errors import SquadronError
+
+    HELD = ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "PASSED_PASSWORD", "PASSED_URL")
+
+
+    class Leaky(LLMAgent):
+        """Fails with secrets in its hands."""
+
+        @topic("leak.local", max_attempts=1)
+        async def local(self) -> None:
+            keys = [os.environ[name] for name in HELD]
+            raise RuntimeError(f"it broke with {len(keys)} keys")
+
+        @topic("leak.text", max_attempts=2, backoff_s=(0.1, 0.1))
+        async def text(self) -> None:
+            try:
+                raise KeyError(*(os.environ[name] for name in HELD))
+            except KeyError as error:
+                raise ValueError(f"Illegal header value b'Bearer {os.environ[HELD[0]]}'") from error
+
+        @topic("leak.thread", max_attempts=1)
+        def thread(self) -> None:
+            raise ValueError(" ".join(os.environ[name] for name in HELD))
+
+        @topic("leak.terminal")
+        async def terminal(self) -> None:
+            raise Terminal(f"refused: {os.environ[HELD[1]]}") from ValueError(os.environ[HELD[0]])
+
+        @topic("leak.beside")
+        async def beside(self, ctx: Context) -> None:
+            """What breaks is not the handler itself, but what it leaves behind, or logs."""
+            keys = [os.environ[name] for name in HELD]
+
+            async def fail() -> None:
+                raise ValueError(str(keys))
+
+            def call() -> None:
+                raise ValueError(str(keys))
+
+            try:
+                await fail()
+            except ValueError as error:
+                ctx.log.exception("leak.logged", error=error)
+                logging.getLogger("theirs").exception("it broke: %s", error)
+            forgotten = asyncio.create_task(fail())
+            await asyncio.wait([forgotten])
+            del forgotten
+            gc.collect()
+            asyncio.get_running_loop().call_soon(call)
+            thread = threading.Thread(target=call)
+            thread.start()
+            thread.join()
+            await asyncio.sleep(0)
+
+        @topic("leak.think", max_attempts=1)
+        async def ask_model(self, ctx: Context) -> str:
+            return await self.think(ctx, "hello")
+
+        @topic("leak.seen")
+        async def seen(self, digests: list[str]) -> dict[str, str]:
+            """The names of the variables with these values, as they are without white space."""
+            digest = lambda value: hashlib.sha256(value.strip().encode()).hexdigest()
+            known = {digest(value): name for name, value in os.environ.items()}
+            return {each: known[each] for each in digests if each in known}
+
+        @on("leak.event")
+        async def event(self, message: object) -> None:
+            raise ValueError(os.environ[HELD[0]])
+
+        @on_durable("leak.durable", max_attempts=1)
+        async def durable(self, message: object) -> None:
+            raise ValueError(os.environ[HELD[0]])
+
+
+    class Stillborn(Agent):
+        """Fails before it serves."""
+
+        @topic("leak.never")
+        async def never(self) -> None: ...
+
+        async def on_start(self) -> None:
+            raise ValueError(f"can't start with {os.environ[HELD[0]]}")
+
+
+    async def told(what: str, work) -> None:
+        try:
+            print(what, (await work), flush=True)
+        except SquadronError as error:
+            print(what, repr(error), error, json.dumps(error.to_dict()), flush=True)
+
+
+    async def fail_here(squad: Squad) -> None:
+        """What breaks in this program itself."""
+        failed = asyncio.Event()
+        async with squad.follow("mine") as feed:
+            feed.add_all()
+
+            async def handler(id: str, items: object) -> None:
+                keys = [os.environ[name] for name in HELD[:2]]
+                failed.set()
+                raise ValueError(str(keys))
+
+            async with asyncio.TaskGroup() as group:
+                serving = group.create_task(feed.serve(handler))
+                await squad.lite("one", "mine").publish(1)
+                await failed.wait()
+                await asyncio.sleep(0.1)
+                serving.cancel()
+
+
+    async def main() -> None:
+        async with Squad.up() as squad:
+            await squad.deploy(Leaky)
+            digests = json.loads(sys.stdin.readline())
+            seen = await squad.ask("leak.seen", digests=digests)
+            print("seen", json.dumps(seen.unwrap()), flush=True)
+            await squad.publish("leak.event", {})
+            await squad.publish_durable("leak.durable", {})
+            asks = [squad.ask(f"leak.{each}") for each in ("local", "text", "thread", "terminal", "beside")]
+            # One provider each: loading a library takes seconds.
+            asks += [squad.ask("leak.think", model="anthropic:some-model")]
+            asks += [squad.run("do it", model="openai:some-model"), squad.deploy(Stillborn), fail_here(squad)]
+            await asyncio.gather(*(told(f"told {n}", each) for n, each in enumerate(asks)))
+            print("done", flush=True)
+            await asyncio.to_thread(sys.stdin.read)
+
+    asyncio.run(main())
+'''
+
+#: The variables, of which the first two end as files of secrets do, and those that agents get.
+KEYS, PASSED = ("OPENAI_API_KEY", "ANTHROPIC_API_KEY"), ("PASSED_PASSWORD", "PASSED_URL")
+KEPT_BACK = ("AWS_SECRET_ACCESS_KEY", "SOMETHING_TOKEN")
+
+
+@dataclass
+class Place:
+    """A shell with secrets, a nats-server that asks for a password, and all that was found in either."""
+
+    folder: Path
+    server: OwnServer
+    #: Is in every secret, and in nothing else.
+    mark: str
+    environ: dict[str, str]
+    #: Everything that came out of the programs, or went over the bus, by where it was.
+    found: dict[str, bytes] = field(default_factory=dict)
+
+    @property
+    def home(self) -> Path:
+        return self.folder / "home"
+
+    @property
+    def url(self) -> str:
+        return self.environ["NATS_URL"]
+
+    def leaks(self) -> list[str]:
+        """Where a secret stands, with some of what is around it."""
+        mark, places = self.mark.encode(), []
+        for name, data in self.found.items():
+            if (at := data.find(mark)) >= 0:
+                places.append(f"{name}: {data[max(0, at - 200) : at + 60]!r}")
+        return places
+
+
+@pytest.fixture
+def place() -> Iterator[Place]:
+    with tempfile.TemporaryDirectory(prefix="sq-tests-") as made:
+        folder, mark = Path(made), secrets.token_hex(8)
+        password = f"{mark}/nats"
+        (folder / "nats").mkdir()
+        server = OwnServer(folder / "nats", f'authorization {{ user: eve, password: "{password}" }}')
+        server.start()
+        environ = os.environ | {name: f"{mark}-{name}\r\n" for name in KEYS}
+        environ |= {name: f"{mark}-{name}" for name in (*KEPT_BACK, "PASSED_PASSWORD")}
+        environ |= {
+            "PASSED_URL": f"postgres://eve:{mark}-url@host/db",
+            "NATS_URL": server.url.replace("://", f"://eve:{mark}%2Fnats@"),
+            "OPENAI_BASE_URL": f"http://eve:{mark}-proxy@127.0.0.1:9/v1",
+            "ANTHROPIC_BASE_URL": "http://127.0.0.1:9",
+            "SQUADRON_PASS_ENV": "PASSED_*",
+            "SQUADRON_HOME": str(folder / "home"),
+            "SQUADRON_LOG_LEVEL": "DEBUG",
+        }
+        (folder / "program.py").write_text(textwrap.dedent(PROGRAM))
+        try:
+            yield Place(folder, server, mark, environ)
+        finally:
+            local.stop(folder / "home")
+            server.stop()
+
+
+async def _output(place: Place, *arguments: str) -> None:
+    """Take in what the command line says, to a program or, after `pty`, to a person at a terminal."""
+    command = str(Path(sys.executable).with_name("squadron"))
+    if arguments[0] != "pty":
+        process = await asyncio.create_subprocess_exec(
+            command, *arguments, env=place.environ, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        )
+        out, err = await process.communicate()
+        place.found[" ".join(arguments)] = out + err
+        return
+    ours, theirs = pty.openpty()
+    process = await asyncio.create_subprocess_exec(
+        command, *arguments[1:], env=place.environ, stdin=theirs, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    reading = asyncio.create_task(asyncio.to_thread(_read_terminal, ours))
+    await process.wait()
+    place.found[" ".join(arguments)] = await reading
+    os.close(ours)
+
+
+def _read_terminal(file: int) -> bytes:
+    said = b""
+    with suppress(OSError):  # nobody is at its other end any more
+        while more := os.read(file, 65536):
+            said += more
+    return said
+
+
+@asynccontextmanager
+async def _program(place: Place) -> AsyncIterator[asyncio.subprocess.Process]:
+    """The program, as long as it runs; what it says on stderr is in a file."""
+    with (place.folder / "errors").open("wb") as errors:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            str(place.folder / "program.py"),
+            env=place.environ,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=errors,
+        )
+    try:
+        yield process
+        assert process.stdin is not None
+        process.stdin.close()
+        await process.wait()
+    finally:
+        if process.returncode is None:
+            process.kill()
+
+
+def _files(place: Place, *folders: Path) -> None:
+    for path in (each for folder in folders for each in folder.rglob("*")):
+        with suppress(OSError):
+            if path.is_file() and not path.is_symlink():
+                place.found[str(path)] = path.read_bytes()
+
+
+def _processes(place: Place) -> None:
+    """Take in the cluster's command lines, and its environments but for what they are to have."""
+    handed = (*KEYS, *PASSED, "OPENAI_BASE_URL")
+    for process in local._members(place.home / "ray"):
+        with suppress(psutil.Error):
+            place.found[f"command line of {process.pid}"] = repr(process.cmdline()).encode()
+            environ = {name: value for name, value in process.environ().items() if name not in handed}
+            place.found[f"environment of {process.pid}"] = repr(environ).encode()
+
+
+async def _stored(place: Place, client: nats.aio.client.Client) -> None:
+    """Take in all messages of all streams, those of the key-value and object stores included."""
+    jetstream = client.jetstream()
+    for stream in await jetstream.streams_info():
+        for seq in range(stream.state.first_seq, stream.state.last_seq + 1):
+            with suppress(nats.js.errors.NotFoundError):
+                message = await jetstream.get_msg(stream.config.name, seq)
+                where = f"{stream.config.name} {seq} {message.subject}"
+                place.found[where] = (message.data or b"") + repr(message.headers).encode()
+
+
+async def test_whatever_fails_no_secret_is_found_anywhere(place: Place) -> None:
+    async with asyncio.timeout(HANG_S):
+        client = await nats.connect(place.server.url, user="eve", password=f"{place.mark}/nats")
+
+        async def hear(message: nats.aio.msg.Msg) -> None:
+            place.found[f"heard {len(place.found)} {message.subject}"] = (
+                message.data + repr(message.headers).encode()
+            )
+
+        await client.subscribe(">", cb=hear)
+        async with _program(place) as program:
+            assert program.stdin is not None
+            assert program.stdout is not None
+            asked = {name: _digest(place.environ[name]) for name in (*KEYS, *PASSED, *KEPT_BACK, "NATS_URL")}
+            program.stdin.write(json.dumps(list(asked.values())).encode() + b"\n")
+            said = []
+            while (line := await program.stdout.readline()) != b"done\n":
+                assert line, (place.folder / "errors").read_text()
+                said.append(line)
+            place.found["output"] = b"".join(said)
+            await _everything_shown(place)
+            await _stored(place, client)
+            ray = local.find(place.home)
+            assert ray is not None
+            keys_file = place.home / "model-keys.json"
+            assert stat.S_IMODE(keys_file.stat().st_mode) == 0o600
+            _files(place, place.home, Path(ray.temp_dir))
+            # The one place where they are to be: the user's own, until the cluster is stopped.
+            del place.found[str(keys_file)]
+            _processes(place)
+        await client.close()
+    _files(place, place.home, place.folder / "nats" / "js")
+    place.found["errors"] = (place.folder / "errors").read_bytes()
+    place.found["log of the nats-server"] = (place.folder / "nats" / "nats.log").read_bytes()
+
+    assert not place.leaks()
+    # It was looked at the right places: something was struck out in each.
+    struck = [name for name, data in place.found.items() if STRUCK.encode() in data]
+    for part in (
+        "output",
+        "heard",
+        "-dead ",
+        "-lite ",
+        "dlq list",
+        "pty status",
+        "status --json",
+        ".err",
+        "controller_",
+    ):
+        assert any(part in name for name in struck), part
+    seen = next(json.loads(line[5:]) for line in said if line.startswith(b"seen "))
+    assert set(seen) == {asked[name] for name in (*KEYS, *PASSED)}
+
+
+def _digest(value: str) -> str:
+    return hashlib.sha256(value.strip().encode()).hexdigest()
+
+
+async def _everything_shown(place: Place) -> None:
+    """Have the command line show all it knows, to programs and to people."""
+    buried = re.search(rb"DeadLettered\(task_id='(\w+)'", place.found["output"])
+    assert buried is not None
+    await asyncio.gather(
+        _output(place, "dlq", "list", "--json"),
+        _output(place, "pty", "dlq", "list"),
+        _output(place, "pty", "dlq", "show", buried[1].decode()),
+        _output(place, "status", "--json"),
+        _output(place, "pty", "status"),
+        _output(place, "pty", "ask", "leak.text"),
+    )
