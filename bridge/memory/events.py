@@ -12,7 +12,8 @@ from squadron.bridge.memory.bus import MemoryBus
 from squadron.bridge.memory.common import Seen, check_size, wall_s
 from squadron.runtime.ports.bus import Note
 from squadron.runtime.ports.queue import Delivery, Feed
-from squadron.runtime.wire.groups import EventGroup, check_start
+from squadron.runtime.wire.groups import EventGroup
+from squadron.runtime.wire.start import check_start
 from squadron.runtime.wire.subjects import Subjects, matches
 
 

@@ -14,16 +14,14 @@ from squadron.runtime.lite.follower import Follower, FollowStatistics
 from squadron.runtime.lite.reader import (
     End,
     LiteMessage,
-    LiteStart,
-    Tail,
     before_tail,
     before_time,
-    check_lite_start,
     read_end,
 )
 from squadron.runtime.ports.lite_journal import END_HEADER, LiteJournal
 from squadron.runtime.steady import Steady
 from squadron.runtime.wire.limits import Clock
+from squadron.runtime.wire.start import LiteStart, Tail, check_lite_start
 from squadron.runtime.wire.subjects import Subjects
 
 #: A message that is older than this when it is handed out, in seconds, counts as a use of its topic; who stored

@@ -12,12 +12,13 @@ from squadron.client.portal import Portal
 from squadron.client.stream import Stream
 from squadron.runtime.asking.handle import Handle
 from squadron.runtime.lite.feed import LiteFeed, LiteItems
-from squadron.runtime.lite.reader import End, LiteMessage, LiteReader, LiteStart
+from squadron.runtime.lite.reader import End, LiteMessage, LiteReader
 from squadron.runtime.lite.topic import LiteTopic
 from squadron.runtime.store.dead_letters import DeadLetter, DeadLetters, Redriven
 from squadron.runtime.streams.writer import Chunk, Ended, Nested, Restarted
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.outcome import Outcome
+from squadron.runtime.wire.start import LiteStart
 from squadron.runtime.wire.topics import ScoredTopic
 
 if TYPE_CHECKING:

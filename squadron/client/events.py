@@ -14,7 +14,8 @@ from squadron.runtime.ports.queue import Delivery, Feed
 from squadron.runtime.running.event_turns import read_event
 from squadron.runtime.running.pump import EXTEND_AT
 from squadron.runtime.wire.envelope import AgentMessage
-from squadron.runtime.wire.groups import EventGroup, Start
+from squadron.runtime.wire.groups import EventGroup
+from squadron.runtime.wire.start import Start
 from squadron.runtime.wire.subjects import check_token
 
 

@@ -34,9 +34,10 @@ from squadron.runtime.lite.feed import LiteFeed
 from squadron.runtime.lite.topic import LiteTopic
 from squadron.runtime.store.dead_letters import DeadLetters
 from squadron.runtime.wire.envelope import AgentIdentity
-from squadron.runtime.wire.groups import Start, check_group
+from squadron.runtime.wire.groups import check_group
 from squadron.runtime.wire.outcome import Outcome
 from squadron.runtime.wire.route import Route
+from squadron.runtime.wire.start import Start
 from squadron.runtime.wire.subjects import NORMAL_PRIORITY, check_pattern
 from squadron.runtime.wire.topics import ScoredTopic
 from squadron.servers import Servers, is_orphaned
