@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import inspect
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Generator, Iterator
@@ -18,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter, Vali
 from pydantic_core import SchemaError, to_json
 
 from squadron.actors.decorators import Marked, TopicMark
+from squadron.runtime.calling import in_thread, is_async
 from squadron.runtime.errors import InvalidAgentError, InvalidInputError
 from squadron.runtime.retries import Retries
 from squadron.runtime.running.context import Context
@@ -37,9 +37,7 @@ class BoundHandler:
     def __init__(self, spec: TopicSpec, agent: object) -> None:
         self._spec = spec
         self._method = getattr(agent, spec.method)
-        # A decorator may be of another kind than what it wraps; what is async inside must not begin in a thread.
-        both = (self._method, inspect.unwrap(self._method))
-        self._in_loop = any(inspect.iscoroutinefunction(f) or inspect.isasyncgenfunction(f) for f in both)
+        self._in_loop = is_async(self._method)
 
     @property
     def topic(self) -> SemanticTopic:
@@ -107,9 +105,7 @@ async def _from_thread(items: Iterator[Any], context: Context) -> AsyncGenerator
 
 
 async def _in_thread(context: Context, call: Callable[..., Any], /, *args: Any, **arguments: Any) -> Any:
-    # Not a task: one in which `sys.exit()` is called takes the loop along.
-    run = partial(contextvars.copy_context().run, _call, call, args, arguments)
-    thread = asyncio.get_running_loop().run_in_executor(None, run)
+    thread = in_thread(call, *args, **arguments)
     try:
         return await asyncio.shield(thread)
     except asyncio.CancelledError:
@@ -118,14 +114,6 @@ async def _in_thread(context: Context, call: Callable[..., Any], /, *args: Any, 
         await asyncio.wait([thread], timeout=THREAD_GRACE_S)
         thread.cancel()
         raise
-
-
-def _call(call: Callable[..., Any], args: tuple[Any, ...], arguments: dict[str, Any]) -> Any:
-    try:
-        return call(*args, **arguments)
-    except StopIteration as error:
-        # No future can carry it (it would never be done); PEP 479 does the same for generators.
-        raise RuntimeError("the handler raised StopIteration") from error
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from squadron.actors.thinking.credentials import adopt_keys
 from squadron.actors.thinking.model import ChatMessage, Model, ModelTurn, ToolCall, ToolDefinition
 from squadron.actors.thinking.providers import default_model_spec, model_from
 from squadron.actors.thinking.shapes import InputShape
+from squadron.runtime import calling
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import ConfigError, InvalidAgentError, ModelError, Retry, SquadronError, Terminal
 from squadron.runtime.retries import backoff_s, summary_of
@@ -318,9 +319,7 @@ class LLMAgent(Agent):
         given = shape.restore(call.arguments)
         try:
             # In a thread, because a plain function may block; a coroutine function only makes its coroutine.
-            returned = await asyncio.to_thread(adapter.validate_python, ArgsKwargs((), given))
-            if inspect.isawaitable(returned):
-                returned = await returned
+            returned = await calling.call(adapter.validate_python, ArgsKwargs((), given))
             return _told(call, returned if isinstance(returned, str) else to_json(returned).decode())
         except (Retry, Terminal):
             raise

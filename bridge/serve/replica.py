@@ -23,11 +23,12 @@ from squadron.bridge.jetstream.wiring import Wiring
 from squadron.bridge.packing.code import Code, unpack
 from squadron.config import Settings
 from squadron.runtime.background import Health, spawn
+from squadron.runtime.calling import call
 from squadron.runtime.errors import DeployError, InvalidMessageError, SquadronError
 from squadron.runtime.logs import configure_logs
 from squadron.runtime.ports.bus import Note, Subscription
 from squadron.runtime.ports.queue import Mailbox
-from squadron.runtime.running.event_turns import EventTurns, hand_event
+from squadron.runtime.running.event_turns import EventTurns
 from squadron.runtime.running.handover import Handovers
 from squadron.runtime.running.pump import Pump
 from squadron.runtime.running.turn import Turns
@@ -155,7 +156,7 @@ class AgentReplica:
             self._log.warning("event.unreadable", subject=note.subject, error=str(error))
             return
         try:
-            await hand_event(handler, message)
+            await call(handler, message)
         except Exception:
             self._log.exception("event.handler_failed", subject=note.subject, message=message.id)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 import structlog
 
+from squadron.runtime.calling import call
 from squadron.runtime.errors import InvalidMessageError
 from squadron.runtime.ports.queue import Delivery
 from squadron.runtime.retries import Retries, failure_details, summary_of, traceback_of
@@ -88,7 +88,7 @@ class EventTurns:
         limit = asyncio.timeout(self._run_timeout_s)
         try:
             async with limit:
-                await hand_event(self._handle, message)
+                await call(self._handle, message)
         except TimeoutError:
             if limit.expired():
                 raise TimeoutError(f"ran longer than its {self._run_timeout_s:g} s") from None
@@ -121,12 +121,3 @@ class EventTurns:
             details=details,
         )
         await bury_event(self._letters, self._ports.identity, self.group, delivery, outcome)
-
-
-async def hand_event(handle: Callable[[AgentMessage], Awaitable[Any] | Any], message: AgentMessage) -> None:
-    """Run an event handler: in the loop if it is async, else in a thread."""
-    if inspect.iscoroutinefunction(handle):
-        await handle(message)
-    elif inspect.isawaitable(returned := await asyncio.to_thread(handle, message)):
-        # A decorator that is not async itself handed on what the handler returned.
-        await returned
