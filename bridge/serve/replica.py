@@ -32,7 +32,7 @@ from squadron.runtime.running.event_turns import EventTurns
 from squadron.runtime.running.handover import Handovers
 from squadron.runtime.running.pump import Pump
 from squadron.runtime.running.turn import Turns
-from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
+from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage, pack
 from squadron.runtime.wire.groups import EventGroup
 from squadron.runtime.wire.subjects import token_of
 
@@ -180,10 +180,8 @@ class AgentReplica:
             "inFlight": statistics.in_flight,
             "outcomes": statistics.outcomes,
         }
-        message = AgentMessage.new("event", self._identity, content, conversation_id="system")
-        await self._wiring.ports.bus.publish(
-            self._wiring.ports.subjects.event(f"status.{event}"), message.encode()
-        )
+        told = pack("event", self._identity, {"content": content}, conversation_id="system")
+        await self._wiring.ports.bus.publish(self._wiring.ports.subjects.event(f"status.{event}"), told)
 
     async def _beat(self) -> None:
         while True:

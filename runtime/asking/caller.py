@@ -31,7 +31,7 @@ from squadron.runtime.ports.bus import Note, Subscription
 from squadron.runtime.registry.registry import Registry
 from squadron.runtime.store.claims import INPUT_KEEP_S
 from squadron.runtime.store.ports import Ports
-from squadron.runtime.wire.envelope import AgentMessage
+from squadron.runtime.wire.envelope import AgentMessage, pack
 from squadron.runtime.wire.limits import Budget, Deadline
 from squadron.runtime.wire.outcome import LITE_TTL_S, Cancelled, Outcome, Rejected, Undeliverable, outcome_msg_id
 from squadron.runtime.wire.route import Route
@@ -231,15 +231,10 @@ class Caller:
         """Nobody runs it, so nobody else ends it. What was stored first is the outcome, be it ours or not."""
         self._waiting.pop(handle.reply_to, None)
         outcome = Cancelled(task_id=handle.task_id, topic=handle.topic, reason="cancelled")
-        result = AgentMessage.new(
-            "result",
-            self.ports.identity,
-            outcome.to_content(),
-            parent=handle.task_id,
-            correlation_id=handle.task_id,
-        )
+        content, id = {"content": outcome.to_content()}, handle.task_id
+        result = pack("result", self.ports.identity, content, parent=id, correlation_id=id)
         msg_id = outcome_msg_id(handle.task_id)
-        await self.ports.lite.append(handle.reply_to, result.encode(), ttl_s=LITE_TTL_S, msg_id=msg_id)
+        await self.ports.lite.append(handle.reply_to, result, ttl_s=LITE_TTL_S, msg_id=msg_id)
         await handle.look()
 
     async def submit(self, topic: str, content: Any, ask: Ask | None = None) -> Handle:
