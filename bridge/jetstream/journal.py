@@ -13,8 +13,8 @@ from typing import Any
 from pydantic_core import from_json
 
 from squadron.bridge.jetstream.bus import listen
-from squadron.bridge.jetstream.link.client import Heard
 from squadron.bridge.jetstream.link.connect import RECONNECT_WAIT_S, Connection
+from squadron.bridge.jetstream.link.lasting_client import Heard
 from squadron.runtime.errors import BusUnavailableError, FencedError, StorageFullError
 from squadron.runtime.ports.bus import Subscription
 from squadron.runtime.ports.journal import Entry

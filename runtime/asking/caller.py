@@ -30,7 +30,7 @@ from squadron.runtime.lite.topic import LiteTopics
 from squadron.runtime.ports.bus import Note, Subscription
 from squadron.runtime.registry.registry import Registry
 from squadron.runtime.store.claims import INPUT_KEEP_S
-from squadron.runtime.store.ports import Ports
+from squadron.runtime.store.port_set import Ports
 from squadron.runtime.wire.envelope import AgentMessage, pack
 from squadron.runtime.wire.limits import Budget, Deadline
 from squadron.runtime.wire.outcome import LITE_TTL_S, Cancelled, Outcome, Rejected, Undeliverable, outcome_msg_id

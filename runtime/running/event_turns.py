@@ -14,7 +14,7 @@ from squadron.runtime.errors import InvalidMessageError
 from squadron.runtime.ports.queue import Delivery
 from squadron.runtime.retries import Retries, failure_details, summary_of, traceback_of
 from squadron.runtime.store.dead_letters import DeadLetters
-from squadron.runtime.store.ports import Ports
+from squadron.runtime.store.port_set import Ports
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.wire.outcome import DeadLettered
 from squadron.runtime.wire.subjects import token_of

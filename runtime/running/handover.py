@@ -11,7 +11,7 @@ from squadron.runtime.errors import BusUnavailableError, MessageTooLargeError, S
 from squadron.runtime.ports.bus import Note, Subscription
 from squadron.runtime.ports.queue import Delivery
 from squadron.runtime.running.pump import Pump
-from squadron.runtime.store.ports import Ports
+from squadron.runtime.store.port_set import Ports
 from squadron.runtime.wire.subjects import TaskSubject, is_foreign
 
 #: How long a replica may take to say that it takes a task, in seconds, and how many are asked.

@@ -21,7 +21,7 @@ from squadron.runtime.errors import (
 )
 from squadron.runtime.ports.journal import Entry
 from squadron.runtime.ports.queue import Delivery
-from squadron.runtime.store.ports import Ports
+from squadron.runtime.store.port_set import Ports
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage, pack
 from squadron.runtime.wire.outcome import DeadLettered, Outcome, from_content
 from squadron.runtime.wire.subjects import TaskSubject, check_pattern, matches, token_of

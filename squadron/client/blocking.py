@@ -7,9 +7,9 @@ import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
-from squadron.client.events import DurableEvent
 from squadron.client.portal import Portal
 from squadron.client.stream import Stream
+from squadron.client.subscriptions import DurableEvent
 from squadron.runtime.asking.handle import Handle
 from squadron.runtime.lite.feed import LiteFeed, LiteItems
 from squadron.runtime.lite.reader import End, LiteMessage, LiteReader

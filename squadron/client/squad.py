@@ -18,9 +18,9 @@ from squadron.actors.thinking.providers import default_model_spec
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.client.bridge_calls import Control
 from squadron.client.deploying import Fleet
-from squadron.client.events import DurableEvents
 from squadron.client.opening import Opening
 from squadron.client.stream import Events, Stream
+from squadron.client.subscriptions import DurableEvents
 from squadron.config import Settings
 from squadron.runtime.asking.caller import ANYBODY, DEFAULT_WITHIN_S, Ask
 from squadron.runtime.asking.handle import Handle

@@ -28,7 +28,7 @@ from squadron.runtime.running.ordered import OrderedQueue
 from squadron.runtime.running.pump import Pump
 from squadron.runtime.running.turn import Turns
 from squadron.runtime.store.claims import Claims
-from squadron.runtime.store.ports import Ports
+from squadron.runtime.store.port_set import Ports
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.wire.limits import Clock
 from squadron.runtime.wire.outcome import Outcome

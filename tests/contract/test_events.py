@@ -17,7 +17,7 @@ from squadron import Retry, Terminal
 from squadron.bridge.jetstream.link import embedded
 from squadron.bridge.jetstream.stream_configs import StreamNames
 from squadron.bridge.jetstream.wiring import Wiring
-from squadron.client.events import DurableEvents
+from squadron.client.subscriptions import DurableEvents
 from squadron.config import Settings
 from squadron.runtime.errors import InvalidInputError, InvalidSubjectError, MessageTooLargeError
 from squadron.runtime.ports.queue import Delivery

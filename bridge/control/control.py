@@ -29,7 +29,7 @@ from squadron.runtime.ports.journal import Journal
 from squadron.runtime.ports.queue import Backlog
 from squadron.runtime.ports.replicas import Replicas
 from squadron.runtime.registry.registry import STAND_IN, Registry
-from squadron.runtime.store.ports import Ports
+from squadron.runtime.store.port_set import Ports
 from squadron.runtime.wire.deployment import AgentState, Deployment, Scale
 from squadron.runtime.wire.envelope import pack
 from squadron.runtime.wire.subjects import TaskSubject, TicketSubject, is_foreign, matches, overlap
