@@ -30,7 +30,7 @@ from squadron.runtime.wire.subjects import life_of
 #: How often a reader says that it uses the topic, in seconds.
 USE_S = 1.0
 #: How often it looks whether the last message has lapsed, once that is due, in seconds: clocks differ.
-LOOK_S = 0.5
+LAPSE_LOOK_S = 0.5
 
 #: Units of a duration as Go writes it, in seconds; a bare number is seconds, too.
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9, "": 1.0}
@@ -237,7 +237,7 @@ class LiteReading(AsyncIterator[LiteMessage]):
                     self._missed = self._missed or follower.breaks != self._sure_until
                     self._end_gone()
                     return await follower.aclose()
-            await asyncio.sleep(max(LOOK_S, self._lapses_at - self._clock.time()))
+            await asyncio.sleep(max(LAPSE_LOOK_S, self._lapses_at - self._clock.time()))
 
     async def _is_gone(self) -> bool:
         """Whether there is neither a message, nor an end marker, nor an order to store one."""

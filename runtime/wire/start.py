@@ -28,14 +28,14 @@ class Tail:
 
 
 #: What is stored from now on, the oldest that is kept, a sequence (int), or a time in seconds since the epoch.
-Place = Literal["new", "first"] | int | float
+StartAt = Literal["new", "first"] | int | float
 #: The same; a time may be an aware datetime, too.
-Start = Place | datetime
+Start = StartAt | datetime
 #: A lite topic is also read from its end: the newest message, or the newest few.
 LiteStart = Start | Literal["last"] | Tail
 
 
-def check_start(start: Start, *, what: str = "a subscription", more: str = "") -> Place:
+def check_start(start: Start, *, what: str = "a subscription", more: str = "") -> StartAt:
     """Return `start` with a datetime as seconds since the epoch.
 
     Args:
@@ -61,7 +61,7 @@ def check_start(start: Start, *, what: str = "a subscription", more: str = "") -
     )
 
 
-def check_lite_start(start: LiteStart) -> Place | Literal["last"] | Tail:
+def check_lite_start(start: LiteStart) -> StartAt | Literal["last"] | Tail:
     """Likewise for a lite topic."""
     if isinstance(start, Tail) or (isinstance(start, str) and start == "last"):
         return start
