@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from squadron.runtime.errors import InvalidAgentError
 from squadron.runtime.retries import DEFAULT_MAX_ATTEMPTS, FIRST_BACKOFF_S, LONGEST_BACKOFF_S, Retries
 from squadron.runtime.running.event_turns import EVENT_MAX_ATTEMPTS
-from squadron.runtime.wire.groups import Start, check_start
+from squadron.runtime.wire.start import Start, check_start
 from squadron.runtime.wire.subjects import check_pattern
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -17,10 +17,10 @@ from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter, Vali
 from pydantic_core import SchemaError, to_json
 
 from squadron.actors.decorators import Marked, TopicMark
+from squadron.runtime.calling import THREAD_GRACE_S, is_async
 from squadron.runtime.errors import InvalidAgentError, InvalidInputError
 from squadron.runtime.retries import Retries
 from squadron.runtime.running.context import Context, TurnContext
-from squadron.runtime.running.threads import THREAD_GRACE_S
 from squadron.runtime.running.turn import OutputError
 from squadron.runtime.texts import whole
 from squadron.runtime.wire.outcome import Answer
@@ -36,9 +36,7 @@ class BoundHandler:
     def __init__(self, spec: TopicSpec, agent: object) -> None:
         self._spec = spec
         self._method = getattr(agent, spec.method)
-        # A decorator may be of another kind than what it wraps; what is async inside must not begin in a thread.
-        both = (self._method, inspect.unwrap(self._method))
-        self._in_loop = any(inspect.iscoroutinefunction(f) or inspect.isasyncgenfunction(f) for f in both)
+        self._in_loop = is_async(self._method)
 
     @property
     def topic(self) -> SemanticTopic:

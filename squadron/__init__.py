@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         StreamGapError,
         Terminal,
     )
-    from squadron.runtime.lite.reader import End, LiteMessage, Tail
+    from squadron.runtime.lite.reader import End, LiteMessage
     from squadron.runtime.lite.topic import LiteTopic
     from squadron.runtime.running.context import Context
     from squadron.runtime.streams.writer import Chunk, Ended, Nested, Restarted
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         Undeliverable,
     )
     from squadron.runtime.wire.route import Route
+    from squadron.runtime.wire.start import Tail
 
 __version__ = "0.1.0"
 
@@ -75,7 +76,7 @@ _HOMES = {
     "SquadClosedError": "runtime.errors",
     "SquadronError": "runtime.errors",
     "StreamGapError": "runtime.errors",
-    "Tail": "runtime.lite.reader",
+    "Tail": "runtime.wire.start",
     "Terminal": "runtime.errors",
     "TimedOut": "runtime.wire.outcome",
     "Undeliverable": "runtime.wire.outcome",

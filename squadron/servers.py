@@ -23,7 +23,7 @@ from squadron.config import Settings
 from squadron.runtime.errors import ClusterUnavailableError, SquadronError
 
 #: How often it is looked whether a start has ended, in seconds.
-_LOOK_S = 0.02
+_START_LOOK_S = 0.02
 
 T = TypeVar("T")
 
@@ -83,7 +83,7 @@ class Servers:
             child = _spawn((self.settings, self._bridge_on), told, log)
             try:
                 while child.poll() is None:  # noqa: ASYNC110 - a child tells nobody but who waits for it
-                    await asyncio.sleep(_LOOK_S)
+                    await asyncio.sleep(_START_LOOK_S)
             finally:
                 child.kill()
                 child.wait()

@@ -63,7 +63,7 @@ class Step(BaseModel):
     for_each: list[Any] | Reference | None = None
 
 
-class Finish(BaseModel):
+class PlanEnd(BaseModel):
     """The end of a plan: the answer, and data to hand over by name."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -73,10 +73,10 @@ class Finish(BaseModel):
 
 
 def _kind_of(raw: Any) -> str:
-    return "finish" if isinstance(raw, Finish) or (isinstance(raw, Mapping) and "finish" in raw) else "step"
+    return "finish" if isinstance(raw, PlanEnd) or (isinstance(raw, Mapping) and "finish" in raw) else "step"
 
 
-class _ByFinish:
+class _ByEnd:
     """A schema that tells the two kinds apart as we do, so that a validator names the very field that is wrong."""
 
     def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
@@ -85,7 +85,7 @@ class _ByFinish:
 
 
 PlanStep = Annotated[
-    Annotated[Step, Tag("step")] | Annotated[Finish, Tag("finish")], Discriminator(_kind_of), _ByFinish()
+    Annotated[Step, Tag("step")] | Annotated[PlanEnd, Tag("finish")], Discriminator(_kind_of), _ByEnd()
 ]
 Round = Annotated[list[PlanStep], Field(min_length=1)]
 
@@ -97,7 +97,7 @@ def _check_plan(plan: list[Round]) -> list[Round]:
         here: set[str] = set()
         for place, step in enumerate(steps):
             where = f"round {number}, step {place}"
-            if isinstance(step, Finish):
+            if isinstance(step, PlanEnd):
                 if number < len(plan) - 1 or place < len(steps) - 1:
                     raise ValueError(f"{where}: finish must be the last step of the last round")
                 unknown = references([step.finish, step.deliverables]) - earlier - here
@@ -112,7 +112,7 @@ def _check_plan(plan: list[Round]) -> list[Round]:
     return plan
 
 
-#: Rounds one after the other, the steps of a round in parallel; a `Finish` may stand at the very end.
+#: Rounds one after the other, the steps of a round in parallel; a `PlanEnd` may stand at the very end.
 Plan = Annotated[list[Round], Field(min_length=1), AfterValidator(_check_plan)]
 
 
@@ -165,7 +165,7 @@ class OfflinePlanner:
     def __init__(self, plan: Plan | None = None) -> None:
         self._rounds = [[step for step in steps if isinstance(step, Step)] for steps in plan or []]
         last = plan[-1][-1] if plan else None
-        self._finish = last if isinstance(last, Finish) else None
+        self._finish = last if isinstance(last, PlanEnd) else None
 
     @property
     def name(self) -> str:
@@ -220,8 +220,8 @@ class OfflinePlanner:
         return ModelTurn(f"Round {number} of {len(self._rounds)}: {doing}", tuple(calls))
 
     def _end(self, seen: _Progress, broken: str = "") -> ModelTurn:
-        """Finish as the plan says, without what there is not, and say what went wrong."""
-        wanted = self._finish or Finish(finish=_digest(seen))
+        """PlanEnd as the plan says, without what there is not, and say what went wrong."""
+        wanted = self._finish or PlanEnd(finish=_digest(seen))
         needed = references([wanted.finish, wanted.deliverables])
         gone = {one for one in needed if one not in seen.answers or seen.failed(one)}
         deliverables = {name: value for name, value in wanted.deliverables.items() if not references(value) & gone}

@@ -33,7 +33,7 @@ from squadron.actors.goals.goal import (
     result_message,
 )
 from squadron.actors.goals.planner import OfflinePlanner, Plan
-from squadron.actors.goals.report import CallReport, RunReport, Stopped, count_tasks
+from squadron.actors.goals.run_report import CallReport, RunReport, Stopped, count_tasks
 from squadron.actors.thinking.llm import (
     OFFLINE,
     Emitter,

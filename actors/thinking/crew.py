@@ -39,7 +39,7 @@ class Examination(BaseModel):
     observations: list[str]
 
 
-class Code(BaseModel):
+class Program(BaseModel):
     """A program and what to know about it."""
 
     code: str
@@ -109,9 +109,9 @@ class Coder(_CrewMember):
         tags=["code", "program", "script", "function", "implement"],
         run_timeout_s=RUN_TIMEOUT_S,
     )
-    async def write(self, ctx: Context, task: str, language: str = "Python", material: Any = None) -> Code:
+    async def write(self, ctx: Context, task: str, language: str = "Python", material: Any = None) -> Program:
         """Write a program or function for a task, with a short explanation. The code is not run."""
-        return await self.think_as(ctx, _prompt(f"Write {language}: {task}", material), Code)
+        return await self.think_as(ctx, _prompt(f"Write {language}: {task}", material), Program)
 
 
 class FactChecker(_CrewMember):

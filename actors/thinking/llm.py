@@ -10,7 +10,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from types import TracebackType
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
@@ -24,6 +24,7 @@ from squadron.actors.thinking.credentials import adopt_keys
 from squadron.actors.thinking.model import ChatMessage, Model, ModelTurn, ToolCall, ToolDefinition
 from squadron.actors.thinking.providers import default_model_spec, model_from
 from squadron.actors.thinking.shapes import InputShape, cut
+from squadron.runtime import calling
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import ConfigError, InvalidAgentError, ModelError, Retry, SquadronError, Terminal
 from squadron.runtime.retries import backoff_s, summary_of
@@ -323,10 +324,7 @@ class LLMAgent(Agent):
         given = shape.restore(call.arguments)
         try:
             # In a thread, because a plain function may block; a coroutine function only makes its coroutine.
-            thread = ctx.threads.begin(partial(adapter.validate_python, ArgsKwargs((), given)))
-            returned = await asyncio.shield(thread)
-            if inspect.isawaitable(returned):
-                returned = await returned
+            returned = await calling.call(ctx.threads, adapter.validate_python, ArgsKwargs((), given))
             return _told(call, whole(returned) if isinstance(returned, str) else encoded(returned).decode())
         except (Retry, Terminal):
             raise

@@ -23,7 +23,8 @@ from squadron.bridge.jetstream.stream_configs import (
 )
 from squadron.runtime.errors import BusUnavailableError
 from squadron.runtime.ports.queue import Delivery, Feed, Mailbox
-from squadron.runtime.wire.groups import EventGroup, check_start
+from squadron.runtime.wire.groups import EventGroup
+from squadron.runtime.wire.start import check_start
 from squadron.runtime.wire.subjects import Subjects, token_of
 
 #: JetStream error codes (nats-server `errors.json`).

@@ -15,8 +15,8 @@ from nats.aio.subscription import Subscription as NatsSubscription
 
 from squadron.bridge.jetstream.bus import CoreBus
 from squadron.bridge.jetstream.lease import JetStreamLease
-from squadron.bridge.jetstream.link.client import Heard
 from squadron.bridge.jetstream.link.connect import NANOSECONDS, Connection
+from squadron.bridge.jetstream.link.lasting_client import Heard
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import BusUnavailableError, SquadronError
 from squadron.runtime.ports.bus import Note, Subscription

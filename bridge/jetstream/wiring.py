@@ -22,7 +22,7 @@ from squadron.runtime.registry.registry import Registry
 from squadron.runtime.running.ordered import OrderedQueue
 from squadron.runtime.store.claims import Claims
 from squadron.runtime.store.dead_letters import DeadLetters
-from squadron.runtime.store.ports import Ports
+from squadron.runtime.store.port_set import Ports
 from squadron.runtime.wire.envelope import AgentIdentity
 from squadron.runtime.wire.subjects import Subjects
 

@@ -12,7 +12,8 @@ from squadron.bridge.memory.bus import MemoryBus
 from squadron.bridge.memory.common import Seen, check_size, wall_s
 from squadron.runtime.ports.bus import Note
 from squadron.runtime.ports.queue import Delivery, Feed
-from squadron.runtime.wire.groups import EventGroup, check_start
+from squadron.runtime.wire.groups import EventGroup
+from squadron.runtime.wire.start import check_start
 from squadron.runtime.wire.subjects import Subjects, matches
 
 
@@ -30,7 +31,7 @@ class _Group:
     pattern: str
     next_seq: int
     lease_s: float
-    feeds: list[_MemoryFeed] = field(default_factory=list)
+    feeds: list[_EventFeed] = field(default_factory=list)
     #: Handed back, in order.
     returned: list[int] = field(default_factory=list)
     #: Deliveries of each event that is not settled, and how often work on it began.
@@ -45,7 +46,7 @@ class _Group:
         return True
 
 
-class _MemoryLease:
+class _EventLease:
     token = ""
 
     def __init__(self, log: MemoryEventLog, group: _Group, seq: int) -> None:
@@ -81,7 +82,7 @@ class _MemoryLease:
         self._timer = self._arm(after_s)
 
 
-class _MemoryFeed:
+class _EventFeed:
     def __init__(self, log: MemoryEventLog, group: _Group, sink: Callable[[Delivery], None]) -> None:
         self._log, self._group, self.sink, self.wanted = log, group, sink, 0
 
@@ -122,7 +123,7 @@ class MemoryEventLog:
             place = _Group(group.pattern, self._first_seq(group), group.lease_s)
             self._groups[group.name] = place
         place.pattern, place.lease_s = group.pattern, group.lease_s
-        feed = _MemoryFeed(self, place, sink)
+        feed = _EventFeed(self, place, sink)
         place.feeds.append(feed)
         return feed
 
@@ -153,7 +154,7 @@ class MemoryEventLog:
             feed.wanted -= 1
             group.delivered[seq] += 1
             event = self._events[seq - 1]
-            lease = _MemoryLease(self, group, seq)
+            lease = _EventLease(self, group, seq)
             feed.sink(Delivery(self._subjects.durable(event.topic), event.data, lease, seq))
 
     def _next_of(self, group: _Group) -> int | None:

@@ -10,9 +10,7 @@ from dataclasses import dataclass, replace
 from squadron.bridge.memory.bus import MemoryBus
 from squadron.bridge.memory.common import Seen, check_size, subject_matches, wall_s
 from squadron.runtime.background import spawn
-from squadron.runtime.errors import (
-    FencedError,
-)
+from squadron.runtime.errors import FencedError
 from squadron.runtime.ports.bus import Note, Subscription
 from squadron.runtime.ports.journal import Entry
 from squadron.runtime.ports.lite_journal import END_HEADER
@@ -33,7 +31,6 @@ class MemoryJournal:
         self._entries: list[_Stored] = []
         #: When the next of them is gone.
         self._lapses_at = math.inf
-        self._grown = asyncio.Event()
         self._seen = Seen()
         self._next_seq = 1
         self._followers: list[_Follower] = []
@@ -86,8 +83,6 @@ class MemoryJournal:
         for follower in self._followers:
             if subject_matches(follower.pattern, key):
                 asyncio.get_running_loop().call_soon(follower.hear, told)
-        grown, self._grown = self._grown, asyncio.Event()
-        grown.set()
         return seq
 
     async def append_soon(
@@ -152,19 +147,13 @@ class MemoryJournal:
         return sorted(newest.values(), key=lambda entry: entry.seq)
 
     async def read(
-        self, pattern: str, *, from_seq: int = 1, from_time: float | None = None, live: bool = False
+        self, pattern: str, *, from_seq: int = 1, from_time: float | None = None
     ) -> AsyncGenerator[Entry, None]:
         since = 0.0 if from_time is None else from_time
         from_seq = 1 if from_time is not None else from_seq
-        while True:
-            grown = self._grown
-            for entry in [stored.entry for stored in self._living()]:
-                if entry.seq >= from_seq and entry.time >= since and subject_matches(pattern, entry.key):
-                    from_seq = entry.seq + 1
-                    yield entry
-            if not live:
-                return
-            await grown.wait()
+        for entry in [stored.entry for stored in self._living()]:
+            if entry.seq >= from_seq and entry.time >= since and subject_matches(pattern, entry.key):
+                yield entry
 
     async def follow(
         self, pattern: str, sink: Callable[[Entry], None], *, lost: Callable[[], None] | None = None

@@ -35,7 +35,7 @@ class _Task:
         return lane_of(self.subject)
 
 
-class _MemoryLease:
+class _QueueLease:
     def __init__(self, queue: MemoryQueue, task: _Task, lease_s: float) -> None:
         self._queue, self._task, self._lease_s = queue, task, lease_s
         self.delivered, self.first = task.delivered, task.delivered == 1
@@ -62,7 +62,7 @@ class _MemoryLease:
         self._timer = self._arm(after_s)
 
 
-class _MemoryFeed:
+class _QueueFeed:
     def __init__(self, queue: MemoryQueue, mailbox: Mailbox, sink: Callable[[Delivery], None]) -> None:
         self.queue, self.mailbox, self.sink, self.wanted = queue, mailbox, sink, 0
         #: When each lane was last taken from.
@@ -83,9 +83,9 @@ class MemoryQueue:
     def __init__(self) -> None:
         self._tasks: dict[int, _Task] = {}
         self._mailboxes: dict[str, Mailbox] = {}
-        self._feeds: list[_MemoryFeed] = []
+        self._feeds: list[_QueueFeed] = []
         self._seen = Seen()
-        self._leases: WeakValueDictionary[str, _MemoryLease] = WeakValueDictionary()
+        self._leases: WeakValueDictionary[str, _QueueLease] = WeakValueDictionary()
         self._next_seq = 1
 
     async def declare(self, mailbox: Mailbox) -> None:
@@ -112,7 +112,7 @@ class MemoryQueue:
         self.match()
 
     async def consume(self, mailbox: Mailbox, sink: Callable[[Delivery], None]) -> Feed:
-        feed = _MemoryFeed(self, mailbox, sink)
+        feed = _QueueFeed(self, mailbox, sink)
         self._feeds.append(feed)
         return feed
 
@@ -164,18 +164,18 @@ class MemoryQueue:
             feed.wanted -= 1
             feed.served_at[task.priority] = now_s()
             # As it was declared, whatever who pulls believes.
-            lease = _MemoryLease(self, task, self._mailboxes[feed.mailbox.name].lease_s)
+            lease = _QueueLease(self, task, self._mailboxes[feed.mailbox.name].lease_s)
             self._leases[lease.token] = lease
             feed.sink(Delivery(task.subject, task.data, lease, task.seq))
 
-    def _pair(self) -> tuple[_MemoryFeed, _Task] | None:
+    def _pair(self) -> tuple[_QueueFeed, _Task] | None:
         for feed in self._feeds:
             mailbox = self._mailboxes.get(feed.mailbox.name)
             if feed.wanted > 0 and mailbox is not None and (task := self._next(feed, mailbox)) is not None:
                 return feed, task
         return None
 
-    def _next(self, feed: _MemoryFeed, mailbox: Mailbox) -> _Task | None:
+    def _next(self, feed: _QueueFeed, mailbox: Mailbox) -> _Task | None:
         held = [task for task in self._tasks.values() if self._belongs(task, mailbox)]
         waiting = [task for task in held if task.ready]
         if mailbox.serial:
@@ -196,7 +196,7 @@ class MemoryQueue:
         # A serial mailbox waits for it.
         self.match()
 
-    def forget(self, feed: _MemoryFeed) -> None:
+    def forget(self, feed: _QueueFeed) -> None:
         """A feed was closed."""
         if feed in self._feeds:
             self._feeds.remove(feed)

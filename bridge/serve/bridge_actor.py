@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 
-from squadron.bridge.control.bridge import Bridge
+from squadron.bridge.control.control import Bridge
 from squadron.bridge.jetstream.queue import subjects_held
 from squadron.bridge.jetstream.stream_configs import StreamNames, Streams
 from squadron.bridge.jetstream.wiring import Wiring

@@ -23,17 +23,17 @@ from squadron.bridge.jetstream.wiring import Wiring
 from squadron.bridge.packing.code import Code, unpack
 from squadron.config import Settings
 from squadron.runtime.background import Health, spawn
+from squadron.runtime.calling import Threads, call
 from squadron.runtime.errors import DeployError, InvalidMessageError, SquadronError
 from squadron.runtime.logs import configure_logs
 from squadron.runtime.ports.bus import Note, Subscription
 from squadron.runtime.ports.queue import Mailbox
 from squadron.runtime.retries import summary_of, traceback_of
-from squadron.runtime.running.event_turns import EventTurns, hand_event
+from squadron.runtime.running.event_turns import EventTurns
 from squadron.runtime.running.handover import Handovers
 from squadron.runtime.running.pump import Pump
-from squadron.runtime.running.threads import Threads
 from squadron.runtime.running.turn import Turns
-from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
+from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage, pack
 from squadron.runtime.wire.groups import EventGroup
 from squadron.runtime.wire.subjects import token_of
 
@@ -166,7 +166,7 @@ class AgentReplica:
             self._log.warning("event.unreadable", subject=note.subject, error=str(error))
             return
         try:
-            await hand_event(handler, message, Threads())
+            await call(Threads(), handler, message)
         except Exception as error:
             told = {"subject": note.subject, "message": message.id, "traceback": traceback_of(error)}
             self._log.error("event.handler_failed", **told)
@@ -191,10 +191,8 @@ class AgentReplica:
             "inFlight": statistics.in_flight,
             "outcomes": statistics.outcomes,
         }
-        message = AgentMessage.new("event", self._identity, content, conversation_id="system")
-        await self._wiring.ports.bus.publish(
-            self._wiring.ports.subjects.event(f"status.{event}"), message.encode()
-        )
+        told = pack("event", self._identity, {"content": content}, conversation_id="system")
+        await self._wiring.ports.bus.publish(self._wiring.ports.subjects.event(f"status.{event}"), told)
 
     async def _beat(self) -> None:
         while True:

@@ -3,40 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import math
-from dataclasses import dataclass
 
 from squadron.runtime.ports.queue import Queue
+from squadron.runtime.room import Room
 from squadron.runtime.wire.limits import Clock
 from squadron.runtime.wire.topics import SemanticTopic
 
 #: How long a look at a mailbox counts, in seconds, and the pause before the next when it was full.
-LOOK_S = 0.25
+COUNT_S = 0.25
 #: How long after its outcome was heard a task may still be counted, in seconds.
 SETTLED_S = 0.03
 #: When a rejected caller may try again, in seconds.
 RETRY_AFTER_S = 1.0
 
 
-@dataclass(slots=True)
-class _Room:
-    """How many more tasks may be put in until the next look."""
-
-    left: int
-    until: float
-
-
 class Rooms:
     """Keeps one process from putting more into a bounded mailbox than it holds.
 
-    A look at the mailbox costs a round trip, so that a quarter of the room found is used before the next; near
-    the limit each task takes a look. Publishers don't know of each other: together they may overshoot by what
-    they have under way at that moment. Each counts its own, which a look may have missed.
+    See `Room`. Each publisher counts what it has under way itself, which a look may have missed.
     """
 
     def __init__(self, queue: Queue, clock: Clock) -> None:
         self._queue, self._clock = queue, clock
-        self._rooms: dict[str, _Room] = {}
+        self._rooms: dict[str, Room] = {}
         self._looking: dict[str, asyncio.Lock] = {}
         #: Mailboxes of tasks that have their room but are not stored yet.
         self._under_way: dict[str, str] = {}
@@ -67,19 +56,18 @@ class Rooms:
         try:
             async with asyncio.timeout(within_s), looking:
                 while not await self._take(topic):  # noqa: ASYNC110 - it is another process that makes room
-                    await asyncio.sleep(LOOK_S)
+                    await asyncio.sleep(COUNT_S)
         except TimeoutError:
             return False
         return True
 
     async def _take(self, topic: SemanticTopic) -> bool:
         room = self._rooms.get(topic.mailbox)
-        if room is None or room.left <= 0 or room.until < self._clock.time():
+        if room is None or not room.has_some(self._clock.time()):
             unseen = list(self._under_way.values()).count(topic.mailbox)
             backlog = await self._queue.backlog(topic.mailbox)
             free = topic.mailbox_limit - backlog.waiting - backlog.taken - unseen
-            room = _Room(math.ceil(max(0, free) / 4), self._clock.time() + LOOK_S)
-            self._rooms[topic.mailbox] = room
+            room = self._rooms[topic.mailbox] = Room.found(free, self._clock.time() + COUNT_S)
         if room.left <= 0:
             return False
         room.left -= 1

@@ -28,7 +28,7 @@ from squadron.runtime.lite.topic import LiteTopics
 from squadron.runtime.ports.bus import Note, Subscription
 from squadron.runtime.registry.registry import Registry
 from squadron.runtime.store.claims import INPUT_KEEP_S
-from squadron.runtime.store.ports import Ports
+from squadron.runtime.store.port_set import Ports
 from squadron.runtime.texts import jsonable
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.limits import Deadline
@@ -267,11 +267,8 @@ class Caller:
                 return other
             if not handle.done:
                 await self._send(handle, content, ask, parent)
-        except BusUnavailableError as error:
-            handle._settle(Undeliverable(task_id=task_id, topic=topic, reason=str(error)))
-        except (MessageTooLargeError, ValueError) as error:
-            reason = str(error) if isinstance(error, MessageTooLargeError) else f"not JSON: {error}"
-            handle._settle(Rejected(task_id=task_id, topic=topic, reason=reason, details={"field": "content"}))
+        except (BusUnavailableError, MessageTooLargeError, ValueError) as error:
+            handle._settle(_not_sent(handle, error))
         except BaseException:
             # Nobody has the handle.
             await self._leave(handle)
@@ -371,3 +368,11 @@ class Caller:
             "event", self.ports.identity, content, id=event_id, conversation_id=conversation_id
         )
         return await self.ports.events.append(topic, message.encode(), msg_id=token_of(message.id))
+
+
+def _not_sent(handle: Handle, error: Exception) -> Outcome:
+    ids: dict[str, Any] = {"task_id": handle.task_id, "topic": handle.topic}
+    if isinstance(error, BusUnavailableError):
+        return Undeliverable(reason=str(error), **ids)
+    reason = str(error) if isinstance(error, MessageTooLargeError) else f"not JSON: {error}"
+    return Rejected(reason=reason, details={"field": "content"}, **ids)

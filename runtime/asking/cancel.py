@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 
 from squadron.runtime.ports.bus import Note, Subscription
-from squadron.runtime.store.ports import Ports
+from squadron.runtime.store.port_set import Ports
 from squadron.runtime.wire.subjects import token_of
 
 #: How long a cancellation is kept beyond the task's own deadline, in seconds: clocks differ.

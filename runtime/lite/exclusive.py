@@ -41,7 +41,7 @@ def cursor_key(subjects: Subjects, key: str, name: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class _ReaderPlace:
     """Where the readers of one name are, as it is stored."""
 
     epoch: int
@@ -50,21 +50,21 @@ class _Place:
 
 
 #: Nobody has read yet.
-_NOBODY = _Place(epoch=0, seq=0, held=False)
+_NOBODY = _ReaderPlace(epoch=0, seq=0, held=False)
 
 
-def _read(data: bytes) -> _Place | None:
+def _read(data: bytes) -> _ReaderPlace | None:
     """A stored place; None if it is none: anybody may write there."""
     try:
         raw = json.loads(data)
-        place = _Place(raw["epoch"], raw["seq"], raw["held"])
+        place = _ReaderPlace(raw["epoch"], raw["seq"], raw["held"])
     except (ValueError, TypeError, LookupError, RecursionError):
         return None
     counts = all(type(count) is int and 0 <= count < 2**63 for count in (place.epoch, place.seq))
     return place if counts and type(place.held) is bool else None
 
 
-async def _newest(journal: Journal, key: str) -> _Place:
+async def _newest(journal: Journal, key: str) -> _ReaderPlace:
     """The newest place that can be read."""
     found = _NOBODY
     async with aclosing(journal.read(key)) as entries:

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Literal, Self
 
+from squadron.runtime.calling import Threads, call
 from squadron.runtime.errors import InvalidInputError, SquadronError
 from squadron.runtime.lite.followed import Batch
 from squadron.runtime.lite.follower import Follower, FollowStatistics
 from squadron.runtime.lite.reader import (
     End,
     LiteMessage,
-    LiteStart,
-    Tail,
     before_tail,
     before_time,
-    check_lite_start,
     read_end,
 )
 from squadron.runtime.ports.lite_journal import END_HEADER, LiteJournal
 from squadron.runtime.steady import Steady
 from squadron.runtime.wire.limits import Clock
+from squadron.runtime.wire.start import LiteStart, Tail, check_lite_start
 from squadron.runtime.wire.subjects import Subjects
 
 #: A message that is older than this when it is handed out, in seconds, counts as a use of its topic; who stored
@@ -151,7 +148,7 @@ class LiteFeed:
 
         async def handle(batch: Batch) -> None:
             if items := self._items(batch):
-                await _call(handler, _id(batch.key), items)
+                await call(Threads(), handler, _id(batch.key), items)
             self._settle(batch, items)
 
         await self._follower.serve(handle, slots=slots)
@@ -186,15 +183,6 @@ class LiteFeed:
                 self._used(_id(batch.key))
         elif batch.lapsed and batch.key in self._follower:
             self._missed.add(batch.key)
-
-
-async def _call(handler: LiteHandler, id: str, items: LiteItems) -> None:
-    if any(map(inspect.iscoroutinefunction, (handler, type(handler).__call__))):
-        returned = handler(id, items)
-    else:
-        returned = await asyncio.to_thread(handler, id, items)
-    if inspect.isawaitable(returned):
-        await returned
 
 
 def _id(key: str) -> str:

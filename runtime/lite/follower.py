@@ -26,7 +26,7 @@ MOST_READ = 512
 #: Most bytes that are held for all topics together; what comes beyond it waits in the store.
 MOST_HELD_BYTES = 64 * 1024 * 1024
 #: How often it is made sure, in seconds, that nothing was missed: one question of 0.2 ms for all topics.
-LOOK_S = 5.0
+UNHEARD_S = 5.0
 #: Pause before a topic is tried again whose handler raised, doubled each time it does so again, with jitter, and
 #: the longest one; and pause before the server that was away is asked again; in seconds.
 RETRY_S, LONGEST_RETRY_S, AWAY_S = 1.0, 30.0, 0.1
@@ -204,10 +204,10 @@ class Follower:
         self._lost.set()
 
     async def _keep_looking(self) -> None:
-        """Find what was not heard: at once when the connection was lost, else every `LOOK_S`."""
+        """Find what was not heard: at once when the connection was lost, else every `UNHEARD_S`."""
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_S):
+                async with asyncio.timeout(UNHEARD_S):
                     await self._lost.wait()
             try:
                 await self._look()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 
 from squadron.runtime.errors import QuotaExceededError
 from squadron.runtime.ports.lite_journal import LiteJournal
+from squadron.runtime.room import Room
 from squadron.runtime.wire.limits import Clock
 from squadron.runtime.wire.subjects import Subjects, life_of
 
@@ -25,21 +24,10 @@ PAUSE = 50
 MOST_ROOMS = 1024
 
 
-@dataclass(slots=True)
-class _Room:
-    """How many more topics may be made until the next count."""
-
-    left: int
-    until: float
-    full: bool
-
-
 class Quotas:
     """Keeps one process from making more lite topics than there may be.
 
-    Counted are the topics with a life: those that were made here, or by another process like this. A count
-    costs a round trip, so that a quarter of the room found is used before the next. Processes don't know of each
-    other: together they may overshoot by what they make at that moment.
+    Counted are the topics with a life: those that were made here, or by another process like this. See `Room`.
     """
 
     def __init__(
@@ -53,7 +41,7 @@ class Quotas:
     ) -> None:
         self._lite, self._subjects, self._clock = lite, subjects, clock
         self._per_owner, self._in_all = per_owner, in_all
-        self._rooms: dict[str, _Room] = {}
+        self._rooms: dict[str, Room] = {}
         self._counting = asyncio.Lock()
         #: Topics that are being made.
         self._making, self._all_made = 0, asyncio.Event()
@@ -66,7 +54,7 @@ class Quotas:
             return False
         now = self._clock.time()
         rooms = [room for room in map(self._rooms.get, (owner, "")) if room is not None]
-        return len(rooms) == 2 and all(room.left > 0 and room.until >= now for room in rooms)
+        return len(rooms) == 2 and all(room.has_some(now) for room in rooms)
 
     @asynccontextmanager
     async def room(self, owner: str) -> AsyncGenerator[None, None]:
@@ -95,13 +83,14 @@ class Quotas:
 
     async def _room(self, owner: str, limit: int) -> None:
         room, now = self._rooms.get(owner), self._clock.time()
+        # One that was found full stays so for its time; one that was used up is counted anew.
         if room is None or room.until < now or (room.left <= 0 and not room.full):
-            left = math.ceil(max(0, await self._free(owner, limit)) / 4)
+            free = await self._free(owner, limit)
             counted_at = self._clock.time()
-            until = counted_at + max(COUNT_S if left else FULL_S, (counted_at - now) * PAUSE)
+            pause_s = max(COUNT_S if free > 0 else FULL_S, (counted_at - now) * PAUSE)
             if len(self._rooms) >= MOST_ROOMS:
                 self._rooms.clear()
-            room = self._rooms[owner] = _Room(left, until, not left)
+            room = self._rooms[owner] = Room.found(free, counted_at + pause_s)
         if room.left <= 0:
             whose = f"{owner!r} has" if owner else "the environment has"
             setting = "lite_topics_per_owner" if owner else "lite_topics"

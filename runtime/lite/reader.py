@@ -11,13 +11,12 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from datetime import datetime
 from functools import cached_property
 from typing import Any, Literal
 
 from squadron.runtime.background import spawn
 from squadron.runtime.closing import AsyncClosing
-from squadron.runtime.errors import BusUnavailableError, InvalidInputError, InvalidMessageError, SquadClosedError
+from squadron.runtime.errors import BusUnavailableError, InvalidMessageError, SquadClosedError
 from squadron.runtime.lite.exclusive import ExclusiveCursor, Guarded
 from squadron.runtime.lite.followed import Batch
 from squadron.runtime.lite.follower import Follower
@@ -26,65 +25,17 @@ from squadron.runtime.ports.lite_journal import END_HEADER, LiteJournal
 from squadron.runtime.steady import AHEAD, Steady
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.limits import Clock
+from squadron.runtime.wire.start import LiteStart, Tail
 from squadron.runtime.wire.subjects import life_of
 
 #: How often a reader says that it uses the topic, in seconds.
 USE_S = 1.0
 #: How often it looks whether the last message has lapsed, once that is due, in seconds: clocks differ.
-LOOK_S = 0.5
+LAPSE_LOOK_S = 0.5
 
 #: Units of a duration as Go writes it, in seconds; a bare number is seconds, too.
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9, "": 1.0}
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|us|µs|ns|h|m|s|)")
-
-
-@dataclass(frozen=True, slots=True)
-class Tail:
-    """To start a reader at the newest `count` messages.
-
-    Raises:
-        InvalidInputError: that is no count.
-    """
-
-    count: int
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.count, int) or isinstance(self.count, bool) or self.count < 0:
-            raise InvalidInputError(f"a tail can't have {self.count!r} messages", field="start", hint="0 or more")
-
-
-#: A time to start at is before the year 10000, in seconds since the epoch: no server reads a later one.
-LATEST_S = 253_402_300_800.0
-
-LiteStart = Literal["first", "last", "new"] | int | float | datetime | Tail
-
-
-def check_lite_start(start: LiteStart) -> LiteStart:
-    """Return `start` with a datetime as seconds since the epoch.
-
-    Raises:
-        InvalidInputError: it is not a place in a topic.
-    """
-    if isinstance(start, Tail):
-        return start
-    elif isinstance(start, datetime):
-        if start.tzinfo is not None:
-            return start.timestamp()
-        raise InvalidInputError(f"{start!r} has no time zone", field="start", hint="datetime.now(UTC), for one")
-    elif isinstance(start, str):
-        if start in ("first", "last", "new"):
-            return start
-    elif isinstance(start, int) and not isinstance(start, bool):
-        if start >= 1:
-            return start
-    elif isinstance(start, float) and 0 <= start < LATEST_S:
-        return start
-    raise InvalidInputError(
-        f"a lite topic can't be read from {start!r}",
-        field="start",
-        hint='"first", "last", "new", a sequence (int), seconds since the epoch (float), a datetime with a time '
-        "zone, or Tail(n)",
-    )
 
 
 @dataclass(frozen=True, repr=False)
@@ -287,7 +238,7 @@ class LiteReading(AsyncClosing, AsyncIterator[LiteMessage]):
                     self._missed = self._missed or follower.breaks != self._sure_until
                     self._end_gone()
                     return await follower.aclose()
-            await asyncio.sleep(max(LOOK_S, self._lapses_at - self._clock.time()))
+            await asyncio.sleep(max(LAPSE_LOOK_S, self._lapses_at - self._clock.time()))
 
     async def _is_gone(self) -> bool:
         """Whether there is neither a message, nor an end marker, nor an order to store one."""

@@ -24,10 +24,11 @@ from squadron.runtime.errors import (
 from squadron.runtime.lite.exclusive import ExclusiveCursor, cursor_key
 from squadron.runtime.lite.feed import LiteFeed
 from squadron.runtime.lite.quotas import IN_ALL, PER_OWNER, Quotas
-from squadron.runtime.lite.reader import LiteReader, LiteReading, LiteStart, check_lite_start
+from squadron.runtime.lite.reader import LiteReader, LiteReading
 from squadron.runtime.ports.lite_journal import END_HEADER
-from squadron.runtime.store.ports import Ports
+from squadron.runtime.store.port_set import Ports
 from squadron.runtime.wire.envelope import pack
+from squadron.runtime.wire.start import LiteStart, check_lite_start
 from squadron.runtime.wire.subjects import check_token, life_of, token_of
 
 #: Idle life of a topic that was given none, in seconds: a day. The longest is that of the stream's entries.

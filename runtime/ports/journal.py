@@ -66,11 +66,9 @@ class Journal(Protocol):
         ...
 
     def read(
-        self, pattern: str, *, from_seq: int = 1, from_time: float | None = None, live: bool = False
+        self, pattern: str, *, from_seq: int = 1, from_time: float | None = None
     ) -> AsyncGenerator[Entry, None]:
-        """Entries in order from `from_seq` on; `live` waits for more instead of ending.
-
-        Nothing is skipped or repeated, over reconnects too.
+        """What is stored, in order, from `from_seq` on; nothing is skipped or repeated, over reconnects too.
 
         Args:
             from_time: instead, those stored at this time or later, in seconds since the epoch.

@@ -28,7 +28,7 @@ STAND_IN = "bridge"
 #: The journal counts lives in whole seconds, rounded up.
 ROUNDED_S = 1.0
 #: How often it is looked for heartbeats that are overdue, in seconds, and how many are then asked for at once.
-LOOK_S, LOOKS_AT_ONCE = 1.0, 100
+OVERDUE_LOOK_S, LOOKS_AT_ONCE = 1.0, 100
 #: How long an unknown topic may take to appear before it counts as unserved, in seconds: a deploy that was
 #: acknowledged a moment ago may reach this process a moment later.
 GRACE_S = 0.25
@@ -171,7 +171,7 @@ class Registry:
 
     async def _keep_looking(self) -> None:
         while True:
-            await asyncio.sleep(min(LOOK_S, self.heartbeat_s))
+            await asyncio.sleep(min(OVERDUE_LOOK_S, self.heartbeat_s))
             with contextlib.suppress(BusUnavailableError):
                 if not self.knows_of():
                     await self.refresh()

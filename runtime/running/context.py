@@ -18,10 +18,10 @@ from pydantic_core import from_json
 from squadron.runtime.asking.caller import Caller
 from squadron.runtime.asking.handle import BlockingHandle, Handle
 from squadron.runtime.asking.options import AskKeywords, AskOptions
+from squadron.runtime.calling import Threads
 from squadron.runtime.errors import WrongLoopError
 from squadron.runtime.lite.topic import LiteTopic
 from squadron.runtime.ports.lite_journal import END_HEADER
-from squadron.runtime.running.threads import Threads
 from squadron.runtime.streams.writer import StreamWriter
 from squadron.runtime.texts import whole
 from squadron.runtime.wire.envelope import AgentMessage

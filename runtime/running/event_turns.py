@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import inspect
-from collections.abc import Awaitable, Callable
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import structlog
 
+from squadron.runtime.calling import THREAD_GRACE_S, Threads, call
 from squadron.runtime.errors import InvalidMessageError
 from squadron.runtime.ports.queue import Delivery
 from squadron.runtime.retries import Retries, failure_details, summary_of, traceback_of
-from squadron.runtime.running.threads import THREAD_GRACE_S, Threads
 from squadron.runtime.store.dead_letters import DeadLetters
-from squadron.runtime.store.ports import Ports
+from squadron.runtime.store.port_set import Ports
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.wire.outcome import DeadLettered
 from squadron.runtime.wire.subjects import token_of
@@ -96,7 +94,7 @@ class EventTurns:
         limit = asyncio.timeout(self._run_timeout_s)
         try:
             async with limit:
-                await hand_event(self._handle, message, threads)
+                await call(threads, self._handle, message)
         except TimeoutError:
             if limit.expired():
                 raise TimeoutError(f"ran longer than its {self._run_timeout_s:g} s") from None
@@ -133,14 +131,3 @@ class EventTurns:
             details=details,
         )
         await bury_event(self._letters, self._ports.identity, self.group, delivery, outcome)
-
-
-async def hand_event(
-    handle: Callable[[AgentMessage], Awaitable[Any] | Any], message: AgentMessage, threads: Threads
-) -> None:
-    """Run an event handler: in the loop if it is async, else in a thread."""
-    if inspect.iscoroutinefunction(handle):
-        await handle(message)
-    elif inspect.isawaitable(returned := await asyncio.shield(threads.begin(partial(handle, message)))):
-        # A decorator that is not async itself handed on what the handler returned.
-        await returned

@@ -11,14 +11,13 @@ from squadron.runtime.errors import BusUnavailableError, MessageTooLargeError, S
 from squadron.runtime.ports.bus import Note, Subscription
 from squadron.runtime.ports.queue import Delivery
 from squadron.runtime.running.pump import Pump
-from squadron.runtime.store.ports import Ports
+from squadron.runtime.store.port_set import Ports
 from squadron.runtime.wire.subjects import TaskSubject, is_foreign
 
 #: How long a replica may take to say that it takes a task, in seconds, and how many are asked.
 TAKE_WITHIN_S, MOST_ASKED = 1.0, 3
-#: Pause before a task that nobody took is delivered again, in seconds, more or less; it doubles with each delivery
-#: up to the second figure.
-HAND_ON_S, LONGEST_HAND_ON_S = 0.05, 3.2
+#: Pause before a task that nobody took is delivered again, in seconds, and the longest one; see `backoff_s`.
+HAND_ON_S, LONGEST_HAND_ON_S = 0.07, 4.0
 _TAKEN = b"taken"
 
 
@@ -34,12 +33,6 @@ async def hand_over(ports: Ports, delivery: Delivery, replicas: Sequence[str]) -
             if answer == _TAKEN:
                 return True
     return False
-
-
-def pause_s(delivered: int) -> float:
-    """How long to wait before a task that nobody took is delivered again."""
-    grown_s = min(HAND_ON_S * 2.0 ** min(delivered - 1, 10), LONGEST_HAND_ON_S)
-    return grown_s * random.uniform(0.5, 1.5)
 
 
 class Handovers:

@@ -33,7 +33,7 @@ from squadron.runtime.wire.subjects import OrderedSubject, Subjects, TicketSubje
 #: Messages the intake asks for ahead, so that the next one comes with the acknowledgement of the last.
 INTAKE_AHEAD = 8
 #: How often a mailbox that is ordered no more looks whether anybody is left in line, in seconds.
-LOOK_S = 1.0
+LEFT_IN_LINE_LOOK_S = 1.0
 
 
 def conversation_of(delivery: Delivery) -> str:
@@ -241,7 +241,7 @@ class _UnwindingFeed:
                     await self._turn_to(in_line=not in_line)
                     in_line = not in_line
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_S):
+                async with asyncio.timeout(LEFT_IN_LINE_LOOK_S):
                     await self._closing.wait()
 
     def want(self, count: int) -> None:

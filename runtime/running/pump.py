@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, TypeVar
@@ -13,13 +13,25 @@ from typing import Protocol, TypeVar
 import structlog
 
 from squadron.runtime.background import spawn
-from squadron.runtime.errors import BusUnavailableError
+from squadron.runtime.errors import BusUnavailableError, SquadClosedError
 from squadron.runtime.ports.queue import Delivery, Feed
 from squadron.runtime.retries import traceback_of
 from squadron.runtime.wire.outcome import Outcome
 
 #: A lease is extended after this share of its time, so that two extensions may be lost.
 EXTEND_AT = 1 / 3
+
+
+async def keep_leases(lease_s: float, held: Callable[[], Iterable[Delivery]]) -> None:
+    """Extend the leases of what is held, again and again, until cancelled or the connection is closed."""
+    while True:
+        await asyncio.sleep(lease_s * EXTEND_AT)
+        try:
+            for delivery in held():
+                with contextlib.suppress(BusUnavailableError):
+                    await delivery.lease.extend()
+        except SquadClosedError:
+            return
 
 
 class Source(Protocol):
@@ -79,7 +91,9 @@ class Pump:
         # Kept, because asking for it costs a system call each time.
         self._loop = asyncio.get_running_loop()
         self._feed = await self._open(self._arrived)
-        self._extender = spawn(self._extend_leases(), f"leases {self._source.name}", lasting=True)
+        self._extender = spawn(
+            keep_leases(self._source.lease_s, self._held), f"leases {self._source.name}", lasting=True
+        )
         self._feed.want(self._slots)
 
     def _arrived(self, delivery: Delivery) -> None:
@@ -137,15 +151,8 @@ class Pump:
         with contextlib.suppress(BusUnavailableError):
             await delivery.lease.release(after_s)
 
-    async def _extend_leases(self) -> None:
-        while True:
-            young = set(self._in_flight)
-            await asyncio.sleep(self._source.lease_s * EXTEND_AT)
-            # Tasks that came after the last look have most of their lease left.
-            old = [delivery for task, delivery in self._in_flight.items() if task in young]
-            for delivery in (*old, *self._handed):
-                with contextlib.suppress(BusUnavailableError):
-                    await delivery.lease.extend()
+    def _held(self) -> list[Delivery]:
+        return [*self._in_flight.values(), *self._handed]
 
     def statistics(self) -> PumpStatistics:
         """What it does now and has done."""

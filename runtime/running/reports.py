@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic_core import PydanticSerializationError
 
 from squadron.runtime.errors import InvalidMessageError, MessageTooLargeError
-from squadron.runtime.store.ports import Ports
+from squadron.runtime.store.port_set import Ports
 from squadron.runtime.wire.envelope import AgentMessage, pack
 from squadron.runtime.wire.outcome import LITE_TTL_S, Failed, Outcome, outcome_msg_id
 from squadron.runtime.wire.subjects import is_foreign, token_of

@@ -14,6 +14,7 @@ import structlog
 
 from squadron.runtime.asking.caller import Caller
 from squadron.runtime.asking.cancel import Cancellations
+from squadron.runtime.calling import THREAD_GRACE_S
 from squadron.runtime.errors import (
     InvalidInputError,
     InvalidMessageError,
@@ -21,11 +22,10 @@ from squadron.runtime.errors import (
     Terminal,
 )
 from squadron.runtime.ports.queue import Delivery
-from squadron.runtime.retries import Retries, failure_details, summary_of, text_of, traceback_of
+from squadron.runtime.retries import Retries, backoff_s, failure_details, summary_of, text_of, traceback_of
 from squadron.runtime.running.context import TurnContext
-from squadron.runtime.running.handover import hand_over, pause_s
+from squadron.runtime.running.handover import HAND_ON_S, LONGEST_HAND_ON_S, hand_over
 from squadron.runtime.running.reports import Reports
-from squadron.runtime.running.threads import THREAD_GRACE_S
 from squadron.runtime.store.dead_letters import DeadLetters
 from squadron.runtime.wire.envelope import LAST_MS, AgentMessage
 from squadron.runtime.wire.limits import Budget, Deadline
@@ -153,7 +153,7 @@ class Turns:
         ended = await self._attempt(delivery, message, topic, lite_key)
         if isinstance(ended, _HandOn):
             if not await hand_over(self._ports, delivery, ended.replicas):
-                await delivery.lease.release(pause_s(delivery.lease.delivered))
+                await delivery.lease.release(backoff_s(delivery.lease.delivered, HAND_ON_S, LONGEST_HAND_ON_S))
             return None
         if isinstance(ended, _Again):
             await delivery.lease.release(ended.after_s)

@@ -21,8 +21,8 @@ from squadron.runtime.errors import (
 )
 from squadron.runtime.ports.journal import Entry
 from squadron.runtime.ports.queue import Delivery
-from squadron.runtime.store.ports import Ports
-from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
+from squadron.runtime.store.port_set import Ports
+from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage, pack
 from squadron.runtime.wire.outcome import DeadLettered, Outcome, from_content
 from squadron.runtime.wire.subjects import TaskSubject, check_pattern, matches, token_of
 
@@ -175,8 +175,8 @@ class DeadLetters:
         msg_id = f"{agent}.{token}.dead.{delivery.seq}"
 
         async def append(message: dict[str, Any]) -> None:
-            letter = AgentMessage.new("event", source, content | message, timestamp=self._clock.time())
-            await self._journal.append(key, letter.encode(), msg_id=msg_id)
+            letter = pack("event", source, {"content": content | message}, timestamp=self._clock.time())
+            await self._journal.append(key, letter, msg_id=msg_id)
 
         try:
             await append(_packed(delivery.data))

@@ -15,7 +15,7 @@ from squadron.runtime.wire.limits import Deadline
 #: What is held for a reader that is behind, in entries and bytes; the rest stays in the store until its turn.
 MOST_HELD, MOST_HELD_BYTES = 1024, 8 * 1024 * 1024
 #: A reader that heard nothing for so long looks into the store, in seconds: the last live message may be lost.
-LOOK_S = 5.0
+UNHEARD_S = 5.0
 #: Pause before a bus that did not answer is tried again, in seconds.
 AGAIN_S = 0.25
 #: What a look into the store may take when the time is up, in seconds: what is there need not be lost.
@@ -122,7 +122,7 @@ class Trail:
         if self._held:
             return True
         loop = asyncio.get_running_loop()
-        within_s = LOOK_S if self._until is None else self._until.earliest(LOOK_S)
+        within_s = UNHEARD_S if self._until is None else self._until.earliest(UNHEARD_S)
         self._waiting = loop.create_future()
         # A plain timer: `asyncio.timeout` costs three times as much, and there may be one for each entry.
         late = loop.call_later(within_s, self._wake)

@@ -14,7 +14,7 @@ from typing import Any
 
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import BusUnavailableError, SquadronError
-from squadron.runtime.store.ports import Ports
+from squadron.runtime.store.port_set import Ports
 from squadron.runtime.wire.envelope import AgentMessage, pack
 from squadron.runtime.wire.outcome import LITE_TTL_S, Outcome
 

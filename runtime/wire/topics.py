@@ -112,25 +112,6 @@ class SemanticTopic(_Told):
             hint=f"takes {describe_input(self.input_schema)}",
         )
 
-    def to_openai(self) -> dict[str, Any]:
-        """The topic as an OpenAI chat-completions tool definition."""
-        return {
-            "type": "function",
-            "function": {
-                "name": self.tool_name,
-                "description": self.tool_description,
-                "parameters": self.input_schema,
-            },
-        }
-
-    def to_anthropic(self) -> dict[str, Any]:
-        """The topic as an Anthropic messages tool definition."""
-        return {
-            "name": self.tool_name,
-            "description": self.tool_description,
-            "input_schema": self.input_schema,
-        }
-
 
 def shortened(message: str) -> str:
     """A long message without its middle: the value is quoted first, and the reason comes last."""

@@ -34,7 +34,7 @@ OK, ENDED_OTHERWISE, BAD_USAGE, NOT_RUNNING, INTERRUPTED = 0, 1, 2, 3, 130
 #: What a shell reports of a program that wrote to a closed pipe (128 + SIGPIPE).
 PIPE_CLOSED = 141
 #: How often a start is looked after, in seconds.
-LOOK_S = 0.2
+START_LOOK_S = 0.2
 
 _CODES: dict[type[SquadronError], int] = {
     errors.ConfigError: BAD_USAGE,
@@ -243,7 +243,7 @@ async def _tell_steps(settings: Settings, watch: Watch, opener: asyncio.Task[Any
         else:
             watch.phase("start Ray" if nats else "start NATS")
         first = first and nats and ray
-        await asyncio.sleep(LOOK_S)
+        await asyncio.sleep(START_LOOK_S)
 
 
 async def _has_nats(settings: Settings) -> bool:

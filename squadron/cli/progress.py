@@ -102,7 +102,7 @@ class Watch:
             looking.cancel()
 
 
-class _Lines(Watch):
+class _PlainLines(Watch):
     """Where no terminal is: a line for each thing that happens, none twice."""
 
     def _say(self, text: str) -> None:
@@ -184,7 +184,7 @@ def watching(title: str) -> Iterator[Watch]:
     """Show a job on stderr while it runs; the pane is gone when it ended, its `tally` stays."""
     console = frame.err()
     if not console.is_terminal:
-        lines = _Lines(title)
+        lines = _PlainLines(title)
         try:
             yield lines
         finally:

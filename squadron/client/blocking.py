@@ -7,19 +7,20 @@ import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack
 
-from squadron.client.events import DurableEvent
 from squadron.client.portal import Portal
 from squadron.client.stream import Stream
+from squadron.client.subscriptions import DurableEvent
 from squadron.runtime.asking.handle import BlockingHandle, Handle
 from squadron.runtime.asking.options import AskKeywords
 from squadron.runtime.closing import Closing
 from squadron.runtime.lite.feed import LiteFeed, LiteItems
-from squadron.runtime.lite.reader import End, LiteMessage, LiteReader, LiteStart
+from squadron.runtime.lite.reader import End, LiteMessage, LiteReader
 from squadron.runtime.lite.topic import LiteTopic
 from squadron.runtime.store.dead_letters import DeadLetter, DeadLetters, Redriven
 from squadron.runtime.streams.writer import Chunk, Ended, Nested, Restarted
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.outcome import Outcome
+from squadron.runtime.wire.start import LiteStart
 from squadron.runtime.wire.topics import ScoredTopic
 
 if TYPE_CHECKING:

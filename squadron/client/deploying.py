@@ -17,7 +17,7 @@ from squadron.runtime.wire.deployment import Deployment, Scale
 #: How long a deploy may take, in seconds: on 2 cores a replica needs 1 to 3 s, a cold import more.
 DEPLOY_WITHIN_S = 120.0
 #: A deploy is looked after at this step, in seconds.
-_LOOK_S = 0.2
+_DEPLOY_LOOK_S = 0.2
 
 
 class Fleet(Talking):
@@ -103,7 +103,7 @@ class Fleet(Talking):
                     f"{', '.join(waiting) or 'agents'} did not start within {within_s:g} s",
                     hint="see `squadron status`",
                 )
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(_DEPLOY_LOOK_S)
 
     async def undeploy(self, agent: str) -> None:
         """Stop an agent after its running turns; what waits in its mailbox is kept for its return."""
@@ -136,7 +136,7 @@ class Fleet(Talking):
         while any(self._wiring.registry.replicas(name) for name in names):
             if asyncio.get_running_loop().time() > give_up_at:
                 raise DeployError(f"agents did not stop within {within_s:g} s")
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(_DEPLOY_LOOK_S)
 
 
 def _runs(agent: dict[str, Any], version: str) -> bool:

@@ -16,16 +16,17 @@ from squadron.actors.agent import Agent
 from squadron.actors.thinking.credentials import remember_keys
 from squadron.actors.thinking.providers import default_model_spec
 from squadron.bridge.jetstream.wiring import Wiring
-from squadron.client.events import DurableEvents, Events
 from squadron.client.stream import Stream
+from squadron.client.subscriptions import DurableEvents, Events
 from squadron.runtime.asking.handle import Handle
 from squadron.runtime.asking.options import AskKeywords, AskOptions
 from squadron.runtime.errors import SquadClosedError, StreamGapError
 from squadron.runtime.lite.feed import LiteFeed
 from squadron.runtime.lite.topic import LiteTopic
 from squadron.runtime.store.dead_letters import DeadLetters
-from squadron.runtime.wire.groups import Start, check_group
+from squadron.runtime.wire.groups import check_group
 from squadron.runtime.wire.outcome import Outcome
+from squadron.runtime.wire.start import Start
 from squadron.runtime.wire.subjects import check_pattern
 from squadron.runtime.wire.topics import ScoredTopic
 

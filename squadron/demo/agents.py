@@ -29,7 +29,7 @@ class Inventory(Agent):
         tags=["dependencies", "packages", "environment", "versions", "audit"],
         run_timeout_s=60,
     )
-    def listing(self) -> inventories.Inventory:
+    def listing(self) -> inventories.Installation:
         """List every Python package installed in this environment.
 
         Gives name, version, one-line summary, required Python, home page, size on disk and whether compiled

@@ -376,11 +376,12 @@ async def _result_of(id: str, home: Path) -> dict[str, Any]:
     """The first good outcome of a task, as it is stored."""
     wiring = await Wiring.open(Settings.load({}, home=home), AgentIdentity(id="reader"))
     try:
-        async for entry in wiring.ports.lite.read(f"agents.dev.lite.*.{id}", live=True):
-            content: dict[str, Any] = AgentMessage.decode(entry.data).payload.content
-            if content["success"]:
-                return content
-        raise AssertionError
+        while True:
+            async for entry in wiring.ports.lite.read(f"agents.dev.lite.*.{id}"):
+                content: dict[str, Any] = AgentMessage.decode(entry.data).payload.content
+                if content["success"]:
+                    return content
+            await asyncio.sleep(0.05)
     finally:
         await wiring.aclose()
 

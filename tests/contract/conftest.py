@@ -28,8 +28,8 @@ from squadron.runtime.running.ordered import OrderedQueue
 from squadron.runtime.running.pump import Pump
 from squadron.runtime.running.turn import Turns
 from squadron.runtime.store.claims import Claims
-from squadron.runtime.store.ports import Ports
-from squadron.runtime.wire.envelope import AgentIdentity
+from squadron.runtime.store.port_set import Ports
+from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.wire.limits import Clock
 from squadron.runtime.wire.outcome import Outcome
 from squadron.runtime.wire.subjects import Subjects
@@ -250,6 +250,21 @@ async def until(is_so: Callable[[], Awaitable[bool]], within_s: float = SOON_S) 
                 return
         assert now_s() < deadline, "it never came to that"
         await asyncio.sleep(0.005)
+
+
+async def first_stored(
+    lite: Journal, key: str, fits: Callable[[AgentMessage], bool] = lambda _: True
+) -> AgentMessage:
+    """The first message of a lite topic that fits, as soon as it is stored."""
+    found: list[AgentMessage] = []
+
+    async def is_there() -> bool:
+        stored = [AgentMessage.decode(entry.data) async for entry in lite.read(key)]
+        found.extend(filter(fits, stored))
+        return bool(found)
+
+    await until(is_there)
+    return found[0]
 
 
 async def settle_all(deliveries: list[Delivery]) -> None:

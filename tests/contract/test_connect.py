@@ -127,7 +127,7 @@ async def test_messages_of_successive_turns_are_sent_together_and_none_waits_lon
     writes: list[list[bytes]] = []
     writelines = transport.writelines
     monkeypatch.setattr(transport, "writelines", lambda lines: (writes.append(lines), writelines(lines)))
-    monkeypatch.setattr("squadron.bridge.jetstream.link.client.GATHER_S", 60.0)
+    monkeypatch.setattr("squadron.bridge.jetstream.link.lasting_client.GATHER_S", 60.0)
 
     for _ in range(20):
         client.post("some.subject", b"")
@@ -138,7 +138,7 @@ async def test_messages_of_successive_turns_are_sent_together_and_none_waits_lon
         await asyncio.sleep(0)
     assert [len(lines) for lines in writes] == [40]
 
-    monkeypatch.setattr("squadron.bridge.jetstream.link.client.GATHER_S", 0.001)
+    monkeypatch.setattr("squadron.bridge.jetstream.link.lasting_client.GATHER_S", 0.001)
     until = time.monotonic() + 0.1
     while time.monotonic() < until:
         client.post("some.subject", b"")

@@ -18,7 +18,7 @@ from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.errors import BusUnavailableError, ConfigError, InvalidMessageError, Retry
 from squadron.runtime.ports.queue import Backlog, Mailbox
 from squadron.runtime.running.context import Context
-from squadron.runtime.running.handover import hand_over, pause_s
+from squadron.runtime.running.handover import hand_over
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage, Constraints, Payload
 from squadron.runtime.wire.outcome import (
     Cancelled,
@@ -415,12 +415,6 @@ async def test_a_task_that_nobody_takes_stays_with_who_was_delivered_it(peer: Pe
     assert not await hand_over(peer.caller, replace(delivery, lease=Local()), ["gone"])
     await delivery.lease.settle()
     await feed.aclose()
-
-
-def test_the_pause_before_a_task_that_nobody_took_doubles_up_to_a_limit() -> None:
-    for delivered, about_s in ((1, 0.05), (2, 0.1), (5, 0.8), (7, 3.2), (1000, 3.2)):
-        pauses = [pause_s(delivered) for _ in range(100)]
-        assert 0.5 * about_s <= min(pauses) < max(pauses) <= 1.5 * about_s
 
 
 # --- deadlines -----------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from squadron import Retry, Terminal
 from squadron.bridge.jetstream.link import embedded
 from squadron.bridge.jetstream.stream_configs import StreamNames
 from squadron.bridge.jetstream.wiring import Wiring
-from squadron.client.events import DurableEvents
+from squadron.client.subscriptions import DurableEvents
 from squadron.config import Settings
 from squadron.runtime.errors import InvalidInputError, InvalidSubjectError, MessageTooLargeError
 from squadron.runtime.ports.queue import Delivery
@@ -25,7 +25,8 @@ from squadron.runtime.retries import Retries
 from squadron.runtime.running.event_turns import EventTurns
 from squadron.runtime.running.pump import Pump
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
-from squadron.runtime.wire.groups import EventGroup, Start
+from squadron.runtime.wire.groups import EventGroup
+from squadron.runtime.wire.start import Start
 from tests.conftest import LEASE_S
 from tests.contract.conftest import Inbox, Peer, World, peer_of, settle_all, until
 from tests.turned import now_s

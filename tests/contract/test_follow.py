@@ -182,7 +182,7 @@ async def test_what_was_missed_shows_with_the_next_message_and_is_read(
 async def test_a_last_message_that_was_missed_is_found_by_looking(
     peer: Peer, lite: Leaky, key: Key, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(follow, "LOOK_S", 0.05)
+    monkeypatch.setattr(follow, "UNHEARD_S", 0.05)
     follower = await Follower.open(lite, peer.subjects.lite_of("owner"))
     reader = Reader()
     serving = asyncio.create_task(follower.serve(reader))

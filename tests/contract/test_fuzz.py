@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 from squadron import Agent, Context, Settings, topic
 from squadron.actors.agent import AgentSpec
-from squadron.bridge.control.bridge import Bridge
+from squadron.bridge.control.control import Bridge
 from squadron.bridge.jetstream.link import embedded
 from squadron.bridge.jetstream.stream_configs import StreamNames, Streams
 from squadron.bridge.jetstream.wiring import Wiring

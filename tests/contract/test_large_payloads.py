@@ -18,7 +18,7 @@ from squadron.runtime.ports.vault import Vault
 from squadron.runtime.store.claims import claim_of
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.wire.outcome import Cancelled, DeadLettered, Expired, Failed, Outcome, Rejected, Result
-from tests.contract.conftest import Peer, Replica, World, until
+from tests.contract.conftest import Peer, Replica, World, first_stored, until
 
 MB = 1024 * 1024
 OVER = 512 * 1024
@@ -232,9 +232,7 @@ async def test_a_task_with_a_false_claim_is_failed(client: Peer, replica: Replic
     raw = json.loads(await client.claims.seal(task.encode(), keep_s=60))
     raw["payload"]["claim"] |= change
     await client.queue.put(client.subjects.task("archive.length"), json.dumps(raw).encode(), msg_id=task.id)
-    async for entry in client.lite.read(reply_to, live=True):
-        content = AgentMessage.decode(entry.data).payload.content
-        break
+    content = (await first_stored(client.lite, reply_to)).payload.content
     assert content["outcome"] == "failed"
     assert content["error"]["details"] == {"type": "InvalidMessageError"}
     assert replica.agent.ran == 0

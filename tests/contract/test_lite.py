@@ -20,9 +20,10 @@ from squadron.client.squad import Squad
 from squadron.config import Settings
 from squadron.runtime.errors import InvalidInputError, InvalidSubjectError, MessageTooLargeError
 from squadron.runtime.lite import followed
-from squadron.runtime.lite.reader import LiteMessage, LiteReader, Tail, seconds_of
+from squadron.runtime.lite.reader import LiteMessage, LiteReader, seconds_of
 from squadron.runtime.lite.topic import LiteTopic
 from squadron.runtime.wire.envelope import AgentIdentity
+from squadron.runtime.wire.start import Tail
 from tests.contract.conftest import ON_NATS, SOON_S, Peer, World, until
 
 Topic = Callable[..., LiteTopic]

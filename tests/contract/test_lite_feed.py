@@ -19,9 +19,10 @@ from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.errors import FencedError, InvalidInputError, InvalidSubjectError, SquadronError
 from squadron.runtime.lite import exclusive
 from squadron.runtime.lite.feed import LiteFeed, LiteItems
-from squadron.runtime.lite.reader import End, LiteMessage, LiteStart, Tail
+from squadron.runtime.lite.reader import End, LiteMessage
 from squadron.runtime.lite.topic import LiteTopic
 from squadron.runtime.wire.envelope import AgentIdentity
+from squadron.runtime.wire.start import LiteStart, Tail
 from tests.contract.conftest import SOON_S, Peer, Serve, World, until
 
 Topic = Callable[[str], LiteTopic]

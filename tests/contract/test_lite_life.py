@@ -13,7 +13,7 @@ import pytest
 from squadron.bridge.jetstream.journal import JetStreamJournal
 from squadron.bridge.memory import MemoryJournal
 from squadron.runtime.errors import BusUnavailableError, MessageTooLargeError
-from squadron.runtime.lite.reader import LOOK_S, End, LiteReader
+from squadron.runtime.lite.reader import LAPSE_LOOK_S, End, LiteReader
 from squadron.runtime.lite.topic import CLOSE_TRIES, RENEW_S, LiteTopic
 from squadron.runtime.ports.journal import Entry
 from squadron.runtime.ports.lite_journal import END_HEADER
@@ -484,7 +484,7 @@ async def test_a_slow_reader_is_handed_what_it_heard_though_it_lapsed(topic: Top
         return await peer.lite.last(mine.key) is None
 
     await until(gone)
-    await asyncio.sleep(2 * LOOK_S)
+    await asyncio.sleep(2 * LAPSE_LOOK_S)
 
     async with asyncio.timeout(SOON_S):
         assert [message.data async for message in reader] == [b"three"]

@@ -12,7 +12,7 @@ import pytest
 from squadron import Settings
 from squadron.actors.agent import Agent, AgentSpec
 from squadron.actors.decorators import topic
-from squadron.bridge.control.bridge import Bridge
+from squadron.bridge.control.control import Bridge
 from squadron.bridge.jetstream.queue import subjects_held
 from squadron.bridge.jetstream.stream_configs import FRESH_SEQS, StreamNames, Streams
 from squadron.bridge.jetstream.wiring import Wiring

@@ -344,7 +344,7 @@ async def test_a_live_message_that_was_lost_is_read_from_the_store(
     peer: Peer, key: str, lost: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What came before another is missed as soon as that comes; all else is looked for.
-    monkeypatch.setattr(trail, "LOOK_S", 60.0 if lost == "some" else 0.2)
+    monkeypatch.setattr(trail, "UNHEARD_S", 60.0 if lost == "some" else 0.2)
 
     def is_lost(entry: Entry) -> bool:
         last = b'"result"' in entry.data
@@ -368,7 +368,7 @@ async def test_a_trail_shows_every_entry_though_every_third_is_not_heard(
     peer: Peer, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the sequence of the entry before, which the server tells: whoever the producer, whatever the bytes."""
-    monkeypatch.setattr(trail, "LOOK_S", 60.0)
+    monkeypatch.setattr(trail, "UNHEARD_S", 60.0)
     deaf = Deaf(peer.lite, lambda entry: entry.data in (b"1", b"4", b"7", b"8"))
     following = trail.Trail(deaf, key).entries()  # type: ignore[arg-type]
     seen = []
@@ -387,7 +387,7 @@ async def test_a_trail_shows_every_entry_though_every_third_is_not_heard(
 async def test_a_trail_holds_a_few_entries_for_who_is_slow_and_has_the_rest_from_the_store(
     peer: Peer, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trail, "LOOK_S", 60.0)
+    monkeypatch.setattr(trail, "UNHEARD_S", 60.0)
     monkeypatch.setattr(trail, "MOST_HELD", 4)
     deaf = Deaf(peer.lite, lambda _: False)
     following = trail.Trail(deaf, key)  # type: ignore[arg-type]

@@ -38,7 +38,7 @@ from squadron.runtime.wire.outcome import (
     TimedOut,
     Undeliverable,
 )
-from tests.contract.conftest import ON_NATS, SOON_S, Peer, Replica, Serve, World, peer_of, until
+from tests.contract.conftest import ON_NATS, SOON_S, Peer, Replica, Serve, World, first_stored, peer_of, until
 from tests.turned import now_s
 
 LEASE_S = 1.5
@@ -171,11 +171,7 @@ async def _put_raw(peer: Peer, topic: str, content: Any, **fields: Any) -> Agent
 
 
 async def _next_result(peer: Peer, reply_to: str) -> AgentMessage:
-    async for entry in peer.lite.read(reply_to, live=True):
-        message = AgentMessage.decode(entry.data)
-        if message.type == "result":
-            return message
-    raise AssertionError
+    return await first_stored(peer.lite, reply_to, lambda message: message.type == "result")
 
 
 # --- how it ends ---------------------------------------------------------------------------------------

@@ -16,8 +16,8 @@ from pydantic import BaseModel, Field
 from squadron import Agent, Answer, Context, on, on_durable, topic
 from squadron.actors.agent import AgentSpec
 from squadron.actors.handlers import BoundHandler, TopicSpec
+from squadron.runtime.calling import Threads
 from squadron.runtime.errors import InvalidAgentError, InvalidInputError, InvalidSubjectError
-from squadron.runtime.running.threads import Threads
 from squadron.runtime.running.turn import OutputError
 from squadron.runtime.wire.topics import describe_input
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from squadron.bridge.control.bridge import Bridge
+from squadron.bridge.control.control import Bridge
 from squadron.bridge.memory import MemoryBus, MemoryEventLog, MemoryJournal, MemoryQueue, MemoryVault
 from squadron.runtime.errors import BusUnavailableError, DeployError, SquadronError
 from squadron.runtime.ports.bus import Note
@@ -17,7 +17,7 @@ from squadron.runtime.ports.queue import Backlog, Mailbox
 from squadron.runtime.registry.registry import ROUNDED_S, Registry
 from squadron.runtime.running.ordered import OrderedQueue
 from squadron.runtime.store.claims import Claims
-from squadron.runtime.store.ports import Ports
+from squadron.runtime.store.port_set import Ports
 from squadron.runtime.wire.deployment import AgentState, Deployment, Scale
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.wire.subjects import Subjects

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from squadron.bridge.control.bridge import Bridge
+from squadron.bridge.control.control import Bridge
 from squadron.bridge.serve.cluster import _says, application
 from squadron.bridge.serve.scaling import BacklogPolicy
 from squadron.runtime.errors import DeployError, SquadronError

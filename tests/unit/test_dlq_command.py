@@ -23,7 +23,7 @@ from squadron.client.blocking import SyncSquad
 from squadron.runtime.ports.queue import Backlog, Delivery, Mailbox
 from squadron.runtime.store.claims import Claims
 from squadron.runtime.store.dead_letters import DeadLetters
-from squadron.runtime.store.ports import Ports
+from squadron.runtime.store.port_set import Ports
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.wire.outcome import DeadLettered
 from squadron.runtime.wire.subjects import Subjects

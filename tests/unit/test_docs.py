@@ -106,8 +106,7 @@ def test_the_configuration_page_is_that_of_the_code() -> None:
     for name, variable in VARIABLES.items():
         value = getattr(defaults, name)
         shown = "the user's data directory" if name == "home" else f"`{value}`" if value else "none"
-        text = " ".join(described[name].replace(f"`{variable}`.", "").split())
-        expected.append([f"`{name}`", f"`{variable}`", shown, text])
+        expected.append([f"`{name}`", f"`{variable}`", shown, described[name]])
     assert rows == expected
 
 

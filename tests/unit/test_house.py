@@ -1,9 +1,10 @@
-"""The house rules that no linter knows: sizes of files and functions, and no stubs."""
+"""The house rules that no linter knows: sizes of files and functions, names, and no stubs."""
 
 from __future__ import annotations
 
 import ast
 import re
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -44,14 +45,47 @@ def test_what_is_public_has_a_docstring(path):
             assert ast.get_docstring(node), f"{node.name} has no docstring"
 
 
+#: Adapters have the names of their ports.
+ADAPTERS = {"bridge/memory", "bridge/jetstream"}
+
+
+def _found_twice(names: list[tuple[str, str]]) -> dict[str, list[str]]:
+    """Each name that stands in several places, and where."""
+    where: dict[str, list[str]] = defaultdict(list)
+    for name, place in names:
+        where[name].append(place)
+    return {name: places for name, places in where.items() if len(places) > 1}
+
+
+def test_no_two_classes_share_a_name():
+    classes = [
+        (node.name, str(path.relative_to(ROOT)))
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+    ]
+    assert _found_twice(classes) == {}
+
+
+def test_no_two_modules_share_a_name_nor_one_with_a_room_that_it_is_not_in():
+    modules = [path.relative_to(ROOT) for path in SOURCES]
+    names = [
+        (path.parent.name if path.stem == "__init__" else path.stem, str(path))
+        for path in modules
+        # A room may be named after what it is about.
+        if str(path.parent) not in ADAPTERS and path.stem != path.parent.name
+    ]
+    assert _found_twice(names) == {}
+
+
 #: Tasks that are awaited by whoever started them, so that what they raise is heard of there: file and function.
 AWAITED = {
     ("runtime/background.py", "spawn"),
     ("runtime/asking/caller.py", "_subscribe"),
     ("runtime/running/context.py", "_wait"),
     ("bridge/jetstream/link/dial.py", "connect"),
-    ("bridge/control/bridge.py", "_once"),
-    ("squadron/client/events.py", "__anext__"),
+    ("bridge/control/control.py", "_once"),
+    ("squadron/client/subscriptions.py", "__anext__"),
     ("runtime/steady.py", "__anext__"),
     ("squadron/client/stream.py", "_submitted"),
     ("squadron/client/portal.py", "_hand_in"),

@@ -22,15 +22,15 @@ from squadron.actors.thinking.shapes import InputShape
 from squadron.bridge.memory import MemoryBus, MemoryEventLog, MemoryJournal, MemoryQueue, MemoryVault
 from squadron.runtime.asking.caller import Caller
 from squadron.runtime.asking.options import AskOptions
+from squadron.runtime.calling import Threads
 from squadron.runtime.errors import InvalidAgentError, Terminal
 from squadron.runtime.ports.queue import Delivery, Mailbox
 from squadron.runtime.registry.registry import Registry
 from squadron.runtime.running.context import Context
 from squadron.runtime.running.pump import Pump
-from squadron.runtime.running.threads import Threads
 from squadron.runtime.running.turn import Turns
 from squadron.runtime.store.claims import Claims
-from squadron.runtime.store.ports import Ports
+from squadron.runtime.store.port_set import Ports
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage, MessageContext
 from squadron.runtime.wire.outcome import Failed, Outcome, Result
 from squadron.runtime.wire.subjects import Subjects

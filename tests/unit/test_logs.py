@@ -19,7 +19,7 @@ from squadron.runtime.logs import configure_logs
 from squadron.runtime.registry.registry import Registry
 from squadron.runtime.running.turn import Turns
 from squadron.runtime.store.claims import Claims
-from squadron.runtime.store.ports import Ports
+from squadron.runtime.store.port_set import Ports
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.wire.subjects import Subjects
 

@@ -22,7 +22,7 @@ from squadron.runtime.registry.registry import Registry
 from squadron.runtime.running.pump import Pump
 from squadron.runtime.running.turn import Turns
 from squadron.runtime.store.claims import Claims
-from squadron.runtime.store.ports import Ports
+from squadron.runtime.store.port_set import Ports
 from squadron.runtime.wire.envelope import AgentIdentity
 from squadron.runtime.wire.outcome import Outcome, Rejected, Result
 from squadron.runtime.wire.subjects import Subjects

@@ -30,7 +30,7 @@ from squadron.runtime.running.context import Context
 from squadron.runtime.running.pump import Pump
 from squadron.runtime.running.turn import Turns
 from squadron.runtime.store.claims import Claims
-from squadron.runtime.store.ports import Ports
+from squadron.runtime.store.port_set import Ports
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.wire.limits import Budget
 from squadron.runtime.wire.outcome import Answer, Failed, Outcome, Rejected, Result

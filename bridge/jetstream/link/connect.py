@@ -15,7 +15,7 @@ import nats.errors
 import structlog
 from nats.aio.subscription import Subscription
 
-from squadron.bridge.jetstream.link.client import Handover, Heard, LastingClient
+from squadron.bridge.jetstream.link.lasting_client import Handover, Heard, LastingClient
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import (
     BusUnavailableError,

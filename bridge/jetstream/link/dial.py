@@ -11,8 +11,8 @@ import nats.errors
 import structlog
 
 from squadron.bridge.jetstream.link import embedded
-from squadron.bridge.jetstream.link.client import LastingClient
 from squadron.bridge.jetstream.link.connect import RECONNECT_WAIT_S, Connection
+from squadron.bridge.jetstream.link.lasting_client import LastingClient
 from squadron.config import Settings
 from squadron.runtime.errors import BusUnavailableError, ConfigError, SquadronError
 from squadron.runtime.redact import keep_secret

@@ -14,9 +14,10 @@ from squadron.runtime.errors import BusUnavailableError, InvalidMessageError, Sq
 from squadron.runtime.ports.bus import Note, Subscription
 from squadron.runtime.ports.queue import Delivery, Feed
 from squadron.runtime.running.event_turns import read_event
-from squadron.runtime.running.pump import EXTEND_AT
+from squadron.runtime.running.pump import keep_leases
 from squadron.runtime.wire.envelope import AgentMessage
-from squadron.runtime.wire.groups import EventGroup, Start
+from squadron.runtime.wire.groups import EventGroup
+from squadron.runtime.wire.start import Start
 from squadron.runtime.wire.subjects import check_token
 
 #: How many plain events wait for a subscriber that is slower than they come: some 100 MB at most.
@@ -133,20 +134,15 @@ class DurableEvents(AsyncClosing):
         group = EventGroup(check_token(name, "subscription"), pattern, start, wiring.settings.lease_s)
         events = cls(wiring, group)
         events._feed = await wiring.ports.events.consume(events._group, events._hear)
-        events._extender = spawn(events._extend(), f"lease {name}", lasting=True)
+        events._extender = spawn(keep_leases(group.lease_s, events._unsettled), f"lease {name}", lasting=True)
         return events
 
     def _hear(self, delivery: Delivery) -> None:
         self._arrived, self._asked = delivery, False
         self._changed.set()
 
-    async def _extend(self) -> None:
-        while True:
-            await asyncio.sleep(self._group.lease_s * EXTEND_AT)
-            for delivery in (self._held, self._arrived):
-                if delivery is not None:
-                    with contextlib.suppress(BusUnavailableError, SquadClosedError):
-                        await delivery.lease.extend()
+    def _unsettled(self) -> list[Delivery]:
+        return [delivery for delivery in (self._held, self._arrived) if delivery is not None]
 
     def __aiter__(self) -> Self:
         return self
@@ -219,7 +215,6 @@ class DurableEvents(AsyncClosing):
             if self._feed is not None:
                 await self._feed.aclose()
             # Without the server it is delivered again after its lease.
-            for delivery in (self._held, self._arrived):
-                if delivery is not None:
-                    await delivery.lease.release()
+            for delivery in self._unsettled():
+                await delivery.lease.release()
         self._held = self._arrived = None

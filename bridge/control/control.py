@@ -30,9 +30,9 @@ from squadron.runtime.ports.queue import Backlog
 from squadron.runtime.ports.replicas import Replicas
 from squadron.runtime.registry.registry import STAND_IN, Registry
 from squadron.runtime.retries import summary_of, traceback_of
-from squadron.runtime.store.ports import Ports
+from squadron.runtime.store.port_set import Ports
 from squadron.runtime.wire.deployment import AgentState, Deployment, Scale
-from squadron.runtime.wire.envelope import AgentMessage
+from squadron.runtime.wire.envelope import pack
 from squadron.runtime.wire.subjects import TaskSubject, TicketSubject, is_foreign, matches, overlap
 
 #: How often backlogs are sampled for the autoscaler, in seconds: Serve's control loop ticks every 0.1 s, and
@@ -394,5 +394,5 @@ class Bridge:
         await self._tell("status.offline", content)
 
     async def _tell(self, event: str, content: dict[str, Any]) -> None:
-        message = AgentMessage.new("event", self._ports.identity, content, conversation_id="system")
-        await self._ports.bus.publish(self._subjects.event(event), message.encode())
+        told = pack("event", self._ports.identity, {"content": content}, conversation_id="system")
+        await self._ports.bus.publish(self._subjects.event(event), told)

@@ -1,9 +1,10 @@
-"""What of one attempt acts in threads, which nobody can stop: the attempt is over when they are."""
+"""Calling what people write, be it `def` or `async def`: the one in a thread, the other in the loop."""
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
@@ -14,15 +15,25 @@ T = TypeVar("T")
 THREAD_GRACE_S = 1.0
 
 
+def is_async(function: Callable[..., Any]) -> bool:
+    """Whether it is made for the loop, or is around what is: nothing async may begin in a thread."""
+    # A decorator may be of another kind than what it wraps, and any object may be called.
+    each = (function, inspect.unwrap(function), type(function).__call__)
+    return any(inspect.iscoroutinefunction(one) or inspect.isasyncgenfunction(one) for one in each)
+
+
 class Threads:
-    """The threads of one attempt, or of nothing but one call."""
+    """What of one attempt acts in threads, which nobody can stop: the attempt is over when they are."""
 
     def __init__(self) -> None:
         self._acting: set[asyncio.Future[Any]] = set()
         self._closed = False
 
     def begin(self, call: Callable[[], T]) -> asyncio.Future[T]:
-        """Begin a call in a thread of the loop's pool; shield what this returns: a cancel would stop nothing."""
+        """Begin a call in a thread of the loop's pool, with the caller's context variables.
+
+        Shield what this returns: a cancel would stop nothing.
+        """
         # Not a task: one in which `sys.exit()` is called takes the loop along.
         run = partial(contextvars.copy_context().run, self._call, call)
         thread = asyncio.get_running_loop().run_in_executor(None, run)
@@ -49,3 +60,12 @@ class Threads:
         if self._acting:
             await asyncio.wait(self._acting, timeout=within_s)
         return not self._acting
+
+
+async def call(threads: Threads, function: Callable[..., Any], /, *args: Any, **arguments: Any) -> Any:
+    """Call it where it belongs, and await what it returns if that can be awaited."""
+    if is_async(function):
+        returned = function(*args, **arguments)
+    else:
+        returned = await asyncio.shield(threads.begin(partial(function, *args, **arguments)))
+    return await returned if inspect.isawaitable(returned) else returned
