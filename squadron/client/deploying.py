@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +10,8 @@ from squadron.actors.agent import Agent, AgentSpec
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.bridge.packing import code
 from squadron.client.bridge_calls import Control
-from squadron.runtime.errors import DeployError, SquadClosedError
+from squadron.client.talking import Talking
+from squadron.runtime.errors import DeployError
 from squadron.runtime.wire.deployment import Deployment, Scale
 
 #: How long a deploy may take, in seconds: on 2 cores a replica needs 1 to 3 s, a cold import more.
@@ -20,33 +20,12 @@ DEPLOY_WITHIN_S = 120.0
 _LOOK_S = 0.2
 
 
-class Fleet:
+class Fleet(Talking):
     """The agents of one environment, through its bridge."""
 
     def __init__(self, wiring: Wiring) -> None:
-        self._place, self._process, self._closed = wiring, os.getpid(), False
+        super().__init__(wiring)
         self._deployed: set[str] = set()
-
-    @property
-    def _wiring(self) -> Wiring:
-        """The place on the bus, for as long as it can be used.
-
-        Raises:
-            SquadClosedError: it was closed, or is that of the process which forked this one.
-        """
-        if self._forked:
-            # Whatever it sent would get in between what the other process sends on the same socket.
-            raise SquadClosedError(
-                "the squad belongs to the process that forked this one",
-                hint="open one here: Squad.connect(), or start processes by `spawn`",
-            )
-        if self._closed:
-            raise SquadClosedError("the squad is closed", hint="open another: Squad.up() or Squad.connect()")
-        return self._place
-
-    @property
-    def _forked(self) -> bool:
-        return os.getpid() != self._process
 
     @property
     def _control(self) -> Control:
@@ -76,6 +55,9 @@ class Fleet:
         self._deployed.update(each["card"]["agent"] for each in deployments)
         wanted: dict[str, str] = (await self._control.call("deploy", deployments=deployments))["agents"]
         await self._await_running(wanted, within_s, on_progress)
+
+    async def _start(self, agent: type[Agent]) -> None:
+        await self.deploy(agent)
 
     async def _pack(self, agent_class: type[Agent]) -> Deployment:
         spec = AgentSpec.of(agent_class)

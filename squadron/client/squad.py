@@ -4,52 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
-import os
 import socket
 import uuid
-from collections.abc import Callable, Iterable, Sequence
-from datetime import timedelta
 from typing import Any
-from weakref import WeakSet
 
-from squadron.actors.thinking.credentials import remember_keys
-from squadron.actors.thinking.providers import default_model_spec
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.client.bridge_calls import Control
 from squadron.client.deploying import Fleet
-from squadron.client.events import DurableEvents
 from squadron.client.opening import Opening
-from squadron.client.stream import Events, Stream
 from squadron.config import Settings
-from squadron.runtime.asking.caller import ANYBODY, DEFAULT_WITHIN_S, Ask
-from squadron.runtime.asking.handle import Handle
 from squadron.runtime.errors import (
     BridgeUnavailableError,
     ClusterUnavailableError,
     SquadronError,
-    StreamGapError,
 )
-from squadron.runtime.lite.feed import LiteFeed
-from squadron.runtime.lite.topic import LiteTopic
-from squadron.runtime.store.dead_letters import DeadLetters
 from squadron.runtime.wire.envelope import AgentIdentity
-from squadron.runtime.wire.groups import Start, check_group
-from squadron.runtime.wire.outcome import Outcome
-from squadron.runtime.wire.route import Route
-from squadron.runtime.wire.subjects import NORMAL_PRIORITY, check_pattern
-from squadron.runtime.wire.topics import ScoredTopic
 from squadron.servers import Servers, is_orphaned
 
-#: How long a whole run of the supervisor may take when the caller does not say, in seconds.
-RUN_WITHIN_S = 600.0
 #: How long it may take, when a squad is closed, to take away what it deployed, in seconds.
 UNDEPLOY_WITHIN_S = 5.0
-
-#: What `submit` takes beside the fields of the input; the rest of `Ask` is for agents.
-_ASK_OPTIONS = frozenset(
-    {"within_s", "start_within_s", "priority", "conversation_id", "model", "route", "task_id", "nested"}
-)
 
 
 class Squad(Fleet):
@@ -64,10 +37,7 @@ class Squad(Fleet):
 
     def __init__(self, wiring: Wiring, settings: Settings, servers: Servers | None = None) -> None:
         super().__init__(wiring)
-        self.settings = settings
         self._servers = servers or Servers(settings)
-        #: What is heard through this squad, and ends with it.
-        self._heard: WeakSet[Events | DurableEvents] = WeakSet()
 
     # --- opening and closing -------------------------------------------------------------------------
 
@@ -172,216 +142,6 @@ class Squad(Fleet):
     def keep_running(self) -> None:
         """Leave the servers this squad started running when it is closed; `squadron down` stops them."""
         self._servers.started.clear()
-
-    # --- talking -------------------------------------------------------------------------------------
-
-    async def ask(
-        self,
-        topic: str,
-        content: Any = None,
-        /,
-        *,
-        within_s: float = DEFAULT_WITHIN_S,
-        start_within_s: float | None = None,
-        priority: int = NORMAL_PRIORITY,
-        conversation_id: str = "",
-        model: str | None = None,
-        route: Route | None = None,
-        task_id: str = "",
-        **fields: Any,
-    ) -> Outcome:
-        """Send a task and wait for its one outcome, at most `within_s` seconds.
-
-        The input is `fields`, or `content` when it is not an object or a field's name is taken.
-        Never raises for what happens to the task: that is the outcome. `outcome.unwrap()` does.
-
-        Args:
-            start_within_s: how long it may wait for a replica, in seconds; it expires then and is not run.
-            priority: 0 to 9; higher ones start first.
-            route: which replicas may run it.
-            task_id: an id of your own; asking twice under the same one is one task. With another topic or another
-                input it is rejected.
-        """
-        ask = Ask(
-            within_s=within_s,
-            start_within_s=start_within_s,
-            priority=priority,
-            conversation_id=conversation_id,
-            model=model,
-            route=route or ANYBODY,
-            task_id=task_id,
-        )
-        return await self._wiring.caller.ask(topic, fields if content is None else content, ask)
-
-    async def submit(self, topic: str, content: Any = None, /, **options: Any) -> Handle:
-        """Send a task without waiting; it is durable when this returns. Takes what `ask` takes."""
-        ask = Ask(**{name: options.pop(name) for name in _ASK_OPTIONS & options.keys()})
-        return await self._wiring.caller.submit(topic, options if content is None else content, ask)
-
-    def resume(self, ticket: str) -> Handle:
-        """The handle of a task that was submitted before, from its `Handle.ticket`; in any process.
-
-        Raises:
-            InvalidMessageError: that is no ticket.
-        """
-        return self._wiring.caller.resume(ticket)
-
-    async def outcome(self, handle: Handle) -> Outcome:
-        """Wait for a submitted task."""
-        return await self._wiring.caller.outcome(handle)
-
-    def stream(self, topic: str, content: Any = None, /, **options: Any) -> Stream:
-        """Send a task and follow what it emits; takes what `ask` takes.
-
-        With `nested=True` its `events()` hold the chunks of the tasks that it asks, too.
-        """
-        return Stream(functools.partial(self.submit, topic, content, **options), self.outcome)
-
-    async def publish(self, topic: str, content: Any, *, conversation_id: str = "") -> None:
-        """Send an event to whoever listens now (at most once)."""
-        await self._wiring.caller.publish(topic, content, conversation_id=conversation_id)
-
-    async def subscribe(self, pattern: str) -> Events:
-        """Hear events: `status.*`, or `*.*` for all; active when this returns."""
-        events = Events()
-        subject = self._wiring.ports.subjects.event(check_pattern(pattern))
-        events.attach(await self._wiring.ports.bus.subscribe(subject, events.hear))
-        self._heard.add(events)
-        return events
-
-    def lite(
-        self, id: str | None = None, owner: str | None = None, *, ttl_s: float | timedelta | None = None
-    ) -> LiteTopic:
-        """A lite topic: publish on it, read it, from the start or from where you were, and close it.
-
-        Nothing happens on the wire: it is there from its first message on, which any NATS client may send.
-
-        Args:
-            id: a token; a fresh one by default.
-            owner: a token; this process's own by default.
-            ttl_s: how long it lives after each use, from 1 second to 30 days, in seconds or as a timedelta; by
-                default what it lives already, or a day.
-
-        Raises:
-            InvalidSubjectError: `id` or `owner` is not a token.
-            InvalidInputError: `ttl_s` is not a time, or out of its range.
-        """
-        return self._wiring.caller.lite_topics.topic(id, owner, ttl_s=ttl_s)
-
-    def follow(self, owner: str | None = None) -> LiteFeed:
-        """Follow many lite topics of one owner over one subscription: `async with squad.follow() as feed`.
-
-        See `LiteFeed`. Many feeds, here and elsewhere, may follow the same topics: each hears everything.
-
-        Args:
-            owner: a token; this process's own by default.
-
-        Raises:
-            InvalidSubjectError: `owner` is not a token.
-        """
-        return self._wiring.caller.lite_topics.follow(owner)
-
-    async def publish_durable(
-        self, topic: str, content: Any, *, event_id: str = "", conversation_id: str = ""
-    ) -> int:
-        """Store an event for durable subscriptions (at least once) and return its sequence.
-
-        It is stored once per `event_id` within two minutes.
-
-        Raises:
-            InvalidSubjectError: `topic` is not `domain.specificity`.
-            MessageTooLargeError: larger than the server takes.
-            BusUnavailableError: not acknowledged in time; the same `event_id` again is safe.
-        """
-        return await self._wiring.caller.publish_durable(
-            topic, content, event_id=event_id, conversation_id=conversation_id
-        )
-
-    async def subscribe_durable(self, name: str, pattern: str, *, start: Start = "new") -> DurableEvents:
-        """Hear durable events, each at least once per `name`, whoever reads under it; see `DurableEvents`.
-
-        Args:
-            name: a token; those who subscribe under the same one share its events.
-            start: where a new name begins: "new", "first", a sequence (int), or a time (an aware datetime, or a
-                float of seconds since the epoch). A known one goes on where it was.
-
-        Raises:
-            InvalidSubjectError: the name is not a token, or the pattern breaks the grammar.
-            InvalidInputError: `start` is not a place in the log.
-            BusUnavailableError: the server can't be reached.
-        """
-        events = await DurableEvents.open(self._wiring, name, pattern, start)
-        self._heard.add(events)
-        return events
-
-    async def forget_subscription(self, name: str) -> None:
-        """Delete a durable subscription and its place; an agent's is `agent.method`."""
-        await self._wiring.ports.events.forget(check_group(name))
-
-    def discover(self, intent: str, *, most: int = 8) -> list[ScoredTopic]:
-        """The served topics that fit an intent in plain words, best first."""
-        return self._wiring.registry.discover(intent, most=most)
-
-    def topics(self) -> list[ScoredTopic]:
-        """All topics that are served now."""
-        return [
-            ScoredTopic(topic=topic, agent=agent, score=0.0) for topic, agent in self._wiring.registry.topics()
-        ]
-
-    @property
-    def dead_letters(self) -> DeadLetters:
-        """What was given up: list it, put it back, or drop it."""
-        return self._wiring.dead_letters
-
-    # --- goals ---------------------------------------------------------------------------------------
-
-    async def run(
-        self,
-        goal: str,
-        *,
-        model: str = "",
-        topics: Iterable[str] = (),
-        plan: Sequence[Any] | None = None,
-        max_rounds: int = 12,
-        within_s: float = RUN_WITHIN_S,
-        on_event: Callable[[dict[str, Any]], None] | None = None,
-    ) -> Outcome:
-        """Have the supervisor pursue a goal; the outcome's data is a `RunReport`.
-
-        Args:
-            model: `openai:NAME`, `anthropic:NAME` or `offline`; by default the one whose key is set.
-            topics: names or patterns it may use; all by default.
-            plan: rounds of steps for the offline planner.
-            within_s: for the whole run, in seconds.
-            on_event: sees what the supervisor does while it does it.
-        """
-        from squadron.actors.goals.supervisor import Supervisor
-
-        await self._wiring.registry.catch_up()
-        if self._wiring.registry.find("goal.pursue") is None:
-            await self.deploy(Supervisor)
-        chosen = model or self.settings.model or default_model_spec(os.environ)
-        if self.settings.ray_address is None:
-            await asyncio.to_thread(remember_keys, self.settings.home)
-        stream = self.stream(
-            "goal.pursue",
-            {
-                "goal": goal,
-                "topics": list(topics),
-                "plan": plan,
-                "max_rounds": max_rounds,
-                # The run stops by itself a little before its caller does.
-                "within_s": max(1.0, 0.95 * within_s),
-            },
-            within_s=within_s,
-            model=chosen,
-        )
-        # Of a run whose progress can't be told the outcome counts all the same.
-        with contextlib.suppress(StreamGapError):
-            async for event in stream:
-                if on_event is not None:
-                    on_event(event)
-        return await stream.outcome()
 
 
 async def _undeploy(control: Control, agent: str) -> None:
