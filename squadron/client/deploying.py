@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from squadron.actors.agent import Agent, AgentSpec
-from squadron.bridge.jetstream.wiring import Wiring
 from squadron.bridge.packing import code
+from squadron.bridge.place import Place
 from squadron.client.bridge_calls import Control
 from squadron.client.talking import Talking
 from squadron.runtime.errors import DeployError
@@ -23,7 +23,7 @@ _LOOK_S = 0.2
 class Fleet(Talking):
     """The agents of one environment, through its bridge."""
 
-    def __init__(self, wiring: Wiring) -> None:
+    def __init__(self, wiring: Place) -> None:
         super().__init__(wiring)
         self._deployed: set[str] = set()
 

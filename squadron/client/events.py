@@ -7,7 +7,7 @@ import contextlib
 from dataclasses import dataclass
 from typing import Self
 
-from squadron.bridge.jetstream.wiring import Wiring
+from squadron.bridge.place import Place
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import BusUnavailableError, SquadClosedError, SquadronError
 from squadron.runtime.ports.queue import Delivery, Feed
@@ -35,7 +35,7 @@ class DurableEvents:
     is extended, however long that takes.
     """
 
-    def __init__(self, wiring: Wiring, group: EventGroup) -> None:
+    def __init__(self, wiring: Place, group: EventGroup) -> None:
         self._wiring, self._group = wiring, group
         self._feed: Feed | None = None
         self._extender: asyncio.Task[None] | None = None
@@ -49,7 +49,7 @@ class DurableEvents:
         self._closed = False
 
     @classmethod
-    async def open(cls, wiring: Wiring, name: str, pattern: str, start: Start) -> Self:
+    async def open(cls, wiring: Place, name: str, pattern: str, start: Start) -> Self:
         """Subscribe; the group exists when this returns.
 
         Raises:

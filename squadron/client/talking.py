@@ -15,7 +15,7 @@ from weakref import WeakSet
 from squadron.actors.agent import Agent
 from squadron.actors.thinking.credentials import remember_keys
 from squadron.actors.thinking.providers import default_model_spec
-from squadron.bridge.jetstream.wiring import Wiring
+from squadron.bridge.place import Place
 from squadron.client.events import DurableEvents
 from squadron.client.stream import Events, Stream
 from squadron.runtime.asking.caller import ANYBODY, DEFAULT_WITHIN_S, Ask
@@ -42,7 +42,7 @@ _ASK_OPTIONS = frozenset(
 class Talking(ABC):
     """A place on the bus, and all that can be said from there."""
 
-    def __init__(self, wiring: Wiring) -> None:
+    def __init__(self, wiring: Place) -> None:
         self._place, self._process, self._closed = wiring, os.getpid(), False
         self.settings = wiring.settings
         #: What is heard through this squad, and ends with it.
@@ -53,7 +53,7 @@ class Talking(ABC):
         """Run an agent that is needed here."""
 
     @property
-    def _wiring(self) -> Wiring:
+    def _wiring(self) -> Place:
         """The place on the bus, for as long as it can be used.
 
         Raises:
