@@ -32,15 +32,15 @@ class Host:
         self,
         place: Place,
         agent: Agent,
+        spec: AgentSpec,
         *,
         slots: int,
-        grace_s: float,
         ordered: bool = False,
         facts: Mapping[str, Any] | None = None,
     ) -> None:
-        self.place, self.agent, self.spec = place, agent, AgentSpec.of(type(agent))
-        self._slots, self._grace_s, self._facts = slots, grace_s, facts or {}
-        patterns = tuple(topic.topic.name for topic in self.spec.topics)
+        self.place, self.agent, self.spec = place, agent, spec
+        self._slots, self._facts = slots, facts or {}
+        patterns = tuple(topic.name for topic in spec.card().topics)
         self.mailbox = Mailbox(self.spec.name, patterns, place.settings.lease_s, ordered=ordered)
         self._ears: list[Subscription] = []
         self._events: set[asyncio.Task[None]] = set()
@@ -64,7 +64,7 @@ class Host:
         for method, mark in spec.events:
             self._ears.append(await self._subscribe(method, mark))
         self._handovers = Handovers(ports, self._pump)
-        if spec.topics:
+        if self.mailbox.patterns:
             await self._pump.start()
             await self._handovers.start()
         for pump in self._event_pumps:
@@ -137,16 +137,20 @@ class Host:
                 # The next one tells again; a replica that is deaf for long fails its health check.
                 self._log.info("replica.no_heartbeat", error=str(error))
 
-    async def stop(self) -> None:
-        """Finish what runs within the grace period, hand back the rest, and say farewell. After `start`, once."""
-        await self._handovers.aclose()
-        for ear in self._ears:
-            await ear.aclose()
+    async def stop(self, grace_s: float) -> None:
+        """Give what runs so many seconds to end, hand back the rest, and say farewell. Once, after `start`."""
         # It stays present while it finishes what runs.
-        await asyncio.gather(*(pump.drain(self._grace_s) for pump in (self._pump, *self._event_pumps)))
-        await self._turns.aclose()
-        self._heart.cancel()
+        await self.halt(grace_s)
         with contextlib.suppress(SquadronError):
             await self.place.registry.depart(self.spec.name, self.id)
             await self._tell("offline")
         await self.agent.on_stop()
+
+    async def halt(self, grace_s: float) -> None:
+        """Take nothing more, and be silent once what runs has ended, or so many seconds are over."""
+        await self._handovers.aclose()
+        for ear in self._ears:
+            await ear.aclose()
+        await asyncio.gather(*(pump.drain(grace_s) for pump in (self._pump, *self._event_pumps)))
+        await self._turns.aclose()
+        self._heart.cancel()

@@ -15,7 +15,7 @@ import ray
 from ray import serve
 from ray.serve import Application
 
-from squadron.actors.agent import Agent
+from squadron.actors.agent import Agent, AgentSpec
 from squadron.bridge.host import Host
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.bridge.packing.code import Code, unpack
@@ -68,14 +68,15 @@ class AgentReplica:
         configure_logs(settings.log_level)
         # Sync handlers run in threads: one for each slot.
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(slots, "handler"))
-        self._name, self._code = agent, Code(**code)
+        self._name, self._code, self._grace_s = agent, Code(**code), grace_s
         identity = AgentIdentity(id=f"{agent}-{uuid.uuid4().hex[:8]}", type=agent)
         self._wiring = await Wiring.open(settings, identity)
+        spec = AgentSpec.of(await self._load())
         self._host = Host(
             self._wiring,
-            (await self._load())(),
+            spec.agent_class(),
+            spec,
             slots=slots,
-            grace_s=grace_s,
             ordered=ordered_by != "",
             facts={"version": self._code.version, "pid": os.getpid(), "node": platform.node()},
         )
@@ -108,7 +109,7 @@ class AgentReplica:
         if getattr(self, "_stopped", True):
             return
         self._stopped = True
-        await self._host.stop()
+        await self._host.stop(self._grace_s)
         await self._wiring.aclose()
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from squadron.actors.agent import Agent, AgentSpec
+from squadron.actors.thinking.credentials import remember_keys
 from squadron.bridge.packing import code
 from squadron.bridge.place import Place
 from squadron.client.bridge_calls import Control
@@ -56,8 +57,13 @@ class Fleet(Talking):
         wanted: dict[str, str] = (await self._control.call("deploy", deployments=deployments))["agents"]
         await self._await_running(wanted, within_s, on_progress)
 
-    async def _start(self, agent: type[Agent]) -> None:
-        await self.deploy(agent)
+    async def _supervise(self) -> None:
+        from squadron.actors.goals.supervisor import Supervisor
+
+        if self._wiring.registry.find("goal.pursue") is None:
+            await self.deploy(Supervisor)
+        if self.settings.ray_address is None:
+            await asyncio.to_thread(remember_keys, self.settings.home)
 
     async def _pack(self, agent_class: type[Agent]) -> Deployment:
         spec = AgentSpec.of(agent_class)

@@ -103,10 +103,11 @@ class DurableEvents:
         while self._arrived is None:
             if self._closed or self._feed is None:
                 raise StopAsyncIteration
+            # First, for what waits may come at once.
+            self._changed.clear()
             if not self._asked:
                 self._asked = True
                 self._feed.want(1)
-            self._changed.clear()
             await self._changed.wait()
         return self._arrived
 

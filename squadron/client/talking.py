@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import functools
 import os
@@ -12,8 +11,6 @@ from datetime import timedelta
 from typing import Any
 from weakref import WeakSet
 
-from squadron.actors.agent import Agent
-from squadron.actors.thinking.credentials import remember_keys
 from squadron.actors.thinking.providers import default_model_spec
 from squadron.bridge.place import Place
 from squadron.client.events import DurableEvents
@@ -49,8 +46,8 @@ class Talking(ABC):
         self._heard: WeakSet[Events | DurableEvents] = WeakSet()
 
     @abstractmethod
-    async def _start(self, agent: type[Agent]) -> None:
-        """Run an agent that is needed here."""
+    async def _supervise(self) -> None:
+        """See to it that somebody pursues goals."""
 
     @property
     def _wiring(self) -> Place:
@@ -66,7 +63,7 @@ class Talking(ABC):
                 hint="open one here: Squad.connect(), or start processes by `spawn`",
             )
         if self._closed:
-            raise SquadClosedError("the squad is closed", hint="open another: Squad.up() or Squad.connect()")
+            raise SquadClosedError("the squad is closed", hint="open another")
         return self._place
 
     @property
@@ -255,14 +252,9 @@ class Talking(ABC):
             within_s: for the whole run, in seconds.
             on_event: sees what the supervisor does while it does it.
         """
-        from squadron.actors.goals.supervisor import Supervisor
-
         await self._wiring.registry.catch_up()
-        if self._wiring.registry.find("goal.pursue") is None:
-            await self._start(Supervisor)
+        await self._supervise()
         chosen = model or self.settings.model or default_model_spec(os.environ)
-        if self.settings.ray_address is None:
-            await asyncio.to_thread(remember_keys, self.settings.home)
         stream = self.stream(
             "goal.pursue",
             {

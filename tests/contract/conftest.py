@@ -33,8 +33,8 @@ from squadron.runtime.wire.envelope import AgentIdentity
 from squadron.runtime.wire.limits import Clock
 from squadron.runtime.wire.outcome import Outcome
 from squadron.runtime.wire.subjects import Subjects
+from squadron.testing import now_s, turned_time
 from tests.conftest import HEARTBEAT_S
-from tests.turned import now_s, turned_time
 
 #: Longest wait for what must happen; it is over at once when it does.
 SOON_S = 10.0
