@@ -12,7 +12,7 @@ from typing import Self
 
 from squadron.bridge.memory.bus import MemoryBus
 from squadron.bridge.memory.common import Seen, check_size, wall_s
-from squadron.bridge.memory.line import Line
+from squadron.bridge.memory.line import PERSIST_S, Line
 from squadron.runtime.ports.bus import Note
 from squadron.runtime.ports.queue import Delivery, Feed
 from squadron.runtime.wire.groups import EventGroup, check_start
@@ -129,7 +129,7 @@ class MemoryEventLog:
 
     async def append(self, topic: str, data: bytes, *, msg_id: str) -> int:
         check_size(data)
-        await self._line.answer()
+        await self._line.answer(PERSIST_S)
         if (known := self._seen.seq(msg_id)) is not None:
             return known
         self._events.append(_Event(topic, data, wall_s()))
