@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import pytest
 
@@ -75,10 +76,10 @@ class Slow(Agent):
         return len(self.begun)
 
 
-async def until(squad_holds: object) -> None:
+async def until(it_holds: Callable[[], object]) -> None:
     """Wait for a state that nobody announces."""
     give_up_at = now_s() + 600
-    while not squad_holds():  # type: ignore[operator]
+    while not it_holds():
         assert now_s() < give_up_at
         await asyncio.sleep(0.05)
 
@@ -398,3 +399,19 @@ async def test_a_day_passes_in_no_time_and_what_ends_in_it_ends() -> None:
 def test_neither_ray_nor_nats_is_loaded_for_it() -> None:
     code = "import sys, squadron.testing; sys.exit(bool({'ray', 'nats'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_recipe_for_pytest_works_in_a_project_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "conftest.py").write_text("from squadron.testing import pytest_asyncio_loop_factories\n")
+    (tmp_path / "test_it.py").write_text(
+        "import asyncio\n"
+        "from squadron.testing import MemorySquad\n\n\n"
+        "async def test_an_hour():\n"
+        "    async with MemorySquad() as squad:\n"
+        "        await squad.script('price.of', 3)\n"
+        "        await asyncio.sleep(3600)\n"
+        "        assert (await squad.ask('price.of')).unwrap() == 3\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "asyncio_mode=auto", "."]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert ended.returncode == 0, ended.stdout
