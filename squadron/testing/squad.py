@@ -158,26 +158,27 @@ class MemorySquad(Talking):
 
     async def _run(self, *wanted: _Deployed) -> None:
         place = self._wiring
+        made: list[list[Host]] = []
         for each in wanted:
             try:
-                each.hosts += [self._host(each.spec, make()) for make in each.makers]
+                made.append([self._host(each.spec, make()) for make in each.makers])
             except Exception as error:
                 raise DeployError(f"{each.spec.name} can't be made: {summary_of(error)}") from error
-            await place.ports.queue.declare(each.hosts[0].mailbox)
-        for each in wanted:
+            await place.ports.queue.declare(made[-1][0].mailbox)
+        for each, hosts in zip(wanted, made, strict=True):
             before = self._agents.get(each.spec.name)
             self._agents[each.spec.name] = each
             if before is not None:
                 await before.stop()
             await place.registry.advertise(each.spec.card())
-            for host in each.hosts:
-                await host.place.start()
+            for host in hosts:
                 try:
+                    await host.place.start()
                     await host.start()
                 except Exception as error:
-                    each.hosts.remove(host)
                     await host.place.aclose()
                     raise DeployError(f"{each.spec.name} could not start: {summary_of(error)}") from error
+                each.hosts.append(host)
         # What follows here counts on it.
         await place.registry.refresh(math.inf)
 
@@ -198,19 +199,25 @@ class MemorySquad(Talking):
         await self._wiring.registry.withdraw(gone.spec.name)
         await self._wiring.ports.queue.remove(gone.spec.name)
 
-    async def kill(self, agent: type[Agent] | str) -> str:
-        """Have the oldest replica of an agent die on the spot, as by SIGKILL; returns its name.
+    async def kill(self, agent: Agent | type[Agent] | str) -> str:
+        """Have one replica of an agent die on the spot, as by SIGKILL; returns its name.
 
         It settles nothing, stores nothing and says no farewell: what it worked on is delivered again when its
         lease has lapsed, to whoever runs then. Nobody starts another in its place but `deploy`.
 
+        Args:
+            agent: the instance that was deployed, or a class or name, of which the oldest replica dies.
+
         Raises:
             NotServedError: none runs here.
         """
-        found = self._find(agent)
-        if not found.hosts:
-            raise NotServedError(f"no replica of {found.spec.name!r} is left", hint="deploy it with replicas=2")
-        host = found.hosts.pop(0)
+        found = self._find(type(agent) if isinstance(agent, Agent) else agent)
+        host = next((each for each in found.hosts if not isinstance(agent, Agent) or each.agent is agent), None)
+        if host is None:
+            raise NotServedError(
+                f"no such replica of {found.spec.name!r} is left", hint="deploy it with replicas=2"
+            )
+        found.hosts.remove(host)
         # From here on nobody hears what it says.
         await host.place.disconnect()
         await host.halt(0.0)
@@ -221,7 +228,7 @@ class MemorySquad(Talking):
         name = agent if isinstance(agent, str) else AgentSpec.of(agent).name
         if name not in self._agents:
             raise NotServedError(
-                f"no agent {name!r} runs here", hint=f"what runs: {', '.join(sorted(self._agents)) or 'nothing'}"
+                f"no agent {name!r} is deployed", hint=f"there is {', '.join(sorted(self._agents)) or 'none'}"
             )
         return self._agents[name]
 
