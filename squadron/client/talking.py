@@ -63,7 +63,7 @@ class Talking(ABC):
                 hint="open one here: Squad.connect(), or start processes by `spawn`",
             )
         if self._closed:
-            raise SquadClosedError("the squad is closed", hint="open another")
+            raise SquadClosedError("the squad is closed", hint="open another: Squad.up() or Squad.connect()")
         return self._place
 
     @property

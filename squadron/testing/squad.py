@@ -71,9 +71,10 @@ class MemorySquad(Talking):
 
     @property
     def _wiring(self) -> Place:
-        if not self._is_open and not self._closed:
-            raise SquadClosedError("the squad is not open", hint="async with MemorySquad() as squad: …")
-        return super()._wiring
+        if self._closed or not self._is_open:
+            said = f"the squad is {'closed' if self._closed else 'not open'}"
+            raise SquadClosedError(said, hint="async with MemorySquad() as squad: …")
+        return self._place
 
     # --- opening and closing -------------------------------------------------------------------------
 
