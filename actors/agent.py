@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from squadron.actors.decorators import DURABLE_EVENT, EVENT, TOPIC, DurableMark, EventMark, marked
 from squadron.actors.handlers import BoundHandler, TopicSpec
 from squadron.runtime.errors import InvalidAgentError, InvalidSubjectError
+from squadron.runtime.running.turn import Handler
 from squadron.runtime.wire.subjects import check_token, overlap
 from squadron.runtime.wire.topics import AgentCard
 
@@ -116,7 +117,7 @@ class AgentSpec:
         topics = tuple(spec.topic.model_copy(update=mailbox) for spec in self.topics)
         return AgentCard(agent=self.name, description=self.description, topics=topics)
 
-    def handlers(self, agent: Agent) -> list[BoundHandler]:
+    def handlers(self, agent: Agent) -> Sequence[Handler]:
         """The topics bound to one instance."""
         return [BoundHandler(spec, agent) for spec in self.topics]
 

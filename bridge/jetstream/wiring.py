@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from typing import Self
 
@@ -14,14 +13,11 @@ from squadron.bridge.jetstream.link.dial import connect
 from squadron.bridge.jetstream.queue import JetStreamQueue
 from squadron.bridge.jetstream.stream_configs import StreamNames, ensure_streams, streams_exist
 from squadron.bridge.jetstream.vault import JetStreamVault
+from squadron.bridge.place import Place
 from squadron.config import Settings
-from squadron.runtime.asking.caller import Caller
 from squadron.runtime.errors import BridgeUnavailableError
-from squadron.runtime.lite.topic import LiteTopics
-from squadron.runtime.registry.registry import Registry
 from squadron.runtime.running.ordered import OrderedQueue
 from squadron.runtime.store.claims import Claims
-from squadron.runtime.store.dead_letters import DeadLetters
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.wire.envelope import AgentIdentity
 from squadron.runtime.wire.subjects import Subjects
@@ -35,14 +31,14 @@ class SystemClock:
         return time.time()
 
 
-class Wiring:
-    """One process's place on the bus. Open it with `Wiring.open`, close it with `aclose`."""
+class Wiring(Place):
+    """One process's place on a NATS server. Open it with `Wiring.open`, close it with `aclose`."""
 
     def __init__(self, connection: Connection, settings: Settings, identity: AgentIdentity) -> None:
         names = StreamNames(settings.env)
         subjects = Subjects(settings.env)
-        self.settings, self.connection = settings, connection
-        self.ports = Ports(
+        self.connection = connection
+        ports = Ports(
             identity=identity,
             subjects=subjects,
             clock=SystemClock(),
@@ -57,13 +53,7 @@ class Wiring:
                 most_bytes=settings.max_message_bytes,
             ),
         )
-        self.dead_letters = DeadLetters(self.ports)
-        self.records = JetStreamJournal(connection, names.registry)
-        self.registry = Registry(
-            self.records, self.ports.bus, subjects, self.ports.clock, heartbeat_s=settings.heartbeat_s
-        )
-        lite_topics = LiteTopics(self.ports, per_owner=settings.lite_topics_per_owner, in_all=settings.lite_topics)
-        self.caller = Caller(self.ports, self.registry, lite_topics)
+        super().__init__(ports, JetStreamJournal(connection, names.registry), settings)
 
     @classmethod
     async def open(cls, settings: Settings, identity: AgentIdentity, *, create: bool = False) -> Self:
@@ -88,17 +78,12 @@ class Wiring:
                     f"environment {settings.env!r} was never started on this server",
                     hint="start it with `squadron up`, or name another with SQUADRON_ENV",
                 )
-            await wiring.registry.start()
-            await wiring.caller.start()
+            await wiring.start()
         except BaseException:
             await connection.aclose()
             raise
         return wiring
 
-    async def aclose(self) -> None:
-        """Leave the bus. May be called twice."""
-        async with contextlib.AsyncExitStack() as rest:
-            # What comes later is done whatever happens before.
-            rest.push_async_callback(self.connection.aclose)
-            rest.push_async_callback(self.registry.aclose)
-            await self.caller.aclose()
+    async def disconnect(self) -> None:
+        """Close the connection."""
+        await self.connection.aclose()

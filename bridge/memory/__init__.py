@@ -7,16 +7,21 @@ from squadron.bridge.memory.bus import MemoryBus
 from squadron.bridge.memory.common import MAX_PAYLOAD_BYTES, LoopClock, subject_matches
 from squadron.bridge.memory.events import MemoryEventLog
 from squadron.bridge.memory.journal import MemoryJournal
+from squadron.bridge.memory.line import Line
 from squadron.bridge.memory.queue import MemoryQueue
+from squadron.bridge.memory.server import MemoryPlace, MemoryServer
 from squadron.bridge.memory.vault import MemoryVault
 
 __all__ = [
     "MAX_PAYLOAD_BYTES",
+    "Line",
     "LoopClock",
     "MemoryBus",
     "MemoryEventLog",
     "MemoryJournal",
+    "MemoryPlace",
     "MemoryQueue",
+    "MemoryServer",
     "MemoryVault",
     "subject_matches",
 ]

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from squadron.actors.agent import Agent, AgentSpec
-from squadron.bridge.jetstream.wiring import Wiring
+from squadron.actors.thinking.credentials import remember_keys
 from squadron.bridge.packing import code
+from squadron.bridge.place import Place
 from squadron.client.bridge_calls import Control
 from squadron.client.talking import Talking
 from squadron.runtime.errors import DeployError
@@ -23,7 +24,7 @@ _DEPLOY_LOOK_S = 0.2
 class Fleet(Talking):
     """The agents of one environment, through its bridge."""
 
-    def __init__(self, wiring: Wiring) -> None:
+    def __init__(self, wiring: Place) -> None:
         super().__init__(wiring)
         self._deployed: set[str] = set()
 
@@ -56,8 +57,13 @@ class Fleet(Talking):
         wanted: dict[str, str] = (await self._control.call("deploy", deployments=deployments))["agents"]
         await self._await_running(wanted, within_s, on_progress)
 
-    async def _start(self, agent: type[Agent]) -> None:
-        await self.deploy(agent)
+    async def _supervise(self) -> None:
+        from squadron.actors.goals.supervisor import Supervisor
+
+        if self._wiring.registry.find("goal.pursue") is None:
+            await self.deploy(Supervisor)
+        if self.settings.ray_address is None:
+            await asyncio.to_thread(remember_keys, self.settings.home)
 
     async def _pack(self, agent_class: type[Agent]) -> Deployment:
         spec = AgentSpec.of(agent_class)

@@ -7,7 +7,7 @@ import contextlib
 from dataclasses import dataclass
 from typing import Self
 
-from squadron.bridge.jetstream.wiring import Wiring
+from squadron.bridge.place import Place
 from squadron.runtime.background import spawn
 from squadron.runtime.closing import AsyncClosing
 from squadron.runtime.errors import BusUnavailableError, InvalidMessageError, SquadClosedError, SquadronError
@@ -108,7 +108,7 @@ class DurableEvents(AsyncClosing):
     is extended, however long that takes.
     """
 
-    def __init__(self, wiring: Wiring, group: EventGroup) -> None:
+    def __init__(self, wiring: Place, group: EventGroup) -> None:
         self._wiring, self._group = wiring, group
         self._feed: Feed | None = None
         self._extender: asyncio.Task[None] | None = None
@@ -122,7 +122,7 @@ class DurableEvents(AsyncClosing):
         self._closed = False
 
     @classmethod
-    async def open(cls, wiring: Wiring, name: str, pattern: str, start: Start) -> Self:
+    async def open(cls, wiring: Place, name: str, pattern: str, start: Start) -> Self:
         """Subscribe; the group exists when this returns.
 
         Raises:
@@ -171,10 +171,11 @@ class DurableEvents(AsyncClosing):
         while self._arrived is None:
             if self._closed or self._feed is None:
                 raise StopAsyncIteration
+            # First, for what waits may come at once.
+            self._changed.clear()
             if not self._asked:
                 self._asked = True
                 self._feed.want(1)
-            self._changed.clear()
             await self._changed.wait()
         return self._arrived
 

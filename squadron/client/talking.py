@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import functools
 import os
@@ -12,10 +11,8 @@ from datetime import timedelta
 from typing import Any, Unpack
 from weakref import WeakSet
 
-from squadron.actors.agent import Agent
-from squadron.actors.thinking.credentials import remember_keys
 from squadron.actors.thinking.providers import default_model_spec
-from squadron.bridge.jetstream.wiring import Wiring
+from squadron.bridge.place import Place
 from squadron.client.stream import Stream
 from squadron.client.subscriptions import DurableEvents, Events
 from squadron.runtime.asking.handle import Handle
@@ -37,18 +34,18 @@ RUN_WITHIN_S = 600.0
 class Talking(ABC):
     """A place on the bus, and all that can be said from there."""
 
-    def __init__(self, wiring: Wiring) -> None:
+    def __init__(self, wiring: Place) -> None:
         self._place, self._process, self._closed = wiring, os.getpid(), False
         self.settings = wiring.settings
         #: What is heard through this squad, and ends with it.
         self._heard: WeakSet[Events | DurableEvents] = WeakSet()
 
     @abstractmethod
-    async def _start(self, agent: type[Agent]) -> None:
-        """Run an agent that is needed here."""
+    async def _supervise(self) -> None:
+        """See to it that somebody pursues goals."""
 
     @property
-    def _wiring(self) -> Wiring:
+    def _wiring(self) -> Place:
         """The place on the bus, for as long as it can be used.
 
         Raises:
@@ -225,14 +222,9 @@ class Talking(ABC):
             within_s: for the whole run, in seconds.
             on_event: sees what the supervisor does while it does it.
         """
-        from squadron.actors.goals.supervisor import Supervisor
-
         await self._wiring.registry.catch_up()
-        if self._wiring.registry.find("goal.pursue") is None:
-            await self._start(Supervisor)
+        await self._supervise()
         chosen = model or self.settings.model or default_model_spec(os.environ)
-        if self.settings.ray_address is None:
-            await asyncio.to_thread(remember_keys, self.settings.home)
         stream = self.stream(
             "goal.pursue",
             {

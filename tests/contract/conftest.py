@@ -12,7 +12,8 @@ import pytest
 
 from squadron.actors.agent import Agent, AgentSpec
 from squadron.bridge.jetstream.wiring import Wiring
-from squadron.bridge.memory import LoopClock, MemoryBus, MemoryEventLog, MemoryJournal, MemoryQueue, MemoryVault
+from squadron.bridge.memory import MemoryServer
+from squadron.bridge.place import Place
 from squadron.config import Settings
 from squadron.runtime.asking.caller import Caller
 from squadron.runtime.errors import BusUnavailableError
@@ -24,7 +25,6 @@ from squadron.runtime.ports.queue import Delivery, Mailbox, Queue
 from squadron.runtime.ports.vault import Vault
 from squadron.runtime.registry.registry import Registry
 from squadron.runtime.running.handover import Handovers
-from squadron.runtime.running.ordered import OrderedQueue
 from squadron.runtime.running.pump import Pump
 from squadron.runtime.running.turn import Turns
 from squadron.runtime.store.claims import Claims
@@ -33,8 +33,8 @@ from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.wire.limits import Clock
 from squadron.runtime.wire.outcome import Outcome
 from squadron.runtime.wire.subjects import Subjects
+from squadron.testing import now_s, turned_time
 from tests.conftest import HEARTBEAT_S
-from tests.turned import now_s, turned_time
 
 #: Longest wait for what must happen; it is over at once when it does.
 SOON_S = 10.0
@@ -88,9 +88,9 @@ class Peer:
         return self.claims.vault
 
 
-def peer_of(w: Wiring) -> Peer:
-    """The ports of one process on a real server."""
-    return Peer(w.ports, w.records, w.registry, w.caller)
+def peer_of(place: Place) -> Peer:
+    """The ports of one process."""
+    return Peer(place.ports, place.records, place.registry, place.caller)
 
 
 @dataclass
@@ -105,29 +105,13 @@ class World:
 
 
 async def _memory_world() -> World:
-    bus, subjects, clock = MemoryBus(), Subjects("test"), LoopClock()
-    queue, vault = OrderedQueue(MemoryQueue(), subjects), MemoryVault()
-    lite, records, dead = MemoryJournal(bus), MemoryJournal(bus), MemoryJournal(bus)
-    events = MemoryEventLog(bus, subjects)
+    server, settings = MemoryServer("test"), Settings(env="test", heartbeat_s=HEARTBEAT_S)
 
     async def join(name: str) -> Peer:
-        registry = Registry(records, bus, subjects, clock, heartbeat_s=HEARTBEAT_S)
-        ports = Ports(
-            identity=AgentIdentity(id=name, type="test"),
-            subjects=subjects,
-            clock=clock,
-            bus=bus,
-            queue=queue,
-            events=events,
-            lite=lite,
-            dead=dead,
-            claims=Claims(vault),
-        )
-        caller = Caller(ports, registry)
-        await registry.start()
-        await caller.start()
-        world._closers += [caller.aclose, registry.aclose]
-        return Peer(ports, records, registry, caller)
+        place = server.place(AgentIdentity(id=name, type="test"), settings)
+        await place.start()
+        world._closers.append(place.aclose)
+        return peer_of(place)
 
     world = World("memory", join)
     return world

@@ -32,8 +32,8 @@ from squadron.runtime.wire.outcome import (
     Undeliverable,
 )
 from squadron.runtime.wire.route import Route
+from squadron.testing import now_s
 from tests.contract.conftest import LEASE_S, SOON_S, Inbox, Peer, Replica, Serve, World, until
-from tests.turned import now_s
 
 
 class Bench(Agent):

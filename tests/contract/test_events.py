@@ -27,9 +27,9 @@ from squadron.runtime.running.pump import Pump
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.wire.groups import EventGroup
 from squadron.runtime.wire.start import Start
+from squadron.testing import now_s
 from tests.conftest import LEASE_S
 from tests.contract.conftest import Inbox, Peer, World, peer_of, settle_all, until
-from tests.turned import now_s
 
 
 async def _publish(peer: Peer, *contents: Any, topic: str = "news.sport") -> list[int]:

@@ -27,7 +27,7 @@ from squadron.bridge.control.control import Bridge
 from squadron.bridge.jetstream.link import embedded
 from squadron.bridge.jetstream.stream_configs import StreamNames, Streams
 from squadron.bridge.jetstream.wiring import Wiring
-from squadron.client.events import Events
+from squadron.client.subscriptions import Events
 from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.errors import InvalidMessageError, InvalidSubjectError
 from squadron.runtime.ports.queue import Backlog, Mailbox

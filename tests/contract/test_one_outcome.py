@@ -22,8 +22,8 @@ from squadron.runtime.ports.queue import Backlog
 from squadron.runtime.running.context import Context
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.outcome import Cancelled, Result, outcome_msg_id
+from squadron.testing import now_s
 from tests.contract.conftest import SOON_S, Peer, Serve, World, until
-from tests.turned import now_s
 
 
 class Desk(Agent):

@@ -11,8 +11,8 @@ import pytest
 from squadron.runtime.ports.queue import Backlog, Delivery, Lease, Mailbox
 from squadron.runtime.running.pump import Pump
 from squadron.runtime.wire.outcome import Outcome
+from squadron.testing import now_s
 from tests.contract.conftest import Inbox, Peer, until
-from tests.turned import now_s
 
 LEASE_S = 0.6
 BOX = Mailbox("reader", ("book.read",), lease_s=LEASE_S)

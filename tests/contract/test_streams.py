@@ -190,7 +190,7 @@ async def lose(world: World, peer: Peer, key: str, is_lost: Callable[[dict[str, 
     lost = [e.seq async for e in peer.lite.read(key) if is_lost(json.loads(e.data)["payload"])]
     assert lost
     if isinstance(peer.lite, MemoryJournal):
-        peer.lite._entries = [each for each in peer.lite._entries if each.entry.seq not in lost]
+        peer.lite._kept.entries = [each for each in peer.lite._kept.entries if each.entry.seq not in lost]
         return
     assert world.settings is not None
     wiring = await Wiring.open(world.settings, AgentIdentity(id="thief", type="test"))

@@ -38,8 +38,8 @@ from squadron.runtime.wire.outcome import (
     TimedOut,
     Undeliverable,
 )
+from squadron.testing import now_s
 from tests.contract.conftest import ON_NATS, SOON_S, Peer, Replica, Serve, World, first_stored, peer_of, until
-from tests.turned import now_s
 
 LEASE_S = 1.5
 

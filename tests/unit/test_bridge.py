@@ -5,22 +5,27 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Self
 
 import pytest
 
 from squadron.bridge.control.control import Bridge
-from squadron.bridge.memory import MemoryBus, MemoryEventLog, MemoryJournal, MemoryQueue, MemoryVault
+from squadron.bridge.memory import (
+    Line,
+    MemoryJournal,
+    MemoryQueue,
+    MemoryServer,
+)
+from squadron.bridge.place import Place
+from squadron.config import Settings
 from squadron.runtime.errors import BusUnavailableError, DeployError, SquadronError
 from squadron.runtime.ports.bus import Note
-from squadron.runtime.ports.queue import Backlog, Mailbox
+from squadron.runtime.ports.queue import Backlog, Mailbox, Queue
 from squadron.runtime.registry.registry import ROUNDED_S, Registry
 from squadron.runtime.running.ordered import OrderedQueue
-from squadron.runtime.store.claims import Claims
-from squadron.runtime.store.port_set import Ports
 from squadron.runtime.wire.deployment import AgentState, Deployment, Scale
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
-from squadron.runtime.wire.subjects import Subjects
 from squadron.runtime.wire.topics import AgentCard, SemanticTopic
 from tests.unit.test_budget import HandClock
 
@@ -50,7 +55,10 @@ class HeldReplicas:
 
 
 class FaultyStore(MemoryQueue):
-    """Mailboxes on a server that may refuse."""
+    """Mailboxes on a server that may refuse: everybody, so that there is but one."""
+
+    def over(self, line: Line) -> Self:
+        return self
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,6 +82,9 @@ class FullJournal(MemoryJournal):
 
     full = False
 
+    def over(self, line: Line) -> Self:
+        return self
+
     async def append(self, key: str, data: bytes, **how: Any) -> int:
         if self.full:
             raise BusUnavailableError("insufficient resources")
@@ -84,33 +95,29 @@ class Site:
     """Everything that outlives a bridge: journal, mailboxes, cluster."""
 
     def __init__(self) -> None:
-        self.subjects, self.replicas = Subjects("t"), HeldReplicas()
-        self.store = FaultyStore()
-        self.bus, self.queue, self.clock = MemoryBus(), OrderedQueue(self.store, self.subjects), HandClock()
-        self.lite, self.records = MemoryJournal(self.bus), FullJournal(self.bus, self.clock.time)
+        self.clock, self.replicas = HandClock(), HeldReplicas()
+        self._server = server = MemoryServer("t", self.clock)
+        self.bus, self.subjects, self.lite = server.bus, server.subjects, server.lite
+        self.store, self.records = FaultyStore(), FullJournal(server.bus, self.clock.time)
+        server.queue, server.records = self.store, self.records
+        self.queue: Queue = OrderedQueue(self.store, self.subjects)
         self.held: dict[str, int] = {}
         self.lost: list[str] = []
         self.blind, self.failed_looks = False, 0
         self.bridges: list[Bridge] = []
 
+    async def place(self) -> Place:
+        identity = AgentIdentity(id="bridge", type="bridge")
+        place = self._server.place(identity, Settings(env="t", heartbeat_s=BEAT_S))
+        await place.registry.start()
+        return place
+
     async def registry(self) -> Registry:
-        registry = Registry(self.records, self.bus, self.subjects, self.clock, heartbeat_s=BEAT_S)
-        await registry.start()
-        return registry
+        return (await self.place()).registry
 
     async def bridge(self) -> Bridge:
-        registry = await self.registry()
-        ports = Ports(
-            identity=AgentIdentity(id="bridge", type="bridge"),
-            subjects=self.subjects,
-            clock=self.clock,
-            bus=self.bus,
-            queue=self.queue,
-            events=MemoryEventLog(self.bus, self.subjects),
-            lite=self.lite,
-            dead=MemoryJournal(self.bus),
-            claims=Claims(MemoryVault()),
-        )
+        place = await self.place()
+        ports = replace(place.ports, queue=self.queue)
 
         async def held() -> dict[str, int]:
             if self.blind:
@@ -122,7 +129,9 @@ class Site:
             lost, self.lost = self.lost, []
             return lost
 
-        bridge = Bridge(ports, registry, self.records, self.replicas, held, keep, {"nats": "here"}, lease_s=2.0)
+        bridge = Bridge(
+            ports, place.registry, self.records, self.replicas, held, keep, {"nats": "here"}, lease_s=2.0
+        )
         await bridge.start()
         self.bridges.append(bridge)
         return bridge

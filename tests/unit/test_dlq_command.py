@@ -15,18 +15,15 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from squadron import Settings
 from squadron.bridge.jetstream.wiring import SystemClock
-from squadron.bridge.memory import MemoryBus, MemoryEventLog, MemoryJournal, MemoryQueue, MemoryVault
+from squadron.bridge.memory import MemoryServer
 from squadron.cli import dlq, frame
 from squadron.cli.app import app
 from squadron.client.blocking import SyncSquad
 from squadron.runtime.ports.queue import Backlog, Delivery, Mailbox
-from squadron.runtime.store.claims import Claims
-from squadron.runtime.store.dead_letters import DeadLetters
-from squadron.runtime.store.port_set import Ports
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.wire.outcome import DeadLettered
-from squadron.runtime.wire.subjects import Subjects
 
 REPLICA = AgentIdentity(id="clerk-1", type="clerk")
 
@@ -35,20 +32,8 @@ class Office:
     """Three letters: two tasks, and bytes that nobody can read."""
 
     def __init__(self) -> None:
-        self.queue, self.subjects = MemoryQueue(), Subjects("dev")
-        bus = MemoryBus()
-        ports = Ports(
-            identity=REPLICA,
-            subjects=self.subjects,
-            clock=SystemClock(),
-            bus=bus,
-            queue=self.queue,
-            events=MemoryEventLog(bus, self.subjects),
-            lite=MemoryJournal(bus),
-            dead=MemoryJournal(bus),
-            claims=Claims(MemoryVault()),
-        )
-        self.letters = DeadLetters(ports)
+        place = MemoryServer("dev", SystemClock()).place(REPLICA, Settings())
+        self.queue, self.subjects, self.letters = place.ports.queue, place.ports.subjects, place.dead_letters
         self._seq = 0
 
     async def open(self) -> None:

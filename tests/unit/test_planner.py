@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -13,26 +12,11 @@ from squadron.actors.decorators import topic
 from squadron.actors.goals.planner import INTRODUCTION, OfflinePlanner
 from squadron.actors.goals.supervisor import Supervisor
 from squadron.actors.thinking.model import ChatMessage, ToolDefinition
-from squadron.bridge.memory import MemoryBus, MemoryEventLog, MemoryJournal, MemoryQueue, MemoryVault
-from squadron.runtime.asking.caller import Caller
-from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.errors import InvalidInputError, Terminal
-from squadron.runtime.ports.queue import Mailbox
-from squadron.runtime.registry.registry import Registry
-from squadron.runtime.running.pump import Pump
-from squadron.runtime.running.turn import Turns
-from squadron.runtime.store.claims import Claims
-from squadron.runtime.store.port_set import Ports
-from squadron.runtime.wire.envelope import AgentIdentity
 from squadron.runtime.wire.outcome import Outcome, Rejected, Result
-from squadron.runtime.wire.subjects import Subjects
+from squadron.testing import MemorySquad
 
 GOAL = "audit the licences of all packages"
-
-
-class WallClock:
-    def time(self) -> float:
-        return time.time()
 
 
 class Inventory(Agent):
@@ -69,65 +53,23 @@ class Report(Agent):
         return f"42, as for: {question}"
 
 
-class Squad:
-    """The real caller, registry, turns and pumps over ports in memory."""
-
-    def __init__(self) -> None:
-        self.bus, self.queue, self.clock = MemoryBus(), MemoryQueue(), WallClock()
-        self.lite, self.dead, journal = (MemoryJournal(self.bus) for _ in range(3))
-        self.subjects = Subjects("test")
-        self.registry = Registry(journal, self.bus, self.subjects, self.clock, heartbeat_s=60)
-        self.caller = Caller(
-            Ports(
-                identity=AgentIdentity(id="here"),
-                subjects=self.subjects,
-                dead=self.dead,
-                queue=self.queue,
-                events=MemoryEventLog(self.bus, self.subjects),
-                lite=self.lite,
-                bus=self.bus,
-                claims=Claims(MemoryVault()),
-                clock=self.clock,
-            ),
-            self.registry,
-        )
-        self._pumps: list[Pump] = []
-
-    async def serve(self, *agents: Agent) -> None:
-        for agent in agents:
-            spec = AgentSpec.of(type(agent))
-            turns = Turns(spec.name, spec.handlers(agent), self.caller)
-            mailbox = Mailbox(spec.name, tuple(one.topic.name for one in spec.topics), 30.0)
-            await self.queue.declare(mailbox)
-            self._pumps.append(Pump(self.queue, mailbox, turns.run, slots=agent.slots))
-            await self._pumps[-1].start()
-            await self.registry.advertise(spec.card())
-            await self.registry.renew(spec.name, "1")
+class Squad(MemorySquad):
+    """One that pursues goals by a plan."""
 
     async def pursue(self, goal: str = GOAL, **fields: Any) -> Outcome:
-        content = {"goal": goal, **fields}
-        return await self.caller.ask("goal.pursue", content, AskOptions(within_s=20, model="offline"))
+        return await self.ask("goal.pursue", {"goal": goal, **fields}, within_s=20, model="offline")
 
     async def report(self, goal: str = GOAL, **fields: Any) -> dict[str, Any]:
         outcome = await self.pursue(goal, **fields)
         assert isinstance(outcome, Result), outcome
         return dict(outcome.data)
 
-    async def aclose(self) -> None:
-        for pump in self._pumps:
-            await pump.aclose()
-        await self.caller.aclose()
-        await self.registry.aclose()
-
 
 @pytest.fixture
 async def squad() -> AsyncIterator[Squad]:
-    made = Squad()
-    await made.registry.start()
-    await made.caller.start()
-    await made.serve(Supervisor())
-    yield made
-    await made.aclose()
+    async with Squad() as made:
+        await made.deploy(Supervisor)
+        yield made
 
 
 LIST = {"id": "all", "intent": "list the installed packages"}
@@ -145,7 +87,7 @@ FINISH = {
 
 
 async def test_a_plan_is_carried_out_round_by_round(squad: Squad) -> None:
-    await squad.serve(Inventory(), Licences(), Report())
+    await squad.deploy(Inventory(), Licences(), Report())
 
     report = await squad.report(plan=[[LIST], [CLASSIFY], [RENDER], [FINISH]])
 
@@ -162,7 +104,7 @@ async def test_a_plan_is_carried_out_round_by_round(squad: Squad) -> None:
 
 
 async def test_the_answer_may_be_a_result(squad: Squad) -> None:
-    await squad.serve(Inventory())
+    await squad.deploy(Inventory())
 
     report = await squad.report(plan=[[LIST], [{"finish": {"$from": "all#/1/name"}}]])
 
@@ -170,7 +112,7 @@ async def test_the_answer_may_be_a_result(squad: Squad) -> None:
 
 
 async def test_a_topic_that_was_not_offered_is_searched_for_first(squad: Squad) -> None:
-    await squad.serve(Inventory(), Licences(), Report())
+    await squad.deploy(Inventory(), Licences(), Report())
 
     report = await squad.report(
         "say hello", plan=[[LIST], [{"finish": "ok", "deliverables": {"all": {"$from": "all"}}}]]
@@ -181,7 +123,7 @@ async def test_a_topic_that_was_not_offered_is_searched_for_first(squad: Squad) 
 
 
 async def test_a_step_that_nobody_serves_ends_in_an_honest_answer(squad: Squad) -> None:
-    await squad.serve(Inventory())
+    await squad.deploy(Inventory())
 
     strange = CLASSIFY | {"intent": "translate into Frisian"}
 
@@ -193,7 +135,7 @@ async def test_a_step_that_nobody_serves_ends_in_an_honest_answer(squad: Squad) 
 
 
 async def test_a_step_whose_dependency_failed_entirely_is_not_tried(squad: Squad) -> None:
-    await squad.serve(Inventory(), Licences(), Report())
+    await squad.deploy(Inventory(), Licences(), Report())
     only_broken = LIST | {"arguments": {"prefix": "broken"}}
 
     report = await squad.report(plan=[[only_broken], [CLASSIFY], [RENDER], [FINISH]])
@@ -205,7 +147,7 @@ async def test_a_step_whose_dependency_failed_entirely_is_not_tried(squad: Squad
 
 
 async def test_a_failed_side_step_is_named_in_the_answer(squad: Squad) -> None:
-    await squad.serve(Inventory(), Licences())
+    await squad.deploy(Inventory(), Licences())
     side = {"id": "side", "intent": "classify the licence", "arguments": {"name": "broken"}}
 
     report = await squad.report(
@@ -219,7 +161,7 @@ async def test_a_failed_side_step_is_named_in_the_answer(squad: Squad) -> None:
 
 
 async def test_a_plan_without_an_end_is_answered_with_a_digest(squad: Squad) -> None:
-    await squad.serve(Inventory())
+    await squad.deploy(Inventory())
 
     report = await squad.report(plan=[[LIST]])
 
@@ -228,7 +170,7 @@ async def test_a_plan_without_an_end_is_answered_with_a_digest(squad: Squad) -> 
 
 
 async def test_without_a_plan_topics_that_take_a_text_are_asked(squad: Squad) -> None:
-    await squad.serve(Inventory(), Licences(), Report())
+    await squad.deploy(Inventory(), Licences(), Report())
 
     report = await squad.report()
 
@@ -239,7 +181,7 @@ async def test_without_a_plan_topics_that_take_a_text_are_asked(squad: Squad) ->
 
 
 async def test_without_a_plan_and_without_a_fitting_topic_it_says_so(squad: Squad) -> None:
-    await squad.serve(Licences())
+    await squad.deploy(Licences())
 
     report = await squad.report()
 

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import selectors
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
+
+from squadron.testing.errors import NoTurnedLoopError
+
+T = TypeVar("T")
 
 
 class TurnedLoop(asyncio.SelectorEventLoop):
     """While `turned`, it goes to its next timer as soon as nothing else is left to do.
 
     What waits for a thread waits in earnest. So hours pass in no time, and what is slow on a busy machine is
-    never late: whatever can run runs before the next timer.
+    never late: whatever can run runs before the next timer. Of what comes from outside, by a socket or another
+    process, it knows nothing: who waits for that may find its time over.
     """
 
     def __init__(self) -> None:
@@ -42,14 +47,34 @@ def now_s() -> float:
 
 @contextmanager
 def turned_time() -> Iterator[None]:
-    """Nobody waits in here: time goes to the next timer when nothing else is left to do."""
+    """Nobody waits in here: time goes to the next timer when nothing else is left to do.
+
+    Raises:
+        NoTurnedLoopError: the running loop is another.
+    """
     loop = asyncio.get_running_loop()
-    assert isinstance(loop, TurnedLoop)
-    loop.turned = True
+    if not isinstance(loop, TurnedLoop):
+        raise NoTurnedLoopError(
+            f"time can't be turned on a {type(loop).__name__}",
+            hint="`from squadron.testing import pytest_asyncio_loop_factories` in conftest.py, or "
+            "`squadron.testing.run(main())`, or MemorySquad(turned=False)",
+        )
+    before, loop.turned = loop.turned, True
     try:
         yield
     finally:
-        loop.turned = False
+        loop.turned = before
+
+
+def pytest_asyncio_loop_factories() -> dict[str, type[TurnedLoop]]:
+    """A hook of pytest-asyncio: imported into a `conftest.py`, it has the tests there run on a `TurnedLoop`."""
+    return {"turned": TurnedLoop}
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """`asyncio.run` on a `TurnedLoop`, for scripts and for tests without a plug-in."""
+    with asyncio.Runner(loop_factory=TurnedLoop) as runner:
+        return runner.run(main)
 
 
 class _TurningSelector(selectors.DefaultSelector):
