@@ -14,7 +14,9 @@ import inspect
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from squadron.actors.decorators import DURABLE_EVENT, EVENT, TOPIC, DurableMark, EventMark, marked
 from squadron.actors.handlers import BoundHandler, TopicSpec
@@ -90,14 +92,7 @@ class AgentSpec:
         except InvalidSubjectError as error:
             raise InvalidAgentError(str(error)) from None
         _check_made(name, agent_class)
-        if not 0 <= agent_class.min_replicas <= max(1, agent_class.max_replicas) or agent_class.slots < 1:
-            raise InvalidAgentError(
-                f"{name}: needs 0 <= min_replicas <= max_replicas, max_replicas >= 1 and slots >= 1"
-            )
-        if agent_class.ordered_by not in ("", "conversation"):
-            raise InvalidAgentError(
-                f"{name}: ordered_by={agent_class.ordered_by!r}", hint='use "conversation", or "" for no order'
-            )
+        _check_attributes(name, agent_class)
         topics = tuple(TopicSpec.of(agent_class, each) for each in served)
         events = tuple((each.name, each.mark) for each in heard)
         durable_events = tuple((each.name, each.mark) for each in kept)
@@ -120,6 +115,43 @@ class AgentSpec:
     def handlers(self, agent: Agent) -> Sequence[Handler]:
         """The topics bound to one instance."""
         return [BoundHandler(spec, agent) for spec in self.topics]
+
+
+class _Attributes(BaseModel):
+    """What the attributes of an agent may be; each says so where it is wrong."""
+
+    model_config = ConfigDict(strict=True, arbitrary_types_allowed=True)
+
+    slots: Annotated[int, Field(ge=1)]
+    min_replicas: Annotated[int, Field(ge=0)]
+    max_replicas: Annotated[int, Field(ge=1)]
+    grace_s: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    num_cpus: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    num_gpus: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    ordered_by: Literal["", "conversation"]
+    mailbox_limit: Annotated[int, Field(ge=0)]
+    when_full: Literal["wait", "reject"]
+
+
+def _check_attributes(name: str, agent_class: type[Agent]) -> None:
+    values = {field: getattr(agent_class, field) for field in _Attributes.model_fields}
+    try:
+        _Attributes(**values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = str(first["loc"][0])
+        what = f"{name}: {field}={values[field]!r} is no value for that attribute"
+        raise InvalidAgentError(what, field=field, hint=first["msg"]) from None
+    if agent_class.min_replicas > agent_class.max_replicas:
+        what = f"{name}: min_replicas={agent_class.min_replicas} is above max_replicas={agent_class.max_replicas}"
+        raise InvalidAgentError(what, field="min_replicas", hint="min_replicas <= max_replicas")
+    capabilities = agent_class.capabilities
+    # On the class it may be a property, which only an instance has a value of.
+    if isinstance(capabilities, str) or (
+        isinstance(capabilities, Collection) and not all(isinstance(each, str) for each in capabilities)
+    ):
+        what = f"{name}: capabilities={capabilities!r} is no value for that attribute"
+        raise InvalidAgentError(what, field="capabilities", hint='texts, as in {"gpu", "eu"}')
 
 
 def _check_made(name: str, agent_class: type[Agent]) -> None:

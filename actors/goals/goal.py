@@ -72,6 +72,7 @@ class Finish(BaseModel):
         default_factory=dict,
         description='data to hand over by name; values may be {"$from": "CALL_ID#/POINTER"}',
     )
+    achieved: bool = Field(default=True, description="false if the goal was not achieved; the answer says why")
 
 
 def read_arguments(model: type[M], arguments: Any) -> M:

@@ -158,6 +158,12 @@ class _Progress:
         """Why calls have no result, for all that have none."""
         return [why for call_id in self.made if (why := self.failed(call_id))]
 
+    @property
+    def succeeded(self) -> bool:
+        """Whether anything came of what was asked of others."""
+        asked = [call.id for call in self.made.values() if call.name != DISCOVER]
+        return not asked or any(one in self.answers and not self.failed(one) for one in asked)
+
 
 class OfflinePlanner:
     """A `Model` that carries out a plan; without one it puts the goal to the best few topics that take a text."""
@@ -237,7 +243,9 @@ class OfflinePlanner:
             answer = _with_notes(answer, notes)
         elif notes:
             deliverables["problems"] = notes
-        call = ToolCall(FINISH, FINISH, {"answer": answer, "deliverables": deliverables})
+        achieved = not broken and not references(wanted.finish) & gone and seen.succeeded
+        end = {"answer": answer, "deliverables": deliverables, "achieved": achieved}
+        call = ToolCall(FINISH, FINISH, end)
         return ModelTurn(broken or "The plan is over.", (call,))
 
 
@@ -273,13 +281,16 @@ def _guess(seen: _Progress, tools: Sequence[ToolDefinition]) -> ModelTurn:
     """No plan was given: put the goal to topics that take nothing but a text, then tell what they said."""
     if seen.made:
         answer = _with_notes(_digest(seen), seen.failures())
-        return ModelTurn("That is all I can do.", (ToolCall(FINISH, FINISH, {"answer": answer}),))
+        return ModelTurn(
+            "That is all I can do.", (ToolCall(FINISH, FINISH, {"answer": answer, "achieved": seen.succeeded}),)
+        )
     fitting = [(tool, name) for tool in _rank(seen.goal, tools) if (name := _text_input(tool))]
     if not fitting:
-        return ModelTurn(
+        why = (
             "No plan was given, and no topic that shares a word with the goal takes just a text, so I can't "
             "pursue it. Give a plan, or configure an LLM (OPENAI_API_KEY, ANTHROPIC_API_KEY or SQUADRON_MODEL)."
         )
+        return ModelTurn(why, (ToolCall(FINISH, FINISH, {"answer": f"{INTRODUCTION} {why}", "achieved": False}),))
     calls = [
         ToolCall(f"guess-{number}", tool.name, {name: seen.goal})
         for number, (tool, name) in enumerate(fitting[:BEST_FEW], 1)

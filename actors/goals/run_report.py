@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-Stopped = Literal["finished", "rounds", "time", "budget"]
+#: How a run ended: as the model said, be it with the goal achieved or given up, or at a limit.
+Stopped = Literal["finished", "gave_up", "rounds", "time", "budget"]
 
 
 class TaskCounts(BaseModel):

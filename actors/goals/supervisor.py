@@ -239,7 +239,7 @@ class _Run:
             messages.append(ChatMessage("assistant", turn.text, turn.tool_calls))
             messages += await self._act(turn.tool_calls)
             if self._finished is not None:
-                return "finished"
+                return "finished" if self._finished.achieved else "gave_up"
         return "rounds"
 
     @property

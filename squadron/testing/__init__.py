@@ -6,7 +6,7 @@
         async with MemorySquad() as squad:
             weather = await squad.script("weather.now", {"temp": 3})
             await squad.deploy(Traveller)
-            outcome = await squad.ask("travel.advise", city="Oslo")
+            outcome = await squad.ask("travel.advise", {"city": "Oslo"})
             assert weather.asked == [{"city": "Oslo"}]
 
     run(main())
@@ -14,9 +14,9 @@
 Nothing here is used by what it tests.
 """
 
-from squadron.testing.errors import NotServedError, NoTurnedLoopError, ScriptError
+from squadron.testing.memory_squad import MemorySquad
+from squadron.testing.misuse import NotServedError, NoTurnedLoopError, ScriptError
 from squadron.testing.script import Script
-from squadron.testing.squad import MemorySquad
 from squadron.testing.turned import TurnedLoop, now_s, pytest_asyncio_loop_factories, run, turned_time
 
 __all__ = [

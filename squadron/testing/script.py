@@ -15,7 +15,7 @@ from squadron.runtime.running.context import Context
 from squadron.runtime.running.turn import Handler
 from squadron.runtime.wire.outcome import Answer, Failed, Outcome, Result
 from squadron.runtime.wire.topics import AgentCard, SemanticTopic
-from squadron.testing.errors import ScriptError
+from squadron.testing.misuse import ScriptError
 
 #: How long one reply may take, in seconds: that of a topic of which nothing is said.
 RUN_TIMEOUT_S = 120.0

@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from squadron.testing.errors import NoTurnedLoopError
+from squadron.testing.misuse import NoTurnedLoopError
 
 T = TypeVar("T")
 

@@ -335,6 +335,13 @@ def test_run_without_a_model_puts_the_goal_to_what_fits_and_says_so(deployed: Ru
     assert "no LLM" in ended.stderr
 
 
+def test_run_of_a_goal_that_nobody_can_pursue_ends_with_1(deployed: Run) -> None:
+    ended = deployed("run", "translate it into Frisian", "--model", "offline", "--topic", "nobody.*")
+
+    assert ended.returncode == 1, ended.stderr
+    assert "I can't pursue it" in ended.stdout
+
+
 TILL = """
     from squadron import Agent, topic
 

@@ -428,7 +428,7 @@ class _Sorted(_Good):
         (_Twice, "'good.one' and 'good.one'"),
         (_Crossed, "both get the same task"),
         (_BadName, "'two words'"),
-        (_NoSlots, "slots >= 1"),
+        (_NoSlots, "slots=0"),
         (_Upside, "min_replicas <= max_replicas"),
         (Agent, "serves nothing"),
         (Person, "is not an agent"),
@@ -441,6 +441,40 @@ def test_a_class_that_can_not_be_served_is_refused_with_the_reason(thing: Any, s
         AgentSpec.of(thing)
 
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("grace_s", -1),
+        ("grace_s", float("nan")),
+        ("grace_s", "20"),
+        ("when_full", "drop"),
+        ("slots", 2.5),
+        ("slots", True),
+        ("min_replicas", -1),
+        ("max_replicas", 0),
+        ("num_cpus", -0.5),
+        ("num_gpus", None),
+        ("ordered_by", "name"),
+        ("mailbox_limit", -1),
+        ("capabilities", "gpu"),
+        ("capabilities", (1, 2)),
+    ],
+)
+def test_an_attribute_with_a_value_that_it_can_not_have_is_named_with_the_fix(field: str, value: Any) -> None:
+    with pytest.raises(InvalidAgentError) as caught:
+        AgentSpec.of(type("Odd", (_Good,), {field: value}))
+
+    assert caught.value.field == field
+    assert f"odd: {field}=" in str(caught.value)
+    assert caught.value.hint
+
+
+def test_attributes_may_be_whole_numbers_properties_and_any_collection() -> None:
+    fine: dict[str, Any] = {"grace_s": 3, "num_cpus": 1, "capabilities": ["gpu"], "when_full": "reject"}
+    AgentSpec.of(type("Fine", (_Good,), fine))
+    AgentSpec.of(type("Late", (_Good,), {"capabilities": property(lambda self: {"gpu"})}))
 
 
 def test_the_decorator_refuses_what_can_never_be() -> None:

@@ -132,6 +132,7 @@ async def test_a_step_that_nobody_serves_ends_in_an_honest_answer(squad: Squad) 
     assert report["answer"].startswith("The plan could not be carried out to its end. Nobody serves step 'each'")
     assert "Not delivered: table, raw" in report["answer"]
     assert report["deliverables"] == {}
+    assert report["stopped"] == "gave_up"
 
 
 async def test_a_step_whose_dependency_failed_entirely_is_not_tried(squad: Squad) -> None:
@@ -143,7 +144,7 @@ async def test_a_step_whose_dependency_failed_entirely_is_not_tried(squad: Squad
     assert "Step 'table' needs the result of step 'each'" in report["answer"]
     assert "0 of 1 items" in report["answer"]
     assert [call["id"] for call in report["calls"]] == ["all", "each"]
-    assert report["stopped"] == "finished"
+    assert report["stopped"] == "gave_up"
 
 
 async def test_a_failed_side_step_is_named_in_the_answer(squad: Squad) -> None:
@@ -188,6 +189,7 @@ async def test_without_a_plan_and_without_a_fitting_topic_it_says_so(squad: Squa
     assert report["answer"].startswith(INTRODUCTION)
     assert "I can't pursue it. Give a plan, or configure an LLM" in report["answer"]
     assert report["tasks"]["dispatched"] == 0
+    assert report["stopped"] == "gave_up"
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ async def test_a_task_ends_as_its_handler_says(squad: MemorySquad) -> None:
     assert isinstance(await squad.ask("form.burn"), Undeliverable)
     assert [chunk async for chunk in squad.stream("form.count", {"most": 3})] == [0, 1, 2]
     handle = await squad.submit("form.file", {"text": "b"})
-    assert (await squad.outcome(squad.resume(handle.ticket))).unwrap() == "B"
+    assert (await squad.resume(handle.ticket).outcome()).unwrap() == "B"
     assert {each.topic.name for each in squad.topics()} == {"form.file", "form.count", "form.lose"}
 
 

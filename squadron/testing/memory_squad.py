@@ -19,7 +19,7 @@ from squadron.config import Settings
 from squadron.runtime.errors import DeployError, InvalidAgentError, SquadClosedError
 from squadron.runtime.retries import summary_of
 from squadron.runtime.wire.envelope import AgentIdentity
-from squadron.testing.errors import NotServedError
+from squadron.testing.misuse import NotServedError
 from squadron.testing.script import Script, ScriptSpec
 from squadron.testing.turned import turned_time
 
