@@ -27,17 +27,17 @@ MOST_HELD = 65_536
 class Events(AsyncClosing):
     """Events as they come, as an async iterator; close it to stop listening.
 
-    Of those that nobody takes the newest `MOST_HELD` are held.
+    Of those that nobody takes the newest `most_held` are held.
 
     Attributes:
         dropped: how many were not held any more when somebody came for them.
     """
 
-    def __init__(self) -> None:
-        self.dropped = 0
-        #: One more, so that there is always room for the end.
-        self._queue: asyncio.Queue[AgentMessage | None] = asyncio.Queue(MOST_HELD + 1)
+    def __init__(self, most_held: int = MOST_HELD) -> None:
+        self.dropped, self._most_held = 0, most_held
+        self._queue: asyncio.Queue[AgentMessage | None] = asyncio.Queue()
         self._subscription: Subscription | None = None
+        self._closed = False
 
     def hear(self, note: Note) -> None:
         """Take in one note of the bus; what is not a message is left out."""
@@ -45,7 +45,7 @@ class Events(AsyncClosing):
             message = AgentMessage.decode(note.data)
         except InvalidMessageError:
             return
-        if self._queue.qsize() == MOST_HELD:
+        if self._queue.qsize() >= self._most_held:
             self._queue.get_nowait()
             self.dropped += 1
         self._queue.put_nowait(message)
@@ -85,9 +85,11 @@ class Events(AsyncClosing):
     async def aclose(self) -> None:
         """Stop listening. May be called twice."""
         subscription, self._subscription = self._subscription, None
-        if subscription is not None:
+        if not self._closed:
+            self._closed = True
             # Ends an iteration that waits for more.
             self._queue.put_nowait(None)
+        if subscription is not None:
             await subscription.aclose()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from typing import Any, Unpack
@@ -17,6 +17,7 @@ from squadron.client.stream import Stream
 from squadron.client.subscriptions import DurableEvents, Events
 from squadron.runtime.asking.handle import Handle
 from squadron.runtime.asking.options import AskKeywords, AskOptions
+from squadron.runtime.closing import AsyncClosing
 from squadron.runtime.errors import SquadClosedError, StreamGapError
 from squadron.runtime.lite.feed import LiteFeed
 from squadron.runtime.lite.topic import LiteTopic
@@ -31,7 +32,7 @@ from squadron.runtime.wire.topics import ScoredTopic
 RUN_WITHIN_S = 600.0
 
 
-class Talking(ABC):
+class Talking(AsyncClosing):
     """A place on the bus, and all that can be said from there."""
 
     def __init__(self, wiring: Place) -> None:

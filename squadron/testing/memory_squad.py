@@ -87,9 +87,6 @@ class MemorySquad(Talking):
         self._is_open = True
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
-
     async def aclose(self) -> None:
         """End everything; what the server held is gone. May be called twice."""
         if self._closed:

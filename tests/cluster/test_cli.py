@@ -162,6 +162,20 @@ def test_the_whole_outcome_is_there_for_programs(deployed: Run) -> None:
     assert told["source"].startswith("shouter-")
 
 
+def test_ask_has_the_options_of_every_other_way_of_asking(deployed: Run) -> None:
+    ids = ("--task-id", "mine", "--conversation", "talk-7", "--priority", "7", "--start-within", "30")
+    limits = ("--max-tokens", "1000", "--max-hops", "2", "--parameter", "temperature=0.2", "--target", "shouter")
+    told = json.loads(deployed("ask", "text.shout", "text=x", *ids, *limits, "--json").stdout)
+    assert (told["task_id"], told["data"]) == ("mine", "X")
+
+    other = deployed("ask", "text.shout", "text=y", "--task-id", "mine")
+    assert other.returncode == 1
+    assert "with another input" in other.stderr
+    excluded = deployed("ask", "text.shout", "text=x", "--exclude", "shouter")
+    assert excluded.returncode == 1
+    assert "shouter is excluded" in excluded.stderr
+
+
 @pytest.mark.parametrize("dash", [(), ("-",)])
 def test_piped_json_is_the_input(deployed: Run, dash: tuple[str, ...]) -> None:
     assert deployed("ask", "text.shout", *dash, stdin='{"text": "piped"}').stdout == "PIPED\n"
