@@ -14,6 +14,7 @@ import inspect
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -133,7 +134,26 @@ class _Attributes(BaseModel):
     when_full: Literal["wait", "reject"]
 
 
+#: What other tools call an attribute of an agent, where letters don't tell.
+_ELSEWHERE = {"replicas": "max_replicas", "concurrency": "slots", "workers": "max_replicas", "gpus": "num_gpus"}
+
+
+def _check_spelling(name: str, agent_class: type[Agent]) -> None:
+    """A misspelt attribute would be nobody's: it is told by its likeness to one of `Agent`."""
+    known = _Attributes.model_fields.keys() | {"capabilities"}
+    for each in agent_class.__mro__[: agent_class.__mro__.index(Agent)]:
+        for attribute, value in vars(each).items():
+            if attribute.startswith("_") or attribute in known or not isinstance(value, int | float | str):
+                continue
+            near = _ELSEWHERE.get(attribute) or next(iter(get_close_matches(attribute, known, 1, 0.85)), "")
+            if near:
+                what = f"{name}: {attribute}={value!r} is no attribute of an agent"
+                hint = f"did you mean {near}? What is your own may be called _{attribute}"
+                raise InvalidAgentError(what, field=attribute, hint=hint)
+
+
 def _check_attributes(name: str, agent_class: type[Agent]) -> None:
+    _check_spelling(name, agent_class)
     values = {field: getattr(agent_class, field) for field in _Attributes.model_fields}
     try:
         _Attributes(**values)

@@ -297,7 +297,8 @@ def check_pairs(pairs: Sequence[str]) -> None:
     for pair in pairs:
         name, equals, _ = pair.partition("=")
         if not (name and equals):
-            raise InvalidInputError(f"{pair!r} is not FIELD=VALUE", hint='for example text="I love it"')
+            hint = 'for example text="I love it"; JSON is read from stdin, with -'
+            raise InvalidInputError(f"{pair!r} is not FIELD=VALUE", hint=hint)
 
 
 def with_fields(content: Any, pairs: Sequence[str], schema: dict[str, Any]) -> Any:

@@ -471,6 +471,28 @@ def test_an_attribute_with_a_value_that_it_can_not_have_is_named_with_the_fix(fi
     assert caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("attribute", "near"),
+    [
+        ("max_replica", "max_replicas"),
+        ("slot", "slots"),
+        ("replicas", "max_replicas"),
+        ("mailbox_limits", "mailbox_limit"),
+    ],
+)
+def test_a_misspelt_attribute_is_refused_with_the_nearest(attribute: str, near: str) -> None:
+    with pytest.raises(InvalidAgentError, match=f"did you mean {near}") as caught:
+        AgentSpec.of(type("Odd", (_Good,), {attribute: 3}))
+
+    assert caught.value.field == attribute
+
+
+def test_attributes_of_ones_own_are_fine() -> None:
+    AgentSpec.of(
+        type("Own", (_Good,), {"names": ["a"], "greeting": "hello", "limit": 3, "_slot": 1, "full": True})
+    )
+
+
 def test_attributes_may_be_whole_numbers_properties_and_any_collection() -> None:
     fine: dict[str, Any] = {"grace_s": 3, "num_cpus": 1, "capabilities": ["gpu"], "when_full": "reject"}
     AgentSpec.of(type("Fine", (_Good,), fine))
