@@ -144,6 +144,7 @@ class Emitter:
 
     def __init__(self, ctx: Context, wrap_text: Callable[[str], Any] = str) -> None:
         self._ctx, self._wrap_text = ctx, wrap_text
+        #: No more than one turn of the model says: texts that come while one is sent are joined.
         self._waiting: deque[tuple[bool, Any]] = deque()
         self._grown = asyncio.Event()
         self._closing = False

@@ -28,7 +28,7 @@ from typing import Any
 import psutil
 
 from squadron.actors.thinking.credentials import VARIABLES
-from squadron.bridge.jetstream.link.embedded import (
+from squadron.bridge.daemons import (
     is_alive,
     locked,
     never,

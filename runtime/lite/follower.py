@@ -68,6 +68,7 @@ class Follower:
         self._topics: dict[str, Followed] = {}
         #: Follow every topic that matches, but for these.
         self._all, self._without = False, set[str]()
+        #: Holds each followed topic once at most.
         self._ready: asyncio.Queue[Followed | None] = asyncio.Queue()
         self._running: set[str] = set()
         #: The highest sequence heard; and that up to which none of the pattern was missed: the same, but after

@@ -21,6 +21,7 @@ import pytest
 
 from squadron.actors.agent import Agent
 from squadron.actors.decorators import topic
+from squadron.bridge import daemons
 from squadron.bridge.jetstream.link import embedded
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.bridge.serve import local
@@ -530,7 +531,7 @@ def _servers(home: Path) -> list[int]:
         for process in psutil.process_iter(["cmdline"])
         if any(str(home) in word for word in process.info["cmdline"] or [])
         and process.pid != os.getpid()
-        and embedded.is_alive(process)
+        and daemons.is_alive(process)
     ]
 
 
@@ -542,7 +543,7 @@ async def test_a_ray_that_is_not_there_is_told_as_what_it_is_and_leaves_no_serve
 
 def test_a_ray_start_whose_starter_died_at_once_is_found(own_home: Path) -> None:
     # It has no daemons yet, and nobody has written down that it began.
-    base = embedded.private_dir(own_home / "ray")
+    base = daemons.private_dir(own_home / "ray")
     idle = ["-c", "import time; time.sleep(600)", f"--temp-dir={local._owned_temp_dir(base)}"]
     begun = subprocess.Popen([sys.executable, *idle], start_new_session=True)
 

@@ -7,25 +7,23 @@ It listens on loopback only, asks for a random token, and keeps its streams unde
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
-import os
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
 
-from squadron.runtime.errors import BusUnavailableError, ConfigError, SquadronError
+from squadron.bridge.daemons import is_alive, locked, never, private_dir, stop_processes, tail, write_private
+from squadron.runtime.errors import BusUnavailableError, ConfigError
 
 _BINARY = "nats-server"
 
@@ -87,11 +85,6 @@ class Endpoint:
 
     def __repr__(self) -> str:
         return f"Endpoint({self.url}, pid={self.pid})"
-
-
-def never() -> bool:
-    """Nobody gives up."""
-    return False
 
 
 def ensure(
@@ -270,88 +263,3 @@ def _greets(url: str) -> bool:
 
 def _port(url: str) -> int:
     return int(url.rpartition(":")[2])
-
-
-# What any daemon of a home needs; `bridge.serve.local` uses it as well.
-
-
-def private_dir(path: Path) -> Path:
-    """Make a directory that only this user can enter (0700), with its parents.
-
-    Raises:
-        ConfigError: it can't be made.
-    """
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.chmod(0o700)
-    except OSError as error:
-        raise ConfigError(
-            f"{path} can't be used: {error.strerror}", hint="set SQUADRON_HOME to a folder of yours"
-        ) from error
-    return path
-
-
-def write_private(path: Path, text: str) -> None:
-    """Replace a file in one step by one that only this user can read (0600)."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(text)
-    draft.replace(path)
-
-
-@contextlib.contextmanager
-def locked(
-    path: Path,
-    *,
-    within_s: float,
-    error: type[SquadronError] = BusUnavailableError,
-    given_up: Callable[[], bool] = never,
-) -> Iterator[None]:
-    """Hold an exclusive lock among processes; the kernel frees it when its holder dies.
-
-    Raises:
-        error: somebody else held it for all of `within_s` seconds, or until it was given up.
-    """
-    with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "w") as file:
-        deadline = time.monotonic() + within_s
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline or given_up():
-                    raise error(
-                        f"another process held {path} for {within_s:g} s", hint="is a start or stop hanging?"
-                    ) from None
-                time.sleep(_POLL_S)
-        yield
-
-
-def stop_processes(processes: list[psutil.Process], *, within_s: float) -> bool:
-    """SIGTERM, then SIGKILL for those still there after `within_s` seconds; whether there were any.
-
-    psutil compares start times before it signals, so a pid that was reused meanwhile is left alone.
-    """
-    for signal_number in (signal.SIGTERM, signal.SIGKILL):
-        for process in processes:
-            with contextlib.suppress(psutil.Error):
-                process.send_signal(signal_number)
-        deadline = time.monotonic() + within_s
-        while any(map(is_alive, processes)) and time.monotonic() < deadline:
-            time.sleep(_POLL_S)
-    return bool(processes)
-
-
-def is_alive(process: psutil.Process) -> bool:
-    """Whether it still runs. A zombie does not: some init processes take seconds to reap (measured)."""
-    with contextlib.suppress(psutil.Error):
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    return False
-
-
-def tail(path: Path, *, lines: int = 15) -> str:
-    """The last lines of a log file; empty if there is none."""
-    try:
-        return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
-    except OSError:
-        return ""
