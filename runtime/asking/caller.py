@@ -308,9 +308,6 @@ class Caller:
             check_topic(topic)
         except InvalidSubjectError as error:
             return Rejected(reason=str(error), details={"field": "topic"}, **common)
-        if not (0 <= ask.priority <= 9):
-            reason = f"priority {ask.priority} is not in 0 to 9"
-            return Rejected(reason=reason, details={"field": "priority"}, **common)
         for limit in ("within_s", "start_within_s"):
             if (seconds := getattr(ask, limit)) is not None and seconds <= 0:
                 reason = f"no time left for the call: {limit} is {seconds:g}"

@@ -16,12 +16,13 @@ from squadron.actors.decorators import topic
 from squadron.client.stream import Stream
 from squadron.runtime.asking.caller import Caller
 from squadron.runtime.asking.handle import Handle
-from squadron.runtime.asking.options import AskOptions
+from squadron.runtime.asking.options import MAX_WITHIN_S, AskOptions
 from squadron.runtime.asking.task import claim_id
 from squadron.runtime.errors import BusUnavailableError
 from squadron.runtime.ports.journal import Entry, Journal
 from squadron.runtime.running.context import Context, TurnContext
 from squadron.runtime.streams.writer import Ended
+from squadron.runtime.wire.envelope import MAX_NAME
 from squadron.runtime.wire.limits import Deadline
 from squadron.runtime.wire.outcome import Outcome, Rejected
 from tests.contract.conftest import SOON_S, Peer, Serve, World
@@ -197,6 +198,16 @@ async def test_an_id_stands_for_one_task_by_whichever_way_it_is_asked_and_under_
         assert "another owner" in (await _ask(caller, "shop.check", "tea", "another"))["said"]
     assert shop.shipped == 0
     assert shop.checked == 1
+
+
+async def test_the_longest_time_and_the_longest_id_are_taken(peer: Peer, serve: Serve) -> None:
+    await serve(Shop())
+    longest = AskOptions(task_id="t" * MAX_NAME, within_s=MAX_WITHIN_S, start_within_s=MAX_WITHIN_S)
+
+    assert (await peer.caller.ask("shop.ship", {"item": "tea"}, longest)).unwrap() == "tea is sent"
+    # That is kept as long, too.
+    again = await peer.caller.submit("shop.check", {"item": "tea"}, AskOptions(within_s=MAX_WITHIN_S))
+    assert (await again.cancel()).kind in ("cancelled", "result")
 
 
 async def test_an_id_is_taken_while_its_task_runs(peer: Peer, serve: Serve) -> None:
