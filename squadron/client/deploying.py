@@ -58,10 +58,7 @@ class Fleet(Talking):
         await self._await_running(wanted, within_s, on_progress)
 
     async def _supervise(self) -> None:
-        from squadron.actors.goals.supervisor import Supervisor
-
-        if self._wiring.registry.find("goal.pursue") is None:
-            await self.deploy(Supervisor)
+        await super()._supervise()
         if self.settings.ray_address is None:
             await asyncio.to_thread(remember_keys, self.settings.home)
 

@@ -45,7 +45,7 @@ class MemorySquad(Talking):
 
         async with MemorySquad() as squad:
             await squad.deploy(Analyst)
-            outcome = await squad.ask("analysis.sentiment", text="I love it")
+            outcome = await squad.ask("analysis.sentiment", {"text": "I love it"})
 
     What is sent goes through the same bytes, leases, retries and dead letters as over NATS. The clock is turned:
     when nothing else is left to do, time goes to the next timer, so that nobody waits for a retry or a lease.
@@ -229,12 +229,6 @@ class MemorySquad(Talking):
                 f"no agent {name!r} is deployed", hint=f"there is {', '.join(sorted(self._agents)) or 'none'}"
             )
         return self._agents[name]
-
-    async def _supervise(self) -> None:
-        from squadron.actors.goals.supervisor import Supervisor
-
-        if self._wiring.registry.find("goal.pursue") is None:
-            await self.deploy(Supervisor)
 
     # --- what breaks ---------------------------------------------------------------------------------
 
