@@ -31,7 +31,8 @@ class Route:
         if not isinstance(self.target, str):
             raise _bad("target", self.target, "the name of an agent or of a replica")
         for name, texts in (("capabilities", self.capabilities), ("exclusions", self.exclusions)):
-            if not isinstance(texts, tuple | list) or not all(isinstance(each, str) for each in texts):
+            is_many = isinstance(texts, Collection) and not isinstance(texts, str)
+            if not is_many or not all(isinstance(each, str) for each in texts):
                 raise _bad(name, texts, 'texts in a tuple: ("gpu",), for example')
             object.__setattr__(self, name, tuple(texts))
 

@@ -138,9 +138,8 @@ def test_a_route_or_a_budget_that_can_not_be_is_named_with_the_fix(kind: Any, fi
     assert caught.value.hint
 
 
-def test_a_list_does_for_a_route() -> None:
-    wished: Any = ["gpu"]
-
+@pytest.mark.parametrize("wished", [["gpu"], {"gpu"}, frozenset({"gpu"})])
+def test_any_collection_does_for_a_route(wished: Any) -> None:
     assert Route(capabilities=wished) == Route(capabilities=("gpu",))
 
 

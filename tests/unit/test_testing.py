@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -388,11 +389,8 @@ async def test_what_can_not_be_deployed_says_why(squad: MemorySquad) -> None:
         async def on_start(self) -> None:
             raise OSError("no licence")
 
-    other = type("Other", (Clerk,), {"name": "clerk"})
     with pytest.raises(InvalidAgentError, match="an instance for each replica"):
         await squad.deploy(Clerk(), replicas=2)
-    with pytest.raises(InvalidAgentError, match="both named 'clerk'"):
-        await squad.deploy(Clerk, other)
     with pytest.raises(InvalidAgentError):
         await squad.deploy("clerk")  # type: ignore[arg-type]
     with pytest.raises(DeployError, match="no licence"):
@@ -401,6 +399,14 @@ async def test_what_can_not_be_deployed_says_why(squad: MemorySquad) -> None:
         await squad.kill(Clerk)
     with pytest.raises(NotServedError, match="'nobody'"):
         await squad.undeploy("nobody")
+
+
+async def test_two_classes_of_one_name_are_no_deploy_of_either_squad(squad: MemorySquad) -> None:
+    other = type("Other", (Clerk,), {"name": "clerk"})
+    place: Any = squad._place
+    for each in (squad, Squad(place, squad.settings)):
+        with pytest.raises(InvalidAgentError, match="Other and Clerk are both named 'clerk'"):
+            await each.deploy(Clerk, other)
 
 
 def test_time_is_turned_only_on_a_loop_that_can() -> None:
