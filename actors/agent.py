@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Annotated, ClassVar, Literal
@@ -116,6 +116,24 @@ class AgentSpec:
     def handlers(self, agent: Agent) -> Sequence[Handler]:
         """The topics bound to one instance."""
         return [BoundHandler(spec, agent) for spec in self.topics]
+
+
+def specs_of(classes: Iterable[type[Agent]]) -> dict[type[Agent], AgentSpec]:
+    """What the classes of one deploy say about themselves.
+
+    Raises:
+        InvalidAgentError: one of them can't be served, or two have one name.
+    """
+    specs: dict[type[Agent], AgentSpec] = {}
+    named: dict[str, type[Agent]] = {}
+    for each in classes:
+        specs[each] = spec = AgentSpec.of(each)
+        other = named.setdefault(spec.name, each)
+        if other is not each:
+            raise InvalidAgentError(
+                f"{each.__name__} and {other.__name__} are both named {spec.name!r}", hint="set `name` of one"
+            )
+    return specs
 
 
 class _Attributes(BaseModel):

@@ -221,7 +221,7 @@ class _Run:
                 stopped = await self._loop(messages, max_rounds)
                 self._note("finished", stopped=stopped, rounds=self._rounds)
         finally:
-            await self._caller.forget(self._id)
+            self._caller.forget(self._id)
         return self._report(stopped)
 
     async def _loop(self, messages: list[ChatMessage], max_rounds: int) -> Stopped:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import ray
 
@@ -15,7 +15,7 @@ from squadron.bridge.jetstream.wiring import Wiring
 from squadron.bridge.serve.bindings import Bindings
 from squadron.bridge.serve.cluster import ServeReplicas
 from squadron.config import Settings
-from squadron.runtime.asking.options import AskOptions
+from squadron.runtime.asking.options import AskKeywords, AskOptions
 from squadron.runtime.logs import configure_logs
 from squadron.runtime.wire.envelope import AgentIdentity
 from squadron.runtime.wire.outcome import Outcome
@@ -111,9 +111,9 @@ class BridgeActor:
         taken = {route["pattern"] for route in bound}
         return [route for route in agents if route["pattern"] not in taken] + bound
 
-    async def ask(self, topic: str, content: Any, *, within_s: float = 60.0) -> Outcome:
+    async def ask(self, topic: str, content: Any = None, **options: Unpack[AskKeywords]) -> Outcome:
         """For Ray tasks and actors without a connection of their own: ask and wait for the outcome."""
-        return await self._wiring.caller.ask(topic, content, AskOptions(within_s=within_s))
+        return await self._wiring.caller.ask(topic, content, AskOptions.of(options))
 
     async def publish(self, topic: str, content: Any) -> None:
         """For Ray tasks and actors: send an event."""

@@ -17,7 +17,7 @@ SETTLED_S = 0.03
 RETRY_AFTER_S = 1.0
 
 
-class Rooms:
+class Admission:
     """Keeps one process from putting more into a bounded mailbox than it holds.
 
     See `Room`. Each publisher counts what it has under way itself, which a look may have missed.

@@ -7,11 +7,11 @@ import contextlib
 import itertools
 import json
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from functools import cached_property
 from typing import Any, TypeVar
 
-from squadron.runtime.asking.admission import RETRY_AFTER_S, Rooms
+from squadron.runtime.asking.admission import RETRY_AFTER_S, Admission
 from squadron.runtime.asking.cancel import request_cancel
 from squadron.runtime.asking.handle import Handle
 from squadron.runtime.asking.options import AskOptions
@@ -30,7 +30,7 @@ from squadron.runtime.registry.registry import Registry
 from squadron.runtime.store.claims import INPUT_KEEP_S
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.texts import jsonable
-from squadron.runtime.wire.envelope import AgentMessage
+from squadron.runtime.wire.envelope import LAST_MS, AgentMessage
 from squadron.runtime.wire.limits import Deadline
 from squadron.runtime.wire.outcome import LITE_TTL_S, Cancelled, Outcome, Rejected, Undeliverable, outcome_msg_id
 from squadron.runtime.wire.subjects import LiteSubject, check_topic, token_of
@@ -51,13 +51,16 @@ class Caller:
     def __init__(self, ports: Ports, registry: Registry, lite_topics: LiteTopics | None = None) -> None:
         self.ports, self.registry = ports, registry
         self.lite_topics = lite_topics or LiteTopics(ports)
-        self._rooms = Rooms(ports.queue, ports.clock)
+        self._admission = Admission(ports.queue, ports.clock)
         #: Not the owner of this process's own lite topics: who follows those hears no replies.
         self._owner = token_of(f"{ports.identity.id}-asks")
         #: Tasks under an id of the caller's own that are being sent, by reply address.
         self._sending: dict[str, asyncio.Event] = {}
-        self._waiting: dict[str, Handle] = {}
+        #: Several hold one task if they asked under its id: each waits as long as it said.
+        self._waiting: dict[str, list[Handle]] = {}
         self._subscriptions: dict[str, asyncio.Future[Subscription]] = {}
+        #: Subscriptions that are being ended.
+        self._forgetting: set[asyncio.Task[None]] = set()
         self._looking: asyncio.Task[None] | None = None
 
     @cached_property
@@ -75,8 +78,11 @@ class Caller:
         """Stop hearing outcomes: who waits is told. Tasks go on, their outcomes stay on the lite topics."""
         if self._looking is not None:
             self._looking.cancel()
-        for handle in self._waiting.values():
+        for handle in self._awaited():
             handle._close()
+        for forgetting in self._forgetting:
+            # With the connection all of them end.
+            forgetting.cancel()
         for each in list(self._subscriptions.values()):
             if each.done() and not each.cancelled() and each.exception() is None:
                 await each.result().aclose()
@@ -105,18 +111,24 @@ class Caller:
                 del self._subscriptions[owner]
             raise
 
-    async def forget(self, owner: str) -> None:
-        """No more outcomes under this owner are expected here."""
+    def forget(self, owner: str) -> None:
+        """No more outcomes under this owner are expected here; does not wait for a server that is away."""
         if owner != self._owner and (subscribing := self._subscriptions.pop(owner, None)):
-            await (await subscribing).aclose()
+            forgetting = spawn(_unsubscribe(subscribing), f"forget {owner}")
+            self._forgetting.add(forgetting)
+            forgetting.add_done_callback(self._forgetting.discard)
+
+    def _awaited(self) -> Iterator[Handle]:
+        return itertools.chain.from_iterable(self._waiting.values())
 
     def _hear(self, note: Note) -> None:
-        handle = self._waiting.get(note.subject)
-        if handle is not None and handle._hear(note.data):
+        # Each of them is to hear it.
+        heard = [handle._hear(note.data) for handle in self._waiting.get(note.subject, ())]
+        if any(heard):
             del self._waiting[note.subject]
 
     async def _look_again(self) -> None:
-        for handle in list(self._waiting.values()):
+        for handle in list(self._awaited()):
             if not handle.deadline.passed:
                 await handle._look()
 
@@ -124,11 +136,11 @@ class Caller:
         """Read the lite topics of tasks whose outcome is late: the live message may have been lost."""
         while True:
             await asyncio.sleep(LOOK_STEP_S)
-            late = (handle for handle in self._waiting.values() if handle._look_at <= self.loop.time())
+            late = (handle for handle in self._awaited() if handle._look_at <= self.loop.time())
             for handle in list(itertools.islice(late, LOOKS_PER_STEP)):
                 if handle.deadline.passed:
                     # Nobody came for it in time; who comes yet is heard of again.
-                    await self._leave(handle)
+                    self._leave(handle)
                     continue
                 if handle._look_at:
                     await handle._look()
@@ -141,12 +153,8 @@ class Caller:
 
     async def outcome(self, handle: Handle) -> Outcome:
         """Wait for a task that was submitted, here or by somebody else; may be called again if cancelled."""
-        if not handle.done and (other := self._waiting.get(handle.reply_to)) is not handle:
-            if other is not None:
-                # Another handle of the same task.
-                handle._settle(await other._settled())
-                return await handle._settled()
-            self._waiting[handle.reply_to] = handle
+        if not handle.done and handle not in self._waiting.get(handle.reply_to, ()):
+            self._waiting.setdefault(handle.reply_to, []).append(handle)
             with contextlib.suppress(BusUnavailableError):
                 await self._insist(handle.deadline, self._subscribe, LiteSubject.parse(handle.reply_to).owner)
             await handle._look()
@@ -154,16 +162,18 @@ class Caller:
             return await handle._settled()
         finally:
             if handle.done:
-                await self._leave(handle)
+                self._leave(handle)
 
-    async def _leave(self, handle: Handle) -> None:
+    def _leave(self, handle: Handle) -> None:
         """Nothing more is expected for this handle."""
-        if self._waiting.get(handle.reply_to) is handle:
-            del self._waiting[handle.reply_to]
+        if others := [each for each in self._waiting.get(handle.reply_to, ()) if each is not handle]:
+            self._waiting[handle.reply_to] = others
+            return
+        self._waiting.pop(handle.reply_to, None)
         *_, owner, id = handle.reply_to.split(".")
-        if owner == id and handle.reply_to not in self._waiting:
+        if owner == id:
             # Under an id of its own it has a subscription of its own.
-            await self.forget(owner)
+            self.forget(owner)
 
     def resume(self, ticket: str) -> Handle:
         """The handle of a task that was submitted under a `Handle.ticket`, by whichever process.
@@ -174,10 +184,12 @@ class Caller:
         try:
             fields = json.loads(ticket)
             deadline = Deadline(int(fields["deadline"]), self.ports.clock)
-            LiteSubject.parse(fields["replyTo"])
+            if not 0 <= deadline.at_ms <= LAST_MS:
+                raise ValueError("its deadline is no time")
+            LiteSubject.parse(str(fields["replyTo"]))
             return Handle(str(fields["task"]), str(fields["topic"]), fields["replyTo"], deadline, self)
-        except (ValueError, TypeError, KeyError, AttributeError, InvalidSubjectError) as error:
-            raise InvalidMessageError(f"{ticket[:80]!r} is no ticket: {error}", field="ticket") from None
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError, InvalidSubjectError) as error:
+            raise InvalidMessageError(f"{repr(ticket)[:80]} is no ticket: {error}", field="ticket") from None
 
     async def adopt(self, task_id: str, topic: str, reply_to: str, deadline: Deadline) -> Handle:
         """The handle of a task that somebody else may have sent; it is done if its outcome is stored."""
@@ -220,7 +232,7 @@ class Caller:
             await self.ports.lite.append(handle.reply_to, data, ttl_s=LITE_TTL_S, msg_id=msg_id)
             await handle._look()
         if handle.done:
-            await self._leave(handle)
+            self._leave(handle)
 
     async def submit(
         self,
@@ -249,36 +261,33 @@ class Caller:
         while sending := self._sending.get(reply_to):
             # Under the same id, and this moment: it may yet be cancelled.
             await sending.wait()
-        other = self._waiting.get(reply_to)
-        if other is None:
-            self._waiting[reply_to] = handle
+        is_sent = reply_to in self._waiting
+        self._waiting.setdefault(reply_to, []).append(handle)
         if ask.task_id:
             self._sending[reply_to] = asyncio.Event()
         try:
-            content = await self._admit(task_id, topic, jsonable(content), ask)
+            content = await self._admit(handle, {} if content is None else jsonable(content), ask)
             if isinstance(content, Outcome):
                 handle._settle(content)
             else:
                 if replies != self._owner:  # Ours is heard since the start.
                     await self._insist(deadline, self._subscribe, replies)
                 if ask.task_id:
-                    await self._claim(handle, content, ask, owner)
-            if other is not None and not handle.done:
-                return other
-            if not handle.done:
+                    await self._claim(handle, content, ask)
+            if not handle.done and not is_sent:
                 await self._send(handle, content, ask, parent)
         except (BusUnavailableError, MessageTooLargeError, ValueError) as error:
             handle._settle(_not_sent(handle, error))
         except BaseException:
             # Nobody has the handle.
-            await self._leave(handle)
+            self._leave(handle)
             raise
         finally:
-            self._rooms.entered(task_id)
+            self._admission.entered(task_id)
             if sending := self._sending.pop(reply_to, None):
                 sending.set()
         if handle.done:
-            await self._leave(handle)
+            self._leave(handle)
         return handle
 
     async def _send(self, handle: Handle, content: Any, ask: AskOptions, parent: str | None) -> None:
@@ -289,7 +298,7 @@ class Caller:
         # The same id is stored once.
         await self._insist(handle.deadline, self.ports.queue.put, subject, data, msg_id=msg_id)
 
-    async def _claim(self, handle: Handle, content: Any, ask: AskOptions, owner: str) -> None:
+    async def _claim(self, handle: Handle, content: Any, ask: AskOptions) -> None:
         """Settle a handle under an id of the caller's own if it stands for another task, or has ended before."""
         keep_s = ask.within_s + LITE_TTL_S
         taken = await self._insist(
@@ -301,16 +310,14 @@ class Caller:
         # Somebody may have asked under this id before, longer ago than the queue remembers it.
         await handle._look()
 
-    async def _admit(self, task_id: str, topic: str, content: Any, ask: AskOptions) -> Any:
+    async def _admit(self, handle: Handle, content: Any, ask: AskOptions) -> Any:
         """The content as it is to be sent, or the outcome of a call that is refused."""
-        common: dict[str, Any] = {"task_id": task_id, "topic": topic}
+        topic, deadline = handle.topic, handle.deadline
+        common: dict[str, Any] = {"task_id": handle.task_id, "topic": topic}
         try:
             check_topic(topic)
         except InvalidSubjectError as error:
             return Rejected(reason=str(error), details={"field": "topic"}, **common)
-        if not (0 <= ask.priority <= 9):
-            reason = f"priority {ask.priority} is not in 0 to 9"
-            return Rejected(reason=reason, details={"field": "priority"}, **common)
         for limit in ("within_s", "start_within_s"):
             if (seconds := getattr(ask, limit)) is not None and seconds <= 0:
                 reason = f"no time left for the call: {limit} is {seconds:g}"
@@ -318,7 +325,7 @@ class Caller:
         if exhausted := ask.budget.exhausted:
             reason = f"the budget of {exhausted} is used up"
             return Rejected(reason=reason, details={"field": exhausted}, **common)
-        found = self.registry.find(topic) or await self.registry.wait_for(topic, within_s=ask.within_s)
+        found = self.registry.find(topic) or await self.registry.wait_for(topic, within_s=deadline.remaining_s())
         if found is None:
             return self._unknown(topic, common)
         # A bare value goes to the only field that the topic takes.
@@ -327,7 +334,8 @@ class Caller:
             found.check(content)
         except InvalidInputError as error:
             return Rejected(reason=str(error), details={"field": error.field}, **common)
-        if found.mailbox_limit and not await self._rooms.enter(found, task_id, within_s=ask.within_s):
+        within_s = deadline.remaining_s()
+        if found.mailbox_limit and not await self._admission.enter(found, handle.task_id, within_s=within_s):
             reason = f"the mailbox of {topic} holds its {found.mailbox_limit} tasks already"
             details = {"field": "mailbox", "retry_after_s": RETRY_AFTER_S}
             return Rejected(reason=reason, details=details, **common)
@@ -368,6 +376,11 @@ class Caller:
             "event", self.ports.identity, content, id=event_id, conversation_id=conversation_id
         )
         return await self.ports.events.append(topic, message.encode(), msg_id=token_of(message.id))
+
+
+async def _unsubscribe(subscribing: Awaitable[Subscription]) -> None:
+    with contextlib.suppress(BusUnavailableError):
+        await (await subscribing).aclose()
 
 
 def _not_sent(handle: Handle, error: Exception) -> Outcome:

@@ -12,8 +12,6 @@ from squadron.runtime.wire.subjects import token_of
 
 #: How long a cancellation is kept beyond the task's own deadline, in seconds: clocks differ.
 KEPT_BEYOND_S = 60.0
-#: How long it is kept for a task that has no deadline, in seconds.
-KEPT_S = 24 * 3600.0
 
 
 class Cancellations:
@@ -81,7 +79,7 @@ class Cancellations:
         self._running.pop(token_of(task_id), None)
 
 
-async def request_cancel(ports: Ports, task_id: str, *, deadline_at_s: float | None) -> None:
+async def request_cancel(ports: Ports, task_id: str, *, deadline_at_s: float) -> None:
     """Ask whoever runs this task, now or later, to stop; stored when this returns.
 
     Args:
@@ -91,7 +89,7 @@ async def request_cancel(ports: Ports, task_id: str, *, deadline_at_s: float | N
         BusUnavailableError: not acknowledged in time.
     """
     now = ports.clock.time()
-    until = now + KEPT_S if deadline_at_s is None else max(now, deadline_at_s) + KEPT_BEYOND_S
+    until = max(now, deadline_at_s) + KEPT_BEYOND_S
     key = ports.subjects.lite("cancel", token_of(task_id))
     data = json.dumps({"until": until}).encode()
     await ports.lite.append(key, data, ttl_s=until - now, msg_id=f"{token_of(task_id)}.cancel")

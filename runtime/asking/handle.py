@@ -178,7 +178,9 @@ class Handle:
 
     async def _open(self, message: AgentMessage) -> None:
         try:
-            self._settle(read_outcome(await self._whole(message), self.task_id, self.topic))
+            whole = await self._whole(message)
+            ids = {"task_id": self.task_id, "topic": self.topic, "source": whole.source.id}
+            self._settle(outcomes.from_content(whole.payload.content, **ids))
         except (BusUnavailableError, SquadClosedError):
             return
         except SquadronError as error:
@@ -286,8 +288,3 @@ class BlockingHandle:
         """See `Handle.cancel`."""
         outcome: Outcome = self._wait(self._handle.cancel())
         return outcome
-
-
-def read_outcome(message: AgentMessage, task_id: str, topic: str) -> Outcome:
-    """The outcome that a result message carries."""
-    return outcomes.from_content(message.payload.content, task_id=task_id, topic=topic, source=message.source.id)

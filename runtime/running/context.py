@@ -109,7 +109,7 @@ class Context:
 
     async def ask(self, topic: str, content: Any = None, /, **options: Unpack[AskKeywords]) -> Outcome:
         """Ask another agent and wait; never longer than this task's own deadline. Takes what `submit` takes."""
-        return await self._caller.outcome(await self.submit(topic, content, **options))
+        return await (await self.submit(topic, content, **options)).outcome()
 
     @cached_property
     def sync(self) -> SyncContext:
@@ -161,9 +161,7 @@ class Context:
             "budget": self.budget.child().within(own.budget),
             "nested": own.nested or message.nested,
         }
-        handle = await self._caller.submit(
-            topic, {} if content is None else content, AskOptions.of(said), parent=message.id, owner=owner
-        )
+        handle = await self._caller.submit(topic, content, AskOptions.of(said), parent=message.id, owner=owner)
         self._children = self._children or WeakSet()
         self._children.add(handle)
         if message.nested and not handle.done:
@@ -178,6 +176,27 @@ class Context:
         See `LiteTopics.topic`.
         """
         return self._caller.lite_topics.topic(id, owner, ttl_s=ttl_s)
+
+    async def publish(self, topic: str, content: Any, *, conversation_id: str = "") -> None:
+        """Send an event to whoever listens now (at most once).
+
+        Raises:
+            InvalidSubjectError: `topic` is not `domain.specificity`.
+        """
+        self._check_loop()
+        await self._caller.publish(topic, content, conversation_id=conversation_id)
+
+    async def publish_durable(
+        self, topic: str, content: Any, *, event_id: str = "", conversation_id: str = ""
+    ) -> int:
+        """Store an event for durable subscriptions (at least once) and return its sequence.
+
+        See `Caller.publish_durable`. An attempt that is run again publishes again, unless it gives an `event_id`.
+        """
+        self._check_loop()
+        return await self._caller.publish_durable(
+            topic, content, event_id=event_id, conversation_id=conversation_id
+        )
 
     @property
     def cancelled(self) -> bool:
@@ -271,6 +290,15 @@ class SyncContext:
     def submit(self, topic: str, content: Any = None, /, **options: Unpack[AskKeywords]) -> BlockingHandle:
         """See `Context.submit`."""
         return BlockingHandle(self._wait(self._context.submit(topic, content, **options)), self._wait)
+
+    def publish(self, topic: str, content: Any, **options: Any) -> None:
+        """See `Context.publish`."""
+        self._wait(self._context.publish(topic, content, **options))
+
+    def publish_durable(self, topic: str, content: Any, **options: Any) -> int:
+        """See `Context.publish_durable`."""
+        seq: int = self._wait(self._context.publish_durable(topic, content, **options))
+        return seq
 
     def emit(self, chunk: Any) -> None:
         """See `Context.emit`."""

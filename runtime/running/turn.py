@@ -378,4 +378,7 @@ async def _run_to_the_end(handler: Handler, context: TurnContext, turn: asyncio.
 
 def _budget(message: AgentMessage) -> Budget:
     limits = message.payload.constraints
-    return Budget() if limits is None else Budget(tokens=limits.tokens, hops=limits.hops)
+    if limits is None:
+        return Budget()
+    # A stranger may have overspent.
+    return Budget(tokens=None if limits.tokens is None else max(0, limits.tokens), hops=limits.hops)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
+from squadron.runtime.errors import InvalidInputError
+
 
 class Clock(Protocol):
     """Time, so that tests can turn it."""
@@ -41,10 +43,24 @@ class Deadline:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Limits that travel with a task; None means unlimited."""
+    """Limits that travel with a task; None means unlimited.
+
+    Raises:
+        InvalidInputError: a limit is no whole number, or there are fewer tokens than none.
+    """
 
     tokens: int | None = None
+    #: Below zero when it is used up: 0 allows the task itself.
     hops: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, limit in (("tokens", self.tokens), ("hops", self.hops)):
+            if limit is not None and type(limit) is not int:
+                raise InvalidInputError(
+                    f"{name} of a budget can't be {limit!r}", field=name, hint="a whole number"
+                )
+        if self.tokens is not None and self.tokens < 0:
+            raise InvalidInputError(f"a budget can't be {self.tokens} tokens", field="tokens", hint="0 or more")
 
     def spend(self, *, tokens: int = 0) -> Budget:
         """The budget left after `tokens` more were used; never below zero."""

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Self
 
+from squadron.runtime.errors import InvalidInputError
 from squadron.runtime.wire.envelope import AgentMessage
 
 
@@ -17,11 +18,23 @@ class Route:
         target: name of an agent, or id of one replica.
         capabilities: what the replica must have, all of it.
         exclusions: agents and replicas that must not run it.
+
+    Raises:
+        InvalidInputError: a field has a value that it can't have.
     """
 
     target: str = ""
     capabilities: tuple[str, ...] = ()
     exclusions: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.target, str):
+            raise _bad("target", self.target, "the name of an agent or of a replica")
+        for name, texts in (("capabilities", self.capabilities), ("exclusions", self.exclusions)):
+            is_many = isinstance(texts, Collection) and not isinstance(texts, str)
+            if not is_many or not all(isinstance(each, str) for each in texts):
+                raise _bad(name, texts, 'texts in a tuple: ("gpu",), for example')
+            object.__setattr__(self, name, tuple(texts))
 
     @classmethod
     def of(cls, message: AgentMessage) -> Self | None:
@@ -45,6 +58,10 @@ class Route:
         if lacking := _without(self.capabilities, capabilities):
             return f"{replica} lacks {lacking}"
         return ""
+
+
+def _bad(name: str, value: object, hint: str) -> InvalidInputError:
+    return InvalidInputError(f"{name} of a route can't be {value!r}", field=name, hint=hint)
 
 
 def _without(wanted: Iterable[str], have: Collection[str]) -> str:

@@ -41,19 +41,12 @@ class SyncSquad(Closing):
     def __init__(self) -> None:
         self._portal = Portal()
 
-    @classmethod
-    def open(cls, open_squad: Callable[[], Coroutine[Any, Any, Squad]]) -> Self:
-        """Start the loop's thread and open the squad on it.
+    def start(self, open_squad: Callable[[], Coroutine[Any, Any, Squad]]) -> None:
+        """Start the loop's thread and open the squad on it; whatever interrupts this, nothing is left.
 
         Raises:
             BlockingCallError: an event loop runs in this thread.
         """
-        opened = cls()
-        opened.start(open_squad)
-        return opened
-
-    def start(self, open_squad: Callable[[], Coroutine[Any, Any, Squad]]) -> None:
-        """Start the loop's thread and open the squad on it; whatever interrupts this, nothing is left."""
 
         async def opening() -> None:
             # Here, so that a squad is closed even if nobody takes it any more.

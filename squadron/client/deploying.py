@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from squadron.actors.agent import Agent, AgentSpec
+from squadron.actors.agent import Agent, AgentSpec, specs_of
 from squadron.actors.thinking.credentials import remember_keys
 from squadron.bridge.packing import code
 from squadron.bridge.place import Place
@@ -46,27 +46,24 @@ class Fleet(Talking):
             on_progress: called with the agents' status while waiting.
 
         Raises:
-            InvalidAgentError: a class can't be served; says what to change.
+            InvalidAgentError: a class can't be served, or two have one name; says what to change.
             RouteConflictError: another agent serves one of the topics.
             DeployError: a replica could not start, or not in time; carries the reason.
         """
         classes = [code.load_agent(each) if isinstance(each, str) else each for each in agents]
-        deployments = [(await self._pack(each)).model_dump(mode="json") for each in classes]
+        deployments = [(await self._pack(each)).model_dump(mode="json") for each in specs_of(classes).values()]
         # Before the answer, which need not reach whoever is interrupted.
         self._deployed.update(each["card"]["agent"] for each in deployments)
         wanted: dict[str, str] = (await self._control.call("deploy", deployments=deployments))["agents"]
         await self._await_running(wanted, within_s, on_progress)
 
     async def _supervise(self) -> None:
-        from squadron.actors.goals.supervisor import Supervisor
-
-        if self._wiring.registry.find("goal.pursue") is None:
-            await self.deploy(Supervisor)
+        await super()._supervise()
         if self.settings.ray_address is None:
             await asyncio.to_thread(remember_keys, self.settings.home)
 
-    async def _pack(self, agent_class: type[Agent]) -> Deployment:
-        spec = AgentSpec.of(agent_class)
+    async def _pack(self, spec: AgentSpec) -> Deployment:
+        agent_class = spec.agent_class
         packed, blob = code.pack(agent_class)
         if blob:
             await self._wiring.records.append(self._wiring.ports.subjects.record("blob", packed.version), blob)

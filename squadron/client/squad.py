@@ -30,7 +30,7 @@ class Squad(Fleet):
 
         async with Squad.up() as squad:
             await squad.deploy(Analyst)
-            outcome = await squad.ask("analysis.sentiment", text="I love it")
+            outcome = await squad.ask("analysis.sentiment", {"text": "I love it"})
 
     In a plain script the same calls without `await`: `with Squad.up() as squad: squad.ask(…)`.
     """
@@ -129,7 +129,7 @@ class Squad(Fleet):
                 rest.push_async_callback(heard.aclose)
             if self._servers.started:
                 # Else they would come back with the next start, as agents of a running environment should.
-                with contextlib.suppress(SquadronError, TimeoutError):
+                with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(UNDEPLOY_WITHIN_S), asyncio.TaskGroup() as undeploying:
                         for agent in self._deployed:
                             undeploying.create_task(_undeploy(control, agent))

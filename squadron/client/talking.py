@@ -42,8 +42,15 @@ class Talking(AsyncClosing):
         self._heard: WeakSet[Events | DurableEvents] = WeakSet()
 
     @abstractmethod
+    async def deploy(self, *agents: Any) -> None:
+        """Run agents, and wait until they take tasks; the same name again replaces what runs."""
+
     async def _supervise(self) -> None:
         """See to it that somebody pursues goals."""
+        from squadron.actors.goals.supervisor import Supervisor
+
+        if self._wiring.registry.find("goal.pursue") is None:
+            await self.deploy(Supervisor)
 
     @property
     def _wiring(self) -> Place:
@@ -87,7 +94,7 @@ class Talking(AsyncClosing):
 
     async def submit(self, topic: str, content: Any = None, /, **options: Unpack[AskKeywords]) -> Handle:
         """Send a task without waiting; it is durable when this returns. Takes what `ask` takes."""
-        return await self._wiring.caller.submit(topic, {} if content is None else content, AskOptions.of(options))
+        return await self._wiring.caller.submit(topic, content, AskOptions.of(options))
 
     def resume(self, ticket: str) -> Handle:
         """The handle of a task that was submitted before, from its `Handle.ticket`; in any process.
@@ -102,8 +109,7 @@ class Talking(AsyncClosing):
 
         With `nested=True` its `events()` hold the chunks of the tasks that it asks, too.
         """
-        AskOptions.of(options)
-        return Stream(functools.partial(self.submit, topic, content, **options))
+        return Stream(functools.partial(self._wiring.caller.submit, topic, content, AskOptions.of(options)))
 
     async def publish(self, topic: str, content: Any, *, conversation_id: str = "") -> None:
         """Send an event to whoever listens now (at most once)."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Self
 
-from squadron.actors.agent import Agent, AgentSpec
+from squadron.actors.agent import Agent, AgentSpec, specs_of
 from squadron.bridge.host import Host
 from squadron.bridge.memory import MemoryServer
 from squadron.bridge.place import Place
@@ -45,7 +45,7 @@ class MemorySquad(Talking):
 
         async with MemorySquad() as squad:
             await squad.deploy(Analyst)
-            outcome = await squad.ask("analysis.sentiment", text="I love it")
+            outcome = await squad.ask("analysis.sentiment", {"text": "I love it"})
 
     What is sent goes through the same bytes, leases, retries and dead letters as over NATS. The clock is turned:
     when nothing else is left to do, time goes to the next timer, so that nobody waits for a retry or a lease.
@@ -111,26 +111,20 @@ class MemorySquad(Talking):
             replicas: how many of each class.
 
         Raises:
-            InvalidAgentError: a class can't be served; says what to change.
+            InvalidAgentError: a class can't be served, or two have one name; says what to change.
             RouteConflictError: another agent serves one of the topics.
             DeployError: `on_start` of an agent raised.
         """
-        wanted: dict[str, _Deployed] = {}
-        for each in agents:
-            kind = each if isinstance(each, type) else type(each)
-            spec = AgentSpec.of(kind)
+        kinds = [each if isinstance(each, type) else type(each) for each in agents]
+        wanted = {kind: _Deployed(spec, []) for kind, spec in specs_of(kinds).items()}
+        for each, kind in zip(agents, kinds, strict=True):
             if replicas < 1 or (replicas > 1 and each is not kind):
+                what = "a class" if each is kind else "one instance"
                 raise InvalidAgentError(
-                    f"{spec.name}: {replicas} replicas of {'a class' if each is kind else 'one instance'}",
+                    f"{wanted[kind].spec.name}: {replicas} replicas of {what}",
                     hint="deploy the class, or an instance for each replica",
                 )
-            same = wanted.setdefault(spec.name, _Deployed(spec, []))
-            if same.spec.agent_class is not kind:
-                raise InvalidAgentError(
-                    f"{kind.__name__} and {same.spec.agent_class.__name__} are both named {spec.name!r}",
-                    hint="set `name` of one",
-                )
-            same.makers += [kind] * replicas if isinstance(each, type) else [partial(_itself, each)]
+            wanted[kind].makers += [kind] * replicas if isinstance(each, type) else [partial(_itself, each)]
         await self._run(*wanted.values())
 
     async def script(self, topic: str, *replies: Any, description: str = "") -> Script:
@@ -229,12 +223,6 @@ class MemorySquad(Talking):
                 f"no agent {name!r} is deployed", hint=f"there is {', '.join(sorted(self._agents)) or 'none'}"
             )
         return self._agents[name]
-
-    async def _supervise(self) -> None:
-        from squadron.actors.goals.supervisor import Supervisor
-
-        if self._wiring.registry.find("goal.pursue") is None:
-            await self.deploy(Supervisor)
 
     # --- what breaks ---------------------------------------------------------------------------------
 

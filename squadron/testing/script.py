@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from squadron.actors.agent import Agent, AgentSpec
+from squadron.actors.decorators import DEFAULT_RUN_TIMEOUT_S
 from squadron.runtime.errors import Terminal
 from squadron.runtime.retries import Retries
 from squadron.runtime.running.context import Context
@@ -16,9 +17,6 @@ from squadron.runtime.running.turn import Handler
 from squadron.runtime.wire.outcome import Answer, Failed, Outcome, Result
 from squadron.runtime.wire.topics import AgentCard, SemanticTopic
 from squadron.testing.misuse import ScriptError
-
-#: How long one reply may take, in seconds: that of a topic of which nothing is said.
-RUN_TIMEOUT_S = 120.0
 
 
 class Script:
@@ -28,7 +26,7 @@ class Script:
         asked: what it was asked, oldest first: the content of each task, once for each attempt.
     """
 
-    run_timeout_s = RUN_TIMEOUT_S
+    run_timeout_s = DEFAULT_RUN_TIMEOUT_S
     retries = Retries()
 
     def __init__(self, topic: str, replies: tuple[Any, ...], description: str = "") -> None:

@@ -66,7 +66,7 @@ async def test_a_ray_task_without_a_connection_uses_the_bus_through_the_bridge(s
     @ray.remote(num_cpus=0)
     def job() -> tuple[str, list[bytes]]:
         there = ray.get_actor("squadron-bridge-dev", namespace="squadron")
-        outcome = ray.get(there.ask.remote("echo.say", {"text": "hi"}))
+        outcome = ray.get(there.ask.remote("echo.say", {"text": "hi"}, priority=7))
         ray.get(there.append.remote("job", "one", b"stored"))
         return outcome.unwrap(), [data for _, data in ray.get(there.read.remote("job", "one"))]
 

@@ -26,6 +26,7 @@ from squadron.bridge.jetstream.link import embedded
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.bridge.serve import local
 from squadron.client.blocking import SyncSquad
+from squadron.client.opening import Opening
 from squadron.client.squad import Squad
 from squadron.config import Settings
 from squadron.runtime.asking.handle import Handle
@@ -63,7 +64,7 @@ async def _open(settings: Settings) -> Squad:
 
 @pytest.fixture
 def squad(settings: Settings) -> Iterator[SyncSquad]:
-    opened = SyncSquad.open(lambda: _open(settings))
+    opened = Opening(lambda: _open(settings)).__enter__()
     yield opened
     opened.close()
 
@@ -105,7 +106,7 @@ BLOCKING: dict[str, Callable[[SyncSquad], Any]] = {
 
 @pytest.mark.parametrize("call", BLOCKING.values(), ids=BLOCKING)
 def test_a_call_after_the_end_is_refused(settings: Settings, call: Callable[[SyncSquad], Any]) -> None:
-    with contextlib.closing(SyncSquad.open(lambda: _open(settings))) as squad:
+    with Opening(lambda: _open(settings)) as squad:
         pass
     squad.close()
     with pytest.raises(SquadClosedError, match=r"Squad\.up\(\)"):
@@ -113,7 +114,7 @@ def test_a_call_after_the_end_is_refused(settings: Settings, call: Callable[[Syn
 
 
 def test_what_was_taken_from_a_squad_is_refused_after_its_end_as_well(settings: Settings) -> None:
-    squad = SyncSquad.open(lambda: _open(settings))
+    squad = Opening(lambda: _open(settings)).__enter__()
     lite, letters, stream = squad.lite("one"), squad.dead_letters, squad.stream("no.body")
     reader, feed = lite.read(), squad.follow("two")
     squad.close()
@@ -194,10 +195,10 @@ def serve_in(settings: Settings) -> Iterator[Callable[[Agent], None]]:
 
 async def test_where_a_loop_runs_a_blocking_call_is_refused(settings: Settings) -> None:
     with pytest.raises(BlockingCallError, match="async with"):
-        SyncSquad.open(lambda: _open(settings))
+        Opening(lambda: _open(settings)).__enter__()
     with pytest.raises(BlockingCallError), Squad.up(settings):
         pass
-    squad = await asyncio.to_thread(SyncSquad.open, lambda: _open(settings))
+    squad = await asyncio.to_thread(Opening(lambda: _open(settings)).__enter__)
     with pytest.raises(BlockingCallError, match="async with"):
         squad.ask("no.body")
     await asyncio.to_thread(squad.close)

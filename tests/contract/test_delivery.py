@@ -411,8 +411,8 @@ async def test_a_task_that_nobody_takes_stays_with_who_was_delivered_it(peer: Pe
 
         token = ""
 
-    assert not await hand_over(peer.caller, delivery, ["gone"])
-    assert not await hand_over(peer.caller, replace(delivery, lease=Local()), ["gone"])
+    assert not await hand_over(peer.ports, delivery, ["gone"])
+    assert not await hand_over(peer.ports, replace(delivery, lease=Local()), ["gone"])
     await delivery.lease.settle()
     await feed.aclose()
 
@@ -633,8 +633,18 @@ async def test_a_ticket_finds_the_outcome_in_another_process(world: World, clien
     assert (await other.caller.outcome(other.caller.resume(ticket))).unwrap() == 3
 
 
-@pytest.mark.parametrize("ticket", ["", "{}", "[1]", '{"task": 1, "topic": "a.b", "replyTo": "x", "deadline": 1}'])
-async def test_a_bad_ticket_says_so(client: Peer, ticket: str) -> None:
+_TICKET = '{"task": 1, "topic": "a.b", "replyTo": "agents.test.lite.a.b", "deadline": %s}'
+
+
+@pytest.mark.parametrize(
+    "ticket",
+    [
+        *(None, 5, "", "{}", "[1]", "[" * 100_000, '{"task": 1, "topic": "a.b", "replyTo": "x", "deadline": 1}'),
+        *(_TICKET % deadline for deadline in ("Infinity", "NaN", "null", "-1", "1e300", "9" * 400, "9" * 5000)),
+    ],
+    ids=lambda ticket: str(ticket)[-30:],
+)
+async def test_a_bad_ticket_says_so(client: Peer, ticket: Any) -> None:
     with pytest.raises(InvalidMessageError, match="no ticket"):
         client.caller.resume(ticket)
 

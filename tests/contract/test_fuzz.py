@@ -573,6 +573,7 @@ HUGE = "x" * 7_900_000
         {"replyTo": "a\x0bb"},
         {"payload": {"content": {"number": 10**400}}},
         {"payload": {"content": {"number": 1}, "constraints": {"tokens": 10**4000, "hops": 10**4000}}},
+        {"payload": {"content": {"number": 1}, "constraints": {"tokens": -5, "hops": -5}}},
         {"payload": {"content": {"number": 1}, "parameters": {"n": 10**4000}}},
         {"routing": {"timeout": 1e308}, "timestamp": 1e308},
         {"payload": {"content": {"number": 1}, "constraints": {"deadline": 10**400}}},

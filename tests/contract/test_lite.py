@@ -15,7 +15,7 @@ from nats.aio.client import Client
 from squadron.bridge.jetstream.link import embedded
 from squadron.bridge.jetstream.stream_configs import StreamNames
 from squadron.bridge.jetstream.wiring import Wiring
-from squadron.client.blocking import SyncSquad
+from squadron.client.opening import Opening
 from squadron.client.squad import Squad
 from squadron.config import Settings
 from squadron.runtime.errors import InvalidInputError, InvalidSubjectError, MessageTooLargeError
@@ -322,7 +322,7 @@ def test_a_plain_script_publishes_reads_and_closes(settings: Settings) -> None:
     async def open_squad() -> Squad:
         return Squad(await Wiring.open(settings, AgentIdentity(id="script", type="test"), create=True), settings)
 
-    squad = SyncSquad.open(open_squad)
+    squad = Opening(open_squad).__enter__()
     mine = squad.lite("chat", "session", ttl_s=60)
     seqs = [mine.publish({"n": n}) for n in range(3)]
     reader = mine.read(seqs[1])

@@ -14,7 +14,7 @@ import pytest
 from squadron import Agent, Settings, Squad
 from squadron import topic as topic_mark
 from squadron.bridge.jetstream.wiring import Wiring
-from squadron.client.blocking import SyncSquad
+from squadron.client.opening import Opening
 from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.errors import FencedError, InvalidInputError, InvalidSubjectError, SquadronError
 from squadron.runtime.lite import exclusive
@@ -320,7 +320,7 @@ async def test_a_plain_script_follows_topics_too(settings: Settings, wiring: Wir
         return Squad(await Wiring.open(settings, AgentIdentity(id="script", type="test")), settings)
 
     def script() -> list[Any]:
-        squad = SyncSquad.open(open_squad)
+        squad = Opening(open_squad).__enter__()
         try:
             with squad.follow("owner") as feed:
                 feed.add_all()

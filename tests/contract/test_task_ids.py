@@ -16,14 +16,15 @@ from squadron.actors.decorators import topic
 from squadron.client.stream import Stream
 from squadron.runtime.asking.caller import Caller
 from squadron.runtime.asking.handle import Handle
-from squadron.runtime.asking.options import AskOptions
+from squadron.runtime.asking.options import MAX_WITHIN_S, AskOptions
 from squadron.runtime.asking.task import claim_id
 from squadron.runtime.errors import BusUnavailableError
 from squadron.runtime.ports.journal import Entry, Journal
 from squadron.runtime.running.context import Context, TurnContext
 from squadron.runtime.streams.writer import Ended
+from squadron.runtime.wire.envelope import MAX_NAME
 from squadron.runtime.wire.limits import Deadline
-from squadron.runtime.wire.outcome import Outcome, Rejected
+from squadron.runtime.wire.outcome import Outcome, Rejected, TimedOut
 from tests.contract.conftest import SOON_S, Peer, Serve, World
 
 
@@ -197,6 +198,37 @@ async def test_an_id_stands_for_one_task_by_whichever_way_it_is_asked_and_under_
         assert "another owner" in (await _ask(caller, "shop.check", "tea", "another"))["said"]
     assert shop.shipped == 0
     assert shop.checked == 1
+
+
+@pytest.mark.parametrize(("first_s", "second_s"), [(1, 60), (60, 1)])
+async def test_each_who_asks_under_one_id_waits_as_long_as_they_said(
+    world: World, peer: Peer, serve: Serve, first_s: float, second_s: float
+) -> None:
+    counter, other = Counter(), await world.join("other")
+    await serve(counter)
+    handles = [
+        await asker.caller.submit("counter.ask", {}, AskOptions(task_id="mine", within_s=within_s))
+        for asker, within_s in ((other, 60), (peer, first_s), (peer, second_s))
+    ]
+    short, long = sorted(handles[1:], key=lambda each: each.deadline.at_ms)
+    waiting = asyncio.gather(long.outcome(), handles[0].outcome())
+
+    assert isinstance(await short.outcome(), TimedOut)
+    assert not waiting.done()
+    counter.go.set()
+
+    assert [outcome.unwrap() for outcome in await waiting] == [1, 1]
+    assert counter.asked == 1
+
+
+async def test_the_longest_time_and_the_longest_id_are_taken(peer: Peer, serve: Serve) -> None:
+    await serve(Shop())
+    longest = AskOptions(task_id="t" * MAX_NAME, within_s=MAX_WITHIN_S, start_within_s=MAX_WITHIN_S)
+
+    assert (await peer.caller.ask("shop.ship", {"item": "tea"}, longest)).unwrap() == "tea is sent"
+    # That is kept as long, too.
+    again = await peer.caller.submit("shop.check", {"item": "tea"}, AskOptions(within_s=MAX_WITHIN_S))
+    assert (await again.cancel()).kind in ("cancelled", "result")
 
 
 async def test_an_id_is_taken_while_its_task_runs(peer: Peer, serve: Serve) -> None:

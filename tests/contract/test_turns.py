@@ -23,7 +23,7 @@ from squadron.actors.agent import AgentSpec
 from squadron.bridge.jetstream.link import embedded
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.config import Settings
-from squadron.runtime.asking.options import AskOptions
+from squadron.runtime.asking.options import MAX_WITHIN_S, AskOptions
 from squadron.runtime.ports.queue import Backlog, Mailbox
 from squadron.runtime.running.turn import Turns
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage, Routing
@@ -273,9 +273,8 @@ async def test_half_a_surrogate_pair_in_content_is_u_fffd(client: Peer) -> None:
 @pytest.mark.parametrize(
     ("ask", "field"),
     [
-        (AskOptions(priority=10), "priority"),
-        (AskOptions(priority=-1), "priority"),
         (AskOptions(within_s=0), "within_s"),
+        (AskOptions(within_s=-MAX_WITHIN_S), "within_s"),
         (AskOptions(budget=Budget(tokens=0)), "tokens"),
         (AskOptions(budget=Budget(hops=-1)), "hops"),
     ],

@@ -10,10 +10,12 @@ import pytest
 
 from squadron.client.blocking import SyncSquad
 from squadron.client.squad import Squad
-from squadron.runtime.asking.options import AskKeywords, AskOptions
+from squadron.runtime.asking.options import MAX_WITHIN_S, AskKeywords, AskOptions
 from squadron.runtime.errors import InvalidInputError
 from squadron.runtime.running.context import Context, SyncContext
+from squadron.runtime.wire.envelope import MAX_NAME
 from squadron.runtime.wire.limits import Budget
+from squadron.runtime.wire.route import Route
 from squadron.testing import MemorySquad
 
 WAYS = [
@@ -84,6 +86,25 @@ async def test_a_field_is_no_option_and_the_error_says_where_it_goes() -> None:
         ("task_id", 17),
         ("model", 4),
         ("parameters", [("temperature", 1)]),
+        ("parameters", {"a": object()}),
+        ("within_s", None),
+        ("within_s", float("nan")),
+        ("within_s", 1e306),
+        ("within_s", -1e306),
+        ("within_s", 10**400),
+        pytest.param("within_s", 10**5000, id="within_s-longest"),
+        ("within_s", 1e14),
+        ("start_within_s", 1e14),
+        ("priority", 10),
+        ("priority", -1),
+        ("priority", True),
+        ("task_id", "x" * 1001),
+        ("task_id", None),
+        ("conversation_id", "x" * 1001),
+        ("nested", "no"),
+        ("nested", None),
+        ("route", None),
+        ("budget", None),
     ],
 )
 def test_an_option_with_a_value_that_it_can_not_have_is_named_with_the_fix(name: str, value: Any) -> None:
@@ -92,6 +113,49 @@ def test_an_option_with_a_value_that_it_can_not_have_is_named_with_the_fix(name:
 
     assert caught.value.field == name
     assert caught.value.hint
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "value"),
+    [
+        (Route, "target", None),
+        (Route, "capabilities", "gpu"),
+        (Route, "capabilities", [1]),
+        (Route, "exclusions", None),
+        (Budget, "tokens", "9"),
+        (Budget, "tokens", 1.5),
+        (Budget, "tokens", True),
+        (Budget, "tokens", -1),
+        (Budget, "hops", 0.5),
+    ],
+)
+def test_a_route_or_a_budget_that_can_not_be_is_named_with_the_fix(kind: Any, field: str, value: Any) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        kind(**{field: value})
+
+    assert caught.value.field == field
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("wished", [["gpu"], {"gpu"}, frozenset({"gpu"})])
+def test_any_collection_does_for_a_route(wished: Any) -> None:
+    assert Route(capabilities=wished) == Route(capabilities=("gpu",))
+
+
+@pytest.mark.parametrize(
+    "extreme",
+    [
+        {"within_s": MAX_WITHIN_S, "start_within_s": MAX_WITHIN_S},
+        {"task_id": "t" * MAX_NAME, "within_s": MAX_WITHIN_S},
+        {"conversation_id": "c" * MAX_NAME, "priority": 9},
+    ],
+    ids=str,
+)
+async def test_what_is_let_through_arrives(extreme: Any) -> None:
+    async with MemorySquad() as squad:
+        await squad.script("any.thing", "said")
+        assert (await squad.ask("any.thing", **extreme)).unwrap() == "said"
 
 
 def test_a_budget_within_another_is_the_tighter_one() -> None:

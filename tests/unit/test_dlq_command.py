@@ -20,7 +20,7 @@ from squadron.bridge.jetstream.wiring import SystemClock
 from squadron.bridge.memory import MemoryServer
 from squadron.cli import dlq, frame
 from squadron.cli.app import app
-from squadron.client.blocking import SyncSquad
+from squadron.client.opening import Opening
 from squadron.runtime.ports.queue import Backlog, Delivery, Mailbox
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.wire.outcome import DeadLettered
@@ -285,7 +285,7 @@ def test_a_plain_script_does_the_same_without_await(office: Office) -> None:
     async def open_squad() -> Any:
         return SimpleNamespace(dead_letters=office.letters, aclose=lambda: asyncio.sleep(0))
 
-    squad = SyncSquad.open(open_squad)
+    squad = Opening(open_squad).__enter__()
     letters = squad.dead_letters
 
     assert [letter.id for letter in letters.list(topic="form.stamp")] == ["3f99"]

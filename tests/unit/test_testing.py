@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -91,7 +92,7 @@ def test_it_talks_as_a_squad_does_by_the_same_code() -> None:
     said = {name for name in vars(Talking) if not name.startswith("_")}
     assert said >= {"ask", "submit", "stream", "publish", "subscribe", "publish_durable", "subscribe_durable"}
     assert said >= {"lite", "follow", "discover", "topics", "dead_letters", "run", "resume"}
-    for name in said:
+    for name in said - {"deploy"}:
         assert getattr(Squad, name) is getattr(MemorySquad, name)
 
 
@@ -129,6 +130,34 @@ async def test_events_and_durable_events_reach_handlers_and_subscribers(squad: M
     assert (await orders.next(within_s=1)).message.payload.content == {"n": 2}
     await until(lambda: clerk.heard and clerk.kept)
     assert (clerk.heard, clerk.kept) == ([{"n": 1}], [{"n": 2}])
+
+
+class Herald(Agent):
+    """Tells everybody."""
+
+    @topic("herald.says")
+    async def says(self, context: Context) -> int:
+        await context.publish("news.local", "said")
+        return await context.publish_durable("orders.new", "said", event_id="one")
+
+    @topic("herald.shouts")
+    def shouts(self, context: Context) -> int:
+        context.sync.publish("news.local", "shouted")
+        return context.sync.publish_durable("orders.new", "shouted", event_id="two")
+
+
+async def test_handlers_publish_events_and_durable_events(squad: MemorySquad) -> None:
+    await squad.deploy(Herald)
+    heard, kept = await squad.subscribe("news.*"), await squad.subscribe_durable("audit", "orders.*")
+
+    seqs = [(await squad.ask(f"herald.{how}")).unwrap() for how in ("says", "shouts")]
+
+    assert [(await heard.next(within_s=5)).payload.content for _ in seqs] == ["said", "shouted"]
+    stored = []
+    for _ in seqs:
+        stored.append(await kept.next(within_s=5))
+        await kept.settle()
+    assert [(event.seq, event.message.id) for event in stored] == [(seqs[0], "one"), (seqs[1], "two")]
 
 
 async def test_a_durable_event_waits_for_an_agent_that_is_away(squad: MemorySquad) -> None:
@@ -360,11 +389,8 @@ async def test_what_can_not_be_deployed_says_why(squad: MemorySquad) -> None:
         async def on_start(self) -> None:
             raise OSError("no licence")
 
-    other = type("Other", (Clerk,), {"name": "clerk"})
     with pytest.raises(InvalidAgentError, match="an instance for each replica"):
         await squad.deploy(Clerk(), replicas=2)
-    with pytest.raises(InvalidAgentError, match="both named 'clerk'"):
-        await squad.deploy(Clerk, other)
     with pytest.raises(InvalidAgentError):
         await squad.deploy("clerk")  # type: ignore[arg-type]
     with pytest.raises(DeployError, match="no licence"):
@@ -373,6 +399,14 @@ async def test_what_can_not_be_deployed_says_why(squad: MemorySquad) -> None:
         await squad.kill(Clerk)
     with pytest.raises(NotServedError, match="'nobody'"):
         await squad.undeploy("nobody")
+
+
+async def test_two_classes_of_one_name_are_no_deploy_of_either_squad(squad: MemorySquad) -> None:
+    other = type("Other", (Clerk,), {"name": "clerk"})
+    place: Any = squad._place
+    for each in (squad, Squad(place, squad.settings)):
+        with pytest.raises(InvalidAgentError, match="Other and Clerk are both named 'clerk'"):
+            await each.deploy(Clerk, other)
 
 
 def test_time_is_turned_only_on_a_loop_that_can() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from squadron.runtime.asking.admission import Rooms
+from squadron.runtime.asking.admission import Admission
 from squadron.runtime.ports.queue import Backlog, Queue
 from squadron.runtime.wire.topics import SemanticTopic
 
@@ -30,13 +30,13 @@ class Slow:
 
 async def test_what_a_look_can_not_see_yet_takes_up_room() -> None:
     queue = Slow()
-    rooms = Rooms(cast("Queue", cast("Any", queue)), Still())
+    admission = Admission(cast("Queue", cast("Any", queue)), Still())
 
-    assert [await rooms.enter(TOPIC, str(i), within_s=1) for i in range(8)] == [True] * 6 + [False] * 2
+    assert [await admission.enter(TOPIC, str(i), within_s=1) for i in range(8)] == [True] * 6 + [False] * 2
 
     for i in range(6):
-        rooms.entered(str(i))
+        admission.entered(str(i))
     queue.shown = 6
-    assert not await rooms.enter(TOPIC, "9", within_s=1)
+    assert not await admission.enter(TOPIC, "9", within_s=1)
     queue.shown = 5
-    assert await rooms.enter(TOPIC, "10", within_s=1)
+    assert await admission.enter(TOPIC, "10", within_s=1)
