@@ -1,4 +1,4 @@
-"""Handlers of plain events in a replica: what they raise ends them alone, and a replica that goes waits for them."""
+"""Handlers of plain events: what they raise ends them alone, and a replica that goes waits for them."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ async def test_a_replica_that_goes_lets_its_event_handlers_end_first() -> None:
         assert listener.story == ["begun", "ended", "stopped"]
 
 
-async def test_an_event_handler_that_takes_longer_than_the_grace_is_cancelled_before_the_agent_is_stopped() -> None:
+async def test_an_event_handler_that_takes_longer_than_the_grace_is_cancelled_before_on_stop() -> None:
     listener = Listener()
     async with MemorySquad() as squad:
         await squad.deploy(listener)

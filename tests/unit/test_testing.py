@@ -283,6 +283,22 @@ async def test_a_script_that_has_run_out_says_so(squad: MemorySquad) -> None:
     assert again.asked == [{}]
 
 
+async def test_a_plain_function_as_a_reply_that_raises_stop_iteration_fails_as_a_handler_does(
+    squad: MemorySquad,
+) -> None:
+    await squad.script("weather.now", *[lambda content: next(iter([]))] * 3)
+    outcome = await squad.ask("weather.now", within_s=100)
+    assert isinstance(outcome, DeadLettered)
+    assert "StopIteration" in outcome.reason
+
+
+async def test_topics_of_any_name_have_scripts_of_their_own(squad: MemorySquad) -> None:
+    names = ["a.b-c", "a-b.c", "c-any.any", "c.*", f"{'x' * 60}.{'y' * 60}"]
+    for number, name in enumerate(names):
+        await squad.script(name, number)
+    assert [(await squad.ask(name.replace("*", "else"))).unwrap() for name in names] == [0, 1, 2, 3, 4]
+
+
 async def test_what_no_handler_can_reply_is_refused_at_once(squad: MemorySquad) -> None:
     with pytest.raises(ScriptError, match="TimedOut"):
         await squad.script("weather.now", TimedOut())
