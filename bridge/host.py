@@ -22,7 +22,7 @@ from squadron.runtime.running.event_turns import EventTurns
 from squadron.runtime.running.handover import Handovers
 from squadron.runtime.running.pump import Pump
 from squadron.runtime.running.turn import Turns
-from squadron.runtime.wire.envelope import AgentMessage, pack
+from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.groups import EventGroup
 from squadron.runtime.wire.subjects import token_of
 
@@ -134,7 +134,7 @@ class Host:
             "inFlight": statistics.in_flight,
             "outcomes": statistics.outcomes,
         }
-        told = pack("event", ports.identity, {"content": content}, conversation_id="system")
+        told = ports.pack("event", {"content": content}, conversation_id="system")
         await ports.bus.publish(ports.subjects.event(f"status.{event}"), told)
 
     async def _beat(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -16,9 +17,12 @@ from squadron.runtime.errors import (
     BusUnavailableError,
     DeployError,
     InvalidAgentError,
+    InvalidMessageError,
     RouteConflictError,
     SquadClosedError,
 )
+from squadron.runtime.ports.bus import Note
+from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.outcome import Answer, DeadLettered, Failed, Rejected, Result, TimedOut, Undeliverable
 from squadron.testing import MemorySquad, NotServedError, NoTurnedLoopError, ScriptError, now_s, run, turned_time
 
@@ -412,6 +416,33 @@ async def test_a_day_passes_in_no_time_and_what_ends_in_it_ends() -> None:
         assert 3600 <= now_s() - before < 90_000
         with turned_time():
             await asyncio.sleep(1)
+
+
+async def test_all_that_is_sent_is_of_the_turned_clock(squad: MemorySquad) -> None:
+    sent: list[AgentMessage] = []
+
+    def hear(note: Note) -> None:
+        with contextlib.suppress(InvalidMessageError):
+            sent.append(AgentMessage.decode(note.data))
+
+    await squad._place.ports.bus.subscribe("agents.>", hear)
+    await asyncio.sleep(3600)
+    before_s = squad._place.ports.clock.time()
+    sent.clear()
+    await squad.deploy(Clerk, Slow)
+    assert (await squad.ask("form.file", {"text": "a"})).ok
+    assert [chunk async for chunk in squad.stream("form.count", {"most": 3})] == [0, 1, 2]
+    assert not (await squad.ask("form.lose")).ok
+    handle = await squad.submit("slow.work")
+    await squad.undeploy(Slow)
+    await handle.cancel()
+    await squad.publish("news.local", 1)
+    await squad.publish_durable("orders.new", 2)
+    await squad.lite("room", "me").publish("hello")
+    await asyncio.sleep(60)
+
+    assert {each.type for each in sent} == {"result", "event", "stream"}
+    assert [each for each in sent if each.timestamp < before_s] == []
 
 
 def test_neither_ray_nor_nats_is_loaded_for_it() -> None:
