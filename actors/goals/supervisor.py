@@ -83,7 +83,7 @@ SYSTEM_PROMPT = """You pursue a goal by calling tools. Most tools are agents on 
 You have at most {rounds} turns and {seconds:.0f} seconds.{plan}"""
 
 
-#: As `runtime.subjects.check_pattern` has it, but where a schema shows it.
+#: As `runtime.wire.subjects.check_pattern` has it, but where a schema shows it.
 Pattern = Annotated[str, Field(pattern=r"^([A-Za-z0-9_-]{1,64}|\*)\.([A-Za-z0-9_-]{1,64}|\*)$")]
 
 

@@ -343,7 +343,8 @@ class Turns:
         try:
             raw = json.loads(delivery.data)
             id, reply_to = raw["id"], raw["replyTo"]
-            message = AgentMessage.new("task", self._ports.identity, id=id, reply_to=reply_to)
+            now = self._ports.clock.time()
+            message = AgentMessage.new("task", self._ports.identity, id=id, reply_to=reply_to, timestamp=now)
         except (ValueError, TypeError, KeyError, RecursionError):
             return
         outcome = DeadLettered(reason=str(error), task_id=message.id, details={"attempts": 0})

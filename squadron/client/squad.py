@@ -30,7 +30,7 @@ class Squad(Fleet):
 
         async with Squad.up() as squad:
             await squad.deploy(Analyst)
-            outcome = await squad.ask("analysis.sentiment", text="I love it")
+            outcome = await squad.ask("analysis.sentiment", {"text": "I love it"})
 
     In a plain script the same calls without `await`: `with Squad.up() as squad: squad.ask(…)`.
     """

@@ -45,7 +45,7 @@ class MemorySquad(Talking):
 
         async with MemorySquad() as squad:
             await squad.deploy(Analyst)
-            outcome = await squad.ask("analysis.sentiment", text="I love it")
+            outcome = await squad.ask("analysis.sentiment", {"text": "I love it"})
 
     What is sent goes through the same bytes, leases, retries and dead letters as over NATS. The clock is turned:
     when nothing else is left to do, time goes to the next timer, so that nobody waits for a retry or a lease.
