@@ -473,8 +473,12 @@ def test_an_attribute_with_a_value_that_it_can_not_have_is_named_with_the_fix(fi
 
 def test_attributes_may_be_whole_numbers_properties_and_any_collection() -> None:
     fine: dict[str, Any] = {"grace_s": 3, "num_cpus": 1, "capabilities": ["gpu"], "when_full": "reject"}
-    AgentSpec.of(type("Fine", (_Good,), fine))
-    AgentSpec.of(type("Late", (_Good,), {"capabilities": property(lambda self: {"gpu"})}))
+    spec = AgentSpec.of(type("Fine", (_Good,), fine))
+    late = AgentSpec.of(type("Late", (_Good,), {"capabilities": property(lambda self: {"gpu"})}))
+
+    assert {name: getattr(spec.agent_class, name) for name in fine} == fine
+    assert (spec.name, [each.topic.name for each in spec.topics]) == ("fine", ["good.one"])
+    assert late.agent_class().capabilities == {"gpu"}
 
 
 def test_the_decorator_refuses_what_can_never_be() -> None:
