@@ -37,18 +37,7 @@ class BoundHandler:
         self._spec = spec
         self._method = getattr(agent, spec.method)
         self._in_loop = is_async(self._method)
-
-    @property
-    def topic(self) -> SemanticTopic:
-        return self._spec.topic
-
-    @property
-    def run_timeout_s(self) -> float:
-        return self._spec.run_timeout_s
-
-    @property
-    def retries(self) -> Retries:
-        return self._spec.retries
+        self.topic, self.run_timeout_s, self.retries = spec.topic, spec.run_timeout_s, spec.retries
 
     async def run(self, content: Any, context: TurnContext) -> Any:
         """Run the method on `content`; returns JSON-ready data or an `Answer` of such.
@@ -81,7 +70,7 @@ class BoundHandler:
             async for item in items:
                 ready = item
                 if self._spec.chunk is not None:
-                    ready = self._spec.dump_chunk(item)
+                    ready = self._spec.chunk.dump(item, self.topic.name)
                     await context.emit(ready)
                 taken.append(ready)
         finally:
@@ -210,10 +199,6 @@ class TopicSpec:
             OutputError: it is not what the annotation promises, or not JSON.
         """
         return self.output.dump(value, self.topic.name)
-
-    def dump_chunk(self, value: Any) -> Any:
-        """Likewise for one chunk of a stream."""
-        return (self.chunk or self.output).dump(value, self.topic.name)
 
     def joins(self, chunks: list[Any]) -> bool:
         """Whether the result of a stream is one text: its chunks are texts, or happen to be."""

@@ -13,7 +13,7 @@ from squadron.actors.agent import Agent, AgentSpec
 from squadron.actors.decorators import DurableMark, EventMark
 from squadron.bridge.place import Place
 from squadron.runtime.background import spawn
-from squadron.runtime.calling import Threads, call
+from squadron.runtime.calling import THREAD_GRACE_S, Threads, call
 from squadron.runtime.errors import InvalidMessageError, SquadronError
 from squadron.runtime.ports.bus import Note, Subscription
 from squadron.runtime.ports.queue import Mailbox
@@ -22,7 +22,7 @@ from squadron.runtime.running.event_turns import EventTurns
 from squadron.runtime.running.handover import Handovers
 from squadron.runtime.running.pump import Pump
 from squadron.runtime.running.turn import Turns
-from squadron.runtime.wire.envelope import AgentMessage, pack
+from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.groups import EventGroup
 from squadron.runtime.wire.subjects import token_of
 
@@ -106,9 +106,16 @@ class Host:
         except InvalidMessageError as error:
             self._log.warning("event.unreadable", subject=note.subject, error=str(error))
             return
+        threads, own = Threads(), asyncio.current_task()
         try:
-            await call(Threads(), handler, message)
-        except Exception as error:
+            await call(threads, handler, message)
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            # A handler that calls sys.exit() would take the replica along.
+            if isinstance(error, asyncio.CancelledError) and own is not None and own.cancelling():
+                await threads.ended(THREAD_GRACE_S)
+                raise
             told = {"subject": note.subject, "message": message.id, "traceback": traceback_of(error)}
             self._log.error("event.handler_failed", **told)
 
@@ -127,7 +134,7 @@ class Host:
             "inFlight": statistics.in_flight,
             "outcomes": statistics.outcomes,
         }
-        told = pack("event", ports.identity, {"content": content}, conversation_id="system")
+        told = ports.pack("event", {"content": content}, conversation_id="system")
         await ports.bus.publish(ports.subjects.event(f"status.{event}"), told)
 
     async def _beat(self) -> None:
@@ -149,7 +156,10 @@ class Host:
             await self._tell("offline")
         try:
             await self.agent.on_stop()
-        except Exception as error:
+        except (asyncio.CancelledError, GeneratorExit):
+            raise
+        except BaseException as error:
+            # Whoever stops it has more to close, whatever it raises.
             self._log.error("replica.stop_failed", traceback=traceback_of(error))
 
     async def halt(self, grace_s: float) -> None:
@@ -157,6 +167,16 @@ class Host:
         await self._handovers.aclose()
         for ear in self._ears:
             await ear.aclose()
-        await asyncio.gather(*(pump.drain(grace_s) for pump in (self._pump, *self._event_pumps)))
+        drains = (pump.drain(grace_s) for pump in (self._pump, *self._event_pumps))
+        await asyncio.gather(*drains, self._finish_events(grace_s))
         await self._turns.aclose()
         self._heart.cancel()
+
+    async def _finish_events(self, within_s: float) -> None:
+        """Wait for the handlers of plain events, which are lost if they are cut short; then cancel them."""
+        if self._events:
+            await asyncio.wait(self._events, timeout=within_s)
+        for task in self._events:
+            task.cancel()
+        if self._events:
+            await asyncio.wait(self._events)

@@ -1,4 +1,4 @@
-"""Settings: the one place where the environment is read.
+"""Settings: what can be set, and how it is read from the environment.
 
 Precedence: an argument of `Settings.load`, then the environment variable, then the default.
 """
@@ -27,7 +27,7 @@ _PREFIX = "SQUADRON_"
 _SUBJECT_TOKEN = re.compile(r"[A-Za-z0-9_-]{1,32}")
 _NATS_SCHEMES = ("nats", "tls")
 _LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
-#: See `bridge.jetstream.dial.PING_INTERVAL_S`.
+#: See `bridge.jetstream.link.dial.PING_INTERVAL_S`.
 _LEAST_DEAF_S = 8.0
 #: Smallest `claim_over_bytes`: an envelope alone takes a part of this. Largest `max_message_bytes`: a message is
 #: whole in the memory of its sender and of its replica, several times.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import aclosing, suppress
@@ -84,7 +83,7 @@ SYSTEM_PROMPT = """You pursue a goal by calling tools. Most tools are agents on 
 You have at most {rounds} turns and {seconds:.0f} seconds.{plan}"""
 
 
-#: As `runtime.subjects.check_pattern` has it, but where a schema shows it.
+#: As `runtime.wire.subjects.check_pattern` has it, but where a schema shows it.
 Pattern = Annotated[str, Field(pattern=r"^([A-Za-z0-9_-]{1,64}|\*)\.([A-Za-z0-9_-]{1,64}|\*)$")]
 
 
@@ -253,7 +252,8 @@ class _Run:
         if recorded is None:
             if self._at_s >= self._within_s:
                 return None
-            started = time.perf_counter()
+            loop = asyncio.get_running_loop()
+            started = loop.time()
             tools, sampling = self._toolbox.definitions(), sampling_of(self._ctx)
             try:
                 async with asyncio.timeout(self._within_s - self._at_s) as limit:
@@ -264,7 +264,7 @@ class _Run:
                 raise
             used = {call.id for message in messages for call in message.tool_calls}
             turn, offered = with_unique_ids(turn, used), tuple(self._toolbox.topics)
-            seconds = round(time.perf_counter() - started, 3)
+            seconds = round(loop.time() - started, 3)
             entry = RecordedTurn(number, turn, offered, seconds, self._journal.started_at)
             recorded = await self._journal.record(entry)
         self._toolbox.offer(self._known(name) for name in recorded.offered)

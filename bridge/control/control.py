@@ -32,7 +32,6 @@ from squadron.runtime.registry.registry import STAND_IN, Registry
 from squadron.runtime.retries import summary_of, traceback_of
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.wire.deployment import AgentState, Deployment, Scale
-from squadron.runtime.wire.envelope import pack
 from squadron.runtime.wire.subjects import TaskSubject, TicketSubject, is_foreign, matches, overlap
 
 #: How often backlogs are sampled for the autoscaler, in seconds: Serve's control loop ticks every 0.1 s, and
@@ -394,5 +393,5 @@ class Bridge:
         await self._tell("status.offline", content)
 
     async def _tell(self, event: str, content: dict[str, Any]) -> None:
-        told = pack("event", self._ports.identity, {"content": content}, conversation_id="system")
+        told = self._ports.pack("event", {"content": content}, conversation_id="system")
         await self._ports.bus.publish(self._subjects.event(event), told)

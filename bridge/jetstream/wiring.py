@@ -68,8 +68,8 @@ class Wiring(Place):
             BridgeUnavailableError: the environment was never brought up on this server.
         """
         connection = await connect(settings, name=identity.id, start_embedded=create)
+        wiring = cls(connection, settings, identity)
         try:
-            wiring = cls(connection, settings, identity)
             names = StreamNames(settings.env)
             if create:
                 await ensure_streams(connection, names)
@@ -80,7 +80,8 @@ class Wiring(Place):
                 )
             await wiring.start()
         except BaseException:
-            await connection.aclose()
+            # What it has begun would go on to ask a connection that is closed.
+            await wiring.aclose()
             raise
         return wiring
 

@@ -1,4 +1,4 @@
-"""All ports in memory: public stand-ins for tests and experiments, held to the same contract as JetStream.
+"""The ports of a bus in memory, and their server: public stand-ins, held to the same contract as JetStream.
 
 What they keep dies with the process. They use the real codec: bytes go in, the same bytes come out.
 """
@@ -9,7 +9,7 @@ from squadron.bridge.memory.events import MemoryEventLog
 from squadron.bridge.memory.journal import MemoryJournal
 from squadron.bridge.memory.line import Line
 from squadron.bridge.memory.queue import MemoryQueue
-from squadron.bridge.memory.server import MemoryPlace, MemoryServer
+from squadron.bridge.memory.server import MemoryServer
 from squadron.bridge.memory.vault import MemoryVault
 
 __all__ = [
@@ -19,7 +19,6 @@ __all__ = [
     "MemoryBus",
     "MemoryEventLog",
     "MemoryJournal",
-    "MemoryPlace",
     "MemoryQueue",
     "MemoryServer",
     "MemoryVault",

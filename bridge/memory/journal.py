@@ -32,7 +32,6 @@ class _Kept:
     entries: list[_Stored] = field(default_factory=list)
     #: When the next of them is gone.
     lapses_at: float = math.inf
-    grown: asyncio.Event = field(default_factory=asyncio.Event)
     seen: Seen = field(default_factory=Seen)
     next_seq: int = 1
     followers: list[_Follower] = field(default_factory=list)
@@ -133,7 +132,7 @@ class MemoryJournal:
         seq = self._append(order, data, {END_HEADER: "expired"}, None, expect_seq=expect_seq)
         self._erase(order, seq - 1)
         after_s = max(0.0, at - self._now())
-        asyncio.get_running_loop().call_later(after_s, self._end_ordered, order, seq, key, keep_s)
+        asyncio.get_running_loop().call_later(after_s, self._end_ordered, seq, key, keep_s)
         return seq
 
     async def append_and_end(
@@ -143,7 +142,7 @@ class MemoryJournal:
         await self.end_at(key, order, at=at, keep_s=keep_s)
         return await self.append(key, data, msg_id=msg_id)
 
-    def _end_ordered(self, order: str, seq: int, key: str, keep_s: float) -> None:
+    def _end_ordered(self, seq: int, key: str, keep_s: float) -> None:
         for stored in [each for each in self._kept.entries if each.entry.seq == seq]:
             self._kept.entries.remove(stored)
             self._end(key, stored.entry.data, "expired", keep_s)

@@ -37,7 +37,7 @@ class Line:
         """Whether messages flow."""
         return not self._cut and not self._left
 
-    async def answer(self, within_s: float | None = ANSWER_WITHIN_S) -> None:
+    async def answer(self, within_s: float = ANSWER_WITHIN_S) -> None:
         """Wait until the server can be asked.
 
         Raises:

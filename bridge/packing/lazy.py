@@ -25,7 +25,8 @@ def imports_of(function: FunctionType) -> Iterator[str]:
 
 
 def _imports_in(code: CodeType) -> Iterator[tuple[int, str, tuple[str, ...]]]:
-    steps = list(dis.get_instructions(code))
+    # A number over 255 takes a step more, which stands in front of the one that it is for.
+    steps = [step for step in dis.get_instructions(code) if step.opname != "EXTENDED_ARG"]
     for level, parts, step in zip(steps, steps[1:], steps[2:], strict=False):
         if step.opname == "IMPORT_NAME":
             yield level.argval or 0, step.argval, parts.argval or ()

@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Awaitable, Callable, Iterator
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 from squadron.runtime.asking.admission import RETRY_AFTER_S, Admission
 from squadron.runtime.asking.cancel import request_cancel
@@ -30,7 +30,7 @@ from squadron.runtime.registry.registry import Registry
 from squadron.runtime.store.claims import INPUT_KEEP_S
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.texts import jsonable
-from squadron.runtime.wire.envelope import LAST_MS, AgentMessage
+from squadron.runtime.wire.envelope import LAST_MS, AgentMessage, Head
 from squadron.runtime.wire.limits import Deadline
 from squadron.runtime.wire.outcome import LITE_TTL_S, Cancelled, Outcome, Rejected, Undeliverable, outcome_msg_id
 from squadron.runtime.wire.subjects import LiteSubject, check_topic, token_of
@@ -227,7 +227,7 @@ class Caller:
         if not handle.done:
             ids: dict[str, Any] = {"parent": handle.task_id, "correlation_id": handle.task_id}
             outcome = Cancelled(task_id=handle.task_id, topic=handle.topic, reason="cancelled")
-            data = AgentMessage.new("result", self.ports.identity, outcome.to_content(), **ids).encode()
+            data = self.ports.pack("result", {"content": outcome.to_content()}, **ids)
             msg_id = outcome_msg_id(handle.task_id)
             await self.ports.lite.append(handle.reply_to, data, ttl_s=LITE_TTL_S, msg_id=msg_id)
             await handle._look()
@@ -352,7 +352,7 @@ class Caller:
         Raises:
             InvalidSubjectError: `topic` is not `domain.specificity`.
         """
-        message = AgentMessage.new("event", self.ports.identity, content, conversation_id=conversation_id)
+        message = self._event(content, conversation_id=conversation_id)
         await self.ports.bus.publish(self.ports.subjects.event(check_topic(topic)), message.encode())
 
     async def publish_durable(
@@ -372,10 +372,12 @@ class Caller:
             BusUnavailableError: not acknowledged in time; the same `event_id` again is safe.
         """
         check_topic(topic)
-        message = AgentMessage.new(
-            "event", self.ports.identity, content, id=event_id, conversation_id=conversation_id
-        )
+        message = self._event(content, id=event_id, conversation_id=conversation_id)
         return await self.ports.events.append(topic, message.encode(), msg_id=token_of(message.id))
+
+    def _event(self, content: Any, **head: Unpack[Head]) -> AgentMessage:
+        head.setdefault("timestamp", self.ports.clock.time())
+        return AgentMessage.new("event", self.ports.identity, content, **head)
 
 
 async def _unsubscribe(subscribing: Awaitable[Subscription]) -> None:

@@ -27,7 +27,6 @@ from squadron.runtime.lite.quotas import IN_ALL, PER_OWNER, Quotas
 from squadron.runtime.lite.reader import LiteReader, LiteReading
 from squadron.runtime.ports.lite_journal import END_HEADER
 from squadron.runtime.store.port_set import Ports
-from squadron.runtime.wire.envelope import pack
 from squadron.runtime.wire.start import LiteStart, check_lite_start
 from squadron.runtime.wire.subjects import check_token, life_of, token_of
 
@@ -56,6 +55,7 @@ class LiteTopics:
 
     def __init__(self, ports: Ports, *, per_owner: int = PER_OWNER, in_all: int = IN_ALL) -> None:
         self.identity, self.lite, self.clock = ports.identity, ports.lite, ports.clock
+        self.pack = ports.pack
         self._subjects = ports.subjects
         self._quotas = Quotas(ports.lite, ports.subjects, ports.clock, per_owner=per_owner, in_all=in_all)
         #: Of the topics that were published on from here.
@@ -258,7 +258,7 @@ class LiteTopic:
         """
         is_raw = isinstance(content, bytes)
         try:
-            data = content if is_raw else pack("event", self._topics.identity, {"content": content})
+            data = content if is_raw else self._topics.pack("event", {"content": content})
         except PydanticSerializationError as error:
             hint = "publish a JSON value, or bytes"
             raise InvalidInputError(f"the content is not JSON: {error}", field="content", hint=hint) from None

@@ -79,7 +79,8 @@ class Mailbox:
     `lease_s` is how long a silent replica keeps a task before it is given to another. A priority lane that was
     passed over for `patience_s` gets the next free slot of each replica. A `serial` mailbox leases one message
     at a time, over all its readers, in the order they were put. An `ordered` one runs the tasks of each
-    conversation one at a time (`runtime.ordered`). With `subject` it holds what matches that, and no topics.
+    conversation one at a time (`runtime.running.ordered`). With `subject` it holds what matches that, and no
+    topics.
     """
 
     name: str

@@ -74,15 +74,17 @@ class EventTurns:
             reason = f"its replica died or fell silent in each of {attempt - 1} attempts"
             await self._give_up(delivery, message, attempt, reason, {"attempts": attempt - 1})
             return
-        threads = Threads()
+        threads, turn = Threads(), asyncio.current_task()
         try:
             await self._run_handler(message, threads)
         except GeneratorExit:
             raise
-        except asyncio.CancelledError:
-            await threads.ended(THREAD_GRACE_S)
-            raise
         except BaseException as error:
+            if isinstance(error, asyncio.CancelledError):
+                if turn is not None and turn.cancelling():
+                    await threads.ended(THREAD_GRACE_S)
+                    raise  # drained: somebody else handles it
+                error = RuntimeError("what the handler waited for was cancelled")
             # A handler that calls sys.exit() would take the replica along; of another one nobody would hear.
             # A thread can't be stopped, and two attempts may not act at once: it has as much time again.
             over = await threads.ended(self._run_timeout_s)

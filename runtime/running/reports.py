@@ -6,7 +6,7 @@ from pydantic_core import PydanticSerializationError
 
 from squadron.runtime.errors import InvalidMessageError, MessageTooLargeError
 from squadron.runtime.store.port_set import Ports
-from squadron.runtime.wire.envelope import AgentMessage, pack
+from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.outcome import LITE_TTL_S, Failed, Outcome, outcome_msg_id
 from squadron.runtime.wire.subjects import is_foreign, token_of
 
@@ -73,9 +73,8 @@ class Reports:
     async def _store(
         self, message: AgentMessage, outcome: Outcome, lite_key: str, announce: str, msg_id: str
     ) -> None:
-        result = pack(
+        result = self._ports.pack(
             "result",
-            self._ports.identity,
             {"content": outcome.to_content()},
             conversation_id=message.context.conversation_id,
             parent=message.id,

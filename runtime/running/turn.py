@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -258,7 +257,7 @@ class Turns:
             context.stop()
             turn.cancel()
 
-        started = time.perf_counter()
+        started = self._caller.loop.time()
         limit_s = context.deadline.earliest(handler.run_timeout_s)
         # A plain timer: `asyncio.timeout` costs three times as much, for each task.
         late = self._caller.loop.call_later(limit_s, stop, "late")
@@ -281,14 +280,14 @@ class Turns:
         finally:
             late.cancel()
             self._cancelled.unwatch(message.id)
-        common |= {"latency_ms": (time.perf_counter() - started) * 1000, "tokens": context.tokens_spent}
-        if stopped:
+        common |= {"latency_ms": (self._caller.loop.time() - started) * 1000, "tokens": context.tokens_spent}
+        for _ in stopped:
             turn.uncancel()
         if "cancelled" in stopped:
             await context.cancel_children()
             return Cancelled(reason="cancelled while it ran", **common)
         if stopped and answer is _NOTHING:
-            return TimedOut(reason=f"ran longer than its {common['latency_ms'] / 1000:.1f} s", **common)
+            return TimedOut(reason=f"ran longer than its {round(limit_s, 3):g} s", **common)
         if isinstance(failure, InvalidInputError):
             return await self._invalid(delivery, failure, common)
         if failure is not None:
@@ -344,7 +343,8 @@ class Turns:
         try:
             raw = json.loads(delivery.data)
             id, reply_to = raw["id"], raw["replyTo"]
-            message = AgentMessage.new("task", self._ports.identity, id=id, reply_to=reply_to)
+            now = self._ports.clock.time()
+            message = AgentMessage.new("task", self._ports.identity, id=id, reply_to=reply_to, timestamp=now)
         except (ValueError, TypeError, KeyError, RecursionError):
             return
         outcome = DeadLettered(reason=str(error), task_id=message.id, details={"attempts": 0})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Unpack
 
 from squadron.runtime.ports.bus import UnreliableBus
 from squadron.runtime.ports.events import EventLog
@@ -10,7 +11,7 @@ from squadron.runtime.ports.journal import Journal
 from squadron.runtime.ports.lite_journal import LiteJournal
 from squadron.runtime.ports.queue import Queue
 from squadron.runtime.store.claims import Claims
-from squadron.runtime.wire.envelope import AgentIdentity
+from squadron.runtime.wire.envelope import AgentIdentity, Head, MessageType, pack
 from squadron.runtime.wire.limits import Clock
 from squadron.runtime.wire.subjects import Subjects
 
@@ -28,3 +29,8 @@ class Ports:
     lite: LiteJournal
     dead: Journal
     claims: Claims
+
+    def pack(self, type: MessageType, payload: dict[str, Any], **head: Unpack[Head]) -> bytes:
+        """A message of this process, by its clock; see `wire.envelope.pack`."""
+        head.setdefault("timestamp", self.clock.time())
+        return pack(type, self.identity, payload, **head)

@@ -15,7 +15,7 @@ from typing import Any
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import BusUnavailableError, SquadronError
 from squadron.runtime.store.port_set import Ports
-from squadron.runtime.wire.envelope import AgentMessage, pack
+from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.outcome import LITE_TTL_S, Outcome
 
 #: How far a writer may be ahead of the oldest chunk that is not acknowledged. Enough for 20,000 chunks a second on
@@ -129,9 +129,8 @@ class StreamWriter:
             raise SquadronError("the stream has ended", hint="emit before the handler returns")
 
     def _packed(self, number: int, content: dict[str, Any], *, final: bool = False) -> bytes:
-        return pack(
+        return self._ports.pack(
             "stream",
-            self._ports.identity,
             {
                 "sequenceNumber": number,
                 "isFirst": number == 0,

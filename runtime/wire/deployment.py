@@ -52,7 +52,7 @@ class Deployment(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     card: AgentCard
-    #: Import path or blob digest, as `bridge.code.Code.to_dict` gives it.
+    #: Import path or blob digest, as `bridge.packing.code.Code.to_dict` gives it.
     code: dict[str, str]
     slots: int = Field(ge=1)
     grace_s: float = Field(ge=0)

@@ -201,7 +201,7 @@ def pack(
 ) -> bytes:
     """A message of our own, encoded, of values that are known to be right: the one place that lays it out.
 
-    It gets a fresh id and the present time where none is given.
+    It gets a fresh id, and the time of the wall clock, where none is given; who has ports uses `Ports.pack`.
 
     Args:
         payload, routing: as on the wire, in camelCase.

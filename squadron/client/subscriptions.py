@@ -40,7 +40,9 @@ class Events(AsyncClosing):
         self._closed = False
 
     def hear(self, note: Note) -> None:
-        """Take in one note of the bus; what is not a message is left out."""
+        """Take in one note of the bus; what is not a message is left out, and so is what comes after the end."""
+        if self._closed:
+            return
         try:
             message = AgentMessage.decode(note.data)
         except InvalidMessageError:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
 from squadron.actors.agent import Agent, AgentSpec
 from squadron.actors.decorators import DEFAULT_RUN_TIMEOUT_S
+from squadron.runtime.calling import call
 from squadron.runtime.errors import Terminal
 from squadron.runtime.retries import Retries
-from squadron.runtime.running.context import Context
+from squadron.runtime.running.context import TurnContext
 from squadron.runtime.running.turn import Handler
 from squadron.runtime.wire.outcome import Answer, Failed, Outcome, Result
+from squadron.runtime.wire.subjects import token_of
 from squadron.runtime.wire.topics import AgentCard, SemanticTopic
 from squadron.testing.misuse import ScriptError
 
@@ -42,7 +42,7 @@ class Script:
         """How many replies were not given yet."""
         return len(self._left)
 
-    async def run(self, content: Any, context: Context) -> Any:
+    async def run(self, content: Any, context: TurnContext) -> Any:
         """Give the next reply."""
         self.asked.append(content)
         if not self._left:
@@ -53,16 +53,9 @@ class Script:
         reply = self._left.popleft()
         if callable(reply) and not _is_error_type(reply):
             # As a handler: a plain one in a thread, so that it may wait.
-            reply = await _called(reply, content)
+            reply = await call(context.threads, reply, content)
             _check(self.topic.name, reply)
         return _given(reply)
-
-
-async def _called(reply: Any, content: Any) -> Any:
-    if inspect.iscoroutinefunction(reply):
-        return await reply(content)
-    returned = await asyncio.to_thread(reply, content)
-    return await returned if inspect.isawaitable(returned) else returned
 
 
 def _is_error_type(reply: Any) -> bool:
@@ -102,8 +95,7 @@ class ScriptSpec(AgentSpec):
     def playing(cls, script: Script) -> ScriptSpec:
         """The agent of one script; the same topic has the same."""
         topic = script.topic
-        name = f"script-{topic.name.replace('.', '-').replace('*', 'any')}"
-        return cls(_Player, name, topic.description, (), (), (), script=script)
+        return cls(_Player, f"script-{token_of(topic.name)}", topic.description, (), (), (), script=script)
 
     def card(self) -> AgentCard:
         """The registry's entry for it."""

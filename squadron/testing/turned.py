@@ -5,12 +5,17 @@ from __future__ import annotations
 import asyncio
 import selectors
 from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from squadron.testing.misuse import NoTurnedLoopError
 
 T = TypeVar("T")
+
+#: How many plain handlers act at once, of all replicas together: each may wait for another. More than the slots of
+#: any test; a thread begins when none is idle.
+MOST_THREADS = 1_000
 
 
 class TurnedLoop(asyncio.SelectorEventLoop):
@@ -26,6 +31,7 @@ class TurnedLoop(asyncio.SelectorEventLoop):
         self.ahead_s = 0.0
         self.threads = 0
         super().__init__(_TurningSelector(self))
+        self.set_default_executor(ThreadPoolExecutor(MOST_THREADS, "handler"))
 
     def time(self) -> float:
         return super().time() + self.ahead_s

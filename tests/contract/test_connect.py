@@ -15,6 +15,7 @@ from squadron.bridge.jetstream.wiring import Wiring
 from squadron.runtime.errors import BusUnavailableError, ConfigError
 from squadron.runtime.ports.queue import Delivery, Mailbox
 from squadron.runtime.wire.envelope import AgentIdentity
+from tests.contract.conftest import SOON_S
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +58,23 @@ async def test_what_an_operator_set_on_a_stream_stays_over_the_next_start(server
     config = (await connection.api(f"STREAM.INFO.{names.tasks}", {}))["config"]
     assert (config["max_bytes"], config["description"]) == (10**9, "mine")
     await connection.aclose()
+
+
+class _Unfinished(Wiring):
+    async def start(self):
+        await super().start()
+        raise BusUnavailableError("gone meanwhile")
+
+
+async def test_what_had_begun_when_an_opening_failed_is_ended(server):
+    _, home = server
+    before = asyncio.all_tasks()
+    with pytest.raises(BusUnavailableError, match="gone meanwhile"):
+        await _Unfinished.open(Settings(home=home, env="half"), AgentIdentity(id="x"), create=True)
+    # What was cancelled ends in the next steps of the loop.
+    async with asyncio.timeout(SOON_S):
+        while asyncio.all_tasks() - before:
+            await asyncio.sleep(0)
 
 
 async def test_a_header_named_status_and_an_odd_token_do_not_stop_a_mailbox(server):

@@ -401,6 +401,26 @@ async def test_an_event_whose_replica_died_in_each_attempt_is_buried(
     assert ran == []
 
 
+async def test_an_event_whose_handler_waited_for_something_cancelled_is_tried_again_with_pauses(
+    peer: Peer, serve: Callable[..., Any]
+) -> None:
+    tried: list[float] = []
+
+    async def wait_for_it(message: AgentMessage) -> None:
+        tried.append(now_s())
+        task = asyncio.ensure_future(asyncio.sleep(60))
+        task.cancel()
+        await task
+
+    await serve(wait_for_it, max_attempts=2)
+    await _publish(peer, "work")
+
+    (letter,) = await _letters(peer, 1)
+    assert "RuntimeError: what the handler waited for was cancelled" in letter["error"]["message"]
+    assert len(tried) == 2
+    assert tried[1] - tried[0] >= 0.24
+
+
 async def test_a_long_handler_keeps_its_event_and_a_drained_one_hands_it_back(
     peer: Peer, serve: Callable[..., Any]
 ) -> None:

@@ -245,6 +245,10 @@ async def test_the_redrive_count_of_a_stranger_is_no_number_of_ours(peer: Peer, 
             return await peer.lite.last(peer.subjects.lite("outcome", task_id)) is not None
 
         await until(ended)
+        stored = await peer.lite.last(peer.subjects.lite("outcome", task_id))
+        assert stored is not None
+        result = AgentMessage.decode(stored.data)
+        assert (result.payload.content["outcome"], result.metadata) == ("result", None), count
 
 
 def test_a_ticket_has_tokens_and_a_number_of_digits() -> None:

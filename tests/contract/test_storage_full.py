@@ -9,7 +9,7 @@ import pytest
 
 from squadron import Settings
 from squadron.bridge.jetstream.wiring import Wiring
-from squadron.runtime.errors import StorageFullError
+from squadron.runtime.errors import ClaimLostError, StorageFullError
 from squadron.runtime.ports.queue import Mailbox
 from squadron.runtime.wire.envelope import AgentIdentity
 from tests.contract.conftest import Inbox
@@ -95,4 +95,9 @@ async def test_agents_leave_and_what_is_kept_can_be_erased(wiring: Wiring) -> No
     await wiring.ports.queue.remove("leaver")
     await wiring.ports.dead.erase(wiring.ports.subjects.dead("filler", "x"))
 
-    await wiring.ports.dead.append(wiring.ports.subjects.dead("filler", "x"), b"there is room again")
+    with pytest.raises(ClaimLostError):
+        await wiring.ports.claims.vault.fetch(name)
+    assert not await wiring.ports.queue.store.knows("leaver")
+    letters = wiring.ports.subjects.dead("filler", "x")
+    await wiring.ports.dead.append(letters, b"there is room again")
+    assert [entry.data async for entry in wiring.ports.dead.read(letters)] == [b"there is room again"]

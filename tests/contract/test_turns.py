@@ -29,6 +29,7 @@ from squadron.runtime.running.turn import Turns
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage, Routing
 from squadron.runtime.wire.limits import Budget
 from squadron.runtime.wire.outcome import (
+    Cancelled,
     DeadLettered,
     Expired,
     Failed,
@@ -54,6 +55,7 @@ class Desk(Agent):
         self.blocked, self.free = threading.Event(), threading.Event()
         self.go = asyncio.Event()
         self.entered = asyncio.Event()
+        self.turn: asyncio.Task[Any] | None = None
 
     @topic("desk.double")
     async def double(self, number: int) -> int:
@@ -82,6 +84,15 @@ class Desk(Agent):
     async def slow(self) -> None:
         self.ran.append("slow")
         await asyncio.sleep(30)
+
+    @topic("desk.stubborn", run_timeout_s=1)
+    async def stubborn(self) -> None:
+        """Stays, when it is cancelled, until its time is up, too."""
+        self.turn = asyncio.current_task()
+        self.entered.set()
+        for _ in range(2):
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(30)
 
     @topic("desk.gate")
     async def gate(self, number: int) -> int:
@@ -369,8 +380,30 @@ async def test_a_handler_that_runs_too_long_is_timed_out_and_not_tried_again(cli
     outcome = await _ask(client, "desk.slow")
 
     assert isinstance(outcome, TimedOut)
-    assert "longer than" in outcome.reason
+    assert outcome.reason == "ran longer than its 0.1 s"
     assert desk.ran == ["slow"]
+
+
+async def test_the_time_that_a_turn_took_is_told_by_the_clock_of_its_loop(client: Peer, desk: Desk) -> None:
+    began = now_s()
+    outcome = await _ask(client, "desk.slow")
+
+    assert outcome.latency_ms is not None
+    assert 99 <= outcome.latency_ms <= (now_s() - began) * 1000
+
+
+async def test_a_turn_that_is_cancelled_and_late_too_ends_with_no_cancel_left_over(
+    client: Peer, desk: Desk
+) -> None:
+    handle = await client.caller.submit("desk.stubborn", {}, AskOptions(within_s=20))
+    await asyncio.wait_for(desk.entered.wait(), SOON_S)
+    assert desk.turn is not None
+    await handle.cancel()
+    await asyncio.wait([desk.turn], timeout=SOON_S)
+
+    assert isinstance(await handle.outcome(), Cancelled)
+    assert desk.turn.done()
+    assert desk.turn.cancelling() == 0
 
 
 async def test_a_caller_hears_at_its_deadline_that_nothing_came(world: World, client: Peer, desk: Desk) -> None:

@@ -495,8 +495,12 @@ def test_attributes_of_ones_own_are_fine() -> None:
 
 def test_attributes_may_be_whole_numbers_properties_and_any_collection() -> None:
     fine: dict[str, Any] = {"grace_s": 3, "num_cpus": 1, "capabilities": ["gpu"], "when_full": "reject"}
-    AgentSpec.of(type("Fine", (_Good,), fine))
-    AgentSpec.of(type("Late", (_Good,), {"capabilities": property(lambda self: {"gpu"})}))
+    spec = AgentSpec.of(type("Fine", (_Good,), fine))
+    late = AgentSpec.of(type("Late", (_Good,), {"capabilities": property(lambda self: {"gpu"})}))
+
+    assert {name: getattr(spec.agent_class, name) for name in fine} == fine
+    assert (spec.name, [each.topic.name for each in spec.topics]) == ("fine", ["good.one"])
+    assert late.agent_class().capabilities == {"gpu"}
 
 
 def test_the_decorator_refuses_what_can_never_be() -> None:

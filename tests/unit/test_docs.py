@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import textwrap
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 import squadron
 from squadron import config
 from squadron.config import VARIABLES, Settings
+from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.registry.registry import Presence
 from squadron.runtime.store.claims import claim_of
 from squadron.runtime.wire.envelope import AgentMessage
@@ -187,8 +189,16 @@ def test_examples_in_docstrings_are_valid_code() -> None:
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 for code in _examples(ast.get_docstring(node) or ""):
                     compile(code, str(file), "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+                    assert _no_options(code) == set(), file
                     examples += 1
     assert examples >= 3
+
+
+def _no_options(code: str) -> set[str | None]:
+    """Keywords that an example gives to an ask, and that are no options of it."""
+    calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
+    asks = [call for call in calls if getattr(call.func, "attr", "") in ("ask", "submit", "stream")]
+    return {each.arg for ask in asks for each in ask.keywords} - {each.name for each in fields(AskOptions)}
 
 
 def _examples(docstring: str) -> list[str]:

@@ -162,3 +162,53 @@ def test_no_log_line_is_given_the_frames_of_an_error(path):
             assert not any(each.arg == "exc_info" for each in node.keywords), (
                 f"line {node.lineno}: use traceback_of"
             )
+
+
+#: Where modules are named: what decides or tells of the past may name what is gone.
+PAGES = [ROOT / "README.md", ROOT / "AGENTS.md", *(ROOT / "docs").glob("*.md")]
+#: `squadron.x.y`, `runtime.x.Name`, `bridge/x.py` or `bridge/x/`, in backticks.
+DOTTED = re.compile(r"`((?:squadron|runtime|actors|bridge)(?:\.\w+)+)[^\w.`]?[^`\n]*`")
+SLASHED = re.compile(r"`(\w+(?:/\w+)*/(?:\w+\.py)?)`")
+ROOMS = [ROOT, *(ROOT / folder for folder in ("runtime", "actors", "bridge", "squadron", "docs"))]
+
+
+def _is_there(name: str) -> bool:
+    """Whether a dotted name leads to a module, or to something that a module has."""
+    place, parts = ROOT / "squadron", name.removeprefix("squadron.").split(".")
+    while parts and (place / parts[0]).is_dir():
+        place /= parts.pop(0)
+    module = place / "__init__.py"
+    if parts and (place / f"{parts[0]}.py").is_file():
+        module = place / f"{parts.pop(0)}.py"
+    # What it has may have more, which is looked for only as a word.
+    return module.is_file() and all(re.search(rf"\b{part}\b", module.read_text()) for part in parts)
+
+
+def _stale(text: str, near: Path) -> list[str]:
+    """Names of modules and files in a text that lead nowhere."""
+    gone = [name for name in DOTTED.findall(text) if not _is_there(name)]
+    # An example in capitals stands for any.
+    paths = [path for path in SLASHED.findall(text) if not re.search(r"\b[A-Z]+\b", path)]
+    return gone + [path for path in paths if not any((room / path).exists() for room in [*ROOMS, near])]
+
+
+@pytest.mark.parametrize("path", [*SOURCES, *PAGES], ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_module_that_is_named_is_there(path):
+    assert _stale(path.read_text(), path.parent) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("see `squadron.runtime.wire.subjects.check_pattern`", 0),
+        ("see `runtime.wire.subjects.check_pattern`", 0),
+        ("see `runtime.subjects.check_pattern`", 1),
+        ("see `runtime.wire.subjects.check_no_such`", 1),
+        ("see `runtime/running/turn.py` and `running/turn.py`, in `bridge/serve/`", 0),
+        ("see `runtime/turn.py`", 1),
+        ("see `bridge/gone/`", 1),
+        ("see `bridge/gateways/NAME/`", 0),
+    ],
+)
+def test_a_module_that_is_not_there_is_found(text, count):
+    assert len(_stale(text, ROOT)) == count

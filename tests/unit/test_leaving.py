@@ -65,3 +65,13 @@ async def test_a_subscription_that_nobody_reads_holds_the_newest_and_counts_the_
     assert (await anext(events)).payload.content == 2
     await events.aclose()
     assert [each.payload.content async for each in events] == [3, 4]
+
+
+async def test_a_subscription_that_is_closed_holds_nothing_that_comes_late() -> None:
+    events = Events(most_held=2)
+    await events.aclose()
+    for number in range(3):
+        events.hear(Note("agents.test.event.news.x", pack("event", AgentIdentity(id="x"), {"content": number})))
+
+    assert [each async for each in events] == []
+    assert events.dropped == 0

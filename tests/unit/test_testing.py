@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -17,9 +18,12 @@ from squadron.runtime.errors import (
     BusUnavailableError,
     DeployError,
     InvalidAgentError,
+    InvalidMessageError,
     RouteConflictError,
     SquadClosedError,
 )
+from squadron.runtime.ports.bus import Note
+from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.outcome import Answer, DeadLettered, Failed, Rejected, Result, TimedOut, Undeliverable
 from squadron.testing import MemorySquad, NotServedError, NoTurnedLoopError, ScriptError, now_s, run, turned_time
 
@@ -312,6 +316,22 @@ async def test_a_script_that_has_run_out_says_so(squad: MemorySquad) -> None:
     assert again.asked == [{}]
 
 
+async def test_a_plain_function_as_a_reply_that_raises_stop_iteration_fails_as_a_handler_does(
+    squad: MemorySquad,
+) -> None:
+    await squad.script("weather.now", *[lambda content: next(iter([]))] * 3)
+    outcome = await squad.ask("weather.now", within_s=100)
+    assert isinstance(outcome, DeadLettered)
+    assert "StopIteration" in outcome.reason
+
+
+async def test_topics_of_any_name_have_scripts_of_their_own(squad: MemorySquad) -> None:
+    names = ["a.b-c", "a-b.c", "c-any.any", "c.*", f"{'x' * 60}.{'y' * 60}"]
+    for number, name in enumerate(names):
+        await squad.script(name, number)
+    assert [(await squad.ask(name.replace("*", "else"))).unwrap() for name in names] == [0, 1, 2, 3, 4]
+
+
 async def test_what_no_handler_can_reply_is_refused_at_once(squad: MemorySquad) -> None:
     with pytest.raises(ScriptError, match="TimedOut"):
         await squad.script("weather.now", TimedOut())
@@ -430,6 +450,33 @@ async def test_a_day_passes_in_no_time_and_what_ends_in_it_ends() -> None:
         assert 3600 <= now_s() - before < 90_000
         with turned_time():
             await asyncio.sleep(1)
+
+
+async def test_all_that_is_sent_is_of_the_turned_clock(squad: MemorySquad) -> None:
+    sent: list[AgentMessage] = []
+
+    def hear(note: Note) -> None:
+        with contextlib.suppress(InvalidMessageError):
+            sent.append(AgentMessage.decode(note.data))
+
+    await squad._place.ports.bus.subscribe("agents.>", hear)
+    await asyncio.sleep(3600)
+    before_s = squad._place.ports.clock.time()
+    sent.clear()
+    await squad.deploy(Clerk, Slow)
+    assert (await squad.ask("form.file", {"text": "a"})).ok
+    assert [chunk async for chunk in squad.stream("form.count", {"most": 3})] == [0, 1, 2]
+    assert not (await squad.ask("form.lose")).ok
+    handle = await squad.submit("slow.work")
+    await squad.undeploy(Slow)
+    await handle.cancel()
+    await squad.publish("news.local", 1)
+    await squad.publish_durable("orders.new", 2)
+    await squad.lite("room", "me").publish("hello")
+    await asyncio.sleep(60)
+
+    assert {each.type for each in sent} == {"result", "event", "stream"}
+    assert [each for each in sent if each.timestamp < before_s] == []
 
 
 def test_neither_ray_nor_nats_is_loaded_for_it() -> None:

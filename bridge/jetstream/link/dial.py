@@ -75,7 +75,7 @@ async def _connect(
         reconnect_time_wait=RECONNECT_WAIT_S,  # type: ignore[arg-type]  # it is slept, so a fraction is fine
         ping_interval=PING_INTERVAL_S,
         max_outstanding_pings=MOST_PINGS_OWED,
-        # Ours are built and checked in `runtime.subjects`.
+        # Ours are built and checked in `runtime.wire.subjects`.
         skip_subject_validation=True,
         error_cb=trouble.hear,
         disconnected_cb=connection.disconnected,
