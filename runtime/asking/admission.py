@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+from squadron.runtime.headroom import Headroom
 from squadron.runtime.ports.queue import Queue
-from squadron.runtime.room import Room
 from squadron.runtime.wire.limits import Clock
 from squadron.runtime.wire.topics import SemanticTopic
 
@@ -20,12 +20,12 @@ RETRY_AFTER_S = 1.0
 class Admission:
     """Keeps one process from putting more into a bounded mailbox than it holds.
 
-    See `Room`. Each publisher counts what it has under way itself, which a look may have missed.
+    See `Headroom`. Each publisher counts what it has under way itself, which a look may have missed.
     """
 
     def __init__(self, queue: Queue, clock: Clock) -> None:
         self._queue, self._clock = queue, clock
-        self._rooms: dict[str, Room] = {}
+        self._rooms: dict[str, Headroom] = {}
         self._looking: dict[str, asyncio.Lock] = {}
         #: Mailboxes of tasks that have their room but are not stored yet.
         self._under_way: dict[str, str] = {}
@@ -67,7 +67,7 @@ class Admission:
             unseen = list(self._under_way.values()).count(topic.mailbox)
             backlog = await self._queue.backlog(topic.mailbox)
             free = topic.mailbox_limit - backlog.waiting - backlog.taken - unseen
-            room = self._rooms[topic.mailbox] = Room.found(free, self._clock.time() + COUNT_S)
+            room = self._rooms[topic.mailbox] = Headroom.found(free, self._clock.time() + COUNT_S)
         if room.left <= 0:
             return False
         room.left -= 1

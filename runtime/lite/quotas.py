@@ -7,8 +7,8 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from squadron.runtime.errors import QuotaExceededError
+from squadron.runtime.headroom import Headroom
 from squadron.runtime.ports.lite_journal import LiteJournal
-from squadron.runtime.room import Room
 from squadron.runtime.wire.limits import Clock
 from squadron.runtime.wire.subjects import Subjects, life_of
 
@@ -27,7 +27,7 @@ MOST_ROOMS = 1024
 class Quotas:
     """Keeps one process from making more lite topics than there may be.
 
-    Counted are the topics with a life: those that were made here, or by another process like this. See `Room`.
+    Counted are the topics with a life: those that were made here, or by another process like this. See `Headroom`.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Quotas:
     ) -> None:
         self._lite, self._subjects, self._clock = lite, subjects, clock
         self._per_owner, self._in_all = per_owner, in_all
-        self._rooms: dict[str, Room] = {}
+        self._rooms: dict[str, Headroom] = {}
         self._counting = asyncio.Lock()
         #: Topics that are being made.
         self._making, self._all_made = 0, asyncio.Event()
@@ -90,7 +90,7 @@ class Quotas:
             pause_s = max(COUNT_S if free > 0 else FULL_S, (counted_at - now) * PAUSE)
             if len(self._rooms) >= MOST_ROOMS:
                 self._rooms.clear()
-            room = self._rooms[owner] = Room.found(free, counted_at + pause_s)
+            room = self._rooms[owner] = Headroom.found(free, counted_at + pause_s)
         if room.left <= 0:
             whose = f"{owner!r} has" if owner else "the environment has"
             setting = "lite_topics_per_owner" if owner else "lite_topics"

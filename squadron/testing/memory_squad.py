@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Self
 
+import structlog
+
 from squadron.actors.agent import Agent, AgentSpec, specs_of
 from squadron.bridge.host import Host
 from squadron.bridge.memory import MemoryServer
@@ -17,6 +19,7 @@ from squadron.bridge.place import Place
 from squadron.client.talking import Talking
 from squadron.config import Settings
 from squadron.runtime.errors import DeployError, InvalidAgentError, SquadClosedError
+from squadron.runtime.logs import configure_logs
 from squadron.runtime.retries import summary_of
 from squadron.runtime.wire.envelope import AgentIdentity
 from squadron.testing.misuse import NotServedError
@@ -83,6 +86,9 @@ class MemorySquad(Talking):
             raise SquadClosedError("a squad is opened once", hint="make another: MemorySquad()")
         if self._turned:
             self._open.enter_context(turned_time())
+        if not structlog.is_configured():
+            # Else every replica that starts is told on standard output.
+            configure_logs("WARNING")
         await self._own.start()
         self._is_open = True
         return self

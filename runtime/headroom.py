@@ -8,7 +8,7 @@ from typing import Self
 
 
 @dataclass(slots=True)
-class Room:
+class Headroom:
     """How many more may be put in, and until when that counts, by the clock of whoever counted.
 
     A count costs a round trip, so that a quarter of what it found free is used before the next; near the limit
