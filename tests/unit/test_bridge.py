@@ -105,11 +105,13 @@ class Site:
         self.lost: list[str] = []
         self.blind, self.failed_looks = False, 0
         self.bridges: list[Bridge] = []
+        self.places: list[Place] = []
 
     async def place(self) -> Place:
         identity = AgentIdentity(id="bridge", type="bridge")
         place = self._server.place(identity, Settings(env="t", heartbeat_s=BEAT_S))
         await place.registry.start()
+        self.places.append(place)
         return place
 
     async def registry(self) -> Registry:
@@ -153,6 +155,8 @@ async def site() -> AsyncIterator[Site]:
     yield made
     for bridge in made.bridges:
         await bridge.aclose()
+    for place in made.places:
+        await place.aclose()
 
 
 def deployment_of(agent: str = "reader", *topics: str, version: str = "v1", **changes: Any) -> dict[str, Any]:

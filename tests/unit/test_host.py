@@ -75,7 +75,7 @@ async def test_what_an_event_handler_raises_ends_nothing_but_itself_and_is_logge
 
         assert isinstance(await squad.ask("listener.ping"), Result)
     assert listener.story == [how, "stopped"]
-    assert "event.handler_failed" in capsys.readouterr().out
+    assert "event.handler_failed" in capsys.readouterr().err
 
 
 async def test_a_replica_that_goes_lets_its_event_handlers_end_first() -> None:
