@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from squadron import Squad
+from squadron import Context, Squad
 from squadron.client import blocking, subscriptions
 from squadron.client.subscriptions import Events
+from squadron.runtime.asking.handle import Handle
 from squadron.runtime.lite.feed import LiteFeed
 from squadron.runtime.lite.reader import LiteReader, LiteReading
 from squadron.runtime.lite.topic import LiteTopic
@@ -35,6 +36,18 @@ def test_what_is_closed_with_await_is_left_by_async_with(kind: Any) -> None:
 def test_what_blocks_is_left_by_with(kind: Any) -> None:
     assert hasattr(kind, "__enter__")
     assert hasattr(kind, "__exit__")
+
+
+def _shown(kind: type) -> set[str]:
+    return {name for name in dir(kind) if not name.startswith("_")}
+
+
+def test_handles_and_contexts_show_people_what_is_theirs_and_no_more() -> None:
+    theirs = {"cancel", "chunks", "done", "events", "outcome", "ticket"}
+    assert _shown(Handle) == theirs
+    assert _shown(blocking.SyncHandle) == theirs
+    own = {"cancelled", "charge", "emit", "lite", "log", "recall", "remember", "sync"}
+    assert _shown(Context) == {"ask", "submit", "publish", "publish_durable", *own}
 
 
 def test_there_are_plain_ones() -> None:
