@@ -92,11 +92,11 @@ async def test_a_plain_script_uses_the_same_calls_without_await(squad, settings)
             squad.publish("news.sport", "they won")
             assert next(news).payload.content == "they won"
             news.close()
-            stream = squad.stream("work.count", to=3)
+            stream = squad.stream("work.count", {"to": 3})
             *_, end = stream.events()
             assert stream.outcome().ok
             assert (end.chunks, end.outcome.ok) == (3, True)
-            print(squad.ask("work.pid").ok, list(squad.stream("work.count", to=3)), found)
+            print(squad.ask("work.pid").ok, list(squad.stream("work.count", {"to": 3})), found)
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script)],

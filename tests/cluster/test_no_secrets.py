@@ -149,7 +149,7 @@ PROGRAM = '''
         async with Squad.up() as squad:
             await squad.deploy(Leaky)
             digests = json.loads(sys.stdin.readline())
-            seen = await squad.ask("leak.seen", digests=digests)
+            seen = await squad.ask("leak.seen", {"digests": digests})
             print("seen", json.dumps(seen.unwrap()), flush=True)
             await squad.publish("leak.event", {})
             await squad.publish_durable("leak.durable", {})
