@@ -22,6 +22,7 @@ $(STAMP): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@
+	@echo "installed; next: . $(BIN)/activate, then squadron demo"
 
 demo: $(STAMP) ## Run the demo: a squadron at work, no key needed
 	$(BIN)/squadron demo

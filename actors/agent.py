@@ -12,15 +12,19 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from difflib import get_close_matches
+from typing import Annotated, ClassVar, Literal
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from squadron.actors.decorators import DURABLE_EVENT, EVENT, TOPIC, DurableMark, EventMark, marked
 from squadron.actors.handlers import BoundHandler, TopicSpec
-from squadron.actors.marks import DURABLE_EVENT, EVENT, TOPIC, DurableMark, EventMark, marked
 from squadron.runtime.errors import InvalidAgentError, InvalidSubjectError
-from squadron.runtime.subjects import check_token, overlap
-from squadron.runtime.topics import AgentCard
+from squadron.runtime.running.turn import Handler
+from squadron.runtime.wire.subjects import check_token, overlap
+from squadron.runtime.wire.topics import AgentCard
 
 
 class Agent:
@@ -89,14 +93,7 @@ class AgentSpec:
         except InvalidSubjectError as error:
             raise InvalidAgentError(str(error)) from None
         _check_made(name, agent_class)
-        if not 0 <= agent_class.min_replicas <= max(1, agent_class.max_replicas) or agent_class.slots < 1:
-            raise InvalidAgentError(
-                f"{name}: needs 0 <= min_replicas <= max_replicas, max_replicas >= 1 and slots >= 1"
-            )
-        if agent_class.ordered_by not in ("", "conversation"):
-            raise InvalidAgentError(
-                f"{name}: ordered_by={agent_class.ordered_by!r}", hint='use "conversation", or "" for no order'
-            )
+        _check_attributes(name, agent_class)
         topics = tuple(TopicSpec.of(agent_class, each) for each in served)
         events = tuple((each.name, each.mark) for each in heard)
         durable_events = tuple((each.name, each.mark) for each in kept)
@@ -116,9 +113,83 @@ class AgentSpec:
         topics = tuple(spec.topic.model_copy(update=mailbox) for spec in self.topics)
         return AgentCard(agent=self.name, description=self.description, topics=topics)
 
-    def handlers(self, agent: Agent) -> list[BoundHandler]:
+    def handlers(self, agent: Agent) -> Sequence[Handler]:
         """The topics bound to one instance."""
         return [BoundHandler(spec, agent) for spec in self.topics]
+
+
+def specs_of(classes: Iterable[type[Agent]]) -> dict[type[Agent], AgentSpec]:
+    """What the classes of one deploy say about themselves.
+
+    Raises:
+        InvalidAgentError: one of them can't be served, or two have one name.
+    """
+    specs: dict[type[Agent], AgentSpec] = {}
+    named: dict[str, type[Agent]] = {}
+    for each in classes:
+        specs[each] = spec = AgentSpec.of(each)
+        other = named.setdefault(spec.name, each)
+        if other is not each:
+            raise InvalidAgentError(
+                f"{each.__name__} and {other.__name__} are both named {spec.name!r}", hint="set `name` of one"
+            )
+    return specs
+
+
+class _Attributes(BaseModel):
+    """What the attributes of an agent may be; each says so where it is wrong."""
+
+    model_config = ConfigDict(strict=True, arbitrary_types_allowed=True)
+
+    slots: Annotated[int, Field(ge=1)]
+    min_replicas: Annotated[int, Field(ge=0)]
+    max_replicas: Annotated[int, Field(ge=1)]
+    grace_s: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    num_cpus: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    num_gpus: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    ordered_by: Literal["", "conversation"]
+    mailbox_limit: Annotated[int, Field(ge=0)]
+    when_full: Literal["wait", "reject"]
+
+
+#: What other tools call an attribute of an agent, where letters don't tell.
+_ELSEWHERE = {"replicas": "max_replicas", "concurrency": "slots", "workers": "max_replicas", "gpus": "num_gpus"}
+
+
+def _check_spelling(name: str, agent_class: type[Agent]) -> None:
+    """A misspelt attribute would be nobody's: it is told by its likeness to one of `Agent`."""
+    known = _Attributes.model_fields.keys() | {"capabilities"}
+    for each in agent_class.__mro__[: agent_class.__mro__.index(Agent)]:
+        for attribute, value in vars(each).items():
+            if attribute.startswith("_") or attribute in known or not isinstance(value, int | float | str):
+                continue
+            near = _ELSEWHERE.get(attribute) or next(iter(get_close_matches(attribute, known, 1, 0.85)), "")
+            if near:
+                what = f"{name}: {attribute}={value!r} is no attribute of an agent"
+                hint = f"did you mean {near}? What is your own may be called _{attribute}"
+                raise InvalidAgentError(what, field=attribute, hint=hint)
+
+
+def _check_attributes(name: str, agent_class: type[Agent]) -> None:
+    _check_spelling(name, agent_class)
+    values = {field: getattr(agent_class, field) for field in _Attributes.model_fields}
+    try:
+        _Attributes(**values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = str(first["loc"][0])
+        what = f"{name}: {field}={values[field]!r} is no value for that attribute"
+        raise InvalidAgentError(what, field=field, hint=first["msg"]) from None
+    if agent_class.min_replicas > agent_class.max_replicas:
+        what = f"{name}: min_replicas={agent_class.min_replicas} is above max_replicas={agent_class.max_replicas}"
+        raise InvalidAgentError(what, field="min_replicas", hint="min_replicas <= max_replicas")
+    capabilities = agent_class.capabilities
+    # On the class it may be a property, which only an instance has a value of.
+    if isinstance(capabilities, str) or (
+        isinstance(capabilities, Collection) and not all(isinstance(each, str) for each in capabilities)
+    ):
+        what = f"{name}: capabilities={capabilities!r} is no value for that attribute"
+        raise InvalidAgentError(what, field="capabilities", hint='texts, as in {"gpu", "eu"}')
 
 
 def _check_made(name: str, agent_class: type[Agent]) -> None:

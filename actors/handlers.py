@@ -16,15 +16,15 @@ import jsonschema_rs
 from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter, ValidationError, create_model
 from pydantic_core import SchemaError, to_json
 
-from squadron.actors.marks import Marked, TopicMark
-from squadron.runtime.context import Context
+from squadron.actors.decorators import Marked, TopicMark
+from squadron.runtime.calling import THREAD_GRACE_S, is_async
 from squadron.runtime.errors import InvalidAgentError, InvalidInputError
-from squadron.runtime.outcome import Answer
 from squadron.runtime.retries import Retries
+from squadron.runtime.running.context import Context, TurnContext
+from squadron.runtime.running.turn import OutputError
 from squadron.runtime.texts import whole
-from squadron.runtime.threads import THREAD_GRACE_S
-from squadron.runtime.topics import SemanticTopic, describe_input, shortened
-from squadron.runtime.turn import OutputError
+from squadron.runtime.wire.outcome import Answer
+from squadron.runtime.wire.topics import SemanticTopic, describe_input, shortened
 
 #: There is no next chunk.
 _END = object()
@@ -36,23 +36,10 @@ class BoundHandler:
     def __init__(self, spec: TopicSpec, agent: object) -> None:
         self._spec = spec
         self._method = getattr(agent, spec.method)
-        # A decorator may be of another kind than what it wraps; what is async inside must not begin in a thread.
-        both = (self._method, inspect.unwrap(self._method))
-        self._in_loop = any(inspect.iscoroutinefunction(f) or inspect.isasyncgenfunction(f) for f in both)
+        self._in_loop = is_async(self._method)
+        self.topic, self.run_timeout_s, self.retries = spec.topic, spec.run_timeout_s, spec.retries
 
-    @property
-    def topic(self) -> SemanticTopic:
-        return self._spec.topic
-
-    @property
-    def run_timeout_s(self) -> float:
-        return self._spec.run_timeout_s
-
-    @property
-    def retries(self) -> Retries:
-        return self._spec.retries
-
-    async def run(self, content: Any, context: Context) -> Any:
+    async def run(self, content: Any, context: TurnContext) -> Any:
         """Run the method on `content`; returns JSON-ready data or an `Answer` of such.
 
         Raises:
@@ -76,14 +63,14 @@ class BoundHandler:
             return Answer(self._spec.dump(returned.data), returned.confidence, returned.reasoning)
         return self._spec.dump(returned)
 
-    async def _take(self, items: AsyncIterator[Any], context: Context) -> Any:
+    async def _take(self, items: AsyncIterator[Any], context: TurnContext) -> Any:
         """All items; those of a handler that promises a stream are emitted, the next is made when one is sent."""
         taken = []
         try:
             async for item in items:
                 ready = item
                 if self._spec.chunk is not None:
-                    ready = self._spec.dump_chunk(item)
+                    ready = self._spec.chunk.dump(item, self.topic.name)
                     await context.emit(ready)
                 taken.append(ready)
         finally:
@@ -93,7 +80,7 @@ class BoundHandler:
         return self._spec.dump("".join(map(whole, taken)) if self._spec.joins(taken) else taken)
 
 
-async def _from_thread(items: Iterator[Any], context: Context) -> AsyncGenerator[Any, None]:
+async def _from_thread(items: Iterator[Any], context: TurnContext) -> AsyncGenerator[Any, None]:
     """A plain iterator, each step in a thread, so that the loop is free meanwhile."""
     step = partial(_in_thread, context, next, items, _END)
     try:
@@ -106,7 +93,7 @@ async def _from_thread(items: Iterator[Any], context: Context) -> AsyncGenerator
                 await _in_thread(context, items.close)
 
 
-async def _in_thread(context: Context, call: Callable[..., Any], /, *args: Any, **arguments: Any) -> Any:
+async def _in_thread(context: TurnContext, call: Callable[..., Any], /, *args: Any, **arguments: Any) -> Any:
     thread = context.threads.begin(partial(call, *args, **arguments))
     try:
         return await asyncio.shield(thread)
@@ -213,10 +200,6 @@ class TopicSpec:
         """
         return self.output.dump(value, self.topic.name)
 
-    def dump_chunk(self, value: Any) -> Any:
-        """Likewise for one chunk of a stream."""
-        return (self.chunk or self.output).dump(value, self.topic.name)
-
     def joins(self, chunks: list[Any]) -> bool:
         """Whether the result of a stream is one text: its chunks are texts, or happen to be."""
         if self.output.schema:
@@ -319,7 +302,7 @@ def _is_context(annotation: Any) -> bool:
         return _is_context(get_args(annotation)[0])
     if get_origin(annotation) in (Union, UnionType):
         return all(each is NoneType or _is_context(each) for each in get_args(annotation))
-    return annotation is Context
+    return isinstance(annotation, type) and issubclass(annotation, Context)
 
 
 def _returned(annotation: Any, function: Callable[..., Any]) -> tuple[Any, Any]:

@@ -21,7 +21,7 @@ from nats.js.api import ConsumerConfig, RetentionPolicy, StreamConfig
 
 from benchmarks.processes import CALL_WITHIN_S, REPLICAS, TEXT, Call, workers
 from squadron import Settings
-from squadron.bridge.jetstream import embedded
+from squadron.bridge.jetstream.link import embedded
 from squadron.bridge.serve import cluster
 
 DATA = TEXT.encode()

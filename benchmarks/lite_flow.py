@@ -21,12 +21,13 @@ from benchmarks.floors import connection
 from benchmarks.lite_store import TEXT, TTL_S, Place, key_of
 from squadron import Agent, Settings, topic
 from squadron.actors.agent import AgentSpec
-from squadron.runtime.context import Context
-from squadron.runtime.lite_feed import LiteItems
-from squadron.runtime.lite_reader import LiteMessage
-from squadron.runtime.ports import Entry, Mailbox
-from squadron.runtime.pump import Pump
-from squadron.runtime.turn import Turns
+from squadron.runtime.lite.feed import LiteItems
+from squadron.runtime.lite.reader import LiteMessage
+from squadron.runtime.ports.journal import Entry
+from squadron.runtime.ports.queue import Mailbox
+from squadron.runtime.running.context import Context
+from squadron.runtime.running.pump import Pump
+from squadron.runtime.running.turn import Turns
 
 #: Where the floor publishes, and where what was heard is told: the next message goes out then.
 FLOOR, HEARD = "bench.floor", "bench.heard"
@@ -124,7 +125,7 @@ async def ear(pipe: Connection, settings: Settings) -> None:
     """Hears in the way it is told to; tells how old each message was, and each time that the next may come."""
     taken, told = list[float](), set[asyncio.Task[None]]()
     async with Place.open(settings) as place, connection(settings) as client, contextlib.AsyncExitStack() as stack:
-        lite, everything = place.wiring.lite, f"agents.{settings.env}.lite.*.*"
+        lite, everything = place.wiring.ports.lite, f"agents.{settings.env}.lite.*.*"
 
         async def hear_floor(msg: Msg) -> None:
             taken.append(_age_ms(msg.data))
@@ -172,7 +173,7 @@ async def latencies(place: Place, topics: int, rounds: int, count: int) -> FlowF
             await client.publish(f"{FLOOR}.{order.randrange(topics)}", _stamped())
 
         async def send() -> None:
-            key = place.wiring.subjects.lite(*key_of(order.randrange(topics)))
+            key = place.wiring.ports.subjects.lite(*key_of(order.randrange(topics)))
             await place.wiring.connection.publish(key, _stamped(), headers={"Nats-TTL": f"{TTL_S:.0f}s"})
 
         async def publish() -> None:
@@ -252,7 +253,7 @@ async def follow(place: Place, topics: int, count: int) -> FollowFigures:
             await feed.add(f"other-{number}")
         for number in range(count):
             id = f"mine-{number}"
-            key = place.wiring.subjects.lite("feed", id)
+            key = place.wiring.ports.subjects.lite("feed", id)
             heard.clear()
             started = time.perf_counter()
             await feed.add(id)
@@ -289,18 +290,18 @@ async def poet(pipe: Connection, settings: Settings) -> None:
     """One replica of `Poet`, without Ray."""
     async with Place.open(settings) as place:
         wiring, agent, spec = place.wiring, Poet(), AgentSpec.of(Poet)
-        turns = Turns(spec.name, spec.handlers(agent), wiring.caller, wiring.dead)
+        turns = Turns(spec.name, spec.handlers(agent), wiring.caller)
         mailbox = Mailbox(spec.name, tuple(each.topic.name for each in spec.topics), settings.lease_s)
-        pump = Pump(wiring.queue, mailbox, turns.run, slots=8)
-        await wiring.queue.declare(mailbox)
+        pump = Pump(wiring.ports.queue, mailbox, turns.run, slots=8)
+        await wiring.ports.queue.declare(mailbox)
         await wiring.registry.advertise(spec.card())
-        await wiring.registry.renew(spec.name, wiring.identity.id)
+        await wiring.registry.renew(spec.name, wiring.ports.identity.id)
         await turns.start()
         await pump.start()
         pipe.send("ready")
         while True:
             await asyncio.sleep(settings.heartbeat_s)
-            await wiring.registry.renew(spec.name, wiring.identity.id)
+            await wiring.registry.renew(spec.name, wiring.ports.identity.id)
 
 
 @dataclass
@@ -340,7 +341,7 @@ async def streams(place: Place, rounds: int, count: int, chunks: int) -> StreamF
 
 
 async def _first_chunk(place: Place) -> float:
-    stream, taken = place.squad.stream("bench.poem", chunks=1), 0.0
+    stream, taken = place.squad.stream("bench.poem", {"chunks": 1}), 0.0
     async for chunk in stream:
         taken = (time.perf_counter() - chunk["sent"]) * 1000
     (await stream.outcome()).unwrap()
@@ -348,7 +349,7 @@ async def _first_chunk(place: Place) -> float:
 
 
 async def _long_stream(place: Place, chunks: int) -> float:
-    stream = place.squad.stream("bench.poem", chunks=chunks)
+    stream = place.squad.stream("bench.poem", {"chunks": chunks})
     first, heard = 0.0, 0
     async for chunk in stream:
         first, heard = first or chunk["sent"], heard + 1

@@ -18,11 +18,11 @@ from nats.aio.msg import Msg
 
 from benchmarks.floors import connection
 from squadron import Settings, Squad
-from squadron.bridge.jetstream import embedded
-from squadron.bridge.jetstream.streams import StreamNames
+from squadron.bridge.jetstream.link import embedded
+from squadron.bridge.jetstream.stream_configs import StreamNames
 from squadron.bridge.jetstream.wiring import Wiring
-from squadron.runtime.envelope import AgentIdentity
 from squadron.runtime.errors import BusUnavailableError
+from squadron.runtime.wire.envelope import AgentIdentity
 
 #: Content of a message: a chunk of a model's answer with what belongs to it.
 TEXT = "x" * 256
@@ -99,7 +99,9 @@ class Place:
 
     async def create(self, number: int, ttl_s: float = TTL_S) -> None:
         """The first publish on a topic, which lives as long as its message."""
-        await self.wiring.lite.append(self.wiring.subjects.lite(*key_of(number)), TEXT.encode(), ttl_s=ttl_s)
+        await self.wiring.ports.lite.append(
+            self.wiring.ports.subjects.lite(*key_of(number)), TEXT.encode(), ttl_s=ttl_s
+        )
 
     async def create_lite(self, number: int) -> None:
         """The same by `Squad.lite`: the topic lives as long as it is used, and its end is told."""

@@ -29,7 +29,7 @@ from benchmarks.lite_flow import FlowFigures, FollowFigures, Latencies, StreamFi
 from benchmarks.lite_store import Place, StoreFigures
 from benchmarks.targets import Target, ratios
 from squadron import Settings
-from squadron.bridge.jetstream import embedded
+from squadron.bridge.jetstream.link import embedded
 from squadron.runtime.logs import configure_logs
 
 RESULTS = Path(__file__).parent / "results"

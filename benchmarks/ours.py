@@ -45,7 +45,7 @@ async def ask(settings: Settings) -> AsyncIterator[Call]:
     async with Squad.connect(settings) as squad:
 
         async def call() -> object:
-            return (await squad.ask("bench.echo", text=TEXT)).unwrap()
+            return (await squad.ask("bench.echo", {"text": TEXT})).unwrap()
 
         yield call
 
@@ -56,6 +56,6 @@ async def ask_sleeper(settings: Settings) -> AsyncIterator[Call]:
     async with Squad.connect(settings) as squad:
 
         async def call() -> object:
-            return (await squad.ask("bench.sleep", for_s=SLEEP_S)).unwrap()
+            return (await squad.ask("bench.sleep", {"for_s": SLEEP_S})).unwrap()
 
         yield call

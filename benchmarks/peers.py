@@ -10,7 +10,7 @@ from faststream.nats import JStream, NatsBroker, PullSub
 
 from benchmarks.processes import CALL_WITHIN_S, TEXT, Call, workers
 from squadron import Settings
-from squadron.bridge.jetstream import embedded
+from squadron.bridge.jetstream.link import embedded
 
 _SUBJECT, _STREAM = "bench.faststream", "FASTSTREAM"
 

@@ -86,7 +86,13 @@ class InvalidInputError(SquadronError):
 
 
 class InvalidAgentError(SquadronError):
-    """A class can't be served as an agent: no handler, an untyped parameter, a name twice…"""
+    """A class can't be served as an agent: no handler, an untyped parameter, a name twice… `field` names the
+    attribute, if it is one.
+    """
+
+    def __init__(self, message: str, *, field: str = "", hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.field = field
 
 
 class WrongLoopError(SquadronError):

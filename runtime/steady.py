@@ -8,13 +8,15 @@ from collections import deque
 from collections.abc import AsyncIterator
 from typing import TypeVar
 
+from squadron.runtime.closing import AsyncClosing
+
 T = TypeVar("T")
 
 #: What a reader that takes nothing away by reading may fetch ahead: a task for each item costs 10 µs.
 AHEAD = 16
 
 
-class Steady(AsyncIterator[T]):
+class Steady(AsyncClosing, AsyncIterator[T]):
     """The items of an iterator that a cancelled `anext` would end, like every async generator.
 
     A task of its own gets them. So whoever waits may be cancelled, by a time-out, say: the item that comes then is

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from squadron.actors.agent import Agent
-    from squadron.actors.marks import on, on_durable, topic
+    from squadron.actors.decorators import on, on_durable, topic
+    from squadron.client.squad import Squad
     from squadron.config import Settings
-    from squadron.runtime.context import Context
     from squadron.runtime.errors import (
         BlockingCallError,
         FencedError,
@@ -25,9 +25,11 @@ if TYPE_CHECKING:
         StreamGapError,
         Terminal,
     )
-    from squadron.runtime.lite import LiteTopic
-    from squadron.runtime.lite_reader import End, LiteMessage, Tail
-    from squadron.runtime.outcome import (
+    from squadron.runtime.lite.reader import End, LiteMessage
+    from squadron.runtime.lite.topic import LiteTopic
+    from squadron.runtime.running.context import Context
+    from squadron.runtime.streams.writer import Chunk, Ended, Nested, Restarted
+    from squadron.runtime.wire.outcome import (
         Answer,
         Cancelled,
         DeadLettered,
@@ -39,49 +41,48 @@ if TYPE_CHECKING:
         TimedOut,
         Undeliverable,
     )
-    from squadron.runtime.route import Route
-    from squadron.runtime.streams import Chunk, Ended, Nested, Restarted
-    from squadron.squad import Squad
+    from squadron.runtime.wire.route import Route
+    from squadron.runtime.wire.start import Tail
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Agent": "actors.agent",
-    "Answer": "runtime.outcome",
+    "Answer": "runtime.wire.outcome",
     "BlockingCallError": "runtime.errors",
-    "Cancelled": "runtime.outcome",
-    "Chunk": "runtime.streams",
-    "Context": "runtime.context",
-    "DeadLettered": "runtime.outcome",
-    "End": "runtime.lite_reader",
-    "Ended": "runtime.streams",
-    "Expired": "runtime.outcome",
-    "Failed": "runtime.outcome",
+    "Cancelled": "runtime.wire.outcome",
+    "Chunk": "runtime.streams.writer",
+    "Context": "runtime.running.context",
+    "DeadLettered": "runtime.wire.outcome",
+    "End": "runtime.lite.reader",
+    "Ended": "runtime.streams.writer",
+    "Expired": "runtime.wire.outcome",
+    "Failed": "runtime.wire.outcome",
     "FencedError": "runtime.errors",
     "InvalidInputError": "runtime.errors",
     "InvalidSubjectError": "runtime.errors",
-    "LiteMessage": "runtime.lite_reader",
-    "LiteTopic": "runtime.lite",
-    "Nested": "runtime.streams",
-    "Outcome": "runtime.outcome",
+    "LiteMessage": "runtime.lite.reader",
+    "LiteTopic": "runtime.lite.topic",
+    "Nested": "runtime.streams.writer",
+    "Outcome": "runtime.wire.outcome",
     "QuotaExceededError": "runtime.errors",
-    "Rejected": "runtime.outcome",
-    "Restarted": "runtime.streams",
-    "Result": "runtime.outcome",
+    "Rejected": "runtime.wire.outcome",
+    "Restarted": "runtime.streams.writer",
+    "Result": "runtime.wire.outcome",
     "Retry": "runtime.errors",
-    "Route": "runtime.route",
+    "Route": "runtime.wire.route",
     "Settings": "config",
-    "Squad": "squad",
+    "Squad": "client.squad",
     "SquadClosedError": "runtime.errors",
     "SquadronError": "runtime.errors",
     "StreamGapError": "runtime.errors",
-    "Tail": "runtime.lite_reader",
+    "Tail": "runtime.wire.start",
     "Terminal": "runtime.errors",
-    "TimedOut": "runtime.outcome",
-    "Undeliverable": "runtime.outcome",
-    "on": "actors.marks",
-    "on_durable": "actors.marks",
-    "topic": "actors.marks",
+    "TimedOut": "runtime.wire.outcome",
+    "Undeliverable": "runtime.wire.outcome",
+    "on": "actors.decorators",
+    "on_durable": "actors.decorators",
+    "topic": "actors.decorators",
 }
 
 __all__ = [

@@ -18,12 +18,12 @@ import threading
 from collections.abc import Callable
 from typing import IO, Any, TypeVar
 
-from squadron.actors.credentials import forget_keys
+from squadron.actors.thinking.credentials import forget_keys
 from squadron.config import Settings
 from squadron.runtime.errors import ClusterUnavailableError, SquadronError
 
 #: How often it is looked whether a start has ended, in seconds.
-_LOOK_S = 0.02
+_START_LOOK_S = 0.02
 
 T = TypeVar("T")
 
@@ -49,7 +49,7 @@ class Servers:
             ConfigError: it is not installed, or the home can't be written.
             BusUnavailableError: it did not come up.
         """
-        from squadron.bridge.jetstream import embedded
+        from squadron.bridge.jetstream.link import embedded
 
         if self.settings.nats_url is not None:
             return
@@ -83,7 +83,7 @@ class Servers:
             child = _spawn((self.settings, self._bridge_on), told, log)
             try:
                 while child.poll() is None:  # noqa: ASYNC110 - a child tells nobody but who waits for it
-                    await asyncio.sleep(_LOOK_S)
+                    await asyncio.sleep(_START_LOOK_S)
             finally:
                 child.kill()
                 child.wait()
@@ -112,7 +112,7 @@ class Servers:
         with contextlib.ExitStack() as rest:
             # What comes later is done whatever happens before.
             if "nats" in self.started:
-                from squadron.bridge.jetstream import embedded
+                from squadron.bridge.jetstream.link import embedded
 
                 rest.callback(embedded.stop, self.settings.home)
             if "ray" in self.started:
@@ -233,7 +233,7 @@ def is_orphaned(ray_address: str) -> bool:
 
 def stop_local(settings: Settings) -> list[str]:
     """Stop the local servers of `settings.home`; returns what was stopped."""
-    from squadron.bridge.jetstream import embedded
+    from squadron.bridge.jetstream.link import embedded
 
     stopped = []
     try:

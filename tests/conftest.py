@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 import structlog
 
-from squadron.bridge.jetstream import embedded
+from squadron.bridge.jetstream.link import embedded
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.config import VARIABLES, Settings
-from squadron.runtime.envelope import AgentIdentity
-from tests.turned import TurnedLoop
+from squadron.runtime.wire.envelope import AgentIdentity
+
+#: All tests run on a loop whose time can be turned; see `turned_time`.
+from squadron.testing import pytest_asyncio_loop_factories as pytest_asyncio_loop_factories
 
 #: Beats faster than in earnest, so that a lapse of three is soon seen.
 HEARTBEAT_S = 0.5
@@ -22,11 +24,6 @@ HEARTBEAT_S = 0.5
 LEASE_S = 0.6
 
 _PREFIXES = ("SQUADRON_", "NATS_", "RAY_", "OPENAI_", "ANTHROPIC_", "AZURE_OPENAI_")
-
-
-def pytest_asyncio_loop_factories() -> dict[str, type[TurnedLoop]]:
-    """All tests run on a loop whose time can be turned; see `turned_time`."""
-    return {"turned": TurnedLoop}
 
 
 @pytest.fixture(scope="session", autouse=True)

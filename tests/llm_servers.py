@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar, Literal, Self
 
-from squadron.actors.model import ModelTurn, ToolCall
+from squadron.actors.thinking.model import ModelTurn, ToolCall
 from tests.llm_schemas import NAME, RequestError, check_schema, require
 
 Json = dict[str, Any]

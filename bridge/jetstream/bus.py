@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable
 import nats.errors
 from nats.aio.subscription import Subscription as NatsSubscription
 
-from squadron.bridge.jetstream.client import Heard
-from squadron.bridge.jetstream.connect import Connection
-from squadron.runtime.ports import Note, Subscription
+from squadron.bridge.jetstream.link.connect import Connection
+from squadron.bridge.jetstream.link.lasting_client import Heard
+from squadron.runtime.ports.bus import Note, Subscription
 
 
 class JetStreamSubscription:

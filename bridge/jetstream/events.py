@@ -10,15 +10,22 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from squadron.bridge.jetstream.connect import NANOSECONDS, Connection
-from squadron.bridge.jetstream.feed import PullFeed
 from squadron.bridge.jetstream.journal import JetStreamJournal
-from squadron.bridge.jetstream.queue import MAX_ACK_PENDING, MAX_WAITING
-from squadron.bridge.jetstream.streams import CONSUMER_NOT_FOUND, StreamNames, ask_for, find
-from squadron.runtime.durable import EventGroup, check_start
+from squadron.bridge.jetstream.link.connect import NANOSECONDS, Connection
+from squadron.bridge.jetstream.pull_feed import PullFeed
+from squadron.bridge.jetstream.stream_configs import (
+    CONSUMER_NOT_FOUND,
+    MAX_ACK_PENDING,
+    MAX_WAITING,
+    StreamNames,
+    ask_for,
+    find,
+)
 from squadron.runtime.errors import BusUnavailableError
-from squadron.runtime.ports import Delivery, Feed, Mailbox
-from squadron.runtime.subjects import Subjects, token_of
+from squadron.runtime.ports.queue import Delivery, Feed, Mailbox
+from squadron.runtime.wire.groups import EventGroup
+from squadron.runtime.wire.start import check_start
+from squadron.runtime.wire.subjects import Subjects, token_of
 
 #: JetStream error codes (nats-server `errors.json`).
 _CONSUMER_EXISTS = 10148

@@ -1,9 +1,8 @@
-"""`Journal` on a JetStream stream, without any consumer: direct gets to read, core messages to wake up."""
+"""`Journal` on a JetStream stream, without any consumer: direct gets to read, `republish` to follow."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import math
 import time
@@ -14,23 +13,18 @@ from typing import Any
 from pydantic_core import from_json
 
 from squadron.bridge.jetstream.bus import listen
-from squadron.bridge.jetstream.client import Heard
-from squadron.bridge.jetstream.connect import RECONNECT_WAIT_S, Connection
+from squadron.bridge.jetstream.link.connect import RECONNECT_WAIT_S, Connection
+from squadron.bridge.jetstream.link.lasting_client import Heard
 from squadron.runtime.errors import BusUnavailableError, FencedError, StorageFullError
-from squadron.runtime.lite_journal import END_HEADER
-from squadron.runtime.ports import Entry, Subscription
-from squadron.runtime.subjects import life_of, live_of
+from squadron.runtime.ports.bus import Subscription
+from squadron.runtime.ports.journal import Entry
+from squadron.runtime.ports.lite_journal import END_HEADER
+from squadron.runtime.wire.subjects import life_of, live_of
 
 #: Entries per direct-get batch.
 BATCH = 512
-#: A live reader looks after so many seconds even if nothing woke it: a wake-up may have been lost.
-LOOK_S = 5.0
-#: A core message may arrive just before the stream has stored it; a woken reader that finds nothing looks
-#: again after these pauses, in seconds.
-SETTLE_S = (0.001, 0.004, 0.02, 0.1)
-
-#: How long to go on over an absence of the server, in seconds: with an entry that has an id, and with a read
-#: that is not live. A restart takes one or two.
+#: How long to go on over an absence of the server, in seconds: with an entry that has an id, and with a read. A
+#: restart takes one or two.
 PERSIST_S = 20.0
 
 #: JetStream error codes (nats-server `errors.json`).
@@ -142,27 +136,28 @@ class JetStreamJournal:
         return sorted(newest.values(), key=lambda entry: entry.seq)
 
     async def read(
-        self, pattern: str, *, from_seq: int = 1, from_time: float | None = None, live: bool = False
+        self, pattern: str, *, from_seq: int = 1, from_time: float | None = None
     ) -> AsyncGenerator[Entry, None]:
-        """Entries in order from `from_seq` or `from_time` on; `live` waits for more instead of ending."""
+        """What is stored, in order, from `from_seq` or `from_time` on."""
         start: dict[str, Any] = {"seq": from_seq}
         if from_time is not None:
             start = {"start_time": datetime.fromtimestamp(from_time, UTC).isoformat()}
-        woken = asyncio.Event()
-        # Listening starts before the first look, so nothing can fall between the two.
-        waking = await listen(self._connection, pattern, lambda _: woken.set(), lost=woken.set) if live else None
-        try:
-            while True:
-                woken.clear()
-                async for entry in self._stored(pattern, start, live):
-                    start = {"seq": entry.seq + 1}
-                    yield entry
-                if not live:
-                    return
-                await self._until_more(pattern, start, woken)
-        finally:
-            if waking is not None:
-                await waking.aclose()
+        give_up_at = time.monotonic() + PERSIST_S
+        while True:
+            try:
+                batch = await self._fetch(pattern, start, self._batch)
+            except BusUnavailableError:
+                # The server is away; what is stored stays stored.
+                if time.monotonic() > give_up_at:
+                    raise
+                await asyncio.sleep(RECONNECT_WAIT_S)
+                continue
+            for entry in batch:
+                yield entry
+            # Not the batch's length: the server ends an answer early when it grows past 64 MB.
+            if not batch or batch[-1].headers.get("Nats-Num-Pending") == "0":
+                return
+            start = {"seq": batch[-1].seq + 1}
 
     async def follow(
         self, pattern: str, sink: Callable[[Entry], None], *, lost: Callable[[], None] | None = None
@@ -178,36 +173,6 @@ class JetStreamJournal:
             sink(entry)
 
         return await listen(self._connection, live_of(pattern), hear, lost=lost)
-
-    async def _until_more(self, pattern: str, start: dict[str, Any], woken: asyncio.Event) -> None:
-        try:
-            async with asyncio.timeout(LOOK_S):
-                await woken.wait()
-        except TimeoutError:
-            return
-        for pause_s in SETTLE_S:
-            with contextlib.suppress(BusUnavailableError):
-                if await self._fetch(pattern, start, 1):
-                    return
-            await asyncio.sleep(pause_s)
-
-    async def _stored(self, pattern: str, start: dict[str, Any], live: bool) -> AsyncGenerator[Entry, None]:
-        give_up_at = time.monotonic() + PERSIST_S
-        while True:
-            try:
-                batch = await self._fetch(pattern, start, self._batch)
-            except BusUnavailableError:
-                # The server is away; what is stored stays stored. Who follows live waits for ever.
-                if not live and time.monotonic() > give_up_at:
-                    raise
-                await asyncio.sleep(RECONNECT_WAIT_S)
-                continue
-            for entry in batch:
-                yield entry
-            # Not the batch's length: the server ends an answer early when it grows past 64 MB.
-            if not batch or batch[-1].headers.get("Nats-Num-Pending") == "0":
-                return
-            start = {"seq": batch[-1].seq + 1}
 
     async def _fetch(self, pattern: str, start: dict[str, Any], most: int) -> list[Entry]:
         query = start | {"batch": most, "next_by_subj": pattern}

@@ -6,9 +6,9 @@ import contextlib
 import json
 import re
 
-from squadron.bridge.jetstream.connect import NANOSECONDS, Connection
+from squadron.bridge.jetstream.link.connect import NANOSECONDS, Connection
 from squadron.runtime.errors import BusUnavailableError
-from squadron.runtime.ports import Journal
+from squadron.runtime.ports.journal import Journal
 
 #: Life of a note on how often work on a message began, in seconds: a week.
 NOTE_TTL_S = 7 * 24 * 3600.0

@@ -14,19 +14,22 @@ from typing import Any
 
 import structlog
 
-from squadron.bridge.jetstream.connect import NANOSECONDS, Connection
-from squadron.bridge.jetstream.feed import PullFeed
 from squadron.bridge.jetstream.journal import JetStreamJournal, read_ack
 from squadron.bridge.jetstream.lease import JetStreamLease
-from squadron.bridge.jetstream.streams import CONSUMER_NOT_FOUND, StreamNames, ask_for, find
+from squadron.bridge.jetstream.link.connect import NANOSECONDS, Connection
+from squadron.bridge.jetstream.pull_feed import PullFeed
+from squadron.bridge.jetstream.stream_configs import (
+    CONSUMER_NOT_FOUND,
+    MAX_ACK_PENDING,
+    MAX_WAITING,
+    StreamNames,
+    ask_for,
+    find,
+)
 from squadron.runtime.errors import BusUnavailableError, FencedError, InvalidMessageError, RouteConflictError
-from squadron.runtime.ports import Backlog, Delivery, Entry, Feed, Lease, Mailbox
-from squadron.runtime.subjects import NORMAL_PRIORITY, Subjects, check_queued, lane_of, matches
-
-#: Messages of one mailbox that may be leased at once, over all replicas; slots are the real limit.
-MAX_ACK_PENDING = 100_000
-#: Pull requests that may wait at one consumer: one or two for each replica.
-MAX_WAITING = 10_000
+from squadron.runtime.ports.journal import Entry
+from squadron.runtime.ports.queue import Backlog, Delivery, Feed, Lease, Mailbox
+from squadron.runtime.wire.subjects import NORMAL_PRIORITY, Subjects, check_queued, lane_of, matches
 
 #: Publishes of one process that may wait for their acknowledgement; the others wait their turn.
 MAX_PUBLISHING = 512

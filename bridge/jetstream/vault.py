@@ -16,9 +16,9 @@ import uuid
 from datetime import UTC, datetime
 from typing import Any
 
-from squadron.bridge.jetstream.connect import Connection
 from squadron.bridge.jetstream.journal import JetStreamJournal
-from squadron.bridge.jetstream.streams import StreamNames, ensure_bucket
+from squadron.bridge.jetstream.link.connect import Connection
+from squadron.bridge.jetstream.stream_configs import StreamNames, ensure_bucket
 from squadron.runtime.errors import ClaimLostError, SquadronError
 
 #: Bytes per chunk, where the server takes twice as much: each chunk costs a round trip, and a larger one keeps

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from typing import Self
 
 from squadron.bridge.jetstream.bus import CoreBus
-from squadron.bridge.jetstream.connect import HEADER_BYTES, Connection
-from squadron.bridge.jetstream.dial import connect
 from squadron.bridge.jetstream.events import JetStreamEventLog
 from squadron.bridge.jetstream.journal import JetStreamJournal
+from squadron.bridge.jetstream.link.connect import HEADER_BYTES, Connection
+from squadron.bridge.jetstream.link.dial import connect
 from squadron.bridge.jetstream.queue import JetStreamQueue
-from squadron.bridge.jetstream.streams import StreamNames, ensure_streams, streams_exist
+from squadron.bridge.jetstream.stream_configs import StreamNames, ensure_streams, streams_exist
 from squadron.bridge.jetstream.vault import JetStreamVault
+from squadron.bridge.place import Place
 from squadron.config import Settings
-from squadron.runtime.caller import Caller
-from squadron.runtime.claims import Claims
-from squadron.runtime.envelope import AgentIdentity
 from squadron.runtime.errors import BridgeUnavailableError
-from squadron.runtime.letters import DeadLetters
-from squadron.runtime.lite import LiteTopics
-from squadron.runtime.ordered import OrderedQueue
-from squadron.runtime.registry import Registry
-from squadron.runtime.subjects import Subjects
+from squadron.runtime.running.ordered import OrderedQueue
+from squadron.runtime.store.claims import Claims
+from squadron.runtime.store.port_set import Ports
+from squadron.runtime.wire.envelope import AgentIdentity
+from squadron.runtime.wire.subjects import Subjects
 
 
 class SystemClock:
@@ -34,49 +31,29 @@ class SystemClock:
         return time.time()
 
 
-class Wiring:
-    """One process's place on the bus. Open it with `Wiring.open`, close it with `aclose`."""
+class Wiring(Place):
+    """One process's place on a NATS server. Open it with `Wiring.open`, close it with `aclose`."""
 
     def __init__(self, connection: Connection, settings: Settings, identity: AgentIdentity) -> None:
         names = StreamNames(settings.env)
-        self.settings, self.connection, self.identity = settings, connection, identity
-        self.subjects = Subjects(settings.env)
-        self.clock = SystemClock()
-        self.bus = CoreBus(connection)
-        self.queue = OrderedQueue(JetStreamQueue(connection, self.subjects), self.subjects)
-        self.events = JetStreamEventLog(connection, self.subjects)
-        self.lite = JetStreamJournal(connection, names.lite)
-        self.records = JetStreamJournal(connection, names.registry)
-        self.dead = JetStreamJournal(connection, names.dead)
-        self.claims = Claims(
-            JetStreamVault(connection, names),
-            over_bytes=min(settings.claim_over_bytes, connection.max_payload - HEADER_BYTES),
-            most_bytes=settings.max_message_bytes,
+        subjects = Subjects(settings.env)
+        self.connection = connection
+        ports = Ports(
+            identity=identity,
+            subjects=subjects,
+            clock=SystemClock(),
+            bus=CoreBus(connection),
+            queue=OrderedQueue(JetStreamQueue(connection, subjects), subjects),
+            events=JetStreamEventLog(connection, subjects),
+            lite=JetStreamJournal(connection, names.lite),
+            dead=JetStreamJournal(connection, names.dead),
+            claims=Claims(
+                JetStreamVault(connection, names),
+                over_bytes=min(settings.claim_over_bytes, connection.max_payload - HEADER_BYTES),
+                most_bytes=settings.max_message_bytes,
+            ),
         )
-        self.dead_letters = DeadLetters(self.dead, self.queue, self.claims, self.subjects, self.clock)
-        self.registry = Registry(
-            self.records, self.bus, self.subjects, self.clock, heartbeat_s=settings.heartbeat_s
-        )
-        lite_topics = LiteTopics(
-            identity,
-            self.subjects,
-            lite=self.lite,
-            clock=self.clock,
-            per_owner=settings.lite_topics_per_owner,
-            in_all=settings.lite_topics,
-        )
-        self.caller = Caller(
-            identity,
-            self.subjects,
-            queue=self.queue,
-            events=self.events,
-            lite=self.lite,
-            bus=self.bus,
-            registry=self.registry,
-            claims=self.claims,
-            clock=self.clock,
-            lite_topics=lite_topics,
-        )
+        super().__init__(ports, JetStreamJournal(connection, names.registry), settings)
 
     @classmethod
     async def open(cls, settings: Settings, identity: AgentIdentity, *, create: bool = False) -> Self:
@@ -91,8 +68,8 @@ class Wiring:
             BridgeUnavailableError: the environment was never brought up on this server.
         """
         connection = await connect(settings, name=identity.id, start_embedded=create)
+        wiring = cls(connection, settings, identity)
         try:
-            wiring = cls(connection, settings, identity)
             names = StreamNames(settings.env)
             if create:
                 await ensure_streams(connection, names)
@@ -101,17 +78,13 @@ class Wiring:
                     f"environment {settings.env!r} was never started on this server",
                     hint="start it with `squadron up`, or name another with SQUADRON_ENV",
                 )
-            await wiring.registry.start()
-            await wiring.caller.start()
+            await wiring.start()
         except BaseException:
-            await connection.aclose()
+            # What it has begun would go on to ask a connection that is closed.
+            await wiring.aclose()
             raise
         return wiring
 
-    async def aclose(self) -> None:
-        """Leave the bus. May be called twice."""
-        async with contextlib.AsyncExitStack() as rest:
-            # What comes later is done whatever happens before.
-            rest.push_async_callback(self.connection.aclose)
-            rest.push_async_callback(self.registry.aclose)
-            await self.caller.aclose()
+    async def disconnect(self) -> None:
+        """Close the connection."""
+        await self.connection.aclose()

@@ -3,81 +3,97 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import itertools
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from functools import partial
+from typing import Self
 
 from squadron.bridge.memory.common import check_size, subject_matches
-from squadron.runtime.errors import (
-    BusUnavailableError,
-)
-from squadron.runtime.ports import Note, Subscription
+from squadron.bridge.memory.line import Line
+from squadron.runtime.errors import BusUnavailableError
+from squadron.runtime.ports.bus import Note, Subscription
 
 
-@dataclass
 class MemoryBus:
     """`UnreliableBus` in one process."""
 
-    _subscriptions: list[_MemorySubscription] = field(default_factory=list)
-    _turn: int = 0
+    def __init__(self, line: Line | None = None) -> None:
+        self._line = line or Line()
+        self._subscriptions: list[_MemorySubscription] = []
+        self._turns = itertools.count(1)
+
+    def over(self, line: Line) -> Self:
+        """The same, as one process sees it over its own line."""
+        view = copy.copy(self)
+        view._line = line
+        return view
 
     async def publish(self, subject: str, data: bytes) -> None:
         check_size(data)
-        self.deliver(Note(subject, data))
+        self._line.send(partial(self.deliver, Note(subject, data)))
 
     def deliver(self, note: Note) -> int:
         """Hand a note to all who listen; returns how many heard it."""
-        heard = [s for s in self._subscriptions if subject_matches(s.pattern, note.subject)]
+        heard = [s for s in self._subscriptions if s.line.up and subject_matches(s.pattern, note.subject)]
         groups: dict[str, list[_MemorySubscription]] = {}
         for subscription in heard:
             groups.setdefault(subscription.group or str(id(subscription)), []).append(subscription)
-        self._turn += 1
+        turn = next(self._turns)
         loop = asyncio.get_running_loop()
         for members in groups.values():
-            loop.call_soon(members[self._turn % len(members)].hear, note)
+            loop.call_soon(members[turn % len(members)].hear, note)
         return len(groups)
 
     async def subscribe(self, pattern: str, sink: Callable[[Note], None], *, group: str = "") -> Subscription:
-        subscription = _MemorySubscription(self, pattern, sink, group)
+        await self._line.answer()
+        subscription = _MemorySubscription(self._subscriptions, self._line, pattern, sink, group)
         self._subscriptions.append(subscription)
         return subscription
 
     async def request(self, subject: str, data: bytes, *, within_s: float) -> bytes:
-        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
         inbox = f"_INBOX.{id(answer)}"
 
-        def hear(note: Note) -> None:
+        def hear(note: Note | None) -> None:
             if not answer.done():
-                answer.set_result(note.data)
+                answer.set_result(note.data if note else None)
 
         listening = await self.subscribe(inbox, hear)
+        lost = partial(hear, None)
+        self._line.on_cut(lost)
         try:
             if not self.deliver(Note(subject, data, inbox)):
                 raise BusUnavailableError(f"nobody listens on {subject}")
             async with asyncio.timeout(within_s):
-                return await answer
+                if (answered := await answer) is None:
+                    raise BusUnavailableError(f"no answer on {subject}: the connection was lost meanwhile")
+                return answered
         except TimeoutError:
             raise BusUnavailableError(f"no answer on {subject} within {within_s:g} s") from None
         finally:
+            self._line.off_cut(lost)
             await listening.aclose()
 
     def on_reconnect(self, sink: Callable[[], Awaitable[None]]) -> None:
-        """Nothing to do: it is never disconnected."""
-
-    def remove(self, subscription: _MemorySubscription) -> None:
-        """A subscription was closed."""
-        if subscription in self._subscriptions:
-            self._subscriptions.remove(subscription)
+        self._line.on_heal(sink)
 
 
 class _MemorySubscription:
-    def __init__(self, bus: MemoryBus, pattern: str, sink: Callable[[Note], object], group: str) -> None:
-        self._bus, self.pattern, self._sink, self.group = bus, pattern, sink, group
-        self._closed = False
+    def __init__(
+        self,
+        among: list[_MemorySubscription],
+        line: Line,
+        pattern: str,
+        sink: Callable[[Note], object],
+        group: str,
+    ) -> None:
+        self._among, self.line, self.pattern, self._sink, self.group = among, line, pattern, sink, group
 
     def hear(self, note: Note) -> None:
-        if not self._closed:
+        if self.line.up and self in self._among:
             self._sink(note)
 
     async def aclose(self) -> None:
-        self._closed = True
-        self._bus.remove(self)
+        if self in self._among:
+            self._among.remove(self)

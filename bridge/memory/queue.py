@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Self
 from weakref import WeakValueDictionary
 
 from squadron.bridge.memory.common import Seen, check_size, now_s, subject_matches
+from squadron.bridge.memory.line import Line
 from squadron.runtime.errors import InvalidMessageError, RouteConflictError
-from squadron.runtime.ports import Backlog, Delivery, Entry, Feed, Lease, Mailbox
-from squadron.runtime.subjects import check_queued, lane_of, matches, overlap
+from squadron.runtime.ports.journal import Entry
+from squadron.runtime.ports.queue import Backlog, Delivery, Feed, Lease, Mailbox
+from squadron.runtime.wire.subjects import check_queued, lane_of, matches, overlap
 
 
 @dataclass
@@ -22,6 +27,8 @@ class _Task:
     begun: int = 0
     ready: bool = True
     put_at: float = field(default_factory=now_s)
+    #: When its lease lapses, if it has one.
+    timer: asyncio.TimerHandle | None = None
     #: What it asks for; empty for what only the ordering of conversations put here.
     topic: str = field(init=False)
 
@@ -34,36 +41,47 @@ class _Task:
         return lane_of(self.subject)
 
 
-class _MemoryLease:
-    def __init__(self, queue: MemoryQueue, task: _Task, lease_s: float) -> None:
-        self._queue, self._task, self._lease_s = queue, task, lease_s
+class _QueueLease:
+    def __init__(self, queue: MemoryQueue, line: Line, task: _Task, lease_s: float) -> None:
+        self._queue, self._line, self._task, self._lease_s = queue, line, task, lease_s
         self.delivered, self.first = task.delivered, task.delivered == 1
         self.token = f"{task.seq}.{task.delivered}"
-        self._timer = self._arm(lease_s)
+        self._arm(lease_s)
 
-    def _arm(self, after_s: float) -> asyncio.TimerHandle:
-        return asyncio.get_running_loop().call_later(after_s, self._queue.give_back, self._task, self.delivered)
+    def over(self, line: Line) -> _QueueLease:
+        """The same, in the hands of another process."""
+        view = copy.copy(self)
+        view._line = line
+        return view
+
+    def _arm(self, after_s: float) -> None:
+        if self._task.delivered == self.delivered:
+            if self._task.timer is not None:
+                self._task.timer.cancel()
+            loop = asyncio.get_running_loop()
+            self._task.timer = loop.call_later(after_s, self._queue.give_back, self._task, self.delivered)
 
     async def begin(self) -> int:
+        if not self.first:
+            await self._line.answer()
         self._task.begun += 1
         return self._task.begun
 
     async def settle(self, *, confirmed: bool = False) -> None:
-        self._timer.cancel()
-        self._queue.drop(self._task)
+        if confirmed:
+            await self._line.answer()
+        self._line.send(lambda: self._queue.drop(self._task))
 
     async def extend(self) -> None:
-        self._timer.cancel()
-        self._timer = self._arm(self._lease_s)
+        self._line.send(lambda: self._arm(self._lease_s))
 
     async def release(self, after_s: float = 0.0) -> None:
-        self._timer.cancel()
-        self._timer = self._arm(after_s)
+        self._line.send(lambda: self._arm(after_s))
 
 
-class _MemoryFeed:
-    def __init__(self, queue: MemoryQueue, mailbox: Mailbox, sink: Callable[[Delivery], None]) -> None:
-        self.queue, self.mailbox, self.sink, self.wanted = queue, mailbox, sink, 0
+class _QueueFeed:
+    def __init__(self, queue: MemoryQueue, line: Line, mailbox: Mailbox, sink: Callable[[Delivery], None]) -> None:
+        self.queue, self.line, self.mailbox, self.sink, self.wanted = queue, line, mailbox, sink, 0
         #: When each lane was last taken from.
         self.served_at: dict[int, float] = {}
 
@@ -79,15 +97,27 @@ class _MemoryFeed:
 class MemoryQueue:
     """`Queue` in one process."""
 
-    def __init__(self) -> None:
+    def __init__(self, line: Line | None = None) -> None:
         self._tasks: dict[int, _Task] = {}
         self._mailboxes: dict[str, Mailbox] = {}
-        self._feeds: list[_MemoryFeed] = []
+        self._feeds: list[_QueueFeed] = []
         self._seen = Seen()
-        self._leases: WeakValueDictionary[str, _MemoryLease] = WeakValueDictionary()
-        self._next_seq = 1
+        self._leases: WeakValueDictionary[str, _QueueLease] = WeakValueDictionary()
+        self._seqs = itertools.count(1)
+        self._take(line or Line())
+
+    def _take(self, line: Line) -> None:
+        self._line = line
+        line.resumed.append(self.match)
+
+    def over(self, line: Line) -> Self:
+        """The same, as one process sees it over its own line."""
+        view = copy.copy(self)
+        view._take(line)
+        return view
 
     async def declare(self, mailbox: Mailbox) -> None:
+        await self._line.answer()
         for other in self._mailboxes.values():
             if other.name == mailbox.name:
                 continue
@@ -98,30 +128,33 @@ class MemoryQueue:
         self._mailboxes[mailbox.name] = mailbox
 
     async def remove(self, name: str) -> None:
+        await self._line.answer()
         self._mailboxes.pop(name, None)
 
     async def put(self, subject: str, data: bytes, *, msg_id: str) -> None:
         check_queued(subject)
         check_size(data)
+        await self._line.answer()
         if self._seen.seq(msg_id or None) is not None:
             return
-        self._seen.add(msg_id or None, self._next_seq)
-        self._tasks[self._next_seq] = _Task(self._next_seq, subject, data)
-        self._next_seq += 1
+        seq = next(self._seqs)
+        self._seen.add(msg_id or None, seq)
+        self._tasks[seq] = _Task(seq, subject, data)
         self.match()
 
     async def consume(self, mailbox: Mailbox, sink: Callable[[Delivery], None]) -> Feed:
-        feed = _MemoryFeed(self, mailbox, sink)
+        feed = _QueueFeed(self, self._line, mailbox, sink)
         self._feeds.append(feed)
         return feed
 
     def take_over(self, token: str) -> Lease:
         try:
-            return self._leases[token]
+            return self._leases[token].over(self._line)
         except KeyError:
             raise InvalidMessageError(f"{token[:80]!r} is no lease") from None
 
     async def backlog(self, name: str) -> Backlog:
+        await self._line.answer()
         mailbox = self._mailboxes.get(name)
         if mailbox is None:
             return Backlog()
@@ -130,6 +163,7 @@ class MemoryQueue:
         return Backlog(waiting, len(held) - waiting)
 
     async def knows(self, name: str) -> bool:
+        await self._line.answer()
         return name in self._mailboxes
 
     async def put_alone(self, subject: str, data: bytes) -> None:
@@ -137,14 +171,17 @@ class MemoryQueue:
             await self.put(subject, data, msg_id="")
 
     async def head(self, pattern: str) -> Entry | None:
+        await self._line.answer()
         # A dictionary keeps the order in which it was filled, which is that of the sequences.
         held = (task for task in self._tasks.values() if subject_matches(pattern, task.subject))
         return next((Entry(task.seq, task.subject, task.data) for task in held), None)
 
     async def count(self, pattern: str) -> int:
+        await self._line.answer()
         return sum(subject_matches(pattern, task.subject) for task in self._tasks.values())
 
     async def discard(self, seq: int) -> None:
+        await self._line.answer()
         self._tasks.pop(seq, None)
         self.match()
 
@@ -163,18 +200,23 @@ class MemoryQueue:
             feed.wanted -= 1
             feed.served_at[task.priority] = now_s()
             # As it was declared, whatever who pulls believes.
-            lease = _MemoryLease(self, task, self._mailboxes[feed.mailbox.name].lease_s)
+            lease = _QueueLease(self, feed.line, task, self._mailboxes[feed.mailbox.name].lease_s)
             self._leases[lease.token] = lease
             feed.sink(Delivery(task.subject, task.data, lease, task.seq))
 
-    def _pair(self) -> tuple[_MemoryFeed, _Task] | None:
+    def _pair(self) -> tuple[_QueueFeed, _Task] | None:
         for feed in self._feeds:
             mailbox = self._mailboxes.get(feed.mailbox.name)
-            if feed.wanted > 0 and mailbox is not None and (task := self._next(feed, mailbox)) is not None:
+            if (
+                feed.wanted > 0
+                and feed.line.up
+                and mailbox is not None
+                and (task := self._next(feed, mailbox)) is not None
+            ):
                 return feed, task
         return None
 
-    def _next(self, feed: _MemoryFeed, mailbox: Mailbox) -> _Task | None:
+    def _next(self, feed: _QueueFeed, mailbox: Mailbox) -> _Task | None:
         held = [task for task in self._tasks.values() if self._belongs(task, mailbox)]
         waiting = [task for task in held if task.ready]
         if mailbox.serial:
@@ -191,11 +233,13 @@ class MemoryQueue:
 
     def drop(self, task: _Task) -> None:
         """A task was settled."""
+        if task.timer is not None:
+            task.timer.cancel()
         self._tasks.pop(task.seq, None)
         # A serial mailbox waits for it.
         self.match()
 
-    def forget(self, feed: _MemoryFeed) -> None:
+    def forget(self, feed: _QueueFeed) -> None:
         """A feed was closed."""
         if feed in self._feeds:
             self._feeds.remove(feed)

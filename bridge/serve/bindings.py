@@ -15,15 +15,15 @@ from ray import cloudpickle
 
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.runtime.background import spawn
-from squadron.runtime.context import Context
 from squadron.runtime.errors import ConfigError, RouteConflictError, SquadronError
-from squadron.runtime.ports import Mailbox
-from squadron.runtime.pump import Pump
-from squadron.runtime.registry import STAND_IN
+from squadron.runtime.ports.queue import Mailbox
+from squadron.runtime.registry.registry import STAND_IN
 from squadron.runtime.retries import Retries, summary_of
-from squadron.runtime.subjects import check_pattern, overlap
-from squadron.runtime.topics import AgentCard, SemanticTopic
-from squadron.runtime.turn import Turns
+from squadron.runtime.running.context import TurnContext
+from squadron.runtime.running.pump import Pump
+from squadron.runtime.running.turn import Turns
+from squadron.runtime.wire.subjects import check_pattern, overlap
+from squadron.runtime.wire.topics import AgentCard, SemanticTopic
 
 #: A bound call may run so long, in seconds; as for agents.
 RUN_TIMEOUT_S = 120.0
@@ -39,7 +39,7 @@ class CallHandler:
         self.topic = topic
         self._target, self._method = target, method
 
-    async def run(self, content: Any, context: Context) -> Any:
+    async def run(self, content: Any, context: TurnContext) -> Any:
         """Call it with the content; its own exception counts, not Ray's wrapping of it."""
         call = getattr(self._target, self._method).remote
         try:
@@ -64,7 +64,7 @@ class Bindings:
 
     async def start(self) -> None:
         """Take up the bindings of an earlier bridge, and keep all of them in the registry."""
-        for entry in await self._wiring.records.latest(self._wiring.subjects.registry("binding")):
+        for entry in await self._wiring.records.latest(self._wiring.ports.subjects.registry("binding")):
             try:
                 record = json.loads(entry.data)
                 target = cloudpickle.loads(base64.b64decode(record["target"]))
@@ -94,13 +94,13 @@ class Bindings:
         await self._record(record)
 
     async def _record(self, record: dict[str, Any]) -> None:
-        key = self._wiring.subjects.record("binding", _name(record["pattern"]))
+        key = self._wiring.ports.subjects.record("binding", _name(record["pattern"]))
         await self._wiring.records.append(key, json.dumps(record).encode())
 
     async def _restore(self) -> None:
         """Make anew what the server lost, but the cards: the bridge writes those of everybody."""
         for record, mailbox in list(self._bound.values()):
-            await self._wiring.queue.declare(mailbox)
+            await self._wiring.ports.queue.declare(mailbox)
             await self._record(record)
         self.to_restore = False
 
@@ -108,11 +108,11 @@ class Bindings:
         pattern, name = record["pattern"], _name(record["pattern"])
         wiring = self._wiring
         mailbox = Mailbox(name, (pattern,), wiring.settings.lease_s)
-        await wiring.queue.declare(mailbox)
+        await wiring.ports.queue.declare(mailbox)
         topic = SemanticTopic(name=pattern, description=record["description"])
-        turns = Turns(name, [CallHandler(topic, target, record["method"])], wiring.caller, wiring.dead)
+        turns = Turns(name, [CallHandler(topic, target, record["method"])], wiring.caller)
         await turns.start()
-        pump = self._pumps[pattern] = Pump(wiring.queue, mailbox, turns.run, slots=record["slots"])
+        pump = self._pumps[pattern] = Pump(wiring.ports.queue, mailbox, turns.run, slots=record["slots"])
         self._turns[pattern], self._bound[pattern] = turns, (record, mailbox)
         await pump.start()
         self._routes[pattern] = {"pattern": pattern, "mailbox": name, "kind": f"ray:{record['method']}"}
@@ -139,11 +139,11 @@ class Bindings:
         if pattern not in self._pumps:
             raise ConfigError(f"{pattern!r} is not bound", hint=f"bound are {', '.join(self._pumps) or 'none'}")
         await self._wiring.registry.withdraw(_name(pattern))
-        await self._wiring.records.erase(self._wiring.subjects.record("binding", _name(pattern)))
+        await self._wiring.records.erase(self._wiring.ports.subjects.record("binding", _name(pattern)))
         del self._routes[pattern], self._bound[pattern]
         await self._pumps.pop(pattern).drain(RUN_TIMEOUT_S)
         await self._turns.pop(pattern).aclose()
-        await self._wiring.queue.remove(_name(pattern))
+        await self._wiring.ports.queue.remove(_name(pattern))
 
     async def aclose(self) -> None:
         """Hand back what runs. May be called twice."""

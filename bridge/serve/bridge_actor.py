@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import ray
 
-from squadron.bridge.core import Bridge
+from squadron.bridge.control.control import Bridge
 from squadron.bridge.jetstream.queue import subjects_held
-from squadron.bridge.jetstream.streams import StreamNames, Streams
+from squadron.bridge.jetstream.stream_configs import StreamNames, Streams
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.bridge.serve.bindings import Bindings
 from squadron.bridge.serve.cluster import ServeReplicas
 from squadron.config import Settings
-from squadron.runtime.caller import Ask
-from squadron.runtime.envelope import AgentIdentity
+from squadron.runtime.asking.options import AskKeywords, AskOptions
 from squadron.runtime.logs import configure_logs
-from squadron.runtime.outcome import Outcome
+from squadron.runtime.wire.envelope import AgentIdentity
+from squadron.runtime.wire.outcome import Outcome
 
 
 @ray.remote
@@ -54,8 +54,8 @@ class BridgeActor:
         }
         self._bindings = Bindings(self._wiring)
         self._bridge = Bridge(
-            self._wiring.caller,
-            self._wiring.queue,
+            self._wiring.ports,
+            self._wiring.registry,
             self._wiring.records,
             ServeReplicas(settings.env),
             held,
@@ -111,9 +111,9 @@ class BridgeActor:
         taken = {route["pattern"] for route in bound}
         return [route for route in agents if route["pattern"] not in taken] + bound
 
-    async def ask(self, topic: str, content: Any, *, within_s: float = 60.0) -> Outcome:
+    async def ask(self, topic: str, content: Any = None, **options: Unpack[AskKeywords]) -> Outcome:
         """For Ray tasks and actors without a connection of their own: ask and wait for the outcome."""
-        return await self._wiring.caller.ask(topic, content, Ask(within_s=within_s))
+        return await self._wiring.caller.ask(topic, content, AskOptions.of(options))
 
     async def publish(self, topic: str, content: Any) -> None:
         """For Ray tasks and actors: send an event."""
@@ -121,9 +121,9 @@ class BridgeActor:
 
     async def append(self, owner: str, id: str, data: bytes, *, ttl_s: float = 3600.0) -> int:
         """For Ray tasks and actors: append to a lite topic; returns the sequence."""
-        return await self._wiring.lite.append(self._wiring.subjects.lite(owner, id), data, ttl_s=ttl_s)
+        return await self._wiring.ports.lite.append(self._wiring.ports.subjects.lite(owner, id), data, ttl_s=ttl_s)
 
     async def read(self, owner: str, id: str, *, from_seq: int = 1) -> list[tuple[int, bytes]]:
         """For Ray tasks and actors: what a lite topic holds, as (sequence, bytes)."""
-        key = self._wiring.subjects.lite(owner, id)
-        return [(entry.seq, entry.data) async for entry in self._wiring.lite.read(key, from_seq=from_seq)]
+        key = self._wiring.ports.subjects.lite(owner, id)
+        return [(entry.seq, entry.data) async for entry in self._wiring.ports.lite.read(key, from_seq=from_seq)]

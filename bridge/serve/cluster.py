@@ -16,8 +16,8 @@ from typing import Any
 
 from squadron.bridge.serve import local
 from squadron.config import Settings
-from squadron.runtime.deployment import AgentState, Deployment
 from squadron.runtime.errors import ClusterUnavailableError, DeployError
+from squadron.runtime.wire.deployment import AgentState, Deployment
 
 #: How long the bridge may take to answer after it was created, in seconds: imports, connect, streams.
 BRIDGE_WITHIN_S = 60.0

@@ -27,8 +27,8 @@ from typing import Any
 
 import psutil
 
-from squadron.actors.credentials import VARIABLES
-from squadron.bridge.jetstream.embedded import (
+from squadron.actors.thinking.credentials import VARIABLES
+from squadron.bridge.daemons import (
     is_alive,
     locked,
     never,

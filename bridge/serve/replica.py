@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import os
 import platform
@@ -13,27 +12,19 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray
-import structlog
 from ray import serve
 from ray.serve import Application
 
 from squadron.actors.agent import Agent, AgentSpec
-from squadron.actors.marks import DurableMark, EventMark
-from squadron.bridge.code import Code, unpack
+from squadron.bridge.host import Host
 from squadron.bridge.jetstream.wiring import Wiring
+from squadron.bridge.packing.code import Code, unpack
 from squadron.config import Settings
-from squadron.runtime.background import Health, spawn
-from squadron.runtime.durable import EventGroup, EventTurns, hand_event
-from squadron.runtime.envelope import AgentIdentity, AgentMessage
-from squadron.runtime.errors import DeployError, InvalidMessageError, SquadronError
-from squadron.runtime.handover import Handovers
+from squadron.runtime.background import Health
+from squadron.runtime.errors import DeployError
 from squadron.runtime.logs import configure_logs
-from squadron.runtime.ports import Mailbox, Note, Subscription
-from squadron.runtime.pump import Pump
-from squadron.runtime.retries import summary_of, traceback_of
-from squadron.runtime.subjects import token_of
-from squadron.runtime.threads import Threads
-from squadron.runtime.turn import Turns
+from squadron.runtime.retries import traceback_of
+from squadron.runtime.wire.envelope import AgentIdentity
 
 #: Ray namespace of everything of ours.
 NAMESPACE = "squadron"
@@ -88,153 +79,47 @@ class AgentReplica:
         # Sync handlers run in threads: one for each slot.
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(slots, "handler"))
         self._name, self._code, self._grace_s = agent, code, grace_s
-        self._identity = AgentIdentity(id=f"{agent}-{uuid.uuid4().hex[:8]}", type=agent)
-        self._log = structlog.get_logger("squadron.replica").bind(agent=agent, replica=self._identity.id)
-        self._wiring = await Wiring.open(settings, self._identity)
+        identity = AgentIdentity(id=f"{agent}-{uuid.uuid4().hex[:8]}", type=agent)
+        self._wiring = await Wiring.open(settings, identity)
         spec = AgentSpec.of(await self._load())
-        self._agent: Agent = spec.agent_class()
-        await self._agent.on_start()
-        self._turns = Turns(
-            agent,
-            spec.handlers(self._agent),
-            self._wiring.caller,
-            self._wiring.dead,
-            capabilities=self._agent.capabilities,
+        self._host = Host(
+            self._wiring,
+            spec.agent_class(),
+            spec,
+            slots=slots,
+            ordered=ordered_by != "",
+            facts={"version": self._code.version, "pid": os.getpid(), "node": platform.node()},
         )
-        await self._turns.start()
-        patterns = tuple(topic.topic.name for topic in spec.topics)
-        mailbox = Mailbox(agent, patterns, settings.lease_s, ordered=ordered_by != "")
-        self._pump = Pump(self._wiring.queue, mailbox, self._turns.run, slots=slots)
-        self._event_pumps = [self._event_pump(method, mark, slots) for method, mark in spec.durable_events]
-        self._ears: list[Subscription] = []
-        self._events: set[asyncio.Task[None]] = set()
+        await self._host.start()
         self._stopped = False
-        await self._listen(spec)
-        self._handovers = Handovers(self._wiring.caller, self._pump)
-        if spec.topics:
-            await self._pump.start()
-            await self._handovers.start()
-        for pump in self._event_pumps:
-            await pump.start()
-        await self._renew()
-        await self._tell("online")
-        self._heart = spawn(self._beat(), "heartbeat", lasting=True)
-        self._log.info("replica.online", version=self._code.version, topics=mailbox.patterns)
 
     async def _load(self) -> type[Agent]:
         blob = b""
         if not self._code.import_path:
-            entry = await self._wiring.records.last(self._wiring.subjects.record("blob", self._code.version))
+            entry = await self._wiring.records.last(self._wiring.ports.subjects.record("blob", self._code.version))
             if entry is None:
                 raise DeployError(f"the code of {self._name} ({self._code.version}) is not in the registry")
             blob = entry.data
         return unpack(self._code, blob)
 
-    async def _listen(self, spec: AgentSpec) -> None:
-        for method, mark in spec.events:
-            self._ears.append(await self._subscribe(method, mark))
-
-    async def _subscribe(self, method: str, mark: EventMark) -> Subscription:
-        handler = getattr(self._agent, method)
-
-        def hear(note: Note) -> None:
-            task = spawn(self._handle_event(handler, note), f"event {note.subject}")
-            self._events.add(task)
-            task.add_done_callback(self._events.discard)
-
-        group = "" if mark.everyone else f"{self._name}-{method}"
-        pattern = self._wiring.subjects.event(mark.pattern)
-        return await self._wiring.bus.subscribe(pattern, hear, group=group)
-
-    def _event_pump(self, method: str, mark: DurableMark, slots: int) -> Pump:
-        wiring = self._wiring
-        group = EventGroup(f"{self._name}.{token_of(method)}", mark.pattern, mark.start, wiring.settings.lease_s)
-        turns = EventTurns(
-            group.name,
-            getattr(self._agent, method),
-            wiring.caller,
-            wiring.dead,
-            retries=mark.retries,
-            run_timeout_s=mark.run_timeout_s,
-        )
-        return Pump(wiring.events, group, turns.run, slots=slots)
-
-    async def _handle_event(self, handler: Any, note: Note) -> None:
-        try:
-            message = AgentMessage.decode(note.data)
-        except InvalidMessageError as error:
-            self._log.warning("event.unreadable", subject=note.subject, error=str(error))
-            return
-        try:
-            await hand_event(handler, message, Threads())
-        except Exception as error:
-            told = {"subject": note.subject, "message": message.id, "traceback": traceback_of(error)}
-            self._log.error("event.handler_failed", **told)
-
-    async def _renew(self) -> None:
-        facts = {
-            "version": self._code.version,
-            "pid": os.getpid(),
-            "node": platform.node(),
-            "capabilities": sorted(self._agent.capabilities),
-        }
-        await self._wiring.registry.renew(self._name, self._identity.id, **facts)
-
-    async def _tell(self, event: str) -> None:
-        """Publish `agents.{env}.event.status.{online|heartbeat|offline}`."""
-        statistics = self._pump.statistics()
-        content = {
-            "event": f"agent_{event}",
-            "agent": self._name,
-            "replica": self._identity.id,
-            "slots": statistics.slots,
-            "inFlight": statistics.in_flight,
-            "outcomes": statistics.outcomes,
-        }
-        message = AgentMessage.new("event", self._identity, content, conversation_id="system")
-        await self._wiring.bus.publish(self._wiring.subjects.event(f"status.{event}"), message.encode())
-
-    async def _beat(self) -> None:
-        while True:
-            await asyncio.sleep(self._wiring.settings.heartbeat_s)
-            try:
-                await self._renew()
-                await self._tell("heartbeat")
-            except Exception as error:
-                # The next one tells again; a replica that is deaf for long fails its health check.
-                self._log.info("replica.no_heartbeat", error=summary_of(error))
-
     async def check_health(self) -> None:
         """Ray Serve asks every second; a replica that is broken, or has been deaf for long, is replaced."""
         if self._health.fault:
-            raise RuntimeError(f"{self._identity.id}: {self._health.fault}")
+            raise RuntimeError(f"{self._wiring.ports.identity.id}: {self._health.fault}")
         silent_s = self._wiring.connection.silent_s
         if silent_s > self._wiring.settings.deaf_after_s:
-            raise RuntimeError(f"{self._identity.id} has not heard from NATS for {silent_s:.0f} s")
+            raise RuntimeError(f"{self._wiring.ports.identity.id} has not heard from NATS for {silent_s:.0f} s")
 
     async def __call__(self) -> dict[str, Any]:
         """Serve wants a callable; nobody needs to call it."""
-        return {"agent": self._name, "replica": self._identity.id}
+        return {"agent": self._name, "replica": self._wiring.ports.identity.id}
 
     async def __del__(self) -> None:
         """Ray Serve awaits this when the replica is to go: finish what runs, hand back the rest."""
         if getattr(self, "_stopped", True):
             return
         self._stopped = True
-        await self._handovers.aclose()
-        for ear in self._ears:
-            await ear.aclose()
-        # It stays present while it finishes what runs.
-        await asyncio.gather(*(pump.drain(self._grace_s) for pump in (self._pump, *self._event_pumps)))
-        await self._turns.aclose()
-        self._heart.cancel()
-        with contextlib.suppress(SquadronError):
-            await self._wiring.registry.depart(self._name, self._identity.id)
-            await self._tell("offline")
-        try:
-            await self._agent.on_stop()
-        except Exception as error:
-            self._log.error("replica.stop_failed", traceback=traceback_of(error))
+        await self._host.stop(self._grace_s)
         await self._wiring.aclose()
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from squadron.cli import dlq, doctor, goals, servers, talk
+from squadron.cli import dlq, doctor, environment, run, talk
 
 EPILOG = (
     "Exit codes: 0 fine · 1 the task ended otherwise than in a result, or a check failed · 2 bad usage or input · "
@@ -52,8 +52,8 @@ def _globals(
     ctx.obj = {"env": env, "home": home}
 
 
-servers.register(app)
+environment.register(app)
 talk.register(app)
-goals.register(app)
+run.register(app)
 dlq.register(app)
 doctor.register(app)

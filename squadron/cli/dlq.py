@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from squadron.cli import frame
-from squadron.cli.servers import Json
+from squadron.cli.environment import Json
 from squadron.runtime.errors import ConfigError, SquadronError
 
 if TYPE_CHECKING:
-    from squadron.runtime.letters import DeadLetter
+    from squadron.runtime.store.dead_letters import DeadLetter
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="As `squadron dlq list` has it, or its beginning.")]
 Ids = Annotated[

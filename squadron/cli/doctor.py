@@ -20,7 +20,7 @@ from typing import Literal
 import typer
 
 from squadron.cli import frame
-from squadron.cli.servers import Json
+from squadron.cli.environment import Json
 from squadron.config import VARIABLES, Settings
 from squadron.runtime.errors import SquadronError
 
@@ -103,7 +103,7 @@ def _package(name: str, requirement: str) -> Check:
 
 
 def _nats_server() -> Check:
-    from squadron.bridge.jetstream import embedded
+    from squadron.bridge.jetstream.link import embedded
 
     try:
         binary = embedded.find_binary()
@@ -172,7 +172,7 @@ def _home(settings: Settings) -> Check:
 
 
 def _keys(settings: Settings) -> Iterator[Check]:
-    from squadron.actors.providers import default_model_spec
+    from squadron.actors.thinking.providers import default_model_spec
 
     keys = os.environ
     names = [name for name in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY") if keys.get(name)]
@@ -184,7 +184,7 @@ def _keys(settings: Settings) -> Iterator[Check]:
 
 
 async def _running(settings: Settings) -> list[Check]:
-    from squadron.bridge.jetstream import embedded
+    from squadron.bridge.jetstream.link import embedded
     from squadron.bridge.serve import local
 
     checks = []

@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from squadron.cli.progress import Watch
-    from squadron.squad import Squad
+    from squadron.client.squad import Squad
 
 OK, ENDED_OTHERWISE, BAD_USAGE, NOT_RUNNING, INTERRUPTED = 0, 1, 2, 3, 130
 #: What a shell reports of a program that wrote to a closed pipe (128 + SIGPIPE).
 PIPE_CLOSED = 141
 #: How often a start is looked after, in seconds.
-LOOK_S = 0.2
+START_LOOK_S = 0.2
 
 _CODES: dict[type[SquadronError], int] = {
     errors.ConfigError: BAD_USAGE,
@@ -193,7 +193,7 @@ async def connected(settings: Settings) -> AsyncIterator[Squad]:
     Raises:
         NotRunning: there is none; says how to start it.
     """
-    from squadron.squad import Squad
+    from squadron.client.squad import Squad
 
     try:
         squad = await Squad.connect(settings)
@@ -208,7 +208,7 @@ async def connected(settings: Settings) -> AsyncIterator[Squad]:
 @contextlib.asynccontextmanager
 async def opened(settings: Settings, watch: Watch, *, keep: bool = False) -> AsyncIterator[Squad]:
     """A squad that is brought up if it doesn't run; what was started here is stopped again unless `keep`."""
-    from squadron.squad import Squad
+    from squadron.client.squad import Squad
 
     me = asyncio.current_task()
     assert me is not None
@@ -243,11 +243,11 @@ async def _tell_steps(settings: Settings, watch: Watch, opener: asyncio.Task[Any
         else:
             watch.phase("start Ray" if nats else "start NATS")
         first = first and nats and ray
-        await asyncio.sleep(LOOK_S)
+        await asyncio.sleep(START_LOOK_S)
 
 
 async def _has_nats(settings: Settings) -> bool:
-    from squadron.bridge.jetstream import embedded
+    from squadron.bridge.jetstream.link import embedded
 
     return settings.nats_url is not None or await asyncio.to_thread(embedded.find, settings.home) is not None
 

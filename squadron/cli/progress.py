@@ -20,7 +20,7 @@ from squadron.runtime.background import spawn
 from squadron.runtime.errors import SquadronError
 
 if TYPE_CHECKING:
-    from squadron.squad import Squad
+    from squadron.client.squad import Squad
 
 #: How often replicas are looked at while a job runs, in seconds.
 STATUS_EVERY_S = 1.0
@@ -102,7 +102,7 @@ class Watch:
             looking.cancel()
 
 
-class _Lines(Watch):
+class _PlainLines(Watch):
     """Where no terminal is: a line for each thing that happens, none twice."""
 
     def _say(self, text: str) -> None:
@@ -184,7 +184,7 @@ def watching(title: str) -> Iterator[Watch]:
     """Show a job on stderr while it runs; the pane is gone when it ended, its `tally` stays."""
     console = frame.err()
     if not console.is_terminal:
-        lines = _Lines(title)
+        lines = _PlainLines(title)
         try:
             yield lines
         finally:

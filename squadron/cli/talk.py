@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from squadron.cli import frame
-from squadron.cli.servers import Json
+from squadron.cli.environment import Json
 from squadron.runtime.errors import InvalidInputError, SquadronError, StreamGapError
 
 if TYPE_CHECKING:
-    from squadron.runtime.handle import Handle
-    from squadron.runtime.outcome import Outcome
-    from squadron.runtime.streams import Chunk, Ended, Nested, Restarted
-    from squadron.runtime.topics import ScoredTopic, SemanticTopic
-    from squadron.squad import Squad
+    from squadron.client.squad import Squad
+    from squadron.runtime.asking.handle import Handle
+    from squadron.runtime.streams.writer import Chunk, Ended, Nested, Restarted
+    from squadron.runtime.wire.outcome import Outcome
+    from squadron.runtime.wire.topics import ScoredTopic, SemanticTopic
 
 #: Longest wait for the first byte of piped input, in seconds; a pipe that nobody writes to must not hang us.
 STDIN_WITHIN_S = 10.0
@@ -63,7 +63,7 @@ async def _topics(ctx: typer.Context, search: str, most: int, as_json: bool) -> 
 
 
 def _about(topic: SemanticTopic) -> tuple[str, str]:
-    from squadron.runtime.topics import describe_input
+    from squadron.runtime.wire.topics import describe_input
 
     return describe_input(topic.input_schema), topic.description.partition("\n")[0]
 
@@ -93,22 +93,66 @@ def ask(
     ] = None,
     within: Annotated[float, typer.Option("--within", help="Longest wait, in seconds.", min=0.01)] = 60.0,
     priority: Annotated[int, typer.Option("--priority", help="0 (last) to 9 (first).", min=0, max=9)] = 5,
+    start_within: Annotated[
+        float | None, typer.Option("--start-within", help="Longest wait for a replica, in seconds.", min=0.01)
+    ] = None,
+    task_id: Annotated[
+        str, typer.Option("--task-id", help="An id of your own: asked twice, it is one task.", metavar="ID")
+    ] = "",
+    conversation: Annotated[
+        str, typer.Option("--conversation", help="What it belongs to; agents remember by it.", metavar="ID")
+    ] = "",
+    target: Annotated[str, typer.Option("--target", help="Agent or replica that is to run it.")] = "",
+    capabilities: Annotated[
+        list[str] | None, typer.Option("--capability", help="What its replica must have; may be given again.")
+    ] = None,
+    exclusions: Annotated[
+        list[str] | None, typer.Option("--exclude", help="Agent or replica that must not; may be given again.")
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option("--max-tokens", help="Most LLM tokens it may spend, all in all.", min=1)
+    ] = None,
+    hops: Annotated[int | None, typer.Option("--max-hops", help="How far it may be passed on.", min=0)] = None,
     model: Annotated[
         str | None, typer.Option("--model", help="openai:NAME or anthropic:NAME, for agents that use one.")
+    ] = None,
+    parameters: Annotated[
+        list[str] | None,
+        typer.Option("--parameter", help="For that model, as temperature=0.2; may be given again."),
     ] = None,
     stream: Annotated[bool, typer.Option("--stream", help="Print what the task emits while it runs.")] = False,
     as_json: Json = False,
 ) -> None:
     """Send one task and print its result. A value is read as JSON where the topic wants more than text."""
-    options = {"within_s": within, "priority": priority, "model": model}
-    frame.execute(_ask(ctx, topic, fields or [], options, stream, as_json), as_json=as_json)
+    from squadron.runtime.wire.limits import Budget
+    from squadron.runtime.wire.route import Route
+
+    options = {
+        "within_s": within,
+        "start_within_s": start_within,
+        "priority": priority,
+        "task_id": task_id,
+        "conversation_id": conversation,
+        "route": Route(target=target, capabilities=tuple(capabilities or ()), exclusions=tuple(exclusions or ())),
+        "budget": Budget(tokens=tokens, hops=hops),
+        "model": model,
+    }
+    frame.execute(_ask(ctx, topic, fields or [], parameters or [], options, stream, as_json), as_json=as_json)
 
 
 async def _ask(
-    ctx: typer.Context, topic: str, fields: list[str], options: dict[str, Any], stream: bool, as_json: bool
+    ctx: typer.Context,
+    topic: str,
+    fields: list[str],
+    parameters: list[str],
+    options: dict[str, Any],
+    stream: bool,
+    as_json: bool,
 ) -> int:
     pairs, piped = [field for field in fields if field != "-"], "-" in fields
-    check_pairs(pairs)
+    check_pairs([*pairs, *parameters])
+    if parameters:
+        options["parameters"] = with_fields({}, parameters, {})
     async with frame.connected(frame.settings_of(ctx)) as squad:
         schema = _schema(squad, topic)
         piped = piped or (not pairs and bool(schema.get("required")) and _is_piped())
@@ -159,7 +203,7 @@ class Shown:
         self.end_line()
 
     def _show(self, event: Chunk | Restarted | Nested | Ended) -> None:
-        from squadron.runtime.streams import Chunk, Restarted
+        from squadron.runtime.streams.writer import Chunk, Restarted
 
         if isinstance(event, Restarted):
             self._restart(event.attempt)
@@ -214,7 +258,7 @@ def _show_outcome(outcome: Outcome, shown: str, as_json: bool) -> int:
 
 def _schema(squad: Squad, topic: str) -> dict[str, Any]:
     """The input schema of a served topic or of the family it belongs to; empty if nobody serves it."""
-    from squadron.runtime.subjects import matches
+    from squadron.runtime.wire.subjects import matches
 
     served = {one.topic.name: one.topic.input_schema for one in squad.topics()}
     family = (schema for name, schema in served.items() if "*" in name and matches(name, topic))
@@ -253,7 +297,8 @@ def check_pairs(pairs: Sequence[str]) -> None:
     for pair in pairs:
         name, equals, _ = pair.partition("=")
         if not (name and equals):
-            raise InvalidInputError(f"{pair!r} is not FIELD=VALUE", hint='for example text="I love it"')
+            hint = 'for example text="I love it"; JSON is read from stdin, with -'
+            raise InvalidInputError(f"{pair!r} is not FIELD=VALUE", hint=hint)
 
 
 def with_fields(content: Any, pairs: Sequence[str], schema: dict[str, Any]) -> Any:

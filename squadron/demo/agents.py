@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from squadron.actors.agent import Agent
-from squadron.actors.marks import topic
+from squadron.actors.decorators import topic
 from squadron.demo import inventory as inventories
 from squadron.demo import licenses as license_reader
 from squadron.demo import report as reports
@@ -29,7 +29,7 @@ class Inventory(Agent):
         tags=["dependencies", "packages", "environment", "versions", "audit"],
         run_timeout_s=60,
     )
-    def listing(self) -> inventories.Inventory:
+    def listing(self) -> inventories.Installation:
         """List every Python package installed in this environment.
 
         Gives name, version, one-line summary, required Python, home page, size on disk and whether compiled

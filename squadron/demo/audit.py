@@ -12,12 +12,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from squadron.actors.agent import Agent, AgentSpec
-from squadron.actors.llm import OFFLINE
-from squadron.actors.supervisor import Supervisor
+from squadron.actors.goals.supervisor import Supervisor
+from squadron.actors.thinking.llm import OFFLINE
+from squadron.client.squad import Squad
 from squadron.demo.agents import Inventory, LicenseClerk, ReportWriter, RiskAssessor, Summarizer
 from squadron.demo.report import AuditReport
-from squadron.runtime.outcome import Outcome
-from squadron.squad import Squad
+from squadron.runtime.wire.outcome import Outcome
 
 GOAL = (
     "Audit the dependencies of this Python environment: list every installed package, find its licence, say what "

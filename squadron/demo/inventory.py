@@ -49,7 +49,7 @@ class Distribution(BaseModel):
     has_native_code: bool | None = None
 
 
-class Inventory(BaseModel):
+class Installation(BaseModel):
     """Every distribution one interpreter can import, sorted by normalised name."""
 
     model_config = ConfigDict(frozen=True)
@@ -230,10 +230,10 @@ def has_native_code(candidate: Installed) -> bool | None:
     return any(name.endswith(NATIVE_ENDINGS) or _VERSIONED_SO.search(name) for name in names)
 
 
-def take_inventory() -> Inventory:
+def take_inventory() -> Installation:
     """List everything installed in the running interpreter's environment."""
     found = [describe(candidate) for candidate in installed()]
-    return Inventory(
+    return Installation(
         python=platform.python_version(),
         platform=platform.platform(),
         distributions=sorted(found, key=lambda one: canonicalize_name(one.name)),

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from packaging.utils import canonicalize_name
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from squadron.demo.inventory import Distribution, Inventory
+from squadron.demo.inventory import Distribution, Installation
 from squadron.demo.licenses import License
 from squadron.demo.risks import LEVELS, Level, RiskAssessment
 from squadron.demo.summaries import PackageSummary
@@ -60,13 +60,13 @@ class _Row:
 @dataclass
 class _Audit:
     goal: str
-    inventory: Inventory
+    inventory: Installation
     rows: list[_Row]
     missing: list[dict[str, str]] = field(default_factory=list)
 
 
 def write(
-    inventory: Inventory | Mapping[str, Any],
+    inventory: Installation | Mapping[str, Any],
     licenses: Sequence[Any] = (),
     summaries: Sequence[Any] = (),
     risks: Sequence[Any] = (),
@@ -93,7 +93,7 @@ def write(
 
 
 def _collect(
-    inventory: Inventory | Mapping[str, Any],
+    inventory: Installation | Mapping[str, Any],
     licenses: Sequence[Any],
     summaries: Sequence[Any],
     risks: Sequence[Any],
@@ -129,15 +129,15 @@ def _collect(
     return _Audit(goal, known, rows, missing)
 
 
-def _read_inventory(raw: Inventory | Mapping[str, Any], missing: list[dict[str, str]]) -> Inventory:
-    if isinstance(raw, Inventory):
+def _read_inventory(raw: Installation | Mapping[str, Any], missing: list[dict[str, str]]) -> Installation:
+    if isinstance(raw, Installation):
         return raw
     try:
-        return Inventory.model_validate(raw)
+        return Installation.model_validate(raw)
     except ValidationError as error:
         reason = _failure(raw) or f"unreadable: {_first_problem(error)}"
         missing.append({"distribution": "", "what": "inventory", "reason": reason})
-        return Inventory(python="unknown", platform="unknown", distributions=[])
+        return Installation(python="unknown", platform="unknown", distributions=[])
 
 
 def _read_all(model: type[R], results: Sequence[Any], what: str, missing: list[dict[str, str]]) -> dict[str, R]:

@@ -29,7 +29,7 @@ LEVELS: list[Level] = ["none", "low", "medium", "high"]
 _CLASHES_WITH_APACHE = frozenset({"GPL-2.0-only", "AGPL-1.0-only"})
 
 
-class Finding(BaseModel):
+class Risk(BaseModel):
     """One worry: its `kind` is a stable word for grouping, its `detail` is for people."""
 
     model_config = ConfigDict(frozen=True)
@@ -46,7 +46,7 @@ class RiskAssessment(BaseModel):
 
     distribution: str
     level: Level
-    findings: list[Finding] = []
+    findings: list[Risk] = []
 
 
 def assess(
@@ -77,47 +77,47 @@ def assess(
     return RiskAssessment(distribution=candidate.name, level=level, findings=findings)
 
 
-def _license_findings(candidate: Installed, spdx: str, category: str, project: str) -> Iterator[Finding]:
+def _license_findings(candidate: Installed, spdx: str, category: str, project: str) -> Iterator[Risk]:
     kind = category if category != "unknown" else category_of(spdx)
     ours = category_of(project)
     match kind:
         case "unknown" if not states_license(candidate):
-            yield Finding(
+            yield Risk(
                 kind="missing licence",
                 level="high",
                 detail="neither metadata nor files state a licence; without one nobody may copy it",
             )
         case "unknown":
-            yield Finding(
+            yield Risk(
                 kind="unknown licence",
                 level="medium",
                 detail=f"a licence is stated, but {spdx!r} is not one we can place; read it by hand",
             )
         case "proprietary":
-            yield Finding(kind="proprietary", level="high", detail=f"{spdx} needs its terms read and accepted")
+            yield Risk(kind="proprietary", level="high", detail=f"{spdx} needs its terms read and accepted")
         case "strong copyleft":
             yield _strong_copyleft(spdx, ours, project)
         case "weak copyleft" if ours not in {"weak copyleft", "strong copyleft"}:
-            yield Finding(
+            yield Risk(
                 kind="weak copyleft",
                 level="low",
                 detail=f"{spdx}: fine to depend on; changes to its own files must be published",
             )
         case _ if spdx == "unknown":
-            yield Finding(kind="vague licence", level="low", detail=f"{kind}, but the exact licence is not stated")
+            yield Risk(kind="vague licence", level="low", detail=f"{kind}, but the exact licence is not stated")
     if _CLASHES_WITH_APACHE & license_ids(project) and "Apache-2.0" in license_ids(spdx) and " OR " not in spdx:
         detail = f"{spdx} can't be combined with {project}: the FSF holds its patent clause for a restriction"
-        yield Finding(kind="licence clash", level="high", detail=detail)
+        yield Risk(kind="licence clash", level="high", detail=detail)
 
 
-def _strong_copyleft(spdx: str, ours: str, project: str) -> Finding:
+def _strong_copyleft(spdx: str, ours: str, project: str) -> Risk:
     if ours == "strong copyleft":
         same = bool(license_ids(spdx) & license_ids(project))
         detail = f"{spdx} in a {project} project: {'the same terms' if same else 'check that the versions fit'}"
-        return Finding(kind="strong copyleft", level="none" if same else "medium", detail=detail)
+        return Risk(kind="strong copyleft", level="none" if same else "medium", detail=detail)
     against_apache = license_ids(spdx) & _CLASHES_WITH_APACHE and "Apache-2.0" in license_ids(project)
     clash = ", whose terms clash" if against_apache else ""
-    return Finding(
+    return Risk(
         kind="strong copyleft",
         level="high",
         detail=(
@@ -128,7 +128,7 @@ def _strong_copyleft(spdx: str, ours: str, project: str) -> Finding:
     )
 
 
-def _bundled_findings(candidate: Installed, spdx: str) -> Iterator[Finding]:
+def _bundled_findings(candidate: Installed, spdx: str) -> Iterator[Risk]:
     demanding = [
         one
         for one in bundled_licenses(candidate)
@@ -137,74 +137,74 @@ def _bundled_findings(candidate: Installed, spdx: str) -> Iterator[Finding]:
     if demanding:
         strong = any(category_of(one) != "weak copyleft" for one in demanding)
         detail = f"licence files mention {', '.join(demanding)} for code inside; matters when you redistribute it"
-        yield Finding(kind="bundled copyleft", level="medium" if strong else "low", detail=detail)
+        yield Risk(kind="bundled copyleft", level="medium" if strong else "low", detail=detail)
 
 
-def _release_findings(candidate: Installed) -> Iterator[Finding]:
+def _release_findings(candidate: Installed) -> Iterator[Risk]:
     if missing := missing_metadata(candidate):
         detail = f"METADATA has no {', '.join(missing)}; who made it, and for what?"
-        yield Finding(kind="no release metadata", level="medium", detail=detail)
+        yield Risk(kind="no release metadata", level="medium", detail=detail)
     yield from _version_findings(candidate.version)
     status = [one for one in candidate.header_list("Classifier") if one.startswith("Development Status ::")]
     if any("Inactive" in one for one in status):
-        yield Finding(kind="inactive", level="medium", detail="its own classifier says: Inactive")
+        yield Risk(kind="inactive", level="medium", detail="its own classifier says: Inactive")
     if has_native_code(candidate):
         detail = "ships compiled code, which a review of the source does not cover"
-        yield Finding(kind="native code", level="low", detail=detail)
+        yield Risk(kind="native code", level="low", detail=detail)
     yield from _python_findings(candidate.header("Requires-Python"))
 
 
-def _version_findings(raw: str | None) -> Iterator[Finding]:
+def _version_findings(raw: str | None) -> Iterator[Risk]:
     if raw is None:
         return  # counted as missing release metadata
     try:
         version = Version(raw)
     except InvalidVersion:
-        yield Finding(kind="odd version", level="medium", detail=f"{raw!r} is not a PEP 440 version")
+        yield Risk(kind="odd version", level="medium", detail=f"{raw!r} is not a PEP 440 version")
         return
     if version.is_prerelease:
-        yield Finding(kind="pre-release", level="low", detail=f"{raw} is a pre-release")
+        yield Risk(kind="pre-release", level="low", detail=f"{raw} is a pre-release")
     if version.release[:2] in {(0,), (0, 0)}:
-        yield Finding(kind="early version", level="low", detail=f"{raw}: a 0.0 version promises nothing yet")
+        yield Risk(kind="early version", level="low", detail=f"{raw}: a 0.0 version promises nothing yet")
     if version.local:
-        yield Finding(kind="local version", level="low", detail=f"{raw} was built outside the package index")
+        yield Risk(kind="local version", level="low", detail=f"{raw} was built outside the package index")
 
 
-def _python_findings(raw: str | None) -> Iterator[Finding]:
+def _python_findings(raw: str | None) -> Iterator[Risk]:
     if raw is None:
         return
     running = platform.python_version()
     try:
         fits = SpecifierSet(raw).contains(running, prereleases=True)
     except InvalidSpecifier:
-        yield Finding(kind="odd requires-python", level="low", detail=f"{raw!r} is not a version specifier")
+        yield Risk(kind="odd requires-python", level="low", detail=f"{raw!r} is not a version specifier")
         return
     if not fits:
         detail = f"wants Python {raw}, but this is {running}"
-        yield Finding(kind="requires-python", level="high", detail=detail)
+        yield Risk(kind="requires-python", level="high", detail=detail)
 
 
-def _requirement_findings(candidate: Installed) -> Iterator[Finding]:
+def _requirement_findings(candidate: Installed) -> Iterator[Risk]:
     for raw in candidate.header_list("Requires-Dist"):
         try:
             requirement = Requirement(raw)
             # An empty extra: what only an extra asks for isn't required here.
             wanted = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
         except (InvalidRequirement, UndefinedComparison, UndefinedEnvironmentName):
-            yield Finding(kind="odd requirement", level="low", detail=f"{raw!r} can't be read")
+            yield Risk(kind="odd requirement", level="low", detail=f"{raw!r} can't be read")
             continue
         if wanted and (finding := _unmet(requirement)):
             yield finding
 
 
-def _unmet(requirement: Requirement) -> Finding | None:
+def _unmet(requirement: Requirement) -> Risk | None:
     try:
         version = importlib.metadata.version(canonicalize_name(requirement.name))
     except (importlib.metadata.PackageNotFoundError, KeyError, TypeError, UnicodeDecodeError):
         version = None
     if version is None:
         detail = f"needs {requirement}, which is not installed"
-        return Finding(kind="unmet requirement", level="medium", detail=detail)
+        return Risk(kind="unmet requirement", level="medium", detail=detail)
     try:
         fits = requirement.specifier.contains(version, prereleases=True)
     except InvalidVersion:
@@ -212,10 +212,10 @@ def _unmet(requirement: Requirement) -> Finding | None:
     if fits:
         return None
     detail = f"needs {requirement}, but {version} is installed"
-    return Finding(kind="version conflict", level="medium", detail=detail)
+    return Risk(kind="version conflict", level="medium", detail=detail)
 
 
-def _origin_findings(candidate: Installed) -> Iterator[Finding]:
+def _origin_findings(candidate: Installed) -> Iterator[Risk]:
     raw = candidate.read("direct_url.json")
     if not raw:
         return
@@ -224,20 +224,20 @@ def _origin_findings(candidate: Installed) -> Iterator[Finding]:
     except ValueError:
         origin = None
     if not isinstance(origin, dict):
-        yield Finding(kind="direct url", level="low", detail="direct_url.json can't be read")
+        yield Risk(kind="direct url", level="low", detail="direct_url.json can't be read")
         return
     url = _without_password(str(origin.get("url", "")))
     vcs, archive, folder = (_mapping(origin.get(key)) for key in ("vcs_info", "archive_info", "dir_info"))
     if folder.get("editable"):
-        yield Finding(kind="editable install", level="low", detail=f"runs from the working copy {url}")
+        yield Risk(kind="editable install", level="low", detail=f"runs from the working copy {url}")
     elif vcs:
         commit = str(vcs.get("commit_id") or "an unknown commit")
         detail = f"installed from {url} at {commit[:12]}, not from a release"
-        yield Finding(kind="direct url", level="medium", detail=detail)
+        yield Risk(kind="direct url", level="medium", detail=detail)
     elif archive.get("hash") or archive.get("hashes"):
-        yield Finding(kind="direct url", level="low", detail=f"installed from {url}, its hash is recorded")
+        yield Risk(kind="direct url", level="low", detail=f"installed from {url}, its hash is recorded")
     else:
-        yield Finding(kind="direct url", level="medium", detail=f"installed from {url}, not from a release")
+        yield Risk(kind="direct url", level="medium", detail=f"installed from {url}, not from a release")
 
 
 def _mapping(value: Any) -> dict[str, Any]:

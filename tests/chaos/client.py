@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from squadron import Squad
+from squadron.runtime.asking.handle import Handle
 from squadron.runtime.errors import SquadronError
-from squadron.runtime.handle import Handle
 from tests.chaos.ledger import Ledger, read
 
 #: How long it tries to reach the environment, in seconds: everything may have been killed.
@@ -93,7 +93,7 @@ class Client:
 
     async def _see_through(self, number: int, window: asyncio.Semaphore) -> None:
         handle = await self._handle(number)
-        outcome = await self._squad.outcome(handle)
+        outcome = await handle.outcome()
         self._log.write(
             "outcome",
             number=number,

@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from squadron import Settings, Squad
-from squadron.runtime.envelope import AgentMessage
 from squadron.runtime.errors import InvalidMessageError
+from squadron.runtime.wire.envelope import AgentMessage
 from tests.chaos.accounts import Account
 from tests.chaos.client import Plan
 from tests.chaos.processes import ROOT, ClientProcess
@@ -90,7 +90,7 @@ Books = Callable[[], Awaitable[Account]]
 @pytest.fixture
 async def books(settings: Settings, joined: Squad, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Books:
     """Closes the books of the test: they add up, and the mailbox is empty. Returns them for more questions."""
-    lite, subjects = joined._wiring.lite, joined._wiring.subjects
+    lite, subjects = joined._wiring.ports.lite, joined._wiring.ports.subjects
     since = await lite.append(subjects.lite("chaos", "began"), b"", ttl_s=3600)
 
     async def close() -> Account:

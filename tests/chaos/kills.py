@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 
 from squadron import Settings, Squad
-from squadron.bridge.jetstream import embedded
+from squadron.bridge.jetstream.link import embedded
 from tests.chaos.ledger import Ledger
 from tests.chaos.processes import ClientProcess, ray_processes, replica_pids
 

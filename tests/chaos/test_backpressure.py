@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from squadron import Settings, Squad
-from squadron.runtime.handle import Handle
+from squadron.runtime.asking.handle import Handle
 from tests.chaos.ledger import read
 from tests.chaos.processes import replica_pids
 from tests.chaos.worker import Clerk, Team
@@ -31,7 +31,7 @@ async def test_a_burst_at_a_slow_agent_loses_nothing_and_stays_out_of_its_memory
     await joined.deploy(Clerk)
     replica = psutil.Process((await replica_pids(joined, "clerk"))[0])
     ledger = str(tmp_path / "handlers")
-    assert (await joined.ask("desk.square", number=1, work_s=0.01, ledger=ledger)).ok
+    assert (await joined.ask("desk.square", {"number": 1, "work_s": 0.01, "ledger": ledger})).ok
     before = replica.memory_info().rss
     window, most = asyncio.Semaphore(WINDOW), 0
 
@@ -51,7 +51,7 @@ async def test_a_burst_at_a_slow_agent_loses_nothing_and_stays_out_of_its_memory
     most = max(most, replica.memory_info().rss)
     assert most - before < MOST_GROWTH_BYTES
     await joined.deploy(Team)
-    ended = Counter([(await joined.outcome(handle)).kind for handle in handles])
+    ended = Counter([(await handle.outcome()).kind for handle in handles])
     assert ended == {"result": tasks}
     starts = Counter(line["task"] for line in read(Path(ledger)) if line["what"] == "start")
     assert len(starts) == tasks + 1

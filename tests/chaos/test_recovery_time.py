@@ -8,7 +8,7 @@ import time
 import pytest
 
 from squadron import Settings, Squad
-from squadron.bridge.jetstream import embedded
+from squadron.bridge.jetstream.link import embedded
 from tests.chaos.client import Plan
 from tests.chaos.conftest import Books, Start
 from tests.chaos.kills import Kills

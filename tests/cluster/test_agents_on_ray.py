@@ -14,8 +14,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from squadron import Agent, Context, Settings, Squad, on, topic
-from squadron.runtime.envelope import AgentMessage
 from squadron.runtime.errors import ConfigError, DeployError, RouteConflictError
+from squadron.runtime.wire.envelope import AgentMessage
 from tests.cluster.conftest import until
 
 
@@ -87,16 +87,16 @@ async def test_a_plain_script_uses_the_same_calls_without_await(squad, settings)
         from squadron import Squad
         with Squad.connect() as squad:
             found = squad.discover("process id")[0].topic.name
-            assert squad.outcome(squad.submit("work.pid")).ok
+            assert squad.submit("work.pid").outcome().ok
             news = squad.subscribe("news.*")
             squad.publish("news.sport", "they won")
             assert next(news).payload.content == "they won"
             news.close()
-            stream = squad.stream("work.count", to=3)
+            stream = squad.stream("work.count", {"to": 3})
             *_, end = stream.events()
             assert stream.outcome().ok
             assert (end.chunks, end.outcome.ok) == (3, True)
-            print(squad.ask("work.pid").ok, list(squad.stream("work.count", to=3)), found)
+            print(squad.ask("work.pid").ok, list(squad.stream("work.count", {"to": 3})), found)
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script)],
@@ -112,7 +112,7 @@ async def test_tasks_of_a_killed_replica_are_done_by_another_and_the_replica_is_
     await squad.deploy(Worker)
     before = await replicas(squad, "worker")
     assert len(before) == 2
-    asking = [asyncio.create_task(squad.ask("work.nap", seconds=1.0)) for _ in range(8)]
+    asking = [asyncio.create_task(squad.ask("work.nap", {"seconds": 1.0})) for _ in range(8)]
     await until(lambda: _taken(squad, 8))
     victim = next(iter(before.values()))
     os.kill(victim, signal.SIGKILL)
@@ -169,7 +169,7 @@ class Sleeper(Agent):
 async def test_an_agent_scaled_to_zero_wakes_up_for_a_task_and_grows_with_its_backlog(squad):
     await squad.deploy(Sleeper)
     assert await replicas(squad, "sleeper") == {}
-    asking = [asyncio.create_task(squad.ask("sleep.nap", seconds=1.5)) for _ in range(6)]
+    asking = [asyncio.create_task(squad.ask("sleep.nap", {"seconds": 1.5})) for _ in range(6)]
     outcomes = await asyncio.gather(*asking)
     assert [outcome.kind for outcome in outcomes] == ["result"] * 6
     assert len({outcome.unwrap() for outcome in outcomes}) == 2
@@ -178,14 +178,14 @@ async def test_an_agent_scaled_to_zero_wakes_up_for_a_task_and_grows_with_its_ba
 @pytest.mark.slow
 async def test_an_agent_with_nothing_to_do_goes_back_to_zero(squad):
     await squad.deploy(Sleeper)
-    assert (await squad.ask("sleep.nap", seconds=0.1)).ok
+    assert (await squad.ask("sleep.nap", {"seconds": 0.1})).ok
 
     async def asleep() -> bool:
         return (await squad.status())["agents"][0]["target"] == 0 and not await replicas(squad, "sleeper")
 
     # It is kept for DOWNSCALE_DELAY_S, 30 s, after its last task.
     await until(asleep, within_s=90)
-    assert (await squad.ask("sleep.nap", seconds=0.1)).ok
+    assert (await squad.ask("sleep.nap", {"seconds": 0.1})).ok
 
 
 async def test_redeployed_code_answers_and_nothing_under_way_is_lost(squad):
@@ -201,7 +201,7 @@ async def test_redeployed_code_answers_and_nothing_under_way_is_lost(squad):
     await squad.deploy(Versioned)
     assert (await squad.ask("version.tell")).unwrap() == 1
     # Long enough to be under way while the new replica starts and the old one is told to go.
-    asking = [asyncio.create_task(squad.ask("version.tell", wait_s=8.0)) for _ in range(10)]
+    asking = [asyncio.create_task(squad.ask("version.tell", {"wait_s": 8.0})) for _ in range(10)]
     await until(lambda: _taken(squad, 10))
 
     class Versioned(Agent):
@@ -309,11 +309,11 @@ async def test_an_undeployed_agent_finishes_what_runs_and_the_rest_waits_for_its
             return "slept"
 
     await squad.deploy(Clerk)
-    asking = [asyncio.create_task(squad.ask("clerk.nap", seconds=2.0)) for _ in range(2)]
+    asking = [asyncio.create_task(squad.ask("clerk.nap", {"seconds": 2.0})) for _ in range(2)]
     await until(lambda: _taken(squad, 1))
     await squad.undeploy("clerk")
     assert squad.discover("sleep") == []
-    assert (await squad.ask("clerk.nap", seconds=0.1)).kind == "undeliverable"
+    assert (await squad.ask("clerk.nap", {"seconds": 0.1})).kind == "undeliverable"
     done, waiting = await asyncio.wait(asking, timeout=10, return_when="FIRST_COMPLETED")
     assert [(task.result().kind, task.result().attempt) for task in done] == [("result", 1)]
     assert len(waiting) == 1
@@ -325,7 +325,7 @@ async def test_an_undeployed_agent_finishes_what_runs_and_the_rest_waits_for_its
 
 async def test_a_childs_deadline_is_never_later_than_its_parents(squad):
     await squad.deploy(Worker)
-    _, left_s = (await squad.ask("work.delegate", seconds=0, within_s=20)).unwrap()
+    _, left_s = (await squad.ask("work.delegate", {"seconds": 0}, within_s=20)).unwrap()
     assert 0 < left_s < 20
 
 

@@ -12,9 +12,9 @@ import ray
 from ray import serve
 
 from squadron import Agent, Squad, topic
-from squadron.bridge.jetstream import embedded
-from squadron.runtime.envelope import AgentMessage
+from squadron.bridge.jetstream.link import embedded
 from squadron.runtime.errors import SquadronError
+from squadron.runtime.wire.envelope import AgentMessage
 from tests.cluster.conftest import until
 
 
@@ -47,7 +47,7 @@ async def test_a_plain_ray_actor_serves_a_topic_until_it_is_unbound(squad, bridg
     calculator = Calculator.options(name="calculator", lifetime="detached").remote()
     try:
         await bridge.bind.remote("math.add", calculator, "add", description="Add two numbers.")
-        outcome = await squad.ask("math.add", a=1, b=2)
+        outcome = await squad.ask("math.add", {"a": 1, "b": 2})
         assert outcome.unwrap() == 3
         assert squad.discover("add numbers")[0].topic.name == "math.add"
         routes = await bridge.routes.remote()
@@ -55,7 +55,7 @@ async def test_a_plain_ray_actor_serves_a_topic_until_it_is_unbound(squad, bridg
         with pytest.raises(SquadronError, match="overlaps"):
             await bridge.bind.remote("math.*", calculator, "fail")
         await bridge.unbind.remote("math.add")
-        assert (await squad.ask("math.add", a=1, b=2)).kind == "undeliverable"
+        assert (await squad.ask("math.add", {"a": 1, "b": 2})).kind == "undeliverable"
     finally:
         ray.kill(calculator)
 
@@ -66,7 +66,7 @@ async def test_a_ray_task_without_a_connection_uses_the_bus_through_the_bridge(s
     @ray.remote(num_cpus=0)
     def job() -> tuple[str, list[bytes]]:
         there = ray.get_actor("squadron-bridge-dev", namespace="squadron")
-        outcome = ray.get(there.ask.remote("echo.say", {"text": "hi"}))
+        outcome = ray.get(there.ask.remote("echo.say", {"text": "hi"}, priority=7))
         ray.get(there.append.remote("job", "one", b"stored"))
         return outcome.unwrap(), [data for _, data in ray.get(there.read.remote("job", "one"))]
 
@@ -80,7 +80,7 @@ async def test_a_killed_bridge_comes_back_with_its_deployments_and_bindings(squa
     before = await squad.status()
     os.kill(before["pid"], signal.SIGKILL)
     # Agents pull straight from their mailboxes: they go on while the bridge is away.
-    assert (await squad.ask("echo.say", text="still here")).unwrap() == "still here"
+    assert (await squad.ask("echo.say", {"text": "still here"})).unwrap() == "still here"
 
     async def back() -> bool:
         try:
@@ -91,7 +91,7 @@ async def test_a_killed_bridge_comes_back_with_its_deployments_and_bindings(squa
     await until(back)
     after = await squad.status()
     assert _pids(before) == _pids(after)
-    assert (await squad.ask("math.sum", a=2, b=2)).unwrap() == 4
+    assert (await squad.ask("math.sum", {"a": 2, "b": 2})).unwrap() == 4
     await bridge.unbind.remote("math.sum")
     ray.kill(calculator)
 
@@ -148,7 +148,7 @@ async def test_the_users_own_nats_server_and_ray_cluster_are_used_when_they_are_
         await cluster.deploy(Echo)
         async with Squad.up(home=tmp_path, env="dev-eu", nats_url=url, ray_address=address) as squad:
             await squad.deploy(Echo)
-            assert (await squad.ask("echo.say", text="own server")).unwrap() == "own server"
+            assert (await squad.ask("echo.say", {"text": "own server"})).unwrap() == "own server"
             status = await squad.status()
             assert status["environment"] == "dev-eu"
             assert "s3cret" not in str(status)
@@ -157,7 +157,7 @@ async def test_the_users_own_nats_server_and_ray_cluster_are_used_when_they_are_
         assert server.returncode is None
         assert (await cluster.status())["environment"] == "dev"
         # Nor does it touch the agents of an environment whose name begins alike.
-        assert (await cluster.ask("echo.say", text="mine")).unwrap() == "mine"
+        assert (await cluster.ask("echo.say", {"text": "mine"})).unwrap() == "mine"
         await cluster.drain()
     finally:
         ray.kill(ray.get_actor("squadron-bridge-dev-eu", namespace="squadron"))

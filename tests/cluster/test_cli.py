@@ -19,11 +19,11 @@ from typing import Any
 import pytest
 from packaging.utils import canonicalize_name
 
-from squadron.bridge.jetstream import embedded
+from squadron.bridge.jetstream.link import embedded
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.bridge.serve import local
 from squadron.config import Settings
-from squadron.runtime.envelope import AgentIdentity, AgentMessage
+from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -160,6 +160,20 @@ def test_the_whole_outcome_is_there_for_programs(deployed: Run) -> None:
     assert told["outcome"] == "result"
     assert told["data"] == "X"
     assert told["source"].startswith("shouter-")
+
+
+def test_ask_has_the_options_of_every_other_way_of_asking(deployed: Run) -> None:
+    ids = ("--task-id", "mine", "--conversation", "talk-7", "--priority", "7", "--start-within", "30")
+    limits = ("--max-tokens", "1000", "--max-hops", "2", "--parameter", "temperature=0.2", "--target", "shouter")
+    told = json.loads(deployed("ask", "text.shout", "text=x", *ids, *limits, "--json").stdout)
+    assert (told["task_id"], told["data"]) == ("mine", "X")
+
+    other = deployed("ask", "text.shout", "text=y", "--task-id", "mine")
+    assert other.returncode == 1
+    assert "with another input" in other.stderr
+    excluded = deployed("ask", "text.shout", "text=x", "--exclude", "shouter")
+    assert excluded.returncode == 1
+    assert "shouter is excluded" in excluded.stderr
 
 
 @pytest.mark.parametrize("dash", [(), ("-",)])
@@ -335,6 +349,13 @@ def test_run_without_a_model_puts_the_goal_to_what_fits_and_says_so(deployed: Ru
     assert "no LLM" in ended.stderr
 
 
+def test_run_of_a_goal_that_nobody_can_pursue_ends_with_1(deployed: Run) -> None:
+    ended = deployed("run", "translate it into Frisian", "--model", "offline", "--topic", "nobody.*")
+
+    assert ended.returncode == 1, ended.stderr
+    assert "I can't pursue it" in ended.stdout
+
+
 TILL = """
     from squadron import Agent, topic
 
@@ -376,11 +397,12 @@ async def _result_of(id: str, home: Path) -> dict[str, Any]:
     """The first good outcome of a task, as it is stored."""
     wiring = await Wiring.open(Settings.load({}, home=home), AgentIdentity(id="reader"))
     try:
-        async for entry in wiring.lite.read(f"agents.dev.lite.*.{id}", live=True):
-            content: dict[str, Any] = AgentMessage.decode(entry.data).payload.content
-            if content["success"]:
-                return content
-        raise AssertionError
+        while True:
+            async for entry in wiring.ports.lite.read(f"agents.dev.lite.*.{id}"):
+                content: dict[str, Any] = AgentMessage.decode(entry.data).payload.content
+                if content["success"]:
+                    return content
+            await asyncio.sleep(0.05)
     finally:
         await wiring.aclose()
 

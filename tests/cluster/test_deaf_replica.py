@@ -6,7 +6,7 @@ import asyncio
 import os
 
 from squadron import Agent, Context, Squad, topic
-from squadron.bridge.jetstream.connect import Connection
+from squadron.bridge.jetstream.link.connect import Connection
 from tests.cluster.conftest import until
 
 
@@ -24,7 +24,7 @@ class Hermit(Agent):
     async def retire(self, who: int, ctx: Context) -> int:
         """The process `who` goes deaf over this and never ends it; any other ends it at once."""
         if os.getpid() == who:
-            _deafen(ctx._caller.bus._connection)
+            _deafen(ctx._caller.ports.bus._connection)
             await asyncio.sleep(300)
         return os.getpid()
 
@@ -45,7 +45,7 @@ async def test_a_replica_that_stays_deaf_is_replaced_and_its_tasks_are_done(squa
     victim = (await squad.ask("hermit.pid")).unwrap()
     # By the health check, which fails for the third time after `deaf_after_s` and three seconds; not by a lease,
     # which it goes on to extend: it hears nothing, but can speak.
-    outcome = await squad.ask("hermit.retire", who=victim, within_s=90)
+    outcome = await squad.ask("hermit.retire", {"who": victim}, within_s=90)
     assert outcome.ok, outcome
     assert outcome.unwrap() != victim
     assert outcome.attempt == 2

@@ -72,8 +72,8 @@ async def test_the_bare_agent_of_the_protocol_page_is_found_and_asked(
 
     try:
         await until(found)
-        assert (await squad.ask("bare.double", x="no")).kind == "rejected"
-        outcome = await squad.ask("bare.double", x=21, within_s=20)
+        assert (await squad.ask("bare.double", {"x": "no"})).kind == "rejected"
+        outcome = await squad.ask("bare.double", {"x": 21}, within_s=20)
         assert (outcome.unwrap(), outcome.source) == (42, "bare-doubler")
     finally:
         await serving

@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 from squadron import Agent, Squad, on_durable
-from squadron.runtime.envelope import AgentMessage
+from squadron.runtime.wire.envelope import AgentMessage
 from tests.cluster.conftest import until
 
 

@@ -20,13 +20,14 @@ import nats
 import psutil
 import pytest
 
-from squadron.bridge.jetstream import embedded
+from squadron.bridge import daemons
+from squadron.bridge.jetstream.link import embedded
 from squadron.bridge.serve import local
 from squadron.runtime.errors import BusUnavailableError, ClusterUnavailableError, ConfigError
 
 _ENSURE = """
 import pathlib, sys
-from squadron.bridge.jetstream import embedded
+from squadron.bridge.jetstream.link import embedded
 print(embedded.ensure(pathlib.Path(sys.argv[1])).pid)
 """
 
@@ -203,7 +204,7 @@ def _join(cluster: local.LocalRay) -> list[object]:
 
 def _alive(pid: object) -> bool:
     assert isinstance(pid, int)
-    return psutil.pid_exists(pid) and embedded.is_alive(psutil.Process(pid))
+    return psutil.pid_exists(pid) and daemons.is_alive(psutil.Process(pid))
 
 
 def _open_to_the_network(cluster: local.LocalRay) -> list[str]:

@@ -15,7 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from squadron.bridge.jetstream import embedded
+from squadron.bridge import daemons
+from squadron.bridge.jetstream.link import embedded
 from squadron.bridge.serve import local
 
 #: Only a hang takes so long, in seconds.
@@ -63,7 +64,7 @@ def _left(home: Path) -> list[list[str]]:
         process.info["cmdline"]
         for process in psutil.process_iter(["cmdline"])
         if any(mark in word for mark in marks for word in process.info["cmdline"] or [])
-        and embedded.is_alive(process)
+        and daemons.is_alive(process)
     ]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from squadron import Agent, topic
-from squadron.actors.model import ModelTurn, ToolCall
+from squadron.actors.thinking.model import ModelTurn, ToolCall
 from tests.llm_servers import ScriptedAnthropicServer, ScriptedOpenAIServer
 
 

@@ -34,7 +34,7 @@ PROGRAM = '''
     import asyncio, gc, hashlib, json, logging, os, sys, threading
 
     from squadron import Agent, Context, Squad, Terminal, on, on_durable, topic
-    from squadron.actors.llm import LLMAgent, tool
+    from squadron.actors.thinking.llm import LLMAgent, tool
     from squadron.runtime.errors import SquadronError
 
     HELD = ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "PASSED_PASSWORD", "PASSED_URL")
@@ -149,7 +149,7 @@ PROGRAM = '''
         async with Squad.up() as squad:
             await squad.deploy(Leaky)
             digests = json.loads(sys.stdin.readline())
-            seen = await squad.ask("leak.seen", digests=digests)
+            seen = await squad.ask("leak.seen", {"digests": digests})
             print("seen", json.dumps(seen.unwrap()), flush=True)
             await squad.publish("leak.event", {})
             await squad.publish_durable("leak.durable", {})

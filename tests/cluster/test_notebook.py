@@ -44,7 +44,7 @@ def test_every_cell_runs_and_shows_what_its_text_says(home: Path) -> None:
     assert "error" not in {output.output_type for cell in notebook.cells for output in cell.get("outputs", [])}
     assert float(_of(shown, "outcome.unwrap()")) == pytest.approx(1 / 3)
     assert "topic='analysis.sentiment'" in _of(shown, "outcome")
-    refused = _of(shown, "text=42")
+    refused = _of(shown, '"text": 42')
     assert "field 'text'" in refused
     assert "did you mean analysis.sentiment" in refused
     assert _of(shown, "stream.outcome").split() == ["rays", "fly", "under", "water", "'result'"]

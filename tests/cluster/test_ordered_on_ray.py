@@ -48,7 +48,7 @@ async def test_order_holds_over_replicas_and_the_death_of_one(squad: Squad, tmp_
         for each in range(CONVERSATIONS):
             content = {"ledger": str(ledger), "number": number, "nap_s": random.uniform(0.05, 0.2)}
             handle = await squad.submit("scribe.write", content, conversation_id=f"c{each}", within_s=90)
-            asking.append(asyncio.create_task(squad.outcome(handle)))
+            asking.append(asyncio.create_task(handle.outcome()))
 
     async def a_third_is_done() -> bool:
         return _read(ledger).count("end ") >= CONVERSATIONS * TASKS // 3

@@ -12,22 +12,29 @@ import pytest
 
 from squadron.actors.agent import Agent, AgentSpec
 from squadron.bridge.jetstream.wiring import Wiring
-from squadron.bridge.memory import LoopClock, MemoryBus, MemoryEventLog, MemoryJournal, MemoryQueue, MemoryVault
+from squadron.bridge.memory import MemoryServer
+from squadron.bridge.place import Place
 from squadron.config import Settings
-from squadron.runtime.caller import Caller
-from squadron.runtime.claims import Claims
-from squadron.runtime.envelope import AgentIdentity
+from squadron.runtime.asking.caller import Caller
 from squadron.runtime.errors import BusUnavailableError
-from squadron.runtime.handover import Handovers
-from squadron.runtime.ordered import OrderedQueue
-from squadron.runtime.outcome import Outcome
-from squadron.runtime.ports import Clock, Delivery, EventLog, Journal, Mailbox, UnreliableBus, Vault
-from squadron.runtime.pump import Pump
-from squadron.runtime.registry import Registry
-from squadron.runtime.subjects import Subjects
-from squadron.runtime.turn import Turns
+from squadron.runtime.ports.bus import UnreliableBus
+from squadron.runtime.ports.events import EventLog
+from squadron.runtime.ports.journal import Journal
+from squadron.runtime.ports.lite_journal import LiteJournal
+from squadron.runtime.ports.queue import Delivery, Mailbox, Queue
+from squadron.runtime.ports.vault import Vault
+from squadron.runtime.registry.registry import Registry
+from squadron.runtime.running.handover import Handovers
+from squadron.runtime.running.pump import Pump
+from squadron.runtime.running.turn import Turns
+from squadron.runtime.store.claims import Claims
+from squadron.runtime.store.port_set import Ports
+from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
+from squadron.runtime.wire.limits import Clock
+from squadron.runtime.wire.outcome import Outcome
+from squadron.runtime.wire.subjects import Subjects
+from squadron.testing import now_s, turned_time
 from tests.conftest import HEARTBEAT_S
-from tests.turned import now_s, turned_time
 
 #: Longest wait for what must happen; it is over at once when it does.
 SOON_S = 10.0
@@ -39,29 +46,51 @@ LEASE_S = 1.5
 class Peer:
     """One participant: all ports, seen by one process."""
 
-    subjects: Subjects
-    clock: Clock
-    bus: UnreliableBus
-    queue: OrderedQueue
-    events: EventLog
-    lite: Journal
+    ports: Ports
     records: Journal
-    dead: Journal
     registry: Registry
     caller: Caller
 
     @property
+    def subjects(self) -> Subjects:
+        return self.ports.subjects
+
+    @property
+    def clock(self) -> Clock:
+        return self.ports.clock
+
+    @property
+    def bus(self) -> UnreliableBus:
+        return self.ports.bus
+
+    @property
+    def queue(self) -> Queue:
+        return self.ports.queue
+
+    @property
+    def events(self) -> EventLog:
+        return self.ports.events
+
+    @property
+    def lite(self) -> LiteJournal:
+        return self.ports.lite
+
+    @property
+    def dead(self) -> Journal:
+        return self.ports.dead
+
+    @property
     def claims(self) -> Claims:
-        return self.caller.claims
+        return self.ports.claims
 
     @property
     def vault(self) -> Vault:
         return self.claims.vault
 
 
-def peer_of(w: Wiring) -> Peer:
-    """The ports of one process on a real server."""
-    return Peer(w.subjects, w.clock, w.bus, w.queue, w.events, w.lite, w.records, w.dead, w.registry, w.caller)
+def peer_of(place: Place) -> Peer:
+    """The ports of one process."""
+    return Peer(place.ports, place.records, place.registry, place.caller)
 
 
 @dataclass
@@ -76,30 +105,13 @@ class World:
 
 
 async def _memory_world() -> World:
-    bus, subjects, clock = MemoryBus(), Subjects("test"), LoopClock()
-    queue, vault = OrderedQueue(MemoryQueue(), subjects), MemoryVault()
-    lite, records, dead = MemoryJournal(bus), MemoryJournal(bus), MemoryJournal(bus)
-    events = MemoryEventLog(bus, subjects)
+    server, settings = MemoryServer("test"), Settings(env="test", heartbeat_s=HEARTBEAT_S)
 
     async def join(name: str) -> Peer:
-        registry = Registry(records, bus, subjects, clock, heartbeat_s=HEARTBEAT_S)
-        identity = AgentIdentity(id=name, type="test")
-        claims = Claims(vault)
-        caller = Caller(
-            identity,
-            subjects,
-            queue=queue,
-            lite=lite,
-            bus=bus,
-            registry=registry,
-            claims=claims,
-            events=events,
-            clock=clock,
-        )
-        await registry.start()
-        await caller.start()
-        world._closers += [caller.aclose, registry.aclose]
-        return Peer(subjects, clock, bus, queue, events, lite, records, dead, registry, caller)
+        place = server.place(AgentIdentity(id=name, type="test"), settings)
+        await place.start()
+        world._closers.append(place.aclose)
+        return peer_of(place)
 
     world = World("memory", join)
     return world
@@ -147,12 +159,12 @@ class Replica:
         self.spec = AgentSpec.of(type(agent))
         capabilities = agent.capabilities
         handlers = self.spec.handlers(agent)
-        turns = Turns(self.spec.name, handlers, peer.caller, peer.dead, capabilities=capabilities)
+        turns = Turns(self.spec.name, handlers, peer.caller, capabilities=capabilities)
         patterns = tuple(each.topic.name for each in self.spec.topics)
         self.mailbox = Mailbox(self.spec.name, patterns, lease_s)
         self.turns = turns
         self.pump = Pump(peer.queue, self.mailbox, self._run, slots=slots)
-        self.handovers = Handovers(peer.caller, self.pump)
+        self.handovers = Handovers(peer.ports, self.pump)
         #: How often what it was delivered had been delivered then.
         self.delivered: list[int] = []
 
@@ -166,7 +178,7 @@ class Replica:
         # Ten minutes of presence, so that no test depends on heartbeats.
         self.peer.registry.heartbeat_s = 200.0
         facts = {"capabilities": sorted(self.agent.capabilities)}
-        await self.peer.registry.renew(self.spec.name, self.peer.caller.identity.id, **facts)
+        await self.peer.registry.renew(self.spec.name, self.peer.caller.ports.identity.id, **facts)
         await self.turns.start()
         await self.pump.start()
         await self.handovers.start()
@@ -222,6 +234,21 @@ async def until(is_so: Callable[[], Awaitable[bool]], within_s: float = SOON_S) 
                 return
         assert now_s() < deadline, "it never came to that"
         await asyncio.sleep(0.005)
+
+
+async def first_stored(
+    lite: Journal, key: str, fits: Callable[[AgentMessage], bool] = lambda _: True
+) -> AgentMessage:
+    """The first message of a lite topic that fits, as soon as it is stored."""
+    found: list[AgentMessage] = []
+
+    async def is_there() -> bool:
+        stored = [AgentMessage.decode(entry.data) async for entry in lite.read(key)]
+        found.extend(filter(fits, stored))
+        return bool(found)
+
+    await until(is_there)
+    return found[0]
 
 
 async def settle_all(deliveries: list[Delivery]) -> None:

@@ -8,7 +8,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from squadron.bridge.jetstream import embedded
+from squadron.bridge.jetstream.link import embedded
 
 
 class OwnServer:

@@ -16,11 +16,11 @@ import pytest
 from platformdirs import user_cache_path
 
 from squadron.actors.agent import Agent
-from squadron.actors.marks import topic
-from squadron.bridge.jetstream import embedded
+from squadron.actors.decorators import topic
+from squadron.bridge.jetstream.link import embedded
 from squadron.config import Settings
-from squadron.runtime.caller import Ask
-from squadron.runtime.context import Context
+from squadron.runtime.asking.options import AskOptions
+from squadron.runtime.running.context import Context
 from tests.contract.conftest import ON_NATS, SOON_S, Peer, Serve, World
 from tests.docs import ROOT
 
@@ -181,7 +181,7 @@ async def test_it_follows_what_a_task_emits_to_the_end(world: World, peer: Peer,
     await serve(Poet())
     # A task with an id of its caller's own has a lite topic that is known before it is sent.
     node = await run("poem.poem", "js.answer")
-    handle = await peer.caller.submit("js.poem", {"lines": 40}, Ask(within_s=SOON_S, task_id="poem"))
+    handle = await peer.caller.submit("js.poem", {"lines": 40}, AskOptions(within_s=SOON_S, task_id="poem"))
     assert handle.reply_to.endswith(".poem.poem")
     await handle.outcome()
     read = await node.rest()

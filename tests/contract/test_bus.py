@@ -8,7 +8,7 @@ import pytest
 
 from squadron.bridge.memory import subject_matches
 from squadron.runtime.errors import BusUnavailableError
-from squadron.runtime.ports import Note
+from squadron.runtime.ports.bus import Note
 from tests.contract.conftest import Inbox, Peer, World
 
 

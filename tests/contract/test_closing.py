@@ -20,22 +20,24 @@ import psutil
 import pytest
 
 from squadron.actors.agent import Agent
-from squadron.actors.marks import topic
-from squadron.bridge.jetstream import embedded
+from squadron.actors.decorators import topic
+from squadron.bridge import daemons
+from squadron.bridge.jetstream.link import embedded
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.bridge.serve import local
+from squadron.client.blocking import SyncSquad
+from squadron.client.opening import Opening
+from squadron.client.squad import Squad
 from squadron.config import Settings
-from squadron.runtime.caller import Ask
-from squadron.runtime.envelope import AgentIdentity
+from squadron.runtime.asking.handle import Handle
+from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.errors import (
     BlockingCallError,
     BusUnavailableError,
     ClusterUnavailableError,
     SquadClosedError,
 )
-from squadron.runtime.handle import Handle
-from squadron.squad import Squad
-from squadron.sync import SyncSquad
+from squadron.runtime.wire.envelope import AgentIdentity
 from tests.contract.conftest import Replica, Serve, World, peer_of, until
 
 #: Only a hang takes so long, in seconds.
@@ -62,7 +64,7 @@ async def _open(settings: Settings) -> Squad:
 
 @pytest.fixture
 def squad(settings: Settings) -> Iterator[SyncSquad]:
-    opened = SyncSquad.open(lambda: _open(settings))
+    opened = Opening(lambda: _open(settings)).__enter__()
     yield opened
     opened.close()
 
@@ -104,7 +106,7 @@ BLOCKING: dict[str, Callable[[SyncSquad], Any]] = {
 
 @pytest.mark.parametrize("call", BLOCKING.values(), ids=BLOCKING)
 def test_a_call_after_the_end_is_refused(settings: Settings, call: Callable[[SyncSquad], Any]) -> None:
-    with contextlib.closing(SyncSquad.open(lambda: _open(settings))) as squad:
+    with Opening(lambda: _open(settings)) as squad:
         pass
     squad.close()
     with pytest.raises(SquadClosedError, match=r"Squad\.up\(\)"):
@@ -112,7 +114,7 @@ def test_a_call_after_the_end_is_refused(settings: Settings, call: Callable[[Syn
 
 
 def test_what_was_taken_from_a_squad_is_refused_after_its_end_as_well(settings: Settings) -> None:
-    squad = SyncSquad.open(lambda: _open(settings))
+    squad = Opening(lambda: _open(settings)).__enter__()
     lite, letters, stream = squad.lite("one"), squad.dead_letters, squad.stream("no.body")
     reader, feed = lite.read(), squad.follow("two")
     squad.close()
@@ -149,7 +151,7 @@ def test_calls_of_other_threads_end_with_the_squad(squad: SyncSquad, serve_in: C
     events, durable = squad.subscribe("a.*"), squad.subscribe_durable("me", "a.*")
     reader, feed = squad.lite("one").read(), squad.follow("two")
     feed.__enter__()
-    asks = [lambda: squad.ask("sleep.deep"), lambda: squad.outcome(submitted), stream.outcome]
+    asks = [lambda: squad.ask("sleep.deep"), lambda: submitted.outcome(), stream.outcome]
     ends = [lambda: list(events), lambda: list(durable), lambda: list(reader), lambda: list(feed)]
     threads, ended = _in_threads(*asks, *ends, lambda: list(stream), lambda: squad.deploy())
     squad.ask("no.body", within_s=0.3)
@@ -193,10 +195,10 @@ def serve_in(settings: Settings) -> Iterator[Callable[[Agent], None]]:
 
 async def test_where_a_loop_runs_a_blocking_call_is_refused(settings: Settings) -> None:
     with pytest.raises(BlockingCallError, match="async with"):
-        SyncSquad.open(lambda: _open(settings))
+        Opening(lambda: _open(settings)).__enter__()
     with pytest.raises(BlockingCallError), Squad.up(settings):
         pass
-    squad = await asyncio.to_thread(SyncSquad.open, lambda: _open(settings))
+    squad = await asyncio.to_thread(Opening(lambda: _open(settings)).__enter__)
     with pytest.raises(BlockingCallError, match="async with"):
         squad.ask("no.body")
     await asyncio.to_thread(squad.close)
@@ -239,10 +241,10 @@ HEAD = """
     import asyncio, os, pathlib, sys, threading
     from squadron.bridge.jetstream.wiring import Wiring
     from squadron.config import Settings
-    from squadron.runtime.envelope import AgentIdentity
+    from squadron.runtime.wire.envelope import AgentIdentity
     from squadron.runtime.errors import SquadClosedError
-    from squadron.opening import Opening
-    from squadron.squad import Squad
+    from squadron.client.opening import Opening
+    from squadron.client.squad import Squad
 
     settings = Settings.load({}, home=pathlib.Path(sys.argv[1]), env=sys.argv[2])
 
@@ -362,7 +364,7 @@ async def test_an_ask_that_waits_ends_with_its_caller(world: World, serve: Serve
     peer = await world.join("asker")
     handle = await peer.caller.submit("sleep.deep", {})
     waiting: list[Coroutine[Any, Any, Any]] = [
-        peer.caller.ask("sleep.deep", {}, Ask(within_s=600)),
+        peer.caller.ask("sleep.deep", {}, AskOptions(within_s=600)),
         handle.outcome(),
         _all(handle.chunks()),
     ]
@@ -433,7 +435,7 @@ async def test_closing_ends_what_waits_for_a_server_that_is_away(own_home: Path)
         _heard(squad),
         squad.status(),
         squad.dead_letters.list(),
-        squad.outcome(_a_handle(squad)),
+        _a_handle(squad).outcome(),
     ]
     tasks = [asyncio.create_task(each) for each in calls]
 
@@ -530,7 +532,7 @@ def _servers(home: Path) -> list[int]:
         for process in psutil.process_iter(["cmdline"])
         if any(str(home) in word for word in process.info["cmdline"] or [])
         and process.pid != os.getpid()
-        and embedded.is_alive(process)
+        and daemons.is_alive(process)
     ]
 
 
@@ -542,7 +544,7 @@ async def test_a_ray_that_is_not_there_is_told_as_what_it_is_and_leaves_no_serve
 
 def test_a_ray_start_whose_starter_died_at_once_is_found(own_home: Path) -> None:
     # It has no daemons yet, and nobody has written down that it began.
-    base = embedded.private_dir(own_home / "ray")
+    base = daemons.private_dir(own_home / "ray")
     idle = ["-c", "import time; time.sleep(600)", f"--temp-dir={local._owned_temp_dir(base)}"]
     begun = subprocess.Popen([sys.executable, *idle], start_new_session=True)
 

@@ -8,13 +8,14 @@ import time
 import pytest
 
 from squadron import Settings
-from squadron.bridge.jetstream import embedded
-from squadron.bridge.jetstream.dial import connect
-from squadron.bridge.jetstream.streams import StreamNames, ensure_streams
+from squadron.bridge.jetstream.link import embedded
+from squadron.bridge.jetstream.link.dial import connect
+from squadron.bridge.jetstream.stream_configs import StreamNames, ensure_streams
 from squadron.bridge.jetstream.wiring import Wiring
-from squadron.runtime.envelope import AgentIdentity
 from squadron.runtime.errors import BusUnavailableError, ConfigError
-from squadron.runtime.ports import Delivery, Mailbox
+from squadron.runtime.ports.queue import Delivery, Mailbox
+from squadron.runtime.wire.envelope import AgentIdentity
+from tests.contract.conftest import SOON_S
 
 
 @pytest.fixture(scope="module")
@@ -59,20 +60,37 @@ async def test_what_an_operator_set_on_a_stream_stays_over_the_next_start(server
     await connection.aclose()
 
 
+class _Unfinished(Wiring):
+    async def start(self):
+        await super().start()
+        raise BusUnavailableError("gone meanwhile")
+
+
+async def test_what_had_begun_when_an_opening_failed_is_ended(server):
+    _, home = server
+    before = asyncio.all_tasks()
+    with pytest.raises(BusUnavailableError, match="gone meanwhile"):
+        await _Unfinished.open(Settings(home=home, env="half"), AgentIdentity(id="x"), create=True)
+    # What was cancelled ends in the next steps of the loop.
+    async with asyncio.timeout(SOON_S):
+        while asyncio.all_tasks() - before:
+            await asyncio.sleep(0)
+
+
 async def test_a_header_named_status_and_an_odd_token_do_not_stop_a_mailbox(server):
     _, home = server
     settings = Settings(home=home, env="odd")
     wiring = await Wiring.open(settings, AgentIdentity(id="reader"), create=True)
     mailbox = Mailbox("reader", ("book.*",))
-    await wiring.queue.declare(mailbox)
+    await wiring.ports.queue.declare(mailbox)
     await wiring.connection.publish("agents.odd.task.book.b@d.p3", b"1")
     await wiring.connection.publish("agents.odd.task.book.read", b"2", headers={"Status": "408"})
     arrived: asyncio.Queue[Delivery] = asyncio.Queue()
-    feed = await wiring.queue.consume(mailbox, arrived.put_nowait)
+    feed = await wiring.ports.queue.consume(mailbox, arrived.put_nowait)
     feed.want(2)
     got = [await asyncio.wait_for(arrived.get(), 5) for _ in range(2)]
     assert {delivery.data for delivery in got} == {b"1", b"2"}
-    assert (await wiring.queue.backlog("reader")).taken == 2
+    assert (await wiring.ports.queue.backlog("reader")).taken == 2
     await feed.aclose()
     await wiring.aclose()
 
@@ -93,9 +111,9 @@ async def test_a_reconnect_ends_the_wait_for_answers_that_went_to_the_old_connec
 async def test_an_entry_with_a_header_named_status_is_read_as_any_other(server):
     _, home = server
     wiring = await Wiring.open(Settings(home=home, env="odd"), AgentIdentity(id="reader"), create=True)
-    key = wiring.subjects.lite("reader", "odd")
+    key = wiring.ports.subjects.lite("reader", "odd")
     await wiring.connection.request(key, b"1", headers={"Status": "503"})
-    entry = await wiring.lite.last(key)
+    entry = await wiring.ports.lite.last(key)
     assert entry is not None
     assert entry.data == b"1"
     await wiring.aclose()
@@ -127,7 +145,7 @@ async def test_messages_of_successive_turns_are_sent_together_and_none_waits_lon
     writes: list[list[bytes]] = []
     writelines = transport.writelines
     monkeypatch.setattr(transport, "writelines", lambda lines: (writes.append(lines), writelines(lines)))
-    monkeypatch.setattr("squadron.bridge.jetstream.client.GATHER_S", 60.0)
+    monkeypatch.setattr("squadron.bridge.jetstream.link.lasting_client.GATHER_S", 60.0)
 
     for _ in range(20):
         client.post("some.subject", b"")
@@ -138,7 +156,7 @@ async def test_messages_of_successive_turns_are_sent_together_and_none_waits_lon
         await asyncio.sleep(0)
     assert [len(lines) for lines in writes] == [40]
 
-    monkeypatch.setattr("squadron.bridge.jetstream.client.GATHER_S", 0.001)
+    monkeypatch.setattr("squadron.bridge.jetstream.link.lasting_client.GATHER_S", 0.001)
     until = time.monotonic() + 0.1
     while time.monotonic() < until:
         client.post("some.subject", b"")

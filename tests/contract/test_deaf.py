@@ -14,10 +14,10 @@ import pytest
 from nats.aio.client import Client
 
 from squadron import Settings
-from squadron.bridge.jetstream import embedded
 from squadron.bridge.jetstream.bus import CoreBus
-from squadron.bridge.jetstream.connect import Connection
-from squadron.bridge.jetstream.dial import connect
+from squadron.bridge.jetstream.link import embedded
+from squadron.bridge.jetstream.link.connect import Connection
+from squadron.bridge.jetstream.link.dial import connect
 from squadron.runtime.errors import BusUnavailableError
 from tests.contract.conftest import Inbox, until
 

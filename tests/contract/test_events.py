@@ -14,20 +14,22 @@ from typing import Any
 import pytest
 
 from squadron import Retry, Terminal
-from squadron.bridge.jetstream import embedded
-from squadron.bridge.jetstream.streams import StreamNames
+from squadron.bridge.jetstream.link import embedded
+from squadron.bridge.jetstream.stream_configs import StreamNames
 from squadron.bridge.jetstream.wiring import Wiring
+from squadron.client.subscriptions import DurableEvents
 from squadron.config import Settings
-from squadron.durable import DurableEvents
-from squadron.runtime.durable import EventGroup, EventTurns, Start
-from squadron.runtime.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.errors import InvalidInputError, InvalidSubjectError, MessageTooLargeError
-from squadron.runtime.ports import Delivery
-from squadron.runtime.pump import Pump
+from squadron.runtime.ports.queue import Delivery
 from squadron.runtime.retries import Retries
+from squadron.runtime.running.event_turns import EventTurns
+from squadron.runtime.running.pump import Pump
+from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
+from squadron.runtime.wire.groups import EventGroup
+from squadron.runtime.wire.start import Start
+from squadron.testing import now_s
 from tests.conftest import LEASE_S
 from tests.contract.conftest import Inbox, Peer, World, peer_of, settle_all, until
-from tests.turned import now_s
 
 
 async def _publish(peer: Peer, *contents: Any, topic: str = "news.sport") -> list[int]:
@@ -285,7 +287,7 @@ class Replica:
         run_timeout_s: float = 60.0,
     ) -> None:
         retries = Retries(max_attempts)
-        turns = EventTurns(group, handle, peer.caller, peer.dead, retries=retries, run_timeout_s=run_timeout_s)
+        turns = EventTurns(group, handle, peer.ports, retries=retries, run_timeout_s=run_timeout_s)
         self.pump = Pump(peer.events, EventGroup(group, "news.*", "first", LEASE_S), turns.run, slots=slots)
 
 
@@ -399,6 +401,26 @@ async def test_an_event_whose_replica_died_in_each_attempt_is_buried(
     assert ran == []
 
 
+async def test_an_event_whose_handler_waited_for_something_cancelled_is_tried_again_with_pauses(
+    peer: Peer, serve: Callable[..., Any]
+) -> None:
+    tried: list[float] = []
+
+    async def wait_for_it(message: AgentMessage) -> None:
+        tried.append(now_s())
+        task = asyncio.ensure_future(asyncio.sleep(60))
+        task.cancel()
+        await task
+
+    await serve(wait_for_it, max_attempts=2)
+    await _publish(peer, "work")
+
+    (letter,) = await _letters(peer, 1)
+    assert "RuntimeError: what the handler waited for was cancelled" in letter["error"]["message"]
+    assert len(tried) == 2
+    assert tried[1] - tried[0] >= 0.24
+
+
 async def test_a_long_handler_keeps_its_event_and_a_drained_one_hands_it_back(
     peer: Peer, serve: Callable[..., Any]
 ) -> None:
@@ -466,13 +488,13 @@ async def test_a_subscription_buries_what_nobody_can_read_and_goes_on(
     wiring: Wiring, subscribe: Callable[..., Any]
 ) -> None:
     events = await subscribe()
-    await wiring.events.append("news.sport", b"no message", msg_id="x")
+    await wiring.ports.events.append("news.sport", b"no message", msg_id="x")
     seq = await wiring.caller.publish_durable("news.sport", "good")
 
     event = await events.next(within_s=5)
 
     assert (event.seq, event.message.payload.content) == (seq, "good")
-    (letter,) = await wiring.dead.latest(f"agents.{wiring.settings.env}.dead.>")
+    (letter,) = await wiring.ports.dead.latest(f"agents.{wiring.settings.env}.dead.>")
     content = AgentMessage.decode(letter.data).payload.content
     assert (content["subscription"], content["message"]) == ("mine", "no message")
 
@@ -523,7 +545,7 @@ async def test_a_stream_of_an_older_version_is_brought_up_to_date(wiring: Wiring
     old = {key: value for key, value in config.items() if key not in ("republish", "max_age")}
     assert "error" not in await wiring.connection.api(f"STREAM.UPDATE.{name}", old)
     heard = Inbox()
-    await wiring.bus.subscribe(wiring.subjects.event("news.*"), heard)
+    await wiring.ports.bus.subscribe(wiring.ports.subjects.event("news.*"), heard)
     await wiring.caller.publish_durable("news.sport", "not told")
 
     newer = await Wiring.open(wiring.settings, AgentIdentity(id="newer"), create=True)

@@ -15,11 +15,11 @@ import pytest
 
 from squadron import Settings
 from squadron.bridge.jetstream.wiring import Wiring
-from squadron.runtime import exclusive
-from squadron.runtime.envelope import AgentIdentity
 from squadron.runtime.errors import BusUnavailableError, FencedError
-from squadron.runtime.exclusive import KEPT_STEPS, ExclusiveCursor, cursor_key
-from squadron.runtime.ports import Entry, Journal
+from squadron.runtime.lite import exclusive
+from squadron.runtime.lite.exclusive import KEPT_STEPS, ExclusiveCursor, cursor_key
+from squadron.runtime.ports.journal import Entry, Journal
+from squadron.runtime.wire.envelope import AgentIdentity
 from tests.contract.conftest import ON_NATS, SOON_S, Peer, World, until
 
 
@@ -189,14 +189,14 @@ async def read_in_a_process(home: str, environment: str) -> None:
     """Runs in a process of its own: reads exclusively, slowly, with all messages at hand; tells what it gets."""
     settings = Settings(home=Path(home), env=environment)
     wiring = await Wiring.open(settings, AgentIdentity(id="old", type="test"))
-    key = wiring.subjects.lite("owner", "a")
-    buffered = [entry async for entry in wiring.lite.read(key)]
+    key = wiring.ports.subjects.lite("owner", "a")
+    buffered = [entry async for entry in wiring.ports.lite.read(key)]
 
     async def at_hand() -> AsyncIterator[Entry]:
         for entry in buffered:
             yield entry
 
-    cursor = await ExclusiveCursor.take(wiring.lite, cursor_key(wiring.subjects, key, "reader"))
+    cursor = await ExclusiveCursor.take(wiring.ports.lite, cursor_key(wiring.ports.subjects, key, "reader"))
     try:
         async for entry in cursor.guard(at_hand()):
             os.write(1, entry.data + b"\n")

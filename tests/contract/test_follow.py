@@ -14,13 +14,14 @@ import pytest
 from structlog.testing import capture_logs
 
 from squadron import Settings
-from squadron.bridge.jetstream import embedded
+from squadron.bridge.jetstream.link import embedded
 from squadron.bridge.jetstream.wiring import Wiring
-from squadron.runtime import follow
 from squadron.runtime.errors import BusUnavailableError
-from squadron.runtime.follow import MOST_READ, Follower
-from squadron.runtime.followed import MOST_LIVE, Batch
-from squadron.runtime.ports import Entry, Journal, Subscription
+from squadron.runtime.lite import follower as follow
+from squadron.runtime.lite.followed import MOST_LIVE, Batch
+from squadron.runtime.lite.follower import MOST_READ, Follower
+from squadron.runtime.ports.bus import Subscription
+from squadron.runtime.ports.journal import Entry, Journal
 from tests.contract.conftest import ON_NATS, SOON_S, Peer, World, until
 
 
@@ -181,7 +182,7 @@ async def test_what_was_missed_shows_with_the_next_message_and_is_read(
 async def test_a_last_message_that_was_missed_is_found_by_looking(
     peer: Peer, lite: Leaky, key: Key, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(follow, "LOOK_S", 0.05)
+    monkeypatch.setattr(follow, "UNHEARD_S", 0.05)
     follower = await Follower.open(lite, peer.subjects.lite_of("owner"))
     reader = Reader()
     serving = asyncio.create_task(follower.serve(reader))
@@ -544,10 +545,12 @@ async def test_a_follower_is_told_of_a_lost_connection_before_it_hears_what_come
     world: World, wiring: Wiring
 ) -> None:
     told: list[str] = []
-    key = wiring.subjects.lite("owner", "a")
+    key = wiring.ports.subjects.lite("owner", "a")
     writer = await world.join("writer")
-    ear = await wiring.lite.follow(
-        wiring.subjects.lite_of("owner"), lambda entry: told.append("entry"), lost=lambda: told.append("lost")
+    ear = await wiring.ports.lite.follow(
+        wiring.ports.subjects.lite_of("owner"),
+        lambda entry: told.append("entry"),
+        lost=lambda: told.append("lost"),
     )
 
     await wiring.connection.client.force_reconnect()

@@ -7,9 +7,9 @@ import os
 import signal
 
 from squadron.actors.agent import Agent
-from squadron.actors.marks import topic
-from squadron.bridge.jetstream import embedded
-from squadron.runtime.ports import Backlog, Mailbox
+from squadron.actors.decorators import topic
+from squadron.bridge.jetstream.link import embedded
+from squadron.runtime.ports.queue import Backlog, Mailbox
 from tests.contract.conftest import ON_NATS, Inbox, Peer, Serve, World, until
 
 

@@ -23,21 +23,21 @@ from pydantic import ValidationError
 
 from squadron import Agent, Context, Settings, topic
 from squadron.actors.agent import AgentSpec
-from squadron.bridge.core import Bridge
-from squadron.bridge.jetstream import embedded
-from squadron.bridge.jetstream.streams import StreamNames, Streams
+from squadron.bridge.control.control import Bridge
+from squadron.bridge.jetstream.link import embedded
+from squadron.bridge.jetstream.stream_configs import StreamNames, Streams
 from squadron.bridge.jetstream.wiring import Wiring
-from squadron.flow import Events
-from squadron.runtime.caller import Ask
-from squadron.runtime.deployment import Deployment, Scale
-from squadron.runtime.envelope import AgentIdentity, AgentMessage
+from squadron.client.subscriptions import Events
+from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.errors import InvalidMessageError, InvalidSubjectError
-from squadron.runtime.ports import Backlog, Mailbox
-from squadron.runtime.pump import Pump
-from squadron.runtime.registry import Presence
-from squadron.runtime.subjects import TaskSubject, token_of
-from squadron.runtime.topics import AgentCard
-from squadron.runtime.turn import Turns
+from squadron.runtime.ports.queue import Backlog, Mailbox
+from squadron.runtime.registry.registry import Presence
+from squadron.runtime.running.pump import Pump
+from squadron.runtime.running.turn import Turns
+from squadron.runtime.wire.deployment import Deployment, Scale
+from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
+from squadron.runtime.wire.subjects import TaskSubject, token_of
+from squadron.runtime.wire.topics import AgentCard
 from tests.contract.conftest import until
 from tests.unit.test_bridge import HeldReplicas
 
@@ -269,7 +269,7 @@ class Place:
         keep = Streams(wiring.connection, StreamNames(self.settings.env)).keep
         lease_s = self.settings.lease_s
         bridge = Bridge(
-            wiring.caller, wiring.queue, wiring.records, HeldReplicas(), held, keep, {}, lease_s=lease_s
+            wiring.ports, wiring.registry, wiring.records, HeldReplicas(), held, keep, {}, lease_s=lease_s
         )
         await bridge.start()
         self._open.push_async_callback(bridge.aclose)
@@ -283,17 +283,22 @@ class Place:
         )
         await self.first.deploy([deployment.model_dump(mode="json")])
         replica = await self.wiring("clerk-1")
-        turns = Turns("clerk", self.spec.handlers(self.clerk), replica.caller, replica.dead)
+        turns = Turns("clerk", self.spec.handlers(self.clerk), replica.caller)
         await turns.start()
         self._open.push_async_callback(turns.aclose)
         self.pump = Pump(
-            replica.queue, Mailbox("clerk", deployment.patterns, lease_s=self.settings.lease_s), turns.run, slots=8
+            replica.ports.queue,
+            Mailbox("clerk", deployment.patterns, lease_s=self.settings.lease_s),
+            turns.run,
+            slots=8,
         )
         await self.pump.start()
         self._open.push_async_callback(self.pump.aclose)
         self.client = await self.wiring("client")
         self.events = Events()
-        self.events.attach(await self.client.bus.subscribe(self.client.subjects.event("news.*"), self.events.hear))
+        self.events.attach(
+            await self.client.ports.bus.subscribe(self.client.ports.subjects.event("news.*"), self.events.hear)
+        )
         endpoint = embedded.find(self.settings.home)
         assert endpoint is not None
         self.stranger = await Stranger.come(endpoint)
@@ -305,25 +310,25 @@ class Place:
 
     async def ask(self, number: int) -> None:
         """A good task is served right, in good time."""
-        outcome = await self.client.caller.ask("clerk.double", {"number": number}, Ask(within_s=30))
+        outcome = await self.client.caller.ask("clerk.double", {"number": number}, AskOptions(within_s=30))
         assert outcome.ok, outcome
         assert outcome.unwrap() == 2 * number
 
     async def all_ended(self, within_s: float = 60) -> None:
         async def nothing_left() -> bool:
-            return await self.client.queue.backlog("clerk") == Backlog(0, 0)
+            return await self.client.ports.queue.backlog("clerk") == Backlog(0, 0)
 
         await until(nothing_left, within_s=within_s)
 
     async def letters(self) -> set[str]:
         """What the dead letters lie under: poison under a digest of its subject and bytes."""
         pattern = self.subject("dead.>").decode()
-        return {entry.key.rsplit(".", 1)[-1] async for entry in self.client.dead.read(pattern)}
+        return {entry.key.rsplit(".", 1)[-1] async for entry in self.client.ports.dead.read(pattern)}
 
     async def outcomes(self) -> set[str]:
         """Ids of the tasks of strangers that have a stored outcome."""
         pattern = self.subject("lite.outcome.*").decode()
-        return {entry.key.rsplit(".", 1)[-1] async for entry in self.client.lite.read(pattern)}
+        return {entry.key.rsplit(".", 1)[-1] async for entry in self.client.ports.lite.read(pattern)}
 
     async def is_as_before(self) -> None:
         """Good messages are served, by those who were here and for those who come now."""
@@ -334,7 +339,9 @@ class Place:
             assert {card.agent for card in wiring.registry.cards()} == {"clerk"}
             assert wiring.connection.client.stats["reconnects"] == 0
         assert (await self.first.status())["agents"][0]["agent"] == "clerk"
-        answer = json.loads(await self.client.bus.request(self.subject("bridge.ping").decode(), b"", within_s=5))
+        answer = json.loads(
+            await self.client.ports.bus.request(self.subject("bridge.ping").decode(), b"", within_s=5)
+        )
         assert "ok" in answer
 
 
@@ -443,7 +450,7 @@ async def _flood_tasks(place: Place, rubbish: Rubbish, count: int) -> Counter[st
 async def _flood_the_rest(place: Place, rubbish: Rubbish, count: int) -> None:
     """The same on all other subjects that somebody of ours listens to."""
     pick = rubbish.random
-    waiting = await place.client.caller.submit("clerk.wait", {}, Ask(within_s=90))
+    waiting = await place.client.caller.submit("clerk.wait", {}, AskOptions(within_s=90))
     follow = asyncio.create_task(_all(waiting.chunks()))
     record = {
         "card": place.spec.card().model_dump_json().encode(),
@@ -530,9 +537,9 @@ async def _fuzz(place: Place, seed: str, count: int) -> None:
 
     async def put_right() -> bool:
         # The bridge has written again what was written over.
-        clerk = place.client.subjects.record("deployment", "clerk")
+        clerk = place.client.ports.subjects.record("deployment", "clerk")
         entry = await place.client.records.last(clerk)
-        card = await place.client.records.last(place.client.subjects.card("clerk"))
+        card = await place.client.records.last(place.client.ports.subjects.card("clerk"))
         return bool(
             entry and card and b'"version":"1"' in entry.data and card.data.startswith(b'{"agent":"clerk"')
         )
@@ -566,6 +573,7 @@ HUGE = "x" * 7_900_000
         {"replyTo": "a\x0bb"},
         {"payload": {"content": {"number": 10**400}}},
         {"payload": {"content": {"number": 1}, "constraints": {"tokens": 10**4000, "hops": 10**4000}}},
+        {"payload": {"content": {"number": 1}, "constraints": {"tokens": -5, "hops": -5}}},
         {"payload": {"content": {"number": 1}, "parameters": {"n": 10**4000}}},
         {"routing": {"timeout": 1e308}, "timestamp": 1e308},
         {"payload": {"content": {"number": 1}, "constraints": {"deadline": 10**400}}},
@@ -594,7 +602,7 @@ async def test_a_readable_task_with_an_absurd_field_ends_and_is_not_tried_for_ev
     ids=str,
 )
 async def test_a_stream_goes_on_over_a_chunk_that_is_none(place: Place, chunk: dict[str, Any]) -> None:
-    waiting = await place.client.caller.submit("clerk.wait", {}, Ask(within_s=20))
+    waiting = await place.client.caller.submit("clerk.wait", {}, AskOptions(within_s=20))
     rubbish = json.loads(_task("chunk")) | {"type": "stream", "payload": {"chunk": 1, "sequenceNumber": 0} | chunk}
     await place.stranger.send(waiting.reply_to.encode(), json.dumps(rubbish).encode())
     await place.stranger.flush()
@@ -615,7 +623,7 @@ async def test_a_stream_goes_on_over_a_chunk_that_is_none(place: Place, chunk: d
     ids=str,
 )
 async def test_a_result_with_absurd_figures_is_a_result(place: Place, content: dict[str, Any]) -> None:
-    waiting = await place.client.caller.submit("clerk.wait", {}, Ask(within_s=20))
+    waiting = await place.client.caller.submit("clerk.wait", {}, AskOptions(within_s=20))
     result = json.loads(_task("result")) | {"type": "result", "payload": {"content": content}}
     await place.stranger.send(waiting.reply_to.encode(), json.dumps(result).encode())
     outcome = await place.client.caller.outcome(waiting)

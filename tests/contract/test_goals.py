@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from squadron.actors.agent import Agent
-from squadron.actors.llm import LLMAgent, tool
-from squadron.actors.marks import topic
-from squadron.actors.model import ChatMessage, Model, ModelTurn, ToolCall, ToolDefinition
-from squadron.actors.planner import Plan
-from squadron.actors.scripted import ScriptedModel
-from squadron.actors.supervisor import Supervisor
-from squadron.runtime.caller import Ask
-from squadron.runtime.context import Context
-from squadron.runtime.letters import DeadLetters
-from squadron.runtime.outcome import DeadLettered
+from squadron.actors.decorators import topic
+from squadron.actors.goals.planner import Plan
+from squadron.actors.goals.supervisor import Supervisor
+from squadron.actors.thinking.llm import LLMAgent, tool
+from squadron.actors.thinking.model import ChatMessage, Model, ModelTurn, ToolCall, ToolDefinition
+from squadron.actors.thinking.scripted import ScriptedModel
+from squadron.runtime.asking.options import AskOptions
+from squadron.runtime.running.context import Context
+from squadron.runtime.store.dead_letters import DeadLetters
+from squadron.runtime.wire.outcome import DeadLettered
 from tests.contract.conftest import SOON_S, Peer, Serve, World, until
 
 
@@ -61,7 +61,7 @@ class Thinker(Supervisor):
 async def _redrive(world: World, peer: Peer, id: str) -> None:
     """As a person does it; in memory there is no server that another process could come to."""
     if world.settings is None:
-        await DeadLetters(peer.dead, peer.queue, peer.claims, peer.subjects, peer.clock).redrive(id)
+        await DeadLetters(peer.ports).redrive(id)
         return
     command = (str(Path(sys.executable).with_name("squadron")), "dlq", "redrive", id, "--json")
     process = await asyncio.create_subprocess_exec(
@@ -78,7 +78,7 @@ async def test_a_goal_that_was_given_up_and_put_back_runs_anew_and_gives_its_ans
     words, supervisor = Words(), Thinker()
     await serve(words, name="words")
     await serve(supervisor)
-    asked = Ask(task_id="goal-1", within_s=120.0)
+    asked = AskOptions(task_id="goal-1", within_s=120.0)
     handle = await peer.caller.submit("goal.pursue", {"goal": "count the words"}, asked)
     given_up = await peer.caller.outcome(handle)
     assert isinstance(given_up, DeadLettered)
@@ -98,7 +98,7 @@ async def test_a_goal_that_was_given_up_and_put_back_runs_anew_and_gives_its_ans
     assert report["rounds"] == 2
     assert not any(event.get("replayed") for event in report["timeline"])
     assert words.asked == ["one two three"] * 2
-    assert await DeadLetters(peer.dead, peer.queue, peer.claims, peer.subjects, peer.clock).list() == ()
+    assert await DeadLetters(peer.ports).list() == ()
 
 
 #: Half a surrogate pair, and the other half of it.
@@ -168,7 +168,7 @@ async def test_a_model_of_ones_own_that_says_half_a_surrogate_pair_pursues_its_g
     strange = Strange(ModelTurn(f"I {HIGH}{LOW} {HIGH}", calls), ModelTurn("", (finish,)))
     await serve(Echo(), name="echo")
     await serve(strange)
-    handle = await peer.caller.submit("goal.pursue", {"goal": "count"}, Ask(within_s=60.0))
+    handle = await peer.caller.submit("goal.pursue", {"goal": "count"}, AskOptions(within_s=60.0))
 
     events = [event async for event in handle.chunks()]
 
@@ -222,7 +222,7 @@ async def test_an_agent_that_thinks_with_such_a_model_answers_remembers_and_uses
     typed = ToolCall("a", "give_answer", {"value": [f"x{HIGH}"]})
     poet = Poet(ModelTurn("", calls), ModelTurn(f"roses{HIGH}"), ModelTurn("", (typed,)))
     await serve(poet)
-    asked = Ask(within_s=60.0, conversation_id="one", model="mine:one")
+    asked = AskOptions(within_s=60.0, conversation_id="one", model="mine:one")
     handle = await peer.caller.submit("poem.write", {"about": "roses"}, asked)
 
     chunks = [chunk async for chunk in handle.chunks()]

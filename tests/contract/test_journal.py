@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
 
 import pytest
 import structlog
 
 from squadron.bridge.memory import MAX_PAYLOAD_BYTES
 from squadron.runtime.errors import FencedError, InvalidSubjectError, MessageTooLargeError
-from squadron.runtime.ports import Entry, Journal
+from squadron.runtime.ports.journal import Entry, Journal
 from tests.contract.conftest import ON_NATS, SOON_S, Inbox, Peer, World, until
 
 
@@ -27,10 +26,6 @@ def key(peer: Peer) -> str:
 @pytest.fixture
 def other_key(peer: Peer) -> str:
     return peer.subjects.lite("owner", "two")
-
-
-async def _next(reader: AsyncGenerator[Entry, None]) -> Entry:
-    return await asyncio.wait_for(anext(reader), SOON_S)
 
 
 async def _all(lite: Journal, pattern: str, from_seq: int = 1) -> list[bytes]:
@@ -91,51 +86,6 @@ async def test_entries_of_many_megabytes_are_all_read(lite: Journal, key: str) -
         await lite.append(key, bytes([i]) * 7_000_000)
 
     assert [data[0] for data in await _all(lite, key)] == list(range(11))
-
-
-async def test_a_live_reader_gets_what_is_there_and_then_what_comes(lite: Journal, key: str) -> None:
-    await lite.append(key, b"before")
-    reader = lite.read(key, live=True)
-    assert (await _next(reader)).data == b"before"
-    waiting = asyncio.create_task(_next(reader))
-
-    await lite.append(key, b"after")
-
-    assert (await waiting).data == b"after"
-    await reader.aclose()
-
-
-async def test_a_live_reader_loses_nothing_of_two_writers(world: World) -> None:
-    one, other = await world.join("one"), await world.join("other")
-    pattern = one.subjects.lite_of("owner")
-    reader = one.lite.read(pattern, live=True)
-
-    async def write(peer: Peer, name: str) -> None:
-        key = peer.subjects.lite("owner", name)
-        for i in range(500):
-            await peer.lite.append(key, f"{name}{i}".encode())
-
-    writers = asyncio.gather(write(one, "a"), write(other, "b"))
-    seen = [await _next(reader) for _ in range(1000)]
-    await writers
-    await reader.aclose()
-
-    seqs = [entry.seq for entry in seen]
-    assert seqs == sorted(set(seqs))
-    for name in "ab":
-        assert [e.data.decode() for e in seen if e.key.endswith(name)] == [f"{name}{i}" for i in range(500)]
-
-
-async def test_many_readers_follow_one_key_each_from_where_it_wants(lite: Journal, key: str) -> None:
-    first = await lite.append(key, b"0")
-    readers = [lite.read(key, from_seq=first + skip, live=True) for skip in (0, 1)]
-    await lite.append(key, b"1")
-
-    assert (await _next(readers[0])).data == b"0"
-    assert (await _next(readers[0])).data == b"1"
-    assert (await _next(readers[1])).data == b"1"
-    for reader in readers:
-        await reader.aclose()
 
 
 async def test_an_entry_is_gone_after_its_time_to_live(lite: Journal, key: str, other_key: str) -> None:
@@ -340,39 +290,3 @@ async def test_reading_starts_at_the_time_it_is_told(lite: Journal, key: str) ->
     between = (old.time + one.time) / 2
     assert [entry.seq async for entry in lite.read(key, from_time=between)] == [one.seq, two.seq]
     assert [entry.seq async for entry in lite.read(key, from_time=two.time + 60)] == []
-
-
-async def test_a_live_reader_from_a_time_to_come_gets_what_comes(lite: Journal, key: str, peer: Peer) -> None:
-    await lite.append(key, b"old")
-    reader = lite.read(key, from_time=peer.clock.time() + 0.05, live=True)
-    waiting = asyncio.create_task(_next(reader))
-    await asyncio.sleep(0.1)
-
-    await lite.append(key, b"new")
-
-    assert (await waiting).data == b"new"
-    await reader.aclose()
-
-
-async def test_a_cancellation_that_comes_with_a_wake_up_is_not_lost(lite: Journal, key: str) -> None:
-    following, told = lite.read(key, live=True), asyncio.Event()
-
-    async def follow() -> None:
-        async for _ in following:
-            if told.is_set():
-                continue
-            told.set()
-            # As Ctrl-C does it: while we run, and there is news that was not looked into.
-            await lite.append(key, b"more")
-            me = asyncio.current_task()
-            assert me is not None
-            me.cancel()
-
-    await lite.append(key, b"one")
-    task = asyncio.create_task(follow())
-
-    await asyncio.wait([task], timeout=SOON_S)
-
-    assert told.is_set()
-    assert task.cancelled()
-    await following.aclose()

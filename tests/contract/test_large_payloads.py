@@ -12,13 +12,13 @@ import pytest
 
 from squadron import Agent, Context, Retry, topic
 from squadron.bridge.jetstream.wiring import Wiring
-from squadron.runtime.caller import Ask
-from squadron.runtime.claims import Claims, claim_of
-from squadron.runtime.envelope import AgentIdentity, AgentMessage
+from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.errors import ClaimLostError, MessageTooLargeError
-from squadron.runtime.outcome import Cancelled, DeadLettered, Expired, Failed, Outcome, Rejected, Result
-from squadron.runtime.ports import Vault
-from tests.contract.conftest import Peer, Replica, World, until
+from squadron.runtime.ports.vault import Vault
+from squadron.runtime.store.claims import claim_of
+from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
+from squadron.runtime.wire.outcome import Cancelled, DeadLettered, Expired, Failed, Outcome, Rejected, Result
+from tests.contract.conftest import Peer, Replica, World, first_stored, until
 
 MB = 1024 * 1024
 OVER = 512 * 1024
@@ -106,7 +106,7 @@ async def client(world: World, replica: Replica) -> Peer:
 
 
 def _watch(peer: Peer) -> None:
-    peer.caller.claims = Claims(Watched(peer.vault))
+    peer.claims.vault = Watched(peer.vault)
 
 
 def _watched(peer: Peer) -> Watched:
@@ -115,7 +115,7 @@ def _watched(peer: Peer) -> Watched:
 
 
 async def _ask(peer: Peer, topic: str, **content: Any) -> Outcome:
-    return await asyncio.wait_for(peer.caller.ask(topic, content, Ask(within_s=30)), 35)
+    return await asyncio.wait_for(peer.caller.ask(topic, content, AskOptions(within_s=30)), 35)
 
 
 async def _nothing_held(peer: Peer) -> None:
@@ -126,7 +126,7 @@ async def _nothing_held(peer: Peer) -> None:
 
 
 def _too_long(peer: Peer) -> None:
-    peer.caller.claims = Claims(_watched(peer), most_bytes=2 * OVER)
+    peer.claims._most_bytes = 2 * OVER
 
 
 async def _letters(peer: Peer) -> list[dict[str, Any]]:
@@ -162,7 +162,7 @@ async def test_fifty_megabytes_there_and_back(client: Peer, replica: Replica) ->
 
 
 async def test_large_chunks_are_streamed_in_order_and_read_again_later(client: Peer, world: World) -> None:
-    handle = await client.caller.submit("archive.pages", {"letters": OVER + 1}, Ask(within_s=30))
+    handle = await client.caller.submit("archive.pages", {"letters": OVER + 1}, AskOptions(within_s=30))
     expected = [letter * (OVER + 1) for letter in "abc"]
     assert [chunk async for chunk in handle.chunks()] == expected
     # Ended, and so read from what is stored.
@@ -171,17 +171,17 @@ async def test_large_chunks_are_streamed_in_order_and_read_again_later(client: P
 
 
 async def test_who_comes_later_finds_a_large_outcome_too(client: Peer, world: World) -> None:
-    ask = Ask(within_s=30, owner="later", task_id="t1")
-    first = await client.caller.submit("archive.page", {"letters": 2 * OVER}, ask)
+    ask = AskOptions(within_s=30, task_id="t1")
+    first = await client.caller.submit("archive.page", {"letters": 2 * OVER}, ask, owner="later")
     assert len((await first.outcome()).unwrap()) == OVER
     heir = await world.join("heir")
-    second = await heir.caller.submit("archive.page", {"letters": 2 * OVER}, ask)
+    second = await heir.caller.submit("archive.page", {"letters": 2 * OVER}, ask, owner="later")
     assert second.done
     assert await second.outcome() == await first.outcome()
 
 
 async def test_whoever_polls_sees_a_large_outcome_without_waiting_for_it(client: Peer) -> None:
-    handle = await client.caller.submit("archive.page", {"letters": 2 * OVER}, Ask(within_s=30))
+    handle = await client.caller.submit("archive.page", {"letters": 2 * OVER}, AskOptions(within_s=30))
 
     async def done() -> bool:
         return handle.done
@@ -212,7 +212,7 @@ async def test_the_input_of_a_dead_letter_stays_until_the_letter_was_sent_again(
 
 async def test_a_task_whose_input_is_lost_is_failed_and_says_so(client: Peer, replica: Replica) -> None:
     await replica.pump.aclose()
-    handle = await client.caller.submit("archive.length", {"text": "x" * 2 * OVER}, Ask(within_s=30))
+    handle = await client.caller.submit("archive.length", {"text": "x" * 2 * OVER}, AskOptions(within_s=30))
     [name] = _watched(client).kept
     await client.vault.drop(name)
     late = Replica(replica.peer, replica.agent)
@@ -232,9 +232,7 @@ async def test_a_task_with_a_false_claim_is_failed(client: Peer, replica: Replic
     raw = json.loads(await client.claims.seal(task.encode(), keep_s=60))
     raw["payload"]["claim"] |= change
     await client.queue.put(client.subjects.task("archive.length"), json.dumps(raw).encode(), msg_id=task.id)
-    async for entry in client.lite.read(reply_to, live=True):
-        content = AgentMessage.decode(entry.data).payload.content
-        break
+    content = (await first_stored(client.lite, reply_to)).payload.content
     assert content["outcome"] == "failed"
     assert content["error"]["details"] == {"type": "InvalidMessageError"}
     assert replica.agent.ran == 0
@@ -247,7 +245,7 @@ async def test_a_caller_whose_large_outcome_is_lost_hears_that_at_once(client: P
             await self.drop(name)
             return name
 
-    replica.peer.caller.claims = Claims(Forgetful(replica.peer.vault))
+    replica.peer.claims.vault = Forgetful(replica.peer.vault)
     outcome = await _ask(client, "archive.page", letters=2 * OVER)
     assert isinstance(outcome, Failed)
     assert outcome.details == {"type": "ClaimLostError"}
@@ -283,8 +281,8 @@ async def test_a_task_that_is_cancelled_while_its_input_is_fetched_never_runs(
             return await super().fetch(name)
 
     slow = Slow(replica.peer.vault)
-    replica.peer.caller.claims = Claims(slow)
-    handle = await client.caller.submit("archive.length", {"text": "x" * 2 * OVER}, Ask(within_s=30))
+    replica.peer.claims.vault = slow
+    handle = await client.caller.submit("archive.length", {"text": "x" * 2 * OVER}, AskOptions(within_s=30))
     await slow.asked.wait()
     assert isinstance(await handle.cancel(), Cancelled)
     assert replica.agent.ran == 0
@@ -293,7 +291,7 @@ async def test_a_task_that_is_cancelled_while_its_input_is_fetched_never_runs(
 
 async def test_a_result_with_a_claim_that_makes_no_sense_is_failed(client: Peer, replica: Replica) -> None:
     await replica.pump.aclose()
-    handle = await client.caller.submit("archive.length", {"text": "x"}, Ask(within_s=30))
+    handle = await client.caller.submit("archive.length", {"text": "x"}, AskOptions(within_s=30))
     raw = json.loads(AgentMessage.new("result", AgentIdentity(id="s")).encode())
     raw["payload"] = {"claim": "check"}
     await client.lite.append(handle.reply_to, json.dumps(raw).encode())
@@ -306,7 +304,7 @@ async def test_a_task_that_waited_too_long_is_expired_without_a_look_at_its_inpu
     client: Peer, replica: Replica
 ) -> None:
     await replica.pump.aclose()
-    handle = await client.caller.submit("archive.length", {"text": "x" * 2 * OVER}, Ask(within_s=0.2))
+    handle = await client.caller.submit("archive.length", {"text": "x" * 2 * OVER}, AskOptions(within_s=0.2))
     await handle.outcome()
     late = Replica(replica.peer, replica.agent)
     await late.start()
@@ -366,6 +364,6 @@ async def test_an_event_that_is_too_large_is_a_typed_error(peer: Peer) -> None:
 
 async def test_what_travels_of_a_large_task_is_small(wiring: Wiring) -> None:
     task = AgentMessage.new("task", AgentIdentity(id="s"), {"text": "x" * 50 * MB})
-    sealed = await wiring.claims.seal(task.encode(), keep_s=60)
+    sealed = await wiring.ports.claims.seal(task.encode(), keep_s=60)
     assert len(sealed) < 1_000
     assert claim_of(AgentMessage.decode(sealed)) is not None

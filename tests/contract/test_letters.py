@@ -5,21 +5,23 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from squadron import Agent, Context, topic
-from squadron.runtime.envelope import AgentIdentity, AgentMessage, Constraints, Payload
 from squadron.runtime.errors import (
     BusUnavailableError,
     CutLetterError,
     InvalidSubjectError,
     UnknownLetterError,
 )
-from squadron.runtime.letters import DeadLetter, DeadLetters
-from squadron.runtime.outcome import DeadLettered
-from squadron.runtime.ports import Backlog, Delivery, Journal, Mailbox
+from squadron.runtime.ports.journal import Journal
+from squadron.runtime.ports.queue import Backlog, Delivery, Mailbox
+from squadron.runtime.store.dead_letters import DeadLetter, DeadLetters
+from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage, Constraints, Payload
+from squadron.runtime.wire.outcome import DeadLettered
 from tests.contract.conftest import SOON_S, Inbox, Peer, World, until
 from tests.contract.test_turns import Replica
 
@@ -37,7 +39,7 @@ class HandClock:
 
 @pytest.fixture
 def letters(peer: Peer) -> DeadLetters:
-    return DeadLetters(peer.dead, peer.queue, peer.claims, peer.subjects, HandClock())
+    return DeadLetters(replace(peer.ports, clock=HandClock()))
 
 
 class Gravedigger:
@@ -421,7 +423,7 @@ async def test_a_redrive_that_dies_before_it_erases_neither_loses_nor_doubles(
     dying: Any = Interrupted(peer.dead, die)
     for id in ("task-1", poison.id):
         with pytest.raises(BusUnavailableError):
-            await DeadLetters(dying, peer.queue, peer.claims, peer.subjects, peer.clock).redrive(id)
+            await DeadLetters(replace(peer.ports, dead=dying)).redrive(id)
     assert await _ids(letters) == [poison.id, "task-1"]
 
     moved = await letters.redrive(all=True)
@@ -449,7 +451,7 @@ async def test_what_is_given_up_again_before_its_old_letter_is_erased_stays(
     await dig.task("task-1")
     quick: Any = Interrupted(peer.dead, fail_again)
 
-    await DeadLetters(quick, peer.queue, peer.claims, peer.subjects, peer.clock).redrive("task-1")
+    await DeadLetters(replace(peer.ports, dead=quick)).redrive("task-1")
 
     letter = await letters.show("task-1")
     assert AgentMessage.decode(letter.message).metadata == {"redriven": 1}
@@ -505,7 +507,7 @@ async def test_a_redriven_task_is_served_as_attempt_1_and_its_outcome_is_heard(
     assert letter.message == sent.encode()
 
     till.mended = True
-    mended = DeadLetters(peer.dead, peer.queue, peer.claims, peer.subjects, peer.clock)
+    mended = DeadLetters(peer.ports)
     await mended.redrive("task-1")
 
     content = (await heard.next()).payload.content

@@ -12,17 +12,18 @@ import nats
 import pytest
 from nats.aio.client import Client
 
-from squadron.bridge.jetstream import embedded
-from squadron.bridge.jetstream.streams import StreamNames
+from squadron.bridge.jetstream.link import embedded
+from squadron.bridge.jetstream.stream_configs import StreamNames
 from squadron.bridge.jetstream.wiring import Wiring
+from squadron.client.opening import Opening
+from squadron.client.squad import Squad
 from squadron.config import Settings
-from squadron.runtime import followed
-from squadron.runtime.envelope import AgentIdentity
 from squadron.runtime.errors import InvalidInputError, InvalidSubjectError, MessageTooLargeError
-from squadron.runtime.lite import LiteTopic
-from squadron.runtime.lite_reader import LiteMessage, LiteReader, Tail, seconds_of
-from squadron.squad import Squad
-from squadron.sync import SyncSquad
+from squadron.runtime.lite import followed
+from squadron.runtime.lite.reader import LiteMessage, LiteReader, seconds_of
+from squadron.runtime.lite.topic import LiteTopic
+from squadron.runtime.wire.envelope import AgentIdentity
+from squadron.runtime.wire.start import Tail
 from tests.contract.conftest import ON_NATS, SOON_S, Peer, World, until
 
 Topic = Callable[..., LiteTopic]
@@ -321,7 +322,7 @@ def test_a_plain_script_publishes_reads_and_closes(settings: Settings) -> None:
     async def open_squad() -> Squad:
         return Squad(await Wiring.open(settings, AgentIdentity(id="script", type="test"), create=True), settings)
 
-    squad = SyncSquad.open(open_squad)
+    squad = Opening(open_squad).__enter__()
     mine = squad.lite("chat", "session", ttl_s=60)
     seqs = [mine.publish({"n": n}) for n in range(3)]
     reader = mine.read(seqs[1])

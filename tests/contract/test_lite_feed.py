@@ -14,14 +14,15 @@ import pytest
 from squadron import Agent, Settings, Squad
 from squadron import topic as topic_mark
 from squadron.bridge.jetstream.wiring import Wiring
-from squadron.runtime import exclusive
-from squadron.runtime.caller import Ask
-from squadron.runtime.envelope import AgentIdentity
+from squadron.client.opening import Opening
+from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.errors import FencedError, InvalidInputError, InvalidSubjectError, SquadronError
-from squadron.runtime.lite import LiteTopic
-from squadron.runtime.lite_feed import LiteFeed, LiteItems
-from squadron.runtime.lite_reader import End, LiteMessage, LiteStart, Tail
-from squadron.sync import SyncSquad
+from squadron.runtime.lite import exclusive
+from squadron.runtime.lite.feed import LiteFeed, LiteItems
+from squadron.runtime.lite.reader import End, LiteMessage
+from squadron.runtime.lite.topic import LiteTopic
+from squadron.runtime.wire.envelope import AgentIdentity
+from squadron.runtime.wire.start import LiteStart, Tail
 from tests.contract.conftest import SOON_S, Peer, Serve, World, until
 
 Topic = Callable[[str], LiteTopic]
@@ -319,7 +320,7 @@ async def test_a_plain_script_follows_topics_too(settings: Settings, wiring: Wir
         return Squad(await Wiring.open(settings, AgentIdentity(id="script", type="test")), settings)
 
     def script() -> list[Any]:
-        squad = SyncSquad.open(open_squad)
+        squad = Opening(open_squad).__enter__()
         try:
             with squad.follow("owner") as feed:
                 feed.add_all()
@@ -356,7 +357,7 @@ async def test_who_follows_all_of_its_own_hears_no_answers_to_what_it_asks(serve
             seen.extend((id, item.content) for item in items if isinstance(item, LiteMessage))
 
         serving = asyncio.create_task(feed.serve(handler))
-        for number, ask in enumerate((Ask(), Ask(task_id="of-my-own"), Ask(nested=True))):
+        for number, ask in enumerate((AskOptions(), AskOptions(task_id="of-my-own"), AskOptions(nested=True))):
             handle = await peer.caller.submit("double.number", {"number": number}, ask)
             assert [chunk async for chunk in handle.chunks()] == [2 * number]
             assert (await handle.outcome()).ok

@@ -13,11 +13,11 @@ import pytest
 from squadron.bridge.jetstream.journal import JetStreamJournal
 from squadron.bridge.memory import MemoryJournal
 from squadron.runtime.errors import BusUnavailableError, MessageTooLargeError
-from squadron.runtime.lite import CLOSE_TRIES, RENEW_S, LiteTopic
-from squadron.runtime.lite_journal import END_HEADER
-from squadron.runtime.lite_reader import LOOK_S, End, LiteReader
-from squadron.runtime.ports import Entry
-from squadron.runtime.subjects import life_of
+from squadron.runtime.lite.reader import LAPSE_LOOK_S, End, LiteReader
+from squadron.runtime.lite.topic import CLOSE_TRIES, RENEW_S, LiteTopic
+from squadron.runtime.ports.journal import Entry
+from squadron.runtime.ports.lite_journal import END_HEADER
+from squadron.runtime.wire.subjects import life_of
 from tests.contract.conftest import ON_NATS, SOON_S, Peer, World, until
 
 Topic = Callable[..., LiteTopic]
@@ -371,11 +371,11 @@ async def test_what_may_have_come_and_gone_while_the_connection_was_away_is_told
 
 
 async def test_end_markers_mean_nothing_to_a_conversation_memory(peer: Peer, topic: Topic) -> None:
-    from squadron.runtime.budget import Budget, Deadline
-    from squadron.runtime.context import Context
-    from squadron.runtime.envelope import AgentMessage
+    from squadron.runtime.running.context import Context
+    from squadron.runtime.wire.envelope import AgentMessage
+    from squadron.runtime.wire.limits import Budget, Deadline
 
-    message = AgentMessage.new("task", peer.caller.identity, {}, conversation_id="talk")
+    message = AgentMessage.new("task", peer.caller.ports.identity, {}, conversation_id="talk")
     context = Context(
         message,
         agent="clerk",
@@ -484,7 +484,7 @@ async def test_a_slow_reader_is_handed_what_it_heard_though_it_lapsed(topic: Top
         return await peer.lite.last(mine.key) is None
 
     await until(gone)
-    await asyncio.sleep(2 * LOOK_S)
+    await asyncio.sleep(2 * LAPSE_LOOK_S)
 
     async with asyncio.timeout(SOON_S):
         assert [message.data async for message in reader] == [b"three"]

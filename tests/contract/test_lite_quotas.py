@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 import pytest
 
-from squadron.runtime import quotas
 from squadron.runtime.errors import QuotaExceededError, SquadronError
-from squadron.runtime.lite import LiteTopics
-from squadron.runtime.lite_journal import END_HEADER
-from squadron.runtime.subjects import life_of
+from squadron.runtime.lite import quotas
+from squadron.runtime.lite.topic import LiteTopics
+from squadron.runtime.ports.lite_journal import END_HEADER
+from squadron.runtime.wire.subjects import life_of
 from tests.contract.conftest import Peer
 
 Limited = Callable[..., LiteTopics]
@@ -23,7 +23,7 @@ def limited(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> Limited:
     monkeypatch.setattr(quotas, "COUNT_S", 0.2)
 
     def make(**limits: int) -> LiteTopics:
-        return LiteTopics(peer.caller.identity, peer.subjects, lite=peer.lite, clock=peer.clock, **limits)
+        return LiteTopics(peer.ports, **limits)
 
     return make
 

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 
 from squadron import Settings
-from squadron.bridge.jetstream.dial import connect
 from squadron.bridge.jetstream.events import JetStreamEventLog
+from squadron.bridge.jetstream.link.dial import connect
 from squadron.bridge.jetstream.queue import JetStreamQueue, subjects_held
-from squadron.bridge.jetstream.streams import StreamNames, Streams, ensure_streams, streams_exist
+from squadron.bridge.jetstream.stream_configs import StreamNames, Streams, ensure_streams, streams_exist
 from squadron.bridge.jetstream.wiring import Wiring
-from squadron.runtime.envelope import AgentIdentity
 from squadron.runtime.errors import BusUnavailableError
-from squadron.runtime.ports import Backlog, Mailbox
-from squadron.runtime.subjects import Subjects
+from squadron.runtime.ports.queue import Backlog, Mailbox
+from squadron.runtime.wire.envelope import AgentIdentity
+from squadron.runtime.wire.subjects import Subjects
 from tests.contract.conftest import ON_NATS, Inbox, Peer, World
 from tests.contract.own_server import OwnServer
 
@@ -118,21 +118,21 @@ async def test_a_backlog_over_more_subjects_than_the_server_tells_at_once_is_cou
 ) -> None:
     wiring = await wiring_of()
     env = wiring.settings.env
-    await wiring.queue.declare(Mailbox("reader", ("book.*",)))
+    await wiring.ports.queue.declare(Mailbox("reader", ("book.*",)))
     for number in range(_MANY):
         await wiring.connection.publish(f"agents.{env}.task.book.t{number}", b"")
         if number % 2_000 == 0:
             # No faster than it is stored: the server drops what it can't hold.
-            await wiring.queue.put(f"agents.{env}.task.book.t{number}", b"", msg_id="")
+            await wiring.ports.queue.put(f"agents.{env}.task.book.t{number}", b"", msg_id="")
     extra = len(range(0, _MANY, 2_000))
-    await wiring.queue.put(f"agents.{env}.task.book.last", b"", msg_id="")
+    await wiring.ports.queue.put(f"agents.{env}.task.book.last", b"", msg_id="")
 
     held = await subjects_held(wiring.connection, StreamNames(env).tasks, [f"agents.{env}.task.>"])
 
     assert len(held) == _MANY + 1
-    assert await wiring.queue.backlog("reader") == Backlog(_MANY + 1 + extra, 0)
+    assert await wiring.ports.queue.backlog("reader") == Backlog(_MANY + 1 + extra, 0)
     arrived = Inbox()
-    feed = await wiring.queue.consume(Mailbox("reader", ("book.*",)), arrived)
+    feed = await wiring.ports.queue.consume(Mailbox("reader", ("book.*",)), arrived)
     feed.want(1)
     await arrived.next()
     await feed.aclose()

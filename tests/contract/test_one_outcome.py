@@ -6,21 +6,24 @@ import asyncio
 import json
 import math
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from squadron.actors.agent import Agent
-from squadron.actors.marks import topic
+from squadron.actors.decorators import topic
 from squadron.bridge.memory.common import DUPLICATE_WINDOW_S
-from squadron.runtime.caller import CANCEL_WITHIN_S, Ask
-from squadron.runtime.context import Context
-from squadron.runtime.envelope import AgentMessage
+from squadron.runtime.asking.caller import CANCEL_WITHIN_S
+from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.errors import BusUnavailableError
-from squadron.runtime.outcome import Cancelled, Result, outcome_msg_id
-from squadron.runtime.ports import Backlog, Entry
+from squadron.runtime.ports.journal import Entry
+from squadron.runtime.ports.queue import Backlog
+from squadron.runtime.running.context import Context
+from squadron.runtime.wire.envelope import AgentMessage
+from squadron.runtime.wire.outcome import Cancelled, Result, outcome_msg_id
+from squadron.testing import now_s
 from tests.contract.conftest import SOON_S, Peer, Serve, World, until
-from tests.turned import now_s
 
 
 class Desk(Agent):
@@ -55,7 +58,7 @@ async def _backdated(peer: Peer, number: int, *, age_s: float, reply_to: str, id
     """A task as it looks to a replica that takes it much later."""
     message = AgentMessage.new(
         "task",
-        peer.caller.identity,
+        peer.caller.ports.identity,
         {"number": number},
         id=id,
         reply_to=reply_to,
@@ -65,7 +68,9 @@ async def _backdated(peer: Peer, number: int, *, age_s: float, reply_to: str, id
 
 
 def _result(peer: Peer, task_id: str, content: dict[str, Any]) -> bytes:
-    outcome = AgentMessage.new("result", peer.caller.identity, content, parent=task_id, correlation_id=task_id)
+    outcome = AgentMessage.new(
+        "result", peer.caller.ports.identity, content, parent=task_id, correlation_id=task_id
+    )
     return outcome.encode()
 
 
@@ -98,7 +103,7 @@ async def test_a_finished_task_is_known_though_others_use_its_reply_address(worl
     done = Result(task_id="one", topic="desk.count", data=1).to_content()
     await peer.lite.append(shared, _result(peer, "one", done), msg_id=outcome_msg_id("one"))
     await peer.lite.append(shared, _result(peer, "two", done), msg_id=outcome_msg_id("two"))
-    chunk = AgentMessage.new("stream", peer.caller.identity, {"sequenceNumber": 7}, correlation_id="one")
+    chunk = AgentMessage.new("stream", peer.caller.ports.identity, {"sequenceNumber": 7}, correlation_id="one")
     await peer.lite.append(shared, chunk.encode())
     await peer.lite.append(shared, b"rubbish")
     # Old, so that it is looked for, as after a redelivery.
@@ -128,7 +133,7 @@ async def test_a_handler_that_ends_long_after_its_caller_gave_up_adds_no_outcome
 ) -> None:
     peer, desk = await world.join("caller"), Desk()
     await serve(desk)
-    handle = await peer.caller.submit("desk.deaf", {}, Ask(within_s=3600))
+    handle = await peer.caller.submit("desk.deaf", {}, AskOptions(within_s=3600))
 
     async def runs() -> bool:
         return desk.ran == [0]
@@ -171,12 +176,12 @@ async def test_who_cancels_by_a_ticket_while_cut_off_adds_no_outcome(world: Worl
     result = _result(peer, "old", Result(task_id="old", topic="desk.count", data=1).to_content())
     await peer.lite.append(key, result, msg_id="lapsed")
     if behind:
-        chunk = AgentMessage.new("stream", peer.caller.identity, {"sequenceNumber": 7}, correlation_id="old")
+        chunk = AgentMessage.new("stream", peer.caller.ports.identity, {"sequenceNumber": 7}, correlation_id="old")
         await peer.lite.append(key, chunk.encode())
     deadline = int((peer.clock.time() + 600) * 1000)
     fields = {"task": "old", "topic": "desk.count", "replyTo": key, "deadline": deadline}
     cut_off: Any = _CutOff(other.lite, now_s() + CANCEL_WITHIN_S)
-    other.caller.lite = cut_off
+    other.caller.ports = replace(other.ports, lite=cut_off)
 
     outcome = await other.caller.resume(json.dumps(fields)).cancel()
 
@@ -195,7 +200,7 @@ async def test_who_is_cut_off_for_longer_is_told_so_and_adds_no_outcome(world: W
         "deadline": int(peer.clock.time() + 600) * 1000,
     }
     cut_off: Any = _CutOff(other.lite, math.inf)
-    other.caller.lite = cut_off
+    other.caller.ports = replace(other.ports, lite=cut_off)
 
     with pytest.raises(BusUnavailableError):
         await other.caller.resume(json.dumps(fields)).cancel()
@@ -209,7 +214,7 @@ async def test_a_cancel_by_ticket_is_heard_by_who_waits_for_the_task(world: Worl
     replica = await serve(Desk())
     await replica.handovers.aclose()
     await replica.pump.aclose()
-    handle = await peer.caller.submit("desk.count", {"number": 1}, Ask(within_s=3600))
+    handle = await peer.caller.submit("desk.count", {"number": 1}, AskOptions(within_s=3600))
     waiting = asyncio.create_task(handle.outcome())
     await asyncio.sleep(0)
 
@@ -223,7 +228,7 @@ async def test_a_handler_that_takes_minutes_is_heard(world: World, serve: Serve)
     peer, desk = await world.join("caller"), Desk()
     await serve(desk)
 
-    handle = await peer.caller.submit("desk.deaf", {}, Ask(within_s=3600))
+    handle = await peer.caller.submit("desk.deaf", {}, AskOptions(within_s=3600))
 
     assert (await handle.outcome()).unwrap() == "done after all"
     await _empty(peer)

@@ -17,12 +17,12 @@ import pytest
 from squadron import Agent, Context, Retry, topic
 from squadron.actors.agent import AgentSpec
 from squadron.bridge.memory import MAX_PAYLOAD_BYTES
-from squadron.runtime.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.errors import BusUnavailableError
-from squadron.runtime.ordered import OrderedQueue
-from squadron.runtime.ports import Backlog, Delivery, Feed, Lease, Mailbox, Queue
-from squadron.runtime.pump import Pump
-from squadron.runtime.turn import Turns
+from squadron.runtime.ports.queue import Backlog, Delivery, Feed, Lease, Mailbox, Queue
+from squadron.runtime.running.ordered import OrderedQueue
+from squadron.runtime.running.pump import Pump
+from squadron.runtime.running.turn import Turns
+from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
 from tests.contract.conftest import ON_NATS, Inbox, Peer, World, until
 
 LEASE_S = 1.0
@@ -136,7 +136,7 @@ async def serve(world: World) -> AsyncIterator[Serve]:
     ) -> Clerk:
         peer = await world.join(f"replica-{len(pumps)}")
         clerk = Clerk(ledger)
-        turns = Turns("clerk", AgentSpec.of(Clerk).handlers(clerk), peer.caller, peer.dead)
+        turns = Turns("clerk", AgentSpec.of(Clerk).handlers(clerk), peer.caller)
         pump = Pump(queue or peer.queue, box, turns.run, slots=slots)
         await peer.queue.declare(box)
         await pump.start()

@@ -13,9 +13,9 @@ import nkeys
 import pytest
 
 from squadron import Settings
-from squadron.bridge.jetstream import embedded
+from squadron.bridge.jetstream.link import embedded
 from squadron.bridge.jetstream.wiring import Wiring
-from squadron.runtime.envelope import AgentIdentity, AgentMessage
+from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
 
 
 @pytest.fixture
@@ -44,9 +44,9 @@ def serve(tmp_path):
 
 async def works(settings: Settings) -> bool:
     wiring = await Wiring.open(settings, AgentIdentity(id="test"), create=True)
-    key = wiring.subjects.lite("test", "one")
-    await wiring.lite.append(key, b"stored")
-    entry = await wiring.lite.last(key)
+    key = wiring.ports.subjects.lite("test", "one")
+    await wiring.ports.lite.append(key, b"stored")
+    entry = await wiring.ports.lite.last(key)
     await wiring.aclose()
     return entry is not None and entry.data == b"stored"
 
@@ -118,9 +118,9 @@ async def test_large_payloads_pass_a_server_that_takes_only_small_messages(serve
     )
     for size in (59_000, 61_000, 64_000, 3_000_000):
         message = AgentMessage.new("task", AgentIdentity(id="test"), {"text": "x" * size})
-        sealed = await wiring.claims.seal(message.encode(), keep_s=60)
-        await wiring.queue.put(wiring.subjects.task("a.b"), sealed, msg_id=str(size))
-        assert await wiring.claims.open(sealed) == message
+        sealed = await wiring.ports.claims.seal(message.encode(), keep_s=60)
+        await wiring.ports.queue.put(wiring.ports.subjects.task("a.b"), sealed, msg_id=str(size))
+        assert await wiring.ports.claims.open(sealed) == message
     await wiring.aclose()
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from squadron.actors.agent import Agent
-from squadron.actors.marks import topic
-from squadron.actors.model import ModelTurn, ToolCall
-from squadron.actors.supervisor import Supervisor
-from squadron.runtime.caller import Ask
-from squadron.runtime.topics import AgentCard, SemanticTopic
+from squadron.actors.decorators import topic
+from squadron.actors.goals.supervisor import Supervisor
+from squadron.actors.thinking.model import ModelTurn, ToolCall
+from squadron.runtime.asking.options import AskOptions
+from squadron.runtime.wire.topics import AgentCard, SemanticTopic
 from tests.contract.conftest import ON_NATS, Peer, Serve
 from tests.llm_servers import ScriptedAnthropicServer, ScriptedOpenAIServer
 
@@ -81,7 +81,7 @@ async def test_a_run_that_finds_cards_that_its_provider_refuses_completes_and_sa
         monkeypatch.setenv(f"{provider.upper()}_API_KEY", "a-key")
         monkeypatch.setenv(f"{provider.upper()}_BASE_URL", server.base_url)
         asked = {"goal": "measure it", "topics": ["measure.*"]}
-        outcome = await peer.caller.ask("goal.pursue", asked, Ask(within_s=120.0, model=f"{provider}:test"))
+        outcome = await peer.caller.ask("goal.pursue", asked, AskOptions(within_s=120.0, model=f"{provider}:test"))
 
     report = outcome.unwrap()
     assert (report["answer"], report["deliverables"]) == ("done", {"n": 42})

@@ -10,9 +10,10 @@ import pytest
 
 from squadron.bridge.memory import MAX_PAYLOAD_BYTES
 from squadron.runtime.errors import InvalidSubjectError, MessageTooLargeError, RouteConflictError
-from squadron.runtime.ports import Backlog, Delivery, Entry, Feed, Mailbox
+from squadron.runtime.ports.journal import Entry
+from squadron.runtime.ports.queue import Backlog, Delivery, Feed, Mailbox
+from squadron.testing import now_s
 from tests.contract.conftest import ON_NATS, Inbox, Peer, World, settle_all, until
-from tests.turned import now_s
 
 LEASE_S = 1.0
 BOX = Mailbox("reader", ("book.read",), lease_s=LEASE_S)

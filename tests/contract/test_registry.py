@@ -8,14 +8,14 @@ import time
 from typing import Any
 
 from squadron.actors.agent import Agent
-from squadron.actors.marks import topic
-from squadron.bridge.jetstream.streams import StreamNames, ensure_streams
+from squadron.actors.decorators import topic
+from squadron.bridge.jetstream.stream_configs import StreamNames, ensure_streams
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.config import Settings
-from squadron.runtime.caller import Ask
-from squadron.runtime.context import Context
-from squadron.runtime.envelope import AgentIdentity
-from squadron.runtime.topics import AgentCard, SemanticTopic
+from squadron.runtime.asking.options import AskOptions
+from squadron.runtime.running.context import Context
+from squadron.runtime.wire.envelope import AgentIdentity
+from squadron.runtime.wire.topics import AgentCard, SemanticTopic
 from tests.conftest import HEARTBEAT_S
 from tests.contract.conftest import ON_NATS, Peer, Serve, World, until
 
@@ -163,5 +163,5 @@ async def test_a_replica_sees_at_least_what_its_caller_saw(world: World, serve: 
 
     await until(known)
     assert relay.peer.registry.find("desk.answer") is None
-    outcome = await client.caller.ask("relay.ask", {}, Ask(within_s=30))
+    outcome = await client.caller.ask("relay.ask", {}, AskOptions(within_s=30))
     assert outcome.unwrap() == 42

@@ -21,12 +21,13 @@ import pytest
 import structlog
 
 from squadron import Settings
-from squadron.bridge.jetstream import dial, embedded, journal
+from squadron.bridge.jetstream import journal
+from squadron.bridge.jetstream.link import dial, embedded
 from squadron.bridge.jetstream.wiring import Wiring
-from squadron.runtime.envelope import AgentIdentity
 from squadron.runtime.errors import BusUnavailableError
-from squadron.runtime.follow import Follower
-from squadron.runtime.followed import Batch
+from squadron.runtime.lite.followed import Batch
+from squadron.runtime.lite.follower import Follower
+from squadron.runtime.wire.envelope import AgentIdentity
 
 #: A connection is cut after between so many bytes that the server sent over it: some hundred messages.
 CUT_AFTER_BYTES = (20_000, 200_000)
@@ -140,7 +141,7 @@ def _tell(key: str, seq: int, data: bytes) -> None:
 
 async def _follow_all(wiring: Wiring, cursors: dict[str, int]) -> None:
     """Read many topics over one subscription."""
-    follower = await _at_last(lambda: Follower.open(wiring.lite, wiring.subjects.lite_of("owner")))
+    follower = await _at_last(lambda: Follower.open(wiring.ports.lite, wiring.ports.subjects.lite_of("owner")))
     for key, seq in cursors.items():
         follower.add(key, after=seq, resumed=seq > 0)
 
@@ -263,7 +264,7 @@ class Flow:
                 continue
             data = b"%d" % self.written
             # On one connection they are stored in this order.
-            await asyncio.gather(*(self._wiring.lite.append(topic, data) for topic in self._topics))
+            await asyncio.gather(*(self._wiring.ports.lite.append(topic, data) for topic in self._topics))
             self.written += 1
             await asyncio.sleep(begun + len(self._topics) / MESSAGES_PER_S - loop.time())
 
@@ -284,15 +285,15 @@ async def test_a_read_that_is_cut_off_goes_on_at_once_where_it_was(
 ) -> None:
     monkeypatch.setattr(dial, "RECONNECT_WAIT_S", 0.02)
     monkeypatch.setattr(journal, "RECONNECT_WAIT_S", 0.02)
-    key, count = wiring.subjects.lite("owner", "a"), 4_000
+    key, count = wiring.ports.subjects.lite("owner", "a"), 4_000
     for begin in range(0, count, 500):
-        await asyncio.gather(*(wiring.lite.append(key, b"%0500d" % i) for i in range(begin, begin + 500)))
+        await asyncio.gather(*(wiring.ports.lite.append(key, b"%0500d" % i) for i in range(begin, begin + 500)))
     proxy, url = await _proxied(nats_home, seed=1)
     reader = await Wiring.open(Settings(nats_url=url, env=settings.env), AgentIdentity(id="reader", type="test"))
 
     # A batch of 512 is larger than anything that passes between two cuts.
     async with asyncio.timeout(HANG_S):
-        read = [int(entry.data) async for entry in reader.lite.read(key)]
+        read = [int(entry.data) async for entry in reader.ports.lite.read(key)]
 
     assert read == list(range(count))
     assert proxy.cuts > 8
@@ -307,7 +308,7 @@ async def test_topics_with_one_message_each_are_all_heard_though_no_other_messag
     monkeypatch.setattr(journal, "RECONNECT_WAIT_S", 0.02)
     proxy, url = await _proxied(nats_home, seed=2)
     reader = await Wiring.open(Settings(nats_url=url, env=settings.env), AgentIdentity(id="reader", type="test"))
-    follower = await _at_last(lambda: Follower.open(reader.lite, reader.subjects.lite_of("owner")))
+    follower = await _at_last(lambda: Follower.open(reader.ports.lite, reader.ports.subjects.lite_of("owner")))
     follower.add_all()
     heard: list[str] = []
 
@@ -317,8 +318,8 @@ async def test_topics_with_one_message_each_are_all_heard_though_no_other_messag
     serving = asyncio.create_task(follower.serve(handler))
     keys: list[str] = []
     while proxy.cuts < 25:
-        fresh = [wiring.subjects.lite("owner", f"t{len(keys) + i}") for i in range(50)]
-        await asyncio.gather(*(wiring.lite.append(key, bytes(200)) for key in fresh))
+        fresh = [wiring.ports.subjects.lite("owner", f"t{len(keys) + i}") for i in range(50)]
+        await asyncio.gather(*(wiring.ports.lite.append(key, bytes(200)) for key in fresh))
         keys += fresh
         await asyncio.sleep(len(fresh) / MESSAGES_PER_S)
     async with asyncio.timeout(HANG_S):
@@ -345,7 +346,7 @@ async def test_readers_that_are_cut_off_and_killed_lose_nothing_and_repeat_nothi
     wiring: Wiring, settings: Settings, nats_home: Path, topics: int, cuts: int, kills: int
 ) -> None:
     proxy, url = await _proxied(nats_home, seed=topics)
-    keys = [wiring.subjects.lite("owner", f"t{i}") for i in range(topics)]
+    keys = [wiring.ports.subjects.lite("owner", f"t{i}") for i in range(topics)]
     log = Log(cursors=dict.fromkeys(keys, 0))
     readers, flow = Readers(url, settings.env, log), Flow(wiring, keys, log)
 

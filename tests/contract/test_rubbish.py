@@ -11,19 +11,19 @@ from typing import Any
 import pytest
 
 from squadron import Agent, Context, topic
-from squadron.actors.goal import RecordedTurn
-from squadron.actors.model import ModelTurn
-from squadron.actors.supervisor import _RunJournal
+from squadron.actors.goals.goal import RecordedTurn
+from squadron.actors.goals.supervisor import _RunJournal
+from squadron.actors.thinking.model import ModelTurn
 from squadron.bridge.jetstream.lease import NOTE_TTL_S
-from squadron.runtime.caller import Ask
-from squadron.runtime.cancel import Cancellations
-from squadron.runtime.envelope import AgentMessage
-from squadron.runtime.exclusive import ExclusiveCursor, cursor_key
-from squadron.runtime.letters import DeadLetters
-from squadron.runtime.lite_journal import LiteJournal
-from squadron.runtime.outcome import Result
-from squadron.runtime.ports import Mailbox
-from squadron.runtime.subjects import TicketSubject
+from squadron.runtime.asking.cancel import Cancellations
+from squadron.runtime.asking.options import AskOptions
+from squadron.runtime.lite.exclusive import ExclusiveCursor, cursor_key
+from squadron.runtime.ports.lite_journal import LiteJournal
+from squadron.runtime.ports.queue import Mailbox
+from squadron.runtime.store.dead_letters import DeadLetters
+from squadron.runtime.wire.envelope import AgentMessage
+from squadron.runtime.wire.outcome import Result
+from squadron.runtime.wire.subjects import TicketSubject
 from tests.contract.conftest import ON_NATS, SOON_S, Inbox, Peer, Serve, until
 from tests.contract.test_fuzz import JUNK
 
@@ -109,7 +109,7 @@ async def test_rubbish_on_an_exclusive_readers_place_is_passed_over(peer: Peer) 
 
 
 async def test_rubbish_cancels_nothing(peer: Peer) -> None:
-    cancels = Cancellations(peer.lite, peer.bus, peer.subjects, peer.clock)
+    cancels = Cancellations(peer.ports)
     await cancels.start()
     for number, rubbish in enumerate(RUBBISH):
         await peer.lite.append(peer.subjects.lite("cancel", f"t{number}"), rubbish)
@@ -135,7 +135,7 @@ async def test_rubbish_in_a_conversations_memory_is_left_out(peer: Peer, serve: 
     for rubbish in RUBBISH:
         await peer.lite.append(peer.subjects.lite("memory-clerk", "talk"), rubbish)
 
-    outcome = await peer.caller.ask("clerk.recall", {}, Ask(within_s=SOON_S, conversation_id="talk"))
+    outcome = await peer.caller.ask("clerk.recall", {}, AskOptions(within_s=SOON_S, conversation_id="talk"))
 
     assert outcome.unwrap()[-1] == "good"
 
@@ -152,7 +152,7 @@ async def test_a_ticket_that_is_none_is_taken_away_and_holds_up_nobody(peer: Pee
     for _ in range(5):
         # As a stranger does, who knows no grammar.
         await peer.bus.publish(tickets + place, b"")
-    message = AgentMessage.new("task", peer.caller.identity, {}, conversation_id="talk")
+    message = AgentMessage.new("task", peer.caller.ports.identity, {}, conversation_id="talk")
     await peer.queue.put(peer.subjects.task("clerk.recall"), message.encode(), msg_id="good")
 
     delivery = await inbox.next()
@@ -167,7 +167,7 @@ async def test_a_ticket_that_is_none_is_taken_away_and_holds_up_nobody(peer: Pee
 
 
 async def test_letters_that_are_none_are_shown_as_they_are(peer: Peer) -> None:
-    letters = DeadLetters(peer.dead, peer.queue, peer.claims, peer.subjects, peer.clock)
+    letters = DeadLetters(peer.ports)
     contents = [
         {"taskId": "t", "subject": "s", "message": 5},
         {"taskId": "t", "subject": "s", "messageBase64": 5},
@@ -175,7 +175,7 @@ async def test_letters_that_are_none_are_shown_as_they_are(peer: Peer) -> None:
         {"taskId": "t", "subject": "s", "message": "m", "success": False, "error": {"details": {"attempts": []}}},
     ]
     for content in contents:
-        data = json.loads(AgentMessage.new("event", peer.caller.identity, 1).encode())
+        data = json.loads(AgentMessage.new("event", peer.caller.ports.identity, 1).encode())
         data["payload"]["content"] = content
         await peer.dead.append(peer.subjects.dead("clerk", f"t{id(content)}"), json.dumps(data).encode())
     huge = {**contents[0], "message": "m", "success": False, "error": {"details": {"attempts": "MARK"}}}
@@ -190,7 +190,7 @@ async def test_letters_that_are_none_are_shown_as_they_are(peer: Peer) -> None:
 
 
 async def test_rubbish_in_an_end_marker_is_an_end(peer: Peer) -> None:
-    lite: LiteJournal = peer.caller.lite
+    lite: LiteJournal = peer.caller.ports.lite
     for number, rubbish in enumerate(RUBBISH):
         own = peer.caller.lite_topics.topic(f"t{number}", "owner")
         await own.publish(1)
@@ -206,7 +206,7 @@ async def test_rubbish_in_an_end_marker_is_an_end(peer: Peer) -> None:
 async def test_rubbish_as_the_order_to_end_a_topic_gives_it_a_life(peer: Peer) -> None:
     for number, rubbish in enumerate(RUBBISH):
         mine = peer.caller.lite_topics.topic(f"t{number}", "owner")
-        await peer.caller.lite.end_at(mine.key, rubbish, at=peer.clock.time() + 600, keep_s=60.0)
+        await peer.caller.ports.lite.end_at(mine.key, rubbish, at=peer.clock.time() + 600, keep_s=60.0)
         assert await mine.publish(1) > 0
 
 
@@ -215,7 +215,7 @@ async def test_rubbish_on_what_a_task_id_stands_for_stands_for_nothing(peer: Pee
     plain = [each for each in RUBBISH if b'"topic"' not in each]
     for number, rubbish in enumerate(plain):
         await peer.lite.append(peer.subjects.lite(f"id-{number}", "asked"), rubbish)
-        asked = await peer.caller.ask("clerk.recall", {}, Ask(within_s=SOON_S, task_id=f"id-{number}"))
+        asked = await peer.caller.ask("clerk.recall", {}, AskOptions(within_s=SOON_S, task_id=f"id-{number}"))
         assert isinstance(asked, Result), rubbish
 
 
@@ -237,7 +237,7 @@ async def test_the_redrive_count_of_a_stranger_is_no_number_of_ours(peer: Peer, 
     await serve(Clerk())
     for number, count in enumerate((10**400, -(10**400), True, "9" * 4_000, -1, [1] * 100, 1e308)):
         task_id = f"odd-{number}"
-        me = peer.caller.identity
+        me = peer.caller.ports.identity
         message = AgentMessage.new("task", me, {}, id=task_id, metadata={"redriven": count})
         await peer.queue.put(peer.subjects.task("clerk.recall"), message.encode(), msg_id=task_id)
 
@@ -245,6 +245,10 @@ async def test_the_redrive_count_of_a_stranger_is_no_number_of_ours(peer: Peer, 
             return await peer.lite.last(peer.subjects.lite("outcome", task_id)) is not None
 
         await until(ended)
+        stored = await peer.lite.last(peer.subjects.lite("outcome", task_id))
+        assert stored is not None
+        result = AgentMessage.decode(stored.data)
+        assert (result.payload.content["outcome"], result.metadata) == ("result", None), count
 
 
 def test_a_ticket_has_tokens_and_a_number_of_digits() -> None:

@@ -9,9 +9,9 @@ import pytest
 
 from squadron import Settings
 from squadron.bridge.jetstream.wiring import Wiring
-from squadron.runtime.envelope import AgentIdentity
-from squadron.runtime.errors import StorageFullError
-from squadron.runtime.ports import Mailbox
+from squadron.runtime.errors import ClaimLostError, StorageFullError
+from squadron.runtime.ports.queue import Mailbox
+from squadron.runtime.wire.envelope import AgentIdentity
 from tests.contract.conftest import Inbox
 from tests.contract.own_server import OwnServer
 
@@ -39,7 +39,7 @@ async def _fill(wiring: Wiring) -> None:
     for size in (100_000, 1_000, 10, 0):
         try:
             while True:
-                await wiring.dead.append(wiring.subjects.dead("filler", "x"), b"x" * size)
+                await wiring.ports.dead.append(wiring.ports.subjects.dead("filler", "x"), b"x" * size)
         except StorageFullError:
             continue
 
@@ -54,10 +54,10 @@ async def test_a_lite_topic_can_be_closed_and_its_reader_is_told(wiring: Wiring)
 
     await topic.close()
 
-    assert await wiring.lite.last(topic.key) is None
+    assert await wiring.ports.lite.last(topic.key) is None
     with pytest.raises(StorageFullError, match="give it more storage"):
         await topic.publish("more")
-    await wiring.dead.erase(wiring.subjects.dead("filler", "x"))
+    await wiring.ports.dead.erase(wiring.ports.subjects.dead("filler", "x"))
     assert [message.content async for message in reader] in ([], ["second"])
     assert reader.end is not None
     assert reader.end.reason == "closed"
@@ -69,10 +69,10 @@ async def test_a_lite_topic_can_be_closed_and_its_reader_is_told(wiring: Wiring)
 
 async def test_what_a_replica_can_not_run_goes_back_at_once_all_the_same(wiring: Wiring) -> None:
     mailbox = Mailbox("reader", ("book.read",), lease_s=600.0)
-    await wiring.queue.declare(mailbox)
-    await wiring.queue.put(wiring.subjects.task("book.read"), b"x", msg_id="")
+    await wiring.ports.queue.declare(mailbox)
+    await wiring.ports.queue.put(wiring.ports.subjects.task("book.read"), b"x", msg_id="")
     arrived = Inbox()
-    feed = await wiring.queue.consume(mailbox, arrived)
+    feed = await wiring.ports.queue.consume(mailbox, arrived)
     feed.want(1)
     delivery = await arrived.next()
     await _fill(wiring)
@@ -87,12 +87,17 @@ async def test_what_a_replica_can_not_run_goes_back_at_once_all_the_same(wiring:
 
 
 async def test_agents_leave_and_what_is_kept_can_be_erased(wiring: Wiring) -> None:
-    name = await wiring.claims.vault.store(b"x" * 50_000, keep_s=600.0)
-    await wiring.queue.declare(Mailbox("leaver", ("book.burn",)))
+    name = await wiring.ports.claims.vault.store(b"x" * 50_000, keep_s=600.0)
+    await wiring.ports.queue.declare(Mailbox("leaver", ("book.burn",)))
     await _fill(wiring)
 
-    await wiring.claims.vault.drop(name)
-    await wiring.queue.remove("leaver")
-    await wiring.dead.erase(wiring.subjects.dead("filler", "x"))
+    await wiring.ports.claims.vault.drop(name)
+    await wiring.ports.queue.remove("leaver")
+    await wiring.ports.dead.erase(wiring.ports.subjects.dead("filler", "x"))
 
-    await wiring.dead.append(wiring.subjects.dead("filler", "x"), b"there is room again")
+    with pytest.raises(ClaimLostError):
+        await wiring.ports.claims.vault.fetch(name)
+    assert not await wiring.ports.queue.store.knows("leaver")
+    letters = wiring.ports.subjects.dead("filler", "x")
+    await wiring.ports.dead.append(letters, b"there is room again")
+    assert [entry.data async for entry in wiring.ports.dead.read(letters)] == [b"there is room again"]

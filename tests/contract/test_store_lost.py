@@ -11,19 +11,19 @@ import pytest
 
 from squadron import Settings
 from squadron.actors.agent import Agent, AgentSpec
-from squadron.actors.marks import topic
-from squadron.bridge.core import Bridge
+from squadron.actors.decorators import topic
+from squadron.bridge.control.control import Bridge
 from squadron.bridge.jetstream.queue import subjects_held
-from squadron.bridge.jetstream.streams import FRESH_SEQS, StreamNames, Streams
+from squadron.bridge.jetstream.stream_configs import FRESH_SEQS, StreamNames, Streams
 from squadron.bridge.jetstream.wiring import Wiring
-from squadron.runtime.caller import Ask
-from squadron.runtime.deployment import Deployment, Scale
-from squadron.runtime.durable import EventGroup
-from squadron.runtime.envelope import AgentIdentity
+from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.errors import SquadronError
-from squadron.runtime.ports import Delivery, Mailbox
-from squadron.runtime.pump import Pump
-from squadron.runtime.turn import Turns
+from squadron.runtime.ports.queue import Delivery, Mailbox
+from squadron.runtime.running.pump import Pump
+from squadron.runtime.running.turn import Turns
+from squadron.runtime.wire.deployment import Deployment, Scale
+from squadron.runtime.wire.envelope import AgentIdentity
+from squadron.runtime.wire.groups import EventGroup
 from tests.conftest import HEARTBEAT_S, LEASE_S
 from tests.contract.conftest import Inbox, until
 from tests.contract.own_server import OwnServer
@@ -62,8 +62,8 @@ class Site:
         names = StreamNames(self.settings.env)
         patterns = [f"agents.{self.settings.env}.task.>"]
         bridge = Bridge(
-            wiring.caller,
-            wiring.queue,
+            wiring.ports,
+            wiring.registry,
             wiring.records,
             HeldReplicas(),
             lambda: subjects_held(wiring.connection, names.tasks, patterns),
@@ -77,8 +77,8 @@ class Site:
 
     async def replica(self, agent: Agent) -> None:
         wiring, spec = await self.wiring("replica"), AgentSpec.of(type(agent))
-        turns = Turns(spec.name, spec.handlers(agent), wiring.caller, wiring.dead)
-        pump = Pump(wiring.queue, Mailbox(spec.name, ("typist.type",), LEASE_S), turns.run, slots=4)
+        turns = Turns(spec.name, spec.handlers(agent), wiring.caller)
+        pump = Pump(wiring.ports.queue, Mailbox(spec.name, ("typist.type",), LEASE_S), turns.run, slots=4)
         await turns.start()
         await pump.start()
         self.open.push_async_callback(turns.aclose)
@@ -117,7 +117,7 @@ async def test_after_the_store_was_lost_everybody_heals_and_it_is_told(server: O
     await site.replica(Typist())
     caller = await site.wiring("caller")
     events = Inbox()
-    feed = await caller.events.consume(EventGroup("listener", "news.*", "new", 30.0), events)
+    feed = await caller.ports.events.consume(EventGroup("listener", "news.*", "new", 30.0), events)
     feed.want(10)
     topic = caller.caller.lite_topics.topic("room", "owner")
     before = await topic.publish("before")
@@ -126,7 +126,9 @@ async def test_after_the_store_was_lost_everybody_heals_and_it_is_told(server: O
 
     async def asked(text: str, priority: int) -> bool:
         try:
-            outcome = await caller.caller.ask("typist.type", {"text": text}, Ask(within_s=20, priority=priority))
+            outcome = await caller.caller.ask(
+                "typist.type", {"text": text}, AskOptions(within_s=20, priority=priority)
+            )
         except SquadronError:
             return False
         return outcome.unwrap() == text.upper() if outcome.kind == "result" else False
@@ -135,7 +137,7 @@ async def test_after_the_store_was_lost_everybody_heals_and_it_is_told(server: O
     # A lane besides the normal one, and a payload that travels on its own.
     assert await asked("urgent", 9)
     assert await asked("x" * 600_000, 5)
-    await caller.events.append("news.first", b"first", msg_id="1")
+    await caller.ports.events.append("news.first", b"first", msg_id="1")
     first: Delivery = await events.next()
     await first.lease.settle(confirmed=True)
 
@@ -144,7 +146,7 @@ async def test_after_the_store_was_lost_everybody_heals_and_it_is_told(server: O
     await until(lambda: asked("back", 5), within_s=60)
     await until(lambda: asked("urgent again", 9), within_s=60)
     await until(lambda: asked("y" * 600_000, 5), within_s=60)
-    await caller.events.append("news.second", b"second", msg_id="2")
+    await caller.ports.events.append("news.second", b"second", msg_id="2")
     second: Delivery = await events.next(within_s=60)
     assert second.data == b"second"
     after = await topic.publish("after")
@@ -156,7 +158,7 @@ async def test_after_the_store_was_lost_everybody_heals_and_it_is_told(server: O
     assert "squadron-lost-registry" in loss["streams"]
     late = await site.wiring("late")
     assert late.registry.find("typist.type") is not None
-    (recorded,) = await late.records.latest(late.subjects.registry("deployment"))
+    (recorded,) = await late.records.latest(late.ports.subjects.registry("deployment"))
     assert Deployment.model_validate_json(recorded.data) == deployment
     await feed.aclose()
 

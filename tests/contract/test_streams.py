@@ -7,6 +7,7 @@ import json
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +15,24 @@ import nats
 import pytest
 
 from squadron import Agent, Context, topic
-from squadron.bridge.jetstream import embedded
+from squadron.bridge.jetstream.link import embedded
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.bridge.memory import MemoryJournal
+from squadron.client.stream import Stream
 from squadron.config import Settings
-from squadron.flow import Stream
-from squadron.runtime import streams, trail
-from squadron.runtime.budget import Deadline
-from squadron.runtime.caller import Ask
-from squadron.runtime.chunks import StreamReader
-from squadron.runtime.claims import Claims
-from squadron.runtime.envelope import AgentIdentity, AgentMessage
+from squadron.runtime.asking.handle import Handle
+from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.errors import BusUnavailableError, SquadronError, StreamGapError
-from squadron.runtime.handle import Handle
-from squadron.runtime.outcome import Cancelled, DeadLettered, Result
-from squadron.runtime.ports import Entry, Subscription
-from squadron.runtime.streams import WINDOW, Chunk, Ended, Nested, Restarted, StreamWriter
+from squadron.runtime.ports.bus import Subscription
+from squadron.runtime.ports.journal import Entry
+from squadron.runtime.store.claims import Claims
+from squadron.runtime.streams import trail
+from squadron.runtime.streams import writer as streams
+from squadron.runtime.streams.chunks import StreamReader
+from squadron.runtime.streams.writer import WINDOW, Chunk, Ended, Nested, Restarted, StreamWriter
+from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
+from squadron.runtime.wire.limits import Deadline
+from squadron.runtime.wire.outcome import Cancelled, DeadLettered, Result
 from tests.conftest import HEARTBEAT_S, LEASE_S
 from tests.contract.conftest import ON_NATS, SOON_S, Peer, Serve, World, until
 
@@ -88,9 +91,9 @@ class Teller(Agent):
     @topic("tell.parent")
     async def parent(self, context: Context) -> str:
         await context.emit("before")
-        await context.ask("tell.child", within_s=SOON_S, name="first")
+        await context.ask("tell.child", {"name": "first"}, within_s=SOON_S)
         await context.emit("between")
-        await context.ask("tell.child", within_s=SOON_S, name="second")
+        await context.ask("tell.child", {"name": "second"}, within_s=SOON_S)
         return "all"
 
     @topic("tell.hasty")
@@ -131,8 +134,8 @@ def key(peer: Peer) -> str:
 
 def writer_of(peer: Peer, key: str, *, attempt: int = 1, redriven: int = 0) -> StreamWriter:
     metadata = {"redriven": redriven} if redriven else None
-    task = AgentMessage.new("task", peer.caller.identity, id="task", metadata=metadata)
-    return StreamWriter(peer.caller, key, task, attempt)
+    task = AgentMessage.new("task", peer.caller.ports.identity, id="task", metadata=metadata)
+    return StreamWriter(peer.caller.ports, key, task, attempt)
 
 
 def reader_of(peer: Peer, key: str, *, live: bool = False) -> StreamReader:
@@ -187,7 +190,7 @@ async def lose(world: World, peer: Peer, key: str, is_lost: Callable[[dict[str, 
     lost = [e.seq async for e in peer.lite.read(key) if is_lost(json.loads(e.data)["payload"])]
     assert lost
     if isinstance(peer.lite, MemoryJournal):
-        peer.lite._entries = [each for each in peer.lite._entries if each.entry.seq not in lost]
+        peer.lite._kept.entries = [each for each in peer.lite._kept.entries if each.entry.seq not in lost]
         return
     assert world.settings is not None
     wiring = await Wiring.open(world.settings, AgentIdentity(id="thief", type="test"))
@@ -240,7 +243,7 @@ async def test_events_are_numbered_chunks_and_the_outcome_at_the_end(client: Pee
 
 
 async def test_a_stream_has_its_events_and_then_its_outcome(client: Peer) -> None:
-    stream = Stream(lambda: client.caller.submit("tell.words", {"count": 2}), client.caller.outcome)
+    stream = Stream(lambda: client.caller.submit("tell.words", {"count": 2}))
 
     *chunks, ended = [event async for event in stream.events()]
 
@@ -250,7 +253,7 @@ async def test_a_stream_has_its_events_and_then_its_outcome(client: Peer) -> Non
 
 
 async def test_a_failed_attempt_ends_its_stream_and_the_next_begins_anew(client: Peer) -> None:
-    handle = await client.caller.submit("tell.twice", {}, Ask(within_s=SOON_S))
+    handle = await client.caller.submit("tell.twice", {}, AskOptions(within_s=SOON_S))
 
     events = await all_of(handle.events())
 
@@ -271,7 +274,7 @@ async def test_a_failed_attempt_ends_its_stream_and_the_next_begins_anew(client:
 
 
 async def test_a_task_that_fails_for_good_ends_its_stream(client: Peer) -> None:
-    handle = await client.caller.submit("tell.broken", {}, Ask(within_s=SOON_S))
+    handle = await client.caller.submit("tell.broken", {}, AskOptions(within_s=SOON_S))
 
     chunk, ended = await all_of(handle.events())
 
@@ -281,7 +284,7 @@ async def test_a_task_that_fails_for_good_ends_its_stream(client: Peer) -> None:
 
 
 async def test_a_cancelled_task_ends_its_stream(client: Peer, teller: Teller) -> None:
-    handle = await client.caller.submit("tell.endless", {}, Ask(within_s=SOON_S))
+    handle = await client.caller.submit("tell.endless", {}, AskOptions(within_s=SOON_S))
     following = asyncio.create_task(all_of(handle.events()))
     await teller.told.wait()
 
@@ -341,7 +344,7 @@ async def test_a_live_message_that_was_lost_is_read_from_the_store(
     peer: Peer, key: str, lost: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What came before another is missed as soon as that comes; all else is looked for.
-    monkeypatch.setattr(trail, "LOOK_S", 60.0 if lost == "some" else 0.2)
+    monkeypatch.setattr(trail, "UNHEARD_S", 60.0 if lost == "some" else 0.2)
 
     def is_lost(entry: Entry) -> bool:
         last = b'"result"' in entry.data
@@ -365,7 +368,7 @@ async def test_a_trail_shows_every_entry_though_every_third_is_not_heard(
     peer: Peer, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the sequence of the entry before, which the server tells: whoever the producer, whatever the bytes."""
-    monkeypatch.setattr(trail, "LOOK_S", 60.0)
+    monkeypatch.setattr(trail, "UNHEARD_S", 60.0)
     deaf = Deaf(peer.lite, lambda entry: entry.data in (b"1", b"4", b"7", b"8"))
     following = trail.Trail(deaf, key).entries()  # type: ignore[arg-type]
     seen = []
@@ -384,7 +387,7 @@ async def test_a_trail_shows_every_entry_though_every_third_is_not_heard(
 async def test_a_trail_holds_a_few_entries_for_who_is_slow_and_has_the_rest_from_the_store(
     peer: Peer, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trail, "LOOK_S", 60.0)
+    monkeypatch.setattr(trail, "UNHEARD_S", 60.0)
     monkeypatch.setattr(trail, "MOST_HELD", 4)
     deaf = Deaf(peer.lite, lambda _: False)
     following = trail.Trail(deaf, key)  # type: ignore[arg-type]
@@ -712,7 +715,7 @@ class Slow:
 
 async def test_a_writer_waits_when_too_much_is_not_acknowledged(peer: Peer, key: str) -> None:
     slow = Slow(peer.lite)
-    peer.caller.lite = slow
+    peer.caller.ports = replace(peer.ports, lite=slow)
     writer = writer_of(peer, key)
     for i in range(WINDOW):
         await asyncio.wait_for(writer.write(i), SOON_S)
@@ -738,7 +741,7 @@ async def test_what_is_not_acknowledged_is_sent_again(
 ) -> None:
     monkeypatch.setattr(streams, "AGAIN_S", 0.01)
     slow = Slow(peer.lite)
-    peer.caller.lite = slow
+    peer.caller.ports = replace(peer.ports, lite=slow)
     writer = writer_of(peer, key)
     for i in range(4):
         await writer.write(i)
@@ -769,7 +772,7 @@ async def test_nothing_comes_behind_the_end_of_a_stream_that_waits_for_its_last_
     peer: Peer, key: str
 ) -> None:
     slow = Slow(peer.lite)
-    peer.caller.lite = slow
+    peer.caller.ports = replace(peer.ports, lite=slow)
     writer = writer_of(peer, key)
     await writer.write("last")
     finishing = asyncio.create_task(writer.finish("result"))
@@ -789,7 +792,7 @@ async def test_a_stream_that_can_not_be_stored_is_not_said_to_have_ended(
     peer: Peer, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(streams, "FINISH_WITHIN_S", 0.05)
-    peer.caller.lite = Slow(peer.lite)
+    peer.caller.ports = replace(peer.ports, lite=Slow(peer.lite))
     writer = writer_of(peer, key)
     await writer.write("lost")
 
@@ -807,10 +810,10 @@ async def test_a_stream_survives_the_death_of_the_server_in_its_middle(tmp_path:
     write, read = [
         await Wiring.open(settings, AgentIdentity(id=name, type="test"), create=True) for name in ("write", "read")
     ]
-    key = write.subjects.lite("reader", "one")
-    task = AgentMessage.new("task", write.identity, id="task")
-    writer = StreamWriter(write.caller, key, task, 1)
-    reader = StreamReader(read.lite, read.claims, key)
+    key = write.ports.subjects.lite("reader", "one")
+    task = AgentMessage.new("task", write.ports.identity, id="task")
+    writer = StreamWriter(write.ports, key, task, 1)
+    reader = StreamReader(read.ports.lite, read.ports.claims, key)
     seen: list[Any] = []
     half = asyncio.Event()
 
@@ -824,8 +827,8 @@ async def test_a_stream_survives_the_death_of_the_server_in_its_middle(tmp_path:
         for i in range(count):
             await writer.write(i)
         await writer.finish("result")
-        result = AgentMessage.new("result", write.identity, Result().to_content())
-        await write.lite.append(key, result.encode(), msg_id="result")
+        result = AgentMessage.new("result", write.ports.identity, Result().to_content())
+        await write.ports.lite.append(key, result.encode(), msg_id="result")
 
     try:
         async with asyncio.timeout(60), asyncio.TaskGroup() as together:
@@ -837,7 +840,7 @@ async def test_a_stream_survives_the_death_of_the_server_in_its_middle(tmp_path:
             second = await asyncio.to_thread(embedded.ensure, home)
             assert second.pid != first.pid
         assert [chunk.value for chunk in seen] == list(range(count))
-        numbers = [json.loads(e.data)["payload"].get("sequenceNumber") async for e in read.lite.read(key)]
+        numbers = [json.loads(e.data)["payload"].get("sequenceNumber") async for e in read.ports.lite.read(key)]
         # All of them, each once, whatever the order in which they were sent again.
         assert sorted(numbers[:-1]) == list(range(count + 1))
     finally:
@@ -850,7 +853,7 @@ async def test_a_stream_survives_the_death_of_the_server_in_its_middle(tmp_path:
 
 
 async def test_chunks_of_children_are_seen_by_the_parents_reader(client: Peer) -> None:
-    handle = await client.caller.submit("tell.parent", {}, Ask(within_s=3 * SOON_S, nested=True))
+    handle = await client.caller.submit("tell.parent", {}, AskOptions(within_s=3 * SOON_S, nested=True))
 
     events = await all_of(handle.events())
 
@@ -873,7 +876,7 @@ async def test_chunks_of_children_are_seen_by_the_parents_reader(client: Peer) -
 
 
 async def test_a_stream_ends_with_its_task_though_a_child_goes_on(client: Peer) -> None:
-    handle = await client.caller.submit("tell.hasty", {}, Ask(within_s=6 * SOON_S, nested=True))
+    handle = await client.caller.submit("tell.hasty", {}, AskOptions(within_s=6 * SOON_S, nested=True))
 
     async with asyncio.timeout(SOON_S):
         nested, ended = [event async for event in handle.events()]
@@ -883,7 +886,7 @@ async def test_a_stream_ends_with_its_task_though_a_child_goes_on(client: Peer) 
 
 
 async def test_who_did_not_ask_for_nested_streams_gets_none(client: Peer) -> None:
-    handle = await client.caller.submit("tell.parent", {}, Ask(within_s=3 * SOON_S))
+    handle = await client.caller.submit("tell.parent", {}, AskOptions(within_s=3 * SOON_S))
 
     events = await all_of(handle.events())
 
@@ -892,7 +895,7 @@ async def test_who_did_not_ask_for_nested_streams_gets_none(client: Peer) -> Non
 
 
 async def test_a_gap_in_a_childs_stream_is_reported_to_the_parents_reader(world: World, client: Peer) -> None:
-    handle = await client.caller.submit("tell.parent", {}, Ask(within_s=3 * SOON_S, nested=True))
+    handle = await client.caller.submit("tell.parent", {}, AskOptions(within_s=3 * SOON_S, nested=True))
     await handle.outcome()
     child = next(m["payload"]["child"] for m in await stored(client, handle.reply_to) if "child" in m["payload"])
     await lose(world, client, child["liteTopic"], lambda payload: payload.get("sequenceNumber") == 0)
@@ -908,7 +911,7 @@ async def test_a_gap_in_a_childs_stream_is_reported_to_the_parents_reader(world:
 
 async def test_a_slow_reader_slows_nobody_and_loses_nothing(client: Peer, teller: Teller) -> None:
     count = 20_000
-    handle: Handle = await client.caller.submit("tell.words", {"count": count}, Ask(within_s=60))
+    handle: Handle = await client.caller.submit("tell.words", {"count": count}, AskOptions(within_s=60))
     reader = handle._reader(handle.reply_to)
     most, seen = 0, []
     async with asyncio.timeout(60):
@@ -1014,7 +1017,7 @@ async def test_a_child_that_the_parent_has_not_pointed_to_yet_is_cancelled_with_
     boss = Boss()
     await serve(boss)
     handle = await (await world.join("client")).caller.submit(
-        "boss.ask", {}, Ask(within_s=6 * SOON_S, nested=True)
+        "boss.ask", {}, AskOptions(within_s=6 * SOON_S, nested=True)
     )
     await asyncio.wait_for(pointing.wait(), SOON_S)
     await asyncio.wait_for(boss.child_began.wait(), SOON_S)

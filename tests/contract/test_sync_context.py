@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from squadron import Agent, Context, topic
-from squadron.runtime.caller import Ask
-from squadron.runtime.outcome import Cancelled, Failed
+from squadron.runtime.asking.options import AskOptions
+from squadron.runtime.wire.outcome import Cancelled, Failed
 from tests.contract.conftest import SOON_S, Peer, Serve
 
 
@@ -30,19 +30,19 @@ class Plain(Agent):
         ctx.sync.emit("asked")
         ctx.sync.remember(n)
         return [
-            ctx.sync.outcome(handle).unwrap(),
-            ctx.sync.ask("plain.double", n=n + 1).unwrap(),
+            handle.outcome().unwrap(),
+            ctx.sync.ask("plain.double", {"n": n + 1}).unwrap(),
             *ctx.sync.recall(),
         ]
 
     @topic("plain.wrong")
     def wrong(self, ctx: Context) -> int:
-        answer: int = asyncio.run(ctx.ask("plain.double", n=1)).unwrap()
+        answer: int = asyncio.run(ctx.ask("plain.double", {"n": 1})).unwrap()
         return answer
 
     @topic("plain.blocks")
     async def blocks(self, ctx: Context) -> int:
-        answer: int = ctx.sync.ask("plain.double", n=1).unwrap()
+        answer: int = ctx.sync.ask("plain.double", {"n": 1}).unwrap()
         return answer
 
     @topic("plain.never")
@@ -68,7 +68,7 @@ class Plain(Agent):
 
 async def test_a_plain_handler_asks_emits_and_remembers(serve: Serve, peer: Peer) -> None:
     await serve(Plain())
-    handle = await peer.caller.submit("plain.asks", {"n": 3}, Ask(within_s=SOON_S))
+    handle = await peer.caller.submit("plain.asks", {"n": 3}, AskOptions(within_s=SOON_S))
 
     assert [chunk async for chunk in handle.chunks()] == ["asked"]
     assert (await handle.outcome()).unwrap() == [6, 8, 3]
@@ -78,7 +78,7 @@ async def test_asking_on_the_wrong_loop_says_how_to(serve: Serve, peer: Peer) ->
     await serve(Plain())
 
     for name, said in (("wrong", "ctx.sync.ask"), ("blocks", "await")):
-        handle = await peer.caller.submit(f"plain.{name}", {}, Ask(within_s=SOON_S))
+        handle = await peer.caller.submit(f"plain.{name}", {}, AskOptions(within_s=SOON_S))
         outcome = await handle.outcome()
         assert isinstance(outcome, Failed), outcome
         assert said in outcome.reason
@@ -87,7 +87,7 @@ async def test_asking_on_the_wrong_loop_says_how_to(serve: Serve, peer: Peer) ->
 async def test_a_cancel_wakes_a_plain_handler_that_waits(serve: Serve, peer: Peer) -> None:
     agent = Plain()
     await serve(agent)
-    handle = await peer.caller.submit("plain.waits", {}, Ask(within_s=SOON_S))
+    handle = await peer.caller.submit("plain.waits", {}, AskOptions(within_s=SOON_S))
     await asyncio.to_thread(agent.waits.wait, SOON_S)
 
     assert isinstance(await handle.cancel(), Cancelled)
@@ -97,7 +97,7 @@ async def test_a_cancel_wakes_a_plain_handler_that_waits(serve: Serve, peer: Pee
 async def test_a_cancel_closes_a_plain_generator(serve: Serve, peer: Peer) -> None:
     agent = Plain()
     await serve(agent)
-    handle = await peer.caller.submit("plain.counts", {}, Ask(within_s=SOON_S))
+    handle = await peer.caller.submit("plain.counts", {}, AskOptions(within_s=SOON_S))
     async for _ in handle.chunks():
         break
 

@@ -5,23 +5,26 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
 import pytest
 
 from squadron.actors.agent import Agent
-from squadron.actors.marks import topic
-from squadron.flow import Stream
-from squadron.runtime.asking import claim_id
-from squadron.runtime.budget import Deadline
-from squadron.runtime.caller import Ask, Caller
-from squadron.runtime.context import Context
+from squadron.actors.decorators import topic
+from squadron.client.stream import Stream
+from squadron.runtime.asking.caller import Caller
+from squadron.runtime.asking.handle import Handle
+from squadron.runtime.asking.options import MAX_WITHIN_S, AskOptions
+from squadron.runtime.asking.task import claim_id
 from squadron.runtime.errors import BusUnavailableError
-from squadron.runtime.handle import Handle
-from squadron.runtime.outcome import Outcome, Rejected
-from squadron.runtime.ports import Entry, Journal
-from squadron.runtime.streams import Ended
+from squadron.runtime.ports.journal import Entry, Journal
+from squadron.runtime.running.context import Context, TurnContext
+from squadron.runtime.streams.writer import Ended
+from squadron.runtime.wire.envelope import MAX_NAME
+from squadron.runtime.wire.limits import Deadline
+from squadron.runtime.wire.outcome import Outcome, Rejected, TimedOut
 from tests.contract.conftest import SOON_S, Peer, Serve, World
 
 
@@ -45,7 +48,7 @@ async def test_two_processes_that_ask_under_one_id_hear_of_one_task(
     counter = Counter()
     await serve(counter)
     other = await world.join("other")
-    named = Ask(task_id="mine", within_s=SOON_S)
+    named = AskOptions(task_id="mine", within_s=SOON_S)
     waiting = [
         asyncio.create_task(asker.caller.outcome(await asker.caller.submit("counter.ask", {}, named)))
         for asker in (peer, other)
@@ -74,7 +77,7 @@ async def test_a_server_that_goes_while_a_caller_begins_to_listen_is_waited_for(
 
     monkeypatch.setattr(peer.bus, "subscribe", fails_once)
 
-    outcome = await peer.caller.ask("counter.ask", {}, Ask(task_id="mine", within_s=SOON_S))
+    outcome = await peer.caller.ask("counter.ask", {}, AskOptions(task_id="mine", within_s=SOON_S))
 
     assert outcome.unwrap() == 1
     assert not failures
@@ -100,7 +103,7 @@ class Shop(Agent):
 async def test_an_id_that_stands_for_another_task_is_rejected_in_any_process(
     world: World, peer: Peer, serve: Serve
 ) -> None:
-    shop, order = Shop(), Ask(task_id="order-17", within_s=SOON_S)
+    shop, order = Shop(), AskOptions(task_id="order-17", within_s=SOON_S)
     await serve(shop)
     assert (await peer.caller.ask("shop.check", {"item": "tea"}, order)).unwrap() == "tea is there"
 
@@ -122,54 +125,55 @@ class Clerk(Agent):
     """Asks the shop for others, from an async and from a plain handler."""
 
     @topic("clerk.asks")
-    async def asks(self, ctx: Context, topic_: str, item: str, options: dict[str, str]) -> dict[str, str]:
-        handle = await ctx.submit(topic_, {"item": item}, **options)
-        return _told(await ctx.caller.outcome(handle))
+    async def asks(self, ctx: TurnContext, topic_: str, item: str, owner: str) -> dict[str, str]:
+        handle = await ctx.submit_for(owner, topic_, {"item": item}, task_id="order-17")
+        return _told(await handle.outcome())
 
     @topic("clerk.waits")
-    def waits(self, ctx: Context, topic_: str, item: str, options: dict[str, str]) -> dict[str, str]:
-        return _told(ctx.sync.outcome(ctx.sync.submit(topic_, {"item": item}, **options)))
+    def waits(self, ctx: Context, topic_: str, item: str, owner: str) -> dict[str, str]:
+        assert not owner
+        return _told(ctx.sync.submit(topic_, {"item": item}, task_id="order-17").outcome())
 
 
 def _told(outcome: Outcome) -> dict[str, str]:
     return {"kind": outcome.kind, "said": outcome.reason or outcome.unwrap()}
 
 
+ORDER = AskOptions(task_id="order-17", within_s=SOON_S)
 Way = Callable[[Caller, str, str, str], Awaitable[dict[str, str]]]
 
 
 async def _ask(caller: Caller, topic_: str, item: str, owner: str) -> dict[str, str]:
-    return _told(await caller.ask(topic_, {"item": item}, Ask(task_id="order-17", owner=owner, within_s=SOON_S)))
+    return _told(await (await caller.submit(topic_, {"item": item}, ORDER, owner=owner)).outcome())
 
 
 async def _submit(caller: Caller, topic_: str, item: str, owner: str) -> dict[str, str]:
-    handle = await caller.submit(topic_, {"item": item}, Ask(task_id="order-17", owner=owner, within_s=SOON_S))
+    handle = await caller.submit(topic_, {"item": item}, ORDER, owner=owner)
     # Taken up by its ticket, as another process does.
     return _told(await handle.outcome() if handle.done else await caller.resume(handle.ticket).outcome())
 
 
 async def _stream(caller: Caller, topic_: str, item: str, owner: str) -> dict[str, str]:
-    ask = Ask(task_id="order-17", owner=owner, within_s=SOON_S)
-    stream = Stream(partial(caller.submit, topic_, {"item": item}, ask), caller.outcome)
+    stream = Stream(partial(caller.submit, topic_, {"item": item}, ORDER, owner=owner))
     (end,) = [each async for each in stream.events() if isinstance(each, Ended)]
     return _told(end.outcome)
 
 
 def _by_the(handler: str) -> Way:
     async def way(caller: Caller, topic_: str, item: str, owner: str) -> dict[str, str]:
-        options = {"task_id": "order-17", "owner": owner}
-        content = {"topic_": topic_, "item": item, "options": options}
-        told: dict[str, str] = (await caller.ask(handler, content, Ask(within_s=SOON_S))).unwrap()
+        content = {"topic_": topic_, "item": item, "owner": owner}
+        told: dict[str, str] = (await caller.ask(handler, content, AskOptions(within_s=SOON_S))).unwrap()
         return told
 
     return way
 
 
-@pytest.mark.parametrize("owner", ["", "mine"])
 @pytest.mark.parametrize(
-    "way",
-    [_ask, _submit, _stream, _by_the("clerk.asks"), _by_the("clerk.waits")],
-    ids=["ask", "submit", "stream", "ctx.submit", "ctx.sync.submit"],
+    ("way", "owner"),
+    [
+        *((way, owner) for way in (_ask, _submit, _stream, _by_the("clerk.asks")) for owner in ("", "mine")),
+        (_by_the("clerk.waits"), ""),
+    ],
 )
 async def test_an_id_stands_for_one_task_by_whichever_way_it_is_asked_and_under_whichever_owner(
     way: Way, owner: str, world: World, peer: Peer, serve: Serve
@@ -196,8 +200,39 @@ async def test_an_id_stands_for_one_task_by_whichever_way_it_is_asked_and_under_
     assert shop.checked == 1
 
 
+@pytest.mark.parametrize(("first_s", "second_s"), [(1, 60), (60, 1)])
+async def test_each_who_asks_under_one_id_waits_as_long_as_they_said(
+    world: World, peer: Peer, serve: Serve, first_s: float, second_s: float
+) -> None:
+    counter, other = Counter(), await world.join("other")
+    await serve(counter)
+    handles = [
+        await asker.caller.submit("counter.ask", {}, AskOptions(task_id="mine", within_s=within_s))
+        for asker, within_s in ((other, 60), (peer, first_s), (peer, second_s))
+    ]
+    short, long = sorted(handles[1:], key=lambda each: each.deadline.at_ms)
+    waiting = asyncio.gather(long.outcome(), handles[0].outcome())
+
+    assert isinstance(await short.outcome(), TimedOut)
+    assert not waiting.done()
+    counter.go.set()
+
+    assert [outcome.unwrap() for outcome in await waiting] == [1, 1]
+    assert counter.asked == 1
+
+
+async def test_the_longest_time_and_the_longest_id_are_taken(peer: Peer, serve: Serve) -> None:
+    await serve(Shop())
+    longest = AskOptions(task_id="t" * MAX_NAME, within_s=MAX_WITHIN_S, start_within_s=MAX_WITHIN_S)
+
+    assert (await peer.caller.ask("shop.ship", {"item": "tea"}, longest)).unwrap() == "tea is sent"
+    # That is kept as long, too.
+    again = await peer.caller.submit("shop.check", {"item": "tea"}, AskOptions(within_s=MAX_WITHIN_S))
+    assert (await again.cancel()).kind in ("cancelled", "result")
+
+
 async def test_an_id_is_taken_while_its_task_runs(peer: Peer, serve: Serve) -> None:
-    counter, shop, mine = Counter(), Shop(), Ask(task_id="mine", within_s=SOON_S)
+    counter, shop, mine = Counter(), Shop(), AskOptions(task_id="mine", within_s=SOON_S)
     await serve(counter)
     await serve(shop, name="shop")
     first = await peer.caller.submit("counter.ask", {}, mine)
@@ -213,7 +248,7 @@ async def test_a_call_that_was_cancelled_while_it_was_sent_leaves_nothing_behind
     counter, held = Counter(), asyncio.Event()
     counter.go.set()
     await serve(counter)
-    put, mine = peer.queue.put, Ask(task_id="mine", within_s=SOON_S)
+    put, mine = peer.queue.put, AskOptions(task_id="mine", within_s=SOON_S)
 
     class Held:
         """A server that takes nothing for now."""
@@ -225,10 +260,12 @@ async def test_a_call_that_was_cancelled_while_it_was_sent_leaves_nothing_behind
         def __getattr__(self, name: str) -> Any:
             return getattr(queue, name)
 
-    queue, peer.caller.queue = peer.caller.queue, Held()  # type: ignore[assignment]
+    queue = peer.queue
+    held_up: Any = Held()
+    peer.caller.ports = replace(peer.ports, queue=held_up)
     first = asyncio.create_task(peer.caller.submit("counter.ask", {}, mine))
     second = asyncio.create_task(peer.caller.submit("counter.ask", {}, mine))
-    unnamed = asyncio.create_task(peer.caller.submit("counter.ask", {}, Ask(within_s=SOON_S)))
+    unnamed = asyncio.create_task(peer.caller.submit("counter.ask", {}, AskOptions(within_s=SOON_S)))
     while not peer.caller._sending:
         await asyncio.sleep(0.01)
     for each in (first, unnamed):
@@ -243,9 +280,9 @@ async def test_a_call_that_was_cancelled_while_it_was_sent_leaves_nothing_behind
 
 
 async def test_a_server_that_goes_while_an_id_is_noted_is_waited_for(peer: Peer, serve: Serve) -> None:
-    shop, order = Shop(), Ask(task_id="order-18", within_s=SOON_S)
+    shop, order = Shop(), AskOptions(task_id="order-18", within_s=SOON_S)
     await serve(shop)
-    lite, failures = peer.caller.lite, ["before it is stored", "after"]
+    lite, failures = peer.caller.ports.lite, ["before it is stored", "after"]
 
     class Lossy:
         """A journal whose answers get lost."""
@@ -262,7 +299,8 @@ async def test_a_server_that_goes_while_an_id_is_noted_is_waited_for(peer: Peer,
         def __getattr__(self, name: str) -> Any:
             return getattr(lite, name)
 
-    peer.caller.lite = Lossy()  # type: ignore[assignment]
+    lossy: Any = Lossy()
+    peer.caller.ports = replace(peer.ports, lite=lossy)
 
     assert (await peer.caller.ask("shop.ship", {"item": "tea"}, order)).unwrap() == "tea is sent"
     assert not failures

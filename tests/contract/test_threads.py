@@ -7,15 +7,16 @@ import threading
 import pytest
 
 from squadron import Context, Retry, topic
-from squadron.actors.llm import LLMAgent, tool
-from squadron.actors.model import Model, ModelTurn, ToolCall
-from squadron.actors.scripted import ScriptedModel
-from squadron.runtime.caller import Ask
-from squadron.runtime.durable import EventGroup, EventTurns
-from squadron.runtime.envelope import AgentMessage
-from squadron.runtime.outcome import DeadLettered, Outcome, TimedOut
-from squadron.runtime.pump import Pump
+from squadron.actors.thinking.llm import LLMAgent, tool
+from squadron.actors.thinking.model import Model, ModelTurn, ToolCall
+from squadron.actors.thinking.scripted import ScriptedModel
+from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.retries import Retries
+from squadron.runtime.running.event_turns import EventTurns
+from squadron.runtime.running.pump import Pump
+from squadron.runtime.wire.envelope import AgentMessage
+from squadron.runtime.wire.groups import EventGroup
+from squadron.runtime.wire.outcome import DeadLettered, Outcome, TimedOut
 from tests.contract.conftest import LEASE_S, SOON_S, Inbox, Peer, Serve, World, until
 
 #: How long what acts goes on, in seconds, if no other attempt begins meanwhile: longer than a lease.
@@ -81,7 +82,7 @@ async def _set(event: threading.Event) -> None:
 
 
 async def _ask(peer: Peer, topic: str) -> Outcome:
-    return await peer.caller.ask(topic, {}, Ask(within_s=60, model="scripted:x"))
+    return await peer.caller.ask(topic, {}, AskOptions(within_s=60, model="scripted:x"))
 
 
 async def test_a_task_is_not_tried_again_while_a_tool_of_it_acts_in_a_thread(serve: Serve, peer: Peer) -> None:
@@ -125,7 +126,7 @@ async def test_an_event_is_not_tried_again_while_its_thread_acts(world: World, p
     member = await world.join("replica")
     retries = Retries(2, 0.0, 0.0)
     limit_s = 0.3 if hangs else 1.5
-    turns = EventTurns("desk.hear", handle, member.caller, member.dead, retries=retries, run_timeout_s=limit_s)
+    turns = EventTurns("desk.hear", handle, member.ports, retries=retries, run_timeout_s=limit_s)
     pump = Pump(member.events, EventGroup("desk.hear", "news.*", "first", LEASE_S), turns.run, slots=2)
     await pump.start()
     await peer.caller.publish_durable("news.sport", 1)

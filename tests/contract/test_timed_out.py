@@ -16,14 +16,15 @@ import pytest
 
 from squadron import Context
 from squadron.actors.agent import Agent
-from squadron.actors.marks import topic
+from squadron.actors.decorators import topic
 from squadron.bridge.jetstream.wiring import Wiring
+from squadron.client.blocking import SyncSquad
+from squadron.client.opening import Opening
+from squadron.client.squad import Squad
 from squadron.config import Settings
-from squadron.runtime.envelope import AgentIdentity
 from squadron.runtime.steady import Steady
-from squadron.runtime.streams import Chunk, Nested
-from squadron.squad import Squad
-from squadron.sync import SyncSquad
+from squadron.runtime.streams.writer import Chunk, Nested
+from squadron.runtime.wire.envelope import AgentIdentity
 from tests.contract.conftest import SOON_S, Replica, peer_of, until
 
 #: How many items each iterator hands out, a time-out before, between and at any moment of each.
@@ -280,7 +281,7 @@ def test_a_signal_while_an_item_is_waited_for_loses_none(
     read: Callable[[SyncSquad], Iterator[Any]],
     tell: Callable[[SyncSquad, int], Any],
 ) -> None:
-    squad = SyncSquad.open(lambda: _open(settings))
+    squad = Opening(lambda: _open(settings)).__enter__()
     with contextlib.closing(squad):
         items = read(squad)
         for number in range(5):
@@ -292,7 +293,7 @@ def test_a_signal_while_an_item_is_waited_for_loses_none(
 
 
 def test_threads_that_share_an_iterator_get_each_item_once(settings: Settings) -> None:
-    squad = SyncSquad.open(lambda: _open(settings))
+    squad = Opening(lambda: _open(settings)).__enter__()
     with contextlib.closing(squad):
         events, got = squad.subscribe("a.*"), list[int]()
         threads = [

@@ -20,13 +20,16 @@ import pytest
 
 from squadron import Agent, Answer, Context, Retry, Terminal, topic
 from squadron.actors.agent import AgentSpec
-from squadron.bridge.jetstream import embedded
+from squadron.bridge.jetstream.link import embedded
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.config import Settings
-from squadron.runtime.budget import Budget
-from squadron.runtime.caller import Ask
-from squadron.runtime.envelope import AgentIdentity, AgentMessage, Routing
-from squadron.runtime.outcome import (
+from squadron.runtime.asking.options import MAX_WITHIN_S, AskOptions
+from squadron.runtime.ports.queue import Backlog, Mailbox
+from squadron.runtime.running.turn import Turns
+from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage, Routing
+from squadron.runtime.wire.limits import Budget
+from squadron.runtime.wire.outcome import (
+    Cancelled,
     DeadLettered,
     Expired,
     Failed,
@@ -36,10 +39,8 @@ from squadron.runtime.outcome import (
     TimedOut,
     Undeliverable,
 )
-from squadron.runtime.ports import Backlog, Mailbox
-from squadron.runtime.turn import Turns
-from tests.contract.conftest import ON_NATS, SOON_S, Peer, Replica, Serve, World, peer_of, until
-from tests.turned import now_s
+from squadron.testing import now_s
+from tests.contract.conftest import ON_NATS, SOON_S, Peer, Replica, Serve, World, first_stored, peer_of, until
 
 LEASE_S = 1.5
 
@@ -54,6 +55,7 @@ class Desk(Agent):
         self.blocked, self.free = threading.Event(), threading.Event()
         self.go = asyncio.Event()
         self.entered = asyncio.Event()
+        self.turn: asyncio.Task[Any] | None = None
 
     @topic("desk.double")
     async def double(self, number: int) -> int:
@@ -82,6 +84,15 @@ class Desk(Agent):
     async def slow(self) -> None:
         self.ran.append("slow")
         await asyncio.sleep(30)
+
+    @topic("desk.stubborn", run_timeout_s=1)
+    async def stubborn(self) -> None:
+        """Stays, when it is cancelled, until its time is up, too."""
+        self.turn = asyncio.current_task()
+        self.entered.set()
+        for _ in range(2):
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(30)
 
     @topic("desk.gate")
     async def gate(self, number: int) -> int:
@@ -148,8 +159,8 @@ async def client(world: World, desk: Desk) -> Peer:
     return await world.join("client")
 
 
-async def _ask(peer: Peer, topic: str, _ask: Ask | None = None, **content: Any) -> Outcome:
-    return await asyncio.wait_for(peer.caller.ask(topic, content, _ask or Ask(within_s=20)), 25)
+async def _ask(peer: Peer, topic: str, _ask: AskOptions | None = None, **content: Any) -> Outcome:
+    return await asyncio.wait_for(peer.caller.ask(topic, content, _ask or AskOptions(within_s=20)), 25)
 
 
 async def _empty(peer: Peer) -> None:
@@ -171,11 +182,7 @@ async def _put_raw(peer: Peer, topic: str, content: Any, **fields: Any) -> Agent
 
 
 async def _next_result(peer: Peer, reply_to: str) -> AgentMessage:
-    async for entry in peer.lite.read(reply_to, live=True):
-        message = AgentMessage.decode(entry.data)
-        if message.type == "result":
-            return message
-    raise AssertionError
+    return await first_stored(peer.lite, reply_to, lambda message: message.type == "result")
 
 
 # --- how it ends ---------------------------------------------------------------------------------------
@@ -205,7 +212,7 @@ async def test_a_hundred_asks_at_once_each_get_their_own_result(client: Peer) ->
 
 
 async def test_every_priority_is_served(client: Peer) -> None:
-    asks = [_ask(client, "desk.double", Ask(within_s=20, priority=p), number=p) for p in range(10)]
+    asks = [_ask(client, "desk.double", AskOptions(within_s=20, priority=p), number=p) for p in range(10)]
 
     assert [outcome.unwrap() for outcome in await asyncio.gather(*asks)] == [2 * p for p in range(10)]
 
@@ -277,14 +284,15 @@ async def test_half_a_surrogate_pair_in_content_is_u_fffd(client: Peer) -> None:
 @pytest.mark.parametrize(
     ("ask", "field"),
     [
-        (Ask(priority=10), "priority"),
-        (Ask(priority=-1), "priority"),
-        (Ask(within_s=0), "within_s"),
-        (Ask(budget=Budget(tokens=0)), "tokens"),
-        (Ask(budget=Budget(hops=-1)), "hops"),
+        (AskOptions(within_s=0), "within_s"),
+        (AskOptions(within_s=-MAX_WITHIN_S), "within_s"),
+        (AskOptions(budget=Budget(tokens=0)), "tokens"),
+        (AskOptions(budget=Budget(hops=-1)), "hops"),
     ],
 )
-async def test_a_call_that_can_not_be_is_rejected_with_the_field(client: Peer, ask: Ask, field: str) -> None:
+async def test_a_call_that_can_not_be_is_rejected_with_the_field(
+    client: Peer, ask: AskOptions, field: str
+) -> None:
     outcome = await _ask(client, "desk.double", ask, number=1)
 
     assert isinstance(outcome, Rejected)
@@ -299,7 +307,7 @@ async def test_a_topic_that_breaks_the_grammar_is_rejected(client: Peer) -> None
 
 
 async def test_a_call_with_hardly_any_time_ends_all_the_same(client: Peer) -> None:
-    outcome = await _ask(client, "desk.double", Ask(within_s=0.0002), number=1)
+    outcome = await _ask(client, "desk.double", AskOptions(within_s=0.0002), number=1)
 
     assert isinstance(outcome, TimedOut | Expired | Result)
 
@@ -317,7 +325,7 @@ async def test_a_topic_that_appears_within_the_grace_is_served(world: World, ser
     early = await world.join("early")
     early.registry.grace_s = SOON_S  # a slow machine is no failure
     # A bare value: which field it is for is known only when the topic is.
-    asking = asyncio.create_task(early.caller.ask("desk.double", 1, Ask(within_s=20)))
+    asking = asyncio.create_task(early.caller.ask("desk.double", 1, AskOptions(within_s=20)))
     await asyncio.sleep(0)
     await serve(Desk())
 
@@ -372,13 +380,35 @@ async def test_a_handler_that_runs_too_long_is_timed_out_and_not_tried_again(cli
     outcome = await _ask(client, "desk.slow")
 
     assert isinstance(outcome, TimedOut)
-    assert "longer than" in outcome.reason
+    assert outcome.reason == "ran longer than its 0.1 s"
     assert desk.ran == ["slow"]
+
+
+async def test_the_time_that_a_turn_took_is_told_by_the_clock_of_its_loop(client: Peer, desk: Desk) -> None:
+    began = now_s()
+    outcome = await _ask(client, "desk.slow")
+
+    assert outcome.latency_ms is not None
+    assert 99 <= outcome.latency_ms <= (now_s() - began) * 1000
+
+
+async def test_a_turn_that_is_cancelled_and_late_too_ends_with_no_cancel_left_over(
+    client: Peer, desk: Desk
+) -> None:
+    handle = await client.caller.submit("desk.stubborn", {}, AskOptions(within_s=20))
+    await asyncio.wait_for(desk.entered.wait(), SOON_S)
+    assert desk.turn is not None
+    await handle.cancel()
+    await asyncio.wait([desk.turn], timeout=SOON_S)
+
+    assert isinstance(await handle.outcome(), Cancelled)
+    assert desk.turn.done()
+    assert desk.turn.cancelling() == 0
 
 
 async def test_a_caller_hears_at_its_deadline_that_nothing_came(world: World, client: Peer, desk: Desk) -> None:
     started = now_s()
-    outcome = await _ask(client, "desk.gate", Ask(within_s=0.3), number=1)
+    outcome = await _ask(client, "desk.gate", AskOptions(within_s=0.3), number=1)
 
     assert isinstance(outcome, TimedOut)
     assert now_s() - started >= 0.29
@@ -420,7 +450,7 @@ async def test_a_task_whose_replica_died_in_each_attempt_is_dead_lettered(client
             raise AssertionError("not a fourth time")
 
     spec = AgentSpec.of(Lost)
-    turns = Turns("lost", spec.handlers(Lost()), client.caller, client.dead)
+    turns = Turns("lost", spec.handlers(Lost()), client.caller)
     await client.queue.declare(box)
     reply_to = client.subjects.lite("stranger", "lost")
     ended: asyncio.Future[Outcome | None] = asyncio.get_running_loop().create_future()
@@ -452,7 +482,7 @@ async def test_a_task_whose_replica_died_in_each_attempt_is_dead_lettered(client
 async def test_a_redelivered_task_whose_outcome_is_stored_is_not_run_again(world: World) -> None:
     peer = await world.join("replica")
     desk = Desk()
-    turns = Turns("desk", AgentSpec.of(Desk).handlers(desk), peer.caller, peer.dead)
+    turns = Turns("desk", AgentSpec.of(Desk).handlers(desk), peer.caller)
     box = Mailbox("desk", ("desk.double",), 5.0)
     await peer.queue.declare(box)
     arrived: asyncio.Queue[Any] = asyncio.Queue()
@@ -488,7 +518,7 @@ async def test_a_redelivered_task_whose_outcome_is_stored_is_not_run_again(world
 
 async def test_the_outcome_is_stored_when_the_task_is_settled(world: World) -> None:
     peer = await world.join("replica")
-    turns = Turns("desk", AgentSpec.of(Desk).handlers(Desk()), peer.caller, peer.dead)
+    turns = Turns("desk", AgentSpec.of(Desk).handlers(Desk()), peer.caller)
     reply_to = peer.subjects.lite("stranger", "one")
     message = AgentMessage.new("task", AgentIdentity(id="x"), {"number": 1}, reply_to=reply_to)
     stored_at_settling = []
@@ -512,7 +542,7 @@ async def test_the_outcome_is_stored_when_the_task_is_settled(world: World) -> N
 
 
 async def test_a_task_sent_twice_under_one_id_is_run_once(client: Peer, desk: Desk) -> None:
-    asks = [_ask(client, "desk.double", Ask(within_s=20, task_id="same"), number=3) for _ in range(2)]
+    asks = [_ask(client, "desk.double", AskOptions(within_s=20, task_id="same"), number=3) for _ in range(2)]
 
     outcomes = [(await ask).unwrap() for ask in asks]
 
@@ -521,13 +551,14 @@ async def test_a_task_sent_twice_under_one_id_is_run_once(client: Peer, desk: De
 
 
 async def test_whoever_takes_over_under_the_same_owner_finds_the_outcome(world: World, client: Peer) -> None:
-    ask = Ask(within_s=20, owner="run-7", task_id="step-1")
-    first = await _ask(client, "desk.double", ask, number=5)
+    options = AskOptions(within_s=20, task_id="step-1")
+    first = await client.caller.submit("desk.double", {"number": 5}, options, owner="run-7")
+    assert (await first.outcome()).unwrap() == 10
     heir = await world.join("heir")
 
-    again = await _ask(heir, "desk.double", ask, number=5)
+    again = await heir.caller.submit("desk.double", {"number": 5}, options, owner="run-7")
 
-    assert (first.unwrap(), again.unwrap()) == (10, 10)
+    assert (await again.outcome()).unwrap() == 10
 
 
 @pytest.mark.parametrize("id", ["two words", "line\r\nNats-TTL: 1s", "größer als ASCII ✓", "a.b.*.>", "x" * 500])
@@ -539,7 +570,7 @@ async def test_any_id_that_somebody_else_chose_is_fine(client: Peer, id: str) ->
 
     assert result.correlation_id == id
     assert result.payload.content["data"] == 2
-    assert (await _ask(client, "desk.double", Ask(within_s=20, task_id=id), number=2)).unwrap() == 4
+    assert (await _ask(client, "desk.double", AskOptions(within_s=20, task_id=id), number=2)).unwrap() == 4
 
 
 # --- streams and memory ------------------------------------------------------------------------------------
@@ -569,7 +600,7 @@ async def test_a_refused_task_has_no_chunks(client: Peer) -> None:
 
 
 async def test_a_reader_that_is_slower_than_the_deadline_is_not_cancelled(client: Peer) -> None:
-    handle = await client.caller.submit("desk.stream", {"count": 3}, Ask(within_s=0.3))
+    handle = await client.caller.submit("desk.stream", {"count": 3}, AskOptions(within_s=0.3))
     seen = []
     async for chunk in handle.chunks():
         seen.append(chunk)
@@ -579,7 +610,7 @@ async def test_a_reader_that_is_slower_than_the_deadline_is_not_cancelled(client
 
 
 async def test_a_silent_stream_ends_at_the_deadline(client: Peer) -> None:
-    handle = await client.caller.submit("desk.gate", {"number": 1}, Ask(within_s=0.3))
+    handle = await client.caller.submit("desk.gate", {"number": 1}, AskOptions(within_s=0.3))
 
     assert [chunk async for chunk in handle.chunks()] == []
     assert isinstance(await handle.outcome(), TimedOut)
@@ -591,7 +622,7 @@ async def test_what_is_remembered_of_a_conversation_is_recalled_by_any_replica(w
     client = await world.join("client")
 
     async def say(word: str, conversation: str = "talk/7") -> Any:
-        ask = Ask(within_s=20, conversation_id=conversation)
+        ask = AskOptions(within_s=20, conversation_id=conversation)
         return (await _ask(client, "desk.memory", ask, word=word)).unwrap()
 
     assert await say("a") == ["a"]
@@ -760,7 +791,7 @@ async def test_a_child_gets_conversation_budget_and_never_a_later_deadline(
     await serve(Child(), name="c")
     await serve(Parent(), name="p")
     client = await world.join("client")
-    ask = Ask(
+    ask = AskOptions(
         within_s=20,
         priority=7,
         conversation_id="talk",
@@ -788,7 +819,7 @@ async def test_hops_run_out(world: World, serve: Serve) -> None:
     await serve(Parent(), name="p")
     client = await world.join("client")
 
-    outcome = await _ask(client, "parent.look", Ask(within_s=20, budget=Budget(hops=0)), within_s=5)
+    outcome = await _ask(client, "parent.look", AskOptions(within_s=20, budget=Budget(hops=0)), within_s=5)
 
     # What no attempt can change for the child is not tried again for the parent.
     assert isinstance(outcome, Failed)
@@ -908,7 +939,7 @@ async def test_asks_under_way_survive_a_killed_server(tmp_path: Path) -> None:
         await replica.start()
         stack.push_async_callback(replica.pump.aclose)
         asking = [
-            asyncio.create_task(_ask(peers[1], "desk.gate", Ask(within_s=24, priority=5 + i % 2), number=i))
+            asyncio.create_task(_ask(peers[1], "desk.gate", AskOptions(within_s=24, priority=5 + i % 2), number=i))
             for i in range(50)
         ]
         await desk.entered.wait()

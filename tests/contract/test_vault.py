@@ -15,13 +15,13 @@ import nats
 import pytest
 from nats.js import api
 
-from squadron.bridge.jetstream import embedded
+from squadron.bridge.jetstream.link import embedded
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.config import Settings
-from squadron.runtime.claims import INPUT_KEEP_S, Claims, claim_of
-from squadron.runtime.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.errors import ClaimLostError, InvalidMessageError, MessageTooLargeError
-from squadron.runtime.ports import Vault
+from squadron.runtime.ports.vault import Vault
+from squadron.runtime.store.claims import INPUT_KEEP_S, Claims, claim_of
+from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
 from tests.contract.conftest import Peer, until
 
 MB = 1024 * 1024
@@ -180,17 +180,17 @@ async def test_there_is_no_bucket_until_something_large_comes(wiring: Wiring) ->
         )
         return names["streams"] or []
 
-    await wiring.claims.seal(task_of(512 * 1024).encode(), keep_s=60)
+    await wiring.ports.claims.seal(task_of(512 * 1024).encode(), keep_s=60)
     assert await buckets() == []
-    await wiring.claims.seal(task_of(512 * 1024 + 1).encode(), keep_s=60)
+    await wiring.ports.claims.seal(task_of(512 * 1024 + 1).encode(), keep_s=60)
     assert await buckets() == [f"OBJ_squadron-{wiring.settings.env}-claims"]
 
 
 async def test_nothing_at_all_is_left_of_what_was_dropped_or_ran_out(wiring: Wiring) -> None:
-    dropped = await wiring.claims.vault.store(os.urandom(3 * MB), keep_s=60)
-    await wiring.claims.vault.store(os.urandom(3 * MB), keep_s=1)
+    dropped = await wiring.ports.claims.vault.store(os.urandom(3 * MB), keep_s=60)
+    await wiring.ports.claims.vault.store(os.urandom(3 * MB), keep_s=1)
     assert sum((await objects(wiring)).values()) == 2 * (3 + 1)
-    await wiring.claims.vault.drop(dropped)
+    await wiring.ports.claims.vault.drop(dropped)
 
     async def empty() -> bool:
         return not await objects(wiring)
@@ -206,7 +206,7 @@ def many_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("many_chunks")
 async def test_a_store_that_is_cancelled_leaves_nothing(wiring: Wiring) -> None:
-    storing = asyncio.create_task(wiring.claims.vault.store(os.urandom(50 * MB), keep_s=INPUT_KEEP_S))
+    storing = asyncio.create_task(wiring.ports.claims.vault.store(os.urandom(50 * MB), keep_s=INPUT_KEEP_S))
 
     async def under_way() -> bool:
         return bool(await objects(wiring))
@@ -219,7 +219,7 @@ async def test_a_store_that_is_cancelled_leaves_nothing(wiring: Wiring) -> None:
 
 
 async def test_any_clients_object_store_reads_what_we_claim_and_writes_what_we_read(wiring: Wiring) -> None:
-    name = await wiring.claims.vault.store(b"from us" * MB, keep_s=60)
+    name = await wiring.ports.claims.vault.store(b"from us" * MB, keep_s=60)
     client = await nats.connect(servers=wiring.connection.client.connected_url.geturl(), token=_token(wiring))
     try:
         bucket = await client.jetstream().object_store(f"squadron-{wiring.settings.env}-claims")
@@ -228,11 +228,11 @@ async def test_any_clients_object_store_reads_what_we_claim_and_writes_what_we_r
         theirs = os.urandom(MB)
         options = api.ObjectMetaOptions(max_chunk_size=100_000)
         await bucket.put("any/name at all", theirs, api.ObjectMeta(options=options))
-        assert await wiring.claims.vault.fetch("any/name at all") == theirs
-        await wiring.claims.vault.drop("any/name at all")
-        assert await gone(wiring.claims.vault, "any/name at all")
+        assert await wiring.ports.claims.vault.fetch("any/name at all") == theirs
+        await wiring.ports.claims.vault.drop("any/name at all")
+        assert await gone(wiring.ports.claims.vault, "any/name at all")
         await bucket.delete(name)
-        assert await gone(wiring.claims.vault, name)
+        assert await gone(wiring.ports.claims.vault, name)
     finally:
         await client.close()
 
@@ -244,14 +244,14 @@ def _token(wiring: Wiring) -> str:
 
 
 async def test_an_entry_that_points_at_the_objects_of_others_is_lost(wiring: Wiring) -> None:
-    kept = await wiring.claims.vault.store(b"kept", keep_s=60)
+    kept = await wiring.ports.claims.vault.store(b"kept", keep_s=60)
     bucket = f"squadron-{wiring.settings.env}-claims"
     for nuid in ("*", ">", "a.b", "", 5):
         info = {"name": "bad", "bucket": bucket, "nuid": nuid, "size": 4, "chunks": 1, "digest": ""}
         await wiring.connection.request(f"$O.{bucket}.M.YmFk", json.dumps(info).encode())
-        assert await gone(wiring.claims.vault, "bad")
-        await wiring.claims.vault.drop("bad")
-    assert await wiring.claims.vault.fetch(kept) == b"kept"
+        assert await gone(wiring.ports.claims.vault, "bad")
+        await wiring.ports.claims.vault.drop("bad")
+    assert await wiring.ports.claims.vault.fetch(kept) == b"kept"
 
 
 async def test_a_claim_is_due_before_the_servers_own_limit(settings: Settings, wiring: Wiring) -> None:
@@ -262,9 +262,9 @@ async def test_a_claim_is_due_before_the_servers_own_limit(settings: Settings, w
         limit = opened.connection.max_payload
         for size in (limit - 4_096, limit):
             message = task_of(size)
-            sealed = await opened.claims.seal(message.encode(), keep_s=60)
-            await opened.queue.put(opened.subjects.task("a.b"), sealed, msg_id=str(size))
-            assert await opened.claims.open(sealed) == message
+            sealed = await opened.ports.claims.seal(message.encode(), keep_s=60)
+            await opened.ports.queue.put(opened.ports.subjects.task("a.b"), sealed, msg_id=str(size))
+            assert await opened.ports.claims.open(sealed) == message
         assert len(sealed) < 1_000
     finally:
         await opened.aclose()
@@ -273,8 +273,8 @@ async def test_a_claim_is_due_before_the_servers_own_limit(settings: Settings, w
 async def test_fifty_megabytes_take_a_moment(wiring: Wiring) -> None:
     """Measured 0.11 s each way on two cores; here only that no second factor of ten comes in."""
     message = task_of(50 * MB)
-    sealed = await wiring.claims.seal(message.encode(), keep_s=60)
-    assert await wiring.claims.open(sealed) == message
+    sealed = await wiring.ports.claims.seal(message.encode(), keep_s=60)
+    assert await wiring.ports.claims.open(sealed) == message
 
 
 @pytest.mark.usefixtures("many_chunks")
@@ -284,7 +284,7 @@ async def test_a_store_and_a_fetch_go_on_over_a_killed_server(tmp_path: Path) ->
     first = embedded.ensure(home)
     try:
         wiring = await Wiring.open(settings, ME, create=True)
-        vault, data = wiring.claims.vault, os.urandom(50 * MB)
+        vault, data = wiring.ports.claims.vault, os.urandom(50 * MB)
         await vault.store(b"so that the bucket is there", keep_s=60)
         storing = asyncio.create_task(vault.store(data, keep_s=60))
 

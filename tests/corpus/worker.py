@@ -33,17 +33,18 @@ from typing import Any
 import jsonschema_rs
 
 from squadron.actors.agent import Agent, AgentSpec
-from squadron.bridge.code import Code, pack, unpack
-from squadron.runtime.caller import Ask as AskOptions
-from squadron.runtime.durable import EventGroup, EventTurns
-from squadron.runtime.envelope import AgentMessage
+from squadron.bridge.packing.code import Code, pack, unpack
+from squadron.runtime.asking.handle import Handle
+from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.errors import InvalidAgentError, InvalidSubjectError, MessageTooLargeError
-from squadron.runtime.handle import Handle
-from squadron.runtime.outcome import Result
-from squadron.runtime.ports import Delivery
-from squadron.runtime.pump import Pump
-from squadron.runtime.subjects import matches
-from squadron.runtime.topics import AgentCard, SemanticTopic
+from squadron.runtime.ports.queue import Delivery
+from squadron.runtime.running.event_turns import EventTurns
+from squadron.runtime.running.pump import Pump
+from squadron.runtime.wire.envelope import AgentMessage
+from squadron.runtime.wire.groups import EventGroup
+from squadron.runtime.wire.outcome import Result
+from squadron.runtime.wire.subjects import matches
+from squadron.runtime.wire.topics import AgentCard, SemanticTopic
 from tests.contract.conftest import Peer, Replica, _memory_world
 from tests.corpus.case import PREAMBLE, Ask, Case, Way
 from tests.corpus.cases import CASES
@@ -211,7 +212,7 @@ async def _hear(replica: Replica) -> tuple[list[Pump], asyncio.Event]:
         group = EventGroup(f"{replica.spec.name}.{method}", mark.pattern, "first", LEASE_S)
         handler = getattr(replica.agent, method)
         options = {"retries": mark.retries, "run_timeout_s": mark.run_timeout_s}
-        turns = EventTurns(group.name, handler, peer.caller, peer.dead, **options)
+        turns = EventTurns(group.name, handler, peer.ports, **options)
 
         async def run(delivery: Delivery, turns: EventTurns = turns) -> None:
             await turns.run(delivery)
@@ -225,8 +226,8 @@ async def _hear(replica: Replica) -> tuple[list[Pump], asyncio.Event]:
 async def _put_raw(client: Peer, topic: str, content: str) -> Handle:
     """Into the mailbox goes JSON as a client in another language may write it, which checks nothing."""
     id = os.urandom(16).hex()
-    reply_to = client.subjects.lite(client.caller.identity.id, id)
-    message = AgentMessage.new("task", client.caller.identity, "CONTENT", id=id, reply_to=reply_to)
+    reply_to = client.subjects.lite(client.caller.ports.identity.id, id)
+    message = AgentMessage.new("task", client.caller.ports.identity, "CONTENT", id=id, reply_to=reply_to)
     data = message.encode().replace(b'"CONTENT"', content.encode())
     await client.queue.put(client.subjects.task(topic), data, msg_id=id)
     ticket = {"task": id, "topic": topic, "replyTo": reply_to, "deadline": int((time.time() + WITHIN_S) * 1000)}

@@ -16,10 +16,10 @@ from pydantic import BaseModel, Field
 from squadron import Agent, Answer, Context, on, on_durable, topic
 from squadron.actors.agent import AgentSpec
 from squadron.actors.handlers import BoundHandler, TopicSpec
+from squadron.runtime.calling import Threads
 from squadron.runtime.errors import InvalidAgentError, InvalidInputError, InvalidSubjectError
-from squadron.runtime.threads import Threads
-from squadron.runtime.topics import describe_input
-from squadron.runtime.turn import OutputError
+from squadron.runtime.running.turn import OutputError
+from squadron.runtime.wire.topics import describe_input
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -428,7 +428,7 @@ class _Sorted(_Good):
         (_Twice, "'good.one' and 'good.one'"),
         (_Crossed, "both get the same task"),
         (_BadName, "'two words'"),
-        (_NoSlots, "slots >= 1"),
+        (_NoSlots, "slots=0"),
         (_Upside, "min_replicas <= max_replicas"),
         (Agent, "serves nothing"),
         (Person, "is not an agent"),
@@ -441,6 +441,66 @@ def test_a_class_that_can_not_be_served_is_refused_with_the_reason(thing: Any, s
         AgentSpec.of(thing)
 
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("grace_s", -1),
+        ("grace_s", float("nan")),
+        ("grace_s", "20"),
+        ("when_full", "drop"),
+        ("slots", 2.5),
+        ("slots", True),
+        ("min_replicas", -1),
+        ("max_replicas", 0),
+        ("num_cpus", -0.5),
+        ("num_gpus", None),
+        ("ordered_by", "name"),
+        ("mailbox_limit", -1),
+        ("capabilities", "gpu"),
+        ("capabilities", (1, 2)),
+    ],
+)
+def test_an_attribute_with_a_value_that_it_can_not_have_is_named_with_the_fix(field: str, value: Any) -> None:
+    with pytest.raises(InvalidAgentError) as caught:
+        AgentSpec.of(type("Odd", (_Good,), {field: value}))
+
+    assert caught.value.field == field
+    assert f"odd: {field}=" in str(caught.value)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("attribute", "near"),
+    [
+        ("max_replica", "max_replicas"),
+        ("slot", "slots"),
+        ("replicas", "max_replicas"),
+        ("mailbox_limits", "mailbox_limit"),
+    ],
+)
+def test_a_misspelt_attribute_is_refused_with_the_nearest(attribute: str, near: str) -> None:
+    with pytest.raises(InvalidAgentError, match=f"did you mean {near}") as caught:
+        AgentSpec.of(type("Odd", (_Good,), {attribute: 3}))
+
+    assert caught.value.field == attribute
+
+
+def test_attributes_of_ones_own_are_fine() -> None:
+    AgentSpec.of(
+        type("Own", (_Good,), {"names": ["a"], "greeting": "hello", "limit": 3, "_slot": 1, "full": True})
+    )
+
+
+def test_attributes_may_be_whole_numbers_properties_and_any_collection() -> None:
+    fine: dict[str, Any] = {"grace_s": 3, "num_cpus": 1, "capabilities": ["gpu"], "when_full": "reject"}
+    spec = AgentSpec.of(type("Fine", (_Good,), fine))
+    late = AgentSpec.of(type("Late", (_Good,), {"capabilities": property(lambda self: {"gpu"})}))
+
+    assert {name: getattr(spec.agent_class, name) for name in fine} == fine
+    assert (spec.name, [each.topic.name for each in spec.topics]) == ("fine", ["good.one"])
+    assert late.agent_class().capabilities == {"gpu"}
 
 
 def test_the_decorator_refuses_what_can_never_be() -> None:

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from squadron.actors.assemble import TurnParts, mended
-from squadron.actors.model import ChatMessage, ModelTurn, ToolCall
-from squadron.actors.providers import AnthropicModel, OpenAIModel
-from squadron.runtime.envelope import AgentIdentity, AgentMessage, Payload
+from squadron.actors.thinking.assemble import TurnParts, mended
+from squadron.actors.thinking.model import ChatMessage, ModelTurn, ToolCall
+from squadron.actors.thinking.providers import AnthropicModel, OpenAIModel
+from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage, Payload
 
 ANY_TEXT = st.text(st.characters(codec=None, categories=None), max_size=20)
 
@@ -126,7 +126,7 @@ def test_nothing_a_model_says_can_break_the_wire(
 
 
 def test_a_half_that_somebody_else_wrote_does_not_stop_a_request() -> None:
-    from squadron.actors.providers import _sendable
+    from squadron.actors.thinking.providers import _sendable
 
     said = [ChatMessage("user", "\ud83d"), ChatMessage("assistant", "", (ToolCall("1", "t", {"a": "\ude00"}),))]
     request = _sendable(openai()._request(said, (), None, None))

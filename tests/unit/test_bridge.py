@@ -5,22 +5,28 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Self
 
 import pytest
 
-from squadron.bridge.core import Bridge
-from squadron.bridge.memory import MemoryBus, MemoryEventLog, MemoryJournal, MemoryQueue, MemoryVault
-from squadron.runtime.caller import Caller
-from squadron.runtime.claims import Claims
-from squadron.runtime.deployment import AgentState, Deployment, Scale
-from squadron.runtime.envelope import AgentIdentity, AgentMessage
+from squadron.bridge.control.control import Bridge
+from squadron.bridge.memory import (
+    Line,
+    MemoryJournal,
+    MemoryQueue,
+    MemoryServer,
+)
+from squadron.bridge.place import Place
+from squadron.config import Settings
 from squadron.runtime.errors import BusUnavailableError, DeployError, SquadronError
-from squadron.runtime.ordered import OrderedQueue
-from squadron.runtime.ports import Backlog, Mailbox, Note
-from squadron.runtime.registry import ROUNDED_S, Registry
-from squadron.runtime.subjects import Subjects
-from squadron.runtime.topics import AgentCard, SemanticTopic
+from squadron.runtime.ports.bus import Note
+from squadron.runtime.ports.queue import Backlog, Mailbox, Queue
+from squadron.runtime.registry.registry import ROUNDED_S, Registry
+from squadron.runtime.running.ordered import OrderedQueue
+from squadron.runtime.wire.deployment import AgentState, Deployment, Scale
+from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
+from squadron.runtime.wire.topics import AgentCard, SemanticTopic
 from tests.unit.test_budget import HandClock
 
 #: The bridge's rounds of upkeep follow the heartbeat; real time, while lapses follow the clock below.
@@ -49,7 +55,10 @@ class HeldReplicas:
 
 
 class FaultyStore(MemoryQueue):
-    """Mailboxes on a server that may refuse."""
+    """Mailboxes on a server that may refuse: everybody, so that there is but one."""
+
+    def over(self, line: Line) -> Self:
+        return self
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,6 +82,9 @@ class FullJournal(MemoryJournal):
 
     full = False
 
+    def over(self, line: Line) -> Self:
+        return self
+
     async def append(self, key: str, data: bytes, **how: Any) -> int:
         if self.full:
             raise BusUnavailableError("insufficient resources")
@@ -83,33 +95,31 @@ class Site:
     """Everything that outlives a bridge: journal, mailboxes, cluster."""
 
     def __init__(self) -> None:
-        self.subjects, self.replicas = Subjects("t"), HeldReplicas()
-        self.store = FaultyStore()
-        self.bus, self.queue, self.clock = MemoryBus(), OrderedQueue(self.store, self.subjects), HandClock()
-        self.lite, self.records = MemoryJournal(self.bus), FullJournal(self.bus, self.clock.time)
+        self.clock, self.replicas = HandClock(), HeldReplicas()
+        self._server = server = MemoryServer("t", self.clock)
+        self.bus, self.subjects, self.lite = server.bus, server.subjects, server.lite
+        self.store, self.records = FaultyStore(), FullJournal(server.bus, self.clock.time)
+        server.queue, server.records = self.store, self.records
+        self.queue: Queue = OrderedQueue(self.store, self.subjects)
         self.held: dict[str, int] = {}
         self.lost: list[str] = []
         self.blind, self.failed_looks = False, 0
         self.bridges: list[Bridge] = []
+        self.places: list[Place] = []
+
+    async def place(self) -> Place:
+        identity = AgentIdentity(id="bridge", type="bridge")
+        place = self._server.place(identity, Settings(env="t", heartbeat_s=BEAT_S))
+        await place.registry.start()
+        self.places.append(place)
+        return place
 
     async def registry(self) -> Registry:
-        registry = Registry(self.records, self.bus, self.subjects, self.clock, heartbeat_s=BEAT_S)
-        await registry.start()
-        return registry
+        return (await self.place()).registry
 
     async def bridge(self) -> Bridge:
-        registry = await self.registry()
-        caller = Caller(
-            AgentIdentity(id="bridge", type="bridge"),
-            self.subjects,
-            queue=self.queue,
-            events=MemoryEventLog(self.bus, self.subjects),
-            lite=self.lite,
-            bus=self.bus,
-            registry=registry,
-            claims=Claims(MemoryVault()),
-            clock=self.clock,
-        )
+        place = await self.place()
+        ports = replace(place.ports, queue=self.queue)
 
         async def held() -> dict[str, int]:
             if self.blind:
@@ -121,7 +131,9 @@ class Site:
             lost, self.lost = self.lost, []
             return lost
 
-        bridge = Bridge(caller, self.queue, self.records, self.replicas, held, keep, {"nats": "here"}, lease_s=2.0)
+        bridge = Bridge(
+            ports, place.registry, self.records, self.replicas, held, keep, {"nats": "here"}, lease_s=2.0
+        )
         await bridge.start()
         self.bridges.append(bridge)
         return bridge
@@ -143,6 +155,8 @@ async def site() -> AsyncIterator[Site]:
     yield made
     for bridge in made.bridges:
         await bridge.aclose()
+    for place in made.places:
+        await place.aclose()
 
 
 def deployment_of(agent: str = "reader", *topics: str, version: str = "v1", **changes: Any) -> dict[str, Any]:

@@ -7,14 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from squadron.bridge.core import Bridge
+from squadron.bridge.control.control import Bridge
 from squadron.bridge.serve.cluster import _says, application
 from squadron.bridge.serve.scaling import BacklogPolicy
-from squadron.runtime.deployment import Deployment
-from squadron.runtime.envelope import AgentMessage
 from squadron.runtime.errors import DeployError, SquadronError
-from squadron.runtime.ports import Backlog, Mailbox
-from squadron.runtime.topics import AgentCard, SemanticTopic
+from squadron.runtime.ports.queue import Backlog, Mailbox
+from squadron.runtime.wire.deployment import Deployment
+from squadron.runtime.wire.envelope import AgentMessage
+from squadron.runtime.wire.topics import AgentCard, SemanticTopic
 from tests.unit.test_bridge import Site, deployment_of, eventually, site
 
 __all__ = ["site"]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from squadron.runtime.budget import Budget, Deadline
+from squadron.runtime.wire.limits import Budget, Deadline
 
 
 class HandClock:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from ray.autoscaler._private import util
 
-from squadron.bridge.jetstream.embedded import find_binary
+from squadron.bridge.jetstream.link.embedded import find_binary
 
 _CLUSTER = Path(__file__).parents[2] / "cluster.yaml"
 _COMMANDS = (

@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 
-from squadron.bridge.code import MAX_BLOB_BYTES, Code, pack, unpack
+from squadron.bridge.packing.code import MAX_BLOB_BYTES, Code, pack, unpack
+from squadron.bridge.packing.lazy import imports_of
 from squadron.demo.agents import Inventory
 from squadron.runtime.errors import DeployError, InvalidAgentError, MessageTooLargeError
 
 _PACK = """
 import json, pathlib, sys
-from squadron.bridge.code import pack
+from squadron.bridge.packing.code import pack
+from squadron.bridge.packing.lazy import imports_of
 {imports}
 code, blob = pack({name})
 pathlib.Path(sys.argv[1]).write_bytes(blob)
@@ -27,7 +29,8 @@ print(json.dumps(code.to_dict()))
 _RUN = """
 import asyncio, json, pathlib, sys
 from squadron.actors.agent import AgentSpec
-from squadron.bridge.code import Code, unpack
+from squadron.bridge.packing.code import Code, unpack
+from squadron.bridge.packing.lazy import imports_of
 loaded = unpack(Code(**json.loads(sys.argv[2])), pathlib.Path(sys.argv[1]).read_bytes())
 spec = AgentSpec.of(loaded)
 handler = spec.handlers(loaded())[0]
@@ -137,7 +140,8 @@ def test_an_installed_class_goes_by_its_path() -> None:
 def test_a_class_that_did_not_change_keeps_its_version(project: Path) -> None:
     program = """
 import greeter
-from squadron.bridge.code import pack
+from squadron.bridge.packing.code import pack
+from squadron.bridge.packing.lazy import imports_of
 print(*(pack(greeter.Greeter)[0].version for _ in "ab"))
 """
 
@@ -150,7 +154,8 @@ def _failed(project: Path, body: str) -> str:
     held = _AGENT.replace("class Greeter(Agent):\n", f"{body}\nclass Greeter(Agent):\n    held = HELD\n")
     (project / "bad.py").write_text(held)
     program = """
-from squadron.bridge.code import pack
+from squadron.bridge.packing.code import pack
+from squadron.bridge.packing.lazy import imports_of
 from squadron.runtime.errors import SquadronError
 import bad
 try:
@@ -193,3 +198,13 @@ def test_a_class_that_is_no_agent_is_refused() -> None:
 def test_code_that_can_not_be_loaded_is_a_deploy_error(code: Code, blob: bytes) -> None:
     with pytest.raises(DeployError, match="can't be loaded"):
         unpack(code, blob)
+
+
+def test_imports_are_read_in_a_function_of_any_size() -> None:
+    """Past 255 constants or names the bytecode has a step more in front of each."""
+    lines = [f"    print(x{number}, {number}.5)" for number in range(300)]
+    source = "\n".join(["def long():", *lines, "    from gamma import delta", "    import epsilon.zeta"])
+    made: dict[str, Any] = {}
+    exec(source, made)
+
+    assert set(imports_of(made["long"])) == {"gamma", "gamma.delta", "epsilon.zeta"}

@@ -19,9 +19,9 @@ from squadron.cli.progress import show_counts, show_timeline, watching
 from squadron.cli.talk import Shown, check_pairs, read_value, with_fields
 from squadron.cli.tally import Tally
 from squadron.demo.audit import AGENTS, GOAL, TOPICS, offline_plan
+from squadron.runtime.asking.handle import Handle
 from squadron.runtime.errors import InvalidInputError
-from squadron.runtime.handle import Handle
-from squadron.runtime.streams import Chunk, Restarted
+from squadron.runtime.streams.writer import Chunk, Restarted
 
 COMMANDS = ("up", "down", "status", "deploy", "undeploy", "scale", "topics", "ask", "run", "demo", "doctor", "dlq")
 
@@ -317,9 +317,9 @@ async def test_each_step_of_the_offline_plan_finds_its_topic() -> None:
     from pydantic import TypeAdapter
 
     from squadron.actors.agent import AgentSpec
-    from squadron.actors.goal import Toolbox
-    from squadron.actors.model import ChatMessage
-    from squadron.actors.planner import OfflinePlanner, Plan
+    from squadron.actors.goals.goal import Toolbox
+    from squadron.actors.goals.planner import OfflinePlanner, Plan
+    from squadron.actors.thinking.model import ChatMessage
 
     toolbox = Toolbox(TOPICS)
     toolbox.offer(topic.topic for agent in AGENTS for topic in AgentSpec.of(agent).topics)
@@ -363,7 +363,7 @@ def test_asking_never_imports_ray(clean: Path) -> None:
         "from squadron.cli.app import app\n"
         "ended = CliRunner().invoke(app, ['ask', 'a.b', 'text=x'])\n"
         "assert ended.exit_code == 3, ended.output\n"
-        "assert 'squadron.squad' in sys.modules\n"
+        "assert 'squadron.client.squad' in sys.modules\n"
         "sys.exit('ray' in sys.modules)\n"
     )
 
@@ -376,7 +376,7 @@ def test_help_needs_neither_ray_nor_nats() -> None:
         "from typer.testing import CliRunner\n"
         "from squadron.cli.app import app\n"
         "CliRunner().invoke(app, ['--help'])\n"
-        "sys.exit(bool({'ray', 'nats', 'pydantic', 'squadron.squad'} & sys.modules.keys()))\n"
+        "sys.exit(bool({'ray', 'nats', 'pydantic', 'squadron.client.squad'} & sys.modules.keys()))\n"
     )
 
     assert subprocess.run([sys.executable, "-c", script], timeout=30, check=False).returncode == 0

@@ -120,11 +120,11 @@ def kinds(assessment: risks.RiskAssessment) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def here() -> inventory.Inventory:
+def here() -> inventory.Installation:
     return inventory.take_inventory()
 
 
-def test_inventory_lists_each_installed_distribution_once(here: inventory.Inventory) -> None:
+def test_inventory_lists_each_installed_distribution_once(here: inventory.Installation) -> None:
     names = [one.name.lower().replace("_", "-") for one in here.distributions]
     assert len(names) == len(set(names))
     assert {"pydantic", "ray", "nats-py", "packaging"} <= set(names)
@@ -134,7 +134,7 @@ def test_inventory_lists_each_installed_distribution_once(here: inventory.Invent
     assert (by_name["ray"].size_bytes or 0) > 10_000_000
 
 
-def test_every_installed_distribution_gets_a_licence_summary_and_risk(here: inventory.Inventory) -> None:
+def test_every_installed_distribution_gets_a_licence_summary_and_risk(here: inventory.Installation) -> None:
     found = [licenses.classify(one.name) for one in here.distributions]
     told = [summaries.summarize(one.name) for one in here.distributions]
     judged = [risks.assess(one.distribution, one.spdx, one.category) for one in found]
@@ -470,13 +470,13 @@ def test_installs_from_elsewhere_are_found(origin: str, expected: dict[str, str]
 # --- report -------------------------------------------------------------------------------------------
 
 
-def some(count: int) -> inventory.Inventory:
+def some(count: int) -> inventory.Installation:
     distributions = [inventory.Distribution(name=f"pkg-{at}", version="1.0") for at in range(count)]
-    return inventory.Inventory(python="3.11.0", platform="test", distributions=distributions)
+    return inventory.Installation(python="3.11.0", platform="test", distributions=distributions)
 
 
 def test_the_worst_comes_first() -> None:
-    low, high = (risks.Finding(kind=f"k-{level}", level=level, detail="d") for level in ("medium", "high"))
+    low, high = (risks.Risk(kind=f"k-{level}", level=level, detail="d") for level in ("medium", "high"))
     judged = [
         risks.RiskAssessment(distribution="pkg-0", level="medium", findings=[low]),
         risks.RiskAssessment(distribution="pkg-1", level="high", findings=[high]),

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from squadron.runtime.deployment import Scale
 from squadron.runtime.errors import ConfigError
+from squadron.runtime.wire.deployment import Scale
 
 OWN = Scale(minimum=1, maximum=4)
 

@@ -15,17 +15,15 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from squadron import Settings
 from squadron.bridge.jetstream.wiring import SystemClock
-from squadron.bridge.memory import MemoryBus, MemoryJournal, MemoryQueue, MemoryVault
+from squadron.bridge.memory import MemoryServer
 from squadron.cli import dlq, frame
 from squadron.cli.app import app
-from squadron.runtime.claims import Claims
-from squadron.runtime.envelope import AgentIdentity, AgentMessage
-from squadron.runtime.letters import DeadLetters
-from squadron.runtime.outcome import DeadLettered
-from squadron.runtime.ports import Backlog, Delivery, Mailbox
-from squadron.runtime.subjects import Subjects
-from squadron.sync import SyncSquad
+from squadron.client.opening import Opening
+from squadron.runtime.ports.queue import Backlog, Delivery, Mailbox
+from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
+from squadron.runtime.wire.outcome import DeadLettered
 
 REPLICA = AgentIdentity(id="clerk-1", type="clerk")
 
@@ -34,9 +32,8 @@ class Office:
     """Three letters: two tasks, and bytes that nobody can read."""
 
     def __init__(self) -> None:
-        self.queue, self.subjects = MemoryQueue(), Subjects("dev")
-        journal = MemoryJournal(MemoryBus())
-        self.letters = DeadLetters(journal, self.queue, Claims(MemoryVault()), self.subjects, SystemClock())
+        place = MemoryServer("dev", SystemClock()).place(REPLICA, Settings())
+        self.queue, self.subjects, self.letters = place.ports.queue, place.ports.subjects, place.dead_letters
         self._seq = 0
 
     async def open(self) -> None:
@@ -288,7 +285,7 @@ def test_a_plain_script_does_the_same_without_await(office: Office) -> None:
     async def open_squad() -> Any:
         return SimpleNamespace(dead_letters=office.letters, aclose=lambda: asyncio.sleep(0))
 
-    squad = SyncSquad.open(open_squad)
+    squad = Opening(open_squad).__enter__()
     letters = squad.dead_letters
 
     assert [letter.id for letter in letters.list(topic="form.stamp")] == ["3f99"]

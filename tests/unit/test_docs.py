@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import textwrap
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ import pytest
 import squadron
 from squadron import config
 from squadron.config import VARIABLES, Settings
-from squadron.runtime.claims import claim_of
-from squadron.runtime.envelope import AgentMessage
-from squadron.runtime.outcome import KINDS, from_content
-from squadron.runtime.registry import Presence
-from squadron.runtime.topics import AgentCard
+from squadron.runtime.asking.options import AskOptions
+from squadron.runtime.registry.registry import Presence
+from squadron.runtime.store.claims import claim_of
+from squadron.runtime.wire.envelope import AgentMessage
+from squadron.runtime.wire.outcome import KINDS, from_content
+from squadron.runtime.wire.topics import AgentCard
 from tests.docs import PAGES, ROOT, Block, anchors, blocks, links
 
 README, DOCS = ROOT / "README.md", ROOT / "docs"
@@ -106,8 +108,7 @@ def test_the_configuration_page_is_that_of_the_code() -> None:
     for name, variable in VARIABLES.items():
         value = getattr(defaults, name)
         shown = "the user's data directory" if name == "home" else f"`{value}`" if value else "none"
-        text = " ".join(described[name].replace(f"`{variable}`.", "").split())
-        expected.append([f"`{name}`", f"`{variable}`", shown, text])
+        expected.append([f"`{name}`", f"`{variable}`", shown, described[name]])
     assert rows == expected
 
 
@@ -183,13 +184,21 @@ def test_commands_and_options_that_the_docs_show_exist(command: str) -> None:
 
 def test_examples_in_docstrings_are_valid_code() -> None:
     examples = 0
-    for file in [*ROOT.glob("runtime/*.py"), *ROOT.glob("actors/*.py"), *ROOT.glob("squadron/*.py")]:
+    for file in [*ROOT.glob("runtime/**/*.py"), *ROOT.glob("actors/**/*.py"), *ROOT.glob("squadron/**/*.py")]:
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 for code in _examples(ast.get_docstring(node) or ""):
                     compile(code, str(file), "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+                    assert _no_options(code) == set(), file
                     examples += 1
     assert examples >= 3
+
+
+def _no_options(code: str) -> set[str | None]:
+    """Keywords that an example gives to an ask, and that are no options of it."""
+    calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
+    asks = [call for call in calls if getattr(call.func, "attr", "") in ("ask", "submit", "stream")]
+    return {each.arg for ask in asks for each in ask.keywords} - {each.name for each in fields(AskOptions)}
 
 
 def _examples(docstring: str) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 
 from squadron.runtime import errors
 from squadron.runtime.errors import ModelError, OutcomeError, Retry, SquadronError
-from squadron.runtime.outcome import Failed
+from squadron.runtime.wire.outcome import Failed
 
 #: Arguments beside the message, for those that have fields of their own.
 FIELDS: dict[str, dict[str, Any]] = {

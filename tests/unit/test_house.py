@@ -1,9 +1,10 @@
-"""The house rules that no linter knows: sizes of files and functions, and no stubs."""
+"""The house rules that no linter knows: sizes of files and functions, names, and no stubs."""
 
 from __future__ import annotations
 
 import ast
 import re
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -44,17 +45,50 @@ def test_what_is_public_has_a_docstring(path):
             assert ast.get_docstring(node), f"{node.name} has no docstring"
 
 
+#: Adapters have the names of their ports.
+ADAPTERS = {"bridge/memory", "bridge/jetstream"}
+
+
+def _found_twice(names: list[tuple[str, str]]) -> dict[str, list[str]]:
+    """Each name that stands in several places, and where."""
+    where: dict[str, list[str]] = defaultdict(list)
+    for name, place in names:
+        where[name].append(place)
+    return {name: places for name, places in where.items() if len(places) > 1}
+
+
+def test_no_two_classes_share_a_name():
+    classes = [
+        (node.name, str(path.relative_to(ROOT)))
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+    ]
+    assert _found_twice(classes) == {}
+
+
+def test_no_two_modules_share_a_name_nor_one_with_a_room_that_it_is_not_in():
+    modules = [path.relative_to(ROOT) for path in SOURCES]
+    names = [
+        (path.parent.name if path.stem == "__init__" else path.stem, str(path))
+        for path in modules
+        # A room may be named after what it is about.
+        if str(path.parent) not in ADAPTERS and path.stem != path.parent.name
+    ]
+    assert _found_twice(names) == {}
+
+
 #: Tasks that are awaited by whoever started them, so that what they raise is heard of there: file and function.
 AWAITED = {
     ("runtime/background.py", "spawn"),
-    ("runtime/caller.py", "_subscribe"),
-    ("runtime/context.py", "_wait"),
-    ("bridge/jetstream/dial.py", "connect"),
-    ("bridge/core.py", "_once"),
-    ("squadron/durable.py", "__anext__"),
+    ("runtime/asking/caller.py", "_subscribe"),
+    ("runtime/running/context.py", "_wait"),
+    ("bridge/jetstream/link/dial.py", "connect"),
+    ("bridge/control/control.py", "_once"),
+    ("squadron/client/subscriptions.py", "__anext__"),
     ("runtime/steady.py", "__anext__"),
-    ("squadron/flow.py", "_submitted"),
-    ("squadron/portal.py", "_hand_in"),
+    ("squadron/client/stream.py", "_submitted"),
+    ("squadron/client/portal.py", "_hand_in"),
 }
 STARTS_A_TASK = {"create_task", "ensure_future", "run_coroutine_threadsafe"}
 
@@ -128,3 +162,53 @@ def test_no_log_line_is_given_the_frames_of_an_error(path):
             assert not any(each.arg == "exc_info" for each in node.keywords), (
                 f"line {node.lineno}: use traceback_of"
             )
+
+
+#: Where modules are named: what decides or tells of the past may name what is gone.
+PAGES = [ROOT / "README.md", ROOT / "AGENTS.md", *(ROOT / "docs").glob("*.md")]
+#: `squadron.x.y`, `runtime.x.Name`, `bridge/x.py` or `bridge/x/`, in backticks.
+DOTTED = re.compile(r"`((?:squadron|runtime|actors|bridge)(?:\.\w+)+)[^\w.`]?[^`\n]*`")
+SLASHED = re.compile(r"`(\w+(?:/\w+)*/(?:\w+\.py)?)`")
+ROOMS = [ROOT, *(ROOT / folder for folder in ("runtime", "actors", "bridge", "squadron", "docs"))]
+
+
+def _is_there(name: str) -> bool:
+    """Whether a dotted name leads to a module, or to something that a module has."""
+    place, parts = ROOT / "squadron", name.removeprefix("squadron.").split(".")
+    while parts and (place / parts[0]).is_dir():
+        place /= parts.pop(0)
+    module = place / "__init__.py"
+    if parts and (place / f"{parts[0]}.py").is_file():
+        module = place / f"{parts.pop(0)}.py"
+    # What it has may have more, which is looked for only as a word.
+    return module.is_file() and all(re.search(rf"\b{part}\b", module.read_text()) for part in parts)
+
+
+def _stale(text: str, near: Path) -> list[str]:
+    """Names of modules and files in a text that lead nowhere."""
+    gone = [name for name in DOTTED.findall(text) if not _is_there(name)]
+    # An example in capitals stands for any.
+    paths = [path for path in SLASHED.findall(text) if not re.search(r"\b[A-Z]+\b", path)]
+    return gone + [path for path in paths if not any((room / path).exists() for room in [*ROOMS, near])]
+
+
+@pytest.mark.parametrize("path", [*SOURCES, *PAGES], ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_module_that_is_named_is_there(path):
+    assert _stale(path.read_text(), path.parent) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("see `squadron.runtime.wire.subjects.check_pattern`", 0),
+        ("see `runtime.wire.subjects.check_pattern`", 0),
+        ("see `runtime.subjects.check_pattern`", 1),
+        ("see `runtime.wire.subjects.check_no_such`", 1),
+        ("see `runtime/running/turn.py` and `running/turn.py`, in `bridge/serve/`", 0),
+        ("see `runtime/turn.py`", 1),
+        ("see `bridge/gone/`", 1),
+        ("see `bridge/gateways/NAME/`", 0),
+    ],
+)
+def test_a_module_that_is_not_there_is_found(text, count):
+    assert len(_stale(text, ROOT)) == count

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import time
 from collections.abc import AsyncIterator, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -13,81 +12,26 @@ import pytest
 from pydantic import BaseModel
 
 from squadron.actors.agent import AgentSpec
-from squadron.actors.crew import CREW, FactChecker, Synthesizer
-from squadron.actors.llm import ANSWER_TOOL, LLMAgent, tool
-from squadron.actors.marks import topic
-from squadron.actors.model import ChatMessage, Model, ModelTurn, ToolCall
-from squadron.actors.scripted import ScriptedModel, ScriptedTurn
-from squadron.actors.shapes import InputShape
-from squadron.bridge.memory import MemoryBus, MemoryEventLog, MemoryJournal, MemoryQueue, MemoryVault
-from squadron.runtime.caller import Ask, Caller
-from squadron.runtime.claims import Claims
-from squadron.runtime.context import Context
-from squadron.runtime.envelope import AgentIdentity, AgentMessage, MessageContext
+from squadron.actors.decorators import topic
+from squadron.actors.thinking.crew import CREW, FactChecker, Synthesizer
+from squadron.actors.thinking.llm import ANSWER_TOOL, LLMAgent, tool
+from squadron.actors.thinking.model import ChatMessage, Model, ModelTurn, ToolCall
+from squadron.actors.thinking.scripted import ScriptedModel, ScriptedTurn
+from squadron.actors.thinking.shapes import InputShape
+from squadron.runtime.calling import Threads
 from squadron.runtime.errors import InvalidAgentError, Terminal
-from squadron.runtime.outcome import Failed, Outcome, Result
-from squadron.runtime.ports import Delivery, Mailbox
-from squadron.runtime.pump import Pump
-from squadron.runtime.registry import Registry
-from squadron.runtime.subjects import Subjects
-from squadron.runtime.threads import Threads
-from squadron.runtime.turn import Turns
-
-
-class WallClock:
-    def time(self) -> float:
-        return time.time()
-
-
-class Squad:
-    """The real caller, registry, turns and pumps over ports in memory."""
-
-    def __init__(self) -> None:
-        self.bus, self.queue, self.clock = MemoryBus(), MemoryQueue(), WallClock()
-        self.lite, self.dead, journal = (MemoryJournal(self.bus) for _ in range(3))
-        self.subjects = Subjects("test")
-        self.registry = Registry(journal, self.bus, self.subjects, self.clock, heartbeat_s=60)
-        self.caller = Caller(
-            AgentIdentity(id="here"),
-            self.subjects,
-            queue=self.queue,
-            events=MemoryEventLog(self.bus, self.subjects),
-            lite=self.lite,
-            bus=self.bus,
-            registry=self.registry,
-            claims=Claims(MemoryVault()),
-            clock=self.clock,
-        )
-        self._pumps: list[Pump] = []
-
-    async def serve(self, agent: LLMAgent) -> Turns:
-        spec = AgentSpec.of(type(agent))
-        turns = Turns(spec.name, spec.handlers(agent), self.caller, self.dead)
-        mailbox = Mailbox(spec.name, tuple(one.topic.name for one in spec.topics), 30.0)
-        await self.queue.declare(mailbox)
-        self._pumps.append(Pump(self.queue, mailbox, turns.run, slots=agent.slots))
-        await self._pumps[-1].start()
-        await self.registry.advertise(spec.card())
-        await self.registry.renew(spec.name, "1")
-        return turns
-
-    async def ask(self, topic: str, ask: Ask | None = None, **content: Any) -> Outcome:
-        return await self.caller.ask(topic, content, ask or Ask(within_s=20))
-
-    async def aclose(self) -> None:
-        for pump in self._pumps:
-            await pump.aclose()
-        await self.caller.aclose()
-        await self.registry.aclose()
+from squadron.runtime.ports.queue import Delivery
+from squadron.runtime.running.context import Context
+from squadron.runtime.running.turn import Turns
+from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage, MessageContext
+from squadron.runtime.wire.outcome import Failed, Result
+from squadron.testing import MemorySquad
 
 
 @pytest.fixture
-async def squad() -> AsyncIterator[Squad]:
-    made = Squad()
-    await made.registry.start()
-    await made.caller.start()
-    yield made
-    await made.aclose()
+async def squad() -> AsyncIterator[MemorySquad]:
+    async with MemorySquad() as made:
+        yield made
 
 
 class Mood(BaseModel):
@@ -147,11 +91,11 @@ def told(messages: Sequence[ChatMessage]) -> dict[str, tuple[str, bool]]:
     return {m.tool_call_id: (m.content, m.is_error) for m in messages if m.role == "tool"}
 
 
-async def test_the_docstring_is_the_system_prompt_and_tokens_are_charged(squad: Squad) -> None:
+async def test_the_docstring_is_the_system_prompt_and_tokens_are_charged(squad: MemorySquad) -> None:
     agent = Listener(turn(text="hi", tokens=12))
-    await squad.serve(agent)
+    await squad.deploy(agent)
 
-    outcome = await squad.ask("talk.reply", text="hello")
+    outcome = await squad.ask("talk.reply", {"text": "hello"})
 
     assert outcome.unwrap() == "hi"
     assert outcome.tokens == 12
@@ -163,7 +107,7 @@ async def test_the_docstring_is_the_system_prompt_and_tokens_are_charged(squad: 
     assert tools[0].input_schema["properties"]["b"]["type"] == "integer"
 
 
-async def test_text_is_streamed_as_it_comes(squad: Squad) -> None:
+async def test_text_is_streamed_as_it_comes(squad: MemorySquad) -> None:
     class Typing(ScriptedModel):
         async def think(self, *args: Any, on_text: Any = None, **options: Any) -> ModelTurn:
             for piece in ("one ", "two ", "three"):
@@ -172,16 +116,16 @@ async def test_text_is_streamed_as_it_comes(squad: Squad) -> None:
 
     agent = Listener()
     agent.model = Typing([turn(text="one two three")])
-    await squad.serve(agent)
+    await squad.deploy(agent)
 
-    handle = await squad.caller.submit("talk.reply", {"text": "x"})
+    handle = await squad.submit("talk.reply", {"text": "x"})
     chunks = [chunk async for chunk in handle.chunks()]
 
     assert "".join(chunks) == "one two three"
     assert (await handle.outcome()).unwrap() == "one two three"
 
 
-async def test_tools_are_called_and_their_failures_told(squad: Squad) -> None:
+async def test_tools_are_called_and_their_failures_told(squad: MemorySquad) -> None:
     calls = [
         call("sum", "add", a=1, b=2),
         call("default", "add", a="4"),
@@ -191,9 +135,9 @@ async def test_tools_are_called_and_their_failures_told(squad: Squad) -> None:
         ToolCall("json", "add", problem="the arguments are not valid JSON"),
     ]
     agent = Listener(turn(*calls), turn(text="3"))
-    await squad.serve(agent)
+    await squad.deploy(agent)
 
-    assert (await squad.ask("talk.reply", text="x")).unwrap() == "3"
+    assert (await squad.ask("talk.reply", {"text": "x"})).unwrap() == "3"
 
     answers = told(agent.model.seen[1][0])
     assert answers["sum"] == ("3", False)
@@ -205,34 +149,34 @@ async def test_tools_are_called_and_their_failures_told(squad: Squad) -> None:
     assert answers["json"] == ("the arguments are not valid JSON", True)
 
 
-async def test_a_tool_may_end_the_task(squad: Squad) -> None:
-    await squad.serve(Listener(turn(call("l", "look_up", word="end"))))
+async def test_a_tool_may_end_the_task(squad: MemorySquad) -> None:
+    await squad.deploy(Listener(turn(call("l", "look_up", word="end"))))
 
-    outcome = await squad.ask("talk.reply", text="x")
+    outcome = await squad.ask("talk.reply", {"text": "x"})
 
     assert isinstance(outcome, Failed)
     assert outcome.reason == "the dictionary is closed"
 
 
-async def test_a_model_that_only_calls_tools_is_stopped(squad: Squad) -> None:
+async def test_a_model_that_only_calls_tools_is_stopped(squad: MemorySquad) -> None:
     agent = Listener(*(turn(call(f"c{n}", "add", a=n)) for n in range(20)))
-    await squad.serve(agent)
+    await squad.deploy(agent)
 
-    outcome = await squad.ask("talk.reply", text="x")
+    outcome = await squad.ask("talk.reply", {"text": "x"})
 
     assert isinstance(outcome, Failed)
     assert "came to no answer in 8 turns" in outcome.reason
 
 
-async def test_a_typed_answer_is_checked_and_corrected(squad: Squad) -> None:
+async def test_a_typed_answer_is_checked_and_corrected(squad: MemorySquad) -> None:
     agent = Listener(
         turn(text="They are sad."),
         turn(call("a", ANSWER_TOOL, word="sad")),
         turn(call("b", ANSWER_TOOL, word="sad", strength=3)),
     )
-    await squad.serve(agent)
+    await squad.deploy(agent)
 
-    outcome = await squad.ask("talk.mood", text="alas")
+    outcome = await squad.ask("talk.mood", {"text": "alas"})
 
     assert outcome.unwrap() == {"word": "sad", "strength": 3}
     assert agent.model.seen[1][0][-1].content.startswith(f"Call {ANSWER_TOOL}")
@@ -242,29 +186,28 @@ async def test_a_typed_answer_is_checked_and_corrected(squad: Squad) -> None:
     assert agent.model.seen[0][1][-1].input_schema["required"] == ["word", "strength"]
 
 
-async def test_a_typed_answer_may_be_a_list_and_may_come_as_text(squad: Squad) -> None:
+async def test_a_typed_answer_may_be_a_list_and_may_come_as_text(squad: MemorySquad) -> None:
     agent = Listener(
         turn(call("a", ANSWER_TOOL, value=[{"word": "sad", "strength": 1}])),
         turn(text='```json\n[{"word": "glad", "strength": 2}]\n```'),
     )
-    await squad.serve(agent)
+    await squad.deploy(agent)
 
-    assert (await squad.ask("talk.moods", text="x")).unwrap() == [{"word": "sad", "strength": 1}]
-    assert (await squad.ask("talk.moods", text="x")).unwrap() == [{"word": "glad", "strength": 2}]
+    assert (await squad.ask("talk.moods", {"text": "x"})).unwrap() == [{"word": "sad", "strength": 1}]
+    assert (await squad.ask("talk.moods", {"text": "x"})).unwrap() == [{"word": "glad", "strength": 2}]
     schema = agent.model.seen[0][1][-1].input_schema
     assert schema["type"] == "object"
     assert "Mood" in schema["$defs"]
 
 
-async def test_a_conversation_is_remembered_and_others_are_not(squad: Squad) -> None:
+async def test_a_conversation_is_remembered_and_others_are_not(squad: MemorySquad) -> None:
     agent = Listener(*(turn(text=f"answer {n}") for n in range(4)))
-    await squad.serve(agent)
-    talk = Ask(within_s=20, conversation_id="c1")
+    await squad.deploy(agent)
 
-    await squad.ask("talk.reply", talk, text="first")
-    await squad.ask("talk.reply", talk, text="second")
-    await squad.ask("talk.reply", Ask(within_s=20, conversation_id="c2"), text="third")
-    await squad.ask("talk.reply", text="fourth")
+    await squad.ask("talk.reply", {"text": "first"}, conversation_id="c1")
+    await squad.ask("talk.reply", {"text": "second"}, conversation_id="c1")
+    await squad.ask("talk.reply", {"text": "third"}, conversation_id="c2")
+    await squad.ask("talk.reply", {"text": "fourth"})
 
     words = [[message.content for message in shown[1:]] for shown, _ in agent.model.seen]
     assert words == [["first"], ["first", "answer 0", "second"], ["third"], ["fourth"]]
@@ -284,23 +227,26 @@ class _Lease:
 
 
 @pytest.mark.parametrize(("most", "shown"), [(None, 3), (2, 2), (0, 0), (9, 3)])
-async def test_the_callers_own_history_counts_before_memory(squad: Squad, most: int | None, shown: int) -> None:
+async def test_the_callers_own_history_counts_before_memory(
+    squad: MemorySquad, most: int | None, shown: int
+) -> None:
     agent = Listener(turn(text="ok"))
-    turns = await squad.serve(agent)
+    caller = squad._wiring.caller
+    turns = Turns("listener", AgentSpec.of(Listener).handlers(agent), caller)
     history = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"note": 1}]
     context = MessageContext(conversation_id="c", history=history, max_history=most)
     message = AgentMessage.new("task", AgentIdentity(id="x"), {"text": "now"}).model_copy(
         update={"context": context}
     )
 
-    await turns.run(Delivery(squad.subjects.task("talk.reply"), message.encode(), _Lease(), 1))
+    await turns.run(Delivery(caller.ports.subjects.task("talk.reply"), message.encode(), _Lease(), 1))
 
     past = agent.model.seen[0][0][1:-1]
     everything = [("user", "a"), ("assistant", "b"), ("user", '{"note": 1}')]
     assert [(message.role, message.content) for message in past] == everything[len(everything) - shown :]
 
 
-async def test_model_and_sampling_come_from_the_message(squad: Squad) -> None:
+async def test_model_and_sampling_come_from_the_message(squad: MemorySquad) -> None:
     class Noting(ScriptedModel):
         options: dict[str, Any]
 
@@ -311,34 +257,34 @@ async def test_model_and_sampling_come_from_the_message(squad: Squad) -> None:
     agent = Listener()
     noting = Noting([turn(text="ok")] * 2)
     agent.model = noting
-    await squad.serve(agent)
+    await squad.deploy(agent)
     asked = {"temperature": 0.5, "maxTokens": 100}
 
-    await squad.ask("talk.reply", Ask(within_s=20, model="some:model", parameters=asked), text="x")
-    outcome = await squad.ask("talk.reply", Ask(within_s=20, parameters={"temperature": "hot"}), text="x")
+    await squad.ask("talk.reply", {"text": "x"}, model="some:model", parameters=asked)
+    outcome = await squad.ask("talk.reply", {"text": "x"}, parameters={"temperature": "hot"})
 
     assert agent.specs[0] == "some:model"
     assert (noting.options["temperature"], noting.options["max_tokens"]) == (0.5, 100)
     assert outcome.reason == "payload.parameters.temperature: 'hot' is not a number"
 
 
-async def test_offline_an_agent_says_what_it_needs(squad: Squad, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_offline_an_agent_says_what_it_needs(squad: MemorySquad, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "SQUADRON_MODEL"):
         monkeypatch.delenv(name, raising=False)
-    await squad.serve(Synthesizer())
+    await squad.deploy(Synthesizer())
 
-    outcome = await squad.ask("synthesis.compose", purpose="x", material=[])
+    outcome = await squad.ask("synthesis.compose", {"purpose": "x", "material": []})
 
     assert isinstance(outcome, Failed)
     assert outcome.reason.startswith("Synthesizer needs an LLM and none is configured: set OPENAI_API_KEY")
 
 
-async def test_models_are_made_once_and_closed_at_the_end(squad: Squad) -> None:
+async def test_models_are_made_once_and_closed_at_the_end(squad: MemorySquad) -> None:
     agent = Listener(turn(text="a"), turn(text="b"))
-    await squad.serve(agent)
+    await squad.deploy(agent)
 
-    await squad.ask("talk.reply", Ask(within_s=20, model="m"), text="x")
-    await squad.ask("talk.reply", Ask(within_s=20, model="m"), text="x")
+    await squad.ask("talk.reply", {"text": "x"}, model="m")
+    await squad.ask("talk.reply", {"text": "x"}, model="m")
 
     assert agent.specs == ["m"]
     await agent.on_stop()
@@ -410,11 +356,11 @@ class Actor(LLMAgent):
 SAFE = next(iter(InputShape({"properties": {"größe": {}}}).schema["properties"]))
 
 
-async def test_a_tool_that_raises_stops_its_siblings(squad: Squad) -> None:
+async def test_a_tool_that_raises_stops_its_siblings(squad: MemorySquad) -> None:
     agent = Actor()
-    await squad.serve(agent)
+    await squad.deploy(agent)
 
-    outcome = await squad.ask("act.now", text="x")
+    outcome = await squad.ask("act.now", {"text": "x"})
 
     assert isinstance(outcome, Failed)
     assert outcome.reason == "enough"
@@ -446,7 +392,7 @@ def test_the_crew_describes_itself() -> None:
         assert all(topic.description and topic.examples and topic.tags for topic in card.topics)
 
 
-async def test_the_fact_checker_says_how_sure_it_is(squad: Squad) -> None:
+async def test_the_fact_checker_says_how_sure_it_is(squad: MemorySquad) -> None:
     class Checker(FactChecker):
         name = "fact-checker"
 
@@ -455,9 +401,9 @@ async def test_the_fact_checker_says_how_sure_it_is(squad: Squad) -> None:
                 [turn(call("a", ANSWER_TOOL, verdict="false", reasons=["r1", "r2"], confidence=0.9))]
             )
 
-    await squad.serve(Checker())
+    await squad.deploy(Checker())
 
-    outcome = await squad.ask("facts.check", claim="the earth is flat", material={"earth": "round"})
+    outcome = await squad.ask("facts.check", {"claim": "the earth is flat", "material": {"earth": "round"}})
 
     assert isinstance(outcome, Result)
     assert outcome.data["verdict"] == "false"

@@ -10,17 +10,12 @@ from typing import Any
 import pytest
 import structlog
 
-from squadron import Agent, Context, topic
+from squadron import Agent, Context, Settings, topic
 from squadron.actors.agent import AgentSpec
-from squadron.bridge.jetstream.wiring import SystemClock
-from squadron.bridge.memory import MemoryBus, MemoryEventLog, MemoryJournal, MemoryQueue, MemoryVault
-from squadron.runtime.caller import Caller
-from squadron.runtime.claims import Claims
-from squadron.runtime.envelope import AgentIdentity, AgentMessage
+from squadron.bridge.memory import MemoryServer
 from squadron.runtime.logs import configure_logs
-from squadron.runtime.registry import Registry
-from squadron.runtime.subjects import Subjects
-from squadron.runtime.turn import Turns
+from squadron.runtime.running.turn import Turns
+from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
 
 _PROGRAM = """
 from squadron.runtime.logs import configure_logs
@@ -80,26 +75,12 @@ class _Handed:
 
 
 async def test_what_a_handler_logs_is_bound_to_its_turn(capsys: pytest.CaptureFixture[str]) -> None:
-    bus, subjects, clock = MemoryBus(), Subjects("t"), SystemClock()
-    journal = MemoryJournal(bus)
-    identity = AgentIdentity(id="talker-7", type="talker")
-    registry = Registry(journal, bus, subjects, clock, heartbeat_s=5)
-    caller = Caller(
-        identity,
-        subjects,
-        queue=MemoryQueue(),
-        lite=journal,
-        bus=bus,
-        registry=registry,
-        claims=Claims(MemoryVault()),
-        events=MemoryEventLog(bus, subjects),
-        clock=clock,
-    )
+    place = MemoryServer("t").place(AgentIdentity(id="talker-7", type="talker"), Settings())
     message = AgentMessage.new("task", AgentIdentity(id="me"), {}, conversation_id="c1")
     try:
         configure_logs()
-        turns = Turns("talker", AgentSpec.of(Talker).handlers(Talker()), caller, journal)
-        await turns.run(_Handed(subjects.task("talk.once"), message.encode()))  # type: ignore[arg-type]
+        turns = Turns("talker", AgentSpec.of(Talker).handlers(Talker()), place.caller)
+        await turns.run(_Handed(place.ports.subjects.task("talk.once"), message.encode()))  # type: ignore[arg-type]
     finally:
         structlog.reset_defaults()
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from squadron.runtime.errors import OutcomeError
-from squadron.runtime.outcome import KINDS, Answer, Failed, Outcome, Result, from_content
+from squadron.runtime.wire.outcome import KINDS, Answer, Failed, Outcome, Result, from_content
 
 COMMON: dict[str, Any] = {"attempt": 2, "latency_ms": 12.5, "tokens": 7}
 WHERE: dict[str, Any] = {"task_id": "t", "topic": "a.b", "source": "r"}

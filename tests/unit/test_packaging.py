@@ -41,7 +41,7 @@ def test_sdist_and_wheel_hold_the_whole_package_and_the_wheel_imports_alone(tmp_
         "squadron_ray-0.1.0.dist-info",
     }
     with tarfile.open(sdist) as archive:
-        assert any(name.endswith("/runtime/turn.py") for name in archive.getnames())
+        assert any(name.endswith("/runtime/running/turn.py") for name in archive.getnames())
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site), str(wheel)]
     subprocess.run(pip, check=True, capture_output=True)
     code = "import squadron, squadron.bridge.serve.replica, squadron.cli.app; print(squadron.__file__)"

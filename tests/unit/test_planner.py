@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from squadron.actors.agent import Agent, AgentSpec
-from squadron.actors.marks import topic
-from squadron.actors.model import ChatMessage, ToolDefinition
-from squadron.actors.planner import INTRODUCTION, OfflinePlanner
-from squadron.actors.supervisor import Supervisor
-from squadron.bridge.memory import MemoryBus, MemoryEventLog, MemoryJournal, MemoryQueue, MemoryVault
-from squadron.runtime.caller import Ask, Caller
-from squadron.runtime.claims import Claims
-from squadron.runtime.envelope import AgentIdentity
+from squadron.actors.decorators import topic
+from squadron.actors.goals.planner import INTRODUCTION, OfflinePlanner
+from squadron.actors.goals.supervisor import Supervisor
+from squadron.actors.thinking.model import ChatMessage, ToolDefinition
 from squadron.runtime.errors import InvalidInputError, Terminal
-from squadron.runtime.outcome import Outcome, Rejected, Result
-from squadron.runtime.ports import Mailbox
-from squadron.runtime.pump import Pump
-from squadron.runtime.registry import Registry
-from squadron.runtime.subjects import Subjects
-from squadron.runtime.turn import Turns
+from squadron.runtime.wire.outcome import Outcome, Rejected, Result
+from squadron.testing import MemorySquad
 
 GOAL = "audit the licences of all packages"
-
-
-class WallClock:
-    def time(self) -> float:
-        return time.time()
 
 
 class Inventory(Agent):
@@ -67,62 +53,23 @@ class Report(Agent):
         return f"42, as for: {question}"
 
 
-class Squad:
-    """The real caller, registry, turns and pumps over ports in memory."""
-
-    def __init__(self) -> None:
-        self.bus, self.queue, self.clock = MemoryBus(), MemoryQueue(), WallClock()
-        self.lite, self.dead, journal = (MemoryJournal(self.bus) for _ in range(3))
-        self.subjects = Subjects("test")
-        self.registry = Registry(journal, self.bus, self.subjects, self.clock, heartbeat_s=60)
-        self.caller = Caller(
-            AgentIdentity(id="here"),
-            self.subjects,
-            queue=self.queue,
-            events=MemoryEventLog(self.bus, self.subjects),
-            lite=self.lite,
-            bus=self.bus,
-            registry=self.registry,
-            claims=Claims(MemoryVault()),
-            clock=self.clock,
-        )
-        self._pumps: list[Pump] = []
-
-    async def serve(self, *agents: Agent) -> None:
-        for agent in agents:
-            spec = AgentSpec.of(type(agent))
-            turns = Turns(spec.name, spec.handlers(agent), self.caller, self.dead)
-            mailbox = Mailbox(spec.name, tuple(one.topic.name for one in spec.topics), 30.0)
-            await self.queue.declare(mailbox)
-            self._pumps.append(Pump(self.queue, mailbox, turns.run, slots=agent.slots))
-            await self._pumps[-1].start()
-            await self.registry.advertise(spec.card())
-            await self.registry.renew(spec.name, "1")
+class Squad(MemorySquad):
+    """One that pursues goals by a plan."""
 
     async def pursue(self, goal: str = GOAL, **fields: Any) -> Outcome:
-        content = {"goal": goal, **fields}
-        return await self.caller.ask("goal.pursue", content, Ask(within_s=20, model="offline"))
+        return await self.ask("goal.pursue", {"goal": goal, **fields}, within_s=20, model="offline")
 
     async def report(self, goal: str = GOAL, **fields: Any) -> dict[str, Any]:
         outcome = await self.pursue(goal, **fields)
         assert isinstance(outcome, Result), outcome
         return dict(outcome.data)
 
-    async def aclose(self) -> None:
-        for pump in self._pumps:
-            await pump.aclose()
-        await self.caller.aclose()
-        await self.registry.aclose()
-
 
 @pytest.fixture
 async def squad() -> AsyncIterator[Squad]:
-    made = Squad()
-    await made.registry.start()
-    await made.caller.start()
-    await made.serve(Supervisor())
-    yield made
-    await made.aclose()
+    async with Squad() as made:
+        await made.deploy(Supervisor)
+        yield made
 
 
 LIST = {"id": "all", "intent": "list the installed packages"}
@@ -140,7 +87,7 @@ FINISH = {
 
 
 async def test_a_plan_is_carried_out_round_by_round(squad: Squad) -> None:
-    await squad.serve(Inventory(), Licences(), Report())
+    await squad.deploy(Inventory(), Licences(), Report())
 
     report = await squad.report(plan=[[LIST], [CLASSIFY], [RENDER], [FINISH]])
 
@@ -157,7 +104,7 @@ async def test_a_plan_is_carried_out_round_by_round(squad: Squad) -> None:
 
 
 async def test_the_answer_may_be_a_result(squad: Squad) -> None:
-    await squad.serve(Inventory())
+    await squad.deploy(Inventory())
 
     report = await squad.report(plan=[[LIST], [{"finish": {"$from": "all#/1/name"}}]])
 
@@ -165,7 +112,7 @@ async def test_the_answer_may_be_a_result(squad: Squad) -> None:
 
 
 async def test_a_topic_that_was_not_offered_is_searched_for_first(squad: Squad) -> None:
-    await squad.serve(Inventory(), Licences(), Report())
+    await squad.deploy(Inventory(), Licences(), Report())
 
     report = await squad.report(
         "say hello", plan=[[LIST], [{"finish": "ok", "deliverables": {"all": {"$from": "all"}}}]]
@@ -176,7 +123,7 @@ async def test_a_topic_that_was_not_offered_is_searched_for_first(squad: Squad) 
 
 
 async def test_a_step_that_nobody_serves_ends_in_an_honest_answer(squad: Squad) -> None:
-    await squad.serve(Inventory())
+    await squad.deploy(Inventory())
 
     strange = CLASSIFY | {"intent": "translate into Frisian"}
 
@@ -185,10 +132,11 @@ async def test_a_step_that_nobody_serves_ends_in_an_honest_answer(squad: Squad) 
     assert report["answer"].startswith("The plan could not be carried out to its end. Nobody serves step 'each'")
     assert "Not delivered: table, raw" in report["answer"]
     assert report["deliverables"] == {}
+    assert report["stopped"] == "gave_up"
 
 
 async def test_a_step_whose_dependency_failed_entirely_is_not_tried(squad: Squad) -> None:
-    await squad.serve(Inventory(), Licences(), Report())
+    await squad.deploy(Inventory(), Licences(), Report())
     only_broken = LIST | {"arguments": {"prefix": "broken"}}
 
     report = await squad.report(plan=[[only_broken], [CLASSIFY], [RENDER], [FINISH]])
@@ -196,11 +144,11 @@ async def test_a_step_whose_dependency_failed_entirely_is_not_tried(squad: Squad
     assert "Step 'table' needs the result of step 'each'" in report["answer"]
     assert "0 of 1 items" in report["answer"]
     assert [call["id"] for call in report["calls"]] == ["all", "each"]
-    assert report["stopped"] == "finished"
+    assert report["stopped"] == "gave_up"
 
 
 async def test_a_failed_side_step_is_named_in_the_answer(squad: Squad) -> None:
-    await squad.serve(Inventory(), Licences())
+    await squad.deploy(Inventory(), Licences())
     side = {"id": "side", "intent": "classify the licence", "arguments": {"name": "broken"}}
 
     report = await squad.report(
@@ -214,7 +162,7 @@ async def test_a_failed_side_step_is_named_in_the_answer(squad: Squad) -> None:
 
 
 async def test_a_plan_without_an_end_is_answered_with_a_digest(squad: Squad) -> None:
-    await squad.serve(Inventory())
+    await squad.deploy(Inventory())
 
     report = await squad.report(plan=[[LIST]])
 
@@ -223,7 +171,7 @@ async def test_a_plan_without_an_end_is_answered_with_a_digest(squad: Squad) -> 
 
 
 async def test_without_a_plan_topics_that_take_a_text_are_asked(squad: Squad) -> None:
-    await squad.serve(Inventory(), Licences(), Report())
+    await squad.deploy(Inventory(), Licences(), Report())
 
     report = await squad.report()
 
@@ -234,13 +182,14 @@ async def test_without_a_plan_topics_that_take_a_text_are_asked(squad: Squad) ->
 
 
 async def test_without_a_plan_and_without_a_fitting_topic_it_says_so(squad: Squad) -> None:
-    await squad.serve(Licences())
+    await squad.deploy(Licences())
 
     report = await squad.report()
 
     assert report["answer"].startswith(INTRODUCTION)
     assert "I can't pursue it. Give a plan, or configure an LLM" in report["answer"]
     assert report["tasks"]["dispatched"] == 0
+    assert report["stopped"] == "gave_up"
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from squadron.actors import providers
-from squadron.actors.model import ChatMessage, Model, ModelTurn, ToolCall, ToolDefinition
-from squadron.actors.providers import AnthropicModel, OpenAIModel, default_model_spec, model_from
-from squadron.actors.scripted import ScriptedModel
+from squadron.actors.thinking import providers
+from squadron.actors.thinking.model import ChatMessage, Model, ModelTurn, ToolCall, ToolDefinition
+from squadron.actors.thinking.providers import AnthropicModel, OpenAIModel, default_model_spec, model_from
+from squadron.actors.thinking.scripted import ScriptedModel
 from squadron.runtime.errors import ConfigError, ModelError
 from tests.llm_servers import Broken, ScriptedAnthropicServer, ScriptedOpenAIServer
 

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from squadron.actors.credentials import remember_keys, tidy_variables
-from squadron.actors.providers import AnthropicModel, OpenAIModel
+from squadron.actors.thinking.credentials import remember_keys, tidy_variables
+from squadron.actors.thinking.providers import AnthropicModel, OpenAIModel
 from squadron.bridge.serve.local import _PASSED_ON
 from squadron.config import Settings
 from squadron.runtime.errors import BusUnavailableError, ConfigError, DeployError, Terminal
-from squadron.runtime.outcome import DeadLettered, Failed
 from squadron.runtime.redact import keep_secret, scrub, scrub_all
 from squadron.runtime.retries import failure_details, traceback_of
+from squadron.runtime.wire.outcome import DeadLettered, Failed
 
 PLANTED = "planted-secret-6f1a"
 

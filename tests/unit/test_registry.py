@@ -7,9 +7,9 @@ import asyncio
 import pytest
 
 from squadron.bridge.memory import MemoryBus, MemoryJournal
-from squadron.runtime.registry import ROUNDED_S, STAND_IN, Registry
-from squadron.runtime.subjects import Subjects
-from squadron.runtime.topics import AgentCard, SemanticTopic
+from squadron.runtime.registry.registry import ROUNDED_S, STAND_IN, Registry
+from squadron.runtime.wire.subjects import Subjects
+from squadron.runtime.wire.topics import AgentCard, SemanticTopic
 from tests.unit.test_budget import HandClock
 
 BEAT_S = 5.0

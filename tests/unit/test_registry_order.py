@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from squadron.bridge.memory import MemoryBus, MemoryJournal
 from squadron.runtime.errors import BusUnavailableError
-from squadron.runtime.ports import Entry, Subscription
-from squadron.runtime.registry import STAND_IN, Registry
-from squadron.runtime.subjects import Subjects
-from squadron.runtime.topics import AgentCard, SemanticTopic
+from squadron.runtime.ports.bus import Subscription
+from squadron.runtime.ports.journal import Entry
+from squadron.runtime.registry.registry import STAND_IN, Registry
+from squadron.runtime.wire.subjects import Subjects
+from squadron.runtime.wire.topics import AgentCard, SemanticTopic
 from tests.unit.test_budget import HandClock
 
 SUBJECTS = Subjects("t")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from squadron.runtime.search import Index, document, terms
-from squadron.runtime.topics import SemanticTopic
+from squadron.runtime.registry.search import Index, document, terms
+from squadron.runtime.wire.topics import SemanticTopic
 
 SAMPLE = Path(__file__).parents[1] / "data" / "topic_search" / "sample.json"
 

@@ -7,10 +7,10 @@ from typing import Any
 import jsonschema_rs
 import pytest
 
-from squadron.actors.goal import Notebook, Toolbox, prepare
-from squadron.actors.model import ToolCall
-from squadron.actors.shapes import InputShape
-from squadron.runtime.topics import SemanticTopic
+from squadron.actors.goals.goal import Notebook, Toolbox, prepare
+from squadron.actors.thinking.model import ToolCall
+from squadron.actors.thinking.shapes import InputShape
+from squadron.runtime.wire.topics import SemanticTopic
 from tests.llm_schemas import check_schema
 
 ANY_OF = {"anyOf": [{"$ref": "#/$defs/A"}, {"type": "string"}], "$defs": {"A": {"type": "object"}}}

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from squadron.runtime.errors import InvalidSubjectError
-from squadron.runtime.subjects import (
+from squadron.runtime.wire.subjects import (
     MAX_TOKEN,
     LiteSubject,
     OrderedSubject,

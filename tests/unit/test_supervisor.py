@@ -4,101 +4,50 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
 
-from squadron.actors import llm
-from squadron.actors.agent import Agent, AgentSpec
-from squadron.actors.goal import SHOWN_CHARS, BadReferenceError, Notebook, Toolbox, at_pointer
-from squadron.actors.llm import with_unique_ids
-from squadron.actors.marks import topic
-from squadron.actors.model import ChatMessage, Model, ModelTurn, ToolCall, ToolDefinition
-from squadron.actors.planner import Plan
-from squadron.actors.scripted import ScriptedModel, ScriptedTurn
-from squadron.actors.supervisor import Supervisor
-from squadron.bridge.memory import MemoryBus, MemoryEventLog, MemoryJournal, MemoryQueue, MemoryVault
-from squadron.runtime.budget import Budget
-from squadron.runtime.caller import Ask, Caller
-from squadron.runtime.claims import Claims
-from squadron.runtime.context import Context
-from squadron.runtime.envelope import AgentIdentity, AgentMessage
+from squadron.actors.agent import Agent
+from squadron.actors.decorators import topic
+from squadron.actors.goals.goal import SHOWN_CHARS, BadReferenceError, Notebook, Toolbox, at_pointer
+from squadron.actors.goals.planner import Plan
+from squadron.actors.goals.supervisor import Supervisor
+from squadron.actors.thinking import llm
+from squadron.actors.thinking.llm import with_unique_ids
+from squadron.actors.thinking.model import ChatMessage, Model, ModelTurn, ToolCall, ToolDefinition
+from squadron.actors.thinking.scripted import ScriptedModel, ScriptedTurn
+from squadron.runtime.asking.caller import Caller
+from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.errors import ModelError, Terminal
-from squadron.runtime.outcome import Answer, Failed, Outcome, Rejected, Result
-from squadron.runtime.ports import Mailbox
-from squadron.runtime.pump import Pump
-from squadron.runtime.registry import Registry
-from squadron.runtime.subjects import Subjects
-from squadron.runtime.topics import SemanticTopic
-from squadron.runtime.turn import Turns
+from squadron.runtime.running.context import Context
+from squadron.runtime.running.turn import Turns
+from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
+from squadron.runtime.wire.limits import Budget
+from squadron.runtime.wire.outcome import Answer, Failed, Outcome, Rejected, Result
+from squadron.runtime.wire.topics import SemanticTopic
+from squadron.testing import MemorySquad
 
 Turn = ScriptedTurn
 
 
-class WallClock:
-    def time(self) -> float:
-        return time.time()
+class Squad(MemorySquad):
+    """One that pursues goals."""
 
+    @property
+    def client(self) -> Caller:
+        return self._wiring.caller
 
-class Squad:
-    """The real caller, registry, turns and pumps over ports in memory."""
-
-    def __init__(self) -> None:
-        self.bus, self.queue, self.clock = MemoryBus(), MemoryQueue(), WallClock()
-        self.lite, self.dead = MemoryJournal(self.bus), MemoryJournal(self.bus)
-        self.subjects = Subjects("test")
-        journal = MemoryJournal(self.bus)
-        self.registry = Registry(journal, self.bus, self.subjects, self.clock, heartbeat_s=60)
-        self.client = self.caller("client")
-        self._pumps: list[Pump] = []
-
-    def caller(self, name: str) -> Caller:
-        return Caller(
-            AgentIdentity(id=name),
-            self.subjects,
-            queue=self.queue,
-            events=MemoryEventLog(self.bus, self.subjects),
-            lite=self.lite,
-            bus=self.bus,
-            registry=self.registry,
-            claims=Claims(MemoryVault()),
-            clock=self.clock,
-        )
-
-    async def serve(self, agent: Agent, *, lease_s: float = 30.0) -> Pump:
-        spec = AgentSpec.of(type(agent))
-        caller = self.caller(f"{spec.name}-1")
-        turns = Turns(spec.name, spec.handlers(agent), caller, self.dead)
-        patterns = tuple(one.topic.name for one in spec.topics)
-        mailbox = Mailbox(spec.name, patterns, lease_s)
-        await self.queue.declare(mailbox)
-        pump = Pump(self.queue, mailbox, turns.run, slots=agent.slots)
-        await pump.start()
-        self._pumps.append(pump)
-        await self.registry.advertise(spec.card())
-        await self.registry.renew(spec.name, "1")
-        return pump
-
-    async def pursue(self, goal: str = "count the words", ask: Ask | None = None, **fields: Any) -> Outcome:
-        return await self.client.ask("goal.pursue", {"goal": goal, **fields}, ask or Ask(within_s=20))
-
-    async def aclose(self) -> None:
-        for pump in self._pumps:
-            await pump.aclose()
-        await self.client.aclose()
-        await self.registry.aclose()
+    async def pursue(self, goal: str = "count the words", ask: AskOptions | None = None, **fields: Any) -> Outcome:
+        return await self.client.ask("goal.pursue", {"goal": goal, **fields}, ask or AskOptions(within_s=20))
 
 
 @pytest.fixture
 async def squad() -> AsyncIterator[Squad]:
-    made = Squad()
-    await made.registry.start()
-    await made.client.start()
-    yield made
-    await made.aclose()
+    async with Squad() as made:
+        yield made
 
 
 class Scripted(Supervisor):
@@ -186,12 +135,12 @@ def report_of(outcome: Outcome) -> dict[str, Any]:
 
 async def test_calls_of_a_turn_and_tasks_of_a_for_each_all_run_at_once(squad: Squad) -> None:
     # Given an agent that answers nobody before five are there
-    await squad.serve(Words(together=5))
+    await squad.deploy(Words(together=5))
     fan_out = call(
         "b", "for_each", topic="words__length", items=["x", "yy", "zzz"], arguments={"word": {"$item": ""}}
     )
     calls = [call("a", "words__length", word="one"), fan_out, call("c", "words__length", word="three")]
-    await squad.serve(Scripted(turn(*calls), finish(a={"$from": "a"}, b={"$from": "b"}, c={"$from": "c"})))
+    await squad.deploy(Scripted(turn(*calls), finish(a={"$from": "a"}, b={"$from": "b"}, c={"$from": "c"})))
 
     report = report_of(await squad.pursue())
 
@@ -203,7 +152,7 @@ async def test_calls_of_a_turn_and_tasks_of_a_for_each_all_run_at_once(squad: Sq
 
 async def test_results_are_passed_on_by_reference(squad: Squad) -> None:
     words = Words()
-    await squad.serve(words)
+    await squad.deploy(words)
     supervisor = Scripted(
         turn(call("s", "words__split", text="actors do not share")),
         turn(
@@ -215,7 +164,7 @@ async def test_results_are_passed_on_by_reference(squad: Squad) -> None:
         ),
         finish({"$from": "s#/3/word"}, sizes={"$from": "n"}, same={"all": [{"$from": "d"}, {"$from": "n#/0"}]}),
     )
-    await squad.serve(supervisor)
+    await squad.deploy(supervisor)
 
     report = report_of(await squad.pursue())
 
@@ -227,7 +176,7 @@ async def test_results_are_passed_on_by_reference(squad: Squad) -> None:
 
 
 async def test_failures_are_told_to_the_model_and_the_run_goes_on(squad: Squad) -> None:
-    await squad.serve(Words())
+    await squad.deploy(Words())
     items = [{"word": "good"}, {"word": "bad"}, {}]
     supervisor = Scripted(
         turn(
@@ -245,7 +194,7 @@ async def test_failures_are_told_to_the_model_and_the_run_goes_on(squad: Squad) 
         turn(call("again", "words__length", word={"$from": "bad"}), call("x", "finish", answer={"$from": "?"})),
         finish(part={"$from": "part"}),
     )
-    await squad.serve(supervisor)
+    await squad.deploy(supervisor)
 
     report = report_of(await squad.pursue())
 
@@ -275,9 +224,9 @@ async def test_failures_are_told_to_the_model_and_the_run_goes_on(squad: Squad) 
 
 
 async def test_confidence_and_reasoning_reach_the_model(squad: Squad) -> None:
-    await squad.serve(Words())
+    await squad.deploy(Words())
     supervisor = Scripted(turn(call("j", "words__judge", word="x")), finish())
-    await squad.serve(supervisor)
+    await squad.deploy(supervisor)
 
     await squad.pursue()
 
@@ -287,10 +236,10 @@ async def test_confidence_and_reasoning_reach_the_model(squad: Squad) -> None:
 
 
 async def test_a_long_result_is_cut_for_the_model_and_whole_by_reference(squad: Squad) -> None:
-    await squad.serve(Words())
+    await squad.deploy(Words())
     text = "word " * 2000
     supervisor = Scripted(turn(call("s", "words__split", text=text)), finish(all={"$from": "s"}))
-    await squad.serve(supervisor)
+    await squad.deploy(supervisor)
 
     report = report_of(await squad.pursue())
 
@@ -302,7 +251,7 @@ async def test_a_long_result_is_cut_for_the_model_and_whole_by_reference(squad: 
 
 
 async def test_a_turn_without_calls_is_the_answer(squad: Squad) -> None:
-    await squad.serve(Scripted(turn(text="42")))
+    await squad.deploy(Scripted(turn(text="42")))
 
     report = report_of(await squad.pursue())
 
@@ -313,10 +262,10 @@ async def test_a_turn_without_calls_is_the_answer(squad: Squad) -> None:
 
 
 async def test_topics_are_offered_by_intent_and_never_its_own(squad: Squad) -> None:
-    await squad.serve(Words())
-    await squad.serve(Weather())
+    await squad.deploy(Words())
+    await squad.deploy(Weather())
     supervisor = Scripted(finish())
-    await squad.serve(supervisor)
+    await squad.deploy(supervisor)
 
     await squad.pursue("pursue the goal to count the words, plan and delegate")
 
@@ -330,14 +279,14 @@ async def test_topics_are_offered_by_intent_and_never_its_own(squad: Squad) -> N
 
 
 async def test_discover_topics_adds_what_it_finds(squad: Squad) -> None:
-    await squad.serve(Words())
-    await squad.serve(Weather())
+    await squad.deploy(Words())
+    await squad.deploy(Weather())
     supervisor = Scripted(
         turn(call("early", "sky__forecast", city="Kiel"), call("d", "discover_topics", intent="weather tomorrow")),
         turn(call("f", "sky__forecast", city="Kiel")),
         finish(f={"$from": "f"}),
     )
-    await squad.serve(supervisor)
+    await squad.deploy(supervisor)
 
     report = report_of(await squad.pursue())
 
@@ -347,10 +296,10 @@ async def test_discover_topics_adds_what_it_finds(squad: Squad) -> None:
 
 
 async def test_topics_can_be_limited_to_names_and_patterns(squad: Squad) -> None:
-    await squad.serve(Words())
-    await squad.serve(Weather())
+    await squad.deploy(Words())
+    await squad.deploy(Weather())
     supervisor = Scripted(turn(call("d", "discover_topics", intent="split a text, count words")), finish())
-    await squad.serve(supervisor)
+    await squad.deploy(supervisor)
 
     await squad.pursue("count the words", topics=["sky.*", "words.length"])
 
@@ -359,7 +308,7 @@ async def test_topics_can_be_limited_to_names_and_patterns(squad: Squad) -> None
 
 
 async def test_a_malformed_pattern_is_rejected_with_its_place(squad: Squad) -> None:
-    await squad.serve(Scripted(finish()))
+    await squad.deploy(Scripted(finish()))
 
     outcome = await squad.pursue(topics=["ok.ok", "not a topic"])
 
@@ -385,8 +334,8 @@ def test_tool_names_fit_providers_and_stay_unique() -> None:
 
 
 async def test_the_limit_of_rounds_ends_in_a_report_with_what_was_gathered(squad: Squad) -> None:
-    await squad.serve(Words())
-    await squad.serve(Scripted(*(turn(call(f"c{n}", "words__length", word="x" * n)) for n in range(1, 9))))
+    await squad.deploy(Words())
+    await squad.deploy(Scripted(*(turn(call(f"c{n}", "words__length", word="x" * n)) for n in range(1, 9))))
 
     report = report_of(await squad.pursue(max_rounds=3))
 
@@ -396,11 +345,11 @@ async def test_the_limit_of_rounds_ends_in_a_report_with_what_was_gathered(squad
 
 
 async def test_a_stuck_call_leaves_time_to_reason_again(squad: Squad) -> None:
-    await squad.serve(Words())
+    await squad.deploy(Words())
     supervisor = Scripted(
         turn(call("h", "words__hang", text="x"), call("l", "words__length", word="x")), finish("without it")
     )
-    await squad.serve(supervisor)
+    await squad.deploy(supervisor)
 
     report = report_of(await squad.pursue(within_s=0.3))
 
@@ -417,24 +366,24 @@ class _Asleep(ScriptedModel):
 
 
 async def test_the_limit_of_time_ends_in_a_report_with_what_was_gathered(squad: Squad) -> None:
-    await squad.serve(Words())
+    await squad.deploy(Words())
     supervisor = Scripted()
     supervisor.model = _Asleep([turn(call("l", "words__length", word="four"))])
-    await squad.serve(supervisor)
+    await squad.deploy(supervisor)
 
     # The caller's own deadline counts as well, and the report arrives before it.
-    report = report_of(await squad.pursue(within_s=300, ask=Ask(within_s=0.4)))
+    report = report_of(await squad.pursue(within_s=300, ask=AskOptions(within_s=0.4)))
 
     assert report["stopped"] == "time"
     assert report["deliverables"] == {"l": 4}
 
 
 async def test_the_budget_of_tokens_ends_in_a_report(squad: Squad) -> None:
-    await squad.serve(Words())
+    await squad.deploy(Words())
     one = turn(call("l", "words__length", word="four"), tokens=60)
-    await squad.serve(Scripted(one, turn(call("m", "words__length", word="four"), tokens=60), finish()))
+    await squad.deploy(Scripted(one, turn(call("m", "words__length", word="four"), tokens=60), finish()))
 
-    outcome = await squad.pursue(ask=Ask(within_s=20, budget=Budget(tokens=100)))
+    outcome = await squad.pursue(ask=AskOptions(within_s=20, budget=Budget(tokens=100)))
 
     report = report_of(outcome)
     assert report["stopped"] == "budget"
@@ -467,7 +416,7 @@ async def test_a_passing_problem_of_the_model_is_waited_out_and_a_lasting_one_to
     monkeypatch.setattr(llm, "backoff_s", lambda attempt: 0.001)
     supervisor = Scripted()
     supervisor.model = _Moody([finish()], refusals=refusals, retryable=retryable)
-    await squad.serve(supervisor)
+    await squad.deploy(supervisor)
 
     outcome = await squad.pursue()
 
@@ -479,9 +428,9 @@ async def test_a_passing_problem_of_the_model_is_waited_out_and_a_lasting_one_to
 
 async def test_a_model_without_a_key_fails_with_the_way_out(squad: Squad, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    await squad.serve(Supervisor())
+    await squad.deploy(Supervisor())
 
-    outcome = await squad.pursue(ask=Ask(within_s=20, model="openai:gpt-x"))
+    outcome = await squad.pursue(ask=AskOptions(within_s=20, model="openai:gpt-x"))
 
     assert isinstance(outcome, Failed)
     assert "OPENAI_API_KEY" in outcome.reason
@@ -499,11 +448,11 @@ def test_call_ids_that_come_twice_are_told_apart() -> None:
 
 
 async def test_progress_is_emitted_in_order_and_kept_in_the_timeline(squad: Squad) -> None:
-    await squad.serve(Words())
+    await squad.deploy(Words())
     fan_out = call("f", "for_each", topic="words__length", items=["a", "bad"], arguments={"word": {"$item": ""}})
-    await squad.serve(Scripted(turn(fan_out, text="let me see", tokens=7), finish()))
+    await squad.deploy(Scripted(turn(fan_out, text="let me see", tokens=7), finish()))
 
-    handle = await squad.client.submit("goal.pursue", {"goal": "count the words"}, Ask(within_s=20))
+    handle = await squad.client.submit("goal.pursue", {"goal": "count the words"}, AskOptions(within_s=20))
     events = [event async for event in handle.chunks()]
 
     kinds = [event["event"] for event in events]
@@ -545,13 +494,13 @@ async def test_a_second_attempt_asks_the_model_nothing_twice_and_runs_no_task_tw
     squad: Squad, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # So that an outcome which is stored already is found only by who looks before waiting
-    monkeypatch.setattr("squadron.runtime.caller.FIRST_LOOK_S", 60.0)
+    monkeypatch.setattr("squadron.runtime.asking.caller.FIRST_LOOK_S", 60.0)
     words = Words()
-    await squad.serve(words)
+    await squad.deploy(words)
     fan_out = call("f", "for_each", topic="words__length", items=["a", "bb"], arguments={"word": {"$item": ""}})
     first, second = turn(fan_out, tokens=5), turn(call("l", "words__length", word="ccc"), tokens=5)
     supervisor = Scripted(first, second, crash, finish(f={"$from": "f"}, l={"$from": "l"}))
-    await squad.serve(supervisor)
+    await squad.deploy(supervisor)
 
     outcome = await squad.pursue()
 
@@ -576,18 +525,20 @@ async def test_a_task_still_under_way_after_a_crash_is_waited_for_and_not_sent_a
 ) -> None:
     # Given a duplicate window that is over before the crash, as it is for a task of many minutes
     monkeypatch.setattr("squadron.bridge.memory.common.DUPLICATE_WINDOW_S", 0.0)
-    monkeypatch.setattr("squadron.runtime.caller.FIRST_LOOK_S", 0.01)
+    monkeypatch.setattr("squadron.runtime.asking.caller.FIRST_LOOK_S", 0.01)
     words = Words(together=2)
-    await squad.serve(words)
+    await squad.deploy(words)
     one = turn(call("slow", "words__length", word="slow"))
     first = Scripted(one)
-    pump = await squad.serve(first)
-    handle = await squad.client.submit("goal.pursue", {"goal": "count the words"}, Ask(within_s=20))
+    await squad.deploy(first)
+    handle = await squad.client.submit("goal.pursue", {"goal": "count the words"}, AskOptions(within_s=20))
     await words.called.wait()
-    # When its replica is stopped and another takes over
-    await pump.aclose()
+    # And it has noted that it was sent: all that can run runs before this second is over
+    await asyncio.sleep(1)
+    # When its replica dies and another takes over
+    await squad.kill("supervisor")
     second = Scripted(finish(slow={"$from": "slow"}))
-    await squad.serve(second)
+    await squad.deploy(second)
     replayed = False
     async for event in handle.chunks():
         replayed = replayed or event.get("replayed", False)
@@ -606,7 +557,7 @@ async def test_a_task_still_under_way_after_a_crash_is_waited_for_and_not_sent_a
 async def test_of_two_attempts_at_once_both_take_the_turn_that_was_recorded_first(squad: Squad) -> None:
     # Given an attempt that lost its lease while its model was thinking
     words = Words()
-    await squad.serve(words)
+    await squad.deploy(words)
     thinking, go_on = asyncio.Event(), asyncio.Event()
     slow = Scripted(turn(call("mine", "words__length", word="mine")), finish("mine"))
     script = slow.model.think
@@ -632,7 +583,7 @@ async def test_of_two_attempts_at_once_both_take_the_turn_that_was_recorded_firs
 
 
 async def test_a_goal_that_was_put_back_runs_anew(squad: Squad) -> None:
-    await squad.serve(Words())
+    await squad.deploy(Words())
     reports = []
     for redriven in (0, 1, 2):
         supervisor = Scripted(turn(call("l", "words__length", word="abc")), finish(l={"$from": "l"}))
@@ -651,9 +602,9 @@ async def test_a_goal_that_was_put_back_runs_anew(squad: Squad) -> None:
 
 
 def _context(squad: Squad, message: AgentMessage, attempt: int) -> Context:
-    turns = Turns("supervisor", [], squad.client, squad.dead)
+    turns = Turns("supervisor", [], squad.client)
     common = {"topic": "goal.pursue", "attempt": attempt}
-    return turns._context(message, common, squad.subjects.lite("client", message.id))
+    return turns._context(message, common, squad.client.ports.subjects.lite("client", message.id))
 
 
 # -- references

@@ -10,10 +10,10 @@ import pytest
 from pydantic import BaseModel
 from pydantic_core import PydanticSerializationError
 
-from squadron.runtime.envelope import AgentIdentity, AgentMessage, Payload, pack
 from squadron.runtime.retries import summary_of, traceback_of
 from squadron.runtime.texts import encoded, whole
-from squadron.runtime.topics import AgentCard, SemanticTopic
+from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage, Payload, pack
+from squadron.runtime.wire.topics import AgentCard, SemanticTopic
 
 HIGH, LOW = "\ud83d", "\ude42"
 

@@ -1,17 +1,16 @@
-"""A semantic topic as the two providers want their tools, and as a guard of its own door."""
+"""A semantic topic as a tool of a model, and as a guard of its own door."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
-import jsonschema_rs
 import pytest
 
 from squadron import Agent, topic
 from squadron.actors.agent import AgentSpec
 from squadron.runtime.errors import InvalidInputError, InvalidSubjectError
-from squadron.runtime.topics import AgentCard, SemanticTopic
+from squadron.runtime.wire.topics import AgentCard, SemanticTopic
 
 
 class Analyst(Agent):
@@ -24,23 +23,6 @@ class Analyst(Agent):
 @pytest.fixture
 def sentiment() -> SemanticTopic:
     return AgentSpec.of(Analyst).topics[0].topic
-
-
-def test_as_an_openai_tool(sentiment: SemanticTopic) -> None:
-    tool = sentiment.to_openai()
-
-    assert set(tool) == {"type", "function"}
-    assert tool["type"] == "function"
-    assert set(tool["function"]) == {"name", "description", "parameters"}
-    assert tool["function"]["parameters"]["type"] == "object"
-
-
-def test_as_an_anthropic_tool(sentiment: SemanticTopic) -> None:
-    tool = sentiment.to_anthropic()
-
-    assert set(tool) == {"name", "description", "input_schema"}
-    assert tool["input_schema"] == sentiment.to_openai()["function"]["parameters"]
-    jsonschema_rs.meta.validate(tool["input_schema"])
 
 
 def test_its_name_fits_both_providers_and_its_description_shows_examples(sentiment: SemanticTopic) -> None:

@@ -244,7 +244,7 @@ CASES = [
                 pass
         """,
         ask({}, None),
-        ask(None, ends="rejected"),
+        ask(None, None),
         ask("null", None, raw=True),
         ask({"n": 1}, ends="rejected"),
     ),
@@ -554,7 +554,7 @@ CASES = [
         class Desk(Agent):
             @topic("desk.one")
             async def one(self, n: int, context: Context) -> int:
-                return (await context.ask("desk.two", n=n)).unwrap() + 1
+                return (await context.ask("desk.two", {"n": n})).unwrap() + 1
 
             @topic("desk.two")
             async def two(self, n: int) -> int:
@@ -692,7 +692,7 @@ CASES = [
                 context.sync.emit({"n": n})
                 context.sync.remember(n)
                 handle = context.sync.submit("desk.two", {"n": n})
-                return context.sync.outcome(handle).unwrap() + context.sync.ask("desk.two", n=n).unwrap()
+                return handle.outcome().unwrap() + context.sync.ask("desk.two", {"n": n}).unwrap()
 
             @topic("desk.two")
             async def two(self, n: int) -> int:
@@ -700,7 +700,7 @@ CASES = [
 
             @topic("desk.three", max_attempts=1)
             async def three(self, context: Context) -> int:
-                return context.sync.ask("desk.two", n=1).unwrap()
+                return context.sync.ask("desk.two", {"n": 1}).unwrap()
         """,
         ask(2, 40, topic="desk.one", chunks=[{"n": 2}]),
         ask({}, ends="failed", says="loop", topic="desk.three"),

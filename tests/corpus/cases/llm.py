@@ -6,9 +6,9 @@ from tests.corpus.case import brief as case
 #: An agent whose model calls one tool and then says what it was told.
 TOLD = """
 from squadron import Context, topic
-from squadron.actors.llm import LLMAgent, tool
-from squadron.actors.model import ModelTurn, ToolCall
-from squadron.actors.scripted import ScriptedModel
+from squadron.actors.thinking.llm import LLMAgent, tool
+from squadron.actors.thinking.model import ModelTurn, ToolCall
+from squadron.actors.thinking.scripted import ScriptedModel
 
 NAME, ARGUMENTS = {call}
 
@@ -111,9 +111,9 @@ class Desk(Base):
         """
         from dataclasses import dataclass, field
         from squadron import Context, topic
-        from squadron.actors.llm import LLMAgent
-        from squadron.actors.model import ModelTurn
-        from squadron.actors.scripted import ScriptedModel
+        from squadron.actors.thinking.llm import LLMAgent
+        from squadron.actors.thinking.model import ModelTurn
+        from squadron.actors.thinking.scripted import ScriptedModel
 
         @dataclass
         class Verdict:
@@ -135,7 +135,7 @@ class Desk(Base):
             name,
             f"""
             from squadron import Context, topic
-            from squadron.actors.llm import LLMAgent, tool
+            from squadron.actors.thinking.llm import LLMAgent, tool
 
             class Desk(LLMAgent):
                 @topic("desk.one")

@@ -207,7 +207,7 @@ CASES = [
             @topic("desk.nine")
             async def nine(self, context: Context) -> list[Any]:
                 await context.remember("\\ud83d")
-                asked = await context.ask("desk.echo", it="b\\ud83d\\ude42")
+                asked = await context.ask("desk.echo", {"it": "b\\ud83d\\ude42"})
                 return [*await context.recall(), asked.unwrap()]
 
             @topic("desk.echo")

@@ -1,0 +1,196 @@
+"""The marks an author puts on methods: `@topic` to serve tasks, `@on` and `@on_durable` to hear events."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from squadron.runtime.errors import InvalidAgentError
+from squadron.runtime.retries import DEFAULT_MAX_ATTEMPTS, FIRST_BACKOFF_S, LONGEST_BACKOFF_S, Retries
+from squadron.runtime.running.event_turns import EVENT_MAX_ATTEMPTS
+from squadron.runtime.wire.start import Start, check_start
+from squadron.runtime.wire.subjects import check_pattern
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+#: What the marks leave on a method.
+TOPIC, EVENT, DURABLE_EVENT, TOOL = (
+    "__squadron_topic__",
+    "__squadron_event__",
+    "__squadron_durable_event__",
+    "__squadron_tool__",
+)
+#: How long one turn may run, in seconds, unless its topic says otherwise: an LLM call with its retries.
+DEFAULT_RUN_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class TopicMark:
+    """What `@topic` says of a method."""
+
+    name: str
+    description: str
+    examples: tuple[str, ...]
+    tags: tuple[str, ...]
+    run_timeout_s: float
+    retries: Retries
+
+
+@dataclass(frozen=True, slots=True)
+class EventMark:
+    """An event handler's wish: `pattern` of events, and whether every replica gets each one."""
+
+    pattern: str
+    everyone: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DurableMark:
+    """A durable event handler's wish: see `on_durable`."""
+
+    pattern: str
+    start: Start
+    run_timeout_s: float
+    retries: Retries
+
+
+def topic(
+    name: str,
+    *,
+    description: str = "",
+    examples: Iterable[str] = (),
+    tags: Iterable[str] = (),
+    run_timeout_s: float = DEFAULT_RUN_TIMEOUT_S,
+    max_attempts: int = DEFAULT_MAX_ATTEMPTS,
+    backoff_s: tuple[float, float] = (FIRST_BACKOFF_S, LONGEST_BACKOFF_S),
+    retry_on: tuple[type[BaseException], ...] = (Exception, SystemExit),
+) -> Callable[[F], F]:
+    """Serve a semantic topic with this method.
+
+    Args:
+        name: `domain.specificity`; `analysis.*` serves a whole family.
+        description: what it is good for; the method's docstring by default.
+        examples: requests it should be found by.
+        tags: words it should be found by.
+        run_timeout_s: longest run of one turn, in seconds.
+        max_attempts: how often a task is tried before it is dead-lettered.
+        backoff_s: pause before the second attempt and the longest, in seconds; doubled each time, with jitter.
+        retry_on: exceptions against which another attempt may help; of all others the task fails at once.
+
+    Raises:
+        InvalidSubjectError: the name breaks the grammar.
+    """
+    check_pattern(name)
+    if run_timeout_s <= 0 or max_attempts < 1 or not 0 <= backoff_s[0] <= backoff_s[1]:
+        raise InvalidAgentError(
+            f"{name}: needs run_timeout_s above 0, max_attempts of at least 1, and backoff_s as (first, longest)"
+        )
+    retries = Retries(max_attempts, *backoff_s, on=retry_on)
+    mark = TopicMark(name, description, tuple(examples), tuple(tags), run_timeout_s, retries)
+
+    def decorate(method: F) -> F:
+        if other := getattr(_inner(method), TOPIC, None):
+            what = f"{getattr(method, '__qualname__', method)} serves {other.name!r} already"
+            raise InvalidAgentError(what, hint=f"write a second method for {name!r} that calls it")
+        return _put(method, TOPIC, mark)
+
+    return decorate
+
+
+def on(pattern: str, *, everyone: bool = False) -> Callable[[F], F]:
+    """Hear events with this method: each agent type gets each event once, or `everyone` of its replicas.
+
+    Events are at most once: a replica that is not there misses them.
+
+    Raises:
+        InvalidSubjectError: the pattern breaks the grammar.
+    """
+    mark = EventMark(check_pattern(pattern), everyone)
+
+    return lambda method: _put(method, EVENT, mark)
+
+
+def on_durable(
+    pattern: str,
+    *,
+    start: Start = "new",
+    max_attempts: int = EVENT_MAX_ATTEMPTS,
+    run_timeout_s: float = DEFAULT_RUN_TIMEOUT_S,
+) -> Callable[[F], F]:
+    """Handle durable events with this method, at least once: one replica of the agent gets each event.
+
+    What was published while no replica was there is handled when one is back. A handler that raises is tried
+    again with growing pauses; after its last attempt the event is buried among the dead letters.
+
+    Args:
+        pattern: `news.sport`, or `news.*` for a family.
+        start: where the agent's first deploy begins: "new", "first", a sequence (int), or a time (an aware
+            datetime, or a float of seconds since the epoch). Later deploys go on where the last one was.
+        max_attempts: how often an event is tried before it is buried.
+        run_timeout_s: longest run of one attempt, in seconds.
+
+    Raises:
+        InvalidSubjectError: the pattern breaks the grammar.
+        InvalidInputError: `start` is not a place in the log.
+        InvalidAgentError: `max_attempts` or `run_timeout_s` is too small.
+    """
+    check_start(start)
+    if run_timeout_s <= 0 or max_attempts < 1:
+        raise InvalidAgentError(f"{pattern}: run_timeout_s must be above 0 and max_attempts at least 1")
+    mark = DurableMark(check_pattern(pattern), start, run_timeout_s, Retries(max_attempts))
+
+    return lambda method: _put(method, DURABLE_EVENT, mark)
+
+
+def _put(method: F, attribute: str, mark: object) -> F:
+    try:
+        setattr(_inner(method), attribute, mark)
+    except AttributeError:
+        name = getattr(getattr(method, "fget", method), "__qualname__", method)
+        what = f"{name} is a {type(method).__name__}, which can't be marked"
+        raise InvalidAgentError(what, hint="mark a method") from None
+    return method
+
+
+def _inner(value: Any) -> Any:
+    """What a static or class method wraps: its mark lies there, whichever stands first."""
+    return value.__func__ if isinstance(value, staticmethod | classmethod) else value
+
+
+@dataclass(frozen=True, slots=True)
+class Marked:
+    """A method that bears a mark, or overrides one that does."""
+
+    name: str
+    mark: Any
+    #: As it is got from the class, and whether a call of it on an instance puts that before the arguments.
+    function: Callable[..., Any]
+    takes_self: bool
+
+
+def marked(owner: type, attribute: str) -> Iterator[Marked]:
+    """The methods of a class with this mark, by name; one that overrides another and is None is left out.
+
+    Raises:
+        InvalidAgentError: what is marked is no method.
+    """
+    for name in dir(owner):
+        held = [vars(each)[name] for each in owner.__mro__ if name in vars(each)]
+        mark = next(filter(None, (_mark_of(each, attribute) for each in held)), None)
+        if mark is None or held[0] is None:
+            continue
+        function = getattr(owner, name)
+        if not callable(function):
+            what = f"{owner.__name__}.{name} bears a mark, or overrides a method that does, and is no method"
+            raise InvalidAgentError(
+                what, hint=f"it is a {type(held[0]).__name__}; write a method, or None to leave it out"
+            )
+        bound = isinstance(held[0], staticmethod | classmethod) or not hasattr(type(held[0]), "__get__")
+        yield Marked(name, mark, function, takes_self=not bound)
+
+
+def _mark_of(value: Any, attribute: str) -> Any:
+    holder = getattr(value, "fget", None) if isinstance(value, property) else _inner(value)
+    # Not by getattr: there are objects that have any attribute one asks for.
+    return getattr(holder, "__dict__", {}).get(attribute)

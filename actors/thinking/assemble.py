@@ -1,0 +1,172 @@
+"""A model turn while it streams in, from whatever sort of server."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from squadron.actors.thinking.model import ModelTurn, ToolCall
+from squadron.runtime.errors import ModelError
+from squadron.runtime.texts import whole
+
+#: Most levels of a call's arguments: the parser of messages takes 200, and those around the arguments count.
+MAX_DEPTH = 100
+
+
+def mended(value: Any, depth: int = 0) -> Any:
+    """A JSON value whose texts can be encoded: halves of surrogate pairs are joined, a lone one is U+FFFD.
+
+    Raises:
+        ValueError: it is nested too deep, or holds a number without end.
+    """
+    if isinstance(value, str):
+        return whole(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("a number in it is not finite")
+    if not isinstance(value, dict | list):
+        return value
+    if depth == MAX_DEPTH:
+        raise ValueError(f"nested more than {MAX_DEPTH} levels deep")
+    if isinstance(value, list):
+        return [mended(part, depth + 1) for part in value]
+    return {mended(name): mended(part, depth + 1) for name, part in value.items()}
+
+
+def mended_turn(turn: ModelTurn) -> ModelTurn:
+    """A turn of any model, also of one that somebody wrote, as it can be kept and sent."""
+    return replace(turn, text=whole(turn.text), tool_calls=tuple(map(_mended_call, turn.tool_calls)))
+
+
+def _mended_call(call: ToolCall) -> ToolCall:
+    said = {"id": whole(call.id), "name": whole(call.name), "problem": whole(call.problem)}
+    try:
+        return replace(call, arguments=mended(call.arguments), **said)
+    except ValueError as error:
+        return replace(call, arguments={}, **said | {"problem": f"the arguments are not valid JSON: {error}"})
+
+
+class Pieces:
+    """A text that comes in pieces; half a surrogate pair at the end of one waits for the other half."""
+
+    def __init__(self, on_text: Callable[[str], None]) -> None:
+        self._on_text, self._half = on_text, ""
+
+    def add(self, piece: str) -> None:
+        """The next piece."""
+        piece, self._half = self._half + piece, ""
+        if piece and "\ud800" <= piece[-1] <= "\udbff":
+            piece, self._half = piece[:-1], piece[-1]
+        if piece:
+            self._on_text(whole(piece))
+
+    def end(self) -> None:
+        """No other half comes."""
+        if self._half:
+            self._on_text(whole(self._half))
+        self._half = ""
+
+
+@dataclass(slots=True)
+class CallParts:
+    """A tool call while its pieces come in."""
+
+    index: int | None
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+    def assemble(self, position: int, *, cut: bool) -> ToolCall:
+        # A few OpenAI-compatible servers send no id; the answer still needs one to refer to.
+        call_id, name = mended(self.id) or f"call_{position}", mended(self.name)
+        try:
+            arguments = _read(self.arguments) if self.arguments.strip() or cut else {}
+        except (ValueError, RecursionError) as error:
+            why = "the tokens ran out" if cut else str(error)
+            return ToolCall(call_id, name, problem=mended(f"the arguments are not valid JSON: {why}"))
+        if isinstance(arguments, dict):
+            return ToolCall(call_id, name, arguments)
+        return ToolCall(call_id, name, problem="the arguments are not a JSON object")
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the arguments are a JSON object already."""
+        try:
+            return isinstance(json.loads(self.arguments), dict)
+        except (ValueError, RecursionError):
+            return False
+
+
+def _read(raw: str) -> Any:
+    arguments = mended(json.loads(mended(raw)))
+    if isinstance(arguments, str):  # some servers encode twice
+        arguments = mended(json.loads(arguments))
+    return {} if arguments is None else arguments
+
+
+@dataclass(slots=True)
+class TurnParts:
+    """A model turn while it streams in. `tools` are the names that are on offer."""
+
+    on_text: Callable[[str], None] | None
+    tools: frozenset[str] = frozenset()
+    text: str = ""
+    calls: list[CallParts] = field(default_factory=list)
+    input_tokens: int = 0
+    output_tokens: int = 0
+    stop_reason: str = ""
+    refusal: str = ""
+    _pieces: Pieces = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._pieces = Pieces(self._say)
+
+    def add_text(self, piece: str | None) -> None:
+        """Take in a piece of text."""
+        self._pieces.add(piece or "")
+
+    def _say(self, piece: str) -> None:
+        self.text += piece
+        if self.on_text is not None:
+            self.on_text(piece)
+
+    def call_at(self, index: int | None, call_id: str = "") -> CallParts:
+        """The call that a piece belongs to, a new one for a new id or index."""
+        # A new id starts a new call: some compatible servers send every parallel call with index 0.
+        for call in reversed(self.calls):
+            if call.index == index and call_id in ("", call.id):
+                return call
+        self.calls.append(CallParts(index, call_id))
+        return self.calls[-1]
+
+    def add_call(self, index: int | None, call_id: str, name: str, arguments: str) -> None:
+        """Take in a piece of a call, of a server that may send one index for all, no ids, and names again."""
+        call = self.call_at(index, call_id)
+        # Nothing follows a whole object, so this is the next call; and so is another name after arguments.
+        another = bool(name) and name != call.name and (call.arguments != "" or {name, call.name} <= self.tools)
+        if call.name and (another or (arguments.lstrip().startswith("{") and call.is_whole)):
+            call = CallParts(index, call_id, "" if name else call.name)
+            self.calls.append(call)
+        if name.startswith(call.name):  # the first piece, or it is told again
+            call.name = name or call.name
+        else:
+            call.name += name
+        call.arguments += arguments
+
+    def finish(self, who: str) -> ModelTurn:
+        """The whole turn; `ModelError` when the stream ended early or the model stopped without a word."""
+        self._pieces.end()
+        cut = self.stop_reason in ("length", "max_tokens", "model_context_window_exceeded")
+        if not self.stop_reason:
+            raise ModelError(f"{who} broke off in the middle of its answer", hint="try again", retryable=True)
+        # What came before a refusal is to be thrown away, says Anthropic's guide; half a call is no call.
+        if self.refusal or self.stop_reason in ("refusal", "content_filter"):
+            why = mended(self.refusal) or self.stop_reason
+            raise ModelError(f"{who} refused to answer: {why}", hint="rephrase, or use another model")
+        if cut and not self.text and not self.calls:
+            raise ModelError(f"{who} ran out of tokens before it said anything", hint="raise max_tokens")
+        last = len(self.calls) - 1
+        calls = tuple(call.assemble(i, cut=cut and i == last) for i, call in enumerate(self.calls))
+        return ModelTurn(self.text, calls, self.input_tokens, self.output_tokens)

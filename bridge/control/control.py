@@ -1,0 +1,397 @@
+"""What the bridge does, on ports alone: keeps deployments, mailboxes and presence, and answers control calls."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import uuid
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import structlog
+
+from squadron.bridge.control.deployed import Deployed
+from squadron.runtime.background import spawn
+from squadron.runtime.errors import (
+    BusUnavailableError,
+    ConfigError,
+    InvalidMessageError,
+    InvalidSubjectError,
+    RouteConflictError,
+    SquadronError,
+)
+from squadron.runtime.ports.bus import Note, Subscription
+from squadron.runtime.ports.journal import Journal
+from squadron.runtime.ports.queue import Backlog
+from squadron.runtime.ports.replicas import Replicas
+from squadron.runtime.registry.registry import STAND_IN, Registry
+from squadron.runtime.retries import summary_of, traceback_of
+from squadron.runtime.store.port_set import Ports
+from squadron.runtime.wire.deployment import AgentState, Deployment, Scale
+from squadron.runtime.wire.subjects import TaskSubject, TicketSubject, is_foreign, matches, overlap
+
+#: How often backlogs are sampled for the autoscaler, in seconds: Serve's control loop ticks every 0.1 s, and
+#: a sample is one API call whatever the number of agents.
+SAMPLE_S = 0.25
+
+#: How many calls are remembered by their id; a client asks again within seconds.
+CALLS_KEPT = 256
+
+#: How many losses of the server's store are told.
+LOSSES_KEPT = 8
+
+#: Serve's words for an agent that takes tasks, or soon will.
+_ALIVE = frozenset({"RUNNING", "DEPLOYING", "UPDATING", "NOT_STARTED", "AUTOSCALING", "HEALTHY"})
+
+
+async def _awaited(work: Awaitable[dict[str, Any]]) -> dict[str, Any]:
+    return await work
+
+
+class Bridge:
+    """The one writer of an environment's deployments. All its state is in the journal: a restart loses nothing.
+
+    Open with `start`; it then answers the control verbs deploy, undeploy, scale, status and ping.
+    """
+
+    def __init__(
+        self,
+        ports: Ports,
+        registry: Registry,
+        records: Journal,
+        replicas: Replicas,
+        held: Callable[[], Awaitable[Mapping[str, int]]],
+        keep_streams: Callable[[], Awaitable[Sequence[str]]],
+        facts: Mapping[str, Any],
+        *,
+        lease_s: float,
+    ) -> None:
+        """Make one; it does nothing before `start`.
+
+        Args:
+            held: the messages that mailboxes hold, by subject.
+            keep_streams: makes what the store lacks, and returns what of it was lost since the last call.
+            facts: what `ping` tells besides.
+        """
+        self._ports, self._replicas = ports, replicas
+        self._held, self._keep_streams, self._facts = held, keep_streams, dict(facts)
+        self._subjects, self._registry = ports.subjects, registry
+        self._deployed = Deployed(ports.queue, records, self._registry, self._subjects, lease_s=lease_s)
+        self._deployments = self._deployed.agents
+        self._states: dict[str, AgentState] = {}
+        #: Tasks held by each agent, at the last look.
+        self._held_by: dict[str, int] = {}
+        #: What was last known of each mailbox.
+        self._backlogs: dict[str, Backlog] = {}
+        #: When the server came back with an empty store, and which streams it had lost.
+        self._losses: deque[dict[str, Any]] = deque(maxlen=LOSSES_KEPT)
+        #: The latest calls by their id, so that one which is asked again is not done again.
+        self._calls: OrderedDict[str, asyncio.Task[dict[str, Any]]] = OrderedDict()
+        self._writing = asyncio.Lock()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._ears: list[Subscription] = []
+        self._log = structlog.get_logger("squadron.bridge")
+
+    @property
+    def registry(self) -> Registry:
+        return self._registry
+
+    async def start(self) -> None:
+        """Take up what is recorded and begin to answer."""
+        await self._keep_streams()
+        await self._deployed.load()
+        self._registry.on_lapse(lambda *gone: self._spawn(self._tell_offline(*gone), "tells offline"))
+        # What is recorded is declared by the upkeep, which goes on when Serve refuses or is away.
+        self._spawn(self._keep_up(), "upkeep", lasting=True)
+        self._spawn(self._keep_sampling(), "backlogs", lasting=True)
+        for pattern, sink in (
+            (self._subjects.control("*"), self._hear),
+            (self._subjects.registry("card"), self._hear_record),
+            (self._subjects.registry("deployment"), self._hear_record),
+        ):
+            self._ears.append(await self._ports.bus.subscribe(pattern, sink))
+
+    def _spawn(self, work: Any, name: str, *, lasting: bool = False) -> None:
+        task = spawn(work, f"bridge {name}", lasting=lasting)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def aclose(self) -> None:
+        """Stop answering. Agents run on. May be called twice."""
+        for ear in self._ears:
+            await ear.aclose()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # --- control calls -------------------------------------------------------------------------------
+
+    def _hear(self, note: Note) -> None:
+        self._spawn(self._answer(note), f"answers {note.subject}")
+
+    async def _answer(self, note: Note) -> None:
+        verb = note.subject.rsplit(".", 1)[-1]
+        try:
+            arguments = json.loads(note.data or b"{}")
+            if not isinstance(arguments, dict):
+                raise InvalidMessageError(f"{verb}: not a JSON object")
+            answer = {"ok": await self._once(arguments.pop("callId", uuid.uuid4().hex), verb, arguments)}
+        except SquadronError as error:
+            answer = {"error": error.to_dict()}
+        except (TypeError, ValueError, RecursionError) as error:
+            answer = {"error": InvalidMessageError(f"{verb}: {error}").to_dict()}
+        except Exception as error:
+            self._log.error("bridge.control_broke", verb=verb, traceback=traceback_of(error))
+            answer = {"error": SquadronError(summary_of(error)).to_dict()}
+        if is_foreign(note.reply):
+            await self._ports.bus.publish(note.reply, json.dumps(answer).encode())
+
+    async def _once(self, call_id: str, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Do a call, or wait for it if it was asked before under the same id."""
+        verbs: dict[str, Callable[..., Awaitable[dict[str, Any]]]] = {
+            "deploy": self.deploy,
+            "undeploy": self.undeploy,
+            "scale": self.scale,
+            "status": self.status,
+            "ping": self.ping,
+        }
+        if verb not in verbs:
+            raise InvalidMessageError(f"{verb!r} is not a call", hint=f"one of {', '.join(verbs)}")
+        task = self._calls.get(call_id)
+        if task is None:
+            task = self._calls[call_id] = asyncio.ensure_future(_awaited(verbs[verb](**arguments)))
+            if len(self._calls) > CALLS_KEPT:
+                self._calls.popitem(last=False)
+        return await asyncio.shield(task)
+
+    async def ping(self) -> dict[str, Any]:
+        """Who answers: process id, environment, addresses, and when the server's store was lost."""
+        here = {"pid": os.getpid(), "environment": self._subjects.environment, "losses": list(self._losses)}
+        return {**here, **self._facts}
+
+    async def deploy(self, deployments: list[dict[str, Any]]) -> dict[str, Any]:
+        """Run agents, or change how they run; returns at once, `status` tells how it goes.
+
+        All or none: a conflict of one leaves the others as they are.
+
+        Raises:
+            RouteConflictError: another agent serves one of the topics.
+            DeployError: the cluster refused them.
+        """
+        wanted = [Deployment.model_validate(each) for each in deployments]
+        # Whether a topic is taken is not to be told from a copy with gaps.
+        await self._registry.catch_up()
+        async with self._writing:
+            for i, each in enumerate(wanted):
+                before = self._deployments.get(each.agent)
+                if before is not None and before.scale != before.bounds:
+                    # Somebody set the scale by hand; new code does not undo that.
+                    wanted[i] = each.model_copy(update={"scale": before.scale})
+                self._check_routes(each, wanted[:i])
+            await self._change(*wanted)
+            await self._deployed.keep_code()
+        return {"agents": {each.agent: each.code["version"] for each in wanted}}
+
+    def _check_routes(self, wanted: Deployment, others: Sequence[Deployment]) -> None:
+        cards = [*self._registry.cards(), *(other.card for other in others)]
+        for card in cards:
+            if card.agent == wanted.agent:
+                continue
+            for mine in wanted.patterns:
+                for theirs in card.topics:
+                    if overlap(mine, theirs.name):
+                        raise RouteConflictError(
+                            f"{mine!r} of {wanted.agent} overlaps {theirs.name!r} of {card.agent}",
+                            hint=f"undeploy {card.agent}, or name the topics apart",
+                        )
+
+    async def _change(self, *wanted: Deployment) -> None:
+        """All or none: if anything fails, mailboxes, records and cards are made what they were.
+
+        Journal before cluster: what was acknowledged is taken up again by the next bridge.
+        """
+        before = {each.agent: self._deployments.get(each.agent) for each in wanted}
+        self._deployments.update({each.agent: each for each in wanted})
+        try:
+            await self._deployed.write_all("mailbox", before)
+            await self._deployed.write_all("deployment", before)
+            await self._replicas.apply(list(self._deployments.values()))
+            await self._deployed.write_all("card", before)
+        except BaseException:
+            for agent, was in before.items():
+                self._deployments.pop(agent)
+                if was is not None:
+                    self._deployments[agent] = was
+            # Backwards: a topic that went from one to the next can only come back this way. What the cluster was
+            # told is found by the upkeep, and so is what can't be written now.
+            for kind in ("mailbox", "deployment", "card"):
+                self._deployed.note(kind, *reversed(before))
+            with contextlib.suppress(SquadronError):
+                await self._deployed.put_right()
+            raise
+
+    async def undeploy(self, agent: str) -> dict[str, Any]:
+        """Stop an agent after its running turns; what waits in its mailbox is kept for its return."""
+        async with self._writing:
+            if agent not in self._deployments:
+                raise ConfigError(f"no agent {agent!r} is deployed", hint=self._known())
+            was = self._deployments.pop(agent)
+            try:
+                await self._deployed.write("deployment", agent)
+            except BaseException:
+                self._deployments[agent] = was
+                raise
+            self._deployed.leaving.add(agent)
+            self._deployed.note("leaving", agent)
+            self._deployed.note("card", agent)
+            # A full server does not store these; the upkeep tries again, and the agent stops all the same.
+            with contextlib.suppress(BusUnavailableError):
+                await self._deployed.put_right()
+            await self._replicas.apply(list(self._deployments.values()))
+        return {"agent": agent}
+
+    def _known(self) -> str:
+        names = ", ".join(sorted(self._deployments))
+        return f"deployed are {names}" if names else "nothing is deployed"
+
+    async def scale(self, agent: str, to: str) -> dict[str, Any]:
+        """Set an agent's replicas to `N`, `MIN..MAX` or `auto`; in place, no replica is restarted for it."""
+        async with self._writing:
+            deployment = self._deployments.get(agent)
+            if deployment is None:
+                raise ConfigError(f"no agent {agent!r} is deployed", hint=self._known())
+            scale = Scale.parse(to, deployment.bounds)
+            capacity = await self._replicas.capacity()
+            if scale.minimum > capacity:
+                raise ConfigError(
+                    f"{scale.minimum} replicas of {agent} are more than the cluster has memory for",
+                    hint=f"it holds about {capacity}; add nodes first",
+                )
+            await self._change(deployment.model_copy(update={"scale": scale}))
+        return {"agent": agent, "scale": str(scale)}
+
+    async def status(self) -> dict[str, Any]:
+        """Everything a person wants to see: agents, replicas, backlogs, addresses."""
+        self._states = await self._replicas.states(list(self._deployments.values()))
+        agents = [await self._describe(each) for _, each in sorted(self._deployments.items())]
+        return {**await self.ping(), "agents": agents}
+
+    async def _describe(self, deployment: Deployment) -> dict[str, Any]:
+        state = self._states.get(deployment.agent, AgentState(status="NOT_STARTED"))
+        try:
+            self._backlogs[deployment.agent] = await self._ports.queue.backlog(deployment.agent)
+        except SquadronError as error:
+            # JetStream has no leader, say: what was last known is told, and not that there is nothing.
+            self._log.info("bridge.no_backlog", agent=deployment.agent, error=str(error))
+        backlog = self._backlogs.get(deployment.agent)
+        present = self._registry.replicas(deployment.agent)
+        return {
+            "agent": deployment.agent,
+            "topics": list(deployment.patterns),
+            "status": state.status,
+            "message": state.message,
+            "running": state.running,
+            "target": state.target,
+            "scale": str(deployment.scale),
+            "slots": deployment.slots,
+            "version": deployment.code["version"],
+            "waiting": None if backlog is None else backlog.waiting,
+            "taken": None if backlog is None else backlog.taken,
+            "replicas": [{"id": name, **it.model_dump()} for name, it in present.items()],
+        }
+
+    # --- upkeep --------------------------------------------------------------------------------------
+
+    def backlogs(self) -> dict[str, dict[str, int | None]]:
+        """For the autoscaler: tasks held per agent, None if not known, and a pinned number of replicas, if any."""
+        return {
+            name: {
+                "held": self._held_by.get(name),
+                "pinned": each.scale.minimum if each.scale.pinned else None,
+            }
+            for name, each in self._deployments.items()
+        }
+
+    async def _keep_sampling(self) -> None:
+        while True:
+            try:
+                held = await self._held()
+                counts: dict[str, int] = dict.fromkeys(self._deployments, 0)
+                for subject, count in held.items():
+                    for name in self._served_by(subject):
+                        counts[name] += count
+                self._held_by = counts
+            except Exception as error:
+                # The last figures stand until there are new ones.
+                self._log.info("bridge.no_sample", error=summary_of(error))
+            await asyncio.sleep(SAMPLE_S)
+
+    def _served_by(self, subject: str) -> list[str]:
+        try:
+            if subject.split(".")[2] == "ticket":
+                # Of a conversation in order only the head can be run, however many stand in line behind it.
+                name = TicketSubject.parse(subject).mailbox
+                return [name] if name in self._deployments else []
+            topic = TaskSubject.parse(subject).topic
+        except InvalidSubjectError:
+            return []
+        return [
+            name
+            for name, each in self._deployments.items()
+            if any(matches(pattern, topic) for pattern in each.patterns)
+        ]
+
+    async def _keep_up(self) -> None:
+        """Keep what runs as it is recorded, stand in for agents at zero, and tell when a replica fell silent."""
+        while True:
+            try:
+                await self._look_after_streams()
+                await self._reconcile()
+                for name in list(self._deployments):
+                    if self._states.get(name, AgentState(status="")).status in _ALIVE:
+                        await self._registry.renew(name, STAND_IN)
+            except Exception as error:
+                # The bus or the controller is away for a moment; the next round finds out what changed.
+                self._log.warning("bridge.upkeep", error=summary_of(error))
+            await asyncio.sleep(min(1.0, self._registry.heartbeat_s))
+
+    async def _look_after_streams(self) -> None:
+        """After the server came back without its store, all that this process still knows is written anew."""
+        async with self._writing:
+            if lost := await self._keep_streams():
+                loss = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "streams": list(lost)}
+                self._losses.append(loss)
+                self._log.error("bridge.store_lost", **loss)
+                self._deployed.note_all()
+                await self._tell("status.store_lost", {"event": "store_lost", **loss})
+            await self._deployed.put_right()
+
+    def _hear_record(self, note: Note) -> None:
+        kind, agent = note.subject.split(".")[3:5]
+        self._deployed.overwritten(kind, agent, note.data)
+
+    async def _reconcile(self) -> None:
+        """Declare anew what the cluster was told otherwise: by another bridge that read before we wrote, say."""
+        async with self._writing:
+            wanted = list(self._deployments.values())
+            self._states = await self._replicas.states(wanted)
+            declared = {name for name, state in self._states.items() if state.status != "DELETING"}
+            if declared != self._deployments.keys() or any(state.drifted for state in self._states.values()):
+                await self._replicas.apply(wanted)
+            for name in self._deployed.leaving - self._states.keys():
+                if name not in self._deployments:
+                    await self._ports.queue.remove(name)
+                self._deployed.leaving.discard(name)
+                await self._deployed.write("leaving", name)
+
+    async def _tell_offline(self, agent: str, replica: str) -> None:
+        content = {"event": "agent_offline", "agent": agent, "replica": replica, "reason": "heartbeat lapsed"}
+        await self._tell("status.offline", content)
+
+    async def _tell(self, event: str, content: dict[str, Any]) -> None:
+        told = self._ports.pack("event", {"content": content}, conversation_id="system")
+        await self._ports.bus.publish(self._subjects.event(event), told)

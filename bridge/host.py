@@ -1,0 +1,182 @@
+"""One replica of an agent: pulls its mailbox, hears its events, shows its presence. Neither Ray nor NATS."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+import structlog
+
+from squadron.actors.agent import Agent, AgentSpec
+from squadron.actors.decorators import DurableMark, EventMark
+from squadron.bridge.place import Place
+from squadron.runtime.background import spawn
+from squadron.runtime.calling import THREAD_GRACE_S, Threads, call
+from squadron.runtime.errors import InvalidMessageError, SquadronError
+from squadron.runtime.ports.bus import Note, Subscription
+from squadron.runtime.ports.queue import Mailbox
+from squadron.runtime.retries import summary_of, traceback_of
+from squadron.runtime.running.event_turns import EventTurns
+from squadron.runtime.running.handover import Handovers
+from squadron.runtime.running.pump import Pump
+from squadron.runtime.running.turn import Turns
+from squadron.runtime.wire.envelope import AgentMessage
+from squadron.runtime.wire.groups import EventGroup
+from squadron.runtime.wire.subjects import token_of
+
+
+class Host:
+    """Runs one instance of an agent on a place of its own; `facts` go into its presence."""
+
+    def __init__(
+        self,
+        place: Place,
+        agent: Agent,
+        spec: AgentSpec,
+        *,
+        slots: int,
+        ordered: bool = False,
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.place, self.agent, self.spec = place, agent, spec
+        self._slots, self._facts = slots, facts or {}
+        patterns = tuple(topic.name for topic in spec.card().topics)
+        self.mailbox = Mailbox(self.spec.name, patterns, place.settings.lease_s, ordered=ordered)
+        self._ears: list[Subscription] = []
+        self._events: set[asyncio.Task[None]] = set()
+        self._log = structlog.get_logger("squadron.replica").bind(agent=self.spec.name, replica=self.id)
+
+    @property
+    def id(self) -> str:
+        """Name of the replica."""
+        return self.place.ports.identity.id
+
+    async def start(self) -> None:
+        """Start the agent and take its work; it is present when this returns."""
+        await self.agent.on_start()
+        ports, spec = self.place.ports, self.spec
+        # What it is capable of may be known only now.
+        capabilities = self.agent.capabilities
+        self._turns = Turns(spec.name, spec.handlers(self.agent), self.place.caller, capabilities=capabilities)
+        await self._turns.start()
+        self._pump = Pump(ports.queue, self.mailbox, self._turns.run, slots=self._slots)
+        self._event_pumps = [self._event_pump(method, mark) for method, mark in spec.durable_events]
+        for method, mark in spec.events:
+            self._ears.append(await self._subscribe(method, mark))
+        self._handovers = Handovers(ports, self._pump)
+        if self.mailbox.patterns:
+            await self._pump.start()
+            await self._handovers.start()
+        for pump in self._event_pumps:
+            await pump.start()
+        await self._renew()
+        await self._tell("online")
+        self._heart = spawn(self._beat(), "heartbeat", lasting=True)
+        self._log.info("replica.online", version=self._facts.get("version"), topics=self.mailbox.patterns)
+
+    async def _subscribe(self, method: str, mark: EventMark) -> Subscription:
+        handler = getattr(self.agent, method)
+
+        def hear(note: Note) -> None:
+            task = spawn(self._handle_event(handler, note), f"event {note.subject}")
+            self._events.add(task)
+            task.add_done_callback(self._events.discard)
+
+        group = "" if mark.everyone else f"{self.spec.name}-{method}"
+        pattern = self.place.ports.subjects.event(mark.pattern)
+        return await self.place.ports.bus.subscribe(pattern, hear, group=group)
+
+    def _event_pump(self, method: str, mark: DurableMark) -> Pump:
+        name = f"{self.spec.name}.{token_of(method)}"
+        group = EventGroup(name, mark.pattern, mark.start, self.place.settings.lease_s)
+        turns = EventTurns(
+            group.name,
+            getattr(self.agent, method),
+            self.place.ports,
+            retries=mark.retries,
+            run_timeout_s=mark.run_timeout_s,
+        )
+        return Pump(self.place.ports.events, group, turns.run, slots=self._slots)
+
+    async def _handle_event(self, handler: Any, note: Note) -> None:
+        try:
+            message = AgentMessage.decode(note.data)
+        except InvalidMessageError as error:
+            self._log.warning("event.unreadable", subject=note.subject, error=str(error))
+            return
+        threads, own = Threads(), asyncio.current_task()
+        try:
+            await call(threads, handler, message)
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            # A handler that calls sys.exit() would take the replica along.
+            if isinstance(error, asyncio.CancelledError) and own is not None and own.cancelling():
+                await threads.ended(THREAD_GRACE_S)
+                raise
+            told = {"subject": note.subject, "message": message.id, "traceback": traceback_of(error)}
+            self._log.error("event.handler_failed", **told)
+
+    async def _renew(self) -> None:
+        facts = {**self._facts, "capabilities": sorted(self.agent.capabilities)}
+        await self.place.registry.renew(self.spec.name, self.id, **facts)
+
+    async def _tell(self, event: str) -> None:
+        """Publish `agents.{env}.event.status.{online|heartbeat|offline}`."""
+        ports, statistics = self.place.ports, self._pump.statistics()
+        content = {
+            "event": f"agent_{event}",
+            "agent": self.spec.name,
+            "replica": self.id,
+            "slots": statistics.slots,
+            "inFlight": statistics.in_flight,
+            "outcomes": statistics.outcomes,
+        }
+        told = ports.pack("event", {"content": content}, conversation_id="system")
+        await ports.bus.publish(ports.subjects.event(f"status.{event}"), told)
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(self.place.settings.heartbeat_s)
+            try:
+                await self._renew()
+                await self._tell("heartbeat")
+            except Exception as error:
+                # The next one tells again; a replica that is deaf for long fails its health check.
+                self._log.info("replica.no_heartbeat", error=summary_of(error))
+
+    async def stop(self, grace_s: float) -> None:
+        """Give what runs so many seconds to end, hand back the rest, and say farewell. Once, after `start`."""
+        # It stays present while it finishes what runs.
+        await self.halt(grace_s)
+        with contextlib.suppress(SquadronError):
+            await self.place.registry.depart(self.spec.name, self.id)
+            await self._tell("offline")
+        try:
+            await self.agent.on_stop()
+        except (asyncio.CancelledError, GeneratorExit):
+            raise
+        except BaseException as error:
+            # Whoever stops it has more to close, whatever it raises.
+            self._log.error("replica.stop_failed", traceback=traceback_of(error))
+
+    async def halt(self, grace_s: float) -> None:
+        """Take nothing more, and be silent once what runs has ended, or so many seconds are over."""
+        await self._handovers.aclose()
+        for ear in self._ears:
+            await ear.aclose()
+        drains = (pump.drain(grace_s) for pump in (self._pump, *self._event_pumps))
+        await asyncio.gather(*drains, self._finish_events(grace_s))
+        await self._turns.aclose()
+        self._heart.cancel()
+
+    async def _finish_events(self, within_s: float) -> None:
+        """Wait for the handlers of plain events, which are lost if they are cut short; then cancel them."""
+        if self._events:
+            await asyncio.wait(self._events, timeout=within_s)
+        for task in self._events:
+            task.cancel()
+        if self._events:
+            await asyncio.wait(self._events)

@@ -1,0 +1,1 @@
+"""The connection to NATS, and the embedded server. Nothing here knows a stream."""

@@ -1,0 +1,239 @@
+"""The streams of an environment, and how they are made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from squadron.bridge.jetstream.link.connect import NANOSECONDS, Connection
+from squadron.runtime.errors import BusUnavailableError
+
+#: Server 2.15 caps a stream at 1,000 consumers unless it names a positive number; -1 does not lift it.
+MAX_CONSUMERS = 100_000
+#: How long a message id is remembered, in seconds; a publisher retries for less.
+DUPLICATE_WINDOW_S = 120
+#: Longest life of a lite topic's entry and of a dead letter, in seconds: 30 and 90 days.
+LITE_MAX_AGE_S = 30 * 24 * 3600
+DEAD_MAX_AGE_S = 90 * 24 * 3600
+#: How long a durable event is kept for groups that are away and for new ones, in seconds: 7 days.
+EVENTS_MAX_AGE_S = 7 * 24 * 3600
+
+#: What may follow the topic in a task's subject.
+LANES = ("", *(f".p{priority}" for priority in range(10)))
+
+#: How far the numbers of a stream that is made anew are from those of the one that is gone: it may have held more
+#: than was seen last, and whoever still holds a number of the old one, to settle it or to read on, must not hit
+#: another message by it.
+FRESH_SEQS = 1_000_000_000
+
+#: JetStream error codes (nats-server `errors.json`).
+CONSUMER_NOT_FOUND = 10014
+_STREAM_NAME_IN_USE = 10058
+STREAM_NOT_FOUND = 10059
+
+#: Messages of one mailbox that may be leased at once, over all replicas; slots are the real limit.
+MAX_ACK_PENDING = 100_000
+#: Pull requests that may wait at one consumer: one or two for each replica.
+MAX_WAITING = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class StreamNames:
+    """Names of the streams of one environment."""
+
+    environment: str
+
+    @property
+    def tasks(self) -> str:
+        return f"squadron-{self.environment}-tasks"
+
+    @property
+    def lite(self) -> str:
+        return f"squadron-{self.environment}-lite"
+
+    @property
+    def registry(self) -> str:
+        return f"squadron-{self.environment}-registry"
+
+    @property
+    def dead(self) -> str:
+        return f"squadron-{self.environment}-dead"
+
+    @property
+    def bucket(self) -> str:
+        """The object store of large payloads; its stream is `OBJ_` and this, as NATS wants it (ADR-20)."""
+        return f"squadron-{self.environment}-claims"
+
+    @property
+    def events(self) -> str:
+        return f"squadron-{self.environment}-events"
+
+
+def _configs(names: StreamNames) -> list[dict[str, Any]]:
+    root = f"agents.{names.environment}"
+    common = {"storage": "file", "max_consumers": MAX_CONSUMERS, "num_replicas": 1}
+    tasks = {
+        "name": names.tasks,
+        # Each lane by its name: on a lane that does not exist a message would wait for ever.
+        "subjects": [
+            *(f"{root}.{kind}.*.*{lane}" for kind in ("task", "query") for lane in LANES),
+            f"{root}.ordered.*.*.*.*",
+            f"{root}.ticket.*.*.*",
+        ],
+        # A query is a task by another name: it is stored, and so served, under the task's subject.
+        "subject_transform": {"src": f"{root}.query.>", "dest": f"{root}.task.>"},
+        "retention": "workqueue",
+        # To look at a queue without taking anything from it.
+        "allow_direct": True,
+        "duplicate_window": DUPLICATE_WINDOW_S * NANOSECONDS,
+    }
+    keyed = {"retention": "limits", "allow_direct": True, "allow_msg_ttl": True}
+    lite = {
+        "name": names.lite,
+        "subjects": [f"{root}.lite.*.*", f"{root}.life.*.*"],
+        # A topic that was not used for its time is ended by the server itself: see ADR 0013.
+        "allow_msg_schedules": True,
+        "allow_rollup_hdrs": True,
+        # Who follows hears of an entry once it is stored, with its sequence and that of the one before it.
+        "republish": {
+            "src": f"{root}.lite.*.*",
+            "dest": f"{root}.live.{{{{wildcard(1)}}}}.{{{{wildcard(2)}}}}",
+        },
+        "max_age": LITE_MAX_AGE_S * NANOSECONDS,
+        "duplicate_window": DUPLICATE_WINDOW_S * NANOSECONDS,
+    }
+    registry = {
+        "name": names.registry,
+        "subjects": [f"{root}.registry.>"],
+        "max_msgs_per_subject": 1,
+        # Who keeps a copy hears of an entry once it is stored, with its sequence: by it the newest one counts.
+        "republish": {"src": f"{root}.registry.>", "dest": f"{root}.told.>"},
+    }
+    dead = {
+        "name": names.dead,
+        "subjects": [f"{root}.dead.>"],
+        "max_age": DEAD_MAX_AGE_S * NANOSECONDS,
+        "duplicate_window": DUPLICATE_WINDOW_S * NANOSECONDS,
+    }
+    events = {
+        "name": names.events,
+        "subjects": [f"{root}.durable.*.*"],
+        "retention": "limits",
+        "max_age": EVENTS_MAX_AGE_S * NANOSECONDS,
+        "allow_direct": True,
+        "duplicate_window": DUPLICATE_WINDOW_S * NANOSECONDS,
+        # Who listens for plain events hears durable ones, too.
+        "republish": {"src": f"{root}.durable.>", "dest": f"{root}.event.>"},
+    }
+    return [common | tasks, common | events] + [common | keyed | stream for stream in (lite, registry, dead)]
+
+
+async def ensure_streams(connection: Connection, names: StreamNames) -> None:
+    """Make the five streams that every environment has, as `ensure_stream` does."""
+    for config in _configs(names):
+        await ensure_stream(connection, config)
+
+
+async def ensure_bucket(connection: Connection, names: StreamNames) -> None:
+    """Make the object store of large payloads, as `ensure_stream` does."""
+    config = {
+        "name": f"OBJ_{names.bucket}",
+        "subjects": [f"$O.{names.bucket}.C.>", f"$O.{names.bucket}.M.>"],
+        "storage": "file",
+        "num_replicas": 1,
+        "max_consumers": MAX_CONSUMERS,
+        "retention": "limits",
+        "discard": "new",
+        "allow_direct": True,
+        "allow_rollup_hdrs": True,
+        # Each object has a time of its own; a payload never outlives the dead letter it may belong to.
+        "allow_msg_ttl": True,
+        "max_age": DEAD_MAX_AGE_S * NANOSECONDS,
+        "duplicate_window": DUPLICATE_WINDOW_S * NANOSECONDS,
+    }
+    await ensure_stream(connection, config)
+
+
+async def ensure_stream(connection: Connection, config: dict[str, Any]) -> None:
+    """Make the stream if it is missing, else bring it to the present configuration.
+
+    Raises:
+        BusUnavailableError: the server has no JetStream, or refuses; the message carries its reason.
+    """
+    name = config["name"]
+    answer = await connection.api(f"STREAM.CREATE.{name}", config)
+    if answer.get("error", {}).get("err_code") == _STREAM_NAME_IN_USE:
+        present = await ask_for(connection, f"STREAM.INFO.{name}")
+        # Replicas, placement, limits and where its numbers began are as they are, once the stream is there.
+        ours = {key: value for key, value in config.items() if key not in ("num_replicas", "first_seq")}
+        answer = await connection.api(f"STREAM.UPDATE.{name}", present["config"] | ours)
+    if error := answer.get("error"):
+        raise BusUnavailableError(
+            f"NATS refused the stream {name}: {error.get('description')}",
+            hint="Squadron needs nats-server 2.12 or newer with JetStream enabled",
+        )
+
+
+async def find(
+    connection: Connection, call: str, payload: dict[str, Any] | None = None, *, missing: int
+) -> dict[str, Any] | None:
+    """What an API call answers, or None if its error code is `missing`: there is no such thing.
+
+    Raises:
+        BusUnavailableError: anything else went wrong; nothing is known then.
+    """
+    answer = await connection.api(call, payload or {})
+    error = answer.get("error")
+    if error is None:
+        return answer
+    if error.get("err_code") == missing:
+        return None
+    raise BusUnavailableError(f"JetStream refused {call}: {error.get('description')}")
+
+
+async def ask_for(connection: Connection, call: str, payload: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What an API call answers.
+
+    Raises:
+        BusUnavailableError: it answers with an error, whichever.
+    """
+    answer = await find(connection, call, payload, missing=-1)
+    assert answer is not None
+    return answer
+
+
+async def streams_exist(connection: Connection, names: StreamNames) -> bool:
+    """Whether the environment was ever brought up on this server.
+
+    Raises:
+        BusUnavailableError: nobody knows, because JetStream does not answer as it should.
+    """
+    return await find(connection, f"STREAM.INFO.{names.tasks}", missing=STREAM_NOT_FOUND) is not None
+
+
+class Streams:
+    """The streams of an environment, watched: a server may come back without what it had stored."""
+
+    def __init__(self, connection: Connection, names: StreamNames) -> None:
+        self._connection, self._names = connection, names
+        #: When each was made, by the server's clock, and the last number seen in it.
+        self._seen: dict[str, tuple[str, int]] = {}
+
+    async def keep(self) -> list[str]:
+        """Make what is missing; returns the streams that are not those of the last look: what they held is lost.
+
+        Raises:
+            BusUnavailableError: JetStream does not answer as it should; the next look finds what was lost.
+        """
+        now: dict[str, tuple[str, int]] = {}
+        for config in _configs(self._names):
+            name = config["name"]
+            info = await find(self._connection, f"STREAM.INFO.{name}", missing=STREAM_NOT_FOUND)
+            if info is None:
+                fresh = {"first_seq": self._seen[name][1] + FRESH_SEQS} if name in self._seen else {}
+                await ensure_stream(self._connection, config | fresh)
+                info = await ask_for(self._connection, f"STREAM.INFO.{name}")
+            now[name] = (info["created"], info["state"]["last_seq"])
+        lost = [name for name, (made_at, _) in now.items() if self._seen.get(name, (made_at, 0))[0] != made_at]
+        self._seen = now
+        return lost

@@ -1,0 +1,79 @@
+"""A server in memory: what it keeps outlives the processes, each of which has a line of its own to it."""
+
+from __future__ import annotations
+
+from squadron.bridge.memory.bus import MemoryBus
+from squadron.bridge.memory.common import LoopClock
+from squadron.bridge.memory.events import MemoryEventLog
+from squadron.bridge.memory.journal import MemoryJournal
+from squadron.bridge.memory.line import Line
+from squadron.bridge.memory.queue import MemoryQueue
+from squadron.bridge.memory.vault import MemoryVault
+from squadron.bridge.place import Place
+from squadron.config import Settings
+from squadron.runtime.running.ordered import OrderedQueue
+from squadron.runtime.store.claims import Claims
+from squadron.runtime.store.port_set import Ports
+from squadron.runtime.wire.envelope import AgentIdentity
+from squadron.runtime.wire.limits import Clock
+from squadron.runtime.wire.subjects import Subjects
+
+
+class MemoryPlace(Place):
+    """One process's place on a server in memory. Get it from `MemoryServer.place`, close it with `aclose`."""
+
+    def __init__(self, line: Line, ports: Ports, records: MemoryJournal, settings: Settings) -> None:
+        super().__init__(ports, records, settings)
+        self.line = line
+
+    async def disconnect(self) -> None:
+        """Nothing is heard, and nothing can be said, any more."""
+        self.line.leave()
+
+
+class MemoryServer:
+    """All that a server keeps for one environment, whoever comes and goes."""
+
+    def __init__(self, environment: str = "dev", clock: Clock | None = None) -> None:
+        self.subjects, self.clock = Subjects(environment), clock or LoopClock()
+        self.bus, self.queue, self.vault = MemoryBus(), MemoryQueue(), MemoryVault()
+        self.lite, self.dead = MemoryJournal(self.bus), MemoryJournal(self.bus)
+        self.records = MemoryJournal(self.bus, self.clock.time)
+        self.events = MemoryEventLog(self.bus, self.subjects)
+        self._lines: list[Line] = []
+        self._is_cut = False
+
+    def place(self, identity: AgentIdentity, settings: Settings) -> MemoryPlace:
+        """A place for one more process, not yet started."""
+        line = Line()
+        if self._is_cut:
+            line.cut()
+        self._lines.append(line)
+        ports = Ports(
+            identity=identity,
+            subjects=self.subjects,
+            clock=self.clock,
+            bus=self.bus.over(line),
+            queue=OrderedQueue(self.queue.over(line), self.subjects),
+            events=self.events.over(line),
+            lite=self.lite.over(line),
+            dead=self.dead.over(line),
+            claims=Claims(
+                self.vault.over(line),
+                over_bytes=settings.claim_over_bytes,
+                most_bytes=settings.max_message_bytes,
+            ),
+        )
+        return MemoryPlace(line, ports, self.records.over(line), settings)
+
+    def cut(self) -> None:
+        """Cut the lines of all processes, and of those that come. May be called twice."""
+        self._is_cut = True
+        for line in self._lines:
+            line.cut()
+
+    def heal(self) -> None:
+        """Connect them again; may be called when nothing is cut."""
+        self._is_cut = False
+        for line in self._lines:
+            line.heal()

@@ -1,0 +1,44 @@
+"""One process's place on the bus, over whichever ports: what asks from there, and what it knows of the others."""
+
+from __future__ import annotations
+
+import contextlib
+
+from squadron.config import Settings
+from squadron.runtime.asking.caller import Caller
+from squadron.runtime.lite.topic import LiteTopics
+from squadron.runtime.ports.journal import Journal
+from squadron.runtime.registry.registry import Registry
+from squadron.runtime.store.dead_letters import DeadLetters
+from squadron.runtime.store.port_set import Ports
+
+
+class Place:
+    """All that clients, replicas and the bridge have in common; `records` is the journal of the registry."""
+
+    def __init__(self, ports: Ports, records: Journal, settings: Settings) -> None:
+        self.ports, self.records, self.settings = ports, records, settings
+        self.dead_letters = DeadLetters(ports)
+        self.registry = Registry(records, ports.bus, ports.subjects, ports.clock, heartbeat_s=settings.heartbeat_s)
+        lite_topics = LiteTopics(ports, per_owner=settings.lite_topics_per_owner, in_all=settings.lite_topics)
+        self.caller = Caller(ports, self.registry, lite_topics)
+
+    async def start(self) -> None:
+        """Be ready to ask.
+
+        Raises:
+            BusUnavailableError: the server can't be reached.
+        """
+        await self.registry.start()
+        await self.caller.start()
+
+    async def disconnect(self) -> None:
+        """Give up the connection, if there is one. May be called twice."""
+
+    async def aclose(self) -> None:
+        """Leave the bus. May be called twice."""
+        async with contextlib.AsyncExitStack() as rest:
+            # What comes later is done whatever happens before.
+            rest.push_async_callback(self.disconnect)
+            rest.push_async_callback(self.registry.aclose)
+            await self.caller.aclose()

@@ -1,0 +1,393 @@
+"""Asking others: a task goes out on a topic, its one outcome comes back on a lite topic of ours."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+from collections.abc import Awaitable, Callable, Iterator
+from functools import cached_property
+from typing import Any, TypeVar, Unpack
+
+from squadron.runtime.asking.admission import RETRY_AFTER_S, Admission
+from squadron.runtime.asking.cancel import request_cancel
+from squadron.runtime.asking.handle import Handle
+from squadron.runtime.asking.options import AskOptions
+from squadron.runtime.asking.task import claim_id, pack_task
+from squadron.runtime.background import spawn
+from squadron.runtime.errors import (
+    BusUnavailableError,
+    InvalidInputError,
+    InvalidMessageError,
+    InvalidSubjectError,
+    MessageTooLargeError,
+)
+from squadron.runtime.lite.topic import LiteTopics
+from squadron.runtime.ports.bus import Note, Subscription
+from squadron.runtime.registry.registry import Registry
+from squadron.runtime.store.claims import INPUT_KEEP_S
+from squadron.runtime.store.port_set import Ports
+from squadron.runtime.texts import jsonable
+from squadron.runtime.wire.envelope import LAST_MS, AgentMessage, Head
+from squadron.runtime.wire.limits import Deadline
+from squadron.runtime.wire.outcome import LITE_TTL_S, Cancelled, Outcome, Rejected, Undeliverable, outcome_msg_id
+from squadron.runtime.wire.subjects import LiteSubject, check_topic, token_of
+
+T = TypeVar("T")
+
+#: While an outcome is awaited its lite topic is read anew after so long, doubling up to the second figure:
+#: the live message may have been lost. At most so many are read in one step, in seconds.
+FIRST_LOOK_S, LONGEST_LOOK_S = 2.0, 15.0
+LOOK_STEP_S, LOOKS_PER_STEP = 0.25, 100
+#: How long a task that was cancelled may take to say so, in seconds. One that waits has nobody to say it.
+CANCEL_WITHIN_S = 1.0
+
+
+class Caller:
+    """One process's side of asking: sends tasks, hears outcomes, has one subscription per owner."""
+
+    def __init__(self, ports: Ports, registry: Registry, lite_topics: LiteTopics | None = None) -> None:
+        self.ports, self.registry = ports, registry
+        self.lite_topics = lite_topics or LiteTopics(ports)
+        self._admission = Admission(ports.queue, ports.clock)
+        #: Not the owner of this process's own lite topics: who follows those hears no replies.
+        self._owner = token_of(f"{ports.identity.id}-asks")
+        #: Tasks under an id of the caller's own that are being sent, by reply address.
+        self._sending: dict[str, asyncio.Event] = {}
+        #: Several hold one task if they asked under its id: each waits as long as it said.
+        self._waiting: dict[str, list[Handle]] = {}
+        self._subscriptions: dict[str, asyncio.Future[Subscription]] = {}
+        #: Subscriptions that are being ended.
+        self._forgetting: set[asyncio.Task[None]] = set()
+        self._looking: asyncio.Task[None] | None = None
+
+    @cached_property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The loop it runs in; kept, because asking for it costs a system call each time."""
+        return asyncio.get_running_loop()
+
+    async def start(self) -> None:
+        """Be ready to hear outcomes."""
+        await self._subscribe(self._owner)
+        self.ports.bus.on_reconnect(self._look_again)
+        self._looking = spawn(self._keep_looking(), "outcomes", lasting=True)
+
+    async def aclose(self) -> None:
+        """Stop hearing outcomes: who waits is told. Tasks go on, their outcomes stay on the lite topics."""
+        if self._looking is not None:
+            self._looking.cancel()
+        for handle in self._awaited():
+            handle._close()
+        for forgetting in self._forgetting:
+            # With the connection all of them end.
+            forgetting.cancel()
+        for each in list(self._subscriptions.values()):
+            if each.done() and not each.cancelled() and each.exception() is None:
+                await each.result().aclose()
+
+    async def _insist(self, until: Deadline, call: Callable[..., Awaitable[T]], *args: Any, **how: Any) -> T:
+        """Await a call that may be made again, and again while the server is away."""
+        while True:
+            try:
+                return await call(*args, **how)
+            except BusUnavailableError:
+                if until.passed:
+                    raise
+                await asyncio.sleep(until.earliest(0.25))
+
+    async def _subscribe(self, owner: str) -> None:
+        subscribing = self._subscriptions.get(owner)
+        if subscribing is None:
+            # Active before the first publish, so that a fast answer can't be lost.
+            pattern = self.ports.subjects.lite_of(owner)
+            subscribing = asyncio.ensure_future(self.ports.bus.subscribe(pattern, self._hear))
+            self._subscriptions[owner] = subscribing
+        try:
+            await asyncio.shield(subscribing)
+        except BusUnavailableError:
+            if self._subscriptions.get(owner) is subscribing:
+                del self._subscriptions[owner]
+            raise
+
+    def forget(self, owner: str) -> None:
+        """No more outcomes under this owner are expected here; does not wait for a server that is away."""
+        if owner != self._owner and (subscribing := self._subscriptions.pop(owner, None)):
+            forgetting = spawn(_unsubscribe(subscribing), f"forget {owner}")
+            self._forgetting.add(forgetting)
+            forgetting.add_done_callback(self._forgetting.discard)
+
+    def _awaited(self) -> Iterator[Handle]:
+        return itertools.chain.from_iterable(self._waiting.values())
+
+    def _hear(self, note: Note) -> None:
+        # Each of them is to hear it.
+        heard = [handle._hear(note.data) for handle in self._waiting.get(note.subject, ())]
+        if any(heard):
+            del self._waiting[note.subject]
+
+    async def _look_again(self) -> None:
+        for handle in list(self._awaited()):
+            if not handle.deadline.passed:
+                await handle._look()
+
+    async def _keep_looking(self) -> None:
+        """Read the lite topics of tasks whose outcome is late: the live message may have been lost."""
+        while True:
+            await asyncio.sleep(LOOK_STEP_S)
+            late = (handle for handle in self._awaited() if handle._look_at <= self.loop.time())
+            for handle in list(itertools.islice(late, LOOKS_PER_STEP)):
+                if handle.deadline.passed:
+                    # Nobody came for it in time; who comes yet is heard of again.
+                    self._leave(handle)
+                    continue
+                if handle._look_at:
+                    await handle._look()
+                handle._look_again_s = min(2 * handle._look_again_s or FIRST_LOOK_S, LONGEST_LOOK_S)
+                handle._look_at = self.loop.time() + handle._look_again_s
+
+    async def ask(self, topic: str, content: Any, options: AskOptions | None = None) -> Outcome:
+        """Send a task and wait for its one outcome; never raises for what happens to the task."""
+        return await self.outcome(await self.submit(topic, content, options))
+
+    async def outcome(self, handle: Handle) -> Outcome:
+        """Wait for a task that was submitted, here or by somebody else; may be called again if cancelled."""
+        if not handle.done and handle not in self._waiting.get(handle.reply_to, ()):
+            self._waiting.setdefault(handle.reply_to, []).append(handle)
+            with contextlib.suppress(BusUnavailableError):
+                await self._insist(handle.deadline, self._subscribe, LiteSubject.parse(handle.reply_to).owner)
+            await handle._look()
+        try:
+            return await handle._settled()
+        finally:
+            if handle.done:
+                self._leave(handle)
+
+    def _leave(self, handle: Handle) -> None:
+        """Nothing more is expected for this handle."""
+        if others := [each for each in self._waiting.get(handle.reply_to, ()) if each is not handle]:
+            self._waiting[handle.reply_to] = others
+            return
+        self._waiting.pop(handle.reply_to, None)
+        *_, owner, id = handle.reply_to.split(".")
+        if owner == id:
+            # Under an id of its own it has a subscription of its own.
+            self.forget(owner)
+
+    def resume(self, ticket: str) -> Handle:
+        """The handle of a task that was submitted under a `Handle.ticket`, by whichever process.
+
+        Raises:
+            InvalidMessageError: that is no ticket.
+        """
+        try:
+            fields = json.loads(ticket)
+            deadline = Deadline(int(fields["deadline"]), self.ports.clock)
+            if not 0 <= deadline.at_ms <= LAST_MS:
+                raise ValueError("its deadline is no time")
+            LiteSubject.parse(str(fields["replyTo"]))
+            return Handle(str(fields["task"]), str(fields["topic"]), fields["replyTo"], deadline, self)
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError, InvalidSubjectError) as error:
+            raise InvalidMessageError(f"{repr(ticket)[:80]} is no ticket: {error}", field="ticket") from None
+
+    async def adopt(self, task_id: str, topic: str, reply_to: str, deadline: Deadline) -> Handle:
+        """The handle of a task that somebody else may have sent; it is done if its outcome is stored."""
+        handle = Handle(task_id, topic, reply_to, deadline, self)
+        await handle._look()
+        return handle
+
+    async def cancel(self, handle: Handle) -> Outcome:
+        """Have a task stopped; returns its one outcome, which is `Cancelled` unless it ended otherwise before.
+
+        Raises:
+            BusUnavailableError: the server can't be reached.
+        """
+        if not handle.done:
+            await self.request_cancel(handle)
+            try:
+                async with asyncio.timeout(CANCEL_WITHIN_S):
+                    return await self.outcome(handle)
+            except TimeoutError:
+                await self._settle_cancelled(handle)
+        return await handle._settled()
+
+    async def request_cancel(self, handle: Handle) -> None:
+        """Ask whoever runs a task, now or later, to stop; does not wait for it."""
+        await request_cancel(self.ports, handle.task_id, deadline_at_s=handle.deadline.at_ms / 1000)
+
+    async def _settle_cancelled(self, handle: Handle) -> None:
+        """Nobody runs it, so nobody else ends it. What was stored first is the outcome, be it ours or not.
+
+        Raises:
+            BusUnavailableError: the server can't be reached.
+        """
+        # It may have ended so long ago that the server does not know the message id any more.
+        await handle._look_for_sure()
+        if not handle.done:
+            ids: dict[str, Any] = {"parent": handle.task_id, "correlation_id": handle.task_id}
+            outcome = Cancelled(task_id=handle.task_id, topic=handle.topic, reason="cancelled")
+            data = self.ports.pack("result", {"content": outcome.to_content()}, **ids)
+            msg_id = outcome_msg_id(handle.task_id)
+            await self.ports.lite.append(handle.reply_to, data, ttl_s=LITE_TTL_S, msg_id=msg_id)
+            await handle._look()
+        if handle.done:
+            self._leave(handle)
+
+    async def submit(
+        self,
+        topic: str,
+        content: Any,
+        options: AskOptions | None = None,
+        *,
+        parent: str | None = None,
+        owner: str = "",
+    ) -> Handle:
+        """Send a task; it is durable when this returns.
+
+        What is wrong with the call itself (no such topic, input that does not fit, too large) settles the
+        handle at once instead of raising.
+
+        Args:
+            owner: of the lite topic of its outcome, which whoever takes over under it finds; by default of ours.
+        """
+        ask = options or AskOptions()
+        task_id = ask.task_id or os.urandom(16).hex()
+        # Under an id of the caller's own it is the same task in any process, so its lite topic is the same, too.
+        replies = owner or (token_of(task_id) if ask.task_id else self._owner)
+        reply_to = self.ports.subjects.lite(replies, token_of(task_id))
+        deadline = Deadline.after(ask.within_s, self.ports.clock)
+        handle = Handle(task_id, topic, reply_to, deadline, self)
+        while sending := self._sending.get(reply_to):
+            # Under the same id, and this moment: it may yet be cancelled.
+            await sending.wait()
+        is_sent = reply_to in self._waiting
+        self._waiting.setdefault(reply_to, []).append(handle)
+        if ask.task_id:
+            self._sending[reply_to] = asyncio.Event()
+        try:
+            content = await self._admit(handle, {} if content is None else jsonable(content), ask)
+            if isinstance(content, Outcome):
+                handle._settle(content)
+            else:
+                if replies != self._owner:  # Ours is heard since the start.
+                    await self._insist(deadline, self._subscribe, replies)
+                if ask.task_id:
+                    await self._claim(handle, content, ask)
+            if not handle.done and not is_sent:
+                await self._send(handle, content, ask, parent)
+        except (BusUnavailableError, MessageTooLargeError, ValueError) as error:
+            handle._settle(_not_sent(handle, error))
+        except BaseException:
+            # Nobody has the handle.
+            self._leave(handle)
+            raise
+        finally:
+            self._admission.entered(task_id)
+            if sending := self._sending.pop(reply_to, None):
+                sending.set()
+        if handle.done:
+            self._leave(handle)
+        return handle
+
+    async def _send(self, handle: Handle, content: Any, ask: AskOptions, parent: str | None) -> None:
+        now, seen = self.ports.clock.time(), self.registry.news
+        message = pack_task(self.ports.identity, content, ask, handle, parent=parent, seen=seen, timestamp=now)
+        data = await self.ports.claims.seal(message, keep_s=INPUT_KEEP_S)
+        subject, msg_id = self.ports.subjects.task(handle.topic, ask.priority), token_of(handle.task_id)
+        # The same id is stored once.
+        await self._insist(handle.deadline, self.ports.queue.put, subject, data, msg_id=msg_id)
+
+    async def _claim(self, handle: Handle, content: Any, ask: AskOptions) -> None:
+        """Settle a handle under an id of the caller's own if it stands for another task, or has ended before."""
+        keep_s = ask.within_s + LITE_TTL_S
+        taken = await self._insist(
+            handle.deadline, claim_id, self.ports.lite, self.ports.subjects, handle, content, keep_s=keep_s
+        )
+        if taken:
+            ids, details = (handle.task_id, handle.topic), {"field": "task_id"}
+            return handle._settle(Rejected(task_id=ids[0], topic=ids[1], reason=taken, details=details))
+        # Somebody may have asked under this id before, longer ago than the queue remembers it.
+        await handle._look()
+
+    async def _admit(self, handle: Handle, content: Any, ask: AskOptions) -> Any:
+        """The content as it is to be sent, or the outcome of a call that is refused."""
+        topic, deadline = handle.topic, handle.deadline
+        common: dict[str, Any] = {"task_id": handle.task_id, "topic": topic}
+        try:
+            check_topic(topic)
+        except InvalidSubjectError as error:
+            return Rejected(reason=str(error), details={"field": "topic"}, **common)
+        for limit in ("within_s", "start_within_s"):
+            if (seconds := getattr(ask, limit)) is not None and seconds <= 0:
+                reason = f"no time left for the call: {limit} is {seconds:g}"
+                return Rejected(reason=reason, details={"field": limit}, **common)
+        if exhausted := ask.budget.exhausted:
+            reason = f"the budget of {exhausted} is used up"
+            return Rejected(reason=reason, details={"field": exhausted}, **common)
+        found = self.registry.find(topic) or await self.registry.wait_for(topic, within_s=deadline.remaining_s())
+        if found is None:
+            return self._unknown(topic, common)
+        # A bare value goes to the only field that the topic takes.
+        content = found.wrap(content)
+        try:
+            found.check(content)
+        except InvalidInputError as error:
+            return Rejected(reason=str(error), details={"field": error.field}, **common)
+        within_s = deadline.remaining_s()
+        if found.mailbox_limit and not await self._admission.enter(found, handle.task_id, within_s=within_s):
+            reason = f"the mailbox of {topic} holds its {found.mailbox_limit} tasks already"
+            details = {"field": "mailbox", "retry_after_s": RETRY_AFTER_S}
+            return Rejected(reason=reason, details=details, **common)
+        return content
+
+    def _unknown(self, topic: str, common: dict[str, Any]) -> Outcome:
+        nearest = self.registry.nearest(topic)
+        advice = f"did you mean {', '.join(nearest)}?" if nearest else "see `squadron topics`"
+        return Undeliverable(reason=f"nobody serves {topic!r}; {advice}", details={"nearest": nearest}, **common)
+
+    async def publish(self, topic: str, content: Any, *, conversation_id: str = "") -> None:
+        """Send an event to whoever listens now (at most once).
+
+        Raises:
+            InvalidSubjectError: `topic` is not `domain.specificity`.
+        """
+        message = self._event(content, conversation_id=conversation_id)
+        await self.ports.bus.publish(self.ports.subjects.event(check_topic(topic)), message.encode())
+
+    async def publish_durable(
+        self, topic: str, content: Any, *, event_id: str = "", conversation_id: str = ""
+    ) -> int:
+        """Store an event for every durable subscription (at least once) and return its sequence.
+
+        It is stored when this returns; a server that is away is waited for. Who listens for plain events
+        hears it, too.
+
+        Args:
+            event_id: stored once within two minutes, whatever the topic; a fresh one by default.
+
+        Raises:
+            InvalidSubjectError: `topic` is not `domain.specificity`.
+            MessageTooLargeError: larger than the server takes.
+            BusUnavailableError: not acknowledged in time; the same `event_id` again is safe.
+        """
+        check_topic(topic)
+        message = self._event(content, id=event_id, conversation_id=conversation_id)
+        return await self.ports.events.append(topic, message.encode(), msg_id=token_of(message.id))
+
+    def _event(self, content: Any, **head: Unpack[Head]) -> AgentMessage:
+        head.setdefault("timestamp", self.ports.clock.time())
+        return AgentMessage.new("event", self.ports.identity, content, **head)
+
+
+async def _unsubscribe(subscribing: Awaitable[Subscription]) -> None:
+    with contextlib.suppress(BusUnavailableError):
+        await (await subscribing).aclose()
+
+
+def _not_sent(handle: Handle, error: Exception) -> Outcome:
+    ids: dict[str, Any] = {"task_id": handle.task_id, "topic": handle.topic}
+    if isinstance(error, BusUnavailableError):
+        return Undeliverable(reason=str(error), **ids)
+    reason = str(error) if isinstance(error, MessageTooLargeError) else f"not JSON: {error}"
+    return Rejected(reason=reason, details={"field": "content"}, **ids)

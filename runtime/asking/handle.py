@@ -1,0 +1,290 @@
+"""A task on its way, as the one who asked holds it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+from pydantic_core import from_json
+
+from squadron.runtime.background import spawn
+from squadron.runtime.errors import BusUnavailableError, InvalidMessageError, SquadClosedError, SquadronError
+from squadron.runtime.steady import AHEAD, Steady
+from squadron.runtime.streams.chunks import Family, StreamReader
+from squadron.runtime.streams.writer import Chunk, Ended, Nested, Restarted
+from squadron.runtime.wire import outcome as outcomes
+from squadron.runtime.wire.envelope import AgentMessage
+from squadron.runtime.wire.limits import Deadline
+from squadron.runtime.wire.outcome import Failed, Outcome, TimedOut
+
+if TYPE_CHECKING:
+    from squadron.runtime.asking.caller import Caller
+
+#: Pause before a bus that did not answer is tried again, in seconds.
+AGAIN_S = 0.25
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
+class Handle:
+    """A task on its way: wait for its outcome, or follow what it emits meanwhile."""
+
+    def __init__(self, task_id: str, topic: str, reply_to: str, deadline: Deadline, caller: Caller) -> None:
+        self.task_id, self.topic, self.reply_to, self.deadline = task_id, topic, reply_to, deadline
+        self._caller, self._lite = caller, caller.ports.lite
+        self._outcome: Outcome | None = None
+        #: When to read the lite topic for it, on the loop's clock, and the pause before the next time.
+        self._look_at, self._look_again_s = 0.0, 0.0
+        self._looked_to = 0
+        #: Fetches the outcome, when it came as a claim.
+        self._opening: asyncio.Task[None] | None = None
+        #: One future for each who waits: if one of them is cancelled, the others wait on.
+        self._waiters: list[asyncio.Future[None]] = []
+        self._closed = False
+
+    @property
+    def done(self) -> bool:
+        """Whether its outcome is known here."""
+        return self._outcome is not None
+
+    @property
+    def ticket(self) -> str:
+        """The handle as text: `resume` it in another process, or in this one after a crash."""
+        fields = {"task": self.task_id, "topic": self.topic, "replyTo": self.reply_to}
+        return json.dumps(fields | {"deadline": self.deadline.at_ms})
+
+    async def cancel(self) -> Outcome:
+        """Have the task stopped, and what it asked of others; returns its one outcome.
+
+        That is `Cancelled`, unless the task ended otherwise before. One that waits never runs; one that runs is
+        cancelled (`asyncio.CancelledError`), or in a thread finds `Context.cancelled` set.
+
+        Raises:
+            BusUnavailableError: the server can't be reached.
+        """
+        return await self._caller.cancel(self)
+
+    def _settle(self, outcome: Outcome) -> None:
+        """The task ended; only the first outcome counts."""
+        if self._outcome is None:
+            self._outcome = outcome
+            self._wake_all()
+
+    def _close(self) -> None:
+        """Nothing more is heard here: who waits for the outcome gets a `SquadClosedError`."""
+        self._closed = True
+        self._wake_all()
+
+    def _wake_all(self) -> None:
+        for waiter in self._waiters:
+            _wake(waiter)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise SquadClosedError(
+                f"the squad was closed before {self.topic} had an outcome; the task goes on",
+                hint="keep handle.ticket; another squad takes it: squad.resume(ticket)",
+            )
+
+    async def outcome(self) -> Outcome:
+        """Wait for the task's one outcome; `TimedOut` when its deadline passes first. May be called again."""
+        return await self._caller.outcome(self)
+
+    async def _settled(self) -> Outcome:
+        """Wait until the outcome was heard, or the deadline passed.
+
+        Raises:
+            SquadClosedError: the squad was closed before.
+        """
+        loop = self._caller.loop
+        while self._outcome is None:
+            self._check_open()
+            ended: asyncio.Future[None] = loop.create_future()
+            self._waiters.append(ended)
+            # A plain timer: `asyncio.timeout` costs three times as much, for each task.
+            late = loop.call_later(self.deadline.remaining_s(), _wake, ended)
+            try:
+                await ended
+            finally:
+                late.cancel()
+                self._waiters.remove(ended)
+            if self._outcome is None and self.deadline.passed and not self._closed:
+                await self._look()
+                self._settle(self._too_late())
+        return self._outcome
+
+    def _too_late(self) -> Outcome:
+        return TimedOut(
+            task_id=self.task_id,
+            topic=self.topic,
+            reason="no outcome before the caller's deadline; it may still come on the lite topic",
+            details={"lite_topic": self.reply_to},
+        )
+
+    async def _look(self) -> None:
+        """Read the lite topic for an outcome whose live message was missed, if the server can be reached."""
+        with contextlib.suppress(BusUnavailableError):
+            await self._look_for_sure()
+
+    async def _look_for_sure(self) -> None:
+        """Read the lite topic for an outcome; if there is none when this returns, none is stored.
+
+        Raises:
+            BusUnavailableError: that can't be said.
+        """
+        entry = await self._lite.last(self.reply_to)
+        found = entry is not None and self._hear(entry.data)
+        if entry is not None and not found:
+            # The task goes on, or a replica that lost its lease did so when the outcome was stored.
+            async with aclosing(self._lite.read(self.reply_to, from_seq=self._looked_to + 1)) as entries:
+                async for entry in entries:
+                    self._looked_to = entry.seq
+                    if found := self._hear(entry.data):
+                        break
+        await self._opened()
+        if found and not self.done:
+            raise BusUnavailableError(f"the outcome of {self.task_id} is stored, and can't be read now")
+
+    def _hear(self, data: bytes) -> bool:
+        """Take in one message of the lite topic; says whether it was the outcome, all else is left to `chunks`.
+
+        An outcome that came as a claim settles the handle a moment later, when it was fetched.
+        """
+        if b'"result"' not in data:
+            return False
+        # Not as an `AgentMessage`: that costs three times as much, and nothing else of it is looked at.
+        try:
+            raw = from_json(data, cache_strings="keys")
+            payload, source = raw["payload"], str(raw["source"]["id"])
+            if raw["type"] != "result":
+                return False
+            if "content" in payload:
+                content = payload["content"]
+                ids = {"task_id": self.task_id, "topic": self.topic, "source": source}
+                self._settle(outcomes.from_content(content, **ids))
+            elif not self.done and (self._opening is None or self._opening.done()):
+                message = AgentMessage.decode(data)
+                self._opening = spawn(self._open(message), f"open {self.task_id}")
+        except (ValueError, TypeError, LookupError, InvalidMessageError):
+            return False
+        return True
+
+    async def _open(self, message: AgentMessage) -> None:
+        try:
+            whole = await self._whole(message)
+            ids = {"task_id": self.task_id, "topic": self.topic, "source": whole.source.id}
+            self._settle(outcomes.from_content(whole.payload.content, **ids))
+        except (BusUnavailableError, SquadClosedError):
+            return
+        except SquadronError as error:
+            reason = f"it ended, but its outcome can't be read: {error}"
+            details = {"type": type(error).__name__}
+            self._settle(Failed(task_id=self.task_id, topic=self.topic, reason=reason, details=details))
+
+    async def _opened(self) -> None:
+        if self._opening is not None:
+            await asyncio.shield(self._opening)
+
+    async def _whole(self, message: AgentMessage) -> AgentMessage:
+        """The message with what it claims; goes on over an absence of the server, until the deadline."""
+        while True:
+            try:
+                return await self._caller.ports.claims.resolve(message)
+            except BusUnavailableError:
+                if self.deadline.passed:
+                    raise
+                await asyncio.sleep(self.deadline.earliest(AGAIN_S))
+
+    def chunks(self) -> Steady[Any]:
+        """What the task emits, in order and from the start; ends with the task.
+
+        A task that is run again after a crash starts its stream anew: only the newest attempt's chunks go on.
+        Who stops waiting for a chunk loses none.
+
+        Raises:
+            StreamGapError: a chunk is lost for good.
+            BusUnavailableError: the task has ended before, and its chunks can't be read now.
+        """
+        return Steady(self._chunks(), ahead=AHEAD)
+
+    async def _chunks(self) -> AsyncGenerator[Any, None]:
+        async with aclosing(self._reader(self.reply_to).events()) as events:
+            async for event in events:
+                if isinstance(event, Chunk):
+                    yield event.value
+        await self._ended()
+
+    def events(self) -> Steady[Chunk | Restarted | Nested | Ended]:
+        """As `chunks`, but tells of restarts and of the end, which comes last, and numbers the chunks.
+
+        If the task was submitted as `nested`, the chunks of the tasks that it asks come as well.
+
+        Raises:
+            StreamGapError: a chunk is lost for good.
+            BusUnavailableError: the task has ended before, and its chunks can't be read now.
+        """
+        return Steady(self._events(), ahead=AHEAD)
+
+    async def _events(self) -> AsyncGenerator[Chunk | Restarted | Nested | Ended, None]:
+        chunks = 0
+        async with aclosing(Family(self._reader).events(self._reader(self.reply_to).events())) as events:
+            async for event in events:
+                chunks = 0 if isinstance(event, Restarted) else chunks + isinstance(event, Chunk)
+                yield event
+        yield Ended(await self._ended(), chunks)
+
+    def _reader(self, lite_topic: str) -> StreamReader:
+        # Of a task that has ended nothing more will come: what is stored is all.
+        live = not self.done
+        return StreamReader(
+            self._lite,
+            self._caller.ports.claims,
+            lite_topic,
+            live=live,
+            until=self.deadline if live else None,
+            is_end=self._hear if lite_topic == self.reply_to else lambda _: True,
+        )
+
+    async def _ended(self) -> Outcome:
+        """The outcome, when nothing more is to be read."""
+        await self._opened()
+        if self._outcome is None:
+            self._check_open()
+        self._settle(self._too_late())
+        assert self._outcome is not None
+        return self._outcome
+
+
+class BlockingHandle:
+    """See `Handle`; every call blocks until it is done."""
+
+    def __init__(self, handle: Handle, wait: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
+        self._handle, self._wait = handle, wait
+        self.task_id, self.topic = handle.task_id, handle.topic
+
+    @property
+    def done(self) -> bool:
+        """See `Handle.done`."""
+        return self._handle.done
+
+    @property
+    def ticket(self) -> str:
+        """See `Handle.ticket`."""
+        return self._handle.ticket
+
+    def outcome(self) -> Outcome:
+        """See `Handle.outcome`."""
+        outcome: Outcome = self._wait(self._handle.outcome())
+        return outcome
+
+    def cancel(self) -> Outcome:
+        """See `Handle.cancel`."""
+        outcome: Outcome = self._wait(self._handle.cancel())
+        return outcome

@@ -1,0 +1,105 @@
+"""What goes out when a task is asked for, and what is kept of it under an id of the caller's own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+from squadron.runtime.asking.options import AskOptions
+from squadron.runtime.errors import FencedError
+from squadron.runtime.ports.journal import Journal
+from squadron.runtime.wire.envelope import AgentIdentity, pack
+from squadron.runtime.wire.subjects import Subjects, token_of
+
+if TYPE_CHECKING:
+    from squadron.runtime.asking.handle import Handle
+
+
+def pack_task(
+    identity: AgentIdentity,
+    content: Any,
+    ask: AskOptions,
+    handle: Handle,
+    *,
+    parent: str | None,
+    seen: float,
+    timestamp: float,
+) -> bytes:
+    """A task as it is sent.
+
+    Args:
+        seen: the journal's time of the newest change of the registry that its caller saw, or 0; who runs it sees
+            as much.
+        timestamp: now, in seconds since the epoch.
+    """
+    limits: dict[str, Any] = {"deadline": handle.deadline.at_ms}
+    if ask.budget.tokens is not None:
+        limits["tokens"] = ask.budget.tokens
+    if ask.budget.hops is not None:
+        limits["hops"] = ask.budget.hops
+    payload: dict[str, Any] = {"content": content, "constraints": limits}
+    if ask.model is not None:
+        payload["model"] = ask.model
+    if ask.parameters is not None:
+        payload["parameters"] = dict(ask.parameters)
+    start_within_s = ask.within_s if ask.start_within_s is None else ask.start_within_s
+    routing: dict[str, Any] = {"priority": ask.priority, "timeout": max(1, round(start_within_s * 1000))}
+    if ask.route.capabilities:
+        routing["capabilities"] = list(ask.route.capabilities)
+    if ask.route.exclusions:
+        routing["exclusions"] = list(ask.route.exclusions)
+    metadata: dict[str, Any] = {"nested": True} if ask.nested else {}
+    if seen:
+        metadata["seen"] = seen
+    return pack(
+        "task",
+        identity,
+        payload,
+        id=handle.task_id,
+        conversation_id=ask.conversation_id,
+        parent=parent,
+        reply_to=handle.reply_to,
+        target=ask.route.target or None,
+        routing=routing,
+        metadata=metadata or None,
+        timestamp=timestamp,
+    )
+
+
+async def claim_id(lite: Journal, subjects: Subjects, handle: Handle, content: Any, *, keep_s: float) -> str:
+    """Note what a task id stands for; returns why it can't stand for this task, or the empty string.
+
+    The first who asks under an id says what it stands for and where its outcome goes, in whichever process and
+    under whichever owner; it is kept for `keep_s` seconds.
+
+    Raises:
+        BusUnavailableError: the server can't be reached.
+    """
+    task_id, topic = handle.task_id, handle.topic
+    # Apart from the outcome, in a place of the id's own: readers of a task's stream never see it.
+    key = subjects.lite(token_of(task_id), "asked")
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    digest = hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
+    note = {"topic": topic, "input": digest, "replyTo": handle.reply_to}
+    while True:
+        try:
+            await lite.append(key, json.dumps(note).encode(), ttl_s=keep_s, expect_seq=0)
+            return ""
+        except FencedError:
+            # Somebody was first, maybe we: an answer may get lost.
+            entry = await lite.last(key)
+        if entry is None:
+            continue
+        try:
+            asked = json.loads(entry.data)
+            before, same, reply_to = asked["topic"], asked["input"] == digest, asked["replyTo"]
+        except (ValueError, TypeError, LookupError, RecursionError):
+            # Anybody may write there; what nobody can read stands for nothing.
+            return ""
+        if before != topic:
+            return f"the task id {task_id!r} stands for {before!r}, and not for {topic!r}"
+        if not same:
+            return f"the task id {task_id!r} stands for {topic!r} with another input"
+        # The queue takes an id once, so that here nothing would ever come.
+        return "" if reply_to == handle.reply_to else f"the task id {task_id!r} is taken under another owner"

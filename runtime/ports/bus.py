@@ -1,0 +1,52 @@
+"""The bus: at most once, to whoever listens now."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class Subscription(Protocol):
+    """A live subscription on the bus."""
+
+    async def aclose(self) -> None:
+        """Stop listening. May be called twice."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A message as the bus hands it over; `reply` is empty unless an answer is wanted."""
+
+    subject: str
+    data: bytes
+    reply: str = ""
+
+
+class UnreliableBus(Protocol):
+    """At most once: who listens now hears it, nobody else ever does."""
+
+    async def publish(self, subject: str, data: bytes) -> None:
+        """Send to whoever listens now.
+
+        Raises:
+            MessageTooLargeError: larger than the server takes.
+        """
+        ...
+
+    async def subscribe(self, pattern: str, sink: Callable[[Note], None], *, group: str = "") -> Subscription:
+        """Hear everything on `pattern`; in a `group` each message reaches one member. Active on return."""
+        ...
+
+    async def request(self, subject: str, data: bytes, *, within_s: float) -> bytes:
+        """Send and wait for one answer.
+
+        Raises:
+            BusUnavailableError: nobody listens, or no answer in time.
+        """
+        ...
+
+    def on_reconnect(self, sink: Callable[[], Awaitable[None]]) -> None:
+        """Call `sink` each time the connection came back: something may have been missed."""
+        ...

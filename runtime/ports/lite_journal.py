@@ -1,0 +1,76 @@
+"""The journal of lite topics, whose keys can end."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+from squadron.runtime.ports.journal import Journal
+
+#: Header of the entry that ends a lite topic: "closed" or "expired".
+END_HEADER = "Squadron-End"
+
+
+class LiteJournal(Journal, Protocol):
+    """The journal of lite topics: keys can end, and a stream is sent ahead of its acknowledgements."""
+
+    async def append_soon(
+        self, key: str, data: bytes, *, ttl_s: float | None = None, msg_id: str | None = None
+    ) -> asyncio.Future[int]:
+        """Send one entry without waiting until it is stored; the future ends with its sequence.
+
+        What one process sends is stored in that order, until its connection breaks. The future fails with a
+        `BusUnavailableError` if the entry is not acknowledged in time: sent again with the same `msg_id`, it is
+        stored once.
+
+        Raises:
+            MessageTooLargeError: larger than the server takes.
+        """
+        ...
+
+    async def end(self, key: str, data: bytes, *, keep_s: float, expect_seq: int | None = None) -> int:
+        """Append an end marker ("closed") and drop what the key held, in one step; returns its sequence.
+
+        Args:
+            keep_s: how long the marker itself is kept.
+            expect_seq: as in `append`.
+
+        Raises:
+            FencedError: `expect_seq` did not fit.
+            StorageFullError: the marker could not be stored; what the key held is dropped all the same.
+            BusUnavailableError: not acknowledged in time; ending it again is safe.
+        """
+        ...
+
+    async def end_at(
+        self, key: str, data: bytes, *, at: float, keep_s: float, expect_seq: int | None = None
+    ) -> int:
+        """Have the store do that by itself ("expired") at a time, in seconds since the epoch.
+
+        The order is the one entry of `life_of(key)`, with `data`: another one replaces it, to erase it revokes it.
+        Servers before 2.14 keep what is before the marker.
+
+        Raises:
+            FencedError: the order there is not the one of `expect_seq`.
+            BusUnavailableError: not acknowledged in time; ordering it again is safe.
+        """
+        ...
+
+    async def append_and_end(
+        self, key: str, data: bytes, order: bytes, *, at: float, keep_s: float, msg_id: str | None = None
+    ) -> int:
+        """`end_at` with `order`, then `append` of `data`, in this order, for the price of little more than one.
+
+        Raises:
+            MessageTooLargeError: larger than the server takes.
+            BusUnavailableError: not acknowledged in time.
+        """
+        ...
+
+    async def count(self, pattern: str) -> int:
+        """How many entries have a key that matches; takes the longer the more there are: 0.3 s for a million."""
+        ...
+
+    async def keys(self) -> int:
+        """How many keys there are, those of orders included; known at once, however many there are."""
+        ...

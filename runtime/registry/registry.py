@@ -1,0 +1,379 @@
+"""Who serves what, and who is alive: a live view of the registry journal, searchable by intent."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import difflib
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from squadron.runtime.background import spawn
+from squadron.runtime.errors import BusUnavailableError, InvalidSubjectError
+from squadron.runtime.ports.bus import Subscription, UnreliableBus
+from squadron.runtime.ports.journal import Entry, Journal
+from squadron.runtime.registry.search import Index, document
+from squadron.runtime.wire.limits import Clock
+from squadron.runtime.wire.subjects import Subjects, matches
+from squadron.runtime.wire.topics import AgentCard, ScoredTopic, SemanticTopic
+
+#: An agent that was not heard of for so many heartbeats is dead (Synadia Agent Protocol 0.3, liveness).
+MISSED_HEARTBEATS = 3
+#: Name under which the bridge keeps an agent alive that may be scaled to zero.
+STAND_IN = "bridge"
+#: The journal counts lives in whole seconds, rounded up.
+ROUNDED_S = 1.0
+#: How often it is looked for heartbeats that are overdue, in seconds, and how many are then asked for at once.
+OVERDUE_LOOK_S, LOOKS_AT_ONCE = 1.0, 100
+#: How long an unknown topic may take to appear before it counts as unserved, in seconds: a deploy that was
+#: acknowledged a moment ago may reach this process a moment later.
+GRACE_S = 0.25
+#: How long somebody waits for what others have seen already, in seconds.
+CATCH_UP_S = 5.0
+#: How long a change is news that others may not have heard of yet, in seconds.
+NEWS_S = 30.0
+
+
+class Presence(BaseModel):
+    """One replica's sign of life. `expires_at` is in seconds since the epoch, 0 says farewell.
+
+    It lives as long as the journal keeps it; `expires_at` counts for one that was stored without a life.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    expires_at: float = Field(allow_inf_nan=False)
+    #: Digest of the code it runs.
+    version: str = ""
+    pid: int = 0
+    node: str = ""
+    #: What this replica offers to tasks that ask for it.
+    capabilities: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where the newest entry of a key stands in the journal, and when that stored it."""
+
+    seq: int
+    time: float
+
+
+class Registry:
+    """A local copy of the registry: read from the journal, then followed, and read anew after each gap.
+
+    A card says what an agent offers. A presence says that a replica of it lives, or, when it is scaled to
+    zero, that the bridge would start one; it must be renewed every `heartbeat_s`.
+
+    The journal is right, also about time: it drops a presence whose life is over. One that seems overdue here is
+    asked for there before it is forgotten, since the late one may be this process, or its connection.
+    """
+
+    def __init__(
+        self, journal: Journal, bus: UnreliableBus, subjects: Subjects, clock: Clock, *, heartbeat_s: float
+    ) -> None:
+        self._journal, self._bus, self._subjects, self._clock = journal, bus, subjects, clock
+        self.heartbeat_s, self.grace_s = heartbeat_s, GRACE_S
+        self._cards: dict[str, AgentCard] = {}
+        #: Those that live, by agent and replica; an agent without any has no entry.
+        self._present: dict[str, dict[str, Presence]] = {}
+        self._places: dict[str, _Place] = {}
+        #: When it is to be asked whether an entry still is in the journal, for those that have a life.
+        self._due: dict[str, float] = {}
+        self._subscriptions: list[Subscription] = []
+        self._changed = asyncio.Event()
+        #: How often the connection was lost, and how often it was when the view was last complete.
+        self._losses, self._complete_at = 0, -1
+        #: All that was stored by then is known here, by the journal's clock.
+        self._told_until = 0.0
+        #: When what is served last changed, by the journal's clock, and when that was heard, by ours.
+        self._change, self._change_heard_at = 0.0, -math.inf
+        self._reading = asyncio.Lock()
+        self._looking: asyncio.Task[None] | None = None
+        self._on_lapse: Callable[[str, str], None] = lambda _agent, _replica: None
+        self._search: tuple[Index, list[tuple[SemanticTopic, str]]] | None = None
+        #: More than one has a name only while a card is left behind by an agent that died.
+        self._by_name: dict[str, list[tuple[SemanticTopic, str]]] | None = None
+
+    @property
+    def presence_ttl_s(self) -> float:
+        """How long one heartbeat keeps an agent in the results."""
+        return MISSED_HEARTBEATS * self.heartbeat_s
+
+    def on_lapse(self, sink: Callable[[str, str], None]) -> None:
+        """Call `sink` with agent and replica when a heartbeat stopped without a farewell."""
+        self._on_lapse = sink
+
+    async def start(self) -> None:
+        """Begin to follow the registry; what it holds is known when this returns."""
+        for kind in ("presence", "card"):
+            pattern = self._subjects.registry(kind)
+            self._subscriptions.append(await self._journal.follow(pattern, self._hear_told, lost=self._doubt))
+        self._bus.on_reconnect(lambda: self.refresh(math.inf))
+        await self.refresh()
+        self._looking = spawn(self._keep_looking(), "registry", lasting=True)
+
+    async def refresh(self, time: float = 0.0) -> None:
+        """Read the journal anew, unless all that was stored by `time` is known, by the journal's clock.
+
+        Raises:
+            BusUnavailableError: no answer in time.
+        """
+        async with self._reading:
+            if not self.knows_of(time):
+                await self._read()
+
+    async def _read(self) -> None:
+        losses = self._losses
+        presences = await self._journal.latest(self._subjects.registry("presence"))
+        # The cards last: so they hold all that was stored before any of the presences.
+        for entry in presences + await self._journal.latest(self._subjects.registry("card")):
+            self._hear(entry)
+        self._told_until = max([self._told_until, *(entry.time for entry in presences)])
+        self._complete_at = losses
+        self._changed.set()
+
+    def _doubt(self) -> None:
+        """The connection is lost, and with it what is told until it is back."""
+        self._losses += 1
+
+    async def aclose(self) -> None:
+        """Stop following. May be called twice."""
+        if self._looking is not None:
+            self._looking.cancel()
+        while self._subscriptions:
+            await self._subscriptions.pop().aclose()
+
+    # --- what is current -----------------------------------------------------------------------------
+
+    def knows_of(self, time: float = 0.0) -> bool:
+        """Whether nothing is missing here that was stored by `time`, by the journal's clock."""
+        return self._complete_at == self._losses and self._told_until >= time
+
+    async def catch_up(self, time: float = 0.0, *, within_s: float = CATCH_UP_S) -> None:
+        """Wait until nothing is missing here that was stored by `time`, or that can't be found out."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                while not self.knows_of(time):
+                    try:
+                        return await self.refresh(time)
+                    except BusUnavailableError:
+                        await asyncio.sleep(GRACE_S)
+
+    @property
+    def news(self) -> float:
+        """When what is served last changed, by the journal's clock, if others may not know it yet; else 0."""
+        return self._change if self._clock.time() - self._change_heard_at < NEWS_S else 0.0
+
+    async def _keep_looking(self) -> None:
+        while True:
+            await asyncio.sleep(min(OVERDUE_LOOK_S, self.heartbeat_s))
+            with contextlib.suppress(BusUnavailableError):
+                if not self.knows_of():
+                    await self.refresh()
+                await self.look()
+
+    async def look(self) -> None:
+        """Forget those whose life is over, once the journal has said so.
+
+        Raises:
+            BusUnavailableError: it can't be asked; until it can, nobody is forgotten.
+        """
+        now = self._clock.time()
+        late = [(key, self._places[key]) for key, due in self._due.items() if due <= now]
+        for first in range(0, len(late), LOOKS_AT_ONCE):
+            some = late[first : first + LOOKS_AT_ONCE]
+            stored = await asyncio.gather(*(self._journal.last(key) for key, _ in some))
+            for (key, place), entry in zip(some, stored, strict=True):
+                newest = self._places.get(key)
+                if newest is not None and newest.seq == place.seq:
+                    self._look_at(key, place, entry)
+
+    def _look_at(self, key: str, place: _Place, entry: Entry | None) -> None:
+        if entry is not None and entry.seq != place.seq:
+            self._hear(entry)
+        elif entry is None or self._is_over(entry.data):
+            self._forget(key)
+        else:
+            self._due[key] = self._clock.time() + self.heartbeat_s
+
+    def _is_over(self, data: bytes) -> bool:
+        """Whether an entry that has no end in the journal ended by what it says; clocks may differ by a life."""
+        try:
+            presence = Presence.model_validate_json(data)
+        except ValidationError:
+            return True
+        return presence.expires_at + self.presence_ttl_s < self._clock.time()
+
+    def _forget(self, key: str) -> None:
+        del self._places[key], self._due[key]
+        match key.split("."):
+            case [_, _, _, "presence", agent, replica] if self._remove(agent, replica) and replica != STAND_IN:
+                self._on_lapse(agent, replica)
+
+    def _remove(self, agent: str, replica: str) -> bool:
+        """Count a replica out; whether it was counted in."""
+        present = self._present.get(agent, {})
+        gone = present.pop(replica, None)
+        if not present:
+            self._present.pop(agent, None)
+        return gone is not None
+
+    # --- what is heard -------------------------------------------------------------------------------
+
+    def _hear_told(self, entry: Entry) -> None:
+        self._hear(entry)
+        self._told_until = max(self._told_until, entry.time)
+        self._changed.set()
+
+    async def _hear_own(self, key: str, seq: int) -> None:
+        """See to it that what we wrote counts from here on; mostly it was told before it was acknowledged."""
+        place = self._places.get(key)
+        if place is None or place.seq != seq:
+            with contextlib.suppress(BusUnavailableError):
+                if entry := await self._journal.last(key):
+                    self._hear(entry)
+
+    def _hear(self, entry: Entry) -> None:
+        """Take up an entry, unless a newer one of its key was heard: told and read ones come in any order."""
+        place, before = _Place(entry.seq, entry.time), self._places.get(entry.key)
+        if before is not None and entry.seq <= before.seq and entry.time <= before.time:
+            return
+        # One that was stored later, but has a lower sequence, is of a journal that was made anew.
+        match entry.key.split("."):
+            case [_, _, _, "card", agent]:
+                known = self._hear_card(agent, entry)
+            case [_, _, _, "presence", agent, replica]:
+                known = self._hear_presence(agent, replica, entry)
+            case _:
+                return
+        if known:
+            self._places[entry.key] = place
+
+    def _hear_card(self, agent: str, entry: Entry) -> bool:
+        if entry.data:
+            try:
+                card = AgentCard.model_validate_json(entry.data)
+            except (ValidationError, InvalidSubjectError):
+                # Written by somebody who does not know the format: what was said before still counts.
+                return False
+            if card.agent != agent:
+                return False
+            self._cards[agent] = card
+            self._due.pop(entry.key, None)
+        else:
+            # Withdrawn; kept in mind until what is on its way still has come.
+            self._cards.pop(agent, None)
+            self._due[entry.key] = self._clock.time() + self.presence_ttl_s + ROUNDED_S
+        self._search = self._by_name = None
+        self._note_change(entry)
+        return True
+
+    def _hear_presence(self, agent: str, replica: str, entry: Entry) -> bool:
+        try:
+            presence = Presence.model_validate_json(entry.data)
+        except ValidationError:
+            return False
+        if agent not in self._present:
+            self._note_change(entry)
+        self._due[entry.key] = self._clock.time() + self.presence_ttl_s + ROUNDED_S
+        if presence.expires_at > 0:
+            self._present.setdefault(agent, {})[replica] = presence
+        else:
+            self._remove(agent, replica)
+        return True
+
+    def _note_change(self, entry: Entry) -> None:
+        if self._change < entry.time:
+            self._change, self._change_heard_at = entry.time, self._clock.time()
+
+    async def advertise(self, card: AgentCard) -> None:
+        """Offer what the card says, to everybody, until it is withdrawn."""
+        data = card.model_dump_json().encode()
+        key = self._subjects.card(card.agent)
+        await self._hear_own(key, await self._journal.append(key, data))
+
+    async def withdraw(self, agent: str) -> None:
+        """Take an agent's topics out of the registry."""
+        key = self._subjects.card(agent)
+        await self._hear_own(key, await self._journal.append(key, b"", ttl_s=self.presence_ttl_s))
+
+    async def renew(self, agent: str, replica: str, **facts: Any) -> None:
+        """One heartbeat: this replica lives for another `presence_ttl_s`; `facts` go into its presence."""
+        until = self._clock.time() + self.presence_ttl_s
+        await self._write_presence(agent, replica, Presence(expires_at=until, **facts))
+
+    async def depart(self, agent: str, replica: str) -> None:
+        """This replica is gone; nobody needs to wait for its heartbeat to lapse."""
+        await self._write_presence(agent, replica, Presence(expires_at=0))
+
+    async def _write_presence(self, agent: str, replica: str, presence: Presence) -> None:
+        data = presence.model_dump_json().encode()
+        key = self._subjects.presence(agent, replica)
+        await self._hear_own(key, await self._journal.append(key, data, ttl_s=self.presence_ttl_s))
+
+    def replicas(self, agent: str) -> dict[str, Presence]:
+        """Living replicas of an agent; the bridge's own stand-in is not one."""
+        present = sorted(self._present.get(agent, {}).items())
+        return {name: it for name, it in present if name != STAND_IN}
+
+    def is_live(self, agent: str) -> bool:
+        """Whether somebody would take a task of this agent now."""
+        return agent in self._present
+
+    def cards(self) -> list[AgentCard]:
+        """The cards of all living agents, by name."""
+        return [card for name, card in sorted(self._cards.items()) if self.is_live(name)]
+
+    def topics(self) -> list[tuple[SemanticTopic, str]]:
+        """All topics that are served now, each with its agent."""
+        return [(topic, card.agent) for card in self.cards() for topic in card.topics]
+
+    def find(self, topic: str) -> SemanticTopic | None:
+        """The served topic of this name, or the family (`domain.*`) it belongs to."""
+        if self._by_name is None:
+            self._by_name = {}
+            for card in self._cards.values():
+                for each in card.topics:
+                    self._by_name.setdefault(each.name, []).append((each, card.agent))
+        for exact, agent in self._by_name.get(topic, ()):
+            if self.is_live(agent):
+                return exact
+        return next((found for found, _ in self.topics() if found.is_pattern and matches(found.name, topic)), None)
+
+    async def wait_for(self, topic: str, *, within_s: float) -> SemanticTopic | None:
+        """Like `find`, but waits until nothing is missing here, and then `grace_s` for the topic to appear."""
+        await self.catch_up(within_s=within_s)
+        try:
+            async with asyncio.timeout(min(self.grace_s, within_s)):
+                while (found := self.find(topic)) is None:
+                    self._changed.clear()
+                    await self._changed.wait()
+                return found
+        except TimeoutError:
+            return None
+
+    def nearest(self, topic: str, *, most: int = 3) -> list[str]:
+        """Served topics whose names look most like this one."""
+        return difflib.get_close_matches(topic, self._names(), n=most, cutoff=0.3)
+
+    def _names(self) -> Iterable[str]:
+        return [topic.name for topic, _ in self.topics()]
+
+    def discover(self, intent: str, *, most: int = 8) -> list[ScoredTopic]:
+        """The served topics that fit an intent best, best first; those that share no word are left out."""
+        if self._search is None:
+            known = [(topic, card.agent) for card in self._cards.values() for topic in card.topics]
+            self._search = Index(document(topic) for topic, _ in known), known
+        index, known = self._search
+        ranked = sorted(zip(index.scores(intent), known, strict=True), key=lambda row: (-row[0], row[1][0].name))
+        hits = (
+            ScoredTopic(topic=topic, agent=agent, score=round(score, 4))
+            for score, (topic, agent) in ranked
+            if score > 0 and self.is_live(agent)
+        )
+        return [hit for _, hit in zip(range(most), hits, strict=False)]

@@ -1,0 +1,314 @@
+"""What a handler may know and do beside its input."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from datetime import timedelta
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
+from weakref import WeakSet
+
+from pydantic_core import from_json
+
+from squadron.runtime.asking.caller import Caller
+from squadron.runtime.asking.handle import BlockingHandle, Handle
+from squadron.runtime.asking.options import AskKeywords, AskOptions
+from squadron.runtime.calling import Threads
+from squadron.runtime.errors import WrongLoopError
+from squadron.runtime.lite.topic import LiteTopic
+from squadron.runtime.ports.lite_journal import END_HEADER
+from squadron.runtime.streams.writer import StreamWriter
+from squadron.runtime.texts import whole
+from squadron.runtime.wire.envelope import AgentMessage
+from squadron.runtime.wire.limits import Budget, Deadline
+from squadron.runtime.wire.outcome import Outcome
+from squadron.runtime.wire.subjects import token_of
+
+if TYPE_CHECKING:
+    from structlog.typing import FilteringBoundLogger
+
+T = TypeVar("T")
+
+#: Life of a conversation's memory after its last entry, in seconds: a working week.
+MEMORY_TTL_S = 7 * 24 * 3600.0
+
+
+class Context:
+    """One turn's view: the message, its deadline and budget, and the ways to talk.
+
+    Attributes:
+        message: the task as it came in.
+        topic: the topic it was asked on (for agents that serve a family).
+        attempt: which delivery of the task this is, from 1.
+        deadline: when the caller stops waiting.
+        budget: what is left of tokens and hops.
+        log: a structlog logger with message, conversation, topic, agent and attempt bound.
+        threads: what acts in threads for it.
+    """
+
+    def __init__(
+        self,
+        message: AgentMessage,
+        *,
+        agent: str,
+        topic: str,
+        attempt: int,
+        deadline: Deadline,
+        budget: Budget,
+        caller: Caller,
+        lite_key: str,
+        log: FilteringBoundLogger,
+    ) -> None:
+        self.message, self.topic, self.attempt = message, topic, attempt
+        self.deadline, self.budget, self._log = deadline, budget, log
+        self.tokens_spent = 0
+        self._agent, self._caller = agent, caller
+        self._lite_key = lite_key
+        self._writer: StreamWriter | None = None
+        self._stopped = self._ended = False
+        #: Where the replica's loop runs, and what a handler in another thread waits for.
+        self._thread = threading.get_ident()
+        self._waits: set[Future[Any]] = set()
+        self.threads = Threads()
+        #: What was asked from here; who has an outcome and is not waited for any more drops out by itself.
+        self._children: WeakSet[Handle] | None = None
+
+    @cached_property
+    def log(self) -> FilteringBoundLogger:
+        """A structlog logger with message, conversation, topic and attempt bound to the agent's own."""
+        return self._log.bind(
+            message=self.message.id,
+            conversation=self.message.context.conversation_id,
+            topic=self.topic,
+            attempt=self.attempt,
+        )
+
+    async def emit(self, chunk: Any) -> None:
+        """Send one chunk (any JSON value) to whoever follows this task, now or later.
+
+        Returns before it is stored, and waits only while too many are not; the outcome comes after all of them.
+
+        Raises:
+            MessageTooLargeError: larger than any message may be.
+            BusUnavailableError: a large one could not be stored.
+        """
+        self._check_loop()
+        await self._stream().write(chunk)
+
+    def _stream(self) -> StreamWriter:
+        if self._writer is None:
+            self._writer = StreamWriter(self._caller.ports, self._lite_key, self.message, self.attempt)
+            if self._ended:
+                self._writer.close()
+        return self._writer
+
+    async def ask(self, topic: str, content: Any = None, /, **options: Unpack[AskKeywords]) -> Outcome:
+        """Ask another agent and wait; never longer than this task's own deadline. Takes what `submit` takes."""
+        return await (await self.submit(topic, content, **options)).outcome()
+
+    @cached_property
+    def sync(self) -> SyncContext:
+        """The same for a plain `def` handler: every call blocks its thread until it is done."""
+        return SyncContext(self, self._wait)
+
+    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+        if threading.get_ident() == self._thread:
+            work.close()
+            raise WrongLoopError("ctx.sync would hold up the replica's event loop", hint="await the same of ctx")
+        future = asyncio.run_coroutine_threadsafe(work, self._caller.loop)
+        self._waits.add(future)
+        if self._stopped:
+            future.cancel()
+        try:
+            return future.result()
+        finally:
+            self._waits.discard(future)
+
+    def _check_loop(self) -> None:
+        if threading.get_ident() != self._thread:
+            raise WrongLoopError(
+                "ctx was awaited on another event loop than its replica's, as with asyncio.run",
+                hint="in a plain `def` handler call ctx.sync.ask(…), or make the handler async",
+            )
+
+    async def submit(self, topic: str, content: Any = None, /, **options: Unpack[AskKeywords]) -> Handle:
+        """Ask another agent without waiting; takes the options of `Squad.ask`.
+
+        What is not said travels along from this task: conversation, priority, model and parameters. Deadline and
+        budget can only be tighter than its own.
+
+        Raises:
+            InvalidInputError: there is no such option, or it can't have that value.
+        """
+        return await self._submit("", topic, content, options)
+
+    async def _submit(self, owner: str, topic: str, content: Any, options: AskKeywords) -> Handle:
+        self._check_loop()
+        own = AskOptions.of(options)
+        message = self.message
+        said = {
+            "priority": message.routing.priority,
+            "conversation_id": message.context.conversation_id,
+            "model": message.payload.model,
+            "parameters": message.payload.parameters,
+            **options,
+            "within_s": self.deadline.earliest(own.within_s),
+            "budget": self.budget.child().within(own.budget),
+            "nested": own.nested or message.nested,
+        }
+        handle = await self._caller.submit(topic, content, AskOptions.of(said), parent=message.id, owner=owner)
+        self._children = self._children or WeakSet()
+        self._children.add(handle)
+        if message.nested and not handle.done:
+            await self._stream().point_to(handle.task_id, handle.topic, handle.reply_to)
+        return handle
+
+    def lite(
+        self, id: str | None = None, owner: str | None = None, *, ttl_s: float | timedelta | None = None
+    ) -> LiteTopic:
+        """A lite topic to publish on and read from, of this process unless it names another owner.
+
+        See `LiteTopics.topic`.
+        """
+        return self._caller.lite_topics.topic(id, owner, ttl_s=ttl_s)
+
+    async def publish(self, topic: str, content: Any, *, conversation_id: str = "") -> None:
+        """Send an event to whoever listens now (at most once).
+
+        Raises:
+            InvalidSubjectError: `topic` is not `domain.specificity`.
+        """
+        self._check_loop()
+        await self._caller.publish(topic, content, conversation_id=conversation_id)
+
+    async def publish_durable(
+        self, topic: str, content: Any, *, event_id: str = "", conversation_id: str = ""
+    ) -> int:
+        """Store an event for durable subscriptions (at least once) and return its sequence.
+
+        See `Caller.publish_durable`. An attempt that is run again publishes again, unless it gives an `event_id`.
+        """
+        self._check_loop()
+        return await self._caller.publish_durable(
+            topic, content, event_id=event_id, conversation_id=conversation_id
+        )
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the work is to stop: somebody cancelled the task, or its time is up.
+
+        An async handler gets `asyncio.CancelledError`; one in a thread can't be interrupted and should look here.
+        """
+        return self._stopped
+
+    def charge(self, tokens: int) -> None:
+        """Note tokens that a model used; they count against the budget and are told in the outcome."""
+        self.tokens_spent += tokens
+        self.budget = self.budget.spend(tokens=tokens)
+
+    async def remember(self, item: Any) -> None:
+        """Add one JSON value to this agent's memory of the conversation; any replica can recall it."""
+        self._check_loop()
+        await self._caller.ports.lite.append(
+            self._memory_key, json.dumps(whole(item)).encode(), ttl_s=MEMORY_TTL_S
+        )
+
+    async def recall(self, *, most: int = 50) -> list[Any]:
+        """The newest `most` items this agent remembers of the conversation, oldest first."""
+        self._check_loop()
+        stored = self._caller.ports.lite.read(self._memory_key)
+        items = []
+        async for entry in stored:
+            # What is no JSON, or can't travel, was not remembered here.
+            with contextlib.suppress(ValueError):
+                if END_HEADER not in entry.headers:
+                    items.append(from_json(entry.data))
+        return items[max(0, len(items) - most) :]
+
+    @property
+    def _memory_key(self) -> str:
+        conversation = token_of(self.message.context.conversation_id)
+        return self._caller.ports.subjects.lite(f"memory-{self._agent}"[:64], conversation)
+
+
+class TurnContext(Context):
+    """The same as the turn that runs has it, and agents of the house."""
+
+    @property
+    def caller(self) -> Caller:
+        """The asking side itself, for discovery and for waiting on handles."""
+        return self._caller
+
+    async def submit_for(self, owner: str, topic: str, content: Any, **options: Unpack[AskKeywords]) -> Handle:
+        """As `submit`, with an owner of the lite topics that outcomes come back on; see `Caller.submit`."""
+        return await self._submit(owner, topic, content, options)
+
+    async def finish(self, end: str) -> None:
+        """End what was emitted, if anything was, before the outcome is stored; see `StreamWriter.finish`."""
+        self._ended = True
+        if self._writer is not None:
+            await self._writer.finish(end)
+
+    def close(self) -> None:
+        """Nothing is emitted any more, and nothing begins in a thread."""
+        self._ended = True
+        self.threads.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    def stop(self) -> None:
+        """Tell a handler in a thread that it should stop; what it waits for by `sync` is cancelled."""
+        self._stopped = True
+        for future in tuple(self._waits):
+            future.cancel()
+
+    async def cancel_children(self) -> None:
+        """Ask all tasks that were asked from here to stop; does not wait for them."""
+        running = [handle for handle in self._children or () if not handle.done]
+        await asyncio.gather(*(self._caller.request_cancel(handle) for handle in running))
+
+
+class SyncContext:
+    """What a plain `def` handler can't await; see `Context`.
+
+    When the task is cancelled or its time is up, whatever waits here raises `concurrent.futures.CancelledError`.
+    """
+
+    def __init__(self, context: Context, wait: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
+        self._context, self._wait = context, wait
+
+    def ask(self, topic: str, content: Any = None, /, **options: Unpack[AskKeywords]) -> Outcome:
+        """See `Context.ask`."""
+        outcome: Outcome = self._wait(self._context.ask(topic, content, **options))
+        return outcome
+
+    def submit(self, topic: str, content: Any = None, /, **options: Unpack[AskKeywords]) -> BlockingHandle:
+        """See `Context.submit`."""
+        return BlockingHandle(self._wait(self._context.submit(topic, content, **options)), self._wait)
+
+    def publish(self, topic: str, content: Any, **options: Any) -> None:
+        """See `Context.publish`."""
+        self._wait(self._context.publish(topic, content, **options))
+
+    def publish_durable(self, topic: str, content: Any, **options: Any) -> int:
+        """See `Context.publish_durable`."""
+        seq: int = self._wait(self._context.publish_durable(topic, content, **options))
+        return seq
+
+    def emit(self, chunk: Any) -> None:
+        """See `Context.emit`."""
+        self._wait(self._context.emit(chunk))
+
+    def remember(self, item: Any) -> None:
+        """See `Context.remember`."""
+        self._wait(self._context.remember(item))
+
+    def recall(self, *, most: int = 50) -> list[Any]:
+        """See `Context.recall`."""
+        items: list[Any] = self._wait(self._context.recall(most=most))
+        return items

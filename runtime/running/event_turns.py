@@ -1,0 +1,135 @@
+"""Durable events: stored, and delivered at least once to each group of subscribers."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+
+from squadron.runtime.calling import THREAD_GRACE_S, Threads, call
+from squadron.runtime.errors import InvalidMessageError
+from squadron.runtime.ports.queue import Delivery
+from squadron.runtime.retries import Retries, failure_details, summary_of, traceback_of
+from squadron.runtime.store.dead_letters import DeadLetters
+from squadron.runtime.store.port_set import Ports
+from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
+from squadron.runtime.wire.outcome import DeadLettered
+from squadron.runtime.wire.subjects import token_of
+
+#: How often an event is tried before it is buried: nobody waits for it, so it may take longer than a task.
+EVENT_MAX_ATTEMPTS = 5
+
+
+async def bury_event(
+    letters: DeadLetters, source: AgentIdentity, group: str, delivery: Delivery, outcome: DeadLettered
+) -> None:
+    """Store a dead letter for an event that this group gives up, and settle the event for it."""
+    owner, _, method = group.partition(".")
+    # Each group buries for itself: another one may well have handled the same event.
+    token = token_of(f"{outcome.task_id}-{method}" if method else outcome.task_id)
+    await letters.bury(owner, delivery, outcome, source=source, token=token, subscription=group)
+    await delivery.lease.settle()
+
+
+async def read_event(
+    letters: DeadLetters, source: AgentIdentity, group: str, delivery: Delivery
+) -> AgentMessage | None:
+    """The event of a delivery; bytes that nobody can read are buried for a person to look at."""
+    try:
+        return AgentMessage.decode(delivery.data)
+    except InvalidMessageError as error:
+        digest = hashlib.sha256(delivery.data).hexdigest()[:32]
+        outcome = DeadLettered(reason=str(error), task_id=digest, source=source.id, details={"attempts": 0})
+        await bury_event(letters, source, group, delivery, outcome)
+        return None
+
+
+class EventTurns:
+    """Runs one durable event handler of an agent on the events of its group."""
+
+    def __init__(
+        self,
+        group: str,
+        handle: Callable[[AgentMessage], Any],
+        ports: Ports,
+        *,
+        retries: Retries,
+        run_timeout_s: float,
+    ) -> None:
+        self.group, self._handle, self._ports = group, handle, ports
+        self._letters = DeadLetters(ports)
+        self._retries, self._run_timeout_s = retries, run_timeout_s
+        self._log = structlog.get_logger("squadron.event").bind(group=group, replica=ports.identity.id)
+
+    async def run(self, delivery: Delivery) -> None:
+        """Take one delivery to its end: handled and settled, handed back for another attempt, or buried."""
+        message = await read_event(self._letters, self._ports.identity, self.group, delivery)
+        if message is None:
+            return
+        attempt = await delivery.lease.begin()
+        if attempt > self._retries.max_attempts:
+            reason = f"its replica died or fell silent in each of {attempt - 1} attempts"
+            await self._give_up(delivery, message, attempt, reason, {"attempts": attempt - 1})
+            return
+        threads, turn = Threads(), asyncio.current_task()
+        try:
+            await self._run_handler(message, threads)
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError):
+                if turn is not None and turn.cancelling():
+                    await threads.ended(THREAD_GRACE_S)
+                    raise  # drained: somebody else handles it
+                error = RuntimeError("what the handler waited for was cancelled")
+            # A handler that calls sys.exit() would take the replica along; of another one nobody would hear.
+            # A thread can't be stopped, and two attempts may not act at once: it has as much time again.
+            over = await threads.ended(self._run_timeout_s)
+            await self._judge(error, delivery, message, attempt, over=over)
+        else:
+            await delivery.lease.settle()
+
+    async def _run_handler(self, message: AgentMessage, threads: Threads) -> None:
+        limit = asyncio.timeout(self._run_timeout_s)
+        try:
+            async with limit:
+                await call(threads, self._handle, message)
+        except TimeoutError:
+            if limit.expired():
+                raise TimeoutError(f"ran longer than its {self._run_timeout_s:g} s") from None
+            raise
+
+    async def _judge(
+        self, error: BaseException, delivery: Delivery, message: AgentMessage, attempt: int, *, over: bool
+    ) -> None:
+        summary = summary_of(error)
+        helps = over and self._retries.covers(error)
+        if helps and attempt < self._retries.max_attempts:
+            after_s = self._retries.after_s(attempt, error)
+            self._log.info("event.retry", message=message.id, error=summary, after_s=round(after_s, 3))
+            await delivery.lease.release(after_s)
+            return
+        self._log.warning("event.gave_up", message=message.id, error=summary, traceback=traceback_of(error))
+        details = failure_details(error, attempt)
+        reason = f"failed in each of {attempt} attempts, the last time with {summary}"
+        if not helps:
+            reason = f"failed with {summary}, against which no other attempt helps"
+        if not over:
+            reason = f"failed with {summary}; there can be no other attempt, as its thread still acts"
+        await self._give_up(delivery, message, attempt, reason, details)
+
+    async def _give_up(
+        self, delivery: Delivery, message: AgentMessage, attempt: int, reason: str, details: dict[str, Any]
+    ) -> None:
+        outcome = DeadLettered(
+            task_id=token_of(message.id),
+            topic=".".join(delivery.subject.split(".")[3:5]),
+            source=self._ports.identity.id,
+            attempt=attempt,
+            reason=reason,
+            details=details,
+        )
+        await bury_event(self._letters, self._ports.identity, self.group, delivery, outcome)

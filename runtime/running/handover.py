@@ -1,0 +1,66 @@
+"""Tasks that are for one replica, brought straight to it by whichever was delivered them."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Sequence
+
+from squadron.runtime.background import spawn
+from squadron.runtime.errors import BusUnavailableError, MessageTooLargeError, SquadronError
+from squadron.runtime.ports.bus import Note, Subscription
+from squadron.runtime.ports.queue import Delivery
+from squadron.runtime.running.pump import Pump
+from squadron.runtime.store.port_set import Ports
+from squadron.runtime.wire.subjects import TaskSubject, is_foreign
+
+#: How long a replica may take to say that it takes a task, in seconds, and how many are asked.
+TAKE_WITHIN_S, MOST_ASKED = 1.0, 3
+#: Pause before a task that nobody took is delivered again, in seconds, and the longest one; see `backoff_s`.
+HAND_ON_S, LONGEST_HAND_ON_S = 0.07, 4.0
+_TAKEN = b"taken"
+
+
+async def hand_over(ports: Ports, delivery: Delivery, replicas: Sequence[str]) -> bool:
+    """Give a delivery, lease and all, to one of these replicas; whether one took it."""
+    if not delivery.lease.token:
+        return False
+    head = f"{delivery.lease.token} {delivery.seq} {delivery.subject}\n".encode()
+    for replica in random.sample(replicas, min(len(replicas), MOST_ASKED)):
+        with contextlib.suppress(BusUnavailableError, MessageTooLargeError):
+            subject = ports.subjects.hand(replica)
+            answer = await ports.bus.request(subject, head + delivery.data, within_s=TAKE_WITHIN_S)
+            if answer == _TAKEN:
+                return True
+    return False
+
+
+class Handovers:
+    """The receiving side: what others hand to this replica goes to its pump."""
+
+    def __init__(self, ports: Ports, pump: Pump) -> None:
+        self._ports, self._pump = ports, pump
+        self._ear: Subscription | None = None
+
+    async def start(self) -> None:
+        """Begin to take tasks; once the pump has started."""
+        subject = self._ports.subjects.hand(self._ports.identity.id)
+        self._ear = await self._ports.bus.subscribe(subject, self._hear)
+
+    async def aclose(self) -> None:
+        """Take no more. May be called twice."""
+        if self._ear is not None:
+            await self._ear.aclose()
+
+    def _hear(self, note: Note) -> None:
+        head, _, data = note.data.partition(b"\n")
+        try:
+            token, seq, subject = head.decode().split(" ")
+            TaskSubject.parse(subject)
+            delivery = Delivery(subject, data, self._ports.queue.take_over(token), int(seq))
+        except (ValueError, SquadronError):
+            # Anybody may write there.
+            return
+        answer = _TAKEN if self._pump.offer(delivery) else b""
+        if is_foreign(note.reply):
+            spawn(self._ports.bus.publish(note.reply, answer), "hand over")

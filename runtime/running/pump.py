@@ -1,0 +1,182 @@
+"""Moves deliveries: mailbox → free slot → turn → settled."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol, TypeVar
+
+import structlog
+
+from squadron.runtime.background import spawn
+from squadron.runtime.errors import BusUnavailableError, SquadClosedError
+from squadron.runtime.ports.queue import Delivery, Feed
+from squadron.runtime.retries import traceback_of
+from squadron.runtime.wire.outcome import Outcome
+
+#: A lease is extended after this share of its time, so that two extensions may be lost.
+EXTEND_AT = 1 / 3
+
+
+async def keep_leases(lease_s: float, held: Callable[[], Iterable[Delivery]]) -> None:
+    """Extend the leases of what is held, again and again, until cancelled or the connection is closed."""
+    while True:
+        await asyncio.sleep(lease_s * EXTEND_AT)
+        try:
+            for delivery in held():
+                with contextlib.suppress(BusUnavailableError):
+                    await delivery.lease.extend()
+        except SquadClosedError:
+            return
+
+
+class Source(Protocol):
+    """What a pump pulls from: a mailbox, or a group of event subscribers."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def lease_s(self) -> float: ...
+
+
+S_contra = TypeVar("S_contra", bound=Source, contravariant=True)
+
+
+class Supply(Protocol[S_contra]):
+    """Who delivers from it: `Queue` or `EventLog`."""
+
+    async def consume(self, source: S_contra, sink: Callable[[Delivery], None], /) -> Feed: ...
+
+
+@dataclass(frozen=True, slots=True)
+class PumpStatistics:
+    """What a pump does now and has done: `outcomes` counts ended tasks by outcome kind."""
+
+    slots: int
+    in_flight: int
+    outcomes: dict[str, int]
+
+
+class Pump:
+    """Runs up to `slots` deliveries of one source at once; pulls one more for each that ends."""
+
+    def __init__(
+        self,
+        supply: Supply[S_contra],
+        source: S_contra,
+        run: Callable[[Delivery], Awaitable[Outcome | None]],
+        *,
+        slots: int,
+    ) -> None:
+        self._open = partial(supply.consume, source)
+        self._source: Source = source
+        self._run, self._slots = run, slots
+        self._in_flight: dict[asyncio.Task[None], Delivery] = {}
+        #: The same, by their places in the queue.
+        self._seqs: set[int] = set()
+        #: Those that others handed to us, and that wait for a slot.
+        self._handed: deque[Delivery] = deque()
+        self._feed: Feed | None = None
+        self._extender: asyncio.Task[None] | None = None
+        self._outcomes: Counter[str] = Counter()
+        self._log = structlog.get_logger("squadron.pump").bind(mailbox=source.name)
+
+    async def start(self) -> None:
+        """Begin to pull."""
+        # Kept, because asking for it costs a system call each time.
+        self._loop = asyncio.get_running_loop()
+        self._feed = await self._open(self._arrived)
+        self._extender = spawn(
+            keep_leases(self._source.lease_s, self._held), f"leases {self._source.name}", lasting=True
+        )
+        self._feed.want(self._slots)
+
+    def _arrived(self, delivery: Delivery) -> None:
+        if delivery.seq in self._seqs:
+            # Our own lease ran out, because something blocked the event loop; the work goes on.
+            if self._feed is not None:
+                self._feed.want(1)
+            return
+        self._begin(delivery)
+
+    def offer(self, delivery: Delivery) -> bool:
+        """Take what another replica was delivered for us, before all else; False if too much waits already."""
+        if delivery.seq in self._seqs or any(each.seq == delivery.seq for each in self._handed):
+            return True
+        if self._feed is None or len(self._handed) >= self._slots:
+            return False
+        if len(self._in_flight) < self._slots:
+            self._feed.want(-1)
+            self._begin(delivery)
+        else:
+            self._handed.append(delivery)
+        return True
+
+    def _begin(self, delivery: Delivery) -> None:
+        self._seqs.add(delivery.seq)
+        task = spawn(self._serve(delivery), f"turn {delivery.subject}", loop=self._loop)
+        self._in_flight[task] = delivery
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._seqs.discard(self._in_flight.pop(task).seq)
+        if self._handed:
+            self._begin(self._handed.popleft())
+        elif self._feed is not None:
+            self._feed.want(1)
+
+    async def _serve(self, delivery: Delivery) -> None:
+        try:
+            outcome = await self._run(delivery)
+        except asyncio.CancelledError:
+            # Drained past the grace period: somebody else gets the task at once.
+            await self._release(delivery)
+            raise
+        except BusUnavailableError as error:
+            # The outcome could not be stored; the task must not be settled, so it will be delivered again.
+            self._log.warning("pump.not_stored", subject=delivery.subject, error=str(error))
+        except Exception as error:
+            self._log.error("pump.turn_broke", subject=delivery.subject, traceback=traceback_of(error))
+            await self._release(delivery, self._source.lease_s)
+        else:
+            if outcome is not None:
+                self._outcomes[outcome.kind] += 1
+
+    async def _release(self, delivery: Delivery, after_s: float = 0.0) -> None:
+        with contextlib.suppress(BusUnavailableError):
+            await delivery.lease.release(after_s)
+
+    def _held(self) -> list[Delivery]:
+        return [*self._in_flight.values(), *self._handed]
+
+    def statistics(self) -> PumpStatistics:
+        """What it does now and has done."""
+        return PumpStatistics(self._slots, len(self._in_flight), dict(self._outcomes))
+
+    async def drain(self, within_s: float) -> None:
+        """Take nothing new, give running turns `within_s` seconds to end, and hand back the rest."""
+        if self._feed is not None:
+            feed, self._feed = self._feed, None
+            await feed.aclose()
+        while self._handed:
+            await self._release(self._handed.popleft())
+        if self._in_flight:
+            await asyncio.wait(self._in_flight, timeout=within_s)
+        for task in list(self._in_flight):
+            task.cancel()
+        if self._in_flight:
+            await asyncio.wait(self._in_flight)
+        if self._extender is not None:
+            self._extender.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._extender
+            self._extender = None
+
+    async def aclose(self) -> None:
+        """Stop now: running turns are handed back."""
+        await self.drain(0.0)

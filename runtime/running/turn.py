@@ -1,0 +1,384 @@
+"""One run of one handler on one message, to exactly one outcome."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import structlog
+
+from squadron.runtime.asking.caller import Caller
+from squadron.runtime.asking.cancel import Cancellations
+from squadron.runtime.calling import THREAD_GRACE_S
+from squadron.runtime.errors import (
+    InvalidInputError,
+    InvalidMessageError,
+    InvalidSubjectError,
+    Terminal,
+)
+from squadron.runtime.ports.queue import Delivery
+from squadron.runtime.retries import Retries, backoff_s, failure_details, summary_of, text_of, traceback_of
+from squadron.runtime.running.context import TurnContext
+from squadron.runtime.running.handover import HAND_ON_S, LONGEST_HAND_ON_S, hand_over
+from squadron.runtime.running.reports import Reports
+from squadron.runtime.store.dead_letters import DeadLetters
+from squadron.runtime.wire.envelope import LAST_MS, AgentMessage
+from squadron.runtime.wire.limits import Budget, Deadline
+from squadron.runtime.wire.outcome import (
+    Answer,
+    Cancelled,
+    DeadLettered,
+    Expired,
+    Failed,
+    Outcome,
+    Rejected,
+    Result,
+    TimedOut,
+    Undeliverable,
+)
+from squadron.runtime.wire.route import Route
+from squadron.runtime.wire.subjects import TaskSubject, matches, token_of
+from squadron.runtime.wire.topics import SemanticTopic
+
+#: A second outcome is dropped by its message id if it comes within this time, in seconds: half of JetStream's
+#: duplicate window. Past it, whoever stores one has to look whether one is there.
+ALONE_S = 60.0
+
+
+class Handler(Protocol):
+    """One served topic: how it describes itself, and how it is run."""
+
+    @property
+    def topic(self) -> SemanticTopic: ...
+
+    @property
+    def run_timeout_s(self) -> float: ...
+
+    @property
+    def retries(self) -> Retries: ...
+
+    async def run(self, content: Any, context: TurnContext) -> Any:
+        """Run the handler on validated input; returns JSON-ready data, or an `Answer`.
+
+        Raises:
+            InvalidInputError: the content does not fit.
+        """
+        ...
+
+
+#: What a handler has returned before it returns.
+_NOTHING = object()
+
+
+class OutputError(Exception):
+    """A handler returned what its own annotation does not allow."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Again:
+    """Not an outcome: the task is handed back for another attempt."""
+
+    after_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _HandOn:
+    """Not an outcome: the task is for one of these replicas."""
+
+    replicas: list[str]
+
+
+class Turns:
+    """Runs the deliveries of one mailbox through the handlers that serve it.
+
+    Args:
+        capabilities: what this replica offers to tasks that ask for it.
+    """
+
+    def __init__(
+        self,
+        agent: str,
+        handlers: Sequence[Handler],
+        caller: Caller,
+        *,
+        capabilities: Collection[str] = (),
+    ) -> None:
+        ports = caller.ports
+        self.agent, self._caller, self._ports = agent, caller, ports
+        self._letters = DeadLetters(ports)
+        self._reports = Reports(ports)
+        self._capabilities = frozenset(capabilities)
+        self._exact = {handler.topic.name: handler for handler in handlers}
+        self._families = [handler for handler in handlers if handler.topic.is_pattern]
+        self._cancelled = Cancellations(ports)
+        self._log = structlog.get_logger("squadron.turn").bind(agent=agent, replica=ports.identity.id)
+
+    async def start(self) -> None:
+        """Begin to hear of cancelled tasks; before the first turn."""
+        await self._cancelled.start()
+
+    async def aclose(self) -> None:
+        """Hear nothing more. May be called twice."""
+        await self._cancelled.aclose()
+
+    def _handler(self, topic: str) -> Handler | None:
+        exact = self._exact.get(topic)
+        return exact or next((h for h in self._families if matches(h.topic.name, topic)), None)
+
+    async def run(self, delivery: Delivery) -> Outcome | None:
+        """Take one delivery to its end: the outcome is stored first, and only then is the task settled.
+
+        Returns None when there is nothing to report: it was handed back, or its outcome was stored before.
+        """
+        try:
+            topic = TaskSubject.parse(delivery.subject).topic
+            message = AgentMessage.decode(delivery.data)
+        except (InvalidMessageError, InvalidSubjectError) as error:
+            await self._answer_poison(delivery, error)
+            await self._bury_poison(delivery, error)
+            return None
+        lite_key, announce = self._reports.address(message, topic)
+        # One that may have been here before: after a death, as a dead letter, or under an id of its caller's own.
+        *_, owner, id = lite_key.split(".")
+        asked_at, now = message.timestamp, self._ports.clock.time()
+        again = message.redriven or owner == id or not delivery.lease.first or now > asked_at + ALONE_S
+        if again and await self._settle_if_stored(delivery, message, lite_key, announce):
+            return None
+        looked_at = now if again else asked_at
+        ended = await self._attempt(delivery, message, topic, lite_key)
+        if isinstance(ended, _HandOn):
+            if not await hand_over(self._ports, delivery, ended.replicas):
+                await delivery.lease.release(backoff_s(delivery.lease.delivered, HAND_ON_S, LONGEST_HAND_ON_S))
+            return None
+        if isinstance(ended, _Again):
+            await delivery.lease.release(ended.after_s)
+            return None
+        late = self._ports.clock.time() > looked_at + ALONE_S
+        if late and await self._settle_if_stored(delivery, message, lite_key, announce):
+            return None
+        if isinstance(ended, DeadLettered):
+            await self._letters.bury(self.agent, delivery, ended, source=self._ports.identity)
+        reported = await self._reports.store(message, ended, lite_key, announce)
+        if not isinstance(ended, DeadLettered | Rejected):
+            # A dead letter may be sent again, with the claim that it carries.
+            await self._ports.claims.drop(message)
+        await delivery.lease.settle()
+        return reported
+
+    async def _settle_if_stored(
+        self, delivery: Delivery, message: AgentMessage, lite_key: str, announce: str
+    ) -> bool:
+        """Whether it has ended before: its caller gave it up, or a replica died before it had settled it."""
+        stored = await self._reports.stored(message, lite_key)
+        if stored is None:
+            return False
+        # Maybe it was not announced.
+        await self._reports.announce(announce, stored)
+        await delivery.lease.settle()
+        return True
+
+    async def _attempt(
+        self, delivery: Delivery, message: AgentMessage, topic: str, lite_key: str
+    ) -> Outcome | _Again | _HandOn:
+        common: dict[str, Any] = {
+            "task_id": message.id,
+            "topic": topic,
+            "source": self._ports.identity.id,
+            "attempt": 1,
+        }
+        registry = self._caller.registry
+        if not registry.knows_of(message.seen):
+            # Nobody decides on less than its caller saw.
+            await registry.catch_up(message.seen)
+        handler = self._handler(topic)
+        if handler is None:
+            return Undeliverable(reason=f"{self.agent} does not serve {topic!r} any more", **common)
+        refusal = self._refusal(message, common)
+        if refusal is not None:
+            return refusal
+        attempt = common["attempt"] = await delivery.lease.begin()
+        if attempt > handler.retries.max_attempts:
+            reason = f"its replica died or fell silent in each of {attempt - 1} attempts"
+            common["attempt"] = attempt - 1
+            return DeadLettered(reason=reason, details={"attempts": attempt - 1}, **common)
+        context = self._context(message, common, lite_key)
+        try:
+            ended = await self._run_handler(handler, delivery, context, common)
+            # Whoever reads the outcome can count on all that was emitted before it.
+            await context.finish("again" if isinstance(ended, _Again) else ended.kind)
+            return ended
+        finally:
+            context.close()
+
+    def _refusal(self, message: AgentMessage, common: dict[str, Any]) -> Outcome | _HandOn | None:
+        if self._cancelled.includes(message.id):
+            return Cancelled(reason="cancelled before it started", **common)
+        now, routing, limits = self._ports.clock.time(), message.routing, message.payload.constraints
+        if routing.timeout is not None and now > message.timestamp + routing.timeout / 1000:
+            reason = f"waited longer than its {routing.timeout / 1000:g} s in the mailbox"
+            return Expired(reason=reason, **common)
+        if limits is not None and limits.deadline is not None and now * 1000 > limits.deadline:
+            return Expired(reason="its caller's deadline passed before it started", **common)
+        if (route := Route.of(message)) and (reason := route.misfit(self.agent, self._me, self._capabilities)):
+            return self._hand_on(route, reason, common)
+        if exhausted := _budget(message).exhausted:
+            details = {"field": exhausted}
+            return Rejected(reason=f"the budget of {exhausted} is used up", details=details, **common)
+        return None
+
+    @property
+    def _me(self) -> str:
+        return self._ports.identity.id
+
+    def _hand_on(self, route: Route, reason: str, common: dict[str, Any]) -> Outcome | _HandOn:
+        """Not for this replica: on to another that lives and may run it."""
+        others = self._caller.registry.replicas(self.agent)
+        fit = [name for name, them in others.items() if not route.misfit(self.agent, name, them.capabilities)]
+        if fit:
+            return _HandOn(fit)
+        details = {"replicas": sorted({*others, self._me})}
+        return Undeliverable(reason=f"no replica may run it: {reason}", details=details, **common)
+
+    async def _run_handler(
+        self, handler: Handler, delivery: Delivery, context: TurnContext, common: dict[str, Any]
+    ) -> Outcome | _Again:
+        message = context.message
+        turn = asyncio.current_task(self._caller.loop)
+        assert turn is not None
+        #: Why we stopped it ourselves.
+        stopped: list[str] = []
+
+        def stop(why: str) -> None:
+            stopped.append(why)
+            context.stop()
+            turn.cancel()
+
+        started = self._caller.loop.time()
+        limit_s = context.deadline.earliest(handler.run_timeout_s)
+        # A plain timer: `asyncio.timeout` costs three times as much, for each task.
+        late = self._caller.loop.call_later(limit_s, stop, "late")
+        self._cancelled.watch(message.id, partial(stop, "cancelled"))
+        answer: Any = _NOTHING
+        failure: BaseException | None = None
+        try:
+            context.message = await self._ports.claims.resolve(message)
+            answer = await _run_to_the_end(handler, context, turn)
+        except asyncio.CancelledError:
+            if not stopped:
+                if turn.cancelling():
+                    raise  # drained: somebody else runs it
+                failure = RuntimeError("what the handler waited for was cancelled")
+        except GeneratorExit:
+            raise  # our own end, not the handler's
+        except BaseException as error:
+            # A handler that calls sys.exit() would take the replica along; of another one nobody would hear.
+            failure = error
+        finally:
+            late.cancel()
+            self._cancelled.unwatch(message.id)
+        common |= {"latency_ms": (self._caller.loop.time() - started) * 1000, "tokens": context.tokens_spent}
+        for _ in stopped:
+            turn.uncancel()
+        if "cancelled" in stopped:
+            await context.cancel_children()
+            return Cancelled(reason="cancelled while it ran", **common)
+        if stopped and answer is _NOTHING:
+            return TimedOut(reason=f"ran longer than its {round(limit_s, 3):g} s", **common)
+        if isinstance(failure, InvalidInputError):
+            return await self._invalid(delivery, failure, common)
+        if failure is not None:
+            return self._judge(failure, handler.retries, common, context)
+        if not isinstance(answer, Answer):
+            answer = Answer(answer)
+        return Result(data=answer.data, confidence=answer.confidence, reasoning=answer.reasoning, **common)
+
+    def _context(self, message: AgentMessage, common: dict[str, Any], lite_key: str) -> TurnContext:
+        limits = message.payload.constraints
+        clock = self._ports.clock
+        # Without a deadline of the caller's only the handler's own limit counts.
+        at_ms = limits.deadline if limits is not None and limits.deadline is not None else LAST_MS
+        return TurnContext(
+            message,
+            agent=self.agent,
+            topic=common["topic"],
+            attempt=common["attempt"],
+            deadline=Deadline(at_ms, clock),
+            budget=_budget(message),
+            caller=self._caller,
+            lite_key=lite_key,
+            log=self._log,
+        )
+
+    async def _invalid(self, delivery: Delivery, error: InvalidInputError, common: dict[str, Any]) -> Outcome:
+        """Past the door of a caller's own check: its sender is told, and it is kept for a person to look at."""
+        outcome = Rejected(reason=str(error), details={"field": error.field}, **common)
+        await self._letters.bury(self.agent, delivery, outcome, source=self._ports.identity)
+        return outcome
+
+    def _judge(
+        self, error: BaseException, retries: Retries, common: dict[str, Any], context: TurnContext
+    ) -> Outcome | _Again:
+        summary = summary_of(error)
+        attempt = common["attempt"]
+        if isinstance(error, Terminal | OutputError) or not retries.covers(error):
+            kind = type(error).__name__
+            return Failed(reason=text_of(error) or kind, details={"type": kind}, **common)
+        after_s = retries.after_s(attempt, error)
+        if attempt < retries.max_attempts and after_s < context.deadline.remaining_s():
+            context.log.info("turn.retry", error=summary, after_s=round(after_s, 3))
+            return _Again(after_s)
+        context.log.warning("turn.gave_up", error=summary, traceback=traceback_of(error))
+        details = failure_details(error, attempt)
+        reason = f"failed in each of {attempt} attempts, the last time with {summary}"
+        if attempt < retries.max_attempts:
+            reason = f"no time is left for attempt {attempt + 1}; the last failed with {summary}"
+        return DeadLettered(reason=reason, details=details, **common)
+
+    async def _answer_poison(self, delivery: Delivery, error: Exception) -> None:
+        """Of what can't be served, id and address may still be readable: its sender need not wait in vain."""
+        try:
+            raw = json.loads(delivery.data)
+            id, reply_to = raw["id"], raw["replyTo"]
+            now = self._ports.clock.time()
+            message = AgentMessage.new("task", self._ports.identity, id=id, reply_to=reply_to, timestamp=now)
+        except (ValueError, TypeError, KeyError, RecursionError):
+            return
+        outcome = DeadLettered(reason=str(error), task_id=message.id, details={"attempts": 0})
+        lite_key, announce = self._reports.address(message, "poison.message")
+        # Not as the task's own outcome: the same message may be put back, and served.
+        await self._reports.store(message, outcome, lite_key, announce, msg_id=f"{token_of(message.id)}.poison")
+
+    async def _bury_poison(self, delivery: Delivery, error: Exception) -> None:
+        """Bytes nobody can read get no second try; they are kept for a person to look at."""
+        self._log.warning("turn.poison", subject=delivery.subject, error=str(error))
+        await self._letters.bury_poison(self.agent, delivery, error, source=self._ports.identity)
+        await delivery.lease.settle()
+
+
+async def _run_to_the_end(handler: Handler, context: TurnContext, turn: asyncio.Task[Any]) -> Any:
+    """Run a handler; what fails is over when nothing of it acts in a thread any more: else two attempts would."""
+    try:
+        return await handler.run(context.message.payload.content, context)
+    except GeneratorExit:
+        raise
+    except BaseException as error:
+        # What counts cancellations may count one of a task group that is over (CPython 3.11).
+        if context.cancelled or (isinstance(error, asyncio.CancelledError) and turn.cancelling()):
+            context.stop()
+            await context.threads.ended(THREAD_GRACE_S)
+        else:
+            # Until its own time is up.
+            await context.threads.ended()
+        raise
+
+
+def _budget(message: AgentMessage) -> Budget:
+    limits = message.payload.constraints
+    if limits is None:
+        return Budget()
+    # A stranger may have overspent.
+    return Budget(tokens=None if limits.tokens is None else max(0, limits.tokens), hops=limits.hops)

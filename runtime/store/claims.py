@@ -1,0 +1,132 @@
+"""Claim checks: a payload too large for a message waits in the vault, and the message carries its name."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from typing import Any
+
+import structlog
+from pydantic import Field, ValidationError
+
+from squadron.runtime.errors import BusUnavailableError, InvalidMessageError, MessageTooLargeError
+from squadron.runtime.ports.vault import MOST_BYTES, OVER_BYTES, Vault
+from squadron.runtime.wire.envelope import AgentMessage, Payload, Wire
+
+#: How long a task's input waits in the vault, in seconds: as long as the dead letter that the task may become.
+#: A task that is settled otherwise takes its input along.
+INPUT_KEEP_S = 90 * 24 * 3600.0
+
+#: What may stand in a payload beside the claim: limits are looked at before the rest is fetched.
+_BESIDE = {"claim", "constraints"}
+_log = structlog.get_logger("squadron.claims")
+
+
+class Claim(Wire):
+    """Stands in place of a payload: its name in the vault, its size, and the SHA-256 of its bytes in hex."""
+
+    name: str = Field(min_length=1, max_length=128)
+    bytes: int = Field(ge=0)
+    sha256: str
+
+
+def claim_of(message: AgentMessage) -> Claim | None:
+    """The claim that a message carries; a payload with anything but limits beside it is none.
+
+    Raises:
+        InvalidMessageError: it is not of a claim's shape.
+    """
+    given = message.payload.model_fields_set
+    if "claim" not in given or not given <= _BESIDE:
+        return None
+    try:
+        return Claim.model_validate((message.payload.model_extra or {})["claim"])
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        field = ".".join(("payload.claim", *(str(part) for part in first["loc"])))
+        raise InvalidMessageError(f"field {field!r}: {first['msg']}", field=field) from None
+
+
+class Claims:
+    """Seals messages that are to travel, and opens those that came.
+
+    A message of at most `over_bytes` travels as it is, a larger one as a claim, and one of more than `most_bytes`
+    not at all.
+    """
+
+    def __init__(self, vault: Vault, *, over_bytes: int = OVER_BYTES, most_bytes: int = MOST_BYTES) -> None:
+        self.vault, self._over_bytes, self._most_bytes = vault, over_bytes, most_bytes
+
+    async def seal(self, data: bytes, *, keep_s: float) -> bytes:
+        """An encoded message as it can travel; a payload that goes to the vault is kept for `keep_s` seconds.
+
+        Raises:
+            MessageTooLargeError: more than `most_bytes`; nothing was stored.
+            BusUnavailableError: the vault did not take it.
+        """
+        if len(data) <= self._over_bytes:
+            return data
+        self._check(len(data))
+        message = AgentMessage.decode(data)
+        payload = message.payload.encode()
+        claim = Claim(
+            name=await self.vault.store(payload, keep_s=keep_s), bytes=len(payload), sha256=await _digest(payload)
+        )
+        stub: dict[str, Any] = {"claim": claim.model_dump()}
+        if message.payload.constraints is not None:
+            stub["constraints"] = message.payload.constraints
+        return message.model_copy(update={"payload": Payload.model_validate(stub)}).encode()
+
+    async def open(self, data: bytes) -> AgentMessage:
+        """Read a message that came, with its whole payload.
+
+        Raises:
+            InvalidMessageError, ClaimLostError, MessageTooLargeError, BusUnavailableError: as `resolve`.
+        """
+        return await self.resolve(AgentMessage.decode(data))
+
+    async def resolve(self, message: AgentMessage) -> AgentMessage:
+        """The message with the payload that it claims; itself if it claims none.
+
+        Raises:
+            InvalidMessageError: the claim or what it names is malformed, or is not what was claimed.
+            ClaimLostError: the payload is not there any more.
+            MessageTooLargeError: more than `most_bytes`; nothing was fetched.
+            BusUnavailableError: the vault does not answer; later it may.
+        """
+        claim = claim_of(message)
+        if claim is None:
+            return message
+        self._check(claim.bytes)
+        payload = await self.vault.fetch(claim.name)
+        if len(payload) != claim.bytes or await _digest(payload) != claim.sha256:
+            reason = f"the payload of {message.id} is not the one that was claimed (SHA-256)"
+            raise InvalidMessageError(reason, field="payload.claim")
+        try:
+            whole = Payload.model_validate_json(payload)
+        except ValidationError as error:
+            raise InvalidMessageError(f"field 'payload': {error.errors()[0]['msg']}", field="payload") from None
+        if message.payload.constraints is not None:
+            # A message that is sent again has a later deadline than the payload that waited for it.
+            whole = whole.model_copy(update={"constraints": message.payload.constraints})
+        return message.model_copy(update={"payload": whole})
+
+    async def drop(self, message: AgentMessage) -> None:
+        """Forget what the message, as it travelled, claims; what can't be forgotten now ends with its time."""
+        try:
+            if claim := claim_of(message):
+                await self.vault.drop(claim.name)
+        except (InvalidMessageError, BusUnavailableError) as error:
+            _log.info("claims.not_dropped", message=message.id, error=str(error))
+
+    def _check(self, size: int) -> None:
+        if size > self._most_bytes:
+            raise MessageTooLargeError(
+                f"{size:,} bytes are more than the {self._most_bytes:,} of the largest message",
+                hint="send a reference instead, or raise SQUADRON_MAX_MESSAGE_BYTES",
+            )
+
+
+async def _digest(data: bytes) -> str:
+    # In a thread: for 50 MB it takes as long as hundreds of small messages.
+    return (await asyncio.to_thread(hashlib.sha256, data)).hexdigest()

@@ -1,0 +1,377 @@
+"""Dead letters: messages that were given up, kept with the reason until somebody puts them back or drops them."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import json
+import math
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from squadron.runtime.errors import (
+    CutLetterError,
+    InvalidMessageError,
+    InvalidSubjectError,
+    MessageTooLargeError,
+    SquadronError,
+    UnknownLetterError,
+)
+from squadron.runtime.ports.journal import Entry
+from squadron.runtime.ports.queue import Delivery
+from squadron.runtime.store.port_set import Ports
+from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage, pack
+from squadron.runtime.wire.outcome import DeadLettered, Outcome, from_content
+from squadron.runtime.wire.subjects import TaskSubject, check_pattern, matches, token_of
+
+#: How much of a message is kept that is too large for a letter, in characters or, if it is no text, bytes.
+CUT_AT = 100_000
+#: Longest id that is kept of a message that was cut, or that nobody could read, in characters.
+LONGEST_ID = 256
+#: How many candidates an error names.
+_NAMED = 5
+
+#: Called with how many letters are done and how many there are.
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A message that was given up.
+
+    Attributes:
+        id: the task's id; of what nobody could read, a digest.
+        agent: whose mailbox it was in.
+        subject: where it was put, and is put back to.
+        reason: why it was given up, in words.
+        attempts: how often it was tried; 0 if nobody could read it.
+        last_error: type and text of the last exception; may be empty, as its digest may.
+        traceback_digest: the same for the same traceback.
+        buried_at: seconds since the epoch.
+        message: the bytes as they came.
+        complete: whether these are all of them: of a message too large for a letter only the beginning is kept.
+        key: where the letter lies in the journal.
+        seq: which entry of the journal it is.
+    """
+
+    id: str
+    agent: str
+    subject: str
+    reason: str
+    attempts: int
+    last_error: str
+    traceback_digest: str
+    buried_at: float
+    message: bytes
+    complete: bool
+    key: str
+    seq: int
+
+    @property
+    def topic(self) -> str:
+        """The topic it was sent to."""
+        return ".".join(self.subject.split(".")[3:5])
+
+    @property
+    def token(self) -> str:
+        """Its other name: the id if that is a token and was read for sure, else a digest."""
+        return self.key.rpartition(".")[2]
+
+    def is_called(self, prefix: str) -> bool:
+        """Whether its id or its token begins so."""
+        return self.id.startswith(prefix) or self.token.startswith(prefix)
+
+    @classmethod
+    def read(cls, entry: Entry) -> DeadLetter:
+        """A letter as the journal has it; what is no letter is shown as it is, to be dropped."""
+        agent, token = entry.key.split(".")[3:5]
+        place: dict[str, Any] = {"agent": agent, "key": entry.key, "seq": entry.seq}
+        try:
+            event = AgentMessage.decode(entry.data)
+            content, outcome = event.payload.content, from_content(event.payload.content)
+            return cls(
+                id=str(content["taskId"]),
+                subject=str(content["subject"]),
+                reason=outcome.reason,
+                attempts=int(outcome.details.get("attempts", outcome.attempt)),
+                last_error=str(outcome.details.get("last_error", "")),
+                traceback_digest=str(outcome.details.get("traceback_digest", "")),
+                buried_at=event.timestamp,
+                message=_unpacked(content),
+                complete="messageBytes" not in content,
+                **place,
+            )
+        except (SquadronError, LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            return cls(
+                id=token,
+                subject="",
+                reason=f"this is no dead letter: {type(error).__name__}: {error}",
+                attempts=0,
+                last_error="",
+                traceback_digest="",
+                buried_at=0.0,
+                message=entry.data,
+                complete=False,
+                **place,
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The letter as JSON: `message` if that is text, else `message_base64`."""
+        names = ("id", "agent", "topic", "subject", "reason", "attempts", "last_error", "traceback_digest")
+        plain = {name: getattr(self, name) for name in (*names, "buried_at", "complete")}
+        try:
+            return plain | {"message": self.message.decode()}
+        except UnicodeDecodeError:
+            return plain | {"message_base64": base64.b64encode(self.message).decode()}
+
+
+@dataclass(frozen=True, slots=True)
+class Redriven:
+    """What a redrive did: the ids that are back in their mailboxes, and why the others lie where they were."""
+
+    ids: tuple[str, ...]
+    left: Mapping[str, SquadronError]
+
+
+class DeadLetters:
+    """The dead letters of one environment.
+
+    All verbs can be narrowed to one `agent`, those over many letters also to a `topic`, which may be a pattern.
+    An id may be shortened as long as one letter only begins so.
+    """
+
+    def __init__(self, ports: Ports) -> None:
+        self._journal, self._queue, self._claims = ports.dead, ports.queue, ports.claims
+        self._subjects, self._clock = ports.subjects, ports.clock
+
+    # --- burying -------------------------------------------------------------------------------------
+
+    async def bury(
+        self,
+        agent: str,
+        delivery: Delivery,
+        outcome: Outcome,
+        *,
+        source: AgentIdentity,
+        token: str = "",
+        **about: Any,
+    ) -> None:
+        """Keep a message that `agent` gave up; it is stored when this returns. Settling it is the caller's.
+
+        Args:
+            source: who buries it.
+            token: what the letter lies under, if not the task's id.
+            about: more fields of the letter's content.
+
+        Raises:
+            BusUnavailableError: not acknowledged in time; burying it again is one letter.
+        """
+        content = outcome.to_content() | {"subject": delivery.subject, "taskId": outcome.task_id, **about}
+        token = token or token_of(outcome.task_id)
+        key = self._subjects.dead(agent, token)
+        # The place in the queue: what was put back and fails again is another letter.
+        msg_id = f"{agent}.{token}.dead.{delivery.seq}"
+
+        async def append(message: dict[str, Any]) -> None:
+            letter = pack("event", source, {"content": content | message}, timestamp=self._clock.time())
+            await self._journal.append(key, letter, msg_id=msg_id)
+
+        try:
+            await append(_packed(delivery.data))
+        except MessageTooLargeError:
+            # As text in JSON bytes may grow sixfold; a letter that is cut off is better than none.
+            await append({"taskId": outcome.task_id[:LONGEST_ID], **_packed(delivery.data, CUT_AT)})
+
+    async def bury_poison(
+        self, agent: str, delivery: Delivery, error: Exception, *, source: AgentIdentity
+    ) -> None:
+        """Keep what nobody can serve; its id is its own if that can be read.
+
+        The same bytes on the same subject are one letter, as often as they come; an id alone is not, for who
+        sends such things may give all of them the same.
+        """
+        digest = hashlib.sha256(delivery.subject.encode() + b"\n" + delivery.data).hexdigest()[:32]
+        outcome = DeadLettered(task_id=_id_in(delivery.data) or digest, reason=str(error), details={"attempts": 0})
+        await self.bury(agent, delivery, outcome, source=source, token=digest)
+
+    # --- looking -------------------------------------------------------------------------------------
+
+    async def list(self, *, topic: str = "", agent: str = "", most: int = 100) -> tuple[DeadLetter, ...]:
+        """The newest letters, at most so many, newest first.
+
+        Raises:
+            InvalidSubjectError: `topic` is not a pattern of topics, or `agent` not a name.
+        """
+        newest: dict[str, DeadLetter] = {}
+        async for letter in self._read(topic, agent):
+            newest.pop(letter.key, None)
+            newest[letter.key] = letter
+            if len(newest) > most:
+                del newest[next(iter(newest))]
+        return tuple(reversed(newest.values()))
+
+    async def show(self, id: str, *, agent: str = "") -> DeadLetter:
+        """One letter.
+
+        Raises:
+            UnknownLetterError: there is none, or it is not clear which.
+        """
+        if not id:
+            raise UnknownLetterError("an empty id names no dead letter")
+        pattern = self._subjects.dead_of(agent).removesuffix(">") + token_of(id)
+        found = {entry.key: DeadLetter.read(entry) for entry in await self._journal.latest(pattern)}
+        if not found:
+            found = {each.key: each async for each in self._read("", agent) if each.is_called(id)}
+            found = {key: each for key, each in found.items() if each.id == id} or found
+        if len(found) == 1:
+            return next(iter(found.values()))
+        if not found:
+            raise UnknownLetterError(f"there is no dead letter {id!r}", hint="see `squadron dlq list`")
+        named = ", ".join(f"{each.token} of {each.agent}" for each in [*found.values()][:_NAMED])
+        raise UnknownLetterError(
+            f"{id!r} may be any of {len(found)} dead letters", hint=f"be clearer, or name the agent: {named}"
+        )
+
+    async def _read(self, topic: str, agent: str) -> AsyncIterator[DeadLetter]:
+        """All entries that fit, oldest first; of a key the last one counts."""
+        if topic:
+            check_pattern(topic)
+        async for entry in self._journal.read(self._subjects.dead_of(agent)):
+            letter = DeadLetter.read(entry)
+            if not topic or (letter.topic.count(".") == 1 and matches(topic, letter.topic)):
+                yield letter
+
+    # --- moving --------------------------------------------------------------------------------------
+
+    async def redrive(
+        self, *ids: str, all: bool = False, topic: str = "", agent: str = "", on_progress: Progress | None = None
+    ) -> Redriven:
+        """Put messages back where they came from, under their ids and with all their attempts; oldest first.
+
+        Their timestamp becomes now, and their deadline moves along. A letter is erased once the queue has its
+        message; one that could not be erased may be redriven again: within two minutes that counts once.
+
+        Args:
+            all: every letter that fits `topic` and `agent`; those that can't be put back stay where they are.
+            on_progress: called with each letter that is done.
+
+        Raises:
+            UnknownLetterError: an id names no letter, or several; nothing was moved.
+            CutLetterError: only the beginning of a message was kept; nothing was moved.
+            InvalidSubjectError, MessageTooLargeError: one can't be put back; those before it were.
+            BusUnavailableError: the rest lies where it was.
+        """
+        done: list[str] = []
+        left: dict[str, SquadronError] = {}
+        keys = await self._keys(ids, all, topic, agent, whole=True)
+        for number, key in enumerate(keys, 1):
+            # Read when its turn comes: all messages at once may be more than fits into memory.
+            if entry := await self._journal.last(key):
+                letter = DeadLetter.read(entry)
+                try:
+                    await self._put_back(letter)
+                    done.append(letter.id)
+                except (CutLetterError, InvalidSubjectError, MessageTooLargeError) as error:
+                    if not all:
+                        raise
+                    left[letter.id] = error
+            if on_progress is not None:
+                on_progress(number, len(keys))
+        return Redriven(tuple(done), left)
+
+    async def _put_back(self, letter: DeadLetter) -> None:
+        _check_whole(letter)
+        if TaskSubject.parse(letter.subject).environment != self._subjects.environment:
+            raise InvalidSubjectError(f"{letter.subject!r} is in another environment")
+        data = _renewed(letter.message, self._clock.time())
+        # By the letter, not by the id alone: a stranger may have sent one id to two topics.
+        await self._queue.put(letter.subject, data, msg_id=f"{token_of(letter.id)}.redriven.{letter.seq}")
+        # Not what came since: the message may have been given up again by now.
+        await self._journal.erase(letter.key, through_seq=letter.seq)
+
+    async def drop(
+        self, *ids: str, all: bool = False, topic: str = "", agent: str = "", on_progress: Progress | None = None
+    ) -> int:
+        """Erase letters for good; returns how many.
+
+        Args:
+            all: every letter that fits `topic` and `agent`.
+            on_progress: called with each letter that is done.
+
+        Raises:
+            UnknownLetterError: an id names no letter, or several; nothing was dropped.
+        """
+        keys = await self._keys(ids, all, topic, agent)
+        for number, (key, seq) in enumerate(keys.items(), 1):
+            if entry := await self._journal.last(key):
+                with contextlib.suppress(InvalidMessageError):
+                    # What it left in the vault goes with it.
+                    await self._claims.drop(AgentMessage.decode(DeadLetter.read(entry).message))
+            await self._journal.erase(key, through_seq=seq)
+            if on_progress is not None:
+                on_progress(number, len(keys))
+        return len(keys)
+
+    async def _keys(
+        self, ids: Sequence[str], all: bool, topic: str, agent: str, *, whole: bool = False
+    ) -> dict[str, int]:
+        """Keys of the chosen letters, oldest first, each with its newest entry."""
+        if all:
+            return {letter.key: letter.seq async for letter in self._read(topic, agent)}
+        letters = [await self.show(id, agent=agent) for id in ids]
+        if whole:
+            for letter in letters:
+                _check_whole(letter)
+        return {letter.key: letter.seq for letter in sorted(letters, key=lambda letter: letter.seq)}
+
+
+def _check_whole(letter: DeadLetter) -> None:
+    if not letter.complete:
+        raise CutLetterError(
+            f"only a part of the message of {letter.id} was kept ({len(letter.message)} bytes)",
+            hint="have it sent anew, and drop the letter",
+        )
+
+
+def _renewed(data: bytes, now: float) -> bytes:
+    """The message as it is put back."""
+    try:
+        message = AgentMessage.decode(data)
+    except InvalidMessageError:
+        # We can't read it. A newer version may, and gets it as it was sent.
+        return data
+    metadata = {**(message.metadata or {}), "redriven": message.redriven + 1}
+    changes: dict[str, Any] = {"timestamp": now, "metadata": metadata}
+    limits, later_ms = message.payload.constraints, 1000 * (now - message.timestamp)
+    # A timestamp may be any number that JSON can hold.
+    if limits is not None and limits.deadline is not None and math.isfinite(later_ms):
+        limits = limits.model_copy(update={"deadline": limits.deadline + round(later_ms)})
+        changes["payload"] = message.payload.model_copy(update={"constraints": limits})
+    return message.model_copy(update=changes).encode()
+
+
+def _id_in(data: bytes) -> str:
+    """The id in a message that we can't read as a whole; empty if there is none to speak of."""
+    try:
+        id = json.loads(data)["id"]
+        return id if len(id.encode()) <= LONGEST_ID else ""
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return ""
+
+
+def _packed(data: bytes, most: int | None = None) -> dict[str, Any]:
+    """Bytes as fields of a letter; with `most` only so many of them, and how many there were."""
+    packed: dict[str, Any] = {} if most is None else {"messageBytes": len(data)}
+    try:
+        return packed | {"message": data.decode()[:most]}
+    except UnicodeDecodeError:
+        return packed | {"messageBase64": base64.b64encode(data[:most]).decode()}
+
+
+def _unpacked(content: Mapping[str, Any]) -> bytes:
+    if "messageBase64" in content:
+        return base64.b64decode(content["messageBase64"])
+    text: str = content["message"]
+    return text.encode()

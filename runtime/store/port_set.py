@@ -1,0 +1,36 @@
+"""One process's place on the bus, as a value: who it is, and every role that it needs from the outside."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Unpack
+
+from squadron.runtime.ports.bus import UnreliableBus
+from squadron.runtime.ports.events import EventLog
+from squadron.runtime.ports.journal import Journal
+from squadron.runtime.ports.lite_journal import LiteJournal
+from squadron.runtime.ports.queue import Queue
+from squadron.runtime.store.claims import Claims
+from squadron.runtime.wire.envelope import AgentIdentity, Head, MessageType, pack
+from squadron.runtime.wire.limits import Clock
+from squadron.runtime.wire.subjects import Subjects
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ports:
+    """What everything that runs or asks is given. `lite` holds lite topics, `dead` the dead letters."""
+
+    identity: AgentIdentity
+    subjects: Subjects
+    clock: Clock
+    bus: UnreliableBus
+    queue: Queue
+    events: EventLog
+    lite: LiteJournal
+    dead: Journal
+    claims: Claims
+
+    def pack(self, type: MessageType, payload: dict[str, Any], **head: Unpack[Head]) -> bytes:
+        """A message of this process, by its clock; see `wire.envelope.pack`."""
+        head.setdefault("timestamp", self.clock.time())
+        return pack(type, self.identity, payload, **head)

@@ -1,0 +1,1 @@
+"""What a task emits, written and read without a gap. Nothing here knows who asked."""

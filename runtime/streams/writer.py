@@ -1,0 +1,221 @@
+"""What a task emits: numbered messages on its lite topic, of which none is lost and none comes twice.
+
+Each attempt at a task has a stream of its own. Its `epoch` is higher than that of all attempts before it, so that
+a reader knows what is outdated, be it late or from a replica that goes on without its lease.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from squadron.runtime.background import spawn
+from squadron.runtime.errors import BusUnavailableError, SquadronError
+from squadron.runtime.store.port_set import Ports
+from squadron.runtime.wire.envelope import AgentMessage
+from squadron.runtime.wire.outcome import LITE_TTL_S, Outcome
+
+#: How far a writer may be ahead of the oldest chunk that is not acknowledged. Enough for 20,000 chunks a second on
+#: acknowledgements that take 10 ms; a reader holds back so many at most.
+WINDOW = 256
+#: Pause before what was not acknowledged is sent again, in seconds.
+AGAIN_S = 0.25
+#: How long the last acknowledgements may take, in seconds: a restart of the server takes one or two.
+FINISH_WITHIN_S = 20.0
+#: Attempts in one life of a task; each life after a redrive begins so many epochs later.
+EPOCHS_PER_LIFE = 1000
+
+
+def epoch_of(redriven: int, attempt: int) -> int:
+    """The epoch of an attempt: its number, and higher for a task that was put back `redriven` times."""
+    return redriven * EPOCHS_PER_LIFE + attempt
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """One chunk; `number` counts from 0 in each epoch, and is -1 if a foreign producer did not number it."""
+
+    value: Any
+    number: int
+    attempt: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Restarted:
+    """The task is run again: forget the chunks so far, those that follow are of the new epoch."""
+
+    attempt: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Nested:
+    """A chunk of a task that was asked by this one, or by one further down.
+
+    `path` holds the ids of the tasks on the way, the emitting one last; `topic` is the emitting one's.
+    """
+
+    path: tuple[str, ...]
+    topic: str
+    chunk: Chunk
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The end of a stream: the task's one outcome. `chunks` is how many the last epoch had."""
+
+    outcome: Outcome
+    chunks: int
+
+
+class StreamWriter:
+    """The stream of one attempt at a task.
+
+    Chunks are sent in order, without waiting for each to be stored; what is not acknowledged is sent again. Each
+    is also told to whoever listens on the live view (`Subjects.stream`).
+    """
+
+    def __init__(self, ports: Ports, lite_key: str, message: AgentMessage, attempt: int) -> None:
+        self._ports, self._key, self._message = ports, lite_key, message
+        self._view = ports.subjects.stream(lite_key.rpartition(".")[2])
+        #: Tells this run of the handler from all others: a server that was killed forgets what it delivered, so
+        #: that two may run under the same number.
+        self._run = os.urandom(8).hex()
+        self._which = {"attempt": attempt, "epoch": epoch_of(message.redriven, attempt), "run": self._run}
+        self._next = 0
+        self._ended = False
+        #: Chunks are numbered in the order in which they were emitted, though one may wait for the vault.
+        self._turn = asyncio.Lock()
+        #: What was sent and not acknowledged, oldest first, and which of it has to be sent again.
+        self._unacknowledged: dict[int, bytes] = {}
+        self._again: set[int] = set()
+        self._mending: asyncio.Task[None] | None = None
+        self._waiting: asyncio.Future[None] | None = None
+
+    async def write(self, chunk: Any) -> None:
+        """Send one chunk; waits only while too many are not acknowledged.
+
+        Raises:
+            MessageTooLargeError: larger than any message may be; the stream goes on without it.
+            BusUnavailableError: the vault did not take a large one; likewise.
+        """
+        await self._send({"chunk": chunk})
+
+    async def point_to(self, task_id: str, topic: str, lite_topic: str) -> None:
+        """Tell readers of a task that was asked, whose chunks they are to see as well."""
+        pointer = {"taskId": task_id, "topic": topic, "liteTopic": lite_topic}
+        await self._send({"child": pointer})
+
+    async def _send(self, content: dict[str, Any]) -> None:
+        async with self._turn:
+            self._check_open()
+            number = self._next
+            data = await self._ports.claims.seal(self._packed(number, content), keep_s=LITE_TTL_S)
+            while number - next(iter(self._unacknowledged), number) >= WINDOW:
+                await self._acknowledgement()
+            self._check_open()
+            # From here on it has its number: if it can't be sent now, it is sent again.
+            self._next += 1
+            self._unacknowledged[number] = data
+            await self._append(number)
+            await self._show(data)
+
+    def _check_open(self) -> None:
+        if self._ended:
+            raise SquadronError("the stream has ended", hint="emit before the handler returns")
+
+    def _packed(self, number: int, content: dict[str, Any], *, final: bool = False) -> bytes:
+        return self._ports.pack(
+            "stream",
+            {
+                "sequenceNumber": number,
+                "isFirst": number == 0,
+                "isFinal": final,
+                **content,
+                **self._which,
+            },
+            id=self._id(number),
+            conversation_id=self._message.context.conversation_id,
+            correlation_id=self._message.id,
+        )
+
+    def _id(self, number: int) -> str:
+        return f"{self._run}.{number}"
+
+    async def _show(self, data: bytes) -> None:
+        with contextlib.suppress(BusUnavailableError):
+            await self._ports.bus.publish(self._view, data)
+
+    async def _append(self, number: int) -> None:
+        data = self._unacknowledged[number]
+        try:
+            stored = await self._ports.lite.append_soon(self._key, data, ttl_s=LITE_TTL_S, msg_id=self._id(number))
+        except BaseException:
+            self._send_again(number)
+            raise
+        stored.add_done_callback(lambda stored: self._heard(number, stored))
+
+    def _heard(self, number: int, stored: asyncio.Future[int]) -> None:
+        if stored.exception() is not None:
+            if number in self._unacknowledged:
+                self._send_again(number)
+            return
+        self._unacknowledged.pop(number, None)
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
+
+    async def _acknowledgement(self) -> None:
+        self._waiting = asyncio.get_running_loop().create_future()
+        await self._waiting
+
+    def _send_again(self, number: int) -> None:
+        self._again.add(number)
+        if self._mending is None or self._mending.done():
+            self._mending = spawn(self._mend(), f"mend {self._run}")
+
+    async def _mend(self) -> None:
+        while self._again:
+            await asyncio.sleep(AGAIN_S)
+            again, self._again = sorted(self._again & self._unacknowledged.keys()), set()
+            for number in again:
+                with contextlib.suppress(BusUnavailableError):
+                    await self._append(number)
+
+    async def finish(self, end: str) -> None:
+        """End the stream: wait until all is acknowledged, then store the final message with the count.
+
+        Args:
+            end: how the attempt ended: the kind of its outcome, or "again" if there will be another.
+
+        Raises:
+            BusUnavailableError: not acknowledged in time.
+        """
+        try:
+            async with asyncio.timeout(FINISH_WITHIN_S), self._turn:
+                self._ended = True
+                while self._unacknowledged:
+                    await self._acknowledgement()
+        except TimeoutError:
+            left = len(self._unacknowledged)
+            reason = f"{self._key}: {left} chunks were not acknowledged within {FINISH_WITHIN_S:g} s"
+            raise BusUnavailableError(reason) from None
+        count = self._next
+        data = self._packed(count, {"count": count, "end": end}, final=True)
+        await self._ports.lite.append(self._key, data, ttl_s=LITE_TTL_S, msg_id=self._id(count))
+        await self._show(data)
+
+    def close(self) -> None:
+        """Give up what is not acknowledged; nothing if `finish` has returned."""
+        self._ended = True
+        self._unacknowledged.clear()
+        # Who emits in the background is told.
+        self._wake()
+        if self._mending is not None:
+            self._mending.cancel()

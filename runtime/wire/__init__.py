@@ -1,0 +1,1 @@
+"""What travels and what it means: subjects, envelope, outcomes, topics, limits. Values only."""

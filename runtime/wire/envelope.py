@@ -1,0 +1,234 @@
+"""`AgentMessage` 1.0: the envelope of everything that travels.
+
+Pydantic, camelCase on the wire and snake_case in Python; unknown fields survive a round trip. The shape is
+that of the NATS pub/sub agent architecture (`docs/protocol.md`).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from typing import Any, Literal, Self, TypedDict, Unpack
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.alias_generators import to_camel
+from pydantic_core import PydanticSerializationError
+
+from squadron.runtime.errors import InvalidMessageError
+from squadron.runtime.texts import encoded
+from squadron.runtime.wire.subjects import NORMAL_PRIORITY
+
+MessageType = Literal["task", "result", "event", "query", "stream"]
+#: Longest id or address, in characters: they are copied into each answer, and a subject must fit a server's line.
+MAX_NAME = 1_000
+#: Nobody puts a task back so often; a stranger's number may have thousands of digits.
+MOST_REDRIVEN = 1_000_000
+#: What JSON carries exactly in a number, as a time: the year 287,396. Later ones can't be reckoned with.
+LAST_MS = 2**53
+PROTOCOL_VERSION: Literal["1.0"] = "1.0"
+
+
+class Wire(BaseModel):
+    """Base of all that travels: frozen, camelCase, and polite to fields it does not know."""
+
+    # `cache_strings`: ids are new in each message, so keeping them for the next only pushes out what comes again.
+    model_config = ConfigDict(
+        alias_generator=to_camel,
+        validate_by_name=True,
+        validate_by_alias=True,
+        extra="allow",
+        frozen=True,
+        cache_strings="keys",
+    )
+
+    def encode(self) -> bytes:
+        """As UTF-8 JSON: exactly the fields that were set, so a null of somebody else's stays."""
+        try:
+            return self.__pydantic_serializer__.to_json(self, by_alias=True, exclude_unset=True)
+        except PydanticSerializationError:
+            # It may be half a surrogate pair only.
+            return encoded(self.model_dump(by_alias=True, exclude_unset=True))
+
+
+class AgentIdentity(Wire):
+    """Who sent a message."""
+
+    id: str
+    type: str = "agent"
+
+
+class MessageContext(Wire):
+    """What the message belongs to."""
+
+    conversation_id: str = Field(max_length=MAX_NAME)
+    parent_message_id: str | None = None
+    history: list[Any] | None = None
+    max_history: int | None = Field(default=None, ge=0)
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+
+class Constraints(Wire):
+    """What the work may cost. `deadline` is unix milliseconds, `time` is milliseconds of work."""
+
+    time: float | None = None
+    tokens: int | None = None
+    cost: float | None = None
+    hops: int | None = None
+    deadline: int | None = Field(default=None, ge=0, le=LAST_MS)
+
+
+class Payload(Wire):
+    """The content itself; stream messages carry `sequenceNumber`, `isFirst`, `isFinal`, `chunk` instead."""
+
+    content: Any = None
+    model: str | None = None
+    parameters: dict[str, Any] | None = None
+    constraints: Constraints | None = None
+
+
+class Routing(Wire):
+    """Hints for delivery; `timeout` is how long the message may wait, in milliseconds."""
+
+    priority: int = Field(default=NORMAL_PRIORITY, ge=0, le=9)
+    capabilities: list[str] | None = None
+    exclusions: list[str] | None = None
+    timeout: float | None = Field(default=None, gt=0)
+
+
+class Head(TypedDict, total=False):
+    """What may be said of a message of our own, beside its type, source and payload; see `pack`."""
+
+    id: str
+    conversation_id: str
+    parent: str | None
+    reply_to: str | None
+    correlation_id: str | None
+    target: str | None
+    metadata: dict[str, Any] | None
+    timestamp: float | None
+
+
+class AgentMessage(Wire):
+    """One message. `timestamp` is in seconds since the epoch."""
+
+    id: str = Field(min_length=1, max_length=MAX_NAME)
+    timestamp: float
+    version: Literal["1.0"] = PROTOCOL_VERSION
+    type: MessageType
+    source: AgentIdentity
+    target: str | None = None
+    reply_to: str | None = Field(default=None, max_length=MAX_NAME)
+    correlation_id: str | None = Field(default=None, max_length=MAX_NAME)
+    context: MessageContext
+    payload: Payload
+    routing: Routing = Field(default_factory=Routing)
+    metadata: dict[str, Any] | None = None
+
+    @classmethod
+    def new(
+        cls,
+        type: MessageType,
+        source: AgentIdentity,
+        content: Any = None,
+        *,
+        payload: Payload | None = None,
+        routing: Routing | None = None,
+        **head: Unpack[Head],
+    ) -> Self:
+        """The message that `pack` makes of this, checked.
+
+        Raises:
+            pydantic.ValidationError: a field does not fit.
+            pydantic_core.PydanticSerializationError: the content is not JSON.
+        """
+        body = {"content": content} if payload is None else payload.model_dump(by_alias=True, exclude_unset=True)
+        hints = None if routing is None else routing.model_dump(by_alias=True, exclude_unset=True)
+        return cls.model_validate_json(pack(type, source, body, routing=hints, **head))
+
+    @property
+    def redriven(self) -> int:
+        """How often this task was put back after it was dead-lettered."""
+        return redriven_in(self.metadata)
+
+    @property
+    def nested(self) -> bool:
+        """Whether readers of this task's stream are to see those of the tasks that it asks."""
+        return (self.metadata or {}).get("nested") is True
+
+    @property
+    def seen(self) -> float:
+        """Up to when its sender knows what is served, by the registry's clock; 0 if it does not say."""
+        at = (self.metadata or {}).get("seen")
+        return at if isinstance(at, float) and math.isfinite(at) else 0.0
+
+    @classmethod
+    def decode(cls, data: bytes) -> Self:
+        """Read a message.
+
+        Raises:
+            InvalidMessageError: not JSON, not our shape, or another protocol version; `field` says where.
+        """
+        try:
+            return cls.model_validate_json(data)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            field = ".".join(str(part) for part in first["loc"])
+            where = f"field {field!r}: " if field else ""
+            raise InvalidMessageError(f"{where}{first['msg']}", field=field) from None
+
+
+def redriven_in(metadata: Any) -> int:
+    """How often a task was put back, by its metadata; what is no such count stands for never."""
+    count = metadata.get("redriven", 0) if isinstance(metadata, dict) else 0
+    return count if type(count) is int and 0 <= count < MOST_REDRIVEN else 0
+
+
+def pack(
+    type: MessageType,
+    source: AgentIdentity,
+    payload: dict[str, Any],
+    *,
+    id: str = "",
+    conversation_id: str = "",
+    parent: str | None = None,
+    reply_to: str | None = None,
+    correlation_id: str | None = None,
+    target: str | None = None,
+    routing: dict[str, Any] | None = None,
+    metadata: dict[str, Any] | None = None,
+    timestamp: float | None = None,
+) -> bytes:
+    """A message of our own, encoded, of values that are known to be right: the one place that lays it out.
+
+    It gets a fresh id, and the time of the wall clock, where none is given; who has ports uses `Ports.pack`.
+
+    Args:
+        payload, routing: as on the wire, in camelCase.
+
+    Raises:
+        pydantic_core.PydanticSerializationError: something in it is not JSON.
+    """
+    id = id or os.urandom(16).hex()
+    context: dict[str, Any] = {"conversationId": conversation_id or id}
+    if parent is not None:
+        context["parentMessageId"] = parent
+    context["metadata"] = {}
+    wire: dict[str, Any] = {
+        "id": id,
+        "timestamp": time.time() if timestamp is None else timestamp,
+        "version": PROTOCOL_VERSION,
+        "type": type,
+        "source": {"id": source.id, "type": source.type},
+        "target": target,
+        "replyTo": reply_to,
+        "correlationId": correlation_id,
+        "context": context,
+        "payload": payload,
+        "routing": routing or {"priority": NORMAL_PRIORITY},
+        "metadata": metadata,
+    }
+    for name in ("target", "replyTo", "correlationId", "metadata"):
+        if wire[name] is None:
+            del wire[name]
+    return encoded(wire)

@@ -1,0 +1,208 @@
+"""The one typed end that every task has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from squadron.runtime.errors import OutcomeError
+from squadron.runtime.redact import scrub, scrub_all
+from squadron.runtime.wire.subjects import token_of
+
+#: Life of an outcome and of stream chunks on their lite topic, in seconds: long enough for a caller that
+#: was restarted to come back for them.
+LITE_TTL_S = 3600.0
+
+
+def outcome_msg_id(task_id: str, redriven: int = 0) -> str:
+    """Message id of a task's outcome: of two that are stored under it, the second is dropped.
+
+    A dead letter that was put back `redriven` times may have one more each time.
+    """
+    return f"{token_of(task_id)}.outcome" + (f".{redriven}" if redriven else "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a task ended. `reason` says it in words, `details` in fields.
+
+    `latency_ms` is the time in the handler, `attempt` the delivery that ended it, `source` the replica.
+    """
+
+    #: Name on the wire.
+    kind: ClassVar[str] = "outcome"
+    #: Whether the same call may end better when it is made again.
+    retryable: ClassVar[bool] = False
+
+    task_id: str = ""
+    topic: str = ""
+    source: str = ""
+    attempt: int = 1
+    latency_ms: float = 0.0
+    tokens: int = 0
+    reason: str = ""
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # All reasons leave by here: to callers, lite topics, journals, logs and dead letters.
+        if self.reason:
+            object.__setattr__(self, "reason", scrub(self.reason))
+        if self.details:
+            object.__setattr__(self, "details", scrub_all(dict(self.details)))
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is a result."""
+        return False
+
+    def unwrap(self) -> Any:
+        """The result's data.
+
+        Raises:
+            OutcomeError: the task ended otherwise; carries this outcome.
+        """
+        raise OutcomeError(f"{self.topic} {self.kind.replace('_', ' ')}: {self.reason}", outcome=self)
+
+    def to_content(self) -> dict[str, Any]:
+        """The `payload.content` of a result message (`success`, `data`, `tokens`, `latency`, `error`…)."""
+        content: dict[str, Any] = {
+            "success": self.ok,
+            "outcome": self.kind,
+            "tokens": self.tokens,
+            "latency": round(self.latency_ms, 3),
+            "attempt": self.attempt,
+        }
+        if not self.ok:
+            content["error"] = {"message": self.reason, "details": dict(self.details)}
+        return content
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result(Outcome):
+    """The handler returned."""
+
+    kind: ClassVar[str] = "result"
+    data: Any = None
+    confidence: float | None = None
+    reasoning: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        return True
+
+    def unwrap(self) -> Any:
+        return self.data
+
+    def to_content(self) -> dict[str, Any]:
+        # dataclass(slots=True) makes a new class, so the zero-argument super() would miss.
+        content = Outcome.to_content(self)
+        content["data"] = self.data
+        if self.confidence is not None:
+            content["confidence"] = self.confidence
+        if self.reasoning is not None:
+            content["reasoning"] = self.reasoning
+        return content
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed(Outcome):
+    """The handler said that no attempt can help (`Terminal`), or its output broke its own schema."""
+
+    kind: ClassVar[str] = "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimedOut(Outcome):
+    """The handler ran out of its time, or the caller's deadline passed with no outcome."""
+
+    kind: ClassVar[str] = "timed_out"
+    retryable: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expired(Outcome):
+    """The task waited in its mailbox past its queue deadline and was never started."""
+
+    kind: ClassVar[str] = "expired"
+    retryable: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Undeliverable(Outcome):
+    """Nobody serves the topic; `details["nearest"]` names the closest that are served."""
+
+    kind: ClassVar[str] = "undeliverable"
+    retryable: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejected(Outcome):
+    """Refused at the door: schema, budget, size; `details["field"]` says where."""
+
+    kind: ClassVar[str] = "rejected"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cancelled(Outcome):
+    """Somebody asked for it to stop."""
+
+    kind: ClassVar[str] = "cancelled"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLettered(Outcome):
+    """Every attempt failed; the message lies in the dead-letter stream with its last error."""
+
+    kind: ClassVar[str] = "dead_lettered"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a handler may return instead of bare data, to say how sure it is and why."""
+
+    data: Any
+    confidence: float | None = None
+    reasoning: str | None = None
+
+
+KINDS: dict[str, type[Outcome]] = {
+    cls.kind: cls for cls in (Result, Failed, TimedOut, Expired, Undeliverable, Rejected, Cancelled, DeadLettered)
+}
+
+
+def from_content(content: Any, *, task_id: str = "", topic: str = "", source: str = "") -> Outcome:
+    """Read an outcome back from a result message's `payload.content`.
+
+    A foreign agent may send only `{success, data}`, or bare data: both are understood.
+    """
+    if not isinstance(content, Mapping) or "success" not in content:
+        return Result(task_id=task_id, topic=topic, source=source, data=content)
+    default = "result" if content["success"] else "failed"
+    kind = KINDS.get(str(content.get("outcome", default)), KINDS[default])
+    error = content.get("error")
+    if not isinstance(error, Mapping):
+        error = {"message": str(error or "")}
+    details = error.get("details")
+    common: dict[str, Any] = {
+        "task_id": task_id,
+        "topic": topic,
+        "source": source,
+        "attempt": _number(content.get("attempt"), 1),
+        "latency_ms": _number(content.get("latency"), 0.0),
+        "tokens": _number(content.get("tokens"), 0),
+        "reason": str(error.get("message", "")),
+        "details": details if isinstance(details, Mapping) else {},
+    }
+    if kind is Result:
+        return Result(
+            data=content.get("data"),
+            confidence=content.get("confidence"),
+            reasoning=content.get("reasoning"),
+            **common,
+        )
+    return kind(**common)
+
+
+def _number(value: Any, default: Any) -> Any:
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else default

@@ -1,0 +1,266 @@
+"""up, down, status, deploy, undeploy, scale: what runs, and how much of it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sys
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from squadron.cli import frame
+from squadron.config import Settings
+from squadron.runtime.errors import ConfigError, InvalidAgentError, SquadronError
+
+if TYPE_CHECKING:
+    from squadron.actors.agent import Agent
+    from squadron.client.squad import Squad
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `app`."""
+    for command in (up, down, status, deploy, undeploy, scale):
+        app.command()(command)
+
+
+# --- up and down -------------------------------------------------------------------------------------
+
+
+def up(ctx: typer.Context, as_json: Json = False) -> None:
+    """Bring NATS, Ray and the bridge up, and leave them running. Does nothing if they run."""
+    frame.execute(_up(ctx, as_json), as_json=as_json)
+
+
+async def _up(ctx: typer.Context, as_json: bool) -> int:
+    from squadron.cli.progress import watching
+
+    settings = frame.settings_of(ctx)
+    began = time.monotonic()
+    with watching("Bringing the squad up") as watch:
+        async with frame.opened(settings, watch) as squad:
+            facts = await _addresses(squad) | {"started": squad.started_here}
+            squad.keep_running()
+    facts |= {"seconds": round(time.monotonic() - began, 1)}
+    if as_json:
+        frame.print_json(facts)
+    else:
+        _show_addresses(facts)
+    return frame.OK
+
+
+async def _addresses(squad: Squad) -> dict[str, Any]:
+    settings, answer = squad.settings, await squad.status()
+    facts: dict[str, Any] = {"environment": answer["environment"], "home": str(settings.home)}
+    facts |= {name: answer.get(name, "") for name in ("nats", "ray", "dashboard")}
+    if settings.nats_url is None:
+        facts["nats_token_file"] = str(settings.home / "nats" / "endpoint.json")
+    if settings.ray_address is None:
+        facts["dashboard_token_file"] = str(settings.home / "ray" / "token")
+    return facts | {"agents": [agent["agent"] for agent in answer["agents"]]}
+
+
+def _show_addresses(facts: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    console = frame.out()
+    how = f"is up ({facts['seconds']:.1f} s)" if facts["started"] else "runs already"
+    console.print(f"Environment [bold]{facts['environment']}[/] {how}.\n")
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row("NATS", facts["nats"])
+    if "nats_token_file" in facts:
+        table.add_row("", f"token in {facts['nats_token_file']}")
+    table.add_row("Ray", facts["ray"])
+    if facts["dashboard"]:
+        table.add_row("Dashboard", f"{facts['dashboard']}/#/serve")
+        if "dashboard_token_file" in facts:
+            table.add_row("", f"asks for a token once: cat {facts['dashboard_token_file']}")
+    table.add_row("Agents", ", ".join(facts["agents"]) or "none yet")
+    console.print(table)
+    console.print("\nNext: squadron deploy module:Agent · squadron topics · squadron status · squadron down")
+
+
+def down(
+    ctx: typer.Context,
+    delete_data: Annotated[
+        bool, typer.Option("--delete-data", help="Delete what the local servers stored, too.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Stop the local servers; on a cluster of your own, only our agents and the bridge."""
+    frame.execute(_down(ctx, delete_data, as_json), as_json=as_json)
+
+
+async def _down(ctx: typer.Context, delete_data: bool, as_json: bool) -> int:
+    settings = frame.settings_of(ctx)
+    if delete_data and settings.nats_url is not None:
+        raise ConfigError(
+            "--delete-data deletes only what the embedded NATS server stored",
+            hint=f"on your own server: nats stream rm squadron-{settings.env}-{{tasks,lite,registry,dead}}",
+        )
+    stopped = await asyncio.to_thread(_stop, settings)
+    folders = [path for name in ("nats", "ray") if (path := settings.home / name).is_dir()] if delete_data else []
+    for folder in folders:
+        shutil.rmtree(folder)
+    deleted = [str(folder) for folder in folders]
+    if as_json:
+        frame.print_json({"stopped": stopped, "deleted": deleted})
+    else:
+        frame.tell(f"Stopped {' and '.join(stopped)}." if stopped else "Nothing was running.")
+        if deleted:
+            frame.tell(f"Deleted {' and '.join(deleted)}.")
+    return frame.OK
+
+
+def _stop(settings: Settings) -> list[str]:
+    from squadron.servers import stop_local
+
+    stopped = []
+    if settings.ray_address is not None:
+        from squadron.bridge.serve import cluster
+
+        cluster.stop_environment(settings)
+        stopped.append(f"environment {settings.env} on {settings.ray_address}")
+    return stopped + stop_local(settings)
+
+
+# --- status ------------------------------------------------------------------------------------------
+
+
+def status(ctx: typer.Context, as_json: Json = False) -> None:
+    """Show agents, replicas and what waits in their mailboxes."""
+    frame.execute(_status(ctx, as_json), as_json=as_json)
+
+
+async def _status(ctx: typer.Context, as_json: bool) -> int:
+    async with frame.connected(frame.settings_of(ctx)) as squad:
+        answer = await squad.status()
+    if as_json:
+        frame.print_json(answer)
+    else:
+        _show_status(answer)
+    return frame.OK
+
+
+def _show_status(answer: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    console = frame.out()
+    if sys.stdout.isatty():
+        where = [f"{name} {answer[name]}" for name in ("nats", "ray", "dashboard") if answer.get(name)]
+        console.print(f"[bold]{answer['environment']}[/]  {' · '.join(where)}\n", soft_wrap=True)
+    if not answer["agents"]:
+        frame.tell("No agents are deployed: squadron deploy module:Agent")
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for name in ("AGENT", "STATUS", "REPLICAS", "SCALE", "WAITING", "RUNNING", "TOPICS"):
+        table.add_column(name, justify="right" if name in ("WAITING", "RUNNING") else "left")
+    for each in answer["agents"]:
+        style = "green" if each["status"] == "RUNNING" else "yellow"
+        replicas = f"{each['running']}/{each['target']}"
+        # The bridge gives what it does not know as None.
+        held = ["?" if each[count] is None else str(each[count]) for count in ("waiting", "taken")]
+        figures = (replicas, each["scale"], *held)
+        table.add_row(each["agent"], f"[{style}]{each['status']}[/]", *figures, " ".join(each["topics"]))
+    console.print(table)
+    for each in answer["agents"]:
+        if each["message"] and each["status"] != "RUNNING":
+            frame.tell(f"{each['agent']}: {each['message']}")
+
+
+# --- agents ------------------------------------------------------------------------------------------
+
+
+def deploy(
+    ctx: typer.Context,
+    agents: Annotated[list[str], typer.Argument(metavar="MODULE:AGENT...", help="For example my_agents:Analyst.")],
+    within: Annotated[float, typer.Option("--within", help="How long to wait, in seconds.", min=1)] = 120.0,
+    as_json: Json = False,
+) -> None:
+    """Run agents; a name that runs already gets the new code in place. Modules of this folder are found."""
+    frame.execute(_deploy(ctx, agents, within, as_json), as_json=as_json)
+
+
+async def _deploy(ctx: typer.Context, paths: list[str], within_s: float, as_json: bool) -> int:
+    from squadron.actors.agent import AgentSpec
+    from squadron.cli.progress import watching
+
+    settings = frame.settings_of(ctx)
+    classes = [_load(path) for path in paths]
+    specs = [AgentSpec.of(each) for each in classes]
+    async with frame.connected(settings) as squad:
+        with watching(f"Deploying {', '.join(spec.name for spec in specs)}") as watch:
+            watch.phase("deploy")
+            await squad.deploy(*classes, within_s=within_s, on_progress=watch.agents)
+    deployed = [{"agent": spec.name, "topics": [each.topic.name for each in spec.topics]} for spec in specs]
+    if as_json:
+        frame.print_json({"deployed": deployed})
+        return frame.OK
+    for each in deployed:
+        frame.tell(f"{each['agent']} serves {', '.join(each['topics']) or 'no topics'}")
+    return frame.OK
+
+
+def _load(path: str) -> type[Agent]:
+    """Import an agent of the user's; whatever goes wrong in their module is said in one line."""
+    from squadron.bridge.packing.code import load_agent
+
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        return load_agent(path)
+    except SquadronError:
+        raise
+    except Exception as error:
+        raise InvalidAgentError(f"{path} can't be imported: {type(error).__name__}: {error}") from None
+
+
+def undeploy(
+    ctx: typer.Context,
+    agents: Annotated[list[str], typer.Argument(metavar="AGENT...", help="As `squadron status` names them.")],
+    as_json: Json = False,
+) -> None:
+    """Stop agents after their running turns; what waits in a mailbox is kept for their return."""
+    frame.execute(_undeploy(ctx, agents, as_json), as_json=as_json)
+
+
+async def _undeploy(ctx: typer.Context, agents: list[str], as_json: bool) -> int:
+    async with frame.connected(frame.settings_of(ctx)) as squad:
+        for agent in agents:
+            await squad.undeploy(agent)
+    if as_json:
+        frame.print_json({"undeployed": agents})
+    else:
+        frame.tell(f"Undeployed {', '.join(agents)}.")
+    return frame.OK
+
+
+def scale(
+    ctx: typer.Context,
+    targets: Annotated[
+        list[str], typer.Argument(metavar="AGENT=N|MIN..MAX|auto...", help="For example clerk=2..8.")
+    ],
+    as_json: Json = False,
+) -> None:
+    """Set how many replicas run, in place: a number, bounds, or auto for the agent's own bounds."""
+    frame.execute(_scale(ctx, targets, as_json), as_json=as_json)
+
+
+async def _scale(ctx: typer.Context, targets: list[str], as_json: bool) -> int:
+    wanted = [target.partition("=") for target in targets]
+    if bad := [agent for agent, equals, to in wanted if not (agent and equals and to)]:
+        raise ConfigError(f"{bad[0]!r} is not AGENT=SCALE", hint="for example clerk=3, clerk=2..8 or clerk=auto")
+    async with frame.connected(frame.settings_of(ctx)) as squad:
+        scales = {agent: await squad.scale(agent, to) for agent, _, to in wanted}
+    if as_json:
+        frame.print_json(scales)
+    else:
+        for agent, now in scales.items():
+            frame.tell(f"{agent} runs at {now}")
+    return frame.OK

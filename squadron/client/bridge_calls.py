@@ -1,0 +1,61 @@
+"""Asking the bridge to do something, over NATS."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from typing import Any
+
+from squadron.runtime.errors import BridgeUnavailableError, BusUnavailableError, SquadronError
+from squadron.runtime.ports.bus import UnreliableBus
+from squadron.runtime.wire.subjects import Subjects
+
+#: A call of the bridge ends within this, in seconds: one that was just killed is back in about two.
+CALL_WITHIN_S = 30.0
+#: A bridge that did not answer in this time, in seconds, may have died over the question, which is asked again.
+TRY_WITHIN_S = 5.0
+#: How long to wait for a sign of life when none may be there, in seconds; no responder answers at once.
+PING_WITHIN_S = 5.0
+
+
+class Control:
+    """The bridge's control verbs."""
+
+    def __init__(self, bus: UnreliableBus, subjects: Subjects) -> None:
+        self._bus, self._subjects = bus, subjects
+
+    async def bridge(self) -> dict[str, Any] | None:
+        """What the bridge says of itself, or None if there is none."""
+        try:
+            raw = await self._bus.request(self._subjects.control("ping"), b"", within_s=PING_WITHIN_S)
+        except BusUnavailableError:
+            return None
+        facts: dict[str, Any] = json.loads(raw)["ok"]
+        return facts
+
+    async def call(self, verb: str, **arguments: Any) -> dict[str, Any]:
+        """One call, asked again if the bridge dies over it; raises the error that the bridge raised.
+
+        Raises:
+            BridgeUnavailableError: no bridge answers.
+        """
+        data = json.dumps({"callId": uuid.uuid4().hex, **arguments}).encode()
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + CALL_WITHIN_S
+        while True:
+            try:
+                raw = await self._bus.request(self._subjects.control(verb), data, within_s=TRY_WITHIN_S)
+                break
+            except BusUnavailableError as error:
+                if loop.time() > give_up_at:
+                    raise BridgeUnavailableError(
+                        f"no bridge for environment {self._subjects.environment!r}: {error}",
+                        hint="see `squadron doctor`; if nothing runs, `squadron up`",
+                    ) from None
+                await asyncio.sleep(0.25)
+        answer = json.loads(raw)
+        if "error" in answer:
+            raise SquadronError.from_dict(answer["error"])
+        ok: dict[str, Any] = answer["ok"]
+        return ok

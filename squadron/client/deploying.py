@@ -1,0 +1,150 @@
+"""The half of a squad that runs agents: deploy, scale, look, drain."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from squadron.actors.agent import Agent, AgentSpec, specs_of
+from squadron.actors.thinking.credentials import remember_keys
+from squadron.bridge.packing import code
+from squadron.bridge.place import Place
+from squadron.client.bridge_calls import Control
+from squadron.client.talking import Talking
+from squadron.runtime.errors import DeployError
+from squadron.runtime.wire.deployment import Deployment, Scale
+
+#: How long a deploy may take, in seconds: on 2 cores a replica needs 1 to 3 s, a cold import more.
+DEPLOY_WITHIN_S = 120.0
+#: A deploy is looked after at this step, in seconds.
+_DEPLOY_LOOK_S = 0.2
+
+
+class Fleet(Talking):
+    """The agents of one environment, through its bridge."""
+
+    def __init__(self, wiring: Place) -> None:
+        super().__init__(wiring)
+        self._deployed: set[str] = set()
+
+    @property
+    def _control(self) -> Control:
+        return Control(self._wiring.ports.bus, self._wiring.ports.subjects)
+
+    async def deploy(
+        self,
+        *agents: type[Agent] | str,
+        within_s: float = DEPLOY_WITHIN_S,
+        on_progress: Callable[[list[dict[str, Any]]], None] | None = None,
+    ) -> None:
+        """Run agents, and wait until they take tasks; the same name again replaces the code in place.
+
+        Args:
+            agents: classes, or import paths `module:Class`.
+            within_s: how long to wait for all of them, in seconds.
+            on_progress: called with the agents' status while waiting.
+
+        Raises:
+            InvalidAgentError: a class can't be served, or two have one name; says what to change.
+            RouteConflictError: another agent serves one of the topics.
+            DeployError: a replica could not start, or not in time; carries the reason.
+        """
+        classes = [code.load_agent(each) if isinstance(each, str) else each for each in agents]
+        deployments = [(await self._pack(each)).model_dump(mode="json") for each in specs_of(classes).values()]
+        # Before the answer, which need not reach whoever is interrupted.
+        self._deployed.update(each["card"]["agent"] for each in deployments)
+        wanted: dict[str, str] = (await self._control.call("deploy", deployments=deployments))["agents"]
+        await self._await_running(wanted, within_s, on_progress)
+
+    async def _supervise(self) -> None:
+        await super()._supervise()
+        if self.settings.ray_address is None:
+            await asyncio.to_thread(remember_keys, self.settings.home)
+
+    async def _pack(self, spec: AgentSpec) -> Deployment:
+        agent_class = spec.agent_class
+        packed, blob = code.pack(agent_class)
+        if blob:
+            await self._wiring.records.append(self._wiring.ports.subjects.record("blob", packed.version), blob)
+        bounds = Scale(minimum=agent_class.min_replicas, maximum=agent_class.max_replicas)
+        return Deployment(
+            card=spec.card(),
+            code=packed.to_dict(),
+            slots=agent_class.slots,
+            grace_s=agent_class.grace_s,
+            num_cpus=agent_class.num_cpus,
+            num_gpus=agent_class.num_gpus,
+            ordered_by=agent_class.ordered_by,
+            bounds=bounds,
+            scale=bounds,
+        )
+
+    async def _await_running(
+        self,
+        wanted: dict[str, str],
+        within_s: float,
+        on_progress: Callable[[list[dict[str, Any]]], None] | None,
+    ) -> None:
+        give_up_at = asyncio.get_running_loop().time() + within_s
+        while True:
+            agents = [each for each in (await self.status())["agents"] if each["agent"] in wanted]
+            if on_progress is not None:
+                on_progress(agents)
+            for each in agents:
+                if each["status"] in ("DEPLOY_FAILED", "UNHEALTHY"):
+                    reason = each["message"].strip().splitlines() or ["no reason given"]
+                    raise DeployError(
+                        f"{each['agent']} could not start: {reason[-1]}",
+                        hint="`squadron status` has the traceback; deploy it anew, or undeploy it",
+                    )
+            waiting = [each["agent"] for each in agents if not _runs(each, wanted[each["agent"]])]
+            if len(agents) == len(wanted) and not waiting:
+                return
+            if asyncio.get_running_loop().time() > give_up_at:
+                raise DeployError(
+                    f"{', '.join(waiting) or 'agents'} did not start within {within_s:g} s",
+                    hint="see `squadron status`",
+                )
+            await asyncio.sleep(_DEPLOY_LOOK_S)
+
+    async def undeploy(self, agent: str) -> None:
+        """Stop an agent after its running turns; what waits in its mailbox is kept for its return."""
+        await self._control.call("undeploy", agent=agent)
+        self._deployed.discard(agent)
+
+    async def scale(self, agent: str, to: str | int) -> str:
+        """Set replicas to a number, `MIN..MAX` or `auto`, in place; returns the new scale.
+
+        Raises:
+            ConfigError: no such agent, or not a scale.
+        """
+        answer = await self._control.call("scale", agent=agent, to=str(to))
+        return str(answer["scale"])
+
+    async def status(self) -> dict[str, Any]:
+        """Agents, replicas, backlogs and addresses, as `squadron status --json` prints them."""
+        return await self._control.call("status")
+
+    async def drain(self, within_s: float = 60.0) -> None:
+        """Take every agent out of service: running turns end, what waits is kept for their return.
+
+        Raises:
+            DeployError: some replicas were still there after `within_s` seconds.
+        """
+        names = [agent["agent"] for agent in (await self.status())["agents"]]
+        for name in names:
+            await self.undeploy(name)
+        give_up_at = asyncio.get_running_loop().time() + within_s
+        while any(self._wiring.registry.replicas(name) for name in names):
+            if asyncio.get_running_loop().time() > give_up_at:
+                raise DeployError(f"agents did not stop within {within_s:g} s")
+            await asyncio.sleep(_DEPLOY_LOOK_S)
+
+
+def _runs(agent: dict[str, Any], version: str) -> bool:
+    versions = {replica["version"] for replica in agent["replicas"]}
+    if versions - {version}:
+        return False
+    asleep = agent["scale"].split("..")[0] == "0"
+    return agent["status"] == "RUNNING" and (bool(versions) or asleep)

@@ -1,0 +1,41 @@
+"""Opening a squad, the asynchronous way and the plain one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any
+
+from squadron.client.blocking import SyncSquad
+
+if TYPE_CHECKING:
+    from squadron.client.squad import Squad
+
+
+class Opening:
+    """A squad about to open: `await` it, or use it in `async with` or, in a plain script, in `with`."""
+
+    def __init__(self, open_squad: Callable[[], Coroutine[Any, Any, Squad]]) -> None:
+        self._open = open_squad
+        self._squad: Squad | None = None
+        self._sync: SyncSquad | None = None
+
+    def __await__(self) -> Any:
+        return self._open().__await__()
+
+    async def __aenter__(self) -> Squad:
+        self._squad = await self._open()
+        return self._squad
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._squad is not None:
+            await self._squad.aclose()
+
+    def __enter__(self) -> SyncSquad:
+        # Known before it opens: it is closed however that ends.
+        self._sync = SyncSquad()
+        self._sync.start(self._open)
+        return self._sync
+
+    def __exit__(self, *_: object) -> None:
+        if self._sync is not None:
+            self._sync.close()

@@ -1,0 +1,153 @@
+"""`Squad`: the one object people hold. It composes settings, bus, bridge and cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import uuid
+from typing import Any
+
+from squadron.bridge.jetstream.wiring import Wiring
+from squadron.client.bridge_calls import Control
+from squadron.client.deploying import Fleet
+from squadron.client.opening import Opening
+from squadron.config import Settings
+from squadron.runtime.errors import (
+    BridgeUnavailableError,
+    ClusterUnavailableError,
+    SquadronError,
+)
+from squadron.runtime.wire.envelope import AgentIdentity
+from squadron.servers import Servers, is_orphaned
+
+#: How long it may take, when a squad is closed, to take away what it deployed, in seconds.
+UNDEPLOY_WITHIN_S = 5.0
+
+
+class Squad(Fleet):
+    """A connection to one environment of agents: deploy them, ask them, watch them.
+
+        async with Squad.up() as squad:
+            await squad.deploy(Analyst)
+            outcome = await squad.ask("analysis.sentiment", {"text": "I love it"})
+
+    In a plain script the same calls without `await`: `with Squad.up() as squad: squad.ask(…)`.
+    """
+
+    def __init__(self, wiring: Wiring, settings: Settings, servers: Servers | None = None) -> None:
+        super().__init__(wiring)
+        self._servers = servers or Servers(settings)
+
+    # --- opening and closing -------------------------------------------------------------------------
+
+    @classmethod
+    def up(cls, settings: Settings | None = None, **overrides: Any) -> Opening:
+        """Bring the environment up, or join it if it runs.
+
+        With no `NATS_URL` and no `RAY_ADDRESS` this starts a local NATS server and a local Ray cluster,
+        which stop again when the squad that started them is closed.
+
+        Args:
+            settings: where the servers are; from the environment by default.
+            overrides: single fields of `Settings`.
+
+        Raises:
+            ConfigError: a setting is wrong.
+            BusUnavailableError: NATS can't be reached.
+            ClusterUnavailableError: Ray can't be reached or started.
+        """
+
+        async def open_squad() -> Squad:
+            chosen = settings or Settings.load(**overrides)
+            servers = Servers(chosen)
+            try:
+                await servers.start_nats()
+                wiring = await Wiring.open(chosen, _identity(), create=True)
+            except BaseException:
+                await servers.stop()
+                raise
+            squad = cls(wiring, chosen, servers)
+            try:
+                bridge = await squad._control.bridge()
+                if bridge is None or is_orphaned(bridge["ray"]):
+                    await servers.start_cluster()
+                    if await squad._control.bridge() is None:
+                        raise ClusterUnavailableError(
+                            f"the Ray cluster has a bridge for {chosen.env!r} that is on another NATS server",
+                            hint="use that server's NATS_URL, or another SQUADRON_ENV",
+                        )
+            except BaseException:
+                await squad.aclose()
+                raise
+            return squad
+
+        return Opening(open_squad)
+
+    @classmethod
+    def connect(cls, settings: Settings | None = None, **overrides: Any) -> Opening:
+        """Join an environment that runs; needs NATS only, never Ray.
+
+        Raises:
+            ConfigError: nothing runs here; says what to do.
+            BridgeUnavailableError: NATS is there, but no bridge answers.
+        """
+
+        async def open_squad() -> Squad:
+            chosen = settings or Settings.load(**overrides)
+            wiring = await Wiring.open(chosen, _identity())
+            squad = cls(wiring, chosen)
+            try:
+                # A bridge that was just killed is back in two seconds; agents serve on without it.
+                if not wiring.registry.cards() and await squad._control.bridge() is None:
+                    raise BridgeUnavailableError(
+                        f"environment {chosen.env!r} has no bridge", hint="start it with `squadron up`"
+                    )
+            except BaseException:
+                await squad.aclose()
+                raise
+            return squad
+
+        return Opening(open_squad)
+
+    async def aclose(self) -> None:
+        """Leave; local servers that this squad started are stopped. May be called twice.
+
+        Calls that wait end with `SquadClosedError`, iterations end. In a process that was forked it does nothing.
+
+        Raises:
+            ClusterUnavailableError: a process of the local Ray can't be killed; all else is closed.
+        """
+        if self._closed or self._forked:
+            return
+        control, self._closed = self._control, True
+        async with contextlib.AsyncExitStack() as rest:
+            # What comes later is done whatever happens before, a cancellation included.
+            rest.push_async_callback(self._servers.stop)
+            rest.push_async_callback(self._place.aclose)
+            for heard in list(self._heard):
+                rest.push_async_callback(heard.aclose)
+            if self._servers.started:
+                # Else they would come back with the next start, as agents of a running environment should.
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(UNDEPLOY_WITHIN_S), asyncio.TaskGroup() as undeploying:
+                        for agent in self._deployed:
+                            undeploying.create_task(_undeploy(control, agent))
+
+    @property
+    def started_here(self) -> bool:
+        """Whether this squad started local servers, which stop when it is closed."""
+        return bool(self._servers.started)
+
+    def keep_running(self) -> None:
+        """Leave the servers this squad started running when it is closed; `squadron down` stops them."""
+        self._servers.started.clear()
+
+
+async def _undeploy(control: Control, agent: str) -> None:
+    with contextlib.suppress(SquadronError):
+        await control.call("undeploy", agent=agent)
+
+
+def _identity() -> AgentIdentity:
+    return AgentIdentity(id=f"{socket.gethostname().split('.')[0][:32]}-{uuid.uuid4().hex[:12]}", type="client")
