@@ -96,8 +96,15 @@ class Portal:
         try:
             self._check_thread()
             return self._hand_in(work)
-        except BaseException:
+        except (SquadClosedError, BlockingCallError):
             work.close()
+            raise
+        except BaseException:
+            # A signal's handler raised: before it was handed in, or after.
+            try:
+                self._loop.call_soon_threadsafe(_give_up, work)
+            except RuntimeError:
+                work.close()
             raise
 
     def check(self) -> None:
@@ -190,3 +197,12 @@ class Portal:
                 self._loop.call_soon_threadsafe(self._ending.set)
             self._over.wait()
         atexit.unregister(self.close)
+
+
+def _give_up(work: Coroutine[Any, Any, Any]) -> None:
+    """End a coroutine that may have become a task of this loop: closed by another thread it would break that."""
+    for task in asyncio.all_tasks():
+        if task.get_coro() is work:
+            task.cancel()
+            return
+    work.close()
