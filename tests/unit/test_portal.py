@@ -35,24 +35,26 @@ def interrupts() -> Iterator[None]:
     signal.signal(signal.SIGUSR1, before)
 
 
-def _interrupt(thread: int, after_s: float, go: threading.Event) -> None:
+def _interrupt(thread: int, after_s: float, go: threading.Event, over: threading.Event) -> None:
     go.wait()
     at = time.perf_counter() + after_s
     while time.perf_counter() < at:
         pass
     signal.pthread_kill(thread, signal.SIGUSR1)
+    # What is raised while garbage is collected Python drops: people press again.
+    while not over.wait(1.0):
+        signal.pthread_kill(thread, signal.SIGUSR1)
 
 
 def _wait_interrupted(portal: Portal, after_s: float) -> None:
-    go = threading.Event()
-    sender = threading.Thread(target=_interrupt, args=(threading.get_ident(), after_s, go))
+    go, over = threading.Event(), threading.Event()
+    sender = threading.Thread(target=_interrupt, args=(threading.get_ident(), after_s, go, over))
     sender.start()
     try:
         go.set()
-        portal.wait(asyncio.sleep(60))
+        portal.wait(asyncio.sleep(3600))
     except KeyboardInterrupt:
-        pass
-    # Until it was sent, so that it never hits anything else.
+        over.set()
     sender.join()
 
 
