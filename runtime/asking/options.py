@@ -22,7 +22,7 @@ DEFAULT_WITHIN_S = 60.0
 MAX_WITHIN_S = 100 * 365.25 * 24 * 3600
 #: What an ask has when it says nothing: any replica may run it, and it may spend what it likes.
 ANYBODY, UNLIMITED = Route(), Budget()
-#: What other tools call an option, where letters don't tell.
+#: What other tools, and our own command line, call an option, where letters don't tell.
 _ELSEWHERE = {
     "timeout": "within_s",
     "timeout_s": "within_s",
@@ -35,7 +35,15 @@ _ELSEWHERE = {
     "conversation": "conversation_id",
     "session_id": "conversation_id",
     "target": "route",
+    "capability": "route",
+    "capabilities": "route",
+    "exclude": "route",
+    "exclusions": "route",
     "tokens": "budget",
+    "max_tokens": "budget",
+    "hops": "budget",
+    "max_hops": "budget",
+    "temperature": "parameters",
 }
 
 
@@ -114,7 +122,7 @@ class AskOptions:
         Raises:
             InvalidInputError: one of them is none; names the nearest.
         """
-        for name in given.keys() - _NAMES:
+        for name in sorted(given.keys() - _NAMES):
             raise _unknown(name)
         return cls(**given)
 
@@ -148,9 +156,6 @@ def _bad(name: str, value: Any, hint: str) -> InvalidInputError:
 
 def _unknown(name: str) -> InvalidInputError:
     near = _ELSEWHERE.get(name) or next(iter(difflib.get_close_matches(name, _NAMES, n=1)), "")
-    meant = f"did you mean {near}? " if near else ""
-    return InvalidInputError(
-        f"{name!r} is not an option of asking",
-        field=name,
-        hint=f'{meant}the input goes in one piece behind the topic: ask("some.topic", {{"{name}": …}})',
-    )
+    inputs = f'the input goes in one piece behind the topic: ask("some.topic", {{"{name}": …}})'
+    hint = f"did you mean {near}? If it is a field, {inputs}" if near else inputs
+    return InvalidInputError(f"{name!r} is not an option of asking", field=name, hint=hint)

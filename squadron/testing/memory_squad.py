@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,7 +21,6 @@ from squadron.bridge.place import Place
 from squadron.client.talking import Talking
 from squadron.config import Settings
 from squadron.runtime.errors import DeployError, InvalidAgentError, SquadClosedError
-from squadron.runtime.logs import configure_logs
 from squadron.runtime.retries import summary_of
 from squadron.runtime.wire.envelope import AgentIdentity
 from squadron.testing.misuse import NotServedError
@@ -87,8 +88,12 @@ class MemorySquad(Talking):
         if self._turned:
             self._open.enter_context(turned_time())
         if not structlog.is_configured():
-            # Else every replica that starts is told on standard output.
-            configure_logs("WARNING")
+            # Else every replica that starts is told on standard output. Afterwards all is as it was.
+            self._open.callback(structlog.reset_defaults)
+            structlog.configure(
+                wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+                logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+            )
         await self._own.start()
         self._is_open = True
         return self

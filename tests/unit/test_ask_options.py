@@ -50,6 +50,9 @@ def test_the_options_are_declared_alike_for_people_and_for_type_checkers() -> No
         ("conversation", "conversation_id"),
         ("parameter", "parameters"),
         ("budgets", "budget"),
+        ("exclude", "route"),
+        ("max_tokens", "budget"),
+        ("temperature", "parameters"),
     ],
 )
 @pytest.mark.parametrize("content", [None, {"text": "x"}])

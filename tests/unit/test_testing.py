@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from squadron import Agent, Context, Retry, Squad, Terminal, on, on_durable, topic
 from squadron.client.talking import Talking
@@ -498,3 +499,15 @@ def test_the_recipe_for_pytest_works_in_a_project_of_its_own(tmp_path: Path) -> 
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "asyncio_mode=auto", "."]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
     assert ended.returncode == 0, ended.stdout
+
+
+async def test_a_squad_says_nothing_on_standard_output_and_leaves_the_logs_as_they_were(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    structlog.reset_defaults()
+    async with MemorySquad() as squad:
+        await squad.script("any.thing", 1)
+        assert (await squad.ask("any.thing")).ok
+
+    assert not structlog.is_configured()
+    assert capsys.readouterr() == ("", "")
