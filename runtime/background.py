@@ -54,6 +54,23 @@ def spawn(
     return task
 
 
+async def to_its_end(work: Coroutine[Any, Any, T]) -> T:
+    """Await `work`; who is cancelled meanwhile goes on when it is over, however it ended.
+
+    For what another place may carry out although nobody waits for it any more, before it is taken back there.
+    """
+    task = asyncio.get_running_loop().create_task(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        if not task.done():
+            await asyncio.wait([task])
+        if not task.cancelled():
+            # Seen, though nobody is told.
+            task.exception()
+        raise
+
+
 def _ended(health: Health | None, task: asyncio.Task[Any]) -> None:
     if task.cancelled() or (error := task.exception()) is None:
         return

@@ -19,6 +19,7 @@ from typing import Any
 from squadron.bridge.jetstream.journal import JetStreamJournal
 from squadron.bridge.jetstream.link.connect import Connection
 from squadron.bridge.jetstream.stream_configs import StreamNames, ensure_bucket
+from squadron.runtime.background import to_its_end
 from squadron.runtime.errors import ClaimLostError, SquadronError
 
 #: Bytes per chunk, where the server takes twice as much: each chunk costs a round trip, and a larger one keeps
@@ -53,12 +54,14 @@ class JetStreamVault:
             # One after the other and each with an id: in order, and once, over a restart of the server too.
             for number, start in enumerate(starts):
                 chunk = data[start : start + size]
-                await self._journal.append(self._chunks(name), chunk, ttl_s=keep_s, msg_id=f"{name}.{number}")
+                sending = self._journal.append(self._chunks(name), chunk, ttl_s=keep_s, msg_id=f"{name}.{number}")
+                await to_its_end(sending)
             info = await asyncio.to_thread(self._describe, name, data, size, len(starts))
-            await self._journal.append(self._meta(name), info, ttl_s=keep_s, msg_id=name)
+            await to_its_end(self._journal.append(self._meta(name), info, ttl_s=keep_s, msg_id=name))
         except BaseException:
             self._ready = False
             with contextlib.suppress(SquadronError):
+                await self._journal.erase(self._meta(name))
                 await self._journal.erase(self._chunks(name))
             raise
         return name

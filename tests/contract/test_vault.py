@@ -15,6 +15,7 @@ import nats
 import pytest
 from nats.js import api
 
+from squadron.bridge.jetstream.journal import JetStreamJournal
 from squadron.bridge.jetstream.link import embedded
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.config import Settings
@@ -205,17 +206,27 @@ def many_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("many_chunks")
-async def test_a_store_that_is_cancelled_leaves_nothing(wiring: Wiring) -> None:
-    storing = asyncio.create_task(wiring.ports.claims.vault.store(os.urandom(50 * MB), keep_s=INPUT_KEEP_S))
+async def test_a_store_that_is_cancelled_leaves_nothing(wiring: Wiring, monkeypatch: pytest.MonkeyPatch) -> None:
+    append, data = JetStreamJournal.append, os.urandom(MB)
 
-    async def under_way() -> bool:
-        return bool(await objects(wiring))
+    async def late(journal: JetStreamJournal, *args: Any, **how: Any) -> int:
+        await asyncio.sleep(0.02)
+        return await append(journal, *args, **how)
 
-    await until(under_way)
-    storing.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await storing
-    assert await objects(wiring) == {}
+    async def held_up(*args: Any, **how: Any) -> int:
+        # It is on its way, and arrives also if its sender is cancelled meanwhile.
+        return await asyncio.shield(asyncio.create_task(late(*args, **how)))
+
+    monkeypatch.setattr(JetStreamJournal, "append", held_up)
+    vault = wiring.ports.claims.vault
+    for wait_s in (0.005, 0.015, 0.1):
+        storing = asyncio.create_task(vault.store(data, keep_s=INPUT_KEEP_S))
+        await asyncio.sleep(wait_s)
+        storing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await storing
+        await asyncio.sleep(0.05)
+        assert await objects(wiring) == {}
 
 
 async def test_any_clients_object_store_reads_what_we_claim_and_writes_what_we_read(wiring: Wiring) -> None:
