@@ -180,11 +180,33 @@ class CutLetterError(SquadronError):
 
 
 class ModelError(SquadronError):
-    """The LLM provider refused or broke off; `retryable` says whether a later call may work."""
+    """The LLM provider refused or broke off.
 
-    def __init__(self, message: str, *, hint: str = "", retryable: bool = False) -> None:
+    Attributes:
+        kind: "passing" (overload, network, a stream that broke), "limit" (too many requests), "overflow" (the
+            conversation is too long), "refusal", "key" (missing, wrong, or without credit), or "request".
+        retry_after_s: when the provider says that the call may work, in seconds.
+        tokens: what it had used until then, input and output, if it told.
+        began: whether it had said something already.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str = "",
+        kind: str = "request",
+        retry_after_s: float | None = None,
+        tokens: int = 0,
+        began: bool = False,
+    ) -> None:
         super().__init__(message, hint=hint)
-        self.retryable = retryable  # type: ignore[misc]
+        self.kind, self.retry_after_s, self.tokens, self.began = kind, retry_after_s, tokens, began
+
+    @property
+    def retryable(self) -> bool:  # type: ignore[override]
+        """Whether the same call may work later."""
+        return self.kind in ("passing", "limit")
 
 
 class OutcomeError(SquadronError):

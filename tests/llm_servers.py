@@ -253,7 +253,7 @@ class ScriptedOpenAIServer(_ScriptedServer):
         stop = "tool_calls" if turn.tool_calls else "stop"
         yield self._delta({}, finish_reason={"length": "length", "refusal": "content_filter"}.get(how, stop))
         if (body.get("stream_options") or {}).get("include_usage"):
-            counts = {"prompt_tokens": turn.input_tokens, "completion_tokens": turn.output_tokens}
+            counts = {"prompt_tokens": turn.usage.input, "completion_tokens": turn.usage.output}
             yield self._event([], usage=counts | {"total_tokens": turn.tokens})
         yield "data: [DONE]\n\n"
 
@@ -337,7 +337,7 @@ class ScriptedAnthropicServer(_ScriptedServer):
         return ""
 
     def events(self, turn: ModelTurn, body: Json, how: str) -> Iterator[str]:
-        usage = {"input_tokens": turn.input_tokens, "output_tokens": 1}
+        usage = {"input_tokens": turn.usage.input, "output_tokens": 1}
         message = {
             "id": "msg_1",
             "type": "message",
@@ -360,9 +360,7 @@ class ScriptedAnthropicServer(_ScriptedServer):
             yield from self._block(index, block, deltas)
         stop = "tool_use" if turn.tool_calls else "end_turn"
         stop = {"length": "max_tokens", "refusal": "refusal"}.get(how, stop)
-        yield self._event(
-            "message_delta", delta={"stop_reason": stop}, usage={"output_tokens": turn.output_tokens}
-        )
+        yield self._event("message_delta", delta={"stop_reason": stop}, usage={"output_tokens": turn.usage.output})
         yield self._event("message_stop")
 
     def _block(self, index: int, block: Json, deltas: Sequence[Json]) -> Iterator[str]:

@@ -13,7 +13,7 @@ from pydantic_core import CoreSchema
 from typing_extensions import TypedDict
 
 from squadron.actors.goals.goal import DISCOVER, FINISH, FOR_EACH, as_reference
-from squadron.actors.thinking.model import ChatMessage, ModelTurn, ToolCall, ToolDefinition
+from squadron.actors.thinking.model import ChatMessage, ModelRequest, ModelTurn, ToolCall, ToolDefinition
 from squadron.runtime.registry.search import Index, terms
 
 #: A tool that shares less than this part of an intent's words is taken only if a search finds no better one.
@@ -178,17 +178,9 @@ class OfflinePlanner:
         """Always `offline:planner`."""
         return "offline:planner"
 
-    async def think(
-        self,
-        messages: Sequence[ChatMessage],
-        tools: Sequence[ToolDefinition] = (),
-        *,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        on_text: Callable[[str], None] | None = None,
-    ) -> ModelTurn:
+    async def think(self, request: ModelRequest, on_text: Callable[[str], None] | None = None) -> ModelTurn:
         """The next turn of the plan, from what the messages say was done already; costs no tokens."""
-        seen = _Progress.read(messages)
+        seen, tools = _Progress.read(request.messages), request.tools
         turn = self._follow(seen, tools) if self._rounds or self._finish else _guess(seen, tools)
         if not seen.turns:
             turn = ModelTurn(f"{INTRODUCTION} {turn.text}", turn.tool_calls)

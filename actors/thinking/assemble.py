@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from squadron.actors.thinking.model import ModelTurn, ToolCall
+from squadron.actors.thinking.model import ModelTurn, ToolCall, Usage
 from squadron.runtime.errors import ModelError
 from squadron.runtime.texts import whole
 
@@ -160,7 +160,7 @@ class TurnParts:
         self._pieces.end()
         cut = self.stop_reason in ("length", "max_tokens", "model_context_window_exceeded")
         if not self.stop_reason:
-            raise ModelError(f"{who} broke off in the middle of its answer", hint="try again", retryable=True)
+            raise ModelError(f"{who} broke off in the middle of its answer", hint="try again", kind="passing")
         # What came before a refusal is to be thrown away, says Anthropic's guide; half a call is no call.
         if self.refusal or self.stop_reason in ("refusal", "content_filter"):
             why = mended(self.refusal) or self.stop_reason
@@ -169,4 +169,4 @@ class TurnParts:
             raise ModelError(f"{who} ran out of tokens before it said anything", hint="raise max_tokens")
         last = len(self.calls) - 1
         calls = tuple(call.assemble(i, cut=cut and i == last) for i, call in enumerate(self.calls))
-        return ModelTurn(self.text, calls, self.input_tokens, self.output_tokens)
+        return ModelTurn(self.text, calls, Usage(self.input_tokens, self.output_tokens))

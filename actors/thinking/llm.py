@@ -21,7 +21,7 @@ from squadron.actors.agent import Agent
 from squadron.actors.decorators import TOOL, marked
 from squadron.actors.thinking.assemble import Pieces, mended_turn
 from squadron.actors.thinking.credentials import adopt_keys
-from squadron.actors.thinking.model import ChatMessage, Model, ModelTurn, ToolCall, ToolDefinition
+from squadron.actors.thinking.model import ChatMessage, Model, ModelRequest, ModelTurn, ToolCall, ToolDefinition
 from squadron.actors.thinking.providers import default_model_spec, model_from
 from squadron.actors.thinking.shapes import InputShape, cut
 from squadron.runtime import calling
@@ -101,7 +101,8 @@ async def think_patiently(
     while True:
         pieces = Pieces(on_text)
         try:
-            turn = await model.think(messages, tools, on_text=pieces.add, **sampling)
+            request = ModelRequest(tuple(messages), tuple(tools), **sampling)
+            turn = await model.think(request, pieces.add)
             pieces.end()
             return mended_turn(turn)
         except ModelError as error:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from squadron.actors.thinking.assemble import TurnParts, mended
 from squadron.actors.thinking.credentials import clean_key, tidy_variables
-from squadron.actors.thinking.model import ChatMessage, Model, ModelTurn, ToolDefinition
+from squadron.actors.thinking.model import ChatMessage, Model, ModelRequest, ModelTurn, ToolDefinition
 from squadron.runtime.errors import ConfigError, ModelError
 from squadron.runtime.redact import keep_secret, scrub
 
@@ -96,19 +96,11 @@ class _ProviderModel(ABC):
         """The provider and the model, as in `openai:gpt-5`."""
         return f"{self._provider}:{self._model}"
 
-    async def think(
-        self,
-        messages: Sequence[ChatMessage],
-        tools: Sequence[ToolDefinition] = (),
-        *,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        on_text: Callable[[str], None] | None = None,
-    ) -> ModelTurn:
+    async def think(self, request: ModelRequest, on_text: Callable[[str], None] | None = None) -> ModelTurn:
         """Run one model turn; see `Model.think`."""
-        turn = TurnParts(on_text, frozenset(tool.name for tool in tools))
-        request = _sendable(self._request(messages, tools, max_tokens, temperature))
-        async with aclosing(self._events(request)) as events:
+        turn = TurnParts(on_text, frozenset(tool.name for tool in request.tools))
+        asked = _sendable(self._request(request.messages, request.tools, request.max_tokens, request.temperature))
+        async with aclosing(self._events(asked)) as events:
             async for event in events:
                 self._read(turn, event)
         return turn.finish(self.name)
@@ -152,7 +144,7 @@ class _ProviderModel(ABC):
                 f"the call of {self.name} at {self._client.base_url} failed: {cause.__cause__ or said}"
             )
             hint = f"check the network, and {self._prefix}_BASE_URL if you set it, then try again"
-            return ModelError(scrub(message), hint=hint, retryable=True)
+            return ModelError(scrub(message), hint=hint, kind="passing")
         if status < 400:  # it came inside a stream that had begun well
             status = 500 if any(map(_PASSING_ERRORS.fullmatch, kinds)) else 400
         if "insufficient_quota" in kinds:  # OpenAI says it with 429, but waiting doesn't help
@@ -161,7 +153,14 @@ class _ProviderModel(ABC):
         hint = _HINTS.get(status, _HINTS[500 if retryable else 400]).format(prefix=self._prefix)
         if status == 400 and "temperature" in said:
             hint = "this model takes no such temperature: leave it unset"
-        return ModelError(scrub(f"{self.name} answered {answered}: {said}"), hint=hint, retryable=retryable)
+        kind = (
+            ("limit" if status == 429 else "passing")
+            if retryable
+            else "key"
+            if status in (401, 402, 403)
+            else "request"
+        )
+        return ModelError(scrub(f"{self.name} answered {answered}: {said}"), hint=hint, kind=kind)
 
 
 class OpenAIModel(_ProviderModel):

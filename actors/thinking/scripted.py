@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from squadron.actors.thinking.model import ChatMessage, ModelTurn, ToolDefinition
+from squadron.actors.thinking.model import ChatMessage, ModelRequest, ModelTurn, ToolDefinition
 from squadron.runtime.errors import ModelError
 
 #: One entry of a script: a turn, or a function that makes it from the messages and tools it is shown.
@@ -26,23 +26,14 @@ class ScriptedModel:
         """Always `scripted:test`."""
         return "scripted:test"
 
-    async def think(
-        self,
-        messages: Sequence[ChatMessage],
-        tools: Sequence[ToolDefinition] = (),
-        *,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        on_text: Callable[[str], None] | None = None,
-    ) -> ModelTurn:
+    async def think(self, request: ModelRequest, on_text: Callable[[str], None] | None = None) -> ModelTurn:
         """Play the next turn; its text goes to `on_text` in one piece.
 
         Raises:
             ModelError: the script is over.
         """
         played = len(self.seen)
-        # Copied, because callers go on appending to the list they pass.
-        self.seen.append((tuple(messages), tuple(tools)))
+        self.seen.append((request.messages, request.tools))
         if played >= len(self._turns):
             message = f"the script is over: it has {len(self._turns)} turns and this is call {played + 1}"
             raise ModelError(message, hint="give ScriptedModel more turns, or look for a call too many")

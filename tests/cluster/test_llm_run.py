@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from squadron import Agent, topic
-from squadron.actors.thinking.model import ModelTurn, ToolCall
+from squadron.actors.thinking.model import ModelTurn, ToolCall, Usage
 from tests.llm_servers import ScriptedAnthropicServer, ScriptedOpenAIServer
 
 
@@ -35,11 +35,11 @@ def script(seen: list[str]) -> list[Callable[[dict[str, Any]], ModelTurn]]:
         assert "words__count" in json.dumps(body["tools"])
         good = ToolCall("a", "words__count", {"text": "one two three"})
         bad = ToolCall("b", "words__count", {"no": 1})
-        return ModelTurn("I count both.", (good, bad), input_tokens=11, output_tokens=7)
+        return ModelTurn("I count both.", (good, bad), Usage(11, 7))
 
     def second(body: dict[str, Any]) -> ModelTurn:
         seen.append(json.dumps(body["messages"]))
-        return ModelTurn("There are three words, and one text could not be read.", input_tokens=5, output_tokens=9)
+        return ModelTurn("There are three words, and one text could not be read.", usage=Usage(5, 9))
 
     return [first, second]
 

@@ -16,7 +16,7 @@ from squadron.actors.decorators import topic
 from squadron.actors.goals.planner import Plan
 from squadron.actors.goals.supervisor import Supervisor
 from squadron.actors.thinking.llm import LLMAgent, tool
-from squadron.actors.thinking.model import ChatMessage, Model, ModelTurn, ToolCall, ToolDefinition
+from squadron.actors.thinking.model import ChatMessage, Model, ModelRequest, ModelTurn, ToolCall
 from squadron.actors.thinking.scripted import ScriptedModel
 from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.running.context import Context
@@ -114,15 +114,8 @@ class Halves:
         self._turns = list(turns)
         self.seen: list[Sequence[ChatMessage]] = []
 
-    async def think(
-        self,
-        messages: Sequence[ChatMessage],
-        tools: Sequence[ToolDefinition] = (),
-        *,
-        on_text: Callable[[str], None] | None = None,
-        **_: Any,
-    ) -> ModelTurn:
-        self.seen.append(tuple(messages))
+    async def think(self, request: ModelRequest, on_text: Callable[[str], None] | None = None) -> ModelTurn:
+        self.seen.append(request.messages)
         turn = self._turns.pop(0)
         for piece in turn.text:
             assert on_text is not None

@@ -16,7 +16,7 @@ from squadron.runtime.wire.outcome import Failed
 FIELDS: dict[str, dict[str, Any]] = {
     "InvalidMessageError": {"field": "routing.priority", "hint": "0 to 9"},
     "InvalidInputError": {"field": "text", "hint": "takes text"},
-    "ModelError": {"retryable": True, "hint": "later"},
+    "ModelError": {"kind": "limit", "retry_after_s": 2.5, "hint": "later"},
     "OutcomeError": {"outcome": Failed(reason="no")},
     "Retry": {"after_s": 2.5},
     "Terminal": {},
@@ -74,7 +74,7 @@ def test_the_hint_is_shown() -> None:
 
 def test_what_may_work_later_says_so() -> None:
     later = {"BusUnavailableError", "BridgeUnavailableError", "StorageFullError"}
-    assert {kind.__name__ for kind in ALL if kind.retryable} == later
-    assert ModelError("busy", retryable=True).retryable
+    assert {kind.__name__ for kind in ALL if kind.retryable is True} == later
+    assert ModelError("busy", kind="passing").retryable
     assert not ModelError("bad key").retryable
     assert Retry().after_s == 1.0

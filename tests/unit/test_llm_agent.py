@@ -15,7 +15,7 @@ from squadron.actors.agent import AgentSpec
 from squadron.actors.decorators import topic
 from squadron.actors.thinking.crew import CREW, FactChecker, Synthesizer
 from squadron.actors.thinking.llm import ANSWER_TOOL, LLMAgent, tool
-from squadron.actors.thinking.model import ChatMessage, Model, ModelTurn, ToolCall
+from squadron.actors.thinking.model import ChatMessage, Model, ModelRequest, ModelTurn, ToolCall, Usage
 from squadron.actors.thinking.scripted import ScriptedModel, ScriptedTurn
 from squadron.actors.thinking.shapes import InputShape
 from squadron.runtime.calling import Threads
@@ -84,7 +84,7 @@ def call(id: str, name: str, **arguments: Any) -> ToolCall:
 
 
 def turn(*calls: ToolCall, text: str = "", tokens: int = 0) -> ModelTurn:
-    return ModelTurn(text, calls, tokens)
+    return ModelTurn(text, calls, Usage(tokens))
 
 
 def told(messages: Sequence[ChatMessage]) -> dict[str, tuple[str, bool]]:
@@ -109,10 +109,10 @@ async def test_the_docstring_is_the_system_prompt_and_tokens_are_charged(squad: 
 
 async def test_text_is_streamed_as_it_comes(squad: MemorySquad) -> None:
     class Typing(ScriptedModel):
-        async def think(self, *args: Any, on_text: Any = None, **options: Any) -> ModelTurn:
+        async def think(self, request: ModelRequest, on_text: Any = None) -> ModelTurn:
             for piece in ("one ", "two ", "three"):
                 on_text(piece)
-            return await super().think(*args, **options)
+            return await super().think(request)
 
     agent = Listener()
     agent.model = Typing([turn(text="one two three")])
@@ -250,9 +250,9 @@ async def test_model_and_sampling_come_from_the_message(squad: MemorySquad) -> N
     class Noting(ScriptedModel):
         options: dict[str, Any]
 
-        async def think(self, *args: Any, **options: Any) -> ModelTurn:
-            self.options = options
-            return await super().think(*args)
+        async def think(self, request: ModelRequest, on_text: Any = None) -> ModelTurn:
+            self.options = {"max_tokens": request.max_tokens, "temperature": request.temperature}
+            return await super().think(request)
 
     agent = Listener()
     noting = Noting([turn(text="ok")] * 2)

@@ -11,7 +11,7 @@ from squadron.actors.agent import Agent, AgentSpec
 from squadron.actors.decorators import topic
 from squadron.actors.goals.planner import INTRODUCTION, OfflinePlanner
 from squadron.actors.goals.supervisor import Supervisor
-from squadron.actors.thinking.model import ChatMessage, ToolDefinition
+from squadron.actors.thinking.model import ChatMessage, ModelRequest, ToolDefinition
 from squadron.runtime.errors import InvalidInputError, Terminal
 from squadron.runtime.wire.outcome import Outcome, Rejected, Result
 from squadron.testing import MemorySquad
@@ -237,8 +237,8 @@ async def test_the_planner_keeps_nothing_so_two_with_the_same_words_do_the_same(
         .arguments({"goal": "g", "plan": [[LIST], [FINISH | {"deliverables": {}}]]})
     )
 
-    one = await OfflinePlanner(plan["plan"]).think(messages, [tool], on_text=said.append)
-    other = await OfflinePlanner(plan["plan"]).think(messages, [tool])
+    one = await OfflinePlanner(plan["plan"]).think(ModelRequest(tuple(messages), (tool,)), said.append)
+    other = await OfflinePlanner(plan["plan"]).think(ModelRequest(tuple(messages), (tool,)))
 
     assert one == other
     assert said == [one.text]

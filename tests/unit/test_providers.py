@@ -12,7 +12,15 @@ from typing import Any, NamedTuple
 import pytest
 
 from squadron.actors.thinking import providers
-from squadron.actors.thinking.model import ChatMessage, Model, ModelTurn, ToolCall, ToolDefinition
+from squadron.actors.thinking.model import (
+    ChatMessage,
+    Model,
+    ModelRequest,
+    ModelTurn,
+    ToolCall,
+    ToolDefinition,
+    Usage,
+)
 from squadron.actors.thinking.providers import AnthropicModel, OpenAIModel, default_model_spec, model_from
 from squadron.actors.thinking.scripted import ScriptedModel
 from squadron.runtime.errors import ConfigError, ModelError
@@ -26,7 +34,7 @@ TOOLS = [
 USER = [ChatMessage("user", "hello")]
 WEATHER = ToolCall("call_w", "weather", {"city": 'Zürich "old town"', "days": [1, 2]})
 TIME = ToolCall("call_t", "time", {})
-TURN = ModelTurn("Grüezi mitenand, it is sunny", (), 11, 7)
+TURN = ModelTurn("Grüezi mitenand, it is sunny", (), Usage(11, 7))
 
 
 @pytest.fixture(autouse=True)
@@ -61,8 +69,8 @@ class Played:
         self.model = model
         self.text: list[str] = []
 
-    async def think(self, messages: Sequence[ChatMessage] = USER, *args: Any, **options: Any) -> ModelTurn:
-        return await self.model.think(messages, *args, on_text=self.text.append, **options)
+    async def think(self, messages: Sequence[ChatMessage] = USER, tools: Any = (), **options: Any) -> ModelTurn:
+        return await self.model.think(ModelRequest(tuple(messages), tuple(tools), **options), self.text.append)
 
     async def error(self, *args: Any, **options: Any) -> ModelError:
         with pytest.raises(ModelError) as caught:
@@ -109,12 +117,12 @@ async def test_text_arrives_before_the_answer_is_over(play: Any) -> None:
             assert heard.wait(5), "the client heard nothing of the first ten events"
 
     played = play([ModelTurn("a long answer, said in many many small pieces")], before_event=hold_back)
-    await played.model.think(USER, on_text=lambda piece: heard.set())
+    await played.model.think(ModelRequest(tuple(USER)), lambda piece: heard.set())
     assert heard.is_set()
 
 
 async def test_parallel_calls_are_put_together_from_pieces(play: Any) -> None:
-    turn = ModelTurn("I look.", (WEATHER, TIME), 5, 6)
+    turn = ModelTurn("I look.", (WEATHER, TIME), Usage(5, 6))
     played = play([turn], piece_chars=3)
     assert await played.think(USER, TOOLS) == turn
 
@@ -130,7 +138,7 @@ async def test_bad_arguments_are_a_problem_of_that_call_alone(play: Any, raw: st
 
 async def test_an_error_of_the_listener_is_not_taken_for_one_of_the_provider(play: Any) -> None:
     with pytest.raises(ValueError, match="Grüez"):
-        await play([TURN]).model.think(USER, on_text=int)
+        await play([TURN]).model.think(ModelRequest(tuple(USER)), int)
 
 
 async def test_a_call_cut_off_by_the_token_limit_is_not_run_with_half_its_arguments(play: Any) -> None:
@@ -175,7 +183,7 @@ async def test_openai_gets_the_conversation_in_its_own_format() -> None:
     ]
     with ScriptedOpenAIServer([TURN]) as server:
         model = OpenAIModel("gpt-4.1-mini", api_key="k", base_url=server.base_url)
-        await model.think(chat, TOOLS[:1], max_tokens=99, temperature=0.0)
+        await model.think(ModelRequest(tuple(chat), tuple(TOOLS[:1]), 99, 0.0))
         await model.aclose()
     body = server.requests[0].body
     assert body["messages"][0] == {"role": "system", "content": "Be kind."}
@@ -202,7 +210,7 @@ async def test_anthropic_gets_the_conversation_in_its_own_format() -> None:
     ]
     with ScriptedAnthropicServer([TURN]) as server:
         model = AnthropicModel(api_key="k", base_url=server.base_url)
-        await model.think(chat, TOOLS)
+        await model.think(ModelRequest(tuple(chat), tuple(TOOLS)))
         await model.aclose()
     body = server.requests[0].body
     assert body["system"] == "Be kind.\n\nBe brief."
@@ -244,8 +252,8 @@ async def test_openai_models_that_refuse_tools_while_reasoning_do_not_reason(
 ) -> None:
     with ScriptedOpenAIServer([TURN, TURN]) as server:
         llm = OpenAIModel(model, api_key="k", base_url=server.base_url)
-        await llm.think(USER, TOOLS)
-        await llm.think(USER)
+        await llm.think(ModelRequest(tuple(USER), tuple(TOOLS)))
+        await llm.think(ModelRequest(tuple(USER)))
         await llm.aclose()
     efforts = [request.body.get("reasoning_effort") for request in server.requests]
     assert efforts == [effort, None]
@@ -301,7 +309,7 @@ async def test_no_server_is_retryable_and_names_the_address(provider: Provider) 
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
     model = provider.model(api_key="k", base_url=url, max_retries=0)
     with pytest.raises(ModelError, match=r"127\.0\.0\.1") as caught:
-        await model.think(USER)
+        await model.think(ModelRequest(tuple(USER)))
     await model.aclose()
     assert caught.value.retryable
     assert f"{provider.prefix}_BASE_URL" in caught.value.hint
@@ -346,7 +354,7 @@ async def test_key_and_address_come_from_the_environment(
         monkeypatch.setenv(f"{provider.prefix}_API_KEY", "sk-env")
         monkeypatch.setenv(f"{provider.prefix}_BASE_URL", server.base_url)
         model = model_from(provider.name)
-        assert await model.think(USER) == TURN
+        assert await model.think(ModelRequest(tuple(USER))) == TURN
         await model.aclose()
 
 
@@ -387,13 +395,12 @@ async def test_a_scripted_model_plays_and_records() -> None:
         return ModelTurn(f"{messages[-1].content} with {len(tools)} tools")
 
     model, heard = ScriptedModel([TURN, echo]), list[str]()
-    chat = list(USER)
-    assert await model.think(chat, on_text=heard.append) == TURN
-    chat.append(ChatMessage("user", "more"))
-    assert (await model.think(chat, TOOLS)).text == "more with 2 tools"
+    chat = (*USER, ChatMessage("user", "more"))
+    assert await model.think(ModelRequest(tuple(USER)), heard.append) == TURN
+    assert (await model.think(ModelRequest(chat, tuple(TOOLS)))).text == "more with 2 tools"
     assert heard == [TURN.text]
-    assert model.seen == [(tuple(USER), ()), (tuple(chat), tuple(TOOLS))]
+    assert model.seen == [(tuple(USER), ()), (chat, tuple(TOOLS))]
     with pytest.raises(ModelError, match="the script is over") as caught:
-        await model.think(chat)
+        await model.think(ModelRequest(chat))
     assert not caught.value.retryable
     await model.aclose()

@@ -17,7 +17,7 @@ from squadron.actors.goals.planner import Plan
 from squadron.actors.goals.supervisor import Supervisor
 from squadron.actors.thinking import llm
 from squadron.actors.thinking.llm import with_unique_ids
-from squadron.actors.thinking.model import ChatMessage, Model, ModelTurn, ToolCall, ToolDefinition
+from squadron.actors.thinking.model import ChatMessage, Model, ModelTurn, ToolCall, ToolDefinition, Usage
 from squadron.actors.thinking.scripted import ScriptedModel, ScriptedTurn
 from squadron.runtime.asking.caller import Caller
 from squadron.runtime.asking.options import AskOptions
@@ -110,7 +110,7 @@ def call(id: str, name: str, **arguments: Any) -> ToolCall:
 
 
 def turn(*calls: ToolCall, text: str = "", tokens: int = 0) -> ModelTurn:
-    return ModelTurn(text, calls, tokens)
+    return ModelTurn(text, calls, Usage(tokens))
 
 
 def finish(answer: Any = "done", **deliverables: Any) -> ModelTurn:
@@ -402,7 +402,7 @@ class _Moody(ScriptedModel):
     async def think(self, *args: Any, **options: Any) -> ModelTurn:
         if self.left:
             self.left -= 1
-            raise ModelError("overloaded", retryable=self.retryable)
+            raise ModelError("overloaded", kind="passing" if self.retryable else "request")
         return await super().think(*args, **options)
 
 
