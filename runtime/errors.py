@@ -209,6 +209,13 @@ class ModelError(SquadronError):
         return self.kind in ("passing", "limit")
 
 
+class SupersededError(SquadronError):
+    """Another attempt at the same work has taken over: this one does nothing more, and has no outcome of its own.
+
+    Raised in a handler it lets the task go: whoever took over ends it.
+    """
+
+
 class OutcomeError(SquadronError):
     """Raised by `Outcome.unwrap()` when a task ended in anything but a result."""
 

@@ -15,6 +15,8 @@ DUPLICATE_WINDOW_S = 120
 #: Longest life of a lite topic's entry and of a dead letter, in seconds: 30 and 90 days.
 LITE_MAX_AGE_S = 30 * 24 * 3600
 DEAD_MAX_AGE_S = 90 * 24 * 3600
+#: Longest life of a run's log, in seconds: 90 days.
+RUNS_MAX_AGE_S = 90 * 24 * 3600
 #: How long a durable event is kept for groups that are away and for new ones, in seconds: 7 days.
 EVENTS_MAX_AGE_S = 7 * 24 * 3600
 
@@ -58,6 +60,10 @@ class StreamNames:
     @property
     def dead(self) -> str:
         return f"squadron-{self.environment}-dead"
+
+    @property
+    def runs(self) -> str:
+        return f"squadron-{self.environment}-runs"
 
     @property
     def bucket(self) -> str:
@@ -115,6 +121,13 @@ def _configs(names: StreamNames) -> list[dict[str, Any]]:
         "max_age": DEAD_MAX_AGE_S * NANOSECONDS,
         "duplicate_window": DUPLICATE_WINDOW_S * NANOSECONDS,
     }
+    # Nobody is told of them: a run has one writer, and who looks at it reads.
+    runs = {
+        "name": names.runs,
+        "subjects": [f"{root}.run.*"],
+        "max_age": RUNS_MAX_AGE_S * NANOSECONDS,
+        "duplicate_window": DUPLICATE_WINDOW_S * NANOSECONDS,
+    }
     events = {
         "name": names.events,
         "subjects": [f"{root}.durable.*.*"],
@@ -125,11 +138,11 @@ def _configs(names: StreamNames) -> list[dict[str, Any]]:
         # Who listens for plain events hears durable ones, too.
         "republish": {"src": f"{root}.durable.>", "dest": f"{root}.event.>"},
     }
-    return [common | tasks, common | events] + [common | keyed | stream for stream in (lite, registry, dead)]
+    return [common | tasks, common | events] + [common | keyed | stream for stream in (lite, registry, dead, runs)]
 
 
 async def ensure_streams(connection: Connection, names: StreamNames) -> None:
-    """Make the five streams that every environment has, as `ensure_stream` does."""
+    """Make the six streams that every environment has, as `ensure_stream` does."""
     for config in _configs(names):
         await ensure_stream(connection, config)
 

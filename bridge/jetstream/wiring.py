@@ -47,6 +47,7 @@ class Wiring(Place):
             events=JetStreamEventLog(connection, subjects),
             lite=JetStreamJournal(connection, names.lite),
             dead=JetStreamJournal(connection, names.dead),
+            runs=JetStreamJournal(connection, names.runs),
             claims=Claims(
                 JetStreamVault(connection, names),
                 over_bytes=min(settings.claim_over_bytes, connection.max_payload - HEADER_BYTES),

@@ -82,6 +82,10 @@ class _EventLease:
         self._group.begun[self._seq] += 1
         return self._group.begun[self._seq]
 
+    async def progressed(self) -> None:
+        await self._line.answer()
+        self._group.begun[self._seq] = 0
+
     async def settle(self, *, confirmed: bool = False) -> None:
         if confirmed:
             await self._line.answer()

@@ -67,6 +67,10 @@ class _QueueLease:
         self._task.begun += 1
         return self._task.begun
 
+    async def progressed(self) -> None:
+        await self._line.answer()
+        self._task.begun = 0
+
     async def settle(self, *, confirmed: bool = False) -> None:
         if confirmed:
             await self._line.answer()

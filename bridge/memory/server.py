@@ -38,6 +38,7 @@ class MemoryServer:
         self.subjects, self.clock = Subjects(environment), clock or LoopClock()
         self.bus, self.queue, self.vault = MemoryBus(), MemoryQueue(), MemoryVault()
         self.lite, self.dead = MemoryJournal(self.bus), MemoryJournal(self.bus)
+        self.runs = MemoryJournal(self.bus, self.clock.time)
         self.records = MemoryJournal(self.bus, self.clock.time)
         self.events = MemoryEventLog(self.bus, self.subjects)
         self._lines: list[Line] = []
@@ -58,6 +59,7 @@ class MemoryServer:
             events=self.events.over(line),
             lite=self.lite.over(line),
             dead=self.dead.over(line),
+            runs=self.runs.over(line),
             claims=Claims(
                 self.vault.over(line),
                 over_bytes=settings.claim_over_bytes,

@@ -275,7 +275,7 @@ class Caller:
                 if ask.task_id:
                     await self._claim(handle, content, ask)
             if not handle.done and not is_sent:
-                await self._send(handle, content, ask, parent)
+                await self._send(handle, content, ask, parent, once=bool(owner))
         except (BusUnavailableError, MessageTooLargeError, ValueError) as error:
             handle._settle(_not_sent(handle, error))
         except BaseException:
@@ -290,9 +290,11 @@ class Caller:
             self._leave(handle)
         return handle
 
-    async def _send(self, handle: Handle, content: Any, ask: AskOptions, parent: str | None) -> None:
-        now, seen = self.ports.clock.time(), self.registry.news
-        message = pack_task(self.ports.identity, content, ask, handle, parent=parent, seen=seen, timestamp=now)
+    async def _send(
+        self, handle: Handle, content: Any, ask: AskOptions, parent: str | None, *, once: bool
+    ) -> None:
+        head: dict[str, Any] = {"parent": parent, "seen": self.registry.news, "once": once}
+        message = pack_task(self.ports.identity, content, ask, handle, timestamp=self.ports.clock.time(), **head)
         data = await self.ports.claims.seal(message, keep_s=INPUT_KEEP_S)
         subject, msg_id = self.ports.subjects.task(handle.topic, ask.priority), token_of(handle.task_id)
         # The same id is stored once.

@@ -25,6 +25,7 @@ def pack_task(
     parent: str | None,
     seen: float,
     timestamp: float,
+    once: bool,
 ) -> bytes:
     """A task as it is sent.
 
@@ -32,6 +33,7 @@ def pack_task(
         seen: the journal's time of the newest change of the registry that its caller saw, or 0; who runs it sees
             as much.
         timestamp: now, in seconds since the epoch.
+        once: it may be sent again under the same id, however late; who runs it makes sure that it runs once.
     """
     limits: dict[str, Any] = {"deadline": handle.deadline.at_ms}
     if ask.budget.tokens is not None:
@@ -50,6 +52,8 @@ def pack_task(
     if ask.route.exclusions:
         routing["exclusions"] = list(ask.route.exclusions)
     metadata: dict[str, Any] = {"nested": True} if ask.nested else {}
+    if once:
+        metadata["once"] = True
     if seen:
         metadata["seen"] = seen
     return pack(

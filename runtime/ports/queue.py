@@ -33,6 +33,14 @@ class Lease(Protocol):
         """
         ...
 
+    async def progressed(self) -> None:
+        """The work has come further, and what was done is kept: beginnings up to now don't count any more.
+
+        Raises:
+            BusUnavailableError: not acknowledged in time.
+        """
+        ...
+
     async def settle(self, *, confirmed: bool = False) -> None:
         """The work is done for good: the message leaves the queue, soon or, if `confirmed`, before this returns.
 

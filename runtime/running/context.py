@@ -22,6 +22,7 @@ from squadron.runtime.calling import Threads
 from squadron.runtime.errors import WrongLoopError
 from squadron.runtime.lite.topic import LiteTopic
 from squadron.runtime.ports.lite_journal import END_HEADER
+from squadron.runtime.ports.queue import Lease
 from squadron.runtime.streams.writer import StreamWriter
 from squadron.runtime.texts import whole
 from squadron.runtime.wire.envelope import AgentMessage
@@ -237,7 +238,13 @@ class Context:
 
 
 class TurnContext(Context):
-    """The same as the turn that runs has it, and agents of the house."""
+    """The same as the turn that runs has it, and agents of the house.
+
+    Attributes:
+        lease: the right to work on the task; None where nobody gave one.
+    """
+
+    lease: Lease | None = None
 
     @property
     def caller(self) -> Caller:
@@ -247,6 +254,13 @@ class TurnContext(Context):
     async def submit_for(self, owner: str, topic: str, content: Any, **options: Unpack[AskKeywords]) -> Handle:
         """As `submit`, with an owner of the lite topics that outcomes come back on; see `Caller.submit`."""
         return await self._submit(owner, topic, content, options)
+
+    async def adopt(self, task_id: str, topic: str, reply_to: str, deadline: Deadline) -> Handle:
+        """Take up a task that an earlier attempt sent: it is cancelled with this one. See `Caller.adopt`."""
+        handle = await self._caller.adopt(task_id, topic, reply_to, deadline)
+        self._children = self._children or WeakSet()
+        self._children.add(handle)
+        return handle
 
     async def finish(self, end: str) -> None:
         """End what was emitted, if anything was, before the outcome is stored; see `StreamWriter.finish`."""

@@ -112,6 +112,9 @@ class _TurnLease:
     async def begin(self) -> int:
         return await self.ticket.begin()
 
+    async def progressed(self) -> None:
+        await self.ticket.progressed()
+
     async def settle(self, *, confirmed: bool = False) -> None:
         await self.lines.leave(self.place.conversation, self.place.seq)
         await self.ticket.settle(confirmed=confirmed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,12 +17,15 @@ from squadron.runtime.errors import (
     InvalidInputError,
     InvalidMessageError,
     InvalidSubjectError,
+    SupersededError,
     Terminal,
 )
 from squadron.runtime.ports.queue import Delivery
 from squadron.runtime.retries import Retries, backoff_s, failure_details, summary_of, text_of, traceback_of
 from squadron.runtime.running.context import TurnContext
 from squadron.runtime.running.handover import HAND_ON_S, LONGEST_HAND_ON_S, hand_over
+from squadron.runtime.running.once import is_copy
+from squadron.runtime.running.poison import bury_poison
 from squadron.runtime.running.reports import Reports
 from squadron.runtime.store.dead_letters import DeadLetters
 from squadron.runtime.wire.envelope import LAST_MS, AgentMessage
@@ -41,7 +43,7 @@ from squadron.runtime.wire.outcome import (
     Undeliverable,
 )
 from squadron.runtime.wire.route import Route
-from squadron.runtime.wire.subjects import TaskSubject, matches, token_of
+from squadron.runtime.wire.subjects import TaskSubject, matches
 from squadron.runtime.wire.topics import SemanticTopic
 
 #: A second outcome is dropped by its message id if it comes within this time, in seconds: half of JetStream's
@@ -83,6 +85,11 @@ class _Again:
     """Not an outcome: the task is handed back for another attempt."""
 
     after_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _LetGo:
+    """Not an outcome: another attempt has taken over, and ends the task."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +145,8 @@ class Turns:
             topic = TaskSubject.parse(delivery.subject).topic
             message = AgentMessage.decode(delivery.data)
         except (InvalidMessageError, InvalidSubjectError) as error:
-            await self._answer_poison(delivery, error)
-            await self._bury_poison(delivery, error)
+            self._log.warning("turn.poison", subject=delivery.subject, error=str(error))
+            await bury_poison(self._ports, self.agent, delivery, error)
             return None
         lite_key, announce = self._reports.address(message, topic)
         # One that may have been here before: after a death, as a dead letter, or under an id of its caller's own.
@@ -147,6 +154,9 @@ class Turns:
         asked_at, now = message.timestamp, self._ports.clock.time()
         again = message.redriven or owner == id or not delivery.lease.first or now > asked_at + ALONE_S
         if again and await self._settle_if_stored(delivery, message, lite_key, announce):
+            return None
+        if message.once and await is_copy(self._ports, delivery, message):
+            await delivery.lease.settle()
             return None
         looked_at = now if again else asked_at
         ended = await self._attempt(delivery, message, topic, lite_key)
@@ -156,6 +166,8 @@ class Turns:
             return None
         if isinstance(ended, _Again):
             await delivery.lease.release(ended.after_s)
+            return None
+        if isinstance(ended, _LetGo):
             return None
         late = self._ports.clock.time() > looked_at + ALONE_S
         if late and await self._settle_if_stored(delivery, message, lite_key, announce):
@@ -183,7 +195,7 @@ class Turns:
 
     async def _attempt(
         self, delivery: Delivery, message: AgentMessage, topic: str, lite_key: str
-    ) -> Outcome | _Again | _HandOn:
+    ) -> Outcome | _Again | _HandOn | _LetGo:
         common: dict[str, Any] = {
             "task_id": message.id,
             "topic": topic,
@@ -206,8 +218,11 @@ class Turns:
             common["attempt"] = attempt - 1
             return DeadLettered(reason=reason, details={"attempts": attempt - 1}, **common)
         context = self._context(message, common, lite_key)
+        context.lease = delivery.lease
         try:
             ended = await self._run_handler(handler, delivery, context, common)
+            if isinstance(ended, _LetGo):
+                return ended
             # Whoever reads the outcome can count on all that was emitted before it.
             await context.finish("again" if isinstance(ended, _Again) else ended.kind)
             return ended
@@ -245,7 +260,7 @@ class Turns:
 
     async def _run_handler(
         self, handler: Handler, delivery: Delivery, context: TurnContext, common: dict[str, Any]
-    ) -> Outcome | _Again:
+    ) -> Outcome | _Again | _LetGo:
         message = context.message
         turn = asyncio.current_task(self._caller.loop)
         assert turn is not None
@@ -290,6 +305,9 @@ class Turns:
             return TimedOut(reason=f"ran longer than its {round(limit_s, 3):g} s", **common)
         if isinstance(failure, InvalidInputError):
             return await self._invalid(delivery, failure, common)
+        if isinstance(failure, SupersededError):
+            context.log.info("turn.superseded", reason=str(failure))
+            return _LetGo()
         if failure is not None:
             return self._judge(failure, handler.retries, common, context)
         if not isinstance(answer, Answer):
@@ -337,26 +355,6 @@ class Turns:
         if attempt < retries.max_attempts:
             reason = f"no time is left for attempt {attempt + 1}; the last failed with {summary}"
         return DeadLettered(reason=reason, details=details, **common)
-
-    async def _answer_poison(self, delivery: Delivery, error: Exception) -> None:
-        """Of what can't be served, id and address may still be readable: its sender need not wait in vain."""
-        try:
-            raw = json.loads(delivery.data)
-            id, reply_to = raw["id"], raw["replyTo"]
-            now = self._ports.clock.time()
-            message = AgentMessage.new("task", self._ports.identity, id=id, reply_to=reply_to, timestamp=now)
-        except (ValueError, TypeError, KeyError, RecursionError):
-            return
-        outcome = DeadLettered(reason=str(error), task_id=message.id, details={"attempts": 0})
-        lite_key, announce = self._reports.address(message, "poison.message")
-        # Not as the task's own outcome: the same message may be put back, and served.
-        await self._reports.store(message, outcome, lite_key, announce, msg_id=f"{token_of(message.id)}.poison")
-
-    async def _bury_poison(self, delivery: Delivery, error: Exception) -> None:
-        """Bytes nobody can read get no second try; they are kept for a person to look at."""
-        self._log.warning("turn.poison", subject=delivery.subject, error=str(error))
-        await self._letters.bury_poison(self.agent, delivery, error, source=self._ports.identity)
-        await delivery.lease.settle()
 
 
 async def _run_to_the_end(handler: Handler, context: TurnContext, turn: asyncio.Task[Any]) -> Any:

@@ -18,7 +18,10 @@ from squadron.runtime.wire.subjects import Subjects
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ports:
-    """What everything that runs or asks is given. `lite` holds lite topics, `dead` the dead letters."""
+    """What everything that runs or asks is given.
+
+    `lite` holds lite topics, `dead` the dead letters, `runs` the logs of runs.
+    """
 
     identity: AgentIdentity
     subjects: Subjects
@@ -28,6 +31,7 @@ class Ports:
     events: EventLog
     lite: LiteJournal
     dead: Journal
+    runs: Journal
     claims: Claims
 
     def pack(self, type: MessageType, payload: dict[str, Any], **head: Unpack[Head]) -> bytes:

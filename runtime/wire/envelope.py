@@ -157,6 +157,11 @@ class AgentMessage(Wire):
         return (self.metadata or {}).get("nested") is True
 
     @property
+    def once(self) -> bool:
+        """Whether its sender may send it again after a crash, so that who runs it makes sure that it runs once."""
+        return (self.metadata or {}).get("once") is True
+
+    @property
     def seen(self) -> float:
         """Up to when its sender knows what is served, by the registry's clock; 0 if it does not say."""
         at = (self.metadata or {}).get("seen")

@@ -346,6 +346,10 @@ class Subjects:
         """Pattern of all dead letters, or of those of one mailbox."""
         return f"{ROOT}.{self.environment}.dead.{check_token(mailbox, 'mailbox') if mailbox else '*'}.>"
 
+    def run(self, id: str = "") -> str:
+        """Where the log of one run is kept, or pattern of all of them."""
+        return f"{ROOT}.{self.environment}.run.{check_token(id, 'run') if id else '*'}"
+
     def control(self, verb: str) -> str:
         """Where the bridge is asked to do something (or `*`)."""
         return f"{ROOT}.{self.environment}.bridge.{verb}"

@@ -1,0 +1,32 @@
+"""A task that its sender may send again after a crash, and that is to run once all the same."""
+
+from __future__ import annotations
+
+from squadron.runtime.errors import FencedError
+from squadron.runtime.ports.queue import Delivery
+from squadron.runtime.store.port_set import Ports
+from squadron.runtime.wire.envelope import AgentMessage
+from squadron.runtime.wire.outcome import LITE_TTL_S
+from squadron.runtime.wire.subjects import token_of
+
+
+async def is_copy(ports: Ports, delivery: Delivery, message: AgentMessage) -> bool:
+    """Whether the same task stands in the queue twice, and it is the other one's to run.
+
+    The queue takes an id once within two minutes; who takes up a run later sends again what may not have gone out.
+    So the first copy that is begun leaves a mark with its place in the queue.
+
+    Raises:
+        BusUnavailableError: nobody knows.
+    """
+    key = ports.subjects.lite(token_of(message.id), "begun")
+    limits = message.payload.constraints
+    left_s = limits.deadline / 1000 - ports.clock.time() if limits and limits.deadline else 0.0
+    mark = f"{delivery.seq}.{message.redriven}".encode()
+    try:
+        await ports.lite.append(key, mark, ttl_s=max(0.0, left_s) + LITE_TTL_S, expect_seq=0)
+        return False
+    except FencedError:
+        begun = await ports.lite.last(key)
+    # A mark of an earlier life, or of nobody's making, does not count.
+    return begun is not None and begun.data != mark and begun.data.endswith(b".%d" % message.redriven)
