@@ -1,0 +1,143 @@
+"""How many tokens a text, a message or a tool will be, before a provider has counted them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from pydantic_core import to_json
+
+from squadron.actors.thinking.model import Attachment, ChatMessage, ToolDefinition
+
+#: Tokenizers that weigh alike: OpenAI since gpt-4o, Claude up to 4.6, Claude from 4.7 on; `unknown` counts as the
+#: dearest of them.
+Family = Literal["o200k", "claude", "claude-4.7", "unknown"]
+
+#: What tokenizers tell apart: an ASCII word, each of its letters past the 4th, digits, newlines, blanks, one
+#: punctuation mark, one CJK, Hangul or accented Latin character, any other one. A single blank goes with its word.
+#: A run of digits was one class when the weights were measured; six of them bound what a long number hides.
+_CLASSES = re.compile(
+    r"([A-Za-z]{1,4})([A-Za-z]*)|([0-9]{1,6})|([\r\n]+)|([ \t]{2,})"
+    r"|([!-/:-@\[-`{-~])|([\u2e80-\u9fff\uf900-\ufaff\uff00-\uff65\U00020000-\U0003ffff])"
+    r"|([\u1100-\u11ff\uac00-\ud7af])|([\u00c0-\u024f\u1e00-\u1eff])|([^ \t])"
+)
+#: Tokens for each, in the order of the groups: least squares over 252 texts (documentation, code, 19 languages,
+#: JSON, logs, CSV) against the real vocabularies; the mean error is 6 to 7 %, one in twenty is 14 to 22 % too low.
+_WEIGHTS: dict[str, tuple[float, ...]] = {
+    "o200k": (0.94, 0.18, 2.18, 0.98, 1.20, 0.36, 0.78, 0.78, 0.78, 0.38),
+    "claude": (0.99, 0.28, 2.15, 1.22, 2.13, 0.38, 1.03, 1.51, 1.60, 0.53),
+    "claude-4.7": (1.22, 0.60, 2.26, 0.49, 2.81, 0.39, 1.07, 1.58, 1.80, 0.59),
+}
+#: Tokens around one message: role and separators, from recorded usage.
+MESSAGE_TOKENS = 6
+#: Tokens that any tools cost at all, the dearest that was recorded: a provider adds a prompt for them.
+_TOOLS_TOKENS: dict[str, int] = {"o200k": 0, "claude": 560, "claude-4.7": 2_370, "unknown": 2_370}
+#: Tokens of an image, as the dearest of the providers' documentations has it for its largest size.
+IMAGE_TOKENS = 4_784
+#: Of a file by its address nothing else is known; of one that is sent along it is one token for so many characters
+#: of base64, as of what providers encrypted: four of them are three bytes.
+FILE_TOKENS, ENCODED_CHARS = 10_000, 4
+#: Fields of a provider's own blocks that are no text of a language.
+_ENCODED = frozenset({"signature", "encrypted_content", "data"})
+#: How many texts are remembered with their counts, by digest: about 4 MB.
+_MOST_KNOWN = 16_384
+
+
+def family_of(model: str) -> Family:
+    """The tokenizer of a model, by its name, with or without the provider before it."""
+    name = model.lower().rpartition(":")[2].rpartition("/")[2]
+    if re.match(r"(chatgpt|gpt-(4o|4\.1|4\.5|[5-9])|o[1-9])", name):
+        return "o200k"
+    if name.startswith("claude"):
+        version = re.search(r"(?<![0-9])([0-9])(?:[.-]([0-9]{1,2}))?(?![0-9])", name)
+        known = version is not None and (int(version[1]), int(version[2] or 0)) <= (4, 6)
+        return "claude" if known else "claude-4.7"
+    return "unknown"
+
+
+def text_tokens(text: str, family: Family = "unknown") -> int:
+    """Tokens of a text. It takes 0.15 ms per 1,000 characters the first time, and nearly nothing later."""
+    counts = _counts.of(text)
+    weights = _WEIGHTS.values() if family == "unknown" else (_WEIGHTS[family],)
+    return max(round(sum(w * n for w, n in zip(each, counts, strict=True))) for each in weights)
+
+
+def message_tokens(message: ChatMessage, family: Family = "unknown") -> int:
+    """Tokens of a message with its calls, its attachments, and what its provider wrote beside them."""
+    parts = [message.content]
+    parts += [f"{call.name} {call.id} {call.raw or _json(call.arguments)}" for call in message.tool_calls]
+    said = sum(text_tokens(part, family) + MESSAGE_TOKENS * bool(at) for at, part in enumerate(parts))
+    # The blocks go out instead of text and calls, but to another model those do.
+    blocks = sum(_block_tokens(block, family) for block in message.blocks)
+    return MESSAGE_TOKENS + max(said, blocks) + sum(map(_attachment_tokens, message.attachments))
+
+
+def conversation_tokens(messages: Iterable[ChatMessage], family: Family = "unknown") -> int:
+    """Tokens of all the messages."""
+    return sum(message_tokens(message, family) for message in messages)
+
+
+def tools_tokens(tools: Sequence[ToolDefinition], family: Family = "unknown") -> int:
+    """Tokens of the tools that are offered."""
+    each = (f"{tool.name} {tool.description} {_json(tool.input_schema)}" for tool in tools)
+    written = sum(MESSAGE_TOKENS + text_tokens(text, family) for text in each)
+    return _TOOLS_TOKENS[family] + written if tools else 0
+
+
+def _block_tokens(block: object, family: Family, name: str = "") -> int:
+    if isinstance(block, dict):
+        return sum(text_tokens(key, family) + _block_tokens(part, family, key) for key, part in block.items())
+    if isinstance(block, list | tuple):
+        return sum(_block_tokens(part, family, name) for part in block)
+    if isinstance(block, str) and name in _ENCODED:
+        return len(block) // ENCODED_CHARS
+    return text_tokens(block if isinstance(block, str) else _json(block), family)
+
+
+def _attachment_tokens(attachment: Attachment) -> int:
+    if attachment.media_type.startswith("image/"):
+        return IMAGE_TOKENS
+    return len(attachment.data) // ENCODED_CHARS if attachment.data else FILE_TOKENS
+
+
+def _json(value: object) -> str:
+    try:
+        return to_json(value).decode()
+    except ValueError:
+        return json.dumps(value, default=str)
+
+
+class _Counts:
+    """How often each class is in a text; kept by digest, since a conversation is counted anew in each round."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, tuple[int, ...]] = {}
+
+    def of(self, text: str) -> tuple[int, ...]:
+        key = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        found = self._known.get(key)
+        if found is None:
+            found = _count(text)
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.pop(next(iter(self._known)), None)
+            self._known[key] = found
+        return found
+
+
+def _count(text: str) -> tuple[int, ...]:
+    counts = [0] * 10
+    for match in _CLASSES.finditer(text):
+        group = match.lastindex or 0
+        if group == 2:
+            # A word: it matched the group for its later letters, too, though they may be none.
+            counts[0] += 1
+            counts[1] += len(match[2])
+        else:
+            counts[group - 1] += 1
+    return tuple(counts)
+
+
+_counts = _Counts()
