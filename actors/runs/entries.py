@@ -1,0 +1,228 @@
+"""What stands in the log of a run. Each entry is stored before what it tells of takes effect."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from squadron.actors.thinking.model import ChatMessage, ModelTurn
+from squadron.actors.thinking.window import Summary
+from squadron.runtime.wire.topics import SemanticTopic
+
+#: When the model is asked again while calls still run: when all have ended, more than half of them, or so many.
+GatherAfter = Literal["all", "quorum"] | Annotated[int, Field(ge=1, le=1_000)]
+
+
+class Gather(BaseModel):
+    """When the model is asked again after it made calls, be they all over or not.
+
+    Attributes:
+        after: how many of the calls that run must have ended.
+        within_s: so many seconds after they were sent one is enough.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    after: GatherAfter = "all"
+    within_s: float | None = Field(default=None, gt=0)
+
+
+class _Entry(BaseModel):
+    """Times are in seconds since the epoch, by the clock of the replica that wrote it."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    at: float
+
+
+class Epoch(_Entry):
+    """An attempt takes the run over; no older one can append any more.
+
+    Attributes:
+        number: the how manieth attempt it is.
+        redriven, delivered: which delivery of the task: of two attempts the one with the older has lost.
+    """
+
+    kind: Literal["epoch"] = "epoch"
+    number: int
+    redriven: int
+    delivered: int
+    replica: str
+
+
+class Started(_Entry):
+    """What the run is to do. `opening` is how the conversation begins: all else is rebuilt from the log."""
+
+    kind: Literal["started"] = "started"
+    agent: str
+    topic: str
+    task: str
+    title: str
+    opening: tuple[ChatMessage, ...]
+    models: tuple[str, ...]
+    max_rounds: int
+    deadline_at: float
+    gather: Gather = Gather()
+
+
+class Offered(_Entry):
+    """Topics that the model may call from now on, in this order, as their cards were."""
+
+    kind: Literal["offered"] = "offered"
+    cards: tuple[SemanticTopic, ...]
+
+
+class Asking(_Entry):
+    """The model is about to be asked.
+
+    Attributes:
+        number: the how manieth try of this round.
+        digest: of the request, SHA-256 in hex; the request itself is never kept.
+        tokens, usd_micros: what was set aside for it; 0 without a budget.
+    """
+
+    kind: Literal["asking"] = "asking"
+    round: int
+    number: int
+    model: str
+    digest: str
+    tokens: int = 0
+    usd_micros: int = 0
+
+
+class Failed(_Entry):
+    """A try ended without a turn; `tokens` and `usd_micros` are what it cost all the same."""
+
+    kind: Literal["failed"] = "failed"
+    round: int
+    number: int
+    model: str
+    error: str
+    reason: str
+    tokens: int = 0
+    usd_micros: int = 0
+
+
+class Thought(_Entry):
+    """The model's turn, as its provider gave it."""
+
+    kind: Literal["thought"] = "thought"
+    round: int
+    turn: ModelTurn
+    usd_micros: int | None = None
+    seconds: float
+
+
+class Nudge(_Entry):
+    """Said to the model in answer to a turn that was no answer."""
+
+    kind: Literal["nudge"] = "nudge"
+    text: str
+
+
+class Dispatch(BaseModel):
+    """One call that goes out.
+
+    Attributes:
+        call: its id in this run.
+        kind: to a topic, or to a tool of the agent's own.
+        tasks: ids of the tasks, one for each item; a tool's only one is the call's own.
+        deadline_ms: when nobody waits any more, in unix milliseconds.
+        shares: what each task may spend, as `payload.constraints` has it; empty without a budget.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    call: str
+    kind: Literal["topic", "tool"]
+    topic: str
+    tasks: tuple[str, ...]
+    deadline_ms: int
+    shares: dict[str, Any] = Field(default_factory=dict)
+
+
+class Sending(_Entry):
+    """Calls that are about to go out."""
+
+    kind: Literal["sending"] = "sending"
+    round: int
+    calls: tuple[Dispatch, ...]
+
+
+class Sent(_Entry):
+    """All tasks of these calls are stored in the queue."""
+
+    kind: Literal["sent"] = "sent"
+    calls: tuple[str, ...]
+
+
+class End(BaseModel):
+    """How one task, tool or refused call ended; `outcome` is its kind."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    call: str
+    task: str
+    index: int = 0
+    topic: str = ""
+    outcome: str
+    data: Any = None
+    reason: str = ""
+    confidence: float | None = None
+    reasoning: str | None = None
+    source: str = ""
+    attempt: int = 1
+    latency_ms: float = 0.0
+    spent: dict[str, Any] = Field(default_factory=dict)
+
+
+class Ended(_Entry):
+    """What came of calls; those that end together stand together."""
+
+    kind: Literal["ended"] = "ended"
+    ends: tuple[End, ...]
+
+
+class Waiting(_Entry):
+    """The model wants the ends of these calls before it goes on, but no longer than until `until`."""
+
+    kind: Literal["waiting"] = "waiting"
+    calls: tuple[str, ...]
+    until: float
+
+
+class Summarized(_Entry):
+    """A part of the conversation is shown as a summary from here on; see `window.Summary`."""
+
+    kind: Literal["summarized"] = "summarized"
+    summary: Summary
+
+
+class Finished(_Entry):
+    """The end of the run; `value` is what its task returns. `stopped` says why, as in `RunReport`."""
+
+    kind: Literal["finished"] = "finished"
+    stopped: str
+    value: Any = None
+    error: str = ""
+
+
+Entry = Annotated[
+    Epoch
+    | Started
+    | Offered
+    | Asking
+    | Failed
+    | Thought
+    | Nudge
+    | Sending
+    | Sent
+    | Ended
+    | Waiting
+    | Summarized
+    | Finished,
+    Field(discriminator="kind"),
+]
+#: What one message of the log holds: entries that were stored together.
+ENTRIES: TypeAdapter[tuple[Entry, ...]] = TypeAdapter(tuple[Entry, ...])

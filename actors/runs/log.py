@@ -1,0 +1,105 @@
+"""The log of one run: a fenced journal, whose entries are stored before their effects."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from pydantic import ValidationError
+
+from squadron.actors.runs.entries import ENTRIES, Entry
+from squadron.runtime.errors import (
+    BusUnavailableError,
+    ClaimLostError,
+    FencedError,
+    InvalidMessageError,
+    SupersededError,
+)
+from squadron.runtime.store.port_set import Ports
+from squadron.runtime.wire.envelope import AgentMessage
+from squadron.runtime.wire.limits import Deadline
+
+#: Life of a log after its run's deadline, in seconds: a week, to look at it and to go on.
+KEEP_S = 7 * 24 * 3600.0
+#: Pause before a server that was away is tried again, in seconds.
+AGAIN_S = 0.25
+
+
+class RunLog:
+    """One attempt's hold on the log of a run. One writer at a time: whoever appended last knows its end."""
+
+    def __init__(self, ports: Ports, run: str, deadline: Deadline) -> None:
+        self._ports, self.run, self._deadline = ports, run, deadline
+        self._key = ports.subjects.run(run)
+        self._seq = 0
+
+    async def load(self) -> list[Entry]:
+        """All that was stored up to now; from here on this attempt can append, until another one does.
+
+        Raises:
+            BusUnavailableError: the server can't be reached.
+        """
+        entries = []
+        async for seq, message in read(self._ports, self._key):
+            self._seq = seq
+            entries += entries_of(message)
+        return entries
+
+    async def append(self, *entries: Entry, about: dict[str, Any]) -> None:
+        """Store entries, all or none; a server that is away is waited for.
+
+        Args:
+            about: a few facts about the run as it is now, for who lists runs.
+
+        Raises:
+            SupersededError: another attempt has taken the run over.
+            BusUnavailableError: the server was away until the deadline.
+        """
+        content = ENTRIES.dump_python(entries, mode="json", exclude_defaults=True)
+        for dumped, entry in zip(content, entries, strict=True):
+            dumped["kind"] = entry.kind
+        id = os.urandom(16).hex()
+        keep_s = self._deadline.remaining_s() + KEEP_S
+        data = self._ports.pack(
+            "event", {"content": content}, id=id, correlation_id=self.run, metadata={"about": about}
+        )
+        sealed = await self._ports.claims.seal(data, keep_s=keep_s)
+        while True:
+            try:
+                self._seq = await self._ports.runs.append(self._key, sealed, ttl_s=keep_s, expect_seq=self._seq)
+                return
+            except FencedError:
+                # It may be ours, whose acknowledgement was lost.
+                last = await self._last()
+                if last is None or last[1].id != id:
+                    raise SupersededError(f"another attempt goes on with {self.run}") from None
+                self._seq = last[0]
+                return
+            except BusUnavailableError:
+                if self._deadline.passed:
+                    raise
+                await asyncio.sleep(AGAIN_S)
+
+    async def _last(self) -> tuple[int, AgentMessage] | None:
+        entry = await self._ports.runs.last(self._key)
+        return None if entry is None else (entry.seq, AgentMessage.decode(entry.data))
+
+
+async def read(ports: Ports, key: str) -> AsyncGenerator[tuple[int, AgentMessage], None]:
+    """The messages of logs, oldest first, each with its sequence; what nobody can read is passed over."""
+    async for entry in ports.runs.read(key):
+        try:
+            yield entry.seq, await ports.claims.open(entry.data)
+        except (InvalidMessageError, ClaimLostError):
+            # Anybody may write there.
+            yield entry.seq, AgentMessage.new("event", ports.identity, ())
+
+
+def entries_of(message: AgentMessage) -> tuple[Entry, ...]:
+    """What one message of a log holds; nothing, if it is no such message."""
+    try:
+        return ENTRIES.validate_python(message.payload.content)
+    except ValidationError:
+        return ()

@@ -1,0 +1,262 @@
+"""What the log of a run says, entry by entry. No I/O: the same entries always come to the same state."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from squadron.actors.runs.entries import (
+    Asking,
+    Dispatch,
+    End,
+    Ended,
+    Entry,
+    Epoch,
+    Failed,
+    Finished,
+    Nudge,
+    Offered,
+    Sending,
+    Sent,
+    Started,
+    Summarized,
+    Thought,
+    Waiting,
+)
+from squadron.actors.runs.prepare import Ready, prepare
+from squadron.actors.runs.references import Results, call_id
+from squadron.actors.runs.telling import about_end, failure_text, gathered, result_text, still_running
+from squadron.actors.runs.toolbox import Toolbox
+from squadron.actors.runs.transcript import Transcript
+from squadron.actors.thinking.fence import Fence
+from squadron.actors.thinking.model import ChatMessage, ToolCall
+from squadron.actors.thinking.window import Summary
+
+
+@dataclass
+class Call:
+    """One call of the model. Without a `dispatch` it never went out: it was answered here."""
+
+    id: str
+    round: int
+    said: ToolCall
+    ready: Ready | None = None
+    dispatch: Dispatch | None = None
+    sent: bool = False
+    sent_at: float = 0.0
+    ended_at: float = 0.0
+    ends: dict[int, End] = field(default_factory=dict)
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything was decided about it."""
+        return self.dispatch is not None or bool(self.ends)
+
+    @property
+    def running(self) -> bool:
+        """Whether it went out and has not ended."""
+        return self.dispatch is not None and len(self.ends) < len(self.dispatch.tasks)
+
+
+class RunState:
+    """One run as its log tells it.
+
+    Attributes:
+        events: what is told of it to who follows it: all that was noted since somebody took them.
+    """
+
+    def __init__(self, run: str, toolbox: Toolbox) -> None:
+        self.run, self.toolbox = run, toolbox
+        self.fence = Fence.of(run)
+        self.results, self.transcript = Results(run), Transcript()
+        self.epoch: Epoch | None = None
+        self.started: Started | None = None
+        self.finished: Finished | None = None
+        self.calls: dict[str, Call] = {}
+        self.turns: dict[int, Thought] = {}
+        #: A question to the model whose answer is not known.
+        self.asking: Asking | None = None
+        self.waiting: Waiting | None = None
+        self.summaries: list[Summary] = []
+        #: How often a model was asked, and in vain.
+        self.tries, self.failures = 0, 0
+        self.nudges = 0
+        #: What models and tasks used, in tokens and millionths of a dollar.
+        self.tokens, self.usd_micros = 0, 0
+        self.events: list[dict[str, Any]] = []
+
+    @property
+    def round(self) -> int:
+        """The last round in which the model answered; 0 before the first."""
+        return max(self.turns, default=0)
+
+    @property
+    def last(self) -> Thought | None:
+        """The newest turn."""
+        return self.turns.get(self.round)
+
+    @property
+    def running(self) -> list[Call]:
+        """Calls that went out and have not ended."""
+        return [call for call in self.calls.values() if call.running]
+
+    @property
+    def unbegun(self) -> list[Call]:
+        """Calls of the newest turn of which nothing was decided yet."""
+        return [call for call in self.calls.values() if not call.begun]
+
+    def at_s(self, at: float) -> float:
+        """A time as seconds since the start of the run."""
+        return round(at - self.started.at, 3) if self.started else 0.0
+
+    def about(self) -> dict[str, Any]:
+        """A few facts, for who lists runs."""
+        started, state = self.started, "running"
+        if self.finished is not None:
+            state = "failed" if self.finished.error else self.finished.stopped
+        about: dict[str, Any] = {"state": state, "rounds": self.round, "tokens": self.tokens}
+        about |= {
+            "usd": self.usd_micros / 1e6,
+            "running": sum(len(c.dispatch.tasks) for c in self.running if c.dispatch),
+        }
+        if started is not None:
+            about |= {"title": started.title[:200], "agent": started.agent, "task": started.task}
+            about |= {"topic": started.topic, "started": started.at, "deadline": started.deadline_at}
+        return about
+
+    def apply(self, entry: Entry) -> None:
+        """Take in the next entry."""
+        getattr(self, f"_{entry.kind}")(entry)
+
+    def _tell(self, event: str, at: float, **fields: Any) -> None:
+        self.events.append({"event": event, "at_s": self.at_s(at), **fields})
+
+    def _epoch(self, entry: Epoch) -> None:
+        self.epoch = entry
+        if self.asking is not None:
+            # Nobody will ever know what it cost; it may have been all that was set aside.
+            self.tokens += self.asking.tokens
+            self.usd_micros += self.asking.usd_micros
+            self.asking = None
+        if self.started is not None:
+            self._tell("resumed", entry.at, attempt=entry.number, replica=entry.replica)
+        if self.finished is not None:
+            self.finished = None
+
+    def _started(self, entry: Started) -> None:
+        self.started = entry
+        self.transcript.messages = list(entry.opening)
+
+    def _offered(self, entry: Offered) -> None:
+        self.toolbox.offer(entry.cards)
+        self._tell("offered", entry.at, topics=[card.name for card in entry.cards])
+
+    def _asking(self, entry: Asking) -> None:
+        self.asking = entry
+        self.tries += 1
+        self.waiting = None
+        self.transcript.ask({call.id: self._still(call) for call in self.running})
+
+    def _still(self, call: Call) -> str:
+        assert call.dispatch is not None
+        return still_running(call.id, len(call.dispatch.tasks), len(call.ends))
+
+    def _failed(self, entry: Failed) -> None:
+        self.asking = None
+        self.failures += 1
+        self.tokens += entry.tokens
+        self.usd_micros += entry.usd_micros
+        self._tell(
+            "try_failed", entry.at, round=entry.round, number=entry.number, model=entry.model, reason=entry.reason
+        )
+
+    def _thought(self, entry: Thought) -> None:
+        self.asking = None
+        self.turns[entry.round] = entry
+        turn = entry.turn
+        self.tokens += turn.tokens
+        self.usd_micros += entry.usd_micros or 0
+        ids = [call_id(self.run, entry.round, position) for position in range(len(turn.tool_calls))]
+        for id, said in zip(ids, turn.tool_calls, strict=True):
+            self.calls[id] = Call(id, entry.round, said)
+            self.results.name(id, said.id)
+            self.toolbox.use(said.name)
+        self.transcript.turn(turn, ids)
+        shown = {"text": turn.text, "seconds": entry.seconds, "tokens": turn.tokens, "model": turn.model}
+        cost = {} if entry.usd_micros is None else {"usd": entry.usd_micros / 1e6}
+        self._tell("thought", entry.at, round=entry.round, **shown, **cost)
+
+    def _nudge(self, entry: Nudge) -> None:
+        self.nudges += 1
+        self.transcript.nudge(entry.text)
+        self._tell("nudged", entry.at, text=entry.text)
+
+    def _sending(self, entry: Sending) -> None:
+        for dispatch in entry.calls:
+            call = self.calls[dispatch.call]
+            call.dispatch, call.sent_at = dispatch, entry.at
+            # The results that it refers to never change, so it comes to what it came to when it was sent.
+            call.ready = prepare(call.said, self.toolbox, self.results)
+            names = {"call": call.id, "topic": dispatch.topic, "tasks": len(dispatch.tasks)}
+            self._tell("dispatched", entry.at, round=call.round, **names)
+
+    def _sent(self, entry: Sent) -> None:
+        for id in entry.calls:
+            self.calls[id].sent = True
+
+    def _ended(self, entry: Ended) -> None:
+        for end in entry.ends:
+            call = self.calls[end.call]
+            earlier = call.ends.get(end.index)
+            call.ends[end.index] = end
+            self._charge(end, earlier)
+            self._tell("outcome", entry.at, round=call.round, call=call.id, **_shown(end))
+            if not call.running and earlier is None:
+                call.ended_at = entry.at
+                self._conclude(call)
+
+    def _charge(self, end: End, earlier: End | None) -> None:
+        for spent, sign in ((end.spent, 1), (earlier.spent if earlier else {}, -1)):
+            self.tokens += sign * int(spent.get("tokens", 0))
+            self.usd_micros += sign * round(1e6 * spent.get("usd", 0.0))
+
+    def _conclude(self, call: Call) -> None:
+        """Keep what a call came to, and have it told to the model."""
+        name = call.ready.topic if call.ready else call.said.name
+        end, items = call.ends[min(call.ends)], call.ready.items if call.ready else None
+        if items is not None:
+            value = gathered(items, call.ends)
+            good = sum(each.outcome == "result" for each in call.ends.values())
+            self.results.keep(call.id, value)
+            about = f", {good} of {len(items)} items without failure"
+            text, failed = result_text(call.id, name, value, self.fence, about=about), bool(items) and not good
+        elif end.outcome == "result":
+            self.results.keep(call.id, end.data)
+            text, failed = result_text(call.id, name, end.data, self.fence, about=about_end(end)), False
+        else:
+            self.results.fail(call.id, f"{end.outcome}: {end.reason}")
+            text, failed = failure_text(call.id, end.outcome, end.reason, self.fence), True
+        self.transcript.end(call.id, ChatMessage("tool", text, is_error=failed))
+
+    def _waiting(self, entry: Waiting) -> None:
+        self.waiting = entry
+
+    def _summarized(self, entry: Summarized) -> None:
+        self.summaries.append(entry.summary)
+
+    def _finished(self, entry: Finished) -> None:
+        self.finished = entry
+        self._tell("finished", entry.at, stopped=entry.stopped, rounds=self.round)
+
+    def counts(self) -> Counter[str]:
+        """How the tasks that were sent have ended: kind of outcome → number."""
+        sent = (call for call in self.calls.values() if call.dispatch is not None)
+        return Counter(end.outcome for call in sent for end in call.ends.values())
+
+
+def _shown(end: End) -> dict[str, Any]:
+    """An end in the timeline: all about it but its data."""
+    shown: dict[str, Any] = {"topic": end.topic, "kind": end.outcome, "task_id": end.task, "source": end.source}
+    shown |= {"latency_ms": end.latency_ms, "attempt": end.attempt}
+    return shown | ({"reason": end.reason} if end.reason else {})

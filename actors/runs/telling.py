@@ -1,0 +1,61 @@
+"""What came of calls, as the model reads it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from squadron.actors.runs.entries import End
+from squadron.actors.runs.references import describe
+from squadron.actors.thinking.fence import Fence
+
+#: Longest result shown to the model, in characters: about 2,000 tokens, so that a dozen rounds of several
+#: calls fit into any current context window. The rest is within reach by reference.
+SHOWN_CHARS = 8_000
+
+
+def result_text(
+    call: str, name: str, value: Any, fence: Fence, *, about: str = "", by_reference: bool = True
+) -> str:
+    """A result: a line about it, then its JSON (a text as it is), cut if it is long, fenced as data.
+
+    Args:
+        by_reference: whether the model can pass the rest on without seeing it.
+    """
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    cut = ""
+    if len(text) > SHOWN_CHARS:
+        cut = f"\n[Cut. In full it is {describe(value)}, {len(text)} characters."
+        if by_reference:
+            cut += f' Pass on all of it as {{"$from": "{call}"}}, a part as {{"$from": "{call}#/POINTER"}}.'
+        text, cut = f"{text[:SHOWN_CHARS]}…", f"{cut}]"
+    return f"Result of {name}, call {call}{about}:\n{fence.around(text)}{cut}"
+
+
+def failure_text(call: str, kind: str, reason: str, fence: Fence) -> str:
+    """A failure; its reason may quote what came from outside."""
+    return f"Call {call} ended as {kind}:\n{fence.around(reason)}"
+
+
+def still_running(call: str, tasks: int, ended: int) -> str:
+    """A call whose end is not known yet."""
+    part = f", {ended} of its {tasks} tasks have ended" if tasks > 1 else ""
+    return f"Call {call} is still running{part}. You will be told what comes of it."
+
+
+def about_end(end: End) -> str:
+    """How sure an agent is of its result, and why."""
+    sure = f", confidence {end.confidence:g}" if end.confidence is not None else ""
+    why = f", because {end.reasoning}".replace("\n", " ") if end.reasoning else ""
+    return sure + why
+
+
+def gathered(items: Sequence[Any], ends: Mapping[int, End]) -> list[Any]:
+    """The results of a `for_each` in the order of its items."""
+    return [
+        ends[index].data
+        if ends[index].outcome == "result"
+        else {"failed": ends[index].outcome, "reason": ends[index].reason, "input": item}
+        for index, item in enumerate(items)
+    ]

@@ -1,0 +1,65 @@
+"""The conversation of a run, as its log tells it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from squadron.actors.thinking.model import ChatMessage, ModelTurn
+
+
+@dataclass
+class Transcript:
+    """What was said up to now. Results wait in it until the model is asked again.
+
+    Each call of a turn is answered right behind it, as providers insist, be it only by the word that it still runs;
+    what it came to is then told later, as a message of the user's.
+    """
+
+    messages: list[ChatMessage] = field(default_factory=list)
+    #: Provider's ids of the last turn's calls that are not answered yet, by their ids in the run.
+    _open: dict[str, str] = field(default_factory=dict)
+    #: What came of calls and is not told yet, by their ids in the run: text, and whether they failed.
+    _news: dict[str, ChatMessage] = field(default_factory=dict)
+    _nudges: list[str] = field(default_factory=list)
+
+    def turn(self, turn: ModelTurn, ids: Iterable[str]) -> None:
+        """The model's turn; `ids` are those of its calls in the run."""
+        self.messages.append(turn.as_message())
+        self._open = {id: call.id for id, call in zip(ids, turn.tool_calls, strict=True)}
+
+    def end(self, id: str, told: ChatMessage) -> None:
+        """What came of a call; `told` says it as a `tool` message would."""
+        self._news[id] = told
+
+    def nudge(self, text: str) -> None:
+        """Something to say to the model."""
+        self._nudges.append(text)
+
+    @property
+    def has_news(self) -> bool:
+        """Whether the model would hear something that it has not been told."""
+        return bool(self._news or self._nudges)
+
+    def ask(self, running: Mapping[str, str]) -> None:
+        """The model is asked: from here on it knows all that was stored.
+
+        Args:
+            running: of calls that still run, what is said of them, by their ids in the run.
+        """
+        for id, wire_id in self._open.items():
+            told = self._news.pop(id, None) or ChatMessage("tool", running.get(id, "It was not run."))
+            self.messages.append(
+                ChatMessage(
+                    "tool",
+                    told.content,
+                    tool_call_id=wire_id,
+                    is_error=told.is_error,
+                    attachments=told.attachments,
+                )
+            )
+        self._open = {}
+        late = [told.content for told in self._news.values()]
+        if late or self._nudges:
+            self.messages.append(ChatMessage("user", "\n\n".join([*late, *self._nudges])))
+        self._news, self._nudges = {}, []
