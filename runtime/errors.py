@@ -237,3 +237,13 @@ class Terminal(SquadronError):  # noqa: N818 - an instruction, not an error
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
+
+
+class BudgetError(Terminal):
+    """What may still be spent does not suffice: no attempt can help. `field` names the limit: "tokens", "usd",
+    "rounds" or "tasks".
+    """
+
+    def __init__(self, message: str, *, field: str = "", hint: str = "") -> None:
+        SquadronError.__init__(self, message, hint=hint)
+        self.field = field

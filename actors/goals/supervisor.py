@@ -387,8 +387,7 @@ class _Run:
 
     async def _gather(self, call: ToolCall, task: Handle | Outcome) -> Outcome:
         outcome = task if isinstance(task, Outcome) else await task.outcome()
-        # Agents tell in their own outcomes what they spent: it counts against our budget, but is not ours.
+        # What it spent is settled in the context's books.
         self._tokens += outcome.tokens
-        self._ctx.budget = self._ctx.budget.spend(tokens=outcome.tokens)
         self._note("outcome", round=self._rounds, call=call.id, **outcome_fields(outcome))
         return outcome

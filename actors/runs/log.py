@@ -41,7 +41,7 @@ class RunLog:
         Raises:
             BusUnavailableError: the server can't be reached.
         """
-        entries = []
+        entries: list[Entry] = []
         async for seq, message in read(self._ports, self._key):
             self._seq = seq
             entries += entries_of(message)

@@ -12,7 +12,7 @@ from squadron.actors.thinking.model import ChatMessage, ModelTurn
 class Transcript:
     """What was said up to now. Results wait in it until the model is asked again.
 
-    Each call of a turn is answered right behind it, as providers insist, be it only by the word that it still runs;
+    Each call of a turn is answered right behind it, as providers insist, be it only by the word that it runs on;
     what it came to is then told later, as a message of the user's.
     """
 

@@ -33,6 +33,7 @@ from squadron.runtime.texts import jsonable
 from squadron.runtime.wire.envelope import LAST_MS, AgentMessage, Head
 from squadron.runtime.wire.limits import Deadline
 from squadron.runtime.wire.outcome import LITE_TTL_S, Cancelled, Outcome, Rejected, Undeliverable, outcome_msg_id
+from squadron.runtime.wire.spent import NOT_TOLD
 from squadron.runtime.wire.subjects import LiteSubject, check_topic, token_of
 
 T = TypeVar("T")
@@ -226,7 +227,7 @@ class Caller:
         await handle._look_for_sure()
         if not handle.done:
             ids: dict[str, Any] = {"parent": handle.task_id, "correlation_id": handle.task_id}
-            outcome = Cancelled(task_id=handle.task_id, topic=handle.topic, reason="cancelled")
+            outcome = Cancelled(task_id=handle.task_id, topic=handle.topic, reason="cancelled", spent=NOT_TOLD)
             data = self.ports.pack("result", {"content": outcome.to_content()}, **ids)
             msg_id = outcome_msg_id(handle.task_id)
             await self.ports.lite.append(handle.reply_to, data, ttl_s=LITE_TTL_S, msg_id=msg_id)
@@ -390,6 +391,7 @@ async def _unsubscribe(subscribing: Awaitable[Subscription]) -> None:
 def _not_sent(handle: Handle, error: Exception) -> Outcome:
     ids: dict[str, Any] = {"task_id": handle.task_id, "topic": handle.topic}
     if isinstance(error, BusUnavailableError):
-        return Undeliverable(reason=str(error), **ids)
+        # It may have arrived all the same.
+        return Undeliverable(reason=str(error), spent=NOT_TOLD, **ids)
     reason = str(error) if isinstance(error, MessageTooLargeError) else f"not JSON: {error}"
     return Rejected(reason=reason, details={"field": "content"}, **ids)

@@ -20,6 +20,7 @@ from squadron.runtime.wire import outcome as outcomes
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.limits import Deadline
 from squadron.runtime.wire.outcome import Failed, Outcome, TimedOut
+from squadron.runtime.wire.spent import NOT_TOLD
 
 if TYPE_CHECKING:
     from squadron.runtime.asking.caller import Caller
@@ -40,6 +41,7 @@ class Handle:
         self.task_id, self.topic, self.reply_to, self.deadline = task_id, topic, reply_to, deadline
         self._caller, self._lite = caller, caller.ports.lite
         self._outcome: Outcome | None = None
+        self._told: Callable[[Outcome], None] | None = None
         #: When to read the lite topic for it, on the loop's clock, and the pause before the next time.
         self._look_at, self._look_again_s = 0.0, 0.0
         self._looked_to = 0
@@ -75,7 +77,15 @@ class Handle:
         """The task ended; only the first outcome counts."""
         if self._outcome is None:
             self._outcome = outcome
+            if self._told is not None:
+                self._told(outcome)
             self._wake_all()
+
+    def when_known(self, tell: Callable[[Outcome], None]) -> None:
+        """Call `tell` with the outcome as soon as it is known here, be it now; it must not block or raise."""
+        self._told = tell
+        if self._outcome is not None:
+            tell(self._outcome)
 
     def _close(self) -> None:
         """Nothing more is heard here: who waits for the outcome gets a `SquadClosedError`."""
@@ -125,6 +135,7 @@ class Handle:
             task_id=self.task_id,
             topic=self.topic,
             reason="no outcome before the caller's deadline; it may still come on the lite topic",
+            spent=NOT_TOLD,
             details={"lite_topic": self.reply_to},
         )
 
@@ -186,7 +197,8 @@ class Handle:
         except SquadronError as error:
             reason = f"it ended, but its outcome can't be read: {error}"
             details = {"type": type(error).__name__}
-            self._settle(Failed(task_id=self.task_id, topic=self.topic, reason=reason, details=details))
+            lost: dict[str, Any] = {"reason": reason, "details": details, "spent": NOT_TOLD}
+            self._settle(Failed(task_id=self.task_id, topic=self.topic, **lost))
 
     async def _opened(self) -> None:
         if self._opening is not None:

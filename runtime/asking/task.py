@@ -35,11 +35,7 @@ def pack_task(
         timestamp: now, in seconds since the epoch.
         once: it may be sent again under the same id, however late; who runs it makes sure that it runs once.
     """
-    limits: dict[str, Any] = {"deadline": handle.deadline.at_ms}
-    if ask.budget.tokens is not None:
-        limits["tokens"] = ask.budget.tokens
-    if ask.budget.hops is not None:
-        limits["hops"] = ask.budget.hops
+    limits = {"deadline": handle.deadline.at_ms, **ask.budget.to_wire()}
     payload: dict[str, Any] = {"content": content, "constraints": limits}
     if ask.model is not None:
         payload["model"] = ask.model

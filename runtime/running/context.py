@@ -23,11 +23,13 @@ from squadron.runtime.errors import WrongLoopError
 from squadron.runtime.lite.topic import LiteTopic
 from squadron.runtime.ports.lite_journal import END_HEADER
 from squadron.runtime.ports.queue import Lease
+from squadron.runtime.running.ledger import Ledger
 from squadron.runtime.streams.writer import StreamWriter
 from squadron.runtime.texts import whole
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.limits import Budget, Deadline
 from squadron.runtime.wire.outcome import Outcome
+from squadron.runtime.wire.spent import Spent
 from squadron.runtime.wire.subjects import token_of
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ class Context:
         topic: the topic it was asked on (for agents that serve a family).
         attempt: which delivery of the task this is, from 1.
         deadline: when the caller stops waiting.
-        budget: what is left of tokens and hops.
+        ledger: the books of this task.
         log: a structlog logger with message, conversation, topic, agent and attempt bound.
         threads: what acts in threads for it.
     """
@@ -60,14 +62,13 @@ class Context:
         topic: str,
         attempt: int,
         deadline: Deadline,
-        budget: Budget,
+        ledger: Ledger,
         caller: Caller,
         lite_key: str,
         log: FilteringBoundLogger,
     ) -> None:
         self.message, self.topic, self.attempt = message, topic, attempt
-        self.deadline, self.budget, self._log = deadline, budget, log
-        self.tokens_spent = 0
+        self.deadline, self.ledger, self._log = deadline, ledger, log
         self._agent, self._caller = agent, caller
         self._lite_key = lite_key
         self._writer: StreamWriter | None = None
@@ -76,8 +77,14 @@ class Context:
         self._thread = threading.get_ident()
         self._waits: set[Future[Any]] = set()
         self.threads = Threads()
+        self._asked = 0
         #: What was asked from here; who has an outcome and is not waited for any more drops out by itself.
         self._children: WeakSet[Handle] | None = None
+
+    @property
+    def budget(self) -> Budget:
+        """What may still be spent: what came with the task, less what was spent and what its tasks were given."""
+        return self.ledger.left
 
     @cached_property
     def log(self) -> FilteringBoundLogger:
@@ -143,14 +150,24 @@ class Context:
         What is not said travels along from this task: conversation, priority, model and parameters. Deadline and
         budget can only be tighter than its own.
 
+        What it may spend is set aside: the `budget` given, as far as it is left, or half of what is left. When its
+        outcome is known here, what it really spent is charged, and the rest comes back. What never comes stays
+        charged.
+
         Raises:
             InvalidInputError: there is no such option, or it can't have that value.
         """
         return await self._submit("", topic, content, options)
 
-    async def _submit(self, owner: str, topic: str, content: Any, options: AskKeywords) -> Handle:
+    async def _submit(
+        self, owner: str, topic: str, content: Any, options: AskKeywords, reserved: str = ""
+    ) -> Handle:
         self._check_loop()
         own = AskOptions.of(options)
+        self._asked += 1
+        # Of the same id it is the same task, in a later attempt, too; any other is asked once.
+        key = reserved or own.task_id or f"#{self.attempt}.{self._asked}"
+        budget = own.budget if reserved else self.ledger.grant_to(key, own.budget)
         message = self.message
         said = {
             "priority": message.routing.priority,
@@ -159,10 +176,11 @@ class Context:
             "parameters": message.payload.parameters,
             **options,
             "within_s": self.deadline.earliest(own.within_s),
-            "budget": self.budget.child().within(own.budget),
+            "budget": budget,
             "nested": own.nested or message.nested,
         }
         handle = await self._caller.submit(topic, content, AskOptions.of(said), parent=message.id, owner=owner)
+        handle.when_known(lambda outcome: self.ledger.settle_task(key, outcome))
         self._children = self._children or WeakSet()
         self._children.add(handle)
         if message.nested and not handle.done:
@@ -207,10 +225,18 @@ class Context:
         """
         return self._stopped
 
-    def charge(self, tokens: int) -> None:
-        """Note tokens that a model used; they count against the budget and are told in the outcome."""
-        self.tokens_spent += tokens
-        self.budget = self.budget.spend(tokens=tokens)
+    def charge(self, tokens: int = 0, *, usd: float = 0.0, rounds: int = 1) -> None:
+        """Note what a call of a model cost; it counts against the budget and is told in the outcome.
+
+        Args:
+            tokens: input and output.
+            rounds: how many calls it were.
+
+        Raises:
+            InvalidInputError: an amount is below zero, or no number.
+        """
+        check = Budget(tokens=tokens, usd=usd, rounds=rounds)
+        self.ledger.charge(Spent(*(coin or 0 for coin in check.coins)))
 
     async def remember(self, item: Any) -> None:
         """Add one JSON value to this agent's memory of the conversation; any replica can recall it."""
@@ -251,9 +277,16 @@ class TurnContext(Context):
         """The asking side itself, for discovery and for waiting on handles."""
         return self._caller
 
-    async def submit_for(self, owner: str, topic: str, content: Any, **options: Unpack[AskKeywords]) -> Handle:
-        """As `submit`, with an owner of the lite topics that outcomes come back on; see `Caller.submit`."""
-        return await self._submit(owner, topic, content, options)
+    async def submit_for(
+        self, owner: str, topic: str, content: Any, *, reserved: str = "", **options: Unpack[AskKeywords]
+    ) -> Handle:
+        """As `submit`, with an owner of the lite topics that outcomes come back on; see `Caller.submit`.
+
+        Args:
+            reserved: the key under which the ledger set its `budget` aside already (`Ledger.grant_to`): it goes
+                out as it is, and is settled under this key.
+        """
+        return await self._submit(owner, topic, content, options, reserved)
 
     async def adopt(self, task_id: str, topic: str, reply_to: str, deadline: Deadline) -> Handle:
         """Take up a task that an earlier attempt sent: it is cancelled with this one. See `Caller.adopt`."""

@@ -63,7 +63,7 @@ class Reports:
                 source=outcome.source,
                 attempt=outcome.attempt,
                 latency_ms=outcome.latency_ms,
-                tokens=outcome.tokens,
+                spent=outcome.spent,
                 reason=reason,
                 details={"type": type(error).__name__},
             )

@@ -24,6 +24,7 @@ from squadron.runtime.ports.queue import Delivery
 from squadron.runtime.retries import Retries, backoff_s, failure_details, summary_of, text_of, traceback_of
 from squadron.runtime.running.context import TurnContext
 from squadron.runtime.running.handover import HAND_ON_S, LONGEST_HAND_ON_S, hand_over
+from squadron.runtime.running.ledger import Ledger
 from squadron.runtime.running.once import is_copy
 from squadron.runtime.running.poison import bury_poison
 from squadron.runtime.running.reports import Reports
@@ -295,7 +296,7 @@ class Turns:
         finally:
             late.cancel()
             self._cancelled.unwatch(message.id)
-        common |= {"latency_ms": (self._caller.loop.time() - started) * 1000, "tokens": context.tokens_spent}
+        common |= {"latency_ms": (self._caller.loop.time() - started) * 1000, "spent": context.ledger.spent}
         for _ in stopped:
             turn.uncancel()
         if "cancelled" in stopped:
@@ -319,13 +320,16 @@ class Turns:
         clock = self._ports.clock
         # Without a deadline of the caller's only the handler's own limit counts.
         at_ms = limits.deadline if limits is not None and limits.deadline is not None else LAST_MS
+        grant = _budget(message)
+        if grant.seconds is not None:
+            at_ms = min(at_ms, Deadline.after(grant.seconds, clock).at_ms)
         return TurnContext(
             message,
             agent=self.agent,
             topic=common["topic"],
             attempt=common["attempt"],
             deadline=Deadline(at_ms, clock),
-            budget=_budget(message),
+            ledger=Ledger(grant),
             caller=self._caller,
             lite_key=lite_key,
             log=self._log,
@@ -376,7 +380,4 @@ async def _run_to_the_end(handler: Handler, context: TurnContext, turn: asyncio.
 
 def _budget(message: AgentMessage) -> Budget:
     limits = message.payload.constraints
-    if limits is None:
-        return Budget()
-    # A stranger may have overspent.
-    return Budget(tokens=None if limits.tokens is None else max(0, limits.tokens), hops=limits.hops)
+    return Budget() if limits is None else limits.budget

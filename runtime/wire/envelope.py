@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from typing import Any, Literal, Self, TypedDict, Unpack
+from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
@@ -17,7 +17,11 @@ from pydantic_core import PydanticSerializationError
 
 from squadron.runtime.errors import InvalidMessageError
 from squadron.runtime.texts import encoded
+from squadron.runtime.wire.limits import MOST_SECONDS, MOST_USD, Budget
+from squadron.runtime.wire.spent import MOST
 from squadron.runtime.wire.subjects import NORMAL_PRIORITY
+
+N = TypeVar("N", int, float)
 
 MessageType = Literal["task", "result", "event", "query", "stream"]
 #: Longest id or address, in characters: they are copied into each answer, and a subject must fit a server's line.
@@ -69,13 +73,31 @@ class MessageContext(Wire):
 
 
 class Constraints(Wire):
-    """What the work may cost. `deadline` is unix milliseconds, `time` is milliseconds of work."""
+    """What the work may cost. `deadline` is unix milliseconds, `time` milliseconds of work, `cost` US dollars."""
 
-    time: float | None = None
+    time: float | None = Field(default=None, allow_inf_nan=False)
     tokens: int | None = None
-    cost: float | None = None
+    cost: float | None = Field(default=None, allow_inf_nan=False)
+    rounds: int | None = None
+    tasks: int | None = None
     hops: int | None = None
     deadline: int | None = Field(default=None, ge=0, le=LAST_MS)
+
+    @property
+    def budget(self) -> Budget:
+        """The same as a budget: who has overspent has nothing left, and what is beyond all measure is cut."""
+        return Budget(
+            tokens=_clamped(self.tokens, 0, MOST),
+            hops=_clamped(self.hops, -1, MOST),
+            usd=_clamped(self.cost, 0.0, MOST_USD),
+            rounds=_clamped(self.rounds, 0, MOST),
+            tasks=_clamped(self.tasks, -1, MOST),
+            seconds=None if self.time is None else _clamped(self.time / 1000, 0.0, MOST_SECONDS),
+        )
+
+
+def _clamped(value: N | None, least: N, most: N) -> N | None:
+    return None if value is None else max(least, min(value, most))
 
 
 class Payload(Wire):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from squadron.runtime.errors import OutcomeError
 from squadron.runtime.redact import scrub, scrub_all
+from squadron.runtime.wire.spent import NOTHING, Spent
 from squadron.runtime.wire.subjects import token_of
 
 #: Life of an outcome and of stream chunks on their lite topic, in seconds: long enough for a caller that
@@ -27,7 +28,8 @@ def outcome_msg_id(task_id: str, redriven: int = 0) -> str:
 class Outcome:
     """How a task ended. `reason` says it in words, `details` in fields.
 
-    `latency_ms` is the time in the handler, `attempt` the delivery that ended it, `source` the replica.
+    `latency_ms` is the time in the handler, `attempt` the delivery that ended it, `source` the replica. `spent` is
+    what it spent with all that it asked of others, in all its attempts; `tokens` are those of it.
     """
 
     #: Name on the wire.
@@ -41,10 +43,17 @@ class Outcome:
     attempt: int = 1
     latency_ms: float = 0.0
     tokens: int = 0
+    spent: Spent = NOTHING
     reason: str = ""
     details: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.tokens != self.spent.tokens:
+            # Who tells one of them told both.
+            if self.spent.tokens:
+                object.__setattr__(self, "tokens", self.spent.tokens)
+            else:
+                object.__setattr__(self, "spent", replace(self.spent, tokens=self.tokens))
         # All reasons leave by here: to callers, lite topics, journals, logs and dead letters.
         if self.reason:
             object.__setattr__(self, "reason", scrub(self.reason))
@@ -73,6 +82,8 @@ class Outcome:
             "latency": round(self.latency_ms, 3),
             "attempt": self.attempt,
         }
+        if self.spent != Spent(tokens=self.tokens):
+            content["spent"] = self.spent.to_wire()
         if not self.ok:
             content["error"] = {"message": self.reason, "details": dict(self.details)}
         return content
@@ -190,7 +201,8 @@ def from_content(content: Any, *, task_id: str = "", topic: str = "", source: st
         "source": source,
         "attempt": _number(content.get("attempt"), 1),
         "latency_ms": _number(content.get("latency"), 0.0),
-        "tokens": _number(content.get("tokens"), 0),
+        # A foreign agent that says nothing of it has spent no more than its tokens.
+        "spent": Spent.of_wire(content.get("spent", {"tokens": content.get("tokens")})),
         "reason": str(error.get("message", "")),
         "details": details if isinstance(details, Mapping) else {},
     }

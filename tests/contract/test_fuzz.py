@@ -382,7 +382,7 @@ def _task(task_id: str, number: int = 21, **fields: Any) -> bytes:
             "content": {"number": number},
             "model": "x",
             "parameters": {"t": 1},
-            "constraints": {"tokens": 100, "hops": 3, "deadline": 4_000_000_000_000, "time": 1.0, "cost": 1.0},
+            "constraints": {"tokens": 100, "hops": 3, "deadline": 4_000_000_000_000, "time": 6e4, "cost": 1.0},
         },
         "routing": {"priority": 5, "exclusions": [], "capabilities": [], "timeout": 1e13},
         "correlationId": task_id,

@@ -1,0 +1,158 @@
+"""The books of one task: what it was granted, what it has handed out, and what was spent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from squadron.runtime.errors import BudgetError
+from squadron.runtime.wire.limits import Budget
+from squadron.runtime.wire.outcome import Outcome
+from squadron.runtime.wire.spent import Spent
+
+#: The limits that can be spent, as `Budget` names them and in the order of their coins.
+_FIELDS = ("tokens", "usd", "rounds", "tasks")
+#: Most keys that go over to the next attempt one by one: their entry stays below 100 KB. Further ones go as a sum.
+MOST_CARRIED = 500
+
+
+class Ledger:
+    """What a task may still spend: `left = grant - charged - reserved`, coin by coin.
+
+    Reserve before the money goes out, under a key; settle with what was really spent, and the change comes back.
+    What is never settled stays charged. Nothing here waits, tells the time or draws lots: the same calls in the
+    same order make the same books.
+
+    So the sum of what is reserved and spent never exceeds the grant, unless something spent more than was reserved
+    for it.
+
+    Args:
+        grant: what came with the task.
+    """
+
+    def __init__(self, grant: Budget) -> None:
+        self.grant = grant
+        #: Sum of all that follows.
+        self._used = Spent()
+        self._charged = Spent()
+        self._reserved: dict[str, Spent] = {}
+        self._settled: dict[str, Spent] = {}
+        #: What a key is written down elsewhere for, so that it needs no carrying over.
+        self._logged: set[str] = set()
+
+    @property
+    def left(self) -> Budget:
+        """What may still be spent or reserved; hops as they came."""
+        return self.grant.minus(self._used)
+
+    @property
+    def spent(self) -> Spent:
+        """What was spent, of which is a part what is reserved and not settled yet: nobody else may count on it."""
+        return self._used
+
+    def slice(self, shares: int) -> Budget:
+        """A share for each of so many, with one more left for the task itself."""
+        return self.left.share(shares)
+
+    def charge(self, spent: Spent) -> None:
+        """Write down what was spent without a reservation; what is already spent is never refused."""
+        self._charged += replace(spent, told=True)
+        self._used += replace(spent, told=True)
+
+    def reserve(self, key: str, amount: Spent, *, logged: bool = False) -> None:
+        """Set an amount aside; under a key that is known already, in the place of what it stood for.
+
+        Args:
+            logged: whoever reserves it writes it down and does so again on the next attempt: it is not carried.
+
+        Raises:
+            BudgetError: there is not as much left; nothing has changed then.
+        """
+        before = self._of(key)
+        left = self.grant.minus(self._used - before)
+        for name, limit, wanted in zip(_FIELDS, left.coins, amount.coins, strict=True):
+            if limit is not None and wanted > limit:
+                raise _short(name, wanted, limit)
+        self._put(self._reserved, key, amount)
+        if logged:
+            self._logged.add(key)
+
+    def grant_to(self, key: str, asked: Budget, *, logged: bool = False) -> Budget:
+        """Set aside what a task asked from here may spend, with one task for itself, and return that.
+
+        Of each coin it gets what was asked for, as far as it is left, or half of what is left if nothing was said.
+        A budget with a limit that is exhausted says that there is nothing to give; nothing is set aside then.
+        What it returned for a key, granted again in the same order, is the same: so it is replayed.
+
+        Args:
+            logged: as of `reserve`.
+        """
+        open_ = self._reserved.get(key)
+        left = replace(self.grant.minus(self._used - self._of(key)), seconds=None)
+        if left.tasks is not None:
+            left = replace(left, tasks=left.tasks - 1)
+        if left.hops is not None:
+            left = replace(left, hops=max(-1, left.hops - 1))
+        half = left.with_coins(*(None if limit is None else limit - max(0, limit) // 2 for limit in left.coins))
+        wanted = replace(asked, **{name: getattr(half, name) for name in _FIELDS if getattr(asked, name) is None})
+        given = wanted.within(left)
+        if not given.exhausted:
+            amount = Spent(*(limit or 0 for limit in given.coins)) + Spent(tasks=1)
+            # The same task asked again while it runs: it has what it was given first.
+            self._put(self._reserved, key, amount if open_ is None else amount.at_least(open_))
+            if logged:
+                self._logged.add(key)
+        return given
+
+    def settle(self, key: str, spent: Spent) -> None:
+        """Charge what was really spent under a key, and give back the rest; a later truth corrects an earlier one.
+
+        If nobody told what was spent, what was reserved stays charged. A key that was never reserved is charged.
+        """
+        if not spent.told:
+            spent = replace(spent.at_least(self._of(key)), told=True)
+        self._put(self._settled, key, spent)
+
+    def settle_task(self, key: str, outcome: Outcome) -> None:
+        """Settle what a task was granted with its outcome: what it spent, and itself if it ever was sent."""
+        # Only what is refused on the spot has no source.
+        self.settle(key, outcome.spent + Spent(tasks=1) if outcome.source else outcome.spent)
+
+    def _of(self, key: str) -> Spent:
+        return self._reserved.get(key) or self._settled.get(key) or Spent()
+
+    def _put(self, book: dict[str, Spent], key: str, amount: Spent) -> None:
+        self._used += amount - self._of(key)
+        self._reserved.pop(key, None)
+        self._settled.pop(key, None)
+        book[key] = amount
+
+    # --- from one attempt to the next ----------------------------------------------------------------
+
+    def carried(self) -> dict[str, Any]:
+        """What the next attempt of the task takes over, as JSON; empty if nothing was spent."""
+        keyed = {key: one for key, one in {**self._settled, **self._reserved}.items() if key not in self._logged}
+        single = dict(list(keyed.items())[:MOST_CARRIED])
+        rest = sum((one for key, one in keyed.items() if key not in single), self._charged)
+        if not keyed and rest == Spent():
+            return {}
+        return {"charged": rest.to_wire(), "keys": {key: one.to_wire() for key, one in single.items()}}
+
+    def take_over(self, carried: Any) -> None:
+        """Begin with what an earlier attempt spent, as `carried` gave it; what can't be read counts as nothing."""
+        if not isinstance(carried, Mapping):
+            return
+        self.charge(Spent.of_wire(carried.get("charged")))
+        keys = carried.get("keys")
+        for key, spent in keys.items() if isinstance(keys, Mapping) else ():
+            self.settle(str(key), replace(Spent.of_wire(spent), told=True))
+
+
+def _short(name: str, wanted: int, limit: int) -> BudgetError:
+    unit = 1_000_000 if name == "usd" else 1
+    return BudgetError(
+        f"the budget of {name} leaves {limit / unit:g}, and {wanted / unit:g} are needed",
+        field=name,
+        hint=f"ask with a larger budget: Budget({name}=…)",
+    )
