@@ -42,6 +42,8 @@ class Epoch(_Entry):
     Attributes:
         number: the how manieth attempt it is.
         redriven, delivered: which delivery of the task: of two attempts the one with the older has lost.
+        deadline_at: when the run ends, in seconds since the epoch.
+        max_rounds: the last round there may be.
     """
 
     kind: Literal["epoch"] = "epoch"
@@ -49,6 +51,8 @@ class Epoch(_Entry):
     redriven: int
     delivered: int
     replica: str
+    deadline_at: float
+    max_rounds: int
 
 
 class Started(_Entry):
@@ -61,8 +65,6 @@ class Started(_Entry):
     title: str
     opening: tuple[ChatMessage, ...]
     models: tuple[str, ...]
-    max_rounds: int
-    deadline_at: float
     gather: Gather = Gather()
 
 
@@ -127,9 +129,9 @@ class Dispatch(BaseModel):
     Attributes:
         call: its id in this run.
         kind: to a topic, or to a tool of the agent's own.
-        tasks: ids of the tasks, one for each item; a tool's only one is the call's own.
+        tasks: how many there are, one for each item; see `references.task_id`.
         deadline_ms: when nobody waits any more, in unix milliseconds.
-        shares: what each task may spend, as `payload.constraints` has it; empty without a budget.
+        share: what each task may spend, as `payload.constraints` has it; empty without a budget.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -137,9 +139,9 @@ class Dispatch(BaseModel):
     call: str
     kind: Literal["topic", "tool"]
     topic: str
-    tasks: tuple[str, ...]
+    tasks: int = 1
     deadline_ms: int
-    shares: dict[str, Any] = Field(default_factory=dict)
+    share: dict[str, Any] = Field(default_factory=dict)
 
 
 class Sending(_Entry):
@@ -158,12 +160,11 @@ class Sent(_Entry):
 
 
 class End(BaseModel):
-    """How one task, tool or refused call ended; `outcome` is its kind."""
+    """How one task, tool or refused call ended; `outcome` is its kind, `spent` as outcomes tell it on the wire."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     call: str
-    task: str
     index: int = 0
     topic: str = ""
     outcome: str
@@ -174,7 +175,7 @@ class End(BaseModel):
     source: str = ""
     attempt: int = 1
     latency_ms: float = 0.0
-    spent: dict[str, Any] = Field(default_factory=dict)
+    spent: dict[str, Any] | None = None
 
 
 class Ended(_Entry):

@@ -31,6 +31,11 @@ def call_id(run: str, round: int, position: int) -> str:
     return f"r{round}c{position + 1}-{nonce_of(run)}"
 
 
+def task_id(run: str, call: str, index: int) -> str:
+    """The id of the task at `index` (from 0) of a call: the same in each attempt, so that it is sent once."""
+    return f"{run}-{call}-{index}"
+
+
 def at_pointer(value: Any, pointer: str) -> Any:
     """The part of `value` that a JSON pointer (RFC 6901) names; the empty pointer is all of it.
 

@@ -25,13 +25,14 @@ from squadron.actors.runs.entries import (
     Waiting,
 )
 from squadron.actors.runs.prepare import Ready, prepare
-from squadron.actors.runs.references import Results, call_id
+from squadron.actors.runs.references import Results, call_id, task_id
 from squadron.actors.runs.telling import about_end, failure_text, gathered, result_text, still_running
 from squadron.actors.runs.toolbox import Toolbox
 from squadron.actors.runs.transcript import Transcript
 from squadron.actors.thinking.fence import Fence
 from squadron.actors.thinking.model import ChatMessage, ToolCall
 from squadron.actors.thinking.window import Summary
+from squadron.runtime.wire.spent import NOTHING, Spent
 
 
 @dataclass
@@ -56,7 +57,19 @@ class Call:
     @property
     def running(self) -> bool:
         """Whether it went out and has not ended."""
-        return self.dispatch is not None and len(self.ends) < len(self.dispatch.tasks)
+        return self.dispatch is not None and len(self.ends) < self.dispatch.tasks
+
+    @property
+    def out(self) -> tuple[Dispatch, Ready]:
+        """How it went out."""
+        assert self.dispatch is not None
+        assert self.ready is not None
+        return self.dispatch, self.ready
+
+    @property
+    def open(self) -> list[int]:
+        """Indices of its tasks that have not ended."""
+        return [index for index in range(self.out[0].tasks) if index not in self.ends]
 
 
 class RunState:
@@ -82,14 +95,19 @@ class RunState:
         #: How often a model was asked, and in vain.
         self.tries, self.failures = 0, 0
         self.nudges = 0
-        #: What models and tasks used, in tokens and millionths of a dollar.
-        self.tokens, self.usd_micros = 0, 0
+        #: By models and by tasks.
+        self.spent = Spent()
         self.events: list[dict[str, Any]] = []
 
     @property
     def round(self) -> int:
         """The last round in which the model answered; 0 before the first."""
         return max(self.turns, default=0)
+
+    @property
+    def deadline_at(self) -> float:
+        """When the run ends, in seconds since the epoch."""
+        return self.epoch.deadline_at if self.epoch else 0.0
 
     @property
     def last(self) -> Thought | None:
@@ -100,6 +118,11 @@ class RunState:
     def running(self) -> list[Call]:
         """Calls that went out and have not ended."""
         return [call for call in self.calls.values() if call.running]
+
+    @property
+    def ended_since(self) -> int:
+        """How many calls that went out have ended since the model was asked last."""
+        return sum(1 for id in self.transcript.news if self.calls[id].dispatch is not None)
 
     @property
     def unbegun(self) -> list[Call]:
@@ -115,14 +138,11 @@ class RunState:
         started, state = self.started, "running"
         if self.finished is not None:
             state = "failed" if self.finished.error else self.finished.stopped
-        about: dict[str, Any] = {"state": state, "rounds": self.round, "tokens": self.tokens}
-        about |= {
-            "usd": self.usd_micros / 1e6,
-            "running": sum(len(c.dispatch.tasks) for c in self.running if c.dispatch),
-        }
+        about: dict[str, Any] = {"state": state, "rounds": self.round, "running": len(self.running)}
+        about |= {"tokens": self.spent.tokens, "usd": self.spent.usd}
         if started is not None:
             about |= {"title": started.title[:200], "agent": started.agent, "task": started.task}
-            about |= {"topic": started.topic, "started": started.at, "deadline": started.deadline_at}
+            about |= {"topic": started.topic, "started": started.at, "deadline": self.deadline_at}
         return about
 
     def apply(self, entry: Entry) -> None:
@@ -136,13 +156,12 @@ class RunState:
         self.epoch = entry
         if self.asking is not None:
             # Nobody will ever know what it cost; it may have been all that was set aside.
-            self.tokens += self.asking.tokens
-            self.usd_micros += self.asking.usd_micros
+            self.spent += Spent(self.asking.tokens, self.asking.usd_micros, rounds=1)
             self.asking = None
         if self.started is not None:
             self._tell("resumed", entry.at, attempt=entry.number, replica=entry.replica)
-        if self.finished is not None:
-            self.finished = None
+        # Whoever takes up a run that had ended wants it to go on.
+        self.finished = None
 
     def _started(self, entry: Started) -> None:
         self.started = entry
@@ -156,17 +175,16 @@ class RunState:
         self.asking = entry
         self.tries += 1
         self.waiting = None
-        self.transcript.ask({call.id: self._still(call) for call in self.running})
+        self.transcript.ask(self.still_running())
 
-    def _still(self, call: Call) -> str:
-        assert call.dispatch is not None
-        return still_running(call.id, len(call.dispatch.tasks), len(call.ends))
+    def still_running(self) -> dict[str, str]:
+        """What is said of calls that still run, by their ids."""
+        return {call.id: still_running(call.id, call.out[0].tasks, len(call.ends)) for call in self.running}
 
     def _failed(self, entry: Failed) -> None:
         self.asking = None
         self.failures += 1
-        self.tokens += entry.tokens
-        self.usd_micros += entry.usd_micros
+        self.spent += Spent(entry.tokens, entry.usd_micros, rounds=1)
         self._tell(
             "try_failed", entry.at, round=entry.round, number=entry.number, model=entry.model, reason=entry.reason
         )
@@ -175,8 +193,7 @@ class RunState:
         self.asking = None
         self.turns[entry.round] = entry
         turn = entry.turn
-        self.tokens += turn.tokens
-        self.usd_micros += entry.usd_micros or 0
+        self.spent += Spent(turn.tokens, entry.usd_micros or 0, rounds=1)
         ids = [call_id(self.run, entry.round, position) for position in range(len(turn.tool_calls))]
         for id, said in zip(ids, turn.tool_calls, strict=True):
             self.calls[id] = Call(id, entry.round, said)
@@ -198,7 +215,7 @@ class RunState:
             call.dispatch, call.sent_at = dispatch, entry.at
             # The results that it refers to never change, so it comes to what it came to when it was sent.
             call.ready = prepare(call.said, self.toolbox, self.results)
-            names = {"call": call.id, "topic": dispatch.topic, "tasks": len(dispatch.tasks)}
+            names = {"call": call.id, "topic": dispatch.topic, "tasks": dispatch.tasks}
             self._tell("dispatched", entry.at, round=call.round, **names)
 
     def _sent(self, entry: Sent) -> None:
@@ -210,16 +227,18 @@ class RunState:
             call = self.calls[end.call]
             earlier = call.ends.get(end.index)
             call.ends[end.index] = end
-            self._charge(end, earlier)
-            self._tell("outcome", entry.at, round=call.round, call=call.id, **_shown(end))
+            self.spent += Spent.of_wire(end.spent) - (Spent.of_wire(earlier.spent) if earlier else NOTHING)
+            self._tell(
+                "outcome",
+                entry.at,
+                round=call.round,
+                call=call.id,
+                task_id=task_id(self.run, end.call, end.index),
+                **_shown(end),
+            )
             if not call.running and earlier is None:
                 call.ended_at = entry.at
                 self._conclude(call)
-
-    def _charge(self, end: End, earlier: End | None) -> None:
-        for spent, sign in ((end.spent, 1), (earlier.spent if earlier else {}, -1)):
-            self.tokens += sign * int(spent.get("tokens", 0))
-            self.usd_micros += sign * round(1e6 * spent.get("usd", 0.0))
 
     def _conclude(self, call: Call) -> None:
         """Keep what a call came to, and have it told to the model."""
@@ -257,6 +276,6 @@ class RunState:
 
 def _shown(end: End) -> dict[str, Any]:
     """An end in the timeline: all about it but its data."""
-    shown: dict[str, Any] = {"topic": end.topic, "kind": end.outcome, "task_id": end.task, "source": end.source}
+    shown: dict[str, Any] = {"topic": end.topic, "kind": end.outcome, "source": end.source}
     shown |= {"latency_ms": end.latency_ms, "attempt": end.attempt}
     return shown | ({"reason": end.reason} if end.reason else {})

@@ -129,6 +129,11 @@ class Toolbox:
         return any(tool.name == built_in for tool in self._built_in)
 
     @property
+    def offered(self) -> list[OfferedTopic]:
+        """The offered topics, the oldest first."""
+        return list(self._offered.values())
+
+    @property
     def topics(self) -> list[str]:
         """Names of the offered topics."""
         return [each.topic.name for each in self._offered.values()]

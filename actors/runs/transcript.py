@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from squadron.actors.thinking.model import ChatMessage, ModelTurn
 
@@ -20,7 +20,7 @@ class Transcript:
     #: Provider's ids of the last turn's calls that are not answered yet, by their ids in the run.
     _open: dict[str, str] = field(default_factory=dict)
     #: What came of calls and is not told yet, by their ids in the run: text, and whether they failed.
-    _news: dict[str, ChatMessage] = field(default_factory=dict)
+    news: dict[str, ChatMessage] = field(default_factory=dict)
     _nudges: list[str] = field(default_factory=list)
 
     def turn(self, turn: ModelTurn, ids: Iterable[str]) -> None:
@@ -30,7 +30,7 @@ class Transcript:
 
     def end(self, id: str, told: ChatMessage) -> None:
         """What came of a call; `told` says it as a `tool` message would."""
-        self._news[id] = told
+        self.news[id] = told
 
     def nudge(self, text: str) -> None:
         """Something to say to the model."""
@@ -39,27 +39,24 @@ class Transcript:
     @property
     def has_news(self) -> bool:
         """Whether the model would hear something that it has not been told."""
-        return bool(self._news or self._nudges)
+        return bool(self.news or self._nudges)
 
-    def ask(self, running: Mapping[str, str]) -> None:
-        """The model is asked: from here on it knows all that was stored.
+    def asked(self, running: Mapping[str, str]) -> list[ChatMessage]:
+        """The conversation as the model would be asked now: it knows all that was stored.
 
         Args:
             running: of calls that still run, what is said of them, by their ids in the run.
         """
+        messages, news = list(self.messages), dict(self.news)
         for id, wire_id in self._open.items():
-            told = self._news.pop(id, None) or ChatMessage("tool", running.get(id, "It was not run."))
-            self.messages.append(
-                ChatMessage(
-                    "tool",
-                    told.content,
-                    tool_call_id=wire_id,
-                    is_error=told.is_error,
-                    attachments=told.attachments,
-                )
-            )
-        self._open = {}
-        late = [told.content for told in self._news.values()]
+            told = news.pop(id, None) or ChatMessage("tool", running.get(id, "It was not run."))
+            messages.append(replace(told, tool_call_id=wire_id))
+        late = [told.content for told in news.values()]
         if late or self._nudges:
-            self.messages.append(ChatMessage("user", "\n\n".join([*late, *self._nudges])))
-        self._news, self._nudges = {}, []
+            messages.append(ChatMessage("user", "\n\n".join([*late, *self._nudges])))
+        return messages
+
+    def ask(self, running: Mapping[str, str]) -> None:
+        """The model is asked."""
+        self.messages = self.asked(running)
+        self._open, self.news, self._nudges = {}, {}, []

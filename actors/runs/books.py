@@ -1,0 +1,73 @@
+"""What a run has set aside and spent, entry by entry, on the ledger of its task."""
+
+from __future__ import annotations
+
+from squadron.actors.runs.entries import Asking, Dispatch, Ended, Entry, Epoch, Failed, Sending, Thought
+from squadron.actors.runs.references import task_id
+from squadron.runtime.running.ledger import Ledger
+from squadron.runtime.wire.envelope import Constraints
+from squadron.runtime.wire.limits import Budget
+from squadron.runtime.wire.spent import Spent
+
+
+class Books:
+    """Replays a log on a fresh ledger, so that an attempt knows what the ones before it spent.
+
+    All that the log says is reserved as `logged`: the ledger need not carry it over.
+    """
+
+    def __init__(self, run: str, ledger: Ledger) -> None:
+        self._run, self.ledger = run, ledger
+        self._asking: Asking | None = None
+
+    def apply(self, entry: Entry) -> None:
+        """Take in the next entry."""
+        match entry:
+            case Asking():
+                self._asking = entry
+                self.ledger.reserve(_key(entry), _reserve(entry), logged=True)
+            case Failed():
+                self._settle(Spent(entry.tokens, entry.usd_micros, rounds=1))
+            case Thought():
+                self._settle(Spent(entry.turn.tokens, entry.usd_micros or 0, rounds=1))
+            case Epoch() if self._asking is not None:
+                # Its attempt died meanwhile: it may have cost all of it.
+                self._settle(_reserve(self._asking))
+            case Sending():
+                for dispatch in entry.calls:
+                    if dispatch.kind == "topic":
+                        share = self.share_of(dispatch)
+                        for index in range(dispatch.tasks):
+                            self.ledger.grant_to(self._task(dispatch.call, index), share, logged=True)
+            case Ended():
+                for end in entry.ends:
+                    # Only what was refused on the spot has no source, and was no task.
+                    self.ledger.settle(
+                        self._task(end.call, end.index), Spent.of_wire(end.spent) + Spent(tasks=bool(end.source))
+                    )
+            case _:
+                pass
+
+    def _task(self, call: str, index: int) -> str:
+        return task_id(self._run, call, index)
+
+    def _settle(self, spent: Spent) -> None:
+        if self._asking is not None:
+            self.ledger.settle(_key(self._asking), spent)
+        self._asking = None
+
+    def share_of(self, dispatch: Dispatch) -> Budget:
+        """What each task of a dispatch may spend."""
+        return Constraints.model_validate(dispatch.share).budget
+
+    def share(self, tasks: int) -> Budget:
+        """What each of so many tasks may spend."""
+        return self.ledger.slice(tasks)
+
+
+def _key(entry: Asking) -> str:
+    return f"r{entry.round}t{entry.number}"
+
+
+def _reserve(entry: Asking) -> Spent:
+    return Spent(entry.tokens, entry.usd_micros, rounds=1)

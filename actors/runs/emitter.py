@@ -1,0 +1,64 @@
+"""What a run tells whoever follows it, in order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+from squadron.runtime.background import spawn
+from squadron.runtime.errors import SquadronError
+from squadron.runtime.running.context import Context
+
+
+class Emitter:
+    """Sends what a turn emits in order, also from code that can't wait; text that piles up goes as one piece.
+
+    A stream that breaks does not break the turn: the outcome is what counts.
+    """
+
+    def __init__(self, ctx: Context, wrap_text: Callable[[str], Any] = str) -> None:
+        self._ctx, self._wrap_text = ctx, wrap_text
+        #: No more than one turn of the model says: texts that come while one is sent are joined.
+        self._waiting: deque[tuple[bool, Any]] = deque()
+        self._grown = asyncio.Event()
+        self._closing = False
+
+    async def __aenter__(self) -> Self:
+        self._writer = spawn(self._write(), "emitter")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closing = True
+        self._grown.set()
+        if kind is not None and issubclass(kind, asyncio.CancelledError):
+            self._writer.cancel()
+        await asyncio.wait([self._writer])
+
+    def send(self, chunk: Any) -> None:
+        """Emit one chunk."""
+        self._waiting.append((False, chunk))
+        self._grown.set()
+
+    def text(self, delta: str) -> None:
+        """Emit a piece of text."""
+        if self._waiting and self._waiting[-1][0]:
+            delta = self._waiting.pop()[1] + delta
+        self._waiting.append((True, delta))
+        self._grown.set()
+
+    async def _write(self) -> None:
+        while self._waiting or not self._closing:
+            if not self._waiting:
+                self._grown.clear()
+                await self._grown.wait()
+                continue
+            is_text, chunk = self._waiting.popleft()
+            try:
+                await self._ctx.emit(self._wrap_text(chunk) if is_text else chunk)
+            except SquadronError as error:
+                self._ctx.log.warning("emit.lost", error=str(error))

@@ -1,0 +1,86 @@
+"""The one writer of a run: what is stored is taken in and told of, in this order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+from squadron.actors.runs.books import Books
+from squadron.actors.runs.entries import Ended, Entry, Thought
+from squadron.actors.runs.log import RunLog
+from squadron.actors.runs.state import RunState
+from squadron.runtime.errors import BusUnavailableError
+from squadron.runtime.ports.queue import Lease
+
+
+class Recorder:
+    """Stores entries, and brings state, books and listeners up to them.
+
+    Attributes:
+        lock: whoever decides by the state and stores what it decided holds it meanwhile.
+    """
+
+    def __init__(
+        self,
+        log: RunLog,
+        state: RunState,
+        books: Books,
+        lease: Lease | None,
+        tell: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self.state, self._log, self._books, self._lease, self._tell = state, log, books, lease, tell
+        self.lock = asyncio.Lock()
+        self._changed = asyncio.Event()
+        self._grown = False
+
+    async def replay(self) -> None:
+        """Take in what is stored.
+
+        Raises:
+            BusUnavailableError: the server can't be reached.
+        """
+        for entry in await self._log.load():
+            self._take(entry)
+        self._announce()
+
+    async def store(self, *entries: Entry) -> None:
+        """Store entries; they have no effect before this returns.
+
+        Raises:
+            SupersededError: another attempt has taken the run over.
+            BusUnavailableError: the server was away until the deadline.
+        """
+        async with self.lock:
+            await self.store_locked(*entries)
+
+    async def store_locked(self, *entries: Entry) -> None:
+        """The same, for whoever holds the lock."""
+        await self._log.append(*entries, about=self.state.about())
+        for entry in entries:
+            self._take(entry)
+        self._announce()
+        if not self._grown and any(isinstance(entry, Thought | Ended) for entry in entries):
+            self._grown = True
+            if self._lease is not None:
+                # The run came further: that it had to be begun does not count against it.
+                with contextlib.suppress(BusUnavailableError):
+                    await self._lease.progressed()
+
+    def _take(self, entry: Entry) -> None:
+        self._books.apply(entry)
+        self.state.apply(entry)
+
+    def _announce(self) -> None:
+        events, self.state.events = self.state.events, []
+        for event in events:
+            self._tell(event)
+        self._changed.set()
+
+    async def changed(self, within_s: float | None) -> None:
+        """Wait until something is stored, at most so many seconds."""
+        self._changed.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                await self._changed.wait()

@@ -1,0 +1,157 @@
+"""An attempt at a run, from taking it over to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from squadron.actors.runs.acting import Actions
+from squadron.actors.runs.books import Books
+from squadron.actors.runs.emitter import Emitter
+from squadron.actors.runs.entries import Entry, Epoch, Finished, Gather, Offered, Started
+from squadron.actors.runs.log import RunLog
+from squadron.actors.runs.loop import Aim, Loop, raised_of
+from squadron.actors.runs.mind import Mind
+from squadron.actors.runs.recorder import Recorder
+from squadron.actors.runs.state import RunState
+from squadron.actors.runs.toolbox import Toolbox
+from squadron.actors.thinking.model import ChatMessage, Model
+from squadron.runtime.errors import SupersededError, Terminal
+from squadron.runtime.running.context import TurnContext
+from squadron.runtime.wire.limits import Deadline
+from squadron.runtime.wire.topics import SemanticTopic
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beginning:
+    """How a run begins: what the model is told first, and which topics it is offered."""
+
+    title: str
+    opening: Sequence[ChatMessage]
+    topics: Sequence[SemanticTopic] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """All that one attempt at a run needs.
+
+    Attributes:
+        within_s: how long the whole run may take, in seconds.
+        sampling: `temperature` and `max_tokens` of the model.
+        raising: errors of the agent's own tools that end the run.
+        again: whether a run that has ended is to go on.
+    """
+
+    ctx: TurnContext
+    run: str
+    toolbox: Toolbox
+    chain: Sequence[Model]
+    emitter: Emitter
+    max_rounds: int
+    within_s: float
+    sampling: dict[str, Any]
+    gather: Gather = Gather()
+    output_schema: dict[str, Any] | None = None
+    raising: tuple[type[Exception], ...] = ()
+    again: bool = False
+
+    async def pursue(self, aim: Callable[[RunState], Aim], begin: Callable[[], Any]) -> tuple[RunState, Finished]:
+        """Take the run over, or begin it, and go on to its end.
+
+        Args:
+            begin: makes the `Beginning`, if this is the first attempt.
+
+        Raises:
+            SupersededError: another attempt has taken it over.
+            Terminal: it comes to nothing; says why.
+            BusUnavailableError: the server was away until the deadline.
+        """
+        ports = self.ctx.caller.ports
+        state, books = RunState(self.run, self.toolbox), Books(self.run, self.ctx.ledger)
+        log = RunLog(ports, self.run, Deadline.after(self.within_s, ports.clock))
+        recorder = Recorder(log, state, books, self.ctx.lease, self.emitter.send)
+        await recorder.replay()
+        redriven, delivered = self._delivery()
+        epoch = state.epoch
+        if epoch is not None and (epoch.redriven, epoch.delivered) > (redriven, delivered) and not self.again:
+            raise SupersededError(f"a later attempt goes on with {self.run}")
+        fresh = epoch is None or self.again or epoch.redriven < redriven
+        if state.finished is None or fresh:
+            await recorder.store(*await self._entries(state, begin, fresh=fresh))
+        finished = await self._loop(recorder, books, aim(state))
+        if finished.error:
+            raise Terminal(finished.error)
+        return state, finished
+
+    def _delivery(self) -> tuple[int, int]:
+        lease = self.ctx.lease
+        return self.ctx.message.redriven, lease.delivered if lease is not None else self.ctx.attempt
+
+    async def _entries(self, state: RunState, begin: Callable[[], Any], *, fresh: bool) -> list[Entry]:
+        """What an attempt writes first."""
+        now, epoch = self.ctx.caller.ports.clock.time(), state.epoch
+        redriven, delivered = self._delivery()
+        deadline_at, max_rounds = now + self.within_s, state.round + self.max_rounds
+        if epoch is not None and not fresh:
+            # Time and rounds go on counting over attempts.
+            deadline_at, max_rounds = epoch.deadline_at, epoch.max_rounds
+        entries: list[Entry] = [
+            Epoch(
+                at=now,
+                number=epoch.number + 1 if epoch else 1,
+                redriven=redriven,
+                delivered=delivered,
+                replica=self.ctx.caller.ports.identity.id,
+                deadline_at=deadline_at,
+                max_rounds=max_rounds,
+            )
+        ]
+        if state.started is None:
+            beginning: Beginning = await begin()
+            entries.append(
+                Started(
+                    at=now,
+                    agent=self.ctx.agent,
+                    topic=self.ctx.topic,
+                    task=self.ctx.message.id,
+                    title=beginning.title,
+                    opening=tuple(beginning.opening),
+                    models=tuple(model.name for model in self.chain),
+                    gather=self.gather,
+                )
+            )
+            if beginning.topics:
+                entries.append(Offered(at=now, cards=tuple(beginning.topics)))
+        return entries
+
+    async def _loop(self, recorder: Recorder, books: Books, aim: Aim) -> Finished:
+        mind = Mind(
+            ctx=self.ctx,
+            recorder=recorder,
+            books=books,
+            chain=self.chain,
+            sampling=self.sampling,
+            on_text=self.emitter.text,
+            on_event=self.emitter.send,
+            output_schema=self.output_schema,
+        )
+        try:
+            async with asyncio.TaskGroup() as group:
+                actions = Actions(self.ctx, recorder, books, group, self.raising)
+                try:
+                    return await Loop(recorder, mind, aim, actions).run()
+                finally:
+                    actions.close()
+        except BaseExceptionGroup as errors:
+            raise raised_of(errors) from None
+        finally:
+            self.ctx.caller.forget(self.run)
+
+
+def run_id(message_id: str, *parts: str) -> str:
+    """The id of a run: the same on every attempt, because the message is."""
+    digest = hashlib.sha256("\0".join((message_id, *parts)).encode("utf-8", "surrogatepass")).hexdigest()
+    return f"run-{digest[:24]}"
