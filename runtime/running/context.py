@@ -240,6 +240,11 @@ class TurnContext(Context):
     """The same as the turn that runs has it, and agents of the house."""
 
     @property
+    def agent(self) -> str:
+        """The agent whose turn it is, by the name under which it is deployed."""
+        return self._agent
+
+    @property
     def caller(self) -> Caller:
         """The asking side itself, for discovery and for waiting on handles."""
         return self._caller
