@@ -26,7 +26,7 @@ FENCE_RULE = (
 
 @dataclass(frozen=True, slots=True)
 class Fence:
-    """The marks of one run. They need not be secret: in what stands between them all that looks like one is escaped."""
+    """The marks of one run. They need not be secret: what looks like one is escaped in all that they enclose."""
 
     nonce: str
 

@@ -16,9 +16,10 @@ CUT_BEFORE = "[The conversation began before this.]"
 def repaired(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
     """The conversation as providers take it, as it is where it was good already.
 
-    Each call has one result right after it, in the order of the calls: one that stands elsewhere is moved, one that
-    is missing is closed as interrupted, and results without a call, or one too many, are dropped. Messages that say
-    nothing are dropped. The first message after the system part is the user's. Repairing it again changes nothing.
+    Each call has one result right after it, in the order of the calls: one that stands elsewhere is moved, one
+    that is missing is closed as interrupted, and results without a call, or one too many, are dropped. So are
+    messages that say nothing. The first message after the system part is the user's. Repairing it again changes
+    nothing.
     """
     spoken = [message for message in map(_with_unique_calls, messages) if _says_something(message)]
     used: set[int] = set()

@@ -42,6 +42,20 @@ IMAGE_TOKENS = 4_784
 FILE_TOKENS, ENCODED_CHARS = 10_000, 4
 #: Fields of a provider's own blocks that are no text of a language.
 _ENCODED = frozenset({"signature", "encrypted_content", "data"})
+#: The window in a provider's words when a conversation was too long for it: those of OpenAI, Anthropic, Gemini,
+#: Grok, Mistral, vLLM, SGLang and llama.cpp.
+_LIMITS = (
+    re.compile(r"> *([0-9][0-9,_]*)"),
+    re.compile(
+        r"(?:maximum|max|context|available|allowed|limit)"
+        r"(?: (?:context|prompt|input|model|length|size|window|number|of|tokens?|allowed))*"
+        r"(?: is| of|:)?(?: only)? \(?([0-9][0-9,_]*)"
+    ),
+    re.compile(r"([0-9][0-9,_]*) maximum"),
+    re.compile(r"n_ctx\W+([0-9]+)"),
+)
+#: No window is smaller, so a number below is something else.
+_LEAST_LIMIT = 128
 #: How many texts are remembered with their counts, by digest: about 4 MB.
 _MOST_KNOWN = 16_384
 
@@ -85,6 +99,13 @@ def tools_tokens(tools: Sequence[ToolDefinition], family: Family = "unknown") ->
     each = (f"{tool.name} {tool.description} {_json(tool.input_schema)}" for tool in tools)
     written = sum(MESSAGE_TOKENS + text_tokens(text, family) for text in each)
     return _TOOLS_TOKENS[family] + written if tools else 0
+
+
+def limit_named(refusal: str) -> int | None:
+    """The window in tokens that a provider names when it refuses a conversation as too long, or None."""
+    named = (found[1] for pattern in _LIMITS if (found := pattern.search(refusal)))
+    limits = (int(re.sub("[,_]", "", number)) for number in named)
+    return next((limit for limit in limits if limit >= _LEAST_LIMIT), None)
 
 
 def _block_tokens(block: object, family: Family, name: str = "") -> int:

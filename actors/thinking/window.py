@@ -50,12 +50,14 @@ class Summary:
 
     Attributes:
         text: the message that is shown instead, ready.
+        inside: what it says, for the summary that will cover this one.
         through: it reaches over so many groups from the beginning.
         kept: those of them that stay, by number: the system part, the goal, calls that were open.
         digest: of the messages that it covers; it stands for these only.
     """
 
     text: str
+    inside: str
     through: int
     kept: tuple[int, ...]
     digest: str
@@ -63,14 +65,16 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """The part of a conversation that is to be summarized, an earlier summary of its beginning included.
+    """The part of a conversation that is to be summarized: `messages`, and what stood for those before them.
 
     Attributes:
+        earlier: what the newest summary says, which the next one replaces.
         references: under which the results in it can still be passed on.
         max_tokens: room for the summary.
     """
 
     messages: Group
+    earlier: str
     through: int
     kept: tuple[int, ...]
     digest: str
@@ -86,9 +90,9 @@ class Span:
         passed_on = f"\nResults of that part that can be passed on: {', '.join(listed)}" if listed else ""
         frame = f"{_SUMMARY_HEAD}\n{fence.around('', 'summary')}{passed_on}"
         room = self.max_tokens - text_tokens(frame, self.family) - MESSAGE_TOKENS
-        inside = fence.around(shortened(text, max(0, room), self.family), "summary")
-        told = f"{_SUMMARY_HEAD}\n{inside}{passed_on}"
-        return Summary(told, self.through, self.kept, self.digest)
+        inside = shortened(text, max(0, room), self.family)
+        told = f"{_SUMMARY_HEAD}\n{fence.around(inside, 'summary')}{passed_on}"
+        return Summary(told, inside, self.through, self.kept, self.digest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +198,17 @@ def shortened(text: str, most_tokens: int, family: Family = "unknown") -> str:
         shown = int(shown * 0.85)
 
 
+def level_of(sizes: Iterable[int], excess: int) -> int:
+    """The size to which the largest have to be cut, so that all together have `excess` less."""
+    largest_first, level, total = sorted(sizes, reverse=True), 0, 0
+    for count, size in enumerate(largest_first, 1):
+        total += size
+        level = (total - excess) // count
+        if count == len(largest_first) or level >= largest_first[count]:
+            break
+    return level
+
+
 def digest_of(messages: Sequence[ChatMessage]) -> str:
     """What a part of a conversation is known by; the same for the same messages in any process."""
     return hashlib.sha256(encoded(messages)).hexdigest()
@@ -256,16 +271,17 @@ class _Conversation:
 
     def span(self, budget: int, least: int, family: Family, references: Mapping[str, str]) -> Span | None:
         """What is to be summarized next, None if there is nothing that is worth it."""
-        told = () if self.summary is None else (ChatMessage("user", self.summary.text),)
-        tokens = conversation_tokens((*told, *self.uncovered), family)
-        if not self.uncovered or tokens < LEAST_COVERED:
+        earlier = "" if self.summary is None else self.summary.inside
+        new = self.uncovered
+        tokens = text_tokens(earlier, family) + conversation_tokens(new, family)
+        if not new or tokens < LEAST_COVERED:
             return None
         kept = tuple(n for n in range(self._through) if n in self._kept)
         covered = _covered(self._groups, self._through, kept)
         named = tuple(references[each.tool_call_id] for each in covered if each.tool_call_id in references)
         room = max(least, int(AIM * budget) - conversation_tokens(self.staying, family))
         room = min(SUMMARY_TOKENS, tokens // 2, room)
-        return Span((*told, *self.uncovered), self._through, kept, digest_of(covered), named, room, family)
+        return Span(new, earlier, self._through, kept, digest_of(covered), named, room, family)
 
 
 def _flat(groups: Iterable[Group]) -> Group:
@@ -318,15 +334,9 @@ def _without_thoughts(messages: Group) -> Group:
 
 
 def _cut(messages: Group, excess: int, family: Family) -> Group:
-    """The conversation with its largest results cut to one size, so that they have `excess` tokens less if they can."""
-    sizes = sorted((message_tokens(each, family) for each in messages if each.role == "tool"), reverse=True)
-    level, total = 0, 0
-    for count, size in enumerate(sizes, 1):
-        total += size
-        level = (total - excess) // count
-        if count == len(sizes) or level >= sizes[count]:
-            break
-    level = max(level, LEAST_RESULT)
+    """The conversation with its largest results cut to one size, to save `excess` tokens as far as they can."""
+    sizes = [message_tokens(each, family) for each in messages if each.role == "tool"]
+    level = max(level_of(sizes, excess), LEAST_RESULT)
     return tuple(
         _cut_to(each, level, family) if each.role == "tool" and message_tokens(each, family) > level else each
         for each in messages

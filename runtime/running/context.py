@@ -273,6 +273,11 @@ class TurnContext(Context):
     lease: Lease | None = None
 
     @property
+    def agent(self) -> str:
+        """The agent whose turn it is, by the name under which it is deployed."""
+        return self._agent
+
+    @property
     def caller(self) -> Caller:
         """The asking side itself, for discovery and for waiting on handles."""
         return self._caller
