@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from squadron.config import Settings
     from squadron.runtime.errors import (
         BlockingCallError,
+        BudgetError,
         FencedError,
         InvalidInputError,
         InvalidSubjectError,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from squadron.runtime.lite.topic import LiteTopic
     from squadron.runtime.running.context import Context
     from squadron.runtime.streams.writer import Chunk, Ended, Nested, Restarted
+    from squadron.runtime.wire.limits import Budget
     from squadron.runtime.wire.outcome import (
         Answer,
         Cancelled,
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
         Undeliverable,
     )
     from squadron.runtime.wire.route import Route
+    from squadron.runtime.wire.spent import Spent
     from squadron.runtime.wire.start import Tail
 
 __version__ = "0.1.0"
@@ -50,6 +53,8 @@ _HOMES = {
     "Agent": "actors.agent",
     "Answer": "runtime.wire.outcome",
     "BlockingCallError": "runtime.errors",
+    "Budget": "runtime.wire.limits",
+    "BudgetError": "runtime.errors",
     "Cancelled": "runtime.wire.outcome",
     "Chunk": "runtime.streams.writer",
     "Context": "runtime.running.context",
@@ -73,6 +78,7 @@ _HOMES = {
     "Route": "runtime.wire.route",
     "Settings": "config",
     "Squad": "client.squad",
+    "Spent": "runtime.wire.spent",
     "SquadClosedError": "runtime.errors",
     "SquadronError": "runtime.errors",
     "StreamGapError": "runtime.errors",
@@ -89,6 +95,8 @@ __all__ = [
     "Agent",
     "Answer",
     "BlockingCallError",
+    "Budget",
+    "BudgetError",
     "Cancelled",
     "Chunk",
     "Context",
@@ -111,6 +119,7 @@ __all__ = [
     "Retry",
     "Route",
     "Settings",
+    "Spent",
     "Squad",
     "SquadClosedError",
     "SquadronError",

@@ -219,7 +219,5 @@ class Loop:
 
 def raised_of(errors: BaseExceptionGroup[Any]) -> BaseException:
     """Of what a task group raised, that which counts: the first that is no cancellation."""
-    flat = [
-        raised_of(error) if isinstance(error, BaseExceptionGroup) else error for error in errors.exceptions
-    ]
+    flat = [raised_of(error) if isinstance(error, BaseExceptionGroup) else error for error in errors.exceptions]
     return next((error for error in flat if not isinstance(error, asyncio.CancelledError)), flat[0])

@@ -13,9 +13,10 @@ from squadron.actors.runs.recorder import Recorder
 from squadron.actors.runs.state import RunState
 from squadron.actors.thinking.catalog import cost_of, window_of
 from squadron.actors.thinking.model import Model, ModelRequest, ModelTurn, ToolCall
+from squadron.actors.thinking.summarize import extract
 from squadron.actors.thinking.tokens import family_of, tools_tokens
 from squadron.actors.thinking.tries import think_patiently
-from squadron.actors.thinking.window import extract, fit
+from squadron.actors.thinking.window import fit
 from squadron.runtime.errors import BudgetError, ModelError
 from squadron.runtime.running.context import TurnContext
 from squadron.runtime.texts import encoded
@@ -127,7 +128,7 @@ class Mind:
             )
             if fitted.to_summarize is None:
                 break
-            summary = fitted.to_summarize.summary(extract(fitted.to_summarize.messages), state.fence)
+            summary = extract(fitted.to_summarize, state.fence)
             await self.recorder.store_locked(Summarized(at=self._now(), summary=summary))
         request = replace(request, messages=tuple(fitted.messages), tools=tools)
         tokens = round(MARGIN * (fitted.tokens + tools_tokens(tools, family)))

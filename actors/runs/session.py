@@ -25,6 +25,10 @@ from squadron.runtime.wire.limits import Deadline
 from squadron.runtime.wire.topics import SemanticTopic
 
 
+#: The model is asked again when all has ended.
+ALL = Gather()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Beginning:
     """How a run begins: what the model is told first, and which topics it is offered."""
@@ -53,7 +57,7 @@ class Session:
     max_rounds: int
     within_s: float
     sampling: dict[str, Any]
-    gather: Gather = Gather()
+    gather: Gather = ALL
     output_schema: dict[str, Any] | None = None
     raising: tuple[type[Exception], ...] = ()
     again: bool = False

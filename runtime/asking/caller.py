@@ -33,6 +33,7 @@ from squadron.runtime.texts import jsonable
 from squadron.runtime.wire.envelope import LAST_MS, AgentMessage, Head
 from squadron.runtime.wire.limits import Deadline
 from squadron.runtime.wire.outcome import LITE_TTL_S, Cancelled, Outcome, Rejected, Undeliverable, outcome_msg_id
+from squadron.runtime.wire.path import Parent
 from squadron.runtime.wire.spent import NOT_TOLD
 from squadron.runtime.wire.subjects import LiteSubject, check_topic, token_of
 
@@ -241,7 +242,7 @@ class Caller:
         content: Any,
         options: AskOptions | None = None,
         *,
-        parent: str | None = None,
+        parent: Parent | None = None,
         owner: str = "",
     ) -> Handle:
         """Send a task; it is durable when this returns.
@@ -292,7 +293,7 @@ class Caller:
         return handle
 
     async def _send(
-        self, handle: Handle, content: Any, ask: AskOptions, parent: str | None, *, once: bool
+        self, handle: Handle, content: Any, ask: AskOptions, parent: Parent | None, *, once: bool
     ) -> None:
         head: dict[str, Any] = {"parent": parent, "seen": self.registry.news, "once": once}
         message = pack_task(self.ports.identity, content, ask, handle, timestamp=self.ports.clock.time(), **head)

@@ -42,6 +42,10 @@ _ELSEWHERE = {
     "tokens": "budget",
     "max_tokens": "budget",
     "hops": "budget",
+    "usd": "budget",
+    "cost": "budget",
+    "rounds": "budget",
+    "tasks": "budget",
     "max_hops": "budget",
     "temperature": "parameters",
 }

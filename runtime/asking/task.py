@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.errors import FencedError
 from squadron.runtime.ports.journal import Journal
 from squadron.runtime.wire.envelope import AgentIdentity, pack
+from squadron.runtime.wire.path import Parent, digest_of
 from squadron.runtime.wire.subjects import Subjects, token_of
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def pack_task(
     ask: AskOptions,
     handle: Handle,
     *,
-    parent: str | None,
+    parent: Parent | None,
     seen: float,
     timestamp: float,
     once: bool,
@@ -30,6 +30,7 @@ def pack_task(
     """A task as it is sent.
 
     Args:
+        parent: the task that it is asked from, if it is.
         seen: the journal's time of the newest change of the registry that its caller saw, or 0; who runs it sees
             as much.
         timestamp: now, in seconds since the epoch.
@@ -52,13 +53,15 @@ def pack_task(
         metadata["once"] = True
     if seen:
         metadata["seen"] = seen
+    if parent is not None:
+        metadata["path"] = list(parent.path)
     return pack(
         "task",
         identity,
         payload,
         id=handle.task_id,
         conversation_id=ask.conversation_id,
-        parent=parent,
+        parent=None if parent is None else parent.id,
         reply_to=handle.reply_to,
         target=ask.route.target or None,
         routing=routing,
@@ -79,8 +82,7 @@ async def claim_id(lite: Journal, subjects: Subjects, handle: Handle, content: A
     task_id, topic = handle.task_id, handle.topic
     # Apart from the outcome, in a place of the id's own: readers of a task's stream never see it.
     key = subjects.lite(token_of(task_id), "asked")
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    digest = hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
+    digest = digest_of(content)
     note = {"topic": topic, "input": digest, "replyTo": handle.reply_to}
     while True:
         try:

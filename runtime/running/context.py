@@ -29,6 +29,7 @@ from squadron.runtime.texts import whole
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.limits import Budget, Deadline
 from squadron.runtime.wire.outcome import Outcome
+from squadron.runtime.wire.path import Parent, step_of
 from squadron.runtime.wire.spent import Spent
 from squadron.runtime.wire.subjects import token_of
 
@@ -179,13 +180,18 @@ class Context:
             "budget": budget,
             "nested": own.nested or message.nested,
         }
-        handle = await self._caller.submit(topic, content, AskOptions.of(said), parent=message.id, owner=owner)
+        handle = await self._caller.submit(topic, content, AskOptions.of(said), parent=self._parent, owner=owner)
         handle.when_known(lambda outcome: self.ledger.settle_task(key, outcome))
         self._children = self._children or WeakSet()
         self._children.add(handle)
         if message.nested and not handle.done:
             await self._stream().point_to(handle.task_id, handle.topic, handle.reply_to)
         return handle
+
+    @cached_property
+    def _parent(self) -> Parent:
+        message = self.message
+        return Parent(message.id, (*message.path, step_of(self.topic, message.payload.content)))
 
     def lite(
         self, id: str | None = None, owner: str | None = None, *, ttl_s: float | timedelta | None = None

@@ -23,6 +23,7 @@ from squadron.runtime.errors import (
 from squadron.runtime.ports.queue import Delivery
 from squadron.runtime.retries import Retries, backoff_s, failure_details, summary_of, text_of, traceback_of
 from squadron.runtime.running.context import TurnContext
+from squadron.runtime.running.earlier import keep_spent, open_ledger
 from squadron.runtime.running.handover import HAND_ON_S, LONGEST_HAND_ON_S, hand_over
 from squadron.runtime.running.ledger import Ledger
 from squadron.runtime.running.once import is_copy
@@ -30,7 +31,7 @@ from squadron.runtime.running.poison import bury_poison
 from squadron.runtime.running.reports import Reports
 from squadron.runtime.store.dead_letters import DeadLetters
 from squadron.runtime.wire.envelope import LAST_MS, AgentMessage
-from squadron.runtime.wire.limits import Budget, Deadline
+from squadron.runtime.wire.limits import Deadline
 from squadron.runtime.wire.outcome import (
     Answer,
     Cancelled,
@@ -43,7 +44,9 @@ from squadron.runtime.wire.outcome import (
     TimedOut,
     Undeliverable,
 )
+from squadron.runtime.wire.path import circle_in
 from squadron.runtime.wire.route import Route
+from squadron.runtime.wire.spent import NOT_TOLD
 from squadron.runtime.wire.subjects import TaskSubject, matches
 from squadron.runtime.wire.topics import SemanticTopic
 
@@ -203,6 +206,8 @@ class Turns:
             "source": self._ports.identity.id,
             "attempt": 1,
         }
+        ledger = await open_ledger(self._ports, message, again=not delivery.lease.first)
+        common["spent"] = ledger.spent
         registry = self._caller.registry
         if not registry.knows_of(message.seen):
             # Nobody decides on less than its caller saw.
@@ -210,27 +215,33 @@ class Turns:
         handler = self._handler(topic)
         if handler is None:
             return Undeliverable(reason=f"{self.agent} does not serve {topic!r} any more", **common)
-        refusal = self._refusal(message, common)
+        refusal = self._refusal(message, ledger, common)
         if refusal is not None:
             return refusal
         attempt = common["attempt"] = await delivery.lease.begin()
         if attempt > handler.retries.max_attempts:
             reason = f"its replica died or fell silent in each of {attempt - 1} attempts"
-            common["attempt"] = attempt - 1
+            common |= {"attempt": attempt - 1, "spent": NOT_TOLD}
             return DeadLettered(reason=reason, details={"attempts": attempt - 1}, **common)
-        context = self._context(message, common, lite_key)
+        context = self._context(message, common, lite_key, ledger)
         context.lease = delivery.lease
         try:
             ended = await self._run_handler(handler, delivery, context, common)
             if isinstance(ended, _LetGo):
                 return ended
+            if isinstance(ended, _Again):
+                await keep_spent(self._ports, message, ledger, context.deadline)
             # Whoever reads the outcome can count on all that was emitted before it.
             await context.finish("again" if isinstance(ended, _Again) else ended.kind)
             return ended
+        except (asyncio.CancelledError, Exception):
+            # Handed back in the middle.
+            await keep_spent(self._ports, message, ledger, context.deadline)
+            raise
         finally:
             context.close()
 
-    def _refusal(self, message: AgentMessage, common: dict[str, Any]) -> Outcome | _HandOn | None:
+    def _refusal(self, message: AgentMessage, ledger: Ledger, common: dict[str, Any]) -> Outcome | _HandOn | None:
         if self._cancelled.includes(message.id):
             return Cancelled(reason="cancelled before it started", **common)
         now, routing, limits = self._ports.clock.time(), message.routing, message.payload.constraints
@@ -241,7 +252,7 @@ class Turns:
             return Expired(reason="its caller's deadline passed before it started", **common)
         if (route := Route.of(message)) and (reason := route.misfit(self.agent, self._me, self._capabilities)):
             return self._hand_on(route, reason, common)
-        if exhausted := _budget(message).exhausted:
+        if exhausted := ledger.left.exhausted:
             details = {"field": exhausted}
             return Rejected(reason=f"the budget of {exhausted} is used up", details=details, **common)
         return None
@@ -282,6 +293,8 @@ class Turns:
         failure: BaseException | None = None
         try:
             context.message = await self._ports.claims.resolve(message)
+            if circle := circle_in(message.path, context.topic, context.message.payload.content):
+                return Rejected(reason=circle, details={"field": "path"}, **common)
             answer = await _run_to_the_end(handler, context, turn)
         except asyncio.CancelledError:
             if not stopped:
@@ -315,21 +328,22 @@ class Turns:
             answer = Answer(answer)
         return Result(data=answer.data, confidence=answer.confidence, reasoning=answer.reasoning, **common)
 
-    def _context(self, message: AgentMessage, common: dict[str, Any], lite_key: str) -> TurnContext:
+    def _context(
+        self, message: AgentMessage, common: dict[str, Any], lite_key: str, ledger: Ledger
+    ) -> TurnContext:
         limits = message.payload.constraints
         clock = self._ports.clock
         # Without a deadline of the caller's only the handler's own limit counts.
         at_ms = limits.deadline if limits is not None and limits.deadline is not None else LAST_MS
-        grant = _budget(message)
-        if grant.seconds is not None:
-            at_ms = min(at_ms, Deadline.after(grant.seconds, clock).at_ms)
+        if ledger.grant.seconds is not None:
+            at_ms = min(at_ms, Deadline.after(ledger.grant.seconds, clock).at_ms)
         return TurnContext(
             message,
             agent=self.agent,
             topic=common["topic"],
             attempt=common["attempt"],
             deadline=Deadline(at_ms, clock),
-            ledger=Ledger(grant),
+            ledger=ledger,
             caller=self._caller,
             lite_key=lite_key,
             log=self._log,
@@ -376,8 +390,3 @@ async def _run_to_the_end(handler: Handler, context: TurnContext, turn: asyncio.
             # Until its own time is up.
             await context.threads.ended()
         raise
-
-
-def _budget(message: AgentMessage) -> Budget:
-    limits = message.payload.constraints
-    return Budget() if limits is None else limits.budget

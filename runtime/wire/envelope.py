@@ -18,6 +18,7 @@ from pydantic_core import PydanticSerializationError
 from squadron.runtime.errors import InvalidMessageError
 from squadron.runtime.texts import encoded
 from squadron.runtime.wire.limits import MOST_SECONDS, MOST_USD, Budget
+from squadron.runtime.wire.path import path_in
 from squadron.runtime.wire.spent import MOST
 from squadron.runtime.wire.subjects import NORMAL_PRIORITY
 
@@ -172,6 +173,11 @@ class AgentMessage(Wire):
     def redriven(self) -> int:
         """How often this task was put back after it was dead-lettered."""
         return redriven_in(self.metadata)
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        """The steps that led to this task, oldest first; see `wire.path`."""
+        return path_in(self.metadata)
 
     @property
     def nested(self) -> bool:

@@ -93,9 +93,11 @@ class Budget:
         return replace(self, tokens=tokens, usd=usd, rounds=rounds, tasks=tasks)
 
     def minus(self, spent: Spent) -> Self:
-        """What is left when so much was spent; never below zero."""
+        """What is left when so much was spent; who overspends has nothing left."""
         pairs = zip(self.coins, spent.coins, strict=True)
-        return self.with_coins(*(None if limit is None else max(0, limit - used) for limit, used in pairs))
+        return self.with_coins(
+            *(None if limit is None else max(min(0, limit), limit - used) for limit, used in pairs)
+        )
 
     def share(self, shares: int) -> Self:
         """What each of so many tasks may spend, if one more share is to be left; other limits stay.

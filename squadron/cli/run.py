@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from squadron.cli import frame
+from squadron.cli import frame, limits
 from squadron.cli.environment import Json
 from squadron.config import Settings
 from squadron.runtime.errors import ConfigError
@@ -73,6 +73,11 @@ def run(
     ] = None,
     within: Annotated[float, typer.Option("--within", help="Longest run, in seconds.", min=1)] = 600.0,
     max_rounds: Annotated[int, typer.Option("--max-rounds", help="Most turns of the model.", min=1, max=100)] = 12,
+    tokens: limits.Tokens = None,
+    usd: limits.Usd = None,
+    rounds: limits.Rounds = None,
+    tasks: limits.Tasks = None,
+    hops: limits.Hops = None,
     crew: Annotated[bool, typer.Option("--crew", help="Deploy the general crew of LLM agents, too.")] = False,
     keep: Keep = False,
     as_json: Json = False,
@@ -81,12 +86,13 @@ def run(
 
     Prints the answer. What is not running yet is started, and stopped again at the end.
     """
-    limits = {"within_s": within, "max_rounds": max_rounds, "topics": topics or []}
-    frame.execute(_run(ctx, goal, model, limits, crew, keep, as_json), as_json=as_json)
+    how = {"within_s": within, "max_rounds": max_rounds, "topics": topics or []}
+    how["budget"] = limits.budget_of(tokens, usd, rounds, tasks, hops)
+    frame.execute(_run(ctx, goal, model, how, crew, keep, as_json), as_json=as_json)
 
 
 async def _run(
-    ctx: typer.Context, goal: str, model: str, limits: dict[str, Any], crew: bool, keep: bool, as_json: bool
+    ctx: typer.Context, goal: str, model: str, how: dict[str, Any], crew: bool, keep: bool, as_json: bool
 ) -> int:
     from squadron.cli.progress import watching
 
@@ -99,11 +105,11 @@ async def _run(
     _say_model(chosen, "without an LLM the goal is only put to the topics that fit best.")
     with watching(f"Pursuing the goal with {chosen}") as watch:
         async with frame.opened(settings, watch, keep=keep) as squad:
-            mine = await _deploy_for(squad, goal, limits, crew, chosen, watch)
+            mine = await _deploy_for(squad, goal, how, crew, chosen, watch)
             watch.phase("run")
             try:
                 async with watch.following(squad):
-                    outcome = await squad.run(goal, model=chosen, on_event=watch.event, **limits)
+                    outcome = await squad.run(goal, model=chosen, on_event=watch.event, **how)
             finally:
                 # Also when the servers stop with us: what is deployed comes back with their next start.
                 for agent in () if keep else mine:
@@ -129,7 +135,7 @@ async def _check_offline(settings: Settings) -> None:
 
 
 async def _deploy_for(
-    squad: Squad, goal: str, limits: dict[str, Any], crew: bool, model: str, watch: Watch
+    squad: Squad, goal: str, how: dict[str, Any], crew: bool, model: str, watch: Watch
 ) -> list[str]:
     """Deploy what the goal needs and what isn't there: the supervisor, and maybe the crew; returns their names."""
     from squadron.actors.agent import AgentSpec
@@ -138,7 +144,7 @@ async def _deploy_for(
 
     before = {each["agent"] for each in (await squad.status())["agents"]}
     fits = [one.topic.name for one in squad.discover(goal) if one.topic.name != OWN_TOPIC]
-    with_crew = crew or (model != "offline" and not limits["topics"] and not fits)
+    with_crew = crew or (model != "offline" and not how["topics"] and not fits)
     needed: tuple[type[Agent], ...] = (Supervisor, *CREW) if with_crew else (Supervisor,)
     specs = [AgentSpec.of(each) for each in needed]
     wanted = [spec for spec in specs if spec.name not in before]
@@ -148,8 +154,8 @@ async def _deploy_for(
     if with_crew:
         # Named, because a goal need not share a word with what the crew says of itself.
         crew_topics = [one.topic.name for spec in specs for one in spec.topics if one.topic.name != OWN_TOPIC]
-        limits["topics"] = [*(limits["topics"] or fits), *crew_topics]
-    elif fits and not limits["topics"]:
+        how["topics"] = [*(how["topics"] or fits), *crew_topics]
+    elif fits and not how["topics"]:
         frame.tell(f"Topics that fit: {', '.join(fits)}. Name others with --topic; --crew adds general ones.")
     return [spec.name for spec in wanted]
 

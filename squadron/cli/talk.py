@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from squadron.cli import frame
+from squadron.cli import frame, limits
 from squadron.cli.environment import Json
 from squadron.runtime.errors import InvalidInputError, SquadronError, StreamGapError
 
@@ -109,10 +109,11 @@ def ask(
     exclusions: Annotated[
         list[str] | None, typer.Option("--exclude", help="Agent or replica that must not; may be given again.")
     ] = None,
-    tokens: Annotated[
-        int | None, typer.Option("--max-tokens", help="Most LLM tokens it may spend, all in all.", min=1)
-    ] = None,
-    hops: Annotated[int | None, typer.Option("--max-hops", help="How far it may be passed on.", min=0)] = None,
+    tokens: limits.Tokens = None,
+    usd: limits.Usd = None,
+    rounds: limits.Rounds = None,
+    tasks: limits.Tasks = None,
+    hops: limits.Hops = None,
     model: Annotated[
         str | None, typer.Option("--model", help="openai:NAME or anthropic:NAME, for agents that use one.")
     ] = None,
@@ -124,7 +125,6 @@ def ask(
     as_json: Json = False,
 ) -> None:
     """Send one task and print its result. A value is read as JSON where the topic wants more than text."""
-    from squadron.runtime.wire.limits import Budget
     from squadron.runtime.wire.route import Route
 
     options = {
@@ -134,7 +134,7 @@ def ask(
         "task_id": task_id,
         "conversation_id": conversation,
         "route": Route(target=target, capabilities=tuple(capabilities or ()), exclusions=tuple(exclusions or ())),
-        "budget": Budget(tokens=tokens, hops=hops),
+        "budget": limits.budget_of(tokens, usd, rounds, tasks, hops),
         "model": model,
     }
     frame.execute(_ask(ctx, topic, fields or [], parameters or [], options, stream, as_json), as_json=as_json)

@@ -16,13 +16,14 @@ from squadron.bridge.place import Place
 from squadron.client.stream import Stream
 from squadron.client.subscriptions import DurableEvents, Events
 from squadron.runtime.asking.handle import Handle
-from squadron.runtime.asking.options import AskKeywords, AskOptions
+from squadron.runtime.asking.options import UNLIMITED, AskKeywords, AskOptions
 from squadron.runtime.closing import AsyncClosing
 from squadron.runtime.errors import SquadClosedError, StreamGapError
 from squadron.runtime.lite.feed import LiteFeed
 from squadron.runtime.lite.topic import LiteTopic
 from squadron.runtime.store.dead_letters import DeadLetters
 from squadron.runtime.wire.groups import check_group
+from squadron.runtime.wire.limits import Budget
 from squadron.runtime.wire.outcome import Outcome
 from squadron.runtime.wire.start import Start
 from squadron.runtime.wire.subjects import check_pattern
@@ -218,6 +219,7 @@ class Talking(AsyncClosing):
         plan: Sequence[Any] | None = None,
         max_rounds: int = 12,
         within_s: float = RUN_WITHIN_S,
+        budget: Budget = UNLIMITED,
         on_event: Callable[[dict[str, Any]], None] | None = None,
     ) -> Outcome:
         """Have the supervisor pursue a goal; the outcome's data is a `RunReport`.
@@ -227,6 +229,7 @@ class Talking(AsyncClosing):
             topics: names or patterns it may use; all by default.
             plan: rounds of steps for the offline planner.
             within_s: for the whole run, in seconds.
+            budget: what it may spend, with all that it asks of others.
             on_event: sees what the supervisor does while it does it.
         """
         await self._wiring.registry.catch_up()
@@ -244,6 +247,7 @@ class Talking(AsyncClosing):
             },
             within_s=within_s,
             model=chosen,
+            budget=budget,
         )
         # Of a run whose progress can't be told the outcome counts all the same.
         with contextlib.suppress(StreamGapError):

@@ -809,7 +809,7 @@ async def test_a_child_gets_conversation_budget_and_never_a_later_deadline(
     else:
         assert child["deadline"] < seen["deadline"] - 10_000
     assert (child["conversation"], child["parent"], child["priority"]) == ("talk", seen["id"], 7)
-    assert (child["tokens"], child["hops"]) == (70, 1)
+    assert (child["tokens"], child["hops"]) == (35, 1)
     assert (child["model"], child["parameters"]) == ("scripted:x", {"temperature": 0})
     assert outcome.tokens == 30
 

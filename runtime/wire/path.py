@@ -1,0 +1,63 @@
+"""The way that a task came: who asked whom before it, so that a circle is seen."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from squadron.runtime.wire.subjects import MAX_TOKEN
+
+#: How many tasks may have led to one: deeper than any plan that people follow, and its steps stay below 6 KB.
+MOST_DEPTH = 32
+#: Hexadecimal digits of the digest of an input: 64 bits tell the inputs of one path apart.
+_DIGITS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """The task that another one is asked from: its id, and the path that ends with its own step."""
+
+    id: str
+    path: tuple[str, ...]
+
+
+def digest_of(content: Any) -> str:
+    """SHA-256 of a JSON value in hexadecimal, however it was written down."""
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def step_of(topic: str, content: Any) -> str:
+    """One step of a path: the topic that was asked, and what."""
+    return f"{topic}#{digest_of(content)[:_DIGITS]}"
+
+
+def path_in(metadata: Any) -> tuple[str, ...]:
+    """The steps that led to a task, oldest first, by its metadata; what is no path stands for none."""
+    raw = metadata.get("path") if isinstance(metadata, dict) else None
+    if not isinstance(raw, list):
+        return ()
+    longest = 2 * MAX_TOKEN + 2 + _DIGITS
+    return tuple(step for step in raw[-MOST_DEPTH:] if isinstance(step, str) and len(step) <= longest)
+
+
+def topics_of(path: Sequence[str]) -> list[str]:
+    """The topics of a path."""
+    return [step.partition("#")[0] for step in path]
+
+
+def circle_in(path: Sequence[str], topic: str, content: Any) -> str:
+    """Why a task that came this way is not to run, or the empty string.
+
+    It is a circle if the same was asked on the same topic before, and too deep after `MOST_DEPTH` steps.
+    """
+    topics = topics_of(path)
+    way = " → ".join([*topics, topic])
+    if len(path) >= MOST_DEPTH:
+        return f"it was passed on {len(path)} times, which is the most: {way}"
+    if topic in topics and step_of(topic, content) in path:
+        return f"it asks itself for the same again: {way}"
+    return ""
