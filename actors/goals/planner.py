@@ -12,7 +12,8 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 from typing_extensions import TypedDict
 
-from squadron.actors.goals.goal import DISCOVER, FINISH, FOR_EACH, as_reference
+from squadron.actors.runs.built_in import DISCOVER, FINISH, FOR_EACH
+from squadron.actors.runs.references import as_reference
 from squadron.actors.thinking.model import ChatMessage, ModelRequest, ModelTurn, ToolCall, ToolDefinition
 from squadron.runtime.registry.search import Index, terms
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, Field
+from pydantic_core import to_json
 
-#: How a run ended: as the model said, be it with the goal achieved or given up, or at a limit.
-Stopped = Literal["finished", "gave_up", "rounds", "time", "budget"]
+from squadron.actors.runs.entries import Finished
+from squadron.actors.runs.loop import Stopped
+from squadron.actors.runs.state import Call, RunState
 
 
 class TaskCounts(BaseModel):
@@ -34,9 +35,11 @@ class CallReport(BaseModel):
 class RunReport(BaseModel):
     """What came of a goal. `stopped` says why it ended; `timeline` holds all events but the streamed text.
 
-    A run that hit a limit has no deliverables of its own making: then they are all results, by call id.
+    A run that hit a limit has no deliverables of its own making: then they are all results, by call id. `tokens`
+    and `usd` are what models and tasks spent, over all attempts; `attempts` says how many replicas worked on it.
     """
 
+    run: str
     answer: str
     deliverables: dict[str, Any]
     model: str
@@ -45,12 +48,41 @@ class RunReport(BaseModel):
     tasks: TaskCounts
     calls: list[CallReport]
     tokens: int
+    usd: float
     seconds: float
+    attempts: int
     timeline: list[dict[str, Any]]
 
 
-def count_tasks(calls: Iterable[CallReport]) -> TaskCounts:
-    """The sum over all calls."""
-    calls = list(calls)
-    outcomes = sum((Counter(call.outcomes) for call in calls), Counter[str]())
-    return TaskCounts(dispatched=sum(call.tasks for call in calls), outcomes=dict(outcomes))
+def report_of(state: RunState, finished: Finished, timeline: list[dict[str, Any]]) -> RunReport:
+    """The report of a run that has finished."""
+    sent = [call for call in state.calls.values() if call.dispatch is not None]
+    end = finished.value
+    return RunReport(
+        run=state.run,
+        answer=end["answer"] if isinstance(end["answer"], str) else to_json(end["answer"]).decode(),
+        deliverables=end["deliverables"],
+        model=state.last.turn.model if state.last is not None else "",
+        rounds=state.round,
+        stopped=finished.stopped,  # type: ignore[arg-type]
+        tasks=TaskCounts(dispatched=sum(call.out[0].tasks for call in sent), outcomes=dict(state.counts())),
+        calls=[_report_of(state, call) for call in sent],
+        tokens=state.spent.tokens,
+        usd=state.spent.usd,
+        seconds=state.at_s(finished.at),
+        attempts=state.epoch.number if state.epoch else 1,
+        timeline=timeline,
+    )
+
+
+def _report_of(state: RunState, call: Call) -> CallReport:
+    dispatch = call.out[0]
+    return CallReport(
+        id=call.id,
+        round=call.round,
+        topic=dispatch.topic,
+        tasks=dispatch.tasks,
+        outcomes=dict(Counter(end.outcome for end in call.ends.values())),
+        started_s=state.at_s(call.sent_at),
+        ended_s=state.at_s(call.ended_at) if call.ended_at else 0.0,
+    )

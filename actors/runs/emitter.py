@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from types import TracebackType
 from typing import Any, Self
 
@@ -13,14 +13,28 @@ from squadron.runtime.errors import SquadronError
 from squadron.runtime.running.context import Context
 
 
+#: Outcome events kept in a timeline, so that a report stays far below NATS' `max_payload`; all are emitted.
+MAX_TIMELINE = 1_000
+
+
 class Emitter:
     """Sends what a turn emits in order, also from code that can't wait; text that piles up goes as one piece.
 
     A stream that breaks does not break the turn: the outcome is what counts.
+
+    Args:
+        wrap_text: what a piece of text is sent as.
+        only: names of the events that are sent; all of them, by default.
+
+    Attributes:
+        timeline: the events up to now, whether they are sent or not.
     """
 
-    def __init__(self, ctx: Context, wrap_text: Callable[[str], Any] = str) -> None:
-        self._ctx, self._wrap_text = ctx, wrap_text
+    def __init__(
+        self, ctx: Context, wrap_text: Callable[[str], Any] = str, only: Collection[str] | None = None
+    ) -> None:
+        self._ctx, self._wrap_text, self._only = ctx, wrap_text, only
+        self.timeline: list[dict[str, Any]] = []
         #: No more than one turn of the model says: texts that come while one is sent are joined.
         self._waiting: deque[tuple[bool, Any]] = deque()
         self._grown = asyncio.Event()
@@ -39,10 +53,13 @@ class Emitter:
             self._writer.cancel()
         await asyncio.wait([self._writer])
 
-    def send(self, chunk: Any) -> None:
-        """Emit one chunk."""
-        self._waiting.append((False, chunk))
-        self._grown.set()
+    def send(self, event: dict[str, Any]) -> None:
+        """Emit an event."""
+        if event["event"] != "outcome" or len(self.timeline) < MAX_TIMELINE:
+            self.timeline.append(event)
+        if self._only is None or event["event"] in self._only:
+            self._waiting.append((False, event))
+            self._grown.set()
 
     def text(self, delta: str) -> None:
         """Emit a piece of text."""

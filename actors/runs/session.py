@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +62,7 @@ class Session:
     raising: tuple[type[Exception], ...] = ()
     again: bool = False
 
-    async def pursue(self, aim: Callable[[RunState], Aim], begin: Callable[[], Any]) -> tuple[RunState, Finished]:
+    async def pursue(self, aim: Aim, begin: Callable[[], Awaitable[Beginning]]) -> tuple[RunState, Finished]:
         """Take the run over, or begin it, and go on to its end.
 
         Args:
@@ -85,7 +85,7 @@ class Session:
         fresh = epoch is None or self.again or epoch.redriven < redriven
         if state.finished is None or fresh:
             await recorder.store(*await self._entries(state, begin, fresh=fresh))
-        finished = await self._loop(recorder, books, aim(state))
+        finished = await self._loop(recorder, books, aim)
         if finished.error:
             raise Terminal(finished.error)
         return state, finished
@@ -94,7 +94,7 @@ class Session:
         lease = self.ctx.lease
         return self.ctx.message.redriven, lease.delivered if lease is not None else self.ctx.attempt
 
-    async def _entries(self, state: RunState, begin: Callable[[], Any], *, fresh: bool) -> list[Entry]:
+    async def _entries(self, state: RunState, begin: Callable[[], Awaitable[Beginning]], *, fresh: bool) -> list[Entry]:
         """What an attempt writes first."""
         now, epoch = self.ctx.caller.ports.clock.time(), state.epoch
         redriven, delivered = self._delivery()
@@ -114,7 +114,7 @@ class Session:
             )
         ]
         if state.started is None:
-            beginning: Beginning = await begin()
+            beginning = await begin()
             entries.append(
                 Started(
                     at=now,
