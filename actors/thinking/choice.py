@@ -1,0 +1,51 @@
+"""Which model a task is thought through with, and how it samples."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from squadron.actors.thinking.credentials import adopt_keys
+from squadron.actors.thinking.model import Model
+from squadron.actors.thinking.providers import default_model_spec, model_from
+from squadron.runtime.errors import ConfigError, ModelError, Terminal
+from squadron.runtime.running.context import Context
+
+#: The spec that stands for no LLM at all.
+OFFLINE = "offline"
+
+
+def spec_of(ctx: Context) -> str:
+    """The model to use for this task: the one the message names, else the environment's default."""
+    adopt_keys()
+    return ctx.message.payload.model or default_model_spec(os.environ)
+
+
+def sampling_of(ctx: Context) -> dict[str, Any]:
+    """`temperature` and `max_tokens` from the message's parameters, as arguments of `Model.think`.
+
+    Raises:
+        Terminal: one of them is not a number.
+    """
+    given = ctx.message.payload.parameters or {}
+    sampling: dict[str, Any] = {}
+    for name, wire, kind in (("temperature", "temperature", float), ("max_tokens", "maxTokens", int)):
+        value = given.get(wire, given.get(name))
+        if value is not None:
+            try:
+                sampling[name] = kind(value)
+            except (TypeError, ValueError):
+                raise Terminal(f"payload.parameters.{wire}: {value!r} is not a number") from None
+    return sampling
+
+
+def open_model(spec: str) -> Model:
+    """The LLM that `spec` names.
+
+    Raises:
+        Terminal: it names none, or there is no key for it.
+    """
+    try:
+        return model_from(spec)
+    except (ConfigError, ModelError) as error:
+        raise Terminal(str(error)) from error
