@@ -9,8 +9,8 @@ from pydantic import BaseModel, Field
 
 from squadron.actors.agent import Agent
 from squadron.actors.decorators import topic
+from squadron.actors.llm.llm_agent import LLMAgent
 from squadron.actors.thinking.fence import FENCE_RULE, Fence
-from squadron.actors.thinking.llm import LLMAgent
 from squadron.runtime.running.context import Context
 from squadron.runtime.wire.outcome import Answer
 

@@ -158,7 +158,9 @@ class LLMAgent(Agent):
             )
             thought = _Thought(self, turn, prompt, answer, memory, chain[0].name)
             _, finished = await session.pursue(thought, thought.begin)
-        said = finished.value if isinstance(finished.value, str) else json.dumps(finished.value, ensure_ascii=False)
+        said = (
+            finished.value if isinstance(finished.value, str) else json.dumps(finished.value, ensure_ascii=False)
+        )
         await memory.add(prompt.content, said)
         return finished.value
 
@@ -197,7 +199,9 @@ class _Thought:
 
     def judge(self, state: RunState, turn: ModelTurn) -> End | str:
         if turn.stop == "length":
-            raise Terminal(f"the model {turn.model} ran out of tokens in the middle of its answer: raise maxTokens")
+            raise Terminal(
+                f"the model {turn.model} ran out of tokens in the middle of its answer: raise maxTokens"
+            )
         if self._answer is None:
             return End(turn.text)
         text = turn.text.strip().removeprefix("```json").strip("`").strip()

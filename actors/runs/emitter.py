@@ -12,7 +12,6 @@ from squadron.runtime.background import spawn
 from squadron.runtime.errors import SquadronError
 from squadron.runtime.running.context import Context
 
-
 #: Outcome events kept in a timeline, so that a report stays far below NATS' `max_payload`; all are emitted.
 MAX_TIMELINE = 1_000
 

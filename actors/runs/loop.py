@@ -97,7 +97,11 @@ class Loop:
             except BudgetError as error:
                 await self._stop("budget", str(error))
             except ModelError as error:
-                await self._stop("model", f"the model gave no answer: {error}")
+                late = self._now() >= self._state.deadline_at
+                why = f"the model gave no answer: {error}"
+                await self._stop("time" if late else "model", "its time is up" if late else why)
+            except Terminal as error:
+                await self._recorder.store(Finished(at=self._now(), stopped="failed", error=str(error)))
         # What still runs is not needed any more.
         await self._actions.cancel([call.id for call in self._state.running])
         return self._state.finished
@@ -175,8 +179,8 @@ class Loop:
         try:
             value = self._aim.stop(self._state, stopped, why)
         except Terminal as error:
-            await self._recorder.store(Finished(at=self._now(), stopped=stopped, error=str(error)))
-            raise
+            finished = Finished(at=self._now(), stopped=stopped, error=str(error))
+            return await self._recorder.store(finished)
         await self._recorder.store(Finished(at=self._now(), stopped=stopped, value=value))
 
     # --- built-in tools ------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from squadron.actors.thinking.catalog import cost_of, window_of
 from squadron.actors.thinking.model import Model, ModelRequest, ModelTurn, ToolCall
 from squadron.actors.thinking.summarize import extract
 from squadron.actors.thinking.tokens import family_of, tools_tokens
-from squadron.actors.thinking.tries import think_patiently
+from squadron.actors.thinking.tries import chain_from, think_patiently
 from squadron.actors.thinking.window import fit
 from squadron.runtime.errors import BudgetError, ModelError
 from squadron.runtime.running.context import TurnContext
@@ -52,8 +52,6 @@ class Mind:
 
     def __post_init__(self) -> None:
         self._overflowed = False
-        #: The last model that answered; the run stays with it.
-        self._first = 0
         self._asked = Asking(at=0, round=0, number=0, model="", digest="")
 
     @property
@@ -70,7 +68,14 @@ class Mind:
             SupersededError: another attempt has taken the run over.
         """
         started = self.ctx.caller.loop.time()
-        request = ModelRequest((), output_schema=self.output_schema, cache_key=self._state.run, **self.sampling)
+        # Whoever admits the call wants to know its size; what is said in the end is decided when it is made.
+        request = ModelRequest(
+            tuple(self._state.transcript.asked(self._state.still_running())),
+            self._state.toolbox.definitions(),
+            output_schema=self.output_schema,
+            cache_key=self._state.run,
+            **self.sampling,
+        )
         try:
             turn = await self._ask(request)
         except ModelError as error:
@@ -97,8 +102,9 @@ class Mind:
         left_s = self._state.deadline_at - self._now()
         if left_s <= 0:
             raise TimeoutError
+        last = self._state.last
         return await think_patiently(
-            self.chain,
+            chain_from(self.chain, last.turn.model if last is not None else ""),
             request,
             books=self,
             within_s=left_s,

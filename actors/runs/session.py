@@ -24,7 +24,6 @@ from squadron.runtime.running.context import TurnContext
 from squadron.runtime.wire.limits import Deadline
 from squadron.runtime.wire.topics import SemanticTopic
 
-
 #: The model is asked again when all has ended.
 ALL = Gather()
 
@@ -94,7 +93,9 @@ class Session:
         lease = self.ctx.lease
         return self.ctx.message.redriven, lease.delivered if lease is not None else self.ctx.attempt
 
-    async def _entries(self, state: RunState, begin: Callable[[], Awaitable[Beginning]], *, fresh: bool) -> list[Entry]:
+    async def _entries(
+        self, state: RunState, begin: Callable[[], Awaitable[Beginning]], *, fresh: bool
+    ) -> list[Entry]:
         """What an attempt writes first."""
         now, epoch = self.ctx.caller.ports.clock.time(), state.epoch
         redriven, delivered = self._delivery()

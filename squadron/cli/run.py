@@ -140,7 +140,7 @@ async def _deploy_for(
     """Deploy what the goal needs and what isn't there: the supervisor, and maybe the crew; returns their names."""
     from squadron.actors.agent import AgentSpec
     from squadron.actors.goals.supervisor import Supervisor
-    from squadron.actors.thinking.crew import CREW
+    from squadron.actors.llm.crew import CREW
 
     before = {each["agent"] for each in (await squad.status())["agents"]}
     fits = [one.topic.name for one in squad.discover(goal) if one.topic.name != OWN_TOPIC]

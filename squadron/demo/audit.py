@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from squadron.actors.agent import Agent, AgentSpec
 from squadron.actors.goals.supervisor import Supervisor
-from squadron.actors.thinking.llm import OFFLINE
+from squadron.actors.thinking.choice import OFFLINE
 from squadron.client.squad import Squad
 from squadron.demo.agents import Inventory, LicenseClerk, ReportWriter, RiskAssessor, Summarizer
 from squadron.demo.report import AuditReport

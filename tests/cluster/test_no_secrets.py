@@ -34,7 +34,8 @@ PROGRAM = '''
     import asyncio, gc, hashlib, json, logging, os, sys, threading
 
     from squadron import Agent, Context, Squad, Terminal, on, on_durable, topic
-    from squadron.actors.thinking.llm import LLMAgent, tool
+    from squadron.actors.llm.llm_agent import LLMAgent
+    from squadron.actors.llm.tools import tool
     from squadron.runtime.errors import SquadronError
 
     HELD = ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "PASSED_PASSWORD", "PASSED_URL")

@@ -15,7 +15,8 @@ from squadron.actors.agent import Agent
 from squadron.actors.decorators import topic
 from squadron.actors.goals.planner import Plan
 from squadron.actors.goals.supervisor import Supervisor
-from squadron.actors.thinking.llm import LLMAgent, tool
+from squadron.actors.llm.llm_agent import LLMAgent
+from squadron.actors.llm.tools import tool
 from squadron.actors.thinking.model import ChatMessage, Model, ModelRequest, ModelTurn, ToolCall
 from squadron.actors.thinking.scripted import ScriptedModel
 from squadron.runtime.asking.options import AskOptions

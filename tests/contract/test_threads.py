@@ -7,7 +7,8 @@ import threading
 import pytest
 
 from squadron import Context, Retry, topic
-from squadron.actors.thinking.llm import LLMAgent, tool
+from squadron.actors.llm.llm_agent import LLMAgent
+from squadron.actors.llm.tools import tool
 from squadron.actors.thinking.model import Model, ModelTurn, ToolCall
 from squadron.actors.thinking.scripted import ScriptedModel
 from squadron.runtime.asking.options import AskOptions

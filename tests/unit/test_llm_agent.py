@@ -13,8 +13,9 @@ from pydantic import BaseModel
 
 from squadron.actors.agent import AgentSpec
 from squadron.actors.decorators import topic
-from squadron.actors.thinking.crew import CREW, FactChecker, Synthesizer
-from squadron.actors.thinking.llm import ANSWER_TOOL, LLMAgent, tool
+from squadron.actors.llm.crew import CREW, FactChecker, Synthesizer
+from squadron.actors.llm.llm_agent import LLMAgent
+from squadron.actors.llm.tools import tool
 from squadron.actors.thinking.model import ChatMessage, Model, ModelRequest, ModelTurn, ToolCall, Usage
 from squadron.actors.thinking.scripted import ScriptedModel, ScriptedTurn
 from squadron.actors.thinking.shapes import InputShape

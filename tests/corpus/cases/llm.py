@@ -6,7 +6,8 @@ from tests.corpus.case import brief as case
 #: An agent whose model calls one tool and then says what it was told.
 TOLD = """
 from squadron import Context, topic
-from squadron.actors.thinking.llm import LLMAgent, tool
+from squadron.actors.llm.llm_agent import LLMAgent
+from squadron.actors.llm.tools import tool
 from squadron.actors.thinking.model import ModelTurn, ToolCall
 from squadron.actors.thinking.scripted import ScriptedModel
 
@@ -111,7 +112,7 @@ class Desk(Base):
         """
         from dataclasses import dataclass, field
         from squadron import Context, topic
-        from squadron.actors.thinking.llm import LLMAgent
+        from squadron.actors.llm.llm_agent import LLMAgent
         from squadron.actors.thinking.model import ModelTurn
         from squadron.actors.thinking.scripted import ScriptedModel
 
@@ -135,7 +136,8 @@ class Desk(Base):
             name,
             f"""
             from squadron import Context, topic
-            from squadron.actors.thinking.llm import LLMAgent, tool
+            from squadron.actors.llm.llm_agent import LLMAgent
+            from squadron.actors.llm.tools import tool
 
             class Desk(LLMAgent):
                 @topic("desk.one")
