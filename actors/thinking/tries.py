@@ -29,7 +29,7 @@ OnEvent = Callable[[dict[str, Any]], None]
 
 
 class Books(Protocol):
-    """Who notes each try before it is made, and what became of it. Tries are counted over the whole chain, from 1."""
+    """Who notes each try before it is made, and what became of it; tries are counted over the whole chain."""
 
     async def asking(self, model: Model, request: ModelRequest, number: int) -> ModelRequest:
         """Called before every call of a provider; returns what is asked in the end, perhaps with fewer
