@@ -152,6 +152,8 @@ class Mind:
         if left.rounds == 0:
             raise BudgetError("no rounds are left", field="rounds")
         most = request.max_tokens or ANSWER_TOKENS
+        # Without a budget it is what is charged if nobody hears how the call ended.
+        asking = asking.model_copy(update={"tokens": tokens})
         if left.tokens is not None:
             most = min(most, left.tokens - tokens)
             if most < LEAST_ANSWER:

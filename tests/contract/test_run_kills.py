@@ -1,0 +1,173 @@
+"""A run goes on wherever its replica dies: at each entry of its log, before it is stored and after."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import multiprocessing
+import signal
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from squadron.actors.runs.entries import Entry
+from squadron.actors.runs.log import entries_of, read
+from squadron.bridge.jetstream.wiring import Wiring
+from squadron.config import Settings
+from squadron.runtime.asking.options import AskOptions
+from squadron.runtime.wire.envelope import AgentIdentity
+from squadron.runtime.wire.outcome import Outcome
+from tests.contract.conftest import Replica, peer_of, until
+from tests.contract.run_worker import LEASE_S, Death, Diary, Words, main
+
+#: What each thinker is asked, and the tasks and tools of its run.
+ASKED: dict[str, tuple[str, dict[str, Any]]] = {
+    "supervisor": ("goal.pursue", {"goal": "count words, quickly or slowly", "gather": {"after": 1}}),
+    "writer": ("texts.write", {"text": "write"}),
+}
+#: Entries that need more than a run that goes well but for its deaths: a test of their own shows them.
+ELSEWHERE = {"summarized"}
+#: Runs at once: each has two processes, which mostly wait.
+AT_ONCE = 6
+
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["tests.contract.run_worker", "tests.contract.conftest"])
+
+
+@dataclass
+class Case:
+    """One run with one death, or none."""
+
+    settings: Settings
+    folder: Path
+    thinker: str
+    death: Death | None = None
+    kinds: list[tuple[str, ...]] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)
+    died: bool = False
+
+    @property
+    def diary(self) -> Diary:
+        return Diary(str(self.folder / "diary"))
+
+    def _process(self, name: str, death: Death | None) -> Any:
+        process = PROCESSES.Process(
+            target=main, args=(self.settings, self.thinker, name, str(self.folder / "diary"), death), daemon=True
+        )
+        process.start()
+        return process
+
+    async def run(self) -> Outcome:
+        """Have it done; the first process dies as it is told, and another one takes over."""
+        self.folder.mkdir()
+        wiring = await Wiring.open(self.settings, AgentIdentity(id="client", type="test"), create=True)
+        processes = []
+        try:
+            words = Replica(peer_of(wiring), Words(str(self.folder / "diary")), lease_s=LEASE_S)
+            await words.start()
+            processes.append(self._process("first", self.death))
+            topic, content = ASKED[self.thinker]
+
+            async def served() -> bool:
+                return wiring.registry.find(topic) is not None
+
+            await until(served, 60.0)
+            asking = asyncio.create_task(wiring.caller.ask(topic, content, AskOptions(within_s=120.0)))
+            if self.death is not None:
+                died = asyncio.create_task(asyncio.to_thread(processes[0].join, 60))
+                # Where ends were stored together, it may be over before.
+                await asyncio.wait([died, asking], return_when=asyncio.FIRST_COMPLETED)
+                if not asking.done():
+                    assert processes[0].exitcode == -signal.SIGKILL, "it did not die"
+                    processes.append(self._process("second", None))
+                    self.died = True
+            outcome = await asking
+            async for _, message in read(wiring.ports, wiring.ports.subjects.run()):
+                entries = entries_of(message)
+                self.entries += entries
+                self.kinds.append(tuple(entry.kind for entry in entries))
+            await words.handovers.aclose()
+            await words.pump.aclose()
+            await words.turns.aclose()
+            return outcome
+        finally:
+            for process in processes:
+                process.kill()
+                await asyncio.to_thread(process.join)
+            await wiring.aclose()
+
+
+@pytest.fixture(scope="module", params=list(ASKED))
+def thinker(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def cases(settings: Settings, tmp_path: Path) -> Callable[..., Case]:
+    def make(thinker: str, name: str, death: Death | None = None) -> Case:
+        env = f"{settings.env[:20]}-{name}"
+        return Case(dataclasses.replace(settings, env=env), tmp_path / name, thinker, death)
+
+    return make
+
+
+def check(case: Case, plain: Case, outcome: Outcome, expected: Outcome) -> None:
+    """The run came to what it comes to without a death, and nothing was done or paid twice."""
+    where = f"{case.death} of {plain.kinds}"
+    assert outcome.ok, (where, outcome.reason)
+    lines, before = Counter(case.diary.lines), Counter(plain.diary.lines)
+    tasks = [line for line in lines if line.startswith("task")]
+    assert all(lines[line] == 1 for line in tasks), (where, lines)
+    assert len(tasks) == len([line for line in before if line.startswith("task")]), where
+    # Whoever does not know how far a tool came that nobody may repeat, does not run it again.
+    assert lines["book"] <= 1, where
+    # At most one call of the model is paid twice, and the books say so.
+    models = {line: count for line, count in lines.items() if line.startswith("model")}
+    again = sum(models.values()) - sum(count for line, count in before.items() if line.startswith("model"))
+    assert 0 <= again <= 1, (where, models)
+    asked = sum(entry.kind == "asking" for entry in case.entries)
+    assert asked - sum(models.values()) in (0, 1), (where, models)
+    assert outcome.spent.rounds == asked, (where, outcome.spent)
+    # What nobody heard the end of is charged as it was estimated.
+    assert outcome.spent.tokens >= 15 * sum(models.values()), (where, outcome.spent)
+    assert sum(entry.kind == "epoch" for entry in case.entries) <= 2, where
+    got, want = outcome.unwrap(), expected.unwrap()
+    if case.thinker == "supervisor":
+        assert (got["answer"], got["deliverables"]) == (want["answer"], want["deliverables"]), where
+    else:
+        assert got == want, where
+
+
+async def test_a_run_goes_on_wherever_its_replica_dies(cases: Any, thinker: str) -> None:
+    # Given how the run goes when nobody dies
+    plain = cases(thinker, "plain")
+    expected = await plain.run()
+    assert expected.ok, expected.reason
+    # When its replica dies at each point of its log
+    room = asyncio.Semaphore(AT_ONCE)
+
+    async def die(death: Death) -> bool:
+        async with room:
+            case = cases(thinker, f"{'after' if death.after else 'before'}-{death.at}", death)
+            check(case, plain, await case.run(), expected)
+            return case.died
+
+    deaths = [Death(at, after) for at in range(1, len(plain.kinds) + 1) for after in (False, True)]
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(die(death)) for death in deaths]
+    died = [task.result() for task in tasks]
+    assert sum(died) >= len(deaths) - 6
+
+
+async def test_no_kind_of_entry_is_forgotten(cases: Any) -> None:
+    seen = set(ELSEWHERE)
+    for name in ASKED:
+        case = cases(name, name)
+        assert (await case.run()).ok
+        seen |= {entry.kind for entry in case.entries}
+    union = get_args(get_args(Entry)[0])
+    assert {kind.model_fields["kind"].default for kind in union} == seen
