@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 from pydantic import BaseModel, Field
@@ -64,7 +63,7 @@ def report_of(state: RunState, finished: Finished, timeline: list[dict[str, Any]
         deliverables=end["deliverables"],
         model=state.last.turn.model if state.last is not None else "",
         rounds=state.round,
-        stopped=finished.stopped,  # type: ignore[arg-type]
+        stopped=finished.stopped,
         tasks=TaskCounts(dispatched=sum(call.out[0].tasks for call in sent), outcomes=dict(state.counts())),
         calls=[_report_of(state, call) for call in sent],
         tokens=state.spent.tokens,
@@ -82,7 +81,7 @@ def _report_of(state: RunState, call: Call) -> CallReport:
         round=call.round,
         topic=dispatch.topic,
         tasks=dispatch.tasks,
-        outcomes=dict(Counter(end.outcome for end in call.ends.values())),
+        outcomes=call.outcomes,
         started_s=state.at_s(call.sent_at),
         ended_s=state.at_s(call.ended_at) if call.ended_at else 0.0,
     )

@@ -57,7 +57,7 @@ class Recorder:
 
     async def store_locked(self, *entries: Entry) -> None:
         """The same, for whoever holds the lock."""
-        await self._log.append(*entries, about=self.state.about())
+        await self._log.append(*entries, about=self.state.about(entries))
         for entry in entries:
             self._take(entry)
         self._announce()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +26,7 @@ from squadron.actors.runs.entries import (
     Waiting,
 )
 from squadron.actors.runs.prepare import Ready, prepare
-from squadron.actors.runs.references import Results, call_id, task_id
+from squadron.actors.runs.references import BadReferenceError, Results, call_id, task_id
 from squadron.actors.runs.telling import about_end, failure_text, gathered, result_text, still_running
 from squadron.actors.runs.toolbox import Toolbox
 from squadron.actors.runs.transcript import Transcript
@@ -58,6 +59,11 @@ class Call:
     def running(self) -> bool:
         """Whether it went out and has not ended."""
         return self.dispatch is not None and len(self.ends) < self.dispatch.tasks
+
+    @property
+    def outcomes(self) -> dict[str, int]:
+        """How its tasks have ended: kind of outcome → number."""
+        return dict(Counter(end.outcome for end in self.ends.values()))
 
     @property
     def out(self) -> tuple[Dispatch, Ready]:
@@ -133,16 +139,23 @@ class RunState:
         """A time as seconds since the start of the run."""
         return round(at - self.started.at, 3) if self.started else 0.0
 
-    def about(self) -> dict[str, Any]:
-        """A few facts, for who lists runs."""
-        started, state = self.started, "running"
-        if self.finished is not None:
-            state = "failed" if self.finished.error else self.finished.stopped
+    def about(self, coming: Sequence[Entry] = ()) -> dict[str, Any]:
+        """A few facts, for who lists runs, as they are once the coming entries are taken in."""
+        started, finished, epoch = self.started, self.finished, self.epoch
+        for entry in coming:
+            started = entry if isinstance(entry, Started) else started
+            finished = entry if isinstance(entry, Finished) else finished
+            if isinstance(entry, Epoch):
+                epoch, finished = entry, None
+        state = "running"
+        if finished is not None:
+            state = "failed" if finished.error else finished.stopped
         about: dict[str, Any] = {"state": state, "rounds": self.round, "running": len(self.running)}
         about |= {"tokens": self.spent.tokens, "usd": self.spent.usd}
         if started is not None:
             about |= {"title": started.title[:200], "agent": started.agent, "task": started.task}
-            about |= {"topic": started.topic, "started": started.at, "deadline": self.deadline_at}
+            about |= {"topic": started.topic, "started": started.at}
+            about["deadline"] = epoch.deadline_at if epoch is not None else 0.0
         return about
 
     def apply(self, entry: Entry) -> None:
@@ -213,10 +226,17 @@ class RunState:
         for dispatch in entry.calls:
             call = self.calls[dispatch.call]
             call.dispatch, call.sent_at = dispatch, entry.at
-            # The results that it refers to never change, so it comes to what it came to when it was sent.
-            call.ready = prepare(call.said, self.toolbox, self.results)
+            call.ready = self._prepared(call, dispatch)
             names = {"call": call.id, "topic": dispatch.topic, "tasks": dispatch.tasks}
             self._tell("dispatched", entry.at, round=call.round, **names)
+
+    def _prepared(self, call: Call, dispatch: Dispatch) -> Ready:
+        try:
+            # The results that it refers to never change, so it comes to what it came to when it was sent.
+            return prepare(call.said, self.toolbox, self.results)
+        except (ValueError, BadReferenceError):
+            # Who reads the log has not the agent's own tools, or the agent has them no more.
+            return Ready(dispatch.topic, [], own=dispatch.kind == "tool")
 
     def _sent(self, entry: Sent) -> None:
         for id in entry.calls:
@@ -267,6 +287,14 @@ class RunState:
     def _finished(self, entry: Finished) -> None:
         self.finished = entry
         self._tell("finished", entry.at, stopped=entry.stopped, rounds=self.round)
+
+    def task(self, call: str, index: int) -> str:
+        """The id of one of a call's tasks."""
+        return task_id(self.run, call, index)
+
+    def spent_on(self, call: Call) -> Spent:
+        """What the tasks of a call have spent."""
+        return sum((Spent.of_wire(end.spent) for end in call.ends.values()), NOTHING)
 
     def counts(self) -> Counter[str]:
         """How the tasks that were sent have ended: kind of outcome → number."""

@@ -73,14 +73,9 @@ async def _list(ctx: typer.Context, topic: str, agent: str, limit: int, as_json:
 def _row(letter: DeadLetter) -> tuple[str, ...]:
     reason = " ".join((letter.last_error or letter.reason).split())
     return (
-        *(_printable(each, keep="") for each in (letter.id, letter.agent, letter.topic)),
-        *(str(letter.attempts), _when(letter), _printable(reason)),
+        *(frame.printable(each, keep="") for each in (letter.id, letter.agent, letter.topic)),
+        *(str(letter.attempts), _when(letter), frame.printable(reason)),
     )
-
-
-def _printable(text: str, keep: str = "\n\t") -> str:
-    """The text without what could move a terminal's cursor: anybody may have sent it."""
-    return "".join(each if each.isprintable() or each in keep else repr(each)[1:-1] for each in text)
 
 
 def _when(letter: DeadLetter) -> str:
@@ -99,16 +94,10 @@ def _show_table(letters: Sequence[DeadLetter]) -> None:
         table.add_column(name, justify="right" if name == "ATTEMPTS" else "left", no_wrap=True)
     # It alone gives way on a narrow terminal.
     table.add_column("LAST ERROR")
-    characters = _clear([letter.id for letter in letters])
+    characters = frame.telling_apart([letter.id for letter in letters])
     for id, *cells, reason in map(_row, letters):
         table.add_row(Text(id[:characters]), *map(Text, cells), Text(reason, no_wrap=True, overflow="ellipsis"))
     frame.out().print(table)
-
-
-def _clear(ids: Sequence[str]) -> int:
-    """How much of the ids tells them apart, at least eight characters."""
-    longest = max(map(len, ids))
-    return next((n for n in range(8, longest) if len({id[:n] for id in ids}) == len(set(ids))), longest)
 
 
 def show(ctx: typer.Context, id: Id, agent: Name = "", as_json: Json = False) -> None:
@@ -143,12 +132,12 @@ def _show_letter(letter: DeadLetter) -> None:
     console = frame.out()
     for name, value in fields.items():
         if value:
-            console.print(Text.assemble((f"{name:<11}", "bold"), _printable(value)), soft_wrap=True)
+            console.print(Text.assemble((f"{name:<11}", "bold"), frame.printable(value)), soft_wrap=True)
     try:
         text = letter.message.decode()
     except UnicodeDecodeError:
         text = repr(letter.message)
-    console.print(Text(f"\n{_printable(text)}"), soft_wrap=True)
+    console.print(Text(f"\n{frame.printable(text)}"), soft_wrap=True)
 
 
 # --- moving ------------------------------------------------------------------------------------------

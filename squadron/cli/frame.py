@@ -13,7 +13,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
@@ -256,3 +256,14 @@ async def _has_ray(settings: Settings) -> bool:
     from squadron.bridge.serve import local
 
     return settings.ray_address is not None or await asyncio.to_thread(local.find, settings.home) is not None
+
+
+def printable(text: str, keep: str = "\n\t") -> str:
+    """The text without what could move a terminal's cursor: anybody may have sent it."""
+    return "".join(each if each.isprintable() or each in keep else repr(each)[1:-1] for each in text)
+
+
+def telling_apart(ids: Sequence[str]) -> int:
+    """How much of the ids tells them apart, at least eight characters."""
+    longest = max(map(len, ids))
+    return next((n for n in range(8, longest) if len({id[:n] for id in ids}) == len(set(ids))), longest)

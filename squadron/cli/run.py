@@ -114,7 +114,7 @@ async def _run(
                 # Also when the servers stop with us: what is deployed comes back with their next start.
                 for agent in () if keep else mine:
                     await squad.undeploy(agent)
-    return _show_run(outcome, watch, as_json)
+    return show_run(outcome, watch, as_json)
 
 
 async def _check_offline(settings: Settings) -> None:
@@ -160,7 +160,7 @@ async def _deploy_for(
     return [spec.name for spec in wanted]
 
 
-def _show_run(outcome: Outcome, watch: Watch, as_json: bool) -> int:
+def show_run(outcome: Outcome, watch: Watch, as_json: bool) -> int:
     from squadron.cli.progress import show_counts, show_timeline
 
     report = outcome.unwrap() if outcome.ok else {}

@@ -7,6 +7,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack
 
+from squadron.actors.runs.shelf import RunInfo, Runs, RunView
 from squadron.client.portal import Portal
 from squadron.client.stream import Stream
 from squadron.client.subscriptions import DurableEvent
@@ -145,6 +146,15 @@ class SyncSquad(Closing):
         """See `Squad.dead_letters`."""
         return SyncDeadLetters(self._squad.dead_letters, self._wait)
 
+    @property
+    def runs(self) -> SyncRuns:
+        """See `Squad.runs`."""
+        return SyncRuns(self._squad.runs, self._wait)
+
+    def resume_run(self, id: str, **options: Any) -> Outcome:
+        """See `Squad.resume_run`."""
+        return self._wait(self._squad.resume_run(id, **options))
+
     def run(self, goal: str, **options: Any) -> Outcome:
         """See `Squad.run`."""
         return self._wait(self._squad.run(goal, **options))
@@ -152,6 +162,28 @@ class SyncSquad(Closing):
     def drain(self, within_s: float = 60.0) -> None:
         """See `Squad.drain`."""
         self._wait(self._squad.drain(within_s))
+
+
+class SyncRuns:
+    """See `Runs`; every call blocks until it is done."""
+
+    def __init__(self, runs: Runs, wait: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
+        self._runs, self._wait = runs, wait
+
+    def list(self, **options: Any) -> tuple[RunInfo, ...]:
+        """See `Runs.list`."""
+        found: tuple[RunInfo, ...] = self._wait(self._runs.list(**options))
+        return found
+
+    def show(self, id: str) -> RunView:
+        """See `Runs.show`."""
+        view: RunView = self._wait(self._runs.show(id))
+        return view
+
+    def cancel(self, id: str) -> RunInfo:
+        """See `Runs.cancel`."""
+        info: RunInfo = self._wait(self._runs.cancel(id))
+        return info
 
 
 class SyncDeadLetters:

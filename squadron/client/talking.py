@@ -6,11 +6,12 @@ import contextlib
 import functools
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Unpack
 from weakref import WeakSet
 
+from squadron.actors.runs.shelf import Runs
 from squadron.actors.thinking.providers import default_model_spec
 from squadron.bridge.place import Place
 from squadron.client.stream import Stream
@@ -18,7 +19,7 @@ from squadron.client.subscriptions import DurableEvents, Events
 from squadron.runtime.asking.handle import Handle
 from squadron.runtime.asking.options import UNLIMITED, AskKeywords, AskOptions
 from squadron.runtime.closing import AsyncClosing
-from squadron.runtime.errors import SquadClosedError, StreamGapError
+from squadron.runtime.errors import ConfigError, SquadClosedError, StreamGapError
 from squadron.runtime.lite.feed import LiteFeed
 from squadron.runtime.lite.topic import LiteTopic
 from squadron.runtime.store.dead_letters import DeadLetters
@@ -208,6 +209,35 @@ class Talking(AsyncClosing):
         """What was given up: list it, put it back, or drop it."""
         return self._wiring.dead_letters
 
+    @property
+    def runs(self) -> Runs:
+        """What supervisors and LLM agents have thought: list it, look into it, or stop it."""
+        return Runs(self._wiring.ports)
+
+    async def resume_run(
+        self,
+        id: str,
+        *,
+        max_rounds: int = 12,
+        within_s: float = RUN_WITHIN_S,
+        budget: Budget = UNLIMITED,
+        on_event: Callable[[dict[str, Any]], None] | None = None,
+    ) -> Outcome:
+        """Have a run of the supervisor that has ended go on from where it was, with new limits; see `run`.
+
+        Raises:
+            ConfigError: there is no such run, it still runs, or it is not the supervisor's.
+        """
+        info = await self.runs.find(id)
+        if not info.ended:
+            raise ConfigError(f"{info.run} still runs", hint="wait for it, or stop it: squadron runs cancel")
+        if info.topic != "goal.pursue":
+            hint = f"put its task back: squadron dlq redrive {info.task}"
+            raise ConfigError(f"{info.run} is a part of the task {info.task} of {info.agent}", hint=hint)
+        return await self._pursue(
+            {"goal": info.title, "resume": info.run}, "", max_rounds, within_s, budget, on_event
+        )
+
     # --- goals ---------------------------------------------------------------------------------------
 
     async def run(
@@ -220,6 +250,7 @@ class Talking(AsyncClosing):
         max_rounds: int = 12,
         within_s: float = RUN_WITHIN_S,
         budget: Budget = UNLIMITED,
+        gather: Mapping[str, Any] | None = None,
         on_event: Callable[[dict[str, Any]], None] | None = None,
     ) -> Outcome:
         """Have the supervisor pursue a goal; the outcome's data is a `RunReport`.
@@ -230,25 +261,28 @@ class Talking(AsyncClosing):
             plan: rounds of steps for the offline planner.
             within_s: for the whole run, in seconds.
             budget: what it may spend, with all that it asks of others.
+            gather: when the model is asked again while calls still run: `{"after": "all"}` (the default),
+                `"quorum"`, or so many of them; with `within_s`, after so many seconds one is enough.
             on_event: sees what the supervisor does while it does it.
         """
+        asked = {"goal": goal, "topics": list(topics), "plan": plan, "gather": gather}
+        return await self._pursue(asked, model, max_rounds, within_s, budget, on_event)
+
+    async def _pursue(
+        self,
+        asked: dict[str, Any],
+        model: str,
+        max_rounds: int,
+        within_s: float,
+        budget: Budget,
+        on_event: Callable[[dict[str, Any]], None] | None,
+    ) -> Outcome:
         await self._wiring.registry.catch_up()
         await self._supervise()
         chosen = model or self.settings.model or default_model_spec(os.environ)
-        stream = self.stream(
-            "goal.pursue",
-            {
-                "goal": goal,
-                "topics": list(topics),
-                "plan": plan,
-                "max_rounds": max_rounds,
-                # The run stops by itself a little before its caller does.
-                "within_s": max(1.0, 0.95 * within_s),
-            },
-            within_s=within_s,
-            model=chosen,
-            budget=budget,
-        )
+        # The run stops by itself a little before its caller does.
+        limits = {"max_rounds": max_rounds, "within_s": max(1.0, 0.95 * within_s)}
+        stream = self.stream("goal.pursue", asked | limits, within_s=within_s, model=chosen, budget=budget)
         # Of a run whose progress can't be told the outcome counts all the same.
         with contextlib.suppress(StreamGapError):
             async for event in stream:

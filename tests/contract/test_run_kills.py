@@ -133,7 +133,8 @@ def check(case: Case, plain: Case, outcome: Outcome, expected: Outcome) -> None:
     assert asked - sum(models.values()) in (0, 1), (where, models)
     assert outcome.spent.rounds == asked, (where, outcome.spent)
     # What nobody heard the end of is charged as it was estimated.
-    assert outcome.spent.tokens >= 15 * sum(models.values()), (where, outcome.spent)
+    refused = lines["refused"]
+    assert outcome.spent.tokens >= 15 * (sum(models.values()) - refused), (where, outcome.spent)
     assert sum(entry.kind == "epoch" for entry in case.entries) <= 2, where
     got, want = outcome.unwrap(), expected.unwrap()
     if case.thinker == "supervisor":

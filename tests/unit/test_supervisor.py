@@ -12,13 +12,12 @@ import pytest
 
 from squadron.actors.agent import Agent
 from squadron.actors.decorators import topic
-from squadron.actors.runs.references import BadReferenceError, Results, at_pointer
-from squadron.actors.runs.telling import SHOWN_CHARS
-from squadron.actors.runs.toolbox import Toolbox
 from squadron.actors.goals.planner import Plan
 from squadron.actors.goals.supervisor import Supervisor
-
 from squadron.actors.runs.mind import with_unique_ids
+from squadron.actors.runs.references import BadReferenceError, at_pointer
+from squadron.actors.runs.telling import SHOWN_CHARS
+from squadron.actors.runs.toolbox import Toolbox
 from squadron.actors.thinking.model import ChatMessage, Model, ModelTurn, ToolCall, ToolDefinition, Usage
 from squadron.actors.thinking.scripted import ScriptedModel, ScriptedTurn
 from squadron.runtime.asking.caller import Caller

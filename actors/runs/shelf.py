@@ -1,0 +1,213 @@
+"""The runs of an environment: which there are, what became of them, and how to stop them or have them go on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from squadron.actors.runs.built_in import BUILT_IN
+from squadron.actors.runs.log import entries_of, read
+from squadron.actors.runs.state import Call, RunState
+from squadron.actors.runs.toolbox import Toolbox
+from squadron.runtime.asking.cancel import request_cancel
+from squadron.runtime.errors import ConfigError, InvalidMessageError
+from squadron.runtime.store.port_set import Ports
+from squadron.runtime.wire.envelope import AgentMessage
+
+#: Runs that are looked at for one list; the oldest of more are not seen.
+MOST_RUNS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class RunInfo:
+    """One run in a list. Times are in seconds since the epoch; `usd` is in US dollars.
+
+    `state` is "running", "failed", or how it ended: see `RunReport.stopped`. One that nobody works on any more is
+    "running" until its deadline, and "stale" after it.
+    """
+
+    run: str
+    state: str
+    agent: str = ""
+    topic: str = ""
+    task: str = ""
+    title: str = ""
+    rounds: int = 0
+    running: int = 0
+    tokens: int = 0
+    usd: float = 0.0
+    started: float = 0.0
+    deadline: float = 0.0
+    updated: float = 0.0
+
+    @property
+    def ended(self) -> bool:
+        """Whether nobody works on it any more."""
+        return self.state != "running"
+
+
+@dataclass(frozen=True, slots=True)
+class CallView:
+    """One call of a run: where it went, how its tasks ended, and the runs that they are themselves."""
+
+    id: str
+    name: str
+    tasks: int
+    outcomes: dict[str, int]
+    reason: str
+    seconds: float | None
+    tokens: int
+    usd: float
+    runs: tuple[RunView, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RoundView:
+    """One turn of the model and the calls that it made."""
+
+    round: int
+    model: str
+    text: str
+    seconds: float
+    tokens: int
+    usd: float
+    calls: tuple[CallView, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RunView:
+    """A run as a tree: rounds, their calls, and the runs of the agents that were called."""
+
+    info: RunInfo
+    attempts: int
+    tries: int
+    failures: int
+    entries: int
+    bytes: int
+    answer: Any
+    error: str
+    rounds: tuple[RoundView, ...] = field(default=())
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON."""
+        return asdict(self)
+
+
+class Runs:
+    """What has been thought, and is being thought, in one environment."""
+
+    def __init__(self, ports: Ports) -> None:
+        self._ports = ports
+
+    async def list(self, *, most: int = 50, agent: str = "") -> tuple[RunInfo, ...]:
+        """The newest runs, the latest change first.
+
+        Args:
+            agent: only those of this agent.
+
+        Raises:
+            BusUnavailableError: the server can't be reached.
+        """
+        entries = await self._ports.runs.latest(self._ports.subjects.run())
+        found = [info for entry in entries if (info := self._info(entry.key, entry.data, entry.time)) is not None]
+        fitting = [info for info in found if agent in ("", info.agent)]
+        return tuple(sorted(fitting, key=lambda info: -info.updated)[:most])
+
+    def _info(self, key: str, data: bytes, at: float) -> RunInfo | None:
+        try:
+            message = AgentMessage.decode(data)
+        except InvalidMessageError:
+            return None
+        about = (message.metadata or {}).get("about")
+        if not isinstance(about, Mapping):
+            return None
+        known = {name: about[name] for name in RunInfo.__dataclass_fields__ if name in about}
+        try:
+            info = RunInfo(**{"state": "running", **known, "run": key.rpartition(".")[2], "updated": at})
+        except TypeError:
+            return None
+        # Nobody ends a run whose task was given up, or whose caller is gone.
+        stale = not info.ended and self._ports.clock.time() > info.deadline > 0
+        return RunInfo(**(asdict(info) | {"state": "stale"})) if stale else info
+
+    async def find(self, id: str) -> RunInfo:
+        """The run of this id, or the only one that begins with it.
+
+        Raises:
+            ConfigError: there is none, or more than one.
+        """
+        exact = id if id.startswith("run-") else f"run-{id}"
+        found = [info for info in await self.list(most=MOST_RUNS) if info.run.startswith(exact)]
+        whole = [info for info in found if info.run == exact]
+        if len(whole or found) != 1:
+            what = f"{len(found)} runs begin with {id!r}" if found else f"there is no run {id!r}"
+            raise ConfigError(what, hint="see `squadron runs list`")
+        return (whole or found)[0]
+
+    async def show(self, id: str) -> RunView:
+        """One run with all that its log tells, and with the runs that it called.
+
+        Raises:
+            ConfigError: there is none, or more than one.
+            BusUnavailableError: the server can't be reached.
+        """
+        infos = {info.task: info for info in await self.list(most=MOST_RUNS)}
+        return await self._view(await self.find(id), infos, set())
+
+    async def _view(self, info: RunInfo, infos: Mapping[str, RunInfo], above: set[str]) -> RunView:
+        state, entries, size, answer, error = await self._read(info.run)
+        rounds = []
+        for number, thought in sorted(state.turns.items()):
+            # What the run ended with is told as its answer.
+            calls = [call for call in state.calls.values() if call.round == number and call.begun]
+            views = [await self._call(state, call, infos, above | {info.run}) for call in calls]
+            usd = (thought.usd_micros or 0) / 1e6
+            turn = thought.turn
+            rounds.append(
+                RoundView(number, turn.model, turn.text, thought.seconds, turn.tokens, usd, tuple(views))
+            )
+        attempts = state.epoch.number if state.epoch else 0
+        counts = (attempts, state.tries, state.failures, entries, size)
+        return RunView(info, *counts, answer, error, tuple(rounds))
+
+    async def _read(self, run: str) -> tuple[RunState, int, int, Any, str]:
+        state, count, key = RunState(run, Toolbox(tuple(BUILT_IN))), 0, self._ports.subjects.run(run)
+        size = sum([len(stored.data) async for stored in self._ports.runs.read(key)])
+        async for _, message in read(self._ports, key):
+            for entry in entries_of(message):
+                count += 1
+                state.apply(entry)
+        end = state.finished
+        return state, count, size, end.value if end else None, end.error if end else ""
+
+    async def _call(self, state: RunState, call: Call, infos: Mapping[str, RunInfo], above: set[str]) -> CallView:
+        tasks = call.dispatch.tasks if call.dispatch is not None else 0
+        inner = [infos[id] for index in range(tasks) if (id := state.task(call.id, index)) in infos]
+        runs = [await self._view(info, infos, above) for info in inner if info.run not in above]
+        spent = state.spent_on(call)
+        reasons = [end.reason for end in call.ends.values() if end.reason]
+        return CallView(
+            id=call.id,
+            name=call.dispatch.topic if call.dispatch is not None else call.said.name,
+            tasks=tasks,
+            outcomes=call.outcomes,
+            reason=reasons[0] if reasons else "",
+            seconds=round(call.ended_at - call.sent_at, 3) if call.ended_at and call.sent_at else None,
+            tokens=spent.tokens,
+            usd=spent.usd,
+            runs=tuple(runs),
+        )
+
+    async def cancel(self, id: str) -> RunInfo:
+        """Ask a run to stop, with all that it asked of others; does not wait for it.
+
+        Raises:
+            ConfigError: there is none, or it has ended.
+            BusUnavailableError: the server can't be reached.
+        """
+        info = await self.find(id)
+        if info.ended:
+            raise ConfigError(f"{info.run} has ended: {info.state}", hint="`squadron runs resume` has it go on")
+        await request_cancel(self._ports, info.task, deadline_at_s=info.deadline)
+        return info

@@ -1,0 +1,206 @@
+"""runs: what supervisors and LLM agents think, and thought."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from squadron.cli import frame, limits
+from squadron.cli.environment import Json
+
+if TYPE_CHECKING:
+    from rich.tree import Tree
+
+    from squadron.actors.runs.shelf import CallView, RunInfo, RunView
+
+Id = Annotated[str, typer.Argument(metavar="RUN", help="As `squadron runs list` has it, or its beginning.")]
+#: What is shown of a model's words and of a reason, in characters.
+SAID_CHARS = 100
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `app`."""
+    group = typer.Typer(no_args_is_help=True)
+    # Named here: a function called `list` would hide the type.
+    for name, command in (("list", list_runs), ("show", show), ("resume", resume), ("cancel", cancel)):
+        group.command(name)(command)
+    app.add_typer(group, name="runs", help="Runs of supervisors and LLM agents: list, show, resume, cancel.")
+
+
+def list_runs(
+    ctx: typer.Context,
+    agent: Annotated[str, typer.Option("--agent", "-a", help="Only those of this agent.")] = "",
+    limit: Annotated[int, typer.Option("--limit", "-n", help="Longest list.", min=1)] = 50,
+    as_json: Json = False,
+) -> None:
+    """List runs, the latest change first."""
+    frame.execute(_list(ctx, agent, limit, as_json), as_json=as_json)
+
+
+async def _list(ctx: typer.Context, agent: str, limit: int, as_json: bool) -> int:
+    from dataclasses import asdict
+
+    async with frame.connected(frame.settings_of(ctx)) as squad:
+        found = await squad.runs.list(agent=agent, most=limit + 1)
+    runs = found[:limit]
+    if as_json:
+        frame.print_json([asdict(info) for info in runs])
+    elif not runs:
+        frame.tell("No runs.")
+    elif sys.stdout.isatty():
+        _show_table(runs)
+    else:
+        for info in runs:
+            sys.stdout.write("\t".join((info.run, *_row(info))) + "\n")
+    if len(found) > limit:
+        frame.tell(f"These are the newest {limit}; --limit shows more.")
+    return frame.OK
+
+
+def _row(info: RunInfo) -> tuple[str, ...]:
+    cost = f"{info.usd:.4f}" if info.usd else "-"
+    counts = (str(info.rounds), str(info.running), f"{info.tokens:,}", cost)
+    title = frame.printable(" ".join(info.title.split()))
+    return (info.state, info.agent, *counts, _when(info.started), title)
+
+
+def _when(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat(" ", "seconds").removesuffix("+00:00") if at else "?"
+
+
+def _show_table(runs: Sequence[RunInfo]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    right = ("ROUNDS", "RUNNING", "TOKENS", "USD")
+    for name in ("RUN", "STATE", "AGENT", *right, "STARTED (UTC)"):
+        table.add_column(name, justify="right" if name in right else "left", no_wrap=True)
+    # It alone gives way on a narrow terminal.
+    table.add_column("GOAL")
+    characters = frame.telling_apart([info.run for info in runs])
+    for info in runs:
+        *cells, title = _row(info)
+        shown = Text(title, no_wrap=True, overflow="ellipsis")
+        table.add_row(Text(info.run[:characters]), *map(Text, cells), shown)
+    frame.out().print(table)
+
+
+def show(ctx: typer.Context, id: Id, as_json: Json = False) -> None:
+    """Show one run as a tree: its rounds, their calls and what they cost, and the runs that they began."""
+    frame.execute(_show(ctx, id, as_json), as_json=as_json)
+
+
+async def _show(ctx: typer.Context, id: str, as_json: bool) -> int:
+    async with frame.connected(frame.settings_of(ctx)) as squad:
+        view = await squad.runs.show(id)
+    if as_json:
+        frame.print_json(view.to_dict())
+    else:
+        from rich.tree import Tree
+
+        tree = Tree(_headline(view))
+        _grow(tree, view)
+        frame.out().print(tree)
+    return frame.OK
+
+
+def _headline(view: RunView) -> Any:
+    from rich.text import Text
+
+    info = view.info
+    facts = [info.state, f"{info.agent} {info.topic}", *_cost(info.tokens, info.usd)]
+    facts += [f"{view.attempts} attempts"] if view.attempts > 1 else []
+    facts += [f"{view.failures} of {view.tries} calls of the model failed"] if view.failures else []
+    return Text.assemble((info.run, "bold"), "  ", _short(info.title), "\n", (" · ".join(facts), "dim"))
+
+
+def _grow(tree: Tree, view: RunView) -> None:
+    from rich.text import Text
+
+    for each in view.rounds:
+        facts = [each.model, f"{each.seconds:.1f} s", *_cost(each.tokens, each.usd)]
+        said = f": {_short(each.text)}" if each.text.strip() else ""
+        branch = tree.add(Text.assemble((f"round {each.round}", "bold"), said, "  ", (" · ".join(facts), "dim")))
+        for call in each.calls:
+            _grow_call(branch, call)
+    if view.error:
+        tree.add(Text.assemble(("failed: ", "red"), _short(view.error)))
+    elif isinstance(view.answer, dict) and "answer" in view.answer:
+        tree.add(Text.assemble(("answer: ", "bold green"), _short(str(view.answer["answer"]), 400)))
+
+
+def _grow_call(branch: Tree, call: CallView) -> None:
+    from rich.text import Text
+
+    outcomes = ", ".join(f"{count} {kind}" if count > 1 else kind for kind, count in call.outcomes.items())
+    facts = [outcomes or "running", *([f"{call.seconds:.1f} s"] if call.seconds is not None else [])]
+    facts += _cost(call.tokens, call.usd)
+    good = set(call.outcomes) <= {"result"}
+    tasks = f" x {call.tasks}" if call.tasks > 1 else ""
+    reason = "" if good else f"  {_short(call.reason)}"
+    style = "green" if good and call.outcomes else "yellow"
+    node = branch.add(
+        Text.assemble((call.name, style), tasks, f"  {call.id}  ", (" · ".join(facts), "dim"), reason)
+    )
+    for run in call.runs:
+        _grow(node.add(_headline(run)), run)
+
+
+def _cost(tokens: int, usd: float) -> list[str]:
+    return [*([f"{tokens:,} tokens"] if tokens else []), *([f"${usd:.4f}"] if usd else [])]
+
+
+def _short(text: str, characters: int = SAID_CHARS) -> str:
+    line = frame.printable(" ".join(text.split()))
+    return line if len(line) <= characters else f"{line[: characters - 1]}…"
+
+
+def cancel(ctx: typer.Context, id: Id, as_json: Json = False) -> None:
+    """Stop a run, and what it asked of others."""
+    frame.execute(_cancel(ctx, id, as_json), as_json=as_json)
+
+
+async def _cancel(ctx: typer.Context, id: str, as_json: bool) -> int:
+    async with frame.connected(frame.settings_of(ctx)) as squad:
+        info = await squad.runs.cancel(id)
+    if as_json:
+        frame.print_json({"cancelled": info.run})
+    else:
+        frame.tell(f"{info.run} is asked to stop.")
+    return frame.OK
+
+
+def resume(
+    ctx: typer.Context,
+    id: Id,
+    within: Annotated[float, typer.Option("--within", help="Longest run from now on, in seconds.", min=1)] = 600.0,
+    max_rounds: Annotated[
+        int, typer.Option("--max-rounds", help="Most further turns of the model.", min=1, max=100)
+    ] = 12,
+    tokens: limits.Tokens = None,
+    usd: limits.Usd = None,
+    rounds: limits.Rounds = None,
+    tasks: limits.Tasks = None,
+    hops: limits.Hops = None,
+    as_json: Json = False,
+) -> None:
+    """Have a run that has ended go on from where it was, with new limits; nothing it did is done again."""
+    how = {"within_s": within, "max_rounds": max_rounds}
+    budget = limits.budget_of(tokens, usd, rounds, tasks, hops)
+    frame.execute(_resume(ctx, id, how | {"budget": budget}, as_json), as_json=as_json)
+
+
+async def _resume(ctx: typer.Context, id: str, how: dict[str, Any], as_json: bool) -> int:
+    from squadron.cli.progress import watching
+    from squadron.cli.run import show_run
+
+    with watching(f"Resuming {id}") as watch:
+        async with frame.connected(frame.settings_of(ctx)) as squad:
+            watch.phase("run")
+            outcome = await squad.resume_run(id, on_event=watch.event, **how)
+    return show_run(outcome, watch, as_json)
