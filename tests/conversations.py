@@ -9,7 +9,7 @@ from squadron.actors.thinking.model import Attachment, ChatMessage, ToolCall
 WORDS = ("the lease of", "a replica", "ends;", "why?", "We decided", "to wait.", "42", "日本", "für")
 
 
-def texts(most_words: int = 400) -> st.SearchStrategy[str]:
+def texts(most_words: int = 240) -> st.SearchStrategy[str]:
     """Texts of very different lengths, cheap to make: a few words, again and again."""
     some = st.lists(st.sampled_from(WORDS), min_size=1, max_size=6).map(" ".join)
     return st.builds(lambda text, often: " ".join([text] * often), some, st.integers(1, max(1, most_words // 6)))
@@ -30,7 +30,7 @@ def conversations(draw: st.DrawFn, *, pending: bool = True) -> list[ChatMessage]
     """A good conversation of a run: a system part, a goal, rounds of calls with results, some of them open."""
     messages = [ChatMessage("system", draw(texts(60)))] if draw(st.booleans()) else []
     messages.append(ChatMessage("user", draw(texts(60)), attachments=(_PICTURE,) if draw(st.booleans()) else ()))
-    for round in range(draw(st.integers(0, 12))):
+    for round in range(draw(st.integers(0, 9))):
         if draw(st.integers(0, 5)) == 0:
             messages.append(ChatMessage("user", draw(texts(100))))
         many = draw(st.sampled_from((0, 1, 1, 1, 3)))

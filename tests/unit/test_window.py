@@ -41,7 +41,7 @@ def cases(draw: st.DrawFn, *, pending: bool = True) -> Case:
     return messages, int(conversation_tokens(messages, "o200k") * draw(st.floats(0.2, 1.4)) / SHARE)
 
 
-few = settings(max_examples=50)
+few = settings(max_examples=30)
 
 
 def run_of(rounds: int, result: str | Callable[[int], str], *, blocks: bool = False) -> list[ChatMessage]:
