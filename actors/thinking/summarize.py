@@ -14,8 +14,8 @@ from squadron.actors.thinking.window import SHARE, Span, Summary, level_of, shor
 
 #: Tokens beyond those of the summary itself for models that think before they write it.
 THINKING_TOKENS = 2_000
-#: Longest line of an extract, and longest arguments in one, in characters.
-_MOST_LINE, _MOST_ARGUMENTS = 300, 120
+#: Longest and shortest line of an extract, and longest arguments in one, in characters.
+_MOST_LINE, _LEAST_LINE, _MOST_ARGUMENTS = 300, 60, 120
 #: Share of an extract that what was summarized before may have.
 _EARLIER_SHARE = 0.4
 
@@ -78,8 +78,15 @@ def extracted(messages: Sequence[ChatMessage], earlier: str, most_tokens: int, f
     """
     before = shortened(earlier, int(most_tokens * _EARLIER_SHARE), family) if earlier else ""
     left = most_tokens - text_tokens(before, family)
+    # So long that all that the user said has room, if it can: three characters are about a token.
+    asked = sum(message.role == "user" for message in messages)
+    longest = min(_MOST_LINE, max(_LEAST_LINE, 3 * left // max(1, asked)))
     names = {call.id: call.name for message in messages for call in message.tool_calls}
-    lines = [(rank, at, line) for at, message in enumerate(messages) for rank, line in _lines(message, names)]
+    lines = [
+        (rank, at, line if len(line) <= longest else f"{line[: longest - 1]}…")
+        for at, message in enumerate(messages)
+        for rank, line in _lines(message, names)
+    ]
     chosen = set[tuple[int, int, str]]()
     for each in sorted(lines, key=lambda each: (each[0], -each[1])):
         # The newline may be a token of its own.
@@ -135,8 +142,8 @@ def _within(texts: list[str], room: int, family: Family) -> list[str]:
 
 
 def _line(text: str) -> str:
-    line = " ".join(text.split())
-    return f"{line[: _MOST_LINE - 1]}…" if len(line) > _MOST_LINE else line
+    # Of a long text only so much is looked at as can be shown.
+    return " ".join(text[: 4 * _MOST_LINE].split())
 
 
 def _json(value: object) -> str:
