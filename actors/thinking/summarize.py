@@ -10,7 +10,7 @@ from pydantic_core import to_json
 from squadron.actors.thinking.fence import FENCE_RULE, Fence
 from squadron.actors.thinking.model import ChatMessage, Model, ModelRequest, ModelTurn
 from squadron.actors.thinking.tokens import Family, text_tokens
-from squadron.actors.thinking.window import SHARE, Span, Summary, level_of, shortened
+from squadron.actors.thinking.window import SHARE, Summary, ToSummarize, level_of, shortened
 
 #: Tokens beyond those of the summary itself for models that think before they write it.
 THINKING_TOKENS = 2_000
@@ -34,7 +34,7 @@ _DECIDED = re.compile(
 
 
 async def summarize(
-    model: Model, span: Span, fence: Fence, *, window_tokens: int, family: Family = "unknown"
+    model: Model, span: ToSummarize, fence: Fence, *, window_tokens: int, family: Family = "unknown"
 ) -> tuple[Summary, ModelTurn]:
     """Have a model summarize, and what that used; for those who keep no books of their own.
 
@@ -45,7 +45,9 @@ async def summarize(
     return summary_of_turn(span, turn, fence), turn
 
 
-def summary_request(span: Span, fence: Fence, *, window_tokens: int, family: Family = "unknown") -> ModelRequest:
+def summary_request(
+    span: ToSummarize, fence: Fence, *, window_tokens: int, family: Family = "unknown"
+) -> ModelRequest:
     """What to ask a model for a summary. It fits into the window of that model, however long the part is."""
     most = span.max_tokens + THINKING_TOKENS
     system = ChatMessage("system", _PROMPT.format(words=max(20, span.max_tokens // 2)))
@@ -59,14 +61,14 @@ def summary_request(span: Span, fence: Fence, *, window_tokens: int, family: Fam
     return ModelRequest((system, ChatMessage("user", asked)), max_tokens=most)
 
 
-def summary_of_turn(span: Span, turn: ModelTurn, fence: Fence) -> Summary:
+def summary_of_turn(span: ToSummarize, turn: ModelTurn, fence: Fence) -> Summary:
     """The summary that a model wrote; an extract if it wrote none to its end."""
     if not turn.text.strip() or turn.stop not in ("end", "length"):
         return extract(span, fence)
     return span.summary(turn.text.strip(), fence)
 
 
-def extract(span: Span, fence: Fence) -> Summary:
+def extract(span: ToSummarize, fence: Fence) -> Summary:
     """A summary by no model: what the user said, decisions, open questions, and what calls came to."""
     return span.summary(extracted(span.messages, span.earlier, span.max_tokens, span.family), fence)
 

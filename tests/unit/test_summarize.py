@@ -20,7 +20,7 @@ from squadron.actors.thinking.summarize import (
     summary_request,
 )
 from squadron.actors.thinking.tokens import conversation_tokens, text_tokens
-from squadron.actors.thinking.window import SHARE, Span, fit
+from squadron.actors.thinking.window import SHARE, ToSummarize, fit
 from squadron.runtime.errors import ModelError
 from tests.conversations import conversations
 
@@ -38,8 +38,8 @@ TALK = (
 )
 
 
-def span_of(messages: tuple[ChatMessage, ...] = TALK, earlier: str = "", most: int = 400) -> Span:
-    return Span(messages, earlier, 9, (0, 1), "digest", ('{"$from": "r1k1"}',), most, "o200k")
+def span_of(messages: tuple[ChatMessage, ...] = TALK, earlier: str = "", most: int = 400) -> ToSummarize:
+    return ToSummarize(messages, earlier, 9, (0, 1), "digest", ('{"$from": "r1k1"}',), most, "o200k")
 
 
 def test_an_extract_has_wishes_decisions_questions_and_what_calls_came_to() -> None:
