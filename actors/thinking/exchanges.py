@@ -54,7 +54,7 @@ class _Exchange:
 
 
 @dataclass(slots=True)
-class _Kept:
+class _Remembered:
     """What the journal holds: `through` is the last entry that the summary covers, `last` the last there is."""
 
     summary: str = ""
@@ -123,12 +123,12 @@ class Exchanges:
         msg_id = token_of(f"{self._key} {self._message} {self._number}")
         await self._lite.append(self._key, to_json({"exchange": said}), ttl_s=MEMORY_TTL_S, msg_id=msg_id)
 
-    async def _read(self) -> _Kept:
-        kept, seen = _Kept(), set[tuple[str, int]]()
+    async def _read(self) -> _Remembered:
+        kept, seen = _Remembered(), set[tuple[str, int]]()
         async for entry in self._lite.read(self._key):
             kept.last = entry.seq
             if END_HEADER in entry.headers:
-                kept = _Kept(last=entry.seq)
+                kept = _Remembered(last=entry.seq)
                 continue
             said, summary = _entry(entry.data)
             if summary is not None:
@@ -141,7 +141,7 @@ class Exchanges:
         kept.exchanges = [exchange for exchange in kept.exchanges if exchange.seq > kept.through]
         return kept
 
-    async def _fold(self, kept: _Kept) -> None:
+    async def _fold(self, kept: _Remembered) -> None:
         """Put a summary in the place of the older exchanges, unless another replica is at it."""
         stays = _newest(kept.exchanges)
         old = kept.exchanges[: len(kept.exchanges) - len(stays)]

@@ -36,7 +36,7 @@ _TRIES, _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 12, 0.005, 0.2
 SAVE, FIND, FORGET = "save_note", "find_notes", "forget_note"
 
 
-class Note(BaseModel):
+class KeptNote(BaseModel):
     """One note; `at` and `until` are seconds since the epoch."""
 
     id: str
@@ -67,7 +67,7 @@ class ForgetNote(BaseModel):
 
 
 _KINDS: dict[str, type[BaseModel]] = {SAVE: SaveNote, FIND: FindNotes, FORGET: ForgetNote}
-_NOTES = TypeAdapter(list[Note])
+_NOTES = TypeAdapter(list[KeptNote])
 
 
 def _tool(name: str, kind: type[BaseModel]) -> ToolDefinition:
@@ -136,9 +136,9 @@ class Notes:
             hint = f"1 to {MOST_CHARS} characters"
             raise InvalidInputError(f"a note can't have {len(text)} characters", field="text", hint=hint)
         now = self._now()
-        note = Note(id=_id_of(text), text=text, tags=tags, at=now, until=now + NOTE_LIFE_S)
+        note = KeptNote(id=_id_of(text), text=text, tags=tags, at=now, until=now + NOTE_LIFE_S)
 
-        def add(notes: list[Note]) -> list[Note]:
+        def add(notes: list[KeptNote]) -> list[KeptNote]:
             others = [each for each in notes if each.id != note.id]
             if len(others) >= MOST_NOTES:
                 hint = f"forget some first; the oldest is {others[0].id}"
@@ -148,7 +148,7 @@ class Notes:
         await self._change(add)
         return note.id
 
-    async def find(self, query: str = "", tags: list[str] | tuple[str, ...] = ()) -> list[Note]:
+    async def find(self, query: str = "", tags: list[str] | tuple[str, ...] = ()) -> list[KeptNote]:
         """The notes that fit a query best, or the newest without one; only those with all the tags.
 
         Raises:
@@ -170,7 +170,7 @@ class Notes:
             BusUnavailableError: it can't be stored.
         """
 
-        def drop(notes: list[Note]) -> list[Note]:
+        def drop(notes: list[KeptNote]) -> list[KeptNote]:
             left = [each for each in notes if each.id != id]
             if len(left) == len(notes):
                 hint = "find_notes tells the ids"
@@ -179,7 +179,7 @@ class Notes:
 
         await self._change(drop)
 
-    async def _read(self) -> tuple[list[Note], int]:
+    async def _read(self) -> tuple[list[KeptNote], int]:
         """The notes that live, oldest first, and the sequence of the entry that holds them."""
         entry = await self._journal.last(self._key)
         if entry is None:
@@ -192,7 +192,7 @@ class Notes:
         now = self._now()
         return [note for note in notes if note.until > now], entry.seq
 
-    async def _change(self, change: Callable[[list[Note]], list[Note]]) -> None:
+    async def _change(self, change: Callable[[list[KeptNote]], list[KeptNote]]) -> None:
         for tried in range(1, _TRIES + 1):
             notes, seq = await self._read()
             data = _NOTES.dump_json(change(notes))
@@ -212,7 +212,7 @@ def _id_of(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def _shown(note: Note) -> str:
+def _shown(note: KeptNote) -> str:
     day = time.strftime("%Y-%m-%d", time.gmtime(note.at))
     tags = f"; {', '.join(note.tags)}" if note.tags else ""
     text = note.text.replace("\n", "\n    ")

@@ -10,12 +10,12 @@ from pydantic_core import to_json
 from squadron.actors.thinking.fence import FENCE_RULE, Fence
 from squadron.actors.thinking.model import ChatMessage, Model, ModelRequest, ModelTurn
 from squadron.actors.thinking.tokens import Family, text_tokens
-from squadron.actors.thinking.window import SHARE, Span, Summary, level_of, shortened
+from squadron.actors.thinking.window import SHARE, Summary, ToSummarize, level_of, shortened
 
 #: Tokens beyond those of the summary itself for models that think before they write it.
 THINKING_TOKENS = 2_000
-#: Longest line of an extract, and longest arguments in one, in characters.
-_MOST_LINE, _MOST_ARGUMENTS = 300, 120
+#: Longest and shortest line of an extract, and longest arguments in one, in characters.
+_MOST_LINE, _LEAST_LINE, _MOST_ARGUMENTS = 300, 60, 120
 #: Share of an extract that what was summarized before may have.
 _EARLIER_SHARE = 0.4
 
@@ -34,7 +34,7 @@ _DECIDED = re.compile(
 
 
 async def summarize(
-    model: Model, span: Span, fence: Fence, *, window_tokens: int, family: Family = "unknown"
+    model: Model, span: ToSummarize, fence: Fence, *, window_tokens: int, family: Family = "unknown"
 ) -> tuple[Summary, ModelTurn]:
     """Have a model summarize, and what that used; for those who keep no books of their own.
 
@@ -45,7 +45,9 @@ async def summarize(
     return summary_of_turn(span, turn, fence), turn
 
 
-def summary_request(span: Span, fence: Fence, *, window_tokens: int, family: Family = "unknown") -> ModelRequest:
+def summary_request(
+    span: ToSummarize, fence: Fence, *, window_tokens: int, family: Family = "unknown"
+) -> ModelRequest:
     """What to ask a model for a summary. It fits into the window of that model, however long the part is."""
     most = span.max_tokens + THINKING_TOKENS
     system = ChatMessage("system", _PROMPT.format(words=max(20, span.max_tokens // 2)))
@@ -59,14 +61,14 @@ def summary_request(span: Span, fence: Fence, *, window_tokens: int, family: Fam
     return ModelRequest((system, ChatMessage("user", asked)), max_tokens=most)
 
 
-def summary_of_turn(span: Span, turn: ModelTurn, fence: Fence) -> Summary:
+def summary_of_turn(span: ToSummarize, turn: ModelTurn, fence: Fence) -> Summary:
     """The summary that a model wrote; an extract if it wrote none to its end."""
     if not turn.text.strip() or turn.stop not in ("end", "length"):
         return extract(span, fence)
     return span.summary(turn.text.strip(), fence)
 
 
-def extract(span: Span, fence: Fence) -> Summary:
+def extract(span: ToSummarize, fence: Fence) -> Summary:
     """A summary by no model: what the user said, decisions, open questions, and what calls came to."""
     return span.summary(extracted(span.messages, span.earlier, span.max_tokens, span.family), fence)
 
@@ -78,8 +80,15 @@ def extracted(messages: Sequence[ChatMessage], earlier: str, most_tokens: int, f
     """
     before = shortened(earlier, int(most_tokens * _EARLIER_SHARE), family) if earlier else ""
     left = most_tokens - text_tokens(before, family)
+    # So long that all that the user said has room, if it can: three characters are about a token.
+    asked = sum(message.role == "user" for message in messages)
+    longest = min(_MOST_LINE, max(_LEAST_LINE, 3 * left // max(1, asked)))
     names = {call.id: call.name for message in messages for call in message.tool_calls}
-    lines = [(rank, at, line) for at, message in enumerate(messages) for rank, line in _lines(message, names)]
+    lines = [
+        (rank, at, line if len(line) <= longest else f"{line[: longest - 1]}…")
+        for at, message in enumerate(messages)
+        for rank, line in _lines(message, names)
+    ]
     chosen = set[tuple[int, int, str]]()
     for each in sorted(lines, key=lambda each: (each[0], -each[1])):
         # The newline may be a token of its own.
@@ -135,8 +144,8 @@ def _within(texts: list[str], room: int, family: Family) -> list[str]:
 
 
 def _line(text: str) -> str:
-    line = " ".join(text.split())
-    return f"{line[: _MOST_LINE - 1]}…" if len(line) > _MOST_LINE else line
+    # Of a long text only so much is looked at as can be shown.
+    return " ".join(text[: 4 * _MOST_LINE].split())
 
 
 def _json(value: object) -> str:

@@ -64,7 +64,7 @@ class Summary:
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class ToSummarize:
     """The part of a conversation that is to be summarized: `messages`, and what stood for those before them.
 
     Attributes:
@@ -108,7 +108,7 @@ class Fitted:
     messages: Group
     tokens: int
     steps: tuple[Step, ...] = ()
-    to_summarize: Span | None = None
+    to_summarize: ToSummarize | None = None
 
 
 def fit(
@@ -269,7 +269,7 @@ class _Conversation:
         """What no summary will cover."""
         return self._of(n for n in range(len(self._groups)) if n >= self._through or n in self._kept)
 
-    def span(self, budget: int, least: int, family: Family, references: Mapping[str, str]) -> Span | None:
+    def span(self, budget: int, least: int, family: Family, references: Mapping[str, str]) -> ToSummarize | None:
         """What is to be summarized next, None if there is nothing that is worth it."""
         earlier = "" if self.summary is None else self.summary.inside
         new = self.uncovered
@@ -281,7 +281,7 @@ class _Conversation:
         named = tuple(references[each.tool_call_id] for each in covered if each.tool_call_id in references)
         room = max(least, int(AIM * budget) - conversation_tokens(self.staying, family))
         room = min(SUMMARY_TOKENS, tokens // 2, room)
-        return Span(new, earlier, self._through, kept, digest_of(covered), named, room, family)
+        return ToSummarize(new, earlier, self._through, kept, digest_of(covered), named, room, family)
 
 
 def _flat(groups: Iterable[Group]) -> Group:
