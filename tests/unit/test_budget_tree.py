@@ -128,9 +128,8 @@ class Tree:
             return
         turn.ended = True
         truth = self._data.draw(st.sampled_from([Result, Failed]))(source="x", spent=turn.ledger.spent)
-        for end in self._data.draw(
-            st.sampled_from([[truth], [], [TimedOut(spent=NOT_TOLD)]] + [[TimedOut(spent=NOT_TOLD), truth]])
-        ):
+        late = TimedOut(spent=NOT_TOLD)
+        for end in self._data.draw(st.sampled_from([[truth], [], [late], [late, truth]]), "ends"):
             turn.parent.ledger.settle_task(turn.key, end)
 
     def check(self) -> None:
