@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+
 import pytest
 
 from squadron.runtime.errors import BudgetError
@@ -108,3 +111,25 @@ def test_what_nobody_can_read_is_nothing_that_was_spent(rubbish: object) -> None
 
     assert ledger.left.tokens == 10
     assert Ledger(Budget()).carried() == {}
+
+
+def test_threads_that_charge_while_the_loop_settles_lose_nothing() -> None:
+    ledger, times = Ledger(Budget(tokens=10**9)), 4_000
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [
+            threading.Thread(target=lambda: [ledger.charge(Spent(tokens=1)) for _ in range(times)])
+            for _ in range(3)
+        ]
+        for thread in threads:
+            thread.start()
+        for number in range(times):
+            ledger.grant_to(str(number), Budget(tokens=10))
+            ledger.settle(str(number), Spent(tokens=2))
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+
+    assert ledger.spent.tokens == 5 * times
