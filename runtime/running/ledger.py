@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from squadron.runtime.errors import BudgetError
-from squadron.runtime.wire.limits import Budget
+from squadron.runtime.wire.limits import Budget, least
 from squadron.runtime.wire.outcome import Outcome
 from squadron.runtime.wire.spent import NOTHING, Spent
 
@@ -103,14 +103,16 @@ class Ledger:
         return given
 
     def _affordable(self, key: str, asked: Budget) -> Budget:
-        left = replace(self.grant.minus(self._used - self._of(key)), seconds=None)
-        if left.tasks is not None:
-            left = replace(left, tasks=left.tasks - 1)
-        if left.hops is not None:
-            left = replace(left, hops=max(-1, left.hops - 1))
-        half = left.with_coins(*(None if limit is None else limit - max(0, limit) // 2 for limit in left.coins))
-        wanted = replace(asked, **{name: getattr(half, name) for name in _FIELDS if getattr(asked, name) is None})
-        return wanted.within(left)
+        coins, gone = list[int | None](), self._used - self._of(key)
+        for name, limit, used, wanted in zip(_FIELDS, self.grant.coins, gone.coins, asked.coins, strict=True):
+            if limit is None:
+                coins.append(wanted)
+                continue
+            # One task is the one that is asked.
+            left = max(0, limit - used) if name != "tasks" else max(-1, limit - used - 1)
+            coins.append(left - max(0, left) // 2 if wanted is None else min(wanted, left))
+        hops = None if self.grant.hops is None else max(-1, self.grant.hops - 1)
+        return replace(asked, hops=least(hops, asked.hops)).with_coins(*coins)
 
     def settle(self, key: str, spent: Spent) -> None:
         """Charge what was really spent under a key, and give back the rest; a later truth corrects an earlier one.

@@ -80,6 +80,13 @@ class Firm(Agent):
         late = await context.ask("closed.shop", within_s=0.3, budget=Budget(tokens=400))
         return [late.kind, context.budget.tokens]
 
+    @topic("firm.leave")
+    async def leave(self, context: Context) -> str:
+        """Asks, and does not wait."""
+        context.charge(7)
+        await context.submit("closed.shop", budget=Budget(tokens=400))
+        return "left"
+
     @topic("firm.careful")
     async def careful(self, tokens: int, context: Context) -> None:
         """Sets aside what a call may cost before it makes it."""
@@ -208,6 +215,17 @@ async def test_what_never_came_stays_charged(client: Peer, firm: Firm, serve: Se
 
     assert outcome.unwrap() == ["timed_out", 600]
     assert outcome.tokens == 400
+
+
+async def test_what_still_runs_when_its_parent_ends_is_charged_at_its_share(
+    client: Peer, firm: Firm, serve: Serve
+) -> None:
+    closed = await serve(Shop(), name="shop")
+    await closed.pump.aclose()
+
+    outcome = await _ask(client, "firm.leave", Budget(tokens=1000), {})
+
+    assert (outcome.unwrap(), outcome.spent) == ("left", Spent(tokens=407, rounds=1, tasks=1))
 
 
 async def test_who_asks_itself_for_the_same_again_is_told_the_way(client: Peer, firm: Firm) -> None:
