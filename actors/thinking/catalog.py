@@ -13,9 +13,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from squadron.actors.thinking.model import Usage
-from squadron.runtime.errors import BudgetError, ConfigError
+from squadron.runtime.errors import BudgetError, ConfigError, ModelError
 from squadron.runtime.wire.limits import Budget
-from squadron.runtime.wire.spent import Spent
+from squadron.runtime.wire.spent import NOTHING, Spent
 
 #: Where prices of one's own are set, as JSON: model → US dollars per million tokens, and the window in tokens.
 VARIABLE = "SQUADRON_PRICES"
@@ -115,10 +115,17 @@ def spent_of(model_name: str, usage: Usage) -> Spent:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What to set aside for one call, and the `max_tokens` to make it with (None: nobody limits them)."""
+    """What to set aside for one call.
+
+    Attributes:
+        amount: the most that it may cost.
+        max_tokens: to make the call with; None: nobody limits them.
+        input: tokens that it is likely to begin with.
+    """
 
     amount: Spent
     max_tokens: int | None
+    input: int
 
 
 def reserve_for(model_name: str, left: Budget, *, known: int, new: int, max_tokens: int | None = None) -> Estimate:
@@ -162,7 +169,18 @@ def reserve_for(model_name: str, left: Budget, *, known: int, new: int, max_toke
             most = _cost(model_name, known, fresh, affordable)
     amount = Spent(tokens=known + fresh + affordable, usd_micros=most or 0, rounds=1)
     is_limited = max_tokens is not None or tokens is not None or usd_micros is not None
-    return Estimate(amount, affordable if is_limited else None)
+    return Estimate(amount, affordable if is_limited else None, known + new)
+
+
+def spent_by_failure(model_name: str, error: ModelError, estimate: Estimate) -> Spent:
+    """What a call spent that brought no answer: refused, cut, or broken off.
+
+    As far as the provider told; all that was set aside if it had begun to answer and told nothing; else nothing.
+    """
+    if error.tokens:
+        known = min(error.tokens, estimate.input)
+        return spent_of(model_name, Usage(input=known, output=error.tokens - known))
+    return estimate.amount if error.began else NOTHING
 
 
 async def load_prices() -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
-from squadron import Agent, Budget, Context, InvalidInputError, Spent, topic
+from squadron import Agent, Budget, Context, InvalidInputError, Retry, Spent, topic
 from squadron.cli import spending
 from squadron.runtime.wire.outcome import Outcome
 from squadron.testing import MemorySquad
@@ -138,3 +139,72 @@ def test_the_options_of_the_command_line_are_a_budget() -> None:
     assert spending.budget_of(5, 0.5, 3, 2, 1) == Budget(tokens=5, usd=0.5, rounds=3, tasks=2, hops=1)
     with pytest.raises(InvalidInputError):
         spending.budget_of(None, float("inf"), None, None, None)
+
+
+# --- replicas that die -----------------------------------------------------------------------------------
+
+
+class Mortal(Agent):
+    """Spends, and works on until its replica dies."""
+
+    def __init__(self) -> None:
+        self.entered = asyncio.Event()
+
+    @topic("mortal.work")
+    async def work(self, context: Context) -> int | None:
+        """Gives its first attempt up, dies in the second, and tells in the third what is left."""
+        if context.attempt == 3:
+            return context.budget.tokens
+        context.charge(300)
+        if context.attempt == 1:
+            raise Retry("not yet", after_s=0.01)
+        await self._die()
+
+    @topic("mortal.once", max_attempts=1)
+    async def once(self, context: Context) -> None:
+        """Dies in its only attempt."""
+        context.charge(300)
+        await self._die()
+
+    async def _die(self) -> None:
+        self.entered.set()
+        await asyncio.Event().wait()
+
+
+class Parent(Agent):
+    """Asks one who dies."""
+
+    @topic("parent.ask")
+    async def pass_on(self, context: Context) -> str:
+        return (await context.ask("mortal.once", budget=Budget(tokens=400))).kind
+
+
+async def _kill_who_works(squad: MemorySquad, mortals: list[Mortal]) -> None:
+    waiting = [asyncio.create_task(each.entered.wait()) for each in mortals]
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    for each in waiting:
+        each.cancel()
+    await squad.kill(next(each for each in mortals if each.entered.is_set()))
+
+
+async def test_what_an_attempt_told_outlives_the_next_one_that_dies_without_a_word(squad: MemorySquad) -> None:
+    mortals = [Mortal(), Mortal()]
+    await squad.deploy(*mortals)
+    asked = await squad.submit("mortal.work", budget=Budget(tokens=1000), within_s=3600)
+    await _kill_who_works(squad, mortals)
+
+    outcome = await asked.outcome()
+
+    # The 300 of the attempt that died are lost: see "What it does not do" in the documentation.
+    assert (outcome.unwrap(), outcome.attempt, outcome.tokens) == (700, 3, 300)
+
+
+async def test_of_a_task_whose_replicas_died_nobody_knows_so_its_share_stays_charged(squad: MemorySquad) -> None:
+    mortals = [Mortal(), Mortal()]
+    await squad.deploy(*mortals, Parent)
+    asked = await squad.submit("parent.ask", budget=Budget(tokens=1000), within_s=3600)
+    await _kill_who_works(squad, mortals)
+
+    outcome = await asked.outcome()
+
+    assert (outcome.unwrap(), outcome.spent) == ("dead_lettered", Spent(tokens=400, tasks=1))

@@ -19,12 +19,13 @@ from squadron.actors.thinking.catalog import (
     cost_of,
     load_prices,
     reserve_for,
+    spent_by_failure,
     spent_of,
     window_of,
 )
 from squadron.actors.thinking.model import Usage
 from squadron.config import Settings
-from squadron.runtime.errors import BudgetError, ConfigError
+from squadron.runtime.errors import BudgetError, ConfigError, ModelError
 from squadron.runtime.wire.limits import Budget
 from squadron.runtime.wire.spent import Spent
 
@@ -146,6 +147,22 @@ def test_an_answer_that_is_to_be_short_may_be() -> None:
     assert reserve_for(GPT, Budget(tokens=1200), known=1000, new=100, max_tokens=60).max_tokens == 60
     with pytest.raises(BudgetError):
         reserve_for(GPT, Budget(tokens=1180), known=1000, new=100, max_tokens=60)
+
+
+@pytest.mark.parametrize(
+    ("error", "spent"),
+    [
+        # Fault 13: a refusal was billed, and nobody saw it.
+        (ModelError("no", kind="refusal", tokens=52_000, began=True), Spent(52_000, 52_000 * 2.5, rounds=1)),
+        (ModelError("cut", kind="passing", tokens=60_100), Spent(60_100, 60_000 * 2.5 + 100 * 10, rounds=1)),
+        (ModelError("broken off", kind="passing", began=True), None),
+        (ModelError("too many requests", kind="limit"), Spent()),
+    ],
+)
+def test_a_call_that_failed_is_charged_as_far_as_it_was_made(error: ModelError, spent: Spent | None) -> None:
+    estimate = reserve_for(GPT, Budget(), known=60_000, new=0)
+
+    assert spent_by_failure(GPT, error, estimate) == (estimate.amount if spent is None else spent)
 
 
 def test_dollars_without_a_price_are_refused_and_the_setting_named() -> None:
