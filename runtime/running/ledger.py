@@ -87,7 +87,6 @@ class Ledger:
 
         Of each coin it gets what was asked for, as far as it is left, or half of what is left if nothing was said.
         A budget with a limit that is exhausted says that there is nothing to give; nothing is set aside then.
-        What it returned for a key, granted again in the same order, is the same: so it is replayed.
 
         Args:
             logged: as of `reserve`.
@@ -95,12 +94,17 @@ class Ledger:
         with self._lock:
             given = self._affordable(key, asked)
             if not given.exhausted:
-                amount = Spent(*(limit or 0 for limit in given.coins)) + Spent(tasks=1)
                 # The same task asked again while it runs: it has what it was given first.
-                self._put(self._reserved, key, amount.at_least(self._reserved.get(key, NOTHING)))
+                self._put(self._reserved, key, _share(given).at_least(self._reserved.get(key, NOTHING)))
                 if logged:
                     self._logged.add(key)
         return given
+
+    def restore(self, key: str, given: Budget) -> None:
+        """Set aside again what a log says was granted under a key; never refused, since it is gone already."""
+        with self._lock:
+            self._put(self._reserved, key, _share(given))
+            self._logged.add(key)
 
     def _affordable(self, key: str, asked: Budget) -> Budget:
         coins, gone = list[int | None](), self._used - self._of(key)
@@ -114,15 +118,21 @@ class Ledger:
         hops = None if self.grant.hops is None else max(-1, self.grant.hops - 1)
         return replace(asked, hops=least(hops, asked.hops)).with_coins(*coins)
 
-    def settle(self, key: str, spent: Spent) -> None:
+    def settle(self, key: str, spent: Spent, *, logged: bool = False) -> None:
         """Charge what was really spent under a key, and give back the rest; a later truth corrects an earlier one.
 
-        If nobody told what was spent, what was reserved stays charged. A key that was never reserved is charged.
+        If nobody told what was spent, what was reserved stays charged. A key that was never reserved is charged:
+        so a log replays what was settled before, without a refusal.
+
+        Args:
+            logged: as of `reserve`; what was reserved so needs it no more.
         """
         with self._lock:
             if not spent.told:
                 spent = replace(spent.at_least(self._of(key)), told=True)
             self._put(self._settled, key, spent)
+            if logged:
+                self._logged.add(key)
 
     def settle_task(self, key: str, outcome: Outcome) -> None:
         """Settle what a task was granted with its outcome: what it spent, and itself if it ever was sent."""
@@ -157,6 +167,11 @@ class Ledger:
         keys = carried.get("keys")
         for key, spent in keys.items() if isinstance(keys, Mapping) else ():
             self.settle(str(key), replace(Spent.of_wire(spent), told=True))
+
+
+def _share(given: Budget) -> Spent:
+    """What a budget that was given to a task takes: all of it, and the task itself."""
+    return Spent(*(limit or 0 for limit in given.coins)) + Spent(tasks=1)
 
 
 def _short(name: str, wanted: int, limit: int) -> BudgetError:

@@ -77,7 +77,7 @@ class Firm(Agent):
     @topic("firm.impatient")
     async def impatient(self, context: Context) -> list[Any]:
         """Asks for what does not come in time."""
-        late = await context.ask("closed.shop", within_s=0.3, budget=Budget(tokens=400))
+        late = await context.ask("closed.shop", within_s=1.0, budget=Budget(tokens=400))
         return [late.kind, context.budget.tokens]
 
     @topic("firm.leave")

@@ -104,6 +104,23 @@ def test_the_next_attempt_takes_over_what_was_spent_but_not_what_is_logged_elsew
     assert second.spent.tokens == 60
 
 
+def test_a_log_is_replayed_without_a_refusal_and_without_being_carried() -> None:
+    first = Ledger(Budget(tokens=1000, tasks=4))
+    first.charge(Spent(tokens=100))
+    first.reserve("r1", Spent(tokens=700, rounds=1), logged=True)
+    first.settle("r1", Spent(tokens=300, rounds=1))
+    given = first.grant_to("c1", Budget(tokens=200), logged=True)
+    second = Ledger(Budget(tokens=1000, tasks=4))
+    second.take_over(first.carried())
+    assert second.spent == Spent(tokens=100)
+
+    second.settle("r1", Spent(tokens=300, rounds=1), logged=True)
+    second.restore("c1", given)
+
+    assert second.spent == first.spent == Spent(tokens=600, rounds=1, tasks=3)
+    assert second.carried() == first.carried()
+
+
 @pytest.mark.parametrize("rubbish", [None, [], {"charged": 7, "keys": [1]}, {"keys": {"a": "b"}}])
 def test_what_nobody_can_read_is_nothing_that_was_spent(rubbish: object) -> None:
     ledger = Ledger(Budget(tokens=10))
