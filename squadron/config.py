@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import math
 import os
 import re
@@ -38,6 +39,13 @@ def _default_home() -> Path:
     return Path(user_data_dir("squadron"))
 
 
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
 @dataclass(frozen=True, slots=True)
 class _Kind:
     """How a value is read from text, which values can be used, and what to give instead of others."""
@@ -61,6 +69,11 @@ _SECONDS = _Kind(
 )
 _BYTES = _Kind(int, fix="give a whole number of bytes, like 524288")
 _COUNT = _Kind(int, lambda it: it >= 1, "give a whole number, 1 or more, like 100000")
+
+_OBJECT = _Kind(
+    fits=lambda it: not it or _is_object(it),
+    fix='give JSON, like {"openai:my-model": {"input": 1, "output": 4}}',
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +128,10 @@ class Settings:
 
     model: Annotated[str, _From("SQUADRON_MODEL")] = ""
     """Default LLM of agents that name none, as `provider:name`; empty = none."""
+
+    prices: Annotated[str, _From("SQUADRON_PRICES", _OBJECT)] = ""
+    """Prices of LLMs that are not on the list, or of your own, as JSON: model → US dollars per million tokens
+    (`input`, `output`, `cache_read`, `cache_write`), and `window` in tokens."""
 
     heartbeat_s: Annotated[float, _From("SQUADRON_HEARTBEAT_S", _SECONDS)] = 5.0
     """Seconds between two heartbeats of a replica."""

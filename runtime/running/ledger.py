@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from squadron.runtime.errors import BudgetError
-from squadron.runtime.wire.limits import Budget
+from squadron.runtime.wire.limits import Budget, least
 from squadron.runtime.wire.outcome import Outcome
-from squadron.runtime.wire.spent import Spent
+from squadron.runtime.wire.spent import NOTHING, Spent
 
 #: The limits that can be spent, as `Budget` names them and in the order of their coins.
 _FIELDS = ("tokens", "usd", "rounds", "tasks")
@@ -21,8 +22,8 @@ class Ledger:
     """What a task may still spend: `left = grant - charged - reserved`, coin by coin.
 
     Reserve before the money goes out, under a key; settle with what was really spent, and the change comes back.
-    What is never settled stays charged. Nothing here waits, tells the time or draws lots: the same calls in the
-    same order make the same books.
+    What is never settled stays charged. Nothing here does I/O, tells the time or draws lots: the same calls in the
+    same order make the same books. Any thread may call.
 
     So the sum of what is reserved and spent never exceeds the grant, unless something spent more than was reserved
     for it.
@@ -33,9 +34,11 @@ class Ledger:
 
     def __init__(self, grant: Budget) -> None:
         self.grant = grant
+        #: A handler in a thread charges while the loop settles.
+        self._lock = threading.Lock()
         #: Sum of all that follows.
-        self._used = Spent()
-        self._charged = Spent()
+        self._used = NOTHING
+        self._charged = NOTHING
         self._reserved: dict[str, Spent] = {}
         self._settled: dict[str, Spent] = {}
         #: What a key is written down elsewhere for, so that it needs no carrying over.
@@ -57,8 +60,9 @@ class Ledger:
 
     def charge(self, spent: Spent) -> None:
         """Write down what was spent without a reservation; what is already spent is never refused."""
-        self._charged += replace(spent, told=True)
-        self._used += replace(spent, told=True)
+        with self._lock:
+            self._charged += replace(spent, told=True)
+            self._used += replace(spent, told=True)
 
     def reserve(self, key: str, amount: Spent, *, logged: bool = False) -> None:
         """Set an amount aside; under a key that is known already, in the place of what it stood for.
@@ -69,50 +73,66 @@ class Ledger:
         Raises:
             BudgetError: there is not as much left; nothing has changed then.
         """
-        before = self._of(key)
-        left = self.grant.minus(self._used - before)
-        for name, limit, wanted in zip(_FIELDS, left.coins, amount.coins, strict=True):
-            if limit is not None and wanted > limit:
-                raise _short(name, wanted, limit)
-        self._put(self._reserved, key, amount)
-        if logged:
-            self._logged.add(key)
+        with self._lock:
+            left = self.grant.minus(self._used - self._of(key))
+            for name, limit, wanted in zip(_FIELDS, left.coins, amount.coins, strict=True):
+                if limit is not None and wanted > limit:
+                    raise _short(name, wanted, limit)
+            self._put(self._reserved, key, amount)
+            if logged:
+                self._logged.add(key)
 
     def grant_to(self, key: str, asked: Budget, *, logged: bool = False) -> Budget:
         """Set aside what a task asked from here may spend, with one task for itself, and return that.
 
         Of each coin it gets what was asked for, as far as it is left, or half of what is left if nothing was said.
         A budget with a limit that is exhausted says that there is nothing to give; nothing is set aside then.
-        What it returned for a key, granted again in the same order, is the same: so it is replayed.
 
         Args:
             logged: as of `reserve`.
         """
-        open_ = self._reserved.get(key)
-        left = replace(self.grant.minus(self._used - self._of(key)), seconds=None)
-        if left.tasks is not None:
-            left = replace(left, tasks=left.tasks - 1)
-        if left.hops is not None:
-            left = replace(left, hops=max(-1, left.hops - 1))
-        half = left.with_coins(*(None if limit is None else limit - max(0, limit) // 2 for limit in left.coins))
-        wanted = replace(asked, **{name: getattr(half, name) for name in _FIELDS if getattr(asked, name) is None})
-        given = wanted.within(left)
-        if not given.exhausted:
-            amount = Spent(*(limit or 0 for limit in given.coins)) + Spent(tasks=1)
-            # The same task asked again while it runs: it has what it was given first.
-            self._put(self._reserved, key, amount if open_ is None else amount.at_least(open_))
-            if logged:
-                self._logged.add(key)
+        with self._lock:
+            given = self._affordable(key, asked)
+            if not given.exhausted:
+                # The same task asked again while it runs: it has what it was given first.
+                self._put(self._reserved, key, _share(given).at_least(self._reserved.get(key, NOTHING)))
+                if logged:
+                    self._logged.add(key)
         return given
 
-    def settle(self, key: str, spent: Spent) -> None:
+    def restore(self, key: str, given: Budget) -> None:
+        """Set aside again what a log says was granted under a key; never refused, since it is gone already."""
+        with self._lock:
+            self._put(self._reserved, key, _share(given))
+            self._logged.add(key)
+
+    def _affordable(self, key: str, asked: Budget) -> Budget:
+        coins, gone = list[int | None](), self._used - self._of(key)
+        for name, limit, used, wanted in zip(_FIELDS, self.grant.coins, gone.coins, asked.coins, strict=True):
+            if limit is None:
+                coins.append(wanted)
+                continue
+            # One task is the one that is asked.
+            left = max(0, limit - used) if name != "tasks" else max(-1, limit - used - 1)
+            coins.append(left - max(0, left) // 2 if wanted is None else min(wanted, left))
+        hops = None if self.grant.hops is None else max(-1, self.grant.hops - 1)
+        return replace(asked, hops=least(hops, asked.hops)).with_coins(*coins)
+
+    def settle(self, key: str, spent: Spent, *, logged: bool = False) -> None:
         """Charge what was really spent under a key, and give back the rest; a later truth corrects an earlier one.
 
-        If nobody told what was spent, what was reserved stays charged. A key that was never reserved is charged.
+        If nobody told what was spent, what was reserved stays charged. A key that was never reserved is charged:
+        so a log replays what was settled before, without a refusal.
+
+        Args:
+            logged: as of `reserve`; what was reserved so needs it no more.
         """
-        if not spent.told:
-            spent = replace(spent.at_least(self._of(key)), told=True)
-        self._put(self._settled, key, spent)
+        with self._lock:
+            if not spent.told:
+                spent = replace(spent.at_least(self._of(key)), told=True)
+            self._put(self._settled, key, spent)
+            if logged:
+                self._logged.add(key)
 
     def settle_task(self, key: str, outcome: Outcome) -> None:
         """Settle what a task was granted with its outcome: what it spent, and itself if it ever was sent."""
@@ -120,7 +140,7 @@ class Ledger:
         self.settle(key, outcome.spent + Spent(tasks=1) if outcome.source else outcome.spent)
 
     def _of(self, key: str) -> Spent:
-        return self._reserved.get(key) or self._settled.get(key) or Spent()
+        return self._reserved.get(key) or self._settled.get(key) or NOTHING
 
     def _put(self, book: dict[str, Spent], key: str, amount: Spent) -> None:
         self._used += amount - self._of(key)
@@ -135,7 +155,7 @@ class Ledger:
         keyed = {key: one for key, one in {**self._settled, **self._reserved}.items() if key not in self._logged}
         single = dict(list(keyed.items())[:MOST_CARRIED])
         rest = sum((one for key, one in keyed.items() if key not in single), self._charged)
-        if not keyed and rest == Spent():
+        if not keyed and rest == NOTHING:
             return {}
         return {"charged": rest.to_wire(), "keys": {key: one.to_wire() for key, one in single.items()}}
 
@@ -147,6 +167,11 @@ class Ledger:
         keys = carried.get("keys")
         for key, spent in keys.items() if isinstance(keys, Mapping) else ():
             self.settle(str(key), replace(Spent.of_wire(spent), told=True))
+
+
+def _share(given: Budget) -> Spent:
+    """What a budget that was given to a task takes: all of it, and the task itself."""
+    return Spent(*(limit or 0 for limit in given.coins)) + Spent(tasks=1)
 
 
 def _short(name: str, wanted: int, limit: int) -> BudgetError:

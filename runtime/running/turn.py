@@ -14,6 +14,7 @@ from squadron.runtime.asking.caller import Caller
 from squadron.runtime.asking.cancel import Cancellations
 from squadron.runtime.calling import THREAD_GRACE_S
 from squadron.runtime.errors import (
+    BudgetError,
     InvalidInputError,
     InvalidMessageError,
     InvalidSubjectError,
@@ -362,7 +363,8 @@ class Turns:
         attempt = common["attempt"]
         if isinstance(error, Terminal | OutputError) or not retries.covers(error):
             kind = type(error).__name__
-            return Failed(reason=text_of(error) or kind, details={"type": kind}, **common)
+            details = {"type": kind} | ({"field": error.field} if isinstance(error, BudgetError) else {})
+            return Failed(reason=text_of(error) or kind, details=details, **common)
         after_s = retries.after_s(attempt, error)
         if attempt < retries.max_attempts and after_s < context.deadline.remaining_s():
             context.log.info("turn.retry", error=summary, after_s=round(after_s, 3))

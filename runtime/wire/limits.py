@@ -110,7 +110,7 @@ class Budget:
     def within(self, other: Budget) -> Budget:
         """The tighter of the two, limit by limit."""
         names = (one.name for one in fields(self))
-        return Budget(**{name: _least(getattr(self, name), getattr(other, name)) for name in names})
+        return Budget(**{name: least(getattr(self, name), getattr(other, name)) for name in names})
 
     @property
     def exhausted(self) -> str:
@@ -131,7 +131,8 @@ class Budget:
         return {name: limit for name, limit in limits.items() if limit is not None}
 
 
-def _least(*limits: Any) -> Any:
+def least(*limits: Any) -> Any:
+    """The tightest of some limits, None being none."""
     return min((limit for limit in limits if limit is not None), default=None)
 
 

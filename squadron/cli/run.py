@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from squadron.cli import frame, limits
+from squadron.cli import frame, spending
 from squadron.cli.environment import Json
 from squadron.config import Settings
 from squadron.runtime.errors import ConfigError
@@ -73,11 +73,11 @@ def run(
     ] = None,
     within: Annotated[float, typer.Option("--within", help="Longest run, in seconds.", min=1)] = 600.0,
     max_rounds: Annotated[int, typer.Option("--max-rounds", help="Most turns of the model.", min=1, max=100)] = 12,
-    tokens: limits.Tokens = None,
-    usd: limits.Usd = None,
-    rounds: limits.Rounds = None,
-    tasks: limits.Tasks = None,
-    hops: limits.Hops = None,
+    tokens: spending.Tokens = None,
+    usd: spending.Usd = None,
+    rounds: spending.Rounds = None,
+    tasks: spending.Tasks = None,
+    hops: spending.Hops = None,
     crew: Annotated[bool, typer.Option("--crew", help="Deploy the general crew of LLM agents, too.")] = False,
     keep: Keep = False,
     as_json: Json = False,
@@ -87,7 +87,7 @@ def run(
     Prints the answer. What is not running yet is started, and stopped again at the end.
     """
     how = {"within_s": within, "max_rounds": max_rounds, "topics": topics or []}
-    how["budget"] = limits.budget_of(tokens, usd, rounds, tasks, hops)
+    how["budget"] = spending.budget_of(tokens, usd, rounds, tasks, hops)
     frame.execute(_run(ctx, goal, model, how, crew, keep, as_json), as_json=as_json)
 
 

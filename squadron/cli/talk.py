@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from squadron.cli import frame, limits
+from squadron.cli import frame, spending
 from squadron.cli.environment import Json
 from squadron.runtime.errors import InvalidInputError, SquadronError, StreamGapError
 
@@ -109,11 +109,11 @@ def ask(
     exclusions: Annotated[
         list[str] | None, typer.Option("--exclude", help="Agent or replica that must not; may be given again.")
     ] = None,
-    tokens: limits.Tokens = None,
-    usd: limits.Usd = None,
-    rounds: limits.Rounds = None,
-    tasks: limits.Tasks = None,
-    hops: limits.Hops = None,
+    tokens: spending.Tokens = None,
+    usd: spending.Usd = None,
+    rounds: spending.Rounds = None,
+    tasks: spending.Tasks = None,
+    hops: spending.Hops = None,
     model: Annotated[
         str | None, typer.Option("--model", help="openai:NAME or anthropic:NAME, for agents that use one.")
     ] = None,
@@ -134,7 +134,7 @@ def ask(
         "task_id": task_id,
         "conversation_id": conversation,
         "route": Route(target=target, capabilities=tuple(capabilities or ()), exclusions=tuple(exclusions or ())),
-        "budget": limits.budget_of(tokens, usd, rounds, tasks, hops),
+        "budget": spending.budget_of(tokens, usd, rounds, tasks, hops),
         "model": model,
     }
     frame.execute(_ask(ctx, topic, fields or [], parameters or [], options, stream, as_json), as_json=as_json)

@@ -164,23 +164,9 @@ def test_the_whole_outcome_is_there_for_programs(deployed: Run) -> None:
 
 def test_ask_has_the_options_of_every_other_way_of_asking(deployed: Run) -> None:
     ids = ("--task-id", "mine", "--conversation", "talk-7", "--priority", "7", "--start-within", "30")
-    limits = (
-        "--tokens",
-        "1000",
-        "--hops",
-        "2",
-        "--usd",
-        "1.5",
-        "--rounds",
-        "3",
-        "--tasks",
-        "4",
-        "--parameter",
-        "temperature=0.2",
-        "--target",
-        "shouter",
-    )
-    told = json.loads(deployed("ask", "text.shout", "text=x", *ids, *limits, "--json").stdout)
+    limits = ("--tokens", "1000", "--hops", "2", "--usd", "1.5", "--rounds", "3", "--tasks", "4")
+    model = ("--parameter", "temperature=0.2", "--target", "shouter")
+    told = json.loads(deployed("ask", "text.shout", "text=x", *ids, *limits, *model, "--json").stdout)
     assert (told["task_id"], told["data"]) == ("mine", "X")
 
     other = deployed("ask", "text.shout", "text=y", "--task-id", "mine")

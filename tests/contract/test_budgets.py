@@ -14,7 +14,7 @@ import pytest
 from squadron import Agent, Budget, Context, Retry, Spent, topic
 from squadron.bridge.jetstream.link import embedded
 from squadron.runtime.asking.options import AskOptions
-from squadron.runtime.wire.outcome import DeadLettered, Outcome, Rejected, TimedOut
+from squadron.runtime.wire.outcome import DeadLettered, Failed, Outcome, Rejected, TimedOut
 from squadron.runtime.wire.path import MOST_DEPTH
 from tests.contract.conftest import ON_NATS, SOON_S, Peer, Serve, World
 
@@ -77,8 +77,21 @@ class Firm(Agent):
     @topic("firm.impatient")
     async def impatient(self, context: Context) -> list[Any]:
         """Asks for what does not come in time."""
-        late = await context.ask("closed.shop", within_s=0.3, budget=Budget(tokens=400))
+        late = await context.ask("closed.shop", within_s=1.0, budget=Budget(tokens=400))
         return [late.kind, context.budget.tokens]
+
+    @topic("firm.leave")
+    async def leave(self, context: Context) -> str:
+        """Asks, and does not wait."""
+        context.charge(7)
+        await context.submit("closed.shop", budget=Budget(tokens=400))
+        return "left"
+
+    @topic("firm.careful")
+    async def careful(self, tokens: int, context: Context) -> None:
+        """Sets aside what a call may cost before it makes it."""
+        self.charged += 1
+        context.ledger.reserve("call", Spent(tokens=tokens, rounds=1))
 
     @topic("firm.again")
     async def again(self, number: int, step: int, context: Context) -> Any:
@@ -175,6 +188,17 @@ async def test_what_a_drained_replica_had_spent_is_known_to_its_heir(world: Worl
     assert (outcome.unwrap(), outcome.attempt, outcome.tokens) == (700, 2, 300)
 
 
+async def test_a_call_that_can_not_be_paid_fails_with_the_limit_and_is_not_tried_again(
+    client: Peer, firm: Firm
+) -> None:
+    outcome = await _ask(client, "firm.careful", Budget(tokens=1000), 1001)
+
+    assert isinstance(outcome, Failed)
+    assert outcome.details == {"type": "BudgetError", "field": "tokens"}
+    assert firm.charged == outcome.attempt == 1
+    assert outcome.spent == Spent()
+
+
 class Shop(Agent):
     """Is closed."""
 
@@ -191,6 +215,17 @@ async def test_what_never_came_stays_charged(client: Peer, firm: Firm, serve: Se
 
     assert outcome.unwrap() == ["timed_out", 600]
     assert outcome.tokens == 400
+
+
+async def test_what_still_runs_when_its_parent_ends_is_charged_at_its_share(
+    client: Peer, firm: Firm, serve: Serve
+) -> None:
+    closed = await serve(Shop(), name="shop")
+    await closed.pump.aclose()
+
+    outcome = await _ask(client, "firm.leave", Budget(tokens=1000), {})
+
+    assert (outcome.unwrap(), outcome.spent) == ("left", Spent(tokens=407, rounds=1, tasks=1))
 
 
 async def test_who_asks_itself_for_the_same_again_is_told_the_way(client: Peer, firm: Firm) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+
 import pytest
 
 from squadron.runtime.errors import BudgetError
@@ -101,6 +104,23 @@ def test_the_next_attempt_takes_over_what_was_spent_but_not_what_is_logged_elsew
     assert second.spent.tokens == 60
 
 
+def test_a_log_is_replayed_without_a_refusal_and_without_being_carried() -> None:
+    first = Ledger(Budget(tokens=1000, tasks=4))
+    first.charge(Spent(tokens=100))
+    first.reserve("r1", Spent(tokens=700, rounds=1), logged=True)
+    first.settle("r1", Spent(tokens=300, rounds=1))
+    given = first.grant_to("c1", Budget(tokens=200), logged=True)
+    second = Ledger(Budget(tokens=1000, tasks=4))
+    second.take_over(first.carried())
+    assert second.spent == Spent(tokens=100)
+
+    second.settle("r1", Spent(tokens=300, rounds=1), logged=True)
+    second.restore("c1", given)
+
+    assert second.spent == first.spent == Spent(tokens=600, rounds=1, tasks=3)
+    assert second.carried() == first.carried()
+
+
 @pytest.mark.parametrize("rubbish", [None, [], {"charged": 7, "keys": [1]}, {"keys": {"a": "b"}}])
 def test_what_nobody_can_read_is_nothing_that_was_spent(rubbish: object) -> None:
     ledger = Ledger(Budget(tokens=10))
@@ -108,3 +128,25 @@ def test_what_nobody_can_read_is_nothing_that_was_spent(rubbish: object) -> None
 
     assert ledger.left.tokens == 10
     assert Ledger(Budget()).carried() == {}
+
+
+def test_threads_that_charge_while_the_loop_settles_lose_nothing() -> None:
+    ledger, times = Ledger(Budget(tokens=10**9)), 4_000
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [
+            threading.Thread(target=lambda: [ledger.charge(Spent(tokens=1)) for _ in range(times)])
+            for _ in range(3)
+        ]
+        for thread in threads:
+            thread.start()
+        for number in range(times):
+            ledger.grant_to(str(number), Budget(tokens=10))
+            ledger.settle(str(number), Spent(tokens=2))
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+
+    assert ledger.spent.tokens == 5 * times

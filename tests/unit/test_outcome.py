@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from squadron.runtime.errors import OutcomeError
-from squadron.runtime.wire.outcome import KINDS, Answer, Failed, Outcome, Result, from_content
+from squadron.runtime.wire.outcome import KINDS, Answer, Failed, Outcome, Result, TimedOut, from_content
+from squadron.runtime.wire.spent import NOT_TOLD, Spent
 
 COMMON: dict[str, Any] = {"attempt": 2, "latency_ms": 12.5, "tokens": 7}
 WHERE: dict[str, Any] = {"task_id": "t", "topic": "a.b", "source": "r"}
@@ -107,3 +108,23 @@ def test_outcomes_and_answers_can_not_be_changed() -> None:
     for thing, name in ((Result(), "data"), (Answer(1), "data")):
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(thing, name, 2)
+
+
+def test_what_was_spent_travels_and_tokens_are_a_part_of_it() -> None:
+    spent = Spent(tokens=7, usd_micros=250_000, rounds=2, tasks=1)
+    outcome = Result(data=1, spent=spent)
+
+    assert outcome.tokens == 7
+    assert outcome.to_content()["spent"] == {"tokens": 7, "cost": 0.25, "rounds": 2, "tasks": 1}
+    assert from_content(outcome.to_content()).spent == spent
+    assert Result(tokens=7).spent == from_content({"success": True, "tokens": 7}).spent == Spent(tokens=7)
+    # What is tokens alone is said once.
+    assert "spent" not in Result(tokens=7).to_content()
+
+
+def test_what_nobody_told_is_told_apart_from_nothing() -> None:
+    lost = TimedOut(spent=NOT_TOLD)
+
+    assert lost.to_content()["spent"] is None
+    assert from_content(lost.to_content()).spent == NOT_TOLD
+    assert from_content({"success": True}).spent == Spent()
