@@ -26,8 +26,8 @@ PAUSE_S = 2.0
 #: How long the journal may take for a change until we go on alone, and for how long we do, in seconds: a change
 #: takes milliseconds, a reconnect to a restarted server 1 to 2 s.
 AWAY_AFTER_S, AWAY_FOR_S = 2.0, 5.0
-#: How long what is left stays here for the next call, in seconds: who asks less often than this books and gives back
-#: each time, which is half a write per second at most.
+#: How long what is left stays here for the next call, in seconds: who asks less often than this books and gives
+#: back each time, which is half a write per second at most.
 REST_S = 2 * LEASE_S
 #: How often a replica without a place looks for one, in seconds; it only reads.
 LOOK_S = 0.5
