@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import math
 import os
 import re
@@ -47,6 +48,13 @@ class _Kind:
     fix: str = ""
 
 
+def _is_object(text: str) -> bool:
+    try:
+        return text == "" or isinstance(json.loads(text), dict)
+    except ValueError:
+        return False
+
+
 _TEXT = _Kind()
 #: A blank in it may be meant; the line break of a file of secrets is not.
 _SECRET = _Kind(lambda raw: str(raw).rstrip("\r\n"))
@@ -60,6 +68,10 @@ _SECONDS = _Kind(
     float, lambda it: math.isfinite(it) and it > 0, "give a number of seconds greater than 0, like 5 or 2.5"
 )
 _BYTES = _Kind(int, fix="give a whole number of bytes, like 524288")
+#: What is in it is checked where it is used.
+_OBJECT = _Kind(
+    lambda raw: str(raw).strip(), _is_object, 'give a JSON object like {"openai": {"rpm": 500, "tpm": 200000}}'
+)
 _COUNT = _Kind(int, lambda it: it >= 1, "give a whole number, 1 or more, like 100000")
 
 
@@ -115,6 +127,9 @@ class Settings:
 
     model: Annotated[str, _From("SQUADRON_MODEL")] = ""
     """Default LLM of agents that name none, as `provider:name`; empty = none."""
+
+    model_limits: Annotated[str, _From("SQUADRON_MODEL_LIMITS", _OBJECT)] = ""
+    """What the provider accounts allow, as JSON by model or provider; empty = wait only when told to."""
 
     heartbeat_s: Annotated[float, _From("SQUADRON_HEARTBEAT_S", _SECONDS)] = 5.0
     """Seconds between two heartbeats of a replica."""
