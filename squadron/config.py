@@ -39,13 +39,6 @@ def _default_home() -> Path:
     return Path(user_data_dir("squadron"))
 
 
-def _is_object(text: str) -> bool:
-    try:
-        return isinstance(json.loads(text), dict)
-    except (ValueError, RecursionError):
-        return False
-
-
 @dataclass(frozen=True, slots=True)
 class _Kind:
     """How a value is read from text, which values can be used, and what to give instead of others."""
@@ -53,6 +46,13 @@ class _Kind:
     read: Callable[[Any], Any] = lambda raw: str(raw).strip()
     fits: Callable[[Any], bool] = lambda _: True
     fix: str = ""
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return text == "" or isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 _TEXT = _Kind()
@@ -68,12 +68,10 @@ _SECONDS = _Kind(
     float, lambda it: math.isfinite(it) and it > 0, "give a number of seconds greater than 0, like 5 or 2.5"
 )
 _BYTES = _Kind(int, fix="give a whole number of bytes, like 524288")
+#: What is in it is checked where it is used.
+_LIMITS = _Kind(fits=_is_object, fix='give a JSON object like {"openai": {"rpm": 500, "tpm": 200000}}')
+_PRICES = _Kind(fits=_is_object, fix='give a JSON object like {"openai:my-model": {"input": 1, "output": 4}}')
 _COUNT = _Kind(int, lambda it: it >= 1, "give a whole number, 1 or more, like 100000")
-
-_OBJECT = _Kind(
-    fits=lambda it: not it or _is_object(it),
-    fix='give JSON, like {"openai:my-model": {"input": 1, "output": 4}}',
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,9 +127,11 @@ class Settings:
     model: Annotated[str, _From("SQUADRON_MODEL")] = ""
     """Default LLM of agents that name none, as `provider:name`; empty = none."""
 
-    prices: Annotated[str, _From("SQUADRON_PRICES", _OBJECT)] = ""
+    prices: Annotated[str, _From("SQUADRON_PRICES", _PRICES)] = ""
     """Prices of LLMs that are not on the list, or of your own, as JSON: model → US dollars per million tokens
     (`input`, `output`, `cache_read`, `cache_write`), and `window` in tokens."""
+    model_limits: Annotated[str, _From("SQUADRON_MODEL_LIMITS", _LIMITS)] = ""
+    """What the provider accounts allow, as JSON by model or provider; empty = wait only when told to."""
 
     heartbeat_s: Annotated[float, _From("SQUADRON_HEARTBEAT_S", _SECONDS)] = 5.0
     """Seconds between two heartbeats of a replica."""

@@ -29,7 +29,7 @@ OnEvent = Callable[[dict[str, Any]], None]
 
 
 class Books(Protocol):
-    """Who notes each try before it is made, and what became of it; tries are counted over the whole chain."""
+    """Who notes each try before it is made, and what became of it; tries count over the whole chain, from 1."""
 
     async def asking(self, model: Model, request: ModelRequest, number: int) -> ModelRequest:
         """Called before every call of a provider; returns what is asked in the end, perhaps with fewer
@@ -45,9 +45,12 @@ class Books(Protocol):
 class Grant(Protocol):
     """The right to make one call."""
 
-    def settle(self, turn: ModelTurn | None, error: ModelError | None = None) -> None:
-        """The call is over: with a turn, with an error, or with neither when it was cancelled or not even made.
-        Does not wait.
+    def settle(self, asked: ModelRequest | None, turn: ModelTurn | None, error: ModelError | None = None) -> None:
+        """The call is over; does not wait.
+
+        Args:
+            asked: what was asked in the end; None if nothing was.
+            turn: what came of it; neither this nor an `error` if it was cancelled.
         """
         ...
 
@@ -55,8 +58,8 @@ class Grant(Protocol):
 class Account(Protocol):
     """Who knows what the provider accounts still allow, for all replicas."""
 
-    async def admit(self, model: Model, request: ModelRequest, *, within_s: float) -> Grant:
-        """Wait until the call may be made.
+    async def admit(self, model: Model, request: ModelRequest, *, within_s: float, priority: int = 0) -> Grant:
+        """Wait until the call may be made; of two that wait the higher `priority` is first.
 
         Raises:
             ModelError: of kind "limit": that will not be within `within_s` seconds.
@@ -94,6 +97,7 @@ async def think_patiently(
     on_text: OnText,
     on_event: OnEvent,
     account: Account | None = None,
+    priority: int = 0,
     refusals: bool = False,
 ) -> ModelTurn:
     """Ask the first model of the chain, again after a pause when its problem may pass, and then the next one.
@@ -105,14 +109,14 @@ async def think_patiently(
 
     Args:
         within_s: seconds for all of it; what a provider asks us to wait is waited within them or not at all.
-        account: who says when a call may be made; None asks at once.
+        account: who says when a call may be made, by `priority`; None asks at once.
         refusals: whether the next model is asked when one refuses to answer.
 
     Raises:
         ModelError: the last one, when no model of the chain gave an answer.
     """
     deadline = asyncio.get_running_loop().time() + within_s
-    thinking = _Thinking(request, books, deadline, account, on_text, on_event)
+    thinking = _Thinking(request, books, deadline, account, priority, on_text, on_event)
     for position, model in enumerate(chain):
         try:
             return await thinking.ask_patiently(model)
@@ -133,6 +137,7 @@ class _Thinking:
     books: Books
     deadline: float
     account: Account | None
+    priority: int
     on_text: OnText
     on_event: OnEvent
     number: int = 0
@@ -157,19 +162,20 @@ class _Thinking:
         """Ask once, with a grant and an entry in the books."""
         grant = None
         if self.account is not None:
-            grant = await self.account.admit(model, self.request, within_s=self.left_s())
-        turn, failure = None, None
+            within_s, priority = max(self.left_s(), 0.0), self.priority
+            grant = await self.account.admit(model, self.request, within_s=within_s, priority=priority)
+        asked, turn, failure = None, None, None
         try:
-            request = await self.books.asking(model, self.request, self.number + 1)
+            asked = await self.books.asking(model, self.request, self.number + 1)
             self.number += 1
-            turn = await self._call(model, request)
+            turn = await self._call(model, asked)
             return turn
         except ModelError as error:
             failure = error
             raise
         finally:
             if grant is not None:
-                grant.settle(turn, failure)
+                grant.settle(asked, turn, failure)
 
     async def _call(self, model: Model, request: ModelRequest) -> ModelTurn:
         heard = _Heard(self.on_text)

@@ -1,0 +1,331 @@
+"""One limit per provider account, in memory and on a real nats-server: replicas share it, and none exceeds it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import replace
+
+import pytest
+
+from squadron.actors.thinking.account import Accounts
+from squadron.actors.thinking.model import ChatMessage, Model, ModelRequest, ModelTurn, Usage
+from squadron.actors.thinking.quota import BURST_S, LISTED_S, Limits
+from squadron.actors.thinking.scripted import ScriptedModel
+from squadron.actors.thinking.tries import Grant
+from squadron.bridge.memory import MemoryServer
+from squadron.config import Settings
+from squadron.runtime.errors import ModelError
+from squadron.runtime.wire.envelope import AgentIdentity
+from squadron.testing import now_s, turned_time
+from tests.contract.conftest import ON_NATS, Peer, World, until
+
+MODEL: Model = ScriptedModel([])
+REQUEST = ModelRequest((ChatMessage("user", "How many moons has Mars?"),), max_tokens=100)
+#: Tokens of any request, as these tests count them.
+INPUT = 50
+#: Longer than anything here waits in earnest.
+PLENTY_S = 300.0
+
+Join = Callable[[str, Limits], Awaitable[Accounts]]
+
+
+@pytest.fixture
+async def join(world: World) -> AsyncIterator[Join]:
+    """A replica's accounts, with limits for every model."""
+    made: list[Accounts] = []
+
+    async def join(name: str, limits: Limits) -> Accounts:
+        made.append(accounts_of(await world.join(name), name, limits))
+        return made[-1]
+
+    yield join
+    for each in made:
+        await each.aclose()
+
+
+def accounts_of(peer: Peer, name: str, limits: Limits) -> Accounts:
+    limited: Mapping[str, Limits] = {"scripted": limits}
+    return Accounts(peer.lite, peer.subjects, peer.clock, name, limited, count=lambda _: INPUT)
+
+
+class Provider:
+    """A bucket that holds a minute's worth, and counts whom it would have refused."""
+
+    def __init__(self, per_minute: float) -> None:
+        self.most = self.left = per_minute
+        self.rate, self.at, self.used, self.refused = per_minute / 60, now_s(), 0.0, 0
+
+    def use(self, units: float) -> None:
+        now = now_s()
+        self.left = min(self.most, self.left + (now - self.at) * self.rate) - units
+        self.at, self.used = now, self.used + units
+        self.refused += self.left < 0
+
+
+async def call(accounts: Accounts, request: ModelRequest = REQUEST, **options: float) -> Grant:
+    within_s = options.pop("within_s", PLENTY_S)
+    return await accounts.admit(MODEL, request, within_s=within_s, **{k: int(v) for k, v in options.items()})
+
+
+def turn_of(*, output: int = 10, cache_read: int = 0) -> ModelTurn:
+    return ModelTurn("two", usage=Usage(INPUT, output, cache_read=cache_read))
+
+
+async def test_replicas_that_want_more_than_there_is_use_nearly_all_of_it_and_are_never_refused(
+    world: World, join: Join
+) -> None:
+    # On the real server in earnest, so for less long.
+    for_s, limits = (240.0, Limits(rpm=300)) if world.kind == "memory" else (8.0, Limits(rpm=1200))
+    provider = Provider(limits.rpm or 0)
+    replicas = [await join(f"r{number}", limits) for number in range(6)]
+    began = now_s()
+
+    async def work(accounts: Accounts) -> None:
+        while now_s() - began < for_s:
+            grant = await call(accounts)
+            provider.use(1)
+            await asyncio.sleep(0.2)
+            grant.settle(REQUEST, turn_of())
+
+    async with asyncio.TaskGroup() as group:
+        for accounts in replicas:
+            for _ in range(12):
+                group.create_task(work(accounts))
+    took_s = now_s() - began
+
+    peer = await world.join("reader")
+    writes = len([entry async for entry in peer.lite.read(peer.subjects.lite_of("model-account"))])
+    assert provider.refused == 0
+    assert provider.used >= 0.9 * provider.rate * took_s
+    # Half a write per second and replica, and what each writes to begin and to end.
+    assert writes <= 0.5 * took_s * len(replicas) + 4 * len(replicas)
+
+
+async def test_a_429_that_one_replica_meets_pauses_all_of_them(join: Join, world: World) -> None:
+    one, other = await join("one", Limits(rpm=60_000)), await join("other", Limits(rpm=60_000))
+    # Both hold a lease, so that nothing but the news of the pause can hold them.
+    first = await call(one)
+    (await call(other)).settle(REQUEST, turn_of())
+
+    first.settle(REQUEST, None, ModelError("429", kind="limit", retry_after_s=3.0))
+    paused_at = now_s()
+    watcher = await world.join("watcher")
+    await until(lambda: _is_paused(watcher))
+    await asyncio.sleep(0.2)
+    for accounts in (one, other):
+        await call(accounts)
+        assert now_s() - paused_at >= 2.9
+
+
+async def _is_paused(peer: Peer) -> bool:
+    return await peer.lite.last(peer.subjects.lite_of("model-pause")) is not None
+
+
+async def test_without_limits_nothing_is_written_and_a_429_still_pauses_all(world: World, join: Join) -> None:
+    one, other = await join("one", Limits()), await join("other", Limits())
+    grant = await call(one)
+    await call(other)
+    watcher = await world.join("watcher")
+    assert await watcher.lite.latest(watcher.subjects.lite_of("model-account")) == []
+
+    grant.settle(REQUEST, None, ModelError("429", kind="limit", retry_after_s=2.0))
+    paused_at = now_s()
+    await until(lambda: _is_paused(watcher))
+    await asyncio.sleep(0.2)
+    await call(other)
+
+    assert now_s() - paused_at >= 1.9
+
+
+async def test_who_would_have_to_wait_longer_than_his_time_is_refused_at_once(join: Join) -> None:
+    accounts = await join("one", Limits(rpm=6))
+    # What may come at once is one call, and ten seconds later the next.
+    await call(accounts)
+    await call(accounts)
+    began = now_s()
+
+    with pytest.raises(ModelError, match="no room") as caught:
+        await call(accounts, within_s=8.0)
+
+    assert caught.value.kind == "limit"
+    assert now_s() - began < 4
+
+
+async def test_the_more_urgent_call_is_made_first_and_then_the_one_that_is_due_first(
+    world: World, join: Join
+) -> None:
+    accounts = await join("one", Limits(rpm=600))
+    made: list[str] = []
+
+    async def ask(name: str, **options: float) -> None:
+        await call(accounts, **options)
+        made.append(name)
+
+    async with asyncio.TaskGroup() as group:
+        # More than may come at once, so that the rest stands in line.
+        for _ in range(int(BURST_S * 10) + 5):
+            group.create_task(ask("first", priority=9))
+        await asyncio.sleep(0)
+        group.create_task(ask("late", within_s=200))
+        group.create_task(ask("soon", within_s=100))
+        group.create_task(ask("urgent", priority=8, within_s=300))
+
+    assert [name for name in made if name != "first"] == ["urgent", "soon", "late"]
+    assert made[-3:] == ["urgent", "soon", "late"]
+
+
+async def test_what_a_call_did_not_use_comes_back_and_what_came_from_the_cache_costs_nothing(
+    world: World, join: Join
+) -> None:
+    # A minute's worth is what one call reserves of output, and two calls of input.
+    accounts = await join("one", Limits(input_tpm=2 * INPUT, output_tpm=1_000))
+    request = replace(REQUEST, max_tokens=1_000)
+    began = now_s()
+
+    for _ in range(6):
+        grant = await call(accounts, request)
+        grant.settle(request, turn_of(output=1, cache_read=INPUT))
+
+    # Without that the output alone would have taken five minutes, the input two and a half.
+    assert now_s() - began < 6
+
+
+async def test_tokens_that_are_counted_when_the_call_is_made_do_not_come_back(world: World, join: Join) -> None:
+    if world.kind != "memory":
+        pytest.skip("arithmetic, and it takes a minute")
+    accounts = await join("one", Limits(tpm=INPUT + 100))
+    began = now_s()
+
+    for _ in range(3):
+        (await call(accounts)).settle(REQUEST, turn_of(output=1))
+
+    assert now_s() - began >= 2 * 60 - BURST_S - 1
+
+
+async def test_a_call_that_was_never_made_costs_nothing(join: Join) -> None:
+    accounts = await join("one", Limits(rpm=1))
+    began = now_s()
+
+    for _ in range(5):
+        (await call(accounts)).settle(None, None)
+
+    assert now_s() - began < 10
+
+
+async def test_a_call_that_no_minute_has_room_for_is_refused_at_once(join: Join) -> None:
+    accounts = await join("one", Limits(tpm=100))
+
+    with pytest.raises(ModelError, match="150 tokens is more") as caught:
+        await call(accounts)
+
+    assert caught.value.retry_after_s == PLENTY_S
+
+
+async def test_no_more_calls_are_under_way_than_may_be_and_a_newcomer_gets_his_part(join: Join) -> None:
+    limits = Limits(concurrency=4)
+    one, other = await join("one", limits), await join("other", limits)
+    running, most, done = 0, 0, dict[str, int]()
+
+    async def work(name: str, accounts: Accounts, times: int) -> None:
+        nonlocal running, most
+        for _ in range(times):
+            grant = await call(accounts)
+            running, most = running + 1, max(most, running + 1)
+            await asyncio.sleep(0.05)
+            running -= 1
+            done[name] = done.get(name, 0) + 1
+            grant.settle(REQUEST, turn_of())
+
+    busy = [asyncio.create_task(work("one", one, 10_000)) for _ in range(8)]
+    while done.get("one", 0) < 8:
+        await asyncio.sleep(0.01)
+    await asyncio.gather(*(work("other", other, 3) for _ in range(2)))
+    for task in busy:
+        task.cancel()
+    await asyncio.wait(busy)
+
+    assert done["other"] == 6
+    assert most == 4
+
+
+async def test_the_places_of_a_replica_that_died_come_back(world: World, join: Join) -> None:
+    if world.kind != "memory":
+        pytest.skip("it takes half a minute")
+    limits = Limits(concurrency=1)
+    dead, living = await join("dead", limits), await join("living", limits)
+    await call(dead)
+    await asyncio.sleep(1)
+    for lessee in dead._lessees.values():  # as by SIGKILL: it says nothing any more
+        lessee._closed = True
+        assert lessee._serving is not None
+        lessee._serving.cancel()
+    began = now_s()
+
+    await call(living)
+
+    assert now_s() - began <= LISTED_S + 1
+
+
+async def test_a_replica_that_leaves_gives_back_what_it_had_left(world: World, join: Join) -> None:
+    one = await join("one", Limits(rpm=60))
+    for _ in range(3):
+        await call(one)
+    peer = await world.join("reader")
+    key = peer.subjects.lite_of("model-account")
+
+    await one.aclose()
+    await one.aclose()
+
+    entries = [entry async for entry in peer.lite.read(key)]
+    assert b'"one"' in entries[0].data
+    assert b'"one"' in entries[-1].data  # its calls are still under way
+    assert entries[-1].data != entries[0].data
+
+
+async def test_while_the_bus_is_away_each_replica_keeps_to_its_part_and_then_they_share_again() -> None:
+    with turned_time():
+        server, settings = MemoryServer("test"), Settings(env="test")
+        limits = Limits(rpm=600)
+        replicas = list[Accounts]()
+        for name in ("one", "other"):
+            place = server.place(AgentIdentity(id=name, type="test"), settings)
+            replicas.append(
+                Accounts(place.ports.lite, place.ports.subjects, place.ports.clock, name, {"scripted": limits})
+            )
+        for _ in range(2):  # each knows of the other
+            for accounts in replicas:
+                (await call(accounts)).settle(REQUEST, turn_of())
+                await asyncio.sleep(3)
+        server.cut()
+        used, began = 0, now_s()
+
+        async def work(accounts: Accounts) -> None:
+            nonlocal used
+            while now_s() - began < 60:
+                with contextlib.suppress(ModelError):
+                    (await call(accounts, within_s=20)).settle(REQUEST, turn_of())
+                    used += 1
+
+        await asyncio.gather(*(work(accounts) for accounts in replicas for _ in range(8)))
+
+        # The burst, and the time in which they found out, apart.
+        assert 0.75 * 600 <= used <= 600 + 10 * BURST_S + 10
+        server.heal()
+        before, began = used, now_s()
+        await asyncio.gather(*(work(accounts) for accounts in replicas for _ in range(8)))
+        assert 0.85 * 600 <= used - before <= 600 + 10 * BURST_S + 10
+        for accounts in replicas:
+            await accounts.aclose()
+
+
+@ON_NATS
+async def test_many_calls_at_once_are_one_write(world: World, join: Join) -> None:
+    accounts = await join("one", Limits(rpm=60_000))
+
+    await asyncio.gather(*(call(accounts) for _ in range(200)))
+
+    peer = await world.join("reader")
+    written = [entry async for entry in peer.lite.read(peer.subjects.lite_of("model-account"))]
+    assert len(written) == 1
