@@ -179,6 +179,21 @@ class CutLetterError(SquadronError):
     """Of a dead letter's message only the beginning was kept: it can't be put back."""
 
 
+class UnknownQuestionError(SquadronError):
+    """No question waits under this id, or several do."""
+
+
+class QuestionClosedError(SquadronError):
+    """A question can't be answered any more: it was withdrawn, it is past its deadline, or `by` was first.
+
+    `action` is the answer that was given then.
+    """
+
+    def __init__(self, message: str, *, by: str = "", action: str = "", hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.by, self.action = by, action
+
+
 class ModelError(SquadronError):
     """The LLM provider refused or broke off.
 
@@ -230,3 +245,14 @@ class Terminal(SquadronError):  # noqa: N818 - an instruction, not an error
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
+
+
+class UnansweredError(Terminal):
+    """Nobody answered a question before its deadline, and it has no default; or it was withdrawn.
+
+    In a handler that fails the task: another attempt would find the same question, as unanswered.
+    """
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint

@@ -22,11 +22,13 @@ from squadron.runtime.calling import Threads
 from squadron.runtime.errors import WrongLoopError
 from squadron.runtime.lite.topic import LiteTopic
 from squadron.runtime.ports.lite_journal import END_HEADER
+from squadron.runtime.running.asks_people import AsksPeople
 from squadron.runtime.streams.writer import StreamWriter
 from squadron.runtime.texts import whole
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.limits import Budget, Deadline
 from squadron.runtime.wire.outcome import Outcome
+from squadron.runtime.wire.question import Reply
 from squadron.runtime.wire.subjects import token_of
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ T = TypeVar("T")
 MEMORY_TTL_S = 7 * 24 * 3600.0
 
 
-class Context:
+class Context(AsksPeople):
     """One turn's view: the message, its deadline and budget, and the ways to talk.
 
     Attributes:
@@ -272,6 +274,11 @@ class TurnContext(Context):
         running = [handle for handle in self._children or () if not handle.done]
         await asyncio.gather(*(self._caller.request_cancel(handle) for handle in running))
 
+    async def withdraw_questions(self) -> None:
+        """The task has ended: nobody waits for answers any more."""
+        if self._questions is not None:
+            await self._questions.withdraw()
+
 
 class SyncContext:
     """What a plain `def` handler can't await; see `Context`.
@@ -290,6 +297,16 @@ class SyncContext:
     def submit(self, topic: str, content: Any = None, /, **options: Unpack[AskKeywords]) -> BlockingHandle:
         """See `Context.submit`."""
         return BlockingHandle(self._wait(self._context.submit(topic, content, **options)), self._wait)
+
+    def ask_person(self, message: str, **options: Any) -> Reply:
+        """See `Context.ask_person`."""
+        reply: Reply = self._wait(self._context.ask_person(message, **options))
+        return reply
+
+    def ask_approval(self, topic: str, arguments: Any, **options: Any) -> Reply:
+        """See `Context.ask_approval`."""
+        reply: Reply = self._wait(self._context.ask_approval(topic, arguments, **options))
+        return reply
 
     def publish(self, topic: str, content: Any, **options: Any) -> None:
         """See `Context.publish`."""

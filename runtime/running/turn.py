@@ -13,6 +13,7 @@ import structlog
 
 from squadron.runtime.asking.caller import Caller
 from squadron.runtime.asking.cancel import Cancellations
+from squadron.runtime.asking.question_records import withdraw_questions
 from squadron.runtime.calling import THREAD_GRACE_S
 from squadron.runtime.errors import (
     InvalidInputError,
@@ -160,6 +161,9 @@ class Turns:
         late = self._ports.clock.time() > looked_at + ALONE_S
         if late and await self._settle_if_stored(delivery, message, lite_key, announce):
             return None
+        if isinstance(ended, Cancelled):
+            # Those of earlier attempts, too, and of one that never ran on this replica.
+            await withdraw_questions(self._ports, self._caller.lite_topics, message.id)
         if isinstance(ended, DeadLettered):
             await self._letters.bury(self.agent, delivery, ended, source=self._ports.identity)
         reported = await self._reports.store(message, ended, lite_key, announce)
@@ -210,6 +214,8 @@ class Turns:
             ended = await self._run_handler(handler, delivery, context, common)
             # Whoever reads the outcome can count on all that was emitted before it.
             await context.finish("again" if isinstance(ended, _Again) else ended.kind)
+            if not isinstance(ended, _Again):
+                await context.withdraw_questions()
             return ended
         finally:
             context.close()
