@@ -199,6 +199,15 @@ class Question:
             schema = dict(self.proposal.schema)
             SemanticTopic(name=self.proposal.topic, input_schema=schema).check(reply.content["arguments"])
 
+    def check_field(self, name: str, value: Any) -> None:
+        """Hold the value of one field against its part of the schema.
+
+        Raises:
+            InvalidInputError: it does not fit.
+        """
+        schema = {"type": "object", "properties": {name: self.schema["properties"][name]}}
+        SemanticTopic(name="people.answer", input_schema=schema).check({name: value})
+
     def whole(self, reply: Reply) -> Reply:
         """The reply with all that its asker needs: of an approved call also arguments that nobody edited."""
         if self.proposal is None or not reply.accepted or "arguments" in reply.content:

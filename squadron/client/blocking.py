@@ -142,6 +142,10 @@ class SyncSquad(Closing):
         """See `Squad.questions`."""
         return self._wait(self._squad.questions())
 
+    def question(self, query_id: str) -> OpenQuestion:
+        """See `Squad.question`."""
+        return self._wait(self._squad.question(query_id))
+
     def follow_questions(self) -> SyncItems[QuestionNews]:
         """See `Squad.follow_questions`; a plain iterator."""
         return SyncItems(self._squad.follow_questions(), self._portal)

@@ -221,6 +221,16 @@ class Talking(AsyncClosing):
         """
         return await self._people.questions()
 
+    async def question(self, query_id: str) -> OpenQuestion:
+        """The question of this id, or whose id begins with it.
+
+        Raises:
+            UnknownQuestionError: no question waits under it, or several do.
+            QuestionClosedError: somebody answered it, it was withdrawn, or its deadline has passed.
+            BusUnavailableError: the server can't be reached.
+        """
+        return await self._people.find(query_id)
+
     def follow_questions(self) -> Steady[QuestionNews]:
         """What waits for people now, then what is asked and what becomes of it: iterate with `async for`."""
         return self._people.follow()
