@@ -121,9 +121,10 @@ def test_fields_are_read_as_the_schema_wants_them(desk: Desk) -> None:
 
 def test_an_answer_is_read_from_stdin(desk: Desk, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "answer.json").write_text('{"size": "S", "count": 3}')
-    with (tmp_path / "answer.json").open() as piped, pytest.raises(SystemExit) as ended:
+    with (tmp_path / "answer.json").open() as piped:
         monkeypatch.setattr(sys, "stdin", piped)
-        app(["answer", "aa11", "-"])
+        with pytest.raises(SystemExit) as ended:
+            app(["answer", "aa11", "-"])
     assert ended.value.code == 0
     assert desk.replies["aa11"].value == {"size": "S", "count": 3}
 

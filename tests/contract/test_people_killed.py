@@ -1,0 +1,112 @@
+"""Questions outlive whoever asks and whoever answers: real processes, killed by SIGKILL, on a real nats-server."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+
+from squadron.config import Settings
+from squadron.runtime.asking.answering import People
+from squadron.runtime.asking.options import AskOptions
+from squadron.runtime.asking.question_records import read_questions
+from tests.contract.conftest import ON_NATS, Peer, until
+from tests.docs import ROOT
+
+#: Python starts in under a second, and on a busy machine in several.
+WITHIN_S = 40.0
+
+
+class Process:
+    """One of them."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    async def line(self) -> str:
+        """The next thing that it tells."""
+        assert self._process.stdout is not None
+        async with asyncio.timeout(WITHIN_S):
+            while line := (await self._process.stdout.readline()).decode():
+                if line.startswith("> "):
+                    return line[2:].strip()
+        raise AssertionError("it has ended")
+
+    async def kill(self) -> None:
+        """SIGKILL."""
+        if self._process.returncode is None:
+            self._process.kill()
+        await self._process.wait()
+
+
+Start = Callable[..., Awaitable[Process]]
+
+
+@pytest.fixture
+async def start(settings: Settings) -> AsyncIterator[Start]:
+    """Start a replica, or a person with answers."""
+    started: list[Process] = []
+
+    async def begin(*arguments: str) -> Process:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "tests.contract.people_process", *arguments),
+            cwd=ROOT,
+            env=os.environ | settings.environ(),
+            stdout=asyncio.subprocess.PIPE,
+        )
+        started.append(Process(process))
+        return started[-1]
+
+    yield begin
+    for each in started:
+        await each.kill()
+
+
+async def _until_waiting(peer: Peer, kind: str) -> str:
+    found: list[str] = []
+
+    async def is_there() -> bool:
+        waiting = await People(peer.ports, peer.caller.lite_topics).questions()
+        found[:] = [each.query_id for each in waiting if each.question.kind == kind]
+        return bool(found)
+
+    await until(is_there, WITHIN_S)
+    return found[0]
+
+
+@ON_NATS
+async def test_asker_and_answerer_are_killed_and_each_question_is_asked_once(peer: Peer, start: Start) -> None:
+    asker = await start("replica")
+    assert await asker.line() == "there"
+    handle = await peer.caller.submit("kill.buy", None, AskOptions(within_s=300))
+    first = await _until_waiting(peer, "question")
+    # Sees it, and dies before an answer is given.
+    watcher = await start("person", "nobody")
+    assert await watcher.line() == "asked"
+    await watcher.kill()
+    await asker.kill()
+
+    # Nobody is there who asked: it is answered all the same, and the answer waits.
+    ana = await start("person", "ana", "M")
+    assert [await ana.line(), await ana.line()] == ["asked", "answered"]
+    await ana.kill()
+    second = await start("replica")
+    assert await second.line() == "there"
+    approval = await _until_waiting(peer, "approval")
+    await second.kill()
+    third = await start("replica")
+    ben = await start("person", "ben", "yes")
+    assert await ben.line() == "asked"
+    assert await third.line() == "there"
+
+    outcome = await handle.outcome()
+    assert outcome.unwrap() == {"size": "M", "by": "ana", "paid": "accept", "attempt": 3}
+    records = await read_questions(peer.ports)
+    assert set(records) == {first, approval}
+    runs = [
+        each.content["attempt"] async for each in peer.caller.lite_topics.topic("runs", "kill").read(live=False)
+    ]
+    assert runs == [1, 2, 3]
