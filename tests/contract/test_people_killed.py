@@ -6,15 +6,19 @@ import asyncio
 import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 
 import pytest
 
 from squadron.config import Settings
 from squadron.runtime.asking.answering import People
 from squadron.runtime.asking.options import AskOptions
+from squadron.runtime.asking.people import put_question
 from squadron.runtime.asking.question_records import read_questions
+from squadron.runtime.wire.limits import Deadline
+from squadron.runtime.wire.question import Question
 from tests.contract.conftest import ON_NATS, Peer, until
-from tests.docs import ROOT
+from tests.docs import ROOT, blocks
 
 #: Python starts in under a second, and on a busy machine in several.
 WITHIN_S = 40.0
@@ -40,6 +44,16 @@ class Process:
         if self._process.returncode is None:
             self._process.kill()
         await self._process.wait()
+
+
+class BareProcess(Process):
+    """A program of the docs, which tells only what it is to tell."""
+
+    async def line(self) -> str:
+        """The next line that it prints."""
+        assert self._process.stdout is not None
+        async with asyncio.timeout(WITHIN_S):
+            return (await self._process.stdout.readline()).decode().strip()
 
 
 Start = Callable[..., Awaitable[Process]]
@@ -110,3 +124,31 @@ async def test_asker_and_answerer_are_killed_and_each_question_is_asked_once(pee
         each.content["attempt"] async for each in peer.caller.lite_topics.topic("runs", "kill").read(live=False)
     ]
     assert runs == [1, 2, 3]
+
+
+@ON_NATS
+async def test_the_bare_client_of_the_protocol_page_answers(
+    peer: Peer, settings: Settings, tmp_path: Path
+) -> None:
+    [block] = blocks("python", "answer")
+    text = block.text.replace("agents.dev.", f"agents.{settings.env}.")
+    (tmp_path / "answer.py").write_text(text.replace("squadron-dev-", f"squadron-{settings.env}-"))
+    program = BareProcess(
+        await asyncio.create_subprocess_exec(
+            *(sys.executable, str(tmp_path / "answer.py")),
+            env=os.environ | settings.environ(),
+            stdout=asyncio.subprocess.PIPE,
+        )
+    )
+    try:
+        assert await program.line() == "listening"
+        fields = {"size": {"type": "string", "enum": ["S", "M"]}}
+        deadline_ms = Deadline.after(300, peer.clock).at_ms
+        schema = {"type": "object", "properties": fields}
+        question = Question(message="Which size?", schema=schema, deadline_ms=deadline_ms)
+        asked = await put_question(peer.caller, question, "q1", about="run-1")
+        reply = await asked.answer()
+        assert (reply.action, reply.value, reply.by) == ("accept", "S", "a bare client")
+        assert await program.line() == "mine counts"
+    finally:
+        await program.kill()
