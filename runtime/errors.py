@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from squadron.runtime.redact import scrub, scrub_all
@@ -238,6 +238,20 @@ class Retry(SquadronError):  # noqa: N818 - an instruction, not an error
     def __init__(self, message: str = "try again", *, after_s: float = 1.0) -> None:
         super().__init__(message)
         self.after_s = after_s
+
+
+class Park(SquadronError):  # noqa: N818 - an instruction, not an error
+    """Raise it in a handler: run this task again when one of these questions to people is answered.
+
+    Until then, or until `deadline_ms` (since the epoch), it holds no slot. The handler is run again from its top;
+    that counts as the same attempt.
+    """
+
+    def __init__(
+        self, message: str = "waits for people", *, queries: Sequence[str] = (), deadline_ms: int = 0
+    ) -> None:
+        super().__init__(message)
+        self.queries, self.deadline_ms = tuple(queries), deadline_ms
 
 
 class Terminal(SquadronError):  # noqa: N818 - an instruction, not an error

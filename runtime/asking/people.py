@@ -21,6 +21,7 @@ from squadron.runtime.errors import (
     BusUnavailableError,
     FencedError,
     InvalidInputError,
+    Park,
     SquadClosedError,
     UnansweredError,
 )
@@ -86,6 +87,19 @@ class Asked:
         if self._reply.by == DEFAULT_BY and self.question.default is None:
             raise UnansweredError(f"nobody answered in time: {self.question.message}")
         return self._reply
+
+    async def answer_or_park(self) -> Reply:
+        """The answer, if there is one; else have the turn parked until there is.
+
+        Raises:
+            Park: there is none yet.
+            UnansweredError, BusUnavailableError, SquadClosedError: as `answer`.
+        """
+        if not self.deadline.passed:
+            self._take(await self._insist(read_question, self._ports, self.query_id))
+            if self._reply is None:
+                raise Park(queries=[self.query_id], deadline_ms=self.deadline.at_ms)
+        return await self.answer()
 
     async def _insist(self, call: Any, *args: Any) -> Any:
         return await self._caller._insist(Deadline(self.deadline.at_ms + AWAY_MS, self._ports.clock), call, *args)
@@ -184,8 +198,12 @@ class TurnQuestions:
         self._counts: Counter[str] = Counter()
         self._asked: list[Asked] = []
 
-    async def ask(self, question: Question) -> Reply:
-        """Ask, and wait for the answer; see `put_question` and `Asked.answer`."""
+    async def ask(self, question: Question, *, park: bool = False) -> Reply:
+        """Ask, and wait for the answer, or have the turn parked; see `put_question` and `Asked.answer`.
+
+        Raises:
+            Park: there is no answer yet, and it is to be waited for so.
+        """
         # By what is asked and how often it was before: two at once never mix, in whatever order they come.
         number = self._counts[question.digest]
         self._counts[question.digest] += 1
@@ -195,7 +213,7 @@ class TurnQuestions:
             self._caller, question, query_id, about=self._message.id, conversation_id=conversation
         )
         self._asked.append(asked)
-        return await asked.answer()
+        return await (asked.answer_or_park() if park else asked.answer())
 
     async def withdraw(self) -> None:
         """The turn is over for good: what it asked and was not told is asked no more."""

@@ -35,6 +35,7 @@ class AsksPeople:
         schema: Mapping[str, Any] | type[BaseModel] | None = None,
         within_s: float = QUESTION_WITHIN_S,
         default: Any = None,
+        park: bool = False,
     ) -> Reply:
         """Ask people a question, and wait for the first answer that fits.
 
@@ -45,6 +46,8 @@ class AsksPeople:
             within_s: how long people have, in seconds: an hour by default, and never longer than the task's own
                 deadline. The topic's `run_timeout_s` has to allow for it.
             default: the fields, or the only one, of the answer that counts when nobody answers in time.
+            park: hold no slot meanwhile: the handler ends here, and is run again from its top when there is an
+                answer. It counts as the same attempt.
 
         Raises:
             InvalidInputError: the schema is not flat, or the default does not fit it.
@@ -53,7 +56,7 @@ class AsksPeople:
         question = Question(message=message, schema=schema_of(schema), deadline_ms=self._answer_by(within_s))
         if default is not None:
             question = replace(question, default=Reply("accept", question.fields(jsonable(default))))
-        return await self._ask_people(question)
+        return await self._ask_people(question, park)
 
     async def ask_approval(
         self,
@@ -63,6 +66,7 @@ class AsksPeople:
         why: str = "",
         within_s: float = QUESTION_WITHIN_S,
         default: bool = False,
+        park: bool = False,
     ) -> Reply:
         """Ask people whether a topic may be called so; they may change the arguments.
 
@@ -70,7 +74,7 @@ class AsksPeople:
         `reply.reason`.
 
         Args:
-            within_s: as for `ask_person`.
+            within_s, park: as for `ask_person`.
             default: whether it is approved when nobody answers in time.
 
         Raises:
@@ -80,12 +84,12 @@ class AsksPeople:
         proposal = Proposal(topic, jsonable(arguments), {} if found is None else found.input_schema)
         counts = Reply("accept" if default else "decline")
         question = Question.approval(proposal, why=why, deadline_ms=self._answer_by(within_s), default=counts)
-        return await self._ask_people(question)
+        return await self._ask_people(question, park)
 
     def _answer_by(self, within_s: float) -> int:
         return Deadline.after(self.deadline.earliest(within_s), self._caller.ports.clock).at_ms
 
-    async def _ask_people(self, question: Question) -> Reply:
+    async def _ask_people(self, question: Question, park: bool) -> Reply:
         self._check_loop()
         self._questions = self._questions or TurnQuestions(self._caller, self.message)
-        return await self._questions.ask(question)
+        return await self._questions.ask(question, park=park)

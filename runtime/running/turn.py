@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,12 +18,15 @@ from squadron.runtime.errors import (
     InvalidInputError,
     InvalidMessageError,
     InvalidSubjectError,
+    Park,
     Terminal,
 )
 from squadron.runtime.ports.queue import Delivery
 from squadron.runtime.retries import Retries, backoff_s, failure_details, summary_of, text_of, traceback_of
 from squadron.runtime.running.context import TurnContext
 from squadron.runtime.running.handover import HAND_ON_S, LONGEST_HAND_ON_S, hand_over
+from squadron.runtime.running.parking import Parking
+from squadron.runtime.running.poison import Poison
 from squadron.runtime.running.reports import Reports
 from squadron.runtime.store.dead_letters import DeadLetters
 from squadron.runtime.wire.envelope import LAST_MS, AgentMessage
@@ -42,7 +44,7 @@ from squadron.runtime.wire.outcome import (
     Undeliverable,
 )
 from squadron.runtime.wire.route import Route
-from squadron.runtime.wire.subjects import TaskSubject, matches, token_of
+from squadron.runtime.wire.subjects import TaskSubject, matches
 from squadron.runtime.wire.topics import SemanticTopic
 
 #: A second outcome is dropped by its message id if it comes within this time, in seconds: half of JetStream's
@@ -93,6 +95,13 @@ class _HandOn:
     replicas: list[str]
 
 
+@dataclass(frozen=True, slots=True)
+class _Later:
+    """Not an outcome: the task waits for people."""
+
+    park: Park
+
+
 class Turns:
     """Runs the deliveries of one mailbox through the handlers that serve it.
 
@@ -112,6 +121,7 @@ class Turns:
         self.agent, self._caller, self._ports = agent, caller, ports
         self._letters = DeadLetters(ports)
         self._reports = Reports(ports)
+        self._parking, self._poison = Parking(ports, agent), Poison(ports, agent)
         self._capabilities = frozenset(capabilities)
         self._exact = {handler.topic.name: handler for handler in handlers}
         self._families = [handler for handler in handlers if handler.topic.is_pattern]
@@ -139,8 +149,7 @@ class Turns:
             topic = TaskSubject.parse(delivery.subject).topic
             message = AgentMessage.decode(delivery.data)
         except (InvalidMessageError, InvalidSubjectError) as error:
-            await self._answer_poison(delivery, error)
-            await self._bury_poison(delivery, error)
+            await self._poison.take(delivery, error)
             return None
         lite_key, announce = self._reports.address(message, topic)
         # One that may have been here before: after a death, as a dead letter, or under an id of its caller's own.
@@ -150,13 +159,17 @@ class Turns:
         if again and await self._settle_if_stored(delivery, message, lite_key, announce):
             return None
         looked_at = now if again else asked_at
-        ended = await self._attempt(delivery, message, topic, lite_key)
+        was_parked = not delivery.lease.first and await self._parking.take_up(message)
+        ended = await self._attempt(delivery, message, topic, lite_key, was_parked=was_parked)
         if isinstance(ended, _HandOn):
             if not await hand_over(self._ports, delivery, ended.replicas):
                 await delivery.lease.release(backoff_s(delivery.lease.delivered, HAND_ON_S, LONGEST_HAND_ON_S))
             return None
         if isinstance(ended, _Again):
             await delivery.lease.release(ended.after_s)
+            return None
+        if isinstance(ended, _Later):
+            await self._parking.park(delivery, message, ended.park)
             return None
         late = self._ports.clock.time() > looked_at + ALONE_S
         if late and await self._settle_if_stored(delivery, message, lite_key, announce):
@@ -186,8 +199,8 @@ class Turns:
         return True
 
     async def _attempt(
-        self, delivery: Delivery, message: AgentMessage, topic: str, lite_key: str
-    ) -> Outcome | _Again | _HandOn:
+        self, delivery: Delivery, message: AgentMessage, topic: str, lite_key: str, *, was_parked: bool
+    ) -> Outcome | _Again | _HandOn | _Later:
         common: dict[str, Any] = {
             "task_id": message.id,
             "topic": topic,
@@ -201,7 +214,7 @@ class Turns:
         handler = self._handler(topic)
         if handler is None:
             return Undeliverable(reason=f"{self.agent} does not serve {topic!r} any more", **common)
-        refusal = self._refusal(message, common)
+        refusal = self._refusal(message, common, was_parked)
         if refusal is not None:
             return refusal
         attempt = common["attempt"] = await delivery.lease.begin()
@@ -213,18 +226,21 @@ class Turns:
         try:
             ended = await self._run_handler(handler, delivery, context, common)
             # Whoever reads the outcome can count on all that was emitted before it.
-            await context.finish("again" if isinstance(ended, _Again) else ended.kind)
-            if not isinstance(ended, _Again):
+            await context.finish(ended.kind if isinstance(ended, Outcome) else "again")
+            if isinstance(ended, Outcome):
                 await context.withdraw_questions()
             return ended
         finally:
             context.close()
 
-    def _refusal(self, message: AgentMessage, common: dict[str, Any]) -> Outcome | _HandOn | None:
+    def _refusal(
+        self, message: AgentMessage, common: dict[str, Any], was_parked: bool
+    ) -> Outcome | _HandOn | None:
         if self._cancelled.includes(message.id):
             return Cancelled(reason="cancelled before it started", **common)
         now, routing, limits = self._ports.clock.time(), message.routing, message.payload.constraints
-        if routing.timeout is not None and now > message.timestamp + routing.timeout / 1000:
+        # One that was parked had started in time.
+        if routing.timeout is not None and not was_parked and now > message.timestamp + routing.timeout / 1000:
             reason = f"waited longer than its {routing.timeout / 1000:g} s in the mailbox"
             return Expired(reason=reason, **common)
         if limits is not None and limits.deadline is not None and now * 1000 > limits.deadline:
@@ -251,7 +267,7 @@ class Turns:
 
     async def _run_handler(
         self, handler: Handler, delivery: Delivery, context: TurnContext, common: dict[str, Any]
-    ) -> Outcome | _Again:
+    ) -> Outcome | _Again | _Later:
         message = context.message
         turn = asyncio.current_task(self._caller.loop)
         assert turn is not None
@@ -294,6 +310,8 @@ class Turns:
             return Cancelled(reason="cancelled while it ran", **common)
         if stopped and answer is _NOTHING:
             return TimedOut(reason=f"ran longer than its {round(limit_s, 3):g} s", **common)
+        if isinstance(failure, Park):
+            return _Later(failure)
         if isinstance(failure, InvalidInputError):
             return await self._invalid(delivery, failure, common)
         if failure is not None:
@@ -343,26 +361,6 @@ class Turns:
         if attempt < retries.max_attempts:
             reason = f"no time is left for attempt {attempt + 1}; the last failed with {summary}"
         return DeadLettered(reason=reason, details=details, **common)
-
-    async def _answer_poison(self, delivery: Delivery, error: Exception) -> None:
-        """Of what can't be served, id and address may still be readable: its sender need not wait in vain."""
-        try:
-            raw = json.loads(delivery.data)
-            id, reply_to = raw["id"], raw["replyTo"]
-            now = self._ports.clock.time()
-            message = AgentMessage.new("task", self._ports.identity, id=id, reply_to=reply_to, timestamp=now)
-        except (ValueError, TypeError, KeyError, RecursionError):
-            return
-        outcome = DeadLettered(reason=str(error), task_id=message.id, details={"attempts": 0})
-        lite_key, announce = self._reports.address(message, "poison.message")
-        # Not as the task's own outcome: the same message may be put back, and served.
-        await self._reports.store(message, outcome, lite_key, announce, msg_id=f"{token_of(message.id)}.poison")
-
-    async def _bury_poison(self, delivery: Delivery, error: Exception) -> None:
-        """Bytes nobody can read get no second try; they are kept for a person to look at."""
-        self._log.warning("turn.poison", subject=delivery.subject, error=str(error))
-        await self._letters.bury_poison(self.agent, delivery, error, source=self._ports.identity)
-        await delivery.lease.settle()
 
 
 async def _run_to_the_end(handler: Handler, context: TurnContext, turn: asyncio.Task[Any]) -> Any:
