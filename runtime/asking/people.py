@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -98,7 +99,7 @@ class Asked:
         if not self.deadline.passed:
             self._take(await self._insist(read_question, self._ports, self.query_id))
             if self._reply is None:
-                raise Park(queries=[self.query_id], deadline_ms=self.deadline.at_ms)
+                raise park_for([self])
         return await self.answer()
 
     async def _insist(self, call: Any, *args: Any) -> Any:
@@ -129,6 +130,13 @@ class Asked:
         """
         if not self.done and (await read_question(self._ports, self.query_id)).is_open(self._ports.clock):
             await self._topic.close()
+
+
+def park_for(waiting: Sequence[Asked]) -> Park:
+    """What a handler raises to be run again when one of these has an answer, or the first deadline passes."""
+    return Park(
+        queries=[each.query_id for each in waiting], deadline_ms=min(each.deadline.at_ms for each in waiting)
+    )
 
 
 async def put_question(

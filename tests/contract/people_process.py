@@ -14,6 +14,7 @@ from squadron.bridge.jetstream.wiring import Wiring
 from squadron.config import Settings
 from squadron.runtime.asking.answering import People
 from squadron.runtime.running.context import Context
+from squadron.runtime.running.parking import Waker
 from squadron.runtime.wire.envelope import AgentIdentity
 
 
@@ -30,11 +31,26 @@ class Buyer(Agent):
         reply = await ctx.ask_approval("shop.pay", {"size": size.value})
         return {"size": size.value, "by": size.by, "paid": reply.action, "attempt": ctx.attempt}
 
+    @topic("kill.park", max_attempts=1)
+    async def park(self, ctx: Context) -> dict[str, Any]:
+        """Buy something, and hold no slot while people think; one attempt is all there is."""
+        await ctx.lite("runs", "kill").publish({"attempt": ctx.attempt})
+        size = await ctx.ask_person("Which size?", park=True)
+        reply = await ctx.ask_approval("shop.pay", {"size": size.value}, park=True)
+        return {"size": size.value, "by": size.by, "paid": reply.action, "attempt": ctx.attempt}
+
 
 def tell(text: str) -> None:
     """Say something to the test; all else that is printed are logs."""
     sys.stdout.write(f"> {text}\n")
     sys.stdout.flush()
+
+
+async def bridge(wiring: Wiring) -> None:
+    """Wake what is parked, until killed."""
+    await Waker(wiring.ports, wiring.caller.lite_topics).start()
+    tell("there")
+    await asyncio.Event().wait()
 
 
 async def replica(wiring: Wiring) -> None:
@@ -59,11 +75,13 @@ async def person(wiring: Wiring, name: str, answers: list[str]) -> None:
 
 
 async def main(role: str, *arguments: str) -> None:
-    """Be a replica, or the person of a name with answers."""
+    """Be a replica, a bridge, or the person of a name with answers."""
     wiring = await Wiring.open(Settings.load(), AgentIdentity(id=f"{role}-{os.getpid()}"))
     await wiring.start()
     if role == "replica":
         await replica(wiring)
+    elif role == "bridge":
+        await bridge(wiring)
     else:
         await person(wiring, arguments[0], list(arguments[1:]))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,13 +15,19 @@ from squadron.actors.decorators import topic
 from squadron.runtime.asking.answering import OpenQuestion, People
 from squadron.runtime.asking.cancel import request_cancel
 from squadron.runtime.asking.options import AskOptions
-from squadron.runtime.errors import InvalidMessageError, Park
-from squadron.runtime.ports.queue import Backlog, Mailbox
-from squadron.runtime.running.context import Context
-from squadron.runtime.running.parking import PARKED, Waker
+from squadron.runtime.asking.people import Asked, park_for, put_question
+from squadron.runtime.asking.question_records import read_question
+from squadron.runtime.errors import BusUnavailableError, InvalidMessageError, Park
+from squadron.runtime.ports.lite_journal import END_HEADER
+from squadron.runtime.ports.queue import Backlog, Lease, Mailbox
+from squadron.runtime.running.context import Context, TurnContext
+from squadron.runtime.running.parking import PARKED, Parking, Waker
 from squadron.runtime.streams.writer import Chunk
+from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
+from squadron.runtime.wire.limits import Deadline
+from squadron.runtime.wire.question import Question
 from squadron.testing import now_s
-from tests.contract.conftest import LEASE_S, SOON_S, Inbox, Peer, Serve, World, until
+from tests.contract.conftest import LEASE_S, SOON_S, Inbox, Peer, Serve, World, first_stored, until
 
 BOX = Mailbox("reader", ("book.read",), lease_s=LEASE_S)
 
@@ -121,10 +128,29 @@ class Buyer(Agent):
         return ctx.sync.ask_approval("park.buy", {"within_s": 1}, park=True).action
 
     @topic("park.both")
-    async def both(self, ctx: Context) -> Any:
+    async def both(self, ctx: TurnContext) -> Any:
         """Go on with whichever answer comes first."""
         self.attempts.append(ctx.attempt)
-        raise Park(queries=["q-1", "q-2"], deadline_ms=round((ctx.deadline.clock.time() + 1) * 1000))
+        asked = [await self._put(ctx, each) for each in ("q-1", "q-2")]
+        for each in asked:
+            with contextlib.suppress(Park):
+                return (await each.answer_or_park()).value
+        raise park_for(asked)
+
+    @topic("park.late")
+    async def late(self, ctx: TurnContext) -> Any:
+        """Park for what is answered already, as if the answer had come in that moment."""
+        self.attempts.append(ctx.attempt)
+        asked = await self._put(ctx, "q-1")
+        if len(self.attempts) == 1:
+            while not (await read_question(ctx.caller.ports, "q-1")).results:
+                await asyncio.sleep(0.01)
+            raise park_for([asked])
+        return (await asked.answer()).value
+
+    async def _put(self, ctx: TurnContext, query_id: str) -> Asked:
+        question = Question(message=f"{query_id}?", deadline_ms=Deadline.after(300, ctx.caller.ports.clock).at_ms)
+        return await put_question(ctx.caller, question, query_id, about=ctx.message.id)
 
     @topic("park.rest")
     async def rest(self) -> str:
@@ -234,19 +260,65 @@ async def _until_asked(peer: Peer, message: str) -> None:
     await until(is_asked)
 
 
-async def test_the_first_of_several_answers_wakes_it(world: World, peer: Peer, serve: Serve) -> None:
+@pytest.mark.parametrize("first", ["q-1", "q-2"])
+async def test_the_first_of_several_answers_wakes_it(world: World, peer: Peer, serve: Serve, first: str) -> None:
     buyer = Buyer()
     await serve(buyer)
     async with _awake(world):
-        # Nothing is asked under these ids, so that nobody will answer: it goes on at once, again and again.
         handle = await peer.caller.submit("park.both", None, AskOptions(within_s=600))
+        await _parked(peer)
+        await _people(peer).answer(first, first, by="ana")
+        assert (await handle.outcome()).unwrap() == first
+    assert buyer.attempts == [1, 1]
 
-        async def ran_thrice() -> bool:
-            return len(buyer.attempts) >= 3
 
-        await until(ran_thrice)
-        assert (await handle.cancel()).kind == "cancelled"
-    assert set(buyer.attempts) == {1}
+async def test_an_answer_that_comes_while_a_task_is_being_parked_wakes_it(
+    world: World, peer: Peer, serve: Serve
+) -> None:
+    buyer = Buyer()
+    await serve(buyer)
+    async with _awake(world):
+        handle = await peer.caller.submit("park.late", None, AskOptions(within_s=600))
+        await _until_asked(peer, "q-1?")
+        await _people(peer).answer("q-1", "in time", by="ana")
+        assert (await handle.outcome()).unwrap() == "in time"
+    assert buyer.attempts == [1, 1]
+
+
+class _DyingLease:
+    """The lease of a replica that dies when it has written its note, and parks nothing."""
+
+    def __init__(self, lease: Lease) -> None:
+        self.wake_token = lease.wake_token
+
+    async def park(self, after_s: float) -> None:
+        raise BusUnavailableError("dead")
+
+
+async def test_one_whose_replica_dies_between_note_and_parking_comes_again_with_its_lease(
+    world: World, peer: Peer, serve: Serve
+) -> None:
+    dying = await world.join("dying")
+    mailbox = Mailbox("buyer", ("park.buy", "park.approve", "park.both", "park.late", "park.rest"), LEASE_S)
+    await dying.queue.declare(mailbox)
+    inbox = Inbox()
+    feed = await dying.queue.consume(mailbox, inbox)
+    feed.want(1)
+    question = Question(message="?", deadline_ms=Deadline.after(3600, peer.clock).at_ms)
+    asked = await put_question(peer.caller, question, "q-0")
+    async with _awake(world):
+        message = AgentMessage.new("task", AgentIdentity(id="x"), None, timestamp=peer.clock.time())
+        await peer.queue.put(peer.subjects.task("park.rest"), message.encode(), msg_id=message.id)
+        delivery = await inbox.next()
+        await feed.aclose()
+        lease: Any = _DyingLease(delivery.lease)
+        with pytest.raises(BusUnavailableError):
+            await Parking(dying.ports, "buyer").park(replace(delivery, lease=lease), message, park_for([asked]))
+        await serve(Buyer())
+        ended = await first_stored(peer.lite, peer.subjects.lite("outcome", message.id))
+    assert ended.payload.content["data"] == "rested"
+    notes = await peer.lite.latest(peer.subjects.lite_of(PARKED))
+    assert all(END_HEADER in note.headers for note in notes)
 
 
 async def test_cancelling_a_parked_task_ends_it_and_withdraws_its_question(

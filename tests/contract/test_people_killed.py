@@ -15,6 +15,7 @@ from squadron.runtime.asking.answering import People
 from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.asking.people import put_question
 from squadron.runtime.asking.question_records import read_questions
+from squadron.runtime.running.parking import PARKED
 from squadron.runtime.wire.limits import Deadline
 from squadron.runtime.wire.question import Question
 from tests.contract.conftest import ON_NATS, Peer, until
@@ -124,6 +125,47 @@ async def test_asker_and_answerer_are_killed_and_each_question_is_asked_once(pee
         each.content["attempt"] async for each in peer.caller.lite_topics.topic("runs", "kill").read(live=False)
     ]
     assert runs == [1, 2, 3]
+
+
+@ON_NATS
+async def test_a_parked_task_outlives_replica_and_bridge_and_costs_no_attempt(peer: Peer, start: Start) -> None:
+    first, bridge = await start("replica"), await start("bridge")
+    assert [await first.line(), await bridge.line()] == ["there", "there"]
+    handle = await peer.caller.submit("kill.park", None, AskOptions(within_s=300))
+    size = await _until_parked(peer, 1)
+    # Nobody is there who ran it, or would wake it, when the answer comes.
+    await first.kill()
+    await bridge.kill()
+    people = People(peer.ports, peer.caller.lite_topics)
+    await people.answer(size, "M", by="ana")
+    bridge = await start("bridge")
+    assert await bridge.line() == "there"
+    second = await start("replica")
+    assert await second.line() == "there"
+
+    # Parked again, for the approval; now the bridge dies alone, before and after the answer.
+    approval = await _until_parked(peer, 2)
+    await bridge.kill()
+    await people.answer(approval, by="ben")
+    again = await start("bridge")
+    assert await again.line() == "there"
+    outcome = await handle.outcome()
+    assert outcome.unwrap() == {"size": "M", "by": "ana", "paid": "accept", "attempt": 1}
+    assert set(await read_questions(peer.ports)) == {size, approval}
+
+
+async def _until_parked(peer: Peer, asked: int) -> str:
+    """The question that waits, once so many were asked and the task is parked for the last."""
+    found: list[str] = []
+
+    async def is_parked() -> bool:
+        records = list((await read_questions(peer.ports)).values())
+        notes = [entry.data for entry in await peer.lite.latest(peer.subjects.lite_of(PARKED))]
+        found[:] = [each.query_id for each in records if any(each.query_id.encode() in note for note in notes)]
+        return len(records) == asked and bool(found)
+
+    await until(is_parked, WITHIN_S)
+    return found[0]
 
 
 @ON_NATS
