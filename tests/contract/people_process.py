@@ -48,9 +48,11 @@ def tell(text: str) -> None:
 
 async def bridge(wiring: Wiring) -> None:
     """Wake what is parked, until killed."""
-    await Waker(wiring.ports, wiring.caller.lite_topics).start()
+    waker = Waker(wiring.ports, wiring.caller.lite_topics)
+    await waker.start()
     tell("there")
     await asyncio.Event().wait()
+    await waker.aclose()
 
 
 async def replica(wiring: Wiring) -> None:

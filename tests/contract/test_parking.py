@@ -6,18 +6,21 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from squadron.actors.agent import Agent
 from squadron.actors.decorators import topic
+from squadron.bridge.jetstream.wiring import Wiring
+from squadron.config import Settings
 from squadron.runtime.asking.answering import OpenQuestion, People
 from squadron.runtime.asking.cancel import request_cancel
 from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.asking.people import Asked, park_for, put_question
 from squadron.runtime.asking.question_records import read_question
-from squadron.runtime.errors import BusUnavailableError, InvalidMessageError, Park
+from squadron.runtime.errors import BusUnavailableError, InvalidMessageError, Park, QuestionClosedError
 from squadron.runtime.ports.lite_journal import END_HEADER
 from squadron.runtime.ports.queue import Backlog, Lease, Mailbox
 from squadron.runtime.running.context import Context, TurnContext
@@ -27,7 +30,19 @@ from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.wire.limits import Deadline
 from squadron.runtime.wire.question import Question
 from squadron.testing import now_s
-from tests.contract.conftest import LEASE_S, SOON_S, Inbox, Peer, Serve, World, first_stored, until
+from tests.contract.conftest import (
+    LEASE_S,
+    SOON_S,
+    Inbox,
+    Peer,
+    Replica,
+    Serve,
+    World,
+    first_stored,
+    peer_of,
+    until,
+)
+from tests.contract.own_server import OwnServer
 
 BOX = Mailbox("reader", ("book.read",), lease_s=LEASE_S)
 
@@ -372,3 +387,44 @@ async def test_rubbish_among_the_notes_wakes_nothing_and_stops_nobody(
         await _people(peer).answer((await _parked(peer)).query_id, by="ana")
         assert (await handle.outcome()).unwrap() == "accept"
         assert waker.parked()["buyer"] == 0
+
+
+async def test_a_parked_task_outlives_the_server(tmp_path: Path) -> None:
+    server = OwnServer(tmp_path)
+    server.start()
+    settings = Settings(home=tmp_path, nats_url=server.url)
+    buyer = Buyer()
+    async with contextlib.AsyncExitStack() as rest:
+        rest.callback(server.stop)
+        wirings = [
+            await Wiring.open(settings, AgentIdentity(id=name), create=True) for name in ("buyer-1", "tester")
+        ]
+        for wiring in wirings:
+            rest.push_async_callback(wiring.aclose)
+        replica, peer = Replica(peer_of(wirings[0]), buyer), peer_of(wirings[1])
+        await replica.start()
+        rest.push_async_callback(replica.turns.aclose)
+        rest.push_async_callback(replica.pump.aclose)
+        rest.push_async_callback(replica.handovers.aclose)
+        waker = Waker(peer.ports, peer.caller.lite_topics)
+        await waker.start()
+        rest.push_async_callback(waker.aclose)
+        handle = await peer.caller.submit("park.buy", {}, AskOptions(within_s=600))
+        asked = await _parked(peer)
+        server.stop()
+        server.start()
+        async with asyncio.timeout(60):
+            await _answer_when_back(peer, asked.query_id, "M")
+            await _until_asked(peer, "Which colour?")
+            await _answer_when_back(peer, (await _parked(peer)).query_id, "blue")
+            assert (await handle.outcome()).unwrap() == ["M", "blue", "ana"]
+    assert set(buyer.attempts) == {1}
+
+
+async def _answer_when_back(peer: Peer, query_id: str, text: str) -> None:
+    async def is_answered() -> bool:
+        with contextlib.suppress(QuestionClosedError):
+            await _people(peer).answer(query_id, text, by="ana")
+        return True
+
+    await until(is_answered, 30)
