@@ -23,6 +23,8 @@ TOPIC, EVENT, DURABLE_EVENT, TOOL = (
 )
 #: How long one turn may run, in seconds, unless its topic says otherwise: an LLM call with its retries.
 DEFAULT_RUN_TIMEOUT_S = 120.0
+#: What people are told of a topic whose author wants its calls approved, and does not say why.
+APPROVAL_BY_AUTHOR = "Its author wants each call approved."
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,7 @@ class TopicMark:
     tags: tuple[str, ...]
     run_timeout_s: float
     retries: Retries
+    approval: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,7 @@ def topic(
     max_attempts: int = DEFAULT_MAX_ATTEMPTS,
     backoff_s: tuple[float, float] = (FIRST_BACKOFF_S, LONGEST_BACKOFF_S),
     retry_on: tuple[type[BaseException], ...] = (Exception, SystemExit),
+    approval: bool | str = False,
 ) -> Callable[[F], F]:
     """Serve a semantic topic with this method.
 
@@ -77,6 +81,7 @@ def topic(
         max_attempts: how often a task is tried before it is dead-lettered.
         backoff_s: pause before the second attempt and the longest, in seconds; doubled each time, with jitter.
         retry_on: exceptions against which another attempt may help; of all others the task fails at once.
+        approval: whether a person approves each call that a model makes of it; a text says why.
 
     Raises:
         InvalidSubjectError: the name breaks the grammar.
@@ -87,7 +92,8 @@ def topic(
             f"{name}: needs run_timeout_s above 0, max_attempts of at least 1, and backoff_s as (first, longest)"
         )
     retries = Retries(max_attempts, *backoff_s, on=retry_on)
-    mark = TopicMark(name, description, tuple(examples), tuple(tags), run_timeout_s, retries)
+    why = APPROVAL_BY_AUTHOR if approval is True else approval or ""
+    mark = TopicMark(name, description, tuple(examples), tuple(tags), run_timeout_s, retries, why)
 
     def decorate(method: F) -> F:
         if other := getattr(_inner(method), TOPIC, None):

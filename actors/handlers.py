@@ -154,6 +154,7 @@ class TopicSpec:
             output_schema=output.schema,
             examples=mark.examples,
             tags=mark.tags,
+            approval=mark.approval,
         )
         taken = frozenset(own | {context_parameter} - {""})
         limits = mark.run_timeout_s, mark.retries

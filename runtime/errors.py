@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from squadron.runtime.redact import scrub, scrub_all
@@ -179,6 +179,21 @@ class CutLetterError(SquadronError):
     """Of a dead letter's message only the beginning was kept: it can't be put back."""
 
 
+class UnknownQuestionError(SquadronError):
+    """No question waits under this id, or several do."""
+
+
+class QuestionClosedError(SquadronError):
+    """A question can't be answered any more: it was withdrawn, it is past its deadline, or `by` was first.
+
+    `action` is the answer that was given then.
+    """
+
+    def __init__(self, message: str, *, by: str = "", action: str = "", hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.by, self.action = by, action
+
+
 class ModelError(SquadronError):
     """The LLM provider refused or broke off.
 
@@ -232,6 +247,20 @@ class Retry(SquadronError):  # noqa: N818 - an instruction, not an error
         self.after_s = after_s
 
 
+class Park(SquadronError):  # noqa: N818 - an instruction, not an error
+    """Raise it in a handler: run this task again when one of these questions to people is answered.
+
+    Until then, or until `deadline_ms` (since the epoch), it holds no slot. The handler is run again from its top;
+    that counts as the same attempt.
+    """
+
+    def __init__(
+        self, message: str = "waits for people", *, queries: Sequence[str] = (), deadline_ms: int = 0
+    ) -> None:
+        super().__init__(message)
+        self.queries, self.deadline_ms = tuple(queries), deadline_ms
+
+
 class Terminal(SquadronError):  # noqa: N818 - an instruction, not an error
     """Raise it in a handler: this task fails now, no attempt can help."""
 
@@ -247,3 +276,14 @@ class BudgetError(Terminal):
     def __init__(self, message: str, *, field: str = "", hint: str = "") -> None:
         SquadronError.__init__(self, message, hint=hint)
         self.field = field
+
+
+class UnansweredError(Terminal):
+    """Nobody answered a question before its deadline, and it has no default; or it was withdrawn.
+
+    In a handler that fails the task: another attempt would find the same question, as unanswered.
+    """
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint

@@ -19,12 +19,14 @@ if TYPE_CHECKING:
         FencedError,
         InvalidInputError,
         InvalidSubjectError,
+        QuestionClosedError,
         QuotaExceededError,
         Retry,
         SquadClosedError,
         SquadronError,
         StreamGapError,
         Terminal,
+        UnansweredError,
     )
     from squadron.runtime.lite.reader import End, LiteMessage
     from squadron.runtime.lite.topic import LiteTopic
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
         TimedOut,
         Undeliverable,
     )
+    from squadron.runtime.wire.question import Reply
     from squadron.runtime.wire.route import Route
     from squadron.runtime.wire.spent import Spent
     from squadron.runtime.wire.start import Tail
@@ -70,8 +73,10 @@ _HOMES = {
     "LiteTopic": "runtime.lite.topic",
     "Nested": "runtime.streams.writer",
     "Outcome": "runtime.wire.outcome",
+    "QuestionClosedError": "runtime.errors",
     "QuotaExceededError": "runtime.errors",
     "Rejected": "runtime.wire.outcome",
+    "Reply": "runtime.wire.question",
     "Restarted": "runtime.streams.writer",
     "Result": "runtime.wire.outcome",
     "Retry": "runtime.errors",
@@ -85,6 +90,7 @@ _HOMES = {
     "Tail": "runtime.wire.start",
     "Terminal": "runtime.errors",
     "TimedOut": "runtime.wire.outcome",
+    "UnansweredError": "runtime.errors",
     "Undeliverable": "runtime.wire.outcome",
     "on": "actors.decorators",
     "on_durable": "actors.decorators",
@@ -112,8 +118,10 @@ __all__ = [
     "LiteTopic",
     "Nested",
     "Outcome",
+    "QuestionClosedError",
     "QuotaExceededError",
     "Rejected",
+    "Reply",
     "Restarted",
     "Result",
     "Retry",
@@ -127,6 +135,7 @@ __all__ = [
     "Tail",
     "Terminal",
     "TimedOut",
+    "UnansweredError",
     "Undeliverable",
     "on",
     "on_durable",

@@ -8,7 +8,7 @@ import json
 import os
 import uuid
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -24,12 +24,14 @@ from squadron.runtime.errors import (
     RouteConflictError,
     SquadronError,
 )
+from squadron.runtime.lite.topic import LiteTopics
 from squadron.runtime.ports.bus import Note, Subscription
 from squadron.runtime.ports.journal import Journal
 from squadron.runtime.ports.queue import Backlog
 from squadron.runtime.ports.replicas import Replicas
 from squadron.runtime.registry.registry import STAND_IN, Registry
 from squadron.runtime.retries import summary_of, traceback_of
+from squadron.runtime.running.parking import Waker
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.wire.deployment import AgentState, Deployment, Scale
 from squadron.runtime.wire.subjects import TaskSubject, TicketSubject, is_foreign, matches, overlap
@@ -46,10 +48,6 @@ LOSSES_KEPT = 8
 
 #: Serve's words for an agent that takes tasks, or soon will.
 _ALIVE = frozenset({"RUNNING", "DEPLOYING", "UPDATING", "NOT_STARTED", "AUTOSCALING", "HEALTHY"})
-
-
-async def _awaited(work: Awaitable[dict[str, Any]]) -> dict[str, Any]:
-    return await work
 
 
 class Bridge:
@@ -91,6 +89,7 @@ class Bridge:
         self._losses: deque[dict[str, Any]] = deque(maxlen=LOSSES_KEPT)
         #: The latest calls by their id, so that one which is asked again is not done again.
         self._calls: OrderedDict[str, asyncio.Task[dict[str, Any]]] = OrderedDict()
+        self._waker = Waker(ports, LiteTopics(ports))
         self._writing = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._ears: list[Subscription] = []
@@ -104,6 +103,7 @@ class Bridge:
         """Take up what is recorded and begin to answer."""
         await self._keep_streams()
         await self._deployed.load()
+        await self._waker.start()
         self._registry.on_lapse(lambda *gone: self._spawn(self._tell_offline(*gone), "tells offline"))
         # What is recorded is declared by the upkeep, which goes on when Serve refuses or is away.
         self._spawn(self._keep_up(), "upkeep", lasting=True)
@@ -122,6 +122,7 @@ class Bridge:
 
     async def aclose(self) -> None:
         """Stop answering. Agents run on. May be called twice."""
+        await self._waker.aclose()
         for ear in self._ears:
             await ear.aclose()
         for task in list(self._tasks):
@@ -152,7 +153,7 @@ class Bridge:
 
     async def _once(self, call_id: str, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """Do a call, or wait for it if it was asked before under the same id."""
-        verbs: dict[str, Callable[..., Awaitable[dict[str, Any]]]] = {
+        verbs: dict[str, Callable[..., Coroutine[Any, Any, dict[str, Any]]]] = {
             "deploy": self.deploy,
             "undeploy": self.undeploy,
             "scale": self.scale,
@@ -163,7 +164,7 @@ class Bridge:
             raise InvalidMessageError(f"{verb!r} is not a call", hint=f"one of {', '.join(verbs)}")
         task = self._calls.get(call_id)
         if task is None:
-            task = self._calls[call_id] = asyncio.ensure_future(_awaited(verbs[verb](**arguments)))
+            task = self._calls[call_id] = asyncio.ensure_future(verbs[verb](**arguments))
             if len(self._calls) > CALLS_KEPT:
                 self._calls.popitem(last=False)
         return await asyncio.shield(task)
@@ -324,7 +325,9 @@ class Bridge:
                 for subject, count in held.items():
                     for name in self._served_by(subject):
                         counts[name] += count
-                self._held_by = counts
+                # What waits for people needs no replica.
+                parked = self._waker.parked()
+                self._held_by = {name: max(0, count - parked[name]) for name, count in counts.items()}
             except Exception as error:
                 # The last figures stand until there are new ones.
                 self._log.info("bridge.no_sample", error=summary_of(error))

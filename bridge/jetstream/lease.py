@@ -29,8 +29,10 @@ class JetStreamLease:
     __slots__ = (
         "_begun",
         "_connection",
+        "_count",
         "_note_pattern",
         "_notes",
+        "_parked",
         "_reply",
         "delivered",
         "first",
@@ -45,7 +47,14 @@ class JetStreamLease:
         self.delivered, self.seq, self.pending = int(delivered), int(seq), int(pending)
         # What a server of an earlier connection may have delivered was stored before this connection.
         self.first = self.delivered == 1 and int(stored_ns) / NANOSECONDS > connection.connected_at + CLOCKS_S
-        self._begun = False
+        self._begun = self._parked = False
+        #: Which beginning this is.
+        self._count = 1
+
+    @property
+    def wake_token(self) -> str:
+        """As for whoever takes it over."""
+        return self._reply
 
     @property
     def token(self) -> str:
@@ -67,6 +76,7 @@ class JetStreamLease:
         # Delivered once, and with a note: the server was killed and forgot what it had delivered before.
         count = (_beginnings(note.data) if note else 1) + 1
         await self._notes.append(self._note_key, str(count).encode(), ttl_s=NOTE_TTL_S)
+        self._count = count
         return count
 
     async def progressed(self) -> None:
@@ -81,7 +91,9 @@ class JetStreamLease:
             self._connection.publish_soon(self._reply, b"+ACK")
 
     async def extend(self) -> None:
-        """Start the lease's time anew."""
+        """Start the lease's time anew, unless it is parked."""
+        if self._parked:
+            return
         await self._connection.publish(self._reply, b"+WPI")
 
     async def release(self, after_s: float = 0.0) -> None:
@@ -93,6 +105,14 @@ class JetStreamLease:
                 await self._notes.append(self._note_key, b"0", ttl_s=NOTE_TTL_S)
         delay = json.dumps({"delay": round(after_s * NANOSECONDS)})
         await self._connection.publish(self._reply, f"-NAK {delay}".encode())
+
+    async def park(self, after_s: float) -> None:
+        """Hand the message back for long; the beginning does not count."""
+        self._parked = True
+        if self._begun:
+            await self._notes.append(self._note_key, str(self._count - 1).encode(), ttl_s=after_s + NOTE_TTL_S)
+        delay = json.dumps({"delay": round(after_s * NANOSECONDS)})
+        await self._connection.request(self._reply, f"-NAK {delay}".encode())
 
 
 def _beginnings(note: bytes) -> int:

@@ -132,6 +132,11 @@ class JetStreamQueue:
         await feed.open()
         return feed
 
+    async def wake(self, token: str) -> None:
+        """Have a message that was parked delivered now."""
+        self.take_over(token)
+        await self._connection.request(token, b"-NAK")
+
     def take_over(self, token: str) -> Lease:
         """The lease that another process holds."""
         # It comes from the bus, and what is done with it is sent there.

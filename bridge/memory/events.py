@@ -94,6 +94,13 @@ class _EventLease:
     async def extend(self) -> None:
         self._line.send(lambda: self._arm(self._group.lease_s))
 
+    @property
+    def wake_token(self) -> str:
+        return ""
+
+    async def park(self, after_s: float) -> None:
+        await self.release(after_s)
+
     async def release(self, after_s: float = 0.0) -> None:
         self._line.send(lambda: self._arm(after_s))
 

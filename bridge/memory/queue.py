@@ -46,6 +46,7 @@ class _QueueLease:
         self._queue, self._line, self._task, self._lease_s = queue, line, task, lease_s
         self.delivered, self.first = task.delivered, task.delivered == 1
         self.token = f"{task.seq}.{task.delivered}"
+        self._begun = self._parked = False
         self._arm(lease_s)
 
     def over(self, line: Line) -> _QueueLease:
@@ -65,6 +66,7 @@ class _QueueLease:
         if not self.first:
             await self._line.answer()
         self._task.begun += 1
+        self._begun = True
         return self._task.begun
 
     async def progressed(self) -> None:
@@ -77,10 +79,21 @@ class _QueueLease:
         self._line.send(lambda: self._queue.drop(self._task))
 
     async def extend(self) -> None:
-        self._line.send(lambda: self._arm(self._lease_s))
+        if not self._parked:
+            self._line.send(lambda: self._arm(self._lease_s))
 
     async def release(self, after_s: float = 0.0) -> None:
         self._line.send(lambda: self._arm(after_s))
+
+    @property
+    def wake_token(self) -> str:
+        return self.token
+
+    async def park(self, after_s: float) -> None:
+        await self._line.answer()
+        self._task.begun -= self._begun
+        self._parked = True
+        self._arm(after_s)
 
 
 class _QueueFeed:
@@ -150,6 +163,15 @@ class MemoryQueue:
         feed = _QueueFeed(self, self._line, mailbox, sink)
         self._feeds.append(feed)
         return feed
+
+    async def wake(self, token: str) -> None:
+        await self._line.answer()
+        try:
+            seq, delivered = map(int, token.split("."))
+        except ValueError:
+            raise InvalidMessageError(f"{token[:80]!r} is no lease") from None
+        if task := self._tasks.get(seq):
+            self.give_back(task, delivered)
 
     def take_over(self, token: str) -> Lease:
         try:

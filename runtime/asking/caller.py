@@ -15,6 +15,7 @@ from squadron.runtime.asking.admission import RETRY_AFTER_S, Admission
 from squadron.runtime.asking.cancel import request_cancel
 from squadron.runtime.asking.handle import Handle
 from squadron.runtime.asking.options import AskOptions
+from squadron.runtime.asking.question_records import withdraw_questions
 from squadron.runtime.asking.task import claim_id, pack_task
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import (
@@ -231,6 +232,7 @@ class Caller:
             outcome = Cancelled(task_id=handle.task_id, topic=handle.topic, reason="cancelled", spent=NOT_TOLD)
             data = self.ports.pack("result", {"content": outcome.to_content()}, **ids)
             msg_id = outcome_msg_id(handle.task_id)
+            await withdraw_questions(self.ports, self.lite_topics, handle.task_id)
             await self.ports.lite.append(handle.reply_to, data, ttl_s=LITE_TTL_S, msg_id=msg_id)
             await handle._look()
         if handle.done:

@@ -57,6 +57,21 @@ class Lease(Protocol):
         """Hand the message back; it is delivered again after `after_s` seconds, to anyone."""
         ...
 
+    @property
+    def wake_token(self) -> str:
+        """What `Queue.wake` takes, once it is parked."""
+        ...
+
+    async def park(self, after_s: float) -> None:
+        """Hand the message back for long: as `release`, but it may be woken, and the work did not begin.
+
+        The server keeps it for as long, and knows so when this returns.
+
+        Raises:
+            BusUnavailableError: the server did not say so in time; the lease may go on.
+        """
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
@@ -135,6 +150,15 @@ class Queue(Protocol):
 
     async def consume(self, mailbox: Mailbox, sink: Callable[[Delivery], None]) -> Feed:
         """Pull from the mailbox; `sink` gets each delivery and must not block."""
+        ...
+
+    async def wake(self, token: str) -> None:
+        """Have a message that was parked delivered now; one that is settled stays so.
+
+        Raises:
+            InvalidMessageError: that is no token of a lease.
+            BusUnavailableError: the server did not say so in time; trying again is safe.
+        """
         ...
 
     def take_over(self, token: str) -> Lease:

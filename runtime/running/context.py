@@ -23,6 +23,7 @@ from squadron.runtime.errors import WrongLoopError
 from squadron.runtime.lite.topic import LiteTopic
 from squadron.runtime.ports.lite_journal import END_HEADER
 from squadron.runtime.ports.queue import Lease
+from squadron.runtime.running.asks_people import AsksPeople
 from squadron.runtime.running.ledger import Ledger
 from squadron.runtime.streams.writer import StreamWriter
 from squadron.runtime.texts import whole
@@ -30,6 +31,7 @@ from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.limits import Budget, Deadline
 from squadron.runtime.wire.outcome import Outcome
 from squadron.runtime.wire.path import Parent, step_of
+from squadron.runtime.wire.question import Reply
 from squadron.runtime.wire.spent import Spent
 from squadron.runtime.wire.subjects import token_of
 
@@ -42,7 +44,7 @@ T = TypeVar("T")
 MEMORY_TTL_S = 7 * 24 * 3600.0
 
 
-class Context:
+class Context(AsksPeople):
     """One turn's view: the message, its deadline and budget, and the ways to talk.
 
     Attributes:
@@ -330,6 +332,11 @@ class TurnContext(Context):
         running = [handle for handle in self._children or () if not handle.done]
         await asyncio.gather(*(self._caller.request_cancel(handle) for handle in running))
 
+    async def withdraw_questions(self) -> None:
+        """The task has ended: nobody waits for answers any more."""
+        if self._questions is not None:
+            await self._questions.withdraw()
+
 
 class SyncContext:
     """What a plain `def` handler can't await; see `Context`.
@@ -348,6 +355,16 @@ class SyncContext:
     def submit(self, topic: str, content: Any = None, /, **options: Unpack[AskKeywords]) -> BlockingHandle:
         """See `Context.submit`."""
         return BlockingHandle(self._wait(self._context.submit(topic, content, **options)), self._wait)
+
+    def ask_person(self, message: str, **options: Any) -> Reply:
+        """See `Context.ask_person`."""
+        reply: Reply = self._wait(self._context.ask_person(message, **options))
+        return reply
+
+    def ask_approval(self, topic: str, arguments: Any, **options: Any) -> Reply:
+        """See `Context.ask_approval`."""
+        reply: Reply = self._wait(self._context.ask_approval(topic, arguments, **options))
+        return reply
 
     def publish(self, topic: str, content: Any, **options: Any) -> None:
         """See `Context.publish`."""

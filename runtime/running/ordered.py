@@ -125,6 +125,14 @@ class _TurnLease:
     async def release(self, after_s: float = 0.0) -> None:
         await self.ticket.release(after_s)
 
+    @property
+    def wake_token(self) -> str:
+        return self.ticket.wake_token
+
+    async def park(self, after_s: float) -> None:
+        # Its conversation waits with it.
+        await self.ticket.park(after_s)
+
 
 class _LineFeed:
     """Hands out the heads of all lines, as tickets for them come; and reads the intake, if asked."""
@@ -309,6 +317,10 @@ class OrderedQueue:
             await unwinding.open()
             return unwinding
         return await self.store.consume(mailbox, sink)
+
+    async def wake(self, token: str) -> None:
+        """Have a message that was parked delivered now."""
+        await self.store.wake(token)
 
     def take_over(self, token: str) -> Lease:
         """The lease that another process holds."""

@@ -1,8 +1,10 @@
-"""Deliveries that nobody can read: they get no second try, and their sender need not wait in vain."""
+"""What nobody can read, or serve: no handler sees it."""
 
 from __future__ import annotations
 
 import json
+
+import structlog
 
 from squadron.runtime.ports.queue import Delivery
 from squadron.runtime.running.reports import Reports
@@ -12,24 +14,38 @@ from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.outcome import DeadLettered
 from squadron.runtime.wire.subjects import token_of
 
-
-async def bury_poison(ports: Ports, agent: str, delivery: Delivery, error: Exception) -> None:
-    """Answer as far as id and address can be read, and keep the bytes for a person to look at."""
-    await _answer(ports, delivery, error)
-    await DeadLetters(ports).bury_poison(agent, delivery, error, source=ports.identity)
-    await delivery.lease.settle()
+_log = structlog.get_logger("squadron.turn")
 
 
-async def _answer(ports: Ports, delivery: Delivery, error: Exception) -> None:
-    try:
-        raw = json.loads(delivery.data)
-        id, reply_to = raw["id"], raw["replyTo"]
-        now = ports.clock.time()
-        message = AgentMessage.new("task", ports.identity, id=id, reply_to=reply_to, timestamp=now)
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return
-    outcome = DeadLettered(reason=str(error), task_id=message.id, details={"attempts": 0})
-    reports = Reports(ports)
-    lite_key, announce = reports.address(message, "poison.message")
-    # Not as the task's own outcome: the same message may be put back, and served.
-    await reports.store(message, outcome, lite_key, announce, msg_id=f"{token_of(message.id)}.poison")
+class Poison:
+    """Bytes nobody can read get no second try; they are kept for a person to look at."""
+
+    def __init__(self, ports: Ports, agent: str) -> None:
+        self._ports, self._agent = ports, agent
+        self._reports, self._letters = Reports(ports), DeadLetters(ports)
+
+    async def take(self, delivery: Delivery, error: Exception) -> None:
+        """Answer, bury and settle what was delivered.
+
+        Raises:
+            BusUnavailableError: it could not be stored; it is delivered again.
+        """
+        await self._answer(delivery, error)
+        names = {"agent": self._agent, "replica": self._ports.identity.id, "subject": delivery.subject}
+        _log.warning("turn.poison", error=str(error), **names)
+        await self._letters.bury_poison(self._agent, delivery, error, source=self._ports.identity)
+        await delivery.lease.settle()
+
+    async def _answer(self, delivery: Delivery, error: Exception) -> None:
+        """Of what can't be served, id and address may still be readable: its sender need not wait in vain."""
+        try:
+            raw = json.loads(delivery.data)
+            id, reply_to = raw["id"], raw["replyTo"]
+            now = self._ports.clock.time()
+            message = AgentMessage.new("task", self._ports.identity, id=id, reply_to=reply_to, timestamp=now)
+        except (ValueError, TypeError, KeyError, RecursionError):
+            return
+        outcome = DeadLettered(reason=str(error), task_id=message.id, details={"attempts": 0})
+        lite_key, announce = self._reports.address(message, "poison.message")
+        # Not as the task's own outcome: the same message may be put back, and served.
+        await self._reports.store(message, outcome, lite_key, announce, msg_id=f"{token_of(message.id)}.poison")

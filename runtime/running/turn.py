@@ -12,12 +12,14 @@ import structlog
 
 from squadron.runtime.asking.caller import Caller
 from squadron.runtime.asking.cancel import Cancellations
+from squadron.runtime.asking.question_records import withdraw_questions
 from squadron.runtime.calling import THREAD_GRACE_S
 from squadron.runtime.errors import (
     BudgetError,
     InvalidInputError,
     InvalidMessageError,
     InvalidSubjectError,
+    Park,
     SupersededError,
     Terminal,
 )
@@ -28,7 +30,8 @@ from squadron.runtime.running.earlier import keep_spent, open_ledger
 from squadron.runtime.running.handover import HAND_ON_S, LONGEST_HAND_ON_S, hand_over
 from squadron.runtime.running.ledger import Ledger
 from squadron.runtime.running.once import is_copy
-from squadron.runtime.running.poison import bury_poison
+from squadron.runtime.running.parking import Parking
+from squadron.runtime.running.poison import Poison
 from squadron.runtime.running.reports import Reports
 from squadron.runtime.store.dead_letters import DeadLetters
 from squadron.runtime.wire.envelope import LAST_MS, AgentMessage
@@ -104,6 +107,13 @@ class _HandOn:
     replicas: list[str]
 
 
+@dataclass(frozen=True, slots=True)
+class _Later:
+    """Not an outcome: the task waits for people."""
+
+    park: Park
+
+
 class Turns:
     """Runs the deliveries of one mailbox through the handlers that serve it.
 
@@ -123,6 +133,7 @@ class Turns:
         self.agent, self._caller, self._ports = agent, caller, ports
         self._letters = DeadLetters(ports)
         self._reports = Reports(ports)
+        self._parking, self._poison = Parking(ports, agent), Poison(ports, agent)
         self._capabilities = frozenset(capabilities)
         self._exact = {handler.topic.name: handler for handler in handlers}
         self._families = [handler for handler in handlers if handler.topic.is_pattern]
@@ -150,8 +161,7 @@ class Turns:
             topic = TaskSubject.parse(delivery.subject).topic
             message = AgentMessage.decode(delivery.data)
         except (InvalidMessageError, InvalidSubjectError) as error:
-            self._log.warning("turn.poison", subject=delivery.subject, error=str(error))
-            await bury_poison(self._ports, self.agent, delivery, error)
+            await self._poison.take(delivery, error)
             return None
         lite_key, announce = self._reports.address(message, topic)
         # One that may have been here before: after a death, as a dead letter, or under an id of its caller's own.
@@ -164,7 +174,8 @@ class Turns:
             await delivery.lease.settle()
             return None
         looked_at = now if again else asked_at
-        ended = await self._attempt(delivery, message, topic, lite_key)
+        was_parked = not delivery.lease.first and await self._parking.take_up(message)
+        ended = await self._attempt(delivery, message, topic, lite_key, was_parked=was_parked)
         if isinstance(ended, _HandOn):
             if not await hand_over(self._ports, delivery, ended.replicas):
                 await delivery.lease.release(backoff_s(delivery.lease.delivered, HAND_ON_S, LONGEST_HAND_ON_S))
@@ -174,9 +185,15 @@ class Turns:
             return None
         if isinstance(ended, _LetGo):
             return None
+        if isinstance(ended, _Later):
+            await self._parking.park(delivery, message, ended.park)
+            return None
         late = self._ports.clock.time() > looked_at + ALONE_S
         if late and await self._settle_if_stored(delivery, message, lite_key, announce):
             return None
+        if isinstance(ended, Cancelled):
+            # Those of earlier attempts, too, and of one that never ran on this replica.
+            await withdraw_questions(self._ports, self._caller.lite_topics, message.id)
         if isinstance(ended, DeadLettered):
             await self._letters.bury(self.agent, delivery, ended, source=self._ports.identity)
         reported = await self._reports.store(message, ended, lite_key, announce)
@@ -199,8 +216,8 @@ class Turns:
         return True
 
     async def _attempt(
-        self, delivery: Delivery, message: AgentMessage, topic: str, lite_key: str
-    ) -> Outcome | _Again | _HandOn | _LetGo:
+        self, delivery: Delivery, message: AgentMessage, topic: str, lite_key: str, *, was_parked: bool
+    ) -> Outcome | _Again | _HandOn | _Later | _LetGo:
         common: dict[str, Any] = {
             "task_id": message.id,
             "topic": topic,
@@ -216,7 +233,7 @@ class Turns:
         handler = self._handler(topic)
         if handler is None:
             return Undeliverable(reason=f"{self.agent} does not serve {topic!r} any more", **common)
-        refusal = self._refusal(message, ledger, common)
+        refusal = self._refusal(message, ledger, common, was_parked)
         if refusal is not None:
             return refusal
         attempt = common["attempt"] = await delivery.lease.begin()
@@ -233,7 +250,9 @@ class Turns:
             if isinstance(ended, _Again):
                 await keep_spent(self._ports, message, ledger, context.deadline)
             # Whoever reads the outcome can count on all that was emitted before it.
-            await context.finish("again" if isinstance(ended, _Again) else ended.kind)
+            await context.finish(ended.kind if isinstance(ended, Outcome) else "again")
+            if isinstance(ended, Outcome):
+                await context.withdraw_questions()
             return ended
         except (asyncio.CancelledError, Exception):
             # Handed back in the middle.
@@ -242,11 +261,14 @@ class Turns:
         finally:
             context.close()
 
-    def _refusal(self, message: AgentMessage, ledger: Ledger, common: dict[str, Any]) -> Outcome | _HandOn | None:
+    def _refusal(
+        self, message: AgentMessage, ledger: Ledger, common: dict[str, Any], was_parked: bool
+    ) -> Outcome | _HandOn | None:
         if self._cancelled.includes(message.id):
             return Cancelled(reason="cancelled before it started", **common)
         now, routing, limits = self._ports.clock.time(), message.routing, message.payload.constraints
-        if routing.timeout is not None and now > message.timestamp + routing.timeout / 1000:
+        # One that was parked had started in time.
+        if routing.timeout is not None and not was_parked and now > message.timestamp + routing.timeout / 1000:
             reason = f"waited longer than its {routing.timeout / 1000:g} s in the mailbox"
             return Expired(reason=reason, **common)
         if limits is not None and limits.deadline is not None and now * 1000 > limits.deadline:
@@ -273,7 +295,7 @@ class Turns:
 
     async def _run_handler(
         self, handler: Handler, delivery: Delivery, context: TurnContext, common: dict[str, Any]
-    ) -> Outcome | _Again | _LetGo:
+    ) -> Outcome | _Again | _Later | _LetGo:
         message = context.message
         turn = asyncio.current_task(self._caller.loop)
         assert turn is not None
@@ -318,6 +340,8 @@ class Turns:
             return Cancelled(reason="cancelled while it ran", **common)
         if stopped and answer is _NOTHING:
             return TimedOut(reason=f"ran longer than its {round(limit_s, 3):g} s", **common)
+        if isinstance(failure, Park):
+            return _Later(failure)
         if isinstance(failure, InvalidInputError):
             return await self._invalid(delivery, failure, common)
         if isinstance(failure, SupersededError):

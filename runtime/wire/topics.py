@@ -50,6 +50,8 @@ class SemanticTopic(_Told):
     mailbox: str = ""
     mailbox_limit: int = Field(default=0, ge=0)
     when_full: Literal["wait", "reject"] = "wait"
+    #: Why a person approves each call that a model makes of it; empty if nobody need.
+    approval: str = ""
 
     @field_validator("name")
     @classmethod

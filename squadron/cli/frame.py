@@ -43,6 +43,7 @@ _CODES: dict[type[SquadronError], int] = {
     errors.InvalidSubjectError: BAD_USAGE,
     errors.UnknownLetterError: BAD_USAGE,
     errors.CutLetterError: BAD_USAGE,
+    errors.UnknownQuestionError: BAD_USAGE,
     errors.BusUnavailableError: NOT_RUNNING,
     errors.BridgeUnavailableError: NOT_RUNNING,
     errors.ClusterUnavailableError: NOT_RUNNING,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from squadron.cli import frame, limits
+from squadron.cli import frame, spending
 from squadron.cli.environment import Json
 
 if TYPE_CHECKING:
@@ -182,16 +182,16 @@ def resume(
     max_rounds: Annotated[
         int, typer.Option("--max-rounds", help="Most further turns of the model.", min=1, max=100)
     ] = 12,
-    tokens: limits.Tokens = None,
-    usd: limits.Usd = None,
-    rounds: limits.Rounds = None,
-    tasks: limits.Tasks = None,
-    hops: limits.Hops = None,
+    tokens: spending.Tokens = None,
+    usd: spending.Usd = None,
+    rounds: spending.Rounds = None,
+    tasks: spending.Tasks = None,
+    hops: spending.Hops = None,
     as_json: Json = False,
 ) -> None:
     """Have a run that has ended go on from where it was, with new limits; nothing it did is done again."""
     how = {"within_s": within, "max_rounds": max_rounds}
-    budget = limits.budget_of(tokens, usd, rounds, tasks, hops)
+    budget = spending.budget_of(tokens, usd, rounds, tasks, hops)
     frame.execute(_resume(ctx, id, how | {"budget": budget}, as_json), as_json=as_json)
 
 

@@ -11,6 +11,7 @@ from squadron.actors.runs.shelf import RunInfo, Runs, RunView
 from squadron.client.portal import Portal
 from squadron.client.stream import Stream
 from squadron.client.subscriptions import DurableEvent
+from squadron.runtime.asking.answering import OpenQuestion, QuestionNews
 from squadron.runtime.asking.handle import BlockingHandle, Handle
 from squadron.runtime.asking.options import AskKeywords
 from squadron.runtime.closing import Closing
@@ -21,6 +22,7 @@ from squadron.runtime.store.dead_letters import DeadLetter, DeadLetters, Redrive
 from squadron.runtime.streams.writer import Chunk, Ended, Nested, Restarted
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.outcome import Outcome
+from squadron.runtime.wire.question import Reply
 from squadron.runtime.wire.start import LiteStart
 from squadron.runtime.wire.topics import ScoredTopic
 
@@ -136,6 +138,22 @@ class SyncSquad(Closing):
     def topics(self) -> list[ScoredTopic]:
         """See `Squad.topics`."""
         return self._wait(_call(self._squad.topics))
+
+    def questions(self) -> list[OpenQuestion]:
+        """See `Squad.questions`."""
+        return self._wait(self._squad.questions())
+
+    def question(self, query_id: str) -> OpenQuestion:
+        """See `Squad.question`."""
+        return self._wait(self._squad.question(query_id))
+
+    def follow_questions(self) -> SyncItems[QuestionNews]:
+        """See `Squad.follow_questions`; a plain iterator."""
+        return SyncItems(self._squad.follow_questions(), self._portal)
+
+    def answer(self, query_id: str, content: Any = None, /, **options: Any) -> Reply:
+        """See `Squad.answer`."""
+        return self._wait(self._squad.answer(query_id, content, **options))
 
     def keep_running(self) -> None:
         """See `Squad.keep_running`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import getpass
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,16 +17,19 @@ from squadron.actors.thinking.providers import default_model_spec
 from squadron.bridge.place import Place
 from squadron.client.stream import Stream
 from squadron.client.subscriptions import DurableEvents, Events
+from squadron.runtime.asking.answering import OpenQuestion, People, QuestionNews
 from squadron.runtime.asking.handle import Handle
 from squadron.runtime.asking.options import UNLIMITED, AskKeywords, AskOptions
 from squadron.runtime.closing import AsyncClosing
 from squadron.runtime.errors import ConfigError, SquadClosedError, StreamGapError
 from squadron.runtime.lite.feed import LiteFeed
 from squadron.runtime.lite.topic import LiteTopic
+from squadron.runtime.steady import Steady
 from squadron.runtime.store.dead_letters import DeadLetters
 from squadron.runtime.wire.groups import check_group
 from squadron.runtime.wire.limits import Budget
 from squadron.runtime.wire.outcome import Outcome
+from squadron.runtime.wire.question import Action, Reply
 from squadron.runtime.wire.start import Start
 from squadron.runtime.wire.subjects import check_pattern
 from squadron.runtime.wire.topics import ScoredTopic
@@ -238,6 +242,54 @@ class Talking(AsyncClosing):
             {"goal": info.title, "resume": info.run}, "", max_rounds, within_s, budget, on_event
         )
 
+    # --- people --------------------------------------------------------------------------------------
+
+    async def questions(self) -> list[OpenQuestion]:
+        """What waits for people now, oldest first; each has a `query_id` and a `question`.
+
+        Raises:
+            BusUnavailableError: the server can't be reached.
+        """
+        return await self._people.questions()
+
+    async def question(self, query_id: str) -> OpenQuestion:
+        """The question of this id, or whose id begins with it.
+
+        Raises:
+            UnknownQuestionError: no question waits under it, or several do.
+            QuestionClosedError: somebody answered it, it was withdrawn, or its deadline has passed.
+            BusUnavailableError: the server can't be reached.
+        """
+        return await self._people.find(query_id)
+
+    def follow_questions(self) -> Steady[QuestionNews]:
+        """What waits for people now, then what is asked and what becomes of it: iterate with `async for`."""
+        return self._people.follow()
+
+    async def answer(
+        self, query_id: str, content: Any = None, /, *, action: Action = "accept", by: str = ""
+    ) -> Reply:
+        """Answer a question; the first answer that fits counts.
+
+        Args:
+            query_id: in full, or its beginning.
+            content: the fields of the question's schema, or the bare value of the only one; of what is not
+                accepted the reason. Of an approval also `always`, and `arguments` to change them.
+            action: "accept", "decline", or "cancel".
+            by: who answers; the user of this process by default.
+
+        Raises:
+            InvalidInputError: the content does not fit; nothing was sent.
+            UnknownQuestionError: no question waits under this id, or several do.
+            QuestionClosedError: somebody was first, it was withdrawn, or its deadline has passed.
+            BusUnavailableError: not acknowledged in time; answering again is safe.
+        """
+        return await self._people.answer(query_id, content, action=action, by=by or _user())
+
+    @property
+    def _people(self) -> People:
+        return People(self._wiring.ports, self._wiring.caller.lite_topics)
+
     # --- goals ---------------------------------------------------------------------------------------
 
     async def run(
@@ -289,3 +341,11 @@ class Talking(AsyncClosing):
                 if on_event is not None:
                     on_event(event)
         return await stream.outcome()
+
+
+def _user() -> str:
+    """Who is at this machine; a container may know nobody by name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "somebody"

@@ -22,6 +22,7 @@ from squadron.client.talking import Talking
 from squadron.config import Settings
 from squadron.runtime.errors import DeployError, InvalidAgentError, SquadClosedError
 from squadron.runtime.retries import summary_of
+from squadron.runtime.running.parking import Waker
 from squadron.runtime.wire.envelope import AgentIdentity
 from squadron.testing.misuse import NotServedError
 from squadron.testing.script import Script, ScriptSpec
@@ -95,6 +96,9 @@ class MemorySquad(Talking):
                 logger_factory=structlog.PrintLoggerFactory(sys.stderr),
             )
         await self._own.start()
+        waker = Waker(self._own.ports, self._own.caller.lite_topics)
+        await waker.start()
+        self._open.push_async_callback(waker.aclose)
         self._is_open = True
         return self
 

@@ -23,7 +23,22 @@ from squadron.runtime.asking.handle import Handle
 from squadron.runtime.errors import InvalidInputError
 from squadron.runtime.streams.writer import Chunk, Restarted
 
-COMMANDS = ("up", "down", "status", "deploy", "undeploy", "scale", "topics", "ask", "run", "demo", "doctor", "dlq")
+COMMANDS = (
+    "up",
+    "down",
+    "status",
+    "deploy",
+    "undeploy",
+    "scale",
+    "topics",
+    "ask",
+    "run",
+    "demo",
+    "doctor",
+    "dlq",
+    "asks",
+    "answer",
+)
 
 
 @pytest.fixture
@@ -70,7 +85,10 @@ def test_the_version_is_the_packages() -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("asks",),
+        ("askk",),
+        ("answer",),
+        ("answer", "q1", "no-equals-sign"),
+        ("answer", "q1", "--accept", "--decline"),
         ("ask",),
         ("ask", "a.b", "--within", "soon"),
         ("ask", "a.b", "--priority", "10"),
@@ -98,7 +116,8 @@ def test_bad_usage_ends_with_2_and_without_a_traceback(clean: Path, arguments: t
 
 
 @pytest.mark.parametrize(
-    "arguments", [("status",), ("topics",), ("ask", "a.b"), ("undeploy", "x"), ("scale", "x=1"), ("dlq", "list")]
+    "arguments",
+    [("status",), ("topics",), ("ask", "a.b"), ("undeploy", "x"), ("scale", "x=1"), ("dlq", "list"), ("asks",)],
 )
 def test_where_nothing_runs_a_command_ends_with_3_and_says_what_to_do(
     clean: Path, arguments: tuple[str, ...]

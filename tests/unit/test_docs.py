@@ -28,7 +28,7 @@ from tests.docs import PAGES, ROOT, Block, anchors, blocks, links
 
 README, DOCS = ROOT / "README.md", ROOT / "docs"
 #: Blocks are marked so: run here, run on a cluster, or run there in the roles of the protocol page.
-MARKS = {"unit", "cluster", "ask", "serve"}
+MARKS = {"unit", "cluster", "ask", "serve", "answer"}
 
 
 def _name(value: Any) -> str:
@@ -117,7 +117,7 @@ def test_messages_of_the_protocol_page_decode(block: Block) -> None:
     message = AgentMessage.decode(block.text.encode())
     assert json.loads(message.encode()) == json.loads(block.text)
     if message.type == "result" and claim_of(message) is None:
-        assert from_content(message.payload.content).kind == message.payload.content["outcome"]
+        assert from_content(message.payload.content).kind == message.payload.content.get("outcome", "result")
 
 
 @pytest.mark.parametrize("block", blocks("json"), ids=str)
@@ -161,7 +161,7 @@ def test_decisions_are_numbered_dated_and_listed() -> None:
     "command",
     [
         *("up", "down", "status", "deploy", "undeploy", "scale", "topics", "ask", "run", "demo"),
-        *("dlq list", "dlq show", "dlq redrive", "dlq drop"),
+        *("dlq list", "dlq show", "dlq redrive", "dlq drop", "asks", "answer"),
     ],
 )
 def test_commands_and_options_that_the_docs_show_exist(command: str) -> None:

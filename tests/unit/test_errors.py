@@ -18,6 +18,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "InvalidInputError": {"field": "text", "hint": "takes text"},
     "ModelError": {"kind": "limit", "retry_after_s": 2.5, "hint": "later"},
     "OutcomeError": {"outcome": Failed(reason="no")},
+    "Park": {"deadline_ms": 1_795_219_200_000},
     "Retry": {"after_s": 2.5},
     "Terminal": {},
 }
