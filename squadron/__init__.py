@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from squadron.actors.agent import Agent
-    from squadron.actors.decorators import on, on_durable, topic
+    from squadron.actors.decorators import bid, on, on_durable, topic
     from squadron.client.squad import Squad
     from squadron.config import Settings
     from squadron.runtime.errors import (
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from squadron.runtime.lite.topic import LiteTopic
     from squadron.runtime.running.context import Context
     from squadron.runtime.streams.writer import Chunk, Ended, Nested, Restarted
+    from squadron.runtime.wire.bids import Bid
     from squadron.runtime.wire.outcome import (
         Answer,
         Cancelled,
@@ -49,6 +50,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Agent": "actors.agent",
     "Answer": "runtime.wire.outcome",
+    "Bid": "runtime.wire.bids",
     "BlockingCallError": "runtime.errors",
     "Cancelled": "runtime.wire.outcome",
     "Chunk": "runtime.streams.writer",
@@ -80,6 +82,7 @@ _HOMES = {
     "Terminal": "runtime.errors",
     "TimedOut": "runtime.wire.outcome",
     "Undeliverable": "runtime.wire.outcome",
+    "bid": "actors.decorators",
     "on": "actors.decorators",
     "on_durable": "actors.decorators",
     "topic": "actors.decorators",
@@ -88,6 +91,7 @@ _HOMES = {
 __all__ = [
     "Agent",
     "Answer",
+    "Bid",
     "BlockingCallError",
     "Cancelled",
     "Chunk",
@@ -119,6 +123,7 @@ __all__ = [
     "Terminal",
     "TimedOut",
     "Undeliverable",
+    "bid",
     "on",
     "on_durable",
     "topic",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
 from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.errors import FencedError
 from squadron.runtime.ports.journal import Journal
+from squadron.runtime.texts import digest_of
 from squadron.runtime.wire.envelope import AgentIdentity, pack
 from squadron.runtime.wire.subjects import Subjects, token_of
 
@@ -50,6 +50,8 @@ def pack_task(
     if ask.route.exclusions:
         routing["exclusions"] = list(ask.route.exclusions)
     metadata: dict[str, Any] = {"nested": True} if ask.nested else {}
+    if ask.bid:
+        metadata["bid"] = ask.bid
     if seen:
         metadata["seen"] = seen
     return pack(
@@ -79,8 +81,7 @@ async def claim_id(lite: Journal, subjects: Subjects, handle: Handle, content: A
     task_id, topic = handle.task_id, handle.topic
     # Apart from the outcome, in a place of the id's own: readers of a task's stream never see it.
     key = subjects.lite(token_of(task_id), "asked")
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    digest = hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
+    digest = digest_of(content)
     note = {"topic": topic, "input": digest, "replyTo": handle.reply_to}
     while True:
         try:
