@@ -21,7 +21,7 @@ from squadron.runtime.lite.reader import LiteReader
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.texts import digest_of, encoded, jsonable
 from squadron.runtime.wire.bids import MAX_REASON, Bid, Bids, CallForBids, Offer
-from squadron.runtime.wire.envelope import AgentMessage
+from squadron.runtime.wire.envelope import AgentMessage, pack
 from squadron.runtime.wire.limits import Budget, Deadline
 from squadron.runtime.wire.outcome import Cancelled, Outcome, Undeliverable
 from squadron.runtime.wire.route import Route
@@ -145,8 +145,7 @@ async def see_through(caller: Caller, handle: Handle, offer: Offer) -> Outcome:
             with contextlib.suppress(BusUnavailableError):
                 if isinstance(ended := await caller.cancel(handle), Cancelled):
                     reason = f"{offer.replica}, whose bid was accepted, is gone"
-                    ids = {"task_id": handle.task_id, "topic": handle.topic, "source": offer.replica}
-                    return Undeliverable(reason=reason, **ids)
+                    return Undeliverable(task_id=handle.task_id, topic=handle.topic, reason=reason)
                 return ended
         return waiting.result()
     finally:
@@ -192,9 +191,13 @@ async def negotiate(
     while untried and not (outcome and (outcome.ok or isinstance(outcome, Cancelled))) and not until.passed:
         offer = untried.pop(0)
         if offer.is_valid(now := clock.time()):
-            said = {**options, **acceptance(offer, now=now, budget=own.budget), "within_s": until.remaining_s()}
-            if own.start_within_s is not None:
-                said["start_within_s"] = min(said.get("start_within_s", math.inf), own.start_within_s)
+            said: dict[str, Any] = {
+                **options,
+                **acceptance(offer, now=now, budget=own.budget),
+                "within_s": until.remaining_s(),
+            }
+            starts = [own.start_within_s, said.get("start_within_s")]
+            said["start_within_s"] = min((each for each in starts if each is not None), default=None)
             outcome = await see_through(caller, await submit(offer.topic, content, **said), offer)
     await reject(caller.ports, untried, "somebody else has done it")
     return outcome or _nobody(bids, order)
@@ -215,9 +218,8 @@ def _names(caller: Caller, topics: str | Iterable[str]) -> list[str]:
     for each in [topics] if isinstance(topics, str) else topics:
         pattern = check_pattern(each)
         served = (topic.name for topic, _ in caller.registry.topics() if not topic.is_pattern)
-        names |= dict.fromkeys(
-            sorted(name for name in served if matches(pattern, name)) if "*" in each else [each]
-        )
+        found = sorted(name for name in served if matches(pattern, name)) if "*" in pattern else [pattern]
+        names |= dict.fromkeys(found)
     return list(names)
 
 
@@ -266,9 +268,8 @@ class _Round:
             return
         topic = self.caller.lite_topics.topic(owner=self.owner or self.caller._owner)
         async with asyncio.TaskGroup() as group, topic.read() as reader:
-            tasks = [group.create_task(self._listen(reader))]
-            for id in self.called:
-                tasks.append(group.create_task(self._send(id, topic.key, until, deadline)))
+            sends = [self._send(id, topic.key, until, deadline) for id in self.called]
+            tasks = [group.create_task(work) for work in (self._listen(reader), *sends)]
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(until.remaining_s()):
                     await self.complete.wait()
@@ -277,10 +278,12 @@ class _Round:
 
     async def _send(self, id: str, reply_to: str, until: Deadline, deadline: Deadline | None) -> None:
         ports, called = self.caller.ports, self.called[id]
-        data = ports.pack(
+        data = pack(
             "query",
+            ports.identity,
             called.call.to_payload(None if deadline is None else deadline.at_ms),
             id=id,
+            timestamp=ports.clock.time(),
             reply_to=reply_to,
             routing={"priority": 5, "timeout": max(1, round(until.remaining_s() * 1000))},
             **self.head,
@@ -308,11 +311,13 @@ class _Round:
 
     def bids(self) -> Bids:
         """What was answered."""
-        answers = [
-            (each.call.topic, each.answer or f"{each.agent} gave no bid in time") for each in self.called.values()
-        ]
-        refusals = {topic: answer for topic, answer in answers if isinstance(answer, str)}
-        return Bids(tuple(each for _, each in answers if isinstance(each, Offer)), self.refusals | refusals)
+        offers, refusals = [], dict(self.refusals)
+        for each in self.called.values():
+            if isinstance(each.answer, Offer):
+                offers.append(each.answer)
+            else:
+                refusals[each.call.topic] = each.answer or f"{each.agent} gave no bid in time"
+        return Bids(tuple(offers), refusals)
 
 
 def _answer(called: _Called, message: AgentMessage) -> Offer | str:
