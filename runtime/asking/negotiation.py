@@ -99,29 +99,21 @@ def award(
 
     def rank(offer: Offer) -> tuple[Any, ...]:
         prices = (math.inf if price is None else price for price in (offer.bid.price_usd, offer.bid.price_tokens))
-        return (-offer.bid.confidence, *prices, offer.agent, offer.topic, offer.replica)
+        return (-offer.bid.confidence, *prices, offer.agent, offer.topic, offer.replica, offer.id)
 
     return sorted(filter(fits, bids.offers), key=rank)
 
 
-def acceptance(offer: Offer, *, now: float, budget: Budget) -> AskKeywords:
-    """The options of the task that accepts an offer: who runs it, by when it must start, and what it may spend.
+def acceptance(offer: Offer, budget: Budget) -> AskKeywords:
+    """The options of the task that accepts an offer: who runs it, and what it may spend.
 
     Args:
-        now: in seconds since the epoch.
         budget: what the task may spend in all; the price of the bid can only be less.
     """
     price = offer.bid.price_tokens
     # A budget of no tokens is used up before the task begins.
     slice = Budget() if price is None else Budget(tokens=max(1, price))
-    said: AskKeywords = {
-        "route": Route(target=offer.replica),
-        "bid": offer.id,
-        "budget": budget.within(slice),
-    }
-    if offer.bid.valid_until is not None:
-        said["start_within_s"] = offer.bid.valid_until - now
-    return said
+    return {"route": Route(target=offer.replica), "bid": offer.id, "budget": budget.within(slice)}
 
 
 async def reject(ports: Ports, offers: Iterable[Offer], reason: str) -> None:
@@ -190,14 +182,8 @@ async def negotiate(
     untried = list(order)
     while untried and not (outcome and (outcome.ok or isinstance(outcome, Cancelled))) and not until.passed:
         offer = untried.pop(0)
-        if offer.is_valid(now := clock.time()):
-            said: dict[str, Any] = {
-                **options,
-                **acceptance(offer, now=now, budget=own.budget),
-                "within_s": until.remaining_s(),
-            }
-            starts = [own.start_within_s, said.get("start_within_s")]
-            said["start_within_s"] = min((each for each in starts if each is not None), default=None)
+        if offer.is_valid(clock.time()):
+            said: dict[str, Any] = {**options, **acceptance(offer, own.budget), "within_s": until.remaining_s()}
             outcome = await see_through(caller, await submit(offer.topic, content, **said), offer)
     await reject(caller.ports, untried, "somebody else has done it")
     return outcome or _nobody(bids, order)

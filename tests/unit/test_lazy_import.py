@@ -35,6 +35,7 @@ def test_the_public_names() -> None:
     assert squadron.__all__ == [
         "Agent",
         "Answer",
+        "Bid",
         "BlockingCallError",
         "Cancelled",
         "Chunk",
@@ -66,6 +67,7 @@ def test_the_public_names() -> None:
         "Terminal",
         "TimedOut",
         "Undeliverable",
+        "bid",
         "on",
         "on_durable",
         "topic",
