@@ -127,11 +127,10 @@ async def reject(ports: Ports, offers: Iterable[Offer], reason: str) -> None:
 async def see_through(caller: Caller, handle: Handle, offer: Offer) -> Outcome:
     """The outcome of a task that accepted an offer; it fails when the replica that gave it is gone."""
     registry = caller.registry
-    was_there = offer.replica in registry.replicas(offer.agent)
     waiting = spawn(handle.outcome(), f"outcome of {handle.topic}")
     try:
         while not (await asyncio.wait({waiting}, timeout=WATCH_S))[0]:
-            gone = was_there and registry.knows_of() and offer.replica not in registry.replicas(offer.agent)
+            gone = offer.present and registry.knows_of() and offer.replica not in registry.replicas(offer.agent)
             if not gone:
                 continue
             with contextlib.suppress(BusUnavailableError):
@@ -286,7 +285,8 @@ class _Round:
                 message = each.message
                 called = self.called.get(message.correlation_id or "") if message else None
                 if message is not None and called is not None and message.type == "event":
-                    self._settle(message.correlation_id or "", _answer(called, message))
+                    present = message.source.id in self.caller.registry.replicas(called.agent)
+                    self._settle(message.correlation_id or "", _answer(called, message, present))
 
     def _settle(self, id: str, answer: Offer | str) -> None:
         """The first answer counts."""
@@ -306,12 +306,12 @@ class _Round:
         return Bids(tuple(offers), refusals)
 
 
-def _answer(called: _Called, message: AgentMessage) -> Offer | str:
+def _answer(called: _Called, message: AgentMessage, present: bool) -> Offer | str:
     content = message.payload.content
     if not isinstance(content, dict) or not isinstance(content.get("bid"), str):
         reason = content.get("reason") if isinstance(content, dict) else None
         return str(reason)[:MAX_REASON] if reason else f"{called.agent} declines"
     try:
-        return Offer(content["bid"], called.call.topic, called.agent, message.source.id, Bid.of(content))
+        return Offer(content["bid"], called.call.topic, called.agent, message.source.id, Bid.of(content), present)
     except InvalidInputError as error:
         return f"{called.agent} gave no bid that can be read: {error}"

@@ -213,7 +213,7 @@ class Bidding:
         )
         try:
             await self._send(told, message, inbox)
-        except BusUnavailableError as error:
+        except SquadronError as error:
             # At most once: without it somebody else gets the task.
             self._log.info("bidding.not_sent", topic=call.topic, error=str(error))
 

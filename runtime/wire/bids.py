@@ -136,13 +136,17 @@ class CallForBids:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A bid that was given: under which id, for which topic, by which agent and replica."""
+    """A bid that was given: under which id, for which topic, by which agent and replica.
+
+    `present` says whether the registry knew the replica: only then its death can be seen.
+    """
 
     id: str
     topic: str
     agent: str
     replica: str
     bid: Bid
+    present: bool = True
 
     def is_valid(self, now: float) -> bool:
         """Whether it may still be accepted, at `now` in seconds since the epoch."""

@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 import os
+import signal
 import sys
 import time
 import uuid
@@ -446,6 +447,43 @@ async def test_one_that_dies_after_its_bid_loses_it_to_the_next(
     assert outcome.kind == "undeliverable"
     assert "is gone" in outcome.reason
     assert (await _accept(peer, second)).source == "scout-1"
+
+
+@ON_NATS
+async def test_one_that_hangs_is_not_waited_for_longer_than_for_any(
+    peer: Peer, host: Run, victim: asyncio.subprocess.Process
+) -> None:
+    await host(Scout())
+    # It is present, and subscribed.
+    victim.send_signal(signal.SIGSTOP)
+
+    bids = await _bids(peer, ["tie.victim", "tie.scout"], within_s=0.5)
+
+    assert [each.agent for each in bids.offers] == ["scout"]
+    assert "victim" in bids.refusals["tie.victim"]
+
+
+@ON_NATS
+async def test_who_takes_over_from_a_caller_that_died_sees_the_death_of_the_bidder_too(
+    world: World, peer: Peer, victim: asyncio.subprocess.Process
+) -> None:
+    [offer] = (await _bids(peer, ["tie.victim"])).offers
+    journaled = json.dumps(Bids((offer,)).to_json())
+    said: Any = {**acceptance(offer, Budget()), "within_s": LONG_S}
+    ticket = (await peer.caller.submit(offer.topic, TEXT, AskOptions.of(said))).ticket
+    # Of the task.
+    await victim.wait()
+
+    async def is_forgotten() -> bool:
+        return not peer.registry.replicas("victim")
+
+    await until(is_forgotten)
+    heir = await world.join("heir")
+    [same] = award(Bids.from_json(json.loads(journaled)), now=time_of(peer))
+    outcome = await see_through(heir.caller, heir.caller.resume(ticket), same)
+
+    assert outcome.kind == "undeliverable"
+    assert "victim-1, whose bid was accepted, is gone" in outcome.reason
 
 
 @ON_NATS
