@@ -15,8 +15,7 @@ from pydantic_core import from_json
 from squadron.runtime.asking.caller import Caller
 from squadron.runtime.asking.handle import Handle
 from squadron.runtime.asking.options import AskKeywords, AskOptions
-from squadron.runtime.background import spawn
-from squadron.runtime.errors import BusUnavailableError, InvalidInputError, SquadronError
+from squadron.runtime.errors import BusUnavailableError, InvalidInputError, InvalidMessageError, SquadronError
 from squadron.runtime.lite.reader import LiteReader
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.texts import digest_of, encoded, jsonable
@@ -127,20 +126,17 @@ async def reject(ports: Ports, offers: Iterable[Offer], reason: str) -> None:
 async def see_through(caller: Caller, handle: Handle, offer: Offer) -> Outcome:
     """The outcome of a task that accepted an offer; it fails when the replica that gave it is gone."""
     registry = caller.registry
-    waiting = spawn(handle.outcome(), f"outcome of {handle.topic}")
-    try:
-        while not (await asyncio.wait({waiting}, timeout=WATCH_S))[0]:
-            gone = offer.present and registry.knows_of() and offer.replica not in registry.replicas(offer.agent)
-            if not gone:
-                continue
-            with contextlib.suppress(BusUnavailableError):
-                if isinstance(ended := await caller.cancel(handle), Cancelled):
-                    reason = f"{offer.replica}, whose bid was accepted, is gone"
-                    return Undeliverable(task_id=handle.task_id, topic=handle.topic, reason=reason)
-                return ended
-        return waiting.result()
-    finally:
-        waiting.cancel()
+    while True:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(WATCH_S):
+                return await handle.outcome()
+        if not (offer.present and registry.knows_of() and offer.replica not in registry.replicas(offer.agent)):
+            continue
+        with contextlib.suppress(BusUnavailableError):
+            if isinstance(ended := await caller.cancel(handle), Cancelled):
+                reason = f"{offer.replica}, whose bid was accepted, is gone"
+                return Undeliverable(task_id=handle.task_id, topic=handle.topic, reason=reason)
+            return ended
 
 
 async def negotiate(
@@ -173,8 +169,15 @@ async def negotiate(
     clock = caller.ports.clock
     until = Deadline.after(own.within_s if deadline is None else deadline.earliest(own.within_s), clock)
     limit = own.budget.within(Budget(tokens=tokens))
-    told = {"deadline": until, "tokens": limit.tokens, "conversation_id": own.conversation_id}
-    bids = await call_for_bids(caller, topics, content, within_s=bids_within_s, **told)  # type: ignore[arg-type]
+    bids = await call_for_bids(
+        caller,
+        topics,
+        content,
+        within_s=bids_within_s,
+        deadline=until,
+        tokens=limit.tokens,
+        conversation_id=own.conversation_id,
+    )
     order = award(bids, now=clock.time(), time_left_s=until.remaining_s(), tokens=limit.tokens)
     await reject(caller.ports, [each for each in bids.offers if each not in order], "too dear, or too slow")
     outcome: Outcome | None = None
@@ -274,19 +277,25 @@ class _Round:
             **self.head,
         )
         try:
-            # Answered on the lite topic; as a request the server says at once when nobody listens.
-            await ports.bus.request(ports.subjects.negotiate(called.agent), data, within_s=until.remaining_s())
+            # Ours answer on the lite topic; as a request the server says at once when nobody listens.
+            subject = ports.subjects.negotiate(called.agent)
+            answer = await ports.bus.request(subject, data, within_s=until.remaining_s())
+            with contextlib.suppress(InvalidMessageError):
+                self._hear(id, AgentMessage.decode(answer))
         except SquadronError as error:
             self._settle(id, f"{called.agent} gave no bid: {error}")
 
     async def _listen(self, reader: LiteReader) -> None:
         with contextlib.suppress(BusUnavailableError):
             async for each in reader:
-                message = each.message
-                called = self.called.get(message.correlation_id or "") if message else None
-                if message is not None and called is not None and message.type == "event":
-                    present = message.source.id in self.caller.registry.replicas(called.agent)
-                    self._settle(message.correlation_id or "", _answer(called, message, present))
+                if (message := each.message) and (id := message.correlation_id) in self.called:
+                    self._hear(id, message)
+
+    def _hear(self, id: str, message: AgentMessage) -> None:
+        if message.type == "event":
+            called = self.called[id]
+            present = message.source.id in self.caller.registry.replicas(called.agent)
+            self._settle(id, _answer(called, message, present))
 
     def _settle(self, id: str, answer: Offer | str) -> None:
         """The first answer counts."""

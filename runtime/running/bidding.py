@@ -34,6 +34,8 @@ VALID_S = 60.0
 MOST_OFFERS, MOST_CALLS = 10_000, 64
 #: Of how many results of a topic it knows what they took, and by how much a price is above the dearest of them.
 MOST_RESULTS, MARGIN = 100, 2
+#: How many topics it keeps account of: one that serves a family may be asked on any number.
+MOST_TOPICS = 1_000
 #: Outcomes that the handler is to blame for.
 FAILURES = frozenset({"failed", "timed_out", "dead_lettered"})
 
@@ -114,13 +116,16 @@ class Statistics:
     """What this replica's tasks came to, topic by topic: an agent without a `@bid` method bids from it."""
 
     def __init__(self) -> None:
-        self._records: dict[str, _Record] = {}
+        self._records: OrderedDict[str, _Record] = OrderedDict()
 
     def note(self, outcome: Outcome) -> None:
         """A task has ended here."""
         if not outcome.ok and outcome.kind not in FAILURES:
             return
         record = self._records.setdefault(outcome.topic, _Record())
+        self._records.move_to_end(outcome.topic)
+        if len(self._records) > MOST_TOPICS:
+            self._records.popitem(last=False)
         record.good.append(outcome.ok)
         if outcome.ok:
             record.latencies_s.append(outcome.latency_ms / 1000)

@@ -619,12 +619,28 @@ async def test_a_bare_client_bids_and_gets_the_task(world: World, peer: Peer, ba
     ],
 )
 async def test_rubbish_for_an_answer_is_a_refusal(world: World, peer: Peer, answer: Any) -> None:
+    bids = await _answered_by_hand(world, peer, answer)
+
+    assert bids.offers == ()
+    assert bids.refusals["tie.rubbish"].startswith(("rubbish gave no bid that can be read", "rubbish declines"))
+
+
+async def test_who_answers_the_request_itself_is_heard_too(world: World, peer: Peer) -> None:
+    answer = {"bid": "x", "confidence": 1}
+    [offer] = (await _answered_by_hand(world, peer, answer, to_inbox=True)).offers
+    assert (offer.id, offer.replica, offer.present) == ("x", "rubbish-1", True)
+
+
+async def _answered_by_hand(world: World, peer: Peer, answer: Any, *, to_inbox: bool = False) -> Bids:
     other = await world.join("rubbish-1")
     sent: set[asyncio.Task[Any]] = set()
 
     def reply(note: Note) -> None:
         call = AgentMessage.decode(note.data)
         data = other.ports.pack("event", {"content": answer}, correlation_id=call.id)
+        if to_inbox:
+            sent.add(asyncio.create_task(other.bus.publish(note.reply, data)))
+            return
         sent.add(asyncio.create_task(other.lite.append(call.reply_to or "", data, ttl_s=60)))
 
     card = {"agent": "rubbish", "topics": [{"name": "tie.rubbish"}]}
@@ -632,10 +648,7 @@ async def test_rubbish_for_an_answer_is_a_refusal(world: World, peer: Peer, answ
     await other.registry.renew("rubbish", "rubbish-1")
     await other.bus.subscribe(other.subjects.negotiate("rubbish"), reply)
 
-    bids = await _bids(peer, "tie.rubbish", within_s=LONG_S)
-
-    assert bids.offers == ()
-    assert bids.refusals["tie.rubbish"].startswith(("rubbish gave no bid that can be read", "rubbish declines"))
+    return await _bids(peer, "tie.rubbish", within_s=LONG_S)
 
 
 async def test_rubbish_for_a_call_changes_nothing_for_good_ones(peer: Peer, host: Run) -> None:

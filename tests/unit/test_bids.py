@@ -15,7 +15,7 @@ from squadron import Agent, Bid, bid, topic
 from squadron.actors.agent import AgentSpec
 from squadron.runtime.asking.negotiation import acceptance, award
 from squadron.runtime.errors import InvalidAgentError, InvalidInputError
-from squadron.runtime.running.bidding import MARGIN, Offers, Statistics
+from squadron.runtime.running.bidding import MARGIN, MOST_OFFERS, MOST_TOPICS, Offers, Statistics
 from squadron.runtime.wire.bids import Bids, CallForBids, Offer
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.wire.limits import Budget
@@ -284,3 +284,17 @@ def test_statistics_know_what_the_newest_tasks_took() -> None:
         statistics.note(Failed(topic="tie.a"))
     assert statistics.bid("tie.a", 0).confidence == pytest.approx(1 / 102)
     assert statistics.bid("tie.b", 0) == Bid(confidence=0.5)
+
+
+def test_what_a_replica_keeps_in_mind_is_bounded() -> None:
+    statistics, offers = Statistics(), Offers(Clock())
+    for number in range(MOST_TOPICS + 2):
+        statistics.note(Failed(topic=f"family.{number}"))
+        statistics.note(Failed(topic="family.often"))
+    assert statistics.bid("family.0", 0).confidence == 0.5
+    assert statistics.bid(f"family.{MOST_TOPICS}", 0).confidence == pytest.approx(1 / 3)
+    assert statistics.bid("family.often", 0).confidence < 0.01
+
+    ids = [offers.add(CallForBids("tie.a"), NOW + 10) for _ in range(MOST_OFFERS + 1)]
+    assert "not of this replica" in offers.refusal(_task(bid=ids[0]), "tie.a")
+    assert offers.refusal(_task(bid=ids[1]), "tie.a") == ""
