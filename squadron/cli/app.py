@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from squadron.cli import dlq, doctor, environment, run, talk
+from squadron.cli import dlq, doctor, environment, negotiate, run, talk
 
 EPILOG = (
     "Exit codes: 0 fine · 1 the task ended otherwise than in a result, or a check failed · 2 bad usage or input · "
@@ -54,6 +54,7 @@ def _globals(
 
 environment.register(app)
 talk.register(app)
+negotiate.register(app)
 run.register(app)
 dlq.register(app)
 doctor.register(app)

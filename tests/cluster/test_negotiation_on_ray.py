@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from squadron import Agent, Bid, Squad, Terminal, bid, topic
+import asyncio
+import os
+import sys
+
+from squadron import Agent, Bid, Settings, Squad, Terminal, bid, topic
 
 
 class Thorough(Agent):
@@ -30,7 +34,7 @@ class Quick(Agent):
         return "looks fine"
 
 
-async def test_agents_on_ray_bid_for_a_task(squad: Squad) -> None:
+async def test_agents_on_ray_bid_for_a_task(squad: Squad, settings: Settings) -> None:
     await squad.deploy(Thorough, Quick)
 
     short = await squad.negotiate("check.*", {"text": "brief"}, bids_within_s=20)
@@ -39,3 +43,18 @@ async def test_agents_on_ray_bid_for_a_task(squad: Squad) -> None:
     assert long.unwrap() == "looks fine"
     nobody = await squad.negotiate(["check.thorough"], {"text": "long" * 100}, bids_within_s=20)
     assert nobody.details["refusals"] == {"check.thorough": "too long"}
+
+    command = [
+        sys.executable,
+        "-c",
+        "from squadron.cli import main; main()",
+        "negotiate",
+        "check.*",
+        "-f",
+        "text=brief",
+    ]
+    process = await asyncio.create_subprocess_exec(
+        *command, "--bids-within", "20", env=os.environ | settings.environ(), stdout=asyncio.subprocess.PIPE
+    )
+    told, _ = await process.communicate()
+    assert (process.returncode, told) == (0, b"brief: sound\n")

@@ -23,7 +23,21 @@ from squadron.runtime.asking.handle import Handle
 from squadron.runtime.errors import InvalidInputError
 from squadron.runtime.streams.writer import Chunk, Restarted
 
-COMMANDS = ("up", "down", "status", "deploy", "undeploy", "scale", "topics", "ask", "run", "demo", "doctor", "dlq")
+COMMANDS = (
+    "up",
+    "down",
+    "status",
+    "deploy",
+    "undeploy",
+    "scale",
+    "topics",
+    "ask",
+    "negotiate",
+    "run",
+    "demo",
+    "doctor",
+    "dlq",
+)
 
 
 @pytest.fixture
@@ -43,6 +57,23 @@ def call(*arguments: str, stdin: str | None = None) -> Any:
 def squadron(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", "from squadron.cli import main; main()", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, **options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("review.deep", "text=hello"), "--field text=hello"),
+        (("review",), "domain.specificity"),
+        (("review.*", "-f", "hello"), "FIELD=VALUE"),
+        ((), "TOPIC"),
+    ],
+)
+def test_a_negotiation_is_checked_before_anything_is_connected(
+    clean: Path, arguments: tuple[str, ...], said: str
+) -> None:
+    done = squadron("negotiate", *arguments)
+    assert done.returncode == 2
+    assert said in done.stderr
 
 
 # --- usage -------------------------------------------------------------------------------------------

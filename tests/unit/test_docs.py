@@ -160,7 +160,7 @@ def test_decisions_are_numbered_dated_and_listed() -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        *("up", "down", "status", "deploy", "undeploy", "scale", "topics", "ask", "run", "demo"),
+        *("up", "down", "status", "deploy", "undeploy", "scale", "topics", "ask", "negotiate", "run", "demo"),
         *("dlq list", "dlq show", "dlq redrive", "dlq drop"),
     ],
 )
