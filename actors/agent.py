@@ -19,10 +19,23 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from squadron.actors.decorators import DURABLE_EVENT, EVENT, TOPIC, DurableMark, EventMark, marked
+from squadron.actors.decorators import (
+    BID,
+    DURABLE_EVENT,
+    EVENT,
+    TOPIC,
+    DurableMark,
+    EventMark,
+    Marked,
+    bid_parameters,
+    marked,
+)
 from squadron.actors.handlers import BoundHandler, TopicSpec
+from squadron.runtime.calling import Threads, call
 from squadron.runtime.errors import InvalidAgentError, InvalidSubjectError
+from squadron.runtime.running.bidding import Answering
 from squadron.runtime.running.turn import Handler
+from squadron.runtime.wire.bids import Bid, CallForBids
 from squadron.runtime.wire.subjects import check_token, overlap
 from squadron.runtime.wire.topics import AgentCard
 
@@ -72,6 +85,8 @@ class AgentSpec:
     topics: tuple[TopicSpec, ...]
     events: tuple[tuple[str, EventMark], ...]
     durable_events: tuple[tuple[str, DurableMark], ...]
+    #: The method that bids for tasks, if there is one, and what it is told.
+    bid: tuple[str, tuple[str, ...]] | None = None
 
     @classmethod
     def of(cls, agent_class: type[Agent]) -> AgentSpec:
@@ -82,8 +97,8 @@ class AgentSpec:
         """
         if not (isinstance(agent_class, type) and issubclass(agent_class, Agent)):
             raise InvalidAgentError(f"{agent_class!r} is not an agent", hint="derive a class from squadron.Agent")
-        served, heard, kept = ([*marked(agent_class, mark)] for mark in (TOPIC, EVENT, DURABLE_EVENT))
-        for each in (*served, *heard, *kept):
+        served, heard, kept, bids = ([*marked(agent_class, mark)] for mark in (TOPIC, EVENT, DURABLE_EVENT, BID))
+        for each in (*served, *heard, *kept, *bids):
             if hasattr(Agent, each.name):
                 said = f"{agent_class.__name__}.{each.name}: every agent has a {each.name!r} of its own"
                 raise InvalidAgentError(said, hint="rename the handler")
@@ -100,8 +115,9 @@ class AgentSpec:
         if not topics and not events and not durable_events:
             raise InvalidAgentError(f"{name} serves nothing", hint='mark a method with @topic("domain.what")')
         _check_disjoint(name, [spec.topic.name for spec in topics])
+        bid = _only_bid(name, bids, serves=bool(topics))
         description = inspect.cleandoc(agent_class.__doc__ or "")
-        return cls(agent_class, name, description, topics, events, durable_events)
+        return cls(agent_class, name, description, topics, events, durable_events, bid)
 
     def card(self) -> AgentCard:
         """The registry's entry for it."""
@@ -116,6 +132,24 @@ class AgentSpec:
     def handlers(self, agent: Agent) -> Sequence[Handler]:
         """The topics bound to one instance."""
         return [BoundHandler(spec, agent) for spec in self.topics]
+
+    def bidder(self, agent: Agent) -> Answering | None:
+        """The bid method of one instance, if it has one."""
+        if self.bid is None:
+            return None
+        name, told = self.bid
+        method = getattr(agent, name)
+
+        async def answer(asked: CallForBids) -> Bid | str:
+            made = await call(Threads(), method, **{each: getattr(asked, each) for each in told})
+            if made is None:
+                return f"{self.name} declines"
+            if not isinstance(made, Bid):
+                what = f"{self.name}.{name} returned a {type(made).__name__}, which is no bid"
+                raise InvalidAgentError(what, hint="return a Bid, or None")
+            return made
+
+        return answer
 
 
 def specs_of(classes: Iterable[type[Agent]]) -> dict[type[Agent], AgentSpec]:
@@ -212,6 +246,17 @@ def _check_disjoint(name: str, patterns: list[str]) -> None:
             # An exact topic inside a family of the same agent is fine: the exact handler gets it.
             if one == other or (overlap(one, other) and "*" in one and "*" in other):
                 raise InvalidAgentError(f"{name}: {one!r} and {other!r} would both get the same task")
+
+
+def _only_bid(name: str, bids: list[Marked], *, serves: bool) -> tuple[str, tuple[str, ...]] | None:
+    if len(bids) > 1:
+        what = f"{name} bids by {bids[0].name} and by {bids[1].name}"
+        raise InvalidAgentError(what, field=bids[1].name, hint="write one @bid method: it is told the topic")
+    if bids and not serves:
+        what = f"{name} bids by {bids[0].name}, and serves no topic"
+        raise InvalidAgentError(what, field=bids[0].name, hint='mark a method with @topic("domain.what")')
+    told = ((each.name, bid_parameters(each.function, takes_self=each.takes_self)) for each in bids)
+    return next(told, None)
 
 
 def _kebab(name: str) -> str:

@@ -1,7 +1,8 @@
-"""The marks an author puts on methods: `@topic` to serve tasks, `@on` and `@on_durable` to hear events."""
+"""The marks an author puts on methods: `@topic` for tasks, `@on` and `@on_durable` for events, `@bid` for bids."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -15,12 +16,15 @@ from squadron.runtime.wire.subjects import check_pattern
 F = TypeVar("F", bound=Callable[..., Any])
 
 #: What the marks leave on a method.
-TOPIC, EVENT, DURABLE_EVENT, TOOL = (
+TOPIC, EVENT, DURABLE_EVENT, TOOL, BID = (
     "__squadron_topic__",
     "__squadron_event__",
     "__squadron_durable_event__",
     "__squadron_tool__",
+    "__squadron_bid__",
 )
+#: What a `@bid` method may be told; see `CallForBids`.
+BID_PARAMETERS = ("topic", "size", "digest", "time_left_s", "tokens", "usd")
 #: How long one turn may run, in seconds, unless its topic says otherwise: an LLM call with its retries.
 DEFAULT_RUN_TIMEOUT_S = 120.0
 #: What people are told of a topic whose author wants its calls approved, and does not say why.
@@ -147,6 +151,47 @@ def on_durable(
     mark = DurableMark(check_pattern(pattern), start, run_timeout_s, Retries(max_attempts))
 
     return lambda method: _put(method, DURABLE_EVENT, mark)
+
+
+def bid(method: F) -> F:
+    """Bid for tasks with this method: it returns a `Bid`, or None if the agent had better not get the task.
+
+    It is told what it has parameters for: `topic`; `size` of the input in bytes, and its `digest`; `time_left_s`;
+    and what the task may cost, `tokens` and `usd`. A reason for a refusal is raised as `Terminal("…")`. An agent
+    without such a method bids from the statistics of its tasks.
+
+    Raises:
+        InvalidAgentError: it is no method, or has another parameter.
+    """
+    function = _inner(method)
+    if not callable(function):
+        what = f"{function!r:.80} is a {type(method).__name__}, which can't bid"
+        raise InvalidAgentError(what, hint="mark a method")
+    bid_parameters(function, takes_self=not isinstance(method, staticmethod))
+    return _put(method, BID, True)
+
+
+def bid_parameters(function: Callable[..., Any], *, takes_self: bool) -> tuple[str, ...]:
+    """Those of `BID_PARAMETERS` that a bid method takes.
+
+    Raises:
+        InvalidAgentError: it can't be called with these, or does not return a bid.
+    """
+    what = getattr(function, "__qualname__", repr(function))
+    if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
+        raise InvalidAgentError(f"{what} yields, and a bid is one answer", hint="return a Bid, or None")
+    taken: set[str] = set()
+    for each in [*inspect.signature(function).parameters.values()][takes_self:]:
+        if each.kind is each.VAR_KEYWORD:
+            taken.update(BID_PARAMETERS)
+        elif each.kind in (each.POSITIONAL_ONLY, each.VAR_POSITIONAL):
+            raise InvalidAgentError(f"{what}: parameter {each.name!r} must be passable by name", field=each.name)
+        elif each.name in BID_PARAMETERS:
+            taken.add(each.name)
+        elif each.default is each.empty:
+            hint = f"a bid is made from {', '.join(BID_PARAMETERS)}"
+            raise InvalidAgentError(f"{what}: nobody tells a bid its {each.name!r}", field=each.name, hint=hint)
+    return tuple(name for name in BID_PARAMETERS if name in taken)
 
 
 def _put(method: F, attribute: str, mark: object) -> F:

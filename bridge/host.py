@@ -18,6 +18,7 @@ from squadron.runtime.errors import InvalidMessageError, SquadronError
 from squadron.runtime.ports.bus import Note, Subscription
 from squadron.runtime.ports.queue import Mailbox
 from squadron.runtime.retries import summary_of, traceback_of
+from squadron.runtime.running.bidding import Bidding
 from squadron.runtime.running.event_turns import EventTurns
 from squadron.runtime.running.handover import Handovers
 from squadron.runtime.running.pump import Pump
@@ -62,6 +63,9 @@ class Host:
         self._turns = Turns(spec.name, spec.handlers(self.agent), self.place.caller, capabilities=capabilities)
         await self._turns.start()
         self._pump = Pump(ports.queue, self.mailbox, self._turns.run, slots=self._slots)
+        self._bidding = Bidding(
+            self._turns, ports, self.place.registry, slots=self._slots, answer=spec.bidder(self.agent)
+        )
         self._event_pumps = [self._event_pump(method, mark) for method, mark in spec.durable_events]
         for method, mark in spec.events:
             self._ears.append(await self._subscribe(method, mark))
@@ -69,6 +73,7 @@ class Host:
         if self.mailbox.patterns:
             await self._pump.start()
             await self._handovers.start()
+            await self._bidding.start()
         for pump in self._event_pumps:
             await pump.start()
         await self._renew()
@@ -164,6 +169,7 @@ class Host:
 
     async def halt(self, grace_s: float) -> None:
         """Take nothing more, and be silent once what runs has ended, or so many seconds are over."""
+        await self._bidding.aclose()
         await self._handovers.aclose()
         for ear in self._ears:
             await ear.aclose()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import Any
 
 from pydantic_core import PydanticSerializationError, to_json, to_jsonable_python
@@ -46,3 +48,9 @@ def jsonable(value: Any) -> Any:
     except UnicodeEncodeError:
         # Of keys it takes no halves at all.
         return to_jsonable_python(whole(value))
+
+
+def digest_of(data: Any) -> str:
+    """SHA-256, in hex, of JSON data: with sorted keys, without white space, and in ASCII."""
+    canonical = json.dumps(data, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()

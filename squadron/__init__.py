@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from squadron.actors.agent import Agent
-    from squadron.actors.decorators import on, on_durable, topic
+    from squadron.actors.decorators import bid, on, on_durable, topic
     from squadron.client.squad import Squad
     from squadron.config import Settings
     from squadron.runtime.errors import (
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from squadron.runtime.lite.topic import LiteTopic
     from squadron.runtime.running.context import Context
     from squadron.runtime.streams.writer import Chunk, Ended, Nested, Restarted
+    from squadron.runtime.wire.bids import Bid
     from squadron.runtime.wire.limits import Budget
     from squadron.runtime.wire.outcome import (
         Answer,
@@ -55,6 +56,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Agent": "actors.agent",
     "Answer": "runtime.wire.outcome",
+    "Bid": "runtime.wire.bids",
     "BlockingCallError": "runtime.errors",
     "Budget": "runtime.wire.limits",
     "BudgetError": "runtime.errors",
@@ -92,6 +94,7 @@ _HOMES = {
     "TimedOut": "runtime.wire.outcome",
     "UnansweredError": "runtime.errors",
     "Undeliverable": "runtime.wire.outcome",
+    "bid": "actors.decorators",
     "on": "actors.decorators",
     "on_durable": "actors.decorators",
     "topic": "actors.decorators",
@@ -100,6 +103,7 @@ _HOMES = {
 __all__ = [
     "Agent",
     "Answer",
+    "Bid",
     "BlockingCallError",
     "Budget",
     "BudgetError",
@@ -137,6 +141,7 @@ __all__ = [
     "TimedOut",
     "UnansweredError",
     "Undeliverable",
+    "bid",
     "on",
     "on_durable",
     "topic",

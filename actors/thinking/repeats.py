@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from squadron.runtime.wire.path import digest_of
+from squadron.runtime.texts import digest_of
 
 #: How often one call may end in the same way before it is refused: once more may be a slip, or a wait.
 MOST_SAME = 2

@@ -64,6 +64,7 @@ class AskKeywords(TypedDict, total=False):
     parameters: Mapping[str, Any] | None
     budget: Budget
     nested: bool
+    bid: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +83,7 @@ class AskOptions:
         parameters: how that is to answer, as `{"temperature": 0.2}`.
         budget: what it may spend, with all that it asks of others.
         nested: its stream holds the chunks of the tasks that it asks, too.
+        bid: the id of a bid that is accepted by this task; it goes to the replica that gave it (`route`).
 
     Raises:
         InvalidInputError: an option has a value that it can't have.
@@ -97,6 +99,7 @@ class AskOptions:
     parameters: Mapping[str, Any] | None = None
     budget: Budget = UNLIMITED
     nested: bool = False
+    bid: str = ""
 
     def __post_init__(self) -> None:
         if not _is_time(self.within_s):
@@ -109,7 +112,11 @@ class AskOptions:
             raise _bad("route", self.route, 'Route(target="analyst"), for example')
         if not isinstance(self.budget, Budget):
             raise _bad("budget", self.budget, "Budget(tokens=10_000), for example")
-        for name, text in (("conversation_id", self.conversation_id), ("task_id", self.task_id)):
+        for name, text in (
+            ("conversation_id", self.conversation_id),
+            ("task_id", self.task_id),
+            ("bid", self.bid),
+        ):
             if not isinstance(text, str) or len(text) > MAX_NAME:
                 raise _bad(name, text, f"a text of at most {MAX_NAME:,} characters")
         if self.model is not None and not isinstance(self.model, str):

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.errors import FencedError
 from squadron.runtime.ports.journal import Journal
+from squadron.runtime.texts import digest_of
 from squadron.runtime.wire.envelope import AgentIdentity, pack
-from squadron.runtime.wire.path import Parent, digest_of
+from squadron.runtime.wire.path import Parent
 from squadron.runtime.wire.subjects import Subjects, token_of
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ def pack_task(
     metadata: dict[str, Any] = {"nested": True} if ask.nested else {}
     if once:
         metadata["once"] = True
+    if ask.bid:
+        metadata["bid"] = ask.bid
     if seen:
         metadata["seen"] = seen
     if parent is not None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import Future
 from datetime import timedelta
 from functools import cached_property
@@ -17,6 +17,7 @@ from pydantic_core import from_json
 
 from squadron.runtime.asking.caller import Caller
 from squadron.runtime.asking.handle import BlockingHandle, Handle
+from squadron.runtime.asking.negotiation import BIDS_WITHIN_S, negotiate
 from squadron.runtime.asking.options import AskKeywords, AskOptions
 from squadron.runtime.calling import Threads
 from squadron.runtime.errors import WrongLoopError
@@ -161,6 +162,27 @@ class Context(AsksPeople):
             InvalidInputError: there is no such option, or it can't have that value.
         """
         return await self._submit("", topic, content, options)
+
+    async def negotiate(
+        self,
+        topics: str | Iterable[str],
+        content: Any = None,
+        /,
+        *,
+        bids_within_s: float = BIDS_WITHIN_S,
+        **options: Unpack[AskKeywords],
+    ) -> Outcome:
+        """Have agents bid for a task, and ask the best, on failure the next; see `Squad.negotiate`."""
+        return await negotiate(
+            self._caller,
+            self.submit,
+            topics,
+            content,
+            options,
+            bids_within_s=bids_within_s,
+            deadline=self.deadline,
+            tokens=self.budget.tokens,
+        )
 
     async def _submit(
         self, owner: str, topic: str, content: Any, options: AskKeywords, reserved: str = ""
@@ -365,6 +387,11 @@ class SyncContext:
         """See `Context.ask_approval`."""
         reply: Reply = self._wait(self._context.ask_approval(topic, arguments, **options))
         return reply
+
+    def negotiate(self, topics: str | Iterable[str], content: Any = None, /, **options: Any) -> Outcome:
+        """See `Context.negotiate`."""
+        outcome: Outcome = self._wait(self._context.negotiate(topics, content, **options))
+        return outcome
 
     def publish(self, topic: str, content: Any, **options: Any) -> None:
         """See `Context.publish`."""

@@ -25,6 +25,7 @@ from squadron.runtime.errors import (
 )
 from squadron.runtime.ports.queue import Delivery
 from squadron.runtime.retries import Retries, backoff_s, failure_details, summary_of, text_of, traceback_of
+from squadron.runtime.running.bidding import Offers, Statistics
 from squadron.runtime.running.context import TurnContext
 from squadron.runtime.running.earlier import keep_spent, open_ledger
 from squadron.runtime.running.handover import HAND_ON_S, LONGEST_HAND_ON_S, hand_over
@@ -138,6 +139,8 @@ class Turns:
         self._exact = {handler.topic.name: handler for handler in handlers}
         self._families = [handler for handler in handlers if handler.topic.is_pattern]
         self._cancelled = Cancellations(ports)
+        #: What was offered for tasks that may come, and what those that came took.
+        self.offers, self.statistics = Offers(ports.clock), Statistics()
         self._log = structlog.get_logger("squadron.turn").bind(agent=agent, replica=ports.identity.id)
 
     async def start(self) -> None:
@@ -147,6 +150,10 @@ class Turns:
     async def aclose(self) -> None:
         """Hear nothing more. May be called twice."""
         await self._cancelled.aclose()
+
+    def serves(self, topic: str) -> bool:
+        """Whether a task on this topic would be run here."""
+        return self._handler(topic) is not None
 
     def _handler(self, topic: str) -> Handler | None:
         exact = self._exact.get(topic)
@@ -201,6 +208,7 @@ class Turns:
             # A dead letter may be sent again, with the claim that it carries.
             await self._ports.claims.drop(message)
         await delivery.lease.settle()
+        self.statistics.note(reported)
         return reported
 
     async def _settle_if_stored(
@@ -278,6 +286,8 @@ class Turns:
         if exhausted := ledger.left.exhausted:
             details = {"field": exhausted}
             return Rejected(reason=f"the budget of {exhausted} is used up", details=details, **common)
+        if unbid := self.offers.refusal(message, common["topic"]):
+            return Rejected(reason=unbid, details={"field": "metadata.bid"}, **common)
         return None
 
     @property
@@ -318,6 +328,7 @@ class Turns:
             context.message = await self._ports.claims.resolve(message)
             if circle := circle_in(message.path, context.topic, context.message.payload.content):
                 return Rejected(reason=circle, details={"field": "path"}, **common)
+            self.offers.check_input(context.message)
             answer = await _run_to_the_end(handler, context, turn)
         except asyncio.CancelledError:
             if not stopped:

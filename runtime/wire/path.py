@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from squadron.runtime.texts import digest_of
 from squadron.runtime.wire.subjects import MAX_TOKEN
 
 #: How many tasks may have led to one: deeper than any plan that people follow, and its steps stay below 6 KB.
@@ -22,12 +21,6 @@ class Parent:
 
     id: str
     path: tuple[str, ...]
-
-
-def digest_of(content: Any) -> str:
-    """SHA-256 of a JSON value in hexadecimal, however it was written down."""
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def step_of(topic: str, content: Any) -> str:

@@ -310,6 +310,10 @@ class Subjects:
         """Where a replica is handed tasks that are for it."""
         return f"{ROOT}.{self.environment}.hand.{check_token(replica, 'replica')}"
 
+    def negotiate(self, name: str) -> str:
+        """Where an agent is called for bids, of whose replicas one answers; or one replica, by its own name."""
+        return f"{ROOT}.{self.environment}.a2a.negotiate.{check_token(name, 'agent')}"
+
     def result(self, topic: str) -> str:
         """Where the outcome of a task that named no `replyTo` is announced."""
         return f"{ROOT}.{self.environment}.result.{topic}"

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from squadron.cli import asks, dlq, doctor, environment, run, runs, talk
+from squadron.cli import asks, dlq, doctor, environment, negotiate, run, runs, talk
 
 EPILOG = (
     "Exit codes: 0 fine · 1 the task ended otherwise than in a result, or a check failed · 2 bad usage or input · "
@@ -54,6 +54,7 @@ def _globals(
 
 environment.register(app)
 talk.register(app)
+negotiate.register(app)
 run.register(app)
 asks.register(app)
 dlq.register(app)

@@ -154,7 +154,7 @@ async def _ask(
     if parameters:
         options["parameters"] = with_fields({}, parameters, {})
     async with frame.connected(frame.settings_of(ctx)) as squad:
-        schema = _schema(squad, topic)
+        schema = schema_of(squad, topic)
         piped = piped or (not pairs and bool(schema.get("required")) and _is_piped())
         content = with_fields(read_stdin(wait=not sys.stdin.isatty()) if piped else {}, pairs, schema)
         handle = await squad.submit(topic, content, **options)
@@ -168,7 +168,7 @@ async def _ask(
             shown.end_line()
             frame.tell(told)
             raise
-    return _show_outcome(outcome, shown.text, as_json)
+    return show_outcome(outcome, shown.text, as_json)
 
 
 async def _cancel(handle: Handle) -> str:
@@ -238,7 +238,8 @@ class Shown:
             self._write("\n")
 
 
-def _show_outcome(outcome: Outcome, shown: str, as_json: bool) -> int:
+def show_outcome(outcome: Outcome, shown: str, as_json: bool) -> int:
+    """Print how a task ended, but for the text that was `shown` already; returns the exit code."""
     if as_json:
         who = {"task_id": outcome.task_id, "topic": outcome.topic, "source": outcome.source}
         frame.print_json({**who, **outcome.to_content()})
@@ -256,7 +257,7 @@ def _show_outcome(outcome: Outcome, shown: str, as_json: bool) -> int:
     return frame.OK if outcome.ok else frame.ENDED_OTHERWISE
 
 
-def _schema(squad: Squad, topic: str) -> dict[str, Any]:
+def schema_of(squad: Squad, topic: str) -> dict[str, Any]:
     """The input schema of a served topic or of the family it belongs to; empty if nobody serves it."""
     from squadron.runtime.wire.subjects import matches
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack
 
 from squadron.actors.runs.shelf import RunInfo, Runs, RunView
@@ -89,6 +89,10 @@ class SyncSquad(Closing):
     def ask(self, topic: str, content: Any = None, /, **options: Unpack[AskKeywords]) -> Outcome:
         """See `Squad.ask`."""
         return self._wait(self._squad.ask(topic, content, **options))
+
+    def negotiate(self, topics: str | Iterable[str], content: Any = None, /, **options: Any) -> Outcome:
+        """See `Squad.negotiate`."""
+        return self._wait(self._squad.negotiate(topics, content, **options))
 
     def stream(self, topic: str, content: Any = None, /, **options: Unpack[AskKeywords]) -> SyncStream:
         """See `Squad.stream`; a plain iterator over the chunks."""

@@ -19,6 +19,7 @@ from squadron.client.stream import Stream
 from squadron.client.subscriptions import DurableEvents, Events
 from squadron.runtime.asking.answering import OpenQuestion, People, QuestionNews
 from squadron.runtime.asking.handle import Handle
+from squadron.runtime.asking.negotiation import BIDS_WITHIN_S, negotiate
 from squadron.runtime.asking.options import UNLIMITED, AskKeywords, AskOptions
 from squadron.runtime.closing import AsyncClosing
 from squadron.runtime.errors import ConfigError, SquadClosedError, StreamGapError
@@ -116,6 +117,35 @@ class Talking(AsyncClosing):
         With `nested=True` its `events()` hold the chunks of the tasks that it asks, too.
         """
         return Stream(functools.partial(self._wiring.caller.submit, topic, content, AskOptions.of(options)))
+
+    async def negotiate(
+        self,
+        topics: str | Iterable[str],
+        content: Any = None,
+        /,
+        *,
+        bids_within_s: float = BIDS_WITHIN_S,
+        **options: Unpack[AskKeywords],
+    ) -> Outcome:
+        """Have the agents of several topics bid for a task, and give it to the best; on failure to the next.
+
+            outcome = await squad.negotiate(["review.fast", "review.deep"], {"text": text}, within_s=30)
+
+        The outcome is that of the last one who tried, and `Undeliverable` if nobody bids; `details["refusals"]`
+        says why. How bids are ranked: `award`.
+
+        Args:
+            topics: names, or patterns that stand for all topics that are served.
+            content: the input, which must fit each topic.
+            bids_within_s: how long bids are waited for, in seconds; it ends sooner if all have answered.
+            options: those of `ask`, but for `route`, `bid` and `task_id`.
+
+        Raises:
+            InvalidInputError: there is no such option here, or it can't have that value; `content` is not JSON.
+            InvalidSubjectError: a topic breaks the grammar.
+        """
+        caller = self._wiring.caller
+        return await negotiate(caller, self.submit, topics, content, options, bids_within_s=bids_within_s)
 
     async def publish(self, topic: str, content: Any, *, conversation_id: str = "") -> None:
         """Send an event to whoever listens now (at most once)."""

@@ -50,6 +50,7 @@ class Peer:
     records: Journal
     registry: Registry
     caller: Caller
+    place: Place
 
     @property
     def subjects(self) -> Subjects:
@@ -90,7 +91,7 @@ class Peer:
 
 def peer_of(place: Place) -> Peer:
     """The ports of one process."""
-    return Peer(place.ports, place.records, place.registry, place.caller)
+    return Peer(place.ports, place.records, place.registry, place.caller, place)
 
 
 @dataclass

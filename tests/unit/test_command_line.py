@@ -32,12 +32,14 @@ COMMANDS = (
     "scale",
     "topics",
     "ask",
+    "negotiate",
     "run",
     "demo",
-    "doctor",
-    "dlq",
     "asks",
     "answer",
+    "dlq",
+    "runs",
+    "doctor",
 )
 
 
@@ -58,6 +60,23 @@ def call(*arguments: str, stdin: str | None = None) -> Any:
 def squadron(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", "from squadron.cli import main; main()", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, **options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("review.deep", "text=hello"), "--field text=hello"),
+        (("review",), "domain.specificity"),
+        (("review.*", "-f", "hello"), "FIELD=VALUE"),
+        ((), "TOPIC"),
+    ],
+)
+def test_a_negotiation_is_checked_before_anything_is_connected(
+    clean: Path, arguments: tuple[str, ...], said: str
+) -> None:
+    done = squadron("negotiate", *arguments)
+    assert done.returncode == 2
+    assert said in done.stderr
 
 
 # --- usage -------------------------------------------------------------------------------------------

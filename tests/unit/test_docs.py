@@ -160,8 +160,9 @@ def test_decisions_are_numbered_dated_and_listed() -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        *("up", "down", "status", "deploy", "undeploy", "scale", "topics", "ask", "run", "demo"),
-        *("dlq list", "dlq show", "dlq redrive", "dlq drop", "asks", "answer"),
+        *("up", "down", "status", "deploy", "undeploy", "scale", "topics", "ask", "negotiate", "run", "demo"),
+        *("dlq list", "dlq show", "dlq redrive", "dlq drop", "asks", "answer", "runs list", "runs show"),
+        *("runs resume", "runs cancel"),
     ],
 )
 def test_commands_and_options_that_the_docs_show_exist(command: str) -> None:

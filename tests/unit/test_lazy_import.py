@@ -35,6 +35,7 @@ def test_the_public_names() -> None:
     assert squadron.__all__ == [
         "Agent",
         "Answer",
+        "Bid",
         "BlockingCallError",
         "Budget",
         "BudgetError",
@@ -72,6 +73,7 @@ def test_the_public_names() -> None:
         "TimedOut",
         "UnansweredError",
         "Undeliverable",
+        "bid",
         "on",
         "on_durable",
         "topic",

@@ -47,7 +47,7 @@ def test_handles_and_contexts_show_people_what_is_theirs_and_no_more() -> None:
     assert _shown(Handle) == theirs
     assert _shown(blocking.SyncHandle) == theirs
     own = {"cancelled", "charge", "emit", "lite", "log", "recall", "remember", "sync"}
-    assert _shown(Context) == {"ask", "submit", "publish", "publish_durable", *own}
+    assert _shown(Context) == {"ask", "submit", "negotiate", "publish", "publish_durable", *own}
 
 
 def test_there_are_plain_ones() -> None:

@@ -40,6 +40,12 @@ def test_every_lite_subject_parses_back(subject: LiteSubject) -> None:
     assert LiteSubject.parse(str(subject)) == subject
 
 
+def test_an_agent_and_a_replica_are_called_for_bids_by_their_names() -> None:
+    assert Subjects("dev").negotiate("analyst") == "agents.dev.a2a.negotiate.analyst"
+    with pytest.raises(InvalidSubjectError, match="agent"):
+        Subjects("dev").negotiate("analyst.*")
+
+
 def test_the_examples_of_the_protocol() -> None:
     subjects = Subjects("prod")
 
