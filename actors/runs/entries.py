@@ -69,10 +69,15 @@ class Started(_Entry):
 
 
 class Offered(_Entry):
-    """Topics that the model may call from now on, in this order, as their cards were."""
+    """Topics that the model may call from now on, in this order, as their cards were.
+
+    Attributes:
+        left_out: topics that would have fitted but can't be offered, and why.
+    """
 
     kind: Literal["offered"] = "offered"
     cards: tuple[SemanticTopic, ...]
+    left_out: dict[str, str] = Field(default_factory=dict)
 
 
 class Asking(_Entry):

@@ -74,6 +74,7 @@ class Session:
         """
         ports = self.ctx.caller.ports
         state, books = RunState(self.run, self.toolbox), Books(self.run, self.ctx.ledger)
+        self.emitter.at_s = lambda: state.at_s(ports.clock.time())
         log = RunLog(ports, self.run, Deadline.after(self.within_s, ports.clock))
         recorder = Recorder(log, state, books, self.ctx.lease, self.emitter.send)
         await recorder.replay()
@@ -128,8 +129,9 @@ class Session:
                     gather=self.gather,
                 )
             )
-            if beginning.topics:
-                entries.append(Offered(at=now, cards=tuple(beginning.topics)))
+            if beginning.topics or self.toolbox.left_out:
+                left_out = dict(self.toolbox.left_out)
+                entries.append(Offered(at=now, cards=tuple(beginning.topics), left_out=left_out))
         return entries
 
     async def _loop(self, recorder: Recorder, books: Books, aim: Aim) -> Finished:

@@ -90,8 +90,12 @@ class RunState:
         self.turns: dict[int, Thought] = {}
         #: A question to the model whose answer is not known.
         self.asking: Asking | None = None
+        #: Whether all that there is to say was said to the model, and it has not answered with a turn yet.
+        self.put = False
         self.waiting: Waiting | None = None
         self.summaries: list[Summary] = []
+        #: Topics that can't be offered, and why; told once.
+        self.left_out: dict[str, str] = {}
         #: How often a model was asked, and in vain.
         self.tries, self.failures = 0, 0
         self.nudges = 0
@@ -166,13 +170,19 @@ class RunState:
     def _started(self, entry: Started) -> None:
         self.started = entry
         self.transcript.messages = list(entry.opening)
+        self._tell("started", entry.at, run=self.run, model=next(iter(entry.models), ""), goal=entry.title)
 
     def _offered(self, entry: Offered) -> None:
         self.toolbox.offer(entry.cards)
-        self._tell("offered", entry.at, topics=[card.name for card in entry.cards])
+        self.left_out |= entry.left_out
+        names = [card.name for card in entry.cards]
+        changed = {name: self.toolbox.changed[name] for name in names if name in self.toolbox.changed}
+        told = {"changed": changed, "left_out": entry.left_out}
+        self._tell("offered", entry.at, topics=names, **{key: value for key, value in told.items() if value})
 
     def _asking(self, entry: Asking) -> None:
         self.asking = entry
+        self.put = True
         self.tries += 1
         self.waiting = None
         self.transcript.ask(self.still_running())
@@ -190,7 +200,7 @@ class RunState:
         )
 
     def _thought(self, entry: Thought) -> None:
-        self.asking = None
+        self.asking, self.put = None, False
         self.turns[entry.round] = entry
         turn = entry.turn
         self.spent += Spent(turn.tokens, entry.usd_micros or 0, rounds=1)
