@@ -112,7 +112,8 @@ class Supervisor(Agent):
                 max_rounds=max_rounds,
                 within_s=min(within_s, REPORT_IN_TIME * ctx.deadline.remaining_s()),
                 sampling=sampling_of(ctx),
-                gather=gather or Gather(),
+                # A plan goes step by step: it has nothing to say before a round has ended.
+                gather=Gather() if gather is None or isinstance(model, OfflinePlanner) else gather,
                 again=bool(resume),
             )
             pursuit = _Pursuit(ctx, goal, topics, plan, session.toolbox)
