@@ -25,6 +25,7 @@ from squadron.actors.runs.mind import Mind
 from squadron.actors.runs.recorder import Recorder
 from squadron.actors.runs.references import BadReferenceError
 from squadron.actors.runs.state import Call, RunState
+from squadron.actors.runs.toolbox import MAX_OFFERED
 from squadron.actors.thinking.model import ModelTurn
 from squadron.runtime.errors import BudgetError, ModelError, Terminal
 from squadron.runtime.wire.topics import SemanticTopic
@@ -90,6 +91,8 @@ class Loop:
         """Go on until the run is over; returns its last entry."""
         await self._actions.take_up(send=self._state.finished is None)
         while self._state.finished is None:
+            if self._actions.failure is not None:
+                raise self._actions.failure
             try:
                 await self._step()
             except TimeoutError:
@@ -196,7 +199,10 @@ class Loop:
             await self._recorder.store(Offered(at=self._now(), cards=tuple(fresh), left_out=left_out))
         tools = {each.topic.name: each.definition for each in toolbox.offered}
         told = [tools[topic.name] for topic in found if topic.name in tools]
-        data = [{"tool": tool.name, "description": tool.description} for tool in told]
+        data: list[dict[str, Any]] = [{"tool": tool.name, "description": tool.description} for tool in told]
+        if full := [topic.name for topic in fresh if topic.name not in tools]:
+            why = f"all {MAX_OFFERED} places are taken by tools that you called"
+            data.append({"not_offered": full, "why": why})
         return (Ended(at=self._now(), ends=(answer(call, data),)),)
 
     async def _wait_for(self, call: Call) -> Sequence[Entry]:

@@ -44,7 +44,6 @@ class Session:
     Attributes:
         within_s: how long the whole run may take, in seconds.
         sampling: `temperature` and `max_tokens` of the model.
-        raising: errors of the agent's own tools that end the run.
         again: whether a run that has ended is to go on.
     """
 
@@ -58,7 +57,6 @@ class Session:
     sampling: dict[str, Any]
     gather: Gather = ALL
     output_schema: dict[str, Any] | None = None
-    raising: tuple[type[Exception], ...] = ()
     again: bool = False
 
     async def pursue(self, aim: Aim, begin: Callable[[], Awaitable[Beginning]]) -> tuple[RunState, Finished]:
@@ -147,7 +145,7 @@ class Session:
         )
         try:
             async with asyncio.TaskGroup() as group:
-                actions = Actions(self.ctx, recorder, books, group, self.raising)
+                actions = Actions(self.ctx, recorder, books, group)
                 try:
                     return await Loop(recorder, mind, aim, actions).run()
                 finally:

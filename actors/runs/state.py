@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from squadron.actors.runs.built_in import FOR_EACH
 from squadron.actors.runs.entries import (
     Asking,
     Dispatch,
@@ -23,6 +24,7 @@ from squadron.actors.runs.entries import (
     Summarized,
     Thought,
     Waiting,
+    Withdrawn,
 )
 from squadron.actors.runs.prepare import Ready, prepare
 from squadron.actors.runs.references import Results, call_id, task_id
@@ -31,6 +33,7 @@ from squadron.actors.runs.toolbox import Toolbox
 from squadron.actors.runs.transcript import Transcript
 from squadron.actors.thinking.fence import Fence
 from squadron.actors.thinking.model import ChatMessage, ToolCall
+from squadron.actors.thinking.repeats import Repeats
 from squadron.actors.thinking.window import Summary
 from squadron.runtime.wire.spent import NOTHING, Spent
 
@@ -94,6 +97,7 @@ class RunState:
         self.put = False
         self.waiting: Waiting | None = None
         self.summaries: list[Summary] = []
+        self.repeats = Repeats()
         #: Topics that can't be offered, and why; told once.
         self.left_out: dict[str, str] = {}
         #: How often a model was asked, and in vain.
@@ -208,7 +212,7 @@ class RunState:
         for id, said in zip(ids, turn.tool_calls, strict=True):
             self.calls[id] = Call(id, entry.round, said)
             self.results.name(id, said.id)
-            self.toolbox.use(said.name)
+            self.toolbox.use(str(said.arguments.get("topic")) if said.name == FOR_EACH else said.name)
         self.transcript.turn(turn, ids)
         shown = {"text": turn.text, "seconds": entry.seconds, "tokens": turn.tokens, "model": turn.model}
         cost = {} if entry.usd_micros is None else {"usd": entry.usd_micros / 1e6}
@@ -231,6 +235,10 @@ class RunState:
     def _sent(self, entry: Sent) -> None:
         for id in entry.calls:
             self.calls[id].sent = True
+
+    def _withdrawn(self, entry: Withdrawn) -> None:
+        for id in entry.calls:
+            self.calls[id] = Call(id, self.calls[id].round, self.calls[id].said)
 
     def _ended(self, entry: Ended) -> None:
         for end in entry.ends:
@@ -266,7 +274,10 @@ class RunState:
         else:
             self.results.fail(call.id, f"{end.outcome}: {end.reason}")
             text, failed = failure_text(call.id, end.outcome, end.reason, self.fence), True
-        self.transcript.end(call.id, ChatMessage("tool", text, is_error=failed))
+        self.transcript.end(call.id, ChatMessage("tool", text, is_error=failed, attachments=end.attachments))
+        if call.ready is not None:
+            came_to = self.results.values.get(call.id, [end.outcome, end.reason])
+            self.repeats.note(call.ready.topic, call.ready.comparable, came_to)
 
     def _waiting(self, entry: Waiting) -> None:
         self.waiting = entry
@@ -275,6 +286,8 @@ class RunState:
         self.summaries.append(entry.summary)
 
     def _finished(self, entry: Finished) -> None:
+        if self.finished is not None:
+            return
         self.finished = entry
         self._tell("finished", entry.at, stopped=entry.stopped, rounds=self.round)
 
