@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -12,7 +13,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 from typing_extensions import TypedDict
 
-from squadron.actors.runs.built_in import DISCOVER, FINISH, FOR_EACH
+from squadron.actors.runs.built_in import BUILT_IN, DISCOVER, FINISH, FOR_EACH
 from squadron.actors.runs.references import as_reference
 from squadron.actors.thinking.model import ChatMessage, ModelRequest, ModelTurn, ToolCall, ToolDefinition
 from squadron.runtime.registry.search import Index, terms
@@ -42,6 +43,10 @@ GOAL_FIELDS = frozenset(
 )
 #: Longest quote of one result in a digest, in characters: a few lines each.
 QUOTED_CHARS = 600
+
+#: A call as a run names it, where a plan has an id of its own; what is in the fence of a result (see `telling`).
+_RUNS_ID = re.compile(r"\br\d+c\d+-[0-9a-f]{6}\b")
+_FENCED = re.compile(r"^<untrusted-[^>]*>\n(.*)\n</untrusted-", re.MULTILINE | re.DOTALL)
 
 INTRODUCTION = "I am the offline planner: I follow a fixed plan, I am not an LLM."
 
@@ -153,7 +158,11 @@ class _Progress:
     def failed(self, call_id: str) -> str:
         """Why a call has no result at all; empty if it has one."""
         answer = self.answers.get(call_id)
-        return answer.content.partition("\n")[0] if answer is not None and answer.is_error else ""
+        if answer is None or not answer.is_error:
+            return ""
+        head = _RUNS_ID.sub(call_id, answer.content.partition("\n")[0])
+        # The head of a result says it all; of a failure it says only its kind.
+        return head if head.startswith("Result ") else f"{head} {_fenced(answer.content)}"
 
     def failures(self) -> list[str]:
         """Why calls have no result, for all that have none."""
@@ -252,7 +261,7 @@ def _best(intent: str, tools: Sequence[ToolDefinition]) -> tuple[str, float]:
 
 
 def _rank(intent: str, tools: Sequence[ToolDefinition]) -> list[ToolDefinition]:
-    topics = [tool for tool in tools if tool.name not in (DISCOVER, FINISH, FOR_EACH)]
+    topics = [tool for tool in tools if tool.name not in BUILT_IN]
     scores = Index(_document(tool) for tool in topics).scores(intent)
     ranked = sorted(zip(scores, topics, strict=True), key=lambda row: (-row[0], row[1].name))
     return [tool for score, tool in ranked if score > 0]
@@ -315,9 +324,14 @@ def _with_notes(answer: str, notes: Sequence[str]) -> str:
     return "\n".join([answer, "Not everything worked:", *(f"- {note}" for note in notes)]) if notes else answer
 
 
+def _fenced(content: str) -> str:
+    """What stands in the fence of a result: after a line about it, and perhaps before one that says it is cut."""
+    found = _FENCED.search(content)
+    return found[1] if found else content.partition("\n")[2]
+
+
 def _quote(content: str) -> str:
-    # The first line of a result is about it, the rest is its JSON.
-    body = content.partition("\n")[2]
+    body = _fenced(content)
     try:
         value = json.loads(body)
     except ValueError:  # it was cut

@@ -99,7 +99,9 @@ class Supervisor(Agent):
         async with AsyncExitStack() as stack:
             model = self.make_model(spec_of(ctx), plan)
             stack.push_async_callback(model.aclose)
-            emitter = await stack.enter_async_context(Emitter(ctx, lambda text: {"event": "text", "delta": text}))
+            emitter = await stack.enter_async_context(
+                Emitter(ctx, lambda text: {"event": "text", "at_s": emitter.at_s(), "delta": text})
+            )
             session = Session(
                 ctx=ctx,
                 # The same on every attempt, because the message is.
@@ -110,10 +112,11 @@ class Supervisor(Agent):
                 max_rounds=max_rounds,
                 within_s=min(within_s, REPORT_IN_TIME * ctx.deadline.remaining_s()),
                 sampling=sampling_of(ctx),
-                gather=gather or Gather(),
+                # A plan goes step by step: it has nothing to say before a round has ended.
+                gather=Gather() if gather is None or isinstance(model, OfflinePlanner) else gather,
                 again=bool(resume),
             )
-            pursuit = _Pursuit(ctx, goal, topics, plan, session.toolbox, emitter)
+            pursuit = _Pursuit(ctx, goal, topics, plan, session.toolbox)
             state, finished = await session.pursue(pursuit, pursuit.begin)
             return report_of(state, finished, emitter.timeline)
 
@@ -128,19 +131,15 @@ class _Pursuit:
         topics: Sequence[str],
         plan: Plan | None,
         toolbox: Toolbox,
-        emitter: Emitter,
     ) -> None:
         self._ctx, self._goal, self._topics, self._plan = ctx, goal, topics, plan
-        self._toolbox, self._emitter = toolbox, emitter
+        self._toolbox = toolbox
 
     async def begin(self) -> Beginning:
         """What the model is told first. It has no figure that changes: providers find what they have cached."""
         proposal = f"\nA proposal, which you may change: {to_json(self._plan).decode()}" if self._plan else ""
         system = ChatMessage("system", f"{SYSTEM_PROMPT}{FENCE_RULE}{proposal}")
         offered = self._toolbox.fitting(self.find(self._goal))
-        for what, cards in (("left_out", self._toolbox.left_out), ("changed", self._toolbox.changed)):
-            if cards:
-                self._emitter.send({"event": what, "topics": dict(cards)})
         return Beginning(title=self._goal, opening=[system, ChatMessage("user", self._goal)], topics=offered)
 
     def find(self, intent: str) -> list[SemanticTopic]:

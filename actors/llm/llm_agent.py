@@ -29,7 +29,7 @@ from squadron.actors.thinking.fence import FENCE_RULE
 from squadron.actors.thinking.model import Attachment, ChatMessage, Model, ModelTurn
 from squadron.actors.thinking.notes import NOTE_TOOLS, Notes
 from squadron.actors.thinking.tokens import family_of
-from squadron.runtime.errors import Retry, Terminal
+from squadron.runtime.errors import Terminal
 from squadron.runtime.running.context import Context, TurnContext
 from squadron.runtime.texts import encoded
 from squadron.runtime.wire.topics import SemanticTopic
@@ -154,7 +154,6 @@ class LLMAgent(Agent):
                 within_s=min(WITHIN_S, ctx.deadline.remaining_s()),
                 sampling=sampling_of(ctx),
                 output_schema=schema,
-                raising=(Retry, Terminal),
             )
             thought = _Thought(self, turn, prompt, answer, memory, chain[0].name)
             _, finished = await session.pursue(thought, thought.begin)

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 from pydantic_core import ArgsKwargs, from_json
 
 from squadron.actors.decorators import TOOL, marked
+from squadron.actors.runs.acting import attached
 from squadron.actors.runs.built_in import BUILT_IN
 from squadron.actors.thinking.model import ToolDefinition
 from squadron.actors.thinking.shapes import InputShape, cut
@@ -124,7 +125,9 @@ class MethodTool:
         return self.spec.mark.within_s
 
     async def run(self, arguments: Any) -> Any:
-        """Call it, a plain function in a thread because it may block; what it returns as JSON."""
+        """Call it, a plain function in a thread because it may block; what it returns as JSON, or attachments."""
         given = ArgsKwargs((), self.spec.shape.restore(arguments))
         returned = await calling.call(self.ctx.threads, self.spec.adapter.validate_python, given)
+        if attached(returned):
+            return returned
         return whole(returned) if isinstance(returned, str) else from_json(encoded(returned))

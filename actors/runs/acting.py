@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from squadron.actors.runs.books import Books
-from squadron.actors.runs.entries import Dispatch, End, Ended, Entry, Sending, Sent
+from squadron.actors.runs.entries import Dispatch, End, Ended, Entry, Finished, Sending, Sent, Withdrawn
 from squadron.actors.runs.prepare import Ready, Unsendable, prepare
 from squadron.actors.runs.recorder import Recorder
 from squadron.actors.runs.references import BadReferenceError, task_id
 from squadron.actors.runs.state import Call, RunState
-from squadron.actors.thinking.model import ToolDefinition
+from squadron.actors.thinking.model import Attachment, ToolDefinition
 from squadron.runtime.asking.handle import Handle
+from squadron.runtime.errors import Retry, Terminal
 from squadron.runtime.running.context import TurnContext
 from squadron.runtime.texts import whole
 from squadron.runtime.wire.limits import Deadline
@@ -38,9 +39,11 @@ class Tool(Protocol):
     within_s: float
 
     async def run(self, arguments: Any) -> Any:
-        """Run it; returns JSON-ready data.
+        """Run it; returns JSON-ready data, or an `Attachment` or a list of them, which the model gets to see.
 
         Raises:
+            Retry: it did nothing; the next attempt at the task is to run it again.
+            Terminal: the whole run comes to nothing.
             Exception: it failed, which the model is told.
         """
         ...
@@ -56,17 +59,17 @@ class Actions:
 
     Attributes:
         answers: built-in tools by name.
-        raising: errors of tools that end the whole run.
+        failure: what ends this attempt: nothing new begins in it.
     """
 
     ctx: TurnContext
     recorder: Recorder
     books: Books
     group: asyncio.TaskGroup
-    raising: tuple[type[Exception], ...] = ()
 
     def __post_init__(self) -> None:
         self.answers: Mapping[str, Answer] = {}
+        self.failure: Retry | None = None
         self._handles: dict[str, dict[int, Handle]] = {}
         self._ends: asyncio.Queue[End] = asyncio.Queue()
         self._working = [self.group.create_task(self._collect())]
@@ -90,7 +93,10 @@ class Actions:
                 if call.said.name in self.answers and self._state.toolbox.has(call.said.name):
                     await self.recorder.store(*await self.answers[call.said.name](call))
                     continue
-                ready.append((call, prepare(call.said, self._state.toolbox, self._state.results)))
+                made = prepare(call.said, self._state.toolbox, self._state.results)
+                if circling := self._state.repeats.refusal(made.topic, made.comparable):
+                    raise ValueError(circling)
+                ready.append((call, made))
             except (ValueError, BadReferenceError) as error:
                 ends.append(refusal(call, str(error)))
         dispatches = self._dispatches(ready)
@@ -188,23 +194,38 @@ class Actions:
         tool: Tool = self._state.toolbox.own[dispatch.topic]  # type: ignore[assignment]
         common: dict[str, Any] = {"call": call.id, "topic": dispatch.topic}
         if again and not tool.may_repeat:
-            reason = "its replica died while it ran; it may have acted, so it is not run again"
+            reason = "it was interrupted while it ran; it may have acted, so it is not run again"
             return self._ends.put_nowait(End(outcome="failed", reason=reason, **common))
         started = self.ctx.caller.loop.time()
         try:
             async with asyncio.timeout(tool.within_s) as limit:
                 data = await tool.run(ready.contents[0])
-            end = End(outcome="result", data=data, **common)
-        except self.raising:
+            attachments = attached(data)
+            shown = [each.name or each.media_type for each in attachments] if attachments else data
+            end = End(outcome="result", data=shown, attachments=attachments, **common)
+        except Retry as error:
+            self.failure = error
+            await self.recorder.store(Withdrawn(at=self._now(), calls=(call.id,)))
             raise
+        except Terminal as error:
+            return await self.recorder.store(Finished(at=self._now(), stopped="failed", error=str(error)))
         except TimeoutError as error:
             why = f"ran longer than its {tool.within_s:g} s" if limit.expired() else f"TimeoutError: {error}"
             end = End(outcome="timed_out" if limit.expired() else "failed", reason=why, **common)
-        except Exception as error:
+        except asyncio.CancelledError:
+            if self._stopping():
+                raise
+            end = End(outcome="failed", reason="what it waited for was cancelled", **common)
+        except (Exception, SystemExit) as error:
             # The model can often do something about it: other arguments, another way.
             end = End(outcome="failed", reason=whole(f"{type(error).__name__}: {error}"), **common)
         took = round(1000 * (self.ctx.caller.loop.time() - started), 3)
         self._ends.put_nowait(end.model_copy(update={"latency_ms": took}))
+
+    @staticmethod
+    def _stopping() -> bool:
+        task = asyncio.current_task()
+        return task is not None and task.cancelling() > 0
 
     async def _collect(self) -> None:
         """Store what comes, as much of it at once as is there."""
@@ -227,6 +248,12 @@ def _unsendable(call: Call, ready: Ready) -> Iterable[End]:
     for index, content in enumerate(ready.contents):
         if isinstance(content, Unsendable):
             yield End(call=call.id, index=index, topic=ready.topic, outcome="rejected", reason=content.reason)
+
+
+def attached(data: Any) -> tuple[Attachment, ...]:
+    """The attachments that a tool returned, if it returned nothing else."""
+    given = data if isinstance(data, list) else [data]
+    return tuple(given) if all(isinstance(each, Attachment) for each in given) else ()
 
 
 def refusal(call: Call, reason: str) -> End:

@@ -27,6 +27,7 @@ class Emitter:
 
     Attributes:
         timeline: the events up to now, whether they are sent or not.
+        at_s: the time since the start of the run, in seconds, which each event is told with.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class Emitter:
     ) -> None:
         self._ctx, self._wrap_text, self._only = ctx, wrap_text, only
         self.timeline: list[dict[str, Any]] = []
+        self.at_s: Callable[[], float] = lambda: 0.0
         #: No more than one turn of the model says: texts that come while one is sent are joined.
         self._waiting: deque[tuple[bool, Any]] = deque()
         self._grown = asyncio.Event()
@@ -54,6 +56,7 @@ class Emitter:
 
     def send(self, event: dict[str, Any]) -> None:
         """Emit an event."""
+        event = {"event": event["event"], "at_s": self.at_s(), **event}
         if event["event"] != "outcome" or len(self.timeline) < MAX_TIMELINE:
             self.timeline.append(event)
         if self._only is None or event["event"] in self._only:

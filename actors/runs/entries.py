@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from squadron.actors.thinking.model import ChatMessage, ModelTurn
+from squadron.actors.thinking.model import Attachment, ChatMessage, ModelTurn
 from squadron.actors.thinking.window import Summary
 from squadron.runtime.wire.topics import SemanticTopic
 
@@ -69,10 +69,15 @@ class Started(_Entry):
 
 
 class Offered(_Entry):
-    """Topics that the model may call from now on, in this order, as their cards were."""
+    """Topics that the model may call from now on, in this order, as their cards were.
+
+    Attributes:
+        left_out: topics that would have fitted but can't be offered, and why.
+    """
 
     kind: Literal["offered"] = "offered"
     cards: tuple[SemanticTopic, ...]
+    left_out: dict[str, str] = Field(default_factory=dict)
 
 
 class Asking(_Entry):
@@ -159,6 +164,13 @@ class Sent(_Entry):
     calls: tuple[str, ...]
 
 
+class Withdrawn(_Entry):
+    """These calls are as if they had never gone out: what ran them says that it did nothing."""
+
+    kind: Literal["withdrawn"] = "withdrawn"
+    calls: tuple[str, ...]
+
+
 class End(BaseModel):
     """How one task, tool or refused call ended; `outcome` is its kind, `spent` as outcomes tell it on the wire."""
 
@@ -169,6 +181,7 @@ class End(BaseModel):
     topic: str = ""
     outcome: str
     data: Any = None
+    attachments: tuple[Attachment, ...] = ()
     reason: str = ""
     confidence: float | None = None
     reasoning: str | None = None
@@ -219,6 +232,7 @@ Entry = Annotated[
     | Nudge
     | Sending
     | Sent
+    | Withdrawn
     | Ended
     | Waiting
     | Summarized

@@ -25,6 +25,7 @@ from squadron.actors.runs.mind import Mind
 from squadron.actors.runs.recorder import Recorder
 from squadron.actors.runs.references import BadReferenceError
 from squadron.actors.runs.state import Call, RunState
+from squadron.actors.runs.toolbox import MAX_OFFERED
 from squadron.actors.thinking.model import ModelTurn
 from squadron.runtime.errors import BudgetError, ModelError, Terminal
 from squadron.runtime.wire.topics import SemanticTopic
@@ -90,6 +91,8 @@ class Loop:
         """Go on until the run is over; returns its last entry."""
         await self._actions.take_up(send=self._state.finished is None)
         while self._state.finished is None:
+            if self._actions.failure is not None:
+                raise self._actions.failure
             try:
                 await self._step()
             except TimeoutError:
@@ -116,14 +119,15 @@ class Loop:
             if any(call.round == unbegun[0].round for call in state.running):
                 return await self._wait()
             return await self._finish(unbegun[0])
-        last = state.last
+        # A question that was put stands, whatever became of who put it.
+        last = None if state.put else state.last
         silent = last is not None and not last.turn.tool_calls and last.turn.stop != "pause"
         if silent and not state.running and not state.transcript.has_news:
             assert last is not None
             return await self._judge(last.turn)
         if silent and not state.transcript.has_news:
             return await self._wait()
-        if (wait_s := self._wait_s()) is not None:
+        if not state.put and (wait_s := self._wait_s()) is not None:
             return await self._wait(wait_s)
         assert state.epoch is not None
         if state.round >= state.epoch.max_rounds:
@@ -188,11 +192,17 @@ class Loop:
     async def _discover(self, call: Call) -> Sequence[Entry]:
         wanted = read_arguments(DiscoverTopics, self._state.results.fill(call.said.arguments))
         found = self._aim.find(wanted.intent)
-        if fresh := self._state.toolbox.fitting(found):
-            await self._recorder.store(Offered(at=self._now(), cards=tuple(fresh)))
-        tools = {each.topic.name: each.definition for each in self._state.toolbox.offered}
+        toolbox = self._state.toolbox
+        fresh = toolbox.fitting(found)
+        left_out = {name: why for name, why in toolbox.left_out.items() if name not in self._state.left_out}
+        if fresh or left_out:
+            await self._recorder.store(Offered(at=self._now(), cards=tuple(fresh), left_out=left_out))
+        tools = {each.topic.name: each.definition for each in toolbox.offered}
         told = [tools[topic.name] for topic in found if topic.name in tools]
-        data = [{"tool": tool.name, "description": tool.description} for tool in told]
+        data: list[dict[str, Any]] = [{"tool": tool.name, "description": tool.description} for tool in told]
+        if full := [topic.name for topic in fresh if topic.name not in tools]:
+            why = f"all {MAX_OFFERED} places are taken by tools that you called"
+            data.append({"not_offered": full, "why": why})
         return (Ended(at=self._now(), ends=(answer(call, data),)),)
 
     async def _wait_for(self, call: Call) -> Sequence[Entry]:

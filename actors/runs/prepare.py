@@ -33,6 +33,11 @@ class Ready:
     items: list[Any] | None = None
     own: bool = False
 
+    @property
+    def comparable(self) -> list[Any]:
+        """What it is compared by with other calls; JSON."""
+        return [str(each) if isinstance(each, Unsendable) else each for each in self.contents]
+
 
 def prepare(call: ToolCall, toolbox: Toolbox, results: Results) -> Ready:
     """Find what a call is for, and resolve its references.

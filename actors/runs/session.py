@@ -44,7 +44,6 @@ class Session:
     Attributes:
         within_s: how long the whole run may take, in seconds.
         sampling: `temperature` and `max_tokens` of the model.
-        raising: errors of the agent's own tools that end the run.
         again: whether a run that has ended is to go on.
     """
 
@@ -58,7 +57,6 @@ class Session:
     sampling: dict[str, Any]
     gather: Gather = ALL
     output_schema: dict[str, Any] | None = None
-    raising: tuple[type[Exception], ...] = ()
     again: bool = False
 
     async def pursue(self, aim: Aim, begin: Callable[[], Awaitable[Beginning]]) -> tuple[RunState, Finished]:
@@ -74,6 +72,7 @@ class Session:
         """
         ports = self.ctx.caller.ports
         state, books = RunState(self.run, self.toolbox), Books(self.run, self.ctx.ledger)
+        self.emitter.at_s = lambda: state.at_s(ports.clock.time())
         log = RunLog(ports, self.run, Deadline.after(self.within_s, ports.clock))
         recorder = Recorder(log, state, books, self.ctx.lease, self.emitter.send)
         await recorder.replay()
@@ -128,8 +127,9 @@ class Session:
                     gather=self.gather,
                 )
             )
-            if beginning.topics:
-                entries.append(Offered(at=now, cards=tuple(beginning.topics)))
+            if beginning.topics or self.toolbox.left_out:
+                left_out = dict(self.toolbox.left_out)
+                entries.append(Offered(at=now, cards=tuple(beginning.topics), left_out=left_out))
         return entries
 
     async def _loop(self, recorder: Recorder, books: Books, aim: Aim) -> Finished:
@@ -145,7 +145,7 @@ class Session:
         )
         try:
             async with asyncio.TaskGroup() as group:
-                actions = Actions(self.ctx, recorder, books, group, self.raising)
+                actions = Actions(self.ctx, recorder, books, group)
                 try:
                     return await Loop(recorder, mind, aim, actions).run()
                 finally:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from squadron.actors.runs.built_in import FOR_EACH
 from squadron.actors.runs.entries import (
     Asking,
     Dispatch,
@@ -24,6 +25,7 @@ from squadron.actors.runs.entries import (
     Summarized,
     Thought,
     Waiting,
+    Withdrawn,
 )
 from squadron.actors.runs.prepare import Ready, prepare
 from squadron.actors.runs.references import BadReferenceError, Results, call_id, task_id
@@ -32,6 +34,7 @@ from squadron.actors.runs.toolbox import Toolbox
 from squadron.actors.runs.transcript import Transcript
 from squadron.actors.thinking.fence import Fence
 from squadron.actors.thinking.model import ChatMessage, ToolCall
+from squadron.actors.thinking.repeats import Repeats
 from squadron.actors.thinking.window import Summary
 from squadron.runtime.wire.spent import NOTHING, Spent
 
@@ -96,8 +99,13 @@ class RunState:
         self.turns: dict[int, Thought] = {}
         #: A question to the model whose answer is not known.
         self.asking: Asking | None = None
+        #: Whether all that there is to say was said to the model, and it has not answered with a turn yet.
+        self.put = False
         self.waiting: Waiting | None = None
         self.summaries: list[Summary] = []
+        self.repeats = Repeats()
+        #: Topics that can't be offered, and why; told once.
+        self.left_out: dict[str, str] = {}
         #: How often a model was asked, and in vain.
         self.tries, self.failures = 0, 0
         self.nudges = 0
@@ -179,13 +187,19 @@ class RunState:
     def _started(self, entry: Started) -> None:
         self.started = entry
         self.transcript.messages = list(entry.opening)
+        self._tell("started", entry.at, run=self.run, model=next(iter(entry.models), ""), goal=entry.title)
 
     def _offered(self, entry: Offered) -> None:
         self.toolbox.offer(entry.cards)
-        self._tell("offered", entry.at, topics=[card.name for card in entry.cards])
+        self.left_out |= entry.left_out
+        names = [card.name for card in entry.cards]
+        changed = {name: self.toolbox.changed[name] for name in names if name in self.toolbox.changed}
+        told = {"changed": changed, "left_out": entry.left_out}
+        self._tell("offered", entry.at, topics=names, **{key: value for key, value in told.items() if value})
 
     def _asking(self, entry: Asking) -> None:
         self.asking = entry
+        self.put = True
         self.tries += 1
         self.waiting = None
         self.transcript.ask(self.still_running())
@@ -203,7 +217,7 @@ class RunState:
         )
 
     def _thought(self, entry: Thought) -> None:
-        self.asking = None
+        self.asking, self.put = None, False
         self.turns[entry.round] = entry
         turn = entry.turn
         self.spent += Spent(turn.tokens, entry.usd_micros or 0, rounds=1)
@@ -211,7 +225,7 @@ class RunState:
         for id, said in zip(ids, turn.tool_calls, strict=True):
             self.calls[id] = Call(id, entry.round, said)
             self.results.name(id, said.id)
-            self.toolbox.use(said.name)
+            self.toolbox.use(str(said.arguments.get("topic")) if said.name == FOR_EACH else said.name)
         self.transcript.turn(turn, ids)
         shown = {"text": turn.text, "seconds": entry.seconds, "tokens": turn.tokens, "model": turn.model}
         cost = {} if entry.usd_micros is None else {"usd": entry.usd_micros / 1e6}
@@ -241,6 +255,10 @@ class RunState:
     def _sent(self, entry: Sent) -> None:
         for id in entry.calls:
             self.calls[id].sent = True
+
+    def _withdrawn(self, entry: Withdrawn) -> None:
+        for id in entry.calls:
+            self.calls[id] = Call(id, self.calls[id].round, self.calls[id].said)
 
     def _ended(self, entry: Ended) -> None:
         for end in entry.ends:
@@ -276,7 +294,10 @@ class RunState:
         else:
             self.results.fail(call.id, f"{end.outcome}: {end.reason}")
             text, failed = failure_text(call.id, end.outcome, end.reason, self.fence), True
-        self.transcript.end(call.id, ChatMessage("tool", text, is_error=failed))
+        self.transcript.end(call.id, ChatMessage("tool", text, is_error=failed, attachments=end.attachments))
+        if call.ready is not None:
+            came_to = self.results.values.get(call.id, [end.outcome, end.reason])
+            self.repeats.note(call.ready.topic, call.ready.comparable, came_to)
 
     def _waiting(self, entry: Waiting) -> None:
         self.waiting = entry
@@ -285,6 +306,8 @@ class RunState:
         self.summaries.append(entry.summary)
 
     def _finished(self, entry: Finished) -> None:
+        if self.finished is not None:
+            return
         self.finished = entry
         self._tell("finished", entry.at, stopped=entry.stopped, rounds=self.round)
 

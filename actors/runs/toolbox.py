@@ -65,23 +65,25 @@ class Toolbox:
         return [topic for topic in fresh if self._shape_of(topic) is not None][:MAX_OFFERED]
 
     def offer(self, topics: Iterable[SemanticTopic]) -> None:
-        """Offer topics; where there is no room, those go that were never called, the oldest first."""
+        """Offer topics, the best first; where there is no room, those go that were never called, the oldest first."""
+        fresh = set[str]()
         for topic in topics:
             shape = self._shape_of(topic)
             if shape is None or topic.name in self.topics:
                 continue
             if len(self._offered) >= MAX_OFFERED:
-                idle = next((name for name in self._offered if name not in self._used), None)
+                idle = next((name for name in self._offered if name not in self._used | fresh), None)
                 if idle is None:
                     return
                 del self._offered[idle]
             name = self._tool_name(topic)
+            fresh.add(name)
             definition = ToolDefinition(name, cut(_described(topic)), shape.schema)
             self._offered[name] = OfferedTopic(topic, shape, definition)
 
     def use(self, name: str) -> None:
-        """A call of this name was made."""
-        self._used.add(name)
+        """A call of this tool or topic was made: it stays."""
+        self._used |= {tool for tool, offered in self._offered.items() if name in (tool, offered.topic.name)}
 
     def _shape_of(self, topic: SemanticTopic) -> InputShape | None:
         # One card that a provider refuses would end every run that finds it.

@@ -53,7 +53,8 @@ class Transcript:
             messages.append(replace(told, tool_call_id=wire_id))
         late = [told.content for told in news.values()]
         if late or self._nudges:
-            messages.append(ChatMessage("user", "\n\n".join([*late, *self._nudges])))
+            attachments = tuple(each for told in news.values() for each in told.attachments)
+            messages.append(ChatMessage("user", "\n\n".join([*late, *self._nudges]), attachments=attachments))
         return messages
 
     def ask(self, running: Mapping[str, str]) -> None:

@@ -355,16 +355,17 @@ async def test_each_step_of_the_offline_plan_finds_its_topic() -> None:
     from pydantic import TypeAdapter
 
     from squadron.actors.agent import AgentSpec
-    from squadron.actors.goals.goal import Toolbox
     from squadron.actors.goals.planner import OfflinePlanner, Plan
-    from squadron.actors.thinking.model import ChatMessage
+    from squadron.actors.runs.built_in import BUILT_IN
+    from squadron.actors.runs.toolbox import Toolbox
+    from squadron.actors.thinking.model import ChatMessage, ModelRequest
 
-    toolbox = Toolbox(TOPICS)
-    toolbox.offer(topic.topic for agent in AGENTS for topic in AgentSpec.of(agent).topics)
+    toolbox = Toolbox(tuple(BUILT_IN), allowed=TOPICS)
+    toolbox.offer(toolbox.fitting(topic.topic for agent in AGENTS for topic in AgentSpec.of(agent).topics))
     planner = OfflinePlanner(TypeAdapter(Plan).validate_python(offline_plan(GOAL)))
     messages, chosen = [ChatMessage("user", GOAL)], dict[str, str]()
     while "finish" not in chosen:
-        turn = await planner.think(messages, toolbox.definitions())
+        turn = await planner.think(ModelRequest(tuple(messages), toolbox.definitions()))
         chosen |= {one.id: one.arguments.get("topic", one.name) for one in turn.tool_calls}
         messages.append(ChatMessage("assistant", turn.text, turn.tool_calls))
         messages += [ChatMessage("tool", "done\n{}", tool_call_id=one.id) for one in turn.tool_calls]

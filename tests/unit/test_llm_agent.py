@@ -15,8 +15,11 @@ from squadron.actors.agent import AgentSpec
 from squadron.actors.decorators import topic
 from squadron.actors.llm.crew import CREW, FactChecker, Synthesizer
 from squadron.actors.llm.llm_agent import LLMAgent
-from squadron.actors.llm.tools import tool
+from squadron.actors.llm.tools import ANSWER_TOOL, tool
+from squadron.actors.runs.built_in import BUILT_IN
+from squadron.actors.thinking.fence import FENCE_RULE
 from squadron.actors.thinking.model import ChatMessage, Model, ModelRequest, ModelTurn, ToolCall, Usage
+from squadron.actors.thinking.repair import CUT_BEFORE
 from squadron.actors.thinking.scripted import ScriptedModel, ScriptedTurn
 from squadron.actors.thinking.shapes import InputShape
 from squadron.runtime.calling import Threads
@@ -35,6 +38,18 @@ async def squad() -> AsyncIterator[MemorySquad]:
         yield made
 
 
+class Noting(ScriptedModel):
+    """Keeps whole requests, too."""
+
+    def __init__(self, turns: Sequence[ScriptedTurn]) -> None:
+        super().__init__(turns)
+        self.requests = list[ModelRequest]()
+
+    async def think(self, request: ModelRequest, on_text: Any = None) -> ModelTurn:
+        self.requests.append(request)
+        return await super().think(request, on_text)
+
+
 class Mood(BaseModel):
     """How somebody feels."""
 
@@ -46,7 +61,7 @@ class Listener(LLMAgent):
     """You listen well."""
 
     def __init__(self, *turns: ScriptedTurn) -> None:
-        self.model, self.specs = ScriptedModel(turns), list[str]()
+        self.model, self.specs = Noting(turns), list[str]()
 
     def make_model(self, spec: str) -> Model:
         self.specs.append(spec)
@@ -88,6 +103,13 @@ def turn(*calls: ToolCall, text: str = "", tokens: int = 0) -> ModelTurn:
     return ModelTurn(text, calls, Usage(tokens))
 
 
+def fenced(content: str) -> str:
+    """What stands in the fence of a result."""
+    found = re.search(r"<(untrusted-[0-9a-f]{8})>\n(.*)\n</\1>", content, re.DOTALL)
+    assert found is not None, content
+    return found[2]
+
+
 def told(messages: Sequence[ChatMessage]) -> dict[str, tuple[str, bool]]:
     return {m.tool_call_id: (m.content, m.is_error) for m in messages if m.role == "tool"}
 
@@ -101,7 +123,7 @@ async def test_the_docstring_is_the_system_prompt_and_tokens_are_charged(squad: 
     assert outcome.unwrap() == "hi"
     assert outcome.tokens == 12
     shown, tools = agent.model.seen[0]
-    assert shown == (ChatMessage("system", "You listen well."), ChatMessage("user", "hello"))
+    assert shown == (ChatMessage("system", f"You listen well.\n\n{FENCE_RULE}"), ChatMessage("user", "hello"))
     assert [one.name for one in tools] == ["add", "look_up"]
     assert tools[0].description == "Add two numbers."
     assert tools[0].input_schema["required"] == ["a"]
@@ -109,7 +131,7 @@ async def test_the_docstring_is_the_system_prompt_and_tokens_are_charged(squad: 
 
 
 async def test_text_is_streamed_as_it_comes(squad: MemorySquad) -> None:
-    class Typing(ScriptedModel):
+    class Typing(Noting):
         async def think(self, request: ModelRequest, on_text: Any = None) -> ModelTurn:
             for piece in ("one ", "two ", "three"):
                 on_text(piece)
@@ -141,13 +163,13 @@ async def test_tools_are_called_and_their_failures_told(squad: MemorySquad) -> N
     assert (await squad.ask("talk.reply", {"text": "x"})).unwrap() == "3"
 
     answers = told(agent.model.seen[1][0])
-    assert answers["sum"] == ("3", False)
-    assert answers["default"] == ("5", False)
-    assert answers["wrong"][1]
-    assert "valid integer" in answers["wrong"][0]
-    assert answers["raises"] == ("KeyError: 'x'", True)
-    assert answers["unknown"] == ("there is no tool 'sing'; there are: add, look_up", True)
-    assert answers["json"] == ("the arguments are not valid JSON", True)
+    assert {id for id, (_, is_error) in answers.items() if not is_error} == {"sum", "default"}
+    said = {id: fenced(content) for id, (content, _) in answers.items()}
+    assert (said["sum"], said["default"]) == ("3", "5")
+    assert "valid integer" in said["wrong"]
+    assert said["raises"] == "KeyError: 'x'"
+    assert said["unknown"] == "there is no tool 'sing'; offered are add, look_up"
+    assert said["json"] == "the arguments are not valid JSON"
 
 
 async def test_a_tool_may_end_the_task(squad: MemorySquad) -> None:
@@ -166,39 +188,51 @@ async def test_a_model_that_only_calls_tools_is_stopped(squad: MemorySquad) -> N
     outcome = await squad.ask("talk.reply", {"text": "x"})
 
     assert isinstance(outcome, Failed)
-    assert "came to no answer in 8 turns" in outcome.reason
+    assert "came to no answer: 8 rounds are the limit" in outcome.reason
 
 
 async def test_a_typed_answer_is_checked_and_corrected(squad: MemorySquad) -> None:
     agent = Listener(
         turn(text="They are sad."),
-        turn(call("a", ANSWER_TOOL, word="sad")),
-        turn(call("b", ANSWER_TOOL, word="sad", strength=3)),
+        turn(text='{"word": "sad"}'),
+        turn(text='{"word": "sad", "strength": 3}'),
     )
     await squad.deploy(agent)
 
     outcome = await squad.ask("talk.mood", {"text": "alas"})
 
     assert outcome.unwrap() == {"word": "sad", "strength": 3}
-    assert agent.model.seen[1][0][-1].content.startswith(f"Call {ANSWER_TOOL}")
-    content, is_error = told(agent.model.seen[2][0])["a"]
-    assert is_error
-    assert "strength" in content
-    assert agent.model.seen[0][1][-1].input_schema["required"] == ["word", "strength"]
+    first, second = agent.model.seen[1][0][-1], agent.model.seen[2][0][-1]
+    assert (first.role, second.role) == ("user", "user")
+    assert "Your answer does not fit: the answer: Invalid JSON" in first.content
+    assert "Your answer does not fit: strength: Field required" in second.content
 
 
-async def test_a_typed_answer_may_be_a_list_and_may_come_as_text(squad: MemorySquad) -> None:
+async def test_a_typed_answer_that_never_fits_is_no_answer(squad: MemorySquad) -> None:
+    agent = Listener(*[turn(text="They are sad.")] * 4)
+    await squad.deploy(agent)
+
+    outcome = await squad.ask("talk.mood", {"text": "alas"})
+
+    assert isinstance(outcome, Failed)
+    assert "gave no answer that fits" in outcome.reason
+    # The first one, and two repairs.
+    assert len(agent.model.seen) == 3
+
+
+async def test_a_typed_answer_may_be_a_list_and_may_stand_in_a_block_of_code(squad: MemorySquad) -> None:
     agent = Listener(
-        turn(call("a", ANSWER_TOOL, value=[{"word": "sad", "strength": 1}])),
+        turn(text='[{"word": "sad", "strength": 1}]'),
         turn(text='```json\n[{"word": "glad", "strength": 2}]\n```'),
     )
     await squad.deploy(agent)
 
     assert (await squad.ask("talk.moods", {"text": "x"})).unwrap() == [{"word": "sad", "strength": 1}]
     assert (await squad.ask("talk.moods", {"text": "x"})).unwrap() == [{"word": "glad", "strength": 2}]
-    schema = agent.model.seen[0][1][-1].input_schema
-    assert schema["type"] == "object"
-    assert "Mood" in schema["$defs"]
+    assert [request.output_schema["type"] for request in agent.model.requests if request.output_schema] == [
+        "array",
+        "array",
+    ]
 
 
 async def test_a_conversation_is_remembered_and_others_are_not(squad: MemorySquad) -> None:
@@ -245,21 +279,14 @@ async def test_the_callers_own_history_counts_before_memory(
     await turns.run(Delivery(caller.ports.subjects.task("talk.reply"), message.encode(), _Lease(), 1))
 
     past = agent.model.seen[0][0][1:-1]
-    everything = [("user", "a"), ("assistant", "b"), ("user", '{"note": 1}')]
-    assert [(message.role, message.content) for message in past] == everything[len(everything) - shown :]
+    everything = [("user", "a"), ("assistant", "b"), ("user", '{"note":1}')]
+    # Providers want the first word to be the user's.
+    cut = [("user", CUT_BEFORE)] if most == 2 else []
+    assert [(message.role, message.content) for message in past] == cut + everything[len(everything) - shown :]
 
 
 async def test_model_and_sampling_come_from_the_message(squad: MemorySquad) -> None:
-    class Noting(ScriptedModel):
-        options: dict[str, Any]
-
-        async def think(self, request: ModelRequest, on_text: Any = None) -> ModelTurn:
-            self.options = {"max_tokens": request.max_tokens, "temperature": request.temperature}
-            return await super().think(request)
-
-    agent = Listener()
-    noting = Noting([turn(text="ok")] * 2)
-    agent.model = noting
+    agent = Listener(*[turn(text="ok")] * 2)
     await squad.deploy(agent)
     asked = {"temperature": 0.5, "maxTokens": 100}
 
@@ -267,7 +294,8 @@ async def test_model_and_sampling_come_from_the_message(squad: MemorySquad) -> N
     outcome = await squad.ask("talk.reply", {"text": "x"}, parameters={"temperature": "hot"})
 
     assert agent.specs[0] == "some:model"
-    assert (noting.options["temperature"], noting.options["max_tokens"]) == (0.5, 100)
+    (request,) = agent.model.requests
+    assert (request.temperature, request.max_tokens) == (0.5, 100)
     assert outcome.reason == "payload.parameters.temperature: 'hot' is not a number"
 
 
@@ -309,7 +337,7 @@ def test_a_tool_must_be_typed_and_described() -> None:
             return a
 
 
-@pytest.mark.parametrize("name", ["größe_von", "x" * 65, ANSWER_TOOL])
+@pytest.mark.parametrize("name", ["größe_von", "x" * 65, ANSWER_TOOL, *BUILT_IN])
 def test_a_tool_whose_name_providers_refuse_is_refused_with_the_fix(name: str) -> None:
     def method(self: Any, a: int) -> int:
         """Text."""
@@ -372,11 +400,11 @@ async def test_a_tool_that_raises_stops_its_siblings(squad: MemorySquad) -> None
 
 async def test_a_parameter_that_providers_refuse_is_offered_under_another_name() -> None:
     agent = Actor()
-    definition, _, _ = agent._tools["size"]
-    assert list(definition.input_schema["properties"]) == [SAFE]
+    spec = next(each for each in agent._tools if each.definition.name == "size")
+    assert list(spec.definition.input_schema["properties"]) == [SAFE]
     assert re.fullmatch("[a-zA-Z0-9_-]{1,64}", SAFE)
     context: Any = SimpleNamespace(threads=Threads())
-    assert (await agent._call(context, call("c", "size", **{SAFE: "xy"}), None)).content == "2"
+    assert await spec.bound(context).run({SAFE: "xy"}) == 2
 
 
 def test_the_crew_describes_itself() -> None:
@@ -400,9 +428,7 @@ async def test_the_fact_checker_says_how_sure_it_is(squad: MemorySquad) -> None:
         name = "fact-checker"
 
         def make_model(self, spec: str) -> Model:
-            return ScriptedModel(
-                [turn(call("a", ANSWER_TOOL, verdict="false", reasons=["r1", "r2"], confidence=0.9))]
-            )
+            return ScriptedModel([turn(text='{"verdict": "false", "reasons": ["r1", "r2"], "confidence": 0.9}')])
 
     await squad.deploy(Checker())
 

@@ -96,7 +96,7 @@ async def test_a_plan_is_carried_out_round_by_round(squad: Squad) -> None:
     assert report["deliverables"]["table"] == "| MIT (alpha) |\n| MIT (beta) |"
     assert report["deliverables"]["raw"][2]["reason"] == "no licence file"
     assert report["tasks"] == {"dispatched": 5, "outcomes": {"result": 4, "failed": 1}}
-    assert [call["id"] for call in report["calls"]] == ["all", "each", "table"]
+    assert [call["topic"] for call in report["calls"]] == ["packages.list", "licence.classify", "text.render"]
     assert report["tokens"] == 0
     thoughts = [event["text"] for event in report["timeline"] if event["event"] == "thought"]
     assert thoughts[0].startswith(INTRODUCTION)
@@ -143,7 +143,7 @@ async def test_a_step_whose_dependency_failed_entirely_is_not_tried(squad: Squad
 
     assert "Step 'table' needs the result of step 'each'" in report["answer"]
     assert "0 of 1 items" in report["answer"]
-    assert [call["id"] for call in report["calls"]] == ["all", "each"]
+    assert [call["topic"] for call in report["calls"]] == ["packages.list", "licence.classify"]
     assert report["stopped"] == "gave_up"
 
 
@@ -168,6 +168,7 @@ async def test_a_plan_without_an_end_is_answered_with_a_digest(squad: Squad) -> 
 
     assert "no LLM has read it" in report["answer"]
     assert "alpha" in report["answer"]
+    assert "untrusted" not in report["answer"]
 
 
 async def test_without_a_plan_topics_that_take_a_text_are_asked(squad: Squad) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 import jsonschema_rs
 import pytest
 
-from squadron.actors.goals.goal import Notebook, Toolbox, prepare
+from squadron.actors.runs.prepare import prepare
+from squadron.actors.runs.references import Results
+from squadron.actors.runs.toolbox import Toolbox
 from squadron.actors.thinking.model import ToolCall
 from squadron.actors.thinking.shapes import InputShape
 from squadron.runtime.wire.topics import SemanticTopic
@@ -74,22 +76,22 @@ def test_what_a_model_gives_is_turned_back() -> None:
 
 
 def test_a_card_that_cannot_be_offered_is_left_out_and_noted() -> None:
-    toolbox, notebook = Toolbox(), Notebook()
+    toolbox, results = Toolbox(("for_each",)), Results("run-1")
     bad = SemanticTopic(name="bad.card", input_schema={"type": "nonsense"})
     lost = SemanticTopic(name="lost.card", input_schema={"$ref": "#/$defs/Nowhere"})
     good = SemanticTopic(name="good.card", input_schema=ANY_OF)
 
-    assert toolbox.offer([bad, lost, good]) == ["good__card"]
+    more = [bad, good, SemanticTopic(name="more.card"), SemanticTopic(name="long.card", description="x" * 2000)]
+
+    assert toolbox.fitting([bad, lost, good]) == [good]
     assert toolbox.left_out.keys() == {"bad.card", "lost.card"}
-    assert toolbox.news() == {"left_out": toolbox.left_out, "changed": toolbox.changed}
-    assert toolbox.offer(
-        [bad, good, SemanticTopic(name="more.card"), SemanticTopic(name="long.card", description="x" * 2000)]
-    )
-    assert toolbox.news()["changed"].keys() == {"more.card", "long.card"}
-    assert toolbox.news() == {}
+    toolbox.offer([good])
+    toolbox.offer(toolbox.fitting(more))
+    assert toolbox.topics == ["good.card", "more.card", "long.card"]
+    assert toolbox.changed.keys() == {"good.card", "more.card", "long.card"}
     assert all(len(tool.description) <= 1024 for tool in toolbox.definitions())
     assert "good__card" in {tool.name for tool in toolbox.definitions()}
-    one = prepare(ToolCall("1", "good__card", {"value": "x"}), toolbox, notebook)
+    one = prepare(ToolCall("1", "good__card", {"value": "x"}), toolbox, results)
     many = {"topic": "good__card", "items": ["a", "b"], "arguments": {"value": {"$item": ""}}}
     assert one.contents == ["x"]
-    assert prepare(ToolCall("2", "for_each", many), toolbox, notebook).contents == ["a", "b"]
+    assert prepare(ToolCall("2", "for_each", many), toolbox, results).contents == ["a", "b"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -14,16 +15,18 @@ from squadron.actors.agent import Agent
 from squadron.actors.decorators import topic
 from squadron.actors.goals.planner import Plan
 from squadron.actors.goals.supervisor import Supervisor
+from squadron.actors.runs.built_in import BUILT_IN
 from squadron.actors.runs.mind import with_unique_ids
-from squadron.actors.runs.references import BadReferenceError, at_pointer
+from squadron.actors.runs.references import BadReferenceError, Results, at_pointer, call_id
 from squadron.actors.runs.telling import SHOWN_CHARS
 from squadron.actors.runs.toolbox import Toolbox
 from squadron.actors.thinking.model import ChatMessage, Model, ModelTurn, ToolCall, ToolDefinition, Usage
 from squadron.actors.thinking.scripted import ScriptedModel, ScriptedTurn
 from squadron.runtime.asking.caller import Caller
 from squadron.runtime.asking.options import AskOptions
-from squadron.runtime.errors import ModelError, Terminal
-from squadron.runtime.running.context import Context
+from squadron.runtime.errors import ModelError, SupersededError, Terminal
+from squadron.runtime.running.context import TurnContext
+from squadron.runtime.running.ledger import Ledger
 from squadron.runtime.running.turn import Turns
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.wire.limits import Budget
@@ -122,6 +125,13 @@ def answers(seen: Sequence[ChatMessage]) -> dict[str, ChatMessage]:
     return {message.tool_call_id: message for message in seen if message.role == "tool"}
 
 
+def fenced(message: ChatMessage) -> str:
+    """What stands in the fence of a result."""
+    found = re.search(r"<(untrusted-[0-9a-f]{8})>\n(.*)\n</\1>", message.content, re.DOTALL)
+    assert found is not None, message.content
+    return found[2]
+
+
 def last_answers(supervisor: Scripted) -> dict[str, ChatMessage]:
     return answers(supervisor.model.seen[-1][0])
 
@@ -154,15 +164,23 @@ async def test_calls_of_a_turn_and_tasks_of_a_for_each_all_run_at_once(squad: Sq
 async def test_results_are_passed_on_by_reference(squad: Squad) -> None:
     words = Words()
     await squad.deploy(words)
-    supervisor = Scripted(
-        turn(call("s", "words__split", text="actors do not share")),
-        turn(
+
+    def pass_on(messages: Sequence[ChatMessage], _: Any) -> ModelTurn:
+        shown = re.search(r"call (r1c1-[0-9a-f]+):", answers(messages)["s"].content)
+        assert shown is not None
+        return turn(
             call(
                 "n", "for_each", topic="words.length", items={"$from": "s"}, arguments={"word": {"$item": "/word"}}
             ),
-            call("d", "for_each", topic="words__length", items={"$from": "s"}),
-            call("t", "words__length", word='{"$from": "s#/0/word"}'),
-        ),
+            call("d", "for_each", topic="words__length", items={"$from": shown[1]}),
+            # As text it counts only with the id that has the nonce of the run.
+            call("t", "words__length", word=json.dumps({"$from": f"{shown[1]}#/0/word"})),
+            call("q", "words__length", word='{"$from": "s#/0/word"}'),
+        )
+
+    supervisor = Scripted(
+        turn(call("s", "words__split", text="actors do not share")),
+        pass_on,
         finish({"$from": "s#/3/word"}, sizes={"$from": "n"}, same={"all": [{"$from": "d"}, {"$from": "n#/0"}]}),
     )
     await squad.deploy(supervisor)
@@ -171,9 +189,9 @@ async def test_results_are_passed_on_by_reference(squad: Squad) -> None:
 
     assert report["answer"] == "share"
     assert report["deliverables"] == {"sizes": [6, 2, 3, 5], "same": {"all": [[6, 2, 3, 5], 6]}}
-    # The reference in a text, as models write it where the schema wants a string, was resolved too.
     assert words.asked["actors"] == 3
-    assert json.loads(last_answers(supervisor)["n"].content.partition("\n")[2]) == [6, 2, 3, 5]
+    assert words.asked['{"$from": "s#/0/word"}'] == 1
+    assert json.loads(fenced(last_answers(supervisor)["n"])) == [6, 2, 3, 5]
 
 
 async def test_failures_are_told_to_the_model_and_the_run_goes_on(squad: Squad) -> None:
@@ -201,11 +219,13 @@ async def test_failures_are_told_to_the_model_and_the_run_goes_on(squad: Squad) 
 
     first = answers(supervisor.model.seen[1][0])
     assert {id for id, message in first.items() if message.is_error} == set(first) - {"part"}
-    assert "failed: I don't like this word" in first["bad"].content
+    assert " ended as failed:\n" in first["bad"].content
+    assert fenced(first["bad"]) == "I don't like this word"
     assert "rejected" in first["schema"].content
     assert "takes word: string" in first["schema"].content
     assert "no call has a result yet" in first["ref"].content
-    assert "offered are words__" in first["tool"].content
+    assert "offered are discover_topics, for_each," in first["tool"].content
+    assert "words__length" in first["tool"].content
     assert "not valid JSON" in first["json"].content
     assert "not valid JSON" in first["end"].content
     assert "field 'items" in first["items"].content
@@ -213,7 +233,7 @@ async def test_failures_are_told_to_the_model_and_the_run_goes_on(squad: Squad) 
     second = last_answers(supervisor)
     assert "call 'bad' has no result: failed: I don't like this word" in second["again"].content
     assert "known are " in second["x"].content
-    assert "'part'" in second["x"].content
+    assert "'r1c9-" in second["x"].content
     assert report["deliverables"]["part"][0] == 4
     assert report["deliverables"]["part"][1] == {
         "failed": "failed",
@@ -231,9 +251,11 @@ async def test_confidence_and_reasoning_reach_the_model(squad: Squad) -> None:
 
     await squad.pursue()
 
-    head, _, body = last_answers(supervisor)["j"].content.partition("\n")
-    assert head == "Result of words.judge, call j, confidence 0.75, because it sounds nice:"
-    assert json.loads(body) == {"nice": True}
+    head = last_answers(supervisor)["j"].content.partition("\n")[0]
+    assert re.fullmatch(
+        "Result of words.judge, call r1c1-[0-9a-f]{6}, confidence 0.75, because it sounds nice:", head
+    )
+    assert json.loads(fenced(last_answers(supervisor)["j"])) == {"nice": True}
 
 
 async def test_a_long_result_is_cut_for_the_model_and_whole_by_reference(squad: Squad) -> None:
@@ -247,7 +269,7 @@ async def test_a_long_result_is_cut_for_the_model_and_whole_by_reference(squad: 
     shown = last_answers(supervisor)["s"].content
     assert len(shown) < SHOWN_CHARS + 500
     assert "a list of 2000 items, the first is an object with the keys 'word'" in shown
-    assert '{"$from": "s"}' in shown
+    assert f'{{"$from": "{report["calls"][0]["id"]}"}}' in shown
     assert len(report["deliverables"]["all"]) == 2000
 
 
@@ -272,8 +294,9 @@ async def test_topics_are_offered_by_intent_and_never_its_own(squad: Squad) -> N
 
     tools: tuple[ToolDefinition, ...] = supervisor.model.seen[0][1]
     names = [tool.name for tool in tools]
-    assert set(names[:-3]) == {"words__split", "words__length", "words__judge", "words__hang"}
-    assert names[-3:] == ["discover_topics", "for_each", "finish"]
+    built_in = list(BUILT_IN)
+    assert names[: len(built_in)] == built_in
+    assert set(names[len(built_in) :]) == {"words__split", "words__length", "words__judge", "words__hang"}
     split = next(tool for tool in tools if tool.name == "words__split")
     assert split.description == "Split a text into words.\nTags: count"
     assert list(split.input_schema["properties"]) == ["text"]
@@ -305,7 +328,7 @@ async def test_topics_can_be_limited_to_names_and_patterns(squad: Squad) -> None
     await squad.pursue("count the words", topics=["sky.*", "words.length"])
 
     offered = {tool.name for tool in supervisor.model.seen[1][1]}
-    assert offered == {"words__length", "sky__forecast", "discover_topics", "for_each", "finish"}
+    assert offered == {"words__length", "sky__forecast", *BUILT_IN}
 
 
 async def test_a_malformed_pattern_is_rejected_with_its_place(squad: Squad) -> None:
@@ -322,13 +345,19 @@ def test_tool_names_fit_providers_and_stay_unique() -> None:
     one, other = SemanticTopic(name="a__b.c"), SemanticTopic(name="a.b__c")
     box = Toolbox()
 
-    names = box.offer([long, one, other, SemanticTopic(name="family.*")])
+    box.offer([long, one, other])
 
+    names = [each.definition.name for each in box.offered]
     assert len(set(names)) == 3
     assert all(len(name) <= 64 for name in names)
-    assert [box.topic_of(name) for name in names] == [long.name, "a__b.c", "a.b__c"]
-    assert box.offer([other, long, one]) == [names[2], names[0], names[1]]
-    assert box.topic_of("a.b__c") == "a.b__c"
+    assert [box.find(name).topic.name for name in names] == [long.name, "a__b.c", "a.b__c"]
+    assert box.find("a.b__c").topic == other
+    # A family can't be called, and what is offered is not offered again.
+    assert box.fitting([SemanticTopic(name="family.*"), other, SemanticTopic(name="new.one")]) == [
+        SemanticTopic(name="new.one")
+    ]
+    box.offer([other, long, one])
+    assert [each.definition.name for each in box.offered] == names
 
 
 # -- limits
@@ -341,7 +370,7 @@ async def test_the_limit_of_rounds_ends_in_a_report_with_what_was_gathered(squad
     report = report_of(await squad.pursue(max_rounds=3))
 
     assert (report["stopped"], report["rounds"]) == ("rounds", 3)
-    assert report["deliverables"] == {"c1": 1, "c2": 2, "c3": 3}
+    assert report["deliverables"] == {call_id(report["run"], n, 0): n for n in (1, 2, 3)}
     assert "3 results gathered" in report["answer"]
 
 
@@ -355,7 +384,7 @@ async def test_a_stuck_call_leaves_time_to_reason_again(squad: Squad) -> None:
     report = report_of(await squad.pursue(within_s=0.3))
 
     assert report["answer"] == "without it"
-    assert last_answers(supervisor)["h"].content.startswith("Call h ended as timed_out")
+    assert re.match(r"Call r1c1-[0-9a-f]{6} ended as timed_out:", last_answers(supervisor)["h"].content)
     assert report["tasks"]["outcomes"] == {"timed_out": 1, "result": 1}
 
 
@@ -376,20 +405,23 @@ async def test_the_limit_of_time_ends_in_a_report_with_what_was_gathered(squad: 
     report = report_of(await squad.pursue(within_s=300, ask=AskOptions(within_s=0.4)))
 
     assert report["stopped"] == "time"
-    assert report["deliverables"] == {"l": 4}
+    assert report["deliverables"] == {call_id(report["run"], 1, 0): 4}
 
 
 async def test_the_budget_of_tokens_ends_in_a_report(squad: Squad) -> None:
     await squad.deploy(Words())
-    one = turn(call("l", "words__length", word="four"), tokens=60)
-    await squad.deploy(Scripted(one, turn(call("m", "words__length", word="four"), tokens=60), finish()))
+    one = turn(call("l", "words__length", word="four"), tokens=9_000)
+    supervisor = Scripted(one, finish("never asked for"))
+    await squad.deploy(supervisor)
 
-    outcome = await squad.pursue(ask=AskOptions(within_s=20, budget=Budget(tokens=100)))
+    outcome = await squad.pursue(ask=AskOptions(within_s=20, budget=Budget(tokens=10_000)))
 
     report = report_of(outcome)
     assert report["stopped"] == "budget"
-    assert report["deliverables"] == {"l": 4}
-    assert report["tokens"] == outcome.tokens == 120
+    assert report["deliverables"] == {call_id(report["run"], 1, 0): 4}
+    assert report["tokens"] == outcome.tokens == 9_000
+    # A call that can't be paid is not made.
+    assert len(supervisor.model.seen) == 1
 
 
 # -- the model's troubles
@@ -412,19 +444,38 @@ class _Moody(ScriptedModel):
     [(2, True, "result", 0), (9, True, "failed", 6), (1, False, "failed", 0)],
 )
 async def test_a_passing_problem_of_the_model_is_waited_out_and_a_lasting_one_told(
-    squad: Squad, monkeypatch: pytest.MonkeyPatch, refusals: int, retryable: bool, kind: str, left: int
+    squad: Squad, refusals: int, retryable: bool, kind: str, left: int
 ) -> None:
-    monkeypatch.setattr(llm, "backoff_s", lambda attempt: 0.001)
     supervisor = Scripted()
     supervisor.model = _Moody([finish()], refusals=refusals, retryable=retryable)
     await squad.deploy(supervisor)
 
-    outcome = await squad.pursue()
+    handle = await squad.client.submit("goal.pursue", {"goal": "count the words"}, AskOptions(within_s=20))
+    events = [event async for event in handle.chunks()]
+    outcome = await handle.outcome()
 
     assert outcome.kind == kind
     assert supervisor.model.left == left
-    assert outcome.ok or "scripted:test" in outcome.reason
     assert outcome.ok or "overloaded" in outcome.reason
+    failed = [event for event in events if event["event"] == "try_failed"]
+    assert [event["number"] for event in failed] == list(range(1, refusals - left + 1))
+    assert all(event["model"] == "scripted:test" and "overloaded" in event["reason"] for event in failed)
+
+
+async def test_a_model_that_fails_for_good_after_a_turn_ends_the_run_with_all_that_was_gathered(
+    squad: Squad,
+) -> None:
+    await squad.deploy(Words())
+    supervisor = Scripted()
+    supervisor.model = _Moody([turn(call("l", "words__length", word="four"))], refusals=0, retryable=False)
+    await squad.deploy(supervisor)
+
+    # The script is over after the first turn, which no patience mends.
+    report = report_of(await squad.pursue())
+
+    assert (report["stopped"], report["rounds"]) == ("model", 1)
+    assert report["deliverables"] == {call_id(report["run"], 1, 0): 4}
+    assert "the script is over" in report["answer"]
 
 
 async def test_a_model_without_a_key_fails_with_the_way_out(squad: Squad, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -457,25 +508,38 @@ async def test_progress_is_emitted_in_order_and_kept_in_the_timeline(squad: Squa
     events = [event async for event in handle.chunks()]
 
     kinds = [event["event"] for event in events]
-    assert kinds == ["started", "text", "thought", "dispatched", "outcome", "outcome", "thought", "finished"]
+    assert kinds == [
+        "started",
+        "offered",
+        "text",
+        "thought",
+        "dispatched",
+        "outcome",
+        "outcome",
+        "thought",
+        "finished",
+    ]
     assert all(event["at_s"] >= 0 for event in events)
-    started, text, thought, dispatched, *outcomes = events[:6]
-    assert started["run"].startswith("run-")
+    started, offered, text, thought, dispatched, *outcomes = events[:7]
     assert started["model"] == "scripted:test"
-    assert "words.length" in started["topics"]
+    assert "words.length" in offered["topics"]
     assert text["delta"] == "let me see"
     assert (thought["round"], thought["text"], thought["tokens"]) == (1, "let me see", 7)
-    assert (dispatched["call"], dispatched["topic"], dispatched["tasks"]) == ("f", "words.length", 2)
+    assert thought["model"] == "scripted:test"
+    assert (dispatched["topic"], dispatched["tasks"]) == ("words.length", 2)
     assert {event["kind"]: event.get("reason") for event in outcomes} == {
         "result": None,
         "failed": "I don't like this word",
     }
-    assert {event["task_id"] for event in outcomes} == {f"{started['run']}-f-0", f"{started['run']}-f-1"}
     assert {event["source"] for event in outcomes} == {"words-1"}
     report = report_of(await squad.client.outcome(handle))
+    id = call_id(report["run"], 1, 0)
+    assert started["run"] == report["run"]
+    assert dispatched["call"] == id
+    assert {event["task_id"] for event in outcomes} == {f"{report['run']}-{id}-0", f"{report['run']}-{id}-1"}
     assert report["timeline"] == [event for event in events if event["event"] != "text"]
     (told,) = report["calls"]
-    assert (told["id"], told["round"], told["topic"], told["tasks"]) == ("f", 1, "words.length", 2)
+    assert (told["id"], told["round"], told["topic"], told["tasks"]) == (id, 1, "words.length", 2)
     assert told["outcomes"] == {"result": 1, "failed": 1}
     assert 0 <= told["started_s"] <= told["ended_s"] <= report["seconds"]
 
@@ -506,7 +570,8 @@ async def test_a_second_attempt_asks_the_model_nothing_twice_and_runs_no_task_tw
     outcome = await squad.pursue()
 
     report = report_of(outcome)
-    assert outcome.attempt == 2
+    # It came further, so that it had to be begun again does not count against it.
+    assert (outcome.attempt, report["attempts"]) == (1, 2)
     assert report["deliverables"] == {"f": [1, 2], "l": 3}
     assert words.asked == {"a": 1, "bb": 1, "ccc": 1}
     assert report["seconds"] < 5
@@ -514,11 +579,8 @@ async def test_a_second_attempt_asks_the_model_nothing_twice_and_runs_no_task_tw
     # What the model is shown after the crash is what it would have been shown without.
     assert supervisor.model.seen[3][0] == supervisor.model.seen[2][0]
     assert report["tokens"] == 10
-    assert [event.get("replayed", False) for event in report["timeline"] if event["event"] == "thought"] == [
-        True,
-        True,
-        False,
-    ]
+    assert [event["event"] for event in report["timeline"]].count("thought") == 3
+    assert [event["attempt"] for event in report["timeline"] if event["event"] == "resumed"] == [2]
 
 
 async def test_a_task_still_under_way_after_a_crash_is_waited_for_and_not_sent_again(
@@ -540,10 +602,8 @@ async def test_a_task_still_under_way_after_a_crash_is_waited_for_and_not_sent_a
     await squad.kill("supervisor")
     second = Scripted(finish(slow={"$from": "slow"}))
     await squad.deploy(second)
-    replayed = False
     async for event in handle.chunks():
-        replayed = replayed or event.get("replayed", False)
-        if replayed and event["event"] == "dispatched":
+        if event["event"] == "resumed":
             break
     # And only then the task comes to its end
     await squad.client.ask("words.length", {"word": "other"})
@@ -555,7 +615,7 @@ async def test_a_task_still_under_way_after_a_crash_is_waited_for_and_not_sent_a
     assert len(first.model.seen) == len(second.model.seen) == 1
 
 
-async def test_of_two_attempts_at_once_both_take_the_turn_that_was_recorded_first(squad: Squad) -> None:
+async def test_of_two_attempts_at_once_the_older_one_stops(squad: Squad) -> None:
     # Given an attempt that lost its lease while its model was thinking
     words = Words()
     await squad.deploy(words)
@@ -577,17 +637,20 @@ async def test_of_two_attempts_at_once_both_take_the_turn_that_was_recorded_firs
     report = await quick.pursue(_context(squad, message, 2), "count the words")
     go_on.set()
 
-    other = await slow_run
+    with pytest.raises(SupersededError):
+        await slow_run
 
-    assert other.answer == report.answer == "yours"
+    assert (report.answer, report.attempts) == ("yours", 2)
     assert words.asked == {"yours": 1}
 
 
-async def test_a_goal_that_was_put_back_runs_anew(squad: Squad) -> None:
-    await squad.deploy(Words())
+async def test_a_goal_that_was_put_back_goes_on_in_the_same_run_and_keeps_what_was_done(squad: Squad) -> None:
+    words = Words()
+    await squad.deploy(words)
     reports = []
     for redriven in (0, 1, 2):
-        supervisor = Scripted(turn(call("l", "words__length", word="abc")), finish(l={"$from": "l"}))
+        # Given that it ends at its limit of rounds each time
+        supervisor = Scripted(turn(call("l", "words__length", word="a" * (redriven + 1))))
         message = AgentMessage.new(
             "task",
             AgentIdentity(id="client"),
@@ -595,17 +658,20 @@ async def test_a_goal_that_was_put_back_runs_anew(squad: Squad) -> None:
             id="m1",
             metadata={"redriven": redriven} if redriven else None,
         )
-        reports.append(await supervisor.pursue(_context(squad, message, 2), "count the words"))
-        assert len(supervisor.model.seen) == 2
+        reports.append(await supervisor.pursue(_context(squad, message, 2), "count the words", max_rounds=1))
+        assert len(supervisor.model.seen) == 1
 
-    assert [report.deliverables for report in reports] == [{"l": 3}] * 3
-    assert len({report.timeline[0]["run"] for report in reports}) == 3
+    assert len({report.run for report in reports}) == 1
+    assert [report.rounds for report in reports] == [1, 2, 3]
+    assert list(reports[-1].deliverables.values()) == [1, 2, 3]
+    assert words.asked == {"a": 1, "aa": 1, "aaa": 1}
 
 
-def _context(squad: Squad, message: AgentMessage, attempt: int) -> Context:
+def _context(squad: Squad, message: AgentMessage, attempt: int) -> TurnContext:
     turns = Turns("supervisor", [], squad.client)
     common = {"topic": "goal.pursue", "attempt": attempt}
-    return turns._context(message, common, squad.client.ports.subjects.lite("client", message.id))
+    lite_key = squad.client.ports.subjects.lite("client", message.id)
+    return turns._context(message, common, lite_key, Ledger(Budget()))
 
 
 # -- references
@@ -626,21 +692,21 @@ def test_a_pointer_that_leads_nowhere_says_what_is_there(pointer: str) -> None:
 
 
 def test_what_a_reference_puts_in_is_data_and_not_searched_again() -> None:
-    notebook = Notebook()
-    notebook.keep("evil", {"$from": "secret"})
-    notebook.keep("secret", 1)
+    results = Results("run-1")
+    results.keep("evil", {"$from": "secret"})
+    results.keep("secret", 1)
 
-    assert notebook.fill({"x": [{"$from": "evil"}]}) == {"x": [{"$from": "secret"}]}
-    assert notebook.fill({"$item": ""}, item={"$from": "secret"}) == {"$from": "secret"}
+    assert results.fill({"x": [{"$from": "evil"}]}) == {"x": [{"$from": "secret"}]}
+    assert results.fill({"$item": ""}, item={"$from": "secret"}) == {"$from": "secret"}
 
 
 @pytest.mark.parametrize(
     "plain", ["$from", "{not json}", '{"$from": "a", "b": 1}', {"$from": "a", "b": 1}, None, 3]
 )
 def test_what_only_looks_like_a_reference_stays(plain: Any) -> None:
-    assert Notebook().fill(plain) == plain
+    assert Results("run-1").fill(plain) == plain
 
 
 def test_item_has_no_meaning_outside_for_each() -> None:
     with pytest.raises(BadReferenceError, match="for_each"):
-        Notebook().fill({"$item": ""})
+        Results("run-1").fill({"$item": ""})
