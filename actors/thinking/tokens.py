@@ -66,13 +66,14 @@ _MOST_KNOWN, _SHORT = 16_384, 128
 
 def family_of(model: str) -> Family:
     """The tokenizer of a model, by its name, with or without the provider before it."""
-    name = model.lower().rpartition(":")[2].rpartition("/")[2]
-    if re.match(r"(chatgpt|gpt-(4o|4\.1|4\.5|[5-9])|o[1-9])", name):
-        return "o200k"
-    if name.startswith("claude"):
-        version = re.search(r"(?<![0-9])([0-9])(?:[.-]([0-9]{1,2}))?(?![0-9])", name)
+    # Others sell them, too, under names such as `us.anthropic.claude-opus-4-6-v1:0`.
+    _, claude, version_of = model.lower().rpartition("claude")
+    if claude:
+        version = re.search(r"(?<![0-9])([0-9])(?:[.-]([0-9]{1,2}))?(?![0-9])", version_of)
         known = version is not None and (int(version[1]), int(version[2] or 0)) <= (4, 6)
         return "claude" if known else "claude-4.7"
+    if re.search(r"(?:^|[:/])(chatgpt|gpt-(4o|4\.1|4\.5|[5-9]|[1-9][0-9]|oss)|o[1-9](-|$))", model.lower()):
+        return "o200k"
     return "unknown"
 
 

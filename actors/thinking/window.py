@@ -334,7 +334,8 @@ def _without_thoughts(messages: Group) -> Group:
     at = len(messages)
     while at and messages[at - 1].role != "assistant":
         at -= 1
-    if at and messages[at - 1].tool_calls:
+    # A turn that its provider paused goes back as it is, with nothing behind it.
+    if at and (messages[at - 1].tool_calls or at == len(messages)):
         while at and messages[at - 1].role in ("assistant", "tool"):
             at -= 1
     return (*(replace(each, blocks=()) if each.blocks else each for each in messages[:at]), *messages[at:])

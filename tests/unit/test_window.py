@@ -311,6 +311,15 @@ def test_thinking_goes_before_anything_is_summarized_but_not_in_the_open_tool_lo
     assert done.messages[at:] == tuple(messages[at:])
 
 
+def test_a_turn_that_was_paused_goes_back_as_it_is() -> None:
+    messages = run_of(3, "word " * 200, blocks=True)
+    messages += [ChatMessage("user", "and now?"), ChatMessage("assistant", "so far", blocks=messages[2].blocks)]
+    done = fitted(messages, 900)
+    assert "thoughts dropped" in done.steps
+    assert [bool(m.blocks) for m in done.messages if m.role == "assistant"][-1]
+    assert not any(m.blocks for m in done.messages[:-1])
+
+
 def test_a_nudge_does_not_close_the_tool_loop_that_it_follows() -> None:
     messages = [*run_of(2, "word " * 300, blocks=True), ChatMessage("user", "go on")]
     done = fitted(messages, 1_000)
