@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from squadron.actors.thinking.fence import Fence
 from squadron.actors.thinking.model import ToolDefinition
 from squadron.runtime.errors import BusUnavailableError, FencedError, InvalidInputError
 from squadron.runtime.ports.journal import Journal
@@ -84,12 +83,11 @@ class Notes:
 
     Args:
         key: where they are.
-        fence: how they are shown to a model.
         now: seconds since the epoch.
     """
 
-    def __init__(self, journal: Journal, key: str, fence: Fence, now: Callable[[], float] = time.time) -> None:
-        self._journal, self._key, self._fence, self._now = journal, key, fence, now
+    def __init__(self, journal: Journal, key: str, now: Callable[[], float] = time.time) -> None:
+        self._journal, self._key, self._now = journal, key, now
 
     @classmethod
     def of(cls, ctx: TurnContext, scope: Scope = "conversation") -> Notes:
@@ -97,10 +95,10 @@ class Notes:
         ports, message = ctx.caller.ports, ctx.message
         whose = {"conversation": message.context.conversation_id, "agent": "agent", "run": message.id}[scope]
         key = ports.subjects.lite(token_of(f"notes-{ctx.agent}"), token_of(f"{scope} {whose}"))
-        return cls(ports.lite, key, Fence.of(message.context.conversation_id), ports.clock.time)
+        return cls(ports.lite, key, ports.clock.time)
 
     async def call(self, name: str, arguments: Mapping[str, Any]) -> str:
-        """What one of `NOTE_TOOLS` answers to the model; what notes say is fenced.
+        """What one of `NOTE_TOOLS` answers; to be fenced like the result of any tool, since notes are data.
 
         Raises:
             InvalidInputError: the arguments don't fit, there is no such note, or there are as many as may be.
@@ -119,7 +117,7 @@ class Notes:
             return f"Forgot note {asked.id}."
         assert isinstance(asked, FindNotes)
         found = await self.find(asked.query, asked.tags)
-        return self._fence.around("\n".join(map(_shown, found)), "notes") if found else "There are no such notes."
+        return "\n".join(map(_shown, found)) if found else "There are no such notes."
 
     async def save(self, text: str, tags: list[str] | tuple[str, ...] = ()) -> str:
         """Keep a note and return its id; the same text is the same note, kept once and for its full life again.

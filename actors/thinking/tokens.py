@@ -28,7 +28,7 @@ _CLASSES = re.compile(
 #: Tokens for each, in the order of the groups. The first nine: least squares over 252 texts (documentation, code,
 #: 19 languages, JSON, logs, CSV) against the real vocabularies; the last three from `tests/data/tokens`, as those
 #: nine leave them. The mean error is 6 to 7 %; 20 % and more too low are base64, shell scripts and emoji.
-_WEIGHTS: dict[str, tuple[float, ...]] = {
+_WEIGHTS: dict[Family, tuple[float, ...]] = {
     "o200k": (0.94, 0.18, 2.18, 0.98, 1.20, 0.36, 0.78, 0.78, 0.78, 0.34, 1.80, 0.38),
     "claude": (0.99, 0.28, 2.15, 1.22, 2.13, 0.38, 1.03, 1.51, 1.60, 0.48, 3.30, 0.86),
     "claude-4.7": (1.22, 0.60, 2.26, 0.49, 2.81, 0.39, 1.07, 1.58, 1.80, 0.48, 3.30, 0.86),
@@ -36,12 +36,14 @@ _WEIGHTS: dict[str, tuple[float, ...]] = {
 #: Tokens around one message: role and separators, from recorded usage.
 MESSAGE_TOKENS = 6
 #: Tokens that any tools cost at all, the dearest that was recorded: a provider adds a prompt for them.
-_TOOLS_TOKENS: dict[str, int] = {"o200k": 0, "claude": 560, "claude-4.7": 2_370, "unknown": 2_370}
+_TOOLS_TOKENS: dict[Family, int] = {"o200k": 0, "claude": 560, "claude-4.7": 2_370, "unknown": 2_370}
 #: Tokens of an image, as the dearest of the providers' documentations has it for its largest size.
 IMAGE_TOKENS = 4_784
 #: Of a file by its address nothing else is known; of one that is sent along it is one token for so many characters
 #: of base64, as of what providers encrypted: four of them are three bytes.
 FILE_TOKENS, ENCODED_CHARS = 10_000, 4
+#: Tokens of a field's name with its marks.
+_FIELD_TOKENS = 3
 #: Fields of a provider's own blocks that are no text of a language.
 _ENCODED = frozenset({"signature", "encrypted_content", "data"})
 #: The window in a provider's words when a conversation was too long for it: those of OpenAI, Anthropic, Gemini,
@@ -58,27 +60,26 @@ _LIMITS = (
 )
 #: No window is smaller, so a number below is something else.
 _LEAST_LIMIT = 128
-#: How many texts are remembered with their counts, by digest: about 4 MB.
-_MOST_KNOWN = 16_384
+#: How many texts are remembered with their counts, about 10 MB at most: short ones, in characters, as they are.
+_MOST_KNOWN, _SHORT = 16_384, 128
 
 
 def family_of(model: str) -> Family:
     """The tokenizer of a model, by its name, with or without the provider before it."""
-    name = model.lower().rpartition(":")[2].rpartition("/")[2]
-    if re.match(r"(chatgpt|gpt-(4o|4\.1|4\.5|[5-9])|o[1-9])", name):
-        return "o200k"
-    if name.startswith("claude"):
-        version = re.search(r"(?<![0-9])([0-9])(?:[.-]([0-9]{1,2}))?(?![0-9])", name)
+    # Others sell them, too, under names such as `us.anthropic.claude-opus-4-6-v1:0`.
+    _, claude, version_of = model.lower().rpartition("claude")
+    if claude:
+        version = re.search(r"(?<![0-9])([0-9])(?:[.-]([0-9]{1,2}))?(?![0-9])", version_of)
         known = version is not None and (int(version[1]), int(version[2] or 0)) <= (4, 6)
         return "claude" if known else "claude-4.7"
+    if re.search(r"(?:^|[:/])(chatgpt|gpt-(4o|4\.1|4\.5|[5-9]|[1-9][0-9]|oss)|o[1-9](-|$))", model.lower()):
+        return "o200k"
     return "unknown"
 
 
 def text_tokens(text: str, family: Family = "unknown") -> int:
     """Tokens of a text. It takes 0.15 ms per 1,000 characters the first time, and nearly nothing later."""
-    counts = _counts.of(text)
-    weights = _WEIGHTS.values() if family == "unknown" else (_WEIGHTS[family],)
-    return max(round(sum(w * n for w, n in zip(each, counts, strict=True))) for each in weights)
+    return _counts.of(text)[family]
 
 
 def message_tokens(message: ChatMessage, family: Family = "unknown") -> int:
@@ -112,7 +113,7 @@ def limit_named(refusal: str) -> int | None:
 
 def _block_tokens(block: object, family: Family, name: str = "") -> int:
     if isinstance(block, dict):
-        return sum(text_tokens(key, family) + _block_tokens(part, family, key) for key, part in block.items())
+        return sum(_FIELD_TOKENS + _block_tokens(part, family, key) for key, part in block.items())
     if isinstance(block, list | tuple):
         return sum(_block_tokens(part, family, name) for part in block)
     if isinstance(block, str) and name in _ENCODED:
@@ -134,21 +135,31 @@ def _json(value: object) -> str:
 
 
 class _Counts:
-    """How often each class is in a text; kept by digest, since a conversation is counted anew in each round."""
+    """The tokens of texts, kept since a conversation is counted anew in each round; long texts by their digest."""
 
     def __init__(self, most: int = _MOST_KNOWN) -> None:
-        self._known: dict[bytes, tuple[int, ...]] = {}
+        self._known: dict[str | bytes, dict[Family, int]] = {}
         self._most = most
 
-    def of(self, text: str) -> tuple[int, ...]:
-        key = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    def of(self, text: str) -> dict[Family, int]:
+        key = text if len(text) <= _SHORT else _digest(text)
         found = self._known.get(key)
         if found is None:
-            found = _count(text)
+            found = _estimates(text)
             if len(self._known) >= self._most:
                 self._known.pop(next(iter(self._known)), None)
             self._known[key] = found
         return found
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def _estimates(text: str) -> dict[Family, int]:
+    counts = _count(text)
+    known = {f: round(sum(w * n for w, n in zip(each, counts, strict=True))) for f, each in _WEIGHTS.items()}
+    return {**known, "unknown": max(known.values())}
 
 
 def _count(text: str) -> tuple[int, ...]:

@@ -158,11 +158,11 @@ def fit(
         return Fitted(shown, tokens, tuple(steps))
     span = conversation.span(budget, int(SUMMARY_SHARE * window_tokens), family, references or {})
     if span is None or conversation_tokens(conversation.uncovered, family) < WORTH_SHARE * budget:
-        narrow = _noted(shown, _cut(shown, tokens - budget, family), "cut", steps)
+        narrow = _noted(shown, _cut(shown, tokens - budget, family, conversation.fixed), "cut", steps)
         if (needed := conversation_tokens(narrow, family)) <= budget:
             return Fitted(narrow, needed, tuple(steps))
     # What stays beside a summary must fit, or else one would be paid for in vain.
-    least = conversation_tokens(_cut(conversation.staying, tokens, family), family)
+    least = conversation_tokens(_cut(conversation.staying, tokens, family, conversation.fixed), family)
     if span is None or least + LEAST_COVERED > budget:
         raise ModelError(
             f"the conversation has about {tokens} tokens, and can't be shortened to the {budget} that have room",
@@ -226,12 +226,12 @@ class _Conversation:
     ) -> None:
         self._groups = grouped(messages)
         users = (n for n, group in enumerate(self._groups) if group[0].role == "user")
-        of_goal = next(users, -1) if goal is None else len(grouped(messages[: goal + 1])) - 1
+        self._goal = next(users, 0) if goal is None else len(grouped(messages[: goal + 1])) - 1
         newest = len(self._groups) - KEPT_GROUPS
         self._kept = {
             n
             for n, group in enumerate(self._groups)
-            if n == of_goal or n >= newest or group[0].role == "system" or _is_open(group, pending)
+            if n == self._goal or n >= newest or group[0].role == "system" or _is_open(group, pending)
         }
         self._through = max(0, newest)
         self.summary = next((each for each in reversed(summaries) if self._fits(each)), None)
@@ -263,6 +263,13 @@ class _Conversation:
         """What could be summarized and is not yet."""
         reached, left = (0, ()) if self.summary is None else (self.summary.through, self.summary.kept)
         return self._of(n for n in range(self._through) if n not in self._kept and (n >= reached or n in left))
+
+    @property
+    def fixed(self) -> set[str]:
+        """What is never cut of all that the user says: the goal, and the summary."""
+        return {group[0].content for group in self._groups[self._goal : self._goal + 1]} | {
+            self.summary.text if self.summary else ""
+        }
 
     @property
     def staying(self) -> Group:
@@ -327,20 +334,33 @@ def _without_thoughts(messages: Group) -> Group:
     at = len(messages)
     while at and messages[at - 1].role != "assistant":
         at -= 1
-    if at and messages[at - 1].tool_calls:
+    # A turn that its provider paused goes back as it is, with nothing behind it.
+    if at and (messages[at - 1].tool_calls or at == len(messages)):
         while at and messages[at - 1].role in ("assistant", "tool"):
             at -= 1
     return (*(replace(each, blocks=()) if each.blocks else each for each in messages[:at]), *messages[at:])
 
 
-def _cut(messages: Group, excess: int, family: Family) -> Group:
-    """The conversation with its largest results cut to one size, to save `excess` tokens as far as they can."""
-    sizes = [message_tokens(each, family) for each in messages if each.role == "tool"]
-    level = max(level_of(sizes, excess), LEAST_RESULT)
-    return tuple(
-        _cut_to(each, level, family) if each.role == "tool" and message_tokens(each, family) > level else each
-        for each in messages
-    )
+def _cut(messages: Group, excess: int, family: Family, fixed: Collection[str]) -> Group:
+    """The conversation with its largest results cut to one size, to save `excess` tokens as far as they can.
+
+    What they can't save, later messages of the user have to: in a run these tell what came of calls late.
+    """
+    for role in ("tool", "user"):
+        sizes = [_size_to_cut(each, role, family, fixed) for each in messages]
+        level = max(level_of(filter(None, sizes), excess), LEAST_RESULT)
+        if excess > 0:
+            messages = tuple(
+                _cut_to(each, level, family) if size > level else each
+                for each, size in zip(messages, sizes, strict=True)
+            )
+            excess -= sum(max(0, size - level) for size in sizes)
+    return messages
+
+
+def _size_to_cut(message: ChatMessage, role: str, family: Family, fixed: Collection[str]) -> int:
+    may = message.role == role and not (role == "user" and message.content in fixed)
+    return message_tokens(message, family) if may else 0
 
 
 def _cut_to(message: ChatMessage, most_tokens: int, family: Family) -> ChatMessage:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -156,6 +157,17 @@ async def test_a_long_conversation_is_folded_and_its_beginning_is_not_forgotten(
 async def _as_of_another_task(ctx: TurnContext, number: int) -> TurnContext:
     ctx.message = ctx.message.model_copy(update={"id": f"task-{number}"})
     return ctx
+
+
+async def test_replicas_that_fold_at_once_make_one_summary(turn: Turn, peer: Peer) -> None:
+    context = await turn()
+    for number in range(2 * KEPT_EXCHANGES + 1):
+        await Exchanges(await _as_of_another_task(context, number)).add(f"q{number}", f"a{number}")
+    readers = [Exchanges(await turn()) for _ in range(4)]
+    seen = await asyncio.gather(*(each.earlier(budget_tokens=20_000) for each in readers))
+    assert sum(b'"summary"' in data for data in await stored(peer)) == 1
+    assert all(messages[-1].content == f"a{2 * KEPT_EXCHANGES}" for messages in seen)
+    assert len(await stored(peer)) == KEPT_EXCHANGES + 1
 
 
 async def test_a_fold_that_was_cut_off_half_way_repeats_nothing(turn: Turn, peer: Peer) -> None:

@@ -115,8 +115,9 @@ def test_the_request_fits_into_the_window_of_the_model_that_summarizes(window: i
 
 
 def test_in_the_request_results_give_before_what_was_said() -> None:
-    long = (*TALK[:2], replace(TALK[2], content="noise " * 9_000), *TALK[3:])
-    asked = summary_request(span_of(long), FENCE, window_tokens=5_000, family="o200k").messages[1].content
+    result = ChatMessage("tool", "noise " * 9_000, tool_call_id="r0k1")
+    span = span_of((result, *TALK, result))
+    asked = summary_request(span, FENCE, window_tokens=5_000, family="o200k").messages[1].content
     for message in TALK:
         if message.role != "tool":
             assert message.content in asked
