@@ -23,6 +23,7 @@ from squadron.runtime.asking.caller import Caller
 from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.errors import ModelError, Terminal
 from squadron.runtime.running.context import Context
+from squadron.runtime.running.ledger import Ledger
 from squadron.runtime.running.turn import Turns
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.wire.limits import Budget
@@ -604,7 +605,8 @@ async def test_a_goal_that_was_put_back_runs_anew(squad: Squad) -> None:
 def _context(squad: Squad, message: AgentMessage, attempt: int) -> Context:
     turns = Turns("supervisor", [], squad.client)
     common = {"topic": "goal.pursue", "attempt": attempt}
-    return turns._context(message, common, squad.client.ports.subjects.lite("client", message.id))
+    lite_key = squad.client.ports.subjects.lite("client", message.id)
+    return turns._context(message, common, lite_key, Ledger(Budget()))
 
 
 # -- references
