@@ -26,6 +26,7 @@ from squadron.actors.thinking.catalog import (
 from squadron.actors.thinking.model import Usage
 from squadron.config import Settings
 from squadron.runtime.errors import BudgetError, ConfigError, ModelError
+from squadron.runtime.running.ledger import Ledger
 from squadron.runtime.wire.limits import Budget
 from squadron.runtime.wire.spent import Spent
 
@@ -80,6 +81,23 @@ def test_of_an_unknown_model_nothing_is_known() -> None:
     assert cost_of("nobody:gpt-4o", Usage(input=5)) is None
     assert window_of("openai:no-such-model") is None
     assert spent_of("openai:no-such-model", Usage(input=5, output=2)) == Spent(tokens=7, rounds=1)
+
+
+def test_a_plan_and_a_script_cost_nothing_and_so_fit_into_any_dollars() -> None:
+    assert cost_of("offline:planner", Usage(input=5, output=5)) == cost_of("scripted:test", Usage(input=5)) == 0
+    assert reserve_for("offline:planner", Budget(usd=0.01), known=10, new=0).max_tokens == USUAL_ANSWER
+
+
+def test_a_server_that_sends_no_usage_is_not_free() -> None:
+    # Fault 13.
+    ledger = Ledger(Budget(tokens=5000))
+    estimate = reserve_for(GPT, ledger.left, known=0, new=100, max_tokens=500)
+    ledger.reserve("r1", estimate.amount)
+    ledger.settle("r1", spent_of(GPT, Usage(estimated=True)))
+
+    assert ledger.spent == estimate.amount
+    # What somebody estimated counts as told.
+    assert spent_of(GPT, Usage(input=100, output=10, estimated=True)) == Spent(110, 350, 1)
 
 
 @pytest.mark.parametrize(
