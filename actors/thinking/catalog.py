@@ -15,11 +15,13 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from squadron.actors.thinking.model import Usage
 from squadron.runtime.errors import BudgetError, ConfigError, ModelError
 from squadron.runtime.wire.limits import Budget
-from squadron.runtime.wire.spent import NOTHING, Spent
+from squadron.runtime.wire.spent import NOT_TOLD, NOTHING, Spent
 
 #: Where prices of one's own are set, as JSON: model → US dollars per million tokens, and the window in tokens.
 VARIABLE = "SQUADRON_PRICES"
 _EXAMPLE = f"""{VARIABLE}='{{"openai:my-model": {{"input": 1.0, "output": 4.0}}}}'"""
+#: Plans and scripts are carried out here, and nobody sends a bill.
+_FREE = ("offline", "scripted")
 #: What an estimate of tokens is multiplied by where a limit is hard: 5 % of texts are further off than this.
 SAFETY = 1.3
 #: Fewest tokens that an answer is worth asking for, and those set aside where nobody limits the answer: the limit
@@ -79,6 +81,8 @@ def cost_of(model_name: str, usage: Usage) -> int | None:
     usage = _consistent(usage)
     if own := _own(model_name):
         return math.ceil(round(own.micros(usage), 6))
+    if _split(model_name)[0] in _FREE:
+        return 0
     if _listed(model_name) is None:
         return None
     from genai_prices import Usage as Counts
@@ -109,7 +113,12 @@ def window_of(model_name: str) -> int | None:
 
 
 def spent_of(model_name: str, usage: Usage) -> Spent:
-    """What a call spent, as books have it; a model without a known price costs nothing there."""
+    """What a call spent, as books have it; a model without a known price costs nothing there.
+
+    Where the provider told nothing and nobody estimated it, neither do we: what was set aside stays charged.
+    """
+    if usage.estimated and not usage.total:
+        return NOT_TOLD
     return Spent(tokens=usage.total, usd_micros=cost_of(model_name, usage) or 0, rounds=1)
 
 

@@ -25,7 +25,7 @@ from squadron.runtime.lite.topic import LiteTopic
 from squadron.runtime.ports.lite_journal import END_HEADER
 from squadron.runtime.ports.queue import Lease
 from squadron.runtime.running.asks_people import AsksPeople
-from squadron.runtime.running.ledger import Ledger
+from squadron.runtime.running.ledger import ONCE, Ledger
 from squadron.runtime.streams.writer import StreamWriter
 from squadron.runtime.texts import whole
 from squadron.runtime.wire.envelope import AgentMessage
@@ -191,7 +191,7 @@ class Context(AsksPeople):
         own = AskOptions.of(options)
         self._asked += 1
         # Of the same id it is the same task, in a later attempt, too; any other is asked once.
-        key = reserved or own.task_id or f"#{self.attempt}.{self._asked}"
+        key = reserved or own.task_id or f"{ONCE}{self.attempt}.{self._asked}"
         budget = own.budget if reserved else self.ledger.grant_to(key, own.budget)
         message = self.message
         said = {

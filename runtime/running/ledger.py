@@ -14,6 +14,8 @@ from squadron.runtime.wire.spent import NOTHING, Spent
 
 #: The limits that can be spent, as `Budget` names them and in the order of their coins.
 _FIELDS = ("tokens", "usd", "rounds", "tasks")
+#: Keys that begin so stand for what never comes again: they go over to the next attempt as a sum.
+ONCE = "#"
 #: Most keys that go over to the next attempt one by one: their entry stays below 100 KB. Further ones go as a sum.
 MOST_CARRIED = 500
 
@@ -153,7 +155,7 @@ class Ledger:
     def carried(self) -> dict[str, Any]:
         """What the next attempt of the task takes over, as JSON; empty if nothing was spent."""
         keyed = {key: one for key, one in {**self._settled, **self._reserved}.items() if key not in self._logged}
-        single = dict(list(keyed.items())[:MOST_CARRIED])
+        single = dict([each for each in keyed.items() if not each[0].startswith(ONCE)][:MOST_CARRIED])
         rest = sum((one for key, one in keyed.items() if key not in single), self._charged)
         if not keyed and rest == NOTHING:
             return {}

@@ -9,8 +9,10 @@ from typing import Any
 from squadron.runtime.texts import digest_of
 from squadron.runtime.wire.subjects import MAX_TOKEN
 
-#: How many tasks may have led to one: deeper than any plan that people follow, and its steps stay below 6 KB.
-MOST_DEPTH = 32
+#: How many tasks may have led to one: deeper than any plan that people follow, and its steps stay below 10 KB.
+MOST_DEPTH = 64
+#: Topics of a way that are told, at its beginning and at its end.
+_TOLD = 4
 #: Hexadecimal digits of the digest of an input: 64 bits tell the inputs of one path apart.
 _DIGITS = 16
 
@@ -48,9 +50,10 @@ def circle_in(path: Sequence[str], topic: str, content: Any) -> str:
     It is a circle if the same was asked on the same topic before, and too deep after `MOST_DEPTH` steps.
     """
     topics = topics_of(path)
-    way = " → ".join([*topics, topic])
+    way = [*topics, topic]
+    told = " → ".join(way if len(way) <= 2 * _TOLD else [*way[:_TOLD], "…", *way[-_TOLD:]])
     if len(path) >= MOST_DEPTH:
-        return f"it was passed on {len(path)} times, which is the most: {way}"
+        return f"it was passed on {len(path)} times, which is the most: {told}"
     if topic in topics and step_of(topic, content) in path:
-        return f"it asks itself for the same again: {way}"
+        return f"it asks itself for the same again: {told}"
     return ""

@@ -26,8 +26,12 @@ def budget_of(
     """The budget that the options of a command stand for.
 
     Raises:
-        InvalidInputError: one of them can't be.
+        typer.BadParameter: one of them can't be.
     """
+    from squadron.runtime.errors import InvalidInputError
     from squadron.runtime.wire.limits import Budget
 
-    return Budget(tokens=tokens, usd=usd, rounds=rounds, tasks=tasks, hops=hops)
+    try:
+        return Budget(tokens=tokens, usd=usd, rounds=rounds, tasks=tasks, hops=hops)
+    except InvalidInputError as error:
+        raise typer.BadParameter(str(error), param_hint=f"--{error.field}") from None

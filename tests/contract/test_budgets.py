@@ -94,14 +94,14 @@ class Firm(Agent):
         context.ledger.reserve("call", Spent(tokens=tokens, rounds=1))
 
     @topic("firm.again")
-    async def again(self, number: int, step: int, context: Context) -> Any:
+    async def again(self, number: int, step: int, context: Context, pad: str = "") -> Any:
         """Asks itself, with the next number."""
-        outcome = await context.ask("firm.other", {"number": number + step, "step": step}, within_s=20)
+        outcome = await context.ask("firm.other", {"number": number + step, "step": step, "pad": pad}, within_s=20)
         return outcome.unwrap() if outcome.ok else outcome.reason
 
     @topic("firm.other")
-    async def other(self, number: int, step: int, context: Context) -> Any:
-        outcome = await context.ask("firm.again", {"number": number, "step": step}, within_s=20)
+    async def other(self, number: int, step: int, context: Context, pad: str = "") -> Any:
+        outcome = await context.ask("firm.again", {"number": number, "step": step, "pad": pad}, within_s=20)
         return outcome.unwrap() if outcome.ok else outcome.reason
 
 
@@ -228,8 +228,9 @@ async def test_what_still_runs_when_its_parent_ends_is_charged_at_its_share(
     assert (outcome.unwrap(), outcome.spent) == ("left", Spent(tokens=407, rounds=1, tasks=1))
 
 
-async def test_who_asks_itself_for_the_same_again_is_told_the_way(client: Peer, firm: Firm) -> None:
-    outcome = await _ask(client, "firm.again", Budget(), {"number": 7, "step": 0})
+@pytest.mark.parametrize("pad", ["", "x" * 700_000], ids=["small", "claimed"])
+async def test_who_asks_itself_for_the_same_again_is_told_the_way(client: Peer, firm: Firm, pad: str) -> None:
+    outcome = await _ask(client, "firm.again", Budget(), {"number": 7, "step": 0, "pad": pad})
 
     assert "itself for the same again: firm.again → firm.other → firm.again" in outcome.unwrap()
     assert outcome.spent.tasks == 2

@@ -372,6 +372,7 @@ async def test_what_may_have_come_and_gone_while_the_connection_was_away_is_told
 
 async def test_end_markers_mean_nothing_to_a_conversation_memory(peer: Peer, topic: Topic) -> None:
     from squadron.runtime.running.context import Context
+    from squadron.runtime.running.ledger import Ledger
     from squadron.runtime.wire.envelope import AgentMessage
     from squadron.runtime.wire.limits import Budget, Deadline
 
@@ -382,7 +383,7 @@ async def test_end_markers_mean_nothing_to_a_conversation_memory(peer: Peer, top
         topic="a.b",
         attempt=1,
         deadline=Deadline.after(60, peer.clock),
-        budget=Budget(),
+        ledger=Ledger(Budget()),
         caller=peer.caller,
         lite_key=peer.subjects.lite("tester", "task"),
         log=None,  # type: ignore[arg-type]

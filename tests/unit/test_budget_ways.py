@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+import typer
 
 from squadron import Agent, Budget, Context, InvalidInputError, Retry, Spent, topic
 from squadron.cli import spending
@@ -137,7 +138,7 @@ def test_a_limit_that_can_not_be_is_named(field: str, value: Any) -> None:
 
 def test_the_options_of_the_command_line_are_a_budget() -> None:
     assert spending.budget_of(5, 0.5, 3, 2, 1) == Budget(tokens=5, usd=0.5, rounds=3, tasks=2, hops=1)
-    with pytest.raises(InvalidInputError):
+    with pytest.raises(typer.BadParameter, match="usd of a budget can't be inf"):
         spending.budget_of(None, float("inf"), None, None, None)
 
 

@@ -26,8 +26,9 @@ from squadron.actors.thinking.catalog import (
 from squadron.actors.thinking.model import Usage
 from squadron.config import Settings
 from squadron.runtime.errors import BudgetError, ConfigError, ModelError
+from squadron.runtime.running.ledger import Ledger
 from squadron.runtime.wire.limits import Budget
-from squadron.runtime.wire.spent import Spent
+from squadron.runtime.wire.spent import NOT_TOLD, Spent
 
 CLAUDE, GPT, OURS = "anthropic:claude-sonnet-4-5", "openai:gpt-4o", "openai:ours"
 PRICES = {OURS: {"input": 1.0, "output": 4.0, "cache_read": 0.1, "window": 32_000}, GPT: {"input": 7, "output": 9}}
@@ -80,6 +81,23 @@ def test_of_an_unknown_model_nothing_is_known() -> None:
     assert cost_of("nobody:gpt-4o", Usage(input=5)) is None
     assert window_of("openai:no-such-model") is None
     assert spent_of("openai:no-such-model", Usage(input=5, output=2)) == Spent(tokens=7, rounds=1)
+
+
+def test_a_plan_and_a_script_cost_nothing_and_so_fit_into_any_dollars() -> None:
+    assert cost_of("offline:planner", Usage(input=5, output=5)) == cost_of("scripted:test", Usage(input=5)) == 0
+    assert reserve_for("offline:planner", Budget(usd=0.01), known=10, new=0).max_tokens == USUAL_ANSWER
+
+
+def test_a_server_that_sends_no_usage_is_not_free() -> None:
+    # Fault 13.
+    ledger = Ledger(Budget(tokens=5000))
+    estimate = reserve_for(GPT, ledger.left, known=0, new=100, max_tokens=500)
+    ledger.reserve("r1", estimate.amount)
+    ledger.settle("r1", spent_of(GPT, Usage(estimated=True)))
+
+    assert ledger.spent == estimate.amount
+    # What somebody estimated counts as told.
+    assert spent_of(GPT, Usage(input=100, output=10, estimated=True)) == Spent(110, 350, 1)
 
 
 @pytest.mark.parametrize(
@@ -205,3 +223,34 @@ async def test_the_list_is_loaded_when_it_is_needed_and_not_before() -> None:
     code = "import sys, squadron.actors.thinking.catalog; print('genai_prices' in sys.modules)"
     done: Any = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@given(
+    left=st.builds(
+        lambda tokens, usd: Budget(tokens=tokens, usd=usd),
+        st.none() | st.integers(0, 60_000),
+        st.none() | st.integers(0, 500_000).map(lambda micros: micros / 1_000_000),
+    ),
+    calls=st.lists(
+        st.tuples(st.integers(0, 5_000), st.floats(0.5, 2.5), st.floats(0, 1), st.booleans()), max_size=12
+    ),
+)
+def test_a_loop_of_calls_overspends_by_the_error_of_one_estimate_at_most(left: Budget, calls: list[Any]) -> None:
+    ledger, known, errors = Ledger(left), 0, [Spent()]
+    for number, (new, truth, said, tells) in enumerate(calls):
+        try:
+            estimate = reserve_for(CLAUDE, ledger.left, known=known, new=new, max_tokens=2_000)
+        except BudgetError:
+            break
+        ledger.reserve(f"r{number}", estimate.amount)
+        # Texts have up to 2.5 times as many tokens as was estimated.
+        whole, output = known + int(truth * new), int(said * (estimate.max_tokens or 0))
+        spent = spent_of(CLAUDE, Usage(whole, output, cache_read=known, cache_write=whole - known))
+        ledger.settle(f"r{number}", spent if tells else NOT_TOLD)
+        errors.append(spent - estimate.amount if tells else Spent())
+        known = whole + output
+
+    for spent_coin, limit, *by_call in zip(
+        ledger.spent.coins, left.coins, *(each.coins for each in errors), strict=True
+    ):
+        assert limit is None or spent_coin <= limit + max(0, *by_call)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import threading
 
 import pytest
 
 from squadron.runtime.errors import BudgetError
-from squadron.runtime.running.ledger import Ledger
+from squadron.runtime.running.ledger import MOST_CARRIED, ONCE, Ledger
 from squadron.runtime.wire.limits import Budget
 from squadron.runtime.wire.outcome import Rejected, Result, TimedOut
 from squadron.runtime.wire.spent import NOT_TOLD, Spent
@@ -102,6 +103,19 @@ def test_the_next_attempt_takes_over_what_was_spent_but_not_what_is_logged_elsew
     second.settle("named", Spent(tokens=50))
 
     assert second.spent.tokens == 60
+
+
+def test_more_than_the_next_attempt_can_take_over_one_by_one_goes_over_as_a_sum() -> None:
+    first, second = Ledger(Budget()), Ledger(Budget())
+    for number in range(3 * MOST_CARRIED):
+        first.settle(f"{ONCE}1.{number}" if number % 3 else f"named {number}", Spent(tokens=1))
+        first.settle(f"other {number}", Spent(tokens=1))
+    carried = first.carried()
+    second.take_over(json.loads(json.dumps(carried)))
+
+    assert len(carried["keys"]) == MOST_CARRIED
+    assert not any(key.startswith(ONCE) for key in carried["keys"])
+    assert second.spent == first.spent == Spent(tokens=6 * MOST_CARRIED)
 
 
 def test_a_log_is_replayed_without_a_refusal_and_without_being_carried() -> None:
