@@ -160,6 +160,9 @@ class People:
             record = await read_question(self._ports, asked.query_id)
             if record.answered is not None and record.answered.id == sent:
                 return reply
+            if record.answered is None and sent in record.results:
+                # By the server's clock, which is ahead of ours.
+                raise QuestionClosedError("its deadline has passed", by=DEFAULT_BY)
 
 
 def _open(record: QuestionRecord) -> OpenQuestion:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from squadron.runtime.errors import BusUnavailableError, SquadClosedError, SquadronError
@@ -31,7 +31,7 @@ class QuestionRecord:
     Attributes:
         query: its message; None as long as there is none.
         seq: of the last entry; a question that is asked anew comes after it.
-        results: how many answers there are, those that do not count included.
+        results: ids of all answers, those that do not count included.
         answered: the message that counts.
         withdrawn: its asker does not wait any more.
     """
@@ -40,7 +40,7 @@ class QuestionRecord:
     query: AgentMessage | None = None
     question: Question | None = None
     seq: int = 0
-    results: int = 0
+    results: list[str] = field(default_factory=list)
     reply: Reply | None = None
     answered: AgentMessage | None = None
     withdrawn: bool = False
@@ -60,7 +60,7 @@ class QuestionRecord:
         self.seq = entry.seq
         if isinstance(entry, End) or END_HEADER in entry.headers:
             self.query = self.question = self.reply = self.answered = None
-            self.results, self.withdrawn = 0, True
+            self.results, self.withdrawn = [], True
             return
         try:
             message = await ports.claims.open(entry.data)
@@ -68,7 +68,7 @@ class QuestionRecord:
                 self.query, self.question = message, Question.of_message(message)
                 self.withdrawn = False
             elif message.type == "result" and self.reply is None:
-                self.results += 1
+                self.results.append(message.id)
                 self._judge(message, entry.time)
         except (BusUnavailableError, SquadClosedError):
             raise
@@ -121,7 +121,7 @@ async def store_reply(ports: Ports, record: QuestionRecord, reply: Reply, tries:
     """
     assert record.question is not None
     keep_s = Deadline(record.question.deadline_ms, ports.clock).remaining_s() + KEPT_BEYOND_S
-    id, number = os.urandom(16).hex(), record.results + tries
+    id, number = os.urandom(16).hex(), len(record.results) + tries
     head: dict[str, Any] = {"correlation_id": record.query_id, "parent": record.query_id}
     data = ports.pack("result", {"content": reply.to_content()}, id=id, **head)
     data = await ports.claims.seal(data, keep_s=keep_s)

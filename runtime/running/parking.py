@@ -165,7 +165,8 @@ class Waker:
         note = self._parked.get(task)
         if note is None or not await self._is_due(task, note):
             return
-        await asyncio.sleep(max(0.0, note.written_at + WAKE_AFTER_S - self._ports.clock.time()))
+        age_s = max(0.0, self._ports.clock.time() - note.written_at)
+        await asyncio.sleep(max(0.0, WAKE_AFTER_S - age_s))
         stored = await self._ports.lite.last(self._ports.subjects.lite(PARKED, task))
         if stored is None or stored.seq != note.seq:
             # Somebody has taken it up already.

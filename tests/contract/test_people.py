@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -131,7 +132,7 @@ async def test_content_that_does_not_fit_is_refused_at_the_door(peer: Peer) -> N
         with pytest.raises(InvalidInputError) as error:
             await _people(peer).answer("q1", content, by="ana")
         assert error.value.field == "size"
-    assert (await read_question(peer.ports, "q1")).results == 0
+    assert (await read_question(peer.ports, "q1")).results == []
 
 
 @pytest.mark.parametrize(
@@ -222,6 +223,23 @@ async def test_a_late_answer_of_a_bare_client_does_not_count_though_nobody_had_s
     await _by_hand(peer, "q1", {"action": "accept", "content": {"size": "M"}, "by": "late"}, msg_id="q1.answer")
     again = await _ask(await world.join("another"), default=Reply("decline"))
     assert (await again.answer()).by == "default"
+
+
+async def test_an_answer_that_is_late_by_the_servers_clock_is_told_so_and_not_sent_for_ever(peer: Peer) -> None:
+    await _ask(peer, within_s=1.0)
+    await asyncio.sleep(1.1)
+
+    class Behind:
+        """The clock of an answerer that is late."""
+
+        def time(self) -> float:
+            return peer.clock.time() - 60
+
+    slow = People(replace(peer.ports, clock=Behind()), peer.caller.lite_topics)
+    assert [each.query_id for each in await slow.questions()] == ["q1"]
+    with pytest.raises(QuestionClosedError):
+        await slow.answer("q1", "M", by="ana")
+    assert len((await read_question(peer.ports, "q1")).results) == 1
 
 
 async def test_nobody_answers_as_the_default(peer: Peer) -> None:

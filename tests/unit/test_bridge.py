@@ -19,6 +19,7 @@ from squadron.bridge.memory import (
 )
 from squadron.bridge.place import Place
 from squadron.config import Settings
+from squadron.runtime.asking.people import put_question
 from squadron.runtime.errors import BusUnavailableError, DeployError, SquadronError
 from squadron.runtime.ports.bus import Note
 from squadron.runtime.ports.queue import Backlog, Mailbox, Queue
@@ -26,6 +27,7 @@ from squadron.runtime.registry.registry import ROUNDED_S, Registry
 from squadron.runtime.running.ordered import OrderedQueue
 from squadron.runtime.wire.deployment import AgentState, Deployment, Scale
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
+from squadron.runtime.wire.question import Question
 from squadron.runtime.wire.topics import AgentCard, SemanticTopic
 from tests.unit.test_budget import HandClock
 
@@ -376,6 +378,22 @@ async def test_the_bridge_stands_in_for_an_agent_that_is_scaled_to_zero(site: Si
 
     assert other.find("book.read") is not None
     assert other.replicas("reader") == {}
+
+
+async def test_what_waits_for_people_needs_no_replica(site: Site) -> None:
+    bridge = await site.bridge()
+    await site.call("deploy", deployments=[deployment_of("reader", "book.read")])
+    site.held = {site.subjects.task("book.read"): 3}
+    await eventually(lambda: bridge.backlogs()["reader"]["held"] == 3)
+    note = {"token": "1.1", "queries": ["q1"], "agent": "reader", "until": site.clock.time() + 60}
+    place = await site.place()
+    deadline_ms = round((site.clock.time() + 60) * 1000)
+    asked = await put_question(place.caller, Question(message="?", deadline_ms=deadline_ms), "q1")
+    await site.lite.append(site.subjects.lite("parked", "task-1"), json.dumps(note).encode())
+    await eventually(lambda: bridge.backlogs()["reader"]["held"] == 2)
+    # Once it can go on it does.
+    await asked.withdraw()
+    await eventually(lambda: bridge.backlogs()["reader"]["held"] == 3)
 
 
 async def test_backlogs_count_every_lane_of_every_topic_for_the_autoscaler(site: Site) -> None:
