@@ -123,9 +123,7 @@ async def _is_paused(peer: Peer) -> bool:
     return await peer.lite.last(peer.subjects.lite_of("model-pause")) is not None
 
 
-async def test_without_limits_nothing_is_written_and_a_429_still_pauses_all(
-    world: World, join: Join
-) -> None:
+async def test_without_limits_nothing_is_written_and_a_429_still_pauses_all(world: World, join: Join) -> None:
     one, other = await join("one", Limits()), await join("other", Limits())
     grant = await call(one)
     await call(other)
