@@ -1,7 +1,7 @@
 """llmock, a server that plays both providers and judges its clients, as the tests use it.
 
 Its own pytest plug-in brings the fixture `llmock` (one real server for the session, a clean one for each test,
-with the providers' variables set to it): `llmock.fail(…)`, `llmock.stall(…)`, `llmock.limits(…)`, `llmock.verdict()`.
+with the providers' variables set to it), which has `fail(…)`, `stall(…)`, `limits(…)`, `verdict()` and more.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from squadron.runtime.errors import ModelError
 
 #: Longest silence that the clients of these tests take, in seconds: ten times what llmock needs for an answer.
 SILENCE_S = 1.5
-#: What a client of the SDK takes to try once, and no longer than that.
-PATIENCE = {"max_retries": 0, "first_event_s": SILENCE_S, "between_events_s": SILENCE_S}
 #: Whether the clients tell how long they are to wait, and end a silence.
-ARE_PATIENT = "between_events_s" in inspect.signature(OpenAIModel).parameters
+ARE_PATIENT = "between_events_s" in inspect.signature(AnthropicModel).parameters
+#: What makes a client try once, and not wait for long.
+OPTIONS: dict[str, Any] = (
+    {"first_event_s": SILENCE_S, "between_events_s": SILENCE_S} if ARE_PATIENT else {"max_retries": 0}
+)
 
 QUESTION = ModelRequest((ChatMessage("user", "How many moons has Mars? " * 4),), max_tokens=200)
 TOOL = ToolDefinition(
@@ -30,12 +32,12 @@ TOOL = ToolDefinition(
 )
 
 
-def client(llmock: LLMock, provider: str) -> Model:
-    """A real client of one of the two providers, at llmock."""
+def client(llmock: LLMock, kind: str) -> Model:
+    """A real client at llmock: `anthropic`, `openai` (chat completions), or `openai-responses`."""
+    provider, _, api = kind.partition("-")
+    options = OPTIONS | ({"api": api} if api else {}) | {"api_key": "k", "base_url": llmock.base_url(provider)}
     makers: dict[str, Callable[..., Model]] = {"openai": OpenAIModel, "anthropic": AnthropicModel}
-    known = inspect.signature(makers[provider]).parameters
-    options: dict[str, Any] = {name: value for name, value in PATIENCE.items() if name in known}
-    return makers[provider](api_key="k", base_url=llmock.base_url(provider), **options)
+    return makers[provider](**options)
 
 
 @dataclass

@@ -17,7 +17,7 @@ from tests.llmock import ARE_PATIENT, QUESTION, TOOL, Told, client
 PLENTY_S = 60.0
 
 
-@pytest.fixture(params=["openai", "anthropic"])
+@pytest.fixture(params=["openai", "anthropic", *(["openai-responses"] if ARE_PATIENT else [])])
 async def model(request: pytest.FixtureRequest, llmock: LLMock) -> AsyncIterator[Model]:
     made = client(llmock, request.param)
     yield made
@@ -44,7 +44,7 @@ FAULTS: dict[str, Break] = {
     "disconnect": lambda llmock: llmock.disconnect(after_chunks=2),
     "disconnect at once": lambda llmock: llmock.disconnect(after_chunks=0),
     "truncate": lambda llmock: llmock.truncate(after_chunks=3),
-    "malformed": lambda llmock: llmock.corrupt(after_chunks=2),
+    "malformed": lambda llmock: llmock.corrupt(after_chunks=4),
     "stall": lambda llmock: llmock.stall(after_chunks=2, seconds=30),
     "slow to begin": lambda llmock: llmock.slow_first_token(30),
 }
