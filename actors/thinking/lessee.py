@@ -15,7 +15,7 @@ import structlog
 from squadron.actors.thinking.model import ModelRequest, ModelTurn
 from squadron.actors.thinking.quota import LEASE_S, LISTED_S, AccountState, Booking, Lease, Limits, Units
 from squadron.runtime.background import spawn
-from squadron.runtime.errors import BusUnavailableError, InvalidSubjectError, ModelError
+from squadron.runtime.errors import BusUnavailableError, ModelError
 from squadron.runtime.ports.bus import Subscription
 from squadron.runtime.wire.limits import Clock
 
@@ -24,8 +24,8 @@ T = TypeVar("T")
 #: Pause after a 429 that names none, in seconds: as long as the first pause of `tries` is.
 PAUSE_S = 2.0
 #: How long the journal may take for a change until we go on alone, and for how long we do, in seconds: a change
-#: takes milliseconds, a reconnect to a restarted server 1 to 2 s.
-AWAY_AFTER_S, AWAY_FOR_S = 2.0, 5.0
+#: takes milliseconds, a reconnect to a restarted server 1 to 2 s; to look whether it is back holds all calls up.
+AWAY_AFTER_S, AWAY_FOR_S = 2.0, 20.0
 #: How long what is left stays here for the next call, in seconds: who asks less often than this books and gives
 #: back each time, which is half a write per second at most.
 REST_S = 2 * LEASE_S
@@ -105,7 +105,7 @@ class Lessee:
         self._arrived, self._since = dict[str, float](), clock.time()
         self._expected_output = FIRST_OUTPUT
         #: What we go by while the journal is away, and how many share it.
-        self._alone, self._known, self._away_until = AccountState(), 1, 0.0
+        self._alone, self._known, self._away_until, self._was_alone = AccountState(), 1, 0.0, False
         self._rest_until, self._look_at = 0.0, 0.0
         self._news, self._closed = asyncio.Event(), False
         self._serving: asyncio.Task[None] | None = None
@@ -176,7 +176,8 @@ class Lessee:
             await asyncio.wait([self._serving])
         if self._pauses is not None:
             await self._pauses.aclose()
-        await self._leave()
+        if self._listed or any(self._back.values()):
+            await self._leave()
 
     # --- the work ------------------------------------------------------------------------------------
 
@@ -255,26 +256,23 @@ class Lessee:
             wanted[kind] = waiting + self._demand[kind] * LEASE_S
         self._arrived, self._since = {}, now
         back = self._collect()
-        booking = Booking(
-            self._who, head.cost, wanted, back, self._running, len(self._waiting), deadline=head.deadline
-        )
+        waiting = len(self._waiting)
+        booking = Booking(self._who, head.cost, wanted, back, self._running, waiting, head.deadline)
         seen = AccountState()
 
         def book(state: AccountState) -> tuple[AccountState, Lease | None]:
             nonlocal seen
             seen = state
+            if self._was_alone:  # what was used meanwhile nobody wrote down, so there was no rest to burst after
+                state = state.pause(now, self._limits.rates)
             return state.book(booking, self._limits, self._clock.time())
 
         try:
             lease = await self._change(book)
-            self._known = len(seen.others(self._who, now)) + 1
+            self._known, self._was_alone = len(seen.others(self._who, now)) + 1, False
         except BusUnavailableError:
             share = self._limits.share(self._known)
             self._alone, lease = self._alone.book(booking, share, self._clock.time())
-            # It is told when the journal is back.
-            self._return(back)
-            if lease is not None:
-                self._return({kind: -units for kind, units in lease.left.items()})
         except asyncio.CancelledError:
             self._return(back)
             raise
@@ -285,15 +283,10 @@ class Lessee:
             self._lease, self._listed = lease, True
 
     async def _leave(self) -> None:
-        back = self._collect()
-        if not self._listed and not any(back.values()):
-            return
-        booking = Booking(self._who, back=back, running=self._running)
-        try:
+        self._listed = False
+        booking = Booking(self._who, back=self._collect(), running=self._running)
+        with contextlib.suppress(BusUnavailableError):
             await self._change(lambda state: (state.leave(booking, self._limits, self._clock.time()), None))
-            self._listed = False
-        except BusUnavailableError:
-            self._return(back)
 
     async def _change(self, change: Callable[[AccountState], tuple[AccountState, T]]) -> T:
         """Change what all know; `BusUnavailableError` also while we don't try."""
@@ -303,9 +296,12 @@ class Lessee:
             async with asyncio.timeout(AWAY_AFTER_S):
                 return await self._shared.change(change)
         except (BusUnavailableError, TimeoutError) as error:
-            self._away_until = self._clock.time() + AWAY_FOR_S
-            _log.warning("models.limits_alone", account=self._name, replicas=self._known)
+            self._go_alone()
             raise BusUnavailableError(f"the limits of {self._name} can't be shared: {error!r}") from error
+
+    def _go_alone(self) -> None:
+        self._away_until, self._was_alone = self._clock.time() + AWAY_FOR_S, True
+        _log.warning("models.limits_alone", account=self._name, replicas=self._known)
 
     # --- pauses --------------------------------------------------------------------------------------
 
@@ -324,10 +320,11 @@ class Lessee:
             await self._shared.tell_pause(until)
 
     async def _hear_pauses(self) -> None:
-        # Whoever can't hear them reads them with its next booking.
-        with contextlib.suppress(BusUnavailableError, InvalidSubjectError, TimeoutError):
+        try:
             async with asyncio.timeout(AWAY_AFTER_S):
                 self._pauses = await self._shared.hear_pauses(self._pause)
+        except (BusUnavailableError, TimeoutError):
+            self._go_alone()
 
     # --- helpers -------------------------------------------------------------------------------------
 

@@ -188,9 +188,9 @@ class AccountState:
             return replace(self, next_at=next_at), None
         left = dict[str, float]()
         for kind, rate in rates.items():
-            share = rate * LEASE_S / active
-            least = booking.least.get(kind, 0.0)
-            part = math.ceil(share) if kind == "requests" else share
+            # An equal part, in whole calls: what is left of half a call would have to go back.
+            share, least = rate * LEASE_S / active, booking.least.get(kind, 0.0)
+            part = math.ceil(share / least) * least if least > 0 else share
             left[kind] = max(least, min(booking.wanted.get(kind, 0.0), part))
             next_at[kind] = starts[kind] + left[kind] / rate
         last_at = max((next_at[kind] for kind in rates), default=now)
