@@ -235,7 +235,7 @@ class _Run:
                 return "finished"
             if self._no_tokens and not any(call.name == FINISH for call in turn.tool_calls):
                 return "budget"
-            messages.append(ChatMessage("assistant", turn.text, turn.tool_calls))
+            messages.append(turn.as_message())
             messages += await self._act(turn.tool_calls)
             if self._finished is not None:
                 return "finished" if self._finished.achieved else "gave_up"

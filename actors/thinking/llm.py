@@ -297,7 +297,7 @@ class LLMAgent(Agent):
             for _ in range(MAX_ROUNDS):
                 turn = await think_patiently(model, messages, tools, emitter.text, sampling)
                 ctx.charge(turn.tokens)
-                messages.append(ChatMessage("assistant", turn.text, turn.tool_calls))
+                messages.append(turn.as_message())
                 messages += await all_at_once(self._call(ctx, call, answer) for call in turn.tool_calls)
                 if answer is not None and (answer.given or answer.take(turn)):
                     return answer.value
