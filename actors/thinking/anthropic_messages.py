@@ -9,7 +9,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from squadron.actors.thinking.answers import AnswerForm
-from squadron.actors.thinking.assemble import TurnParts
+from squadron.actors.thinking.assemble import TurnParts, as_sent
 from squadron.actors.thinking.attachments import kind_of, name_of, text_of
 from squadron.actors.thinking.echoes import Echo, echo_of, shown
 from squadron.actors.thinking.model import Attachment, ChatMessage, ModelRequest, ModelTurn, ToolDefinition, Usage
@@ -67,9 +67,9 @@ class MessagesWire:
         match event.type:
             case "message_start":
                 parts.response_id = event.message.id
-                parts.usage = _usage(parts.usage, event.message.usage.to_dict())
+                parts.usage = _usage(parts.usage, as_sent(event.message.usage))
             case "content_block_start":
-                block: dict[str, Any] = event.content_block.to_dict(mode="json")
+                block: dict[str, Any] = as_sent(event.content_block)
                 parts.blocks[event.index] = block
                 if block["type"] == "tool_use":
                     parts.call_at(event.index, block["id"]).name = block["name"]
@@ -78,7 +78,7 @@ class MessagesWire:
             case "content_block_delta":
                 _read_delta(parts, event.index, event.delta)
             case "message_delta":
-                parts.usage = _usage(parts.usage, event.usage.to_dict())
+                parts.usage = _usage(parts.usage, as_sent(event.usage))
                 parts.stop_reason = event.delta.stop_reason or parts.stop_reason
                 details = event.delta.stop_details
                 parts.refusal = (details.explanation if details else None) or parts.refusal
@@ -93,7 +93,7 @@ class MessagesWire:
                 block |= {"id": call.id, "name": call.name, "input": shown(call)}
             elif index in parts.inputs:
                 try:
-                    block["input"] = json.loads(parts.inputs[index])
+                    block["input"] = json.loads(parts.inputs[index] or "{}")
                 except ValueError:
                     continue  # cut off, and no use to anybody
             # The API takes no thought without its signature, which comes last, and no empty text.
@@ -122,9 +122,9 @@ def _read_delta(parts: TurnParts, index: int, delta: Any) -> None:
         case "signature_delta":
             block["signature"] = delta.signature
         case "citations_delta":
-            block["citations"] = [*(block.get("citations") or ()), delta.citation.to_dict(mode="json")]
+            block["citations"] = [*(block.get("citations") or ()), as_sent(delta.citation)]
         case "compaction_delta":  # beta, and of no type that the SDK knows here
-            block |= {key: value for key, value in delta.to_dict(mode="json").items() if key != "type"}
+            block |= {key: value for key, value in as_sent(delta).items() if key != "type"}
 
 
 def _usage(before: Usage, told: dict[str, Any]) -> Usage:

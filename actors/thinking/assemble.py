@@ -35,6 +35,12 @@ def mended(value: Any, depth: int = 0) -> Any:
     return {mended(name): mended(part, depth + 1) for name, part in value.items()}
 
 
+def as_sent(value: Any) -> dict[str, Any]:
+    """A value of an SDK as the provider sent it, also where the SDK's types don't know it."""
+    sent: dict[str, Any] = value.to_dict(mode="json", warnings=False)
+    return sent
+
+
 def mended_turn(turn: ModelTurn) -> ModelTurn:
     """A turn of any model, also of one that somebody wrote, as it can be kept and sent."""
     return replace(turn, text=whole(turn.text), tool_calls=tuple(map(_mended_call, turn.tool_calls)))

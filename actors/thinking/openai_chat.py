@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from squadron.actors.thinking.answers import AnswerForm
-from squadron.actors.thinking.assemble import TurnParts
+from squadron.actors.thinking.assemble import TurnParts, as_sent
 from squadron.actors.thinking.attachments import address_of, kind_of, name_of, titled
 from squadron.actors.thinking.echoes import echo_of, shown
 from squadron.actors.thinking.model import Attachment, ChatMessage, ModelRequest, ModelTurn, ToolDefinition, Usage
@@ -63,7 +63,7 @@ class ChatWire:
         groq: Any = getattr(event, "x_groq", None)  # where this server tells it
         usage: Any = event.usage or (groq.get("usage") if isinstance(groq, dict) else None)
         if usage:  # the last chunk, and it has no choices
-            parts.usage = _usage(usage if isinstance(usage, dict) else usage.to_dict())
+            parts.usage = _usage(usage if isinstance(usage, dict) else as_sent(usage))
         for choice in event.choices or ():
             # Compatible servers leave it out of their last chunk, or send a whole message instead.
             delta = getattr(choice, "delta", None) or getattr(choice, "message", None)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from squadron.actors.thinking.answers import AnswerForm
-from squadron.actors.thinking.assemble import TurnParts
+from squadron.actors.thinking.assemble import TurnParts, as_sent
 from squadron.actors.thinking.attachments import address_of, kind_of, name_of, titled
 from squadron.actors.thinking.echoes import Echo, echo_of, shown
 from squadron.actors.thinking.model import Attachment, ChatMessage, ModelRequest, ModelTurn, ToolDefinition, Usage
@@ -76,7 +76,7 @@ class ResponsesWire:
             case "response.function_call_arguments.delta":
                 parts.call_at(event.output_index).arguments += event.delta
             case "response.output_item.done":
-                _take(parts, event.output_index, event.item.to_dict(mode="json"))
+                _take(parts, event.output_index, as_sent(event.item))
             case "response.completed" | "response.incomplete" | "response.failed":
                 _end(parts, event.response)
             case "error":
@@ -103,13 +103,13 @@ def _take(parts: TurnParts, index: int, item: dict[str, Any]) -> None:
 def _end(parts: TurnParts, response: Response) -> None:
     parts.response_id = response.id or parts.response_id
     if response.usage is not None:
-        parts.usage = _usage(response.usage.to_dict())
+        parts.usage = _usage(as_sent(response.usage))
     if response.status == "failed" or response.error is not None:
         error = response.error
         raise FailedResponseError(error.code if error else None, error.message if error else None)
     if not parts.blocks:
         for index, item in enumerate(response.output or ()):
-            _take(parts, index, item.to_dict(mode="json"))
+            _take(parts, index, as_sent(item))
     why = response.incomplete_details.reason if response.incomplete_details else None
     parts.stop_reason = why or response.status or "completed"
 
@@ -173,7 +173,7 @@ def _sent(item: dict[str, Any]) -> dict[str, Any]:
     if item["type"] == "message":
         phase = {"phase": item["phase"]} if item.get("phase") else {}
         return {"type": "message", "role": "assistant", "content": _text_of(item), **phase}
-    sent = {key: value for key, value in item.items() if key not in ("id", "status") and value is not None}
+    sent = {key: value for key, value in item.items() if key != "id" and value is not None}
     if item["type"] == "reasoning":
         sent.setdefault("summary", [])
         if not sent.get("content"):
