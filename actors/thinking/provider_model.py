@@ -153,7 +153,8 @@ class ProviderModel(ABC):
 
     def _error(self, cause: Exception, parts: TurnParts | None) -> ModelError:
         known: dict[str, Any] = {"tokens": parts.spent().total, "began": parts.began} if parts else {}
-        if isinstance(cause, TimeoutError) or "Timeout" in type(cause).__name__:
+        is_status = hasattr(cause, "status_code")
+        if isinstance(cause, TimeoutError) or ("Timeout" in type(cause).__name__ and not is_status):
             silent_s = self._between_events_s if parts else min(self._first_event_s, self._between_events_s)
             message = f"{self.name} was silent for {silent_s:g} s"
             hint = "try again; a slow server needs a larger first_event_s or between_events_s"

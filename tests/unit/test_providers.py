@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-import os
 import pickle
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
@@ -17,7 +15,6 @@ from squadron.actors.thinking import providers
 from squadron.actors.thinking.anthropic_messages import DEFAULT_ANTHROPIC_MAX_TOKENS
 from squadron.actors.thinking.model import (
     ChatMessage,
-    Model,
     ModelRequest,
     ModelTurn,
     ToolCall,
@@ -27,92 +24,14 @@ from squadron.actors.thinking.model import (
 from squadron.actors.thinking.providers import AnthropicModel, OpenAIModel, default_model_spec, model_from
 from squadron.actors.thinking.scripted import ScriptedModel
 from squadron.runtime.errors import ConfigError, ModelError
+from tests.llm_playing import SCHEMA, TIME, TOOLS, TURN, USER, WEATHER, Provider, said
 from tests.llm_servers import (
     Broken,
     ScriptedAnthropicServer,
     ScriptedOpenAIServer,
-    ScriptedResponsesServer,
 )
 
-SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
-TOOLS = [
-    ToolDefinition("weather", "The weather now.", SCHEMA),
-    ToolDefinition("time", "", {"type": "object", "properties": {}}),
-]
-USER = [ChatMessage("user", "hello")]
-WEATHER = ToolCall("call_w", "weather", {"city": 'Zürich "old town"', "days": [1, 2]})
-TIME = ToolCall("call_t", "time", {})
-TURN = ModelTurn("Grüezi mitenand, it is sunny", (), Usage(11, 7))
-
-
-@pytest.fixture(autouse=True)
-def _no_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    for variable in list(os.environ):
-        if variable.startswith(("OPENAI_", "ANTHROPIC_")):
-            monkeypatch.delenv(variable)
-    monkeypatch.setenv("HOME", str(tmp_path))  # where Anthropic's SDK looks for a signed-in profile
-
-
-class Provider(NamedTuple):
-    name: str
-    prefix: str
-    model: Callable[..., Any]
-    server: Callable[..., Any]
-
-
-def said(turn: ModelTurn) -> ModelTurn:
-    """A turn as the script has it: without what only the provider knows."""
-    return replace(turn, blocks=(), model="", response_id="")
-
-
-CHAT = Provider("openai-chat", "OPENAI", functools.partial(OpenAIModel, api="chat"), ScriptedOpenAIServer)
-RESPONSES = Provider(
-    "openai-responses", "OPENAI", functools.partial(OpenAIModel, api="responses"), ScriptedResponsesServer
-)
-ANTHROPIC = Provider("anthropic", "ANTHROPIC", AnthropicModel, ScriptedAnthropicServer)
-
-
-@pytest.fixture(params=[CHAT, RESPONSES, ANTHROPIC], ids=lambda provider: provider.name)
-def provider(request: pytest.FixtureRequest) -> Provider:
-    return request.param  # type: ignore[no-any-return]
-
-
-class Played:
-    """A model and the server it talks to."""
-
-    def __init__(self, server: Any, model: Model) -> None:
-        self.server = server
-        self.model = model
-        self.text: list[str] = []
-
-    async def think(self, messages: Sequence[ChatMessage] = USER, tools: Any = (), **options: Any) -> ModelTurn:
-        return await self.model.think(ModelRequest(tuple(messages), tuple(tools), **options), self.text.append)
-
-    async def error(self, *args: Any, **options: Any) -> ModelError:
-        with pytest.raises(ModelError) as caught:
-            await self.think(*args, **options)
-        return caught.value
-
-    @property
-    def body(self) -> dict[str, Any]:
-        return self.server.requests[-1].body  # type: ignore[no-any-return]
-
-
-@pytest.fixture
-async def play(provider: Provider) -> AsyncIterator[Callable[..., Played]]:
-    open_now: list[Played] = []
-
-    def start(turns: Any, *, times: Any = None, model: str = "", **options: Any) -> Played:
-        server = provider.server(turns, **options).__enter__()
-        llm = provider.model(model, api_key="sk-test", base_url=server.base_url, **(times or {}))
-        open_now.append(Played(server, llm))
-        return open_now[-1]
-
-    yield start
-    for played in open_now:
-        await played.model.aclose()
-        await played.model.aclose()  # may be called twice
-        played.server.__exit__(None, None, None)
+pytestmark = pytest.mark.usefixtures("no_keys")
 
 
 # A turn
