@@ -54,6 +54,8 @@ ANTHROPIC = Provider("anthropic", "ANTHROPIC", AnthropicModel, ScriptedAnthropic
 
 #: Each wire that we speak.
 PROVIDERS = [CHAT, RESPONSES, ANTHROPIC]
+#: What only one of them has.
+ON_ANTHROPIC = pytest.mark.parametrize("provider", [ANTHROPIC], indirect=True, ids=["anthropic"])
 
 
 class Played:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 from typing import Literal
 
 from squadron.actors.thinking.model import Attachment
@@ -41,7 +40,7 @@ def text_of(attachment: Attachment) -> str:
     """
     try:
         return base64.b64decode(attachment.data, validate=True).decode(errors="replace")
-    except binascii.Error:
+    except ValueError:
         raise _refused(attachment, "has data that is not base64", "encode its bytes in base64") from None
 
 

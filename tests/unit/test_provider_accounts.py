@@ -15,7 +15,7 @@ from squadron.actors.thinking.model import ModelTurn, Usage
 from squadron.actors.thinking.openai_chat import _text_of
 from squadron.actors.thinking.provider_errors import retry_after_s
 from squadron.runtime.errors import ModelError
-from tests.llm_playing import ANTHROPIC, CHAT, RESPONSES, TIME, TOOLS, TURN, USER, Provider, said
+from tests.llm_playing import ANTHROPIC, CHAT, ON_ANTHROPIC, RESPONSES, TIME, TOOLS, TURN, USER, Provider, said
 from tests.llm_servers import Broken, HttpError
 
 # Usage
@@ -65,9 +65,8 @@ async def test_a_refusal_is_paid(play: Any) -> None:
 # Stops
 
 
+@ON_ANTHROPIC
 async def test_an_overflow_in_the_middle_is_a_stop(play: Any, provider: Provider) -> None:
-    if provider is not ANTHROPIC:
-        pytest.skip("only Anthropic stops for that")
     assert said(await play([Broken(TURN, "overflow")]).think()) == replace(TURN, stop="overflow")
 
 

@@ -10,7 +10,19 @@ import pytest
 
 from squadron.actors.thinking.model import ChatMessage, ModelRequest, ModelTurn, ToolCall
 from squadron.actors.thinking.openai_responses import ResponsesWire
-from tests.llm_playing import ANTHROPIC, CHAT, RESPONSES, TIME, TOOLS, TURN, USER, WEATHER, Provider, said
+from tests.llm_playing import (
+    ANTHROPIC,
+    CHAT,
+    ON_ANTHROPIC,
+    RESPONSES,
+    TIME,
+    TOOLS,
+    TURN,
+    USER,
+    WEATHER,
+    Provider,
+    said,
+)
 from tests.llm_requests import check_request
 from tests.llm_servers import Broken
 
@@ -37,12 +49,11 @@ async def test_thoughts_go_back_with_the_results(play: Any, provider: Provider, 
     check_request(api_of(provider), played.body)
 
 
+@pytest.mark.parametrize("provider", [RESPONSES, ANTHROPIC], indirect=True, ids=lambda one: one.name)
 @pytest.mark.parametrize("without", ["thought", "signature", "message"])
 async def test_the_doubles_notice_when_thoughts_do_not_come_back(
     play: Any, provider: Provider, without: str
 ) -> None:
-    if provider is CHAT:
-        pytest.skip("no thoughts on this wire")
     played = play([LOOK if without == "message" else replace(LOOK, text=""), TURN])
     turn = await played.think(USER, TOOLS)
     blocks = list(turn.blocks)
@@ -129,9 +140,8 @@ async def test_histories_of_any_form_are_taken(play: Any, provider: Provider, ch
     check_request(api_of(provider), played.body)
 
 
+@ON_ANTHROPIC
 async def test_a_paused_turn_goes_on_when_it_is_sent_back_as_it_is(play: Any, provider: Provider) -> None:
-    if provider is not ANTHROPIC:
-        pytest.skip("only Anthropic pauses")
     signed = {"type": "thinking", "thinking": "hm", "signature": "abc"}
     blocks = (signed, {"type": "text", "text": "Let me look."}, SEARCH)
     played = play([Broken(ModelTurn(blocks=blocks), "pause"), TURN])
@@ -142,11 +152,10 @@ async def test_a_paused_turn_goes_on_when_it_is_sent_back_as_it_is(play: Any, pr
     assert played.body["messages"][-1] == {"role": "assistant", "content": list(blocks)}
 
 
+@ON_ANTHROPIC
 async def test_what_the_server_looked_up_itself_makes_no_calls_and_goes_back(
     play: Any, provider: Provider
 ) -> None:
-    if provider is not ANTHROPIC:
-        pytest.skip("the recorded streams have OpenAI's")
     tool_use = {"type": "tool_use", "id": "call_t", "name": "time", "input": {}}
     blocks = (SEARCH, FOUND, {"type": "redacted_thinking", "data": "xyz"}, tool_use)
     played = play([ModelTurn(blocks=blocks, tool_calls=(TIME,)), TURN])

@@ -7,12 +7,14 @@ import socket
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from squadron.actors.thinking import providers
 from squadron.actors.thinking.anthropic_messages import DEFAULT_ANTHROPIC_MAX_TOKENS
+from squadron.actors.thinking.credentials import remember_keys
 from squadron.actors.thinking.model import (
     ChatMessage,
     ModelRequest,
@@ -21,7 +23,15 @@ from squadron.actors.thinking.model import (
     ToolDefinition,
     Usage,
 )
-from squadron.actors.thinking.providers import AnthropicModel, OpenAIModel, default_model_spec, model_from
+from squadron.actors.thinking.openai_chat import ChatWire
+from squadron.actors.thinking.openai_responses import ResponsesWire
+from squadron.actors.thinking.providers import (
+    AnthropicModel,
+    OpenAIModel,
+    default_model_spec,
+    model_from,
+    model_key,
+)
 from squadron.actors.thinking.scripted import ScriptedModel
 from squadron.runtime.errors import ConfigError, ModelError
 from tests.llm_playing import SCHEMA, TIME, TOOLS, TURN, USER, WEATHER, Provider, said
@@ -321,6 +331,80 @@ def test_a_spec_names_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_the_default_model_follows_the_keys(env: dict[str, str], spec: str) -> None:
     assert default_model_spec(env) == spec
+
+
+@pytest.mark.parametrize(
+    ("spec", "address", "api"),
+    [
+        ("openai:m", None, "responses"),
+        ("openai:m", "https://api.openai.com/v1", "responses"),
+        ("openai:m", "http://127.0.0.1:1/v1", "chat"),
+        ("openai-chat:m", None, "chat"),
+        ("openai-responses:m", "http://127.0.0.1:1/v1", "responses"),
+    ],
+)
+async def test_the_api_follows_the_spec_and_the_address(
+    spec: str, address: str | None, api: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    if address:
+        monkeypatch.setenv("OPENAI_BASE_URL", address)
+    model = model_from(spec)
+    assert isinstance(model, OpenAIModel)
+    assert isinstance(model._wire, {"responses": ResponsesWire, "chat": ChatWire}[api])
+    assert model.name == "openai:m"
+    await model.aclose()
+
+
+def test_a_key_of_a_model_changes_with_what_it_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def keys() -> tuple[str, str]:
+        return model_key("openai-chat:m"), model_key("anthropic:m")
+
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-first-of-all")
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-other")
+    openai, anthropic = keys()
+    assert keys() == (openai, anthropic)
+    assert "sk-first" not in openai
+    assert openai != model_key("openai:m")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-second")
+    rotated, same = keys()
+    assert (rotated != openai, same) == (True, anthropic)
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1")
+    assert keys()[0] not in (openai, rotated)
+
+
+def test_a_key_that_was_left_for_local_agents_is_picked_up(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SQUADRON_HOME", str(tmp_path))
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-first")
+    before = model_key("openai:m")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-second")
+    remember_keys(tmp_path)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-first")  # as an agent has it that was started before
+    assert model_key("openai:m") != before
+
+
+# Caching
+
+
+async def test_what_comes_back_is_marked_for_the_cache(play: Any, provider: Provider) -> None:
+    played = play([TURN, TURN, TURN])
+    await played.think()
+    assert "cache_control" not in played.body  # a question that stands alone would only cost more
+    for options in ({"cache_key": "run-1"}, {"tools": TOOLS}):
+        await played.think(USER, **options)
+        assert (played.body.get("cache_control") == {"type": "ephemeral"}) is (provider.name == "anthropic")
+
+
+@pytest.mark.parametrize("key", ["run-1", "r" * 200])
+async def test_a_key_for_the_cache_goes_to_openai(play: Any, provider: Provider, key: str) -> None:
+    played = play([TURN])
+    await played.think(cache_key=key)
+    sent = played.body.get("prompt_cache_key", "")
+    # Compatible servers may refuse what they don't know.
+    assert (sent != "") is (provider.name == "openai-responses")
+    assert sent in ("", key) or len(key) > 64 == len(sent)
 
 
 # The script
