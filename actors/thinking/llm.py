@@ -22,7 +22,7 @@ from squadron.actors.decorators import TOOL, marked
 from squadron.actors.thinking.assemble import Pieces, mended_turn
 from squadron.actors.thinking.credentials import adopt_keys
 from squadron.actors.thinking.model import ChatMessage, Model, ModelRequest, ModelTurn, ToolCall, ToolDefinition
-from squadron.actors.thinking.providers import default_model_spec, model_from
+from squadron.actors.thinking.providers import default_model_spec, model_from, model_key
 from squadron.actors.thinking.shapes import InputShape, cut
 from squadron.runtime import calling
 from squadron.runtime.background import spawn
@@ -264,9 +264,10 @@ class LLMAgent(Agent):
 
     def _model(self, ctx: Context) -> Model:
         spec = spec_of(ctx)
-        if spec not in self._models:
-            self._models[spec] = self.make_model(spec)
-        return self._models[spec]
+        key = model_key(spec)  # a model made with a key that was rotated since is not the one to ask
+        if key not in self._models:
+            self._models[key] = self.make_model(spec)
+        return self._models[key]
 
     async def think(self, ctx: Context, prompt: str) -> str:
         """The model's answer to `prompt`, in words; streamed to whoever follows the task.
