@@ -28,6 +28,7 @@ from squadron.actors.thinking.exchanges import EARLIER_SHARE, Exchanges
 from squadron.actors.thinking.fence import FENCE_RULE
 from squadron.actors.thinking.model import Attachment, ChatMessage, Model, ModelTurn
 from squadron.actors.thinking.notes import NOTE_TOOLS, Notes
+from squadron.actors.thinking.providers import model_key
 from squadron.actors.thinking.tokens import family_of
 from squadron.runtime.errors import Terminal
 from squadron.runtime.running.context import Context, TurnContext
@@ -103,10 +104,12 @@ class LLMAgent(Agent):
 
     def _chain(self, ctx: Context) -> list[Model]:
         specs = [spec.strip() for spec in spec_of(ctx).split(",")]
-        for spec in specs:
-            if spec not in self._models:
-                self._models[spec] = self.make_model(spec)
-        return [self._models[spec] for spec in specs]
+        # A model that was made with a key that was rotated since is not the one to ask.
+        keys = [model_key(spec) for spec in specs]
+        for spec, key in zip(specs, keys, strict=True):
+            if key not in self._models:
+                self._models[key] = self.make_model(spec)
+        return [self._models[key] for key in keys]
 
     async def think(self, ctx: Context, prompt: str, *, attachments: Sequence[Attachment] = ()) -> str:
         """The model's answer to `prompt`, in words; streamed to whoever follows the task.

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from squadron.actors.thinking.model import ModelTurn, ToolCall, Usage
+from squadron.actors.thinking.model import ModelTurn, Stop, ToolCall, Usage
 from squadron.runtime.errors import ModelError
 from squadron.runtime.texts import whole
 
@@ -35,13 +35,19 @@ def mended(value: Any, depth: int = 0) -> Any:
     return {mended(name): mended(part, depth + 1) for name, part in value.items()}
 
 
+def as_sent(value: Any) -> dict[str, Any]:
+    """A value of an SDK as the provider sent it, also where the SDK's types don't know it."""
+    sent: dict[str, Any] = value.to_dict(mode="json", warnings=False)
+    return sent
+
+
 def mended_turn(turn: ModelTurn) -> ModelTurn:
     """A turn of any model, also of one that somebody wrote, as it can be kept and sent."""
     return replace(turn, text=whole(turn.text), tool_calls=tuple(map(_mended_call, turn.tool_calls)))
 
 
 def _mended_call(call: ToolCall) -> ToolCall:
-    said = {"id": whole(call.id), "name": whole(call.name), "problem": whole(call.problem)}
+    said = {name: whole(getattr(call, name)) for name in ("id", "name", "problem", "raw")}
     try:
         return replace(call, arguments=mended(call.arguments), **said)
     except ValueError as error:
@@ -85,10 +91,12 @@ class CallParts:
             arguments = _read(self.arguments) if self.arguments.strip() or cut else {}
         except (ValueError, RecursionError) as error:
             why = "the tokens ran out" if cut else str(error)
-            return ToolCall(call_id, name, problem=mended(f"the arguments are not valid JSON: {why}"))
+            problem = mended(f"the arguments are not valid JSON: {why}")
+            return ToolCall(call_id, name, problem=problem, raw=mended(self.arguments))
         if isinstance(arguments, dict):
             return ToolCall(call_id, name, arguments)
-        return ToolCall(call_id, name, problem="the arguments are not a JSON object")
+        problem = "the arguments are not a JSON object"
+        return ToolCall(call_id, name, problem=problem, raw=mended(self.arguments))
 
     @property
     def is_whole(self) -> bool:
@@ -106,18 +114,45 @@ def _read(raw: str) -> Any:
     return {} if arguments is None else arguments
 
 
+#: Reasons of both providers why a model stopped, but for those that follow from what it said.
+_STOPS: dict[str, Stop] = {
+    "length": "length",
+    "max_tokens": "length",
+    "max_output_tokens": "length",
+    "model_context_window_exceeded": "overflow",
+    "pause_turn": "pause",
+}
+
+
+def roughly(chars: int) -> int:
+    """About how many tokens that many characters are: one for three, between what OpenAI and Claude need."""
+    return math.ceil(chars / 3)
+
+
 @dataclass(slots=True)
 class TurnParts:
-    """A model turn while it streams in. `tools` are the names that are on offer."""
+    """A model turn while it streams in. `tools` are the names that are on offer.
+
+    Attributes:
+        asked_chars: how long the request was, for servers that don't tell what they used.
+        blocks: the blocks or items of the provider by their index, for wires that have them.
+        inputs: JSON that streams into blocks that are no calls of ours, by index.
+        broken_by: the error of `on_text`, if that is what ended it.
+    """
 
     on_text: Callable[[str], None] | None
     tools: frozenset[str] = frozenset()
+    asked_chars: int = 0
     text: str = ""
     calls: list[CallParts] = field(default_factory=list)
-    input_tokens: int = 0
-    output_tokens: int = 0
+    usage: Usage = field(default_factory=Usage)
     stop_reason: str = ""
     refusal: str = ""
+    response_id: str = ""
+    blocks: dict[int, dict[str, Any]] = field(default_factory=dict)
+    inputs: dict[int, str] = field(default_factory=dict)
+    thought_chars: int = 0
+    broken_by: Exception | None = None
     _pieces: Pieces = field(init=False)
 
     def __post_init__(self) -> None:
@@ -129,8 +164,18 @@ class TurnParts:
 
     def _say(self, piece: str) -> None:
         self.text += piece
-        if self.on_text is not None:
+        if self.on_text is None:
+            return
+        try:
             self.on_text(piece)
+        except Exception as error:
+            self.broken_by = error
+            raise
+
+    @property
+    def began(self) -> bool:
+        """Whether the model has said or thought anything."""
+        return bool(self.text or self.calls or self.blocks or self.thought_chars)
 
     def call_at(self, index: int | None, call_id: str = "") -> CallParts:
         """The call that a piece belongs to, a new one for a new id or index."""
@@ -155,18 +200,34 @@ class TurnParts:
             call.name += name
         call.arguments += arguments
 
+    def spent(self) -> Usage:
+        """What it used as far as the provider told, and for the rest about as much as was asked and said."""
+        said = len(self.text) + self.thought_chars + sum(len(call.arguments) for call in self.calls)
+        read, wrote = self.usage.input or roughly(self.asked_chars), self.usage.output
+        if not self.stop_reason or not wrote:  # what is told at the beginning is not the end of it
+            wrote = max(wrote, roughly(said))
+        estimated = (read, wrote) != (self.usage.input, self.usage.output)
+        return replace(self.usage, input=read, output=wrote, estimated=estimated)
+
     def finish(self, who: str) -> ModelTurn:
-        """The whole turn; `ModelError` when the stream ended early or the model stopped without a word."""
+        """The whole turn but for its blocks.
+
+        Raises:
+            ModelError: the stream ended early, or the model refused.
+        """
         self._pieces.end()
-        cut = self.stop_reason in ("length", "max_tokens", "model_context_window_exceeded")
+        usage = self.spent()
         if not self.stop_reason:
-            raise ModelError(f"{who} broke off in the middle of its answer", hint="try again", kind="passing")
+            message = f"{who} broke off in the middle of its answer"
+            raise ModelError(message, hint="try again", kind="passing", tokens=usage.total, began=self.began)
         # What came before a refusal is to be thrown away, says Anthropic's guide; half a call is no call.
         if self.refusal or self.stop_reason in ("refusal", "content_filter"):
-            why = mended(self.refusal) or self.stop_reason
-            raise ModelError(f"{who} refused to answer: {why}", hint="rephrase, or use another model")
-        if cut and not self.text and not self.calls:
-            raise ModelError(f"{who} ran out of tokens before it said anything", hint="raise max_tokens")
+            message = f"{who} refused to answer: {mended(self.refusal) or self.stop_reason}"
+            hint = "rephrase, or use another model"
+            raise ModelError(message, hint=hint, kind="refusal", tokens=usage.total, began=self.began)
+        stop = _STOPS.get(self.stop_reason)
         last = len(self.calls) - 1
+        cut = stop in ("length", "overflow")
         calls = tuple(call.assemble(i, cut=cut and i == last) for i, call in enumerate(self.calls))
-        return ModelTurn(self.text, calls, Usage(self.input_tokens, self.output_tokens))
+        stop = stop or ("tools" if calls else "end")
+        return ModelTurn(self.text, calls, usage, stop, model=who, response_id=mended(self.response_id))

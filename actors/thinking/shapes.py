@@ -58,6 +58,11 @@ class InputShape:
         elif not self.changes and self.schema != schema:
             self.changes.append("in the form that providers take")
 
+    @property
+    def is_other(self) -> bool:
+        """Whether what fits `schema` has to be restored."""
+        return self._wrapped or bool(self._real)
+
     def _rename(self, schema: dict[str, Any]) -> dict[str, Any]:
         required: list[str] = schema.get("required", [])
         properties: dict[str, Any] = dict(schema.get("properties", {}))

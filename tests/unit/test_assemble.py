@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from squadron.actors.thinking.assemble import TurnParts, mended
-from squadron.actors.thinking.model import ChatMessage, ModelTurn, ToolCall
+from squadron.actors.thinking.model import ChatMessage, ModelRequest, ModelTurn, ToolCall
 from squadron.actors.thinking.providers import AnthropicModel, OpenAIModel
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage, Payload
 
@@ -126,8 +126,8 @@ def test_nothing_a_model_says_can_break_the_wire(
 
 
 def test_a_half_that_somebody_else_wrote_does_not_stop_a_request() -> None:
-    from squadron.actors.thinking.providers import _sendable
+    from squadron.actors.thinking.provider_model import _sendable
 
     said = [ChatMessage("user", "\ud83d"), ChatMessage("assistant", "", (ToolCall("1", "t", {"a": "\ude00"}),))]
-    request = _sendable(openai()._request(said, (), None, None))
+    request = _sendable(openai()._wire.body("m", "openai:m", ModelRequest(tuple(said)), None))
     json.dumps(request, ensure_ascii=False).encode()

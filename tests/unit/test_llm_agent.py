@@ -437,3 +437,13 @@ async def test_the_fact_checker_says_how_sure_it_is(squad: MemorySquad) -> None:
     assert isinstance(outcome, Result)
     assert outcome.data["verdict"] == "false"
     assert (outcome.confidence, outcome.reasoning) == (0.9, "r1; r2")
+
+
+async def test_a_rotated_key_is_picked_up(squad: MemorySquad, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = Listener(*[turn(text="ok")] * 3)
+    await squad.deploy(agent)
+    for key in ("sk-first-key", "sk-first-key", "sk-second-key"):
+        monkeypatch.setenv("OPENAI_API_KEY", key)
+        outcome = await squad.ask("talk.reply", "hi", model="openai:m")
+        assert outcome.unwrap() == "ok"
+    assert agent.specs == ["openai:m"] * 2  # made once for each key

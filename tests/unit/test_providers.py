@@ -2,101 +2,46 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from squadron.actors.thinking import providers
+from squadron.actors.thinking.anthropic_messages import DEFAULT_ANTHROPIC_MAX_TOKENS
+from squadron.actors.thinking.credentials import remember_keys
 from squadron.actors.thinking.model import (
     ChatMessage,
-    Model,
     ModelRequest,
     ModelTurn,
     ToolCall,
     ToolDefinition,
     Usage,
 )
-from squadron.actors.thinking.providers import AnthropicModel, OpenAIModel, default_model_spec, model_from
+from squadron.actors.thinking.openai_chat import ChatWire
+from squadron.actors.thinking.openai_responses import ResponsesWire
+from squadron.actors.thinking.providers import (
+    AnthropicModel,
+    OpenAIModel,
+    default_model_spec,
+    model_from,
+    model_key,
+)
 from squadron.actors.thinking.scripted import ScriptedModel
 from squadron.runtime.errors import ConfigError, ModelError
-from tests.llm_servers import Broken, ScriptedAnthropicServer, ScriptedOpenAIServer
+from tests.llm_playing import SCHEMA, TIME, TOOLS, TURN, USER, WEATHER, Provider, said
+from tests.llm_servers import (
+    Broken,
+    ScriptedAnthropicServer,
+    ScriptedOpenAIServer,
+)
 
-SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
-TOOLS = [
-    ToolDefinition("weather", "The weather now.", SCHEMA),
-    ToolDefinition("time", "", {"type": "object", "properties": {}}),
-]
-USER = [ChatMessage("user", "hello")]
-WEATHER = ToolCall("call_w", "weather", {"city": 'Zürich "old town"', "days": [1, 2]})
-TIME = ToolCall("call_t", "time", {})
-TURN = ModelTurn("Grüezi mitenand, it is sunny", (), Usage(11, 7))
-
-
-@pytest.fixture(autouse=True)
-def _no_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    for variable in list(os.environ):
-        if variable.startswith(("OPENAI_", "ANTHROPIC_")):
-            monkeypatch.delenv(variable)
-    monkeypatch.setenv("HOME", str(tmp_path))  # where Anthropic's SDK looks for a signed-in profile
-
-
-class Provider(NamedTuple):
-    name: str
-    prefix: str
-    model: Callable[..., Any]
-    server: Callable[..., Any]
-
-
-OPENAI = Provider("openai", "OPENAI", OpenAIModel, ScriptedOpenAIServer)
-ANTHROPIC = Provider("anthropic", "ANTHROPIC", AnthropicModel, ScriptedAnthropicServer)
-
-
-@pytest.fixture(params=[OPENAI, ANTHROPIC], ids=lambda provider: provider.name)
-def provider(request: pytest.FixtureRequest) -> Provider:
-    return request.param  # type: ignore[no-any-return]
-
-
-class Played:
-    """A model and the server it talks to."""
-
-    def __init__(self, server: Any, model: Model) -> None:
-        self.server = server
-        self.model = model
-        self.text: list[str] = []
-
-    async def think(self, messages: Sequence[ChatMessage] = USER, tools: Any = (), **options: Any) -> ModelTurn:
-        return await self.model.think(ModelRequest(tuple(messages), tuple(tools), **options), self.text.append)
-
-    async def error(self, *args: Any, **options: Any) -> ModelError:
-        with pytest.raises(ModelError) as caught:
-            await self.think(*args, **options)
-        return caught.value
-
-    @property
-    def body(self) -> dict[str, Any]:
-        return self.server.requests[-1].body  # type: ignore[no-any-return]
-
-
-@pytest.fixture
-async def play(provider: Provider) -> AsyncIterator[Callable[..., Played]]:
-    open_now: list[Played] = []
-
-    def start(turns: Any, *, max_retries: int = 0, model: str = "", **options: Any) -> Played:
-        server = provider.server(turns, **options).__enter__()
-        llm = provider.model(model, api_key="sk-test", base_url=server.base_url, max_retries=max_retries)
-        open_now.append(Played(server, llm))
-        return open_now[-1]
-
-    yield start
-    for played in open_now:
-        await played.model.aclose()
-        await played.model.aclose()  # may be called twice
-        played.server.__exit__(None, None, None)
+pytestmark = pytest.mark.usefixtures("no_keys")
 
 
 # A turn
@@ -104,7 +49,7 @@ async def play(provider: Provider) -> AsyncIterator[Callable[..., Played]]:
 
 async def test_text_streams_in_pieces_and_tokens_are_counted(play: Any) -> None:
     played = play([TURN])
-    assert await played.think() == TURN
+    assert said(await played.think()) == TURN
     assert "".join(played.text) == TURN.text
     assert len(played.text) == 6
 
@@ -124,14 +69,14 @@ async def test_text_arrives_before_the_answer_is_over(play: Any) -> None:
 async def test_parallel_calls_are_put_together_from_pieces(play: Any) -> None:
     turn = ModelTurn("I look.", (WEATHER, TIME), Usage(5, 6))
     played = play([turn], piece_chars=3)
-    assert await played.think(USER, TOOLS) == turn
+    assert said(await played.think(USER, TOOLS)) == replace(turn, stop="tools")
 
 
 @pytest.mark.parametrize("raw", ['{"city": "Zür', "[1, 2]", "nonsense", '"a string"', "[" * 100_000])
 async def test_bad_arguments_are_a_problem_of_that_call_alone(play: Any, raw: str) -> None:
     played = play([ModelTurn("", (ToolCall("call_b", "weather", problem=raw), TIME))], piece_chars=5_000)
     bad, good = (await played.think(USER, TOOLS)).tool_calls
-    assert (bad.id, bad.name, bad.arguments) == ("call_b", "weather", {})
+    assert (bad.id, bad.name, bad.arguments, bad.raw) == ("call_b", "weather", {}, raw)
     assert "JSON" in bad.problem
     assert good == TIME
 
@@ -149,15 +94,16 @@ async def test_a_call_cut_off_by_the_token_limit_is_not_run_with_half_its_argume
 
 
 async def test_a_text_cut_off_by_the_token_limit_is_still_an_answer(play: Any) -> None:
-    played = play([Broken(TURN, "length"), Broken(ModelTurn(), "length")])
-    assert await played.think() == TURN
-    assert "raise max_tokens" in (await played.error()).hint
+    played = play([Broken(TURN, "length"), Broken(ModelTurn(usage=Usage(11, 90)), "length")])
+    assert said(await played.think()) == replace(TURN, stop="length")
+    # All thought and no text: a turn, too, and it was paid.
+    assert said(await played.think()) == ModelTurn("", (), Usage(11, 90), "length")
 
 
 async def test_a_refusal_is_an_error_and_its_beginning_no_answer(play: Any) -> None:
     error = await play([Broken(TURN, "refusal")]).error()
     assert "refused" in str(error)
-    assert not error.retryable
+    assert (error.kind, error.retryable, error.tokens, error.began) == ("refusal", False, TURN.tokens, True)
 
 
 # A conversation
@@ -168,10 +114,10 @@ async def test_several_rounds_with_tools_make_a_valid_conversation(play: Any) ->
     chat = [ChatMessage("system", "Be kind."), *USER]
     for _ in range(2):
         turn = await played.think(chat, TOOLS)
-        chat.append(ChatMessage("assistant", turn.text, turn.tool_calls))
+        chat.append(turn.as_message())
         chat += [ChatMessage("tool", "sunny", tool_call_id=call.id) for call in turn.tool_calls]
     chat.append(ChatMessage("user", "and now answer"))
-    assert await played.think(chat, TOOLS) == TURN
+    assert said(await played.think(chat, TOOLS)) == TURN
 
 
 async def test_openai_gets_the_conversation_in_its_own_format() -> None:
@@ -223,21 +169,21 @@ async def test_anthropic_gets_the_conversation_in_its_own_format() -> None:
         {"type": "text", "text": "well?"},
     ]
     assert body["tools"][0]["input_schema"] == SCHEMA
-    assert body["max_tokens"] == providers.DEFAULT_ANTHROPIC_MAX_TOKENS
+    assert body["max_tokens"] == DEFAULT_ANTHROPIC_MAX_TOKENS
 
 
 async def test_nothing_optional_is_sent_unasked(play: Any) -> None:
     played = play([TURN])
     await played.think()
-    required = {"model", "messages", "stream", "stream_options", "max_tokens"}
+    required = {"model", "messages", "stream", "stream_options", "max_tokens", "input", "store"}
     assert played.body.keys() <= required
 
 
 async def test_a_temperature_and_a_limit_reach_the_server(play: Any) -> None:
     played = play([TURN])
-    await played.think(temperature=0.5, max_tokens=10)
+    await played.think(temperature=0.5, max_tokens=20)
     assert played.body["temperature"] == 0.5
-    assert 10 in (played.body.get("max_completion_tokens"), played.body.get("max_tokens"))
+    assert 20 in [played.body.get(f"max_{kind}tokens") for kind in ("completion_", "output_", "")]
 
 
 @pytest.mark.parametrize(
@@ -283,10 +229,10 @@ async def test_each_status_says_what_to_do(
     assert pickle.loads(pickle.dumps(error)).retryable is retryable
 
 
-async def test_a_passing_error_is_retried_inside_the_sdk(play: Any) -> None:
-    played = play([500, TURN], max_retries=1)
-    assert await played.think() == TURN
-    assert len(played.server.requests) == 2
+async def test_nothing_is_tried_again_by_itself(play: Any) -> None:
+    played = play([503, TURN])
+    assert (await played.error()).kind == "passing"
+    assert len(played.server.requests) == 1
 
 
 async def test_a_wrong_key_is_named(play: Any, provider: Provider) -> None:
@@ -301,13 +247,13 @@ async def test_a_broken_stream_is_retryable_and_what_came_was_heard(play: Any, h
     assert error.retryable
     assert "again" in error.hint
     assert played.text
-    assert await played.think() == TURN  # and the model still works
+    assert said(await played.think()) == TURN  # and the model still works
 
 
 async def test_no_server_is_retryable_and_names_the_address(provider: Provider) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
-    model = provider.model(api_key="k", base_url=url, max_retries=0)
+    model = provider.model(api_key="k", base_url=url)
     with pytest.raises(ModelError, match=r"127\.0\.0\.1") as caught:
         await model.think(ModelRequest(tuple(USER)))
     await model.aclose()
@@ -332,7 +278,7 @@ async def test_the_servers_notice_a_malformed_conversation(play: Any) -> None:
         assert "answered HTTP 400" in str(error)
     error = await played.error(USER, [ToolDefinition("bad name!", "", {"type": "object"})])
     assert "answered HTTP 400" in str(error)
-    assert await played.think() == TURN  # bad requests used up no turn
+    assert said(await played.think()) == TURN  # bad requests used up no turn
 
 
 # Keys and names
@@ -353,8 +299,8 @@ async def test_key_and_address_come_from_the_environment(
     with provider.server([TURN], api_key="sk-env") as server:
         monkeypatch.setenv(f"{provider.prefix}_API_KEY", "sk-env")
         monkeypatch.setenv(f"{provider.prefix}_BASE_URL", server.base_url)
-        model = model_from(provider.name)
-        assert await model.think(ModelRequest(tuple(USER))) == TURN
+        model = model_from(f"{provider.name}:m")
+        assert said(await model.think(ModelRequest(tuple(USER)))) == TURN
         await model.aclose()
 
 
@@ -385,6 +331,80 @@ def test_a_spec_names_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_the_default_model_follows_the_keys(env: dict[str, str], spec: str) -> None:
     assert default_model_spec(env) == spec
+
+
+@pytest.mark.parametrize(
+    ("spec", "address", "api"),
+    [
+        ("openai:m", None, "responses"),
+        ("openai:m", "https://api.openai.com/v1", "responses"),
+        ("openai:m", "http://127.0.0.1:1/v1", "chat"),
+        ("openai-chat:m", None, "chat"),
+        ("openai-responses:m", "http://127.0.0.1:1/v1", "responses"),
+    ],
+)
+async def test_the_api_follows_the_spec_and_the_address(
+    spec: str, address: str | None, api: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    if address:
+        monkeypatch.setenv("OPENAI_BASE_URL", address)
+    model = model_from(spec)
+    assert isinstance(model, OpenAIModel)
+    assert isinstance(model._wire, {"responses": ResponsesWire, "chat": ChatWire}[api])
+    assert model.name == "openai:m"
+    await model.aclose()
+
+
+def test_a_key_of_a_model_changes_with_what_it_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def keys() -> tuple[str, str]:
+        return model_key("openai-chat:m"), model_key("anthropic:m")
+
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-first-of-all")
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-other")
+    openai, anthropic = keys()
+    assert keys() == (openai, anthropic)
+    assert "sk-first" not in openai
+    assert openai != model_key("openai:m")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-second")
+    rotated, same = keys()
+    assert (rotated != openai, same) == (True, anthropic)
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1")
+    assert keys()[0] not in (openai, rotated)
+
+
+def test_a_key_that_was_left_for_local_agents_is_picked_up(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SQUADRON_HOME", str(tmp_path))
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-first")
+    before = model_key("openai:m")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-second")
+    remember_keys(tmp_path)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-first")  # as an agent has it that was started before
+    assert model_key("openai:m") != before
+
+
+# Caching
+
+
+async def test_what_comes_back_is_marked_for_the_cache(play: Any, provider: Provider) -> None:
+    played = play([TURN, TURN, TURN])
+    await played.think()
+    assert "cache_control" not in played.body  # a question that stands alone would only cost more
+    for options in ({"cache_key": "run-1"}, {"tools": TOOLS}):
+        await played.think(USER, **options)
+        assert (played.body.get("cache_control") == {"type": "ephemeral"}) is (provider.name == "anthropic")
+
+
+@pytest.mark.parametrize("key", ["run-1", "r" * 200])
+async def test_a_key_for_the_cache_goes_to_openai(play: Any, provider: Provider, key: str) -> None:
+    played = play([TURN])
+    await played.think(cache_key=key)
+    sent = played.body.get("prompt_cache_key", "")
+    # Compatible servers may refuse what they don't know.
+    assert (sent != "") is (provider.name == "openai-responses")
+    assert sent in ("", key) or len(key) > 64 == len(sent)
 
 
 # The script

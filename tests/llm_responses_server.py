@@ -1,0 +1,176 @@
+"""OpenAI's Responses API on localhost, as strict about items as the real one, and stricter about their order."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+from squadron.actors.thinking.model import ModelTurn
+from tests.llm_schemas import NAME, check_attachment, check_schema, check_strict, require
+from tests.llm_script import Json, ScriptedServer, pieces, raw_arguments
+
+
+class ScriptedResponsesServer(ScriptedServer):
+    """`POST /v1/responses`, streaming, of a model that thinks before whatever it says."""
+
+    path = "/responses"
+    prefix = "/v1"
+    known: ClassVar[re.Pattern[str]] = re.compile(
+        "model|input|stream|store|tools|temperature|max_output_tokens|text|prompt_cache_key"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        #: What follows each thought: the id of a call, or "message"; and the model that had it.
+        self._followed: dict[str, tuple[str, str]] = {}
+
+    def check(self, headers: dict[str, str], body: Json) -> None:
+        for key in body:
+            require(self.known.fullmatch(key), f"Unknown parameter: '{key}'.")
+        require(isinstance(body.get("model"), str) and body["model"], "Missing required parameter: 'model'")
+        require(body.get("stream") is True, "this server only streams")
+        require(body.get("store") is False, "this server keeps nothing")
+        require(body.get("max_output_tokens", 16) >= 16, "Invalid 'max_output_tokens': below minimum value")
+        require(len(body.get("prompt_cache_key", "")) <= 64, "Invalid 'prompt_cache_key': string too long")
+        if form := body.get("text", {}).get("format"):
+            require(
+                form["type"] == "json_schema" and form["strict"] and NAME.fullmatch(form["name"]), "bad format"
+            )
+            check_strict(form["schema"], "Invalid schema for response_format")
+        tools = body.get("tools")
+        require(tools is None or tools, "[] is too short - 'tools'")
+        for tool in tools or ():
+            require(tool["type"] == "function" and NAME.fullmatch(tool["name"]), "Invalid 'tools[0].name'")
+            require(tool.get("strict", True) is False, "Missing required parameter: 'tools[0].strict'")
+            check_schema(tool["parameters"], f"Invalid schema for function {tool['name']!r}")
+        self._check_items(body.get("input"), body["model"])
+
+    def _check_items(self, items: Any, model: str) -> None:
+        require(isinstance(items, list) and items, "[] is too short - 'input'")
+        open_calls: set[str] = set()
+        for number, item in enumerate(items):
+            following = items[number + 1] if number + 1 < len(items) else {}
+            before = items[number - 1] if number else {}
+            require("id" not in item, f"Item with id '{item.get('id')}' not found: `store` is set to false")
+            match item.get("type", "message"):
+                case "message":
+                    require(not open_calls, f"No tool output found for function call {sorted(open_calls)}")
+                    self._check_message(item)
+                case "reasoning":
+                    self._check_thought(item, following, model)
+                case "function_call":
+                    require(NAME.fullmatch(item["name"]), "Invalid 'input[0].name'")
+                    require(isinstance(item["arguments"], str), "Invalid 'arguments'")
+                    open_calls.add(item["call_id"])
+                    thought = [t for t, said in self._followed.items() if said == (item["call_id"], model)]
+                    whole = not thought or before.get("encrypted_content") in thought
+                    require(whole, "'function_call' was provided without its required 'reasoning' item")
+                case "function_call_output":
+                    known = item.get("call_id") in open_calls
+                    require(known, f"No tool call found for function call output {item.get('call_id')}")
+                    open_calls.remove(item["call_id"])
+                    output = item["output"]
+                    for part in [] if isinstance(output, str) else output:
+                        check_attachment(part, {"input_text", "input_image", "input_file"})
+                case kind:
+                    require(False, f"Invalid value: '{kind}'")
+        require(not open_calls, f"No tool output found for function call {sorted(open_calls)}")
+
+    def _check_message(self, item: Json) -> None:
+        role, content = item.get("role"), item.get("content")
+        require(role in ("system", "developer", "user", "assistant"), f"Invalid role {role!r}")
+        if isinstance(content, str):
+            return
+        require(role == "user" and content, "Invalid type for 'content'")
+        for part in content or ():
+            check_attachment(part, {"input_text", "input_image", "input_file"})
+
+    def _check_thought(self, item: Json, following: Json, model: str) -> None:
+        require("summary" in item, "Missing required parameter: 'input[0].summary'")
+        follows, who = self._followed.get(item.get("encrypted_content", ""), ("", ""))
+        require(follows and who == model, "The encrypted content could not be verified")
+        is_next = following.get("call_id") == follows or (follows == "message" and following.get("role"))
+        require(is_next, "'reasoning' was provided without its required following item")
+
+    def events(self, turn: ModelTurn, body: Json, how: str) -> Iterator[str]:
+        number, output = iter(range(100_000)), list[Json]()
+
+        def event(kind: str, **data: Any) -> str:
+            told = {"type": kind, "sequence_number": next(number)} | data
+            return f"event: {kind}\ndata: {json.dumps(told)}\n\n"
+
+        def response(status: str, **more: Any) -> Json:
+            about = {"object": "response", "created_at": 1, "error": None, "incomplete_details": None}
+            return about | {"id": "resp_1", "model": body["model"], "status": status, "output": output} | more
+
+        yield event("response.created", response=response("in_progress"))
+        yield event("response.in_progress", response=response("in_progress"))
+        for item in self._output(turn, body["model"], how):
+            at: Json = {"output_index": len(output), "item_id": item["id"]}
+            empty = (
+                {"content": []} if item["type"] == "message" else {"arguments": "", "encrypted_content": "half"}
+            )
+            empty = {key: value for key, value in empty.items() if key in item}
+            added = item | {"status": "in_progress"} | empty
+            yield event("response.output_item.added", output_index=len(output), item=added)
+            for kind, data in self._deltas(item):
+                yield event(kind, **at, **data)
+            output.append(item)
+            yield event("response.output_item.done", output_index=len(output) - 1, item=item)
+        usage = {"usage": self._usage(turn)} if self.tells_usage else {}
+        if how == "length":
+            why = {"incomplete_details": {"reason": "max_output_tokens"}}
+            yield event("response.incomplete", response=response("incomplete", **usage, **why))
+        else:
+            yield event("response.completed", response=response("completed", **usage))
+
+    def _output(self, turn: ModelTurn, model: str, how: str) -> list[Json]:
+        said: list[Json] = []
+        if turn.text:
+            refused = {"type": "refusal", "refusal": turn.text}
+            text = {"type": "output_text", "text": turn.text, "annotations": [], "logprobs": []}
+            content = [refused if how == "refusal" else text]
+            said.append({"type": "message", "role": "assistant", "content": content})
+        for call in turn.tool_calls:
+            arguments = {"arguments": raw_arguments(call)}
+            said.append({"type": "function_call", "call_id": call.id, "name": call.name} | arguments)
+        with self._lock:
+            thought = f"gAAA{len(self._followed):04}"
+            self._followed[thought] = ((said[0].get("call_id") or "message") if said else "nothing", model)
+        first = {"type": "reasoning", "summary": [], "encrypted_content": thought}
+        return [
+            item | {"id": f"{item['type'][:2]}_{n}", "status": "completed"}
+            for n, item in enumerate([first, *said])
+        ]
+
+    def _deltas(self, item: Json) -> Iterator[tuple[str, Json]]:
+        match item["type"]:
+            case "message" if item["content"][0]["type"] == "refusal":
+                for piece in pieces(item["content"][0]["refusal"], self.piece_chars):
+                    yield "response.refusal.delta", {"content_index": 0, "delta": piece}
+            case "message":
+                for piece in pieces(item["content"][0]["text"], self.piece_chars):
+                    yield "response.output_text.delta", {"content_index": 0, "delta": piece, "logprobs": []}
+            case "function_call":
+                for piece in pieces(item["arguments"], self.piece_chars):
+                    yield "response.function_call_arguments.delta", {"delta": piece}
+            case _:
+                for piece in pieces(self.thought, self.piece_chars):
+                    yield "response.reasoning_summary_text.delta", {"summary_index": 0, "delta": piece}
+
+    def _usage(self, turn: ModelTurn) -> Json:
+        read = {"cached_tokens": turn.usage.cache_read, "cache_write_tokens": turn.usage.cache_write}
+        counts = {"input_tokens": turn.usage.input, "output_tokens": turn.usage.output}
+        counts |= {"total_tokens": turn.tokens}
+        details = {"input_tokens_details": read}
+        return counts | details | {"output_tokens_details": {"reasoning_tokens": turn.usage.reasoning}}
+
+    def error_body(self, status: int, message: str, code: str | None = None) -> Json:
+        kind = "server_error" if status >= 500 else "invalid_request_error"
+        return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+
+    def error_event(self) -> str:
+        told = {"type": "error", "code": "server_error", "message": "the server had an error", "param": None}
+        return f"event: error\ndata: {json.dumps(told | {'sequence_number': 9})}\n\n"
