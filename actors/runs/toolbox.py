@@ -65,7 +65,7 @@ class Toolbox:
         return [topic for topic in fresh if self._shape_of(topic) is not None][:MAX_OFFERED]
 
     def offer(self, topics: Iterable[SemanticTopic]) -> None:
-        """Offer topics, the best first; where there is no room, those go that were never called, the oldest first."""
+        """Offer topics, the best first; where there is no room, the oldest of those go that were never called."""
         fresh = set[str]()
         for topic in topics:
             shape = self._shape_of(topic)
