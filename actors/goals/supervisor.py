@@ -25,12 +25,15 @@ from squadron.actors.thinking.fence import FENCE_RULE
 from squadron.actors.thinking.model import ChatMessage, Model, ModelTurn
 from squadron.runtime.errors import Terminal
 from squadron.runtime.running.context import TurnContext
+from squadron.runtime.wire.approvals import Approvals
 from squadron.runtime.wire.subjects import matches
 from squadron.runtime.wire.topics import SemanticTopic
 
 OWN_TOPIC = "goal.pursue"
-#: Longest run, in seconds; the handler's own limit lies above it, so that a run ends with a report.
-MAX_WITHIN_S, RUN_TIMEOUT_S = 3600.0, 3660.0
+#: Longest run, in seconds: a week, since people may be asked. The handler's own limit lies above it, so that a run
+#: ends with a report.
+MAX_WITHIN_S = 7 * 24 * 3600.0
+RUN_TIMEOUT_S = MAX_WITHIN_S + 60.0
 #: Share of the remaining time for a run that has no more than its caller, since the report must arrive too.
 REPORT_IN_TIME = 0.95
 #: How many topics one search by intent offers.
@@ -46,6 +49,8 @@ SYSTEM_PROMPT = """You pursue a goal by calling tools. Most tools are agents on 
 - You may be asked again while calls still run. Go on with what you know, wait_for those you need, and cancel_calls
   that you don't need any more.
 - discover_topics finds tools that you were not offered.
+- ask_person puts a question to a person, when only they can know or decide; and some calls go out only when a
+  person has approved them.
 - Calls can fail; you are told why. Try another way, or go on without and say so in the answer.
 - Call finish when the goal is reached, or when it can't be. Hand over data as deliverables by reference.
 
@@ -88,13 +93,16 @@ class Supervisor(Agent):
         max_rounds: Annotated[int, Field(ge=1, le=100)] = 12,
         within_s: Annotated[float, Field(gt=0, le=MAX_WITHIN_S)] = 300.0,
         gather: Gather | None = None,
+        approve: tuple[Pattern, ...] = (),
+        trust: tuple[Pattern, ...] = (),
         resume: str = "",
     ) -> RunReport:
         """Pursue a goal that needs several agents: plan, delegate in parallel, gather, and report.
 
         `topics` limits it to these topics or patterns. `plan` is what the offline planner carries out; an LLM
         takes it as a proposal. `gather` says when the model is asked again while calls still run. `resume` names
-        a run that has ended, and goes on from there with new limits.
+        a run that has ended, and goes on from there with new limits. People are asked before a call of a topic in
+        `approve` goes out, or of one whose card says so, unless it is in `trust`.
         """
         async with AsyncExitStack() as stack:
             model = self.make_model(spec_of(ctx), plan)
@@ -115,6 +123,7 @@ class Supervisor(Agent):
                 # A plan goes step by step: it has nothing to say before a round has ended.
                 gather=Gather() if gather is None or isinstance(model, OfflinePlanner) else gather,
                 again=bool(resume),
+                approvals=Approvals(ask=approve, trust=trust),
             )
             pursuit = _Pursuit(ctx, goal, topics, plan, session.toolbox)
             state, finished = await session.pursue(pursuit, pursuit.begin)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, get_type_hints, overload
 
 from pydantic import TypeAdapter
 from pydantic_core import ArgsKwargs, from_json
@@ -97,12 +98,23 @@ def tools_of(agent: Any) -> list[ToolSpec]:
     """The tools of an agent."""
     tools = []
     for each in marked(type(agent), TOOL):
-        adapter = TypeAdapter(getattr(agent, each.name))
+        adapter = TypeAdapter(_typed(getattr(agent, each.name)))
         description = inspect.getdoc(getattr(type(agent), each.name)) or ""
         shape = InputShape(adapter.json_schema())
         definition = ToolDefinition(each.name, cut(description), shape.schema)
         tools.append(ToolSpec(definition, each.mark, adapter, shape))
     return tools
+
+
+def _typed(method: Callable[..., Any]) -> Callable[..., Any]:
+    """The method with its types in place of their names, which pydantic would look for in this module."""
+
+    @functools.wraps(method)
+    def typed(*args: Any, **options: Any) -> Any:
+        return method(*args, **options)
+
+    typed.__annotations__ = get_type_hints(method, include_extras=True)
+    return typed
 
 
 @dataclass(frozen=True, slots=True)

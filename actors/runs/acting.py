@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from squadron.actors.runs.books import Books
+from squadron.actors.runs.built_in import ASK_PERSON, AskPerson, read_arguments
 from squadron.actors.runs.entries import Dispatch, End, Ended, Entry, Finished, Sending, Sent, Withdrawn
-from squadron.actors.runs.prepare import Ready, Unsendable, prepare
+from squadron.actors.runs.prepare import Ready, Unsendable
+from squadron.actors.runs.queries import Queries
 from squadron.actors.runs.recorder import Recorder
 from squadron.actors.runs.references import BadReferenceError, task_id
 from squadron.actors.runs.state import Call, RunState
@@ -66,6 +68,7 @@ class Actions:
     recorder: Recorder
     books: Books
     group: asyncio.TaskGroup
+    queries: Queries
 
     def __post_init__(self) -> None:
         self.answers: Mapping[str, Answer] = {}
@@ -85,7 +88,7 @@ class Actions:
 
     async def begin(self, calls: Sequence[Call]) -> None:
         """Answer or send calls that the model made: all are made ready before any is sent."""
-        ends, ready = list[End](), list[tuple[Call, Ready]]()
+        ends, ready, asked = list[End](), list[tuple[Call, Ready]](), list[tuple[Call, bool]]()
         for call in calls:
             try:
                 if call.said.problem:
@@ -93,7 +96,14 @@ class Actions:
                 if call.said.name in self.answers and self._state.toolbox.has(call.said.name):
                     await self.recorder.store(*await self.answers[call.said.name](call))
                     continue
-                made = prepare(call.said, self._state.toolbox, self._state.results)
+                if call.said.name == ASK_PERSON and self._state.toolbox.has(ASK_PERSON):
+                    read_arguments(AskPerson, self._state.results.fill(call.said.arguments))
+                    asked.append((call, False))
+                    continue
+                made = self._state.prepared(call)
+                if self.queries.needed(call, made):
+                    asked.append((call, True))
+                    continue
                 if circling := self._state.repeats.refusal(made.topic, made.comparable):
                     raise ValueError(circling)
                 ready.append((call, made))
@@ -102,19 +112,29 @@ class Actions:
         dispatches = self._dispatches(ready)
         for call, made in ready:
             ends += _unsendable(call, made)
-        entries: list[Entry] = []
+        deadline_ms = self._deadline_ms()
+        entries: list[Entry] = [
+            self.queries.entry(call, approval=approval, deadline_ms=deadline_ms) for call, approval in asked
+        ]
         if dispatches:
             entries.append(Sending(at=self._now(), round=calls[0].round, calls=dispatches))
         if ends:
             entries.append(Ended(at=self._now(), ends=tuple(ends)))
         if entries:
             await self.recorder.store(*entries)
+        self._ask([call for call, _ in asked])
         await self._send([call for call, _ in ready])
 
+    def _ask(self, calls: Sequence[Call]) -> None:
+        for call in calls:
+            self._working.append(self.group.create_task(self.queries.ask(call)))
+
+    def _deadline_ms(self) -> int:
+        within_s = CALL_SHARE * max(0.0, self._state.deadline_at - self._now())
+        return round(1000 * (self._now() + within_s))
+
     def _dispatches(self, ready: Sequence[tuple[Call, Ready]]) -> tuple[Dispatch, ...]:
-        state = self._state
-        within_s = CALL_SHARE * max(0.0, state.deadline_at - self._now())
-        deadline_ms = round(1000 * (self._now() + within_s))
+        deadline_ms = self._deadline_ms()
         count = sum(len(made.contents) for _, made in ready if not made.own)
         share = self.books.share(count).to_wire() if count else {}
         dispatches = []
@@ -142,6 +162,7 @@ class Actions:
             if call.out[0].kind == "topic":
                 await asyncio.gather(*(self._adopt(call, index) for index in call.open))
         if send:
+            self._ask(self._state.asks)
             await self._send([call for call in running if not call.sent], again=True)
 
     async def _adopt(self, call: Call, index: int) -> None:

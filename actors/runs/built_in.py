@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field, ValidationError
 from squadron.actors.thinking.model import ToolDefinition
 
 FINISH, FOR_EACH, DISCOVER, WAIT_FOR, CANCEL = "finish", "for_each", "discover_topics", "wait_for", "cancel_calls"
+ASK_PERSON = "ask_person"
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -59,6 +60,13 @@ class CancelCalls(BaseModel):
     calls: list[str] = Field(description="ids of the calls", min_length=1)
 
 
+class AskPerson(BaseModel):
+    """Ask a person, when only they can know or decide. It may take them long; do all else meanwhile."""
+
+    question: str = Field(min_length=1, description="the question, in words that stand for themselves")
+    choices: list[str] = Field(default_factory=list, description="the answers there are; none for a free text")
+
+
 def read_arguments(model: type[M], arguments: Any) -> M:
     """The arguments of a built-in tool.
 
@@ -85,6 +93,7 @@ BUILT_IN = {
         (FOR_EACH, ForEach),
         (WAIT_FOR, WaitFor),
         (CANCEL, CancelCalls),
+        (ASK_PERSON, AskPerson),
         (FINISH, Finish),
     )
 }

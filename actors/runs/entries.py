@@ -198,6 +198,32 @@ class Ended(_Entry):
     ends: tuple[End, ...]
 
 
+class Query(_Entry):
+    """A person is about to be asked, because a call is to be approved or the model wants to know something.
+
+    Attributes:
+        query: the id of the question; see `runtime.asking.people`.
+        approval: whether it is asked if the call may go out.
+        deadline_ms: when nobody waits for an answer any more, in unix milliseconds.
+    """
+
+    kind: Literal["query"] = "query"
+    call: str
+    query: str
+    approval: bool
+    deadline_ms: int
+
+
+class Answer(_Entry):
+    """What a person said; `arguments` are those that they approved, perhaps changed, of a call to one task."""
+
+    kind: Literal["answer"] = "answer"
+    call: str
+    by: str
+    arguments: Any = None
+    always: bool = False
+
+
 class Waiting(_Entry):
     """The model wants the ends of these calls before it goes on, but no longer than until `until`."""
 
@@ -234,6 +260,8 @@ Entry = Annotated[
     | Sent
     | Withdrawn
     | Ended
+    | Query
+    | Answer
     | Waiting
     | Summarized
     | Finished,

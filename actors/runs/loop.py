@@ -32,6 +32,8 @@ from squadron.runtime.wire.topics import SemanticTopic
 
 #: How a run ended: with the goal achieved or given up, or at a limit, or because its model failed for good.
 Stopped = Literal["finished", "gave_up", "rounds", "time", "budget", "model", "length"]
+#: How long a run that only waits for people holds its slot, in seconds: some answer at once.
+PARK_AFTER_S = 5.0
 #: Longest wait for calls that the model named, in seconds, where it does not say.
 WAIT_S = 3600.0
 
@@ -107,6 +109,7 @@ class Loop:
                 await self._recorder.store(Finished(at=self._now(), stopped="failed", error=str(error)))
         # What still runs is not needed any more.
         await self._actions.cancel([call.id for call in self._state.running])
+        await self._actions.queries.withdraw()
         return self._state.finished
 
     async def _step(self) -> None:
@@ -116,13 +119,13 @@ class Loop:
             if others := [call for call in unbegun if not self._ends_run(call)]:
                 return await self._actions.begin(others)
             # Last, because what a turn gathered may be in what it hands over.
-            if any(call.round == unbegun[0].round for call in state.running):
+            if any(call.round == unbegun[0].round for call in state.outstanding):
                 return await self._wait()
             return await self._finish(unbegun[0])
         # A question that was put stands, whatever became of who put it.
         last = None if state.put else state.last
         silent = last is not None and not last.turn.tool_calls and last.turn.stop != "pause"
-        if silent and not state.running and not state.transcript.has_news:
+        if silent and not state.outstanding and not state.transcript.has_news:
             assert last is not None
             return await self._judge(last.turn)
         if silent and not state.transcript.has_news:
@@ -140,30 +143,37 @@ class Loop:
     def _wait_s(self) -> float | None:
         """How long to wait for calls that run before the model is asked again, in seconds; None for not at all."""
         state, now = self._state, self._now()
-        if not state.running:
+        if not state.outstanding:
             return None
         if state.waiting is not None:
             named = [state.calls[id] for id in state.waiting.calls]
             left_s = state.waiting.until - now
-            return left_s if left_s > 0 and any(call.running for call in named) else None
+            return left_s if left_s > 0 and any(call.running or call.asks for call in named) else None
         assert state.started is not None
         gather, ended = state.started.gather, state.ended_since
-        total = ended + len(state.running)
+        total = ended + len(state.outstanding)
         enough = {"all": total, "quorum": total // 2 + 1}.get(str(gather.after))
         if ended >= min(total, int(gather.after) if enough is None else enough):
             return None
         if gather.within_s is None:
             return state.deadline_at - now
-        left_s = max(call.sent_at for call in state.running) + gather.within_s - now
+        left_s = max(call.sent_at for call in state.outstanding) + gather.within_s - now
         if left_s > 0:
             return left_s
         return None if ended else state.deadline_at - now
 
     async def _wait(self, within_s: float = math.inf) -> None:
-        left_s = self._state.deadline_at - self._now()
+        state = self._state
+        left_s = state.deadline_at - self._now()
         if left_s <= 0:
             raise TimeoutError
-        await self._recorder.changed(min(left_s, within_s))
+        waits_for_people = state.asks and not state.running
+        if waits_for_people:
+            within_s = min(within_s, PARK_AFTER_S)
+        changed = await self._recorder.changed(min(left_s, within_s))
+        if waits_for_people and not changed and (park := self._actions.queries.park(state.asks)):
+            # Nothing else goes on: the slot is free for others until somebody answers.
+            raise park
 
     async def _judge(self, turn: ModelTurn) -> None:
         judged = self._aim.judge(self._state, turn)

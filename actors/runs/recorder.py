@@ -78,9 +78,10 @@ class Recorder:
             self._tell(event)
         self._changed.set()
 
-    async def changed(self, within_s: float | None) -> None:
-        """Wait until something is stored, at most so many seconds."""
+    async def changed(self, within_s: float | None) -> bool:
+        """Wait until something is stored, at most so many seconds; whether that was so."""
         self._changed.clear()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within_s):
                 await self._changed.wait()
+        return self._changed.is_set()

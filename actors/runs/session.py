@@ -15,15 +15,19 @@ from squadron.actors.runs.entries import Entry, Epoch, Finished, Gather, Offered
 from squadron.actors.runs.log import RunLog
 from squadron.actors.runs.loop import Aim, Loop, raised_of
 from squadron.actors.runs.mind import Mind
+from squadron.actors.runs.queries import Queries
 from squadron.actors.runs.recorder import Recorder
 from squadron.actors.runs.state import RunState
 from squadron.actors.runs.toolbox import Toolbox
 from squadron.actors.thinking.model import ChatMessage, Model
 from squadron.runtime.errors import SupersededError, Terminal
 from squadron.runtime.running.context import TurnContext
+from squadron.runtime.wire.approvals import Approvals
 from squadron.runtime.wire.limits import Deadline
 from squadron.runtime.wire.topics import SemanticTopic
 
+#: The cards of topics say what is to be approved.
+NONE = Approvals()
 #: The model is asked again when all has ended.
 ALL = Gather()
 
@@ -44,6 +48,7 @@ class Session:
     Attributes:
         within_s: how long the whole run may take, in seconds.
         sampling: `temperature` and `max_tokens` of the model.
+        approvals: which calls people have to approve, beside what cards say.
         again: whether a run that has ended is to go on.
     """
 
@@ -58,6 +63,7 @@ class Session:
     gather: Gather = ALL
     output_schema: dict[str, Any] | None = None
     again: bool = False
+    approvals: Approvals = NONE
 
     async def pursue(self, aim: Aim, begin: Callable[[], Awaitable[Beginning]]) -> tuple[RunState, Finished]:
         """Take the run over, or begin it, and go on to its end.
@@ -145,7 +151,8 @@ class Session:
         )
         try:
             async with asyncio.TaskGroup() as group:
-                actions = Actions(self.ctx, recorder, books, group)
+                queries = Queries(self.ctx, recorder, self.approvals)
+                actions = Actions(self.ctx, recorder, books, group, queries)
                 try:
                     return await Loop(recorder, mind, aim, actions).run()
                 finally:

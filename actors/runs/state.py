@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from squadron.actors.runs.built_in import FOR_EACH
 from squadron.actors.runs.entries import (
+    Answer,
     Asking,
     Dispatch,
     End,
@@ -19,6 +20,7 @@ from squadron.actors.runs.entries import (
     Finished,
     Nudge,
     Offered,
+    Query,
     Sending,
     Sent,
     Started,
@@ -29,7 +31,14 @@ from squadron.actors.runs.entries import (
 )
 from squadron.actors.runs.prepare import Ready, prepare
 from squadron.actors.runs.references import BadReferenceError, Results, call_id, task_id
-from squadron.actors.runs.telling import about_end, failure_text, gathered, result_text, still_running
+from squadron.actors.runs.telling import (
+    about_end,
+    failure_text,
+    gathered,
+    result_text,
+    still_running,
+    waits_for_a_person,
+)
 from squadron.actors.runs.toolbox import Toolbox
 from squadron.actors.runs.transcript import Transcript
 from squadron.actors.thinking.fence import Fence
@@ -52,11 +61,18 @@ class Call:
     sent_at: float = 0.0
     ended_at: float = 0.0
     ends: dict[int, End] = field(default_factory=dict)
+    query: Query | None = None
+    answer: Answer | None = None
 
     @property
     def begun(self) -> bool:
-        """Whether anything was decided about it."""
-        return self.dispatch is not None or bool(self.ends)
+        """Whether anything was decided about it; what a person approved is free to go out."""
+        return self.dispatch is not None or bool(self.ends) or self.asks
+
+    @property
+    def asks(self) -> bool:
+        """Whether it waits for a person."""
+        return self.query is not None and self.answer is None and not self.ends
 
     @property
     def running(self) -> bool:
@@ -103,6 +119,8 @@ class RunState:
         self.put = False
         self.waiting: Waiting | None = None
         self.summaries: list[Summary] = []
+        #: Topics that a person approved for the rest of the run.
+        self.always: set[str] = set()
         self.repeats = Repeats()
         #: Topics that can't be offered, and why; told once.
         self.left_out: dict[str, str] = {}
@@ -134,9 +152,20 @@ class RunState:
         return [call for call in self.calls.values() if call.running]
 
     @property
+    def asks(self) -> list[Call]:
+        """Calls that wait for a person."""
+        return [call for call in self.calls.values() if call.asks]
+
+    @property
+    def outstanding(self) -> list[Call]:
+        """Calls whose end is still to come."""
+        return [*self.running, *self.asks]
+
+    @property
     def ended_since(self) -> int:
         """How many calls that went out have ended since the model was asked last."""
-        return sum(1 for id in self.transcript.news if self.calls[id].dispatch is not None)
+        gone_out = (self.calls[id] for id in self.transcript.news)
+        return sum(1 for call in gone_out if call.dispatch is not None or call.query is not None)
 
     @property
     def unbegun(self) -> list[Call]:
@@ -206,7 +235,8 @@ class RunState:
 
     def still_running(self) -> dict[str, str]:
         """What is said of calls that still run, by their ids."""
-        return {call.id: still_running(call.id, call.out[0].tasks, len(call.ends)) for call in self.running}
+        running = {call.id: still_running(call.id, call.out[0].tasks, len(call.ends)) for call in self.running}
+        return running | {call.id: waits_for_a_person(call.id) for call in self.asks}
 
     def _failed(self, entry: Failed) -> None:
         self.asking = None
@@ -247,7 +277,7 @@ class RunState:
     def _prepared(self, call: Call, dispatch: Dispatch) -> Ready:
         try:
             # The results that it refers to never change, so it comes to what it came to when it was sent.
-            return prepare(call.said, self.toolbox, self.results)
+            return self.prepared(call)
         except (ValueError, BadReferenceError):
             # Who reads the log has not the agent's own tools, or the agent has them no more.
             return Ready(dispatch.topic, [], own=dispatch.kind == "tool")
@@ -298,6 +328,30 @@ class RunState:
         if call.ready is not None:
             came_to = self.results.values.get(call.id, [end.outcome, end.reason])
             self.repeats.note(call.ready.topic, call.ready.comparable, came_to)
+
+    def _query(self, entry: Query) -> None:
+        call = self.calls[entry.call]
+        call.query, call.sent_at = entry, entry.at
+        about = {"call": call.id, "query": entry.query, "topic": call.said.name, "approval": entry.approval}
+        self._tell("asked", entry.at, round=call.round, **about)
+
+    def _answer(self, entry: Answer) -> None:
+        call = self.calls[entry.call]
+        call.answer = entry
+        if entry.always:
+            self.always.add(self.prepared(call).topic)
+        self._tell("answered", entry.at, round=call.round, call=call.id, by=entry.by)
+
+    def prepared(self, call: Call) -> Ready:
+        """A call ready to go out, with the arguments that a person approved.
+
+        Raises:
+            ValueError, BadReferenceError: as `prepare`.
+        """
+        ready = prepare(call.said, self.toolbox, self.results)
+        if call.answer is None or call.answer.arguments is None or ready.items is not None:
+            return ready
+        return replace(ready, contents=[call.answer.arguments])
 
     def _waiting(self, entry: Waiting) -> None:
         self.waiting = entry

@@ -44,6 +44,11 @@ def still_running(call: str, tasks: int, ended: int) -> str:
     return f"Call {call} is still running{part}. You will be told what comes of it."
 
 
+def waits_for_a_person(call: str) -> str:
+    """A call that a person is to approve or answer first."""
+    return f"Call {call} waits for a person's answer. You will be told what comes of it."
+
+
 def about_end(end: End) -> str:
     """How sure an agent is of its result, and why."""
     sure = f", confidence {end.confidence:g}" if end.confidence is not None else ""

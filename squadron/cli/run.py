@@ -78,6 +78,12 @@ def run(
     rounds: spending.Rounds = None,
     tasks: spending.Tasks = None,
     hops: spending.Hops = None,
+    approve: Annotated[
+        list[str] | None, typer.Option("--approve", help="Topic or pattern whose calls people approve first.")
+    ] = None,
+    trust: Annotated[
+        list[str] | None, typer.Option("--trust", help="Topic or pattern whose calls need no approval.")
+    ] = None,
     crew: Annotated[bool, typer.Option("--crew", help="Deploy the general crew of LLM agents, too.")] = False,
     keep: Keep = False,
     as_json: Json = False,
@@ -86,7 +92,10 @@ def run(
 
     Prints the answer. What is not running yet is started, and stopped again at the end.
     """
-    how = {"within_s": within, "max_rounds": max_rounds, "topics": topics or []}
+    how = {"within_s": within, "max_rounds": max_rounds, "topics": topics or []} | {
+        "approve": approve or [],
+        "trust": trust or [],
+    }
     how["budget"] = spending.budget_of(tokens, usd, rounds, tasks, hops)
     frame.execute(_run(ctx, goal, model, how, crew, keep, as_json), as_json=as_json)
 

@@ -333,6 +333,8 @@ class Talking(AsyncClosing):
         within_s: float = RUN_WITHIN_S,
         budget: Budget = UNLIMITED,
         gather: Mapping[str, Any] | None = None,
+        approve: Iterable[str] = (),
+        trust: Iterable[str] = (),
         on_event: Callable[[dict[str, Any]], None] | None = None,
     ) -> Outcome:
         """Have the supervisor pursue a goal; the outcome's data is a `RunReport`.
@@ -345,9 +347,12 @@ class Talking(AsyncClosing):
             budget: what it may spend, with all that it asks of others.
             gather: when the model is asked again while calls still run: `{"after": "all"}` (the default),
                 `"quorum"`, or so many of them; with `within_s`, after so many seconds one is enough.
+            approve: topics or patterns whose calls people approve first, whatever their cards say.
+            trust: those that need no approval, whatever their cards say.
             on_event: sees what the supervisor does while it does it.
         """
         asked = {"goal": goal, "topics": list(topics), "plan": plan, "gather": gather}
+        asked |= {"approve": list(approve), "trust": list(trust)}
         return await self._pursue(asked, model, max_rounds, within_s, budget, on_event)
 
     async def _pursue(

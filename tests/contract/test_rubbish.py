@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from squadron import Agent, Context, topic
-from squadron.actors.goals.goal import RecordedTurn
-from squadron.actors.goals.supervisor import _RunJournal
-from squadron.actors.thinking.model import ModelTurn
+from squadron.actors.runs.entries import Epoch
+from squadron.actors.runs.log import RunLog
 from squadron.bridge.jetstream.lease import NOTE_TTL_S
 from squadron.runtime.asking.cancel import Cancellations
 from squadron.runtime.asking.options import AskOptions
@@ -22,6 +21,7 @@ from squadron.runtime.ports.lite_journal import LiteJournal
 from squadron.runtime.ports.queue import Mailbox
 from squadron.runtime.store.dead_letters import DeadLetters
 from squadron.runtime.wire.envelope import AgentMessage
+from squadron.runtime.wire.limits import Deadline
 from squadron.runtime.wire.outcome import Result
 from squadron.runtime.wire.subjects import TicketSubject
 from tests.contract.conftest import ON_NATS, SOON_S, Inbox, Peer, Serve, until
@@ -51,7 +51,6 @@ COVERED = {
     "memory-": "test_rubbish_in_a_conversations_memory_is_left_out",
     "outcome": "test_rubbish_on_all_subjects_changes_nothing_for_good_messages",
     "asked": "test_rubbish_on_what_a_task_id_stands_for_stands_for_nothing",
-    "journal": "test_rubbish_in_a_runs_journal_is_left_out",
 }
 
 
@@ -64,8 +63,7 @@ def test_no_lite_topic_of_our_own_is_left_out() -> None:
                     for part in ast.walk(argument):
                         if isinstance(part, ast.Constant) and isinstance(part.value, str):
                             named.add(part.value)
-    # A token that a run's journal has for each call is looked for, and not read.
-    assert named - {"sent-", " "} == COVERED.keys()
+    assert named == COVERED.keys()
 
 
 @ON_NATS
@@ -219,18 +217,16 @@ async def test_rubbish_on_what_a_task_id_stands_for_stands_for_nothing(peer: Pee
         assert isinstance(asked, Result), rubbish
 
 
-async def test_rubbish_in_a_runs_journal_is_left_out(peer: Peer) -> None:
-    key = peer.subjects.lite("run-1", "journal")
+async def test_rubbish_in_the_log_of_a_run_is_left_out(peer: Peer) -> None:
+    ports = peer.caller.ports
     for rubbish in RUBBISH:
-        await peer.lite.append(key, rubbish)
-    journal = _RunJournal(peer.caller, "run-1")
-    await journal.load()
-    assert journal.turns == {}
-    turn = RecordedTurn(1, ModelTurn(text="hello"), (), 0.1, journal.started_at)
-    await journal.record(turn)
-    other = _RunJournal(peer.caller, "run-1")
-    await other.load()
-    assert list(other.turns) == [turn.round]
+        await ports.runs.append(ports.subjects.run("run-1"), rubbish, ttl_s=60.0)
+    deadline = Deadline.after(60.0, ports.clock)
+    log = RunLog(ports, "run-1", deadline)
+    assert await log.load() == []
+    epoch = Epoch(at=1.0, number=1, redriven=0, delivered=1, replica="r", deadline_at=9.0, max_rounds=3)
+    await log.append(epoch, about={})
+    assert await RunLog(ports, "run-1", deadline).load() == [epoch]
 
 
 async def test_the_redrive_count_of_a_stranger_is_no_number_of_ours(peer: Peer, serve: Serve) -> None:

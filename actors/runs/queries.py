@@ -1,0 +1,109 @@
+"""What a run asks people: whether a call may go out, and what only they know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from squadron.actors.runs.built_in import AskPerson, read_arguments
+from squadron.actors.runs.entries import Answer, End, Ended, Entry, Query
+from squadron.actors.runs.prepare import Ready
+from squadron.actors.runs.recorder import Recorder
+from squadron.actors.runs.state import Call
+from squadron.runtime.asking.people import Asked, park_for, put_question
+from squadron.runtime.errors import Park, UnansweredError
+from squadron.runtime.running.context import TurnContext
+from squadron.runtime.wire.approvals import Approvals, needs_approval
+from squadron.runtime.wire.question import TEXT_SCHEMA, Proposal, Question, Reply
+from squadron.runtime.wire.subjects import token_of
+
+
+@dataclass
+class Queries:
+    """The questions of one attempt at a run; each is stored in the log before it is asked."""
+
+    ctx: TurnContext
+    recorder: Recorder
+    rules: Approvals
+    _asked: dict[str, Asked] = field(default_factory=dict)
+
+    def needed(self, call: Call, ready: Ready) -> bool:
+        """Whether a person has to approve a call first."""
+        state = self.recorder.state
+        if ready.own or call.answer is not None:
+            return False
+        return needs_approval(state.toolbox.find(ready.topic).topic, self.rules, state.always)
+
+    def entry(self, call: Call, *, approval: bool, deadline_ms: int) -> Query:
+        """What is stored before a question is asked."""
+        at = self.ctx.caller.ports.clock.time()
+        query = token_of(f"{self.recorder.state.run} {call.id}")
+        return Query(at=at, call=call.id, query=query, approval=approval, deadline_ms=deadline_ms)
+
+    async def ask(self, call: Call) -> None:
+        """Ask, be it again after a crash, and store what comes of it."""
+        assert call.query is not None
+        asked = await put_question(
+            self.ctx.caller,
+            self._question(call, call.query),
+            call.query.query,
+            about=self.ctx.message.id,
+            conversation_id=self.ctx.message.context.conversation_id,
+        )
+        self._asked[call.id] = asked
+        try:
+            entries = list(self._answered(call, await asked.answer()))
+        except UnansweredError as error:
+            entries = [self._end(call, "rejected", reason=str(error))]
+        await self.recorder.store(*entries)
+
+    def _question(self, call: Call, query: Query) -> Question:
+        state = self.recorder.state
+        if query.approval:
+            ready = state.prepared(call)
+            card = state.toolbox.find(ready.topic).topic
+            why = card.approval if isinstance(card.approval, str) else ""
+            if ready.items is not None:
+                # Of many at once nobody edits one.
+                return Question.approval(
+                    Proposal(ready.topic, ready.contents), why=why, deadline_ms=query.deadline_ms
+                )
+            proposal = Proposal(ready.topic, ready.contents[0], card.input_schema)
+            return Question.approval(proposal, why=why, deadline_ms=query.deadline_ms)
+        wanted = read_arguments(AskPerson, state.results.fill(call.said.arguments))
+        schema = TEXT_SCHEMA
+        if wanted.choices:
+            choice = {"type": "string", "enum": wanted.choices}
+            schema = {"type": "object", "properties": {"answer": choice}, "required": ["answer"]}
+        return Question(message=wanted.question, schema=schema, deadline_ms=query.deadline_ms)
+
+    def _answered(self, call: Call, reply: Reply) -> Iterable[Entry]:
+        assert call.query is not None
+        at = self.ctx.caller.ports.clock.time()
+        if not reply.accepted:
+            yield Answer(at=at, call=call.id, by=reply.by)
+            said = f": {reply.reason}" if reply.reason else ""
+            yield self._end(call, "rejected", reason=f"a person said no{said}")
+        elif call.query.approval:
+            always = reply.content.get("always") is True
+            yield Answer(at=at, call=call.id, by=reply.by, arguments=reply.content.get("arguments"), always=always)
+        else:
+            yield Answer(at=at, call=call.id, by=reply.by)
+            content = dict(reply.content)
+            only = next(iter(content.values())) if len(content) == 1 else content
+            yield self._end(call, "result", data=only)
+
+    def _end(self, call: Call, outcome: str, **what: Any) -> Ended:
+        end = End(call=call.id, topic=call.said.name, outcome=outcome, **what)
+        return Ended(at=self.ctx.caller.ports.clock.time(), ends=(end,))
+
+    def park(self, calls: Sequence[Call]) -> Park | None:
+        """What has the turn parked until one of these is answered; None while one of them is not asked yet."""
+        waiting = [self._asked[call.id] for call in calls if call.id in self._asked]
+        return park_for(waiting) if len(waiting) == len(calls) else None
+
+    async def withdraw(self) -> None:
+        """The run is over: nobody waits for an answer any more."""
+        for asked in self._asked.values():
+            await asked.withdraw()

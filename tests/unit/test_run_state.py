@@ -1,0 +1,196 @@
+"""The state of a run comes from its log alone, and what the model is shown is always well formed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from squadron.actors.runs.built_in import BUILT_IN
+from squadron.actors.runs.entries import (
+    ENTRIES,
+    Asking,
+    Dispatch,
+    End,
+    Ended,
+    Entry,
+    Epoch,
+    Failed,
+    Nudge,
+    Offered,
+    Sending,
+    Sent,
+    Started,
+    Thought,
+    Withdrawn,
+)
+from squadron.actors.runs.references import call_id
+from squadron.actors.runs.state import RunState
+from squadron.actors.runs.toolbox import Toolbox
+from squadron.actors.thinking.model import ChatMessage, ModelTurn, ToolCall
+from squadron.runtime.wire.topics import SemanticTopic
+
+RUN = "run-1"
+TOPIC = SemanticTopic(name="a.b", input_schema={"type": "object"})
+OPENING = (ChatMessage("system", "rules"), ChatMessage("user", "the goal"))
+
+
+def fresh() -> RunState:
+    return RunState(RUN, Toolbox(tuple(BUILT_IN)))
+
+
+class Writer:
+    """Writes a log as attempts would, whatever ends when."""
+
+    def __init__(self, draw: Any) -> None:
+        self.draw, self.state, self.log = draw, fresh(), list[Entry]()
+        self.asked = list[tuple[ChatMessage, ...]]()
+
+    def write(self, *entries: Entry) -> None:
+        for entry in entries:
+            if isinstance(entry, Asking):
+                self.asked.append(tuple(self.state.transcript.asked(self.state.still_running())))
+            self.log.append(entry)
+            self.state.apply(entry)
+
+    def begin(self) -> None:
+        epoch = self.state.epoch
+        number = epoch.number + 1 if epoch else 1
+        self.write(
+            Epoch(at=0, number=number, redriven=0, delivered=number, replica="x", deadline_at=9, max_rounds=99)
+        )
+        if self.state.started is None:
+            self.write(
+                Started(at=0, agent="s", topic="t", task="m", title="g", opening=OPENING, models=("m",)),
+                Offered(at=0, cards=(TOPIC,)),
+            )
+
+    def ask(self) -> None:
+        round, number = self.state.round + 1, self.state.tries + 1
+        self.write(Asking(at=0, round=round, number=number, model="m", digest=""))
+        end = self.draw(st.sampled_from(["turn", "turn", "turn", "fails", "dies"]))
+        if end == "fails":
+            self.write(Failed(at=0, round=round, number=number, model="m", error="passing", reason="busy"))
+        elif end == "turn":
+            count = self.draw(st.integers(0, 4))
+            # Some servers number the calls of each turn anew.
+            calls = tuple(
+                ToolCall(f"c{n}", self.draw(st.sampled_from(["a__b", "for_each", "nobody"])), self.arguments())
+                for n in range(count)
+            )
+            self.write(Thought(at=0, round=round, turn=ModelTurn("", calls), seconds=0))
+
+    def arguments(self) -> dict[str, Any]:
+        return {"topic": "a.b", "items": [{}] * self.draw(st.integers(0, 3)), "arguments": {}}
+
+    def act(self) -> None:
+        for call in self.state.unbegun:
+            if call.said.name == "nobody" or self.draw(st.booleans()):
+                self.write(Ended(at=0, ends=(End(call=call.id, outcome="rejected", reason="no"),)))
+                continue
+            tasks = len(call.said.arguments["items"]) if call.said.name == "for_each" else 1
+            dispatch = Dispatch(call=call.id, kind="topic", topic="a.b", tasks=tasks, deadline_ms=9)
+            self.write(Sending(at=0, round=call.round, calls=(dispatch,)))
+            if self.draw(st.booleans()):
+                self.write(Sent(at=0, calls=(call.id,)))
+            elif tasks and self.draw(st.booleans()):
+                self.write(Withdrawn(at=0, calls=(call.id,)))
+
+    def end_some(self) -> None:
+        for call in self.state.running:
+            for index in self.draw(st.lists(st.sampled_from(call.open), unique=True)):
+                self.write(Ended(at=0, ends=(self.end(call.id, index),)))
+
+    def end(self, call: str, index: int) -> End:
+        outcome = self.draw(st.sampled_from(["result", "failed"]))
+        return End(call=call, index=index, topic="a.b", outcome=outcome, data=1, reason="why", source="x")
+
+    def late_again(self) -> None:
+        """The same end is told twice, as when an older attempt stored it, too."""
+        for call in self.state.calls.values():
+            for index in call.ends:
+                if call.dispatch is not None and self.draw(st.booleans()):
+                    self.write(Ended(at=0, ends=(self.end(call.id, index),)))
+                    return
+
+    def nudge(self) -> None:
+        self.write(Nudge(at=0, text="go on"))
+
+
+@st.composite
+def logs(draw: st.DrawFn) -> Writer:
+    writer = Writer(draw)
+    writer.begin()
+    for step in draw(st.lists(st.sampled_from(["ask", "act", "end", "again", "begin", "nudge"]), max_size=25)):
+        if step == "ask":
+            writer.act() if writer.state.unbegun else None
+            if not writer.state.unbegun:
+                writer.ask()
+        elif step == "act":
+            writer.act()
+        elif step == "end":
+            writer.end_some()
+        elif step == "again":
+            writer.late_again()
+        elif step == "begin":
+            writer.begin()
+        else:
+            writer.nudge()
+    return writer
+
+
+def check_pairs(messages: Iterable[ChatMessage]) -> None:
+    """Every call is answered exactly once, directly behind its turn and in the order of the calls."""
+    open_ = list[str]()
+    for message in messages:
+        if message.role == "tool":
+            assert open_
+            assert message.tool_call_id == open_.pop(0)
+            continue
+        assert not open_
+        open_ = [call.id for call in message.tool_calls]
+    assert not open_
+
+
+@given(logs())
+def test_every_call_is_answered_once_directly_behind_its_turn_whatever_ended_when(writer: Writer) -> None:
+    for messages in writer.asked:
+        assert messages[: len(OPENING)] == OPENING
+        check_pairs(messages)
+    # Nothing that was shown is ever shown otherwise.
+    for before, after in zip(writer.asked, writer.asked[1:], strict=False):
+        assert after[: len(before)] == before
+
+
+@given(logs())
+def test_what_a_call_came_to_is_told_exactly_once(writer: Writer) -> None:
+    state = writer.state
+    shown = "\n".join(message.content for message in state.transcript.asked(state.still_running()))
+    for call in state.calls.values():
+        if not call.begun or call.running:
+            continue
+        told = shown.count(f"call {call.id}") + shown.count(f"Call {call.id} ended")
+        assert told == 1
+
+
+@given(logs(), st.data())
+def test_the_same_entries_come_to_the_same_state_also_from_their_bytes(
+    writer: Writer, data: st.DataObject
+) -> None:
+    dumped = ENTRIES.dump_json(tuple(writer.log))
+    again = fresh()
+    cut = data.draw(st.integers(0, len(writer.log)))
+    for entry in (*writer.log[:cut], *ENTRIES.validate_json(dumped)[cut:]):
+        again.apply(entry)
+
+    assert again.transcript == writer.state.transcript
+    assert again.calls == writer.state.calls
+    assert again.results.values == writer.state.results.values
+    assert (again.spent, again.tries, again.failures) == (
+        writer.state.spent,
+        writer.state.tries,
+        writer.state.failures,
+    )
+    assert call_id(RUN, 1, 0) in again.calls or 1 not in again.turns or not again.turns[1].turn.tool_calls
