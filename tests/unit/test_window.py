@@ -410,6 +410,14 @@ def test_at_last_the_largest_results_are_cut_head_and_tail() -> None:
     assert done.tokens > 0.8 * SHARE * 1_000
 
 
+def test_for_a_little_a_result_is_cut_and_no_summary_paid_for() -> None:
+    messages = run_of(6, "short " * 12)
+    messages[-1] = replace(messages[-1], content="word " * 4_000)
+    done = fit(messages, window_tokens=2_500, family="o200k")
+    assert (done.to_summarize, done.steps) == (None, ("cut",))
+    assert done.messages[:-1] == tuple(messages[:-1])
+
+
 def test_several_results_are_cut_to_the_same_size_and_small_ones_not() -> None:
     call = tuple(ToolCall(f"c{n}", "look_up", {}) for n in range(3))
     sizes = (3_000, 2_000, 50)
