@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 
 from squadron.actors.thinking.model import ChatMessage, ToolCall
 from squadron.actors.thinking.repair import CUT_BEFORE, INTERRUPTED, repaired
@@ -21,7 +21,7 @@ def told(id: str, text: str = "found") -> ChatMessage:
 
 
 @given(broken_conversations())
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_whatever_was_lost_each_call_has_its_one_result_and_the_user_begins(messages: list[ChatMessage]) -> None:
     whole = repaired(messages)
     spoken = [m for m in whole if m.role != "system"]
@@ -34,7 +34,7 @@ def test_whatever_was_lost_each_call_has_its_one_result_and_the_user_begins(mess
 
 
 @given(conversations(pending=False))
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_a_good_conversation_stays_as_it_is(messages: list[ChatMessage]) -> None:
     whole = repaired(messages)
     assert whole == messages
@@ -42,7 +42,7 @@ def test_a_good_conversation_stays_as_it_is(messages: list[ChatMessage]) -> None
 
 
 @given(broken_conversations())
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_nothing_that_was_said_is_lost_but_results_without_a_call(messages: list[ChatMessage]) -> None:
     whole = repaired(messages)
     said = [m for m in messages if m.role != "tool" and (m.content.strip() or m.tool_calls)]

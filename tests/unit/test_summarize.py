@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from squadron.actors.thinking.fence import Fence
@@ -75,7 +75,7 @@ def test_what_was_summarized_before_is_a_part_of_it_but_not_all() -> None:
 
 
 @given(conversations(), st.integers(60, 3_000))
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_an_extract_never_outgrows_its_room_and_is_always_the_same(messages: list[ChatMessage], most: int) -> None:
     text = extracted(messages, "before " * 30, most, "o200k")
     assert text_tokens(text, "o200k") <= most
@@ -83,7 +83,7 @@ def test_an_extract_never_outgrows_its_room_and_is_always_the_same(messages: lis
 
 
 @given(st.integers(150, 3_000), st.integers(1, 30_000))
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_a_summary_never_outgrows_its_room_and_names_its_references(most: int, words: int) -> None:
     summary = span_of(most=most).summary("word " * words, FENCE)
     told = ChatMessage("user", summary.text)

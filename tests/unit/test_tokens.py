@@ -8,7 +8,7 @@ from statistics import mean
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from squadron.actors.thinking import tokens
@@ -82,6 +82,7 @@ def test_the_family_follows_from_the_name(model: str, family: Family) -> None:
 
 
 @given(st.text(), st.sampled_from(FAMILIES))
+@settings(deadline=None)
 def test_any_text_has_an_estimate_and_more_text_has_no_less(text: str, family: Family) -> None:
     estimate = text_tokens(text, family)
     assert 0 <= estimate <= 4 * len(text)
