@@ -98,7 +98,7 @@ def tools_of(agent: Any) -> list[ToolSpec]:
     """The tools of an agent."""
     tools = []
     for each in marked(type(agent), TOOL):
-        adapter = TypeAdapter(_typed(getattr(agent, each.name)))
+        adapter = TypeAdapter[Any](_typed(getattr(agent, each.name)))
         description = inspect.getdoc(getattr(type(agent), each.name)) or ""
         shape = InputShape(adapter.json_schema())
         definition = ToolDefinition(each.name, cut(description), shape.schema)
@@ -106,7 +106,7 @@ def tools_of(agent: Any) -> list[ToolSpec]:
     return tools
 
 
-def _typed(method: Callable[..., Any]) -> Callable[..., Any]:
+def _typed(method: Callable[..., Any]) -> Any:
     """The method with its types in place of their names, which pydantic would look for in this module."""
 
     @functools.wraps(method)

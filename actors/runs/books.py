@@ -27,9 +27,9 @@ class Books:
                 self._asking = entry
                 self.ledger.reserve(_key(entry), _reserve(entry), logged=True)
             case Failed():
-                self._settle(Spent(entry.tokens, entry.usd_micros, rounds=1))
+                self._settle(Spent.of_wire(entry.spent))
             case Thought():
-                self._settle(Spent(entry.turn.tokens, entry.usd_micros or 0, rounds=1))
+                self._settle(Spent.of_wire(entry.spent))
             case Epoch() if self._asking is not None:
                 # Its attempt died meanwhile: it may have cost all of it.
                 self._settle(_reserve(self._asking))

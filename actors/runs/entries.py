@@ -86,7 +86,7 @@ class Asking(_Entry):
     Attributes:
         number: the how manieth try of this round.
         digest: of the request, SHA-256 in hex; the request itself is never kept.
-        tokens, usd_micros: what was set aside for it; 0 without a budget.
+        tokens, usd_micros: what was set aside for it; without a budget, what it is likely to cost.
     """
 
     kind: Literal["asking"] = "asking"
@@ -99,7 +99,13 @@ class Asking(_Entry):
 
 
 class Failed(_Entry):
-    """A try ended without a turn; `tokens` and `usd_micros` are what it cost all the same."""
+    """A try ended without a turn.
+
+    Attributes:
+        spent: what it cost all the same, as outcomes tell it on the wire.
+        limit: the most tokens that the model takes, if the conversation was too long; 0 if it was not, -1 if the
+            provider did not say.
+    """
 
     kind: Literal["failed"] = "failed"
     round: int
@@ -107,17 +113,17 @@ class Failed(_Entry):
     model: str
     error: str
     reason: str
-    tokens: int = 0
-    usd_micros: int = 0
+    spent: dict[str, Any] | None = None
+    limit: int = 0
 
 
 class Thought(_Entry):
-    """The model's turn, as its provider gave it."""
+    """The model's turn, as its provider gave it; `spent` as outcomes tell it on the wire."""
 
     kind: Literal["thought"] = "thought"
     round: int
     turn: ModelTurn
-    usd_micros: int | None = None
+    spent: dict[str, Any] | None = None
     seconds: float
 
 

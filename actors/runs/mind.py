@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,24 +12,27 @@ from squadron.actors.runs.books import Books
 from squadron.actors.runs.entries import Asking, Failed, Summarized, Thought
 from squadron.actors.runs.recorder import Recorder
 from squadron.actors.runs.state import RunState
-from squadron.actors.thinking.catalog import cost_of, window_of
-from squadron.actors.thinking.model import Model, ModelRequest, ModelTurn, ToolCall
+from squadron.actors.thinking.catalog import (
+    USUAL_ANSWER,
+    Estimate,
+    reserve_for,
+    spent_by_failure,
+    spent_of,
+    window_of,
+)
+from squadron.actors.thinking.model import ChatMessage, Model, ModelRequest, ModelTurn, ToolCall
 from squadron.actors.thinking.summarize import extract
-from squadron.actors.thinking.tokens import family_of, tools_tokens
+from squadron.actors.thinking.tokens import conversation_tokens, family_of, limit_named, tools_tokens
 from squadron.actors.thinking.tries import chain_from, think_patiently
-from squadron.actors.thinking.window import fit
-from squadron.runtime.errors import BudgetError, ModelError
+from squadron.actors.thinking.window import Fitted, fit
+from squadron.runtime.asking.options import UNLIMITED
+from squadron.runtime.errors import ModelError
 from squadron.runtime.running.context import TurnContext
 from squadron.runtime.texts import encoded
+from squadron.runtime.wire.spent import NOTHING
 
 #: The window of a model that nobody knows, in tokens: that of the smallest current ones.
 DEFAULT_WINDOW = 128_000
-#: Most tokens of an answer, where nobody says otherwise.
-ANSWER_TOKENS = 16_384
-#: Fewest tokens that an answer is worth asking for.
-LEAST_ANSWER = 256
-#: Estimates may be so much too low; see `docs/context.md`.
-MARGIN = 1.3
 
 
 @dataclass
@@ -51,8 +55,8 @@ class Mind:
     output_schema: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        self._overflowed = False
         self._asked = Asking(at=0, round=0, number=0, model="", digest="")
+        self._estimate = Estimate(NOTHING, None, 0)
 
     @property
     def _state(self) -> RunState:
@@ -79,10 +83,9 @@ class Mind:
         try:
             turn = await self._ask(request)
         except ModelError as error:
-            if error.kind != "overflow" or self._overflowed:
+            if error.kind != "overflow" or not self._state.overflows:
                 raise
             # The count was an estimate; what is shown from here on is shorter.
-            self._overflowed = True
             turn = await self._ask(request)
         turn = replace(turn, model=turn.model or self._asked.model)
         used = {call.id for message in self._state.transcript.messages for call in message.tool_calls}
@@ -93,7 +96,7 @@ class Mind:
                 at=self._now(),
                 round=self._state.round + 1,
                 turn=turn,
-                usd_micros=cost_of(turn.model, turn.usage),
+                spent=spent_of(turn.model, turn.usage).to_wire(),
                 seconds=round(self.ctx.caller.loop.time() - started, 3),
             )
         )
@@ -118,56 +121,66 @@ class Mind:
             return await self._asking(model, request)
 
     async def _asking(self, model: Model, request: ModelRequest) -> ModelRequest:
-        state, family = self._state, family_of(model.name)
-        tools = state.toolbox.definitions()
-        asking = Asking(at=self._now(), round=state.round + 1, number=state.tries + 1, model=model.name, digest="")
+        state, family, tools = self._state, family_of(model.name), self._state.toolbox.definitions()
         # What is told with this question is what was stored before it: so it is said in the same words later.
-        messages = state.transcript.asked(state.still_running())
-        most = request.max_tokens or ANSWER_TOKENS
-        window = window_of(model.name) or DEFAULT_WINDOW
-        reserved = tools_tokens(tools, family) + min(most, window // 4)
-        limits: dict[str, Any] = {"window_tokens": window, "reserved_tokens": reserved, "family": family}
-        references = {call.said.id: call.id for call in state.calls.values()}
-        while True:
-            fitted = fit(
-                messages, summaries=state.summaries, references=references, overflowed=self._overflowed, **limits
-            )
-            if fitted.to_summarize is None:
-                break
-            summary = extract(fitted.to_summarize, state.fence)
-            await self.recorder.store_locked(Summarized(at=self._now(), summary=summary))
-        request = replace(request, messages=tuple(fitted.messages), tools=tools)
-        tokens = round(MARGIN * (fitted.tokens + tools_tokens(tools, family)))
-        request, asking = self._afford(model, request, asking, tokens)
-        asking = asking.model_copy(update={"digest": digest_of(request)})
-        await self.recorder.store_locked(asking)
-        self._asked = asking
+        fitted = await self._fitted(model, request, state.transcript.asked(state.still_running()))
+        known, new = self._reckoned(model, fitted, tools_tokens(tools, family))
+        estimate = reserve_for(
+            model.name, self.books.ledger.left, known=known, new=new, max_tokens=request.max_tokens
+        )
+        limited = self.books.ledger.grant != UNLIMITED
+        request = replace(request, messages=fitted.messages, tools=tools, max_tokens=estimate.max_tokens)
+        self._estimate = estimate
+        self._asked = Asking(
+            at=self._now(),
+            round=state.round + 1,
+            number=state.tries + 1,
+            model=model.name,
+            digest=digest_of(request),
+            tokens=estimate.amount.tokens if limited else estimate.input,
+            usd_micros=estimate.amount.usd_micros if limited else 0,
+        )
+        await self.recorder.store_locked(self._asked)
         return request
 
-    def _afford(
-        self, model: Model, request: ModelRequest, asking: Asking, tokens: int
-    ) -> tuple[ModelRequest, Asking]:
-        """The request with what is left to answer it, and what is set aside for it."""
-        left = self.books.ledger.left
-        if left.rounds == 0:
-            raise BudgetError("no rounds are left", field="rounds")
-        most = request.max_tokens or ANSWER_TOKENS
-        # Without a budget it is what is charged if nobody hears how the call ended.
-        asking = asking.model_copy(update={"tokens": tokens})
-        if left.tokens is not None:
-            most = min(most, left.tokens - tokens)
-            if most < LEAST_ANSWER:
-                raise BudgetError(
-                    f"{left.tokens} tokens are left, and asking takes about {tokens}", field="tokens"
-                )
-            request, asking = (
-                replace(request, max_tokens=most),
-                asking.model_copy(update={"tokens": tokens + most}),
-            )
-        return request, asking
+    async def _fitted(self, model: Model, request: ModelRequest, messages: list[ChatMessage]) -> Fitted:
+        """The conversation as it fits into the model's window; summaries are stored before they are shown."""
+        state, family = self._state, family_of(model.name)
+        window = window_of(model.name) or DEFAULT_WINDOW
+        overflow = state.overflows.get(model.name, 0)
+        if overflow > 0:
+            window = overflow
+        tools = tools_tokens(state.toolbox.definitions(), family)
+        how: dict[str, Any] = {
+            "window_tokens": window,
+            "reserved_tokens": tools + min(request.max_tokens or USUAL_ANSWER, window // 4),
+            "family": family,
+            "goal": len(state.started.opening) - 1 if state.started is not None else None,
+            "references": {
+                call.said.id: json.dumps({"$from": call.id}) for call in state.calls.values() if call.ends
+            },
+            "pending": {call.said.id for call in state.outstanding},
+            "overflowed": overflow != 0,
+        }
+        while True:
+            fitted = fit(messages, summaries=state.summaries, **how)
+            if fitted.to_summarize is None:
+                return fitted
+            summary = extract(fitted.to_summarize, state.fence)
+            await self.recorder.store_locked(Summarized(at=self._now(), summary=summary))
+
+    def _reckoned(self, model: Model, fitted: Fitted, tools: int) -> tuple[int, int]:
+        """Tokens that the last call's usage tells, and an estimate of what came since."""
+        last = self._state.last
+        if last is None or last.turn.model != model.name or last.turn.usage.estimated or fitted.steps:
+            return 0, fitted.tokens + tools
+        spoken = max(i for i, message in enumerate(fitted.messages) if message.role == "assistant")
+        since = conversation_tokens(fitted.messages[spoken + 1 :], family_of(model.name))
+        return last.turn.tokens, since
 
     async def failed(self, model: Model, error: ModelError, number: int) -> None:
         """A try was in vain; see `tries.Books`."""
+        limit = (limit_named(str(error)) or -1) if error.kind == "overflow" else 0
         await self.recorder.store(
             Failed(
                 at=self._now(),
@@ -176,7 +189,8 @@ class Mind:
                 model=model.name,
                 error=error.kind,
                 reason=str(error),
-                tokens=error.tokens,
+                spent=replace(spent_by_failure(model.name, error, self._estimate), rounds=1).to_wire(),
+                limit=limit,
             )
         )
 

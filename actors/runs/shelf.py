@@ -14,6 +14,7 @@ from squadron.runtime.asking.cancel import request_cancel
 from squadron.runtime.errors import ConfigError, InvalidMessageError
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.wire.envelope import AgentMessage
+from squadron.runtime.wire.spent import Spent
 
 #: Runs that are looked at for one list; the oldest of more are not seen.
 MOST_RUNS = 10_000
@@ -162,8 +163,7 @@ class Runs:
             # What the run ended with is told as its answer.
             calls = [call for call in state.calls.values() if call.round == number and call.begun]
             views = [await self._call(state, call, infos, above | {info.run}) for call in calls]
-            usd = (thought.usd_micros or 0) / 1e6
-            turn = thought.turn
+            usd, turn = Spent.of_wire(thought.spent).usd, thought.turn
             rounds.append(
                 RoundView(number, turn.model, turn.text, thought.seconds, turn.tokens, usd, tuple(views))
             )

@@ -127,6 +127,8 @@ class RunState:
         #: How often a model was asked, and in vain.
         self.tries, self.failures = 0, 0
         self.nudges = 0
+        #: Models that refused the conversation because it was too long, and the limits they named; -1 for none.
+        self.overflows: dict[str, int] = {}
         #: By models and by tasks.
         self.spent = Spent()
         self.events: list[dict[str, Any]] = []
@@ -213,6 +215,12 @@ class RunState:
         # Whoever takes up a run that had ended wants it to go on.
         self.finished = None
 
+    def _cost(self, spent: dict[str, Any] | None) -> Spent:
+        """What a call of the model cost; where nobody tells, what was set aside for it."""
+        if spent is not None or self.asking is None:
+            return replace(Spent.of_wire(spent), told=True)
+        return Spent(self.asking.tokens, self.asking.usd_micros, rounds=1)
+
     def _started(self, entry: Started) -> None:
         self.started = entry
         self.transcript.messages = list(entry.opening)
@@ -239,18 +247,20 @@ class RunState:
         return running | {call.id: waits_for_a_person(call.id) for call in self.asks}
 
     def _failed(self, entry: Failed) -> None:
-        self.asking = None
         self.failures += 1
-        self.spent += Spent(entry.tokens, entry.usd_micros, rounds=1)
+        self.spent += self._cost(entry.spent)
+        self.asking = None
+        if entry.limit:
+            self.overflows[entry.model] = entry.limit
         self._tell(
             "try_failed", entry.at, round=entry.round, number=entry.number, model=entry.model, reason=entry.reason
         )
 
     def _thought(self, entry: Thought) -> None:
+        self.spent += self._cost(entry.spent)
         self.asking, self.put = None, False
         self.turns[entry.round] = entry
         turn = entry.turn
-        self.spent += Spent(turn.tokens, entry.usd_micros or 0, rounds=1)
         ids = [call_id(self.run, entry.round, position) for position in range(len(turn.tool_calls))]
         for id, said in zip(ids, turn.tool_calls, strict=True):
             self.calls[id] = Call(id, entry.round, said)
@@ -258,7 +268,8 @@ class RunState:
             self.toolbox.use(str(said.arguments.get("topic")) if said.name == FOR_EACH else said.name)
         self.transcript.turn(turn, ids)
         shown = {"text": turn.text, "seconds": entry.seconds, "tokens": turn.tokens, "model": turn.model}
-        cost = {} if entry.usd_micros is None else {"usd": entry.usd_micros / 1e6}
+        usd = Spent.of_wire(entry.spent).usd
+        cost = {"usd": usd} if usd else {}
         self._tell("thought", entry.at, round=entry.round, **shown, **cost)
 
     def _nudge(self, entry: Nudge) -> None:

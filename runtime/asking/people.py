@@ -17,6 +17,7 @@ from squadron.runtime.asking.question_records import (
     question_key,
     read_question,
     store_reply,
+    withdraw_question,
 )
 from squadron.runtime.errors import (
     BusUnavailableError,
@@ -128,8 +129,8 @@ class Asked:
         Raises:
             BusUnavailableError: not acknowledged in time; trying again is safe.
         """
-        if not self.done and (await read_question(self._ports, self.query_id)).is_open(self._ports.clock):
-            await self._topic.close()
+        if not self.done:
+            await withdraw_question(self._ports, self._caller.lite_topics, self.query_id)
 
 
 def park_for(waiting: Sequence[Asked]) -> Park:
@@ -204,7 +205,8 @@ class TurnQuestions:
     def __init__(self, caller: Caller, message: AgentMessage) -> None:
         self._caller, self._message = caller, message
         self._counts: Counter[str] = Counter()
-        self._asked: list[Asked] = []
+        #: By id, what was asked; None as long as it is on its way.
+        self._asked: dict[str, Asked | None] = {}
 
     async def ask(self, question: Question, *, park: bool = False) -> Reply:
         """Ask, and wait for the answer, or have the turn parked; see `put_question` and `Asked.answer`.
@@ -216,16 +218,19 @@ class TurnQuestions:
         number = self._counts[question.digest]
         self._counts[question.digest] += 1
         query_id = token_of(f"question {number} {question.digest} of {self._message.id}")
+        # Before it is sent: who is cut off meanwhile may have asked.
+        self._asked[query_id] = None
         conversation = self._message.context.conversation_id
         asked = await put_question(
             self._caller, question, query_id, about=self._message.id, conversation_id=conversation
         )
-        self._asked.append(asked)
+        self._asked[query_id] = asked
         return await (asked.answer_or_park() if park else asked.answer())
 
     async def withdraw(self) -> None:
         """The turn is over for good: what it asked and was not told is asked no more."""
         # Who can't be told now finds the question until its deadline.
         with contextlib.suppress(BusUnavailableError):
-            for each in self._asked:
-                await each.withdraw()
+            for query_id, asked in self._asked.items():
+                if asked is None or not asked.done:
+                    await withdraw_question(self._caller.ports, self._caller.lite_topics, query_id)

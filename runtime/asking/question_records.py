@@ -130,6 +130,16 @@ async def store_reply(ports: Ports, record: QuestionRecord, reply: Reply, tries:
     return id
 
 
+async def withdraw_question(ports: Ports, lite_topics: LiteTopics, query_id: str) -> None:
+    """End a question, unless it has an answer, or its deadline has passed.
+
+    Raises:
+        BusUnavailableError: not acknowledged in time; trying again is safe.
+    """
+    if (await read_question(ports, query_id)).is_open(ports.clock):
+        await lite_topics.topic(query_id, PEOPLE).close()
+
+
 async def withdraw_questions(ports: Ports, lite_topics: LiteTopics, about: str) -> None:
     """End all questions of a run or task that wait, whoever asked them.
 

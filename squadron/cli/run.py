@@ -92,10 +92,8 @@ def run(
 
     Prints the answer. What is not running yet is started, and stopped again at the end.
     """
-    how = {"within_s": within, "max_rounds": max_rounds, "topics": topics or []} | {
-        "approve": approve or [],
-        "trust": trust or [],
-    }
+    how: dict[str, Any] = {"within_s": within, "max_rounds": max_rounds, "topics": topics or []}
+    how |= {"approve": approve or [], "trust": trust or []}
     how["budget"] = spending.budget_of(tokens, usd, rounds, tasks, hops)
     frame.execute(_run(ctx, goal, model, how, crew, keep, as_json), as_json=as_json)
 

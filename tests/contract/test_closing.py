@@ -101,6 +101,10 @@ BLOCKING: dict[str, Callable[[SyncSquad], Any]] = {
     "lite read": lambda squad: next(squad.lite("a").read()),
     "follow": lambda squad: squad.follow("a").__enter__(),
     "dead letters": lambda squad: squad.dead_letters.list(),
+    "questions": lambda squad: squad.questions(),
+    "question": lambda squad: squad.question("q1"),
+    "follow questions": lambda squad: next(squad.follow_questions()),
+    "answer": lambda squad: squad.answer("q1", "yes"),
 }
 
 

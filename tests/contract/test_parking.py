@@ -68,15 +68,15 @@ async def _is_settled(peer: Peer, name: str) -> None:
 
 
 async def test_a_parked_message_comes_again_after_its_time_and_its_beginning_does_not_count(peer: Peer) -> None:
-    delivery, inbox = await _delivered(peer)
-    for _ in range(3):
+    delivery, inbox = await _delivered(peer, replace(BOX, lease_s=0.4))
+    for _ in range(2):
         assert await delivery.lease.begin() == 1
         parked_at = now_s()
-        await delivery.lease.park(0.3)
-        # Whoever extends what it held holds it no more.
+        await delivery.lease.park(1.0)
+        # Whoever extends what it held holds it no more: that would have it come with its lease.
         await delivery.lease.extend()
         delivery = await inbox.next()
-        assert now_s() >= parked_at + 0.29
+        assert now_s() >= parked_at + 0.99
     # A beginning that is handed back as ever counts.
     assert await delivery.lease.begin() == 1
     await delivery.lease.release()
@@ -247,11 +247,10 @@ async def test_who_follows_a_task_that_was_parked_sees_the_run_that_ended_it(
 async def test_at_the_deadline_it_comes_again_though_nobody_wakes_it(peer: Peer, serve: Serve) -> None:
     buyer = Buyer()
     await serve(buyer)
-    handle = await peer.caller.submit("park.buy", {"within_s": 1.0}, AskOptions(within_s=600))
-    asked = await _parked(peer)
-    outcome = await handle.outcome()
-    assert (outcome.kind, outcome.details["type"], buyer.attempts) == ("failed", "UnansweredError", [1, 1])
-    assert asked.question.message == "Which size?"
+    outcome = await peer.caller.ask("park.buy", {"within_s": 1.0}, AskOptions(within_s=600))
+    assert (outcome.kind, outcome.details["type"], set(buyer.attempts)) == ("failed", "UnansweredError", {1})
+    # It was parked, and so run twice.
+    assert len(buyer.attempts) >= 2
 
 
 async def test_an_answer_that_came_while_no_bridge_was_there_is_found_by_the_next(
@@ -369,9 +368,9 @@ async def test_a_task_that_was_parked_is_not_expired_for_having_waited(
 ) -> None:
     await serve(Buyer())
     async with _awake(world):
-        handle = await peer.caller.submit("park.approve", None, AskOptions(within_s=600, start_within_s=1.0))
+        handle = await peer.caller.submit("park.approve", None, AskOptions(within_s=600, start_within_s=2.5))
         asked = await _parked(peer)
-        await asyncio.sleep(1.1)
+        await asyncio.sleep(2.6)
         await _people(peer).answer(asked.query_id, by="ana")
         assert (await handle.outcome()).unwrap() == "accept"
 

@@ -54,6 +54,7 @@ def test_the_public_names() -> None:
         "LiteTopic",
         "Nested",
         "Outcome",
+        "Park",
         "QuestionClosedError",
         "QuotaExceededError",
         "Rejected",

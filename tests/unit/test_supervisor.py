@@ -578,7 +578,8 @@ async def test_a_second_attempt_asks_the_model_nothing_twice_and_runs_no_task_tw
     assert len(supervisor.model.seen) == 4
     # What the model is shown after the crash is what it would have been shown without.
     assert supervisor.model.seen[3][0] == supervisor.model.seen[2][0]
-    assert report["tokens"] == 10
+    # The call whose end nobody heard is charged as it was estimated.
+    assert report["tokens"] > 10
     assert [event["event"] for event in report["timeline"]].count("thought") == 3
     assert [event["attempt"] for event in report["timeline"] if event["event"] == "resumed"] == [2]
 
