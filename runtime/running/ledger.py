@@ -43,7 +43,7 @@ class Ledger:
         self._charged = NOTHING
         self._reserved: dict[str, Spent] = {}
         self._settled: dict[str, Spent] = {}
-        #: What a key is written down elsewhere for, so that it needs no carrying over.
+        #: Keys that somebody else writes down and replays, so that they need no carrying over.
         self._logged: set[str] = set()
 
     @property
