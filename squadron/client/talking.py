@@ -16,14 +16,14 @@ from squadron.bridge.place import Place
 from squadron.client.stream import Stream
 from squadron.client.subscriptions import DurableEvents, Events
 from squadron.runtime.asking.handle import Handle
-from squadron.runtime.asking.options import UNLIMITED, AskKeywords, AskOptions
+from squadron.runtime.asking.options import AskKeywords, AskOptions
 from squadron.runtime.closing import AsyncClosing
 from squadron.runtime.errors import SquadClosedError, StreamGapError
 from squadron.runtime.lite.feed import LiteFeed
 from squadron.runtime.lite.topic import LiteTopic
 from squadron.runtime.store.dead_letters import DeadLetters
 from squadron.runtime.wire.groups import check_group
-from squadron.runtime.wire.limits import Budget
+from squadron.runtime.wire.limits import UNLIMITED, Budget
 from squadron.runtime.wire.outcome import Outcome
 from squadron.runtime.wire.start import Start
 from squadron.runtime.wire.subjects import check_pattern
