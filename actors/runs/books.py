@@ -25,7 +25,8 @@ class Books:
         match entry:
             case Asking():
                 self._asking = entry
-                self.ledger.reserve(_key(entry), _reserve(entry), logged=True)
+                # Charged at once, and corrected by what it came to: so a replay is never refused.
+                self.ledger.settle(_key(entry), _reserve(entry), logged=True)
             case Failed():
                 self._settle(Spent.of_wire(entry.spent))
             case Thought():
@@ -38,12 +39,14 @@ class Books:
                     if dispatch.kind == "topic":
                         share = self.share_of(dispatch)
                         for index in range(dispatch.tasks):
-                            self.ledger.grant_to(self._task(dispatch.call, index), share, logged=True)
+                            self.ledger.restore(self._task(dispatch.call, index), share)
             case Ended():
                 for end in entry.ends:
                     # Only what was refused on the spot has no source, and was no task.
                     self.ledger.settle(
-                        self._task(end.call, end.index), Spent.of_wire(end.spent) + Spent(tasks=bool(end.source))
+                        self._task(end.call, end.index),
+                        Spent.of_wire(end.spent) + Spent(tasks=bool(end.source)),
+                        logged=True,
                     )
             case _:
                 pass
@@ -53,7 +56,7 @@ class Books:
 
     def _settle(self, spent: Spent) -> None:
         if self._asking is not None:
-            self.ledger.settle(_key(self._asking), spent)
+            self.ledger.settle(_key(self._asking), spent, logged=True)
         self._asking = None
 
     def share_of(self, dispatch: Dispatch) -> Budget:

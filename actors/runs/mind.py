@@ -25,10 +25,10 @@ from squadron.actors.thinking.summarize import extract
 from squadron.actors.thinking.tokens import conversation_tokens, family_of, limit_named, tools_tokens
 from squadron.actors.thinking.tries import chain_from, think_patiently
 from squadron.actors.thinking.window import Fitted, fit
-from squadron.runtime.asking.options import UNLIMITED
 from squadron.runtime.errors import ModelError
 from squadron.runtime.running.context import TurnContext
 from squadron.runtime.texts import encoded
+from squadron.runtime.wire.limits import UNLIMITED
 from squadron.runtime.wire.spent import NOTHING
 
 #: The window of a model that nobody knows, in tokens: that of the smallest current ones.

@@ -19,6 +19,7 @@ from squadron.actors.runs.queries import Queries
 from squadron.actors.runs.recorder import Recorder
 from squadron.actors.runs.state import RunState
 from squadron.actors.runs.toolbox import Toolbox
+from squadron.actors.thinking.catalog import load_prices
 from squadron.actors.thinking.model import ChatMessage, Model
 from squadron.runtime.errors import SupersededError, Terminal
 from squadron.runtime.running.context import TurnContext
@@ -81,6 +82,8 @@ class Session:
         self.emitter.at_s = lambda: state.at_s(ports.clock.time())
         log = RunLog(ports, self.run, Deadline.after(self.within_s, ports.clock))
         recorder = Recorder(log, state, books, self.ctx.lease, self.emitter.send)
+        if any(model.name.startswith(("openai", "anthropic")) for model in self.chain):
+            await load_prices()
         await recorder.replay()
         redriven, delivered = self._delivery()
         epoch = state.epoch

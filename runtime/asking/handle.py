@@ -41,7 +41,7 @@ class Handle:
         self.task_id, self.topic, self.reply_to, self.deadline = task_id, topic, reply_to, deadline
         self._caller, self._lite = caller, caller.ports.lite
         self._outcome: Outcome | None = None
-        self._told: Callable[[Outcome], None] | None = None
+        self._listeners: list[Callable[[Outcome], None]] = []
         #: When to read the lite topic for it, on the loop's clock, and the pause before the next time.
         self._look_at, self._look_again_s = 0.0, 0.0
         self._looked_to = 0
@@ -77,13 +77,13 @@ class Handle:
         """The task ended; only the first outcome counts."""
         if self._outcome is None:
             self._outcome = outcome
-            if self._told is not None:
-                self._told(outcome)
+            for tell in self._listeners:
+                tell(outcome)
             self._wake_all()
 
     def when_known(self, tell: Callable[[Outcome], None]) -> None:
         """Call `tell` with the outcome as soon as it is known here, be it now; it must not block or raise."""
-        self._told = tell
+        self._listeners.append(tell)
         if self._outcome is not None:
             tell(self._outcome)
 

@@ -11,7 +11,7 @@ from typing import Any, Self, TypedDict
 from squadron.runtime.errors import InvalidInputError
 from squadron.runtime.texts import encoded
 from squadron.runtime.wire.envelope import MAX_NAME
-from squadron.runtime.wire.limits import Budget
+from squadron.runtime.wire.limits import UNLIMITED, Budget
 from squadron.runtime.wire.route import Route
 from squadron.runtime.wire.subjects import NORMAL_PRIORITY
 
@@ -20,8 +20,8 @@ DEFAULT_WITHIN_S = 60.0
 #: Longest time, in seconds: a hundred years. A server takes no life of a message beyond 292, and a deadline after
 #: `LAST_MS` can't be read.
 MAX_WITHIN_S = 100 * 365.25 * 24 * 3600
-#: What an ask has when it says nothing: any replica may run it, and it may spend what it likes.
-ANYBODY, UNLIMITED = Route(), Budget()
+#: What an ask has when it says nothing: any replica may run it.
+ANYBODY = Route()
 #: What other tools, and our own command line, call an option, where letters don't tell.
 _ELSEWHERE = {
     "timeout": "within_s",

@@ -9,7 +9,7 @@ from squadron.runtime.errors import BusUnavailableError, MessageTooLargeError
 from squadron.runtime.running.ledger import Ledger
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.wire.envelope import AgentMessage
-from squadron.runtime.wire.limits import Budget, Deadline
+from squadron.runtime.wire.limits import UNLIMITED, Deadline
 from squadron.runtime.wire.subjects import token_of
 
 #: How long it is kept beyond the caller's deadline, and at most, in seconds: clocks differ, and a task without a
@@ -32,7 +32,7 @@ async def open_ledger(ports: Ports, message: AgentMessage, *, again: bool) -> Le
         BusUnavailableError: the server can't be reached.
     """
     limits = message.payload.constraints
-    ledger = Ledger(Budget() if limits is None else limits.budget)
+    ledger = Ledger(UNLIMITED if limits is None else limits.budget)
     entry = await ports.lite.last(_key(ports, message)) if again else None
     if entry is not None:
         # Anybody may write there.

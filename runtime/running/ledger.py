@@ -8,12 +8,14 @@ from dataclasses import replace
 from typing import Any
 
 from squadron.runtime.errors import BudgetError
-from squadron.runtime.wire.limits import Budget, least
+from squadron.runtime.wire.limits import UNLIMITED, Budget, least
 from squadron.runtime.wire.outcome import Outcome
 from squadron.runtime.wire.spent import NOTHING, Spent
 
 #: The limits that can be spent, as `Budget` names them and in the order of their coins.
 _FIELDS = ("tokens", "usd", "rounds", "tasks")
+#: What a task takes by itself.
+ONE_TASK = Spent(tasks=1)
 #: Keys that begin so stand for what never comes again: they go over to the next attempt as a sum.
 ONCE = "#"
 #: Most keys that go over to the next attempt one by one: their entry stays below 100 KB. Further ones go as a sum.
@@ -43,7 +45,7 @@ class Ledger:
         self._charged = NOTHING
         self._reserved: dict[str, Spent] = {}
         self._settled: dict[str, Spent] = {}
-        #: What a key is written down elsewhere for, so that it needs no carrying over.
+        #: Keys that somebody else writes down and replays, so that they need no carrying over.
         self._logged: set[str] = set()
 
     @property
@@ -97,7 +99,8 @@ class Ledger:
             given = self._affordable(key, asked)
             if not given.exhausted:
                 # The same task asked again while it runs: it has what it was given first.
-                self._put(self._reserved, key, _share(given).at_least(self._reserved.get(key, NOTHING)))
+                share, before = _share(given), self._reserved.get(key)
+                self._put(self._reserved, key, share if before is None else share.at_least(before))
                 if logged:
                     self._logged.add(key)
         return given
@@ -109,6 +112,8 @@ class Ledger:
             self._logged.add(key)
 
     def _affordable(self, key: str, asked: Budget) -> Budget:
+        if self.grant is asked is UNLIMITED:
+            return UNLIMITED
         coins, gone = list[int | None](), self._used - self._of(key)
         for name, limit, used, wanted in zip(_FIELDS, self.grant.coins, gone.coins, asked.coins, strict=True):
             if limit is None:
@@ -139,7 +144,7 @@ class Ledger:
     def settle_task(self, key: str, outcome: Outcome) -> None:
         """Settle what a task was granted with its outcome: what it spent, and itself if it ever was sent."""
         # Only what is refused on the spot has no source.
-        self.settle(key, outcome.spent + Spent(tasks=1) if outcome.source else outcome.spent)
+        self.settle(key, outcome.spent + ONE_TASK if outcome.source else outcome.spent)
 
     def _of(self, key: str) -> Spent:
         return self._reserved.get(key) or self._settled.get(key) or NOTHING
@@ -173,7 +178,9 @@ class Ledger:
 
 def _share(given: Budget) -> Spent:
     """What a budget that was given to a task takes: all of it, and the task itself."""
-    return Spent(*(limit or 0 for limit in given.coins)) + Spent(tasks=1)
+    if given is UNLIMITED:
+        return ONE_TASK
+    return Spent(*(limit or 0 for limit in given.coins)) + ONE_TASK
 
 
 def _short(name: str, wanted: int, limit: int) -> BudgetError:

@@ -17,7 +17,7 @@ from pydantic_core import PydanticSerializationError
 
 from squadron.runtime.errors import InvalidMessageError
 from squadron.runtime.texts import encoded
-from squadron.runtime.wire.limits import MOST_SECONDS, MOST_USD, Budget
+from squadron.runtime.wire.limits import MOST_SECONDS, MOST_USD, UNLIMITED, Budget
 from squadron.runtime.wire.path import path_in
 from squadron.runtime.wire.spent import MOST
 from squadron.runtime.wire.subjects import NORMAL_PRIORITY
@@ -31,6 +31,8 @@ MAX_NAME = 1_000
 MOST_REDRIVEN = 1_000_000
 #: What JSON carries exactly in a number, as a time: the year 287,396. Later ones can't be reckoned with.
 LAST_MS = 2**53
+#: What most tasks have for constraints, which is nothing that can be spent.
+_NO_AMOUNT = {"deadline"}
 PROTOCOL_VERSION: Literal["1.0"] = "1.0"
 
 
@@ -87,6 +89,8 @@ class Constraints(Wire):
     @property
     def budget(self) -> Budget:
         """The same as a budget: who has overspent has nothing left, and what is beyond all measure is cut."""
+        if self.model_fields_set <= _NO_AMOUNT:
+            return UNLIMITED
         return Budget(
             tokens=_clamped(self.tokens, 0, MOST),
             hops=_clamped(self.hops, -1, MOST),

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol, Self
 
 from squadron.runtime.errors import InvalidInputError
-from squadron.runtime.wire.spent import MICROS, MOST, Spent, micros
+from squadron.runtime.wire.spent import MICROS, MOST, NOTHING, Spent, micros
 
 #: Largest budget in US dollars: a billion, so that millionths of it are exact in a float. Longest time of work, in
 #: seconds: as `within_s` of asking, a hundred years.
@@ -94,6 +94,8 @@ class Budget:
 
     def minus(self, spent: Spent) -> Self:
         """What is left when so much was spent; who overspends has nothing left."""
+        if spent is NOTHING:
+            return self
         pairs = zip(self.coins, spent.coins, strict=True)
         return self.with_coins(
             *(None if limit is None else max(min(0, limit), limit - used) for limit, used in pairs)
@@ -118,6 +120,8 @@ class Budget:
 
         No rounds are left for whom calls no model: `Ledger.reserve` refuses them.
         """
+        if self is UNLIMITED:
+            return ""
         for name in ("tokens", "usd", "seconds"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 return name
@@ -125,10 +129,16 @@ class Budget:
 
     def to_wire(self) -> dict[str, Any]:
         """As it travels in `payload.constraints`: `cost` in US dollars, `time` in milliseconds of work."""
+        if self is UNLIMITED:
+            return {}
         time_ms = None if self.seconds is None else self.seconds * 1000
         limits = {"tokens": self.tokens, "hops": self.hops, "cost": self.usd, "rounds": self.rounds}
         limits |= {"tasks": self.tasks, "time": time_ms}
         return {name: limit for name, limit in limits.items() if limit is not None}
+
+
+#: What a task may spend when nobody says: what it likes.
+UNLIMITED = Budget()
 
 
 def least(*limits: Any) -> Any:

@@ -82,7 +82,7 @@ class Outcome:
             "latency": round(self.latency_ms, 3),
             "attempt": self.attempt,
         }
-        if self.spent != Spent(tokens=self.tokens):
+        if any(self.spent.coins[1:]) or not self.spent.told:
             content["spent"] = self.spent.to_wire()
         if not self.ok:
             content["error"] = {"message": self.reason, "details": dict(self.details)}
@@ -202,7 +202,7 @@ def from_content(content: Any, *, task_id: str = "", topic: str = "", source: st
         "attempt": _number(content.get("attempt"), 1),
         "latency_ms": _number(content.get("latency"), 0.0),
         # A foreign agent that says nothing of it has spent no more than its tokens.
-        "spent": Spent.of_wire(content.get("spent", {"tokens": content.get("tokens")})),
+        "spent": Spent.of_wire(content["spent"] if "spent" in content else {"tokens": content.get("tokens")}),
         "reason": str(error.get("message", "")),
         "details": details if isinstance(details, Mapping) else {},
     }

@@ -49,6 +49,8 @@ def circle_in(path: Sequence[str], topic: str, content: Any) -> str:
 
     It is a circle if the same was asked on the same topic before, and too deep after `MOST_DEPTH` steps.
     """
+    if not path:
+        return ""
     topics = topics_of(path)
     way = [*topics, topic]
     told = " → ".join(way if len(way) <= 2 * _TOLD else [*way[:_TOLD], "…", *way[-_TOLD:]])

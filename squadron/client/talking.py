@@ -20,7 +20,7 @@ from squadron.client.subscriptions import DurableEvents, Events
 from squadron.runtime.asking.answering import OpenQuestion, People, QuestionNews
 from squadron.runtime.asking.handle import Handle
 from squadron.runtime.asking.negotiation import BIDS_WITHIN_S, negotiate
-from squadron.runtime.asking.options import UNLIMITED, AskKeywords, AskOptions
+from squadron.runtime.asking.options import AskKeywords, AskOptions
 from squadron.runtime.closing import AsyncClosing
 from squadron.runtime.errors import ConfigError, SquadClosedError, StreamGapError
 from squadron.runtime.lite.feed import LiteFeed
@@ -28,7 +28,7 @@ from squadron.runtime.lite.topic import LiteTopic
 from squadron.runtime.steady import Steady
 from squadron.runtime.store.dead_letters import DeadLetters
 from squadron.runtime.wire.groups import check_group
-from squadron.runtime.wire.limits import Budget
+from squadron.runtime.wire.limits import UNLIMITED, Budget
 from squadron.runtime.wire.outcome import Outcome
 from squadron.runtime.wire.question import Action, Reply
 from squadron.runtime.wire.start import Start
