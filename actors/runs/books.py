@@ -43,9 +43,8 @@ class Books:
             case Ended():
                 for end in entry.ends:
                     # Only what was refused on the spot has no source, and was no task.
-                    self.ledger.settle(
-                        self._task(end.call, end.index),
-                        Spent.of_wire(end.spent) + Spent(tasks=bool(end.source)),
+                    spent = Spent.of_wire(end.spent) + Spent(tasks=bool(end.source))
+                    self.ledger.settle(self._task(end.call, end.index), spent, logged=True)
                         logged=True,
                     )
             case _:
