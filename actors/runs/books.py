@@ -45,8 +45,6 @@ class Books:
                     # Only what was refused on the spot has no source, and was no task.
                     spent = Spent.of_wire(end.spent) + Spent(tasks=bool(end.source))
                     self.ledger.settle(self._task(end.call, end.index), spent, logged=True)
-                        logged=True,
-                    )
             case _:
                 pass
 
