@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from squadron.actors.thinking.answers import AnswerForm
 from squadron.actors.thinking.assemble import TurnParts, as_sent
-from squadron.actors.thinking.attachments import address_of, kind_of, name_of, titled
+from squadron.actors.thinking.attachments import IMAGE_URL, address_of, kind_of, name_of, titled
 from squadron.actors.thinking.echoes import echo_of, shown
 from squadron.actors.thinking.model import Attachment, ChatMessage, ModelRequest, ModelTurn, ToolDefinition, Usage
 from squadron.runtime.errors import ModelError
@@ -23,6 +23,8 @@ _NO_REASONING_WITH_TOOLS = re.compile(r"gpt-(5\.([6-9]|\d\d)|[6-9]|\d\d)(?!\d)")
 
 #: The kind of block in which thoughts are kept that a server sends as text, and may want back in a tool loop.
 _REASONING = "reasoning_content"
+#: Where the blocks stand in a turn: thoughts first, then images.
+_THOUGHT_AT, _IMAGES_AT = 0, 1
 
 
 class ChatWire:
@@ -72,18 +74,23 @@ class ChatWire:
             parts.stop_reason = choice.finish_reason or parts.stop_reason
 
     def blocks(self, parts: TurnParts, turn: ModelTurn) -> tuple[dict[str, Any], ...]:
-        """What has to go back besides text and calls: the thoughts, of servers that tell them (DeepSeek, Kimi)."""
-        return tuple(parts.blocks[index] for index in sorted(parts.blocks)) if turn.tool_calls else ()
+        """What is there besides text and calls: images, and thoughts that have to go back (DeepSeek, Kimi)."""
+        kept = [parts.blocks[index] for index in sorted(parts.blocks)]
+        return tuple(block for block in kept if turn.tool_calls or block["type"] != _REASONING)
 
 
 def _read_delta(parts: TurnParts, delta: Any) -> None:
     content = getattr(delta, "content", None)
     parts.add_text(_text_of(content))
     thought = getattr(delta, _REASONING, None)
-    if isinstance(thought, str):
-        parts.thought_chars += len(thought)
-        block = parts.blocks.setdefault(0, {"type": _REASONING, "text": ""})
+    if isinstance(thought, str) and thought:
+        block = parts.blocks.setdefault(_THOUGHT_AT, {"type": _REASONING, "text": ""})
         block["text"] += thought
+    said = thought or getattr(delta, "reasoning", None)  # the second: OpenRouter and Groq
+    parts.thought_chars += len(said) if isinstance(said, str) else 0
+    for image in getattr(delta, "images", None) or ():  # OpenRouter
+        if isinstance(image, dict) and image.get("type") == IMAGE_URL:
+            parts.blocks[_IMAGES_AT + len(parts.blocks)] = image
     refusal = getattr(delta, "refusal", None)
     parts.refusal += refusal if isinstance(refusal, str) else ""
     for piece in getattr(delta, "tool_calls", None) or ():
@@ -165,7 +172,7 @@ def _parts(attachments: Iterable[Attachment]) -> list[dict[str, Any]]:
 def _part(attachment: Attachment) -> dict[str, Any]:
     match kind_of(attachment):
         case "image":
-            return {"type": "image_url", "image_url": {"url": address_of(attachment)}}
+            return {"type": IMAGE_URL, IMAGE_URL: {"url": address_of(attachment)}}
         case "text":
             return {"type": "text", "text": titled(attachment)}
         case _ if attachment.url:
