@@ -75,6 +75,12 @@ class MessagesWire:
                     parts.call_at(event.index, block["id"]).name = block["name"]
                 elif block["type"] == "text":  # some servers send it all at once
                     parts.add_text(block["text"])
+            case "content_block_stop":
+                block = parts.blocks.get(event.index, {})
+                # Some servers send the input whole, and no pieces of it.
+                if block.get("type") == "tool_use" and block.get("input"):
+                    call = parts.call_at(event.index)
+                    call.arguments = call.arguments or json.dumps(block["input"], ensure_ascii=False)
             case "content_block_delta":
                 _read_delta(parts, event.index, event.delta)
             case "message_delta":

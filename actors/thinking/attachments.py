@@ -3,13 +3,35 @@
 from __future__ import annotations
 
 import base64
-from typing import Literal
+from typing import Any, Literal
 
-from squadron.actors.thinking.model import Attachment
+from squadron.actors.thinking.model import Attachment, ModelTurn
 from squadron.runtime.errors import ModelError
+
+#: The kind of part in which chat completions have an image, and of the item in which Responses do.
+IMAGE_URL, IMAGE_CALL = "image_url", "image_generation_call"
 
 #: Types that are text, though their names don't say so.
 _TEXTS = frozenset({"application/json", "application/xml", "application/yaml", "application/x-ndjson"})
+
+
+def images_of(turn: ModelTurn) -> tuple[Attachment, ...]:
+    """The images that a model made in this turn, from its blocks.
+
+    Chat completions have them with servers whose models draw (OpenRouter), and Responses where a server offers
+    that tool by itself; Claude makes none.
+    """
+    return tuple(filter(None, map(_image, turn.blocks)))
+
+
+def _image(block: dict[str, Any]) -> Attachment | None:
+    if block.get("type") == IMAGE_CALL and isinstance(block.get("result"), str):
+        return Attachment(f"image/{block.get('output_format') or 'png'}", block["result"])
+    if block.get("type") != IMAGE_URL or not isinstance(block.get(IMAGE_URL), dict):
+        return None
+    url = str(block[IMAGE_URL].get("url", ""))
+    head, _, data = url.partition(";base64,")
+    return Attachment(head.removeprefix("data:"), data) if data else Attachment("image/*", url=url)
 
 
 def kind_of(attachment: Attachment) -> Literal["image", "pdf", "text"]:

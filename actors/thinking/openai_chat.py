@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from squadron.actors.thinking.answers import AnswerForm
 from squadron.actors.thinking.assemble import TurnParts, as_sent
-from squadron.actors.thinking.attachments import address_of, kind_of, name_of, titled
+from squadron.actors.thinking.attachments import IMAGE_URL, address_of, kind_of, name_of, titled
 from squadron.actors.thinking.echoes import echo_of, shown
 from squadron.actors.thinking.model import Attachment, ChatMessage, ModelRequest, ModelTurn, ToolDefinition, Usage
 from squadron.runtime.errors import ModelError
@@ -23,6 +23,10 @@ _NO_REASONING_WITH_TOOLS = re.compile(r"gpt-(5\.([6-9]|\d\d)|[6-9]|\d\d)(?!\d)")
 
 #: The kind of block in which thoughts are kept that a server sends as text, and may want back in a tool loop.
 _REASONING = "reasoning_content"
+#: The same of OpenRouter, in parts, with the signatures of the provider behind it.
+_DETAILS = "reasoning_details"
+#: Where the blocks stand in a turn: thoughts first, then images.
+_THOUGHT_AT, _DETAILS_AT, _IMAGES_AT = 0, 1, 2
 
 
 class ChatWire:
@@ -72,18 +76,26 @@ class ChatWire:
             parts.stop_reason = choice.finish_reason or parts.stop_reason
 
     def blocks(self, parts: TurnParts, turn: ModelTurn) -> tuple[dict[str, Any], ...]:
-        """What has to go back besides text and calls: the thoughts, of servers that tell them (DeepSeek, Kimi)."""
-        return tuple(parts.blocks[index] for index in sorted(parts.blocks)) if turn.tool_calls else ()
+        """What is there besides text and calls: images, and the thoughts that led to calls, which may have to go
+        back with the results (DeepSeek, Kimi, OpenRouter)."""
+        kept = [parts.blocks[index] for index in sorted(parts.blocks)]
+        return tuple(block for block in kept if turn.tool_calls or block["type"] == IMAGE_URL)
 
 
 def _read_delta(parts: TurnParts, delta: Any) -> None:
     content = getattr(delta, "content", None)
     parts.add_text(_text_of(content))
     thought = getattr(delta, _REASONING, None)
-    if isinstance(thought, str):
-        parts.thought_chars += len(thought)
-        block = parts.blocks.setdefault(0, {"type": _REASONING, "text": ""})
+    if isinstance(thought, str) and thought:
+        block = parts.blocks.setdefault(_THOUGHT_AT, {"type": _REASONING, "text": ""})
         block["text"] += thought
+    for detail in getattr(delta, _DETAILS, None) or ():
+        _add_detail(parts.blocks.setdefault(_DETAILS_AT, {"type": _DETAILS, "details": []})["details"], detail)
+    said = thought or getattr(delta, "reasoning", None)  # the second: OpenRouter and Groq
+    parts.thought_chars += len(said) if isinstance(said, str) else 0
+    for image in getattr(delta, "images", None) or ():  # OpenRouter
+        if isinstance(image, dict) and image.get("type") == IMAGE_URL:
+            parts.blocks[_IMAGES_AT + len(parts.blocks)] = image
     refusal = getattr(delta, "refusal", None)
     parts.refusal += refusal if isinstance(refusal, str) else ""
     for piece in getattr(delta, "tool_calls", None) or ():
@@ -92,6 +104,21 @@ def _read_delta(parts: TurnParts, delta: Any) -> None:
         if not isinstance(arguments, str):  # a few servers send the object itself
             arguments = json.dumps(arguments, ensure_ascii=False)
         parts.add_call(piece.index, piece.id or "", (said and said.name) or "", arguments)
+
+
+def _add_detail(details: list[Any], piece: Any) -> None:
+    """Put a piece behind the others, or into the last one if that is one text with it."""
+    last = details[-1] if details else None
+    if not (isinstance(last, dict) and isinstance(piece, dict)):
+        details.append(piece)
+        return
+    same = (last.get("type"), last.get("index")) == (piece.get("type"), piece.get("index"))
+    key = {"reasoning.text": "text", "reasoning.summary": "summary"}.get(str(piece.get("type")))
+    if not same or key is None:
+        details.append(piece)
+        return
+    joined = (last.get(key) or "") + (piece.get(key) or "")
+    details[-1] = last | {name: value for name, value in piece.items() if value is not None} | {key: joined}
 
 
 def _text_of(content: Any) -> str:
@@ -153,9 +180,13 @@ def _assistant(message: ChatMessage, who: str) -> dict[str, Any]:
         }
         for call in message.tool_calls
     ]
-    said = {"role": "assistant", "content": message.content or None, "tool_calls": calls}
-    thoughts = [block["text"] for block in message.blocks if block.get("type") == _REASONING]
-    return said | ({_REASONING: "".join(thoughts)} if thoughts and message.model == who else {})
+    said: dict[str, Any] = {"role": "assistant", "content": message.content or None, "tool_calls": calls}
+    blocks = {block.get("type"): block for block in message.blocks} if message.model == who else {}
+    if _REASONING in blocks:
+        said[_REASONING] = blocks[_REASONING].get("text")
+    if _DETAILS in blocks:
+        said[_DETAILS] = blocks[_DETAILS].get("details")
+    return said
 
 
 def _parts(attachments: Iterable[Attachment]) -> list[dict[str, Any]]:
@@ -165,7 +196,7 @@ def _parts(attachments: Iterable[Attachment]) -> list[dict[str, Any]]:
 def _part(attachment: Attachment) -> dict[str, Any]:
     match kind_of(attachment):
         case "image":
-            return {"type": "image_url", "image_url": {"url": address_of(attachment)}}
+            return {"type": IMAGE_URL, IMAGE_URL: {"url": address_of(attachment)}}
         case "text":
             return {"type": "text", "text": titled(attachment)}
         case _ if attachment.url:

@@ -12,6 +12,7 @@ from squadron.actors.thinking.assemble import TurnParts, as_sent
 from squadron.actors.thinking.attachments import address_of, kind_of, name_of, titled
 from squadron.actors.thinking.echoes import Echo, echo_of, shown
 from squadron.actors.thinking.model import Attachment, ChatMessage, ModelRequest, ModelTurn, ToolDefinition, Usage
+from squadron.actors.thinking.provider_errors import FailedResponseError
 
 if TYPE_CHECKING:
     from openai.types.responses import Response, ResponseStreamEvent
@@ -21,14 +22,6 @@ _FEWEST_TOKENS, _LONGEST_KEY = 16, 64
 
 #: Kinds of items of which text and calls say all.
 _PLAIN = frozenset({"message", "function_call"})
-
-
-class FailedResponseError(Exception):
-    """The API says within the stream that it failed; `body` is as in an error of HTTP."""
-
-    def __init__(self, code: str | None, message: str | None) -> None:
-        super().__init__(message or code or "the response failed")
-        self.body = {"code": code, "message": message or "the response failed"}
 
 
 class ResponsesWire:

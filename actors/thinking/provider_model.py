@@ -13,7 +13,7 @@ from squadron.actors.thinking.answers import AnswerForm
 from squadron.actors.thinking.assemble import TurnParts, mended
 from squadron.actors.thinking.credentials import clean_key, tidy_variables
 from squadron.actors.thinking.model import ModelRequest, ModelTurn
-from squadron.actors.thinking.provider_errors import model_error
+from squadron.actors.thinking.provider_errors import FailedResponseError, model_error
 from squadron.runtime.errors import ModelError
 from squadron.runtime.redact import keep_secret, scrub
 
@@ -125,10 +125,14 @@ class ProviderModel(ABC):
     def _read(self, parts: TurnParts, event: Any) -> None:
         try:
             self._wire.read(parts, event)
+        except FailedResponseError as error:
+            raise self._error(error, parts) from error
         except Exception as error:
             if error is parts.broken_by:
                 raise
-            raise self._error(error, parts) from error
+            message = scrub(f"{self.name} sent what can't be read: {error!r}")
+            hint = "check that the server speaks this API"
+            raise ModelError(message, hint=hint, **_known(parts)) from error
 
     def _finished(self, parts: TurnParts) -> ModelTurn:
         turn = parts.finish(self.name)
@@ -152,17 +156,18 @@ class ProviderModel(ABC):
             raise self._error(error, parts if heard else None) from error
 
     def _error(self, cause: Exception, parts: TurnParts | None) -> ModelError:
-        known: dict[str, Any] = {"tokens": parts.spent().total, "began": parts.began} if parts else {}
+        known = _known(parts) if parts else {}
         is_status = hasattr(cause, "status_code")
         if isinstance(cause, TimeoutError) or ("Timeout" in type(cause).__name__ and not is_status):
             silent_s = self._between_events_s if parts else min(self._first_event_s, self._between_events_s)
             message = f"{self.name} was silent for {silent_s:g} s"
             hint = "try again; a slow server needs a larger first_event_s or between_events_s"
             return ModelError(message, hint=hint, kind="passing", **known)
-        if parts and not getattr(cause, "body", None) and isinstance(cause, TypeError | AttributeError | KeyError):
-            message = scrub(f"{self.name} sent what can't be read: {cause!r}")
-            return ModelError(message, hint="check that the server speaks this API", kind="passing", **known)
         return model_error(cause, self.name, str(self._client.base_url), **known)
+
+
+def _known(parts: TurnParts) -> dict[str, Any]:
+    return {"tokens": parts.spent().total, "began": parts.began}
 
 
 def patience(sdk: Any, between_events_s: float) -> Any:

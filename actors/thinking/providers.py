@@ -114,7 +114,8 @@ def model_key(spec: str) -> str:
     """
     adopt_keys()
     prefix = spec.strip().partition(":")[0].partition("-")[0].upper()
-    depends = {name: os.environ.get(name) for name in VARIABLES if name.startswith(f"{prefix}_")}
+    # Stripped, as they are once a model has been made.
+    depends = {name: os.environ.get(name, "").strip() for name in VARIABLES if name.startswith(f"{prefix}_")}
     return f"{spec.strip()}#{hashlib.sha256(repr(depends).encode()).hexdigest()[:16]}"
 
 

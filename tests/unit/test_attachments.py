@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from openai.types.chat import ChatCompletionChunk
 
-from squadron.actors.thinking.model import Attachment, ChatMessage, ToolCall
+from squadron.actors.thinking.assemble import TurnParts
+from squadron.actors.thinking.attachments import images_of
+from squadron.actors.thinking.model import Attachment, ChatMessage, ModelTurn, ToolCall
+from squadron.actors.thinking.openai_chat import ChatWire
 from tests.llm_playing import ANTHROPIC, CHAT, RESPONSES, TIME, TOOLS, TURN, USER, Provider, said
 from tests.llm_requests import check_request
 
@@ -82,3 +87,28 @@ async def test_an_image_does_not_count_as_text_where_usage_is_estimated(play: An
     usage = (await played.think([ChatMessage("user", "look", attachments=(image,))])).usage
     assert usage.input < 1_000
     assert (await played.think([ChatMessage("user", "言" * 3_000)])).usage.input >= 1_000
+
+
+@pytest.mark.parametrize(
+    ("block", "image"),
+    [
+        ({"type": "image_url", "image_url": {"url": f"data:image/webp;base64,{PNG}"}}, ("image/webp", PNG, "")),
+        ({"type": "image_url", "image_url": {"url": AT_URL.url}}, ("image/*", "", AT_URL.url)),
+        ({"type": "image_generation_call", "result": PNG, "output_format": "jpeg"}, ("image/jpeg", PNG, "")),
+        ({"type": "image_generation_call", "result": None}, None),
+        ({"type": "reasoning", "summary": []}, None),
+    ],
+)
+def test_images_that_a_model_made_are_attachments(block: dict[str, Any], image: tuple[str, ...] | None) -> None:
+    found = images_of(ModelTurn(blocks=(block,)))
+    assert [(one.media_type, one.data, one.url) for one in found] == ([image] if image else [])
+
+
+def test_images_of_a_chat_server_are_kept() -> None:
+    wire, parts = ChatWire(is_official=False), TurnParts(None)
+    made = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PNG}"}}
+    for delta in ({"reasoning_content": "I draw."}, {"content": "Here."}, {"images": [made, made]}):
+        choice = {"index": 0, "delta": delta, "finish_reason": "stop"}
+        wire.read(parts, ChatCompletionChunk.construct(**json.loads(json.dumps({"choices": [choice]}))))
+    turn = replace(ModelTurn("Here."), blocks=wire.blocks(parts, ModelTurn("Here.")))
+    assert images_of(turn) == (IMAGE, IMAGE)

@@ -7,8 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from openai.types.chat import ChatCompletionChunk
 
+from squadron.actors.thinking.assemble import TurnParts
 from squadron.actors.thinking.model import ChatMessage, ModelRequest, ModelTurn, ToolCall
+from squadron.actors.thinking.openai_chat import ChatWire
 from squadron.actors.thinking.openai_responses import ResponsesWire
 from tests.llm_playing import (
     ANTHROPIC,
@@ -186,19 +189,29 @@ def test_the_phase_of_a_message_is_kept_and_no_item_has_its_id() -> None:
     ]
 
 
-async def test_thoughts_that_a_chat_server_tells_go_back_in_a_tool_loop() -> None:
-    from openai.types.chat import ChatCompletionChunk
+TEXT = {"type": "reasoning.text", "index": 0}
+CRYPT = {"type": "reasoning.encrypted", "index": 1, "data": "gAAA"}
 
-    from squadron.actors.thinking.assemble import TurnParts
-    from squadron.actors.thinking.openai_chat import ChatWire
 
+@pytest.mark.parametrize(
+    ("key", "pieces", "expected"),
+    [
+        ("reasoning_content", ["Wh", "en?"], "When?"),
+        (
+            "reasoning_details",
+            [[TEXT | {"text": "Wh"}], [TEXT | {"text": "en?"}], [TEXT | {"signature": "abc"}, CRYPT], [CRYPT]],
+            [TEXT | {"text": "When?", "signature": "abc"}, CRYPT, CRYPT],
+        ),
+    ],
+)
+def test_thoughts_that_a_chat_server_tells_go_back_in_a_tool_loop(key: str, pieces: Any, expected: Any) -> None:
     wire, parts = ChatWire(is_official=False), TurnParts(None)
     call = {"index": 0, "id": "call_t", "function": {"name": "time", "arguments": "{}"}}
-    for delta in ({"reasoning_content": "Wh"}, {"reasoning_content": "en?"}, {"tool_calls": [call]}):
+    for delta in (*({key: piece} for piece in pieces), {"tool_calls": [call]}):
         choice = {"index": 0, "delta": delta, "finish_reason": "tool_calls"}
         wire.read(parts, ChatCompletionChunk.construct(**json.loads(json.dumps({"choices": [choice]}))))
     turn = parts.finish("openai:m")
     turn = replace(turn, blocks=wire.blocks(parts, turn))
-    for model, expected in (("openai:m", "When?"), ("openai:other", None)):
+    for model, back in (("openai:m", expected), ("openai:other", None)):
         body = wire.body("m", model, ModelRequest((*USER, turn.as_message(), *results(turn))), None)
-        assert body["messages"][1].get("reasoning_content") == expected
+        assert body["messages"][1].get(key) == back

@@ -369,6 +369,8 @@ def test_a_key_of_a_model_changes_with_what_it_depends_on(monkeypatch: pytest.Mo
     monkeypatch.setenv("OPENAI_API_KEY", "sk-second")
     rotated, same = keys()
     assert (rotated != openai, same) == (True, anthropic)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-second\n")  # which is stripped when a model is made
+    assert keys()[0] == rotated
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1")
     assert keys()[0] not in (openai, rotated)
 
