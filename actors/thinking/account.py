@@ -94,7 +94,7 @@ class AccountLog:
         """Tell all who listen that nobody is to ask before `until`, in seconds since the epoch."""
         await self._journal.append(self._pauses, json.dumps(until).encode(), ttl_s=KEPT_S)
 
-    async def hear_pauses(self, sink: Callable[[float], None]) -> Subscription:
+    async def hear_pauses(self, sink: Callable[[float], object]) -> Subscription:
         """Hear of pauses at once."""
 
         def hear(entry: Entry) -> None:

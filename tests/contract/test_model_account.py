@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import replace
 
@@ -14,12 +15,14 @@ from squadron.actors.thinking.model import ChatMessage, Model, ModelRequest, Mod
 from squadron.actors.thinking.quota import BURST_S, LISTED_S, Limits
 from squadron.actors.thinking.scripted import ScriptedModel
 from squadron.actors.thinking.tries import Grant
+from squadron.bridge.jetstream.wiring import Wiring
 from squadron.bridge.memory import MemoryServer
 from squadron.config import Settings
 from squadron.runtime.errors import ModelError
 from squadron.runtime.wire.envelope import AgentIdentity
 from squadron.testing import now_s, turned_time
 from tests.contract.conftest import ON_NATS, Peer, World, until
+from tests.contract.own_server import OwnServer
 
 MODEL: Model = ScriptedModel([])
 REQUEST = ModelRequest((ChatMessage("user", "How many moons has Mars?"),), max_tokens=100)
@@ -105,7 +108,7 @@ async def test_replicas_that_want_more_than_there_is_use_nearly_all_of_it_and_ar
 
 async def test_a_429_that_one_replica_meets_pauses_all_of_them(join: Join, world: World) -> None:
     one, other = await join("one", Limits(rpm=60_000)), await join("other", Limits(rpm=60_000))
-    # Both hold a lease, so that nothing but the news of the pause can hold them.
+    # Both hold an allotment, so that nothing but the news of the pause can hold them.
     first = await call(one)
     (await call(other)).settle(REQUEST, turn_of())
 
@@ -318,6 +321,36 @@ async def test_while_the_bus_is_away_each_replica_keeps_to_its_part_and_then_the
         assert 0.85 * 600 <= used - before <= 600 + 10 * BURST_S + 10
         for accounts in replicas:
             await accounts.aclose()
+
+
+@pytest.mark.slow
+async def test_a_server_that_is_killed_holds_nobody_up_and_its_state_is_used_again(tmp_path: Path) -> None:
+    server, limits = OwnServer(tmp_path), Limits(rpm=6_000)
+    server.start()
+    places, replicas = list[Wiring](), list[Accounts]()
+    try:
+        settings = Settings(home=tmp_path, env="test", nats_url=server.url)
+        for name in ("one", "other"):
+            places.append(await Wiring.open(settings, AgentIdentity(id=name, type="test"), create=True))
+            ports = places[-1].ports
+            replicas.append(Accounts(ports.lite, ports.subjects, ports.clock, name, {"scripted": limits}))
+            (await call(replicas[-1])).settle(REQUEST, turn_of())
+        server.stop()
+        for _ in range(300):  # more than was booked
+            await asyncio.gather(*(call(accounts, within_s=30) for accounts in replicas))
+        server.start()
+        key = places[0].ports.subjects.lite_of("model-account")
+
+        async def is_shared_again() -> bool:
+            await asyncio.gather(*(call(accounts, within_s=30) for accounts in replicas))
+            entry = await places[0].ports.lite.last(key)
+            return entry is not None and time.time() - entry.time < 1
+
+        await until(is_shared_again, within_s=60)
+    finally:
+        for closing in (*replicas, *places):
+            await closing.aclose()
+        server.stop()
 
 
 @ON_NATS
