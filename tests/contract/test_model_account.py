@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from squadron.actors.thinking.account import Accounts
+from squadron.actors.thinking.account import AccountLog, Accounts
 from squadron.actors.thinking.model import ChatMessage, Model, ModelRequest, ModelTurn, Usage
-from squadron.actors.thinking.quota import BURST_S, LISTED_S, Limits
+from squadron.actors.thinking.quota import BURST_S, LISTED_S, AccountState, Limits
 from squadron.actors.thinking.scripted import ScriptedModel
 from squadron.actors.thinking.tries import Grant
 from squadron.bridge.jetstream.wiring import Wiring
@@ -369,3 +369,22 @@ async def test_many_calls_at_once_are_one_write(world: World, join: Join) -> Non
     peer = await world.join("reader")
     written = [entry async for entry in peer.lite.read(peer.subjects.lite_of("model-account"))]
     assert len(written) == 1
+
+
+async def test_of_changes_that_many_make_at_once_none_is_lost(world: World) -> None:
+    peers = [await world.join(f"p{number}") for number in range(8)]
+    logs = [
+        AccountLog(peer.lite, peer.subjects.lite("model-account", "a"), peer.subjects.lite("model-pause", "a"))
+        for peer in peers
+    ]
+
+    def one_more(state: AccountState) -> tuple[AccountState, float]:
+        count = state.next_at.get("requests", 0.0) + 1
+        return replace(state, next_at={"requests": count}), count
+
+    async def count(log: AccountLog) -> list[float]:
+        return [await log.change(one_more) for _ in range(5)]
+
+    counted = await asyncio.gather(*map(count, logs))
+
+    assert sorted(each for counts in counted for each in counts) == [float(number) for number in range(1, 41)]
