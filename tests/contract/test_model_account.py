@@ -133,6 +133,21 @@ async def _knows_of_pause(accounts: Accounts) -> bool:
     return any(lessee._paused_until for lessee in accounts._lessees.values())
 
 
+async def test_a_long_pause_is_kept_to_by_those_that_come_later(world: World, join: Join) -> None:
+    if world.kind != "memory":
+        pytest.skip("it takes ten minutes")
+    limits = Limits(rpm=60_000)
+    (await call(await join("one", limits))).settle(
+        REQUEST, None, ModelError("429", kind="limit", retry_after_s=600.0)
+    )
+    began = now_s()
+    await asyncio.sleep(400)
+
+    await call(await join("other", limits))
+
+    assert now_s() - began >= 600
+
+
 async def test_without_limits_nothing_is_written_and_a_429_still_pauses_all(world: World, join: Join) -> None:
     one, other = await join("one", Limits()), await join("other", Limits())
     grant = await call(one)
@@ -374,7 +389,7 @@ async def test_many_calls_at_once_are_one_write(world: World, join: Join) -> Non
 async def test_of_changes_that_many_make_at_once_none_is_lost(world: World) -> None:
     peers = [await world.join(f"p{number}") for number in range(8)]
     logs = [
-        AccountLog(peer.lite, peer.subjects.lite("model-account", "a"), peer.subjects.lite("model-pause", "a"))
+        AccountLog(peer.lite, peer.subjects.lite("models", "a"), peer.subjects.lite("models", "b"), peer.clock)
         for peer in peers
     ]
 
