@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import os
@@ -65,8 +66,8 @@ class AccountLog:
     A pause is told on a key beside it as well, so that it is heard at once.
     """
 
-    def __init__(self, journal: Journal, key: str, pauses: str) -> None:
-        self._journal, self._key, self._pauses = journal, key, pauses
+    def __init__(self, journal: Journal, key: str, pauses: str, clock: Clock) -> None:
+        self._journal, self._key, self._pauses, self._clock = journal, key, pauses, clock
 
     async def change(self, change: Callable[[AccountState], tuple[AccountState, T]]) -> T:
         """Carry out a change, anew when somebody else wrote first; what changes nothing is not written.
@@ -83,7 +84,9 @@ class AccountLog:
                 return result
             try:
                 seq = entry.seq if entry is not None else 0
-                await self._journal.append(self._key, after.encode(), ttl_s=KEPT_S, expect_seq=seq)
+                # A pause has to outlast the rest that it causes.
+                ttl_s = KEPT_S + max(0.0, after.paused_until - self._clock.time())
+                await self._journal.append(self._key, after.encode(), ttl_s=ttl_s, expect_seq=seq)
             except FencedError:
                 await asyncio.sleep(random.uniform(0.0, jitter_s))
                 jitter_s = min(LONGEST_JITTER_S, 2 * jitter_s)
@@ -98,7 +101,9 @@ class AccountLog:
         """Hear of pauses at once."""
 
         def hear(entry: Entry) -> None:
-            sink(float(json.loads(entry.data)))
+            # Anybody may write there; what is no time is none of ours.
+            with contextlib.suppress(ValueError, TypeError):
+                sink(float(json.loads(entry.data)))
 
         return await self._journal.follow(self._pauses, hear)
 
@@ -143,7 +148,7 @@ class Accounts:
         account = account_of(model, scope)
         if account not in self._lessees:
             key = self._subjects.lite("model-account", account)
-            log = AccountLog(self._journal, key, self._subjects.lite("model-pause", account))
+            log = AccountLog(self._journal, key, self._subjects.lite("model-pause", account), self._clock)
             self._lessees[account] = Lessee(log, limits, self._clock, self._who, scope)
         return self._lessees[account]
 

@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 import structlog
 
 from squadron.actors.thinking.model import ModelRequest, ModelTurn
-from squadron.actors.thinking.quota import LEASE_S, LISTED_S, AccountState, Booking, Lease, Limits, Units
+from squadron.actors.thinking.quota import AHEAD_S, LISTED_S, AccountState, Allotment, Booking, Limits, Units
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import BusUnavailableError, ModelError
 from squadron.runtime.ports.bus import Subscription
@@ -28,7 +28,7 @@ PAUSE_S = 2.0
 AWAY_AFTER_S, AWAY_FOR_S = 2.0, 20.0
 #: How long what is left stays here for the next call, in seconds: who asks less often than this books and gives
 #: back each time, which is half a write per second at most.
-REST_S = 2 * LEASE_S
+REST_S = 2 * AHEAD_S
 #: How often a replica without a place looks for one, in seconds; it only reads.
 LOOK_S = 0.5
 #: Tokens of an answer before any was seen: a few paragraphs.
@@ -53,11 +53,11 @@ class _Waiter:
     cost: dict[str, float] = field(compare=False)
     tokens: int = field(compare=False)
     deadline: float = field(compare=False)
-    future: asyncio.Future[LeaseGrant] = field(compare=False)
+    future: asyncio.Future[CallGrant] = field(compare=False)
 
 
-class LeaseGrant:
-    """The right to make one call, out of the lease of its replica; a `tries.Grant`."""
+class CallGrant:
+    """The right to make one call, out of the allotment of its replica; a `tries.Grant`."""
 
     def __init__(self, lessee: Lessee, cost: Units, tokens: int) -> None:
         self._lessee, self._cost, self._tokens = lessee, cost, tokens
@@ -97,8 +97,8 @@ class Lessee:
         self._shared, self._limits, self._clock, self._who, self._name = log, limits, clock, who, name
         self._waiting: list[_Waiter] = []
         self._numbers = itertools.count()
-        self._lease, self._running, self._listed = Lease(), 0, False
-        #: What is to go back and is in no lease; below zero if more was used than booked.
+        self._allotment, self._running, self._listed = Allotment(), 0, False
+        #: What is to go back and is in no allotment; below zero if more was used than booked.
         self._back: dict[str, float] = {}
         self._paused_until, self._untold_pause = 0.0, 0.0
         self._demand: dict[str, float] = {}
@@ -121,7 +121,7 @@ class Lessee:
         cost = {"requests": 1.0, "tokens": float(whole), "input": float(tokens), "output": float(output)}
         return {kind: cost[kind] for kind in self._limits.rates}
 
-    async def admit(self, request: ModelRequest, tokens: int, *, within_s: float, priority: int) -> LeaseGrant:
+    async def admit(self, request: ModelRequest, tokens: int, *, within_s: float, priority: int) -> CallGrant:
         """Wait until the call may be made; higher priorities first, then what is due first.
 
         Raises:
@@ -134,7 +134,7 @@ class Lessee:
                 raise ModelError(what, hint="ask for fewer max_tokens", kind="limit", retry_after_s=within_s)
         for kind, units in cost.items():
             self._arrived[kind] = self._arrived.get(kind, 0.0) + units
-        future: asyncio.Future[LeaseGrant] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[CallGrant] = asyncio.get_running_loop().create_future()
         deadline = now + within_s
         waiter = _Waiter((-priority, deadline, next(self._numbers)), cost, tokens, deadline, future)
         heapq.heappush(self._waiting, waiter)
@@ -209,23 +209,23 @@ class Lessee:
 
     async def _advance(self, head: _Waiter) -> float:
         """Serve the next call, or bring that nearer; returns after how many seconds to go on, news apart."""
-        now, lease = self._clock.time(), self._lease
+        now, allotment = self._clock.time(), self._allotment
         if max(now, self._paused_until) > head.deadline:
             return self._refuse(head, self._paused_until - now)
         if self._paused_until > now:
             return self._paused_until - now
-        has_place = lease.places is None or self._running < lease.places
-        if lease.until >= now and has_place and lease.covers(head.cost):
-            ready_at = lease.ready_at()
+        has_place = allotment.places is None or self._running < allotment.places
+        if allotment.until >= now and has_place and allotment.covers(head.cost):
+            ready_at = allotment.ready_at()
             if ready_at > head.deadline:
                 return self._refuse(head, ready_at - now)
             if ready_at > now:
                 return ready_at - now
-            lease.take(head.cost)
+            allotment.take(head.cost)
             self._running += 1
             self._rest_until = now + REST_S
             heapq.heappop(self._waiting)
-            head.future.set_result(LeaseGrant(self, head.cost, head.tokens))
+            head.future.set_result(CallGrant(self, head.cost, head.tokens))
             return 0.0
         if not has_place and now < self._look_at:
             return self._look_at - now
@@ -248,19 +248,19 @@ class Lessee:
         return LISTED_S / 2
 
     async def _renew(self, head: _Waiter, now: float) -> None:
-        span_s = max(LEASE_S, now - self._since)
+        span_s = max(AHEAD_S, now - self._since)
         wanted = dict[str, float]()
         for kind in self._limits.rates:
             self._demand[kind] = (self._demand.get(kind, 0.0) + self._arrived.get(kind, 0.0) / span_s) / 2
             waiting = sum(waiter.cost[kind] for waiter in self._waiting if not waiter.future.done())
-            wanted[kind] = waiting + self._demand[kind] * LEASE_S
+            wanted[kind] = waiting + self._demand[kind] * AHEAD_S
         self._arrived, self._since = {}, now
         back = self._collect()
         waiting = len(self._waiting)
         booking = Booking(self._who, head.cost, wanted, back, self._running, waiting, head.deadline)
         seen = AccountState()
 
-        def book(state: AccountState) -> tuple[AccountState, Lease | None]:
+        def book(state: AccountState) -> tuple[AccountState, Allotment | None]:
             nonlocal seen
             seen = state
             if self._was_alone:  # what was used meanwhile nobody wrote down, so there was no rest to burst after
@@ -268,19 +268,19 @@ class Lessee:
             return state.book(booking, self._limits, self._clock.time())
 
         try:
-            lease = await self._change(book)
+            allotment = await self._change(book)
             self._known, self._was_alone = len(seen.others(self._who, now)) + 1, False
         except BusUnavailableError:
             share = self._limits.share(self._known)
-            self._alone, lease = self._alone.book(booking, share, self._clock.time())
+            self._alone, allotment = self._alone.book(booking, share, self._clock.time())
         except asyncio.CancelledError:
             self._return(back)
             raise
         self._pause(seen.paused_until)
-        if lease is None:
+        if allotment is None:
             self._refuse(head, head.deadline - now)
         elif self._paused_until <= self._clock.time():
-            self._lease, self._listed = lease, True
+            self._allotment, self._listed = allotment, True
 
     async def _leave(self) -> None:
         self._listed = False
@@ -309,7 +309,7 @@ class Lessee:
         """Ask nothing before `until`; whether that is news. What was booked is void: all stand in line again."""
         if until <= max(self._paused_until, self._clock.time()):
             return False
-        self._paused_until, self._lease = until, Lease()
+        self._paused_until, self._allotment = until, Allotment()
         self._news.set()
         return True
 
@@ -329,19 +329,19 @@ class Lessee:
     # --- helpers -------------------------------------------------------------------------------------
 
     def _return(self, back: Units) -> None:
-        """What was not used: to the lease, where the next call finds it, or on the way back."""
-        lease = self._lease
+        """What was not used: to the allotment, where the next call finds it, or on the way back."""
+        allotment = self._allotment
         for kind, units in back.items():
-            if kind in lease.rates:
-                lease.left[kind] += units
-                lease.at[kind] -= units / lease.rates[kind]
+            if kind in allotment.rates:
+                allotment.left[kind] += units
+                allotment.at[kind] -= units / allotment.rates[kind]
             else:
                 self._back[kind] = self._back.get(kind, 0.0) + units
 
     def _collect(self) -> dict[str, float]:
         """All that is to go back, once."""
-        lease, self._lease = self._lease, Lease()
-        self._return(lease.left)
+        allotment, self._allotment = self._allotment, Allotment()
+        self._return(allotment.left)
         back, self._back = self._back, {}
         return back
 

@@ -19,7 +19,7 @@ from squadron.runtime.errors import ConfigError
 #: that 60 a minute may be held as 1 a second: a tenth of the minute lies between.
 BURST_S = 6.0
 #: How much of its demand a replica books ahead, in seconds: half a write per second and replica (ADR 0025).
-LEASE_S = 2.0
+AHEAD_S = 2.0
 #: How long a replica counts, and keeps its places for calls under way, without renewing them, in seconds.
 LISTED_S = 30.0
 
@@ -79,7 +79,7 @@ class Booking:
 
     Attributes:
         least: the cost of the call that is next; all of it is booked or nothing.
-        wanted: what it would need for the next `LEASE_S` seconds, `least` included.
+        wanted: what it would need for the next `AHEAD_S` seconds, `least` included.
         back: what it returns of earlier bookings; below zero if more was used than booked.
         running: its calls under way.
         waiting: its calls that wait for a place, the next one included.
@@ -96,7 +96,7 @@ class Booking:
 
 
 @dataclass(slots=True)
-class Lease:
+class Allotment:
     """What one replica has booked: of each kind how much is `left`, and `at` which time the next unit is free.
 
     `places` are the calls it may have under way, None if there is no limit; after `until` it books anew.
@@ -167,10 +167,10 @@ class AccountState:
             lessees[booking.who] = (now + LISTED_S, booking.running)
         return replace(self, next_at=self._given_back(booking.back, limits.rates), lessees=lessees)
 
-    def book(self, booking: Booking, limits: Limits, now: float) -> tuple[AccountState, Lease | None]:
+    def book(self, booking: Booking, limits: Limits, now: float) -> tuple[AccountState, Allotment | None]:
         """The state with the booking, and what was booked; None if it would come too late for the next call."""
         if limits == Limits():
-            return self, Lease(until=now + LEASE_S) if self.paused_until <= booking.deadline else None
+            return self, Allotment(until=now + AHEAD_S) if self.paused_until <= booking.deadline else None
         others = self.others(booking.who, now)
         active, places = len(others) + 1, None
         if limits.concurrency is not None:
@@ -180,7 +180,7 @@ class AccountState:
         rates, next_at = limits.rates, state._given_back(booking.back, limits.rates)
         if places is not None and places <= booking.running:
             # Without a place nothing else is of use; but others see that somebody waits.
-            return replace(state, next_at=next_at), Lease(rates, places=places, until=now)
+            return replace(state, next_at=next_at), Allotment(rates, places=places, until=now)
         # The later of: the line, a pause, and a burst after some rest.
         floor = max(now - BURST_S, self.paused_until)
         starts = {kind: max(next_at.get(kind, 0.0), floor) for kind in rates}
@@ -189,13 +189,13 @@ class AccountState:
         left = dict[str, float]()
         for kind, rate in rates.items():
             # An equal part, in whole calls: what is left of half a call would have to go back.
-            share, least = rate * LEASE_S / active, booking.least.get(kind, 0.0)
+            share, least = rate * AHEAD_S / active, booking.least.get(kind, 0.0)
             part = math.ceil(share / least) * least if least > 0 else share
             left[kind] = max(least, min(booking.wanted.get(kind, 0.0), part))
             next_at[kind] = starts[kind] + left[kind] / rate
         last_at = max((next_at[kind] for kind in rates), default=now)
-        lease = Lease(rates, left, starts, places, max(now, last_at) + LEASE_S)
-        return replace(state, next_at=next_at), lease
+        allotment = Allotment(rates, left, starts, places, max(now, last_at) + AHEAD_S)
+        return replace(state, next_at=next_at), allotment
 
     def _given_back(self, back: Units, rates: Units) -> dict[str, float]:
         given = {

@@ -122,7 +122,8 @@ async def think_patiently(
             return await thinking.ask_patiently(model)
         except ModelError as error:
             following = chain[position + 1 : position + 2]
-            if not following or not (error.retryable or (refusals and error.kind == "refusal")):
+            may_help = error.retryable or (refusals and error.kind == "refusal")
+            if not following or not may_help or thinking.left_s() <= 0:
                 raise
             why = str(error.args[0])
             on_event({"event": "fallback", "from": model.name, "to": following[0].name, "why": why})

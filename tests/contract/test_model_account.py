@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from squadron.actors.thinking.account import Accounts
+from squadron.actors.thinking.account import AccountLog, Accounts
 from squadron.actors.thinking.model import ChatMessage, Model, ModelRequest, ModelTurn, Usage
-from squadron.actors.thinking.quota import BURST_S, LISTED_S, Limits
+from squadron.actors.thinking.quota import BURST_S, LISTED_S, AccountState, Limits
 from squadron.actors.thinking.scripted import ScriptedModel
 from squadron.actors.thinking.tries import Grant
+from squadron.bridge.jetstream.wiring import Wiring
 from squadron.bridge.memory import MemoryServer
 from squadron.config import Settings
 from squadron.runtime.errors import ModelError
 from squadron.runtime.wire.envelope import AgentIdentity
 from squadron.testing import now_s, turned_time
 from tests.contract.conftest import ON_NATS, Peer, World, until
+from tests.contract.own_server import OwnServer
 
 MODEL: Model = ScriptedModel([])
 REQUEST = ModelRequest((ChatMessage("user", "How many moons has Mars?"),), max_tokens=100)
@@ -51,10 +55,13 @@ def accounts_of(peer: Peer, name: str, limits: Limits) -> Accounts:
 
 
 class Provider:
-    """A bucket that holds a minute's worth, and counts whom it would have refused."""
+    """A bucket that holds a minute's worth, and counts whom it would have refused.
+
+    It is nearly empty: full it would bear with whoever takes too much for a while.
+    """
 
     def __init__(self, per_minute: float) -> None:
-        self.most = self.left = per_minute
+        self.most, self.left = per_minute, 1.5 * BURST_S * per_minute / 60
         self.rate, self.at, self.used, self.refused = per_minute / 60, now_s(), 0.0, 0
 
     def use(self, units: float) -> None:
@@ -67,6 +74,11 @@ class Provider:
 async def call(accounts: Accounts, request: ModelRequest = REQUEST, **options: float) -> Grant:
     within_s = options.pop("within_s", PLENTY_S)
     return await accounts.admit(MODEL, request, within_s=within_s, **{k: int(v) for k, v in options.items()})
+
+
+def check_took(world: World, began: float, at_most_s: float) -> None:
+    """Time that is turned says exactly how long somebody waited; a busy machine's says nothing."""
+    assert world.kind != "memory" or now_s() - began < at_most_s
 
 
 def turn_of(*, output: int = 10, cache_read: int = 0) -> ModelTurn:
@@ -103,24 +115,37 @@ async def test_replicas_that_want_more_than_there_is_use_nearly_all_of_it_and_ar
     assert writes <= 0.5 * took_s * len(replicas) + 4 * len(replicas)
 
 
-async def test_a_429_that_one_replica_meets_pauses_all_of_them(join: Join, world: World) -> None:
+async def test_a_429_that_one_replica_meets_pauses_all_of_them(join: Join) -> None:
     one, other = await join("one", Limits(rpm=60_000)), await join("other", Limits(rpm=60_000))
-    # Both hold a lease, so that nothing but the news of the pause can hold them.
+    # Both hold an allotment, so that nothing but the news of the pause can hold them.
     first = await call(one)
     (await call(other)).settle(REQUEST, turn_of())
 
     first.settle(REQUEST, None, ModelError("429", kind="limit", retry_after_s=3.0))
     paused_at = now_s()
-    watcher = await world.join("watcher")
-    await until(lambda: _is_paused(watcher))
-    await asyncio.sleep(0.2)
+    await until(lambda: _knows_of_pause(other))
     for accounts in (one, other):
         await call(accounts)
         assert now_s() - paused_at >= 2.9
 
 
-async def _is_paused(peer: Peer) -> bool:
-    return await peer.lite.last(peer.subjects.lite_of("model-pause")) is not None
+async def _knows_of_pause(accounts: Accounts) -> bool:
+    return any(lessee._paused_until for lessee in accounts._lessees.values())
+
+
+async def test_a_long_pause_is_kept_to_by_those_that_come_later(world: World, join: Join) -> None:
+    if world.kind != "memory":
+        pytest.skip("it takes ten minutes")
+    limits = Limits(rpm=60_000)
+    (await call(await join("one", limits))).settle(
+        REQUEST, None, ModelError("429", kind="limit", retry_after_s=600.0)
+    )
+    began = now_s()
+    await asyncio.sleep(400)
+
+    await call(await join("other", limits))
+
+    assert now_s() - began >= 600
 
 
 async def test_without_limits_nothing_is_written_and_a_429_still_pauses_all(world: World, join: Join) -> None:
@@ -132,14 +157,13 @@ async def test_without_limits_nothing_is_written_and_a_429_still_pauses_all(worl
 
     grant.settle(REQUEST, None, ModelError("429", kind="limit", retry_after_s=2.0))
     paused_at = now_s()
-    await until(lambda: _is_paused(watcher))
-    await asyncio.sleep(0.2)
+    await until(lambda: _knows_of_pause(other))
     await call(other)
 
     assert now_s() - paused_at >= 1.9
 
 
-async def test_who_would_have_to_wait_longer_than_his_time_is_refused_at_once(join: Join) -> None:
+async def test_who_would_have_to_wait_longer_than_his_time_is_refused_at_once(world: World, join: Join) -> None:
     accounts = await join("one", Limits(rpm=6))
     # What may come at once is one call, and ten seconds later the next.
     await call(accounts)
@@ -150,7 +174,7 @@ async def test_who_would_have_to_wait_longer_than_his_time_is_refused_at_once(jo
         await call(accounts, within_s=8.0)
 
     assert caught.value.kind == "limit"
-    assert now_s() - began < 4
+    check_took(world, began, 4)
 
 
 async def test_the_more_urgent_call_is_made_first_and_then_the_one_that_is_due_first(
@@ -189,7 +213,7 @@ async def test_what_a_call_did_not_use_comes_back_and_what_came_from_the_cache_c
         grant.settle(request, turn_of(output=1, cache_read=INPUT))
 
     # Without that the output alone would have taken five minutes, the input two and a half.
-    assert now_s() - began < 6
+    check_took(world, began, 6)
 
 
 async def test_tokens_that_are_counted_when_the_call_is_made_do_not_come_back(world: World, join: Join) -> None:
@@ -204,14 +228,14 @@ async def test_tokens_that_are_counted_when_the_call_is_made_do_not_come_back(wo
     assert now_s() - began >= 2 * 60 - BURST_S - 1
 
 
-async def test_a_call_that_was_never_made_costs_nothing(join: Join) -> None:
+async def test_a_call_that_was_never_made_costs_nothing(world: World, join: Join) -> None:
     accounts = await join("one", Limits(rpm=1))
     began = now_s()
 
     for _ in range(5):
         (await call(accounts)).settle(None, None)
 
-    assert now_s() - began < 10
+    check_took(world, began, 10)
 
 
 async def test_a_call_that_no_minute_has_room_for_is_refused_at_once(join: Join) -> None:
@@ -265,7 +289,7 @@ async def test_the_places_of_a_replica_that_died_come_back(world: World, join: J
 
     await call(living)
 
-    assert now_s() - began <= LISTED_S + 1
+    check_took(world, began, LISTED_S + 1)
 
 
 async def test_a_replica_that_leaves_gives_back_what_it_had_left(world: World, join: Join) -> None:
@@ -320,6 +344,37 @@ async def test_while_the_bus_is_away_each_replica_keeps_to_its_part_and_then_the
             await accounts.aclose()
 
 
+@pytest.mark.slow
+async def test_a_server_that_is_killed_holds_nobody_up_and_its_state_is_used_again(tmp_path: Path) -> None:
+    server, limits = OwnServer(tmp_path), Limits(rpm=6_000)
+    server.start()
+    places, replicas = list[Wiring](), list[Accounts]()
+    try:
+        settings = Settings(home=tmp_path, env="test", nats_url=server.url)
+        for name in ("one", "other"):
+            places.append(await Wiring.open(settings, AgentIdentity(id=name, type="test"), create=True))
+            ports = places[-1].ports
+            replicas.append(Accounts(ports.lite, ports.subjects, ports.clock, name, {"scripted": limits}))
+            (await call(replicas[-1])).settle(REQUEST, turn_of())
+        server.stop()
+        for _ in range(300):  # more than was booked
+            await asyncio.gather(*(call(accounts, within_s=30) for accounts in replicas))
+        server.start()
+        restarted_at = time.time()
+        key = places[0].ports.subjects.lite_of("model-account")
+
+        async def is_shared_again() -> bool:
+            await asyncio.gather(*(call(accounts, within_s=30) for accounts in replicas))
+            entry = await places[0].ports.lite.last(key)
+            return entry is not None and entry.time > restarted_at
+
+        await until(is_shared_again, within_s=60)
+    finally:
+        for closing in (*replicas, *places):
+            await closing.aclose()
+        server.stop()
+
+
 @ON_NATS
 async def test_many_calls_at_once_are_one_write(world: World, join: Join) -> None:
     accounts = await join("one", Limits(rpm=60_000))
@@ -329,3 +384,22 @@ async def test_many_calls_at_once_are_one_write(world: World, join: Join) -> Non
     peer = await world.join("reader")
     written = [entry async for entry in peer.lite.read(peer.subjects.lite_of("model-account"))]
     assert len(written) == 1
+
+
+async def test_of_changes_that_many_make_at_once_none_is_lost(world: World) -> None:
+    peers = [await world.join(f"p{number}") for number in range(8)]
+    logs = [
+        AccountLog(peer.lite, peer.subjects.lite("models", "a"), peer.subjects.lite("models", "b"), peer.clock)
+        for peer in peers
+    ]
+
+    def one_more(state: AccountState) -> tuple[AccountState, float]:
+        count = state.next_at.get("requests", 0.0) + 1
+        return replace(state, next_at={"requests": count}), count
+
+    async def count(log: AccountLog) -> list[float]:
+        return [await log.change(one_more) for _ in range(5)]
+
+    counted = await asyncio.gather(*map(count, logs))
+
+    assert sorted(each for counts in counted for each in counts) == [float(number) for number in range(1, 41)]

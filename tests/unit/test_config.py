@@ -58,6 +58,15 @@ def test_values_come_from_the_environment(tmp_path: Path) -> None:
     assert settings.log_level == "DEBUG"
 
 
+def test_the_limits_of_models_are_a_json_object() -> None:
+    limits = {"SQUADRON_MODEL_LIMITS": '{"openai": {"rpm": 500}}'}
+    settings = Settings.load(limits)
+    assert settings.environ().items() >= limits.items()
+    for bad in ("500", "{", "[]"):
+        with pytest.raises(ConfigError, match="SQUADRON_MODEL_LIMITS"):
+            Settings.load({"SQUADRON_MODEL_LIMITS": bad})
+
+
 def test_the_limits_of_a_message_are_whole_bytes_in_order() -> None:
     limits = {"SQUADRON_CLAIM_OVER_BYTES": "16384", "SQUADRON_MAX_MESSAGE_BYTES": "1048576"}
     settings = Settings.load(limits)

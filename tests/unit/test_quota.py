@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from squadron.actors.thinking.account import limits_from, scope_of
-from squadron.actors.thinking.quota import BURST_S, LEASE_S, LISTED_S, AccountState, Booking, Lease, Limits
+from squadron.actors.thinking.quota import AHEAD_S, BURST_S, LISTED_S, AccountState, Allotment, Booking, Limits
 from squadron.runtime.errors import ConfigError
 
 LIMITS = Limits(rpm=120, tpm=6_000)
@@ -32,19 +32,19 @@ class Provider:
 
 class Replica:
     def __init__(self, who: str) -> None:
-        self.who, self.lease = who, Lease()
+        self.who, self.allotment = who, Allotment()
 
     def try_call(self, state: AccountState, now: float, tokens: float, wanted: float) -> tuple[AccountState, bool]:
         cost = {"requests": 1.0, "tokens": tokens}
-        if not self.lease.covers(cost) or self.lease.until < now:
+        if not self.allotment.covers(cost) or self.allotment.until < now:
             more = {kind: units * wanted for kind, units in cost.items()}
-            booking = Booking(self.who, cost, more, dict(self.lease.left))
-            state, lease = state.book(booking, LIMITS, now)
-            assert lease is not None
-            self.lease = lease
-        if self.lease.ready_at() > now:
+            booking = Booking(self.who, cost, more, dict(self.allotment.left))
+            state, allotment = state.book(booking, LIMITS, now)
+            assert allotment is not None
+            self.allotment = allotment
+        if self.allotment.ready_at() > now:
             return state, False
-        self.lease.take(cost)
+        self.allotment.take(cost)
         return state, True
 
 
@@ -73,13 +73,13 @@ def test_whatever_replicas_do_the_provider_never_refuses(steps: list[tuple[int, 
                     assert now >= state.paused_until
                     provider.use(now, {"requests": 1.0, "tokens": tokens})
             case "leave":
-                state = state.leave(Booking(replica.who, back=dict(replica.lease.left)), LIMITS, now)
-                replica.lease = Lease()
+                state = state.leave(Booking(replica.who, back=dict(replica.allotment.left)), LIMITS, now)
+                replica.allotment = Allotment()
                 assert replica.who not in state.lessees
             case _:
                 state = state.pause(now + 1.0, LIMITS.rates)
                 for each in replicas:
-                    each.lease = Lease()
+                    each.allotment = Allotment()
         assert AccountState.decode(state.encode()) == state
 
 
@@ -91,20 +91,20 @@ def test_no_unit_is_booked_twice_and_nobody_waits_for_less_than_all_before_him(
     for who, requests, after_s in bookings:
         now += after_s
         booking = Booking(f"r{who}", {"requests": requests}, {"requests": 4 * requests})
-        state, lease = state.book(booking, Limits(rpm=600), now)
+        state, allotment = state.book(booking, Limits(rpm=600), now)
 
-        assert lease is not None
-        assert lease.left["requests"] >= requests
+        assert allotment is not None
+        assert allotment.left["requests"] >= requests
         # It begins where the one before ended, or after a rest with a burst.
-        assert lease.at["requests"] == pytest.approx(max(ends, now - BURST_S))
-        ends = lease.at["requests"] + lease.left["requests"] / 10
+        assert allotment.at["requests"] == pytest.approx(max(ends, now - BURST_S))
+        ends = allotment.at["requests"] + allotment.left["requests"] / 10
 
 
 def test_what_would_come_too_late_is_not_booked() -> None:
     state, _ = AccountState().book(Booking("a", {"requests": 600.0}), Limits(rpm=600), 1000.0)
-    after, lease = state.book(Booking("b", {"requests": 1.0}, deadline=1050.0), Limits(rpm=600), 1000.0)
+    after, allotment = state.book(Booking("b", {"requests": 1.0}, deadline=1050.0), Limits(rpm=600), 1000.0)
 
-    assert lease is None
+    assert allotment is None
     assert after == state
 
 
@@ -113,11 +113,11 @@ def test_replicas_that_want_more_than_there_is_get_equal_parts_of_it() -> None:
     for turn in range(2):
         for who in "abc":
             booking = Booking(who, {"requests": 1.0}, {"requests": 100.0})
-            state, lease = state.book(booking, Limits(rpm=600), 1000.0 + turn)
-            assert lease is not None
-            parts[who] = lease.left["requests"]
+            state, allotment = state.book(booking, Limits(rpm=600), 1000.0 + turn)
+            assert allotment is not None
+            parts[who] = allotment.left["requests"]
 
-    assert set(parts.values()) == {math.ceil(10 * LEASE_S / 3)}
+    assert set(parts.values()) == {math.ceil(10 * AHEAD_S / 3)}
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 6), st.integers(0, 6), st.floats(0, 20)), max_size=80))
@@ -132,10 +132,10 @@ def test_places_are_never_more_than_the_limit_and_come_back_from_the_dead(
         # Who was silent for too long counts as dead, with all its calls.
         running = {each: seen for each, seen in running.items() if seen[0] + LISTED_S > now}
         under_way = max(0, running.get(name, (0.0, 0))[1] - ended)
-        state, lease = state.book(Booking(name, running=under_way, waiting=waiting), limits, now)
-        assert lease is not None
-        assert lease.places is not None
-        running[name] = (now, max(under_way, min(under_way + waiting, lease.places)))
+        state, allotment = state.book(Booking(name, running=under_way, waiting=waiting), limits, now)
+        assert allotment is not None
+        assert allotment.places is not None
+        running[name] = (now, max(under_way, min(under_way + waiting, allotment.places)))
         assert sum(count for _, count in running.values()) <= 7
 
 

@@ -215,14 +215,15 @@ async def test_of_a_chain_that_fails_the_last_error_is_raised() -> None:
 
 
 async def test_a_call_ends_with_the_time_there_is() -> None:
-    model, books = Flaky("a:x", 1000.0), Ledger()
+    model, other, books = Flaky("a:x", 1000.0), Flaky("b:y"), Ledger()
     began = now_s()
 
     with pytest.raises(ModelError, match="time that was left") as caught:
-        await think(model, within_s=20.0, books=books)
+        await think(model, other, within_s=20.0, books=books)
 
     assert caught.value.kind == "passing"
     assert now_s() - began == pytest.approx(20, abs=0.1)
+    # Nobody else is asked without any time to answer in.
     assert books.lines[-1] == ("failed", "a:x", 1)
 
 
