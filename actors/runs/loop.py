@@ -91,8 +91,9 @@ class Loop:
         """Go on until the run is over; returns its last entry."""
         await self._actions.take_up(send=self._state.finished is None)
         while self._state.finished is None:
-            if self._actions.failure is not None:
-                raise self._actions.failure
+            if self._actions.failing:
+                # The tool raises what ends it, as soon as its call is taken back.
+                await self._mind.ctx.caller.loop.create_future()
             try:
                 await self._step()
             except TimeoutError:

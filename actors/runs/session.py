@@ -139,7 +139,8 @@ class Session:
             books=books,
             chain=self.chain,
             sampling=self.sampling,
-            on_text=self.emitter.text,
+            # A typed answer is for who asked, and perhaps not its last form: nobody reads along.
+            on_text=self.emitter.text if self.output_schema is None else lambda _: None,
             on_event=self.emitter.send,
             output_schema=self.output_schema,
         )
