@@ -106,7 +106,7 @@ def tools_of(agent: Any) -> list[ToolSpec]:
     return tools
 
 
-def _typed(method: Callable[..., Any]) -> Callable[..., Any]:
+def _typed(method: Callable[..., Any]) -> Any:
     """The method with its types in place of their names, which pydantic would look for in this module."""
 
     @functools.wraps(method)

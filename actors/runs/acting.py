@@ -215,7 +215,11 @@ class Actions:
                 await self.recorder.store(Withdrawn(at=self._now(), calls=calls))
             raise
         except Terminal as error:
-            return await self.recorder.store(Finished(at=self._now(), stopped="failed", error=str(error)))
+            failed = End(outcome="failed", reason=str(error), **common)
+            return await self.recorder.store(
+                Ended(at=self._now(), ends=(failed,)),
+                Finished(at=self._now(), stopped="failed", error=str(error)),
+            )
         except TimeoutError as error:
             why = f"ran longer than its {tool.within_s:g} s" if limit.expired() else f"TimeoutError: {error}"
             end = End(outcome="timed_out" if limit.expired() else "failed", reason=why, **common)

@@ -120,14 +120,12 @@ class Loop:
             if any(call.round == unbegun[0].round for call in state.running):
                 return await self._wait()
             return await self._finish(unbegun[0])
+        if state.is_silent and not state.transcript.has_news:
+            if state.running:
+                return await self._wait()
+            assert state.last is not None
+            return await self._judge(state.last.turn)
         # A question that was put stands, whatever became of who put it.
-        last = None if state.put else state.last
-        silent = last is not None and not last.turn.tool_calls and last.turn.stop != "pause"
-        if silent and not state.running and not state.transcript.has_news:
-            assert last is not None
-            return await self._judge(last.turn)
-        if silent and not state.transcript.has_news:
-            return await self._wait()
         if not state.put and (wait_s := self._wait_s()) is not None:
             return await self._wait(wait_s)
         assert state.epoch is not None
@@ -210,7 +208,7 @@ class Loop:
         asked = read_arguments(WaitFor, call.said.arguments)
         named = self._named(asked.calls)
         until = min(self._state.deadline_at, self._now() + (asked.most_s or WAIT_S))
-        said = "They have ended." if not any(self._state.calls[id].running for id in named) else "You waited."
+        said = "You are asked again when they have ended, or the time is over."
         return (
             Ended(at=self._now(), ends=(answer(call, said),)),
             Waiting(at=self._now(), calls=tuple(named), until=until),

@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from squadron.actors.runs.acting import Actions
+from squadron.actors.runs.acting import Actions, refusal
 from squadron.actors.runs.books import Books
 from squadron.actors.runs.emitter import Emitter
-from squadron.actors.runs.entries import Entry, Epoch, Finished, Gather, Offered, Started
+from squadron.actors.runs.entries import Ended, Entry, Epoch, Finished, Gather, Nudge, Offered, Started
 from squadron.actors.runs.log import RunLog
 from squadron.actors.runs.loop import Aim, Loop, raised_of
 from squadron.actors.runs.mind import Mind
@@ -113,6 +113,13 @@ class Session:
                 max_rounds=max_rounds,
             )
         ]
+        if state.finished is not None and (self.again or state.finished.error):
+            # What it ended with did not count, or is not to be all.
+            why = state.finished.error or f"the run had ended: {state.finished.stopped}"
+            if state.is_silent:
+                entries.append(Nudge(at=now, text=f"Go on: {why}."))
+            if ends := tuple(refusal(call, f"go on: {why}") for call in state.unbegun):
+                entries.append(Ended(at=now, ends=ends))
         if state.started is None:
             beginning = await begin()
             entries.append(
