@@ -710,3 +710,50 @@ def test_what_only_looks_like_a_reference_stays(plain: Any) -> None:
 def test_item_has_no_meaning_outside_for_each() -> None:
     with pytest.raises(BadReferenceError, match="for_each"):
         Results("run-1").fill({"$item": ""})
+
+
+# -- runs that ended, and go on
+
+
+@pytest.mark.parametrize("stop", ["length", "overflow"])
+async def test_an_answer_that_is_cut_off_is_said_to_be(squad: Squad, stop: Any) -> None:
+    await squad.deploy(Scripted(ModelTurn("I was about to", stop=stop)))
+
+    report = report_of(await squad.pursue())
+
+    assert (report["stopped"], report["answer"]) == ("length", "I was about to")
+
+
+async def test_a_run_that_ended_goes_on_in_another_task_with_new_limits(squad: Squad) -> None:
+    words = Words()
+    await squad.deploy(words)
+    await squad.deploy(Scripted(turn(call("l", "words__length", word="four")), finish("never")))
+    first = report_of(await squad.pursue(max_rounds=1))
+    await squad.deploy(Scripted(finish("now", l={"$from": "l"})))
+
+    report = report_of(await squad.pursue(resume=first["run"]))
+
+    assert (first["stopped"], report["stopped"]) == ("rounds", "finished")
+    assert (report["run"], report["rounds"], report["deliverables"]) == (first["run"], 2, {"l": 4})
+    assert words.asked == {"four": 1}
+
+
+@pytest.mark.parametrize(
+    ("last", "role"),
+    [
+        (ModelTurn("I was about to", stop="length"), "user"),
+        (turn(call("f", "finish", answer="no way", achieved=False)), "tool"),
+    ],
+)
+async def test_a_run_that_ended_with_an_answer_is_asked_to_go_on(squad: Squad, last: ModelTurn, role: str) -> None:
+    await squad.deploy(Scripted(last))
+    first = report_of(await squad.pursue())
+    supervisor = Scripted(finish("whole"))
+    await squad.deploy(supervisor)
+
+    report = report_of(await squad.pursue(resume=first["run"]))
+
+    assert report["answer"] == "whole"
+    told = supervisor.model.seen[0][0][-1]
+    assert told.role == role
+    assert f"o on: the run had ended: {first['stopped']}" in told.content
