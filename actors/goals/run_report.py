@@ -64,7 +64,7 @@ def report_of(state: RunState, finished: Finished, timeline: list[dict[str, Any]
         deliverables=end["deliverables"],
         model=state.last.turn.model if state.last is not None else "",
         rounds=state.round,
-        stopped=finished.stopped,  # type: ignore[arg-type]
+        stopped=finished.stopped,
         tasks=TaskCounts(dispatched=sum(call.out[0].tasks for call in sent), outcomes=dict(state.counts())),
         calls=[_report_of(state, call) for call in sent],
         tokens=state.spent.tokens,
