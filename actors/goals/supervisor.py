@@ -88,7 +88,7 @@ class Supervisor(Agent):
         max_rounds: Annotated[int, Field(ge=1, le=100)] = 12,
         within_s: Annotated[float, Field(gt=0, le=MAX_WITHIN_S)] = 300.0,
         gather: Gather | None = None,
-        resume: str = "",
+        resume: Annotated[str, Field(pattern=r"^(run-[0-9a-f]{24})?$")] = "",
     ) -> RunReport:
         """Pursue a goal that needs several agents: plan, delegate in parallel, gather, and report.
 

@@ -78,15 +78,28 @@ class Session:
         await recorder.replay()
         redriven, delivered = self._delivery()
         epoch = state.epoch
-        if epoch is not None and (epoch.redriven, epoch.delivered) > (redriven, delivered) and not self.again:
+        if epoch is None or epoch.task != self.ctx.message.id:
+            self._check_free(state)
+            fresh = True
+        elif (epoch.redriven, epoch.delivered) > (redriven, delivered):
             raise SupersededError(f"a later attempt goes on with {self.run}")
-        fresh = epoch is None or self.again or epoch.redriven < redriven
+        else:
+            fresh = epoch.redriven < redriven
         if state.finished is None or fresh:
             await recorder.store(*await self._entries(state, begin, fresh=fresh))
         finished = await self._loop(recorder, books, aim)
         if finished.error:
             raise Terminal(finished.error)
         return state, finished
+
+    def _check_free(self, state: RunState) -> None:
+        """Of two tasks at one run the one that goes on with it has it, when the other is over."""
+        if self.again and state.started is None:
+            raise Terminal(f"there is no run {self.run!r}, or it ended more than a week ago")
+        if self.again and state.finished is None and self.ctx.caller.ports.clock.time() < state.deadline_at:
+            raise Terminal(f"{self.run} is still under way")
+        if not self.again and state.started is not None:
+            raise SupersededError(f"another task goes on with {self.run}")
 
     def _delivery(self) -> tuple[int, int]:
         lease = self.ctx.lease
@@ -106,6 +119,7 @@ class Session:
             Epoch(
                 at=now,
                 number=epoch.number + 1 if epoch else 1,
+                task=self.ctx.message.id,
                 redriven=redriven,
                 delivered=delivered,
                 replica=self.ctx.caller.ports.identity.id,

@@ -757,3 +757,37 @@ async def test_a_run_that_ended_with_an_answer_is_asked_to_go_on(squad: Squad, l
     told = supervisor.model.seen[0][0][-1]
     assert told.role == role
     assert f"o on: the run had ended: {first['stopped']}" in told.content
+
+
+async def test_a_run_that_there_is_not_can_not_go_on(squad: Squad) -> None:
+    await squad.deploy(Scripted(finish()))
+
+    missing = await squad.pursue(resume=f"run-{0:024x}")
+    wrong = await squad.pursue(resume="that one")
+
+    assert isinstance(missing, Failed)
+    assert "there is no run 'run-000" in missing.reason
+    assert isinstance(wrong, Rejected)
+    assert wrong.details["field"] == "resume"
+
+
+async def test_a_run_that_is_under_way_is_left_to_its_task(squad: Squad) -> None:
+    words = Words(together=2)
+    await squad.deploy(words)
+    await squad.deploy(Scripted(turn(call("l", "words__length", word="four")), finish(l={"$from": "l"})))
+    handle = await squad.client.submit("goal.pursue", {"goal": "count the words"}, AskOptions(within_s=60))
+    run = next(iter([event["run"] async for event in _until(handle.chunks(), "dispatched") if "run" in event]))
+
+    other = await squad.pursue(resume=run)
+    await squad.client.ask("words.length", {"word": "other"})
+
+    assert isinstance(other, Failed)
+    assert "is still under way" in other.reason
+    assert report_of(await handle.outcome())["deliverables"] == {"l": 4}
+
+
+async def _until(events: AsyncIterator[dict[str, Any]], last: str) -> AsyncIterator[dict[str, Any]]:
+    async for event in events:
+        yield event
+        if event["event"] == last:
+            return
