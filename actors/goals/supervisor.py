@@ -95,7 +95,7 @@ class Supervisor(Agent):
         gather: Gather | None = None,
         approve: tuple[Pattern, ...] = (),
         trust: tuple[Pattern, ...] = (),
-        resume: str = "",
+        resume: Annotated[str, Field(pattern=r"^(run-[0-9a-f]{24})?$")] = "",
     ) -> RunReport:
         """Pursue a goal that needs several agents: plan, delegate in parallel, gather, and report.
 
@@ -169,7 +169,8 @@ class _Pursuit:
 
     def judge(self, state: RunState, turn: ModelTurn) -> End | str:
         """A turn without calls is the answer, unless the tokens ran out in the middle of it."""
-        return End(Finish(answer=turn.text).model_dump(), "length" if turn.stop == "length" else "finished")
+        cut = turn.stop in ("length", "overflow")
+        return End(Finish(answer=turn.text).model_dump(), "length" if cut else "finished")
 
     def finish(self, state: RunState, asked: Finish) -> End:
         return End(asked.model_dump(), "finished" if asked.achieved else "gave_up")

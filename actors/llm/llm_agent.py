@@ -200,7 +200,7 @@ class _Thought:
         return ()
 
     def judge(self, state: RunState, turn: ModelTurn) -> End | str:
-        if turn.stop == "length":
+        if turn.stop in ("length", "overflow"):
             raise Terminal(
                 f"the model {turn.model} ran out of tokens in the middle of its answer: raise maxTokens"
             )

@@ -61,7 +61,7 @@ class Actions:
 
     Attributes:
         answers: built-in tools by name.
-        failure: what ends this attempt: nothing new begins in it.
+        failing: a tool ends this attempt, and nothing new begins in it.
     """
 
     ctx: TurnContext
@@ -72,7 +72,9 @@ class Actions:
 
     def __post_init__(self) -> None:
         self.answers: Mapping[str, Answer] = {}
-        self.failure: Retry | None = None
+        self.failing = False
+        #: Calls of tools that want to be run again, and are not taken back yet.
+        self._retrying: list[str] = []
         self._handles: dict[str, dict[int, Handle]] = {}
         self._ends: asyncio.Queue[End] = asyncio.Queue()
         self._working = [self.group.create_task(self._collect())]
@@ -224,12 +226,21 @@ class Actions:
             attachments = attached(data)
             shown = [each.name or each.media_type for each in attachments] if attachments else data
             end = End(outcome="result", data=shown, attachments=attachments, **common)
-        except Retry as error:
-            self.failure = error
-            await self.recorder.store(Withdrawn(at=self._now(), calls=(call.id,)))
+        except Retry:
+            self._retrying.append(call.id)
+            if self.failing:
+                return  # the one that was first takes it back, too
+            self.failing = True
+            while self._retrying:
+                calls, self._retrying = tuple(self._retrying), []
+                await self.recorder.store(Withdrawn(at=self._now(), calls=calls))
             raise
         except Terminal as error:
-            return await self.recorder.store(Finished(at=self._now(), stopped="failed", error=str(error)))
+            failed = End(outcome="failed", reason=str(error), **common)
+            return await self.recorder.store(
+                Ended(at=self._now(), ends=(failed,)),
+                Finished(at=self._now(), stopped="failed", error=str(error)),
+            )
         except TimeoutError as error:
             why = f"ran longer than its {tool.within_s:g} s" if limit.expired() else f"TimeoutError: {error}"
             end = End(outcome="timed_out" if limit.expired() else "failed", reason=why, **common)

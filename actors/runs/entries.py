@@ -41,6 +41,7 @@ class Epoch(_Entry):
 
     Attributes:
         number: the how manieth attempt it is.
+        task: whose attempt it is: that which began the run, or one that goes on with it.
         redriven, delivered: which delivery of the task: of two attempts the one with the older has lost.
         deadline_at: when the run ends, in seconds since the epoch.
         max_rounds: the last round there may be.
@@ -48,6 +49,7 @@ class Epoch(_Entry):
 
     kind: Literal["epoch"] = "epoch"
     number: int
+    task: str = ""
     redriven: int
     delivered: int
     replica: str

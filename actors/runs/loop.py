@@ -93,8 +93,9 @@ class Loop:
         """Go on until the run is over; returns its last entry."""
         await self._actions.take_up(send=self._state.finished is None)
         while self._state.finished is None:
-            if self._actions.failure is not None:
-                raise self._actions.failure
+            if self._actions.failing:
+                # The tool raises what ends it, as soon as its call is taken back.
+                await self._mind.ctx.caller.loop.create_future()
             try:
                 await self._step()
             except TimeoutError:
@@ -122,14 +123,12 @@ class Loop:
             if any(call.round == unbegun[0].round for call in state.outstanding):
                 return await self._wait()
             return await self._finish(unbegun[0])
+        if state.is_silent and not state.transcript.has_news:
+            if state.outstanding:
+                return await self._wait()
+            assert state.last is not None
+            return await self._judge(state.last.turn)
         # A question that was put stands, whatever became of who put it.
-        last = None if state.put else state.last
-        silent = last is not None and not last.turn.tool_calls and last.turn.stop != "pause"
-        if silent and not state.outstanding and not state.transcript.has_news:
-            assert last is not None
-            return await self._judge(last.turn)
-        if silent and not state.transcript.has_news:
-            return await self._wait()
         if not state.put and (wait_s := self._wait_s()) is not None:
             return await self._wait(wait_s)
         assert state.epoch is not None
@@ -219,7 +218,7 @@ class Loop:
         asked = read_arguments(WaitFor, call.said.arguments)
         named = self._named(asked.calls)
         until = min(self._state.deadline_at, self._now() + (asked.most_s or WAIT_S))
-        said = "They have ended." if not any(self._state.calls[id].running for id in named) else "You waited."
+        said = "You are asked again when they have ended, or the time is over."
         return (
             Ended(at=self._now(), ends=(answer(call, said),)),
             Waiting(at=self._now(), calls=tuple(named), until=until),

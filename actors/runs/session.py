@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from squadron.actors.runs.acting import Actions
+from squadron.actors.runs.acting import Actions, refusal
 from squadron.actors.runs.books import Books
 from squadron.actors.runs.emitter import Emitter
-from squadron.actors.runs.entries import Entry, Epoch, Finished, Gather, Offered, Started
+from squadron.actors.runs.entries import Ended, Entry, Epoch, Finished, Gather, Nudge, Offered, Started
 from squadron.actors.runs.log import RunLog
 from squadron.actors.runs.loop import Aim, Loop, raised_of
 from squadron.actors.runs.mind import Mind
@@ -87,15 +87,28 @@ class Session:
         await recorder.replay()
         redriven, delivered = self._delivery()
         epoch = state.epoch
-        if epoch is not None and (epoch.redriven, epoch.delivered) > (redriven, delivered) and not self.again:
+        if epoch is None or epoch.task != self.ctx.message.id:
+            self._check_free(state)
+            fresh = True
+        elif (epoch.redriven, epoch.delivered) > (redriven, delivered):
             raise SupersededError(f"a later attempt goes on with {self.run}")
-        fresh = epoch is None or self.again or epoch.redriven < redriven
+        else:
+            fresh = epoch.redriven < redriven
         if state.finished is None or fresh:
             await recorder.store(*await self._entries(state, begin, fresh=fresh))
         finished = await self._loop(recorder, books, aim)
         if finished.error:
             raise Terminal(finished.error)
         return state, finished
+
+    def _check_free(self, state: RunState) -> None:
+        """Of two tasks at one run the one that goes on with it has it, when the other is over."""
+        if self.again and state.started is None:
+            raise Terminal(f"there is no run {self.run!r}, or it ended more than a week ago")
+        if self.again and state.finished is None and self.ctx.caller.ports.clock.time() < state.deadline_at:
+            raise Terminal(f"{self.run} is still under way")
+        if not self.again and state.started is not None:
+            raise SupersededError(f"another task goes on with {self.run}")
 
     def _delivery(self) -> tuple[int, int]:
         lease = self.ctx.lease
@@ -115,6 +128,7 @@ class Session:
             Epoch(
                 at=now,
                 number=epoch.number + 1 if epoch else 1,
+                task=self.ctx.message.id,
                 redriven=redriven,
                 delivered=delivered,
                 replica=self.ctx.caller.ports.identity.id,
@@ -122,6 +136,13 @@ class Session:
                 max_rounds=max_rounds,
             )
         ]
+        if state.finished is not None and (self.again or state.finished.error):
+            # What it ended with did not count, or is not to be all.
+            why = state.finished.error or f"the run had ended: {state.finished.stopped}"
+            if state.is_silent:
+                entries.append(Nudge(at=now, text=f"Go on: {why}."))
+            if ends := tuple(refusal(call, f"go on: {why}") for call in state.unbegun):
+                entries.append(Ended(at=now, ends=ends))
         if state.started is None:
             beginning = await begin()
             entries.append(
@@ -148,7 +169,8 @@ class Session:
             books=books,
             chain=self.chain,
             sampling=self.sampling,
-            on_text=self.emitter.text,
+            # A typed answer is for who asked, and perhaps not its last form: nobody reads along.
+            on_text=self.emitter.text if self.output_schema is None else lambda _: None,
             on_event=self.emitter.send,
             output_schema=self.output_schema,
         )

@@ -149,6 +149,12 @@ class RunState:
         return self.turns.get(self.round)
 
     @property
+    def is_silent(self) -> bool:
+        """Whether the newest turn makes no calls, and stands: nothing was put to the model since."""
+        last = self.last
+        return last is not None and not self.put and not last.turn.tool_calls and last.turn.stop != "pause"
+
+    @property
     def running(self) -> list[Call]:
         """Calls that went out and have not ended."""
         return [call for call in self.calls.values() if call.running]

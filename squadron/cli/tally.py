@@ -81,6 +81,8 @@ class Tally:
                 self.text += event["delta"]
             case "thought":
                 self.round, self.text = event["round"], event["text"]
+                # Another one may have been taken in its place.
+                self.model = event.get("model") or self.model
                 self.thoughts.append(Span(f"think, round {self.round}", at_s - event["seconds"], at_s))
             case "dispatched":
                 span = Span(event["topic"], at_s)

@@ -72,7 +72,7 @@ async def _redrive(world: World, peer: Peer, id: str) -> None:
     assert json.loads(out) == {"redriven": [id], "left": {}}
 
 
-async def test_a_goal_that_was_given_up_and_put_back_runs_anew_and_gives_its_answer(
+async def test_a_goal_that_was_given_up_and_put_back_goes_on_and_gives_its_answer(
     world: World, peer: Peer, serve: Serve
 ) -> None:
     # Given a run that breaks in its second turn, in each attempt
@@ -97,8 +97,10 @@ async def test_a_goal_that_was_given_up_and_put_back_runs_anew_and_gives_its_ans
     report = (await peer.caller.resume(handle.ticket).outcome()).unwrap()
     assert (report["answer"], report["deliverables"], report["stopped"]) == ("three", {"n": 3}, "finished")
     assert report["rounds"] == 2
-    assert not any(event.get("replayed") for event in report["timeline"])
-    assert words.asked == ["one two three"] * 2
+    assert report["timeline"][-1]["event"] == "finished"
+    assert report["attempts"] == 5  # one in which it came further, three in vain, and the last
+    # What was done is not done again.
+    assert words.asked == ["one two three"]
     assert await DeadLetters(peer.ports).list() == ()
 
 
@@ -213,8 +215,7 @@ async def test_an_agent_that_thinks_with_such_a_model_answers_remembers_and_uses
 ) -> None:
     names = ("rhyme", "look_up", "fail")
     calls = tuple(ToolCall(f"{name}{HIGH}", name, {"word": f"w{HIGH}"}) for name in names)
-    typed = ToolCall("a", "give_answer", {"value": [f"x{HIGH}"]})
-    poet = Poet(ModelTurn("", calls), ModelTurn(f"roses{HIGH}"), ModelTurn("", (typed,)))
+    poet = Poet(ModelTurn("", calls), ModelTurn(f"roses{HIGH}"), ModelTurn(f'["x{HIGH}"]'))
     await serve(poet)
     asked = AskOptions(within_s=60.0, conversation_id="one", model="mine:one")
     handle = await peer.caller.submit("poem.write", {"about": "roses"}, asked)
@@ -224,7 +225,8 @@ async def test_an_agent_that_thinks_with_such_a_model_answers_remembers_and_uses
     assert (await peer.caller.outcome(handle)).unwrap() == {"text": "roses\ufffd", "again": ["x\ufffd"]}
     assert "".join(chunks) == "roses\ufffd"
     told = [message.content for message in poet.model.seen[1] if message.role == "tool"]
-    assert told == ["w\ufffd\ufffd", '{"k\ufffd":"w\ufffd"}', "ValueError: no w\ufffd\ufffd"]
+    expected = ["w\ufffd\ufffd", '{"k\ufffd": "w\ufffd"}', "ValueError: no w\ufffd\ufffd"]
+    assert all(f"\n{words}\n</untrusted-" in content for words, content in zip(expected, told, strict=True))
     # What was said is remembered, and comes before what is said next.
     remembered = [message.content for message in poet.model.seen[2]]
     assert remembered[-3:] == ["roses\ufffd", "roses\ufffd", "again"]

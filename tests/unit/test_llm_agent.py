@@ -447,3 +447,27 @@ async def test_a_rotated_key_is_picked_up(squad: MemorySquad, monkeypatch: pytes
         outcome = await squad.ask("talk.reply", "hi", model="openai:m")
         assert outcome.unwrap() == "ok"
     assert agent.specs == ["openai:m"] * 2  # made once for each key
+
+
+async def test_an_answer_that_was_sent_back_is_not_judged_again_by_the_next_attempt(squad: MemorySquad) -> None:
+    def dies(*_: Any) -> ModelTurn:
+        raise RuntimeError("the replica is gone")
+
+    agent = Listener(turn(text="They are sad."), dies, turn(text='{"word": "sad", "strength": 3}'))
+    await squad.deploy(agent)
+
+    outcome = await squad.ask("talk.mood", {"text": "alas"})
+
+    assert outcome.unwrap() == {"word": "sad", "strength": 3}
+    # The same question in the same words: no repair is counted twice.
+    assert agent.model.seen[1] == agent.model.seen[2]
+
+
+@pytest.mark.parametrize("stop", ["length", "overflow"])
+async def test_an_answer_that_is_cut_off_is_none(squad: MemorySquad, stop: Any) -> None:
+    await squad.deploy(Listener(ModelTurn("I was about to", stop=stop)))
+
+    outcome = await squad.ask("talk.reply", {"text": "x"})
+
+    assert isinstance(outcome, Failed)
+    assert "ran out of tokens in the middle of its answer" in outcome.reason

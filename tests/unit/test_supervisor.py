@@ -711,3 +711,84 @@ def test_what_only_looks_like_a_reference_stays(plain: Any) -> None:
 def test_item_has_no_meaning_outside_for_each() -> None:
     with pytest.raises(BadReferenceError, match="for_each"):
         Results("run-1").fill({"$item": ""})
+
+
+# -- runs that ended, and go on
+
+
+@pytest.mark.parametrize("stop", ["length", "overflow"])
+async def test_an_answer_that_is_cut_off_is_said_to_be(squad: Squad, stop: Any) -> None:
+    await squad.deploy(Scripted(ModelTurn("I was about to", stop=stop)))
+
+    report = report_of(await squad.pursue())
+
+    assert (report["stopped"], report["answer"]) == ("length", "I was about to")
+
+
+async def test_a_run_that_ended_goes_on_in_another_task_with_new_limits(squad: Squad) -> None:
+    words = Words()
+    await squad.deploy(words)
+    await squad.deploy(Scripted(turn(call("l", "words__length", word="four")), finish("never")))
+    first = report_of(await squad.pursue(max_rounds=1))
+    await squad.deploy(Scripted(finish("now", l={"$from": "l"})))
+
+    report = report_of(await squad.pursue(resume=first["run"]))
+
+    assert (first["stopped"], report["stopped"]) == ("rounds", "finished")
+    assert (report["run"], report["rounds"], report["deliverables"]) == (first["run"], 2, {"l": 4})
+    assert words.asked == {"four": 1}
+
+
+@pytest.mark.parametrize(
+    ("last", "role"),
+    [
+        (ModelTurn("I was about to", stop="length"), "user"),
+        (turn(call("f", "finish", answer="no way", achieved=False)), "tool"),
+    ],
+)
+async def test_a_run_that_ended_with_an_answer_is_asked_to_go_on(squad: Squad, last: ModelTurn, role: str) -> None:
+    await squad.deploy(Scripted(last))
+    first = report_of(await squad.pursue())
+    supervisor = Scripted(finish("whole"))
+    await squad.deploy(supervisor)
+
+    report = report_of(await squad.pursue(resume=first["run"]))
+
+    assert report["answer"] == "whole"
+    told = supervisor.model.seen[0][0][-1]
+    assert told.role == role
+    assert f"o on: the run had ended: {first['stopped']}" in told.content
+
+
+async def test_a_run_that_there_is_not_can_not_go_on(squad: Squad) -> None:
+    await squad.deploy(Scripted(finish()))
+
+    missing = await squad.pursue(resume=f"run-{0:024x}")
+    wrong = await squad.pursue(resume="that one")
+
+    assert isinstance(missing, Failed)
+    assert "there is no run 'run-000" in missing.reason
+    assert isinstance(wrong, Rejected)
+    assert wrong.details["field"] == "resume"
+
+
+async def test_a_run_that_is_under_way_is_left_to_its_task(squad: Squad) -> None:
+    words = Words(together=2)
+    await squad.deploy(words)
+    await squad.deploy(Scripted(turn(call("l", "words__length", word="four")), finish(l={"$from": "l"})))
+    handle = await squad.client.submit("goal.pursue", {"goal": "count the words"}, AskOptions(within_s=60))
+    run = next(iter([event["run"] async for event in _until(handle.chunks(), "dispatched") if "run" in event]))
+
+    other = await squad.pursue(resume=run)
+    await squad.client.ask("words.length", {"word": "other"})
+
+    assert isinstance(other, Failed)
+    assert "is still under way" in other.reason
+    assert report_of(await handle.outcome())["deliverables"] == {"l": 4}
+
+
+async def _until(events: AsyncIterator[dict[str, Any]], last: str) -> AsyncIterator[dict[str, Any]]:
+    async for event in events:
+        yield event
+        if event["event"] == last:
+            return
