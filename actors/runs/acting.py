@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -74,11 +74,15 @@ class Actions:
         self._retrying: list[str] = []
         self._handles: dict[str, dict[int, Handle]] = {}
         self._ends: asyncio.Queue[End] = asyncio.Queue()
-        self._working = [self.group.create_task(self._collect())]
+        self._working = list[asyncio.Task[None]]()
+        self._start(self._collect())
 
     @property
     def _state(self) -> RunState:
         return self.recorder.state
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        self._working.append(self.group.create_task(work))
 
     def close(self) -> None:
         """Stop what goes on here; nothing that comes is stored any more."""
@@ -98,6 +102,10 @@ class Actions:
                 made = prepare(call.said, self._state.toolbox, self._state.results)
                 if circling := self._state.repeats.refusal(made.topic, made.comparable):
                     raise ValueError(circling)
+                if not made.contents:
+                    # A for_each over nothing has no task whose end would end it.
+                    ends.append(answer(call, []))
+                    continue
                 ready.append((call, made))
             except (ValueError, BadReferenceError) as error:
                 ends.append(refusal(call, str(error)))
@@ -158,7 +166,7 @@ class Actions:
         sent = list[Call]()
         for call in calls:
             if call.out[0].kind == "tool":
-                self._working.append(self.group.create_task(self._run_tool(call, again=again)))
+                self._start(self._run_tool(call, again=again))
                 continue
             known = self._handles.get(call.id, {})
             indices = [index for index in call.open if index not in known]
@@ -185,7 +193,7 @@ class Actions:
 
     def _gather(self, call: Call, index: int, handle: Handle) -> None:
         self._handles.setdefault(call.id, {})[index] = handle
-        self._working.append(self.group.create_task(self._await(call, index, handle)))
+        self._start(self._await(call, index, handle))
 
     async def _await(self, call: Call, index: int, handle: Handle) -> None:
         outcome = await handle.outcome()
