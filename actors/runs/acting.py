@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ from squadron.actors.runs.references import BadReferenceError, task_id
 from squadron.actors.runs.state import Call, RunState
 from squadron.actors.thinking.model import Attachment, ToolDefinition
 from squadron.runtime.asking.handle import Handle
+from squadron.runtime.background import to_its_end
 from squadron.runtime.errors import Retry, Terminal
 from squadron.runtime.running.context import TurnContext
 from squadron.runtime.texts import whole
@@ -26,6 +28,8 @@ from squadron.runtime.wire.subjects import token_of
 
 #: Share of the remaining time that a call gets, so that a stuck one leaves time to reason again.
 CALL_SHARE = 0.8
+#: Longest time to take a call back, in seconds: two reconnects. After a longer outage it counts as interrupted.
+WITHDRAW_S = 5.0
 
 
 class Tool(Protocol):
@@ -73,15 +77,17 @@ class Actions:
     def __post_init__(self) -> None:
         self.answers: Mapping[str, Answer] = {}
         self.failing = False
-        #: Calls of tools that want to be run again, and are not taken back yet.
-        self._retrying: list[str] = []
         self._handles: dict[str, dict[int, Handle]] = {}
         self._ends: asyncio.Queue[End] = asyncio.Queue()
-        self._working = [self.group.create_task(self._collect())]
+        self._working = list[asyncio.Task[None]]()
+        self._start(self._collect())
 
     @property
     def _state(self) -> RunState:
         return self.recorder.state
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        self._working.append(self.group.create_task(work))
 
     def close(self) -> None:
         """Stop what goes on here; nothing that comes is stored any more."""
@@ -108,6 +114,10 @@ class Actions:
                     continue
                 if circling := self._state.repeats.refusal(made.topic, made.comparable):
                     raise ValueError(circling)
+                if not made.contents:
+                    # A for_each over nothing has no task whose end would end it.
+                    ends.append(answer(call, []))
+                    continue
                 ready.append((call, made))
             except (ValueError, BadReferenceError) as error:
                 ends.append(refusal(call, str(error)))
@@ -179,7 +189,7 @@ class Actions:
         sent = list[Call]()
         for call in calls:
             if call.out[0].kind == "tool":
-                self._working.append(self.group.create_task(self._run_tool(call, again=again)))
+                self._start(self._run_tool(call, again=again))
                 continue
             known = self._handles.get(call.id, {})
             indices = [index for index in call.open if index not in known]
@@ -206,7 +216,7 @@ class Actions:
 
     def _gather(self, call: Call, index: int, handle: Handle) -> None:
         self._handles.setdefault(call.id, {})[index] = handle
-        self._working.append(self.group.create_task(self._await(call, index, handle)))
+        self._start(self._await(call, index, handle))
 
     async def _await(self, call: Call, index: int, handle: Handle) -> None:
         outcome = await handle.outcome()
@@ -227,13 +237,9 @@ class Actions:
             shown = [each.name or each.media_type for each in attachments] if attachments else data
             end = End(outcome="result", data=shown, attachments=attachments, **common)
         except Retry:
-            self._retrying.append(call.id)
-            if self.failing:
-                return  # the one that was first takes it back, too
             self.failing = True
-            while self._retrying:
-                calls, self._retrying = tuple(self._retrying), []
-                await self.recorder.store(Withdrawn(at=self._now(), calls=calls))
+            # To its end, also if another tool ends the attempt in the same moment.
+            await to_its_end(self._withdraw(call))
             raise
         except Terminal as error:
             failed = End(outcome="failed", reason=str(error), **common)
@@ -253,6 +259,11 @@ class Actions:
             end = End(outcome="failed", reason=whole(f"{type(error).__name__}: {error}"), **common)
         took = round(1000 * (self.ctx.caller.loop.time() - started), 3)
         self._ends.put_nowait(end.model_copy(update={"latency_ms": took}))
+
+    async def _withdraw(self, call: Call) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(WITHDRAW_S):
+                await self.recorder.store(Withdrawn(at=self._now(), calls=(call.id,)))
 
     @staticmethod
     def _stopping() -> bool:

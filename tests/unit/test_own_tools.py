@@ -248,3 +248,33 @@ async def test_the_same_call_with_the_same_end_is_refused_the_third_time(squad: 
 def test_the_time_of_a_tool_is_a_number_above_zero(within_s: Any) -> None:
     with pytest.raises(InvalidAgentError, match="within_s of a tool can't be"):
         tool(within_s=within_s)
+
+
+async def test_tools_that_ask_for_a_retry_at_once_are_all_run_again(squad: MemorySquad) -> None:
+    both = asyncio.Barrier(2)
+
+    class Twins(Handy):
+        @tool
+        async def one(self) -> str:
+            """Works the second time."""
+            return await self.work("one")
+
+        @tool
+        async def two(self) -> str:
+            """Works the second time."""
+            return await self.work("two")
+
+        async def work(self, name: str) -> str:
+            self.ran[name] += 1
+            if self.ran[name] == 1:
+                await both.wait()
+                raise Retry("not yet")
+            return name
+
+    agent = Twins(turn("one", "two"), turn(text="ok"))
+    await squad.deploy(agent)
+
+    assert (await squad.ask("handy.do", {"text": "x"})).unwrap() == "ok"
+
+    assert agent.ran == {"one": 2, "two": 2}
+    assert not any(answer.is_error for answer in told(agent.model.seen[1][0]).values())

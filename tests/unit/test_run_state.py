@@ -91,11 +91,14 @@ class Writer:
                 self.write(Ended(at=0, ends=(End(call=call.id, outcome="rejected", reason="no"),)))
                 continue
             tasks = len(call.said.arguments["items"]) if call.said.name == "for_each" else 1
+            if not tasks:
+                self.write(Ended(at=0, ends=(End(call=call.id, outcome="result", data=[]),)))
+                continue
             dispatch = Dispatch(call=call.id, kind="topic", topic="a.b", tasks=tasks, deadline_ms=9)
             self.write(Sending(at=0, round=call.round, calls=(dispatch,)))
             if self.draw(st.booleans()):
                 self.write(Sent(at=0, calls=(call.id,)))
-            elif tasks and self.draw(st.booleans()):
+            elif self.draw(st.booleans()):
                 self.write(Withdrawn(at=0, calls=(call.id,)))
 
     def end_some(self) -> None:

@@ -194,6 +194,17 @@ async def test_results_are_passed_on_by_reference(squad: Squad) -> None:
     assert json.loads(fenced(last_answers(supervisor)["n"])) == [6, 2, 3, 5]
 
 
+async def test_a_for_each_over_nothing_comes_to_an_empty_list(squad: Squad) -> None:
+    await squad.deploy(Words())
+    supervisor = Scripted(turn(call("n", "for_each", topic="words__length", items=[])), finish(n={"$from": "n"}))
+    await squad.deploy(supervisor)
+
+    report = report_of(await squad.pursue())
+
+    assert report["deliverables"] == {"n": []}
+    assert fenced(last_answers(supervisor)["n"]) == "[]"
+
+
 async def test_failures_are_told_to_the_model_and_the_run_goes_on(squad: Squad) -> None:
     await squad.deploy(Words())
     items = [{"word": "good"}, {"word": "bad"}, {}]
