@@ -12,6 +12,7 @@ from squadron.actors.runs.books import Books
 from squadron.actors.runs.entries import Asking, Failed, Summarized, Thought
 from squadron.actors.runs.recorder import Recorder
 from squadron.actors.runs.state import RunState
+from squadron.actors.thinking.account import accounts_of
 from squadron.actors.thinking.catalog import (
     USUAL_ANSWER,
     Estimate,
@@ -112,8 +113,13 @@ class Mind:
             books=self,
             within_s=left_s,
             on_text=self.on_text,
-            on_event=self.on_event,
+            on_event=self._tell,
+            account=accounts_of(self.ctx.caller),
+            priority=self.ctx.message.routing.priority,
         )
+
+    def _tell(self, event: dict[str, Any]) -> None:
+        self.on_event(event | {"round": self._state.round + 1})
 
     async def asking(self, model: Model, request: ModelRequest, number: int) -> ModelRequest:
         """What this model is to be asked, when that is stored; see `tries.Books`."""

@@ -10,11 +10,14 @@ import os
 import random
 from collections.abc import Callable, Mapping
 from typing import TypeVar
+from weakref import WeakKeyDictionary
 
 from squadron.actors.thinking.lessee import Lessee
 from squadron.actors.thinking.model import Model, ModelRequest
 from squadron.actors.thinking.quota import AccountState, Limits
+from squadron.actors.thinking.tokens import conversation_tokens, tools_tokens
 from squadron.actors.thinking.tries import Grant
+from squadron.runtime.asking.caller import Caller
 from squadron.runtime.errors import ConfigError, FencedError
 from squadron.runtime.ports.bus import Subscription
 from squadron.runtime.ports.journal import Entry, Journal
@@ -28,9 +31,21 @@ KEPT_S = 120.0
 #: First and longest pause after somebody else wrote first, in seconds: with 1 ms of jitter 16 writers on one key
 #: do 946 changes a second, without any 326 (measured, ADR 0025); doubled, because there may be more of them.
 FIRST_JITTER_S, LONGEST_JITTER_S = 0.001, 0.064
-#: Bytes of a token, for want of a better count: the mean over prose, code and 19 languages is 3.3 (OpenAI) and 2.8
-#: (Claude); too many is safer than too few.
-BYTES_PER_TOKEN = 3
+#: Those of each process; a test may have several in one.
+_accounts: WeakKeyDictionary[Caller, Accounts] = WeakKeyDictionary()
+
+
+def accounts_of(caller: Caller) -> Accounts:
+    """The accounts of a process, with the limits that its environment sets.
+
+    Raises:
+        ConfigError: the setting `model_limits` can't be read.
+    """
+    if caller not in _accounts:
+        limits = limits_from(os.environ.get("SQUADRON_MODEL_LIMITS", ""))
+        ports = caller.ports
+        _accounts[caller] = Accounts(ports.lite, ports.subjects, ports.clock, ports.identity.id, limits)
+    return _accounts[caller]
 
 
 def limits_from(text: str) -> dict[str, Limits]:
@@ -52,12 +67,8 @@ def limits_from(text: str) -> dict[str, Limits]:
 
 
 def tokens_in(request: ModelRequest) -> int:
-    """About how many tokens a request has."""
-    texts = [message.content for message in request.messages]
-    texts += [json.dumps(call.arguments) for message in request.messages for call in message.tool_calls]
-    texts += [json.dumps([tool.name, tool.description, tool.input_schema]) for tool in request.tools]
-    size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
-    return size // BYTES_PER_TOKEN + 10 * (len(request.messages) + len(request.tools)) + 50
+    """About how many tokens a request has, by the dearest way to count."""
+    return conversation_tokens(request.messages) + tools_tokens(request.tools)
 
 
 class AccountLog:

@@ -24,6 +24,7 @@ VARIABLES = (
     "ANTHROPIC_BASE_URL",
     "SQUADRON_MODEL",
     "SQUADRON_PRICES",
+    "SQUADRON_MODEL_LIMITS",
 )
 _FILE = "model-keys.json"
 
