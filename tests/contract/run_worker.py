@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ def _turn(*calls: ToolCall, text: str = "") -> ModelTurn:
 
 
 def pursue(request: ModelRequest, diary: Diary) -> ModelTurn:
-    """Ask two, go on when the first of them has ended, wait for the other, be refused once, and finish."""
+    """Ask two and a person, wait for the slow one, be refused once, have a call approved, and finish."""
     turns = [message for message in request.messages if message.role == "assistant"]
     match len(turns):
         case 0:
@@ -73,9 +74,11 @@ def pursue(request: ModelRequest, diary: Diary) -> ModelTurn:
                 ToolCall("slow", "words__slow", {"text": "one two three"}),
                 ToolCall("more", "discover_topics", {"intent": "shout a text"}),
                 ToolCall("wrong", "words__count", {"no": "such field"}),
+                ToolCall("who", "ask_person", {"question": "Who are you?"}),
+                ToolCall("loud", "words__shout", {"text": "may I"}),
             )
         case 1:
-            return _turn(ToolCall("wait", "wait_for", {"calls": ["slow"]}))
+            return _turn(ToolCall("wait", "wait_for", {"calls": ["slow", "who", "loud"]}))
         case 2:
             if "refused" not in diary.lines:
                 diary.write("refused")
@@ -83,7 +86,7 @@ def pursue(request: ModelRequest, diary: Diary) -> ModelTurn:
             return _turn(
                 ToolCall("all", "for_each", {"topic": "words.count", "items": [{"text": "a"}, {"text": "b c"}]})
             )
-    end = {"answer": "done", "deliverables": {"slow": {"$from": "slow"}, "all": {"$from": "all"}}}
+    end = {"answer": "done", "deliverables": {each: {"$from": each} for each in ("slow", "all", "who", "loud")}}
     return _turn(ToolCall("end", "finish", end))
 
 
@@ -109,6 +112,40 @@ def write(request: ModelRequest, diary: Diary) -> ModelTurn:
         case 2:
             return _turn(text="not JSON")
     return _turn(text='["one", "two"]')
+
+
+def read(request: ModelRequest, diary: Diary) -> ModelTurn:
+    """Look up more than the window has room for, and answer."""
+    # What was summarized is not counted any more: the number of the call is in the newest result.
+    done = [int(found) for m in request.messages for found in re.findall(r"page (\d+)", m.content)]
+    last = max(done, default=0)
+    if last < 12:
+        calls = [ToolCall(f"p{number}", "page", {"number": number}) for number in (last + 1, last + 2)]
+        return _turn(*calls, text="I read on.")
+    return _turn(text="read")
+
+
+class Reader(LLMAgent):
+    """You read."""
+
+    name: ClassVar[str] = "reader"
+
+    def __init__(self, diary: str = "") -> None:
+        self._diary = Diary(diary)
+
+    def make_model(self, spec: str) -> Model:
+        return Mind(self._diary, read)
+
+    @topic("texts.read")
+    async def read(self, ctx: Context, text: str) -> str:
+        """Read a text."""
+        return await self.think(ctx, text)
+
+    @tool
+    async def page(self, number: int) -> str:
+        """One page of a book."""
+        self._diary.write(f"page {number}")
+        return f"page {number}: " + "and on it goes " * 60
 
 
 class Writer(LLMAgent):
@@ -160,13 +197,14 @@ class Words(Agent):
         await asyncio.sleep(0.5)
         return len(text.split())
 
-    @topic("words.shout")
-    async def shout(self, text: str) -> str:
+    @topic("words.shout", approval="it is loud")
+    async def shout(self, ctx: Context, text: str) -> str:
         """Shout a text."""
+        self._diary.write(f"task {ctx.message.id}")
         return text.upper()
 
 
-THINKERS: dict[str, Callable[[str], Agent]] = {"supervisor": Thinker, "writer": Writer}
+THINKERS: dict[str, Callable[[str], Agent]] = {"supervisor": Thinker, "writer": Writer, "reader": Reader}
 
 
 @dataclass(frozen=True)
@@ -198,6 +236,9 @@ def main(settings: Settings, thinker: str, name: str, diary: str, death: Death |
     """Serve one thinker until the process is killed."""
     if death is not None:
         death.arm()
+    if thinker == "reader":
+        # A small window, so that a few pages are more than it holds.
+        os.environ["SQUADRON_PRICES"] = '{"mind:test": {"input": 1, "output": 1, "window": 8000}}'
     asyncio.run(serve(settings, [THINKERS[thinker](diary)], name))
 
 
