@@ -139,7 +139,8 @@ def check(case: Case, plain: Case, outcome: Outcome, expected: Outcome) -> None:
     assert all(lines[line] == 1 for line in tasks), (where, lines)
     assert len(tasks) == len([line for line in before if line.startswith("task")]), where
     pages = [line for line in lines if line.startswith("page")]
-    assert all(lines[line] == 1 for line in pages), (where, lines)
+    # The two that ran when it died may be asked for again: by the model, which is told that nobody knows of them.
+    assert sum(lines[line] - 1 for line in pages) <= 2, (where, lines)
     # Whoever does not know how far a tool came that nobody may repeat, does not run it again.
     assert lines["book"] <= 1, where
     # At most one call of the model is paid twice, and the books say so.
