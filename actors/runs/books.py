@@ -13,15 +13,27 @@ from squadron.runtime.wire.spent import Spent
 class Books:
     """Replays a log on a fresh ledger, so that an attempt knows what the ones before it spent.
 
-    All that the log says is reserved as `logged`: the ledger need not carry it over.
+    All that the log says is reserved as `logged`: the ledger need not carry it over. What another task spent that
+    had the run before was charged to that one.
     """
 
-    def __init__(self, run: str, ledger: Ledger) -> None:
-        self._run, self.ledger = run, ledger
+    def __init__(self, run: str, task: str, ledger: Ledger) -> None:
+        self._run, self._owner, self.ledger = run, task, ledger
         self._asking: Asking | None = None
+        self._ours = False
+        self._granted = set[str]()
 
     def apply(self, entry: Entry) -> None:
         """Take in the next entry."""
+        if isinstance(entry, Epoch):
+            if self._asking is not None:
+                # Its attempt died meanwhile: it may have cost all of it.
+                self._settle(_reserve(self._asking))
+            self._ours = entry.task == self._owner
+        elif self._ours:
+            self._count(entry)
+
+    def _count(self, entry: Entry) -> None:
         match entry:
             case Asking():
                 self._asking = entry
@@ -31,17 +43,17 @@ class Books:
                 self._settle(Spent.of_wire(entry.spent))
             case Thought():
                 self._settle(Spent.of_wire(entry.spent))
-            case Epoch() if self._asking is not None:
-                # Its attempt died meanwhile: it may have cost all of it.
-                self._settle(_reserve(self._asking))
             case Sending():
                 for dispatch in entry.calls:
                     if dispatch.kind == "topic":
                         share = self.share_of(dispatch)
                         for index in range(dispatch.tasks):
+                            self._granted.add(self._task(dispatch.call, index))
                             self.ledger.restore(self._task(dispatch.call, index), share)
             case Ended():
                 for end in entry.ends:
+                    if self._task(end.call, end.index) not in self._granted:
+                        continue
                     # Only what was refused on the spot has no source, and was no task.
                     spent = Spent.of_wire(end.spent) + Spent(tasks=bool(end.source))
                     self.ledger.settle(self._task(end.call, end.index), spent, logged=True)

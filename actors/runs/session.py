@@ -78,7 +78,7 @@ class Session:
             BusUnavailableError: the server was away until the deadline.
         """
         ports = self.ctx.caller.ports
-        state, books = RunState(self.run, self.toolbox), Books(self.run, self.ctx.ledger)
+        state, books = RunState(self.run, self.toolbox), Books(self.run, self.ctx.message.id, self.ctx.ledger)
         self.emitter.at_s = lambda: state.at_s(ports.clock.time())
         log = RunLog(ports, self.run, Deadline.after(self.within_s, ports.clock))
         recorder = Recorder(log, state, books, self.ctx.lease, self.emitter.send)

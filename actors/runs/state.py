@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -205,7 +206,9 @@ class RunState:
 
     def apply(self, entry: Entry) -> None:
         """Take in the next entry."""
-        getattr(self, f"_{entry.kind}")(entry)
+        # Anybody may write there: what names a call that nobody made is passed over.
+        with suppress(KeyError):
+            getattr(self, f"_{entry.kind}")(entry)
 
     def _tell(self, event: str, at: float, **fields: Any) -> None:
         self.events.append({"event": event, "at_s": self.at_s(at), **fields})

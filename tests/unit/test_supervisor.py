@@ -803,3 +803,25 @@ async def _until(events: AsyncIterator[dict[str, Any]], last: str) -> AsyncItera
         yield event
         if event["event"] == last:
             return
+
+
+@pytest.mark.parametrize(("tokens", "stopped"), [(1_000, "budget"), (30_000, "finished")])
+async def test_a_task_that_goes_on_with_a_run_has_a_budget_of_its_own(
+    squad: Squad, tokens: int, stopped: str
+) -> None:
+    await squad.deploy(Words())
+    await squad.deploy(Scripted(turn(call("l", "words__length", word="four"), tokens=9_000)))
+    wide = AskOptions(within_s=20, budget=Budget(tokens=50_000))
+    first = report_of(await squad.pursue(max_rounds=1, ask=wide))
+    await squad.deploy(
+        Scripted(turn(call("f", "finish", answer="now", deliverables={"l": {"$from": "l"}}), tokens=7))
+    )
+
+    outcome = await squad.pursue(resume=first["run"], ask=AskOptions(within_s=20, budget=Budget(tokens=tokens)))
+
+    report = report_of(outcome)
+    assert report["stopped"] == stopped
+    assert list(report["deliverables"].values()) == [4]
+    # Its caller pays for what it spent itself; the report tells of the whole run.
+    own = 7 if stopped == "finished" else 0
+    assert (outcome.tokens, report["tokens"]) == (own, 9_000 + own)
