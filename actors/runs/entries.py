@@ -277,3 +277,18 @@ Entry = Annotated[
 ]
 #: What one message of the log holds: entries that were stored together.
 ENTRIES: TypeAdapter[tuple[Entry, ...]] = TypeAdapter(tuple[Entry, ...])
+
+
+def calls_of(entry: Entry) -> set[str]:
+    """The calls that an entry names."""
+    match entry:
+        case Sending():
+            return {dispatch.call for dispatch in entry.calls}
+        case Sent() | Withdrawn():
+            return set(entry.calls)
+        case Ended():
+            return {end.call for end in entry.ends}
+        case Query() | Answer():
+            return {entry.call}
+        case _:
+            return set()

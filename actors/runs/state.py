@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,6 +28,7 @@ from squadron.actors.runs.entries import (
     Thought,
     Waiting,
     Withdrawn,
+    calls_of,
 )
 from squadron.actors.runs.prepare import Ready, prepare
 from squadron.actors.runs.references import BadReferenceError, Results, call_id, task_id
@@ -207,7 +207,7 @@ class RunState:
     def apply(self, entry: Entry) -> None:
         """Take in the next entry."""
         # Anybody may write there: what names a call that nobody made is passed over.
-        with suppress(KeyError):
+        if calls_of(entry) <= self.calls.keys():
             getattr(self, f"_{entry.kind}")(entry)
 
     def _tell(self, event: str, at: float, **fields: Any) -> None:
