@@ -121,13 +121,6 @@ def _configs(names: StreamNames) -> list[dict[str, Any]]:
         "max_age": DEAD_MAX_AGE_S * NANOSECONDS,
         "duplicate_window": DUPLICATE_WINDOW_S * NANOSECONDS,
     }
-    # Nobody is told of them: a run has one writer, and who looks at it reads.
-    runs = {
-        "name": names.runs,
-        "subjects": [f"{root}.run.*"],
-        "max_age": RUNS_MAX_AGE_S * NANOSECONDS,
-        "duplicate_window": DUPLICATE_WINDOW_S * NANOSECONDS,
-    }
     events = {
         "name": names.events,
         "subjects": [f"{root}.durable.*.*"],
@@ -138,7 +131,18 @@ def _configs(names: StreamNames) -> list[dict[str, Any]]:
         # Who listens for plain events hears durable ones, too.
         "republish": {"src": f"{root}.durable.>", "dest": f"{root}.event.>"},
     }
-    return [common | tasks, common | events] + [common | keyed | stream for stream in (lite, registry, dead, runs)]
+    journals = (lite, registry, dead, _runs(names, root))
+    return [common | tasks, common | events] + [common | keyed | stream for stream in journals]
+
+
+def _runs(names: StreamNames, root: str) -> dict[str, Any]:
+    """The logs of runs. Nobody is told of them: a run has one writer, and who looks at it reads."""
+    return {
+        "name": names.runs,
+        "subjects": [f"{root}.run.*"],
+        "max_age": RUNS_MAX_AGE_S * NANOSECONDS,
+        "duplicate_window": DUPLICATE_WINDOW_S * NANOSECONDS,
+    }
 
 
 async def ensure_streams(connection: Connection, names: StreamNames) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import threading
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Coroutine, Iterable
 from concurrent.futures import Future
 from datetime import timedelta
 from functools import cached_property
@@ -16,7 +16,7 @@ from weakref import WeakSet
 from pydantic_core import from_json
 
 from squadron.runtime.asking.caller import Caller
-from squadron.runtime.asking.handle import BlockingHandle, Handle
+from squadron.runtime.asking.handle import Handle
 from squadron.runtime.asking.negotiation import BIDS_WITHIN_S, negotiate
 from squadron.runtime.asking.options import AskKeywords, AskOptions
 from squadron.runtime.calling import Threads
@@ -26,13 +26,13 @@ from squadron.runtime.ports.lite_journal import END_HEADER
 from squadron.runtime.ports.queue import Lease
 from squadron.runtime.running.asks_people import AsksPeople
 from squadron.runtime.running.ledger import ONCE, Ledger
+from squadron.runtime.running.sync_context import SyncContext
 from squadron.runtime.streams.writer import StreamWriter
 from squadron.runtime.texts import whole
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.limits import Budget, Deadline
 from squadron.runtime.wire.outcome import Outcome
 from squadron.runtime.wire.path import Parent, step_of
-from squadron.runtime.wire.question import Reply
 from squadron.runtime.wire.spent import Spent
 from squadron.runtime.wire.subjects import token_of
 
@@ -358,59 +358,3 @@ class TurnContext(Context):
         """The task has ended: nobody waits for answers any more."""
         if self._questions is not None:
             await self._questions.withdraw()
-
-
-class SyncContext:
-    """What a plain `def` handler can't await; see `Context`.
-
-    When the task is cancelled or its time is up, whatever waits here raises `concurrent.futures.CancelledError`.
-    """
-
-    def __init__(self, context: Context, wait: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
-        self._context, self._wait = context, wait
-
-    def ask(self, topic: str, content: Any = None, /, **options: Unpack[AskKeywords]) -> Outcome:
-        """See `Context.ask`."""
-        outcome: Outcome = self._wait(self._context.ask(topic, content, **options))
-        return outcome
-
-    def submit(self, topic: str, content: Any = None, /, **options: Unpack[AskKeywords]) -> BlockingHandle:
-        """See `Context.submit`."""
-        return BlockingHandle(self._wait(self._context.submit(topic, content, **options)), self._wait)
-
-    def ask_person(self, message: str, **options: Any) -> Reply:
-        """See `Context.ask_person`."""
-        reply: Reply = self._wait(self._context.ask_person(message, **options))
-        return reply
-
-    def ask_approval(self, topic: str, arguments: Any, **options: Any) -> Reply:
-        """See `Context.ask_approval`."""
-        reply: Reply = self._wait(self._context.ask_approval(topic, arguments, **options))
-        return reply
-
-    def negotiate(self, topics: str | Iterable[str], content: Any = None, /, **options: Any) -> Outcome:
-        """See `Context.negotiate`."""
-        outcome: Outcome = self._wait(self._context.negotiate(topics, content, **options))
-        return outcome
-
-    def publish(self, topic: str, content: Any, **options: Any) -> None:
-        """See `Context.publish`."""
-        self._wait(self._context.publish(topic, content, **options))
-
-    def publish_durable(self, topic: str, content: Any, **options: Any) -> int:
-        """See `Context.publish_durable`."""
-        seq: int = self._wait(self._context.publish_durable(topic, content, **options))
-        return seq
-
-    def emit(self, chunk: Any) -> None:
-        """See `Context.emit`."""
-        self._wait(self._context.emit(chunk))
-
-    def remember(self, item: Any) -> None:
-        """See `Context.remember`."""
-        self._wait(self._context.remember(item))
-
-    def recall(self, *, most: int = 50) -> list[Any]:
-        """See `Context.recall`."""
-        items: list[Any] = self._wait(self._context.recall(most=most))
-        return items

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -13,7 +12,6 @@ import structlog
 from squadron.runtime.asking.caller import Caller
 from squadron.runtime.asking.cancel import Cancellations
 from squadron.runtime.asking.question_records import withdraw_questions
-from squadron.runtime.calling import THREAD_GRACE_S
 from squadron.runtime.errors import (
     BudgetError,
     InvalidInputError,
@@ -30,10 +28,12 @@ from squadron.runtime.running.context import TurnContext
 from squadron.runtime.running.earlier import keep_spent, open_ledger
 from squadron.runtime.running.handover import HAND_ON_S, LONGEST_HAND_ON_S, hand_over
 from squadron.runtime.running.ledger import Ledger
+from squadron.runtime.running.no_outcome import Again, HandOn, Later, LetGo
 from squadron.runtime.running.once import is_copy
 from squadron.runtime.running.parking import Parking
 from squadron.runtime.running.poison import Poison
 from squadron.runtime.running.reports import Reports
+from squadron.runtime.running.to_the_end import run_to_the_end
 from squadron.runtime.store.dead_letters import DeadLetters
 from squadron.runtime.wire.envelope import LAST_MS, AgentMessage
 from squadron.runtime.wire.limits import Deadline
@@ -87,32 +87,6 @@ _NOTHING = object()
 
 class OutputError(Exception):
     """A handler returned what its own annotation does not allow."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Again:
-    """Not an outcome: the task is handed back for another attempt."""
-
-    after_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class _LetGo:
-    """Not an outcome: another attempt has taken over, and ends the task."""
-
-
-@dataclass(frozen=True, slots=True)
-class _HandOn:
-    """Not an outcome: the task is for one of these replicas."""
-
-    replicas: list[str]
-
-
-@dataclass(frozen=True, slots=True)
-class _Later:
-    """Not an outcome: the task waits for people."""
-
-    park: Park
 
 
 class Turns:
@@ -183,16 +157,16 @@ class Turns:
         looked_at = now if again else asked_at
         was_parked = not delivery.lease.first and await self._parking.take_up(message)
         ended = await self._attempt(delivery, message, topic, lite_key, was_parked=was_parked)
-        if isinstance(ended, _HandOn):
+        if isinstance(ended, HandOn):
             if not await hand_over(self._ports, delivery, ended.replicas):
                 await delivery.lease.release(backoff_s(delivery.lease.delivered, HAND_ON_S, LONGEST_HAND_ON_S))
             return None
-        if isinstance(ended, _Again):
+        if isinstance(ended, Again):
             await delivery.lease.release(ended.after_s)
             return None
-        if isinstance(ended, _LetGo):
+        if isinstance(ended, LetGo):
             return None
-        if isinstance(ended, _Later):
+        if isinstance(ended, Later):
             await self._parking.park(delivery, message, ended.park)
             return None
         late = self._ports.clock.time() > looked_at + ALONE_S
@@ -225,7 +199,7 @@ class Turns:
 
     async def _attempt(
         self, delivery: Delivery, message: AgentMessage, topic: str, lite_key: str, *, was_parked: bool
-    ) -> Outcome | _Again | _HandOn | _Later | _LetGo:
+    ) -> Outcome | Again | HandOn | Later | LetGo:
         common: dict[str, Any] = {
             "task_id": message.id,
             "topic": topic,
@@ -253,9 +227,9 @@ class Turns:
         context.lease = delivery.lease
         try:
             ended = await self._run_handler(handler, delivery, context, common)
-            if isinstance(ended, _LetGo):
+            if isinstance(ended, LetGo):
                 return ended
-            if isinstance(ended, _Again):
+            if isinstance(ended, Again):
                 await keep_spent(self._ports, message, ledger, context.deadline)
             # Whoever reads the outcome can count on all that was emitted before it.
             await context.finish(ended.kind if isinstance(ended, Outcome) else "again")
@@ -271,7 +245,7 @@ class Turns:
 
     def _refusal(
         self, message: AgentMessage, ledger: Ledger, common: dict[str, Any], was_parked: bool
-    ) -> Outcome | _HandOn | None:
+    ) -> Outcome | HandOn | None:
         if self._cancelled.includes(message.id):
             return Cancelled(reason="cancelled before it started", **common)
         now, routing, limits = self._ports.clock.time(), message.routing, message.payload.constraints
@@ -294,18 +268,18 @@ class Turns:
     def _me(self) -> str:
         return self._ports.identity.id
 
-    def _hand_on(self, route: Route, reason: str, common: dict[str, Any]) -> Outcome | _HandOn:
+    def _hand_on(self, route: Route, reason: str, common: dict[str, Any]) -> Outcome | HandOn:
         """Not for this replica: on to another that lives and may run it."""
         others = self._caller.registry.replicas(self.agent)
         fit = [name for name, them in others.items() if not route.misfit(self.agent, name, them.capabilities)]
         if fit:
-            return _HandOn(fit)
+            return HandOn(fit)
         details = {"replicas": sorted({*others, self._me})}
         return Undeliverable(reason=f"no replica may run it: {reason}", details=details, **common)
 
     async def _run_handler(
         self, handler: Handler, delivery: Delivery, context: TurnContext, common: dict[str, Any]
-    ) -> Outcome | _Again | _Later | _LetGo:
+    ) -> Outcome | Again | Later | LetGo:
         message = context.message
         turn = asyncio.current_task(self._caller.loop)
         assert turn is not None
@@ -329,7 +303,7 @@ class Turns:
             if circle := circle_in(message.path, context.topic, context.message.payload.content):
                 return Rejected(reason=circle, details={"field": "path"}, **common)
             self.offers.check_input(context.message)
-            answer = await _run_to_the_end(handler, context, turn)
+            answer = await run_to_the_end(handler.run(context.message.payload.content, context), context, turn)
         except asyncio.CancelledError:
             if not stopped:
                 if turn.cancelling():
@@ -352,12 +326,12 @@ class Turns:
         if stopped and answer is _NOTHING:
             return TimedOut(reason=f"ran longer than its {round(limit_s, 3):g} s", **common)
         if isinstance(failure, Park):
-            return _Later(failure)
+            return Later(failure)
         if isinstance(failure, InvalidInputError):
             return await self._invalid(delivery, failure, common)
         if isinstance(failure, SupersededError):
             context.log.info("turn.superseded", reason=str(failure))
-            return _LetGo()
+            return LetGo()
         if failure is not None:
             return self._judge(failure, handler.retries, common, context)
         if not isinstance(answer, Answer):
@@ -393,7 +367,7 @@ class Turns:
 
     def _judge(
         self, error: BaseException, retries: Retries, common: dict[str, Any], context: TurnContext
-    ) -> Outcome | _Again:
+    ) -> Outcome | Again:
         summary = summary_of(error)
         attempt = common["attempt"]
         if isinstance(error, Terminal | OutputError) or not retries.covers(error):
@@ -403,27 +377,10 @@ class Turns:
         after_s = retries.after_s(attempt, error)
         if attempt < retries.max_attempts and after_s < context.deadline.remaining_s():
             context.log.info("turn.retry", error=summary, after_s=round(after_s, 3))
-            return _Again(after_s)
+            return Again(after_s)
         context.log.warning("turn.gave_up", error=summary, traceback=traceback_of(error))
         details = failure_details(error, attempt)
         reason = f"failed in each of {attempt} attempts, the last time with {summary}"
         if attempt < retries.max_attempts:
             reason = f"no time is left for attempt {attempt + 1}; the last failed with {summary}"
         return DeadLettered(reason=reason, details=details, **common)
-
-
-async def _run_to_the_end(handler: Handler, context: TurnContext, turn: asyncio.Task[Any]) -> Any:
-    """Run a handler; what fails is over when nothing of it acts in a thread any more: else two attempts would."""
-    try:
-        return await handler.run(context.message.payload.content, context)
-    except GeneratorExit:
-        raise
-    except BaseException as error:
-        # What counts cancellations may count one of a task group that is over (CPython 3.11).
-        if context.cancelled or (isinstance(error, asyncio.CancelledError) and turn.cancelling()):
-            context.stop()
-            await context.threads.ended(THREAD_GRACE_S)
-        else:
-            # Until its own time is up.
-            await context.threads.ended()
-        raise

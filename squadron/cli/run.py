@@ -168,6 +168,7 @@ async def _deploy_for(
 
 
 def show_run(outcome: Outcome, watch: Watch, as_json: bool) -> int:
+    """Print what came of a run; returns the exit code."""
     from squadron.cli.progress import show_counts, show_timeline
 
     report = outcome.unwrap() if outcome.ok else {}
