@@ -81,7 +81,7 @@ class Handle:
                 tell(outcome)
             self._wake_all()
 
-    def when_known(self, tell: Callable[[Outcome], None]) -> None:
+    def _when_known(self, tell: Callable[[Outcome], None]) -> None:
         """Call `tell` with the outcome as soon as it is known here, be it now; it must not block or raise."""
         self._listeners.append(tell)
         if self._outcome is not None:

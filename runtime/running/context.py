@@ -205,7 +205,7 @@ class Context(AsksPeople):
             "nested": own.nested or message.nested,
         }
         handle = await self._caller.submit(topic, content, AskOptions.of(said), parent=self._parent, owner=owner)
-        handle.when_known(lambda outcome: self.ledger.settle_task(key, outcome))
+        handle._when_known(lambda outcome: self.ledger.settle_task(key, outcome))
         self._children = self._children or WeakSet()
         self._children.add(handle)
         if message.nested and not handle.done:

@@ -11,7 +11,7 @@ from squadron.runtime.running.context import TurnContext
 
 
 async def run_to_the_end(running: Awaitable[Any], context: TurnContext, turn: asyncio.Task[Any]) -> Any:
-    """Await a handler; what fails is over when nothing of it acts in a thread any more, or two attempts would act."""
+    """Await a handler; what fails is over when nothing of it acts in a thread any more: two attempts never act."""
     try:
         return await running
     except GeneratorExit:

@@ -46,7 +46,19 @@ def test_handles_and_contexts_show_people_what_is_theirs_and_no_more() -> None:
     theirs = {"cancel", "chunks", "done", "events", "outcome", "ticket"}
     assert _shown(Handle) == theirs
     assert _shown(blocking.SyncHandle) == theirs
-    own = {"cancelled", "charge", "emit", "lite", "log", "recall", "remember", "sync"}
+    own = {
+        "ask_person",
+        "ask_approval",
+        "budget",
+        "cancelled",
+        "charge",
+        "emit",
+        "lite",
+        "log",
+        "recall",
+        "remember",
+        "sync",
+    }
     assert _shown(Context) == {"ask", "submit", "negotiate", "publish", "publish_durable", *own}
 
 
