@@ -105,8 +105,10 @@ class Supervisor(Agent):
         `approve` goes out, or of one whose card says so, unless it is in `trust`.
         """
         async with AsyncExitStack() as stack:
-            model = self.make_model(spec_of(ctx), plan)
-            stack.push_async_callback(model.aclose)
+            chain = list[Model]()
+            for spec in spec_of(ctx).split(","):
+                chain.append(self.make_model(spec.strip(), plan))
+                stack.push_async_callback(chain[-1].aclose)
             emitter = await stack.enter_async_context(
                 Emitter(ctx, lambda text: {"event": "text", "at_s": emitter.at_s(), "delta": text})
             )
@@ -115,13 +117,13 @@ class Supervisor(Agent):
                 # The same on every attempt, because the message is.
                 run=resume or run_id(ctx.message.id),
                 toolbox=Toolbox(tuple(BUILT_IN), allowed=topics, never={ctx.topic, OWN_TOPIC}),
-                chain=[model],
+                chain=chain,
                 emitter=emitter,
                 max_rounds=max_rounds,
                 within_s=min(within_s, REPORT_IN_TIME * ctx.deadline.remaining_s()),
                 sampling=sampling_of(ctx),
                 # A plan goes step by step: it has nothing to say before a round has ended.
-                gather=Gather() if gather is None or isinstance(model, OfflinePlanner) else gather,
+                gather=Gather() if gather is None or isinstance(chain[0], OfflinePlanner) else gather,
                 again=bool(resume),
                 approvals=Approvals(ask=approve, trust=trust),
             )

@@ -30,10 +30,14 @@ from squadron.actors.thinking.model import ModelTurn
 from squadron.runtime.errors import BudgetError, ModelError, Terminal
 from squadron.runtime.wire.topics import SemanticTopic
 
-#: How a run ended: with the goal achieved or given up, or at a limit, or because its model failed for good.
-Stopped = Literal["finished", "gave_up", "rounds", "time", "budget", "model", "length"]
+#: How a run ended: with the goal achieved or given up, at a limit, because its model failed for good, or because
+#: round after round brought nothing new.
+Stopped = Literal["finished", "gave_up", "rounds", "time", "budget", "model", "length", "stuck"]
 #: How long a run that only waits for people holds its slot, in seconds: some answer at once.
 PARK_AFTER_S = 5.0
+#: How many rounds in a row may bring no result that was not there before; a call that ends for the third time in
+#: the same way is refused already.
+MOST_STALE_ROUNDS = 4
 #: Longest wait for calls that the model named, in seconds, where it does not say.
 WAIT_S = 3600.0
 
@@ -134,6 +138,8 @@ class Loop:
         assert state.epoch is not None
         if state.round >= state.epoch.max_rounds:
             return await self._stop("rounds", f"{state.round} rounds are the limit")
+        if state.repeats.rounds_without_news >= MOST_STALE_ROUNDS:
+            return await self._stop("stuck", f"{MOST_STALE_ROUNDS} rounds in a row brought nothing new")
         await self._mind.think()
 
     def _ends_run(self, call: Call) -> bool:

@@ -123,6 +123,8 @@ class RunState:
         #: Topics that a person approved for the rest of the run.
         self.always: set[str] = set()
         self.repeats = Repeats()
+        #: Of each call that ended since the model was asked, whether that was something new.
+        self._news: list[bool] = []
         #: Topics that can't be offered, and why; told once.
         self.left_out: dict[str, str] = {}
         #: How often a model was asked, and in vain.
@@ -245,6 +247,9 @@ class RunState:
 
     def _asking(self, entry: Asking) -> None:
         self.asking = entry
+        if not self.put:
+            self.repeats.end_round(self._news)
+            self._news = []
         self.put = True
         self.tries += 1
         self.waiting = None
@@ -347,7 +352,9 @@ class RunState:
         self.transcript.end(call.id, ChatMessage("tool", text, is_error=failed, attachments=end.attachments))
         if call.ready is not None:
             came_to = self.results.values.get(call.id, [end.outcome, end.reason])
-            self.repeats.note(call.ready.topic, call.ready.comparable, came_to)
+            self._news.append(self.repeats.note(call.ready.topic, call.ready.comparable, came_to))
+        elif failed:
+            self._news.append(False)
 
     def _query(self, entry: Query) -> None:
         call = self.calls[entry.call]

@@ -28,7 +28,8 @@ Model = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help="openai:NAME, anthropic:NAME or offline; by default the one whose key is set, else offline.",
+        help="openai:NAME, anthropic:NAME or offline, or several with commas to fall back on; by default the one "
+        "whose key is set, else offline.",
     ),
 ]
 Keep = Annotated[bool, typer.Option("--keep", help="Leave servers and agents running afterwards.")]
@@ -53,11 +54,13 @@ def choose_model(given: str, settings: Settings) -> str:
 
     keys = os.environ
     chosen = given or settings.model or default_model_spec(keys)
-    provider = chosen.partition(":")[0]
-    if provider not in ("openai", "anthropic", "offline"):
-        raise ConfigError(f"{chosen!r} names no model", hint="use openai:NAME, anthropic:NAME or offline")
-    if provider == "openai" and not keys.get("OPENAI_API_KEY") and settings.ray_address is None:
-        raise ConfigError(f"there is no key for {chosen}", hint="set OPENAI_API_KEY")
+    for model in chosen.split(","):
+        # Of OpenAI there are two wires, which a name may choose.
+        provider = model.strip().partition(":")[0].partition("-")[0]
+        if provider not in ("openai", "anthropic", "offline"):
+            raise ConfigError(f"{model!r} names no model", hint="use openai:NAME, anthropic:NAME or offline")
+        if provider == "openai" and not keys.get("OPENAI_API_KEY") and settings.ray_address is None:
+            raise ConfigError(f"there is no key for {model}", hint="set OPENAI_API_KEY")
     return chosen
 
 

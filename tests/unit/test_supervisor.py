@@ -825,3 +825,41 @@ async def test_a_task_that_goes_on_with_a_run_has_a_budget_of_its_own(
     # Its caller pays for what it spent itself; the report tells of the whole run.
     own = 7 if stopped == "finished" else 0
     assert (outcome.tokens, report["tokens"]) == (own, 9_000 + own)
+
+
+async def test_a_run_that_goes_on_and_brings_nothing_new_is_stopped(squad: Squad) -> None:
+    await squad.deploy(Words())
+    again = [turn(call(f"c{number}", "words__length", word="four")) for number in range(12)]
+    supervisor = Scripted(*again)
+    await squad.deploy(supervisor)
+
+    report = report_of(await squad.pursue())
+
+    assert report["stopped"] == "stuck"
+    assert "brought nothing new" in report["answer"]
+    # Twice it was asked; from the third time on the call was refused with the reason.
+    assert report["tasks"]["dispatched"] == 2
+    assert report["rounds"] == 6
+
+
+async def test_a_supervisor_falls_back_to_the_next_model_of_its_chain_and_says_so(squad: Squad) -> None:
+    class Busy(ScriptedModel):
+        name = "busy:model"
+
+        async def think(self, *args: Any, **options: Any) -> ModelTurn:
+            raise ModelError("overloaded", kind="passing", retry_after_s=1e6)
+
+    class Chained(Supervisor):
+        name = "supervisor"
+
+        def make_model(self, spec: str, plan: Plan | None) -> Model:
+            return Busy([]) if spec == "busy:model" else ScriptedModel([finish("from the other")])
+
+    await squad.deploy(Words())
+    await squad.deploy(Chained())
+
+    report = report_of(await squad.pursue(ask=AskOptions(within_s=20, model="busy:model, scripted:test")))
+
+    assert (report["answer"], report["model"]) == ("from the other", "scripted:test")
+    fallback = next(event for event in report["timeline"] if event["event"] == "fallback")
+    assert (fallback["from"], fallback["to"], fallback["round"]) == ("busy:model", "scripted:test", 1)
