@@ -21,6 +21,7 @@ from squadron.actors.thinking.catalog import (
     spent_of,
     window_of,
 )
+from squadron.actors.thinking.choice import OFFLINE
 from squadron.actors.thinking.model import ChatMessage, Model, ModelRequest, ModelTurn, ToolCall
 from squadron.actors.thinking.summarize import extract
 from squadron.actors.thinking.tokens import conversation_tokens, family_of, limit_named, tools_tokens
@@ -131,9 +132,11 @@ class Mind:
         # What is told with this question is what was stored before it: so it is said in the same words later.
         fitted = await self._fitted(model, request, state.transcript.asked(state.still_running()))
         known, new = self._reckoned(model, fitted, tools_tokens(tools, family))
-        estimate = reserve_for(
-            model.name, self.books.ledger.left, known=known, new=new, max_tokens=request.max_tokens
-        )
+        left = self.books.ledger.left
+        if model.name.startswith(f"{OFFLINE}:"):
+            # It uses no tokens, so that none need be left.
+            left, known, new = replace(left, tokens=None, usd=None), 0, 0
+        estimate = reserve_for(model.name, left, known=known, new=new, max_tokens=request.max_tokens)
         limited = self.books.ledger.grant != UNLIMITED
         request = replace(request, messages=fitted.messages, tools=tools, max_tokens=estimate.max_tokens)
         self._estimate = estimate
@@ -143,7 +146,7 @@ class Mind:
             number=state.tries + 1,
             model=model.name,
             digest=digest_of(request),
-            tokens=estimate.amount.tokens if limited else estimate.input,
+            tokens=estimate.amount.tokens if limited and new else estimate.input,
             usd_micros=estimate.amount.usd_micros if limited else 0,
         )
         await self.recorder.store_locked(self._asked)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import math
 import os
 import random
 from collections.abc import Callable, Mapping
@@ -113,8 +114,9 @@ class AccountLog:
 
         def hear(entry: Entry) -> None:
             # Anybody may write there; what is no time is none of ours.
-            with contextlib.suppress(ValueError, TypeError):
-                sink(float(json.loads(entry.data)))
+            with contextlib.suppress(ValueError, TypeError, OverflowError, RecursionError):
+                if math.isfinite(until := float(json.loads(entry.data))):
+                    sink(until)
 
         return await self._journal.follow(self._pauses, hear)
 

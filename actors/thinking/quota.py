@@ -147,9 +147,11 @@ class AccountState:
         try:
             next_at, paused_until, lessees = json.loads(data)
             known = {str(who): (float(until), int(places)) for who, (until, places) in lessees.items()}
-            return cls({str(kind): float(at) for kind, at in next_at.items()}, float(paused_until), known)
-        except (ValueError, TypeError, AttributeError):
+            state = cls({str(kind): float(at) for kind, at in next_at.items()}, float(paused_until), known)
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
             return cls()
+        times = (*state.next_at.values(), state.paused_until, *(until for until, _ in known.values()))
+        return state if all(map(math.isfinite, times)) else cls()
 
     def pause(self, until: float, rates: Units) -> AccountState:
         """Nobody asks before `until`, and from then on at the rate, without a burst."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from squadron import Agent, Context, topic
 from squadron.actors.runs.entries import Epoch
 from squadron.actors.runs.log import RunLog
-from squadron.actors.thinking.fence import Fence
+from squadron.actors.thinking.account import AccountLog
 from squadron.actors.thinking.notes import Notes
 from squadron.bridge.jetstream.lease import NOTE_TTL_S
 from squadron.runtime.asking.cancel import Cancellations
@@ -54,6 +55,8 @@ COVERED = {
     "outcome": "test_rubbish_on_all_subjects_changes_nothing_for_good_messages",
     "notes-": "test_rubbish_in_the_place_of_notes_is_no_note",
     "asked": "test_rubbish_on_what_a_task_id_stands_for_stands_for_nothing",
+    "model-account": "test_rubbish_about_a_model_account_holds_nobody_up",
+    "model-pause": "test_rubbish_about_a_model_account_holds_nobody_up",
 }
 
 
@@ -145,10 +148,29 @@ async def test_rubbish_in_the_place_of_notes_is_no_note(peer: Peer) -> None:
     for number, rubbish in enumerate(RUBBISH):
         key = peer.subjects.lite("notes-clerk", f"scope{number}")
         await peer.lite.append(key, rubbish)
-        notes = Notes(peer.lite, key, Fence.of("talk"), peer.clock.time)
+        notes = Notes(peer.lite, key, peer.clock.time)
         assert await notes.find() == [], rubbish
         await notes.call("save_note", {"text": "good"})
         assert [note.text for note in await notes.find()] == ["good"], rubbish
+
+
+async def test_rubbish_about_a_model_account_holds_nobody_up(peer: Peer) -> None:
+    key, pauses = peer.subjects.lite("model-account", "x"), peer.subjects.lite("model-pause", "x")
+    log, heard = AccountLog(peer.lite, key, pauses, peer.clock), list[float]()
+    listening = await log.hear_pauses(heard.append)
+    for rubbish in RUBBISH:
+        await peer.lite.append(pauses, rubbish, ttl_s=60.0)
+        await peer.lite.append(key, rubbish, ttl_s=60.0)
+        state = await log.change(lambda state: (state, state))
+        assert all(map(math.isfinite, (state.paused_until, *state.next_at.values()))), rubbish
+    await log.tell_pause(12.5)
+
+    async def is_heard() -> bool:
+        return 12.5 in heard
+
+    await until(is_heard)
+    assert all(map(math.isfinite, heard))
+    await listening.aclose()
 
 
 @ON_NATS

@@ -85,7 +85,8 @@ class Case:
                 # Where ends were stored together, it may be over before.
                 await asyncio.wait([died, asking], return_when=asyncio.FIRST_COMPLETED)
                 if not asking.done():
-                    assert processes[0].exitcode == -signal.SIGKILL, "it did not die"
+                    # 255: the fork server could not say how.
+                    assert processes[0].exitcode in (-signal.SIGKILL, 255), "it did not die"
                     processes.append(self._process("second", None))
                     self.died = True
             outcome = await asking
