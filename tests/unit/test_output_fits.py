@@ -79,7 +79,11 @@ def _objects(draw: st.DrawFn, inner: st.SearchStrategy[Any]) -> tuple[Any, st.Se
             return camel, values.map(lambda held: camel(**held))
         case "dataclass":
             data = dataclasses.make_dataclass("Data", list(hints.items()))
-            return data, values.map(lambda held: data(**held))
+            adapter = TypeAdapter(data)
+            # Checked, as models do: unchecked, a typed dict in it would have to be by name.
+            return data, values.map(
+                lambda held: adapter.validate_python({aliases[n] or n: v for n, v in held.items()})
+            )
         case "pydantic dataclass":
             checked: Any = pydantic.dataclasses.dataclass(
                 dataclasses.make_dataclass("Checked", list(hints.items()))
