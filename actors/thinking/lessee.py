@@ -301,7 +301,9 @@ class Lessee:
 
     def _go_alone(self) -> None:
         self._away_until, self._was_alone = self._clock.time() + AWAY_FOR_S, True
-        _log.warning("models.limits_alone", account=self._name, replicas=self._known)
+        if self._waiting:
+            # Else it was only to give back what lapses by itself: the place may be closed already.
+            _log.warning("models.limits_alone", account=self._name, replicas=self._known)
 
     # --- pauses --------------------------------------------------------------------------------------
 

@@ -82,6 +82,8 @@ class JetStreamLease:
     async def progressed(self) -> None:
         """Beginnings up to now don't count any more."""
         await self._notes.append(self._note_key, b"0", ttl_s=NOTE_TTL_S)
+        # This beginning is among them.
+        self._begun = False
 
     async def settle(self, *, confirmed: bool = False) -> None:
         """The message leaves the queue, a moment later; until then a crash would only deliver it again."""

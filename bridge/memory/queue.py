@@ -71,7 +71,7 @@ class _QueueLease:
 
     async def progressed(self) -> None:
         await self._line.answer()
-        self._task.begun = 0
+        self._task.begun, self._begun = 0, False
 
     async def settle(self, *, confirmed: bool = False) -> None:
         if confirmed:
