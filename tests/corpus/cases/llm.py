@@ -9,12 +9,12 @@ from squadron import Context, topic
 from squadron.actors.llm.llm_agent import LLMAgent
 from squadron.actors.llm.tools import tool
 from squadron.actors.thinking.model import ModelTurn, ToolCall
-from squadron.actors.thinking.scripted import ScriptedModel
+from squadron.testing import ScriptedModel
 
 NAME, ARGUMENTS = {call}
 
-def last_words(messages, tools):
-    return ModelTurn(messages[-1].content)
+def last_words(request):
+    return request.messages[-1].content
 
 class Base(LLMAgent):
     \"\"\"You do as you are told.\"\"\"
@@ -114,7 +114,7 @@ class Desk(Base):
         from squadron import Context, topic
         from squadron.actors.llm.llm_agent import LLMAgent
         from squadron.actors.thinking.model import ModelTurn
-        from squadron.actors.thinking.scripted import ScriptedModel
+        from squadron.testing import ScriptedModel
 
         @dataclass
         class Verdict:
