@@ -18,6 +18,7 @@ from squadron.testing.any_model import AnyModel
 from squadron.testing.function_model import FunctionModel
 from squadron.testing.memory_squad import MemorySquad
 from squadron.testing.misuse import NotServedError, NoTurnedLoopError, ScriptError
+from squadron.testing.people_script import PeopleScript
 from squadron.testing.script import Script
 from squadron.testing.scripted_model import ScriptedModel
 from squadron.testing.turned import TurnedLoop, now_s, pytest_asyncio_loop_factories, run, turned_time
@@ -28,6 +29,7 @@ __all__ = [
     "MemorySquad",
     "NoTurnedLoopError",
     "NotServedError",
+    "PeopleScript",
     "Script",
     "ScriptError",
     "ScriptedModel",

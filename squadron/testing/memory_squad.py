@@ -27,6 +27,7 @@ from squadron.runtime.retries import summary_of
 from squadron.runtime.running.parking import Waker
 from squadron.runtime.wire.envelope import AgentIdentity
 from squadron.testing.misuse import NotServedError
+from squadron.testing.people_script import PeopleScript
 from squadron.testing.script import Script, ScriptSpec
 from squadron.testing.turned import turned_time
 
@@ -173,6 +174,19 @@ class MemorySquad(Talking):
         spec = ScriptSpec.playing(script)
         await self._run(_Deployed(spec, [spec.agent_class]))
         return script
+
+    def people(self, *replies: Any) -> PeopleScript:
+        """Have people answer what agents ask them, each reply once, in order; what was asked is in `asked`.
+
+        Args:
+            replies: the fields of the question, or the bare value of the only one, as `answer` takes them, None
+                for a yes; a `Reply`, as `Reply("decline", {"reason": "too dear"})`; or a function that makes any
+                of these of the question.
+        """
+        _ = self._wiring
+        people = PeopleScript(self.follow_questions(), self.answer, replies)
+        self._open.push_async_callback(people.aclose)
+        return people
 
     async def _run(self, *wanted: _Deployed) -> None:
         place = self._wiring

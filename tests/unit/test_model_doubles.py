@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
-from squadron import Agent, Budget, Context, LLMAgent, Supervisor, tool, topic
+from squadron import Agent, Budget, Context, InvalidInputError, LLMAgent, Reply, Supervisor, tool, topic
 from squadron.actors.thinking.model import (
     ChatMessage,
     Model,
@@ -216,6 +216,57 @@ async def test_a_model_for_an_agent_that_does_not_think_is_refused() -> None:
     async with MemorySquad() as squad:
         with pytest.raises(InvalidAgentError, match="plain does not think"):
             await squad.deploy(Plain, model=AnyModel())
+
+
+# --- people
+
+
+class Shop(Agent):
+    """Asks before it sells."""
+
+    @topic("shop.sell")
+    async def sell(self, ctx: Context) -> list[Any]:
+        """Sell a shirt."""
+        size = await ctx.ask_person("Which size?", within_s=60)
+        sure = await ctx.ask_person("Are you sure?", within_s=60)
+        last = await ctx.ask_person("Anything else?", within_s=60, default="no")
+        return [size.value, sure.action, sure.reason, last.value]
+
+
+async def test_people_answer_by_a_script_and_then_nobody_does() -> None:
+    async with MemorySquad() as squad:
+        people = squad.people("M", lambda asked: Reply("decline", {"reason": asked.question.message}))
+        await squad.deploy(Shop)
+        sold = (await squad.ask("shop.sell", within_s=600)).unwrap()
+        assert sold == ["M", "decline", "Are you sure?", "no"]
+        assert [each.question.message for each in people.asked] == [
+            "Which size?",
+            "Are you sure?",
+            "Anything else?",
+        ]
+        assert people.left == 0
+
+
+async def test_people_approve_what_a_supervisor_wants_to_do() -> None:
+    ends = ModelTurn(tool_calls=(ToolCall("f", "finish", {"answer": "two"}),))
+    calls = ModelTurn(tool_calls=(ToolCall("n", "words__count", {"text": "one two"}),))
+    async with MemorySquad() as squad:
+        people = squad.people(None)
+        await squad.deploy(Plain)
+        with ScriptedModel([calls, ends]) as model:
+            await squad.deploy(Supervisor, model=model)
+            report = (await squad.run("count the words", approve=["words.*"])).unwrap()
+        assert report["tasks"]["outcomes"] == {"result": 1}
+        assert people.asked[0].question.proposal.topic == "words.count"  # type: ignore[union-attr]
+
+
+async def test_an_answer_of_people_that_does_not_fit_fails_the_test() -> None:
+    squad = MemorySquad()
+    with pytest.raises(InvalidInputError):
+        async with squad:
+            squad.people({"no": "such field"})
+            await squad.deploy(Shop)
+            await squad.ask("shop.sell", within_s=600)
 
 
 # --- one that tries everything
