@@ -239,11 +239,8 @@ async def test_people_answer_by_a_script_and_then_nobody_does() -> None:
         await squad.deploy(Shop)
         sold = (await squad.ask("shop.sell", within_s=600)).unwrap()
         assert sold == ["M", "decline", "Are you sure?", "no"]
-        assert [each.question.message for each in people.asked] == [
-            "Which size?",
-            "Are you sure?",
-            "Anything else?",
-        ]
+        asked = [each.question.message for each in people.asked]
+        assert asked == ["Which size?", "Are you sure?", "Anything else?"]
         assert people.left == 0
 
 
@@ -261,12 +258,12 @@ async def test_people_approve_what_a_supervisor_wants_to_do() -> None:
 
 
 async def test_an_answer_of_people_that_does_not_fit_fails_the_test() -> None:
-    squad = MemorySquad()
-    with pytest.raises(InvalidInputError):
-        async with squad:
-            squad.people({"no": "such field"})
-            await squad.deploy(Shop)
-            await squad.ask("shop.sell", within_s=600)
+    async with MemorySquad() as squad:
+        squad.people({"no": "such field"})
+        await squad.deploy(Shop)
+        await squad.ask("shop.sell", within_s=600)
+        with pytest.raises(InvalidInputError):
+            await squad.aclose()
 
 
 # --- one that tries everything
