@@ -9,7 +9,6 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 from pydantic_core import to_json
 
-from squadron.actors.agent import Agent
 from squadron.actors.decorators import topic
 from squadron.actors.goals.planner import OfflinePlanner, Plan
 from squadron.actors.goals.run_report import RunReport, report_of
@@ -23,6 +22,7 @@ from squadron.actors.runs.toolbox import Toolbox
 from squadron.actors.thinking.choice import OFFLINE, open_model, sampling_of, spec_of
 from squadron.actors.thinking.fence import FENCE_RULE
 from squadron.actors.thinking.model import ChatMessage, Model, ModelTurn
+from squadron.actors.thinking.thinker import Thinker
 from squadron.runtime.errors import Terminal
 from squadron.runtime.running.context import TurnContext
 from squadron.runtime.wire.approvals import Approvals
@@ -61,7 +61,7 @@ SYSTEM_PROMPT = """You pursue a goal by calling tools. Most tools are agents on 
 Pattern = Annotated[str, Field(pattern=r"^([A-Za-z0-9_-]{1,64}|\*)\.([A-Za-z0-9_-]{1,64}|\*)$")]
 
 
-class Supervisor(Agent):
+class Supervisor(Thinker):
     """Ray restarts what crashed; a Supervisor decides what to do next.
 
     It puts a goal and the topics that fit it to a model, runs the calls that the model makes in parallel, tells
@@ -71,7 +71,7 @@ class Supervisor(Agent):
     name: ClassVar[str] = "supervisor"
 
     def make_model(self, spec: str, plan: Plan | None) -> Model:
-        """The model of a run; tests override it.
+        """The model of a run; override it for models of your own.
 
         Raises:
             Terminal: `spec` names none, or there is no key for it.
@@ -105,8 +105,8 @@ class Supervisor(Agent):
         `approve` goes out, or of one whose card says so, unless it is in `trust`.
         """
         async with AsyncExitStack() as stack:
-            chain = list[Model]()
-            for spec in spec_of(ctx).split(","):
+            chain = [self.given_model] if self.given_model is not None else []
+            for spec in () if chain else spec_of(ctx).split(","):
                 chain.append(self.make_model(spec.strip(), plan))
                 stack.push_async_callback(chain[-1].aclose)
             emitter = await stack.enter_async_context(

@@ -13,7 +13,6 @@ from weakref import WeakKeyDictionary
 
 from pydantic import TypeAdapter, ValidationError
 
-from squadron.actors.agent import Agent
 from squadron.actors.llm.note_tools import NoteTool
 from squadron.actors.llm.tools import ToolSpec, tools_of
 from squadron.actors.runs.built_in import Finish
@@ -29,6 +28,7 @@ from squadron.actors.thinking.fence import FENCE_RULE
 from squadron.actors.thinking.model import Attachment, ChatMessage, Model, ModelTurn
 from squadron.actors.thinking.notes import NOTE_TOOLS, Notes
 from squadron.actors.thinking.providers import model_key
+from squadron.actors.thinking.thinker import Thinker
 from squadron.actors.thinking.tokens import family_of
 from squadron.runtime.errors import Terminal
 from squadron.runtime.running.context import Context, TurnContext
@@ -45,7 +45,7 @@ MAX_REPAIRS = 2
 WITHIN_S = 24 * 3600.0
 
 
-class LLMAgent(Agent):
+class LLMAgent(Thinker):
     """An agent whose handlers ask an LLM with `think` or `think_as`.
 
     class Translator(LLMAgent):
@@ -90,7 +90,7 @@ class LLMAgent(Agent):
             await model.aclose()
 
     def make_model(self, spec: str) -> Model:
-        """The model of a spec; tests override it.
+        """The model of a spec; override it for models of your own.
 
         Raises:
             Terminal: there is none.
@@ -103,6 +103,8 @@ class LLMAgent(Agent):
         return open_model(spec)
 
     def _chain(self, ctx: Context) -> list[Model]:
+        if self.given_model is not None:
+            return [self.given_model]
         specs = [spec.strip() for spec in spec_of(ctx).split(",")]
         # A model that was made with a key that was rotated since is not the one to ask.
         keys = [model_key(spec) for spec in specs]

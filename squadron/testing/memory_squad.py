@@ -15,6 +15,8 @@ from typing import Any, Self
 import structlog
 
 from squadron.actors.agent import Agent, AgentSpec, specs_of
+from squadron.actors.thinking.model import Model
+from squadron.actors.thinking.thinker import Thinker
 from squadron.bridge.host import Host
 from squadron.bridge.memory import MemoryServer
 from squadron.bridge.place import Place
@@ -25,6 +27,7 @@ from squadron.runtime.retries import summary_of
 from squadron.runtime.running.parking import Waker
 from squadron.runtime.wire.envelope import AgentIdentity
 from squadron.testing.misuse import NotServedError
+from squadron.testing.people_script import PeopleScript
 from squadron.testing.script import Script, ScriptSpec
 from squadron.testing.turned import turned_time
 
@@ -118,15 +121,18 @@ class MemorySquad(Talking):
 
     # --- agents --------------------------------------------------------------------------------------
 
-    async def deploy(self, *agents: type[Agent] | Agent, replicas: int = 1) -> None:
+    async def deploy(self, *agents: type[Agent] | Agent, replicas: int = 1, model: Model | None = None) -> None:
         """Run agents here; each takes tasks when this returns. The same name again replaces what runs.
 
         Args:
             agents: classes, or instances, of which each is one replica.
             replicas: how many of each class.
+            model: what they think with, whatever a task names: a `ScriptedModel`, for example. It is the same for
+                all of them, and stays open.
 
         Raises:
-            InvalidAgentError: a class can't be served, or two have one name; says what to change.
+            InvalidAgentError: a class can't be served, two have one name, or one that does not think is given a
+                model; says what to change.
             RouteConflictError: another agent serves one of the topics.
             DeployError: `on_start` of an agent raised.
         """
@@ -139,7 +145,13 @@ class MemorySquad(Talking):
                     f"{wanted[kind].spec.name}: {replicas} replicas of {what}",
                     hint="deploy the class, or an instance for each replica",
                 )
-            wanted[kind].makers += [kind] * replicas if isinstance(each, type) else [partial(_itself, each)]
+            if model is not None and not issubclass(kind, Thinker):
+                raise InvalidAgentError(
+                    f"{wanted[kind].spec.name} does not think with a model",
+                    hint="give a model to LLMAgents and Supervisors, and deploy others apart",
+                )
+            makers = [kind] * replicas if isinstance(each, type) else [partial(_itself, each)]
+            wanted[kind].makers += [partial(_thinking, maker, model) for maker in makers]
         await self._run(*wanted.values())
 
     async def script(self, topic: str, *replies: Any, description: str = "") -> Script:
@@ -162,6 +174,19 @@ class MemorySquad(Talking):
         spec = ScriptSpec.playing(script)
         await self._run(_Deployed(spec, [spec.agent_class]))
         return script
+
+    def people(self, *replies: Any) -> PeopleScript:
+        """Have people answer what agents ask them, each reply once, in order; what was asked is in `asked`.
+
+        Args:
+            replies: the fields of the question, or the bare value of the only one, as `answer` takes them, None
+                for a yes; a `Reply`, as `Reply("decline", {"reason": "too dear"})`; or a function that makes any
+                of these of the question.
+        """
+        _ = self._wiring
+        people = PeopleScript(self.follow_questions(), self.answer, replies)
+        self._open.push_async_callback(people.aclose)
+        return people
 
     async def _run(self, *wanted: _Deployed) -> None:
         place = self._wiring
@@ -253,4 +278,11 @@ class MemorySquad(Talking):
 
 
 def _itself(agent: Agent) -> Agent:
+    return agent
+
+
+def _thinking(make: Callable[[], Agent], model: Model | None) -> Agent:
+    agent = make()
+    if model is not None and isinstance(agent, Thinker):
+        agent.given_model = model
     return agent

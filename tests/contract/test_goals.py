@@ -18,11 +18,11 @@ from squadron.actors.goals.supervisor import Supervisor
 from squadron.actors.llm.llm_agent import LLMAgent
 from squadron.actors.llm.tools import tool
 from squadron.actors.thinking.model import ChatMessage, Model, ModelRequest, ModelTurn, ToolCall
-from squadron.actors.thinking.scripted import ScriptedModel
 from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.running.context import Context
 from squadron.runtime.store.dead_letters import DeadLetters
 from squadron.runtime.wire.outcome import DeadLettered
+from squadron.testing import ScriptedModel
 from tests.contract.conftest import SOON_S, Peer, Serve, World, until
 
 
@@ -50,8 +50,8 @@ class Thinker(Supervisor):
     def make_model(self, spec: str, plan: Plan | None) -> Model:
         return ScriptedModel([self._think] * 3)
 
-    def _think(self, messages: Sequence[ChatMessage], _: Any) -> ModelTurn:
-        if messages[-1].role == "user":
+    def _think(self, request: ModelRequest) -> ModelTurn:
+        if request.messages[-1].role == "user":
             return ModelTurn("I count.", (ToolCall("c", "words__count", {"text": "one two three"}),))
         if self.broken:
             raise RuntimeError("this model is out of its mind")

@@ -14,14 +14,13 @@ import pytest
 from squadron.actors.thinking.account import AccountLog, Accounts
 from squadron.actors.thinking.model import ChatMessage, Model, ModelRequest, ModelTurn, Usage
 from squadron.actors.thinking.quota import BURST_S, LISTED_S, AccountState, Limits
-from squadron.actors.thinking.scripted import ScriptedModel
 from squadron.actors.thinking.tries import Grant
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.bridge.memory import MemoryServer
 from squadron.config import Settings
 from squadron.runtime.errors import ModelError
 from squadron.runtime.wire.envelope import AgentIdentity
-from squadron.testing import now_s, turned_time
+from squadron.testing import ScriptedModel, now_s, turned_time
 from tests.contract.conftest import ON_NATS, Peer, World, until
 from tests.contract.own_server import OwnServer
 

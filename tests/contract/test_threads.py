@@ -10,7 +10,6 @@ from squadron import Context, Retry, topic
 from squadron.actors.llm.llm_agent import LLMAgent
 from squadron.actors.llm.tools import tool
 from squadron.actors.thinking.model import Model, ModelTurn, ToolCall
-from squadron.actors.thinking.scripted import ScriptedModel
 from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.retries import Retries
 from squadron.runtime.running.event_turns import EventTurns
@@ -18,6 +17,7 @@ from squadron.runtime.running.pump import Pump
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.groups import EventGroup
 from squadron.runtime.wire.outcome import DeadLettered, Outcome, TimedOut
+from squadron.testing import ScriptedModel
 from tests.contract.conftest import LEASE_S, SOON_S, Inbox, Peer, Serve, World, until
 
 #: How long what acts goes on, in seconds, if no other attempt begins meanwhile: longer than a lease.

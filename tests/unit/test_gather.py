@@ -13,10 +13,10 @@ from squadron.actors.agent import Agent
 from squadron.actors.decorators import topic
 from squadron.actors.goals.planner import Plan
 from squadron.actors.goals.supervisor import Supervisor
-from squadron.actors.thinking.model import ChatMessage, Model, ModelTurn, ToolCall
-from squadron.actors.thinking.scripted import ScriptedModel, ScriptedTurn
+from squadron.actors.thinking.model import ChatMessage, Model, ModelRequest, ModelTurn, ToolCall
 from squadron.runtime.wire.outcome import Rejected, Result
 from squadron.testing import MemorySquad
+from squadron.testing.scripted_model import ScriptedModel, ScriptedTurn
 
 
 class Slow(Agent):
@@ -96,7 +96,7 @@ def answers(messages: Sequence[ChatMessage]) -> dict[str, str]:
 def then(let: Callable[[str], None], name: str, turn: ModelTurn) -> ScriptedTurn:
     """The turn, and the one who is waited for is let go with it."""
 
-    def play(messages: Sequence[ChatMessage], _: Any) -> ModelTurn:
+    def play(request: ModelRequest) -> ModelTurn:
         let(name)
         return turn
 
@@ -110,7 +110,7 @@ async def test_the_first_of_three_answers_changes_the_course_and_the_rest_is_sto
     )
 
     assert (report["answer"], report["deliverables"]) == ("b was enough", {"b": "b is counted"})
-    shown = answers(supervisor.model.seen[1][0])
+    shown = answers(supervisor.model.seen[1].messages)
     assert "b is counted" in shown["b"]
     for name in ("a", "c"):
         assert re.fullmatch(
@@ -131,14 +131,14 @@ async def test_what_ends_later_is_told_as_a_message_of_the_users(squad: Squad) -
     )
 
     assert report["deliverables"] == {"b": "b is counted"}
-    last = supervisor.model.seen[2][0]
+    last = supervisor.model.seen[2].messages
     # Each call was answered behind its turn, and the message stands after all of them.
     assert [message.role for message in last[2:]] == ["assistant", "tool", "tool", "assistant", "tool", "user"]
     assert "is still running" in answers(last)["b"]
     assert "b is counted" in last[-1].content
     assert "<untrusted-" in last[-1].content
     # What was shown before is shown as it was.
-    assert last[: len(supervisor.model.seen[1][0])] == supervisor.model.seen[1][0]
+    assert last[: len(supervisor.model.seen[1].messages)] == supervisor.model.seen[1].messages
 
 
 @pytest.mark.parametrize(("after", "heard"), [("quorum", 2), (2, 2), (1, 1), (9, 3), ("all", 3)])
@@ -147,26 +147,26 @@ async def test_the_model_is_asked_when_as_many_have_ended_as_it_was_said(
 ) -> None:
     names = ("a", "b", "c")
 
-    def let_one(messages: Sequence[ChatMessage], _: Any) -> ModelTurn:
+    def let_one(request: ModelRequest) -> ModelTurn:
         for number, name in enumerate(names):
             asyncio.get_running_loop().call_later(1.0 + number, squad.slow.let, name)
         return ask(*names)
 
     _, supervisor = await squad.pursue(let_one, finish(), gather={"after": after})
 
-    shown = answers(supervisor.model.seen[1][0])
+    shown = answers(supervisor.model.seen[1].messages)
     assert sum("is counted" in text for text in shown.values()) == heard
 
 
 async def test_after_within_s_one_end_is_enough_and_without_one_it_is_waited_for(squad: Squad) -> None:
-    def later(messages: Sequence[ChatMessage], _: Any) -> ModelTurn:
+    def later(request: ModelRequest) -> ModelTurn:
         # The first one ends long after the time, the second never.
         asyncio.get_running_loop().call_later(10.0, squad.slow.let, "a")
         return ask("a", "b")
 
     report, supervisor = await squad.pursue(later, finish(), gather={"after": "all", "within_s": 2})
 
-    shown = answers(supervisor.model.seen[1][0])
+    shown = answers(supervisor.model.seen[1].messages)
     assert "a is counted" in shown["a"]
     assert "is still running" in shown["b"]
     assert 10 <= report["seconds"] < 40
@@ -185,22 +185,22 @@ async def test_a_wait_ends_with_its_time_though_calls_run_on(squad: Squad) -> No
     assert report["answer"] == "without them"
     assert report["seconds"] >= 7
     # Nothing new was heard, so nothing is told but that it waited.
-    assert supervisor.model.seen[2][0][-1].role == "tool"
+    assert supervisor.model.seen[2].messages[-1].role == "tool"
 
 
 async def test_a_wait_is_over_when_all_that_were_named_have_ended(squad: Squad) -> None:
     squad.slow.let("a")
 
-    def wait(messages: Sequence[ChatMessage], _: Any) -> ModelTurn:
+    def wait(request: ModelRequest) -> ModelTurn:
         # By the ids of the run, too.
-        found = {name: re.search(r"r1c\d-[0-9a-f]{6}", text) for name, text in answers(messages).items()}
+        found = {name: re.search(r"r1c\d-[0-9a-f]{6}", text) for name, text in answers(request.messages).items()}
         asyncio.get_running_loop().call_later(1.0, squad.slow.let, "b")
         asyncio.get_running_loop().call_later(3.0, squad.slow.let, "c")
         return use("w", "wait_for", calls=[found["b"][0], "c"])  # type: ignore[index]
 
     _, supervisor = await squad.pursue(ask("a", "b", "c", "d"), wait, finish(), gather={"after": 1})
 
-    told = supervisor.model.seen[2][0][-1].content
+    told = supervisor.model.seen[2].messages[-1].content
     assert "b is counted" in told
     assert "c is counted" in told
     assert squad.slow.stopped == ["d"]
@@ -219,7 +219,7 @@ async def test_a_call_that_is_not_needed_is_stopped_and_the_others_run_on(squad:
     assert squad.slow.stopped == ["b"]
     assert report["deliverables"] == {"c": "c is counted"}
     assert report["tasks"]["outcomes"] == {"result": 2, "cancelled": 1}
-    heard = "\n".join(message.content for message in supervisor.model.seen[3][0])
+    heard = "\n".join(message.content for message in supervisor.model.seen[3].messages)
     assert "ended as cancelled" in heard
 
 
@@ -230,7 +230,7 @@ async def test_a_call_that_there_is_not_can_be_neither_waited_for_nor_stopped(
 ) -> None:
     _, supervisor = await squad.pursue(use("x", tool, calls=calls), finish())
 
-    answer = supervisor.model.seen[1][0][-1]
+    answer = supervisor.model.seen[1].messages[-1]
     assert answer.is_error
     assert why in answer.content
 
@@ -254,7 +254,7 @@ async def test_a_paused_turn_goes_back_as_it_is_and_is_no_answer(squad: Squad) -
     report, supervisor = await squad.pursue(paused, finish("found"))
 
     assert (report["answer"], report["rounds"]) == ("found", 2)
-    assert supervisor.model.seen[1][0][-1] == ChatMessage(
+    assert supervisor.model.seen[1].messages[-1] == ChatMessage(
         "assistant", "searching", blocks=blocks, model="scripted:test"
     )
 
@@ -266,7 +266,7 @@ async def test_the_blocks_of_a_turn_go_back_verbatim(squad: Squad) -> None:
 
     _, supervisor = await squad.pursue(said, finish())
 
-    assert supervisor.model.seen[1][0][2].blocks == blocks
+    assert supervisor.model.seen[1].messages[2].blocks == blocks
 
 
 @pytest.mark.parametrize("gather", [{"after": 0}, {"after": "some"}, {"within_s": 0}, {"when": 1}])

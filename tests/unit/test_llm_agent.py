@@ -20,7 +20,6 @@ from squadron.actors.runs.built_in import BUILT_IN
 from squadron.actors.thinking.fence import FENCE_RULE
 from squadron.actors.thinking.model import ChatMessage, Model, ModelRequest, ModelTurn, ToolCall, Usage
 from squadron.actors.thinking.repair import CUT_BEFORE
-from squadron.actors.thinking.scripted import ScriptedModel, ScriptedTurn
 from squadron.actors.thinking.shapes import InputShape
 from squadron.runtime.calling import Threads
 from squadron.runtime.errors import InvalidAgentError, Terminal
@@ -30,6 +29,7 @@ from squadron.runtime.running.turn import Turns
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage, MessageContext
 from squadron.runtime.wire.outcome import Failed, Result
 from squadron.testing import MemorySquad
+from squadron.testing.scripted_model import ScriptedModel, ScriptedTurn
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ async def test_the_docstring_is_the_system_prompt_and_tokens_are_charged(squad: 
 
     assert outcome.unwrap() == "hi"
     assert outcome.tokens == 12
-    shown, tools = agent.model.seen[0]
+    shown, tools = agent.model.seen[0].messages, agent.model.seen[0].tools
     assert shown == (ChatMessage("system", f"You listen well.\n\n{FENCE_RULE}"), ChatMessage("user", "hello"))
     assert [one.name for one in tools] == ["add", "look_up"]
     assert tools[0].description == "Add two numbers."
@@ -162,7 +162,7 @@ async def test_tools_are_called_and_their_failures_told(squad: MemorySquad) -> N
 
     assert (await squad.ask("talk.reply", {"text": "x"})).unwrap() == "3"
 
-    answers = told(agent.model.seen[1][0])
+    answers = told(agent.model.seen[1].messages)
     assert {id for id, (_, is_error) in answers.items() if not is_error} == {"sum", "default"}
     said = {id: fenced(content) for id, (content, _) in answers.items()}
     assert (said["sum"], said["default"]) == ("3", "5")
@@ -202,7 +202,7 @@ async def test_a_typed_answer_is_checked_and_corrected(squad: MemorySquad) -> No
     outcome = await squad.ask("talk.mood", {"text": "alas"})
 
     assert outcome.unwrap() == {"word": "sad", "strength": 3}
-    first, second = agent.model.seen[1][0][-1], agent.model.seen[2][0][-1]
+    first, second = agent.model.seen[1].messages[-1], agent.model.seen[2].messages[-1]
     assert (first.role, second.role) == ("user", "user")
     assert "Your answer does not fit: the answer: Invalid JSON" in first.content
     assert "Your answer does not fit: strength: Field required" in second.content
@@ -244,7 +244,7 @@ async def test_a_conversation_is_remembered_and_others_are_not(squad: MemorySqua
     await squad.ask("talk.reply", {"text": "third"}, conversation_id="c2")
     await squad.ask("talk.reply", {"text": "fourth"})
 
-    words = [[message.content for message in shown[1:]] for shown, _ in agent.model.seen]
+    words = [[message.content for message in asked.messages[1:]] for asked in agent.model.seen]
     assert words == [["first"], ["first", "answer 0", "second"], ["third"], ["fourth"]]
 
 
@@ -278,7 +278,7 @@ async def test_the_callers_own_history_counts_before_memory(
 
     await turns.run(Delivery(caller.ports.subjects.task("talk.reply"), message.encode(), _Lease(), 1))
 
-    past = agent.model.seen[0][0][1:-1]
+    past = agent.model.seen[0].messages[1:-1]
     everything = [("user", "a"), ("assistant", "b"), ("user", '{"note":1}')]
     # Providers want the first word to be the user's.
     cut = [("user", CUT_BEFORE)] if most == 2 else []

@@ -14,11 +14,11 @@ from squadron.actors.decorators import topic
 from squadron.actors.llm.llm_agent import LLMAgent
 from squadron.actors.llm.tools import tool
 from squadron.actors.thinking.model import Attachment, ChatMessage, Model, ModelTurn, ToolCall
-from squadron.actors.thinking.scripted import ScriptedModel, ScriptedTurn
 from squadron.runtime.errors import InvalidAgentError, Retry, Terminal
 from squadron.runtime.running.context import Context
 from squadron.runtime.wire.outcome import Failed
 from squadron.testing import MemorySquad
+from squadron.testing.scripted_model import ScriptedModel, ScriptedTurn
 
 CHART = Attachment("image/png", data="aGVsbG8=", name="chart.png")
 PAGE = Attachment("application/pdf", url="https://example.org/page.pdf")
@@ -125,7 +125,7 @@ async def test_a_tool_that_asks_for_a_retry_is_run_again_by_the_next_attempt(squ
     assert agent.ran["later"] == 2
     # The turn that made the call was paid for once, and the model never heard of the failure.
     assert len(agent.model.seen) == 2
-    assert "now" in told(agent.model.seen[1][0])["later"].content
+    assert "now" in told(agent.model.seen[1].messages)["later"].content
 
 
 async def test_what_ran_beside_a_retry_is_not_run_again_unless_it_may_be(squad: MemorySquad) -> None:
@@ -152,7 +152,7 @@ async def test_what_ran_beside_a_retry_is_not_run_again_unless_it_may_be(squad: 
     assert (await squad.ask("handy.do", {"text": "x"})).unwrap() == "ok"
 
     assert busy.ran == {"charge": 1, "read": 2, "again": 2}
-    answers = told(busy.model.seen[1][0])
+    answers = told(busy.model.seen[1].messages)
     assert answers["charge"].is_error
     assert "it may have acted, so it is not run again" in answers["charge"].content
     assert not answers["read"].is_error
@@ -175,7 +175,7 @@ async def test_a_tool_whose_replica_died_is_run_again_only_if_it_may_be(
 
     assert (await handle.outcome()).unwrap() == "ok"
     assert first.ran[name] + second.ran[name] == times
-    answer = told(second.model.seen[0][0])[name]
+    answer = told(second.model.seen[0].messages)[name]
     assert answer.is_error == (times == 1)
 
 
@@ -185,7 +185,7 @@ async def test_a_tool_that_takes_too_long_is_stopped_and_the_model_told(squad: M
 
     assert (await squad.ask("handy.do", {"text": "x"})).unwrap() == "ok"
 
-    answer = told(agent.model.seen[1][0])["hang"]
+    answer = told(agent.model.seen[1].messages)["hang"]
     assert answer.is_error
     assert "ended as timed_out" in answer.content
     assert "ran longer than its 5 s" in answer.content
@@ -200,7 +200,7 @@ async def test_a_tool_that_exits_or_waits_for_what_is_cancelled_has_failed(
 
     assert (await squad.ask("handy.do", {"text": "x"})).unwrap() == "ok"
 
-    answer = told(agent.model.seen[1][0])[name]
+    answer = told(agent.model.seen[1].messages)[name]
     assert answer.is_error
     assert why in answer.content
 
@@ -211,7 +211,7 @@ async def test_what_a_tool_attaches_reaches_the_model(squad: MemorySquad) -> Non
 
     assert (await squad.ask("handy.do", {"text": "x"})).unwrap() == "ok"
 
-    answers = told(agent.model.seen[1][0])
+    answers = told(agent.model.seen[1].messages)
     assert answers["draw"].attachments == (CHART,)
     assert answers["scan"].attachments == (CHART, PAGE)
     assert '["chart.png"]' in answers["draw"].content
@@ -239,7 +239,7 @@ async def test_the_same_call_with_the_same_end_is_refused_the_third_time(squad: 
     assert (await squad.ask("handy.do", {"text": "x"})).unwrap() == "ok"
 
     assert agent.ran["charge"] == 2
-    refused = agent.model.seen[3][0][-1]
+    refused = agent.model.seen[3].messages[-1]
     assert refused.is_error
     assert "charge was called with exactly these arguments 2 times" in refused.content
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 import socket
 import threading
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,8 +31,8 @@ from squadron.actors.thinking.providers import (
     model_from,
     model_key,
 )
-from squadron.actors.thinking.scripted import ScriptedModel
 from squadron.runtime.errors import ConfigError, ModelError
+from squadron.testing import ScriptedModel
 from tests.llm_playing import SCHEMA, TIME, TOOLS, TURN, USER, WEATHER, Provider, said
 from tests.llm_servers import (
     Broken,
@@ -413,15 +412,15 @@ async def test_a_key_for_the_cache_goes_to_openai(play: Any, provider: Provider,
 
 
 async def test_a_scripted_model_plays_and_records() -> None:
-    def echo(messages: Sequence[ChatMessage], tools: Sequence[ToolDefinition]) -> ModelTurn:
-        return ModelTurn(f"{messages[-1].content} with {len(tools)} tools")
+    def echo(request: ModelRequest) -> str:
+        return f"{request.messages[-1].content} with {len(request.tools)} tools"
 
     model, heard = ScriptedModel([TURN, echo]), list[str]()
     chat = (*USER, ChatMessage("user", "more"))
     assert await model.think(ModelRequest(tuple(USER)), heard.append) == TURN
     assert (await model.think(ModelRequest(chat, tuple(TOOLS)))).text == "more with 2 tools"
-    assert heard == [TURN.text]
-    assert model.seen == [(tuple(USER), ()), (chat, tuple(TOOLS))]
+    assert "".join(heard) == TURN.text
+    assert model.seen == [ModelRequest(tuple(USER)), ModelRequest(chat, tuple(TOOLS))]
     with pytest.raises(ModelError, match="the script is over") as caught:
         await model.think(ModelRequest(chat))
     assert not caught.value.retryable

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from squadron.actors.thinking.fence import Fence
 from squadron.actors.thinking.model import ChatMessage, ModelTurn, ToolCall
-from squadron.actors.thinking.scripted import ScriptedModel
 from squadron.actors.thinking.summarize import (
     THINKING_TOKENS,
     extract,
@@ -22,6 +21,7 @@ from squadron.actors.thinking.summarize import (
 from squadron.actors.thinking.tokens import conversation_tokens, text_tokens
 from squadron.actors.thinking.window import SHARE, ToSummarize, fit
 from squadron.runtime.errors import ModelError
+from squadron.testing import ScriptedModel
 from tests.conversations import conversations
 
 FENCE = Fence.of("a run")
@@ -130,7 +130,7 @@ async def test_a_model_writes_the_summary() -> None:
     summary, turn = await summarize(model, span_of(), FENCE, window_tokens=8_000)
     assert summary.inside == "The queue has one consumer."
     assert turn.text.strip() == summary.inside
-    assert TALK[0].content in model.seen[0][0][1].content
+    assert TALK[0].content in model.seen[0].messages[1].content
 
 
 @pytest.mark.parametrize(

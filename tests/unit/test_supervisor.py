@@ -20,8 +20,15 @@ from squadron.actors.runs.mind import with_unique_ids
 from squadron.actors.runs.references import BadReferenceError, Results, at_pointer, call_id
 from squadron.actors.runs.telling import SHOWN_CHARS
 from squadron.actors.runs.toolbox import Toolbox
-from squadron.actors.thinking.model import ChatMessage, Model, ModelTurn, ToolCall, ToolDefinition, Usage
-from squadron.actors.thinking.scripted import ScriptedModel, ScriptedTurn
+from squadron.actors.thinking.model import (
+    ChatMessage,
+    Model,
+    ModelRequest,
+    ModelTurn,
+    ToolCall,
+    ToolDefinition,
+    Usage,
+)
 from squadron.runtime.asking.caller import Caller
 from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.errors import ModelError, SupersededError, Terminal
@@ -33,6 +40,7 @@ from squadron.runtime.wire.limits import Budget
 from squadron.runtime.wire.outcome import Answer, Failed, Outcome, Rejected, Result
 from squadron.runtime.wire.topics import SemanticTopic
 from squadron.testing import MemorySquad
+from squadron.testing.scripted_model import ScriptedModel, ScriptedTurn
 
 Turn = ScriptedTurn
 
@@ -133,7 +141,7 @@ def fenced(message: ChatMessage) -> str:
 
 
 def last_answers(supervisor: Scripted) -> dict[str, ChatMessage]:
-    return answers(supervisor.model.seen[-1][0])
+    return answers(supervisor.model.seen[-1].messages)
 
 
 def report_of(outcome: Outcome) -> dict[str, Any]:
@@ -165,8 +173,8 @@ async def test_results_are_passed_on_by_reference(squad: Squad) -> None:
     words = Words()
     await squad.deploy(words)
 
-    def pass_on(messages: Sequence[ChatMessage], _: Any) -> ModelTurn:
-        shown = re.search(r"call (r1c1-[0-9a-f]+):", answers(messages)["s"].content)
+    def pass_on(request: ModelRequest) -> ModelTurn:
+        shown = re.search(r"call (r1c1-[0-9a-f]+):", answers(request.messages)["s"].content)
         assert shown is not None
         return turn(
             call(
@@ -228,7 +236,7 @@ async def test_failures_are_told_to_the_model_and_the_run_goes_on(squad: Squad) 
 
     report = report_of(await squad.pursue())
 
-    first = answers(supervisor.model.seen[1][0])
+    first = answers(supervisor.model.seen[1].messages)
     assert {id for id, message in first.items() if message.is_error} == set(first) - {"part"}
     assert " ended as failed:\n" in first["bad"].content
     assert fenced(first["bad"]) == "I don't like this word"
@@ -303,7 +311,7 @@ async def test_topics_are_offered_by_intent_and_never_its_own(squad: Squad) -> N
 
     await squad.pursue("pursue the goal to count the words, plan and delegate")
 
-    tools: tuple[ToolDefinition, ...] = supervisor.model.seen[0][1]
+    tools: tuple[ToolDefinition, ...] = supervisor.model.seen[0].tools
     names = [tool.name for tool in tools]
     built_in = list(BUILT_IN)
     assert names[: len(built_in)] == built_in
@@ -325,8 +333,8 @@ async def test_discover_topics_adds_what_it_finds(squad: Squad) -> None:
 
     report = report_of(await squad.pursue())
 
-    assert answers(supervisor.model.seen[1][0])["early"].is_error
-    assert '"tool": "sky__forecast"' in answers(supervisor.model.seen[1][0])["d"].content
+    assert answers(supervisor.model.seen[1].messages)["early"].is_error
+    assert '"tool": "sky__forecast"' in answers(supervisor.model.seen[1].messages)["d"].content
     assert report["deliverables"] == {"f": "rain in Kiel"}
 
 
@@ -338,7 +346,7 @@ async def test_topics_can_be_limited_to_names_and_patterns(squad: Squad) -> None
 
     await squad.pursue("count the words", topics=["sky.*", "words.length"])
 
-    offered = {tool.name for tool in supervisor.model.seen[1][1]}
+    offered = {tool.name for tool in supervisor.model.seen[1].tools}
     assert offered == {"words__length", "sky__forecast", *BUILT_IN}
 
 
@@ -441,11 +449,11 @@ async def test_the_budget_of_tokens_ends_in_a_report(squad: Squad) -> None:
 class _Moody(ScriptedModel):
     def __init__(self, turns: Sequence[Turn], *, refusals: int, retryable: bool) -> None:
         super().__init__(turns)
-        self.left, self.retryable = refusals, retryable
+        self.refusals, self.retryable = refusals, retryable
 
     async def think(self, *args: Any, **options: Any) -> ModelTurn:
-        if self.left:
-            self.left -= 1
+        if self.refusals:
+            self.refusals -= 1
             raise ModelError("overloaded", kind="passing" if self.retryable else "request")
         return await super().think(*args, **options)
 
@@ -466,7 +474,7 @@ async def test_a_passing_problem_of_the_model_is_waited_out_and_a_lasting_one_to
     outcome = await handle.outcome()
 
     assert outcome.kind == kind
-    assert supervisor.model.left == left
+    assert supervisor.model.refusals == left
     assert outcome.ok or "overloaded" in outcome.reason
     failed = [event for event in events if event["event"] == "try_failed"]
     assert [event["number"] for event in failed] == list(range(1, refusals - left + 1))
@@ -588,7 +596,7 @@ async def test_a_second_attempt_asks_the_model_nothing_twice_and_runs_no_task_tw
     assert report["seconds"] < 5
     assert len(supervisor.model.seen) == 4
     # What the model is shown after the crash is what it would have been shown without.
-    assert supervisor.model.seen[3][0] == supervisor.model.seen[2][0]
+    assert supervisor.model.seen[3].messages == supervisor.model.seen[2].messages
     # The call whose end nobody heard is charged as it was estimated.
     assert report["tokens"] > 10
     assert [event["event"] for event in report["timeline"]].count("thought") == 3

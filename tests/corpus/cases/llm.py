@@ -9,13 +9,12 @@ from squadron import Context, topic
 from squadron.actors.llm.llm_agent import LLMAgent
 from squadron.actors.llm.tools import tool
 from squadron.actors.thinking.model import ModelTurn, ToolCall
-from squadron.actors.thinking.scripted import ScriptedModel
+from squadron.testing import ScriptedModel
 
 NAME, ARGUMENTS = {call}
 
-def last_words(messages, tools):
-    # What stands in the fence.
-    return ModelTurn("\\n".join(messages[-1].content.split("\\n")[2:-1]))
+def last_words(request):
+    return request.messages[-1].content
 
 class Base(LLMAgent):
     \"\"\"You do as you are told.\"\"\"
@@ -58,7 +57,7 @@ class Desk(Base):
         assert mood is Mood.GOOD
         return Order(order.id, (1, 2))
 ''',
-        '{"id": 2, "parts": [1, 2]}',
+        '{"id":2,"parts":[1,2]}',
     ),
     _tool(
         "an async tool under a decorator",
@@ -106,7 +105,7 @@ class Desk(Base):
         """What day it is."""
         return {"on": date(2026, 1, 2), "price": Decimal("1.10"), "tags": {"a"}}
 ''',
-        '{"on": "2026-01-02", "price": "1.10", "tags": ["a"]}',
+        '{"on":"2026-01-02","price":"1.10","tags":["a"]}',
     ),
     case(
         "an answer that is a dataclass of the script",
@@ -115,7 +114,7 @@ class Desk(Base):
         from squadron import Context, topic
         from squadron.actors.llm.llm_agent import LLMAgent
         from squadron.actors.thinking.model import ModelTurn
-        from squadron.actors.thinking.scripted import ScriptedModel
+        from squadron.testing import ScriptedModel
 
         @dataclass
         class Verdict:
