@@ -94,7 +94,8 @@ MORE: dict[str, Break] = {
     "429 for long": lambda llmock: llmock.rate_limit(retry_after=2.5),
     "disconnect at once": lambda llmock: llmock.disconnect(after_chunks=0),
     "truncate": lambda llmock: llmock.truncate(after_chunks=1),
-    "malformed": lambda llmock: llmock.corrupt(after_chunks=2),
+    # Slowly, as the judge takes what was sent as a whole for what was taken.
+    "malformed": lambda llmock: llmock.pace(50).corrupt(after_chunks=1),
     "stall": lambda llmock: llmock.stall(after_chunks=1, seconds=30),
     "slow to begin": lambda llmock: llmock.slow_first_token(30),
 }
