@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from types import SimpleNamespace
+from typing import Annotated, Any, cast
 
 import pytest
+from pydantic import AfterValidator
 
 from squadron.actors.decorators import topic
 from squadron.actors.llm.llm_agent import LLMAgent
-from squadron.actors.llm.tools import tool
+from squadron.actors.llm.tools import tool, tools_of
 from squadron.actors.thinking.model import Attachment, ChatMessage, Model, ModelTurn, ToolCall
 from squadron.actors.thinking.scripted import ScriptedModel, ScriptedTurn
+from squadron.runtime.calling import Threads
 from squadron.runtime.errors import InvalidAgentError, Retry, Terminal
-from squadron.runtime.running.context import Context
+from squadron.runtime.running.context import Context, TurnContext
 from squadron.runtime.wire.outcome import Failed
 from squadron.testing import MemorySquad
 
@@ -248,3 +252,39 @@ async def test_the_same_call_with_the_same_end_is_refused_the_third_time(squad: 
 def test_the_time_of_a_tool_is_a_number_above_zero(within_s: Any) -> None:
     with pytest.raises(InvalidAgentError, match="within_s of a tool can't be"):
         tool(within_s=within_s)
+
+
+#: Tool → whether its arguments were read in the thread of the loop.
+IN_LOOP: dict[str, bool] = {}
+
+
+def _note(name: str) -> str:
+    IN_LOOP[name] = threading.current_thread() is threading.main_thread()
+    return name
+
+
+class Telling(LLMAgent):
+    """You tell."""
+
+    @topic("tell.it")
+    async def tell(self, ctx: Context, text: str) -> str:
+        """Tell it."""
+        return text
+
+    @tool
+    async def in_loop(self, name: Annotated[str, AfterValidator(_note)]) -> str:
+        """Tell."""
+        return name
+
+    @tool
+    def beside(self, name: Annotated[str, AfterValidator(_note)]) -> str:
+        """Tell."""
+        return name
+
+
+async def test_a_coroutine_is_made_in_the_loop_and_a_plain_function_called_beside_it() -> None:
+    ctx = cast("TurnContext", SimpleNamespace(threads=Threads()))
+    for spec in tools_of(Telling()):
+        name = spec.definition.name
+        assert await spec.bound(ctx).run({"name": name}) == name
+    assert IN_LOOP == {"in_loop": True, "beside": False}
