@@ -88,6 +88,7 @@ class ToolSpec:
     mark: ToolMark
     adapter: TypeAdapter[Any]
     shape: InputShape
+    in_loop: bool
 
     def bound(self, ctx: TurnContext) -> MethodTool:
         """The tool, for one turn."""
@@ -98,11 +99,12 @@ def tools_of(agent: Any) -> list[ToolSpec]:
     """The tools of an agent."""
     tools = []
     for each in marked(type(agent), TOOL):
-        adapter = TypeAdapter[Any](_typed(getattr(agent, each.name)))
+        method = getattr(agent, each.name)
+        adapter = TypeAdapter[Any](_typed(method))
         description = inspect.getdoc(getattr(type(agent), each.name)) or ""
         shape = InputShape(adapter.json_schema())
         definition = ToolDefinition(each.name, cut(description), shape.schema)
-        tools.append(ToolSpec(definition, each.mark, adapter, shape))
+        tools.append(ToolSpec(definition, each.mark, adapter, shape, calling.is_async(method)))
     return tools
 
 
@@ -139,7 +141,13 @@ class MethodTool:
     async def run(self, arguments: Any) -> Any:
         """Call it, a plain function in a thread because it may block; what it returns as JSON, or attachments."""
         given = ArgsKwargs((), self.spec.shape.restore(arguments))
-        returned = await calling.call(self.ctx.threads, self.spec.adapter.validate_python, given)
+        called = self.spec.adapter.validate_python
+        if self.spec.in_loop:
+            # A coroutine that a thread makes is nobody's when the tool is cancelled meanwhile.
+            returned = called(given)
+            returned = await returned if inspect.isawaitable(returned) else returned
+        else:
+            returned = await calling.call(self.ctx.threads, called, given)
         if attached(returned):
             return returned
         return whole(returned) if isinstance(returned, str) else from_json(encoded(returned))

@@ -39,11 +39,12 @@ class PeopleScript:
                 continue
             self.asked.append(each.asked)
             if self._left:
-                reply = self._left.pop(0)
-                reply = reply(each.asked) if callable(reply) else reply
-                how = {"by": "somebody"}
+                said = self._left.pop(0)
+                reply: Any = said(each.asked) if callable(said) else said
+                how: dict[str, Any] = {"by": "somebody"}
                 if isinstance(reply, Reply):
-                    reply, how = reply.content, {"action": reply.action, "by": reply.by or "somebody"}
+                    how = {"action": reply.action, "by": reply.by or "somebody"}
+                    reply = dict(reply.content)
                 # Somebody else, a test itself, may have been first.
                 with contextlib.suppress(QuestionClosedError):
                     await self._answer(each.asked.query_id, reply, **how)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from types import SimpleNamespace
+from typing import Annotated, Any, cast
 
 import pytest
+from pydantic import AfterValidator
 
 from squadron.actors.decorators import topic
 from squadron.actors.llm.llm_agent import LLMAgent
-from squadron.actors.llm.tools import tool
+from squadron.actors.llm.tools import tool, tools_of
 from squadron.actors.thinking.model import Attachment, ChatMessage, Model, ModelTurn, ToolCall
+from squadron.runtime.calling import Threads
 from squadron.runtime.errors import InvalidAgentError, Retry, Terminal
-from squadron.runtime.running.context import Context
+from squadron.runtime.running.context import Context, TurnContext
 from squadron.runtime.wire.outcome import Failed
 from squadron.testing import MemorySquad
 from squadron.testing.scripted_model import ScriptedModel, ScriptedTurn
@@ -278,3 +282,39 @@ async def test_tools_that_ask_for_a_retry_at_once_are_all_run_again(squad: Memor
 
     assert agent.ran == {"one": 2, "two": 2}
     assert not any(answer.is_error for answer in told(agent.model.seen[1][0]).values())
+
+
+#: Tool → whether its arguments were read in the thread of the loop.
+IN_LOOP: dict[str, bool] = {}
+
+
+def _note(name: str) -> str:
+    IN_LOOP[name] = threading.current_thread() is threading.main_thread()
+    return name
+
+
+class Telling(LLMAgent):
+    """You tell."""
+
+    @topic("tell.it")
+    async def tell(self, ctx: Context, text: str) -> str:
+        """Tell it."""
+        return text
+
+    @tool
+    async def in_loop(self, name: Annotated[str, AfterValidator(_note)]) -> str:
+        """Tell."""
+        return name
+
+    @tool
+    def beside(self, name: Annotated[str, AfterValidator(_note)]) -> str:
+        """Tell."""
+        return name
+
+
+async def test_a_coroutine_is_made_in_the_loop_and_a_plain_function_called_beside_it() -> None:
+    ctx = cast("TurnContext", SimpleNamespace(threads=Threads()))
+    for spec in tools_of(Telling()):
+        name = spec.definition.name
+        assert await spec.bound(ctx).run({"name": name}) == name
+    assert IN_LOOP == {"in_loop": True, "beside": False}

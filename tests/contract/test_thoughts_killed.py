@@ -1,0 +1,179 @@
+"""A supervisor that is killed while its model thinks: what the model said before comes back to it word for word.
+
+The doubles of the providers answer 400 when a thought is missing, is another, or has lost its place.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from squadron.actors.agent import Agent
+from squadron.actors.decorators import topic
+from squadron.actors.runs.entries import Entry
+from squadron.actors.runs.log import entries_of, read
+from squadron.actors.runs.session import run_id
+from squadron.actors.thinking.model import ModelTurn, ToolCall, Usage
+from squadron.bridge.jetstream.wiring import Wiring
+from squadron.config import Settings
+from squadron.runtime.asking.options import AskOptions
+from squadron.runtime.wire.envelope import AgentIdentity
+from squadron.runtime.wire.outcome import Outcome
+from tests.contract.conftest import Replica, peer_of, until
+from tests.contract.killed_supervisors import Fate, Supervisors
+from tests.contract.run_worker import Death
+from tests.llm_playing import ANTHROPIC, RESPONSES, Provider
+
+#: Rounds of a run, and the entries of its log: the first, five a call round, and three of the one that finishes.
+ROUNDS, ENTRIES = 3, 1 + 5 + 5 + 3
+SPECS = {ANTHROPIC.name: "anthropic:claude-sonnet-5-5", RESPONSES.name: "openai-responses:gpt-5.6"}
+
+
+class Words(Agent):
+    """Counts words."""
+
+    @topic("words.count")
+    async def count(self, text: str) -> int:
+        """Count the words of a text."""
+        return len(text.split())
+
+
+def decide(body: dict[str, Any]) -> ModelTurn:
+    """Count one text, then two, then finish."""
+    told = json.dumps(body)
+    match told.count('"function_call_output"') + told.count('"tool_result"'):
+        case 0:
+            calls = [ToolCall("a", "words__count", {"text": "one"})]
+            return ModelTurn("I count.", tuple(calls), Usage(100, 20))
+        case 1:
+            calls = [ToolCall(id, "words__count", {"text": id}) for id in ("b", "c")]
+            return ModelTurn("", tuple(calls), Usage(100, 20))
+    return ModelTurn("", (ToolCall("end", "finish", {"answer": "three"}),), Usage(100, 20))
+
+
+def thoughts_in(body: dict[str, Any]) -> list[str]:
+    """What the model had thought, as a request gives it back."""
+    blocks = [block for message in body.get("messages", []) for block in _blocks(message)]
+    signed = [block["signature"] for block in blocks if block["type"] == "thinking"]
+    sealed = [item["encrypted_content"] for item in body.get("input", []) if item.get("type") == "reasoning"]
+    return signed + sealed
+
+
+def _blocks(message: dict[str, Any]) -> list[dict[str, Any]]:
+    content = message["content"]
+    return content if isinstance(content, list) else []
+
+
+def thoughts_of(entries: Sequence[Entry]) -> list[str]:
+    """What the model thought, as the log keeps it."""
+    blocks = [block for entry in entries if entry.kind == "thought" for block in entry.turn.blocks]
+    kept = [block.get("signature") or block.get("encrypted_content") for block in blocks]
+    return [each for each in kept if each]
+
+
+@dataclass
+class Stage:
+    """A client, an agent, supervisors that die, and the provider that they ask."""
+
+    wiring: Wiring
+    server: Any
+    supervisors: Supervisors
+    spec: str
+
+    async def pursue(self, id: str) -> Outcome:
+        options = AskOptions(task_id=id, within_s=110.0, model=self.spec)
+        return await self.wiring.caller.ask(
+            "goal.pursue", {"goal": f"count words for {id}.", "topics": ["words.count"]}, options
+        )
+
+    async def check(self, id: str, outcome: Outcome) -> Counter[str]:
+        """It came to its end with all that its model thought; returns how often its log has each kind of entry."""
+        assert outcome.ok, (id, outcome.reason)
+        assert (outcome.unwrap()["stopped"], outcome.unwrap()["rounds"]) == ("finished", ROUNDS), (id, outcome)
+        key = self.wiring.ports.subjects.run(run_id(id))
+        log = [entries_of(message) async for _, message in read(self.wiring.ports, key)]
+        entries = [entry for each in log for entry in each]
+        bodies = [each.body for each in self.server.requests if f"for {id}." in json.dumps(each.body)]
+        thoughts = thoughts_of(entries)
+        assert len(thoughts) == ROUNDS
+        assert thoughts_in(bodies[-1]) == thoughts[:-1], id
+        kinds = Counter(entry.kind for entry in entries)
+        assert ROUNDS <= len(bodies) <= kinds["asking"] <= ROUNDS + kinds["epoch"] - 1, (id, kinds)
+        assert outcome.spent.rounds == kinds["asking"], id
+        return kinds
+
+
+@pytest.fixture(params=[ANTHROPIC, RESPONSES], ids=lambda each: each.name)
+def provider(request: pytest.FixtureRequest) -> Provider:
+    return request.param  # type: ignore[no-any-return]
+
+
+@asynccontextmanager
+async def staged(settings: Settings, provider: Provider, fate: Fate) -> AsyncIterator[Stage]:
+    wiring = await Wiring.open(settings, AgentIdentity(id="client", type="test"), create=True)
+    words = Replica(peer_of(wiring), Words(), lease_s=10.0)
+    await words.start()
+    with provider.server(decide, thought="Hm, let me see.") as server:
+        environ = {f"{provider.prefix}_API_KEY": "k", f"{provider.prefix}_BASE_URL": server.base_url}
+        async with Supervisors(settings, fate, environ) as supervisors:
+
+            async def served() -> bool:
+                return wiring.registry.find("goal.pursue") is not None
+
+            await until(served, 60.0)
+            yield Stage(wiring, server, supervisors, SPECS[provider.name])
+    for part in (words.handovers, words.pump, words.turns, wiring):
+        await part.aclose()
+
+
+async def die_at(settings: Settings, provider: Provider, folder: Path, deaths: Sequence[Death]) -> None:
+    """A run for each death, one after the other."""
+    ids = [f"{'after' if death.after else 'before'}-{death.at}" for death in deaths]
+    fate = Fate({run_id(id): death for id, death in zip(ids, deaths, strict=True)}, folder)
+    async with staged(settings, provider, fate) as stage:
+        for id in ids:
+            kinds = await stage.check(id, await stage.pursue(id))
+            assert kinds["epoch"] == (2 if run_id(id) in fate.died else 1) or id == "before-1"
+    assert len(fate.died) >= 0.8 * len(deaths)
+
+
+async def test_thoughts_come_back_word_for_word_after_a_sigkill(
+    settings: Settings, provider: Provider, tmp_path: Path
+) -> None:
+    await die_at(settings, provider, tmp_path, [Death(3, after=True), Death(ENTRIES - 2, after=True)])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+async def test_thoughts_come_back_wherever_it_dies(settings: Settings, provider: Provider, tmp_path: Path) -> None:
+    deaths = [Death(at, after) for at in range(1, ENTRIES + 1) for after in (False, True)]
+    await die_at(settings, provider, tmp_path, deaths)
+
+
+async def test_a_supervisor_that_dies_while_its_model_speaks_asks_that_again_and_nothing_else(
+    settings: Settings, provider: Provider, tmp_path: Path
+) -> None:
+    async with staged(settings, provider, Fate({}, tmp_path)) as stage:
+        answers = 0
+
+        def kill(event: int) -> None:
+            nonlocal answers
+            answers += event == 0
+            if (answers, event) == (2, 4):
+                os.kill(stage.supervisors.pids[0], signal.SIGKILL)
+
+        stage.server.before_event = kill
+        kinds = await stage.check("spoken", await stage.pursue("spoken"))
+
+        assert stage.supervisors.killed == 1
+        assert len(stage.server.requests) == kinds["asking"] == ROUNDS + 1
+        assert (kinds["thought"], kinds["epoch"]) == (ROUNDS, 2)
