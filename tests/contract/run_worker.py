@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from squadron.actors.agent import Agent
-from squadron.actors.decorators import topic
+from squadron.actors.decorators import bid, topic
 from squadron.actors.goals.planner import Plan
 from squadron.actors.goals.supervisor import Supervisor
 from squadron.actors.llm.llm_agent import LLMAgent
@@ -20,8 +20,9 @@ from squadron.actors.thinking.model import Model, ModelRequest, ModelTurn, ToolC
 from squadron.bridge.jetstream.journal import JetStreamJournal
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.config import Settings
-from squadron.runtime.errors import ModelError
+from squadron.runtime.errors import ModelError, Terminal
 from squadron.runtime.running.context import Context
+from squadron.runtime.wire.bids import Bid
 from squadron.runtime.wire.envelope import AgentIdentity
 
 LEASE_S = 1.0
@@ -64,7 +65,8 @@ def _turn(*calls: ToolCall, text: str = "") -> ModelTurn:
 
 
 def pursue(request: ModelRequest, diary: Diary) -> ModelTurn:
-    """Ask two, go on when the first of them has ended, wait for the other, be refused once, and finish."""
+    """Ask two, go on when the first of them has ended, wait for the other, be refused once, have bids for a call of
+    which the best fails, and finish."""
     turns = [message for message in request.messages if message.role == "assistant"]
     match len(turns):
         case 0:
@@ -83,7 +85,13 @@ def pursue(request: ModelRequest, diary: Diary) -> ModelTurn:
             return _turn(
                 ToolCall("all", "for_each", {"topic": "words.count", "items": [{"text": "a"}, {"text": "b c"}]})
             )
-    end = {"answer": "done", "deliverables": {"slow": {"$from": "slow"}, "all": {"$from": "all"}}}
+        case 3:
+            tools = ["words.count", "words.fail", "words.slow"]
+            return _turn(ToolCall("bid", "call_for_bids", {"tools": tools, "arguments": {"text": "a b c"}}))
+    end = {
+        "answer": "done",
+        "deliverables": {"slow": {"$from": "slow"}, "all": {"$from": "all"}, "bid": {"$from": "bid"}},
+    }
     return _turn(ToolCall("end", "finish", end))
 
 
@@ -159,6 +167,17 @@ class Words(Agent):
         self._diary.write(f"task {ctx.message.id}")
         await asyncio.sleep(0.5)
         return len(text.split())
+
+    @topic("words.fail", max_attempts=1)
+    async def fail(self, ctx: Context, text: str) -> int:
+        """Count the words of a text, in vain."""
+        self._diary.write(f"task {ctx.message.id}")
+        raise Terminal("it can't be counted")
+
+    @bid
+    async def offer(self, topic: str) -> Bid:
+        """Be surest of what will fail."""
+        return Bid(confidence={"words.fail": 0.9, "words.count": 0.5}.get(topic, 0.1))
 
     @topic("words.shout")
     async def shout(self, text: str) -> str:
