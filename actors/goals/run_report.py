@@ -7,9 +7,10 @@ from typing import Any
 from pydantic import BaseModel, Field
 from pydantic_core import to_json
 
+from squadron.actors.runs.call import Call
 from squadron.actors.runs.entries import Finished
 from squadron.actors.runs.loop import Stopped
-from squadron.actors.runs.state import Call, RunState
+from squadron.actors.runs.state import RunState
 
 
 class TaskCounts(BaseModel):
@@ -64,7 +65,7 @@ def report_of(state: RunState, finished: Finished, timeline: list[dict[str, Any]
         model=state.last.turn.model if state.last is not None else "",
         rounds=state.round,
         stopped=finished.stopped,
-        tasks=TaskCounts(dispatched=sum(call.out[0].tasks for call in sent), outcomes=dict(state.counts())),
+        tasks=TaskCounts(dispatched=sum(call.tasks for call in sent), outcomes=dict(state.counts())),
         calls=[_report_of(state, call) for call in sent],
         tokens=state.spent.tokens,
         usd=state.spent.usd,
@@ -80,7 +81,7 @@ def _report_of(state: RunState, call: Call) -> CallReport:
         id=call.id,
         round=call.round,
         topic=dispatch.topic,
-        tasks=dispatch.tasks,
+        tasks=call.tasks,
         outcomes=call.outcomes,
         started_s=state.at_s(call.sent_at),
         ended_s=state.at_s(call.ended_at) if call.ended_at else 0.0,

@@ -46,6 +46,7 @@ SYSTEM_PROMPT = """You pursue a goal by calling tools. Most tools are agents on 
   any tool, whatever type its schema names, {"$from": "CALL_ID"} is replaced by the result of that earlier call,
   and {"$from": "CALL_ID#/a/0/b"} by the part of it at that JSON pointer (RFC 6901); long results you see cut.
 - for_each calls one tool for every item of a list, in parallel; it is the way to handle many things.
+- call_for_bids has the agents behind several tools that can do the same bid for a task; the best one does it.
 - You may be asked again while calls still run. Go on with what you know, wait_for those you need, and cancel_calls
   that you don't need any more.
 - discover_topics finds tools that you were not offered.

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from squadron.actors.runs.bidding_calls import BiddingCalls, Wanted
 from squadron.actors.runs.books import Books
-from squadron.actors.runs.built_in import ASK_PERSON, AskPerson, read_arguments
+from squadron.actors.runs.built_in import ASK_PERSON, CALL_FOR_BIDS, AskPerson, read_arguments
+from squadron.actors.runs.call import Call
+from squadron.actors.runs.ends import attached, end_of, refusal, unsendable
 from squadron.actors.runs.entries import Dispatch, End, Ended, Entry, Finished, Sending, Sent, Withdrawn
-from squadron.actors.runs.prepare import Ready, Unsendable
+from squadron.actors.runs.prepare import Ready, candidates
 from squadron.actors.runs.queries import Queries
 from squadron.actors.runs.recorder import Recorder
 from squadron.actors.runs.references import BadReferenceError, task_id
-from squadron.actors.runs.state import Call, RunState
-from squadron.actors.thinking.model import Attachment, ToolDefinition
+from squadron.actors.runs.state import RunState
+from squadron.actors.thinking.model import ToolDefinition
 from squadron.runtime.asking.handle import Handle
+from squadron.runtime.asking.negotiation import acceptance, see_through
+from squadron.runtime.asking.options import AskKeywords
 from squadron.runtime.background import to_its_end
 from squadron.runtime.errors import Retry, Terminal
 from squadron.runtime.running.context import TurnContext
 from squadron.runtime.texts import whole
 from squadron.runtime.wire.limits import Deadline
-from squadron.runtime.wire.outcome import Outcome, Result
 from squadron.runtime.wire.subjects import token_of
 
 #: Share of the remaining time that a call gets, so that a stuck one leaves time to reason again.
@@ -81,6 +85,9 @@ class Actions:
         self._ends: asyncio.Queue[End] = asyncio.Queue()
         self._working = list[asyncio.Task[None]]()
         self._start(self._collect())
+        self._bidding = BiddingCalls(self.ctx, self.books, self._state.run)
+        #: Calls whose next bid is about to be tried.
+        self._going_on: set[asyncio.Task[None]] = set()
 
     @property
     def _state(self) -> RunState:
@@ -97,6 +104,7 @@ class Actions:
     async def begin(self, calls: Sequence[Call]) -> None:
         """Answer or send calls that the model made: all are made ready before any is sent."""
         ends, ready, asked = list[End](), list[tuple[Call, Ready]](), list[tuple[Call, bool]]()
+        wanted = list[Wanted]()
         for call in calls:
             try:
                 if call.said.problem:
@@ -107,6 +115,9 @@ class Actions:
                 if call.said.name == ASK_PERSON and self._state.toolbox.has(ASK_PERSON):
                     read_arguments(AskPerson, self._state.results.fill(call.said.arguments))
                     asked.append((call, False))
+                    continue
+                if call.said.name == CALL_FOR_BIDS and self._state.toolbox.has(CALL_FOR_BIDS):
+                    wanted.append((call, self._candidates(call)))
                     continue
                 made = self._state.prepared(call)
                 if self.queries.needed(call, made):
@@ -123,7 +134,7 @@ class Actions:
                 ends.append(refusal(call, str(error)))
         dispatches = self._dispatches(ready)
         for call, made in ready:
-            ends += _unsendable(call, made)
+            ends += unsendable(call, made)
         deadline_ms = self._deadline_ms()
         entries: list[Entry] = [
             self.queries.entry(call, approval=approval, deadline_ms=deadline_ms) for call, approval in asked
@@ -136,6 +147,39 @@ class Actions:
             await self.recorder.store(*entries)
         self._ask([call for call, _ in asked])
         await self._send([call for call, _ in ready])
+        if wanted:
+            await self.recorder.store(*await self._bidding.awards(wanted, deadline_ms))
+            await self._send([call for call, _ in wanted if call.open])
+            for call, _ in wanted:
+                self._after_try(call)
+
+    def _candidates(self, call: Call) -> dict[str, Any]:
+        contents = candidates(call.said, self._state.toolbox, self._state.results)
+        for topic, content in contents.items():
+            if self.queries.needed(call, Ready(topic, [content])):
+                raise ValueError(f"a person has to approve what goes to {topic}: call it by itself")
+            if circling := self._state.repeats.refusal(topic, [content]):
+                raise ValueError(circling)
+        return contents
+
+    def _after_try(self, call: Call) -> None:
+        """Of a call that agents have bid for a task has ended: the next one is tried, or it is over."""
+        if call.next_try is not None:
+            self._going_on.add(task := self.group.create_task(self._go_on(call)))
+            task.add_done_callback(self._going_on.discard)
+            self._working.append(task)
+        elif not call.running and call.award is not None:
+            self._working.append(self.group.create_task(self._bidding.reject_others(call)))
+
+    async def _go_on(self, call: Call) -> None:
+        while (index := call.next_try) is not None and call.award is not None:
+            async with self.recorder.lock:
+                if self._state.finished is not None:
+                    return
+                share = self.books.share(1)
+                entry = self._bidding.attempt(call, call.award, index, share, self._deadline_ms())
+                await self.recorder.store_locked(entry)
+        await self._send([call] if call.open else [])
 
     def _ask(self, calls: Sequence[Call]) -> None:
         for call in calls:
@@ -171,11 +215,13 @@ class Actions:
         """
         running = self._state.running
         for call in running:
-            if call.out[0].kind == "topic":
+            if call.open and call.out[0].kind == "topic":
                 await asyncio.gather(*(self._adopt(call, index) for index in call.open))
         if send:
             self._ask(self._state.asks)
-            await self._send([call for call in running if not call.sent], again=True)
+            await self._send([call for call in running if call.open and not call.sent], again=True)
+            for call in running:
+                self._after_try(call)
 
     async def _adopt(self, call: Call, index: int) -> None:
         dispatch, task = call.out[0], task_id(self._state.run, call.id, index)
@@ -204,22 +250,22 @@ class Actions:
         dispatch, ready = call.out
         task = task_id(self._state.run, call.id, index)
         within_s = max(0.0, dispatch.deadline_ms / 1000 - self._now())
-        return await self.ctx.submit_for(
-            self._state.run,
-            dispatch.topic,
-            ready.contents[index],
-            reserved=task,
-            budget=self.books.share_of(dispatch),
-            within_s=within_s,
-            task_id=task,
-        )
+        budget, offer = self.books.share_of(dispatch), call.award.offer(index) if call.award else None
+        how: AskKeywords = {"budget": budget} if offer is None else acceptance(offer, budget)
+        how |= {"within_s": within_s, "task_id": task}
+        content = ready.contents[index - dispatch.first]
+        return await self.ctx.submit_for(self._state.run, dispatch.topic, content, reserved=task, **how)
 
     def _gather(self, call: Call, index: int, handle: Handle) -> None:
         self._handles.setdefault(call.id, {})[index] = handle
         self._start(self._await(call, index, handle))
 
     async def _await(self, call: Call, index: int, handle: Handle) -> None:
-        outcome = await handle.outcome()
+        offer = call.award.offer(index) if call.award else None
+        if offer is None:
+            outcome = await handle.outcome()
+        else:
+            outcome = await see_through(self.ctx.caller, handle, offer)
         self._ends.put_nowait(end_of(call, index, outcome))
 
     async def _run_tool(self, call: Call, *, again: bool) -> None:
@@ -277,52 +323,15 @@ class Actions:
             while not self._ends.empty():
                 ends.append(self._ends.get_nowait())
             await self.recorder.store(Ended(at=self._now(), ends=tuple(ends)))
+            for id in {end.call for end in ends}:
+                self._after_try(self._state.calls[id])
 
     async def cancel(self, calls: Collection[str]) -> None:
         """Ask what these calls sent to stop; their ends are told as any other."""
+        # What is about to go out gets a handle first.
+        await asyncio.gather(*self._going_on)
         handles = [each for call in calls for each in self._handles.get(call, {}).values() if not each.done]
         await asyncio.gather(*(handle.cancel() for handle in handles))
 
     def _now(self) -> float:
         return self.ctx.caller.ports.clock.time()
-
-
-def _unsendable(call: Call, ready: Ready) -> Iterable[End]:
-    for index, content in enumerate(ready.contents):
-        if isinstance(content, Unsendable):
-            yield End(call=call.id, index=index, topic=ready.topic, outcome="rejected", reason=content.reason)
-
-
-def attached(data: Any) -> tuple[Attachment, ...]:
-    """The attachments that a tool returned, if it returned nothing else."""
-    given = data if isinstance(data, list) else [data]
-    return tuple(given) if all(isinstance(each, Attachment) for each in given) else ()
-
-
-def refusal(call: Call, reason: str) -> End:
-    """The end of a call that is not carried out."""
-    return End(call=call.id, topic=call.said.name, outcome="rejected", reason=reason)
-
-
-def answer(call: Call, data: Any) -> End:
-    """The end of a call that is answered on the spot."""
-    return End(call=call.id, topic=call.said.name, outcome="result", data=data)
-
-
-def end_of(call: Call, index: int, outcome: Outcome) -> End:
-    """How a task ended, as the log keeps it."""
-    rest: dict[str, Any] = {}
-    if isinstance(outcome, Result):
-        rest = {"data": outcome.data, "confidence": outcome.confidence, "reasoning": outcome.reasoning}
-    return End(
-        call=call.id,
-        index=index,
-        topic=outcome.topic,
-        outcome=outcome.kind,
-        reason=outcome.reason,
-        source=outcome.source,
-        attempt=outcome.attempt,
-        latency_ms=outcome.latency_ms,
-        spent=outcome.spent.to_wire(),
-        **rest,
-    )

@@ -47,7 +47,7 @@ class Books:
                 for dispatch in entry.calls:
                     if dispatch.kind == "topic":
                         share = self.share_of(dispatch)
-                        for index in range(dispatch.tasks):
+                        for index in range(dispatch.first, dispatch.first + dispatch.tasks):
                             self._granted.add(self._task(dispatch.call, index))
                             self.ledger.restore(self._task(dispatch.call, index), share)
             case Ended():

@@ -6,10 +6,10 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
-from squadron.actors.thinking.model import ToolDefinition
+from squadron.actors.thinking.model import ToolCall, ToolDefinition
 
 FINISH, FOR_EACH, DISCOVER, WAIT_FOR, CANCEL = "finish", "for_each", "discover_topics", "wait_for", "cancel_calls"
-ASK_PERSON = "ask_person"
+ASK_PERSON, CALL_FOR_BIDS = "ask_person", "call_for_bids"
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -34,6 +34,13 @@ class ForEach(BaseModel):
         description='arguments of each call: {"$item": "/POINTER"} in them is replaced by that part of the '
         'item, {"$item": ""} by the whole item; by default the item itself is the arguments',
     )
+
+
+class AskForBids(BaseModel):
+    """Have several tools that can do the same bid for a task: the best gets it, and if it fails the next one."""
+
+    tools: list[str] = Field(min_length=1, description="names of the tools; the first is called if none bids")
+    arguments: Any = Field(default_factory=dict, description="arguments of the call, which must fit each tool")
 
 
 class Finish(BaseModel):
@@ -80,6 +87,14 @@ def read_arguments(model: type[M], arguments: Any) -> M:
         raise ValueError(f"field {'.'.join(map(str, first['loc']))!r}: {first['msg']}") from None
 
 
+def named_in(call: ToolCall) -> list[str]:
+    """The tools that a call is for, by the names that the model gives them."""
+    if call.name == FOR_EACH:
+        return [str(call.arguments.get("topic"))]
+    tools = call.arguments.get("tools")
+    return [str(tool) for tool in tools] if call.name == CALL_FOR_BIDS and isinstance(tools, list) else [call.name]
+
+
 def _tool(name: str, model: type[BaseModel]) -> ToolDefinition:
     schema = model.model_json_schema()
     return ToolDefinition(name, str(schema.pop("description")), schema)
@@ -91,6 +106,7 @@ BUILT_IN = {
     for name, model in (
         (DISCOVER, DiscoverTopics),
         (FOR_EACH, ForEach),
+        (CALL_FOR_BIDS, AskForBids),
         (WAIT_FOR, WaitFor),
         (CANCEL, CancelCalls),
         (ASK_PERSON, AskPerson),

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from squadron.actors.thinking.model import Attachment, ChatMessage, ModelTurn
 from squadron.actors.thinking.window import Summary
+from squadron.runtime.wire.bids import Bids, Offer
 from squadron.runtime.wire.topics import SemanticTopic
 
 #: When the model is asked again while calls still run: when all have ended, more than half of them, or so many.
@@ -142,6 +143,7 @@ class Dispatch(BaseModel):
     Attributes:
         call: its id in this run.
         kind: to a topic, or to a tool of the agent's own.
+        first: index of its first task: above 0 where those before it were tried in vain.
         tasks: how many there are, one for each item; see `references.task_id`.
         deadline_ms: when nobody waits any more, in unix milliseconds.
         share: what each task may spend, as `payload.constraints` has it; empty without a budget.
@@ -152,9 +154,39 @@ class Dispatch(BaseModel):
     call: str
     kind: Literal["topic", "tool"]
     topic: str
+    first: int = 0
     tasks: int = 1
     deadline_ms: int
     share: dict[str, Any] = Field(default_factory=dict)
+
+
+class Awarded(_Entry):
+    """Agents have bid for a call: its tasks are tried one after the other, in the order of their offers.
+
+    Attributes:
+        topics: that were called for bids; without an offer the first of them is asked plainly.
+        order: positions in `bids.offers`, the best first.
+    """
+
+    kind: Literal["awarded"] = "awarded"
+    call: str
+    topics: tuple[str, ...]
+    bids: Bids
+    order: tuple[int, ...] = ()
+
+    @property
+    def offers(self) -> list[Offer]:
+        """The offers in the order in which they are tried."""
+        return [self.bids.offers[position] for position in self.order]
+
+    def offer(self, index: int) -> Offer | None:
+        """The offer that a task accepts; None if it accepts none."""
+        return self.offers[index] if index < len(self.order) else None
+
+    @property
+    def most_tasks(self) -> int:
+        """How many tasks are tried at most."""
+        return max(1, len(self.order))
 
 
 class Sending(_Entry):
@@ -264,6 +296,7 @@ Entry = Annotated[
     | Failed
     | Thought
     | Nudge
+    | Awarded
     | Sending
     | Sent
     | Withdrawn

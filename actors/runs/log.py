@@ -14,6 +14,7 @@ from squadron.runtime.errors import (
     BusUnavailableError,
     ClaimLostError,
     FencedError,
+    InvalidInputError,
     InvalidMessageError,
     SupersededError,
 )
@@ -101,5 +102,5 @@ def entries_of(message: AgentMessage) -> tuple[Entry, ...]:
     """What one message of a log holds; nothing, if it is no such message."""
     try:
         return ENTRIES.validate_python(message.payload.content)
-    except ValidationError:
+    except (ValidationError, InvalidInputError):
         return ()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from squadron.actors.runs.acting import Actions, answer, refusal
+from squadron.actors.runs.acting import Actions
 from squadron.actors.runs.built_in import (
     CANCEL,
     DISCOVER,
@@ -20,11 +20,13 @@ from squadron.actors.runs.built_in import (
     WaitFor,
     read_arguments,
 )
+from squadron.actors.runs.call import Call
+from squadron.actors.runs.ends import answer, refusal
 from squadron.actors.runs.entries import Ended, Entry, Finished, Nudge, Offered, Waiting
 from squadron.actors.runs.mind import Mind
 from squadron.actors.runs.recorder import Recorder
 from squadron.actors.runs.references import BadReferenceError
-from squadron.actors.runs.state import Call, RunState
+from squadron.actors.runs.state import RunState
 from squadron.actors.runs.toolbox import MAX_OFFERED
 from squadron.actors.thinking.model import ModelTurn
 from squadron.runtime.errors import BudgetError, ModelError, Terminal

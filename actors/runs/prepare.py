@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from squadron.actors.runs.built_in import FOR_EACH, ForEach, read_arguments
+from squadron.actors.runs.built_in import FOR_EACH, AskForBids, ForEach, read_arguments
 from squadron.actors.runs.references import BadReferenceError, Results, describe
 from squadron.actors.runs.toolbox import Toolbox
 from squadron.actors.thinking.model import ToolCall
@@ -62,3 +62,16 @@ def prepare(call: ToolCall, toolbox: Toolbox, results: Results) -> Ready:
         except BadReferenceError as error:
             contents.append(Unsendable(str(error)))
     return Ready(offered.topic.name, contents, items)
+
+
+def candidates(call: ToolCall, toolbox: Toolbox, results: Results) -> dict[str, Any]:
+    """Topics that are to bid for a call, and what each of them would get.
+
+    Raises:
+        BadReferenceError: a reference leads nowhere.
+        ValueError: there is no such tool, or the arguments don't fit.
+    """
+    asked = read_arguments(AskForBids, call.arguments)
+    arguments = results.fill(asked.arguments)
+    offered = [toolbox.find(name) for name in asked.tools]
+    return {each.topic.name: each.shape.restore(arguments) for each in offered}

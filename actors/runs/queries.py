@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from squadron.actors.runs.built_in import AskPerson, read_arguments
+from squadron.actors.runs.call import Call
 from squadron.actors.runs.entries import Answer, End, Ended, Entry, Query
 from squadron.actors.runs.prepare import Ready
 from squadron.actors.runs.recorder import Recorder
-from squadron.actors.runs.state import Call
 from squadron.runtime.asking.people import Asked, park_for, put_question
 from squadron.runtime.errors import Park, UnansweredError
 from squadron.runtime.running.context import TurnContext

@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from squadron.actors.runs.built_in import BUILT_IN
+from squadron.actors.runs.call import Call
 from squadron.actors.runs.log import entries_of, read
-from squadron.actors.runs.state import Call, RunState
+from squadron.actors.runs.state import RunState
 from squadron.actors.runs.toolbox import Toolbox
 from squadron.runtime.asking.cancel import request_cancel
 from squadron.runtime.errors import ConfigError, InvalidMessageError
@@ -182,15 +183,14 @@ class Runs:
         return state, count, size, end.value if end else None, end.error if end else ""
 
     async def _call(self, state: RunState, call: Call, infos: Mapping[str, RunInfo], above: set[str]) -> CallView:
-        tasks = call.dispatch.tasks if call.dispatch is not None else 0
-        inner = [infos[id] for index in range(tasks) if (id := state.task(call.id, index)) in infos]
+        inner = [infos[id] for index in range(call.tasks) if (id := state.task(call.id, index)) in infos]
         runs = [await self._view(info, infos, above) for info in inner if info.run not in above]
         spent = state.spent_on(call)
         reasons = [end.reason for end in call.ends.values() if end.reason]
         return CallView(
             id=call.id,
             name=call.dispatch.topic if call.dispatch is not None else call.said.name,
-            tasks=tasks,
+            tasks=call.tasks,
             outcomes=call.outcomes,
             reason=reasons[0] if reasons else "",
             seconds=round(call.ended_at - call.sent_at, 3) if call.ended_at and call.sent_at else None,

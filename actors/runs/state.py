@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
-from squadron.actors.runs.built_in import FOR_EACH
+from squadron.actors.runs.built_in import named_in
+from squadron.actors.runs.call import Call
 from squadron.actors.runs.entries import (
     Answer,
     Asking,
+    Awarded,
     Dispatch,
     End,
     Ended,
@@ -30,7 +32,7 @@ from squadron.actors.runs.entries import (
     Withdrawn,
     calls_of,
 )
-from squadron.actors.runs.prepare import Ready, prepare
+from squadron.actors.runs.prepare import Ready, candidates, prepare
 from squadron.actors.runs.references import BadReferenceError, Results, call_id, task_id
 from squadron.actors.runs.telling import (
     about_end,
@@ -39,63 +41,15 @@ from squadron.actors.runs.telling import (
     result_text,
     still_running,
     waits_for_a_person,
+    why_all,
 )
 from squadron.actors.runs.toolbox import Toolbox
 from squadron.actors.runs.transcript import Transcript
 from squadron.actors.thinking.fence import Fence
-from squadron.actors.thinking.model import ChatMessage, ToolCall
+from squadron.actors.thinking.model import ChatMessage
 from squadron.actors.thinking.repeats import Repeats
 from squadron.actors.thinking.window import Summary
 from squadron.runtime.wire.spent import NOTHING, Spent
-
-
-@dataclass
-class Call:
-    """One call of the model. Without a `dispatch` it never went out: it was answered here."""
-
-    id: str
-    round: int
-    said: ToolCall
-    ready: Ready | None = None
-    dispatch: Dispatch | None = None
-    sent: bool = False
-    sent_at: float = 0.0
-    ended_at: float = 0.0
-    ends: dict[int, End] = field(default_factory=dict)
-    query: Query | None = None
-    answer: Answer | None = None
-
-    @property
-    def begun(self) -> bool:
-        """Whether anything was decided about it; what a person approved is free to go out."""
-        return self.dispatch is not None or bool(self.ends) or self.asks
-
-    @property
-    def asks(self) -> bool:
-        """Whether it waits for a person."""
-        return self.query is not None and self.answer is None and not self.ends
-
-    @property
-    def running(self) -> bool:
-        """Whether it went out and has not ended."""
-        return self.dispatch is not None and len(self.ends) < self.dispatch.tasks
-
-    @property
-    def outcomes(self) -> dict[str, int]:
-        """How its tasks have ended: kind of outcome → number."""
-        return dict(Counter(end.outcome for end in self.ends.values()))
-
-    @property
-    def out(self) -> tuple[Dispatch, Ready]:
-        """How it went out."""
-        assert self.dispatch is not None
-        assert self.ready is not None
-        return self.dispatch, self.ready
-
-    @property
-    def open(self) -> list[int]:
-        """Indices of its tasks that have not ended."""
-        return [index for index in range(self.out[0].tasks) if index not in self.ends]
 
 
 class RunState:
@@ -257,7 +211,7 @@ class RunState:
 
     def still_running(self) -> dict[str, str]:
         """What is said of calls that still run, by their ids."""
-        running = {call.id: still_running(call.id, call.out[0].tasks, len(call.ends)) for call in self.running}
+        running = {call.id: still_running(call.id, call.tasks, len(call.ends)) for call in self.running}
         return running | {call.id: waits_for_a_person(call.id) for call in self.asks}
 
     def _failed(self, entry: Failed) -> None:
@@ -279,7 +233,8 @@ class RunState:
         for id, said in zip(ids, turn.tool_calls, strict=True):
             self.calls[id] = Call(id, entry.round, said)
             self.results.name(id, said.id)
-            self.toolbox.use(str(said.arguments.get("topic")) if said.name == FOR_EACH else said.name)
+            for name in named_in(said):
+                self.toolbox.use(name)
         self.transcript.turn(turn, ids)
         shown = {"text": turn.text, "seconds": entry.seconds, "tokens": turn.tokens, "model": turn.model}
         usd = Spent.of_wire(entry.spent).usd
@@ -291,19 +246,31 @@ class RunState:
         self.transcript.nudge(entry.text)
         self._tell("nudged", entry.at, text=entry.text)
 
+    def _awarded(self, entry: Awarded) -> None:
+        call = self.calls[entry.call]
+        call.award = entry
+        order = [{"topic": offer.topic, **offer.bid.to_content()} for offer in entry.offers]
+        refusals = dict(entry.bids.refusals)
+        self._tell("awarded", entry.at, round=call.round, call=call.id, order=order, refusals=refusals)
+
     def _sending(self, entry: Sending) -> None:
         for dispatch in entry.calls:
             call = self.calls[dispatch.call]
-            call.dispatch, call.sent_at = dispatch, entry.at
+            call.dispatch, call.sent, call.sent_at = dispatch, False, entry.at
             call.ready = self._prepared(call, dispatch)
-            names = {"call": call.id, "topic": dispatch.topic, "tasks": dispatch.tasks}
+            names = {"call": call.id, "topic": dispatch.topic, "tasks": call.tasks}
             self._tell("dispatched", entry.at, round=call.round, **names)
+            if not call.running:
+                self._conclude(call)
 
     def _prepared(self, call: Call, dispatch: Dispatch) -> Ready:
         try:
             # The results that it refers to never change, so it comes to what it came to when it was sent.
+            if call.award is not None:
+                contents = candidates(call.said, self.toolbox, self.results)
+                return Ready(dispatch.topic, [contents[dispatch.topic]])
             return self.prepared(call)
-        except (ValueError, BadReferenceError):
+        except (KeyError, ValueError, BadReferenceError):
             # Who reads the log has not the agent's own tools, or the agent has them no more.
             return Ready(dispatch.topic, [], own=dispatch.kind == "tool")
 
@@ -336,7 +303,9 @@ class RunState:
     def _conclude(self, call: Call) -> None:
         """Keep what a call came to, and have it told to the model."""
         name = call.ready.topic if call.ready else call.said.name
-        end, items = call.ends[min(call.ends)], call.ready.items if call.ready else None
+        items = call.ready.items if call.ready else None
+        # Of tasks that were tried one after the other the last one counts; over no items there is none.
+        end = call.ends[max(call.ends)] if call.ends else End(call=call.id, outcome="result", data=[])
         if items is not None:
             value = gathered(items, call.ends)
             good = sum(each.outcome == "result" for each in call.ends.values())
@@ -348,7 +317,7 @@ class RunState:
             text, failed = result_text(call.id, name, end.data, self.fence, about=about_end(end)), False
         else:
             self.results.fail(call.id, f"{end.outcome}: {end.reason}")
-            text, failed = failure_text(call.id, end.outcome, end.reason, self.fence), True
+            text, failed = failure_text(call.id, end.outcome, why_all(list(call.ends.values())), self.fence), True
         self.transcript.end(call.id, ChatMessage("tool", text, is_error=failed, attachments=end.attachments))
         if call.ready is not None:
             came_to = self.results.values.get(call.id, [end.outcome, end.reason])

@@ -33,6 +33,13 @@ def result_text(
     return f"Result of {name}, call {call}{about}:\n{fence.around(text)}{cut}"
 
 
+def why_all(ends: Sequence[End]) -> str:
+    """Why a call failed; where several were tried one after the other, why each of them did."""
+    if len(ends) == 1:
+        return ends[0].reason
+    return "; ".join(f"{end.topic}: {end.outcome}, {end.reason}" for end in ends)
+
+
 def failure_text(call: str, kind: str, reason: str, fence: Fence) -> str:
     """A failure; its reason may quote what came from outside."""
     return f"Call {call} ended as {kind}:\n{fence.around(reason)}"

@@ -21,9 +21,10 @@ from squadron.runtime.store.port_set import Ports
 from squadron.runtime.texts import digest_of, encoded, jsonable
 from squadron.runtime.wire.bids import MAX_REASON, Bid, Bids, CallForBids, Offer
 from squadron.runtime.wire.envelope import AgentMessage, pack
-from squadron.runtime.wire.limits import Budget, Deadline
+from squadron.runtime.wire.limits import MOST_USD, UNLIMITED, Budget, Deadline
 from squadron.runtime.wire.outcome import Cancelled, Outcome, Undeliverable
 from squadron.runtime.wire.route import Route
+from squadron.runtime.wire.spent import MICROS
 from squadron.runtime.wire.subjects import check_pattern, matches
 
 #: How long bids are waited for when the caller does not say, in seconds: an agent may ask a model for its bid.
@@ -109,9 +110,12 @@ def acceptance(offer: Offer, budget: Budget) -> AskKeywords:
     Args:
         budget: what the task may spend in all; the price of the bid can only be less.
     """
-    price = offer.bid.price_tokens
-    # A budget of no tokens is used up before the task begins.
-    slice = Budget() if price is None else Budget(tokens=max(1, price))
+    tokens, usd = offer.bid.price_tokens, offer.bid.price_usd
+    # A budget of nothing is used up before the task begins.
+    slice = Budget(
+        tokens=None if tokens is None else max(1, tokens),
+        usd=None if usd is None else min(MOST_USD, max(1 / MICROS, usd)),
+    )
     return {"route": Route(target=offer.replica), "bid": offer.id, "budget": budget.within(slice)}
 
 
@@ -148,7 +152,7 @@ async def negotiate(
     *,
     bids_within_s: float = BIDS_WITHIN_S,
     deadline: Deadline | None = None,
-    tokens: int | None = None,
+    limit: Budget = UNLIMITED,
 ) -> Outcome:
     """Call for bids, give the task to the best, on failure to the next; the outcome of the last that was tried.
 
@@ -156,7 +160,7 @@ async def negotiate(
         submit: sends the task; takes topic, content and options.
         options: of asking; who runs it and what of the budget it gets is the bid's.
         deadline: when it must be over, if that is before the options' own time.
-        tokens: what may be spent, if that is less than the options' own budget.
+        limit: what may be spent, if that is less than the options' own budget.
 
     Raises:
         InvalidInputError: an option has no meaning here, or can't have that value.
@@ -168,17 +172,18 @@ async def negotiate(
     own = AskOptions.of(options)
     clock = caller.ports.clock
     until = Deadline.after(own.within_s if deadline is None else deadline.earliest(own.within_s), clock)
-    limit = own.budget.within(Budget(tokens=tokens))
+    slice = own.budget.within(limit)
     bids = await call_for_bids(
         caller,
         topics,
         content,
         within_s=bids_within_s,
         deadline=until,
-        tokens=limit.tokens,
+        tokens=slice.tokens,
+        usd=slice.usd,
         conversation_id=own.conversation_id,
     )
-    order = award(bids, now=clock.time(), time_left_s=until.remaining_s(), tokens=limit.tokens)
+    order = award(bids, now=clock.time(), time_left_s=until.remaining_s(), tokens=slice.tokens, usd=slice.usd)
     await reject(caller.ports, [each for each in bids.offers if each not in order], "too dear, or too slow")
     outcome: Outcome | None = None
     untried = list(order)

@@ -181,7 +181,7 @@ class Context(AsksPeople):
             options,
             bids_within_s=bids_within_s,
             deadline=self.deadline,
-            tokens=self.budget.tokens,
+            limit=self.budget,
         )
 
     async def _submit(

@@ -24,6 +24,7 @@ from squadron.runtime.ports.lite_journal import LiteJournal
 from squadron.runtime.ports.queue import Delivery, Mailbox, Queue
 from squadron.runtime.ports.vault import Vault
 from squadron.runtime.registry.registry import Registry
+from squadron.runtime.running.bidding import Bidding
 from squadron.runtime.running.handover import Handovers
 from squadron.runtime.running.pump import Pump
 from squadron.runtime.running.turn import Turns
@@ -166,6 +167,7 @@ class Replica:
         self.turns = turns
         self.pump = Pump(peer.queue, self.mailbox, self._run, slots=slots)
         self.handovers = Handovers(peer.ports, self.pump)
+        self.bidding = Bidding(turns, peer.ports, peer.registry, slots=slots, answer=self.spec.bidder(agent))
         #: How often what it was delivered had been delivered then.
         self.delivered: list[int] = []
 
@@ -183,6 +185,13 @@ class Replica:
         await self.turns.start()
         await self.pump.start()
         await self.handovers.start()
+        await self.bidding.start()
+
+    async def aclose(self) -> None:
+        await self.bidding.aclose()
+        await self.handovers.aclose()
+        await self.pump.aclose()
+        await self.turns.aclose()
 
 
 Serve = Callable[..., Awaitable[Replica]]
@@ -201,9 +210,7 @@ async def serve(world: World) -> AsyncIterator[Serve]:
 
     yield start
     for replica in running:
-        await replica.handovers.aclose()
-        await replica.pump.aclose()
-        await replica.turns.aclose()
+        await replica.aclose()
 
 
 class Inbox:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from squadron.actors.agent import Agent
-from squadron.actors.decorators import topic
+from squadron.actors.decorators import bid, topic
 from squadron.actors.goals.planner import Plan
 from squadron.actors.goals.supervisor import Supervisor
 from squadron.actors.llm.llm_agent import LLMAgent
@@ -21,8 +21,9 @@ from squadron.actors.thinking.model import Model, ModelRequest, ModelTurn, ToolC
 from squadron.bridge.jetstream.journal import JetStreamJournal
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.config import Settings
-from squadron.runtime.errors import ModelError
+from squadron.runtime.errors import ModelError, Terminal
 from squadron.runtime.running.context import Context
+from squadron.runtime.wire.bids import Bid
 from squadron.runtime.wire.envelope import AgentIdentity
 
 LEASE_S = 1.0
@@ -65,7 +66,9 @@ def _turn(*calls: ToolCall, text: str = "") -> ModelTurn:
 
 
 def pursue(request: ModelRequest, diary: Diary) -> ModelTurn:
-    """Ask two and a person, wait for the slow one, be refused once, have a call approved, and finish."""
+    """Ask two and a person, wait for the slow one, be refused once, have a call approved, have bids for another of
+    which the best fails, and finish.
+    """
     turns = [message for message in request.messages if message.role == "assistant"]
     match len(turns):
         case 0:
@@ -86,7 +89,11 @@ def pursue(request: ModelRequest, diary: Diary) -> ModelTurn:
             return _turn(
                 ToolCall("all", "for_each", {"topic": "words.count", "items": [{"text": "a"}, {"text": "b c"}]})
             )
-    end = {"answer": "done", "deliverables": {each: {"$from": each} for each in ("slow", "all", "who", "loud")}}
+        case 3:
+            tools = ["words.count", "words.fail", "words.slow"]
+            return _turn(ToolCall("bid", "call_for_bids", {"tools": tools, "arguments": {"text": "a b c"}}))
+    names = ("slow", "all", "who", "loud", "bid")
+    end = {"answer": "done", "deliverables": {each: {"$from": each} for each in names}}
     return _turn(ToolCall("end", "finish", end))
 
 
@@ -196,6 +203,17 @@ class Words(Agent):
         self._diary.write(f"task {ctx.message.id}")
         await asyncio.sleep(0.5)
         return len(text.split())
+
+    @topic("words.fail", max_attempts=1)
+    async def fail(self, ctx: Context, text: str) -> int:
+        """Count the words of a text, in vain."""
+        self._diary.write(f"task {ctx.message.id}")
+        raise Terminal("it can't be counted")
+
+    @bid
+    async def offer(self, topic: str) -> Bid:
+        """Be surest of what will fail."""
+        return Bid(confidence={"words.fail": 0.9, "words.count": 0.5}.get(topic, 0.1))
 
     @topic("words.shout", approval="it is loud")
     async def shout(self, ctx: Context, text: str) -> str:

@@ -95,9 +95,7 @@ class Case:
                 entries = entries_of(message)
                 self.entries += entries
                 self.kinds.append(tuple(entry.kind for entry in entries))
-            await words.handovers.aclose()
-            await words.pump.aclose()
-            await words.turns.aclose()
+            await words.aclose()
             return outcome
         finally:
             for process in processes:

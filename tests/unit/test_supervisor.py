@@ -169,6 +169,16 @@ async def test_calls_of_a_turn_and_tasks_of_a_for_each_all_run_at_once(squad: Sq
     assert report["rounds"] == 2
 
 
+async def test_over_no_items_a_for_each_comes_to_an_empty_list(squad: Squad) -> None:
+    supervisor = Scripted(
+        turn(call("all", "for_each", topic="words__length", items=[])), finish(all={"$from": "all"})
+    )
+    await squad.deploy(Words())
+    await squad.deploy(supervisor)
+    assert report_of(await squad.pursue())["deliverables"] == {"all": []}
+    assert fenced(last_answers(supervisor)["all"]) == "[]"
+
+
 async def test_results_are_passed_on_by_reference(squad: Squad) -> None:
     words = Words()
     await squad.deploy(words)
