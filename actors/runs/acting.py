@@ -12,7 +12,7 @@ from squadron.actors.runs.bidding_calls import BiddingCalls, Wanted
 from squadron.actors.runs.books import Books
 from squadron.actors.runs.built_in import ASK_PERSON, CALL_FOR_BIDS, AskPerson, read_arguments
 from squadron.actors.runs.call import Call
-from squadron.actors.runs.ends import attached, end_of, refusal, unsendable
+from squadron.actors.runs.ends import answer, attached, end_of, refusal, unsendable
 from squadron.actors.runs.entries import Dispatch, End, Ended, Entry, Finished, Sending, Sent, Withdrawn
 from squadron.actors.runs.prepare import Ready, candidates
 from squadron.actors.runs.queries import Queries

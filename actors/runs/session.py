@@ -8,9 +8,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from squadron.actors.runs.acting import Actions, refusal
+from squadron.actors.runs.acting import Actions
 from squadron.actors.runs.books import Books
 from squadron.actors.runs.emitter import Emitter
+from squadron.actors.runs.ends import refusal
 from squadron.actors.runs.entries import Ended, Entry, Epoch, Finished, Gather, Nudge, Offered, Started
 from squadron.actors.runs.log import RunLog
 from squadron.actors.runs.loop import Aim, Loop, raised_of

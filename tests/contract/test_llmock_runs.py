@@ -17,7 +17,7 @@ from squadron.actors.llm.llm_agent import LLMAgent
 from squadron.actors.runs.entries import Entry
 from squadron.actors.runs.log import entries_of, read
 from squadron.actors.thinking.model import Model
-from squadron.actors.thinking.scripted import ScriptedModel
+from squadron.testing.scripted_model import ScriptedModel
 from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.running.context import Context
 from squadron.runtime.wire.outcome import Outcome

@@ -11,7 +11,7 @@ import pytest
 from squadron import Agent, Bid, Budget, Context, Terminal, bid, topic
 from squadron.actors.runs.entries import Awarded, Sending
 from squadron.actors.runs.log import entries_of, read
-from squadron.actors.thinking.scripted import ScriptedTurn
+from squadron.testing.scripted_model import ScriptedTurn
 from squadron.runtime.asking.options import AskOptions
 from tests.unit.test_supervisor import Scripted, Squad, call, finish, last_answers, report_of, turn
 

@@ -281,7 +281,7 @@ async def test_tools_that_ask_for_a_retry_at_once_are_all_run_again(squad: Memor
     assert (await squad.ask("handy.do", {"text": "x"})).unwrap() == "ok"
 
     assert agent.ran == {"one": 2, "two": 2}
-    assert not any(answer.is_error for answer in told(agent.model.seen[1][0]).values())
+    assert not any(answer.is_error for answer in told(agent.model.seen[1].messages).values())
 
 
 #: Tool → whether its arguments were read in the thread of the loop.

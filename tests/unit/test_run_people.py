@@ -15,9 +15,9 @@ from squadron.actors.goals.supervisor import Supervisor
 from squadron.actors.runs.loop import PARK_AFTER_S
 from squadron.actors.runs.shelf import Runs
 from squadron.actors.thinking.model import Model, ModelTurn, ToolCall
-from squadron.actors.thinking.scripted import ScriptedModel, ScriptedTurn
 from squadron.runtime.asking.answering import OpenQuestion
 from squadron.testing import MemorySquad
+from squadron.testing.scripted_model import ScriptedModel, ScriptedTurn
 
 
 class Post(Agent):
@@ -115,7 +115,7 @@ async def test_a_no_is_told_to_the_model_with_its_reason(squad: MemorySquad) -> 
 
     assert (await running).ok
     assert post.sent == []
-    told = supervisor.model.seen[-1][0][-1]
+    told = supervisor.model.seen[-1].messages[-1]
     assert told.is_error
     assert "a person said no: too early" in told.content
 
@@ -146,7 +146,7 @@ async def test_the_model_asks_a_person_and_goes_on_with_the_answer(squad: Memory
     await squad.answer(found.query_id, "Ben", by="carl")
 
     assert (await running).ok
-    assert "\nBen\n" in supervisor.model.seen[-1][0][-1].content
+    assert "\nBen\n" in supervisor.model.seen[-1].messages[-1].content
 
 
 async def test_who_only_waits_for_a_person_frees_the_slot_and_pays_nothing_again(squad: MemorySquad) -> None:
@@ -173,7 +173,7 @@ async def test_nobody_answers_and_the_model_is_told_in_time_to_go_on(squad: Memo
 
     assert outcome.unwrap()["stopped"] == "finished"
     assert post.sent == []
-    assert "nobody answered in time" in supervisor.model.seen[-1][0][-1].content
+    assert "nobody answered in time" in supervisor.model.seen[-1].messages[-1].content
     assert await squad.questions() == []
 
 

@@ -784,7 +784,7 @@ async def test_a_run_that_ended_with_an_answer_is_asked_to_go_on(squad: Squad, l
     report = report_of(await squad.pursue(resume=first["run"]))
 
     assert report["answer"] == "whole"
-    told = supervisor.model.seen[0][0][-1]
+    told = supervisor.model.seen[0].messages[-1]
     assert told.role == role
     assert f"o on: the run had ended: {first['stopped']}" in told.content
 
@@ -862,8 +862,6 @@ async def test_a_run_that_goes_on_and_brings_nothing_new_is_stopped(squad: Squad
 
 async def test_a_supervisor_falls_back_to_the_next_model_of_its_chain_and_says_so(squad: Squad) -> None:
     class Busy(ScriptedModel):
-        name = "busy:model"
-
         async def think(self, *args: Any, **options: Any) -> ModelTurn:
             raise ModelError("overloaded", kind="passing", retry_after_s=1e6)
 
@@ -871,7 +869,9 @@ async def test_a_supervisor_falls_back_to_the_next_model_of_its_chain_and_says_s
         name = "supervisor"
 
         def make_model(self, spec: str, plan: Plan | None) -> Model:
-            return Busy([]) if spec == "busy:model" else ScriptedModel([finish("from the other")])
+            if spec == "busy:model":
+                return Busy([], name=spec)
+            return ScriptedModel([finish("from the other")], name=spec)
 
     await squad.deploy(Words())
     await squad.deploy(Chained())

@@ -14,7 +14,7 @@ from squadron.actors.goals.planner import Plan
 from squadron.actors.goals.supervisor import Supervisor
 from squadron.actors.runs.toolbox import MAX_OFFERED, Toolbox
 from squadron.actors.thinking.model import ChatMessage, Model, ModelTurn, ToolCall
-from squadron.actors.thinking.scripted import ScriptedModel
+from squadron.testing.scripted_model import ScriptedModel
 from squadron.runtime.wire.topics import SemanticTopic
 from squadron.testing import MemorySquad
 
@@ -104,7 +104,7 @@ async def test_discover_says_what_there_is_no_room_for(squad: MemorySquad) -> No
     outcome = await squad.ask("goal.pursue", {"goal": "count", "topics": [*names, "rare.bird"]}, within_s=60)
 
     assert outcome.ok, outcome
-    told = supervisor.model.seen[2][0][-1].content
+    told = supervisor.model.seen[2].messages[-1].content
     (entry,) = [each for each in json.loads(told.split("\n")[2]) if "not_offered" in each]
     assert entry["not_offered"] == ["rare.bird"]
     assert "all 64 places are taken by tools that you called" in entry["why"]
