@@ -9,6 +9,10 @@ from typing import Any
 from pydantic_core import PydanticSerializationError, to_json, to_jsonable_python
 
 
+#: Kept, because making it takes longer than writing a small input.
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
+
+
 def whole(value: Any) -> Any:
     """A JSON value whose texts can be encoded: halves of surrogate pairs are joined, a lone one is U+FFFD."""
     if isinstance(value, str):
@@ -52,5 +56,4 @@ def jsonable(value: Any) -> Any:
 
 def digest_of(data: Any) -> str:
     """SHA-256, in hex, of JSON data: with sorted keys, without white space, and in ASCII."""
-    canonical = json.dumps(data, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
+    return hashlib.sha256(_CANONICAL.encode(data).encode("utf-8", "surrogatepass")).hexdigest()

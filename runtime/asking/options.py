@@ -133,8 +133,8 @@ class AskOptions:
         Raises:
             InvalidInputError: one of them is none; names the nearest.
         """
-        for name in sorted(given.keys() - _NAMES):
-            raise _unknown(name)
+        if unknown := given.keys() - _NAMES:
+            raise _unknown(min(unknown))
         return cls(**given)
 
 

@@ -150,9 +150,10 @@ class Ledger:
         return self._reserved.get(key) or self._settled.get(key) or NOTHING
 
     def _put(self, book: dict[str, Spent], key: str, amount: Spent) -> None:
-        self._used += amount - self._of(key)
-        self._reserved.pop(key, None)
-        self._settled.pop(key, None)
+        # It is in one of the books at most.
+        before = self._reserved.pop(key, None) or self._settled.pop(key, None)
+        if before is not amount:
+            self._used += amount if before is None else amount - before
         book[key] = amount
 
     # --- from one attempt to the next ----------------------------------------------------------------

@@ -85,6 +85,7 @@ def lane_of(subject: str) -> int:
     return int(lane[0][1]) if lane and re.fullmatch("p[0-9]", lane[0]) else NORMAL_PRIORITY
 
 
+@lru_cache(maxsize=4096)
 def check_queued(subject: str) -> str:
     """Return `subject` if a work queue may hold it: a task's, that of one in line, or a ticket.
 
