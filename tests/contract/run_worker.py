@@ -65,8 +65,7 @@ def _turn(*calls: ToolCall, text: str = "") -> ModelTurn:
 
 
 def pursue(request: ModelRequest, diary: Diary) -> ModelTurn:
-    """Ask two, go on when the first of them has ended, wait for the other, be refused once, have bids for a call of
-    which the best fails, and finish."""
+    """Ask two, wait for the slower one, be refused once, call for bids of which the best one fails, and finish."""
     turns = [message for message in request.messages if message.role == "assistant"]
     match len(turns):
         case 0:

@@ -30,7 +30,7 @@ ASKED: dict[str, tuple[str, dict[str, Any]]] = {
     "writer": ("texts.write", {"text": "write"}),
 }
 #: Entries that need more than a run that goes well but for its deaths: a test of their own shows them.
-ELSEWHERE = {"summarized"}
+ELSEWHERE = {"summarized", "query", "answer", "withdrawn"}
 #: Runs at once: each has two processes, which mostly wait.
 AT_ONCE = 6
 
