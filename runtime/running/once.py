@@ -20,13 +20,19 @@ async def is_copy(ports: Ports, delivery: Delivery, message: AgentMessage) -> bo
         BusUnavailableError: nobody knows.
     """
     key = ports.subjects.lite(token_of(message.id), "begun")
-    limits = message.payload.constraints
-    left_s = limits.deadline / 1000 - ports.clock.time() if limits and limits.deadline else 0.0
     mark = f"{delivery.seq}.{message.redriven}".encode()
     try:
-        await ports.lite.append(key, mark, ttl_s=max(0.0, left_s) + LITE_TTL_S, expect_seq=0)
+        await ports.lite.append(key, mark, ttl_s=keep_s(ports, message), expect_seq=0)
         return False
     except FencedError:
         begun = await ports.lite.last(key)
     # A mark of an earlier life, or of nobody's making, does not count.
     return begun is not None and begun.data != mark and begun.data.endswith(b".%d" % message.redriven)
+
+
+def keep_s(ports: Ports, message: AgentMessage) -> float:
+    """How long what a task came to is kept, in seconds: for a sender that may come late, until its deadline, too."""
+    limits = message.payload.constraints
+    if not message.once or limits is None or limits.deadline is None:
+        return LITE_TTL_S
+    return max(0.0, limits.deadline / 1000 - ports.clock.time()) + LITE_TTL_S

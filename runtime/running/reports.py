@@ -5,9 +5,10 @@ from __future__ import annotations
 from pydantic_core import PydanticSerializationError
 
 from squadron.runtime.errors import InvalidMessageError, MessageTooLargeError
+from squadron.runtime.running.once import keep_s
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.wire.envelope import AgentMessage
-from squadron.runtime.wire.outcome import LITE_TTL_S, Failed, Outcome, outcome_msg_id
+from squadron.runtime.wire.outcome import Failed, Outcome, outcome_msg_id
 from squadron.runtime.wire.subjects import is_foreign, token_of
 
 
@@ -81,8 +82,9 @@ class Reports:
             correlation_id=message.correlation_id or message.id,
             metadata={"redriven": message.redriven} if message.redriven else None,
         )
-        data = await self._ports.claims.seal(result, keep_s=LITE_TTL_S)
-        await self._ports.lite.append(lite_key, data, ttl_s=LITE_TTL_S, msg_id=msg_id)
+        ttl_s = keep_s(self._ports, message)
+        data = await self._ports.claims.seal(result, keep_s=ttl_s)
+        await self._ports.lite.append(lite_key, data, ttl_s=ttl_s, msg_id=msg_id)
         if announce:
             await self.announce(announce, data)
 

@@ -1,0 +1,262 @@
+"""What went wrong with runs once: redeploys, cancelling, late takeovers, large turns. In memory and on NATS."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import nats
+import pytest
+
+from squadron.actors.agent import Agent
+from squadron.actors.decorators import topic
+from squadron.actors.goals.planner import Plan
+from squadron.actors.goals.supervisor import Supervisor
+from squadron.actors.runs.entries import Entry
+from squadron.actors.runs.log import entries_of, read
+from squadron.actors.thinking.model import ChatMessage, Model, ModelRequest, ModelTurn, ToolCall
+from squadron.runtime.asking.options import AskOptions
+from squadron.runtime.running.context import Context
+from squadron.runtime.wire.outcome import LITE_TTL_S, Cancelled
+from tests.contract.conftest import ON_NATS, Peer, Replica, Serve, World, until
+
+#: Longer than any queue knows an id, in seconds.
+LATE_S = 200.0
+DRAINS = 10
+
+
+class Words(Agent):
+    """Counts words, slowly if it is told to."""
+
+    def __init__(self) -> None:
+        self.ran: list[str] = []
+        self.began, self.go = asyncio.Event(), asyncio.Event()
+        self.cancelled = 0
+
+    @topic("words.count", tags=["count"])
+    async def count(self, text: str) -> int:
+        """Count the words of a text."""
+        self.ran.append(text)
+        return len(text.split())
+
+    @topic("words.slow", tags=["count"])
+    async def slow(self, text: str, ctx: Context) -> int:
+        """Count the words of a text when it is allowed to."""
+        self.ran.append(text)
+        self.began.set()
+        try:
+            await self.go.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        return len(text.split())
+
+
+Think = Callable[[Sequence[ChatMessage]], Any]
+
+
+class Mind:
+    """A model that does what it is told, and counts how often it was asked."""
+
+    name = "mind:test"
+
+    def __init__(self, think: Think) -> None:
+        self._think = think
+        self.asked = 0
+
+    async def think(self, request: ModelRequest, on_text: Callable[[str], None] | None = None) -> ModelTurn:
+        self.asked += 1
+        turn = self._think(request.messages)
+        return await turn if asyncio.iscoroutine(turn) else turn  # type: ignore[no-any-return]
+
+    async def aclose(self) -> None:
+        pass
+
+
+class Thinker(Supervisor):
+    """The supervisor with such a mind."""
+
+    name = "supervisor"
+
+    def __init__(self, think: Think = lambda _: None) -> None:
+        self.mind = Mind(think)
+
+    def make_model(self, spec: str, plan: Plan | None) -> Model:
+        return self.mind
+
+
+def turns_of(messages: Sequence[ChatMessage]) -> int:
+    return sum(message.role == "assistant" for message in messages)
+
+
+def call(name: str, **arguments: Any) -> ModelTurn:
+    return ModelTurn("", (ToolCall("c", name, arguments),))
+
+
+async def entries(peer: Peer) -> list[Entry]:
+    found = read(peer.ports, peer.ports.subjects.run())
+    return [entry async for _, message in found for entry in entries_of(message)]
+
+
+async def test_ten_redeploys_in_which_the_run_came_further_cost_no_attempt(peer: Peer, serve: Serve) -> None:
+    words, minds, stuck = Words(), list[Mind](), asyncio.Event()
+    await serve(words, name="words")
+
+    async def one_round(messages: Sequence[ChatMessage]) -> ModelTurn:
+        turns = turns_of(messages)
+        if turns == DRAINS:
+            return call("finish", answer="done")
+        if turns == len(minds):
+            stuck.set()
+            await asyncio.Event().wait()
+        return call("words__count", text=f"round {turns}")
+
+    async def deploy(number: int) -> Replica:
+        thinker = Thinker(one_round)
+        replica = await serve(thinker, name=f"thinker-{number}")
+        minds.append(thinker.mind)
+        return replica
+
+    replica = await deploy(0)
+    asked = asyncio.create_task(peer.caller.ask("goal.pursue", {"goal": "count"}, AskOptions(within_s=600.0)))
+    for number in range(1, DRAINS + 1):
+        await stuck.wait()
+        stuck.clear()
+        await replica.pump.drain(0.0)
+        replica = await deploy(number)
+    outcome = await asked
+
+    assert outcome.ok, outcome.reason
+    assert outcome.unwrap()["attempts"] == DRAINS + 1
+    # Far more often begun than a task may be, and nothing of it counted.
+    assert outcome.attempt <= 2
+    assert words.ran == [f"round {number}" for number in range(DRAINS)]
+    # In each life one answer is cut off, and paid again by the next one: never more.
+    assert sum(mind.asked for mind in minds) == DRAINS + 1 + DRAINS
+
+
+async def test_cancelling_a_run_reaches_what_an_earlier_attempt_sent(peer: Peer, serve: Serve) -> None:
+    words = Words()
+    await serve(words, name="words")
+    first = await serve(Thinker(lambda _: call("words__slow", text="one two")), name="first")
+    handle = await peer.caller.submit("goal.pursue", {"goal": "count"}, AskOptions(within_s=600.0))
+    await words.began.wait()
+
+    async def noted() -> bool:
+        return any(entry.kind == "sent" for entry in await entries(peer))
+
+    await until(noted)
+    await first.pump.drain(0.0)
+    # The next one asks its model nothing: the call still runs.
+    second = Thinker()
+    await serve(second, name="second")
+    async for event in handle.chunks():
+        if event["event"] == "resumed":
+            break
+
+    assert isinstance(await handle.cancel(), Cancelled)
+
+    async def stopped() -> bool:
+        return words.cancelled == 1
+
+    await until(stopped)
+    assert (words.ran, second.mind.asked) == (["one two"], 0)
+
+
+async def _send_again_late(world: World, words: Words, replica: Replica) -> None:
+    """Two processes send the task of a run, the second when the queue has forgotten the first."""
+    how: dict[str, Any] = {"owner": "run-1"}
+    options = AskOptions(task_id="run-1-r1c1-0", within_s=3600.0)
+    first, second = await world.join("first"), await world.join("second")
+    sent = await first.caller.submit("words.slow", {"text": "one two"}, options, **how)
+    await words.began.wait()
+    await asyncio.sleep(LATE_S if world.kind == "memory" else 0.5)
+    again = await second.caller.submit("words.slow", {"text": "one two"}, options, **how)
+
+    async def delivered_twice() -> bool:
+        return len(replica.delivered) == 2
+
+    # The queue did not notice: the task was delivered again, as another one.
+    await until(delivered_twice)
+    words.go.set()
+    assert [(await handle.outcome()).unwrap() for handle in (sent, again)] == [2, 2]
+    assert words.ran == ["one two"]
+
+
+async def test_a_task_that_runs_and_is_sent_again_much_later_runs_once(world: World, serve: Serve) -> None:
+    words = Words()
+    replica = await serve(words, name="words")
+    if world.settings is not None:
+        # So that it need not be waited for
+        names = [stream for stream in await _streams(world) if "task" in stream.lower()]
+        assert names
+        for name in names:
+            await _shorten_window(world, name)
+    await _send_again_late(world, words, replica)
+
+
+async def _streams(world: World) -> list[str]:
+    assert world.settings is not None
+    client = await nats.connect(world.settings.nats_url)
+    try:
+        answer = await client.request("$JS.API.STREAM.NAMES", b"{}")
+        names: list[str] = json.loads(answer.data)["streams"]
+        return [name for name in names if world.settings.env.lower() in name.lower()]
+    finally:
+        await client.close()
+
+
+async def _shorten_window(world: World, stream: str) -> None:
+    assert world.settings is not None
+    client = await nats.connect(world.settings.nats_url)
+    try:
+        info = json.loads((await client.request(f"$JS.API.STREAM.INFO.{stream}", b"")).data)
+        config = info["config"] | {"duplicate_window": 100_000_000}
+        answer = await client.request(f"$JS.API.STREAM.UPDATE.{stream}", json.dumps(config).encode())
+        assert json.loads(answer.data).get("error") is None
+    finally:
+        await client.close()
+
+
+@pytest.mark.parametrize("world", ["memory"], indirect=True)
+async def test_what_a_task_came_to_is_found_by_who_takes_its_run_over_hours_later(
+    peer: Peer, serve: Serve
+) -> None:
+    words = Words()
+    await serve(words, name="words")
+    first = await serve(Thinker(lambda _: call("words__slow", text="one two")), name="first")
+    asked = {"goal": "count", "within_s": 24 * 3600.0}
+    handle = await peer.caller.submit("goal.pursue", asked, AskOptions(within_s=30 * 3600.0))
+    await words.began.wait()
+    await asyncio.sleep(1.0)
+    await first.pump.drain(0.0)
+    # Its task ends while nobody waits for it, and only long afterwards somebody does
+    words.go.set()
+    await asyncio.sleep(3 * LITE_TTL_S)
+    await serve(Thinker(lambda _: call("finish", answer="done", deliverables={"n": {"$from": "c"}})), name="heir")
+
+    report = (await handle.outcome()).unwrap()
+
+    assert report["deliverables"] == {"n": 2}
+    assert words.ran == ["one two"]
+
+
+@ON_NATS
+async def test_a_turn_larger_than_the_server_takes_is_stored_and_paid_once(peer: Peer, serve: Serve) -> None:
+    large = "word " * 400_000
+
+    def think(messages: Sequence[ChatMessage]) -> ModelTurn:
+        if turns_of(messages) == 0:
+            return ModelTurn(large, (ToolCall("c", "words__count", {"text": large}),))
+        return call("finish", answer="done", deliverables={"n": {"$from": "c"}})
+
+    words, thinker = Words(), Thinker(think)
+    await serve(words, name="words")
+    await serve(thinker)
+    outcome = await peer.caller.ask("goal.pursue", {"goal": "count"}, AskOptions(within_s=60.0))
+
+    assert len(large) > 1024 * 1024  # What a server takes if nobody says otherwise.
+    assert outcome.unwrap()["deliverables"] == {"n": 400_000}
+    assert (thinker.mind.asked, len(words.ran)) == (2, 1)
