@@ -38,7 +38,7 @@ class Books:
             case Asking():
                 self._asking = entry
                 # Charged at once, and corrected by what it came to: so a replay is never refused.
-                self.ledger.settle(_key(entry), _reserve(entry), logged=True)
+                self.ledger.settle(self._key(entry), _reserve(entry), logged=True)
             case Failed():
                 self._settle(Spent.of_wire(entry.spent))
             case Thought():
@@ -60,12 +60,16 @@ class Books:
             case _:
                 pass
 
+    def _key(self, entry: Asking) -> str:
+        # A handler that thinks twice has two runs on one ledger.
+        return f"{self._run} r{entry.round}t{entry.number}"
+
     def _task(self, call: str, index: int) -> str:
         return task_id(self._run, call, index)
 
     def _settle(self, spent: Spent) -> None:
         if self._asking is not None:
-            self.ledger.settle(_key(self._asking), spent, logged=True)
+            self.ledger.settle(self._key(self._asking), spent, logged=True)
         self._asking = None
 
     def share_of(self, dispatch: Dispatch) -> Budget:
@@ -75,10 +79,6 @@ class Books:
     def share(self, tasks: int) -> Budget:
         """What each of so many tasks may spend."""
         return self.ledger.slice(tasks)
-
-
-def _key(entry: Asking) -> str:
-    return f"r{entry.round}t{entry.number}"
 
 
 def _reserve(entry: Asking) -> Spent:

@@ -22,6 +22,7 @@ from squadron.actors.runs.state import RunState
 from squadron.actors.runs.toolbox import Toolbox
 from squadron.actors.thinking.catalog import load_prices
 from squadron.actors.thinking.model import ChatMessage, Model
+from squadron.runtime.asking.cancel import is_cancelled
 from squadron.runtime.errors import SupersededError, Terminal
 from squadron.runtime.running.context import TurnContext
 from squadron.runtime.wire.approvals import Approvals
@@ -89,7 +90,7 @@ class Session:
         redriven, delivered = self._delivery()
         epoch = state.epoch
         if epoch is None or epoch.task != self.ctx.message.id:
-            self._check_free(state)
+            await self._check_free(state)
             fresh = True
         elif (epoch.redriven, epoch.delivered) > (redriven, delivered):
             raise SupersededError(f"a later attempt goes on with {self.run}")
@@ -102,11 +103,14 @@ class Session:
             raise Terminal(finished.error)
         return state, finished
 
-    def _check_free(self, state: RunState) -> None:
+    async def _check_free(self, state: RunState) -> None:
         """Of two tasks at one run the one that goes on with it has it, when the other is over."""
         if self.again and state.started is None:
             raise Terminal(f"there is no run {self.run!r}, or it ended more than a week ago")
-        if self.again and state.finished is None and self.ctx.caller.ports.clock.time() < state.deadline_at:
+        ports, epoch = self.ctx.caller.ports, state.epoch
+        under_way = state.finished is None and ports.clock.time() < state.deadline_at
+        # One that was cancelled has no end in its log: it may have waited, or died meanwhile.
+        if self.again and under_way and not (epoch is not None and await is_cancelled(ports, epoch.task)):
             raise Terminal(f"{self.run} is still under way")
         if not self.again and state.started is not None:
             raise SupersededError(f"another task goes on with {self.run}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from squadron.actors.runs.built_in import BUILT_IN
 from squadron.actors.runs.call import Call
+from squadron.actors.runs.entries import Failed
 from squadron.actors.runs.log import entries_of, read
 from squadron.actors.runs.state import RunState
 from squadron.actors.runs.toolbox import Toolbox
@@ -16,6 +18,7 @@ from squadron.runtime.errors import ConfigError, InvalidMessageError
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.spent import Spent
+from squadron.runtime.wire.subjects import token_of
 
 #: Runs that are looked at for one list; the oldest of more are not seen.
 MOST_RUNS = 10_000
@@ -26,7 +29,7 @@ class RunInfo:
     """One run in a list. Times are in seconds since the epoch; `usd` is in US dollars.
 
     `state` is "running", "failed", or how it ended: see `RunReport.stopped`. One that nobody works on any more is
-    "running" until its deadline, and "stale" after it.
+    "running" until its deadline, and "stale" after it; "cancelled" if somebody stopped it.
     """
 
     run: str
@@ -51,7 +54,10 @@ class RunInfo:
 
 @dataclass(frozen=True, slots=True)
 class CallView:
-    """One call of a run: where it went, how its tasks ended, and the runs that they are themselves."""
+    """One call of a run: where it went, how its tasks ended, and the runs that they are themselves.
+
+    `query` is the question to a person, if there was one; `answered_by` who answered it, None while nobody has.
+    """
 
     id: str
     name: str
@@ -61,12 +67,15 @@ class CallView:
     seconds: float | None
     tokens: int
     usd: float
+    query: str = ""
+    approval: bool = False
+    answered_by: str | None = None
     runs: tuple[RunView, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class RoundView:
-    """One turn of the model and the calls that it made."""
+    """One turn of the model, the calls that it made, and why it was asked in vain before."""
 
     round: int
     model: str
@@ -75,6 +84,7 @@ class RoundView:
     tokens: int
     usd: float
     calls: tuple[CallView, ...]
+    failed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +106,12 @@ class RunView:
         return asdict(self)
 
 
+#: Runs by the task that they are, oldest first.
+Infos = Mapping[str, list[RunInfo]]
+#: Why a model was asked in vain, by round.
+Failures = Mapping[int, list[str]]
+
+
 class Runs:
     """What has been thought, and is being thought, in one environment."""
 
@@ -112,11 +128,15 @@ class Runs:
             BusUnavailableError: the server can't be reached.
         """
         entries = await self._ports.runs.latest(self._ports.subjects.run())
-        found = [info for entry in entries if (info := self._info(entry.key, entry.data, entry.time)) is not None]
+        stopped = {
+            entry.key.rpartition(".")[2]
+            for entry in await self._ports.lite.latest(self._ports.subjects.lite_of("cancel"))
+        }
+        found = [info for each in entries if (info := self._info(each.key, each.data, each.time, stopped))]
         fitting = [info for info in found if agent in ("", info.agent)]
         return tuple(sorted(fitting, key=lambda info: -info.updated)[:most])
 
-    def _info(self, key: str, data: bytes, at: float) -> RunInfo | None:
+    def _info(self, key: str, data: bytes, at: float, stopped: Collection[str]) -> RunInfo | None:
         try:
             message = AgentMessage.decode(data)
         except InvalidMessageError:
@@ -129,6 +149,8 @@ class Runs:
             info = RunInfo(**{"state": "running", **known, "run": key.rpartition(".")[2], "updated": at})
         except TypeError:
             return None
+        if not info.ended and token_of(info.task) in stopped:
+            return RunInfo(**(asdict(info) | {"state": "cancelled"}))
         # Nobody ends a run whose task was given up, or whose caller is gone.
         stale = not info.ended and self._ports.clock.time() > info.deadline > 0
         return RunInfo(**(asdict(info) | {"state": "stale"})) if stale else info
@@ -154,11 +176,14 @@ class Runs:
             ConfigError: there is none, or more than one.
             BusUnavailableError: the server can't be reached.
         """
-        infos = {info.task: info for info in await self.list(most=MOST_RUNS)}
+        infos = defaultdict[str, list[RunInfo]](list)
+        for info in sorted(await self.list(most=MOST_RUNS), key=lambda info: info.started):
+            # A handler may think more than once.
+            infos[info.task].append(info)
         return await self._view(await self.find(id), infos, set())
 
-    async def _view(self, info: RunInfo, infos: Mapping[str, RunInfo], above: set[str]) -> RunView:
-        state, entries, size, answer, error = await self._read(info.run)
+    async def _view(self, info: RunInfo, infos: Infos, above: set[str]) -> RunView:
+        state, entries, size, failed = await self._read(info.run)
         rounds = []
         for number, thought in sorted(state.turns.items()):
             # What the run ended with is told as its answer.
@@ -166,24 +191,30 @@ class Runs:
             views = [await self._call(state, call, infos, above | {info.run}) for call in calls]
             usd, turn = Spent.of_wire(thought.spent).usd, thought.turn
             rounds.append(
-                RoundView(number, turn.model, turn.text, thought.seconds, turn.tokens, usd, tuple(views))
+                RoundView(
+                    *(number, turn.model, turn.text, thought.seconds, turn.tokens, usd),
+                    calls=tuple(views),
+                    failed=tuple(failed[number]),
+                )
             )
-        attempts = state.epoch.number if state.epoch else 0
+        attempts, end = state.epoch.number if state.epoch else 0, state.finished
         counts = (attempts, state.tries, state.failures, entries, size)
-        return RunView(info, *counts, answer, error, tuple(rounds))
+        return RunView(info, *counts, end.value if end else None, end.error if end else "", tuple(rounds))
 
-    async def _read(self, run: str) -> tuple[RunState, int, int, Any, str]:
+    async def _read(self, run: str) -> tuple[RunState, int, int, Failures]:
+        failed = defaultdict[int, list[str]](list)
         state, count, key = RunState(run, Toolbox(tuple(BUILT_IN))), 0, self._ports.subjects.run(run)
         size = sum([len(stored.data) async for stored in self._ports.runs.read(key)])
         async for _, message in read(self._ports, key):
             for entry in entries_of(message):
                 count += 1
                 state.apply(entry)
-        end = state.finished
-        return state, count, size, end.value if end else None, end.error if end else ""
+                if isinstance(entry, Failed):
+                    failed[entry.round].append(f"{entry.model}, try {entry.number}: {entry.reason}")
+        return state, count, size, failed
 
-    async def _call(self, state: RunState, call: Call, infos: Mapping[str, RunInfo], above: set[str]) -> CallView:
-        inner = [infos[id] for index in range(call.tasks) if (id := state.task(call.id, index)) in infos]
+    async def _call(self, state: RunState, call: Call, infos: Infos, above: set[str]) -> CallView:
+        inner = [info for index in range(call.tasks) for info in infos.get(state.task(call.id, index), ())]
         runs = [await self._view(info, infos, above) for info in inner if info.run not in above]
         spent = state.spent_on(call)
         reasons = [end.reason for end in call.ends.values() if end.reason]
@@ -196,6 +227,9 @@ class Runs:
             seconds=round(call.ended_at - call.sent_at, 3) if call.ended_at and call.sent_at else None,
             tokens=spent.tokens,
             usd=spent.usd,
+            query=call.query.query if call.query is not None else "",
+            approval=call.query is not None and call.query.approval,
+            answered_by=call.answer.by if call.answer is not None else None,
             runs=tuple(runs),
         )
 

@@ -39,6 +39,7 @@ from squadron.actors.runs.telling import (
     failure_text,
     gathered,
     result_text,
+    shown_end,
     still_running,
     waits_for_a_person,
     why_all,
@@ -155,7 +156,9 @@ class RunState:
         about: dict[str, Any] = {"state": state, "rounds": self.round, "running": len(self.running)}
         about |= {"tokens": self.spent.tokens, "usd": self.spent.usd}
         if started is not None:
-            about |= {"title": started.title[:200], "agent": started.agent, "task": started.task}
+            # Whoever stops it has to reach the task that goes on with it.
+            task = (epoch.task if epoch is not None else "") or started.task
+            about |= {"title": started.title[:200], "agent": started.agent, "task": task}
             about |= {"topic": started.topic, "started": started.at}
             about["deadline"] = epoch.deadline_at if epoch is not None else 0.0
         return about
@@ -294,7 +297,7 @@ class RunState:
                 round=call.round,
                 call=call.id,
                 task_id=task_id(self.run, end.call, end.index),
-                **_shown(end),
+                **shown_end(end),
             )
             if not call.running and earlier is None:
                 call.ended_at = entry.at
@@ -373,10 +376,3 @@ class RunState:
         """How the tasks that were sent have ended: kind of outcome → number."""
         sent = (call for call in self.calls.values() if call.dispatch is not None)
         return Counter(end.outcome for call in sent for end in call.ends.values())
-
-
-def _shown(end: End) -> dict[str, Any]:
-    """An end in the timeline: all about it but its data."""
-    shown: dict[str, Any] = {"topic": end.topic, "kind": end.outcome, "source": end.source}
-    shown |= {"latency_ms": end.latency_ms, "attempt": end.attempt}
-    return shown | ({"reason": end.reason} if end.reason else {})

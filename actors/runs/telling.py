@@ -9,6 +9,7 @@ from typing import Any
 from squadron.actors.runs.entries import End
 from squadron.actors.runs.references import describe
 from squadron.actors.thinking.fence import Fence
+from squadron.runtime.wire.spent import Spent
 
 #: Longest result shown to the model, in characters: about 2,000 tokens, so that a dozen rounds of several
 #: calls fit into any current context window. The rest is within reach by reference.
@@ -71,3 +72,12 @@ def gathered(items: Sequence[Any], ends: Mapping[int, End]) -> list[Any]:
         else {"failed": ends[index].outcome, "reason": ends[index].reason, "input": item}
         for index, item in enumerate(items)
     ]
+
+
+def shown_end(end: End) -> dict[str, Any]:
+    """An end in the timeline: all about it but its data."""
+    shown: dict[str, Any] = {"topic": end.topic, "kind": end.outcome, "source": end.source}
+    shown |= {"latency_ms": end.latency_ms, "attempt": end.attempt}
+    spent = Spent.of_wire(end.spent)
+    rest = {"reason": end.reason, "tokens": spent.tokens, "usd": spent.usd}
+    return shown | {name: value for name, value in rest.items() if value}

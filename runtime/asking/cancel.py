@@ -79,6 +79,15 @@ class Cancellations:
         self._running.pop(token_of(task_id), None)
 
 
+async def is_cancelled(ports: Ports, task_id: str) -> bool:
+    """Whether somebody has cancelled this task, as the server knows it.
+
+    Raises:
+        BusUnavailableError: the server can't be reached.
+    """
+    return await ports.lite.last(ports.subjects.lite("cancel", token_of(task_id))) is not None
+
+
 async def request_cancel(ports: Ports, task_id: str, *, deadline_at_s: float) -> None:
     """Ask whoever runs this task, now or later, to stop; stored when this returns.
 

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.live import Live
 from rich.markup import escape
 from rich.spinner import Spinner
@@ -15,21 +15,25 @@ from rich.table import Table
 from rich.text import Text
 
 from squadron.cli import frame
-from squadron.cli.tally import Call, Span, Tally, describe
+from squadron.cli.tally import Call, Round, Span, Tally, describe
+from squadron.cli.tree import cost, run_tree, short
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import SquadronError
 
 if TYPE_CHECKING:
     from squadron.client.squad import Squad
+    from squadron.runtime.wire.limits import Budget
 
 #: How often replicas are looked at while a job runs, in seconds.
 STATUS_EVERY_S = 1.0
-#: Width of the bars, in cells.
-BAR, TIMELINE = 24, 32
+#: Width of the timeline, in cells.
+TIMELINE = 32
+#: What is shown of a run's id, in characters: enough for `squadron runs show` to find it by.
+RUN_CHARS = 12
+#: Lines that the tree has on the smallest terminal.
+LEAST_LINES = 6
 #: Frames per second of the live pane: smooth enough for counters, and next to no CPU.
 FRAMES_PER_S = 8
-#: What is shown of the supervisor's latest words, in characters.
-SAID_CHARS = 100
 
 _DOING = {
     "connect": "connecting",
@@ -44,7 +48,13 @@ _DOING = {
 
 
 class Watch:
-    """Follows a job and says nothing; the base of the two that do. Its `tally` knows what happened."""
+    """Follows a job and says nothing; the base of the two that do. Its `tally` knows what happened.
+
+    Attributes:
+        budget: what the run may spend, if anybody has said.
+    """
+
+    budget: Budget | None = None
 
     def __init__(self, title: str) -> None:
         self.title, self.tally = title, Tally()
@@ -70,7 +80,9 @@ class Watch:
         call = self.tally.event(event)
         if event.get("event") == "thought":
             self.show_thought(event)
-        elif call is not None and call.span.ended_s is not None:
+        elif event.get("event") in ("try_failed", "fallback"):
+            self.show_trouble(self.tally.rounds[event["round"]])
+        elif call is not None and (call.ended or event["event"] == "asked"):
             self.show_call(call)
 
     def show_phase(self, name: str) -> None:
@@ -82,8 +94,11 @@ class Watch:
     def show_thought(self, event: dict[str, Any]) -> None:
         """The model decided on something."""
 
+    def show_trouble(self, each: Round) -> None:
+        """A call of the model failed, or another model is asked."""
+
     def show_call(self, call: Call) -> None:
-        """All tasks of a call ended."""
+        """All tasks of a call ended, or it waits for a person."""
 
     @contextlib.asynccontextmanager
     async def following(self, squad: Squad) -> AsyncIterator[None]:
@@ -115,68 +130,61 @@ class _PlainLines(Watch):
         self._say(f"agent {agent} runs")
 
     def show_thought(self, event: dict[str, Any]) -> None:
-        self._say(f"round {event['round']}: {_one_line(event['text']) or 'calls'}")
+        spent = "".join(f", {fact}" for fact in cost(event.get("tokens", 0), event.get("usd", 0.0)))
+        self._say(f"round {event['round']}{spent}: {short(event['text']) or 'calls'}")
+
+    def show_trouble(self, each: Round) -> None:
+        self._say(f"round {each.number}: {short(each.trouble[-1], 300)}")
 
     def show_call(self, call: Call) -> None:
-        self._say(f"{call.topic}: {describe(call)}, {_seconds(call.span):.1f} s")
+        if call.query:
+            what = "approval" if call.approval else "an answer"
+            self._say(f"{call.topic} waits for {what}: squadron answer {call.query[:8]}")
+            return
+        facts = [describe(call), f"{call.span.seconds(self.tally.elapsed_s):.1f} s", *cost(call.tokens, call.usd)]
+        reason = f": {short(next(iter(call.reasons)))}" if call.reasons else ""
+        self._say(f"{call.topic}: {', '.join(fact for fact in facts if fact)}{reason}")
 
 
 class _Pane(Watch):
     """On a terminal: one pane that is drawn anew some times a second."""
 
-    def __rich__(self) -> RenderableType:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         tally = self.tally
-        head = Text.assemble((self.title, "bold"), (f"  {tally.elapsed_s:.0f} s", "dim"))
-        rows: list[RenderableType] = [head]
-        rows += [self._phase(span) for span in tally.phases]
-        if tally.calls:
-            rows.append(self._calls())
-        return Group(*rows)
+        about = f"  {tally.elapsed_s:.0f} s  {tally.run[:RUN_CHARS]}"
+        yield Text.assemble((self.title, "bold"), (about, "dim"), no_wrap=True, overflow="ellipsis")
+        for span in tally.phases:
+            yield self._phase(span)
+        if tally.rounds:
+            yield run_tree(tally, height=max(LEAST_LINES, console.height - 2 - len(tally.phases)))
 
     def _phase(self, span: Span) -> RenderableType:
         name = _DOING.get(span.name, span.name)
         if span.ended_s is not None:
-            return Text.assemble(("✓ ", "green"), f"{span.name:<14}", (f"{_seconds(span):6.1f} s", "dim"))
+            return Text.assemble(("✓ ", "green"), f"{name:<20}", (f"{span.seconds(0):6.1f} s", "dim"))
         detail = ""
         if span.name == "deploy" and self.tally.agents:
             running = [each["agent"] for each in self.tally.agents if each["status"] == "RUNNING"]
             detail = f"  {len(running)} of {len(self.tally.agents)} run  {' '.join(running)}"
         elif span.name == "run":
-            detail = f"  round {self.tally.round or 1}  {_one_line(self.tally.text)}"
-        return Spinner("dots", Text.assemble(name, (detail, "dim")), style="cyan")
+            detail = f"  {' · '.join(self._facts())}"
+        words = Text.assemble(name, (detail, "dim"), no_wrap=True, overflow="ellipsis")
+        return Spinner("dots", words, style="cyan")
 
-    def _calls(self) -> Table:
-        table = Table.grid(padding=(0, 2, 0, 0))
-        for call in self.tally.calls.values():
-            table.add_row(
-                Text(f"  {call.topic}", "cyan"),
-                _bar(call),
-                Text(f"{call.done}/{call.tasks} answered"),
-                Text(f"{call.failed} failed" if call.failed else "", "red"),
-                Text(_plural(self.tally.replicas(call.topic), "replica"), "dim"),
-            )
-        return table
+    def _facts(self) -> list[str]:
+        tally = self.tally
+        facts = [f"round {max(tally.rounds, default=1)}", *cost(tally.tokens, tally.usd)]
+        facts += [f"attempt {tally.attempt}"] if tally.attempt > 1 else []
+        return facts + left_of(self.budget, tally)
 
 
-def _bar(call: Call) -> Text:
-    def width(count: int) -> int:
-        return round(BAR * count / max(1, call.tasks))
-
-    good, bad = width(call.outcomes["result"]), width(call.failed)
-    return Text.assemble(("━" * good, "green"), ("━" * bad, "red"), ("━" * max(0, BAR - good - bad), "grey30"))
-
-
-def _plural(count: int, word: str) -> str:
-    return f"{count} {word}{'s' if count != 1 else ''}" if count else ""
-
-
-def _one_line(text: str) -> str:
-    flat = " ".join(text.split())
-    return flat if len(flat) <= SAID_CHARS else f"{flat[:SAID_CHARS]}…"
-
-
-def _seconds(span: Span) -> float:
-    return max(0.0, (span.ended_s or span.began_s) - span.began_s)
+def left_of(budget: Budget | None, tally: Tally) -> list[str]:
+    """What is left of a budget, as far as it was told what was spent."""
+    if budget is None:
+        return []
+    left = [] if budget.tokens is None else [f"{max(0, budget.tokens - tally.tokens):,} tokens"]
+    left += [] if budget.usd is None else [f"${max(0.0, budget.usd - tally.usd):.4f}"]
+    return [f"left: {', '.join(left)}"] if left else []
 
 
 @contextlib.contextmanager
@@ -208,7 +216,7 @@ def show_timeline(tally: Tally, console: Console) -> None:
         table.add_row(
             Text(span.name if is_phase else f"  {span.name}", "bold" if is_phase else "cyan"),
             _timeline_bar(span, total, "green" if is_phase else "cyan"),
-            Text(f"{_seconds(span):.1f} s", justify="right"),
+            Text(f"{span.seconds(total):.1f} s", justify="right"),
             Text(note, "dim"),
         )
     console.print(f"\nWhere the time went, {total:.1f} s in all:", highlight=False)
@@ -217,7 +225,7 @@ def show_timeline(tally: Tally, console: Console) -> None:
 
 def _timeline_bar(span: Span, total_s: float, style: str) -> Text:
     left = min(TIMELINE - 1, round(TIMELINE * span.began_s / total_s))
-    width = max(1, min(TIMELINE - left, round(TIMELINE * _seconds(span) / total_s)))
+    width = max(1, min(TIMELINE - left, round(TIMELINE * span.seconds(total_s) / total_s)))
     return Text.assemble(("·" * left, "grey30"), ("█" * width, style), ("·" * (TIMELINE - left - width), "grey30"))
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +16,7 @@ import typer
 from squadron.cli import frame, spending
 from squadron.cli.environment import Json
 from squadron.config import Settings
-from squadron.runtime.errors import ConfigError
+from squadron.runtime.errors import ConfigError, SquadronError
 
 if TYPE_CHECKING:
     from squadron.actors.agent import Agent
@@ -36,6 +38,8 @@ Keep = Annotated[bool, typer.Option("--keep", help="Leave servers and agents run
 
 _NO_MODEL = "set OPENAI_API_KEY or ANTHROPIC_API_KEY, or name a model with --model"
 OWN_TOPIC = "goal.pursue"
+#: How long Ctrl-C waits for the run to be stopped, in seconds: a replica that is there needs less than one.
+CANCEL_WITHIN_S = 5.0
 
 
 def register(app: typer.Typer) -> None:
@@ -117,14 +121,34 @@ async def _run(
         async with frame.opened(settings, watch, keep=keep) as squad:
             mine = await _deploy_for(squad, goal, how, crew, chosen, watch)
             watch.phase("run")
+            watch.budget = how["budget"]
             try:
-                async with watch.following(squad):
+                async with watch.following(squad), cancelled_with_us(squad, watch):
                     outcome = await squad.run(goal, model=chosen, on_event=watch.event, **how)
             finally:
                 # Also when the servers stop with us: what is deployed comes back with their next start.
                 for agent in () if keep else mine:
                     await squad.undeploy(agent)
     return show_run(outcome, watch, as_json)
+
+
+@contextlib.asynccontextmanager
+async def cancelled_with_us(squad: Squad, watch: Watch) -> AsyncIterator[None]:
+    """At Ctrl-C nobody waits for the run any more: it is stopped, with all that it asked of others."""
+    try:
+        yield
+    except asyncio.CancelledError:
+        run = watch.tally.run
+        told = f"{run or 'the run'} may go on: squadron runs cancel {run or 'RUN'}"
+        if not watch.tally.ticket:
+            told = "Nothing was begun."
+        else:
+            with contextlib.suppress(SquadronError, TimeoutError):
+                async with asyncio.timeout(CANCEL_WITHIN_S):
+                    await squad.resume(watch.tally.ticket).cancel()
+                told = f"Cancelled {run}. It can go on: squadron runs resume {run}" if run else "Cancelled."
+        frame.tell(told)
+        raise
 
 
 async def _check_offline(settings: Settings) -> None:
@@ -173,6 +197,7 @@ async def _deploy_for(
 def show_run(outcome: Outcome, watch: Watch, as_json: bool) -> int:
     """Print what came of a run; returns the exit code."""
     from squadron.cli.progress import show_counts, show_timeline
+    from squadron.cli.tree import cost
 
     report = outcome.unwrap() if outcome.ok else {}
     finished = report.get("stopped") == "finished"
@@ -181,12 +206,19 @@ def show_run(outcome: Outcome, watch: Watch, as_json: bool) -> int:
         frame.print_json({**outcome.to_content(), **report, **phases} if report else outcome.to_content())
     console = frame.err()
     show_timeline(watch.tally, console)
+    run = report.get("run", watch.tally.run)
     if not outcome.ok:
         console.print(
             f"\n{outcome.kind.replace('_', ' ')}: {outcome.reason}", style="red", soft_wrap=True, markup=False
         )
+        if run:
+            frame.tell(f"Run: {run}. See what it did: squadron runs show {run}")
         return frame.ENDED_OTHERWISE
     show_counts(report["tasks"], console)
+    facts = [f"{report['rounds']} rounds", *cost(report["tokens"], report["usd"]), f"{report['seconds']:.1f} s"]
+    frame.tell(f"Run: {run}, {', '.join(facts)}.")
+    if not finished:
+        frame.tell(f"Stopped: {report['stopped'].replace('_', ' ')}. It can go on: squadron runs resume {run}")
     if not as_json:
         console.print()
         sys.stdout.write(report["answer"].rstrip() + "\n")

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from squadron.actors.runs.shelf import CallView, RunInfo, RunView
 
 Id = Annotated[str, typer.Argument(metavar="RUN", help="As `squadron runs list` has it, or its beginning.")]
-#: What is shown of a model's words and of a reason, in characters.
-SAID_CHARS = 100
 
 
 def register(app: typer.Typer) -> None:
@@ -112,52 +110,51 @@ async def _show(ctx: typer.Context, id: str, as_json: bool) -> int:
 def _headline(view: RunView) -> Any:
     from rich.text import Text
 
+    from squadron.cli.tree import cost, short
+
     info = view.info
-    facts = [info.state, f"{info.agent} {info.topic}", *_cost(info.tokens, info.usd)]
+    facts = [info.state, f"{info.agent} {info.topic}", *cost(info.tokens, info.usd)]
     facts += [f"{view.attempts} attempts"] if view.attempts > 1 else []
     facts += [f"{view.failures} of {view.tries} calls of the model failed"] if view.failures else []
-    return Text.assemble((info.run, "bold"), "  ", _short(info.title), "\n", (" · ".join(facts), "dim"))
+    return Text.assemble((info.run, "bold"), "  ", short(info.title), "\n", (" · ".join(facts), "dim"))
 
 
 def _grow(tree: Tree, view: RunView) -> None:
     from rich.text import Text
 
+    from squadron.cli.tree import cost, line, short
+
     for each in view.rounds:
-        facts = [each.model, f"{each.seconds:.1f} s", *_cost(each.tokens, each.usd)]
-        said = f": {_short(each.text)}" if each.text.strip() else ""
-        branch = tree.add(Text.assemble((f"round {each.round}", "bold"), said, "  ", (" · ".join(facts), "dim")))
+        facts = [each.model, f"{each.seconds:.1f} s", *cost(each.tokens, each.usd)]
+        branch = tree.add(line("", "", f"round {each.round}", facts, short(each.text)))
+        for failed in each.failed:
+            branch.add(Text(f"! {short(failed, 300)}", "yellow", overflow="fold"))
         for call in each.calls:
             _grow_call(branch, call)
     if view.error:
-        tree.add(Text.assemble(("failed: ", "red"), _short(view.error)))
+        tree.add(Text.assemble(("failed: ", "red"), short(view.error, 400)))
     elif isinstance(view.answer, dict) and "answer" in view.answer:
-        tree.add(Text.assemble(("answer: ", "bold green"), _short(str(view.answer["answer"]), 400)))
+        tree.add(Text.assemble(("answer: ", "bold green"), short(str(view.answer["answer"]), 400)))
+    elif view.answer is not None:
+        tree.add(Text.assemble(("answer: ", "bold green"), short(str(view.answer), 400)))
 
 
 def _grow_call(branch: Tree, call: CallView) -> None:
-    from rich.text import Text
+    from squadron.cli.tree import cost, line, short
 
     outcomes = ", ".join(f"{count} {kind}" if count > 1 else kind for kind, count in call.outcomes.items())
+    good, over = set(call.outcomes) <= {"result"}, call.outcomes and call.seconds is not None
+    mark, style = ("✓", "green") if good and over else ("✗", "red") if over else ("●", "cyan")
     facts = [outcomes or "running", *([f"{call.seconds:.1f} s"] if call.seconds is not None else [])]
-    facts += _cost(call.tokens, call.usd)
-    good = set(call.outcomes) <= {"result"}
+    facts += cost(call.tokens, call.usd)
+    if call.query and call.answered_by is None and not call.outcomes:
+        mark, style, facts = "?", "bold yellow", [f"waits for a person: squadron answer {call.query[:8]}"]
+    elif call.answered_by is not None:
+        facts.append(f"answered by {call.answered_by or 'somebody'}")
     tasks = f" x {call.tasks}" if call.tasks > 1 else ""
-    reason = "" if good else f"  {_short(call.reason)}"
-    style = "green" if good and call.outcomes else "yellow"
-    node = branch.add(
-        Text.assemble((call.name, style), tasks, f"  {call.id}  ", (" · ".join(facts), "dim"), reason)
-    )
+    node = branch.add(line(mark, style, f"{call.name}{tasks}", facts, "" if good else short(call.reason)))
     for run in call.runs:
         _grow(node.add(_headline(run)), run)
-
-
-def _cost(tokens: int, usd: float) -> list[str]:
-    return [*([f"{tokens:,} tokens"] if tokens else []), *([f"${usd:.4f}"] if usd else [])]
-
-
-def _short(text: str, characters: int = SAID_CHARS) -> str:
-    line = frame.printable(" ".join(text.split()))
-    return line if len(line) <= characters else f"{line[: characters - 1]}…"
 
 
 def cancel(ctx: typer.Context, id: Id, as_json: Json = False) -> None:
@@ -197,10 +194,10 @@ def resume(
 
 async def _resume(ctx: typer.Context, id: str, how: dict[str, Any], as_json: bool) -> int:
     from squadron.cli.progress import watching
-    from squadron.cli.run import show_run
+    from squadron.cli.run import cancelled_with_us, show_run
 
     with watching(f"Resuming {id}") as watch:
-        async with frame.connected(frame.settings_of(ctx)) as squad:
+        async with frame.connected(frame.settings_of(ctx)) as squad, cancelled_with_us(squad, watch):
             watch.phase("run")
             outcome = await squad.resume_run(id, on_event=watch.event, **how)
     return show_run(outcome, watch, as_json)

@@ -1,4 +1,4 @@
-"""What a job did so far: phases, calls, counts. Pure data, fed with events; the screens read it."""
+"""What a job did so far: phases, rounds, calls, costs. Pure data, fed with events; the screens read it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,20 @@ class Span:
     began_s: float
     ended_s: float | None = None
 
+    def seconds(self, now_s: float) -> float:
+        """How long it lasted, or has lasted by now."""
+        return max(0.0, (now_s if self.ended_s is None else self.ended_s) - self.began_s)
+
 
 @dataclass
 class Call:
-    """One call of the supervisor: its tasks and how they ended."""
+    """One call of the supervisor: its tasks and how they ended; one that never went out has no tasks.
+
+    Attributes:
+        query: the question to a person that it waits for; empty if there is none, or it is answered.
+        approval: whether that question is if it may go out.
+        answered_by: who answered.
+    """
 
     id: str
     round: int
@@ -30,6 +40,11 @@ class Call:
     outcomes: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
     retries: int = 0
+    tokens: int = 0
+    usd: float = 0.0
+    query: str = ""
+    approval: bool = False
+    answered_by: str = ""
 
     @property
     def done(self) -> int:
@@ -39,6 +54,23 @@ class Call:
     def failed(self) -> int:
         return self.done - self.outcomes["result"]
 
+    @property
+    def ended(self) -> bool:
+        return self.span.ended_s is not None
+
+
+@dataclass
+class Round:
+    """One turn of the model; `text` is what it has said by now, `trouble` what went wrong before it said it."""
+
+    number: int
+    span: Span
+    text: str = ""
+    model: str = ""
+    tokens: int = 0
+    usd: float = 0.0
+    trouble: list[str] = field(default_factory=list)
+
 
 class Tally:
     """Adds up a job from its phases and the events of its supervisor (`RunReport.timeline` has the same)."""
@@ -46,16 +78,40 @@ class Tally:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._began = clock, clock()
         self.phases: list[Span] = []
-        self.thoughts: list[Span] = []
+        self.rounds: dict[int, Round] = {}
         self.calls: dict[str, Call] = {}
         self.agents: list[dict[str, Any]] = []
-        self.round, self.text, self.model = 0, "", ""
+        self.run, self.ticket, self.model, self.attempt = "", "", "", 1
         self._run_began_s = 0.0
 
     @property
     def elapsed_s(self) -> float:
         """Seconds since the start."""
         return self._clock() - self._began
+
+    @property
+    def round(self) -> int:
+        """The last round in which the model answered; 0 before the first."""
+        return max((number for number, each in self.rounds.items() if each.span.ended_s is not None), default=0)
+
+    @property
+    def tokens(self) -> int:
+        """What models and tasks have spent, as far as it was told."""
+        return sum(each.tokens for each in self._spenders)
+
+    @property
+    def usd(self) -> float:
+        """The same in US dollars."""
+        return sum(each.usd for each in self._spenders)
+
+    @property
+    def _spenders(self) -> list[Round | Call]:
+        return [*self.rounds.values(), *self.calls.values()]
+
+    @property
+    def waiting(self) -> list[Call]:
+        """Calls that wait for people."""
+        return [call for call in self.calls.values() if call.query]
 
     def phase(self, name: str) -> bool:
         """Another phase begins, the one before ends; whether it is another one."""
@@ -74,34 +130,72 @@ class Tally:
         """Take in one event; returns the call it is about, if it is about one."""
         at_s = self._run_began_s + event.get("at_s", 0.0)
         match event.get("event"):
+            case "submitted":
+                self.ticket = event["ticket"]
             case "started":
                 self._run_began_s = self.elapsed_s - event.get("at_s", 0.0)
-                self.model = event.get("model", "")
+                self.run, self.model = event.get("run", ""), event.get("model", "")
+            case "resumed":
+                self.attempt = event["attempt"]
             case "text":
-                self.text += event["delta"]
+                self._coming(at_s).text += event["delta"]
             case "thought":
-                self.round, self.text = event["round"], event["text"]
-                # Another one may have been taken in its place.
-                self.model = event.get("model") or self.model
-                self.thoughts.append(Span(f"think, round {self.round}", at_s - event["seconds"], at_s))
-            case "dispatched":
-                span = Span(event["topic"], at_s)
-                call = Call(event["call"], event["round"], event["topic"], event["tasks"], span)
-                self.calls[call.id] = call
-                self.text = ""
+                self._thought(event, at_s)
+            case "try_failed" | "fallback" | "retry":
+                self._trouble(event, at_s)
+            case "dispatched" | "asked":
+                return self._begun(event, at_s)
+            case "answered" if event["call"] in self.calls:
+                call = self.calls[event["call"]]
+                call.query, call.answered_by = "", event.get("by", "")
                 return call
             case "outcome" if event["call"] in self.calls:
                 return self._count(self.calls[event["call"]], event, at_s)
         return None
 
+    def _coming(self, at_s: float, number: int = 0) -> Round:
+        """The round whose turn is still to come."""
+        number = number or self.round + 1
+        return self.rounds.setdefault(number, Round(number, Span(f"think, round {number}", at_s)))
+
+    def _thought(self, event: dict[str, Any], at_s: float) -> None:
+        # Another model may have been taken in its place.
+        self.model = event.get("model") or self.model
+        each = self._coming(at_s, event["round"])
+        each.span.began_s, each.span.ended_s = at_s - event["seconds"], at_s
+        each.text, each.model = event["text"], self.model
+        each.tokens, each.usd = event.get("tokens", 0), event.get("usd", 0.0)
+
+    def _trouble(self, event: dict[str, Any], at_s: float) -> None:
+        each = self._coming(at_s, event.get("round", 0))
+        match event["event"]:
+            case "retry":
+                # What was streamed up to now is void.
+                each.text = ""
+            case "fallback":
+                each.trouble.append(f"{event['to']} is asked instead of {event['from']}")
+            case _:
+                each.trouble.append(f"{event['model']}, try {event['number']}: {event['reason']}")
+
+    def _begun(self, event: dict[str, Any], at_s: float) -> Call:
+        new = Call(event["call"], event["round"], event["topic"], 0, Span(event["topic"], at_s))
+        call = self.calls.setdefault(event["call"], new)
+        if event["event"] == "asked":
+            call.query, call.approval = event["query"], event["approval"]
+        else:
+            call.topic, call.tasks, call.span = event["topic"], event["tasks"], Span(event["topic"], at_s)
+        return call
+
     @staticmethod
     def _count(call: Call, event: dict[str, Any], at_s: float) -> Call:
         call.outcomes[event["kind"]] += 1
         call.retries += event.get("attempt", 1) > 1
+        call.tokens += event.get("tokens", 0)
+        call.usd += event.get("usd", 0.0)
         if event.get("reason"):
             call.reasons[event["reason"]] += 1
         if call.done >= call.tasks:
-            call.span.ended_s = at_s
+            call.span.ended_s, call.query = at_s, ""
         return call
 
     def replicas(self, topic: str) -> int:
@@ -110,19 +204,21 @@ class Tally:
 
     def tasks(self) -> dict[str, Any]:
         """Dispatched tasks, and how they ended, as a `RunReport` has it."""
-        outcomes = sum((call.outcomes for call in self.calls.values()), Counter[str]())
-        return {"dispatched": sum(call.tasks for call in self.calls.values()), "outcomes": dict(outcomes)}
+        sent = [call for call in self.calls.values() if call.tasks]
+        outcomes = sum((call.outcomes for call in sent), Counter[str]())
+        return {"dispatched": sum(call.tasks for call in sent), "outcomes": dict(outcomes)}
 
     def phase_seconds(self) -> dict[str, float]:
         """How long each phase took."""
-        seconds: Counter[str] = Counter()
+        seconds = dict[str, float]()
         for span in self.phases:
-            seconds[span.name] += (self.elapsed_s if span.ended_s is None else span.ended_s) - span.began_s  # type: ignore[assignment]
+            seconds[span.name] = seconds.get(span.name, 0.0) + span.seconds(self.elapsed_s)
         return {name: round(value, 2) for name, value in seconds.items()}
 
     def spans(self) -> Sequence[tuple[Span, str]]:
         """Everything that took time, in order, each with a note: phases, and in the run thoughts and calls."""
-        inside = [(span, "") for span in self.thoughts if (span.ended_s or 0.0) - span.began_s >= 0.05]
+        thoughts = [each.span for each in self.rounds.values() if each.span.ended_s is not None]
+        inside = [(span, "") for span in thoughts if span.seconds(self.elapsed_s) >= 0.05]
         inside += [(call.span, describe(call)) for call in self.calls.values()]
         inside.sort(key=lambda row: row[0].began_s)
         rows: list[tuple[Span, str]] = []
@@ -135,8 +231,10 @@ class Tally:
 
 def describe(call: Call) -> str:
     """`151 tasks, 2 timed out, 1 retried`."""
-    parts = [f"{call.tasks} task{'s' if call.tasks != 1 else ''}"]
+    parts = [f"{call.tasks} task{'s' if call.tasks != 1 else ''}"] if call.tasks else []
     parts += [f"{count} {kind.replace('_', ' ')}" for kind, count in call.outcomes.items() if kind != "result"]
     if call.retries:
         parts.append(f"{call.retries} retried")
+    if call.answered_by:
+        parts.append(f"answered by {call.answered_by}")
     return ", ".join(parts)

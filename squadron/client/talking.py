@@ -349,7 +349,7 @@ class Talking(AsyncClosing):
                 `"quorum"`, or so many of them; with `within_s`, after so many seconds one is enough.
             approve: topics or patterns whose calls people approve first, whatever their cards say.
             trust: those that need no approval, whatever their cards say.
-            on_event: sees what the supervisor does while it does it.
+            on_event: sees what the supervisor does; the first event, "submitted", has a `ticket` for `resume`.
         """
         asked = {"goal": goal, "topics": list(topics), "plan": plan, "gather": gather}
         asked |= {"approve": list(approve), "trust": list(trust)}
@@ -369,13 +369,14 @@ class Talking(AsyncClosing):
         chosen = model or self.settings.model or default_model_spec(os.environ)
         # The run stops by itself a little before its caller does.
         limits = {"max_rounds": max_rounds, "within_s": max(1.0, 0.95 * within_s)}
-        stream = self.stream("goal.pursue", asked | limits, within_s=within_s, model=chosen, budget=budget)
+        handle = await self.submit("goal.pursue", asked | limits, within_s=within_s, model=chosen, budget=budget)
+        hear = on_event or (lambda _: None)
+        hear({"event": "submitted", "ticket": handle.ticket})
         # Of a run whose progress can't be told the outcome counts all the same.
         with contextlib.suppress(StreamGapError):
-            async for event in stream:
-                if on_event is not None:
-                    on_event(event)
-        return await stream.outcome()
+            async for event in handle.chunks():
+                hear(event)
+        return await handle.outcome()
 
 
 def _user() -> str:

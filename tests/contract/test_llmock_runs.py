@@ -17,10 +17,10 @@ from squadron.actors.llm.llm_agent import LLMAgent
 from squadron.actors.runs.entries import Entry
 from squadron.actors.runs.log import entries_of, read
 from squadron.actors.thinking.model import Model
-from squadron.testing.scripted_model import ScriptedModel
 from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.running.context import Context
 from squadron.runtime.wire.outcome import Outcome
+from squadron.testing.scripted_model import ScriptedModel
 from tests.contract.conftest import ON_NATS, Peer, Serve
 from tests.llmock import client
 

@@ -11,8 +11,8 @@ import pytest
 from squadron import Agent, Bid, Budget, Context, Terminal, bid, topic
 from squadron.actors.runs.entries import Awarded, Sending
 from squadron.actors.runs.log import entries_of, read
-from squadron.testing.scripted_model import ScriptedTurn
 from squadron.runtime.asking.options import AskOptions
+from squadron.testing.scripted_model import ScriptedTurn
 from tests.unit.test_supervisor import Scripted, Squad, call, finish, last_answers, report_of, turn
 
 TOOLS = ["tie__sailor", "tie__scout"]

@@ -14,9 +14,9 @@ from squadron.actors.goals.planner import Plan
 from squadron.actors.goals.supervisor import Supervisor
 from squadron.actors.runs.toolbox import MAX_OFFERED, Toolbox
 from squadron.actors.thinking.model import ChatMessage, Model, ModelTurn, ToolCall
-from squadron.testing.scripted_model import ScriptedModel
 from squadron.runtime.wire.topics import SemanticTopic
 from squadron.testing import MemorySquad
+from squadron.testing.scripted_model import ScriptedModel
 
 
 def cards(prefix: str, count: int) -> list[SemanticTopic]:
