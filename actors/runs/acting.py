@@ -93,8 +93,9 @@ class Actions:
     def _state(self) -> RunState:
         return self.recorder.state
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         self._working.append(self.group.create_task(work))
+        return self._working[-1]
 
     def close(self) -> None:
         """Stop what goes on here; nothing that comes is stored any more."""
@@ -165,11 +166,11 @@ class Actions:
     def _after_try(self, call: Call) -> None:
         """Of a call that agents have bid for a task has ended: the next one is tried, or it is over."""
         if call.next_try is not None:
-            self._going_on.add(task := self.group.create_task(self._go_on(call)))
+            task = self._start(self._go_on(call))
+            self._going_on.add(task)
             task.add_done_callback(self._going_on.discard)
-            self._working.append(task)
         elif not call.running and call.award is not None:
-            self._working.append(self.group.create_task(self._bidding.reject_others(call)))
+            self._start(self._bidding.reject_others(call))
 
     async def _go_on(self, call: Call) -> None:
         while (index := call.next_try) is not None and call.award is not None:
@@ -183,7 +184,7 @@ class Actions:
 
     def _ask(self, calls: Sequence[Call]) -> None:
         for call in calls:
-            self._working.append(self.group.create_task(self.queries.ask(call)))
+            self._start(self.queries.ask(call))
 
     def _deadline_ms(self) -> int:
         within_s = CALL_SHARE * max(0.0, self._state.deadline_at - self._now())
@@ -270,8 +271,11 @@ class Actions:
 
     async def _run_tool(self, call: Call, *, again: bool) -> None:
         dispatch, ready = call.out
-        tool: Tool = self._state.toolbox.own[dispatch.topic]  # type: ignore[assignment]
         common: dict[str, Any] = {"call": call.id, "topic": dispatch.topic}
+        if dispatch.topic not in self._state.toolbox.own:
+            # The agent is another one since its last attempt.
+            return self._ends.put_nowait(End(outcome="failed", reason="there is no such tool any more", **common))
+        tool: Tool = self._state.toolbox.own[dispatch.topic]  # type: ignore[assignment]
         if again and not tool.may_repeat:
             reason = "it was interrupted while it ran; it may have acted, so it is not run again"
             return self._ends.put_nowait(End(outcome="failed", reason=reason, **common))
