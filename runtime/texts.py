@@ -8,7 +8,6 @@ from typing import Any
 
 from pydantic_core import PydanticSerializationError, to_json, to_jsonable_python
 
-
 #: Kept, because making it takes longer than writing a small input.
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 
