@@ -2,8 +2,8 @@
 
 One nats-server in its default configuration, as `squadron up` starts it; the supervisor, the agents that it asks
 and the client have a connection each. The model is a function that takes no time. A figure is held against its
-floor, measured in turn with it on the same connections. Which tokens a provider would read from its cache is told by the
-requests that really went out: all that one has in common with the one before, from its beginning on.
+floor, measured in turn with it on the same connections. Which tokens a provider would read from its cache is told
+by the requests that really went out: all that one has in common with the one before, from its beginning on.
 
 Writes `benchmarks/results/llm-runs.json`; exit status 1 when a target is missed.
 """
@@ -43,9 +43,10 @@ from squadron.testing import FunctionModel
 RESULTS = Path(__file__).parent / "results"
 #: Calls of one round; agents that work at once, and how long each does, in seconds.
 CALLS, SLEEPERS, SLEEP_S = 8, 10, 1.0
-#: Rounds of a run whose cost is told, characters of what each call brings, tokens of an answer, and whose prices
-#: count.
-PAID_ROUNDS, PAGE_CHARS, ANSWER_TOKENS, PRICED = 12, 16_000, 300, "anthropic:claude-sonnet-4-5"
+#: Rounds of a run whose cost is told: it grows from some 8,000 tokens to 60,000, by a brief of so many sentences
+#: and two pages a round; characters of a page, of which a run shows a part; tokens of an answer; whose prices count.
+PAID_ROUNDS, BRIEF_SENTENCES, PAGE_CHARS, ANSWER_TOKENS = 12, 900, 16_000, 300
+PRICED = "anthropic:claude-sonnet-4-5"
 #: Lease of the mailboxes where a replica is killed, in seconds.
 LEASE_S = 2.0
 
@@ -137,11 +138,11 @@ class Place:
         self._stack.push_async_callback(host.stop, 1.0)
         await self.client.registry.refresh(60.0)
 
-    async def pursue(self, model: FunctionModel) -> float:
+    async def pursue(self, model: FunctionModel, goal: str = "echo, sleep and page") -> float:
         """Seconds of one run."""
         self.supervisor.given_model = model
         started = time.perf_counter()
-        asked = {"goal": "echo, sleep and page", "max_rounds": 40}
+        asked = {"goal": goal, "max_rounds": 40}
         (await self.squad.ask("goal.pursue", asked, within_s=120)).unwrap()
         return time.perf_counter() - started
 
@@ -198,7 +199,8 @@ async def measure_sleepers(place: Place, figures: Figures, rounds: int) -> None:
 async def measure_cost(place: Place, figures: Figures) -> None:
     """A run that reads page after page, at list prices, as its requests went out."""
     seen: list[ModelRequest] = []
-    await place.pursue(playing([[("bench__page", {"number": at})] for at in range(PAID_ROUNDS - 1)], seen))
+    pages = [[("bench__page", {"number": 2 * at + one}) for one in (0, 1)] for at in range(PAID_ROUNDS - 1)]
+    await place.pursue(playing(pages, seen), "Read all pages. " + "Mind what the brief says. " * BRIEF_SENTENCES)
     family, before = family_of(PRICED), tuple[Any, ...]()
     cached = plain = 0
     for request in seen:

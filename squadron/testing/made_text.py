@@ -41,7 +41,8 @@ def _texts(parts: list[Any], more: int) -> Iterator[str]:
     if not parts:
         yield ""
         return
-    for head in _of_part(*parts[0], more):
+    code, about = parts[0]
+    for head in _of_part(code, about, more):
         for rest in itertools.islice(_texts(parts[1:], more), _MORE):
             yield head + rest
 

@@ -40,13 +40,13 @@ class PeopleScript:
             self.asked.append(each.asked)
             if self._left:
                 reply = self._left.pop(0)
-                reply = reply(each.asked) if callable(reply) else reply
-                how = {"by": "somebody"}
-                if isinstance(reply, Reply):
-                    reply, how = reply.content, {"action": reply.action, "by": reply.by or "somebody"}
+                given = reply(each.asked) if callable(reply) else reply
+                content, how = given, {"by": "somebody"}
+                if isinstance(given, Reply):
+                    content, how = given.content, {"action": given.action, "by": given.by or "somebody"}
                 # Somebody else, a test itself, may have been first.
                 with contextlib.suppress(QuestionClosedError):
-                    await self._answer(each.asked.query_id, reply, **how)
+                    await self._answer(each.asked.query_id, content, **how)
 
     async def aclose(self) -> None:
         """Nobody answers any more. May be called twice.
