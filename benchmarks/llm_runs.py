@@ -44,7 +44,7 @@ RESULTS = Path(__file__).parent / "results"
 #: Calls of one round; agents that work at once, and how long each does, in seconds.
 CALLS, SLEEPERS, SLEEP_S = 8, 10, 1.0
 #: Rounds of a run whose cost is told: it grows from some 8,000 tokens to 60,000, by a brief of so many sentences
-#: and two pages a round; characters of a page, of which a run shows a part; tokens of an answer; whose prices count.
+#: and two pages a round; characters of a page, of which a run shows a part; tokens of an answer; whose prices.
 PAID_ROUNDS, BRIEF_SENTENCES, PAGE_CHARS, ANSWER_TOKENS = 12, 900, 16_000, 300
 PRICED = "anthropic:claude-sonnet-4-5"
 #: Lease of the mailboxes where a replica is killed, in seconds.
