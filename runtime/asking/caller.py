@@ -254,6 +254,7 @@ class Caller:
 
         Args:
             owner: of the lite topic of its outcome, which whoever takes over under it finds; by default of ours.
+                Who gives one answers for its ids: nobody is asked what they stood for before.
         """
         ask = options or AskOptions()
         task_id = ask.task_id or os.urandom(16).hex()
@@ -276,7 +277,7 @@ class Caller:
             else:
                 if replies != self._owner:  # Ours is heard since the start.
                     await self._insist(deadline, self._subscribe, replies)
-                if ask.task_id:
+                if ask.task_id and not owner:
                     await self._claim(handle, content, ask)
             if not handle.done and not is_sent:
                 await self._send(handle, content, ask, parent, once=bool(owner))

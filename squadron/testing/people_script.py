@@ -39,15 +39,14 @@ class PeopleScript:
                 continue
             self.asked.append(each.asked)
             if self._left:
-                said = self._left.pop(0)
-                reply: Any = said(each.asked) if callable(said) else said
-                how: dict[str, Any] = {"by": "somebody"}
-                if isinstance(reply, Reply):
-                    how = {"action": reply.action, "by": reply.by or "somebody"}
-                    reply = dict(reply.content)
+                reply = self._left.pop(0)
+                given = reply(each.asked) if callable(reply) else reply
+                content, how = given, {"by": "somebody"}
+                if isinstance(given, Reply):
+                    content, how = given.content, {"action": given.action, "by": given.by or "somebody"}
                 # Somebody else, a test itself, may have been first.
                 with contextlib.suppress(QuestionClosedError):
-                    await self._answer(each.asked.query_id, reply, **how)
+                    await self._answer(each.asked.query_id, content, **how)
 
     async def aclose(self) -> None:
         """Nobody answers any more. May be called twice.
