@@ -17,7 +17,7 @@ from squadron.config import Settings
 from tests.contract.run_worker import Death, serve
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["tests.contract.killed_supervisors", "tests.contract.conftest", "anthropic"])
+PROCESSES.set_forkserver_preload([__name__, "tests.contract.conftest", "anthropic", "openai"])
 
 
 @dataclass(frozen=True)

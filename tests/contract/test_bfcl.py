@@ -35,8 +35,9 @@ from tests.contract.killed_supervisors import Fate, Supervisors
 from tests.contract.run_worker import Death
 from tests.llm_servers import ScriptedAnthropicServer
 
-#: Processes that think, and tasks at once.
-SUPERVISORS, AT_ONCE = 2, 8
+#: Processes that think, and tasks at once: few, because a run that dies three times by its neighbours, before its
+#: model has said anything, is given up.
+SUPERVISORS, AT_ONCE = 3, 3
 #: More than a run needs that is killed again and again by its neighbours, in seconds.
 PLENTY_S = 240.0
 #: A gold call that breaks the types of its own back end: no card lets it through.

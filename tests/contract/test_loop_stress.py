@@ -362,11 +362,25 @@ def check_log(entries: Sequence[Entry]) -> None:
     assert rounds == [*range(1, len(rounds) + 1)]
 
 
-@pytest.mark.parametrize("thinker", [Thinker, Worker])
-def test_whatever_happens_a_run_ends_once_and_does_nothing_twice(thinker: type[Thinker] | type[Worker]) -> None:
-    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@pytest.fixture(params=[Thinker, Worker])
+def thinker(request: pytest.FixtureRequest) -> type[Thinker] | type[Worker]:
+    return request.param  # type: ignore[no-any-return]
+
+
+def look_for_trouble(thinker: type[Thinker] | type[Worker], **how: Any) -> None:
+    @settings(deadline=None, suppress_health_check=list(HealthCheck), **how)
     @given(SCENES)
     def whatever(scene: Scene) -> None:
         run(perform(scene, thinker))
 
     whatever()
+
+
+def test_whatever_happens_a_run_ends_once_and_does_nothing_twice(thinker: type[Thinker] | type[Worker]) -> None:
+    look_for_trouble(thinker, max_examples=30, derandomize=True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_much_happens_and_a_run_still_ends_once(thinker: type[Thinker] | type[Worker]) -> None:
+    look_for_trouble(thinker, max_examples=500)
