@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from squadron.cli import asks, dlq, doctor, environment, negotiate, run, runs, talk
+from squadron.cli import asks, dlq, doctor, environment, negotiate, run, run_views, talk
 
 EPILOG = (
     "Exit codes: 0 fine · 1 the task ended otherwise than in a result, or a check failed · 2 bad usage or input · "
@@ -58,5 +58,5 @@ negotiate.register(app)
 run.register(app)
 asks.register(app)
 dlq.register(app)
-runs.register(app)
+run_views.register(app)
 doctor.register(app)

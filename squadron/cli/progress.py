@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from squadron.cli import frame
-from squadron.cli.tally import Call, Round, Span, Tally, describe
+from squadron.cli.tally import CallTally, Round, Span, Tally, describe
 from squadron.cli.tree import cost, run_tree, short
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import SquadronError
@@ -97,7 +97,7 @@ class Watch:
     def show_trouble(self, each: Round) -> None:
         """A call of the model failed, or another model is asked."""
 
-    def show_call(self, call: Call) -> None:
+    def show_call(self, call: CallTally) -> None:
         """All tasks of a call ended, or it waits for a person."""
 
     @contextlib.asynccontextmanager
@@ -136,7 +136,7 @@ class _PlainLines(Watch):
     def show_trouble(self, each: Round) -> None:
         self._say(f"round {each.number}: {short(each.trouble[-1], 300)}")
 
-    def show_call(self, call: Call) -> None:
+    def show_call(self, call: CallTally) -> None:
         if call.query:
             what = "approval" if call.approval else "an answer"
             self._say(f"{call.topic} waits for {what}: squadron answer {call.query[:8]}")

@@ -23,7 +23,7 @@ class Span:
 
 
 @dataclass
-class Call:
+class CallTally:
     """One call of the supervisor: its tasks and how they ended; one that never went out has no tasks.
 
     Attributes:
@@ -79,7 +79,7 @@ class Tally:
         self._clock, self._began = clock, clock()
         self.phases: list[Span] = []
         self.rounds: dict[int, Round] = {}
-        self.calls: dict[str, Call] = {}
+        self.calls: dict[str, CallTally] = {}
         self.agents: list[dict[str, Any]] = []
         self.run, self.ticket, self.model, self.attempt = "", "", "", 1
         self._run_began_s = 0.0
@@ -105,11 +105,11 @@ class Tally:
         return sum(each.usd for each in self._spenders)
 
     @property
-    def _spenders(self) -> list[Round | Call]:
+    def _spenders(self) -> list[Round | CallTally]:
         return [*self.rounds.values(), *self.calls.values()]
 
     @property
-    def waiting(self) -> list[Call]:
+    def waiting(self) -> list[CallTally]:
         """Calls that wait for people."""
         return [call for call in self.calls.values() if call.query]
 
@@ -126,7 +126,7 @@ class Tally:
         if self.phases and self.phases[-1].ended_s is None:
             self.phases[-1].ended_s = self.elapsed_s
 
-    def event(self, event: dict[str, Any]) -> Call | None:
+    def event(self, event: dict[str, Any]) -> CallTally | None:
         """Take in one event; returns the call it is about, if it is about one."""
         at_s = self._run_began_s + event.get("at_s", 0.0)
         match event.get("event"):
@@ -177,8 +177,8 @@ class Tally:
             case _:
                 each.trouble.append(f"{event['model']}, try {event['number']}: {event['reason']}")
 
-    def _begun(self, event: dict[str, Any], at_s: float) -> Call:
-        new = Call(event["call"], event["round"], event["topic"], 0, Span(event["topic"], at_s))
+    def _begun(self, event: dict[str, Any], at_s: float) -> CallTally:
+        new = CallTally(event["call"], event["round"], event["topic"], 0, Span(event["topic"], at_s))
         call = self.calls.setdefault(event["call"], new)
         if event["event"] == "asked":
             call.query, call.approval = event["query"], event["approval"]
@@ -187,7 +187,7 @@ class Tally:
         return call
 
     @staticmethod
-    def _count(call: Call, event: dict[str, Any], at_s: float) -> Call:
+    def _count(call: CallTally, event: dict[str, Any], at_s: float) -> CallTally:
         call.outcomes[event["kind"]] += 1
         call.retries += event.get("attempt", 1) > 1
         call.tokens += event.get("tokens", 0)
@@ -229,7 +229,7 @@ class Tally:
         return rows
 
 
-def describe(call: Call) -> str:
+def describe(call: CallTally) -> str:
     """`151 tasks, 2 timed out, 1 retried`."""
     parts = [f"{call.tasks} task{'s' if call.tasks != 1 else ''}"] if call.tasks else []
     parts += [f"{count} {kind.replace('_', ' ')}" for kind, count in call.outcomes.items() if kind != "result"]

@@ -10,7 +10,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from squadron.cli import frame
-from squadron.cli.tally import Call, Round, Tally, describe
+from squadron.cli.tally import CallTally, Round, Tally, describe
 
 #: What is shown of a model's words and of a reason, in characters: a line of a wide terminal.
 SAID_CHARS = 100
@@ -43,8 +43,8 @@ class _Branch:
     """A round, the calls of it that are shown, and those that are only counted."""
 
     each: Round
-    calls: list[Call]
-    folded: list[Call]
+    calls: list[CallTally]
+    folded: list[CallTally]
 
     @property
     def lines(self) -> int:
@@ -86,8 +86,8 @@ def run_tree(tally: Tally, *, height: int) -> Tree:
     return tree
 
 
-def _spent(branches: Sequence[_Branch], calls: Sequence[Call]) -> list[str]:
-    spenders: list[Round | Call] = [*(branch.each for branch in branches), *calls]
+def _spent(branches: Sequence[_Branch], calls: Sequence[CallTally]) -> list[str]:
+    spenders: list[Round | CallTally] = [*(branch.each for branch in branches), *calls]
     return cost(sum(each.tokens for each in spenders), sum(each.usd for each in spenders))
 
 
@@ -105,14 +105,14 @@ def _grow(tree: Tree, branch: _Branch, tally: Tally) -> None:
         node.add(_of_call(call, tally))
 
 
-def _ends_of(calls: Sequence[Call]) -> list[str]:
+def _ends_of(calls: Sequence[CallTally]) -> list[str]:
     ends = sum((call.outcomes for call in calls), Counter[str]())
     running = sum(not call.ended for call in calls)
     told = [f"{count} {kind.replace('_', ' ')}" for kind, count in ends.items()]
     return [*told, *([f"{running} running"] if running else [])]
 
 
-def _of_call(call: Call, tally: Tally) -> Text:
+def _of_call(call: CallTally, tally: Tally) -> Text:
     seconds = f"{call.span.seconds(tally.elapsed_s):.1f} s"
     if call.query:
         how = f"squadron answer {call.query[:8]}"
@@ -137,11 +137,11 @@ def _of_call(call: Call, tally: Tally) -> Text:
     return line("✓" if good else "✗", "green" if good else "red", call.topic, facts, reason)
 
 
-def _failures(call: Call) -> list[str]:
+def _failures(call: CallTally) -> list[str]:
     return [f"{call.failed} failed"] if call.failed else []
 
 
-def bar(call: Call) -> Text:
+def bar(call: CallTally) -> Text:
     """How far a call is: what went well, what failed, and what is left."""
 
     def width(count: int) -> int:

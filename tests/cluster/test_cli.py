@@ -58,6 +58,11 @@ AGENTS = """
             yield "begun"
             await asyncio.sleep(60)
 
+        @topic("mind.brood")
+        async def brood(self, text: str) -> None:
+            '''Think about it for a minute.'''
+            await asyncio.sleep(60)
+
         @topic("text.retry")
         async def retry(self, ctx: Context) -> AsyncIterator[str]:
             '''Goes well the second time.'''
@@ -119,7 +124,7 @@ def deployed(squadron: Run, up: dict[str, Any]) -> Run:
     assert json.loads(ended.stdout) == {
         "deployed": [
             {"agent": "poet", "topics": ["poem.write"]},
-            {"agent": "shouter", "topics": ["text.retry", "text.shout", "text.wait"]},
+            {"agent": "shouter", "topics": ["mind.brood", "text.retry", "text.shout", "text.wait"]},
         ]
     }
     return squadron
@@ -249,6 +254,7 @@ def test_topics_are_listed_and_found_by_intent(deployed: Run) -> None:
     found = json.loads(deployed("topics", "--search", "write me a verse", "--json").stdout)
 
     assert [line.split("\t")[:3] for line in listed] == [
+        ["mind.brood", "shouter", "text: string"],
         ["poem.write", "poet", "subject: string, lines: integer = 1"],
         ["text.retry", "shouter", "no fields"],
         ["text.shout", "shouter", "text: string"],
@@ -332,7 +338,7 @@ def test_the_demo_audits_every_distribution_and_all_tasks_end_in_results(deploye
     assert "fixed plan" in ended.stderr
     # It found a squad running, and left it as it was.
     served = {line.split("\t")[0] for line in deployed("topics").stdout.splitlines()}
-    assert served == {"poem.write", "text.retry", "text.shout", "text.wait"}
+    assert served == {"mind.brood", "poem.write", "text.retry", "text.shout", "text.wait"}
 
 
 def _installed() -> set[str]:
@@ -348,6 +354,26 @@ def test_run_without_a_model_puts_the_goal_to_what_fits_and_says_so(deployed: Ru
     assert ended.returncode == 0, ended.stderr
     assert "MAKE THIS TEXT LOUD" in ended.stdout
     assert "no LLM" in ended.stderr
+
+
+def test_ctrl_c_cancels_a_run_with_all_that_it_asked_of_others_and_names_it(
+    deployed: Run, folder: Path, environ: dict[str, str]
+) -> None:
+    command = ["run", "think about it", "--model", "offline", "--topic", "mind.brood", "--keep"]
+    process = _started([*command, "--json"], folder, environ)
+
+    while not any(run["running"] for run in json.loads(deployed("runs", "list", "--json").stdout)):
+        assert process.poll() is None, process.communicate()
+    process.send_signal(signal.SIGINT)
+    printed, told = process.communicate(timeout=60)
+
+    assert (process.returncode, printed) == (130, "")
+    runs = json.loads(deployed("runs", "list", "--json").stdout)
+    (run,) = (each for each in runs if each["state"] == "cancelled")
+    assert f"Cancelled {run['run']}. It can go on: squadron runs resume {run['run']}" in told
+    assert "mind.brood" in deployed("runs", "show", run["run"][:12]).stdout
+    agents = json.loads(deployed("status", "--json").stdout)["agents"]
+    assert [agent["taken"] for agent in agents if agent["agent"] == "shouter"] == [0]
 
 
 def test_run_of_a_goal_that_nobody_can_pursue_ends_with_1(deployed: Run) -> None:

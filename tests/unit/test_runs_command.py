@@ -18,12 +18,12 @@ from squadron.actors.goals.planner import Plan
 from squadron.actors.goals.supervisor import Supervisor
 from squadron.actors.llm.llm_agent import LLMAgent
 from squadron.actors.thinking.model import Model, ModelTurn, ToolCall, Usage
-from squadron.actors.thinking.scripted import ScriptedModel
 from squadron.cli import frame
 from squadron.cli.app import app
 from squadron.runtime.errors import ConfigError, ModelError, Terminal
 from squadron.runtime.running.context import Context
-from squadron.testing import MemorySquad
+from squadron.testing import MemorySquad, ScriptedModel
+from squadron.testing.scripted_model import ScriptedTurn
 
 GOAL = "greet \x1b[2J the guests"
 
@@ -39,29 +39,20 @@ GREET = turn(
     tokens=100,
 )
 ASK = turn(ToolCall("p", "ask_person", {"question": "Who else?"}), text="Somebody knows more.", tokens=20)
+BUSY = ModelError("too busy", kind="passing")
 DONE = turn(ToolCall("end", "finish", {"answer": "all greeted"}), tokens=30)
 
 
 class Host(Supervisor):
-    """The supervisor, with a script for a mind; its second call of the model fails once."""
+    """The supervisor, with a script for a mind."""
 
     name = "supervisor"
 
-    def __init__(self, *turns: ModelTurn) -> None:
-        self.model = Moody(turns)
+    def __init__(self, *turns: ScriptedTurn) -> None:
+        self.model = ScriptedModel(turns)
 
     def make_model(self, spec: str, plan: Plan | None) -> Model:
         return self.model
-
-
-class Moody(ScriptedModel):
-    failed = False
-
-    async def think(self, *args: Any) -> ModelTurn:
-        if len(self.seen) == 1 and not self.failed:
-            self.failed = True
-            raise ModelError("too busy", kind="passing")
-        return await super().think(*args)
 
 
 class Greeter(LLMAgent):
@@ -103,12 +94,12 @@ class House:
     """A squad in which a run ended at its limit of rounds, for each command anew."""
 
     def __init__(self, *, turned: bool = False) -> None:
-        self.host, self.door, self._turned = Host(GREET, DONE), Door(), turned
+        self.host, self.door, self._turned = Host(GREET, BUSY, DONE), Door(), turned
 
     @contextlib.asynccontextmanager
     async def connected(self, _: object = None) -> AsyncIterator[MemorySquad]:
         async with MemorySquad(model="scripted:test", turned=self._turned) as squad:
-            self.host, self.door = Host(GREET, DONE), Door()
+            self.host, self.door = Host(GREET, BUSY, DONE), Door()
             await squad.deploy(self.host, Greeter, self.door)
             await squad.run(GOAL, max_rounds=1)
             yield squad
@@ -261,7 +252,6 @@ async def test_a_run_that_goes_on_is_cancelled_with_what_it_adopted() -> None:
         # The replica dies, and another one adopts what it had asked for.
         await squad.kill(first)
         second = Host(DONE)
-        second.model.failed = True
         await squad.deploy(second)
         while (await squad.runs.show(info.run)).attempts < 3:
             await asyncio.sleep(1)
