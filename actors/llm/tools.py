@@ -13,8 +13,8 @@ from pydantic import TypeAdapter
 from pydantic_core import ArgsKwargs, from_json
 
 from squadron.actors.decorators import TOOL, marked
-from squadron.actors.runs.acting import attached
 from squadron.actors.runs.built_in import BUILT_IN
+from squadron.actors.runs.ends import attached
 from squadron.actors.thinking.model import ToolDefinition
 from squadron.actors.thinking.shapes import InputShape, cut
 from squadron.runtime import calling

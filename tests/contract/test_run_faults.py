@@ -107,11 +107,11 @@ async def test_ten_redeploys_in_which_the_run_came_further_cost_no_attempt(peer:
 
     async def one_round(messages: Sequence[ChatMessage]) -> ModelTurn:
         turns = turns_of(messages)
-        if turns == DRAINS:
-            return call("finish", answer="done")
-        if turns == len(minds):
+        if turns == len(minds) <= DRAINS:
             stuck.set()
             await asyncio.Event().wait()
+        if turns == DRAINS:
+            return call("finish", answer="done")
         return call("words__count", text=f"round {turns}")
 
     async def deploy(number: int) -> Replica:
@@ -122,7 +122,9 @@ async def test_ten_redeploys_in_which_the_run_came_further_cost_no_attempt(peer:
     replica = await deploy(0)
     asked = asyncio.create_task(peer.caller.ask("goal.pursue", {"goal": "count"}, AskOptions(within_s=600.0)))
     for number in range(1, DRAINS + 1):
-        await stuck.wait()
+        waits = asyncio.create_task(stuck.wait())
+        await asyncio.wait([waits, asked], return_when=asyncio.FIRST_COMPLETED)
+        assert not asked.done(), asked.result()
         stuck.clear()
         await replica.pump.drain(0.0)
         replica = await deploy(number)
