@@ -254,7 +254,7 @@ class Caller:
 
         Args:
             owner: of the lite topic of its outcome, which whoever takes over under it finds; by default of ours.
-                Who gives one answers for its ids: nobody is asked what they stood for before.
+                Who gives one answers for its ids.
         """
         ask = options or AskOptions()
         task_id = ask.task_id or os.urandom(16).hex()

@@ -31,7 +31,7 @@ async def is_copy(ports: Ports, delivery: Delivery, message: AgentMessage) -> bo
 
 
 def keep_s(ports: Ports, message: AgentMessage) -> float:
-    """How long what a task came to is kept, in seconds: for a sender that may come late, until its deadline."""
+    """How long what a task came to is kept, in seconds: where its sender may come late, past its deadline."""
     limits = message.payload.constraints
     if not message.once or limits is None or limits.deadline is None:
         return LITE_TTL_S

@@ -672,6 +672,8 @@ async def test_of_two_attempts_at_once_the_older_one_stops(squad: Squad) -> None
 
     assert (report.answer, report.attempts) == ("yours", 2)
     assert words.asked == {"yours": 1}
+    # It paid for the answer that it was waiting for, and for nothing more.
+    assert (len(slow.model.seen), len(quick.model.seen)) == (1, 2)
 
 
 async def test_a_goal_that_was_put_back_goes_on_in_the_same_run_and_keeps_what_was_done(squad: Squad) -> None:
