@@ -15,7 +15,7 @@ from squadron.actors.goals.run_report import RunReport, report_of
 from squadron.actors.runs.built_in import BUILT_IN, Finish
 from squadron.actors.runs.emitter import Emitter
 from squadron.actors.runs.entries import Gather
-from squadron.actors.runs.loop import End, Stopped
+from squadron.actors.runs.loop import Conclusion, Stopped
 from squadron.actors.runs.session import Beginning, Session, run_id
 from squadron.actors.runs.state import RunState
 from squadron.actors.runs.toolbox import Toolbox
@@ -170,13 +170,13 @@ class _Pursuit:
         found = self._ctx.caller.registry.find(name)
         return found.model_copy(update={"name": name}) if found else SemanticTopic(name=name)
 
-    def judge(self, state: RunState, turn: ModelTurn) -> End | str:
+    def judge(self, state: RunState, turn: ModelTurn) -> Conclusion | str:
         """A turn without calls is the answer, unless the tokens ran out in the middle of it."""
         cut = turn.stop in ("length", "overflow")
-        return End(Finish(answer=turn.text).model_dump(), "length" if cut else "finished")
+        return Conclusion(Finish(answer=turn.text).model_dump(), "length" if cut else "finished")
 
-    def finish(self, state: RunState, asked: Finish) -> End:
-        return End(asked.model_dump(), "finished" if asked.achieved else "gave_up")
+    def finish(self, state: RunState, asked: Finish) -> Conclusion:
+        return Conclusion(asked.model_dump(), "finished" if asked.achieved else "gave_up")
 
     def stop(self, state: RunState, stopped: Stopped, why: str) -> Any:
         """All that was gathered, so that nothing that was paid for is lost."""

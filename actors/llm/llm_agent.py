@@ -17,7 +17,7 @@ from squadron.actors.llm.note_tools import NoteTool
 from squadron.actors.llm.tools import ToolSpec, tools_of
 from squadron.actors.runs.built_in import Finish
 from squadron.actors.runs.emitter import Emitter
-from squadron.actors.runs.loop import End, Stopped
+from squadron.actors.runs.loop import Conclusion, Stopped
 from squadron.actors.runs.session import Beginning, Session, run_id
 from squadron.actors.runs.state import RunState
 from squadron.actors.runs.toolbox import Toolbox
@@ -201,13 +201,13 @@ class _Thought:
     def find(self, intent: str) -> Sequence[SemanticTopic]:
         return ()
 
-    def judge(self, state: RunState, turn: ModelTurn) -> End | str:
+    def judge(self, state: RunState, turn: ModelTurn) -> Conclusion | str:
         if turn.stop in ("length", "overflow"):
             raise Terminal(
                 f"the model {turn.model} ran out of tokens in the middle of its answer: raise maxTokens"
             )
         if self._answer is None:
-            return End(turn.text)
+            return Conclusion(turn.text)
         text = turn.text.strip().removeprefix("```json").strip("`").strip()
         try:
             value = self._answer.validate_json(text)
@@ -219,10 +219,10 @@ class _Thought:
                 raise Terminal(f"the model {turn.model} gave no answer that fits: {problem}") from None
             schema = json.dumps(self._answer.json_schema(), ensure_ascii=False)
             return f"Your answer does not fit: {problem}. Answer with nothing but JSON that fits {schema}"
-        return End(self._answer.dump_python(value, mode="json", by_alias=True))
+        return Conclusion(self._answer.dump_python(value, mode="json", by_alias=True))
 
-    def finish(self, state: RunState, asked: Finish) -> End:
-        return End(asked.answer)
+    def finish(self, state: RunState, asked: Finish) -> Conclusion:
+        return Conclusion(asked.answer)
 
     def stop(self, state: RunState, stopped: Stopped, why: str) -> Any:
         raise Terminal(f"the model {self._model} came to no answer: {why}")

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from squadron.actors.runs.bidding_calls import BiddingCalls, Wanted
-from squadron.actors.runs.books import Books
+from squadron.actors.runs.books import RunBooks
 from squadron.actors.runs.built_in import ASK_PERSON, CALL_FOR_BIDS, AskPerson, read_arguments
 from squadron.actors.runs.call import Call
 from squadron.actors.runs.ends import answer, attached, end_of, refusal, unsendable
-from squadron.actors.runs.entries import Dispatch, End, Ended, Entry, Finished, Sending, Sent, Withdrawn
+from squadron.actors.runs.entries import CallEnd, CallsEnded, Dispatch, Entry, Finished, Sending, Sent, Withdrawn
 from squadron.actors.runs.prepare import Ready, candidates
 from squadron.actors.runs.queries import Queries
 from squadron.actors.runs.recorder import Recorder
@@ -62,7 +62,7 @@ class Tool(Protocol):
 
 
 #: Answers a call on the spot, with what is to be stored for it.
-Answer = Callable[[Call], Awaitable[Sequence[Entry]]]
+OnTheSpot = Callable[[Call], Awaitable[Sequence[Entry]]]
 
 
 @dataclass
@@ -76,15 +76,15 @@ class Actions:
 
     ctx: TurnContext
     recorder: Recorder
-    books: Books
+    books: RunBooks
     group: asyncio.TaskGroup
     queries: Queries
 
     def __post_init__(self) -> None:
-        self.answers: Mapping[str, Answer] = {}
+        self.answers: Mapping[str, OnTheSpot] = {}
         self.failing = False
         self._handles: dict[str, dict[int, Handle]] = {}
-        self._ends: asyncio.Queue[End] = asyncio.Queue()
+        self._ends: asyncio.Queue[CallEnd] = asyncio.Queue()
         self._working = list[asyncio.Task[None]]()
         self._start(self._collect())
         self._bidding = BiddingCalls(self.ctx, self.books, self._state.run)
@@ -106,7 +106,7 @@ class Actions:
 
     async def begin(self, calls: Sequence[Call]) -> None:
         """Answer or send calls that the model made: all are made ready before any is sent."""
-        ends, ready, asked = list[End](), list[tuple[Call, Ready]](), list[tuple[Call, bool]]()
+        ends, ready, asked = list[CallEnd](), list[tuple[Call, Ready]](), list[tuple[Call, bool]]()
         wanted = list[Wanted]()
         for call in calls:
             try:
@@ -145,7 +145,7 @@ class Actions:
         if dispatches:
             entries.append(Sending(at=self._now(), round=calls[0].round, calls=dispatches))
         if ends:
-            entries.append(Ended(at=self._now(), ends=tuple(ends)))
+            entries.append(CallsEnded(at=self._now(), ends=tuple(ends)))
         if entries:
             await self.recorder.store(*entries)
         self._ask([call for call, _ in asked])
@@ -277,39 +277,39 @@ class Actions:
         common: dict[str, Any] = {"call": call.id, "topic": dispatch.topic}
         if dispatch.topic not in self._state.toolbox.own:
             # The agent is another one since its last attempt.
-            return self._ends.put_nowait(End(outcome="failed", reason="there is no such tool any more", **common))
+            return self._ends.put_nowait(CallEnd(outcome="failed", reason="it has no such tool now", **common))
         tool: Tool = self._state.toolbox.own[dispatch.topic]  # type: ignore[assignment]
         if again and not tool.may_repeat:
             reason = "it was interrupted while it ran; it may have acted, so it is not run again"
-            return self._ends.put_nowait(End(outcome="failed", reason=reason, **common))
+            return self._ends.put_nowait(CallEnd(outcome="failed", reason=reason, **common))
         started = self.ctx.caller.loop.time()
         try:
             async with asyncio.timeout(tool.within_s) as limit:
                 data = await tool.run(ready.contents[0])
             attachments = attached(data)
             shown = [each.name or each.media_type for each in attachments] if attachments else data
-            end = End(outcome="result", data=shown, attachments=attachments, **common)
+            end = CallEnd(outcome="result", data=shown, attachments=attachments, **common)
         except Retry:
             self.failing = True
             # To its end, also if another tool ends the attempt in the same moment.
             await to_its_end(self._withdraw(call))
             raise
         except Terminal as error:
-            failed = End(outcome="failed", reason=str(error), **common)
+            failed = CallEnd(outcome="failed", reason=str(error), **common)
             return await self.recorder.store(
-                Ended(at=self._now(), ends=(failed,)),
+                CallsEnded(at=self._now(), ends=(failed,)),
                 Finished(at=self._now(), stopped="failed", error=str(error)),
             )
         except TimeoutError as error:
             why = f"ran longer than its {tool.within_s:g} s" if limit.expired() else f"TimeoutError: {error}"
-            end = End(outcome="timed_out" if limit.expired() else "failed", reason=why, **common)
+            end = CallEnd(outcome="timed_out" if limit.expired() else "failed", reason=why, **common)
         except asyncio.CancelledError:
             if self._stopping():
                 raise
-            end = End(outcome="failed", reason="what it waited for was cancelled", **common)
+            end = CallEnd(outcome="failed", reason="what it waited for was cancelled", **common)
         except (Exception, SystemExit) as error:
             # The model can often do something about it: other arguments, another way.
-            end = End(outcome="failed", reason=whole(f"{type(error).__name__}: {error}"), **common)
+            end = CallEnd(outcome="failed", reason=whole(f"{type(error).__name__}: {error}"), **common)
         took = round(1000 * (self.ctx.caller.loop.time() - started), 3)
         self._ends.put_nowait(end.model_copy(update={"latency_ms": took}))
 
@@ -332,7 +332,7 @@ class Actions:
                 await asyncio.sleep(TOGETHER_S)
             while not self._ends.empty():
                 ends.append(self._ends.get_nowait())
-            await self.recorder.store(Ended(at=self._now(), ends=tuple(ends)))
+            await self.recorder.store(CallsEnded(at=self._now(), ends=tuple(ends)))
             for id in {end.call for end in ends}:
                 self._after_try(self._state.calls[id])
 

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from squadron.actors.runs.books import Books
+from squadron.actors.runs.books import RunBooks
 from squadron.actors.runs.call import Call
 from squadron.actors.runs.ends import refusal
-from squadron.actors.runs.entries import Awarded, Dispatch, End, Ended, Entry, Sending
+from squadron.actors.runs.entries import Awarded, CallEnd, CallsEnded, Dispatch, Entry, Sending
 from squadron.runtime.asking.negotiation import acceptance, award, call_for_bids, reject
 from squadron.runtime.running.context import TurnContext
 from squadron.runtime.wire.bids import Bids
@@ -29,7 +29,7 @@ class BiddingCalls:
     """
 
     ctx: TurnContext
-    books: Books
+    books: RunBooks
     run: str
 
     async def awards(self, wanted: Sequence[Wanted], deadline_ms: int) -> list[Entry]:
@@ -69,7 +69,7 @@ class BiddingCalls:
         order = award(bids, now=self._now(), time_left_s=left_s, tokens=share.tokens, usd=share.usd)
         if bids.offers and not order:
             reason = "its bids cost more than there is, or take too long; call one tool by itself"
-            yield Ended(at=self._now(), ends=(refusal(call, reason),))
+            yield CallsEnded(at=self._now(), ends=(refusal(call, reason),))
             return
         positions = tuple(bids.offers.index(offer) for offer in order)
         awarded = Awarded(at=self._now(), call=call.id, topics=topics, bids=bids, order=positions)
@@ -86,8 +86,8 @@ class BiddingCalls:
         if offer is not None:
             topic, share = offer.topic, acceptance(offer, share)["budget"]
             if not offer.is_valid(self._now()):
-                end = End(call=call.id, index=index, topic=topic, outcome="rejected", reason="its bid is over")
-                return Ended(at=self._now(), ends=(end,))
+                end = CallEnd(call=call.id, index=index, topic=topic, outcome="rejected", reason="its bid is over")
+                return CallsEnded(at=self._now(), ends=(end,))
         out = Dispatch(
             call=call.id, kind="topic", topic=topic, first=index, deadline_ms=deadline_ms, share=share.to_wire()
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from squadron.actors.runs.entries import Asking, Dispatch, Ended, Entry, Epoch, Failed, Sending, Thought
+from squadron.actors.runs.entries import Asking, CallsEnded, Dispatch, Entry, Epoch, Sending, Thought, TryFailed
 from squadron.actors.runs.references import task_id
 from squadron.runtime.running.ledger import Ledger
 from squadron.runtime.wire.envelope import Constraints
@@ -10,7 +10,7 @@ from squadron.runtime.wire.limits import Budget
 from squadron.runtime.wire.spent import Spent
 
 
-class Books:
+class RunBooks:
     """Replays a log on a fresh ledger, so that an attempt knows what the ones before it spent.
 
     All that the log says is reserved as `logged`: the ledger need not carry it over. What another task spent that
@@ -39,7 +39,7 @@ class Books:
                 self._asking = entry
                 # Charged at once, and corrected by what it came to: so a replay is never refused.
                 self.ledger.settle(self._key(entry), _reserve(entry), logged=True)
-            case Failed():
+            case TryFailed():
                 self._settle(Spent.of_wire(entry.spent))
             case Thought():
                 self._settle(Spent.of_wire(entry.spent))
@@ -50,7 +50,7 @@ class Books:
                         for index in range(dispatch.first, dispatch.first + dispatch.tasks):
                             self._granted.add(self._task(dispatch.call, index))
                             self.ledger.restore(self._task(dispatch.call, index), share)
-            case Ended():
+            case CallsEnded():
                 for end in entry.ends:
                     if self._task(end.call, end.index) not in self._granted:
                         continue

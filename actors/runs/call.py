@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from squadron.actors.runs.entries import Answer, Awarded, Dispatch, End, Query
+from squadron.actors.runs.entries import Answered, Awarded, CallEnd, Dispatch, Query
 from squadron.actors.runs.prepare import Ready
 from squadron.actors.thinking.model import ToolCall
 
@@ -29,9 +29,9 @@ class Call:
     sent: bool = False
     sent_at: float = 0.0
     ended_at: float = 0.0
-    ends: dict[int, End] = field(default_factory=dict)
+    ends: dict[int, CallEnd] = field(default_factory=dict)
     query: Query | None = None
-    answer: Answer | None = None
+    answer: Answered | None = None
 
     @property
     def begun(self) -> bool:

@@ -101,7 +101,7 @@ class Asking(_Entry):
     usd_micros: int = 0
 
 
-class Failed(_Entry):
+class TryFailed(_Entry):
     """A try ended without a turn.
 
     Attributes:
@@ -211,7 +211,7 @@ class Withdrawn(_Entry):
     calls: tuple[str, ...]
 
 
-class End(BaseModel):
+class CallEnd(BaseModel):
     """How one task, tool or refused call ended; `outcome` is its kind, `spent` as outcomes tell it on the wire."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -231,11 +231,11 @@ class End(BaseModel):
     spent: dict[str, Any] | None = None
 
 
-class Ended(_Entry):
+class CallsEnded(_Entry):
     """What came of calls; those that end together stand together."""
 
     kind: Literal["ended"] = "ended"
-    ends: tuple[End, ...]
+    ends: tuple[CallEnd, ...]
 
 
 class Query(_Entry):
@@ -254,7 +254,7 @@ class Query(_Entry):
     deadline_ms: int
 
 
-class Answer(_Entry):
+class Answered(_Entry):
     """What a person said; `arguments` are those that they approved, perhaps changed, of a call to one task."""
 
     kind: Literal["answer"] = "answer"
@@ -293,16 +293,16 @@ Entry = Annotated[
     | Started
     | Offered
     | Asking
-    | Failed
+    | TryFailed
     | Thought
     | Nudge
     | Awarded
     | Sending
     | Sent
     | Withdrawn
-    | Ended
+    | CallsEnded
     | Query
-    | Answer
+    | Answered
     | Waiting
     | Summarized
     | Finished,
@@ -319,9 +319,9 @@ def calls_of(entry: Entry) -> set[str]:
             return {dispatch.call for dispatch in entry.calls}
         case Sent() | Withdrawn():
             return set(entry.calls)
-        case Ended():
+        case CallsEnded():
             return {end.call for end in entry.ends}
-        case Query() | Answer():
+        case Query() | Answered():
             return {entry.call}
         case _:
             return set()

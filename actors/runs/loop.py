@@ -22,7 +22,7 @@ from squadron.actors.runs.built_in import (
 )
 from squadron.actors.runs.call import Call
 from squadron.actors.runs.ends import answer, refusal
-from squadron.actors.runs.entries import Ended, Entry, Finished, Nudge, Offered, Waiting
+from squadron.actors.runs.entries import CallsEnded, Entry, Finished, Nudge, Offered, Waiting
 from squadron.actors.runs.mind import Mind
 from squadron.actors.runs.recorder import Recorder
 from squadron.actors.runs.references import BadReferenceError
@@ -45,7 +45,7 @@ WAIT_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
-class End:
+class Conclusion:
     """The run is over; `value` is what its task returns."""
 
     value: Any
@@ -59,7 +59,7 @@ class Aim(Protocol):
         """Topics that fit an intent, the best first."""
         ...
 
-    def judge(self, state: RunState, turn: ModelTurn) -> End | str:
+    def judge(self, state: RunState, turn: ModelTurn) -> Conclusion | str:
         """What a turn without calls comes to: the end, or what to say to the model about it.
 
         Raises:
@@ -67,7 +67,7 @@ class Aim(Protocol):
         """
         ...
 
-    def finish(self, state: RunState, asked: Finish) -> End:
+    def finish(self, state: RunState, asked: Finish) -> Conclusion:
         """The end that the model asked for, with its references resolved."""
         ...
 
@@ -192,7 +192,7 @@ class Loop:
         try:
             asked = read_arguments(Finish, self._state.results.fill(call.said.arguments))
         except (ValueError, BadReferenceError) as error:
-            return await self._recorder.store(Ended(at=self._now(), ends=(refusal(call, str(error)),)))
+            return await self._recorder.store(CallsEnded(at=self._now(), ends=(refusal(call, str(error)),)))
         end = self._aim.finish(self._state, asked)
         await self._recorder.store(Finished(at=self._now(), stopped=end.stopped, value=end.value))
 
@@ -220,7 +220,7 @@ class Loop:
         if full := [topic.name for topic in fresh if topic.name not in tools]:
             why = f"all {MAX_OFFERED} places are taken by tools that you called"
             data.append({"not_offered": full, "why": why})
-        return (Ended(at=self._now(), ends=(answer(call, data),)),)
+        return (CallsEnded(at=self._now(), ends=(answer(call, data),)),)
 
     async def _wait_for(self, call: Call) -> Sequence[Entry]:
         asked = read_arguments(WaitFor, call.said.arguments)
@@ -228,14 +228,14 @@ class Loop:
         until = min(self._state.deadline_at, self._now() + (asked.most_s or WAIT_S))
         said = "You are asked again when they have ended, or the time is over."
         return (
-            Ended(at=self._now(), ends=(answer(call, said),)),
+            CallsEnded(at=self._now(), ends=(answer(call, said),)),
             Waiting(at=self._now(), calls=tuple(named), until=until),
         )
 
     async def _cancel(self, call: Call) -> Sequence[Entry]:
         named = self._named(read_arguments(CancelCalls, call.said.arguments).calls)
         await self._actions.cancel(named)
-        return (Ended(at=self._now(), ends=(answer(call, "They are stopped."),)),)
+        return (CallsEnded(at=self._now(), ends=(answer(call, "They are stopped."),)),)
 
     def _named(self, names: Sequence[str]) -> list[str]:
         ids = [self._state.results.id_of(name) for name in names]

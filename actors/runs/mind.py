@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from squadron.actors.runs.books import Books
-from squadron.actors.runs.entries import Asking, Failed, Summarized, Thought
+from squadron.actors.runs.books import RunBooks
+from squadron.actors.runs.entries import Asking, Summarized, Thought, TryFailed
 from squadron.actors.runs.recorder import Recorder
 from squadron.actors.runs.state import RunState
 from squadron.actors.thinking.account import accounts_of
@@ -49,7 +49,7 @@ class Mind:
 
     ctx: TurnContext
     recorder: Recorder
-    books: Books
+    books: RunBooks
     chain: Sequence[Model]
     sampling: dict[str, Any]
     on_text: Callable[[str], None]
@@ -191,7 +191,7 @@ class Mind:
         """A try was in vain; see `tries.Books`."""
         limit = (limit_named(str(error)) or -1) if error.kind == "overflow" else 0
         await self.recorder.store(
-            Failed(
+            TryFailed(
                 at=self._now(),
                 round=self._asked.round,
                 number=self._asked.number,

@@ -8,7 +8,7 @@ from typing import Any
 
 from squadron.actors.runs.built_in import AskPerson, read_arguments
 from squadron.actors.runs.call import Call
-from squadron.actors.runs.entries import Answer, End, Ended, Entry, Query
+from squadron.actors.runs.entries import Answered, CallEnd, CallsEnded, Entry, Query
 from squadron.actors.runs.prepare import Ready
 from squadron.actors.runs.recorder import Recorder
 from squadron.runtime.asking.people import Asked, park_for, put_question
@@ -82,21 +82,23 @@ class Queries:
         assert call.query is not None
         at = self.ctx.caller.ports.clock.time()
         if not reply.accepted:
-            yield Answer(at=at, call=call.id, by=reply.by)
+            yield Answered(at=at, call=call.id, by=reply.by)
             said = f": {reply.reason}" if reply.reason else ""
             yield self._end(call, "rejected", reason=f"a person said no{said}")
         elif call.query.approval:
             always = reply.content.get("always") is True
-            yield Answer(at=at, call=call.id, by=reply.by, arguments=reply.content.get("arguments"), always=always)
+            yield Answered(
+                at=at, call=call.id, by=reply.by, arguments=reply.content.get("arguments"), always=always
+            )
         else:
-            yield Answer(at=at, call=call.id, by=reply.by)
+            yield Answered(at=at, call=call.id, by=reply.by)
             content = dict(reply.content)
             only = next(iter(content.values())) if len(content) == 1 else content
             yield self._end(call, "result", data=only)
 
-    def _end(self, call: Call, outcome: str, **what: Any) -> Ended:
-        end = End(call=call.id, topic=call.said.name, outcome=outcome, **what)
-        return Ended(at=self.ctx.caller.ports.clock.time(), ends=(end,))
+    def _end(self, call: Call, outcome: str, **what: Any) -> CallsEnded:
+        end = CallEnd(call=call.id, topic=call.said.name, outcome=outcome, **what)
+        return CallsEnded(at=self.ctx.caller.ports.clock.time(), ends=(end,))
 
     def park(self, calls: Sequence[Call]) -> Park | None:
         """What has the turn parked until one of these is answered; None while one of them is not asked yet."""

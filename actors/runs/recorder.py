@@ -7,8 +7,8 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
-from squadron.actors.runs.books import Books
-from squadron.actors.runs.entries import Ended, Entry, Thought
+from squadron.actors.runs.books import RunBooks
+from squadron.actors.runs.entries import CallsEnded, Entry, Thought
 from squadron.actors.runs.log import RunLog
 from squadron.actors.runs.state import RunState
 from squadron.runtime.errors import BusUnavailableError
@@ -26,7 +26,7 @@ class Recorder:
         self,
         log: RunLog,
         state: RunState,
-        books: Books,
+        books: RunBooks,
         lease: Lease | None,
         tell: Callable[[dict[str, Any]], None],
     ) -> None:
@@ -61,7 +61,7 @@ class Recorder:
         for entry in entries:
             self._take(entry)
         self._announce()
-        if not self._grown and any(isinstance(entry, Thought | Ended) for entry in entries):
+        if not self._grown and any(isinstance(entry, Thought | CallsEnded) for entry in entries):
             self._grown = True
             if self._lease is not None:
                 # The run came further: that it had to be begun does not count against it.

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from squadron.actors.runs.acting import Actions
-from squadron.actors.runs.books import Books
+from squadron.actors.runs.books import RunBooks
 from squadron.actors.runs.emitter import Emitter
 from squadron.actors.runs.ends import refusal
-from squadron.actors.runs.entries import Ended, Entry, Epoch, Finished, Gather, Nudge, Offered, Started
+from squadron.actors.runs.entries import CallsEnded, Entry, Epoch, Finished, Gather, Nudge, Offered, Started
 from squadron.actors.runs.log import RunLog
 from squadron.actors.runs.loop import Aim, Loop, raised_of
 from squadron.actors.runs.mind import Mind
@@ -80,7 +80,7 @@ class Session:
             BusUnavailableError: the server was away until the deadline.
         """
         ports = self.ctx.caller.ports
-        state, books = RunState(self.run, self.toolbox), Books(self.run, self.ctx.message.id, self.ctx.ledger)
+        state, books = RunState(self.run, self.toolbox), RunBooks(self.run, self.ctx.message.id, self.ctx.ledger)
         self.emitter.at_s = lambda: state.at_s(ports.clock.time())
         log = RunLog(ports, self.run, Deadline.after(self.within_s, ports.clock))
         recorder = Recorder(log, state, books, self.ctx.lease, self.emitter.send)
@@ -147,7 +147,7 @@ class Session:
             if state.is_silent:
                 entries.append(Nudge(at=now, text=f"Go on: {why}."))
             if ends := tuple(refusal(call, f"go on: {why}") for call in state.unbegun):
-                entries.append(Ended(at=now, ends=ends))
+                entries.append(CallsEnded(at=now, ends=ends))
         if state.started is None:
             beginning = await begin()
             entries.append(
@@ -167,7 +167,7 @@ class Session:
                 entries.append(Offered(at=now, cards=tuple(beginning.topics), left_out=left_out))
         return entries
 
-    async def _loop(self, recorder: Recorder, books: Books, aim: Aim) -> Finished:
+    async def _loop(self, recorder: Recorder, books: RunBooks, aim: Aim) -> Finished:
         mind = Mind(
             ctx=self.ctx,
             recorder=recorder,

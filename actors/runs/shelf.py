@@ -9,7 +9,7 @@ from typing import Any
 
 from squadron.actors.runs.built_in import BUILT_IN
 from squadron.actors.runs.call import Call
-from squadron.actors.runs.entries import Failed
+from squadron.actors.runs.entries import TryFailed
 from squadron.actors.runs.log import entries_of, read
 from squadron.actors.runs.state import RunState
 from squadron.actors.runs.toolbox import Toolbox
@@ -209,7 +209,7 @@ class Runs:
             for entry in entries_of(message):
                 count += 1
                 state.apply(entry)
-                if isinstance(entry, Failed):
+                if isinstance(entry, TryFailed):
                     failed[entry.round].append(f"{entry.model}, try {entry.number}: {entry.reason}")
         return state, count, size, failed
 

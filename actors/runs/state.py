@@ -10,15 +10,14 @@ from typing import Any
 from squadron.actors.runs.built_in import named_in
 from squadron.actors.runs.call import Call
 from squadron.actors.runs.entries import (
-    Answer,
+    Answered,
     Asking,
     Awarded,
+    CallEnd,
+    CallsEnded,
     Dispatch,
-    End,
-    Ended,
     Entry,
     Epoch,
-    Failed,
     Finished,
     Nudge,
     Offered,
@@ -28,6 +27,7 @@ from squadron.actors.runs.entries import (
     Started,
     Summarized,
     Thought,
+    TryFailed,
     Waiting,
     Withdrawn,
     calls_of,
@@ -217,7 +217,7 @@ class RunState:
         running = {call.id: still_running(call.id, call.tasks, len(call.ends)) for call in self.running}
         return running | {call.id: waits_for_a_person(call.id) for call in self.asks}
 
-    def _failed(self, entry: Failed) -> None:
+    def _failed(self, entry: TryFailed) -> None:
         self.failures += 1
         self.spent += self._cost(entry.spent)
         self.asking = None
@@ -285,7 +285,7 @@ class RunState:
         for id in entry.calls:
             self.calls[id] = Call(id, self.calls[id].round, self.calls[id].said)
 
-    def _ended(self, entry: Ended) -> None:
+    def _ended(self, entry: CallsEnded) -> None:
         for end in entry.ends:
             call = self.calls[end.call]
             earlier = call.ends.get(end.index)
@@ -308,7 +308,7 @@ class RunState:
         name = call.ready.topic if call.ready else call.said.name
         items = call.ready.items if call.ready else None
         # Of tasks that were tried one after the other the last one counts; over no items there is none.
-        end = call.ends[max(call.ends)] if call.ends else End(call=call.id, outcome="result", data=[])
+        end = call.ends[max(call.ends)] if call.ends else CallEnd(call=call.id, outcome="result", data=[])
         if items is not None:
             value = gathered(items, call.ends)
             good = sum(each.outcome == "result" for each in call.ends.values())
@@ -334,7 +334,7 @@ class RunState:
         about = {"call": call.id, "query": entry.query, "topic": call.said.name, "approval": entry.approval}
         self._tell("asked", entry.at, round=call.round, **about)
 
-    def _answer(self, entry: Answer) -> None:
+    def _answer(self, entry: Answered) -> None:
         call = self.calls[entry.call]
         call.answer = entry
         if entry.always:

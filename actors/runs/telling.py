@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from squadron.actors.runs.entries import End
+from squadron.actors.runs.entries import CallEnd
 from squadron.actors.runs.references import describe
 from squadron.actors.thinking.fence import Fence
 from squadron.runtime.wire.spent import Spent
@@ -34,7 +34,7 @@ def result_text(
     return f"Result of {name}, call {call}{about}:\n{fence.around(text)}{cut}"
 
 
-def why_all(ends: Sequence[End]) -> str:
+def why_all(ends: Sequence[CallEnd]) -> str:
     """Why a call failed; where several were tried one after the other, why each of them did."""
     if len(ends) == 1:
         return ends[0].reason
@@ -57,14 +57,14 @@ def waits_for_a_person(call: str) -> str:
     return f"Call {call} waits for a person's answer. You will be told what comes of it."
 
 
-def about_end(end: End) -> str:
+def about_end(end: CallEnd) -> str:
     """How sure an agent is of its result, and why."""
     sure = f", confidence {end.confidence:g}" if end.confidence is not None else ""
     why = f", because {end.reasoning}".replace("\n", " ") if end.reasoning else ""
     return sure + why
 
 
-def gathered(items: Sequence[Any], ends: Mapping[int, End]) -> list[Any]:
+def gathered(items: Sequence[Any], ends: Mapping[int, CallEnd]) -> list[Any]:
     """The results of a `for_each` in the order of its items."""
     return [
         ends[index].data
@@ -74,7 +74,7 @@ def gathered(items: Sequence[Any], ends: Mapping[int, End]) -> list[Any]:
     ]
 
 
-def shown_end(end: End) -> dict[str, Any]:
+def shown_end(end: CallEnd) -> dict[str, Any]:
     """An end in the timeline: all about it but its data."""
     shown: dict[str, Any] = {"topic": end.topic, "kind": end.outcome, "source": end.source}
     shown |= {"latency_ms": end.latency_ms, "attempt": end.attempt}

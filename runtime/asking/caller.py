@@ -253,8 +253,7 @@ class Caller:
         handle at once instead of raising.
 
         Args:
-            owner: of the lite topic of its outcome, which whoever takes over under it finds; by default of ours.
-                Who gives one answers for its ids.
+            owner: of the lite topic of its outcome, by default ours. Who gives one vouches for the task ids under it.
         """
         ask = options or AskOptions()
         task_id = ask.task_id or os.urandom(16).hex()

@@ -12,18 +12,18 @@ from squadron.actors.runs.built_in import BUILT_IN
 from squadron.actors.runs.entries import (
     ENTRIES,
     Asking,
+    CallEnd,
+    CallsEnded,
     Dispatch,
-    End,
-    Ended,
     Entry,
     Epoch,
-    Failed,
     Nudge,
     Offered,
     Sending,
     Sent,
     Started,
     Thought,
+    TryFailed,
     Withdrawn,
 )
 from squadron.actors.runs.references import call_id
@@ -72,7 +72,7 @@ class Writer:
         self.write(Asking(at=0, round=round, number=number, model="m", digest=""))
         end = self.draw(st.sampled_from(["turn", "turn", "turn", "fails", "dies"]))
         if end == "fails":
-            self.write(Failed(at=0, round=round, number=number, model="m", error="passing", reason="busy"))
+            self.write(TryFailed(at=0, round=round, number=number, model="m", error="passing", reason="busy"))
         elif end == "turn":
             count = self.draw(st.integers(0, 4))
             # Some servers number the calls of each turn anew.
@@ -88,11 +88,11 @@ class Writer:
     def act(self) -> None:
         for call in self.state.unbegun:
             if call.said.name == "nobody" or self.draw(st.booleans()):
-                self.write(Ended(at=0, ends=(End(call=call.id, outcome="rejected", reason="no"),)))
+                self.write(CallsEnded(at=0, ends=(CallEnd(call=call.id, outcome="rejected", reason="no"),)))
                 continue
             tasks = len(call.said.arguments["items"]) if call.said.name == "for_each" else 1
             if not tasks:
-                self.write(Ended(at=0, ends=(End(call=call.id, outcome="result", data=[]),)))
+                self.write(CallsEnded(at=0, ends=(CallEnd(call=call.id, outcome="result", data=[]),)))
                 continue
             dispatch = Dispatch(call=call.id, kind="topic", topic="a.b", tasks=tasks, deadline_ms=9)
             self.write(Sending(at=0, round=call.round, calls=(dispatch,)))
@@ -104,18 +104,18 @@ class Writer:
     def end_some(self) -> None:
         for call in self.state.running:
             for index in self.draw(st.lists(st.sampled_from(call.open), unique=True)):
-                self.write(Ended(at=0, ends=(self.end(call.id, index),)))
+                self.write(CallsEnded(at=0, ends=(self.end(call.id, index),)))
 
-    def end(self, call: str, index: int) -> End:
+    def end(self, call: str, index: int) -> CallEnd:
         outcome = self.draw(st.sampled_from(["result", "failed"]))
-        return End(call=call, index=index, topic="a.b", outcome=outcome, data=1, reason="why", source="x")
+        return CallEnd(call=call, index=index, topic="a.b", outcome=outcome, data=1, reason="why", source="x")
 
     def late_again(self) -> None:
         """The same end is told twice, as when an older attempt stored it, too."""
         for call in self.state.calls.values():
             for index in call.ends:
                 if call.dispatch is not None and self.draw(st.booleans()):
-                    self.write(Ended(at=0, ends=(self.end(call.id, index),)))
+                    self.write(CallsEnded(at=0, ends=(self.end(call.id, index),)))
                     return
 
     def nudge(self) -> None:
