@@ -254,8 +254,8 @@ def test_topics_are_listed_and_found_by_intent(deployed: Run) -> None:
     found = json.loads(deployed("topics", "--search", "write me a verse", "--json").stdout)
 
     assert [line.split("\t")[:3] for line in listed] == [
-        ["mind.brood", "shouter", "text: string"],
         ["poem.write", "poet", "subject: string, lines: integer = 1"],
+        ["mind.brood", "shouter", "text: string"],
         ["text.retry", "shouter", "no fields"],
         ["text.shout", "shouter", "text: string"],
         ["text.wait", "shouter", "no fields"],
