@@ -246,14 +246,15 @@ class Caller:
         *,
         parent: Parent | None = None,
         owner: str = "",
+        once: bool = False,
     ) -> Handle:
         """Send a task; it is durable when this returns.
 
-        What is wrong with the call itself (no such topic, input that does not fit, too large) settles the
-        handle at once instead of raising.
+        What is wrong with the call itself (no such topic, input that does not fit) settles the handle at once.
 
         Args:
-            owner: of the lite topic of its outcome, by default ours. Who gives one vouches for the task ids under it.
+            owner: of the lite topic of its outcome, which whoever takes over under it finds; by default of ours.
+            once: its id is of the owner's own making, and it may be sent again under it, however late.
         """
         ask = options or AskOptions()
         task_id = ask.task_id or os.urandom(16).hex()
@@ -276,10 +277,10 @@ class Caller:
             else:
                 if replies != self._owner:  # Ours is heard since the start.
                     await self._insist(deadline, self._subscribe, replies)
-                if ask.task_id and not owner:
+                if ask.task_id and not once:
                     await self._claim(handle, content, ask)
             if not handle.done and not is_sent:
-                await self._send(handle, content, ask, parent, once=bool(owner))
+                await self._send(handle, content, ask, parent, once=once)
         except (BusUnavailableError, MessageTooLargeError, ValueError) as error:
             handle._settle(_not_sent(handle, error))
         except BaseException:

@@ -26,7 +26,8 @@ class Cancellations:
         self._subjects, self._clock = ports.subjects, ports.clock
         #: Token of a cancelled task → when it may be forgotten.
         self._cancelled: dict[str, float] = {}
-        self._running: dict[str, Callable[[], None]] = {}
+        #: Token of a task → who stops when it is cancelled: itself, and what it asked for.
+        self._running: dict[str, list[Callable[[], None]]] = {}
         self._prune_at = 1024
         self._hearing: Subscription | None = None
 
@@ -63,7 +64,7 @@ class Cancellations:
             now = self._clock.time()
             self._cancelled = {each: at for each, at in self._cancelled.items() if at > now}
             self._prune_at = max(1024, 2 * len(self._cancelled))
-        if stop := self._running.get(token):
+        for stop in tuple(self._running.get(token, ())):
             stop()
 
     def includes(self, task_id: str) -> bool:
@@ -72,11 +73,14 @@ class Cancellations:
 
     def watch(self, task_id: str, stop: Callable[[], None]) -> None:
         """Call `stop` when this task is cancelled."""
-        self._running[token_of(task_id)] = stop
+        self._running.setdefault(token_of(task_id), []).append(stop)
 
-    def unwatch(self, task_id: str) -> None:
-        """It does not run any more."""
-        self._running.pop(token_of(task_id), None)
+    def unwatch(self, task_id: str, stop: Callable[[], None]) -> None:
+        """Who would stop does not run any more."""
+        token = token_of(task_id)
+        left = [each for each in self._running.pop(token, ()) if each is not stop]
+        if left:
+            self._running[token] = left
 
 
 async def is_cancelled(ports: Ports, task_id: str) -> bool:

@@ -204,7 +204,9 @@ class Context(AsksPeople):
             "budget": budget,
             "nested": own.nested or message.nested,
         }
-        handle = await self._caller.submit(topic, content, AskOptions.of(said), parent=self._parent, owner=owner)
+        handle = await self._caller.submit(
+            topic, content, AskOptions.of(said), parent=self._parent, owner=owner, once=bool(owner)
+        )
         handle._when_known(lambda outcome: self.ledger.settle_task(key, outcome))
         self._children = self._children or WeakSet()
         self._children.add(handle)

@@ -36,3 +36,12 @@ def keep_s(ports: Ports, message: AgentMessage) -> float:
     if not message.once or limits is None or limits.deadline is None:
         return LITE_TTL_S
     return max(0.0, limits.deadline / 1000 - ports.clock.time()) + LITE_TTL_S
+
+
+def cancelled_with(message: AgentMessage) -> tuple[str, ...]:
+    """The tasks with which this one is cancelled: itself, and who asked for it, if that one outlives its replica.
+
+    Who asked may be cancelled while its replica is dead, when nobody is there to tell the tasks that it sent.
+    """
+    parent = message.context.parent_message_id
+    return (message.id, parent) if message.once and parent else (message.id,)

@@ -29,7 +29,7 @@ from squadron.runtime.running.earlier import keep_spent, open_ledger
 from squadron.runtime.running.handover import HAND_ON_S, LONGEST_HAND_ON_S, hand_over
 from squadron.runtime.running.ledger import Ledger
 from squadron.runtime.running.no_outcome import Again, HandOn, Later, LetGo
-from squadron.runtime.running.once import is_copy
+from squadron.runtime.running.once import cancelled_with, is_copy
 from squadron.runtime.running.parking import Parking
 from squadron.runtime.running.poison import Poison
 from squadron.runtime.running.reports import Reports
@@ -246,7 +246,7 @@ class Turns:
     def _refusal(
         self, message: AgentMessage, ledger: Ledger, common: dict[str, Any], was_parked: bool
     ) -> Outcome | HandOn | None:
-        if self._cancelled.includes(message.id):
+        if any(map(self._cancelled.includes, cancelled_with(message))):
             return Cancelled(reason="cancelled before it started", **common)
         now, routing, limits = self._ports.clock.time(), message.routing, message.payload.constraints
         # One that was parked had started in time.
@@ -295,7 +295,9 @@ class Turns:
         limit_s = context.deadline.earliest(handler.run_timeout_s)
         # A plain timer: `asyncio.timeout` costs three times as much, for each task.
         late = self._caller.loop.call_later(limit_s, stop, "late")
-        self._cancelled.watch(message.id, partial(stop, "cancelled"))
+        cancel = partial(stop, "cancelled")
+        for id in cancelled_with(message):
+            self._cancelled.watch(id, cancel)
         answer: Any = _NOTHING
         failure: BaseException | None = None
         try:
@@ -316,7 +318,8 @@ class Turns:
             failure = error
         finally:
             late.cancel()
-            self._cancelled.unwatch(message.id)
+            for id in cancelled_with(message):
+                self._cancelled.unwatch(id, cancel)
         common |= {"latency_ms": (self._caller.loop.time() - started) * 1000, "spent": context.ledger.spent}
         for _ in stopped:
             turn.uncancel()

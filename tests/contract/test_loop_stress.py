@@ -321,9 +321,7 @@ def check(stage: Stage, outcome: Outcome, entries: Sequence[Entry]) -> None:
     assert kinds["asking"] <= kinds["thought"] + kinds["failed"] + stage.died + stage.cancelled + 1
     # No step is taken twice, and none goes on when nobody wants it any more.
     assert all(count == 1 for count in stage.begun.values()), stage.begun
-    if not (stage.died and outcome.kind == "cancelled"):
-        # Who was cancelled while nobody thought had nobody to tell its tasks, which end at their own deadline.
-        assert stage.begun == stage.ended
+    assert stage.begun == stage.ended
     # Every call is answered, in its place; and what was said stays said.
     for messages in stage.asked:
         check_pairs(messages)

@@ -104,6 +104,31 @@ async def test_after_a_failure_the_next_bid_gets_it_and_the_model_is_told_once(s
     assert (report["tasks"]["dispatched"], report["tasks"]["outcomes"]) == (2, {"failed": 1, "result": 1})
 
 
+async def test_one_that_dies_of_the_task_loses_it_to_the_next_bid(squad: Squad) -> None:
+    began = asyncio.Event()
+
+    async def hang() -> None:
+        began.set()
+        await asyncio.Event().wait()
+
+    scout, supervisor = Scout(Bid(confidence=0.4)), Scripted(bids(), finish(knot={"$from": "k"}))
+    for each in (Sailor(Bid(confidence=0.9), hang), scout, supervisor):
+        await squad.deploy(each)
+    asking = asyncio.create_task(squad.pursue("tie a knot", AskOptions(within_s=3600)))
+    await began.wait()
+    await squad.kill("sailor")
+    report = report_of(await asking)
+    assert report["deliverables"] == {"knot": "Scout tied a knot"}
+    assert report["tasks"]["outcomes"] == {"undeliverable": 1, "result": 1}
+
+
+async def test_one_that_takes_too_long_loses_it_to_the_next_bid(squad: Squad) -> None:
+    sailor = Sailor(Bid(confidence=0.9), lambda: asyncio.sleep(10_000))
+    _, report = await tied(squad, sailor, Scout(Bid(confidence=0.4)))
+    assert report["deliverables"] == {"knot": "Scout tied a knot"}
+    assert report["tasks"]["outcomes"] == {"timed_out": 1, "result": 1}
+
+
 async def test_when_all_have_failed_the_model_hears_why_of_each(squad: Squad) -> None:
     supervisor = Scripted(bids(), finish())
     for each in (Sailor(Bid(confidence=0.9), fail), Scout(Bid(confidence=0.4), fail), supervisor):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -10,7 +12,8 @@ import pytest
 from squadron import Agent, topic
 from squadron.actors.runs.built_in import BUILT_IN
 from squadron.actors.runs.toolbox import MAX_OFFERED
-from squadron.actors.thinking.model import ChatMessage
+from squadron.actors.thinking.model import ChatMessage, ModelTurn
+from squadron.runtime.errors import ModelError
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
 from tests.unit.test_supervisor import (
     Scripted,
@@ -23,6 +26,7 @@ from tests.unit.test_supervisor import (
     crash,
     fenced,
     finish,
+    report_of,
     turn,
 )
 
@@ -151,3 +155,68 @@ async def test_with_all_places_taken_what_is_discovered_can_be_called_and_what_w
     assert {used, "sky__forecast"} <= set(after)
     assert report.deliverables == {"u": 1, "w": "rain in Bonn"}
     assert asked(second, 0) == asked(first, 2)
+
+
+async def test_an_answer_that_was_cut_off_is_not_told_as_finished(squad: Squad) -> None:
+    supervisor = Scripted(ModelTurn("the answer is", stop="length"))
+    await squad.deploy(supervisor)
+    report = report_of(await squad.pursue())
+    assert (report["answer"], report["stopped"]) == ("the answer is", "length")
+
+
+@pytest.mark.parametrize("quoted", ['{"$from": "secret"}', '{"$from": "r1c1"}', '{"$from": "r1c1#/0"}'])
+async def test_what_a_page_says_pulls_no_result_into_a_text(squad: Squad, quoted: str) -> None:
+    await squad.deploy(Echo())
+    supervisor = Scripted(
+        turn(call("secret", "echo__back", text="the key")),
+        turn(call("mail", "echo__back", text=quoted)),
+        finish(mail={"$from": "mail"}),
+    )
+    await squad.deploy(supervisor)
+    assert report_of(await squad.pursue())["deliverables"] == {"mail": quoted}
+
+
+async def test_a_text_that_is_a_reference_made_by_the_run_is_one(squad: Squad) -> None:
+    await squad.deploy(Echo())
+
+    def refer(messages: Any, tools: Any) -> ModelTurn:
+        (id,) = re.findall(r"call (r1c1-\w+)", messages[-1].content)
+        return turn(call("mail", "echo__back", text=json.dumps({"$from": id})))
+
+    supervisor = Scripted(turn(call("a", "echo__back", text="hello")), refer, finish(mail={"$from": "mail"}))
+    await squad.deploy(supervisor)
+    assert report_of(await squad.pursue())["deliverables"] == {"mail": "hello"}
+
+
+class Echo(Agent):
+    """Says it again."""
+
+    @topic("echo.back", tags=["count"])
+    async def back(self, text: str) -> str:
+        """Count on it: what comes goes back."""
+        return text
+
+    @topic("echo.long", tags=["count"])
+    async def long(self, number: int) -> str:
+        """Count for long."""
+        return f"{number} " + "word " * 1_500
+
+
+async def test_a_conversation_that_is_too_long_is_shortened_and_the_run_goes_on(squad: Squad) -> None:
+    await squad.deploy(Echo())
+    long = [turn(call(f"c{n}", "echo__long", number=n)) for n in range(6)]
+
+    def overflow(*_: Any) -> ModelTurn:
+        raise ModelError("prompt is too long: 33000 tokens > 32000 maximum", kind="overflow")
+
+    supervisor = Scripted(*long, overflow, finish(last={"$from": "c5#"}))
+    await squad.deploy(supervisor)
+    report = report_of(await squad.pursue())
+    assert report["stopped"] == "finished", report["answer"]
+    assert report["deliverables"]["last"].startswith("5 word")
+
+    def size(position: int) -> int:
+        return sum(len(message.content) for message in asked(supervisor, position)[0])
+
+    # The same question again, in less room.
+    assert size(7) < size(6)
