@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import Annotated, Any, ClassVar
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 from pydantic_core import to_json
 
 from squadron.actors.decorators import topic
@@ -15,6 +14,7 @@ from squadron.actors.goals.run_report import RunReport, report_of
 from squadron.actors.runs.built_in import BUILT_IN, Finish
 from squadron.actors.runs.emitter import Emitter
 from squadron.actors.runs.entries import Gather
+from squadron.actors.runs.log import started_of
 from squadron.actors.runs.loop import Conclusion, Stopped
 from squadron.actors.runs.session import Beginning, Session, run_id
 from squadron.actors.runs.state import RunState
@@ -105,32 +105,60 @@ class Supervisor(Thinker):
         a run that has ended, and goes on from there with new limits. People are asked before a call of a topic in
         `approve` goes out, or of one whose card says so, unless it is in `trust`.
         """
+        terms = Terms(topics=topics, plan=plan, gather=gather, approve=approve, trust=trust, model=spec_of(ctx))
+        if resume:
+            terms = await self._terms_of(ctx, resume, terms)
         async with AsyncExitStack() as stack:
             chain = [self.given_model] if self.given_model is not None else []
-            for spec in () if chain else spec_of(ctx).split(","):
-                chain.append(self.make_model(spec.strip(), plan))
+            for spec in () if chain else terms.model.split(","):
+                chain.append(self.make_model(spec.strip(), terms.plan))
                 stack.push_async_callback(chain[-1].aclose)
             emitter = await stack.enter_async_context(
                 Emitter(ctx, lambda text: {"event": "text", "at_s": emitter.at_s(), "delta": text})
             )
+            # A plan goes step by step: it has nothing to say before a round has ended.
+            waits = terms.gather is None or isinstance(chain[0], OfflinePlanner)
             session = Session(
                 ctx=ctx,
                 # The same on every attempt, because the message is.
                 run=resume or run_id(ctx.message.id),
-                toolbox=Toolbox(tuple(BUILT_IN), allowed=topics, never={ctx.topic, OWN_TOPIC}),
+                toolbox=Toolbox(tuple(BUILT_IN), allowed=terms.topics, never={ctx.topic, OWN_TOPIC}),
                 chain=chain,
                 emitter=emitter,
                 max_rounds=max_rounds,
                 within_s=min(within_s, REPORT_IN_TIME * ctx.deadline.remaining_s()),
                 sampling=sampling_of(ctx),
-                # A plan goes step by step: it has nothing to say before a round has ended.
-                gather=Gather() if gather is None or isinstance(chain[0], OfflinePlanner) else gather,
+                gather=Gather() if waits or terms.gather is None else terms.gather,
                 again=bool(resume),
-                approvals=Approvals(ask=approve, trust=trust),
+                approvals=Approvals(ask=terms.approve, trust=terms.trust),
             )
-            pursuit = _Pursuit(ctx, goal, topics, plan, session.toolbox)
+            pursuit = _Pursuit(ctx, goal, terms, session.toolbox)
             state, finished = await session.pursue(pursuit, pursuit.begin)
             return report_of(state, finished, emitter.timeline)
+
+    async def _terms_of(self, ctx: TurnContext, run: str, given: Terms) -> Terms:
+        """The terms of a run that goes on: those that it began with, and what is said on top of them."""
+        started = await started_of(ctx.caller.ports, run)
+        began = Terms.model_validate(started.terms if started is not None else {})
+        return Terms(
+            topics=given.topics or began.topics,
+            plan=given.plan or began.plan,
+            gather=given.gather or began.gather,
+            approve=(*began.approve, *given.approve),
+            trust=(*began.trust, *given.trust),
+            model=ctx.message.payload.model or began.model or given.model,
+        )
+
+
+class Terms(BaseModel):
+    """What a task says beside its goal and its limits; kept with the run, for who has it go on."""
+
+    topics: tuple[str, ...] = ()
+    plan: Plan | None = None
+    gather: Gather | None = None
+    approve: tuple[str, ...] = ()
+    trust: tuple[str, ...] = ()
+    model: str = ""
 
 
 class _Pursuit:
@@ -140,19 +168,25 @@ class _Pursuit:
         self,
         ctx: TurnContext,
         goal: str,
-        topics: Sequence[str],
-        plan: Plan | None,
+        terms: Terms,
         toolbox: Toolbox,
     ) -> None:
-        self._ctx, self._goal, self._topics, self._plan = ctx, goal, topics, plan
-        self._toolbox = toolbox
+        self._ctx, self._goal, self._terms, self._toolbox = ctx, goal, terms, toolbox
+        self._topics = terms.topics
 
     async def begin(self) -> Beginning:
         """What the model is told first. It has no figure that changes: providers find what they have cached."""
-        proposal = f"\nA proposal, which you may change: {to_json(self._plan).decode()}" if self._plan else ""
+        plan = self._terms.plan
+        proposal = f"\nA proposal, which you may change: {to_json(plan).decode()}" if plan else ""
         system = ChatMessage("system", f"{SYSTEM_PROMPT}{FENCE_RULE}{proposal}")
         offered = self._toolbox.fitting(self.find(self._goal))
-        return Beginning(title=self._goal, opening=[system, ChatMessage("user", self._goal)], topics=offered)
+        opening = [system, ChatMessage("user", self._goal)]
+        return Beginning(
+            title=self._goal,
+            opening=opening,
+            topics=offered,
+            terms=self._terms.model_dump(mode="json", by_alias=True),
+        )
 
     def find(self, intent: str) -> list[SemanticTopic]:
         """Served topics that fit an intent, the best first; of those a run is limited to, all."""

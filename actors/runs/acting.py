@@ -24,7 +24,8 @@ from squadron.runtime.asking.handle import Handle
 from squadron.runtime.asking.negotiation import acceptance, see_through
 from squadron.runtime.asking.options import AskKeywords
 from squadron.runtime.background import to_its_end
-from squadron.runtime.errors import Retry, Terminal
+from squadron.runtime.errors import BudgetError, InvalidInputError, Park, Retry, Terminal, UnansweredError
+from squadron.runtime.retries import summary_of
 from squadron.runtime.running.context import TurnContext
 from squadron.runtime.texts import whole
 from squadron.runtime.wire.limits import Deadline
@@ -88,6 +89,9 @@ class Actions:
         self._working = list[asyncio.Task[None]]()
         self._start(self._collect())
         self._bidding = BiddingCalls(self.ctx, self.books, self._state.run)
+        #: What goes on here for a call that is no task of others, and calls that the model wants no more.
+        self._own_work: dict[str, asyncio.Task[None]] = {}
+        self._unwanted: set[str] = set()
         #: Calls whose next bid is about to be tried.
         self._going_on: set[asyncio.Task[None]] = set()
 
@@ -123,35 +127,37 @@ class Actions:
                     wanted.append((call, self._candidates(call)))
                     continue
                 made = self._state.prepared(call)
-                if self.queries.needed(call, made):
-                    asked.append((call, True))
-                    continue
                 if circling := self._state.repeats.refusal(made.topic, made.comparable):
                     raise ValueError(circling)
                 if not made.contents:
                     # A for_each over nothing has no task whose end would end it.
                     ends.append(answer(call, []))
-                    continue
-                ready.append((call, made))
-            except (ValueError, BadReferenceError) as error:
+                elif self.queries.needed(call, made):
+                    asked.append((call, True))
+                else:
+                    ready.append((call, made))
+            except (ValueError, BadReferenceError, InvalidInputError) as error:
                 ends.append(refusal(call, str(error)))
-        dispatches = self._dispatches(ready)
         for call, made in ready:
             ends += unsendable(call, made)
         deadline_ms = self._deadline_ms()
         entries: list[Entry] = [
             self.queries.entry(call, approval=approval, deadline_ms=deadline_ms) for call, approval in asked
         ]
-        if dispatches:
-            entries.append(Sending(at=self._now(), round=calls[0].round, calls=dispatches))
         if ends:
             entries.append(CallsEnded(at=self._now(), ends=tuple(ends)))
-        if entries:
-            await self.recorder.store(*entries)
+        # Shares are those of the moment in which they are set aside.
+        async with self.recorder.lock:
+            if dispatches := self._dispatches(ready):
+                entries.insert(0, Sending(at=self._now(), calls=dispatches))
+            if entries:
+                await self.recorder.store_locked(*entries)
         self._ask([call for call, _ in asked])
         await self._send([call for call, _ in ready])
         if wanted:
-            await self.recorder.store(*await self._bidding.awards(wanted, deadline_ms))
+            bids = await self._bidding.bids(wanted, deadline_ms)
+            async with self.recorder.lock:
+                await self.recorder.store_locked(*self._bidding.awards(wanted, bids, deadline_ms))
             await self._send([call for call, _ in wanted if call.open])
             for call, _ in wanted:
                 self._after_try(call)
@@ -175,10 +181,11 @@ class Actions:
             self._start(self._bidding.reject_others(call))
 
     async def _go_on(self, call: Call) -> None:
-        while (index := call.next_try) is not None and call.award is not None:
+        while True:
             async with self.recorder.lock:
-                if self._state.finished is not None:
-                    return
+                index = call.next_try
+                if self._state.finished is not None or index is None or call.award is None:
+                    break
                 share = self.books.share(1)
                 entry = self._bidding.attempt(call, call.award, index, share, self._deadline_ms())
                 await self.recorder.store_locked(entry)
@@ -186,7 +193,7 @@ class Actions:
 
     def _ask(self, calls: Sequence[Call]) -> None:
         for call in calls:
-            self._start(self.queries.ask(call))
+            self._own_work[call.id] = self._start(self.queries.ask(call))
 
     def _deadline_ms(self) -> int:
         within_s = CALL_SHARE * max(0.0, self._state.deadline_at - self._now())
@@ -219,26 +226,26 @@ class Actions:
         running = self._state.running
         for call in running:
             if call.open and call.out[0].kind == "topic":
-                await asyncio.gather(*(self._adopt(call, index) for index in call.open))
+                await asyncio.gather(*(self._adopt(call, index, keep=not send) for index in call.open))
         if send:
             self._ask(self._state.asks)
             await self._send([call for call in running if call.open and not call.sent], again=True)
             for call in running:
                 self._after_try(call)
 
-    async def _adopt(self, call: Call, index: int) -> None:
+    async def _adopt(self, call: Call, index: int, *, keep: bool) -> None:
         dispatch, task = call.out[0], task_id(self._state.run, call.id, index)
         address = self.ctx.caller.ports.subjects.lite(self._state.run, token_of(task))
         deadline = Deadline(dispatch.deadline_ms, self.ctx.caller.ports.clock)
         handle = await self.ctx.adopt(task, dispatch.topic, address, deadline)
-        if handle.done or call.sent:
+        if handle.done or call.sent or keep:
             self._gather(call, index, handle)
 
     async def _send(self, calls: Sequence[Call], *, again: bool = False) -> None:
         sent, tasks = list[Call](), list[tuple[Call, int]]()
         for call in calls:
             if call.out[0].kind == "tool":
-                self._start(self._run_tool(call, again=again))
+                self._own_work[call.id] = self._start(self._run_tool(call, again=again))
                 continue
             known = self._handles.get(call.id, {})
             tasks += [(call, index) for index in call.open if index not in known]
@@ -289,11 +296,13 @@ class Actions:
             attachments = attached(data)
             shown = [each.name or each.media_type for each in attachments] if attachments else data
             end = CallEnd(outcome="result", data=shown, attachments=attachments, **common)
-        except Retry:
+        except (Retry, Park):
             self.failing = True
             # To its end, also if another tool ends the attempt in the same moment.
             await to_its_end(self._withdraw(call))
             raise
+        except (UnansweredError, BudgetError) as error:
+            end = CallEnd(outcome="failed", reason=str(error), **common)
         except Terminal as error:
             failed = CallEnd(outcome="failed", reason=str(error), **common)
             return await self.recorder.store(
@@ -304,12 +313,15 @@ class Actions:
             why = f"ran longer than its {tool.within_s:g} s" if limit.expired() else f"TimeoutError: {error}"
             end = CallEnd(outcome="timed_out" if limit.expired() else "failed", reason=why, **common)
         except asyncio.CancelledError:
-            if self._stopping():
+            if call.id in self._unwanted:
+                end = CallEnd(outcome="cancelled", reason="it was stopped", **common)
+            elif self._stopping():
                 raise
-            end = CallEnd(outcome="failed", reason="what it waited for was cancelled", **common)
+            else:
+                end = CallEnd(outcome="failed", reason="what it waited for was cancelled", **common)
         except (Exception, SystemExit) as error:
             # The model can often do something about it: other arguments, another way.
-            end = CallEnd(outcome="failed", reason=whole(f"{type(error).__name__}: {error}"), **common)
+            end = CallEnd(outcome="failed", reason=whole(summary_of(error)), **common)
         took = round(1000 * (self.ctx.caller.loop.time() - started), 3)
         self._ends.put_nowait(end.model_copy(update={"latency_ms": took}))
 
@@ -337,9 +349,21 @@ class Actions:
                 self._after_try(self._state.calls[id])
 
     async def cancel(self, calls: Collection[str]) -> None:
-        """Ask what these calls sent to stop; their ends are told as any other."""
+        """Stop what these calls began, be it tasks, tools or questions; their ends are told as any other."""
         # What is about to go out gets a handle first.
         await asyncio.gather(*self._going_on)
+        asking = [call for id in calls if (call := self._state.calls[id]).asks]
+        self._unwanted.update(calls)
+        for id in calls:
+            if work := self._own_work.get(id):
+                work.cancel()
+        if asking:
+            await self.queries.withdraw(asking)
+            ends = tuple(
+                CallEnd(call=call.id, topic=call.said.name, outcome="cancelled", reason="it was withdrawn")
+                for call in asking
+            )
+            await self.recorder.store(CallsEnded(at=self._now(), ends=ends))
         handles = [each for call in calls for each in self._handles.get(call, {}).values() if not each.done]
         await asyncio.gather(*(handle.cancel() for handle in handles))
 

@@ -32,11 +32,14 @@ class BiddingCalls:
     books: RunBooks
     run: str
 
-    async def awards(self, wanted: Sequence[Wanted], deadline_ms: int) -> list[Entry]:
-        """Have agents bid for calls, all at once; returns what is to be stored before any task goes out."""
+    async def bids(self, wanted: Sequence[Wanted], deadline_ms: int) -> list[Bids]:
+        """Have agents bid for calls, all at once."""
         share = self.books.share(len(wanted))
-        bids = await asyncio.gather(*(self._bids(contents, share, deadline_ms) for _, contents in wanted))
-        entries = list[Entry]()
+        return await asyncio.gather(*(self._bids(contents, share, deadline_ms) for _, contents in wanted))
+
+    def awards(self, wanted: Sequence[Wanted], bids: Sequence[Bids], deadline_ms: int) -> list[Entry]:
+        """What is to be stored before any task goes out; by what is left in this moment."""
+        share, entries = self.books.share(len(wanted)), list[Entry]()
         for (call, contents), each in zip(wanted, bids, strict=True):
             entries += self._awarded(call, tuple(contents), each, share, deadline_ms)
         return entries
@@ -91,7 +94,7 @@ class BiddingCalls:
         out = Dispatch(
             call=call.id, kind="topic", topic=topic, first=index, deadline_ms=deadline_ms, share=share.to_wire()
         )
-        return Sending(at=self._now(), round=call.round, calls=(out,))
+        return Sending(at=self._now(), calls=(out,))
 
     async def reject_others(self, call: Call) -> None:
         """Tell those who offered and get nothing; best effort."""

@@ -59,7 +59,12 @@ class Epoch(_Entry):
 
 
 class Started(_Entry):
-    """What the run is to do. `opening` is how the conversation begins: all else is rebuilt from the log."""
+    """What the run is to do.
+
+    Attributes:
+        opening: how the conversation begins: all else of it is rebuilt from the log.
+        terms: what its task said beside the goal and the limits; who has it go on is held to them.
+    """
 
     kind: Literal["started"] = "started"
     agent: str
@@ -69,6 +74,7 @@ class Started(_Entry):
     opening: tuple[ChatMessage, ...]
     models: tuple[str, ...]
     gather: Gather = Gather()
+    terms: dict[str, Any] = Field(default_factory=dict)
 
 
 class Offered(_Entry):
@@ -193,7 +199,6 @@ class Sending(_Entry):
     """Calls that are about to go out."""
 
     kind: Literal["sending"] = "sending"
-    round: int
     calls: tuple[Dispatch, ...]
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 from pydantic import ValidationError
 
-from squadron.actors.runs.entries import ENTRIES, Entry
+from squadron.actors.runs.entries import ENTRIES, Entry, Started
 from squadron.runtime.errors import (
     BusUnavailableError,
     ClaimLostError,
@@ -96,6 +97,20 @@ async def read(ports: Ports, key: str) -> AsyncGenerator[tuple[int, AgentMessage
         except (InvalidMessageError, ClaimLostError):
             # Anybody may write there.
             yield entry.seq, AgentMessage.new("event", ports.identity, ())
+
+
+async def started_of(ports: Ports, run: str) -> Started | None:
+    """How a run began; None if there is no such run.
+
+    Raises:
+        BusUnavailableError: the server can't be reached.
+    """
+    async with aclosing(read(ports, ports.subjects.run(run))) as messages:
+        async for _, message in messages:
+            for entry in entries_of(message):
+                if isinstance(entry, Started):
+                    return entry
+    return None
 
 
 def entries_of(message: AgentMessage) -> tuple[Entry, ...]:

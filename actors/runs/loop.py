@@ -116,7 +116,7 @@ class Loop:
                 await self._recorder.store(Finished(at=self._now(), stopped="failed", error=str(error)))
         # What still runs is not needed any more.
         await self._actions.cancel([call.id for call in self._state.running])
-        await self._actions.queries.withdraw()
+        await self._actions.queries.withdraw(self._state.asks)
         return self._state.finished
 
     async def _step(self) -> None:
@@ -174,12 +174,15 @@ class Loop:
         left_s = state.deadline_at - self._now()
         if left_s <= 0:
             raise TimeoutError
-        waits_for_people = state.asks and not state.running
-        if waits_for_people:
-            within_s = min(within_s, PARK_AFTER_S)
-        changed = await self._recorder.changed(min(left_s, within_s))
-        if waits_for_people and not changed and (park := self._actions.queries.park(state.asks)):
-            # Nothing else goes on: the slot is free for others until somebody answers.
+        wait_s = min(left_s, within_s)
+        if state.running or not state.asks or wait_s <= PARK_AFTER_S:
+            await self._recorder.changed(wait_s)
+            return
+        until = self._now() + wait_s
+        if await self._recorder.changed(PARK_AFTER_S):
+            return
+        if park := self._actions.queries.park(state.asks, until=until):
+            # Nothing else goes on: the slot is free for others until somebody answers, or it is time to go on.
             raise park
 
     async def _judge(self, turn: ModelTurn) -> None:
@@ -235,7 +238,8 @@ class Loop:
     async def _cancel(self, call: Call) -> Sequence[Entry]:
         named = self._named(read_arguments(CancelCalls, call.said.arguments).calls)
         await self._actions.cancel(named)
-        return (CallsEnded(at=self._now(), ends=(answer(call, "They are stopped."),)),)
+        said = "They are stopped, but for what runs in a thread, which goes on to its end unheard."
+        return (CallsEnded(at=self._now(), ends=(answer(call, said),)),)
 
     def _named(self, names: Sequence[str]) -> list[str]:
         ids = [self._state.results.id_of(name) for name in names]

@@ -9,7 +9,7 @@ from typing import Any
 from squadron.actors.runs.built_in import AskPerson, read_arguments
 from squadron.actors.runs.call import Call
 from squadron.actors.runs.entries import Answered, CallEnd, CallsEnded, Entry, Query
-from squadron.actors.runs.prepare import Ready
+from squadron.actors.runs.prepare import Ready, Unsendable
 from squadron.actors.runs.recorder import Recorder
 from squadron.runtime.asking.people import Asked, park_for, put_question
 from squadron.runtime.errors import Park, UnansweredError
@@ -29,11 +29,21 @@ class Queries:
     _asked: dict[str, Asked] = field(default_factory=dict)
 
     def needed(self, call: Call, ready: Ready) -> bool:
-        """Whether a person has to approve a call first."""
+        """Whether a person has to approve a call first; what would be refused anyway nobody is asked for.
+
+        Raises:
+            InvalidInputError: the topic does not take it.
+        """
         state = self.recorder.state
         if ready.own or call.answer is not None:
             return False
-        return needs_approval(state.toolbox.find(ready.topic).topic, self.rules, state.always)
+        card = state.toolbox.find(ready.topic).topic
+        if not needs_approval(card, self.rules, state.always):
+            return False
+        for content in ready.contents:
+            if not isinstance(content, Unsendable):
+                card.check(card.wrap(content))
+        return True
 
     def entry(self, call: Call, *, approval: bool, deadline_ms: int) -> Query:
         """What is stored before a question is asked."""
@@ -66,9 +76,8 @@ class Queries:
             why = card.approval if isinstance(card.approval, str) else ""
             if ready.items is not None:
                 # Of many at once nobody edits one.
-                return Question.approval(
-                    Proposal(ready.topic, ready.contents), why=why, deadline_ms=query.deadline_ms
-                )
+                sendable = [each for each in ready.contents if not isinstance(each, Unsendable)]
+                return Question.approval(Proposal(ready.topic, sendable), why=why, deadline_ms=query.deadline_ms)
             proposal = Proposal(ready.topic, ready.contents[0], card.input_schema)
             return Question.approval(proposal, why=why, deadline_ms=query.deadline_ms)
         wanted = read_arguments(AskPerson, state.results.fill(call.said.arguments))
@@ -100,12 +109,21 @@ class Queries:
         end = CallEnd(call=call.id, topic=call.said.name, outcome=outcome, **what)
         return CallsEnded(at=self.ctx.caller.ports.clock.time(), ends=(end,))
 
-    def park(self, calls: Sequence[Call]) -> Park | None:
-        """What has the turn parked until one of these is answered; None while one of them is not asked yet."""
-        waiting = [self._asked[call.id] for call in calls if call.id in self._asked]
-        return park_for(waiting) if len(waiting) == len(calls) else None
+    def park(self, calls: Sequence[Call], *, until: float) -> Park | None:
+        """What has the turn parked until one of these is answered; None while one of them is not asked yet.
 
-    async def withdraw(self) -> None:
-        """The run is over: nobody waits for an answer any more."""
-        for asked in self._asked.values():
-            await asked.withdraw()
+        Args:
+            until: when it is to go on at the latest, in seconds since the epoch.
+        """
+        waiting = [self._asked[call.id] for call in calls if call.id in self._asked]
+        if len(waiting) < len(calls):
+            return None
+        park = park_for(waiting)
+        return Park(queries=park.queries, deadline_ms=min(park.deadline_ms, round(1000 * until)))
+
+    async def withdraw(self, calls: Sequence[Call]) -> None:
+        """Nobody waits for these answers any more, whichever attempt asked."""
+        for call in calls:
+            if call.query is not None and call.answer is None:
+                question = self._question(call, call.query)
+                await Asked(call.query.query, question, self.ctx.caller).withdraw()

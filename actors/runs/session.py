@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from squadron.actors.runs.acting import Actions
@@ -37,11 +37,12 @@ ALL = Gather()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Beginning:
-    """How a run begins: what the model is told first, and which topics it is offered."""
+    """How a run begins: what the model is told first, which topics it is offered, and `Started.terms`."""
 
     title: str
     opening: Sequence[ChatMessage]
     topics: Sequence[SemanticTopic] = ()
+    terms: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +161,7 @@ class Session:
                     opening=tuple(beginning.opening),
                     models=tuple(model.name for model in self.chain),
                     gather=self.gather,
+                    terms=beginning.terms,
                 )
             )
             if beginning.topics or self.toolbox.left_out:

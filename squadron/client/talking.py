@@ -252,12 +252,15 @@ class Talking(AsyncClosing):
         self,
         id: str,
         *,
+        model: str = "",
         max_rounds: int = 12,
         within_s: float = RUN_WITHIN_S,
         budget: Budget = UNLIMITED,
         on_event: Callable[[dict[str, Any]], None] | None = None,
     ) -> Outcome:
         """Have a run of the supervisor that has ended go on from where it was, with new limits; see `run`.
+
+        What it was told besides holds on: topics, plan, approvals, and the model, if no other one is named.
 
         Raises:
             ConfigError: there is no such run, it still runs, or it is not the supervisor's.
@@ -269,7 +272,7 @@ class Talking(AsyncClosing):
             hint = f"put its task back: squadron dlq redrive {info.task}"
             raise ConfigError(f"{info.run} is a part of the task {info.task} of {info.agent}", hint=hint)
         return await self._pursue(
-            {"goal": info.title, "resume": info.run}, "", max_rounds, within_s, budget, on_event
+            {"goal": info.title, "resume": info.run}, model or None, max_rounds, within_s, budget, on_event
         )
 
     # --- people --------------------------------------------------------------------------------------
@@ -353,12 +356,13 @@ class Talking(AsyncClosing):
         """
         asked = {"goal": goal, "topics": list(topics), "plan": plan, "gather": gather}
         asked |= {"approve": list(approve), "trust": list(trust)}
-        return await self._pursue(asked, model, max_rounds, within_s, budget, on_event)
+        chosen = model or self.settings.model or default_model_spec(os.environ)
+        return await self._pursue(asked, chosen, max_rounds, within_s, budget, on_event)
 
     async def _pursue(
         self,
         asked: dict[str, Any],
-        model: str,
+        model: str | None,
         max_rounds: int,
         within_s: float,
         budget: Budget,
@@ -366,10 +370,9 @@ class Talking(AsyncClosing):
     ) -> Outcome:
         await self._wiring.registry.catch_up()
         await self._supervise()
-        chosen = model or self.settings.model or default_model_spec(os.environ)
         # The run stops by itself a little before its caller does.
         limits = {"max_rounds": max_rounds, "within_s": max(1.0, 0.95 * within_s)}
-        handle = await self.submit("goal.pursue", asked | limits, within_s=within_s, model=chosen, budget=budget)
+        handle = await self.submit("goal.pursue", asked | limits, within_s=within_s, model=model, budget=budget)
         hear = on_event or (lambda _: None)
         hear({"event": "submitted", "ticket": handle.ticket})
         # Of a run whose progress can't be told the outcome counts all the same.

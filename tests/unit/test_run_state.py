@@ -95,7 +95,7 @@ class Writer:
                 self.write(CallsEnded(at=0, ends=(CallEnd(call=call.id, outcome="result", data=[]),)))
                 continue
             dispatch = Dispatch(call=call.id, kind="topic", topic="a.b", tasks=tasks, deadline_ms=9)
-            self.write(Sending(at=0, round=call.round, calls=(dispatch,)))
+            self.write(Sending(at=0, calls=(dispatch,)))
             if self.draw(st.booleans()):
                 self.write(Sent(at=0, calls=(call.id,)))
             elif self.draw(st.booleans()):
