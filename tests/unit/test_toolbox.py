@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ from squadron.actors.decorators import topic
 from squadron.actors.goals.planner import Plan
 from squadron.actors.goals.supervisor import Supervisor
 from squadron.actors.runs.toolbox import MAX_OFFERED, Toolbox
-from squadron.actors.thinking.model import ChatMessage, Model, ModelTurn, ToolCall
+from squadron.actors.thinking.model import Model, ModelRequest, ModelTurn, ToolCall
 from squadron.runtime.wire.topics import SemanticTopic
 from squadron.testing import MemorySquad
 from squadron.testing.scripted_model import ScriptedModel
@@ -91,8 +91,8 @@ async def test_discover_says_what_there_is_no_room_for(squad: MemorySquad) -> No
     await squad.deploy(Many, Rare)
     names = [f"many.t{number}" for number in range(MAX_OFFERED)]
 
-    def call_all(messages: Sequence[ChatMessage], tools: Any) -> ModelTurn:
-        offered = [tool.name for tool in tools if tool.name.startswith("many__")]
+    def call_all(request: ModelRequest) -> ModelTurn:
+        offered = [tool.name for tool in request.tools if tool.name.startswith("many__")]
         assert len(offered) == MAX_OFFERED
         calls = [ToolCall(f"c{n}", name, {"n": n}) for n, name in enumerate(offered)]
         return ModelTurn("", tuple(calls))

@@ -14,7 +14,8 @@ from squadron.testing import ScriptedModel
 NAME, ARGUMENTS = {call}
 
 def last_words(request):
-    return request.messages[-1].content
+    # What stands in the fence.
+    return ModelTurn("\\n".join(request.messages[-1].content.split("\\n")[2:-1]))
 
 class Base(LLMAgent):
     \"\"\"You do as you are told.\"\"\"
@@ -57,7 +58,7 @@ class Desk(Base):
         assert mood is Mood.GOOD
         return Order(order.id, (1, 2))
 ''',
-        '{"id":2,"parts":[1,2]}',
+        '{"id": 2, "parts": [1, 2]}',
     ),
     _tool(
         "an async tool under a decorator",
@@ -105,7 +106,7 @@ class Desk(Base):
         """What day it is."""
         return {"on": date(2026, 1, 2), "price": Decimal("1.10"), "tags": {"a"}}
 ''',
-        '{"on":"2026-01-02","price":"1.10","tags":["a"]}',
+        '{"on": "2026-01-02", "price": "1.10", "tags": ["a"]}',
     ),
     case(
         "an answer that is a dataclass of the script",
