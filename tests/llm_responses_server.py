@@ -54,6 +54,7 @@ class ScriptedResponsesServer(ScriptedServer):
 
     Attributes:
         asked_for: the requests for kept answers, as method, id and query.
+        knows_positions: whether such a stream may go on in the middle.
     """
 
     path = "/responses"
@@ -68,6 +69,7 @@ class ScriptedResponsesServer(ScriptedServer):
         self._followed: dict[str, tuple[str, str]] = {}
         self.answers: dict[str, Kept] = {}
         self.asked_for: list[str] = []
+        self.knows_positions = True
         self._ids = count(1)
 
     def check(self, headers: dict[str, str], body: Json) -> None:
@@ -204,7 +206,7 @@ class ScriptedResponsesServer(ScriptedServer):
         asked = parse_qs(query)
         require(asked.get("stream") == ["true"], "this server only streams")
         require("reasoning.encrypted_content" in query, "it is taken up without its thoughts")
-        return kept.after(int(asked.get("starting_after", ["-1"])[0]))
+        return kept.after(int(asked.get("starting_after", ["-1"])[0]) if self.knows_positions else -1)
 
     def _output(self, turn: ModelTurn, model: str, how: str) -> list[Json]:
         said: list[Json] = []

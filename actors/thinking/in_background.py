@@ -73,7 +73,10 @@ class InBackground(ProviderModel):
             try:
                 async with aclosing(super()._events(open_stream, parts)) as events:
                     async for event in events:
-                        breaks, last = 0, event.sequence_number
+                        number = getattr(event, "sequence_number", last + 1)
+                        if number <= last:
+                            continue  # a server that begins anew, whatever it was asked
+                        breaks, last = 0, number
                         yield event
             except ModelError as error:
                 if not error.retryable:
