@@ -44,6 +44,7 @@ class Distant:
     begun: int = 0
     taken_up: list[str] = field(default_factory=list)
     given_up: list[str] = field(default_factory=list)
+    failure: ModelError | None = None
 
     def begin(self, request: ModelRequest) -> str:
         self.begun += 1
@@ -84,6 +85,8 @@ class Thoughtful:
         self, response_id: str, request: ModelRequest, on_text: Callable[[str], None] | None = None
     ) -> ModelTurn:
         self._distant.taken_up.append(response_id)
+        if self._distant.failure is not None:
+            raise self._distant.failure
         if response_id not in self._distant.made:
             raise ModelError(f"HTTP 404: {response_id} is not found")
         return await self._told(response_id, on_text or (lambda _: None))
@@ -225,6 +228,20 @@ async def test_a_call_that_nobody_knows_any_more_is_charged_and_made_again(peer:
     assert asked.tokens > 0
     assert (outcome.spent.tokens, outcome.spent.rounds) == (30 + asked.tokens, 3)
     assert outcome.unwrap()["tokens"] == 30 + asked.tokens
+
+
+async def test_a_call_that_failed_there_is_charged_for_what_it_used(peer: Peer, serve: Serve) -> None:
+    distant = Distant()
+    scene = await thinking(peer, serve, distant)
+    await scene.replica.pump.drain(0.0)
+    distant.failure = ModelError("the response failed", kind="passing", tokens=12)
+    await serve(Thinker(Thoughtful(distant)), name="second")
+    outcome = await scene.handle.outcome()
+
+    assert outcome.unwrap()["answer"] == "done"
+    # It may still go on, and is not wanted any more.
+    assert (distant.begun, distant.given_up) == (3, ["resp-1"])
+    assert (outcome.spent.tokens, outcome.spent.rounds) == (30 + 12, 3)
 
 
 async def test_who_can_t_take_a_call_up_makes_it_again(peer: Peer, serve: Serve) -> None:

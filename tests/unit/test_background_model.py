@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from squadron.actors.thinking.in_background import MOST_BREAKS
-from squadron.actors.thinking.model import ChatMessage, ModelRequest, ModelTurn, Resumable, Usage
+from squadron.actors.thinking.model import ChatMessage, ModelRequest, ModelTurn, Resumable, ToolCall, Usage
 from squadron.actors.thinking.providers import AnthropicModel, BackgroundModel, OpenAIModel, model_from
 from squadron.runtime.errors import ModelError
 from tests.llm_playing import TOOLS, TURN, USER, WEATHER, said
@@ -164,6 +165,21 @@ async def test_a_call_that_could_not_be_noted_is_ended_there(start: Start) -> No
         await model.think_resumably(REQUEST, lambda _: None, fail)
 
     assert server.asked_for == ["cancel resp_1"]
+
+
+async def test_a_typed_answer_is_taken_up_as_one(start: Start, ids: list[str]) -> None:
+    # Given a schema that OpenAI does not hold a model to, so that the answer comes by a tool
+    schema = {"type": "object", "additionalProperties": {"type": "integer"}}
+    request = ModelRequest(tuple(USER), output_schema=schema)
+    server, model = start(
+        lambda body: ModelTurn("", (ToolCall("c", body["tools"][0]["name"], {"answer": {"a": 1}}),), Usage(1, 1))
+    )
+    asked = await model.think_resumably(request, lambda _: None, noting(ids))
+
+    taken = await model.take_up(ids[0], request)
+
+    assert taken == asked
+    assert (json.loads(taken.text), taken.tool_calls, len(server.requests)) == ({"a": 1}, (), 1)
 
 
 async def test_giving_up_does_not_raise(start: Start) -> None:
