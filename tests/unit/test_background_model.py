@@ -172,7 +172,7 @@ async def test_a_typed_answer_is_taken_up_as_one(start: Start, ids: list[str]) -
     schema = {"type": "object", "additionalProperties": {"type": "integer"}}
     request = ModelRequest(tuple(USER), output_schema=schema)
     server, model = start(
-        lambda body: ModelTurn("", (ToolCall("c", body["tools"][0]["name"], {"answer": {"a": 1}}),), Usage(1, 1))
+        lambda body: ModelTurn("", (ToolCall("c", body["tools"][0]["name"], {"a": 1}),), Usage(1, 1))
     )
     asked = await model.think_resumably(request, lambda _: None, noting(ids))
 
