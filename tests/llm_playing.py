@@ -18,7 +18,7 @@ from squadron.actors.thinking.model import (
     ToolDefinition,
     Usage,
 )
-from squadron.actors.thinking.providers import AnthropicModel, OpenAIModel
+from squadron.actors.thinking.providers import AnthropicModel, BackgroundModel, OpenAIModel
 from squadron.runtime.errors import ModelError
 from tests.llm_servers import ScriptedAnthropicServer, ScriptedOpenAIServer, ScriptedResponsesServer
 
@@ -49,6 +49,7 @@ CHAT = Provider("openai-chat", "OPENAI", functools.partial(OpenAIModel, api="cha
 RESPONSES = Provider(
     "openai-responses", "OPENAI", functools.partial(OpenAIModel, api="responses"), ScriptedResponsesServer
 )
+BACKGROUND = Provider("openai-background", "OPENAI", BackgroundModel, ScriptedResponsesServer)
 ANTHROPIC = Provider("anthropic", "ANTHROPIC", AnthropicModel, ScriptedAnthropicServer)
 
 

@@ -4,34 +4,81 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Iterator
+from itertools import count
 from typing import Any, ClassVar
+from urllib.parse import parse_qs
 
 from squadron.actors.thinking.model import ModelTurn
 from tests.llm_schemas import NAME, check_attachment, check_schema, check_strict, require
 from tests.llm_script import Json, ScriptedServer, pieces, raw_arguments
 
 
+class Kept:
+    """An answer that is made in the background, whoever listens."""
+
+    def __init__(self) -> None:
+        self.is_over = False
+        self._events: list[str] = []
+        self._grown = threading.Condition()
+
+    def add(self, event: str) -> None:
+        with self._grown:
+            if not self.is_over:
+                self._events.append(event)
+            self._grown.notify_all()
+
+    def end(self) -> None:
+        with self._grown:
+            self.is_over = True
+            self._grown.notify_all()
+
+    def after(self, number: int) -> Iterator[str]:
+        """The events after the nth, each as soon as it is there."""
+        while True:
+            with self._grown:
+                while not self.is_over and len(self._events) <= number + 1:
+                    self._grown.wait()
+                coming = self._events[number + 1 :]
+            if not coming:
+                return
+            yield from coming
+            number += len(coming)
+
+
 class ScriptedResponsesServer(ScriptedServer):
-    """`POST /v1/responses`, streaming, of a model that thinks before whatever it says."""
+    """`POST /v1/responses`, streaming, of a model that thinks before whatever it says.
+
+    What is asked for in the background is kept, and goes on when nobody listens.
+
+    Attributes:
+        asked_for: the requests for kept answers, as method, id and query.
+        knows_positions: whether such a stream may go on in the middle.
+    """
 
     path = "/responses"
     prefix = "/v1"
     known: ClassVar[re.Pattern[str]] = re.compile(
-        "model|input|stream|store|tools|temperature|max_output_tokens|text|prompt_cache_key"
+        "model|input|stream|store|tools|temperature|max_output_tokens|text|prompt_cache_key|background|include"
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         #: What follows each thought: the id of a call, or "message"; and the model that had it.
         self._followed: dict[str, tuple[str, str]] = {}
+        self.answers: dict[str, Kept] = {}
+        self.asked_for: list[str] = []
+        self.knows_positions = True
+        self._ids = count(1)
 
     def check(self, headers: dict[str, str], body: Json) -> None:
         for key in body:
             require(self.known.fullmatch(key), f"Unknown parameter: '{key}'.")
         require(isinstance(body.get("model"), str) and body["model"], "Missing required parameter: 'model'")
         require(body.get("stream") is True, "this server only streams")
-        require(body.get("store") is False, "this server keeps nothing")
+        require(body.get("store") is body.get("background", False), "this server keeps what it has to")
+        require(set(body.get("include", ())) <= {"reasoning.encrypted_content"}, "Invalid value: 'include'")
         require(body.get("max_output_tokens", 16) >= 16, "Invalid 'max_output_tokens': below minimum value")
         require(len(body.get("prompt_cache_key", "")) <= 64, "Invalid 'prompt_cache_key': string too long")
         if form := body.get("text", {}).get("format"):
@@ -95,7 +142,9 @@ class ScriptedResponsesServer(ScriptedServer):
         require(is_next, "'reasoning' was provided without its required following item")
 
     def events(self, turn: ModelTurn, body: Json, how: str) -> Iterator[str]:
-        number, output = iter(range(100_000)), list[Json]()
+        number, output, id = iter(range(100_000)), list[Json](), f"resp_{next(self._ids)}"
+        # Thoughts that are kept are told in full to who asks for that alone.
+        sealed = not body.get("store") or "reasoning.encrypted_content" in body.get("include", ())
 
         def event(kind: str, **data: Any) -> str:
             told = {"type": kind, "sequence_number": next(number)} | data
@@ -103,11 +152,15 @@ class ScriptedResponsesServer(ScriptedServer):
 
         def response(status: str, **more: Any) -> Json:
             about = {"object": "response", "created_at": 1, "error": None, "incomplete_details": None}
-            return about | {"id": "resp_1", "model": body["model"], "status": status, "output": output} | more
+            return about | {"id": id, "model": body["model"], "status": status, "output": output} | more
 
         yield event("response.created", response=response("in_progress"))
+        if body.get("background"):
+            yield event("response.queued", response=response("queued"))
         yield event("response.in_progress", response=response("in_progress"))
         for item in self._output(turn, body["model"], how):
+            if not sealed:
+                item.pop("encrypted_content", None)
             at: Json = {"output_index": len(output), "item_id": item["id"]}
             empty = (
                 {"content": []} if item["type"] == "message" else {"arguments": "", "encrypted_content": "half"}
@@ -125,6 +178,35 @@ class ScriptedResponsesServer(ScriptedServer):
             yield event("response.incomplete", response=response("incomplete", **usage, **why))
         else:
             yield event("response.completed", response=response("completed", **usage))
+
+    def said(self, events: list[str], body: Json) -> Iterator[str]:
+        if not body.get("background"):
+            return super().said(events, body)
+        kept = Kept()
+        self.answers[json.loads(events[0].partition("data: ")[2])["response"]["id"]] = kept
+        threading.Thread(target=self._make, args=(kept, events), daemon=True).start()
+        return kept.after(-1)
+
+    def _make(self, kept: Kept, events: list[str]) -> None:
+        for number, event in enumerate(events):
+            self.before_event(number)
+            kept.add(event)
+        kept.end()
+
+    def kept(self, method: str, path: str) -> Json | Iterator[str]:
+        address, _, query = path.removeprefix(f"{self.prefix}{self.path}/").partition("?")
+        id, _, what = address.partition("/")
+        self.asked_for.append(" ".join(filter(None, [what or method, id, *sorted(query.split("&"))])))
+        require(id in self.answers, f"Response with id '{id}' not found.", status=404)
+        kept = self.answers[id]
+        if what == "cancel":
+            was_over = kept.is_over
+            kept.end()
+            return {"id": id, "object": "response", "status": "completed" if was_over else "cancelled"}
+        asked = parse_qs(query)
+        require(asked.get("stream") == ["true"], "this server only streams")
+        require("reasoning.encrypted_content" in query, "it is taken up without its thoughts")
+        return kept.after(int(asked.get("starting_after", ["-1"])[0]) if self.knows_positions else -1)
 
     def _output(self, turn: ModelTurn, model: str, how: str) -> list[Json]:
         said: list[Json] = []

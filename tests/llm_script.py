@@ -11,9 +11,10 @@ from __future__ import annotations
 import json
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import islice
 from typing import Any, ClassVar, Literal, Self
 
 from squadron.actors.thinking.model import ModelTurn, ToolCall
@@ -84,6 +85,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         owner = self.server.owner
         raw = self.rfile.read(int(self.headers.get("content-length", 0)))
+        if self.path.partition("?")[0] != owner.prefix + owner.path:
+            self._send_kept()
+            return
         headers = {name.lower(): value for name, value in self.headers.items()}
         try:
             body, answer = owner.answer_to(self.path, headers, raw)
@@ -98,12 +102,27 @@ class _Handler(BaseHTTPRequestHandler):
         self._stream(answer, body)
 
     def do_GET(self) -> None:
-        self._send_error(HttpError(404, f"nothing is served at GET {self.path}"))
+        self._send_kept()
+
+    def _send_kept(self) -> None:
+        try:
+            kept = self.server.owner.kept(self.command, self.path)
+        except RequestError as error:
+            self._send_error(HttpError(error.status, str(error)))
+            return
+        if isinstance(kept, dict):
+            self._send_json(200, kept, {})
+        else:
+            self._send_events(kept, "")
 
     def _send_error(self, error: HttpError) -> None:
-        body = json.dumps(self.server.owner.error_body(error.status, error.message, error.code)).encode()
-        self.send_response(error.status)
-        for name, value in error.headers.items():
+        told = self.server.owner.error_body(error.status, error.message, error.code)
+        self._send_json(error.status, told, error.headers)
+
+    def _send_json(self, status: int, told: Json, headers: dict[str, str]) -> None:
+        body = json.dumps(told).encode()
+        self.send_response(status)
+        for name, value in headers.items():
             self.send_header(name, value)
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(body)))
@@ -115,12 +134,14 @@ class _Handler(BaseHTTPRequestHandler):
         turn, how = (answer.turn, answer.how) if isinstance(answer, Broken) else (answer, "")
         half = how in ("cut", "end", "error")
         events = list(owner.events(turn, body, how))
+        self._send_events(islice(owner.said(events, body), len(events) // 2 if half else None), how)
+
+    def _send_events(self, events: Iterator[str], how: str) -> None:
         self.send_response(200)
         self.send_header("content-type", "text/event-stream; charset=utf-8")
         self.send_header("transfer-encoding", "chunked")
         self.end_headers()
-        for number, event in enumerate(events[: len(events) // 2] if half else events):
-            owner.before_event(number)
+        for event in events:
             self._chunk(event)
         if how == "cut":
             self.close_connection = True
@@ -128,7 +149,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.shutdown(socket.SHUT_RDWR)
             return
         if how == "error":
-            self._chunk(owner.error_event())
+            self._chunk(self.server.owner.error_event())
         self.wfile.write(b"0\r\n\r\n")
 
     def _chunk(self, text: str) -> None:
@@ -203,6 +224,16 @@ class ScriptedServer:
             require(self._played < len(self.turns), f"the script is over after {len(self.turns)} turns")
             self._played += 1
             return self.turns[self._played - 1]
+
+    def said(self, events: list[str], body: Json) -> Iterator[str]:
+        """The events of an answer, each when it is made."""
+        for number, event in enumerate(events):
+            self.before_event(number)
+            yield event
+
+    def kept(self, method: str, path: str) -> Json | Iterator[str]:
+        """What is at any other address: JSON, or events."""
+        raise RequestError(f"nothing is served at {method} {path}", 404)
 
     def check(self, headers: dict[str, str], body: Json) -> None:
         raise NotImplementedError

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from squadron.actors.runs.entries import Asking, CallsEnded, Dispatch, Entry, Epoch, Sending, Thought, TryFailed
+from squadron.actors.runs.entries import (
+    Accepted,
+    Asking,
+    CallsEnded,
+    Dispatch,
+    Entry,
+    Epoch,
+    Sending,
+    Thought,
+    TryFailed,
+)
 from squadron.actors.runs.references import task_id
 from squadron.runtime.running.ledger import Ledger
 from squadron.runtime.wire.envelope import Constraints
@@ -20,15 +30,16 @@ class RunBooks:
     def __init__(self, run: str, task: str, ledger: Ledger) -> None:
         self._run, self._owner, self.ledger = run, task, ledger
         self._asking: Asking | None = None
+        self._accepted = False
         self._ours = False
         self._granted = set[str]()
 
     def apply(self, entry: Entry) -> None:
         """Take in the next entry."""
         if isinstance(entry, Epoch):
-            if self._asking is not None:
+            if self._asking is not None and not self._accepted:
                 # Its attempt died meanwhile: it may have cost all of it.
-                self._settle(_reserve(self._asking))
+                self._settle(reserve_of(self._asking))
             self._ours = entry.task == self._owner
         elif self._ours:
             self._count(entry)
@@ -36,9 +47,12 @@ class RunBooks:
     def _count(self, entry: Entry) -> None:
         match entry:
             case Asking():
-                self._asking = entry
+                self._asking, self._accepted = entry, False
                 # Charged at once, and corrected by what it came to: so a replay is never refused.
-                self.ledger.settle(self._key(entry), _reserve(entry), logged=True)
+                self.ledger.settle(self._key(entry), reserve_of(entry), logged=True)
+            case Accepted():
+                # Whoever takes it up will know what it cost.
+                self._accepted = True
             case TryFailed():
                 self._settle(Spent.of_wire(entry.spent))
             case Thought():
@@ -81,5 +95,6 @@ class RunBooks:
         return self.ledger.slice(tasks)
 
 
-def _reserve(entry: Asking) -> Spent:
+def reserve_of(entry: Asking) -> Spent:
+    """What was set aside for a call of the model."""
     return Spent(entry.tokens, entry.usd_micros, rounds=1)

@@ -107,6 +107,19 @@ class Asking(_Entry):
     usd_micros: int = 0
 
 
+class Accepted(_Entry):
+    """The provider answers a try, and goes on with that when its replica dies.
+
+    Attributes:
+        response_id: under which the next attempt takes the answer up.
+    """
+
+    kind: Literal["accepted"] = "accepted"
+    round: int
+    number: int
+    response_id: str
+
+
 class TryFailed(_Entry):
     """A try ended without a turn.
 
@@ -298,6 +311,7 @@ Entry = Annotated[
     | Started
     | Offered
     | Asking
+    | Accepted
     | TryFailed
     | Thought
     | Nudge

@@ -140,7 +140,7 @@ class Loop:
         assert state.epoch is not None
         if state.round >= state.epoch.max_rounds:
             return await self._stop("rounds", f"{state.round} rounds are the limit")
-        if state.repeats.rounds_without_news >= MOST_STALE_ROUNDS:
+        if not state.put and state.repeats.rounds_without_news >= MOST_STALE_ROUNDS:
             return await self._stop("stuck", f"{MOST_STALE_ROUNDS} rounds in a row brought nothing new")
         await self._mind.think()
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from squadron.actors.runs.books import RunBooks
-from squadron.actors.runs.entries import Asking, Summarized, Thought, TryFailed
+from squadron.actors.runs.books import RunBooks, reserve_of
+from squadron.actors.runs.entries import Accepted, Asking, Summarized, Thought, TryFailed
 from squadron.actors.runs.recorder import Recorder
 from squadron.actors.runs.state import RunState
 from squadron.actors.thinking.account import accounts_of
@@ -22,16 +23,16 @@ from squadron.actors.thinking.catalog import (
     window_of,
 )
 from squadron.actors.thinking.choice import OFFLINE
-from squadron.actors.thinking.model import ChatMessage, Model, ModelRequest, ModelTurn, ToolCall
+from squadron.actors.thinking.model import ChatMessage, Model, ModelRequest, ModelTurn, Resumable, ToolCall
 from squadron.actors.thinking.summarize import extract
 from squadron.actors.thinking.tokens import conversation_tokens, family_of, limit_named, tools_tokens
-from squadron.actors.thinking.tries import chain_from, think_patiently
+from squadron.actors.thinking.tries import chain_from, take_up, think_patiently
 from squadron.actors.thinking.window import Fitted, fit
 from squadron.runtime.errors import ModelError
 from squadron.runtime.running.context import TurnContext
 from squadron.runtime.texts import encoded
 from squadron.runtime.wire.limits import UNLIMITED
-from squadron.runtime.wire.spent import NOTHING
+from squadron.runtime.wire.spent import NOTHING, Spent
 
 #: The window of a model that nobody knows, in tokens: that of the smallest current ones.
 DEFAULT_WINDOW = 128_000
@@ -83,12 +84,12 @@ class Mind:
             **self.sampling,
         )
         try:
-            turn = await self._ask(request)
-        except ModelError as error:
-            if error.kind != "overflow" or not self._state.overflows:
-                raise
-            # The count was an estimate; what is shown from here on is shorter.
-            turn = await self._ask(request)
+            turn = await self._taken_up(request) or await self._answer(request)
+        except asyncio.CancelledError:
+            # Of a replica that is drained the next one takes it up.
+            if self.ctx.cancelled:
+                await self._give_up()
+            raise
         turn = replace(turn, model=turn.model or self._asked.model)
         used = {call.id for message in self._state.transcript.messages for call in message.tool_calls}
         if not turn.blocks:
@@ -102,6 +103,50 @@ class Mind:
                 seconds=round(self.ctx.caller.loop.time() - started, 3),
             )
         )
+
+    async def _taken_up(self, request: ModelRequest) -> ModelTurn | None:
+        """The answer to a question of an attempt that died; None if there is none, and it has to be put anew."""
+        asking, accepted = self._state.asking, self._state.accepted
+        if asking is None or accepted is None:
+            return None
+        self._asked, self._estimate = asking, Estimate(reserve_of(asking), None, asking.tokens)
+        model = self._resumable(asking.model)
+        if model is None:
+            why = ModelError(f"{asking.model} is no model of the run any more", hint="deploy with the same models")
+            await self._note_failure(asking.model, why, self._estimate.amount)
+            return None
+        try:
+            return await take_up(
+                model,
+                accepted.response_id,
+                request,
+                books=self,
+                within_s=max(0.0, self._state.deadline_at - self._now()),
+                on_text=self.on_text,
+                on_event=self._tell,
+            )
+        except ModelError as error:
+            if error.kind == "refusal":
+                raise
+            return None
+
+    def _resumable(self, name: str) -> Resumable | None:
+        return next((each for each in self.chain if isinstance(each, Resumable) and each.name == name), None)
+
+    async def _give_up(self) -> None:
+        """Nobody will take up the answer that is made now, if there is one."""
+        asking, accepted = self._state.asking, self._state.accepted
+        if asking is not None and accepted is not None and (model := self._resumable(asking.model)):
+            await model.give_up(accepted.response_id)
+
+    async def _answer(self, request: ModelRequest) -> ModelTurn:
+        try:
+            return await self._ask(request)
+        except ModelError as error:
+            if error.kind != "overflow" or not self._state.overflows:
+                raise
+            # The count was an estimate; what is shown from here on is shorter.
+            return await self._ask(request)
 
     async def _ask(self, request: ModelRequest) -> ModelTurn:
         left_s = self._state.deadline_at - self._now()
@@ -187,18 +232,35 @@ class Mind:
         since = conversation_tokens(fitted.messages[spoken + 1 :], family_of(model.name))
         return last.turn.tokens, since
 
+    async def accepted(self, model: Resumable, response_id: str, number: int) -> None:
+        """A try can be taken up; see `tries.Books`."""
+        asked = self._asked
+        await self.recorder.store(
+            Accepted(at=self._now(), round=asked.round, number=asked.number, response_id=response_id)
+        )
+
     async def failed(self, model: Model, error: ModelError, number: int) -> None:
         """A try was in vain; see `tries.Books`."""
+        if error.retryable:
+            # It may go on there, and another one is asked for.
+            await self._give_up()
+        spent = spent_by_failure(model.name, error, self._estimate)
+        if number == 0 and not error.tokens:
+            # One of an attempt that died: it may have cost all that was set aside.
+            spent = self._estimate.amount
+        await self._note_failure(model.name, error, spent)
+
+    async def _note_failure(self, model: str, error: ModelError, spent: Spent) -> None:
         limit = (limit_named(str(error)) or -1) if error.kind == "overflow" else 0
         await self.recorder.store(
             TryFailed(
                 at=self._now(),
                 round=self._asked.round,
                 number=self._asked.number,
-                model=model.name,
+                model=model,
                 error=error.kind,
                 reason=str(error),
-                spent=replace(spent_by_failure(model.name, error, self._estimate), rounds=1).to_wire(),
+                spent=replace(spent, rounds=1).to_wire(),
                 limit=limit,
             )
         )

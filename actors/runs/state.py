@@ -10,6 +10,7 @@ from typing import Any
 from squadron.actors.runs.built_in import named_in
 from squadron.actors.runs.call import Call
 from squadron.actors.runs.entries import (
+    Accepted,
     Answered,
     Asking,
     Awarded,
@@ -71,6 +72,8 @@ class RunState:
         self.turns: dict[int, Thought] = {}
         #: A question to the model whose answer is not known.
         self.asking: Asking | None = None
+        #: Under which id its provider goes on with the answer, whatever becomes of who asked.
+        self.accepted: Accepted | None = None
         #: Whether all that there is to say was said to the model, and it has not answered with a turn yet.
         self.put = False
         self.waiting: Waiting | None = None
@@ -174,7 +177,7 @@ class RunState:
 
     def _epoch(self, entry: Epoch) -> None:
         self.epoch = entry
-        if self.asking is not None:
+        if self.asking is not None and self.accepted is None:
             # Nobody will ever know what it cost; it may have been all that was set aside.
             self.spent += Spent(self.asking.tokens, self.asking.usd_micros, rounds=1)
             self.asking = None
@@ -203,7 +206,7 @@ class RunState:
         self._tell("offered", entry.at, topics=names, **{key: value for key, value in told.items() if value})
 
     def _asking(self, entry: Asking) -> None:
-        self.asking = entry
+        self.asking, self.accepted = entry, None
         if not self.put:
             self.repeats.end_round(self._news)
             self._news = []
@@ -211,6 +214,9 @@ class RunState:
         self.tries += 1
         self.waiting = None
         self.transcript.ask(self.still_running())
+
+    def _accepted(self, entry: Accepted) -> None:
+        self.accepted = entry
 
     def still_running(self) -> dict[str, str]:
         """What is said of calls that still run, by their ids."""
@@ -220,7 +226,7 @@ class RunState:
     def _failed(self, entry: TryFailed) -> None:
         self.failures += 1
         self.spent += self._cost(entry.spent)
-        self.asking = None
+        self.asking = self.accepted = None
         if entry.limit:
             self.overflows[entry.model] = entry.limit
         self._tell(
@@ -229,7 +235,7 @@ class RunState:
 
     def _thought(self, entry: Thought) -> None:
         self.spent += self._cost(entry.spent)
-        self.asking, self.put = None, False
+        self.asking, self.accepted, self.put = None, None, False
         self.turns[entry.round] = entry
         turn = entry.turn
         ids = [call_id(self.run, entry.round, position) for position in range(len(turn.tool_calls))]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 #: Why a model stopped: it had said all, it wants tools called, its tokens ran out, the conversation is too long
 #: for it, or its provider paused a long turn that goes on when it is sent back as it is.
@@ -154,4 +154,32 @@ class Model(Protocol):
 
     async def aclose(self) -> None:
         """Close the connections to the provider. May be called twice."""
+        ...
+
+
+@runtime_checkable
+class Resumable(Model, Protocol):
+    """A model whose calls go on at its provider when nobody listens any more: another process may take them up."""
+
+    async def think_resumably(
+        self,
+        request: ModelRequest,
+        on_text: Callable[[str], None],
+        on_accepted: Callable[[str], Awaitable[None]],
+    ) -> ModelTurn:
+        """As `think`; `on_accepted` is awaited once, with the id under which the call can be taken up."""
+        ...
+
+    async def take_up(
+        self, response_id: str, request: ModelRequest, on_text: Callable[[str], None] | None = None
+    ) -> ModelTurn:
+        """The turn of a call that was accepted, and all of its text from the start; `request` is what was asked.
+
+        Raises:
+            ModelError: as `think`; or the provider does not know the call any more.
+        """
+        ...
+
+    async def give_up(self, response_id: str) -> None:
+        """Have the provider end a call that nobody wants any more, if it can be reached. Does not raise."""
         ...

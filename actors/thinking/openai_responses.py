@@ -15,17 +15,23 @@ from squadron.actors.thinking.model import Attachment, ChatMessage, ModelRequest
 from squadron.actors.thinking.provider_errors import FailedResponseError
 
 if TYPE_CHECKING:
-    from openai.types.responses import Response, ResponseStreamEvent
+    from openai.types.responses import Response, ResponseIncludable, ResponseStreamEvent
 
 #: Fewest `max_output_tokens` that the API takes, and most characters of a `prompt_cache_key`.
 _FEWEST_TOKENS, _LONGEST_KEY = 16, 64
+
+#: What an answer that is stored there would otherwise keep to itself: thoughts, in a form that can be sent back.
+INCLUDED: tuple[ResponseIncludable, ...] = ("reasoning.encrypted_content",)
 
 #: Kinds of items of which text and calls say all.
 _PLAIN = frozenset({"message", "function_call"})
 
 
 class ResponsesWire:
-    """Requests and events of the Responses API."""
+    """Requests and events of the Responses API; `in_background` has the server keep the answer that it makes."""
+
+    def __init__(self, *, in_background: bool = False) -> None:
+        self._kept = {"background": True, "store": True, "include": list(INCLUDED)} if in_background else {}
 
     def takes_format(self, model: str, request: ModelRequest) -> bool:
         """Whether a schema can be given as the format of the answer."""
@@ -33,8 +39,8 @@ class ResponsesWire:
 
     def body(self, model: str, who: str, request: ModelRequest, form: AnswerForm | None) -> dict[str, Any]:
         """What to send; `form` is set where its format is to be used."""
-        # Nothing is stored there: the conversation is ours, so that any other model can go on with it.
-        body: dict[str, Any] = {"input": list(_items(request.messages, who)), "store": False}
+        # Nothing is stored there without need: the conversation is ours, so that any model can go on with it.
+        body: dict[str, Any] = {"input": list(_items(request.messages, who)), "store": False, **self._kept}
         if request.tools:
             body["tools"] = [_tool(tool) for tool in request.tools]
         if request.max_tokens is not None:
@@ -56,7 +62,7 @@ class ResponsesWire:
             FailedResponseError: it says that the response failed.
         """
         match event.type:
-            case "response.created":
+            case "response.created" | "response.queued" | "response.in_progress":
                 parts.response_id = event.response.id
             case "response.output_text.delta":
                 parts.add_text(event.delta)

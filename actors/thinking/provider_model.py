@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar, Protocol
 
 from squadron.actors.thinking.answers import AnswerForm
@@ -20,6 +21,9 @@ from squadron.runtime.redact import keep_secret, scrub
 #: Until the first event, and between two signs of life: a model that works sends pings or events far more often,
 #: and a stalled connection would otherwise be sat through for the 600 s of the SDKs.
 DEFAULT_FIRST_EVENT_S = DEFAULT_BETWEEN_EVENTS_S = 60.0
+
+#: Sends a body, or asks for the stream of an answer to it.
+OpenStream = Callable[[dict[str, Any]], Awaitable[Any]]
 
 #: To connect, as the SDKs have it.
 _CONNECT_S = 5.0
@@ -96,6 +100,20 @@ class ProviderModel(ABC):
 
     async def think(self, request: ModelRequest, on_text: Callable[[str], None] | None = None) -> ModelTurn:
         """Run one model turn; see `Model.think`."""
+        return await self._turn(request, on_text, self._ask)
+
+    async def _ask(self, body: dict[str, Any]) -> Any:
+        return await self._create(model=self._model, stream=True, **body)
+
+    async def _turn(
+        self,
+        request: ModelRequest,
+        on_text: Callable[[str], None] | None,
+        open_stream: OpenStream,
+        on_accepted: Callable[[str], Awaitable[None]] | None = None,
+        response_id: str = "",
+    ) -> ModelTurn:
+        """The turn that a stream tells; `response_id` is that of the answer, if it is known before."""
         form = AnswerForm(request.output_schema) if request.output_schema is not None else None
         in_format = form if form and form.format and self._wire.takes_format(self._model, request) else None
         if form and not in_format:
@@ -104,10 +122,13 @@ class ProviderModel(ABC):
         # An answer that is written in another form than it is read can't be shown as it comes.
         as_it_comes = form is None or (in_format is not None and not form.is_changed)
         tools = frozenset(tool.name for tool in request.tools)
-        parts = TurnParts(on_text if as_it_comes else None, tools, _length_of(body))
-        async with aclosing(self._events(body, parts)) as events:
+        parts = TurnParts(on_text if as_it_comes else None, tools, _length_of(body), response_id=response_id)
+        async with aclosing(self._events(partial(open_stream, body), parts)) as events:
             async for event in events:
                 self._read(parts, event)
+                if on_accepted is not None and parts.response_id:
+                    await on_accepted(parts.response_id)
+                    on_accepted = None
         turn = self._finished(parts)
         if form is not None:
             turn = form.of(turn)
@@ -141,11 +162,13 @@ class ProviderModel(ABC):
         except ValueError:  # nested too deep to be kept; text and calls are whole
             return turn
 
-    async def _events(self, body: dict[str, Any], parts: TurnParts) -> AsyncGenerator[Any, None]:
+    async def _events(
+        self, open_stream: Callable[[], Awaitable[Any]], parts: TurnParts
+    ) -> AsyncGenerator[Any, None]:
         heard = False
         try:
             async with asyncio.timeout(self._first_event_s) as patience:
-                async with await self._create(model=self._model, stream=True, **body) as stream:
+                async with await open_stream() as stream:
                     async for event in stream:
                         patience.reschedule(None)
                         heard = True

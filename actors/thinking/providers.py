@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from squadron.actors.thinking.anthropic_messages import MessagesWire
 from squadron.actors.thinking.credentials import VARIABLES, adopt_keys
+from squadron.actors.thinking.in_background import InBackground
 from squadron.actors.thinking.model import Model
 from squadron.actors.thinking.openai_chat import ChatWire
 from squadron.actors.thinking.openai_responses import ResponsesWire
@@ -57,6 +58,22 @@ class OpenAIModel(ProviderModel):
         return client
 
 
+class BackgroundModel(InBackground, OpenAIModel):
+    """A model of OpenAI whose calls survive who made them, for the price that OpenAI stores the conversation.
+
+    Always over the Responses API. A server that takes `background` and does nothing about it may be asked as well:
+    a call that it forgot is made again, as with any other model.
+    """
+
+    def __init__(self, model: str = "", **options: Any) -> None:
+        super().__init__(model, api="responses", **options)
+
+    def _connect(self, **options: Any) -> Any:
+        client = super()._connect(**options)
+        self._wire = ResponsesWire(in_background=True)
+        return client
+
+
 class AnthropicModel(ProviderModel):
     """A Claude model behind Anthropic's messages API.
 
@@ -84,13 +101,15 @@ _MODELS: dict[str, Callable[[str], Model]] = {
     "openai": OpenAIModel,
     "openai-chat": lambda name: OpenAIModel(name, api="chat"),
     "openai-responses": lambda name: OpenAIModel(name, api="responses"),
+    "openai-background": BackgroundModel,
     "anthropic": AnthropicModel,
 }
 
 
 def model_from(spec: str) -> Model:
-    """The model that `spec` names: `PROVIDER` or `PROVIDER:NAME`, of `openai`, `openai-chat`, `openai-responses`
-    and `anthropic`. The second and third say which of OpenAI's APIs to use; see `OpenAIModel`.
+    """The model that `spec` names: `PROVIDER` or `PROVIDER:NAME`, of `openai`, `openai-chat`, `openai-responses`,
+    `openai-background` and `anthropic`. The second and third say which of OpenAI's APIs to use, see `OpenAIModel`;
+    with the fourth a call outlives who made it, see `BackgroundModel`.
 
     Raises:
         ConfigError: `spec` has another form.
@@ -101,7 +120,7 @@ def model_from(spec: str) -> Model:
         return _MODELS[provider](model)
     hint = (
         "use openai, openai:NAME, anthropic, anthropic:NAME, or offline for no LLM at all; "
-        "openai-chat:NAME and openai-responses:NAME name the API, too"
+        "openai-chat:NAME and openai-responses:NAME name the API, too, and openai-background:NAME survives crashes"
     )
     raise ConfigError(f"{spec!r} names no model", hint=hint)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 from squadron.actors.thinking.assemble import Pieces, mended_turn
-from squadron.actors.thinking.model import Model, ModelRequest, ModelTurn
+from squadron.actors.thinking.model import Model, ModelRequest, ModelTurn, Resumable
 from squadron.actors.thinking.providers import model_from
 from squadron.runtime.errors import ConfigError, ModelError
 from squadron.runtime.retries import backoff_s
@@ -37,8 +38,14 @@ class Books(Protocol):
         """
         ...
 
+    async def accepted(self, model: Resumable, response_id: str, number: int) -> None:
+        """Called when a provider began to answer a call that can be taken up under this id; see `take_up`."""
+        ...
+
     async def failed(self, model: Model, error: ModelError, number: int) -> None:
-        """Called after every try that failed; `error.tokens` is what it used, if that is known."""
+        """Called after every try that failed; `error.tokens` is what it used, if that is known, and `number` is 0
+        for one that was taken up.
+        """
         ...
 
 
@@ -130,6 +137,28 @@ async def think_patiently(
     raise ConfigError("the chain of models is empty", hint="name at least one model")
 
 
+async def take_up(
+    model: Resumable,
+    response_id: str,
+    request: ModelRequest,
+    *,
+    books: Books,
+    within_s: float,
+    on_text: OnText,
+    on_event: OnEvent,
+) -> ModelTurn:
+    """The answer to a call that somebody else made, and that its provider accepted; asks nothing anew.
+
+    It was admitted by its account when it was made. All of its text streams again, for readers that heard none.
+
+    Raises:
+        ModelError: there is no answer; the books were told.
+    """
+    deadline = asyncio.get_running_loop().time() + within_s
+    thinking = _Thinking(request, books, deadline, None, 0, on_text, on_event)
+    return await thinking.hear(model, partial(model.take_up, response_id, request))
+
+
 @dataclass
 class _Thinking:
     """One answer that is sought: what is asked, and how often it was by now."""
@@ -169,7 +198,7 @@ class _Thinking:
         try:
             asked = await self.books.asking(model, self.request, self.number + 1)
             self.number += 1
-            turn = await self._call(model, asked)
+            turn = await self.hear(model, partial(self._call, model, asked))
             return turn
         except ModelError as error:
             failure = error
@@ -178,12 +207,22 @@ class _Thinking:
             if grant is not None:
                 grant.settle(asked, turn, failure)
 
-    async def _call(self, model: Model, request: ModelRequest) -> ModelTurn:
+    async def _call(self, model: Model, request: ModelRequest, on_text: OnText) -> ModelTurn:
+        if not isinstance(model, Resumable):
+            return await model.think(request, on_text)
+
+        async def accepted(response_id: str) -> None:
+            await self.books.accepted(model, response_id, self.number)
+
+        return await model.think_resumably(request, on_text, accepted)
+
+    async def hear(self, model: Model, call: Callable[[OnText], Awaitable[ModelTurn]]) -> ModelTurn:
+        """Hear one call out."""
         heard = _Heard(self.on_text)
         pieces = Pieces(heard)
         try:
             async with asyncio.timeout(max(self.left_s(), 0.0)) as limit:
-                turn = await model.think(request, pieces.add)
+                turn = await call(pieces.add)
             pieces.end()
             return mended_turn(replace(turn, model=turn.model or model.name))
         except TimeoutError as error:

@@ -137,6 +137,9 @@ class Tally:
                 self.run, self.model = event.get("run", ""), event.get("model", "")
             case "resumed":
                 self.attempt = event["attempt"]
+                # The turn that was streaming comes again, from its start.
+                if coming := self.rounds.get(self.round + 1):
+                    coming.text = ""
             case "text":
                 self._coming(at_s).text += event["delta"]
             case "thought":

@@ -182,8 +182,9 @@ async def test_a_run_goes_on_wherever_its_replica_dies(cases: Any, thinker: str)
 
 
 async def test_no_kind_of_entry_is_forgotten(cases: Any) -> None:
-    # Of a tool that asks for a retry there is a test of its own.
-    seen = {"withdrawn"}
+    # Of a tool that asks for a retry there is a test of its own, and of a provider that goes on alone: see
+    # `test_thoughts_killed`.
+    seen = {"withdrawn", "accepted"}
     for name in ASKED:
         case = cases(name, name)
         assert (await case.run()).ok

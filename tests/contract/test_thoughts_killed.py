@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
+import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,17 +27,35 @@ from squadron.actors.runs.session import run_id
 from squadron.actors.thinking.model import ModelTurn, ToolCall, Usage
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.config import Settings
+from squadron.runtime.asking.handle import Handle
 from squadron.runtime.asking.options import AskOptions
+from squadron.runtime.streams.writer import Chunk, Restarted
 from squadron.runtime.wire.envelope import AgentIdentity
 from squadron.runtime.wire.outcome import Outcome
 from tests.contract.conftest import Replica, peer_of, until
 from tests.contract.killed_supervisors import Fate, Supervisors
 from tests.contract.run_worker import Death
-from tests.llm_playing import ANTHROPIC, RESPONSES, Provider
+from tests.llm_playing import ANTHROPIC, BACKGROUND, RESPONSES, Provider
 
-#: Rounds of a run, and the entries of its log: the first, five a call round, and three of the one that finishes.
-ROUNDS, ENTRIES = 3, 1 + 5 + 5 + 3
-SPECS = {ANTHROPIC.name: "anthropic:claude-sonnet-5-5", RESPONSES.name: "openai-responses:gpt-5.6"}
+#: Rounds of a run.
+ROUNDS = 3
+SPECS = {
+    ANTHROPIC.name: "anthropic:claude-sonnet-5-5",
+    RESPONSES.name: "openai-responses:gpt-5.6",
+    BACKGROUND.name: "openai-background:gpt-5.6",
+}
+#: The event with which the first text of an answer in the background comes: three about the answer, six about a
+#: thought in four pieces, and the beginning of the message come before.
+FIRST_TEXT = 3 + 6 + 1
+#: What the model says in all, and what it uses for that.
+SAID, TOKENS = "I count.", ROUNDS * 120
+
+
+def entries_in(provider: Provider) -> int:
+    """How often something is stored in the log of a run at most: at first, then five times for one call, six for
+    two that don't end together, and three times in the round that finishes.
+    """
+    return 1 + 5 + 6 + 3 + (ROUNDS if provider is BACKGROUND else 0)
 
 
 class Words(Agent):
@@ -90,8 +110,11 @@ class Stage:
     spec: str
 
     async def pursue(self, id: str) -> Outcome:
+        return await (await self.submit(id)).outcome()
+
+    async def submit(self, id: str) -> Handle:
         options = AskOptions(task_id=id, within_s=110.0, model=self.spec)
-        return await self.wiring.caller.ask(
+        return await self.wiring.caller.submit(
             "goal.pursue", {"goal": f"count words for {id}.", "topics": ["words.count"]}, options
         )
 
@@ -112,7 +135,7 @@ class Stage:
         return kinds
 
 
-@pytest.fixture(params=[ANTHROPIC, RESPONSES], ids=lambda each: each.name)
+@pytest.fixture(params=[ANTHROPIC, RESPONSES, BACKGROUND], ids=lambda each: each.name)
 def provider(request: pytest.FixtureRequest) -> Provider:
     return request.param  # type: ignore[no-any-return]
 
@@ -140,26 +163,30 @@ async def die_at(settings: Settings, provider: Provider, folder: Path, deaths: S
     ids = [f"{'after' if death.after else 'before'}-{death.at}" for death in deaths]
     fate = Fate({run_id(id): death for id, death in zip(ids, deaths, strict=True)}, folder)
     async with staged(settings, provider, fate) as stage:
-        for id in ids:
+        for id, death in zip(ids, deaths, strict=True):
             kinds = await stage.check(id, await stage.pursue(id))
-            # Before the first entry nobody had begun, and after the last one there is nothing left to do.
-            assert kinds["epoch"] <= 1 + (run_id(id) in fate.died), id
+            # Before the first entry nobody had begun, and after the last one there is nothing left to do. The
+            # first three are stored at once.
+            last = Death(kinds.total() - 2, after=True)
+            went_on = run_id(id) in fate.died and death not in (Death(1, after=False), last)
+            assert kinds["epoch"] == (2 if went_on else 1), id
     assert len(fate.died) >= 0.8 * len(deaths)
 
 
 async def test_thoughts_come_back_word_for_word_after_a_sigkill(
     settings: Settings, provider: Provider, tmp_path: Path
 ) -> None:
-    await die_at(settings, provider, tmp_path, [Death(3, after=True), Death(ENTRIES - 2, after=True)])
+    await die_at(settings, provider, tmp_path, [Death(3, after=True), Death(entries_in(provider) - 2, after=True)])
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 async def test_thoughts_come_back_wherever_it_dies(settings: Settings, provider: Provider, tmp_path: Path) -> None:
-    deaths = [Death(at, after) for at in range(1, ENTRIES + 1) for after in (False, True)]
+    deaths = [Death(at, after) for at in range(1, entries_in(provider) + 1) for after in (False, True)]
     await die_at(settings, provider, tmp_path, deaths)
 
 
+@pytest.mark.parametrize("provider", [ANTHROPIC, RESPONSES], indirect=True, ids=lambda each: each.name)
 async def test_a_supervisor_that_dies_while_its_model_speaks_asks_that_again_and_nothing_else(
     settings: Settings, provider: Provider, tmp_path: Path
 ) -> None:
@@ -178,3 +205,63 @@ async def test_a_supervisor_that_dies_while_its_model_speaks_asks_that_again_and
         assert stage.supervisors.killed == 1
         assert len(stage.server.requests) == kinds["asking"] == ROUNDS + 1
         assert (kinds["thought"], kinds["epoch"]) == (ROUNDS, 2)
+
+
+async def killed_while_it_speaks(stage: Stage, meanwhile: Callable[[], None]) -> tuple[str, Outcome]:
+    """A run whose first turn was read in part when its supervisor died; `meanwhile` is called then.
+
+    Returns what whoever read along has in the end, and what came of it.
+    """
+    heard = threading.Event()
+
+    def kill(event: int) -> None:
+        if event == FIRST_TEXT + 1 and not stage.supervisors.killed:
+            assert heard.wait(60), "nobody read anything"
+            os.kill(stage.supervisors.pids[0], signal.SIGKILL)
+            meanwhile()
+
+    stage.server.before_event = kill
+    handle, text = await stage.submit("spoken"), ""
+    async for event in handle.events():
+        if isinstance(event, Restarted):
+            text = ""
+        elif isinstance(event, Chunk) and event.value["event"] == "text":
+            text += event.value["delta"]
+            heard.set()
+    assert stage.supervisors.killed == 1
+    return text, await handle.outcome()
+
+
+@pytest.mark.parametrize("provider", [BACKGROUND], indirect=True, ids=lambda each: each.name)
+async def test_a_call_in_the_background_outlives_who_made_it(
+    settings: Settings, provider: Provider, tmp_path: Path
+) -> None:
+    async with staged(settings, provider, Fate({}, tmp_path)) as stage:
+
+        def think_on() -> None:
+            # It is still in the middle when it is taken up.
+            while not stage.server.asked_for:
+                time.sleep(0.02)
+
+        text, outcome = await killed_while_it_speaks(stage, think_on)
+        kinds = await stage.check("spoken", outcome)
+
+        assert len(stage.server.requests) == kinds["asking"] == kinds["accepted"] == ROUNDS
+        assert [each.split()[:2] for each in stage.server.asked_for] == [["GET", "resp_1"]]
+        assert (kinds["thought"], kinds["epoch"], kinds["failed"]) == (ROUNDS, 2, 0)
+        assert text == SAID
+        assert (outcome.spent.tokens, outcome.unwrap()["tokens"]) == (TOKENS, TOKENS)
+
+
+@pytest.mark.parametrize("provider", [BACKGROUND], indirect=True, ids=lambda each: each.name)
+async def test_a_call_that_its_provider_forgot_is_charged_and_made_again(
+    settings: Settings, provider: Provider, tmp_path: Path
+) -> None:
+    async with staged(settings, provider, Fate({}, tmp_path)) as stage:
+        text, outcome = await killed_while_it_speaks(stage, stage.server.answers.clear)
+        kinds = await stage.check("spoken", outcome)
+
+        assert len(stage.server.requests) == kinds["asking"] == ROUNDS + 1
+        assert (kinds["thought"], kinds["epoch"], kinds["failed"]) == (ROUNDS, 2, 1)
+        assert text == SAID
+        assert outcome.spent.tokens == outcome.unwrap()["tokens"] > TOKENS

@@ -8,9 +8,11 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from squadron.actors.runs.books import Books
 from squadron.actors.runs.built_in import BUILT_IN
 from squadron.actors.runs.entries import (
     ENTRIES,
+    Accepted,
     Asking,
     CallEnd,
     CallsEnded,
@@ -30,6 +32,9 @@ from squadron.actors.runs.references import call_id
 from squadron.actors.runs.state import RunState
 from squadron.actors.runs.toolbox import Toolbox
 from squadron.actors.thinking.model import ChatMessage, ModelTurn, ToolCall
+from squadron.runtime.running.ledger import Ledger
+from squadron.runtime.wire.limits import UNLIMITED
+from squadron.runtime.wire.spent import Spent
 from squadron.runtime.wire.topics import SemanticTopic
 
 RUN = "run-1"
@@ -69,18 +74,26 @@ class Writer:
 
     def ask(self) -> None:
         round, number = self.state.round + 1, self.state.tries + 1
-        self.write(Asking(at=0, round=round, number=number, model="m", digest=""))
+        if self.state.asking is None:
+            self.write(Asking(at=0, round=round, number=number, model="m", digest="", tokens=100))
+            if self.draw(st.booleans()):
+                self.write(Accepted(at=0, round=round, number=number, response_id="resp-1"))
+        # Else the call of an attempt that died is taken up.
         end = self.draw(st.sampled_from(["turn", "turn", "turn", "fails", "dies"]))
-        if end == "fails":
-            self.write(TryFailed(at=0, round=round, number=number, model="m", error="passing", reason="busy"))
-        elif end == "turn":
+        spent = Spent(7, rounds=1).to_wire()
+        if end == "dies":
+            self.begin()
+        elif end == "fails":
+            why = {"error": "passing", "reason": "busy"}
+            self.write(TryFailed(at=0, round=round, number=number, model="m", spent=spent, **why))
+        else:
             count = self.draw(st.integers(0, 4))
             # Some servers number the calls of each turn anew.
             calls = tuple(
                 ToolCall(f"c{n}", self.draw(st.sampled_from(["a__b", "for_each", "nobody"])), self.arguments())
                 for n in range(count)
             )
-            self.write(Thought(at=0, round=round, turn=ModelTurn("", calls), seconds=0))
+            self.write(Thought(at=0, round=round, turn=ModelTurn("", calls), spent=spent, seconds=0))
 
     def arguments(self) -> dict[str, Any]:
         return {"topic": "a.b", "items": [{}] * self.draw(st.integers(0, 3)), "arguments": {}}
@@ -142,6 +155,30 @@ def logs(draw: st.DrawFn) -> Writer:
         else:
             writer.nudge()
     return writer
+
+
+@given(logs())
+def test_each_question_is_charged_once_for_what_it_cost_or_for_what_was_set_aside(writer: Writer) -> None:
+    ledger = Ledger(UNLIMITED)
+    books = Books(RUN, "", ledger)
+    charged, open_, accepted = 0, False, False
+    for entry in writer.log:
+        books.apply(entry)
+        match entry:
+            case Asking():
+                open_, accepted = True, False
+            case Accepted():
+                accepted = True
+            case Thought() | Failed():
+                charged, open_ = charged + 7, False
+            case Epoch() if open_ and not accepted:
+                charged, open_ = charged + 100, False
+    asked = sum(isinstance(entry, Asking) for entry in writer.log)
+
+    assert (writer.state.asking is not None) == open_
+    assert (writer.state.spent.tokens, writer.state.spent.rounds) == (charged, asked - open_)
+    # What nobody knows the end of is charged in advance.
+    assert (ledger.spent.tokens, ledger.spent.rounds) == (charged + 100 * open_, asked)
 
 
 def check_pairs(messages: Iterable[ChatMessage]) -> None:

@@ -77,6 +77,15 @@ def test_the_tree_has_rounds_calls_costs_trouble_and_the_way_to_answer() -> None
     assert lines[-1].endswith("And so")
 
 
+def test_a_turn_that_comes_again_after_a_crash_is_shown_once() -> None:
+    pane = _Pane("Pursuing")
+    told(pane, rounds=1, calls=0)
+    pane.event({"event": "resumed", "at_s": 3.0, "attempt": 2, "replica": "x"})
+    pane.event({"event": "text", "at_s": 4.0, "delta": "And so on"})
+
+    assert pane.tally.rounds[2].text == "And so on"
+
+
 @pytest.mark.parametrize(("rounds", "calls"), [(2, 40), (14, 4), (30, 40)])
 def test_on_80_columns_it_fits_and_hides_nothing_that_waits_for_people(rounds: int, calls: int) -> None:
     pane = _Pane("Pursuing the goal with anthropic:claude-of-a-rather-long-name-that-goes-on")
