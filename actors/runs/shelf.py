@@ -7,6 +7,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+
 from squadron.actors.runs.built_in import BUILT_IN
 from squadron.actors.runs.call import Call
 from squadron.actors.runs.entries import TryFailed
@@ -24,6 +26,7 @@ from squadron.runtime.wire.subjects import token_of
 MOST_RUNS = 10_000
 
 
+@with_config(ConfigDict(allow_inf_nan=False))
 @dataclass(frozen=True, slots=True)
 class RunInfo:
     """One run in a list. Times are in seconds since the epoch; `usd` is in US dollars.
@@ -106,6 +109,7 @@ class RunView:
         return asdict(self)
 
 
+_INFO = TypeAdapter(RunInfo)
 #: Runs by the task that they are, oldest first.
 Infos = Mapping[str, list[RunInfo]]
 #: Why a model was asked in vain, by round.
@@ -144,10 +148,11 @@ class Runs:
         about = (message.metadata or {}).get("about")
         if not isinstance(about, Mapping):
             return None
-        known = {name: about[name] for name in RunInfo.__dataclass_fields__ if name in about}
         try:
-            info = RunInfo(**{"state": "running", **known, "run": key.rpartition(".")[2], "updated": at})
-        except TypeError:
+            named = {"run": key.rpartition(".")[2], "updated": at}
+            info = _INFO.validate_python({"state": "running", **about, **named})
+        except ValidationError:
+            # Anybody may write there.
             return None
         if not info.ended and token_of(info.task) in stopped:
             return RunInfo(**(asdict(info) | {"state": "cancelled"}))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
+
+import pytest
 
 from squadron import Agent, Budget, Context, topic
 from squadron.testing import MemorySquad
@@ -37,3 +40,15 @@ async def test_what_was_spent_before_a_task_was_parked_is_spent_when_it_goes_on(
     assert outcome.unwrap() == "yes"
     assert asker.left == [1000, 100]
     assert outcome.spent.tokens == 900
+
+
+@pytest.mark.parametrize("about", [{"deadline": "soon"}, {"task": 7}, {"usd": float("inf")}, {"rounds": None}])
+async def test_a_foreign_message_among_the_runs_hides_no_other(about: dict[str, Any]) -> None:
+    async with MemorySquad() as squad:
+        ports = squad._wiring.ports
+        for run, said in (("run-bad", about), ("run-good", {"state": "finished", "more": 1, "deadline": 5})):
+            data = ports.pack("event", {"content": []}, id=run, metadata={"about": said})
+            await ports.runs.append(ports.subjects.run(run), data, ttl_s=100, expect_seq=0)
+
+        assert [info.run for info in await squad.runs.list()] == ["run-good"]
+        assert (await squad.runs.show("good")).info.deadline == 5
