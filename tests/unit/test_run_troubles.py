@@ -7,8 +7,12 @@ from typing import Any
 
 import pytest
 
-from squadron import Agent, Budget, Context, topic
-from squadron.testing import MemorySquad
+from squadron import Agent, Budget, Context, Retry, topic
+from squadron.actors.llm.llm_agent import LLMAgent
+from squadron.actors.llm.tools import tool
+from squadron.actors.thinking.model import ModelRequest, ModelTurn, ToolCall
+from squadron.runtime.errors import ConfigError
+from squadron.testing import FunctionModel, MemorySquad
 
 
 class Asker(Agent):
@@ -52,3 +56,49 @@ async def test_a_foreign_message_among_the_runs_hides_no_other(about: dict[str, 
 
         assert [info.run for info in await squad.runs.list()] == ["run-good"]
         assert (await squad.runs.show("good")).info.deadline == 5
+
+
+class Stuck(LLMAgent):
+    """Thinks with a tool that comes to nothing."""
+
+    @tool
+    async def work(self) -> str:
+        """Work."""
+        raise Retry("not yet", after_s=0.0)
+
+    @tool
+    async def sleep(self) -> str:
+        """Sleep."""
+        await asyncio.sleep(100)
+        return "slept"
+
+    @topic("stuck.fails")
+    async def fails(self, ctx: Context) -> str:
+        """Be given up."""
+        return await self.think(ctx, "work")
+
+    @topic("stuck.moves_on")
+    async def moves_on(self, ctx: Context) -> str:
+        """Do without an answer."""
+        try:
+            return await asyncio.wait_for(self.think(ctx, "sleep"), 5)
+        except TimeoutError:
+            return "never mind"
+
+
+@pytest.mark.parametrize(("name", "kind"), [("stuck.fails", "dead_lettered"), ("stuck.moves_on", "result")])
+async def test_a_run_whose_task_is_over_does_not_run(name: str, kind: str) -> None:
+    def decide(request: ModelRequest) -> ModelTurn:
+        return ModelTurn("", (ToolCall("a", request.messages[-1].content, {}),))
+
+    async with MemorySquad() as squad:
+        await squad.deploy(Stuck, model=FunctionModel(decide))
+        outcome = await squad.ask(name, within_s=900)
+        assert outcome.kind == kind
+
+        (info,) = await squad.runs.list()
+        assert info.state == (await squad.runs.show(info.run)).info.state == "stale"
+        with pytest.raises(ConfigError, match=f"has ended: stale.*squadron dlq redrive {info.task}"):
+            await squad.runs.cancel(info.run)
+        with pytest.raises(ConfigError, match=f"squadron dlq redrive {info.task}"):
+            await squad.resume_run(info.run)
