@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from squadron.actors.runs.built_in import BUILT_IN
 from squadron.actors.runs.call import Call
@@ -14,22 +16,25 @@ from squadron.actors.runs.log import entries_of, read
 from squadron.actors.runs.state import RunState
 from squadron.actors.runs.toolbox import Toolbox
 from squadron.runtime.asking.cancel import request_cancel
-from squadron.runtime.errors import ConfigError, InvalidMessageError
+from squadron.runtime.errors import ConfigError, InvalidMessageError, InvalidSubjectError, SquadronError
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.wire.envelope import AgentMessage
+from squadron.runtime.wire.outcome import DeadLettered, Rejected, from_content
 from squadron.runtime.wire.spent import Spent
-from squadron.runtime.wire.subjects import token_of
+from squadron.runtime.wire.subjects import check_token, token_of
 
 #: Runs that are looked at for one list; the oldest of more are not seen.
 MOST_RUNS = 10_000
 
 
+@with_config(ConfigDict(allow_inf_nan=False))
 @dataclass(frozen=True, slots=True)
 class RunInfo:
     """One run in a list. Times are in seconds since the epoch; `usd` is in US dollars.
 
-    `state` is "running", "failed", or how it ended: see `RunReport.stopped`. One that nobody works on any more is
-    "running" until its deadline, and "stale" after it; "cancelled" if somebody stopped it.
+    `state` is "running", "failed", or how it ended: see `RunReport.stopped`. One without an end that nobody works
+    on any more is "stale": its task has ended or was given up, or its deadline has passed; "cancelled" if somebody
+    stopped it.
     """
 
     run: str
@@ -106,6 +111,7 @@ class RunView:
         return asdict(self)
 
 
+_INFO = TypeAdapter(RunInfo)
 #: Runs by the task that they are, oldest first.
 Infos = Mapping[str, list[RunInfo]]
 #: Why a model was asked in vain, by round.
@@ -127,14 +133,18 @@ class Runs:
         Raises:
             BusUnavailableError: the server can't be reached.
         """
+        found = [info for info in await self._infos() if agent in ("", info.agent)]
+        return tuple([await self._looked(info) for info in found[:most]])
+
+    async def _infos(self) -> Sequence[RunInfo]:
+        """All runs by what is stored of them, the latest change first."""
         entries = await self._ports.runs.latest(self._ports.subjects.run())
         stopped = {
             entry.key.rpartition(".")[2]
             for entry in await self._ports.lite.latest(self._ports.subjects.lite_of("cancel"))
         }
         found = [info for each in entries if (info := self._info(each.key, each.data, each.time, stopped))]
-        fitting = [info for info in found if agent in ("", info.agent)]
-        return tuple(sorted(fitting, key=lambda info: -info.updated)[:most])
+        return sorted(found, key=lambda info: -info.updated)[:MOST_RUNS]
 
     def _info(self, key: str, data: bytes, at: float, stopped: Collection[str]) -> RunInfo | None:
         try:
@@ -144,16 +154,22 @@ class Runs:
         about = (message.metadata or {}).get("about")
         if not isinstance(about, Mapping):
             return None
-        known = {name: about[name] for name in RunInfo.__dataclass_fields__ if name in about}
         try:
-            info = RunInfo(**{"state": "running", **known, "run": key.rpartition(".")[2], "updated": at})
-        except TypeError:
+            named = {"run": key.rpartition(".")[2], "updated": at}
+            info = _INFO.validate_python({"state": "running", **about, **named})
+        except ValidationError:
+            # Anybody may write there.
             return None
         if not info.ended and token_of(info.task) in stopped:
-            return RunInfo(**(asdict(info) | {"state": "cancelled"}))
-        # Nobody ends a run whose task was given up, or whose caller is gone.
+            return replace(info, state="cancelled")
+        # Nobody ends a run whose caller is gone.
         stale = not info.ended and self._ports.clock.time() > info.deadline > 0
-        return RunInfo(**(asdict(info) | {"state": "stale"})) if stale else info
+        return replace(info, state="stale") if stale else info
+
+    async def _looked(self, info: RunInfo) -> RunInfo:
+        """The same, when it is known whether its task still is."""
+        over = not info.ended and await is_over(self._ports, info.agent, info.task)
+        return replace(info, state="stale") if over else info
 
     async def find(self, id: str) -> RunInfo:
         """The run of this id, or the only one that begins with it.
@@ -162,12 +178,12 @@ class Runs:
             ConfigError: there is none, or more than one.
         """
         exact = id if id.startswith("run-") else f"run-{id}"
-        found = [info for info in await self.list(most=MOST_RUNS) if info.run.startswith(exact)]
+        found = [info for info in await self._infos() if info.run.startswith(exact)]
         whole = [info for info in found if info.run == exact]
         if len(whole or found) != 1:
             what = f"{len(found)} runs begin with {id!r}" if found else f"there is no run {id!r}"
             raise ConfigError(what, hint="see `squadron runs list`")
-        return (whole or found)[0]
+        return await self._looked((whole or found)[0])
 
     async def show(self, id: str) -> RunView:
         """One run with all that its log tells, and with the runs that it called.
@@ -177,7 +193,7 @@ class Runs:
             BusUnavailableError: the server can't be reached.
         """
         infos = defaultdict[str, list[RunInfo]](list)
-        for info in sorted(await self.list(most=MOST_RUNS), key=lambda info: info.started):
+        for info in sorted(await self._infos(), key=lambda info: info.started):
             # A handler may think more than once.
             infos[info.task].append(info)
         return await self._view(await self.find(id), infos, set())
@@ -215,7 +231,9 @@ class Runs:
 
     async def _call(self, state: RunState, call: Call, infos: Infos, above: set[str]) -> CallView:
         inner = [info for index in range(call.tasks) for info in infos.get(state.task(call.id, index), ())]
-        runs = [await self._view(info, infos, above) for info in inner if info.run not in above]
+        runs = [
+            await self._view(await self._looked(each), infos, above) for each in inner if each.run not in above
+        ]
         spent = state.spent_on(call)
         reasons = [end.reason for end in call.ends.values() if end.reason]
         return CallView(
@@ -242,6 +260,37 @@ class Runs:
         """
         info = await self.find(id)
         if info.ended:
-            raise ConfigError(f"{info.run} has ended: {info.state}", hint="`squadron runs resume` has it go on")
+            resumes = info.topic == "goal.pursue"
+            verb = f"runs resume {info.run}" if resumes else f"dlq redrive {info.task}"
+            raise ConfigError(f"{info.run} has ended: {info.state}", hint=f"`squadron {verb}` has it go on")
         await request_cancel(self._ports, info.task, deadline_at_s=info.deadline)
         return info
+
+
+async def is_over(ports: Ports, agent: str, task: str) -> bool:
+    """Whether a task of this agent has an outcome, or was given up: its run has nobody who could end it.
+
+    Raises:
+        BusUnavailableError: the server can't be reached.
+    """
+    try:
+        letter = ports.subjects.dead(check_token(agent, "agent"), task)
+    except InvalidSubjectError:
+        # Anybody may write there.
+        return False
+    if await ports.dead.last(letter) is not None:
+        return True
+    # Whoever asked has a lite topic for the outcome, under a name of its own.
+    kept = await ports.lite.latest(ports.subjects.lite_of().removesuffix("*") + token_of(task))
+    return any(_ends(task, entry.data) for entry in kept)
+
+
+def _ends(task: str, data: bytes) -> bool:
+    try:
+        message = AgentMessage.decode(data)
+        outcome = from_content(message.payload.content)
+    except SquadronError:
+        return False
+    # What has a dead letter may have been put back since.
+    final = not isinstance(outcome, DeadLettered | Rejected)
+    return final and message.type == "result" and message.context.parent_message_id == task

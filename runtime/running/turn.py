@@ -229,7 +229,7 @@ class Turns:
             ended = await self._run_handler(handler, delivery, context, common)
             if isinstance(ended, LetGo):
                 return ended
-            if isinstance(ended, Again):
+            if isinstance(ended, Again | Later):
                 await keep_spent(self._ports, message, ledger, context.deadline)
             # Whoever reads the outcome can count on all that was emitted before it.
             await context.finish(ended.kind if isinstance(ended, Outcome) else "again")

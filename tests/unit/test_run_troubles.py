@@ -1,0 +1,104 @@
+"""What goes wrong around runs: parked turns, foreign entries, models that raise, time that is up."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from squadron import Agent, Budget, Context, Retry, topic
+from squadron.actors.llm.llm_agent import LLMAgent
+from squadron.actors.llm.tools import tool
+from squadron.actors.thinking.model import ModelRequest, ModelTurn, ToolCall
+from squadron.runtime.errors import ConfigError
+from squadron.testing import FunctionModel, MemorySquad
+
+
+class Asker(Agent):
+    """Spends, and asks a person then."""
+
+    def __init__(self) -> None:
+        self.left: list[int | None] = []
+
+    @topic("asker.go", run_timeout_s=1000)
+    async def go(self, ctx: Context) -> str:
+        """Spend, and ask."""
+        self.left.append(ctx.budget.tokens)
+        if len(self.left) == 1:
+            ctx.charge(900)
+        return str((await ctx.ask_person("Go on?", park=True)).value)
+
+
+async def test_what_was_spent_before_a_task_was_parked_is_spent_when_it_goes_on() -> None:
+    async with MemorySquad() as squad:
+        asker = Asker()
+        await squad.deploy(asker)
+        asking = asyncio.create_task(squad.ask("asker.go", within_s=900, budget=Budget(tokens=1000)))
+        async for news in squad.follow_questions():
+            await asyncio.sleep(30)  # it is parked by then
+            await squad.answer(news.asked.query_id, "yes", by="ann")
+            break
+        outcome = await asking
+
+    assert outcome.unwrap() == "yes"
+    assert asker.left == [1000, 100]
+    assert outcome.spent.tokens == 900
+
+
+@pytest.mark.parametrize("about", [{"deadline": "soon"}, {"task": 7}, {"usd": float("inf")}, {"rounds": None}])
+async def test_a_foreign_message_among_the_runs_hides_no_other(about: dict[str, Any]) -> None:
+    async with MemorySquad() as squad:
+        ports = squad._wiring.ports
+        for run, said in (("run-bad", about), ("run-good", {"state": "finished", "more": 1, "deadline": 5})):
+            data = ports.pack("event", {"content": []}, id=run, metadata={"about": said})
+            await ports.runs.append(ports.subjects.run(run), data, ttl_s=100, expect_seq=0)
+
+        assert [info.run for info in await squad.runs.list()] == ["run-good"]
+        assert (await squad.runs.show("good")).info.deadline == 5
+
+
+class Stuck(LLMAgent):
+    """Thinks with a tool that comes to nothing."""
+
+    @tool
+    async def work(self) -> str:
+        """Work."""
+        raise Retry("not yet", after_s=0.0)
+
+    @tool
+    async def sleep(self) -> str:
+        """Sleep."""
+        await asyncio.sleep(100)
+        return "slept"
+
+    @topic("stuck.fails")
+    async def fails(self, ctx: Context) -> str:
+        """Be given up."""
+        return await self.think(ctx, "work")
+
+    @topic("stuck.moves_on")
+    async def moves_on(self, ctx: Context) -> str:
+        """Do without an answer."""
+        try:
+            return await asyncio.wait_for(self.think(ctx, "sleep"), 5)
+        except TimeoutError:
+            return "never mind"
+
+
+@pytest.mark.parametrize(("name", "kind"), [("stuck.fails", "dead_lettered"), ("stuck.moves_on", "result")])
+async def test_a_run_whose_task_is_over_does_not_run(name: str, kind: str) -> None:
+    def decide(request: ModelRequest) -> ModelTurn:
+        return ModelTurn("", (ToolCall("a", request.messages[-1].content, {}),))
+
+    async with MemorySquad() as squad:
+        await squad.deploy(Stuck, model=FunctionModel(decide))
+        outcome = await squad.ask(name, within_s=900)
+        assert outcome.kind == kind
+
+        (info,) = await squad.runs.list()
+        assert info.state == (await squad.runs.show(info.run)).info.state == "stale"
+        with pytest.raises(ConfigError, match=f"has ended: stale.*squadron dlq redrive {info.task}"):
+            await squad.runs.cancel(info.run)
+        with pytest.raises(ConfigError, match=f"squadron dlq redrive {info.task}"):
+            await squad.resume_run(info.run)
