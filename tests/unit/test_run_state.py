@@ -169,7 +169,7 @@ def test_each_question_is_charged_once_for_what_it_cost_or_for_what_was_set_asid
                 open_, accepted = True, False
             case Accepted():
                 accepted = True
-            case Thought() | Failed():
+            case Thought() | TryFailed():
                 charged, open_ = charged + 7, False
             case Epoch() if open_ and not accepted:
                 charged, open_ = charged + 100, False
