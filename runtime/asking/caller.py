@@ -248,12 +248,10 @@ class Caller:
         owner: str = "",
         once: bool = False,
     ) -> Handle:
-        """Send a task; it is durable when this returns.
-
-        What is wrong with the call itself (no such topic, input that does not fit) settles the handle at once.
+        """Send a task; it is durable when this returns, or the handle is settled: the call itself was wrong.
 
         Args:
-            owner: of the lite topic of its outcome, which whoever takes over under it finds; by default of ours.
+            owner: of the lite topic of its outcome, which whoever takes over finds; by default of ours.
             once: its id is of the owner's own making, and it may be sent again under it, however late.
         """
         ask = options or AskOptions()

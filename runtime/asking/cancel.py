@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from squadron.runtime.ports.bus import Note, Subscription
 from squadron.runtime.store.port_set import Ports
@@ -71,16 +71,17 @@ class Cancellations:
         """Whether this task was cancelled."""
         return bool(self._cancelled) and self._cancelled.get(token_of(task_id), 0.0) > self._clock.time()
 
-    def watch(self, task_id: str, stop: Callable[[], None]) -> None:
-        """Call `stop` when this task is cancelled."""
-        self._running.setdefault(token_of(task_id), []).append(stop)
+    def watch(self, task_ids: Iterable[str], stop: Callable[[], None]) -> None:
+        """Call `stop` when one of these tasks is cancelled."""
+        for task_id in task_ids:
+            self._running.setdefault(token_of(task_id), []).append(stop)
 
-    def unwatch(self, task_id: str, stop: Callable[[], None]) -> None:
+    def unwatch(self, task_ids: Iterable[str], stop: Callable[[], None]) -> None:
         """Who would stop does not run any more."""
-        token = token_of(task_id)
-        left = [each for each in self._running.pop(token, ()) if each is not stop]
-        if left:
-            self._running[token] = left
+        for token in map(token_of, task_ids):
+            left = [each for each in self._running.pop(token, ()) if each is not stop]
+            if left:
+                self._running[token] = left
 
 
 async def is_cancelled(ports: Ports, task_id: str) -> bool:

@@ -295,9 +295,8 @@ class Turns:
         limit_s = context.deadline.earliest(handler.run_timeout_s)
         # A plain timer: `asyncio.timeout` costs three times as much, for each task.
         late = self._caller.loop.call_later(limit_s, stop, "late")
-        cancel = partial(stop, "cancelled")
-        for id in cancelled_with(message):
-            self._cancelled.watch(id, cancel)
+        ids, cancel = cancelled_with(message), partial(stop, "cancelled")
+        self._cancelled.watch(ids, cancel)
         answer: Any = _NOTHING
         failure: BaseException | None = None
         try:
@@ -318,8 +317,7 @@ class Turns:
             failure = error
         finally:
             late.cancel()
-            for id in cancelled_with(message):
-                self._cancelled.unwatch(id, cancel)
+            self._cancelled.unwatch(ids, cancel)
         common |= {"latency_ms": (self._caller.loop.time() - started) * 1000, "spent": context.ledger.spent}
         for _ in stopped:
             turn.uncancel()
@@ -328,6 +326,20 @@ class Turns:
             return Cancelled(reason="cancelled while it ran", **common)
         if stopped and answer is _NOTHING:
             return TimedOut(reason=f"ran longer than its {round(limit_s, 3):g} s", **common)
+        if failure is not None:
+            return await self._failed(failure, handler, delivery, context, common)
+        if not isinstance(answer, Answer):
+            answer = Answer(answer)
+        return Result(data=answer.data, confidence=answer.confidence, reasoning=answer.reasoning, **common)
+
+    async def _failed(
+        self,
+        failure: BaseException,
+        handler: Handler,
+        delivery: Delivery,
+        context: TurnContext,
+        common: dict[str, Any],
+    ) -> Outcome | Again | Later | LetGo:
         if isinstance(failure, Park):
             return Later(failure)
         if isinstance(failure, InvalidInputError):
@@ -335,11 +347,7 @@ class Turns:
         if isinstance(failure, SupersededError):
             context.log.info("turn.superseded", reason=str(failure))
             return LetGo()
-        if failure is not None:
-            return self._judge(failure, handler.retries, common, context)
-        if not isinstance(answer, Answer):
-            answer = Answer(answer)
-        return Result(data=answer.data, confidence=answer.confidence, reasoning=answer.reasoning, **common)
+        return self._judge(failure, handler.retries, common, context)
 
     def _context(
         self, message: AgentMessage, common: dict[str, Any], lite_key: str, ledger: Ledger

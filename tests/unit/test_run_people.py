@@ -16,7 +16,7 @@ from squadron.actors.runs.loop import PARK_AFTER_S
 from squadron.actors.runs.shelf import Runs
 from squadron.actors.thinking.model import Model, ModelTurn, ToolCall
 from squadron.runtime.asking.answering import OpenQuestion
-from squadron.testing import MemorySquad
+from squadron.testing import MemorySquad, now_s
 from squadron.testing.scripted_model import ScriptedModel, ScriptedTurn
 
 
@@ -187,3 +187,82 @@ async def test_a_run_that_ends_otherwise_withdraws_its_questions(squad: MemorySq
 
     assert (await running).kind == "cancelled"
     assert await squad.questions() == []
+
+
+async def test_a_call_that_the_model_wants_no_more_does_not_go_out_whatever_a_person_says_then(
+    squad: MemorySquad,
+) -> None:
+    supervisor, post, running = await pursue(
+        squad,
+        turn(send("a", "hello"), ToolCall("q", "ask_person", {"question": "Who?"})),
+        turn(ToolCall("c", "cancel_calls", {"calls": ["a"]})),
+        FINISH,
+        gather={"after": 1},
+    )
+    questions = {}
+    while len(questions) < 2:
+        await asyncio.sleep(0.1)
+        questions = {each.question.kind: each for each in await squad.questions()}
+    await squad.answer(questions["question"].query_id, "me", by="ana")
+
+    assert (await running).unwrap()["stopped"] == "finished"
+    assert post.sent == []
+    assert await squad.questions() == []
+    told = [message.content for message in supervisor.model.seen[-1].messages]
+    assert any("ended as cancelled" in each for each in told)
+
+
+async def test_a_run_that_is_parked_goes_on_when_its_own_time_has_come(squad: MemorySquad) -> None:
+    both = turn(send("a", "hello"), ToolCall("q", "ask_person", {"question": "Who?"}))
+    supervisor, _, running = await pursue(
+        squad, both, FINISH, trust=["post.*"], gather={"after": "all", "within_s": 60}
+    )
+    await asked(squad)
+    started = now_s()
+
+    assert (await running).unwrap()["stopped"] == "finished"
+    # One end is enough after a minute; the person has most of an hour.
+    assert 50 < now_s() - started < 120
+    assert "waits for a person" in supervisor.model.seen[-1].messages[-1].content
+
+
+async def test_nobody_is_asked_for_what_could_not_go_out(squad: MemorySquad) -> None:
+    wrong = ToolCall("a", "post__send", {"no": "such field"})
+    nothing = ToolCall("b", "for_each", {"topic": "post.send", "items": []})
+    supervisor, post, running = await pursue(squad, turn(wrong, nothing), FINISH)
+
+    assert (await running).unwrap()["stopped"] == "finished"
+    assert post.sent == []
+    first, second = supervisor.model.seen[-1].messages[-2:]
+    assert (first.is_error, second.is_error) == (True, False)
+
+
+async def test_of_many_items_those_that_can_not_be_made_are_not_put_to_a_person(squad: MemorySquad) -> None:
+    items = [{"text": "one"}, {"to": "nobody"}]
+    each = ToolCall(
+        "e", "for_each", {"topic": "post.send", "items": items, "arguments": {"text": {"$item": "/text"}}}
+    )
+    _, post, running = await pursue(squad, turn(each), FINISH)
+
+    question = await asked(squad)
+    assert question.question.proposal is not None
+    assert question.question.proposal.arguments == [{"text": "one"}]
+    await squad.answer(question.query_id, by="ana")
+
+    assert (await running).ok
+    assert post.sent == ["one"]
+
+
+async def test_a_run_that_goes_on_is_held_to_what_it_was_told(squad: MemorySquad) -> None:
+    _, post, running = await pursue(
+        squad, turn(), turn(send("a", "hello")), FINISH, approve=["*.*"], topics=["post.*"], max_rounds=1
+    )
+    first = (await running).unwrap()
+    going_on = asyncio.create_task(squad.resume_run(first["run"]))
+
+    question = await asked(squad)
+    assert post.sent == []
+    await squad.answer(question.query_id, by="ana")
+
+    assert (await going_on).unwrap()["stopped"] == "finished"
+    assert post.sent == ["hello"]
