@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from squadron.actors.runs.books import Books
+from squadron.actors.runs.books import RunBooks
 from squadron.actors.runs.built_in import BUILT_IN
 from squadron.actors.runs.entries import (
     ENTRIES,
@@ -160,7 +160,7 @@ def logs(draw: st.DrawFn) -> Writer:
 @given(logs())
 def test_each_question_is_charged_once_for_what_it_cost_or_for_what_was_set_aside(writer: Writer) -> None:
     ledger = Ledger(UNLIMITED)
-    books = Books(RUN, "", ledger)
+    books = RunBooks(RUN, "", ledger)
     charged, open_, accepted = 0, False, False
     for entry in writer.log:
         books.apply(entry)
