@@ -12,7 +12,7 @@ import pytest
 from squadron import Agent, topic
 from squadron.actors.runs.built_in import BUILT_IN
 from squadron.actors.runs.toolbox import MAX_OFFERED
-from squadron.actors.thinking.model import ChatMessage, ModelTurn
+from squadron.actors.thinking.model import ChatMessage, ModelRequest, ModelTurn
 from squadron.runtime.errors import ModelError
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
 from tests.unit.test_supervisor import (
@@ -47,8 +47,8 @@ async def attempts(squad: Squad, first: Scripted, then: Any, second: Scripted, *
 
 
 def asked(supervisor: Scripted, position: int) -> tuple[list[ChatMessage], list[str]]:
-    messages, tools = supervisor.model.seen[position]
-    return list(messages), [tool.name for tool in tools]
+    request = supervisor.model.seen[position]
+    return list(request.messages), [tool.name for tool in request.tools]
 
 
 class Storms(Agent):
@@ -179,8 +179,8 @@ async def test_what_a_page_says_pulls_no_result_into_a_text(squad: Squad, quoted
 async def test_a_text_that_is_a_reference_made_by_the_run_is_one(squad: Squad) -> None:
     await squad.deploy(Echo())
 
-    def refer(messages: Any, tools: Any) -> ModelTurn:
-        (id,) = re.findall(r"call (r1c1-\w+)", messages[-1].content)
+    def refer(request: ModelRequest) -> ModelTurn:
+        (id,) = re.findall(r"call (r1c1-\w+)", request.messages[-1].content)
         return turn(call("mail", "echo__back", text=json.dumps({"$from": id})))
 
     supervisor = Scripted(turn(call("a", "echo__back", text="hello")), refer, finish(mail={"$from": "mail"}))
