@@ -224,6 +224,10 @@ class ModelError(SquadronError):
         return self.kind in ("passing", "limit")
 
 
+class RunOverError(SquadronError, TimeoutError):
+    """The time of a run is up: its model is not asked any more."""
+
+
 class SupersededError(SquadronError):
     """Another attempt at the same work has taken over: this one does nothing more, and has no outcome of its own.
 

@@ -28,7 +28,7 @@ from squadron.actors.thinking.summarize import extract
 from squadron.actors.thinking.tokens import conversation_tokens, family_of, limit_named, tools_tokens
 from squadron.actors.thinking.tries import chain_from, take_up, think_patiently
 from squadron.actors.thinking.window import Fitted, fit
-from squadron.runtime.errors import ModelError
+from squadron.runtime.errors import ModelError, RunOverError
 from squadron.runtime.running.context import TurnContext
 from squadron.runtime.texts import encoded
 from squadron.runtime.wire.limits import UNLIMITED
@@ -71,7 +71,7 @@ class Mind:
         Raises:
             BudgetError: nothing is left to ask with.
             ModelError: no model of the chain gives an answer.
-            TimeoutError: the run's time is up.
+            RunOverError: the run's time is up.
             SupersededError: another attempt has taken the run over.
         """
         started = self.ctx.caller.loop.time()
@@ -151,7 +151,7 @@ class Mind:
     async def _ask(self, request: ModelRequest) -> ModelTurn:
         left_s = self._state.deadline_at - self._now()
         if left_s <= 0:
-            raise TimeoutError
+            raise RunOverError("its time is up")
         last = self._state.last
         return await think_patiently(
             chain_from(self.chain, last.turn.model if last is not None else ""),

@@ -9,11 +9,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
+import structlog
+
 from squadron.actors.thinking.assemble import Pieces, mended_turn
 from squadron.actors.thinking.model import Model, ModelRequest, ModelTurn, Resumable
 from squadron.actors.thinking.providers import model_from
-from squadron.runtime.errors import ConfigError, ModelError
-from squadron.runtime.retries import backoff_s
+from squadron.runtime.errors import ConfigError, ModelError, Park, Retry, SupersededError, Terminal
+from squadron.runtime.retries import backoff_s, places_of, summary_of, traceback_of
 
 #: How often one model is asked before the next of the chain is: a hiccup and a second one are survived, a lasting
 #: outage costs three requests and not nine (the SDKs try once, `max_retries=0`).
@@ -24,6 +26,10 @@ LIMIT_TRIES, FIRST_LIMIT_PAUSE_S = 6, 2.0
 #: Added to what a provider asks us to wait, as a part of it and at most in seconds: replicas that were refused in
 #: the same moment don't come back in the same moment.
 WAIT_JITTER, MOST_JITTER_S = 0.25, 1.0
+
+#: What a model may raise to say what is to become of the task.
+_OURS = (Terminal, Retry, Park, SupersededError)
+_log = structlog.get_logger("squadron.model")
 
 OnText = Callable[[str], None]
 OnEvent = Callable[[dict[str, Any]], None]
@@ -225,20 +231,24 @@ class _Thinking:
                 turn = await call(pieces.add)
             pieces.end()
             return mended_turn(replace(turn, model=turn.model or model.name))
-        except TimeoutError as error:
-            if not limit.expired():
-                raise
-            failure = ModelError(
-                f"{model.name} did not answer in the time that was left",
-                hint="give it more time, or another model",
-                kind="passing",
-                began=heard.any,
-            )
-            await self._failed(model, failure, heard)
-            raise failure from error
         except ModelError as error:
             await self._failed(model, error, heard)
             raise
+        except _OURS:
+            raise
+        except Exception as error:
+            # Anybody may write a model; what it raises is booked as any other failed try.
+            if isinstance(error, TimeoutError) and limit.expired():
+                what = f"{model.name} did not answer in the time that was left"
+                failure = ModelError(what, hint="give it more time, or another model", kind="passing")
+            else:
+                failure = ModelError(
+                    f"{model.name} raised {summary_of(error)}", hint="the replica's log says where"
+                )
+                _log.warning("model.raised", model=model.name, at=places_of(error), traceback=traceback_of(error))
+            failure.began = heard.any
+            await self._failed(model, failure, heard)
+            raise failure from error
 
     async def _failed(self, model: Model, error: ModelError, heard: _Heard) -> None:
         if heard.any:

@@ -19,6 +19,7 @@ from squadron.actors.llm.llm_agent import LLMAgent
 from squadron.actors.llm.tools import tool
 from squadron.actors.thinking.model import ChatMessage, Model, ModelRequest, ModelTurn, ToolCall
 from squadron.runtime.asking.options import AskOptions
+from squadron.runtime.errors import Retry
 from squadron.runtime.running.context import Context
 from squadron.runtime.store.dead_letters import DeadLetters
 from squadron.runtime.wire.outcome import DeadLettered
@@ -54,7 +55,7 @@ class Thinker(Supervisor):
         if request.messages[-1].role == "user":
             return ModelTurn("I count.", (ToolCall("c", "words__count", {"text": "one two three"}),))
         if self.broken:
-            raise RuntimeError("this model is out of its mind")
+            raise Retry("this model is out of its mind")
         end = {"answer": "three", "deliverables": {"n": {"$from": "c"}}}
         return ModelTurn("", (ToolCall("f", "finish", end),))
 

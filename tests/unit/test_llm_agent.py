@@ -22,7 +22,7 @@ from squadron.actors.thinking.model import ChatMessage, Model, ModelRequest, Mod
 from squadron.actors.thinking.repair import CUT_BEFORE
 from squadron.actors.thinking.shapes import InputShape
 from squadron.runtime.calling import Threads
-from squadron.runtime.errors import InvalidAgentError, Terminal
+from squadron.runtime.errors import InvalidAgentError, Retry, Terminal
 from squadron.runtime.ports.queue import Delivery
 from squadron.runtime.running.context import Context
 from squadron.runtime.running.turn import Turns
@@ -451,7 +451,7 @@ async def test_a_rotated_key_is_picked_up(squad: MemorySquad, monkeypatch: pytes
 
 async def test_an_answer_that_was_sent_back_is_not_judged_again_by_the_next_attempt(squad: MemorySquad) -> None:
     def dies(*_: Any) -> ModelTurn:
-        raise RuntimeError("the replica is gone")
+        raise Retry("the replica is gone")
 
     agent = Listener(turn(text="They are sad."), dies, turn(text='{"word": "sad", "strength": 3}'))
     await squad.deploy(agent)

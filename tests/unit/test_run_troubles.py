@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from squadron import Agent, Budget, Context, Retry, topic
+from squadron.actors.goals.supervisor import Supervisor
 from squadron.actors.llm.llm_agent import LLMAgent
 from squadron.actors.llm.tools import tool
 from squadron.actors.thinking.model import ModelRequest, ModelTurn, ToolCall
@@ -102,3 +103,44 @@ async def test_a_run_whose_task_is_over_does_not_run(name: str, kind: str) -> No
             await squad.runs.cancel(info.run)
         with pytest.raises(ConfigError, match=f"squadron dlq redrive {info.task}"):
             await squad.resume_run(info.run)
+
+
+class Thinking(LLMAgent):
+    """Thinks."""
+
+    @topic("thinking.do")
+    async def do(self, ctx: Context) -> str:
+        """Think."""
+        return await self.think(ctx, "Well?")
+
+
+@pytest.mark.parametrize("error", [TimeoutError("socket"), KeyError("choices"), ExceptionGroup("", [OSError()])])
+async def test_a_model_that_raises_is_told_as_a_failed_try_and_ends_the_run(error: Exception) -> None:
+    asked = list[ModelRequest]()
+
+    def decide(request: ModelRequest) -> ModelTurn:
+        asked.append(request)
+        raise error
+
+    async with MemorySquad() as squad:
+        await squad.deploy(Supervisor, model=FunctionModel(decide, name="openai:gpt-4o"))
+        outcome = await squad.run("x", budget=Budget(usd=1.0))
+        view = await squad.runs.show((await squad.runs.list())[0].run)
+
+    assert (outcome.kind, view.info.state, view.failures, len(asked)) == ("failed", "failed", 1, 1)
+    assert f"gave no answer: openai:gpt-4o raised {type(error).__name__}" in outcome.reason
+    # It may have cost something, and both say the same about it.
+    assert view.info.usd == pytest.approx(outcome.spent.usd)
+
+
+async def test_what_a_model_raises_ends_the_task_of_its_handler_without_another_attempt() -> None:
+    def decide(request: ModelRequest) -> ModelTurn:
+        raise KeyError("choices")
+
+    async with MemorySquad() as squad:
+        await squad.deploy(Thinking, model=FunctionModel(decide))
+        outcome = await squad.ask("thinking.do")
+
+    assert (outcome.kind, outcome.attempt) == ("failed", 1)
+    assert "KeyError: 'choices'" in outcome.reason
+    assert "time is up" not in outcome.reason

@@ -31,7 +31,7 @@ from squadron.actors.thinking.model import (
 )
 from squadron.runtime.asking.caller import Caller
 from squadron.runtime.asking.options import AskOptions
-from squadron.runtime.errors import ModelError, SupersededError, Terminal
+from squadron.runtime.errors import ModelError, Retry, SupersededError, Terminal
 from squadron.runtime.running.context import TurnContext
 from squadron.runtime.running.ledger import Ledger
 from squadron.runtime.running.turn import Turns
@@ -576,7 +576,7 @@ async def test_progress_is_emitted_in_order_and_kept_in_the_timeline(squad: Squa
 # -- another attempt takes over
 
 
-class _CrashError(Exception):
+class _CrashError(Retry):
     pass
 
 
