@@ -110,13 +110,14 @@ class Queries:
         return CallsEnded(at=self.ctx.caller.ports.clock.time(), ends=(end,))
 
     def park(self, calls: Sequence[Call], *, until: float) -> Park | None:
-        """What has the turn parked until one of these is answered; None while one of them is not asked yet.
+        """What has the turn parked until one of these is answered; None while one of them is not asked yet, or
+        something else goes on in the turn.
 
         Args:
             until: when it is to go on at the latest, in seconds since the epoch.
         """
         waiting = [self._asked[call.id] for call in calls if call.id in self._asked]
-        if len(waiting) < len(calls):
+        if len(waiting) < len(calls) or len(self.ctx.thinking) > 1:
             return None
         park = park_for(waiting)
         return Park(queries=park.queries, deadline_ms=min(park.deadline_ms, round(1000 * until)))

@@ -181,6 +181,7 @@ class Session:
             on_event=self.emitter.send,
             output_schema=self.output_schema,
         )
+        self.ctx.thinking.add(self.run)
         try:
             async with asyncio.TaskGroup() as group:
                 queries = Queries(self.ctx, recorder, self.approvals)
@@ -192,6 +193,7 @@ class Session:
         except BaseExceptionGroup as errors:
             raise raised_of(errors) from None
         finally:
+            self.ctx.thinking.discard(self.run)
             self.ctx.caller.forget(self.run)
 
 

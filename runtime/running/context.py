@@ -304,6 +304,11 @@ class TurnContext(Context):
 
     lease: Lease | None = None
 
+    @cached_property
+    def thinking(self) -> set[str]:
+        """Runs that go on in this turn: a handler may think several thoughts at once."""
+        return set()
+
     @property
     def agent(self) -> str:
         """The agent whose turn it is, by the name under which it is deployed."""

@@ -12,11 +12,14 @@ from squadron.actors.agent import Agent
 from squadron.actors.decorators import topic
 from squadron.actors.goals.planner import Plan
 from squadron.actors.goals.supervisor import Supervisor
+from squadron.actors.llm.llm_agent import LLMAgent
+from squadron.actors.llm.tools import tool
 from squadron.actors.runs.loop import PARK_AFTER_S
 from squadron.actors.runs.shelf import Runs
-from squadron.actors.thinking.model import Model, ModelTurn, ToolCall
+from squadron.actors.thinking.model import Model, ModelRequest, ModelTurn, ToolCall
 from squadron.runtime.asking.answering import OpenQuestion
-from squadron.testing import MemorySquad, now_s
+from squadron.runtime.running.context import Context
+from squadron.testing import FunctionModel, MemorySquad, now_s
 from squadron.testing.scripted_model import ScriptedModel, ScriptedTurn
 
 
@@ -266,3 +269,47 @@ async def test_a_run_that_goes_on_is_held_to_what_it_was_told(squad: MemorySquad
 
     assert (await going_on).unwrap()["stopped"] == "finished"
     assert post.sent == ["hello"]
+
+
+async def test_a_turn_that_thinks_twice_at_once_is_not_parked_under_the_other_thought(squad: MemorySquad) -> None:
+    class Twin(LLMAgent):
+        """You think twice at once."""
+
+        asks = ("post.send",)
+
+        def __init__(self) -> None:
+            self.worked = 0
+
+        def make_model(self, spec: str) -> Model:
+            return FunctionModel(self.decide)
+
+        def decide(self, request: ModelRequest) -> ModelTurn:
+            if request.messages[-1].role == "tool":
+                return ModelTurn("done")
+            return turn(
+                send("s", "hello") if request.messages[-1].content == "send" else ToolCall("w", "work", {})
+            )
+
+        @topic("twin.think")
+        async def both(self, ctx: Context) -> list[str]:
+            """Think two thoughts."""
+            return list(await asyncio.gather(self.think(ctx, "send"), self.think(ctx, "work")))
+
+        @tool
+        async def work(self) -> str:
+            """Work for most of a minute."""
+            self.worked += 1
+            await asyncio.sleep(50)
+            return "worked"
+
+    twin, post = Twin(), Post()
+    await squad.deploy(post)
+    await squad.deploy(twin)
+    running = asyncio.create_task(squad.ask("twin.think", within_s=900))
+    question = await asked(squad)
+    await asyncio.sleep(30)
+    await squad.answer(question.query_id, by="ana")
+
+    assert (await running).unwrap() == ["done", "done"]
+    # Nobody took its slot away while it worked.
+    assert (twin.worked, post.sent) == (1, ["hello"])
