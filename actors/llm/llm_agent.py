@@ -31,7 +31,7 @@ from squadron.actors.thinking.providers import model_key
 from squadron.actors.thinking.thinker import Thinker
 from squadron.actors.thinking.tokens import family_of
 from squadron.runtime.errors import Terminal
-from squadron.runtime.running.context import Context, TurnContext
+from squadron.runtime.running.context import IN_TIME, Context, TurnContext
 from squadron.runtime.texts import encoded
 from squadron.runtime.wire.topics import SemanticTopic
 
@@ -156,7 +156,7 @@ class LLMAgent(Thinker):
                 chain=chain,
                 emitter=emitter,
                 max_rounds=MAX_ROUNDS,
-                within_s=min(WITHIN_S, ctx.deadline.remaining_s()),
+                within_s=min(WITHIN_S, IN_TIME * ctx.deadline.remaining_s()),
                 sampling=sampling_of(ctx),
                 output_schema=schema,
             )
