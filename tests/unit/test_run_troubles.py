@@ -200,3 +200,52 @@ async def test_what_a_turn_asked_for_stops_when_the_turn_is_stopped_for_its_time
         assert (await squad.ask("patient.wait", within_s=900)).kind == "timed_out"
         await patient.ended.wait()
         assert patient.took_s == pytest.approx(5, abs=2)
+
+
+class Counted(FunctionModel):
+    """A model that is closed once, and not while it is asked."""
+
+    asked, closed = 0, 0
+
+    async def think(self, request: ModelRequest, on_text: Callable[[str], None]) -> ModelTurn:
+        self.asked += 1
+        await asyncio.sleep(1 if request.messages[-1].content == "Well?" else 60)
+        assert not self.closed
+        return await super().think(request, on_text)
+
+    async def aclose(self) -> None:
+        self.closed += 1
+
+
+class Many(Thinking):
+    """Thinks with whatever model it is told."""
+
+    def __init__(self) -> None:
+        self.made = dict[str, Counted]()
+
+    def make_model(self, spec: str) -> Counted:
+        assert spec not in self.made or self.made[spec].closed
+        self.made[spec] = Counted(lambda _: "hm", name=spec)
+        return self.made[spec]
+
+    @topic("many.slowly")
+    async def slowly(self, ctx: Context) -> str:
+        """Think for a minute."""
+        return await self.think(ctx, "Slowly.")
+
+
+async def test_of_the_models_that_tasks_name_those_used_last_stay_open() -> None:
+    async with MemorySquad() as squad:
+        many = Many()
+        await squad.deploy(many)
+        slow = asyncio.create_task(squad.ask("many.slowly", model="mine:slow", within_s=300))
+        while not (many.made and many.made["mine:slow"].asked):
+            await asyncio.sleep(0.1)
+        for number in [*range(10), 4, *range(10, 13)]:
+            assert (await squad.ask("thinking.do", model=f"mine:{number}")).unwrap() == "hm"
+        still = [name for name, model in many.made.items() if not model.closed]
+        assert still == ["mine:slow", *(f"mine:{number}" for number in (4, 7, 8, 9, 10, 11, 12))]
+        assert (await slow).unwrap() == "hm"
+
+    assert {model.closed for model in many.made.values()} == {1}
+    assert many.made["mine:4"].asked == 2
