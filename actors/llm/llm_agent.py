@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import inspect
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from functools import cached_property
 from typing import Any, ClassVar, TypeVar, cast
 from weakref import WeakKeyDictionary
@@ -31,7 +33,7 @@ from squadron.actors.thinking.providers import model_key
 from squadron.actors.thinking.thinker import Thinker
 from squadron.actors.thinking.tokens import family_of
 from squadron.runtime.errors import Terminal
-from squadron.runtime.running.context import Context, TurnContext
+from squadron.runtime.running.context import IN_TIME, Context, TurnContext
 from squadron.runtime.texts import encoded
 from squadron.runtime.wire.topics import SemanticTopic
 
@@ -41,6 +43,8 @@ T = TypeVar("T")
 MAX_ROUNDS = 8
 #: How often a typed answer that does not fit is sent back.
 MAX_REPAIRS = 2
+#: Models that stay open when nobody uses them, those used last.
+MOST_MODELS = 8
 #: Longest life of one such run, in seconds: a task without a deadline has its handler's own.
 WITHIN_S = 24 * 3600.0
 
@@ -75,6 +79,11 @@ class LLMAgent(Thinker):
         return {}
 
     @cached_property
+    def _users(self) -> Counter[str]:
+        """How often each of these is in use."""
+        return Counter()
+
+    @cached_property
     def _tools(self) -> list[ToolSpec]:
         return tools_of(self)
 
@@ -102,16 +111,34 @@ class LLMAgent(Thinker):
             )
         return open_model(spec)
 
-    def _chain(self, ctx: Context) -> list[Model]:
+    @asynccontextmanager
+    async def _chain(self, ctx: Context) -> AsyncIterator[list[Model]]:
+        """The models to ask, which stay open meanwhile."""
         if self.given_model is not None:
-            return [self.given_model]
+            yield [self.given_model]
+            return
         specs = [spec.strip() for spec in spec_of(ctx).split(",")]
         # A model that was made with a key that was rotated since is not the one to ask.
         keys = [model_key(spec) for spec in specs]
-        for spec, key in zip(specs, keys, strict=True):
-            if key not in self._models:
-                self._models[key] = self.make_model(spec)
-        return [self._models[key] for key in keys]
+        self._users.update(keys)
+        try:
+            for spec, key in zip(specs, keys, strict=True):
+                known = self._models.pop(key, None)
+                # What was used last is last.
+                self._models[key] = self.make_model(spec) if known is None else known
+            yield [self._models[key] for key in keys]
+        finally:
+            self._users.subtract(keys)
+            await self._close_old()
+
+    async def _close_old(self) -> None:
+        # Whoever sends tasks names models, as many as they like.
+        unused = [key for key in self._models if self._users[key] <= 0]
+        over = max(0, len(self._models) - MOST_MODELS)
+        closing = [self._models.pop(key) for key in unused[:over]]
+        for key in [key for key, count in self._users.items() if count <= 0]:
+            del self._users[key]
+        await asyncio.gather(*(model.aclose() for model in closing), return_exceptions=True)
 
     async def think(self, ctx: Context, prompt: str, *, attachments: Sequence[Attachment] = ()) -> str:
         """The model's answer to `prompt`, in words; streamed to whoever follows the task.
@@ -137,7 +164,6 @@ class LLMAgent(Thinker):
 
     async def _converse(self, ctx: Context, prompt: ChatMessage, answer: TypeAdapter[Any] | None) -> Any:
         turn = cast("TurnContext", ctx)
-        chain = self._chain(ctx)
         schema = answer.json_schema() if answer is not None else None
         # The same on every attempt: what the handler asks, and how often it did so before.
         digest = hashlib.sha256(encoded((prompt, schema))).hexdigest()
@@ -148,7 +174,7 @@ class LLMAgent(Thinker):
             notes = Notes.of(turn)
             own += [NoteTool(definition, notes) for definition in NOTE_TOOLS]
         memory = Exchanges(turn, seen.total(), remembers=self.remembers)
-        async with Emitter(ctx, only={"retry"}) as emitter:
+        async with self._chain(ctx) as chain, Emitter(ctx, only={"retry"}) as emitter:
             session = Session(
                 ctx=turn,
                 run=run_id(ctx.message.id, digest, str(seen[digest])),
@@ -156,7 +182,7 @@ class LLMAgent(Thinker):
                 chain=chain,
                 emitter=emitter,
                 max_rounds=MAX_ROUNDS,
-                within_s=min(WITHIN_S, ctx.deadline.remaining_s()),
+                within_s=min(WITHIN_S, IN_TIME * ctx.deadline.remaining_s()),
                 sampling=sampling_of(ctx),
                 output_schema=schema,
             )

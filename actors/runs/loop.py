@@ -29,7 +29,7 @@ from squadron.actors.runs.references import BadReferenceError
 from squadron.actors.runs.state import RunState
 from squadron.actors.runs.toolbox import MAX_OFFERED
 from squadron.actors.thinking.model import ModelTurn
-from squadron.runtime.errors import BudgetError, ModelError, Terminal
+from squadron.runtime.errors import BudgetError, ModelError, RunOverError, Terminal
 from squadron.runtime.wire.topics import SemanticTopic
 
 #: How a run ended: with the goal achieved or given up, at a limit, because its model failed for good, or because
@@ -104,7 +104,7 @@ class Loop:
                 await self._mind.ctx.caller.loop.create_future()
             try:
                 await self._step()
-            except TimeoutError:
+            except RunOverError:
                 await self._stop("time", "its time is up")
             except BudgetError as error:
                 await self._stop("budget", str(error))
@@ -172,11 +172,12 @@ class Loop:
     async def _wait(self, within_s: float = math.inf) -> None:
         state = self._state
         left_s = state.deadline_at - self._now()
-        if left_s <= 0:
-            raise TimeoutError
+        if self._mind.left_s() <= 0:
+            raise RunOverError("its time is up")
+        # A parked run takes no time of the attempt: only the whole run's counts.
         wait_s = min(left_s, within_s)
         if state.running or not state.asks or wait_s <= PARK_AFTER_S:
-            await self._recorder.changed(wait_s)
+            await self._recorder.changed(min(wait_s, self._mind.left_s()))
             return
         until = self._now() + wait_s
         if await self._recorder.changed(PARK_AFTER_S):

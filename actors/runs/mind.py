@@ -36,6 +36,8 @@ from squadron.runtime.wire.spent import NOTHING, Spent
 
 #: The window of a model that nobody knows, in tokens: that of the smallest current ones.
 DEFAULT_WINDOW = 128_000
+#: With less than this left the time is up, in seconds: two clocks never agree to the last digit.
+MOMENT_S = 0.01
 
 
 @dataclass
@@ -121,7 +123,7 @@ class Mind:
                 accepted.response_id,
                 request,
                 books=self,
-                within_s=max(0.0, self._state.deadline_at - self._now()),
+                within_s=max(0.0, self.left_s()),
                 on_text=self.on_text,
                 on_event=self._tell,
             )
@@ -148,21 +150,30 @@ class Mind:
             # The count was an estimate; what is shown from here on is shorter.
             return await self._ask(request)
 
+    def left_s(self) -> float:
+        """Seconds until the run's time is up, or that of this attempt; below zero if it is."""
+        return min(self._state.deadline_at, self.ctx.answer_by.at_ms / 1000) - self._now()
+
     async def _ask(self, request: ModelRequest) -> ModelTurn:
-        left_s = self._state.deadline_at - self._now()
+        left_s = self.left_s()
         if left_s <= 0:
             raise RunOverError("its time is up")
         last = self._state.last
-        return await think_patiently(
-            chain_from(self.chain, last.turn.model if last is not None else ""),
-            request,
-            books=self,
-            within_s=left_s,
-            on_text=self.on_text,
-            on_event=self._tell,
-            account=accounts_of(self.ctx.caller),
-            priority=self.ctx.message.routing.priority,
-        )
+        try:
+            return await think_patiently(
+                chain_from(self.chain, last.turn.model if last is not None else ""),
+                request,
+                books=self,
+                within_s=left_s,
+                on_text=self.on_text,
+                on_event=self._tell,
+                account=accounts_of(self.ctx.caller),
+                priority=self.ctx.message.routing.priority,
+            )
+        except ModelError as error:
+            if self.left_s() < MOMENT_S:
+                raise RunOverError("its time is up") from error
+            raise
 
     def _tell(self, event: dict[str, Any]) -> None:
         self.on_event(event | {"round": self._state.round + 1})

@@ -18,6 +18,7 @@ from squadron.actors.runs.loop import Aim, Loop, raised_of
 from squadron.actors.runs.mind import Mind
 from squadron.actors.runs.queries import Queries
 from squadron.actors.runs.recorder import Recorder
+from squadron.actors.runs.shelf import is_over
 from squadron.actors.runs.state import RunState
 from squadron.actors.runs.toolbox import Toolbox
 from squadron.actors.thinking.catalog import load_prices
@@ -110,11 +111,17 @@ class Session:
             raise Terminal(f"there is no run {self.run!r}, or it ended more than a week ago")
         ports, epoch = self.ctx.caller.ports, state.epoch
         under_way = state.finished is None and ports.clock.time() < state.deadline_at
-        # One that was cancelled has no end in its log: it may have waited, or died meanwhile.
-        if self.again and under_way and not (epoch is not None and await is_cancelled(ports, epoch.task)):
+        if self.again and under_way and not (epoch is not None and await self._is_left(state.started, epoch.task)):
             raise Terminal(f"{self.run} is still under way")
         if not self.again and state.started is not None:
             raise SupersededError(f"another task goes on with {self.run}")
+
+    async def _is_left(self, started: Started | None, task: str) -> bool:
+        """Whether nobody goes on with a run that has no end in its log: it may have waited, or died meanwhile."""
+        ports = self.ctx.caller.ports
+        return await is_cancelled(ports, task) or (
+            started is not None and await is_over(ports, started.agent, task)
+        )
 
     def _delivery(self) -> tuple[int, int]:
         lease = self.ctx.lease

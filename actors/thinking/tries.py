@@ -14,7 +14,15 @@ import structlog
 from squadron.actors.thinking.assemble import Pieces, mended_turn
 from squadron.actors.thinking.model import Model, ModelRequest, ModelTurn, Resumable
 from squadron.actors.thinking.providers import model_from
-from squadron.runtime.errors import ConfigError, ModelError, Park, Retry, SupersededError, Terminal
+from squadron.runtime.errors import (
+    BusUnavailableError,
+    ConfigError,
+    ModelError,
+    Park,
+    Retry,
+    SupersededError,
+    Terminal,
+)
 from squadron.runtime.retries import backoff_s, places_of, summary_of, traceback_of
 
 #: How often one model is asked before the next of the chain is: a hiccup and a second one are survived, a lasting
@@ -27,8 +35,8 @@ LIMIT_TRIES, FIRST_LIMIT_PAUSE_S = 6, 2.0
 #: the same moment don't come back in the same moment.
 WAIT_JITTER, MOST_JITTER_S = 0.25, 1.0
 
-#: What a model may raise to say what is to become of the task.
-_OURS = (Terminal, Retry, Park, SupersededError)
+#: What says what is to become of the task, or that nothing can be noted now.
+_OURS = (Terminal, Retry, Park, SupersededError, BusUnavailableError)
 _log = structlog.get_logger("squadron.model")
 
 OnText = Callable[[str], None]

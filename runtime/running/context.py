@@ -43,6 +43,8 @@ T = TypeVar("T")
 
 #: Life of a conversation's memory after its last entry, in seconds: a working week.
 MEMORY_TTL_S = 7 * 24 * 3600.0
+#: Part of its time after which a turn should come to its end by itself: what is left is for telling of it.
+IN_TIME = 0.95
 
 
 class Context(AsksPeople):
@@ -308,6 +310,14 @@ class TurnContext(Context):
     def thinking(self) -> set[str]:
         """Runs that go on in this turn: a handler may think several thoughts at once."""
         return set()
+
+    @cached_property
+    def answer_by(self) -> Deadline:
+        """When this attempt should end by itself: so it is heard before its caller gives up or it is stopped.
+
+        It is set when the handler starts; until then it is the caller's deadline.
+        """
+        return self.deadline
 
     @property
     def agent(self) -> str:

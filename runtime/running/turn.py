@@ -24,7 +24,7 @@ from squadron.runtime.errors import (
 from squadron.runtime.ports.queue import Delivery
 from squadron.runtime.retries import Retries, backoff_s, failure_details, summary_of, text_of, traceback_of
 from squadron.runtime.running.bidding import Offers, Statistics
-from squadron.runtime.running.context import TurnContext
+from squadron.runtime.running.context import IN_TIME, TurnContext
 from squadron.runtime.running.earlier import keep_spent, open_ledger
 from squadron.runtime.running.handover import HAND_ON_S, LONGEST_HAND_ON_S, hand_over
 from squadron.runtime.running.ledger import Ledger
@@ -293,6 +293,7 @@ class Turns:
 
         started = self._caller.loop.time()
         limit_s = context.deadline.earliest(handler.run_timeout_s)
+        context.answer_by = Deadline.after(IN_TIME * limit_s, self._ports.clock)
         # A plain timer: `asyncio.timeout` costs three times as much, for each task.
         late = self._caller.loop.call_later(limit_s, stop, "late")
         ids, cancel = cancelled_with(message), partial(stop, "cancelled")
@@ -325,6 +326,7 @@ class Turns:
             await context.cancel_children()
             return Cancelled(reason="cancelled while it ran", **common)
         if stopped and answer is _NOTHING:
+            await context.cancel_children()
             return TimedOut(reason=f"ran longer than its {round(limit_s, 3):g} s", **common)
         if failure is not None:
             return await self._failed(failure, handler, delivery, context, common)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from squadron.actors.llm.llm_agent import LLMAgent
 from squadron.actors.llm.tools import tool
 from squadron.actors.thinking.model import ModelRequest, ModelTurn, ToolCall
 from squadron.runtime.errors import ConfigError
-from squadron.testing import FunctionModel, MemorySquad
+from squadron.testing import FunctionModel, MemorySquad, now_s
 
 
 class Asker(Agent):
@@ -144,3 +145,107 @@ async def test_what_a_model_raises_ends_the_task_of_its_handler_without_another_
     assert (outcome.kind, outcome.attempt) == ("failed", 1)
     assert "KeyError: 'choices'" in outcome.reason
     assert "time is up" not in outcome.reason
+
+
+class Slow(FunctionModel):
+    """A model that takes half an hour for an answer."""
+
+    async def think(self, request: ModelRequest, on_text: Callable[[str], None]) -> ModelTurn:
+        await asyncio.sleep(1800)
+        return await super().think(request, on_text)
+
+
+@pytest.mark.parametrize(("within_s", "in_s"), [(900, 114), (100, 95)])
+async def test_an_agent_tells_in_time_that_its_model_gave_no_answer(within_s: float, in_s: float) -> None:
+    async with MemorySquad() as squad:
+        await squad.deploy(Thinking, model=Slow(lambda _: "hm", name="mine"))
+        began = now_s()
+        outcome = await squad.ask("thinking.do", within_s=within_s)
+
+        assert outcome.kind == "failed"
+        assert "its time is up" in outcome.reason
+        assert outcome.spent.rounds == 1
+        # Its handler may run for 120 s.
+        assert now_s() - began == pytest.approx(in_s, abs=1)
+        assert (await squad.runs.list())[0].state == "failed"
+
+
+class Patient(Agent):
+    """Works for long, or has it done and waits for that."""
+
+    def __init__(self) -> None:
+        self.ended = asyncio.Event()
+        self.took_s = 0.0
+
+    @topic("patient.work", run_timeout_s=1000)
+    async def work(self) -> None:
+        """Work."""
+        began = now_s()
+        try:
+            await asyncio.sleep(500)
+        finally:
+            self.took_s = now_s() - began
+            self.ended.set()
+
+    @topic("patient.wait", run_timeout_s=5)
+    async def wait(self, ctx: Context) -> None:
+        """Wait for work."""
+        await ctx.ask("patient.work")
+
+
+async def test_what_a_turn_asked_for_stops_when_the_turn_is_stopped_for_its_time() -> None:
+    async with MemorySquad() as squad:
+        patient = Patient()
+        await squad.deploy(patient)
+        assert (await squad.ask("patient.wait", within_s=900)).kind == "timed_out"
+        await patient.ended.wait()
+        assert patient.took_s == pytest.approx(5, abs=2)
+
+
+class Counted(FunctionModel):
+    """A model that is closed once, and not while it is asked."""
+
+    asked, closed = 0, 0
+
+    async def think(self, request: ModelRequest, on_text: Callable[[str], None]) -> ModelTurn:
+        self.asked += 1
+        await asyncio.sleep(1 if request.messages[-1].content == "Well?" else 60)
+        assert not self.closed
+        return await super().think(request, on_text)
+
+    async def aclose(self) -> None:
+        self.closed += 1
+
+
+class Many(Thinking):
+    """Thinks with whatever model it is told."""
+
+    def __init__(self) -> None:
+        self.made = dict[str, Counted]()
+
+    def make_model(self, spec: str) -> Counted:
+        assert spec not in self.made or self.made[spec].closed
+        self.made[spec] = Counted(lambda _: "hm", name=spec)
+        return self.made[spec]
+
+    @topic("many.slowly")
+    async def slowly(self, ctx: Context) -> str:
+        """Think for a minute."""
+        return await self.think(ctx, "Slowly.")
+
+
+async def test_of_the_models_that_tasks_name_those_used_last_stay_open() -> None:
+    async with MemorySquad() as squad:
+        many = Many()
+        await squad.deploy(many)
+        slow = asyncio.create_task(squad.ask("many.slowly", model="mine:slow", within_s=300))
+        while not (many.made and many.made["mine:slow"].asked):
+            await asyncio.sleep(0.1)
+        for number in [*range(10), 4, *range(10, 13)]:
+            assert (await squad.ask("thinking.do", model=f"mine:{number}")).unwrap() == "hm"
+        still = [name for name, model in many.made.items() if not model.closed]
+        assert still == ["mine:slow", *(f"mine:{number}" for number in (4, 7, 8, 9, 10, 11, 12))]
+        assert (await slow).unwrap() == "hm"
+
+    assert {model.closed for model in many.made.values()} == {1}
+    assert many.made["mine:4"].asked == 2
