@@ -37,7 +37,7 @@ from tests.llm_servers import ScriptedAnthropicServer
 
 #: Processes that think, and tasks at once: few, because a run that dies three times by its neighbours, before its
 #: model has said anything, is given up.
-SUPERVISORS, AT_ONCE = 3, 3
+SUPERVISORS, AT_ONCE = 3, 2
 #: More than a run needs that is killed again and again by its neighbours, in seconds.
 PLENTY_S = 240.0
 #: A gold call that breaks the types of its own back end: no card lets it through.

@@ -44,7 +44,8 @@ FAULTS: dict[str, Break] = {
     "disconnect": lambda llmock: llmock.disconnect(after_chunks=2),
     "disconnect at once": lambda llmock: llmock.disconnect(after_chunks=0),
     "truncate": lambda llmock: llmock.truncate(after_chunks=3),
-    "malformed": lambda llmock: llmock.corrupt(after_chunks=4),
+    # Paced: the judge takes an answer that it sent to its end before the client hung up for a good one.
+    "malformed": lambda llmock: llmock.pace(20).corrupt(after_chunks=4),
     "stall": lambda llmock: llmock.stall(after_chunks=2, seconds=30),
     "slow to begin": lambda llmock: llmock.slow_first_token(30),
 }

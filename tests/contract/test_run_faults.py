@@ -168,7 +168,7 @@ async def test_cancelling_a_run_reaches_what_an_earlier_attempt_sent(peer: Peer,
 
 
 async def test_a_task_that_runs_and_is_sent_again_much_later_runs_once(world: World, serve: Serve) -> None:
-    words, how = Words(), {"owner": "run-1"}
+    words, how = Words(), {"owner": "run-1", "once": True}
     replica = await serve(words, name="words")
     first, second = await world.join("first"), await world.join("second")
     if world.settings is not None:

@@ -136,7 +136,8 @@ def check(case: Case, plain: Case, outcome: Outcome, expected: Outcome) -> None:
     lines, before = Counter(case.diary.lines), Counter(plain.diary.lines)
     tasks = [line for line in lines if line.startswith("task")]
     assert all(lines[line] == 1 for line in tasks), (where, lines)
-    assert len(tasks) == len([line for line in before if line.startswith("task")]), where
+    # The bid for the one that fails may be late; then the other has it at once.
+    assert abs(len(tasks) - len([line for line in before if line.startswith("task")])) <= 1, where
     pages = [line for line in lines if line.startswith("page")]
     # The two that ran when it died may be asked for again: by the model, which is told that nobody knows of them.
     assert sum(lines[line] - 1 for line in pages) <= 2, (where, lines)
