@@ -15,7 +15,7 @@ import structlog
 from squadron.actors.thinking.model import ModelRequest, ModelTurn
 from squadron.actors.thinking.quota import AHEAD_S, LISTED_S, AccountState, Allotment, Booking, Limits, Units
 from squadron.runtime.background import spawn
-from squadron.runtime.errors import BusUnavailableError, ModelError
+from squadron.runtime.errors import BusUnavailableError, ModelError, SquadClosedError
 from squadron.runtime.ports.bus import Subscription
 from squadron.runtime.wire.limits import Clock
 
@@ -295,7 +295,7 @@ class Lessee:
         try:
             async with asyncio.timeout(AWAY_AFTER_S):
                 return await self._shared.change(change)
-        except (BusUnavailableError, TimeoutError) as error:
+        except (BusUnavailableError, SquadClosedError, TimeoutError) as error:
             self._go_alone()
             raise BusUnavailableError(f"the limits of {self._name} can't be shared: {error!r}") from error
 
@@ -325,7 +325,7 @@ class Lessee:
         try:
             async with asyncio.timeout(AWAY_AFTER_S):
                 self._pauses = await self._shared.hear_pauses(self._pause)
-        except (BusUnavailableError, TimeoutError):
+        except (BusUnavailableError, SquadClosedError, TimeoutError):
             self._go_alone()
 
     # --- helpers -------------------------------------------------------------------------------------

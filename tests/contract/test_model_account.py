@@ -10,8 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from squadron.actors.thinking.account import AccountLog, Accounts
+from squadron.actors.thinking.lessee import REST_S
 from squadron.actors.thinking.model import ChatMessage, Model, ModelRequest, ModelTurn, Usage
 from squadron.actors.thinking.quota import BURST_S, LISTED_S, AccountState, Limits
 from squadron.actors.thinking.tries import Grant
@@ -372,6 +374,22 @@ async def test_a_server_that_is_killed_holds_nobody_up_and_its_state_is_used_aga
         for closing in (*replicas, *places):
             await closing.aclose()
         server.stop()
+
+
+async def test_an_account_whose_place_was_closed_goes_on_alone(settings: Settings) -> None:
+    wiring = await Wiring.open(settings, AgentIdentity(id="one", type="test"), create=True)
+    ports = wiring.ports
+    accounts = Accounts(ports.lite, ports.subjects, ports.clock, "one", {"scripted": Limits(rpm=6_000)})
+    (await call(accounts)).settle(REQUEST, turn_of())
+
+    with capture_logs() as logs:
+        await wiring.aclose()
+        await asyncio.sleep(REST_S + 1)
+        for _ in range(300):  # more than was booked
+            (await call(accounts, within_s=5)).settle(REQUEST, turn_of())
+
+    assert "background.broke" not in [line["event"] for line in logs]
+    await accounts.aclose()
 
 
 @ON_NATS
