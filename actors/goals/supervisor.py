@@ -19,7 +19,7 @@ from squadron.actors.runs.loop import Conclusion, Stopped
 from squadron.actors.runs.session import Beginning, Session, run_id
 from squadron.actors.runs.state import RunState
 from squadron.actors.runs.toolbox import Toolbox
-from squadron.actors.thinking.choice import OFFLINE, open_model, sampling_of, spec_of
+from squadron.actors.thinking.choice import OFFLINE, chain_of, open_model, sampling_of, spec_of
 from squadron.actors.thinking.fence import FENCE_RULE
 from squadron.actors.thinking.model import ChatMessage, Model, ModelTurn
 from squadron.actors.thinking.thinker import Thinker
@@ -110,8 +110,8 @@ class Supervisor(Thinker):
             terms = await self._terms_of(ctx, resume, terms)
         async with AsyncExitStack() as stack:
             chain = [self.given_model] if self.given_model is not None else []
-            for spec in () if chain else terms.model.split(","):
-                chain.append(self.make_model(spec.strip(), terms.plan))
+            for spec in () if chain else chain_of(terms.model):
+                chain.append(self.make_model(spec, terms.plan))
                 stack.push_async_callback(chain[-1].aclose)
             emitter = await stack.enter_async_context(
                 Emitter(ctx, lambda text: {"event": "text", "at_s": emitter.at_s(), "delta": text})

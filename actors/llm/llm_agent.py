@@ -24,7 +24,7 @@ from squadron.actors.runs.session import Beginning, Session, run_id
 from squadron.actors.runs.state import RunState
 from squadron.actors.runs.toolbox import Toolbox
 from squadron.actors.thinking.catalog import window_of
-from squadron.actors.thinking.choice import OFFLINE, open_model, sampling_of, spec_of
+from squadron.actors.thinking.choice import OFFLINE, chain_of, open_model, sampling_of, spec_of
 from squadron.actors.thinking.exchanges import EARLIER_SHARE, Exchanges
 from squadron.actors.thinking.fence import FENCE_RULE
 from squadron.actors.thinking.model import Attachment, ChatMessage, Model, ModelTurn
@@ -117,7 +117,7 @@ class LLMAgent(Thinker):
         if self.given_model is not None:
             yield [self.given_model]
             return
-        specs = [spec.strip() for spec in spec_of(ctx).split(",")]
+        specs = chain_of(spec_of(ctx))
         # A model that was made with a key that was rotated since is not the one to ask.
         keys = [model_key(spec) for spec in specs]
         self._users.update(keys)

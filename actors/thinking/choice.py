@@ -21,6 +21,20 @@ def spec_of(ctx: Context) -> str:
     return ctx.message.payload.model or default_model_spec(os.environ)
 
 
+def chain_of(spec: str) -> list[str]:
+    """The specs of a chain like `anthropic:NAME,openai:NAME`, the one to ask first at its head.
+
+    Raises:
+        Terminal: one of them is empty, or there twice.
+    """
+    specs = [part.strip() for part in spec.split(",")]
+    for index, part in enumerate(specs):
+        if not part or part in specs[:index]:
+            what = f"{part!r} is there twice" if part else "a part of it is empty"
+            raise Terminal(f"the chain of models {spec!r}: {what} (use anthropic:NAME,openai:NAME)")
+    return specs
+
+
 def sampling_of(ctx: Context) -> dict[str, Any]:
     """`temperature` and `max_tokens` from the message's parameters, as arguments of `Model.think`.
 

@@ -13,7 +13,6 @@ import structlog
 
 from squadron.actors.thinking.assemble import Pieces, mended_turn
 from squadron.actors.thinking.model import Model, ModelRequest, ModelTurn, Resumable
-from squadron.actors.thinking.providers import model_from
 from squadron.runtime.errors import (
     BusUnavailableError,
     ConfigError,
@@ -88,21 +87,6 @@ class Account(Protocol):
         ...
 
 
-def models_from(spec: str) -> tuple[Model, ...]:
-    """The models of a chain like `anthropic:NAME,openai:NAME`, the one to ask first at its head.
-
-    Raises:
-        ConfigError: a part of it names no model.
-        ModelError: there is no API key for one of them.
-    """
-    specs = [part.strip() for part in spec.split(",")]
-    for index, part in enumerate(specs):
-        if not part or part in specs[:index]:
-            what = f"{part!r} is there twice" if part else "a part of it is empty"
-            raise ConfigError(f"the chain of models {spec!r}: {what}", hint="use anthropic:NAME,openai:NAME")
-    return tuple(model_from(part) for part in specs)
-
-
 def chain_from(chain: Sequence[Model], name: str) -> Sequence[Model]:
     """The chain from the model `name` on: a run that fell back stays with the model it fell back to."""
     names = [model.name for model in chain]
@@ -119,7 +103,6 @@ async def think_patiently(
     on_event: OnEvent,
     account: Account | None = None,
     priority: int = 0,
-    refusals: bool = False,
 ) -> ModelTurn:
     """Ask the first model of the chain, again after a pause when its problem may pass, and then the next one.
 
@@ -131,7 +114,6 @@ async def think_patiently(
     Args:
         within_s: seconds for all of it; what a provider asks us to wait is waited within them or not at all.
         account: who says when a call may be made, by `priority`; None asks at once.
-        refusals: whether the next model is asked when one refuses to answer.
 
     Raises:
         ModelError: the last one, when no model of the chain gave an answer.
@@ -143,8 +125,7 @@ async def think_patiently(
             return await thinking.ask_patiently(model)
         except ModelError as error:
             following = chain[position + 1 : position + 2]
-            may_help = error.retryable or (refusals and error.kind == "refusal")
-            if not following or not may_help or thinking.left_s() <= 0:
+            if not following or not error.retryable or thinking.left_s() <= 0:
                 raise
             why = str(error.args[0])
             on_event({"event": "fallback", "from": model.name, "to": following[0].name, "why": why})

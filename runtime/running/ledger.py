@@ -68,11 +68,8 @@ class Ledger:
             self._charged += replace(spent, told=True)
             self._used += replace(spent, told=True)
 
-    def reserve(self, key: str, amount: Spent, *, logged: bool = False) -> None:
+    def reserve(self, key: str, amount: Spent) -> None:
         """Set an amount aside; under a key that is known already, in the place of what it stood for.
-
-        Args:
-            logged: whoever reserves it writes it down and does so again on the next attempt: it is not carried.
 
         Raises:
             BudgetError: there is not as much left; nothing has changed then.
@@ -83,17 +80,12 @@ class Ledger:
                 if limit is not None and wanted > limit:
                     raise _short(name, wanted, limit)
             self._put(self._reserved, key, amount)
-            if logged:
-                self._logged.add(key)
 
-    def grant_to(self, key: str, asked: Budget, *, logged: bool = False) -> Budget:
+    def grant_to(self, key: str, asked: Budget) -> Budget:
         """Set aside what a task asked from here may spend, with one task for itself, and return that.
 
         Of each coin it gets what was asked for, as far as it is left, or half of what is left if nothing was said.
         A budget with a limit that is exhausted says that there is nothing to give; nothing is set aside then.
-
-        Args:
-            logged: as of `reserve`.
         """
         with self._lock:
             given = self._affordable(key, asked)
@@ -101,8 +93,6 @@ class Ledger:
                 # The same task asked again while it runs: it has what it was given first.
                 share, before = _share(given), self._reserved.get(key)
                 self._put(self._reserved, key, share if before is None else share.at_least(before))
-                if logged:
-                    self._logged.add(key)
         return given
 
     def restore(self, key: str, given: Budget) -> None:
@@ -132,7 +122,7 @@ class Ledger:
         so a log replays what was settled before, without a refusal.
 
         Args:
-            logged: as of `reserve`; what was reserved so needs it no more.
+            logged: whoever settles it writes it down and does so again on the next attempt: it is not carried.
         """
         with self._lock:
             if not spent.told:

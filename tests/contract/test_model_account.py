@@ -13,7 +13,6 @@ import pytest
 from structlog.testing import capture_logs
 
 from squadron.actors.thinking.account import AccountLog, Accounts
-from squadron.actors.thinking.lessee import REST_S
 from squadron.actors.thinking.model import ChatMessage, Model, ModelRequest, ModelTurn, Usage
 from squadron.actors.thinking.quota import BURST_S, LISTED_S, AccountState, Limits
 from squadron.actors.thinking.tries import Grant
@@ -384,7 +383,6 @@ async def test_an_account_whose_place_was_closed_goes_on_alone(settings: Setting
 
     with capture_logs() as logs:
         await wiring.aclose()
-        await asyncio.sleep(REST_S + 1)
         for _ in range(300):  # more than was booked
             (await call(accounts, within_s=5)).settle(REQUEST, turn_of())
 

@@ -93,7 +93,7 @@ def test_the_next_attempt_takes_over_what_was_spent_but_not_what_is_logged_elsew
     first = Ledger(Budget(tokens=1000))
     first.charge(Spent(tokens=10))
     first.grant_to("named", Budget(tokens=200))
-    first.reserve("round 1", Spent(tokens=300), logged=True)
+    first.settle("round 1", Spent(tokens=300), logged=True)
     second = Ledger(Budget(tokens=1000))
     second.take_over(first.carried())
     assert second.spent.tokens == 210
@@ -121,9 +121,10 @@ def test_more_than_the_next_attempt_can_take_over_one_by_one_goes_over_as_a_sum(
 def test_a_log_is_replayed_without_a_refusal_and_without_being_carried() -> None:
     first = Ledger(Budget(tokens=1000, tasks=4))
     first.charge(Spent(tokens=100))
-    first.reserve("r1", Spent(tokens=700, rounds=1), logged=True)
-    first.settle("r1", Spent(tokens=300, rounds=1))
-    given = first.grant_to("c1", Budget(tokens=200), logged=True)
+    first.settle("r1", Spent(tokens=700, rounds=1), logged=True)
+    first.settle("r1", Spent(tokens=300, rounds=1), logged=True)
+    given = first.grant_to("c1", Budget(tokens=200))
+    first.restore("c1", given)
     second = Ledger(Budget(tokens=1000, tasks=4))
     second.take_over(first.carried())
     assert second.spent == Spent(tokens=100)

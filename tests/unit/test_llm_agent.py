@@ -449,6 +449,18 @@ async def test_a_rotated_key_is_picked_up(squad: MemorySquad, monkeypatch: pytes
     assert agent.specs == ["openai:m"] * 2  # made once for each key
 
 
+@pytest.mark.parametrize(
+    ("chain", "why"), [("a:x,", "a part of it is empty"), ("a:x, a:x", "'a:x' is there twice")]
+)
+async def test_a_chain_that_can_not_be_meant_is_refused(squad: MemorySquad, chain: str, why: str) -> None:
+    await squad.deploy(Listener(turn(text="ok")))
+
+    outcome = await squad.ask("talk.reply", "hi", model=chain)
+
+    assert isinstance(outcome, Failed)
+    assert why in outcome.reason
+
+
 async def test_an_answer_that_was_sent_back_is_not_judged_again_by_the_next_attempt(squad: MemorySquad) -> None:
     def dies(*_: Any) -> ModelTurn:
         raise Retry("the replica is gone")

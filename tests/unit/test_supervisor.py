@@ -883,3 +883,15 @@ async def test_a_supervisor_falls_back_to_the_next_model_of_its_chain_and_says_s
     assert (report["answer"], report["model"]) == ("from the other", "scripted:test")
     fallback = next(event for event in report["timeline"] if event["event"] == "fallback")
     assert (fallback["from"], fallback["to"], fallback["round"]) == ("busy:model", "scripted:test", 1)
+
+
+@pytest.mark.parametrize(
+    ("chain", "why"), [("a:x,", "a part of it is empty"), ("a:x, a:x", "'a:x' is there twice")]
+)
+async def test_a_chain_that_can_not_be_meant_is_refused(squad: Squad, chain: str, why: str) -> None:
+    await squad.deploy(Supervisor())
+
+    outcome = await squad.pursue(ask=AskOptions(within_s=20, model=chain))
+
+    assert isinstance(outcome, Failed)
+    assert why in outcome.reason
