@@ -6,7 +6,6 @@ with the providers' variables set to it), which has `fail(…)`, `stall(…)`, `
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,12 +18,7 @@ from squadron.runtime.errors import ModelError
 
 #: Longest silence that the clients of these tests take, in seconds: ten times what llmock needs for an answer.
 SILENCE_S = 1.5
-#: Whether the clients tell how long they are to wait, and end a silence.
-ARE_PATIENT = "between_events_s" in inspect.signature(AnthropicModel).parameters
-#: What makes a client try once, and not wait for long.
-OPTIONS: dict[str, Any] = (
-    {"first_event_s": SILENCE_S, "between_events_s": SILENCE_S} if ARE_PATIENT else {"max_retries": 0}
-)
+OPTIONS: dict[str, Any] = {"first_event_s": SILENCE_S, "between_events_s": SILENCE_S}
 
 QUESTION = ModelRequest((ChatMessage("user", "How many moons has Mars? " * 4),), max_tokens=200)
 TOOL = ToolDefinition(

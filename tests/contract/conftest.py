@@ -8,9 +8,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import nats
 import pytest
+from nats.aio.client import Client
 
 from squadron.actors.agent import Agent, AgentSpec
+from squadron.bridge.jetstream.link import embedded
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.bridge.memory import MemoryServer
 from squadron.bridge.place import Place
@@ -151,6 +154,16 @@ async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
 async def peer(world: World) -> Peer:
     """One participant."""
     return await world.join("tester")
+
+
+@pytest.fixture
+async def bare(world: World) -> AsyncIterator[Client]:
+    """A NATS client that knows nothing of us."""
+    assert world.settings is not None
+    endpoint = embedded.ensure(world.settings.home)
+    client = await nats.connect(endpoint.url, token=endpoint.token)
+    yield client
+    await client.close()
 
 
 class Replica:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
 from typing import Any
 
-import nats
 import pytest
+from nats.aio.client import Client
 
 from squadron import Agent, Budget, Context, Retry, Spent, topic
-from squadron.bridge.jetstream.link import embedded
 from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.wire.outcome import DeadLettered, Failed, Outcome, Rejected, TimedOut
 from squadron.runtime.wire.path import MOST_DEPTH
@@ -246,18 +244,8 @@ async def test_who_asks_itself_for_something_else_each_time_is_stopped_by_depth(
 # --- from any NATS client --------------------------------------------------------------------------------
 
 
-@pytest.fixture
-async def bare(client: Peer, world: World) -> AsyncIterator[nats.NATS]:
-    """A NATS client that knows nothing of us."""
-    assert world.settings is not None
-    endpoint = embedded.ensure(world.settings.home)
-    connection = await nats.connect(endpoint.url, token=endpoint.token)
-    yield connection
-    await connection.close()
-
-
 async def _ask_by_hand(
-    bare: nats.NATS, client: Peer, topic: str, content: Any, constraints: dict[str, Any]
+    bare: Client, client: Peer, topic: str, content: Any, constraints: dict[str, Any]
 ) -> dict[str, Any]:
     inbox = bare.new_inbox()
     answers = await bare.subscribe(inbox)
@@ -280,7 +268,7 @@ async def _ask_by_hand(
 
 @ON_NATS
 async def test_a_bare_client_sets_limits_and_is_told_what_was_spent(
-    bare: nats.NATS, client: Peer, firm: Firm
+    bare: Client, client: Peer, firm: Firm
 ) -> None:
     limits = {"tokens": 1000, "cost": 0.5, "rounds": 40, "tasks": 600, "hops": 3}
 
@@ -298,7 +286,7 @@ async def test_a_bare_client_sets_limits_and_is_told_what_was_spent(
     [({"tokens": 0}, "tokens"), ({"cost": -1}, "usd"), ({"tasks": -1}, "tasks"), ({"time": 0}, "seconds")],
 )
 async def test_a_bare_client_that_has_nothing_left_is_told_of_what(
-    bare: nats.NATS, client: Peer, limits: dict[str, Any], field: str
+    bare: Client, client: Peer, limits: dict[str, Any], field: str
 ) -> None:
     content = await _ask_by_hand(bare, client, "firm.leaf", {"tokens": 1}, limits)
 
@@ -306,7 +294,7 @@ async def test_a_bare_client_that_has_nothing_left_is_told_of_what(
 
 
 @ON_NATS
-async def test_the_time_of_work_ends_it_before_its_deadline(bare: nats.NATS, client: Peer, firm: Firm) -> None:
+async def test_the_time_of_work_ends_it_before_its_deadline(bare: Client, client: Peer, firm: Firm) -> None:
     content = await _ask_by_hand(bare, client, "firm.gate", {"tokens": 3}, {"time": 200})
 
     assert content["outcome"] == TimedOut.kind
@@ -314,7 +302,7 @@ async def test_the_time_of_work_ends_it_before_its_deadline(bare: nats.NATS, cli
 
 
 @ON_NATS
-async def test_a_limit_that_is_none_is_named(bare: nats.NATS, client: Peer) -> None:
+async def test_a_limit_that_is_none_is_named(bare: Client, client: Peer) -> None:
     content = await _ask_by_hand(bare, client, "firm.leaf", {"tokens": 1}, {"cost": "much"})
 
     assert content["outcome"] == DeadLettered.kind

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import nats
 import pytest
 from nats.aio.client import Client
 
-from squadron.bridge.jetstream.link import embedded
 from squadron.bridge.jetstream.stream_configs import StreamNames
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.client.opening import Opening
@@ -32,17 +30,6 @@ Topic = Callable[..., LiteTopic]
 @pytest.fixture
 def topic(peer: Peer) -> Topic:
     return peer.caller.lite_topics.topic
-
-
-@pytest.fixture
-async def bare(world: World) -> AsyncIterator[Client]:
-    """A NATS client that knows nothing of us."""
-    assert world.settings is not None
-    endpoint = embedded.find(world.settings.home)
-    assert endpoint is not None
-    client = await nats.connect(endpoint.url, token=endpoint.token)
-    yield client
-    await client.close()
 
 
 async def _next(reader: LiteReader) -> LiteMessage:

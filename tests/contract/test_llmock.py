@@ -11,13 +11,13 @@ from llmock.pytest_plugin import LLMock
 from squadron.actors.thinking.model import Model, ModelTurn
 from squadron.actors.thinking.tries import TRIES, think_patiently
 from squadron.runtime.errors import ModelError
-from tests.llmock import ARE_PATIENT, QUESTION, TOOL, Told, client
+from tests.llmock import QUESTION, TOOL, Told, client
 
 #: More than all pauses of these tests.
 PLENTY_S = 60.0
 
 
-@pytest.fixture(params=["openai", "anthropic", *(["openai-responses"] if ARE_PATIENT else [])])
+@pytest.fixture(params=["openai", "anthropic", "openai-responses"])
 async def model(request: pytest.FixtureRequest, llmock: LLMock) -> AsyncIterator[Model]:
     made = client(llmock, request.param)
     yield made
@@ -49,14 +49,10 @@ FAULTS: dict[str, Break] = {
     "stall": lambda llmock: llmock.stall(after_chunks=2, seconds=30),
     "slow to begin": lambda llmock: llmock.slow_first_token(30),
 }
-#: These need a client that tells how long to wait, and one that ends a silence.
-NEED_PATIENCE = {"503 twice", "overloaded", "429", "429 for long", "stall", "slow to begin"}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 async def test_the_judge_finds_nothing(fault: str, llmock: LLMock, model: Model) -> None:
-    if fault in NEED_PATIENCE and not ARE_PATIENT:
-        pytest.skip("the clients of this branch take no time limits and tell no Retry-After")
     FAULTS[fault](llmock)
 
     turn, told = await think(model)

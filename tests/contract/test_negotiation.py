@@ -15,14 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import nats
 import pytest
 from nats.aio.client import Client
 
 from squadron import Agent, Bid, Context, Retry, Terminal, bid, topic
 from squadron.actors.agent import AgentSpec
 from squadron.bridge.host import Host
-from squadron.bridge.jetstream.link import embedded
 from squadron.runtime.asking.negotiation import acceptance, award, call_for_bids, negotiate, see_through
 from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.errors import InvalidInputError
@@ -496,17 +494,6 @@ async def test_one_that_dies_of_the_task_loses_it_to_the_next(
 
 
 # --- any NATS client ------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-async def bare(world: World) -> AsyncIterator[Client]:
-    """A NATS client that knows nothing of us."""
-    assert world.settings is not None
-    endpoint = embedded.find(world.settings.home)
-    assert endpoint is not None
-    client = await nats.connect(endpoint.url, token=endpoint.token)
-    yield client
-    await client.close()
 
 
 def _message(type: str, content: Any, **more: Any) -> bytes:

@@ -15,8 +15,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import nats
 import pytest
+from nats.aio.client import Client
 
 from squadron import Agent, Answer, Context, Retry, Terminal, topic
 from squadron.actors.agent import AgentSpec
@@ -845,17 +845,7 @@ def _by_hand(content: Any, **fields: Any) -> bytes:
     return json.dumps(message | fields).encode()
 
 
-@pytest.fixture
-async def bare(client: Peer, world: World) -> AsyncIterator[nats.NATS]:
-    """A NATS client that knows nothing of us."""
-    assert world.settings is not None
-    endpoint = embedded.ensure(world.settings.home)
-    connection = await nats.connect(endpoint.url, token=endpoint.token)
-    yield connection
-    await connection.close()
-
-
-async def _ask_by_hand(bare: nats.NATS, subject: str, **fields: Any) -> dict[str, Any]:
+async def _ask_by_hand(bare: Client, subject: str, **fields: Any) -> dict[str, Any]:
     inbox = bare.new_inbox()
     answers = await bare.subscribe(inbox)
     await bare.publish(subject, _by_hand({"number": 8}, replyTo=inbox, **fields))
@@ -863,7 +853,7 @@ async def _ask_by_hand(bare: nats.NATS, subject: str, **fields: Any) -> dict[str
 
 
 @ON_NATS
-async def test_a_task_written_by_hand_gets_its_result_where_it_wants_it(client: Peer, bare: nats.NATS) -> None:
+async def test_a_task_written_by_hand_gets_its_result_where_it_wants_it(client: Peer, bare: Client) -> None:
     answer = await _ask_by_hand(bare, client.subjects.task("desk.double"), correlationId="my-7")
 
     assert answer["type"] == "result"
@@ -880,7 +870,7 @@ async def test_a_task_written_by_hand_gets_its_result_where_it_wants_it(client: 
 
 @ON_NATS
 async def test_a_task_written_by_hand_without_reply_to_is_announced_on_the_result_subject(
-    client: Peer, bare: nats.NATS
+    client: Peer, bare: Client
 ) -> None:
     answers = await bare.subscribe(f"agents.{client.subjects.environment}.result.desk.double")
     await bare.flush()
@@ -894,7 +884,7 @@ async def test_a_task_written_by_hand_without_reply_to_is_announced_on_the_resul
 
 @ON_NATS
 @pytest.mark.parametrize("lane", ["", ".p8"])
-async def test_a_query_is_served_like_a_task(client: Peer, bare: nats.NATS, lane: str) -> None:
+async def test_a_query_is_served_like_a_task(client: Peer, bare: Client, lane: str) -> None:
     subject = client.subjects.task("desk.double").replace(".task.", ".query.") + lane
 
     answer = await _ask_by_hand(bare, subject, type="query")
@@ -903,7 +893,7 @@ async def test_a_query_is_served_like_a_task(client: Peer, bare: nats.NATS, lane
 
 
 @ON_NATS
-async def test_a_reply_to_that_nobody_may_publish_to_does_no_harm(client: Peer, bare: nats.NATS) -> None:
+async def test_a_reply_to_that_nobody_may_publish_to_does_no_harm(client: Peer, bare: Client) -> None:
     stream = f"squadron-{client.subjects.environment}-tasks"
     js = bare.jetstream()
     result = client.subjects.result("x")
