@@ -9,7 +9,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
+import structlog
+
+from squadron.runtime.retries import summary_of
+
 T = TypeVar("T")
+
+_log = structlog.get_logger("squadron.calling")
 
 #: How long what acts in a thread may go on after it was told to stop, in seconds, before it is left alone.
 THREAD_GRACE_S = 1.0
@@ -20,6 +26,10 @@ def is_async(function: Callable[..., Any]) -> bool:
     # A decorator may be of another kind than what it wraps, and any object may be called.
     each = (function, inspect.unwrap(function), type(function).__call__)
     return any(inspect.iscoroutinefunction(one) or inspect.isasyncgenfunction(one) for one in each)
+
+
+class _TooLateError(RuntimeError):
+    """Said to nobody: whoever began it is gone."""
 
 
 class Threads:
@@ -38,12 +48,20 @@ class Threads:
         run = partial(contextvars.copy_context().run, self._call, call)
         thread = asyncio.get_running_loop().run_in_executor(None, run)
         self._acting.add(thread)
-        thread.add_done_callback(self._acting.discard)
+        thread.add_done_callback(self._ended)
         return thread
+
+    def _ended(self, thread: asyncio.Future[Any]) -> None:
+        self._acting.discard(thread)
+        if not self._closed or thread.cancelled() or (error := thread.exception()) is None:
+            return
+        # Nobody waits any more, and asyncio would tell of it at some time, as of a fault of its own.
+        if not isinstance(error, _TooLateError):
+            _log.warning("thread.failed_late", error=summary_of(error))
 
     def _call(self, call: Callable[[], T]) -> T:
         if self._closed:
-            raise RuntimeError("its attempt is over")
+            raise _TooLateError("its attempt is over")
         try:
             return call()
         except StopIteration as error:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import time
 
 import pytest
@@ -75,6 +77,26 @@ async def test_what_had_begun_when_an_opening_failed_is_ended(server):
     async with asyncio.timeout(SOON_S):
         while asyncio.all_tasks() - before:
             await asyncio.sleep(0)
+
+
+async def test_an_opening_that_is_cancelled_at_whatever_moment_leaves_nothing_and_says_nothing(server, caplog):
+    _, home = server
+    steps, opened = 0, False
+    while not opened:
+        before = asyncio.all_tasks()
+        opening = asyncio.create_task(connect(Settings(home=home), name="test"))
+        for _ in range(steps):
+            await asyncio.sleep(0.0005)
+        opened = opening.done()
+        opening.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await (await opening).aclose()
+        await asyncio.sleep(0)
+        assert asyncio.all_tasks() - before <= {opening}
+        steps += 1
+    gc.collect()
+    assert steps > 3
+    assert not caplog.records
 
 
 async def test_a_header_named_status_and_an_odd_token_do_not_stop_a_mailbox(server):

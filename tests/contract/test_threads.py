@@ -95,8 +95,9 @@ async def test_a_task_is_not_tried_again_while_a_tool_of_it_acts_in_a_thread(ser
     outcome = await _ask(peer, "work.do")
 
     assert isinstance(outcome, DeadLettered)
-    # Once more for each attempt that began before it was known how it had ended.
-    assert acts.times >= 2
+    # Once more at most for each attempt that began before it was known how it had ended: the tool that breaks
+    # may end an attempt before a thread is free for the other.
+    assert acts.times >= 1
     assert not acts.overlapped
 
 
