@@ -56,7 +56,7 @@ async def connect(settings: Settings, *, name: str, start_embedded: bool = False
         await connecting
     except BaseException as error:
         connecting.cancel()
-        # Not closed before it has ended: nats-py would go on opening what was closed, and keep it. It may have gone
+        # Not closed before it has ended: nats-py would go on opening what was closed. It may have gone
         # through all the same: `wait_for` of CPython 3.11 forgets a cancel that comes with what it waits for.
         try:
             await asyncio.gather(connecting, return_exceptions=True)
