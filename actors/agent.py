@@ -34,7 +34,7 @@ from squadron.actors.handlers import BoundHandler, TopicSpec
 from squadron.runtime.calling import Threads, call
 from squadron.runtime.errors import InvalidAgentError, InvalidSubjectError
 from squadron.runtime.running.bidding import Answering
-from squadron.runtime.running.turn import Handler
+from squadron.runtime.running.handler import Handler
 from squadron.runtime.wire.bids import Bid, CallForBids
 from squadron.runtime.wire.subjects import check_token, overlap
 from squadron.runtime.wire.topics import AgentCard

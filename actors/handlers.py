@@ -21,7 +21,7 @@ from squadron.runtime.calling import THREAD_GRACE_S, is_async
 from squadron.runtime.errors import InvalidAgentError, InvalidInputError
 from squadron.runtime.retries import Retries
 from squadron.runtime.running.context import Context, TurnContext
-from squadron.runtime.running.turn import OutputError
+from squadron.runtime.running.handler import OutputError
 from squadron.runtime.texts import whole
 from squadron.runtime.wire.outcome import Answer
 from squadron.runtime.wire.topics import SemanticTopic, describe_input, shortened

@@ -100,6 +100,7 @@ class Host:
             group.name,
             getattr(self.agent, method),
             self.place.ports,
+            pattern=mark.pattern,
             retries=mark.retries,
             run_timeout_s=mark.run_timeout_s,
         )

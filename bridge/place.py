@@ -11,6 +11,7 @@ from squadron.runtime.ports.journal import Journal
 from squadron.runtime.registry.registry import Registry
 from squadron.runtime.store.dead_letters import DeadLetters
 from squadron.runtime.store.port_set import Ports
+from squadron.runtime.telemetry.observer import load_observer
 
 
 class Place:
@@ -27,8 +28,11 @@ class Place:
         """Be ready to ask.
 
         Raises:
+            ConfigError: one of the observers that are set can't be made.
             BusUnavailableError: the server can't be reached.
         """
+        for path in filter(None, map(str.strip, self.settings.observers.split(","))):
+            self.ports.observers.add(load_observer(path))
         await self.registry.start()
         await self.caller.start()
 
@@ -40,5 +44,6 @@ class Place:
         async with contextlib.AsyncExitStack() as rest:
             # What comes later is done whatever happens before.
             rest.push_async_callback(self.disconnect)
+            rest.push_async_callback(self.ports.observers.aclose)
             rest.push_async_callback(self.registry.aclose)
             await self.caller.aclose()

@@ -162,6 +162,10 @@ class Settings:
     """Variables of the shell that agents on the local cluster get, too: names or patterns like `AWS_*`, by commas.
     Only a start of the cluster looks at it."""
 
+    observers: Annotated[str, _From("SQUADRON_OBSERVERS")] = ""
+    """Observers of your own, for each process: what makes them, like `my_package.my_module:MyObserver`, by
+    commas."""
+
     log_level: Annotated[str, _From("SQUADRON_LOG_LEVEL", _LEVEL)] = "INFO"
     """DEBUG, INFO, WARNING, ERROR or CRITICAL."""
 

@@ -29,7 +29,7 @@ REQUEST = ModelRequest((ChatMessage("user", "How many moons has Mars? " * 80),),
 async def main(name: str, base_url: str, for_s: float, callers: int, limits: str) -> None:
     place = await Wiring.open(Settings.load(), AgentIdentity(id=name, type="test"))
     ports = place.ports
-    accounts = Accounts(ports.lite, ports.subjects, ports.clock, name, limits_from(limits))
+    accounts = Accounts(ports, limits_from(limits), who=name)
     model = OpenAIModel("gpt-x", api_key="k", base_url=base_url, **OPTIONS)
     answered, tries, ends_at = 0, 0, time.monotonic() + for_s
 

@@ -20,6 +20,7 @@ from squadron.runtime.errors import (
     SupersededError,
 )
 from squadron.runtime.store.port_set import Ports
+from squadron.runtime.telemetry.happenings import RunGrew
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.limits import Deadline
 
@@ -71,18 +72,20 @@ class RunLog:
         while True:
             try:
                 self._seq = await self._ports.runs.append(self._key, sealed, ttl_s=keep_s, expect_seq=self._seq)
-                return
+                break
             except FencedError:
                 # It may be ours, whose acknowledgement was lost.
                 last = await self._last()
                 if last is None or last[1].id != id:
                     raise SupersededError(f"another attempt goes on with {self.run}") from None
                 self._seq = last[0]
-                return
+                break
             except BusUnavailableError:
                 if self._deadline.passed:
                     raise
                 await asyncio.sleep(AGAIN_S)
+        if self._ports.observers.on:
+            self._ports.observers.tell(RunGrew(run=self.run, entries=entries))
 
     async def _last(self) -> tuple[int, AgentMessage] | None:
         entry = await self._ports.runs.last(self._key)

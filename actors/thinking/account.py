@@ -22,8 +22,10 @@ from squadron.runtime.asking.caller import Caller
 from squadron.runtime.errors import ConfigError, FencedError
 from squadron.runtime.ports.bus import Subscription
 from squadron.runtime.ports.journal import Entry, Journal
+from squadron.runtime.store.port_set import Ports
+from squadron.runtime.telemetry.happenings import CallAdmitted
 from squadron.runtime.wire.limits import Clock
-from squadron.runtime.wire.subjects import Subjects, check_token
+from squadron.runtime.wire.subjects import check_token
 
 T = TypeVar("T")
 
@@ -44,8 +46,7 @@ def accounts_of(caller: Caller) -> Accounts:
     """
     if caller not in _accounts:
         limits = limits_from(os.environ.get("SQUADRON_MODEL_LIMITS", ""))
-        ports = caller.ports
-        _accounts[caller] = Accounts(ports.lite, ports.subjects, ports.clock, ports.identity.id, limits)
+        _accounts[caller] = Accounts(caller.ports, limits)
     return _accounts[caller]
 
 
@@ -125,30 +126,31 @@ class Accounts:
     """The provider accounts that one process uses; an `Account` for `think_patiently`. One for a process.
 
     Args:
-        journal: that of lite topics, whose keys can be followed.
-        who: the replica's id.
+        who: the replica's id, if that of the ports stands for several.
         limits: see `limits_from`. A model without any is only held by what its provider says with a 429.
         count: how many tokens a request has.
     """
 
     def __init__(
         self,
-        journal: Journal,
-        subjects: Subjects,
-        clock: Clock,
-        who: str,
+        ports: Ports,
         limits: Mapping[str, Limits],
         *,
+        who: str = "",
         count: Callable[[ModelRequest], int] = tokens_in,
     ) -> None:
-        self._journal, self._subjects, self._clock, self._who = journal, subjects, clock, who
-        self._limits, self._count = limits, count
+        self._ports, self._limits, self._count = ports, limits, count
+        self._who = who or ports.identity.id
         self._lessees: dict[str, Lessee] = {}
 
     async def admit(self, model: Model, request: ModelRequest, *, within_s: float, priority: int = 0) -> Grant:
         """Wait until the call may be made; see `tries.Account`."""
-        lessee = self._lessee(model)
-        return await lessee.admit(request, self._count(request), within_s=within_s, priority=priority)
+        lessee, asked_at = self._lessee(model), self._ports.clock.time()
+        grant = await lessee.admit(request, self._count(request), within_s=within_s, priority=priority)
+        if (observers := self._ports.observers).on:
+            waited_s = max(0.0, self._ports.clock.time() - asked_at)
+            observers.tell(CallAdmitted(model=model.name, account=lessee.name, waited_s=waited_s))
+        return grant
 
     async def aclose(self) -> None:
         """Give back what is left, and end. May be called twice."""
@@ -160,9 +162,10 @@ class Accounts:
         scope, limits = scope_of(model.name, self._limits)
         account = account_of(model, scope)
         if account not in self._lessees:
-            key = self._subjects.lite("model-account", account)
-            log = AccountLog(self._journal, key, self._subjects.lite("model-pause", account), self._clock)
-            self._lessees[account] = Lessee(log, limits, self._clock, self._who, scope)
+            # Lite topics, because they can be followed.
+            key, pauses = (self._ports.subjects.lite(f"model-{what}", account) for what in ("account", "pause"))
+            log = AccountLog(self._ports.lite, key, pauses, self._ports.clock)
+            self._lessees[account] = Lessee(log, limits, self._ports.clock, self._who, scope)
         return self._lessees[account]
 
 

@@ -94,7 +94,7 @@ class Lessee:
     """
 
     def __init__(self, log: Log, limits: Limits, clock: Clock, who: str, name: str) -> None:
-        self._shared, self._limits, self._clock, self._who, self._name = log, limits, clock, who, name
+        self._shared, self._limits, self._clock, self._who, self.name = log, limits, clock, who, name
         self._waiting: list[_Waiter] = []
         self._numbers = itertools.count()
         self._allotment, self._running, self._listed = Allotment(), 0, False
@@ -130,7 +130,7 @@ class Lessee:
         cost, now = self.cost_of(request, tokens), self._clock.time()
         for kind, rate in self._limits.rates.items():
             if kind != "requests" and cost[kind] > rate * 60:
-                what = f"a call of {cost[kind]:.0f} tokens is more than {self._name} may use in a minute"
+                what = f"a call of {cost[kind]:.0f} tokens is more than {self.name} may use in a minute"
                 raise ModelError(what, hint="ask for fewer max_tokens", kind="limit", retry_after_s=within_s)
         for kind, units in cost.items():
             self._arrived[kind] = self._arrived.get(kind, 0.0) + units
@@ -184,7 +184,7 @@ class Lessee:
     def _wake(self) -> None:
         self._news.set()
         if not self._closed and (self._serving is None or self._serving.done()):
-            self._serving = spawn(self._serve(), f"limits of {self._name}")
+            self._serving = spawn(self._serve(), f"limits of {self.name}")
 
     async def _serve(self) -> None:
         while True:
@@ -291,19 +291,19 @@ class Lessee:
     async def _change(self, change: Callable[[AccountState], tuple[AccountState, T]]) -> T:
         """Change what all know; `BusUnavailableError` also while we don't try."""
         if self._clock.time() < self._away_until:
-            raise BusUnavailableError(f"the limits of {self._name} can't be shared at the moment")
+            raise BusUnavailableError(f"the limits of {self.name} can't be shared at the moment")
         try:
             async with asyncio.timeout(AWAY_AFTER_S):
                 return await self._shared.change(change)
         except (BusUnavailableError, SquadClosedError, TimeoutError) as error:
             self._go_alone()
-            raise BusUnavailableError(f"the limits of {self._name} can't be shared: {error!r}") from error
+            raise BusUnavailableError(f"the limits of {self.name} can't be shared: {error!r}") from error
 
     def _go_alone(self) -> None:
         self._away_until, self._was_alone = self._clock.time() + AWAY_FOR_S, True
         if self._waiting:
             # Else it was only to give back what lapses by itself: the place may be closed already.
-            _log.warning("models.limits_alone", account=self._name, replicas=self._known)
+            _log.warning("models.limits_alone", account=self.name, replicas=self._known)
 
     # --- pauses --------------------------------------------------------------------------------------
 
@@ -354,7 +354,7 @@ class Lessee:
 
     def _too_late(self, after_s: float) -> ModelError:
         return ModelError(
-            f"the limit of {self._name} leaves no room in time",
+            f"the limit of {self.name} leaves no room in time",
             hint="give it more time, send less at once, or raise SQUADRON_MODEL_LIMITS if the account allows more",
             kind="limit",
             retry_after_s=after_s,

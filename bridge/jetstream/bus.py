@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 import nats.errors
 from nats.aio.subscription import Subscription as NatsSubscription
@@ -66,15 +66,15 @@ class CoreBus:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    async def publish(self, subject: str, data: bytes) -> None:
+    async def publish(self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None) -> None:
         """Send to whoever listens now."""
-        await self._connection.publish(subject, data)
+        await self._connection.publish(subject, data, headers=dict(headers) if headers else None)
 
     async def subscribe(self, pattern: str, sink: Callable[[Note], None], *, group: str = "") -> Subscription:
         """Hear everything on `pattern`; the server knows of it when this returns."""
 
         def hear(msg: Heard) -> None:
-            sink(Note(msg.subject, msg.data, msg.reply))
+            sink(Note(msg.subject, msg.data, msg.reply, msg))
 
         return await listen(self._connection, pattern, hear, group=group)
 

@@ -5,7 +5,7 @@ The server republishes what it stores to the subject of plain events, so that wh
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -46,9 +46,11 @@ class JetStreamEventLog:
         self._journal = JetStreamJournal(connection, names.events)
         self._notes = JetStreamJournal(connection, names.lite)
 
-    async def append(self, topic: str, data: bytes, *, msg_id: str) -> int:
+    async def append(
+        self, topic: str, data: bytes, *, msg_id: str, headers: Mapping[str, str] | None = None
+    ) -> int:
         """Store one event and return its sequence; goes on while the server is away for a moment."""
-        return await self._journal.append(self._subjects.durable(topic), data, msg_id=msg_id)
+        return await self._journal.append(self._subjects.durable(topic), data, msg_id=msg_id, headers=headers)
 
     async def consume(self, group: EventGroup, sink: Callable[[Delivery], None]) -> Feed:
         """Pull as a member of the group, which is made if it is new."""

@@ -6,7 +6,7 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -48,12 +48,13 @@ class JetStreamJournal:
         ttl_s: float | None = None,
         msg_id: str | None = None,
         expect_seq: int | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> int:
         """Append one entry and return its sequence; it is stored when this returns."""
-        headers = _headers(ttl_s, msg_id)
+        all_headers = {**(headers or {}), **_headers(ttl_s, msg_id)}
         if expect_seq is not None:
-            return await self._put(key, data, headers, expect_seq)
-        return await self._persist(key, data, headers, None)
+            return await self._put(key, data, all_headers, expect_seq)
+        return await self._persist(key, data, all_headers, None)
 
     async def append_and_end(
         self, key: str, data: bytes, order: bytes, *, at: float, keep_s: float, msg_id: str | None = None

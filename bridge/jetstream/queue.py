@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import structlog
@@ -17,6 +17,7 @@ import structlog
 from squadron.bridge.jetstream.journal import JetStreamJournal, read_ack
 from squadron.bridge.jetstream.lease import JetStreamLease
 from squadron.bridge.jetstream.link.connect import NANOSECONDS, Connection
+from squadron.bridge.jetstream.link.lasting_client import Heard
 from squadron.bridge.jetstream.pull_feed import PullFeed
 from squadron.bridge.jetstream.stream_configs import (
     CONSUMER_NOT_FOUND,
@@ -100,9 +101,12 @@ class JetStreamQueue:
         infos = await asyncio.gather(*(self._info(each) for each in (name, *lanes)))
         return [info["name"] for info in infos if info is not None]
 
-    async def put(self, subject: str, data: bytes, *, msg_id: str) -> None:
+    async def put(
+        self, subject: str, data: bytes, *, msg_id: str, headers: Mapping[str, str] | None = None
+    ) -> None:
         """Store one message; it is durable when this returns."""
-        await self._publish(check_queued(subject), data, {"Nats-Msg-Id": msg_id} if msg_id else None)
+        all_headers = {**(headers or {}), "Nats-Msg-Id": msg_id} if msg_id else dict(headers or {})
+        await self._publish(check_queued(subject), data, all_headers)
 
     async def _publish(self, subject: str, data: bytes, headers: dict[str, str] | None) -> None:
         async with self._publishing:
@@ -190,7 +194,8 @@ class JetStreamQueue:
         if error:
             raise BusUnavailableError(f"{self._stream} can't be read: {error.get('description')}")
         found = answer["message"]
-        return Entry(found["seq"], found["subject"], base64.b64decode(found.get("data") or ""))
+        data, headers = (base64.b64decode(found.get(part) or "") for part in ("data", "hdrs"))
+        return Entry(found["seq"], found["subject"], data, Heard("", "", b"", headers).headers)
 
     async def _info(self, consumer: str) -> dict[str, Any] | None:
         call = f"CONSUMER.INFO.{self._stream}.{consumer}"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import copy
 import itertools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Self
 
@@ -13,6 +14,13 @@ from squadron.bridge.memory.common import check_size, subject_matches
 from squadron.bridge.memory.line import Line
 from squadron.runtime.errors import BusUnavailableError
 from squadron.runtime.ports.bus import Note, Subscription
+
+
+@dataclass(frozen=True, slots=True)
+class Headed:
+    """What a message in memory came with."""
+
+    headers: Mapping[str, str]
 
 
 class MemoryBus:
@@ -29,9 +37,9 @@ class MemoryBus:
         view._line = line
         return view
 
-    async def publish(self, subject: str, data: bytes) -> None:
+    async def publish(self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None) -> None:
         check_size(data)
-        self._line.send(partial(self.deliver, Note(subject, data)))
+        self._line.send(partial(self.deliver, Note(subject, data, "", Headed(headers or {}))))
 
     def deliver(self, note: Note) -> int:
         """Hand a note to all who listen; returns how many heard it."""

@@ -6,7 +6,7 @@ import asyncio
 import bisect
 import copy
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -25,6 +25,7 @@ class _Event:
     topic: str
     data: bytes
     at_s: float
+    headers: Mapping[str, str]
 
 
 @dataclass
@@ -139,15 +140,17 @@ class MemoryEventLog:
         view._take(line)
         return view
 
-    async def append(self, topic: str, data: bytes, *, msg_id: str) -> int:
+    async def append(
+        self, topic: str, data: bytes, *, msg_id: str, headers: Mapping[str, str] | None = None
+    ) -> int:
         check_size(data)
         await self._line.answer(PERSIST_S)
         if (known := self._seen.seq(msg_id)) is not None:
             return known
-        self._events.append(_Event(topic, data, wall_s()))
+        self._events.append(_Event(topic, data, wall_s(), {**(headers or {}), "Nats-Msg-Id": msg_id}))
         seq = len(self._events)
         self._seen.add(msg_id, seq)
-        self._bus.deliver(Note(self._subjects.event(topic), data))
+        self._bus.deliver(Note(self._subjects.event(topic), data, "", self._events[-1]))
         self._match_all()
         return seq
 
@@ -195,7 +198,7 @@ class MemoryEventLog:
             group.delivered[seq] += 1
             event = self._events[seq - 1]
             lease = _EventLease(self, feed.line, group, seq)
-            feed.sink(Delivery(self._subjects.durable(event.topic), event.data, lease, seq))
+            feed.sink(Delivery(self._subjects.durable(event.topic), event.data, lease, seq, event))
 
     def _next_of(self, group: _Group) -> int | None:
         if group.returned:

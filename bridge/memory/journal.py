@@ -14,7 +14,7 @@ from squadron.bridge.memory.common import Seen, check_size, subject_matches, wal
 from squadron.bridge.memory.line import ANSWER_WITHIN_S, PERSIST_S, Line
 from squadron.runtime.errors import BusUnavailableError, FencedError
 from squadron.runtime.ports.bus import Note, Subscription
-from squadron.runtime.ports.journal import Entry
+from squadron.runtime.ports.journal import Entry, Headers
 from squadron.runtime.ports.lite_journal import END_HEADER
 from squadron.runtime.wire.subjects import life_of, live_of
 
@@ -65,11 +65,12 @@ class MemoryJournal:
         ttl_s: float | None = None,
         msg_id: str | None = None,
         expect_seq: int | None = None,
+        headers: Headers | None = None,
     ) -> int:
         # With an id the same entry is stored once, so that it may be sent again.
         again = msg_id is not None and expect_seq is None
         await self._line.answer(PERSIST_S if again else ANSWER_WITHIN_S)
-        return self._append(key, data, {}, ttl_s, msg_id, expect_seq)
+        return self._append(key, data, dict(headers or {}), ttl_s, msg_id, expect_seq)
 
     def _append(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Self
 from weakref import WeakValueDictionary
@@ -23,6 +23,7 @@ class _Task:
     seq: int
     subject: str
     data: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
     delivered: int = 0
     begun: int = 0
     ready: bool = True
@@ -148,7 +149,9 @@ class MemoryQueue:
         await self._line.answer()
         self._mailboxes.pop(name, None)
 
-    async def put(self, subject: str, data: bytes, *, msg_id: str) -> None:
+    async def put(
+        self, subject: str, data: bytes, *, msg_id: str, headers: Mapping[str, str] | None = None
+    ) -> None:
         check_queued(subject)
         check_size(data)
         await self._line.answer()
@@ -156,7 +159,9 @@ class MemoryQueue:
             return
         seq = next(self._seqs)
         self._seen.add(msg_id or None, seq)
-        self._tasks[seq] = _Task(seq, subject, data)
+        self._tasks[seq] = _Task(
+            seq, subject, data, {**(headers or {}), "Nats-Msg-Id": msg_id} if msg_id else {**(headers or {})}
+        )
         self.match()
 
     async def consume(self, mailbox: Mailbox, sink: Callable[[Delivery], None]) -> Feed:
@@ -200,7 +205,7 @@ class MemoryQueue:
         await self._line.answer()
         # A dictionary keeps the order in which it was filled, which is that of the sequences.
         held = (task for task in self._tasks.values() if subject_matches(pattern, task.subject))
-        return next((Entry(task.seq, task.subject, task.data) for task in held), None)
+        return next((Entry(task.seq, task.subject, task.data, task.headers) for task in held), None)
 
     async def count(self, pattern: str) -> int:
         await self._line.answer()
@@ -228,7 +233,7 @@ class MemoryQueue:
             # As it was declared, whatever who pulls believes.
             lease = _QueueLease(self, feed.line, task, self._mailboxes[feed.mailbox.name].lease_s)
             self._leases[lease.token] = lease
-            feed.sink(Delivery(task.subject, task.data, lease, task.seq))
+            feed.sink(Delivery(task.subject, task.data, lease, task.seq, task))
 
     def _pair(self) -> tuple[_QueueFeed, _Task] | None:
         for feed in self._feeds:

@@ -117,7 +117,7 @@ class BridgeActor:
 
     async def publish(self, topic: str, content: Any) -> None:
         """For Ray tasks and actors: send an event."""
-        await self._wiring.caller.publish(topic, content)
+        await self._wiring.caller.sender.publish(topic, content)
 
     async def append(self, owner: str, id: str, data: bytes, *, ttl_s: float = 3600.0) -> int:
         """For Ray tasks and actors: append to a lite topic; returns the sequence."""

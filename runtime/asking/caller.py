@@ -9,14 +9,15 @@ import json
 import os
 from collections.abc import Awaitable, Callable, Iterator
 from functools import cached_property
-from typing import Any, TypeVar, Unpack
+from typing import Any, TypeVar
 
 from squadron.runtime.asking.admission import RETRY_AFTER_S, Admission
 from squadron.runtime.asking.cancel import request_cancel
 from squadron.runtime.asking.handle import Handle
 from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.asking.question_records import withdraw_questions
-from squadron.runtime.asking.task import claim_id, pack_task
+from squadron.runtime.asking.sender import Sender
+from squadron.runtime.asking.task import claim_id, not_sent, pack_task
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import (
     BusUnavailableError,
@@ -31,7 +32,7 @@ from squadron.runtime.registry.registry import Registry
 from squadron.runtime.store.claims import INPUT_KEEP_S
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.texts import jsonable
-from squadron.runtime.wire.envelope import LAST_MS, AgentMessage, Head
+from squadron.runtime.wire.envelope import LAST_MS
 from squadron.runtime.wire.limits import Deadline
 from squadron.runtime.wire.outcome import LITE_TTL_S, Cancelled, Outcome, Rejected, Undeliverable, outcome_msg_id
 from squadron.runtime.wire.path import Parent
@@ -54,6 +55,7 @@ class Caller:
     def __init__(self, ports: Ports, registry: Registry, lite_topics: LiteTopics | None = None) -> None:
         self.ports, self.registry = ports, registry
         self.lite_topics = lite_topics or LiteTopics(ports)
+        self.sender = Sender(ports)
         self._admission = Admission(ports.queue, ports.clock)
         #: Not the owner of this process's own lite topics: who follows those hears no replies.
         self._owner = token_of(f"{ports.identity.id}-asks")
@@ -280,7 +282,7 @@ class Caller:
             if not handle.done and not is_sent:
                 await self._send(handle, content, ask, parent, once=once)
         except (BusUnavailableError, MessageTooLargeError, ValueError) as error:
-            handle._settle(_not_sent(handle, error))
+            handle._settle(not_sent(handle, error))
         except BaseException:
             # Nobody has the handle.
             self._leave(handle)
@@ -300,8 +302,17 @@ class Caller:
         message = pack_task(self.ports.identity, content, ask, handle, timestamp=self.ports.clock.time(), **head)
         data = await self.ports.claims.seal(message, keep_s=INPUT_KEEP_S)
         subject, msg_id = self.ports.subjects.task(handle.topic, ask.priority), token_of(handle.task_id)
+        headers = self.sender.put(
+            "task",
+            handle.topic,
+            data,
+            id=handle.task_id,
+            conversation_id=ask.conversation_id,
+            parent_id=None if parent is None else parent.id,
+        )
         # The same id is stored once.
-        await self._insist(handle.deadline, self.ports.queue.put, subject, data, msg_id=msg_id)
+        put = self._insist(handle.deadline, self.ports.queue.put, subject, data, msg_id=msg_id, headers=headers)
+        await self.sender.stored(handle.task_id, put)
 
     async def _claim(self, handle: Handle, content: Any, ask: AskOptions) -> None:
         """Settle a handle under an id of the caller's own if it stands for another task, or has ended before."""
@@ -351,49 +362,7 @@ class Caller:
         advice = f"did you mean {', '.join(nearest)}?" if nearest else "see `squadron topics`"
         return Undeliverable(reason=f"nobody serves {topic!r}; {advice}", details={"nearest": nearest}, **common)
 
-    async def publish(self, topic: str, content: Any, *, conversation_id: str = "") -> None:
-        """Send an event to whoever listens now (at most once).
-
-        Raises:
-            InvalidSubjectError: `topic` is not `domain.specificity`.
-        """
-        message = self._event(content, conversation_id=conversation_id)
-        await self.ports.bus.publish(self.ports.subjects.event(check_topic(topic)), message.encode())
-
-    async def publish_durable(
-        self, topic: str, content: Any, *, event_id: str = "", conversation_id: str = ""
-    ) -> int:
-        """Store an event for every durable subscription (at least once) and return its sequence.
-
-        It is stored when this returns; a server that is away is waited for. Who listens for plain events
-        hears it, too.
-
-        Args:
-            event_id: stored once within two minutes, whatever the topic; a fresh one by default.
-
-        Raises:
-            InvalidSubjectError: `topic` is not `domain.specificity`.
-            MessageTooLargeError: larger than the server takes.
-            BusUnavailableError: not acknowledged in time; the same `event_id` again is safe.
-        """
-        check_topic(topic)
-        message = self._event(content, id=event_id, conversation_id=conversation_id)
-        return await self.ports.events.append(topic, message.encode(), msg_id=token_of(message.id))
-
-    def _event(self, content: Any, **head: Unpack[Head]) -> AgentMessage:
-        head.setdefault("timestamp", self.ports.clock.time())
-        return AgentMessage.new("event", self.ports.identity, content, **head)
-
 
 async def _unsubscribe(subscribing: Awaitable[Subscription]) -> None:
     with contextlib.suppress(BusUnavailableError):
         await (await subscribing).aclose()
-
-
-def _not_sent(handle: Handle, error: Exception) -> Outcome:
-    ids: dict[str, Any] = {"task_id": handle.task_id, "topic": handle.topic}
-    if isinstance(error, BusUnavailableError):
-        # It may have arrived all the same.
-        return Undeliverable(reason=str(error), spent=NOT_TOLD, **ids)
-    reason = str(error) if isinstance(error, MessageTooLargeError) else f"not JSON: {error}"
-    return Rejected(reason=reason, details={"field": "content"}, **ids)

@@ -16,6 +16,7 @@ from squadron.runtime.errors import BusUnavailableError, InvalidMessageError, Sq
 from squadron.runtime.steady import AHEAD, Steady
 from squadron.runtime.streams.chunks import Family, StreamReader
 from squadron.runtime.streams.writer import Chunk, Ended, Nested, Restarted
+from squadron.runtime.telemetry.happenings import TaskEnded
 from squadron.runtime.wire import outcome as outcomes
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.limits import Deadline
@@ -77,6 +78,8 @@ class Handle:
         """The task ended; only the first outcome counts."""
         if self._outcome is None:
             self._outcome = outcome
+            if (observers := self._caller.ports.observers).on:
+                observers.tell(TaskEnded(id=self.task_id, topic=self.topic, outcome=outcome))
             for tell in self._listeners:
                 tell(outcome)
             self._wake_all()

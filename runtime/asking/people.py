@@ -29,6 +29,7 @@ from squadron.runtime.errors import (
 )
 from squadron.runtime.lite.topic import LONGEST_TTL_S, LiteTopic
 from squadron.runtime.store.port_set import Ports
+from squadron.runtime.telemetry.happenings import PersonAnswered, PersonAsked
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.limits import Deadline
 from squadron.runtime.wire.question import DEFAULT_BY, Question, Reply
@@ -86,6 +87,9 @@ class Asked:
                 with contextlib.suppress(TimeoutError, BusUnavailableError):
                     async with asyncio.timeout(self.deadline.remaining_s()):
                         await self._listen()
+        if self._ports.observers.on:
+            reply = self._reply
+            self._ports.observers.tell(PersonAnswered(query=self.query_id, by=reply.by, action=reply.action))
         if self._reply.by == DEFAULT_BY and self.question.default is None:
             raise UnansweredError(f"nobody answered in time: {self.question.message}")
         return self._reply
@@ -162,6 +166,8 @@ async def put_question(
     if stored.digest != question.digest:
         raise InvalidInputError(f"the query id {query_id!r} stands for another question", field="query_id")
     if record.is_open(caller.ports.clock):
+        if caller.ports.observers.on:
+            caller.ports.observers.tell(PersonAsked(query=query_id, message=stored.message, about=about))
         await _tell(caller, query_id, stored, about)
     return Asked(query_id, stored, caller)
 
@@ -196,7 +202,7 @@ async def _tell(caller: Caller, query_id: str, question: Question, about: str) -
     told["deadline"] = question.deadline_ms
     # They find it in the list, too.
     with contextlib.suppress(BusUnavailableError):
-        await caller.publish_durable(ASKED, told, event_id=f"{query_id}.asked")
+        await caller.sender.publish_durable(ASKED, told, event_id=f"{query_id}.asked")
 
 
 class TurnQuestions:

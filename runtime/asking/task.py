@@ -6,11 +6,13 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from squadron.runtime.asking.options import AskOptions
-from squadron.runtime.errors import FencedError
+from squadron.runtime.errors import BusUnavailableError, FencedError, MessageTooLargeError
 from squadron.runtime.ports.journal import Journal
 from squadron.runtime.texts import digest_of
 from squadron.runtime.wire.envelope import AgentIdentity, pack
+from squadron.runtime.wire.outcome import Outcome, Rejected, Undeliverable
 from squadron.runtime.wire.path import Parent
+from squadron.runtime.wire.spent import NOT_TOLD
 from squadron.runtime.wire.subjects import Subjects, token_of
 
 if TYPE_CHECKING:
@@ -108,3 +110,13 @@ async def claim_id(lite: Journal, subjects: Subjects, handle: Handle, content: A
             return f"the task id {task_id!r} stands for {topic!r} with another input"
         # The queue takes an id once, so that here nothing would ever come.
         return "" if reply_to == handle.reply_to else f"the task id {task_id!r} is taken under another owner"
+
+
+def not_sent(handle: Handle, error: Exception) -> Outcome:
+    """How a task ends that could not be put."""
+    ids: dict[str, Any] = {"task_id": handle.task_id, "topic": handle.topic}
+    if isinstance(error, BusUnavailableError):
+        # It may have arrived all the same.
+        return Undeliverable(reason=str(error), spent=NOT_TOLD, **ids)
+    reason = str(error) if isinstance(error, MessageTooLargeError) else f"not JSON: {error}"
+    return Rejected(reason=reason, details={"field": "content"}, **ids)

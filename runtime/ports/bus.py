@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,6 +15,13 @@ class Subscription(Protocol):
         ...
 
 
+class Carrier(Protocol):
+    """What a message came with. Its headers are read when they are looked at: most never are."""
+
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Note:
     """A message as the bus hands it over; `reply` is empty unless an answer is wanted."""
@@ -22,12 +29,18 @@ class Note:
     subject: str
     data: bytes
     reply: str = ""
+    carrier: Carrier | None = None
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The headers that it came with."""
+        return self.carrier.headers if self.carrier is not None else {}
 
 
 class UnreliableBus(Protocol):
     """At most once: who listens now hears it, nobody else ever does."""
 
-    async def publish(self, subject: str, data: bytes) -> None:
+    async def publish(self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None) -> None:
         """Send to whoever listens now.
 
         Raises:

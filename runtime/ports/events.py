@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from squadron.runtime.ports.queue import Delivery, Feed
@@ -12,10 +12,15 @@ from squadron.runtime.wire.groups import EventGroup
 class EventLog(Protocol):
     """Durable events: each is kept for a week, and delivered at least once to every group that wants it."""
 
-    async def append(self, topic: str, data: bytes, *, msg_id: str) -> int:
+    async def append(
+        self, topic: str, data: bytes, *, msg_id: str, headers: Mapping[str, str] | None = None
+    ) -> int:
         """Store one event and return its sequence; once per `msg_id` within two minutes.
 
         Whoever listens on the bus for plain events of this topic hears it as well (at most once).
+
+        Args:
+            headers: that its deliveries have.
 
         Raises:
             MessageTooLargeError: larger than the server takes.

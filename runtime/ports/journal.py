@@ -41,6 +41,7 @@ class Journal(Protocol):
         ttl_s: float | None = None,
         msg_id: str | None = None,
         expect_seq: int | None = None,
+        headers: Headers | None = None,
     ) -> int:
         """Append one entry and return its sequence; it is stored when this returns.
 
@@ -49,6 +50,7 @@ class Journal(Protocol):
                 journal's own limit.
             msg_id: the same id within two minutes is stored once.
             expect_seq: refuse unless the key's last entry has this sequence (0: the key is empty).
+            headers: that the entry has beside those of the journal's own.
 
         Raises:
             FencedError: `expect_seq` did not fit.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from squadron.runtime.ports.bus import Carrier
 from squadron.runtime.ports.journal import Entry
 
 
@@ -81,6 +82,17 @@ class Delivery:
     data: bytes
     lease: Lease
     seq: int
+    carrier: Carrier | None = None
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The headers that it was put with, and those that the server added."""
+        return self.carrier.headers if self.carrier is not None else {}
+
+
+def sent_with(headers: Mapping[str, str]) -> dict[str, str]:
+    """The headers that go along when a message is put once more: the trace, and nothing that is the server's."""
+    return {name: headers[name] for name in ("traceparent", "tracestate") if name in headers}
 
 
 class Feed(Protocol):
@@ -138,8 +150,13 @@ class Queue(Protocol):
         """Forget a mailbox; what it holds stays in the queue for a later one. Unknown names are fine."""
         ...
 
-    async def put(self, subject: str, data: bytes, *, msg_id: str) -> None:
+    async def put(
+        self, subject: str, data: bytes, *, msg_id: str, headers: Mapping[str, str] | None = None
+    ) -> None:
         """Store one message; it is durable when this returns, and once per `msg_id` (if any) within two minutes.
+
+        Args:
+            headers: that its deliveries have.
 
         Raises:
             InvalidSubjectError: `subject` is not a task's.

@@ -237,7 +237,7 @@ class Context(AsksPeople):
             InvalidSubjectError: `topic` is not `domain.specificity`.
         """
         self._check_loop()
-        await self._caller.publish(topic, content, conversation_id=conversation_id)
+        await self._caller.sender.publish(topic, content, conversation_id=conversation_id)
 
     async def publish_durable(
         self, topic: str, content: Any, *, event_id: str = "", conversation_id: str = ""
@@ -247,7 +247,7 @@ class Context(AsksPeople):
         See `Caller.publish_durable`. An attempt that is run again publishes again, unless it gives an `event_id`.
         """
         self._check_loop()
-        return await self._caller.publish_durable(
+        return await self._caller.sender.publish_durable(
             topic, content, event_id=event_id, conversation_id=conversation_id
         )
 

@@ -13,6 +13,7 @@ from squadron.runtime.calling import THREAD_GRACE_S, Threads, call
 from squadron.runtime.errors import InvalidMessageError
 from squadron.runtime.ports.queue import Delivery
 from squadron.runtime.retries import Retries, failure_details, summary_of, traceback_of
+from squadron.runtime.running.told import Told
 from squadron.runtime.store.dead_letters import DeadLetters
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
@@ -56,10 +57,11 @@ class EventTurns:
         handle: Callable[[AgentMessage], Any],
         ports: Ports,
         *,
+        pattern: str = "",
         retries: Retries,
         run_timeout_s: float,
     ) -> None:
-        self.group, self._handle, self._ports = group, handle, ports
+        self.group, self._handle, self._ports, self._pattern = group, handle, ports, pattern
         self._letters = DeadLetters(ports)
         self._retries, self._run_timeout_s = retries, run_timeout_s
         self._log = structlog.get_logger("squadron.event").bind(group=group, replica=ports.identity.id)
@@ -69,11 +71,15 @@ class EventTurns:
         message = await read_event(self._letters, self._ports.identity, self.group, delivery)
         if message is None:
             return
+        topic = _topic_of(delivery)
+        told = Told(self._ports, "durable", self.group, message, topic, self._pattern)
         attempt = await delivery.lease.begin()
         if attempt > self._retries.max_attempts:
             reason = f"its replica died or fell silent in each of {attempt - 1} attempts"
-            await self._give_up(delivery, message, attempt, reason, {"attempts": attempt - 1})
+            outcome = await self._give_up(delivery, message, attempt, reason, {"attempts": attempt - 1})
+            told.ended("outcome", outcome=outcome)
             return
+        told.begun(delivery, attempt)
         threads, turn = Threads(), asyncio.current_task()
         try:
             await self._run_handler(message, threads)
@@ -83,14 +89,16 @@ class EventTurns:
             if isinstance(error, asyncio.CancelledError):
                 if turn is not None and turn.cancelling():
                     await threads.ended(THREAD_GRACE_S)
+                    told.ended("handed_back")
                     raise  # drained: somebody else handles it
                 error = RuntimeError("what the handler waited for was cancelled")
             # A handler that calls sys.exit() would take the replica along; of another one nobody would hear.
             # A thread can't be stopped, and two attempts may not act at once: it has as much time again.
             over = await threads.ended(self._run_timeout_s)
-            await self._judge(error, delivery, message, attempt, over=over)
+            await self._judge(error, delivery, message, attempt, told, over=over)
         else:
             await delivery.lease.settle()
+            told.ended("handled")
 
     async def _run_handler(self, message: AgentMessage, threads: Threads) -> None:
         limit = asyncio.timeout(self._run_timeout_s)
@@ -103,7 +111,14 @@ class EventTurns:
             raise
 
     async def _judge(
-        self, error: BaseException, delivery: Delivery, message: AgentMessage, attempt: int, *, over: bool
+        self,
+        error: BaseException,
+        delivery: Delivery,
+        message: AgentMessage,
+        attempt: int,
+        told: Told,
+        *,
+        over: bool,
     ) -> None:
         summary = summary_of(error)
         helps = over and self._retries.covers(error)
@@ -111,6 +126,7 @@ class EventTurns:
             after_s = self._retries.after_s(attempt, error)
             self._log.info("event.retry", message=message.id, error=summary, after_s=round(after_s, 3))
             await delivery.lease.release(after_s)
+            told.ended("again", after_s=after_s, error=summary)
             return
         self._log.warning("event.gave_up", message=message.id, error=summary, traceback=traceback_of(error))
         details = failure_details(error, attempt)
@@ -119,17 +135,23 @@ class EventTurns:
             reason = f"failed with {summary}, against which no other attempt helps"
         if not over:
             reason = f"failed with {summary}; there can be no other attempt, as its thread still acts"
-        await self._give_up(delivery, message, attempt, reason, details)
+        outcome = await self._give_up(delivery, message, attempt, reason, details)
+        told.ended("outcome", outcome=outcome, error=summary)
 
     async def _give_up(
         self, delivery: Delivery, message: AgentMessage, attempt: int, reason: str, details: dict[str, Any]
-    ) -> None:
+    ) -> DeadLettered:
         outcome = DeadLettered(
             task_id=token_of(message.id),
-            topic=".".join(delivery.subject.split(".")[3:5]),
+            topic=_topic_of(delivery),
             source=self._ports.identity.id,
             attempt=attempt,
             reason=reason,
             details=details,
         )
         await bury_event(self._letters, self._ports.identity, self.group, delivery, outcome)
+        return outcome
+
+
+def _topic_of(delivery: Delivery) -> str:
+    return ".".join(delivery.subject.split(".")[3:5])

@@ -9,9 +9,10 @@ from squadron.runtime.errors import Park
 
 @dataclass(frozen=True, slots=True)
 class Again:
-    """The task is handed back for another attempt."""
+    """The task is handed back for another attempt; `error` says in a line why."""
 
     after_s: float
+    error: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,7 +25,7 @@ from squadron.runtime.errors import (
     MessageTooLargeError,
 )
 from squadron.runtime.ports.journal import Entry
-from squadron.runtime.ports.queue import Backlog, Delivery, Feed, Lease, Mailbox, Store
+from squadron.runtime.ports.queue import Backlog, Delivery, Feed, Lease, Mailbox, Store, sent_with
 from squadron.runtime.retries import traceback_of
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.subjects import OrderedSubject, Subjects, TicketSubject, token_of
@@ -60,7 +60,7 @@ class _Lines:
         place = OrderedSubject(self.subjects.environment, self.mailbox.name, conversation, topic)
         msg_id = f"{self.mailbox.name}.{delivery.seq}.ordered"
         try:
-            await self.store.put(str(place), delivery.data, msg_id=msg_id)
+            await self.store.put(str(place), delivery.data, msg_id=msg_id, headers=sent_with(delivery.headers))
         except MessageTooLargeError:
             # It came without headers and leaves no room for one; it must not hold up all others for ever.
             await self.store.put(str(place), delivery.data, msg_id="")
@@ -198,7 +198,7 @@ class _LineFeed:
             if head is not None and head.seq == place.seq:
                 lease = _TurnLease(self._lines, place, ticket.lease)
                 delivered = True
-                self._sink(Delivery(OrderedSubject.parse(head.key).task, head.data, lease, head.seq))
+                self._sink(Delivery(OrderedSubject.parse(head.key).task, head.data, lease, head.seq, head))
             else:
                 await self._lines.call(place.conversation)
                 await ticket.lease.settle()
@@ -301,9 +301,11 @@ class OrderedQueue:
         await self.store.remove(name)
         await self.store.remove(ticket_box(self._subjects, Mailbox(name, ())).name)
 
-    async def put(self, subject: str, data: bytes, *, msg_id: str) -> None:
+    async def put(
+        self, subject: str, data: bytes, *, msg_id: str, headers: Mapping[str, str] | None = None
+    ) -> None:
         """Store one message."""
-        await self.store.put(subject, data, msg_id=msg_id)
+        await self.store.put(subject, data, msg_id=msg_id, headers=headers)
 
     async def consume(self, mailbox: Mailbox, sink: Callable[[Delivery], None]) -> Feed:
         """Pull from the mailbox; from an ordered one comes only what may run now."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 
@@ -13,20 +13,20 @@ from squadron.runtime.asking.caller import Caller
 from squadron.runtime.asking.cancel import Cancellations
 from squadron.runtime.asking.question_records import withdraw_questions
 from squadron.runtime.errors import (
-    BudgetError,
     InvalidInputError,
     InvalidMessageError,
     InvalidSubjectError,
     Park,
     SupersededError,
-    Terminal,
 )
 from squadron.runtime.ports.queue import Delivery
-from squadron.runtime.retries import Retries, backoff_s, failure_details, summary_of, text_of, traceback_of
+from squadron.runtime.retries import backoff_s, summary_of
 from squadron.runtime.running.bidding import Offers, Statistics
 from squadron.runtime.running.context import IN_TIME, TurnContext
 from squadron.runtime.running.earlier import keep_spent, open_ledger
+from squadron.runtime.running.handler import Handler
 from squadron.runtime.running.handover import HAND_ON_S, LONGEST_HAND_ON_S, hand_over
+from squadron.runtime.running.judge import judge
 from squadron.runtime.running.ledger import Ledger
 from squadron.runtime.running.no_outcome import Again, HandOn, Later, LetGo
 from squadron.runtime.running.once import cancelled_with, is_copy
@@ -34,6 +34,7 @@ from squadron.runtime.running.parking import Parking
 from squadron.runtime.running.poison import Poison
 from squadron.runtime.running.reports import Reports
 from squadron.runtime.running.to_the_end import run_to_the_end
+from squadron.runtime.running.told import Told
 from squadron.runtime.store.dead_letters import DeadLetters
 from squadron.runtime.wire.envelope import LAST_MS, AgentMessage
 from squadron.runtime.wire.limits import Deadline
@@ -42,7 +43,6 @@ from squadron.runtime.wire.outcome import (
     Cancelled,
     DeadLettered,
     Expired,
-    Failed,
     Outcome,
     Rejected,
     Result,
@@ -53,40 +53,14 @@ from squadron.runtime.wire.path import circle_in
 from squadron.runtime.wire.route import Route
 from squadron.runtime.wire.spent import NOT_TOLD
 from squadron.runtime.wire.subjects import TaskSubject, matches
-from squadron.runtime.wire.topics import SemanticTopic
 
 #: A second outcome is dropped by its message id if it comes within this time, in seconds: half of JetStream's
 #: duplicate window. Past it, whoever stores one has to look whether one is there.
 ALONE_S = 60.0
 
 
-class Handler(Protocol):
-    """One served topic: how it describes itself, and how it is run."""
-
-    @property
-    def topic(self) -> SemanticTopic: ...
-
-    @property
-    def run_timeout_s(self) -> float: ...
-
-    @property
-    def retries(self) -> Retries: ...
-
-    async def run(self, content: Any, context: TurnContext) -> Any:
-        """Run the handler on validated input; returns JSON-ready data, or an `Answer`.
-
-        Raises:
-            InvalidInputError: the content does not fit.
-        """
-        ...
-
-
 #: What a handler has returned before it returns.
 _NOTHING = object()
-
-
-class OutputError(Exception):
-    """A handler returned what its own annotation does not allow."""
 
 
 class Turns:
@@ -156,22 +130,49 @@ class Turns:
             return None
         looked_at = now if again else asked_at
         was_parked = not delivery.lease.first and await self._parking.take_up(message)
-        ended = await self._attempt(delivery, message, topic, lite_key, was_parked=was_parked)
-        if isinstance(ended, HandOn):
-            if not await hand_over(self._ports, delivery, ended.replicas):
-                await delivery.lease.release(backoff_s(delivery.lease.delivered, HAND_ON_S, LONGEST_HAND_ON_S))
-            return None
-        if isinstance(ended, Again):
-            await delivery.lease.release(ended.after_s)
-            return None
-        if isinstance(ended, LetGo):
-            return None
-        if isinstance(ended, Later):
-            await self._parking.park(delivery, message, ended.park)
-            return None
-        late = self._ports.clock.time() > looked_at + ALONE_S
-        if late and await self._settle_if_stored(delivery, message, lite_key, announce):
-            return None
+        handler = self._handler(topic)
+        served = handler.topic.name if handler is not None else ""
+        told = Told(self._ports, "task", self.agent, message, topic, served)
+        common: dict[str, Any] = {"task_id": message.id, "topic": topic, "source": self._me, "attempt": 1}
+        try:
+            ended = await self._attempt(delivery, message, handler, common, told, lite_key, was_parked=was_parked)
+            if not isinstance(ended, Outcome):
+                await self._elsewhere(delivery, message, ended, told)
+                return None
+            late = self._ports.clock.time() > looked_at + ALONE_S
+            if late and await self._settle_if_stored(delivery, message, lite_key, announce):
+                told.ended("superseded")
+                return None
+            reported = await self._report(delivery, message, ended, lite_key, announce)
+        except BaseException as error:
+            told.ended("handed_back", error=summary_of(error))
+            raise
+        told.ended("outcome", outcome=reported)
+        return reported
+
+    async def _elsewhere(
+        self, delivery: Delivery, message: AgentMessage, ended: Again | HandOn | Later | LetGo, told: Told
+    ) -> None:
+        """The task goes on with another replica, or later."""
+        match ended:
+            case HandOn():
+                told.ended("handed_on")
+                if not await hand_over(self._ports, delivery, ended.replicas):
+                    after_s = backoff_s(delivery.lease.delivered, HAND_ON_S, LONGEST_HAND_ON_S)
+                    await delivery.lease.release(after_s)
+            case Again():
+                told.ended("again", after_s=ended.after_s, error=ended.error)
+                await delivery.lease.release(ended.after_s)
+            case Later():
+                told.ended("parked")
+                await self._parking.park(delivery, message, ended.park)
+            case LetGo():
+                told.ended("superseded")
+
+    async def _report(
+        self, delivery: Delivery, message: AgentMessage, ended: Outcome, lite_key: str, announce: str
+    ) -> Outcome:
+        """Store the outcome, and then settle the task."""
         if isinstance(ended, Cancelled):
             # Those of earlier attempts, too, and of one that never ran on this replica.
             await withdraw_questions(self._ports, self._caller.lite_topics, message.id)
@@ -198,23 +199,25 @@ class Turns:
         return True
 
     async def _attempt(
-        self, delivery: Delivery, message: AgentMessage, topic: str, lite_key: str, *, was_parked: bool
+        self,
+        delivery: Delivery,
+        message: AgentMessage,
+        handler: Handler | None,
+        common: dict[str, Any],
+        told: Told,
+        lite_key: str,
+        *,
+        was_parked: bool,
     ) -> Outcome | Again | HandOn | Later | LetGo:
-        common: dict[str, Any] = {
-            "task_id": message.id,
-            "topic": topic,
-            "source": self._ports.identity.id,
-            "attempt": 1,
-        }
         ledger = await open_ledger(self._ports, message, again=not delivery.lease.first)
         common["spent"] = ledger.spent
         registry = self._caller.registry
         if not registry.knows_of(message.seen):
             # Nobody decides on less than its caller saw.
             await registry.catch_up(message.seen)
-        handler = self._handler(topic)
         if handler is None:
-            return Undeliverable(reason=f"{self.agent} does not serve {topic!r} any more", **common)
+            reason = f"{self.agent} does not serve {common['topic']!r} any more"
+            return Undeliverable(reason=reason, **common)
         refusal = self._refusal(message, ledger, common, was_parked)
         if refusal is not None:
             return refusal
@@ -225,6 +228,7 @@ class Turns:
             return DeadLettered(reason=reason, details={"attempts": attempt - 1}, **common)
         context = self._context(message, common, lite_key, ledger)
         context.lease = delivery.lease
+        told.begun(delivery, attempt)
         try:
             ended = await self._run_handler(handler, delivery, context, common)
             if isinstance(ended, LetGo):
@@ -349,7 +353,7 @@ class Turns:
         if isinstance(failure, SupersededError):
             context.log.info("turn.superseded", reason=str(failure))
             return LetGo()
-        return self._judge(failure, handler.retries, common, context)
+        return judge(failure, handler.retries, common, context)
 
     def _context(
         self, message: AgentMessage, common: dict[str, Any], lite_key: str, ledger: Ledger
@@ -377,23 +381,3 @@ class Turns:
         outcome = Rejected(reason=str(error), details={"field": error.field}, **common)
         await self._letters.bury(self.agent, delivery, outcome, source=self._ports.identity)
         return outcome
-
-    def _judge(
-        self, error: BaseException, retries: Retries, common: dict[str, Any], context: TurnContext
-    ) -> Outcome | Again:
-        summary = summary_of(error)
-        attempt = common["attempt"]
-        if isinstance(error, Terminal | OutputError) or not retries.covers(error):
-            kind = type(error).__name__
-            details = {"type": kind} | ({"field": error.field} if isinstance(error, BudgetError) else {})
-            return Failed(reason=text_of(error) or kind, details=details, **common)
-        after_s = retries.after_s(attempt, error)
-        if attempt < retries.max_attempts and after_s < context.deadline.remaining_s():
-            context.log.info("turn.retry", error=summary, after_s=round(after_s, 3))
-            return Again(after_s)
-        context.log.warning("turn.gave_up", error=summary, traceback=traceback_of(error))
-        details = failure_details(error, attempt)
-        reason = f"failed in each of {attempt} attempts, the last time with {summary}"
-        if attempt < retries.max_attempts:
-            reason = f"no time is left for attempt {attempt + 1}; the last failed with {summary}"
-        return DeadLettered(reason=reason, details=details, **common)

@@ -22,6 +22,7 @@ from squadron.runtime.errors import (
 from squadron.runtime.ports.journal import Entry
 from squadron.runtime.ports.queue import Delivery
 from squadron.runtime.store.port_set import Ports
+from squadron.runtime.telemetry.happenings import Buried
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage, pack
 from squadron.runtime.wire.outcome import DeadLettered, Outcome, from_content
 from squadron.runtime.wire.subjects import TaskSubject, check_pattern, matches, token_of
@@ -144,7 +145,7 @@ class DeadLetters:
 
     def __init__(self, ports: Ports) -> None:
         self._journal, self._queue, self._claims = ports.dead, ports.queue, ports.claims
-        self._subjects, self._clock = ports.subjects, ports.clock
+        self._subjects, self._clock, self._observers = ports.subjects, ports.clock, ports.observers
 
     # --- burying -------------------------------------------------------------------------------------
 
@@ -183,6 +184,10 @@ class DeadLetters:
         except MessageTooLargeError:
             # As text in JSON bytes may grow sixfold; a letter that is cut off is better than none.
             await append({"taskId": outcome.task_id[:LONGEST_ID], **_packed(delivery.data, CUT_AT)})
+        if self._observers.on:
+            topic = outcome.topic or ".".join(delivery.subject.split(".")[3:5])
+            told = Buried(agent=agent, topic=topic, id=outcome.task_id, reason=outcome.reason)
+            self._observers.tell(told)
 
     async def bury_poison(
         self, agent: str, delivery: Delivery, error: Exception, *, source: AgentIdentity

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Unpack
 
 from squadron.runtime.ports.bus import UnreliableBus
@@ -11,6 +11,7 @@ from squadron.runtime.ports.journal import Journal
 from squadron.runtime.ports.lite_journal import LiteJournal
 from squadron.runtime.ports.queue import Queue
 from squadron.runtime.store.claims import Claims
+from squadron.runtime.telemetry.observer import Observers
 from squadron.runtime.wire.envelope import AgentIdentity, Head, MessageType, pack
 from squadron.runtime.wire.limits import Clock
 from squadron.runtime.wire.subjects import Subjects
@@ -20,7 +21,7 @@ from squadron.runtime.wire.subjects import Subjects
 class Ports:
     """What everything that runs or asks is given.
 
-    `lite` holds lite topics, `dead` the dead letters, `runs` the logs of runs.
+    `lite` holds lite topics, `dead` the dead letters, `runs` the logs of runs; `observers` hear what happens.
     """
 
     identity: AgentIdentity
@@ -33,6 +34,7 @@ class Ports:
     dead: Journal
     runs: Journal
     claims: Claims
+    observers: Observers = field(default_factory=Observers)
 
     def pack(self, type: MessageType, payload: dict[str, Any], **head: Unpack[Head]) -> bytes:
         """A message of this process, by its clock; see `wire.envelope.pack`."""

@@ -149,7 +149,7 @@ class Talking(AsyncClosing):
 
     async def publish(self, topic: str, content: Any, *, conversation_id: str = "") -> None:
         """Send an event to whoever listens now (at most once)."""
-        await self._wiring.caller.publish(topic, content, conversation_id=conversation_id)
+        await self._wiring.caller.sender.publish(topic, content, conversation_id=conversation_id)
 
     async def subscribe(self, pattern: str) -> Events:
         """Hear events: `status.*`, or `*.*` for all; active when this returns."""
@@ -203,7 +203,7 @@ class Talking(AsyncClosing):
             MessageTooLargeError: larger than the server takes.
             BusUnavailableError: not acknowledged in time; the same `event_id` again is safe.
         """
-        return await self._wiring.caller.publish_durable(
+        return await self._wiring.caller.sender.publish_durable(
             topic, content, event_id=event_id, conversation_id=conversation_id
         )
 

@@ -12,7 +12,7 @@ from squadron.runtime.calling import call
 from squadron.runtime.errors import Terminal
 from squadron.runtime.retries import Retries
 from squadron.runtime.running.context import TurnContext
-from squadron.runtime.running.turn import Handler
+from squadron.runtime.running.handler import Handler
 from squadron.runtime.wire.outcome import Answer, Failed, Outcome, Result
 from squadron.runtime.wire.subjects import token_of
 from squadron.runtime.wire.topics import AgentCard, SemanticTopic

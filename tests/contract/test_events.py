@@ -33,7 +33,7 @@ from tests.contract.conftest import Inbox, Peer, World, peer_of, settle_all, unt
 
 
 async def _publish(peer: Peer, *contents: Any, topic: str = "news.sport") -> list[int]:
-    return [await peer.caller.publish_durable(topic, content) for content in contents]
+    return [await peer.caller.sender.publish_durable(topic, content) for content in contents]
 
 
 def _content(delivery: Delivery) -> Any:
@@ -69,9 +69,9 @@ async def join(world: World) -> AsyncIterator[Callable[..., Any]]:
 
 
 async def test_an_event_is_stored_once_per_id_and_sequences_grow(peer: Peer, join: Callable[..., Any]) -> None:
-    one = await peer.caller.publish_durable("news.sport", 1, event_id="goal-1")
-    again = await peer.caller.publish_durable("news.sport", 1, event_id="goal-1")
-    other = await peer.caller.publish_durable("news.sport", 2, event_id="any id: ü")
+    one = await peer.caller.sender.publish_durable("news.sport", 1, event_id="goal-1")
+    again = await peer.caller.sender.publish_durable("news.sport", 1, event_id="goal-1")
+    other = await peer.caller.sender.publish_durable("news.sport", 2, event_id="any id: ü")
 
     assert one == again < other
     inbox = await join("all", start="first")
@@ -83,11 +83,11 @@ async def test_an_event_is_stored_once_per_id_and_sequences_grow(peer: Peer, joi
 
 async def test_what_can_not_be_published_is_said(peer: Peer) -> None:
     with pytest.raises(InvalidSubjectError, match="not domain"):
-        await peer.caller.publish_durable("news", 1)
+        await peer.caller.sender.publish_durable("news", 1)
     with pytest.raises(InvalidSubjectError):
-        await peer.caller.publish_durable("news.*", 1)
+        await peer.caller.sender.publish_durable("news.*", 1)
     with pytest.raises(MessageTooLargeError):
-        await peer.caller.publish_durable("news.sport", "x" * (9 * 1024 * 1024))
+        await peer.caller.sender.publish_durable("news.sport", "x" * (9 * 1024 * 1024))
 
 
 async def test_who_listens_for_plain_events_hears_durable_ones_unchanged(
@@ -97,7 +97,7 @@ async def test_who_listens_for_plain_events_hears_durable_ones_unchanged(
     await peer.bus.subscribe(peer.subjects.event("news.*"), plain)
     durable = await join("durable", start="first")
 
-    await peer.caller.publish("news.weather", "plain only")
+    await peer.caller.sender.publish("news.weather", "plain only")
     await _publish(peer, "both")
 
     notes = await plain.take(2)
@@ -244,7 +244,7 @@ async def test_a_forgotten_group_starts_anew(peer: Peer, join: Callable[..., Any
 
 
 async def test_one_member_gets_waiting_events_in_order(peer: Peer, join: Callable[..., Any]) -> None:
-    await asyncio.gather(*(peer.caller.publish_durable("news.sport", i) for i in range(300)))
+    await asyncio.gather(*(peer.caller.sender.publish_durable("news.sport", i) for i in range(300)))
     inbox = await join("group", start="first", want=7)
     seen = []
     for _ in range(300):
@@ -353,7 +353,7 @@ async def test_after_its_last_attempt_an_event_is_buried_by_each_group_that_fail
 
     for group in ("desk.hear", "clerk.hear"):
         await serve(broken, group, max_attempts=2)
-    event = await peer.caller.publish_durable("news.sport", "bad", event_id="e-1")
+    event = await peer.caller.sender.publish_durable("news.sport", "bad", event_id="e-1")
     letters = await _letters(peer, 2)
     await _publish(peer, "good")
 
@@ -463,7 +463,7 @@ async def test_a_subscription_settles_an_event_when_the_next_is_asked_for(
     wiring: Wiring, subscribe: Callable[..., Any]
 ) -> None:
     events = await subscribe()
-    seqs = [await wiring.caller.publish_durable("news.sport", i) for i in range(5)]
+    seqs = [await wiring.caller.sender.publish_durable("news.sport", i) for i in range(5)]
     seen = []
     async for event in events:
         seen.append((event.message.payload.content, event.seq, event.attempt))
@@ -489,7 +489,7 @@ async def test_a_subscription_buries_what_nobody_can_read_and_goes_on(
 ) -> None:
     events = await subscribe()
     await wiring.ports.events.append("news.sport", b"no message", msg_id="x")
-    seq = await wiring.caller.publish_durable("news.sport", "good")
+    seq = await wiring.caller.sender.publish_durable("news.sport", "good")
 
     event = await events.next(within_s=5)
 
@@ -503,7 +503,7 @@ async def test_a_member_that_does_not_ask_takes_nothing_from_the_others(
     wiring: Wiring, subscribe: Callable[..., Any]
 ) -> None:
     idle, busy = await subscribe(), await subscribe()
-    seqs = [await wiring.caller.publish_durable("news.sport", i) for i in range(10)]
+    seqs = [await wiring.caller.sender.publish_durable("news.sport", i) for i in range(10)]
 
     assert [(await busy.next(within_s=5)).seq for _ in range(10)] == seqs
     await busy.settle(confirmed=True)
@@ -520,7 +520,7 @@ async def test_a_subscription_that_hears_nothing_says_so_and_a_closed_one_ends(
     with pytest.raises(TimeoutError):
         await events.next(within_s=0.05)
     # Who gave up waiting has not lost what came afterwards.
-    await wiring.caller.publish_durable("news.sport", "late")
+    await wiring.caller.sender.publish_durable("news.sport", "late")
     assert (await events.next(within_s=5)).message.payload.content == "late"
     await events.settle()
     reading = asyncio.create_task(_all(events))
@@ -546,11 +546,11 @@ async def test_a_stream_of_an_older_version_is_brought_up_to_date(wiring: Wiring
     assert "error" not in await wiring.connection.api(f"STREAM.UPDATE.{name}", old)
     heard = Inbox()
     await wiring.ports.bus.subscribe(wiring.ports.subjects.event("news.*"), heard)
-    await wiring.caller.publish_durable("news.sport", "not told")
+    await wiring.caller.sender.publish_durable("news.sport", "not told")
 
     newer = await Wiring.open(wiring.settings, AgentIdentity(id="newer"), create=True)
     await newer.aclose()
-    seq = await wiring.caller.publish_durable("news.sport", "told")
+    seq = await wiring.caller.sender.publish_durable("news.sport", "told")
 
     assert seq == 2
     assert AgentMessage.decode((await heard.next()).data).payload.content == "told"
@@ -585,7 +585,7 @@ async def test_no_event_is_lost_over_a_killed_server(tmp_path: Path) -> None:
         publisher = await open_wiring("publisher")
 
         async def publish() -> None:
-            published.extend([await publisher.caller.publish_durable("news.sport", i) for i in range(1500)])
+            published.extend([await publisher.caller.sender.publish_durable("news.sport", i) for i in range(1500)])
 
         publishing = asyncio.create_task(publish())
         await asyncio.wait_for(half.wait(), 20)

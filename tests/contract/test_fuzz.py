@@ -496,7 +496,7 @@ async def _flood_the_rest(place: Place, rubbish: Rubbish, count: int) -> None:
         if i % 200 == 0:
             await place.ask(i)
     await place.stranger.flush()
-    await place.client.caller.publish("news.sport", "they won")
+    await place.client.caller.sender.publish("news.sport", "they won")
     async with asyncio.timeout(20):
         while (await place.events.next(within_s=20)).payload.content != "they won":
             pass

@@ -359,7 +359,7 @@ async def test_a_large_input_of_the_wrong_kind_is_not_quoted_back(client: Peer) 
 
 async def test_an_event_that_is_too_large_is_a_typed_error(peer: Peer) -> None:
     with pytest.raises(MessageTooLargeError):
-        await peer.caller.publish("a.b", {"text": "x" * 9 * MB})
+        await peer.caller.sender.publish("a.b", {"text": "x" * 9 * MB})
 
 
 async def test_what_travels_of_a_large_task_is_small(wiring: Wiring) -> None:

@@ -51,7 +51,7 @@ async def join(world: World) -> AsyncIterator[Join]:
 
 def accounts_of(peer: Peer, name: str, limits: Limits) -> Accounts:
     limited: Mapping[str, Limits] = {"scripted": limits}
-    return Accounts(peer.lite, peer.subjects, peer.clock, name, limited, count=lambda _: INPUT)
+    return Accounts(peer.ports, limited, who=name, count=lambda _: INPUT)
 
 
 class Provider:
@@ -315,9 +315,7 @@ async def test_while_the_bus_is_away_each_replica_keeps_to_its_part_and_then_the
         replicas = list[Accounts]()
         for name in ("one", "other"):
             place = server.place(AgentIdentity(id=name, type="test"), settings)
-            replicas.append(
-                Accounts(place.ports.lite, place.ports.subjects, place.ports.clock, name, {"scripted": limits})
-            )
+            replicas.append(Accounts(place.ports, {"scripted": limits}, who=name))
         for _ in range(2):  # each knows of the other
             for accounts in replicas:
                 (await call(accounts)).settle(REQUEST, turn_of())
@@ -354,7 +352,7 @@ async def test_a_server_that_is_killed_holds_nobody_up_and_its_state_is_used_aga
         for name in ("one", "other"):
             places.append(await Wiring.open(settings, AgentIdentity(id=name, type="test"), create=True))
             ports = places[-1].ports
-            replicas.append(Accounts(ports.lite, ports.subjects, ports.clock, name, {"scripted": limits}))
+            replicas.append(Accounts(ports, {"scripted": limits}, who=name))
             (await call(replicas[-1])).settle(REQUEST, turn_of())
         server.stop()
         for _ in range(300):  # more than was booked
@@ -378,7 +376,7 @@ async def test_a_server_that_is_killed_holds_nobody_up_and_its_state_is_used_aga
 async def test_an_account_whose_place_was_closed_goes_on_alone(settings: Settings) -> None:
     wiring = await Wiring.open(settings, AgentIdentity(id="one", type="test"), create=True)
     ports = wiring.ports
-    accounts = Accounts(ports.lite, ports.subjects, ports.clock, "one", {"scripted": Limits(rpm=6_000)})
+    accounts = Accounts(ports, {"scripted": Limits(rpm=6_000)}, who="one")
     (await call(accounts)).settle(REQUEST, turn_of())
 
     with capture_logs() as logs:

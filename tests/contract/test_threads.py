@@ -132,7 +132,7 @@ async def test_an_event_is_not_tried_again_while_its_thread_acts(world: World, p
     turns = EventTurns("desk.hear", handle, member.ports, retries=retries, run_timeout_s=limit_s)
     pump = Pump(member.events, EventGroup("desk.hear", "news.*", "first", LEASE_S), turns.run, slots=2)
     await pump.start()
-    await peer.caller.publish_durable("news.sport", 1)
+    await peer.caller.sender.publish_durable("news.sport", 1)
     if hangs:
         pattern = f"agents.{peer.subjects.environment}.dead.>"
 

@@ -177,7 +177,7 @@ async def _serve(asks: tuple[Ask, ...], agent_class: type[Agent]) -> dict[str, A
     for each in asks:
         if each.event:
             handled.clear()
-            await client.caller.publish_durable(each.topic, each.content)
+            await client.caller.sender.publish_durable(each.topic, each.content)
             await asyncio.wait_for(handled.wait(), WITHIN_S)
             ended.append({"ends": "result", "gives": None, "says": "", "chunks": []})
             continue

@@ -18,7 +18,7 @@ from squadron.actors.agent import AgentSpec
 from squadron.actors.handlers import BoundHandler, TopicSpec
 from squadron.runtime.calling import Threads
 from squadron.runtime.errors import InvalidAgentError, InvalidInputError, InvalidSubjectError
-from squadron.runtime.running.turn import OutputError
+from squadron.runtime.running.handler import OutputError
 from squadron.runtime.wire.topics import describe_input
 
 if TYPE_CHECKING:

@@ -59,30 +59,31 @@ async def test_a_plain_function_that_raises_stop_iteration_ends_too() -> None:
         await asyncio.wait_for(call(Threads(), lambda: next(iter(()))), 10)
 
 
-async def test_what_fails_in_a_thread_after_its_attempt_is_told_once_and_not_by_asyncio(
+def test_what_fails_in_a_thread_after_its_attempt_is_told_once_and_not_by_asyncio(
     caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pool, free, begun = ThreadPoolExecutor(1), threading.Event(), threading.Event()
-    asyncio.get_running_loop().set_default_executor(pool)
-    threads = Threads()
+    free, begun = threading.Event(), threading.Event()
 
     def fail() -> None:
         begun.set()
         free.wait(10)
         raise ValueError("too late")
 
-    # The second waits for a thread of the pool, and never begins.
-    waited = [asyncio.create_task(call(threads, function)) for function in (fail, fail)]
-    while not begun.is_set():
-        await asyncio.sleep(0.001)
-    for one in waited:
-        one.cancel()
-    await asyncio.wait(waited)
-    threads.close()
-    free.set()
-    assert await threads.ended(10)
-    del waited
-    gc.collect()
+    async def leave_it() -> bool:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        threads = Threads()
+        # The second waits for a thread of the pool, and never begins.
+        waited = [asyncio.create_task(call(threads, function)) for function in (fail, fail)]
+        while not begun.is_set():
+            await asyncio.sleep(0.001)
+        for one in waited:
+            one.cancel()
+        await asyncio.wait(waited)
+        threads.close()
+        free.set()
+        return await threads.ended(10)
 
+    assert asyncio.run(leave_it())
+    gc.collect()
     assert capsys.readouterr().out.count("too late") == 1
     assert not caplog.records

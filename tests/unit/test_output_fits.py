@@ -22,7 +22,7 @@ from typing_extensions import TypedDict
 from squadron import Agent, topic
 from squadron.actors.agent import AgentSpec
 from squadron.actors.handlers import BoundHandler
-from squadron.runtime.running.turn import OutputError
+from squadron.runtime.running.handler import OutputError
 
 
 class Mood(Enum):

@@ -1,0 +1,98 @@
+"""What goes out: tasks, events and durable events, each told to the observers of the process."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import Any, Literal, TypeVar, Unpack
+
+from squadron.runtime.retries import summary_of
+from squadron.runtime.store.port_set import Ports
+from squadron.runtime.telemetry.happenings import MessagePut, MessageStored
+from squadron.runtime.wire.envelope import AgentMessage, Head
+from squadron.runtime.wire.subjects import check_topic, token_of
+
+T = TypeVar("T")
+
+
+class Sender:
+    """One process's way onto the bus."""
+
+    def __init__(self, ports: Ports) -> None:
+        self._ports, self._observers = ports, ports.observers
+
+    def put(
+        self,
+        kind: Literal["task", "durable", "event"],
+        topic: str,
+        data: bytes,
+        *,
+        id: str,
+        conversation_id: str = "",
+        parent_id: str | None = None,
+    ) -> dict[str, str] | None:
+        """Tell of a message that is about to go out; returns the headers that go with it."""
+        if not self._observers.on:
+            return None
+        put = MessagePut(
+            kind=kind,
+            id=id,
+            topic=topic,
+            conversation_id=conversation_id or id,
+            parent_id=parent_id,
+            bytes=len(data),
+        )
+        self._observers.tell(put)
+        return put.headers
+
+    async def stored(self, id: str, storing: Awaitable[T]) -> T:
+        """Await what stores a message, and tell how that ended."""
+        if not self._observers.on:
+            return await storing
+        error = "cancelled"
+        try:
+            stored = await storing
+            error = ""
+            return stored
+        except Exception as failure:
+            error = summary_of(failure)
+            raise
+        finally:
+            self._observers.tell(MessageStored(id=id, error=error))
+
+    async def publish(self, topic: str, content: Any, *, conversation_id: str = "") -> None:
+        """Send an event to whoever listens now (at most once).
+
+        Raises:
+            InvalidSubjectError: `topic` is not `domain.specificity`.
+        """
+        message = self._event(content, conversation_id=conversation_id)
+        subject, data = self._ports.subjects.event(check_topic(topic)), message.encode()
+        headers = self.put("event", topic, data, id=message.id, conversation_id=conversation_id)
+        await self.stored(message.id, self._ports.bus.publish(subject, data, headers=headers))
+
+    async def publish_durable(
+        self, topic: str, content: Any, *, event_id: str = "", conversation_id: str = ""
+    ) -> int:
+        """Store an event for every durable subscription (at least once) and return its sequence.
+
+        It is stored when this returns; a server that is away is waited for. Who listens for plain events
+        hears it, too.
+
+        Args:
+            event_id: stored once within two minutes, whatever the topic; a fresh one by default.
+
+        Raises:
+            InvalidSubjectError: `topic` is not `domain.specificity`.
+            MessageTooLargeError: larger than the server takes.
+            BusUnavailableError: not acknowledged in time; the same `event_id` again is safe.
+        """
+        check_topic(topic)
+        message = self._event(content, id=event_id, conversation_id=conversation_id)
+        data = message.encode()
+        headers = self.put("durable", topic, data, id=message.id, conversation_id=conversation_id)
+        storing = self._ports.events.append(topic, data, msg_id=token_of(message.id), headers=headers)
+        return await self.stored(message.id, storing)
+
+    def _event(self, content: Any, **head: Unpack[Head]) -> AgentMessage:
+        head.setdefault("timestamp", self._ports.clock.time())
+        return AgentMessage.new("event", self._ports.identity, content, **head)
