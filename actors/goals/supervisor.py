@@ -132,7 +132,7 @@ class Supervisor(Thinker):
                 again=bool(resume),
                 approvals=Approvals(ask=terms.approve, trust=terms.trust),
             )
-            pursuit = _Pursuit(ctx, goal, terms, session.toolbox)
+            pursuit = Pursuit(ctx, goal, terms, session.toolbox)
             state, finished = await session.pursue(pursuit, pursuit.begin)
             return report_of(state, finished, emitter.timeline)
 
@@ -161,7 +161,7 @@ class Terms(BaseModel):
     model: str = ""
 
 
-class _Pursuit:
+class Pursuit:
     """What a goal adds to the loop; see `Aim`."""
 
     def __init__(

@@ -35,6 +35,8 @@ from squadron.runtime.wire.subjects import token_of
 CALL_SHARE = 0.8
 #: Longest time to take a call back, in seconds: two reconnects. After a longer outage it counts as interrupted.
 WITHDRAW_S = 5.0
+#: Why a tool that nobody may repeat has no end.
+INTERRUPTED = "it was interrupted while it ran; it may have acted, so it is not run again"
 #: How long an end waits for others to be stored with it, in seconds: about as long as storing it takes.
 TOGETHER_S = 0.002
 
@@ -72,6 +74,7 @@ class Actions:
 
     Attributes:
         answers: built-in tools by name.
+        bidding: how others are asked to bid for calls.
         failing: a tool ends this attempt, and nothing new begins in it.
     """
 
@@ -88,7 +91,7 @@ class Actions:
         self._ends: asyncio.Queue[CallEnd] = asyncio.Queue()
         self._working = list[asyncio.Task[None]]()
         self._start(self._collect())
-        self._bidding = BiddingCalls(self.ctx, self.books, self._state.run)
+        self.bidding = BiddingCalls(self.ctx, self.books, self._state.run)
         #: What goes on here for a call that is no task of others, and calls that the model wants no more.
         self._own_work: dict[str, asyncio.Task[None]] = {}
         self._unwanted: set[str] = set()
@@ -155,12 +158,12 @@ class Actions:
         self._ask([call for call, _ in asked])
         await self._send([call for call, _ in ready])
         if wanted:
-            bids = await self._bidding.bids(wanted, deadline_ms)
+            bids = await self.bidding.bids(wanted, deadline_ms)
             async with self.recorder.lock:
-                await self.recorder.store_locked(*self._bidding.awards(wanted, bids, deadline_ms))
+                await self.recorder.store_locked(*self.bidding.awards(wanted, bids, deadline_ms))
             await self._send([call for call, _ in wanted if call.open])
             for call, _ in wanted:
-                self._after_try(call)
+                self.after_try(call)
 
     def _candidates(self, call: Call) -> dict[str, Any]:
         contents = candidates(call.said, self._state.toolbox, self._state.results)
@@ -171,14 +174,14 @@ class Actions:
                 raise ValueError(circling)
         return contents
 
-    def _after_try(self, call: Call) -> None:
+    def after_try(self, call: Call) -> None:
         """Of a call that agents have bid for a task has ended: the next one is tried, or it is over."""
         if call.next_try is not None:
             task = self._start(self._go_on(call))
             self._going_on.add(task)
             task.add_done_callback(self._going_on.discard)
         elif not call.running and call.award is not None:
-            self._start(self._bidding.reject_others(call))
+            self._start(self.bidding.reject_others(call))
 
     async def _go_on(self, call: Call) -> None:
         while True:
@@ -187,7 +190,7 @@ class Actions:
                 if self._state.finished is not None or index is None or call.award is None:
                     break
                 share = self.books.share(1)
-                entry = self._bidding.attempt(call, call.award, index, share, self._deadline_ms())
+                entry = self.bidding.attempt(call, call.award, index, share, self._deadline_ms())
                 await self.recorder.store_locked(entry)
         await self._send([call] if call.open else [])
 
@@ -213,6 +216,7 @@ class Actions:
                     tasks=len(made.contents),
                     deadline_ms=deadline_ms,
                     share={} if made.own else share,
+                    digest=made.digest,
                 )
             )
         return tuple(dispatches)
@@ -231,7 +235,7 @@ class Actions:
             self._ask(self._state.asks)
             await self._send([call for call in running if call.open and not call.sent], again=True)
             for call in running:
-                self._after_try(call)
+                self.after_try(call)
 
     async def _adopt(self, call: Call, index: int, *, keep: bool) -> None:
         dispatch, task = call.out[0], task_id(self._state.run, call.id, index)
@@ -287,8 +291,7 @@ class Actions:
             return self._ends.put_nowait(CallEnd(outcome="failed", reason="it has no such tool now", **common))
         tool: Tool = self._state.toolbox.own[dispatch.topic]  # type: ignore[assignment]
         if again and not tool.may_repeat:
-            reason = "it was interrupted while it ran; it may have acted, so it is not run again"
-            return self._ends.put_nowait(CallEnd(outcome="failed", reason=reason, **common))
+            return self._ends.put_nowait(CallEnd(outcome="failed", reason=INTERRUPTED, **common))
         started = self.ctx.caller.loop.time()
         try:
             async with asyncio.timeout(tool.within_s) as limit:
@@ -346,7 +349,7 @@ class Actions:
                 ends.append(self._ends.get_nowait())
             await self.recorder.store(CallsEnded(at=self._now(), ends=tuple(ends)))
             for id in {end.call for end in ends}:
-                self._after_try(self._state.calls[id])
+                self.after_try(self._state.calls[id])
 
     async def cancel(self, calls: Collection[str]) -> None:
         """Stop what these calls began, be it tasks, tools or questions; their ends are told as any other."""

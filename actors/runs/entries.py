@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from squadron.actors.thinking.model import Attachment, ChatMessage, ModelTurn
+from squadron.actors.thinking.model import Attachment, ChatMessage, ModelTurn, ToolDefinition
 from squadron.actors.thinking.window import Summary
 from squadron.runtime.wire.bids import Bids, Offer
 from squadron.runtime.wire.topics import SemanticTopic
@@ -46,6 +46,10 @@ class Epoch(_Entry):
         redriven, delivered: which delivery of the task: of two attempts the one with the older has lost.
         deadline_at: when the run ends, in seconds since the epoch.
         max_rounds: the last round there may be.
+        grant: what its task may still spend, as `payload.constraints` has it, without what the log itself tells.
+        sampling: `temperature` and `max_tokens` of the model.
+        tools: the agent's own. With these, whoever has nothing but the log knows what a model was asked.
+        output_schema: what its answer is to fit.
     """
 
     kind: Literal["epoch"] = "epoch"
@@ -56,6 +60,10 @@ class Epoch(_Entry):
     replica: str
     deadline_at: float
     max_rounds: int
+    grant: dict[str, Any] = Field(default_factory=dict)
+    sampling: dict[str, Any] = Field(default_factory=dict)
+    tools: tuple[ToolDefinition, ...] = ()
+    output_schema: dict[str, Any] | None = None
 
 
 class Started(_Entry):
@@ -166,6 +174,8 @@ class Dispatch(BaseModel):
         tasks: how many there are, one for each item; see `references.task_id`.
         deadline_ms: when nobody waits any more, in unix milliseconds.
         share: what each task may spend, as `payload.constraints` has it; empty without a budget.
+        digest: of what its tasks are given, SHA-256 in hex: with the topic, what a replay knows the call by.
+            Empty where agents have bid for it.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -177,6 +187,7 @@ class Dispatch(BaseModel):
     tasks: int = 1
     deadline_ms: int
     share: dict[str, Any] = Field(default_factory=dict)
+    digest: str = ""
 
 
 class Awarded(_Entry):

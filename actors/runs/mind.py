@@ -26,7 +26,7 @@ from squadron.actors.thinking.choice import OFFLINE
 from squadron.actors.thinking.model import ChatMessage, Model, ModelRequest, ModelTurn, Resumable, ToolCall
 from squadron.actors.thinking.summarize import extract
 from squadron.actors.thinking.tokens import conversation_tokens, family_of, limit_named, tools_tokens
-from squadron.actors.thinking.tries import chain_from, take_up, think_patiently
+from squadron.actors.thinking.tries import Account, chain_from, take_up, think_patiently
 from squadron.actors.thinking.window import Fitted, fit
 from squadron.runtime.errors import ModelError, RunOverError
 from squadron.runtime.running.context import TurnContext
@@ -150,6 +150,10 @@ class Mind:
             # The count was an estimate; what is shown from here on is shorter.
             return await self._ask(request)
 
+    def account(self) -> Account | None:
+        """Who says when a model may be asked."""
+        return accounts_of(self.ctx.caller)
+
     def left_s(self) -> float:
         """Seconds until the run's time is up, or that of this attempt; below zero if it is."""
         return min(self._state.deadline_at, self.ctx.answer_by.at_ms / 1000) - self._now()
@@ -167,7 +171,7 @@ class Mind:
                 within_s=left_s,
                 on_text=self.on_text,
                 on_event=self._tell,
-                account=accounts_of(self.ctx.caller),
+                account=self.account(),
                 priority=self.ctx.message.routing.priority,
             )
         except ModelError as error:
@@ -205,8 +209,12 @@ class Mind:
             tokens=estimate.amount.tokens if limited and new else estimate.input,
             usd_micros=estimate.amount.usd_micros if limited else 0,
         )
-        await self.recorder.store_locked(self._asked)
+        await self.note(self._asked, request)
         return request
+
+    async def note(self, asked: Asking, request: ModelRequest) -> None:
+        """Store that the model is about to be asked this; who calls it holds the lock."""
+        await self.recorder.store_locked(asked)
 
     async def _fitted(self, model: Model, request: ModelRequest, messages: list[ChatMessage]) -> Fitted:
         """The conversation as it fits into the model's window; summaries are stored before they are shown."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ from squadron.actors.runs.built_in import FOR_EACH, AskForBids, ForEach, read_ar
 from squadron.actors.runs.references import BadReferenceError, Results, describe
 from squadron.actors.runs.toolbox import Toolbox
 from squadron.actors.thinking.model import ToolCall
+from squadron.runtime.texts import encoded
 
 #: Most items of one `for_each`: their results travel in messages and are held in memory.
 MAX_ITEMS = 2_000
@@ -37,6 +39,11 @@ class Ready:
     def comparable(self) -> list[Any]:
         """What it is compared by with other calls; JSON."""
         return [str(each) if isinstance(each, Unsendable) else each for each in self.contents]
+
+    @property
+    def digest(self) -> str:
+        """What it is known by beside its topic, SHA-256 in hex."""
+        return hashlib.sha256(encoded(self.comparable)).hexdigest()
 
 
 def prepare(call: ToolCall, toolbox: Toolbox, results: Results) -> Ready:

@@ -27,7 +27,7 @@ from squadron.runtime.asking.cancel import is_cancelled
 from squadron.runtime.errors import SupersededError, Terminal
 from squadron.runtime.running.context import TurnContext
 from squadron.runtime.wire.approvals import Approvals
-from squadron.runtime.wire.limits import Deadline
+from squadron.runtime.wire.limits import Budget, Deadline
 from squadron.runtime.wire.topics import SemanticTopic
 
 #: The cards of topics say what is to be approved.
@@ -81,11 +81,10 @@ class Session:
             Terminal: it comes to nothing; says why.
             BusUnavailableError: the server was away until the deadline.
         """
-        ports = self.ctx.caller.ports
+        clock = self.ctx.caller.ports.clock
         state, books = RunState(self.run, self.toolbox), RunBooks(self.run, self.ctx.message.id, self.ctx.ledger)
-        self.emitter.at_s = lambda: state.at_s(ports.clock.time())
-        log = RunLog(ports, self.run, Deadline.after(self.within_s, ports.clock))
-        recorder = Recorder(log, state, books, self.ctx.lease, self.emitter.send)
+        self.emitter.at_s = lambda: state.at_s(clock.time())
+        left, recorder = self.ctx.ledger.left, self._recorder(state, books)
         if any(model.name.startswith(("openai", "anthropic")) for model in self.chain):
             await load_prices()
         await recorder.replay()
@@ -99,11 +98,16 @@ class Session:
         else:
             fresh = epoch.redriven < redriven
         if state.finished is None or fresh:
-            await recorder.store(*await self._entries(state, begin, fresh=fresh))
+            await recorder.store(*await self._entries(state, begin, left, fresh=fresh))
         finished = await self._loop(recorder, books, aim)
         if finished.error:
             raise Terminal(finished.error)
         return state, finished
+
+    def _recorder(self, state: RunState, books: RunBooks) -> Recorder:
+        ports = self.ctx.caller.ports
+        log = RunLog(ports, self.run, Deadline.after(self.within_s, ports.clock))
+        return Recorder(log, state, books, self.ctx.lease, self.emitter.send)
 
     async def _check_free(self, state: RunState) -> None:
         """Of two tasks at one run the one that goes on with it has it, when the other is over."""
@@ -128,7 +132,7 @@ class Session:
         return self.ctx.message.redriven, lease.delivered if lease is not None else self.ctx.attempt
 
     async def _entries(
-        self, state: RunState, begin: Callable[[], Awaitable[Beginning]], *, fresh: bool
+        self, state: RunState, begin: Callable[[], Awaitable[Beginning]], left: Budget, *, fresh: bool
     ) -> list[Entry]:
         """What an attempt writes first."""
         now, epoch = self.ctx.caller.ports.clock.time(), state.epoch
@@ -147,6 +151,10 @@ class Session:
                 replica=self.ctx.caller.ports.identity.id,
                 deadline_at=deadline_at,
                 max_rounds=max_rounds,
+                grant=left.to_wire(),
+                sampling=self.sampling,
+                tools=tuple(tool.definition for tool in self.toolbox.own.values()),
+                output_schema=self.output_schema,
             )
         ]
         if state.finished is not None and (self.again or state.finished.error):
@@ -176,8 +184,8 @@ class Session:
                 entries.append(Offered(at=now, cards=tuple(beginning.topics), left_out=left_out))
         return entries
 
-    async def _loop(self, recorder: Recorder, books: RunBooks, aim: Aim) -> Finished:
-        mind = Mind(
+    def _mind(self, recorder: Recorder, books: RunBooks, kind: type[Mind] = Mind) -> Mind:
+        return kind(
             ctx=self.ctx,
             recorder=recorder,
             books=books,
@@ -188,11 +196,16 @@ class Session:
             on_event=self.emitter.send,
             output_schema=self.output_schema,
         )
+
+    def _actions(self, recorder: Recorder, books: RunBooks, group: asyncio.TaskGroup) -> Actions:
+        return Actions(self.ctx, recorder, books, group, Queries(self.ctx, recorder, self.approvals))
+
+    async def _loop(self, recorder: Recorder, books: RunBooks, aim: Aim) -> Finished:
+        mind = self._mind(recorder, books)
         self.ctx.thinking.add(self.run)
         try:
             async with asyncio.TaskGroup() as group:
-                queries = Queries(self.ctx, recorder, self.approvals)
-                actions = Actions(self.ctx, recorder, books, group, queries)
+                actions = self._actions(recorder, books, group)
                 try:
                     return await Loop(recorder, mind, aim, actions).run()
                 finally:

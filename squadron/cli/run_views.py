@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from squadron.cli import frame, spending
+from squadron.cli import frame, replaying, spending
 from squadron.cli.environment import Json
 
 if TYPE_CHECKING:
@@ -24,9 +24,10 @@ def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
     group = typer.Typer(no_args_is_help=True)
     # Named here: a function called `list` would hide the type.
-    for name, command in (("list", list_runs), ("show", show), ("resume", resume), ("cancel", cancel)):
+    named = {"list": list_runs, "show": show, "resume": resume, "cancel": cancel, "export": replaying.export}
+    for name, command in named.items():
         group.command(name)(command)
-    app.add_typer(group, name="runs", help="Runs of supervisors and LLM agents: list, show, resume, cancel.")
+    app.add_typer(group, name="runs", help="Runs that think: list, show, resume, cancel, export.")
 
 
 def list_runs(

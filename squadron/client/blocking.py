@@ -7,10 +7,11 @@ import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack
 
-from squadron.actors.runs.shelf import RunInfo, Runs, RunView
+from squadron.actors.runs.shelf import RunInfo, RunView
 from squadron.client.portal import Portal
 from squadron.client.stream import Stream
 from squadron.client.subscriptions import DurableEvent
+from squadron.replay.archive import RunArchive
 from squadron.runtime.asking.answering import OpenQuestion, QuestionNews
 from squadron.runtime.asking.handle import BlockingHandle, Handle
 from squadron.runtime.asking.options import AskKeywords
@@ -28,6 +29,7 @@ from squadron.runtime.wire.topics import ScoredTopic
 
 if TYPE_CHECKING:
     from squadron.client.squad import Squad
+    from squadron.replay.recording import Recording
 
 T = TypeVar("T")
 
@@ -187,9 +189,9 @@ class SyncSquad(Closing):
 
 
 class SyncRuns:
-    """See `Runs`; every call blocks until it is done."""
+    """See `RunArchive`; every call blocks until it is done."""
 
-    def __init__(self, runs: Runs, wait: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
+    def __init__(self, runs: RunArchive, wait: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
         self._runs, self._wait = runs, wait
 
     def list(self, **options: Any) -> tuple[RunInfo, ...]:
@@ -206,6 +208,11 @@ class SyncRuns:
         """See `Runs.cancel`."""
         info: RunInfo = self._wait(self._runs.cancel(id))
         return info
+
+    def export(self, id: str) -> Recording:
+        """See `RunArchive.export`."""
+        recording: Recording = self._wait(self._runs.export(id))
+        return recording
 
 
 class SyncDeadLetters:

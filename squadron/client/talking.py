@@ -12,11 +12,11 @@ from datetime import timedelta
 from typing import Any, Unpack
 from weakref import WeakSet
 
-from squadron.actors.runs.shelf import Runs
 from squadron.actors.thinking.providers import default_model_spec
 from squadron.bridge.place import Place
 from squadron.client.stream import Stream
 from squadron.client.subscriptions import DurableEvents, Events
+from squadron.replay.archive import RunArchive
 from squadron.runtime.asking.answering import OpenQuestion, People, QuestionNews
 from squadron.runtime.asking.handle import Handle
 from squadron.runtime.asking.negotiation import BIDS_WITHIN_S, negotiate
@@ -244,9 +244,9 @@ class Talking(AsyncClosing):
         return self._wiring.dead_letters
 
     @property
-    def runs(self) -> Runs:
-        """What supervisors and LLM agents have thought: list it, look into it, or stop it."""
-        return Runs(self._wiring.ports)
+    def runs(self) -> RunArchive:
+        """What supervisors and LLM agents have thought: list it, look into it, stop it, export or replay it."""
+        return RunArchive(self._wiring.ports, self.settings.env)
 
     async def resume_run(
         self,

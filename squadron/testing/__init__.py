@@ -19,6 +19,7 @@ from squadron.testing.function_model import FunctionModel
 from squadron.testing.memory_squad import MemorySquad
 from squadron.testing.misuse import NotServedError, NoTurnedLoopError, ScriptError
 from squadron.testing.people_script import PeopleScript
+from squadron.testing.replayed import replay
 from squadron.testing.script import Script
 from squadron.testing.scripted_model import ScriptedModel
 from squadron.testing.turned import TurnedLoop, now_s, pytest_asyncio_loop_factories, run, turned_time
@@ -36,6 +37,7 @@ __all__ = [
     "TurnedLoop",
     "now_s",
     "pytest_asyncio_loop_factories",
+    "replay",
     "run",
     "turned_time",
 ]

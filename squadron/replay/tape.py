@@ -1,0 +1,108 @@
+"""Where a replay is in its recording: what has come, what is next, and what of that came from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TypeVar
+
+from squadron.actors.runs.entries import (
+    Accepted,
+    Answered,
+    CallEnd,
+    CallsEnded,
+    Entry,
+    Epoch,
+    Finished,
+    Sent,
+    Withdrawn,
+)
+from squadron.actors.runs.state import RunState
+from squadron.replay.recording import RecordedRun
+
+E = TypeVar("E", bound=Entry)
+
+
+class Tape:
+    """The entries of one run, and how many of them the replay has come past.
+
+    It is the clock, too: it shows when the next entry was written, for the code decided shortly before.
+    """
+
+    def __init__(self, recorded: RecordedRun) -> None:
+        self.entries = recorded.entries
+        #: Of each entry, in which message of the log it stands.
+        self._messages = [number for number, message in enumerate(recorded.messages) for _ in message]
+        self.at = 0
+        #: The first entry of the attempt that plays, behind its epoch.
+        self._began = 0
+        self._now = self.entries[0].at if self.entries else 0.0
+
+    @property
+    def next(self) -> Entry | None:
+        """The next entry; None where the recording ends."""
+        return self.entries[self.at] if self.at < len(self.entries) else None
+
+    @property
+    def past(self) -> tuple[Entry, ...]:
+        """The entries up to here."""
+        return self.entries[: self.at]
+
+    @property
+    def cut(self) -> bool:
+        """Whether the attempt that plays here wrote nothing more: another took over, or it was still under way."""
+        return self.next is None or isinstance(self.next, Epoch)
+
+    @property
+    def _before(self) -> Entry | None:
+        """The entry that was stored together with the next one, before it."""
+        together = 0 < self.at < len(self.entries) and self._messages[self.at - 1] == self._messages[self.at]
+        return self.entries[self.at - 1] if together else None
+
+    def time(self) -> float:
+        """Seconds since the epoch; never goes back."""
+        coming = self.next
+        self._now = max(self._now, coming.at if coming is not None else self._now)
+        return self._now
+
+    def begin(self) -> None:
+        """An attempt begins, with the epoch that is next."""
+        self._began = self.at + 1
+
+    def go_on(self) -> None:
+        """Come past the next entry."""
+        self.time()
+        self.at += 1
+
+    def coming(self, kind: type[E]) -> Iterator[E]:
+        """The entries of a kind that this attempt still comes to."""
+        for entry in self.entries[max(self.at, self._began) :]:
+            if isinstance(entry, Epoch):
+                return
+            if isinstance(entry, kind):
+                yield entry
+
+    def from_outside(self, state: RunState) -> bool:
+        """Whether the next entry tells of something that no code of ours decided, given the state up to here."""
+        match self.next:
+            case Accepted() | Sent() | Answered() | Withdrawn():
+                return True
+            case CallsEnded(ends=ends):
+                told = isinstance(self._before, Answered)
+                return all(_came(end, state, told) for end in ends)
+            case Finished():
+                # A tool of the agent's own has ended the run.
+                return isinstance(self._before, CallsEnded)
+            case _:
+                return False
+
+
+def _came(end: CallEnd, state: RunState, told: bool) -> bool:
+    """Whether a task, a tool or a person ended it, and not the run itself."""
+    call = state.calls.get(end.call)
+    if call is None:
+        return False
+    if call.asks:
+        return end.outcome != "cancelled"
+    if call.dispatch is None:
+        return told and call.answer is not None
+    return end.index < call.dispatch.first + call.dispatch.tasks
