@@ -135,6 +135,7 @@ class TryFailed(_Entry):
         spent: what it cost all the same, as outcomes tell it on the wire.
         limit: the most tokens that the model takes, if the conversation was too long; 0 if it was not, -1 if the
             provider did not say.
+        retry_after_s: when the provider says that the call may work, in seconds.
     """
 
     kind: Literal["failed"] = "failed"
@@ -145,6 +146,7 @@ class TryFailed(_Entry):
     reason: str
     spent: dict[str, Any] | None = None
     limit: int = 0
+    retry_after_s: float | None = None
 
 
 class Thought(_Entry):

@@ -281,6 +281,7 @@ class Mind:
                 reason=str(error),
                 spent=replace(spent, rounds=1).to_wire(),
                 limit=limit,
+                retry_after_s=error.retry_after_s,
             )
         )
 

@@ -68,7 +68,7 @@ class RecordedModel:
                     on_text(turn.text)
                 return turn
             case TryFailed():
-                raise ModelError(coming.reason, kind=coming.error)
+                raise ModelError(coming.reason, kind=coming.error, retry_after_s=coming.retry_after_s)
             case _:
                 return await forever()  # type: ignore[no-any-return]
 
