@@ -28,6 +28,18 @@ from squadron.runtime.closing import AsyncClosing
 from squadron.runtime.closing import AsyncClosing
 from squadron.runtime.closing import AsyncClosing
 from squadron.runtime.closing import AsyncClosing
+from squadron.runtime.closing import AsyncClosing
+from squadron.runtime.closing import AsyncClosing
+from squadron.runtime.closing import AsyncClosing
+from squadron.runtime.closing import AsyncClosing
+from squadron.runtime.closing import AsyncClosing
+from squadron.runtime.closing import AsyncClosing
+from squadron.runtime.closing import AsyncClosing
+from squadron.runtime.closing import AsyncClosing
+from squadron.runtime.closing import AsyncClosing
+from squadron.runtime.closing import AsyncClosing
+from squadron.runtime.closing import AsyncClosing
+from squadron.runtime.closing import AsyncClosing
 from squadron.runtime.errors import BusUnavailableError, InvalidMessageError, SquadClosedError
 from squadron.runtime.lite.exclusive import ExclusiveCursor, Guarded
 from squadron.runtime.lite.followed import Batch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -225,8 +226,11 @@ class RecordedAim:
             else:
                 found = _told(entry)
                 break
-        known = {card.tool_name: card for card in cards.values()} | cards
-        for each in self.toolbox.offered:
+        # The names of tools depend on what was offered before.
+        offering = copy.deepcopy(self.toolbox)
+        offering.offer(cards.values())
+        known = dict(cards)
+        for each in offering.offered:
             known |= {each.definition.name: each.topic, each.topic.name: each.topic}
         told = {known[name].name: known[name] for name in found if name in known}
         return list((told | {name: card for name, card in cards.items() if name not in told}).values())
