@@ -10,54 +10,6 @@ from typing import TypeVar
 
 from squadron.runtime.closing import AsyncClosing
 
-from squadron.runtime.closing import AsyncClosing
-
-from squadron.runtime.closing import AsyncClosing
-
-from squadron.runtime.closing import AsyncClosing
-
-from squadron.runtime.closing import AsyncClosing
-
-from squadron.runtime.closing import AsyncClosing
-
-from squadron.runtime.closing import AsyncClosing
-
-from squadron.runtime.closing import AsyncClosing
-
-from squadron.runtime.closing import AsyncClosing
-
-from squadron.runtime.closing import AsyncClosing
-
-from squadron.runtime.closing import AsyncClosing
-
-from squadron.runtime.closing import AsyncClosing
-
-from squadron.runtime.closing import AsyncClosing
-
-from squadron.runtime.closing import AsyncClosing
-
-from squadron.runtime.closing import AsyncClosing
-
-from squadron.runtime.closing import AsyncClosing
-
-from squadron.runtime.closing import AsyncClosing
-
-from squadron.runtime.closing import AsyncClosing
-
-from squadron.runtime.closing import AsyncClosing
-
-from squadron.runtime.closing import AsyncClosing
-
-from squadron.runtime.closing import AsyncClosing
-
-from squadron.runtime.closing import AsyncClosing
-
-from squadron.runtime.closing import AsyncClosing
-
-from squadron.runtime.closing import AsyncClosing
-
-from squadron.runtime.closing import AsyncClosing
-
 T = TypeVar("T")
 
 #: What a reader that takes nothing away by reading may fetch ahead: a task for each item costs 10 µs.

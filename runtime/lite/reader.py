@@ -16,30 +16,6 @@ from typing import Any, Literal
 
 from squadron.runtime.background import spawn
 from squadron.runtime.closing import AsyncClosing
-from squadron.runtime.closing import AsyncClosing
-from squadron.runtime.closing import AsyncClosing
-from squadron.runtime.closing import AsyncClosing
-from squadron.runtime.closing import AsyncClosing
-from squadron.runtime.closing import AsyncClosing
-from squadron.runtime.closing import AsyncClosing
-from squadron.runtime.closing import AsyncClosing
-from squadron.runtime.closing import AsyncClosing
-from squadron.runtime.closing import AsyncClosing
-from squadron.runtime.closing import AsyncClosing
-from squadron.runtime.closing import AsyncClosing
-from squadron.runtime.closing import AsyncClosing
-from squadron.runtime.closing import AsyncClosing
-from squadron.runtime.closing import AsyncClosing
-from squadron.runtime.closing import AsyncClosing
-from squadron.runtime.closing import AsyncClosing
-from squadron.runtime.closing import AsyncClosing
-from squadron.runtime.closing import AsyncClosing
-from squadron.runtime.closing import AsyncClosing
-from squadron.runtime.closing import AsyncClosing
-from squadron.runtime.closing import AsyncClosing
-from squadron.runtime.closing import AsyncClosing
-from squadron.runtime.closing import AsyncClosing
-from squadron.runtime.closing import AsyncClosing
 from squadron.runtime.errors import BusUnavailableError, InvalidMessageError, SquadClosedError
 from squadron.runtime.lite.exclusive import ExclusiveCursor, Guarded
 from squadron.runtime.lite.followed import Batch

@@ -267,7 +267,8 @@ class Trouble:
         await asyncio.Event().wait()
 
 
-async def perform(scene: Scene, thinker: type[Thinker] | type[Worker]) -> None:
+async def perform(scene: Scene, thinker: type[Thinker] | type[Worker]) -> tuple[str, list[tuple[Entry, ...]]]:
+    """Play a scene, and check it; returns the id of the run, and its log message by message."""
     async with MemorySquad() as squad:
         stage = Stage(scene, squad)
         stage.thinkers = [thinker() for _ in range(MOST_DEATHS + 1)]
@@ -295,8 +296,10 @@ async def perform(scene: Scene, thinker: type[Thinker] | type[Worker]) -> None:
             # What was not needed any more is told so, and has ended, long before it would have.
             await asyncio.sleep(SLOW_S / 4)
         ports = squad._place.ports
-        log = [entries_of(message) async for _, message in read(ports, ports.subjects.run())]
+        messages = [message async for _, message in read(ports, ports.subjects.run())]
+        log = [entries_of(message) for message in messages]
         check(stage, outcome, [entry for entries in log for entry in entries])
+        return messages[0].correlation_id or "" if messages else "", log
 
 
 # --- what must hold ----------------------------------------------------------------------------------
