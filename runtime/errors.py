@@ -228,6 +228,18 @@ class RunOverError(SquadronError, TimeoutError):
     """The time of a run is up: its model is not asked any more."""
 
 
+class RecordingError(SquadronError):
+    """A file is no recording, or not a whole one.
+
+    Attributes:
+        line: where, from 1; 0 if it is the file as such.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", line: int = 0) -> None:
+        super().__init__(f"line {line}: {message}" if line else message, hint=hint)
+        self.line = line
+
+
 class SupersededError(SquadronError):
     """Another attempt at the same work has taken over: this one does nothing more, and has no outcome of its own.
 

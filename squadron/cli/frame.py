@@ -41,6 +41,7 @@ _CODES: dict[type[SquadronError], int] = {
     errors.InvalidAgentError: BAD_USAGE,
     errors.InvalidInputError: BAD_USAGE,
     errors.InvalidSubjectError: BAD_USAGE,
+    errors.RecordingError: BAD_USAGE,
     errors.UnknownLetterError: BAD_USAGE,
     errors.CutLetterError: BAD_USAGE,
     errors.UnknownQuestionError: BAD_USAGE,

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import json
 import sys
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,10 +14,12 @@ import typer
 
 from squadron.cli import frame
 from squadron.cli.environment import Json
+from squadron.runtime.errors import ConfigError
 
 if TYPE_CHECKING:
+    from squadron.replay.archive import PastRun, ReplayChanges
+    from squadron.replay.outline import Outline
     from squadron.replay.player import RunReplay
-    from squadron.replay.recording import Recording
 
 #: Standard output in the place of a file.
 STDOUT = Path("-")
@@ -58,34 +64,82 @@ def replay(
     agent: Annotated[
         str, typer.Option("--agent", help="The class whose tools count, as module:Class; else those recorded.")
     ] = "",
+    model: Annotated[str, typer.Option("--model", "-m", help="Have this one asked: PROVIDER:NAME.")] = "",
+    goal: Annotated[str, typer.Option("--goal", help="Another goal, from the beginning.")] = "",
+    prompt: Annotated[str, typer.Option("--prompt", help="Another system prompt, from the beginning.")] = "",
+    from_round: Annotated[
+        int, typer.Option("--from-round", help="First round that is asked anew.", min=0, show_default=False)
+    ] = 0,
+    outcome: Annotated[
+        list[str] | None, typer.Option("--outcome", metavar="CALL=JSON", help="Another outcome of a call.")
+    ] = None,
+    gather: Annotated[
+        str, typer.Option("--gather", help="When the model is asked again: all, quorum, or a number.")
+    ] = "",
+    max_rounds: Annotated[int | None, typer.Option("--max-rounds", help="Last round there may be.", min=1)] = None,
+    live: Annotated[
+        bool, typer.Option("--live", help="Calls that are not recorded go out to agents; asks before.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before live calls.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the new run into this file.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Run a run anew with the code of today, and all else as recorded; exit code 1 if it does otherwise."""
-    frame.execute(_replay(ctx, source, agent, as_json), as_json=as_json)
+    """Run a run anew; the old one is not touched.
+
+    As it was: the code of today, with all else as recorded; exit code 1 if it does otherwise. With a change it goes
+    on from where that takes effect, as a run of its own, beside the recorded one.
+    """
+    changes: ReplayChanges = {"model": model, "goal": goal, "prompt": prompt, "from_round": from_round}
+    changes |= {"outcomes": _outcomes(outcome or ()), "gather": _gather(gather), "max_rounds": max_rounds}
+    given: Any = {name: value for name, value in changes.items() if value}
+    if given or live:
+        frame.execute(_what_if(ctx, source, given, live, yes, out, as_json), as_json=as_json)
+    frame.execute(_exactly(ctx, source, agent, as_json), as_json=as_json)
 
 
-async def _replay(ctx: typer.Context, source: str, agent: str, as_json: bool) -> int:
-    import asyncio
+def _outcomes(given: Sequence[str]) -> dict[str, Any]:
+    outcomes = dict[str, Any]()
+    for each in given:
+        call, equals, value = each.partition("=")
+        try:
+            outcomes[call] = json.loads(value)
+        except ValueError:
+            equals = ""
+        if not equals:
+            raise typer.BadParameter(f"{each!r} is not CALL=JSON, as r1c2=[1,2]", param_hint="--outcome")
+    return outcomes
 
-    from squadron.replay.exact import play_all
 
-    recording = await _recording(ctx, source)
-    replays = await asyncio.to_thread(play_all, recording, agent)
+def _gather(given: str) -> dict[str, Any] | None:
+    if given and given not in ("all", "quorum") and not given.isdigit():
+        raise typer.BadParameter(f"{given!r} is not all, quorum, or a number", param_hint="--gather")
+    return {"after": int(given) if given.isdigit() else given} if given else None
+
+
+async def _exactly(ctx: typer.Context, source: str, agent: str, as_json: bool) -> int:
+    async with _past(ctx, source, live=False) as run:
+        done = await run.replay(agent=agent)
     if as_json:
-        frame.print_json([_told(each) for each in replays])
+        frame.print_json([_told(each) for each in done.replays])
     else:
-        for each in replays:
-            _show(recording, each)
-    return frame.OK if all(each.equal for each in replays) else frame.ENDED_OTHERWISE
+        for each in done.replays:
+            sys.stdout.write(frame.printable(_line(each)) + "\n")
+    return frame.OK if done.equal else frame.ENDED_OTHERWISE
 
 
-async def _recording(ctx: typer.Context, source: str) -> Recording:
+@contextlib.asynccontextmanager
+async def _past(ctx: typer.Context, source: str, *, live: bool) -> AsyncIterator[PastRun]:
+    """The run; a file needs no squad, unless agents are to be called."""
+    from squadron.replay.archive import PastRun
     from squadron.replay.recording import Recording
 
-    if not source.removeprefix("run-").isalnum():
-        return Recording.load(source)
-    async with frame.connected(frame.settings_of(ctx)) as squad:
-        return await squad.runs.export(source)
+    is_id = source.removeprefix("run-").isalnum()
+    settings = frame.settings_of(ctx)
+    if not is_id and not live:
+        yield PastRun(Recording.load(source))
+        return
+    async with frame.connected(settings) as squad:
+        yield await squad.runs.get(source if is_id else Path(source))
 
 
 def _told(each: RunReplay) -> dict[str, Any]:
@@ -95,12 +149,51 @@ def _told(each: RunReplay) -> dict[str, Any]:
     return told
 
 
-def _show(recording: Recording, each: RunReplay) -> None:
+def _line(each: RunReplay) -> str:
     state = each.state
-    if each.difference is None:
-        stopped = state.finished.stopped if state.finished is not None else "still under way"
-        facts = f"{state.round} rounds, {len(state.calls)} calls, {stopped}"
-        sys.stdout.write(f"{each.run}: equal, {each.entries} entries ({facts})\n")
-        return
-    sys.stdout.write(f"{each.run}: differs after {each.entries} of {each.of} entries\n")
-    sys.stdout.write(frame.printable(str(each.difference)) + "\n")
+    if each.difference is not None:
+        return f"{each.run}: differs after {each.entries} of {each.of} entries\n{each.difference}"
+    stopped = state.finished.stopped if state.finished is not None else "still under way"
+    return f"{each.run}: equal, {each.entries} entries ({state.round} rounds, {len(state.calls)} calls, {stopped})"
+
+
+async def _what_if(
+    ctx: typer.Context, source: str, changes: Any, live: bool, yes: bool, out: Path | None, as_json: bool
+) -> int:
+    from squadron.replay.outline import outline
+
+    async with _past(ctx, source, live=live) as run:
+        if live and not yes:
+            await _consent(run)
+        other = await run.replay(live=live, **changes)
+    if out is not None:
+        other.save(out)
+    before, after = outline(run.recording), outline(other.recording)
+    if as_json:
+        sides = {"recorded": before.lines, "now": after.lines}
+        header = other.recording.header
+        frame.print_json({"run": header.run, "replay": header.replay, **sides, "diff": run.diff(other)})
+    else:
+        _show(before, after)
+    return frame.OK
+
+
+async def _consent(run: PastRun) -> None:
+    topics = ", ".join(run.topics) or "no topic"
+    question = f"It may call live, with all effects of that: {topics}. Go on?"
+    if not sys.stdin.isatty() or not await asyncio.to_thread(typer.confirm, question, err=True):
+        raise ConfigError("nobody agreed to live calls", hint="--yes agrees; without --live there are none")
+
+
+def _show(before: Outline, after: Outline) -> None:
+    """Two runs side by side, round by round."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 1, 0), expand=True)
+    for side, what in ((before, "recorded"), (after, "now")):
+        table.add_column(f"{what}: {side.run}", ratio=1, overflow="fold")
+    rounds = max(len(before.rounds), len(after.rounds))
+    for cells in zip(before.blocks(rounds), after.blocks(rounds), strict=True):
+        table.add_row(*(Text(frame.printable(cell)) for cell in cells))
+    frame.out().print(table)

@@ -7,11 +7,10 @@ import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack
 
-from squadron.actors.runs.shelf import RunInfo, RunView
+from squadron.client.blocking_runs import SyncRuns
 from squadron.client.portal import Portal
 from squadron.client.stream import Stream
 from squadron.client.subscriptions import DurableEvent
-from squadron.replay.archive import RunArchive
 from squadron.runtime.asking.answering import OpenQuestion, QuestionNews
 from squadron.runtime.asking.handle import BlockingHandle, Handle
 from squadron.runtime.asking.options import AskKeywords
@@ -29,7 +28,6 @@ from squadron.runtime.wire.topics import ScoredTopic
 
 if TYPE_CHECKING:
     from squadron.client.squad import Squad
-    from squadron.replay.recording import Recording
 
 T = TypeVar("T")
 
@@ -186,33 +184,6 @@ class SyncSquad(Closing):
     def drain(self, within_s: float = 60.0) -> None:
         """See `Squad.drain`."""
         self._wait(self._squad.drain(within_s))
-
-
-class SyncRuns:
-    """See `RunArchive`; every call blocks until it is done."""
-
-    def __init__(self, runs: RunArchive, wait: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
-        self._runs, self._wait = runs, wait
-
-    def list(self, **options: Any) -> tuple[RunInfo, ...]:
-        """See `Runs.list`."""
-        found: tuple[RunInfo, ...] = self._wait(self._runs.list(**options))
-        return found
-
-    def show(self, id: str) -> RunView:
-        """See `Runs.show`."""
-        view: RunView = self._wait(self._runs.show(id))
-        return view
-
-    def cancel(self, id: str) -> RunInfo:
-        """See `Runs.cancel`."""
-        info: RunInfo = self._wait(self._runs.cancel(id))
-        return info
-
-    def export(self, id: str) -> Recording:
-        """See `RunArchive.export`."""
-        recording: Recording = self._wait(self._runs.export(id))
-        return recording
 
 
 class SyncDeadLetters:

@@ -246,7 +246,7 @@ class Talking(AsyncClosing):
     @property
     def runs(self) -> RunArchive:
         """What supervisors and LLM agents have thought: list it, look into it, stop it, export or replay it."""
-        return RunArchive(self._wiring.ports, self.settings.env)
+        return RunArchive(self._wiring.caller, self.settings.env)
 
     async def resume_run(
         self,

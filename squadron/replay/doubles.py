@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +14,11 @@ from squadron.actors.runs.bidding_calls import BiddingCalls, Wanted
 from squadron.actors.runs.built_in import Finish
 from squadron.actors.runs.call import Call
 from squadron.actors.runs.entries import (
+    Asking,
     Awarded,
     CallsEnded,
     Entry,
+    Epoch,
     Finished,
     Nudge,
     Offered,
@@ -61,17 +64,25 @@ class RecordedModel:
         self._catch_up()
         coming = self._tape.next
         if isinstance(coming, Thought | TryFailed):
-            asked_at = self._tape.past[-1].at if self._tape.past else coming.at
-            await asyncio.sleep(max(0.0, coming.at - asked_at))
+            asked = next((entry for entry in reversed(self._tape.past) if isinstance(entry, Asking)), coming)
+            await asyncio.sleep(max(0.0, coming.at - asked.at))
         match coming:
             case Thought(turn=turn):
                 if turn.text and on_text is not None:
                     on_text(turn.text)
                 return turn
             case TryFailed():
-                raise ModelError(coming.reason, kind=coming.error, retry_after_s=coming.retry_after_s)
+                raise ModelError(coming.reason, kind=coming.error, retry_after_s=self._pause_after(coming))
             case _:
                 return await forever()  # type: ignore[no-any-return]
+
+    def _pause_after(self, failed: TryFailed) -> float | None:
+        """How long to wait after a failed try, in seconds: pauses are drawn by lot, and one may be too long."""
+        following = self._tape.entries[self._tape.at + 1 :]
+        after = next((entry for entry in following if isinstance(entry, Asking | Finished | Epoch)), None)
+        if isinstance(after, Asking):
+            return 0.0 if after.model == failed.model else failed.retry_after_s
+        return math.inf
 
     async def think_resumably(
         self,

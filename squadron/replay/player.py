@@ -330,7 +330,9 @@ class Player:
         terms = Terms.model_validate(started.terms if pursues else {})
         tools = [RecordedTool(each, tape) for each in (epoch.tools if self._tools is None else self._tools)]
         session: ReplaySession
-        names = started.models or ("recorded",)
+        asked = tuple(dict.fromkeys(entry.model for entry in tape.coming(Asking)))
+        # Who had it go on may have named other models.
+        names = started.models if set(asked) <= set(started.models) and started.models else asked
         chain: list[Model] = [RecordedModel(name, tape, lambda: session.recorder[0].catch_up()) for name in names]
         session = ReplaySession(
             ctx=ctx,

@@ -12,25 +12,13 @@ from typing import Any, Self
 from pydantic import TypeAdapter, ValidationError
 
 from squadron.actors.runs.entries import ENTRIES, Entry, Started
-from squadron.runtime.errors import SquadronError
+from squadron.runtime.errors import RecordingError
 from squadron.runtime.texts import encoded
 
 #: The version of the format: one that is larger can't be read.
 VERSION = 1
 #: Characters of the digest by which a part of a request is known within its file.
 PART_CHARS = 16
-
-
-class RecordingError(SquadronError):
-    """A file is no recording, or not a whole one.
-
-    Attributes:
-        line: where, from 1; 0 if it is the file as such.
-    """
-
-    def __init__(self, message: str, *, hint: str = "", line: int = 0) -> None:
-        super().__init__(f"line {line}: {message}" if line else message, hint=hint)
-        self.line = line
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,7 +151,7 @@ class Recording:
         reader = _Reader()
         for number, line in enumerate(lines[1:-1], 2):
             reader.take(_object(line, number), number)
-        return cls(header=header, runs=tuple(reader.runs(header.run)))
+        return cls(header=header, runs=tuple(reader.runs()))
 
 
 class _Reader:
@@ -190,12 +178,12 @@ class _Reader:
         except (KeyError, TypeError, ValueError) as error:
             raise RecordingError(f"it lacks {error}", hint=_NEWER, line=number) from None
 
-    def runs(self, main: str) -> Iterable[RecordedRun]:
-        if main not in self._messages:
-            raise RecordingError(f"it holds nothing of {main}", hint="export it again: `squadron runs export`")
-        for run in sorted(self._messages, key=lambda run: run != main):
-            requests = self._requests.get(run, {})
-            yield RecordedRun(run=run, messages=tuple(self._messages[run]), requests=requests)
+    def runs(self) -> Iterable[RecordedRun]:
+        """All runs; the first of the file is what it is of."""
+        if not self._messages:
+            raise RecordingError("it holds no run", hint="export it again: `squadron runs export`")
+        for run, messages in self._messages.items():
+            yield RecordedRun(run=run, messages=tuple(messages), requests=self._requests.get(run, {}))
 
 
 _NEWER = "a newer Squadron may have written it: upgrade, or export it again"
