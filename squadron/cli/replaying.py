@@ -86,8 +86,8 @@ def replay(
 ) -> None:
     """Run a run anew; the old one is not touched.
 
-    As it was: the code of today, with all else as recorded; exit code 1 if it does otherwise. With a change it goes
-    on from where that takes effect, as a run of its own, beside the recorded one.
+    As it was: the code of today, with all else as recorded; exit code 1 if it does otherwise. With a change it
+    goes on from where that takes effect, as a run of its own, beside the recorded one.
     """
     changes: ReplayChanges = {"model": model, "goal": goal, "prompt": prompt, "from_round": from_round}
     changes |= {"outcomes": _outcomes(outcome or ()), "gather": _gather(gather), "max_rounds": max_rounds}
