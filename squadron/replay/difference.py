@@ -99,6 +99,8 @@ def between(recorded: Entry | None, now: Entry | None) -> Difference:
         what = f"the recording goes on with {recorded.kind!r}, and the code does nothing more"
     elif recorded.kind != now.kind:
         what = f"the code goes on with {now.kind!r}, the recording with {recorded.kind!r}"
+    elif now.kind == "epoch":
+        what = "the agent has other tools than it had"
     else:
         what = f"the code has another {now.kind!r} than the recording"
     return Difference(what, _text(recorded), _text(now))

@@ -17,28 +17,27 @@ from squadron.actors.runs.acting import Actions
 from squadron.actors.runs.books import RunBooks
 from squadron.actors.runs.built_in import BUILT_IN
 from squadron.actors.runs.emitter import Emitter
-from squadron.actors.runs.entries import Asking, CallsEnded, Entry, Epoch, Finished, Sending, Sent
+from squadron.actors.runs.entries import Asking, Entry, Epoch, Finished
 from squadron.actors.runs.mind import Mind
 from squadron.actors.runs.recorder import Recorder
 from squadron.actors.runs.session import Session
 from squadron.actors.runs.state import RunState
 from squadron.actors.runs.toolbox import Toolbox
-from squadron.actors.thinking.model import Model, ModelRequest, ToolDefinition
+from squadron.actors.thinking.model import Model, ToolDefinition
 from squadron.bridge.memory import MemoryServer
 from squadron.bridge.memory.turned_loop import TurnedLoop
 from squadron.config import Settings
-from squadron.replay.difference import Difference, between, between_requests, parts_of, same
+from squadron.replay.difference import Difference, between
 from squadron.replay.doubles import (
     FOREVER_S,
     RecordedAim,
     RecordedBidding,
-    RecordedMind,
     RecordedModel,
     RecordedQueries,
     RecordedTool,
     ReplayContext,
-    forever,
 )
+from squadron.replay.held import Notes, NotingMind, ReplayRecorder
 from squadron.replay.recording import RecordedRun
 from squadron.replay.tape import Tape
 from squadron.runtime.errors import SquadronError
@@ -51,136 +50,17 @@ from squadron.runtime.wire.limits import Deadline
 _REPLAYER = AgentIdentity(id="replay", type="replay")
 
 
-class ReplayRecorder(Recorder):
-    """Holds what the code stores against the tape, and takes from there what came from outside.
-
-    What came from outside is taken as soon as its turn on the tape has come. Nobody can tell from a log whether
-    the code had seen it already when it decided what comes next: at the places in `late` it had not.
-    """
-
-    def __init__(self, tape: Tape, state: RunState, books: RunBooks, late: frozenset[int]) -> None:
-        super().__init__(None, state, books, None, lambda _: None)  # type: ignore[arg-type]
-        self._tape, self._late = tape, late
-        self.actions: Actions | None = None
-        self.over: asyncio.Future[Difference | None] = asyncio.get_running_loop().create_future()
-        #: What came from outside before this place: where that began.
-        self.waves: dict[int, int] = {}
-        #: What is about to be asked.
-        self.request: ModelRequest | None = None
-        self.requests: dict[tuple[int, int], Sequence[str]] = {}
-        self.known: dict[tuple[int, int], Sequence[str]] = {}
-        self.digests = True
-        self.decided: list[Entry] = []
-
-    async def replay(self) -> None:
-        """Take in what this attempt found in the log."""
-        for entry in self._tape.past:
-            self._take(entry)
-        self._announce()
-
-    async def store_locked(self, *entries: Entry) -> None:
-        """Hold entries against the tape; what is not there ends the replay."""
-        for entry in entries:
-            self.catch_up()
-            if isinstance(entry, Sent) or self._is_known(entry):
-                continue
-            coming = self._tape.next
-            if self._tape.cut and not isinstance(entry, Epoch):
-                await self._end(None)
-            elif coming is None or not same(coming, entry, digests=self.digests):
-                await self._end(self._difference(coming, entry))
-            if isinstance(coming, Asking) and self.request is not None:
-                self.requests[coming.round, coming.number] = parts_of(self.request)
-            if isinstance(entry, Asking | Sending):
-                self.decided.append(entry)
-            self._next()
-            if self._tape.at not in self._late:
-                self.catch_up()
-        self._announce()
-        self._check_over()
-
-    async def _end(self, difference: Difference | None) -> None:
-        if not self.over.done():
-            self.over.set_result(difference)
-        await forever()
-
-    def _check_over(self) -> None:
-        # Who has finished comes to an end by itself.
-        if self._tape.cut and self.state.finished is None and not self.over.done():
-            self.over.set_result(None)
-
-    def _next(self) -> None:
-        entry = self._tape.next
-        assert entry is not None
-        self._tape.go_on()
-        self._take(entry)
-
-    def _is_known(self, entry: Entry) -> bool:
-        """Whether the tape had these ends already: the code comes to them, too."""
-        if not isinstance(entry, CallsEnded):
-            return False
-        for end in entry.ends:
-            known = self.state.calls[end.call].ends.get(end.index)
-            if known is None:
-                return False
-            one, other = (CallsEnded(at=0, ends=(each,)) for each in (known, end))
-            if not same(one, other, digests=self.digests):
-                return False
-        return True
-
-    def catch_up(self) -> None:
-        """Take what came from outside before the next thing that the code decides."""
-        began, ended = self._tape.at, set[str]()
-        while self._tape.from_outside(self.state):
-            entry = self._tape.next
-            self._next()
-            if isinstance(entry, CallsEnded):
-                ended |= {end.call for end in entry.ends}
-        if self._tape.at == began:
-            return
-        self.waves[self._tape.at] = began
-        self._announce()
-        if self.actions is not None:
-            for id in ended:
-                self.actions.after_try(self.state.calls[id])
-        self._check_over()
-
-    async def changed(self, within_s: float | None) -> bool:
-        """Wait until something is stored; nothing is left behind that is late."""
-        at = self._tape.at
-        self.catch_up()
-        return self._tape.at != at or await super().changed(within_s)
-
-    def _difference(self, recorded: Entry | None, now: Entry) -> Difference:
-        if isinstance(recorded, Asking) and isinstance(now, Asking) and self.request is not None:
-            asked = (recorded.round, recorded.number, recorded.model) == (now.round, now.number, now.model)
-            if asked:
-                where = f"round {now.round}, try {now.number}"
-                known = self.known.get((recorded.round, recorded.number))
-                return between_requests(where, known, parts_of(self.request), (recorded.digest, now.digest))
-        return between(recorded, now)
-
-
-class NotingMind(RecordedMind):
-    """Tells the recorder what the model is asked, not only that it is."""
-
-    async def note(self, asked: Asking, request: ModelRequest) -> None:
-        assert isinstance(self.recorder, ReplayRecorder)
-        self.recorder.request = request
-        await super().note(asked, request)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplaySession(Session):
     """One attempt at a run, on tape."""
 
     tape: Tape
     epoch: Epoch
+    notes: Notes
     recorder: list[ReplayRecorder] = field(default_factory=list)
-    late: frozenset[int] = frozenset()
 
     def _recorder(self, state: RunState, books: RunBooks) -> Recorder:
-        self.recorder.append(ReplayRecorder(self.tape, state, books, self.late))
+        self.recorder.append(ReplayRecorder(self.tape, state, books, self.notes))
         return self.recorder[0]
 
     async def _check_free(self, state: RunState) -> None:
@@ -241,11 +121,9 @@ class Player:
         digests: bool = True,
         late: frozenset[int] = frozenset(),
     ) -> None:
-        self.recorded, self._tools, self._digests, self._late = recorded, tools, digests, late
-        self._decided: list[Entry] = []
+        self.recorded, self._tools = recorded, tools
+        self.notes = Notes(recorded.requests, digests, late)
         self.tape = Tape(recorded)
-        self.requests: dict[tuple[int, int], Sequence[str]] = {}
-        self.waves: dict[int, int] = {}
         self._place = MemoryServer("replay", self.tape).place(_REPLAYER, Settings.load({}, model="offline"))
 
     async def play(self) -> RunReplay:
@@ -263,8 +141,8 @@ class Player:
             entries=self.tape.at,
             of=len(self.tape.entries),
             state=state,
-            requests=self.requests,
-            decided=self._decided,
+            requests=self.notes.requests,
+            decided=self.notes.decided,
         )
 
     async def _attempt(self, epoch: Epoch) -> tuple[Difference | None, RunState]:
@@ -281,12 +159,8 @@ class Player:
             while not session.recorder:
                 await asyncio.wait([pursuing], timeout=0)
             recorder = session.recorder[0]
-            recorder.known, recorder.requests = dict(self.recorded.requests), self.requests
-            recorder.digests, recorder.decided = self._digests, self._decided
             await asyncio.wait([pursuing, recorder.over], return_when="FIRST_COMPLETED", timeout=FOREVER_S / 2)
-            difference = await self._end_of(pursuing, recorder)
-            self.waves |= recorder.waves
-            return difference, recorder.state
+            return await self._end_of(pursuing, recorder), recorder.state
 
     async def _end_of(self, pursuing: asyncio.Task[Any], recorder: ReplayRecorder) -> Difference | None:
         if pursuing.done():
@@ -354,7 +228,7 @@ class Player:
             approvals=Approvals(ask=terms.approve, trust=terms.trust),
             tape=tape,
             epoch=epoch,
-            late=self._late,
+            notes=self.notes,
         )
         return session
 
@@ -373,7 +247,7 @@ async def _play(recorded: RecordedRun, tools: Sequence[ToolDefinition] | None, d
         player = Player(recorded, tools, digests=digests, late=late)
         replay = await player.play()
         first = first if first is not None and first.entries >= replay.entries else replay
-        came = player.waves.get(replay.entries)
+        came = player.notes.waves.get(replay.entries)
         if replay.equal or came is None or came in late:
             return replay if replay.equal else first
         # Perhaps the code had not seen it yet when it decided.

@@ -160,7 +160,7 @@ class _Reader:
     def __init__(self) -> None:
         self._parts: dict[str, str] = {}
         self._messages: dict[str, list[tuple[Entry, ...]]] = {}
-        self._requests: dict[str, dict[tuple[int, int], list[str]]] = {}
+        self._requests: dict[str, dict[tuple[int, int], tuple[str, ...]]] = {}
 
     def take(self, line: dict[str, Any], number: int) -> None:
         try:
@@ -168,7 +168,7 @@ class _Reader:
                 self._parts[line["part"]] = line["text"]
             elif "parts" in line:
                 at = int(line["round"]), int(line["number"])
-                self._requests.setdefault(line["run"], {})[at] = [self._parts[part] for part in line["parts"]]
+                self._requests.setdefault(line["run"], {})[at] = tuple(self._parts[part] for part in line["parts"])
             else:
                 self._messages.setdefault(line["run"], []).append(ENTRIES.validate_python(line["entries"]))
         except ValidationError as error:
