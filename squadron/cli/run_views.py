@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,7 +24,13 @@ def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
     group = typer.Typer(no_args_is_help=True)
     # Named here: a function called `list` would hide the type.
-    named = {"list": list_runs, "show": show, "resume": resume, "cancel": cancel, "export": replaying.export}
+    named: dict[str, Callable[..., None]] = {
+        "list": list_runs,
+        "show": show,
+        "resume": resume,
+        "cancel": cancel,
+        "export": replaying.export,
+    }
     for name, command in named.items():
         group.command(name)(command)
     app.add_typer(group, name="runs", help="Runs that think: list, show, resume, cancel, export.")

@@ -98,8 +98,9 @@ class PastRun:
         if not changes and not models:
             replays = await asyncio.to_thread(play_all, self.recording, agent)
             return PastRun(self.recording, tuple(replays), self._caller)
-        gather = changes.pop("gather", None)
-        wanted = Changes(gather=Gather.model_validate(gather) if gather else None, **changes)
+        gather = changes.get("gather")
+        rest: Any = {name: value for name, value in changes.items() if name != "gather"}
+        wanted = Changes(gather=Gather.model_validate(gather) if gather else None, **rest)
         if live and self._caller is None:
             raise ConfigError("there is no squad to call", hint="get the run from one: squad.runs.get(…)")
         ask = self._ask if live else None

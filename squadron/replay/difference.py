@@ -51,8 +51,8 @@ class Difference:
     @property
     def diff(self) -> str:
         """Both sides as a unified diff."""
-        sides = [side.splitlines() for side in (self.recorded, self.now)]
-        return "\n".join(difflib.unified_diff(*sides, "recorded", "now", lineterm="", n=CONTEXT))
+        before, after = self.recorded.splitlines(), self.now.splitlines()
+        return "\n".join(difflib.unified_diff(before, after, "recorded", "now", lineterm="", n=CONTEXT))
 
     def __str__(self) -> str:
         return f"{self.what}\n{self.diff}"

@@ -41,7 +41,12 @@ class Changes:
 
     def to_dict(self) -> dict[str, Any]:
         """What is changed, as plain JSON."""
-        told = {"model": self.model, "goal": self.goal, "prompt": self.prompt, "outcomes": dict(self.outcomes)}
+        told: dict[str, Any] = {
+            "model": self.model,
+            "goal": self.goal,
+            "prompt": self.prompt,
+            "outcomes": dict(self.outcomes),
+        }
         told |= {"gather": self.gather.model_dump(exclude_defaults=True) if self.gather else None}
         told |= {"max_rounds": self.max_rounds}
         return {name: value for name, value in told.items() if value}

@@ -78,6 +78,5 @@ def _money(spent: Spent) -> str:
 
 def diff(first: Recording, second: Recording) -> str:
     """How a second run differs from a first one, as a unified diff; empty if it does not."""
-    sides = outline(first), outline(second)
-    names = [side.run for side in sides]
-    return "\n".join(difflib.unified_diff(*(side.lines for side in sides), *names, lineterm=""))
+    before, after = outline(first), outline(second)
+    return "\n".join(difflib.unified_diff(before.lines, after.lines, before.run, after.run, lineterm=""))

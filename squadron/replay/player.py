@@ -159,7 +159,8 @@ class Player:
             while not session.recorder:
                 await asyncio.wait([pursuing], timeout=0)
             recorder = session.recorder[0]
-            await asyncio.wait([pursuing, recorder.over], return_when="FIRST_COMPLETED", timeout=FOREVER_S / 2)
+            ends: list[asyncio.Future[Any]] = [pursuing, recorder.over]
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED, timeout=FOREVER_S / 2)
             return await self._end_of(pursuing, recorder), recorder.state
 
     async def _end_of(self, pursuing: asyncio.Task[Any], recorder: ReplayRecorder) -> Difference | None:

@@ -7,7 +7,7 @@ from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from squadron.bridge.memory.turned_loop import TurnedLoop
+from squadron.bridge.memory.turned_loop import TurnedLoop as TurnedLoop
 from squadron.testing.misuse import NoTurnedLoopError
 
 T = TypeVar("T")
