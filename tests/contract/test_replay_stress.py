@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, given, settings
 
 from squadron.replay.player import play
 from squadron.replay.recording import Header, RecordedRun, Recording
@@ -36,7 +36,7 @@ def test_what_was_recorded_is_replayed_equally(thinker: type[Thinker] | type[Wor
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("thinker", [Thinker, Worker])
 def test_much_that_was_recorded_is_replayed_equally(thinker: type[Thinker] | type[Worker]) -> None:
-    look(thinker, max_examples=500, phases=[Phase.explicit, Phase.generate])
+    look(thinker, max_examples=500)
 
 
 def look(thinker: type[Thinker] | type[Worker], **how: Any) -> None:
