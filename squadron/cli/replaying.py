@@ -7,6 +7,7 @@ import contextlib
 import json
 import sys
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,8 +19,11 @@ from squadron.runtime.errors import ConfigError
 
 if TYPE_CHECKING:
     from squadron.replay.archive import PastRun, ReplayChanges
+    from squadron.replay.load import LoadReport
     from squadron.replay.outline import Outline
     from squadron.replay.player import RunReplay
+    from squadron.runtime.asking.options import AskOptions
+    from squadron.runtime.wire.outcome import Outcome
 
 #: Standard output in the place of a file.
 STDOUT = Path("-")
@@ -81,6 +85,15 @@ def replay(
         bool, typer.Option("--live", help="Calls that are not recorded go out to agents; asks before.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before live calls.")] = False,
+    load: Annotated[
+        bool,
+        typer.Option("--load", help="FILE holds tasks: put them to an environment, and time them."),
+    ] = False,
+    to: Annotated[str, typer.Option("--to", metavar="ENV", help="Of a load: to which environment.")] = "",
+    speed: Annotated[float, typer.Option("--speed", help="Of a load: how many times as fast.", min=0.001)] = 1.0,
+    same_env: Annotated[
+        bool, typer.Option("--same-env", help="Of a load: also to the environment that it was recorded in.")
+    ] = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the new run into this file.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -92,6 +105,8 @@ def replay(
     changes: ReplayChanges = {"model": model, "goal": goal, "prompt": prompt, "from_round": from_round}
     changes |= {"outcomes": _outcomes(outcome or ()), "gather": _gather(gather), "max_rounds": max_rounds}
     given: Any = {name: value for name, value in changes.items() if value}
+    if load:
+        frame.execute(_load(ctx, source, to, speed, same_env, as_json), as_json=as_json)
     if given or live:
         frame.execute(_what_if(ctx, source, given, live, yes, out, as_json), as_json=as_json)
     frame.execute(_exactly(ctx, source, agent, as_json), as_json=as_json)
@@ -176,6 +191,43 @@ async def _what_if(
     else:
         _show(before, after)
     return frame.OK
+
+
+async def _load(ctx: typer.Context, source: str, to: str, speed: float, same_env: bool, as_json: bool) -> int:
+    from squadron.replay.load import put_load, tasks_in
+
+    tasks = tasks_in(source)
+    if to:
+        ctx.obj["env"] = to
+    settings = frame.settings_of(ctx)
+    async with frame.connected(settings) as squad:
+
+        async def send(topic: str, content: Any, options: AskOptions) -> Outcome:
+            how: Any = {each.name: getattr(options, each.name) for each in fields(options)}
+            return await squad.ask(topic, content, **how)
+
+        report = await put_load(tasks, send, env=settings.env, speed=speed, same_env=same_env)
+    if as_json:
+        frame.print_json(report.to_dict())
+    else:
+        _show_load(report)
+    return frame.OK
+
+
+def _show_load(report: LoadReport) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for name in ("TOPIC", "WHEN", "TASKS", "P50 s", "P95 s", "P99 s", "OUTCOMES"):
+        table.add_column(name)
+    for topic in report.now:
+        for when, side in (("recorded", report.recorded), ("now", report.now)):
+            each = side[topic]
+            figures = (f"{p:.3f}" if p is not None else "?" for p in (each.p50, each.p95, each.p99))
+            ends = ", ".join(f"{count} {kind}" for kind, count in sorted(each.outcomes.items()))
+            table.add_row(frame.printable(topic) or "all", when, f"{each.tasks:,}", *figures, ends)
+    frame.out().print(table)
+    frame.tell(f"The latest was sent {report.late_s:.3f} s too late.")
 
 
 async def _consent(run: PastRun) -> None:

@@ -1,0 +1,200 @@
+"""Recorded tasks, put to another environment with the gaps between them: how long they take there."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from squadron.runtime.asking.options import AskOptions
+from squadron.runtime.errors import ConfigError, InvalidSubjectError, RecordingError
+from squadron.runtime.wire.envelope import AgentMessage
+from squadron.runtime.wire.limits import UNLIMITED
+from squadron.runtime.wire.outcome import Outcome, from_content
+from squadron.runtime.wire.subjects import TaskSubject
+
+#: Time of a task that came without a deadline, in seconds: what an ask has that does not say.
+WITHIN_S = 60.0
+
+#: Sends one task: topic, content, options.
+Send = Callable[[str, Any, AskOptions], Awaitable[Outcome]]
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedTask:
+    """A task as it passed by: when, for how long, and how it ended if that passed by, too."""
+
+    at: float
+    topic: str
+    environment: str
+    message: AgentMessage
+    ended_at: float | None = None
+    outcome: str = ""
+
+    def options(self, conversation: str) -> AskOptions:
+        """How it is sent again: under a new id, with as much time as it had."""
+        message, limits = self.message, self.message.payload.constraints
+        within_s = WITHIN_S
+        if limits is not None and limits.deadline is not None:
+            within_s = max(0.001, limits.deadline / 1000 - self.at)
+        return AskOptions(
+            within_s=within_s,
+            priority=message.routing.priority,
+            conversation_id=conversation,
+            model=message.payload.model,
+            parameters=message.payload.parameters,
+            budget=limits.budget if limits is not None else UNLIMITED,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Latencies:
+    """Of so many tasks, how long those that ended took, in seconds, and how they ended."""
+
+    tasks: int
+    p50: float | None
+    p95: float | None
+    p99: float | None
+    outcomes: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """What came of a load, by topic and in all (`""`).
+
+    Attributes:
+        late_s: by how much the one that was sent latest was sent too late, in seconds: then it is this process that
+            is too slow, and not the environment.
+    """
+
+    recorded: dict[str, Latencies] = field(default_factory=dict)
+    now: dict[str, Latencies] = field(default_factory=dict)
+    late_s: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON."""
+        return asdict(self)
+
+
+def tasks_in(path: str | Path) -> list[RecordedTask]:
+    """The tasks that nobody asked while at work on another one, oldest first: those come by themselves.
+
+    Each line is a JSON object with `subject`, `at` (seconds since the epoch) and `message` (the envelope), as a trail
+    with contents exports them. Results among them tell how the tasks ended.
+
+    Raises:
+        RecordingError: it can't be read, or a line is none; says which.
+        ConfigError: there is no task in it.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecordingError(f"{path} can't be read: {error}", hint="`squadron audit` exports one") from None
+    ends = dict[str, tuple[float, str]]()
+    tasks = list[RecordedTask]()
+    for number, line in enumerate(lines, 1):
+        if line.strip() and (read := _read(line, number)) is not None:
+            at, subject, message = read
+            if message.type == "result" and message.context.parent_message_id:
+                ends[message.context.parent_message_id] = at, from_content(message.payload.content).kind
+            elif message.type == "task" and not message.context.parent_message_id:
+                tasks.append(_task(at, subject, message, number))
+    if not tasks:
+        raise ConfigError(
+            f"{path} holds no task with its content", hint="a trail without contents can't be replayed"
+        )
+    paired = ((task, ends.get(task.message.id, (None, ""))) for task in tasks)
+    whole = [RecordedTask(t.at, t.topic, t.environment, t.message, at, kind) for t, (at, kind) in paired]
+    return sorted(whole, key=lambda task: task.at)
+
+
+def _read(line: str, number: int) -> tuple[float, str, AgentMessage] | None:
+    try:
+        record = json.loads(line)
+        if not isinstance(record, dict) or record.get("message") is None:
+            return None
+        raw = record["message"]
+        message = AgentMessage.model_validate_json(raw if isinstance(raw, str) else json.dumps(raw))
+        return float(record.get("at", message.timestamp)), str(record["subject"]), message
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise RecordingError(f"message.{where}: {first['msg']}", hint=_SHAPE, line=number) from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise RecordingError(f"no record of a message: {error!r}", hint=_SHAPE, line=number) from None
+
+
+_SHAPE = 'each line is {"at": …, "subject": "agents.ENV.task.TOPIC", "message": {…}}'
+
+
+def _task(at: float, subject: str, message: AgentMessage, number: int) -> RecordedTask:
+    try:
+        parsed = TaskSubject.parse(subject)
+    except InvalidSubjectError as error:
+        raise RecordingError(f"subject: {error}", hint=_SHAPE, line=number) from None
+    return RecordedTask(at, parsed.topic, parsed.environment, message)
+
+
+async def put_load(
+    tasks: Sequence[RecordedTask], send: Send, *, env: str, speed: float = 1.0, same_env: bool = False
+) -> LoadReport:
+    """Send recorded tasks, with the gaps between them divided by `speed`, and wait for all outcomes.
+
+    Args:
+        env: where `send` sends them.
+        same_env: whether that may be the environment that they were recorded in.
+
+    Raises:
+        ConfigError: it is, and may not; or the speed is none.
+    """
+    if not 0 < speed < float("inf"):
+        raise ConfigError(f"a speed of {speed} is none", hint="1 is as recorded, 10 ten times as fast")
+    if not same_env and any(task.environment == env for task in tasks):
+        hint = "send them to another one (--to), or say --same-env"
+        raise ConfigError(f"these tasks were recorded in {env!r} itself", hint=hint)
+    loop, name = asyncio.get_running_loop(), os.urandom(4).hex()
+    began, late, done = loop.time(), [0.0], list[tuple[RecordedTask, float, str]]()
+
+    async def one(task: RecordedTask) -> None:
+        # What belonged together does so again, and to nothing that was there before.
+        options = task.options(f"load-{name}-{task.message.context.conversation_id}"[:256])
+        sent = loop.time()
+        outcome = await send(task.topic, task.message.payload.content, options)
+        done.append((task, loop.time() - sent, outcome.kind))
+
+    async with asyncio.TaskGroup() as group:
+        for task in tasks:
+            due = began + (task.at - tasks[0].at) / speed
+            await asyncio.sleep(max(0.0, due - loop.time()))
+            late.append(loop.time() - due)
+            group.create_task(one(task))
+    return LoadReport(
+        _by_topic(_then(tasks)), _by_topic((t.topic, took, kind) for t, took, kind in done), max(late)
+    )
+
+
+def _then(tasks: Sequence[RecordedTask]) -> Iterable[tuple[str, float | None, str]]:
+    for task in tasks:
+        yield task.topic, task.ended_at - task.at if task.ended_at is not None else None, task.outcome or "unknown"
+
+
+def _by_topic(ends: Iterable[tuple[str, float | None, str]]) -> dict[str, Latencies]:
+    groups = defaultdict[str, list[tuple[float | None, str]]](list)
+    for topic, took, kind in ends:
+        groups[topic].append((took, kind))
+        groups[""].append((took, kind))
+    return {topic: _latencies(group) for topic, group in sorted(groups.items())}
+
+
+def _latencies(group: Sequence[tuple[float | None, str]]) -> Latencies:
+    took = sorted(each for each, _ in group if each is not None)
+    # The nearest rank: a figure that was measured.
+    ranks = (took[min(len(took) - 1, -(-len(took) * p // 100) - 1)] if took else None for p in (50, 95, 99))
+    return Latencies(len(group), *ranks, outcomes=dict(Counter(kind for _, kind in group)))

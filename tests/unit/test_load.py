@@ -1,0 +1,111 @@
+"""Recorded tasks that are put to another environment."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from squadron import Agent, topic
+from squadron.replay.load import put_load, tasks_in
+from squadron.runtime.asking.options import AskOptions
+from squadron.runtime.errors import ConfigError, RecordingError
+from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
+from squadron.runtime.wire.outcome import Outcome
+from squadron.testing import MemorySquad, now_s
+
+ME = AgentIdentity(id="client", type="test")
+
+
+class Counter(Agent):
+    """Counts."""
+
+    @topic("words.count")
+    async def count(self, text: str) -> int:
+        """Count words."""
+        return len(text.split())
+
+
+def record(at: float, subject: str, message: AgentMessage) -> str:
+    return json.dumps({"at": at, "subject": subject, "message": message.model_dump(mode="json", by_alias=True)})
+
+
+def traffic(path: Path, *, gap_s: float = 10.0) -> Path:
+    """Three tasks and a fourth that one of them asked, two of which had ended."""
+    lines = list[str]()
+    for number in range(4):
+        at, parent = 1000.0 + gap_s * number, "t0" if number == 3 else None
+        limits = {"deadline": int(1000 * (at + 30))}
+        raw = AgentMessage.new("task", ME, {"text": "a b"}, id=f"t{number}", parent=parent, conversation_id="talk")
+        body = raw.model_dump(mode="json", by_alias=True, exclude_none=True)
+        body["payload"]["constraints"] = limits
+        body["routing"] = {"priority": 7}
+        lines.append(record(at, "agents.prod.task.words.count.p7", AgentMessage.model_validate(body)))
+    for number, took_s in ((0, 0.5), (1, 2.0)):
+        said = {"success": True, "outcome": "result", "data": 2}
+        result = AgentMessage.new("result", ME, said, parent=f"t{number}")
+        lines.append(record(1000.0 + gap_s * number + took_s, "agents.prod.lite.client.x", result))
+    # A trail tells of gaps, too.
+    path.write_text("\n".join([*lines, json.dumps({"kind": "gap", "n": 7})]) + "\n")
+    return path
+
+
+async def test_tasks_are_sent_again_with_their_gaps_and_all_that_was_said_of_them(tmp_path: Path) -> None:
+    tasks = tasks_in(traffic(tmp_path / "traffic.jsonl"))
+    sent = list[tuple[float, AskOptions]]()
+    async with MemorySquad(env="stage") as squad:
+        await squad.deploy(Counter)
+        began = now_s()
+
+        async def send(name: str, content: Any, options: AskOptions) -> Outcome:
+            sent.append((now_s() - began, options))
+            how: Any = {"within_s": options.within_s, "priority": options.priority}
+            return await squad.ask(name, content, **how)
+
+        report = await put_load(tasks, send, env="stage", speed=10)
+    # The one that an agent asked comes by itself.
+    assert [round(at) for at, _ in sent] == [0, 1, 2]
+    assert {options.priority for _, options in sent} == {7}
+    assert all(29 < options.within_s <= 30 for _, options in sent)
+    (conversation,) = {options.conversation_id for _, options in sent}
+    assert conversation.endswith("-talk")
+    assert not any(options.task_id for _, options in sent)
+    then, now = report.recorded["words.count"], report.now["words.count"]
+    assert then.outcomes == {"result": 2, "unknown": 1}
+    assert (then.p50, then.p95, then.p99) == (0.5, 2.0, 2.0)
+    assert now.outcomes == {"result": 3}
+    assert now == report.now[""]
+
+
+async def test_the_recorded_environment_itself_is_spared(tmp_path: Path) -> None:
+    tasks = tasks_in(traffic(tmp_path / "traffic.jsonl", gap_s=0.0))
+    count = 0
+
+    async def send(name: str, content: Any, options: AskOptions) -> Outcome:
+        nonlocal count
+        count += 1
+        return Outcome()
+
+    with pytest.raises(ConfigError, match="recorded in 'prod' itself"):
+        await put_load(tasks, send, env="prod")
+    assert count == 0
+    await put_load(tasks, send, env="prod", same_env=True)
+    assert count == 3
+    with pytest.raises(ConfigError, match="speed"):
+        await put_load(tasks, send, env="stage", speed=0)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("nonsense", "line 1"),
+        ('{"subject": "agents.prod.task.a.b", "message": {"id": ""}}', r"line 1: message\."),
+        ('{"kind": "gap"}', "no task"),
+    ],
+)
+def test_a_file_that_holds_no_tasks_is_told_so(line: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text(f"{line}\n")
+    with pytest.raises((RecordingError, ConfigError), match=says):
+        tasks_in(tmp_path / "bad.jsonl")
