@@ -70,8 +70,8 @@ class LoadReport:
     """What came of a load, by topic and in all (`""`).
 
     Attributes:
-        late_s: by how much the one that was sent latest was sent too late, in seconds: then it is this process that
-            is too slow, and not the environment.
+        late_s: by how much a task was sent too late at most, in seconds: then it is this process that is too slow,
+            and not the environment.
     """
 
     recorded: dict[str, Latencies] = field(default_factory=dict)
@@ -86,8 +86,8 @@ class LoadReport:
 def tasks_in(path: str | Path) -> list[RecordedTask]:
     """The tasks that nobody asked while at work on another one, oldest first: those come by themselves.
 
-    Each line is a JSON object with `subject`, `at` (seconds since the epoch) and `message` (the envelope), as a trail
-    with contents exports them. Results among them tell how the tasks ended.
+    Each line is a JSON object with `subject`, `at` (seconds since the epoch) and `message` (the envelope), as a
+    trail with contents exports them. Results among them tell how the tasks ended.
 
     Raises:
         RecordingError: it can't be read, or a line is none; says which.
@@ -163,8 +163,10 @@ async def put_load(
     began, late, done = loop.time(), [0.0], list[tuple[RecordedTask, float, str]]()
 
     async def one(task: RecordedTask) -> None:
-        # What belonged together does so again, and to nothing that was there before.
-        options = task.options(f"load-{name}-{task.message.context.conversation_id}"[:256])
+        conversation = task.message.context.conversation_id
+        # What belonged together does so again, but not to what is there already.
+        here = task.environment == env
+        options = task.options(f"load-{name}-{conversation}"[:256] if here else conversation)
         sent = loop.time()
         outcome = await send(task.topic, task.message.payload.content, options)
         done.append((task, loop.time() - sent, outcome.kind))
