@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -58,6 +59,14 @@ class Toolbox:
         #: Topics whose cards can't be offered, and why; those that are offered otherwise than they are, and how.
         self.left_out: dict[str, str] = {}
         self.changed: dict[str, str] = {}
+
+    def with_offer(self, topics: Iterable[SemanticTopic]) -> Toolbox:
+        """As this one would be once these topics are offered."""
+        other = copy.copy(self)
+        other._offered, other._used = dict(self._offered), set(self._used)
+        other.left_out, other.changed = dict(self.left_out), dict(self.changed)
+        other.offer(topics)
+        return other
 
     def fitting(self, topics: Iterable[SemanticTopic]) -> list[SemanticTopic]:
         """Those of the topics that may be offered and are not yet, at most as many as there can be."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -238,8 +237,7 @@ class RecordedAim:
                 found = _told(entry)
                 break
         # The names of tools depend on what was offered before.
-        offering = copy.deepcopy(self.toolbox)
-        offering.offer(cards.values())
+        offering = self.toolbox.with_offer(cards.values())
         known = dict(cards)
         for each in offering.offered:
             known |= {each.definition.name: each.topic, each.topic.name: each.topic}

@@ -18,7 +18,7 @@ from squadron.replay.tape import Tape
 
 
 @dataclass
-class Notes:
+class ReplayNotes:
     """What is noted in a replay, over all attempts.
 
     Attributes:
@@ -45,10 +45,11 @@ class ReplayRecorder(Recorder):
     the code had seen it already when it decided what comes next: at the places in `late` it had not.
     """
 
-    def __init__(self, tape: Tape, state: RunState, books: RunBooks, notes: Notes) -> None:
+    def __init__(self, tape: Tape, state: RunState, books: RunBooks, notes: ReplayNotes) -> None:
         super().__init__(None, state, books, None, lambda _: None)  # type: ignore[arg-type]
         self._tape, self._notes = tape, notes
         self.actions: Actions | None = None
+        self._moved = asyncio.Event()
         self.over: asyncio.Future[Difference | None] = asyncio.get_running_loop().create_future()
         #: What is about to be asked.
         self.request: ModelRequest | None = None
@@ -66,6 +67,9 @@ class ReplayRecorder(Recorder):
             if isinstance(entry, Sent) or self._is_known(entry):
                 continue
             coming = self._tape.next
+            if (key := _next_bid(entry, self.state)) and key != _next_bid(coming, self.state) and self._comes(key):
+                # Who tries the next bid and who asks the model are two: this one comes later, and decides again.
+                return await self._wait_for(key)
             if self._tape.cut and not isinstance(entry, Epoch):
                 await self._end(None)
             elif coming is None or not same(coming, entry, digests=self._notes.digests):
@@ -79,6 +83,19 @@ class ReplayRecorder(Recorder):
                 self.catch_up()
         self._announce()
         self._check_over()
+
+    def _comes(self, key: tuple[str, int]) -> bool:
+        return any(_next_bid(entry, self.state) == key for entry in self._tape.coming(Sending))
+
+    async def _wait_for(self, key: tuple[str, int]) -> None:
+        """Let others store meanwhile; the lock is held again when this returns."""
+        self.lock.release()
+        try:
+            while _next_bid(self._tape.next, self.state) != key:
+                self._moved.clear()
+                await self._moved.wait()
+        finally:
+            await self.lock.acquire()
 
     async def _end(self, difference: Difference | None) -> None:
         if not self.over.done():
@@ -95,6 +112,7 @@ class ReplayRecorder(Recorder):
         assert entry is not None
         self._tape.go_on()
         self._take(entry)
+        self._moved.set()
 
     def _is_known(self, entry: Entry) -> bool:
         """Whether the tape had these ends already: the code comes to them, too."""
@@ -140,6 +158,14 @@ class ReplayRecorder(Recorder):
                 known = self._notes.known.get((recorded.round, recorded.number))
                 return between_requests(where, known, parts_of(self.request), (recorded.digest, now.digest))
         return between(recorded, now)
+
+
+def _next_bid(entry: Entry | None, state: RunState) -> tuple[str, int] | None:
+    """The call and the index of a task that is tried after another one was in vain; None for any other entry."""
+    if not isinstance(entry, Sending) or len(entry.calls) != 1:
+        return None
+    only = entry.calls[0]
+    return (only.call, only.first) if only.first and state.calls[only.call].award is not None else None
 
 
 class NotingMind(RecordedMind):

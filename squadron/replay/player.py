@@ -37,7 +37,7 @@ from squadron.replay.doubles import (
     RecordedTool,
     ReplayContext,
 )
-from squadron.replay.held import Notes, NotingMind, ReplayRecorder
+from squadron.replay.held import NotingMind, ReplayNotes, ReplayRecorder
 from squadron.replay.recording import RecordedRun
 from squadron.replay.tape import Tape
 from squadron.runtime.errors import SquadronError
@@ -56,7 +56,7 @@ class ReplaySession(Session):
 
     tape: Tape
     epoch: Epoch
-    notes: Notes
+    notes: ReplayNotes
     recorder: list[ReplayRecorder] = field(default_factory=list)
 
     def _recorder(self, state: RunState, books: RunBooks) -> Recorder:
@@ -122,7 +122,7 @@ class Player:
         late: frozenset[int] = frozenset(),
     ) -> None:
         self.recorded, self._tools = recorded, tools
-        self.notes = Notes(recorded.requests, digests, late)
+        self.notes = ReplayNotes(recorded.requests, digests, late)
         self.tape = Tape(recorded)
         self._place = MemoryServer("replay", self.tape).place(_REPLAYER, Settings.load({}, model="offline"))
 

@@ -19,6 +19,8 @@ from squadron.actors.runs.entries import Entry
 from squadron.actors.runs.log import entries_of, read
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.config import Settings
+from squadron.replay.player import play
+from squadron.replay.recording import RecordedRun
 from squadron.runtime.asking.answering import People
 from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.errors import SquadronError
@@ -50,6 +52,7 @@ class Case:
     death: Death | None = None
     kinds: list[tuple[str, ...]] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)
+    recorded: dict[str, list[tuple[Entry, ...]]] = field(default_factory=dict)
     died: bool = False
 
     @property
@@ -94,6 +97,7 @@ class Case:
             async for _, message in read(wiring.ports, wiring.ports.subjects.run()):
                 entries = entries_of(message)
                 self.entries += entries
+                self.recorded.setdefault(message.correlation_id or "", []).append(entries)
                 self.kinds.append(tuple(entry.kind for entry in entries))
             await words.aclose()
             return outcome
@@ -173,6 +177,9 @@ async def test_a_run_goes_on_wherever_its_replica_dies(cases: Any, thinker: str)
         async with room:
             case = cases(thinker, f"{'after' if death.after else 'before'}-{death.at}", death)
             check(case, plain, await case.run(), expected)
+            for run, messages in case.recorded.items():
+                replay = await asyncio.to_thread(play, RecordedRun(run=run, messages=tuple(messages)))
+                assert replay.equal, (death, replay.difference)
             return case.died
 
     deaths = [Death(at, after) for at in range(1, len(plain.kinds) + 1) for after in (False, True)]
