@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from squadron.actors.runs.acting import Actions
 from squadron.actors.runs.books import RunBooks
@@ -24,7 +25,7 @@ class ReplayNotes:
     Attributes:
         known: what models were asked when it was recorded; see `RecordedRun.requests`.
         digests: False where what is asked and sent need not be what it was.
-        late: see `ReplayRecorder`.
+        late: where something came from outside, up to which place it was seen before the next decision.
         requests: what models are asked now.
         decided: what the code asks and sends, as it would store it now.
         waves: places before which something came from outside, and where that began.
@@ -32,17 +33,30 @@ class ReplayNotes:
 
     known: Mapping[tuple[int, int], Sequence[str]]
     digests: bool = True
-    late: frozenset[int] = frozenset()
+    late: dict[int, int] = field(default_factory=dict)
     requests: dict[tuple[int, int], Sequence[str]] = field(default_factory=dict)
     decided: list[Entry] = field(default_factory=list)
     waves: dict[int, int] = field(default_factory=dict)
+
+
+class CatchingUp(asyncio.Lock):
+    """Who has waited for it finds all that was stored meanwhile."""
+
+    def __init__(self, catch_up: Callable[[], None]) -> None:
+        super().__init__()
+        self._catch_up = catch_up
+
+    async def acquire(self) -> Literal[True]:
+        await super().acquire()
+        self._catch_up()
+        return True
 
 
 class ReplayRecorder(Recorder):
     """Holds what the code stores against the tape, and takes from there what came from outside.
 
     What came from outside is taken as soon as its turn on the tape has come. Nobody can tell from a log whether
-    the code had seen it already when it decided what comes next: at the places in `late` it had not.
+    the code had seen all of it already when it decided what comes next: `late` says up to where it had.
     """
 
     def __init__(self, tape: Tape, state: RunState, books: RunBooks, notes: ReplayNotes) -> None:
@@ -50,6 +64,9 @@ class ReplayRecorder(Recorder):
         self._tape, self._notes = tape, notes
         self.actions: Actions | None = None
         self._moved = asyncio.Event()
+        #: Where what came from outside began.
+        self._wave = 0
+        self.lock = CatchingUp(self.catch_up)
         self.over: asyncio.Future[Difference | None] = asyncio.get_running_loop().create_future()
         #: What is about to be asked.
         self.request: ModelRequest | None = None
@@ -63,7 +80,6 @@ class ReplayRecorder(Recorder):
     async def store_locked(self, *entries: Entry) -> None:
         """Hold entries against the tape; what is not there ends the replay."""
         for entry in entries:
-            self.catch_up()
             if isinstance(entry, Sent) or self._is_known(entry):
                 continue
             coming = self._tape.next
@@ -79,8 +95,8 @@ class ReplayRecorder(Recorder):
             if isinstance(entry, Asking | Sending):
                 self._notes.decided.append(entry)
             self._next()
-            if self._tape.at not in self._notes.late:
-                self.catch_up()
+            self._wave = self._tape.at
+            self.catch_up(self._notes.late.get(self._tape.at))
         self._announce()
         self._check_over()
 
@@ -127,17 +143,17 @@ class ReplayRecorder(Recorder):
                 return False
         return True
 
-    def catch_up(self) -> None:
-        """Take what came from outside before the next thing that the code decides."""
+    def catch_up(self, until: int | None = None) -> None:
+        """Take what came from outside before the next thing that the code decides; at most up to a place."""
         began, ended = self._tape.at, set[str]()
-        while self._tape.from_outside(self.state):
+        while self._tape.from_outside(self.state) and (until is None or self._tape.at < until):
             entry = self._tape.next
             self._next()
             if isinstance(entry, CallsEnded):
                 ended |= {end.call for end in entry.ends}
         if self._tape.at == began:
             return
-        self._notes.waves[self._tape.at] = began
+        self._notes.waves[self._tape.at] = self._wave
         self._announce()
         if self.actions is not None:
             for id in ended:
@@ -145,9 +161,9 @@ class ReplayRecorder(Recorder):
         self._check_over()
 
     async def changed(self, within_s: float | None) -> bool:
-        """Wait until something is stored; nothing is left behind that is late."""
+        """Wait until something is stored; what is late comes one by one."""
         at = self._tape.at
-        self.catch_up()
+        self.catch_up(at + 1)
         return self._tape.at != at or await super().changed(within_s)
 
     def _difference(self, recorded: Entry | None, now: Entry) -> Difference:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import structlog
@@ -110,7 +111,7 @@ class Player:
     Args:
         tools: the agent's own tools as they are now; as they are recorded if none are given.
         digests: False where they are not to be held against the recorded ones.
-        late: see `ReplayRecorder`.
+        late: see `ReplayNotes`.
     """
 
     def __init__(
@@ -119,10 +120,10 @@ class Player:
         tools: Sequence[ToolDefinition] | None = None,
         *,
         digests: bool = True,
-        late: frozenset[int] = frozenset(),
+        late: Mapping[int, int] = MappingProxyType({}),
     ) -> None:
         self.recorded, self._tools = recorded, tools
-        self.notes = ReplayNotes(recorded.requests, digests, late)
+        self.notes = ReplayNotes(recorded.requests, digests, dict(late))
         self.tape = Tape(recorded)
         self._place = MemoryServer("replay", self.tape).place(_REPLAYER, Settings.load({}, model="offline"))
 
@@ -243,16 +244,16 @@ async def _play(recorded: RecordedRun, tools: Sequence[ToolDefinition] | None, d
     loop = asyncio.get_running_loop()
     assert isinstance(loop, TurnedLoop)
     loop.turned = True
-    late, first = frozenset[int](), None
+    late, furthest = dict[int, int](), None
     while True:
         player = Player(recorded, tools, digests=digests, late=late)
         replay = await player.play()
-        first = first if first is not None and first.entries >= replay.entries else replay
-        came = player.notes.waves.get(replay.entries)
-        if replay.equal or came is None or came in late:
-            return replay if replay.equal else first
-        # Perhaps the code had not seen it yet when it decided.
-        late |= {came}
+        furthest = furthest if furthest is not None and furthest.entries >= replay.entries else replay
+        began = player.notes.waves.get(replay.entries)
+        if replay.equal or began is None or (seen := late.get(began, replay.entries)) <= began:
+            return replay if replay.equal else furthest
+        # Perhaps the code had not seen all of it yet when it decided.
+        late[began] = seen - 1
 
 
 def play(
