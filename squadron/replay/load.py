@@ -198,5 +198,7 @@ def _by_topic(ends: Iterable[tuple[str, float | None, str]]) -> dict[str, Latenc
 def _latencies(group: Sequence[tuple[float | None, str]]) -> Latencies:
     took = sorted(each for each, _ in group if each is not None)
     # The nearest rank: a figure that was measured.
-    ranks = (took[min(len(took) - 1, -(-len(took) * p // 100) - 1)] if took else None for p in (50, 95, 99))
-    return Latencies(len(group), *ranks, outcomes=dict(Counter(kind for _, kind in group)))
+    p50, p95, p99 = (
+        took[min(len(took) - 1, -(-len(took) * p // 100) - 1)] if took else None for p in (50, 95, 99)
+    )
+    return Latencies(len(group), p50, p95, p99, dict(Counter(kind for _, kind in group)))
