@@ -165,7 +165,11 @@ def check(case: Case, plain: Case, outcome: Outcome, expected: Outcome) -> None:
         assert got == want, where
 
 
-async def test_a_run_goes_on_wherever_its_replica_dies(cases: Any, thinker: str) -> None:
+async def test_a_run_goes_on_wherever_its_replica_dies(
+    cases: Any, thinker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What a window holds is a setting, and replays go by it: see `run_worker`.
+    monkeypatch.setenv("SQUADRON_PRICES", '{"mind:test": {"input": 1, "output": 1, "window": 8000}}')
     # Given how the run goes when nobody dies
     plain = cases(thinker, "plain")
     expected = await plain.run()
