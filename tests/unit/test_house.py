@@ -81,6 +81,8 @@ def test_no_two_modules_share_a_name_nor_one_with_a_room_that_it_is_not_in():
 
 #: Tasks that are awaited by whoever started them, so that what they raise is heard of there: file and function.
 AWAITED = {
+    ("squadron/replay/player.py", "_attempt"),
+    ("squadron/replay/what_if.py", "__init__"),
     ("actors/runs/acting.py", "_start"),
     ("runtime/background.py", "spawn"),
     ("runtime/background.py", "to_its_end"),
