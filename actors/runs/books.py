@@ -10,6 +10,7 @@ from squadron.actors.runs.entries import (
     Entry,
     Epoch,
     Sending,
+    Summarized,
     Thought,
     TryFailed,
 )
@@ -55,7 +56,9 @@ class RunBooks:
                 self._accepted = True
             case TryFailed():
                 self._settle(Spent.of_wire(entry.spent))
-            case Thought():
+            case Summarized(model=model) if not model:
+                pass
+            case Thought() | Summarized():
                 self._settle(Spent.of_wire(entry.spent))
             case Sending():
                 for dispatch in entry.calls:
