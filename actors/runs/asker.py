@@ -142,23 +142,17 @@ class Asker(ABC):
     async def _asking(self, model: Model, request: ModelRequest) -> ModelRequest:
         """The same, with the recorder's lock held."""
 
-    async def _store_asking(
-        self, model: Model, request: ModelRequest, left: Budget, *, known: int, new: int, covers: str = ""
-    ) -> ModelRequest:
-        """Set aside what a call may cost, and store that it is about to be made.
-
-        Args:
-            left: what it may spend.
-            known, new: tokens of the request, as `reserve_for` has them.
-            covers: see `Asking`.
-
-        Raises:
-            BudgetError: that is too little.
-        """
+    def _reserve(self, model: Model, request: ModelRequest, left: Budget, *, known: int, new: int) -> Estimate:
+        """What to set aside for a call; arguments and errors are those of `reserve_for`."""
         if model.name.startswith(f"{OFFLINE}:"):
             # It uses no tokens, so that none need be left.
             left, known, new = replace(left, tokens=None, usd=None), 0, 0
-        estimate = reserve_for(model.name, left, known=known, new=new, max_tokens=request.max_tokens)
+        return reserve_for(model.name, left, known=known, new=new, max_tokens=request.max_tokens)
+
+    async def _store_asking(
+        self, model: Model, request: ModelRequest, estimate: Estimate, covers: str = ""
+    ) -> ModelRequest:
+        """Set that aside, and store that the call is about to be made; see `Asking.covers`."""
         limited = self.books.ledger.grant != UNLIMITED
         request = replace(request, max_tokens=estimate.max_tokens)
         self._estimate = estimate
@@ -168,7 +162,7 @@ class Asker(ABC):
             number=self._state.tries + 1,
             model=model.name,
             digest=digest_of(request),
-            tokens=estimate.amount.tokens if limited and new else estimate.input,
+            tokens=estimate.amount.tokens if limited and estimate.input else estimate.input,
             usd_micros=estimate.amount.usd_micros if limited else 0,
             covers=covers,
         )

@@ -120,7 +120,8 @@ class Mind(Asker):
         fitted = await self._fitted(model, request, state.transcript.asked(state.still_running()))
         known, new = self._reckoned(model, fitted, tools_tokens(tools, family_of(model.name)))
         request = replace(request, messages=fitted.messages, tools=tools)
-        return await self._store_asking(model, request, self.books.ledger.left, known=known, new=new)
+        estimate = self._reserve(model, request, self.books.ledger.left, known=known, new=new)
+        return await self._store_asking(model, request, estimate)
 
     async def _fitted(self, model: Model, request: ModelRequest, messages: list[ChatMessage]) -> Fitted:
         """The conversation as it fits into the model's window; summaries are stored before they are shown."""

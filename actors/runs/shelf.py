@@ -91,9 +91,7 @@ class SummaryView:
 
 @dataclass(frozen=True, slots=True)
 class RoundView:
-    """One turn of the model, the calls that it made, why it was asked in vain before, and what was summarized to make
-    room for it.
-    """
+    """One turn of the model and its calls, and before it: why it was asked in vain, and what was summarized."""
 
     round: int
     model: str

@@ -15,8 +15,8 @@ from squadron.actors.thinking.window import Summary, ToSummarize
 from squadron.runtime.errors import BudgetError, ModelError
 from squadron.runtime.wire.spent import Spent
 
-#: Longest time for a summary, and the shortest for which it is worth asking, in seconds: 6,000 tokens at 50 a second
-#: are two minutes. And the share of the time that is left: the run needs the rest.
+#: Longest time for a summary, and the shortest for which one is asked for, in seconds: 6,000 tokens at 50 a second
+#: are two minutes. And its share of the time that is left: the run needs the rest.
 MOST_S, LEAST_S, SHARE_OF_TIME = 120.0, 5.0, 0.25
 
 
@@ -74,4 +74,8 @@ class Summarizer(Asker):
         request = self._request(model)
         new = conversation_tokens(request.messages, family_of(model.name))
         left = self.books.ledger.left.minus(self.beside)
-        return await self._store_asking(model, request, left, known=0, new=new, covers=self.span.digest)
+        estimate = self._reserve(model, request, left, known=0, new=new)
+        if estimate.max_tokens != request.max_tokens:
+            # One that is cut would be paid for in vain.
+            raise BudgetError("the budget leaves too little for a whole summary", hint="ask with a larger budget")
+        return await self._store_asking(model, request, estimate, covers=self.span.digest)

@@ -130,7 +130,7 @@ def _grow(tree: Tree, view: RunView) -> None:
         for failed in each.failed:
             branch.add(Text(f"! {short(failed, 300)}", "yellow", overflow="fold"))
         for one in each.summarized:
-            branch.add(summarized(one.messages, one.model, one.seconds, one.tokens, one.usd))
+            branch.add(summarized(one))
         for call in each.calls:
             _grow_call(branch, call)
     if view.error:

@@ -60,7 +60,7 @@ class CallTally:
 
 
 @dataclass(frozen=True)
-class Shortening:
+class SummaryTally:
     """So many messages were summarized; `model` wrote the summary, empty for an extract."""
 
     messages: int
@@ -73,7 +73,7 @@ class Shortening:
 @dataclass
 class Round:
     """One turn of the model; `text` is what it has said by now, `trouble` what went wrong before it said it, and
-    `shortened` what was summarized to make room for it.
+    `summarized` what was summarized to make room for it.
     """
 
     number: int
@@ -83,7 +83,7 @@ class Round:
     tokens: int = 0
     usd: float = 0.0
     trouble: list[str] = field(default_factory=list)
-    shortened: list[Shortening] = field(default_factory=list)
+    summarized: list[SummaryTally] = field(default_factory=list)
 
 
 class Tally:
@@ -119,9 +119,9 @@ class Tally:
         return sum(each.usd for each in self._spenders)
 
     @property
-    def _spenders(self) -> list[Round | CallTally | Shortening]:
-        shortened = [one for each in self.rounds.values() for one in each.shortened]
-        return [*self.rounds.values(), *self.calls.values(), *shortened]
+    def _spenders(self) -> list[Round | CallTally | SummaryTally]:
+        summaries = [one for each in self.rounds.values() for one in each.summarized]
+        return [*self.rounds.values(), *self.calls.values(), *summaries]
 
     @property
     def waiting(self) -> list[CallTally]:
@@ -163,7 +163,7 @@ class Tally:
                 self._trouble(event, at_s)
             case "summarized":
                 known = {name: event[name] for name in ("model", "seconds", "tokens", "usd") if name in event}
-                self._coming(at_s, event["round"]).shortened.append(Shortening(event["messages"], **known))
+                self._coming(at_s, event["round"]).summarized.append(SummaryTally(event["messages"], **known))
             case "dispatched" | "asked":
                 return self._begun(event, at_s)
             case "answered" if event["call"] in self.calls:
