@@ -338,7 +338,7 @@ class Book(Agent):
 
 @pytest.fixture
 def small_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SQUADRON_PRICES", '{"mind:test": {"input": 1, "output": 1, "window": 10000}}')
+    monkeypatch.setenv("SQUADRON_PRICES", '{"mind:test": {"input": 1, "output": 1, "window": 11000}}')
 
 
 class Desk(Distant):
@@ -355,9 +355,8 @@ async def summarizing(peer: Peer, serve: Serve) -> tuple[Scene, Distant, str]:
     desk = Desk(read_and_finish, held=set())
     await serve(Book(), name="book")
     replica = await serve(Summarizing(Thoughtful(desk)), name="first")
-    handle = await peer.caller.submit(
-        "goal.pursue", {"goal": "read", "max_rounds": 30}, AskOptions(within_s=600.0)
-    )
+    goal = {"goal": "read", "topics": ["book.page"], "max_rounds": 20}
+    handle = await peer.caller.submit("goal.pursue", goal, AskOptions(within_s=600.0))
 
     async def is_asked() -> bool:
         return bool(desk.held)

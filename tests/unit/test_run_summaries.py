@@ -140,7 +140,7 @@ class Offline(Reader):
 @pytest.fixture(autouse=True)
 def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     # What the supervisor is told first, and its tools, are longer.
-    windows = {"mind:a": 8000, "mind:boss": 11_000, "openai:m": 8000, "anthropic:m": 8000}
+    windows = {"mind:a": 8000, "mind:tiny": 7000, "mind:boss": 11_000, "openai:m": 8000, "anthropic:m": 8000}
     prices = {name: {"input": 1, "output": 2, "window": window} for name, window in windows.items()}
     monkeypatch.setenv("SQUADRON_PRICES", json.dumps(prices))
     monkeypatch.delenv("SQUADRON_SUMMARY_MODEL", raising=False)
@@ -284,6 +284,24 @@ async def test_a_hiccup_is_survived_by_the_one_retry_loop() -> None:
 
     assert run.outcome.unwrap() == "read"
     assert (len(run.of(TryFailed)), len(run.written)) == (1, len(mind.summaries) - 1)
+
+
+async def test_who_falls_back_to_a_smaller_window_has_an_extract_and_then_summaries_of_that_model() -> None:
+    def breaking_down(told: str) -> ModelTurn:
+        turn = reading(told)
+        if "page 6" in told:
+            raise BUSY
+        return turn
+
+    mind, tiny = Mind(decide=breaking_down), Mind(name="mind:tiny")
+    async with MemorySquad() as squad:
+        await squad.deploy(Same(main=mind, tiny=tiny))
+        run = await told(squad, "texts.read", model="main,tiny")
+
+    assert run.outcome.unwrap() == "read"
+    assert not mind.summaries
+    assert [entry.model for entry in run.of(Summarized)][:2] == ["", "mind:tiny"]
+    assert {entry.model for entry in run.of(Summarized)[1:]} == {"mind:tiny"}
 
 
 async def test_a_summary_that_does_not_come_takes_a_part_of_the_time_and_no_more() -> None:
