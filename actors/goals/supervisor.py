@@ -120,7 +120,7 @@ class Supervisor(Thinker):
 
             given = self.given_model
             chain = [given] if given is not None else await opened(chain_of(terms.model))
-            summary_models = await self.summary_models(ctx, chain, opened)
+            summary_models = await self.models_for_summaries(ctx, chain, opened)
             emitter = await stack.enter_async_context(
                 Emitter(ctx, lambda text: {"event": "text", "at_s": emitter.at_s(), "delta": text})
             )

@@ -113,7 +113,7 @@ class LLMAgent(Thinker):
 
     @asynccontextmanager
     async def _open(self, specs: Sequence[str]) -> AsyncIterator[list[Model]]:
-        """The models to ask, which stay open meanwhile."""
+        """The models of these specs, which stay open meanwhile."""
         # A model that was made with a key that was rotated since is not the one to ask.
         keys = [model_key(spec) for spec in specs]
         self._users.update(keys)
@@ -177,7 +177,7 @@ class LLMAgent(Thinker):
 
             given = self.given_model
             chain = [given] if given is not None else await opened(chain_of(spec_of(ctx)))
-            summary_models = await self.summary_models(ctx, chain, opened)
+            summary_models = await self.models_for_summaries(ctx, chain, opened)
             emitter = await stack.enter_async_context(Emitter(ctx, only={"retry"}))
             session = Session(
                 ctx=turn,

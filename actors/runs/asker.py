@@ -18,7 +18,7 @@ from squadron.actors.thinking.catalog import Estimate, reserve_for, spent_by_fai
 from squadron.actors.thinking.choice import OFFLINE
 from squadron.actors.thinking.model import Model, ModelRequest, ModelTurn, Resumable
 from squadron.actors.thinking.tokens import limit_named
-from squadron.actors.thinking.tries import chain_from, take_up, think_patiently
+from squadron.actors.thinking.tries import take_up, think_patiently
 from squadron.runtime.errors import ModelError
 from squadron.runtime.running.context import TurnContext
 from squadron.runtime.texts import encoded
@@ -60,9 +60,8 @@ class Asker(ABC):
 
     @property
     def _candidates(self) -> Sequence[Model]:
-        """The chain without those from which the run fell back."""
-        last = self._state.last
-        return chain_from(self.chain, last.turn.model if last is not None else "")
+        """Those of the chain that are asked now."""
+        return self.chain
 
     def left_s(self) -> float:
         """Seconds until the run's time is up, or that of this attempt; below zero if it is."""
@@ -125,12 +124,8 @@ class Asker(ABC):
 
     async def _give_up(self) -> None:
         """Nobody will take up the answer that is made now, if there is one."""
-        accepted = self._state.accepted
-        if (
-            accepted is not None
-            and self._state.asking == self._asked
-            and (model := self._resumable(self._asked.model))
-        ):
+        accepted, model = self._state.accepted, self._resumable(self._asked.model)
+        if accepted is not None and model is not None and self._state.asking == self._asked:
             await model.give_up(accepted.response_id)
 
     async def asking(self, model: Model, request: ModelRequest, number: int) -> ModelRequest:

@@ -9,11 +9,12 @@ from typing import Any
 
 from squadron.actors.runs.asker import DEFAULT_WINDOW, Asker
 from squadron.actors.runs.entries import Summarized, Thought
-from squadron.actors.runs.summarizer import Summarizer
+from squadron.actors.runs.summary_writer import SummaryWriter
 from squadron.actors.thinking.catalog import USUAL_ANSWER, reserve_for, spent_of, window_of
 from squadron.actors.thinking.model import ChatMessage, Model, ModelRequest, ModelTurn, ToolCall
 from squadron.actors.thinking.summarize import extract
 from squadron.actors.thinking.tokens import conversation_tokens, family_of, tools_tokens
+from squadron.actors.thinking.tries import chain_from
 from squadron.actors.thinking.window import Fitted, Summary, fit
 from squadron.runtime.errors import ModelError, RunOverError
 from squadron.runtime.wire.limits import UNLIMITED
@@ -34,6 +35,12 @@ class Mind(Asker):
     sampling: dict[str, Any]
     output_schema: dict[str, Any] | None = None
     summary_models: Sequence[Model] = ()
+
+    @property
+    def _candidates(self) -> Sequence[Model]:
+        """The chain without those from which the run fell back."""
+        last = self._state.last
+        return chain_from(self.chain, last.turn.model if last is not None else "")
 
     async def think(self) -> None:
         """Ask for the next turn, and store it.
@@ -104,15 +111,15 @@ class Mind(Asker):
             after = self._fit(model, request, messages, [*state.summaries, short])
             new = after.tokens + tools_tokens(state.toolbox.definitions(), family_of(model.name))
             turn = reserve_for(model.name, UNLIMITED, known=0, new=new, max_tokens=request.max_tokens)
-            await Summarizer(
+            await SummaryWriter(
                 ctx=self.ctx,
                 recorder=self.recorder,
                 books=self.books,
-                chain=self.summary_models,
+                chain=self._candidates if self.summary_models == self.chain else self.summary_models,
                 span=span,
                 short=short,
                 beside=turn.amount,
-            ).summarize()
+            ).write()
 
     async def _asking(self, model: Model, request: ModelRequest) -> ModelRequest:
         state, tools = self._state, self._state.toolbox.definitions()

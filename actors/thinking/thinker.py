@@ -25,7 +25,7 @@ class Thinker(Agent):
     given_model: Model | None = None
     summary_model: ClassVar[str] = ""
 
-    async def summary_models(
+    async def models_for_summaries(
         self, ctx: Context, chain: Sequence[Model], make: Callable[[Sequence[str]], Awaitable[Sequence[Model]]]
     ) -> Sequence[Model]:
         """The models to summarize with, the one to ask first at its head; none for an extract.

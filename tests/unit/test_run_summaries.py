@@ -128,7 +128,7 @@ class Same(Reader):
 class Small(Reader):
     """You read."""
 
-    summary_model: ClassVar[str] = "small"
+    summary_model: ClassVar[str] = "small,main"
 
 
 class Offline(Reader):
@@ -140,7 +140,7 @@ class Offline(Reader):
 @pytest.fixture(autouse=True)
 def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     # What the supervisor is told first, and its tools, are longer.
-    windows = {"mind:a": 8000, "mind:tiny": 7000, "mind:boss": 11_000, "openai:m": 8000, "anthropic:m": 8000}
+    windows = {"mind:a": 8000, "mind:large": 12_000, "mind:boss": 11_000, "openai:m": 8000, "anthropic:m": 8000}
     prices = {name: {"input": 1, "output": 2, "window": window} for name, window in windows.items()}
     monkeypatch.setenv("SQUADRON_PRICES", json.dumps(prices))
     monkeypatch.delenv("SQUADRON_SUMMARY_MODEL", raising=False)
@@ -236,6 +236,17 @@ async def test_a_cheaper_model_of_its_own_may_write_it_and_the_turns_stay_with_t
     )
 
 
+async def test_in_the_place_of_one_that_stays_busy_the_next_of_the_chain_writes_it() -> None:
+    mind, small = Mind(), Mind(raises(BUSY), name="mind:small")
+    async with MemorySquad() as squad:
+        await squad.deploy(Small(main=mind, small=small))
+        run = await told(squad, "texts.read", model="main")
+
+    assert run.outcome.unwrap() == "read"
+    assert {entry.model for entry in run.written} == {"mind:a"}
+    assert len(small.summaries) == 3 * len(mind.summaries) == run.view.failures > 0
+
+
 async def test_a_model_that_can_not_be_made_fails_no_task(capsys: pytest.CaptureFixture[str]) -> None:
     run = await read_by(Small, Mind())
 
@@ -286,22 +297,22 @@ async def test_a_hiccup_is_survived_by_the_one_retry_loop() -> None:
     assert (len(run.of(TryFailed)), len(run.written)) == (1, len(mind.summaries) - 1)
 
 
-async def test_who_falls_back_to_a_smaller_window_has_an_extract_and_then_summaries_of_that_model() -> None:
+async def test_who_falls_back_to_a_smaller_window_has_an_extract_then_and_later_summaries_again() -> None:
     def breaking_down(told: str) -> ModelTurn:
         turn = reading(told)
-        if "page 6" in told:
+        if "page 8" in told:
             raise BUSY
         return turn
 
-    mind, tiny = Mind(decide=breaking_down), Mind(name="mind:tiny")
+    mind, small = Mind(name="mind:large", decide=breaking_down), Mind()
     async with MemorySquad() as squad:
-        await squad.deploy(Same(main=mind, tiny=tiny))
-        run = await told(squad, "texts.read", model="main,tiny")
+        await squad.deploy(Same(main=mind, small=small))
+        run = await told(squad, "texts.read", model="main,small")
 
     assert run.outcome.unwrap() == "read"
     assert not mind.summaries
-    assert [entry.model for entry in run.of(Summarized)][:2] == ["", "mind:tiny"]
-    assert {entry.model for entry in run.of(Summarized)[1:]} == {"mind:tiny"}
+    assert [entry.model for entry in run.of(Summarized)][:2] == ["", "mind:a"]
+    assert {entry.model for entry in run.of(Summarized)[1:]} == {"mind:a"}
 
 
 async def test_a_summary_that_does_not_come_takes_a_part_of_the_time_and_no_more() -> None:

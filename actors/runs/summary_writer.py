@@ -1,4 +1,4 @@
-"""Has a model summarize a part of a run's conversation; where that does not come about, an extract is taken."""
+"""Has a model summarize a part of a run's conversation; where that comes to nothing, an extract is taken."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MOST_S, LEAST_S, SHARE_OF_TIME = 120.0, 5.0, 0.25
 
 
 @dataclass(kw_only=True)
-class Summarizer(Asker):
+class SummaryWriter(Asker):
     """Has one part summarized; that is a call of the run like any other, which nobody reads along.
 
     Attributes:
@@ -33,7 +33,7 @@ class Summarizer(Asker):
     short: Summary
     beside: Spent
 
-    async def summarize(self) -> None:
+    async def write(self) -> None:
         """Store the summary; it comes to one in any case.
 
         Raises:
@@ -43,7 +43,7 @@ class Summarizer(Asker):
         started, within_s = self.ctx.caller.loop.time(), min(MOST_S, SHARE_OF_TIME * self.left_s())
         if within_s < LEAST_S:
             return await self._store(self.short)
-        request = self._request(self._candidates[0])
+        request = self._request(self.chain[0])
         try:
             turn = await self._answer(request, within_s, covers=self.span.digest)
         except (ModelError, BudgetError):
