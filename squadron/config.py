@@ -127,6 +127,10 @@ class Settings:
     model: Annotated[str, _From("SQUADRON_MODEL")] = ""
     """Default LLM of agents that name none, as `provider:name`; empty = none."""
 
+    summary_model: Annotated[str, _From("SQUADRON_SUMMARY_MODEL")] = ""
+    """LLM that summarizes what a run has no more room for, as `provider:name`, or `same` as the run; empty = an
+    extract, by no LLM."""
+
     prices: Annotated[str, _From("SQUADRON_PRICES", _PRICES)] = ""
     """Prices of LLMs that are not on the list, or of your own, as JSON: model → US dollars per million tokens
     (`input`, `output`, `cache_read`, `cache_write`), and `window` in tokens."""

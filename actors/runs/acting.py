@@ -138,16 +138,18 @@ class Actions:
                     ready.append((call, made))
             except (ValueError, BadReferenceError, InvalidInputError) as error:
                 ends.append(refusal(call, str(error)))
-        for call, made in ready:
-            ends += unsendable(call, made)
         deadline_ms = self._deadline_ms()
         entries: list[Entry] = [
             self.queries.entry(call, approval=approval, deadline_ms=deadline_ms) for call, approval in asked
         ]
-        if ends:
-            entries.append(CallsEnded(at=self._now(), ends=tuple(ends)))
         # Shares are those of the moment in which they are set aside.
         async with self.recorder.lock:
+            ready, refused = self._affordable(ready)
+            ends += refused
+            for call, made in ready:
+                ends += unsendable(call, made)
+            if ends:
+                entries.append(CallsEnded(at=self._now(), ends=tuple(ends)))
             if dispatches := self._dispatches(ready):
                 entries.insert(0, Sending(at=self._now(), calls=dispatches))
             if entries:
@@ -198,6 +200,20 @@ class Actions:
     def _deadline_ms(self) -> int:
         within_s = CALL_SHARE * max(0.0, self._state.deadline_at - self._now())
         return round(1000 * (self._now() + within_s))
+
+    def _affordable(
+        self, ready: Sequence[tuple[Call, Ready]]
+    ) -> tuple[list[tuple[Call, Ready]], list[CallEnd]]:
+        """The calls that may go out, in their order, and the ends of those for which there are not enough tasks."""
+        kept, ends, tasks = list[tuple[Call, Ready]](), list[CallEnd](), 0
+        for call, made in ready:
+            count = 0 if made.own else len(made.contents)
+            if count and (why := self.books.refusal(count, tasks)):
+                ends.append(refusal(call, why))
+            else:
+                kept.append((call, made))
+                tasks += count
+        return kept, ends
 
     def _dispatches(self, ready: Sequence[tuple[Call, Ready]]) -> tuple[Dispatch, ...]:
         deadline_ms = self._deadline_ms()

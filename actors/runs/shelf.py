@@ -11,7 +11,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from squadron.actors.runs.built_in import BUILT_IN
 from squadron.actors.runs.call import Call
-from squadron.actors.runs.entries import TryFailed
+from squadron.actors.runs.entries import Summarized, TryFailed
 from squadron.actors.runs.log import entries_of, read
 from squadron.actors.runs.state import RunState
 from squadron.actors.runs.toolbox import Toolbox
@@ -79,8 +79,19 @@ class CallView:
 
 
 @dataclass(frozen=True, slots=True)
+class SummaryView:
+    """So many messages were summarized; `model` wrote the summary and used so much, empty for an extract."""
+
+    messages: int
+    model: str
+    seconds: float
+    tokens: int
+    usd: float
+
+
+@dataclass(frozen=True, slots=True)
 class RoundView:
-    """One turn of the model, the calls that it made, and why it was asked in vain before."""
+    """One turn of the model and its calls, and before it: why it was asked in vain, and what was summarized."""
 
     round: int
     model: str
@@ -90,6 +101,7 @@ class RoundView:
     usd: float
     calls: tuple[CallView, ...]
     failed: tuple[str, ...] = ()
+    summarized: tuple[SummaryView, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +126,14 @@ class RunView:
 _INFO = TypeAdapter(RunInfo)
 #: Runs by the task that they are, oldest first.
 Infos = Mapping[str, list[RunInfo]]
-#: Why a model was asked in vain, by round.
-Failures = Mapping[int, list[str]]
+
+
+@dataclass(slots=True)
+class _Before:
+    """What came before a turn: why a model was asked in vain, and what was summarized."""
+
+    failed: list[str] = field(default_factory=list)
+    summarized: list[SummaryView] = field(default_factory=list)
 
 
 class Runs:
@@ -199,7 +217,7 @@ class Runs:
         return await self._view(await self.find(id), infos, set())
 
     async def _view(self, info: RunInfo, infos: Infos, above: set[str]) -> RunView:
-        state, entries, size, failed = await self._read(info.run)
+        state, entries, size, before = await self._read(info.run)
         rounds = []
         for number, thought in sorted(state.turns.items()):
             # What the run ended with is told as its answer.
@@ -210,15 +228,16 @@ class Runs:
                 RoundView(
                     *(number, turn.model, turn.text, thought.seconds, turn.tokens, usd),
                     calls=tuple(views),
-                    failed=tuple(failed[number]),
+                    failed=tuple(before[number].failed),
+                    summarized=tuple(before[number].summarized),
                 )
             )
         attempts, end = state.epoch.number if state.epoch else 0, state.finished
         counts = (attempts, state.tries, state.failures, entries, size)
         return RunView(info, *counts, end.value if end else None, end.error if end else "", tuple(rounds))
 
-    async def _read(self, run: str) -> tuple[RunState, int, int, Failures]:
-        failed = defaultdict[int, list[str]](list)
+    async def _read(self, run: str) -> tuple[RunState, int, int, Mapping[int, _Before]]:
+        before = defaultdict[int, _Before](_Before)
         state, count, key = RunState(run, Toolbox(tuple(BUILT_IN))), 0, self._ports.subjects.run(run)
         size = sum([len(stored.data) async for stored in self._ports.runs.read(key)])
         async for _, message in read(self._ports, key):
@@ -226,8 +245,11 @@ class Runs:
                 count += 1
                 state.apply(entry)
                 if isinstance(entry, TryFailed):
-                    failed[entry.round].append(f"{entry.model}, try {entry.number}: {entry.reason}")
-        return state, count, size, failed
+                    before[entry.round].failed.append(f"{entry.model}, try {entry.number}: {entry.reason}")
+                elif isinstance(entry, Summarized):
+                    figures = (entry.model, entry.seconds, entry.tokens, Spent.of_wire(entry.spent).usd)
+                    before[state.round + 1].summarized.append(SummaryView(entry.messages, *figures))
+        return state, count, size, before
 
     async def _call(self, state: RunState, call: Call, infos: Infos, above: set[str]) -> CallView:
         inner = [info for index in range(call.tasks) for info in infos.get(state.task(call.id, index), ())]

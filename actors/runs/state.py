@@ -206,12 +206,17 @@ class RunState:
         self._tell("offered", entry.at, topics=names, **{key: value for key, value in told.items() if value})
 
     def _asking(self, entry: Asking) -> None:
+        if self.asking is not None:
+            # Nobody wanted the answer any more.
+            self.spent += self._cost(None)
         self.asking, self.accepted = entry, None
+        self.tries += 1
+        if entry.covers:
+            return
         if not self.put:
             self.repeats.end_round(self._news)
             self._news = []
         self.put = True
-        self.tries += 1
         self.waiting = None
         self.transcript.ask(self.still_running())
 
@@ -363,6 +368,14 @@ class RunState:
 
     def _summarized(self, entry: Summarized) -> None:
         self.summaries.append(entry.summary)
+        shown: dict[str, Any] = {"messages": entry.messages}
+        if entry.model:
+            self.spent += self._cost(entry.spent)
+            self.asking = self.accepted = None
+            usd = Spent.of_wire(entry.spent).usd
+            shown |= {"model": entry.model, "seconds": entry.seconds, "tokens": entry.tokens}
+            shown |= {"usd": usd} if usd else {}
+        self._tell("summarized", entry.at, round=self.round + 1, **shown)
 
     def _finished(self, entry: Finished) -> None:
         if self.finished is not None:

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from squadron.cli import frame
 from squadron.cli.tally import CallTally, Round, Span, Tally, describe
-from squadron.cli.tree import cost, run_tree, short
+from squadron.cli.tree import cost, run_tree, short, summarized
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import SquadronError
 
@@ -82,6 +82,8 @@ class Watch:
             self.show_thought(event)
         elif event.get("event") in ("try_failed", "fallback"):
             self.show_trouble(self.tally.rounds[event["round"]])
+        elif event.get("event") == "summarized":
+            self.show_summary(self.tally.rounds[event["round"]])
         elif call is not None and (call.ended or event["event"] == "asked"):
             self.show_call(call)
 
@@ -96,6 +98,9 @@ class Watch:
 
     def show_trouble(self, each: Round) -> None:
         """A call of the model failed, or another model is asked."""
+
+    def show_summary(self, each: Round) -> None:
+        """A part of the conversation was summarized."""
 
     def show_call(self, call: CallTally) -> None:
         """All tasks of a call ended, or it waits for a person."""
@@ -135,6 +140,9 @@ class _PlainLines(Watch):
 
     def show_trouble(self, each: Round) -> None:
         self._say(f"round {each.number}: {short(each.trouble[-1], 300)}")
+
+    def show_summary(self, each: Round) -> None:
+        self._say(f"round {each.number}: {summarized(each.summarized[-1])}")
 
     def show_call(self, call: CallTally) -> None:
         if call.query:

@@ -122,13 +122,15 @@ def _headline(view: RunView) -> Any:
 def _grow(tree: Tree, view: RunView) -> None:
     from rich.text import Text
 
-    from squadron.cli.tree import cost, line, short
+    from squadron.cli.tree import cost, line, short, summarized
 
     for each in view.rounds:
         facts = [each.model, f"{each.seconds:.1f} s", *cost(each.tokens, each.usd)]
         branch = tree.add(line("", "", f"round {each.round}", facts, short(each.text)))
         for failed in each.failed:
             branch.add(Text(f"! {short(failed, 300)}", "yellow", overflow="fold"))
+        for one in each.summarized:
+            branch.add(summarized(one))
         for call in each.calls:
             _grow_call(branch, call)
     if view.error:

@@ -59,9 +59,22 @@ class CallTally:
         return self.span.ended_s is not None
 
 
+@dataclass(frozen=True)
+class SummaryTally:
+    """So many messages were summarized; `model` wrote the summary, empty for an extract."""
+
+    messages: int
+    model: str = ""
+    seconds: float = 0.0
+    tokens: int = 0
+    usd: float = 0.0
+
+
 @dataclass
 class Round:
-    """One turn of the model; `text` is what it has said by now, `trouble` what went wrong before it said it."""
+    """One turn of the model; `text` is what it has said by now, `trouble` what went wrong before it said it, and
+    `summarized` what was summarized to make room for it.
+    """
 
     number: int
     span: Span
@@ -70,6 +83,7 @@ class Round:
     tokens: int = 0
     usd: float = 0.0
     trouble: list[str] = field(default_factory=list)
+    summarized: list[SummaryTally] = field(default_factory=list)
 
 
 class Tally:
@@ -105,8 +119,9 @@ class Tally:
         return sum(each.usd for each in self._spenders)
 
     @property
-    def _spenders(self) -> list[Round | CallTally]:
-        return [*self.rounds.values(), *self.calls.values()]
+    def _spenders(self) -> list[Round | CallTally | SummaryTally]:
+        summaries = [one for each in self.rounds.values() for one in each.summarized]
+        return [*self.rounds.values(), *self.calls.values(), *summaries]
 
     @property
     def waiting(self) -> list[CallTally]:
@@ -146,6 +161,9 @@ class Tally:
                 self._thought(event, at_s)
             case "try_failed" | "fallback" | "retry":
                 self._trouble(event, at_s)
+            case "summarized":
+                known = {name: event[name] for name in ("model", "seconds", "tokens", "usd") if name in event}
+                self._coming(at_s, event["round"]).summarized.append(SummaryTally(event["messages"], **known))
             case "dispatched" | "asked":
                 return self._begun(event, at_s)
             case "answered" if event["call"] in self.calls:

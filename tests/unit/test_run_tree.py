@@ -32,6 +32,7 @@ def told(watch: Watch, *, rounds: int = 2, calls: int = 2) -> None:
             watch.event({"event": "retry", "at_s": 1.0, "round": 2, "try": 3})
             watch.event({"event": "try_failed", "reason": "503 too busy", **about})
             watch.event({"event": "fallback", "from": "m:1", "to": "n:2", "why": "503", **about})
+            watch.event({"event": "summarized", "at_s": 1.0, "round": 2, "messages": 42})
         watch.event({"event": "thought", "at_s": 2.0, "model": "n:2", **thought})
         for position in range(calls):
             call, topic = f"r{number}c{position}", f"topic.number_{position}"
@@ -65,6 +66,7 @@ def test_the_tree_has_rounds_calls_costs_trouble_and_the_way_to_answer() -> None
     assert "round 3 · 220 tokens · $0.0240 · left: 780 tokens, $0.9760" in text
     assert "! m:1, try 3: 503 too busy" in text
     assert "! n:2 is asked instead of m:1" in text
+    assert "≡ summarized 42 messages  an extract" in text
     assert "✗ topic.number_1  2 tasks, 1 failed" in text
     assert "no [bold]" in text
     assert "● topic.number_0  1/2" in text
@@ -111,6 +113,7 @@ def test_without_a_terminal_each_thing_is_a_line(capsys: pytest.CaptureFixture[s
     assert printed.out == ""
     assert "round 1, 100 tokens, $0.0100: I do" in printed.err
     assert "round 2: m:1, try 3: 503 too busy" in printed.err
+    assert "round 2: ≡ summarized 42 messages  an extract" in printed.err
     assert "mail.send waits for approval: squadron answer q1234567" in printed.err
     assert "mail.send: answered by ana" in printed.err
     assert "topic.number_1: 2 tasks, 1 failed" in printed.err
