@@ -201,10 +201,8 @@ class Actions:
         within_s = CALL_SHARE * max(0.0, self._state.deadline_at - self._now())
         return round(1000 * (self._now() + within_s))
 
-    def _affordable(
-        self, ready: Sequence[tuple[Call, Ready]]
-    ) -> tuple[list[tuple[Call, Ready]], list[CallEnd]]:
-        """The calls that may go out, in their order, and the ends of those for which there are not enough tasks."""
+    def _affordable(self, ready: Sequence[tuple[Call, Ready]]) -> tuple[list[tuple[Call, Ready]], list[CallEnd]]:
+        """The calls that may go out, in their order, and the ends of those that the budget has no tasks for."""
         kept, ends, tasks = list[tuple[Call, Ready]](), list[CallEnd](), 0
         for call, made in ready:
             count = 0 if made.own else len(made.contents)
