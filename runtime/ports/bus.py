@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 
@@ -29,7 +29,7 @@ class Note:
     subject: str
     data: bytes
     reply: str = ""
-    carrier: Carrier | None = None
+    carrier: Carrier | None = field(default=None, compare=False)
 
     @property
     def headers(self) -> Mapping[str, str]:

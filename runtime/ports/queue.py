@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from squadron.runtime.ports.bus import Carrier
@@ -82,7 +82,7 @@ class Delivery:
     data: bytes
     lease: Lease
     seq: int
-    carrier: Carrier | None = None
+    carrier: Carrier | None = field(default=None, compare=False)
 
     @property
     def headers(self) -> Mapping[str, str]:
