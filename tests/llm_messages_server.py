@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from squadron.actors.thinking.model import ModelTurn
-from tests.llm_prompt_cache import PromptCache, check_marks
+from tests.llm_prompt_cache import PromptCache, check_marks, tokens_in
 from tests.llm_schemas import NAME, check_attachment, check_schema, check_strict, require
 from tests.llm_script import Json, ScriptedServer, pieces, raw_arguments
 
@@ -28,7 +28,7 @@ def _is_echo(block: Json, said: Json) -> bool:
 class ScriptedAnthropicServer(ScriptedServer):
     """`POST /v1/messages`, streaming, of API 2026-10-21 and of 2023-06-01.
 
-    With a `cache` it counts the input itself; else a turn of the script says what it was.
+    With a `cache` it counts tokens itself; else a turn of the script says what they were.
     """
 
     cache: PromptCache | None = None
@@ -149,13 +149,15 @@ class ScriptedAnthropicServer(ScriptedServer):
 
     def events(self, turn: ModelTurn, body: Json, how: str) -> Iterator[str]:
         read, written = turn.usage.cache_read, turn.usage.cache_write
-        plain = turn.usage.input - read - written
+        plain, output = turn.usage.input - read - written, turn.usage.output
+        content, stop = self._content(turn), "tool_use" if turn.tool_calls else "end_turn"
         if self.cache is not None:
             read, written, plain = self.cache.count(body)
+            output = tokens_in(len(json.dumps([_without_raw(block) for block in content])))
         usage: Json = {"input_tokens": plain, "output_tokens": 1, "cache_read_input_tokens": read}
         usage |= {"cache_creation_input_tokens": written}
         details = {"output_tokens_details": {"thinking_tokens": turn.usage.reasoning}}
-        end: Json = {"output_tokens": turn.usage.output} | details
+        end: Json = {"output_tokens": output} | details
         if not self.tells_usage:
             usage = end = {"input_tokens": 0, "output_tokens": 0}
         message = {
@@ -167,7 +169,6 @@ class ScriptedAnthropicServer(ScriptedServer):
         }
         yield self._event("message_start", message=message | {"stop_reason": None, "usage": usage})
         yield self._event("ping")
-        content, stop = self._content(turn), "tool_use" if turn.tool_calls else "end_turn"
         stop = self._stops.get(how, stop)
         for index, block in enumerate(content):
             yield from self._streamed(index, block)

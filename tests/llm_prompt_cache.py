@@ -21,6 +21,11 @@ MARK = {"type": "ephemeral"}
 UNMARKED = ("thinking", "redacted_thinking")
 
 
+def tokens_in(chars: int) -> int:
+    """Tokens of so many characters, more or less."""
+    return round(chars / TOKEN_CHARS)
+
+
 class Counted(NamedTuple):
     """Tokens of one request: all of it is the sum."""
 
@@ -102,4 +107,4 @@ def _blocks(body: Json) -> Iterator[_Block]:
         written = json.dumps([where, {key: value for key, value in part.items() if key != "cache_control"}])
         digest.update(written.encode())
         chars += len(written)
-        yield _Block(digest.copy().hexdigest(), round(chars / TOKEN_CHARS))
+        yield _Block(digest.copy().hexdigest(), tokens_in(chars))

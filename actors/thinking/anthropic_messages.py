@@ -118,8 +118,8 @@ class MessagesWire:
 def _mark(body: dict[str, Any]) -> None:
     """Mark where the provider is to look for what it has cached, and to write what comes behind it.
 
-    From a mark it looks back over 20 blocks, so that a turn with ten calls hides all before it. That the last request
-    ended here is therefore said, too, and where system prompt and tools end, which other runs may share.
+    From a mark it looks back over 20 blocks, so that a turn with ten calls hides all before it. Where the last
+    request ended is therefore marked, too, and the end of tools and system prompt, which other runs may share.
     """
     body["cache_control"] = _CACHED
     if "system" in body:

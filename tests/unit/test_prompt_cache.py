@@ -11,7 +11,7 @@ from squadron.actors.goals.supervisor import Supervisor
 from squadron.actors.llm.llm_agent import LLMAgent
 from squadron.actors.runs.entries import Thought
 from squadron.actors.runs.log import entries_of, read
-from squadron.actors.thinking.model import ModelTurn, ToolCall, Usage
+from squadron.actors.thinking.model import ModelTurn, ToolCall
 from squadron.actors.thinking.providers import AnthropicModel
 from squadron.testing import MemorySquad
 from tests.llm_prompt_cache import LEAST, LIFE_S, LOOK_BACK, MARK, Counted, PromptCache, check_marks
@@ -88,9 +88,9 @@ async def test_each_request_of_a_run_reads_all_of_the_one_before(
     def answer(body: dict[str, Any]) -> ModelTurn:
         done = sum(message["role"] == "assistant" for message in body["messages"])
         if done == 4:
-            return ModelTurn("It is done.", usage=Usage(output=9))
+            return ModelTurn("It is done.")
         pages = [ToolCall(f"c{done}-{at}", "page__read", {"number": done * 100 + at}) for at in range(calls)]
-        return ModelTurn("I read on.", tuple(pages), Usage(output=9))
+        return ModelTurn("I read on.", tuple(pages))
 
     with ScriptedAnthropicServer(answer, cache=PromptCache()) as server:
         monkeypatch.setenv("ANTHROPIC_BASE_URL", server.base_url)
