@@ -24,6 +24,8 @@ _ABOUT = frozenset({"$schema", "$id", "$comment"})
 BY_NAME = frozenset({"properties", "$defs", "definitions"})
 IN_A_LIST = frozenset({"anyOf", "oneOf", "allOf", "prefixItems"})
 ONE = frozenset({"items", "additionalProperties", "not"})
+#: Of these, where less fits the more fits inside: what is looser inside can't stay.
+STRICTER = frozenset({"not", "oneOf"})
 _VALUE = "value"
 #: Longest description of a tool that OpenAI takes, in characters.
 MOST_DESCRIBED = 1024
@@ -97,13 +99,18 @@ def _plain(schema: Any, left_out: set[str]) -> Any:
     for keyword, value in schema.items():
         if keyword in _NARROWING | _ABOUT or (keyword == "additionalProperties" and "patternProperties" in schema):
             continue
+        gone = set[str]()
         if keyword in BY_NAME:
-            value = {name: _plain(part, left_out) for name, part in value.items()}
+            value = {name: _plain(part, gone) for name, part in value.items()}
         elif keyword in IN_A_LIST:
-            value = [_plain(part, left_out) for part in value]
+            value = [_plain(part, gone) for part in value]
         elif keyword in ONE and not isinstance(value, bool):
-            value = _plain(value, left_out)
-        plain[keyword] = value
+            value = _plain(value, gone)
+        left_out |= gone
+        if gone and keyword in STRICTER:
+            left_out.add(keyword)
+        else:
+            plain[keyword] = value
     kinds = plain.get("type", ())
     if "array" in ([kinds] if isinstance(kinds, str) else kinds):
         # OpenAI answers 400 to a list of anything, unless that is said.

@@ -9,7 +9,7 @@ from typing import Any
 import jsonschema_rs
 
 from squadron.actors.thinking.fence import has_mark
-from squadron.actors.thinking.shapes import BY_NAME, IN_A_LIST, ONE
+from squadron.actors.thinking.shapes import BY_NAME, IN_A_LIST, ONE, STRICTER
 
 #: Longest name or value that stays where it is, in characters: as long as the name of a property.
 _MOST_NAME = 64
@@ -41,19 +41,20 @@ class Bare:
         self.words += _told(schema, path)
         bare: dict[str, Any] = {}
         for keyword, value in schema.items():
+            before = len(self.changes)
             if keyword in _WORDS:
                 continue
             if keyword in BY_NAME and all(map(_is_name, value)):
-                bare[keyword] = {
-                    name: self._bare(part, f"{path}.{name}".strip(".")) for name, part in value.items()
-                }
+                inside = f"{path}." if path else ""
+                bare[keyword] = {name: self._bare(part, inside + name) for name, part in value.items()}
             elif keyword in IN_A_LIST:
                 bare[keyword] = [self._bare(part, path) for part in value]
             elif keyword in ONE:
                 bare[keyword] = self._bare(value, f"{path}[]")
             elif _is_name(keyword) and all(map(_is_name, _texts(value))):
                 bare[keyword] = value
-            else:
+            if keyword not in bare or (keyword in STRICTER and len(self.changes) > before):
+                bare.pop(keyword, None)
                 self.words.append(f"- {path or 'all'}: {keyword} {_json(value)}")
                 self.changes.append(f"{keyword!r} of {path or 'all'!r} in its description")
         if "properties" in schema and "properties" not in bare:

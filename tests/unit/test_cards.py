@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 import jsonschema_rs
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
 from squadron import Agent, Answer, Context, Supervisor, topic
@@ -206,3 +208,53 @@ def test_a_long_card_is_cut_inside_of_its_fence_and_has_room_for_its_fields() ->
 
 def test_a_card_without_words_has_no_fence() -> None:
     assert ShownCard(SemanticTopic(name="a.b", input_schema={})).description == "a.b"
+
+
+_TEXTS = st.sampled_from(["a", "b", "one", "two words", EVIL, "x" * 70, ""])
+_PARTS = st.recursive(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "type": st.sampled_from(["string", "object", "array", ["string", "null"]]),
+            "enum": st.lists(st.one_of(_TEXTS, st.integers(0, 2)), min_size=1, max_size=3),
+            "const": _TEXTS,
+            "description": _TEXTS,
+            "title": _TEXTS,
+            "default": st.one_of(_TEXTS, st.dictionaries(_TEXTS, _TEXTS, max_size=2)),
+            "examples": st.lists(_TEXTS, max_size=2),
+            "x-note": _TEXTS,
+        },
+    ),
+    lambda inner: st.fixed_dictionaries(
+        {},
+        optional={
+            "properties": st.dictionaries(_TEXTS, inner, max_size=3),
+            "required": st.lists(_TEXTS, max_size=2, unique=True),
+            "additionalProperties": st.one_of(st.booleans(), inner),
+            "patternProperties": st.dictionaries(st.sampled_from(["^a", "^two w"]), inner, max_size=1),
+            "items": inner,
+            "not": inner,
+            "oneOf": st.lists(inner, min_size=1, max_size=2),
+            "anyOf": st.lists(inner, min_size=1, max_size=2),
+        },
+    ),
+    max_leaves=8,
+)
+_VALUES = st.recursive(
+    st.one_of(_TEXTS, st.integers(0, 2), st.none()),
+    lambda inner: st.one_of(st.lists(inner, max_size=2), st.dictionaries(_TEXTS, inner, max_size=3)),
+    max_leaves=5,
+)
+
+
+@given(_PARTS, _VALUES)
+def test_whatever_a_card_says_no_order_stays_and_what_fits_still_fits(schema: dict[str, Any], value: Any) -> None:
+    schema = {"type": "object", "properties": {"a": schema}}
+    card = ShownCard(SemanticTopic(name="a.b", input_schema=schema))
+
+    check_schema(card.schema, "it")
+    assert not [text for text in texts(card.schema) if " " in text or "untrusted" in text or len(text) > 64]
+    assert len(MARK.findall(card.description)) in (0, 2)
+    assert Bare(card.schema).schema == card.schema
+    if jsonschema_rs.Draft202012Validator(schema).is_valid({"a": value}):
+        assert jsonschema_rs.Draft202012Validator(card.schema).is_valid({"a": value})

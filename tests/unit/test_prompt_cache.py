@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -11,9 +14,10 @@ from squadron.actors.goals.supervisor import Supervisor
 from squadron.actors.llm.llm_agent import LLMAgent
 from squadron.actors.runs.entries import Thought
 from squadron.actors.runs.log import entries_of, read
-from squadron.actors.thinking.model import ModelTurn, ToolCall
+from squadron.actors.thinking.model import Model, ModelTurn, ToolCall, Usage
 from squadron.actors.thinking.providers import AnthropicModel
 from squadron.testing import MemorySquad
+from tests.llm_playing import CHAT, RESPONSES, Provider
 from tests.llm_prompt_cache import LEAST, LIFE_S, LOOK_BACK, MARK, Counted, PromptCache, check_marks
 from tests.llm_schemas import RequestError
 from tests.llm_servers import ScriptedAnthropicServer
@@ -81,33 +85,52 @@ def test_marks_that_the_api_refuses_are_refused(body: dict[str, Any]) -> None:
         check_marks(body)
 
 
-@pytest.mark.parametrize("calls", [1, 8, 30])
-async def test_each_request_of_a_run_reads_all_of_the_one_before(
-    calls: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def reading(calls: int) -> Callable[[dict[str, Any]], ModelTurn]:
+    """A model that makes so many calls in each of four turns."""
+
     def answer(body: dict[str, Any]) -> ModelTurn:
-        done = sum(message["role"] == "assistant" for message in body["messages"])
+        done = json.dumps(body).count("I read on.")
         if done == 4:
             return ModelTurn("It is done.")
         pages = [ToolCall(f"c{done}-{at}", "page__read", {"number": done * 100 + at}) for at in range(calls)]
         return ModelTurn("I read on.", tuple(pages))
 
-    with ScriptedAnthropicServer(answer, cache=PromptCache()) as server:
-        monkeypatch.setenv("ANTHROPIC_BASE_URL", server.base_url)
-        monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-test")
-        async with MemorySquad(turned=False) as squad:
-            await squad.script("page.read", *[f"page {number}" for number in range(4 * calls)])
-            await squad.deploy(Supervisor(), model=AnthropicModel("claude-sonnet-5-5"))
-            goal = {"goal": "Read all pages. " + "Mind the brief. " * 2_000, "topics": ["page.read"]}
-            report = (await squad.ask("goal.pursue", goal, within_s=60)).unwrap()
-            ports = squad._wiring.ports
-            log = [message async for _, message in read(ports, ports.subjects.run(report["run"]))]
+    return answer
 
-    thoughts = [entry for message in log for entry in entries_of(message) if isinstance(entry, Thought)]
-    usages = [thought.turn.usage for thought in thoughts]
+
+async def usages_of(model: Model, calls: int) -> list[Usage]:
+    """What the log of a run has of each of its requests."""
+    async with MemorySquad(turned=False) as squad:
+        await squad.script("page.read", *[f"page {number}" for number in range(4 * calls)])
+        await squad.deploy(Supervisor(), model=model)
+        goal = {"goal": "Read all pages. " + "Mind the brief. " * 2_000, "topics": ["page.read"]}
+        report = (await squad.ask("goal.pursue", goal, within_s=60)).unwrap()
+        ports = squad._wiring.ports
+        log = [message async for _, message in read(ports, ports.subjects.run(report["run"]))]
+    await model.aclose()
+    return [entry.turn.usage for each in log for entry in entries_of(each) if isinstance(entry, Thought)]
+
+
+@pytest.mark.parametrize("calls", [1, 8, 30])
+async def test_each_request_of_a_run_reads_all_of_the_one_before(calls: int) -> None:
+    with ScriptedAnthropicServer(reading(calls), cache=PromptCache()) as server:
+        usages = await usages_of(AnthropicModel("claude-sonnet-5-5", api_key="k", base_url=server.base_url), calls)
+
     assert [usage.cache_read for usage in usages] == [0, *(usage.input for usage in usages[:-1])]
     assert all(usage.input == usage.cache_read + usage.cache_write for usage in usages)
     assert len(usages) == 5
+
+
+@pytest.mark.parametrize("provider", [CHAT, RESPONSES], ids=lambda provider: provider.name)
+async def test_openai_is_sent_each_request_with_the_one_before_in_front(provider: Provider) -> None:
+    with provider.server(reading(8)) as server:
+        usages = await usages_of(provider.model(api_key="k", base_url=server.base_url), 8)
+
+    assert len(server.requests) == len(usages) == 5
+    for before, after in pairwise(request.body for request in server.requests):
+        said = "input" if "input" in before else "messages"
+        assert after | {said: None} == before | {said: None}
+        assert json.dumps(after[said]).startswith(json.dumps(before[said])[:-1])
 
 
 class Clerk(LLMAgent):
@@ -121,14 +144,14 @@ class Clerk(LLMAgent):
         return await self.think(ctx, text)
 
 
-async def test_the_instructions_of_an_agent_are_read_in_its_next_task(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_instructions_of_an_agent_are_read_in_its_next_task() -> None:
     cache = PromptCache()
     with ScriptedAnthropicServer([ModelTurn("Yes."), ModelTurn("No.")], cache=cache) as server:
-        monkeypatch.setenv("ANTHROPIC_BASE_URL", server.base_url)
-        monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-test")
+        model = AnthropicModel("claude-sonnet-5-5", api_key="k", base_url=server.base_url)
         async with MemorySquad(turned=False) as squad:
-            await squad.deploy(Clerk(), model=AnthropicModel("claude-sonnet-5-5"))
+            await squad.deploy(Clerk(), model=model)
             for question in ("May I?", "Must I?"):
                 (await squad.ask("clerk.ask", {"text": question}, within_s=60)).unwrap()
-        again = cache.count(server.requests[1].body | {"messages": [{"role": "user", "content": "Shall I?"}]})
+        await model.aclose()
+    again = cache.count(server.requests[1].body | {"messages": [{"role": "user", "content": "Shall I?"}]})
     assert again.read > 0.95 * sum(again)
