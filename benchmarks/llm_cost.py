@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 #: Requests of the run, of which the first has some 8,000 tokens and the last some 60,000: characters of the goal,
 #: pages that are read in each round, characters of a page, and of what the model says beside its calls.
-ROUNDS, GOAL_CHARS, PAGES, PAGE_CHARS, SAID_CHARS = 12, 12_300, 2, 4_800, 400
+ROUNDS, GOAL_CHARS, PAGES, PAGE_CHARS, SAID_CHARS = 12, 12_000, 2, 4_800, 400
 #: The default model, and one that takes a tenth for what is read, as most did before.
 PRICED = (f"anthropic:{DEFAULT_ANTHROPIC_MODEL}", "anthropic:claude-sonnet-4-5")
 
@@ -73,7 +73,9 @@ class CostFigures:
     @property
     def rows(self) -> dict[str, list[float]]:
         """What is printed beside the target."""
-        rows = {"tokens of the first and the last request": [float(self.usages[at].input) for at in (0, -1)]}
+        ends = {"first": self.usages[0], "last": self.usages[-1]}
+        rows = {f"tokens of the {which} request": [float(usage.input)] for which, usage in ends.items()}
+        rows |= {"tokens of an answer": [float(usage.output) for usage in self.usages]}
         for name in PRICED:
             model = name.partition(":")[2]
             rows |= {f"{model}: without caching, US dollars": self.without[name]}
