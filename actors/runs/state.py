@@ -328,7 +328,8 @@ class RunState:
             text, failed = result_text(call.id, name, value, self.fence, about=about), bool(items) and not good
         elif end.outcome == "result":
             self.results.keep(call.id, end.data)
-            text, failed = result_text(call.id, name, end.data, self.fence, about=about_end(end)), False
+            text = result_text(call.id, name, end.data, self.fence, about=about_end(end), reasons=end.reasoning)
+            failed = False
         else:
             self.results.fail(call.id, f"{end.outcome}: {end.reason}")
             text, failed = failure_text(call.id, end.outcome, why_all(list(call.ends.values())), self.fence), True
