@@ -292,7 +292,8 @@ def _guess(seen: _Progress, tools: Sequence[ToolDefinition]) -> ModelTurn:
     if not fitting:
         why = (
             "No plan was given, and no topic that shares a word with the goal takes just a text, so I can't "
-            "pursue it. Give a plan, or configure an LLM (OPENAI_API_KEY, ANTHROPIC_API_KEY or SQUADRON_MODEL)."
+            "pursue it. Configure an LLM (OPENAI_API_KEY, ANTHROPIC_API_KEY or SQUADRON_MODEL), or give a plan in "
+            "Python."
         )
         return ModelTurn(why, (ToolCall(FINISH, FINISH, {"answer": f"{INTRODUCTION} {why}", "achieved": False}),))
     calls = [

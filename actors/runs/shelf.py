@@ -179,15 +179,15 @@ class Runs:
             # Anybody may write there.
             return None
         if not info.ended and token_of(info.task) in stopped:
-            return replace(info, state="cancelled")
+            return replace(info, state="cancelled", running=0)
         # Nobody ends a run whose caller is gone.
         stale = not info.ended and self._ports.clock.time() > info.deadline > 0
-        return replace(info, state="stale") if stale else info
+        return replace(info, state="stale", running=0) if stale else info
 
     async def _looked(self, info: RunInfo) -> RunInfo:
         """The same, when it is known whether its task still is."""
         over = not info.ended and await is_over(self._ports, info.agent, info.task)
-        return replace(info, state="stale") if over else info
+        return replace(info, state="stale", running=0) if over else info
 
     async def find(self, id: str) -> RunInfo:
         """The run of this id, or the only one that begins with it.

@@ -13,7 +13,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
@@ -151,11 +151,26 @@ def tell(text: str) -> None:
     console.print(text, soft_wrap=not console.is_terminal, markup=False)
 
 
+#: That of the pane which is on the terminal, if there is one.
+_shown: Console | None = None
+
+
 def err() -> Console:
     """The console for people; it has no colours where nobody sees them (no terminal, `NO_COLOR`)."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False)
+    return _shown or Console(stderr=True, highlight=False)
+
+
+@contextlib.contextmanager
+def shown_on(console: Console) -> Iterator[None]:
+    """Say everything on this console: one that draws a pane would wipe away what others write."""
+    global _shown
+    _shown = console
+    try:
+        yield
+    finally:
+        _shown = None
 
 
 def out() -> Console:

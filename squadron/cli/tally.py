@@ -148,6 +148,8 @@ class Tally:
             case "submitted":
                 self.ticket = event["ticket"]
             case "started":
+                # Another attempt tells all of the run anew.
+                self.rounds, self.calls, self.attempt = {}, {}, 1
                 self._run_began_s = self.elapsed_s - event.get("at_s", 0.0)
                 self.run, self.model = event.get("run", ""), event.get("model", "")
             case "resumed":
@@ -155,6 +157,8 @@ class Tally:
                 # The turn that was streaming comes again, from its start.
                 if coming := self.rounds.get(self.round + 1):
                     coming.text = ""
+                # It goes on now, however long ago it began.
+                self._shift(self.elapsed_s - at_s)
             case "text":
                 self._coming(at_s).text += event["delta"]
             case "thought":
@@ -173,6 +177,13 @@ class Tally:
             case "outcome" if event["call"] in self.calls:
                 return self._count(self.calls[event["call"]], event, at_s)
         return None
+
+    def _shift(self, by_s: float) -> None:
+        self._run_began_s += by_s
+        thoughts, calls = (each.span for each in self.rounds.values()), (each.span for each in self.calls.values())
+        for span in (*thoughts, *calls):
+            span.began_s += by_s
+            span.ended_s = None if span.ended_s is None else span.ended_s + by_s
 
     def _coming(self, at_s: float, number: int = 0) -> Round:
         """The round whose turn is still to come."""
@@ -241,6 +252,8 @@ class Tally:
         thoughts = [each.span for each in self.rounds.values() if each.span.ended_s is not None]
         inside = [(span, "") for span in thoughts if span.seconds(self.elapsed_s) >= 0.05]
         inside += [(call.span, describe(call)) for call in self.calls.values()]
+        # What earlier commands have seen of the run took none of this one's time.
+        inside = [row for row in inside if row[0].ended_s is None or row[0].ended_s > 0]
         inside.sort(key=lambda row: row[0].began_s)
         rows: list[tuple[Span, str]] = []
         for phase in self.phases:

@@ -120,6 +120,8 @@ def test_the_version_is_the_packages() -> None:
         ("deploy", "not_a_path"),
         ("deploy", "no_such_module:Agent"),
         ("--env", "two words", "status"),
+        ("run", ""),
+        ("run", " "),
         ("run", "a goal", "--model", "llama"),
         ("run", "a goal", "--model", "openai:gpt"),
         ("run", "a goal", "--crew"),
