@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
@@ -14,6 +15,7 @@ from squadron.bridge.jetstream.stream_configs import StreamNames, Streams
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.bridge.serve.bindings import Bindings
 from squadron.bridge.serve.cluster import ServeReplicas
+from squadron.bridge.serve.shown import Shown
 from squadron.config import Settings
 from squadron.runtime.asking.options import AskKeywords, AskOptions
 from squadron.runtime.logs import configure_logs
@@ -44,13 +46,25 @@ class BridgeActor:
 
         async def keep_streams() -> Sequence[str]:
             lost = await streams.keep()
-            self._bindings.to_restore = self._bindings.to_restore or bool(lost)
+            if lost:
+                self._bindings.to_restore = True
+                self._shown.census.store_all()
             return lost
 
+        started = asyncio.Event()
+
+        async def agents() -> list[dict[str, Any]]:
+            await started.wait()
+            found: list[dict[str, Any]] = (await self._bridge.status())["agents"]
+            return found
+
+        self._shown = Shown(self._wiring, agents)
+        await self._shown.start()
         facts = {
             "dashboard": dashboard_url,
             "ray": ray.get_runtime_context().gcs_address,
             "nats": self._wiring.connection.server,
+            "metrics": self._shown.url,
         }
         self._bindings = Bindings(self._wiring)
         self._bridge = Bridge(
@@ -62,8 +76,10 @@ class BridgeActor:
             keep_streams,
             facts,
             lease_s=settings.lease_s,
+            more={"metrics": self._shown.metrics},
         )
         await self._bridge.start()
+        started.set()
         await self._bindings.start()
 
     async def settings(self) -> Settings:

@@ -1,0 +1,69 @@
+"""Metrics of the bridge actor: heard from replicas, looked up, and shown at a port, over NATS, and by Ray."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+from collections.abc import Awaitable, Callable
+from importlib.metadata import version
+from typing import Any
+
+import structlog
+
+from squadron.bridge.daemons import private_dir, write_private
+from squadron.bridge.jetstream.storage import storage
+from squadron.bridge.jetstream.stream_configs import StreamNames
+from squadron.bridge.jetstream.wiring import Wiring
+from squadron.bridge.metrics.census import Census
+from squadron.bridge.metrics.exposition import Endpoint, text_of
+from squadron.bridge.metrics.gauges import Gauges
+from squadron.bridge.serve.ray_metrics import RayMetrics
+from squadron.runtime.errors import ConfigError
+from squadron.runtime.retries import summary_of
+
+
+class Shown:
+    """The census of this environment, and all the ways in which it is shown."""
+
+    def __init__(self, wiring: Wiring, agents: Callable[[], Awaitable[list[dict[str, Any]]]]) -> None:
+        """Make one; it does nothing before `start`. `agents` tells of them as the bridge's `status` does."""
+        self._wiring = wiring
+        names = StreamNames(wiring.settings.env)
+        look_up = Gauges(wiring.ports, agents, lambda: storage(wiring.connection, names), version("squadron-ray"))
+        self.census = Census(wiring.ports, wiring.records, look_up, heartbeat_s=wiring.settings.heartbeat_s)
+        self.endpoint: Endpoint | None = None
+        self._log = structlog.get_logger("squadron.metrics")
+
+    async def start(self) -> None:
+        """Begin to hear and to show.
+
+        Raises:
+            BusUnavailableError: the server can't be reached.
+        """
+        await self.census.start()
+        self.census.each_beat(RayMetrics(self.census.figures()))
+        if self._wiring.settings.metrics != "off":
+            self._open()
+
+    def _open(self) -> None:
+        settings = self._wiring.settings
+        try:
+            self.endpoint = Endpoint(settings.metrics, self.census.figures)
+            if settings.ray_address is None:
+                folder = private_dir(settings.home / "metrics")
+                target = {"targets": [self.endpoint.address], "labels": {"environment": settings.env}}
+                write_private(folder / f"{settings.env}.json", json.dumps([target]))
+        except (OSError, ConfigError) as error:
+            # Agents are of use without it.
+            self._log.error("metrics.no_port", address=settings.metrics, error=summary_of(error))
+
+    async def metrics(self) -> dict[str, Any]:
+        """The call of that name: all figures as text, compressed, since it has to fit into one message."""
+        text = text_of(self.census.figures())
+        return {"url": self.url, "gzip": base64.b64encode(gzip.compress(text.encode())).decode()}
+
+    @property
+    def url(self) -> str:
+        """Where it is scraped; empty if nowhere."""
+        return self.endpoint.url if self.endpoint is not None else ""
