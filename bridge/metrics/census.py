@@ -31,8 +31,9 @@ from squadron.runtime.wire.subjects import check_token
 MOST_AGENTS = 1_000
 #: How long the figures of an agent are kept of which nothing is heard, in seconds: 30 days.
 KEPT_S = 30 * 24 * 3600.0
-#: Between two looks there is so many times as long as one takes: NATS and Serve have other things to do.
-PAUSE = 20
+#: Between two looks there is so many times as long as one takes, as NATS and Serve have other things to do; but no
+#: longer than this, in seconds, for alerts to be of use.
+PAUSE, LONGEST_PAUSE_S = 10, 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ class Census:
         *,
         heartbeat_s: float,
     ) -> None:
-        """Make one; it does nothing before `start`.
+        """Make one; it does nothing before `load`.
 
         Args:
             records: the journal of the registry.
@@ -78,8 +79,8 @@ class Census:
         self._working: list[asyncio.Task[None]] = []
         self._log = structlog.get_logger("squadron.metrics")
 
-    async def start(self) -> None:
-        """Take up what is stored, and begin to hear.
+    async def load(self) -> None:
+        """Take up what is stored.
 
         Raises:
             BusUnavailableError: the server can't be reached.
@@ -93,6 +94,9 @@ class Census:
                 self._log.warning("metrics.bad_record", agent=agent, error=str(error))
                 continue
             self._sums[agent], self._shown[agent] = sums, sums.total()
+
+    async def start(self) -> None:
+        """Begin to hear, and to look; once, after `load`."""
         self._ports.bus.on_reconnect(self._reconnected)
         self._hearing = await self._ports.bus.subscribe(self._ports.subjects.event("status.*"), self._hear)
         self._working = [
@@ -222,4 +226,4 @@ class Census:
                 # The last ones stand until there are new ones; how old they are is one of them.
                 self._log.info("metrics.no_gauges", error=summary_of(error))
             took_s = self._loop.time() - began
-            await asyncio.sleep(max(self._beat_s, PAUSE * took_s))
+            await asyncio.sleep(max(self._beat_s, min(PAUSE * took_s, LONGEST_PAUSE_S)))

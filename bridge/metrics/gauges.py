@@ -24,8 +24,8 @@ class Gauges:
 
         Args:
             agents: as the bridge's `status` tells of them.
-            stored: bytes, messages and most bytes of each stream, then bytes of all of the account's and the most of
-                those; 0 where there is no limit.
+            stored: bytes, messages and most bytes of each stream, then bytes of all of the account's and the most
+                of those; 0 where there is no limit.
         """
         self._ports, self._agents, self._stored, self._version = ports, agents, stored, version
 

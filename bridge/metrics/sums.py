@@ -36,8 +36,8 @@ class _Last:
 class Sums:
     """What all replicas of one agent have counted since the environment began.
 
-    Each tells what it has counted since its start. Of what was heard of one the largest counts, number by number, so
-    that heartbeats that are late, doubled or lost change nothing; the sum over all of them never falls.
+    Each tells what it has counted since its start. Of what was heard of one the largest counts, number by number,
+    so that heartbeats that are late, doubled or lost change nothing; the sum over all of them never falls.
     """
 
     def __init__(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
@@ -51,15 +50,12 @@ class BridgeActor:
                 self._shown.census.store_all()
             return lost
 
-        started = asyncio.Event()
-
         async def agents() -> list[dict[str, Any]]:
-            await started.wait()
             found: list[dict[str, Any]] = (await self._bridge.status())["agents"]
             return found
 
         self._shown = Shown(self._wiring, agents)
-        await self._shown.start()
+        await self._shown.open()
         facts = {
             "dashboard": dashboard_url,
             "ray": ray.get_runtime_context().gcs_address,
@@ -79,7 +75,7 @@ class BridgeActor:
             more={"metrics": self._shown.metrics},
         )
         await self._bridge.start()
-        started.set()
+        await self._shown.census.start()
         await self._bindings.start()
 
     async def settings(self) -> Settings:

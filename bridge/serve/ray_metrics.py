@@ -11,8 +11,8 @@ from squadron.bridge.metrics.figures import Figures
 class RayMetrics:
     """Counters by what was added since the last time, and gauges as they are.
 
-    No histograms: the sums that Ray makes of them are wrong (ray #53740). Of each there are two counters, its count
-    and its seconds.
+    No histograms: the sums that Ray makes of them are wrong (ray #53740). Of each there are two counters, its
+    count and its seconds.
     """
 
     def __init__(self, before: Figures) -> None:

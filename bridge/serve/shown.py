@@ -27,7 +27,7 @@ class Shown:
     """The census of this environment, and all the ways in which it is shown."""
 
     def __init__(self, wiring: Wiring, agents: Callable[[], Awaitable[list[dict[str, Any]]]]) -> None:
-        """Make one; it does nothing before `start`. `agents` tells of them as the bridge's `status` does."""
+        """Make one; it does nothing before `open`. `agents` tells of them as the bridge's `status` does."""
         self._wiring = wiring
         names = StreamNames(wiring.settings.env)
         look_up = Gauges(wiring.ports, agents, lambda: storage(wiring.connection, names), version("squadron-ray"))
@@ -35,18 +35,18 @@ class Shown:
         self.endpoint: Endpoint | None = None
         self._log = structlog.get_logger("squadron.metrics")
 
-    async def start(self) -> None:
-        """Begin to hear and to show.
+    async def open(self) -> None:
+        """Take up what an earlier bridge counted, and begin to show.
 
         Raises:
             BusUnavailableError: the server can't be reached.
         """
-        await self.census.start()
+        await self.census.load()
         self.census.each_beat(RayMetrics(self.census.figures()))
         if self._wiring.settings.metrics != "off":
-            self._open()
+            self._open_port()
 
-    def _open(self) -> None:
+    def _open_port(self) -> None:
         settings = self._wiring.settings
         try:
             self.endpoint = Endpoint(settings.metrics, self.census.figures)
