@@ -8,7 +8,9 @@ from typing import Any
 
 #: What everybody's metrics begin with in Ray's own export.
 RAY_PREFIX = "ray_"
-_OURS = re.compile(r"\b(squadron_|agent_task|gen_ai_)")
+_OURS = re.compile(r"\b(squadron_|agent_task)")
+#: Ray has the count and the sum of a histogram as counters, whose names it ends with `_total`.
+_SUMS = re.compile(r"\b(\w+_seconds_(?:sum|count))\b")
 #: Grafana's grid is 24 wide; three panels stand beside each other.
 WIDTH, HEIGHT = 8, 7
 
@@ -154,10 +156,9 @@ def dashboard(*, of_ray: bool = False) -> dict[str, Any]:
         of_ray: for the Prometheus of Ray, where all names begin with `ray_` and there are no histograms.
     """
     chosen = [each for each in PANELS if not (of_ray and each.has_buckets)]
-    prefix = RAY_PREFIX if of_ray else ""
-    panels = [_panel(number, each, prefix) for number, each in enumerate(chosen)]
+    panels = [_panel(number, each, of_ray) for number, each in enumerate(chosen)]
     source = {"type": "prometheus", "uid": "${datasource}"}
-    agents = f"label_values({prefix}squadron_replicas, agent)"
+    agents = f"label_values({RAY_PREFIX if of_ray else ''}squadron_replicas, agent)"
     variables = [
         {"name": "datasource", "type": "datasource", "query": "prometheus", "label": "Prometheus"},
         {
@@ -185,14 +186,18 @@ def dashboard(*, of_ray: bool = False) -> dict[str, Any]:
     }
 
 
-def _panel(number: int, panel: Panel, prefix: str) -> dict[str, Any]:
+def _of_ray(promql: str) -> str:
+    return _OURS.sub(rf"{RAY_PREFIX}\1", _SUMS.sub(r"\1_total", promql))
+
+
+def _panel(number: int, panel: Panel, of_ray: bool) -> dict[str, Any]:
     source = {"type": "prometheus", "uid": "${datasource}"}
     row, column = divmod(number, 3)
     targets = [
         {
             "refId": chr(ord("A") + index),
             "datasource": source,
-            "expr": _OURS.sub(rf"{prefix}\1", promql),
+            "expr": _of_ray(promql) if of_ray else promql,
             "legendFormat": legend,
         }
         for index, (promql, legend) in enumerate(panel.queries)

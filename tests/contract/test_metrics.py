@@ -1,0 +1,269 @@
+"""What replicas count comes to the bridge with their heartbeats, and outlives both of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from squadron import Agent, Context, Retry, topic
+from squadron.actors.agent import AgentSpec
+from squadron.bridge.host import Host
+from squadron.bridge.metrics.census import Census
+from squadron.bridge.metrics.exposition import text_of
+from squadron.bridge.metrics.figures import Gauge
+from squadron.bridge.metrics.gauges import Gauges
+from squadron.runtime.asking.people import put_question
+from squadron.runtime.wire.question import Question
+from tests.conftest import HEARTBEAT_S
+from tests.contract.conftest import Peer, World, until
+
+
+class Clerk(Agent):
+    """Answers, tries again once, or gives up."""
+
+    @topic("clerk.echo")
+    async def echo(self, text: str) -> str:
+        return text
+
+    @topic("clerk.again", max_attempts=2)
+    async def again(self, ctx: Context) -> int:
+        if ctx.attempt == 1:
+            raise Retry("not yet", after_s=0.01)
+        return ctx.attempt
+
+    @topic("clerk.never", max_attempts=1)
+    async def never(self) -> None:
+        raise ValueError("never")
+
+
+Shown = dict[tuple[str, ...], float]
+
+
+def shown(census: Census) -> Shown:
+    """What Prometheus would read: name and values of labels, sorted by the labels' names."""
+    return {
+        (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text_of(census.figures()))
+        for sample in family.samples
+    }
+
+
+async def shows(census: Census, expected: Shown) -> None:
+    """Wait until it shows these."""
+
+    async def is_so() -> bool:
+        found = shown(census)
+        return all(found.get(name) == value for name, value in expected.items())
+
+    await until(is_so)
+
+
+async def _nothing() -> list[Gauge]:
+    return []
+
+
+Open = Callable[..., Awaitable[Any]]
+
+
+@pytest.fixture
+async def replica(world: World) -> AsyncIterator[Open]:
+    """Run a replica as a Serve replica does."""
+    hosts: list[Host] = []
+
+    async def start(name: str) -> Host:
+        host = Host((await world.join(name)).place, Clerk(), AgentSpec.of(Clerk), slots=4)
+        await host.place.ports.queue.declare(host.mailbox)
+        await host.place.registry.advertise(host.spec.card())
+        await host.start()
+        hosts.append(host)
+        return host
+
+    yield start
+    for host in hosts:
+        await host.halt(0)
+
+
+@pytest.fixture
+async def census(world: World) -> AsyncIterator[Open]:
+    """The figures of one bridge."""
+    opened: list[Census] = []
+
+    async def start(look_up: Callable[..., Awaitable[Any]] = _nothing, name: str = "bridge") -> Census:
+        peer = await world.join(name)
+        made = Census(peer.ports, peer.records, look_up, heartbeat_s=HEARTBEAT_S)
+        await made.load()
+        await made.start()
+        opened.append(made)
+        return made
+
+    yield start
+    for each in opened:
+        await each.aclose()
+
+
+async def _ask_each(peer: Peer) -> None:
+    for text in ("one", "two"):
+        assert (await peer.caller.ask("clerk.echo", {"text": text})).unwrap() == text
+    assert (await peer.caller.ask("clerk.again", {})).unwrap() == 2
+    assert (await peer.caller.ask("clerk.never", {})).kind == "dead_lettered"
+
+
+async def test_what_a_replica_did_is_shown_after_its_next_heartbeat(
+    replica: Open, census: Open, peer: Peer
+) -> None:
+    bridge = await census()
+    await replica("one")
+    await _ask_each(peer)
+
+    await shows(
+        bridge,
+        {
+            ("squadron_tasks_total", "clerk", "result", "clerk.echo"): 2,
+            ("squadron_tasks_total", "clerk", "result", "clerk.again"): 1,
+            ("squadron_tasks_total", "clerk", "dead_lettered", "clerk.never"): 1,
+            ("squadron_task_retries_total", "clerk", "clerk.again"): 1,
+            ("squadron_buried_total", "clerk"): 1,
+            ("squadron_turn_duration_seconds_count", "clerk", "clerk.again"): 2,
+            ("squadron_turn_duration_seconds_bucket", "clerk", "+Inf", "clerk.again"): 2,
+            ("squadron_task_wait_seconds_count", "clerk", "clerk.again"): 1,
+            ("agent_tasks_total", "clerk", "result"): 3,
+            ("agent_tasks_total", "clerk", "dead_lettered"): 1,
+            ("agent_task_duration_seconds_count", "clerk"): 5,
+            ("squadron_slots", "clerk", "free"): 4,
+            ("squadron_slots", "clerk", "busy"): 0,
+            ("squadron_replicas", "clerk", "present"): 1,
+        },
+    )
+
+
+async def test_replicas_add_up_and_one_that_is_stopped_has_told_all_it_did(
+    replica: Open, census: Open, peer: Peer
+) -> None:
+    bridge = await census()
+    first = await replica("one")
+    await _ask_each(peer)
+    await first.stop(5)
+    await replica("two")
+    await _ask_each(peer)
+
+    await shows(
+        bridge,
+        {
+            ("squadron_tasks_total", "clerk", "result", "clerk.echo"): 4,
+            ("squadron_buried_total", "clerk"): 2,
+            ("squadron_replicas", "clerk", "present"): 1,
+        },
+    )
+
+
+async def test_the_next_bridge_shows_no_less_than_the_one_before_and_counts_nothing_twice(
+    replica: Open, census: Open, peer: Peer
+) -> None:
+    bridge = await census()
+    gone = await replica("one")
+    await _ask_each(peer)
+    await gone.stop(5)
+    await replica("two")
+    await _ask_each(peer)
+    echoes = ("squadron_tasks_total", "clerk", "result", "clerk.echo")
+    await shows(bridge, {echoes: 4})
+    await bridge.aclose()
+
+    after = await census(name="bridge-2")
+    # Before it has heard anything.
+    assert shown(after)[echoes] == 4
+    await _ask_each(peer)
+    await shows(after, {echoes: 6, ("squadron_buried_total", "clerk"): 3})
+
+
+async def test_heartbeats_of_strangers_change_nothing(census: Open, peer: Peer) -> None:
+    bridge, subject = await census(), peer.subjects.event("status.heartbeat")
+    good = {
+        "event": "agent_heartbeat",
+        "agent": "clerk",
+        "replica": "one",
+        "slots": 1,
+        "inFlight": 0,
+        "metrics": {"v": 1, "cells": [["buried", [1]]], "lagS": 0},
+    }
+    bad: list[Any] = [
+        None,
+        {},
+        {**good, "metrics": {**good["metrics"], "v": 2}},  # type: ignore[dict-item]
+        {**good, "metrics": {"v": 1, "cells": [["buried", [-1]]], "lagS": 0}},
+        {**good, "agent": "no token at all"},
+        {**good, "replica": {"a": 1}},
+        {**good, "slots": "many"},
+    ]
+    for content in [*bad, good]:
+        await peer.bus.publish(subject, peer.ports.pack("event", {"content": content}))
+    await peer.bus.publish(subject, b"rubbish")
+
+    await shows(bridge, {("squadron_buried_total", "clerk"): 1})
+    assert shown(bridge)["squadron_replicas", "clerk", "present"] == 1
+
+
+async def test_what_the_bridge_looks_up_is_shown_with_it(
+    replica: Open, census: Open, peer: Peer, world: World
+) -> None:
+    agents = [
+        {"agent": "clerk", "running": 1, "target": 2, "waiting": 3, "taken": None},
+        {"agent": "other", "running": 0, "target": 0, "waiting": 0, "taken": 0},
+    ]
+
+    async def told() -> list[dict[str, Any]]:
+        return agents
+
+    async def stored() -> tuple[dict[str, tuple[int, int, int]], int, int]:
+        return {"tasks": (10, 2, 0), "lite": (20, 3, 100)}, 30, 1_000
+
+    ports = (await world.join("gauges")).ports
+    bridge = await census(Gauges(ports, told, stored, "1.2.3"))
+    await replica("one")
+    await _ask_each(peer)
+    deadline_ms = round(1000 * (peer.clock.time() + 60))
+    await put_question(peer.caller, Question(message="which?", deadline_ms=deadline_ms), "q1")
+
+    await shows(
+        bridge,
+        {
+            ("squadron_replicas", "clerk", "running"): 1,
+            ("squadron_replicas", "clerk", "target"): 2,
+            ("squadron_mailbox_tasks", "clerk", "waiting"): 3,
+            ("squadron_dead_letters", "clerk"): 1,
+            ("squadron_dead_letters", "other"): 0,
+            ("squadron_stream_bytes", "lite"): 20,
+            ("squadron_stream_limit_bytes", "lite"): 100,
+            ("squadron_store_limit_bytes",): 1_000,
+            ("squadron_people_waiting",): 1,
+            ("squadron_build_info", "1.2.3"): 1,
+        },
+    )
+    found = shown(bridge)
+    assert ("squadron_mailbox_tasks", "clerk", "taken") not in found
+    assert ("squadron_stream_limit_bytes", "tasks") not in found
+    assert found["squadron_lite_topics",] >= 4
+
+
+async def test_gauges_that_can_not_be_looked_up_stand_as_they_were(census: Open) -> None:
+    looks = 0
+
+    async def look_up() -> list[Gauge]:
+        nonlocal looks
+        looks += 1
+        if looks > 1:
+            raise OSError("away")
+        return [("squadron_lite_topics", (), 5)]
+
+    bridge = await census(look_up)
+
+    async def looked_again() -> bool:
+        return looks > 2
+
+    await until(looked_again)
+    await asyncio.sleep(0)
+    assert shown(bridge)["squadron_lite_topics",] == 5
