@@ -56,6 +56,9 @@ class Counting:
     def __init__(self, agent: str) -> None:
         self._agent = agent
         self._cells: dict[Cell, list[float]] = {}
+        #: Cells by the topic as it is served, since these are looked for for each task.
+        self._waits: dict[str, list[float]] = {}
+        self._turns: dict[str, list[float]] = {}
         self._topics, self._models, self._accounts = Names(MOST_TOPICS), Names(MOST_MODELS), Names(MOST_MODELS)
         #: How late the event loop was at the last heartbeat, in seconds.
         self.lag_s = 0.0
@@ -96,19 +99,24 @@ class Counting:
         else:
             numbers[0] += count
 
-    def _measure(self, cell: Cell, seconds: float, buckets: tuple[float, ...]) -> None:
-        numbers = self._cells.get(cell)
-        if numbers is None:
-            numbers = self._cells[cell] = [0.0] * (len(buckets) + 2)
-        numbers[0] += seconds
-        numbers[bisect_left(buckets, seconds) + 1] += 1
+    def _histogram(self, kind: str, label: str) -> list[float]:
+        cell, buckets = (kind, label), COUNTED[kind][1]
+        return self._cells.setdefault(cell, [0.0] * (len(buckets) + 2))
+
+    def _of_topic(self, kind: str, served: str, known: dict[str, list[float]]) -> list[float]:
+        numbers = self._histogram(kind, self._topics.of(served))
+        if len(known) < MOST_TOPICS:
+            known[served] = numbers
+        return numbers
 
     # --- what happens ------------------------------------------------------------------------------------
 
     def _begun(self, it: TurnBegun) -> None:
         # A later attempt has waited for the earlier ones, too.
         if it.attempt == 1 and it.kind == "task":
-            self._measure(("wait", self._topics.of(it.served)), it.waited_s, SECONDS)
+            numbers = self._waits.get(it.served) or self._of_topic("wait", it.served, self._waits)
+            numbers[0] += it.waited_s
+            numbers[bisect_left(SECONDS, it.waited_s) + 1] += 1
 
     def _ended(self, it: TurnEnded) -> None:
         topic = self._topics.of(it.served)
@@ -116,7 +124,9 @@ class Counting:
             self._add(("events", topic, it.end if it.outcome is None else it.outcome.kind))
             return
         if it.attempt:
-            self._measure(("turn", topic), it.seconds, SECONDS)
+            numbers = self._turns.get(it.served) or self._of_topic("turn", it.served, self._turns)
+            numbers[0] += it.seconds
+            numbers[bisect_left(SECONDS, it.seconds) + 1] += 1
         if it.outcome is not None:
             self._add(("tasks", topic, it.outcome.kind))
         elif it.end == "again":
@@ -142,7 +152,9 @@ class Counting:
     def _thought(self, entry: Any) -> None:
         usage, model = entry.turn.usage, self._models.of(entry.turn.model or "unknown")
         self._add(("calls", model, "ok"))
-        self._measure(("thought", model), entry.seconds, MODEL_SECONDS)
+        numbers = self._histogram("thought", model)
+        numbers[0] += entry.seconds
+        numbers[bisect_left(MODEL_SECONDS, entry.seconds) + 1] += 1
         # No token stands in two of them, so that a sum over the types is right.
         for type, count in (
             ("input", usage.input - usage.cache_read - usage.cache_write),
