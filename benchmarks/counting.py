@@ -33,7 +33,7 @@ from squadron.runtime.wire.outcome import Result
 #: Rounds, asks of a round and how many are under way at once; tasks that are told of without a server.
 ROUNDS, ASKS, AT_ONCE, TOLD = 30, 600, 32, 20_000
 #: Share of an ask's CPU that counting may cost: what everything that is always on may.
-LIMIT = 0.03
+LIMIT_PERCENT = 3
 
 
 class Clerk(Agent):
@@ -61,8 +61,8 @@ class CountingFigures:
         """What is promised of them."""
         # Of asks with and without it the ratio is told, too, but no promise: it varies by a tenth and more.
         told_us = [on - off for on, off in zip(self.told_on_us, self.told_off_us, strict=True)]
-        shares = ratios(told_us, self.ask_off_us)
-        return [Target("counting of a task / CPU of an ask", shares, LIMIT, at_most=True)]
+        shares = [100 * share for share in ratios(told_us, self.ask_off_us)]
+        return [Target("counting a task, % of the CPU of an ask", shares, LIMIT_PERCENT, at_most=True)]
 
     def __str__(self) -> str:
         ask, told = min(self.ask_off_us), min(self.told_on_us) - min(self.told_off_us)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from squadron.bridge.metrics.figures import Gauge
@@ -18,6 +18,7 @@ class Gauges:
         ports: Ports,
         agents: Callable[[], Awaitable[list[dict[str, Any]]]],
         stored: Callable[[], Awaitable[tuple[Mapping[str, tuple[int, int, int]], int, int]]],
+        oldest_at: Callable[[str, Sequence[str]], Awaitable[float | None]],
         version: str,
     ) -> None:
         """Make one.
@@ -26,8 +27,10 @@ class Gauges:
             agents: as the bridge's `status` tells of them.
             stored: bytes, messages and most bytes of each stream, then bytes of all of the account's and the most
                 of those; 0 where there is no limit.
+            oldest_at: when an agent's oldest task that is there yet was stored, by its name and topics.
         """
-        self._ports, self._agents, self._stored, self._version = ports, agents, stored, version
+        self._ports, self._agents, self._stored = ports, agents, stored
+        self._oldest_at, self._version = oldest_at, version
 
     async def __call__(self) -> list[Gauge]:
         """All of them, as they are now.
@@ -68,4 +71,7 @@ class Gauges:
         ]
         # The bridge tells None for what it does not know.
         held = {state: agent[state] for state in ("waiting", "taken") if agent[state] is not None}
+        if sum(held.values()) and (since := await self._oldest_at(name, agent["topics"])) is not None:
+            age_s = max(0.0, self._ports.clock.time() - since)
+            gauges.append(("squadron_mailbox_oldest_seconds", (name,), age_s))
         return gauges + [("squadron_mailbox_tasks", (name, state), count) for state, count in held.items()]

@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 
 from squadron.bridge.daemons import private_dir, write_private
-from squadron.bridge.jetstream.storage import storage
+from squadron.bridge.jetstream.storage import oldest_at, storage
 from squadron.bridge.jetstream.stream_configs import StreamNames
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.bridge.metrics.census import Census
@@ -29,8 +29,14 @@ class Shown:
     def __init__(self, wiring: Wiring, agents: Callable[[], Awaitable[list[dict[str, Any]]]]) -> None:
         """Make one; it does nothing before `open`. `agents` tells of them as the bridge's `status` does."""
         self._wiring = wiring
-        names = StreamNames(wiring.settings.env)
-        look_up = Gauges(wiring.ports, agents, lambda: storage(wiring.connection, names), version("squadron-ray"))
+        connection, subjects = wiring.connection, wiring.ports.subjects
+        look_up = Gauges(
+            wiring.ports,
+            agents,
+            lambda: storage(connection, StreamNames(subjects.environment)),
+            lambda agent, topics: oldest_at(connection, subjects, agent, topics),
+            version("squadron-ray"),
+        )
         self.census = Census(wiring.ports, wiring.records, look_up, heartbeat_s=wiring.settings.heartbeat_s)
         self.endpoint: Endpoint | None = None
         self._log = structlog.get_logger("squadron.metrics")

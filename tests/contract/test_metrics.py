@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -12,6 +13,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from squadron import Agent, Context, Retry, topic
 from squadron.actors.agent import AgentSpec
 from squadron.bridge.host import Host
+from squadron.bridge.jetstream.storage import oldest_at, storage
+from squadron.bridge.jetstream.stream_configs import StreamNames, ask_for
+from squadron.bridge.jetstream.wiring import Wiring
 from squadron.bridge.metrics.census import Census
 from squadron.bridge.metrics.exposition import text_of
 from squadron.bridge.metrics.figures import Gauge
@@ -19,7 +23,7 @@ from squadron.bridge.metrics.gauges import Gauges
 from squadron.runtime.asking.people import put_question
 from squadron.runtime.wire.question import Question
 from tests.conftest import HEARTBEAT_S
-from tests.contract.conftest import Peer, World, until
+from tests.contract.conftest import ON_NATS, Peer, World, until
 
 
 class Clerk(Agent):
@@ -211,8 +215,8 @@ async def test_what_the_bridge_looks_up_is_shown_with_it(
     replica: Open, census: Open, peer: Peer, world: World
 ) -> None:
     agents = [
-        {"agent": "clerk", "running": 1, "target": 2, "waiting": 3, "taken": None},
-        {"agent": "other", "running": 0, "target": 0, "waiting": 0, "taken": 0},
+        {"agent": "clerk", "running": 1, "target": 2, "waiting": 3, "taken": None, "topics": ["clerk.echo"]},
+        {"agent": "other", "running": 0, "target": 0, "waiting": 0, "taken": 0, "topics": []},
     ]
 
     async def told() -> list[dict[str, Any]]:
@@ -222,7 +226,12 @@ async def test_what_the_bridge_looks_up_is_shown_with_it(
         return {"tasks": (10, 2, 0), "lite": (20, 3, 100)}, 30, 1_000
 
     ports = (await world.join("gauges")).ports
-    bridge = await census(Gauges(ports, told, stored, "1.2.3"))
+
+    async def since(agent: str, topics: list[str]) -> float:
+        assert (agent, topics) == ("clerk", ["clerk.echo"])
+        return ports.clock.time() - 60
+
+    bridge = await census(Gauges(ports, told, stored, since, "1.2.3"))
     await replica("one")
     await _ask_each(peer)
     deadline_ms = round(1000 * (peer.clock.time() + 60))
@@ -247,6 +256,35 @@ async def test_what_the_bridge_looks_up_is_shown_with_it(
     assert ("squadron_mailbox_tasks", "clerk", "taken") not in found
     assert ("squadron_stream_limit_bytes", "tasks") not in found
     assert found["squadron_lite_topics",] >= 4
+    assert found["squadron_mailbox_oldest_seconds", "clerk"] >= 60
+    assert ("squadron_mailbox_oldest_seconds", "other") not in found
+
+
+@ON_NATS
+async def test_the_oldest_task_of_all_topics_and_lanes_is_found_and_what_streams_hold(peer: Peer) -> None:
+    assert isinstance(peer.place, Wiring)
+    connection, subjects = peer.place.connection, peer.subjects
+    assert await oldest_at(connection, subjects, "clerk", ["clerk.echo", "clerk.*"]) is None
+    began = time.time()
+    for subject in (subjects.task("clerk.echo", 9), subjects.task("clerk.other"), subjects.task("a.b")):
+        await peer.queue.put(subject, b"x" * 1_000, msg_id="")
+    at = await oldest_at(connection, subjects, "clerk", ["clerk.echo"])
+    later = await oldest_at(connection, subjects, "clerk", ["clerk.other"])
+    assert at is not None
+    assert later is not None
+    assert began - 1 < at < later < time.time() + 1
+    assert await oldest_at(connection, subjects, "clerk", ["clerk.other", "clerk.echo"]) == at
+
+    names = StreamNames(subjects.environment)
+    streams, used, most = await storage(connection, names)
+    held, messages, limit = streams[names.tasks]
+    assert messages == 3
+    assert 3_000 < held <= used
+    assert (limit, most) == (0, 0)
+    config = (await ask_for(connection, f"STREAM.INFO.{names.events}"))["config"]
+    await ask_for(connection, f"STREAM.UPDATE.{names.events}", config | {"max_bytes": 5_000})
+    streams, _, _ = await storage(connection, names)
+    assert streams[names.events] == (0, 0, 5_000)
 
 
 async def test_gauges_that_can_not_be_looked_up_stand_as_they_were(census: Open) -> None:

@@ -117,6 +117,15 @@ def test_dashboards_and_rules_are_written_where_one_says(tmp_path: Path) -> None
     assert done.exit_code == 2
 
 
+def test_the_page_lists_all_metrics_as_they_are() -> None:
+    page = (Path(__file__).parents[2] / "docs/metrics.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| `") and line.count(" | ") == 3]
+    assert rows == [
+        f"| `{each.name}` | {each.kind} | {', '.join(f'`{name}`' for name in each.labels) or 'none'} | {each.help} |"
+        for each in (*COUNTERS, *GAUGES.values())
+    ]
+
+
 # --- judges --------------------------------------------------------------------------------------------
 
 
