@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, generate_latest, start_wsgi_ser
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from squadron.bridge.metrics.families import COUNTERS, GAUGES, Family, Numbers
+from squadron.bridge.metrics.families import COUNTERS, GAUGES, MetricFamily, Numbers
 from squadron.bridge.metrics.figures import Figures
 
 
@@ -33,7 +33,7 @@ class Exposition(Collector):
                 yield _metric(family, rows)
 
 
-def _metric(family: Family, rows: dict[tuple[str, ...], Numbers]) -> Metric:
+def _metric(family: MetricFamily, rows: dict[tuple[str, ...], Numbers]) -> Metric:
     if family.kind == "histogram":
         histogram = HistogramMetricFamily(family.name, family.help, labels=family.labels)
         for labels, (total, *counts) in rows.items():
@@ -60,7 +60,7 @@ def text_of(figures: Figures) -> str:
     return generate_latest(registry_of(lambda: figures)).decode()
 
 
-class Endpoint:
+class ScrapePort:
     """`/metrics` on a port of its own, in threads of its own: it needs no token, and shows no secret."""
 
     def __init__(self, address: str, figures: Callable[[], Figures]) -> None:

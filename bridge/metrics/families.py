@@ -52,7 +52,7 @@ def _plain(agent: str, labels: Sequence[str]) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Family:
+class MetricFamily:
     """One metric as it is shown.
 
     Attributes:
@@ -75,12 +75,12 @@ class Family:
         return COUNTED[self.of][1]
 
 
-def _counter(name: str, of: str, labels: str, help: str, scale: float = 1.0) -> Family:
-    return Family(name, help, "counter", ("agent", *labels.split()), of, scale=scale)
+def _counter(name: str, of: str, labels: str, help: str, scale: float = 1.0) -> MetricFamily:
+    return MetricFamily(name, help, "counter", ("agent", *labels.split()), of, scale=scale)
 
 
-def _gauge(name: str, labels: str, help: str) -> Family:
-    return Family(name, help, "gauge", tuple(labels.split()))
+def _gauge(name: str, labels: str, help: str) -> MetricFamily:
+    return MetricFamily(name, help, "gauge", tuple(labels.split()))
 
 
 def _provider(_: str, labels: Sequence[str]) -> tuple[str, ...]:
@@ -89,17 +89,17 @@ def _provider(_: str, labels: Sequence[str]) -> tuple[str, ...]:
 
 
 #: What is counted, as it is shown. Names and labels stay as they are: dashboards and alerts hold on to them.
-COUNTERS: tuple[Family, ...] = (
+COUNTERS: tuple[MetricFamily, ...] = (
     _counter("squadron_tasks_total", "tasks", "topic outcome", "Tasks that ended, by how."),
     _counter("squadron_task_retries_total", "retries", "topic", "Attempts that failed, and are followed by one."),
-    Family(
+    MetricFamily(
         "squadron_turn_duration_seconds",
         "How long the handler ran, each attempt by itself.",
         "histogram",
         ("agent", "topic"),
         "turn",
     ),
-    Family(
+    MetricFamily(
         "squadron_task_wait_seconds",
         "From the sending of a task to its first attempt, by the clocks of two hosts.",
         "histogram",
@@ -118,7 +118,7 @@ COUNTERS: tuple[Family, ...] = (
     _counter("squadron_people_asked_total", "asked", "", "Questions put to people."),
     _counter("squadron_people_answered_total", "answered", "", "Answers of people that counted."),
     _counter("squadron_nats_reconnects_total", "reconnects", "", "Connections of replicas that came back."),
-    Family(
+    MetricFamily(
         "gen_ai_client_operation_duration_seconds",
         "How long a model took to answer (OpenTelemetry, gen_ai.client.operation.duration).",
         "histogram",
@@ -126,7 +126,7 @@ COUNTERS: tuple[Family, ...] = (
         "thought",
         _provider,
     ),
-    Family(
+    MetricFamily(
         "agent_tasks_total",
         "Tasks that ended, by agent and outcome.",
         "counter",
@@ -134,7 +134,7 @@ COUNTERS: tuple[Family, ...] = (
         "tasks",
         lambda agent, labels: (agent, labels[1]),
     ),
-    Family(
+    MetricFamily(
         "agent_task_duration_seconds",
         "How long handlers ran, by agent.",
         "histogram",
@@ -145,7 +145,7 @@ COUNTERS: tuple[Family, ...] = (
 )
 
 #: What the bridge looks up.
-GAUGES: Mapping[str, Family] = {
+GAUGES: Mapping[str, MetricFamily] = {
     each.name: each
     for each in (
         _gauge("squadron_mailbox_tasks", "agent state", "Tasks in a mailbox: waiting for a slot, or taken."),

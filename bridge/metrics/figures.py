@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
-from squadron.bridge.metrics.families import Cells, Family, Numbers
+from squadron.bridge.metrics.families import Cells, MetricFamily, Numbers
 
 #: Name, values of its labels, and how much.
 Gauge = tuple[str, tuple[str, ...], float]
@@ -19,7 +19,7 @@ class Figures:
     counted: Mapping[str, Cells] = field(default_factory=dict)
     gauges: Sequence[Gauge] = ()
 
-    def of(self, family: Family) -> dict[tuple[str, ...], Numbers]:
+    def of(self, family: MetricFamily) -> dict[tuple[str, ...], Numbers]:
         """The numbers of one metric, by the values of its labels."""
         if family.kind == "gauge":
             return {labels: (value,) for name, labels, value in self.gauges if name == family.name}

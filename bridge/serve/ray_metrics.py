@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ray.util.metrics import Counter, Gauge
 
-from squadron.bridge.metrics.families import COUNTERS, GAUGES, Family
+from squadron.bridge.metrics.families import COUNTERS, GAUGES, MetricFamily
 from squadron.bridge.metrics.figures import Figures
 
 
@@ -33,7 +33,7 @@ class RayMetrics:
                     self._gauges[family.name] = Gauge(family.name, family.help, family.labels)
                 self._gauges[family.name].set(value, dict(zip(family.labels, labels, strict=True)))
 
-    def _note(self, family: Family, figures: Figures, *, to_ray: bool) -> None:
+    def _note(self, family: MetricFamily, figures: Figures, *, to_ray: bool) -> None:
         for labels, numbers in figures.of(family).items():
             # Ray adds `_total` itself.
             amounts = {family.name.removesuffix("_total"): numbers[0]}

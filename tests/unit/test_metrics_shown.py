@@ -16,7 +16,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from typer.testing import CliRunner
 
 from squadron.bridge.metrics.dashboard import PANELS, dashboard
-from squadron.bridge.metrics.exposition import Endpoint, text_of
+from squadron.bridge.metrics.exposition import ScrapePort, text_of
 from squadron.bridge.metrics.families import COUNTED, COUNTERS, GAUGES, MOST_TOPICS
 from squadron.bridge.metrics.figures import Figures
 from squadron.cli.app import app
@@ -60,7 +60,7 @@ def test_a_histogram_is_cumulative_and_its_count_is_its_last_bucket() -> None:
 
 
 def test_the_port_speaks_both_formats_and_is_free_again_when_it_is_closed() -> None:
-    endpoint = Endpoint("127.0.0.1:0", everything)
+    endpoint = ScrapePort("127.0.0.1:0", everything)
     with urllib.request.urlopen(endpoint.url) as answer:
         assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
         assert answer.read().decode() == text_of(everything())
@@ -72,7 +72,7 @@ def test_the_port_speaks_both_formats_and_is_free_again_when_it_is_closed() -> N
     assert text.endswith("# EOF\n")
     assert openmetrics is not None
     endpoint.close()
-    again = Endpoint(endpoint.address, everything)
+    again = ScrapePort(endpoint.address, everything)
     again.close()
 
 
@@ -106,8 +106,8 @@ def test_dashboards_and_rules_are_written_where_one_says(tmp_path: Path) -> None
     assert done.exit_code == 0, done.output
     written = {path.name: json.loads(path.read_text()) for path in (tmp_path / "boards").iterdir()}
     assert {name: board["uid"] for name, board in written.items()} == {
-        "squadron.json": "squadron",
-        "squadron-ray.json": "squadronRay",
+        "squadron_grafana_dashboard.json": "squadron",
+        "squadron_ray_grafana_dashboard.json": "squadronRay",
     }
     done = CliRunner().invoke(app, ["metrics", "alerts", "--out", str(tmp_path / "alerts.yml")])
     assert done.exit_code == 0, done.output
@@ -120,10 +120,11 @@ def test_dashboards_and_rules_are_written_where_one_says(tmp_path: Path) -> None
 def test_the_page_lists_all_metrics_as_they_are() -> None:
     page = (Path(__file__).parents[2] / "docs/metrics.md").read_text()
     rows = [line for line in page.splitlines() if line.startswith("| `") and line.count(" | ") == 3]
-    assert rows == [
-        f"| `{each.name}` | {each.kind} | {', '.join(f'`{name}`' for name in each.labels) or 'none'} | {each.help} |"
-        for each in (*COUNTERS, *GAUGES.values())
-    ]
+    expected = []
+    for each in (*COUNTERS, *GAUGES.values()):
+        labels = ", ".join(f"`{name}`" for name in each.labels) or "none"
+        expected.append(f"| `{each.name}` | {each.kind} | {labels} | {each.help} |")
+    assert rows == expected
 
 
 # --- judges --------------------------------------------------------------------------------------------

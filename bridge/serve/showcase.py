@@ -16,14 +16,14 @@ from squadron.bridge.jetstream.storage import oldest_at, storage
 from squadron.bridge.jetstream.stream_configs import StreamNames
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.bridge.metrics.census import Census
-from squadron.bridge.metrics.exposition import Endpoint, text_of
+from squadron.bridge.metrics.exposition import ScrapePort, text_of
 from squadron.bridge.metrics.gauges import Gauges
 from squadron.bridge.serve.ray_metrics import RayMetrics
 from squadron.runtime.errors import ConfigError
 from squadron.runtime.retries import summary_of
 
 
-class Shown:
+class Showcase:
     """The census of this environment, and all the ways in which it is shown."""
 
     def __init__(self, wiring: Wiring, agents: Callable[[], Awaitable[list[dict[str, Any]]]]) -> None:
@@ -38,7 +38,7 @@ class Shown:
             version("squadron-ray"),
         )
         self.census = Census(wiring.ports, wiring.records, look_up, heartbeat_s=wiring.settings.heartbeat_s)
-        self.endpoint: Endpoint | None = None
+        self.endpoint: ScrapePort | None = None
         self._log = structlog.get_logger("squadron.metrics")
 
     async def open(self) -> None:
@@ -55,7 +55,7 @@ class Shown:
     def _open_port(self) -> None:
         settings = self._wiring.settings
         try:
-            self.endpoint = Endpoint(settings.metrics, self.census.figures)
+            self.endpoint = ScrapePort(settings.metrics, self.census.figures)
             if settings.ray_address is None:
                 folder = private_dir(settings.home / "metrics")
                 target = {"targets": [self.endpoint.address], "labels": {"environment": settings.env}}

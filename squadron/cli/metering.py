@@ -40,14 +40,17 @@ async def _metrics(ctx: typer.Context) -> int:
 def grafana(
     out: Annotated[Path, typer.Option("--out", help="Folder of dashboards that Grafana reads.", metavar="DIR")],
 ) -> None:
-    """Write the dashboards: squadron.json for our metrics, squadron-ray.json for those that come through Ray."""
+    """Write two dashboards: one for our own port, and one (squadron_ray…) for what comes through Ray."""
     frame.execute(_grafana(out), as_json=False)
 
 
 async def _grafana(out: Path) -> int:
     from squadron.bridge.metrics.dashboard import dashboard
 
-    for name, of_ray in (("squadron.json", False), ("squadron-ray.json", True)):
+    for name, of_ray in (
+        ("squadron_grafana_dashboard.json", False),
+        ("squadron_ray_grafana_dashboard.json", True),
+    ):
         _write(out / name, json.dumps(dashboard(of_ray=of_ray), indent=1) + "\n")
     return frame.OK
 
