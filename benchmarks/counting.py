@@ -130,7 +130,7 @@ def _told_us(ports: Ports, on: bool) -> float:
     """The same without a server: an attempt that begins and ends."""
     observers = Observers()
     if on:
-        observers.add(Counting("bench-clerk"))
+        observers.add(Counting())
     ports = replace(ports, observers=observers)
     message = AgentMessage.new("task", ports.identity, {"text": "x"})
     outcome = Result(data="x", latency_ms=0.05)

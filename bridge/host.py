@@ -46,7 +46,7 @@ class Host:
         self._slots, self._facts = slots, facts or {}
         patterns = tuple(topic.name for topic in spec.card().topics)
         self.mailbox = Mailbox(self.spec.name, patterns, place.settings.lease_s, ordered=ordered)
-        self._counting = Counting(spec.name)
+        self._counting = Counting()
         self._ears: list[Subscription] = []
         self._events: set[asyncio.Task[None]] = set()
         self._log = structlog.get_logger("squadron.replica").bind(agent=self.spec.name, replica=self.id)

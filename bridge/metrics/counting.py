@@ -53,8 +53,7 @@ class Counting:
     The price is that of some entries in dicts for each task: see `make bench`.
     """
 
-    def __init__(self, agent: str) -> None:
-        self._agent = agent
+    def __init__(self) -> None:
         self._cells: dict[Cell, list[float]] = {}
         #: Cells by the topic as it is served, since these are looked for for each task.
         self._waits: dict[str, list[float]] = {}
@@ -173,6 +172,27 @@ class Counting:
             self._add(("tokens", model, "unknown"), spent.tokens)
         if spent.usd_micros:
             self._add(("usd_micros", model), spent.usd_micros)
+
+
+class Countings:
+    """Counts for each of several agents in one process; what names no agent is not counted."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, Counting] = {}
+
+    def hear(self, happening: Happening) -> None:
+        """Count one happening."""
+        if agent := getattr(happening, "agent", ""):
+            if agent not in self._of:
+                self._of[agent] = Counting()
+            self._of[agent].hear(happening)
+
+    async def aclose(self) -> None:
+        """Nothing to do."""
+
+    def told(self) -> dict[str, dict[str, Any]]:
+        """What each has counted."""
+        return {agent: counting.told() for agent, counting in self._of.items()}
 
 
 def _trimmed(numbers: list[float]) -> list[float]:

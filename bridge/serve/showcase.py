@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import uuid
 from collections.abc import Awaitable, Callable
 from importlib.metadata import version
 from typing import Any
@@ -16,7 +17,9 @@ from squadron.bridge.jetstream.storage import oldest_at, storage
 from squadron.bridge.jetstream.stream_configs import StreamNames
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.bridge.metrics.census import Census
+from squadron.bridge.metrics.counting import Countings
 from squadron.bridge.metrics.exposition import ScrapePort, text_of
+from squadron.bridge.metrics.figures import Figures
 from squadron.bridge.metrics.gauges import Gauges
 from squadron.bridge.serve.ray_metrics import RayMetrics
 from squadron.runtime.errors import ConfigError
@@ -38,6 +41,9 @@ class Showcase:
             version("squadron-ray"),
         )
         self.census = Census(wiring.ports, wiring.records, look_up, heartbeat_s=wiring.settings.heartbeat_s)
+        #: What the bridge serves itself: Ray actors that are bound to topics.
+        self._bound, self._id = Countings(), f"bridge-{uuid.uuid4().hex[:8]}"
+        wiring.ports.observers.add(self._bound)
         self.endpoint: ScrapePort | None = None
         self._log = structlog.get_logger("squadron.metrics")
 
@@ -49,8 +55,13 @@ class Showcase:
         """
         await self.census.load()
         self.census.each_beat(RayMetrics(self.census.figures()))
+        self.census.each_beat(self._take_bound)
         if self._wiring.settings.metrics != "off":
             self._open_port()
+
+    def _take_bound(self, _: Figures) -> None:
+        for agent, told in self._bound.told().items():
+            self.census.take(agent, self._id, told)
 
     def _open_port(self) -> None:
         settings = self._wiring.settings

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
 from pathlib import Path
 
 import pytest
+import ray
 from prometheus_client.parser import text_string_to_metric_families
 
 from squadron import Agent, Context, Retry, Squad, topic
@@ -146,6 +149,35 @@ def _of_ray(squad: Squad) -> Samples:
     found = Path(at.temp_dir, "session_latest/prom_metrics_service_discovery.json").read_text()
     texts = [_read(f"http://{address}/metrics") for group in json.loads(found) for address in group["targets"]]
     return _samples("\n".join(texts), "ray_")
+
+
+async def test_a_port_that_is_taken_or_not_wanted_is_no_reason_to_fail_and_bound_actors_count(
+    squad: Squad, tmp_path: Path
+) -> None:
+    @ray.remote(num_cpus=0)
+    class Adder:
+        def add(self, a: int, b: int) -> int:
+            return a + b
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        other = dataclasses.replace(squad.settings, env="metrics-b", metrics=f"127.0.0.1:{taken.getsockname()[1]}")
+        try:
+            async with Squad.up(other) as second:
+                assert (await second.status())["metrics"] == ""
+                bridge = ray.get_actor("squadron-bridge-metrics-b", namespace="squadron")
+                adder = Adder.options(name="metrics-adder", lifetime="detached").remote()
+                await bridge.bind.remote("sums.add", adder, "add")
+                assert (await second.ask("sums.add", {"a": 1, "b": 2})).unwrap() == 3
+
+                async def counted() -> bool:
+                    return 'outcome="result",topic="sums.add"} 1.0' in await second.metrics()
+
+                await until(counted)
+                ray.kill(adder)
+        finally:
+            ray.kill(ray.get_actor("squadron-bridge-metrics-b", namespace="squadron"))
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from squadron.actors.runs.entries import Thought, TryFailed
 from squadron.actors.thinking.model import ModelTurn, Usage
-from squadron.bridge.metrics.counting import Counting
+from squadron.bridge.metrics.counting import Counting, Countings
 from squadron.bridge.metrics.families import COUNTED, COUNTERS, MODEL_SECONDS, MOST_TOPICS, OTHER, SECONDS
 from squadron.bridge.metrics.figures import Figures
 from squadron.bridge.metrics.sums import KEPT_S, MANY_KEPT, MANY_KEPT_S, MOST_CELLS, Sums, read_cells
@@ -52,7 +52,7 @@ def _cells(counting: Counting) -> dict[tuple[str, ...], tuple[float, ...]]:
 
 
 def test_a_task_is_counted_by_topic_and_outcome_with_its_wait_and_its_time() -> None:
-    counting = Counting("desk")
+    counting = Counting()
     for happening in (
         _begun(waited_s=0.03),
         _ended(None, end="again", seconds=0.2, after_s=1),
@@ -76,7 +76,7 @@ def test_a_task_is_counted_by_topic_and_outcome_with_its_wait_and_its_time() -> 
 
 
 def test_durable_events_are_counted_apart_from_tasks() -> None:
-    counting = Counting("desk")
+    counting = Counting()
     counting.hear(_begun("news.*", kind="durable", waited_s=3))
     counting.hear(_ended(None, "news.*", kind="durable", end="handled"))
     counting.hear(_ended(DeadLettered(reason="no"), "news.*", kind="durable"))
@@ -88,7 +88,7 @@ def test_durable_events_are_counted_apart_from_tasks() -> None:
 
 
 def test_the_types_of_tokens_add_up_to_all_of_them() -> None:
-    counting = Counting("desk")
+    counting = Counting()
     usage = Usage(input=100, output=50, cache_read=60, cache_write=10, reasoning=20)
     spent = Spent(150, 2_500, 1)
     thought = Thought(
@@ -120,7 +120,7 @@ def test_the_types_of_tokens_add_up_to_all_of_them() -> None:
 
 
 async def test_dead_letters_waits_for_providers_people_and_connections_are_counted() -> None:
-    counting = Counting("desk")
+    counting = Counting()
     counting.hear(Buried(agent="desk", topic="a.b", id="1", reason="no"))
     counting.hear(CallAdmitted(model="acme:one", account="acme", waited_s=1.5))
     counting.hear(CallAdmitted(model="acme:two", account="acme", waited_s=0.25))
@@ -138,8 +138,19 @@ async def test_dead_letters_waits_for_providers_people_and_connections_are_count
     }
 
 
+def test_a_process_of_several_agents_counts_for_each() -> None:
+    countings = Countings()
+    countings.hear(_ended(Result(data=1)))
+    countings.hear(Buried(agent="other", topic="a.b", id="1", reason="no"))
+    countings.hear(MessageStored(id="of nobody"))
+    told = {agent: dict(read_cells(each["cells"])) for agent, each in countings.told().items()}
+    assert told["other"] == {("buried",): (1,)}
+    assert told["desk"]["tasks", "desk.echo", "result"] == (1,)
+    assert len(told) == 2
+
+
 def test_of_ten_thousand_topics_most_are_one_and_the_heartbeat_stays_small() -> None:
-    counting = Counting("desk")
+    counting = Counting()
     for number in range(10_000):
         topic = f"{'t' * 40}.{number}"
         counting.hear(_begun(topic, waited_s=0.001 * number))
@@ -191,7 +202,7 @@ EVENTS = st.lists(
 @given(EVENTS)
 def test_whatever_is_lost_late_or_doubled_nothing_counts_twice_and_no_sum_falls(events: list[Any]) -> None:
     sums, now = Sums(), 0.0
-    counting = {number: Counting("desk") for number in range(4)}
+    counting = {number: Counting() for number in range(4)}
     generation = dict.fromkeys(range(4), 0)
     sent: dict[str, list[dict[str, Any]]] = defaultdict(list)
     heard: dict[str, int] = {}
@@ -219,7 +230,7 @@ def test_whatever_is_lost_late_or_doubled_nothing_counts_twice_and_no_sum_falls(
             case ("killed" | "stopped") as how, number:
                 if how == "stopped":
                     tell(number)
-                counting[number], generation[number] = Counting("desk"), generation[number] + 1
+                counting[number], generation[number] = Counting(), generation[number] + 1
             case "pass", seconds:
                 now += seconds
             case ("bridge killed",):
