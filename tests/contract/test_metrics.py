@@ -10,18 +10,20 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from squadron import Agent, Context, Retry, topic
+from squadron import Agent, Context, LLMAgent, Model, ModelTurn, Retry, Usage, topic
 from squadron.actors.agent import AgentSpec
 from squadron.bridge.host import Host
 from squadron.bridge.jetstream.storage import oldest_at, storage
 from squadron.bridge.jetstream.stream_configs import StreamNames, ask_for
 from squadron.bridge.jetstream.wiring import Wiring
+from squadron.bridge.memory.server import MemoryPlace
 from squadron.bridge.metrics.census import Census
 from squadron.bridge.metrics.exposition import text_of
 from squadron.bridge.metrics.figures import Gauge
 from squadron.bridge.metrics.gauges import Gauges
 from squadron.runtime.asking.people import put_question
 from squadron.runtime.wire.question import Question
+from squadron.testing import ScriptedModel
 from tests.conftest import HEARTBEAT_S
 from tests.contract.conftest import ON_NATS, Peer, World, until
 
@@ -78,8 +80,8 @@ async def replica(world: World) -> AsyncIterator[Open]:
     """Run a replica as a Serve replica does."""
     hosts: list[Host] = []
 
-    async def start(name: str) -> Host:
-        host = Host((await world.join(name)).place, Clerk(), AgentSpec.of(Clerk), slots=4)
+    async def start(name: str, kind: type[Agent] = Clerk) -> Host:
+        host = Host((await world.join(name)).place, kind(), AgentSpec.of(kind), slots=4)
         await host.place.ports.queue.declare(host.mailbox)
         await host.place.registry.advertise(host.spec.card())
         await host.start()
@@ -182,6 +184,47 @@ async def test_the_next_bridge_shows_no_less_than_the_one_before_and_counts_noth
     assert shown(after)[echoes] == 4
     await _ask_each(peer)
     await shows(after, {echoes: 6, ("squadron_buried_total", "clerk"): 3})
+
+
+class Poet(LLMAgent):
+    """Thinks once."""
+
+    def make_model(self, spec: str) -> Model:
+        usage = Usage(input=100, output=50, cache_read=60, reasoning=20)
+        return ScriptedModel([ModelTurn("roses", usage=usage)], name="acme:rhymes")
+
+    @topic("poet.write")
+    async def write(self, ctx: Context, about: str) -> str:
+        return await self.think(ctx, about)
+
+
+async def test_what_models_took_is_shown_by_model_and_type_of_token(
+    replica: Open, census: Open, peer: Peer
+) -> None:
+    bridge = await census()
+    await replica("poet", Poet)
+    assert (await peer.caller.ask("poet.write", {"about": "x"})).unwrap() == "roses"
+    await shows(
+        bridge,
+        {
+            ("squadron_model_calls_total", "poet", "acme:rhymes", "ok"): 1,
+            ("squadron_tokens_total", "poet", "acme:rhymes", "input"): 40,
+            ("squadron_tokens_total", "poet", "acme:rhymes", "cache_read"): 60,
+            ("squadron_tokens_total", "poet", "acme:rhymes", "output"): 30,
+            ("squadron_tokens_total", "poet", "acme:rhymes", "reasoning"): 20,
+            ("gen_ai_client_operation_duration_seconds_count", "chat", "acme", "rhymes"): 1,
+        },
+    )
+
+
+async def test_a_connection_that_comes_back_is_counted(replica: Open, census: Open) -> None:
+    bridge, host = await census(), await replica("one")
+    if isinstance(host.place, MemoryPlace):
+        host.place.line.cut()
+        host.place.line.heal()
+    else:
+        host.place.connection.client._transport._io_writer.transport.abort()
+    await shows(bridge, {("squadron_nats_reconnects_total", "clerk"): 1})
 
 
 async def test_heartbeats_of_strangers_change_nothing(census: Open, peer: Peer) -> None:
