@@ -19,9 +19,11 @@ from squadron.bridge.jetstream.wiring import Wiring
 from squadron.bridge.memory.server import MemoryPlace
 from squadron.bridge.metrics.census import Census
 from squadron.bridge.metrics.exposition import text_of
-from squadron.bridge.metrics.figures import Gauge
+from squadron.bridge.metrics.figures import Figures, Gauge
 from squadron.bridge.metrics.gauges import Gauges
 from squadron.runtime.asking.people import put_question
+from squadron.runtime.errors import StorageFullError
+from squadron.runtime.ports.journal import Journal
 from squadron.runtime.wire.question import Question
 from squadron.testing import ScriptedModel
 from tests.conftest import HEARTBEAT_S
@@ -184,6 +186,50 @@ async def test_the_next_bridge_shows_no_less_than_the_one_before_and_counts_noth
     assert shown(after)[echoes] == 4
     await _ask_each(peer)
     await shows(after, {echoes: 6, ("squadron_buried_total", "clerk"): 3})
+
+
+class Full:
+    """A journal that may have no room for what is appended."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal, self.full = journal, False
+
+    async def append(self, key: str, data: bytes, **how: Any) -> int:
+        if self.full:
+            raise StorageFullError("no room")
+        return await self._journal.append(key, data, **how)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._journal, name)
+
+
+async def test_what_is_not_stored_is_not_shown_so_that_no_later_bridge_shows_less(
+    replica: Open, peer: Peer, world: World
+) -> None:
+    there = await world.join("bridge")
+    records = Full(there.records)
+    bridge = Census(there.ports, records, _nothing, heartbeat_s=HEARTBEAT_S)  # type: ignore[arg-type]
+    await bridge.load()
+    await bridge.start()
+    await replica("one")
+    await _ask_each(peer)
+    buried = ("squadron_buried_total", "clerk")
+    await shows(bridge, {buried: 1})
+
+    records.full = True
+    beats: list[Figures] = []
+    bridge.each_beat(beats.append)
+    await _ask_each(peer)
+
+    async def has_beaten() -> bool:
+        return len(beats) > 4
+
+    await until(has_beaten)
+    assert shown(bridge)[buried] == 1
+    records.full = False
+    await shows(bridge, {buried: 2})
+    await bridge.aclose()
+    await bridge.aclose()
 
 
 class Poet(LLMAgent):

@@ -162,6 +162,7 @@ def test_of_ten_thousand_topics_most_are_one_and_the_heartbeat_stays_small() -> 
     assert len(topics) == MOST_TOPICS + 1
     assert cells["tasks", OTHER, "result"] == (10_000 - MOST_TOPICS,)
     assert sum(numbers[0] for cell, numbers in cells.items() if cell[0] == "tasks") == 10_000
+    assert len(counting._waits) == len(counting._turns) == MOST_TOPICS
     # A NATS message may have a megabyte.
     assert len(json.dumps(counting.told())) < 32_000
 
@@ -192,7 +193,7 @@ EVENTS = st.lists(
         st.tuples(st.just("late"), st.integers(0, 3), st.integers(0, 50)),
         st.tuples(st.just("killed"), st.integers(0, 3)),
         st.tuples(st.just("stopped"), st.integers(0, 3)),
-        st.tuples(st.just("pass"), st.floats(0, KEPT_S / 4)),
+        st.tuples(st.just("pass"), st.floats(0, 2 * KEPT_S)),
         st.tuples(st.just("bridge killed")),
     ),
     max_size=60,
@@ -256,6 +257,19 @@ def test_a_replica_that_is_idle_for_long_does_not_count_anew_when_the_bridge_is_
     sums.take("other", {("buried",): (1,)}, now=86_401)
     sums.take("idle", cells, now=86_405)
     assert sums.total() == {("buried",): (4,)}
+
+
+def test_what_replicas_did_that_are_long_gone_counts_and_so_does_what_many_do() -> None:
+    sums = Sums()
+    for number in range(MANY_KEPT + 1):
+        sums.take(f"early-{number}", {("buried",): (2,)}, now=0)
+    # Too many to be kept apart for long: all but the last are added up.
+    sums.take("late", {("buried",): (1,)}, now=MANY_KEPT_S + 1)
+    assert sums.total() == {("buried",): (2 * (MANY_KEPT + 1) + 1,)}
+    small = len(sums.encode())
+    sums.take("later", {("buried",): (1,)}, now=3 * KEPT_S)
+    assert sums.total() == {("buried",): (2 * (MANY_KEPT + 1) + 2,)}
+    assert len(sums.encode()) <= small < 200
 
 
 def test_nobody_is_taken_for_gone_because_the_bridge_itself_heard_nothing() -> None:
