@@ -28,6 +28,9 @@ from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.groups import EventGroup
 from squadron.runtime.wire.subjects import token_of
 
+#: How often it is looked between two heartbeats if the event loop is late: what blocks it for longer than that is seen.
+LAG_LOOKS = 4
+
 
 class Host:
     """Runs one instance of an agent on a place of its own; `facts` go into its presence."""
@@ -151,9 +154,12 @@ class Host:
     async def _beat(self) -> None:
         beat_s, loop = self.place.settings.heartbeat_s, asyncio.get_running_loop()
         while True:
-            due = loop.time() + beat_s
-            await asyncio.sleep(beat_s)
-            self._counting.lag_s = max(0.0, loop.time() - due)
+            lag_s = 0.0
+            for _ in range(LAG_LOOKS):
+                due = loop.time() + beat_s / LAG_LOOKS
+                await asyncio.sleep(beat_s / LAG_LOOKS)
+                lag_s = max(lag_s, loop.time() - due)
+            self._counting.lag_s = lag_s
             try:
                 await self._renew()
                 await self._tell("heartbeat")

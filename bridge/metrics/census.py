@@ -150,7 +150,7 @@ class Census:
             raise InvalidMessageError(f"version {told['v']} of metrics is not known")
         cells = read_cells(told["cells"])
         if agent not in self._sums and len(self._sums) >= MOST_AGENTS:
-            agent = OTHER
+            agent, replica = OTHER, f"{agent}.{replica}"
         if self._sums.setdefault(agent, Sums()).take(replica, cells, self._loop.time()):
             self._unstored.add(agent)
 

@@ -152,7 +152,11 @@ GAUGES: Mapping[str, MetricFamily] = {
         _gauge("squadron_mailbox_oldest_seconds", "agent", "Age of the oldest task that has not ended."),
         _gauge("squadron_slots", "agent state", "Tasks that replicas could run at once: busy or free."),
         _gauge("squadron_replicas", "agent state", "Replicas: running, the target, and present on the bus."),
-        _gauge("squadron_loop_lag_seconds", "agent", "How late the event loop of the slowest replica was."),
+        _gauge(
+            "squadron_loop_lag_seconds",
+            "agent",
+            "How late the slowest replica's event loop was, at worst, in a heartbeat.",
+        ),
         _gauge("squadron_dead_letters", "agent", "Dead letters that lie there."),
         _gauge("squadron_lite_topics", "", "Lite topics that live."),
         _gauge("squadron_people_waiting", "", "Questions to people that are open."),

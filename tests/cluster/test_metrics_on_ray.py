@@ -18,6 +18,7 @@ import ray
 from prometheus_client.parser import text_string_to_metric_families
 
 from squadron import Agent, Context, Retry, Squad, topic
+from squadron.bridge.metrics.dashboard import dashboard
 from squadron.bridge.serve import local
 from squadron.runtime.errors import SquadronError
 from tests import prometheus
@@ -43,6 +44,15 @@ class Teller(Agent):
 
 
 Samples = dict[tuple[str, ...], float]
+
+#: Panels of what no agent here does; of some others one line is of what is not there, as a limit.
+OF_MODELS = {
+    "Tokens per second, by model and type",
+    "Cost per hour, US dollars",
+    "Model calls: p95 time",
+    "Model calls that failed, and wait for provider limits",
+    "People who are asked",
+}
 
 SAID = ("squadron_tasks_total", "teller", "result", "teller.say")
 
@@ -241,4 +251,14 @@ async def test_a_real_prometheus_scrapes_a_running_squad(squad: Squad, tmp_path:
         p95 = "histogram_quantile(0.95, sum by (le) (agent_task_duration_seconds_bucket))"
         assert 0 < prometheus.query(address, p95)[()] < 600
         assert prometheus.query(address, "up") == {(): 1}
+        # Each panel's query can be carried out, and those of what happened here give something.
+        empty = set()
+        for panel in dashboard()["panels"]:
+            for target in panel["targets"]:
+                promql = target["expr"].replace("$__rate_interval", "1m").replace("$agent", ".*")
+                if not await asyncio.to_thread(prometheus.call, address, "query", query=promql):
+                    raise AssertionError(promql)
+                if not prometheus.query(address, promql):
+                    empty.add(panel["title"])
+        assert empty <= OF_MODELS | {"Streams", "Backlog", "Event loops and connections"}
         assert prometheus.query(address, 'squadron_replicas{state="running"}')[("teller", "running")] == 1

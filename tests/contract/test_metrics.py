@@ -17,8 +17,9 @@ from squadron.bridge.jetstream.storage import oldest_at, storage
 from squadron.bridge.jetstream.stream_configs import StreamNames, ask_for
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.bridge.memory.server import MemoryPlace
-from squadron.bridge.metrics.census import Census
+from squadron.bridge.metrics.census import MOST_AGENTS, Census
 from squadron.bridge.metrics.exposition import text_of
+from squadron.bridge.metrics.families import OTHER
 from squadron.bridge.metrics.figures import Figures, Gauge
 from squadron.bridge.metrics.gauges import Gauges
 from squadron.runtime.asking.people import put_question
@@ -186,6 +187,42 @@ async def test_the_next_bridge_shows_no_less_than_the_one_before_and_counts_noth
     assert shown(after)[echoes] == 4
     await _ask_each(peer)
     await shows(after, {echoes: 6, ("squadron_buried_total", "clerk"): 3})
+
+
+class Blocker(Agent):
+    """Holds its event loop up."""
+
+    @topic("blocker.block")
+    async def block(self, for_s: float) -> None:
+        time.sleep(for_s)  # noqa: ASYNC251 - the fault that the figure is there to show
+
+
+@ON_NATS
+async def test_a_handler_that_blocks_its_event_loop_shows_as_lag(replica: Open, census: Open, peer: Peer) -> None:
+    bridge = await census()
+    await replica("one", Blocker)
+    highest = 0.0
+
+    async def is_seen() -> bool:
+        nonlocal highest
+        highest = max(highest, shown(bridge).get(("squadron_loop_lag_seconds", "blocker"), 0.0))
+        return highest > HEARTBEAT_S / 2
+
+    asking = asyncio.ensure_future(peer.caller.ask("blocker.block", {"for_s": 2 * HEARTBEAT_S}))
+    await until(is_seen)
+    await asking
+
+
+@pytest.mark.parametrize("world", ["memory"], indirect=True)
+async def test_beyond_so_many_agents_all_others_are_one(census: Open) -> None:
+    bridge = await census()
+    for number in range(MOST_AGENTS + 5):
+        # All from one process, as those are that the bridge serves itself.
+        bridge.take(f"agent-{number}", "one", {"v": 1, "cells": [["buried", [2]]], "lagS": 0})
+    await shows(bridge, {("squadron_buried_total", OTHER): 10, ("squadron_buried_total", "agent-0"): 2})
+    buried = {name: value for name, value in shown(bridge).items() if name[0] == "squadron_buried_total"}
+    assert len(buried) == MOST_AGENTS + 1
+    assert sum(buried.values()) == 2 * (MOST_AGENTS + 5)
 
 
 class Full:
