@@ -28,7 +28,7 @@ from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.groups import EventGroup
 from squadron.runtime.wire.subjects import token_of
 
-#: How often it is looked between two heartbeats if the event loop is late: what blocks it for longer than that is seen.
+#: Looks between two heartbeats at how late the event loop is: what blocks it for longer than one of them is seen.
 LAG_LOOKS = 4
 
 
