@@ -55,6 +55,11 @@ def _is_object(text: str) -> bool:
         return False
 
 
+def _is_address(text: str) -> bool:
+    found = re.fullmatch(r"(?:\[[0-9A-Fa-f:.]+\]|[^\s:\[\]]+):(\d{1,5})", text)
+    return found is not None and int(found[1]) < 2**16
+
+
 _TEXT = _Kind()
 #: A blank in it may be meant; the line break of a file of secrets is not.
 _SECRET = _Kind(lambda raw: str(raw).rstrip("\r\n"))
@@ -71,6 +76,10 @@ _BYTES = _Kind(int, fix="give a whole number of bytes, like 524288")
 #: What is in it is checked where it is used.
 _LIMITS = _Kind(fits=_is_object, fix='give a JSON object like {"openai": {"rpm": 500, "tpm": 200000}}')
 _PRICES = _Kind(fits=_is_object, fix='give a JSON object like {"openai:my-model": {"input": 1, "output": 4}}')
+_ADDRESS = _Kind(
+    fits=lambda it: it == "off" or _is_address(it),
+    fix="give host:port, like 127.0.0.1:9464, or off",
+)
 _COUNT = _Kind(int, lambda it: it >= 1, "give a whole number, 1 or more, like 100000")
 
 
@@ -169,6 +178,10 @@ class Settings:
     observers: Annotated[str, _From("SQUADRON_OBSERVERS")] = ""
     """Observers of your own, for each process: what makes them, like `my_package.my_module:MyObserver`, by
     commas."""
+
+    metrics: Annotated[str, _From("SQUADRON_METRICS", _ADDRESS)] = "127.0.0.1:0"
+    """Where the bridge shows metrics to Prometheus, `host:port`; with port 0 one that is free, see
+    `squadron status`. `off` shows none."""
 
     log_level: Annotated[str, _From("SQUADRON_LOG_LEVEL", _LEVEL)] = "INFO"
     """DEBUG, INFO, WARNING, ERROR or CRITICAL."""

@@ -46,6 +46,9 @@ CALLS_KEPT = 256
 #: How many losses of the server's store are told.
 LOSSES_KEPT = 8
 
+#: What answers a call: given its arguments by name.
+Verb = Callable[..., Coroutine[Any, Any, dict[str, Any]]]
+
 #: Serve's words for an agent that takes tasks, or soon will.
 _ALIVE = frozenset({"RUNNING", "DEPLOYING", "UPDATING", "NOT_STARTED", "AUTOSCALING", "HEALTHY"})
 
@@ -67,6 +70,7 @@ class Bridge:
         facts: Mapping[str, Any],
         *,
         lease_s: float,
+        more: Mapping[str, Verb] | None = None,
     ) -> None:
         """Make one; it does nothing before `start`.
 
@@ -74,10 +78,11 @@ class Bridge:
             held: the messages that mailboxes hold, by subject.
             keep_streams: makes what the store lacks, and returns what of it was lost since the last call.
             facts: what `ping` tells besides.
+            more: further calls that it answers, by their verbs.
         """
         self._ports, self._replicas = ports, replicas
         self._held, self._keep_streams, self._facts = held, keep_streams, dict(facts)
-        self._subjects, self._registry = ports.subjects, registry
+        self._subjects, self._registry, self._more = ports.subjects, registry, more or {}
         self._deployed = Deployed(ports.queue, records, self._registry, self._subjects, lease_s=lease_s)
         self._deployments = self._deployed.agents
         self._states: dict[str, AgentState] = {}
@@ -153,13 +158,8 @@ class Bridge:
 
     async def _once(self, call_id: str, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """Do a call, or wait for it if it was asked before under the same id."""
-        verbs: dict[str, Callable[..., Coroutine[Any, Any, dict[str, Any]]]] = {
-            "deploy": self.deploy,
-            "undeploy": self.undeploy,
-            "scale": self.scale,
-            "status": self.status,
-            "ping": self.ping,
-        }
+        own = (self.deploy, self.undeploy, self.scale, self.status, self.ping)
+        verbs: dict[str, Verb] = {each.__name__: each for each in own} | dict(self._more)
         if verb not in verbs:
             raise InvalidMessageError(f"{verb!r} is not a call", hint=f"one of {', '.join(verbs)}")
         task = self._calls.get(call_id)

@@ -14,6 +14,7 @@ from squadron.bridge.jetstream.stream_configs import StreamNames, Streams
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.bridge.serve.bindings import Bindings
 from squadron.bridge.serve.cluster import ServeReplicas
+from squadron.bridge.serve.showcase import Showcase
 from squadron.config import Settings
 from squadron.runtime.asking.options import AskKeywords, AskOptions
 from squadron.runtime.logs import configure_logs
@@ -44,13 +45,22 @@ class BridgeActor:
 
         async def keep_streams() -> Sequence[str]:
             lost = await streams.keep()
-            self._bindings.to_restore = self._bindings.to_restore or bool(lost)
+            if lost:
+                self._bindings.to_restore = True
+                self._showcase.census.store_all()
             return lost
 
+        async def agents() -> list[dict[str, Any]]:
+            found: list[dict[str, Any]] = (await self._bridge.status())["agents"]
+            return found
+
+        self._showcase = Showcase(self._wiring, agents)
+        await self._showcase.open()
         facts = {
             "dashboard": dashboard_url,
             "ray": ray.get_runtime_context().gcs_address,
             "nats": self._wiring.connection.server,
+            "metrics": self._showcase.url,
         }
         self._bindings = Bindings(self._wiring)
         self._bridge = Bridge(
@@ -62,8 +72,10 @@ class BridgeActor:
             keep_streams,
             facts,
             lease_s=settings.lease_s,
+            more={"metrics": self._showcase.metrics},
         )
         await self._bridge.start()
+        await self._showcase.census.start()
         await self._bindings.start()
 
     async def settings(self) -> Settings:

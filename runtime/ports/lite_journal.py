@@ -67,10 +67,6 @@ class LiteJournal(Journal, Protocol):
         """
         ...
 
-    async def count(self, pattern: str) -> int:
-        """How many entries have a key that matches; takes the longer the more there are: 0.3 s for a million."""
-        ...
-
     async def keys(self) -> int:
         """How many keys there are, those of orders included; known at once, however many there are."""
         ...

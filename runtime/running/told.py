@@ -35,16 +35,18 @@ class Told:
         if not self._ports.observers.on:
             return
         self._attempt, self._began = attempt, asyncio.get_running_loop().time()
+        waited_s = max(0.0, self._ports.clock.time() - self._message.timestamp)
+        # By position, in both: names cost half a microsecond more, for each task.
         self._ports.observers.tell(
             TurnBegun(
-                kind=self._kind,
-                agent=self._agent,
-                topic=self._topic,
-                served=self._served,
-                message=self._message,
-                attempt=attempt,
-                waited_s=max(0.0, self._ports.clock.time() - self._message.timestamp),
-                headers=delivery.headers,
+                self._kind,
+                self._agent,
+                self._topic,
+                self._served,
+                self._message,
+                attempt,
+                waited_s,
+                delivery.carrier,
             )
         )
 
@@ -55,22 +57,23 @@ class Told:
         if self._ended or not self._ports.observers.on:
             return
         self._ended = True
-        seconds = asyncio.get_running_loop().time() - self._began if self._attempt else 0.0
         if outcome is not None and self._kind == "task":
             # Without the time that it took to store it.
             seconds = outcome.latency_ms / 1000
+        else:
+            seconds = asyncio.get_running_loop().time() - self._began if self._attempt else 0.0
         self._ports.observers.tell(
             TurnEnded(
-                kind=self._kind,
-                agent=self._agent,
-                topic=self._topic,
-                served=self._served,
-                message=self._message,
-                end=end,
-                outcome=outcome,
-                attempt=self._attempt,
-                seconds=seconds,
-                after_s=after_s,
-                error=error,
+                self._kind,
+                self._agent,
+                self._topic,
+                self._served,
+                self._message,
+                end,
+                outcome,
+                self._attempt,
+                seconds,
+                after_s,
+                error,
             )
         )

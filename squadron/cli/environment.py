@@ -56,7 +56,7 @@ async def _up(ctx: typer.Context, as_json: bool) -> int:
 async def _addresses(squad: Squad) -> dict[str, Any]:
     settings, answer = squad.settings, await squad.status()
     facts: dict[str, Any] = {"environment": answer["environment"], "home": str(settings.home)}
-    facts |= {name: answer.get(name, "") for name in ("nats", "ray", "dashboard")}
+    facts |= {name: answer.get(name, "") for name in ("nats", "ray", "dashboard", "metrics")}
     if settings.nats_url is None:
         facts["nats_token_file"] = str(settings.home / "nats" / "endpoint.json")
     if settings.ray_address is None:
@@ -81,6 +81,8 @@ def _show_addresses(facts: dict[str, Any]) -> None:
         table.add_row("Dashboard", f"{facts['dashboard']}/#/serve")
         if "dashboard_token_file" in facts:
             table.add_row("", f"asks for a token once: cat {facts['dashboard_token_file']}")
+    if facts["metrics"]:
+        table.add_row("Metrics", facts["metrics"])
     table.add_row("Agents", ", ".join(facts["agents"]) or "none yet")
     console.print(table)
     console.print("\nNext: squadron deploy module:Agent · squadron topics · squadron status · squadron down")
@@ -153,7 +155,7 @@ def _show_status(answer: dict[str, Any]) -> None:
 
     console = frame.out()
     if sys.stdout.isatty():
-        where = [f"{name} {answer[name]}" for name in ("nats", "ray", "dashboard") if answer.get(name)]
+        where = [f"{name} {answer[name]}" for name in ("nats", "ray", "dashboard", "metrics") if answer.get(name)]
         console.print(f"[bold]{answer['environment']}[/]  {' · '.join(where)}\n", soft_wrap=True)
     if not answer["agents"]:
         frame.tell("No agents are deployed: squadron deploy module:Agent")

@@ -86,6 +86,10 @@ class SyncSquad(Closing):
         """See `Squad.status`."""
         return self._wait(self._squad.status())
 
+    def metrics(self) -> str:
+        """See `Squad.metrics`."""
+        return self._wait(self._squad.metrics())
+
     def ask(self, topic: str, content: Any = None, /, **options: Unpack[AskKeywords]) -> Outcome:
         """See `Squad.ask`."""
         return self._wait(self._squad.ask(topic, content, **options))
