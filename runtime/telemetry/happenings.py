@@ -11,21 +11,23 @@ from squadron.runtime.wire.outcome import Outcome
 
 #: How a turn ended: with an outcome that is stored; to be tried again, or taken up when a person has answered;
 #: given to another replica, or back to the mailbox as this one is drained; or left to a later attempt at its run.
-#: A durable event ends with `handled` or `outcome`, which is that of its dead letter.
-TurnEnd: TypeAlias = Literal["outcome", "handled", "again", "parked", "handed_on", "handed_back", "superseded"]
+#: An event is `handled`; else a durable one ends with the `outcome` of its dead letter, and a plain one is `lost`.
+TurnEnd: TypeAlias = Literal[
+    "outcome", "handled", "again", "parked", "handed_on", "handed_back", "superseded", "lost"
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MessagePut:
-    """A message is about to be sent: a task, a durable event, or a plain event.
+    """A message is about to be sent: a task, a durable event, a plain event, or one on a lite topic.
 
     Attributes:
-        topic: of a task or an event, as it is addressed.
+        topic: of a task or an event, as it is addressed; of a lite topic its subject.
         headers: go along with it; an observer may add to them.
         bytes: of the envelope.
     """
 
-    kind: Literal["task", "durable", "event"]
+    kind: Literal["task", "durable", "event", "lite"]
     id: str
     topic: str
     conversation_id: str
@@ -62,9 +64,10 @@ class TurnBegun:
         attempt: which attempt it is, from 1.
         waited_s: seconds since the message was sent, by the clocks of two hosts.
         headers: that came with the message.
+        outcome_headers: go along with the outcome, if this attempt has one; an observer may add to them.
     """
 
-    kind: Literal["task", "durable"]
+    kind: Literal["task", "durable", "event"]
     agent: str
     topic: str
     served: str
@@ -72,6 +75,7 @@ class TurnBegun:
     attempt: int
     waited_s: float
     headers: Mapping[str, str]
+    outcome_headers: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,9 +88,10 @@ class TurnEnded:
         seconds: that the handler ran; 0 if it did not.
         after_s: seconds until the next attempt, if there is one.
         error: what the handler raised, in a line.
+        headers: that came with the message.
     """
 
-    kind: Literal["task", "durable"]
+    kind: Literal["task", "durable", "event"]
     agent: str
     topic: str
     served: str
@@ -97,6 +102,7 @@ class TurnEnded:
     seconds: float = 0.0
     after_s: float = 0.0
     error: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
