@@ -303,7 +303,8 @@ def _tell(span: Span, outcome: Outcome) -> None:
     if outcome.spent.usd_micros:
         span.set_attribute(names.COST_USD, outcome.spent.usd)
     if not outcome.ok:
-        _fail(span, str(outcome.details.get("type") or outcome.kind), outcome.reason)
+        raised = outcome.details.get("type") or str(outcome.details.get("last_error", "")).partition(":")[0]
+        _fail(span, str(raised or outcome.kind), outcome.reason)
 
 
 def _fail(span: Span, error_type: str, description: str) -> None:

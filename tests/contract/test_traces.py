@@ -7,88 +7,22 @@ from typing import Any
 
 import pytest
 import structlog
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased, Sampler
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
 from opentelemetry.trace import SpanKind, StatusCode
 
 from squadron import Agent, Context, Retry, topic
-from squadron.bridge.otel import names
-from squadron.bridge.otel.contents import Contents
 from squadron.bridge.otel.traces import Traces
 from squadron.runtime.ports.queue import EARLIER_TRACE
 from squadron.runtime.retries import Retries
 from squadron.runtime.running.event_turns import EventTurns
 from squadron.runtime.running.pump import Pump
 from squadron.runtime.store.dead_letters import DeadLetters
-from squadron.runtime.wire.envelope import AgentMessage
+from squadron.runtime.wire.envelope import AgentMessage, Routing
 from squadron.runtime.wire.groups import EventGroup
-from tests.contract.conftest import LEASE_S, Inbox, Peer, Serve, until
+from tests.contract.conftest import LEASE_S, ON_NATS, Inbox, Peer, Serve
+from tests.contract.traced import attributes_of, header_of, id_of, is_child, links_of, made, trace_of
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
-
-
-class Collector:
-    """Spans of all who are traced by it, as they end."""
-
-    def __init__(self, sampler: Sampler) -> None:
-        self.exporter = InMemorySpanExporter()
-        self.provider = TracerProvider(sampler=sampler, shutdown_on_exit=False)
-        self.provider.add_span_processor(SimpleSpanProcessor(self.exporter))
-
-    def trace(self, *peers: Peer, **env: str) -> None:
-        for peer in peers:
-            tracer = self.provider.get_tracer("test")
-            traces = Traces(tracer, replica=peer.ports.identity.id, contents=Contents.of(env))
-            peer.ports.observers.add(traces)
-
-    @property
-    def spans(self) -> tuple[ReadableSpan, ...]:
-        return self.exporter.get_finished_spans()
-
-    def named(self, name: str) -> list[ReadableSpan]:
-        return [span for span in self.spans if span.name == name]
-
-    def one(self, name: str) -> ReadableSpan:
-        (span,) = self.named(name)
-        return span
-
-    async def have(self, name: str, count: int = 1) -> list[ReadableSpan]:
-        async def are_there() -> bool:
-            return len(self.named(name)) >= count
-
-        await until(are_there)
-        return self.named(name)
-
-
-def made(sampler: Sampler = ALWAYS_ON) -> Collector:
-    return Collector(ParentBased(sampler))
-
-
-def id_of(span: ReadableSpan) -> int:
-    assert span.context is not None
-    return span.context.span_id
-
-
-def trace_of(span: ReadableSpan) -> str:
-    assert span.context is not None
-    return f"{span.context.trace_id:032x}"
-
-
-def is_child(child: ReadableSpan, parent: ReadableSpan) -> bool:
-    return (
-        child.parent is not None and child.parent.span_id == id_of(parent) and trace_of(child) == trace_of(parent)
-    )
-
-
-def header_of(span: ReadableSpan) -> str:
-    assert span.context is not None
-    return f"00-{trace_of(span)}-{id_of(span):016x}-{span.context.trace_flags:02x}"
-
-
-def links_of(span: ReadableSpan) -> list[tuple[str, int]]:
-    return [(str((link.attributes or {})[names.LINK]), link.context.span_id) for link in span.links]
 
 
 class Desk(Agent):
@@ -124,7 +58,21 @@ class Desk(Agent):
 
     @topic("desk.thread")
     def thread(self, ctx: Context) -> str:
-        return str(ctx.ask("desk.echo", {"text": "from a thread"}).unwrap())  # type: ignore[attr-defined]
+        return str(ctx.sync.ask("desk.echo", {"text": "from a thread"}).unwrap())
+
+
+class Stuck(Agent):
+    """Comes to no end the first time."""
+
+    def __init__(self) -> None:
+        self.begun = asyncio.Event()
+
+    @topic("stuck.once")
+    async def once(self, ctx: Context) -> int:
+        self.begun.set()
+        if ctx.attempt == 1:
+            await asyncio.Event().wait()
+        return ctx.attempt
 
 
 async def test_one_trace_goes_from_the_asker_through_all_that_comes_of_it(serve: Serve, peer: Peer) -> None:
@@ -172,7 +120,7 @@ async def test_spans_are_named_and_described_by_the_conventions(serve: Serve, pe
     ask, put = spans.one("ask desk.echo"), spans.one("publish desk.echo")
 
     assert [each.kind for each in (ask, put, work)] == [SpanKind.CLIENT, SpanKind.PRODUCER, SpanKind.CONSUMER]
-    sent, done = dict(put.attributes or {}), dict(work.attributes or {})
+    sent, done = attributes_of(put), attributes_of(work)
     assert sent == {
         "messaging.system": "nats",
         "messaging.operation.name": "publish",
@@ -199,7 +147,7 @@ async def test_spans_are_named_and_described_by_the_conventions(serve: Serve, pe
         "squadron.outcome": "result",
         "squadron.replica": "replica",
     }
-    assert (ask.attributes or {})["squadron.outcome"] == "result"
+    assert attributes_of(ask)["squadron.outcome"] == "result"
     # Log lines within the turn name the trace; others don't.
     assert desk.logged == [{"trace_id": trace_of(work)}]
     assert "trace_id" not in structlog.contextvars.get_contextvars()
@@ -216,8 +164,8 @@ async def test_an_attempt_is_linked_to_the_one_before(serve: Serve, peer: Peer) 
     assert is_child(first, put)
     assert is_child(second, put)
     assert first.status.status_code is StatusCode.ERROR
-    assert (first.attributes or {})["squadron.end"] == "again"
-    assert (first.attributes or {})["squadron.after_s"] == pytest.approx(0.01)
+    assert attributes_of(first)["squadron.end"] == "again"
+    assert attributes_of(first)["squadron.after_s"] == pytest.approx(0.01)
     assert "not yet" in str(first.status.description)
     assert links_of(first) == []
     assert links_of(second) == [("earlier attempt", id_of(first))]
@@ -225,35 +173,20 @@ async def test_an_attempt_is_linked_to_the_one_before(serve: Serve, peer: Peer) 
 
 
 async def test_what_another_process_tried_is_linked_to_what_was_sent(serve: Serve, peer: Peer) -> None:
-    spans, other, first = made(), made(), await serve(Desk(), name="first")
+    spans, stuck = made(), Stuck()
+    dying = await serve(stuck, name="dying")
     spans.trace(peer)
-    other.trace(first.peer)
-    # As a replica that dies: its lease ends, and nothing of it is heard.
-    hold = asyncio.Event()
 
-    class Stuck(Desk):
-        @topic("desk.again", max_attempts=3)
-        async def again(self, ctx: Context) -> int:
-            if ctx.attempt == 1:
-                await hold.wait()
-            return ctx.attempt
-
-    await first.aclose()
-    dying = await serve(Stuck(), name="dying")
-    handle = await peer.caller.submit("desk.again", {})
-
-    async def is_begun() -> bool:
-        return bool(dying.delivered)
-
-    await until(is_begun)
-    dying.peer.ports.observers._each = ()
+    handle = await peer.caller.submit("stuck.once", {})
+    await stuck.begun.wait()
     heir = await serve(Stuck(), name="heir")
     spans.trace(heir.peer)
     await dying.pump.aclose()
-    assert (await peer.caller.outcome(handle)).unwrap() >= 2
-    (work,) = await spans.have("process desk.again")
+    assert (await peer.caller.outcome(handle)).unwrap() == 2
+    (work,) = await spans.have("process stuck.once")
 
-    assert links_of(work) == [("redelivery", id_of(spans.one("publish desk.again")))]
+    assert links_of(work) == [("redelivery", id_of(spans.one("publish stuck.once")))]
+    assert attributes_of(work)["squadron.attempt"] == 2
 
 
 async def test_a_dead_letter_is_sent_again_in_a_new_trace_that_leads_to_the_old(serve: Serve, peer: Peer) -> None:
@@ -265,7 +198,7 @@ async def test_a_dead_letter_is_sent_again_in_a_new_trace_that_leads_to_the_old(
     outcome = await peer.caller.ask("desk.never", {})
     (old,) = await spans.have("process desk.never")
     assert outcome.kind == "dead_lettered"
-    assert (old.attributes or {})["error.type"] == "ValueError"
+    assert attributes_of(old)["error.type"] == "ValueError"
     assert [event.name for event in old.events] == ["dead letter"]
 
     desk.works = True
@@ -319,7 +252,7 @@ async def test_what_is_not_sampled_is_not_sampled_anywhere(serve: Serve, peer: P
     assert (await peer.caller.outcome(handle)).unwrap() == "far"
     stored = await peer.lite.last(handle.reply_to)
     assert stored is not None
-    assert stored.headers["traceparent"].endswith("-00")
+    assert stored.headers["traceparent"].endswith(("-00", "-02"))
     assert (spans.spans, all_of.spans) == ((), ())
 
 
@@ -327,15 +260,17 @@ async def test_a_task_that_is_refused_has_a_span_that_says_why(serve: Serve, pee
     spans, replica = made(), await serve(Desk())
     spans.trace(replica.peer)
 
-    task = AgentMessage.new("task", peer.ports.identity, {}, timestamp=peer.clock.time(), deadline_ms=1)
+    sent_at = peer.clock.time() - 10
+    routing = Routing(timeout=1)
+    task = AgentMessage.new("task", peer.ports.identity, {}, routing=routing, timestamp=sent_at)
     headers = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
     await peer.queue.put(peer.subjects.task("desk.echo"), task.encode(), msg_id=task.id, headers=headers)
     (work,) = await spans.have("process desk.echo")
 
     assert trace_of(work) == TRACE
-    assert (work.attributes or {})["squadron.outcome"] == "expired"
-    assert (work.attributes or {})["error.type"] == "expired"
-    assert (work.attributes or {})["squadron.attempt"] == 1
+    assert attributes_of(work)["squadron.outcome"] == "expired"
+    assert attributes_of(work)["error.type"] == "expired"
+    assert attributes_of(work)["squadron.attempt"] == 1
 
 
 async def test_events_carry_the_trace_to_who_handles_them(peer: Peer) -> None:
@@ -361,9 +296,9 @@ async def test_events_carry_the_trace_to_who_handles_them(peer: Peer) -> None:
     assert is_child(first, put)
     assert is_child(second, put)
     assert links_of(second) == [("earlier attempt", id_of(first))]
-    assert (first.attributes or {})["messaging.destination.template"] == "news.*"
-    assert (first.attributes or {})["messaging.destination.name"] == "news.sport"
-    assert (second.attributes or {})["squadron.outcome"] == "dead_lettered"
+    assert attributes_of(first)["messaging.destination.template"] == "news.*"
+    assert attributes_of(first)["messaging.destination.name"] == "news.sport"
+    assert attributes_of(second)["squadron.outcome"] == "dead_lettered"
     await pump.aclose()
 
 
@@ -377,11 +312,23 @@ async def test_who_asks_in_a_thread_goes_on_with_the_trace(serve: Serve, peer: P
     assert is_child(spans.one("ask desk.echo"), work)
 
 
-async def test_what_could_not_be_sent_says_so(peer: Peer) -> None:
+@ON_NATS
+async def test_what_could_not_be_sent_says_so(serve: Serve, peer: Peer) -> None:
     spans = made()
     spans.trace(peer)
+    await serve(Desk())
 
-    outcome = await peer.caller.ask("desk.echo", {"text": "x" * 100, "more": "y" * 2_000_000_000 if False else ""})
-    assert not outcome.ok or outcome.ok is False
-    (ask,) = await spans.have("ask desk.echo")
-    assert (ask.attributes or {})["squadron.outcome"] == outcome.kind
+    sending = asyncio.ensure_future(peer.caller.submit("desk.echo", {"text": "hi"}))
+    (traces,) = peer.ports.observers._each
+    assert isinstance(traces, Traces)
+    while not traces._puts:
+        await asyncio.sleep(0)
+    sending.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await sending
+    ask, put = spans.one("ask desk.echo"), spans.one("publish desk.echo")
+
+    assert is_child(put, ask)
+    for span, error in ((ask, "cancelled"), (put, "not_stored")):
+        assert attributes_of(span)["error.type"] == error
+        assert span.status.status_code is StatusCode.ERROR
