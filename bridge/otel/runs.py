@@ -23,6 +23,7 @@ from squadron.actors.runs.entries import (
     Thought,
     TryFailed,
 )
+from squadron.actors.runs.references import call_id
 from squadron.actors.thinking.model import ChatMessage, ToolCall
 from squadron.bridge.otel import headers, names
 from squadron.bridge.otel.contents import Contents, messages, turn_messages
@@ -50,7 +51,8 @@ class RunSpans:
         conversation: str,
         earlier: SpanContext | None,
     ) -> None:
-        self._tracer, self._contents, self._agent, self._conversation = tracer, contents, agent, conversation
+        self._tracer, self._contents, self._run = tracer, contents, grew.run
+        self._agent, self._conversation = agent, conversation
         epoch = next((entry for entry in grew.entries if isinstance(entry, Epoch)), None)
         attributes: dict[str, Any] = {
             names.GEN_AI_OPERATION: "invoke_agent",
@@ -92,6 +94,8 @@ class RunSpans:
                 if self._chat is not None:
                     self._chat.set_attribute(names.RESPONSE_ID, entry.response_id)
             case TryFailed():
+                if self._chat is not None and self._contents.wanted:
+                    self._contents.put(self._chat, input_messages=messages(self._news))
                 self._end_chat({names.ERROR_TYPE: entry.error}, entry.reason or entry.error)
             case Thought():
                 self._think(entry)
@@ -142,9 +146,6 @@ class RunSpans:
                 names.TRY: asking.number,
             },
         )
-        if self._contents.wanted:
-            self._contents.put(self._chat, input_messages=messages(self._news))
-            self._news = []
 
     def _think(self, thought: Thought) -> None:
         turn, usage = thought.turn, thought.turn.usage
@@ -175,8 +176,10 @@ class RunSpans:
         if (spent := Spent.of_wire(thought.spent)).usd_micros:
             attributes[names.COST_USD] = spent.usd
         if self._contents.wanted:
-            self._calls |= {call.id: call for call in turn.tool_calls}
-            self._contents.put(self._chat, output_messages=turn_messages(turn))
+            for position, call in enumerate(turn.tool_calls):
+                self._calls[call_id(self._run, thought.round, position)] = call
+            told, self._news = messages(self._news), []
+            self._contents.put(self._chat, input_messages=told, output_messages=turn_messages(turn))
         self._end_chat(attributes)
 
     def _end_chat(self, attributes: Mapping[str, Any], error: str = "") -> None:
