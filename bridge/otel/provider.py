@@ -21,8 +21,6 @@ from squadron.runtime.wire.envelope import AgentIdentity
 QUEUE = 32_768
 #: How long the end of a process waits until its last spans are sent, in seconds.
 FLUSH_WITHIN_S = 5.0
-#: What the SDK calls a service that nobody has named.
-_UNKNOWN = "unknown_service"
 
 _log = structlog.get_logger("squadron.traces")
 
@@ -48,22 +46,22 @@ def traces_to(
         ImportError: what an exporter needs is not installed.
         ValueError: an exporter or a protocol is unknown.
     """
-    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.resources import OTELResourceDetector, Resource
     from opentelemetry.sdk.trace import TracerProvider as SdkProvider
 
     from squadron.bridge.otel.sending import Batches
 
     _hide_headers(env)
     processors = [Batches(_exporter(name, env), _queue(env)) for name in exporters]
-    said = Resource.create().attributes
     ours = {
         "service.name": identity.type,
         "service.namespace": "squadron",
         "service.instance.id": identity.id,
         "deployment.environment.name": environment,
     }
-    # What the variables say counts more; without them there is only this name.
-    unsaid = {name: value for name, value in ours.items() if str(said.get(name, _UNKNOWN)).startswith(_UNKNOWN)}
+    # What the variables say counts more.
+    said = OTELResourceDetector().detect().attributes
+    unsaid = {name: value for name, value in ours.items() if name not in said}
     provider = SdkProvider(resource=Resource.create(unsaid))
     for processor in processors:
         provider.add_span_processor(processor)
