@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import structlog
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
+#: Spans that are sent together, if the environment says nothing: the SDK's own default.
+BATCH = 512
 #: A log line about lost spans comes at most so often, in seconds.
 TELL_EVERY_S = 30.0
 
@@ -30,7 +33,7 @@ class Batches(SpanProcessor):
     def __init__(self, exporter: SpanExporter, most: int) -> None:
         self._counted = _Counted(exporter, self._sent)
         # Ours is full first.
-        self._batches = BatchSpanProcessor(self._counted, max_queue_size=most, **_batch(most))
+        self._batches = BatchSpanProcessor(self._counted, max_queue_size=most, max_export_batch_size=_batch(most))
         self._most, self._waiting, self.lost = most, 0, 0
         self._told, self._told_at = 0, 0.0
         #: Spans end in threads, too.
@@ -73,7 +76,7 @@ class Batches(SpanProcessor):
 
     def shutdown(self) -> None:
         """Send what waits, and stop."""
-        self._batches.shutdown()
+        self._batches.shutdown()  # type: ignore[no-untyped-call]
         with self._lock:
             # Given up.
             self.lost += self._waiting
@@ -87,7 +90,7 @@ class Batches(SpanProcessor):
 class _Counted(SpanExporter):
     """An exporter that says of each batch whether it was sent."""
 
-    def __init__(self, exporter: SpanExporter, sent: object) -> None:
+    def __init__(self, exporter: SpanExporter, sent: Callable[[int, bool], None]) -> None:
         self._exporter, self._tell = exporter, sent
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
@@ -96,7 +99,7 @@ class _Counted(SpanExporter):
         try:
             result = self._exporter.export(spans)
         finally:
-            self._tell(len(spans), result is SpanExportResult.SUCCESS)  # type: ignore[operator]
+            self._tell(len(spans), result is SpanExportResult.SUCCESS)
         return result
 
     def shutdown(self) -> None:
@@ -108,9 +111,7 @@ class _Counted(SpanExporter):
         return self._exporter.force_flush(timeout_millis)
 
 
-def _batch(most: int) -> dict[str, int]:
-    """A batch can't be larger than the queue."""
-    import os
-
-    text = os.environ.get("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "512")
-    return {"max_export_batch_size": min(most, int(text) if text.isdigit() and int(text) else 512)}
+def _batch(most: int) -> int:
+    """Spans of one batch, of which no more than wait; the SDK refuses more."""
+    text = os.environ.get("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "").strip()
+    return min(most, int(text) if text.isdigit() and int(text) else BATCH)

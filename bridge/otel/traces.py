@@ -119,7 +119,7 @@ class Traces:
     # --- what goes out -------------------------------------------------------------------------------
 
     def _put(self, put: MessagePut) -> None:
-        common = {
+        common: dict[str, Any] = {
             names.SYSTEM: names.NATS,
             names.MESSAGE_ID: put.id,
             names.CONVERSATION: put.conversation_id,
