@@ -107,7 +107,7 @@ class RunSpans:
                 for end in entry.ends:
                     self._end_call(end)
             case Finished():
-                self.span.set_attribute("squadron.stopped", entry.stopped)
+                self.span.set_attribute(names.STOPPED, entry.stopped)
                 self.close("outcome", entry.error)
             case Nudge():
                 self._news.append(ChatMessage("user", entry.text))

@@ -251,7 +251,7 @@ class Traces:
         run.grow(grew.entries)
 
     def _asked(self, asked: PersonAsked) -> None:
-        attributes = {names.QUERY: asked.query, names.MESSAGE_ID: asked.message}
+        attributes = {names.QUERY: asked.query, names.ABOUT: asked.about}
         span = self._tracer.start_span("await person", attributes=attributes)
         _keep(self._people, asked.query, span)
         if (turn := _turn.get()) is not None:
@@ -261,7 +261,7 @@ class Traces:
         span = self._people.pop(answered.query, None)
         # Of one that was asked by an earlier attempt there is none.
         (span or get_current_span()).add_event(
-            "answer", {names.QUERY: answered.query, "squadron.by": answered.by, "squadron.action": answered.action}
+            "answer", {names.QUERY: answered.query, names.BY: answered.by, names.ACTION: answered.action}
         )
         if span is not None:
             span.end()
@@ -299,7 +299,7 @@ def _tell(span: Span, outcome: Outcome) -> None:
     if outcome.source:
         span.set_attribute(names.REPLICA, outcome.source)
     if outcome.spent.tokens:
-        span.set_attribute("squadron.spent.tokens", outcome.spent.tokens)
+        span.set_attribute(names.TOKENS, outcome.spent.tokens)
     if outcome.spent.usd_micros:
         span.set_attribute(names.COST_USD, outcome.spent.usd)
     if not outcome.ok:

@@ -10,8 +10,12 @@ import structlog
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
 from opentelemetry.trace import SpanKind, StatusCode
 
-from squadron import Agent, Context, Retry, topic
+from squadron import Agent, Context, Retry, on, topic
+from squadron.actors.agent import AgentSpec
+from squadron.bridge.host import Host
 from squadron.bridge.otel.traces import Traces
+from squadron.runtime.asking.answering import People
+from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.ports.queue import EARLIER_TRACE
 from squadron.runtime.retries import Retries
 from squadron.runtime.running.event_turns import EventTurns
@@ -19,7 +23,8 @@ from squadron.runtime.running.pump import Pump
 from squadron.runtime.store.dead_letters import DeadLetters
 from squadron.runtime.wire.envelope import AgentMessage, Routing
 from squadron.runtime.wire.groups import EventGroup
-from tests.contract.conftest import LEASE_S, ON_NATS, Inbox, Peer, Serve
+from squadron.runtime.wire.route import Route
+from tests.contract.conftest import LEASE_S, ON_NATS, Inbox, Peer, Serve, World, until
 from tests.contract.traced import attributes_of, header_of, id_of, is_child, links_of, made, trace_of
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -59,6 +64,23 @@ class Desk(Agent):
     @topic("desk.thread")
     def thread(self, ctx: Context) -> str:
         return str(ctx.sync.ask("desk.echo", {"text": "from a thread"}).unwrap())
+
+
+class Ear(Agent):
+    """Hears plain events."""
+
+    @on("news.*")
+    async def hear(self, message: AgentMessage) -> None:
+        if message.payload.content == "bad":
+            raise ValueError("bad news")
+
+
+class Shy(Agent):
+    """Asks a person."""
+
+    @topic("shy.ask")
+    async def ask(self, ctx: Context) -> str:
+        return str((await ctx.ask_person("Which colour?")).value)
 
 
 class Stuck(Agent):
@@ -332,3 +354,66 @@ async def test_what_could_not_be_sent_says_so(serve: Serve, peer: Peer) -> None:
     for span, error in ((ask, "cancelled"), (put, "not_stored")):
         assert attributes_of(span)["error.type"] == error
         assert span.status.status_code is StatusCode.ERROR
+
+
+async def test_a_plain_event_is_handled_in_the_trace_of_who_sent_it(world: World, peer: Peer) -> None:
+    spans, there = made(), await world.join("there")
+    host = Host(there.place, Ear(), AgentSpec.of(Ear), slots=2)
+    await host.start()
+    spans.trace(peer, there)
+
+    await peer.caller.sender.publish("news.weather", "rain")
+    await peer.caller.sender.publish("news.sport", "bad")
+    fine, bad = await spans.have("process news.*", 2)
+    if attributes_of(fine)["messaging.destination.name"] == "news.sport":
+        fine, bad = bad, fine
+
+    assert is_child(fine, spans.one("publish news.weather"))
+    assert is_child(bad, spans.one("publish news.sport"))
+    assert attributes_of(fine)["messaging.consumer.group.name"] == "ear.hear"
+    assert [attributes_of(each)["squadron.end"] for each in (fine, bad)] == ["handled", "lost"]
+    assert attributes_of(bad)["error.type"] == "ValueError"
+    await host.stop(1.0)
+
+
+async def test_waiting_for_a_person_is_a_span_and_what_was_asked_stays_out_of_it(serve: Serve, peer: Peer) -> None:
+    spans, replica = made(), await serve(Shy())
+    spans.trace(peer, replica.peer)
+
+    handle = await peer.caller.submit("shy.ask", {})
+    people = People(peer.ports, peer.caller.lite_topics)
+    asked: list[str] = []
+
+    async def is_asked() -> bool:
+        asked[:] = [each.query_id for each in await people.questions()]
+        return bool(asked)
+
+    await until(is_asked)
+    await people.answer(asked[0], "red", by="ana")
+    assert (await peer.caller.outcome(handle)).unwrap() == "red"
+    (work,) = await spans.have("process shy.ask")
+    wait = spans.one("await person")
+
+    assert is_child(wait, work)
+    assert attributes_of(wait)["squadron.query"] == asked[0]
+    assert [(event.name, (event.attributes or {})["squadron.by"]) for event in wait.events] == [("answer", "ana")]
+    assert "colour" not in str([span.attributes for span in spans.spans])
+
+
+async def test_the_trace_goes_along_when_a_task_is_handed_to_the_replica_it_is_for(
+    serve: Serve, peer: Peer
+) -> None:
+    spans = made()
+    one, two = await serve(Desk(), name="one"), await serve(Desk(), name="two")
+    spans.trace(peer, one.peer, two.peer)
+
+    for name in ("one", "two") * 4:
+        outcome = await peer.caller.ask("desk.echo", {"text": name}, AskOptions(route=Route(target=name)))
+        assert (outcome.unwrap(), outcome.source) == (name, name)
+    asks = spans.named("ask desk.echo")
+    works = await spans.have("process desk.echo", 8)
+
+    assert len({trace_of(span) for span in asks}) == 8
+    assert {trace_of(span) for span in works} == {trace_of(span) for span in asks}
+    ran = {trace_of(each) for each in works if attributes_of(each)["squadron.end"] == "outcome"}
+    assert ran == {trace_of(span) for span in asks}
