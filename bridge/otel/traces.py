@@ -1,4 +1,4 @@
-"""The observer that turns what happens to messages into spans; `runs` has those of models."""
+"""The observer that turns what happens to messages into spans; `run_spans` has those of models."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from opentelemetry.trace import (
 
 from squadron.bridge.otel import headers, names
 from squadron.bridge.otel.contents import Contents
-from squadron.bridge.otel.runs import RunSpans
+from squadron.bridge.otel.run_spans import RunSpans
 from squadron.runtime.redact import scrub
 from squadron.runtime.telemetry.happenings import (
     Buried,
