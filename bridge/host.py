@@ -23,6 +23,7 @@ from squadron.runtime.running.bidding import Bidding
 from squadron.runtime.running.event_turns import EventTurns
 from squadron.runtime.running.handover import Handovers
 from squadron.runtime.running.pump import Pump
+from squadron.runtime.running.told import Told
 from squadron.runtime.running.turn import Turns
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.groups import EventGroup
@@ -89,10 +90,8 @@ class Host:
         self._log.info("replica.online", version=self._facts.get("version"), topics=self.mailbox.patterns)
 
     async def _subscribe(self, method: str, mark: EventMark) -> Subscription:
-        handler = getattr(self.agent, method)
-
         def hear(note: Note) -> None:
-            task = spawn(self._handle_event(handler, note), f"event {note.subject}")
+            task = spawn(self._handle_event(method, mark, note), f"event {note.subject}")
             self._events.add(task)
             task.add_done_callback(self._events.discard)
 
@@ -113,24 +112,30 @@ class Host:
         )
         return Pump(self.place.ports.events, group, turns.run, slots=self._slots)
 
-    async def _handle_event(self, handler: Any, note: Note) -> None:
+    async def _handle_event(self, method: str, mark: EventMark, note: Note) -> None:
         try:
             message = AgentMessage.decode(note.data)
         except InvalidMessageError as error:
             self._log.warning("event.unreadable", subject=note.subject, error=str(error))
             return
         threads, own = Threads(), asyncio.current_task()
+        name, topic = f"{self.spec.name}.{method}", ".".join(note.subject.split(".")[3:])
+        told = Told(self.place.ports, "event", name, message, topic, mark.pattern, note)
+        told.begun(1)
         try:
-            await call(threads, handler, message)
+            await call(threads, getattr(self.agent, method), message)
+            told.ended("handled")
         except GeneratorExit:
             raise
         except BaseException as error:
             # A handler that calls sys.exit() would take the replica along.
             if isinstance(error, asyncio.CancelledError) and own is not None and own.cancelling():
                 await threads.ended(THREAD_GRACE_S)
+                told.ended("lost")
                 raise
-            told = {"subject": note.subject, "message": message.id, "traceback": traceback_of(error)}
-            self._log.error("event.handler_failed", **told)
+            told.ended("lost", error=summary_of(error))
+            about = {"subject": note.subject, "message": message.id, "traceback": traceback_of(error)}
+            self._log.error("event.handler_failed", **about)
 
     async def _renew(self) -> None:
         facts = {**self._facts, "capabilities": sorted(self.agent.capabilities)}

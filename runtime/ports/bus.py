@@ -52,7 +52,9 @@ class UnreliableBus(Protocol):
         """Hear everything on `pattern`; in a `group` each message reaches one member. Active on return."""
         ...
 
-    async def request(self, subject: str, data: bytes, *, within_s: float) -> bytes:
+    async def request(
+        self, subject: str, data: bytes, *, within_s: float, headers: Mapping[str, str] | None = None
+    ) -> bytes:
         """Send and wait for one answer.
 
         Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
-from squadron.runtime.ports.journal import Journal
+from squadron.runtime.ports.journal import Headers, Journal
 
 #: Header of the entry that ends a lite topic: "closed" or "expired".
 END_HEADER = "Squadron-End"
@@ -57,7 +57,15 @@ class LiteJournal(Journal, Protocol):
         ...
 
     async def append_and_end(
-        self, key: str, data: bytes, order: bytes, *, at: float, keep_s: float, msg_id: str | None = None
+        self,
+        key: str,
+        data: bytes,
+        order: bytes,
+        *,
+        at: float,
+        keep_s: float,
+        msg_id: str | None = None,
+        headers: Headers | None = None,
     ) -> int:
         """`end_at` with `order`, then `append` of `data`, in this order, for the price of little more than one.
 

@@ -19,8 +19,8 @@ from squadron.runtime.errors import (
     SquadronError,
     UnknownLetterError,
 )
-from squadron.runtime.ports.journal import Entry
-from squadron.runtime.ports.queue import Delivery
+from squadron.runtime.ports.journal import Entry, Headers
+from squadron.runtime.ports.queue import EARLIER_TRACE, Delivery, sent_with
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.telemetry.happenings import Buried
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage, pack
@@ -177,7 +177,8 @@ class DeadLetters:
 
         async def append(message: dict[str, Any]) -> None:
             letter = pack("event", source, {"content": content | message}, timestamp=self._clock.time())
-            await self._journal.append(key, letter, msg_id=msg_id)
+            # The trace goes along: who sends it again is led to what came of it before.
+            await self._journal.append(key, letter, msg_id=msg_id, headers=sent_with(delivery.headers))
 
         try:
             await append(_packed(delivery.data))
@@ -276,7 +277,7 @@ class DeadLetters:
             if entry := await self._journal.last(key):
                 letter = DeadLetter.read(entry)
                 try:
-                    await self._put_back(letter)
+                    await self._put_back(letter, entry.headers)
                     done.append(letter.id)
                 except (CutLetterError, InvalidSubjectError, MessageTooLargeError) as error:
                     if not all:
@@ -286,13 +287,15 @@ class DeadLetters:
                 on_progress(number, len(keys))
         return Redriven(tuple(done), left)
 
-    async def _put_back(self, letter: DeadLetter) -> None:
+    async def _put_back(self, letter: DeadLetter, headers: Headers) -> None:
         _check_whole(letter)
         if TaskSubject.parse(letter.subject).environment != self._subjects.environment:
             raise InvalidSubjectError(f"{letter.subject!r} is in another environment")
         data = _renewed(letter.message, self._clock.time())
         # By the letter, not by the id alone: a stranger may have sent one id to two topics.
-        await self._queue.put(letter.subject, data, msg_id=f"{token_of(letter.id)}.redriven.{letter.seq}")
+        msg_id = f"{token_of(letter.id)}.redriven.{letter.seq}"
+        earlier = {EARLIER_TRACE: headers["traceparent"]} if "traceparent" in headers else None
+        await self._queue.put(letter.subject, data, msg_id=msg_id, headers=earlier)
         # Not what came since: the message may have been given up again by now.
         await self._journal.erase(letter.key, through_seq=letter.seq)
 

@@ -12,21 +12,23 @@ from squadron.runtime.wire.outcome import Outcome
 
 #: How a turn ended: with an outcome that is stored; to be tried again, or taken up when a person has answered;
 #: given to another replica, or back to the mailbox as this one is drained; or left to a later attempt at its run.
-#: A durable event ends with `handled` or `outcome`, which is that of its dead letter.
-TurnEnd: TypeAlias = Literal["outcome", "handled", "again", "parked", "handed_on", "handed_back", "superseded"]
+#: An event is `handled`; else a durable one ends with the `outcome` of its dead letter, and a plain one is `lost`.
+TurnEnd: TypeAlias = Literal[
+    "outcome", "handled", "again", "parked", "handed_on", "handed_back", "superseded", "lost"
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MessagePut:
-    """A message is about to be sent: a task, a durable event, or a plain event.
+    """A message is about to be sent: a task, a durable event, a plain event, or one on a lite topic.
 
     Attributes:
-        topic: of a task or an event, as it is addressed.
+        topic: of a task or an event, as it is addressed; of a lite topic its subject.
         headers: go along with it; an observer may add to them.
         bytes: of the envelope.
     """
 
-    kind: Literal["task", "durable", "event"]
+    kind: Literal["task", "durable", "event", "lite"]
     id: str
     topic: str
     conversation_id: str
@@ -63,9 +65,10 @@ class TurnBegun(NamedTuple):
         served: the topic or pattern that the handler serves: of these there are few.
         attempt: which attempt it is, from 1.
         waited_s: seconds since the message was sent, by the clocks of two hosts.
+        outcome_headers: go along with the outcome, if this attempt has one; an observer may add to them.
     """
 
-    kind: Literal["task", "durable"]
+    kind: Literal["task", "durable", "event"]
     agent: str
     topic: str
     served: str
@@ -73,6 +76,7 @@ class TurnBegun(NamedTuple):
     attempt: int
     waited_s: float
     carrier: Carrier | None = None
+    outcome_headers: dict[str, str] | None = None
 
     @property
     def headers(self) -> Mapping[str, str]:
@@ -91,7 +95,7 @@ class TurnEnded(NamedTuple):
         error: what the handler raised, in a line.
     """
 
-    kind: Literal["task", "durable"]
+    kind: Literal["task", "durable", "event"]
     agent: str
     topic: str
     served: str
@@ -102,6 +106,12 @@ class TurnEnded(NamedTuple):
     seconds: float = 0.0
     after_s: float = 0.0
     error: str = ""
+    carrier: Carrier | None = None
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The headers that came with the message, which are read when somebody looks."""
+        return self.carrier.headers if self.carrier is not None else {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
