@@ -56,3 +56,17 @@ def jsonable(value: Any) -> Any:
 def digest_of(data: Any) -> str:
     """SHA-256, in hex, of JSON data: with sorted keys, without white space, and in ASCII."""
     return hashlib.sha256(_CANONICAL.encode(data).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def printable(text: str, keep: str = "\n\t") -> str:
+    """The text without what could move a terminal's cursor: anybody may have sent it."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() or each in keep else repr(each)[1:-1] for each in text)
+
+
+def one_line(text: str, characters: int) -> str:
+    """The text as one printable line, cut where it is longer."""
+    # What is cut off anyway need not be looked at: nobody knows how long it is.
+    line = printable(" ".join(text[: 4 * characters].split()))
+    return line if len(line) <= characters else f"{line[: characters - 1]}…"

@@ -12,8 +12,11 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from squadron.actors.runs.built_in import BUILT_IN
 from squadron.actors.runs.call import Call
 from squadron.actors.runs.entries import TryFailed
+from squadron.actors.runs.lanes import Costs, costs_of, timeline_of
 from squadron.actors.runs.log import entries_of, read
+from squadron.actors.runs.moments import Bar, ModelCost, Moments
 from squadron.actors.runs.state import RunState
+from squadron.actors.runs.timeline import Timeline
 from squadron.actors.runs.toolbox import Toolbox
 from squadron.runtime.asking.cancel import request_cancel
 from squadron.runtime.errors import ConfigError, InvalidMessageError, InvalidSubjectError, SquadronError
@@ -62,6 +65,7 @@ class CallView:
     """One call of a run: where it went, how its tasks ended, and the runs that they are themselves.
 
     `query` is the question to a person, if there was one; `answered_by` who answered it, None while nobody has.
+    `bars` is what its time went to, `again` how many of its tasks took more than one attempt.
     """
 
     id: str
@@ -76,6 +80,8 @@ class CallView:
     approval: bool = False
     answered_by: str | None = None
     runs: tuple[RunView, ...] = ()
+    bars: tuple[Bar, ...] = ()
+    again: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +96,16 @@ class RoundView:
     usd: float
     calls: tuple[CallView, ...]
     failed: tuple[str, ...] = ()
+    bars: tuple[Bar, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class RunView:
-    """A run as a tree: rounds, their calls, and the runs of the agents that were called."""
+    """A run as a tree: rounds, their calls, and the runs of the agents that were called.
+
+    `thinking` is how long the model has been asked for the turn that is to come, `ended` when the run was over, in
+    seconds since the epoch.
+    """
 
     info: RunInfo
     attempts: int
@@ -105,6 +116,17 @@ class RunView:
     answer: Any
     error: str
     rounds: tuple[RoundView, ...] = field(default=())
+    models: tuple[ModelCost, ...] = ()
+    thinking: tuple[Bar, ...] = ()
+    ended: float | None = None
+
+    def timeline(self) -> Timeline:
+        """Where its time went: in a notebook a picture, elsewhere text."""
+        return timeline_of(self)
+
+    def costs(self) -> Costs:
+        """What it cost by model, by round and by call."""
+        return costs_of(self)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON."""
@@ -199,37 +221,45 @@ class Runs:
         return await self._view(await self.find(id), infos, set())
 
     async def _view(self, info: RunInfo, infos: Infos, above: set[str]) -> RunView:
-        state, entries, size, failed = await self._read(info.run)
+        state, moments, entries, size, failed = await self._read(info.run)
         rounds = []
         for number, thought in sorted(state.turns.items()):
             # What the run ended with is told as its answer.
             calls = [call for call in state.calls.values() if call.round == number and call.begun]
-            views = [await self._call(state, call, infos, above | {info.run}) for call in calls]
+            views = [await self._call(state, moments, call, infos, above | {info.run}) for call in calls]
             usd, turn = Spent.of_wire(thought.spent).usd, thought.turn
             rounds.append(
                 RoundView(
                     *(number, turn.model, turn.text, thought.seconds, turn.tokens, usd),
                     calls=tuple(views),
                     failed=tuple(failed[number]),
+                    bars=moments.of_round(number),
                 )
             )
         attempts, end = state.epoch.number if state.epoch else 0, state.finished
         counts = (attempts, state.tries, state.failures, entries, size)
-        return RunView(info, *counts, end.value if end else None, end.error if end else "", tuple(rounds))
+        answer = (end.value if end else None, end.error if end else "")
+        thinking = moments.of_round(moments.coming) if moments.coming else ()
+        costs = tuple(moments.models.values())
+        return RunView(info, *counts, *answer, tuple(rounds), costs, thinking, moments.ended)
 
-    async def _read(self, run: str) -> tuple[RunState, int, int, Failures]:
+    async def _read(self, run: str) -> tuple[RunState, Moments, int, int, Failures]:
         failed = defaultdict[int, list[str]](list)
         state, count, key = RunState(run, Toolbox(tuple(BUILT_IN))), 0, self._ports.subjects.run(run)
+        moments = Moments()
         size = sum([len(stored.data) async for stored in self._ports.runs.read(key)])
         async for _, message in read(self._ports, key):
             for entry in entries_of(message):
                 count += 1
                 state.apply(entry)
+                moments.apply(entry)
                 if isinstance(entry, TryFailed):
                     failed[entry.round].append(f"{entry.model}, try {entry.number}: {entry.reason}")
-        return state, count, size, failed
+        return state, moments, count, size, failed
 
-    async def _call(self, state: RunState, call: Call, infos: Infos, above: set[str]) -> CallView:
+    async def _call(
+        self, state: RunState, moments: Moments, call: Call, infos: Infos, above: set[str]
+    ) -> CallView:
         inner = [info for index in range(call.tasks) for info in infos.get(state.task(call.id, index), ())]
         runs = [
             await self._view(await self._looked(each), infos, above) for each in inner if each.run not in above
@@ -249,6 +279,8 @@ class Runs:
             approval=call.query is not None and call.query.approval,
             answered_by=call.answer.by if call.answer is not None else None,
             runs=tuple(runs),
+            bars=moments.of_call(call.id),
+            again=sum(end.attempt > 1 for end in call.ends.values()),
         )
 
     async def cancel(self, id: str) -> RunInfo:

@@ -25,6 +25,9 @@ from squadron.runtime.wire.outcome import Outcome
 from squadron.runtime.wire.question import Reply
 from squadron.runtime.wire.start import LiteStart
 from squadron.runtime.wire.topics import ScoredTopic
+from squadron.views.listener import Missed
+from squadron.views.passing import Passing
+from squadron.views.talk_map import TalkMap
 
 if TYPE_CHECKING:
     from squadron.client.squad import Squad
@@ -122,6 +125,14 @@ class SyncSquad(Closing):
         """See `Squad.publish`."""
         self._wait(self._squad.publish(topic, content, **options))
 
+    def listen(self, *, contents: bool = False) -> SyncItems[Passing | Missed]:
+        """See `Squad.listen`; a plain iterator, `close()` it to stop listening."""
+        return SyncItems(self._wait(self._squad.listen(contents=contents)), self._portal)
+
+    def map(self, seconds: float = 5.0) -> TalkMap:
+        """See `Squad.map`."""
+        return self._wait(self._squad.map(seconds))
+
     def publish_durable(self, topic: str, content: Any, **options: Any) -> int:
         """See `Squad.publish_durable`."""
         return self._wait(self._squad.publish_durable(topic, content, **options))
@@ -196,6 +207,11 @@ class SyncRuns:
         """See `Runs.list`."""
         found: tuple[RunInfo, ...] = self._wait(self._runs.list(**options))
         return found
+
+    def find(self, id: str) -> RunInfo:
+        """See `Runs.find`."""
+        info: RunInfo = self._wait(self._runs.find(id))
+        return info
 
     def show(self, id: str) -> RunView:
         """See `Runs.show`."""

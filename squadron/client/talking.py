@@ -34,6 +34,8 @@ from squadron.runtime.wire.question import Action, Reply
 from squadron.runtime.wire.start import Start
 from squadron.runtime.wire.subjects import check_pattern
 from squadron.runtime.wire.topics import ScoredTopic
+from squadron.views.listener import Listener
+from squadron.views.talk_map import TalkMap, draw_map
 
 #: How long a whole run of the supervisor may take when the caller does not say, in seconds.
 RUN_WITHIN_S = 600.0
@@ -190,6 +192,33 @@ class Talking(AsyncClosing):
             InvalidSubjectError: `owner` is not a token.
         """
         return self._wiring.caller.lite_topics.follow(owner)
+
+    async def listen(self, *, contents: bool = False) -> Listener:
+        """Hear all messages as they pass, from now on: tasks, results, events and what the runtime tells itself.
+
+            async with await squad.listen() as passing:
+                async for it in passing:
+                    print(it)
+
+        Nothing is sent. What comes faster than it is read is dropped, and counted in a `Missed`.
+
+        Args:
+            contents: whether to read what messages hold, too, but for secrets.
+
+        Raises:
+            BusUnavailableError: the server can't be reached.
+        """
+        return await Listener.open(self._wiring.ports, self._wiring.registry, contents=contents)
+
+    async def map(self, seconds: float = 5.0) -> TalkMap:
+        """Who talks to whom: listen for so many seconds, and draw the ways that messages take.
+
+        Nothing is sent. In a notebook the map is a picture, elsewhere a table.
+
+        Raises:
+            BusUnavailableError: the server can't be reached.
+        """
+        return await draw_map(self._wiring.ports, self._wiring.registry, seconds)
 
     async def publish_durable(
         self, topic: str, content: Any, *, event_id: str = "", conversation_id: str = ""
