@@ -16,7 +16,8 @@ from squadron.actors.runs.lanes import Costs, costs_of, timeline_of
 from squadron.actors.runs.log import entries_of, read
 from squadron.actors.runs.moments import Bar, ModelCost, Moments
 from squadron.actors.runs.state import RunState
-from squadron.actors.runs.timeline import Timeline
+from squadron.actors.runs.task_trace import lanes_of_task
+from squadron.actors.runs.timeline import Timeline, spanning
 from squadron.actors.runs.toolbox import Toolbox
 from squadron.runtime.asking.cancel import request_cancel
 from squadron.runtime.errors import ConfigError, InvalidMessageError, InvalidSubjectError, SquadronError
@@ -219,6 +220,29 @@ class Runs:
             # A handler may think more than once.
             infos[info.task].append(info)
         return await self._view(await self.find(id), infos, set())
+
+    async def trace(self, id: str) -> tuple[Timeline, Costs | None]:
+        """Where the time of a run or of a task went, and what a run cost.
+
+        Args:
+            id: of a run, or its beginning; or of a task, in full: the runs that it was, or its outcome while it
+                lives.
+
+        Raises:
+            ConfigError: nothing is known of it.
+            BusUnavailableError: the server can't be reached.
+        """
+        runs = [info.run for info in await self._infos() if info.task == id]
+        if len(runs) == 1 or id.startswith("run-"):
+            view = await self.show(runs[0] if runs else id)
+            return view.timeline(), view.costs()
+        lanes = await lanes_of_task(self._ports, id)
+        for run in reversed(runs):
+            lanes += (await self.show(run)).timeline().lanes
+        if lanes:
+            return spanning(f"task {id}", lanes, ended=None), None
+        view = await self.show(id)
+        return view.timeline(), view.costs()
 
     async def _view(self, info: RunInfo, infos: Infos, above: set[str]) -> RunView:
         state, moments, entries, size, failed = await self._read(info.run)

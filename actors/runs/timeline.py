@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from html import escape
 from typing import Any
 
@@ -249,10 +249,10 @@ def _safe(text: str, characters: int) -> str:
 
 
 def spanning(title: str, lanes: Sequence[Lane], *, began: float = 0.0, ended: float | None = None) -> Timeline:
-    """The timeline of these lanes: from the first bar on, or `began`, to the last or, while one lasts, now."""
+    """The timeline of these lanes: from `began`, or the first bar, to the last one; to now while one lasts."""
     bars = [bar for lane in lanes for bar in lane.bars]
     first = min([bar.began for bar in bars] + ([began] if began else []), default=began)
-    lasts = ended is None or any(bar.ended is None for bar in bars)
     ends = [bar.ended for bar in bars if bar.ended is not None] + ([ended] if ended is not None else [])
-    last = max([*ends, *([time.time()] if lasts and ended is None else [])], default=first)
-    return Timeline(title, first, max(first, last), tuple(replace(lane) for lane in lanes))
+    if ended is None and any(bar.ended is None for bar in bars):
+        ends.append(time.time())
+    return Timeline(title, first, max([first, *ends]), tuple(lanes))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from squadron.cli import asks, dlq, doctor, environment, negotiate, run, run_views, tail, talk
+from squadron.cli import asks, dlq, doctor, environment, negotiate, run, run_trace, run_views, tail, talk, top
 
 EPILOG = (
     "Exit codes: 0 fine · 1 the task ended otherwise than in a result, or a check failed · 2 bad usage or input · "
@@ -59,5 +59,7 @@ run.register(app)
 asks.register(app)
 dlq.register(app)
 run_views.register(app)
+top.register(app)
+run_trace.register(app)
 tail.register(app)
 doctor.register(app)

@@ -111,7 +111,11 @@ def _write_lines(items: Sequence[Passing | Missed]) -> None:
     console = frame.out()
     for each in items:
         if isinstance(each, Missed):
-            many = f"{each.count:,} messages passed" if each.count else "the connection was lost; messages may have passed"
+            many = (
+                f"{each.count:,} messages passed"
+                if each.count
+                else "the connection was lost; messages may have passed"
+            )
             frame.tell(f"… {many} unseen")
             continue
         if sys.stdout.isatty():
@@ -138,7 +142,9 @@ def _cells(it: Passing) -> tuple[str, ...]:
 
 
 def content_text(content: object) -> str:
-    """A content as JSON in one line, or as it stands if it is a text."""
+    """A content as JSON in one line, or as it stands if it is a text; of a result what it came to."""
+    if isinstance(content, dict) and content.get("success") is True and "data" in content:
+        content = content["data"]
     return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, default=str)
 
 
@@ -147,18 +153,20 @@ def lines_of(it: Passing, width: int) -> list[Text]:
     from rich.text import Text
 
     wide = width >= 120
-    topic = one_line(it.topic or it.subject, 44 if wide else 22)
+    # A result of a task that went out before we listened has no topic.
+    topic = one_line(it.topic or ("?" if it.kind == "result" else it.subject), 36 if wide else 22)
     ids = printable(it.id[:ID_CHARS], "")
     if it.parent:
         ids += f" ← {printable(it.parent[:ID_CHARS], '')}"
     way = " → ".join(one_line(each, 24) for each in dict.fromkeys((it.sender_type, it.agent)) if each)
+    of = [f"of {printable(it.conversation[:ID_CHARS], '')}"] if wide and it.conversation not in ("", it.id) else []
     facts = [part for part in (it.outcome.replace("_", " ") if it.outcome != "result" else "", it.said) if part]
-    rest = "  ".join([*facts, *([way] if way else []), _size(it.bytes)])
+    rest = "  ".join([*facts, *([way] if way else []), _size(it.bytes), *of])
     style = "red" if it.outcome not in ("", "result") else STYLES.get(it.kind, "")
     line = Text.assemble(
         (f"{_when(it, 'milliseconds' if wide else 'seconds'):<{12 if wide else 8}} ", "dim"),
         (f"{it.kind:<6} ", style),
-        f"{topic:<{44 if wide else 22}} ",
+        f"{topic:<{36 if wide else 22}} ",
         (f"{ids:<19}  ", "dim"),
     )
     line.append(one_line(rest, max(8, width - line.cell_len)), style if style == "red" else "")
@@ -169,4 +177,10 @@ def lines_of(it: Passing, width: int) -> list[Text]:
 
 
 def _size(count: int) -> str:
-    return f"{count} B" if count < 1000 else f"{count / 1000:.1f} kB" if count < 1_000_000 else f"{count / 1e6:.1f} MB"
+    return (
+        f"{count} B"
+        if count < 1000
+        else f"{count / 1000:.1f} kB"
+        if count < 1_000_000
+        else f"{count / 1e6:.1f} MB"
+    )

@@ -7,7 +7,9 @@ import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack
 
+from squadron.actors.runs.lanes import Costs
 from squadron.actors.runs.shelf import RunInfo, Runs, RunView
+from squadron.actors.runs.timeline import Timeline
 from squadron.client.portal import Portal
 from squadron.client.stream import Stream
 from squadron.client.subscriptions import DurableEvent
@@ -217,6 +219,11 @@ class SyncRuns:
         """See `Runs.show`."""
         view: RunView = self._wait(self._runs.show(id))
         return view
+
+    def trace(self, id: str) -> tuple[Timeline, Costs | None]:
+        """See `Runs.trace`."""
+        traced: tuple[Timeline, Costs | None] = self._wait(self._runs.trace(id))
+        return traced
 
     def cancel(self, id: str) -> RunInfo:
         """See `Runs.cancel`."""
