@@ -43,8 +43,7 @@ def _of_run(view: RunView, depth: int) -> Iterator[Lane]:
 def _of_call(call: CallView, depth: int) -> Iterator[Lane]:
     failed = {kind: count for kind, count in call.outcomes.items() if kind != "result"}
     ended = sum(call.outcomes.values()) >= max(1, call.tasks)
-    notes = [f"{call.tasks} tasks"] if call.tasks > 1 else []
-    notes += [f"{count} {kind.replace('_', ' ')}" for kind, count in failed.items()] if call.tasks > 1 else []
+    notes = [f"{count} {kind.replace('_', ' ')}" for kind, count in failed.items()] if call.tasks > 1 else []
     notes += [f"{call.again} tried again"] if call.again else []
     notes += [f"by {call.answered_by}"] if call.answered_by else []
     notes += [one_line(call.reason, 80)] if call.reason else []

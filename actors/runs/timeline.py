@@ -14,9 +14,9 @@ from squadron.runtime.texts import one_line
 #: How each kind of bar is drawn: without colour, and in the picture.
 GLYPHS: dict[BarKind, str] = {
     "think": "▓",
-    "vain": "╳",
+    "vain": "!",
     "pause": "┄",
-    "lost": "╳",
+    "lost": "x",
     "wait": "░",
     "again": "▒",
     "work": "█",

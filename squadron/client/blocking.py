@@ -18,6 +18,7 @@ from squadron.runtime.asking.handle import BlockingHandle, Handle
 from squadron.runtime.asking.options import AskKeywords
 from squadron.runtime.closing import Closing
 from squadron.runtime.lite.feed import LiteFeed, LiteItems
+from squadron.runtime.lite.listing import LiteInfo
 from squadron.runtime.lite.reader import End, LiteMessage, LiteReader
 from squadron.runtime.lite.topic import LiteTopic
 from squadron.runtime.store.dead_letters import DeadLetter, DeadLetters, Redriven
@@ -118,6 +119,10 @@ class SyncSquad(Closing):
     def lite(self, id: str | None = None, owner: str | None = None, **options: Any) -> SyncLiteTopic:
         """See `Squad.lite`."""
         return SyncLiteTopic(self._squad.lite(id, owner, **options), self._portal)
+
+    def lite_topics(self, owner: str = "", *, everything: bool = False) -> list[LiteInfo]:
+        """See `Squad.lite_topics`."""
+        return self._wait(self._squad.lite_topics(owner, everything=everything))
 
     def follow(self, owner: str | None = None) -> SyncLiteFeed:
         """See `Squad.follow`: `with squad.follow() as feed`."""

@@ -24,6 +24,7 @@ from squadron.runtime.asking.options import AskKeywords, AskOptions
 from squadron.runtime.closing import AsyncClosing
 from squadron.runtime.errors import ConfigError, SquadClosedError, StreamGapError
 from squadron.runtime.lite.feed import LiteFeed
+from squadron.runtime.lite.listing import LiteInfo, list_lite
 from squadron.runtime.lite.topic import LiteTopic
 from squadron.runtime.steady import Steady
 from squadron.runtime.store.dead_letters import DeadLetters
@@ -179,6 +180,18 @@ class Talking(AsyncClosing):
             InvalidInputError: `ttl_s` is not a time, or out of its range.
         """
         return self._wiring.caller.lite_topics.topic(id, owner, ttl_s=ttl_s)
+
+    async def lite_topics(self, owner: str = "", *, everything: bool = False) -> list[LiteInfo]:
+        """The lite topics of an owner, or all, the newest message first; of a million that takes some seconds.
+
+        Args:
+            everything: also those without an idle life: outcomes of tasks, and what the runtime keeps for itself.
+
+        Raises:
+            InvalidSubjectError: `owner` is not a token.
+            BusUnavailableError: the server can't be reached.
+        """
+        return await list_lite(self._wiring.ports, owner, everything=everything)
 
     def follow(self, owner: str | None = None) -> LiteFeed:
         """Follow many lite topics of one owner over one subscription: `async with squad.follow() as feed`.

@@ -17,7 +17,7 @@ from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.subjects import matches
 
 #: What a message is to a person. "inner" is what the runtime tells itself.
-Kind = Literal[
+PassingKind = Literal[
     "task",
     "result",
     "event",
@@ -118,7 +118,7 @@ class Reader:
     def __init__(self, registry: Registry, *, contents: bool = False) -> None:
         self._registry, self._contents = registry, contents
         self._tasks: OrderedDict[str, Passing] = OrderedDict()
-        #: Who serves what, as it was known at some time of a monotonic clock: to look is too much for each message.
+        #: Who serves what, as of a monotonic time: to look is too much for each message.
         self._served, self._looked_at = dict[str, str](), -math.inf
 
     def read(self, note: Note) -> Passing:
