@@ -32,8 +32,8 @@ def timeline_of(view: RunView) -> Timeline:
 def _of_run(view: RunView, depth: int) -> Iterator[Lane]:
     for each in view.rounds:
         note = f"{len(each.failed)} in vain" if each.failed else each.model
-        cost = {"tokens": each.tokens, "usd": each.usd}
-        yield Lane("round", f"round {each.round}", depth, each.bars, note=note, **cost)
+        name = f"round {each.round}"
+        yield Lane("round", name, depth, each.bars, note=note, tokens=each.tokens, usd=each.usd)
         for call in each.calls:
             yield from _of_call(call, depth + 1)
     if view.thinking:

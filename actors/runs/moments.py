@@ -25,8 +25,8 @@ from squadron.actors.runs.entries import (
 from squadron.runtime.wire.spent import NOTHING, Spent
 
 #: What time went to: the model thought; a try of it was in vain; a pause before the next one; an attempt at the
-#: run died over it; a task waited for a replica, or for its next attempt; a handler worked; nobody knows yet which of
-#: the two; a person was waited for.
+#: run died over it; a task waited for a replica, or for its next attempt; a handler worked; nobody knows yet which
+#: of the two; a person was waited for.
 BarKind = Literal["think", "vain", "pause", "lost", "wait", "again", "work", "open", "person"]
 
 

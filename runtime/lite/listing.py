@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -63,10 +64,9 @@ async def list_lite(ports: Ports, owner: str = "", *, everything: bool = False) 
 def _info(entry: Entry, order: Entry | None) -> LiteInfo:
     subject = LiteSubject.parse(entry.key)
     ended = entry.headers.get(END_HEADER, "")
-    try:
+    kind: str = "data"
+    with contextlib.suppress(InvalidMessageError):
         kind = "end" if ended else AgentMessage.decode(entry.data).type
-    except InvalidMessageError:
-        kind = "data"
     ends_at = 0.0 if order is None else order.time + _ttl_s(order.data)
     about = (entry.seq, entry.time, len(entry.data), kind)
     return LiteInfo(subject.owner, subject.id, *about, ends_at=ends_at, ended=ended)

@@ -7,9 +7,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack
 
-from squadron.actors.runs.lanes import Costs
-from squadron.actors.runs.shelf import RunInfo, Runs, RunView
-from squadron.actors.runs.timeline import Timeline
+from squadron.client.blocking_shelves import SyncDeadLetters, SyncRuns
 from squadron.client.portal import Portal
 from squadron.client.stream import Stream
 from squadron.client.subscriptions import DurableEvent
@@ -21,7 +19,6 @@ from squadron.runtime.lite.feed import LiteFeed, LiteItems
 from squadron.runtime.lite.listing import LiteInfo
 from squadron.runtime.lite.reader import End, LiteMessage, LiteReader
 from squadron.runtime.lite.topic import LiteTopic
-from squadron.runtime.store.dead_letters import DeadLetter, DeadLetters, Redriven
 from squadron.runtime.streams.writer import Chunk, Ended, Nested, Restarted
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.outcome import Outcome
@@ -202,65 +199,6 @@ class SyncSquad(Closing):
     def drain(self, within_s: float = 60.0) -> None:
         """See `Squad.drain`."""
         self._wait(self._squad.drain(within_s))
-
-
-class SyncRuns:
-    """See `Runs`; every call blocks until it is done."""
-
-    def __init__(self, runs: Runs, wait: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
-        self._runs, self._wait = runs, wait
-
-    def list(self, **options: Any) -> tuple[RunInfo, ...]:
-        """See `Runs.list`."""
-        found: tuple[RunInfo, ...] = self._wait(self._runs.list(**options))
-        return found
-
-    def find(self, id: str) -> RunInfo:
-        """See `Runs.find`."""
-        info: RunInfo = self._wait(self._runs.find(id))
-        return info
-
-    def show(self, id: str) -> RunView:
-        """See `Runs.show`."""
-        view: RunView = self._wait(self._runs.show(id))
-        return view
-
-    def trace(self, id: str) -> tuple[Timeline, Costs | None]:
-        """See `Runs.trace`."""
-        traced: tuple[Timeline, Costs | None] = self._wait(self._runs.trace(id))
-        return traced
-
-    def cancel(self, id: str) -> RunInfo:
-        """See `Runs.cancel`."""
-        info: RunInfo = self._wait(self._runs.cancel(id))
-        return info
-
-
-class SyncDeadLetters:
-    """See `DeadLetters`; every call blocks until it is done."""
-
-    def __init__(self, letters: DeadLetters, wait: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
-        self._letters, self._wait = letters, wait
-
-    def list(self, **options: Any) -> tuple[DeadLetter, ...]:
-        """See `DeadLetters.list`."""
-        found: tuple[DeadLetter, ...] = self._wait(self._letters.list(**options))
-        return found
-
-    def show(self, id: str, **options: Any) -> DeadLetter:
-        """See `DeadLetters.show`."""
-        letter: DeadLetter = self._wait(self._letters.show(id, **options))
-        return letter
-
-    def redrive(self, *ids: str, **options: Any) -> Redriven:
-        """See `DeadLetters.redrive`."""
-        redriven: Redriven = self._wait(self._letters.redrive(*ids, **options))
-        return redriven
-
-    def drop(self, *ids: str, **options: Any) -> int:
-        """See `DeadLetters.drop`."""
-        dropped: int = self._wait(self._letters.drop(*ids, **options))
-        return dropped
 
 
 class SyncItems(Closing, Iterator[T]):

@@ -12,37 +12,31 @@ from datetime import timedelta
 from typing import Any, Unpack
 from weakref import WeakSet
 
-from squadron.actors.runs.shelf import Runs
 from squadron.actors.thinking.providers import default_model_spec
 from squadron.bridge.place import Place
+from squadron.client.looking import Looking
 from squadron.client.stream import Stream
 from squadron.client.subscriptions import DurableEvents, Events
 from squadron.runtime.asking.answering import OpenQuestion, People, QuestionNews
 from squadron.runtime.asking.handle import Handle
 from squadron.runtime.asking.negotiation import BIDS_WITHIN_S, negotiate
 from squadron.runtime.asking.options import AskKeywords, AskOptions
-from squadron.runtime.closing import AsyncClosing
 from squadron.runtime.errors import ConfigError, SquadClosedError, StreamGapError
 from squadron.runtime.lite.feed import LiteFeed
-from squadron.runtime.lite.listing import LiteInfo, list_lite
 from squadron.runtime.lite.topic import LiteTopic
 from squadron.runtime.steady import Steady
-from squadron.runtime.store.dead_letters import DeadLetters
 from squadron.runtime.wire.groups import check_group
 from squadron.runtime.wire.limits import UNLIMITED, Budget
 from squadron.runtime.wire.outcome import Outcome
 from squadron.runtime.wire.question import Action, Reply
 from squadron.runtime.wire.start import Start
 from squadron.runtime.wire.subjects import check_pattern
-from squadron.runtime.wire.topics import ScoredTopic
-from squadron.views.listener import Listener
-from squadron.views.talk_map import TalkMap, draw_map
 
 #: How long a whole run of the supervisor may take when the caller does not say, in seconds.
 RUN_WITHIN_S = 600.0
 
 
-class Talking(AsyncClosing):
+class Talking(Looking):
     """A place on the bus, and all that can be said from there."""
 
     def __init__(self, wiring: Place) -> None:
@@ -181,18 +175,6 @@ class Talking(AsyncClosing):
         """
         return self._wiring.caller.lite_topics.topic(id, owner, ttl_s=ttl_s)
 
-    async def lite_topics(self, owner: str = "", *, everything: bool = False) -> list[LiteInfo]:
-        """The lite topics of an owner, or all, the newest message first; of a million that takes some seconds.
-
-        Args:
-            everything: also those without an idle life: outcomes of tasks, and what the runtime keeps for itself.
-
-        Raises:
-            InvalidSubjectError: `owner` is not a token.
-            BusUnavailableError: the server can't be reached.
-        """
-        return await list_lite(self._wiring.ports, owner, everything=everything)
-
     def follow(self, owner: str | None = None) -> LiteFeed:
         """Follow many lite topics of one owner over one subscription: `async with squad.follow() as feed`.
 
@@ -205,33 +187,6 @@ class Talking(AsyncClosing):
             InvalidSubjectError: `owner` is not a token.
         """
         return self._wiring.caller.lite_topics.follow(owner)
-
-    async def listen(self, *, contents: bool = False) -> Listener:
-        """Hear all messages as they pass, from now on: tasks, results, events and what the runtime tells itself.
-
-            async with await squad.listen() as passing:
-                async for it in passing:
-                    print(it)
-
-        Nothing is sent. What comes faster than it is read is dropped, and counted in a `Missed`.
-
-        Args:
-            contents: whether to read what messages hold, too, but for secrets.
-
-        Raises:
-            BusUnavailableError: the server can't be reached.
-        """
-        return await Listener.open(self._wiring.ports, self._wiring.registry, contents=contents)
-
-    async def map(self, seconds: float = 5.0) -> TalkMap:
-        """Who talks to whom: listen for so many seconds, and draw the ways that messages take.
-
-        Nothing is sent. In a notebook the map is a picture, elsewhere a table.
-
-        Raises:
-            BusUnavailableError: the server can't be reached.
-        """
-        return await draw_map(self._wiring.ports, self._wiring.registry, seconds)
 
     async def publish_durable(
         self, topic: str, content: Any, *, event_id: str = "", conversation_id: str = ""
@@ -269,26 +224,6 @@ class Talking(AsyncClosing):
     async def forget_subscription(self, name: str) -> None:
         """Delete a durable subscription and its place; an agent's is `agent.method`."""
         await self._wiring.ports.events.forget(check_group(name))
-
-    def discover(self, intent: str, *, most: int = 8) -> list[ScoredTopic]:
-        """The served topics that fit an intent in plain words, best first."""
-        return self._wiring.registry.discover(intent, most=most)
-
-    def topics(self) -> list[ScoredTopic]:
-        """All topics that are served now."""
-        return [
-            ScoredTopic(topic=topic, agent=agent, score=0.0) for topic, agent in self._wiring.registry.topics()
-        ]
-
-    @property
-    def dead_letters(self) -> DeadLetters:
-        """What was given up: list it, put it back, or drop it."""
-        return self._wiring.dead_letters
-
-    @property
-    def runs(self) -> Runs:
-        """What supervisors and LLM agents have thought: list it, look into it, or stop it."""
-        return Runs(self._wiring.ports)
 
     async def resume_run(
         self,

@@ -138,10 +138,10 @@ def _picture(ways: list[Way], of: TalkMap) -> str:
                 f'stroke-opacity="0.55"><title>{_safe(told, 200)}</title></path>'
             )
     for left, names in zip(lefts, columns, strict=True):
-        for name, y in names.items():
+        for name, middle_y in names.items():
             parts.append(
-                f'<rect x="{left:.0f}" y="{y - 10}" width="{COLUMN}" height="20" rx="4" fill="#ecf0f1"/>'
-                f'<text x="{left + 8:.0f}" y="{y + 4}" fill="#2c3e50">{_safe(name, NAME_CHARS)}</text>'
+                f'<rect x="{left:.0f}" y="{middle_y - 10}" width="{COLUMN}" height="20" rx="4" fill="#ecf0f1"/>'
+                f'<text x="{left + 8:.0f}" y="{middle_y + 4}" fill="#2c3e50">{_safe(name, NAME_CHARS)}</text>'
             )
     return "".join([*parts, "</svg>"])
 
