@@ -240,8 +240,12 @@ class Runs:
         for run in reversed(runs):
             lanes += (await self.show(run)).timeline().lanes
         if lanes:
-            return spanning(f"task {id}", lanes, ended=None), None
-        view = await self.show(id)
+            return spanning(f"task {id}", lanes), None
+        try:
+            view = await self.show(id)
+        except ConfigError as error:
+            hint = "runs: `squadron runs list`; of a task its outcome is kept for an hour"
+            raise ConfigError(f"{error.args[0]}, and no task of this id is known", hint=hint) from None
         return view.timeline(), view.costs()
 
     async def _view(self, info: RunInfo, infos: Infos, above: set[str]) -> RunView:

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from squadron.actors.runs.moments import Bar
+from squadron.actors.runs.moments import Bar, BarKind
 from squadron.actors.runs.timeline import Lane
 from squadron.runtime.errors import ClaimLostError, InvalidMessageError
 from squadron.runtime.ports.journal import Entry
@@ -29,6 +29,12 @@ async def lanes_of_task(ports: Ports, task: str) -> list[Lane]:
     for last in await ports.lite.latest(pattern):
         stored = [entry async for entry in ports.lite.read(last.key)]
         lanes += await _lanes(ports, task, stored)
+    asked = await ports.lite.last(ports.subjects.lite(token_of(task), "asked"))
+    if asked is not None:
+        # Its id is the caller's own; then it is noted when it was asked.
+        begun = min((bar.began for lane in lanes for bar in lane.bars), default=None)
+        kind: BarKind = "open" if begun is None else "wait"
+        lanes.insert(0, Lane("task", "asked", bars=(Bar(kind, asked.time, begun),), id=task))
     for letter in await ports.dead.latest(ports.subjects.dead_of().removesuffix(">") + token_of(task)):
         mailbox = letter.key.split(".")[3]
         lanes.append(

@@ -45,6 +45,8 @@ MEANINGS: dict[BarKind, str] = {
     "open": "goes on",
     "person": "waits for a person",
 }
+#: Where several bars are too short for a cell of their own, the later one in this list is seen.
+PRECEDENCE: tuple[BarKind, ...] = ("pause", "wait", "open", "think", "work", "again", "person", "vain", "lost")
 #: Narrowest terminal that is drawn for, and how long a line is where nobody says, in cells.
 LEAST_WIDTH, WIDTH = 40, 100
 #: Lanes in a notebook: a browser chokes on thousands.
@@ -138,9 +140,9 @@ class Timeline:
         return None if at is None else round(at - self.began, 3)
 
     def cells(self, lane: Lane, width: int) -> list[BarKind | None]:
-        """What each of `width` cells shows of a lane; a bar has one at least."""
+        """What each of `width` cells shows of a lane; a bar has one at least, what went wrong before all else."""
         cells: list[BarKind | None] = [None] * width
-        for bar in lane.bars:
+        for bar in sorted(lane.bars, key=lambda bar: PRECEDENCE.index(bar.kind)):
             first, last = (
                 self._cell(bar.began, width),
                 self._cell(self.ended if bar.ended is None else bar.ended, width),

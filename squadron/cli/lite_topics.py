@@ -89,13 +89,14 @@ def _show_table(topics: Sequence[LiteInfo]) -> None:
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     # It alone gives way on a narrow terminal; what is cut there stands whole in a pipe.
-    table.add_column("TOPIC", no_wrap=True, overflow="ellipsis", min_width=12)
+    table.add_column("TOPIC")
     right = ("LAST", "ENDS IN", "BYTES")
     for name in ("STATE", "LAST", "AT (UTC)", "ENDS IN", "BYTES", "KIND"):
         table.add_column(name, justify="right" if name in right else "left", no_wrap=True)
     for each in topics:
         name, state, *cells = _row(each)
-        table.add_row(Text(name), Text(state, "green" if state == "open" else "dim"), *map(Text, cells))
+        shown = Text(name, no_wrap=True, overflow="ellipsis")
+        table.add_row(shown, Text(state, "green" if state == "open" else "dim"), *map(Text, cells))
     frame.out().print(table)
 
 

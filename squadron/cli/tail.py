@@ -154,19 +154,19 @@ def lines_of(it: Passing, width: int) -> list[Text]:
 
     wide = width >= 120
     # A result of a task that went out before we listened has no topic.
-    topic = one_line(it.topic or ("?" if it.kind == "result" else it.subject), 36 if wide else 22)
+    topic = one_line(it.topic or ("?" if it.kind == "result" else it.subject), 36 if wide else 20)
     ids = printable(it.id[:ID_CHARS], "")
     if it.parent:
         ids += f" ← {printable(it.parent[:ID_CHARS], '')}"
     way = " → ".join(one_line(each, 24) for each in dict.fromkeys((it.sender_type, it.agent)) if each)
     of = [f"of {printable(it.conversation[:ID_CHARS], '')}"] if wide and it.conversation not in ("", it.id) else []
     facts = [part for part in (it.outcome.replace("_", " ") if it.outcome != "result" else "", it.said) if part]
-    rest = "  ".join([*facts, *([way] if way else []), _size(it.bytes), *of])
+    rest = " · ".join([*facts, *([way] if way else []), _size(it.bytes), *of])
     style = "red" if it.outcome not in ("", "result") else STYLES.get(it.kind, "")
     line = Text.assemble(
         (f"{_when(it, 'milliseconds' if wide else 'seconds'):<{12 if wide else 8}} ", "dim"),
         (f"{it.kind:<6} ", style),
-        f"{topic:<{36 if wide else 22}} ",
+        f"{topic:<{36 if wide else 20}} ",
         (f"{ids:<19}  ", "dim"),
     )
     line.append(one_line(rest, max(8, width - line.cell_len)), style if style == "red" else "")

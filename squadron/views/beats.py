@@ -106,7 +106,7 @@ class _History:
                 continue
             found = beat
             # A little later counts, too: heartbeats are never quite on time.
-            if newest.at - beat.at >= 0.9 * seconds:
+            if newest.at - beat.at >= seconds - min(1.0, 0.1 * seconds):
                 break
         return found
 
