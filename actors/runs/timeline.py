@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ GLYPHS: dict[BarKind, str] = {
     "think": "▓",
     "vain": "!",
     "pause": "┄",
-    "lost": "x",
+    "lost": "†",
     "wait": "░",
     "again": "▒",
     "work": "█",
@@ -171,7 +172,7 @@ class Timeline:
             bars = "".join(GLYPHS[kind] if kind else "·" for kind in self.cells(lane, layout.bars))
             lines.append(f"{layout.name(lane)} {bars} {layout.time(self, lane)}  {layout.facts(lane)}".rstrip())
         legend = "  ".join(f"{GLYPHS[kind]} {MEANINGS[kind]}" for kind in self.used())
-        return "\n".join([*lines, one_line(legend, layout.width)])
+        return "\n".join([*lines, *textwrap.wrap(legend, layout.width)])
 
     def _repr_html_(self) -> str:
         drawn = self.lanes[:MOST_DRAWN]

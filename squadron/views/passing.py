@@ -185,7 +185,9 @@ class Reader:
                 id = message.correlation_id or it.parent or rest[-1]
                 task = self._tasks.get(id)
                 topic = task.topic if task is not None else ""
-                return replace(it, kind="chunk", id=id, parent="", topic=topic, agent=it.sender_type)
+                # Else it says that the stream has ended, or whose chunks are to be seen as well.
+                kind: PassingKind = "chunk" if "chunk" in (message.payload.model_extra or {}) else "inner"
+                return replace(it, kind=kind, id=id, parent="", topic=topic, agent=it.sender_type)
         return replace(it, kind="lite", topic="/".join(rest))
 
     def _result(self, message: AgentMessage, it: Passing) -> Passing:
