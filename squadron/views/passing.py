@@ -219,7 +219,9 @@ class Reader:
         return scrub_all(content)
 
     def _agent_of(self, topic: str) -> str:
-        if time.monotonic() - self._looked_at > LOOK_S:
+        # One that is not known may be of an agent that was deployed a moment ago.
+        age_s = time.monotonic() - self._looked_at
+        if age_s > LOOK_S or (topic not in self._served and age_s > LOOK_S / 20):
             self._served = {each.name: agent for each, agent in self._registry.topics()}
             self._looked_at = time.monotonic()
         if (exact := self._served.get(topic)) is not None:

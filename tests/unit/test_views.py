@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from hypothesis import given
@@ -442,6 +443,8 @@ def test_nothing_that_anybody_sends_reaches_the_terminal_as_it_is(text: str, num
     seen += [timeline._repr_html_(), TalkMap([Way("task", text, text, text, 1)], 1.0)._repr_html_()]
 
     assert not any(map(obeys, seen))
+    for html in seen[-2:]:
+        ElementTree.fromstring(html[html.index("<svg") : html.index("</svg>") + 6])
     assert max(map(len, timeline.text(width).splitlines())) <= width
 
 
