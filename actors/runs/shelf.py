@@ -125,6 +125,9 @@ class RunView:
         """Where its time went: in a notebook a picture, elsewhere text."""
         return timeline_of(self)
 
+    def _repr_html_(self) -> str:
+        return self.timeline()._repr_html_()
+
     def costs(self) -> Costs:
         """What it cost by model, by round and by call."""
         return costs_of(self)

@@ -80,8 +80,7 @@ async def _tail(ctx: typer.Context, wanted: Filter, contents: bool, most: int | 
         check_pattern(wanted.topic)
     write = _write_json if as_json else _write_lines
     async with frame.connected(frame.settings_of(ctx)) as squad, await squad.listen(contents=contents) as passing:
-        if not as_json:
-            frame.tell("Listening; Ctrl-C ends it.")
+        frame.tell("Listening; Ctrl-C ends it.")
         async for first in passing:
             items = (first, *passing.ready(LINES_AT_ONCE))
             shown = [each for each in items if isinstance(each, Missed) or wanted.wants(each)][:most]

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -154,7 +154,7 @@ async def _redraw(squad: Squad, beats: Beats, screen: Screen, interval_s: float)
             screen.press(key)
         pressed.set()
 
-    with Live(screen, console=frame.out(), screen=True, auto_refresh=False) as live, _keys(press):
+    with Live(screen, console=frame.out(), screen=True, auto_refresh=False) as live, keys(press):
         while not screen.over:
             if time.monotonic() - looked_at >= interval_s:
                 await _look(squad, beats, screen)
@@ -169,16 +169,16 @@ async def _redraw(squad: Squad, beats: Beats, screen: Screen, interval_s: float)
 
 def split_keys(typed: str) -> list[str]:
     """What was typed at once, key by key: arrows come as several characters."""
-    keys = []
+    found = []
     while typed:
         arrow = next((code for code in KEYS if len(code) > 1 and typed.startswith(code)), typed[0])
-        keys.append(KEYS.get(arrow, arrow))
+        found.append(KEYS.get(arrow, arrow))
         typed = typed[len(arrow) :]
-    return keys
+    return found
 
 
 @contextlib.contextmanager
-def _keys(press: Any) -> Iterator[None]:
+def keys(press: Callable[[str], None]) -> Iterator[None]:
     """Read keys as they are pressed, without showing them; not where input is no terminal."""
     if not sys.stdin.isatty():
         yield

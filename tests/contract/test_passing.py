@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import sys
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -250,3 +253,43 @@ async def test_a_lost_connection_is_told(peer: Peer) -> None:
 @pytest.mark.parametrize("everything", [False, True])
 async def test_where_there_is_no_lite_topic_the_list_is_empty(peer: Peer, everything: bool) -> None:
     assert await list_lite(peer.ports, "nobody", everything=everything) == []
+
+
+@ON_NATS
+async def test_a_terminal_that_is_stopped_holds_nobody_up_and_is_told_what_it_missed(
+    world: World, serve: Serve
+) -> None:
+    await serve(Clerk(), name="clerk-1")
+    peer, count = await world.join("tester"), 20_000
+    assert world.settings is not None
+    environ = os.environ | {"SQUADRON_HOME": str(world.settings.home), "SQUADRON_ENV": world.settings.env}
+    tail = await asyncio.create_subprocess_exec(
+        *(str(Path(sys.executable).with_name("squadron")), "tail", "--topic", "flood.*", "--json"),
+        env=environ,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        limit=65_536,
+    )
+    assert tail.stdout is not None
+    assert tail.stderr is not None
+    assert b"Listening" in await tail.stderr.readline()
+
+    # Nobody reads what it prints: its pipe is full after some hundred lines.
+    for number in range(count):
+        await peer.bus.publish(peer.subjects.event("flood.water"), str(number).encode())
+        if number % 1000 == 0:
+            assert (await ask(peer, "clerk.stamp", "fine")).ok
+
+    seen = missed = 0
+    while seen + missed < count:
+        told = json.loads(await tail.stdout.readline())
+        if told["kind"] == "missed":
+            # Of the tasks meanwhile some were missed, too.
+            missed += told["count"]
+        else:
+            assert told["topic"] == "flood.water"
+            seen += 1
+    assert seen >= 10_000
+    assert missed > 0
+    tail.kill()
+    await tail.communicate()

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
+import pty
+import termios
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -20,10 +23,12 @@ from squadron.actors.thinking.model import Model, ModelTurn, ToolCall, Usage
 from squadron.cli import frame
 from squadron.cli.app import app
 from squadron.cli.lite_topics import owner_and_id, start_of
+from squadron.cli.top import keys, split_keys
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import InvalidInputError, InvalidSubjectError, Terminal
 from squadron.runtime.wire.start import Tail
 from squadron.testing import MemorySquad, ScriptedModel
+from tests.unit.test_runs_command import House as Guests
 
 COUNT = ModelTurn("I count.", (ToolCall("c", "door__count", {}),), Usage(100))
 DONE = ModelTurn("", (ToolCall("end", "finish", {"answer": "counted"}),), Usage(30))
@@ -308,3 +313,48 @@ def test_places_and_names_are_read_as_they_are_typed() -> None:
     assert owner_and_id("chat/one") == ("chat", "one")
     with pytest.raises(InvalidSubjectError):
         owner_and_id("agents.test.task.a.b")
+
+
+# --- pieces ------------------------------------------------------------------------------------------
+
+
+async def test_keys_are_heard_without_being_shown_and_the_terminal_is_left_as_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ours, theirs = pty.openpty()
+    with os.fdopen(theirs) as terminal:
+        monkeypatch.setattr("sys.stdin", terminal)
+        before, typed = termios.tcgetattr(terminal), asyncio.Queue[str]()
+        with keys(typed.put_nowait):
+            assert not termios.tcgetattr(terminal)[3] & (termios.ECHO | termios.ICANON)
+            os.write(ours, b"\x1b[B")
+            assert split_keys(await typed.get()) == ["down"]
+        assert termios.tcgetattr(terminal) == before
+    os.close(ours)
+
+
+async def test_what_nested_runs_cost_is_told_by_their_models_and_adds_up() -> None:
+    async with Guests().connected() as squad:
+        found = {info.agent: info.run for info in await squad.runs.list()}
+        run = await squad.runs.show(found["supervisor"])
+
+    costs, lanes = run.costs(), run.timeline().lanes
+
+    assert costs.tokens == run.info.tokens == 112
+    for rows in (costs.models, costs.rounds, costs.calls):
+        assert sum(row.tokens for row in rows) == costs.tokens
+    assert [(row.name, row.calls, row.tokens) for row in costs.models] == [("scripted:test", 3, 112)]
+    assert [(lane.name, lane.depth) for lane in lanes] == [
+        ("round 1", 0),
+        ("guests.greet", 1),
+        ("round 1", 2),
+        ("round 1", 2),
+        ("guests.count", 1),
+    ]
+    # What an agent thought, it thought while it worked.
+    outer, inner = lanes[1].bars[-1], lanes[2].bars[0]
+    assert outer.kind == "work"
+    assert outer.began - 0.1 <= inner.began <= (inner.ended or 0.0) <= (outer.ended or 0.0) + 0.1
+    assert lanes[-1].outcome == "failed"
+    assert "they keep moving" in lanes[-1].note
+    assert run._repr_html_() == run.timeline()._repr_html_()
