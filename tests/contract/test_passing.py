@@ -18,7 +18,7 @@ from squadron.runtime.lite.listing import list_lite
 from squadron.runtime.ports.bus import Note
 from squadron.views.listener import Listener, Missed
 from squadron.views.passing import Passing, Reader
-from squadron.views.talk_map import draw_map
+from squadron.views.talk_map import Ways, draw_map
 from tests.contract.conftest import ON_NATS, Peer, Serve, World
 
 #: Of what is heard the end is told by an event of the test's own.
@@ -78,7 +78,7 @@ async def test_tasks_and_results_are_told_with_whom_they_are_of_and_belong_to(wo
 
     await ask(peer, "desk.take", "one", task_id="mine", conversation_id="talk")
 
-    passed = await heard(listener, other)
+    passed = await heard(listener, peer)
     told = [(it.kind, it.topic, it.agent, it.outcome) for it in passed if it.kind in ("task", "result")]
     assert told == [
         ("task", "desk.take", "desk", ""),
@@ -183,36 +183,44 @@ async def test_a_reader_who_never_reads_holds_nobody_up(world: World, serve: Ser
     assert sum(it.count for it in left if isinstance(it, Missed)) >= 90
 
 
-async def test_a_map_tells_who_talks_to_whom_and_how_that_ended(world: World, serve: Serve) -> None:
+async def test_the_ways_of_messages_are_counted_and_how_they_ended(world: World, serve: Serve) -> None:
     await serve(Clerk(), name="clerk-1")
     await serve(Desk(), name="desk-1")
     peer, other = await world.join("tester"), await world.join("other")
     await other.registry.wait_for("desk.take", within_s=5)
-    listening = asyncio.Event()
-    subscribe = other.bus.subscribe
+    listener, ways = await listener_of(other), Ways()
 
-    async def talk() -> None:
-        await listening.wait()
-        for text in ("one", "two", "bad"):
-            await ask(peer, "desk.take", text)
-        await peer.caller.sender.publish("desk.news", {"n": 1})
+    for text in ("one", "two", "bad"):
+        await ask(peer, "desk.take", text)
+    await peer.caller.sender.publish("desk.news", {"n": 1})
+    for it in await heard(listener, peer):
+        ways.count(it)
 
-    async with asyncio.TaskGroup() as group:
-        group.create_task(talk())
-        drawing = group.create_task(draw_map(other.ports, other.registry, 2.0))
-        await asyncio.sleep(0)
-        # It listens once the bus has answered.
-        await (await subscribe("agents.test.nothing", lambda _: None)).aclose()
-        listening.set()
-    seen = {(way.kind, way.sender, way.topic, way.agent): way for way in drawing.result().ways}
-
-    assert {key: way.count for key, way in seen.items()} == {
+    assert {key: way.count for key, way in ways.ways.items()} == {
         ("task", "test", "desk.take", "desk"): 3,
         ("task", "test", "clerk.stamp", "clerk"): 3,
         ("event", "test", "desk.news", ""): 1,
     }
-    assert seen["task", "test", "clerk.stamp", "clerk"].outcomes == {"result": 2, "failed": 1}
-    assert drawing.result().missed == 0
+    assert ways.ways["task", "test", "clerk.stamp", "clerk"].outcomes == {"result": 2, "failed": 1}
+
+
+@pytest.mark.parametrize("world", ["memory"], indirect=True)
+async def test_a_map_is_drawn_of_what_passes_in_its_seconds(world: World, serve: Serve) -> None:
+    await serve(Clerk(), name="clerk-1")
+    peer = await world.join("tester")
+
+    async def talk() -> None:
+        for _ in range(4):
+            await asyncio.sleep(3.0)
+            await ask(peer, "clerk.stamp", "fine")
+
+    async with asyncio.TaskGroup() as group:
+        drawing = group.create_task(draw_map(peer.ports, peer.registry, 10.0))
+        group.create_task(talk())
+    seen = drawing.result()
+
+    assert [(way.topic, way.count) for way in seen.ways] == [("clerk.stamp", 3)]
+    assert (seen.seconds, seen.missed, seen.to_dicts()[0]["rate"]) == (10.0, 0, 0.3)
 
 
 async def test_lite_topics_are_listed_with_their_lives(peer: Peer) -> None:
