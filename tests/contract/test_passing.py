@@ -137,7 +137,9 @@ async def test_what_anybody_sends_is_read_and_nothing_of_it_breaks_the_listener(
         for body in bodies:
             await peer.bus.publish(f"{root}.{subject}", body)
 
-    passed = await heard(listener, peer)
+    # A server tells of what it stores on subjects of its own.
+    ours = {f"{root}.{subject}" for subject in subjects}
+    passed = [it for it in await heard(listener, peer) if it.subject in ours]
     assert len(passed) == len(subjects) * len(bodies)
     first = dict[str, str]()
     for it in passed:
