@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from squadron.client.squad import Squad
     from squadron.views.beats import AgentFigures, Beats
 
-#: Longest wait for what `--once` shows, in heartbeats: of two there is a rate, and a third may be on its way.
-ONCE_BEATS = 2.6
+#: Longest wait for what `--once` shows, in heartbeats and at least in seconds: of two there is a rate, and they
+#: may be late.
+ONCE_BEATS, ONCE_S = 3.5, 10.0
 #: What a terminal sends for keys that are no letter.
 KEYS = {"\x1b[A": "up", "\x1b[B": "down", "\x1bOA": "up", "\x1bOB": "down", "\r": "open", "\n": "open"}
 KEYS |= {"\x1b[C": "open", "\x1bOC": "open", "\x1b[D": "close", "\x1bOD": "close", "\x1b": "close"}
@@ -102,7 +103,7 @@ async def _look(squad: Squad, beats: Beats, screen: Screen) -> None:
 
 
 async def _look_once(squad: Squad, beats: Beats, screen: Screen, as_json: bool) -> None:
-    until = time.monotonic() + ONCE_BEATS * squad.settings.heartbeat_s
+    until = time.monotonic() + max(ONCE_S, ONCE_BEATS * squad.settings.heartbeat_s)
     if not as_json:
         frame.tell(f"Waiting for two heartbeats, {squad.settings.heartbeat_s:g} s apart…")
     while True:
