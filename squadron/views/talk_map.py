@@ -19,9 +19,9 @@ from squadron.views.passing import Passing
 #: How many ways are drawn, the busiest first; `to_dicts` has all.
 MOST_DRAWN = 40
 #: Width of the picture, height of a row, and how wide a column of names is, in pixels.
-WIDTH, ROW, COLUMN = 900, 26, 210
+WIDTH, ROW, COLUMN = 900, 26, 230
 #: Characters of a name in the picture.
-NAME_CHARS = 28
+NAME_CHARS = 25
 
 
 @dataclass(slots=True)
@@ -143,6 +143,11 @@ def _picture(ways: list[Way], of: TalkMap) -> str:
                 f'<rect x="{left:.0f}" y="{middle_y - 10}" width="{COLUMN}" height="20" rx="4" fill="#ecf0f1"/>'
                 f'<text x="{left + 8:.0f}" y="{middle_y + 4}" fill="#2c3e50">{_safe(name, NAME_CHARS)}</text>'
             )
+    for topic, y in columns[1].items():
+        rate = sum(of._rate(way) for way in ways if way.topic == topic)
+        parts.append(
+            f'<text x="{lefts[1] + COLUMN - 8:.0f}" y="{y + 4}" fill="#7f8c8d" text-anchor="end">{rate:.1f}/s</text>'
+        )
     return "".join([*parts, "</svg>"])
 
 

@@ -224,6 +224,7 @@ def test_a_map_is_a_table_a_picture_and_data() -> None:
         "clerk  → c.d → who listens       0.5/s       1",
     ]
     assert seen._repr_html_().count("<path") == 4
+    assert ">2.5/s<" in seen._repr_html_()
     assert "Nobody said anything in 2 s." in repr(TalkMap([], 2.0))
     assert "Nobody said anything" in TalkMap([], 2.0)._repr_html_()
 
