@@ -143,10 +143,11 @@ def _picture(ways: list[Way], of: TalkMap) -> str:
                 f'<rect x="{left:.0f}" y="{middle_y - 10}" width="{COLUMN}" height="20" rx="4" fill="#ecf0f1"/>'
                 f'<text x="{left + 8:.0f}" y="{middle_y + 4}" fill="#2c3e50">{_safe(name, NAME_CHARS)}</text>'
             )
-    for topic, y in columns[1].items():
+    right = lefts[1] + COLUMN - 8
+    for topic, middle_y in columns[1].items():
         rate = sum(of._rate(way) for way in ways if way.topic == topic)
         parts.append(
-            f'<text x="{lefts[1] + COLUMN - 8:.0f}" y="{y + 4}" fill="#7f8c8d" text-anchor="end">{rate:.1f}/s</text>'
+            f'<text x="{right:.0f}" y="{middle_y + 4}" fill="#7f8c8d" text-anchor="end">{rate:.1f}/s</text>'
         )
     return "".join([*parts, "</svg>"])
 

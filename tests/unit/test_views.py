@@ -10,7 +10,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console, RenderableType
 
@@ -306,6 +306,7 @@ def test_what_replicas_count_by_topic_says_how_old_work_is_and_which_topic_is_sl
     assert (figures.age_s, figures.age_guessed) == (2.0, False)
 
 
+@settings(deadline=None)
 @given(
     st.recursive(
         st.none() | st.integers() | st.floats() | NASTY, lambda some: st.lists(some) | st.dictionaries(NASTY, some)
@@ -423,6 +424,7 @@ def test_contents_stand_below_and_of_a_result_what_it_came_to() -> None:
     assert len(text_of(replace(TASK, content={"text": "x" * 500}), 80)[1]) == 80
 
 
+@settings(deadline=None)
 @given(NASTY, st.floats(), st.sampled_from([40, 80, 200]))
 def test_nothing_that_anybody_sends_reaches_the_terminal_as_it_is(text: str, number: float, width: int) -> None:
     fields = (
@@ -449,6 +451,7 @@ def test_nothing_that_anybody_sends_reaches_the_terminal_as_it_is(text: str, num
     assert max(map(len, timeline.text(width).splitlines())) <= width
 
 
+@settings(deadline=None)
 @given(NASTY, st.integers(1, 50))
 def test_one_line_is_one_line_and_no_longer(text: str, characters: int) -> None:
     line = one_line(text, characters)
