@@ -12,8 +12,12 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from squadron.actors.runs.built_in import BUILT_IN
 from squadron.actors.runs.call import Call
 from squadron.actors.runs.entries import Summarized, TryFailed
+from squadron.actors.runs.lanes import Costs, costs_of, timeline_of
 from squadron.actors.runs.log import entries_of, read
+from squadron.actors.runs.moments import Bar, ModelCost, Moments
 from squadron.actors.runs.state import RunState
+from squadron.actors.runs.task_trace import lanes_of_task
+from squadron.actors.runs.timeline import Timeline, spanning
 from squadron.actors.runs.toolbox import Toolbox
 from squadron.runtime.asking.cancel import request_cancel
 from squadron.runtime.errors import ConfigError, InvalidMessageError, InvalidSubjectError, SquadronError
@@ -62,6 +66,7 @@ class CallView:
     """One call of a run: where it went, how its tasks ended, and the runs that they are themselves.
 
     `query` is the question to a person, if there was one; `answered_by` who answered it, None while nobody has.
+    `bars` is what its time went to, `again` how many of its tasks took more than one attempt.
     """
 
     id: str
@@ -76,6 +81,8 @@ class CallView:
     approval: bool = False
     answered_by: str | None = None
     runs: tuple[RunView, ...] = ()
+    bars: tuple[Bar, ...] = ()
+    again: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +109,16 @@ class RoundView:
     calls: tuple[CallView, ...]
     failed: tuple[str, ...] = ()
     summarized: tuple[SummaryView, ...] = ()
+    bars: tuple[Bar, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class RunView:
-    """A run as a tree: rounds, their calls, and the runs of the agents that were called."""
+    """A run as a tree: rounds, their calls, and the runs of the agents that were called.
+
+    `thinking` is how long the model has been asked for the turn that is to come, `ended` when the run was over, in
+    seconds since the epoch.
+    """
 
     info: RunInfo
     attempts: int
@@ -117,6 +129,20 @@ class RunView:
     answer: Any
     error: str
     rounds: tuple[RoundView, ...] = field(default=())
+    models: tuple[ModelCost, ...] = ()
+    thinking: tuple[Bar, ...] = ()
+    ended: float | None = None
+
+    def timeline(self) -> Timeline:
+        """Where its time went: in a notebook a picture, elsewhere text."""
+        return timeline_of(self)
+
+    def _repr_html_(self) -> str:
+        return self.timeline()._repr_html_()
+
+    def costs(self) -> Costs:
+        """What it cost by model, by round and by call."""
+        return costs_of(self)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON."""
@@ -216,13 +242,40 @@ class Runs:
             infos[info.task].append(info)
         return await self._view(await self.find(id), infos, set())
 
+    async def trace(self, id: str) -> tuple[Timeline, Costs | None]:
+        """Where the time of a run or of a task went, and what a run cost.
+
+        Args:
+            id: of a run, or its beginning; or of a task, in full: the runs that it was, or its outcome while it
+                lives.
+
+        Raises:
+            ConfigError: nothing is known of it.
+            BusUnavailableError: the server can't be reached.
+        """
+        runs = [info.run for info in await self._infos() if info.task == id]
+        if len(runs) == 1 or id.startswith("run-"):
+            view = await self.show(runs[0] if runs else id)
+            return view.timeline(), view.costs()
+        lanes = await lanes_of_task(self._ports, id)
+        for run in reversed(runs):
+            lanes += (await self.show(run)).timeline().lanes
+        if lanes:
+            return spanning(f"task {id}", lanes), None
+        try:
+            view = await self.show(id)
+        except ConfigError as error:
+            hint = "runs: `squadron runs list`; of a task its outcome is kept for an hour"
+            raise ConfigError(f"{error.args[0]}, and no task of this id is known", hint=hint) from None
+        return view.timeline(), view.costs()
+
     async def _view(self, info: RunInfo, infos: Infos, above: set[str]) -> RunView:
-        state, entries, size, before = await self._read(info.run)
+        state, moments, entries, size, before = await self._read(info.run)
         rounds = []
         for number, thought in sorted(state.turns.items()):
             # What the run ended with is told as its answer.
             calls = [call for call in state.calls.values() if call.round == number and call.begun]
-            views = [await self._call(state, call, infos, above | {info.run}) for call in calls]
+            views = [await self._call(state, moments, call, infos, above | {info.run}) for call in calls]
             usd, turn = Spent.of_wire(thought.spent).usd, thought.turn
             rounds.append(
                 RoundView(
@@ -230,28 +283,36 @@ class Runs:
                     calls=tuple(views),
                     failed=tuple(before[number].failed),
                     summarized=tuple(before[number].summarized),
+                    bars=moments.of_round(number),
                 )
             )
         attempts, end = state.epoch.number if state.epoch else 0, state.finished
         counts = (attempts, state.tries, state.failures, entries, size)
-        return RunView(info, *counts, end.value if end else None, end.error if end else "", tuple(rounds))
+        answer = (end.value if end else None, end.error if end else "")
+        thinking = moments.of_round(moments.coming) if moments.coming else ()
+        costs = tuple(moments.models.values())
+        return RunView(info, *counts, *answer, tuple(rounds), costs, thinking, moments.ended)
 
-    async def _read(self, run: str) -> tuple[RunState, int, int, Mapping[int, _Before]]:
+    async def _read(self, run: str) -> tuple[RunState, Moments, int, int, Mapping[int, _Before]]:
         before = defaultdict[int, _Before](_Before)
         state, count, key = RunState(run, Toolbox(tuple(BUILT_IN))), 0, self._ports.subjects.run(run)
+        moments = Moments()
         size = sum([len(stored.data) async for stored in self._ports.runs.read(key)])
         async for _, message in read(self._ports, key):
             for entry in entries_of(message):
                 count += 1
                 state.apply(entry)
+                moments.apply(entry)
                 if isinstance(entry, TryFailed):
                     before[entry.round].failed.append(f"{entry.model}, try {entry.number}: {entry.reason}")
                 elif isinstance(entry, Summarized):
                     figures = (entry.model, entry.seconds, entry.tokens, Spent.of_wire(entry.spent).usd)
                     before[state.round + 1].summarized.append(SummaryView(entry.messages, *figures))
-        return state, count, size, before
+        return state, moments, count, size, before
 
-    async def _call(self, state: RunState, call: Call, infos: Infos, above: set[str]) -> CallView:
+    async def _call(
+        self, state: RunState, moments: Moments, call: Call, infos: Infos, above: set[str]
+    ) -> CallView:
         inner = [info for index in range(call.tasks) for info in infos.get(state.task(call.id, index), ())]
         runs = [
             await self._view(await self._looked(each), infos, above) for each in inner if each.run not in above
@@ -271,6 +332,8 @@ class Runs:
             approval=call.query is not None and call.query.approval,
             answered_by=call.answer.by if call.answer is not None else None,
             runs=tuple(runs),
+            bars=moments.of_call(call.id),
+            again=sum(end.attempt > 1 for end in call.ends.values()),
         )
 
     async def cancel(self, id: str) -> RunInfo:

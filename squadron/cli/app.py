@@ -7,7 +7,21 @@ from typing import Annotated
 
 import typer
 
-from squadron.cli import asks, dlq, doctor, environment, metering, negotiate, run, run_views, talk
+from squadron.cli import (
+    asks,
+    dlq,
+    doctor,
+    environment,
+    lite_topics,
+    metering,
+    negotiate,
+    run,
+    run_trace,
+    run_views,
+    tail,
+    talk,
+    top,
+)
 
 EPILOG = (
     "Exit codes: 0 fine · 1 the task ended otherwise than in a result, or a check failed · 2 bad usage or input · "
@@ -60,4 +74,8 @@ asks.register(app)
 dlq.register(app)
 run_views.register(app)
 metering.register(app)
+top.register(app)
+run_trace.register(app)
+lite_topics.register(app)
+tail.register(app)
 doctor.register(app)

@@ -23,6 +23,7 @@ from squadron.runtime import errors
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import SquadronError
 from squadron.runtime.retries import summary_of, traceback_of
+from squadron.runtime.texts import printable as printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -272,11 +273,6 @@ async def _has_ray(settings: Settings) -> bool:
     from squadron.bridge.serve import local
 
     return settings.ray_address is not None or await asyncio.to_thread(local.find, settings.home) is not None
-
-
-def printable(text: str, keep: str = "\n\t") -> str:
-    """The text without what could move a terminal's cursor: anybody may have sent it."""
-    return "".join(each if each.isprintable() or each in keep else repr(each)[1:-1] for each in text)
 
 
 def telling_apart(ids: Sequence[str]) -> int:

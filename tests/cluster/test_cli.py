@@ -468,3 +468,54 @@ def test_ctrl_c_while_servers_start_stops_them_again(squadron: Run, folder: Path
     assert "Traceback" not in told
     assert embedded.find(folder / "home") is None
     assert local.find(folder / "home") is None
+
+
+def test_live_views_show_what_runs_passes_and_took_its_time(
+    deployed: Run, folder: Path, environ: dict[str, str]
+) -> None:
+    command = [
+        str(Path(sys.executable).with_name("squadron")),
+        "tail",
+        "--topic",
+        "text.*",
+        "-n",
+        "2",
+        "--contents",
+    ]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=folder, env=environ, **pipes) as tail:
+        assert tail.stderr is not None
+        assert "Listening" in tail.stderr.readline()
+        assert deployed("ask", "text.shout", "text=hi", "--task-id", "mine").returncode == 0
+        passed, _ = tail.communicate(timeout=LONG_S)
+    task, result = [line.split("\t") for line in passed.splitlines()]
+    assert (task[1:4], task[6], task[10]) == (["task", "text.shout", "mine"], "shouter", '{"text": "hi"}')
+    assert (result[1:4], result[7], result[10]) == (["result", "text.shout", "mine"], "result", "HI")
+
+    lanes = json.loads(deployed("trace", "mine", "--json").stdout)["lanes"]
+    assert [lane["name"] for lane in lanes] == ["asked", "shouter"]
+
+    agents = json.loads(deployed("top", "--once", "--json").stdout)["agents"]
+    shouter = next(each for each in agents if each["agent"] == "shouter")
+    assert (shouter["running"], shouter["waiting"], len(shouter["replicas"])) == (1, 0, 1)
+    assert shouter["rates"][0] is not None
+
+    assert int(deployed("lite", "publish", "chat/one", "-", "--ttl", "60", stdin='["piped"]').stdout) > 0
+    assert [each["id"] for each in json.loads(deployed("lite", "list", "chat", "--json").stdout)] == ["one"]
+    assert deployed("lite", "read", "chat/one").stdout.endswith('["piped"]\n')
+    assert deployed("lite", "close", "chat/one", "--yes").returncode == 0
+    assert deployed("lite", "list", "chat", "--json").stdout == "[]\n"
+
+    script = """
+from squadron import Squad
+
+with Squad.connect() as squad, squad.listen(contents=True) as passing:
+    squad.ask("text.shout", {"text": "plain"}, task_id="other")
+    mine = (it for it in passing if it.id == "other")
+    print(next(mine).content, next(mine).content["data"], squad.runs.trace("other")[0].lanes[-1].name)
+    print(squad.map(0.2).to_dicts(), squad.lite_topics("chat"))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=folder, env=environ, capture_output=True, text=True, timeout=LONG_S
+    )
+    assert done.stdout.splitlines() == ["{'text': 'plain'} PLAIN shouter", "[] []"], done.stderr
