@@ -1,0 +1,190 @@
+"""The archivist: takes in what was said and done, redacts it, chains it, stores it, and anchors what is stored.
+
+It can be killed at any time. What it took in is acknowledged after it is stored, and each batch says how far the
+intake was taken in: whoever goes on does so right there, with nothing twice. One archivist works at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import structlog
+
+from squadron.bridge.audit.anchors import Seal
+from squadron.bridge.audit.chain import Batch, Place, sealed
+from squadron.bridge.audit.records import Record, Recorder
+from squadron.bridge.jetstream.audit_streams import AuditPolicy
+from squadron.bridge.jetstream.intake import Caught, Intake
+from squadron.runtime.errors import BusUnavailableError, FencedError, InvalidMessageError, MessageTooLargeError
+from squadron.runtime.retries import summary_of
+
+#: A batch has at most so many entries, is made of at most so many bytes, and waits at most so long for more.
+BATCH, BATCH_BYTES, GATHER_S = 256, 256 * 1024, 0.2
+#: How often the trail is anchored, in seconds: what is cut off its end shows but for the last minute.
+ANCHOR_S = 60.0
+#: How often the policy is read, and how long one who waits for his turn waits before he looks again, in seconds.
+LOOK_S = 2.0
+#: How long a batch is tried to be stored before all is read anew, in seconds.
+APPEND_S = 20.0
+#: What stands for the message of an entry that is larger than the server takes.
+_CUT = "[too large]"
+
+_log = structlog.get_logger("squadron.archivist")
+
+
+@dataclass
+class _State:
+    """How far the trail has come."""
+
+    seq: int
+    place: Place
+    #: What was taken in since, to be acknowledged with the next batch.
+    open: list[Caught] = field(default_factory=list)
+    #: Of each source its newest message, kept back: the server goes on from there after a restart, and not from
+    #: the beginning.
+    newest: dict[str, Caught] = field(default_factory=dict)
+    #: How many entries there were at the last anchor.
+    anchored: int = -1
+
+    @property
+    def count(self) -> int:
+        return self.place.first - 1
+
+
+class Archivist:
+    """Keeps one environment's trail, from `run` until it is cancelled."""
+
+    def __init__(self, intake: Intake, recorder: Recorder, seal: Seal, *, anchor_s: float = ANCHOR_S) -> None:
+        self._intake, self._recorder, self._seal, self._anchor_s = intake, recorder, seal, anchor_s
+        self._state: _State | None = None
+        self._anchor_at = 0.0
+
+    async def run(self) -> None:
+        """Work, or wait until there is work and nobody else does it."""
+        try:
+            while True:
+                try:
+                    if await self._intake.policy() is not None and not await self._intake.taken():
+                        try:
+                            await self._keep()
+                        finally:
+                            await self._intake.aclose()
+                except FencedError:
+                    _log.info("archivist.yields")
+                except (BusUnavailableError, InvalidMessageError) as error:
+                    _log.warning("archivist.again", error=summary_of(error))
+                await asyncio.sleep(LOOK_S)
+        finally:
+            self._anchor()
+
+    async def _keep(self) -> None:
+        state = self._state = await self._begin()
+        _log.info("archivist.begins", entries=state.count)
+        policy, look_at = AuditPolicy(), 0.0
+        while True:
+            if time.monotonic() >= look_at:
+                found = await self._intake.policy()
+                if found is None:
+                    raise BusUnavailableError("the trail is gone")
+                policy, look_at = found, time.monotonic() + LOOK_S
+            caught = await self._intake.next(BATCH, most_bytes=BATCH_BYTES, gather_s=GATHER_S, within_s=LOOK_S)
+            await self._take(state, caught, policy)
+            if time.monotonic() >= self._anchor_at:
+                self._anchor()
+
+    async def _begin(self) -> _State:
+        made_at, last = await self._intake.begin()
+        if last is None:
+            return _State(0, Place(intake=(0, made_at)))
+        batch = Batch.unpacked(last.data, last.head)
+        place, _ = batch.place()
+        if place.intake[1] != made_at:
+            # The server came back without it: its numbers begin anew.
+            place = replace(place, intake=(0, made_at))
+        return _State(last.seq, replace(place, first=place.first + len(batch.records), previous=last.head))
+
+    async def _take(self, state: _State, caught: Sequence[Caught], policy: AuditPolicy) -> None:
+        records: list[Record] = []
+        intake, cursors = state.place.intake[0], dict(state.place.cursors)
+        for each in caught:
+            if each.place:
+                if each.place <= intake:
+                    # It is in the trail, and its acknowledgement was lost.
+                    self._done(state, each)
+                    continue
+                if intake and each.place > intake + 1:
+                    records.append(_gap(each, "intake", intake + 1, each.place - 1))
+                intake = each.place
+                state.open.append(each)
+            if each.stream and not self._follows(each, cursors, records):
+                continue
+            record = self._recorder.record(each, contents=policy.mode == "full", chunks=policy.chunks)
+            if record is not None:
+                records.append(record)
+        state.place = replace(state.place, intake=(intake, state.place.intake[1]), cursors=cursors)
+        if records or len(state.open) >= BATCH:
+            await self._store(state, records)
+
+    def _follows(self, each: Caught, cursors: dict[str, int], records: list[Record]) -> bool:
+        """Whether it is new; what is missing between it and the one before of its stream is recorded as a gap."""
+        before = cursors.get(each.stream)
+        is_sourced = "Nats-Stream-Source" in each.headers
+        if before is not None and is_sourced and each.seq <= before:
+            # The server, restarted, had to read its sources anew.
+            return False
+        if before is not None and each.seq > before + 1:
+            records.append(_gap(each, each.stream, before + 1, each.seq - 1))
+        cursors[each.stream] = each.seq
+        return True
+
+    async def _store(self, state: _State, records: list[Record]) -> None:
+        place = state.place = replace(state.place, at=round(time.time(), 3))
+        batch = sealed(place, records)
+        try:
+            seq = await self._append(batch, state.seq)
+        except MessageTooLargeError:
+            records = [each | {"message": _CUT} if "message" in each else each for each in records]
+            batch = sealed(place, records)
+            seq = await self._append(batch, state.seq)
+        state.seq = seq
+        state.place = replace(place, first=place.first + len(records), previous=batch.head)
+        opened, state.open = state.open, []
+        for each in opened:
+            self._done(state, each)
+
+    def _done(self, state: _State, each: Caught) -> None:
+        """It is in the trail, or not to be: acknowledge it, or, of a source, the one before it."""
+        done: Caught | None = each
+        if "Nats-Stream-Source" in each.headers:
+            done = state.newest.get(each.stream)
+            state.newest[each.stream] = each
+        if done is not None:
+            self._intake.acknowledge(done)
+
+    async def _append(self, batch: Batch, after: int) -> int:
+        give_up_at = time.monotonic() + APPEND_S
+        while True:
+            try:
+                return await self._intake.append(batch.packed(), batch.head, after=after)
+            except BusUnavailableError:
+                # Stored or not: the same head is stored once.
+                if time.monotonic() > give_up_at:
+                    raise
+                await asyncio.sleep(0.25)
+
+    def _anchor(self) -> None:
+        """Anchor what is stored, if something is that was not."""
+        state = self._state
+        self._anchor_at = time.monotonic() + self._anchor_s
+        if state is not None and state.count > state.anchored and state.count > 0:
+            line = self._seal.anchor(state.count, state.place.previous)
+            state.anchored = state.count
+            _log.info("archivist.anchor", anchor=line)
+
+
+def _gap(each: Caught, stream: str, first: int, last: int) -> Record:
+    """What is known to be missing; `stream` is "intake" for what the intake lost, whatever it was."""
+    return {"at": round(each.at, 6), "kind": "gap", "stream": stream, "seq": first, "until": last}

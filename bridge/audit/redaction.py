@@ -1,0 +1,120 @@
+"""What never gets into the trail: secrets and personal data are struck out before anything is stored."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+from squadron.runtime.errors import ConfigError
+from squadron.runtime.redact import STRUCK, scrub
+
+#: Fields whose values are secrets, or tell who somebody is, whatever stands around them in the name.
+KEYS = (
+    "password|passwd|passphrase|secret|token|api_?key|apikey|private_?key|access_?key|authorization|cookie|credential"
+    "|ssn|social_?security|iban|credit_?card|card_?number|cvv|cvc|date_?of_?birth|birth_?date|phone|e_?mail"
+)
+#: Counts and limits that have such a word in their name.
+_NOT_KEYS = re.compile(
+    r"^(?:max_?)?(?:input|output|total|cache_?read|cache_?write|reasoning|prompt)?_?tokens$", re.IGNORECASE
+)
+#: What is personal by its look: a name, what there must be in the text (looking for that is cheap), and the whole.
+_SHAPES: tuple[tuple[str, Callable[[str], bool], re.Pattern[str]], ...] = (
+    (
+        "email",
+        lambda text: "@" in text,
+        re.compile(r"[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63})+"),
+    ),
+    (
+        "iban",  # ISO 13616: a country, two digits that check, up to 30 characters, often in fours
+        lambda text: sum(map(str.isdigit, text)) >= 8,
+        re.compile(r"\b[A-Z]{2}[0-9]{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b"),
+    ),
+    (
+        "card",
+        lambda text: sum(map(str.isdigit, text)) >= 13,
+        re.compile(r"\b[0-9](?:[ -]?[0-9]){12,18}\b"),
+    ),
+)
+
+
+class Redaction:
+    """The rules of one environment: those of the house, and its own."""
+
+    def __init__(self, rules: str = "") -> None:
+        """Make one.
+
+        Args:
+            rules: a JSON object: `keys`, a list of regular expressions that are searched for in names of fields;
+                `patterns`, an object of names and regular expressions for texts.
+
+        Raises:
+            ConfigError: it is none, or one of the expressions can't be used.
+        """
+        own = _read(rules)
+        try:
+            self._keys = re.compile("|".join((KEYS, *own["keys"])), re.IGNORECASE)
+            self._own = {name: re.compile(each) for name, each in own["patterns"].items()}
+        except (re.error, TypeError) as error:
+            raise ConfigError(f"audit_redact: {error}", hint=_HINT) from None
+        #: Names of fields were asked for before: most come again and again.
+        self._known: dict[str, bool] = {}
+
+    def of(self, value: Any) -> Any:
+        """A JSON value without what must not be stored."""
+        if isinstance(value, str):
+            return self.text(value)
+        if isinstance(value, dict):
+            return {
+                self.text(name): STRUCK if part not in (None, "") and self._is_secret(name) else self.of(part)
+                for name, part in value.items()
+            }
+        if isinstance(value, list | tuple):
+            return [self.of(part) for part in value]
+        return value
+
+    def text(self, text: str) -> str:
+        """A text without secrets of this process, what looks like one, and personal data."""
+        text = scrub(text)
+        for name, may_have, shape in _SHAPES:
+            if may_have(text):
+                text = shape.sub(lambda found, name=name: _strike(name, found[0]), text)  # type: ignore[misc]
+        for name, shape in self._own.items():
+            text = shape.sub(f"[{name}]", text)
+        return text
+
+    def _is_secret(self, name: str) -> bool:
+        known = self._known.get(name)
+        if known is None:
+            known = self._keys.search(name) is not None and _NOT_KEYS.match(name) is None
+            if len(self._known) < 10_000:
+                self._known[name] = known
+        return known
+
+
+_HINT = 'give a JSON object like {"keys": ["patient"], "patterns": {"case": "C-[0-9]{6}"}}'
+
+
+def _read(rules: str) -> dict[str, Any]:
+    try:
+        own = json.loads(rules or "{}")
+        keys, patterns = own.pop("keys", []), own.pop("patterns", {})
+    except (ValueError, AttributeError, TypeError, RecursionError):
+        raise ConfigError("audit_redact: this is no JSON object", hint=_HINT) from None
+    if own or not isinstance(keys, list) or not isinstance(patterns, dict):
+        raise ConfigError(f"audit_redact: {', '.join(own) or 'its fields'} can't be used", hint=_HINT)
+    return {"keys": keys, "patterns": patterns}
+
+
+def _strike(name: str, found: str) -> str:
+    if name == "card" and not _passes_luhn(found):
+        return found
+    return f"[{name}]"
+
+
+def _passes_luhn(found: str) -> bool:
+    """Whether the last digit checks (ISO/IEC 7812-1): most long numbers are no cards."""
+    digits = [int(each) for each in found if each.isdigit()]
+    doubled = [sum(divmod(2 * each, 10)) for each in digits[-2::-2]]
+    return (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0
