@@ -1,7 +1,7 @@
 """The archivist's side of the server: what the intake holds comes in order, what is sealed is appended.
 
-One archivist at a time: each that begins makes the intake's consumer anew, so that all that is not yet acknowledged
-comes again, from the oldest on; and a batch is stored only if nobody appended one meanwhile.
+One archivist at a time: each that begins makes the intake's consumer anew, so that all that is not acknowledged
+yet comes again, from the oldest on; and a batch is stored only if nobody appended one meanwhile.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ async def test_each_task_and_its_outcome_are_recorded_once_in_order(world: World
         results = await recorded(trail, 20, kind="result")
     assert [each["id"] for each in tasks] == [each.task_id for each in outcomes]
     assert [each["message"]["payload"]["content"]["text"] for each in tasks] == [f"text {n}" for n in range(20)]
-    assert {each["task"]: each["outcome"] for each in results} == {each.task_id: "success" for each in outcomes}
+    assert {each["task"]: each["outcome"] for each in results} == {each.task_id: "result" for each in outcomes}
     assert await entries(trail, kind="gap") == []
     everything = await entries(trail)
     assert [each["n"] for each in everything] == list(range(1, len(everything) + 1))
