@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 import structlog
 
 from squadron.bridge.audit.anchors import Seal
-from squadron.bridge.audit.chain import Batch, Place, sealed
-from squadron.bridge.audit.records import Record, Recorder
+from squadron.bridge.audit.chain import Link, SealedBatch, sealed
+from squadron.bridge.audit.records import Record, RecordMaker
 from squadron.bridge.jetstream.audit_streams import AuditPolicy
 from squadron.bridge.jetstream.intake import Caught, Intake
 from squadron.runtime.errors import BusUnavailableError, FencedError, InvalidMessageError, MessageTooLargeError
@@ -40,7 +40,7 @@ class _State:
     """How far the trail has come."""
 
     seq: int
-    place: Place
+    link: Link
     #: What was taken in since, to be acknowledged with the next batch.
     open: list[Caught] = field(default_factory=list)
     #: Of each source its newest message, kept back: the server goes on from there after a restart, and not from
@@ -51,13 +51,13 @@ class _State:
 
     @property
     def count(self) -> int:
-        return self.place.first - 1
+        return self.link.first - 1
 
 
 class Archivist:
     """Keeps one environment's trail, from `run` until it is cancelled."""
 
-    def __init__(self, intake: Intake, recorder: Recorder, seal: Seal, *, anchor_s: float = ANCHOR_S) -> None:
+    def __init__(self, intake: Intake, recorder: RecordMaker, seal: Seal, *, anchor_s: float = ANCHOR_S) -> None:
         self._intake, self._recorder, self._seal, self._anchor_s = intake, recorder, seal, anchor_s
         self._state: _State | None = None
         self._anchor_at = 0.0
@@ -98,17 +98,17 @@ class Archivist:
     async def _begin(self) -> _State:
         made_at, last = await self._intake.begin()
         if last is None:
-            return _State(0, Place(intake=(0, made_at)))
-        batch = Batch.unpacked(last.data, last.head)
-        place, _ = batch.place()
-        if place.intake[1] != made_at:
+            return _State(0, Link(intake=(0, made_at)))
+        batch = SealedBatch.unpacked(last.data, last.head)
+        link, _ = batch.link()
+        if link.intake[1] != made_at:
             # The server came back without it: its numbers begin anew.
-            place = replace(place, intake=(0, made_at))
-        return _State(last.seq, replace(place, first=place.first + len(batch.records), previous=last.head))
+            link = replace(link, intake=(0, made_at))
+        return _State(last.seq, replace(link, first=link.first + len(batch.records), previous=last.head))
 
     async def _take(self, state: _State, caught: Sequence[Caught], policy: AuditPolicy) -> None:
         records: list[Record] = []
-        intake, cursors = state.place.intake[0], dict(state.place.cursors)
+        intake, cursors = state.link.intake[0], dict(state.link.cursors)
         for each in caught:
             if each.place:
                 if each.place <= intake:
@@ -124,7 +124,7 @@ class Archivist:
             record = self._recorder.record(each, contents=policy.mode == "full", chunks=policy.chunks)
             if record is not None:
                 records.append(record)
-        state.place = replace(state.place, intake=(intake, state.place.intake[1]), cursors=cursors)
+        state.link = replace(state.link, intake=(intake, state.link.intake[1]), cursors=cursors)
         if records or len(state.open) >= BATCH:
             await self._store(state, records)
 
@@ -141,16 +141,16 @@ class Archivist:
         return True
 
     async def _store(self, state: _State, records: list[Record]) -> None:
-        place = state.place = replace(state.place, at=round(time.time(), 3))
-        batch = sealed(place, records)
+        link = state.link = replace(state.link, at=round(time.time(), 3))
+        batch = sealed(link, records)
         try:
             seq = await self._append(batch, state.seq)
         except MessageTooLargeError:
             records = [each | {"message": _CUT} if "message" in each else each for each in records]
-            batch = sealed(place, records)
+            batch = sealed(link, records)
             seq = await self._append(batch, state.seq)
         state.seq = seq
-        state.place = replace(place, first=place.first + len(records), previous=batch.head)
+        state.link = replace(link, first=link.first + len(records), previous=batch.head)
         opened, state.open = state.open, []
         for each in opened:
             self._done(state, each)
@@ -164,7 +164,7 @@ class Archivist:
         if done is not None:
             self._intake.acknowledge(done)
 
-    async def _append(self, batch: Batch, after: int) -> int:
+    async def _append(self, batch: SealedBatch, after: int) -> int:
         give_up_at = time.monotonic() + APPEND_S
         while True:
             try:
@@ -180,7 +180,7 @@ class Archivist:
         state = self._state
         self._anchor_at = time.monotonic() + self._anchor_s
         if state is not None and state.count > state.anchored and state.count > 0:
-            line = self._seal.anchor(state.count, state.place.previous)
+            line = self._seal.anchor(state.count, state.link.previous)
             state.anchored = state.count
             _log.info("archivist.anchor", anchor=line)
 

@@ -1,6 +1,6 @@
 """How entries are chained: batches of lines of JSON, whose heads stand for all that came before.
 
-A batch is a first line that says where it stands (`Place`), then one line per entry. The head after it is computed
+A batch is a first line that says where it stands (`Link`), then one line per entry. The head after it is computed
 step by step, `sha256(head + sha256(line))`: over the entries, then over the first line. What is hashed are the
 bytes that are stored; there is no canonical form.
 """
@@ -32,7 +32,7 @@ _LEVEL = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Link:
     """Where a batch stands in the chain, and what the archivist has to know to go on after it.
 
     Attributes:
@@ -51,7 +51,7 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class SealedBatch:
     """A stored batch: its lines as they are, and the head that is stored beside them."""
 
     lines: tuple[bytes, ...]
@@ -61,7 +61,7 @@ class Batch:
     def records(self) -> tuple[bytes, ...]:
         return self.lines[1:]
 
-    def place(self) -> tuple[Place, bytes]:
+    def link(self) -> tuple[Link, bytes]:
         """What its first line says, with the marks of its entries.
 
         Raises:
@@ -74,14 +74,14 @@ class Batch:
             marks = base64.b64decode(said["marks"])
             if said["audit"] != VERSION:
                 raise ValueError(f"version {said['audit']!r}")
-            place = Place(int(said["first"]), str(said["previous"]), float(said["at"]), (seq, made_at), cursors)
-            return place, marks
+            link = Link(int(said["first"]), str(said["previous"]), float(said["at"]), (seq, made_at), cursors)
+            return link, marks
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise InvalidMessageError(f"this is no batch of an audit trail: {error}") from None
 
     def entries(self) -> list[Record]:
         """Its entries, with their numbers."""
-        first = self.place()[0].first
+        first = self.link()[0].first
         return [{"n": n, **from_json(line)} for n, line in enumerate(self.records, first)]
 
     def packed(self) -> bytes:
@@ -89,7 +89,7 @@ class Batch:
         return zlib.compress(b"\n".join(self.lines), _LEVEL)
 
     @classmethod
-    def unpacked(cls, data: bytes, head: str) -> Batch:
+    def unpacked(cls, data: bytes, head: str) -> SealedBatch:
         """A batch as it is stored.
 
         Raises:
@@ -101,20 +101,20 @@ class Batch:
             raise InvalidMessageError(f"a batch of the audit trail is damaged: {error}") from None
 
 
-def sealed(place: Place, records: Sequence[Record]) -> Batch:
+def sealed(link: Link, records: Sequence[Record]) -> SealedBatch:
     """The batch of these records."""
     lines = [to_json(record) for record in records]
     said: dict[str, Any] = {
         "audit": VERSION,
-        "first": place.first,
-        "previous": place.previous,
-        "at": place.at,
-        "intake": place.intake,
-        "cursors": place.cursors,
+        "first": link.first,
+        "previous": link.previous,
+        "at": link.at,
+        "intake": link.intake,
+        "cursors": link.cursors,
         "marks": base64.b64encode(b"".join(map(_mark, lines))).decode(),
     }
     first = to_json(said)
-    return Batch((first, *lines), head_after(place.previous, (first, *lines)))
+    return SealedBatch((first, *lines), head_after(link.previous, (first, *lines)))
 
 
 def head_after(previous: str, lines: Sequence[bytes]) -> str:
@@ -160,27 +160,27 @@ class Verifier:
         self.gaps = 0
         self._head = ""
 
-    def take(self, batch: Batch) -> None:
+    def take(self, batch: SealedBatch) -> None:
         """Look at the next batch."""
         try:
-            place, marks = batch.place()
+            link, marks = batch.link()
         except InvalidMessageError as error:
             return self.unreadable(error)
-        self.first = self.first or place.first
-        expected, last = self.next or place.first, place.first + len(marks) // _MARK - 1
-        if place.first > expected:
-            self._fault("missing", expected, place.first - 1, "there is no batch with them")
-        elif place.first < expected:
-            self._fault("reordered", place.first, last, f"they stand after entry {expected - 1}")
-        elif self._head and place.previous != self._head:
+        self.first = self.first or link.first
+        expected, last = self.next or link.first, link.first + len(marks) // _MARK - 1
+        if link.first > expected:
+            self._fault("missing", expected, link.first - 1, "there is no batch with them")
+        elif link.first < expected:
+            self._fault("reordered", link.first, last, f"they stand after entry {expected - 1}")
+        elif self._head and link.previous != self._head:
             self._fault("rewritten", self.first, expected - 1, f"entry {expected} followed on another head")
-        fine = self._compare(place.first, batch.records, marks)
+        fine = self._compare(link.first, batch.records, marks)
         try:
-            true = head_after(place.previous, batch.lines)
+            true = head_after(link.previous, batch.lines)
         except ValueError:
             true = ""
         if fine and true != batch.head:
-            self._fault("changed", place.first, last, "the head of their batch does not follow from them")
+            self._fault("changed", link.first, last, "the head of their batch does not follow from them")
         self.gaps += sum(b'"kind":"gap"' in line for line in batch.records)
         # What comes next is held against what was stored here: one fault is told once.
         self._head, self.next = batch.head, max(self.next, last + 1)

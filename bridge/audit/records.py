@@ -17,7 +17,7 @@ from squadron.runtime.ports.lite_journal import END_HEADER
 Record: TypeAlias = dict[str, Any]
 
 
-class Recorder:
+class RecordMaker:
     """Makes records: redacted, with a commitment to what was there."""
 
     def __init__(self, redaction: Redaction, key: bytes) -> None:

@@ -62,6 +62,11 @@ def audit_subject(names: StreamNames) -> str:
     return f"agents.{names.environment}.audit"
 
 
+def action_subject(names: StreamNames, verb: str) -> str:
+    """Where operators' actions are stored, if there is an audit."""
+    return f"agents.{names.environment}.filed.action.{verb}"
+
+
 def _sourced(names: StreamNames) -> tuple[str, ...]:
     # Whole streams: each number that is missing in what comes is then one that was lost.
     return (names.lite, names.events, names.dead, names.runs)

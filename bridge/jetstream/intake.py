@@ -249,12 +249,9 @@ def _caught(msg: Heard) -> Caught:
     # Only where the server itself puts them: anybody may publish there, with any headers.
     with contextlib.suppress(LookupError, ValueError):
         if kind == "filed" and headers["Nats-Subject"] == ".".join((root, environment, *rest)):
-            number, at = (
-                int(headers["Nats-Sequence"]),
-                datetime.fromisoformat(headers["Nats-Time-Stamp"]).timestamp(),
-            )
-            stream, seq, subject = headers["Nats-Stream"], number, headers["Nats-Subject"]
+            seq, at = int(headers["Nats-Sequence"]), datetime.fromisoformat(headers["Nats-Time-Stamp"]).timestamp()
+            stream, subject = headers["Nats-Stream"], headers["Nats-Subject"]
         elif kind != "filed":
             name, number, *_ = headers["Nats-Stream-Source"].split(" ")
-            stream, seq = name, int(number)
+            seq, stream = int(number), name
     return Caught(subject, msg.data, headers, stream, seq, at, int(place), msg.reply)

@@ -7,6 +7,7 @@ from typing import Self
 
 from squadron.bridge.jetstream.bus import CoreBus
 from squadron.bridge.jetstream.events import JetStreamEventLog
+from squadron.bridge.jetstream.filing import Filing
 from squadron.bridge.jetstream.journal import JetStreamJournal
 from squadron.bridge.jetstream.link.connect import HEADER_BYTES, Connection
 from squadron.bridge.jetstream.link.dial import connect
@@ -53,6 +54,7 @@ class Wiring(Place):
                 over_bytes=min(settings.claim_over_bytes, connection.max_payload - HEADER_BYTES),
                 most_bytes=settings.max_message_bytes,
             ),
+            file_action=Filing(connection, names).file,
         )
         super().__init__(ports, JetStreamJournal(connection, names.registry), settings)
 

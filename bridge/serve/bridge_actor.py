@@ -12,10 +12,12 @@ from squadron.bridge.control.control import Bridge
 from squadron.bridge.jetstream.queue import subjects_held
 from squadron.bridge.jetstream.stream_configs import StreamNames, Streams
 from squadron.bridge.jetstream.wiring import Wiring
+from squadron.bridge.serve.archivist_actor import ArchivistKeeper
 from squadron.bridge.serve.bindings import Bindings
 from squadron.bridge.serve.cluster import ServeReplicas
 from squadron.config import Settings
 from squadron.runtime.asking.options import AskKeywords, AskOptions
+from squadron.runtime.background import spawn
 from squadron.runtime.logs import configure_logs
 from squadron.runtime.wire.envelope import AgentIdentity
 from squadron.runtime.wire.outcome import Outcome
@@ -43,7 +45,8 @@ class BridgeActor:
             return await subjects_held(self._wiring.connection, names.tasks, runnable)
 
         async def keep_streams() -> Sequence[str]:
-            lost = await streams.keep()
+            if lost := await streams.keep():
+                await self._archivist.restore()
             self._bindings.to_restore = self._bindings.to_restore or bool(lost)
             return lost
 
@@ -53,6 +56,7 @@ class BridgeActor:
             "nats": self._wiring.connection.server,
         }
         self._bindings = Bindings(self._wiring)
+        self._archivist = ArchivistKeeper(self._wiring.connection, settings)
         self._bridge = Bridge(
             self._wiring.ports,
             self._wiring.registry,
@@ -65,6 +69,7 @@ class BridgeActor:
         )
         await self._bridge.start()
         await self._bindings.start()
+        self._archiving = spawn(self._archivist.keep(), "archivist", lasting=True)
 
     async def settings(self) -> Settings:
         """What the environment was brought up with."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from squadron.bridge.audit.anchors import read_anchors
-from squadron.bridge.audit.chain import Batch, Fault, Verifier
+from squadron.bridge.audit.chain import Fault, SealedBatch, Verifier
 from squadron.bridge.audit.records import Record
 from squadron.bridge.jetstream.audit_streams import (
     AuditPolicy,
@@ -104,7 +104,7 @@ def moment(text: str, *, now: Callable[[], float] = time.time) -> float:
         raise InvalidInputError(f"{text!r} is no time", field="since", hint=hint) from None
 
 
-class Trail:
+class AuditTrail:
     """The audit trail of one environment: `squad.audit`."""
 
     def __init__(self, connection: Connection, names: StreamNames, home: Path) -> None:
@@ -125,11 +125,11 @@ class Trail:
             )
         return policy
 
-    async def _batches(self, since: float = 0.0) -> AsyncGenerator[Batch, None]:
+    async def _batches(self, since: float = 0.0) -> AsyncGenerator[SealedBatch, None]:
         await self._policy()
         from_time = since - _SLACK_S if since > _SLACK_S else None
         async for entry in self._journal.read(audit_subject(self._names), from_time=from_time):
-            yield Batch.unpacked(entry.data, entry.headers.get("Nats-Msg-Id", ""))
+            yield SealedBatch.unpacked(entry.data, entry.headers.get("Nats-Msg-Id", ""))
 
     async def query(self, **wanted: Any) -> AsyncGenerator[Record, None]:
         """Entries, oldest first, each a plain JSON object with its number `n`.
@@ -157,7 +157,7 @@ class Trail:
         while True:
             async for entry in self._journal.read(audit_subject(self._names), from_seq=seq + 1):
                 seq = entry.seq
-                for record in Batch.unpacked(entry.data, "").entries():
+                for record in SealedBatch.unpacked(entry.data, "").entries():
                     if chosen.fits(record):
                         yield record
             await asyncio.sleep(FOLLOW_S)
@@ -177,7 +177,7 @@ class Trail:
         await self._policy()
         async for entry in self._journal.read(audit_subject(self._names)):
             try:
-                verifier.take(Batch.unpacked(entry.data, entry.headers.get("Nats-Msg-Id", "")))
+                verifier.take(SealedBatch.unpacked(entry.data, entry.headers.get("Nats-Msg-Id", "")))
             except InvalidMessageError as error:
                 verifier.unreadable(error)
         chosen = anchors if anchors is not None else self.anchor_file if self.anchor_file.exists() else None
@@ -222,9 +222,9 @@ class Trail:
         last = await self._journal.last(audit_subject(self._names))
         facts: dict[str, Any] = {"mode": policy.mode, "chunks": policy.chunks, "keep_days": policy.keep_days}
         if last is not None:
-            batch = Batch.unpacked(last.data, last.headers.get("Nats-Msg-Id", ""))
-            count = batch.place()[0].first + len(batch.records) - 1
-            facts |= {"entries": count, "head": batch.head, "newest_at": last.stored_at}
+            batch = SealedBatch.unpacked(last.data, last.headers.get("Nats-Msg-Id", ""))
+            count = batch.link()[0].first + len(batch.records) - 1
+            facts |= {"entries": count, "head": batch.head, "newest_at": last.time}
         for name, stream in (("trail", audit_stream(self._names)), ("intake", intake_stream(self._names))):
             info = await find(self._connection, f"STREAM.INFO.{stream}", missing=STREAM_NOT_FOUND)
             if info is not None:
@@ -244,7 +244,7 @@ class Trail:
 
 
 def verify_file(path: Path, *, anchors: Path | None = None, public_key: str = "") -> Verified:
-    """`Trail.verify` of an export, without a server.
+    """`AuditTrail.verify` of an export, without a server.
 
     Raises:
         InvalidMessageError: the file is no export.
@@ -273,7 +273,7 @@ def verdict(verifier: Verifier, anchors: Path | None, public_key: str) -> Verifi
     return Verified(verifier.first, last, verifier.gaps, held, tuple(verifier.faults), tuple(unproven))
 
 
-def batches_in(file: IO[bytes]) -> Iterator[Batch]:
+def batches_in(file: IO[bytes]) -> Iterator[SealedBatch]:
     """The batches of an export.
 
     Raises:
@@ -284,7 +284,7 @@ def batches_in(file: IO[bytes]) -> Iterator[Batch]:
         line = line.rstrip(b"\n")
         if line.startswith(b'{"head"'):
             try:
-                yield Batch(tuple(lines), str(json.loads(line)["head"]))
+                yield SealedBatch(tuple(lines), str(json.loads(line)["head"]))
             except (ValueError, LookupError):
                 raise InvalidMessageError(f"line {number} is no line of an export") from None
             lines = []
