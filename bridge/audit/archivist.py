@@ -62,6 +62,11 @@ class Archivist:
         self._state: _State | None = None
         self._anchor_at = 0.0
 
+    @property
+    def count(self) -> int | None:
+        """How many entries the trail has; None if this archivist never kept it."""
+        return None if self._state is None else self._state.count
+
     async def run(self) -> None:
         """Work, or wait until there is work and nobody else does it."""
         try:

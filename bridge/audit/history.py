@@ -20,8 +20,8 @@ from squadron.bridge.jetstream.audit_streams import (
     audit_stream,
     audit_subject,
     intake_stream,
+    make_trail,
     read_policy,
-    set_policy,
 )
 from squadron.bridge.jetstream.journal import JetStreamJournal
 from squadron.bridge.jetstream.link.connect import Connection
@@ -205,8 +205,7 @@ class AuditTrail:
             raise ConfigError(
                 f"environment {self._names.environment!r} has a trail already", hint="name another with --env"
             )
-        # One that grows no more, and that nothing lapses from: its entries are as old as they are.
-        await set_policy(self._connection, self._names, AuditPolicy("off", keep_days=0.0), even_if_new=True)
+        await make_trail(self._connection, self._names)
         count = seq = 0
         for batch in batches_in(file):
             headers = {"Nats-Expected-Last-Sequence": str(seq)}

@@ -92,18 +92,22 @@ async def read_policy(connection: Connection, names: StreamNames) -> AuditPolicy
     )
 
 
-async def set_policy(
-    connection: Connection, names: StreamNames, policy: AuditPolicy, *, even_if_new: bool = False
-) -> None:
-    """Switch the audit of a running environment, in place; what is recorded stays. Safe to repeat.
-
-    Args:
-        even_if_new: make the trail even if nothing is to be recorded.
+async def make_trail(connection: Connection, names: StreamNames) -> None:
+    """Make the stream of a trail that is brought in from elsewhere: it grows no more, and nothing of it lapses.
 
     Raises:
         BusUnavailableError: the server can't be reached, or refuses.
     """
-    if policy.mode == "off" and not even_if_new and await read_policy(connection, names) is None:
+    await ensure_stream(connection, _audit_config(names, AuditPolicy(keep_days=0.0)))
+
+
+async def set_policy(connection: Connection, names: StreamNames, policy: AuditPolicy) -> None:
+    """Switch the audit of a running environment, in place; what is recorded stays. Safe to repeat.
+
+    Raises:
+        BusUnavailableError: the server can't be reached, or refuses.
+    """
+    if policy.mode == "off" and await read_policy(connection, names) is None:
         return
     # The trail first, what fills it last: nothing is captured that nobody can record.
     await ensure_stream(connection, _audit_config(names, policy))

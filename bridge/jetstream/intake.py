@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 import uuid
 from collections import deque
 from dataclasses import dataclass
@@ -173,7 +174,7 @@ class Intake:
     def _hear_plain(self, msg: Heard) -> None:
         # What a stream tells of is recorded as that stream has it.
         if "Nats-Stream" not in msg.headers and len(self._came) < 2 * PULLED:
-            self._came.append(Caught(msg.subject, msg.data, msg.headers))
+            self._came.append(Caught(msg.subject, msg.data, msg.headers, at=time.time()))
             self._arrival.set()
 
     async def next(self, most: int, *, most_bytes: int, gather_s: float, within_s: float) -> list[Caught]:
