@@ -184,6 +184,10 @@ class Settings:
     audit_chunks: Annotated[str, _From("SQUADRON_AUDIT_CHUNKS", _YES_NO)] = "no"
     """Whether the chunks of streams are in the audit trail: yes or no."""
 
+    audit_strict: Annotated[str, _From("SQUADRON_AUDIT_STRICT", _YES_NO)] = "no"
+    """Whether what this process submits is stored for the audit trail, too, before `submit` returns: yes or no.
+    With yes nothing can be submitted while nothing is audited."""
+
     audit_redact: Annotated[str, _From("SQUADRON_AUDIT_REDACT", _RULES)] = ""
     """What is struck out of the audit trail beyond the usual, as JSON: `keys`, regular expressions for names of
     fields, and `patterns`, names and regular expressions for texts."""

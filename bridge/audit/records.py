@@ -67,6 +67,8 @@ def _kind(subject: str) -> tuple[str | None, str]:
             return "task", ""
         case ["filed", "action", *_]:
             return "action", ""
+        case ["filed", "sent", *_]:
+            return "sent", ""
         case ["lite", owner, id]:
             # A cursor of a reader, and the mark that a task was begun, tell nothing of what was said.
             return ("begun" if id == "begun" else "lite"), owner

@@ -67,6 +67,11 @@ def action_subject(names: StreamNames, verb: str) -> str:
     return f"agents.{names.environment}.filed.action.{verb}"
 
 
+def sent_subject(environment: str, subject: str) -> str:
+    """Where a strict sender stores what it puts on `subject`, for the trail."""
+    return f"agents.{environment}.filed.sent.{subject.split('.', 3)[-1]}"
+
+
 def _sourced(names: StreamNames) -> tuple[str, ...]:
     # Whole streams: each number that is missing in what comes is then one that was lost.
     return (names.lite, names.events, names.dead, names.runs)

@@ -41,6 +41,8 @@ from squadron.runtime.ports.bus import Subscription
 PULLED = 512
 #: How long a pull waits at the server, in seconds; how long without any answer it is taken for lost.
 PULL_S, PULL_LOST_S = 20.0, 30.0
+#: An archivist that did nothing for so long, and waits for nothing, is gone, in seconds.
+USED_S = 3.0
 #: When what was not acknowledged comes again, in seconds: hardly ever, who begins anew makes the consumer anew.
 ACK_WAIT_S = 3600.0
 #: Messages that may wait to be acknowledged: batches on their way, and the newest of each source.
@@ -97,8 +99,8 @@ class Intake:
         return await read_policy(self._connection, self._names)
 
     async def taken(self) -> bool:
-        """Whether another archivist waits for what comes in."""
-        return any(each["num_waiting"] for each in await self._consumers())
+        """Whether another archivist is at work."""
+        return any(map(_is_used, await self._consumers()))
 
     async def _consumers(self) -> list[dict[str, Any]]:
         listed = await find(self._connection, f"CONSUMER.LIST.{self._stream}", missing=STREAM_NOT_FOUND)
@@ -239,6 +241,15 @@ class Intake:
         ears, self._ears = self._ears, []
         for ear in ears:
             await ear.aclose()
+
+
+def _is_used(consumer: dict[str, Any]) -> bool:
+    """Whether somebody waits for what comes, or, as who is busy does not wait, did something lately."""
+    if consumer["num_waiting"]:
+        return True
+    now = datetime.fromisoformat(consumer["ts"])
+    times = [consumer["created"], *(consumer[part].get("last_active") for part in ("delivered", "ack_floor"))]
+    return any((now - datetime.fromisoformat(each)).total_seconds() < USED_S for each in times if each)
 
 
 def _caught(msg: Heard) -> Caught:

@@ -39,12 +39,13 @@ class Wiring(Place):
         names = StreamNames(settings.env)
         subjects = Subjects(settings.env)
         self.connection = connection
+        queue = JetStreamQueue(connection, subjects, strict=settings.audit_strict == "yes")
         ports = Ports(
             identity=identity,
             subjects=subjects,
             clock=SystemClock(),
             bus=CoreBus(connection),
-            queue=OrderedQueue(JetStreamQueue(connection, subjects), subjects),
+            queue=OrderedQueue(queue, subjects),
             events=JetStreamEventLog(connection, subjects),
             lite=JetStreamJournal(connection, names.lite),
             dead=JetStreamJournal(connection, names.dead),

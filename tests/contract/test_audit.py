@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import zlib
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,14 +12,17 @@ from nats.aio.client import Client
 
 from squadron import Agent, Context, Terminal, topic
 from squadron.bridge.audit.archivist import Archivist
-from squadron.bridge.jetstream.audit_streams import audit_stream
+from squadron.bridge.jetstream.audit_streams import audit_stream, intake_stream
 from squadron.bridge.jetstream.queue import subjects_held
 from squadron.bridge.jetstream.stream_configs import StreamNames, ask_for
 from squadron.bridge.jetstream.wiring import Wiring
+from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.errors import SquadronError
 from squadron.runtime.redact import STRUCK
 from squadron.runtime.store.operating import operating, operator
 from squadron.runtime.telemetry.happenings import Operated
+from squadron.runtime.wire.envelope import AgentIdentity
+from squadron.runtime.wire.outcome import Undeliverable
 from tests.contract.audit_worlds import archiving, audited, entries, recorded
 from tests.contract.conftest import ON_NATS, Serve, World, until
 
@@ -245,3 +249,30 @@ async def test_plain_events_and_what_is_no_json_are_recorded_as_they_are(world: 
 async def is_at_work(archivist: Archivist) -> bool:
     """Whether it has taken the intake over."""
     return archivist.count is not None
+
+
+@ON_NATS
+async def test_a_strict_sender_has_stored_each_task_twice_when_it_is_submitted(world: World, serve: Serve) -> None:
+    assert world.settings is not None
+    await serve(Desk())
+    strict = replace(world.settings, audit_strict="yes")
+    place = await Wiring.open(strict, AgentIdentity(id="strict", type="client"), create=True)
+    try:
+        refused = await place.caller.ask("desk.echo", {"text": "no"}, AskOptions(within_s=1.0))
+        assert isinstance(refused, Undeliverable)
+        assert "filed.sent" in refused.reason
+        tasks = StreamNames(strict.env).tasks
+        assert await subjects_held(place.connection, tasks, [f"agents.{strict.env}.task.>"]) == {}
+        trail = await audited(place, "full")
+        handle = await place.caller.submit("desk.echo", {"text": "yes"}, AskOptions(task_id="strict-1"))
+        # Nobody archives yet: it is there.
+        stream = intake_stream(StreamNames(strict.env))
+        held = await subjects_held(place.connection, stream, [f"agents.{strict.env}.filed.sent.>"])
+        assert held == {f"agents.{strict.env}.filed.sent.desk.echo": 1}
+        async with archiving(strict):
+            (sent,) = await recorded(trail, 1, kind="sent")
+            (task,) = await recorded(trail, 1, kind="task", task="strict-1")
+        assert sent["id"] == task["id"] == handle.task_id
+        assert sent["message"] == task["message"]
+    finally:
+        await place.aclose()
