@@ -101,9 +101,9 @@ class Archivist:
                 self._anchor()
 
     async def _begin(self) -> _State:
-        made_at, last = await self._intake.begin()
+        made_at, before, last = await self._intake.begin()
         if last is None:
-            return _State(0, Link(intake=(0, made_at)))
+            return _State(0, Link(intake=(0, made_at), cursors=before))
         batch = SealedBatch.unpacked(last.data, last.head)
         link, _ = batch.link()
         if link.intake[1] != made_at:

@@ -6,6 +6,7 @@ the intake captures that; all other streams keep what they have, so the intake s
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -29,6 +30,8 @@ DAY_S = 24 * 3600
 
 #: Where the policy stands: in the metadata of the audit stream, so that all processes know the same one.
 _MODE, _CHUNKS = "squadron-audit", "squadron-audit-chunks"
+#: The last number of the work queue that was not audited, in the metadata of the intake.
+_FROM = "squadron-tasks-before"
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,10 +152,11 @@ async def _intake_config(connection: Connection, names: StreamNames) -> dict[str
     for stream in _sourced(names):
         if stream not in sources:
             # From here on: the past was not audited.
-            last = (await ask_for(connection, f"STREAM.INFO.{stream}"))["state"]["last_seq"]
-            sources[stream] = {"name": stream, "opt_start_seq": last + 1}
+            sources[stream] = {"name": stream, "opt_start_seq": await _last_seq(connection, stream) + 1}
+    known = {} if present is None else present["config"].get("metadata") or {}
     return {
         "name": intake_stream(names),
+        "metadata": {_FROM: known.get(_FROM) or str(await _last_seq(connection, names.tasks))},
         # Republished tasks, and what operators do.
         "subjects": [f"{root}.filed.>"],
         "sources": [sources[stream] for stream in _sourced(names)],
@@ -165,6 +169,17 @@ async def _intake_config(connection: Connection, names: StreamNames) -> dict[str
         # The least there is: what is sourced is dropped, too, when its id is that of an entry of another stream.
         "duplicate_window": NANOSECONDS // 10,
     }
+
+
+async def _last_seq(connection: Connection, stream: str) -> int:
+    return int((await ask_for(connection, f"STREAM.INFO.{stream}"))["state"]["last_seq"])
+
+
+def baseline(names: StreamNames, config: Mapping[str, Any]) -> dict[str, int]:
+    """Of each stream the last number that came before it was audited, by the configuration of the intake."""
+    before = {each["name"]: each.get("opt_start_seq", 1) - 1 for each in config.get("sources") or ()}
+    tasks = (config.get("metadata") or {}).get(_FROM)
+    return before | ({names.tasks: int(tasks)} if tasks else {})
 
 
 async def _republish(connection: Connection, names: StreamNames, on: bool) -> None:

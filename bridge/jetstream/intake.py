@@ -20,6 +20,7 @@ from squadron.bridge.jetstream.audit_streams import (
     AuditPolicy,
     audit_stream,
     audit_subject,
+    baseline,
     intake_stream,
     read_policy,
 )
@@ -106,8 +107,8 @@ class Intake:
         listed = await find(self._connection, f"CONSUMER.LIST.{self._stream}", missing=STREAM_NOT_FOUND)
         return [] if listed is None else listed["consumers"] or []
 
-    async def begin(self) -> tuple[str, Stored | None]:
-        """Take the intake over; returns when its stream was made, and the newest batch of the trail.
+    async def begin(self) -> tuple[str, dict[str, int], Stored | None]:
+        """Take the intake over; returns when it was made, what was before it, and the newest batch of the trail.
 
         Raises:
             BusUnavailableError: the server can't be reached, or there is no intake.
@@ -138,7 +139,7 @@ class Intake:
         for kind in ("event", "result"):
             pattern = f"agents.{self._names.environment}.{kind}.*.*"
             self._ears.append(await listen(self._connection, pattern, self._hear_plain))
-        return str(info["created"]), last
+        return str(info["created"]), baseline(self._names, info["config"]), last
 
     async def last(self) -> Stored | None:
         """The newest batch of the trail."""
