@@ -35,7 +35,7 @@ class RecordMaker:
             record |= {"stream": caught.stream, "seq": caught.seq}
         if kind == "action":
             # Who did what is all that there is to it: it is recorded without contents, too.
-            return record | {"action": self._redaction.of(message)}
+            return record | {"action": self._redaction.of(message, caught.data.decode(errors="replace"))}
         if kind == "lite":
             record["kind"] = _lite_kind(caught, owner, message)
         if record["kind"] == "chunk" and not chunks:
@@ -51,13 +51,12 @@ class RecordMaker:
         return record
 
     def _contents(self, data: bytes, message: Record | None) -> Any:
-        if message is not None:
-            return self._redaction.of(message)
         try:
-            return self._redaction.text(data.decode())
+            raw = data.decode()
         except UnicodeDecodeError:
             # Encrypted, say: it stays as it is.
             return {"base64": base64.b64encode(data).decode()}
+        return self._redaction.text(raw) if message is None else self._redaction.of(message, raw)
 
 
 def _kind(subject: str) -> tuple[str | None, str]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeAlias
 
 from squadron.runtime.errors import ConfigError
 from squadron.runtime.redact import STRUCK, scrub
@@ -19,24 +20,18 @@ KEYS = (
 _NOT_KEYS = re.compile(
     r"^(?:max_?)?(?:input|output|total|cache_?read|cache_?write|reasoning|prompt)?_?tokens$", re.IGNORECASE
 )
-#: What is personal by its look: a name, what there must be in the text (looking for that is cheap), and the whole.
-_SHAPES: tuple[tuple[str, Callable[[str], bool], re.Pattern[str]], ...] = (
-    (
-        "email",
-        lambda text: "@" in text,
-        re.compile(r"[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63})+"),
-    ),
-    (
-        "iban",  # ISO 13616: a country, two digits that check, up to 30 characters, often in fours
-        lambda text: sum(map(str.isdigit, text)) >= 8,
-        re.compile(r"\b[A-Z]{2}[0-9]{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b"),
-    ),
-    (
-        "card",
-        lambda text: sum(map(str.isdigit, text)) >= 13,
-        re.compile(r"\b[0-9](?:[ -]?[0-9]){12,18}\b"),
-    ),
-)
+#: What is personal by its look.
+_SHAPES: Mapping[str, re.Pattern[str]] = {
+    "email": re.compile(r"[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63})+"),
+    # ISO 13616: a country, two digits that check, up to 30 characters, often in fours.
+    "iban": re.compile(r"\b[A-Z]{2}[0-9]{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b"),
+    "card": re.compile(r"\b[0-9](?:[ -]?[0-9]){12,18}\b"),
+}
+#: What there must be in a text for that, as looking for it is cheap.
+_MARKS = {"email": re.compile("@"), "iban": re.compile("[A-Z]{2}[0-9]{2}")}
+
+#: What is done to each text of a message.
+Rule: TypeAlias = Callable[[str], str]
 
 
 class Redaction:
@@ -61,28 +56,42 @@ class Redaction:
         #: Names of fields were asked for before: most come again and again.
         self._known: dict[str, bool] = {}
 
-    def of(self, value: Any) -> Any:
-        """A JSON value without what must not be stored."""
-        if isinstance(value, str):
-            return self.text(value)
-        if isinstance(value, dict):
-            return {
-                self.text(name): STRUCK if part not in (None, "") and self._is_secret(name) else self.of(part)
-                for name, part in value.items()
-            }
-        if isinstance(value, list | tuple):
-            return [self.of(part) for part in value]
-        return value
+    def of(self, value: Any, raw: str) -> Any:
+        """A JSON value without what must not be stored; `raw` is the text that it was read from."""
+        return self._walk(value, self._rules(raw))
 
     def text(self, text: str) -> str:
         """A text without secrets of this process, what looks like one, and personal data."""
-        text = scrub(text)
-        for name, may_have, shape in _SHAPES:
-            if may_have(text):
-                text = shape.sub(lambda found, name=name: _strike(name, found[0]), text)  # type: ignore[misc]
-        for name, shape in self._own.items():
-            text = shape.sub(f"[{name}]", text)
+        for rule in self._rules(text):
+            text = rule(text)
         return text
+
+    def _rules(self, raw: str) -> list[Rule]:
+        """Those that can find something in a message: to look into each of its texts costs ten times as much."""
+        # Any character may hide behind an escape.
+        hides = "\\u" in raw
+        rules: list[Rule] = [scrub] if hides or scrub(raw) != raw else []
+        for name, shape in _SHAPES.items():
+            if hides or _may_have(name, raw):
+                strike = partial(_strike, name)
+                rules.append(partial(shape.sub, strike))
+        return rules + [partial(shape.sub, f"[{name}]") for name, shape in self._own.items()]
+
+    def _walk(self, value: Any, rules: Sequence[Rule]) -> Any:
+        if isinstance(value, str):
+            for rule in rules:
+                value = rule(value)
+            return value
+        if isinstance(value, dict):
+            return {
+                self._walk(name, rules): STRUCK
+                if self._is_secret(name) and part not in (None, "")
+                else self._walk(part, rules)
+                for name, part in value.items()
+            }
+        if isinstance(value, list):
+            return [self._walk(part, rules) for part in value]
+        return value
 
     def _is_secret(self, name: str) -> bool:
         known = self._known.get(name)
@@ -107,10 +116,15 @@ def _read(rules: str) -> dict[str, Any]:
     return {"keys": keys, "patterns": patterns}
 
 
-def _strike(name: str, found: str) -> str:
-    if name == "card" and not _passes_luhn(found):
-        return found
-    return f"[{name}]"
+def _may_have(name: str, text: str) -> bool:
+    if name == "card":
+        # Each message has a deadline in milliseconds, which has as many digits.
+        return any(_passes_luhn(found[0]) for found in _SHAPES[name].finditer(text))
+    return _MARKS[name].search(text) is not None
+
+
+def _strike(name: str, found: re.Match[str]) -> str:
+    return found[0] if name == "card" and not _passes_luhn(found[0]) else f"[{name}]"
 
 
 def _passes_luhn(found: str) -> bool:
