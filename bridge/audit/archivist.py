@@ -1,7 +1,7 @@
 """The archivist: takes in what was said and done, redacts it, chains it, stores it, and anchors what is stored.
 
-It can be killed at any time. What it took in is acknowledged after it is stored, and each batch says how far the
-intake was taken in: whoever goes on does so right there, with nothing twice. One archivist works at a time.
+It can be killed at any time. Each batch says how far the intake was taken in: whoever goes on does so right there,
+with nothing twice. One archivist works at a time.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -17,7 +17,7 @@ from squadron.bridge.audit.anchors import Seal
 from squadron.bridge.audit.chain import Link, SealedBatch, sealed
 from squadron.bridge.audit.records import Record, RecordMaker
 from squadron.bridge.jetstream.audit_streams import AuditPolicy
-from squadron.bridge.jetstream.intake import Caught, Intake
+from squadron.bridge.jetstream.intake import Caught, Intake, Stored
 from squadron.runtime.errors import BusUnavailableError, FencedError, InvalidMessageError, MessageTooLargeError
 from squadron.runtime.retries import summary_of
 
@@ -29,6 +29,8 @@ ANCHOR_S = 60.0
 LOOK_S = 2.0
 #: How long a batch is tried to be stored before all is read anew, in seconds.
 APPEND_S = 20.0
+#: So many messages of the intake are purged at once, or what there is when nothing comes.
+PURGE = 2_000
 #: What stands for the message of an entry that is larger than the server takes.
 _CUT = "[too large]"
 
@@ -41,11 +43,9 @@ class _State:
 
     seq: int
     link: Link
-    #: What was taken in since, to be acknowledged with the next batch.
-    open: list[Caught] = field(default_factory=list)
-    #: Of each source its newest message, kept back: the server goes on from there after a restart, and not from
-    #: the beginning.
-    newest: dict[str, Caught] = field(default_factory=dict)
+    #: How far the intake was taken in by what is stored, and how far it was purged.
+    stored: int = 0
+    purged: int = 0
     #: How many entries there were at the last anchor.
     anchored: int = -1
 
@@ -57,8 +57,17 @@ class _State:
 class Archivist:
     """Keeps one environment's trail, from `run` until it is cancelled."""
 
-    def __init__(self, intake: Intake, recorder: RecordMaker, seal: Seal, *, anchor_s: float = ANCHOR_S) -> None:
-        self._intake, self._recorder, self._seal, self._anchor_s = intake, recorder, seal, anchor_s
+    def __init__(
+        self,
+        intake: Intake,
+        recorder: RecordMaker,
+        seal: Seal,
+        *,
+        anchor_s: float = ANCHOR_S,
+        purge_each: int = PURGE,
+    ) -> None:
+        self._intake, self._recorder, self._seal = intake, recorder, seal
+        self._anchor_s, self._purge_each = anchor_s, purge_each
         self._state: _State | None = None
         self._anchor_at = 0.0
 
@@ -97,11 +106,20 @@ class Archivist:
                 policy, look_at = found, time.monotonic() + LOOK_S
             caught = await self._intake.next(BATCH, most_bytes=BATCH_BYTES, gather_s=GATHER_S, within_s=LOOK_S)
             await self._take(state, caught, policy)
+            if state.stored - state.purged >= (self._purge_each if caught else 1):
+                await self._intake.purge(state.stored)
+                state.purged = state.stored
             if time.monotonic() >= self._anchor_at:
                 self._anchor()
 
     async def _begin(self) -> _State:
-        made_at, before, last = await self._intake.begin()
+        made_at, before, last = await self._intake.look()
+        state = self._state_after(made_at, before, last)
+        await self._intake.begin(state.link.intake[0])
+        return state
+
+    @staticmethod
+    def _state_after(made_at: str, before: dict[str, int], last: Stored | None) -> _State:
         if last is None:
             return _State(0, Link(intake=(0, made_at), cursors=before))
         batch = SealedBatch.unpacked(last.data, last.head)
@@ -109,28 +127,25 @@ class Archivist:
         if link.intake[1] != made_at:
             # The server came back without it: its numbers begin anew.
             link = replace(link, intake=(0, made_at))
-        return _State(last.seq, replace(link, first=link.first + len(batch.records), previous=last.head))
+        link = replace(link, first=link.first + len(batch.records), previous=last.head)
+        return _State(last.seq, link, stored=link.intake[0])
 
     async def _take(self, state: _State, caught: Sequence[Caught], policy: AuditPolicy) -> None:
         records: list[Record] = []
         intake, cursors = state.link.intake[0], dict(state.link.cursors)
         for each in caught:
             if each.place:
-                if each.place <= intake:
-                    # It is in the trail, and its acknowledgement was lost.
-                    self._done(state, each)
-                    continue
                 if intake and each.place > intake + 1:
                     records.append(_gap(each, "intake", intake + 1, each.place - 1))
                 intake = each.place
-                state.open.append(each)
             if each.stream and not self._follows(each, cursors, records):
                 continue
             record = self._recorder.record(each, contents=policy.mode == "full", chunks=policy.chunks)
             if record is not None:
                 records.append(record)
         state.link = replace(state.link, intake=(intake, state.link.intake[1]), cursors=cursors)
-        if records or len(state.open) >= BATCH:
+        # What is passed over is not forgotten by whoever goes on: now and then a batch without entries says so.
+        if records or intake - state.stored >= BATCH:
             await self._store(state, records)
 
     def _follows(self, each: Caught, cursors: dict[str, int], records: list[Record]) -> bool:
@@ -156,18 +171,7 @@ class Archivist:
             seq = await self._append(batch, state.seq)
         state.seq = seq
         state.link = replace(link, first=link.first + len(records), previous=batch.head)
-        opened, state.open = state.open, []
-        for each in opened:
-            self._done(state, each)
-
-    def _done(self, state: _State, each: Caught) -> None:
-        """It is in the trail, or not to be: acknowledge it, or, of a source, the one before it."""
-        done: Caught | None = each
-        if "Nats-Stream-Source" in each.headers:
-            done = state.newest.get(each.stream)
-            state.newest[each.stream] = each
-        if done is not None:
-            self._intake.acknowledge(done)
+        state.stored = link.intake[0]
 
     async def _append(self, batch: SealedBatch, after: int) -> int:
         give_up_at = time.monotonic() + APPEND_S

@@ -162,7 +162,9 @@ async def _intake_config(connection: Connection, names: StreamNames) -> dict[str
         "sources": [sources[stream] for stream in _sourced(names)],
         "storage": "file",
         "num_replicas": 1,
-        "retention": "workqueue",
+        # No work queue: an acknowledgement for each message would be half of what it costs. What is recorded is
+        # purged, many at a time.
+        "retention": "limits",
         # Full or late it drops the oldest, which is then a known gap; nothing that works waits for it.
         "discard": "old",
         "max_age": INTAKE_MAX_AGE_S * NANOSECONDS,

@@ -1,7 +1,7 @@
 """The archivist's side of the server: what the intake holds comes in order, what is sealed is appended.
 
-One archivist at a time: each that begins makes the intake's consumer anew, so that all that is not acknowledged
-yet comes again, from the oldest on; and a batch is stored only if nobody appended one meanwhile.
+One archivist at a time: each that begins makes the intake's consumer anew, which goes on right after what is in
+the trail; and a batch is stored only if nobody appended one meanwhile.
 """
 
 from __future__ import annotations
@@ -44,10 +44,6 @@ PULLED = 512
 PULL_S, PULL_LOST_S = 20.0, 30.0
 #: An archivist that did nothing for so long, and waits for nothing, is gone, in seconds.
 USED_S = 3.0
-#: When what was not acknowledged comes again, in seconds: hardly ever, who begins anew makes the consumer anew.
-ACK_WAIT_S = 3600.0
-#: Messages that may wait to be acknowledged: batches on their way, and the newest of each source.
-MAX_ACK_PENDING = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +56,6 @@ class Caught:
         seq: its number there.
         at: when it was stored, in seconds since the epoch: there, or, of what was sourced, in the intake.
         place: its number in the intake; 0 if it was only heard.
-        ack: where it is acknowledged.
     """
 
     subject: str
@@ -70,7 +65,6 @@ class Caught:
     seq: int = 0
     at: float = 0.0
     place: int = 0
-    ack: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +101,17 @@ class Intake:
         listed = await find(self._connection, f"CONSUMER.LIST.{self._stream}", missing=STREAM_NOT_FOUND)
         return [] if listed is None else listed["consumers"] or []
 
-    async def begin(self) -> tuple[str, dict[str, int], Stored | None]:
-        """Take the intake over; returns when it was made, what was before it, and the newest batch of the trail.
+    async def look(self) -> tuple[str, dict[str, int], Stored | None]:
+        """When the intake was made, what was before it of each stream, and the newest batch of the trail.
+
+        Raises:
+            BusUnavailableError: the server can't be reached, or there is no intake.
+        """
+        info = await ask_for(self._connection, f"STREAM.INFO.{self._stream}")
+        return str(info["created"]), baseline(self._names, info["config"]), await self.last()
+
+    async def begin(self, after: int) -> None:
+        """Take the intake over, from the message after the one with this number on.
 
         Raises:
             BusUnavailableError: the server can't be reached, or there is no intake.
@@ -117,18 +120,14 @@ class Intake:
         for each in await self._consumers():
             call = f"CONSUMER.DELETE.{self._stream}.{each['name']}"
             await find(self._connection, call, missing=CONSUMER_NOT_FOUND)
-        info = await ask_for(self._connection, f"STREAM.INFO.{self._stream}")
-        last = await self.last()
         # A name of its own: an older archivist that asks for more gets none of what is meant for this one.
         self._consumer = f"archivist-{uuid.uuid4().hex[:12]}"
         config = {
             "durable_name": self._consumer,
             "name": self._consumer,
-            "ack_policy": "explicit",
-            "deliver_policy": "all",
-            "ack_wait": round(ACK_WAIT_S * NANOSECONDS),
-            "max_ack_pending": MAX_ACK_PENDING,
-            "max_deliver": -1,
+            "ack_policy": "none",
+            "deliver_policy": "by_start_sequence",
+            "opt_start_seq": after + 1,
         }
         request = {"stream_name": self._stream, "config": config, "action": "create"}
         await ask_for(self._connection, f"CONSUMER.CREATE.{self._stream}.{self._consumer}", request)
@@ -139,7 +138,6 @@ class Intake:
         for kind in ("event", "result"):
             pattern = f"agents.{self._names.environment}.{kind}.*.*"
             self._ears.append(await listen(self._connection, pattern, self._hear_plain))
-        return str(info["created"]), baseline(self._names, info["config"]), last
 
     async def last(self) -> Stored | None:
         """The newest batch of the trail."""
@@ -232,10 +230,12 @@ class Intake:
         headers = {"Nats-Msg-Id": head, "Nats-Expected-Last-Sequence": str(after)}
         return await self._connection.ask(audit_subject(self._names), data, read_ack, headers=headers)
 
-    def acknowledge(self, caught: Caught) -> None:
-        """It is recorded, or is not to be."""
-        if caught.ack:
-            self._connection.publish_soon(caught.ack, b"+ACK")
+    async def purge(self, through: int) -> None:
+        """What came up to this number is recorded, or is not to be: nothing of it stays here, as it came.
+
+        A server that restarts with nothing here of a source reads that from where it was first to, anew.
+        """
+        await ask_for(self._connection, f"STREAM.PURGE.{self._stream}", {"seq": through + 1})
 
     async def aclose(self) -> None:
         """Hear nothing more. May be called twice."""
@@ -267,4 +267,4 @@ def _caught(msg: Heard) -> Caught:
         elif kind != "filed":
             name, number, *_ = headers["Nats-Stream-Source"].split(" ")
             seq, stream = int(number), name
-    return Caught(subject, msg.data, headers, stream, seq, at, int(place), msg.reply)
+    return Caught(subject, msg.data, headers, stream, seq, at, int(place))

@@ -12,17 +12,17 @@ from squadron.bridge.audit.anchors import Seal
 from squadron.bridge.audit.archivist import Archivist
 from squadron.bridge.audit.records import RecordMaker
 from squadron.bridge.audit.redaction import Redaction
-from squadron.bridge.jetstream.intake import Caught, Intake
+from squadron.bridge.jetstream.intake import Intake
 from squadron.bridge.jetstream.link.dial import connect
 from squadron.bridge.jetstream.stream_configs import StreamNames
 from squadron.config import Settings
 
-Point = Literal["never", "begun", "taken", "appended", "half acknowledged", "acknowledged"]
+Point = Literal["never", "looked", "begun", "taken", "appended", "purged"]
 
 
 @dataclass(frozen=True)
 class Death:
-    """Where: the nth time that something was taken, appended or acknowledged."""
+    """Where: the nth time that something was looked at, begun, taken, appended or purged."""
 
     point: Point
     nth: int = 1
@@ -40,10 +40,10 @@ class DyingIntake(Intake):
             if self._times == self.death.nth:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    async def begin(self):  # type: ignore[no-untyped-def]  # as its base
-        found = await super().begin()
+    async def begin(self, after: int) -> None:
+        self._here("looked")
+        await super().begin(after)
         self._here("begun")
-        return found
 
     async def append(self, data: bytes, head: str, *, after: int) -> int:
         self._here("taken")
@@ -51,14 +51,9 @@ class DyingIntake(Intake):
         self._here("appended")
         return seq
 
-    def acknowledge(self, caught: Caught) -> None:
-        super().acknowledge(caught)
-        if self.death.point == "half acknowledged":
-            self._connection._publish_soon()
-            self._connection.client.flush_now()
-            self._here("half acknowledged")
-        if self.death.point == "acknowledged":
-            asyncio.get_running_loop().call_later(0.1, self._here, "acknowledged")
+    async def purge(self, through: int) -> None:
+        await super().purge(through)
+        self._here("purged")
 
 
 def main(settings: Settings, death: Death) -> None:
@@ -71,4 +66,5 @@ async def _archive(settings: Settings) -> None:
     connection = await connect(settings, name="archivist")
     seal = Seal(settings.home, settings.env)
     intake = DyingIntake(connection, StreamNames(settings.env))
-    await Archivist(intake, RecordMaker(Redaction(), seal.commitment_key), seal, anchor_s=0.2).run()
+    maker = RecordMaker(Redaction(), seal.commitment_key)
+    await Archivist(intake, maker, seal, anchor_s=0.2, purge_each=5).run()
