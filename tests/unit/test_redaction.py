@@ -11,6 +11,18 @@ from squadron.bridge.audit.redaction import Redaction
 from squadron.runtime.errors import ConfigError
 from squadron.runtime.redact import STRUCK
 
+NAMES = ("password", "DB_PASSWORD", "apiKey", "Authorization", "set-cookie", "token", "refreshToken", "eMail")
+    "password",
+    "DB_PASSWORD",
+    "apiKey",
+    "Authorization",
+    "set-cookie",
+    "token",
+    "refreshToken",
+    "eMail",
+    "iban",
+)
+
 
 def redacted(value: Any, rules: str = "", *, ascii: bool = True) -> Any:
     """As it comes from the wire."""
