@@ -12,16 +12,6 @@ from squadron.runtime.errors import ConfigError
 from squadron.runtime.redact import STRUCK
 
 NAMES = ("password", "DB_PASSWORD", "apiKey", "Authorization", "set-cookie", "token", "refreshToken", "eMail")
-    "password",
-    "DB_PASSWORD",
-    "apiKey",
-    "Authorization",
-    "set-cookie",
-    "token",
-    "refreshToken",
-    "eMail",
-    "iban",
-)
 
 
 def redacted(value: Any, rules: str = "", *, ascii: bool = True) -> Any:
