@@ -11,7 +11,8 @@ from squadron.bridge.audit.redaction import Redaction
 from squadron.runtime.errors import ConfigError
 from squadron.runtime.redact import STRUCK
 
-NAMES = ("password", "DB_PASSWORD", "apiKey", "Authorization", "set-cookie", "token", "refreshToken", "eMail")
+SECRET = ("password", "DB_PASSWORD", "apiKey", "Authorization", "set-cookie", "token", "refreshToken")
+PERSONAL = ("eMail", "phoneNumber", "iban", "cardNumber", "credit_card", "cvv", "dateOfBirth", "ssn")
 
 
 def redacted(value: Any, rules: str = "", *, ascii: bool = True) -> Any:
