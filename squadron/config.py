@@ -80,6 +80,15 @@ _ADDRESS = _Kind(
     fits=lambda it: it == "off" or _is_address(it),
     fix="give host:port, like 127.0.0.1:9464, or off",
 )
+#: These are `bridge.jetstream.audit_streams.MODES`.
+_AUDIT = _Kind(
+    lambda raw: str(raw).strip().lower(), ("", "off", "trail", "full").__contains__, "use off, trail or full"
+)
+_DAYS = _Kind(float, lambda it: 1 <= it <= 36_500, "give a number of days from 1 to 36500")
+_YES_NO = _Kind(lambda raw: str(raw).strip().lower(), ("yes", "no").__contains__, "use yes or no")
+_RULES = _Kind(
+    fits=_is_object, fix='give a JSON object like {"keys": ["patient"], "patterns": {"case": "C-[0-9]{6}"}}'
+)
 _COUNT = _Kind(int, lambda it: it >= 1, "give a whole number, 1 or more, like 100000")
 
 
@@ -174,6 +183,27 @@ class Settings:
     pass_env: Annotated[str, _From("SQUADRON_PASS_ENV")] = ""
     """Variables of the shell that agents on the local cluster get, too: names or patterns like `AWS_*`, by commas.
     Only a start of the cluster looks at it."""
+
+    audit: Annotated[str, _From("SQUADRON_AUDIT", _AUDIT)] = ""
+    """What the audit trail records: off, trail (without contents) or full. `squadron up` switches it, also while
+    agents run; empty leaves it as it is, which is off in a new environment."""
+
+    audit_keep_days: Annotated[float, _From("SQUADRON_AUDIT_KEEP_DAYS", _DAYS)] = 90.0
+    """Days that entries of the audit trail are kept."""
+
+    audit_max_bytes: Annotated[int, _From("SQUADRON_AUDIT_MAX_BYTES", _BYTES)] = -1
+    """Bytes that the audit trail may take, after which the oldest entries go; -1 is no limit."""
+
+    audit_chunks: Annotated[str, _From("SQUADRON_AUDIT_CHUNKS", _YES_NO)] = "no"
+    """Whether the chunks of streams are in the audit trail: yes or no."""
+
+    audit_strict: Annotated[str, _From("SQUADRON_AUDIT_STRICT", _YES_NO)] = "no"
+    """Whether what this process submits is stored for the audit trail, too, before `submit` returns: yes or no.
+    With yes nothing can be submitted while nothing is audited."""
+
+    audit_redact: Annotated[str, _From("SQUADRON_AUDIT_REDACT", _RULES)] = ""
+    """What is struck out of the audit trail beyond the usual, as JSON: `keys`, regular expressions for names of
+    fields, and `patterns`, names and regular expressions for texts."""
 
     observers: Annotated[str, _From("SQUADRON_OBSERVERS")] = ""
     """Observers of your own, for each process: what makes them, like `my_package.my_module:MyObserver`, by

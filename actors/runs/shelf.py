@@ -21,6 +21,7 @@ from squadron.actors.runs.timeline import Timeline, spanning
 from squadron.actors.runs.toolbox import Toolbox
 from squadron.runtime.asking.cancel import request_cancel
 from squadron.runtime.errors import ConfigError, InvalidMessageError, InvalidSubjectError, SquadronError
+from squadron.runtime.store.operating import operating
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.outcome import DeadLettered, Rejected, from_content
@@ -348,7 +349,8 @@ class Runs:
             resumes = info.topic == "goal.pursue"
             verb = f"runs resume {info.run}" if resumes else f"dlq redrive {info.task}"
             raise ConfigError(f"{info.run} has ended: {info.state}", hint=f"`squadron {verb}` has it go on")
-        await request_cancel(self._ports, info.task, deadline_at_s=info.deadline)
+        async with operating(self._ports, "cancel", info.task, run=info.run):
+            await request_cancel(self._ports, info.task, deadline_at_s=info.deadline)
         return info
 
 

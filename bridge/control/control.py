@@ -15,6 +15,7 @@ from typing import Any
 import structlog
 
 from squadron.bridge.control.deployed import Deployed
+from squadron.bridge.control.on_record import on_record
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import (
     BusUnavailableError,
@@ -50,7 +51,7 @@ LOSSES_KEPT = 8
 Verb = Callable[..., Coroutine[Any, Any, dict[str, Any]]]
 
 #: Serve's words for an agent that takes tasks, or soon will.
-_ALIVE = frozenset({"RUNNING", "DEPLOYING", "UPDATING", "NOT_STARTED", "AUTOSCALING", "HEALTHY"})
+_ALIVE = frozenset(("RUNNING", "DEPLOYING", "UPDATING", "NOT_STARTED", "AUTOSCALING", "HEALTHY"))
 
 
 class Bridge:
@@ -95,10 +96,9 @@ class Bridge:
         #: The latest calls by their id, so that one which is asked again is not done again.
         self._calls: OrderedDict[str, asyncio.Task[dict[str, Any]]] = OrderedDict()
         self._waker = Waker(ports, LiteTopics(ports))
-        self._writing = asyncio.Lock()
+        self._writing, self._log = asyncio.Lock(), structlog.get_logger("squadron.bridge")
         self._tasks: set[asyncio.Task[Any]] = set()
         self._ears: list[Subscription] = []
-        self._log = structlog.get_logger("squadron.bridge")
 
     @property
     def registry(self) -> Registry:
@@ -162,17 +162,18 @@ class Bridge:
         verbs: dict[str, Verb] = {each.__name__: each for each in own} | dict(self._more)
         if verb not in verbs:
             raise InvalidMessageError(f"{verb!r} is not a call", hint=f"one of {', '.join(verbs)}")
-        task = self._calls.get(call_id)
+        by, task = str(arguments.pop("by", "")), self._calls.get(call_id)
         if task is None:
-            task = self._calls[call_id] = asyncio.ensure_future(verbs[verb](**arguments))
+            work = on_record(self._ports, verb, arguments, by, verbs[verb](**arguments))
+            task = self._calls[call_id] = asyncio.ensure_future(work)
             if len(self._calls) > CALLS_KEPT:
                 self._calls.popitem(last=False)
         return await asyncio.shield(task)
 
     async def ping(self) -> dict[str, Any]:
         """Who answers: process id, environment, addresses, and when the server's store was lost."""
-        here = {"pid": os.getpid(), "environment": self._subjects.environment, "losses": list(self._losses)}
-        return {**here, **self._facts}
+        here = {"pid": os.getpid(), "environment": self._subjects.environment, "losses": [*self._losses]}
+        return here | self._facts
 
     async def deploy(self, deployments: list[dict[str, Any]]) -> dict[str, Any]:
         """Run agents, or change how they run; returns at once, `status` tells how it goes.
@@ -256,8 +257,7 @@ class Bridge:
         return {"agent": agent}
 
     def _known(self) -> str:
-        names = ", ".join(sorted(self._deployments))
-        return f"deployed are {names}" if names else "nothing is deployed"
+        return f"deployed are {', '.join(sorted(self._deployments)) or 'none'}"
 
     async def scale(self, agent: str, to: str) -> dict[str, Any]:
         """Set an agent's replicas to `N`, `MIN..MAX` or `auto`; in place, no replica is restarted for it."""

@@ -12,11 +12,13 @@ from squadron.bridge.control.control import Bridge
 from squadron.bridge.jetstream.queue import subjects_held
 from squadron.bridge.jetstream.stream_configs import StreamNames, Streams
 from squadron.bridge.jetstream.wiring import Wiring
+from squadron.bridge.serve.archivist_actor import ArchivistKeeper
 from squadron.bridge.serve.bindings import Bindings
 from squadron.bridge.serve.cluster import ServeReplicas
 from squadron.bridge.serve.showcase import Showcase
 from squadron.config import Settings
 from squadron.runtime.asking.options import AskKeywords, AskOptions
+from squadron.runtime.background import spawn
 from squadron.runtime.logs import configure_logs
 from squadron.runtime.wire.envelope import AgentIdentity
 from squadron.runtime.wire.outcome import Outcome
@@ -48,6 +50,7 @@ class BridgeActor:
             if lost:
                 self._bindings.to_restore = True
                 self._showcase.census.store_all()
+                await self._archivist.restore()
             return lost
 
         async def agents() -> list[dict[str, Any]]:
@@ -63,6 +66,7 @@ class BridgeActor:
             "metrics": self._showcase.url,
         }
         self._bindings = Bindings(self._wiring)
+        self._archivist = ArchivistKeeper(self._wiring.connection, settings)
         self._bridge = Bridge(
             self._wiring.ports,
             self._wiring.registry,
@@ -77,6 +81,7 @@ class BridgeActor:
         await self._bridge.start()
         await self._showcase.census.start()
         await self._bindings.start()
+        self._archiving = spawn(self._archivist.keep(), "archivist", lasting=True)
 
     async def settings(self) -> Settings:
         """What the environment was brought up with."""

@@ -37,6 +37,11 @@ def bridge_name(environment: str) -> str:
     return f"squadron-bridge-{environment}"
 
 
+def archivist_name(environment: str) -> str:
+    """Name of the environment's archivist actor in Ray."""
+    return f"squadron-archivist-{environment}"
+
+
 async def fetch_settings(environment: str) -> Settings:
     """The settings the environment was brought up with; only the bridge holds them, credentials included.
 

@@ -28,6 +28,7 @@ from squadron.runtime.lite.reader import LiteReader, LiteReading
 from squadron.runtime.ports.journal import Headers
 from squadron.runtime.ports.lite_journal import END_HEADER
 from squadron.runtime.retries import summary_of
+from squadron.runtime.store.operating import operating
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.telemetry.happenings import MessagePut, MessageStored
 from squadron.runtime.wire.start import LiteStart, check_lite_start
@@ -57,6 +58,7 @@ class LiteTopics:
     """The lite topics as one process uses them: renews their lives, keeps the quotas."""
 
     def __init__(self, ports: Ports, *, per_owner: int = PER_OWNER, in_all: int = IN_ALL) -> None:
+        self._ports = ports
         self.identity, self.lite, self.clock = ports.identity, ports.lite, ports.clock
         self.pack = ports.pack
         self._subjects, self._observers = ports.subjects, ports.observers
@@ -210,6 +212,10 @@ class LiteTopics:
 
     async def close(self, topic: LiteTopic) -> None:
         """End the topic now; see `LiteTopic.close`."""
+        async with operating(self._ports, "close", topic.key):
+            await self._close(topic)
+
+    async def _close(self, topic: LiteTopic) -> None:
         order = await self.lite.last(life_of(topic.key))
         await self._mark_end(topic.key)
         self._lives.pop(topic.key, None)

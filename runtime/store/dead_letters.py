@@ -21,6 +21,7 @@ from squadron.runtime.errors import (
 )
 from squadron.runtime.ports.journal import Entry, Headers
 from squadron.runtime.ports.queue import EARLIER_TRACE, Delivery, sent_with
+from squadron.runtime.store.operating import operating
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.telemetry.happenings import Buried
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage, pack
@@ -144,6 +145,7 @@ class DeadLetters:
     """
 
     def __init__(self, ports: Ports) -> None:
+        self._ports = ports
         self._journal, self._queue, self._claims = ports.dead, ports.queue, ports.claims
         self._subjects, self._clock, self._observers = ports.subjects, ports.clock, ports.observers
 
@@ -269,9 +271,13 @@ class DeadLetters:
             InvalidSubjectError, MessageTooLargeError: one can't be put back; those before it were.
             BusUnavailableError: the rest lies where it was.
         """
+        keys = await self._keys(ids, all, topic, agent, whole=True)
+        async with operating(self._ports, "redrive", _chosen(keys), all=all, topic=topic, agent=agent):
+            return await self._redrive_each(keys, all, on_progress)
+
+    async def _redrive_each(self, keys: Mapping[str, int], all: bool, on_progress: Progress | None) -> Redriven:
         done: list[str] = []
         left: dict[str, SquadronError] = {}
-        keys = await self._keys(ids, all, topic, agent, whole=True)
         for number, key in enumerate(keys, 1):
             # Read when its turn comes: all messages at once may be more than fits into memory.
             if entry := await self._journal.last(key):
@@ -312,6 +318,11 @@ class DeadLetters:
             UnknownLetterError: an id names no letter, or several; nothing was dropped.
         """
         keys = await self._keys(ids, all, topic, agent)
+        async with operating(self._ports, "drop", _chosen(keys), all=all, topic=topic, agent=agent):
+            await self._drop_each(keys, on_progress)
+        return len(keys)
+
+    async def _drop_each(self, keys: Mapping[str, int], on_progress: Progress | None) -> None:
         for number, (key, seq) in enumerate(keys.items(), 1):
             if entry := await self._journal.last(key):
                 with contextlib.suppress(InvalidMessageError):
@@ -320,7 +331,6 @@ class DeadLetters:
             await self._journal.erase(key, through_seq=seq)
             if on_progress is not None:
                 on_progress(number, len(keys))
-        return len(keys)
 
     async def _keys(
         self, ids: Sequence[str], all: bool, topic: str, agent: str, *, whole: bool = False
@@ -333,6 +343,11 @@ class DeadLetters:
             for letter in letters:
                 _check_whole(letter)
         return {letter.key: letter.seq for letter in sorted(letters, key=lambda letter: letter.seq)}
+
+
+def _chosen(keys: Mapping[str, int]) -> str:
+    """The letters by name, and how many more than 100: a message has its bounds."""
+    return ",".join(key.rpartition(".")[2] for key in [*keys][:100]) + (f" of {len(keys)}" * (len(keys) > 100))
 
 
 def _check_whole(letter: DeadLetter) -> None:

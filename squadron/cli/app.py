@@ -9,6 +9,7 @@ import typer
 
 from squadron.cli import (
     asks,
+    audit_views,
     dlq,
     doctor,
     environment,
@@ -78,4 +79,5 @@ top.register(app)
 run_trace.register(app)
 lite_topics.register(app)
 tail.register(app)
+audit_views.register(app)
 doctor.register(app)

@@ -91,7 +91,8 @@ def _show_addresses(facts: dict[str, Any]) -> None:
 def down(
     ctx: typer.Context,
     delete_data: Annotated[
-        bool, typer.Option("--delete-data", help="Delete what the local servers stored, too.")
+        bool,
+        typer.Option("--delete-data", help="Delete what the local servers stored, and the keys of the trail."),
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -107,7 +108,11 @@ async def _down(ctx: typer.Context, delete_data: bool, as_json: bool) -> int:
             hint=f"on your own server: nats stream rm squadron-{settings.env}-{{tasks,lite,registry,dead}}",
         )
     stopped = await asyncio.to_thread(_stop, settings)
-    folders = [path for name in ("nats", "ray") if (path := settings.home / name).is_dir()] if delete_data else []
+    folders = (
+        [path for name in ("nats", "ray", "audit") if (path := settings.home / name).is_dir()]
+        if delete_data
+        else []
+    )
     for folder in folders:
         shutil.rmtree(folder)
     deleted = [str(folder) for folder in folders]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from squadron.actors.agent import Agent
     from squadron.cli.progress import Watch
     from squadron.client.squad import Squad
-    from squadron.demo.audit import Audit
+    from squadron.demo.environment_audit import Audit
     from squadron.runtime.wire.outcome import Outcome
 
 Model = Annotated[
@@ -267,7 +267,7 @@ def demo(
 
 async def _demo(ctx: typer.Context, goal: str, out: Path, model: str, keep: bool, as_json: bool) -> int:
     from squadron.cli.progress import watching
-    from squadron.demo.audit import GOAL, audit
+    from squadron.demo.environment_audit import GOAL, audit
 
     settings = frame.settings_of(ctx)
     chosen = choose_model(model, settings)
