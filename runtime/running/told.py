@@ -44,7 +44,7 @@ class Told:
                 message=self._message,
                 attempt=attempt,
                 waited_s=max(0.0, self._ports.clock.time() - self._message.timestamp),
-                headers=delivery.headers,
+                carrier=delivery.carrier,
             )
         )
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
+from squadron.runtime.ports.bus import Carrier
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.outcome import Outcome
 
@@ -51,9 +52,10 @@ class TaskEnded:
     outcome: Outcome
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TurnBegun:
+class TurnBegun(NamedTuple):
     """An attempt at a message begins, in the asyncio task in which its handler runs.
+
+    Told of each task, as is its end: a frozen dataclass of that size takes 3 µs to make, a tuple 1 (measured).
 
     Attributes:
         agent: the agent, or `agent.method` of a durable event.
@@ -61,7 +63,6 @@ class TurnBegun:
         served: the topic or pattern that the handler serves: of these there are few.
         attempt: which attempt it is, from 1.
         waited_s: seconds since the message was sent, by the clocks of two hosts.
-        headers: that came with the message.
     """
 
     kind: Literal["task", "durable"]
@@ -71,11 +72,15 @@ class TurnBegun:
     message: AgentMessage
     attempt: int
     waited_s: float
-    headers: Mapping[str, str]
+    carrier: Carrier | None = None
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The headers that came with the message, which are read when somebody looks."""
+        return self.carrier.headers if self.carrier is not None else {}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TurnEnded:
+class TurnEnded(NamedTuple):
     """An attempt has ended, or a message was refused before one began; in the same asyncio task.
 
     Attributes:
