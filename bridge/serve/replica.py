@@ -16,6 +16,7 @@ from ray import serve
 from ray.serve import Application
 
 from squadron.actors.agent import Agent, AgentSpec
+from squadron.bridge.health.release import release
 from squadron.bridge.host import Host
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.bridge.packing.code import Code, unpack
@@ -95,7 +96,12 @@ class AgentReplica:
             spec,
             slots=slots,
             ordered=ordered_by != "",
-            facts={"version": self._code.version, "pid": os.getpid(), "node": platform.node()},
+            facts={
+                "version": self._code.version,
+                "release": release(),
+                "pid": os.getpid(),
+                "node": platform.node(),
+            },
         )
         await self._host.start()
         self._stopped = False

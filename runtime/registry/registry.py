@@ -47,8 +47,11 @@ class Presence(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     expires_at: float = Field(allow_inf_nan=False)
-    #: Digest of the code it runs.
+    #: When it was told, by the clock of its host, in seconds since the epoch.
+    at: float = Field(default=0.0, allow_inf_nan=False)
+    #: Digest of the code it runs, and which release of ours runs it.
     version: str = ""
+    release: str = ""
     pid: int = 0
     node: str = ""
     #: What this replica offers to tasks that ask for it.
@@ -304,8 +307,9 @@ class Registry:
 
     async def renew(self, agent: str, replica: str, **facts: Any) -> None:
         """One heartbeat: this replica lives for another `presence_ttl_s`; `facts` go into its presence."""
-        until = self._clock.time() + self.presence_ttl_s
-        await self._write_presence(agent, replica, Presence(expires_at=until, **facts))
+        now = self._clock.time()
+        until = now + self.presence_ttl_s
+        await self._write_presence(agent, replica, Presence(expires_at=until, at=now, **facts))
 
     async def depart(self, agent: str, replica: str) -> None:
         """This replica is gone; nobody needs to wait for its heartbeat to lapse."""
