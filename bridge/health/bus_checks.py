@@ -22,7 +22,7 @@ def check_connection(facts: Facts) -> Iterator[Finding]:
     """Can't be reached, refuses the credentials, or is too old."""
     if fault := facts.bus.fault:
         yield Finding("nats answers", "fail", fault.reason, fault.hint)
-    elif (version := tuple(map(int, re.findall(r"\d+", facts.bus.version)[:2]))) < LEAST_VERSION:
+    elif tuple(map(int, re.findall(r"\d+", facts.bus.version)[:2])) < LEAST_VERSION:
         least = ".".join(map(str, LEAST_VERSION))
         found = f"nats-server {facts.bus.version} at {facts.bus.address} is older than {least}"
         yield Finding("nats answers", "fail", found, "update the nats-server")

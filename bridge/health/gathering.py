@@ -306,7 +306,7 @@ class _Gathering:
         self._known["unserved"] = self._unserved(held, served, {each.agent for each in replicas})
 
     def _unserved(self, held: Mapping[str, int], served: set[str], alive: set[str]) -> dict[str, int]:
-        """What waits for nobody: no agent is deployed for it, and who serves without a deployment does not either."""
+        """What waits for nobody: no agent is deployed for it, nor does one without a deployment serve it."""
         # A binding, or a replica in another language, has a mailbox and a sign of life, but no deployment.
         others = [
             each

@@ -25,6 +25,7 @@ from squadron.runtime.background import Health
 from squadron.runtime.errors import DeployError
 from squadron.runtime.logs import configure_logs
 from squadron.runtime.retries import traceback_of
+from squadron.runtime.telemetry.turn_log import TurnLog
 from squadron.runtime.wire.envelope import AgentIdentity
 
 #: Ray namespace of everything of ours.
@@ -89,6 +90,7 @@ class AgentReplica:
         self._name, self._code, self._grace_s = agent, code, grace_s
         identity = AgentIdentity(id=f"{agent}-{uuid.uuid4().hex[:8]}", type=agent)
         self._wiring = await Wiring.open(settings, identity)
+        self._wiring.ports.observers.add(TurnLog())
         spec = AgentSpec.of(await self._load())
         self._host = Host(
             self._wiring,
