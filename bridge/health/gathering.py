@@ -201,10 +201,15 @@ class _Gathering:
     async def _streams(self) -> tuple[StreamFacts, ...]:
         names = self._names
         streams = (names.tasks, names.lite, names.registry, names.dead, names.runs, names.events)
-        return tuple([await self._stream(name) for name in (*streams, f"OBJ_{names.bucket}")])
+        return tuple(await asyncio.gather(*map(self._stream, (*streams, f"OBJ_{names.bucket}"))))
 
     async def _stream(self, name: str) -> StreamFacts:
-        info = await find(self._connection, f"STREAM.INFO.{name}", missing=STREAM_NOT_FOUND)
+        try:
+            async with asyncio.timeout(self._within_s / 2):
+                info = await find(self._connection, f"STREAM.INFO.{name}", missing=STREAM_NOT_FOUND)
+        except (BusUnavailableError, TimeoutError):
+            # JetStream itself answered a moment ago.
+            return StreamFacts(name, 0, 0, has_leader=False)
         if info is None:
             return StreamFacts(name, -1, -1)
         config, state, cluster = info["config"], info["state"], info.get("cluster")
