@@ -158,6 +158,8 @@ PROGRAM = '''
             # One provider each: loading a library takes seconds.
             asks += [squad.ask("leak.think", model="anthropic:some-model")]
             asks += [squad.run("do it", model="openai:some-model"), squad.deploy(Stillborn), fail_here(squad)]
+            # Its log has the reasons of what failed: a plan without a provider.
+            asks += [squad.run("have the text leaked", model="offline", topics=["leak.text", "leak.terminal"])]
             await asyncio.gather(*(told(f"told {n}", each) for n, each in enumerate(asks)))
             print("done", flush=True)
             await asyncio.to_thread(sys.stdin.read)
@@ -372,6 +374,10 @@ async def _everything_shown(place: Place) -> None:
         _output(place, "pty", "dlq", "list"),
         _output(place, "pty", "dlq", "show", buried[1].decode()),
         _output(place, "status", "--json"),
+        _output(place, "doctor", "--json"),
+        _output(place, "pty", "doctor"),
+        _output(place, "pty", "health"),
+        _output(place, "runs", "list", "--json"),
         _output(place, "pty", "status"),
         _output(place, "pty", "ask", "leak.text"),
     )
