@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
+from squadron.bridge.health.diagnosis import Diagnosis
 from squadron.bridge.health.facts import AgentFacts, Facts
-from squadron.bridge.health.finding import Finding
 from squadron.runtime.registry.registry import STAND_IN
 
 #: Heartbeats after which a replica that has not lapsed yet is told: it lapses after three.
@@ -17,19 +17,19 @@ MANY_LAPSES = 3
 _NAMED = 5
 
 
-def check_bridge(facts: Facts) -> Iterator[Finding]:
+def check_bridge(facts: Facts) -> Iterator[Diagnosis]:
     """Does not answer; or the server has lost its store under it."""
     if facts.bridge is None or not facts.bridge:
         found = "it does not answer: agents go on, but nothing is deployed, scaled or healed"
-        yield Finding("bridge", "fail", found, "squadron up")
+        yield Diagnosis("bridge", "fail", found, "squadron up")
     elif losses := facts.bridge.get("losses"):
         streams = ", ".join(sorted({name for loss in losses for name in loss["streams"]}))
         found = f"the nats-server lost its store, last at {losses[-1]['at']}: {streams}"
         fix = "agents are back, what was stored is not; see to it that the server keeps its store_dir"
-        yield Finding("bridge", "warn", found, fix)
+        yield Diagnosis("bridge", "warn", found, fix)
 
 
-def check_releases(facts: Facts) -> Iterator[Finding]:
+def check_releases(facts: Facts) -> Iterator[Diagnosis]:
     """Squadron itself is not the same everywhere."""
     releases = Counter(each.release for each in facts.replicas or () if each.release)
     if (told := (facts.bridge or {}).get("release")) is not None:
@@ -41,41 +41,43 @@ def check_releases(facts: Facts) -> Iterator[Finding]:
         ]
         found = f"here is squadron-ray {facts.release}; {', '.join(where)}"
         fix = f'pip install "squadron-ray=={told or others[-1]}" everywhere, then squadron up'
-        yield Finding("releases", "warn", found, fix)
+        yield Diagnosis("releases", "warn", found, fix)
 
 
-def check_topics(facts: Facts) -> Iterator[Finding]:
+def check_topics(facts: Facts) -> Iterator[Diagnosis]:
     """Tasks wait that nobody serves."""
     unserved = sorted((facts.unserved or {}).items(), key=lambda each: -each[1])
     for topic, count in unserved[:_NAMED]:
         found = f"{count:,} tasks wait on {topic}, which no agent serves"
-        yield Finding("topics", "fail", found, "squadron deploy MODULE:AGENT that has it; squadron topics")
+        yield Diagnosis("topics", "fail", found, "squadron deploy MODULE:AGENT that has it; squadron topics")
     if len(unserved) > _NAMED:
-        yield Finding("topics", "fail", f"so do tasks of {len(unserved) - _NAMED} more topics", "squadron topics")
+        yield Diagnosis(
+            "topics", "fail", f"so do those of {len(unserved) - _NAMED} more topics", "squadron topics"
+        )
 
 
-def check_agents(facts: Facts) -> Iterator[Finding]:
+def check_agents(facts: Facts) -> Iterator[Diagnosis]:
     """Can't start, or has no replica although tasks wait."""
     for each in facts.agents or ():
         if each.status in ("DEPLOY_FAILED", "UNHEALTHY"):
             reason = (each.message.strip().splitlines() or ["no reason given"])[-1]
             fix = "squadron status has the traceback; deploy it anew, or squadron undeploy it"
-            yield Finding("agents", "fail", f"{each.name} is {each.status}: {reason}", fix)
+            yield Diagnosis("agents", "fail", f"{each.name} is {each.status}: {reason}", fix)
         elif each.waiting and not each.replicas and each.scale.maximum:
             found = f"{each.waiting:,} tasks of {each.name} wait, and it has no replica"
             fix = "squadron status; if it is the first after a rest, one starts within seconds"
-            yield Finding("agents", "warn", found, fix)
+            yield Diagnosis("agents", "warn", found, fix)
 
 
-def check_pinned(facts: Facts) -> Iterator[Finding]:
+def check_pinned(facts: Facts) -> Iterator[Diagnosis]:
     """Is held at zero replicas while tasks wait."""
     for each in facts.agents or ():
         if each.waiting and each.scale.maximum == 0:
             found = f"{each.waiting:,} tasks of {each.name} wait, and it is held at 0 replicas"
-            yield Finding("pinned at 0", "warn", found, f"squadron scale {each.name}=auto")
+            yield Diagnosis("pinned at 0", "warn", found, f"squadron scale {each.name}=auto")
 
 
-def check_backlogs(facts: Facts) -> Iterator[Finding]:
+def check_backlogs(facts: Facts) -> Iterator[Diagnosis]:
     """Grows although all replicas that it may have are there."""
     for each in facts.agents or ():
         if _is_swamped(each):
@@ -84,7 +86,7 @@ def check_backlogs(facts: Facts) -> Iterator[Finding]:
                 f" {each.replicas} replicas are the most it may have"
             )
             more = f"{each.scale.minimum}..{2 * each.scale.maximum}"
-            yield Finding("backlogs", "warn", found, f"squadron scale {each.name}={more}; or more slots")
+            yield Diagnosis("backlogs", "warn", found, f"squadron scale {each.name}={more}; or more slots")
 
 
 def _is_swamped(agent: AgentFacts) -> bool:
@@ -92,16 +94,16 @@ def _is_swamped(agent: AgentFacts) -> bool:
     return at_most and agent.grown > 0 and agent.waiting > agent.slots * agent.replicas
 
 
-def check_restarts(facts: Facts) -> Iterator[Finding]:
+def check_restarts(facts: Facts) -> Iterator[Diagnosis]:
     """Dies again and again."""
     for each in facts.agents or ():
         if each.lapsed >= MANY_LAPSES:
             found = f"{each.lapsed} replicas of {each.name} died or went deaf in the last minutes"
             fix = "its log says why: Ray's dashboard, Serve, the replica, stderr; often memory, or sys.exit()"
-            yield Finding("restarts", "warn", found, fix)
+            yield Diagnosis("restarts", "warn", found, fix)
 
 
-def check_silent(facts: Facts) -> Iterator[Finding]:
+def check_silent(facts: Facts) -> Iterator[Diagnosis]:
     """Misses its heartbeats: it is blocked, deaf, or dead."""
     # By the server's clock only: those of hosts may differ.
     now = facts.now - (facts.ahead_s or 0.0)
@@ -110,4 +112,4 @@ def check_silent(facts: Facts) -> Iterator[Finding]:
         silent_s = now - each.stored_at
         if each.id != STAND_IN and silent_s > SILENT_BEATS * max(beat_s, facts.heartbeat_s):
             found = f"{each.id} has been silent for {silent_s:.0f} s: its event loop is blocked, or it is dead"
-            yield Finding("silent replicas", "warn", found, "it is replaced by itself; else look into its log")
+            yield Diagnosis("silent replicas", "warn", found, "it is replaced by itself; else look into its log")

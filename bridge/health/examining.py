@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from squadron.bridge.health import agent_checks, bus_checks, work_checks
+from squadron.bridge.health.diagnosis import Diagnosis
 from squadron.bridge.health.facts import Facts
-from squadron.bridge.health.finding import Finding
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Check:
 
     name: str
     needs: str
-    look: Callable[[Facts], Iterator[Finding]]
+    look: Callable[[Facts], Iterator[Diagnosis]]
 
 
 CHECKS = (
@@ -47,24 +47,24 @@ CHECKS = (
 )
 
 
-def examine(facts: Facts) -> list[Finding]:
+def examine(facts: Facts) -> list[Diagnosis]:
     """What is well, what is not, and what could not be looked at, in the order of `CHECKS`."""
-    findings, unseen = list[Finding](), list[str]()
+    diagnoses, unseen = list[Diagnosis](), list[str]()
     for check in CHECKS:
         found = list(check.look(facts)) if facts.bus.fault is None or check.needs in ("bus", "bridge") else []
         if found:
-            findings += found
+            diagnoses += found
         elif facts.bus.fault is None and _is_known(facts, check):
-            findings.append(Finding(check.name, "ok", _fine(facts, check.name)))
+            diagnoses.append(Diagnosis(check.name, "ok", _fine(facts, check.name)))
         elif _should_be_known(facts, check):
             unseen.append(check.name)
     if unseen:
         why = "; ".join(sorted({f"{name}: {reason}" for name, reason in facts.unknown.items()}))
         found_out = f"{', '.join(unseen)}" + (f" ({why})" if why else "")
-        findings.append(
-            Finding("not looked at", "warn", found_out, "what stands above comes first; then try again")
+        diagnoses.append(
+            Diagnosis("not looked at", "warn", found_out, "what stands above comes first; then try again")
         )
-    return findings
+    return diagnoses
 
 
 def _is_known(facts: Facts, check: Check) -> bool:

@@ -121,7 +121,7 @@ class DeadFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
+class WaitingFacts:
     """What waits: its name, and since when, in seconds since the epoch."""
 
     id: str
@@ -160,6 +160,6 @@ class Facts:
     unserved: Mapping[str, int] | None = None
     accounts: tuple[AccountFacts, ...] | None = None
     dead: DeadFacts | None = None
-    stale_runs: tuple[Waiting, ...] | None = None
-    questions: tuple[Waiting, ...] | None = None
+    stale_runs: tuple[WaitingFacts, ...] | None = None
+    questions: tuple[WaitingFacts, ...] | None = None
     unknown: Mapping[str, str] = field(default_factory=dict)

@@ -28,7 +28,7 @@ from squadron.bridge.health.facts import (
     ReplicaFacts,
     StorageFacts,
     StreamFacts,
-    Waiting,
+    WaitingFacts,
 )
 from squadron.bridge.health.release import release
 from squadron.bridge.jetstream.link import embedded
@@ -342,13 +342,13 @@ class _Gathering:
             counts[subject.split(".")[3]] += count
         return DeadFacts(dict(counts), datetime.fromisoformat(info["state"]["last_ts"]).timestamp())
 
-    async def _stale_runs(self) -> tuple[Waiting, ...]:
+    async def _stale_runs(self) -> tuple[WaitingFacts, ...]:
         runs = await Runs(self._ports).list(most=_MOST_RUNS)
-        return tuple(Waiting(each.run, each.agent, each.updated) for each in runs if each.state == "stale")
+        return tuple(WaitingFacts(each.run, each.agent, each.updated) for each in runs if each.state == "stale")
 
-    async def _questions(self) -> tuple[Waiting, ...]:
+    async def _questions(self) -> tuple[WaitingFacts, ...]:
         found = await People(self._ports, LiteTopics(self._ports)).questions()
-        return tuple(Waiting(each.query_id, each.asker, each.asked_at) for each in found)
+        return tuple(WaitingFacts(each.query_id, each.asker, each.asked_at) for each in found)
 
 
 def free_bytes(home: Path) -> int:

