@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+#: What is found where there is nothing to tell.
+WELL = "well"
+
 Level = Literal["ok", "warn", "fail"]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from squadron.bridge.health import agent_checks, bus_checks, work_checks
-from squadron.bridge.health.diagnosis import Diagnosis
+from squadron.bridge.health.diagnosis import WELL, Diagnosis
 from squadron.bridge.health.facts import Facts
 
 
@@ -88,4 +88,4 @@ def _fine(facts: Facts, name: str) -> str:
             return f"{sum(facts.dead.by_agent.values()):,}"
         case "questions" if facts.questions is not None:
             return f"{len(facts.questions)} wait for people"
-    return "well"
+    return WELL

@@ -79,7 +79,7 @@ async def gather(settings: Settings, *, within_s: float = STEP_WITHIN_S, watch_s
         return Facts(**known, bus=BusFacts(fault=Fault(str(error.args[0]), error.hint)))
     wiring = Wiring(connection, settings, identity)
     try:
-        known["bus"] = BusFacts(connection.server, str(connection.client.connected_server_version))
+        known["bus"] = BusFacts(connection.server, connection.version)
         return Facts(**await _Gathering(wiring, known, within_s, watch_s).all())
     finally:
         # It was never started: there is only the connection to close.

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import typer
 
-from squadron.bridge.health.diagnosis import Diagnosis, Level
+from squadron.bridge.health.diagnosis import WELL, Diagnosis, Level
 from squadron.cli import frame
 from squadron.cli.environment import Json
 from squadron.config import VARIABLES, Settings
@@ -45,8 +45,10 @@ async def _doctor(ctx: typer.Context, as_json: bool) -> int:
     checks: list[Diagnosis] = []
     for check in [*_machine(), *await _settings(ctx)]:
         checks.append(check)
-        if not as_json:
+        if not as_json and check.found != WELL:
             _show(check)
+    if not as_json and (well := [check.name for check in checks if check.found == WELL]):
+        _show(Diagnosis(WELL, "ok", ", ".join(well)))
     failed = sum(check.level == "fail" for check in checks)
     if as_json:
         frame.print_json({"ok": not failed, "checks": [dataclasses.asdict(check) for check in checks]})

@@ -158,8 +158,6 @@ PROGRAM = '''
             # One provider each: loading a library takes seconds.
             asks += [squad.ask("leak.think", model="anthropic:some-model")]
             asks += [squad.run("do it", model="openai:some-model"), squad.deploy(Stillborn), fail_here(squad)]
-            # Its log has the reasons of what failed: a plan without a provider.
-            asks += [squad.run("have the text leaked", model="offline", topics=["leak.text", "leak.terminal"])]
             await asyncio.gather(*(told(f"told {n}", each) for n, each in enumerate(asks)))
             print("done", flush=True)
             await asyncio.to_thread(sys.stdin.read)
@@ -350,13 +348,22 @@ async def test_whatever_fails_no_secret_is_found_anywhere(place: Place) -> None:
         "heard",
         "-dead ",
         "-lite ",
+        "-runs ",
         "dlq list",
         "pty status",
         "status --json",
+        "doctor --json",
         ".err",
         "controller_",
     ):
         assert any(part in name for name in struck), part
+    looked_at = {name.split(" ")[0] for name in place.found}
+    assert looked_at >= {f"squadron-dev-{stream}" for stream in ("dead", "events", "lite", "registry", "runs")}
+    lines = [line for name in struck if name.endswith(".err") for line in place.found[name].splitlines()]
+    assert any(b"task.ended" in line and STRUCK.encode() in line for line in lines)
+    told = {each["name"]: each for each in json.loads(place.found["doctor --json"].splitlines()[-1])["checks"]}
+    assert told["agents"]["level"] == "fail"
+    assert "stillborn is DEPLOY_FAILED" in told["agents"]["found"]
     seen = next(json.loads(line[5:]) for line in said if line.startswith(b"seen "))
     assert set(seen) == {asked[name] for name in (*KEYS, *PASSED)}
 
@@ -375,8 +382,6 @@ async def _everything_shown(place: Place) -> None:
         _output(place, "pty", "dlq", "show", buried[1].decode()),
         _output(place, "status", "--json"),
         _output(place, "doctor", "--json"),
-        _output(place, "pty", "doctor"),
-        _output(place, "pty", "health"),
         _output(place, "runs", "list", "--json"),
         _output(place, "pty", "status"),
         _output(place, "pty", "ask", "leak.text"),
