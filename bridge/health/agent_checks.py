@@ -18,11 +18,15 @@ _NAMED = 5
 
 
 def check_bridge(facts: Facts) -> Iterator[Diagnosis]:
-    """Does not answer; or the server has lost its store under it."""
+    """Does not answer, is not answered by Ray, or has lost what the server had stored."""
     if facts.bridge is None or not facts.bridge:
         found = "it does not answer: agents go on, but nothing is deployed, scaled or healed"
         yield Diagnosis("bridge", "fail", found, "squadron up")
-    elif losses := facts.bridge.get("losses"):
+        return
+    if "agents" not in facts.bridge:
+        found = "it answers, but Ray does not tell it how the agents are"
+        yield Diagnosis("bridge", "warn", found, "look at Ray's dashboard; if Ray is gone: squadron up")
+    if losses := facts.bridge.get("losses"):
         streams = ", ".join(sorted({name for loss in losses for name in loss["streams"]}))
         found = f"the nats-server lost its store, last at {losses[-1]['at']}: {streams}"
         fix = "agents are back, what was stored is not; see to it that the server keeps its store_dir"

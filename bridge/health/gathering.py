@@ -48,7 +48,7 @@ from squadron.runtime.wire.envelope import AgentIdentity
 from squadron.runtime.wire.subjects import TaskSubject, matches
 
 #: How long each step may take, in seconds: JetStream's API answers within milliseconds where it is well.
-STEP_WITHIN_S = 3.0
+STEP_WITHIN_S = 5.0
 #: Seconds between the two looks at the backlogs.
 WATCH_S = 1.0
 #: JetStream is asked for so many consumers at a time (its own limit), of so many pages at most.
@@ -161,8 +161,10 @@ class _Gathering:
         info = await find(self._connection, f"STREAM.INFO.{self._names.registry}", missing=STREAM_NOT_FOUND)
         if info is None:
             return None
-        there = datetime.fromisoformat(info["ts"]).timestamp()
-        return (asked_at + time.time()) / 2 - there
+        there, heard_at = datetime.fromisoformat(info["ts"]).timestamp(), time.time()
+        ahead_s = (asked_at + heard_at) / 2 - there
+        # It was told somewhere between the question and the answer.
+        return ahead_s if abs(ahead_s) > (heard_at - asked_at) / 2 else 0.0
 
     async def _storage(self) -> StorageFacts:
         account = await ask_for(self._connection, "INFO")

@@ -105,6 +105,8 @@ class HeldReplicas:
         return 50
 
     async def states(self, wanted: Sequence[Deployment]) -> dict[str, AgentState]:
+        if self.state.status == "AWAY":
+            await asyncio.sleep(3600)
         return {each.agent: self.state for each in wanted}
 
 
@@ -448,6 +450,30 @@ async def test_a_bridge_that_is_away_is_told(wiring: Wiring) -> None:
 
     assert found["bridge"].level == "fail"
     assert found["bridge"].fix == "squadron up"
+
+
+async def test_a_bridge_that_ray_does_not_answer_is_told(wiring: Wiring) -> None:
+    await record(wiring)
+    async with bridge(wiring, "AWAY"):
+        found = await look(wiring.settings, within_s=2.0)
+
+    assert found["bridge"].found == "it answers, but Ray does not tell it how the agents are"
+    assert found["topics"].level == "ok"
+
+
+async def test_a_server_that_lost_its_store_is_told(tmp_path: Path) -> None:
+    server = OwnServer(tmp_path)
+    server.start()
+    wiring = await _open(Settings(home=tmp_path, nats_url=server.url, env="sick"))
+    async with bridge(wiring):
+        server.lose_store()
+
+        async def is_told() -> bool:
+            return "the nats-server lost its store" in (await look(wiring.settings))["bridge"].found
+
+        await until(is_told)
+    await wiring.aclose()
+    server.stop()
 
 
 async def test_releases_that_differ_are_told(wiring: Wiring) -> None:

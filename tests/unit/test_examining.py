@@ -116,6 +116,7 @@ def test_what_could_not_be_looked_at_says_why() -> None:
         ({"streams": (StreamFacts("s", 96, 1, most_bytes=100),)}, "streams", "fail", "s holds"),
         ({"cut_off": 2}, "slow consumers", "warn", "cut 2 connections"),
         ({"bridge": {}}, "bridge", "fail", "does not answer"),
+        ({"bridge": {"losses": []}}, "bridge", "warn", "Ray does not tell it"),
         (
             {"bridge": {"losses": [{"at": "t", "streams": ["x"]}]}},
             "bridge",
