@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
+from http import HTTPStatus
 from typing import Any
 
 from squadron.bridge.jetstream.link.connect import Connection
@@ -107,3 +108,23 @@ class Probes:
         await send({"type": "http.response.start", "status": status, "headers": headers})
         data = b"" if scope["method"] == "HEAD" else json.dumps(body).encode()
         await send({"type": "http.response.body", "body": data})
+
+    def over_wsgi(self, loop: asyncio.AbstractEventLoop) -> Callable[[dict[str, Any], Any], list[bytes]]:
+        """The same as a WSGI application, for a port that threads serve; `loop` is that of the connection.
+
+        From there a loop that is blocked for good is told, too.
+        """
+
+        def respond(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+            asked = asyncio.run_coroutine_threadsafe(self.answer(environ.get("PATH_INFO", "")), loop)
+            try:
+                status, body = asked.result(LAG_MOST_S + self._within_s)
+            except TimeoutError:
+                asked.cancel()
+                blocked = Probe(False, LAG_MOST_S + self._within_s, "the event loop is blocked")
+                status, body = 503, {"ok": False, "loop": asdict(blocked)}
+            headers = [("Content-Type", "application/json"), ("Cache-Control", "no-store")]
+            start_response(f"{status} {HTTPStatus(status).phrase}", headers)
+            return [json.dumps(body).encode()]
+
+        return respond

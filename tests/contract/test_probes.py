@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import http.client
 import json
 import os
 import signal
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 import pytest
 
@@ -107,3 +111,35 @@ async def test_a_loop_that_is_blocked_is_told(wiring: Wiring) -> None:
     assert not probe.ok
     assert probe.seconds >= LAG_MOST_S
     assert probe.trouble == "the event loop is blocked"
+
+
+async def test_a_port_that_threads_serve_tells_the_same_and_a_loop_that_is_blocked_for_good(
+    answering: Wiring,
+) -> None:
+    application = _probes(answering, within_s=0.1).over_wsgi(asyncio.get_running_loop())
+    server = make_server("127.0.0.1", 0, application, handler_class=Silent)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    asked = concurrent.futures.ThreadPoolExecutor(1)
+
+    def fetch(path: str) -> tuple[int, Any]:
+        connection = http.client.HTTPConnection("127.0.0.1", server.server_port)
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, json.loads(answer.read())
+
+    status, body = await asyncio.wrap_future(asked.submit(fetch, "/healthz"))
+    assert (status, body["ok"]) == (200, True)
+    # Nobody comes round here until it is told.
+    status, body = asked.submit(fetch, "/healthz").result()
+    assert (status, body["loop"]["trouble"]) == (503, "the event loop is blocked")
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+class Silent(WSGIRequestHandler):
+    """Logs no requests."""
+
+    def log_message(self, *_: Any) -> None:
+        pass
