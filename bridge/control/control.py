@@ -288,8 +288,7 @@ class Bridge:
         except SquadronError as error:
             # JetStream has no leader, say: what was last known is told, and not that there is nothing.
             self._log.info("bridge.no_backlog", agent=deployment.agent, error=str(error))
-        backlog = self._backlogs.get(deployment.agent)
-        present = self._registry.replicas(deployment.agent)
+        backlog, present = self._backlogs.get(deployment.agent), self._registry.replicas(deployment.agent)
         return {
             "agent": deployment.agent,
             "topics": list(deployment.patterns),
@@ -302,6 +301,7 @@ class Bridge:
             "version": deployment.code["version"],
             "waiting": None if backlog is None else backlog.waiting,
             "taken": None if backlog is None else backlog.taken,
+            "lapsed": self._registry.lapsed(deployment.agent),
             "replicas": [{"id": name, **it.model_dump()} for name, it in present.items()],
         }
 

@@ -9,6 +9,7 @@ from typing import Any, Unpack
 import ray
 
 from squadron.bridge.control.control import Bridge
+from squadron.bridge.health.release import release
 from squadron.bridge.jetstream.queue import subjects_held
 from squadron.bridge.jetstream.stream_configs import StreamNames, Streams
 from squadron.bridge.jetstream.wiring import Wiring
@@ -64,6 +65,7 @@ class BridgeActor:
             "ray": ray.get_runtime_context().gcs_address,
             "nats": self._wiring.connection.server,
             "metrics": self._showcase.url,
+            "release": release(),
         }
         self._bindings = Bindings(self._wiring)
         self._archivist = ArchivistKeeper(self._wiring.connection, settings)

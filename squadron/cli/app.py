@@ -16,6 +16,7 @@ from squadron.cli import (
     lite_topics,
     metering,
     negotiate,
+    probing,
     run,
     run_trace,
     run_views,
@@ -81,3 +82,4 @@ lite_topics.register(app)
 tail.register(app)
 audit_views.register(app)
 doctor.register(app)
+probing.register(app)

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import textwrap
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -306,7 +307,56 @@ def test_doctor_sees_what_runs(deployed: Run) -> None:
     found = {check["name"]: check["found"] for check in json.loads(ended.stdout)["checks"]}
     assert found["nats"].startswith("runs at nats://127.0.0.1:")
     assert found["bridge"].startswith("answers for environment dev")
+    assert {name: found[name] for name in ("releases", "clocks", "restarts", "topics", "storage")} == {
+        "releases": "well",
+        "clocks": "well",
+        "restarts": "well",
+        "topics": "well",
+        "storage": "well",
+    }
+    assert "not looked at" not in found
     assert ended.returncode == 0
+
+
+def test_health_is_an_exit_code(deployed: Run) -> None:
+    ended = deployed("health", "--within", "20", "--json")
+
+    told = json.loads(ended.stdout)
+    assert (told["ok"], told["nats"]["ok"], told["bridge"]["ok"]) == (True, True, True)
+    assert ended.returncode == 0
+
+
+def test_each_task_leaves_a_line_in_rays_files_which_the_dashboard_shows(deployed: Run, folder: Path) -> None:
+    home = folder / "home"
+    asked = json.loads(deployed("ask", "text.shout", "text=hello", "--json").stdout)
+    ray = local.find(home)
+    assert ray is not None
+
+    def line_in(text: str) -> dict[str, Any] | None:
+        lines = [line for line in text.splitlines() if "task.ended" in line and asked["task_id"] in line]
+        return json.loads(lines[0]) if lines else None
+
+    # Ray's own session; the link to the latest is another's if the machine has several.
+    while not (files := [each for each in Path(ray.temp_dir).rglob("logs/*.err") if line_in(each.read_text())]):
+        time.sleep(0.05)
+    line = line_in(files[0].read_text())
+    assert line is not None
+    assert (line["agent"], line["topic"], line["outcome"]) == ("shouter", "text.shout", "result")
+    assert line["waited_ms"] >= 0
+
+    status = json.loads(deployed("status", "--json").stdout)
+    token = (home / "ray" / "token").read_text().strip()
+
+    def fetch(path: str) -> bytes:
+        asking = urllib.request.Request(
+            f"{status['dashboard']}{path}", headers={"Authorization": f"Bearer {token}"}
+        )
+        with urllib.request.urlopen(asking, timeout=60) as answer:
+            return bytes(answer.read())
+
+    nodes = json.loads(fetch("/api/v0/nodes"))["data"]["result"]["result"]
+    shown = fetch(f"/api/v0/logs/file?node_id={nodes[0]['node_id']}&filename={files[0].name}&lines=-1")
+    assert line_in(shown.decode()) == line
 
 
 def test_another_environment_is_not_there(deployed: Run) -> None:

@@ -40,6 +40,7 @@ COMMANDS = (
     "dlq",
     "runs",
     "doctor",
+    "health",
 )
 
 
@@ -248,6 +249,18 @@ def test_doctor_names_a_bad_setting(clean: Path, monkeypatch: pytest.MonkeyPatch
 
     assert ended.exit_code == 1
     assert "SQUADRON_LEASE_S: give a number of seconds" in ended.stdout
+
+
+def test_health_of_what_can_not_be_reached_is_an_exit_code(clean: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NATS_URL", "nats://me:hidden@127.0.0.1:1")
+
+    ended = call("health", "--json")
+
+    told = json.loads(ended.stdout)
+    assert ended.exit_code == 1
+    assert (told["ok"], told["nats"]["ok"]) == (False, False)
+    assert "127.0.0.1:1 can't be reached" in told["nats"]["trouble"]
+    assert "hidden" not in ended.output
 
 
 # --- values ------------------------------------------------------------------------------------------
