@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
-from squadron.bridge.otel.switch import traces_of
+from squadron.bridge.otel.exporters import traces_of
 from squadron.config import Settings
 from squadron.runtime.asking.caller import Caller
 from squadron.runtime.lite.topic import LiteTopics

@@ -130,7 +130,7 @@ def _mark(line: bytes) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class Flaw:
     """Something that is not as it was recorded.
 
     Attributes:
@@ -152,7 +152,7 @@ class Verifier:
     """Takes the batches of a trail as they are stored, oldest first, and says what is wrong with them."""
 
     def __init__(self) -> None:
-        self.faults: list[Fault] = []
+        self.faults: list[Flaw] = []
         #: Heads by the number of entries up to them, for anchors.
         self.heads: dict[int, str] = {}
         #: Number of the first entry that is there, and of the next one; 0 before there is one.
@@ -213,7 +213,7 @@ class Verifier:
         return False
 
     def _fault(self, what: str, first: int, last: int, why: str) -> None:
-        self.faults.append(Fault(what, first, last, why))
+        self.faults.append(Flaw(what, first, last, why))
 
     def hold(self, count: int, head: str, at: str) -> None:
         """Hold the trail against an anchor: after `count` entries its head was `head`. After the last batch."""

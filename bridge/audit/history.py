@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from squadron.bridge.audit.anchors import read_anchors
-from squadron.bridge.audit.chain import Fault, SealedBatch, Verifier
+from squadron.bridge.audit.chain import Flaw, SealedBatch, Verifier
 from squadron.bridge.audit.records import Record
 from squadron.bridge.jetstream.audit_streams import (
     AuditPolicy,
@@ -51,7 +51,7 @@ class Verified:
     last: int
     gaps: int
     anchors: int
-    faults: tuple[Fault, ...]
+    faults: tuple[Flaw, ...]
     unproven: tuple[str, ...]
 
     @property

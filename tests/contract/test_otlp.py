@@ -17,8 +17,8 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from structlog.testing import capture_logs
 
 from squadron import Agent, topic
+from squadron.bridge.otel.exporters import exporters_in, traces_of
 from squadron.bridge.otel.sending import Batches
-from squadron.bridge.otel.switch import exporters_in, traces_of
 from squadron.runtime.redact import STRUCK, scrub
 from squadron.runtime.wire.envelope import AgentIdentity
 from squadron.testing import MemorySquad
