@@ -2,8 +2,7 @@
 
 One nats-server in its default configuration, as `squadron up` starts it; the supervisor, the agents that it asks
 and the client have a connection each. The model is a function that takes no time. A figure is held against its
-floor, measured in turn with it on the same connections. Which tokens a provider would read from its cache is told
-by the requests that really went out: all that one has in common with the one before, from its beginning on.
+floor, measured in turn with it on the same connections. What a run costs is `benchmarks/llm_cost.py`.
 
 Writes `benchmarks/results/llm-runs.json`; exit status 1 when a target is missed.
 """
@@ -22,17 +21,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import pairwise, takewhile
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from benchmarks import machine
+from benchmarks.llm_cost import CostFigures, measure_cost
 from benchmarks.targets import Target, ratios
-from squadron import Agent, ModelRequest, ModelTurn, Settings, Squad, Supervisor, ToolCall, Usage, topic
+from squadron import Agent, Model, ModelRequest, ModelTurn, Settings, Squad, Supervisor, ToolCall, Usage, topic
 from squadron.actors.agent import AgentSpec
 from squadron.actors.runs.log import entries_of, read
-from squadron.actors.thinking.catalog import cost_of
-from squadron.actors.thinking.tokens import conversation_tokens, family_of, tools_tokens
 from squadron.bridge.host import Host
 from squadron.bridge.jetstream.link import embedded
 from squadron.bridge.jetstream.wiring import Wiring
@@ -43,10 +41,6 @@ from squadron.testing import FunctionModel
 RESULTS = Path(__file__).parent / "results"
 #: Calls of one round; agents that work at once, and how long each does, in seconds.
 CALLS, SLEEPERS, SLEEP_S = 8, 10, 1.0
-#: Rounds of a run whose cost is told: it grows from some 8,000 tokens to 60,000, by a brief of so many sentences
-#: and two pages a round; characters of a page, of which a run shows a part; tokens of an answer; whose prices.
-PAID_ROUNDS, BRIEF_SENTENCES, PAGE_CHARS, ANSWER_TOKENS = 12, 900, 16_000, 300
-PRICED = "anthropic:claude-sonnet-4-5"
 #: Lease of the mailboxes where a replica is killed, in seconds.
 LEASE_S = 2.0
 
@@ -54,7 +48,7 @@ _SPAWN = multiprocessing.get_context("spawn")
 
 
 class Echo(Agent):
-    """Says it again, waits, or reads a page."""
+    """Says it again, or waits."""
 
     name = "bench-echo"
     slots = 64
@@ -70,11 +64,6 @@ class Echo(Agent):
         await asyncio.sleep(for_s)
         return for_s
 
-    @topic("bench.page")
-    async def page(self, number: int) -> str:
-        """Read a page."""
-        return f"page {number}: " + f"on line {number} stands a word. " * (PAGE_CHARS // 27)
-
 
 @dataclass
 class Figures:
@@ -87,22 +76,17 @@ class Figures:
     bytes: list[float] = field(default_factory=list)
     sequence_s: list[float] = field(default_factory=list)
     parallel_s: list[float] = field(default_factory=list)
-    cached_usd: list[float] = field(default_factory=list)
-    plain_usd: list[float] = field(default_factory=list)
     resumed_s: list[float] = field(default_factory=list)
     busy_percent: list[float] = field(default_factory=list)
+    cost: CostFigures = field(default_factory=CostFigures)
 
 
-def playing(
-    rounds: Sequence[Sequence[tuple[str, dict[str, Any]]]], seen: list[ModelRequest] | None = None
-) -> FunctionModel:
+def playing(rounds: Sequence[Sequence[tuple[str, dict[str, Any]]]]) -> FunctionModel:
     """A model that makes the calls of one round after the other, by the conversation alone."""
 
     def decide(request: ModelRequest) -> ModelTurn:
-        if seen is not None:
-            seen.append(request)
         done = sum(message.role == "assistant" for message in request.messages)
-        usage = Usage(1000, ANSWER_TOKENS)
+        usage = Usage(1000, 300)
         if done >= len(rounds):
             return ModelTurn(tool_calls=(ToolCall("end", "finish", {"answer": "done"}),), usage=usage)
         calls = (ToolCall(f"c{done}-{at}", name, given) for at, (name, given) in enumerate(rounds[done]))
@@ -138,7 +122,7 @@ class Place:
         self._stack.push_async_callback(host.stop, 1.0)
         await self.client.registry.refresh(60.0)
 
-    async def pursue(self, model: FunctionModel, goal: str = "echo, sleep and page") -> float:
+    async def pursue(self, model: Model, goal: str = "echo and sleep") -> float:
         """Seconds of one run."""
         self.supervisor.given_model = model
         started = time.perf_counter()
@@ -194,28 +178,6 @@ async def measure_sleepers(place: Place, figures: Figures, rounds: int) -> None:
         one_by_one = [[("bench__sleep", {"for_s": SLEEP_S + number / 1000})] for number in range(SLEEPERS)]
         figures.sequence_s.append(await place.pursue(playing(one_by_one)))
         figures.parallel_s.append(await place.pursue(playing([[sleep] * SLEEPERS])))
-
-
-async def measure_cost(place: Place, figures: Figures) -> None:
-    """A run that reads page after page, at list prices, as its requests went out."""
-    seen: list[ModelRequest] = []
-    pages = [[("bench__page", {"number": 2 * at + one}) for one in (0, 1)] for at in range(PAID_ROUNDS - 1)]
-    await place.pursue(playing(pages, seen), "Read all pages. " + "Mind what the brief says. " * BRIEF_SENTENCES)
-    family, before = family_of(PRICED), tuple[Any, ...]()
-    cached = plain = 0
-    for request in seen:
-        parts = (request.tools, *request.messages)
-        common = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(before, parts, strict=False))))
-        tools = tools_tokens(request.tools, family)
-        whole = tools + conversation_tokens(request.messages, family)
-        read_tokens = tools + conversation_tokens(request.messages[: common - 1], family) if common else 0
-        usage = Usage(whole, ANSWER_TOKENS, cache_read=read_tokens, cache_write=whole - read_tokens)
-        cached += cost_of(PRICED, usage) or 0
-        plain += cost_of(PRICED, Usage(whole, ANSWER_TOKENS)) or 0
-        before = parts
-    assert plain, f"no price of {PRICED} is known"
-    figures.cached_usd.append(cached / 1e6)
-    figures.plain_usd.append(plain / 1e6)
 
 
 def serve_until_killed(settings: Settings, name: str) -> None:
@@ -299,7 +261,7 @@ async def measure(quick: bool) -> Figures:
         await place.serve(place.supervisor)
         figures.busy_percent.append(machine.busy_percent())
         await measure_rounds(place, figures, 3 if quick else 15)
-        await measure_cost(place, figures)
+        figures.cost = await measure_cost(place)
         await measure_sleepers(place, figures, 1 if quick else 3)
     figures.busy_percent.append(machine.busy_percent())
     await measure_resume(figures, 1 if quick else 5)
@@ -310,12 +272,11 @@ def judge(figures: Figures) -> list[Target]:
     """The targets that this benchmark is there to hold."""
     overhead = [mine - floor for mine, floor in zip(figures.round_ms, figures.asks_ms, strict=True)]
     faster = ratios(figures.sequence_s, figures.parallel_s)
-    cheaper = ratios(figures.cached_usd, figures.plain_usd)
     over_lease = [each - LEASE_S for each in figures.resumed_s]
     return [
         Target(f"a round of {CALLS} calls over {CALLS} asks, ms", overhead, 10, at_most=True),
         Target(f"{SLEEPERS} agents of {SLEEP_S:g} s: sequence / at once", faster, 9, at_most=False),
-        Target(f"{PAID_ROUNDS} rounds: cost with cache / without", cheaper, 0.3, at_most=True),
+        *figures.cost.targets,
         Target("SIGKILL to the next entry, over the lease, s", over_lease, 3, at_most=True),
     ]
 
@@ -330,8 +291,7 @@ def report(figures: Figures, targets: Sequence[Target]) -> None:
         "bytes of the log per round": figures.bytes,
         f"{SLEEPERS} agents in sequence, s": figures.sequence_s,
         f"{SLEEPERS} agents at once, s": figures.parallel_s,
-        f"{PAID_ROUNDS} rounds without caching, US dollars": figures.plain_usd,
-        f"{PAID_ROUNDS} rounds with caching, US dollars": figures.cached_usd,
+        **figures.cost.rows,
         f"SIGKILL to the next entry, lease {LEASE_S:g} s, s": figures.resumed_s,
         "all cores, while nothing was measured, % busy": figures.busy_percent,
     }

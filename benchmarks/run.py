@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks import floors, machine, ours, peers
+from benchmarks import counting, floors, machine, ours, peers
 from benchmarks.processes import Way, client
 from benchmarks.targets import Target, ratios
 from squadron import Settings, Squad
@@ -158,10 +158,12 @@ def main() -> int:
     arguments = parser.parse_args()
     results: dict[str, Any] = {"machine": machine.facts(), "arguments": vars(arguments)}
     figures = measure(arguments.rounds, arguments.calls, arguments.for_s)
-    targets = judge(figures)
+    counted = counting.measure()
+    targets = [*judge(figures), *counted.targets()]
     report(figures, targets)
+    print(counted)
     results["targets"] = [each.as_json() for each in targets]
-    results["figures"] = asdict(figures)
+    results["figures"] = asdict(figures) | {"counting": asdict(counted)}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "delivery.json").write_text(json.dumps(results, indent=1) + "\n")
     return 0 if all(each.held for each in targets) else 1

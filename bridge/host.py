@@ -11,6 +11,7 @@ import structlog
 
 from squadron.actors.agent import Agent, AgentSpec
 from squadron.actors.decorators import DurableMark, EventMark
+from squadron.bridge.metrics.counting import Counting
 from squadron.bridge.place import Place
 from squadron.runtime.background import spawn
 from squadron.runtime.calling import THREAD_GRACE_S, Threads, call
@@ -22,10 +23,14 @@ from squadron.runtime.running.bidding import Bidding
 from squadron.runtime.running.event_turns import EventTurns
 from squadron.runtime.running.handover import Handovers
 from squadron.runtime.running.pump import Pump
+from squadron.runtime.running.told import Told
 from squadron.runtime.running.turn import Turns
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.groups import EventGroup
 from squadron.runtime.wire.subjects import token_of
+
+#: Looks between two heartbeats at how late the event loop is: what blocks it for longer than one of them is seen.
+LAG_LOOKS = 4
 
 
 class Host:
@@ -45,6 +50,7 @@ class Host:
         self._slots, self._facts = slots, facts or {}
         patterns = tuple(topic.name for topic in spec.card().topics)
         self.mailbox = Mailbox(self.spec.name, patterns, place.settings.lease_s, ordered=ordered)
+        self._counting = Counting()
         self._ears: list[Subscription] = []
         self._events: set[asyncio.Task[None]] = set()
         self._log = structlog.get_logger("squadron.replica").bind(agent=self.spec.name, replica=self.id)
@@ -56,8 +62,10 @@ class Host:
 
     async def start(self) -> None:
         """Start the agent and take its work; it is present when this returns."""
-        await self.agent.on_start()
         ports, spec = self.place.ports, self.spec
+        ports.observers.add(self._counting)
+        ports.bus.on_reconnect(self._counting.reconnected)
+        await self.agent.on_start()
         # What it is capable of may be known only now.
         capabilities = self.agent.capabilities
         self._turns = Turns(spec.name, spec.handlers(self.agent), self.place.caller, capabilities=capabilities)
@@ -82,10 +90,8 @@ class Host:
         self._log.info("replica.online", version=self._facts.get("version"), topics=self.mailbox.patterns)
 
     async def _subscribe(self, method: str, mark: EventMark) -> Subscription:
-        handler = getattr(self.agent, method)
-
         def hear(note: Note) -> None:
-            task = spawn(self._handle_event(handler, note), f"event {note.subject}")
+            task = spawn(self._handle_event(method, mark, note), f"event {note.subject}")
             self._events.add(task)
             task.add_done_callback(self._events.discard)
 
@@ -106,24 +112,30 @@ class Host:
         )
         return Pump(self.place.ports.events, group, turns.run, slots=self._slots)
 
-    async def _handle_event(self, handler: Any, note: Note) -> None:
+    async def _handle_event(self, method: str, mark: EventMark, note: Note) -> None:
         try:
             message = AgentMessage.decode(note.data)
         except InvalidMessageError as error:
             self._log.warning("event.unreadable", subject=note.subject, error=str(error))
             return
         threads, own = Threads(), asyncio.current_task()
+        name, topic = f"{self.spec.name}.{method}", ".".join(note.subject.split(".")[3:])
+        told = Told(self.place.ports, "event", name, message, topic, mark.pattern, note)
+        told.begun(1)
         try:
-            await call(threads, handler, message)
+            await call(threads, getattr(self.agent, method), message)
+            told.ended("handled")
         except GeneratorExit:
             raise
         except BaseException as error:
             # A handler that calls sys.exit() would take the replica along.
             if isinstance(error, asyncio.CancelledError) and own is not None and own.cancelling():
                 await threads.ended(THREAD_GRACE_S)
+                told.ended("lost")
                 raise
-            told = {"subject": note.subject, "message": message.id, "traceback": traceback_of(error)}
-            self._log.error("event.handler_failed", **told)
+            told.ended("lost", error=summary_of(error))
+            about = {"subject": note.subject, "message": message.id, "traceback": traceback_of(error)}
+            self._log.error("event.handler_failed", **about)
 
     async def _renew(self) -> None:
         facts = {**self._facts, "capabilities": sorted(self.agent.capabilities)}
@@ -139,13 +151,20 @@ class Host:
             "slots": statistics.slots,
             "inFlight": statistics.in_flight,
             "outcomes": statistics.outcomes,
+            "metrics": self._counting.told(),
         }
         told = ports.pack("event", {"content": content}, conversation_id="system")
         await ports.bus.publish(ports.subjects.event(f"status.{event}"), told)
 
     async def _beat(self) -> None:
+        beat_s, loop = self.place.settings.heartbeat_s, asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(self.place.settings.heartbeat_s)
+            lag_s = 0.0
+            for _ in range(LAG_LOOKS):
+                due = loop.time() + beat_s / LAG_LOOKS
+                await asyncio.sleep(beat_s / LAG_LOOKS)
+                lag_s = max(lag_s, loop.time() - due)
+            self._counting.lag_s = lag_s
             try:
                 await self._renew()
                 await self._tell("heartbeat")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
+from squadron.bridge.otel.exporters import traces_of
 from squadron.config import Settings
 from squadron.runtime.asking.caller import Caller
 from squadron.runtime.lite.topic import LiteTopics
@@ -33,6 +34,8 @@ class Place:
         """
         for path in filter(None, map(str.strip, self.settings.observers.split(","))):
             self.ports.observers.add(load_observer(path))
+        if (traces := traces_of(self.ports.identity, self.settings.env)) is not None:
+            self.ports.observers.add(traces)
         await self.registry.start()
         await self.caller.start()
 

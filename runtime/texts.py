@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
 import hashlib
+import itertools
 import json
+import unicodedata
 from typing import Any
 
 from pydantic_core import PydanticSerializationError, to_json, to_jsonable_python
@@ -56,3 +59,23 @@ def jsonable(value: Any) -> Any:
 def digest_of(data: Any) -> str:
     """SHA-256, in hex, of JSON data: with sorted keys, without white space, and in ASCII."""
     return hashlib.sha256(_CANONICAL.encode(data).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def printable(text: str, keep: str = "\n\t") -> str:
+    """The text without what could move a terminal's cursor: anybody may have sent it."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() or each in keep else repr(each)[1:-1] for each in text)
+
+
+def one_line(text: str, characters: int) -> str:
+    """The text as one printable line, cut where it takes more room than so many characters in a terminal."""
+    # What is cut off anyway need not be looked at: nobody knows how long it is.
+    line = printable(" ".join(text[: 4 * characters].split()))
+    if line.isascii():
+        return line if len(line) <= characters else f"{line[: characters - 1]}…"
+    # Some signs are as wide as two.
+    ends = list(itertools.accumulate(2 if unicodedata.east_asian_width(each) in "WF" else 1 for each in line))
+    if not ends or ends[-1] <= characters:
+        return line
+    return f"{line[: bisect.bisect_right(ends, characters - 1)]}…"

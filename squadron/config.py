@@ -55,6 +55,11 @@ def _is_object(text: str) -> bool:
         return False
 
 
+def _is_address(text: str) -> bool:
+    found = re.fullmatch(r"(?:\[[0-9A-Fa-f:.]+\]|[^\s:\[\]]+):(\d{1,5})", text)
+    return found is not None and int(found[1]) < 2**16
+
+
 _TEXT = _Kind()
 #: A blank in it may be meant; the line break of a file of secrets is not.
 _SECRET = _Kind(lambda raw: str(raw).rstrip("\r\n"))
@@ -71,6 +76,19 @@ _BYTES = _Kind(int, fix="give a whole number of bytes, like 524288")
 #: What is in it is checked where it is used.
 _LIMITS = _Kind(fits=_is_object, fix='give a JSON object like {"openai": {"rpm": 500, "tpm": 200000}}')
 _PRICES = _Kind(fits=_is_object, fix='give a JSON object like {"openai:my-model": {"input": 1, "output": 4}}')
+_ADDRESS = _Kind(
+    fits=lambda it: it == "off" or _is_address(it),
+    fix="give host:port, like 127.0.0.1:9464, or off",
+)
+#: These are `bridge.jetstream.audit_streams.MODES`.
+_AUDIT = _Kind(
+    lambda raw: str(raw).strip().lower(), ("", "off", "trail", "full").__contains__, "use off, trail or full"
+)
+_DAYS = _Kind(float, lambda it: 1 <= it <= 36_500, "give a number of days from 1 to 36500")
+_YES_NO = _Kind(lambda raw: str(raw).strip().lower(), ("yes", "no").__contains__, "use yes or no")
+_RULES = _Kind(
+    fits=_is_object, fix='give a JSON object like {"keys": ["patient"], "patterns": {"case": "C-[0-9]{6}"}}'
+)
 _COUNT = _Kind(int, lambda it: it >= 1, "give a whole number, 1 or more, like 100000")
 
 
@@ -127,6 +145,10 @@ class Settings:
     model: Annotated[str, _From("SQUADRON_MODEL")] = ""
     """Default LLM of agents that name none, as `provider:name`; empty = none."""
 
+    summary_model: Annotated[str, _From("SQUADRON_SUMMARY_MODEL")] = ""
+    """LLM that summarizes what a run has no more room for, as `provider:name`, or `same` as the run; empty = an
+    extract, by no LLM."""
+
     prices: Annotated[str, _From("SQUADRON_PRICES", _PRICES)] = ""
     """Prices of LLMs that are not on the list, or of your own, as JSON: model → US dollars per million tokens
     (`input`, `output`, `cache_read`, `cache_write`), and `window` in tokens."""
@@ -162,9 +184,34 @@ class Settings:
     """Variables of the shell that agents on the local cluster get, too: names or patterns like `AWS_*`, by commas.
     Only a start of the cluster looks at it."""
 
+    audit: Annotated[str, _From("SQUADRON_AUDIT", _AUDIT)] = ""
+    """What the audit trail records: off, trail (without contents) or full. `squadron up` switches it, also while
+    agents run; empty leaves it as it is, which is off in a new environment."""
+
+    audit_keep_days: Annotated[float, _From("SQUADRON_AUDIT_KEEP_DAYS", _DAYS)] = 90.0
+    """Days that entries of the audit trail are kept."""
+
+    audit_max_bytes: Annotated[int, _From("SQUADRON_AUDIT_MAX_BYTES", _BYTES)] = -1
+    """Bytes that the audit trail may take, after which the oldest entries go; -1 is no limit."""
+
+    audit_chunks: Annotated[str, _From("SQUADRON_AUDIT_CHUNKS", _YES_NO)] = "no"
+    """Whether the chunks of streams are in the audit trail: yes or no."""
+
+    audit_strict: Annotated[str, _From("SQUADRON_AUDIT_STRICT", _YES_NO)] = "no"
+    """Whether what this process submits is stored for the audit trail, too, before `submit` returns: yes or no.
+    With yes nothing can be submitted while nothing is audited."""
+
+    audit_redact: Annotated[str, _From("SQUADRON_AUDIT_REDACT", _RULES)] = ""
+    """What is struck out of the audit trail beyond the usual, as JSON: `keys`, regular expressions for names of
+    fields, and `patterns`, names and regular expressions for texts."""
+
     observers: Annotated[str, _From("SQUADRON_OBSERVERS")] = ""
     """Observers of your own, for each process: what makes them, like `my_package.my_module:MyObserver`, by
     commas."""
+
+    metrics: Annotated[str, _From("SQUADRON_METRICS", _ADDRESS)] = "127.0.0.1:0"
+    """Where the bridge shows metrics to Prometheus, `host:port`; with port 0 one that is free, see
+    `squadron status`. `off` shows none."""
 
     log_level: Annotated[str, _From("SQUADRON_LOG_LEVEL", _LEVEL)] = "INFO"
     """DEBUG, INFO, WARNING, ERROR or CRITICAL."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from squadron.actors.thinking.model import ModelTurn
+from tests.llm_prompt_cache import PromptCache, check_marks, tokens_in
 from tests.llm_schemas import NAME, check_attachment, check_schema, check_strict, require
 from tests.llm_script import Json, ScriptedServer, pieces, raw_arguments
 
@@ -22,8 +24,14 @@ def _is_echo(block: Json, said: Json) -> bool:
     return ours == said
 
 
+@dataclass
 class ScriptedAnthropicServer(ScriptedServer):
-    """`POST /v1/messages`, streaming, of API 2026-10-21 and of 2023-06-01."""
+    """`POST /v1/messages`, streaming, of API 2026-10-21 and of 2023-06-01.
+
+    With a `cache` it counts tokens itself; else a turn of the script says what they were.
+    """
+
+    cache: PromptCache | None = None
 
     path = "/v1/messages"
     _stops: ClassVar[dict[str, str]] = {
@@ -52,17 +60,17 @@ class ScriptedAnthropicServer(ScriptedServer):
         limit = body.get("max_tokens")
         require(isinstance(limit, int) and limit > 0, "max_tokens: Field required")
         require(body.get("stream") is True, "this server only streams")
-        require(body.get("system", "x").strip(), "system: text content blocks must be non-empty")
+        system = body.get("system", "x")
+        texts = [system] if isinstance(system, str) else [block["text"] for block in system]
+        require(all(text.strip() for text in texts), "system: text content blocks must be non-empty")
         for tool in body.get("tools", ()):
             require(NAME.fullmatch(tool.get("name", "")), "tools.0.name: String should match pattern")
             check_schema(tool.get("input_schema", {}), f"tools.{tool['name']}.input_schema")
-        require(
-            body.get("cache_control", {"type": "ephemeral"}) == {"type": "ephemeral"}, "cache_control: invalid"
-        )
         if form := body.get("output_config", {}).get("format"):
             require(form["type"] == "json_schema", "output_config.format.type: invalid")
             check_strict(form["schema"], "output_config.format.schema")
         self._check_messages(body.get("messages"), body["model"])
+        check_marks(body)
 
     def _check_messages(self, messages: Any, model: str) -> None:
         require(isinstance(messages, list) and messages, "messages: at least one message is required")
@@ -140,12 +148,16 @@ class ScriptedAnthropicServer(ScriptedServer):
         return [signed, *text, *calls]
 
     def events(self, turn: ModelTurn, body: Json, how: str) -> Iterator[str]:
-        cached = turn.usage.cache_read + turn.usage.cache_write
-        usage: Json = {"input_tokens": turn.usage.input - cached, "output_tokens": 1}
-        usage |= {"cache_read_input_tokens": turn.usage.cache_read}
-        usage |= {"cache_creation_input_tokens": turn.usage.cache_write}
+        read, written = turn.usage.cache_read, turn.usage.cache_write
+        plain, output = turn.usage.input - read - written, turn.usage.output
+        content, stop = self._content(turn), "tool_use" if turn.tool_calls else "end_turn"
+        if self.cache is not None:
+            read, written, plain = self.cache.count(body)
+            output = tokens_in(len(json.dumps([_without_raw(block) for block in content])))
+        usage: Json = {"input_tokens": plain, "output_tokens": 1, "cache_read_input_tokens": read}
+        usage |= {"cache_creation_input_tokens": written}
         details = {"output_tokens_details": {"thinking_tokens": turn.usage.reasoning}}
-        end: Json = {"output_tokens": turn.usage.output} | details
+        end: Json = {"output_tokens": output} | details
         if not self.tells_usage:
             usage = end = {"input_tokens": 0, "output_tokens": 0}
         message = {
@@ -157,7 +169,6 @@ class ScriptedAnthropicServer(ScriptedServer):
         }
         yield self._event("message_start", message=message | {"stop_reason": None, "usage": usage})
         yield self._event("ping")
-        content, stop = self._content(turn), "tool_use" if turn.tool_calls else "end_turn"
         stop = self._stops.get(how, stop)
         for index, block in enumerate(content):
             yield from self._streamed(index, block)

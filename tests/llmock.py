@@ -16,8 +16,9 @@ from squadron.actors.thinking.model import ChatMessage, Model, ModelRequest, Too
 from squadron.actors.thinking.providers import AnthropicModel, OpenAIModel
 from squadron.runtime.errors import ModelError
 
-#: Longest silence that the clients of these tests take, in seconds: ten times what llmock needs for an answer.
-SILENCE_S = 1.5
+#: Longest silence that clients take in these tests, in seconds: far more than llmock needs for an answer, also on
+#: a busy machine, and far less than it is told to be silent.
+SILENCE_S = 5.0
 OPTIONS: dict[str, Any] = {"first_event_s": SILENCE_S, "between_events_s": SILENCE_S}
 
 QUESTION = ModelRequest((ChatMessage("user", "How many moons has Mars? " * 4),), max_tokens=200)

@@ -46,7 +46,7 @@ QUOTED_CHARS = 600
 
 #: A call as a run names it, where a plan has an id of its own; what is in the fence of a result (see `telling`).
 _RUNS_ID = re.compile(r"\br\d+c\d+-[0-9a-f]{6}\b")
-_FENCED = re.compile(r"^<untrusted-[^>]*>\n(.*)\n</untrusted-", re.MULTILINE | re.DOTALL)
+_FENCED = re.compile(r"^<untrusted-[^>]*>\n(.*?)\n</untrusted-", re.MULTILINE | re.DOTALL)
 
 INTRODUCTION = "I am the offline planner: I follow a fixed plan, I am not an LLM."
 
@@ -268,7 +268,9 @@ def _rank(intent: str, tools: Sequence[ToolDefinition]) -> list[ToolDefinition]:
 
 
 def _document(tool: ToolDefinition) -> list[str]:
-    return terms(" . ".join([tool.name, tool.description, *tool.input_schema.get("properties", {})]))
+    found = _FENCED.search(tool.description)
+    described = found[1] if found else tool.description
+    return terms(" . ".join([tool.name, described, *tool.input_schema.get("properties", {})]))
 
 
 def _call(step: Step, tool: str) -> ToolCall:
@@ -290,7 +292,8 @@ def _guess(seen: _Progress, tools: Sequence[ToolDefinition]) -> ModelTurn:
     if not fitting:
         why = (
             "No plan was given, and no topic that shares a word with the goal takes just a text, so I can't "
-            "pursue it. Give a plan, or configure an LLM (OPENAI_API_KEY, ANTHROPIC_API_KEY or SQUADRON_MODEL)."
+            "pursue it. Configure an LLM (OPENAI_API_KEY, ANTHROPIC_API_KEY or SQUADRON_MODEL), or give a plan in "
+            "Python."
         )
         return ModelTurn(why, (ToolCall(FINISH, FINISH, {"answer": f"{INTRODUCTION} {why}", "achieved": False}),))
     calls = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import Annotated, Any, ClassVar
 
@@ -109,10 +110,17 @@ class Supervisor(Thinker):
         if resume:
             terms = await self._terms_of(ctx, resume, terms)
         async with AsyncExitStack() as stack:
-            chain = [self.given_model] if self.given_model is not None else []
-            for spec in () if chain else chain_of(terms.model):
-                chain.append(self.make_model(spec, terms.plan))
-                stack.push_async_callback(chain[-1].aclose)
+
+            async def opened(specs: Sequence[str]) -> list[Model]:
+                models = list[Model]()
+                for spec in specs:
+                    models.append(self.make_model(spec, terms.plan))
+                    stack.push_async_callback(models[-1].aclose)
+                return models
+
+            given = self.given_model
+            chain = [given] if given is not None else await opened(chain_of(terms.model))
+            summary_models = await self.models_for_summaries(ctx, chain, opened)
             emitter = await stack.enter_async_context(
                 Emitter(ctx, lambda text: {"event": "text", "at_s": emitter.at_s(), "delta": text})
             )
@@ -124,6 +132,7 @@ class Supervisor(Thinker):
                 run=resume or run_id(ctx.message.id),
                 toolbox=Toolbox(tuple(BUILT_IN), allowed=terms.topics, never={ctx.topic, OWN_TOPIC}),
                 chain=chain,
+                summary_models=summary_models,
                 emitter=emitter,
                 max_rounds=max_rounds,
                 within_s=min(within_s, REPORT_IN_TIME * ctx.deadline.remaining_s()),

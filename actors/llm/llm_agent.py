@@ -8,7 +8,7 @@ import inspect
 import json
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import cached_property
 from typing import Any, ClassVar, TypeVar, cast
 from weakref import WeakKeyDictionary
@@ -112,12 +112,8 @@ class LLMAgent(Thinker):
         return open_model(spec)
 
     @asynccontextmanager
-    async def _chain(self, ctx: Context) -> AsyncIterator[list[Model]]:
-        """The models to ask, which stay open meanwhile."""
-        if self.given_model is not None:
-            yield [self.given_model]
-            return
-        specs = chain_of(spec_of(ctx))
+    async def _open(self, specs: Sequence[str]) -> AsyncIterator[list[Model]]:
+        """The models of these specs, which stay open meanwhile."""
         # A model that was made with a key that was rotated since is not the one to ask.
         keys = [model_key(spec) for spec in specs]
         self._users.update(keys)
@@ -174,12 +170,21 @@ class LLMAgent(Thinker):
             notes = Notes.of(turn)
             own += [NoteTool(definition, notes) for definition in NOTE_TOOLS]
         memory = Exchanges(turn, seen.total(), remembers=self.remembers)
-        async with self._chain(ctx) as chain, Emitter(ctx, only={"retry"}) as emitter:
+        async with AsyncExitStack() as stack:
+
+            async def opened(specs: Sequence[str]) -> list[Model]:
+                return await stack.enter_async_context(self._open(specs))
+
+            given = self.given_model
+            chain = [given] if given is not None else await opened(chain_of(spec_of(ctx)))
+            summary_models = await self.models_for_summaries(ctx, chain, opened)
+            emitter = await stack.enter_async_context(Emitter(ctx, only={"retry"}))
             session = Session(
                 ctx=turn,
                 run=run_id(ctx.message.id, digest, str(seen[digest])),
                 toolbox=Toolbox(own=own, allowed=self.asks),
                 chain=chain,
+                summary_models=summary_models,
                 emitter=emitter,
                 max_rounds=MAX_ROUNDS,
                 within_s=min(WITHIN_S, IN_TIME * ctx.deadline.remaining_s()),

@@ -141,16 +141,18 @@ class Actions:
                     ready.append((call, made))
             except (ValueError, BadReferenceError, InvalidInputError) as error:
                 ends.append(refusal(call, str(error)))
-        for call, made in ready:
-            ends += unsendable(call, made)
         deadline_ms = self._deadline_ms()
         entries: list[Entry] = [
             self.queries.entry(call, approval=approval, deadline_ms=deadline_ms) for call, approval in asked
         ]
-        if ends:
-            entries.append(CallsEnded(at=self._now(), ends=tuple(ends)))
         # Shares are those of the moment in which they are set aside.
         async with self.recorder.lock:
+            ready, refused = self._affordable(ready)
+            ends += refused
+            for call, made in ready:
+                ends += unsendable(call, made)
+            if ends:
+                entries.append(CallsEnded(at=self._now(), ends=tuple(ends)))
             if dispatches := self._dispatches(ready):
                 entries.insert(0, Sending(at=self._now(), calls=dispatches))
             if entries:
@@ -201,6 +203,18 @@ class Actions:
     def _deadline_ms(self) -> int:
         within_s = CALL_SHARE * max(0.0, self._state.deadline_at - self._now())
         return round(1000 * (self._now() + within_s))
+
+    def _affordable(self, ready: Sequence[tuple[Call, Ready]]) -> tuple[list[tuple[Call, Ready]], list[CallEnd]]:
+        """The calls that may go out, in their order, and the ends of those that the budget has no tasks for."""
+        kept, ends, tasks = list[tuple[Call, Ready]](), list[CallEnd](), 0
+        for call, made in ready:
+            count = 0 if made.own else len(made.contents)
+            if count and (why := self.books.refusal(count, tasks)):
+                ends.append(refusal(call, why))
+            else:
+                kept.append((call, made))
+                tasks += count
+        return kept, ends
 
     def _dispatches(self, ready: Sequence[tuple[Call, Ready]]) -> tuple[Dispatch, ...]:
         deadline_ms = self._deadline_ms()
@@ -307,7 +321,11 @@ class Actions:
         except (UnansweredError, BudgetError) as error:
             end = CallEnd(outcome="failed", reason=str(error), **common)
         except Terminal as error:
-            return await self._give_up(CallEnd(outcome="failed", reason=str(error), **common))
+            failed = CallEnd(outcome="failed", reason=str(error), **common)
+            return await self.recorder.store(
+                CallsEnded(at=self._now(), ends=(failed,)),
+                Finished(at=self._now(), stopped="failed", error=str(error)),
+            )
         except TimeoutError as error:
             why = f"ran longer than its {tool.within_s:g} s" if limit.expired() else f"TimeoutError: {error}"
             end = CallEnd(outcome="timed_out" if limit.expired() else "failed", reason=why, **common)
@@ -323,14 +341,6 @@ class Actions:
             end = CallEnd(outcome="failed", reason=whole(summary_of(error)), **common)
         took = round(1000 * (self.ctx.caller.loop.time() - started), 3)
         self._ends.put_nowait(end.model_copy(update={"latency_ms": took}))
-
-    async def _give_up(self, end: CallEnd) -> None:
-        """The run comes to nothing; of two tools that say so at once the first ends it."""
-        async with self.recorder.lock:
-            entries: list[Entry] = [CallsEnded(at=self._now(), ends=(end,))]
-            if self._state.finished is None:
-                entries.append(Finished(at=self._now(), stopped="failed", error=end.reason))
-            await self.recorder.store_locked(*entries)
 
     async def _withdraw(self, call: Call) -> None:
         with contextlib.suppress(TimeoutError):

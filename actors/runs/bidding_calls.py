@@ -39,8 +39,12 @@ class BiddingCalls:
 
     def awards(self, wanted: Sequence[Wanted], bids: Sequence[Bids], deadline_ms: int) -> list[Entry]:
         """What is to be stored before any task goes out; by what is left in this moment."""
-        share, entries = self.books.share(len(wanted)), list[Entry]()
+        share, entries, tasks = self.books.share(len(wanted)), list[Entry](), 0
         for (call, contents), each in zip(wanted, bids, strict=True):
+            if why := self.books.refusal(1, tasks):
+                entries.append(CallsEnded(at=self._now(), ends=(refusal(call, why),)))
+                continue
+            tasks += 1
             entries += self._awarded(call, tuple(contents), each, share, deadline_ms)
         return entries
 
@@ -88,8 +92,8 @@ class BiddingCalls:
         offer, topic = awarded.offer(index), awarded.topics[0]
         if offer is not None:
             topic, share = offer.topic, acceptance(offer, share)["budget"]
-            if not offer.is_valid(self._now()):
-                end = CallEnd(call=call.id, index=index, topic=topic, outcome="rejected", reason="its bid is over")
+            if why := self.books.refusal(1) or ("" if offer.is_valid(self._now()) else "its bid is over"):
+                end = CallEnd(call=call.id, index=index, topic=topic, outcome="rejected", reason=why)
                 return CallsEnded(at=self._now(), ends=(end,))
         out = Dispatch(
             call=call.id, kind="topic", topic=topic, first=index, deadline_ms=deadline_ms, share=share.to_wire()

@@ -10,6 +10,7 @@ from squadron.actors.runs.entries import (
     Entry,
     Epoch,
     Sending,
+    Summarized,
     Thought,
     TryFailed,
 )
@@ -55,7 +56,9 @@ class RunBooks:
                 self._accepted = True
             case TryFailed():
                 self._settle(Spent.of_wire(entry.spent))
-            case Thought():
+            case Summarized(model=model) if not model:
+                pass
+            case Thought() | Summarized():
                 self._settle(Spent.of_wire(entry.spent))
             case Sending():
                 for dispatch in entry.calls:
@@ -91,8 +94,17 @@ class RunBooks:
         return Constraints.model_validate(dispatch.share).budget
 
     def share(self, tasks: int) -> Budget:
-        """What each of so many tasks may spend."""
+        """What each of so many tasks may spend; see `Ledger.slice`."""
         return self.ledger.slice(tasks)
+
+    def refusal(self, tasks: int, before: int = 0) -> str:
+        """Why so many tasks can't go out beside those before them; the empty string if they can."""
+        left = self.ledger.left
+        if left.tasks is not None and before + tasks > left.tasks:
+            return f"the budget of tasks leaves {max(0, left.tasks - before)}, and {tasks} are needed"
+        if left.hops is not None and left.hops < 1:
+            return "the budget of hops is used up: nobody may be asked from here"
+        return ""
 
 
 def reserve_of(entry: Asking) -> Spent:

@@ -104,6 +104,7 @@ class Asking(_Entry):
         number: the how manieth try of this round.
         digest: of the request, SHA-256 in hex; the request itself is never kept.
         tokens, usd_micros: what was set aside for it; without a budget, what it is likely to cost.
+        covers: digest of the part of the conversation that it is to summarize; empty if it is asked for a turn.
     """
 
     kind: Literal["asking"] = "asking"
@@ -113,6 +114,7 @@ class Asking(_Entry):
     digest: str
     tokens: int = 0
     usd_micros: int = 0
+    covers: str = ""
 
 
 class Accepted(_Entry):
@@ -304,10 +306,22 @@ class Waiting(_Entry):
 
 
 class Summarized(_Entry):
-    """A part of the conversation is shown as a summary from here on; see `window.Summary`."""
+    """A part of the conversation is shown as a summary from here on; see `window.Summary`.
+
+    Attributes:
+        messages: how many are in it that no summary before had.
+        model: who wrote it, when asked to; empty for an extract.
+        tokens: what that used.
+        spent: the same as outcomes tell it on the wire.
+    """
 
     kind: Literal["summarized"] = "summarized"
     summary: Summary
+    messages: int = 0
+    model: str = ""
+    tokens: int = 0
+    spent: dict[str, Any] | None = None
+    seconds: float = 0.0
 
 
 class Finished(_Entry):

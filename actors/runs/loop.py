@@ -218,9 +218,11 @@ class Loop:
         left_out = {name: why for name, why in toolbox.left_out.items() if name not in self._state.left_out}
         if fresh or left_out:
             await self._recorder.store(Offered(at=self._now(), cards=tuple(fresh), left_out=left_out))
-        tools = {each.topic.name: each.definition for each in toolbox.offered}
+        tools = {each.topic.name: each for each in toolbox.offered}
         told = [tools[topic.name] for topic in found if topic.name in tools]
-        data: list[dict[str, Any]] = [{"tool": tool.name, "description": tool.description} for tool in told]
+        data: list[dict[str, Any]] = [
+            {"tool": each.definition.name, "description": each.card.about} for each in told
+        ]
         if full := [topic.name for topic in fresh if topic.name not in tools]:
             why = f"all {MAX_OFFERED} places are taken by tools that you called"
             data.append({"not_offered": full, "why": why})

@@ -57,7 +57,7 @@ def prepare(call: ToolCall, toolbox: Toolbox, results: Results) -> Ready:
         return Ready(call.name, [results.fill(call.arguments)], own=True)
     if call.name != FOR_EACH or not toolbox.has(FOR_EACH):
         offered = toolbox.find(call.name)
-        return Ready(offered.topic.name, [offered.shape.restore(results.fill(call.arguments))])
+        return Ready(offered.topic.name, [offered.card.shape.restore(results.fill(call.arguments))])
     items = results.fill(call.arguments.get("items"))
     asked = read_arguments(ForEach, call.arguments | {"items": items})
     if not isinstance(items, list) or len(items) > MAX_ITEMS:
@@ -65,7 +65,7 @@ def prepare(call: ToolCall, toolbox: Toolbox, results: Results) -> Ready:
     offered, contents = toolbox.find(asked.topic), list[Any]()
     for item in items:
         try:
-            contents.append(offered.shape.restore(results.fill(asked.arguments, item=item)))
+            contents.append(offered.card.shape.restore(results.fill(asked.arguments, item=item)))
         except BadReferenceError as error:
             contents.append(Unsendable(str(error)))
     return Ready(offered.topic.name, contents, items)
@@ -81,4 +81,4 @@ def candidates(call: ToolCall, toolbox: Toolbox, results: Results) -> dict[str, 
     asked = read_arguments(AskForBids, call.arguments)
     arguments = results.fill(asked.arguments)
     offered = [toolbox.find(name) for name in asked.tools]
-    return {each.topic.name: each.shape.restore(arguments) for each in offered}
+    return {each.topic.name: each.card.shape.restore(arguments) for each in offered}

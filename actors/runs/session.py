@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from squadron.actors.runs.acting import Actions
+from squadron.actors.runs.asker import unheard
 from squadron.actors.runs.books import RunBooks
 from squadron.actors.runs.emitter import Emitter
 from squadron.actors.runs.ends import refusal
@@ -55,6 +56,7 @@ class Session:
         sampling: `temperature` and `max_tokens` of the model.
         approvals: which calls people have to approve, beside what cards say.
         again: whether a run that has ended is to go on.
+        summary_models: what summarizes the conversation when it is too long; without any, extracts are taken.
     """
 
     ctx: TurnContext
@@ -69,6 +71,7 @@ class Session:
     output_schema: dict[str, Any] | None = None
     again: bool = False
     approvals: Approvals = NONE
+    summary_models: Sequence[Model] = ()
 
     async def pursue(self, aim: Aim, begin: Callable[[], Awaitable[Beginning]]) -> tuple[RunState, Finished]:
         """Take the run over, or begin it, and go on to its end.
@@ -85,7 +88,7 @@ class Session:
         state, books = RunState(self.run, self.toolbox), RunBooks(self.run, self.ctx.message.id, self.ctx.ledger)
         self.emitter.at_s = lambda: state.at_s(clock.time())
         left, recorder = self.ctx.ledger.left, self._recorder(state, books)
-        if any(model.name.startswith(("openai", "anthropic")) for model in self.chain):
+        if any(model.name.startswith(("openai", "anthropic")) for model in (*self.chain, *self.summary_models)):
             await load_prices()
         await recorder.replay()
         redriven, delivered = self._delivery()
@@ -190,11 +193,12 @@ class Session:
             recorder=recorder,
             books=books,
             chain=self.chain,
-            sampling=self.sampling,
             # A typed answer is for who asked, and perhaps not its last form: nobody reads along.
-            on_text=self.emitter.text if self.output_schema is None else lambda _: None,
+            on_text=self.emitter.text if self.output_schema is None else unheard,
             on_event=self.emitter.send,
+            sampling=self.sampling,
             output_schema=self.output_schema,
+            summary_models=self.summary_models,
         )
 
     def _actions(self, recorder: Recorder, books: RunBooks, group: asyncio.TaskGroup) -> Actions:

@@ -11,12 +11,17 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from squadron.actors.runs.built_in import BUILT_IN
 from squadron.actors.runs.call import Call
-from squadron.actors.runs.entries import TryFailed
+from squadron.actors.runs.entries import Summarized, TryFailed
+from squadron.actors.runs.lanes import Costs, costs_of, timeline_of
 from squadron.actors.runs.log import entries_of, read
+from squadron.actors.runs.moments import Bar, ModelCost, Moments
 from squadron.actors.runs.state import RunState
+from squadron.actors.runs.task_trace import lanes_of_task
+from squadron.actors.runs.timeline import Timeline, spanning
 from squadron.actors.runs.toolbox import Toolbox
 from squadron.runtime.asking.cancel import request_cancel
 from squadron.runtime.errors import ConfigError, InvalidMessageError, InvalidSubjectError, SquadronError
+from squadron.runtime.store.operating import operating
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.outcome import DeadLettered, Rejected, from_content
@@ -62,6 +67,7 @@ class CallView:
     """One call of a run: where it went, how its tasks ended, and the runs that they are themselves.
 
     `query` is the question to a person, if there was one; `answered_by` who answered it, None while nobody has.
+    `bars` is what its time went to, `again` how many of its tasks took more than one attempt.
     """
 
     id: str
@@ -76,11 +82,24 @@ class CallView:
     approval: bool = False
     answered_by: str | None = None
     runs: tuple[RunView, ...] = ()
+    bars: tuple[Bar, ...] = ()
+    again: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SummaryView:
+    """So many messages were summarized; `model` wrote the summary and used so much, empty for an extract."""
+
+    messages: int
+    model: str
+    seconds: float
+    tokens: int
+    usd: float
 
 
 @dataclass(frozen=True, slots=True)
 class RoundView:
-    """One turn of the model, the calls that it made, and why it was asked in vain before."""
+    """One turn of the model and its calls, and before it: why it was asked in vain, and what was summarized."""
 
     round: int
     model: str
@@ -90,11 +109,17 @@ class RoundView:
     usd: float
     calls: tuple[CallView, ...]
     failed: tuple[str, ...] = ()
+    summarized: tuple[SummaryView, ...] = ()
+    bars: tuple[Bar, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class RunView:
-    """A run as a tree: rounds, their calls, and the runs of the agents that were called."""
+    """A run as a tree: rounds, their calls, and the runs of the agents that were called.
+
+    `thinking` is how long the model has been asked for the turn that is to come, `ended` when the run was over, in
+    seconds since the epoch.
+    """
 
     info: RunInfo
     attempts: int
@@ -105,6 +130,20 @@ class RunView:
     answer: Any
     error: str
     rounds: tuple[RoundView, ...] = field(default=())
+    models: tuple[ModelCost, ...] = ()
+    thinking: tuple[Bar, ...] = ()
+    ended: float | None = None
+
+    def timeline(self) -> Timeline:
+        """Where its time went: in a notebook a picture, elsewhere text."""
+        return timeline_of(self)
+
+    def _repr_html_(self) -> str:
+        return self.timeline()._repr_html_()
+
+    def costs(self) -> Costs:
+        """What it cost by model, by round and by call."""
+        return costs_of(self)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON."""
@@ -114,8 +153,14 @@ class RunView:
 _INFO = TypeAdapter(RunInfo)
 #: Runs by the task that they are, oldest first.
 Infos = Mapping[str, list[RunInfo]]
-#: Why a model was asked in vain, by round.
-Failures = Mapping[int, list[str]]
+
+
+@dataclass(slots=True)
+class _Before:
+    """What came before a turn: why a model was asked in vain, and what was summarized."""
+
+    failed: list[str] = field(default_factory=list)
+    summarized: list[SummaryView] = field(default_factory=list)
 
 
 class Runs:
@@ -161,15 +206,15 @@ class Runs:
             # Anybody may write there.
             return None
         if not info.ended and token_of(info.task) in stopped:
-            return replace(info, state="cancelled")
+            return replace(info, state="cancelled", running=0)
         # Nobody ends a run whose caller is gone.
         stale = not info.ended and self._ports.clock.time() > info.deadline > 0
-        return replace(info, state="stale") if stale else info
+        return replace(info, state="stale", running=0) if stale else info
 
     async def _looked(self, info: RunInfo) -> RunInfo:
         """The same, when it is known whether its task still is."""
         over = not info.ended and await is_over(self._ports, info.agent, info.task)
-        return replace(info, state="stale") if over else info
+        return replace(info, state="stale", running=0) if over else info
 
     async def find(self, id: str) -> RunInfo:
         """The run of this id, or the only one that begins with it.
@@ -198,38 +243,77 @@ class Runs:
             infos[info.task].append(info)
         return await self._view(await self.find(id), infos, set())
 
+    async def trace(self, id: str) -> tuple[Timeline, Costs | None]:
+        """Where the time of a run or of a task went, and what a run cost.
+
+        Args:
+            id: of a run, or its beginning; or of a task, in full: the runs that it was, or its outcome while it
+                lives.
+
+        Raises:
+            ConfigError: nothing is known of it.
+            BusUnavailableError: the server can't be reached.
+        """
+        runs = [info.run for info in await self._infos() if info.task == id]
+        if len(runs) == 1 or id.startswith("run-"):
+            view = await self.show(runs[0] if runs else id)
+            return view.timeline(), view.costs()
+        lanes = await lanes_of_task(self._ports, id)
+        for run in reversed(runs):
+            lanes += (await self.show(run)).timeline().lanes
+        if lanes:
+            return spanning(f"task {id}", lanes), None
+        try:
+            view = await self.show(id)
+        except ConfigError as error:
+            hint = "runs: `squadron runs list`; of a task its outcome is kept for an hour"
+            raise ConfigError(f"{error.args[0]}, and no task of this id is known", hint=hint) from None
+        return view.timeline(), view.costs()
+
     async def _view(self, info: RunInfo, infos: Infos, above: set[str]) -> RunView:
-        state, entries, size, failed = await self._read(info.run)
+        state, moments, entries, size, before = await self._read(info.run)
         rounds = []
         for number, thought in sorted(state.turns.items()):
             # What the run ended with is told as its answer.
             calls = [call for call in state.calls.values() if call.round == number and call.begun]
-            views = [await self._call(state, call, infos, above | {info.run}) for call in calls]
+            views = [await self._call(state, moments, call, infos, above | {info.run}) for call in calls]
             usd, turn = Spent.of_wire(thought.spent).usd, thought.turn
             rounds.append(
                 RoundView(
                     *(number, turn.model, turn.text, thought.seconds, turn.tokens, usd),
                     calls=tuple(views),
-                    failed=tuple(failed[number]),
+                    failed=tuple(before[number].failed),
+                    summarized=tuple(before[number].summarized),
+                    bars=moments.of_round(number),
                 )
             )
         attempts, end = state.epoch.number if state.epoch else 0, state.finished
         counts = (attempts, state.tries, state.failures, entries, size)
-        return RunView(info, *counts, end.value if end else None, end.error if end else "", tuple(rounds))
+        answer = (end.value if end else None, end.error if end else "")
+        thinking = moments.of_round(moments.coming) if moments.coming else ()
+        costs = tuple(moments.models.values())
+        return RunView(info, *counts, *answer, tuple(rounds), costs, thinking, moments.ended)
 
-    async def _read(self, run: str) -> tuple[RunState, int, int, Failures]:
-        failed = defaultdict[int, list[str]](list)
+    async def _read(self, run: str) -> tuple[RunState, Moments, int, int, Mapping[int, _Before]]:
+        before = defaultdict[int, _Before](_Before)
         state, count, key = RunState(run, Toolbox(tuple(BUILT_IN))), 0, self._ports.subjects.run(run)
+        moments = Moments()
         size = sum([len(stored.data) async for stored in self._ports.runs.read(key)])
         async for _, message in read(self._ports, key):
             for entry in entries_of(message):
                 count += 1
                 state.apply(entry)
+                moments.apply(entry)
                 if isinstance(entry, TryFailed):
-                    failed[entry.round].append(f"{entry.model}, try {entry.number}: {entry.reason}")
-        return state, count, size, failed
+                    before[entry.round].failed.append(f"{entry.model}, try {entry.number}: {entry.reason}")
+                elif isinstance(entry, Summarized):
+                    figures = (entry.model, entry.seconds, entry.tokens, Spent.of_wire(entry.spent).usd)
+                    before[state.round + 1].summarized.append(SummaryView(entry.messages, *figures))
+        return state, moments, count, size, before
 
-    async def _call(self, state: RunState, call: Call, infos: Infos, above: set[str]) -> CallView:
+    async def _call(
+        self, state: RunState, moments: Moments, call: Call, infos: Infos, above: set[str]
+    ) -> CallView:
         inner = [info for index in range(call.tasks) for info in infos.get(state.task(call.id, index), ())]
         runs = [
             await self._view(await self._looked(each), infos, above) for each in inner if each.run not in above
@@ -249,6 +333,8 @@ class Runs:
             approval=call.query is not None and call.query.approval,
             answered_by=call.answer.by if call.answer is not None else None,
             runs=tuple(runs),
+            bars=moments.of_call(call.id),
+            again=sum(end.attempt > 1 for end in call.ends.values()),
         )
 
     async def cancel(self, id: str) -> RunInfo:
@@ -263,7 +349,8 @@ class Runs:
             resumes = info.topic == "goal.pursue"
             verb = f"runs resume {info.run}" if resumes else f"dlq redrive {info.task}"
             raise ConfigError(f"{info.run} has ended: {info.state}", hint=f"`squadron {verb}` has it go on")
-        await request_cancel(self._ports, info.task, deadline_at_s=info.deadline)
+        async with operating(self._ports, "cancel", info.task, run=info.run):
+            await request_cancel(self._ports, info.task, deadline_at_s=info.deadline)
         return info
 
 

@@ -206,12 +206,17 @@ class RunState:
         self._tell("offered", entry.at, topics=names, **{key: value for key, value in told.items() if value})
 
     def _asking(self, entry: Asking) -> None:
+        if self.asking is not None:
+            # Nobody wanted the answer any more.
+            self.spent += self._cost(None)
         self.asking, self.accepted = entry, None
+        self.tries += 1
+        if entry.covers:
+            return
         if not self.put:
             self.repeats.end_round(self._news)
             self._news = []
         self.put = True
-        self.tries += 1
         self.waiting = None
         self.transcript.ask(self.still_running())
 
@@ -323,7 +328,8 @@ class RunState:
             text, failed = result_text(call.id, name, value, self.fence, about=about), bool(items) and not good
         elif end.outcome == "result":
             self.results.keep(call.id, end.data)
-            text, failed = result_text(call.id, name, end.data, self.fence, about=about_end(end)), False
+            text = result_text(call.id, name, end.data, self.fence, about=about_end(end), reasons=end.reasoning)
+            failed = False
         else:
             self.results.fail(call.id, f"{end.outcome}: {end.reason}")
             text, failed = failure_text(call.id, end.outcome, why_all(list(call.ends.values())), self.fence), True
@@ -363,6 +369,14 @@ class RunState:
 
     def _summarized(self, entry: Summarized) -> None:
         self.summaries.append(entry.summary)
+        shown: dict[str, Any] = {"messages": entry.messages}
+        if entry.model:
+            self.spent += self._cost(entry.spent)
+            self.asking = self.accepted = None
+            usd = Spent.of_wire(entry.spent).usd
+            shown |= {"model": entry.model, "seconds": entry.seconds, "tokens": entry.tokens}
+            shown |= {"usd": usd} if usd else {}
+        self._tell("summarized", entry.at, round=self.round + 1, **shown)
 
     def _finished(self, entry: Finished) -> None:
         if self.finished is not None:

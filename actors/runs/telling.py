@@ -14,24 +14,28 @@ from squadron.runtime.wire.spent import Spent
 #: Longest result shown to the model, in characters: about 2,000 tokens, so that a dozen rounds of several
 #: calls fit into any current context window. The rest is within reach by reference.
 SHOWN_CHARS = 8_000
+#: Longest account of the reasons for a result, in characters: a paragraph or two.
+REASONS_CHARS = 2_000
 
 
 def result_text(
-    call: str, name: str, value: Any, fence: Fence, *, about: str = "", by_reference: bool = True
+    call: str, name: str, value: Any, fence: Fence, *, about: str = "", reasons: str | None = None
 ) -> str:
     """A result: a line about it, then its JSON (a text as it is), cut if it is long, fenced as data.
 
     Args:
-        by_reference: whether the model can pass the rest on without seeing it.
+        reasons: why whoever was called thinks so.
     """
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     cut = ""
     if len(text) > SHOWN_CHARS:
-        cut = f"\n[Cut. In full it is {describe(value)}, {len(text)} characters."
-        if by_reference:
-            cut += f' Pass on all of it as {{"$from": "{call}"}}, a part as {{"$from": "{call}#/POINTER"}}.'
-        text, cut = f"{text[:SHOWN_CHARS]}…", f"{cut}]"
-    return f"Result of {name}, call {call}{about}:\n{fence.around(text)}{cut}"
+        cut = (
+            f"\n[Cut. In full it is {describe(value)}, {len(text)} characters. Pass on all of it as "
+            f'{{"$from": "{call}"}}, a part as {{"$from": "{call}#/POINTER"}}.]'
+        )
+        text = f"{text[:SHOWN_CHARS]}…"
+    why = f"\nIts reasons:\n{fence.around(reasons, most=REASONS_CHARS)}" if reasons else ""
+    return f"Result of {name}, call {call}{about}:\n{fence.around(text)}{cut}{why}"
 
 
 def why_all(ends: Sequence[CallEnd]) -> str:
@@ -58,10 +62,8 @@ def waits_for_a_person(call: str) -> str:
 
 
 def about_end(end: CallEnd) -> str:
-    """How sure an agent is of its result, and why."""
-    sure = f", confidence {end.confidence:g}" if end.confidence is not None else ""
-    why = f", because {end.reasoning}".replace("\n", " ") if end.reasoning else ""
-    return sure + why
+    """How sure an agent is of its result."""
+    return f", confidence {end.confidence:g}" if end.confidence is not None else ""
 
 
 def gathered(items: Sequence[Any], ends: Mapping[int, CallEnd]) -> list[Any]:

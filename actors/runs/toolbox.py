@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from squadron.actors.runs.built_in import BUILT_IN, DISCOVER
+from squadron.actors.runs.card import ShownCard
 from squadron.actors.thinking.model import ToolDefinition
-from squadron.actors.thinking.shapes import InputShape, cut
 from squadron.runtime.wire.subjects import matches
 from squadron.runtime.wire.topics import SemanticTopic
 
@@ -32,7 +32,7 @@ class OfferedTopic:
     """A topic as it is offered: `definition.name` stands for it in calls."""
 
     topic: SemanticTopic
-    shape: InputShape
+    card: ShownCard
     definition: ToolDefinition
 
 
@@ -71,14 +71,14 @@ class Toolbox:
     def fitting(self, topics: Iterable[SemanticTopic]) -> list[SemanticTopic]:
         """Those of the topics that may be offered and are not yet, at most as many as there can be."""
         fresh = [topic for topic in topics if self._may(topic) and topic.name not in self.topics]
-        return [topic for topic in fresh if self._shape_of(topic) is not None][:MAX_OFFERED]
+        return [topic for topic in fresh if self._card_of(topic) is not None][:MAX_OFFERED]
 
     def offer(self, topics: Iterable[SemanticTopic]) -> None:
         """Offer topics, the best first; where there is no room, the oldest go that were never called."""
         fresh = set[str]()
         for topic in topics:
-            shape = self._shape_of(topic)
-            if shape is None or topic.name in self.topics:
+            card = self._card_of(topic)
+            if card is None or topic.name in self.topics:
                 continue
             if len(self._offered) >= MAX_OFFERED:
                 idle = next((name for name in self._offered if name not in self._used | fresh), None)
@@ -87,25 +87,23 @@ class Toolbox:
                 del self._offered[idle]
             name = self._tool_name(topic)
             fresh.add(name)
-            definition = ToolDefinition(name, cut(_described(topic)), shape.schema)
-            self._offered[name] = OfferedTopic(topic, shape, definition)
+            definition = ToolDefinition(name, card.description, card.schema)
+            self._offered[name] = OfferedTopic(topic, card, definition)
 
     def use(self, name: str) -> None:
         """A call of this tool or topic was made: it stays."""
         self._used |= {tool for tool, offered in self._offered.items() if name in (tool, offered.topic.name)}
 
-    def _shape_of(self, topic: SemanticTopic) -> InputShape | None:
+    def _card_of(self, topic: SemanticTopic) -> ShownCard | None:
         # One card that a provider refuses would end every run that finds it.
         try:
-            shape = InputShape(topic.input_schema)
+            card = ShownCard(topic)
         except ValueError as error:
             self.left_out[topic.name] = f"its input schema can't be offered to a model: {error}"
             return None
-        changes = [f"its input is offered {', '.join(shape.changes)}"] if shape.changes else []
-        changes += ["its description is cut"] if _described(topic) != cut(_described(topic)) else []
-        if changes:
-            self.changed[topic.name] = "; ".join(changes)
-        return shape
+        if card.changes:
+            self.changed[topic.name] = "; ".join(card.changes)
+        return card
 
     def _may(self, topic: SemanticTopic) -> bool:
         # A family ("math.*") can't be called: only its members have a place to send a task to.
@@ -153,8 +151,3 @@ class Toolbox:
         """All tools for the model: first those that never change."""
         own = [tool.definition for tool in self.own.values()]
         return (*self._built_in, *own, *(each.definition for each in self._offered.values()))
-
-
-def _described(topic: SemanticTopic) -> str:
-    tags = f"\nTags: {', '.join(topic.tags)}" if topic.tags else ""
-    return f"{topic.tool_description}{tags}" or topic.name

@@ -163,7 +163,8 @@ class Accounts:
         account = account_of(model, scope)
         if account not in self._lessees:
             # Lite topics, because they can be followed.
-            key, pauses = (self._ports.subjects.lite(f"model-{what}", account) for what in ("account", "pause"))
+            subjects = self._ports.subjects
+            key, pauses = subjects.lite("model-account", account), subjects.lite("model-pause", account)
             log = AccountLog(self._ports.lite, key, pauses, self._ports.clock)
             self._lessees[account] = Lessee(log, limits, self._ports.clock, self._who, scope)
         return self._lessees[account]

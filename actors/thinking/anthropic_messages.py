@@ -25,6 +25,9 @@ DEFAULT_ANTHROPIC_MAX_TOKENS = 16_384
 #: still takes it for the models that have one.
 _ANTHROPIC_VERSION_WITH_TEMPERATURE = "2023-06-01"
 
+#: The mark of what is to be cached for five minutes (guide to prompt caching).
+_CACHED = {"type": "ephemeral"}
+
 #: Models that take a schema as the format of an answer: Claude from 4.1 on (guide to structured outputs).
 _WITH_FORMAT = re.compile(r"claude-(?!instant|2|3|(opus|sonnet)-4(-0|-20\d{6})?$)")
 
@@ -56,7 +59,7 @@ class MessagesWire:
         if request.tools or request.cache_key:
             # What comes back with more behind it. Writing into the cache costs a quarter more than reading
             # the text, so a question that stands alone is not marked.
-            body["cache_control"] = {"type": "ephemeral"}
+            _mark(body)
         if request.temperature is not None:
             body["extra_body"] = {"temperature": request.temperature}  # no longer a parameter of the SDK
             body["extra_headers"] = {"anthropic-version": _ANTHROPIC_VERSION_WITH_TEMPERATURE}
@@ -110,6 +113,20 @@ class MessagesWire:
         kinds = [block["type"] for block in kept]
         is_plain = set(kinds) <= {"text", "tool_use"} and "text" not in kinds[1:]
         return () if is_plain and not any(block.get("citations") for block in kept) else tuple(kept)
+
+
+def _mark(body: dict[str, Any]) -> None:
+    """Mark where the provider is to look for what it has cached, and to write what comes behind it.
+
+    From a mark it looks back over 20 blocks, so that a turn with ten calls hides all before it. Where the last
+    request ended is therefore marked, too, and the end of tools and system prompt, which other runs may share.
+    """
+    body["cache_control"] = _CACHED
+    if "system" in body:
+        body["system"] = [{"type": "text", "text": body["system"], "cache_control": _CACHED}]
+    said = [at for at, message in enumerate(body["messages"]) if message["role"] == "assistant"]
+    if said:
+        body["messages"][said[-1] - 1]["content"][-1]["cache_control"] = _CACHED
 
 
 def _read_delta(parts: TurnParts, index: int, delta: Any) -> None:

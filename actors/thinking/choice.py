@@ -11,8 +11,8 @@ from squadron.actors.thinking.providers import default_model_spec, model_from
 from squadron.runtime.errors import ConfigError, ModelError, Terminal
 from squadron.runtime.running.context import Context
 
-#: The spec that stands for no LLM at all.
-OFFLINE = "offline"
+#: The spec that stands for no LLM at all, and for summaries the one that stands for those of the run itself.
+OFFLINE, SAME = "offline", "same"
 
 
 def spec_of(ctx: Context) -> str:
@@ -33,6 +33,12 @@ def chain_of(spec: str) -> list[str]:
             what = f"{part!r} is there twice" if part else "a part of it is empty"
             raise Terminal(f"the chain of models {spec!r}: {what} (use anthropic:NAME,openai:NAME)")
     return specs
+
+
+def summary_spec_of(own: str) -> str:
+    """What summaries are written with: what an agent says itself, else the environment; `OFFLINE` by default."""
+    adopt_keys()
+    return own or os.environ.get("SQUADRON_SUMMARY_MODEL", "").strip() or OFFLINE
 
 
 def sampling_of(ctx: Context) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from squadron.runtime.errors import ConfigError
 
-#: What the official SDKs read, our own default, and prices of one's own.
+#: What the official SDKs read, our own defaults, and prices of one's own.
 VARIABLES = (
     "OPENAI_API_KEY",
     "OPENAI_BASE_URL",
@@ -23,6 +23,7 @@ VARIABLES = (
     "ANTHROPIC_AUTH_TOKEN",
     "ANTHROPIC_BASE_URL",
     "SQUADRON_MODEL",
+    "SQUADRON_SUMMARY_MODEL",
     "SQUADRON_PRICES",
     "SQUADRON_MODEL_LIMITS",
 )

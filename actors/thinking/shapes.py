@@ -21,12 +21,14 @@ _NARROWING = frozenset(
 #: Says nothing that a model could use, and may name a draft that a provider does not know.
 _ABOUT = frozenset({"$schema", "$id", "$comment"})
 #: Keywords that hold schemas: by name, in a list, or one.
-_BY_NAME = frozenset({"properties", "$defs", "definitions"})
-_IN_A_LIST = frozenset({"anyOf", "oneOf", "allOf", "prefixItems"})
-_ONE = frozenset({"items", "additionalProperties", "not"})
+BY_NAME = frozenset({"properties", "$defs", "definitions"})
+IN_A_LIST = frozenset({"anyOf", "oneOf", "allOf", "prefixItems"})
+ONE = frozenset({"items", "additionalProperties", "not"})
+#: Of these, where less fits the more fits inside: what is looser inside can't stay.
+STRICTER = frozenset({"not", "oneOf"})
 _VALUE = "value"
 #: Longest description of a tool that OpenAI takes, in characters.
-_MOST_DESCRIBED = 1024
+MOST_DESCRIBED = 1024
 
 
 class InputShape:
@@ -83,10 +85,9 @@ class InputShape:
         return {self._real.get(name, name): value for name, value in arguments.items()}
 
 
-def cut(description: str) -> str:
-    """A tool's description, as long as a provider takes it."""
-    long = len(description) > _MOST_DESCRIBED
-    return f"{description[: _MOST_DESCRIBED - 1]}…" if long else description
+def cut(description: str, most: int = MOST_DESCRIBED) -> str:
+    """A tool's description, as long as a provider takes it, or as `most` says, in characters."""
+    return description if len(description) <= most else f"{description[: most - 1]}…"
 
 
 def _plain(schema: Any, left_out: set[str]) -> Any:
@@ -98,13 +99,18 @@ def _plain(schema: Any, left_out: set[str]) -> Any:
     for keyword, value in schema.items():
         if keyword in _NARROWING | _ABOUT or (keyword == "additionalProperties" and "patternProperties" in schema):
             continue
-        if keyword in _BY_NAME:
-            value = {name: _plain(part, left_out) for name, part in value.items()}
-        elif keyword in _IN_A_LIST:
-            value = [_plain(part, left_out) for part in value]
-        elif keyword in _ONE and not isinstance(value, bool):
-            value = _plain(value, left_out)
-        plain[keyword] = value
+        gone = set[str]()
+        if keyword in BY_NAME:
+            value = {name: _plain(part, gone) for name, part in value.items()}
+        elif keyword in IN_A_LIST:
+            value = [_plain(part, gone) for part in value]
+        elif keyword in ONE and not isinstance(value, bool):
+            value = _plain(value, gone)
+        left_out |= gone
+        if gone and keyword in STRICTER:
+            left_out.add(keyword)
+        else:
+            plain[keyword] = value
     kinds = plain.get("type", ())
     if "array" in ([kinds] if isinstance(kinds, str) else kinds):
         # OpenAI answers 400 to a list of anything, unless that is said.

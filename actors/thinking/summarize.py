@@ -63,9 +63,12 @@ def summary_request(
 
 def summary_of_turn(span: ToSummarize, turn: ModelTurn, fence: Fence) -> Summary:
     """The summary that a model wrote; an extract if it wrote none to its end."""
-    if not turn.text.strip() or turn.stop not in ("end", "length"):
-        return extract(span, fence)
-    return span.summary(turn.text.strip(), fence)
+    return span.summary(turn.text.strip(), fence) if is_summary(turn) else extract(span, fence)
+
+
+def is_summary(turn: ModelTurn) -> bool:
+    """Whether a model wrote one; cut at its end it is one still."""
+    return bool(turn.text.strip()) and turn.stop in ("end", "length")
 
 
 def extract(span: ToSummarize, fence: Fence) -> Summary:

@@ -15,6 +15,7 @@ from typing import Any
 import structlog
 
 from squadron.bridge.control.deployed import Deployed
+from squadron.bridge.control.on_record import on_record
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import (
     BusUnavailableError,
@@ -46,8 +47,11 @@ CALLS_KEPT = 256
 #: How many losses of the server's store are told.
 LOSSES_KEPT = 8
 
+#: What answers a call: given its arguments by name.
+Verb = Callable[..., Coroutine[Any, Any, dict[str, Any]]]
+
 #: Serve's words for an agent that takes tasks, or soon will.
-_ALIVE = frozenset({"RUNNING", "DEPLOYING", "UPDATING", "NOT_STARTED", "AUTOSCALING", "HEALTHY"})
+_ALIVE = frozenset(("RUNNING", "DEPLOYING", "UPDATING", "NOT_STARTED", "AUTOSCALING", "HEALTHY"))
 
 
 class Bridge:
@@ -67,6 +71,7 @@ class Bridge:
         facts: Mapping[str, Any],
         *,
         lease_s: float,
+        more: Mapping[str, Verb] | None = None,
     ) -> None:
         """Make one; it does nothing before `start`.
 
@@ -74,10 +79,11 @@ class Bridge:
             held: the messages that mailboxes hold, by subject.
             keep_streams: makes what the store lacks, and returns what of it was lost since the last call.
             facts: what `ping` tells besides.
+            more: further calls that it answers, by their verbs.
         """
         self._ports, self._replicas = ports, replicas
         self._held, self._keep_streams, self._facts = held, keep_streams, dict(facts)
-        self._subjects, self._registry = ports.subjects, registry
+        self._subjects, self._registry, self._more = ports.subjects, registry, more or {}
         self._deployed = Deployed(ports.queue, records, self._registry, self._subjects, lease_s=lease_s)
         self._deployments = self._deployed.agents
         self._states: dict[str, AgentState] = {}
@@ -90,10 +96,9 @@ class Bridge:
         #: The latest calls by their id, so that one which is asked again is not done again.
         self._calls: OrderedDict[str, asyncio.Task[dict[str, Any]]] = OrderedDict()
         self._waker = Waker(ports, LiteTopics(ports))
-        self._writing = asyncio.Lock()
+        self._writing, self._log = asyncio.Lock(), structlog.get_logger("squadron.bridge")
         self._tasks: set[asyncio.Task[Any]] = set()
         self._ears: list[Subscription] = []
-        self._log = structlog.get_logger("squadron.bridge")
 
     @property
     def registry(self) -> Registry:
@@ -153,26 +158,22 @@ class Bridge:
 
     async def _once(self, call_id: str, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """Do a call, or wait for it if it was asked before under the same id."""
-        verbs: dict[str, Callable[..., Coroutine[Any, Any, dict[str, Any]]]] = {
-            "deploy": self.deploy,
-            "undeploy": self.undeploy,
-            "scale": self.scale,
-            "status": self.status,
-            "ping": self.ping,
-        }
+        own = (self.deploy, self.undeploy, self.scale, self.status, self.ping)
+        verbs: dict[str, Verb] = {each.__name__: each for each in own} | dict(self._more)
         if verb not in verbs:
             raise InvalidMessageError(f"{verb!r} is not a call", hint=f"one of {', '.join(verbs)}")
-        task = self._calls.get(call_id)
+        by, task = str(arguments.pop("by", "")), self._calls.get(call_id)
         if task is None:
-            task = self._calls[call_id] = asyncio.ensure_future(verbs[verb](**arguments))
+            work = on_record(self._ports, verb, arguments, by, verbs[verb](**arguments))
+            task = self._calls[call_id] = asyncio.ensure_future(work)
             if len(self._calls) > CALLS_KEPT:
                 self._calls.popitem(last=False)
         return await asyncio.shield(task)
 
     async def ping(self) -> dict[str, Any]:
         """Who answers: process id, environment, addresses, and when the server's store was lost."""
-        here = {"pid": os.getpid(), "environment": self._subjects.environment, "losses": list(self._losses)}
-        return {**here, **self._facts}
+        here = {"pid": os.getpid(), "environment": self._subjects.environment, "losses": [*self._losses]}
+        return here | self._facts
 
     async def deploy(self, deployments: list[dict[str, Any]]) -> dict[str, Any]:
         """Run agents, or change how they run; returns at once, `status` tells how it goes.
@@ -256,8 +257,7 @@ class Bridge:
         return {"agent": agent}
 
     def _known(self) -> str:
-        names = ", ".join(sorted(self._deployments))
-        return f"deployed are {names}" if names else "nothing is deployed"
+        return f"deployed are {', '.join(sorted(self._deployments)) or 'none'}"
 
     async def scale(self, agent: str, to: str) -> dict[str, Any]:
         """Set an agent's replicas to `N`, `MIN..MAX` or `auto`; in place, no replica is restarted for it."""
@@ -288,8 +288,7 @@ class Bridge:
         except SquadronError as error:
             # JetStream has no leader, say: what was last known is told, and not that there is nothing.
             self._log.info("bridge.no_backlog", agent=deployment.agent, error=str(error))
-        backlog = self._backlogs.get(deployment.agent)
-        present = self._registry.replicas(deployment.agent)
+        backlog, present = self._backlogs.get(deployment.agent), self._registry.replicas(deployment.agent)
         return {
             "agent": deployment.agent,
             "topics": list(deployment.patterns),
@@ -302,6 +301,7 @@ class Bridge:
             "version": deployment.code["version"],
             "waiting": None if backlog is None else backlog.waiting,
             "taken": None if backlog is None else backlog.taken,
+            "lapsed": self._registry.lapsed(deployment.agent),
             "replicas": [{"id": name, **it.model_dump()} for name, it in present.items()],
         }
 

@@ -78,9 +78,13 @@ class CoreBus:
 
         return await listen(self._connection, pattern, hear, group=group)
 
-    async def request(self, subject: str, data: bytes, *, within_s: float) -> bytes:
+    async def request(
+        self, subject: str, data: bytes, *, within_s: float, headers: Mapping[str, str] | None = None
+    ) -> bytes:
         """Send and wait for one answer."""
-        answer = await self._connection.request(subject, data, within_s=within_s)
+        answer = await self._connection.request(
+            subject, data, headers=dict(headers) if headers else None, within_s=within_s
+        )
         return bytes(answer.data)
 
     def on_reconnect(self, sink: Callable[[], Awaitable[None]]) -> None:

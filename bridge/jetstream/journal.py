@@ -57,11 +57,19 @@ class JetStreamJournal:
         return await self._persist(key, data, all_headers, None)
 
     async def append_and_end(
-        self, key: str, data: bytes, order: bytes, *, at: float, keep_s: float, msg_id: str | None = None
+        self,
+        key: str,
+        data: bytes,
+        order: bytes,
+        *,
+        at: float,
+        keep_s: float,
+        msg_id: str | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> int:
         """Append one entry, and right before it the order to end the key, which has then come as well."""
-        headers = _headers(None, msg_id)
-        return await self._persist(key, data, headers, (order, _order_headers(key, at, keep_s)))
+        all_headers = {**(headers or {}), **_headers(None, msg_id)}
+        return await self._persist(key, data, all_headers, (order, _order_headers(key, at, keep_s)))
 
     async def _persist(
         self, key: str, data: bytes, headers: dict[str, str], order: tuple[bytes, dict[str, str]] | None

@@ -14,6 +14,7 @@ from typing import Any
 
 import structlog
 
+from squadron.bridge.jetstream.audit_streams import sent_subject
 from squadron.bridge.jetstream.journal import JetStreamJournal, read_ack
 from squadron.bridge.jetstream.lease import JetStreamLease
 from squadron.bridge.jetstream.link.connect import NANOSECONDS, Connection
@@ -58,8 +59,9 @@ def filters(subjects: Subjects, mailbox: Mailbox, priority: int = NORMAL_PRIORIT
 class JetStreamQueue:
     """Leased work on the task stream of one environment."""
 
-    def __init__(self, connection: Connection, subjects: Subjects) -> None:
-        self._connection, self._subjects = connection, subjects
+    def __init__(self, connection: Connection, subjects: Subjects, *, strict: bool = False) -> None:
+        """Make one; `strict` has each message that is put stored for the audit trail first."""
+        self._connection, self._subjects, self._strict = connection, subjects, strict
         names = StreamNames(subjects.environment)
         self._stream = names.tasks
         self._notes = JetStreamJournal(connection, names.lite)
@@ -106,7 +108,12 @@ class JetStreamQueue:
     ) -> None:
         """Store one message; it is durable when this returns."""
         all_headers = {**(headers or {}), "Nats-Msg-Id": msg_id} if msg_id else dict(headers or {})
-        await self._publish(check_queued(subject), data, all_headers)
+        check_queued(subject)
+        if self._strict:
+            # First: what can't be recorded is not sent.
+            filed = {"Nats-Msg-Id": f"{msg_id}.sent"} if msg_id else None
+            await self._publish(sent_subject(self._subjects.environment, subject), data, filed)
+        await self._publish(subject, data, all_headers)
 
     async def _publish(self, subject: str, data: bytes, headers: dict[str, str] | None) -> None:
         async with self._publishing:

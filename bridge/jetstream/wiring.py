@@ -7,6 +7,7 @@ from typing import Self
 
 from squadron.bridge.jetstream.bus import CoreBus
 from squadron.bridge.jetstream.events import JetStreamEventLog
+from squadron.bridge.jetstream.filing import Filing
 from squadron.bridge.jetstream.journal import JetStreamJournal
 from squadron.bridge.jetstream.link.connect import HEADER_BYTES, Connection
 from squadron.bridge.jetstream.link.dial import connect
@@ -38,12 +39,13 @@ class Wiring(Place):
         names = StreamNames(settings.env)
         subjects = Subjects(settings.env)
         self.connection = connection
+        queue = JetStreamQueue(connection, subjects, strict=settings.audit_strict == "yes")
         ports = Ports(
             identity=identity,
             subjects=subjects,
             clock=SystemClock(),
             bus=CoreBus(connection),
-            queue=OrderedQueue(JetStreamQueue(connection, subjects), subjects),
+            queue=OrderedQueue(queue, subjects),
             events=JetStreamEventLog(connection, subjects),
             lite=JetStreamJournal(connection, names.lite),
             dead=JetStreamJournal(connection, names.dead),
@@ -53,6 +55,7 @@ class Wiring(Place):
                 over_bytes=min(settings.claim_over_bytes, connection.max_payload - HEADER_BYTES),
                 most_bytes=settings.max_message_bytes,
             ),
+            file_action=Filing(connection, names).file,
         )
         super().__init__(ports, JetStreamJournal(connection, names.registry), settings)
 

@@ -59,7 +59,9 @@ class MemoryBus:
         self._subscriptions.append(subscription)
         return subscription
 
-    async def request(self, subject: str, data: bytes, *, within_s: float) -> bytes:
+    async def request(
+        self, subject: str, data: bytes, *, within_s: float, headers: Mapping[str, str] | None = None
+    ) -> bytes:
         answer: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
         inbox = f"_INBOX.{id(answer)}"
 
@@ -71,7 +73,7 @@ class MemoryBus:
         lost = partial(hear, None)
         self._line.on_cut(lost)
         try:
-            if not self.deliver(Note(subject, data, inbox)):
+            if not self.deliver(Note(subject, data, inbox, Headed(headers or {}))):
                 raise BusUnavailableError(f"nobody listens on {subject}")
             async with asyncio.timeout(within_s):
                 if (answered := await answer) is None:

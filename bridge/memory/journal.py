@@ -137,11 +137,19 @@ class MemoryJournal:
         return seq
 
     async def append_and_end(
-        self, key: str, data: bytes, order: bytes, *, at: float, keep_s: float, msg_id: str | None = None
+        self,
+        key: str,
+        data: bytes,
+        order: bytes,
+        *,
+        at: float,
+        keep_s: float,
+        msg_id: str | None = None,
+        headers: Headers | None = None,
     ) -> int:
         await self._line.answer(ANSWER_WITHIN_S if msg_id is None else PERSIST_S)
         await self.end_at(key, order, at=at, keep_s=keep_s)
-        return await self.append(key, data, msg_id=msg_id)
+        return await self.append(key, data, msg_id=msg_id, headers=headers)
 
     def _end_ordered(self, seq: int, key: str, keep_s: float) -> None:
         for stored in [each for each in self._kept.entries if each.entry.seq == seq]:

@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from typing import Self
 from weakref import WeakValueDictionary
 
+from squadron.bridge.memory.bus import Headed, MemoryBus
 from squadron.bridge.memory.common import Seen, check_size, now_s, subject_matches
 from squadron.bridge.memory.line import Line
 from squadron.runtime.errors import InvalidMessageError, RouteConflictError
+from squadron.runtime.ports.bus import Note
 from squadron.runtime.ports.journal import Entry
 from squadron.runtime.ports.queue import Backlog, Delivery, Feed, Lease, Mailbox
 from squadron.runtime.wire.subjects import check_queued, lane_of, matches, overlap
@@ -115,7 +117,8 @@ class _QueueFeed:
 class MemoryQueue:
     """`Queue` in one process."""
 
-    def __init__(self, line: Line | None = None) -> None:
+    def __init__(self, bus: MemoryBus | None = None, line: Line | None = None) -> None:
+        self._bus = bus
         self._tasks: dict[int, _Task] = {}
         self._mailboxes: dict[str, Mailbox] = {}
         self._feeds: list[_QueueFeed] = []
@@ -155,6 +158,9 @@ class MemoryQueue:
         check_queued(subject)
         check_size(data)
         await self._line.answer()
+        if self._bus is not None:
+            # Who listens hears what a server is sent, also what that has already.
+            self._bus.deliver(Note(subject, data, "", Headed(headers or {})))
         if self._seen.seq(msg_id or None) is not None:
             return
         seq = next(self._seqs)

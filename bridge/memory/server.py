@@ -36,7 +36,8 @@ class MemoryServer:
 
     def __init__(self, environment: str = "dev", clock: Clock | None = None) -> None:
         self.subjects, self.clock = Subjects(environment), clock or LoopClock()
-        self.bus, self.queue, self.vault = MemoryBus(), MemoryQueue(), MemoryVault()
+        self.bus, self.vault = MemoryBus(), MemoryVault()
+        self.queue = MemoryQueue(self.bus)
         self.lite, self.dead = MemoryJournal(self.bus), MemoryJournal(self.bus)
         self.runs = MemoryJournal(self.bus, self.clock.time)
         self.records = MemoryJournal(self.bus, self.clock.time)

@@ -9,13 +9,17 @@ from typing import Any, Unpack
 import ray
 
 from squadron.bridge.control.control import Bridge
+from squadron.bridge.health.release import release
 from squadron.bridge.jetstream.queue import subjects_held
 from squadron.bridge.jetstream.stream_configs import StreamNames, Streams
 from squadron.bridge.jetstream.wiring import Wiring
+from squadron.bridge.serve.archivist_actor import ArchivistKeeper
 from squadron.bridge.serve.bindings import Bindings
 from squadron.bridge.serve.cluster import ServeReplicas
+from squadron.bridge.serve.showcase import Showcase
 from squadron.config import Settings
 from squadron.runtime.asking.options import AskKeywords, AskOptions
+from squadron.runtime.background import spawn
 from squadron.runtime.logs import configure_logs
 from squadron.runtime.wire.envelope import AgentIdentity
 from squadron.runtime.wire.outcome import Outcome
@@ -44,15 +48,27 @@ class BridgeActor:
 
         async def keep_streams() -> Sequence[str]:
             lost = await streams.keep()
-            self._bindings.to_restore = self._bindings.to_restore or bool(lost)
+            if lost:
+                self._bindings.to_restore = True
+                self._showcase.census.store_all()
+                await self._archivist.restore()
             return lost
 
+        async def agents() -> list[dict[str, Any]]:
+            found: list[dict[str, Any]] = (await self._bridge.status())["agents"]
+            return found
+
+        self._showcase = Showcase(self._wiring, agents)
+        await self._showcase.open()
         facts = {
             "dashboard": dashboard_url,
             "ray": ray.get_runtime_context().gcs_address,
             "nats": self._wiring.connection.server,
+            "metrics": self._showcase.url,
+            "release": release(),
         }
         self._bindings = Bindings(self._wiring)
+        self._archivist = ArchivistKeeper(self._wiring.connection, settings)
         self._bridge = Bridge(
             self._wiring.ports,
             self._wiring.registry,
@@ -62,9 +78,12 @@ class BridgeActor:
             keep_streams,
             facts,
             lease_s=settings.lease_s,
+            more={"metrics": self._showcase.metrics},
         )
         await self._bridge.start()
+        await self._showcase.census.start()
         await self._bindings.start()
+        self._archiving = spawn(self._archivist.keep(), "archivist", lasting=True)
 
     async def settings(self) -> Settings:
         """What the environment was brought up with."""

@@ -343,10 +343,12 @@ def kill_bridge(environment: str) -> None:
         return
     import ray
 
-    from squadron.bridge.serve.replica import NAMESPACE, bridge_name
+    from squadron.bridge.serve.replica import NAMESPACE, archivist_name, bridge_name
 
-    with contextlib.suppress(ValueError, ray.exceptions.RayError):
-        ray.kill(ray.get_actor(bridge_name(environment), namespace=NAMESPACE))
+    # The bridge first: it would bring the other back.
+    for name in (bridge_name(environment), archivist_name(environment)):
+        with contextlib.suppress(ValueError, ray.exceptions.RayError):
+            ray.kill(ray.get_actor(name, namespace=NAMESPACE))
 
 
 def stop_environment(settings: Settings, *, within_s: float = 30.0) -> None:

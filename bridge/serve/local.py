@@ -57,7 +57,7 @@ _OBJECT_STORE_BYTES = 200_000_000
 _PASSED_ON = re.compile(
     r"PATH|HOME|USER|LOGNAME|SHELL|LANG|LANGUAGE|LC_\w+|TZ|TMPDIR|TERM|VIRTUAL_ENV|CONDA_PREFIX|PYTHON\w+|COVERAGE_\w+"
     r"|(DY)?LD_LIBRARY_PATH|SSL_CERT_(FILE|DIR)|REQUESTS_CA_BUNDLE|(?i:(https?|all|no)_proxy)|OMP_NUM_THREADS"
-    r"|CUDA_\w+|NVIDIA_\w+|XDG_\w+|SYSTEMROOT|RAY_\w+|SQUADRON_\w+|" + "|".join(VARIABLES)
+    r"|CUDA_\w+|NVIDIA_\w+|XDG_\w+|SYSTEMROOT|RAY_\w+|SQUADRON_\w+|OTEL_\w+|" + "|".join(VARIABLES)
 )
 
 #: Where the workers' environment would lead them to another cluster than this one.

@@ -16,6 +16,7 @@ from ray import serve
 from ray.serve import Application
 
 from squadron.actors.agent import Agent, AgentSpec
+from squadron.bridge.health.release import release
 from squadron.bridge.host import Host
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.bridge.packing.code import Code, unpack
@@ -24,6 +25,7 @@ from squadron.runtime.background import Health
 from squadron.runtime.errors import DeployError
 from squadron.runtime.logs import configure_logs
 from squadron.runtime.retries import traceback_of
+from squadron.runtime.telemetry.turn_log import TurnLog
 from squadron.runtime.wire.envelope import AgentIdentity
 
 #: Ray namespace of everything of ours.
@@ -35,6 +37,11 @@ FIND_BRIDGE_WITHIN_S = 30.0
 def bridge_name(environment: str) -> str:
     """Name of the environment's bridge actor in Ray."""
     return f"squadron-bridge-{environment}"
+
+
+def archivist_name(environment: str) -> str:
+    """Name of the environment's archivist actor in Ray."""
+    return f"squadron-archivist-{environment}"
 
 
 async def fetch_settings(environment: str) -> Settings:
@@ -88,6 +95,7 @@ class AgentReplica:
         self._name, self._code, self._grace_s = agent, code, grace_s
         identity = AgentIdentity(id=f"{agent}-{uuid.uuid4().hex[:8]}", type=agent)
         self._wiring = await Wiring.open(settings, identity)
+        self._wiring.ports.observers.add(TurnLog())
         spec = AgentSpec.of(await self._load())
         self._host = Host(
             self._wiring,
@@ -95,7 +103,12 @@ class AgentReplica:
             spec,
             slots=slots,
             ordered=ordered_by != "",
-            facts={"version": self._code.version, "pid": os.getpid(), "node": platform.node()},
+            facts={
+                "version": self._code.version,
+                "release": release(),
+                "pid": os.getpid(),
+                "node": platform.node(),
+            },
         )
         await self._host.start()
         self._stopped = False

@@ -17,6 +17,7 @@ from squadron.runtime.asking.question_records import (
 from squadron.runtime.errors import InvalidInputError, QuestionClosedError, UnknownQuestionError
 from squadron.runtime.lite.topic import LiteTopics
 from squadron.runtime.steady import AHEAD, Steady
+from squadron.runtime.store.operating import operating
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.wire.question import DEFAULT_BY, Action, Question, Reply
 
@@ -151,6 +152,10 @@ class People:
         fields = asked.question.fields(content, action)
         reply = Reply.of_content({"action": action, "content": fields, "by": by})
         asked.question.check(reply)
+        async with operating(self._ports, "answer", asked.query_id, action=action, person=by, about=asked.about):
+            return await self._store(asked, reply)
+
+    async def _store(self, asked: OpenQuestion, reply: Reply) -> Reply:
         record, tries = await read_question(self._ports, asked.query_id), 0
         while True:
             self._check_open(record)

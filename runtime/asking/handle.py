@@ -14,6 +14,7 @@ from pydantic_core import from_json
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import BusUnavailableError, InvalidMessageError, SquadClosedError, SquadronError
 from squadron.runtime.steady import AHEAD, Steady
+from squadron.runtime.store.operating import operating
 from squadron.runtime.streams.chunks import Family, StreamReader
 from squadron.runtime.streams.writer import Chunk, Ended, Nested, Restarted
 from squadron.runtime.telemetry.happenings import TaskEnded
@@ -72,7 +73,8 @@ class Handle:
         Raises:
             BusUnavailableError: the server can't be reached.
         """
-        return await self._caller.cancel(self)
+        async with operating(self._caller.ports, "cancel", self.task_id, topic=self.topic):
+            return await self._caller.cancel(self)
 
     def _settle(self, outcome: Outcome) -> None:
         """The task ended; only the first outcome counts."""

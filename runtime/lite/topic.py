@@ -25,8 +25,12 @@ from squadron.runtime.lite.exclusive import ExclusiveCursor, cursor_key
 from squadron.runtime.lite.feed import LiteFeed
 from squadron.runtime.lite.quotas import IN_ALL, PER_OWNER, Quotas
 from squadron.runtime.lite.reader import LiteReader, LiteReading
+from squadron.runtime.ports.journal import Headers
 from squadron.runtime.ports.lite_journal import END_HEADER
+from squadron.runtime.retries import summary_of
+from squadron.runtime.store.operating import operating
 from squadron.runtime.store.port_set import Ports
+from squadron.runtime.telemetry.happenings import MessagePut, MessageStored
 from squadron.runtime.wire.start import LiteStart, check_lite_start
 from squadron.runtime.wire.subjects import check_token, life_of, token_of
 
@@ -54,9 +58,10 @@ class LiteTopics:
     """The lite topics as one process uses them: renews their lives, keeps the quotas."""
 
     def __init__(self, ports: Ports, *, per_owner: int = PER_OWNER, in_all: int = IN_ALL) -> None:
+        self._ports = ports
         self.identity, self.lite, self.clock = ports.identity, ports.lite, ports.clock
         self.pack = ports.pack
-        self._subjects = ports.subjects
+        self._subjects, self._observers = ports.subjects, ports.observers
         self._quotas = Quotas(ports.lite, ports.subjects, ports.clock, per_owner=per_owner, in_all=in_all)
         #: Of the topics that were published on from here.
         self._lives: dict[str, _Life] = {}
@@ -102,18 +107,36 @@ class LiteTopics:
 
     async def publish(self, topic: LiteTopic, data: bytes, msg_id: str | None) -> int:
         """Store one message and see that its topic lives on; see `LiteTopic.publish`."""
+        if not self._observers.on:
+            return await self._publish(topic, data, msg_id, None)
+        put = MessagePut(
+            kind="lite", id=os.urandom(16).hex(), topic=topic.key, conversation_id="", bytes=len(data)
+        )
+        self._observers.tell(put)
+        error = "cancelled"
+        try:
+            seq = await self._publish(topic, data, msg_id, put.headers)
+            error = ""
+            return seq
+        except Exception as failure:
+            error = summary_of(failure)
+            raise
+        finally:
+            self._observers.tell(MessageStored(id=put.id, error=error))
+
+    async def _publish(self, topic: LiteTopic, data: bytes, msg_id: str | None, headers: Headers | None) -> int:
         if not self._due(topic):
             self._check_later(topic.key)
-            return await self.lite.append(topic.key, data, msg_id=msg_id)
+            return await self.lite.append(topic.key, data, msg_id=msg_id, headers=headers)
         life = self._lives.get(topic.key)
         if life is not None and self.clock.time() < life.renewed_at + life.ttl_s:
-            return await self._store(topic, data, msg_id, topic.ttl_s or life.ttl_s)
+            return await self._store(topic, data, msg_id, topic.ttl_s or life.ttl_s, headers)
         # With room for one more it need not be known whether it is new: one too many counts until the next count.
         is_clear = topic.ttl_s is not None and self._quotas.has_room(topic.owner)
         if not is_clear and (order := await self.lite.last(life_of(topic.key))) is not None:
-            return await self._store(topic, data, msg_id, topic.ttl_s or _ttl_in(order.data))
+            return await self._store(topic, data, msg_id, topic.ttl_s or _ttl_in(order.data), headers)
         async with self._quotas.room(topic.owner):
-            return await self._store(topic, data, msg_id, topic.ttl_s or DEFAULT_TTL_S)
+            return await self._store(topic, data, msg_id, topic.ttl_s or DEFAULT_TTL_S, headers)
 
     def _due(self, topic: LiteTopic) -> bool:
         life = self._lives.get(topic.key)
@@ -121,11 +144,14 @@ class LiteTopics:
             return True
         return self.clock.time() >= life.renewed_at + RENEW_S
 
-    async def _store(self, topic: LiteTopic, data: bytes, msg_id: str | None, ttl_s: float) -> int:
+    async def _store(
+        self, topic: LiteTopic, data: bytes, msg_id: str | None, ttl_s: float, headers: Headers | None
+    ) -> int:
         life = self._remember(topic.key, ttl_s)
         try:
             order, at = self._order(ttl_s)
-            return await self.lite.append_and_end(topic.key, data, order, at=at, keep_s=END_KEPT_S, msg_id=msg_id)
+            ids: dict[str, Any] = {"msg_id": msg_id, "headers": headers}
+            return await self.lite.append_and_end(topic.key, data, order, at=at, keep_s=END_KEPT_S, **ids)
         except BaseException:
             if self._lives.get(topic.key) is life:
                 del self._lives[topic.key]
@@ -186,6 +212,10 @@ class LiteTopics:
 
     async def close(self, topic: LiteTopic) -> None:
         """End the topic now; see `LiteTopic.close`."""
+        async with operating(self._ports, "close", topic.key):
+            await self._close(topic)
+
+    async def _close(self, topic: LiteTopic) -> None:
         order = await self.lite.last(life_of(topic.key))
         await self._mark_end(topic.key)
         self._lives.pop(topic.key, None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 
@@ -29,7 +29,7 @@ class Note:
     subject: str
     data: bytes
     reply: str = ""
-    carrier: Carrier | None = None
+    carrier: Carrier | None = field(default=None, compare=False)
 
     @property
     def headers(self) -> Mapping[str, str]:
@@ -52,7 +52,9 @@ class UnreliableBus(Protocol):
         """Hear everything on `pattern`; in a `group` each message reaches one member. Active on return."""
         ...
 
-    async def request(self, subject: str, data: bytes, *, within_s: float) -> bytes:
+    async def request(
+        self, subject: str, data: bytes, *, within_s: float, headers: Mapping[str, str] | None = None
+    ) -> bytes:
         """Send and wait for one answer.
 
         Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
-from squadron.runtime.ports.journal import Journal
+from squadron.runtime.ports.journal import Headers, Journal
 
 #: Header of the entry that ends a lite topic: "closed" or "expired".
 END_HEADER = "Squadron-End"
@@ -57,7 +57,15 @@ class LiteJournal(Journal, Protocol):
         ...
 
     async def append_and_end(
-        self, key: str, data: bytes, order: bytes, *, at: float, keep_s: float, msg_id: str | None = None
+        self,
+        key: str,
+        data: bytes,
+        order: bytes,
+        *,
+        at: float,
+        keep_s: float,
+        msg_id: str | None = None,
+        headers: Headers | None = None,
     ) -> int:
         """`end_at` with `order`, then `append` of `data`, in this order, for the price of little more than one.
 
@@ -65,10 +73,6 @@ class LiteJournal(Journal, Protocol):
             MessageTooLargeError: larger than the server takes.
             BusUnavailableError: not acknowledged in time.
         """
-        ...
-
-    async def count(self, pattern: str) -> int:
-        """How many entries have a key that matches; takes the longer the more there are: 0.3 s for a million."""
         ...
 
     async def keys(self) -> int:

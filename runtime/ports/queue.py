@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from squadron.runtime.ports.bus import Carrier
@@ -82,7 +82,7 @@ class Delivery:
     data: bytes
     lease: Lease
     seq: int
-    carrier: Carrier | None = None
+    carrier: Carrier | None = field(default=None, compare=False)
 
     @property
     def headers(self) -> Mapping[str, str]:
@@ -90,9 +90,13 @@ class Delivery:
         return self.carrier.headers if self.carrier is not None else {}
 
 
+#: Header of a message that was a dead letter: the `traceparent` of its earlier life. The new one is a new trace.
+EARLIER_TRACE = "squadron-earlier-trace"
+
+
 def sent_with(headers: Mapping[str, str]) -> dict[str, str]:
     """The headers that go along when a message is put once more: the trace, and nothing that is the server's."""
-    return {name: headers[name] for name in ("traceparent", "tracestate") if name in headers}
+    return {name: headers[name] for name in ("traceparent", "tracestate", EARLIER_TRACE) if name in headers}
 
 
 class Feed(Protocol):

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import difflib
 import math
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +35,8 @@ OVERDUE_LOOK_S, LOOKS_AT_ONCE = 1.0, 100
 GRACE_S = 0.25
 #: How long somebody waits for what others have seen already, in seconds.
 CATCH_UP_S = 5.0
+#: How long it is remembered that a replica fell silent, in seconds, and of how many of an agent.
+LAPSES_FOR_S, LAPSES_KEPT = 600.0, 100
 #: How long a change is news that others may not have heard of yet, in seconds.
 NEWS_S = 30.0
 
@@ -47,8 +50,11 @@ class Presence(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     expires_at: float = Field(allow_inf_nan=False)
-    #: Digest of the code it runs.
+    #: When it was told, by the clock of its host, in seconds since the epoch.
+    at: float = Field(default=0.0, allow_inf_nan=False)
+    #: Digest of the code it runs, and which release of ours runs it.
     version: str = ""
+    release: str = ""
     pid: int = 0
     node: str = ""
     #: What this replica offers to tasks that ask for it.
@@ -95,6 +101,8 @@ class Registry:
         self._reading = asyncio.Lock()
         self._looking: asyncio.Task[None] | None = None
         self._on_lapse: Callable[[str, str], None] = lambda _agent, _replica: None
+        #: When replicas fell silent without a farewell, by agent, on our clock.
+        self._lapses: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=LAPSES_KEPT))
         self._search: tuple[Index, list[tuple[SemanticTopic, str]]] | None = None
         #: More than one has a name only while a card is left behind by an agent that died.
         self._by_name: dict[str, list[tuple[SemanticTopic, str]]] | None = None
@@ -213,7 +221,13 @@ class Registry:
         del self._places[key], self._due[key]
         match key.split("."):
             case [_, _, _, "presence", agent, replica] if self._remove(agent, replica) and replica != STAND_IN:
+                self._lapses[agent].append(self._clock.time())
                 self._on_lapse(agent, replica)
+
+    def lapsed(self, agent: str) -> int:
+        """How many of its replicas fell silent without a farewell in the last `LAPSES_FOR_S` seconds."""
+        since = self._clock.time() - LAPSES_FOR_S
+        return sum(at >= since for at in self._lapses.get(agent, ()))
 
     def _remove(self, agent: str, replica: str) -> bool:
         """Count a replica out; whether it was counted in."""
@@ -304,8 +318,9 @@ class Registry:
 
     async def renew(self, agent: str, replica: str, **facts: Any) -> None:
         """One heartbeat: this replica lives for another `presence_ttl_s`; `facts` go into its presence."""
-        until = self._clock.time() + self.presence_ttl_s
-        await self._write_presence(agent, replica, Presence(expires_at=until, **facts))
+        now = self._clock.time()
+        until = now + self.presence_ttl_s
+        await self._write_presence(agent, replica, Presence(expires_at=until, at=now, **facts))
 
     async def depart(self, agent: str, replica: str) -> None:
         """This replica is gone; nobody needs to wait for its heartbeat to lapse."""

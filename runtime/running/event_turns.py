@@ -72,14 +72,14 @@ class EventTurns:
         if message is None:
             return
         topic = _topic_of(delivery)
-        told = Told(self._ports, "durable", self.group, message, topic, self._pattern)
+        told = Told(self._ports, "durable", self.group, message, topic, self._pattern, delivery)
         attempt = await delivery.lease.begin()
         if attempt > self._retries.max_attempts:
             reason = f"its replica died or fell silent in each of {attempt - 1} attempts"
             outcome = await self._give_up(delivery, message, attempt, reason, {"attempts": attempt - 1})
             told.ended("outcome", outcome=outcome)
             return
-        told.begun(delivery, attempt)
+        told.begun(attempt)
         threads, turn = Threads(), asyncio.current_task()
         try:
             await self._run_handler(message, threads)

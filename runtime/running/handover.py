@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import BusUnavailableError, MessageTooLargeError, SquadronError
 from squadron.runtime.ports.bus import Note, Subscription
-from squadron.runtime.ports.queue import Delivery
+from squadron.runtime.ports.queue import Delivery, sent_with
 from squadron.runtime.running.pump import Pump
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.wire.subjects import TaskSubject, is_foreign
@@ -29,7 +29,10 @@ async def hand_over(ports: Ports, delivery: Delivery, replicas: Sequence[str]) -
     for replica in random.sample(replicas, min(len(replicas), MOST_ASKED)):
         with contextlib.suppress(BusUnavailableError, MessageTooLargeError):
             subject = ports.subjects.hand(replica)
-            answer = await ports.bus.request(subject, head + delivery.data, within_s=TAKE_WITHIN_S)
+            headers = sent_with(delivery.headers)
+            answer = await ports.bus.request(
+                subject, head + delivery.data, within_s=TAKE_WITHIN_S, headers=headers
+            )
             if answer == _TAKEN:
                 return True
     return False
@@ -57,7 +60,7 @@ class Handovers:
         try:
             token, seq, subject = head.decode().split(" ")
             TaskSubject.parse(subject)
-            delivery = Delivery(subject, data, self._ports.queue.take_over(token), int(seq))
+            delivery = Delivery(subject, data, self._ports.queue.take_over(token), int(seq), note)
         except (ValueError, SquadronError):
             # Anybody may write there.
             return

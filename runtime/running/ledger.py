@@ -59,8 +59,15 @@ class Ledger:
         return self._used
 
     def slice(self, shares: int) -> Budget:
-        """A share for each of so many, with one more left for the task itself."""
-        return self.left.share(shares)
+        """A share for each of so many tasks, with one more left for the task itself.
+
+        If there is nothing to give, be it of tasks or of hops, the share is `exhausted`.
+        """
+        left = self.left
+        share = left.share(shares)
+        if left.tasks is not None and left.tasks < shares:
+            share = replace(share, tasks=-1)
+        return share if left.hops is None else replace(share, hops=max(-1, left.hops - 1))
 
     def charge(self, spent: Spent) -> None:
         """Write down what was spent without a reservation; what is already spent is never refused."""

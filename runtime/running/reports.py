@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic_core import PydanticSerializationError
 
 from squadron.runtime.errors import InvalidMessageError, MessageTooLargeError
+from squadron.runtime.ports.journal import Headers
 from squadron.runtime.running.once import keep_s
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.wire.envelope import AgentMessage
@@ -40,22 +41,30 @@ class Reports:
                 found = entry.data
         return found
 
-    async def announce(self, subject: str, data: bytes) -> None:
+    async def announce(self, subject: str, data: bytes, headers: Headers | None = None) -> None:
         """Tell a foreign subject; ours are written by those they belong to, not by whoever names them."""
         if is_foreign(subject.removeprefix(self._ports.subjects.result(""))):
-            await self._ports.bus.publish(subject, data)
+            await self._ports.bus.publish(subject, data, headers=headers)
 
     async def store(
-        self, message: AgentMessage, outcome: Outcome, lite_key: str, announce: str, *, msg_id: str = ""
+        self,
+        message: AgentMessage,
+        outcome: Outcome,
+        lite_key: str,
+        announce: str,
+        *,
+        msg_id: str = "",
+        headers: Headers | None = None,
     ) -> Outcome:
         """Store the outcome and return it; one that can't travel becomes a failure that says so.
 
         Args:
             msg_id: of two that are stored under it the second is dropped; by default, that of the task's outcome.
+            headers: that go along with it.
         """
         msg_id = msg_id or outcome_msg_id(message.id, message.redriven)
         try:
-            await self._store(message, outcome, lite_key, announce, msg_id)
+            await self._store(message, outcome, lite_key, announce, msg_id, headers)
         except (MessageTooLargeError, PydanticSerializationError) as error:
             reason = f"its {outcome.kind.replace('_', ' ')} can't be sent: {error}"
             outcome = Failed(
@@ -68,11 +77,17 @@ class Reports:
                 reason=reason,
                 details={"type": type(error).__name__},
             )
-            await self._store(message, outcome, lite_key, announce, msg_id)
+            await self._store(message, outcome, lite_key, announce, msg_id, headers)
         return outcome
 
     async def _store(
-        self, message: AgentMessage, outcome: Outcome, lite_key: str, announce: str, msg_id: str
+        self,
+        message: AgentMessage,
+        outcome: Outcome,
+        lite_key: str,
+        announce: str,
+        msg_id: str,
+        headers: Headers | None,
     ) -> None:
         result = self._ports.pack(
             "result",
@@ -84,9 +99,9 @@ class Reports:
         )
         ttl_s = keep_s(self._ports, message)
         data = await self._ports.claims.seal(result, keep_s=ttl_s)
-        await self._ports.lite.append(lite_key, data, ttl_s=ttl_s, msg_id=msg_id)
+        await self._ports.lite.append(lite_key, data, ttl_s=ttl_s, msg_id=msg_id, headers=headers)
         if announce:
-            await self.announce(announce, data)
+            await self.announce(announce, data, headers)
 
 
 def _is_outcome_of(message: AgentMessage, data: bytes) -> bool:

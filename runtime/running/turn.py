@@ -132,7 +132,7 @@ class Turns:
         was_parked = not delivery.lease.first and await self._parking.take_up(message)
         handler = self._handler(topic)
         served = handler.topic.name if handler is not None else ""
-        told = Told(self._ports, "task", self.agent, message, topic, served)
+        told = Told(self._ports, "task", self.agent, message, topic, served, delivery)
         common: dict[str, Any] = {"task_id": message.id, "topic": topic, "source": self._me, "attempt": 1}
         try:
             ended = await self._attempt(delivery, message, handler, common, told, lite_key, was_parked=was_parked)
@@ -143,7 +143,7 @@ class Turns:
             if late and await self._settle_if_stored(delivery, message, lite_key, announce):
                 told.ended("superseded")
                 return None
-            reported = await self._report(delivery, message, ended, lite_key, announce)
+            reported = await self._report(delivery, message, ended, lite_key, announce, told.outcome_headers)
         except BaseException as error:
             told.ended("handed_back", error=summary_of(error))
             raise
@@ -170,7 +170,13 @@ class Turns:
                 told.ended("superseded")
 
     async def _report(
-        self, delivery: Delivery, message: AgentMessage, ended: Outcome, lite_key: str, announce: str
+        self,
+        delivery: Delivery,
+        message: AgentMessage,
+        ended: Outcome,
+        lite_key: str,
+        announce: str,
+        headers: dict[str, str] | None,
     ) -> Outcome:
         """Store the outcome, and then settle the task."""
         if isinstance(ended, Cancelled):
@@ -178,7 +184,7 @@ class Turns:
             await withdraw_questions(self._ports, self._caller.lite_topics, message.id)
         if isinstance(ended, DeadLettered):
             await self._letters.bury(self.agent, delivery, ended, source=self._ports.identity)
-        reported = await self._reports.store(message, ended, lite_key, announce)
+        reported = await self._reports.store(message, ended, lite_key, announce, headers=headers)
         if not isinstance(ended, DeadLettered | Rejected):
             # A dead letter may be sent again, with the claim that it carries.
             await self._ports.claims.drop(message)
@@ -228,7 +234,7 @@ class Turns:
             return DeadLettered(reason=reason, details={"attempts": attempt - 1}, **common)
         context = self._context(message, common, lite_key, ledger)
         context.lease = delivery.lease
-        told.begun(delivery, attempt)
+        told.begun(attempt)
         try:
             ended = await self._run_handler(handler, delivery, context, common)
             if isinstance(ended, LetGo):

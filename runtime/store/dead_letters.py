@@ -19,8 +19,9 @@ from squadron.runtime.errors import (
     SquadronError,
     UnknownLetterError,
 )
-from squadron.runtime.ports.journal import Entry
-from squadron.runtime.ports.queue import Delivery
+from squadron.runtime.ports.journal import Entry, Headers
+from squadron.runtime.ports.queue import EARLIER_TRACE, Delivery, sent_with
+from squadron.runtime.store.operating import operating
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.telemetry.happenings import Buried
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage, pack
@@ -144,6 +145,7 @@ class DeadLetters:
     """
 
     def __init__(self, ports: Ports) -> None:
+        self._ports = ports
         self._journal, self._queue, self._claims = ports.dead, ports.queue, ports.claims
         self._subjects, self._clock, self._observers = ports.subjects, ports.clock, ports.observers
 
@@ -177,7 +179,8 @@ class DeadLetters:
 
         async def append(message: dict[str, Any]) -> None:
             letter = pack("event", source, {"content": content | message}, timestamp=self._clock.time())
-            await self._journal.append(key, letter, msg_id=msg_id)
+            # The trace goes along: who sends it again is led to what came of it before.
+            await self._journal.append(key, letter, msg_id=msg_id, headers=sent_with(delivery.headers))
 
         try:
             await append(_packed(delivery.data))
@@ -268,15 +271,19 @@ class DeadLetters:
             InvalidSubjectError, MessageTooLargeError: one can't be put back; those before it were.
             BusUnavailableError: the rest lies where it was.
         """
+        keys = await self._keys(ids, all, topic, agent, whole=True)
+        async with operating(self._ports, "redrive", _chosen(keys), all=all, topic=topic, agent=agent):
+            return await self._redrive_each(keys, all, on_progress)
+
+    async def _redrive_each(self, keys: Mapping[str, int], all: bool, on_progress: Progress | None) -> Redriven:
         done: list[str] = []
         left: dict[str, SquadronError] = {}
-        keys = await self._keys(ids, all, topic, agent, whole=True)
         for number, key in enumerate(keys, 1):
             # Read when its turn comes: all messages at once may be more than fits into memory.
             if entry := await self._journal.last(key):
                 letter = DeadLetter.read(entry)
                 try:
-                    await self._put_back(letter)
+                    await self._put_back(letter, entry.headers)
                     done.append(letter.id)
                 except (CutLetterError, InvalidSubjectError, MessageTooLargeError) as error:
                     if not all:
@@ -286,13 +293,15 @@ class DeadLetters:
                 on_progress(number, len(keys))
         return Redriven(tuple(done), left)
 
-    async def _put_back(self, letter: DeadLetter) -> None:
+    async def _put_back(self, letter: DeadLetter, headers: Headers) -> None:
         _check_whole(letter)
         if TaskSubject.parse(letter.subject).environment != self._subjects.environment:
             raise InvalidSubjectError(f"{letter.subject!r} is in another environment")
         data = _renewed(letter.message, self._clock.time())
         # By the letter, not by the id alone: a stranger may have sent one id to two topics.
-        await self._queue.put(letter.subject, data, msg_id=f"{token_of(letter.id)}.redriven.{letter.seq}")
+        msg_id = f"{token_of(letter.id)}.redriven.{letter.seq}"
+        earlier = {EARLIER_TRACE: headers["traceparent"]} if "traceparent" in headers else None
+        await self._queue.put(letter.subject, data, msg_id=msg_id, headers=earlier)
         # Not what came since: the message may have been given up again by now.
         await self._journal.erase(letter.key, through_seq=letter.seq)
 
@@ -309,6 +318,11 @@ class DeadLetters:
             UnknownLetterError: an id names no letter, or several; nothing was dropped.
         """
         keys = await self._keys(ids, all, topic, agent)
+        async with operating(self._ports, "drop", _chosen(keys), all=all, topic=topic, agent=agent):
+            await self._drop_each(keys, on_progress)
+        return len(keys)
+
+    async def _drop_each(self, keys: Mapping[str, int], on_progress: Progress | None) -> None:
         for number, (key, seq) in enumerate(keys.items(), 1):
             if entry := await self._journal.last(key):
                 with contextlib.suppress(InvalidMessageError):
@@ -317,7 +331,6 @@ class DeadLetters:
             await self._journal.erase(key, through_seq=seq)
             if on_progress is not None:
                 on_progress(number, len(keys))
-        return len(keys)
 
     async def _keys(
         self, ids: Sequence[str], all: bool, topic: str, agent: str, *, whole: bool = False
@@ -330,6 +343,11 @@ class DeadLetters:
             for letter in letters:
                 _check_whole(letter)
         return {letter.key: letter.seq for letter in sorted(letters, key=lambda letter: letter.seq)}
+
+
+def _chosen(keys: Mapping[str, int]) -> str:
+    """The letters by name, and how many more than 100: a message has its bounds."""
+    return ",".join(key.rpartition(".")[2] for key in [*keys][:100]) + (f" of {len(keys)}" * (len(keys) > 100))
 
 
 def _check_whole(letter: DeadLetter) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Unpack
 
@@ -17,11 +18,16 @@ from squadron.runtime.wire.limits import Clock
 from squadron.runtime.wire.subjects import Subjects
 
 
+async def unrecorded(_verb: str, _data: bytes) -> None:
+    """Nobody keeps a record of what operators do."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ports:
     """What everything that runs or asks is given.
 
     `lite` holds lite topics, `dead` the dead letters, `runs` the logs of runs; `observers` hear what happens.
+    `file_action` stores what an operator does for the audit trail, if there is one: verb and JSON.
     """
 
     identity: AgentIdentity
@@ -35,6 +41,7 @@ class Ports:
     runs: Journal
     claims: Claims
     observers: Observers = field(default_factory=Observers)
+    file_action: Callable[[str, bytes], Awaitable[None]] = unrecorded
 
     def pack(self, type: MessageType, payload: dict[str, Any], **head: Unpack[Head]) -> bytes:
         """A message of this process, by its clock; see `wire.envelope.pack`."""

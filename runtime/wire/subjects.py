@@ -355,6 +355,11 @@ class Subjects:
         """Where the log of one run is kept, or pattern of all of them."""
         return f"{ROOT}.{self.environment}.run.{check_token(id, 'run') if id else '*'}"
 
+    @property
+    def all(self) -> str:
+        """Pattern of everything that passes."""
+        return f"{ROOT}.{self.environment}.>"
+
     def control(self, verb: str) -> str:
         """Where the bridge is asked to do something (or `*`)."""
         return f"{ROOT}.{self.environment}.bridge.{verb}"

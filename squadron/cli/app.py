@@ -7,7 +7,24 @@ from typing import Annotated
 
 import typer
 
-from squadron.cli import asks, dlq, doctor, environment, negotiate, replaying, run, run_views, talk
+from squadron.cli import (
+    asks,
+    audit_views,
+    dlq,
+    doctor,
+    environment,
+    lite_topics,
+    metering,
+    negotiate,
+    probing,
+    replaying,
+    run,
+    run_trace,
+    run_views,
+    tail,
+    talk,
+    top,
+)
 
 EPILOG = (
     "Exit codes: 0 fine · 1 the task ended otherwise than in a result, or a check failed · 2 bad usage or input · "
@@ -60,4 +77,11 @@ asks.register(app)
 dlq.register(app)
 run_views.register(app)
 replaying.register(app)
+metering.register(app)
+top.register(app)
+run_trace.register(app)
+lite_topics.register(app)
+tail.register(app)
+audit_views.register(app)
 doctor.register(app)
+probing.register(app)

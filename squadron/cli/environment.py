@@ -56,7 +56,7 @@ async def _up(ctx: typer.Context, as_json: bool) -> int:
 async def _addresses(squad: Squad) -> dict[str, Any]:
     settings, answer = squad.settings, await squad.status()
     facts: dict[str, Any] = {"environment": answer["environment"], "home": str(settings.home)}
-    facts |= {name: answer.get(name, "") for name in ("nats", "ray", "dashboard")}
+    facts |= {name: answer.get(name, "") for name in ("nats", "ray", "dashboard", "metrics")}
     if settings.nats_url is None:
         facts["nats_token_file"] = str(settings.home / "nats" / "endpoint.json")
     if settings.ray_address is None:
@@ -81,6 +81,8 @@ def _show_addresses(facts: dict[str, Any]) -> None:
         table.add_row("Dashboard", f"{facts['dashboard']}/#/serve")
         if "dashboard_token_file" in facts:
             table.add_row("", f"asks for a token once: cat {facts['dashboard_token_file']}")
+    if facts["metrics"]:
+        table.add_row("Metrics", facts["metrics"])
     table.add_row("Agents", ", ".join(facts["agents"]) or "none yet")
     console.print(table)
     console.print("\nNext: squadron deploy module:Agent · squadron topics · squadron status · squadron down")
@@ -89,7 +91,8 @@ def _show_addresses(facts: dict[str, Any]) -> None:
 def down(
     ctx: typer.Context,
     delete_data: Annotated[
-        bool, typer.Option("--delete-data", help="Delete what the local servers stored, too.")
+        bool,
+        typer.Option("--delete-data", help="Delete what the local servers stored, and the keys of the trail."),
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -105,7 +108,11 @@ async def _down(ctx: typer.Context, delete_data: bool, as_json: bool) -> int:
             hint=f"on your own server: nats stream rm squadron-{settings.env}-{{tasks,lite,registry,dead}}",
         )
     stopped = await asyncio.to_thread(_stop, settings)
-    folders = [path for name in ("nats", "ray") if (path := settings.home / name).is_dir()] if delete_data else []
+    folders = (
+        [path for name in ("nats", "ray", "audit") if (path := settings.home / name).is_dir()]
+        if delete_data
+        else []
+    )
     for folder in folders:
         shutil.rmtree(folder)
     deleted = [str(folder) for folder in folders]
@@ -153,7 +160,7 @@ def _show_status(answer: dict[str, Any]) -> None:
 
     console = frame.out()
     if sys.stdout.isatty():
-        where = [f"{name} {answer[name]}" for name in ("nats", "ray", "dashboard") if answer.get(name)]
+        where = [f"{name} {answer[name]}" for name in ("nats", "ray", "dashboard", "metrics") if answer.get(name)]
         console.print(f"[bold]{answer['environment']}[/]  {' · '.join(where)}\n", soft_wrap=True)
     if not answer["agents"]:
         frame.tell("No agents are deployed: squadron deploy module:Agent")

@@ -13,7 +13,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
@@ -23,6 +23,7 @@ from squadron.runtime import errors
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import SquadronError
 from squadron.runtime.retries import summary_of, traceback_of
+from squadron.runtime.texts import printable as printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -152,11 +153,26 @@ def tell(text: str) -> None:
     console.print(text, soft_wrap=not console.is_terminal, markup=False)
 
 
+#: That of the pane which is on the terminal, if there is one.
+_shown: Console | None = None
+
+
 def err() -> Console:
     """The console for people; it has no colours where nobody sees them (no terminal, `NO_COLOR`)."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False)
+    return _shown or Console(stderr=True, highlight=False)
+
+
+@contextlib.contextmanager
+def shown_on(console: Console) -> Iterator[None]:
+    """Say everything on this console: one that draws a pane would wipe away what others write."""
+    global _shown
+    _shown = console
+    try:
+        yield
+    finally:
+        _shown = None
 
 
 def out() -> Console:
@@ -258,11 +274,6 @@ async def _has_ray(settings: Settings) -> bool:
     from squadron.bridge.serve import local
 
     return settings.ray_address is not None or await asyncio.to_thread(local.find, settings.home) is not None
-
-
-def printable(text: str, keep: str = "\n\t") -> str:
-    """The text without what could move a terminal's cursor: anybody may have sent it."""
-    return "".join(each if each.isprintable() or each in keep else repr(each)[1:-1] for each in text)
 
 
 def telling_apart(ids: Sequence[str]) -> int:

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from squadron.cli import frame
 from squadron.cli.tally import CallTally, Round, Span, Tally, describe
-from squadron.cli.tree import cost, run_tree, short
+from squadron.cli.tree import cost, run_tree, short, summarized
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import SquadronError
 
@@ -58,6 +58,7 @@ class Watch:
 
     def __init__(self, title: str) -> None:
         self.title, self.tally = title, Tally()
+        self._told = set[tuple[Any, ...]]()
 
     def phase(self, name: str) -> None:
         """Another phase begins."""
@@ -77,12 +78,19 @@ class Watch:
         if event.get("event") == "phase":
             self.phase(event["name"])
             return
-        call = self.tally.event(event)
-        if event.get("event") == "thought":
+        kind, call = event.get("event"), self.tally.event(event)
+        what = (kind, event.get("round"), event.get("number"), event.get("query"), call and (call.id, call.ended))
+        if what in self._told:
+            # Another attempt tells again what the one before it has told.
+            return
+        self._told.add(what)
+        if kind == "thought":
             self.show_thought(event)
-        elif event.get("event") in ("try_failed", "fallback"):
+        elif kind in ("try_failed", "fallback"):
             self.show_trouble(self.tally.rounds[event["round"]])
-        elif call is not None and (call.ended or event["event"] == "asked"):
+        elif kind == "summarized":
+            self.show_summary(self.tally.rounds[event["round"]])
+        elif call is not None and (call.ended or kind == "asked"):
             self.show_call(call)
 
     def show_phase(self, name: str) -> None:
@@ -96,6 +104,9 @@ class Watch:
 
     def show_trouble(self, each: Round) -> None:
         """A call of the model failed, or another model is asked."""
+
+    def show_summary(self, each: Round) -> None:
+        """A part of the conversation was summarized."""
 
     def show_call(self, call: CallTally) -> None:
         """All tasks of a call ended, or it waits for a person."""
@@ -135,6 +146,9 @@ class _PlainLines(Watch):
 
     def show_trouble(self, each: Round) -> None:
         self._say(f"round {each.number}: {short(each.trouble[-1], 300)}")
+
+    def show_summary(self, each: Round) -> None:
+        self._say(f"round {each.number}: {summarized(each.summarized[-1])}")
 
     def show_call(self, call: CallTally) -> None:
         if call.query:
@@ -200,7 +214,7 @@ def watching(title: str) -> Iterator[Watch]:
         return
     pane = _Pane(title)
     live = Live(pane, console=console, refresh_per_second=FRAMES_PER_S, transient=True, redirect_stdout=False)
-    with live:
+    with frame.shown_on(console), live:
         try:
             yield pane
         finally:
@@ -233,4 +247,5 @@ def show_counts(tasks: dict[str, Any], console: Console) -> None:
     """How the tasks of a run ended, in one line."""
     kinds = tasks["outcomes"].items()
     counts = [f"[{'green' if kind == 'result' else 'red'}]{count} {escape(kind)}[/]" for kind, count in kinds]
-    console.print(f"\nTasks: {tasks['dispatched']} dispatched, {', '.join(counts) or 'none ended'}.")
+    ended = f", {', '.join(counts) or 'none ended'}" if tasks["dispatched"] else ""
+    console.print(f"\nTasks: {tasks['dispatched'] or 'none'} dispatched{ended}.")

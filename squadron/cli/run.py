@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from squadron.actors.agent import Agent
     from squadron.cli.progress import Watch
     from squadron.client.squad import Squad
-    from squadron.demo.audit import Audit
+    from squadron.demo.environment_audit import Audit
     from squadron.runtime.wire.outcome import Outcome
 
 Model = Annotated[
@@ -99,6 +99,8 @@ def run(
 
     Prints the answer. What is not running yet is started, and stopped again at the end.
     """
+    if not goal.strip():
+        raise typer.BadParameter("there is no goal in it", param_hint="GOAL")
     how: dict[str, Any] = {"within_s": within, "max_rounds": max_rounds, "topics": topics or []}
     how |= {"approve": approve or [], "trust": trust or []}
     how["budget"] = spending.budget_of(tokens, usd, rounds, tasks, hops)
@@ -215,7 +217,11 @@ def show_run(outcome: Outcome, watch: Watch, as_json: bool) -> int:
             frame.tell(f"Run: {run}. See what it did: squadron runs show {run}")
         return frame.ENDED_OTHERWISE
     show_counts(report["tasks"], console)
-    facts = [f"{report['rounds']} rounds", *cost(report["tokens"], report["usd"]), f"{report['seconds']:.1f} s"]
+    facts = [
+        f"{report['rounds']} round{'s' if report['rounds'] != 1 else ''}",
+        *cost(report["tokens"], report["usd"]),
+        f"{report['seconds']:.1f} s",
+    ]
     frame.tell(f"Run: {run}, {', '.join(facts)}.")
     if not finished:
         frame.tell(f"Stopped: {report['stopped'].replace('_', ' ')}. It can go on: squadron runs resume {run}")
@@ -261,7 +267,7 @@ def demo(
 
 async def _demo(ctx: typer.Context, goal: str, out: Path, model: str, keep: bool, as_json: bool) -> int:
     from squadron.cli.progress import watching
-    from squadron.demo.audit import GOAL, audit
+    from squadron.demo.environment_audit import GOAL, audit
 
     settings = frame.settings_of(ctx)
     chosen = choose_model(model, settings)

@@ -77,22 +77,26 @@ def _when(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).isoformat(" ", "seconds").removesuffix("+00:00") if at else "?"
 
 
+#: Below so many columns of the terminal a table of runs has less.
+NARROW = 120
+
+
 def _show_table(runs: Sequence[RunInfo]) -> None:
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    right = ("ROUNDS", "RUNNING", "TOKENS", "USD")
-    for name in ("RUN", "STATE", "AGENT", *right, "STARTED (UTC)"):
-        table.add_column(name, justify="right" if name in right else "left", no_wrap=True)
-    # It alone gives way on a narrow terminal.
-    table.add_column("GOAL")
-    characters = frame.telling_apart([info.run for info in runs])
+    console, characters = frame.out(), frame.telling_apart([info.run for info in runs])
+    # On a narrow terminal some go, because each run is known by its goal.
+    narrow = console.width < NARROW
+    names = ("RUN", "STATE", "AGENT", "ROUNDS", "RUNNING", "TOKENS", "USD", "STARTED (UTC)", "GOAL")
+    kept = [at for at, name in enumerate(names) if not (narrow and name in ("RUNNING", "TOKENS", "STARTED (UTC)"))]
+    for name in (names[at] for at in kept):
+        table.add_column(name, justify="right" if name in ("ROUNDS", "RUNNING", "TOKENS", "USD") else "left")
     for info in runs:
-        *cells, title = _row(info)
-        shown = Text(title, no_wrap=True, overflow="ellipsis")
-        table.add_row(Text(info.run[:characters]), *map(Text, cells), shown)
-    frame.out().print(table)
+        cells = (info.run[:characters], *_row(info))
+        table.add_row(*(Text(cells[at], no_wrap=True, overflow="ellipsis") for at in kept))
+    console.print(table)
 
 
 def show(ctx: typer.Context, id: Id, as_json: Json = False) -> None:
@@ -129,15 +133,17 @@ def _headline(view: RunView) -> Any:
 def _grow(tree: Tree, view: RunView) -> None:
     from rich.text import Text
 
-    from squadron.cli.tree import cost, line, short
+    from squadron.cli.tree import cost, line, short, summarized
 
     for each in view.rounds:
         facts = [each.model, f"{each.seconds:.1f} s", *cost(each.tokens, each.usd)]
         branch = tree.add(line("", "", f"round {each.round}", facts, short(each.text)))
         for failed in each.failed:
             branch.add(Text(f"! {short(failed, 300)}", "yellow", overflow="fold"))
+        for one in each.summarized:
+            branch.add(summarized(one))
         for call in each.calls:
-            _grow_call(branch, call)
+            _grow_call(branch, call, is_live=view.info.state == "running")
     if view.error:
         tree.add(Text.assemble(("failed: ", "red"), short(view.error, 400)))
     elif isinstance(view.answer, dict) and "answer" in view.answer:
@@ -146,15 +152,18 @@ def _grow(tree: Tree, view: RunView) -> None:
         tree.add(Text.assemble(("answer: ", "bold green"), short(str(view.answer), 400)))
 
 
-def _grow_call(branch: Tree, call: CallView) -> None:
+def _grow_call(branch: Tree, call: CallView, *, is_live: bool) -> None:
     from squadron.cli.tree import cost, line, short
 
     outcomes = ", ".join(f"{count} {kind}" if count > 1 else kind for kind, count in call.outcomes.items())
     good, over = set(call.outcomes) <= {"result"}, call.outcomes and call.seconds is not None
-    mark, style = ("✓", "green") if good and over else ("✗", "red") if over else ("●", "cyan")
-    facts = [outcomes or "running", *([f"{call.seconds:.1f} s"] if call.seconds is not None else [])]
+    mark, style = ("✓", "green") if good and over else ("✗", "red") if over or not is_live else ("●", "cyan")
+    facts = [
+        outcomes or ("running" if is_live else "no outcome"),
+        *([f"{call.seconds:.1f} s"] if call.seconds is not None else []),
+    ]
     facts += cost(call.tokens, call.usd)
-    if call.query and call.answered_by is None and not call.outcomes:
+    if call.query and call.answered_by is None and not call.outcomes and is_live:
         mark, style, facts = "?", "bold yellow", [f"waits for a person: squadron answer {call.query[:8]}"]
     elif call.answered_by is not None:
         facts.append(f"answered by {call.answered_by or 'somebody'}")

@@ -59,9 +59,22 @@ class CallTally:
         return self.span.ended_s is not None
 
 
+@dataclass(frozen=True)
+class SummaryTally:
+    """So many messages were summarized; `model` wrote the summary, empty for an extract."""
+
+    messages: int
+    model: str = ""
+    seconds: float = 0.0
+    tokens: int = 0
+    usd: float = 0.0
+
+
 @dataclass
 class Round:
-    """One turn of the model; `text` is what it has said by now, `trouble` what went wrong before it said it."""
+    """One turn of the model; `text` is what it has said by now, `trouble` what went wrong before it said it, and
+    `summarized` what was summarized to make room for it.
+    """
 
     number: int
     span: Span
@@ -70,6 +83,7 @@ class Round:
     tokens: int = 0
     usd: float = 0.0
     trouble: list[str] = field(default_factory=list)
+    summarized: list[SummaryTally] = field(default_factory=list)
 
 
 class Tally:
@@ -105,8 +119,9 @@ class Tally:
         return sum(each.usd for each in self._spenders)
 
     @property
-    def _spenders(self) -> list[Round | CallTally]:
-        return [*self.rounds.values(), *self.calls.values()]
+    def _spenders(self) -> list[Round | CallTally | SummaryTally]:
+        summaries = [one for each in self.rounds.values() for one in each.summarized]
+        return [*self.rounds.values(), *self.calls.values(), *summaries]
 
     @property
     def waiting(self) -> list[CallTally]:
@@ -133,6 +148,8 @@ class Tally:
             case "submitted":
                 self.ticket = event["ticket"]
             case "started":
+                # Another attempt tells all of the run anew.
+                self.rounds, self.calls, self.attempt = {}, {}, 1
                 self._run_began_s = self.elapsed_s - event.get("at_s", 0.0)
                 self.run, self.model = event.get("run", ""), event.get("model", "")
             case "resumed":
@@ -140,12 +157,17 @@ class Tally:
                 # The turn that was streaming comes again, from its start.
                 if coming := self.rounds.get(self.round + 1):
                     coming.text = ""
+                # It goes on now, however long ago it began.
+                self._shift(self.elapsed_s - at_s)
             case "text":
                 self._coming(at_s).text += event["delta"]
             case "thought":
                 self._thought(event, at_s)
             case "try_failed" | "fallback" | "retry":
                 self._trouble(event, at_s)
+            case "summarized":
+                known = {name: event[name] for name in ("model", "seconds", "tokens", "usd") if name in event}
+                self._coming(at_s, event["round"]).summarized.append(SummaryTally(event["messages"], **known))
             case "dispatched" | "asked":
                 return self._begun(event, at_s)
             case "answered" if event["call"] in self.calls:
@@ -155,6 +177,13 @@ class Tally:
             case "outcome" if event["call"] in self.calls:
                 return self._count(self.calls[event["call"]], event, at_s)
         return None
+
+    def _shift(self, by_s: float) -> None:
+        self._run_began_s += by_s
+        thoughts, calls = (each.span for each in self.rounds.values()), (each.span for each in self.calls.values())
+        for span in (*thoughts, *calls):
+            span.began_s += by_s
+            span.ended_s = None if span.ended_s is None else span.ended_s + by_s
 
     def _coming(self, at_s: float, number: int = 0) -> Round:
         """The round whose turn is still to come."""
@@ -223,6 +252,8 @@ class Tally:
         thoughts = [each.span for each in self.rounds.values() if each.span.ended_s is not None]
         inside = [(span, "") for span in thoughts if span.seconds(self.elapsed_s) >= 0.05]
         inside += [(call.span, describe(call)) for call in self.calls.values()]
+        # What earlier commands have seen of the run took none of this one's time.
+        inside = [row for row in inside if row[0].ended_s is None or row[0].ended_s > 0]
         inside.sort(key=lambda row: row[0].began_s)
         rows: list[tuple[Span, str]] = []
         for phase in self.phases:

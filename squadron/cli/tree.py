@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rich.text import Text
 from rich.tree import Tree
 
 from squadron.cli import frame
-from squadron.cli.tally import CallTally, Round, Tally, describe
+from squadron.cli.tally import CallTally, Round, SummaryTally, Tally, describe
+
+if TYPE_CHECKING:
+    from squadron.actors.runs.shelf import SummaryView
 
 #: What is shown of a model's words and of a reason, in characters: a line of a wide terminal.
 SAID_CHARS = 100
@@ -38,6 +42,12 @@ def line(mark: str, style: str, name: str, facts: Sequence[str], said: str = "")
     return Text.assemble(*parts, no_wrap=True, overflow="ellipsis")
 
 
+def summarized(one: SummaryTally | SummaryView) -> Text:
+    """The line of what was summarized to make room."""
+    how = [one.model, f"{one.seconds:.1f} s", *cost(one.tokens, one.usd)] if one.model else ["an extract"]
+    return line("≡", "dim", f"summarized {one.messages} messages", how)
+
+
 @dataclass
 class _Branch:
     """A round, the calls of it that are shown, and those that are only counted."""
@@ -48,7 +58,7 @@ class _Branch:
 
     @property
     def lines(self) -> int:
-        return 1 + len(self.each.trouble) + len(self.calls) + bool(self.folded)
+        return 1 + len(self.each.trouble) + len(self.each.summarized) + len(self.calls) + bool(self.folded)
 
     def fold(self, most: int) -> None:
         """Show at most so many calls: those that wait for people, that run, that failed, and then the latest."""
@@ -87,7 +97,9 @@ def run_tree(tally: Tally, *, height: int) -> Tree:
 
 
 def _spent(branches: Sequence[_Branch], calls: Sequence[CallTally]) -> list[str]:
-    spenders: list[Round | CallTally] = [*(branch.each for branch in branches), *calls]
+    rounds = [branch.each for branch in branches]
+    spenders: list[Round | CallTally | SummaryTally] = [*rounds, *calls]
+    spenders += [one for each in rounds for one in each.summarized]
     return cost(sum(each.tokens for each in spenders), sum(each.usd for each in spenders))
 
 
@@ -99,6 +111,8 @@ def _grow(tree: Tree, branch: _Branch, tally: Tally) -> None:
     node = tree.add(line("", "", f"round {each.number}", facts, short(each.text)))
     for trouble in each.trouble:
         node.add(Text(f"! {short(trouble, 300)}", "yellow", no_wrap=True, overflow="ellipsis"))
+    for one in each.summarized:
+        node.add(summarized(one))
     if branch.folded:
         node.add(line("…", "dim", f"{len(branch.folded)} calls", _ends_of(branch.folded)))
     for call in branch.calls:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterat
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack
 
 from squadron.client.blocking_runs import SyncRuns
+from squadron.client.blocking_shelves import SyncDeadLetters
 from squadron.client.portal import Portal
 from squadron.client.stream import Stream
 from squadron.client.subscriptions import DurableEvent
@@ -16,15 +17,18 @@ from squadron.runtime.asking.handle import BlockingHandle, Handle
 from squadron.runtime.asking.options import AskKeywords
 from squadron.runtime.closing import Closing
 from squadron.runtime.lite.feed import LiteFeed, LiteItems
+from squadron.runtime.lite.listing import LiteInfo
 from squadron.runtime.lite.reader import End, LiteMessage, LiteReader
 from squadron.runtime.lite.topic import LiteTopic
-from squadron.runtime.store.dead_letters import DeadLetter, DeadLetters, Redriven
 from squadron.runtime.streams.writer import Chunk, Ended, Nested, Restarted
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.outcome import Outcome
 from squadron.runtime.wire.question import Reply
 from squadron.runtime.wire.start import LiteStart
 from squadron.runtime.wire.topics import ScoredTopic
+from squadron.views.listener import Missed
+from squadron.views.passing import Passing
+from squadron.views.talk_map import TalkMap
 
 if TYPE_CHECKING:
     from squadron.client.squad import Squad
@@ -86,6 +90,10 @@ class SyncSquad(Closing):
         """See `Squad.status`."""
         return self._wait(self._squad.status())
 
+    def metrics(self) -> str:
+        """See `Squad.metrics`."""
+        return self._wait(self._squad.metrics())
+
     def ask(self, topic: str, content: Any = None, /, **options: Unpack[AskKeywords]) -> Outcome:
         """See `Squad.ask`."""
         return self._wait(self._squad.ask(topic, content, **options))
@@ -114,6 +122,10 @@ class SyncSquad(Closing):
         """See `Squad.lite`."""
         return SyncLiteTopic(self._squad.lite(id, owner, **options), self._portal)
 
+    def lite_topics(self, owner: str = "", *, everything: bool = False) -> list[LiteInfo]:
+        """See `Squad.lite_topics`."""
+        return self._wait(self._squad.lite_topics(owner, everything=everything))
+
     def follow(self, owner: str | None = None) -> SyncLiteFeed:
         """See `Squad.follow`: `with squad.follow() as feed`."""
         return SyncLiteFeed(self._squad.follow(owner), self._portal)
@@ -121,6 +133,14 @@ class SyncSquad(Closing):
     def publish(self, topic: str, content: Any, **options: Any) -> None:
         """See `Squad.publish`."""
         self._wait(self._squad.publish(topic, content, **options))
+
+    def listen(self, *, contents: bool = False) -> SyncItems[Passing | Missed]:
+        """See `Squad.listen`; a plain iterator, `close()` it to stop listening."""
+        return SyncItems(self._wait(self._squad.listen(contents=contents)), self._portal)
+
+    def map(self, seconds: float = 5.0) -> TalkMap:
+        """See `Squad.map`."""
+        return self._wait(self._squad.map(seconds))
 
     def publish_durable(self, topic: str, content: Any, **options: Any) -> int:
         """See `Squad.publish_durable`."""
@@ -184,33 +204,6 @@ class SyncSquad(Closing):
     def drain(self, within_s: float = 60.0) -> None:
         """See `Squad.drain`."""
         self._wait(self._squad.drain(within_s))
-
-
-class SyncDeadLetters:
-    """See `DeadLetters`; every call blocks until it is done."""
-
-    def __init__(self, letters: DeadLetters, wait: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
-        self._letters, self._wait = letters, wait
-
-    def list(self, **options: Any) -> tuple[DeadLetter, ...]:
-        """See `DeadLetters.list`."""
-        found: tuple[DeadLetter, ...] = self._wait(self._letters.list(**options))
-        return found
-
-    def show(self, id: str, **options: Any) -> DeadLetter:
-        """See `DeadLetters.show`."""
-        letter: DeadLetter = self._wait(self._letters.show(id, **options))
-        return letter
-
-    def redrive(self, *ids: str, **options: Any) -> Redriven:
-        """See `DeadLetters.redrive`."""
-        redriven: Redriven = self._wait(self._letters.redrive(*ids, **options))
-        return redriven
-
-    def drop(self, *ids: str, **options: Any) -> int:
-        """See `DeadLetters.drop`."""
-        dropped: int = self._wait(self._letters.drop(*ids, **options))
-        return dropped
 
 
 class SyncItems(Closing, Iterator[T]):

@@ -7,7 +7,9 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from squadron.actors.runs.lanes import Costs
 from squadron.actors.runs.shelf import RunInfo, RunView
+from squadron.actors.runs.timeline import Timeline
 from squadron.replay.archive import PastRun, RunArchive
 
 if TYPE_CHECKING:
@@ -24,6 +26,16 @@ class SyncRuns:
         """See `Runs.list`."""
         found: tuple[RunInfo, ...] = self._wait(self._runs.list(**options))
         return found
+
+    def find(self, id: str) -> RunInfo:
+        """See `Runs.find`."""
+        info: RunInfo = self._wait(self._runs.find(id))
+        return info
+
+    def trace(self, id: str) -> tuple[Timeline, Costs | None]:
+        """See `Runs.trace`."""
+        traced: tuple[Timeline, Costs | None] = self._wait(self._runs.trace(id))
+        return traced
 
     def show(self, id: str) -> RunView:
         """See `Runs.show`."""

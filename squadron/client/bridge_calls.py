@@ -9,6 +9,7 @@ from typing import Any
 
 from squadron.runtime.errors import BridgeUnavailableError, BusUnavailableError, SquadronError
 from squadron.runtime.ports.bus import UnreliableBus
+from squadron.runtime.store.operating import operator
 from squadron.runtime.wire.subjects import Subjects
 
 #: A call of the bridge ends within this, in seconds: one that was just killed is back in about two.
@@ -40,7 +41,7 @@ class Control:
         Raises:
             BridgeUnavailableError: no bridge answers.
         """
-        data = json.dumps({"callId": uuid.uuid4().hex, **arguments}).encode()
+        data = json.dumps({"callId": uuid.uuid4().hex, "by": operator(), **arguments}).encode()
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + CALL_WITHIN_S
         while True:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import gzip
 from collections.abc import Callable
 from typing import Any
 
@@ -125,6 +127,11 @@ class Fleet(Talking):
     async def status(self) -> dict[str, Any]:
         """Agents, replicas, backlogs and addresses, as `squadron status --json` prints them."""
         return await self._control.call("status")
+
+    async def metrics(self) -> str:
+        """All metrics as they are now, in the text format of Prometheus; see `docs/metrics.md`."""
+        answer = await self._control.call("metrics")
+        return gzip.decompress(base64.b64decode(answer["gzip"])).decode()
 
     async def drain(self, within_s: float = 60.0) -> None:
         """Take every agent out of service: running turns end, what waits is kept for their return.

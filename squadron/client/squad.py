@@ -8,6 +8,9 @@ import socket
 import uuid
 from typing import Any
 
+from squadron.bridge.audit.history import AuditTrail
+from squadron.bridge.audit.switch import switch_audit
+from squadron.bridge.jetstream.stream_configs import StreamNames
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.client.bridge_calls import Control
 from squadron.client.deploying import Fleet
@@ -38,6 +41,7 @@ class Squad(Fleet):
     def __init__(self, wiring: Wiring, settings: Settings, servers: Servers | None = None) -> None:
         super().__init__(wiring)
         self._servers = servers or Servers(settings)
+        self._connection = wiring.connection
 
     # --- opening and closing -------------------------------------------------------------------------
 
@@ -69,6 +73,7 @@ class Squad(Fleet):
                 raise
             squad = cls(wiring, chosen, servers)
             try:
+                await switch_audit(wiring)
                 bridge = await squad._control.bridge()
                 if bridge is None or is_orphaned(bridge["ray"]):
                     await servers.start_cluster()
@@ -133,6 +138,12 @@ class Squad(Fleet):
                     async with asyncio.timeout(UNDEPLOY_WITHIN_S), asyncio.TaskGroup() as undeploying:
                         for agent in self._deployed:
                             undeploying.create_task(_undeploy(control, agent))
+
+    @property
+    def audit(self) -> AuditTrail:
+        """What happened in this environment, if it is audited: query, verify, export."""
+        home = self._wiring.settings.home
+        return AuditTrail(self._connection, StreamNames(self.settings.env), home)
 
     @property
     def started_here(self) -> bool:

@@ -14,32 +14,29 @@ from weakref import WeakSet
 
 from squadron.actors.thinking.providers import default_model_spec
 from squadron.bridge.place import Place
+from squadron.client.looking import Looking
 from squadron.client.stream import Stream
 from squadron.client.subscriptions import DurableEvents, Events
-from squadron.replay.archive import RunArchive
 from squadron.runtime.asking.answering import OpenQuestion, People, QuestionNews
 from squadron.runtime.asking.handle import Handle
 from squadron.runtime.asking.negotiation import BIDS_WITHIN_S, negotiate
 from squadron.runtime.asking.options import AskKeywords, AskOptions
-from squadron.runtime.closing import AsyncClosing
 from squadron.runtime.errors import ConfigError, SquadClosedError, StreamGapError
 from squadron.runtime.lite.feed import LiteFeed
 from squadron.runtime.lite.topic import LiteTopic
 from squadron.runtime.steady import Steady
-from squadron.runtime.store.dead_letters import DeadLetters
 from squadron.runtime.wire.groups import check_group
 from squadron.runtime.wire.limits import UNLIMITED, Budget
 from squadron.runtime.wire.outcome import Outcome
 from squadron.runtime.wire.question import Action, Reply
 from squadron.runtime.wire.start import Start
 from squadron.runtime.wire.subjects import check_pattern
-from squadron.runtime.wire.topics import ScoredTopic
 
 #: How long a whole run of the supervisor may take when the caller does not say, in seconds.
 RUN_WITHIN_S = 600.0
 
 
-class Talking(AsyncClosing):
+class Talking(Looking):
     """A place on the bus, and all that can be said from there."""
 
     def __init__(self, wiring: Place) -> None:
@@ -227,26 +224,6 @@ class Talking(AsyncClosing):
     async def forget_subscription(self, name: str) -> None:
         """Delete a durable subscription and its place; an agent's is `agent.method`."""
         await self._wiring.ports.events.forget(check_group(name))
-
-    def discover(self, intent: str, *, most: int = 8) -> list[ScoredTopic]:
-        """The served topics that fit an intent in plain words, best first."""
-        return self._wiring.registry.discover(intent, most=most)
-
-    def topics(self) -> list[ScoredTopic]:
-        """All topics that are served now."""
-        return [
-            ScoredTopic(topic=topic, agent=agent, score=0.0) for topic, agent in self._wiring.registry.topics()
-        ]
-
-    @property
-    def dead_letters(self) -> DeadLetters:
-        """What was given up: list it, put it back, or drop it."""
-        return self._wiring.dead_letters
-
-    @property
-    def runs(self) -> RunArchive:
-        """What supervisors and LLM agents have thought: list it, look into it, stop it, export or replay it."""
-        return RunArchive(self._wiring.caller, self.settings.env)
 
     async def resume_run(
         self,

@@ -74,7 +74,7 @@ def scrubbed(recorded: RecordedRun) -> RecordedRun:
     for message in messages:
         entries = list[Entry]()
         for entry in message:
-            if isinstance(entry, Asking | Sending):
+            if isinstance(entry, Sending) or (isinstance(entry, Asking) and not entry.covers):
                 now = next(digests, entry)
                 entries.append(_renewed(entry, now) if count < right else entry)
             else:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from squadron.actors.runs.acting import Actions
 from squadron.actors.runs.books import RunBooks
-from squadron.actors.runs.entries import Asking, CallsEnded, Entry, Epoch, Sending, Sent
+from squadron.actors.runs.entries import Asking, CallsEnded, Entry, Epoch, Finished, Sending, Sent
 from squadron.actors.runs.recorder import Recorder
 from squadron.actors.runs.state import RunState
 from squadron.actors.thinking.model import ModelRequest
@@ -80,7 +80,7 @@ class ReplayRecorder(Recorder):
     async def store_locked(self, *entries: Entry) -> None:
         """Hold entries against the tape; what is not there ends the replay."""
         for entry in entries:
-            if isinstance(entry, Sent) or self._is_known(entry):
+            if isinstance(entry, Sent) or self._is_known(entry) or self._is_second_end(entry):
                 continue
             coming = self._tape.next
             if (key := _next_bid(entry, self.state)) and key != _next_bid(coming, self.state) and self._comes(key):
@@ -142,6 +142,9 @@ class ReplayRecorder(Recorder):
             if not same(one, other, digests=self._notes.digests):
                 return False
         return True
+
+    def _is_second_end(self, entry: Entry) -> bool:
+        return isinstance(entry, Finished) and self.state.finished is not None
 
     def catch_up(self, until: int | None = None) -> None:
         """Take what came from outside before the next thing that the code decides; at most up to a place."""

@@ -206,7 +206,7 @@ class Player:
         terms = Terms.model_validate(started.terms if pursues else {})
         tools = [RecordedTool(each, tape) for each in (epoch.tools if self._tools is None else self._tools)]
         session: ReplaySession
-        asked = tuple(dict.fromkeys(entry.model for entry in tape.coming(Asking)))
+        asked = tuple(dict.fromkeys(entry.model for entry in tape.coming(Asking) if not entry.covers))
         # Who had it go on may have named other models.
         names = started.models if set(asked) <= set(started.models) and started.models else asked
         chain: list[Model] = [RecordedModel(name, tape, lambda: session.recorder[0].catch_up()) for name in names]

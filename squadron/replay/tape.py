@@ -8,12 +8,16 @@ from typing import TypeVar
 from squadron.actors.runs.entries import (
     Accepted,
     Answered,
+    Asking,
     CallEnd,
     CallsEnded,
     Entry,
     Epoch,
     Finished,
     Sent,
+    Summarized,
+    Thought,
+    TryFailed,
     Withdrawn,
 )
 from squadron.actors.runs.state import RunState
@@ -58,6 +62,16 @@ class Tape:
         together = 0 < self.at < len(self.entries) and self._messages[self.at - 1] == self._messages[self.at]
         return self.entries[self.at - 1] if together else None
 
+    @property
+    def _summarizes(self) -> bool:
+        """Whether the last question was for a summary, which there is none of yet."""
+        for entry in reversed(self.past):
+            if isinstance(entry, Asking):
+                return entry.covers != ""
+            if isinstance(entry, Thought | Summarized | Epoch):
+                return False
+        return False
+
     def time(self) -> float:
         """Seconds since the epoch; never goes back."""
         coming = self.next
@@ -86,6 +100,11 @@ class Tape:
         match self.next:
             case Accepted() | Sent() | Answered() | Withdrawn():
                 return True
+            case Asking(covers=covers):
+                # A model is asked for a summary: what it says is not held against the code.
+                return covers != ""
+            case TryFailed() | Summarized():
+                return self._summarizes
             case CallsEnded(ends=ends):
                 told = isinstance(self._before, Answered)
                 return all(_came(end, state, told) for end in ends)

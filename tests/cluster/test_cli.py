@@ -12,6 +12,7 @@ import sys
 import tempfile
 import textwrap
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -306,7 +307,56 @@ def test_doctor_sees_what_runs(deployed: Run) -> None:
     found = {check["name"]: check["found"] for check in json.loads(ended.stdout)["checks"]}
     assert found["nats"].startswith("runs at nats://127.0.0.1:")
     assert found["bridge"].startswith("answers for environment dev")
+    assert {name: found[name] for name in ("releases", "clocks", "restarts", "topics", "storage")} == {
+        "releases": "well",
+        "clocks": "well",
+        "restarts": "well",
+        "topics": "well",
+        "storage": "well",
+    }
+    assert "not looked at" not in found
     assert ended.returncode == 0
+
+
+def test_health_is_an_exit_code(deployed: Run) -> None:
+    ended = deployed("health", "--within", "20", "--json")
+
+    told = json.loads(ended.stdout)
+    assert (told["ok"], told["nats"]["ok"], told["bridge"]["ok"]) == (True, True, True)
+    assert ended.returncode == 0
+
+
+def test_each_task_leaves_a_line_in_rays_files_which_the_dashboard_shows(deployed: Run, folder: Path) -> None:
+    home = folder / "home"
+    asked = json.loads(deployed("ask", "text.shout", "text=hello", "--json").stdout)
+    ray = local.find(home)
+    assert ray is not None
+
+    def line_in(text: str) -> dict[str, Any] | None:
+        lines = [line for line in text.splitlines() if "task.ended" in line and asked["task_id"] in line]
+        return json.loads(lines[0]) if lines else None
+
+    # Ray's own session; the link to the latest is another's if the machine has several.
+    while not (files := [each for each in Path(ray.temp_dir).rglob("logs/*.err") if line_in(each.read_text())]):
+        time.sleep(0.05)
+    line = line_in(files[0].read_text())
+    assert line is not None
+    assert (line["agent"], line["topic"], line["outcome"]) == ("shouter", "text.shout", "result")
+    assert line["waited_ms"] >= 0
+
+    status = json.loads(deployed("status", "--json").stdout)
+    token = (home / "ray" / "token").read_text().strip()
+
+    def fetch(path: str) -> bytes:
+        asking = urllib.request.Request(
+            f"{status['dashboard']}{path}", headers={"Authorization": f"Bearer {token}"}
+        )
+        with urllib.request.urlopen(asking, timeout=60) as answer:
+            return bytes(answer.read())
+
+    nodes = json.loads(fetch("/api/v0/nodes"))["data"]["result"]["result"]
+    shown = fetch(f"/api/v0/logs/file?node_id={nodes[0]['node_id']}&filename={files[0].name}&lines=-1")
+    assert line_in(shown.decode()) == line
 
 
 def test_another_environment_is_not_there(deployed: Run) -> None:
@@ -468,3 +518,54 @@ def test_ctrl_c_while_servers_start_stops_them_again(squadron: Run, folder: Path
     assert "Traceback" not in told
     assert embedded.find(folder / "home") is None
     assert local.find(folder / "home") is None
+
+
+def test_live_views_show_what_runs_passes_and_took_its_time(
+    deployed: Run, folder: Path, environ: dict[str, str]
+) -> None:
+    command = [
+        str(Path(sys.executable).with_name("squadron")),
+        "tail",
+        "--topic",
+        "text.*",
+        "-n",
+        "2",
+        "--contents",
+    ]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=folder, env=environ, **pipes) as tail:
+        assert tail.stderr is not None
+        assert "Listening" in tail.stderr.readline()
+        assert deployed("ask", "text.shout", "text=hi", "--task-id", "mine").returncode == 0
+        passed, _ = tail.communicate(timeout=LONG_S)
+    task, result = [line.split("\t") for line in passed.splitlines()]
+    assert (task[1:4], task[6], task[10]) == (["task", "text.shout", "mine"], "shouter", '{"text": "hi"}')
+    assert (result[1:4], result[7], result[10]) == (["result", "text.shout", "mine"], "result", "HI")
+
+    lanes = json.loads(deployed("trace", "mine", "--json").stdout)["lanes"]
+    assert [lane["name"] for lane in lanes] == ["asked", "shouter"]
+
+    agents = json.loads(deployed("top", "--once", "--json").stdout)["agents"]
+    shouter = next(each for each in agents if each["agent"] == "shouter")
+    assert (shouter["running"], shouter["waiting"], len(shouter["replicas"])) == (1, 0, 1)
+    assert shouter["rates"][0] is not None
+
+    assert int(deployed("lite", "publish", "chat/one", "-", "--ttl", "60", stdin='["piped"]').stdout) > 0
+    assert [each["id"] for each in json.loads(deployed("lite", "list", "chat", "--json").stdout)] == ["one"]
+    assert deployed("lite", "read", "chat/one").stdout.endswith('["piped"]\n')
+    assert deployed("lite", "close", "chat/one", "--yes").returncode == 0
+    assert deployed("lite", "list", "chat", "--json").stdout == "[]\n"
+
+    script = """
+from squadron import Squad
+
+with Squad.connect() as squad, squad.listen(contents=True) as passing:
+    squad.ask("text.shout", {"text": "plain"}, task_id="other")
+    mine = (it for it in passing if it.id == "other")
+    print(next(mine).content, next(mine).content["data"], squad.runs.trace("other")[0].lanes[-1].name)
+    print(squad.map(0.2).to_dicts(), squad.lite_topics("chat"))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=folder, env=environ, capture_output=True, text=True, timeout=LONG_S
+    )
+    assert done.stdout.splitlines() == ["{'text': 'plain'} PLAIN shouter", "[] []"], done.stderr

@@ -305,6 +305,8 @@ async def _stored(place: Place, client: nats.aio.client.Client) -> None:
                 place.found[where] = (message.data or b"") + repr(message.headers).encode()
 
 
+# Its own limit tells what hung.
+@pytest.mark.timeout(HANG_S + 30)
 async def test_whatever_fails_no_secret_is_found_anywhere(place: Place) -> None:
     async with asyncio.timeout(HANG_S):
         client = await nats.connect(place.server.url, user="eve", password=f"{place.mark}/nats")
@@ -348,13 +350,22 @@ async def test_whatever_fails_no_secret_is_found_anywhere(place: Place) -> None:
         "heard",
         "-dead ",
         "-lite ",
+        "-runs ",
         "dlq list",
         "pty status",
         "status --json",
+        "doctor --json",
         ".err",
         "controller_",
     ):
         assert any(part in name for name in struck), part
+    looked_at = {name.split(" ")[0] for name in place.found}
+    assert looked_at >= {f"squadron-dev-{stream}" for stream in ("dead", "events", "lite", "registry", "runs")}
+    lines = [line for name in struck if name.endswith(".err") for line in place.found[name].splitlines()]
+    assert any(b"task.ended" in line and STRUCK.encode() in line for line in lines)
+    told = {each["name"]: each for each in json.loads(place.found["doctor --json"].splitlines()[-1])["checks"]}
+    assert told["agents"]["level"] == "fail"
+    assert "stillborn is DEPLOY_FAILED" in told["agents"]["found"]
     seen = next(json.loads(line[5:]) for line in said if line.startswith(b"seen "))
     assert set(seen) == {asked[name] for name in (*KEYS, *PASSED)}
 
@@ -372,6 +383,7 @@ async def _everything_shown(place: Place) -> None:
         _output(place, "pty", "dlq", "list"),
         _output(place, "pty", "dlq", "show", buried[1].decode()),
         _output(place, "status", "--json"),
+        _output(place, "doctor", "--json"),
         _output(place, "pty", "status"),
         _output(place, "pty", "ask", "leak.text"),
     )

@@ -12,10 +12,11 @@ from squadron.bridge.jetstream.link import embedded
 
 
 class OwnServer:
-    """One nats-server with `extra` configuration; `start` it, and `stop` it at the end."""
+    """One nats-server with `extra` configuration, and JetStream if not "off"; `start` it, `stop` it at the end."""
 
     def __init__(self, folder: Path, extra: str = "", *, jetstream: str = "") -> None:
-        self._folder, self._extra, self._jetstream = folder, extra, jetstream
+        stores = f'jetstream {{ store_dir: "{folder}/js"\n{jetstream} }}\n' if jetstream != "off" else ""
+        self._folder, self._extra = folder, stores + extra
         self._process: subprocess.Popen[bytes] | None = None
         self._port = -1
 
@@ -29,10 +30,7 @@ class OwnServer:
         for old in self._folder.glob("*.ports"):
             old.unlink()
         config = self._folder / "nats.conf"
-        config.write_text(
-            f'listen: "127.0.0.1:{self._port}"\nports_file_dir: "{self._folder}"\n'
-            f'jetstream {{ store_dir: "{self._folder}/js"\n{self._jetstream} }}\n{self._extra}'
-        )
+        config.write_text(f'listen: "127.0.0.1:{self._port}"\nports_file_dir: "{self._folder}"\n{self._extra}')
         log = (self._folder / "nats.log").open("ab")
         self._process = subprocess.Popen([str(embedded.find_binary()), "-c", str(config)], stdout=log, stderr=log)
         give_up_at = time.monotonic() + 30

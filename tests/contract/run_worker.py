@@ -122,7 +122,12 @@ def write(request: ModelRequest, diary: Diary) -> ModelTurn:
 
 
 def read(request: ModelRequest, diary: Diary) -> ModelTurn:
-    """Look up more than the window has room for, and answer."""
+    """Look up more than the window has room for, write one summary of it and refuse another, and answer."""
+    if "You summarize" in request.messages[0].content:
+        if "Summary of what was before" not in request.messages[1].content:
+            return _turn(text="The first pages say little.")
+        diary.write("refused")
+        raise ModelError("it can't be summarized again")
     # What was summarized is not counted any more: the number of the call is in the newest result.
     done = [int(found) for m in request.messages for found in re.findall(r"page (\d+)", m.content)]
     last = max(done, default=0)
@@ -136,6 +141,7 @@ class Reader(LLMAgent):
     """You read."""
 
     name: ClassVar[str] = "reader"
+    summary_model: ClassVar[str] = "same"
 
     def __init__(self, diary: str = "") -> None:
         self._diary = Diary(diary)

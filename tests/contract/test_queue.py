@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import random
 import uuid
+from typing import Any
 
 import pytest
 
 from squadron.bridge.memory import MAX_PAYLOAD_BYTES
 from squadron.runtime.errors import InvalidSubjectError, MessageTooLargeError, RouteConflictError
-from squadron.runtime.ports.journal import Entry
 from squadron.runtime.ports.queue import Backlog, Delivery, Feed, Mailbox
 from squadron.testing import now_s
 from tests.contract.conftest import ON_NATS, Inbox, Peer, World, settle_all, until
@@ -22,7 +22,8 @@ FAMILY = Mailbox("reader", ("book.*",), lease_s=LEASE_S)
 
 async def _put(peer: Peer, text: str, *, topic: str = "book.read", priority: int = 5, msg_id: str = "") -> None:
     subject = peer.subjects.task(topic, priority)
-    await peer.queue.put(subject, text.encode(), msg_id=msg_id or uuid.uuid4().hex)
+    headers = {"trace": f"of {text}"}
+    await peer.queue.put(subject, text.encode(), msg_id=msg_id or uuid.uuid4().hex, headers=headers)
 
 
 async def _feed(peer: Peer, box: Mailbox = BOX, want: int = 0) -> tuple[Feed, Inbox]:
@@ -49,6 +50,7 @@ async def test_what_was_put_before_anybody_listened_is_delivered_with_its_subjec
     assert delivery.data == b"early"
     assert delivery.subject == peer.subjects.task("book.read")
     assert delivery.lease.delivered == 1
+    assert delivery.headers["trace"] == "of early"
     await delivery.lease.settle()
     await feed.aclose()
 
@@ -516,10 +518,15 @@ async def test_the_head_is_the_oldest_message_that_is_not_settled(peer: Peer) ->
     await _put(peer, "second")
     first, second = await inbox.take(2)
 
-    assert await store.head(topic) == Entry(first.seq, topic, b"first")
+    async def head(pattern: str) -> Any:
+        entry = await store.head(pattern)
+        assert entry is not None
+        return entry.seq, entry.key, entry.data, entry.headers["trace"]
+
+    assert await head(topic) == (first.seq, topic, b"first", "of first")
     await first.lease.settle(confirmed=True)
-    assert await store.head(topic) == Entry(second.seq, topic, b"second")
-    assert await store.head(peer.subjects.task("*.*")) == Entry(second.seq, topic, b"second")
+    assert await head(topic) == (second.seq, topic, b"second", "of second")
+    assert await head(peer.subjects.task("*.*")) == (second.seq, topic, b"second", "of second")
     await feed.aclose()
 
 

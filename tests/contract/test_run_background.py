@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+
+import pytest
 
 from squadron.actors.agent import Agent
 from squadron.actors.decorators import topic
@@ -305,3 +308,90 @@ async def test_a_question_that_was_put_is_answered_though_the_run_makes_no_progr
 
     assert (again["stopped"], again["rounds"]) == ("stuck", report["rounds"])
     assert distant.taken_up == [f"resp-{report['rounds']}"]
+
+
+def read_and_finish(messages: Sequence[ChatMessage]) -> ModelTurn:
+    """Read page after page, and summarize those before when that is asked for."""
+    if "You summarize" in messages[0].content:
+        return ModelTurn("The pages say little.", (), Usage(70, 7))
+    told = "\n".join(message.content for message in messages)
+    last = max(map(int, re.findall(r"page (\d+)", told)), default=0)
+    if last >= 16:
+        return ModelTurn("", (ToolCall("end", "finish", {"answer": "read"}),), Usage(10, 5))
+    return ModelTurn("", (ToolCall(f"p{last + 1}", "book__page", {"number": last + 1}),), Usage(10, 5))
+
+
+class Summarizing(Thinker):
+    """The supervisor with such a model, which writes summaries, too."""
+
+    summary_model = "same"
+
+
+class Book(Agent):
+    """Has pages."""
+
+    @topic("book.page")
+    async def page(self, number: int) -> str:
+        """One page."""
+        return f"page {number}: " + "and on it goes " * 60
+
+
+@pytest.fixture
+def small_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SQUADRON_PRICES", '{"mind:test": {"input": 1, "output": 1, "window": 11000}}')
+
+
+class Desk(Distant):
+    """Where the first summary does not end by itself."""
+
+    def begin(self, request: ModelRequest) -> str:
+        if "You summarize" in request.messages[0].content and not self.held:
+            self.held = {self.begun + 1}
+        return super().begin(request)
+
+
+async def summarizing(peer: Peer, serve: Serve) -> tuple[Scene, Distant, str]:
+    """A run whose first summary is being written, and the provider's id of that."""
+    desk = Desk(read_and_finish, held=set())
+    await serve(Book(), name="book")
+    replica = await serve(Summarizing(Thoughtful(desk)), name="first")
+    goal = {"goal": "read", "topics": ["book.page"], "max_rounds": 20}
+    handle = await peer.caller.submit("goal.pursue", goal, AskOptions(within_s=600.0))
+
+    async def is_asked() -> bool:
+        return bool(desk.held)
+
+    await until(is_asked)
+    await accepted(peer, desk.begun)
+    return Scene(peer, replica, handle), desk, f"resp-{desk.begun}"
+
+
+@pytest.mark.usefixtures("small_window")
+async def test_a_summary_is_taken_up_and_paid_once(peer: Peer, serve: Serve) -> None:
+    scene, distant, id = await summarizing(peer, serve)
+    await scene.replica.pump.drain(0.0)
+    await serve(Summarizing(Thoughtful(distant)), name="second")
+    distant.made[id][1].set()
+    outcome = await scene.handle.outcome()
+
+    assert outcome.unwrap()["answer"] == "read"
+    assert (distant.taken_up, distant.given_up) == ([id], [])
+    log = await entries(peer)
+    written = [entry for entry in log if entry.kind == "summarized"]
+    turns = sum(entry.kind == "thought" for entry in log)
+    assert all(entry.model for entry in written)
+    assert distant.begun == turns + len(written)
+    assert (outcome.spent.tokens, outcome.spent.rounds) == (15 * turns + 77 * len(written), distant.begun)
+    assert outcome.unwrap()["tokens"] == outcome.spent.tokens
+
+
+@pytest.mark.usefixtures("small_window")
+async def test_a_summary_of_a_run_that_is_cancelled_is_ended_at_the_provider(peer: Peer, serve: Serve) -> None:
+    scene, distant, id = await summarizing(peer, serve)
+
+    assert isinstance(await scene.handle.cancel(), Cancelled)
+
+    async def given_up() -> bool:
+        return distant.given_up == [id]
+
+    await until(given_up)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from hypothesis import given, settings
@@ -46,6 +47,9 @@ class Turn:
     #: Spent by calls whose price was underestimated, beyond what was reserved.
     errors: Spent = field(default_factory=Spent)
     ended: bool = False
+    #: What stands in the log of its run, and is replayed by the next attempt.
+    log: list[Callable[[Ledger], None]] = field(default_factory=list)
+    is_logged: bool = False
 
     @property
     def real(self) -> Spent:
@@ -79,7 +83,9 @@ class Tree:
     def step(self) -> None:
         alive = [turn for turn in self.root.family() if not turn.ended]
         turn = self._data.draw(st.sampled_from(alive))
-        act = self._data.draw(st.sampled_from([self._call, self._ask, self._share, self._end, self._again]))
+        act = self._data.draw(
+            st.sampled_from([self._call, self._ask, self._share, self._send, self._end, self._again])
+        )
         act(turn)
 
     def _key(self) -> str:
@@ -116,10 +122,25 @@ class Tree:
         for _ in range(count):
             self._grant(turn, share)
 
+    def _send(self, turn: Turn) -> None:
+        """A run sends calls: shares are stored in its log, and set aside by that."""
+        count = self._data.draw(st.integers(1, 6), "calls")
+        share = turn.ledger.slice(count)
+        for _ in range(0 if share.exhausted else count):
+            key = self._key()
+            self._write(turn, partial(Ledger.restore, key=key, given=share))
+            turn.children.append(Turn(turn, key, share, Ledger(share), is_logged=True))
+
+    def _write(self, turn: Turn, entry: Callable[[Ledger], None]) -> None:
+        turn.log.append(entry)
+        entry(turn.ledger)
+
     def _again(self, turn: Turn) -> None:
         """It is handed back, and another attempt takes over its books."""
         ledger = Ledger(turn.grant)
         ledger.take_over(turn.ledger.carried())
+        for entry in turn.log:
+            entry(ledger)
         assert ledger.spent == turn.ledger.spent
         turn.ledger = ledger
 
@@ -130,7 +151,11 @@ class Tree:
         truth = self._data.draw(st.sampled_from([Result, Failed]))(source="x", spent=turn.ledger.spent)
         late = TimedOut(spent=NOT_TOLD)
         for end in self._data.draw(st.sampled_from([[truth], [], [late], [late, truth]]), "ends"):
-            turn.parent.ledger.settle_task(turn.key, end)
+            if turn.is_logged:
+                spent = end.spent + Spent(tasks=bool(end.source))
+                self._write(turn.parent, partial(Ledger.settle, key=turn.key, spent=spent, logged=True))
+            else:
+                turn.parent.ledger.settle_task(turn.key, end)
 
     def check(self) -> None:
         for turn in self.root.family():

@@ -18,7 +18,7 @@ from squadron.cli.app import app
 from squadron.cli.progress import show_counts, show_timeline, watching
 from squadron.cli.talk import Shown, check_pairs, read_value, with_fields
 from squadron.cli.tally import Tally
-from squadron.demo.audit import AGENTS, GOAL, TOPICS, offline_plan
+from squadron.demo.environment_audit import AGENTS, GOAL, TOPICS, offline_plan
 from squadron.runtime.asking.handle import Handle
 from squadron.runtime.errors import InvalidInputError
 from squadron.runtime.streams.writer import Chunk, Restarted
@@ -40,6 +40,7 @@ COMMANDS = (
     "dlq",
     "runs",
     "doctor",
+    "health",
 )
 
 
@@ -120,6 +121,8 @@ def test_the_version_is_the_packages() -> None:
         ("deploy", "not_a_path"),
         ("deploy", "no_such_module:Agent"),
         ("--env", "two words", "status"),
+        ("run", ""),
+        ("run", " "),
         ("run", "a goal", "--model", "llama"),
         ("run", "a goal", "--model", "openai:gpt"),
         ("run", "a goal", "--crew"),
@@ -246,6 +249,18 @@ def test_doctor_names_a_bad_setting(clean: Path, monkeypatch: pytest.MonkeyPatch
 
     assert ended.exit_code == 1
     assert "SQUADRON_LEASE_S: give a number of seconds" in ended.stdout
+
+
+def test_health_of_what_can_not_be_reached_is_an_exit_code(clean: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NATS_URL", "nats://me:hidden@127.0.0.1:1")
+
+    ended = call("health", "--json")
+
+    told = json.loads(ended.stdout)
+    assert ended.exit_code == 1
+    assert (told["ok"], told["nats"]["ok"]) == (False, False)
+    assert "127.0.0.1:1 can't be reached" in told["nats"]["trouble"]
+    assert "hidden" not in ended.output
 
 
 # --- values ------------------------------------------------------------------------------------------

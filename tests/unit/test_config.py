@@ -126,6 +126,11 @@ def test_an_unknown_variable_like_no_other_gets_the_list() -> None:
         ("SQUADRON_HEARTBEAT_S", "-1", r"heartbeat_s: '-1\.0'"),
         ("SQUADRON_HEARTBEAT_S", "nan", r"heartbeat_s: 'nan'"),
         ("SQUADRON_HEARTBEAT_S", "inf", r"heartbeat_s: 'inf'"),
+        ("SQUADRON_METRICS", "9464", r"metrics: '9464' .*SQUADRON_METRICS: give host:port"),
+        ("SQUADRON_METRICS", "127.0.0.1:99999", r"metrics: .*host:port"),
+        ("SQUADRON_METRICS", "on", r"metrics: 'on'"),
+        ("SQUADRON_METRICS", "off", None),
+        ("SQUADRON_METRICS", "[::]:9464", None),
         ("SQUADRON_LOG_LEVEL", "loud", r"log_level: 'LOUD' .*DEBUG, INFO"),
         (
             "NATS_CREDS",

@@ -162,7 +162,7 @@ def test_decisions_are_numbered_dated_and_listed() -> None:
     [
         *("up", "down", "status", "deploy", "undeploy", "scale", "topics", "ask", "negotiate", "run", "demo"),
         *("dlq list", "dlq show", "dlq redrive", "dlq drop", "asks", "answer", "runs list", "runs show"),
-        *("runs resume", "runs cancel"),
+        *("runs resume", "runs cancel", "metrics grafana", "metrics alerts"),
     ],
 )
 def test_commands_and_options_that_the_docs_show_exist(command: str) -> None:

@@ -94,6 +94,7 @@ AWAITED = {
     ("runtime/steady.py", "__anext__"),
     ("squadron/client/stream.py", "_submitted"),
     ("squadron/client/portal.py", "_hand_in"),
+    ("bridge/health/probes.py", "respond"),
 }
 STARTS_A_TASK = {"create_task", "ensure_future", "run_coroutine_threadsafe"}
 

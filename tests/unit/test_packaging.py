@@ -35,7 +35,7 @@ def test_sdist_and_wheel_hold_the_whole_package_and_the_wheel_imports_alone(tmp_
         if not any(parent.is_symlink() for parent in path.parents)
     }
     assert modules <= names
-    assert "squadron/py.typed" in names
+    assert {"squadron/py.typed", "squadron/bridge/metrics/alerts.yml"} <= names
     assert {name.split("/")[0] for name in names if not name.endswith("/")} == {
         "squadron",
         "squadron_ray-0.1.0.dist-info",

@@ -158,7 +158,9 @@ async def test_anthropic_gets_the_conversation_in_its_own_format() -> None:
         await model.think(ModelRequest(tuple(chat), tuple(TOOLS)))
         await model.aclose()
     body = server.requests[0].body
-    assert body["system"] == "Be kind.\n\nBe brief."
+    marked = {"cache_control": {"type": "ephemeral"}}
+    assert body["system"] == [{"type": "text", "text": "Be kind.\n\nBe brief.", **marked}]
+    assert body["messages"][0]["content"][-1] == {"type": "text", "text": "there", **marked}
     assert [message["role"] for message in body["messages"]] == ["user", "assistant", "user"]
     assert [block["text"] for block in body["messages"][0]["content"]] == ["hello", "there"]
     assert [block["type"] for block in body["messages"][1]["content"]] == ["tool_use", "tool_use"]

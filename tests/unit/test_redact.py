@@ -206,7 +206,7 @@ def test_what_breaks_beside_a_task_shows_no_secrets(configured: bool) -> None:
 
 
 def test_the_local_cluster_gets_what_it_needs_of_the_shell_and_what_is_named() -> None:
-    passed = ("PATH", "HOME", "LC_ALL", "https_proxy", "OPENAI_API_KEY", "SQUADRON_ENV")
+    passed = ("PATH", "HOME", "LC_ALL", "https_proxy", "OPENAI_API_KEY", "SQUADRON_ENV", "OTEL_SERVICE_NAME")
     assert all(map(_PASSED_ON.fullmatch, passed))
     assert not any(map(_PASSED_ON.fullmatch, ("AWS_SECRET_ACCESS_KEY", "GITHUB_TOKEN", "NATS_URL", "MY_PATH")))
     shell = {"AWS_REGION": "x", "AWS_SECRET_ACCESS_KEY": "y", "DATABASE_URL": "z", "OTHER": "o"}

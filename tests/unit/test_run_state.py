@@ -24,6 +24,7 @@ from squadron.actors.runs.entries import (
     Sending,
     Sent,
     Started,
+    Summarized,
     Thought,
     TryFailed,
     Withdrawn,
@@ -32,6 +33,7 @@ from squadron.actors.runs.references import call_id
 from squadron.actors.runs.state import RunState
 from squadron.actors.runs.toolbox import Toolbox
 from squadron.actors.thinking.model import ChatMessage, ModelTurn, ToolCall
+from squadron.actors.thinking.window import Summary
 from squadron.runtime.running.ledger import Ledger
 from squadron.runtime.wire.limits import UNLIMITED
 from squadron.runtime.wire.spent import Spent
@@ -55,7 +57,7 @@ class Writer:
 
     def write(self, *entries: Entry) -> None:
         for entry in entries:
-            if isinstance(entry, Asking):
+            if isinstance(entry, Asking) and not entry.covers:
                 self.asked.append(tuple(self.state.transcript.asked(self.state.still_running())))
             self.log.append(entry)
             self.state.apply(entry)
@@ -73,8 +75,11 @@ class Writer:
             )
 
     def ask(self) -> None:
-        round, number = self.state.round + 1, self.state.tries + 1
-        if self.state.asking is None:
+        round, number = self.state.round + 1, self.state.tries
+        if self.state.asking is None or self.state.asking.covers:
+            if self.draw(st.booleans()):
+                self.summarize()
+            number = self.state.tries + 1
             self.write(Asking(at=0, round=round, number=number, model="m", digest="", tokens=100))
             if self.draw(st.booleans()):
                 self.write(Accepted(at=0, round=round, number=number, response_id="resp-1"))
@@ -94,6 +99,27 @@ class Writer:
                 for n in range(count)
             )
             self.write(Thought(at=0, round=round, turn=ModelTurn("", calls), spent=spent, seconds=0))
+
+    def summarize(self) -> None:
+        """Have a model summarize, which answers, fails, or is asked when its replica dies; or take an extract."""
+        summary, round = Summary("told", "said", 1, (), "digest"), self.state.round + 1
+        if self.draw(st.booleans()):
+            self.write(Summarized(at=0, summary=summary))
+            return
+        # Where another one was asked for and is not wanted any more, this is put in its place.
+        asked = {"round": round, "number": self.state.tries + 1}
+        self.write(Asking(at=0, model="s", digest="", tokens=100, covers="digest", **asked))
+        if self.draw(st.booleans()):
+            self.write(Accepted(at=0, response_id="resp-2", **asked))
+        spent = Spent(7, rounds=1).to_wire()
+        match self.draw(st.sampled_from(["turn", "fails", "dies"])):
+            case "dies":
+                self.begin()
+            case "fails":
+                why = {"error": "passing", "reason": "busy", "spent": spent}
+                self.write(TryFailed(at=0, model="s", **asked, **why), Summarized(at=0, summary=summary))
+            case _:
+                self.write(Summarized(at=0, summary=summary, model="s", spent=spent))
 
     def arguments(self) -> dict[str, Any]:
         return {"topic": "a.b", "items": [{}] * self.draw(st.integers(0, 3)), "arguments": {}}
@@ -166,10 +192,13 @@ def test_each_question_is_charged_once_for_what_it_cost_or_for_what_was_set_asid
         books.apply(entry)
         match entry:
             case Asking():
-                open_, accepted = True, False
+                # A summary that nobody takes up is not wanted any more, and may have cost all of it.
+                charged, open_, accepted = charged + 100 * open_, True, False
             case Accepted():
                 accepted = True
-            case Thought() | TryFailed():
+            case Summarized(model=model) if not model:
+                pass
+            case Thought() | TryFailed() | Summarized():
                 charged, open_ = charged + 7, False
             case Epoch() if open_ and not accepted:
                 charged, open_ = charged + 100, False

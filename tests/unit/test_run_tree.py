@@ -11,8 +11,9 @@ import pytest
 from rich.console import Console
 
 from squadron.cli import frame
-from squadron.cli.progress import Watch, _Pane, watching
+from squadron.cli.progress import Watch, _Pane, _PlainLines, watching
 from squadron.cli.run import cancelled_with_us, show_run
+from squadron.cli.tally import Tally
 from squadron.runtime.wire.limits import Budget
 from squadron.runtime.wire.outcome import Result
 
@@ -32,6 +33,7 @@ def told(watch: Watch, *, rounds: int = 2, calls: int = 2) -> None:
             watch.event({"event": "retry", "at_s": 1.0, "round": 2, "try": 3})
             watch.event({"event": "try_failed", "reason": "503 too busy", **about})
             watch.event({"event": "fallback", "from": "m:1", "to": "n:2", "why": "503", **about})
+            watch.event({"event": "summarized", "at_s": 1.0, "round": 2, "messages": 42})
         watch.event({"event": "thought", "at_s": 2.0, "model": "n:2", **thought})
         for position in range(calls):
             call, topic = f"r{number}c{position}", f"topic.number_{position}"
@@ -65,6 +67,7 @@ def test_the_tree_has_rounds_calls_costs_trouble_and_the_way_to_answer() -> None
     assert "round 3 · 220 tokens · $0.0240 · left: 780 tokens, $0.9760" in text
     assert "! m:1, try 3: 503 too busy" in text
     assert "! n:2 is asked instead of m:1" in text
+    assert "≡ summarized 42 messages  an extract" in text
     assert "✗ topic.number_1  2 tasks, 1 failed" in text
     assert "no [bold]" in text
     assert "● topic.number_0  1/2" in text
@@ -84,6 +87,61 @@ def test_a_turn_that_comes_again_after_a_crash_is_shown_once() -> None:
     pane.event({"event": "text", "at_s": 4.0, "delta": "And so on"})
 
     assert pane.tally.rounds[2].text == "And so on"
+
+
+def test_another_attempt_tells_all_anew_and_nothing_counts_twice(capsys: pytest.CaptureFixture[str]) -> None:
+    now = [100.0]
+    lines = _PlainLines("A job")
+    lines.tally = Tally(lambda: now[0])
+    told(lines, rounds=1, calls=2)
+    before, tasks = capsys.readouterr().err, lines.tally.tasks()
+
+    # Ten minutes later, say because a person had to answer.
+    now[0] = 700.0
+    told(lines, rounds=1, calls=2)
+    lines.event({"event": "resumed", "at_s": 600.0, "attempt": 2, "replica": "x"})
+
+    assert "round 1" in before
+    assert capsys.readouterr().err == ""
+    assert lines.tally.tasks() == tasks
+    assert lines.tally.attempt == 2
+    # Where it was: six hundred seconds of the run are over, and as many of the job.
+    assert all(span.began_s < 10 for span, _ in lines.tally.spans())
+
+
+def test_what_was_before_the_command_takes_none_of_its_time() -> None:
+    now = [0.0]
+    tally = Tally(lambda: now[0])
+    tally.phase("run")
+    for event in (
+        {"event": "started", "at_s": 0.0, "run": "run-1"},
+        {"event": "dispatched", "at_s": 1.0, "round": 1, "call": "a", "topic": "a.b", "tasks": 1},
+        {"event": "outcome", "at_s": 20.0, "round": 1, "call": "a", "topic": "a.b", "kind": "result"},
+        {"event": "resumed", "at_s": 90.0, "attempt": 2, "replica": "x"},
+        {"event": "dispatched", "at_s": 90.5, "round": 2, "call": "b", "topic": "a.b", "tasks": 1},
+    ):
+        tally.event(event)
+    now[0] = 2.0
+    tally.event({"event": "outcome", "at_s": 91.5, "round": 2, "call": "b", "topic": "a.b", "kind": "result"})
+
+    (_, _), (span, _) = tally.spans()
+    assert (span.began_s, span.ended_s) == (0.5, 1.5)
+
+
+def test_what_is_said_beside_a_pane_goes_through_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another console writes the pane wipes away with itself."""
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=80, height=20, highlight=False)
+    monkeypatch.setattr(frame, "err", lambda: frame._shown or console)
+
+    with watching("A job"):
+        assert frame.err() is console
+        frame.tell("Cancelled run-1.")
+    after = screen.getvalue()
+
+    # The last thing is to wipe the pane, and what was said stands above it.
+    assert "Cancelled run-1." in after
+    assert frame._shown is None
 
 
 @pytest.mark.parametrize(("rounds", "calls"), [(2, 40), (14, 4), (30, 40)])
@@ -111,6 +169,7 @@ def test_without_a_terminal_each_thing_is_a_line(capsys: pytest.CaptureFixture[s
     assert printed.out == ""
     assert "round 1, 100 tokens, $0.0100: I do" in printed.err
     assert "round 2: m:1, try 3: 503 too busy" in printed.err
+    assert "round 2: ≡ summarized 42 messages  an extract" in printed.err
     assert "mail.send waits for approval: squadron answer q1234567" in printed.err
     assert "mail.send: answered by ana" in printed.err
     assert "topic.number_1: 2 tasks, 1 failed" in printed.err

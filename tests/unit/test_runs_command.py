@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
 from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from rich.console import Console
+from rich.tree import Tree
 from typer.testing import CliRunner
 
 from squadron.actors.agent import Agent
@@ -17,9 +20,11 @@ from squadron.actors.decorators import topic
 from squadron.actors.goals.planner import Plan
 from squadron.actors.goals.supervisor import Supervisor
 from squadron.actors.llm.llm_agent import LLMAgent
+from squadron.actors.runs.shelf import RunInfo, RunView
 from squadron.actors.thinking.model import Model, ModelTurn, ToolCall, Usage
 from squadron.cli import frame
 from squadron.cli.app import app
+from squadron.cli.run_views import _grow, _headline, _show_table
 from squadron.runtime.errors import ConfigError, ModelError, Terminal
 from squadron.runtime.running.context import Context
 from squadron.testing import MemorySquad, ScriptedModel
@@ -115,6 +120,44 @@ def house(monkeypatch: pytest.MonkeyPatch) -> House:
 
 def call(*arguments: str) -> Any:
     return CliRunner().invoke(app, ("runs", *arguments))
+
+
+def drawn(view: RunView) -> str:
+    """What `runs show` draws of it."""
+    tree, console = Tree(_headline(view)), Console(width=100, file=io.StringIO())
+    _grow(tree, view)
+    console.print(tree)
+    return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
+
+
+@pytest.mark.parametrize("width", [60, 80, 119, 120, 200])
+def test_a_table_of_runs_fits_and_shows_each_goal(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    info = RunInfo(
+        run=f"run-{'a' * 24}",
+        state="cancelled",
+        agent="supervisor",
+        topic="goal.pursue",
+        task="t",
+        title="translate all the essays of the last year into three languages, and bind them",
+        rounds=12,
+        running=3,
+        tokens=1_234_567,
+        usd=1.25,
+        started=1_790_000_000.0,
+        updated=1_790_000_100.0,
+        deadline=1_790_000_900.0,
+    )
+    console = Console(width=width, file=io.StringIO())
+    monkeypatch.setattr(frame, "out", lambda: console)
+
+    _show_table([info])
+
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert len(lines) == 2
+    assert max(map(len, lines)) <= width
+    assert "translate" in lines[1]
+    assert "cancelled" in lines[1]
+    assert ("1,234,567" in lines[1]) == (width >= 120)
 
 
 # --- looking -----------------------------------------------------------------------------------------
@@ -231,7 +274,11 @@ async def test_a_cancelled_run_says_so_stops_what_it_asked_for_and_may_go_on() -
         await squad.runs.cancel(info.run)
         assert (await running).kind == "cancelled"
         assert door.stopped == 1
-        assert (await squad.runs.find(info.run)).state == "cancelled"
+        over = await squad.runs.show(info.run)
+        assert (over.info.state, over.info.running) == ("cancelled", 0)
+        text = drawn(over)
+        assert "guests.await  no outcome" in text
+        assert "running" not in text
 
         # It goes on as another task, and that one can be stopped, too.
         report = (await squad.resume_run(info.run)).unwrap()

@@ -95,3 +95,14 @@ def test_a_card_that_cannot_be_offered_is_left_out_and_noted() -> None:
     many = {"topic": "good__card", "items": ["a", "b"], "arguments": {"value": {"$item": ""}}}
     assert one.contents == ["x"]
     assert prepare(ToolCall("2", "for_each", many), toolbox, results).contents == ["a", "b"]
+
+
+def test_what_would_forbid_more_when_it_is_looser_goes_whole() -> None:
+    inner = {"patternProperties": {"^x-": {"type": "integer"}}}
+    schema = {"type": "object", "properties": {"a": {"not": inner}, "b": {"oneOf": [inner, {"type": "object"}]}}}
+
+    shape = InputShape(schema)
+
+    assert jsonschema_rs.Draft202012Validator(schema).is_valid({"a": {"x-1": "no number"}})
+    assert shape.schema["properties"] == {"a": {}, "b": {}}
+    assert shape.changes == ["without 'not'", "without 'oneOf'", "without 'patternProperties'"]

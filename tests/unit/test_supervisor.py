@@ -20,6 +20,7 @@ from squadron.actors.runs.mind import with_unique_ids
 from squadron.actors.runs.references import BadReferenceError, Results, at_pointer, call_id
 from squadron.actors.runs.telling import SHOWN_CHARS
 from squadron.actors.runs.toolbox import Toolbox
+from squadron.actors.thinking.fence import CARD
 from squadron.actors.thinking.model import (
     ChatMessage,
     Model,
@@ -135,7 +136,7 @@ def answers(seen: Sequence[ChatMessage]) -> dict[str, ChatMessage]:
 
 def fenced(message: ChatMessage) -> str:
     """What stands in the fence of a result."""
-    found = re.search(r"<(untrusted-[0-9a-f]{8})>\n(.*)\n</\1>", message.content, re.DOTALL)
+    found = re.search(r"<(untrusted-[0-9a-f]{8})>\n(.*?)\n</\1>", message.content, re.DOTALL)
     assert found is not None, message.content
     return found[2]
 
@@ -280,11 +281,10 @@ async def test_confidence_and_reasoning_reach_the_model(squad: Squad) -> None:
 
     await squad.pursue()
 
-    head = last_answers(supervisor)["j"].content.partition("\n")[0]
-    assert re.fullmatch(
-        "Result of words.judge, call r1c1-[0-9a-f]{6}, confidence 0.75, because it sounds nice:", head
-    )
+    told = last_answers(supervisor)["j"].content
+    assert re.match("Result of words.judge, call r1c1-[0-9a-f]{6}, confidence 0.75:\n<untrusted-", told)
     assert json.loads(fenced(last_answers(supervisor)["j"])) == {"nice": True}
+    assert re.search("\nIts reasons:\n<(untrusted-[0-9a-f]{8})>\nit sounds\nnice\n</\\1>$", told)
 
 
 async def test_a_long_result_is_cut_for_the_model_and_whole_by_reference(squad: Squad) -> None:
@@ -327,7 +327,7 @@ async def test_topics_are_offered_by_intent_and_never_its_own(squad: Squad) -> N
     assert names[: len(built_in)] == built_in
     assert set(names[len(built_in) :]) == {"words__split", "words__length", "words__judge", "words__hang"}
     split = next(tool for tool in tools if tool.name == "words__split")
-    assert split.description == "Split a text into words.\nTags: count"
+    assert split.description == CARD.around("Split a text into words.\nTags: count")
     assert list(split.input_schema["properties"]) == ["text"]
 
 

@@ -14,6 +14,7 @@ import pytest
 import structlog
 
 from squadron import Agent, Context, Retry, Squad, Terminal, on, on_durable, topic
+from squadron.client.looking import Looking
 from squadron.client.talking import Talking
 from squadron.runtime.errors import (
     BusUnavailableError,
@@ -94,7 +95,7 @@ async def until(it_holds: Callable[[], object]) -> None:
 
 
 def test_it_talks_as_a_squad_does_by_the_same_code() -> None:
-    said = {name for name in vars(Talking) if not name.startswith("_")}
+    said = {name for name in vars(Talking) | vars(Looking) if not name.startswith("_")}
     assert said >= {"ask", "submit", "stream", "publish", "subscribe", "publish_durable", "subscribe_durable"}
     assert said >= {"lite", "follow", "discover", "topics", "dead_letters", "run", "resume"}
     for name in said - {"deploy"}:
@@ -476,7 +477,7 @@ async def test_all_that_is_sent_is_of_the_turned_clock(squad: MemorySquad) -> No
     await squad.lite("room", "me").publish("hello")
     await asyncio.sleep(60)
 
-    assert {each.type for each in sent} == {"result", "event", "stream"}
+    assert {each.type for each in sent} == {"task", "result", "event", "stream"}
     assert [each for each in sent if each.timestamp < before_s] == []
 
 

@@ -99,6 +99,11 @@ class Connection:
         return url.netloc.rsplit("@", 1)[-1] if url is not None else ""
 
     @property
+    def version(self) -> str:
+        """The server's version, like `2.15.1`."""
+        return str(self.client._server_info.get("version", ""))
+
+    @property
     def max_payload(self) -> int:
         """Bytes that the server takes in one message, headers included."""
         return int(self.client.max_payload)

@@ -1,0 +1,293 @@
+"""The trail, read: what happened, whether it is as it was recorded, and a copy of it for elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+from squadron.bridge.audit.anchors import read_anchors
+from squadron.bridge.audit.chain import Flaw, SealedBatch, Verifier
+from squadron.bridge.audit.records import Record
+from squadron.bridge.jetstream.audit_streams import (
+    AuditPolicy,
+    audit_stream,
+    audit_subject,
+    intake_stream,
+    make_trail,
+    read_policy,
+)
+from squadron.bridge.jetstream.journal import JetStreamJournal
+from squadron.bridge.jetstream.link.connect import Connection
+from squadron.bridge.jetstream.stream_configs import STREAM_NOT_FOUND, StreamNames, find
+from squadron.runtime.errors import ConfigError, InvalidInputError, InvalidMessageError
+
+#: A batch is sealed so much after its entries, at most, in seconds: a read from some time on begins that earlier.
+_SLACK_S = 5.0
+#: How often it is looked for new batches while following, in seconds.
+FOLLOW_S = 0.3
+_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What `verify` found.
+
+    Attributes:
+        first, last: numbers of the entries that are there; older ones have lapsed.
+        gaps: entries that say that something was not recorded.
+        anchors: how many anchors the trail was held against.
+        faults: what is not as it was recorded.
+        unproven: why something could not be checked.
+    """
+
+    first: int
+    last: int
+    gaps: int
+    anchors: int
+    faults: tuple[Flaw, ...]
+    unproven: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        return not self.faults
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON data."""
+        head = {"ok": self.ok, "first": self.first, "last": self.last, "gaps": self.gaps, "anchors": self.anchors}
+        return head | {"faults": [each.to_dict() for each in self.faults], "unproven": list(self.unproven)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """Which entries; what is empty fits all. `since` and `until` are in seconds since the epoch."""
+
+    conversation: str = ""
+    agent: str = ""
+    task: str = ""
+    kind: str = ""
+    since: float = 0.0
+    until: float = float("inf")
+
+    def fits(self, record: Record) -> bool:
+        """Whether an entry is one of them."""
+        if not self.since <= record["at"] < self.until or self.kind not in ("", record["kind"]):
+            return False
+        if self.conversation not in ("", record.get("conversation")):
+            return False
+        if self.task and self.task not in (record.get("task"), record.get("id"), record.get("parent")):
+            return False
+        # Who said it, or in whose mailbox it was given up.
+        owner = record.get("subject", "").split(".")[3:4] if record["kind"] == "dead" else []
+        return self.agent in ("", record.get("agent"), record.get("source"), *owner)
+
+
+def moment(text: str, *, now: Callable[[], float] = time.time) -> float:
+    """A time as people write it: `15m`, `2h`, `3d` ago, or ISO 8601; in seconds since the epoch.
+
+    Raises:
+        InvalidInputError: it is none.
+    """
+    if found := re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smhd])", text.strip()):
+        return now() - float(found[1]) * _UNITS_S[found[2]]
+    try:
+        at = datetime.fromisoformat(text.strip())
+        return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
+    except ValueError:
+        hint = "like 15m, 2h, 3d, 2026-11-28 or 2026-11-28T17:00:00Z"
+        raise InvalidInputError(f"{text!r} is no time", field="since", hint=hint) from None
+
+
+class AuditTrail:
+    """The audit trail of one environment: `squad.audit`."""
+
+    def __init__(self, connection: Connection, names: StreamNames, home: Path) -> None:
+        self._connection, self._names, self._home = connection, names, home
+        self._journal = JetStreamJournal(connection, audit_stream(names), batch=64)
+
+    @property
+    def anchor_file(self) -> Path:
+        """Where the archivist of this home writes its anchors."""
+        return self._home / "audit" / f"{self._names.environment}.anchors.jsonl"
+
+    async def _policy(self) -> AuditPolicy:
+        policy = await read_policy(self._connection, self._names)
+        if policy is None:
+            raise ConfigError(
+                f"environment {self._names.environment!r} has no audit trail",
+                hint="begin one with SQUADRON_AUDIT=trail (or full) squadron up",
+            )
+        return policy
+
+    async def _batches(self, since: float = 0.0) -> AsyncGenerator[SealedBatch, None]:
+        await self._policy()
+        from_time = since - _SLACK_S if since > _SLACK_S else None
+        async for entry in self._journal.read(audit_subject(self._names), from_time=from_time):
+            yield SealedBatch.unpacked(entry.data, entry.headers.get("Nats-Msg-Id", ""))
+
+    async def query(self, **wanted: Any) -> AsyncGenerator[Record, None]:
+        """Entries, oldest first, each a plain JSON object with its number `n`.
+
+        Args:
+            wanted: `conversation`, `agent`, `task`, `kind`, `since`, `until`; see `Wanted`.
+
+        Raises:
+            ConfigError: there is no trail.
+            InvalidMessageError: it is damaged; `verify` says where.
+            BusUnavailableError: the server can't be reached.
+        """
+        chosen = Wanted(**wanted)
+        async for batch in self._batches(chosen.since):
+            for record in batch.entries():
+                if chosen.fits(record):
+                    yield record
+
+    async def follow(self, **wanted: Any) -> AsyncIterator[Record]:
+        """Entries from now on, as they are recorded; for ever."""
+        chosen, seq = Wanted(**wanted), 0
+        await self._policy()
+        last = await self._journal.last(audit_subject(self._names))
+        seq = last.seq if last is not None else 0
+        while True:
+            async for entry in self._journal.read(audit_subject(self._names), from_seq=seq + 1):
+                seq = entry.seq
+                for record in SealedBatch.unpacked(entry.data, "").entries():
+                    if chosen.fits(record):
+                        yield record
+            await asyncio.sleep(FOLLOW_S)
+
+    async def verify(self, *, anchors: Path | None = None, public_key: str = "") -> Verified:
+        """Look at each entry that is there: whether it is what was recorded, where it was recorded.
+
+        Args:
+            anchors: a file of anchors; by default that of this home, if it has one.
+            public_key: whose anchors count, in hexadecimal.
+
+        Raises:
+            ConfigError: there is no trail, or the file can't be read.
+            BusUnavailableError: the server can't be reached.
+        """
+        verifier = Verifier()
+        await self._policy()
+        async for entry in self._journal.read(audit_subject(self._names)):
+            try:
+                verifier.take(SealedBatch.unpacked(entry.data, entry.headers.get("Nats-Msg-Id", "")))
+            except InvalidMessageError as error:
+                verifier.unreadable(error)
+        chosen = anchors if anchors is not None else self.anchor_file if self.anchor_file.exists() else None
+        return verdict(verifier, chosen, public_key)
+
+    async def export(self, file: IO[bytes]) -> int:
+        """Write the whole trail as JSONL, with all that `verify` and `restore` need; returns how many entries.
+
+        A batch is its first line, its entries, and a line with its head. `json.loads` reads each.
+        """
+        count = 0
+        async for batch in self._batches():
+            file.write(b"\n".join(batch.lines) + b"\n" + json.dumps({"head": batch.head}).encode() + b"\n")
+            count += len(batch.records)
+        return count
+
+    async def restore(self, file: IO[bytes]) -> int:
+        """Bring an export into this environment, which must have no trail yet; returns how many entries.
+
+        Raises:
+            ConfigError: there is a trail already.
+            InvalidMessageError: the file is no export.
+        """
+        if await read_policy(self._connection, self._names) is not None:
+            raise ConfigError(
+                f"environment {self._names.environment!r} has a trail already", hint="name another with --env"
+            )
+        await make_trail(self._connection, self._names)
+        count = seq = 0
+        for batch in batches_in(file):
+            headers = {"Nats-Expected-Last-Sequence": str(seq)}
+            seq = await self._journal.append(
+                audit_subject(self._names), batch.packed(), msg_id=batch.head, headers=headers
+            )
+            count += len(batch.records)
+        return count
+
+    async def status(self) -> dict[str, Any]:
+        """What is recorded, how much there is, and how far the archivist is behind."""
+        policy = await self._policy()
+        last = await self._journal.last(audit_subject(self._names))
+        facts: dict[str, Any] = {"mode": policy.mode, "chunks": policy.chunks, "keep_days": policy.keep_days}
+        if last is not None:
+            batch = SealedBatch.unpacked(last.data, last.headers.get("Nats-Msg-Id", ""))
+            count = batch.link()[0].first + len(batch.records) - 1
+            facts |= {"entries": count, "head": batch.head, "newest_at": last.time}
+        for name, stream in (("trail", audit_stream(self._names)), ("intake", intake_stream(self._names))):
+            info = await find(self._connection, f"STREAM.INFO.{stream}", missing=STREAM_NOT_FOUND)
+            if info is not None:
+                facts[f"{name}_bytes"] = info["state"]["bytes"]
+        listed = await find(
+            self._connection, f"CONSUMER.LIST.{intake_stream(self._names)}", missing=STREAM_NOT_FOUND
+        )
+        consumers = (listed or {}).get("consumers") or []
+        facts["waiting"] = sum(each["num_pending"] for each in consumers)
+        facts["archivist"] = any(each["num_waiting"] for each in consumers)
+        if self.anchor_file.exists():
+            anchors, wrong = read_anchors(self.anchor_file)
+            facts["bad_anchors"] = len(wrong)
+            if anchors:
+                facts |= {"anchored": anchors[-1].count, "anchored_at": anchors[-1].at}
+        return facts
+
+
+def verify_file(path: Path, *, anchors: Path | None = None, public_key: str = "") -> Verified:
+    """`AuditTrail.verify` of an export, without a server.
+
+    Raises:
+        InvalidMessageError: the file is no export.
+    """
+    verifier = Verifier()
+    with path.open("rb") as file:
+        for batch in batches_in(file):
+            verifier.take(batch)
+    return verdict(verifier, anchors, public_key)
+
+
+def verdict(verifier: Verifier, anchors: Path | None, public_key: str) -> Verified:
+    """What there is to say once all batches were taken, with the anchors."""
+    held, unproven = 0, list[str]()
+    if anchors is None:
+        unproven.append("no anchors: a tail that was cut off, or a whole other trail, would not show")
+    else:
+        found, wrong = read_anchors(anchors, public_key=public_key)
+        unproven += wrong
+        for anchor in found:
+            if anchor.count < verifier.first - 1:
+                continue  # what it is about has lapsed
+            verifier.hold(anchor.count, anchor.head, anchor.at)
+            held += 1
+    last = max(0, verifier.next - 1)
+    return Verified(verifier.first, last, verifier.gaps, held, tuple(verifier.faults), tuple(unproven))
+
+
+def batches_in(file: IO[bytes]) -> Iterator[SealedBatch]:
+    """The batches of an export.
+
+    Raises:
+        InvalidMessageError: the file is none.
+    """
+    lines: list[bytes] = []
+    for number, line in enumerate(file, 1):
+        line = line.rstrip(b"\n")
+        if line.startswith(b'{"head"'):
+            try:
+                yield SealedBatch(tuple(lines), str(json.loads(line)["head"]))
+            except (ValueError, LookupError):
+                raise InvalidMessageError(f"line {number} is no line of an export") from None
+            lines = []
+        else:
+            lines.append(line)
+    if lines:
+        raise InvalidMessageError("the export ends in the middle of a batch")

@@ -1,0 +1,134 @@
+"""What never gets into the trail: secrets and personal data are struck out before anything is stored."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeAlias
+
+from squadron.runtime.errors import ConfigError
+from squadron.runtime.redact import STRUCK, scrub
+
+#: Fields whose values are secrets, or tell who somebody is, whatever stands around them in the name.
+KEYS = (
+    "password|passwd|passphrase|secret|token|api_?key|apikey|private_?key|access_?key|authorization|cookie|credential"
+    "|ssn|social_?security|iban|credit_?card|card_?number|cvv|cvc|date_?of_?birth|birth_?date|phone|e_?mail"
+)
+#: Counts and limits that have such a word in their name.
+_NOT_KEYS = re.compile(
+    r"^(?:max_?)?(?:input|output|total|cache_?read|cache_?write|reasoning|prompt)?_?tokens$", re.IGNORECASE
+)
+#: What is personal by its look.
+_SHAPES: Mapping[str, re.Pattern[str]] = {
+    "email": re.compile(r"[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63})+"),
+    # ISO 13616: a country, two digits that check, up to 30 characters, often in fours.
+    "iban": re.compile(r"\b[A-Z]{2}[0-9]{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b"),
+    "card": re.compile(r"\b[0-9](?:[ -]?[0-9]){12,18}\b"),
+}
+#: What there must be in a text for that, as looking for it is cheap.
+_MARKS = {"email": re.compile("@"), "iban": re.compile("[A-Z]{2}[0-9]{2}")}
+
+#: What is done to each text of a message.
+Rule: TypeAlias = Callable[[str], str]
+
+
+class Redaction:
+    """The rules of one environment: those of the house, and its own."""
+
+    def __init__(self, rules: str = "") -> None:
+        """Make one.
+
+        Args:
+            rules: a JSON object: `keys`, a list of regular expressions that are searched for in names of fields;
+                `patterns`, an object of names and regular expressions for texts.
+
+        Raises:
+            ConfigError: it is none, or one of the expressions can't be used.
+        """
+        own = _read(rules)
+        try:
+            self._keys = re.compile("|".join((KEYS, *own["keys"])), re.IGNORECASE)
+            self._own = {name: re.compile(each) for name, each in own["patterns"].items()}
+        except (re.error, TypeError) as error:
+            raise ConfigError(f"audit_redact: {error}", hint=_HINT) from None
+        #: Names of fields were asked for before: most come again and again.
+        self._known: dict[str, bool] = {}
+
+    def of(self, value: Any, raw: str) -> Any:
+        """A JSON value without what must not be stored; `raw` is the text that it was read from."""
+        return self._walk(value, self._rules(raw))
+
+    def text(self, text: str) -> str:
+        """A text without secrets of this process, what looks like one, and personal data."""
+        for rule in self._rules(text):
+            text = rule(text)
+        return text
+
+    def _rules(self, raw: str) -> list[Rule]:
+        """Those that can find something in a message: to look into each of its texts costs ten times as much."""
+        # Any character may hide behind an escape.
+        hides = "\\u" in raw
+        rules: list[Rule] = [scrub] if hides or scrub(raw) != raw else []
+        for name, shape in _SHAPES.items():
+            if hides or _may_have(name, raw):
+                strike = partial(_strike, name)
+                rules.append(partial(shape.sub, strike))
+        return rules + [partial(shape.sub, f"[{name}]") for name, shape in self._own.items()]
+
+    def _walk(self, value: Any, rules: Sequence[Rule]) -> Any:
+        if isinstance(value, str):
+            for rule in rules:
+                value = rule(value)
+            return value
+        if isinstance(value, dict):
+            return {
+                self._walk(name, rules): STRUCK
+                if self._is_secret(name) and part not in (None, "")
+                else self._walk(part, rules)
+                for name, part in value.items()
+            }
+        if isinstance(value, list):
+            return [self._walk(part, rules) for part in value]
+        return value
+
+    def _is_secret(self, name: str) -> bool:
+        known = self._known.get(name)
+        if known is None:
+            known = self._keys.search(name) is not None and _NOT_KEYS.match(name) is None
+            if len(self._known) < 10_000:
+                self._known[name] = known
+        return known
+
+
+_HINT = 'give a JSON object like {"keys": ["patient"], "patterns": {"case": "C-[0-9]{6}"}}'
+
+
+def _read(rules: str) -> dict[str, Any]:
+    try:
+        own = json.loads(rules or "{}")
+        keys, patterns = own.pop("keys", []), own.pop("patterns", {})
+    except (ValueError, AttributeError, TypeError, RecursionError):
+        raise ConfigError("audit_redact: this is no JSON object", hint=_HINT) from None
+    if own or not isinstance(keys, list) or not isinstance(patterns, dict):
+        raise ConfigError(f"audit_redact: {', '.join(own) or 'its fields'} can't be used", hint=_HINT)
+    return {"keys": keys, "patterns": patterns}
+
+
+def _may_have(name: str, text: str) -> bool:
+    if name == "card":
+        # Each message has a deadline in milliseconds, which has as many digits.
+        return any(_passes_luhn(found[0]) for found in _SHAPES[name].finditer(text))
+    return _MARKS[name].search(text) is not None
+
+
+def _strike(name: str, found: re.Match[str]) -> str:
+    return found[0] if name == "card" and not _passes_luhn(found[0]) else f"[{name}]"
+
+
+def _passes_luhn(found: str) -> bool:
+    """Whether the last digit checks (ISO/IEC 7812-1): most long numbers are no cards."""
+    digits = [int(each) for each in found if each.isdigit()]
+    doubled = [sum(divmod(2 * each, 10)) for each in digits[-2::-2]]
+    return (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0

@@ -1,0 +1,82 @@
+"""The part of a squad that looks: what is served, what passes, what was thought, what was given up."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+from squadron.bridge.place import Place
+from squadron.replay.archive import RunArchive
+from squadron.runtime.closing import AsyncClosing
+from squadron.runtime.lite.listing import LiteInfo, list_lite
+from squadron.runtime.store.dead_letters import DeadLetters
+from squadron.runtime.wire.topics import ScoredTopic
+from squadron.views.listener import Listener
+from squadron.views.talk_map import TalkMap, draw_map
+
+
+class Looking(AsyncClosing):
+    """A place on the bus, and all that can be seen from there."""
+
+    @property
+    @abstractmethod
+    def _wiring(self) -> Place:
+        """The place on the bus, for as long as it can be used."""
+
+    def discover(self, intent: str, *, most: int = 8) -> list[ScoredTopic]:
+        """The served topics that fit an intent in plain words, best first."""
+        return self._wiring.registry.discover(intent, most=most)
+
+    def topics(self) -> list[ScoredTopic]:
+        """All topics that are served now."""
+        return [
+            ScoredTopic(topic=topic, agent=agent, score=0.0) for topic, agent in self._wiring.registry.topics()
+        ]
+
+    async def lite_topics(self, owner: str = "", *, everything: bool = False) -> list[LiteInfo]:
+        """The lite topics of an owner, or all, the newest message first; of a million that takes some seconds.
+
+        Args:
+            everything: also those without an idle life: outcomes of tasks, and what the runtime keeps for itself.
+
+        Raises:
+            InvalidSubjectError: `owner` is not a token.
+            BusUnavailableError: the server can't be reached.
+        """
+        return await list_lite(self._wiring.ports, owner, everything=everything)
+
+    async def listen(self, *, contents: bool = False) -> Listener:
+        """Hear all messages as they pass, from now on: tasks, results, events and what the runtime tells itself.
+
+            async with await squad.listen() as passing:
+                async for it in passing:
+                    print(it)
+
+        Nothing is sent. What comes faster than it is read is dropped, and counted in a `Missed`.
+
+        Args:
+            contents: whether to read what messages hold, too, but for secrets.
+
+        Raises:
+            BusUnavailableError: the server can't be reached.
+        """
+        return await Listener.open(self._wiring.ports, self._wiring.registry, contents=contents)
+
+    async def map(self, seconds: float = 5.0) -> TalkMap:
+        """Who talks to whom: listen for so many seconds, and draw the ways that messages take.
+
+        Nothing is sent. In a notebook the map is a picture, elsewhere a table.
+
+        Raises:
+            BusUnavailableError: the server can't be reached.
+        """
+        return await draw_map(self._wiring.ports, self._wiring.registry, seconds)
+
+    @property
+    def dead_letters(self) -> DeadLetters:
+        """What was given up: list it, put it back, or drop it."""
+        return self._wiring.dead_letters
+
+    @property
+    def runs(self) -> RunArchive:
+        """What supervisors and LLM agents have thought: list it, look into it, stop it, export or replay it."""
+        return RunArchive(self._wiring.caller, self._wiring.settings.env)
