@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Any, ClassVar
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from squadron.actors.agent import Agent
@@ -225,6 +225,9 @@ SCENES = st.builds(
     max_rounds=st.integers(2, 6),
 )
 
+#: Two tools come to nothing in the same moment.
+TWO_GIVE_UP = Scene([[Act("tool", 7.0), Act("tool", 7.0, True), Act("tool", 7.0, True)]], [0], 0.5, {}, [], 0, 5)
+
 
 class Trouble:
     """While this is entered, who thinks dies at entries of the log, and the user changes their mind at one."""
@@ -368,6 +371,7 @@ def thinker(request: pytest.FixtureRequest) -> type[Thinker] | type[Worker]:
 def look_for_trouble(thinker: type[Thinker] | type[Worker], **how: Any) -> None:
     @settings(deadline=None, suppress_health_check=list(HealthCheck), **how)
     @given(SCENES)
+    @example(TWO_GIVE_UP)
     def whatever(scene: Scene) -> None:
         run(perform(scene, thinker))
 
