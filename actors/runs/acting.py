@@ -318,7 +318,11 @@ class Actions:
         except (UnansweredError, BudgetError) as error:
             end = CallEnd(outcome="failed", reason=str(error), **common)
         except Terminal as error:
-            return await self._give_up(CallEnd(outcome="failed", reason=str(error), **common))
+            failed = CallEnd(outcome="failed", reason=str(error), **common)
+            return await self.recorder.store(
+                CallsEnded(at=self._now(), ends=(failed,)),
+                Finished(at=self._now(), stopped="failed", error=str(error)),
+            )
         except TimeoutError as error:
             why = f"ran longer than its {tool.within_s:g} s" if limit.expired() else f"TimeoutError: {error}"
             end = CallEnd(outcome="timed_out" if limit.expired() else "failed", reason=why, **common)
@@ -334,14 +338,6 @@ class Actions:
             end = CallEnd(outcome="failed", reason=whole(summary_of(error)), **common)
         took = round(1000 * (self.ctx.caller.loop.time() - started), 3)
         self._ends.put_nowait(end.model_copy(update={"latency_ms": took}))
-
-    async def _give_up(self, end: CallEnd) -> None:
-        """The run comes to nothing; of two tools that say so at once the first ends it."""
-        async with self.recorder.lock:
-            entries: list[Entry] = [CallsEnded(at=self._now(), ends=(end,))]
-            if self._state.finished is None:
-                entries.append(Finished(at=self._now(), stopped="failed", error=end.reason))
-            await self.recorder.store_locked(*entries)
 
     async def _withdraw(self, call: Call) -> None:
         with contextlib.suppress(TimeoutError):
