@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from squadron.actors.runs.books import RunBooks
-from squadron.actors.runs.entries import CallsEnded, Entry, Thought
+from squadron.actors.runs.entries import CallsEnded, Entry, Finished, Thought
 from squadron.actors.runs.log import RunLog
 from squadron.actors.runs.state import RunState
 from squadron.runtime.errors import BusUnavailableError
@@ -56,7 +56,11 @@ class Recorder:
             await self.store_locked(*entries)
 
     async def store_locked(self, *entries: Entry) -> None:
-        """The same, for whoever holds the lock."""
+        """The same, for whoever holds the lock; of two ends of a run that come at once the first counts."""
+        if self.state.finished is not None:
+            entries = tuple(entry for entry in entries if not isinstance(entry, Finished))
+            if not entries:
+                return
         await self._log.append(*entries, about=self.state.about(entries))
         for entry in entries:
             self._take(entry)

@@ -80,13 +80,13 @@ async def gather(settings: Settings, *, within_s: float = STEP_WITHIN_S, watch_s
     wiring = Wiring(connection, settings, identity)
     try:
         known["bus"] = BusFacts(connection.server, connection.version)
-        return Facts(**await _Gathering(wiring, known, within_s, watch_s).all())
+        return Facts(**await Gathering(wiring, known, within_s, watch_s).all())
     finally:
         # It was never started: there is only the connection to close.
         await connection.aclose()
 
 
-class _Gathering:
+class Gathering:
     """One round of looking, over a wiring that is not started: each answer is the server's, none is a copy's."""
 
     def __init__(self, wiring: Wiring, known: dict[str, Any], within_s: float, watch_s: float) -> None:
@@ -95,6 +95,7 @@ class _Gathering:
         self._subjects, self._names = wiring.ports.subjects, StreamNames(wiring.settings.env)
 
     async def all(self) -> dict[str, Any]:
+        """What is known, and what else could be found out, as `Facts` takes it; ends, whatever hangs."""
         steps: dict[str, Callable[[], Awaitable[Any]]] = {
             "bridge": self._bridge,
             "free_bytes": self._free_bytes,

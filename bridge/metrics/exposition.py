@@ -60,14 +60,19 @@ def text_of(figures: Figures) -> str:
     return generate_latest(registry_of(lambda: figures)).decode()
 
 
+#: A WSGI application (PEP 3333).
+WsgiApp = Callable[[dict[str, Any], Any], Any]
+
+
 class ScrapePort:
     """`/metrics` on a port of its own, in threads of its own: it needs no token, and shows no secret."""
 
-    def __init__(self, address: str, figures: Callable[[], Figures]) -> None:
+    def __init__(self, address: str, figures: Callable[[], Figures], probes: WsgiApp | None = None) -> None:
         """Begin to answer.
 
         Args:
             address: `host:port`, as the setting `metrics`; with port 0 one that is free.
+            probes: answers `/healthz` and `/readyz`.
 
         Raises:
             OSError: the address can't be had.
@@ -75,6 +80,8 @@ class ScrapePort:
         host, _, port = address.rpartition(":")
         self._server: Any
         self._server, self._thread = start_wsgi_server(int(port), host.strip("[]"), registry_of(figures))
+        if probes is not None:
+            self._server.set_app(_beside(self._server.get_app(), probes))
         self.address = f"{host}:{self._server.server_address[1]}"
 
     @property
@@ -87,3 +94,11 @@ class ScrapePort:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+def _beside(metrics: WsgiApp, probes: WsgiApp) -> WsgiApp:
+    def answer(environ: dict[str, Any], start_response: Any) -> Any:
+        app = probes if environ.get("PATH_INFO") in ("/healthz", "/readyz") else metrics
+        return app(environ, start_response)
+
+    return answer

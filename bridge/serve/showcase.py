@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import gzip
 import json
@@ -13,6 +14,7 @@ from typing import Any
 import structlog
 
 from squadron.bridge.daemons import private_dir, write_private
+from squadron.bridge.health.probes import Probes
 from squadron.bridge.jetstream.storage import oldest_at, storage
 from squadron.bridge.jetstream.stream_configs import StreamNames
 from squadron.bridge.jetstream.wiring import Wiring
@@ -66,7 +68,9 @@ class Showcase:
     def _open_port(self) -> None:
         settings = self._wiring.settings
         try:
-            self.endpoint = ScrapePort(settings.metrics, self.census.figures)
+            probes = Probes(self._wiring.connection, self._wiring.ports.subjects)
+            answer = probes.over_wsgi(asyncio.get_running_loop())
+            self.endpoint = ScrapePort(settings.metrics, self.census.figures, answer)
             if settings.ray_address is None:
                 folder = private_dir(settings.home / "metrics")
                 target = {"targets": [self.endpoint.address], "labels": {"environment": settings.env}}

@@ -115,6 +115,11 @@ async def test_counters_outlive_a_killed_replica_and_a_killed_bridge(squad: Squa
     )
 
     status = await squad.status()
+    root = status["metrics"].removesuffix("/metrics")
+    for path, looked_at in (("healthz", {"loop"}), ("readyz", {"nats", "bridge"})):
+        told = json.loads(await asyncio.to_thread(_read, f"{root}/{path}"))
+        assert told.pop("ok") is True
+        assert told.keys() == looked_at
     (replica,) = next(each["replicas"] for each in status["agents"] if each["agent"] == "teller")
     os.kill(replica["pid"], signal.SIGKILL)
     await _say(squad, 3)

@@ -9,6 +9,7 @@ import functools
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -31,8 +32,8 @@ from squadron.actors.thinking.quota import Limits
 from squadron.bridge.control.control import Bridge
 from squadron.bridge.health.diagnosis import Diagnosis
 from squadron.bridge.health.examining import CHECKS, examine
-from squadron.bridge.health.facts import StreamFacts
-from squadron.bridge.health.gathering import gather
+from squadron.bridge.health.facts import BusFacts, Facts, StreamFacts
+from squadron.bridge.health.gathering import Gathering, gather
 from squadron.bridge.health.release import release
 from squadron.bridge.host import Host
 from squadron.bridge.jetstream.link import embedded
@@ -177,6 +178,26 @@ async def test_no_server_is_told(tmp_path: Path) -> None:
     found = await look(Settings(home=tmp_path, nats_url="nats://127.0.0.1:1"))
 
     assert "127.0.0.1:1 can't be reached" in found["nats answers"].found
+    assert found["nats answers"].level == "fail"
+
+
+async def test_a_server_that_hangs_holds_nobody_up(tmp_path: Path) -> None:
+    endpoint = embedded.ensure(tmp_path)
+    wiring = await _open(Settings(home=tmp_path, env="sick"))
+    try:
+        # It hangs when somebody looks at it, and then for who only wants to begin.
+        os.kill(endpoint.pid, signal.SIGSTOP)
+        known = {"now": 0.0, "heartbeat_s": 5.0, "release": "1", "bus": BusFacts("h", "2.15.1"), "unknown": {}}
+        halfway = examine(Facts(**await Gathering(wiring, known, within_s=0.2, watch_s=0.0).all()))
+        found = await look(wiring.settings)
+    finally:
+        os.kill(endpoint.pid, signal.SIGCONT)
+        await wiring.aclose()
+        embedded.stop(tmp_path)
+
+    fails = {each.name: each.found for each in halfway if each.level == "fail"}
+    assert "no leader" in fails["jetstream"]
+    assert fails.keys() == {"jetstream", "bridge"}
     assert found["nats answers"].level == "fail"
 
 

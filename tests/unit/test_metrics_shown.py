@@ -76,6 +76,21 @@ def test_the_port_speaks_both_formats_and_is_free_again_when_it_is_closed() -> N
     again.close()
 
 
+def test_the_port_answers_probes_beside_the_metrics() -> None:
+    def probes(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        start_response("200 OK", [])
+        return [environ["PATH_INFO"].encode()]
+
+    endpoint = ScrapePort("127.0.0.1:0", everything, probes)
+    root = endpoint.url.removesuffix("/metrics")
+    shown = {}
+    for path in ("/healthz", "/readyz", "/metrics"):
+        with urllib.request.urlopen(f"{root}{path}") as answer:
+            shown[path] = answer.read().decode()
+    endpoint.close()
+    assert shown == {"/healthz": "/healthz", "/readyz": "/readyz", "/metrics": text_of(everything())}
+
+
 def test_with_nothing_to_show_there_is_an_empty_page() -> None:
     assert text_of(Figures()) == ""
 
