@@ -130,10 +130,6 @@ class Mind(Asker):
         estimate = self._reserve(model, request, self.books.ledger.left, known=known, new=new)
         return await self._store_asking(model, request, estimate)
 
-    async def note(self, asked: Asking, request: ModelRequest) -> None:
-        """Store that the model is about to be asked this; who calls it holds the lock."""
-        await self.recorder.store_locked(asked)
-
     async def _fitted(self, model: Model, request: ModelRequest, messages: list[ChatMessage]) -> Fitted:
         """The conversation as it fits into the model's window; summaries are stored before they are shown."""
         while True:

@@ -18,9 +18,9 @@ from squadron.cli.environment import Json
 from squadron.runtime.errors import ConfigError
 
 if TYPE_CHECKING:
-    from squadron.replay.archive import PastRun, ReplayChanges
     from squadron.replay.load import LoadReport
     from squadron.replay.outline import Outline
+    from squadron.replay.past_runs import PastRun, ReplayChanges
     from squadron.replay.player import RunReplay
     from squadron.runtime.asking.options import AskOptions
     from squadron.runtime.wire.outcome import Outcome
@@ -145,7 +145,7 @@ async def _exactly(ctx: typer.Context, source: str, agent: str, as_json: bool) -
 @contextlib.asynccontextmanager
 async def _past(ctx: typer.Context, source: str, *, live: bool) -> AsyncIterator[PastRun]:
     """The run; a file needs no squad, unless agents are to be called."""
-    from squadron.replay.archive import PastRun
+    from squadron.replay.past_runs import PastRun
     from squadron.replay.recording import Recording
 
     is_id = source.removeprefix("run-").isalnum()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from squadron.actors.runs.lanes import Costs
 from squadron.actors.runs.shelf import RunInfo, RunView
 from squadron.actors.runs.timeline import Timeline
-from squadron.replay.archive import PastRun, RunArchive
+from squadron.replay.past_runs import PastRun, RunArchive
 
 if TYPE_CHECKING:
     from squadron.replay.recording import Recording

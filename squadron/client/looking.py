@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 
 from squadron.bridge.place import Place
-from squadron.replay.archive import RunArchive
+from squadron.replay.past_runs import RunArchive
 from squadron.runtime.closing import AsyncClosing
 from squadron.runtime.lite.listing import LiteInfo, list_lite
 from squadron.runtime.store.dead_letters import DeadLetters

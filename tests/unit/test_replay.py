@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from squadron import Agent, Context, LLMAgent, ModelTurn, Supervisor, ToolCall, tool, topic
 from squadron.actors.runs.entries import CallsEnded, Entry, Epoch, Sending
 from squadron.cli.app import app
-from squadron.replay.archive import PastRun
+from squadron.replay.past_runs import PastRun
 from squadron.replay.recording import Recording
 from squadron.runtime.errors import ModelError, RecordingError
 from squadron.testing import MemorySquad, ScriptedModel, replay

@@ -8,7 +8,7 @@ import pytest
 
 from squadron import ModelTurn, Supervisor
 from squadron.actors.runs.entries import Started
-from squadron.replay.archive import PastRun
+from squadron.replay.past_runs import PastRun
 from squadron.runtime.errors import ConfigError
 from squadron.testing import MemorySquad, ScriptedModel, replay
 from tests.unit.test_replay import PLAN, call
