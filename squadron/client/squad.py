@@ -41,7 +41,7 @@ class Squad(Fleet):
     def __init__(self, wiring: Wiring, settings: Settings, servers: Servers | None = None) -> None:
         super().__init__(wiring)
         self._servers = servers or Servers(settings)
-        self._connection = wiring.connection
+        self._nats = wiring
 
     # --- opening and closing -------------------------------------------------------------------------
 
@@ -143,7 +143,7 @@ class Squad(Fleet):
     def audit(self) -> AuditTrail:
         """What happened in this environment, if it is audited: query, verify, export."""
         home = self._wiring.settings.home
-        return AuditTrail(self._connection, StreamNames(self.settings.env), home)
+        return AuditTrail(self._nats.connection, StreamNames(self.settings.env), home)
 
     @property
     def started_here(self) -> bool:

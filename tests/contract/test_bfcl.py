@@ -75,6 +75,7 @@ class Play:
     settings: Settings
     tasks: Sequence[BfclTask]
     fate: Fate
+    at_once: int = AT_ONCE
     desk: Desk = field(init=False)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     entries: dict[str, list[Entry]] = field(default_factory=dict)
@@ -106,7 +107,7 @@ class Play:
             environ = {"ANTHROPIC_API_KEY": "k", "ANTHROPIC_BASE_URL": server.base_url}
             await stack.enter_async_context(Supervisors(self.settings, self.fate, environ, SUPERVISORS))
             await until(partial(_is_served, wiring), 60.0)
-            room = asyncio.Semaphore(AT_ONCE)
+            room = asyncio.Semaphore(self.at_once)
             async with asyncio.TaskGroup() as group:
                 for task in self.tasks:
                     group.create_task(self._converse(wiring, task, room))
@@ -147,9 +148,9 @@ async def _is_served(wiring: Wiring) -> bool:
     return wiring.registry.find("goal.pursue") is not None
 
 
-async def play(settings: Settings, folder: Path, count: int) -> Play:
+async def play(settings: Settings, folder: Path, count: int, at_once: int = AT_ONCE) -> Play:
     tasks = chosen(count)
-    made = Play(settings, tasks, fates_of(tasks, folder))
+    made = Play(settings, tasks, fates_of(tasks, folder), at_once)
     await made.run()
     made.check()
     # Where more was stored together, a log may be over before.
@@ -160,7 +161,8 @@ async def play(settings: Settings, folder: Path, count: int) -> Play:
 async def test_gold_trajectories_come_to_their_end_states_although_supervisors_are_killed(
     settings: Settings, tmp_path: Path
 ) -> None:
-    await play(settings, tmp_path, 4)
+    # One by one: on a busy machine a neighbour's deaths and its own are three before the first thought.
+    await play(settings, tmp_path, 4, at_once=1)
 
 
 @pytest.mark.slow
