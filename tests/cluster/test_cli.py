@@ -484,42 +484,6 @@ async def _result_of(id: str, home: Path) -> dict[str, Any]:
         await wiring.aclose()
 
 
-def test_undeploy_takes_an_agent_away(deployed: Run) -> None:
-    assert deployed("undeploy", "shouter").returncode == 0
-
-    ended = deployed("ask", "text.shout", "text=x")
-
-    assert ended.returncode == 1
-    assert "nobody serves 'text.shout'" in ended.stderr
-
-
-# The last two stop the module's servers.
-
-
-def test_down_stops_everything_and_deletes_when_told(deployed: Run, folder: Path) -> None:
-    ended = deployed("down", "--delete-data", "--json")
-
-    assert json.loads(ended.stdout)["stopped"] == ["ray", "nats"]
-    assert embedded.find(folder / "home") is None
-    assert local.find(folder / "home") is None
-    assert not (folder / "home" / "nats").exists()
-    assert deployed("status").returncode == 3
-
-
-def test_ctrl_c_while_servers_start_stops_them_again(squadron: Run, folder: Path, environ: dict[str, str]) -> None:
-    process = _started(["up"], folder, environ)
-    while embedded.find(folder / "home") is None and process.poll() is None:
-        time.sleep(0.01)
-
-    process.send_signal(signal.SIGINT)
-    told = process.communicate(timeout=60)[1]
-
-    assert process.returncode == 130
-    assert "Traceback" not in told
-    assert embedded.find(folder / "home") is None
-    assert local.find(folder / "home") is None
-
-
 def test_live_views_show_what_runs_passes_and_took_its_time(
     deployed: Run, folder: Path, environ: dict[str, str]
 ) -> None:
@@ -569,3 +533,39 @@ with Squad.connect() as squad, squad.listen(contents=True) as passing:
         [sys.executable, "-c", script], cwd=folder, env=environ, capture_output=True, text=True, timeout=LONG_S
     )
     assert done.stdout.splitlines() == ["{'text': 'plain'} PLAIN shouter", "[] []"], done.stderr
+
+
+def test_undeploy_takes_an_agent_away(deployed: Run) -> None:
+    assert deployed("undeploy", "shouter").returncode == 0
+
+    ended = deployed("ask", "text.shout", "text=x")
+
+    assert ended.returncode == 1
+    assert "nobody serves 'text.shout'" in ended.stderr
+
+
+# The last two stop the module's servers.
+
+
+def test_down_stops_everything_and_deletes_when_told(deployed: Run, folder: Path) -> None:
+    ended = deployed("down", "--delete-data", "--json")
+
+    assert json.loads(ended.stdout)["stopped"] == ["ray", "nats"]
+    assert embedded.find(folder / "home") is None
+    assert local.find(folder / "home") is None
+    assert not (folder / "home" / "nats").exists()
+    assert deployed("status").returncode == 3
+
+
+def test_ctrl_c_while_servers_start_stops_them_again(squadron: Run, folder: Path, environ: dict[str, str]) -> None:
+    process = _started(["up"], folder, environ)
+    while embedded.find(folder / "home") is None and process.poll() is None:
+        time.sleep(0.01)
+
+    process.send_signal(signal.SIGINT)
+    told = process.communicate(timeout=60)[1]
+
+    assert process.returncode == 130
+    assert "Traceback" not in told
+    assert embedded.find(folder / "home") is None
+    assert local.find(folder / "home") is None
