@@ -484,6 +484,7 @@ async def _result_of(id: str, home: Path) -> dict[str, Any]:
         await wiring.aclose()
 
 
+@pytest.mark.timeout(LONG_S + 30)
 def test_live_views_show_what_runs_passes_and_took_its_time(
     deployed: Run, folder: Path, environ: dict[str, str]
 ) -> None:
@@ -500,13 +501,13 @@ def test_live_views_show_what_runs_passes_and_took_its_time(
     with subprocess.Popen(command, cwd=folder, env=environ, **pipes) as tail:
         assert tail.stderr is not None
         assert "Listening" in tail.stderr.readline()
-        assert deployed("ask", "text.shout", "text=hi", "--task-id", "mine").returncode == 0
+        assert deployed("ask", "text.shout", "text=hi", "--task-id", "watched").returncode == 0
         passed, _ = tail.communicate(timeout=LONG_S)
     task, result = [line.split("\t") for line in passed.splitlines()]
-    assert (task[1:4], task[6], task[10]) == (["task", "text.shout", "mine"], "shouter", '{"text": "hi"}')
-    assert (result[1:4], result[7], result[10]) == (["result", "text.shout", "mine"], "result", "HI")
+    assert (task[1:4], task[6], task[10]) == (["task", "text.shout", "watched"], "shouter", '{"text": "hi"}')
+    assert (result[1:4], result[7], result[10]) == (["result", "text.shout", "watched"], "result", "HI")
 
-    lanes = json.loads(deployed("trace", "mine", "--json").stdout)["lanes"]
+    lanes = json.loads(deployed("trace", "watched", "--json").stdout)["lanes"]
     assert [lane["name"] for lane in lanes] == ["asked", "shouter"]
 
     agents = json.loads(deployed("top", "--once", "--json").stdout)["agents"]
@@ -524,9 +525,9 @@ def test_live_views_show_what_runs_passes_and_took_its_time(
 from squadron import Squad
 
 with Squad.connect() as squad, squad.listen(contents=True) as passing:
-    squad.ask("text.shout", {"text": "plain"}, task_id="other")
-    mine = (it for it in passing if it.id == "other")
-    print(next(mine).content, next(mine).content["data"], squad.runs.trace("other")[0].lanes[-1].name)
+    squad.ask("text.shout", {"text": "plain"}, task_id="heard")
+    mine = (it for it in passing if it.id == "heard")
+    print(next(mine).content, next(mine).content["data"], squad.runs.trace("heard")[0].lanes[-1].name)
     print(squad.map(0.2).to_dicts(), squad.lite_topics("chat"))
 """
     done = subprocess.run(
