@@ -176,11 +176,6 @@ class Moments:
         asked = [bar if bar.ended is not None else Bar(bar.kind, bar.began, last) for bar in times.asked]
         return (*asked, *_merged(times, self.ended))
 
-    def tasks_of(self, call: str) -> dict[int, tuple[Bar, ...]]:
-        """The same of each task of a call."""
-        times = self._calls.get(call)
-        return {} if times is None else {index: _of_task(times, index, self.ended) for index in times.sent}
-
 
 def _of_task(times: _CallTimes, index: int, over: float | None) -> tuple[Bar, ...]:
     sent = times.sent[index]

@@ -31,6 +31,7 @@ from squadron.runtime.ports.bus import Note, Subscription
 from squadron.runtime.registry.registry import Registry
 from squadron.runtime.store.claims import INPUT_KEEP_S
 from squadron.runtime.store.port_set import Ports
+from squadron.runtime.telemetry.storing import told_when_stored
 from squadron.runtime.texts import jsonable
 from squadron.runtime.wire.envelope import LAST_MS
 from squadron.runtime.wire.limits import Deadline
@@ -312,7 +313,7 @@ class Caller:
         )
         # The same id is stored once.
         put = self._insist(handle.deadline, self.ports.queue.put, subject, data, msg_id=msg_id, headers=headers)
-        await self.sender.stored(handle.task_id, put)
+        await told_when_stored(self.ports.observers, handle.task_id, put)
 
     async def _claim(self, handle: Handle, content: Any, ask: AskOptions) -> None:
         """Settle a handle under an id of the caller's own if it stands for another task, or has ended before."""

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
-from typing import Any, Literal, TypeVar, Unpack
+from typing import Any, Literal, Unpack
 
-from squadron.runtime.retries import summary_of
 from squadron.runtime.store.port_set import Ports
-from squadron.runtime.telemetry.happenings import MessagePut, MessageStored
+from squadron.runtime.telemetry.happenings import MessagePut
+from squadron.runtime.telemetry.storing import told_when_stored
 from squadron.runtime.wire.envelope import AgentMessage, Head
 from squadron.runtime.wire.subjects import check_topic, token_of
-
-T = TypeVar("T")
 
 
 class Sender:
@@ -44,21 +41,6 @@ class Sender:
         self._observers.tell(put)
         return put.headers
 
-    async def stored(self, id: str, storing: Awaitable[T]) -> T:
-        """Await what stores a message, and tell how that ended."""
-        if not self._observers.on:
-            return await storing
-        error = "cancelled"
-        try:
-            stored = await storing
-            error = ""
-            return stored
-        except Exception as failure:
-            error = summary_of(failure)
-            raise
-        finally:
-            self._observers.tell(MessageStored(id=id, error=error))
-
     async def publish(self, topic: str, content: Any, *, conversation_id: str = "") -> None:
         """Send an event to whoever listens now (at most once).
 
@@ -68,7 +50,9 @@ class Sender:
         message = self._event(content, conversation_id=conversation_id)
         subject, data = self._ports.subjects.event(check_topic(topic)), message.encode()
         headers = self.put("event", topic, data, id=message.id, conversation_id=conversation_id)
-        await self.stored(message.id, self._ports.bus.publish(subject, data, headers=headers))
+        await told_when_stored(
+            self._observers, message.id, self._ports.bus.publish(subject, data, headers=headers)
+        )
 
     async def publish_durable(
         self, topic: str, content: Any, *, event_id: str = "", conversation_id: str = ""
@@ -91,7 +75,7 @@ class Sender:
         data = message.encode()
         headers = self.put("durable", topic, data, id=message.id, conversation_id=conversation_id)
         storing = self._ports.events.append(topic, data, msg_id=token_of(message.id), headers=headers)
-        return await self.stored(message.id, storing)
+        return await told_when_stored(self._observers, message.id, storing)
 
     def _event(self, content: Any, **head: Unpack[Head]) -> AgentMessage:
         head.setdefault("timestamp", self._ports.clock.time())

@@ -27,10 +27,10 @@ from squadron.runtime.lite.quotas import IN_ALL, PER_OWNER, Quotas
 from squadron.runtime.lite.reader import LiteReader, LiteReading
 from squadron.runtime.ports.journal import Headers
 from squadron.runtime.ports.lite_journal import END_HEADER
-from squadron.runtime.retries import summary_of
 from squadron.runtime.store.operating import operating
 from squadron.runtime.store.port_set import Ports
-from squadron.runtime.telemetry.happenings import MessagePut, MessageStored
+from squadron.runtime.telemetry.happenings import MessagePut
+from squadron.runtime.telemetry.storing import told_when_stored
 from squadron.runtime.wire.start import LiteStart, check_lite_start
 from squadron.runtime.wire.subjects import check_token, life_of, token_of
 
@@ -113,16 +113,8 @@ class LiteTopics:
             kind="lite", id=os.urandom(16).hex(), topic=topic.key, conversation_id="", bytes=len(data)
         )
         self._observers.tell(put)
-        error = "cancelled"
-        try:
-            seq = await self._publish(topic, data, msg_id, put.headers)
-            error = ""
-            return seq
-        except Exception as failure:
-            error = summary_of(failure)
-            raise
-        finally:
-            self._observers.tell(MessageStored(id=put.id, error=error))
+        storing = self._publish(topic, data, msg_id, put.headers)
+        return await told_when_stored(self._observers, put.id, storing)
 
     async def _publish(self, topic: LiteTopic, data: bytes, msg_id: str | None, headers: Headers | None) -> int:
         if not self._due(topic):

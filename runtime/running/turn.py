@@ -156,16 +156,16 @@ class Turns:
         """The task goes on with another replica, or later."""
         match ended:
             case HandOn():
-                told.ended("handed_on")
                 if not await hand_over(self._ports, delivery, ended.replicas):
                     after_s = backoff_s(delivery.lease.delivered, HAND_ON_S, LONGEST_HAND_ON_S)
                     await delivery.lease.release(after_s)
+                told.ended("handed_on")
             case Again():
-                told.ended("again", after_s=ended.after_s, error=ended.error)
                 await delivery.lease.release(ended.after_s)
+                told.ended("again", after_s=ended.after_s, error=ended.error)
             case Later():
-                told.ended("parked")
                 await self._parking.park(delivery, message, ended.park)
+                told.ended("parked")
             case LetGo():
                 told.ended("superseded")
 

@@ -15,6 +15,7 @@ from squadron.config import Settings
 from squadron.runtime.asking.answering import People
 from squadron.runtime.running.context import Context
 from squadron.runtime.running.parking import Waker
+from squadron.runtime.telemetry.happenings import Happening, TurnEnded
 from squadron.runtime.wire.envelope import AgentIdentity
 
 
@@ -55,8 +56,20 @@ async def bridge(wiring: Wiring) -> None:
     await waker.aclose()
 
 
+class Parks:
+    """An observer that says when a task is parked."""
+
+    def hear(self, happening: Happening) -> None:
+        if isinstance(happening, TurnEnded) and happening.end == "parked":
+            tell("parked")
+
+    async def aclose(self) -> None:
+        pass
+
+
 async def replica(wiring: Wiring) -> None:
     """Serve until killed."""
+    wiring.ports.observers.add(Parks())
     spec = AgentSpec.of(Buyer)
     host = Host(wiring, Buyer(), spec, slots=4)
     await wiring.ports.queue.declare(host.mailbox)

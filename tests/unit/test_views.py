@@ -190,12 +190,10 @@ def test_a_call_waits_for_people_then_for_a_replica_and_then_works() -> None:
         CallsEnded(at=18, ends=(end(0, 1.0),)),
     )
 
-    assert made.tasks_of("c") == {0: (Bar("wait", 15, 17), Bar("work", 17, 18)), 1: (Bar("open", 15, None),)}
     assert made.of_call("c") == (Bar("person", 10, 14), Bar("wait", 15, 17), Bar("work", 17, None))
 
     made.apply(CallsEnded(at=30, ends=(end(1, 2.0, attempt=2),)))
 
-    assert made.tasks_of("c")[1] == (Bar("again", 15, 28), Bar("work", 28, 30))
     assert made.of_call("c") == (Bar("person", 10, 14), Bar("again", 15, 17), Bar("work", 17, 30))
     assert made.of_call("never made") == ()
 
