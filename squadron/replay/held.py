@@ -84,8 +84,7 @@ class ReplayRecorder(Recorder):
                 continue
             coming = self._tape.next
             if (key := _next_bid(entry, self.state)) and key != _next_bid(coming, self.state) and self._comes(key):
-                # Who tries the next bid and who asks the model are two: this comes later, and decides again; or
-                # its attempt died before it came.
+                # Who tries the next bid and who asks the model are two: this one comes later, and decides again.
                 return await self._wait_for(key)
             if self._tape.cut and not isinstance(entry, Epoch):
                 await self._end(None)
@@ -102,8 +101,7 @@ class ReplayRecorder(Recorder):
         self._check_over()
 
     def _comes(self, key: tuple[str, int]) -> bool:
-        comes = any(_next_bid(entry, self.state) == key for entry in self._tape.coming(Sending))
-        return comes or not (self._tape.cut or any(self._tape.coming(Finished)))
+        return any(_next_bid(entry, self.state) == key for entry in self._tape.coming(Sending))
 
     async def _wait_for(self, key: tuple[str, int]) -> None:
         """Let others store meanwhile; the lock is held again when this returns."""

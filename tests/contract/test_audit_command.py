@@ -9,6 +9,7 @@ from pathlib import Path
 
 from squadron import Agent, topic
 from squadron.bridge.jetstream.wiring import Wiring
+from squadron.replay.load import tasks_in
 from tests.contract.audit_worlds import archiving, audited, recorded
 from tests.contract.conftest import ON_NATS, Serve, World
 
@@ -45,6 +46,8 @@ async def test_the_trail_is_looked_at_verified_and_taken_elsewhere(
     assert "SQUADRON_AUDIT=trail" in err
     trail = await audited(wiring, "full")
     async with archiving(wiring.settings):
+        # What anybody says on a lite topic is on record, too, and need be no envelope.
+        await wiring.ports.lite.append(wiring.ports.subjects.lite("chat", "one"), b'{"raw": 1}')
         outcome = await wiring.caller.ask("bell.ring", {"text": "ding"})
         await recorded(trail, 1, kind="result")
     code, out, _ = await run(wiring, "query", "--task", outcome.task_id, "--since", "1h", "--json")
@@ -57,6 +60,9 @@ async def test_the_trail_is_looked_at_verified_and_taken_elsewhere(
     assert (code, json.loads(out)["ok"], json.loads(out)["faults"]) == (0, True, [])
     file = tmp_path / "trail.jsonl"
     assert (await run(wiring, "export", "-o", str(file)))[0] == 0
+    # It can be put to another environment as load.
+    (task,) = tasks_in(file)
+    assert (task.topic, task.message.id, task.outcome) == ("bell.ring", outcome.task_id, "result")
     file.write_bytes(file.read_bytes().replace(b"ding", b"dong"))
     code, out, err = await run(wiring, "verify", str(file), "--anchors", str(trail.anchor_file))
     assert code == 1
