@@ -33,6 +33,7 @@ STYLES = {
     "event": "blue",
     "query": "bold yellow",
     "answer": "yellow",
+    "again": "yellow",
     "cancel": "red",
     "dead": "bold red",
     "bridge": "magenta",
