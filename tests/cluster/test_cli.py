@@ -508,7 +508,9 @@ def test_live_views_show_what_runs_passes_and_took_its_time(
     assert (result[1:4], result[7], result[10]) == (["result", "text.shout", "watched"], "result", "HI")
 
     lanes = json.loads(deployed("trace", "watched", "--json").stdout)["lanes"]
-    assert [lane["name"] for lane in lanes] == ["asked", "shouter"]
+    assert [(lane["name"], [bar["kind"] for bar in lane["bars"]]) for lane in lanes] == [
+        ("shouter", ["wait", "work"])
+    ]
 
     agents = json.loads(deployed("top", "--once", "--json").stdout)["agents"]
     shouter = next(each for each in agents if each["agent"] == "shouter")
