@@ -50,6 +50,8 @@ MEANINGS: dict[BarKind, str] = {
 PRECEDENCE: tuple[BarKind, ...] = ("pause", "wait", "open", "think", "work", "again", "person", "vain", "lost")
 #: Narrowest terminal that is drawn for, and how long a line is where nobody says, in cells.
 LEAST_WIDTH, WIDTH = 40, 100
+#: Terminals on which words and bars have to share what there is, in cells.
+NARROW = range(60, 120)
 #: Lanes in a notebook: a browser chokes on thousands.
 MOST_DRAWN = 300
 #: Of the picture: width, height of a lane, where the bars begin and end, in pixels.
@@ -221,7 +223,7 @@ class Layout:
         longest = max((2 * lane.depth + len(lane.name) for lane in timeline.lanes), default=8)
         names = max(8, min(longest, width * 3 // 10))
         # Where there is little room words need more of it, and where there is hardly any, bars.
-        share = 9 if 60 <= width < WIDTH else 11
+        share = 9 if width in NARROW else 11
         return cls(width, names, max(8, (width - names) * share // 20))
 
     def name(self, lane: Lane) -> str:

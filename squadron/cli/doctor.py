@@ -71,6 +71,7 @@ def _show(check: Diagnosis) -> None:
         head, rest = part[:INDENT], part[INDENT:]
         lines = rest.wrap(console, console.width - INDENT) if console.width > 2 * INDENT else [rest]
         for number, line in enumerate(lines):
+            line.rstrip()
             console.print(Text.assemble(head if number == 0 else " " * INDENT, line), soft_wrap=True)
 
 

@@ -316,6 +316,29 @@ async def test_a_stream_whose_server_is_gone_has_no_leader(tmp_path: Path) -> No
         await until(is_told, within_s=60.0)
 
 
+@pytest.mark.slow
+async def test_a_cluster_that_lost_two_of_its_three_servers_is_told(tmp_path: Path) -> None:
+    with Cluster(tmp_path) as cluster:
+        settings = Settings(home=tmp_path, nats_url=cluster.urls[2], env="sick")
+        wiring = await _open_at_last(settings)
+        await wiring.aclose()
+        well = await look(settings)
+        assert well["jetstream"].level == "ok"
+        for name in ("n0", "n1"):
+            cluster.kill(name)
+
+        async def is_told() -> bool:
+            return (await look(settings, within_s=1.0))["jetstream"].level == "fail"
+
+        # The one that is left is the leader until it has heard from nobody for a while.
+        await until(is_told, within_s=60.0)
+        found = await look(settings, within_s=1.0)
+
+    assert found["nats answers"].level == "ok"
+    assert "it has no leader" in found["jetstream"].found
+    assert "more than half" in found["jetstream"].fix
+
+
 async def _open_at_last(settings: Settings) -> Wiring:
     """A cluster that has a leader may need a moment yet."""
     opened = list[Wiring]()
