@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from squadron.runtime.asking.cancel import Cancellable, cancellable
 from squadron.runtime.errors import FencedError
 from squadron.runtime.ports.queue import Delivery
 from squadron.runtime.store.port_set import Ports
@@ -38,10 +39,14 @@ def keep_s(ports: Ports, message: AgentMessage) -> float:
     return max(0.0, limits.deadline / 1000 - ports.clock.time()) + LITE_TTL_S
 
 
-def cancelled_with(message: AgentMessage) -> tuple[str, ...]:
+def cancelled_with(message: AgentMessage) -> tuple[Cancellable, ...]:
     """The tasks with which this one is cancelled: itself, and who asked for it, if that one outlives its replica.
 
     Who asked may be cancelled while its replica is dead, when nobody is there to tell the tasks that it sent.
     """
     parent = message.context.parent_message_id
-    return (message.id, parent) if message.once and parent else (message.id,)
+    own = cancellable(message.id, message.source.id)
+    asker = (message.metadata or {}).get("parentSource")
+    if not message.once or not parent or not isinstance(asker, str):
+        return (own,)
+    return own, cancellable(parent, asker)
