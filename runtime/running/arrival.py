@@ -74,7 +74,7 @@ async def arrive(
             await delivery.lease.settle()
             return None
         alone = False
-    if not alone and await is_copy(ports, delivery, message):
+    if not alone and not unfit and await is_copy(ports, delivery, message):
         await delivery.lease.settle()
         return None
     return Arrival(lite_key, announce, unfit, now if late or own else message.timestamp)

@@ -6,8 +6,10 @@ from squadron.runtime.asking.cancel import Cancellable, cancellable
 from squadron.runtime.errors import FencedError
 from squadron.runtime.ports.queue import Delivery
 from squadron.runtime.store.port_set import Ports
+from squadron.runtime.texts import digest_of
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.outcome import LITE_TTL_S
+from squadron.runtime.wire.replies import principal_of
 from squadron.runtime.wire.subjects import token_of
 
 
@@ -20,7 +22,9 @@ async def is_copy(ports: Ports, delivery: Delivery, message: AgentMessage) -> bo
     Raises:
         BusUnavailableError: nobody knows.
     """
-    key = ports.subjects.lite(token_of(message.id), "begun")
+    # Of this very task: whoever sends another one under its id leaves a mark of its own.
+    whose = digest_of([principal_of(message.source.id), message.reply_to, message.type])[:16]
+    key = ports.subjects.lite(token_of(message.id), f"begun-{whose}")
     mark = f"{delivery.seq}.{message.redriven}".encode()
     try:
         await ports.lite.append(key, mark, ttl_s=keep_s(ports, message), expect_seq=0)

@@ -20,7 +20,7 @@ _INTERNAL = frozenset(
 #: The same of each agent: its memory, its talks, its notes.
 _INTERNAL_OF = re.compile(r"(memory|notes|talk)-.*(?<!-asks)")
 #: What is noted beside a task, under its id.
-_NOTES = re.compile(r"asked|begun|spent(-[0-9]+)?")
+_NOTES = re.compile(r"asked|begun(-[0-9a-f]+)?|spent(-[0-9]+)?")
 _RUN = re.compile(r"run-[0-9a-f]{24}")
 _INSTANCE = re.compile(r"(.+)-[0-9a-f]{1,32}")
 

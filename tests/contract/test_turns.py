@@ -39,6 +39,7 @@ from squadron.runtime.wire.outcome import (
     TimedOut,
     Undeliverable,
 )
+from squadron.runtime.wire.subjects import token_of
 from squadron.testing import now_s
 from tests.contract.conftest import ON_NATS, SOON_S, Peer, Replica, Serve, World, first_stored, peer_of, until
 
@@ -177,7 +178,7 @@ async def _letters(peer: Peer) -> list[dict[str, Any]]:
 
 async def _put_raw(peer: Peer, topic: str, content: Any, **fields: Any) -> AgentMessage:
     message = AgentMessage.new("task", AgentIdentity(id="stranger"), content, **fields)
-    await peer.queue.put(peer.subjects.task(topic), message.encode(), msg_id=uuid.uuid4().hex)
+    await peer.queue.put(peer.subjects.task(topic), message.encode(), msg_id=token_of(message.id))
     return message
 
 
