@@ -32,8 +32,8 @@ class Watched:
         self.kept: dict[str, float] = {}
         self.fetched = 0
 
-    async def store(self, data: bytes, *, keep_s: float) -> str:
-        name = await self._vault.store(data, keep_s=keep_s)
+    async def store(self, data: bytes, *, keep_s: float, name: str = "") -> str:
+        name = await self._vault.store(data, keep_s=keep_s, name=name)
         self.kept[name] = keep_s
         return name
 
@@ -240,8 +240,8 @@ async def test_a_task_with_a_false_claim_is_failed(client: Peer, replica: Replic
 
 async def test_a_caller_whose_large_outcome_is_lost_hears_that_at_once(client: Peer, replica: Replica) -> None:
     class Forgetful(Watched):
-        async def store(self, data: bytes, *, keep_s: float) -> str:
-            name = await super().store(data, keep_s=keep_s)
+        async def store(self, data: bytes, *, keep_s: float, name: str = "") -> str:
+            name = await super().store(data, keep_s=keep_s, name=name)
             await self.drop(name)
             return name
 
