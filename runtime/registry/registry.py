@@ -363,9 +363,8 @@ class Registry:
     def refutes(self, source_id: str, topic: str) -> bool:
         """Whether a source is of an agent that is known to serve other topics, and this one is served."""
         card = self._cards.get(source_id.rpartition("-")[0]) or self._cards.get(source_id)
-        if card is None or any(matches(each.name, topic) for each in card.topics):
-            return False
-        return self.find(topic) is not None
+        others = card is not None and not any(matches(each.name, topic) for each in card.topics)
+        return others and self.find(topic) is not None
 
     async def wait_for(self, topic: str, *, within_s: float) -> SemanticTopic | None:
         """Like `find`, but waits until nothing is missing here, and then `grace_s` for the topic to appear."""
