@@ -37,7 +37,7 @@ class Wiring(Place):
 
     def __init__(self, connection: Connection, settings: Settings, identity: AgentIdentity) -> None:
         names = StreamNames(settings.env)
-        subjects = Subjects(settings.env)
+        subjects = Subjects(settings.env, settings.outside)
         self.connection = connection
         queue = JetStreamQueue(connection, subjects, strict=settings.audit_strict == "yes")
         ports = Ports(

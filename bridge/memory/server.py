@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from squadron.bridge.memory.bus import MemoryBus
 from squadron.bridge.memory.common import LoopClock
 from squadron.bridge.memory.events import MemoryEventLog
@@ -51,12 +53,13 @@ class MemoryServer:
         if self._is_cut:
             line.cut()
         self._lines.append(line)
+        subjects = replace(self.subjects, outside=settings.outside)
         ports = Ports(
             identity=identity,
-            subjects=self.subjects,
+            subjects=subjects,
             clock=self.clock,
             bus=self.bus.over(line),
-            queue=OrderedQueue(self.queue.over(line), self.subjects),
+            queue=OrderedQueue(self.queue.over(line), subjects),
             events=self.events.over(line),
             lite=self.lite.over(line),
             dead=self.dead.over(line),

@@ -360,6 +360,12 @@ class Registry:
                 return exact
         return next((found for found, _ in self.topics() if found.is_pattern and matches(found.name, topic)), None)
 
+    def refutes(self, source_id: str, topic: str) -> bool:
+        """Whether a source is of an agent that is known to serve other topics, and this one is served."""
+        card = self._cards.get(source_id.rpartition("-")[0]) or self._cards.get(source_id)
+        others = card is not None and not any(matches(each.name, topic) for each in card.topics)
+        return others and self.find(topic) is not None
+
     async def wait_for(self, topic: str, *, within_s: float) -> SemanticTopic | None:
         """Like `find`, but waits until nothing is missing here, and then `grace_s` for the topic to appear."""
         await self.catch_up(within_s=within_s)
