@@ -83,7 +83,8 @@ class Asker(ABC):
 
     async def note(self, asked: Asking, request: ModelRequest) -> None:
         """Store that the model is about to be asked this; who calls it holds the lock."""
-        await self.recorder.store_locked(asked)
+        store = self.recorder.store_locked if asked.covers else self.recorder.decide_locked
+        await store(asked)
 
     async def _ask(self, request: ModelRequest, within_s: float) -> ModelTurn:
         """The answer of the first model that gives one."""

@@ -30,11 +30,17 @@ class Gather(BaseModel):
 
 
 class _Entry(BaseModel):
-    """Times are in seconds since the epoch, by the clock of the replica that wrote it."""
+    """Times are in seconds since the epoch, by the clock of the replica that wrote it.
+
+    Attributes:
+        seen: of what the loop decided, how many entries of the log it had seen when it did; more may have come
+            before its own was stored. None of what came from elsewhere, and in older logs. See ADR 0031.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     at: float
+    seen: int | None = None
 
 
 class Epoch(_Entry):

@@ -62,6 +62,7 @@ def comparable(entry: Entry) -> dict[str, Any]:
     """What of an entry the code decides, given all that came from outside."""
     shown = dumped((entry,))[0]
     shown.pop("at", None)
+    shown.pop("seen", None)
     for name in _OUTSIDE.get(entry.kind, ()):
         shown.pop(name, None)
     for part, names in _OUTSIDE_PARTS.items():

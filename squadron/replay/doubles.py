@@ -51,8 +51,8 @@ async def forever() -> Any:
 class RecordedModel:
     """A model that says what it said; `Resumable`, as far as the recording has it so."""
 
-    def __init__(self, name: str, tape: Tape, catch_up: Callable[[], None]) -> None:
-        self.name, self._tape, self._catch_up = name, tape, catch_up
+    def __init__(self, name: str, tape: Tape, answered: Callable[[], Awaitable[Entry | None]]) -> None:
+        self.name, self._tape, self._answered = name, tape, answered
 
     async def think(self, request: ModelRequest, on_text: Callable[[str], None] | None = None) -> ModelTurn:
         """The recorded turn, after as long as it took.
@@ -60,8 +60,7 @@ class RecordedModel:
         Raises:
             ModelError: the try failed.
         """
-        self._catch_up()
-        coming = self._tape.next
+        coming = await self._answered()
         if isinstance(coming, Thought | TryFailed):
             asked = next((entry for entry in reversed(self._tape.past) if isinstance(entry, Asking)), coming)
             await asyncio.sleep(max(0.0, coming.at - asked.at))
@@ -229,7 +228,7 @@ class RecordedAim:
         """What was found then: what the model was told of it, and what was offered to it afresh."""
         cards = dict[str, SemanticTopic]()
         found = list[str]()
-        for entry in self.tape.entries[self.tape.at :]:
+        for entry in self.tape.decisions():
             if isinstance(entry, Offered):
                 cards |= {card.name: card for card in entry.cards}
                 self.toolbox.left_out |= entry.left_out
@@ -248,7 +247,7 @@ class RecordedAim:
         """As the code does; without it, as the tape says."""
         if self.inner is not None:
             return self.inner.judge(state, turn)
-        coming = self.tape.next
+        coming = next(self.tape.decisions(), None)
         if isinstance(coming, Nudge):
             return coming.text
         return self._end(turn.text)
@@ -262,7 +261,7 @@ class RecordedAim:
         return self.inner.stop(state, stopped, why) if self.inner is not None else self._end(why).value
 
     def _end(self, otherwise: Any) -> Conclusion:
-        coming = self.tape.next
+        coming = next(self.tape.decisions(), None)
         if not isinstance(coming, Finished):
             return Conclusion(otherwise)
         if coming.error:
