@@ -89,7 +89,10 @@ class Case:
                 await asyncio.wait([died, asking], return_when=asyncio.FIRST_COMPLETED)
                 if not asking.done():
                     # 255: the fork server could not say how.
-                    assert processes[0].exitcode in (-signal.SIGKILL, 255), "it did not die"
+                    assert processes[0].exitcode in (-signal.SIGKILL, 255), (
+                        f"it did not die: {self.death}",
+                        [message async for message in read(wiring.ports, wiring.ports.subjects.run())],
+                    )
                     processes.append(self._process("second", None))
                     self.died = True
             outcome = await asking
