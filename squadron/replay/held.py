@@ -52,7 +52,7 @@ class ReplayActions(Actions):
         await forever()
 
 
-class Turns(asyncio.Lock):
+class Turnstile(asyncio.Lock):
     """Whoever has it is the one who stores the next entry, and finds all that was stored before that."""
 
     def __init__(self, recorder: ReplayRecorder) -> None:
@@ -80,7 +80,7 @@ class ReplayRecorder(Recorder):
         self._tape, self._notes = tape, notes
         self.actions: Actions | None = None
         self._moved = asyncio.Event()
-        self.lock = Turns(self)
+        self.lock = Turnstile(self)
         self.over: asyncio.Future[Difference | None] = asyncio.get_running_loop().create_future()
         #: What is about to be asked.
         self.request: ModelRequest | None = None
