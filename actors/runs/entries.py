@@ -157,6 +157,17 @@ class TryFailed(_Entry):
     retry_after_s: float | None = None
 
 
+class Refused(_Entry):
+    """The model's account did not let it be asked: another one is, or the run is over."""
+
+    kind: Literal["refused"] = "refused"
+    round: int
+    model: str
+    error: str
+    reason: str
+    retry_after_s: float | None = None
+
+
 class Thought(_Entry):
     """The model's turn, as its provider gave it; `spent` as outcomes tell it on the wire."""
 
@@ -346,6 +357,7 @@ Entry = Annotated[
     | Asking
     | Accepted
     | TryFailed
+    | Refused
     | Thought
     | Nudge
     | Awarded

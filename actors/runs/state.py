@@ -23,6 +23,7 @@ from squadron.actors.runs.entries import (
     Nudge,
     Offered,
     Query,
+    Refused,
     Sending,
     Sent,
     Started,
@@ -237,6 +238,10 @@ class RunState:
         self._tell(
             "try_failed", entry.at, round=entry.round, number=entry.number, model=entry.model, reason=entry.reason
         )
+
+    def _refused(self, entry: Refused) -> None:
+        # It is there for who replays the run.
+        pass
 
     def _thought(self, entry: Thought) -> None:
         self.spent += self._cost(entry.spent)

@@ -22,6 +22,7 @@ _OUTSIDE: Mapping[str, frozenset[str]] = {
     "offered": frozenset(["left_out"]),
     "asking": frozenset(["tokens", "usd_micros"]),
     "failed": frozenset(["reason", "spent", "limit", "retry_after_s"]),
+    "refused": frozenset(["retry_after_s"]),
     "thought": frozenset(["spent", "seconds"]),
     "query": frozenset(["deadline_ms"]),
     "waiting": frozenset(["until"]),

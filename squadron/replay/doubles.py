@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,6 @@ from squadron.actors.runs.entries import (
     Awarded,
     CallsEnded,
     Entry,
-    Epoch,
     Finished,
     Nudge,
     Offered,
@@ -26,12 +24,11 @@ from squadron.actors.runs.entries import (
     TryFailed,
 )
 from squadron.actors.runs.loop import Aim, Conclusion, Stopped
-from squadron.actors.runs.mind import Mind
 from squadron.actors.runs.queries import Queries
 from squadron.actors.runs.session import Beginning
 from squadron.actors.runs.state import RunState
 from squadron.actors.runs.toolbox import Toolbox
-from squadron.actors.thinking.model import ModelRequest, ModelTurn, ToolDefinition
+from squadron.actors.thinking.model import Model, ModelRequest, ModelTurn, ToolDefinition
 from squadron.replay.tape import Tape
 from squadron.runtime.errors import ModelError, Terminal
 from squadron.runtime.running.context import TurnContext
@@ -70,17 +67,9 @@ class RecordedModel:
                     on_text(turn.text)
                 return turn
             case TryFailed():
-                raise ModelError(coming.reason, kind=coming.error, retry_after_s=self._pause_after(coming))
+                raise ModelError(coming.reason, kind=coming.error, retry_after_s=self._tape.pause_after(coming))
             case _:
                 return await forever()  # type: ignore[no-any-return]
-
-    def _pause_after(self, failed: TryFailed) -> float | None:
-        """How long to wait after a failed try, in seconds: pauses are drawn by lot, and one may be too long."""
-        following = self._tape.entries[self._tape.at + 1 :]
-        after = next((entry for entry in following if isinstance(entry, Asking | Finished | Epoch)), None)
-        if isinstance(after, Asking):
-            return 0.0 if after.model == failed.model else failed.retry_after_s
-        return math.inf
 
     async def think_resumably(
         self,
@@ -164,11 +153,25 @@ class RecordedQueries(Queries):
         pass
 
 
-class RecordedMind(Mind):
-    """Asks without an account: limits of the provider made the run wait, which is over."""
+@dataclass(frozen=True)
+class RecordedAccount:
+    """Lets a model be asked where it did, at once."""
 
-    def account(self) -> None:
-        return None
+    tape: Tape
+
+    async def admit(self, model: Model, request: ModelRequest, *, within_s: float, priority: int = 0) -> Any:
+        """The right to ask it, which costs nothing here.
+
+        Raises:
+            ModelError: it was refused.
+        """
+        refused = self.tape.refusal
+        if refused is not None and refused.model == model.name:
+            raise ModelError(refused.reason, kind=refused.error, retry_after_s=self.tape.pause_after(refused))
+        return self
+
+    def settle(self, *how: Any) -> None:
+        """Nothing was set aside."""
 
 
 @dataclass

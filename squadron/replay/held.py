@@ -12,11 +12,13 @@ from squadron.actors.runs.acting import Actions
 from squadron.actors.runs.books import RunBooks
 from squadron.actors.runs.call import Call
 from squadron.actors.runs.entries import Asking, CallsEnded, Entry, Epoch, Finished, Sending, Sent
+from squadron.actors.runs.mind import Mind
 from squadron.actors.runs.recorder import Recorder
 from squadron.actors.runs.state import RunState
 from squadron.actors.thinking.model import ModelRequest
+from squadron.actors.thinking.tries import Account
 from squadron.replay.difference import Difference, between, between_requests, parts_of, same
-from squadron.replay.doubles import RecordedMind, forever
+from squadron.replay.doubles import RecordedAccount, forever
 from squadron.replay.tape import Tape
 
 
@@ -79,6 +81,7 @@ class ReplayRecorder(Recorder):
         super().__init__(None, state, books, None, lambda _: None)  # type: ignore[arg-type]
         self._tape, self._notes = tape, notes
         self.actions: Actions | None = None
+        self.account = RecordedAccount(tape)
         self._moved = asyncio.Event()
         self.lock = Turnstile(self)
         self.over: asyncio.Future[Difference | None] = asyncio.get_running_loop().create_future()
@@ -204,8 +207,12 @@ class ReplayRecorder(Recorder):
         return between(recorded, now)
 
 
-class NotingMind(RecordedMind):
+class NotingMind(Mind):
     """Tells the recorder what the model is asked, not only that it is."""
+
+    def account(self) -> Account:
+        assert isinstance(self.recorder, ReplayRecorder)
+        return self.recorder.account
 
     async def note(self, asked: Asking, request: ModelRequest) -> None:
         assert isinstance(self.recorder, ReplayRecorder)

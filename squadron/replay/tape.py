@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TypeVar
 
@@ -15,6 +16,7 @@ from squadron.actors.runs.entries import (
     Entry,
     Epoch,
     Finished,
+    Refused,
     Sending,
     Sent,
     Summarized,
@@ -26,6 +28,8 @@ from squadron.actors.runs.state import RunState
 from squadron.replay.recording import RecordedRun
 
 E = TypeVar("E", bound=Entry)
+#: What follows on a try that was in vain.
+_AFTER = (Asking, Refused, Finished, Epoch)
 
 
 class Tape:
@@ -109,6 +113,20 @@ class Tape:
         """How many entries the loop had seen when it decided what it decides next; None for all before it."""
         decided = next(self.decisions(), None)
         return decided.seen if decided is not None else None
+
+    @property
+    def refusal(self) -> Refused | None:
+        """What the model's account said when it did not let it be asked, if that is what comes next."""
+        told = (entry for entry in self._attempt() if entry.seen is not None or isinstance(entry, Refused))
+        return refused if isinstance(refused := next(told, None), Refused) else None
+
+    def pause_after(self, failed: TryFailed | Refused) -> float | None:
+        """How long to wait after a try in vain, in seconds: pauses are drawn by lot, and one may be too long."""
+        following = self.entries[self.entries.index(failed) + 1 :]
+        after = next((entry for entry in following if isinstance(entry, _AFTER)), None)
+        if isinstance(after, Asking | Refused):
+            return 0.0 if after.model == failed.model else failed.retry_after_s
+        return math.inf
 
     def pass_time(self) -> bool:
         """Let it be as late as it was when the loop stored what it decides next; whether that is any later."""

@@ -18,7 +18,7 @@ from squadron.actors.agent import Agent
 from squadron.actors.decorators import bid, topic
 from squadron.actors.goals.planner import Plan
 from squadron.actors.goals.supervisor import Supervisor
-from squadron.actors.runs.entries import Asking, Entry, Thought
+from squadron.actors.runs.entries import Asking, Entry, Finished, Refused, Thought
 from squadron.actors.runs.log import entries_of, read
 from squadron.actors.thinking.model import Model, ModelRequest, ModelTurn, ToolCall, Usage
 from squadron.bridge.memory.journal import MemoryJournal
@@ -55,15 +55,14 @@ class Race:
     taken_s: tuple[float, float] | None = None
     budget: Budget = UNLIMITED
     window: int = 128_000
+    chain: tuple[str, ...] = ("mind:test",)
 
 
 class Mind:
     """A model that says what is in the script; it decides by what it is shown alone."""
 
-    name = "mind:test"
-
-    def __init__(self, race: Race) -> None:
-        self._race = race
+    def __init__(self, race: Race, name: str) -> None:
+        self._race, self.name = race, name
 
     async def think(self, request: ModelRequest, on_text: Callable[[str], None] | None = None) -> ModelTurn:
         goal = next(message.content for message in request.messages if message.role == "user")
@@ -87,7 +86,7 @@ class Thinker(Supervisor):
     race: Race
 
     def make_model(self, spec: str, plan: Plan | None) -> Model:
-        return Mind(self.race)
+        return Mind(self.race, spec)
 
 
 class Steps(Agent):
@@ -234,18 +233,20 @@ async def perform(race: Race) -> RecordedRun:
 
         async def take_place(since_s: float, until_s: float) -> None:
             await asyncio.sleep(since_s)
-            (await squad.run(f"{HOLD} {until_s - since_s}", topics=["steps.*"], within_s=120.0)).unwrap()
+            how: Any = {"topics": ["steps.*"], "within_s": 120.0, "model": "mind:test"}
+            (await squad.run(f"{HOLD} {until_s - since_s}", **how)).unwrap()
 
         taking = asyncio.create_task(take_place(*race.taken_s)) if race.taken_s else None
         answering = asyncio.create_task(answer()) if race.answers_at_s is not None else None
         how: dict[str, Any] = {"gather": race.gather} if race.gather else {}
+        how |= {"topics": ["steps.*"], "budget": race.budget, "model": ",".join(race.chain)}
         with slow_stores(race.stores_s):
-            outcome = await squad.run("do it", topics=["steps.*"], within_s=120.0, budget=race.budget, **how)
+            await squad.run("do it", within_s=120.0, **how)
         await asyncio.gather(*(each for each in (answering, taking) if each is not None))
         ports = squad._place.ports
-        id = outcome.unwrap()["run"]
-        messages = [entries_of(message) async for _, message in read(ports, ports.subjects.run(id))]
-        return RecordedRun(run=id, messages=tuple(messages))
+        (info,) = (info for info in await squad.runs.list() if info.title == "do it")
+        messages = [entries_of(message) async for _, message in read(ports, ports.subjects.run(info.run))]
+        return RecordedRun(run=info.run, messages=tuple(messages))
 
 
 def between(entries: Sequence[Entry]) -> set[tuple[str, str]]:
@@ -279,3 +280,18 @@ def test_a_log_that_does_not_say_what_was_seen_is_replayed_as_if_all_had_been() 
     recorded = run(perform(quiet))
     older = [tuple(entry.model_copy(update={"seen": None}) for entry in each) for each in recorded.messages]
     assert play(replace(recorded, messages=tuple(older))).equal
+
+
+@pytest.mark.parametrize("chain", [("mind:test",), ("mind:test", "mind:spare")])
+def test_what_an_account_refused_is_refused_again(chain: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    # No minute has room for what the first model would be asked.
+    monkeypatch.setenv("SQUADRON_MODEL_LIMITS", json.dumps({"mind:test": {"input_tpm": 10}}))
+    recorded = run(perform(Race([[take("a", 0.1)]], ("", ""), chain=chain)))
+    (refused,) = (entry for entry in recorded.entries if isinstance(entry, Refused))
+    asked = [entry.model for entry in recorded.entries if isinstance(entry, Asking)]
+    assert (refused.model, asked) == ("mind:test", ["mind:spare"] * 2 if chain[1:] else [])
+    finished = recorded.entries[-1]
+    assert isinstance(finished, Finished)
+    assert finished.stopped == ("finished" if chain[1:] else "model")
+    replay = play(recorded)
+    assert replay.equal, replay.difference

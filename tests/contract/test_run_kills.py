@@ -222,8 +222,8 @@ async def test_a_run_goes_on_wherever_its_replica_dies(
 
 async def test_no_kind_of_entry_is_forgotten(cases: Any) -> None:
     # Of a tool that asks for a retry there is a test of its own, and of a provider that goes on alone: see
-    # `test_thoughts_killed`.
-    seen = {"withdrawn", "accepted"}
+    # `test_thoughts_killed`; of an account that refuses, in `test_replay_races`.
+    seen = {"withdrawn", "accepted", "refused"}
     for name in ASKED:
         case = cases(name, name)
         assert (await case.run()).ok
