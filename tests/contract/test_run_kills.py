@@ -138,7 +138,7 @@ async def answer_all(wiring: Wiring) -> None:
 
 def check(case: Case, plain: Case, outcome: Outcome, expected: Outcome) -> None:
     """The run came to what it comes to without a death, and nothing was done or paid twice."""
-    where = f"{case.death} of {plain.kinds}"
+    where = f"{case.death} of {plain.kinds}, came to {case.kinds}: {outcome}"
     assert outcome.ok, (where, outcome.reason)
     lines, before = Counter(case.diary.lines), Counter(plain.diary.lines)
     tasks = [line for line in lines if line.startswith("task")]
