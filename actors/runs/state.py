@@ -169,8 +169,8 @@ class RunState:
 
     def apply(self, entry: Entry) -> None:
         """Take in the next entry."""
-        # Anybody may write there: what names a call that nobody made is passed over.
-        if calls_of(entry) <= self.calls.keys():
+        # Anybody may write there: what names a call that nobody made is passed over; refusals change nothing.
+        if calls_of(entry) <= self.calls.keys() and not isinstance(entry, Refused):
             getattr(self, f"_{entry.kind}")(entry)
 
     def _tell(self, event: str, at: float, **fields: Any) -> None:
@@ -238,10 +238,6 @@ class RunState:
         self._tell(
             "try_failed", entry.at, round=entry.round, number=entry.number, model=entry.model, reason=entry.reason
         )
-
-    def _refused(self, entry: Refused) -> None:
-        # It is there for who replays the run.
-        pass
 
     def _thought(self, entry: Thought) -> None:
         self.spent += self._cost(entry.spent)
