@@ -37,6 +37,8 @@ ASKED: dict[str, tuple[str, dict[str, Any]]] = {
 }
 #: Runs at once: each has two processes, which mostly wait.
 AT_ONCE = 6
+#: How long a run may take, in seconds: longer than the test, however busy the machine is.
+WITHIN_S = 600.0
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["tests.contract.run_worker", "tests.contract.conftest"])
@@ -82,9 +84,9 @@ class Case:
 
             await until(served, 60.0)
             answering = asyncio.create_task(answer_all(wiring))
-            asking = asyncio.create_task(wiring.caller.ask(topic, content, AskOptions(within_s=120.0)))
+            asking = asyncio.create_task(wiring.caller.ask(topic, content, AskOptions(within_s=WITHIN_S)))
             if self.death is not None:
-                died = asyncio.create_task(asyncio.to_thread(processes[0].join, 60))
+                died = asyncio.create_task(asyncio.to_thread(processes[0].join, WITHIN_S))
                 # Where ends were stored together, it may be over before.
                 await asyncio.wait([died, asking], return_when=asyncio.FIRST_COMPLETED)
                 if not asking.done():
