@@ -23,6 +23,7 @@ from squadron.bridge.jetstream.audit_streams import (
     make_trail,
     read_policy,
 )
+from squadron.bridge.jetstream.intake import is_used
 from squadron.bridge.jetstream.journal import JetStreamJournal
 from squadron.bridge.jetstream.link.connect import Connection
 from squadron.bridge.jetstream.stream_configs import STREAM_NOT_FOUND, StreamNames, find
@@ -233,7 +234,7 @@ class AuditTrail:
         )
         consumers = (listed or {}).get("consumers") or []
         facts["waiting"] = sum(each["num_pending"] for each in consumers)
-        facts["archivist"] = any(each["num_waiting"] for each in consumers)
+        facts["archivist"] = any(map(is_used, consumers))
         if self.anchor_file.exists():
             anchors, wrong = read_anchors(self.anchor_file)
             facts["bad_anchors"] = len(wrong)
