@@ -9,12 +9,14 @@ import pytest
 import structlog
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
 from opentelemetry.trace import SpanKind, StatusCode
+from structlog.testing import capture_logs
 
 from squadron import Agent, Context, Retry, topic
 from squadron.bridge.otel.traces import Traces
 from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.ports.queue import EARLIER_TRACE
 from squadron.runtime.store.dead_letters import DeadLetters
+from squadron.runtime.telemetry.turn_log import TurnLog
 from squadron.runtime.wire.envelope import AgentMessage, Routing
 from squadron.runtime.wire.limits import Budget
 from squadron.runtime.wire.route import Route
@@ -331,6 +333,18 @@ async def test_the_trace_goes_along_when_a_task_is_handed_to_the_replica_it_is_f
     assert {trace_of(span) for span in works} == {trace_of(span) for span in asks}
     ran = {trace_of(each) for each in works if attributes_of(each)["squadron.end"] == "outcome"}
     assert ran == {trace_of(span) for span in asks}
+
+
+async def test_the_line_about_the_end_of_a_task_has_its_trace(serve: Serve, peer: Peer) -> None:
+    spans, replica = made(), await serve(Desk())
+    replica.peer.ports.observers.add(TurnLog())
+    spans.trace(peer, replica.peer)
+    with capture_logs(processors=[structlog.contextvars.merge_contextvars]) as lines:
+        assert (await peer.caller.ask("desk.never", {})).unwrap() == "at last"
+        (work,) = await spans.have("process desk.never")
+
+    (line,) = [each for each in lines if each["event"] == "task.ended"]
+    assert line["trace_id"] == trace_of(work)
 
 
 @pytest.mark.parametrize(
