@@ -46,7 +46,7 @@ def traces_of(identity: AgentIdentity, environment: str, env: Mapping[str, str] 
 def lines_of(
     identity: AgentIdentity, environment: str, env: Mapping[str, str] = os.environ
 ) -> tuple[structlog.typing.Processor, ...]:
-    """What sends this process's log lines, for `configure_logs`: where `OTEL_LOGS_EXPORTER` says so, else nothing."""
+    """What sends this process's log lines, for `configure_logs`; nothing unless `OTEL_LOGS_EXPORTER` says so."""
     exporters = _named("OTEL_LOGS_EXPORTER", env)
     if not exporters or env.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return ()
@@ -61,9 +61,8 @@ def lines_of(
 
 def exporters_in(env: Mapping[str, str]) -> tuple[str, ...]:
     """The exporters that the environment names: `otlp` if there is only an address, none without either."""
-    if not env.get("OTEL_TRACES_EXPORTER", "").strip(", ") and any(
-        env.get(each, "").strip() for each in _ENDPOINTS
-    ):
+    is_addressed = any(env.get(name, "").strip() for name in _ENDPOINTS)
+    if is_addressed and not env.get("OTEL_TRACES_EXPORTER", "").strip(", "):
         return ("otlp",)
     return _named("OTEL_TRACES_EXPORTER", env)
 
