@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -191,8 +192,8 @@ def test_a_class_that_is_no_agent_is_refused() -> None:
         (Code("v", "squadron.demo.agents:Missing"), b""),
         (Code("v", "no_such_module:Agent"), b""),
         (Code("v", "squadron.demo.agents"), b""),
-        (Code("v"), b"not a pickle"),
-        (Code("v"), b""),
+        (Code(hashlib.sha256(b"not a pickle").hexdigest()), b"not a pickle"),
+        (Code(hashlib.sha256().hexdigest()), b""),
     ],
 )
 def test_code_that_can_not_be_loaded_is_a_deploy_error(code: Code, blob: bytes) -> None:
