@@ -36,6 +36,21 @@ def keep_secret(*values: str) -> None:
     _known.update(value for value in values if len(value) >= _LEAST_CHARS)
 
 
+def keep_address(*urls: str) -> None:
+    """Strike the credentials in these addresses out from now on, in this process."""
+    keep_secret(*(word for url in urls for word in _credentials(url)))
+
+
+def names_secret(name: str) -> bool:
+    """Whether what has this name is a secret, as `OPENAI_API_KEY` or `db_password`; not an address that holds one."""
+    return _kind(name) == "secret"
+
+
+def secrets_of_process() -> set[str]:
+    """All that is known as a secret in this process, in the ways in which it may be written."""
+    return set(_secrets())
+
+
 def scrub(text: str) -> str:
     """The text without the secrets of this process, and without what has the shape of one."""
     found = {secret for secret in _secrets() if secret in text}

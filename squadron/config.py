@@ -23,6 +23,7 @@ from platformdirs import user_data_dir
 from squadron.runtime.errors import ConfigError
 from squadron.runtime.lite.quotas import IN_ALL, PER_OWNER
 from squadron.runtime.ports.vault import MOST_BYTES, OVER_BYTES
+from squadron.runtime.secret import HINT, Secret, is_reference
 
 _PREFIX = "SQUADRON_"
 _SUBJECT_TOKEN = re.compile(r"[A-Za-z0-9_-]{1,32}")
@@ -62,7 +63,7 @@ def _is_address(text: str) -> bool:
 
 _TEXT = _Kind()
 #: A blank in it may be meant; the line break of a file of secrets is not.
-_SECRET = _Kind(lambda raw: str(raw).rstrip("\r\n"))
+_SECRET = _Kind(lambda raw: raw if isinstance(raw, Secret) else Secret(str(raw).rstrip("\r\n")))
 _LEVEL = _Kind(
     lambda raw: str(raw).strip().upper(), _LOG_LEVELS.__contains__, f"use one of {', '.join(_LOG_LEVELS)}"
 )
@@ -115,14 +116,14 @@ class Settings:
     """The environment: second token of every subject, so that dev and prod share a server."""
 
     nats_url: Annotated[str | None, _From("NATS_URL")] = field(default=None, repr=False)
-    """Server URL, or several separated by commas; None starts an embedded nats-server.
-    Not in `repr`, because a URL may carry a password."""
+    """Server URL, or several separated by commas; None starts an embedded nats-server. May be the place where it is
+    kept, see `Secret`; not in `repr`, because a URL may carry a password."""
 
     nats_user: Annotated[str, _From("NATS_USER")] = ""
     """A user's name, for a password that is not to stand in the URL."""
 
-    nats_password: Annotated[str, _From("NATS_PASSWORD", _SECRET)] = field(default="", repr=False)
-    """The password of `nats_user`, as it is: nothing in it needs to be escaped."""
+    nats_password: Annotated[Secret, _From("NATS_PASSWORD", _SECRET)] = field(default=Secret(), repr=False)
+    """The password of `nats_user`, or the place where it is kept (`Secret`); nothing in it needs to be escaped."""
 
     nats_user_credentials: Annotated[Path | None, _From("NATS_CREDS", _FILE)] = None
     """A `.creds` file (JWT and seed)."""
@@ -217,13 +218,15 @@ class Settings:
     """DEBUG, INFO, WARNING, ERROR or CRITICAL."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.nats_password, Secret):
+            object.__setattr__(self, "nats_password", Secret(self.nats_password))
         for name, source in _SOURCES.items():
             if not source.kind.fits(value := getattr(self, name)):
                 raise _bad(name, str(value), source.kind.fix)
         if not _SUBJECT_TOKEN.fullmatch(self.env):
             raise _bad("env", self.env, "use 1 to 32 letters, digits, '_' or '-': it is one token of a subject")
         if self.nats_url is not None:
-            _check_nats_url(self.nats_url)
+            check_nats_url(self.nats_url)
         if self.nats_user_credentials and self.nats_nkey_seed_file:
             raise ConfigError(
                 "nats_user_credentials and nats_nkey_seed_file are both set",
@@ -279,9 +282,38 @@ class Settings:
         return {name: env[name] for name in env if any(fnmatchcase(name, pattern) for pattern in patterns)}
 
     def environ(self) -> dict[str, str]:
-        """The environment variables that make `load` give these settings in another process."""
-        values = dataclasses.asdict(self)
+        """The environment variables that make `load` give these settings in another process.
+
+        Raises:
+            ConfigError: a secret is given as it is, instead of the place where it is kept.
+        """
+        self._check_travels()
+        values = {name: getattr(self, name) for name in VARIABLES} | {"nats_password": self.nats_password.place}
         return {var: str(values[name]) for name, var in VARIABLES.items() if values[name] not in (None, "")}
+
+    def __reduce__(self) -> Any:
+        self._check_travels()
+        return _remade, ({each.name: getattr(self, each.name) for each in dataclasses.fields(self)},)
+
+    def secrets(self) -> dict[str, str]:
+        """The settings that are secrets, or hold one, and are given as they are: these don't travel."""
+        held = {"nats_url": self.nats_url or "", "nats_password": self.nats_password.value_given()}
+        return {
+            name: text for name, text in held.items() if text and (name != "nats_url" or _has_credentials(text))
+        }
+
+    def _check_travels(self) -> None:
+        if name := next(iter(self.secrets()), ""):
+            raise ConfigError(f"{name}: a secret that was given as it is does not travel", hint=_how(name))
+
+    def by_reference(self, keep: Callable[[str, str], str]) -> Settings:
+        """These settings as they may travel.
+
+        Args:
+            keep: is given the name and the value of each setting that is a secret as it is, stores it, and returns
+                the place where it is from then on, see `Secret`.
+        """
+        return dataclasses.replace(self, **{name: keep(name, text) for name, text in self.secrets().items()})
 
 
 _SOURCES: Mapping[str, _From] = {
@@ -292,7 +324,26 @@ _SOURCES: Mapping[str, _From] = {
 VARIABLES: Mapping[str, str] = {name: source.variable for name, source in _SOURCES.items()}
 
 
-def _check_nats_url(urls: str) -> None:
+def _remade(values: dict[str, Any]) -> Settings:
+    return Settings(**values)
+
+
+def _has_credentials(urls: str) -> bool:
+    return not is_reference(urls) and "@" in urls
+
+
+def _how(name: str) -> str:
+    return f"{VARIABLES[name]}: {HINT}"
+
+
+def check_nats_url(urls: str) -> None:
+    """Whether this is a list of servers, or the place where one is.
+
+    Raises:
+        ConfigError: it is none; does not show it, as it may hold a password.
+    """
+    if is_reference(urls):
+        return  # looked at where it is used
     # The value itself stays out of the message: it may carry a password.
     for url in urls.split(","):
         parts = urlsplit(url.strip() if "://" in url else f"nats://{url.strip()}")

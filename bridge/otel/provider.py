@@ -9,11 +9,15 @@ from typing import Any
 
 import structlog
 from opentelemetry.trace import ProxyTracerProvider, TracerProvider, get_tracer_provider
+from opentelemetry.util.re import parse_env_headers
 
+from squadron.actors.thinking.credentials import HEADERS
 from squadron.bridge.otel import names
 from squadron.bridge.otel.contents import Contents
 from squadron.bridge.otel.traces import Traces
+from squadron.runtime.errors import ConfigError
 from squadron.runtime.redact import keep_secret
+from squadron.runtime.secret import resolved
 from squadron.runtime.wire.envelope import AgentIdentity
 
 #: Spans that may wait to be sent, where OTEL_BSP_MAX_QUEUE_SIZE says nothing. Of a burst of 20,000 its default of
@@ -51,7 +55,6 @@ def traces_to(
 
     from squadron.bridge.otel.sending import Batches
 
-    _hide_headers(env)
     processors = [Batches(_exporter(name, env), _queue(env)) for name in exporters]
     ours = {
         "service.name": identity.type,
@@ -97,19 +100,27 @@ def _exporter(name: str, env: Mapping[str, str]) -> Any:
     if protocol == "http/protobuf":
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as HttpExporter
 
-        return HttpExporter()
+        return HttpExporter(headers=_headers(env))
     if protocol == "grpc":
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcExporter
 
-        return GrpcExporter()
+        return GrpcExporter(headers=tuple(_headers(env).items()))
     raise ValueError(f"OTEL_EXPORTER_OTLP_PROTOCOL: {protocol!r} is not known; use http/protobuf or grpc")
 
 
-def _hide_headers(env: Mapping[str, str]) -> None:
-    """Keys of collectors stand in these."""
-    for name in ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"):
-        for each in env.get(name, "").split(","):
-            keep_secret(each.partition("=")[2].strip())
+def _headers(env: Mapping[str, str]) -> dict[str, str]:
+    """What opens the collector's door, which may be kept at a place, see `Secret`; struck out from now on.
+
+    Raises:
+        ValueError: it can't be had there.
+    """
+    given = next((env[name] for name in reversed(HEADERS) if env.get(name, "").strip()), "")
+    try:
+        headers = parse_env_headers(resolved(given.strip()), liberal=True)
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+    keep_secret(*headers.values())
+    return headers
 
 
 async def _within(work: Any, seconds: float) -> bool:
