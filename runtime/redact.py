@@ -18,6 +18,8 @@ _VARIABLE = re.compile(
     r"|(?P<address>URL|URI|DSN|PROXY))$",
     re.IGNORECASE,
 )
+#: How the place begins where a secret is kept instead of the variable, see `runtime.secret`; it is none itself.
+PLACES = ("env:", "file:", "call:")
 #: Shorter ones are found in ordinary words.
 _LEAST_CHARS = 6
 #: What looks like a secret: a mark without which there is none, as looking for that is cheap, and the whole.
@@ -42,7 +44,7 @@ def keep_address(*urls: str) -> None:
 
 
 def names_secret(name: str) -> bool:
-    """Whether what has this name is a secret, as `OPENAI_API_KEY` or `db_password`; not an address that holds one."""
+    """Whether what has this name is a secret, as `OPENAI_API_KEY` is; not so an address that may hold one."""
     return _kind(name) == "secret"
 
 
@@ -95,6 +97,8 @@ def _kind(name: str) -> str:
 
 @lru_cache(4096)
 def _held(value: str, is_address: bool) -> tuple[str, ...]:
+    if value.strip().startswith(PLACES):
+        return ()
     values = {value.strip()}
     if is_address:
         values = {word for url in value.split(",") for word in _credentials(url.strip())}

@@ -9,17 +9,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from squadron.runtime.errors import ConfigError
-from squadron.runtime.redact import STRUCK, keep_secret
+from squadron.runtime.redact import PLACES, STRUCK, keep_secret
 
-#: How the name of a place begins. Anything else is the secret itself.
-ENV, FILE, CALL = "env:", "file:", "call:"
+ENV, FILE, CALL = PLACES
 #: A file of more bytes holds no secret: somebody named the wrong one. Certificates' chains have some 10 KB.
 MOST_BYTES: Final = 64 * 1024
 
 
 def is_reference(text: str) -> bool:
     """Whether a text names a place where a secret is, instead of being one."""
-    return text.startswith((ENV, FILE, CALL))
+    return text.startswith(PLACES)
 
 
 class Secret:
@@ -98,7 +97,7 @@ def _variable(name: str) -> str:
     if name not in os.environ:
         raise ConfigError(
             f"env:{name}: this process has no such variable",
-            hint=f"set {name} where the process starts; for agents on the local cluster, also SQUADRON_PASS_ENV={name}",
+            hint=f"set {name} where it starts; agents on the local cluster need SQUADRON_PASS_ENV={name}, too",
         )
     return os.environ[name].strip("\r\n")
 

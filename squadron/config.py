@@ -116,8 +116,8 @@ class Settings:
     """The environment: second token of every subject, so that dev and prod share a server."""
 
     nats_url: Annotated[str | None, _From("NATS_URL")] = field(default=None, repr=False)
-    """Server URL, or several separated by commas; None starts an embedded nats-server. May be the place where it is
-    kept, see `Secret`; not in `repr`, because a URL may carry a password."""
+    """Server URL, or several separated by commas; None starts an embedded nats-server. It may be the place
+    where it is kept, see `Secret`. Not in `repr`, because a URL may carry a password."""
 
     nats_user: Annotated[str, _From("NATS_USER")] = ""
     """A user's name, for a password that is not to stand in the URL."""
@@ -313,7 +313,8 @@ class Settings:
             keep: is given the name and the value of each setting that is a secret as it is, stores it, and returns
                 the place where it is from then on, see `Secret`.
         """
-        return dataclasses.replace(self, **{name: keep(name, text) for name, text in self.secrets().items()})
+        kept: dict[str, Any] = {name: keep(name, text) for name, text in self.secrets().items()}
+        return dataclasses.replace(self, **kept)
 
 
 _SOURCES: Mapping[str, _From] = {

@@ -1,8 +1,8 @@
 """What the shell says to those who think: keys and addresses of providers, and how models are chosen.
 
-For agents on the local cluster, who starts it and each `Squad.run` leave it in a user-only file in the home: what is
-in the environment of Ray's processes is in that of all they start. `squadron down` removes it. On a cluster of the
-user's own it belongs into the environment of its nodes. Who asks a provider looks its key up for each call.
+For agents on the local cluster, who starts it and each `Squad.run` leave it in a user-only file in the home: what
+is in the environment of Ray's processes is in that of all they start. `squadron down` removes it. On a cluster of
+the user's own it belongs into the environment of its nodes. Who asks a provider looks its key up for each call.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _FILE = "model-keys.json"
 
 
 def is_for_all(name: str) -> bool:
-    """Whether a variable of the shell may stand in every process's environment: it is no secret, and holds none."""
+    """Whether a variable of the shell may stand in every process's environment: there is no secret in it."""
     return not (names_secret(name) or name in HEADERS or (name in VARIABLES and name.endswith("_URL")))
 
 

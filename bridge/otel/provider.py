@@ -116,7 +116,7 @@ def _headers(env: Mapping[str, str]) -> dict[str, str]:
     """
     given = next((env[name] for name in reversed(HEADERS) if env.get(name, "").strip()), "")
     try:
-        headers = parse_env_headers(resolved(given.strip()), liberal=True)
+        headers = dict(parse_env_headers(resolved(given.strip()), liberal=True))
     except ConfigError as error:
         raise ValueError(str(error)) from None
     keep_secret(*headers.values())

@@ -1,4 +1,4 @@
-"""A secret does not travel with the code of an agent (L4): who would deploy one is told where it is and what to do."""
+"""A secret does not travel with the code of an agent (L4): who would deploy one is told where it is."""
 
 from __future__ import annotations
 
@@ -114,5 +114,6 @@ def test_what_only_looks_so_travels(tmp_path: Path) -> None:
     URL = "nats://user:password@host:4222 or nats://{user}:{secret_of_him}@host"
     KINDS = "sk-learn and sk-something-that-is-long-enough"
     """
-    used = "[EOS_TOKEN, STOP_TOKEN, API_KEY, OTHER_KEY, API_TOKEN, PASSWORD, HELD, SECRET, URL, KINDS, os.environ.get('MY_API_KEY', 'none-at-all-1')]"
+    names = "EOS_TOKEN, STOP_TOKEN, API_KEY, OTHER_KEY, API_TOKEN, PASSWORD, HELD, SECRET, URL, KINDS"
+    used = f"[{names}, os.environ.get('MY_API_KEY', 'none-at-all-1')]"
     assert _pack(tmp_path, _agent(textwrap.dedent(top), used=used)).startswith("travels")
