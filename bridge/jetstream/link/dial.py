@@ -207,8 +207,8 @@ async def _address(settings: Settings, start_embedded: bool) -> tuple[str, str]:
         url = resolved(settings.nats_url)
         check_nats_url(url)
         return url, ""
-    seek = embedded.ensure if start_embedded else embedded.find
-    endpoint = await asyncio.to_thread(seek, settings.home)
+    ensure = functools.partial(embedded.ensure, trusted=settings.nats_server_sha256)
+    endpoint = await asyncio.to_thread(ensure if start_embedded else embedded.find, settings.home)
     if endpoint is None:
         raise ConfigError(
             "no squad is running here", hint="start one with `squadron up`, or set NATS_URL to reach another"
