@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import secrets
 import stat
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from squadron import Secret, Settings
 from squadron.actors.thinking.credentials import given, key_of, remember_keys
 from squadron.actors.thinking.providers import AnthropicModel, OpenAIModel, model_key
+from squadron.client.squad import _identity
 from squadron.runtime.errors import ConfigError, SquadronError
 from squadron.runtime.redact import scrub
 from squadron.servers import _travelling, stop_local
@@ -138,6 +140,11 @@ def test_a_secret_as_it_is_is_refused_for_a_cluster_of_ones_own(tmp_path: Path) 
         pickle.dumps(_travelling(settings))
     by_place = Settings.load({"NATS_URL": "env:KEPT_THERE"}, home=tmp_path, ray_address="10.0.0.1:6379")
     assert pickle.loads(pickle.dumps(_travelling(by_place))).nats_url == "env:KEPT_THERE"
+
+
+def test_a_client_does_not_tell_its_host() -> None:
+    """L9."""
+    assert re.fullmatch("client-[0-9a-f]{12}", _identity().id)
 
 
 # Keys of providers

