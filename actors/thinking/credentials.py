@@ -37,8 +37,11 @@ _FILE = "model-keys.json"
 
 
 def is_for_all(name: str) -> bool:
-    """Whether a variable of the shell may stand in every process's environment: there is no secret in it."""
-    return not (names_secret(name) or name in HEADERS or (name in VARIABLES and name.endswith("_URL")))
+    """Whether a variable of the shell may stand in the environment of all of Ray's processes.
+
+    There is no secret in it, and who runs a goal in another shell can't have meant another value.
+    """
+    return not (names_secret(name) or name in VARIABLES or name in HEADERS)
 
 
 def clean_key(name: str, value: str) -> str:
@@ -90,22 +93,20 @@ def forget_keys(home: Path) -> None:
 
 
 def given() -> Mapping[str, str]:
-    """What was said last: what the home's file remembers wins over this process's environment.
-
-    A person who runs a goal means the keys of that shell.
-    """
+    """This process's environment, and what the home's file remembers of variables that it does not have."""
     home = os.environ.get("SQUADRON_HOME")
     try:
         remembered: dict[str, str] = json.loads((Path(home) / _FILE).read_text()) if home else {}
     except FileNotFoundError:
         remembered = {}
-    for name, value in remembered.items():
+    missing = {name: value for name, value in remembered.items() if not os.environ.get(name, "").strip()}
+    for name, value in missing.items():
         # Those in the environment are struck out anyway.
-        if not is_for_all(name) and not name.endswith("_URL"):
+        if name in HEADERS or names_secret(name):
             keep_secret(Secret(value).value_given())
         elif name.endswith("_URL"):
             keep_address(value)
-    return ChainMap(remembered, os.environ)
+    return ChainMap(missing, os.environ)
 
 
 def key_of(name: str) -> str:

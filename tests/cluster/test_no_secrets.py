@@ -242,7 +242,7 @@ def place() -> Iterator[Place]:
             "NATS_URL": server.url.replace("://", f"://eve:{mark}%2Fnats@"),
             "OPENAI_BASE_URL": f"http://eve:{mark}-proxy@127.0.0.1:9/v1",
             "ANTHROPIC_BASE_URL": "http://127.0.0.1:9",
-            "SQUADRON_PASS_ENV": "PASSED_*",
+            "SQUADRON_PASS_ENV": "PASSED_*,*_LOG",
             "OPENAI_LOG": "debug",
             "ANTHROPIC_LOG": "debug",
             "SQUADRON_HOME": str(folder / "home"),

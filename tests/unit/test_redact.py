@@ -206,11 +206,17 @@ def test_what_breaks_beside_a_task_shows_no_secrets(configured: bool) -> None:
 
 
 def test_the_local_cluster_gets_what_it_needs_of_the_shell_and_what_is_named() -> None:
-    passed = ("PATH", "HOME", "LC_ALL", "https_proxy", "SQUADRON_ENV", "SQUADRON_MODEL", "OTEL_SERVICE_NAME")
+    passed = ("PATH", "HOME", "LC_ALL", "https_proxy", "SQUADRON_ENV", "OTEL_SERVICE_NAME")
     assert all(map(_is_passed_on, passed))
     kept = ("AWS_SECRET_ACCESS_KEY", "GITHUB_TOKEN", "NATS_URL", "MY_PATH", "RAY_REDIS_PASSWORD", "RAY_AUTH_TOKEN")
     # L5 and L7: those who are to have these look them up elsewhere.
-    theirs = ("OPENAI_API_KEY", "ANTHROPIC_AUTH_TOKEN", "OPENAI_BASE_URL", "OTEL_EXPORTER_OTLP_HEADERS")
+    theirs = (
+        "SQUADRON_MODEL",
+        "OPENAI_API_KEY",
+        "ANTHROPIC_AUTH_TOKEN",
+        "OPENAI_BASE_URL",
+        "OTEL_EXPORTER_OTLP_HEADERS",
+    )
     assert not any(map(_is_passed_on, (*kept, *theirs)))
     shell = {"AWS_REGION": "x", "AWS_SECRET_ACCESS_KEY": "y", "DATABASE_URL": "z", "OTHER": "o"}
     named = Settings(pass_env="AWS_*, DATABASE_URL").passed_on(shell)
