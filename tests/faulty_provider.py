@@ -24,7 +24,11 @@ async def faulty_provider() -> AsyncIterator[int]:
 
 async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-        first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin1").split("\r\n")
+        begin = await reader.readexactly(1)
+        if not begin.isalpha():
+            raise OSError("that is TLS")
+        head = begin + await reader.readuntil(b"\r\n\r\n")
+        first, *lines = head.decode("latin1").split("\r\n")
         headers = dict(line.lower().split(": ", 1) for line in lines if ": " in line)
         given = {line.partition(": ")[0].lower(): line.partition(": ")[2] for line in lines}
         await reader.readexactly(int(headers.get("content-length", "0")))

@@ -110,13 +110,12 @@ PROGRAM = '''
                 return super().make_model(spec)
             _, wire, fault = spec.split(":")
             url = os.environ["PASSED_PROVIDER_URL"] + "/" + fault
-            if fault == "refused":
-                url = url.rpartition(":")[0] + ":9"
+            if fault in ("refused", "address"):
+                url = url.rpartition(":")[0] + {"refused": ":9", "address": ":port"}[fault]
             elif fault == "tls":
                 url = url.replace("http:", "https:")
-            elif fault == "address":
-                url = url.replace("127.0.0.1", "[127")
-            return WIRES[wire]("m", base_url=url, first_event_s=1.0, between_events_s=1.0)
+            patience_s = 1.0 if fault == "silent" else 30.0
+            return WIRES[wire]("m", base_url=url, first_event_s=patience_s, between_events_s=patience_s)
 
         @topic("leak.seen")
         async def seen(self, digests: list[str]) -> dict[str, str]:
