@@ -181,7 +181,7 @@ PROGRAM = '''
             # One provider each: loading a library takes seconds.
             asks += [squad.ask("leak.think", model="anthropic:some-model")]
             asks += [squad.run("do it", model="openai:some-model"), squad.deploy(Stillborn), fail_here(squad)]
-            asks += [squad.ask("leak.think", model=each, within_s=8.0) for each in faulty]
+            asks += [squad.ask("leak.think", model=each, within_s=100.0) for each in faulty]
             await asyncio.gather(*(told(f"told {n}", each) for n, each in enumerate(asks)))
             print("done", flush=True)
             await asyncio.to_thread(sys.stdin.read)
