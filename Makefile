@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+SBOM_OF ?= $(BIN)/python
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint types fmt test-slow bench bench-lite bench-llm bench-audit pictures build clean
+.PHONY: help install demo test lint types fmt test-slow bench bench-lite bench-llm bench-audit pictures build sbom clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +68,10 @@ pictures: $(STAMP) ## Draw the pictures of docs/views.md anew
 
 build: $(STAMP) ## Build sdist and wheel into dist
 	$(BIN)/python -m build
+
+sbom: $(STAMP) ## Write build/sbom.json (CycloneDX): all that is installed where SBOM_OF=…/python runs, or .venv
+	@mkdir -p build
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --mc-type library --output-reproducible --of JSON -o build/sbom.json $(SBOM_OF)
 
 clean: ## Remove what was built and cached, .venv included; running servers stay (squadron down)
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -18,6 +18,8 @@ _VARIABLE = re.compile(
     r"|(?P<address>URL|URI|DSN|PROXY))$",
     re.IGNORECASE,
 )
+#: How the place begins where a secret is kept instead of the variable, see `runtime.secret`; it is none itself.
+PLACES = ("env:", "file:", "call:")
 #: Shorter ones are found in ordinary words.
 _LEAST_CHARS = 6
 #: What looks like a secret: a mark without which there is none, as looking for that is cheap, and the whole.
@@ -36,6 +38,21 @@ def keep_secret(*values: str) -> None:
     _known.update(value for value in values if len(value) >= _LEAST_CHARS)
 
 
+def keep_address(*urls: str) -> None:
+    """Strike the credentials in these addresses out from now on, in this process."""
+    keep_secret(*(word for url in urls for word in _credentials(url)))
+
+
+def names_secret(name: str) -> bool:
+    """Whether what has this name is a secret, as `OPENAI_API_KEY` is; not so an address that may hold one."""
+    return _kind(name) == "secret"
+
+
+def secrets_of_process() -> set[str]:
+    """All that is known as a secret in this process, in the ways in which it may be written."""
+    return set(_secrets())
+
+
 def scrub(text: str, secrets: Iterable[str] | None = None) -> str:
     """The text without the secrets of this process, and without what has the shape of one.
 
@@ -50,11 +67,6 @@ def scrub(text: str, secrets: Iterable[str] | None = None) -> str:
             # No template: reading one imports, which an interpreter that ends refuses.
             text = shape.sub(_strike, text)
     return text
-
-
-def secrets_of_process() -> tuple[str, ...]:
-    """The secrets that this process has now, in each form in which one may be written."""
-    return tuple(_secrets())
 
 
 def _strike(found: re.Match[str]) -> str:
@@ -89,6 +101,8 @@ def _kind(name: str) -> str:
 
 @lru_cache(4096)
 def _held(value: str, is_address: bool) -> tuple[str, ...]:
+    if value.strip().startswith(PLACES):
+        return ()
     values = {value.strip()}
     if is_address:
         values = {word for url in value.split(",") for word in _credentials(url.strip())}

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from squadron.runtime.lite.reader import End, LiteMessage
     from squadron.runtime.lite.topic import LiteTopic
     from squadron.runtime.running.context import Context
+    from squadron.runtime.secret import Secret
     from squadron.runtime.streams.writer import Chunk, Ended, Nested, Restarted
     from squadron.runtime.wire.bids import Bid
     from squadron.runtime.wire.limits import Budget
@@ -111,6 +112,7 @@ _HOMES = {
     "Retry": "runtime.errors",
     "Route": "runtime.wire.route",
     "RunReport": "actors.goals.run_report",
+    "Secret": "runtime.secret",
     "Settings": "config",
     "Spent": "runtime.wire.spent",
     "Squad": "client.squad",
@@ -174,6 +176,7 @@ __all__ = [
     "Retry",
     "Route",
     "RunReport",
+    "Secret",
     "Settings",
     "Spent",
     "Squad",

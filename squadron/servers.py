@@ -10,6 +10,7 @@ import functools
 import json
 import os
 import pickle
+import shutil
 import socket
 import subprocess
 import sys
@@ -19,9 +20,13 @@ from collections.abc import Callable
 from typing import IO, Any, TypeVar
 
 from squadron.actors.thinking.credentials import forget_keys
+from squadron.bridge.daemons import private_dir, write_private
 from squadron.config import Settings
 from squadron.runtime.errors import ClusterUnavailableError, SquadronError
+from squadron.runtime.secret import FILE
 
+#: Folder in the home with the secrets of its settings, as long as its cluster runs.
+_SECRETS = "secrets"
 #: How often it is looked whether a start has ended, in seconds.
 _START_LOOK_S = 0.02
 
@@ -59,6 +64,7 @@ class Servers:
             self.settings.home,
             on_start=lambda: self.started.add("nats"),
             given_up=given_up.is_set,
+            trusted=self.settings.nats_server_sha256,
         )
         await _in_thread(start, give_up=given_up.set)
 
@@ -67,6 +73,7 @@ class Servers:
 
         Raises:
             ClusterUnavailableError: Ray or the bridge did not come up.
+            ConfigError: a secret that was given as it is would have to travel to a cluster of the user's own.
         """
         from squadron.bridge.serve import cluster
 
@@ -79,8 +86,9 @@ class Servers:
         self._leave = leave
 
     async def _start_in_child(self) -> None:
+        settings = _travelling(self.settings)
         with tempfile.TemporaryFile() as told, tempfile.TemporaryFile() as log:
-            child = _spawn((self.settings, self._bridge_on), told, log)
+            child = _spawn((settings, self._bridge_on), told, log)
             try:
                 while child.poll() is None:  # noqa: ASYNC110 - a child tells nobody but who waits for it
                     await asyncio.sleep(_START_LOOK_S)
@@ -126,6 +134,19 @@ class Servers:
                 rest.callback(self._leave)
             self._leave = None
             self.started.clear()
+
+
+def _travelling(settings: Settings) -> Settings:
+    """The settings as Ray may keep them: with files in the home, for this user only, instead of secrets."""
+    if settings.ray_address is not None:
+        return settings  # other machines have no such file: what is a secret is refused when it is to travel
+
+    def keep(name: str, value: str) -> str:
+        path = private_dir(settings.home / _SECRETS) / f"{settings.env}-{name}"
+        write_private(path, value)
+        return f"{FILE}{path}"
+
+    return settings.by_reference(keep)
 
 
 def _spawn(work: tuple[Settings, str], told: IO[bytes], log: IO[bytes]) -> subprocess.Popen[bytes]:
@@ -253,4 +274,5 @@ def _stop_ray(settings: Settings) -> bool:
         # A process that is still connected would be ended with its cluster.
         sys.modules["ray"].shutdown()
     forget_keys(settings.home)
+    shutil.rmtree(settings.home / _SECRETS, ignore_errors=True)
     return local.stop(settings.home)

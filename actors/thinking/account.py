@@ -7,12 +7,12 @@ import contextlib
 import hashlib
 import json
 import math
-import os
 import random
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 from weakref import WeakKeyDictionary
 
+from squadron.actors.thinking.credentials import given
 from squadron.actors.thinking.lessee import Lessee
 from squadron.actors.thinking.model import Model, ModelRequest
 from squadron.actors.thinking.quota import AccountState, Limits
@@ -45,7 +45,7 @@ def accounts_of(caller: Caller) -> Accounts:
         ConfigError: the setting `model_limits` can't be read.
     """
     if caller not in _accounts:
-        limits = limits_from(os.environ.get("SQUADRON_MODEL_LIMITS", ""))
+        limits = limits_from(given().get("SQUADRON_MODEL_LIMITS", ""))
         _accounts[caller] = Accounts(caller.ports, limits)
     return _accounts[caller]
 
@@ -180,10 +180,12 @@ def scope_of(name: str, limits: Mapping[str, Limits]) -> tuple[str, Limits]:
 def account_of(model: Model, scope: str) -> str:
     """A token for the account that pays for a model: its provider, its key, and what shares a limit.
 
-    A model says whose key it has by an attribute `account`; else it is that of the environment.
+    A model says whose key it has by an attribute `account`; else it is that of the environment. A key that is
+    kept at a place counts by that place: it stays the same account when it is rotated.
     """
     provider = model.name.partition(":")[0]
+    said = given()
     variables = [f"{provider.upper()}_{what}" for what in ("API_KEY", "BASE_URL")]
-    key = getattr(model, "account", "") or "\n".join(os.environ.get(name, "") for name in variables)
+    key = getattr(model, "account", "") or "\n".join(said.get(name, "") for name in variables)
     digest = hashlib.sha256(f"{key}\n{scope}".encode("utf-8", "surrogatepass")).hexdigest()[:24]
     return check_token(f"{''.join(c for c in provider if c.isascii() and c.isalnum())[:32]}-{digest}", "account")

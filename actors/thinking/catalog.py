@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from squadron.actors.thinking.credentials import given
 from squadron.actors.thinking.model import Usage
 from squadron.runtime.errors import BudgetError, ConfigError, ModelError
 from squadron.runtime.wire.limits import Budget
@@ -217,7 +217,7 @@ def _larger(field: str) -> str:
 
 
 def _own(model_name: str) -> Price | None:
-    return read_prices(os.environ.get(VARIABLE, "")).get(model_name)
+    return read_prices(given().get(VARIABLE, "")).get(model_name)
 
 
 @lru_cache(maxsize=256)

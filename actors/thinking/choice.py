@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
-from squadron.actors.thinking.credentials import adopt_keys
+from squadron.actors.thinking.credentials import given
 from squadron.actors.thinking.model import Model
 from squadron.actors.thinking.providers import default_model_spec, model_from
 from squadron.runtime.errors import ConfigError, ModelError, Terminal
@@ -17,8 +16,7 @@ OFFLINE, SAME = "offline", "same"
 
 def spec_of(ctx: Context) -> str:
     """The model to use for this task: the one the message names, else the environment's default."""
-    adopt_keys()
-    return ctx.message.payload.model or default_model_spec(os.environ)
+    return ctx.message.payload.model or default_model_spec(given())
 
 
 def chain_of(spec: str) -> list[str]:
@@ -37,8 +35,7 @@ def chain_of(spec: str) -> list[str]:
 
 def summary_spec_of(own: str) -> str:
     """What summaries are written with: what an agent says itself, else the environment; `OFFLINE` by default."""
-    adopt_keys()
-    return own or os.environ.get("SQUADRON_SUMMARY_MODEL", "").strip() or OFFLINE
+    return own or given().get("SQUADRON_SUMMARY_MODEL", "").strip() or OFFLINE
 
 
 def sampling_of(ctx: Context) -> dict[str, Any]:

@@ -58,6 +58,7 @@ class InBackground(ProviderModel):
         # What fails in here is the SDK's; the answer ends by itself then, and is thrown away.
         with contextlib.suppress(Exception):
             async with asyncio.timeout(_GIVE_UP_S):
+                await self._renew_keys()
                 await self._client.responses.cancel(response_id)
 
     async def _told(self, response_id: str, **after: int) -> Any:

@@ -12,11 +12,12 @@ from typing import Any, ClassVar, Protocol
 
 from squadron.actors.thinking.answers import AnswerForm
 from squadron.actors.thinking.assemble import TurnParts, mended
-from squadron.actors.thinking.credentials import clean_key, tidy_variables
+from squadron.actors.thinking.credentials import clean_key, key_of, tidy_variables, value_of
 from squadron.actors.thinking.model import ModelRequest, ModelTurn
 from squadron.actors.thinking.provider_errors import FailedResponseError, model_error
-from squadron.runtime.errors import ModelError
-from squadron.runtime.redact import keep_secret, scrub
+from squadron.runtime.errors import ConfigError, ModelError
+from squadron.runtime.redact import keep_address, scrub
+from squadron.runtime.secret import Secret, resolved
 
 #: Until the first event, and between two signs of life: a model that works sends pings or events far more often,
 #: and a stalled connection would otherwise be sat through for the 600 s of the SDKs.
@@ -54,8 +55,9 @@ class ProviderModel(ABC):
 
     Args:
         model: its name at the provider; empty is the default one.
-        api_key: from the environment where None.
-        base_url: of another server that speaks the same; from the environment where None.
+        api_key: from the environment where None. It may be the place where the key is kept, as in `env:NAME` or
+            `file:PATH`: it is looked up for each call, so that one that was rotated is used from then on.
+        base_url: of another server that speaks the same; from the environment where None. May be a place, too.
         first_event_s: longest time until the first event, in seconds.
         between_events_s: longest silence of the connection, in seconds; a ping ends it.
 
@@ -72,7 +74,7 @@ class ProviderModel(ABC):
         self,
         model: str = "",
         *,
-        api_key: str | None = None,
+        api_key: str | Secret | None = None,
         base_url: str | None = None,
         first_event_s: float = DEFAULT_FIRST_EVENT_S,
         between_events_s: float = DEFAULT_BETWEEN_EVENTS_S,
@@ -80,12 +82,14 @@ class ProviderModel(ABC):
         self._model = model or self._default_model
         self._first_event_s, self._between_events_s = first_event_s, between_events_s
         prefix = self._provider.upper()
+        self._own_key = api_key if isinstance(api_key, Secret) else Secret((api_key or "").strip())
         tidy_variables(prefix)
-        key = clean_key("api_key", api_key or "")
-        keep_secret(key)
+        keys = self._keys()
+        address = resolved((base_url or "").strip()) or value_of(f"{prefix}_BASE_URL")
+        keep_address(address)
         try:  # the SDKs read the environment for None only, and an empty key or address is none
-            address = (base_url or "").strip() or None
-            self._client = self._connect(api_key=key or None, base_url=address, max_retries=0)
+            keys |= {"api_key": keys.get("api_key")}
+            self._client = self._connect(**keys, base_url=address or None, max_retries=0)
         except ModelError:
             raise
         except Exception as error:
@@ -143,6 +147,30 @@ class ProviderModel(ABC):
     @abstractmethod
     def _connect(self, **options: Any) -> Any: ...
 
+    def _keys(self) -> dict[str, str | None]:
+        """What the provider knows us by, as it is now, under the name that the SDK's client has for it.
+
+        Raises:
+            ConfigError: it is kept at a place where it can't be had, or can't be sent.
+        """
+        key = clean_key("api_key", self._own_key.value()) or key_of(f"{self._provider.upper()}_API_KEY")
+        return {"api_key": key} if key else {}
+
+    async def _renew_keys(self) -> None:
+        """Give the SDK the keys as they are now. In a thread: a function of the user's own may take its time.
+
+        Raises:
+            ModelError: a key can't be had.
+        """
+        try:
+            keys = await asyncio.to_thread(self._keys)
+        except ConfigError as error:
+            raise ModelError(
+                f"there is no key for {self.name}: {error.args[0]}", hint=error.hint, kind="key"
+            ) from None
+        for name, key in keys.items():
+            setattr(self._client, name, key)
+
     def _read(self, parts: TurnParts, event: Any) -> None:
         try:
             self._wire.read(parts, event)
@@ -166,6 +194,7 @@ class ProviderModel(ABC):
         self, open_stream: Callable[[], Awaitable[Any]], parts: TurnParts
     ) -> AsyncGenerator[Any, None]:
         heard = False
+        await self._renew_keys()
         try:
             async with asyncio.timeout(self._first_event_s) as patience:
                 async with await open_stream() as stream:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from squadron.actors.thinking.anthropic_messages import MessagesWire
-from squadron.actors.thinking.credentials import VARIABLES, adopt_keys
+from squadron.actors.thinking.credentials import VARIABLES, given, key_of, value_of
 from squadron.actors.thinking.in_background import InBackground
 from squadron.actors.thinking.model import Model
 from squadron.actors.thinking.openai_chat import ChatWire
@@ -45,10 +44,12 @@ class OpenAIModel(ProviderModel):
 
     def _connect(self, **options: Any) -> Any:
         # Checked here, because the SDK is content with an admin key, which can't chat.
-        if not (options["api_key"] or os.environ.get("OPENAI_API_KEY")):
+        if not options["api_key"]:
             raise ModelError("there is no API key for OpenAI", hint="set OPENAI_API_KEY")
         import openai  # takes a second
 
+        organization = {"organization": value_of("OPENAI_ORG_ID"), "project": value_of("OPENAI_PROJECT_ID")}
+        options |= {name: value for name, value in organization.items() if value}
         client = openai.AsyncOpenAI(timeout=patience(openai, self._between_events_s), **options)
         is_official = client.base_url.host == _OPENAI_HOST
         if self._api == "responses" or (self._api is None and is_official):
@@ -84,6 +85,12 @@ class AnthropicModel(ProviderModel):
 
     _provider = "anthropic"
     _default_model = DEFAULT_ANTHROPIC_MODEL
+
+    def _keys(self) -> dict[str, str | None]:
+        if keys := super()._keys():
+            return keys
+        token = key_of("ANTHROPIC_AUTH_TOKEN")
+        return {"auth_token": token} if token else {}
 
     def _connect(self, **options: Any) -> Any:
         import anthropic  # takes a second
@@ -128,13 +135,12 @@ def model_from(spec: str) -> Model:
 def model_key(spec: str) -> str:
     """What a model of this spec depends on, to keep models by: it changes with the provider's keys and address.
 
-    Keys that a later `Squad.run` left for local agents are taken in first (`adopt_keys`). It holds no key, only a
-    digest.
+    It holds no key, only a digest; of a key that is kept at a place, that of the place.
     """
-    adopt_keys()
+    said = given()
     prefix = spec.strip().partition(":")[0].partition("-")[0].upper()
     # Stripped, as they are once a model has been made.
-    depends = {name: os.environ.get(name, "").strip() for name in VARIABLES if name.startswith(f"{prefix}_")}
+    depends = {name: said.get(name, "").strip() for name in VARIABLES if name.startswith(f"{prefix}_")}
     return f"{spec.strip()}#{hashlib.sha256(repr(depends).encode()).hexdigest()[:16]}"
 
 

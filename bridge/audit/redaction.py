@@ -67,7 +67,7 @@ class Redaction:
         #: Names of fields were asked for before: most come again and again.
         self._known: dict[str, bool] = {}
         self._has_own_keys = bool(own["keys"])
-        self._secrets: tuple[str, ...] = ()
+        self._secrets: set[str] = set()
         self._look_at = 0.0
 
     def of(self, value: Any, raw: str) -> Any:
@@ -101,7 +101,7 @@ class Redaction:
                 rules.append(partial(shape.sub, strike))
         return rules + [partial(shape.sub, f"[{name}]") for name, shape in self._own.items()]
 
-    def _secrets_now(self) -> tuple[str, ...]:
+    def _secrets_now(self) -> set[str]:
         if time.monotonic() >= self._look_at:
             self._secrets, self._look_at = secrets_of_process(), time.monotonic() + _SECRETS_S
         return self._secrets

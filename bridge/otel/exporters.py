@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping
 from functools import cache
 
 import structlog
 
+from squadron.actors.thinking.credentials import given
 from squadron.runtime.telemetry.observer import Observer
 from squadron.runtime.wire.envelope import AgentIdentity
 
@@ -18,11 +18,15 @@ _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT
 _log = structlog.get_logger("squadron.traces")
 
 
-def traces_of(identity: AgentIdentity, environment: str, env: Mapping[str, str] = os.environ) -> Observer | None:
+def traces_of(identity: AgentIdentity, environment: str, env: Mapping[str, str] | None = None) -> Observer | None:
     """What traces this process: with the program's own provider if it has set one, else as the environment says.
 
     None if neither is so, or what it needs is not installed, which is logged once.
+
+    Args:
+        env: the variables of OpenTelemetry; what the shell says by default, see `credentials.given`.
     """
+    env = given() if env is None else env
     if env.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return None
     exporters = exporters_in(env)
@@ -44,9 +48,10 @@ def traces_of(identity: AgentIdentity, environment: str, env: Mapping[str, str] 
 
 
 def lines_of(
-    identity: AgentIdentity, environment: str, env: Mapping[str, str] = os.environ
+    identity: AgentIdentity, environment: str, env: Mapping[str, str] | None = None
 ) -> tuple[structlog.typing.Processor, ...]:
     """What sends this process's log lines, for `configure_logs`; nothing unless `OTEL_LOGS_EXPORTER` says so."""
+    env = given() if env is None else env
     exporters = _named("OTEL_LOGS_EXPORTER", env)
     if not exporters or env.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return ()

@@ -12,7 +12,7 @@ from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
 from pydantic_core import to_json
 
 from squadron.bridge.otel import names
-from squadron.bridge.otel.provider import hide_headers, log_exporter, resource_of
+from squadron.bridge.otel.provider import log_exporter, resource_of
 from squadron.runtime.redact import scrub, scrub_all
 from squadron.runtime.retries import traceback_of
 from squadron.runtime.wire.envelope import AgentIdentity
@@ -58,7 +58,6 @@ def lines_to(exporters: Sequence[str], identity: AgentIdentity, environment: str
         ImportError: what an exporter needs is not installed.
         ValueError: an exporter or a protocol is unknown.
     """
-    hide_headers(env)
     provider = LoggerProvider(resource=resource_of(identity, environment))
     for name in exporters:
         # The end of the process sends what is left.

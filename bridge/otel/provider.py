@@ -9,11 +9,14 @@ from typing import Any
 
 import structlog
 from opentelemetry.trace import ProxyTracerProvider, TracerProvider, get_tracer_provider
+from opentelemetry.util.re import parse_env_headers
 
 from squadron.bridge.otel import names
 from squadron.bridge.otel.contents import Contents
 from squadron.bridge.otel.traces import Traces
+from squadron.runtime.errors import ConfigError
 from squadron.runtime.redact import keep_secret
+from squadron.runtime.secret import resolved
 from squadron.runtime.wire.envelope import AgentIdentity
 
 #: Spans that may wait to be sent, where OTEL_BSP_MAX_QUEUE_SIZE says nothing. Of a burst of 20,000 its default of
@@ -50,7 +53,6 @@ def traces_to(
 
     from squadron.bridge.otel.sending import Batches
 
-    hide_headers(env)
     processors = [Batches(_exporter(name, env), _queue(env)) for name in exporters]
     provider = SdkProvider(resource=resource_of(identity, environment))
     for processor in processors:
@@ -96,13 +98,14 @@ def _exporter(name: str, env: Mapping[str, str]) -> Any:
         return ConsoleSpanExporter()
     if name != "otlp":
         raise ValueError(f"OTEL_TRACES_EXPORTER: {name!r} is not known; use otlp, console or none")
-    if _is_grpc("TRACES", env):
+    headers, is_grpc = _headers("TRACES", env), _is_grpc("TRACES", env)
+    if is_grpc:
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcExporter
 
-        return GrpcExporter()
+        return GrpcExporter(headers=tuple(headers.items()))
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as HttpExporter
 
-    return HttpExporter()
+    return HttpExporter(headers=headers)
 
 
 def log_exporter(name: str, env: Mapping[str, str]) -> Any:
@@ -114,13 +117,14 @@ def log_exporter(name: str, env: Mapping[str, str]) -> Any:
     """
     if name != "otlp":
         raise ValueError(f"OTEL_LOGS_EXPORTER: {name!r} is not known; use otlp or none")
-    if _is_grpc("LOGS", env):
+    headers, is_grpc = _headers("LOGS", env), _is_grpc("LOGS", env)
+    if is_grpc:
         from opentelemetry.exporter.otlp.proto.grpc._log_exporter import OTLPLogExporter as GrpcExporter
 
-        return GrpcExporter()
+        return GrpcExporter(headers=tuple(headers.items()))
     from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter as HttpExporter
 
-    return HttpExporter()
+    return HttpExporter(headers=headers)
 
 
 def _is_grpc(signal: str, env: Mapping[str, str]) -> bool:
@@ -131,15 +135,20 @@ def _is_grpc(signal: str, env: Mapping[str, str]) -> bool:
     return protocol == "grpc"
 
 
-def hide_headers(env: Mapping[str, str]) -> None:
-    """Keys of collectors stand in these; no log line or span is to show one."""
-    for name in (
-        "OTEL_EXPORTER_OTLP_HEADERS",
-        "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
-        "OTEL_EXPORTER_OTLP_LOGS_HEADERS",
-    ):
-        for each in env.get(name, "").split(","):
-            keep_secret(each.partition("=")[2].strip())
+def _headers(signal: str, env: Mapping[str, str]) -> dict[str, str]:
+    """What opens the collector's door, which may be kept at a place, see `Secret`; struck out from now on.
+
+    Raises:
+        ValueError: it can't be had there.
+    """
+    names = (f"OTEL_EXPORTER_OTLP_{signal}_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS")
+    given = next((env[name] for name in names if env.get(name, "").strip()), "")
+    try:
+        headers = dict(parse_env_headers(resolved(given.strip()), liberal=True))
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+    keep_secret(*headers.values())
+    return headers
 
 
 async def _within(work: Any, seconds: float) -> bool:

@@ -19,11 +19,18 @@ import cloudpickle
 import typing_extensions
 from pydantic import BaseModel
 
+from squadron.bridge.packing.held_secrets import HeldSecretError, check_bytes, check_held
 from squadron.bridge.packing.lazy import Together, imports_of
 from squadron.runtime.errors import InvalidAgentError
 
 #: Longest way to the culprit that an error tells: a class, what it uses, and so on.
 MOST_STEPS = 12
+
+_HINT = "make locks, clients and files in on_start, not at module or class level"
+_SECRET_HINT = (
+    "who reads the registry would read it: look it up where it runs, in on_start, with os.environ (and "
+    "SQUADRON_PASS_ENV on the local cluster) or Secret('file:…'); call what is no secret by another name"
+)
 
 _cloudpickle: Any = cloudpickle.cloudpickle
 _LruCache = type(functools.cache(len))
@@ -46,16 +53,25 @@ def dumps(
         try:
             return _dumps(Together(agent_class, lazy) if lazy else agent_class)
         except Exception as error:
+            hint = _SECRET_HINT if isinstance(error, HeldSecretError) else _HINT
             raise InvalidAgentError(
-                f"{agent_class.__name__} can't travel to the cluster: {_culprit(agent_class, error)}",
-                hint="make locks, clients and files in on_start, not at module or class level",
+                f"{agent_class.__name__} can't travel to the cluster: {_culprit(agent_class, error)}", hint=hint
             ) from None
 
 
 def travels(module: ModuleType, modules: dict[str, ModuleType]) -> bool:
-    """Whether a module can go by value, when these do."""
+    """Whether a module can go by value, when these do.
+
+    Raises:
+        InvalidAgentError: it could, but holds a secret.
+    """
     with _going_by_value(modules):
-        return _fails(module) is None
+        error = _fails(module)
+    if isinstance(error, HeldSecretError):
+        raise InvalidAgentError(
+            f"module {module.__name__} can't travel to the cluster: {error}", hint=_SECRET_HINT
+        )
+    return error is None
 
 
 @contextlib.contextmanager
@@ -75,6 +91,7 @@ def _dumps(value: Any) -> tuple[bytes, set[str]]:
     file = io.BytesIO()
     pickler = _Pickler(file)
     pickler.dump(value)
+    check_bytes(file.getvalue())
     return file.getvalue(), pickler.imports
 
 
@@ -89,7 +106,10 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, type):
             _complete(obj)
-            return _class(obj, super().reducer_override(obj))
+            reduced = super().reducer_override(obj)
+            if isinstance(reduced, tuple):
+                check_held(vars(obj))
+            return _class(obj, reduced)
         if isinstance(obj, ModuleType):
             return _module(obj)
         if isinstance(obj, FunctionType):
@@ -97,7 +117,10 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
                 return _reduce_dispatch(obj)
             if _by_value(obj.__module__):
                 self.imports.update(imports_of(obj))
+                check_held(_held_by(obj))
             return super().reducer_override(obj)
+        if held := getattr(obj, "__dict__", None):
+            check_held(held)
         if type(obj) in self.dispatch_table:
             return NotImplemented
         if name := _name_in_its_library(obj):
@@ -105,6 +128,18 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         if reduce := _REDUCERS.get(type(obj)):
             return reduce(obj)
         return _by_name_only(obj)
+
+
+def _held_by(function: FunctionType) -> dict[str, Any]:
+    """What a function takes along, by the names that it has in it."""
+    code, used = function.__code__, _cloudpickle._extract_code_globals(function.__code__)
+    held = {name: function.__globals__[name] for name in used if name in function.__globals__}
+    for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
+        with contextlib.suppress(ValueError):  # an empty cell
+            held[name] = cell.cell_contents
+    by_place = code.co_varnames[: code.co_argcount]
+    defaults = function.__defaults__ or ()
+    return held | dict(zip(reversed(by_place), reversed(defaults), strict=False)) | (function.__kwdefaults__ or {})
 
 
 def _by_value(module: str) -> bool:
@@ -117,6 +152,7 @@ def _module(obj: ModuleType) -> Any:
         return NotImplemented
     # What it holds comes later, because that may refer to it.
     held = {name: value for name, value in vars(obj).items() if name != "__builtins__"}
+    check_held(held)
     return ModuleType, (obj.__name__,), held, None, None, _fill
 
 

@@ -27,7 +27,7 @@ from typing import Any
 
 import psutil
 
-from squadron.actors.thinking.credentials import VARIABLES
+from squadron.actors.thinking.credentials import is_for_all, remember_keys
 from squadron.bridge.daemons import (
     is_alive,
     locked,
@@ -53,11 +53,11 @@ _STOP_WITHIN_S = 1.0
 _OBJECT_STORE_BYTES = 200_000_000
 
 #: What of the shell's environment all workers get: what programs need to run at all, and what is meant for us. The
-#: rest may hold secrets; `SQUADRON_PASS_ENV` names what agents need of it.
+#: rest may hold secrets; `SQUADRON_PASS_ENV` names what agents need of it. Of those, too, no secret is passed on.
 _PASSED_ON = re.compile(
     r"PATH|HOME|USER|LOGNAME|SHELL|LANG|LANGUAGE|LC_\w+|TZ|TMPDIR|TERM|VIRTUAL_ENV|CONDA_PREFIX|PYTHON\w+|COVERAGE_\w+"
     r"|(DY)?LD_LIBRARY_PATH|SSL_CERT_(FILE|DIR)|REQUESTS_CA_BUNDLE|(?i:(https?|all|no)_proxy)|OMP_NUM_THREADS"
-    r"|CUDA_\w+|NVIDIA_\w+|XDG_\w+|SYSTEMROOT|RAY_\w+|SQUADRON_\w+|OTEL_\w+|" + "|".join(VARIABLES)
+    r"|CUDA_\w+|NVIDIA_\w+|XDG_\w+|SYSTEMROOT|RAY_\w+|SQUADRON_\w+|OTEL_\w+"
 )
 
 #: Where the workers' environment would lead them to another cluster than this one.
@@ -199,9 +199,8 @@ def _start(home: Path, base: Path, num_cpus: int | None, extra_env: dict[str, st
     if not token_path.is_file():
         write_private(token_path, secrets.token_hex(32))
     draft = LocalRay("", "", str(_owned_temp_dir(base)), str(token_path), 0, 0, 0, 0)
-    env = {
-        name: value for name, value in os.environ.items() if _PASSED_ON.fullmatch(name) and name not in _FOREIGN
-    }
+    env = {name: value for name, value in os.environ.items() if _is_passed_on(name)}
+    remember_keys(home)
     env |= {"SQUADRON_HOME": str(home), **extra_env, **environment(draft)}
     env["RAY_START_HOOK"] = f"{__name__}.{adapt_start.__name__}"
     log = base / "start.log"
@@ -226,6 +225,10 @@ def _start(home: Path, base: Path, num_cpus: int | None, extra_env: dict[str, st
         f"the local Ray cluster did not start\n{tail(log)}",
         hint=f"see {log}, or set RAY_ADDRESS to a cluster of your own",
     )
+
+
+def _is_passed_on(name: str) -> bool:
+    return _PASSED_ON.fullmatch(name) is not None and name not in _FOREIGN and is_for_all(name)
 
 
 def _started(base: Path, draft: LocalRay, process: subprocess.Popen[bytes]) -> LocalRay | None:

@@ -22,6 +22,7 @@ from squadron.cli import frame
 from squadron.cli.environment import Json
 from squadron.config import VARIABLES, Settings
 from squadron.runtime.errors import SquadronError
+from squadron.runtime.redact import names_secret
 
 #: A local Ray with the bridge and six agents takes 2.6 GB here; below half of that it fails, not only crawls.
 MEMORY_GOOD, MEMORY_LEAST = 4e9, 1.5e9
@@ -99,10 +100,11 @@ def _package(name: str, requirement: str) -> Diagnosis:
 
 
 def _nats_server() -> Diagnosis:
-    from squadron.bridge.jetstream.link import embedded
+    from squadron.bridge.jetstream.link.server_binary import check_binary, find_binary
 
     try:
-        binary = embedded.find_binary()
+        binary = find_binary()
+        check_binary(binary, os.environ.get(VARIABLES["nats_server_sha256"], "").strip())
         ran = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=5, check=True)
     except SquadronError as error:
         return Diagnosis("nats-server", "fail", str(error.args[0]), error.hint)
@@ -152,9 +154,10 @@ async def _settings(ctx: typer.Context) -> list[Diagnosis]:
     except SquadronError as error:
         return [Diagnosis("settings", "fail", str(error.args[0]), error.hint)]
     chosen = [
-        f"{name}={os.environ[name]}" for name in VARIABLES.values() if name in os.environ and "URL" not in name
+        f"{name} is set" if names_secret(name) or "URL" in name else f"{name}={os.environ[name]}"
+        for name in VARIABLES.values()
+        if os.environ.get(name)
     ]
-    chosen += ["NATS_URL is set"] if settings.nats_url else []
     checks = [Diagnosis("settings", "ok", ", ".join(chosen) or "all defaults"), _home(settings), *_keys(settings)]
     return [*checks, *await _running(settings)]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import uuid
 from typing import Any
 
@@ -161,4 +160,5 @@ async def _undeploy(control: Control, agent: str) -> None:
 
 
 def _identity() -> AgentIdentity:
-    return AgentIdentity(id=f"{socket.gethostname().split('.')[0][:32]}-{uuid.uuid4().hex[:12]}", type="client")
+    # Not the host's name: it would be in every message, for whoever gets one.
+    return AgentIdentity(id=f"client-{uuid.uuid4().hex[:12]}", type="client")

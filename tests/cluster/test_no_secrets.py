@@ -26,19 +26,29 @@ import pytest
 from squadron.bridge.serve import local
 from squadron.runtime.redact import STRUCK
 from tests.contract.own_server import OwnServer
+from tests.faulty_provider import FAULTS, faulty_provider
 
 #: Only a hang takes so long, in seconds.
-HANG_S = 170.0
+HANG_S = 240.0
 
 PROGRAM = '''
     import asyncio, gc, hashlib, json, logging, os, sys, threading
 
-    from squadron import Agent, Context, Squad, Terminal, on, on_durable, topic
+    from functools import partial
+
+    from squadron import Agent, AnthropicModel, Context, OpenAIModel, Squad, Terminal, on, on_durable, topic
     from squadron.actors.llm.llm_agent import LLMAgent
     from squadron.actors.llm.tools import tool
     from squadron.runtime.errors import SquadronError
 
-    HELD = ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "PASSED_PASSWORD", "PASSED_URL")
+    HELD = ("PASSED_API_KEY", "PASSED_TOKEN", "PASSED_PASSWORD", "PASSED_URL")
+    # Here, and not where the agents run.
+    KEYS = ("OPENAI_API_KEY", "ANTHROPIC_API_KEY")
+    WIRES = {
+        "chat": partial(OpenAIModel, api="chat"),
+        "responses": partial(OpenAIModel, api="responses"),
+        "messages": AnthropicModel,
+    }
 
 
     class Leaky(LLMAgent):
@@ -94,6 +104,19 @@ PROGRAM = '''
         async def ask_model(self, ctx: Context) -> str:
             return await self.think(ctx, "hello")
 
+        def make_model(self, spec: str) -> object:
+            """One of whose calls some part goes wrong, with a password in its address."""
+            if not spec.startswith("faulty:"):
+                return super().make_model(spec)
+            _, wire, fault = spec.split(":")
+            url = os.environ["PASSED_PROVIDER_URL"] + "/" + fault
+            if fault in ("refused", "address"):
+                url = url.rpartition(":")[0] + {"refused": ":9", "address": ":port"}[fault]
+            elif fault == "tls":
+                url = url.replace("http:", "https:")
+            patience_s = 1.0 if fault == "silent" else 30.0
+            return WIRES[wire]("m", base_url=url, first_event_s=patience_s, between_events_s=patience_s)
+
         @topic("leak.seen")
         async def seen(self, digests: list[str]) -> dict[str, str]:
             """The names of the variables with these values, as they are without white space."""
@@ -134,7 +157,7 @@ PROGRAM = '''
             feed.add_all()
 
             async def handler(id: str, items: object) -> None:
-                keys = [os.environ[name] for name in HELD[:2]]
+                keys = [os.environ[name] for name in KEYS]
                 failed.set()
                 raise ValueError(str(keys))
 
@@ -149,7 +172,7 @@ PROGRAM = '''
     async def main() -> None:
         async with Squad.up() as squad:
             await squad.deploy(Leaky)
-            digests = json.loads(sys.stdin.readline())
+            digests, faulty = json.loads(sys.stdin.readline())
             seen = await squad.ask("leak.seen", {"digests": digests})
             print("seen", json.dumps(seen.unwrap()), flush=True)
             await squad.publish("leak.event", {})
@@ -158,6 +181,7 @@ PROGRAM = '''
             # One provider each: loading a library takes seconds.
             asks += [squad.ask("leak.think", model="anthropic:some-model")]
             asks += [squad.run("do it", model="openai:some-model"), squad.deploy(Stillborn), fail_here(squad)]
+            asks += [squad.ask("leak.think", model=each, within_s=100.0) for each in faulty]
             await asyncio.gather(*(told(f"told {n}", each) for n, each in enumerate(asks)))
             print("done", flush=True)
             await asyncio.to_thread(sys.stdin.read)
@@ -165,9 +189,12 @@ PROGRAM = '''
     asyncio.run(main())
 '''
 
-#: The variables, of which the first two end as files of secrets do, and those that agents get.
-KEYS, PASSED = ("OPENAI_API_KEY", "ANTHROPIC_API_KEY"), ("PASSED_PASSWORD", "PASSED_URL")
-KEPT_BACK = ("AWS_SECRET_ACCESS_KEY", "SOMETHING_TOKEN")
+#: The variables of the shell: keys that end as files of secrets do, those that agents get, and others.
+KEYS = ("OPENAI_API_KEY", "ANTHROPIC_API_KEY")
+PASSED = ("PASSED_API_KEY", "PASSED_TOKEN", "PASSED_PASSWORD", "PASSED_URL")
+KEPT_BACK = ("AWS_SECRET_ACCESS_KEY", "SOMETHING_TOKEN", "RAY_REDIS_PASSWORD", "OTEL_EXPORTER_OTLP_HEADERS")
+#: What may go wrong besides what the provider does.
+ON_THE_WAY = ("refused", "tls", "address")
 
 
 @dataclass
@@ -208,13 +235,15 @@ def place() -> Iterator[Place]:
         server = OwnServer(folder / "nats", f'authorization {{ user: eve, password: "{password}" }}')
         server.start()
         environ = os.environ | {name: f"{mark}-{name}\r\n" for name in KEYS}
-        environ |= {name: f"{mark}-{name}" for name in (*KEPT_BACK, "PASSED_PASSWORD")}
+        environ |= {name: f"{mark}-{name}" for name in (*KEPT_BACK, *PASSED)}
         environ |= {
             "PASSED_URL": f"postgres://eve:{mark}-url@host/db",
             "NATS_URL": server.url.replace("://", f"://eve:{mark}%2Fnats@"),
             "OPENAI_BASE_URL": f"http://eve:{mark}-proxy@127.0.0.1:9/v1",
             "ANTHROPIC_BASE_URL": "http://127.0.0.1:9",
-            "SQUADRON_PASS_ENV": "PASSED_*",
+            "SQUADRON_PASS_ENV": "PASSED_*,*_LOG",
+            "OPENAI_LOG": "debug",
+            "ANTHROPIC_LOG": "debug",
             "SQUADRON_HOME": str(folder / "home"),
             "SQUADRON_LOG_LEVEL": "DEBUG",
         }
@@ -256,8 +285,9 @@ def _read_terminal(file: int) -> bytes:
 
 
 @asynccontextmanager
-async def _program(place: Place) -> AsyncIterator[asyncio.subprocess.Process]:
-    """The program, as long as it runs; what it says on stderr is in a file."""
+async def _program(place: Place, port: int) -> AsyncIterator[asyncio.subprocess.Process]:
+    """The program, as long as it runs, with a provider at `port`; what it says on stderr is in a file."""
+    place.environ["PASSED_PROVIDER_URL"] = f"http://eve:{place.mark}-provider@127.0.0.1:{port}"
     with (place.folder / "errors").open("wb") as errors:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -286,12 +316,79 @@ def _files(place: Place, *folders: Path) -> None:
 
 def _processes(place: Place) -> None:
     """Take in the cluster's command lines, and its environments but for what they are to have."""
-    handed = (*KEYS, *PASSED, "OPENAI_BASE_URL")
+    handed = (*PASSED, "PASSED_PROVIDER_URL")
     for process in local._members(place.home / "ray"):
         with suppress(psutil.Error):
             place.found[f"command line of {process.pid}"] = repr(process.cmdline()).encode()
             environ = {name: value for name, value in process.environ().items() if name not in handed}
             place.found[f"environment of {process.pid}"] = repr(environ).encode()
+
+
+#: Run by `python`, joined to the cluster that is named: whatever Ray says of itself and keeps in its store.
+_RAY_STATE = """
+    import sys, ray
+    from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_list
+    from ray.util import state
+
+    ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
+    for kind in ("actors", "tasks", "workers", "jobs", "nodes", "runtime_envs", "objects"):
+        listed = getattr(state, f"list_{kind}")
+        for each in listed(sys.argv[1], detail=True, limit=10_000, raise_on_missing_output=False):
+            print(kind, each)
+    kept = 0
+    for namespace in (None, b"serve", b"ray_serve", b"fun", b"cls", b"dashboard", b"job", b"gcs_config"):
+        for key in _internal_kv_list(b"", namespace=namespace):
+            kept += 1
+            print("kept", key, _internal_kv_get(key, namespace=namespace))
+    from ray import serve
+    print("serve", serve.status())
+    print("entries", kept)
+"""
+
+
+async def _ray_state(place: Place, ray: local.LocalRay) -> None:
+    """Take in what Ray tells of its actors, tasks and workers, and what is in its control store."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", textwrap.dedent(_RAY_STATE), ray.address),
+        env=os.environ | local.environment(ray),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    said, errors = await process.communicate()
+    assert process.returncode == 0, errors.decode()
+    place.found["state of Ray"] = said
+    # Arguments of actors are in none of these.
+    place.found["memory of the control store"] = await asyncio.to_thread(_memory, ray.gcs_pid, place.mark.encode())
+
+
+def _memory(pid: int, mark: bytes) -> bytes:
+    """What is around `mark` in the memory of a process; nothing if that can't be read here.
+
+    Its own environment is in there, with what was named to be passed on to all.
+    """
+    found, secret = list[bytes](), re.compile(mark + b"(?!-PASSED|-url|-provider)")
+    with suppress(OSError), open(f"/proc/{pid}/mem", "rb", 0) as memory:
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            span, mode, *_ = line.split()
+            begin, end = (int(each, 16) for each in span.split("-"))
+            if not mode.startswith("rw") or end - begin > 1 << 30:
+                continue
+            with suppress(OSError, ValueError):
+                memory.seek(begin)
+                data = memory.read(end - begin)
+                found += [data[max(0, each.start() - 100) : each.end() + 40] for each in secret.finditer(data)]
+    return b" ".join(found)
+
+
+def _open_to_others(home: Path) -> list[str]:
+    """The files of a home that others than its user may read."""
+
+    def is_closed(path: Path) -> bool:
+        return stat.S_IMODE(path.stat().st_mode) & 0o077 == 0
+
+    files = [path for path in home.rglob("*") if path.is_file()]
+    around = {path: [path, *(each for each in path.parents if each.is_relative_to(home))] for path in files}
+    return [str(path) for path, on_the_way in around.items() if not any(map(is_closed, on_the_way))]
 
 
 async def _stored(place: Place, client: nats.aio.client.Client) -> None:
@@ -317,11 +414,13 @@ async def test_whatever_fails_no_secret_is_found_anywhere(place: Place) -> None:
             )
 
         await client.subscribe(">", cb=hear)
-        async with _program(place) as program:
+        async with faulty_provider() as port, _program(place, port) as program:
             assert program.stdin is not None
             assert program.stdout is not None
             asked = {name: _digest(place.environ[name]) for name in (*KEYS, *PASSED, *KEPT_BACK, "NATS_URL")}
-            program.stdin.write(json.dumps(list(asked.values())).encode() + b"\n")
+            wires = ("chat", "responses", "messages")
+            faulty = [f"faulty:{wire}:{fault}" for wire in wires for fault in (*FAULTS, *ON_THE_WAY)]
+            program.stdin.write(json.dumps([list(asked.values()), faulty]).encode() + b"\n")
             said = []
             while (line := await program.stdout.readline()) != b"done\n":
                 assert line, (place.folder / "errors").read_text()
@@ -331,11 +430,13 @@ async def test_whatever_fails_no_secret_is_found_anywhere(place: Place) -> None:
             await _stored(place, client)
             ray = local.find(place.home)
             assert ray is not None
-            keys_file = place.home / "model-keys.json"
-            assert stat.S_IMODE(keys_file.stat().st_mode) == 0o600
+            await _ray_state(place, ray)
             _files(place, place.home, Path(ray.temp_dir))
-            # The one place where they are to be: the user's own, until the cluster is stopped.
-            del place.found[str(keys_file)]
+            # The places where they are to be: the user's own, until the cluster is stopped.
+            for file in (place.home / "model-keys.json", place.home / "secrets" / "dev-nats_url"):
+                assert place.mark.encode() in place.found.pop(str(file))
+                assert stat.S_IMODE(file.stat().st_mode) == 0o600
+            assert not _open_to_others(place.home)
             _processes(place)
         await client.close()
     _files(place, place.home, place.folder / "nats" / "js")
@@ -367,7 +468,13 @@ async def test_whatever_fails_no_secret_is_found_anywhere(place: Place) -> None:
     assert told["agents"]["level"] == "fail"
     assert "stillborn is DEPLOY_FAILED" in told["agents"]["found"]
     seen = next(json.loads(line[5:]) for line in said if line.startswith(b"seen "))
-    assert set(seen) == {asked[name] for name in (*KEYS, *PASSED)}
+    assert set(seen) == {asked[name] for name in PASSED}
+    told_of = place.found["output"].decode()
+    for wire in ("openai", "anthropic"):
+        for sign in ("answered HTTP 401", "answered HTTP 429", "answered HTTP 502", "was silent", "at http"):
+            assert re.search(f"{wire}:m {sign}", told_of), (wire, sign, told_of)
+    assert b"actors " in place.found["state of Ray"]
+    assert not place.found["state of Ray"].endswith(b"entries 0\n")
 
 
 def _digest(value: str) -> str:
@@ -386,4 +493,5 @@ async def _everything_shown(place: Place) -> None:
         _output(place, "doctor", "--json"),
         _output(place, "pty", "status"),
         _output(place, "pty", "ask", "leak.text"),
+        _output(place, "demo", "--model", "offline", "--out", str(place.folder / "report")),
     )

