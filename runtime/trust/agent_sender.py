@@ -1,0 +1,143 @@
+"""The header `Agent-Sender`: who says a message, and the signature over it, as Synadia's agents have it.
+
+A signature stands for these bytes, which any NATS client can put together (`docs/security.md`):
+
+    AGENT-SENDER-V1\\n{account}\\n{user}\\n{subject}\\n{ts}\\n{nonce}\\n{SHA-256 of the payload in hex}\\n
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Self
+
+from squadron.runtime.errors import UntrustedError
+from squadron.runtime.trust.keys import kind_of
+
+#: Name of the header; case-sensitive, as all of NATS.
+SENDER_HEADER = "Agent-Sender"
+#: Longest header that is looked at, in bytes (Synadia Agent Protocol).
+MAX_HEADER_BYTES = 2048
+
+_NONCE = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_TS = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z")
+_SIGNATURE = re.compile(r"[A-Za-z0-9_-]{86}")
+#: A line of what is signed can't hold one.
+_BREAKS = re.compile(r"[\s\x00-\x1f\x7f]")
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSender:
+    """Who says it.
+
+    Attributes:
+        account, user: public keys.
+        name: of the principal, as the sender says; what counts is that of the user's JWT.
+        subject: what it was published on.
+        ts: when it was signed, RFC 3339 in UTC.
+        nonce: told once.
+        signature: 64 bytes.
+    """
+
+    account: str
+    user: str
+    name: str
+    subject: str
+    ts: str
+    nonce: str
+    signature: bytes = b""
+
+    @property
+    def at(self) -> float:
+        """When it was signed, in seconds since the epoch."""
+        return datetime.fromisoformat(self.ts).timestamp()
+
+    def signed(self, digest: str) -> bytes:
+        """What the signature is over; `digest` is the SHA-256 of the payload, in hex."""
+        return signed_bytes(self.account, self.user, self.subject, self.ts, self.nonce, digest)
+
+    def encode(self) -> str:
+        """The header's value."""
+        fields = {"v": 1, "account": self.account, "user": self.user, "name": self.name, "sub": self.subject}
+        fields |= {"ts": self.ts, "nonce": self.nonce, "sig": text_of(self.signature)}
+        return json.dumps(fields, separators=(",", ":"))
+
+    @classmethod
+    def parse(cls, value: str) -> Self | None:
+        """Read a header's value; one of another version, or without a signature, counts as none.
+
+        Raises:
+            UntrustedError: it is none, and says which field is wrong.
+        """
+        if len(value) > MAX_HEADER_BYTES or len(value.encode(errors="replace")) > MAX_HEADER_BYTES:
+            raise UntrustedError(f"{SENDER_HEADER} is longer than {MAX_HEADER_BYTES} bytes")
+        try:
+            fields = json.loads(value)
+        except (ValueError, RecursionError):
+            fields = None
+        if not isinstance(fields, dict):
+            raise UntrustedError(f"{SENDER_HEADER} is no JSON object, or there are several")
+        if type(fields.get("v")) is not int or fields["v"] != 1 or "sig" not in fields:
+            return None
+        account, user, name, subject, ts, nonce, signature = (
+            _text(fields, name) for name in ("account", "user", "name", "sub", "ts", "nonce", "sig")
+        )
+        wrong = (
+            (kind_of(account) != "A" and "account")
+            or (kind_of(user) != "U" and "user")
+            or (_BREAKS.search(subject) is not None and "sub")
+            or (not _is_time(ts) and "ts")
+            or (_NONCE.fullmatch(nonce) is None and "nonce")
+            or (_SIGNATURE.fullmatch(signature) is None and "sig")
+        )
+        if wrong:
+            raise UntrustedError(f"{SENDER_HEADER}: field {wrong!r} is malformed")
+        return cls(account, user, name, subject, ts, nonce, bytes_of(signature))
+
+
+def signed_bytes(account: str, user: str, subject: str, ts: str, nonce: str, digest: str) -> bytes:
+    """What a signature is over."""
+    return f"AGENT-SENDER-V1\n{account}\n{user}\n{subject}\n{ts}\n{nonce}\n{digest}\n".encode()
+
+
+def time_text(at: float) -> str:
+    """A time as the header has it, in milliseconds; `at` is in seconds since the epoch."""
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def text_of(data: bytes) -> str:
+    """Base64url without padding."""
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def bytes_of(text: str) -> bytes:
+    """The bytes of a text in base64url.
+
+    Raises:
+        UntrustedError: it is none.
+    """
+    try:
+        return base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError):
+        raise UntrustedError(f"{SENDER_HEADER}: that is no base64url") from None
+
+
+def _text(fields: dict[str, Any], name: str) -> str:
+    value = fields.get(name, "")
+    if not isinstance(value, str):
+        raise UntrustedError(f"{SENDER_HEADER}: field {name!r} is malformed")
+    return value
+
+
+def _is_time(ts: str) -> bool:
+    if _TS.fullmatch(ts) is None:
+        return False
+    try:
+        datetime.fromisoformat(ts).timestamp()
+    except (ValueError, OverflowError):
+        return False
+    return True

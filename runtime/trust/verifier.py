@@ -1,0 +1,233 @@
+"""Checking who said a message: the signature, when it was made, and whose word stands behind the key."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from squadron.runtime.errors import UntrustedError
+from squadron.runtime.trust.agent_sender import SENDER_HEADER, AgentSender
+from squadron.runtime.trust.carried import CARRIED_HEADER, Carried, digest_of_carried
+from squadron.runtime.trust.keys import is_signed_by
+from squadron.runtime.trust.principals import Principal, TrustDocument
+
+#: How far from now a message may be signed that is heard live, in seconds (Synadia Agent Protocol).
+LIVE_WITHIN_S = 30.0
+#: How far from when it was stored a message may be signed, in seconds. Twice that is less than the two minutes in
+#: which a stream takes a message id once: so none is stored twice while its signature would be good.
+STORED_WITHIN_S = 50.0
+#: How many carriers a message may have had since it was sent or put back: a line, of one that was put back.
+MOST_CARRIERS = 2
+#: Credentials that are remembered, and how long it is remembered that one is not known, in seconds.
+MOST_USERS, UNKNOWN_FOR_S = 4096, 2.0
+#: Live messages of how many seconds have their nonces kept: those that are too early count, too.
+_NONCES_S = 2 * LIVE_WITHIN_S
+#: Most nonces that are kept; who floods is refused rather than forgotten.
+_MOST_NONCES = 200_000
+
+
+@dataclass(frozen=True, slots=True)
+class Signed:
+    """A message whose signature is good.
+
+    Attributes:
+        by: who put it where it is.
+        at: when that was signed, in seconds since the epoch.
+        digest: SHA-256 of its bytes, in hex.
+        carried: how it came to who carries it; None if that is its sender.
+        origin: as its sender signed it, likewise.
+    """
+
+    by: Principal
+    at: float
+    digest: str
+    carried: Carried | None = None
+    origin: Signed | None = None
+
+    @property
+    def author(self) -> Principal:
+        """Who said it, whoever carries it."""
+        return self.by if self.origin is None else self.origin.author
+
+    @property
+    def carriers(self) -> list[tuple[Principal, Carried]]:
+        """Who carries it and how it came there, the last one first."""
+        if self.carried is None or self.origin is None:
+            return []
+        return [(self.by, self.carried), *self.origin.carriers]
+
+
+class UnknownUserError(UntrustedError):
+    """The credential that signed it was never seen; `user` is its public key."""
+
+    def __init__(self, user: str) -> None:
+        super().__init__(f"nobody knows the credential {user}")
+        self.user = user
+
+
+class Verifier:
+    """Checks messages against a trust document.
+
+    Args:
+        fetch: the JWT of a user, by its public key; None if there is none.
+        now: the clock, in seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        document: TrustDocument,
+        fetch: Callable[[str], Awaitable[bytes | None]],
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self.document, self._fetch, self._now = document, fetch, now
+        self._known: OrderedDict[str, Principal] = OrderedDict()
+        #: Until when it is not asked for again.
+        self._unknown: OrderedDict[str, float] = OrderedDict()
+        #: Nonces of live messages, with when they may be forgotten.
+        self._nonces: OrderedDict[tuple[str, str], float] = OrderedDict()
+
+    def _principal(self, user: str, at: float) -> Principal:
+        known = self.document.users.get(user) or self._known.get(user)
+        if known is None or (0 < known.expires_at <= at and not self._asked(user)):
+            # It may have a newer JWT.
+            raise UnknownUserError(user)
+        known.check_time(at, self.document.revoked)
+        return known
+
+    def _asked(self, user: str) -> bool:
+        return self._unknown.get(user, 0.0) > self._now()
+
+    async def learn(self, user: str) -> None:
+        """Look who a credential is; nothing if that was done a moment ago, or there is no answer.
+
+        Raises:
+            BusUnavailableError: the server does not say.
+        """
+        if self._asked(user):
+            return
+        token = await self._fetch(user)
+        self._unknown[user] = self._now() + UNKNOWN_FOR_S
+        self._shorten(self._unknown)
+        if token is not None:
+            try:
+                principal = self.document.principal(token.decode("ascii", "replace"))
+            except UntrustedError:
+                return
+            if principal.user == user:
+                self._known[user] = principal
+                self._shorten(self._known)
+
+    @staticmethod
+    def _shorten(kept: OrderedDict[str, Any]) -> None:
+        while len(kept) > MOST_USERS:
+            kept.popitem(last=False)
+
+    async def verify(
+        self, subject: str, data: bytes, headers: Mapping[str, str], *, at: float | None, id: str | None = None
+    ) -> Signed:
+        """`check`, and look up the credentials that are not known.
+
+        Raises:
+            UntrustedError: it is not as somebody signed it who is trusted.
+            BusUnavailableError: a credential can't be looked up.
+        """
+        for _ in range(MOST_CARRIERS + 1):
+            try:
+                return self.check(subject, data, headers, at=at, id=id)
+            except UnknownUserError as error:
+                if self._asked(error.user):
+                    raise
+                await self.learn(error.user)
+        return self.check(subject, data, headers, at=at, id=id)
+
+    def check(
+        self, subject: str, data: bytes, headers: Mapping[str, str], *, at: float | None, id: str | None = None
+    ) -> Signed:
+        """Who said a message.
+
+        Args:
+            subject: where it was heard, or is stored.
+            at: when it was stored there, by the server's clock, in seconds since the epoch; None if it is heard
+                live, which it may be once.
+            id: the message id that its sender has to put it under; None if any will do.
+
+        Raises:
+            UnknownUserError: somebody signed it whose credential is to be learned first.
+            UntrustedError: it is not as somebody signed it who is trusted.
+        """
+        return self._check(subject, hashlib.sha256(data).hexdigest(), headers, at, id, MOST_CARRIERS)
+
+    def check_carrier(self, subject: str, data: bytes, headers: Mapping[str, str]) -> Signed:
+        """Who carries what is heard live, whoever said it.
+
+        Raises:
+            UnknownUserError, UntrustedError: as `check`.
+        """
+        return self._check(subject, hashlib.sha256(data).hexdigest(), headers, None, None, -1)
+
+    def _check(
+        self, subject: str, digest: str, headers: Mapping[str, str], at: float | None, id: str | None, left: int
+    ) -> Signed:
+        value = headers.get(SENDER_HEADER)
+        sender = None if value is None else AgentSender.parse(value)
+        if sender is None:
+            raise UntrustedError("it is not signed")
+        self._check_time(sender, at)
+        if sender.subject != subject and sender.subject != _as_query(subject):
+            raise UntrustedError(f"it is signed for {sender.subject[:80]}")
+        carried = self._carried(sender, headers)
+        if id is not None and headers.get("Nats-Msg-Id", "") != (carried.put_as if carried else id):
+            raise UntrustedError("it is not stored under its own message id: it may be there twice")
+        nonce = (sender.user, sender.nonce)
+        if at is None and nonce in self._nonces:
+            raise UntrustedError("it was heard before")
+        if not is_signed_by(sender.user, sender.signed(digest), sender.signature):
+            raise UntrustedError("it is not as it was signed")
+        by = self._principal(sender.user, self._now() if at is None else at)
+        if sender.account != self.document.account:
+            raise UntrustedError("it is signed for another account")
+        origin = None
+        if carried is not None and left >= 0:
+            if not left:
+                raise UntrustedError(f"it was carried more than {MOST_CARRIERS} times")
+            origin = self._check(carried.subject, digest, carried.headers, carried.at, id, left - 1)
+        if at is None:
+            self._note(nonce)
+        return Signed(by, sender.at, digest, carried, origin)
+
+    def _check_time(self, sender: AgentSender, at: float | None) -> None:
+        most, other, what = (
+            (LIVE_WITHIN_S, self._now(), "now") if at is None else (STORED_WITHIN_S, at, "when it was stored")
+        )
+        apart = other - sender.at
+        if abs(apart) > most:
+            when = "before" if apart > 0 else "after"
+            raise UntrustedError(
+                f"it was signed {abs(apart):.0f} s {when} {what}: sent again, or a clock is wrong"
+            )
+
+    @staticmethod
+    def _carried(sender: AgentSender, headers: Mapping[str, str]) -> Carried | None:
+        value = headers.get(CARRIED_HEADER)
+        if not value:
+            return None
+        if not sender.nonce.endswith(digest_of_carried(value)):
+            raise UntrustedError(f"its {CARRIED_HEADER} is not as it was signed")
+        return Carried.parse(value)
+
+    def _note(self, nonce: tuple[str, str]) -> None:
+        now = self._now()
+        while self._nonces and next(iter(self._nonces.values())) <= now:
+            self._nonces.popitem(last=False)
+        if len(self._nonces) >= _MOST_NONCES:
+            raise UntrustedError("too many messages are heard at once")
+        self._nonces[nonce] = now + _NONCES_S
+
+
+def _as_query(subject: str) -> str:
+    """Where it may have been published: a server stores what is published as a query as a task."""
+    return subject.replace(".task.", ".query.", 1)
