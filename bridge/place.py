@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 
 from squadron.bridge.otel.exporters import traces_of
+from squadron.bridge.trusting import Trusting
 from squadron.config import Settings
 from squadron.runtime.asking.caller import Caller
 from squadron.runtime.lite.topic import LiteTopics
@@ -18,7 +19,14 @@ from squadron.runtime.telemetry.observer import load_observer
 class Place:
     """All that clients, replicas and the bridge have in common; `records` is the journal of the registry."""
 
-    def __init__(self, ports: Ports, records: Journal, settings: Settings) -> None:
+    def __init__(
+        self,
+        ports: Ports,
+        records: Journal,
+        settings: Settings,
+        trusting: Trusting = Trusting(),  # noqa: B008  # a value
+    ) -> None:
+        self._trusting = trusting
         self.ports, self.records, self.settings = ports, records, settings
         self.dead_letters = DeadLetters(ports)
         self.registry = Registry(records, ports.bus, ports.subjects, ports.clock, heartbeat_s=settings.heartbeat_s)
@@ -36,6 +44,8 @@ class Place:
             self.ports.observers.add(load_observer(path))
         if (traces := traces_of(self.ports.identity, self.settings.env)) is not None:
             self.ports.observers.add(traces)
+        # First: nobody believes what we say before.
+        await self._trusting.publish_key(self.records, self.ports.subjects, self.ports.clock.time())
         await self.registry.start()
         await self.caller.start()
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 from urllib.parse import urlsplit
 
 from platformdirs import user_data_dir
@@ -84,6 +84,10 @@ _ADDRESS = _Kind(
 _AUDIT = _Kind(
     lambda raw: str(raw).strip().lower(), ("", "off", "trail", "full").__contains__, "use off, trail or full"
 )
+#: These are `runtime.trust.guard.VerifyMode`.
+_VERIFY = _Kind(
+    lambda raw: str(raw).strip().lower(), ("off", "warn", "require").__contains__, "use off, warn or require"
+)
 _DAYS = _Kind(float, lambda it: 1 <= it <= 36_500, "give a number of days from 1 to 36500")
 _YES_NO = _Kind(lambda raw: str(raw).strip().lower(), ("yes", "no").__contains__, "use yes or no")
 _RULES = _Kind(
@@ -129,6 +133,14 @@ class Settings:
 
     nats_nkey_seed_file: Annotated[Path | None, _From("NATS_NKEY", _FILE)] = None
     """A file with an nkey seed, instead of `.creds`."""
+
+    trust: Annotated[Path | None, _From("SQUADRON_TRUST", _FILE)] = None
+    """The trust document (JSON): whose keys stand for which role. With it and `nats_user_credentials` a process
+    signs all that it sends."""
+
+    verify: Annotated[Literal["off", "warn", "require"], _From("SQUADRON_VERIFY", _VERIFY)] = "off"
+    """What is done about messages that nobody signed who may: off checks nothing, warn takes and tells of them,
+    require refuses them."""
 
     nats_tls_ca: Annotated[Path | None, _From("NATS_CA", _FILE)] = None
     """The CA that signed the server's certificate (PEM); None trusts the system's."""
@@ -228,6 +240,10 @@ class Settings:
             raise ConfigError(
                 "nats_user_credentials and nats_nkey_seed_file are both set",
                 hint="set one of NATS_CREDS and NATS_NKEY",
+            )
+        if self.verify != "off" and self.trust is None:
+            raise ConfigError(
+                f"verify is {self.verify!r}, and there is nobody to trust", hint="set SQUADRON_TRUST to a trust document"
             )
         if bool(self.nats_tls_cert) != bool(self.nats_tls_key):
             raise ConfigError(

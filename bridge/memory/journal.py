@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field, replace
 from typing import Self
 
-from squadron.bridge.memory.bus import MemoryBus
+from squadron.bridge.memory.bus import Headed, MemoryBus
 from squadron.bridge.memory.common import Seen, check_size, subject_matches, wall_s
 from squadron.bridge.memory.line import ANSWER_WITHIN_S, PERSIST_S, Line
 from squadron.runtime.errors import BusUnavailableError, FencedError
@@ -82,10 +82,11 @@ class MemoryJournal:
         expect_seq: int | None = None,
     ) -> int:
         check_size(data)
+        headers = self._line.headers(key, data, headers)
         last = self._last(key)
         if expect_seq is not None and (last.seq if last else 0) != expect_seq:
             raise FencedError(f"{key} is not at {expect_seq}")
-        self._bus.deliver(Note(key, data))
+        self._bus.deliver(Note(key, data, "", Headed(headers)))
         if (known := self._kept.seen.seq(msg_id)) is not None:
             return known
         seq, self._kept.next_seq = self._kept.next_seq, self._kept.next_seq + 1

@@ -188,9 +188,10 @@ class Replica:
         self.delivered.append(delivery.lease.delivered)
         return await self.turns.run(delivery)
 
-    async def start(self) -> None:
+    async def start(self, *, card: bool = True) -> None:
         await self.peer.queue.declare(self.mailbox)
-        await self.peer.registry.advertise(self.spec.card())
+        if card:
+            await self.peer.registry.advertise(self.spec.card())
         # Ten minutes of presence, so that no test depends on heartbeats.
         self.peer.registry.heartbeat_s = 200.0
         facts = {"capabilities": sorted(self.agent.capabilities)}

@@ -37,6 +37,8 @@ RECONNECT_WAIT_S = 0.25
 MAX_SUBJECT = 1_000
 #: Room for headers in what the server takes as one message: ids, time to live, trace.
 HEADER_BYTES = 4096
+#: Longest header that we sign with, whose subject has 1,000 characters at most.
+SIGNATURE_BYTES = 1_400
 #: How long an acknowledgement may wait for others, in seconds: each send costs a system call and wakes the server.
 SOON_S = 0.005
 #: Status of the answer that a server gives for want of anybody else (ADR-4 of NATS).
@@ -273,6 +275,8 @@ class Connection:
         if headers:
             lines = sum(len(name.encode()) + len(value.encode()) + 4 for name, value in headers.items())
             size += len(b"NATS/1.0\r\n\r\n") + lines
+        if self.client.sign is not None:
+            size += SIGNATURE_BYTES
         if size > self.client.max_payload:
             raise MessageTooLargeError(
                 f"{size:,} bytes are more than the server's {self.client.max_payload:,}",
