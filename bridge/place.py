@@ -29,7 +29,14 @@ class Place:
         self._trusting = trusting
         self.ports, self.records, self.settings = ports, records, settings
         self.dead_letters = DeadLetters(ports)
-        self.registry = Registry(records, ports.bus, ports.subjects, ports.clock, heartbeat_s=settings.heartbeat_s)
+        self.registry = Registry(
+            records,
+            ports.bus,
+            ports.subjects,
+            ports.clock,
+            heartbeat_s=settings.heartbeat_s,
+            guard=ports.guard,
+        )
         lite_topics = LiteTopics(ports, per_owner=settings.lite_topics_per_owner, in_all=settings.lite_topics)
         self.caller = Caller(ports, self.registry, lite_topics)
 

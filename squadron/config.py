@@ -243,7 +243,8 @@ class Settings:
             )
         if self.verify != "off" and self.trust is None:
             raise ConfigError(
-                f"verify is {self.verify!r}, and there is nobody to trust", hint="set SQUADRON_TRUST to a trust document"
+                f"verify is {self.verify!r}, and there is nobody to trust",
+                hint="set SQUADRON_TRUST to a trust document",
             )
         if bool(self.nats_tls_cert) != bool(self.nats_tls_key):
             raise ConfigError(

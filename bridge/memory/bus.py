@@ -65,12 +65,17 @@ class MemoryBus:
     async def request(
         self, subject: str, data: bytes, *, within_s: float, headers: Mapping[str, str] | None = None
     ) -> bytes:
-        answer: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
+        return (await self.exchange(subject, data, within_s=within_s, headers=headers)).data
+
+    async def exchange(
+        self, subject: str, data: bytes, *, within_s: float, headers: Mapping[str, str] | None = None
+    ) -> Note:
+        answer: asyncio.Future[Note | None] = asyncio.get_running_loop().create_future()
         inbox = f"_INBOX.{id(answer)}"
 
         def hear(note: Note | None) -> None:
             if not answer.done():
-                answer.set_result(note.data if note else None)
+                answer.set_result(note)
 
         listening = await self.subscribe(inbox, hear)
         lost = partial(hear, None)

@@ -212,7 +212,9 @@ class MemoryQueue:
         await self._line.answer()
         # A dictionary keeps the order in which it was filled, which is that of the sequences.
         held = (task for task in self._tasks.values() if subject_matches(pattern, task.subject))
-        return next((Entry(each.seq, each.subject, each.data, each.headers, each.stored_at) for each in held), None)
+        return next(
+            (Entry(each.seq, each.subject, each.data, each.headers, each.stored_at) for each in held), None
+        )
 
     async def count(self, pattern: str) -> int:
         await self._line.answer()

@@ -11,13 +11,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import BusUnavailableError, InvalidSubjectError
 from squadron.runtime.ports.bus import Subscription, UnreliableBus
 from squadron.runtime.ports.journal import Entry, Journal
+from squadron.runtime.registry.entries import Entries
+from squadron.runtime.registry.presence import Presence
 from squadron.runtime.registry.search import Index, document
+from squadron.runtime.trust.guard import Guard
 from squadron.runtime.wire.limits import Clock
 from squadron.runtime.wire.subjects import Subjects, matches
 from squadron.runtime.wire.topics import AgentCard, ScoredTopic, SemanticTopic
@@ -41,26 +44,6 @@ LAPSES_FOR_S, LAPSES_KEPT = 600.0, 100
 NEWS_S = 30.0
 
 
-class Presence(BaseModel):
-    """One replica's sign of life. `expires_at` is in seconds since the epoch, 0 says farewell.
-
-    It lives as long as the journal keeps it; `expires_at` counts for one that was stored without a life.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    expires_at: float = Field(allow_inf_nan=False)
-    #: When it was told, by the clock of its host, in seconds since the epoch.
-    at: float = Field(default=0.0, allow_inf_nan=False)
-    #: Digest of the code it runs, and which release of ours runs it.
-    version: str = ""
-    release: str = ""
-    pid: int = 0
-    node: str = ""
-    #: What this replica offers to tasks that ask for it.
-    capabilities: tuple[str, ...] = ()
-
-
 @dataclass(frozen=True, slots=True)
 class _Place:
     """Where the newest entry of a key stands in the journal, and when that stored it."""
@@ -80,8 +63,16 @@ class Registry:
     """
 
     def __init__(
-        self, journal: Journal, bus: UnreliableBus, subjects: Subjects, clock: Clock, *, heartbeat_s: float
+        self,
+        journal: Journal,
+        bus: UnreliableBus,
+        subjects: Subjects,
+        clock: Clock,
+        *,
+        heartbeat_s: float,
+        guard: Guard | None = None,
     ) -> None:
+        self._entries = Entries(guard)
         self._journal, self._bus, self._subjects, self._clock = journal, bus, subjects, clock
         self.heartbeat_s, self.grace_s = heartbeat_s, GRACE_S
         self._cards: dict[str, AgentCard] = {}
@@ -140,7 +131,8 @@ class Registry:
         presences = await self._journal.latest(self._subjects.registry("presence"))
         # The cards last: so they hold all that was stored before any of the presences.
         for entry in presences + await self._journal.latest(self._subjects.registry("card")):
-            self._hear(entry)
+            if await self._entries.passes(entry):
+                self._hear(entry)
         self._told_until = max([self._told_until, *(entry.time for entry in presences)])
         self._complete_at = losses
         self._changed.set()
@@ -199,13 +191,14 @@ class Registry:
             for (key, place), entry in zip(some, stored, strict=True):
                 newest = self._places.get(key)
                 if newest is not None and newest.seq == place.seq:
-                    self._look_at(key, place, entry)
+                    await self._look_at(key, place, entry)
 
-    def _look_at(self, key: str, place: _Place, entry: Entry | None) -> None:
-        if entry is not None and entry.seq != place.seq:
+    async def _look_at(self, key: str, place: _Place, entry: Entry | None) -> None:
+        if entry is not None and entry.seq != place.seq and await self._entries.passes(entry):
             self._hear(entry)
         elif entry is None or self._is_over(entry.data):
-            self._forget(key)
+            if key in self._places:
+                self._forget(key)
         else:
             self._due[key] = self._clock.time() + self.heartbeat_s
 
@@ -219,6 +212,7 @@ class Registry:
 
     def _forget(self, key: str) -> None:
         del self._places[key], self._due[key]
+        self._entries.forget(key)
         match key.split("."):
             case [_, _, _, "presence", agent, replica] if self._remove(agent, replica) and replica != STAND_IN:
                 self._lapses[agent].append(self._clock.time())
@@ -240,6 +234,9 @@ class Registry:
     # --- what is heard -------------------------------------------------------------------------------
 
     def _hear_told(self, entry: Entry) -> None:
+        self._entries.hear(entry, self._take_told)
+
+    def _take_told(self, entry: Entry) -> None:
         self._hear(entry)
         self._told_until = max(self._told_until, entry.time)
         self._changed.set()
@@ -249,7 +246,7 @@ class Registry:
         place = self._places.get(key)
         if place is None or place.seq != seq:
             with contextlib.suppress(BusUnavailableError):
-                if entry := await self._journal.last(key):
+                if (entry := await self._journal.last(key)) and await self._entries.passes(entry):
                     self._hear(entry)
 
     def _hear(self, entry: Entry) -> None:

@@ -10,12 +10,13 @@ from typing import Any
 import structlog
 
 from squadron.runtime.calling import THREAD_GRACE_S, Threads, call
-from squadron.runtime.errors import InvalidMessageError
+from squadron.runtime.errors import InvalidMessageError, UntrustedError
 from squadron.runtime.ports.queue import Delivery
 from squadron.runtime.retries import Retries, failure_details, summary_of, traceback_of
 from squadron.runtime.running.told import Told
 from squadron.runtime.store.dead_letters import DeadLetters
 from squadron.runtime.store.port_set import Ports
+from squadron.runtime.trust.authority import speaks_as
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.wire.outcome import DeadLettered
 from squadron.runtime.wire.subjects import token_of
@@ -69,7 +70,7 @@ class EventTurns:
     async def run(self, delivery: Delivery) -> None:
         """Take one delivery to its end: handled and settled, handed back for another attempt, or buried."""
         message = await read_event(self._letters, self._ports.identity, self.group, delivery)
-        if message is None:
+        if message is None or not await self._is_trusted(delivery, message):
             return
         topic = _topic_of(delivery)
         told = Told(self._ports, "durable", self.group, message, topic, self._pattern, delivery)
@@ -99,6 +100,19 @@ class EventTurns:
         else:
             await delivery.lease.settle()
             told.ended("handled")
+
+    async def _is_trusted(self, delivery: Delivery, message: AgentMessage) -> bool:
+        """Whether who says it signed it; if not, it is settled."""
+        guard, said = self._ports.guard, (delivery.subject, delivery.data, delivery.headers)
+        if guard is None:
+            return True
+        may = speaks_as(message.source.id)
+        try:
+            await guard.admit("event", *said, at=delivery.stored_at, may=may, seq=delivery.seq)
+        except UntrustedError:
+            await delivery.lease.settle()
+            return False
+        return True
 
     async def _run_handler(self, message: AgentMessage, threads: Threads) -> None:
         limit = asyncio.timeout(self._run_timeout_s)

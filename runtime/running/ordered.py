@@ -27,6 +27,7 @@ from squadron.runtime.errors import (
 from squadron.runtime.ports.journal import Entry
 from squadron.runtime.ports.queue import Backlog, Delivery, Feed, Lease, Mailbox, Store, sent_with
 from squadron.runtime.retries import traceback_of
+from squadron.runtime.trust.carried import carry
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.subjects import OrderedSubject, Subjects, TicketSubject, token_of
 
@@ -60,7 +61,10 @@ class _Lines:
         place = OrderedSubject(self.subjects.environment, self.mailbox.name, conversation, topic)
         msg_id = f"{self.mailbox.name}.{delivery.seq}.ordered"
         try:
-            await self.store.put(str(place), delivery.data, msg_id=msg_id, headers=sent_with(delivery.headers))
+            headers = sent_with(delivery.headers) | carry(
+                delivery.headers, delivery.subject, at=delivery.stored_at
+            )
+            await self.store.put(str(place), delivery.data, msg_id=msg_id, headers=headers)
         except MessageTooLargeError:
             # It came without headers and leaves no room for one; it must not hold up all others for ever.
             await self.store.put(str(place), delivery.data, msg_id="")
@@ -198,7 +202,8 @@ class _LineFeed:
             if head is not None and head.seq == place.seq:
                 lease = _TurnLease(self._lines, place, ticket.lease)
                 delivered = True
-                self._sink(Delivery(OrderedSubject.parse(head.key).task, head.data, lease, head.seq, head))
+                task = OrderedSubject.parse(head.key).task
+                self._sink(Delivery(task, head.data, lease, head.seq, head, head.time, place=head.key))
             else:
                 await self._lines.call(place.conversation)
                 await ticket.lease.settle()

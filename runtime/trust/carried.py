@@ -10,8 +10,8 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Self
+from dataclasses import asdict, dataclass, replace
+from typing import Self
 
 from squadron.runtime.errors import UntrustedError
 from squadron.runtime.trust.agent_sender import SENDER_HEADER, text_of
@@ -29,20 +29,16 @@ class Carried:
         sender, carried: its headers of these names; `carried` is empty if its sender put it there himself.
         subject: where it was.
         at: when it was stored there, in seconds since the epoch.
-        id: under which message id.
         redriven: how often it was put back after it was dead-lettered; 0 if it is not put back now.
         put_at: when it was put back, in seconds since the epoch.
-        put_as: the message id that it is put under now.
     """
 
     sender: str
     carried: str
     subject: str
     at: float
-    id: str = ""
     redriven: int = 0
     put_at: float = 0.0
-    put_as: str = ""
 
     def encode(self) -> str:
         """The header's value."""
@@ -59,8 +55,7 @@ class Carried:
             if len(value) > _MOST:
                 raise ValueError("too long")
             made = cls(**json.loads(value))
-            texts = (made.sender, made.carried, made.subject, made.id, made.put_as)
-            if not all(isinstance(text, str) for text in texts):
+            if not all(isinstance(text, str) for text in (made.sender, made.carried, made.subject)):
                 raise TypeError("a text is none")
             if not all(type(time) in (int, float) and math.isfinite(time) for time in (made.at, made.put_at)):
                 raise TypeError("a time is none")
@@ -73,8 +68,19 @@ class Carried:
     @property
     def headers(self) -> dict[str, str]:
         """The headers that the message had where it was."""
-        headers = {SENDER_HEADER: self.sender, CARRIED_HEADER: self.carried, "Nats-Msg-Id": self.id}
-        return {name: value for name, value in headers.items() if value}
+        return {SENDER_HEADER: self.sender} | ({CARRIED_HEADER: self.carried} if self.carried else {})
+
+    def origin(self) -> Carried:
+        """How it came to the first who carried it, with how often it was put back since.
+
+        Raises:
+            UntrustedError: what was said of it before is malformed.
+        """
+        first, redriven = self, self.redriven
+        while first.carried:
+            first = Carried.parse(first.carried)
+            redriven = max(redriven, first.redriven)
+        return replace(first, redriven=redriven)
 
 
 def digest_of_carried(value: str) -> str:
@@ -82,18 +88,13 @@ def digest_of_carried(value: str) -> str:
     return text_of(hashlib.sha256(value.encode()).digest())
 
 
-def carry(
-    headers: Mapping[str, Any], subject: str, *, at: float, put_as: str = "", **facts: Any
-) -> dict[str, str]:
+def carry(headers: Mapping[str, str], subject: str, *, at: float) -> dict[str, str]:
     """The header that takes a message's signature along; none if it has no signature.
 
     Args:
-        headers, subject, at: of the message where it was.
-        put_as: the message id that it is put under.
-        facts: what else `Carried` holds.
+        headers, subject: of the message where it was.
+        at: when it was stored there, in seconds since the epoch.
     """
     if SENDER_HEADER not in headers:
         return {}
-    facts = {"id": headers.get("Nats-Msg-Id", ""), **facts}
-    sender, carried = headers[SENDER_HEADER], headers.get(CARRIED_HEADER, "")
-    return {CARRIED_HEADER: Carried(sender, carried, subject, at, put_as=put_as, **facts).encode()}
+    return {CARRIED_HEADER: Carried(headers[SENDER_HEADER], headers.get(CARRIED_HEADER, ""), subject, at).encode()}

@@ -31,7 +31,7 @@ Kind = Literal[
     "control",
     "answer",
     "hand",
-    "lite",
+    "letter",
 ]
 #: Whether who signed it may say it; raises an `UntrustedError` if not.
 May = Callable[[Signed], None]
@@ -100,7 +100,7 @@ class Guard:
         *,
         at: float | None,
         may: May = anybody,
-        id: str | None = None,
+        seq: int | None = None,
     ) -> Signed | None:
         """Check a message; see `Verifier.check`. None if it failed and is taken all the same.
 
@@ -109,7 +109,7 @@ class Guard:
             BusUnavailableError: a credential can't be looked up.
         """
         try:
-            signed = await self.verifier.verify(subject, data, headers, at=at, id=id)
+            signed = await self.verifier.verify(subject, data, headers, at=at, seq=seq)
             may(signed)
             return signed
         except UntrustedError as error:
@@ -127,7 +127,7 @@ class Guard:
         at: float | None,
         may: May = anybody,
     ) -> None:
-        """`admit` for who can't wait: `sink` is called at once, or as soon as the credential is known, or never."""
+        """`admit` for who can't wait: `sink` is called at once, when the credential is known, or never."""
         try:
             signed = self.verifier.check(subject, data, headers, at=at)
             may(signed)

@@ -13,21 +13,18 @@ from squadron.runtime.errors import UntrustedError
 from squadron.runtime.trust.agent_sender import SENDER_HEADER, AgentSender
 from squadron.runtime.trust.carried import CARRIED_HEADER, Carried, digest_of_carried
 from squadron.runtime.trust.keys import is_signed_by
+from squadron.runtime.trust.nonces import Nonces
 from squadron.runtime.trust.principals import Principal, TrustDocument
 
 #: How far from now a message may be signed that is heard live, in seconds (Synadia Agent Protocol).
 LIVE_WITHIN_S = 30.0
-#: How far from when it was stored a message may be signed, in seconds. Twice that is less than the two minutes in
-#: which a stream takes a message id once: so none is stored twice while its signature would be good.
-STORED_WITHIN_S = 50.0
-#: How many carriers a message may have had since it was sent or put back: a line, of one that was put back.
-MOST_CARRIERS = 2
+#: How far from when it was stored a message may be signed, in seconds: as far as clocks may differ (Kerberos).
+#: What is stored twice in that time is told apart by its place or its outcome (`running.arrival`).
+STORED_WITHIN_S = 300.0
+#: How many carriers a message may have: it was put back, put under its own message id, and stands in line.
+MOST_CARRIERS = 3
 #: Credentials that are remembered, and how long it is remembered that one is not known, in seconds.
 MOST_USERS, UNKNOWN_FOR_S = 4096, 2.0
-#: Live messages of how many seconds have their nonces kept: those that are too early count, too.
-_NONCES_S = 2 * LIVE_WITHIN_S
-#: Most nonces that are kept; who floods is refused rather than forgotten.
-_MOST_NONCES = 200_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +84,8 @@ class Verifier:
         self._known: OrderedDict[str, Principal] = OrderedDict()
         #: Until when it is not asked for again.
         self._unknown: OrderedDict[str, float] = OrderedDict()
-        #: Nonces of live messages, with when they may be forgotten.
-        self._nonces: OrderedDict[tuple[str, str], float] = OrderedDict()
+        # As long as a signature is good, be it early or late.
+        self._heard, self._stored = Nonces(2 * LIVE_WITHIN_S, now), Nonces(2 * STORED_WITHIN_S, now)
 
     def _principal(self, user: str, at: float) -> Principal:
         known = self.document.users.get(user) or self._known.get(user)
@@ -127,7 +124,7 @@ class Verifier:
             kept.popitem(last=False)
 
     async def verify(
-        self, subject: str, data: bytes, headers: Mapping[str, str], *, at: float | None, id: str | None = None
+        self, subject: str, data: bytes, headers: Mapping[str, str], *, at: float | None, seq: int | None = None
     ) -> Signed:
         """`check`, and look up the credentials that are not known.
 
@@ -137,15 +134,15 @@ class Verifier:
         """
         for _ in range(MOST_CARRIERS + 1):
             try:
-                return self.check(subject, data, headers, at=at, id=id)
+                return self.check(subject, data, headers, at=at, seq=seq)
             except UnknownUserError as error:
                 if self._asked(error.user):
                     raise
                 await self.learn(error.user)
-        return self.check(subject, data, headers, at=at, id=id)
+        return self.check(subject, data, headers, at=at, seq=seq)
 
     def check(
-        self, subject: str, data: bytes, headers: Mapping[str, str], *, at: float | None, id: str | None = None
+        self, subject: str, data: bytes, headers: Mapping[str, str], *, at: float | None, seq: int | None = None
     ) -> Signed:
         """Who said a message.
 
@@ -153,13 +150,13 @@ class Verifier:
             subject: where it was heard, or is stored.
             at: when it was stored there, by the server's clock, in seconds since the epoch; None if it is heard
                 live, which it may be once.
-            id: the message id that its sender has to put it under; None if any will do.
+            seq: its place there: at another one it was stored again. None if that does not matter.
 
         Raises:
             UnknownUserError: somebody signed it whose credential is to be learned first.
             UntrustedError: it is not as somebody signed it who is trusted.
         """
-        return self._check(subject, hashlib.sha256(data).hexdigest(), headers, at, id, MOST_CARRIERS)
+        return self._check(subject, hashlib.sha256(data).hexdigest(), headers, at, seq, MOST_CARRIERS)
 
     def check_carrier(self, subject: str, data: bytes, headers: Mapping[str, str]) -> Signed:
         """Who carries what is heard live, whoever said it.
@@ -170,20 +167,18 @@ class Verifier:
         return self._check(subject, hashlib.sha256(data).hexdigest(), headers, None, None, -1)
 
     def _check(
-        self, subject: str, digest: str, headers: Mapping[str, str], at: float | None, id: str | None, left: int
+        self, subject: str, digest: str, headers: Mapping[str, str], at: float | None, seq: int | None, left: int
     ) -> Signed:
         value = headers.get(SENDER_HEADER)
         sender = None if value is None else AgentSender.parse(value)
         if sender is None:
             raise UntrustedError("it is not signed")
         self._check_time(sender, at)
-        if sender.subject != subject and sender.subject != _as_query(subject):
+        if sender.subject != subject and sender.subject not in _published_on(subject):
             raise UntrustedError(f"it is signed for {sender.subject[:80]}")
         carried = self._carried(sender, headers)
-        if id is not None and headers.get("Nats-Msg-Id", "") != (carried.put_as if carried else id):
-            raise UntrustedError("it is not stored under its own message id: it may be there twice")
-        nonce = (sender.user, sender.nonce)
-        if at is None and nonce in self._nonces:
+        nonces = self._heard if at is None else None if seq is None else self._stored
+        if nonces is not None and nonces.is_again(sender.user, sender.nonce, seq or 0):
             raise UntrustedError("it was heard before")
         if not is_signed_by(sender.user, sender.signed(digest), sender.signature):
             raise UntrustedError("it is not as it was signed")
@@ -194,9 +189,9 @@ class Verifier:
         if carried is not None and left >= 0:
             if not left:
                 raise UntrustedError(f"it was carried more than {MOST_CARRIERS} times")
-            origin = self._check(carried.subject, digest, carried.headers, carried.at, id, left - 1)
-        if at is None:
-            self._note(nonce)
+            origin = self._check(carried.subject, digest, carried.headers, carried.at, None, left - 1)
+        if nonces is not None:
+            nonces.take(sender.user, sender.nonce, seq or 0)
         return Signed(by, sender.at, digest, carried, origin)
 
     def _check_time(self, sender: AgentSender, at: float | None) -> None:
@@ -219,15 +214,7 @@ class Verifier:
             raise UntrustedError(f"its {CARRIED_HEADER} is not as it was signed")
         return Carried.parse(value)
 
-    def _note(self, nonce: tuple[str, str]) -> None:
-        now = self._now()
-        while self._nonces and next(iter(self._nonces.values())) <= now:
-            self._nonces.popitem(last=False)
-        if len(self._nonces) >= _MOST_NONCES:
-            raise UntrustedError("too many messages are heard at once")
-        self._nonces[nonce] = now + _NONCES_S
 
-
-def _as_query(subject: str) -> str:
-    """Where it may have been published: a server stores what is published as a query as a task."""
-    return subject.replace(".task.", ".query.", 1)
+def _published_on(subject: str) -> tuple[str, ...]:
+    """Where it may have been published: a server stores queries as tasks, and tells durable events as events."""
+    return subject.replace(".task.", ".query.", 1), subject.replace(".event.", ".durable.", 1)

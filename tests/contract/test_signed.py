@@ -119,6 +119,7 @@ async def test_all_that_is_kept_says_who_put_it_there(land: Land) -> None:
     for each in (entry, card, presence):
         assert each is not None
         sender = AgentSender.parse(each.headers[SENDER_HEADER])
-        assert sender is not None and sender.subject == each.key
+        assert sender is not None
+        assert sender.subject == each.key
         said.append(sender.name)
     assert said == ["echo", "bridge", "echo"]
