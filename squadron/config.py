@@ -26,6 +26,8 @@ from squadron.runtime.ports.vault import MOST_BYTES, OVER_BYTES
 
 _PREFIX = "SQUADRON_"
 _SUBJECT_TOKEN = re.compile(r"[A-Za-z0-9_-]{1,32}")
+#: Subjects that are not ours, and not the server's; the first token is no wildcard.
+_OUTSIDE = re.compile(r"(?!\$|agents\.)[^\s.*>]+(\.(\*|[^\s.*>]+))*(\.>)?")
 _NATS_SCHEMES = ("nats", "tls")
 _LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 #: See `bridge.jetstream.link.dial.PING_INTERVAL_S`.
@@ -53,6 +55,10 @@ def _is_object(text: str) -> bool:
         return text == "" or isinstance(json.loads(text), dict)
     except (ValueError, RecursionError):
         return False
+
+
+def _are_outside(text: str) -> bool:
+    return all(_OUTSIDE.fullmatch(each.strip()) for each in text.split(",") if each.strip())
 
 
 def _is_address(text: str) -> bool:
@@ -92,6 +98,11 @@ _DAYS = _Kind(float, lambda it: 1 <= it <= 36_500, "give a number of days from 1
 _YES_NO = _Kind(lambda raw: str(raw).strip().lower(), ("yes", "no").__contains__, "use yes or no")
 _RULES = _Kind(
     fits=_is_object, fix='give a JSON object like {"keys": ["patient"], "patterns": {"case": "C-[0-9]{6}"}}'
+)
+#: Not ours, and not the server's: what a sender may not do there, an agent must not do for it.
+_SUBJECTS = _Kind(
+    fits=_are_outside,
+    fix="give NATS subjects outside of agents. and $, by commas, like shop.answers.>",
 )
 _COUNT = _Kind(int, lambda it: it >= 1, "give a whole number, 1 or more, like 100000")
 
@@ -192,6 +203,10 @@ class Settings:
     lite_topics: Annotated[int, _From("SQUADRON_LITE_TOPICS", _COUNT)] = IN_ALL
     """Most lite topics with a life in the environment."""
 
+    reply_subjects: Annotated[str, _From("SQUADRON_REPLY_SUBJECTS", _SUBJECTS)] = ""
+    """Subjects of other systems on which agents may publish answers, by commas and as NATS patterns like `shop.>`;
+    reply inboxes (`_INBOX…`) need no such leave."""
+
     pass_env: Annotated[str, _From("SQUADRON_PASS_ENV")] = ""
     """Variables of the shell that agents on the local cluster get, too: names or patterns like `AWS_*`, by commas.
     Only a start of the cluster looks at it."""
@@ -289,6 +304,11 @@ class Settings:
                 if source.kind is _FILE and not value.is_file():
                     raise _bad(name, str(value), "no such file")
         return cls(**values)
+
+    @property
+    def outside(self) -> tuple[str, ...]:
+        """The patterns of `reply_subjects`."""
+        return tuple(each.strip() for each in self.reply_subjects.split(",") if each.strip())
 
     def passed_on(self, env: Mapping[str, str] = os.environ, /) -> dict[str, str]:
         """The variables that `pass_env` names, from `env`."""

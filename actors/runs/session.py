@@ -126,7 +126,7 @@ class Session:
     async def _is_left(self, started: Started | None, task: str) -> bool:
         """Whether nobody goes on with a run that has no end in its log: it may have waited, or died meanwhile."""
         ports = self.ctx.caller.ports
-        return await is_cancelled(ports, task) or (
+        return await is_cancelled(ports, task, self.ctx.message.source.id) or (
             started is not None and await is_over(ports, started.agent, task)
         )
 

@@ -350,7 +350,7 @@ class Runs:
             verb = f"runs resume {info.run}" if resumes else f"dlq redrive {info.task}"
             raise ConfigError(f"{info.run} has ended: {info.state}", hint=f"`squadron {verb}` has it go on")
         async with operating(self._ports, "cancel", info.task, run=info.run):
-            await request_cancel(self._ports, info.task, deadline_at_s=info.deadline)
+            await request_cancel(self._ports, info.task, deadline_at_s=info.deadline, operator=True)
         return info
 
 

@@ -153,7 +153,7 @@ class Bridge:
         except Exception as error:
             self._log.error("bridge.control_broke", verb=verb, traceback=traceback_of(error))
             answer = {"error": SquadronError(summary_of(error)).to_dict()}
-        if is_foreign(note.reply):
+        if is_foreign(note.reply) and self._ports.subjects.is_outside(note.reply):
             await self._ports.bus.publish(note.reply, json.dumps(answer).encode())
 
     async def _once(self, call_id: str, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:

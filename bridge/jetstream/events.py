@@ -43,7 +43,7 @@ class JetStreamEventLog:
         self._connection, self._subjects = connection, subjects
         names = StreamNames(subjects.environment)
         self._stream = names.events
-        self._journal = JetStreamJournal(connection, names.events)
+        self._journal = JetStreamJournal(connection, names.events, shared_ids=True)
         self._notes = JetStreamJournal(connection, names.lite)
 
     async def append(

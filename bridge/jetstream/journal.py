@@ -27,6 +27,9 @@ BATCH = 512
 #: restart takes one or two.
 PERSIST_S = 20.0
 
+#: Header of an entry whose id somebody had taken: that id.
+ID_HEADER = "Squadron-Msg-Id"
+
 #: JetStream error codes (nats-server `errors.json`).
 _WRONG_LAST_SEQUENCE = (10071, 10164)
 #: The server's storage is full, the account's, or, with these words, the stream or the disk.
@@ -35,10 +38,17 @@ _FULL_WORDS = ("maximum bytes", "maximum messages", "no space left")
 
 
 class JetStreamJournal:
-    """A keyed log; keys are the subjects of one stream. `batch` is how many entries are asked for at once."""
+    """A keyed log; keys are the subjects of one stream.
 
-    def __init__(self, connection: Connection, stream: str, *, batch: int = BATCH) -> None:
-        self._connection, self._stream, self._batch = connection, stream, batch
+    Args:
+        batch: how many entries are asked for at once.
+        shared_ids: a message id that was seen for any key is not stored again.
+    """
+
+    def __init__(
+        self, connection: Connection, stream: str, *, batch: int = BATCH, shared_ids: bool = False
+    ) -> None:
+        self._connection, self._stream, self._batch, self._shared_ids = connection, stream, batch, shared_ids
 
     async def append(
         self,
@@ -99,7 +109,35 @@ class JetStreamJournal:
         if expect_seq is not None:
             headers["Nats-Expected-Last-Subject-Sequence"] = str(expect_seq)
         await self._connection.client.give_way()
-        return await self._connection.ask(key, data, read_ack, headers=headers)
+        seq, known = await self._connection.ask(key, data, _read_stored, headers=headers)
+        if known and not self._shared_ids and not await self._is_of(key, seq):
+            return await self._put_all_the_same(key, data, headers)
+        return seq
+
+    async def _is_of(self, key: str, seq: int) -> bool:
+        """Whether the entry of a sequence has this key, and is there."""
+        answer = await self._connection.request(
+            f"$JS.API.DIRECT.GET.{self._stream}", json.dumps({"seq": seq}).encode()
+        )
+        return answer.headers.get("Nats-Subject") == key
+
+    async def _put_all_the_same(self, key: str, data: bytes, headers: dict[str, str]) -> int:
+        """Store an entry whose message id somebody has used for another key: ids are the stream's, keys are not.
+
+        It has its id in a header of ours, by which whoever comes with the same finds it.
+        """
+        headers = dict(headers)
+        id = headers.pop("Nats-Msg-Id")
+        while True:
+            seq = 0
+            async for entry in self.read(key):
+                seq = entry.seq
+                if entry.headers.get(ID_HEADER) == id:
+                    return seq
+            try:
+                return await self._put(key, data, {**headers, ID_HEADER: id}, seq)
+            except FencedError:
+                continue  # somebody was faster: is it the same?
 
     async def end(self, key: str, data: bytes, *, keep_s: float, expect_seq: int | None = None) -> int:
         """Append an end marker and drop what the key held, in one step."""
@@ -226,6 +264,11 @@ def _entry(msg: Heard, *, previous: int = -1) -> Entry:
     headers = msg.headers
     stored_at = datetime.fromisoformat(headers["Nats-Time-Stamp"]).timestamp()
     return Entry(int(headers["Nats-Sequence"]), headers["Nats-Subject"], msg.data, headers, stored_at, previous)
+
+
+def _read_stored(answer: Heard, subject: str) -> tuple[int, bool]:
+    """The sequence, and whether the message was not stored because its id was known."""
+    return read_ack(answer, subject), b'"duplicate"' in answer.data
 
 
 def read_ack(answer: Heard, subject: str) -> int:

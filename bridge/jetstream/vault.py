@@ -44,10 +44,10 @@ class JetStreamVault:
     async def _look_again(self) -> None:
         self._ready = False
 
-    async def store(self, data: bytes, *, keep_s: float) -> str:
+    async def store(self, data: bytes, *, keep_s: float, name: str = "") -> str:
         """Keep `data` for `keep_s` seconds and return its name; it is stored when this returns."""
         await self._prepare()
-        name = uuid.uuid4().hex
+        name = name or uuid.uuid4().hex
         size = min(CHUNK_BYTES, self._connection.max_payload // 2)
         try:
             starts = range(0, len(data), size)

@@ -44,7 +44,7 @@ class Wiring(Place):
         trusting: Trusting = Trusting(),  # noqa: B008  # a value
     ) -> None:
         names = StreamNames(settings.env)
-        subjects, clock = Subjects(settings.env), SystemClock()
+        subjects, clock = Subjects(settings.env, settings.outside), SystemClock()
         records = JetStreamJournal(connection, names.registry)
         self.connection = connection
         queue = JetStreamQueue(connection, subjects, strict=settings.audit_strict == "yes")

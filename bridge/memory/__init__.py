@@ -4,7 +4,7 @@ What they keep dies with the process. They use the real codec: bytes go in, the 
 """
 
 from squadron.bridge.memory.bus import MemoryBus
-from squadron.bridge.memory.common import MAX_PAYLOAD_BYTES, LoopClock, subject_matches
+from squadron.bridge.memory.common import MAX_PAYLOAD_BYTES, LoopClock
 from squadron.bridge.memory.events import MemoryEventLog
 from squadron.bridge.memory.journal import MemoryJournal
 from squadron.bridge.memory.line import Line
@@ -22,5 +22,4 @@ __all__ = [
     "MemoryQueue",
     "MemoryServer",
     "MemoryVault",
-    "subject_matches",
 ]

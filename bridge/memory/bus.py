@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Self
 
-from squadron.bridge.memory.common import check_size, subject_matches
+from squadron.bridge.memory.common import check_size
 from squadron.bridge.memory.line import Line
 from squadron.runtime.errors import BusUnavailableError
 from squadron.runtime.ports.bus import Note, Subscription
+from squadron.runtime.wire.subjects import subject_matches
 
 
 @dataclass(frozen=True, slots=True)

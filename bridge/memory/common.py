@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from functools import lru_cache
 
 from squadron.runtime.errors import (
     MessageTooLargeError,
@@ -35,18 +34,6 @@ class LoopClock:
     def time(self) -> float:
         """Seconds since the epoch."""
         return wall_s()
-
-
-@lru_cache(maxsize=65_536)
-def subject_matches(pattern: str, subject: str) -> bool:
-    """NATS matching: `*` is one token, a last `>` is one or more."""
-    wanted, given = pattern.split("."), subject.split(".")
-    for i, token in enumerate(wanted):
-        if token == ">":
-            return len(given) > i
-        if i >= len(given) or token not in ("*", given[i]):
-            return False
-    return len(wanted) == len(given)
 
 
 class Seen:

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field, replace
 from typing import Self
 
 from squadron.bridge.memory.bus import Headed, MemoryBus
-from squadron.bridge.memory.common import Seen, check_size, subject_matches, wall_s
+from squadron.bridge.memory.common import Seen, check_size, wall_s
 from squadron.bridge.memory.line import ANSWER_WITHIN_S, PERSIST_S, Line
 from squadron.runtime.errors import BusUnavailableError, FencedError
 from squadron.runtime.ports.bus import Note, Subscription
 from squadron.runtime.ports.journal import Entry, Headers
 from squadron.runtime.ports.lite_journal import END_HEADER
-from squadron.runtime.wire.subjects import life_of, live_of
+from squadron.runtime.wire.subjects import life_of, live_of, subject_matches
 
 
 @dataclass
@@ -87,10 +87,12 @@ class MemoryJournal:
         if expect_seq is not None and (last.seq if last else 0) != expect_seq:
             raise FencedError(f"{key} is not at {expect_seq}")
         self._bus.deliver(Note(key, data, "", Headed(headers)))
-        if (known := self._kept.seen.seq(msg_id)) is not None:
+        # Of two of one id for one key the second is not stored; what others store under it does not count.
+        id = None if msg_id is None else f"{key} {msg_id}"
+        if (known := self._kept.seen.seq(id)) is not None:
             return known
         seq, self._kept.next_seq = self._kept.next_seq, self._kept.next_seq + 1
-        self._kept.seen.add(msg_id, seq)
+        self._kept.seen.add(id, seq)
         life_s = math.inf if ttl_s is None else max(1, math.ceil(ttl_s))
         if ttl_s is not None:
             headers["Nats-TTL"] = f"{life_s}s"

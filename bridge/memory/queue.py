@@ -11,13 +11,13 @@ from typing import Self
 from weakref import WeakValueDictionary
 
 from squadron.bridge.memory.bus import Headed, MemoryBus
-from squadron.bridge.memory.common import Seen, check_size, now_s, subject_matches, wall_s
+from squadron.bridge.memory.common import Seen, check_size, now_s, wall_s
 from squadron.bridge.memory.line import Line
 from squadron.runtime.errors import InvalidMessageError, RouteConflictError
 from squadron.runtime.ports.bus import Note
 from squadron.runtime.ports.journal import Entry
 from squadron.runtime.ports.queue import Backlog, Delivery, Feed, Lease, Mailbox
-from squadron.runtime.wire.subjects import check_queued, lane_of, matches, overlap
+from squadron.runtime.wire.subjects import check_queued, lane_of, matches, overlap, subject_matches
 
 
 @dataclass

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from squadron.bridge.memory.bus import MemoryBus
 from squadron.bridge.memory.common import LoopClock
 from squadron.bridge.memory.events import MemoryEventLog
@@ -57,12 +59,13 @@ class MemoryServer:
         trusting, records = Trusting.of(settings, self.clock.time), self.records.over(line)
         if trusting.signer is not None:
             line.sign = trusting.signer.sign
+        subjects = replace(self.subjects, outside=settings.outside)
         ports = Ports(
             identity=trusting.named(identity),
-            subjects=self.subjects,
+            subjects=subjects,
             clock=self.clock,
             bus=self.bus.over(line),
-            queue=OrderedQueue(self.queue.over(line), self.subjects),
+            queue=OrderedQueue(self.queue.over(line), subjects),
             events=self.events.over(line),
             lite=self.lite.over(line),
             dead=self.dead.over(line),

@@ -25,9 +25,9 @@ class MemoryVault:
         view._line = line
         return view
 
-    async def store(self, data: bytes, *, keep_s: float) -> str:
+    async def store(self, data: bytes, *, keep_s: float, name: str = "") -> str:
         await self._line.answer(PERSIST_S)
-        name = uuid.uuid4().hex
+        name = name or uuid.uuid4().hex
         self._held[name] = now_s() + max(1, math.ceil(keep_s)), data
         return name
 

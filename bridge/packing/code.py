@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 import importlib
 import operator
 import os
@@ -166,15 +167,22 @@ def _libraries() -> tuple[str, ...]:
 
 
 def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:32]
+    # All of it: who could find other bytes of the same digest could run them.
+    return hashlib.sha256(data).hexdigest()
 
 
 def unpack(code: Code, blob: bytes) -> type[Agent]:
     """The class that was packed.
 
     Raises:
-        DeployError: it can't be imported here, or its bytes can't be read.
+        DeployError: it can't be imported here, or its bytes can't be read or are not those of the version.
     """
+    if not code.import_path and not hmac.compare_digest(_digest(blob), code.version):
+        # To read a pickle is to run it, and anybody may have written what stands in the registry.
+        raise DeployError(
+            f"the agent's code is not that of its version {code.version[:16]} (SHA-256): it was not read",
+            hint="deploy it anew; if it comes again, somebody else writes into the registry",
+        )
     try:
         if not code.import_path:
             loaded: Any = cloudpickle.loads(blob)

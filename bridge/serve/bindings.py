@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import hashlib
 import json
@@ -11,7 +10,9 @@ from typing import Any
 
 import ray
 import structlog
-from ray import cloudpickle
+from ray import serve
+from ray.actor import ActorHandle
+from ray.serve.handle import DeploymentHandle
 
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.runtime.background import spawn
@@ -67,28 +68,30 @@ class Bindings:
         for entry in await self._wiring.records.latest(self._wiring.ports.subjects.registry("binding")):
             try:
                 record = json.loads(entry.data)
-                target = cloudpickle.loads(base64.b64decode(record["target"]))
-                await self._open(record, target)
+                await self._open(record, await asyncio.to_thread(_found, record["target"]))
             except Exception as error:
                 # The actor's class is gone, say; the others must come up all the same.
                 self._log.error("binding.not_restored", key=entry.key, error=summary_of(error))
         self._heart = spawn(self._keep_presence(), "bindings", lasting=True)
 
     async def bind(self, pattern: str, target: Any, method: str, *, slots: int, description: str) -> None:
-        """Serve `pattern` with `target.method`."""
+        """Serve `pattern` with `target.method`.
+
+        Raises:
+            ConfigError: the target has no name by which a later bridge would find it.
+        """
         check_pattern(pattern)
         await self._wiring.registry.catch_up()
         for card in self._wiring.registry.cards():
             for topic in card.topics:
                 if overlap(pattern, topic.name):
                     raise RouteConflictError(f"{pattern!r} overlaps {topic.name!r} of {card.agent}")
-        pickled: bytes = cloudpickle.dumps(target)  # type: ignore[no-untyped-call]
         record = {
             "pattern": pattern,
             "method": method,
             "slots": slots,
             "description": description,
-            "target": base64.b64encode(pickled).decode(),
+            "target": await asyncio.to_thread(_reference, target),
         }
         await self._open(record, target)
         await self._record(record)
@@ -156,3 +159,33 @@ class Bindings:
 def _name(pattern: str) -> str:
     """A binding's mailbox: a digest, because a pattern may be longer than a token and hold other characters."""
     return f"bound-{hashlib.sha256(pattern.encode()).hexdigest()[:16]}"
+
+
+def _reference(target: Any) -> dict[str, str]:
+    """Where a target is found again: names, and no pickle, which whoever writes the registry could have run."""
+    if isinstance(target, DeploymentHandle):
+        return {"kind": "serve", "app": target.app_name, "name": target.deployment_name}
+    if isinstance(target, ActorHandle):
+        for each in ray.util.list_named_actors(all_namespaces=True):
+            with contextlib.suppress(ValueError):
+                if ray.get_actor(each["name"], namespace=each["namespace"]) == target:
+                    return {"kind": "actor", "namespace": each["namespace"], "name": each["name"]}
+    raise ConfigError(
+        f"{target!r} can't be bound: a bridge that is restarted would not find it",
+        hint='give the actor a name: Class.options(name="…", lifetime="detached").remote()',
+    )
+
+
+def _found(reference: Any) -> Any:
+    """The target that a record names.
+
+    Raises:
+        ConfigError: it names none; a record of an earlier release is a pickle, which is not read.
+        ValueError, ray.serve.exceptions.RayServeException: there is none of this name any more.
+    """
+    match reference:
+        case {"kind": "serve", "app": str(app), "name": str(name)}:
+            return serve.get_deployment_handle(name, app)
+        case {"kind": "actor", "namespace": str(namespace), "name": str(name)}:
+            return ray.get_actor(name, namespace=namespace)
+    raise ConfigError("the record of a binding names no target", hint="bind it anew")

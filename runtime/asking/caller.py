@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable, Iterator
 from functools import cached_property
 from typing import Any, TypeVar
 
+import structlog
+
 from squadron.runtime.asking.admission import RETRY_AFTER_S, Admission
 from squadron.runtime.asking.cancel import request_cancel
 from squadron.runtime.asking.handle import Handle
@@ -37,10 +39,13 @@ from squadron.runtime.wire.envelope import LAST_MS
 from squadron.runtime.wire.limits import Deadline
 from squadron.runtime.wire.outcome import LITE_TTL_S, Cancelled, Outcome, Rejected, Undeliverable, outcome_msg_id
 from squadron.runtime.wire.path import Parent
+from squadron.runtime.wire.replies import asks_of
 from squadron.runtime.wire.spent import NOT_TOLD
 from squadron.runtime.wire.subjects import LiteSubject, check_topic, token_of
 
 T = TypeVar("T")
+
+_log = structlog.get_logger("squadron.caller")
 
 #: While an outcome is awaited its lite topic is read anew after so long, doubling up to the second figure:
 #: the live message may have been lost. At most so many are read in one step, in seconds.
@@ -59,7 +64,7 @@ class Caller:
         self.sender = Sender(ports)
         self._admission = Admission(ports.queue, ports.clock)
         #: Not the owner of this process's own lite topics: who follows those hears no replies.
-        self._owner = token_of(f"{ports.identity.id}-asks")
+        self._owner = asks_of(ports.identity.id)
         #: Tasks under an id of the caller's own that are being sent, by reply address.
         self._sending: dict[str, asyncio.Event] = {}
         #: Several hold one task if they asked under its id: each waits as long as it said.
@@ -68,6 +73,8 @@ class Caller:
         #: Subscriptions that are being ended.
         self._forgetting: set[asyncio.Task[None]] = set()
         self._looking: asyncio.Task[None] | None = None
+        #: Results that came on lite topics of ours and settled nothing.
+        self.passed_over = 0
 
     @cached_property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -181,6 +188,11 @@ class Caller:
             # Under an id of its own it has a subscription of its own.
             self.forget(owner)
 
+    def pass_over(self, handle: Handle, why: str, source: str) -> None:
+        """A result on a handle's lite topic does not settle it."""
+        self.passed_over += 1
+        _log.debug("result.passed_over", task=handle.task_id, topic=handle.topic, source=source, why=why)
+
     def resume(self, ticket: str) -> Handle:
         """The handle of a task that was submitted under a `Handle.ticket`, by whichever process.
 
@@ -193,7 +205,9 @@ class Caller:
             if not 0 <= deadline.at_ms <= LAST_MS:
                 raise ValueError("its deadline is no time")
             LiteSubject.parse(str(fields["replyTo"]))
-            return Handle(str(fields["task"]), str(fields["topic"]), fields["replyTo"], deadline, self)
+            handle = Handle(str(fields["task"]), str(fields["topic"]), fields["replyTo"], deadline, self)
+            handle.sender = str(fields.get("source", handle.sender))
+            return handle
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError, InvalidSubjectError) as error:
             raise InvalidMessageError(f"{repr(ticket)[:80]} is no ticket: {error}", field="ticket") from None
 
@@ -220,7 +234,9 @@ class Caller:
 
     async def request_cancel(self, handle: Handle) -> None:
         """Ask whoever runs a task, now or later, to stop; does not wait for it."""
-        await request_cancel(self.ports, handle.task_id, deadline_at_s=handle.deadline.at_ms / 1000)
+        await request_cancel(
+            self.ports, handle.task_id, deadline_at_s=handle.deadline.at_ms / 1000, sender=handle.sender
+        )
 
     async def _settle_cancelled(self, handle: Handle) -> None:
         """Nobody runs it, so nobody else ends it. What was stored first is the outcome, be it ours or not.
@@ -302,7 +318,7 @@ class Caller:
         head: dict[str, Any] = {"parent": parent, "seen": self.registry.news, "once": once}
         message = pack_task(self.ports.identity, content, ask, handle, timestamp=self.ports.clock.time(), **head)
         data = await self.ports.claims.seal(message, keep_s=INPUT_KEEP_S)
-        subject, msg_id = self.ports.subjects.task(handle.topic, ask.priority), token_of(handle.task_id)
+        subject, msg_id = self.ports.subjects.task(handle.topic, ask.priority), handle.msg_id
         headers = self.sender.put(
             "task",
             handle.topic,

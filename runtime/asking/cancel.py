@@ -4,30 +4,37 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterable
 
 from squadron.runtime.ports.bus import Note, Subscription
 from squadron.runtime.store.port_set import Ports
+from squadron.runtime.wire.replies import principal_of
 from squadron.runtime.wire.subjects import token_of
 
 #: How long a cancellation is kept beyond the task's own deadline, in seconds: clocks differ.
 KEPT_BEYOND_S = 60.0
+#: Stands for whoever looks after the environment, in the place of a sender.
+OPERATOR = None
+#: The token of a task's id, and the principal of its sender.
+Cancellable = tuple[str, str]
 
 
 class Cancellations:
     """What was cancelled in this environment: heard live, and read anew when something may have been missed.
 
-    Each is one entry on the lite topic `cancel.{task}`, so that a task which still waits is found cancelled by
-    whichever replica takes it, whenever that is.
+    Each is an entry on the lite topic `cancel.{task}`, so that a task which still waits is found cancelled by
+    whichever replica takes it, whenever that is. It says who cancels: it counts if that is the task's sender or an
+    operator.
     """
 
     def __init__(self, ports: Ports) -> None:
         self._lite, self._bus = ports.lite, ports.bus
         self._subjects, self._clock = ports.subjects, ports.clock
-        #: Token of a cancelled task → when it may be forgotten.
-        self._cancelled: dict[str, float] = {}
-        #: Token of a task → who stops when it is cancelled: itself, and what it asked for.
-        self._running: dict[str, list[Callable[[], None]]] = {}
+        #: Token of a cancelled task, and who cancelled it → when it may be forgotten.
+        self._cancelled: dict[tuple[str, str | None], float] = {}
+        #: Token of a task that runs → its sender, and who stops with it: itself, and what it asked for.
+        self._running: dict[str, list[tuple[str, Callable[[], None]]]] = {}
         self._prune_at = 1024
         self._hearing: Subscription | None = None
 
@@ -41,7 +48,7 @@ class Cancellations:
         """Read what may have been missed."""
         if self._hearing is None:
             return
-        for entry in await self._lite.latest(self._subjects.lite_of("cancel")):
+        async for entry in self._lite.read(self._subjects.lite_of("cancel")):
             self._hear(Note(entry.key, entry.data))
 
     async def aclose(self) -> None:
@@ -51,53 +58,77 @@ class Cancellations:
             await hearing.aclose()
 
     def _hear(self, note: Note) -> None:
-        token = note.subject.rsplit(".", 1)[-1]
-        try:
-            until = float(json.loads(note.data)["until"])
-        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        token, said = note.subject.rsplit(".", 1)[-1], _read(note.data)
+        if said is None:
             return
-        if not math.isfinite(until):
-            # It would never be forgotten.
-            return
-        self._cancelled[token] = until
+        by, until = said
+        self._cancelled[token, by] = until
         if len(self._cancelled) > self._prune_at:
             now = self._clock.time()
             self._cancelled = {each: at for each, at in self._cancelled.items() if at > now}
             self._prune_at = max(1024, 2 * len(self._cancelled))
-        for stop in tuple(self._running.get(token, ())):
-            stop()
+        for sender, stop in tuple(self._running.get(token, ())):
+            if by in (sender, OPERATOR):
+                stop()
 
-    def includes(self, task_id: str) -> bool:
-        """Whether this task was cancelled."""
-        return bool(self._cancelled) and self._cancelled.get(token_of(task_id), 0.0) > self._clock.time()
+    def includes(self, task: Cancellable) -> bool:
+        """Whether this task was cancelled by who may do so."""
+        if not self._cancelled:
+            return False
+        now, (token, sender) = self._clock.time(), task
+        return any(self._cancelled.get((token, by), 0.0) > now for by in (sender, OPERATOR))
 
-    def watch(self, task_ids: Iterable[str], stop: Callable[[], None]) -> None:
-        """Call `stop` when one of these tasks is cancelled."""
-        for task_id in task_ids:
-            self._running.setdefault(token_of(task_id), []).append(stop)
+    def watch(self, tasks: Iterable[Cancellable], stop: Callable[[], None]) -> None:
+        """Call `stop` when one of these tasks is cancelled by who may do so."""
+        for token, sender in tasks:
+            self._running.setdefault(token, []).append((sender, stop))
 
-    def unwatch(self, task_ids: Iterable[str], stop: Callable[[], None]) -> None:
+    def unwatch(self, tasks: Iterable[Cancellable], stop: Callable[[], None]) -> None:
         """Who would stop does not run any more."""
-        for token in map(token_of, task_ids):
-            left = [each for each in self._running.pop(token, ()) if each is not stop]
+        for token, _ in tasks:
+            left = [each for each in self._running.pop(token, ()) if each[1] is not stop]
             if left:
                 self._running[token] = left
 
 
-async def is_cancelled(ports: Ports, task_id: str) -> bool:
-    """Whether somebody has cancelled this task, as the server knows it.
+def cancellable(task_id: str, sender: str) -> Cancellable:
+    """A task, and who may cancel it beside operators: its sender, in any of its processes."""
+    return token_of(task_id), principal_of(sender)
+
+
+def _read(data: bytes) -> tuple[str | None, float] | None:
+    """Who cancels, and until when that is to be kept in mind; None if it is not of that shape."""
+    try:
+        raw = json.loads(data)
+        until, by = float(raw["until"]), OPERATOR if raw.get("operator") is True else principal_of(raw["by"])
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError):
+        return None
+    # An endless one would never be forgotten.
+    return (by, until) if math.isfinite(until) else None
+
+
+async def is_cancelled(ports: Ports, task_id: str, sender: str) -> bool:
+    """Whether this task's sender, or an operator, has cancelled it, as the server knows it.
 
     Raises:
         BusUnavailableError: the server can't be reached.
     """
-    return await ports.lite.last(ports.subjects.lite("cancel", token_of(task_id))) is not None
+    token, principal = cancellable(task_id, sender)
+    async for entry in ports.lite.read(ports.subjects.lite("cancel", token)):
+        if (said := _read(entry.data)) is not None and said[0] in (principal, OPERATOR):
+            return True
+    return False
 
 
-async def request_cancel(ports: Ports, task_id: str, *, deadline_at_s: float) -> None:
+async def request_cancel(
+    ports: Ports, task_id: str, *, deadline_at_s: float, sender: str = "", operator: bool = False
+) -> None:
     """Ask whoever runs this task, now or later, to stop; stored when this returns.
 
     Args:
         deadline_at_s: when the task ends anyway, in seconds since the epoch.
+        sender: the task's, in whose name it is cancelled; by default this process.
+        operator: it is cancelled by somebody who looks after the environment, whoever sent it.
 
     Raises:
         BusUnavailableError: not acknowledged in time.
@@ -105,5 +136,6 @@ async def request_cancel(ports: Ports, task_id: str, *, deadline_at_s: float) ->
     now = ports.clock.time()
     until = max(now, deadline_at_s) + KEPT_BEYOND_S
     key = ports.subjects.lite("cancel", token_of(task_id))
-    data = json.dumps({"until": until}).encode()
-    await ports.lite.append(key, data, ttl_s=until - now, msg_id=f"{token_of(task_id)}.cancel")
+    said = {"until": until, "by": sender or ports.identity.id} | ({"operator": True} if operator else {})
+    # An id that nobody can take first; sent again after an answer that was lost it is stored once.
+    await ports.lite.append(key, json.dumps(said).encode(), ttl_s=until - now, msg_id=os.urandom(16).hex())

@@ -23,6 +23,7 @@ from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.limits import Deadline
 from squadron.runtime.wire.outcome import Failed, Outcome, TimedOut
 from squadron.runtime.wire.spent import NOT_TOLD
+from squadron.runtime.wire.subjects import token_of
 
 if TYPE_CHECKING:
     from squadron.runtime.asking.caller import Caller
@@ -42,6 +43,10 @@ class Handle:
     def __init__(self, task_id: str, topic: str, reply_to: str, deadline: Deadline, caller: Caller) -> None:
         self.task_id, self.topic, self.reply_to, self.deadline = task_id, topic, reply_to, deadline
         self._caller, self._lite = caller, caller.ports.lite
+        #: In whose name it is cancelled: whoever has the ticket of a task may do so.
+        self.sender = caller.ports.identity.id
+        #: By which the queue knows that it has this task.
+        self.msg_id = token_of(task_id)
         self._outcome: Outcome | None = None
         self._listeners: list[Callable[[Outcome], None]] = []
         #: When to read the lite topic for it, on the loop's clock, and the pause before the next time.
@@ -61,7 +66,7 @@ class Handle:
     @property
     def ticket(self) -> str:
         """The handle as text: `resume` it in another process, or in this one after a crash."""
-        fields = {"task": self.task_id, "topic": self.topic, "replyTo": self.reply_to}
+        fields = {"task": self.task_id, "topic": self.topic, "replyTo": self.reply_to, "source": self.sender}
         return json.dumps(fields | {"deadline": self.deadline.at_ms})
 
     async def cancel(self) -> Outcome:
@@ -179,7 +184,7 @@ class Handle:
         try:
             raw = from_json(data, cache_strings="keys")
             payload, source = raw["payload"], str(raw["source"]["id"])
-            if raw["type"] != "result":
+            if raw["type"] != "result" or not self._is_answered(raw, source):
                 return False
             if "content" in payload:
                 content = payload["content"]
@@ -188,9 +193,27 @@ class Handle:
             elif not self.done and (self._opening is None or self._opening.done()):
                 message = AgentMessage.decode(data)
                 self._opening = spawn(self._open(message), f"open {self.task_id}")
-        except (ValueError, TypeError, LookupError, InvalidMessageError):
+        except (ValueError, TypeError, LookupError, AttributeError, InvalidMessageError):
             return False
         return True
+
+    def _is_answered(self, raw: dict[str, Any], source: str) -> bool:
+        """Whether a result is of this task, and by nobody who is known to have no say in it.
+
+        Anybody may write there. Who is not in the registry may serve the topic all the same, or may have done so.
+        """
+        task = self.task_id
+        if raw.get("correlationId") != task and raw["context"].get("parentMessageId") != task:
+            self._caller.pass_over(self, "it is of another task", source)
+            return False
+        if not self._caller.registry.refutes(source, self.topic):
+            return True
+        # Who asked may have stored that it gave up, whichever process of it that was.
+        content = raw["payload"].get("content")
+        by_asker = isinstance(content, dict) and content.get("outcome") == "cancelled"
+        if not by_asker:
+            self._caller.pass_over(self, "its source serves other topics", source)
+        return by_asker
 
     async def _open(self, message: AgentMessage) -> None:
         try:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import os
 from typing import TYPE_CHECKING, Any
 
 from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.errors import BusUnavailableError, FencedError, MessageTooLargeError
 from squadron.runtime.ports.journal import Journal
 from squadron.runtime.texts import digest_of
+from squadron.runtime.wire.asked import Asked
 from squadron.runtime.wire.envelope import AgentIdentity, pack
 from squadron.runtime.wire.outcome import Outcome, Rejected, Undeliverable
 from squadron.runtime.wire.path import Parent
@@ -60,6 +61,9 @@ def pack_task(
         metadata["seen"] = seen
     if parent is not None:
         metadata["path"] = list(parent.path)
+        if once:
+            # With that task it is cancelled, by who may cancel that.
+            metadata["parentSource"] = parent.source
     return pack(
         "task",
         identity,
@@ -88,28 +92,29 @@ async def claim_id(lite: Journal, subjects: Subjects, handle: Handle, content: A
     # Apart from the outcome, in a place of the id's own: readers of a task's stream never see it.
     key = subjects.lite(token_of(task_id), "asked")
     digest = digest_of(content)
-    note = {"topic": topic, "input": digest, "replyTo": handle.reply_to}
+    # The queue takes a message id once, whoever it is from: this one nobody can take first.
+    mine = Asked(topic, digest, handle.reply_to, os.urandom(16).hex(), handle.sender)
+    place = 0
     while True:
+        asked: Asked | None = mine
         try:
-            await lite.append(key, json.dumps(note).encode(), ttl_s=keep_s, expect_seq=0)
-            return ""
+            await lite.append(key, mine.encode(), ttl_s=keep_s, expect_seq=place)
         except FencedError:
             # Somebody was first, maybe we: an answer may get lost.
             entry = await lite.last(key)
-        if entry is None:
-            continue
-        try:
-            asked = json.loads(entry.data)
-            before, same, reply_to = asked["topic"], asked["input"] == digest, asked["replyTo"]
-        except (ValueError, TypeError, LookupError, RecursionError):
+            asked = None if entry is None else Asked.read(entry.data)
             # Anybody may write there; what nobody can read stands for nothing.
-            return ""
-        if before != topic:
-            return f"the task id {task_id!r} stands for {before!r}, and not for {topic!r}"
-        if not same:
+            place = 0 if entry is None else entry.seq
+        if asked is None:
+            continue
+        handle.msg_id, handle.sender = asked.msg_id or token_of(task_id), asked.source or handle.sender
+        if asked.topic != topic:
+            return f"the task id {task_id!r} stands for {asked.topic!r}, and not for {topic!r}"
+        if asked.input != digest:
             return f"the task id {task_id!r} stands for {topic!r} with another input"
         # The queue takes an id once, so that here nothing would ever come.
-        return "" if reply_to == handle.reply_to else f"the task id {task_id!r} is taken under another owner"
+        taken = asked.reply_to != handle.reply_to
+        return f"the task id {task_id!r} is taken under another owner" if taken else ""
 
 
 def not_sent(handle: Handle, error: Exception) -> Outcome:

@@ -48,7 +48,7 @@ class Journal(Protocol):
         Args:
             ttl_s: life of the entry, rounded up to whole seconds (NATS ADR-43); None keeps it for the
                 journal's own limit.
-            msg_id: the same id within two minutes is stored once.
+            msg_id: the same id for the same key is stored once within two minutes.
             expect_seq: refuse unless the key's last entry has this sequence (0: the key is empty).
             headers: that the entry has beside those of the journal's own.
 

@@ -357,6 +357,19 @@ class Registry:
                 return exact
         return next((found for found, _ in self.topics() if found.is_pattern and matches(found.name, topic)), None)
 
+    def refutes(self, source_id: str, topic: str) -> bool:
+        """Whether a source is a replica of an agent that is known to serve other topics, and this one is served.
+
+        Of who is not known, and of topics that nobody serves now, nothing can be said.
+        """
+        card = self._cards.get(source_id.rpartition("-")[0]) or self._cards.get(source_id)
+        if card is None:
+            return False
+        for each in card.topics:
+            if each.name == topic or (each.is_pattern and matches(each.name, topic)):
+                return False
+        return self.find(topic) is not None
+
     async def wait_for(self, topic: str, *, within_s: float) -> SemanticTopic | None:
         """Like `find`, but waits until nothing is missing here, and then `grace_s` for the topic to appear."""
         await self.catch_up(within_s=within_s)

@@ -22,6 +22,7 @@ from squadron.runtime.wire.bids import MAX_REASON, Bid, CallForBids
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.limits import Clock
 from squadron.runtime.wire.outcome import LITE_TTL_S, Outcome
+from squadron.runtime.wire.replies import unfit_reply
 from squadron.runtime.wire.subjects import is_foreign, token_of
 
 if TYPE_CHECKING:
@@ -250,10 +251,12 @@ class Bidding:
     async def _send(self, data: bytes, message: AgentMessage, inbox: str) -> None:
         """To the lite topic, or the foreign subject, that the call names, or else to who waits for an answer."""
         ports, reply_to = self._ports, message.reply_to or inbox
-        if ports.subjects.has_lite(reply_to):
+        if unfit := unfit_reply(message, ports.subjects):
+            self._log.warning("bidding.unfit_reply", reason=unfit)
+        elif ports.subjects.has_lite(reply_to):
             msg_id = f"{token_of(message.id)}.{token_of(ports.identity.id)}.bid"
             await ports.lite.append(reply_to, data, ttl_s=LITE_TTL_S, msg_id=msg_id)
-        elif is_foreign(reply_to):
+        elif is_foreign(reply_to) and ports.subjects.is_outside(reply_to):
             await ports.bus.publish(reply_to, data)
 
     async def _from_statistics(self, call: CallForBids) -> Bid:

@@ -219,7 +219,7 @@ class Context(AsksPeople):
     @cached_property
     def _parent(self) -> Parent:
         message = self.message
-        return Parent(message.id, (*message.path, step_of(self.topic, message.payload.content)))
+        return Parent(message.id, (*message.path, step_of(self.topic, message.payload.content)), message.source.id)
 
     def lite(
         self, id: str | None = None, owner: str | None = None, *, ttl_s: float | timedelta | None = None

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import BusUnavailableError, MessageTooLargeError, SquadronError
 from squadron.runtime.ports.bus import Note, Subscription
+from squadron.runtime.ports.journal import Entry
 from squadron.runtime.ports.queue import Delivery, sent_with
 from squadron.runtime.running.pump import Pump
 from squadron.runtime.store.port_set import Ports
@@ -19,6 +20,8 @@ TAKE_WITHIN_S, MOST_ASKED = 1.0, 3
 #: Pause before a task that nobody took is delivered again, in seconds, and the longest one; see `backoff_s`.
 HAND_ON_S, LONGEST_HAND_ON_S = 0.07, 4.0
 _TAKEN = b"taken"
+#: Header of a task that is handed over: the message id that it was put with.
+_PUT_WITH = "Squadron-Put-With"
 
 
 async def hand_over(ports: Ports, delivery: Delivery, replicas: Sequence[str]) -> bool:
@@ -29,7 +32,7 @@ async def hand_over(ports: Ports, delivery: Delivery, replicas: Sequence[str]) -
     for replica in random.sample(replicas, min(len(replicas), MOST_ASKED)):
         with contextlib.suppress(BusUnavailableError, MessageTooLargeError):
             subject = ports.subjects.hand(replica)
-            headers = sent_with(delivery.headers)
+            headers = {**sent_with(delivery.headers), _PUT_WITH: delivery.headers.get("Nats-Msg-Id", "")}
             answer = await ports.bus.request(
                 subject, head + delivery.data, within_s=TAKE_WITHIN_S, headers=headers
             )
@@ -60,10 +63,12 @@ class Handovers:
         try:
             token, seq, subject = head.decode().split(" ")
             TaskSubject.parse(subject)
-            delivery = Delivery(subject, data, self._ports.queue.take_over(token), int(seq), note)
+            lease = self._ports.queue.take_over(token)
+            headers = {**note.headers, "Nats-Msg-Id": note.headers.get(_PUT_WITH, "")}
+            delivery = Delivery(subject, data, lease, int(seq), Entry(int(seq), subject, data, headers))
         except (ValueError, SquadronError):
             # Anybody may write there.
             return
         answer = _TAKEN if self._pump.offer(delivery) else b""
-        if is_foreign(note.reply):
+        if is_foreign(note.reply) and self._ports.subjects.is_outside(note.reply):
             spawn(self._ports.bus.publish(note.reply, answer), "hand over")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from squadron.runtime.asking.cancel import Cancellable, cancellable
 from squadron.runtime.errors import FencedError
 from squadron.runtime.ports.queue import Delivery
 from squadron.runtime.store.port_set import Ports
+from squadron.runtime.texts import digest_of
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.outcome import LITE_TTL_S
+from squadron.runtime.wire.replies import principal_of
 from squadron.runtime.wire.subjects import token_of
 
 
@@ -19,7 +22,9 @@ async def is_copy(ports: Ports, delivery: Delivery, message: AgentMessage) -> bo
     Raises:
         BusUnavailableError: nobody knows.
     """
-    key = ports.subjects.lite(token_of(message.id), "begun")
+    # Of this very task: whoever sends another one under its id leaves a mark of its own.
+    whose = digest_of([principal_of(message.source.id), message.reply_to, message.type])[:16]
+    key = ports.subjects.lite(token_of(message.id), f"begun-{whose}")
     mark = f"{delivery.seq}.{message.redriven}".encode()
     try:
         await ports.lite.append(key, mark, ttl_s=keep_s(ports, message), expect_seq=0)
@@ -38,10 +43,14 @@ def keep_s(ports: Ports, message: AgentMessage) -> float:
     return max(0.0, limits.deadline / 1000 - ports.clock.time()) + LITE_TTL_S
 
 
-def cancelled_with(message: AgentMessage) -> tuple[str, ...]:
+def cancelled_with(message: AgentMessage) -> tuple[Cancellable, ...]:
     """The tasks with which this one is cancelled: itself, and who asked for it, if that one outlives its replica.
 
     Who asked may be cancelled while its replica is dead, when nobody is there to tell the tasks that it sent.
     """
     parent = message.context.parent_message_id
-    return (message.id, parent) if message.once and parent else (message.id,)
+    own = cancellable(message.id, message.source.id)
+    asker = (message.metadata or {}).get("parentSource")
+    if not message.once or not parent or not isinstance(asker, str):
+        return (own,)
+    return own, cancellable(parent, asker)

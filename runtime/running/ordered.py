@@ -35,6 +35,8 @@ from squadron.runtime.wire.subjects import OrderedSubject, Subjects, TicketSubje
 INTAKE_AHEAD = 8
 #: How often a mailbox that is ordered no more looks whether anybody is left in line, in seconds.
 LEFT_IN_LINE_LOOK_S = 1.0
+#: Ends the message id of a task in line; before it stands the one that the task was put with.
+_IN_LINE = ".ordered"
 
 
 def conversation_of(delivery: Delivery) -> str:
@@ -59,7 +61,9 @@ class _Lines:
         conversation = conversation_of(delivery)
         topic = ".".join(delivery.subject.split(".")[3:5])
         place = OrderedSubject(self.subjects.environment, self.mailbox.name, conversation, topic)
-        msg_id = f"{self.mailbox.name}.{delivery.seq}.ordered"
+        # Under the message id that it came with, so that the head of the line is known to have come under it.
+        came_with = delivery.headers.get("Nats-Msg-Id", "")
+        msg_id = f"{self.mailbox.name}.{came_with or delivery.seq}{_IN_LINE}"
         try:
             headers = sent_with(delivery.headers) | carry(
                 delivery.headers, delivery.subject, at=delivery.stored_at
@@ -202,14 +206,20 @@ class _LineFeed:
             if head is not None and head.seq == place.seq:
                 lease = _TurnLease(self._lines, place, ticket.lease)
                 delivered = True
-                task = OrderedSubject.parse(head.key).task
-                self._sink(Delivery(task, head.data, lease, head.seq, head, head.time, place=head.key))
+                task, came = OrderedSubject.parse(head.key).task, self._as_it_came(head)
+                self._sink(Delivery(task, head.data, lease, head.seq, came, head.time, place=head.key))
             else:
                 await self._lines.call(place.conversation)
                 await ticket.lease.settle()
         finally:
             if not delivered:
                 self.want(1)
+
+    def _as_it_came(self, head: Entry) -> Entry:
+        """The head of a line, with the message id that it was put with."""
+        id = head.headers.get("Nats-Msg-Id", "")
+        came_with = id.removeprefix(f"{self._lines.mailbox.name}.").removesuffix(_IN_LINE)
+        return replace(head, headers={**head.headers, "Nats-Msg-Id": came_with})
 
     async def aclose(self) -> None:
         """Take nothing new; what is half done is done. May be called twice."""

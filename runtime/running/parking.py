@@ -15,6 +15,7 @@ from typing import Any
 
 import structlog
 
+from squadron.runtime.asking.cancel import is_cancelled
 from squadron.runtime.asking.question_records import PEOPLE, read_question
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import InvalidMessageError, Park
@@ -62,6 +63,7 @@ class Parking:
             "queries": list(park.queries),
             "agent": self._agent,
             "until": park.deadline_ms / 1000,
+            "source": message.source.id,
         }
         # First: who dies in between leaves a lease that ends, and no task that nobody wakes.
         await self._ports.lite.append(self._key(message), json.dumps(note).encode(), ttl_s=left_s + KEPT_BEYOND_S)
@@ -88,6 +90,7 @@ class _Parked:
     queries: tuple[str, ...]
     agent: str
     until: float
+    source: str
     seq: int
     written_at: float
     is_woken: bool = False
@@ -146,7 +149,8 @@ class Waker:
         try:
             raw = json.loads(last.data)
             queries, until = tuple(map(str, raw["queries"])), float(raw["until"])
-            note = _Parked(str(raw["token"]), queries, str(raw["agent"]), until, last.seq, last.time)
+            source = str(raw.get("source", ""))
+            note = _Parked(str(raw["token"]), queries, str(raw["agent"]), until, source, last.seq, last.time)
         except (ValueError, TypeError, LookupError, RecursionError):
             # Anybody may write there.
             return
@@ -181,4 +185,4 @@ class Waker:
         for query_id in note.queries:
             if not (await read_question(self._ports, query_id)).is_open(self._ports.clock):
                 return True
-        return await self._ports.lite.last(self._ports.subjects.lite("cancel", task)) is not None
+        return await is_cancelled(self._ports, task, note.source)

@@ -10,7 +10,7 @@ from squadron.runtime.ports.queue import Delivery
 from squadron.runtime.running.reports import Reports
 from squadron.runtime.store.dead_letters import DeadLetters
 from squadron.runtime.store.port_set import Ports
-from squadron.runtime.wire.envelope import AgentMessage
+from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.wire.outcome import DeadLettered
 from squadron.runtime.wire.subjects import token_of
 
@@ -42,7 +42,8 @@ class Poison:
             raw = json.loads(delivery.data)
             id, reply_to = raw["id"], raw["replyTo"]
             now = self._ports.clock.time()
-            message = AgentMessage.new("task", self._ports.identity, id=id, reply_to=reply_to, timestamp=now)
+            sender = AgentIdentity(id=raw["source"]["id"])
+            message = AgentMessage.new("task", sender, id=id, reply_to=reply_to, timestamp=now)
         except (ValueError, TypeError, KeyError, RecursionError):
             return
         outcome = DeadLettered(reason=str(error), task_id=message.id, details={"attempts": 0})

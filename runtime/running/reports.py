@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from pydantic_core import PydanticSerializationError
 
-from squadron.runtime.errors import InvalidMessageError, MessageTooLargeError
+from squadron.runtime.errors import ClaimLostError, InvalidMessageError, MessageTooLargeError
 from squadron.runtime.ports.journal import Headers
+from squadron.runtime.ports.queue import Delivery
 from squadron.runtime.running.once import keep_s
 from squadron.runtime.store.port_set import Ports
+from squadron.runtime.texts import digest_of
+from squadron.runtime.wire.asked import Asked
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.outcome import Failed, Outcome, outcome_msg_id
+from squadron.runtime.wire.replies import unfit_reply
 from squadron.runtime.wire.subjects import is_foreign, token_of
 
 
@@ -19,12 +23,35 @@ class Reports:
     def __init__(self, ports: Ports) -> None:
         self._ports = ports
 
-    def address(self, message: AgentMessage, topic: str) -> tuple[str, str]:
-        """The lite topic the outcome is stored on, and the foreign subject it is announced on, if any."""
+    async def asked(self, message: AgentMessage, topic: str) -> Asked | None:
+        """What a task's id stands for, if this is the task; asked of one that is answered under its id.
+
+        Whoever knows the id could have it answered there otherwise, before its owner asks.
+
+        Raises:
+            BusUnavailableError: nobody knows.
+        """
+        note = await self._ports.lite.last(self._ports.subjects.lite(token_of(message.id), "asked"))
+        asked = None if note is None else Asked.read(note.data)
+        if asked is None or (asked.topic, asked.reply_to) != (topic, message.reply_to):
+            return None
+        try:
+            whole = await self._ports.claims.resolve(message)
+        except (InvalidMessageError, ClaimLostError, MessageTooLargeError):
+            return None
+        return asked if asked.input == digest_of(whole.payload.content) else None
+
+    def address(self, message: AgentMessage, topic: str, *, elsewhere: bool = False) -> tuple[str, str]:
+        """The lite topic the outcome is stored on, and the foreign subject it is announced on, if any.
+
+        Args:
+            elsewhere: not to the message's `replyTo`.
+        """
         subjects = self._ports.subjects
-        if message.reply_to is not None and subjects.has_lite(message.reply_to):
-            return message.reply_to, ""
-        announce = message.reply_to or subjects.result(topic)
+        to = None if elsewhere or unfit_reply(message, subjects) else message.reply_to
+        if to is not None and subjects.has_lite(to):
+            return to, ""
+        announce = to or subjects.result(topic)
         return subjects.lite("outcome", token_of(message.id)), announce
 
     async def stored(self, message: AgentMessage, lite_key: str) -> bytes | None:
@@ -41,9 +68,23 @@ class Reports:
                 found = entry.data
         return found
 
+    async def settle_if_stored(
+        self, delivery: Delivery, message: AgentMessage, lite_key: str, announce: str
+    ) -> bool:
+        """Whether it has ended before: its caller gave it up, or a replica died before it had settled it."""
+        stored = await self.stored(message, lite_key)
+        if stored is None:
+            return False
+        # Maybe it was not announced.
+        await self.announce(announce, stored)
+        await delivery.lease.settle()
+        return True
+
     async def announce(self, subject: str, data: bytes, headers: Headers | None = None) -> None:
         """Tell a foreign subject; ours are written by those they belong to, not by whoever names them."""
-        if is_foreign(subject.removeprefix(self._ports.subjects.result(""))):
+        subjects = self._ports.subjects
+        topic = subject.removeprefix(subjects.result(""))
+        if is_foreign(topic) and (topic is not subject or subjects.is_outside(subject)):
             await self._ports.bus.publish(subject, data, headers=headers)
 
     async def store(

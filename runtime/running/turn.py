@@ -21,6 +21,7 @@ from squadron.runtime.errors import (
 )
 from squadron.runtime.ports.queue import Delivery
 from squadron.runtime.retries import backoff_s, summary_of
+from squadron.runtime.running.arrival import ALONE_S, Arrival, arrive, mark_when_late
 from squadron.runtime.running.bidding import Offers, Statistics
 from squadron.runtime.running.context import IN_TIME, TurnContext
 from squadron.runtime.running.earlier import keep_spent, open_ledger
@@ -29,7 +30,7 @@ from squadron.runtime.running.handover import HAND_ON_S, LONGEST_HAND_ON_S, hand
 from squadron.runtime.running.judge import judge
 from squadron.runtime.running.ledger import Ledger
 from squadron.runtime.running.no_outcome import Again, HandOn, Later, LetGo
-from squadron.runtime.running.once import cancelled_with, is_copy
+from squadron.runtime.running.once import cancelled_with
 from squadron.runtime.running.parking import Parking
 from squadron.runtime.running.poison import Poison
 from squadron.runtime.running.reports import Reports
@@ -53,11 +54,6 @@ from squadron.runtime.wire.path import circle_in
 from squadron.runtime.wire.route import Route
 from squadron.runtime.wire.spent import NOT_TOLD
 from squadron.runtime.wire.subjects import TaskSubject, matches
-
-#: A second outcome is dropped by its message id if it comes within this time, in seconds: half of JetStream's
-#: duplicate window. Past it, whoever stores one has to look whether one is there.
-ALONE_S = 60.0
-
 
 #: What a handler has returned before it returns.
 _NOTHING = object()
@@ -118,29 +114,22 @@ class Turns:
         except (InvalidMessageError, InvalidSubjectError) as error:
             await self._poison.take(delivery, error)
             return None
-        lite_key, announce = self._reports.address(message, topic)
-        # One that may have been here before: after a death, as a dead letter, or under an id of its caller's own.
-        *_, owner, id = lite_key.split(".")
-        asked_at, now = message.timestamp, self._ports.clock.time()
-        again = message.redriven or owner == id or not delivery.lease.first or now > asked_at + ALONE_S
-        if again and await self._settle_if_stored(delivery, message, lite_key, announce):
+        arrival = await arrive(self._ports, self._reports, delivery, message, topic)
+        if arrival is None:
             return None
-        if message.once and await is_copy(self._ports, delivery, message):
-            await delivery.lease.settle()
-            return None
-        looked_at = now if again else asked_at
+        lite_key, announce = arrival.lite_key, arrival.announce
         was_parked = not delivery.lease.first and await self._parking.take_up(message)
         handler = self._handler(topic)
         served = handler.topic.name if handler is not None else ""
         told = Told(self._ports, "task", self.agent, message, topic, served, delivery)
         common: dict[str, Any] = {"task_id": message.id, "topic": topic, "source": self._me, "attempt": 1}
         try:
-            ended = await self._attempt(delivery, message, handler, common, told, lite_key, was_parked=was_parked)
+            ended = await self._attempt(delivery, message, handler, common, told, arrival, was_parked=was_parked)
             if not isinstance(ended, Outcome):
                 await self._elsewhere(delivery, message, ended, told)
                 return None
-            late = self._ports.clock.time() > looked_at + ALONE_S
-            if late and await self._settle_if_stored(delivery, message, lite_key, announce):
+            late = self._ports.clock.time() > arrival.looked_at + ALONE_S
+            if late and await self._reports.settle_if_stored(delivery, message, lite_key, announce):
                 told.ended("superseded")
                 return None
             reported = await self._report(delivery, message, ended, lite_key, announce, told.outcome_headers)
@@ -192,18 +181,6 @@ class Turns:
         self.statistics.note(reported)
         return reported
 
-    async def _settle_if_stored(
-        self, delivery: Delivery, message: AgentMessage, lite_key: str, announce: str
-    ) -> bool:
-        """Whether it has ended before: its caller gave it up, or a replica died before it had settled it."""
-        stored = await self._reports.stored(message, lite_key)
-        if stored is None:
-            return False
-        # Maybe it was not announced.
-        await self._reports.announce(announce, stored)
-        await delivery.lease.settle()
-        return True
-
     async def _attempt(
         self,
         delivery: Delivery,
@@ -211,7 +188,7 @@ class Turns:
         handler: Handler | None,
         common: dict[str, Any],
         told: Told,
-        lite_key: str,
+        arrival: Arrival,
         *,
         was_parked: bool,
     ) -> Outcome | Again | HandOn | Later | LetGo:
@@ -224,6 +201,8 @@ class Turns:
         if handler is None:
             reason = f"{self.agent} does not serve {common['topic']!r} any more"
             return Undeliverable(reason=reason, **common)
+        if arrival.unfit:
+            return Rejected(reason=arrival.unfit, details={"field": "replyTo"}, **common)
         refusal = self._refusal(message, ledger, common, was_parked)
         if refusal is not None:
             return refusal
@@ -232,7 +211,7 @@ class Turns:
             reason = f"its replica died or fell silent in each of {attempt - 1} attempts"
             common |= {"attempt": attempt - 1, "spent": NOT_TOLD}
             return DeadLettered(reason=reason, details={"attempts": attempt - 1}, **common)
-        context = self._context(message, common, lite_key, ledger)
+        context = self._context(message, common, arrival.lite_key, ledger)
         context.lease = delivery.lease
         told.begun(attempt)
         try:
@@ -306,6 +285,7 @@ class Turns:
         context.answer_by = Deadline.after(IN_TIME * limit_s, self._ports.clock)
         # A plain timer: `asyncio.timeout` costs three times as much, for each task.
         late = self._caller.loop.call_later(limit_s, stop, "late")
+        marking = mark_when_late(self._ports, delivery, message) if limit_s > ALONE_S else None
         ids, cancel = cancelled_with(message), partial(stop, "cancelled")
         self._cancelled.watch(ids, cancel)
         answer: Any = _NOTHING
@@ -328,6 +308,8 @@ class Turns:
             failure = error
         finally:
             late.cancel()
+            if marking is not None:
+                marking.cancel()
             self._cancelled.unwatch(ids, cancel)
         common |= {"latency_ms": (self._caller.loop.time() - started) * 1000, "spent": context.ledger.spent}
         for _ in stopped:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 from typing import Any
 
 import structlog
@@ -23,11 +24,20 @@ _log = structlog.get_logger("squadron.claims")
 
 
 class Claim(Wire):
-    """Stands in place of a payload: its name in the vault, its size, and the SHA-256 of its bytes in hex."""
+    """Stands in place of a payload: its name in the vault, its size, and the SHA-256 of its bytes in hex.
+
+    With `salt` its name is `name_of` the message: only then who settles the message takes the payload along.
+    """
 
     name: str = Field(min_length=1, max_length=128)
     bytes: int = Field(ge=0)
     sha256: str
+    salt: str | None = Field(default=None, max_length=128)
+
+
+def name_of(message_id: str, salt: str) -> str:
+    """A name in the vault that is of one message: nobody finds a salt by which it were that of another."""
+    return hashlib.sha256(f"{salt} {message_id}".encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def claim_of(message: AgentMessage) -> Claim | None:
@@ -69,9 +79,10 @@ class Claims:
         self._check(len(data))
         message = AgentMessage.decode(data)
         payload = message.payload.encode()
-        claim = Claim(
-            name=await self.vault.store(payload, keep_s=keep_s), bytes=len(payload), sha256=await _digest(payload)
-        )
+        salt = os.urandom(16).hex()
+        name = name_of(message.id, salt)
+        await self.vault.store(payload, keep_s=keep_s, name=name)
+        claim = Claim(name=name, bytes=len(payload), sha256=await _digest(payload), salt=salt)
         stub: dict[str, Any] = {"claim": claim.model_dump()}
         if message.payload.constraints is not None:
             stub["constraints"] = message.payload.constraints
@@ -112,9 +123,13 @@ class Claims:
         return message.model_copy(update={"payload": whole})
 
     async def drop(self, message: AgentMessage) -> None:
-        """Forget what the message, as it travelled, claims; what can't be forgotten now ends with its time."""
+        """Forget what the message, as it travelled, claims; what can't be forgotten now ends with its time.
+
+        Only what was stored for this message: anybody may name the objects of others.
+        """
         try:
-            if claim := claim_of(message):
+            claim = claim_of(message)
+            if claim is not None and claim.salt is not None and claim.name == name_of(message.id, claim.salt):
                 await self.vault.drop(claim.name)
         except (InvalidMessageError, BusUnavailableError) as error:
             _log.info("claims.not_dropped", message=message.id, error=str(error))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -84,7 +85,7 @@ class StreamWriter:
         self._view = ports.subjects.stream(lite_key.rpartition(".")[2])
         #: Tells this run of the handler from all others: a server that was killed forgets what it delivered, so
         #: that two may run under the same number.
-        self._run = os.urandom(8).hex()
+        self._run, self._secret = os.urandom(8).hex(), os.urandom(16)
         self._which = {"attempt": attempt, "epoch": epoch_of(message.redriven, attempt), "run": self._run}
         self._next = 0
         self._ended = False
@@ -146,6 +147,10 @@ class StreamWriter:
     def _id(self, number: int) -> str:
         return f"{self._run}.{number}"
 
+    def _msg_id(self, number: int) -> str:
+        """That nobody can take first: who reads the chunks so far knows the ids of those that come."""
+        return hashlib.blake2b(b"%d" % number, key=self._secret, digest_size=16).hexdigest()
+
     async def _show(self, data: bytes) -> None:
         with contextlib.suppress(BusUnavailableError):
             await self._ports.bus.publish(self._view, data)
@@ -153,7 +158,8 @@ class StreamWriter:
     async def _append(self, number: int) -> None:
         data = self._unacknowledged[number]
         try:
-            stored = await self._ports.lite.append_soon(self._key, data, ttl_s=LITE_TTL_S, msg_id=self._id(number))
+            msg_id = self._msg_id(number)
+            stored = await self._ports.lite.append_soon(self._key, data, ttl_s=LITE_TTL_S, msg_id=msg_id)
         except BaseException:
             self._send_again(number)
             raise
@@ -208,7 +214,7 @@ class StreamWriter:
             raise BusUnavailableError(reason) from None
         count = self._next
         data = self._packed(count, {"count": count, "end": end}, final=True)
-        await self._ports.lite.append(self._key, data, ttl_s=LITE_TTL_S, msg_id=self._id(count))
+        await self._ports.lite.append(self._key, data, ttl_s=LITE_TTL_S, msg_id=self._msg_id(count))
         await self._show(data)
 
     def close(self) -> None:

@@ -19,10 +19,11 @@ _DIGITS = 16
 
 @dataclass(frozen=True, slots=True)
 class Parent:
-    """The task that another one is asked from: its id, and the path that ends with its own step."""
+    """The task that another one is asked from: its id, its sender, and the path that ends with its own step."""
 
     id: str
     path: tuple[str, ...]
+    source: str = ""
 
 
 def step_of(topic: str, content: Any) -> str:

@@ -18,6 +18,8 @@ from typing import Self
 from squadron.runtime.errors import InvalidSubjectError
 
 ROOT = "agents"
+#: So the reply inboxes of NATS clients begin, whatever follows: `_INBOX.…`, and those with a prefix of their own.
+INBOX = "_INBOX"
 #: Priority of a message that names none; it travels on the subject without a lane token.
 NORMAL_PRIORITY = 5
 #: Longest token; keeps a five-token subject far below NATS' advice of 256 bytes.
@@ -101,6 +103,18 @@ def check_queued(subject: str) -> str:
 def is_foreign(subject: str) -> bool:
     """Whether an answer may be published there: not ours, not the server's, and a subject at all."""
     return _FOREIGN.fullmatch(subject) is not None
+
+
+@lru_cache(maxsize=65_536)
+def subject_matches(pattern: str, subject: str) -> bool:
+    """NATS matching: `*` is one token, a last `>` is one or more."""
+    wanted, given = pattern.split("."), subject.split(".")
+    for i, token in enumerate(wanted):
+        if token == ">":
+            return len(given) > i
+        if i >= len(given) or token not in ("*", given[i]):
+            return False
+    return len(wanted) == len(given)
 
 
 def matches(pattern: str, topic: str) -> bool:
@@ -271,9 +285,14 @@ def _beside(pattern: str, kind: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Subjects:
-    """All addresses of one environment."""
+    """All addresses of one environment.
+
+    Args:
+        outside: patterns of subjects of other systems on which answers may be published.
+    """
 
     environment: str
+    outside: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_token(self.environment, "environment")
@@ -298,6 +317,10 @@ class Subjects:
         """Whether this is a lite topic of this environment."""
         found = _LITE.fullmatch(subject)
         return found is not None and found[1] == self.environment
+
+    def is_outside(self, subject: str) -> bool:
+        """Whether answers may be published on a subject that is not ours: a reply inbox, or one of `outside`."""
+        return subject.startswith(INBOX) or any(subject_matches(each, subject) for each in self.outside)
 
     def lite_of(self, owner: str = "") -> str:
         """Pattern of all lite topics, or of those of `owner`."""

@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
-from squadron.bridge.memory import subject_matches
 from squadron.runtime.errors import BusUnavailableError
 from squadron.runtime.ports.bus import Note
+from squadron.runtime.wire.subjects import subject_matches
 from tests.contract.conftest import Inbox, Peer, World
 
 

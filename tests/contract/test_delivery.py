@@ -306,6 +306,8 @@ class Ward(Agent):
 
 
 #: Only this one of the wards.
+#: Who knows the subjects, and none of us.
+STRANGER = AgentIdentity(id="stranger")
 RED = Route(target="red")
 
 
@@ -437,7 +439,7 @@ async def test_what_waited_too_long_expires_and_is_not_run(client: Peer, bench: 
 async def test_a_task_whose_caller_stopped_waiting_is_not_started(client: Peer, bench: Bench) -> None:
     past = Payload(content={"number": 7}, constraints=Constraints(deadline=int(time.time() * 1000) - 5))
     reply_to = client.subjects.lite("stranger", "late")
-    message = AgentMessage.new("task", AgentIdentity(id="x"), payload=past, reply_to=reply_to)
+    message = AgentMessage.new("task", STRANGER, payload=past, reply_to=reply_to)
     await client.queue.put(client.subjects.task("bench.work"), message.encode(), msg_id=uuid.uuid4().hex)
 
     await _empty(client)
@@ -515,7 +517,7 @@ async def test_what_was_handed_back_unbegun_has_lost_no_attempt(world: World, se
     inbox = Inbox()
     feed = await peer.queue.consume(box, inbox)
     client = await world.join("client")
-    message = AgentMessage.new("task", AgentIdentity(id="x"), {"error": "connection"}, id="often")
+    message = AgentMessage.new("task", STRANGER, {"error": "connection"}, id="often")
     await client.queue.put(client.subjects.task("bench.patient"), message.encode(), msg_id="often")
     for _ in range(8):
         feed.want(1)
@@ -672,7 +674,7 @@ async def test_a_task_under_an_id_of_its_own_is_not_run_again_when_it_was_done_l
     bench.go.set()
     handle = await client.caller.submit("bench.work", {"number": 3}, AskOptions(within_s=60, task_id="mine"))
     await client.caller.outcome(handle)
-    again = AgentMessage.new("task", AgentIdentity(id="x"), {"number": 3}, id="mine", reply_to=handle.reply_to)
+    again = AgentMessage.new("task", STRANGER, {"number": 3}, id="mine", reply_to=handle.reply_to)
     await client.queue.put(client.subjects.task("bench.work"), again.encode(), msg_id="another")
 
     await _empty(client)
@@ -686,7 +688,7 @@ async def test_a_task_under_an_id_of_its_own_is_not_run_again_when_it_was_done_l
 @pytest.mark.parametrize("spoil", [{"version": "9.9"}, {"type": "nonsense"}, {"context": 5}])
 async def test_the_sender_of_poison_is_told_where_it_can_be(client: Peer, spoil: dict[str, Any]) -> None:
     reply_to = client.subjects.lite("stranger", "poisoner")
-    message = AgentMessage.new("task", AgentIdentity(id="x"), {}, id="bad", reply_to=reply_to)
+    message = AgentMessage.new("task", STRANGER, {}, id="bad", reply_to=reply_to)
     raw = json.loads(message.encode()) | spoil
     await client.queue.put(client.subjects.task("bench.mine"), json.dumps(raw).encode(), msg_id="bad")
 
@@ -701,7 +703,7 @@ async def test_the_sender_of_poison_is_told_where_it_can_be(client: Peer, spoil:
 
 async def test_input_that_does_not_fit_is_rejected_and_kept(client: Peer) -> None:
     reply_to = client.subjects.lite("stranger", "misfit")
-    message = AgentMessage.new("task", AgentIdentity(id="x"), {"number": "many"}, id="odd", reply_to=reply_to)
+    message = AgentMessage.new("task", STRANGER, {"number": "many"}, id="odd", reply_to=reply_to)
     await client.queue.put(client.subjects.task("bench.work"), message.encode(), msg_id="odd")
 
     await _empty(client)

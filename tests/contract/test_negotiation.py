@@ -655,15 +655,15 @@ async def test_rubbish_for_a_call_changes_nothing_for_good_ones(peer: Peer, host
 async def test_an_answer_goes_to_no_subject_of_ours_but_a_lite_topic(peer: Peer, host: Run) -> None:
     await host(Sailor())
     heard = Inbox()
-    for reply_to in (peer.subjects.event("answers.here"), "answers.here"):
+    for reply_to in (peer.subjects.event("answers.here"), "_INBOX.answers.here"):
         await peer.bus.subscribe(reply_to, heard)
     call = {"content": {"topic": "tie.sailor"}}
     subject = peer.subjects.negotiate("sailor")
-    for reply_to in (peer.subjects.event("answers.here"), "answers.here"):
+    for reply_to in (peer.subjects.event("answers.here"), "_INBOX.answers.here"):
         await peer.bus.publish(subject, peer.ports.pack("query", call, reply_to=reply_to))
 
     note = await heard.next()
-    assert note.subject == "answers.here"
+    assert note.subject == "_INBOX.answers.here"
     assert AgentMessage.decode(note.data).payload.content["confidence"] == 0.9
 
 

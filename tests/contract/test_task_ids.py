@@ -171,7 +171,7 @@ def _by_the(handler: str) -> Way:
 @pytest.mark.parametrize(
     ("way", "owner"),
     [
-        *((way, owner) for way in (_ask, _submit, _stream) for owner in ("", "mine")),
+        *((way, owner) for way in (_ask, _submit, _stream) for owner in ("", "order")),
         # Under an owner only a run asks from a handler, whose ids are of its own making.
         *((_by_the(handler), "") for handler in ("clerk.asks", "clerk.waits")),
     ],

@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from nats.aio.client import Client
@@ -39,6 +39,7 @@ from squadron.runtime.wire.outcome import (
     TimedOut,
     Undeliverable,
 )
+from squadron.runtime.wire.subjects import token_of
 from squadron.testing import now_s
 from tests.contract.conftest import ON_NATS, SOON_S, Peer, Replica, Serve, World, first_stored, peer_of, until
 
@@ -177,7 +178,7 @@ async def _letters(peer: Peer) -> list[dict[str, Any]]:
 
 async def _put_raw(peer: Peer, topic: str, content: Any, **fields: Any) -> AgentMessage:
     message = AgentMessage.new("task", AgentIdentity(id="stranger"), content, **fields)
-    await peer.queue.put(peer.subjects.task(topic), message.encode(), msg_id=uuid.uuid4().hex)
+    await peer.queue.put(peer.subjects.task(topic), message.encode(), msg_id=token_of(message.id))
     return message
 
 
@@ -417,7 +418,7 @@ async def test_a_caller_hears_at_its_deadline_that_nothing_came(world: World, cl
 async def test_a_task_that_waited_too_long_is_expired_and_never_run(client: Peer, desk: Desk) -> None:
     reply_to = client.subjects.lite("stranger", "old")
     message = AgentMessage.new(
-        "task", AgentIdentity(id="x"), {"number": 1}, reply_to=reply_to, routing=Routing(timeout=1000)
+        "task", AgentIdentity(id="stranger"), {"number": 1}, reply_to=reply_to, routing=Routing(timeout=1000)
     )
     old = message.model_copy(update={"timestamp": time.time() - 2})
     await client.queue.put(client.subjects.task("desk.double"), old.encode(), msg_id="old")
@@ -504,7 +505,7 @@ async def test_a_redelivered_task_whose_outcome_is_stored_is_not_run_again(world
             await first.lease.release()
 
     class Dying:
-        subject, data, lease, seq = first.subject, first.data, Unsettled(), first.seq
+        subject, data, lease, seq, headers = first.subject, first.data, Unsettled(), first.seq, first.headers
 
     assert isinstance(await turns.run(Dying()), Result)  # type: ignore[arg-type]
     second = await asyncio.wait_for(arrived.get(), SOON_S)
@@ -520,7 +521,7 @@ async def test_the_outcome_is_stored_when_the_task_is_settled(world: World) -> N
     peer = await world.join("replica")
     turns = Turns("desk", AgentSpec.of(Desk).handlers(Desk()), peer.caller)
     reply_to = peer.subjects.lite("stranger", "one")
-    message = AgentMessage.new("task", AgentIdentity(id="x"), {"number": 1}, reply_to=reply_to)
+    message = AgentMessage.new("task", AgentIdentity(id="stranger"), {"number": 1}, reply_to=reply_to)
     stored_at_settling = []
 
     class Lease:
@@ -533,7 +534,8 @@ async def test_the_outcome_is_stored_when_the_task_is_settled(world: World) -> N
             stored_at_settling.append(await peer.lite.last(reply_to))
 
     class Handed:
-        subject, data, lease = peer.subjects.task("desk.double"), message.encode(), Lease()
+        subject, data, lease, seq = peer.subjects.task("desk.double"), message.encode(), Lease(), 1
+        headers: ClassVar = {"Nats-Msg-Id": message.id}
 
     await turns.run(Handed())  # type: ignore[arg-type]
 
@@ -551,7 +553,7 @@ async def test_a_task_sent_twice_under_one_id_is_run_once(client: Peer, desk: De
 
 
 async def test_whoever_takes_over_under_the_same_owner_finds_the_outcome(world: World, client: Peer) -> None:
-    options = AskOptions(within_s=20, task_id="step-1")
+    options = AskOptions(within_s=20, task_id="run-7-1")
     first = await client.caller.submit("desk.double", {"number": 5}, options, owner="run-7")
     assert (await first.outcome()).unwrap() == 10
     heir = await world.join("heir")

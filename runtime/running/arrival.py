@@ -1,0 +1,90 @@
+"""What is found out about a delivery before it runs: where its answer goes, and whether it was here before."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass
+
+from squadron.runtime.background import spawn
+from squadron.runtime.errors import BusUnavailableError, MessageTooLargeError
+from squadron.runtime.ports.queue import Delivery, sent_with
+from squadron.runtime.running.once import is_copy
+from squadron.runtime.running.reports import Reports
+from squadron.runtime.store.port_set import Ports
+from squadron.runtime.wire.envelope import AgentMessage
+from squadron.runtime.wire.replies import is_own_id, unfit_reply
+from squadron.runtime.wire.subjects import token_of
+
+#: A second outcome is dropped by its message id if it comes within this time, in seconds: half of JetStream's
+#: duplicate window. Past it, whoever stores one has to look whether one is there.
+ALONE_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A task that is to run.
+
+    Attributes:
+        lite_key, announce: where its outcome goes; see `Reports.address`.
+        unfit: why it can't go where the sender wants it, or the empty string.
+        looked_at: up to when no outcome of it was stored, in seconds since the epoch.
+    """
+
+    lite_key: str
+    announce: str
+    unfit: str
+    looked_at: float
+
+
+async def arrive(
+    ports: Ports, reports: Reports, delivery: Delivery, message: AgentMessage, topic: str
+) -> Arrival | None:
+    """Look at a delivery; None if it is not to run here and now, and is settled.
+
+    What comes at once, for the first time and under its own message id, is the only one of its kind: the queue has
+    seen to that. Of that nothing is read.
+
+    Raises:
+        BusUnavailableError: nobody knows; it is delivered again.
+    """
+    unfit, msg_id, now = unfit_reply(message, ports.subjects), token_of(message.id), ports.clock.time()
+    # One that may have been here before: after a death, as a dead letter, or sent again.
+    late = bool(message.redriven) or not delivery.lease.first or now > message.timestamp + ALONE_S
+    is_lapsed = False
+    own = not unfit and is_own_id(message, ports.subjects)
+    if own:
+        asked = await reports.asked(message, topic)
+        if asked is None and message.redriven:
+            # Put back so late that nobody remembers what the id stands for, or waits under it.
+            is_lapsed = True
+        elif asked is None:
+            unfit = f"no answers are sent to {message.reply_to!r}: the id stands for another task, or for none"
+        else:
+            msg_id = asked.msg_id or msg_id
+    lite_key, announce = reports.address(message, topic, elsewhere=bool(unfit) or is_lapsed)
+    if (late or own) and await reports.settle_if_stored(delivery, message, lite_key, announce):
+        return None
+    alone = not late and not message.once and not unfit
+    if alone and delivery.headers.get("Nats-Msg-Id") != msg_id:
+        # Without its id the queue takes it as often as it comes. Under it, it is there already, or comes once.
+        with contextlib.suppress(MessageTooLargeError):
+            headers = sent_with(delivery.headers)
+            await ports.queue.put(delivery.subject, delivery.data, msg_id=msg_id, headers=headers)
+            await delivery.lease.settle()
+            return None
+        alone = False
+    if not alone and not unfit and await is_copy(ports, delivery, message):
+        await delivery.lease.settle()
+        return None
+    return Arrival(lite_key, announce, unfit, now if late or own else message.timestamp)
+
+
+def mark_when_late(ports: Ports, delivery: Delivery, message: AgentMessage) -> asyncio.TimerHandle:
+    """Leave the mark of a task that runs long: one that is sent again then does not run beside it."""
+
+    async def mark() -> None:
+        with contextlib.suppress(BusUnavailableError):
+            await is_copy(ports, delivery, message)
+
+    return asyncio.get_running_loop().call_later(ALONE_S, lambda: spawn(mark(), f"mark {message.id}"))
