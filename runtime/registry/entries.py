@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from squadron.runtime.errors import UntrustedError
 from squadron.runtime.ports.journal import Entry
 from squadron.runtime.trust.authority import KEEPERS, only, only_agent
 from squadron.runtime.trust.guard import Guard, Kind, May
 from squadron.runtime.trust.verifier import Signed
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Where the newest entry of a key stands in the journal, and when that stored it."""
+
+    seq: int
+    time: float
 
 
 class Entries:

@@ -7,8 +7,7 @@ import contextlib
 import difflib
 import math
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 from pydantic import ValidationError
@@ -17,7 +16,7 @@ from squadron.runtime.background import spawn
 from squadron.runtime.errors import BusUnavailableError, InvalidSubjectError
 from squadron.runtime.ports.bus import Subscription, UnreliableBus
 from squadron.runtime.ports.journal import Entry, Journal
-from squadron.runtime.registry.entries import Entries
+from squadron.runtime.registry.entries import Entries, Stored
 from squadron.runtime.registry.presence import Presence
 from squadron.runtime.registry.search import Index, document
 from squadron.runtime.trust.guard import Guard
@@ -44,14 +43,6 @@ LAPSES_FOR_S, LAPSES_KEPT = 600.0, 100
 NEWS_S = 30.0
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where the newest entry of a key stands in the journal, and when that stored it."""
-
-    seq: int
-    time: float
-
-
 class Registry:
     """A local copy of the registry: read from the journal, then followed, and read anew after each gap.
 
@@ -76,9 +67,11 @@ class Registry:
         self._journal, self._bus, self._subjects, self._clock = journal, bus, subjects, clock
         self.heartbeat_s, self.grace_s = heartbeat_s, GRACE_S
         self._cards: dict[str, AgentCard] = {}
+        #: The last ones of those that have none any more: what they answered may be on its way.
+        self._withdrawn: dict[str, AgentCard] = {}
         #: Those that live, by agent and replica; an agent without any has no entry.
         self._present: dict[str, dict[str, Presence]] = {}
-        self._places: dict[str, _Place] = {}
+        self._places: dict[str, Stored] = {}
         #: When it is to be asked whether an entry still is in the journal, for those that have a life.
         self._due: dict[str, float] = {}
         self._subscriptions: list[Subscription] = []
@@ -193,7 +186,7 @@ class Registry:
                 if newest is not None and newest.seq == place.seq:
                     await self._look_at(key, place, entry)
 
-    async def _look_at(self, key: str, place: _Place, entry: Entry | None) -> None:
+    async def _look_at(self, key: str, place: Stored, entry: Entry | None) -> None:
         if entry is not None and entry.seq != place.seq and await self._entries.passes(entry):
             self._hear(entry)
         elif entry is None or self._is_over(entry.data):
@@ -251,7 +244,7 @@ class Registry:
 
     def _hear(self, entry: Entry) -> None:
         """Take up an entry, unless a newer one of its key was heard: told and read ones come in any order."""
-        place, before = _Place(entry.seq, entry.time), self._places.get(entry.key)
+        place, before = Stored(entry.seq, entry.time), self._places.get(entry.key)
         if before is not None and entry.seq <= before.seq and entry.time <= before.time:
             return
         # One that was stored later, but has a lower sequence, is of a journal that was made anew.
@@ -278,7 +271,8 @@ class Registry:
             self._due.pop(entry.key, None)
         else:
             # Withdrawn; kept in mind until what is on its way still has come.
-            self._cards.pop(agent, None)
+            if (card := self._cards.pop(agent, None)) is not None:
+                self._withdrawn[agent] = card
             self._due[entry.key] = self._clock.time() + self.presence_ttl_s + ROUNDED_S
         self._search = self._by_name = None
         self._note_change(entry)
@@ -357,6 +351,11 @@ class Registry:
                 return exact
         return next((found for found, _ in self.topics() if found.is_pattern and matches(found.name, topic)), None)
 
+    def serves(self, agent: str, topic: str) -> bool:
+        """Whether this agent serves the topic by its card, or did so by its last one."""
+        card = self._cards.get(agent) or self._withdrawn.get(agent)
+        return card is not None and card.serves(topic)
+
     def refutes(self, source_id: str, topic: str) -> bool:
         """Whether a source is a replica of an agent that is known to serve other topics, and this one is served.
 
@@ -365,10 +364,7 @@ class Registry:
         card = self._cards.get(source_id.rpartition("-")[0]) or self._cards.get(source_id)
         if card is None:
             return False
-        for each in card.topics:
-            if each.name == topic or (each.is_pattern and matches(each.name, topic)):
-                return False
-        return self.find(topic) is not None
+        return not card.serves(topic) and self.find(topic) is not None
 
     async def wait_for(self, topic: str, *, within_s: float) -> SemanticTopic | None:
         """Like `find`, but waits until nothing is missing here, and then `grace_s` for the topic to appear."""
@@ -384,10 +380,7 @@ class Registry:
 
     def nearest(self, topic: str, *, most: int = 3) -> list[str]:
         """Served topics whose names look most like this one."""
-        return difflib.get_close_matches(topic, self._names(), n=most, cutoff=0.3)
-
-    def _names(self) -> Iterable[str]:
-        return [topic.name for topic, _ in self.topics()]
+        return difflib.get_close_matches(topic, [each.name for each, _ in self.topics()], n=most, cutoff=0.3)
 
     def discover(self, intent: str, *, most: int = 8) -> list[ScoredTopic]:
         """The served topics that fit an intent best, best first; those that share no word are left out."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import structlog
@@ -41,12 +43,18 @@ _log = structlog.get_logger("squadron.trust")
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A message that is not as somebody signed it who may; `taken` if it was taken all the same."""
+    """A message that is not as somebody signed it who may.
+
+    Attributes:
+        taken: whether it was taken all the same.
+        loud: whether it is to be recorded; of many in one second only some are.
+    """
 
     kind: Kind
     subject: str
     reason: str
     taken: bool
+    loud: bool
 
 
 def anybody(_: Signed) -> None:
@@ -68,7 +76,7 @@ class Guard:
         self._second, self._told = 0, 0
 
     def on_refusal(self, sink: Callable[[Refusal], None]) -> None:
-        """Call `sink` with refusals, not more than `TOLD_PER_S` a second. It must not block or raise."""
+        """Call `sink` with each refusal. It must not block or raise."""
         self._sinks.append(sink)
 
     def refuse(self, kind: Kind, subject: str, error: UntrustedError) -> None:
@@ -82,12 +90,13 @@ class Guard:
         if second != self._second:
             self._second, self._told = second, 0
         self._told += 1
-        if self._told <= TOLD_PER_S:
-            refusal = Refusal(kind, subject[:200], str(error), taken=not self.requires)
+        loud = self._told <= TOLD_PER_S
+        refusal = Refusal(kind, subject[:200], str(error), taken=not self.requires, loud=loud)
+        if loud:
             about = {"kind": kind, "subject": refusal.subject, "reason": refusal.reason}
             _log.warning("trust.refused" if self.requires else "trust.would_refuse", **about)
-            for sink in self._sinks:
-                sink(refusal)
+        for sink in self._sinks:
+            sink(refusal)
         if self.requires:
             raise error
 
@@ -126,35 +135,39 @@ class Guard:
         *,
         at: float | None,
         may: May = anybody,
+        carrier: bool = False,
     ) -> None:
-        """`admit` for who can't wait: `sink` is called at once, when the credential is known, or never."""
+        """`admit` for who can't wait: `sink` is called at once, when the credential is known, or never.
+
+        Args:
+            carrier: only of who carries it; who said it is checked later.
+        """
         try:
-            signed = self.verifier.check(subject, data, headers, at=at)
+            if carrier:
+                signed = self.verifier.check_carrier(subject, data, headers)
+            else:
+                signed = self.verifier.check(subject, data, headers, at=at)
             may(signed)
-        except UnknownUserError:
-            spawn(self._hear_later(kind, subject, data, headers, sink, at, may), f"learns who signed {subject}")
+        except UnknownUserError as error:
+            if not self.verifier.asked(error.user):
+                again = partial(self.hear, kind, subject, data, headers, sink, at=at, may=may, carrier=carrier)
+                spawn(self._hear_later(error.user, again), f"learns who {error.user} is")
+                return
+            with contextlib.suppress(UntrustedError):
+                self.refuse(kind, subject, error)
+                sink(None)
             return
         except UntrustedError as error:
-            try:
+            with contextlib.suppress(UntrustedError):
                 self.refuse(kind, subject, error)
-            except UntrustedError:
-                return
-            return sink(None)
+                sink(None)
+            return
         sink(signed)
 
-    async def _hear_later(
-        self,
-        kind: Kind,
-        subject: str,
-        data: bytes,
-        headers: Mapping[str, str],
-        sink: Callable[[Signed | None], None],
-        at: float | None,
-        may: May,
-    ) -> None:
+    async def _hear_later(self, user: str, again: Callable[[], None]) -> None:
         try:
-            sink(await self.admit(kind, subject, data, headers, at=at, may=may))
+            await self.verifier.learn(user)
         except BusUnavailableError as error:
-            _log.info("trust.not_known", kind=kind, subject=subject, error=str(error))
-        except UntrustedError:
+            _log.info("trust.not_known", user=user, error=str(error))
             return
+        again()

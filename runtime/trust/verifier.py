@@ -89,13 +89,14 @@ class Verifier:
 
     def _principal(self, user: str, at: float) -> Principal:
         known = self.document.users.get(user) or self._known.get(user)
-        if known is None or (0 < known.expires_at <= at and not self._asked(user)):
+        if known is None or (0 < known.expires_at <= at and not self.asked(user)):
             # It may have a newer JWT.
             raise UnknownUserError(user)
         known.check_time(at, self.document.revoked)
         return known
 
-    def _asked(self, user: str) -> bool:
+    def asked(self, user: str) -> bool:
+        """Whether it was asked for a moment ago."""
         return self._unknown.get(user, 0.0) > self._now()
 
     async def learn(self, user: str) -> None:
@@ -104,7 +105,7 @@ class Verifier:
         Raises:
             BusUnavailableError: the server does not say.
         """
-        if self._asked(user):
+        if self.asked(user):
             return
         token = await self._fetch(user)
         self._unknown[user] = self._now() + UNKNOWN_FOR_S
@@ -117,6 +118,18 @@ class Verifier:
             if principal.user == user:
                 self._known[user] = principal
                 self._shorten(self._known)
+
+    async def learn_signer(self, headers: Mapping[str, str]) -> None:
+        """Look who signed a message, if that is not known.
+
+        Raises:
+            UntrustedError: its header is malformed.
+            BusUnavailableError: the server does not say.
+        """
+        value = headers.get(SENDER_HEADER)
+        sender = None if value is None else AgentSender.parse(value)
+        if sender is not None and sender.user not in self._known and sender.user not in self.document.users:
+            await self.learn(sender.user)
 
     @staticmethod
     def _shorten(kept: OrderedDict[str, Any]) -> None:
@@ -136,7 +149,7 @@ class Verifier:
             try:
                 return self.check(subject, data, headers, at=at, seq=seq)
             except UnknownUserError as error:
-                if self._asked(error.user):
+                if self.asked(error.user):
                     raise
                 await self.learn(error.user)
         return self.check(subject, data, headers, at=at, seq=seq)

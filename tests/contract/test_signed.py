@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -16,15 +18,19 @@ from squadron.bridge.jetstream.wiring import Wiring
 from squadron.bridge.memory import MemoryServer
 from squadron.bridge.place import Place
 from squadron.config import Settings
+from squadron.runtime.asking.cancel import request_cancel
 from squadron.runtime.asking.options import AskOptions
+from squadron.runtime.errors import UnknownLetterError
 from squadron.runtime.running.context import Context
+from squadron.runtime.telemetry.happenings import Distrusted
 from squadron.runtime.trust.agent_sender import SENDER_HEADER, AgentSender
 from squadron.runtime.trust.principals import Role
-from squadron.runtime.wire.envelope import AgentIdentity
-from squadron.runtime.wire.outcome import Result
+from squadron.runtime.wire.envelope import AgentIdentity, pack
+from squadron.runtime.wire.outcome import Cancelled, DeadLettered, Rejected, Result
+from squadron.runtime.wire.topics import AgentCard, SemanticTopic
 from squadron.testing import turned_time
 from tests.conftest import HEARTBEAT_S
-from tests.contract.conftest import Peer, Replica, peer_of
+from tests.contract.conftest import Inbox, Peer, Replica, peer_of, until
 from tests.trusted import Realm
 
 
@@ -123,3 +129,193 @@ async def test_all_that_is_kept_says_who_put_it_there(land: Land) -> None:
         assert sender.subject == each.key
         said.append(sender.name)
     assert said == ["echo", "bridge", "echo"]
+
+
+class Streamer(Agent):
+    """Emits, and waits if it is told to."""
+
+    def __init__(self) -> None:
+        self.ran: list[str] = []
+        self.held = asyncio.Event()
+
+    @topic("text.stream", description="Emit numbers", max_attempts=1)
+    async def stream(self, ctx: Context, text: str) -> str:
+        self.ran.append(ctx.message.id)
+        for number in range(3):
+            await ctx.emit(number)
+        if text == "wait":
+            await self.held.wait()
+        if text == "fail":
+            raise ValueError("no good")
+        return text
+
+
+async def _eventually(is_so: Callable[[], bool]) -> None:
+    async def so() -> bool:
+        return is_so()
+
+    await until(so)
+
+
+async def test_chunks_are_of_the_agent_that_serves_the_topic(land: Land) -> None:
+    await land.serve(Streamer())
+    ann, mallory = await land.join("ann", "client"), await land.join("mallory", "agent")
+    handle = await ann.caller.submit("text.stream", {"text": "wait"}, SOON)
+    forged = {"sequenceNumber": 3, "chunk": "forged", "attempt": 1, "epoch": 9, "run": "r", "isFirst": True}
+    data = mallory.ports.pack("stream", forged, correlation_id=handle.task_id)
+    await mallory.lite.append(handle.reply_to, data)
+    chunks, heard = handle.chunks(), []
+    async for chunk in chunks:
+        heard.append(chunk)
+        if len(heard) == 3:
+            land.replicas[0].agent.held.set()  # type: ignore[attr-defined]
+    assert heard == [0, 1, 2]
+    assert isinstance(await handle.outcome(), Result)
+    assert ann.ports.guard.refused["chunk"]
+
+
+async def test_an_outcome_counts_if_its_agent_signed_it_for_just_this_task(land: Land) -> None:
+    await land.serve(Streamer())
+    ann, mallory = await land.join("ann", "client"), await land.join("mallory", "agent")
+    stranger = await land.join("Streamer-0a1b2c3d", None, verify="off")
+    handle = await ann.caller.submit("text.stream", {"text": "wait"}, SOON)
+    for forger in (mallory, stranger):
+        outcome = Result(task_id=handle.task_id, topic=handle.topic, data="forged").to_content()
+        ids: dict[str, Any] = {"parent": handle.task_id, "correlation_id": handle.task_id}
+        data = forger.ports.pack("result", {"content": outcome}, **ids)
+        await forger.lite.append(handle.reply_to, data)
+    await _eventually(lambda: ann.ports.guard.refused["outcome"] >= 2)
+    assert not handle.done
+    land.replicas[0].agent.held.set()  # type: ignore[attr-defined]
+    outcome = await handle.outcome()
+    assert isinstance(outcome, Result), outcome
+    assert outcome.data == "wait"
+
+
+async def test_an_unsigned_task_ends_as_rejected_with_the_reason_and_is_counted(land: Land) -> None:
+    replica = await land.serve(Streamer())
+    stranger = await land.join("stranger", None, verify="off")
+    told: list[Distrusted] = []
+
+    class Ear:
+        def hear(self, happening: object) -> None:
+            if isinstance(happening, Distrusted):
+                told.append(happening)
+
+        async def aclose(self) -> None: ...
+
+    replica.peer.ports.observers.add(Ear())
+    outcome = await stranger.caller.ask("text.stream", {"text": "hi"}, SOON)
+    assert isinstance(outcome, Rejected), outcome
+    assert "not signed" in outcome.reason
+    assert replica.agent.ran == []  # type: ignore[attr-defined]
+    assert [(each.kind, each.taken) for each in told] == [("task", False)]
+
+
+async def test_where_it_is_only_warned_an_unsigned_task_runs_and_is_counted(land: Land) -> None:
+    replica = await land.serve(Streamer(), verify="warn")
+    stranger = await land.join("stranger", None, verify="off")
+    outcome = await stranger.caller.ask("text.stream", {"text": "hi"}, SOON)
+    assert isinstance(outcome, Result), outcome
+    assert replica.peer.ports.guard.refused == {"task": 1}
+
+
+async def test_a_task_in_the_name_of_another_is_refused_and_harms_the_other_s_own_in_nothing(land: Land) -> None:
+    replica = await land.serve(Streamer())
+    ann, mallory = await land.join("ann", "client"), await land.join("mallory", "client")
+    handle = await ann.caller.submit("text.stream", {"text": "wait"}, SOON)
+    await _eventually(lambda: bool(replica.agent.ran))  # type: ignore[attr-defined]
+    # The same id, source and address; then his own name, and ann's address.
+    for source in (ann.ports.identity, mallory.ports.identity):
+        ids: dict[str, Any] = {"id": handle.task_id, "reply_to": handle.reply_to}
+        data = pack("task", source, {"content": {"text": "forged"}}, timestamp=mallory.clock.time(), **ids)
+        await mallory.queue.put(mallory.subjects.task("text.stream"), data, msg_id=uuid.uuid4().hex)
+    await _eventually(lambda: replica.peer.ports.guard.refused["task"] >= 1)
+    replica.agent.held.set()  # type: ignore[attr-defined]
+    outcome = await handle.outcome()
+    assert isinstance(outcome, Result), outcome
+    assert outcome.data == "wait"
+    assert replica.agent.ran.count(handle.task_id) == 1  # type: ignore[attr-defined]
+
+
+async def test_a_task_is_cancelled_by_its_sender_or_an_operator_only(land: Land) -> None:
+    replica = await land.serve(Streamer())
+    ann = await land.join("ann", "client")
+    mallory, boss = await land.join("mallory", "client"), await land.join("boss", "operator")
+    handles = [await ann.caller.submit("text.stream", {"text": "wait"}, SOON) for _ in range(2)]
+    until_s = ann.clock.time() + 60
+    for how in ({"sender": ann.ports.identity.id}, {"operator": True}):
+        await request_cancel(mallory.ports, handles[0].task_id, deadline_at_s=until_s, **how)
+    await _eventually(lambda: replica.peer.ports.guard.refused["cancel"] >= 2)
+    assert not handles[0].done
+    assert isinstance(await handles[0].cancel(), Cancelled)
+    await request_cancel(boss.ports, handles[1].task_id, deadline_at_s=until_s, operator=True)
+    assert isinstance(await handles[1].outcome(), Cancelled)
+
+
+async def test_a_dead_letter_is_put_back_as_it_was_signed(land: Land) -> None:
+    replica = await land.serve(Streamer())
+    ann, boss = await land.join("ann", "client"), await land.join("boss", "operator")
+    mallory = await land.join("mallory", "client")
+    outcome = await ann.caller.ask("text.stream", {"text": "fail"}, SOON)
+    assert isinstance(outcome, DeadLettered), outcome
+    letter = await boss.place.dead_letters.show(outcome.task_id)
+    assert letter.carried
+    # Put back by who may not, it is refused.
+    assert await mallory.place.dead_letters.redrive(letter.id)
+    await _eventually(lambda: replica.peer.ports.guard.refused["task"] == 1)
+    assert replica.agent.ran == [outcome.task_id]  # type: ignore[attr-defined]
+
+
+async def test_an_operator_puts_a_letter_back_and_it_runs_with_its_sender_s_signature(land: Land) -> None:
+    replica = await land.serve(Streamer())
+    ann, boss = await land.join("ann", "client"), await land.join("boss", "operator")
+    outcome = await ann.caller.ask("text.stream", {"text": "fail"}, SOON)
+    for times in (2, 3):
+        letter = await boss.place.dead_letters.show(outcome.task_id)
+        before = letter.message
+        await boss.place.dead_letters.redrive(letter.id)
+        await _eventually(lambda times=times: len(replica.agent.ran) == times)  # type: ignore[misc, attr-defined]
+
+        async def is_buried(before: bytes = before) -> bool:
+            with contextlib.suppress(UnknownLetterError):
+                return (await boss.place.dead_letters.show(outcome.task_id)).message == before
+            return False
+
+        await until(is_buried)
+    assert not replica.peer.ports.guard.refused
+
+
+async def test_a_card_that_a_keeper_did_not_sign_changes_nothing(land: Land) -> None:
+    await land.serve(Echo())
+    ann, mallory = await land.join("ann", "client"), await land.join("mallory", "agent")
+    assert ann.registry.find("text.echo") is not None
+    card = AgentCard(agent="mallory", topics=(SemanticTopic(name="text.stolen", description="mine"),))
+    await mallory.records.append(mallory.subjects.card("mallory"), card.model_dump_json().encode())
+    await mallory.records.append(mallory.subjects.card("echo"), b"")
+    await mallory.records.append(mallory.subjects.presence("echo", "echo-0a1b2c3d"), b'{"expires_at": 9e9}')
+    await _eventually(lambda: ann.ports.guard.refused["card"] >= 2 and ann.ports.guard.refused["presence"] >= 1)
+    assert ann.registry.find("text.echo") is not None
+    assert ann.registry.find("text.stolen") is None
+    assert len(ann.registry.replicas("echo")) == 1
+
+
+async def test_the_same_bytes_put_again_run_once(land: Land) -> None:
+    replica = await land.serve(Streamer())
+    ann, mallory = await land.join("ann", "client"), await land.join("mallory", None, verify="off")
+    heard = Inbox()
+    await mallory.bus.subscribe(mallory.subjects.task("text.stream"), heard)
+    outcome = await ann.caller.ask("text.stream", {"text": "once"}, SOON)
+    note = await heard.next()
+    sent = {SENDER_HEADER: note.headers[SENDER_HEADER]}
+    elsewhere = mallory.subjects.task("text.stream", 7)
+    for subject, id in ((note.subject, ""), (note.subject, uuid.uuid4().hex), (elsewhere, uuid.uuid4().hex)):
+        await mallory.queue.put(subject, note.data, msg_id=id, headers=sent)
+
+    async def is_settled() -> bool:
+        backlog = await ann.queue.backlog(replica.mailbox.name)
+        return not backlog.waiting and not backlog.taken
+
+    await until(is_settled)
+    assert replica.agent.ran == [outcome.task_id]  # type: ignore[attr-defined]
+    assert replica.peer.ports.guard.refused["task"] >= 1
