@@ -96,7 +96,11 @@ class AgentSender:
         )
         if wrong:
             raise UntrustedError(f"{SENDER_HEADER}: field {wrong!r} is malformed")
-        return cls(account, user, name, subject, ts, nonce, bytes_of(signature))
+        raw = bytes_of(signature)
+        if text_of(raw) != signature:
+            # One signature, one text.
+            raise UntrustedError(f"{SENDER_HEADER}: field 'sig' is malformed")
+        return cls(account, user, name, subject, ts, nonce, raw)
 
 
 def signed_bytes(account: str, user: str, subject: str, ts: str, nonce: str, digest: str) -> bytes:
