@@ -11,8 +11,8 @@ from squadron.runtime.errors import ConfigError, UntrustedError
 from squadron.runtime.ports.journal import Journal
 from squadron.runtime.trust.guard import Guard
 from squadron.runtime.trust.principals import Principal, TrustDocument
+from squadron.runtime.trust.signature_check import SignatureCheck
 from squadron.runtime.trust.signer import Signer
-from squadron.runtime.trust.verifier import Verifier
 from squadron.runtime.wire.envelope import AgentIdentity
 from squadron.runtime.wire.subjects import Subjects
 
@@ -67,7 +67,7 @@ class Trusting:
             return None if entry is None else entry.data
 
         me = "" if self.me is None else self.me.name
-        return Guard(Verifier(self.document, fetch, now), settings.verify, me)
+        return Guard(SignatureCheck(self.document, fetch, now), settings.verify, me)
 
     async def publish_key(self, records: Journal, subjects: Subjects, now: float) -> None:
         """Let others look up who signs here: its chain is checked by whoever reads it.

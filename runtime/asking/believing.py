@@ -10,7 +10,7 @@ from squadron.runtime.ports.bus import Note
 from squadron.runtime.ports.journal import Entry
 from squadron.runtime.trust.authority import check_source
 from squadron.runtime.trust.guard import Guard, Kind, May
-from squadron.runtime.trust.verifier import Signed
+from squadron.runtime.trust.signature_check import Signed
 
 if TYPE_CHECKING:
     from squadron.runtime.asking.handle import Handle

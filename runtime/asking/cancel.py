@@ -14,7 +14,7 @@ from squadron.runtime.ports.bus import Note, Subscription
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.trust.authority import KEEPERS, check_role
 from squadron.runtime.trust.guard import May
-from squadron.runtime.trust.verifier import Signed
+from squadron.runtime.trust.signature_check import Signed
 from squadron.runtime.wire.replies import principal_of
 from squadron.runtime.wire.subjects import token_of
 

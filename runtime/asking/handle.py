@@ -25,7 +25,7 @@ from squadron.runtime.streams.writer import Chunk, Ended, Nested, Restarted
 from squadron.runtime.telemetry.happenings import TaskEnded
 from squadron.runtime.trust.authority import only
 from squadron.runtime.trust.guard import Guard, May
-from squadron.runtime.trust.verifier import Signed
+from squadron.runtime.trust.signature_check import Signed
 from squadron.runtime.wire import outcome as outcomes
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.limits import Deadline

@@ -9,8 +9,8 @@ from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.errors import BusUnavailableError, FencedError, MessageTooLargeError
 from squadron.runtime.ports.journal import Journal
 from squadron.runtime.texts import digest_of
-from squadron.runtime.wire.asked import Asked
 from squadron.runtime.wire.envelope import AgentIdentity, pack
+from squadron.runtime.wire.id_note import IdNote
 from squadron.runtime.wire.outcome import Outcome, Rejected, Undeliverable
 from squadron.runtime.wire.path import Parent
 from squadron.runtime.wire.spent import NOT_TOLD
@@ -93,16 +93,16 @@ async def claim_id(lite: Journal, subjects: Subjects, handle: Handle, content: A
     key = subjects.lite(token_of(task_id), "asked")
     digest = digest_of(content)
     # The queue takes a message id once, whoever it is from: this one nobody can take first.
-    mine = Asked(topic, digest, handle.reply_to, os.urandom(16).hex(), handle.sender)
+    mine = IdNote(topic, digest, handle.reply_to, os.urandom(16).hex(), handle.sender)
     place = 0
     while True:
-        asked: Asked | None = mine
+        asked: IdNote | None = mine
         try:
             await lite.append(key, mine.encode(), ttl_s=keep_s, expect_seq=place)
         except FencedError:
             # Somebody was first, maybe we: an answer may get lost.
             entry = await lite.last(key)
-            asked = None if entry is None else Asked.read(entry.data)
+            asked = None if entry is None else IdNote.read(entry.data)
             # Anybody may write there; what nobody can read stands for nothing.
             place = 0 if entry is None else entry.seq
         if asked is None:

@@ -16,9 +16,9 @@ from squadron.runtime.background import spawn
 from squadron.runtime.errors import BusUnavailableError, InvalidSubjectError
 from squadron.runtime.ports.bus import Subscription, UnreliableBus
 from squadron.runtime.ports.journal import Entry, Journal
-from squadron.runtime.registry.entries import Entries, Stored
 from squadron.runtime.registry.presence import Presence
 from squadron.runtime.registry.search import Index, document
+from squadron.runtime.registry.signed_entries import Newest, SignedEntries
 from squadron.runtime.trust.guard import Guard
 from squadron.runtime.wire.limits import Clock
 from squadron.runtime.wire.subjects import Subjects, matches
@@ -63,7 +63,7 @@ class Registry:
         heartbeat_s: float,
         guard: Guard | None = None,
     ) -> None:
-        self._entries = Entries(guard)
+        self._entries = SignedEntries(guard)
         self._journal, self._bus, self._subjects, self._clock = journal, bus, subjects, clock
         self.heartbeat_s, self.grace_s = heartbeat_s, GRACE_S
         self._cards: dict[str, AgentCard] = {}
@@ -71,7 +71,7 @@ class Registry:
         self._withdrawn: dict[str, AgentCard] = {}
         #: Those that live, by agent and replica; an agent without any has no entry.
         self._present: dict[str, dict[str, Presence]] = {}
-        self._places: dict[str, Stored] = {}
+        self._places: dict[str, Newest] = {}
         #: When it is to be asked whether an entry still is in the journal, for those that have a life.
         self._due: dict[str, float] = {}
         self._subscriptions: list[Subscription] = []
@@ -186,7 +186,7 @@ class Registry:
                 if newest is not None and newest.seq == place.seq:
                     await self._look_at(key, place, entry)
 
-    async def _look_at(self, key: str, place: Stored, entry: Entry | None) -> None:
+    async def _look_at(self, key: str, place: Newest, entry: Entry | None) -> None:
         if entry is not None and entry.seq != place.seq and await self._entries.passes(entry):
             self._hear(entry)
         elif entry is None or self._is_over(entry.data):
@@ -244,7 +244,7 @@ class Registry:
 
     def _hear(self, entry: Entry) -> None:
         """Take up an entry, unless a newer one of its key was heard: told and read ones come in any order."""
-        place, before = Stored(entry.seq, entry.time), self._places.get(entry.key)
+        place, before = Newest(entry.seq, entry.time), self._places.get(entry.key)
         if before is not None and entry.seq <= before.seq and entry.time <= before.time:
             return
         # One that was stored later, but has a lower sequence, is of a journal that was made anew.
@@ -357,14 +357,9 @@ class Registry:
         return card is not None and card.serves(topic)
 
     def refutes(self, source_id: str, topic: str) -> bool:
-        """Whether a source is a replica of an agent that is known to serve other topics, and this one is served.
-
-        Of who is not known, and of topics that nobody serves now, nothing can be said.
-        """
+        """Whether a source is of an agent that is known to serve other topics, and this one is served."""
         card = self._cards.get(source_id.rpartition("-")[0]) or self._cards.get(source_id)
-        if card is None:
-            return False
-        return not card.serves(topic) and self.find(topic) is not None
+        return card is not None and not card.serves(topic) and self.find(topic) is not None
 
     async def wait_for(self, topic: str, *, within_s: float) -> SemanticTopic | None:
         """Like `find`, but waits until nothing is missing here, and then `grace_s` for the topic to appear."""

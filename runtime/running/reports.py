@@ -13,9 +13,9 @@ from squadron.runtime.ports.queue import Delivery
 from squadron.runtime.running.once import keep_s
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.texts import digest_of
-from squadron.runtime.trust.verifier import Signed
-from squadron.runtime.wire.asked import Asked
+from squadron.runtime.trust.signature_check import Signed
 from squadron.runtime.wire.envelope import AgentMessage
+from squadron.runtime.wire.id_note import IdNote
 from squadron.runtime.wire.outcome import Failed, Outcome, outcome_msg_id
 from squadron.runtime.wire.replies import unfit_reply
 from squadron.runtime.wire.subjects import is_foreign, token_of
@@ -27,7 +27,7 @@ class Reports:
     def __init__(self, ports: Ports) -> None:
         self._ports = ports
 
-    async def asked(self, message: AgentMessage, topic: str) -> Asked | None:
+    async def asked(self, message: AgentMessage, topic: str) -> IdNote | None:
         """What a task's id stands for, if this is the task; asked of one that is answered under its id.
 
         Whoever knows the id could have it answered there otherwise, before its owner asks.
@@ -36,7 +36,7 @@ class Reports:
             BusUnavailableError: nobody knows.
         """
         note = await self._ports.lite.last(self._ports.subjects.lite(token_of(message.id), "asked"))
-        asked = None if note is None else Asked.read(note.data)
+        asked = None if note is None else IdNote.read(note.data)
         if asked is None or (asked.topic, asked.reply_to) != (topic, message.reply_to):
             return None
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from squadron.runtime.errors import UntrustedError
 from squadron.runtime.trust.guard import May
 from squadron.runtime.trust.principals import Principal, Role
-from squadron.runtime.trust.verifier import Signed
+from squadron.runtime.trust.signature_check import Signed
 
 #: Who keeps the environment, and writes what all others believe: cards, deployments, code.
 KEEPERS: tuple[Role, ...] = ("bridge", "operator")

@@ -14,7 +14,7 @@ import structlog
 
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import BusUnavailableError, UntrustedError
-from squadron.runtime.trust.verifier import Signed, UnknownUserError, Verifier
+from squadron.runtime.trust.signature_check import SignatureCheck, Signed, UnknownUserError
 
 #: Refusals that are logged and recorded each second; the others are only counted: who forges must not fill disks.
 TOLD_PER_S = 10
@@ -68,7 +68,7 @@ class Guard:
         me: the principal of this process; empty if it has none.
     """
 
-    def __init__(self, verifier: Verifier, mode: VerifyMode, me: str = "") -> None:
+    def __init__(self, verifier: SignatureCheck, mode: VerifyMode, me: str = "") -> None:
         self.verifier, self.requires, self.me = verifier, mode == "require", me
         #: How many were refused, or would have been, by kind.
         self.refused: Counter[str] = Counter()
@@ -111,7 +111,7 @@ class Guard:
         may: May = anybody,
         seq: int | None = None,
     ) -> Signed | None:
-        """Check a message; see `Verifier.check`. None if it failed and is taken all the same.
+        """Check a message; see `SignatureCheck.check`. None if it failed and is taken all the same.
 
         Raises:
             UntrustedError: it failed, and is refused.

@@ -32,8 +32,8 @@ class Watched:
         self.kept: dict[str, float] = {}
         self.fetched = 0
 
-    async def store(self, data: bytes, *, keep_s: float) -> str:
-        name = await self._vault.store(data, keep_s=keep_s)
+    async def store(self, data: bytes, *, keep_s: float, name: str = "") -> str:
+        name = await self._vault.store(data, keep_s=keep_s, name=name)
         self.kept[name] = keep_s
         return name
 
@@ -171,7 +171,7 @@ async def test_large_chunks_are_streamed_in_order_and_read_again_later(client: P
 
 
 async def test_who_comes_later_finds_a_large_outcome_too(client: Peer, world: World) -> None:
-    ask = AskOptions(within_s=30, task_id="t1")
+    ask = AskOptions(within_s=30, task_id="later-t1")
     first = await client.caller.submit("archive.page", {"letters": 2 * OVER}, ask, owner="later")
     assert len((await first.outcome()).unwrap()) == OVER
     heir = await world.join("heir")
@@ -228,7 +228,7 @@ async def test_a_task_whose_input_is_lost_is_failed_and_says_so(client: Peer, re
 @pytest.mark.parametrize("change", [{"sha256": "0" * 64}, {"bytes": 7}, {"name": 5}], ids=lambda c: next(iter(c)))
 async def test_a_task_with_a_false_claim_is_failed(client: Peer, replica: Replica, change: dict[str, Any]) -> None:
     reply_to = client.subjects.lite("stranger", uuid.uuid4().hex)
-    task = AgentMessage.new("task", AgentIdentity(id="s"), {"text": "x" * 2 * OVER}, reply_to=reply_to)
+    task = AgentMessage.new("task", AgentIdentity(id="stranger"), {"text": "x" * 2 * OVER}, reply_to=reply_to)
     raw = json.loads(await client.claims.seal(task.encode(), keep_s=60))
     raw["payload"]["claim"] |= change
     await client.queue.put(client.subjects.task("archive.length"), json.dumps(raw).encode(), msg_id=task.id)
@@ -240,8 +240,8 @@ async def test_a_task_with_a_false_claim_is_failed(client: Peer, replica: Replic
 
 async def test_a_caller_whose_large_outcome_is_lost_hears_that_at_once(client: Peer, replica: Replica) -> None:
     class Forgetful(Watched):
-        async def store(self, data: bytes, *, keep_s: float) -> str:
-            name = await super().store(data, keep_s=keep_s)
+        async def store(self, data: bytes, *, keep_s: float, name: str = "") -> str:
+            name = await super().store(data, keep_s=keep_s, name=name)
             await self.drop(name)
             return name
 
@@ -292,7 +292,7 @@ async def test_a_task_that_is_cancelled_while_its_input_is_fetched_never_runs(
 async def test_a_result_with_a_claim_that_makes_no_sense_is_failed(client: Peer, replica: Replica) -> None:
     await replica.pump.aclose()
     handle = await client.caller.submit("archive.length", {"text": "x"}, AskOptions(within_s=30))
-    raw = json.loads(AgentMessage.new("result", AgentIdentity(id="s")).encode())
+    raw = json.loads(AgentMessage.new("result", AgentIdentity(id="s"), correlation_id=handle.task_id).encode())
     raw["payload"] = {"claim": "check"}
     await client.lite.append(handle.reply_to, json.dumps(raw).encode())
     outcome = await handle.outcome()
@@ -363,7 +363,7 @@ async def test_an_event_that_is_too_large_is_a_typed_error(peer: Peer) -> None:
 
 
 async def test_what_travels_of_a_large_task_is_small(wiring: Wiring) -> None:
-    task = AgentMessage.new("task", AgentIdentity(id="s"), {"text": "x" * 50 * MB})
+    task = AgentMessage.new("task", AgentIdentity(id="stranger"), {"text": "x" * 50 * MB})
     sealed = await wiring.ports.claims.seal(task.encode(), keep_s=60)
     assert len(sealed) < 1_000
     assert claim_of(AgentMessage.decode(sealed)) is not None

@@ -497,7 +497,7 @@ async def test_a_redriven_task_is_served_as_attempt_1_and_its_outcome_is_heard(
 ) -> None:
     reply_to, heard = peer.subjects.lite("stranger", "t"), Inbox()
     listening = await peer.bus.subscribe(reply_to, lambda note: heard(AgentMessage.decode(note.data)))
-    sent = AgentMessage.new("task", AgentIdentity(id="me"), {"amount": 5}, id="task-1", reply_to=reply_to)
+    sent = AgentMessage.new("task", AgentIdentity(id="stranger"), {"amount": 5}, id="task-1", reply_to=reply_to)
     await peer.queue.put(peer.subjects.task("till.pay"), sent.encode(), msg_id="task-1")
     assert (await heard.next()).payload.content["outcome"] == "dead_lettered"
     (letter,) = await _buried(letters, 1)

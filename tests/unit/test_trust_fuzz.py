@@ -11,8 +11,8 @@ from squadron.runtime.errors import UntrustedError
 from squadron.runtime.trust.agent_sender import SENDER_HEADER, AgentSender, text_of, time_text
 from squadron.runtime.trust.carried import CARRIED_HEADER, Carried, carry, digest_of_carried
 from squadron.runtime.trust.principals import Role
+from squadron.runtime.trust.signature_check import STORED_WITHIN_S, SignatureCheck
 from squadron.runtime.trust.signer import Signer
-from squadron.runtime.trust.verifier import STORED_WITHIN_S, Verifier
 from tests.trusted import Realm
 
 NOW, SEED, MANY = 1_800_000_000.0, 20_261_128, 10_000
@@ -177,7 +177,7 @@ async def test_none_of_ten_thousand_forged_signatures_is_accepted() -> None:
     own = thief.signer("ann", "operator", now)
     # Its JWT stands in the registry, too, where anybody may write.
     realm.tokens[own.user] = thief.tokens[own.user]
-    verifier = Verifier(realm.trust, realm.fetch, now)
+    verifier = SignatureCheck(realm.trust, realm.fetch, now)
     for it in heard:
         signed = await verifier.verify(it.subject, it.data, it.headers, at=it.at)
         assert signed.author.name == it.author
@@ -200,7 +200,7 @@ async def test_none_of_ten_thousand_forged_signatures_is_accepted() -> None:
 async def test_what_is_heard_live_is_taken_once_however_often_it_comes() -> None:
     rng, realm = random.Random(SEED), Realm()
     signer = realm.signer("ann", "client", lambda: NOW)
-    verifier = Verifier(realm.trust, realm.fetch, lambda: NOW)
+    verifier = SignatureCheck(realm.trust, realm.fetch, lambda: NOW)
     sent = [(f"agents.test.bridge.{n}", b"{}") for n in range(200)]
     messages = [(*each, signer.sign(*each, None)) for each in sent]
     taken = 0

@@ -17,14 +17,14 @@ from squadron.runtime.trust.carried import CARRIED_HEADER, Carried, carry
 from squadron.runtime.trust.jwts import credentials
 from squadron.runtime.trust.keys import Key
 from squadron.runtime.trust.principals import Principal, TrustDocument
-from squadron.runtime.trust.signer import Signer
-from squadron.runtime.trust.verifier import (
+from squadron.runtime.trust.signature_check import (
     LIVE_WITHIN_S,
     MOST_CARRIERS,
     STORED_WITHIN_S,
+    SignatureCheck,
     UnknownUserError,
-    Verifier,
 )
+from squadron.runtime.trust.signer import Signer
 from tests.trusted import Realm
 
 SUBJECT, DATA, NOW = "agents.test.task.text.echo", b'{"id":"1"}', 1_800_000_000.0
@@ -49,8 +49,8 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def verifier(realm: Realm, clock: Clock) -> Verifier:
-    return Verifier(realm.trust, realm.fetch, clock)
+def verifier(realm: Realm, clock: Clock) -> SignatureCheck:
+    return SignatureCheck(realm.trust, realm.fetch, clock)
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def ann(realm: Realm, clock: Clock) -> Signer:
     return realm.signer("ann", "client", clock)
 
 
-async def _refused(verifier: Verifier, headers: dict[str, str], *, at: float | None = NOW, **how) -> str:
+async def _refused(verifier: SignatureCheck, headers: dict[str, str], *, at: float | None = NOW, **how) -> str:
     with pytest.raises(UntrustedError) as refused:
         await verifier.verify(how.pop("subject", SUBJECT), how.pop("data", DATA), headers, at=at, **how)
     return str(refused.value)
@@ -143,25 +143,25 @@ def test_another_version_or_none_counts_as_unsigned(value: str) -> None:
     assert AgentSender.parse(value) is None
 
 
-async def test_who_signed_is_told_with_the_role_of_whoever_vouches(verifier: Verifier, ann: Signer) -> None:
+async def test_who_signed_is_told_with_the_role_of_whoever_vouches(verifier: SignatureCheck, ann: Signer) -> None:
     signed = await verifier.verify(SUBJECT, DATA, ann.sign(SUBJECT, DATA, None), at=NOW)
     assert (signed.by.name, signed.by.role, signed.author) == ("ann", "client", signed.by)
     assert signed.digest == hashlib.sha256(DATA).hexdigest()
 
 
-async def test_a_signature_is_for_one_subject_and_one_payload(verifier: Verifier, ann: Signer) -> None:
+async def test_a_signature_is_for_one_subject_and_one_payload(verifier: SignatureCheck, ann: Signer) -> None:
     headers = ann.sign(SUBJECT, DATA, None)
     assert "signed for" in await _refused(verifier, headers, subject=SUBJECT + "s")
     assert "not as it was signed" in await _refused(verifier, headers, data=DATA + b" ")
 
 
-async def test_what_was_published_as_a_query_is_stored_as_a_task(verifier: Verifier, ann: Signer) -> None:
+async def test_what_was_published_as_a_query_is_stored_as_a_task(verifier: SignatureCheck, ann: Signer) -> None:
     headers = ann.sign(SUBJECT.replace("task", "query"), DATA, None)
     assert (await verifier.verify(SUBJECT, DATA, headers, at=NOW)).by.name == "ann"
 
 
 async def test_a_redelivery_hours_later_is_good_and_one_stored_later_is_not(
-    verifier: Verifier, ann: Signer, clock: Clock
+    verifier: SignatureCheck, ann: Signer, clock: Clock
 ) -> None:
     headers = ann.sign(SUBJECT, DATA, None)
     clock.now += 9 * 3600
@@ -171,7 +171,9 @@ async def test_a_redelivery_hours_later_is_good_and_one_stored_later_is_not(
         assert "signed" in await _refused(verifier, headers, at=at)
 
 
-async def test_what_is_heard_live_is_heard_once_and_soon(verifier: Verifier, ann: Signer, clock: Clock) -> None:
+async def test_what_is_heard_live_is_heard_once_and_soon(
+    verifier: SignatureCheck, ann: Signer, clock: Clock
+) -> None:
     headers = ann.sign(SUBJECT, DATA, None)
     clock.now += LIVE_WITHIN_S - 1
     await verifier.verify(SUBJECT, DATA, headers, at=None)
@@ -181,20 +183,22 @@ async def test_what_is_heard_live_is_heard_once_and_soon(verifier: Verifier, ann
     assert "s before now" in await _refused(verifier, late, at=None)
 
 
-async def test_a_forged_message_does_not_take_the_nonce_of_the_true_one(verifier: Verifier, ann: Signer) -> None:
+async def test_a_forged_message_does_not_take_the_nonce_of_the_true_one(
+    verifier: SignatureCheck, ann: Signer
+) -> None:
     headers = ann.sign(SUBJECT, DATA, None)
     await _refused(verifier, headers, data=b"forged", at=None)
     assert (await verifier.verify(SUBJECT, DATA, headers, at=None)).by.name == "ann"
 
 
-async def test_one_that_is_stored_again_is_told_apart_by_its_place(verifier: Verifier, ann: Signer) -> None:
+async def test_one_that_is_stored_again_is_told_apart_by_its_place(verifier: SignatureCheck, ann: Signer) -> None:
     headers = ann.sign(SUBJECT, DATA, None)
     for _ in range(2):
         assert await verifier.verify(SUBJECT, DATA, headers, at=NOW, seq=7)
     assert "heard before" in await _refused(verifier, headers, at=NOW + 9, seq=8)
 
 
-async def test_who_nobody_vouches_for_is_refused(realm: Realm, verifier: Verifier, clock: Clock) -> None:
+async def test_who_nobody_vouches_for_is_refused(realm: Realm, verifier: SignatureCheck, clock: Clock) -> None:
     stranger = Realm()
     signer = stranger.signer("ann", "client", clock)
     assert "knows the credential" in await _refused(verifier, signer.sign(SUBJECT, DATA, None))
@@ -205,7 +209,7 @@ async def test_who_nobody_vouches_for_is_refused(realm: Realm, verifier: Verifie
 
 
 async def test_the_jwt_of_another_does_not_count(
-    realm: Realm, verifier: Verifier, ann: Signer, clock: Clock
+    realm: Realm, verifier: SignatureCheck, ann: Signer, clock: Clock
 ) -> None:
     thief = realm.signer("mallory", "agent", clock)
     realm.tokens[thief.user] = ann.token.encode()
@@ -213,7 +217,7 @@ async def test_the_jwt_of_another_does_not_count(
 
 
 async def test_a_credential_counts_while_it_is_good_when_the_message_was_stored(
-    realm: Realm, clock: Clock, verifier: Verifier
+    realm: Realm, clock: Clock, verifier: SignatureCheck
 ) -> None:
     brief = realm.signer("ann", "client", clock, expires_at=NOW + 60)
     headers = brief.sign(SUBJECT, DATA, None)
@@ -223,7 +227,7 @@ async def test_a_credential_counts_while_it_is_good_when_the_message_was_stored(
 
 
 async def test_a_credential_that_was_renewed_is_looked_up_anew(
-    realm: Realm, clock: Clock, verifier: Verifier
+    realm: Realm, clock: Clock, verifier: SignatureCheck
 ) -> None:
     brief = realm.signer("ann", "client", clock, expires_at=NOW + 60)
     assert await verifier.verify(SUBJECT, DATA, brief.sign(SUBJECT, DATA, None), at=NOW)
@@ -237,7 +241,7 @@ async def test_a_revoked_credential_counts_for_what_was_stored_before(clock: Clo
     realm = Realm()
     signer = realm.signer("ann", "client", clock)
     realm.revoked[signer.user] = time.time()
-    verifier = Verifier(realm.trust, realm.fetch, clock)
+    verifier = SignatureCheck(realm.trust, realm.fetch, clock)
     since = realm.revoked[signer.user]
     clock.now = since - 10
     assert await verifier.verify(SUBJECT, DATA, signer.sign(SUBJECT, DATA, None), at=since - 10)
@@ -251,14 +255,14 @@ async def test_a_flood_of_unknown_credentials_is_not_looked_up_each_time(realm: 
     async def fetch(user: str) -> None:
         asked.append(user)
 
-    verifier, signer = Verifier(realm.trust, fetch, clock), realm.signer("ann", "client", clock)
+    verifier, signer = SignatureCheck(realm.trust, fetch, clock), realm.signer("ann", "client", clock)
     for _ in range(5):
         await _refused(verifier, signer.sign(SUBJECT, DATA, None))
     assert asked == [signer.user]
 
 
 async def test_a_carrier_signs_what_he_carries_too(
-    realm: Realm, verifier: Verifier, ann: Signer, clock: Clock
+    realm: Realm, verifier: SignatureCheck, ann: Signer, clock: Clock
 ) -> None:
     agent, line = realm.signer("echo", "agent", clock), "agents.test.ordered.echo.c1.text.echo"
     sent = ann.sign(SUBJECT, DATA, None)
@@ -277,7 +281,7 @@ async def test_a_carrier_signs_what_he_carries_too(
 
 
 async def test_nothing_is_carried_without_an_end(
-    realm: Realm, verifier: Verifier, ann: Signer, clock: Clock
+    realm: Realm, verifier: SignatureCheck, ann: Signer, clock: Clock
 ) -> None:
     agent = realm.signer("echo", "agent", clock)
     headers = ann.sign(SUBJECT, DATA, None)
@@ -306,7 +310,10 @@ def test_which_ids_a_principal_may_have(id: str, covered: bool) -> None:
 
 
 async def test_a_principal_can_not_be_called_like_a_process_of_another(realm: Realm, clock: Clock) -> None:
-    verifier, signer = Verifier(realm.trust, realm.fetch, clock), realm.signer("ann-0a1b2c3d", "agent", clock)
+    verifier, signer = (
+        SignatureCheck(realm.trust, realm.fetch, clock),
+        realm.signer("ann-0a1b2c3d", "agent", clock),
+    )
     with pytest.raises(UnknownUserError):
         await verifier.verify(SUBJECT, DATA, signer.sign(SUBJECT, DATA, None), at=NOW)
 
@@ -334,7 +341,7 @@ async def test_a_client_without_a_jwt_may_be_listed_by_its_key(realm: Realm, clo
     said = json.loads(realm.document()) | {"users": {signer.user: {"name": "shell", "role": "foreign"}}}
     sender = AgentSender(realm.account.public, signer.user, "", SUBJECT, "2027-01-15T08:00:00Z", "n")
     sig = signer._key.sign(sender.signed(hashlib.sha256(DATA).hexdigest()))
-    verifier = Verifier(TrustDocument.parse(json.dumps(said).encode()), realm.fetch, clock)
+    verifier = SignatureCheck(TrustDocument.parse(json.dumps(said).encode()), realm.fetch, clock)
     whole = AgentSender(*[getattr(sender, name) for name in sender.__slots__[:-1]], sig)
     signed = await verifier.verify(SUBJECT, DATA, {SENDER_HEADER: whole.encode()}, at=NOW)
     assert (signed.by.name, signed.by.role) == ("shell", "foreign")

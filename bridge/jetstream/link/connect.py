@@ -37,8 +37,6 @@ RECONNECT_WAIT_S = 0.25
 MAX_SUBJECT = 1_000
 #: Room for headers in what the server takes as one message: ids, time to live, trace.
 HEADER_BYTES = 4096
-#: Longest header that we sign with, whose subject has 1,000 characters at most.
-SIGNATURE_BYTES = 1_400
 #: How long an acknowledgement may wait for others, in seconds: each send costs a system call and wakes the server.
 SOON_S = 0.005
 #: Status of the answer that a server gives for want of anybody else (ADR-4 of NATS).
@@ -268,15 +266,13 @@ class Connection:
             raise self.error("")
         if len(subject) > MAX_SUBJECT:
             raise InvalidSubjectError(f"a subject of {len(subject):,} characters is too long")
-        size = len(data)
+        size = len(data) + self.client.signature_bytes
         if size < self.client.max_payload - HEADER_BYTES:
             return
         # nats-py leaves the headers out of its check, and the server closes the connection over them.
         if headers:
             lines = sum(len(name.encode()) + len(value.encode()) + 4 for name, value in headers.items())
             size += len(b"NATS/1.0\r\n\r\n") + lines
-        if self.client.sign is not None:
-            size += SIGNATURE_BYTES
         if size > self.client.max_payload:
             raise MessageTooLargeError(
                 f"{size:,} bytes are more than the server's {self.client.max_payload:,}",

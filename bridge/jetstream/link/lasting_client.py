@@ -28,6 +28,8 @@ GATHER_S = 0.001
 #: subject: it would lose its place, reconnect, get the same stored message again, and so for ever.
 _WORD, _GAP = rb"([^ \t\r\n]+)", rb"[ \t]+"
 
+#: Longest header that we sign with, in bytes: its subject has 1,000 characters at most.
+SIGNATURE_BYTES = 1_400
 #: Subject, payload and headers → the headers that are sent.
 Sign = Callable[[str, bytes, dict[str, str] | None], dict[str, str]]
 
@@ -93,6 +95,11 @@ class LastingClient(Client):
     def silent_s(self) -> float:
         """Seconds since the server's last answer to a ping: a round trip, whatever the flags say."""
         return time.monotonic() - self._heard_at
+
+    @property
+    def signature_bytes(self) -> int:
+        """How many bytes at most a signature adds to a message."""
+        return 0 if self.sign is None else SIGNATURE_BYTES
 
     @property
     def fault(self) -> str:

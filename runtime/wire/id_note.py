@@ -8,7 +8,7 @@ from typing import Self
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class IdNote:
     """The note, as it is kept on the lite topic `TASK.asked`.
 
     Attributes:

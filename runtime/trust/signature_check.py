@@ -66,7 +66,7 @@ class UnknownUserError(UntrustedError):
         self.user = user
 
 
-class Verifier:
+class SignatureCheck:
     """Checks messages against a trust document.
 
     Args:

@@ -9,18 +9,18 @@ from squadron.runtime.errors import UntrustedError
 from squadron.runtime.ports.journal import Entry
 from squadron.runtime.trust.authority import KEEPERS, only, only_agent
 from squadron.runtime.trust.guard import Guard, Kind, May
-from squadron.runtime.trust.verifier import Signed
+from squadron.runtime.trust.signature_check import Signed
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class Newest:
     """Where the newest entry of a key stands in the journal, and when that stored it."""
 
     seq: int
     time: float
 
 
-class Entries:
+class SignedEntries:
     """Lets entries pass that were signed by who may; all of them where nothing is checked."""
 
     def __init__(self, guard: Guard | None) -> None:
