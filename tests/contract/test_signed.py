@@ -13,20 +13,29 @@ from typing import Any
 import pytest
 
 from squadron.actors.agent import Agent, AgentSpec
-from squadron.actors.decorators import topic
+from squadron.actors.decorators import on, on_durable, topic
+from squadron.bridge.control.control import Bridge
+from squadron.bridge.host import Host
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.bridge.memory import MemoryServer
 from squadron.bridge.place import Place
+from squadron.client.bridge_calls import Control
 from squadron.config import Settings
 from squadron.runtime.asking.cancel import request_cancel
 from squadron.runtime.asking.options import AskOptions
-from squadron.runtime.errors import UnknownLetterError
+from squadron.runtime.background import spawn
+from squadron.runtime.errors import ConfigError, UnknownLetterError, UntrustedError
+from squadron.runtime.ports.bus import Note
 from squadron.runtime.running.context import Context
+from squadron.runtime.running.pump import Pump
 from squadron.runtime.telemetry.happenings import Distrusted
 from squadron.runtime.trust.agent_sender import SENDER_HEADER, AgentSender
+from squadron.runtime.trust.carried import CARRIED_HEADER, Carried, carry
 from squadron.runtime.trust.principals import Role
-from squadron.runtime.wire.envelope import AgentIdentity, pack
+from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage, pack
 from squadron.runtime.wire.outcome import Cancelled, DeadLettered, Rejected, Result
+from squadron.runtime.wire.route import Route
+from squadron.runtime.wire.subjects import OrderedSubject, TicketSubject
 from squadron.runtime.wire.topics import AgentCard, SemanticTopic
 from squadron.testing import turned_time
 from tests.conftest import HEARTBEAT_S
@@ -49,6 +58,7 @@ Join = Callable[..., Awaitable[Peer]]
 class Land:
     """Where everybody has a credential."""
 
+    kind: str
     realm: Realm
     join: Join
     replicas: list[Replica]
@@ -93,7 +103,7 @@ async def land(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
             made: Place = place
             return peer_of(made)
 
-        made = Land(realm, join, [])
+        made = Land(request.param, realm, join, [])
         yield made
         for replica in made.replicas:
             await replica.aclose()
@@ -147,6 +157,12 @@ class Streamer(Agent):
             await self.held.wait()
         if text == "fail":
             raise ValueError("no good")
+        return text
+
+    @topic("text.held", description="Wait")
+    async def hold(self, ctx: Context, text: str) -> str:
+        self.ran.append(ctx.message.id)
+        await self.held.wait()
         return text
 
 
@@ -319,3 +335,205 @@ async def test_the_same_bytes_put_again_run_once(land: Land) -> None:
     await until(is_settled)
     assert replica.agent.ran == [outcome.task_id]  # type: ignore[attr-defined]
     assert replica.peer.ports.guard.refused["task"] >= 1
+
+
+class Clerk(Agent):
+    """Keeps order."""
+
+    ordered_by = "conversation"
+
+    def __init__(self) -> None:
+        self.ran: list[int] = []
+
+    @topic("desk.note", description="Note a number", max_attempts=1)
+    async def note(self, ctx: Context, n: int) -> int:
+        self.ran.append(n)
+        if n == 13 and len(self.ran) == 1:
+            raise ValueError("not today")
+        return n
+
+
+async def _ordered(land: Land, *, verify: str = "require") -> tuple[Clerk, Peer]:
+    """A replica of an agent that keeps order."""
+    agent, spec = Clerk(), AgentSpec.of(Clerk)
+    bridge, peer = await land.join("bridge", "bridge"), await land.join(spec.name, "agent", verify=verify)
+    replica = Replica(peer, agent)
+    replica.mailbox = dataclasses.replace(replica.mailbox, ordered=True)
+    replica.pump = Pump(peer.queue, replica.mailbox, replica.turns.run, slots=4)
+    await bridge.registry.advertise(spec.card())
+    await replica.start(card=False)
+    land.replicas.append(replica)
+    return agent, peer
+
+
+async def test_a_task_in_line_keeps_its_sender_s_signature(land: Land) -> None:
+    agent, peer = await _ordered(land)
+    ann = await land.join("ann", "client")
+    options = AskOptions(within_s=10, conversation_id="c1")
+    outcomes = [await ann.caller.ask("desk.note", {"n": n}, options) for n in range(3)]
+    assert [each.data for each in outcomes if isinstance(each, Result)] == [0, 1, 2]
+    assert agent.ran == [0, 1, 2]
+    assert not peer.ports.guard.refused
+
+
+async def test_what_a_stranger_puts_in_line_does_not_run(land: Land) -> None:
+    agent, peer = await _ordered(land)
+    ann, mallory = await land.join("ann", "client"), await land.join("mallory", "client")
+    heard = Inbox()
+    await mallory.bus.subscribe(mallory.subjects.task("desk.note"), heard)
+    options = AskOptions(within_s=10, conversation_id="c1")
+    assert isinstance(await ann.caller.ask("desk.note", {"n": 1}, options), Result)
+    note = await heard.next()
+    # Ann's own task, as he would have it that she sent it just now, and as she sent it.
+    line = str(OrderedSubject(mallory.subjects.environment, "clerk", "c2", "desk.note"))
+    for headers in (
+        carry(note.headers, note.subject, at=mallory.clock.time()),
+        {CARRIED_HEADER: Carried(note.headers[SENDER_HEADER], "", note.subject, 0.0).encode()},
+        {},
+    ):
+        await mallory.queue.put(line, note.data, msg_id=uuid.uuid4().hex, headers=headers)
+    ticket = TicketSubject(mallory.subjects.environment, "clerk", "c2", 0)
+    await mallory.queue.put(str(ticket), b"", msg_id="")
+    await _eventually(lambda: peer.ports.guard.refused["task"] >= 3)
+    assert agent.ran == [1]
+
+
+async def test_one_that_stood_in_line_is_put_back_and_stands_in_line_again(land: Land) -> None:
+    agent, peer = await _ordered(land)
+    ann, boss = await land.join("ann", "client"), await land.join("boss", "operator")
+    options = AskOptions(within_s=10, conversation_id="c1")
+    outcome = await ann.caller.ask("desk.note", {"n": 13}, options)
+    assert isinstance(outcome, DeadLettered), outcome
+    await boss.place.dead_letters.redrive(outcome.task_id)
+    await _eventually(lambda: agent.ran == [13, 13])
+    assert not peer.ports.guard.refused
+
+
+async def test_what_is_for_one_replica_is_handed_over_with_its_signature(land: Land) -> None:
+    first = await land.serve(Streamer(), name="streamer")
+    second = await land.serve(Streamer(), name="streamer")
+    ann = await land.join("ann", "client")
+    for replica in (first, second):
+        for _ in range(3):
+            target = replica.peer.ports.identity.id
+            route = AskOptions(within_s=10, route=Route(target=target))
+            outcome = await ann.caller.ask("text.stream", {"text": "hi"}, route)
+            assert isinstance(outcome, Result), outcome
+            assert outcome.source == target
+    assert not first.peer.ports.guard.refused
+    assert not second.peer.ports.guard.refused
+
+
+async def test_a_redelivery_hours_later_is_good(land: Land) -> None:
+    replica = await land.serve(Streamer())
+    ann = await land.join("ann", "client")
+    handle = await ann.caller.submit("text.held", {"text": "hi"}, AskOptions(within_s=36_000))
+    await _eventually(lambda: bool(replica.agent.ran))  # type: ignore[attr-defined]
+    # It is drained, and hands back what it runs.
+    await replica.aclose()
+    land.replicas.remove(replica)
+    if land.kind == "memory":
+        await asyncio.sleep(7 * 3600)
+    agent = Streamer()
+    agent.held.set()
+    again = await land.serve(agent)
+    outcome = await handle.outcome()
+    assert isinstance(outcome, Result), outcome
+    assert agent.ran == [handle.task_id]
+    assert not again.peer.ports.guard.refused
+
+
+async def test_priorities_and_queries_are_signed_for_where_they_were_published(land: Land) -> None:
+    replica = await land.serve(Echo())
+    ann = await land.join("ann", "client")
+    high = AskOptions(within_s=10, priority=9)
+    assert isinstance(await ann.caller.ask("text.echo", {"text": "hi"}, high), Result)
+    assert not replica.peer.ports.guard.refused
+
+
+class NoReplicas:
+    """A cluster that runs whatever it is told."""
+
+    async def apply(self, deployments: Any) -> None: ...
+
+    async def states(self, wanted: Any) -> dict[str, Any]:
+        return {}
+
+    async def capacity(self) -> int:
+        return 8
+
+
+async def test_the_bridge_is_told_what_to_do_by_operators_only_and_its_answers_are_its_own(land: Land) -> None:
+    peer = await land.join("bridge", "bridge")
+
+    async def held() -> dict[str, int]:
+        return {}
+
+    async def kept() -> tuple[str, ...]:
+        return ()
+
+    bridge = Bridge(peer.ports, peer.registry, peer.records, NoReplicas(), held, kept, {}, lease_s=1.5)
+    await bridge.start()
+    try:
+        for name, role, allowed in (
+            ("ann", "client", False),
+            ("echo", "agent", False),
+            ("boss", "operator", True),
+        ):
+            someone = await land.join(name, role)  # type: ignore[arg-type]
+            control = Control(someone.bus, someone.subjects, someone.ports.guard)
+            assert (await control.call("ping"))["environment"] == someone.subjects.environment
+            with pytest.raises(ConfigError if allowed else UntrustedError):
+                await control.call("undeploy", agent="echo")
+        stranger = await land.join("stranger", None, verify="off")
+        with pytest.raises(UntrustedError, match="not signed"):
+            await Control(stranger.bus, stranger.subjects).call("undeploy", agent="echo")
+    finally:
+        await bridge.aclose()
+
+
+async def test_a_bridge_that_is_none_is_not_believed(land: Land) -> None:
+    mallory, boss = await land.join("mallory", "agent"), await land.join("boss", "operator")
+
+    def hear(note: Note) -> None:
+        spawn(mallory.bus.publish(note.reply, b'{"ok": {}}'), "answers")
+
+    await mallory.bus.subscribe(mallory.subjects.control("*"), hear)
+    with pytest.raises(UntrustedError, match="mallory"):
+        await Control(boss.bus, boss.subjects, boss.ports.guard).call("status")
+
+
+class Listener(Agent):
+    """Hears events."""
+
+    def __init__(self) -> None:
+        self.heard: list[Any] = []
+
+    @topic("text.unused", description="Nothing")
+    async def unused(self, ctx: Context, text: str) -> str:
+        return text
+
+    @on("news.*")
+    async def on_news(self, message: AgentMessage) -> None:
+        self.heard.append(message.payload.content)
+
+    @on_durable("ledger.*")
+    async def on_ledger(self, message: AgentMessage) -> None:
+        self.heard.append(message.payload.content)
+
+
+async def test_events_are_heard_of_who_signed_them(land: Land) -> None:
+    spec, agent = AgentSpec.of(Listener), Listener()
+    peer = await land.join(spec.name, "agent")
+    host = Host(peer.place, agent, spec, slots=2)
+    await peer.queue.declare(host.mailbox)
+    await host.start()
+    try:
+        ann, stranger = await land.join("ann", "client"), await land.join("stranger", None, verify="off")
+        for sender, content in ((stranger, "forged"), (ann, "true")):
+            await sender.caller.sender.publish("news.today", content)
+            await sender.caller.sender.publish_durable("ledger.entry", content)
+        await _eventually(lambda: len(agent.heard) >= 2 and peer.ports.guard.refused["event"] >= 2)
+        assert agent.heard == ["true", "true"]
+    finally:
+        await host.stop(1.0)
