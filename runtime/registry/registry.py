@@ -187,13 +187,21 @@ class Registry:
                     await self._look_at(key, place, entry)
 
     async def _look_at(self, key: str, place: Newest, entry: Entry | None) -> None:
-        if entry is not None and entry.seq != place.seq and await self._entries.passes(entry):
+        other = entry is not None and entry.seq != place.seq
+        if other and entry is not None and await self._entries.passes(entry):
             self._hear(entry)
-        elif entry is None or self._is_over(entry.data):
-            if key in self._places:
-                self._forget(key)
+        elif other and not self._is_past(key):
+            # Somebody else wrote there: what was heard before counts until it is over by its own word.
+            self._due[key] = self._clock.time() + self.heartbeat_s
+        elif entry is None or other or self._is_over(entry.data):
+            self._forget(key)
         else:
             self._due[key] = self._clock.time() + self.heartbeat_s
+
+    def _is_past(self, key: str) -> bool:
+        agent, replica = key.split(".")[-2:]
+        known = self._present.get(agent, {}).get(replica)
+        return known is None or known.expires_at + self.presence_ttl_s < self._clock.time()
 
     def _is_over(self, data: bytes) -> bool:
         """Whether an entry that has no end in the journal ended by what it says; clocks may differ by a life."""
@@ -204,7 +212,8 @@ class Registry:
         return presence.expires_at + self.presence_ttl_s < self._clock.time()
 
     def _forget(self, key: str) -> None:
-        del self._places[key], self._due[key]
+        self._places.pop(key, None)
+        self._due.pop(key, None)
         self._entries.forget(key)
         match key.split("."):
             case [_, _, _, "presence", agent, replica] if self._remove(agent, replica) and replica != STAND_IN:
