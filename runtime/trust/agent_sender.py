@@ -13,7 +13,9 @@ import json
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Self
+from typing import Self
+
+from pydantic_core import from_json
 
 from squadron.runtime.errors import UntrustedError
 from squadron.runtime.trust.keys import kind_of
@@ -41,6 +43,7 @@ class AgentSender:
         ts: when it was signed, RFC 3339 in UTC.
         nonce: told once.
         signature: 64 bytes.
+        at: `ts` in seconds since the epoch.
     """
 
     account: str
@@ -50,11 +53,7 @@ class AgentSender:
     ts: str
     nonce: str
     signature: bytes = b""
-
-    @property
-    def at(self) -> float:
-        """When it was signed, in seconds since the epoch."""
-        return datetime.fromisoformat(self.ts).timestamp()
+    at: float = 0.0
 
     def signed(self, digest: str) -> bytes:
         """What the signature is over; `digest` is the SHA-256 of the payload, in hex."""
@@ -76,21 +75,25 @@ class AgentSender:
         if len(value) > MAX_HEADER_BYTES or len(value.encode(errors="replace")) > MAX_HEADER_BYTES:
             raise UntrustedError(f"{SENDER_HEADER} is longer than {MAX_HEADER_BYTES} bytes")
         try:
-            fields = json.loads(value)
-        except (ValueError, RecursionError):
+            fields = from_json(value, cache_strings="keys")
+        except ValueError:
             fields = None
         if not isinstance(fields, dict):
             raise UntrustedError(f"{SENDER_HEADER} is no JSON object, or there are several")
         if type(fields.get("v")) is not int or fields["v"] != 1 or "sig" not in fields:
             return None
-        account, user, name, subject, ts, nonce, signature = (
-            _text(fields, name) for name in ("account", "user", "name", "sub", "ts", "nonce", "sig")
-        )
+        get = fields.get
+        account, user, name, subject = get("account", ""), get("user", ""), get("name", ""), get("sub", "")
+        ts, nonce, signature = get("ts", ""), get("nonce", ""), get("sig", "")
+        for text in (account, user, name, subject, ts, nonce, signature):
+            if type(text) is not str:
+                raise UntrustedError(f"{SENDER_HEADER}: a field is no text")
+        at = _time(ts)
         wrong = (
             (kind_of(account) != "A" and "account")
             or (kind_of(user) != "U" and "user")
             or (_BREAKS.search(subject) is not None and "sub")
-            or (not _is_time(ts) and "ts")
+            or (at is None and "ts")
             or (_NONCE.fullmatch(nonce) is None and "nonce")
             or (_SIGNATURE.fullmatch(signature) is None and "sig")
         )
@@ -100,7 +103,7 @@ class AgentSender:
         if text_of(raw) != signature:
             # One signature, one text.
             raise UntrustedError(f"{SENDER_HEADER}: field 'sig' is malformed")
-        return cls(account, user, name, subject, ts, nonce, raw)
+        return cls(account, user, name, subject, ts, nonce, raw, at or 0.0)
 
 
 def signed_bytes(account: str, user: str, subject: str, ts: str, nonce: str, digest: str) -> bytes:
@@ -130,18 +133,10 @@ def bytes_of(text: str) -> bytes:
         raise UntrustedError(f"{SENDER_HEADER}: that is no base64url") from None
 
 
-def _text(fields: dict[str, Any], name: str) -> str:
-    value = fields.get(name, "")
-    if not isinstance(value, str):
-        raise UntrustedError(f"{SENDER_HEADER}: field {name!r} is malformed")
-    return value
-
-
-def _is_time(ts: str) -> bool:
+def _time(ts: str) -> float | None:
     if _TS.fullmatch(ts) is None:
-        return False
+        return None
     try:
-        datetime.fromisoformat(ts).timestamp()
+        return datetime.fromisoformat(ts).timestamp()
     except (ValueError, OverflowError):
-        return False
-    return True
+        return None

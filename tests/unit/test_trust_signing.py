@@ -342,7 +342,7 @@ async def test_a_client_without_a_jwt_may_be_listed_by_its_key(realm: Realm, clo
     sender = AgentSender(realm.account.public, signer.user, "", SUBJECT, "2027-01-15T08:00:00Z", "n")
     sig = signer._key.sign(sender.signed(hashlib.sha256(DATA).hexdigest()))
     verifier = SignatureCheck(TrustDocument.parse(json.dumps(said).encode()), realm.fetch, clock)
-    whole = AgentSender(*[getattr(sender, name) for name in sender.__slots__[:-1]], sig)
+    whole = AgentSender(*[getattr(sender, name) for name in sender.__slots__[:-2]], sig)
     signed = await verifier.verify(SUBJECT, DATA, {SENDER_HEADER: whole.encode()}, at=NOW)
     assert (signed.by.name, signed.by.role) == ("shell", "foreign")
 
