@@ -362,8 +362,7 @@ class Registry:
 
     def serves(self, agent: str, topic: str) -> bool:
         """Whether this agent serves the topic by its card, or did so by its last one."""
-        card = self._cards.get(agent) or self._withdrawn.get(agent)
-        return card is not None and card.serves(topic)
+        return any(agent in of and of[agent].serves(topic) for of in (self._cards, self._withdrawn))
 
     def refutes(self, source_id: str, topic: str) -> bool:
         """Whether a source is of an agent that is known to serve other topics, and this one is served."""
