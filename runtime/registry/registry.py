@@ -280,8 +280,8 @@ class Registry:
             self._due.pop(entry.key, None)
         else:
             # Withdrawn; kept in mind until what is on its way still has come.
-            if (card := self._cards.pop(agent, None)) is not None:
-                self._withdrawn[agent] = card
+            if (last := self._cards.pop(agent, None)) is not None:
+                self._withdrawn[agent] = last
             self._due[entry.key] = self._clock.time() + self.presence_ttl_s + ROUNDED_S
         self._search = self._by_name = None
         self._note_change(entry)
