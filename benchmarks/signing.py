@@ -1,7 +1,8 @@
 """What signatures cost: CPU and time of an ask without them, signed, and signed and checked, in turn.
 
-Caller and replica are one process, on a real nats-server; each way has an environment of its own on it. Alone:
-`python -m benchmarks.signing`; else a part of `make bench`.
+Caller and replica are one process, on a real nats-server; each way has an environment of its own on it:
+`python -m benchmarks.signing`. No part of `make bench`, since what was hoped for is missed: two signatures and two
+checks of Ed25519 take 0.2 ms, an ask without them takes 0.3.
 """
 
 from __future__ import annotations
