@@ -1,4 +1,4 @@
-"""The contract holds where everybody signs and believes nothing else: the same tests once more, over both buses."""
+"""The contract holds where everybody signs and believes nothing else: the same tests again, over both buses."""
 
 from __future__ import annotations
 
