@@ -38,13 +38,9 @@ async def test_agents_on_ray_work_where_everything_is_signed_and_checked() -> No
 
         try:
             async with Squad.up(of("bridge")):
-                async with Squad.connect(
-                    dataclasses.replace(signed, nats_user_credentials=creds["operator"])
-                ) as boss:
+                async with Squad.connect(of("operator")) as boss:
                     await boss.deploy(Scribe)
-                async with Squad.connect(
-                    dataclasses.replace(signed, nats_user_credentials=creds["client"])
-                ) as ann:
+                async with Squad.connect(of("client")) as ann:
                     outcome = await ann.ask("signed.write", {"text": "hi"}, within_s=60)
                     assert isinstance(outcome, Result), outcome
                     assert outcome.data == "hi"
