@@ -17,7 +17,7 @@ from squadron.actors.runs.log import RunLog
 from squadron.actors.thinking.account import AccountLog
 from squadron.actors.thinking.notes import Notes
 from squadron.bridge.jetstream.lease import NOTE_TTL_S
-from squadron.runtime.asking.cancel import Cancellations
+from squadron.runtime.asking.cancel import Cancellations, cancellable
 from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.lite.exclusive import ExclusiveCursor, cursor_key
 from squadron.runtime.ports.lite_journal import LiteJournal
@@ -121,7 +121,8 @@ async def test_rubbish_cancels_nothing(peer: Peer) -> None:
         await peer.bus.publish(peer.subjects.lite("cancel", f"u{number}"), rubbish)
     await cancels.aclose()
     await cancels.start()
-    assert not any(cancels.includes(f"{kind}{number}") for kind in "tu" for number in range(len(RUBBISH)))
+    tasks = [cancellable(f"{kind}{number}", "tester") for kind in "tu" for number in range(len(RUBBISH))]
+    assert not any(map(cancels.includes, tasks))
     await cancels.aclose()
 
 
