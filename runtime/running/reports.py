@@ -13,6 +13,7 @@ from squadron.runtime.ports.queue import Delivery
 from squadron.runtime.running.once import keep_s
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.texts import digest_of
+from squadron.runtime.trust.authority import is_agent
 from squadron.runtime.trust.signature_check import Signed
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.id_note import IdNote
@@ -81,7 +82,7 @@ class Reports:
             return True
 
         def may(signed: Signed) -> None:
-            if signed.by.name != guard.me and not signed.by.covers(message.source.id):
+            if not is_agent(signed.by, guard.me) and not signed.by.covers(message.source.id):
                 raise UntrustedError(f"{signed.by.name} does not answer {message.id[:80]}")
 
         try:
