@@ -15,7 +15,7 @@ from squadron.bridge.metrics.counting import Counting
 from squadron.bridge.place import Place
 from squadron.runtime.background import spawn
 from squadron.runtime.calling import THREAD_GRACE_S, Threads, call
-from squadron.runtime.errors import InvalidMessageError, SquadronError
+from squadron.runtime.errors import BusUnavailableError, InvalidMessageError, SquadronError, UntrustedError
 from squadron.runtime.ports.bus import Note, Subscription
 from squadron.runtime.ports.queue import Mailbox
 from squadron.runtime.retries import summary_of, traceback_of
@@ -25,6 +25,7 @@ from squadron.runtime.running.handover import Handovers
 from squadron.runtime.running.pump import Pump
 from squadron.runtime.running.told import Told
 from squadron.runtime.running.turn import Turns
+from squadron.runtime.trust.authority import speaks_as
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.groups import EventGroup
 from squadron.runtime.wire.subjects import token_of
@@ -118,6 +119,8 @@ class Host:
         except InvalidMessageError as error:
             self._log.warning("event.unreadable", subject=note.subject, error=str(error))
             return
+        if not await self._is_trusted(note, message):
+            return
         threads, own = Threads(), asyncio.current_task()
         name, topic = f"{self.spec.name}.{method}", ".".join(note.subject.split(".")[3:])
         told = Told(self.place.ports, "event", name, message, topic, mark.pattern, note)
@@ -136,6 +139,17 @@ class Host:
             told.ended("lost", error=summary_of(error))
             about = {"subject": note.subject, "message": message.id, "traceback": traceback_of(error)}
             self._log.error("event.handler_failed", **about)
+
+    async def _is_trusted(self, note: Note, message: AgentMessage) -> bool:
+        guard, said = self.place.ports.guard, (note.subject, note.data, note.headers)
+        if guard is None:
+            return True
+        try:
+            # The server tells durable events here, too, as they were stored.
+            await guard.admit("event", *said, at=None, may=speaks_as(message.source.id))
+        except (UntrustedError, BusUnavailableError):
+            return False
+        return True
 
     async def _renew(self) -> None:
         facts = {**self._facts, "capabilities": sorted(self.agent.capabilities)}

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 from urllib.parse import urlsplit
 
 from platformdirs import user_data_dir
@@ -75,6 +75,14 @@ class Settings:
 
     nats_nkey_seed_file: Annotated[Path | None, _From("NATS_NKEY", kinds.FILE)] = None
     """A file with an nkey seed, instead of `.creds`."""
+
+    trust: Annotated[Path | None, _From("SQUADRON_TRUST", kinds.FILE)] = None
+    """The trust document (JSON): whose keys stand for which role. With it and `nats_user_credentials` a process
+    signs all that it sends."""
+
+    verify: Annotated[Literal["off", "warn", "require"], _From("SQUADRON_VERIFY", kinds.VERIFY)] = "off"
+    """What is done about messages that nobody signed who may: off checks nothing, warn takes and tells of them,
+    require refuses them."""
 
     nats_tls_ca: Annotated[Path | None, _From("NATS_CA", kinds.FILE)] = None
     """The CA that signed the server's certificate (PEM); None trusts the system's."""
@@ -184,6 +192,11 @@ class Settings:
             raise ConfigError(
                 "nats_user_credentials and nats_nkey_seed_file are both set",
                 hint="set one of NATS_CREDS and NATS_NKEY",
+            )
+        if self.verify != "off" and self.trust is None:
+            raise ConfigError(
+                f"verify is {self.verify!r}, and there is nobody to trust",
+                hint="set SQUADRON_TRUST to a trust document",
             )
         if bool(self.nats_tls_cert) != bool(self.nats_tls_key):
             raise ConfigError(

@@ -66,6 +66,10 @@ ADDRESS = Kind(
 AUDIT = Kind(
     lambda raw: str(raw).strip().lower(), ("", "off", "trail", "full").__contains__, "use off, trail or full"
 )
+#: These are `runtime.trust.guard.VerifyMode`.
+VERIFY = Kind(
+    lambda raw: str(raw).strip().lower(), ("off", "warn", "require").__contains__, "use off, warn or require"
+)
 DAYS = Kind(float, lambda it: 1 <= it <= 36_500, "give a number of days from 1 to 36500")
 YES_NO = Kind(lambda raw: str(raw).strip().lower(), ("yes", "no").__contains__, "use yes or no")
 RULES = Kind(

@@ -14,6 +14,7 @@ from typing import Any
 
 import structlog
 
+from squadron.bridge.control.callers import arguments_of
 from squadron.bridge.control.deployed import Deployed
 from squadron.bridge.control.on_record import on_record
 from squadron.runtime.background import spawn
@@ -84,7 +85,8 @@ class Bridge:
         self._ports, self._replicas = ports, replicas
         self._held, self._keep_streams, self._facts = held, keep_streams, dict(facts)
         self._subjects, self._registry, self._more = ports.subjects, registry, more or {}
-        self._deployed = Deployed(ports.queue, records, self._registry, self._subjects, lease_s=lease_s)
+        ours = (ports.queue, records, self._registry, self._subjects)
+        self._deployed = Deployed(*ours, lease_s=lease_s, guard=ports.guard)
         self._deployments = self._deployed.agents
         self._states: dict[str, AgentState] = {}
         #: Tasks held by each agent, at the last look.
@@ -142,9 +144,7 @@ class Bridge:
     async def _answer(self, note: Note) -> None:
         verb = note.subject.rsplit(".", 1)[-1]
         try:
-            arguments = json.loads(note.data or b"{}")
-            if not isinstance(arguments, dict):
-                raise InvalidMessageError(f"{verb}: not a JSON object")
+            arguments = await arguments_of(note, verb, self._ports.guard)
             answer = {"ok": await self._once(arguments.pop("callId", uuid.uuid4().hex), verb, arguments)}
         except SquadronError as error:
             answer = {"error": error.to_dict()}

@@ -8,13 +8,30 @@ from collections.abc import Iterable
 import structlog
 from pydantic import ValidationError
 
-from squadron.runtime.errors import InvalidSubjectError, RouteConflictError
-from squadron.runtime.ports.journal import Journal
+from squadron.runtime.errors import InvalidSubjectError, RouteConflictError, UntrustedError
+from squadron.runtime.ports.journal import Entry, Journal
 from squadron.runtime.ports.queue import Mailbox, Queue
 from squadron.runtime.registry.registry import STAND_IN, Registry
+from squadron.runtime.trust.authority import KEEPERS, only
+from squadron.runtime.trust.guard import Guard
 from squadron.runtime.wire.deployment import Deployment
 from squadron.runtime.wire.subjects import Subjects, check_token
 from squadron.runtime.wire.topics import AgentCard
+
+
+async def is_kept(guard: Guard | None, entry: Entry) -> bool:
+    """Whether a record was written by who may, as far as that is checked.
+
+    Raises:
+        BusUnavailableError: nobody says who signed it.
+    """
+    if guard is None:
+        return True
+    try:
+        await guard.admit("record", entry.key, entry.data, entry.headers, at=entry.time, may=only(*KEEPERS))
+    except UntrustedError:
+        return False
+    return True
 
 
 class Deployed:
@@ -25,8 +42,16 @@ class Deployed:
     """
 
     def __init__(
-        self, queue: Queue, records: Journal, registry: Registry, subjects: Subjects, *, lease_s: float
+        self,
+        queue: Queue,
+        records: Journal,
+        registry: Registry,
+        subjects: Subjects,
+        *,
+        lease_s: float,
+        guard: Guard | None = None,
     ) -> None:
+        self._guard = guard
         self._queue, self._records, self._registry, self._subjects = queue, records, registry, subjects
         self._lease_s = lease_s
         self.agents: dict[str, Deployment] = {}
@@ -43,7 +68,7 @@ class Deployed:
     async def load(self) -> None:
         """Take up what is recorded."""
         for entry in await self._records.latest(self._subjects.registry("deployment")):
-            if entry.data:
+            if entry.data and await is_kept(self._guard, entry):
                 try:
                     deployment = Deployment.model_validate_json(entry.data)
                 except (ValidationError, InvalidSubjectError) as error:
@@ -74,7 +99,7 @@ class Deployed:
         for version in {each.code["version"] for each in self.agents.values() if not each.code.get("import_path")}:
             if (blob := self._blobs.get(version)) is None:
                 entry = await self._records.last(self._subjects.record("blob", version))
-                blob = entry.data if entry is not None else None
+                blob = entry.data if entry is not None and await is_kept(self._guard, entry) else None
             if blob is not None:
                 blobs[version] = blob
         self._blobs = blobs

@@ -41,7 +41,8 @@ from squadron.runtime.asking.answering import People
 from squadron.runtime.errors import BusUnavailableError, InvalidSubjectError, SquadronError
 from squadron.runtime.lite.topic import LiteTopics
 from squadron.runtime.ports.journal import Entry
-from squadron.runtime.registry.registry import STAND_IN, Presence
+from squadron.runtime.registry.presence import Presence
+from squadron.runtime.registry.registry import STAND_IN
 from squadron.runtime.retries import summary_of
 from squadron.runtime.wire.deployment import Deployment
 from squadron.runtime.wire.envelope import AgentIdentity

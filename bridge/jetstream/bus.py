@@ -82,10 +82,16 @@ class CoreBus:
         self, subject: str, data: bytes, *, within_s: float, headers: Mapping[str, str] | None = None
     ) -> bytes:
         """Send and wait for one answer."""
+        return (await self.exchange(subject, data, within_s=within_s, headers=headers)).data
+
+    async def exchange(
+        self, subject: str, data: bytes, *, within_s: float, headers: Mapping[str, str] | None = None
+    ) -> Note:
+        """As `request`, and the answer with its headers, and where it came."""
         answer = await self._connection.request(
             subject, data, headers=dict(headers) if headers else None, within_s=within_s
         )
-        return bytes(answer.data)
+        return Note(answer.subject, bytes(answer.data), answer.reply, answer)
 
     def on_reconnect(self, sink: Callable[[], Awaitable[None]]) -> None:
         """Call `sink` each time the connection came back."""

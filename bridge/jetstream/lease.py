@@ -38,6 +38,7 @@ class JetStreamLease:
         "first",
         "pending",
         "seq",
+        "stored_at",
     )
 
     def __init__(self, connection: Connection, notes: Journal, note_pattern: str, reply: str) -> None:
@@ -45,8 +46,10 @@ class JetStreamLease:
         # Parsed from the right, because the left side grows with acknowledgements v2 (ADR-15).
         _, delivered, seq, _, stored_ns, pending = reply.rsplit(".", 5)
         self.delivered, self.seq, self.pending = int(delivered), int(seq), int(pending)
+        #: When the message was stored, in seconds since the epoch.
+        self.stored_at = int(stored_ns) / NANOSECONDS
         # What a server of an earlier connection may have delivered was stored before this connection.
-        self.first = self.delivered == 1 and int(stored_ns) / NANOSECONDS > connection.connected_at + CLOCKS_S
+        self.first = self.delivered == 1 and self.stored_at > connection.connected_at + CLOCKS_S
         self._begun = self._parked = False
         #: Which beginning this is.
         self._count = 1

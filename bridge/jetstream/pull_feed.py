@@ -225,7 +225,7 @@ class PullFeed:
         if self._wanted > 0 and in_turn and not self._closed:
             self._wanted -= 1
             self._full = self._full or self._wanted == 0
-            self._sink(Delivery(msg.subject, msg.data, lease, lease.seq, msg))
+            self._sink(Delivery(msg.subject, msg.data, lease, lease.seq, msg, lease.stored_at))
         else:
             # It came early: somebody else may have a slot for it, or a higher lane comes first.
             self._in_background(self._hand_back(lease))

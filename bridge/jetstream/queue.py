@@ -10,6 +10,7 @@ import asyncio
 import base64
 import contextlib
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Any
 
 import structlog
@@ -202,7 +203,8 @@ class JetStreamQueue:
             raise BusUnavailableError(f"{self._stream} can't be read: {error.get('description')}")
         found = answer["message"]
         data, headers = (base64.b64decode(found.get(part) or "") for part in ("data", "hdrs"))
-        return Entry(found["seq"], found["subject"], data, Heard("", "", b"", headers).headers)
+        stored_at = datetime.fromisoformat(found["time"]).timestamp()
+        return Entry(found["seq"], found["subject"], data, Heard("", "", b"", headers).headers, stored_at)
 
     async def _info(self, consumer: str) -> dict[str, Any] | None:
         call = f"CONSUMER.INFO.{self._stream}.{consumer}"

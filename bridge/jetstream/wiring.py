@@ -15,6 +15,7 @@ from squadron.bridge.jetstream.queue import JetStreamQueue
 from squadron.bridge.jetstream.stream_configs import StreamNames, ensure_streams, streams_exist
 from squadron.bridge.jetstream.vault import JetStreamVault
 from squadron.bridge.place import Place
+from squadron.bridge.trusting import Trusting
 from squadron.config import Settings
 from squadron.runtime.errors import BridgeUnavailableError
 from squadron.runtime.running.ordered import OrderedQueue
@@ -35,15 +36,22 @@ class SystemClock:
 class Wiring(Place):
     """One process's place on a NATS server. Open it with `Wiring.open`, close it with `aclose`."""
 
-    def __init__(self, connection: Connection, settings: Settings, identity: AgentIdentity) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        settings: Settings,
+        identity: AgentIdentity,
+        trusting: Trusting = Trusting(),  # noqa: B008  # a value
+    ) -> None:
         names = StreamNames(settings.env)
-        subjects = Subjects(settings.env, settings.outside)
+        subjects, clock = Subjects(settings.env, settings.outside), SystemClock()
+        records = JetStreamJournal(connection, names.registry)
         self.connection = connection
         queue = JetStreamQueue(connection, subjects, strict=settings.audit_strict == "yes")
         ports = Ports(
             identity=identity,
             subjects=subjects,
-            clock=SystemClock(),
+            clock=clock,
             bus=CoreBus(connection),
             queue=OrderedQueue(queue, subjects),
             events=JetStreamEventLog(connection, subjects),
@@ -56,8 +64,10 @@ class Wiring(Place):
                 most_bytes=settings.max_message_bytes,
             ),
             file_action=Filing(connection, names).file,
+            guard=trusting.guard(settings, records, subjects, clock.time),
+            principal=trusting.me,
         )
-        super().__init__(ports, JetStreamJournal(connection, names.registry), settings)
+        super().__init__(ports, records, settings, trusting)
 
     @classmethod
     async def open(cls, settings: Settings, identity: AgentIdentity, *, create: bool = False) -> Self:
@@ -71,8 +81,12 @@ class Wiring(Place):
             BusUnavailableError: the server can't be reached.
             BridgeUnavailableError: the environment was never brought up on this server.
         """
+        trusting = Trusting.of(settings, time.time)
+        identity = trusting.named(identity)
         connection = await connect(settings, name=identity.id, start_embedded=create)
-        wiring = cls(connection, settings, identity)
+        if trusting.signer is not None:
+            connection.client.sign = trusting.signer.sign
+        wiring = cls(connection, settings, identity, trusting)
         try:
             names = StreamNames(settings.env)
             if create:

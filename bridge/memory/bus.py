@@ -40,7 +40,10 @@ class MemoryBus:
 
     async def publish(self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None) -> None:
         check_size(data)
-        self._line.send(partial(self.deliver, Note(subject, data, "", Headed(headers or {}))))
+        self._line.send(lambda: self.deliver(self._note(subject, data, "", headers)))
+
+    def _note(self, subject: str, data: bytes, reply: str, headers: Mapping[str, str] | None) -> Note:
+        return Note(subject, data, reply, Headed(self._line.headers(subject, data, headers)))
 
     def deliver(self, note: Note) -> int:
         """Hand a note to all who listen; returns how many heard it."""
@@ -63,18 +66,23 @@ class MemoryBus:
     async def request(
         self, subject: str, data: bytes, *, within_s: float, headers: Mapping[str, str] | None = None
     ) -> bytes:
-        answer: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
+        return (await self.exchange(subject, data, within_s=within_s, headers=headers)).data
+
+    async def exchange(
+        self, subject: str, data: bytes, *, within_s: float, headers: Mapping[str, str] | None = None
+    ) -> Note:
+        answer: asyncio.Future[Note | None] = asyncio.get_running_loop().create_future()
         inbox = f"_INBOX.{id(answer)}"
 
         def hear(note: Note | None) -> None:
             if not answer.done():
-                answer.set_result(note.data if note else None)
+                answer.set_result(note)
 
         listening = await self.subscribe(inbox, hear)
         lost = partial(hear, None)
         self._line.on_cut(lost)
         try:
-            if not self.deliver(Note(subject, data, inbox, Headed(headers or {}))):
+            if not self.deliver(self._note(subject, data, inbox, headers)):
                 raise BusUnavailableError(f"nobody listens on {subject}")
             async with asyncio.timeout(within_s):
                 if (answered := await answer) is None:

@@ -147,7 +147,8 @@ class MemoryEventLog:
         await self._line.answer(PERSIST_S)
         if (known := self._seen.seq(msg_id)) is not None:
             return known
-        self._events.append(_Event(topic, data, wall_s(), {**(headers or {}), "Nats-Msg-Id": msg_id}))
+        whole = self._line.headers(self._subjects.durable(topic), data, {**(headers or {}), "Nats-Msg-Id": msg_id})
+        self._events.append(_Event(topic, data, wall_s(), whole))
         seq = len(self._events)
         self._seen.add(msg_id, seq)
         self._bus.deliver(Note(self._subjects.event(topic), data, "", self._events[-1]))
@@ -198,7 +199,7 @@ class MemoryEventLog:
             group.delivered[seq] += 1
             event = self._events[seq - 1]
             lease = _EventLease(self, feed.line, group, seq)
-            feed.sink(Delivery(self._subjects.durable(event.topic), event.data, lease, seq, event))
+            feed.sink(Delivery(self._subjects.durable(event.topic), event.data, lease, seq, event, event.at_s))
 
     def _next_of(self, group: _Group) -> int | None:
         if group.returned:

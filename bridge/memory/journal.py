@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field, replace
 from typing import Self
 
-from squadron.bridge.memory.bus import MemoryBus
+from squadron.bridge.memory.bus import Headed, MemoryBus
 from squadron.bridge.memory.common import Seen, check_size, wall_s
 from squadron.bridge.memory.line import ANSWER_WITHIN_S, PERSIST_S, Line
 from squadron.runtime.errors import BusUnavailableError, FencedError
@@ -82,10 +82,11 @@ class MemoryJournal:
         expect_seq: int | None = None,
     ) -> int:
         check_size(data)
+        headers = self._line.headers(key, data, headers)
         last = self._last(key)
         if expect_seq is not None and (last.seq if last else 0) != expect_seq:
             raise FencedError(f"{key} is not at {expect_seq}")
-        self._bus.deliver(Note(key, data))
+        self._bus.deliver(Note(key, data, "", Headed(headers)))
         # Of two of one id for one key the second is not stored; what others store under it does not count.
         id = None if msg_id is None else f"{key} {msg_id}"
         if (known := self._kept.seen.seq(id)) is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 import structlog
 
@@ -29,6 +29,8 @@ class Line:
         self._unsent: list[Callable[[], object]] = []
         self._on_cut: list[Callable[[], None]] = []
         self._on_heal: list[Callable[[], Awaitable[None]]] = []
+        #: Makes the headers of what this process sends; None signs nothing.
+        self.sign: Callable[[str, bytes, dict[str, str] | None], dict[str, str]] | None = None
         #: Of the server: it goes on to deliver.
         self.resumed: list[Callable[[], None]] = []
 
@@ -36,6 +38,11 @@ class Line:
     def up(self) -> bool:
         """Whether messages flow."""
         return not self._cut and not self._left
+
+    def headers(self, subject: str, data: bytes, headers: Mapping[str, str] | None) -> dict[str, str]:
+        """The headers of a message as it leaves the process: signed, if it signs."""
+        given = dict(headers or {})
+        return given if self.sign is None else self.sign(subject, data, given)
 
     async def answer(self, within_s: float = ANSWER_WITHIN_S) -> None:
         """Wait until the server can be asked.

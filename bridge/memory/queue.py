@@ -11,7 +11,7 @@ from typing import Self
 from weakref import WeakValueDictionary
 
 from squadron.bridge.memory.bus import Headed, MemoryBus
-from squadron.bridge.memory.common import Seen, check_size, now_s
+from squadron.bridge.memory.common import Seen, check_size, now_s, wall_s
 from squadron.bridge.memory.line import Line
 from squadron.runtime.errors import InvalidMessageError, RouteConflictError
 from squadron.runtime.ports.bus import Note
@@ -30,6 +30,7 @@ class _Task:
     begun: int = 0
     ready: bool = True
     put_at: float = field(default_factory=now_s)
+    stored_at: float = field(default_factory=wall_s)
     #: When its lease lapses, if it has one.
     timer: asyncio.TimerHandle | None = None
     #: What it asks for; empty for what only the ordering of conversations put here.
@@ -158,16 +159,16 @@ class MemoryQueue:
         check_queued(subject)
         check_size(data)
         await self._line.answer()
+        whole = {**(headers or {}), "Nats-Msg-Id": msg_id} if msg_id else headers
+        headers = self._line.headers(subject, data, whole)
         if self._bus is not None:
             # Who listens hears what a server is sent, also what that has already.
-            self._bus.deliver(Note(subject, data, "", Headed(headers or {})))
+            self._bus.deliver(Note(subject, data, "", Headed(headers)))
         if self._seen.seq(msg_id or None) is not None:
             return
         seq = next(self._seqs)
         self._seen.add(msg_id or None, seq)
-        self._tasks[seq] = _Task(
-            seq, subject, data, {**(headers or {}), "Nats-Msg-Id": msg_id} if msg_id else {**(headers or {})}
-        )
+        self._tasks[seq] = _Task(seq, subject, data, headers)
         self.match()
 
     async def consume(self, mailbox: Mailbox, sink: Callable[[Delivery], None]) -> Feed:
@@ -211,7 +212,9 @@ class MemoryQueue:
         await self._line.answer()
         # A dictionary keeps the order in which it was filled, which is that of the sequences.
         held = (task for task in self._tasks.values() if subject_matches(pattern, task.subject))
-        return next((Entry(task.seq, task.subject, task.data, task.headers) for task in held), None)
+        return next(
+            (Entry(each.seq, each.subject, each.data, each.headers, each.stored_at) for each in held), None
+        )
 
     async def count(self, pattern: str) -> int:
         await self._line.answer()
@@ -239,7 +242,7 @@ class MemoryQueue:
             # As it was declared, whatever who pulls believes.
             lease = _QueueLease(self, feed.line, task, self._mailboxes[feed.mailbox.name].lease_s)
             self._leases[lease.token] = lease
-            feed.sink(Delivery(task.subject, task.data, lease, task.seq, task))
+            feed.sink(Delivery(task.subject, task.data, lease, task.seq, task, task.stored_at))
 
     def _pair(self) -> tuple[_QueueFeed, _Task] | None:
         for feed in self._feeds:

@@ -12,6 +12,7 @@ from squadron.bridge.memory.line import Line
 from squadron.bridge.memory.queue import MemoryQueue
 from squadron.bridge.memory.vault import MemoryVault
 from squadron.bridge.place import Place
+from squadron.bridge.trusting import Trusting
 from squadron.config import Settings
 from squadron.runtime.running.ordered import OrderedQueue
 from squadron.runtime.store.claims import Claims
@@ -24,8 +25,10 @@ from squadron.runtime.wire.subjects import Subjects
 class MemoryPlace(Place):
     """One process's place on a server in memory. Get it from `MemoryServer.place`, close it with `aclose`."""
 
-    def __init__(self, line: Line, ports: Ports, records: MemoryJournal, settings: Settings) -> None:
-        super().__init__(ports, records, settings)
+    def __init__(
+        self, line: Line, ports: Ports, records: MemoryJournal, settings: Settings, trusting: Trusting
+    ) -> None:
+        super().__init__(ports, records, settings, trusting)
         self.line = line
 
     async def disconnect(self) -> None:
@@ -53,9 +56,12 @@ class MemoryServer:
         if self._is_cut:
             line.cut()
         self._lines.append(line)
+        trusting, records = Trusting.of(settings, self.clock.time), self.records.over(line)
+        if trusting.signer is not None:
+            line.sign = trusting.signer.sign
         subjects = replace(self.subjects, outside=settings.outside)
         ports = Ports(
-            identity=identity,
+            identity=trusting.named(identity),
             subjects=subjects,
             clock=self.clock,
             bus=self.bus.over(line),
@@ -69,8 +75,10 @@ class MemoryServer:
                 over_bytes=settings.claim_over_bytes,
                 most_bytes=settings.max_message_bytes,
             ),
+            guard=trusting.guard(settings, records, self.subjects, self.clock.time),
+            principal=trusting.me,
         )
-        return MemoryPlace(line, ports, self.records.over(line), settings)
+        return MemoryPlace(line, ports, records, settings, trusting)
 
     def cut(self) -> None:
         """Cut the lines of all processes, and of those that come. May be called twice."""

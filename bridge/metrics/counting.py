@@ -20,6 +20,7 @@ from squadron.bridge.metrics.families import (
 from squadron.runtime.telemetry.happenings import (
     Buried,
     CallAdmitted,
+    Distrusted,
     Happening,
     PersonAnswered,
     PersonAsked,
@@ -65,6 +66,7 @@ class Counting:
             TurnBegun: self._begun,
             TurnEnded: self._ended,
             Buried: self._buried,
+            Distrusted: lambda it: self._add(("distrusted", it.kind)),
             RunGrew: self._grew,
             CallAdmitted: self._admitted,
             PersonAsked: lambda _: self._add(("asked",)),

@@ -16,6 +16,7 @@ from ray import serve
 from ray.serve import Application
 
 from squadron.actors.agent import Agent, AgentSpec
+from squadron.bridge.control.deployed import is_kept
 from squadron.bridge.health.release import release
 from squadron.bridge.host import Host
 from squadron.bridge.jetstream.wiring import Wiring
@@ -120,6 +121,9 @@ class AgentReplica:
             entry = await self._wiring.records.last(self._wiring.ports.subjects.record("blob", self._code.version))
             if entry is None:
                 raise DeployError(f"the code of {self._name} ({self._code.version}) is not in the registry")
+            if not await is_kept(self._wiring.ports.guard, entry):
+                hint = "deploy it as an operator; see `squadron doctor`"
+                raise DeployError(f"the code of {self._name} was not signed by who may deploy", hint=hint)
             blob = entry.data
         return unpack(self._code, blob)
 

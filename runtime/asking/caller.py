@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import itertools
 import json
 import os
@@ -136,9 +137,9 @@ class Caller:
 
     def _hear(self, note: Note) -> None:
         # Each of them is to hear it.
-        heard = [handle._hear(note.data) for handle in self._waiting.get(note.subject, ())]
+        heard = [handle._hear(note) for handle in self._waiting.get(note.subject, ())]
         if any(heard):
-            del self._waiting[note.subject]
+            self._waiting.pop(note.subject, None)
 
     async def _look_again(self) -> None:
         for handle in list(self._awaited()):
@@ -318,6 +319,8 @@ class Caller:
         head: dict[str, Any] = {"parent": parent, "seen": self.registry.news, "once": once}
         message = pack_task(self.ports.identity, content, ask, handle, timestamp=self.ports.clock.time(), **head)
         data = await self.ports.claims.seal(message, keep_s=INPUT_KEEP_S)
+        if self.ports.principal is not None and not ask.task_id:
+            handle.digest = hashlib.sha256(data).hexdigest()
         subject, msg_id = self.ports.subjects.task(handle.topic, ask.priority), handle.msg_id
         headers = self.sender.put(
             "task",

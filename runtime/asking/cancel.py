@@ -6,9 +6,15 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable
+from functools import partial
 
+from squadron.runtime.asking.believing import believes
+from squadron.runtime.errors import UntrustedError
 from squadron.runtime.ports.bus import Note, Subscription
 from squadron.runtime.store.port_set import Ports
+from squadron.runtime.trust.authority import KEEPERS, check_role
+from squadron.runtime.trust.guard import May
+from squadron.runtime.trust.signature_check import Signed
 from squadron.runtime.wire.replies import principal_of
 from squadron.runtime.wire.subjects import token_of
 
@@ -29,7 +35,7 @@ class Cancellations:
     """
 
     def __init__(self, ports: Ports) -> None:
-        self._lite, self._bus = ports.lite, ports.bus
+        self._lite, self._bus, self._guard = ports.lite, ports.bus, ports.guard
         self._subjects, self._clock = ports.subjects, ports.clock
         #: Token of a cancelled task, and who cancelled it → when it may be forgotten.
         self._cancelled: dict[tuple[str, str | None], float] = {}
@@ -49,7 +55,8 @@ class Cancellations:
         if self._hearing is None:
             return
         async for entry in self._lite.read(self._subjects.lite_of("cancel")):
-            self._hear(Note(entry.key, entry.data))
+            if self._guard is None or await believes(self._guard, "cancel", entry, _may(entry.data)):
+                self._take(entry.key, entry.data)
 
     async def aclose(self) -> None:
         """Stop listening. May be called twice."""
@@ -58,7 +65,15 @@ class Cancellations:
             await hearing.aclose()
 
     def _hear(self, note: Note) -> None:
-        token, said = note.subject.rsplit(".", 1)[-1], _read(note.data)
+        if self._guard is None:
+            return self._take(note.subject, note.data)
+        said, may = (note.subject, note.data, note.headers), _may(note.data)
+        take = partial(self._take, note.subject, note.data)
+        # It is stored as well.
+        self._guard.hear("cancel", *said, lambda _: take(), at=self._clock.time(), may=may)
+
+    def _take(self, subject: str, data: bytes) -> None:
+        token, said = subject.rsplit(".", 1)[-1], _read(data)
         if said is None:
             return
         by, until = said
@@ -96,6 +111,19 @@ def cancellable(task_id: str, sender: str) -> Cancellable:
     return token_of(task_id), principal_of(sender)
 
 
+def _may(data: bytes) -> May:
+    """Whether who signed a cancellation is who it says, or looks after the environment."""
+    said = _read(data)
+
+    def may(signed: Signed) -> None:
+        if said is None or said[0] is OPERATOR:
+            check_role(signed.by, *KEEPERS)
+        elif signed.by.name != said[0]:
+            raise UntrustedError(f"{signed.by.name} cancels in the name of {said[0][:80]}")
+
+    return may
+
+
 def _read(data: bytes) -> tuple[str | None, float] | None:
     """Who cancels, and until when that is to be kept in mind; None if it is not of that shape."""
     try:
@@ -115,7 +143,9 @@ async def is_cancelled(ports: Ports, task_id: str, sender: str) -> bool:
     """
     token, principal = cancellable(task_id, sender)
     async for entry in ports.lite.read(ports.subjects.lite("cancel", token)):
-        if (said := _read(entry.data)) is not None and said[0] in (principal, OPERATOR):
+        if (said := _read(entry.data)) is None or said[0] not in (principal, OPERATOR):
+            continue
+        if ports.guard is None or await believes(ports.guard, "cancel", entry, _may(entry.data)):
             return True
     return False
 

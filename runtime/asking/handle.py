@@ -7,17 +7,25 @@ import contextlib
 import json
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pydantic_core import from_json
 
+from squadron.runtime.asking.believing import believes, check_agent, check_answer, learn_who
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import BusUnavailableError, InvalidMessageError, SquadClosedError, SquadronError
+from squadron.runtime.ports.bus import Note
+from squadron.runtime.ports.journal import Entry
+from squadron.runtime.registry.registry import Registry
 from squadron.runtime.steady import AHEAD, Steady
 from squadron.runtime.store.operating import operating
 from squadron.runtime.streams.chunks import Family, StreamReader
 from squadron.runtime.streams.writer import Chunk, Ended, Nested, Restarted
 from squadron.runtime.telemetry.happenings import TaskEnded
+from squadron.runtime.trust.authority import only
+from squadron.runtime.trust.guard import Guard, May
+from squadron.runtime.trust.signature_check import Signed
 from squadron.runtime.wire import outcome as outcomes
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.limits import Deadline
@@ -47,6 +55,10 @@ class Handle:
         self.sender = caller.ports.identity.id
         #: By which the queue knows that it has this task.
         self.msg_id = token_of(task_id)
+        #: SHA-256 of the task as it was sent; empty if it may have been sent before, or elsewhere.
+        self.digest = ""
+        #: Why an agent did not take a task of this id, be it ours or not.
+        self._refused = ""
         self._outcome: Outcome | None = None
         self._listeners: list[Callable[[Outcome], None]] = []
         #: When to read the lite topic for it, on the loop's clock, and the pause before the next time.
@@ -144,7 +156,8 @@ class Handle:
         return TimedOut(
             task_id=self.task_id,
             topic=self.topic,
-            reason="no outcome before the caller's deadline; it may still come on the lite topic",
+            reason="no outcome before the caller's deadline; it may still come on the lite topic"
+            + (f"; one of this id was refused: {self._refused}" if self._refused else ""),
             spent=NOT_TOLD,
             details={"lite_topic": self.reply_to},
         )
@@ -161,23 +174,29 @@ class Handle:
             BusUnavailableError: that can't be said.
         """
         entry = await self._lite.last(self.reply_to)
-        found = entry is not None and self._hear(entry.data)
+        found = entry is not None and await self._hear_stored(entry)
         if entry is not None and not found:
             # The task goes on, or a replica that lost its lease did so when the outcome was stored.
             async with aclosing(self._lite.read(self.reply_to, from_seq=self._looked_to + 1)) as entries:
                 async for entry in entries:
                     self._looked_to = entry.seq
-                    if found := self._hear(entry.data):
+                    if found := await self._hear_stored(entry):
                         break
         await self._opened()
         if found and not self.done:
             raise BusUnavailableError(f"the outcome of {self.task_id} is stored, and can't be read now")
 
-    def _hear(self, data: bytes) -> bool:
+    async def _hear_stored(self, entry: Entry) -> bool:
+        if (guard := self._caller.ports.guard) is not None:
+            await learn_who(guard, entry)
+        return self._hear(entry)
+
+    def _hear(self, heard: Note | Entry) -> bool:
         """Take in one message of the lite topic; says whether it was the outcome, all else is left to `chunks`.
 
         An outcome that came as a claim settles the handle a moment later, when it was fetched.
         """
+        data = heard.data
         if b'"result"' not in data:
             return False
         # Not as an `AgentMessage`: that costs three times as much, and nothing else of it is looked at.
@@ -185,6 +204,8 @@ class Handle:
             raw = from_json(data, cache_strings="keys")
             payload, source = raw["payload"], str(raw["source"]["id"])
             if raw["type"] != "result" or not self._is_answered(raw, source):
+                return False
+            if self._caller.ports.guard is not None and not self._is_believed(heard, raw):
                 return False
             if "content" in payload:
                 content = payload["content"]
@@ -196,6 +217,33 @@ class Handle:
         except (ValueError, TypeError, LookupError, AttributeError, InvalidMessageError):
             return False
         return True
+
+    def _is_believed(self, heard: Note | Entry, raw: dict[str, Any]) -> bool:
+        """Whether a result is signed by who may answer; what is not known yet is heard again when it is."""
+        guard = self._caller.ports.guard
+        assert guard is not None
+        at = heard.time if isinstance(heard, Entry) else self._caller.ports.clock.time()
+        believed: list[bool] = []
+
+        def take(_: Signed | None) -> None:
+            believed.append(True)
+            if waiting and isinstance(heard, Note):
+                self._caller._hear(heard)
+
+        waiting = False
+        said, may = (self.reply_to, heard.data, heard.headers), partial(check_answer, self, raw=raw)
+        guard.hear("outcome", *said, take, at=at, may=may)
+        waiting = True
+        if believed and (raw.get("metadata") or {}).get("refused") is True and guard.requires:
+            # Of one that was forged under our id we would hear the same.
+            self._refused = str(raw["payload"]["content"].get("reasoning") or "it was not signed")[:500]
+            return False
+        return bool(believed)
+
+    @property
+    def registry(self) -> Registry:
+        """Who serves what, as its caller knows."""
+        return self._caller.registry
 
     def _is_answered(self, raw: dict[str, Any], source: str) -> bool:
         """Whether a result is of this task, and by nobody who is known to have no say in it.
@@ -282,7 +330,8 @@ class Handle:
 
     def _reader(self, lite_topic: str) -> StreamReader:
         # Of a task that has ended nothing more will come: what is stored is all.
-        live = not self.done
+        live, guard = not self.done, self._caller.ports.guard
+        may = partial(check_agent, self) if lite_topic == self.reply_to else only("agent", "bridge")
         return StreamReader(
             self._lite,
             self._caller.ports.claims,
@@ -290,7 +339,15 @@ class Handle:
             live=live,
             until=self.deadline if live else None,
             is_end=self._hear if lite_topic == self.reply_to else lambda _: True,
+            counts=None if guard is None else partial(self._counts, guard, may),
         )
+
+    async def _counts(self, guard: Guard, may: May, entry: Entry) -> bool:
+        if b'"result"' in entry.data and entry.key == self.reply_to:
+            # That is for `_hear` to say.
+            await learn_who(guard, entry)
+            return True
+        return await believes(guard, "chunk", entry, may)
 
     async def _ended(self) -> Outcome:
         """The outcome, when nothing more is to be read."""

@@ -62,6 +62,12 @@ class UnreliableBus(Protocol):
         """
         ...
 
+    async def exchange(
+        self, subject: str, data: bytes, *, within_s: float, headers: Mapping[str, str] | None = None
+    ) -> Note:
+        """As `request`, and the answer with its headers, and where it came."""
+        ...
+
     def on_reconnect(self, sink: Callable[[], Awaitable[None]]) -> None:
         """Call `sink` each time the connection came back: something may have been missed."""
         ...

@@ -76,13 +76,21 @@ class Lease(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """A leased message: it is ours until the lease ends. `seq` is its place in the queue, over all mailboxes."""
+    """A leased message: it is ours until the lease ends.
+
+    Attributes:
+        seq: its place in the queue, over all mailboxes.
+        stored_at: when the queue stored it, in seconds since the epoch.
+        place: where it lies there, if that is not `subject`.
+    """
 
     subject: str
     data: bytes
     lease: Lease
     seq: int
     carrier: Carrier | None = field(default=None, compare=False)
+    stored_at: float = 0.0
+    place: str = ""
 
     @property
     def headers(self) -> Mapping[str, str]:

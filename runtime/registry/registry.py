@@ -7,17 +7,19 @@ import contextlib
 import difflib
 import math
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import BusUnavailableError, InvalidSubjectError
 from squadron.runtime.ports.bus import Subscription, UnreliableBus
 from squadron.runtime.ports.journal import Entry, Journal
+from squadron.runtime.registry.presence import Presence
 from squadron.runtime.registry.search import Index, document
+from squadron.runtime.registry.signed_entries import Newest, SignedEntries
+from squadron.runtime.trust.guard import Guard
 from squadron.runtime.wire.limits import Clock
 from squadron.runtime.wire.subjects import Subjects, matches
 from squadron.runtime.wire.topics import AgentCard, ScoredTopic, SemanticTopic
@@ -41,34 +43,6 @@ LAPSES_FOR_S, LAPSES_KEPT = 600.0, 100
 NEWS_S = 30.0
 
 
-class Presence(BaseModel):
-    """One replica's sign of life. `expires_at` is in seconds since the epoch, 0 says farewell.
-
-    It lives as long as the journal keeps it; `expires_at` counts for one that was stored without a life.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    expires_at: float = Field(allow_inf_nan=False)
-    #: When it was told, by the clock of its host, in seconds since the epoch.
-    at: float = Field(default=0.0, allow_inf_nan=False)
-    #: Digest of the code it runs, and which release of ours runs it.
-    version: str = ""
-    release: str = ""
-    pid: int = 0
-    node: str = ""
-    #: What this replica offers to tasks that ask for it.
-    capabilities: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where the newest entry of a key stands in the journal, and when that stored it."""
-
-    seq: int
-    time: float
-
-
 class Registry:
     """A local copy of the registry: read from the journal, then followed, and read anew after each gap.
 
@@ -80,14 +54,24 @@ class Registry:
     """
 
     def __init__(
-        self, journal: Journal, bus: UnreliableBus, subjects: Subjects, clock: Clock, *, heartbeat_s: float
+        self,
+        journal: Journal,
+        bus: UnreliableBus,
+        subjects: Subjects,
+        clock: Clock,
+        *,
+        heartbeat_s: float,
+        guard: Guard | None = None,
     ) -> None:
+        self._entries = SignedEntries(guard)
         self._journal, self._bus, self._subjects, self._clock = journal, bus, subjects, clock
         self.heartbeat_s, self.grace_s = heartbeat_s, GRACE_S
         self._cards: dict[str, AgentCard] = {}
+        #: The last ones of those that have none any more: what they answered may be on its way.
+        self._withdrawn: dict[str, AgentCard] = {}
         #: Those that live, by agent and replica; an agent without any has no entry.
         self._present: dict[str, dict[str, Presence]] = {}
-        self._places: dict[str, _Place] = {}
+        self._places: dict[str, Newest] = {}
         #: When it is to be asked whether an entry still is in the journal, for those that have a life.
         self._due: dict[str, float] = {}
         self._subscriptions: list[Subscription] = []
@@ -140,7 +124,8 @@ class Registry:
         presences = await self._journal.latest(self._subjects.registry("presence"))
         # The cards last: so they hold all that was stored before any of the presences.
         for entry in presences + await self._journal.latest(self._subjects.registry("card")):
-            self._hear(entry)
+            if await self._entries.passes(entry):
+                self._hear(entry)
         self._told_until = max([self._told_until, *(entry.time for entry in presences)])
         self._complete_at = losses
         self._changed.set()
@@ -199,15 +184,24 @@ class Registry:
             for (key, place), entry in zip(some, stored, strict=True):
                 newest = self._places.get(key)
                 if newest is not None and newest.seq == place.seq:
-                    self._look_at(key, place, entry)
+                    await self._look_at(key, place, entry)
 
-    def _look_at(self, key: str, place: _Place, entry: Entry | None) -> None:
-        if entry is not None and entry.seq != place.seq:
+    async def _look_at(self, key: str, place: Newest, entry: Entry | None) -> None:
+        other = entry is not None and entry.seq != place.seq
+        if other and entry is not None and await self._entries.passes(entry):
             self._hear(entry)
-        elif entry is None or self._is_over(entry.data):
+        elif other and not self._is_past(key):
+            # Somebody else wrote there: what was heard before counts until it is over by its own word.
+            self._due[key] = self._clock.time() + self.heartbeat_s
+        elif entry is None or other or self._is_over(entry.data):
             self._forget(key)
         else:
             self._due[key] = self._clock.time() + self.heartbeat_s
+
+    def _is_past(self, key: str) -> bool:
+        agent, replica = key.split(".")[-2:]
+        known = self._present.get(agent, {}).get(replica)
+        return known is None or known.expires_at + self.presence_ttl_s < self._clock.time()
 
     def _is_over(self, data: bytes) -> bool:
         """Whether an entry that has no end in the journal ended by what it says; clocks may differ by a life."""
@@ -218,7 +212,9 @@ class Registry:
         return presence.expires_at + self.presence_ttl_s < self._clock.time()
 
     def _forget(self, key: str) -> None:
-        del self._places[key], self._due[key]
+        self._places.pop(key, None)
+        self._due.pop(key, None)
+        self._entries.forget(key)
         match key.split("."):
             case [_, _, _, "presence", agent, replica] if self._remove(agent, replica) and replica != STAND_IN:
                 self._lapses[agent].append(self._clock.time())
@@ -240,6 +236,9 @@ class Registry:
     # --- what is heard -------------------------------------------------------------------------------
 
     def _hear_told(self, entry: Entry) -> None:
+        self._entries.hear(entry, self._take_told)
+
+    def _take_told(self, entry: Entry) -> None:
         self._hear(entry)
         self._told_until = max(self._told_until, entry.time)
         self._changed.set()
@@ -249,12 +248,12 @@ class Registry:
         place = self._places.get(key)
         if place is None or place.seq != seq:
             with contextlib.suppress(BusUnavailableError):
-                if entry := await self._journal.last(key):
+                if (entry := await self._journal.last(key)) and await self._entries.passes(entry):
                     self._hear(entry)
 
     def _hear(self, entry: Entry) -> None:
         """Take up an entry, unless a newer one of its key was heard: told and read ones come in any order."""
-        place, before = _Place(entry.seq, entry.time), self._places.get(entry.key)
+        place, before = Newest(entry.seq, entry.time), self._places.get(entry.key)
         if before is not None and entry.seq <= before.seq and entry.time <= before.time:
             return
         # One that was stored later, but has a lower sequence, is of a journal that was made anew.
@@ -281,7 +280,8 @@ class Registry:
             self._due.pop(entry.key, None)
         else:
             # Withdrawn; kept in mind until what is on its way still has come.
-            self._cards.pop(agent, None)
+            if (last := self._cards.pop(agent, None)) is not None:
+                self._withdrawn[agent] = last
             self._due[entry.key] = self._clock.time() + self.presence_ttl_s + ROUNDED_S
         self._search = self._by_name = None
         self._note_change(entry)
@@ -360,11 +360,14 @@ class Registry:
                 return exact
         return next((found for found, _ in self.topics() if found.is_pattern and matches(found.name, topic)), None)
 
+    def serves(self, agent: str, topic: str) -> bool:
+        """Whether this agent serves the topic by its card, or did so by its last one."""
+        return any(agent in of and of[agent].serves(topic) for of in (self._cards, self._withdrawn))
+
     def refutes(self, source_id: str, topic: str) -> bool:
         """Whether a source is of an agent that is known to serve other topics, and this one is served."""
         card = self._cards.get(source_id.rpartition("-")[0]) or self._cards.get(source_id)
-        others = card is not None and not any(matches(each.name, topic) for each in card.topics)
-        return others and self.find(topic) is not None
+        return card is not None and not card.serves(topic) and self.find(topic) is not None
 
     async def wait_for(self, topic: str, *, within_s: float) -> SemanticTopic | None:
         """Like `find`, but waits until nothing is missing here, and then `grace_s` for the topic to appear."""
@@ -380,10 +383,7 @@ class Registry:
 
     def nearest(self, topic: str, *, most: int = 3) -> list[str]:
         """Served topics whose names look most like this one."""
-        return difflib.get_close_matches(topic, self._names(), n=most, cutoff=0.3)
-
-    def _names(self) -> Iterable[str]:
-        return [topic.name for topic, _ in self.topics()]
+        return difflib.get_close_matches(topic, [each.name for each, _ in self.topics()], n=most, cutoff=0.3)
 
     def discover(self, intent: str, *, most: int = 8) -> list[ScoredTopic]:
         """The served topics that fit an intent best, best first; those that share no word are left out."""

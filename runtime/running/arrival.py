@@ -12,6 +12,7 @@ from squadron.runtime.ports.queue import Delivery, sent_with
 from squadron.runtime.running.once import is_copy
 from squadron.runtime.running.reports import Reports
 from squadron.runtime.store.port_set import Ports
+from squadron.runtime.trust.carried import carry
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.replies import is_own_id, unfit_reply
 from squadron.runtime.wire.subjects import token_of
@@ -69,7 +70,9 @@ async def arrive(
     if alone and delivery.headers.get("Nats-Msg-Id") != msg_id:
         # Without its id the queue takes it as often as it comes. Under it, it is there already, or comes once.
         with contextlib.suppress(MessageTooLargeError):
-            headers = sent_with(delivery.headers)
+            headers = sent_with(delivery.headers) | carry(
+                delivery.headers, delivery.subject, at=delivery.stored_at
+            )
             await ports.queue.put(delivery.subject, delivery.data, msg_id=msg_id, headers=headers)
             await delivery.lease.settle()
             return None

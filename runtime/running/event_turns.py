@@ -10,12 +10,14 @@ from typing import Any
 import structlog
 
 from squadron.runtime.calling import THREAD_GRACE_S, Threads, call
-from squadron.runtime.errors import InvalidMessageError
+from squadron.runtime.errors import InvalidMessageError, UntrustedError
 from squadron.runtime.ports.queue import Delivery
 from squadron.runtime.retries import Retries, failure_details, summary_of, traceback_of
 from squadron.runtime.running.told import Told
 from squadron.runtime.store.dead_letters import DeadLetters
 from squadron.runtime.store.port_set import Ports
+from squadron.runtime.trust.authority import speaks_as
+from squadron.runtime.trust.guard import anybody
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.wire.outcome import DeadLettered
 from squadron.runtime.wire.subjects import token_of
@@ -35,17 +37,29 @@ async def bury_event(
     await delivery.lease.settle()
 
 
-async def read_event(
-    letters: DeadLetters, source: AgentIdentity, group: str, delivery: Delivery
-) -> AgentMessage | None:
-    """The event of a delivery; bytes that nobody can read are buried for a person to look at."""
+async def read_event(letters: DeadLetters, ports: Ports, group: str, delivery: Delivery) -> AgentMessage | None:
+    """The event of a delivery; bytes that nobody can read are buried for a person to look at.
+
+    What is not signed by who says it is settled, where that is required.
+    """
+    message, unreadable = None, ""
     try:
-        return AgentMessage.decode(delivery.data)
+        message = AgentMessage.decode(delivery.data)
     except InvalidMessageError as error:
-        digest = hashlib.sha256(delivery.data).hexdigest()[:32]
-        outcome = DeadLettered(reason=str(error), task_id=digest, source=source.id, details={"attempts": 0})
+        unreadable = str(error)
+    if ports.guard is not None:
+        said = delivery.subject, delivery.data, delivery.headers
+        may = anybody if message is None else speaks_as(message.source.id)
+        try:
+            await ports.guard.admit("event", *said, at=delivery.stored_at, may=may, seq=delivery.seq)
+        except UntrustedError:
+            await delivery.lease.settle()
+            return None
+    if message is None:
+        digest, source = hashlib.sha256(delivery.data).hexdigest()[:32], ports.identity
+        outcome = DeadLettered(reason=unreadable, task_id=digest, source=source.id, details={"attempts": 0})
         await bury_event(letters, source, group, delivery, outcome)
-        return None
+    return message
 
 
 class EventTurns:
@@ -68,7 +82,7 @@ class EventTurns:
 
     async def run(self, delivery: Delivery) -> None:
         """Take one delivery to its end: handled and settled, handed back for another attempt, or buried."""
-        message = await read_event(self._letters, self._ports.identity, self.group, delivery)
+        message = await read_event(self._letters, self._ports, self.group, delivery)
         if message is None:
             return
         topic = _topic_of(delivery)

@@ -13,6 +13,8 @@ from squadron.runtime.ports.journal import Entry
 from squadron.runtime.ports.queue import Delivery, sent_with
 from squadron.runtime.running.pump import Pump
 from squadron.runtime.store.port_set import Ports
+from squadron.runtime.trust.authority import only_agent
+from squadron.runtime.trust.carried import CARRIED_HEADER, Carried, carry
 from squadron.runtime.wire.subjects import TaskSubject, is_foreign
 
 #: How long a replica may take to say that it takes a task, in seconds, and how many are asked.
@@ -32,7 +34,12 @@ async def hand_over(ports: Ports, delivery: Delivery, replicas: Sequence[str]) -
     for replica in random.sample(replicas, min(len(replicas), MOST_ASKED)):
         with contextlib.suppress(BusUnavailableError, MessageTooLargeError):
             subject = ports.subjects.hand(replica)
-            headers = {**sent_with(delivery.headers), _PUT_WITH: delivery.headers.get("Nats-Msg-Id", "")}
+            place = delivery.place or delivery.subject
+            headers = {
+                **sent_with(delivery.headers),
+                **carry(delivery.headers, place, at=delivery.stored_at),
+                _PUT_WITH: delivery.headers.get("Nats-Msg-Id", ""),
+            }
             answer = await ports.bus.request(
                 subject, head + delivery.data, within_s=TAKE_WITHIN_S, headers=headers
             )
@@ -59,13 +66,26 @@ class Handovers:
             await self._ear.aclose()
 
     def _hear(self, note: Note) -> None:
+        guard = self._ports.guard
+        if guard is None:
+            return self._take(note)
+        said = note.subject, note.data, note.headers
+        guard.hear("hand", *said, lambda _: self._take(note), at=None, may=only_agent(guard.me), carrier=True)
+
+    def _take(self, note: Note) -> None:
         head, _, data = note.data.partition(b"\n")
         try:
             token, seq, subject = head.decode().split(" ")
             TaskSubject.parse(subject)
             lease = self._ports.queue.take_over(token)
             headers = {**note.headers, "Nats-Msg-Id": note.headers.get(_PUT_WITH, "")}
-            delivery = Delivery(subject, data, lease, int(seq), Entry(int(seq), subject, data, headers))
+            at, place = 0.0, ""
+            if carried := headers.pop(CARRIED_HEADER, ""):
+                # From here on it is as whoever hands it over had it.
+                how = Carried.parse(carried)
+                headers, at, place = {**headers, **how.headers}, how.at, how.subject
+            came = Entry(int(seq), subject, data, headers)
+            delivery = Delivery(subject, data, lease, int(seq), came, at, place)
         except (ValueError, SquadronError):
             # Anybody may write there.
             return

@@ -27,6 +27,7 @@ from squadron.runtime.errors import (
 from squadron.runtime.ports.journal import Entry
 from squadron.runtime.ports.queue import Backlog, Delivery, Feed, Lease, Mailbox, Store, sent_with
 from squadron.runtime.retries import traceback_of
+from squadron.runtime.trust.carried import carry
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.subjects import OrderedSubject, Subjects, TicketSubject, token_of
 
@@ -64,7 +65,10 @@ class _Lines:
         came_with = delivery.headers.get("Nats-Msg-Id", "")
         msg_id = f"{self.mailbox.name}.{came_with or delivery.seq}{_IN_LINE}"
         try:
-            await self.store.put(str(place), delivery.data, msg_id=msg_id, headers=sent_with(delivery.headers))
+            headers = sent_with(delivery.headers) | carry(
+                delivery.headers, delivery.subject, at=delivery.stored_at
+            )
+            await self.store.put(str(place), delivery.data, msg_id=msg_id, headers=headers)
         except MessageTooLargeError:
             # It came without headers and leaves no room for one; it must not hold up all others for ever.
             await self.store.put(str(place), delivery.data, msg_id="")
@@ -203,7 +207,7 @@ class _LineFeed:
                 lease = _TurnLease(self._lines, place, ticket.lease)
                 delivered = True
                 task, came = OrderedSubject.parse(head.key).task, self._as_it_came(head)
-                self._sink(Delivery(task, head.data, lease, head.seq, came))
+                self._sink(Delivery(task, head.data, lease, head.seq, came, head.time, place=head.key))
             else:
                 await self._lines.call(place.conversation)
                 await ticket.lease.settle()

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from pydantic_core import PydanticSerializationError
 
-from squadron.runtime.errors import ClaimLostError, InvalidMessageError, MessageTooLargeError
-from squadron.runtime.ports.journal import Headers
+from squadron.runtime.errors import ClaimLostError, InvalidMessageError, MessageTooLargeError, UntrustedError
+from squadron.runtime.ports.journal import Entry, Headers
 from squadron.runtime.ports.queue import Delivery
 from squadron.runtime.running.once import keep_s
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.texts import digest_of
+from squadron.runtime.trust.authority import is_agent
+from squadron.runtime.trust.signature_check import Signed
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.id_note import IdNote
 from squadron.runtime.wire.outcome import Failed, Outcome, outcome_msg_id
@@ -59,14 +64,32 @@ class Reports:
         newest = await self._ports.lite.last(lite_key)
         if newest is None:
             return None
-        if _is_outcome_of(message, newest.data):
+        if await self._is_outcome(message, newest):
             return newest.data
         # Behind it may be chunks of an attempt that lost its lease, or what others share this address for.
         found = None
         async for entry in self._ports.lite.read(lite_key):
-            if _is_outcome_of(message, entry.data):
+            if await self._is_outcome(message, entry):
                 found = entry.data
         return found
+
+    async def _is_outcome(self, message: AgentMessage, entry: Entry) -> bool:
+        """Whether an entry is this task's outcome: by its agent, or by its sender, who gave it up."""
+        if not _is_outcome_of(message, entry.data):
+            return False
+        guard = self._ports.guard
+        if guard is None:
+            return True
+
+        def may(signed: Signed) -> None:
+            if not is_agent(signed.by, guard.me) and not signed.by.covers(message.source.id):
+                raise UntrustedError(f"{signed.by.name} does not answer {message.id[:80]}")
+
+        try:
+            await guard.admit("outcome", entry.key, entry.data, entry.headers, at=entry.time, may=may)
+        except UntrustedError:
+            return False
+        return True
 
     async def settle_if_stored(
         self, delivery: Delivery, message: AgentMessage, lite_key: str, announce: str
@@ -96,16 +119,18 @@ class Reports:
         *,
         msg_id: str = "",
         headers: Headers | None = None,
+        answers: Mapping[str, Any] | None = None,
     ) -> Outcome:
         """Store the outcome and return it; one that can't travel becomes a failure that says so.
 
         Args:
             msg_id: of two that are stored under it the second is dropped; by default, that of the task's outcome.
             headers: that go along with it.
+            answers: which task it answers, see `proof.answers`.
         """
         msg_id = msg_id or outcome_msg_id(message.id, message.redriven)
         try:
-            await self._store(message, outcome, lite_key, announce, msg_id, headers)
+            await self._store(message, outcome, lite_key, announce, msg_id, headers, answers)
         except (MessageTooLargeError, PydanticSerializationError) as error:
             reason = f"its {outcome.kind.replace('_', ' ')} can't be sent: {error}"
             outcome = Failed(
@@ -118,7 +143,7 @@ class Reports:
                 reason=reason,
                 details={"type": type(error).__name__},
             )
-            await self._store(message, outcome, lite_key, announce, msg_id, headers)
+            await self._store(message, outcome, lite_key, announce, msg_id, headers, answers)
         return outcome
 
     async def _store(
@@ -129,14 +154,18 @@ class Reports:
         announce: str,
         msg_id: str,
         headers: Headers | None,
+        answers: Mapping[str, Any] | None,
     ) -> None:
+        metadata: dict[str, Any] = {"redriven": message.redriven} if message.redriven else {}
+        if answers:
+            metadata["answers"] = answers
         result = self._ports.pack(
             "result",
             {"content": outcome.to_content()},
             conversation_id=message.context.conversation_id,
             parent=message.id,
             correlation_id=message.correlation_id or message.id,
-            metadata={"redriven": message.redriven} if message.redriven else None,
+            metadata=metadata or None,
         )
         ttl_s = keep_s(self._ports, message)
         data = await self._ports.claims.seal(result, keep_s=ttl_s)
@@ -149,6 +178,9 @@ def _is_outcome_of(message: AgentMessage, data: bytes) -> bool:
     try:
         stored = AgentMessage.decode(data)
     except InvalidMessageError:
+        return False
+    if (stored.metadata or {}).get("refused"):
+        # That is told of a message, and does not end the task.
         return False
     ours = stored.type == "result" and stored.context.parent_message_id == message.id
     # Of a dead letter that was put back, the outcome of its earlier life does not count.

@@ -18,6 +18,7 @@ from squadron.runtime.errors import (
     InvalidSubjectError,
     Park,
     SupersededError,
+    UntrustedError,
 )
 from squadron.runtime.ports.queue import Delivery
 from squadron.runtime.retries import backoff_s, summary_of
@@ -33,10 +34,12 @@ from squadron.runtime.running.no_outcome import Again, HandOn, Later, LetGo
 from squadron.runtime.running.once import cancelled_with
 from squadron.runtime.running.parking import Parking
 from squadron.runtime.running.poison import Poison
+from squadron.runtime.running.proof import answers, check_task, is_signed, refuse
 from squadron.runtime.running.reports import Reports
 from squadron.runtime.running.to_the_end import run_to_the_end
 from squadron.runtime.running.told import Told
 from squadron.runtime.store.dead_letters import DeadLetters
+from squadron.runtime.store.put_back import as_put_back
 from squadron.runtime.wire.envelope import LAST_MS, AgentMessage
 from squadron.runtime.wire.limits import Deadline
 from squadron.runtime.wire.outcome import (
@@ -112,8 +115,16 @@ class Turns:
             topic = TaskSubject.parse(delivery.subject).topic
             message = AgentMessage.decode(delivery.data)
         except (InvalidMessageError, InvalidSubjectError) as error:
-            await self._poison.take(delivery, error)
+            if await is_signed(self._ports, delivery):
+                await self._poison.take(delivery, error)
+            else:
+                await delivery.lease.settle()
             return None
+        try:
+            signed = await check_task(self._ports, self.agent, delivery, message)
+            message = as_put_back(message, delivery.headers)
+        except UntrustedError as error:
+            return await self._refuse(delivery, message, topic, error)
         arrival = await arrive(self._ports, self._reports, delivery, message, topic)
         if arrival is None:
             return None
@@ -132,12 +143,21 @@ class Turns:
             if late and await self._reports.settle_if_stored(delivery, message, lite_key, announce):
                 told.ended("superseded")
                 return None
-            reported = await self._report(delivery, message, ended, lite_key, announce, told.outcome_headers)
+            reports = {"headers": told.outcome_headers, "answers": answers(self._ports, delivery, signed)}
+            reported = await self._report(delivery, message, ended, lite_key, announce, **reports)
         except BaseException as error:
             told.ended("handed_back", error=summary_of(error))
             raise
         told.ended("outcome", outcome=reported)
         return reported
+
+    async def _refuse(
+        self, delivery: Delivery, message: AgentMessage, topic: str, error: UntrustedError
+    ) -> Outcome:
+        told = Told(self._ports, "task", self.agent, message, topic, "", delivery)
+        outcome = await refuse(self._ports, delivery, message, topic, error)
+        told.ended("outcome", outcome=outcome)
+        return outcome
 
     async def _elsewhere(
         self, delivery: Delivery, message: AgentMessage, ended: Again | HandOn | Later | LetGo, told: Told
@@ -165,7 +185,7 @@ class Turns:
         ended: Outcome,
         lite_key: str,
         announce: str,
-        headers: dict[str, str] | None,
+        **how: Any,
     ) -> Outcome:
         """Store the outcome, and then settle the task."""
         if isinstance(ended, Cancelled):
@@ -173,7 +193,7 @@ class Turns:
             await withdraw_questions(self._ports, self._caller.lite_topics, message.id)
         if isinstance(ended, DeadLettered):
             await self._letters.bury(self.agent, delivery, ended, source=self._ports.identity)
-        reported = await self._reports.store(message, ended, lite_key, announce, headers=headers)
+        reported = await self._reports.store(message, ended, lite_key, announce, **how)
         if not isinstance(ended, DeadLettered | Rejected):
             # A dead letter may be sent again, with the claim that it carries.
             await self._ports.claims.drop(message)

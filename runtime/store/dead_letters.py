@@ -6,7 +6,6 @@ import base64
 import contextlib
 import hashlib
 import json
-import math
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,12 +17,16 @@ from squadron.runtime.errors import (
     MessageTooLargeError,
     SquadronError,
     UnknownLetterError,
+    UntrustedError,
 )
-from squadron.runtime.ports.journal import Entry, Headers
-from squadron.runtime.ports.queue import EARLIER_TRACE, Delivery, sent_with
+from squadron.runtime.ports.journal import Entry
+from squadron.runtime.ports.queue import Delivery, sent_with
 from squadron.runtime.store.operating import operating
 from squadron.runtime.store.port_set import Ports
+from squadron.runtime.store.put_back import put_back
 from squadron.runtime.telemetry.happenings import Buried
+from squadron.runtime.trust.authority import only_agent
+from squadron.runtime.trust.carried import CARRIED_HEADER, carry
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage, pack
 from squadron.runtime.wire.outcome import DeadLettered, Outcome, from_content
 from squadron.runtime.wire.subjects import TaskSubject, check_pattern, matches, token_of
@@ -53,6 +56,7 @@ class DeadLetter:
         traceback_digest: the same for the same traceback.
         buried_at: seconds since the epoch.
         message: the bytes as they came.
+        carried: how it came into the mailbox if it was signed, see `Carried`; else empty.
         complete: whether these are all of them: of a message too large for a letter only the beginning is kept.
         key: where the letter lies in the journal.
         seq: which entry of the journal it is.
@@ -67,6 +71,7 @@ class DeadLetter:
     traceback_digest: str
     buried_at: float
     message: bytes
+    carried: str
     complete: bool
     key: str
     seq: int
@@ -102,6 +107,7 @@ class DeadLetter:
                 traceback_digest=str(outcome.details.get("traceback_digest", "")),
                 buried_at=event.timestamp,
                 message=_unpacked(content),
+                carried=str(content.get("carried", "")),
                 complete="messageBytes" not in content,
                 **place,
             )
@@ -115,6 +121,7 @@ class DeadLetter:
                 traceback_digest="",
                 buried_at=0.0,
                 message=entry.data,
+                carried="",
                 complete=False,
                 **place,
             )
@@ -172,6 +179,9 @@ class DeadLetters:
             BusUnavailableError: not acknowledged in time; burying it again is one letter.
         """
         content = outcome.to_content() | {"subject": delivery.subject, "taskId": outcome.task_id, **about}
+        place = delivery.place or delivery.subject
+        if carried := carry(delivery.headers, place, at=delivery.stored_at):
+            content["carried"] = carried[CARRIED_HEADER]
         token = token or token_of(outcome.task_id)
         key = self._subjects.dead(agent, token)
         # The place in the queue: what was put back and fails again is another letter.
@@ -268,7 +278,7 @@ class DeadLetters:
         Raises:
             UnknownLetterError: an id names no letter, or several; nothing was moved.
             CutLetterError: only the beginning of a message was kept; nothing was moved.
-            InvalidSubjectError, MessageTooLargeError: one can't be put back; those before it were.
+            InvalidSubjectError, MessageTooLargeError, UntrustedError: one can't be put back; those before it were.
             BusUnavailableError: the rest lies where it was.
         """
         keys = await self._keys(ids, all, topic, agent, whole=True)
@@ -283,9 +293,9 @@ class DeadLetters:
             if entry := await self._journal.last(key):
                 letter = DeadLetter.read(entry)
                 try:
-                    await self._put_back(letter, entry.headers)
+                    await self._put_back(letter, entry)
                     done.append(letter.id)
-                except (CutLetterError, InvalidSubjectError, MessageTooLargeError) as error:
+                except (CutLetterError, InvalidSubjectError, MessageTooLargeError, UntrustedError) as error:
                     if not all:
                         raise
                     left[letter.id] = error
@@ -293,15 +303,18 @@ class DeadLetters:
                 on_progress(number, len(keys))
         return Redriven(tuple(done), left)
 
-    async def _put_back(self, letter: DeadLetter, headers: Headers) -> None:
+    async def _put_back(self, letter: DeadLetter, entry: Entry) -> None:
         _check_whole(letter)
         if TaskSubject.parse(letter.subject).environment != self._subjects.environment:
             raise InvalidSubjectError(f"{letter.subject!r} is in another environment")
-        data = _renewed(letter.message, self._clock.time())
+        if (guard := self._ports.guard) is not None:
+            # Who puts it back vouches for what the letter says of it.
+            by = only_agent(letter.agent)
+            await guard.admit("letter", entry.key, entry.data, entry.headers, at=entry.time, may=by)
+        data, headers = put_back(letter.message, letter.carried, entry.headers, self._clock.time())
         # By the letter, not by the id alone: a stranger may have sent one id to two topics.
         msg_id = f"{token_of(letter.id)}.redriven.{letter.seq}"
-        earlier = {EARLIER_TRACE: headers["traceparent"]} if "traceparent" in headers else None
-        await self._queue.put(letter.subject, data, msg_id=msg_id, headers=earlier)
+        await self._queue.put(letter.subject, data, msg_id=msg_id, headers=headers)
         # Not what came since: the message may have been given up again by now.
         await self._journal.erase(letter.key, through_seq=letter.seq)
 
@@ -356,23 +369,6 @@ def _check_whole(letter: DeadLetter) -> None:
             f"only a part of the message of {letter.id} was kept ({len(letter.message)} bytes)",
             hint="have it sent anew, and drop the letter",
         )
-
-
-def _renewed(data: bytes, now: float) -> bytes:
-    """The message as it is put back."""
-    try:
-        message = AgentMessage.decode(data)
-    except InvalidMessageError:
-        # We can't read it. A newer version may, and gets it as it was sent.
-        return data
-    metadata = {**(message.metadata or {}), "redriven": message.redriven + 1}
-    changes: dict[str, Any] = {"timestamp": now, "metadata": metadata}
-    limits, later_ms = message.payload.constraints, 1000 * (now - message.timestamp)
-    # A timestamp may be any number that JSON can hold.
-    if limits is not None and limits.deadline is not None and math.isfinite(later_ms):
-        limits = limits.model_copy(update={"deadline": limits.deadline + round(later_ms)})
-        changes["payload"] = message.payload.model_copy(update={"constraints": limits})
-    return message.model_copy(update=changes).encode()
 
 
 def _id_in(data: bytes) -> str:

@@ -13,6 +13,8 @@ from squadron.runtime.ports.lite_journal import LiteJournal
 from squadron.runtime.ports.queue import Queue
 from squadron.runtime.store.claims import Claims
 from squadron.runtime.telemetry.observer import Observers
+from squadron.runtime.trust.guard import Guard
+from squadron.runtime.trust.principals import Principal
 from squadron.runtime.wire.envelope import AgentIdentity, Head, MessageType, pack
 from squadron.runtime.wire.limits import Clock
 from squadron.runtime.wire.subjects import Subjects
@@ -27,7 +29,8 @@ class Ports:
     """What everything that runs or asks is given.
 
     `lite` holds lite topics, `dead` the dead letters, `runs` the logs of runs; `observers` hear what happens.
-    `file_action` stores what an operator does for the audit trail, if there is one: verb and JSON.
+    `file_action` stores what an operator does for the audit trail, if there is one: verb and JSON. `guard` checks
+    who said what comes, if anything is checked; `principal` is who this process signs as, if it does.
     """
 
     identity: AgentIdentity
@@ -42,6 +45,8 @@ class Ports:
     claims: Claims
     observers: Observers = field(default_factory=Observers)
     file_action: Callable[[str, bytes], Awaitable[None]] = unrecorded
+    guard: Guard | None = None
+    principal: Principal | None = None
 
     def pack(self, type: MessageType, payload: dict[str, Any], **head: Unpack[Head]) -> bytes:
         """A message of this process, by its clock; see `wire.envelope.pack`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -123,6 +123,7 @@ class StreamReader:
         live: whether to wait for what is not stored yet.
         until: when to stop waiting.
         is_end: whether a message of type result is the task's own outcome.
+        counts: whether an entry is by who may write it; all are, by default.
     """
 
     def __init__(
@@ -133,8 +134,10 @@ class StreamReader:
         *,
         live: bool = True,
         until: Deadline | None = None,
-        is_end: Callable[[bytes], bool] = lambda _: True,
+        is_end: Callable[[Entry], bool] = lambda _: True,
+        counts: Callable[[Entry], Awaitable[bool]] | None = None,
     ) -> None:
+        self._counts = counts
         self._lite, self._claims, self._key, self._until, self._is_end = lite, claims, key, until, is_end
         self._trail = Trail(lite, key, live=live, until=until)
         self._order = Order()
@@ -155,10 +158,10 @@ class StreamReader:
         async with aclosing(self._trail.entries()) as entries:
             async for entry in entries:
                 raw = _read(entry.data)
-                if raw is None:
+                if raw is None or (self._counts is not None and not await self._counts(entry)):
                     continue
                 if raw["type"] == "result":
-                    if not self._is_end(entry.data):
+                    if not self._is_end(entry):
                         continue
                     async for event in self._rest(raw):
                         yield event
@@ -194,6 +197,8 @@ class StreamReader:
             async for entry in entries:
                 raw = _read(entry.data)
                 if raw is None or raw["type"] != "stream":
+                    continue
+                if self._counts is not None and not await self._counts(entry):
                     continue
                 payload = await self._claimed(entry) if "claim" in raw["payload"] else raw["payload"]
                 if payload is not None:

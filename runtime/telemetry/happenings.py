@@ -130,6 +130,16 @@ class Buried:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Distrusted:
+    """A message was not as somebody signed it who may; `taken` if it was taken all the same."""
+
+    kind: str
+    subject: str
+    reason: str
+    taken: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunGrew:
     """Something was stored in the log of a run, by the attempt that goes on with it.
 
@@ -202,6 +212,7 @@ Happening: TypeAlias = (
     | TurnBegun
     | TurnEnded
     | Buried
+    | Distrusted
     | RunGrew
     | CallAdmitted
     | PersonAsked

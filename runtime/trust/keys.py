@@ -73,6 +73,7 @@ def _written(prefix: int, raw: bytes) -> str:
     return base64.b32encode(src + nkeys.crc16(bytearray(src)).to_bytes(2, "little")).rstrip(b"=").decode()
 
 
+@lru_cache(maxsize=4096)
 def kind_of(public: str) -> KeyKind | None:
     """What a public key is of; None if it is no key."""
     return next((kind for kind in _PREFIX if public[:1] == kind and _verifying(public) is not None), None)

@@ -199,6 +199,16 @@ class AgentMessage(Wire):
         at = (self.metadata or {}).get("seen")
         return at if isinstance(at, float) and math.isfinite(at) else 0.0
 
+    def put_back(self, redriven: int, now: float) -> Self:
+        """The message as it is when it was put back so often, the last time `now`, in seconds since the epoch."""
+        changes: dict[str, Any] = {"timestamp": now, "metadata": {**(self.metadata or {}), "redriven": redriven}}
+        limits, later_ms = self.payload.constraints, 1000 * (now - self.timestamp)
+        # A timestamp may be any number that JSON can hold.
+        if limits is not None and limits.deadline is not None and math.isfinite(later_ms):
+            limits = limits.model_copy(update={"deadline": limits.deadline + round(later_ms)})
+            changes["payload"] = self.payload.model_copy(update={"constraints": limits})
+        return self.model_copy(update=changes)
+
     @classmethod
     def decode(cls, data: bytes) -> Self:
         """Read a message.

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from squadron.runtime.errors import InvalidInputError
 from squadron.runtime.texts import whole
-from squadron.runtime.wire.subjects import check_pattern, check_token
+from squadron.runtime.wire.subjects import check_pattern, check_token, matches
 
 #: Both providers allow `[a-zA-Z0-9_-]` in a tool name, so the dot of a topic needs a stand-in; "__" keeps
 #: it readable and can be undone.
@@ -162,6 +162,10 @@ class AgentCard(_Told):
     @classmethod
     def _check_agent(cls, agent: str) -> str:
         return check_token(agent, "agent")
+
+    def serves(self, topic: str) -> bool:
+        """Whether one of its topics is this one, or a family that has it."""
+        return any(each.name == topic or (each.is_pattern and matches(each.name, topic)) for each in self.topics)
 
 
 class ScoredTopic(BaseModel):

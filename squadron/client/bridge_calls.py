@@ -10,6 +10,8 @@ from typing import Any
 from squadron.runtime.errors import BridgeUnavailableError, BusUnavailableError, SquadronError
 from squadron.runtime.ports.bus import UnreliableBus
 from squadron.runtime.store.operating import operator
+from squadron.runtime.trust.authority import only
+from squadron.runtime.trust.guard import Guard
 from squadron.runtime.wire.subjects import Subjects
 
 #: A call of the bridge ends within this, in seconds: one that was just killed is back in about two.
@@ -23,13 +25,20 @@ PING_WITHIN_S = 5.0
 class Control:
     """The bridge's control verbs."""
 
-    def __init__(self, bus: UnreliableBus, subjects: Subjects) -> None:
-        self._bus, self._subjects = bus, subjects
+    def __init__(self, bus: UnreliableBus, subjects: Subjects, guard: Guard | None = None) -> None:
+        self._bus, self._subjects, self._guard = bus, subjects, guard
+
+    async def _ask(self, verb: str, data: bytes, within_s: float) -> bytes:
+        note = await self._bus.exchange(self._subjects.control(verb), data, within_s=within_s)
+        if self._guard is not None:
+            said = note.subject, note.data, note.headers
+            await self._guard.admit("answer", *said, at=None, may=only("bridge"))
+        return note.data
 
     async def bridge(self) -> dict[str, Any] | None:
         """What the bridge says of itself, or None if there is none."""
         try:
-            raw = await self._bus.request(self._subjects.control("ping"), b"", within_s=PING_WITHIN_S)
+            raw = await self._ask("ping", b"", PING_WITHIN_S)
         except BusUnavailableError:
             return None
         facts: dict[str, Any] = json.loads(raw)["ok"]
@@ -40,13 +49,14 @@ class Control:
 
         Raises:
             BridgeUnavailableError: no bridge answers.
+            UntrustedError: somebody else answers in its place.
         """
         data = json.dumps({"callId": uuid.uuid4().hex, "by": operator(), **arguments}).encode()
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + CALL_WITHIN_S
         while True:
             try:
-                raw = await self._bus.request(self._subjects.control(verb), data, within_s=TRY_WITHIN_S)
+                raw = await self._ask(verb, data, TRY_WITHIN_S)
                 break
             except BusUnavailableError as error:
                 if loop.time() > give_up_at:

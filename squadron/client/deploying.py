@@ -32,7 +32,7 @@ class Fleet(Talking):
 
     @property
     def _control(self) -> Control:
-        return Control(self._wiring.ports.bus, self._wiring.ports.subjects)
+        return Control(self._wiring.ports.bus, self._wiring.ports.subjects, self._wiring.ports.guard)
 
     async def deploy(
         self,

@@ -15,6 +15,8 @@ from squadron.runtime.ports.bus import Note, Subscription
 from squadron.runtime.ports.queue import Delivery, Feed
 from squadron.runtime.running.event_turns import read_event
 from squadron.runtime.running.pump import keep_leases
+from squadron.runtime.trust.authority import speaks_as
+from squadron.runtime.trust.guard import Guard
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.groups import EventGroup
 from squadron.runtime.wire.start import Start
@@ -33,7 +35,8 @@ class Events(AsyncClosing):
         dropped: how many were not held any more when somebody came for them.
     """
 
-    def __init__(self, most_held: int = MOST_HELD) -> None:
+    def __init__(self, most_held: int = MOST_HELD, guard: Guard | None = None) -> None:
+        self._guard = guard
         self.dropped, self._most_held = 0, most_held
         self._queue: asyncio.Queue[AgentMessage | None] = asyncio.Queue()
         self._subscription: Subscription | None = None
@@ -47,6 +50,12 @@ class Events(AsyncClosing):
             message = AgentMessage.decode(note.data)
         except InvalidMessageError:
             return
+        if self._guard is None:
+            return self._take(message)
+        said, may = (note.subject, note.data, note.headers), speaks_as(message.source.id)
+        self._guard.hear("event", *said, lambda _: self._take(message), at=None, may=may)
+
+    def _take(self, message: AgentMessage) -> None:
         if self._queue.qsize() >= self._most_held:
             self._queue.get_nowait()
             self.dropped += 1
@@ -156,7 +165,7 @@ class DurableEvents(AsyncClosing):
         wiring = self._wiring
         while True:
             delivery = await self._delivered()
-            message = await read_event(wiring.dead_letters, wiring.ports.identity, self._group.name, delivery)
+            message = await read_event(wiring.dead_letters, wiring.ports, self._group.name, delivery)
             if message is None:
                 self._arrived = None
                 continue

@@ -150,7 +150,7 @@ class Talking(Looking):
 
     async def subscribe(self, pattern: str) -> Events:
         """Hear events: `status.*`, or `*.*` for all; active when this returns."""
-        events = Events()
+        events = Events(guard=self._wiring.ports.guard)
         subject = self._wiring.ports.subjects.event(check_pattern(pattern))
         events.attach(await self._wiring.ports.bus.subscribe(subject, events.hear))
         self._heard.add(events)

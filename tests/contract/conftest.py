@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import nats
@@ -36,9 +38,11 @@ from squadron.runtime.store.port_set import Ports
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.wire.limits import Clock
 from squadron.runtime.wire.outcome import Outcome
-from squadron.runtime.wire.subjects import Subjects
+from squadron.runtime.wire.replies import principal_of
+from squadron.runtime.wire.subjects import Subjects, token_of
 from squadron.testing import now_s, turned_time
 from tests.conftest import HEARTBEAT_S
+from tests.trusted import Realm
 
 #: Longest wait for what must happen; it is over at once when it does.
 SOON_S = 10.0
@@ -109,11 +113,32 @@ class World:
     _closers: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
 
 
-async def _memory_world() -> World:
+#: Set by `test_signed_suite`: everybody signs, and believes nothing else.
+SIGNED = os.environ.get("SQUADRON_TEST_SIGNED") == "yes"
+
+
+class Everybody:
+    """Credentials for whoever joins, if this run is a signed one; each may do all that the bridge may."""
+
+    def __init__(self, folder: Path) -> None:
+        self._realm, self._folder = Realm(), folder
+        self._trust = folder / "trust.json"
+        self._trust.write_bytes(self._realm.document())
+
+    def settings(self, base: Settings, name: str) -> Settings:
+        if not SIGNED:
+            return base
+        principal = principal_of(token_of(name))
+        path = self._folder / f"bridge-{principal}.creds"
+        creds = path if path.exists() else self._realm.write(self._folder, principal, "bridge")
+        return replace(base, trust=self._trust, nats_user_credentials=creds, verify="require")
+
+
+async def _memory_world(everybody: Everybody) -> World:
     server, settings = MemoryServer("test"), Settings(env="test", heartbeat_s=HEARTBEAT_S)
 
     async def join(name: str) -> Peer:
-        place = server.place(AgentIdentity(id=name, type="test"), settings)
+        place = server.place(AgentIdentity(id=name, type="test"), everybody.settings(settings, name))
         await place.start()
         world._closers.append(place.aclose)
         return peer_of(place)
@@ -122,9 +147,10 @@ async def _memory_world() -> World:
     return world
 
 
-async def _jetstream_world(settings: Settings) -> World:
+async def _jetstream_world(settings: Settings, everybody: Everybody) -> World:
     async def join(name: str) -> Peer:
-        w = await Wiring.open(settings, AgentIdentity(id=name, type="test"), create=True)
+        own, identity = everybody.settings(settings, name), AgentIdentity(id=name, type="test")
+        w = await Wiring.open(own, identity, create=True)
         world._closers.append(w.aclose)
         return peer_of(w)
 
@@ -137,14 +163,15 @@ ON_NATS = pytest.mark.parametrize("world", ["jetstream"], indirect=True)
 
 
 @pytest.fixture(params=["memory", "jetstream"])
-async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
+async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
     """Ports of one kind, in an environment that no other test uses."""
+    everybody = Everybody(tmp_path)
     with contextlib.ExitStack() as stack:
         if request.param == "memory":
             stack.enter_context(turned_time())
-            made = await _memory_world()
+            made = await _memory_world(everybody)
         else:
-            made = await _jetstream_world(request.getfixturevalue("settings"))
+            made = await _jetstream_world(request.getfixturevalue("settings"), everybody)
         yield made
         for close in reversed(made._closers):
             await close()
@@ -188,9 +215,10 @@ class Replica:
         self.delivered.append(delivery.lease.delivered)
         return await self.turns.run(delivery)
 
-    async def start(self) -> None:
+    async def start(self, *, card: bool = True) -> None:
         await self.peer.queue.declare(self.mailbox)
-        await self.peer.registry.advertise(self.spec.card())
+        if card:
+            await self.peer.registry.advertise(self.spec.card())
         # Ten minutes of presence, so that no test depends on heartbeats.
         self.peer.registry.heartbeat_s = 200.0
         facts = {"capabilities": sorted(self.agent.capabilities)}

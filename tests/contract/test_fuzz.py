@@ -31,7 +31,7 @@ from squadron.client.subscriptions import Events
 from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.errors import InvalidMessageError, InvalidSubjectError
 from squadron.runtime.ports.queue import Backlog, Mailbox
-from squadron.runtime.registry.registry import Presence
+from squadron.runtime.registry.presence import Presence
 from squadron.runtime.running.pump import Pump
 from squadron.runtime.running.turn import Turns
 from squadron.runtime.wire.deployment import Deployment, Scale

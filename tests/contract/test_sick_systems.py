@@ -45,7 +45,8 @@ from squadron.bridge.jetstream.wiring import Wiring
 from squadron.runtime.asking.people import put_question
 from squadron.runtime.errors import BusUnavailableError, ModelError, StorageFullError
 from squadron.runtime.ports.queue import Mailbox
-from squadron.runtime.registry.registry import Presence, Registry
+from squadron.runtime.registry.presence import Presence
+from squadron.runtime.registry.registry import Registry
 from squadron.runtime.wire.deployment import AgentState, Deployment, Scale
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.wire.limits import Deadline

@@ -19,7 +19,7 @@ import squadron
 from squadron import config
 from squadron.config import VARIABLES, Settings
 from squadron.runtime.asking.options import AskOptions
-from squadron.runtime.registry.registry import Presence
+from squadron.runtime.registry.presence import Presence
 from squadron.runtime.store.claims import claim_of
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.outcome import KINDS, from_content

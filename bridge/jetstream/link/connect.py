@@ -266,7 +266,7 @@ class Connection:
             raise self.error("")
         if len(subject) > MAX_SUBJECT:
             raise InvalidSubjectError(f"a subject of {len(subject):,} characters is too long")
-        size = len(data)
+        size = len(data) + self.client.signature_bytes
         if size < self.client.max_payload - HEADER_BYTES:
             return
         # nats-py leaves the headers out of its check, and the server closes the connection over them.

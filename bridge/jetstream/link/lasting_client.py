@@ -15,6 +15,7 @@ from nats.aio.client import DEFAULT_PENDING_SIZE, Client
 from nats.protocol import parser
 
 from squadron.runtime.retries import traceback_of
+from squadron.runtime.trust.agent_sender import SENDER_HEADER
 
 #: How often the client's own tasks are looked at, in seconds: none ends without being replaced, unless it broke.
 WATCH_S = 1.0
@@ -26,6 +27,11 @@ GATHER_S = 0.001
 #: What ends a word of the protocol. nats-py also takes a form feed for it, which the server lets through in a
 #: subject: it would lose its place, reconnect, get the same stored message again, and so for ever.
 _WORD, _GAP = rb"([^ \t\r\n]+)", rb"[ \t]+"
+
+#: Longest header that we sign with, in bytes: its subject has 1,000 characters at most.
+SIGNATURE_BYTES = 1_400
+#: Subject, payload and headers → the headers that are sent.
+Sign = Callable[[str, bytes, dict[str, str] | None], dict[str, str]]
 
 _log = structlog.get_logger("squadron.nats")
 
@@ -59,7 +65,8 @@ def _parse(raw: bytes) -> dict[str, str]:
     for line in lines:
         name, colon, value = line.partition(":")
         if colon:
-            headers[name] = value.strip()
+            # Who signed it must be said once.
+            headers[name] = "" if name == SENDER_HEADER and name in headers else value.strip()
     return headers
 
 
@@ -79,11 +86,20 @@ class LastingClient(Client):
         _mend_parser()
         self._heard_at = time.monotonic()
         self._loop, self._flush_due = asyncio.get_running_loop(), False
+        #: Makes the headers of what is sent on a subject; None signs nothing.
+        self.sign: Sign | None = None
+        #: What is signed when it leaves, not before: the connection may be away until then.
+        self._unsigned: list[tuple[str, bytes, str, dict[str, str] | None]] = []
 
     @property
     def silent_s(self) -> float:
         """Seconds since the server's last answer to a ping: a round trip, whatever the flags say."""
         return time.monotonic() - self._heard_at
+
+    @property
+    def signature_bytes(self) -> int:
+        """How many bytes at most a signature adds to a message."""
+        return 0 if self.sign is None else SIGNATURE_BYTES
 
     @property
     def fault(self) -> str:
@@ -113,32 +129,44 @@ class LastingClient(Client):
             raise nats.errors.ConnectionDrainingError
         if not self.is_connected and len(data) + self._pending_data_size > self._max_pending_size:
             raise nats.errors.OutboundBufferLimitError
-        if headers:
-            lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
-            head = f"NATS/1.0\r\n{lines}\r\n".encode()
-            line = f"HPUB {subject} {reply} {len(head)} {len(head) + len(data)}\r\n".encode()
-            command = b"".join((line, head, data, b"\r\n"))
-        else:
-            command = b"".join((f"PUB {subject} {reply} {len(data)}\r\n".encode(), data, b"\r\n"))
         if not self._flush_due:
             self._flush_due = True
             self._loop.call_soon(self._flush, 1, self._loop.time() + GATHER_S)
+        if self.sign is not None:
+            # All of them wait there, so that none overtakes another.
+            self._unsigned.append((subject, data, reply, headers))
+            self._pending_data_size += len(data)
+            return
+        command = _command(subject, data, reply, headers)
         self._pending.append(command)
         self._pending_data_size += len(command)
 
     def _flush(self, had: int, until: float) -> None:
         """Write what is to be sent, unless the last turn of the loop brought more than one: so may the next."""
-        if len(self._pending) > had and self._loop.time() < until:
-            self._loop.call_soon(self._flush, len(self._pending), until)
+        held = len(self._pending) + len(self._unsigned)
+        if held > had and self._loop.time() < until:
+            self._loop.call_soon(self._flush, held, until)
             return
         self._flush_due = False
         self.flush_now()
 
     def flush_now(self) -> None:
         """Write what is to be sent at once; what finds the connection lost is kept for the one that comes."""
-        if self._pending and self.is_connected and self._transport is not None and not self._is_lost:
+        if not (self._pending or self._unsigned):
+            return
+        if self.is_connected and self._transport is not None and not self._is_lost:
+            if self._unsigned:
+                self._sign_all()
             pending, self._pending, self._pending_data_size = self._pending, [], 0
             self._transport.writelines(pending)
+
+    def _sign_all(self) -> None:
+        unsigned, self._unsigned = self._unsigned, []
+        for subject, data, reply, headers in unsigned:
+            # What begins so is for the server itself.
+            if self.sign is not None and not subject.startswith("$"):
+                headers = self.sign(subject, data, headers)
+            self._pending.append(_command(subject, data, reply, headers))
 
     @property
     def _is_lost(self) -> bool:
@@ -217,6 +245,15 @@ class LastingClient(Client):
         except Exception as error:
             # It must not end the read loop.
             _log.error("nats.sink_raised", subject=msg.subject, traceback=traceback_of(error))
+
+
+def _command(subject: str, data: bytes, reply: str, headers: dict[str, str] | None) -> bytes:
+    if not headers:
+        return b"".join((f"PUB {subject} {reply} {len(data)}\r\n".encode(), data, b"\r\n"))
+    lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+    head = f"NATS/1.0\r\n{lines}\r\n".encode()
+    line = f"HPUB {subject} {reply} {len(head)} {len(head) + len(data)}\r\n".encode()
+    return b"".join((line, head, data, b"\r\n"))
 
 
 def _mend_parser() -> None:

@@ -1,0 +1,34 @@
+"""Who calls the bridge, and with what."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from squadron.runtime.errors import InvalidMessageError
+from squadron.runtime.ports.bus import Note
+from squadron.runtime.trust.authority import KEEPERS, only
+from squadron.runtime.trust.guard import Guard, anybody
+
+#: Calls that change nothing: whoever signs may look.
+_LOOKS = frozenset(("ping", "status", "metrics"))
+
+
+async def arguments_of(note: Note, verb: str, guard: Guard | None) -> dict[str, Any]:
+    """The arguments of a call; if it is known who signed it, `by` says so.
+
+    Raises:
+        UntrustedError: who calls may not.
+        InvalidMessageError: these are no arguments.
+        ValueError, RecursionError: that is no JSON.
+    """
+    signed = None
+    if guard is not None:
+        may = anybody if verb in _LOOKS else only(*KEEPERS)
+        signed = await guard.admit("control", note.subject, note.data, note.headers, at=None, may=may)
+    arguments = json.loads(note.data or b"{}")
+    if not isinstance(arguments, dict):
+        raise InvalidMessageError(f"{verb}: not a JSON object")
+    if signed is not None:
+        arguments["by"] = f"{signed.by.name}: {arguments.get('by', '')}"
+    return arguments

@@ -1,0 +1,84 @@
+"""Who a process is, and whom it believes, by its settings: over any ports."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from squadron.config import Settings
+from squadron.runtime.errors import ConfigError, UntrustedError
+from squadron.runtime.ports.journal import Journal
+from squadron.runtime.trust.guard import Guard
+from squadron.runtime.trust.principals import Principal, TrustDocument
+from squadron.runtime.trust.signature_check import SignatureCheck
+from squadron.runtime.trust.signer import Signer
+from squadron.runtime.wire.envelope import AgentIdentity
+from squadron.runtime.wire.subjects import Subjects
+
+#: How long a JWT can be looked up past its end, in seconds: as long as a dead letter that it signed, and a day.
+KEY_KEPT_S = 91 * 24 * 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Trusting:
+    """What one process signs with and checks by. With `signer` None it signs nothing, without a `document` it
+    checks nothing."""
+
+    signer: Signer | None = None
+    me: Principal | None = None
+    document: TrustDocument | None = None
+
+    @classmethod
+    def of(cls, settings: Settings, now: Callable[[], float]) -> Trusting:
+        """Read what the settings name.
+
+        Raises:
+            ConfigError: a file is not what it should be, or nobody who is trusted vouches for this process.
+        """
+        if settings.trust is None:
+            return cls()
+        document = TrustDocument.load(settings.trust)
+        if settings.nats_user_credentials is None:
+            return cls(document=document)
+        signer = Signer.load(settings.nats_user_credentials, now)
+        try:
+            me = document.principal(signer.token)
+        except UntrustedError as error:
+            hint = "take the trust document of the environment that the credentials are for"
+            raise ConfigError(f"NATS_CREDS and SQUADRON_TRUST don't fit: {error}", hint=hint) from None
+        return cls(signer, me, document)
+
+    def named(self, identity: AgentIdentity) -> AgentIdentity:
+        """The identity of a process as its principal may have it."""
+        if self.me is None or self.me.covers(identity.id):
+            return identity
+        return identity.model_copy(update={"id": f"{self.me.name}-{uuid.uuid4().hex[:8]}"})
+
+    def guard(
+        self, settings: Settings, records: Journal, subjects: Subjects, now: Callable[[], float]
+    ) -> Guard | None:
+        """What checks messages here; None if nothing is checked."""
+        if self.document is None or settings.verify == "off":
+            return None
+
+        async def fetch(user: str) -> bytes | None:
+            entry = await records.last(subjects.record("key", user))
+            return None if entry is None else entry.data
+
+        me = "" if self.me is None else self.me.name
+        return Guard(SignatureCheck(self.document, fetch, now), settings.verify, me)
+
+    async def publish_key(self, records: Journal, subjects: Subjects, now: float) -> None:
+        """Let others look up who signs here: its chain is checked by whoever reads it.
+
+        Raises:
+            BusUnavailableError: not acknowledged in time.
+        """
+        if self.signer is None:
+            return
+        key, token = subjects.record("key", self.signer.user), self.signer.token.encode()
+        stored = await records.last(key)
+        if stored is None or stored.data != token:
+            until = self.signer.says.expires_at
+            await records.append(key, token, ttl_s=until - now + KEY_KEPT_S if until else None)

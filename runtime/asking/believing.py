@@ -1,0 +1,81 @@
+"""Whether what comes back to who asked is from whom it should be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from squadron.runtime.errors import BusUnavailableError, UntrustedError
+from squadron.runtime.ports.bus import Note
+from squadron.runtime.ports.journal import Entry
+from squadron.runtime.trust.authority import check_source
+from squadron.runtime.trust.guard import Guard, Kind, May
+from squadron.runtime.trust.signature_check import Signed
+
+if TYPE_CHECKING:
+    from squadron.runtime.asking.handle import Handle
+
+
+def check_answer(handle: Handle, signed: Signed, raw: Mapping[str, Any]) -> None:
+    """Check that who signed a result may answer the task of a handle, and has answered just that.
+
+    Raises:
+        UntrustedError: it may not, or answers another.
+    """
+    check_source(signed, str(raw["source"]["id"]))
+    by = signed.by
+    if by.covers(handle.sender):
+        # Who asked gave it up, in whichever process.
+        return
+    check_agent(handle, signed)
+    metadata = raw.get("metadata") or {}
+    if metadata.get("refused") is True:
+        # It ends nothing.
+        return
+    answered = metadata.get("answers")
+    sha256, asker = (answered.get("sha256"), answered.get("by")) if isinstance(answered, dict) else (None, None)
+    if handle.digest:
+        if sha256 != handle.digest:
+            raise UntrustedError(f"{by.name} answers another task of this id")
+    elif not isinstance(asker, str) or not is_of(asker, handle.sender):
+        # It may have been sent by another process, or before: then it counts who sent it.
+        raise UntrustedError(f"{by.name} answers a task that somebody else sent under this id")
+
+
+def check_agent(handle: Handle, signed: Signed) -> None:
+    """Check that who signed serves the topic of a handle.
+
+    Raises:
+        UntrustedError: it does not, as far as is known.
+    """
+    by = signed.by
+    serves = by.role == "agent" and handle.registry.serves(by.name, handle.topic)
+    if not serves and by.role != "bridge":
+        raise UntrustedError(f"{by.name} ({by.role}) does not serve {handle.topic}")
+
+
+def is_of(name: str, source_id: str) -> bool:
+    """Whether a source is a process of the principal of this name."""
+    return source_id == name or source_id.rpartition("-")[0] == name
+
+
+async def believes(guard: Guard, kind: Kind, entry: Entry, may: May) -> bool:
+    """Whether an entry that was read counts.
+
+    Raises:
+        BusUnavailableError: nobody says who signed it.
+    """
+    try:
+        await guard.admit(kind, entry.key, entry.data, entry.headers, at=entry.time, may=may)
+    except UntrustedError:
+        return False
+    return True
+
+
+async def learn_who(guard: Guard, heard: Note | Entry) -> None:
+    """Know who signed a message, if anybody does, before it is looked at."""
+    try:
+        await guard.verifier.learn_signer(heard.headers)
+    except (UntrustedError, BusUnavailableError):
+        # It is found out when it is checked.
+        return

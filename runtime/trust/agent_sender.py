@@ -1,0 +1,142 @@
+"""The header `Agent-Sender`: who says a message, and the signature over it, as Synadia's agents have it.
+
+A signature stands for these bytes, which any NATS client can put together (`docs/security.md`):
+
+    AGENT-SENDER-V1\\n{account}\\n{user}\\n{subject}\\n{ts}\\n{nonce}\\n{SHA-256 of the payload in hex}\\n
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Self
+
+from pydantic_core import from_json
+
+from squadron.runtime.errors import UntrustedError
+from squadron.runtime.trust.keys import kind_of
+
+#: Name of the header; case-sensitive, as all of NATS.
+SENDER_HEADER = "Agent-Sender"
+#: Longest header that is looked at, in bytes (Synadia Agent Protocol).
+MAX_HEADER_BYTES = 2048
+
+_NONCE = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_TS = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z")
+_SIGNATURE = re.compile(r"[A-Za-z0-9_-]{86}")
+#: A line of what is signed can't hold one.
+_BREAKS = re.compile(r"[\s\x00-\x1f\x7f]")
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSender:
+    """Who says it.
+
+    Attributes:
+        account, user: public keys.
+        name: of the principal, as the sender says; what counts is that of the user's JWT.
+        subject: what it was published on.
+        ts: when it was signed, RFC 3339 in UTC.
+        nonce: told once.
+        signature: 64 bytes.
+        at: `ts` in seconds since the epoch.
+    """
+
+    account: str
+    user: str
+    name: str
+    subject: str
+    ts: str
+    nonce: str
+    signature: bytes = b""
+    at: float = 0.0
+
+    def signed(self, digest: str) -> bytes:
+        """What the signature is over; `digest` is the SHA-256 of the payload, in hex."""
+        return signed_bytes(self.account, self.user, self.subject, self.ts, self.nonce, digest)
+
+    def encode(self) -> str:
+        """The header's value."""
+        fields = {"v": 1, "account": self.account, "user": self.user, "name": self.name, "sub": self.subject}
+        fields |= {"ts": self.ts, "nonce": self.nonce, "sig": text_of(self.signature)}
+        return json.dumps(fields, separators=(",", ":"))
+
+    @classmethod
+    def parse(cls, value: str) -> Self | None:
+        """Read a header's value; one of another version, or without a signature, counts as none.
+
+        Raises:
+            UntrustedError: it is none, and says which field is wrong.
+        """
+        if len(value) > MAX_HEADER_BYTES or len(value.encode(errors="replace")) > MAX_HEADER_BYTES:
+            raise UntrustedError(f"{SENDER_HEADER} is longer than {MAX_HEADER_BYTES} bytes")
+        try:
+            fields = from_json(value, cache_strings="keys")
+        except ValueError:
+            fields = None
+        if not isinstance(fields, dict):
+            raise UntrustedError(f"{SENDER_HEADER} is no JSON object, or there are several")
+        if type(fields.get("v")) is not int or fields["v"] != 1 or "sig" not in fields:
+            return None
+        get = fields.get
+        account, user, name, subject = get("account", ""), get("user", ""), get("name", ""), get("sub", "")
+        ts, nonce, signature = get("ts", ""), get("nonce", ""), get("sig", "")
+        for text in (account, user, name, subject, ts, nonce, signature):
+            if type(text) is not str:
+                raise UntrustedError(f"{SENDER_HEADER}: a field is no text")
+        at = _time(ts)
+        wrong = (
+            (kind_of(account) != "A" and "account")
+            or (kind_of(user) != "U" and "user")
+            or (_BREAKS.search(subject) is not None and "sub")
+            or (at is None and "ts")
+            or (_NONCE.fullmatch(nonce) is None and "nonce")
+            or (_SIGNATURE.fullmatch(signature) is None and "sig")
+        )
+        if wrong:
+            raise UntrustedError(f"{SENDER_HEADER}: field {wrong!r} is malformed")
+        raw = bytes_of(signature)
+        if text_of(raw) != signature:
+            # One signature, one text.
+            raise UntrustedError(f"{SENDER_HEADER}: field 'sig' is malformed")
+        return cls(account, user, name, subject, ts, nonce, raw, at or 0.0)
+
+
+def signed_bytes(account: str, user: str, subject: str, ts: str, nonce: str, digest: str) -> bytes:
+    """What a signature is over."""
+    return f"AGENT-SENDER-V1\n{account}\n{user}\n{subject}\n{ts}\n{nonce}\n{digest}\n".encode()
+
+
+def time_text(at: float) -> str:
+    """A time as the header has it, in milliseconds; `at` is in seconds since the epoch."""
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def text_of(data: bytes) -> str:
+    """Base64url without padding."""
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def bytes_of(text: str) -> bytes:
+    """The bytes of a text in base64url.
+
+    Raises:
+        UntrustedError: it is none.
+    """
+    try:
+        return base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError):
+        raise UntrustedError(f"{SENDER_HEADER}: that is no base64url") from None
+
+
+def _time(ts: str) -> float | None:
+    if _TS.fullmatch(ts) is None:
+        return None
+    try:
+        return datetime.fromisoformat(ts).timestamp()
+    except (ValueError, OverflowError):
+        return None

@@ -1,0 +1,173 @@
+"""What is done about messages that nobody signed who may: told of, or refused."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import structlog
+
+from squadron.runtime.background import spawn
+from squadron.runtime.errors import BusUnavailableError, UntrustedError
+from squadron.runtime.trust.signature_check import SignatureCheck, Signed, UnknownUserError
+
+#: Refusals that are logged and recorded each second; the others are only counted: who forges must not fill disks.
+TOLD_PER_S = 10
+
+VerifyMode = Literal["off", "warn", "require"]
+#: What is told apart among the messages that are checked.
+Kind = Literal[
+    "task",
+    "outcome",
+    "chunk",
+    "event",
+    "cancel",
+    "card",
+    "presence",
+    "record",
+    "control",
+    "answer",
+    "hand",
+    "letter",
+]
+#: Whether who signed it may say it; raises an `UntrustedError` if not.
+May = Callable[[Signed], None]
+
+_log = structlog.get_logger("squadron.trust")
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A message that is not as somebody signed it who may.
+
+    Attributes:
+        taken: whether it was taken all the same.
+        loud: whether it is to be recorded; of many in one second only some are.
+    """
+
+    kind: Kind
+    subject: str
+    reason: str
+    taken: bool
+    loud: bool
+
+
+def anybody(_: Signed) -> None:
+    """Whoever signed it may."""
+
+
+class Guard:
+    """Checks what is taken; `requires` says whether what fails is refused, or only told of.
+
+    Args:
+        me: the principal of this process; empty if it has none.
+    """
+
+    def __init__(self, verifier: SignatureCheck, mode: VerifyMode, me: str = "") -> None:
+        self.verifier, self.requires, self.me = verifier, mode == "require", me
+        #: How many were refused, or would have been, by kind.
+        self.refused: Counter[str] = Counter()
+        self._sinks: list[Callable[[Refusal], None]] = []
+        self._second, self._told = 0, 0
+
+    def on_refusal(self, sink: Callable[[Refusal], None]) -> None:
+        """Call `sink` with each refusal. It must not block or raise."""
+        self._sinks.append(sink)
+
+    def refuse(self, kind: Kind, subject: str, error: UntrustedError) -> None:
+        """Count, log and tell of a message that failed.
+
+        Raises:
+            UntrustedError: the same, if it is refused.
+        """
+        self.refused[kind] += 1
+        second = int(time.monotonic())
+        if second != self._second:
+            self._second, self._told = second, 0
+        self._told += 1
+        loud = self._told <= TOLD_PER_S
+        refusal = Refusal(kind, subject[:200], str(error), taken=not self.requires, loud=loud)
+        if loud:
+            about = {"kind": kind, "subject": refusal.subject, "reason": refusal.reason}
+            _log.warning("trust.refused" if self.requires else "trust.would_refuse", **about)
+        for sink in self._sinks:
+            sink(refusal)
+        if self.requires:
+            raise error
+
+    async def admit(
+        self,
+        kind: Kind,
+        subject: str,
+        data: bytes,
+        headers: Mapping[str, str],
+        *,
+        at: float | None,
+        may: May = anybody,
+        seq: int | None = None,
+    ) -> Signed | None:
+        """Check a message; see `SignatureCheck.check`. None if it failed and is taken all the same.
+
+        Raises:
+            UntrustedError: it failed, and is refused.
+            BusUnavailableError: a credential can't be looked up.
+        """
+        try:
+            signed = await self.verifier.verify(subject, data, headers, at=at, seq=seq)
+            may(signed)
+            return signed
+        except UntrustedError as error:
+            self.refuse(kind, subject, error)
+            return None
+
+    def hear(
+        self,
+        kind: Kind,
+        subject: str,
+        data: bytes,
+        headers: Mapping[str, str],
+        sink: Callable[[Signed | None], None],
+        *,
+        at: float | None,
+        may: May = anybody,
+        carrier: bool = False,
+    ) -> None:
+        """`admit` for who can't wait: `sink` is called at once, when the credential is known, or never.
+
+        Args:
+            carrier: only of who carries it; who said it is checked later.
+        """
+        try:
+            if carrier:
+                signed = self.verifier.check_carrier(subject, data, headers)
+            else:
+                signed = self.verifier.check(subject, data, headers, at=at)
+            may(signed)
+        except UnknownUserError as error:
+            if not self.verifier.asked(error.user):
+                again = partial(self.hear, kind, subject, data, headers, sink, at=at, may=may, carrier=carrier)
+                spawn(self._hear_later(error.user, again), f"learns who {error.user} is")
+                return
+            with contextlib.suppress(UntrustedError):
+                self.refuse(kind, subject, error)
+                sink(None)
+            return
+        except UntrustedError as error:
+            with contextlib.suppress(UntrustedError):
+                self.refuse(kind, subject, error)
+                sink(None)
+            return
+        sink(signed)
+
+    async def _hear_later(self, user: str, again: Callable[[], None]) -> None:
+        try:
+            await self.verifier.learn(user)
+        except BusUnavailableError as error:
+            _log.info("trust.not_known", user=user, error=str(error))
+            return
+        again()

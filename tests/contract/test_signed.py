@@ -1,0 +1,539 @@
+"""Everybody signs, and everybody checks: over both kinds of ports."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from squadron.actors.agent import Agent, AgentSpec
+from squadron.actors.decorators import on, on_durable, topic
+from squadron.bridge.control.control import Bridge
+from squadron.bridge.host import Host
+from squadron.bridge.jetstream.wiring import Wiring
+from squadron.bridge.memory import MemoryServer
+from squadron.bridge.place import Place
+from squadron.client.bridge_calls import Control
+from squadron.config import Settings
+from squadron.runtime.asking.cancel import request_cancel
+from squadron.runtime.asking.options import AskOptions
+from squadron.runtime.background import spawn
+from squadron.runtime.errors import ConfigError, UnknownLetterError, UntrustedError
+from squadron.runtime.ports.bus import Note
+from squadron.runtime.running.context import Context
+from squadron.runtime.running.pump import Pump
+from squadron.runtime.telemetry.happenings import Distrusted
+from squadron.runtime.trust.agent_sender import SENDER_HEADER, AgentSender
+from squadron.runtime.trust.carried import CARRIED_HEADER, Carried, carry
+from squadron.runtime.trust.principals import Role
+from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage, pack
+from squadron.runtime.wire.outcome import Cancelled, DeadLettered, Rejected, Result
+from squadron.runtime.wire.route import Route
+from squadron.runtime.wire.subjects import OrderedSubject, TicketSubject
+from squadron.runtime.wire.topics import AgentCard, SemanticTopic
+from squadron.testing import turned_time
+from tests.conftest import HEARTBEAT_S
+from tests.contract.conftest import Inbox, Peer, Replica, peer_of, until
+from tests.trusted import Realm
+
+
+class Echo(Agent):
+    """Says it again."""
+
+    @topic("text.echo", description="Echo a text")
+    async def echo(self, ctx: Context, text: str) -> dict[str, Any]:
+        return {"text": text, "by": ctx.agent}
+
+
+Join = Callable[..., Awaitable[Peer]]
+
+
+@dataclasses.dataclass
+class Land:
+    """Where everybody has a credential."""
+
+    kind: str
+    realm: Realm
+    join: Join
+    replicas: list[Replica]
+
+    async def serve(self, agent: Agent, *, verify: str = "require", name: str = "", **how: Any) -> Replica:
+        """One replica, whose card the bridge tells."""
+        spec = AgentSpec.of(type(agent))
+        bridge = await self.join("bridge", "bridge")
+        peer = await self.join(name or spec.name, "agent", verify=verify)
+        replica = Replica(peer, agent, **how)
+        await bridge.registry.advertise(spec.card())
+        await replica.start(card=False)
+        self.replicas.append(replica)
+        return replica
+
+
+@pytest.fixture(params=["memory", "jetstream"])
+async def land(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Land]:
+    realm = Realm()
+    trust = tmp_path / "trust.json"
+    trust.write_bytes(realm.document())
+    closers: list[Callable[[], Awaitable[None]]] = []
+    with contextlib.ExitStack() as stack:
+        if request.param == "memory":
+            stack.enter_context(turned_time())
+            server, base = MemoryServer("test"), Settings(env="test", heartbeat_s=HEARTBEAT_S)
+        else:
+            base = request.getfixturevalue("settings")
+
+        async def join(name: str, role: Role | None, *, verify: str = "require") -> Peer:
+            creds = realm.write(tmp_path, name, role) if role else None
+            known = {"trust": trust} if role or verify != "off" else {}
+            settings = dataclasses.replace(base, nats_user_credentials=creds, verify=verify, **known)
+            identity, place = AgentIdentity(id=name, type="test"), None
+            if request.param == "memory":
+                place = server.place(identity, settings)
+                closers.append(place.aclose)
+                await place.start()
+            else:
+                place = await Wiring.open(settings, identity, create=True)
+                closers.append(place.aclose)
+            made: Place = place
+            return peer_of(made)
+
+        made = Land(request.param, realm, join, [])
+        yield made
+        for replica in made.replicas:
+            await replica.aclose()
+        for close in reversed(closers):
+            await close()
+
+
+SOON = AskOptions(within_s=10)
+
+
+async def test_an_ask_is_answered_where_all_is_signed_and_checked(land: Land) -> None:
+    await land.serve(Echo())
+    ann = await land.join("ann", "client")
+    outcome = await ann.caller.ask("text.echo", {"text": "hi"}, SOON)
+    assert isinstance(outcome, Result), outcome
+    assert outcome.data == {"text": "hi", "by": "echo"}
+    assert not ann.ports.guard.refused
+
+
+async def test_all_that_is_kept_says_who_put_it_there(land: Land) -> None:
+    replica = await land.serve(Echo())
+    ann = await land.join("ann", "client")
+    handle = await ann.caller.submit("text.echo", {"text": "hi"}, SOON)
+    await handle.outcome()
+    entry = await ann.lite.last(handle.reply_to)
+    card = await ann.records.last(ann.subjects.card("echo"))
+    presence = await ann.records.last(ann.subjects.presence("echo", replica.peer.ports.identity.id))
+    said = []
+    for each in (entry, card, presence):
+        assert each is not None
+        sender = AgentSender.parse(each.headers[SENDER_HEADER])
+        assert sender is not None
+        assert sender.subject == each.key
+        said.append(sender.name)
+    assert said == ["echo", "bridge", "echo"]
+
+
+class Streamer(Agent):
+    """Emits, and waits if it is told to."""
+
+    def __init__(self) -> None:
+        self.ran: list[str] = []
+        self.held = asyncio.Event()
+
+    @topic("text.stream", description="Emit numbers", max_attempts=1)
+    async def stream(self, ctx: Context, text: str) -> str:
+        self.ran.append(ctx.message.id)
+        for number in range(3):
+            await ctx.emit(number)
+        if text == "wait":
+            await self.held.wait()
+        if text == "fail":
+            raise ValueError("no good")
+        return text
+
+    @topic("text.held", description="Wait")
+    async def hold(self, ctx: Context, text: str) -> str:
+        self.ran.append(ctx.message.id)
+        await self.held.wait()
+        return text
+
+
+async def _eventually(is_so: Callable[[], bool]) -> None:
+    async def so() -> bool:
+        return is_so()
+
+    await until(so)
+
+
+async def test_chunks_are_of_the_agent_that_serves_the_topic(land: Land) -> None:
+    await land.serve(Streamer())
+    ann, mallory = await land.join("ann", "client"), await land.join("mallory", "agent")
+    handle = await ann.caller.submit("text.stream", {"text": "wait"}, SOON)
+    forged = {"sequenceNumber": 3, "chunk": "forged", "attempt": 1, "epoch": 9, "run": "r", "isFirst": True}
+    data = mallory.ports.pack("stream", forged, correlation_id=handle.task_id)
+    await mallory.lite.append(handle.reply_to, data)
+    chunks, heard = handle.chunks(), []
+    async for chunk in chunks:
+        heard.append(chunk)
+        if len(heard) == 3:
+            land.replicas[0].agent.held.set()  # type: ignore[attr-defined]
+    assert heard == [0, 1, 2]
+    assert isinstance(await handle.outcome(), Result)
+    assert ann.ports.guard.refused["chunk"]
+
+
+async def test_an_outcome_counts_if_its_agent_signed_it_for_just_this_task(land: Land) -> None:
+    await land.serve(Streamer())
+    ann, mallory = await land.join("ann", "client"), await land.join("mallory", "agent")
+    stranger = await land.join("Streamer-0a1b2c3d", None, verify="off")
+    handle = await ann.caller.submit("text.stream", {"text": "wait"}, SOON)
+    for forger in (mallory, stranger):
+        outcome = Result(task_id=handle.task_id, topic=handle.topic, data="forged").to_content()
+        ids: dict[str, Any] = {"parent": handle.task_id, "correlation_id": handle.task_id}
+        data = forger.ports.pack("result", {"content": outcome}, **ids)
+        await forger.lite.append(handle.reply_to, data)
+    await _eventually(lambda: ann.ports.guard.refused["outcome"] >= 2)
+    assert not handle.done
+    land.replicas[0].agent.held.set()  # type: ignore[attr-defined]
+    outcome = await handle.outcome()
+    assert isinstance(outcome, Result), outcome
+    assert outcome.data == "wait"
+
+
+async def test_an_unsigned_task_ends_as_rejected_with_the_reason_and_is_counted(land: Land) -> None:
+    replica = await land.serve(Streamer())
+    stranger = await land.join("stranger", None, verify="off")
+    told: list[Distrusted] = []
+
+    class Ear:
+        def hear(self, happening: object) -> None:
+            if isinstance(happening, Distrusted):
+                told.append(happening)
+
+        async def aclose(self) -> None: ...
+
+    replica.peer.ports.observers.add(Ear())
+    outcome = await stranger.caller.ask("text.stream", {"text": "hi"}, SOON)
+    assert isinstance(outcome, Rejected), outcome
+    assert "not signed" in outcome.reason
+    assert replica.agent.ran == []  # type: ignore[attr-defined]
+    assert [(each.kind, each.taken) for each in told] == [("task", False)]
+
+
+async def test_where_it_is_only_warned_an_unsigned_task_runs_and_is_counted(land: Land) -> None:
+    replica = await land.serve(Streamer(), verify="warn")
+    stranger = await land.join("stranger", None, verify="off")
+    outcome = await stranger.caller.ask("text.stream", {"text": "hi"}, SOON)
+    assert isinstance(outcome, Result), outcome
+    assert replica.peer.ports.guard.refused == {"task": 1}
+
+
+async def test_a_task_in_the_name_of_another_is_refused_and_harms_the_other_s_own_in_nothing(land: Land) -> None:
+    replica = await land.serve(Streamer())
+    ann, mallory = await land.join("ann", "client"), await land.join("mallory", "client")
+    handle = await ann.caller.submit("text.stream", {"text": "wait"}, SOON)
+    await _eventually(lambda: bool(replica.agent.ran))  # type: ignore[attr-defined]
+    # The same id, source and address; then his own name, and ann's address.
+    for source in (ann.ports.identity, mallory.ports.identity):
+        ids: dict[str, Any] = {"id": handle.task_id, "reply_to": handle.reply_to}
+        data = pack("task", source, {"content": {"text": "forged"}}, timestamp=mallory.clock.time(), **ids)
+        await mallory.queue.put(mallory.subjects.task("text.stream"), data, msg_id=uuid.uuid4().hex)
+    await _eventually(lambda: replica.peer.ports.guard.refused["task"] >= 1)
+    replica.agent.held.set()  # type: ignore[attr-defined]
+    outcome = await handle.outcome()
+    assert isinstance(outcome, Result), outcome
+    assert outcome.data == "wait"
+    assert replica.agent.ran.count(handle.task_id) == 1  # type: ignore[attr-defined]
+
+
+async def test_a_task_is_cancelled_by_its_sender_or_an_operator_only(land: Land) -> None:
+    replica = await land.serve(Streamer())
+    ann = await land.join("ann", "client")
+    mallory, boss = await land.join("mallory", "client"), await land.join("boss", "operator")
+    handles = [await ann.caller.submit("text.stream", {"text": "wait"}, SOON) for _ in range(2)]
+    until_s = ann.clock.time() + 60
+    for how in ({"sender": ann.ports.identity.id}, {"operator": True}):
+        await request_cancel(mallory.ports, handles[0].task_id, deadline_at_s=until_s, **how)
+    await _eventually(lambda: replica.peer.ports.guard.refused["cancel"] >= 2)
+    assert not handles[0].done
+    assert isinstance(await handles[0].cancel(), Cancelled)
+    await request_cancel(boss.ports, handles[1].task_id, deadline_at_s=until_s, operator=True)
+    assert isinstance(await handles[1].outcome(), Cancelled)
+
+
+async def test_a_dead_letter_is_put_back_as_it_was_signed(land: Land) -> None:
+    replica = await land.serve(Streamer())
+    ann, boss = await land.join("ann", "client"), await land.join("boss", "operator")
+    mallory = await land.join("mallory", "client")
+    outcome = await ann.caller.ask("text.stream", {"text": "fail"}, SOON)
+    assert isinstance(outcome, DeadLettered), outcome
+    letter = await boss.place.dead_letters.show(outcome.task_id)
+    assert letter.carried
+    # Put back by who may not, it is refused.
+    assert await mallory.place.dead_letters.redrive(letter.id)
+    await _eventually(lambda: replica.peer.ports.guard.refused["task"] == 1)
+    assert replica.agent.ran == [outcome.task_id]  # type: ignore[attr-defined]
+
+
+async def test_an_operator_puts_a_letter_back_and_it_runs_with_its_sender_s_signature(land: Land) -> None:
+    replica = await land.serve(Streamer())
+    ann, boss = await land.join("ann", "client"), await land.join("boss", "operator")
+    outcome = await ann.caller.ask("text.stream", {"text": "fail"}, SOON)
+    for times in (2, 3):
+        letter = await boss.place.dead_letters.show(outcome.task_id)
+        before = letter.message
+        await boss.place.dead_letters.redrive(letter.id)
+        await _eventually(lambda times=times: len(replica.agent.ran) == times)  # type: ignore[misc, attr-defined]
+
+        async def is_buried(before: bytes = before) -> bool:
+            with contextlib.suppress(UnknownLetterError):
+                return (await boss.place.dead_letters.show(outcome.task_id)).message == before
+            return False
+
+        await until(is_buried)
+    assert not replica.peer.ports.guard.refused
+
+
+async def test_a_card_that_a_keeper_did_not_sign_changes_nothing(land: Land) -> None:
+    await land.serve(Echo())
+    ann, mallory = await land.join("ann", "client"), await land.join("mallory", "agent")
+    assert ann.registry.find("text.echo") is not None
+    card = AgentCard(agent="mallory", topics=(SemanticTopic(name="text.stolen", description="mine"),))
+    await mallory.records.append(mallory.subjects.card("mallory"), card.model_dump_json().encode())
+    await mallory.records.append(mallory.subjects.card("echo"), b"")
+    await mallory.records.append(mallory.subjects.presence("echo", "echo-0a1b2c3d"), b'{"expires_at": 9e9}')
+    await _eventually(lambda: ann.ports.guard.refused["card"] >= 2 and ann.ports.guard.refused["presence"] >= 1)
+    assert ann.registry.find("text.echo") is not None
+    assert ann.registry.find("text.stolen") is None
+    assert len(ann.registry.replicas("echo")) == 1
+
+
+async def test_the_same_bytes_put_again_run_once(land: Land) -> None:
+    replica = await land.serve(Streamer())
+    ann, mallory = await land.join("ann", "client"), await land.join("mallory", None, verify="off")
+    heard = Inbox()
+    await mallory.bus.subscribe(mallory.subjects.task("text.stream"), heard)
+    outcome = await ann.caller.ask("text.stream", {"text": "once"}, SOON)
+    note = await heard.next()
+    sent = {SENDER_HEADER: note.headers[SENDER_HEADER]}
+    elsewhere = mallory.subjects.task("text.stream", 7)
+    for subject, id in ((note.subject, ""), (note.subject, uuid.uuid4().hex), (elsewhere, uuid.uuid4().hex)):
+        await mallory.queue.put(subject, note.data, msg_id=id, headers=sent)
+
+    async def is_settled() -> bool:
+        backlog = await ann.queue.backlog(replica.mailbox.name)
+        return not backlog.waiting and not backlog.taken
+
+    await until(is_settled)
+    assert replica.agent.ran == [outcome.task_id]  # type: ignore[attr-defined]
+    assert replica.peer.ports.guard.refused["task"] >= 1
+
+
+class Clerk(Agent):
+    """Keeps order."""
+
+    ordered_by = "conversation"
+
+    def __init__(self) -> None:
+        self.ran: list[int] = []
+
+    @topic("desk.note", description="Note a number", max_attempts=1)
+    async def note(self, ctx: Context, n: int) -> int:
+        self.ran.append(n)
+        if n == 13 and len(self.ran) == 1:
+            raise ValueError("not today")
+        return n
+
+
+async def _ordered(land: Land, *, verify: str = "require") -> tuple[Clerk, Peer]:
+    """A replica of an agent that keeps order."""
+    agent, spec = Clerk(), AgentSpec.of(Clerk)
+    bridge, peer = await land.join("bridge", "bridge"), await land.join(spec.name, "agent", verify=verify)
+    replica = Replica(peer, agent)
+    replica.mailbox = dataclasses.replace(replica.mailbox, ordered=True)
+    replica.pump = Pump(peer.queue, replica.mailbox, replica.turns.run, slots=4)
+    await bridge.registry.advertise(spec.card())
+    await replica.start(card=False)
+    land.replicas.append(replica)
+    return agent, peer
+
+
+async def test_a_task_in_line_keeps_its_sender_s_signature(land: Land) -> None:
+    agent, peer = await _ordered(land)
+    ann = await land.join("ann", "client")
+    options = AskOptions(within_s=10, conversation_id="c1")
+    outcomes = [await ann.caller.ask("desk.note", {"n": n}, options) for n in range(3)]
+    assert [each.data for each in outcomes if isinstance(each, Result)] == [0, 1, 2]
+    assert agent.ran == [0, 1, 2]
+    assert not peer.ports.guard.refused
+
+
+async def test_what_a_stranger_puts_in_line_does_not_run(land: Land) -> None:
+    agent, peer = await _ordered(land)
+    ann, mallory = await land.join("ann", "client"), await land.join("mallory", "client")
+    heard = Inbox()
+    await mallory.bus.subscribe(mallory.subjects.task("desk.note"), heard)
+    options = AskOptions(within_s=10, conversation_id="c1")
+    assert isinstance(await ann.caller.ask("desk.note", {"n": 1}, options), Result)
+    note = await heard.next()
+    # Ann's own task, as he would have it that she sent it just now, and as she sent it.
+    line = str(OrderedSubject(mallory.subjects.environment, "clerk", "c2", "desk.note"))
+    for headers in (
+        carry(note.headers, note.subject, at=mallory.clock.time()),
+        {CARRIED_HEADER: Carried(note.headers[SENDER_HEADER], "", note.subject, 0.0).encode()},
+        {},
+    ):
+        await mallory.queue.put(line, note.data, msg_id=uuid.uuid4().hex, headers=headers)
+    ticket = TicketSubject(mallory.subjects.environment, "clerk", "c2", 0)
+    await mallory.queue.put(str(ticket), b"", msg_id="")
+    await _eventually(lambda: peer.ports.guard.refused["task"] >= 3)
+    assert agent.ran == [1]
+
+
+async def test_one_that_stood_in_line_is_put_back_and_stands_in_line_again(land: Land) -> None:
+    agent, peer = await _ordered(land)
+    ann, boss = await land.join("ann", "client"), await land.join("boss", "operator")
+    options = AskOptions(within_s=10, conversation_id="c1")
+    outcome = await ann.caller.ask("desk.note", {"n": 13}, options)
+    assert isinstance(outcome, DeadLettered), outcome
+    await boss.place.dead_letters.redrive(outcome.task_id)
+    await _eventually(lambda: agent.ran == [13, 13])
+    assert not peer.ports.guard.refused
+
+
+async def test_what_is_for_one_replica_is_handed_over_with_its_signature(land: Land) -> None:
+    first = await land.serve(Streamer(), name="streamer")
+    second = await land.serve(Streamer(), name="streamer")
+    ann = await land.join("ann", "client")
+    for replica in (first, second):
+        for _ in range(3):
+            target = replica.peer.ports.identity.id
+            route = AskOptions(within_s=10, route=Route(target=target))
+            outcome = await ann.caller.ask("text.stream", {"text": "hi"}, route)
+            assert isinstance(outcome, Result), outcome
+            assert outcome.source == target
+    assert not first.peer.ports.guard.refused
+    assert not second.peer.ports.guard.refused
+
+
+async def test_a_redelivery_hours_later_is_good(land: Land) -> None:
+    replica = await land.serve(Streamer())
+    ann = await land.join("ann", "client")
+    handle = await ann.caller.submit("text.held", {"text": "hi"}, AskOptions(within_s=36_000))
+    await _eventually(lambda: bool(replica.agent.ran))  # type: ignore[attr-defined]
+    # It is drained, and hands back what it runs.
+    await replica.aclose()
+    land.replicas.remove(replica)
+    if land.kind == "memory":
+        await asyncio.sleep(7 * 3600)
+    agent = Streamer()
+    agent.held.set()
+    again = await land.serve(agent)
+    outcome = await handle.outcome()
+    assert isinstance(outcome, Result), outcome
+    assert agent.ran == [handle.task_id]
+    assert not again.peer.ports.guard.refused
+
+
+async def test_priorities_and_queries_are_signed_for_where_they_were_published(land: Land) -> None:
+    replica = await land.serve(Echo())
+    ann = await land.join("ann", "client")
+    high = AskOptions(within_s=10, priority=9)
+    assert isinstance(await ann.caller.ask("text.echo", {"text": "hi"}, high), Result)
+    assert not replica.peer.ports.guard.refused
+
+
+class NoReplicas:
+    """A cluster that runs whatever it is told."""
+
+    async def apply(self, deployments: Any) -> None: ...
+
+    async def states(self, wanted: Any) -> dict[str, Any]:
+        return {}
+
+    async def capacity(self) -> int:
+        return 8
+
+
+async def test_the_bridge_is_told_what_to_do_by_operators_only_and_its_answers_are_its_own(land: Land) -> None:
+    peer = await land.join("bridge", "bridge")
+
+    async def held() -> dict[str, int]:
+        return {}
+
+    async def kept() -> tuple[str, ...]:
+        return ()
+
+    bridge = Bridge(peer.ports, peer.registry, peer.records, NoReplicas(), held, kept, {}, lease_s=1.5)
+    await bridge.start()
+    try:
+        for name, role, allowed in (
+            ("ann", "client", False),
+            ("echo", "agent", False),
+            ("boss", "operator", True),
+        ):
+            someone = await land.join(name, role)  # type: ignore[arg-type]
+            control = Control(someone.bus, someone.subjects, someone.ports.guard)
+            assert (await control.call("ping"))["environment"] == someone.subjects.environment
+            with pytest.raises(ConfigError if allowed else UntrustedError):
+                await control.call("undeploy", agent="echo")
+        stranger = await land.join("stranger", None, verify="off")
+        with pytest.raises(UntrustedError, match="not signed"):
+            await Control(stranger.bus, stranger.subjects).call("undeploy", agent="echo")
+    finally:
+        await bridge.aclose()
+
+
+async def test_a_bridge_that_is_none_is_not_believed(land: Land) -> None:
+    mallory, boss = await land.join("mallory", "agent"), await land.join("boss", "operator")
+
+    def hear(note: Note) -> None:
+        spawn(mallory.bus.publish(note.reply, b'{"ok": {}}'), "answers")
+
+    await mallory.bus.subscribe(mallory.subjects.control("*"), hear)
+    with pytest.raises(UntrustedError, match="mallory"):
+        await Control(boss.bus, boss.subjects, boss.ports.guard).call("status")
+
+
+class Listener(Agent):
+    """Hears events."""
+
+    def __init__(self) -> None:
+        self.heard: list[Any] = []
+
+    @topic("text.unused", description="Nothing")
+    async def unused(self, ctx: Context, text: str) -> str:
+        return text
+
+    @on("news.*")
+    async def on_news(self, message: AgentMessage) -> None:
+        self.heard.append(message.payload.content)
+
+    @on_durable("ledger.*")
+    async def on_ledger(self, message: AgentMessage) -> None:
+        self.heard.append(message.payload.content)
+
+
+async def test_events_are_heard_of_who_signed_them(land: Land) -> None:
+    spec, agent = AgentSpec.of(Listener), Listener()
+    peer = await land.join(spec.name, "agent")
+    host = Host(peer.place, agent, spec, slots=2)
+    await peer.queue.declare(host.mailbox)
+    await host.start()
+    try:
+        ann, stranger = await land.join("ann", "client"), await land.join("stranger", None, verify="off")
+        for sender, content in ((stranger, "forged"), (ann, "true")):
+            await sender.caller.sender.publish("news.today", content)
+            await sender.caller.sender.publish_durable("ledger.entry", content)
+        await _eventually(lambda: len(agent.heard) >= 2 and peer.ports.guard.refused["event"] >= 2)
+        assert agent.heard == ["true", "true"]
+    finally:
+        await host.stop(1.0)
