@@ -89,6 +89,10 @@ _YES_NO = _Kind(lambda raw: str(raw).strip().lower(), ("yes", "no").__contains__
 _RULES = _Kind(
     fits=_is_object, fix='give a JSON object like {"keys": ["patient"], "patterns": {"case": "C-[0-9]{6}"}}'
 )
+_PREFIX_OF_SUBJECTS = _Kind(
+    fits=lambda it: re.fullmatch(r"[A-Za-z0-9_$-]+(\.[A-Za-z0-9_$-]+)*", it) is not None,
+    fix="give tokens of letters, digits, '_', '-' or '$' with dots between them",
+)
 _COUNT = _Kind(int, lambda it: it >= 1, "give a whole number, 1 or more, like 100000")
 
 
@@ -138,6 +142,12 @@ class Settings:
 
     nats_tls_key: Annotated[Path | None, _From("NATS_KEY", _FILE)] = None
     """Private key (PEM) of `nats_tls_cert`."""
+
+    nats_api_prefix: Annotated[str, _From("SQUADRON_NATS_API", _PREFIX_OF_SUBJECTS)] = "$JS.API"
+    """Where the JetStream API is called; `SQ.API` where the streams are in an account of their own."""
+
+    nats_inbox_prefix: Annotated[str, _From("SQUADRON_NATS_INBOX", _PREFIX_OF_SUBJECTS)] = "_INBOX"
+    """Where answers to this process come: a user with permissions hears its own prefix only, `_INBOX_NAME`."""
 
     ray_address: Annotated[str | None, _From("RAY_ADDRESS")] = None
     """Address of a Ray cluster, as `ray.init` takes it; None starts a local one."""

@@ -144,7 +144,7 @@ class Gathering:
     async def _jetstream(self) -> Fault | None:
         hint = "enable JetStream on the nats-server (`jetstream { store_dir: … }`), and for this account"
         try:
-            request = self._connection.request("$JS.API.INFO", b"", within_s=self._within_s)
+            request = self._connection.request(f"{self._connection.api_prefix}.INFO", b"", within_s=self._within_s)
             error = json.loads((await request).data).get("error")
         except BusUnavailableError as failed:
             if "nobody answers" in str(failed):

@@ -142,7 +142,7 @@ class Intake:
     async def last(self) -> Stored | None:
         """The newest batch of the trail."""
         found = await self._connection.request(
-            f"$JS.API.DIRECT.GET.{self._trail}.{audit_subject(self._names)}", b""
+            f"{self._connection.api_prefix}.DIRECT.GET.{self._trail}.{audit_subject(self._names)}", b""
         )
         if "Nats-Sequence" not in found.headers:
             if found.headers.get("Status") != "404":
@@ -216,7 +216,7 @@ class Intake:
     async def _pull(self) -> None:
         self._asked += PULLED
         request = {"batch": PULLED, "expires": round(PULL_S * NANOSECONDS)}
-        call = f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._consumer}"
+        call = f"{self._connection.api_prefix}.CONSUMER.MSG.NEXT.{self._stream}.{self._consumer}"
         await self._connection.publish(call, json.dumps(request).encode(), reply=self._inbox)
 
     async def append(self, data: bytes, head: str, *, after: int) -> int:

@@ -43,7 +43,7 @@ async def oldest_at(
     for pattern in (*plain, *(f"{each}.*" for each in plain), subjects.line(mailbox)):
         query = json.dumps({"seq": 1, "next_by_subj": pattern}).encode()
         stream = StreamNames(subjects.environment).tasks
-        answer = await connection.request(f"$JS.API.DIRECT.GET.{stream}", query)
+        answer = await connection.request(f"{connection.api_prefix}.DIRECT.GET.{stream}", query)
         if stamp := answer.headers.get("Nats-Time-Stamp"):
             found.append(datetime.fromisoformat(stamp).timestamp())
     return min(found, default=None)

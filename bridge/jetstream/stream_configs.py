@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from squadron.bridge.jetstream.link.connect import NANOSECONDS, Connection
+from squadron.bridge.jetstream.stream_names import StreamNames as StreamNames
 from squadron.runtime.errors import BusUnavailableError
 
 #: Server 2.15 caps a stream at 1,000 consumers unless it names a positive number; -1 does not lift it.
@@ -37,42 +37,6 @@ STREAM_NOT_FOUND = 10059
 MAX_ACK_PENDING = 100_000
 #: Pull requests that may wait at one consumer: one or two for each replica.
 MAX_WAITING = 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class StreamNames:
-    """Names of the streams of one environment."""
-
-    environment: str
-
-    @property
-    def tasks(self) -> str:
-        return f"squadron-{self.environment}-tasks"
-
-    @property
-    def lite(self) -> str:
-        return f"squadron-{self.environment}-lite"
-
-    @property
-    def registry(self) -> str:
-        return f"squadron-{self.environment}-registry"
-
-    @property
-    def dead(self) -> str:
-        return f"squadron-{self.environment}-dead"
-
-    @property
-    def runs(self) -> str:
-        return f"squadron-{self.environment}-runs"
-
-    @property
-    def bucket(self) -> str:
-        """The object store of large payloads; its stream is `OBJ_` and this, as NATS wants it (ADR-20)."""
-        return f"squadron-{self.environment}-claims"
-
-    @property
-    def events(self) -> str:
-        return f"squadron-{self.environment}-events"
 
 
 def _configs(names: StreamNames) -> list[dict[str, Any]]:
