@@ -168,7 +168,6 @@ class _Lists:
             *_api((f"CONSUMER.LIST.{n.tasks}", f"CONSUMER.LIST.{n.events}", f"CONSUMER.LIST.{n.intake}", "INFO")),
             *_api(f"STREAM.INFO.{each}" for each in (*streams, n.registry, n.runs, f"OBJ_{n.bucket}")),
             *self._reading(*streams),
-            f"{ROOT}.{s.environment}.filed.action.*",
         ]
         return Rights(_once(publish), _once([*self._hearing(), s.all]))
 
@@ -212,9 +211,9 @@ class _Lists:
             f"$O.{n.bucket}.>",
             _any(s.hand),
             _any(s.negotiate),
-            f"{ROOT}.{s.environment}.filed.sent.>",
+            *(f"{ROOT}.{s.environment}.filed.{kind}" for kind in ("sent.>", "action.*")),
             *self._reading(n.lite, n.registry, n.runs, n.events, f"OBJ_{n.bucket}"),
-            *_api(f"STREAM.INFO.{each}" for each in (n.tasks, n.lite, n.events)),
+            *_api(f"STREAM.INFO.{each}" for each in (n.tasks, n.lite, n.events, n.intake)),
             *_api(f"STREAM.PURGE.{each}" for each in (n.lite, f"OBJ_{n.bucket}")),
             *_api([f"CONSUMER.INFO.{n.tasks}.*"]),
         ]
