@@ -52,10 +52,8 @@ def check_streams(facts: Facts) -> Iterator[Diagnosis]:
     """Is near its limit, has no leader, or is not there."""
     for stream in facts.streams or ():
         if stream.messages < 0:
-            # The object store is made with the first large payload.
-            if not stream.name.startswith("OBJ_"):
-                fix = "squadron up makes it anew; what it held is lost"
-                yield Diagnosis("streams", "fail", f"{stream.name} is missing", fix)
+            fix = "squadron up makes it anew; what it held is lost"
+            yield Diagnosis("streams", "fail", f"{stream.name} is missing", fix)
             continue
         if not stream.has_leader:
             fix = "more than half of its servers must run: nats stream info shows which do"

@@ -22,7 +22,7 @@ async def storage(connection: Connection, names: StreamNames) -> tuple[dict[str,
     streams = {}
     all = (names.tasks, names.lite, names.registry, names.dead, names.runs, names.events, f"OBJ_{names.bucket}")
     for name in all:
-        # The bucket is made with the first large payload.
+        # One that was lost is made anew a moment later.
         if info := await find(connection, f"STREAM.INFO.{name}", missing=STREAM_NOT_FOUND):
             state = info["state"]
             streams[name] = (state["bytes"], state["messages"], max(0, info["config"].get("max_bytes", 0)))

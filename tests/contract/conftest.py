@@ -145,12 +145,13 @@ async def _jetstream_world(settings: Settings) -> World:
 async def _restricted_world(server: RestrictedServer) -> World:
     async def join(name: str, *, agent: str = "", bridge: bool = False) -> Peer:
         role: Role = "bridge" if bridge else "agent" if agent else "client"
-        principal = "bridge" if bridge else agent or name
+        principal = agent or role
         wiring = await server.open(role, principal, id=name)
         world._closers.append(wiring.aclose)
         return peer_of(wiring)
 
-    world = World("restricted", join)
+    # With the settings of the bridge a test looks, or does, from where everything is allowed.
+    world = World("restricted", join, server.settings("bridge", "bridge"))
     # It makes the streams.
     await join("bridge", bridge=True)
     return world
@@ -207,8 +208,12 @@ async def peer(world: World) -> Peer:
 async def bare(world: World) -> AsyncIterator[Client]:
     """A NATS client that knows nothing of us."""
     assert world.settings is not None
-    endpoint = embedded.ensure(world.settings.home)
-    client = await nats.connect(endpoint.url, token=endpoint.token)
+    if world.settings.nats_url:
+        login = {"user": world.settings.nats_user, "password": world.settings.nats_password}
+        client = await nats.connect(world.settings.nats_url, **login)
+    else:
+        endpoint = embedded.ensure(world.settings.home)
+        client = await nats.connect(endpoint.url, token=endpoint.token)
     yield client
     await client.close()
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from squadron.actors.agent import Agent, AgentSpec
 from squadron.bridge.auth.roles import API_PREFIX, Role, inbox_prefix, rights
 from squadron.bridge.auth.server_conf import Login, accounts
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.config import Settings
-from squadron.runtime.errors import ConfigError
+from squadron.runtime.errors import BridgeUnavailableError, BusUnavailableError, ConfigError
 from squadron.runtime.wire.envelope import AgentIdentity
 from tests.contract.own_server import OwnServer
 
@@ -26,7 +28,11 @@ class RestrictedServer:
         self._logins: dict[str, Login] = {}
         self._environment, self._settings, self.folder = environment, settings, folder
         self.server = OwnServer(folder)
+        # So that it is seldom told of others: while it reads them anew, calls of the others may be lost.
         self._login("bridge", "bridge")
+        self._login("client", "client")
+        for agent in _agents(Agent):
+            self._login("agent", agent)
 
     def _login(self, role: Role, name: str, **more: Any) -> bool:
         """Have such a user; whether it is new."""
@@ -61,8 +67,8 @@ class RestrictedServer:
         while True:
             try:
                 return await Wiring.open(settings, identity, create=role == "bridge")
-            except ConfigError:
-                # The server has not read its new users yet.
+            except (ConfigError, BusUnavailableError, BridgeUnavailableError):
+                # The server has not read its new users yet, or is about to.
                 assert time.monotonic() < give_up_at
                 await asyncio.sleep(0.01)
 
@@ -70,3 +76,11 @@ class RestrictedServer:
         """What the server refused so far."""
         log = (self.folder / "nats.log").read_text()
         return [line.partition("] ")[2] for line in log.splitlines() if " Violation" in line]
+
+
+def _agents(base: type[Agent]) -> Iterator[str]:
+    """Names of all agents that are written so far."""
+    for each in base.__subclasses__():
+        if each.__module__.startswith("tests."):
+            yield AgentSpec.of(each).name
+        yield from _agents(each)
