@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ STREAMS, AGENTS = "SQ", "AGENTS"
 #: writes the trail. Status events are also for the bridge, which counts by them.
 _KINDS = ("task", "query", "ordered", "ticket", "lite", "life", "run", "registry", "dead", "durable")
 _SUBJECTS = tuple(f"{ROOT}.*.{kind}.>" for kind in (*_KINDS, "filed", "bridge"))
+_API = "$JS.API.>"
 _SERVICES = (*_SUBJECTS, f"{ROOT}.*.event.status.*", "$O.>", "$JS.ACK.>")
 #: What the server and the bridge tell in `SQ` and is heard in `AGENTS`.
 _TOLD = tuple(f"{ROOT}.*.{kind}.>" for kind in ("live", "told", "event", "result", "stream"))
@@ -50,19 +51,46 @@ def accounts(logins: Iterable[Login]) -> str:
             users[STREAMS].append(who)
         else:
             users[AGENTS].append({**who, "permissions": login.rights.permissions()})
-    exported = [
-        {"service": "$JS.API.>", "response_type": "stream", "accounts": [AGENTS]},
-        *({"service": each, "accounts": [AGENTS]} for each in _SERVICES),
-        *({"stream": each, "accounts": [AGENTS]} for each in _TOLD),
-    ]
-    imported = [
-        {"service": {"account": STREAMS, "subject": "$JS.API.>"}, "to": f"{API_PREFIX}.>"},
-        *({"service": {"account": STREAMS, "subject": each}} for each in _SERVICES),
-        *({"stream": {"account": STREAMS, "subject": each}} for each in _TOLD),
-    ]
+    exported, imported = list[dict[str, Any]](), list[dict[str, Any]]()
+    for kind, subject, many in _joined():
+        exported.append({kind: subject, "accounts": [AGENTS], **({"response_type": "stream"} if many else {})})
+        local = {"to": f"{API_PREFIX}.>"} if subject == _API else {}
+        imported.append({kind: {"account": STREAMS, "subject": subject}, **local})
     both = {
         STREAMS: {"jetstream": "enabled", "users": users[STREAMS], "exports": exported},
         AGENTS: {"users": users[AGENTS], "imports": imported},
     }
     # JSON is a part of the language of these configurations.
     return f"accounts: {json.dumps(both, indent=2)}\n"
+
+
+def claims(streams_account: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What joins the accounts, as their JWTs have it: `exports` of that of the streams, `imports` of the other.
+
+    Args:
+        streams_account: the public key of the account of the streams.
+    """
+    exports = [
+        {"name": subject, "subject": subject, "type": kind, **({"response_type": "Stream"} if many else {})}
+        for kind, subject, many in _joined()
+    ]
+    imports = [
+        {
+            "name": subject,
+            "subject": subject,
+            "account": streams_account,
+            "type": kind,
+            **({"local_subject": f"{API_PREFIX}.>"} if subject == _API else {}),
+        }
+        for kind, subject, _ in _joined()
+    ]
+    return {"exports": exports}, {"imports": imports}
+
+
+def _joined() -> Iterator[tuple[str, str, bool]]:
+    """Kind and subject of what is joined, and whether a call may have more than one answer."""
+    yield "service", _API, True
+    for each in _SERVICES:
+        yield "service", each, False
+    for each in _TOLD:
+        yield "stream", each, False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from squadron.bridge.auth.server_conf import STREAMS
 from squadron.bridge.health.diagnosis import Diagnosis, Level
 from squadron.bridge.health.facts import Facts
 
@@ -32,6 +33,14 @@ def check_jetstream(facts: Facts) -> Iterator[Diagnosis]:
     """Is not enabled, or has no leader."""
     if fault := facts.jetstream:
         yield Diagnosis("jetstream", "fail", fault.reason, fault.hint)
+
+
+def check_accounts(facts: Facts) -> Iterator[Diagnosis]:
+    """Keeps nobody from doing what is another's to do."""
+    if facts.account not in (None, "", STREAMS):
+        found = "all who reach this server are in one account: each can read, forge and delete what is another's"
+        fix = "fine for one user; for several give each process its role, in two accounts: docs/security.md"
+        yield Diagnosis("least privilege", "ok", found, fix)
 
 
 def check_storage(facts: Facts) -> Iterator[Diagnosis]:

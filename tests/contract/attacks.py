@@ -80,7 +80,7 @@ class Scene:
         await self.thief.publish(subject, data, reply=reply, headers=named or None)
 
     async def sent(self) -> None:
-        """The server has taken all that the thief has sent: nats-py's own ping overtakes what is to be sent yet."""
+        """The server has taken all that the thief has sent: nats-py's ping overtakes what is to be sent yet."""
         await self.thief._flush_pending(force_flush=True)
         await self.thief.flush()
 
