@@ -170,7 +170,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "world" not in metafunc.fixturenames or "world" in given:
         return
     kinds: list[Any] = ["memory", "jetstream"]
-    if "serve" in metafunc.fixturenames:
+    # A module with a way of its own to serve has no roles.
+    if "serve" in metafunc.fixturenames and not hasattr(metafunc.module, "serve"):
         is_core = metafunc.module.__name__.rpartition(".")[2] in CORE_OF_RESTRICTED
         kinds.append(pytest.param("restricted", marks=[] if is_core else [pytest.mark.slow]))
     metafunc.parametrize("world", kinds, indirect=True)

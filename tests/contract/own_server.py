@@ -47,10 +47,17 @@ class OwnServer:
         return config
 
     def reload(self) -> None:
-        """Have it read `extra` anew, a moment later."""
+        """Have it read `extra` anew; return when it has."""
         if self._process is not None:
+            before = self._reloads()
             self._write()
             self._process.send_signal(signal.SIGHUP)
+            while self._reloads() == before:
+                assert self._process.poll() is None, "see nats.log"
+                time.sleep(0.005)
+
+    def _reloads(self) -> int:
+        return (self._folder / "nats.log").read_text().count("Reloaded server configuration")
 
     def stop(self) -> None:
         """Kill it."""
