@@ -26,6 +26,12 @@ class OwnServer:
         """Where it listens."""
         return f"nats://127.0.0.1:{self._port}"
 
+    @property
+    def pid(self) -> int:
+        """Process id of the server that runs."""
+        assert self._process is not None
+        return self._process.pid
+
     def start(self) -> None:
         """Return when it listens; after the first time on the same port."""
         for old in self._folder.glob("*.ports"):

@@ -32,6 +32,7 @@ class RestrictedServer:
         # So that it is seldom told of others: while it reads them anew, calls of the others may be lost.
         self.admit("bridge", "bridge")
         self.admit("client", "client")
+        self.admit("operator", "operator")
         for agent in _agents(Agent):
             self.admit("agent", agent)
 

@@ -175,7 +175,7 @@ class Buyer(Agent):
 
 @contextlib.asynccontextmanager
 async def _awake(world: World, name: str = "bridge") -> AsyncIterator[Waker]:
-    peer = await world.join(name)
+    peer = await world.join(name, bridge=True)
     waker = Waker(peer.ports, peer.caller.lite_topics)
     await waker.start()
     try:
