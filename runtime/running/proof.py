@@ -94,7 +94,7 @@ async def refuse(
         correlation_id=message.correlation_id or message.id,
         metadata={"refused": True},
     )
-    msg_id = f"{outcome_msg_id(message.id)}.refused.{delivery.seq}"
+    msg_id = f"{outcome_msg_id(message.id, to)}.refused.{delivery.seq}"
     with contextlib.suppress(MessageTooLargeError):
         await ports.lite.append(to, told, ttl_s=LITE_TTL_S, msg_id=msg_id)
     await delivery.lease.settle()

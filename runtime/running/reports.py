@@ -128,7 +128,7 @@ class Reports:
             headers: that go along with it.
             answers: which task it answers, see `proof.answers`.
         """
-        msg_id = msg_id or outcome_msg_id(message.id, message.redriven)
+        msg_id = msg_id or outcome_msg_id(message.id, lite_key, message.redriven)
         try:
             await self._store(message, outcome, lite_key, announce, msg_id, headers, answers)
         except (MessageTooLargeError, PydanticSerializationError) as error:

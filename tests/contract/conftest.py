@@ -8,13 +8,14 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import nats
 import pytest
 from nats.aio.client import Client
 
 from squadron.actors.agent import Agent, AgentSpec
+from squadron.bridge.auth.roles import Role
 from squadron.bridge.jetstream.link import embedded
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.bridge.memory import MemoryServer
@@ -42,6 +43,8 @@ from squadron.runtime.wire.replies import principal_of
 from squadron.runtime.wire.subjects import Subjects, token_of
 from squadron.testing import now_s, turned_time
 from tests.conftest import HEARTBEAT_S
+from tests.conftest import LEASE_S as LEASE_S_OF_TESTS
+from tests.contract.restricted import RestrictedServer
 from tests.trusted import Realm
 
 #: Longest wait for what must happen; it is over at once when it does.
@@ -59,6 +62,8 @@ class Peer:
     registry: Registry
     caller: Caller
     place: Place
+    #: Dead letters as an operator sees them.
+    letters: Journal
 
     @property
     def subjects(self) -> Subjects:
@@ -99,7 +104,13 @@ class Peer:
 
 def peer_of(place: Place) -> Peer:
     """The ports of one process."""
-    return Peer(place.ports, place.records, place.registry, place.caller, place)
+    return Peer(place.ports, place.records, place.registry, place.caller, place, place.ports.dead)
+
+
+class Join(Protocol):
+    """How a participant comes: as a client, as the bridge, or as a replica of `agent`."""
+
+    async def __call__(self, name: str, *, agent: str = "", bridge: bool = False) -> Peer: ...
 
 
 @dataclass
@@ -107,7 +118,7 @@ class World:
     """Where the participants of one test meet."""
 
     kind: str
-    join: Callable[[str], Awaitable[Peer]]
+    join: Join
     #: The settings of the real server; None in memory.
     settings: Settings | None = None
     _closers: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
@@ -137,7 +148,7 @@ class Everybody:
 async def _memory_world(everybody: Everybody) -> World:
     server, settings = MemoryServer("test"), Settings(env="test", heartbeat_s=HEARTBEAT_S)
 
-    async def join(name: str) -> Peer:
+    async def join(name: str, *, agent: str = "", bridge: bool = False) -> Peer:
         place = server.place(AgentIdentity(id=name, type="test"), everybody.settings(settings, name))
         await place.start()
         world._closers.append(place.aclose)
@@ -148,7 +159,7 @@ async def _memory_world(everybody: Everybody) -> World:
 
 
 async def _jetstream_world(settings: Settings, everybody: Everybody) -> World:
-    async def join(name: str) -> Peer:
+    async def join(name: str, *, agent: str = "", bridge: bool = False) -> Peer:
         own, identity = everybody.settings(settings, name), AgentIdentity(id=name, type="test")
         w = await Wiring.open(own, identity, create=True)
         world._closers.append(w.aclose)
@@ -158,11 +169,45 @@ async def _jetstream_world(settings: Settings, everybody: Everybody) -> World:
     return world
 
 
+async def _restricted_world(server: RestrictedServer) -> World:
+    async def join(name: str, *, agent: str = "", bridge: bool = False) -> Peer:
+        # Who tests looks at letters, or at all that passes, too.
+        other: Role = "operator" if name in ("tester", "other") else "client"
+        role: Role = "bridge" if bridge else "agent" if agent else other
+        principal = agent or role
+        wiring = await server.open(role, principal, id=name)
+        world._closers.append(wiring.aclose)
+        return replace(peer_of(wiring), letters=first.ports.dead)
+
+    # With the settings of the bridge a test looks, or does, from where everything is allowed.
+    world = World("restricted", join, server.settings("bridge", "bridge"))
+    # It makes the streams.
+    first = await server.open("bridge", "bridge")
+    world._closers.append(first.aclose)
+    return world
+
+
+#: Modules whose tests run with the rights of roles in `make test`, too.
+CORE_OF_RESTRICTED = ("test_delivery", "test_streams", "test_one_outcome")
+
 #: For what only a real server can show.
 ON_NATS = pytest.mark.parametrize("world", ["jetstream"], indirect=True)
 
 
-@pytest.fixture(params=["memory", "jetstream"])
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Each test of a world runs over memory and over a server; those of agents also with the rights of roles."""
+    given = (mark.args[0] for mark in metafunc.definition.iter_markers("parametrize"))
+    if "world" not in metafunc.fixturenames or "world" in given:
+        return
+    kinds: list[Any] = ["memory", "jetstream"]
+    # A module with a way of its own to serve has no roles.
+    if "serve" in metafunc.fixturenames and not hasattr(metafunc.module, "serve"):
+        is_core = metafunc.module.__name__.rpartition(".")[2] in CORE_OF_RESTRICTED
+        kinds.append(pytest.param("restricted", marks=[] if is_core else [pytest.mark.slow]))
+    metafunc.parametrize("world", kinds, indirect=True)
+
+
+@pytest.fixture
 async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
     """Ports of one kind, in an environment that no other test uses."""
     everybody = Everybody(tmp_path)
@@ -170,11 +215,19 @@ async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         if request.param == "memory":
             stack.enter_context(turned_time())
             made = await _memory_world(everybody)
+        elif request.param == "restricted":
+            restricted = RestrictedServer(tmp_path, "test", heartbeat_s=HEARTBEAT_S, lease_s=LEASE_S_OF_TESTS)
+            restricted.start()
+            stack.callback(restricted.stop)
+            made = await _restricted_world(restricted)
         else:
             made = await _jetstream_world(request.getfixturevalue("settings"), everybody)
         yield made
         for close in reversed(made._closers):
             await close()
+        if made.kind == "restricted":
+            # What is refused is told by nothing but a wait that ends.
+            assert not restricted.violations()
 
 
 @pytest.fixture
@@ -187,8 +240,12 @@ async def peer(world: World) -> Peer:
 async def bare(world: World) -> AsyncIterator[Client]:
     """A NATS client that knows nothing of us."""
     assert world.settings is not None
-    endpoint = embedded.ensure(world.settings.home)
-    client = await nats.connect(endpoint.url, token=endpoint.token)
+    if world.settings.nats_url:
+        login = {"user": world.settings.nats_user, "password": world.settings.nats_password}
+        client = await nats.connect(world.settings.nats_url, **login)
+    else:
+        endpoint = embedded.ensure(world.settings.home)
+        client = await nats.connect(endpoint.url, token=endpoint.token)
     yield client
     await client.close()
 
@@ -196,8 +253,10 @@ async def bare(world: World) -> AsyncIterator[Client]:
 class Replica:
     """What a Serve replica does, without Serve."""
 
-    def __init__(self, peer: Peer, agent: Agent, *, slots: int = 8, lease_s: float = LEASE_S) -> None:
-        self.peer, self.agent = peer, agent
+    def __init__(
+        self, peer: Peer, agent: Agent, *, slots: int = 8, lease_s: float = LEASE_S, bridge: Peer | None = None
+    ) -> None:
+        self.peer, self.agent, self._bridge = peer, agent, bridge or peer
         self.spec = AgentSpec.of(type(agent))
         capabilities = agent.capabilities
         handlers = self.spec.handlers(agent)
@@ -216,9 +275,9 @@ class Replica:
         return await self.turns.run(delivery)
 
     async def start(self, *, card: bool = True) -> None:
-        await self.peer.queue.declare(self.mailbox)
+        await self._bridge.queue.declare(self.mailbox)
         if card:
-            await self.peer.registry.advertise(self.spec.card())
+            await self._bridge.registry.advertise(self.spec.card())
         # Ten minutes of presence, so that no test depends on heartbeats.
         self.peer.registry.heartbeat_s = 200.0
         facts = {"capabilities": sorted(self.agent.capabilities)}
@@ -244,7 +303,9 @@ async def serve(world: World) -> AsyncIterator[Serve]:
     running: list[Replica] = []
 
     async def start(agent: Agent, *, name: str = "replica", slots: int = 8) -> Replica:
-        replica = Replica(await world.join(name), agent, slots=slots)
+        bridge = await world.join("bridge", bridge=True) if world.kind == "restricted" else None
+        peer = await world.join(name, agent=AgentSpec.of(type(agent)).name)
+        replica = Replica(peer, agent, slots=slots, bridge=bridge)
         await replica.start()
         running.append(replica)
         return replica

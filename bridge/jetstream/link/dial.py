@@ -38,8 +38,11 @@ async def connect(settings: Settings, *, name: str, start_embedded: bool = False
         BusUnavailableError: the server can't be reached.
     """
     url, token = await _address(settings, start_embedded)
-    connection = Connection(_Client(functools.partial(resolved, settings.nats_url or "")))
-    options: dict[str, Any] = {"token": token} if token else {}
+    address = functools.partial(resolved, settings.nats_url or "")
+    connection = Connection(_Client(address, settings.nats_inbox_prefix), settings.nats_api_prefix)
+    options: dict[str, Any] = {"inbox_prefix": settings.nats_inbox_prefix}
+    if token:
+        options["token"] = token
     keep_secret(token)
     if settings.nats_url and settings.nats_user:
         # Looked up for each connection that is made: it may have been changed since the last one.
@@ -120,8 +123,8 @@ class _Client(LastingClient):
         address: the servers' URLs, as they are now.
     """
 
-    def __init__(self, address: Callable[[], str]) -> None:
-        super().__init__()
+    def __init__(self, address: Callable[[], str], inbox_prefix: str) -> None:
+        super().__init__(inbox_prefix)
         self._address = address
 
     def _connect_command(self) -> bytes:
