@@ -12,7 +12,6 @@ from typing import Any
 
 from squadron.bridge.jetstream.audit_streams import audit_subject
 from squadron.bridge.jetstream.stream_names import StreamNames
-from squadron.runtime.wire.outcome import outcome_msg_id
 from squadron.runtime.wire.subjects import Subjects, live_of
 from tests.contract.attacks import Check, Scene
 
@@ -110,18 +109,6 @@ async def _removes_a_mailbox(it: Scene) -> Check:
 
 
 # --- what forges ---------------------------------------------------------------------------------------
-
-
-async def _swallows(it: Scene) -> Check:
-    id = outcome_msg_id("task-2", it.subjects.lite("ann-asks", "task-2"))
-    await it.send(it.subjects.lite("analyst", "anything"), b"{}", Nats_Msg_Id=id)
-    await it.barrier()
-    await it.bridge.ports.lite.append(it.subjects.lite("ann-asks", "task-2"), b"the outcome", msg_id=id)
-
-    async def look() -> bool:
-        return await it.bridge.ports.lite.last(it.subjects.lite("ann-asks", "task-2")) is None
-
-    return look
 
 
 async def _controls(it: Scene) -> Check:
@@ -285,7 +272,6 @@ NOT_STOPPED: dict[str, _Do] = {
     "hear urgent tasks as they are put": _hears(lambda s: f"{s.task('*.*')}.*", then=_ann_asks_urgently),
     "take another's lane that is not open yet": _opens_a_lane,
     "forge an outcome or a chunk": _publishes(lambda it: it.subjects.lite("ann-asks", "task-9"), lambda n: n.lite),
-    "swallow an outcome by its message id": _swallows,
     "cancel another's task": _publishes(lambda it: it.subjects.lite("cancel", "task-1"), lambda n: n.lite),
     "write another's memory": _publishes(lambda it: it.subjects.lite("memory-clerk", "d"), lambda n: n.lite),
     "write the log of another's run": _publishes(lambda it: it.subjects.run("run-9"), lambda n: n.runs),

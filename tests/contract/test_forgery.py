@@ -165,6 +165,8 @@ async def test_v4_a_call_for_bids_is_not_answered_on_a_lite_topic_of_another(wor
     assert await stored(peer, address) == []
 
 
+#: With roles nobody answers or listens outside at all.
+@pytest.mark.parametrize("world", ["memory", "jetstream"], indirect=True)
 async def test_v9_answers_go_to_inboxes_and_into_no_other_system(world: World, serve: Serve) -> None:
     peer, desk, heard = await world.join("evil"), Desk(), Inbox()
     await serve(desk)
