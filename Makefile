@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint types fmt test-slow bench bench-lite bench-llm bench-telemetry bench-audit build clean
+.PHONY: help install demo test lint types fmt test-slow bench bench-lite bench-llm bench-telemetry bench-audit pictures build clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ bench-audit: $(VENV)/.bench ## Measure what the audit trail costs, in 2 minutes
 $(VENV)/.bench: $(STAMP)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
 	@touch $@
+
+pictures: $(STAMP) ## Draw the pictures of docs/views.md anew
+	$(BIN)/python docs/images/draw.py
 
 build: $(STAMP) ## Build sdist and wheel into dist
 	$(BIN)/python -m build

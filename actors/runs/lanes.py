@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -50,7 +50,7 @@ def _of_call(call: CallView, depth: int) -> Iterator[Lane]:
     outcome = next(iter(failed), "result") if ended else ""
     name = f"{call.name} x {call.tasks}" if call.tasks > 1 else call.name
     bars = call.bars if not call.runs else tuple(bar for bar in call.bars if bar.kind != "open") or call.bars
-    yield Lane("call", name, depth, bars, outcome, ", ".join(notes), call.tokens, call.usd, call.id)
+    yield Lane("call", name, depth, bars, outcome, ", ".join(notes), *_spent_on(call), call.id)
     for run in call.runs:
         yield from _of_run(run, depth + 1)
 
@@ -115,14 +115,12 @@ class Costs:
 def costs_of(view: RunView) -> Costs:
     """What a run cost, by model, by round and by call."""
     calls = [call for each in view.rounds for call in each.calls]
-    own = [sum(cost.tokens for cost in view.models), sum(cost.usd for cost in view.models)]
-    tokens, usd = int(own[0]) + sum(call.tokens for call in calls), own[1] + sum(call.usd for call in calls)
+    own = _sum((cost.tokens, cost.usd) for cost in view.models)
     asked = sum(cost.calls + cost.vain for cost in view.models)
-    rows = [CostRow("the model", asked, int(own[0]), own[1])]
-    rows += [CostRow(call.name, call.tasks, call.tokens, call.usd, call.id) for call in calls]
+    rows = [CostRow("the model", asked, *own)]
+    rows += [CostRow(call.name, call.tasks, *_spent_on(call), call.id) for call in calls]
     return Costs(
-        tokens,
-        usd,
+        *_spent_by(view),
         tuple(
             CostRow(cost.model, cost.calls + cost.vain, cost.tokens, cost.usd, _vain(cost))
             for cost in _models(view)
@@ -132,6 +130,25 @@ def costs_of(view: RunView) -> Costs:
     )
 
 
+def _sum(costs: Iterable[tuple[int, float]]) -> tuple[int, float]:
+    tokens, usd = 0, 0.0
+    for more in costs:
+        tokens, usd = tokens + more[0], usd + more[1]
+    return tokens, usd
+
+
+def _spent_by(view: RunView) -> tuple[int, float]:
+    """What a run has spent up to now, with all that it called."""
+    calls = (_spent_on(call) for each in view.rounds for call in each.calls)
+    return _sum([*((cost.tokens, cost.usd) for cost in view.models), *calls])
+
+
+def _spent_on(call: CallView) -> tuple[int, float]:
+    """What a call cost; while it goes on nobody tells, and it is what its runs have spent up to now."""
+    tokens, usd = _sum(_spent_by(run) for run in call.runs)
+    return max(call.tokens, tokens), max(call.usd, usd)
+
+
 def _vain(cost: ModelCost) -> str:
     return f"{cost.vain} in vain" if cost.vain else ""
 
@@ -139,8 +156,7 @@ def _vain(cost: ModelCost) -> str:
 def _by_round(view: RunView) -> Iterator[CostRow]:
     thought = [0, 0.0]
     for each in view.rounds:
-        tokens = each.tokens + sum(call.tokens for call in each.calls)
-        usd = each.usd + sum(call.usd for call in each.calls)
+        tokens, usd = _sum([(each.tokens, each.usd), *map(_spent_on, each.calls)])
         thought = [thought[0] + each.tokens, thought[1] + each.usd]
         yield CostRow(f"round {each.round}", 1 + len(each.calls), tokens, usd, each.model)
     # Tries in vain are charged, too, and a turn that never came.
@@ -164,9 +180,8 @@ def _models(view: RunView) -> list[ModelCost]:
         inner = [cost for run in call.runs for cost in _models(run)]
         for cost in inner:
             add(cost.model, cost.calls, cost.vain, cost.tokens, cost.usd)
-        tokens = call.tokens - sum(cost.tokens for cost in inner)
-        usd = call.usd - sum(cost.usd for cost in inner)
+        spent, its_runs = _spent_on(call), _sum((cost.tokens, cost.usd) for cost in inner)
+        tokens, usd = spent[0] - its_runs[0], spent[1] - its_runs[1]
         if tokens or abs(usd) > 1e-9:
-            # A run that still goes on has spent what its task has not told yet.
             add(f"{call.name}, by itself", call.tasks, 0, tokens, usd)
     return sorted(found.values(), key=lambda cost: (-cost.usd, -cost.tokens))

@@ -50,6 +50,8 @@ MEANINGS: dict[BarKind, str] = {
 PRECEDENCE: tuple[BarKind, ...] = ("pause", "wait", "open", "think", "work", "again", "person", "vain", "lost")
 #: Narrowest terminal that is drawn for, and how long a line is where nobody says, in cells.
 LEAST_WIDTH, WIDTH = 40, 100
+#: Terminals on which words and bars have to share what there is, in cells.
+NARROW = range(60, 120)
 #: Lanes in a notebook: a browser chokes on thousands.
 MOST_DRAWN = 300
 #: Of the picture: width, height of a lane, where the bars begin and end, in pixels.
@@ -92,11 +94,11 @@ class Lane:
 
     @property
     def facts(self) -> str:
-        """What it cost, how it ended if not well, and its note."""
-        facts = [f"{self.tokens:,} tokens"] if self.tokens else []
-        facts += [f"${self.usd:.4f}"] if self.usd else []
-        facts += [self.outcome.replace("_", " ")] if self.failed else []
-        return " · ".join([*facts, *([self.note] if self.note else [])])
+        """What it cost, and its note; of what did not end well first how it ended, and why."""
+        cost = [f"{self.tokens:,} tokens"] if self.tokens else []
+        cost += [f"${self.usd:.4f}"] if self.usd else []
+        note = [self.note] if self.note else []
+        return " · ".join([self.outcome.replace("_", " "), *note, *cost] if self.failed else [*cost, *note])
 
 
 @dataclass(frozen=True, repr=False)
@@ -220,7 +222,9 @@ class Layout:
         width = max(LEAST_WIDTH, width)
         longest = max((2 * lane.depth + len(lane.name) for lane in timeline.lanes), default=8)
         names = max(8, min(longest, width * 3 // 10))
-        return cls(width, names, max(8, (width - names) * 11 // 20))
+        # Where there is little room words need more of it, and where there is hardly any, bars.
+        share = 9 if width in NARROW else 11
+        return cls(width, names, max(8, (width - names) * share // 20))
 
     def name(self, lane: Lane) -> str:
         """What a lane is, as wide as the column is."""

@@ -23,7 +23,7 @@ from squadron.runtime.ports.queue import Delivery
 from squadron.runtime.retries import backoff_s, summary_of
 from squadron.runtime.running.bidding import Offers, Statistics
 from squadron.runtime.running.context import IN_TIME, TurnContext
-from squadron.runtime.running.earlier import keep_spent, open_ledger
+from squadron.runtime.running.earlier import NoteBook, open_ledger
 from squadron.runtime.running.handler import Handler
 from squadron.runtime.running.handover import HAND_ON_S, LONGEST_HAND_ON_S, hand_over
 from squadron.runtime.running.judge import judge
@@ -234,13 +234,19 @@ class Turns:
             return DeadLettered(reason=reason, details={"attempts": attempt - 1}, **common)
         context = self._context(message, common, lite_key, ledger)
         context.lease = delivery.lease
+        began, topic = self._ports.clock.time(), common["topic"]
+        notes = NoteBook(self._ports, message, self.agent, topic, ledger, context.deadline, attempt, began)
+        if attempt > 1:
+            await notes.write("begun")
         told.begun(attempt)
         try:
             ended = await self._run_handler(handler, delivery, context, common)
             if isinstance(ended, LetGo):
                 return ended
-            if isinstance(ended, Again | Later):
-                await keep_spent(self._ports, message, ledger, context.deadline)
+            if isinstance(ended, Again):
+                await notes.write("again", ended.error)
+            elif isinstance(ended, Later):
+                await notes.write("parked")
             # Whoever reads the outcome can count on all that was emitted before it.
             await context.finish(ended.kind if isinstance(ended, Outcome) else "again")
             if isinstance(ended, Outcome):
@@ -248,7 +254,7 @@ class Turns:
             return ended
         except (asyncio.CancelledError, Exception):
             # Handed back in the middle.
-            await keep_spent(self._ports, message, ledger, context.deadline)
+            await notes.write("handed_back")
             raise
         finally:
             context.close()

@@ -29,6 +29,8 @@ MEMORY_GOOD, MEMORY_LEAST = 4e9, 1.5e9
 SHM_GOOD = 256e6
 #: Ray warns when a disk is 95 % full, and stops making objects; its logs and our streams need some space too.
 DISK_GOOD, DISK_LEAST = 5e9, 1e9
+#: Where what was found begins, in cells: behind the level and the name.
+INDENT = 23
 
 
 def register(app: typer.Typer) -> None:
@@ -61,11 +63,16 @@ def _show(check: Diagnosis) -> None:
     from rich.text import Text
 
     style = {"ok": "green", "warn": "yellow", "fail": "bold red"}[check.level]
-    line = Text.assemble((f"{check.level:<5}", style), f"{check.name:<18}", check.found)
+    parts = [Text.assemble((f"{check.level:<5}", style), f"{check.name:<18}", check.found)]
+    parts += [Text(f"{'':<23}→ {check.fix}", "dim")] if check.fix else []
     console = frame.out()
-    console.print(line, soft_wrap=True)
-    if check.fix:
-        console.print(Text(f"{'':<23}→ {check.fix}", "dim"), soft_wrap=True)
+    for part in parts:
+        # Words that find no room stand below the others; in a pipe a line is as long as it is.
+        head, rest = part[:INDENT], part[INDENT:]
+        lines = rest.wrap(console, console.width - INDENT) if console.width > 2 * INDENT else [rest]
+        for number, line in enumerate(lines):
+            line.rstrip()
+            console.print(Text.assemble(head if number == 0 else " " * INDENT, line), soft_wrap=True)
 
 
 # --- the machine -------------------------------------------------------------------------------------

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from itertools import groupby
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,6 +13,8 @@ from squadron.cli import frame
 from squadron.cli.environment import Json
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from squadron.actors.runs.moments import BarKind
     from squadron.actors.runs.timeline import Timeline
 
@@ -69,24 +73,34 @@ def show_timeline(timeline: Timeline) -> None:
     if not sys.stdout.isatty():
         sys.stdout.write(f"{timeline.text(PIPE_WIDTH)}\n")
         return
+    console = frame.out()
+    for line in drawn_lines(timeline, console.width):
+        console.print(line, soft_wrap=True)
+
+
+def drawn_lines(timeline: Timeline, width: int) -> Iterator[Text]:
+    """A timeline in colours, in lines of at most so many cells; a legend that is longer goes on below."""
     from rich.text import Text
 
     from squadron.actors.runs.timeline import GLYPHS, MEANINGS, Layout, seconds_text
     from squadron.runtime.texts import one_line
 
-    console = frame.out()
-    layout = Layout.of(timeline, console.width)
-    title = one_line(f"{timeline.title}  {seconds_text(timeline.seconds)}", layout.width)
-    console.print(Text(title, "bold"), soft_wrap=True)
+    layout = Layout.of(timeline, width)
+    yield Text(one_line(f"{timeline.title}  {seconds_text(timeline.seconds)}", layout.width), "bold")
     for lane in timeline.lanes:
         line = Text(layout.name(lane), "red" if lane.failed else "" if lane.kind == "call" else "bold")
         line.append(" ")
-        for kind in timeline.cells(lane, layout.bars):
-            line.append(GLYPHS[kind] if kind else "·", STYLES[kind] if kind else "grey30")
+        for kind, cells in groupby(timeline.cells(lane, layout.bars)):
+            count = len(list(cells))
+            line.append((GLYPHS[kind] if kind else "·") * count, STYLES[kind] if kind else "grey30")
         line.append(f" {layout.time(timeline, lane)}  ")
         line.append(layout.facts(lane), "red" if lane.failed else "dim")
-        console.print(line, soft_wrap=True)
-    legend = Text()
+        yield line
+    legend, used = Text(), 0
     for kind in timeline.used():
-        legend.append(GLYPHS[kind], STYLES[kind]).append(f" {MEANINGS[kind]}  ", "dim")
-    console.print(legend)
+        entry = Text.assemble((GLYPHS[kind], STYLES[kind]), (f" {MEANINGS[kind]}  ", "dim"))
+        if used and used + entry.cell_len - 2 > width:
+            yield legend
+            legend, used = Text(), 0
+        legend, used = legend.append_text(entry), used + entry.cell_len
+    yield legend

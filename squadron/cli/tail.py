@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sys
 from collections.abc import Sequence
 from datetime import datetime
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 #: What is shown of an id, in characters: as much as tells some thousands apart.
 ID_CHARS = 8
+_OF_RUN = re.compile(r"run-([0-9a-f]{4})[0-9a-f]*-(r[0-9]{1,4}c[0-9]{1,4})-")
 #: Longest content, in characters: a screenful.
 CONTENT_CHARS = 2_000
 #: So many messages are written at once.
@@ -33,6 +35,7 @@ STYLES = {
     "event": "blue",
     "query": "bold yellow",
     "answer": "yellow",
+    "again": "yellow",
     "cancel": "red",
     "dead": "bold red",
     "bridge": "magenta",
@@ -147,6 +150,13 @@ def content_text(content: object) -> str:
     return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, default=str)
 
 
+def _short(id: str) -> str:
+    """As much of an id as tells it apart: all tasks of a run begin with its id, and go on with the call."""
+    if (call := _OF_RUN.match(id)) is not None:
+        return f"{call[1]}-{call[2]}"
+    return id[:ID_CHARS]
+
+
 def lines_of(it: Passing, width: int) -> list[Text]:
     """One message as a line of a terminal so wide, and one of its content if that is known."""
     from rich.text import Text
@@ -154,9 +164,7 @@ def lines_of(it: Passing, width: int) -> list[Text]:
     wide = width >= 120
     # A result of a task that went out before we listened has no topic.
     topic = one_line(it.topic or ("?" if it.kind == "result" else it.subject), 36 if wide else 20)
-    ids = printable(it.id[:ID_CHARS], "")
-    if it.parent:
-        ids += f" ← {printable(it.parent[:ID_CHARS], '')}"
+    ids = " ← ".join(printable(_short(id), "") for id in (it.id, it.parent) if id)
     way = " → ".join(one_line(each, 24) for each in dict.fromkeys((it.sender_type, it.agent)) if each)
     of = [f"of {printable(it.conversation[:ID_CHARS], '')}"] if wide and it.conversation not in ("", it.id) else []
     facts = [part for part in (it.outcome.replace("_", " ") if it.outcome != "result" else "", it.said) if part]

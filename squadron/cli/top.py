@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -155,7 +156,11 @@ async def _redraw(squad: Squad, beats: Beats, screen: Screen, interval_s: float)
             screen.press(key)
         pressed.set()
 
-    with Live(screen, console=frame.out(), screen=True, auto_refresh=False) as live, keys(press):
+    with (
+        Live(screen, console=frame.out(), screen=True, auto_refresh=False) as live,
+        keys(press),
+        resizes(pressed.set),
+    ):
         while not screen.over:
             if time.monotonic() - looked_at >= interval_s:
                 await _look(squad, beats, screen)
@@ -176,6 +181,21 @@ def split_keys(typed: str) -> list[str]:
         found.append(KEYS.get(arrow, arrow))
         typed = typed[len(arrow) :]
     return found
+
+
+@contextlib.contextmanager
+def resizes(redraw: Callable[[], object]) -> Iterator[None]:
+    """Draw anew at once when the terminal gets another size; in a thread it is seen at the next look."""
+    loop = asyncio.get_running_loop()
+    try:
+        loop.add_signal_handler(signal.SIGWINCH, redraw)
+    except (RuntimeError, ValueError):
+        yield
+        return
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGWINCH)
 
 
 @contextlib.contextmanager

@@ -24,7 +24,8 @@ SORTS: dict[str, Callable[[AgentFigures], Any]] = {
 LETTERS = {name[0]: name for name in SORTS}
 #: From so many columns on there is room for topics.
 WIDE = 110
-NAME_CHARS, TOPIC_CHARS = 18, 40
+#: Longest name of an agent, of a topic beside it, and of a topic or a replica below it, in characters.
+NAME_CHARS, TOPIC_CHARS, NAMED_CHARS = 18, 40, 32
 #: Name and least width of each: figures that grow must not move the others.
 COLUMNS = {
     "AGENT": 10,
@@ -189,15 +190,22 @@ def _detail(each: AgentFigures, width: int) -> Iterator[RenderableType]:
         last = each.message.strip().rpartition("\n")[2]
         yield _cut(Text(f"  {one_line(last, 300)}", "yellow"))
     told = {topic.topic: topic for topic in each.topics}
-    for name in dict.fromkeys((*told, *each.serves)):
+    names = tuple(dict.fromkeys((*told, *each.serves)))
+    # As wide as the longest: what is said of it needs the room.
+    wide = max(
+        len(one_line(name, NAMED_CHARS)) for name in ("", *names, *(replica.id for replica in each.replicas))
+    )
+    for name in names:
         facts = []
         if (topic := told.get(name)) is not None:
             facts = [f"{rate_text(topic.rate)}/s"]
             facts += [f"waits {short_seconds(topic.wait_s)}"] if topic.wait_s is not None else []
             facts += [f"runs {short_seconds(topic.run_s)}"] if topic.run_s is not None else []
             facts += [f"{topic.failed} failed"] if topic.failed else []
-        yield _cut(Text.assemble(f"  {one_line(name, TOPIC_CHARS):<28}", (f"  {' · '.join(facts)}", "dim")))
+        yield _cut(Text.assemble(f"  {one_line(name, NAMED_CHARS):<{wide}}", (f"  {' · '.join(facts)}", "dim")))
     for replica in each.replicas:
         facts = [f"{replica.in_flight}/{replica.slots} busy", f"{rate_text(replica.rate)}/s"]
         facts += [f"{replica.done:,} done", f"{replica.failed:,} failed", f"heard {replica.silent_s:.0f} s ago"]
-        yield _cut(Text.assemble(f"  {one_line(replica.id, 28):<28}", (f"  {' · '.join(facts)}", "dim")))
+        yield _cut(
+            Text.assemble(f"  {one_line(replica.id, NAMED_CHARS):<{wide}}", (f"  {' · '.join(facts)}", "dim"))
+        )

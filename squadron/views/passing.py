@@ -13,10 +13,12 @@ from squadron.runtime.errors import InvalidMessageError
 from squadron.runtime.ports.bus import Note
 from squadron.runtime.redact import scrub, scrub_all
 from squadron.runtime.registry.registry import Registry
+from squadron.runtime.running.earlier import are_notes, read_note
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.subjects import matches
 
-#: What a message is to a person. "inner" is what the runtime tells itself.
+#: What a message is to a person. "again" tells of an attempt that failed and is not the last, "inner"
+#: is what the runtime tells itself.
 PassingKind = Literal[
     "task",
     "result",
@@ -27,6 +29,7 @@ PassingKind = Literal[
     "lite",
     "bids?",
     "bid",
+    "again",
     "cancel",
     "dead",
     "bridge",
@@ -45,7 +48,7 @@ class Passing:
     """One message that passed. Texts are as their senders wrote them, but for secrets: escape what you print.
 
     Attributes:
-        at: when it was sent, in seconds since the epoch; 0 if it does not say.
+        at: when it was sent, in seconds since the epoch; if it does not say, when it was heard.
         kind: what it is; see `PassingKind`.
         topic: of a task or event, or of the task whose result it is; owner and id of a lite topic.
         id: of the task that it is or is about; else of the message.
@@ -125,13 +128,17 @@ class Reader:
         """What a message is. Never raises: anybody may send anything."""
         tokens = note.subject.split(".")
         kind, rest = (tokens[2], tokens[3:]) if len(tokens) > 3 else ("", [])
-        bare = Passing("inner", note.subject, topic=".".join([kind, *rest]), bytes=len(note.data))
+        heard_at = time.time()
+        bare = Passing("inner", note.subject, heard_at, topic=".".join([kind, *rest]), bytes=len(note.data))
         match kind:
             case "task" | "query" | "event" | "result" | "lite" | "a2a":
                 try:
                     message = AgentMessage.decode(note.data)
                 except InvalidMessageError:
-                    return _odd(bare, kind, rest)
+                    odd, task = _odd(bare, kind, rest, note.data), self._tasks.get(rest[0] if rest else "")
+                    if odd.kind == "again" and task is not None:
+                        return replace(odd, parent=task.parent, conversation=task.conversation)
+                    return odd
                 return self._of(message, replace(bare, at=message.timestamp), kind, rest)
             case "dead" if len(rest) > 1:
                 return replace(bare, kind="dead", topic="", agent=rest[0], id=rest[1], said="a dead letter")
@@ -230,15 +237,22 @@ class Reader:
         return next(families, "") if topic.count(".") == 1 else ""
 
 
-def _odd(bare: Passing, kind: str, rest: list[str]) -> Passing:
+def _odd(bare: Passing, kind: str, rest: list[str], data: bytes) -> Passing:
     """What is no envelope: of a foreign client, or a note that the runtime writes to itself."""
     match kind, rest:
         case "lite", ["cancel", task]:
             return replace(bare, kind="cancel", id=task, topic="", said="is asked to stop")
-        case "lite", ["cursor" | "parked" | "outcome", _]:
+        case "lite", ["cursor" | "parked" | "outcome" | "begun", _] | [_, "asked" | "begun"]:
             return bare
-        case "lite", [_, "asked" | "begun"]:
-            return bare
+        case "lite", [task, id] if are_notes(id):
+            note = read_note(data, bare.at)
+            if note.kind != "again":
+                return bare
+            said = (
+                f"attempt {note.attempt} failed: {note.error}" if note.error else f"attempt {note.attempt} failed"
+            )
+            it = replace(bare, sender=note.replica, sender_type=note.agent, agent=note.agent)
+            return replace(it, kind="again", id=task, topic=note.topic, said=said)
         case "lite", [owner, id]:
             return replace(bare, kind="lite", topic=f"{owner}/{id}", said="no envelope")
         case "task" | "event" | "result", [_, _, *_]:

@@ -89,7 +89,7 @@ class TalkMap:
         for (sender, topic, agent), way in zip(names, self.ways, strict=True):
             failed = f"  {way.failed} failed" if way.failed else ""
             said = f"{sender:<{wide[0]}} → {topic:<{wide[1]}} → {agent:<{wide[2]}}"
-            lines.append(f"{said}  {self._rate(way):8.1f}/s  {way.count:>6,}{failed}")
+            lines.append(f"{said}  {_rate_text(self._rate(way)):>8}/s  {way.count:>6,}{failed}")
         return "\n".join(lines)
 
     def _missed(self) -> str:
@@ -145,11 +145,13 @@ def _picture(ways: list[Way], of: TalkMap) -> str:
             )
     right = lefts[1] + COLUMN - 8
     for topic, middle_y in columns[1].items():
-        rate = sum(of._rate(way) for way in ways if way.topic == topic)
-        parts.append(
-            f'<text x="{right:.0f}" y="{middle_y + 4}" fill="#7f8c8d" text-anchor="end">{rate:.1f}/s</text>'
-        )
+        rate = _rate_text(sum(of._rate(way) for way in ways if way.topic == topic))
+        parts.append(f'<text x="{right:.0f}" y="{middle_y + 4}" fill="#7f8c8d" text-anchor="end">{rate}/s</text>')
     return "".join([*parts, "</svg>"])
+
+
+def _rate_text(rate: float) -> str:
+    return f"{rate:.2f}" if rate < 9.995 else f"{rate:,.1f}"
 
 
 def _rows(names: Iterable[str]) -> dict[str, int]:

@@ -33,7 +33,7 @@ class Clerk(Agent):
         if text == "bad":
             raise Terminal("it is torn")
         if text == "again" and ctx.attempt == 1:
-            raise Retry("the ink is dry", after_s=0.01)
+            raise Retry("the ink, sk-abcdefgh12345678, is dry", after_s=0.01)
         await ctx.emit(f"stamping {text}")
         return f"stamped, with the key sk-abcdefgh12345678: {text}"
 
@@ -116,6 +116,12 @@ async def test_contents_come_without_secrets_and_failures_with_their_reason(worl
     assert results[1].outcome == "failed"
     assert "it is torn" in results[1].said
     assert "attempt 2" in results[2].said
+    # That it is tried again is told when it happens; what it spent, and when it begins, are notes of the runtime.
+    [again] = [it for it in passed if it.kind == "again"]
+    assert again.said == "attempt 1 failed: Retry: the ink, [secret], is dry"
+    assert (again.id, again.topic, again.agent) == (results[2].id, "clerk.stamp", "clerk")
+    assert again.conversation == results[2].conversation
+    assert not [it for it in passed if it.kind == "lite"]
 
 
 async def test_what_anybody_sends_is_read_and_nothing_of_it_breaks_the_listener(peer: Peer) -> None:

@@ -28,7 +28,9 @@ from squadron.actors.runs.entries import Epoch
 from squadron.actors.runs.log import RunLog
 from squadron.actors.thinking.account import Accounts
 from squadron.actors.thinking.model import ChatMessage, ModelRequest
+from squadron.actors.thinking.providers import OpenAIModel
 from squadron.actors.thinking.quota import Limits
+from squadron.actors.thinking.tries import think_patiently
 from squadron.bridge.control.control import Bridge
 from squadron.bridge.health.diagnosis import Diagnosis
 from squadron.bridge.health.examining import CHECKS, examine
@@ -48,10 +50,11 @@ from squadron.runtime.wire.deployment import AgentState, Deployment, Scale
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.wire.limits import Deadline
 from squadron.runtime.wire.question import Question
-from squadron.testing import ScriptedModel
 from tests.contract.conftest import Inbox, until
 from tests.contract.nats_cluster import Cluster
 from tests.contract.own_server import OwnServer
+from tests.llm_servers import HttpError, ScriptedOpenAIServer
+from tests.llmock import Told
 
 
 class Reader(Agent):
@@ -314,6 +317,29 @@ async def test_a_stream_whose_server_is_gone_has_no_leader(tmp_path: Path) -> No
 
         # Of those who are left one has to become the leader of all, which JetStream takes its time for.
         await until(is_told, within_s=60.0)
+
+
+@pytest.mark.slow
+async def test_a_cluster_that_lost_two_of_its_three_servers_is_told(tmp_path: Path) -> None:
+    with Cluster(tmp_path) as cluster:
+        settings = Settings(home=tmp_path, nats_url=cluster.urls[2], env="sick")
+        wiring = await _open_at_last(settings)
+        await wiring.aclose()
+        well = await look(settings)
+        assert well["jetstream"].level == "ok"
+        for name in ("n0", "n1"):
+            cluster.kill(name)
+
+        async def is_told() -> bool:
+            return (await look(settings, within_s=1.0))["jetstream"].level == "fail"
+
+        # The one that is left is the leader until it has heard from nobody for a while.
+        await until(is_told, within_s=60.0)
+        found = await look(settings, within_s=1.0)
+
+    assert found["nats answers"].level == "ok"
+    assert "it has no leader" in found["jetstream"].found
+    assert "more than half" in found["jetstream"].fix
 
 
 async def _open_at_last(settings: Settings) -> Wiring:
@@ -600,9 +626,22 @@ async def test_a_replica_that_has_fallen_silent_is_told_before_it_lapses(wiring:
 
 async def test_a_provider_that_said_429_is_told(wiring: Wiring) -> None:
     request = ModelRequest((ChatMessage("user", "hello"),), max_tokens=100)
-    accounts = Accounts(wiring.ports, {"scripted": Limits(rpm=60)})
-    grant = await accounts.admit(ScriptedModel([]), request, within_s=5.0)
-    grant.settle(request, None, ModelError("429", kind="limit", retry_after_s=60.0))
+    accounts = Accounts(wiring.ports, {"openai": Limits(rpm=60)})
+    used_up = HttpError(429, "the quota is used up", headers={"retry-after": "60"})
+    with ScriptedOpenAIServer([used_up]) as server:
+        model, told = OpenAIModel("gpt-x", api_key="k", base_url=server.base_url), Told()
+        with pytest.raises(ModelError):
+            # A minute's pause is longer than there is time.
+            await think_patiently(
+                [model],
+                request,
+                books=told,
+                within_s=20.0,
+                on_text=told.on_text,
+                on_event=told.on_event,
+                account=accounts,
+            )
+        await model.aclose()
 
     async def is_told() -> bool:
         return (await look(wiring.settings))["provider limits"].level == "warn"
@@ -611,7 +650,7 @@ async def test_a_provider_that_said_429_is_told(wiring: Wiring) -> None:
     found = await look(wiring.settings)
     await accounts.aclose()
 
-    assert re.match(r"scripted-\w+ said 429: no calls for another \d+ s", found["provider limits"].found)
+    assert re.match(r"openai-\w+ said 429: no calls for another \d+ s", found["provider limits"].found)
     assert "SQUADRON_MODEL_LIMITS" in found["provider limits"].fix
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import pty
+import re
 import subprocess
 import sys
+import termios
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, cast
@@ -240,6 +244,29 @@ def test_doctor_on_a_fresh_machine_says_what_to_do_next(clean: Path) -> None:
     assert ended.exit_code == 0, ended.output
     assert "not started; squadron up does it" in ended.stdout
     assert "set OPENAI_API_KEY or ANTHROPIC_API_KEY" in ended.stdout
+
+
+def test_on_a_terminal_what_the_doctor_says_stands_in_its_column(clean: Path) -> None:
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (50, 60))
+    command = [sys.executable, "-c", "from squadron.cli import main; main()", "doctor"]
+    environ = {name: value for name, value in os.environ.items() if name != "COLUMNS"} | {"TERM": "xterm"}
+    process = subprocess.Popen(command, stdout=theirs, stderr=subprocess.DEVNULL, env=environ)
+    os.close(theirs)
+    shown = b""
+    # The end of a terminal that nobody writes to any more is an error.
+    with contextlib.suppress(OSError):
+        while part := os.read(ours, 65536):
+            shown += part
+    process.wait()
+    os.close(ours)
+
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", shown.decode()).splitlines()
+    assert [line for line in lines if len(line) > 60] == []
+    assert {line[:5].strip() for line in lines} == {"ok", "warn", ""}
+    follow = [line for line in lines if not line[:5].strip()]
+    assert follow
+    assert all(not line[:23].strip() and line[23:].strip() for line in follow)
 
 
 def test_doctor_names_a_bad_setting(clean: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import pty
+import signal
 import termios
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -19,15 +20,19 @@ from squadron.actors.agent import Agent
 from squadron.actors.decorators import topic
 from squadron.actors.goals.planner import Plan
 from squadron.actors.goals.supervisor import Supervisor
-from squadron.actors.thinking.model import Model, ModelTurn, ToolCall, Usage
+from squadron.actors.llm.llm_agent import LLMAgent
+from squadron.actors.llm.tools import tool
+from squadron.actors.thinking.model import Model, ModelRequest, ModelTurn, ToolCall, Usage
 from squadron.cli import frame
 from squadron.cli.app import app
 from squadron.cli.lite_topics import owner_and_id, start_of
-from squadron.cli.top import keys, split_keys
+from squadron.cli.top import keys, resizes, split_keys
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import InvalidInputError, InvalidSubjectError, Terminal
+from squadron.runtime.running.context import Context
 from squadron.runtime.wire.start import Tail
-from squadron.testing import MemorySquad, ScriptedModel
+from squadron.testing import FunctionModel, MemorySquad, ScriptedModel
+from squadron.views.passing import Passing
 from tests.unit.test_runs_command import House as Guests
 
 COUNT = ModelTurn("I count.", (ToolCall("c", "door__count", {}),), Usage(100))
@@ -208,7 +213,7 @@ def test_trace_shows_a_task_while_its_outcome_lives_and_says_what_is_not_known(h
 
     told = json.loads(call("trace", "mine", "--json").stdout)
 
-    assert [(lane["name"], lane["outcome"]) for lane in told["lanes"]] == [("asked", ""), ("door", "failed")]
+    assert [(lane["name"], lane["outcome"]) for lane in told["lanes"]] == [("door", "failed")]
     assert [bar["kind"] for lane in told["lanes"] for bar in lane["bars"]] == ["wait", "work"]
     assert "\x1b" not in call("trace", "mine").stdout
 
@@ -331,6 +336,87 @@ async def test_keys_are_heard_without_being_shown_and_the_terminal_is_left_as_it
             assert split_keys(await typed.get()) == ["down"]
         assert termios.tcgetattr(terminal) == before
     os.close(ours)
+
+
+async def test_a_terminal_that_changes_its_size_is_drawn_at_once() -> None:
+    drawn = asyncio.Event()
+    with resizes(drawn.set):
+        os.kill(os.getpid(), signal.SIGWINCH)
+        await drawn.wait()
+    assert signal.getsignal(signal.SIGWINCH) is signal.SIG_DFL
+
+
+class Writer(LLMAgent):
+    """You write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.thinks, self.go_on = asyncio.Event(), asyncio.Event()
+
+    def make_model(self, spec: str) -> Model:
+        return FunctionModel(self._decide, name="scripted:writer")
+
+    async def _decide(self, request: ModelRequest) -> ModelTurn:
+        if all(message.role != "tool" for message in request.messages):
+            return ModelTurn("I look it up.", (ToolCall("w", "word", {}),), Usage(400))
+        self.thinks.set()
+        await self.go_on.wait()
+        return ModelTurn("a draft", usage=Usage(50))
+
+    @topic("text.draft")
+    async def draft(self, ctx: Context) -> str:
+        """Write a draft."""
+        return await self.think(ctx, "Write.")
+
+    @tool
+    def word(self) -> str:
+        """A word."""
+        return "ray"
+
+
+class Editor(Host):
+    """Has a draft written."""
+
+    def make_model(self, spec: str, plan: Plan | None) -> Model:
+        draft = ModelTurn("", (ToolCall("c", "text__draft", {}),), Usage(100))
+        return ScriptedModel([draft, DONE])
+
+
+async def test_a_run_is_seen_while_it_goes_on_and_its_costs_add_up_at_each_moment() -> None:
+    writer = Writer()
+    async with MemorySquad(model="scripted:test") as squad:
+        await squad.deploy(Editor(), writer)
+        mapping = asyncio.create_task(squad.map(5))
+        passing = await squad.listen()
+        running = asyncio.create_task(squad.run("Have a text drafted"))
+        await writer.thinks.wait()
+        found = {info.agent: info.run for info in await squad.runs.list()}
+        live = await squad.runs.show(found["supervisor"])
+        heard = [(it.kind, it.topic) for it in passing.ready(1000) if isinstance(it, Passing)]
+        writer.go_on.set()
+        assert (await running).kind == "result"
+        over = await squad.runs.show(found["supervisor"])
+        ways = {(way["sender"], way["topic"], way["agent"]): way["count"] for way in (await mapping).to_dicts()}
+        await passing.aclose()
+
+    names = [(lane.name, lane.bars[-1].kind, lane.bars[-1].ended is None) for lane in live.timeline().lanes]
+    assert names == [
+        ("round 1", "think", False),
+        ("text.draft", "open", True),
+        ("round 1", "think", False),
+        ("word", "work", False),
+        ("round 2", "think", True),
+    ]
+    assert ("task", "goal.pursue") in heard
+    assert ("task", "text.draft") in heard
+    assert ("result", "goal.pursue") not in heard
+    assert ways["supervisor", "text.draft", "writer"] == ways["client", "goal.pursue", "supervisor"] == 1
+    # Nobody has told yet what the draft cost; its run has it in its log.
+    assert (live.costs().tokens, over.costs().tokens, over.info.tokens) == (500, 580, 580)
+    for costs in (live.costs(), over.costs()):
+        for rows in (costs.models, costs.rounds, costs.calls):
+            assert sum(row.tokens for row in rows) == costs.tokens
+            assert all(row.tokens > 0 for row in rows)
 
 
 async def test_what_nested_runs_cost_is_told_by_their_models_and_adds_up() -> None:

@@ -218,11 +218,11 @@ def test_a_map_is_a_table_a_picture_and_data() -> None:
     }
     assert repr(seen).splitlines() == [
         "Who talked to whom in 2 s: 7 messages more passed too fast to be counted.",
-        "client → a.b → clerk             2.5/s       5  2 failed",
-        "clerk  → c.d → who listens       0.5/s       1",
+        "client → a.b → clerk            2.50/s       5  2 failed",
+        "clerk  → c.d → who listens      0.50/s       1",
     ]
     assert seen._repr_html_().count("<path") == 4
-    assert ">2.5/s<" in seen._repr_html_()
+    assert ">2.50/s<" in seen._repr_html_()
     assert "Nobody said anything in 2 s." in repr(TalkMap([], 2.0))
     assert "Nobody said anything" in TalkMap([], 2.0)._repr_html_()
 
@@ -332,6 +332,16 @@ def screen(agents: int = 3) -> Screen:
     return made
 
 
+def screen_of_desk() -> Screen:
+    """With one agent, that is opened."""
+    beats, made = Beats(heartbeat_s=5.0), Screen("dev")
+    for at in (0.0, 5.0):
+        beats.hear(beat("desk-b7b19bce", int(at * 20_000), failed=int(at), agent="desk"), at)
+    made.update(beats.figures([status("desk")], 5.0))
+    made.press("open")
+    return made
+
+
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (200, 50)])
 @pytest.mark.parametrize("agents", [0, 3, 100])
 def test_the_screen_fits(width: int, height: int, agents: int) -> None:
@@ -358,6 +368,8 @@ def test_keys_choose_open_and_sort() -> None:
     assert [line.split()[0][:7] for line in lines[2:5]] == ["agent-2", "agent-1", "agent-0"]
     assert "▾ agent-2-of-a-rather-long-name" in lines[5]
     assert "1/4 busy" in lines[7]
+    # What is said of a replica is there on a narrow terminal, too.
+    assert any(line.endswith("heard 0 s ago") for line in drawn(screen_of_desk(), 80))
     shown.press("close")
     assert len(drawn(shown, 200)) == len(lines) - 3
 
@@ -413,6 +425,12 @@ def test_a_message_is_a_line_that_fits(width: int) -> None:
     assert "desk → clerk · 1.2 kB" in line
     assert ("of c0ffee00" in line) == (width == 200)
     assert "timed out · 1.2 s" in text_of(failed, width)[0]
+
+
+def test_the_calls_of_a_run_are_told_apart_by_their_ids() -> None:
+    calls = [f"run-eec4a61f0e7d9b2c5a3f8d10-r{number}c12-ab12cd-0" for number in (1, 2)]
+    lines = [lines_of(Passing("task", "s", topic="a.b", id=id, parent="0123456789"), 80)[0].plain for id in calls]
+    assert ["eec4-r1c12 ← 01234567" in lines[0], "eec4-r2c12 ← 01234567" in lines[1]] == [True, True]
 
 
 def test_contents_stand_below_and_of_a_result_what_it_came_to() -> None:
