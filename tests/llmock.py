@@ -48,6 +48,9 @@ class Told:
         self.tries = number
         return request
 
+    async def refused(self, model: Model, error: ModelError) -> None:
+        pass
+
     async def failed(self, model: Model, error: ModelError, number: int) -> None:
         self.errors.append(error)
 

@@ -120,7 +120,7 @@ class Actions:
                 if call.said.problem:
                     raise ValueError(call.said.problem)
                 if call.said.name in self.answers and self._state.toolbox.has(call.said.name):
-                    await self.recorder.store(*await self.answers[call.said.name](call))
+                    await self.recorder.decide(*await self.answers[call.said.name](call))
                     continue
                 if call.said.name == ASK_PERSON and self._state.toolbox.has(ASK_PERSON):
                     read_arguments(AskPerson, self._state.results.fill(call.said.arguments))
@@ -156,13 +156,13 @@ class Actions:
             if dispatches := self._dispatches(ready):
                 entries.insert(0, Sending(at=self._now(), calls=dispatches))
             if entries:
-                await self.recorder.store_locked(*entries)
+                await self.recorder.decide_locked(*entries)
         self._ask([call for call, _ in asked])
         await self._send([call for call, _ in ready])
         if wanted:
             bids = await self.bidding.bids(wanted, deadline_ms)
             async with self.recorder.lock:
-                await self.recorder.store_locked(*self.bidding.awards(wanted, bids, deadline_ms))
+                await self.recorder.decide_locked(*self.bidding.awards(wanted, bids, deadline_ms))
             await self._send([call for call, _ in wanted if call.open])
             for call, _ in wanted:
                 self.after_try(call)
@@ -369,6 +369,7 @@ class Actions:
         """Stop what these calls began, be it tasks, tools or questions; their ends are told as any other."""
         # What is about to go out gets a handle first.
         await asyncio.gather(*self._going_on)
+        await self.recorder.look()
         asking = [call for id in calls if (call := self._state.calls[id]).asks]
         self._unwanted.update(calls)
         for id in calls:
@@ -380,7 +381,7 @@ class Actions:
                 CallEnd(call=call.id, topic=call.said.name, outcome="cancelled", reason="it was withdrawn")
                 for call in asking
             )
-            await self.recorder.store(CallsEnded(at=self._now(), ends=ends))
+            await self.recorder.decide(CallsEnded(at=self._now(), ends=ends))
         handles = [each for call in calls for each in self._handles.get(call, {}).values() if not each.done]
         await asyncio.gather(*(handle.cancel() for handle in handles))
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from squadron.actors.runs.books import RunBooks, reserve_of
-from squadron.actors.runs.entries import Accepted, Asking, TryFailed
+from squadron.actors.runs.entries import Accepted, Asking, Refused, TryFailed
 from squadron.actors.runs.recorder import Recorder
 from squadron.actors.runs.state import RunState
 from squadron.actors.thinking.account import accounts_of
@@ -83,7 +83,8 @@ class Asker(ABC):
 
     async def note(self, asked: Asking, request: ModelRequest) -> None:
         """Store that the model is about to be asked this; who calls it holds the lock."""
-        await self.recorder.store_locked(asked)
+        store = self.recorder.store_locked if asked.covers else self.recorder.decide_locked
+        await store(asked)
 
     async def _ask(self, request: ModelRequest, within_s: float) -> ModelTurn:
         """The answer of the first model that gives one."""
@@ -177,6 +178,19 @@ class Asker(ABC):
         asked = self._asked
         await self.recorder.store(
             Accepted(at=self._now(), round=asked.round, number=asked.number, response_id=response_id)
+        )
+
+    async def refused(self, model: Model, error: ModelError) -> None:
+        """Its account does not let a model be asked; see `tries.Books`."""
+        await self.recorder.store(
+            Refused(
+                at=self._now(),
+                round=self._state.round + 1,
+                model=model.name,
+                error=error.kind,
+                reason=str(error),
+                retry_after_s=error.retry_after_s,
+            )
         )
 
     async def failed(self, model: Model, error: ModelError, number: int) -> None:

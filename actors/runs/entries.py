@@ -30,11 +30,17 @@ class Gather(BaseModel):
 
 
 class _Entry(BaseModel):
-    """Times are in seconds since the epoch, by the clock of the replica that wrote it."""
+    """Times are in seconds since the epoch, by the clock of the replica that wrote it.
+
+    Attributes:
+        seen: of what the loop decided, how many entries of the log it had seen when it did; more may have come
+            before its own was stored. None of what came from elsewhere, and in older logs. See ADR 0031.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     at: float
+    seen: int | None = None
 
 
 class Epoch(_Entry):
@@ -148,6 +154,17 @@ class TryFailed(_Entry):
     reason: str
     spent: dict[str, Any] | None = None
     limit: int = 0
+    retry_after_s: float | None = None
+
+
+class Refused(_Entry):
+    """The model's account did not let it be asked: another one is, or the run is over."""
+
+    kind: Literal["refused"] = "refused"
+    round: int
+    model: str
+    error: str
+    reason: str
     retry_after_s: float | None = None
 
 
@@ -340,6 +357,7 @@ Entry = Annotated[
     | Asking
     | Accepted
     | TryFailed
+    | Refused
     | Thought
     | Nudge
     | Awarded

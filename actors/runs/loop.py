@@ -113,7 +113,7 @@ class Loop:
                 why = f"the model gave no answer: {error}"
                 await self._stop("time" if late else "model", "its time is up" if late else why)
             except Terminal as error:
-                await self._recorder.store(Finished(at=self._now(), stopped="failed", error=str(error)))
+                await self._recorder.decide(Finished(at=self._now(), stopped="failed", error=str(error)))
         # What still runs is not needed any more.
         await self._actions.cancel([call.id for call in self._state.running])
         await self._actions.queries.withdraw(self._state.asks)
@@ -121,6 +121,7 @@ class Loop:
 
     async def _step(self) -> None:
         """Whatever comes next, by the state alone: so it does not matter who comes to it."""
+        await self._recorder.look()
         state = self._state
         if unbegun := state.unbegun:
             if others := [call for call in unbegun if not self._ends_run(call)]:
@@ -189,24 +190,25 @@ class Loop:
     async def _judge(self, turn: ModelTurn) -> None:
         judged = self._aim.judge(self._state, turn)
         if isinstance(judged, str):
-            return await self._recorder.store(Nudge(at=self._now(), text=judged))
-        await self._recorder.store(Finished(at=self._now(), stopped=judged.stopped, value=judged.value))
+            return await self._recorder.decide(Nudge(at=self._now(), text=judged))
+        await self._recorder.decide(Finished(at=self._now(), stopped=judged.stopped, value=judged.value))
 
     async def _finish(self, call: Call) -> None:
         try:
             asked = read_arguments(Finish, self._state.results.fill(call.said.arguments))
         except (ValueError, BadReferenceError) as error:
-            return await self._recorder.store(CallsEnded(at=self._now(), ends=(refusal(call, str(error)),)))
+            return await self._recorder.decide(CallsEnded(at=self._now(), ends=(refusal(call, str(error)),)))
         end = self._aim.finish(self._state, asked)
-        await self._recorder.store(Finished(at=self._now(), stopped=end.stopped, value=end.value))
+        await self._recorder.decide(Finished(at=self._now(), stopped=end.stopped, value=end.value))
 
     async def _stop(self, stopped: Stopped, why: str) -> None:
+        await self._recorder.look()
         try:
             value = self._aim.stop(self._state, stopped, why)
         except Terminal as error:
             finished = Finished(at=self._now(), stopped=stopped, error=str(error))
-            return await self._recorder.store(finished)
-        await self._recorder.store(Finished(at=self._now(), stopped=stopped, value=value))
+            return await self._recorder.decide(finished)
+        await self._recorder.decide(Finished(at=self._now(), stopped=stopped, value=value))
 
     # --- built-in tools ------------------------------------------------------------------------------
 
@@ -217,7 +219,7 @@ class Loop:
         fresh = toolbox.fitting(found)
         left_out = {name: why for name, why in toolbox.left_out.items() if name not in self._state.left_out}
         if fresh or left_out:
-            await self._recorder.store(Offered(at=self._now(), cards=tuple(fresh), left_out=left_out))
+            await self._recorder.decide(Offered(at=self._now(), cards=tuple(fresh), left_out=left_out))
         tools = {each.topic.name: each for each in toolbox.offered}
         told = [tools[topic.name] for topic in found if topic.name in tools]
         data: list[dict[str, Any]] = [

@@ -137,7 +137,7 @@ class Mind(Asker):
             if (span := fitted.to_summarize) is None:
                 return fitted
             short = extract(span, self._state.fence)
-            await self.recorder.store_locked(
+            await self.recorder.decide_locked(
                 Summarized(at=self._now(), summary=short, messages=len(span.messages))
             )
 

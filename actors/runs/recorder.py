@@ -34,6 +34,8 @@ class Recorder:
         self.lock = asyncio.Lock()
         self._changed = asyncio.Event()
         self._grown = False
+        #: How many entries there are, and how many there were when the loop looked.
+        self._taken = self._seen = 0
 
     async def replay(self) -> None:
         """Take in what is stored.
@@ -43,7 +45,26 @@ class Recorder:
         """
         for entry in await self._log.load():
             self._take(entry)
+        self._seen = self._taken
         self._announce()
+
+    async def look(self) -> None:
+        """The loop decides by what is stored now: called before it reads the state, after whatever it waited for.
+
+        A replay hands over what was there then, and no more.
+        """
+        self._seen = self._taken
+
+    async def decide(self, *entries: Entry) -> None:
+        """Store what the loop decided, and by how much of the log; else as `store`."""
+        async with self.lock:
+            await self.decide_locked(*entries)
+
+    async def decide_locked(self, *entries: Entry) -> None:
+        """The same, for whoever holds the lock."""
+        await self.store_locked(*(entry.model_copy(update={"seen": self._seen}) for entry in entries))
+        # Whoever goes on at once has seen what it stored, and nothing else.
+        self._seen = self._taken
 
     async def store(self, *entries: Entry) -> None:
         """Store entries; they have no effect before this returns.
@@ -73,6 +94,7 @@ class Recorder:
                     await self._lease.progressed()
 
     def _take(self, entry: Entry) -> None:
+        self._taken += 1
         self._books.apply(entry)
         self.state.apply(entry)
 

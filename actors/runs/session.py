@@ -101,7 +101,7 @@ class Session:
         else:
             fresh = epoch.redriven < redriven
         if state.finished is None or fresh:
-            await recorder.store(*await self._entries(state, begin, left, fresh=fresh))
+            await recorder.decide(*await self._entries(state, begin, left, fresh=fresh))
         finished = await self._loop(recorder, books, aim)
         if finished.error:
             raise Terminal(finished.error)

@@ -23,6 +23,7 @@ from squadron.actors.runs.entries import (
     Nudge,
     Offered,
     Query,
+    Refused,
     Sending,
     Sent,
     Started,
@@ -168,8 +169,8 @@ class RunState:
 
     def apply(self, entry: Entry) -> None:
         """Take in the next entry."""
-        # Anybody may write there: what names a call that nobody made is passed over.
-        if calls_of(entry) <= self.calls.keys():
+        # Anybody may write there: what names a call that nobody made is passed over; refusals change nothing.
+        if calls_of(entry) <= self.calls.keys() and not isinstance(entry, Refused):
             getattr(self, f"_{entry.kind}")(entry)
 
     def _tell(self, event: str, at: float, **fields: Any) -> None:

@@ -61,6 +61,9 @@ class SummaryWriter(Asker):
             seconds=round(self.ctx.caller.loop.time() - started, 3),
         )
 
+    async def refused(self, model: Model, error: ModelError) -> None:
+        """An extract is taken then: that is in the log."""
+
     async def _store(self, summary: Summary, **about: Any) -> None:
         messages = len(self.span.messages)
         await self.recorder.store(Summarized(at=self._now(), summary=summary, messages=messages, **about))

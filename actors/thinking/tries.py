@@ -55,6 +55,10 @@ class Books(Protocol):
         """Called when a provider began to answer a call that can be taken up under this id; see `take_up`."""
         ...
 
+    async def refused(self, model: Model, error: ModelError) -> None:
+        """Called when the model's account does not let it be asked."""
+        ...
+
     async def failed(self, model: Model, error: ModelError, number: int) -> None:
         """Called after every try that failed; `error.tokens` is what it used, if that is known, and `number` is 0
         for one that was taken up.
@@ -188,7 +192,11 @@ class _Thinking:
         grant = None
         if self.account is not None:
             within_s, priority = max(self.left_s(), 0.0), self.priority
-            grant = await self.account.admit(model, self.request, within_s=within_s, priority=priority)
+            try:
+                grant = await self.account.admit(model, self.request, within_s=within_s, priority=priority)
+            except ModelError as error:
+                await self.books.refused(model, error)
+                raise
         asked, turn, failure = None, None, None
         try:
             asked = await self.books.asking(model, self.request, self.number + 1)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -158,7 +158,7 @@ def redrive(
 async def _redrive(ctx: typer.Context, ids: list[str], all: bool, topic: str, agent: str, as_json: bool) -> int:
     _check_choice(ids, all, topic)
     async with frame.connected(frame.settings_of(ctx)) as squad:
-        with _progress("Putting back", many=all or len(ids) > 1) as on_progress:
+        with frame.progress("Putting back", many=all or len(ids) > 1) as on_progress:
             moved = await squad.dead_letters.redrive(
                 *ids, all=all, topic=topic, agent=agent, on_progress=on_progress
             )
@@ -200,7 +200,7 @@ async def _drop(
             # In a thread: Ctrl-C has to reach the loop.
             if not await asyncio.to_thread(typer.confirm, f"Drop {chosen} for good?", err=True):
                 return frame.ENDED_OTHERWISE
-        with _progress("Dropping", many=all or len(ids) > 1) as on_progress:
+        with frame.progress("Dropping", many=all or len(ids) > 1) as on_progress:
             dropped = await letters.drop(*ids, all=all, topic=topic, agent=agent, on_progress=on_progress)
     if as_json:
         frame.print_json({"dropped": dropped})
@@ -224,15 +224,3 @@ def _can_ask() -> bool:
 
 def _letters(count: int) -> str:
     return f"{count} dead letter{'s' if count != 1 else ''}"
-
-
-@contextlib.contextmanager
-def _progress(title: str, *, many: bool) -> Iterator[Callable[[int, int], Any]]:
-    """A bar on a terminal if there are many, else nothing; it is gone when all is done."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = frame.err()
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not (many and console.is_terminal)) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -175,6 +175,18 @@ def shown_on(console: Console) -> Iterator[None]:
         _shown = None
 
 
+@contextlib.contextmanager
+def progress(title: str, *, many: bool) -> Iterator[Callable[[int, int], Any]]:
+    """A bar on a terminal if there are many, else nothing; it is gone when all is done."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = err()
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not (many and console.is_terminal)) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
 def out() -> Console:
     """The console for results. In a pipe lines are as long as they are: a program reads them."""
     from rich.console import Console

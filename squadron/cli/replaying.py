@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import sys
+import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -18,7 +19,7 @@ from squadron.cli.environment import Json
 from squadron.runtime.errors import ConfigError
 
 if TYPE_CHECKING:
-    from squadron.replay.load import LoadReport
+    from squadron.replay.load import LoadReport, RecordedTask
     from squadron.replay.outline import Outline
     from squadron.replay.past_runs import PastRun, ReplayChanges
     from squadron.replay.player import RunReplay
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 #: Standard output in the place of a file.
 STDOUT = Path("-")
+#: How often a load tells how far it is where there is no terminal, in seconds.
+TELL_EVERY_S = 10.0
 
 
 def register(app: typer.Typer) -> None:
@@ -64,7 +67,10 @@ async def _export(ctx: typer.Context, id: str, out: Path | None, as_json: bool) 
 
 def replay(
     ctx: typer.Context,
-    source: Annotated[str, typer.Argument(metavar="RUN|FILE", help="A run, or a file that `runs export` wrote.")],
+    source: Annotated[
+        str,
+        typer.Argument(metavar="RUN|FILE", help="A run, or a file that `runs export` wrote.", show_default=False),
+    ] = "",
     agent: Annotated[
         str, typer.Option("--agent", help="The class whose tools count, as module:Class; else those recorded.")
     ] = "",
@@ -87,8 +93,12 @@ def replay(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before live calls.")] = False,
     load: Annotated[
         bool,
-        typer.Option("--load", help="FILE holds tasks: put them to an environment, and time them."),
+        typer.Option("--load", help="Put recorded tasks, of FILE or of the audit trail, to an environment."),
     ] = False,
+    since: Annotated[
+        str, typer.Option("--since", help="Of a load without FILE: 15m, 2h or 3d ago, or a time.", metavar="TIME")
+    ] = "",
+    until: Annotated[str, typer.Option("--until", help="The end of that window; else now.", metavar="TIME")] = "",
     to: Annotated[str, typer.Option("--to", metavar="ENV", help="Of a load: to which environment.")] = "",
     speed: Annotated[float, typer.Option("--speed", help="Of a load: how many times as fast.", min=0.001)] = 1.0,
     same_env: Annotated[
@@ -106,7 +116,11 @@ def replay(
     changes |= {"outcomes": _outcomes(outcome or ()), "gather": _gather(gather), "max_rounds": max_rounds}
     given: Any = {name: value for name, value in changes.items() if value}
     if load:
-        frame.execute(_load(ctx, source, to, speed, same_env, as_json), as_json=as_json)
+        if bool(source) == bool(since):
+            raise typer.BadParameter("a load is of a FILE, or of the trail --since a time", param_hint="--load")
+        frame.execute(_load(ctx, source, (since, until), to, speed, same_env, as_json), as_json=as_json)
+    if not source:
+        raise typer.BadParameter("say which run, or which file", param_hint="RUN|FILE")
     if given or live:
         frame.execute(_what_if(ctx, source, given, live, yes, out, as_json), as_json=as_json)
     frame.execute(_exactly(ctx, source, agent, as_json), as_json=as_json)
@@ -193,10 +207,18 @@ async def _what_if(
     return frame.OK
 
 
-async def _load(ctx: typer.Context, source: str, to: str, speed: float, same_env: bool, as_json: bool) -> int:
+async def _load(
+    ctx: typer.Context,
+    source: str,
+    window: tuple[str, str],
+    to: str,
+    speed: float,
+    same_env: bool,
+    as_json: bool,
+) -> int:
     from squadron.replay.load import put_load, tasks_in
 
-    tasks = tasks_in(source)
+    tasks = tasks_in(source) if source else await _tasks_of_trail(ctx, *window)
     if to:
         ctx.obj["env"] = to
     settings = frame.settings_of(ctx)
@@ -206,12 +228,33 @@ async def _load(ctx: typer.Context, source: str, to: str, speed: float, same_env
             how: Any = {each.name: getattr(options, each.name) for each in fields(options)}
             return await squad.ask(topic, content, **how)
 
-        report = await put_load(tasks, send, env=settings.env, speed=speed, same_env=same_env)
+        with frame.progress("tasks", many=True) as show:
+            told_at = time.monotonic()
+
+            def tell(sent: int, ended: int) -> None:
+                nonlocal told_at
+                show(ended, len(tasks))
+                if not frame.err().is_terminal and time.monotonic() >= told_at + TELL_EVERY_S:
+                    told_at = time.monotonic()
+                    frame.tell(f"{sent:,} of {len(tasks):,} tasks sent, {ended:,} ended")
+
+            report = await put_load(
+                tasks, send, env=settings.env, speed=speed, same_env=same_env, on_progress=tell
+            )
     if as_json:
         frame.print_json(report.to_dict())
     else:
         _show_load(report)
     return frame.OK
+
+
+async def _tasks_of_trail(ctx: typer.Context, since: str, until: str) -> list[RecordedTask]:
+    from squadron.bridge.audit.history import moment
+    from squadron.replay.load import tasks_of
+
+    began, ended = moment(since), moment(until) if until else time.time()
+    async with frame.connected(frame.settings_of(ctx)) as squad:
+        return await tasks_of(squad.audit, since=began, until=ended)
 
 
 def _show_load(report: LoadReport) -> None:

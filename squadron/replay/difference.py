@@ -22,6 +22,7 @@ _OUTSIDE: Mapping[str, frozenset[str]] = {
     "offered": frozenset(["left_out"]),
     "asking": frozenset(["tokens", "usd_micros"]),
     "failed": frozenset(["reason", "spent", "limit", "retry_after_s"]),
+    "refused": frozenset(["retry_after_s"]),
     "thought": frozenset(["spent", "seconds"]),
     "query": frozenset(["deadline_ms"]),
     "waiting": frozenset(["until"]),
@@ -62,6 +63,7 @@ def comparable(entry: Entry) -> dict[str, Any]:
     """What of an entry the code decides, given all that came from outside."""
     shown = dumped((entry,))[0]
     shown.pop("at", None)
+    shown.pop("seen", None)
     for name in _OUTSIDE.get(entry.kind, ()):
         shown.pop(name, None)
     for part, names in _OUTSIDE_PARTS.items():

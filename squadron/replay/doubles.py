@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,6 @@ from squadron.actors.runs.entries import (
     Awarded,
     CallsEnded,
     Entry,
-    Epoch,
     Finished,
     Nudge,
     Offered,
@@ -26,12 +24,11 @@ from squadron.actors.runs.entries import (
     TryFailed,
 )
 from squadron.actors.runs.loop import Aim, Conclusion, Stopped
-from squadron.actors.runs.mind import Mind
 from squadron.actors.runs.queries import Queries
 from squadron.actors.runs.session import Beginning
 from squadron.actors.runs.state import RunState
 from squadron.actors.runs.toolbox import Toolbox
-from squadron.actors.thinking.model import ModelRequest, ModelTurn, ToolDefinition
+from squadron.actors.thinking.model import Model, ModelRequest, ModelTurn, ToolDefinition
 from squadron.replay.tape import Tape
 from squadron.runtime.errors import ModelError, Terminal
 from squadron.runtime.running.context import TurnContext
@@ -51,8 +48,8 @@ async def forever() -> Any:
 class RecordedModel:
     """A model that says what it said; `Resumable`, as far as the recording has it so."""
 
-    def __init__(self, name: str, tape: Tape, catch_up: Callable[[], None]) -> None:
-        self.name, self._tape, self._catch_up = name, tape, catch_up
+    def __init__(self, name: str, tape: Tape, answered: Callable[[], Awaitable[Entry | None]]) -> None:
+        self.name, self._tape, self._answered = name, tape, answered
 
     async def think(self, request: ModelRequest, on_text: Callable[[str], None] | None = None) -> ModelTurn:
         """The recorded turn, after as long as it took.
@@ -60,8 +57,7 @@ class RecordedModel:
         Raises:
             ModelError: the try failed.
         """
-        self._catch_up()
-        coming = self._tape.next
+        coming = await self._answered()
         if isinstance(coming, Thought | TryFailed):
             asked = next((entry for entry in reversed(self._tape.past) if isinstance(entry, Asking)), coming)
             await asyncio.sleep(max(0.0, coming.at - asked.at))
@@ -71,17 +67,9 @@ class RecordedModel:
                     on_text(turn.text)
                 return turn
             case TryFailed():
-                raise ModelError(coming.reason, kind=coming.error, retry_after_s=self._pause_after(coming))
+                raise ModelError(coming.reason, kind=coming.error, retry_after_s=self._tape.pause_after(coming))
             case _:
                 return await forever()  # type: ignore[no-any-return]
-
-    def _pause_after(self, failed: TryFailed) -> float | None:
-        """How long to wait after a failed try, in seconds: pauses are drawn by lot, and one may be too long."""
-        following = self._tape.entries[self._tape.at + 1 :]
-        after = next((entry for entry in following if isinstance(entry, Asking | Finished | Epoch)), None)
-        if isinstance(after, Asking):
-            return 0.0 if after.model == failed.model else failed.retry_after_s
-        return math.inf
 
     async def think_resumably(
         self,
@@ -165,11 +153,25 @@ class RecordedQueries(Queries):
         pass
 
 
-class RecordedMind(Mind):
-    """Asks without an account: limits of the provider made the run wait, which is over."""
+@dataclass(frozen=True)
+class RecordedAccount:
+    """Lets a model be asked where it did, at once."""
 
-    def account(self) -> None:
-        return None
+    tape: Tape
+
+    async def admit(self, model: Model, request: ModelRequest, *, within_s: float, priority: int = 0) -> Any:
+        """The right to ask it, which costs nothing here.
+
+        Raises:
+            ModelError: it was refused.
+        """
+        refused = self.tape.refusal
+        if refused is not None and refused.model == model.name:
+            raise ModelError(refused.reason, kind=refused.error, retry_after_s=self.tape.pause_after(refused))
+        return self
+
+    def settle(self, *how: Any) -> None:
+        """Nothing was set aside."""
 
 
 @dataclass
@@ -229,7 +231,7 @@ class RecordedAim:
         """What was found then: what the model was told of it, and what was offered to it afresh."""
         cards = dict[str, SemanticTopic]()
         found = list[str]()
-        for entry in self.tape.entries[self.tape.at :]:
+        for entry in self.tape.decisions():
             if isinstance(entry, Offered):
                 cards |= {card.name: card for card in entry.cards}
                 self.toolbox.left_out |= entry.left_out
@@ -248,7 +250,7 @@ class RecordedAim:
         """As the code does; without it, as the tape says."""
         if self.inner is not None:
             return self.inner.judge(state, turn)
-        coming = self.tape.next
+        coming = next(self.tape.decisions(), None)
         if isinstance(coming, Nudge):
             return coming.text
         return self._end(turn.text)
@@ -262,7 +264,7 @@ class RecordedAim:
         return self.inner.stop(state, stopped, why) if self.inner is not None else self._end(why).value
 
     def _end(self, otherwise: Any) -> Conclusion:
-        coming = self.tape.next
+        coming = next(self.tape.decisions(), None)
         if not isinstance(coming, Finished):
             return Conclusion(otherwise)
         if coming.error:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Literal
 
 from squadron.actors.runs.acting import Actions
 from squadron.actors.runs.books import RunBooks
+from squadron.actors.runs.call import Call
 from squadron.actors.runs.entries import Asking, CallsEnded, Entry, Epoch, Finished, Sending, Sent
+from squadron.actors.runs.mind import Mind
 from squadron.actors.runs.recorder import Recorder
 from squadron.actors.runs.state import RunState
 from squadron.actors.thinking.model import ModelRequest
+from squadron.actors.thinking.tries import Account
 from squadron.replay.difference import Difference, between, between_requests, parts_of, same
-from squadron.replay.doubles import RecordedMind, forever
+from squadron.replay.doubles import RecordedAccount, forever
 from squadron.replay.tape import Tape
 
 
@@ -25,48 +29,61 @@ class ReplayNotes:
     Attributes:
         known: what models were asked when it was recorded; see `RecordedRun.requests`.
         digests: False where what is asked and sent need not be what it was.
-        late: where something came from outside, up to which place it was seen before the next decision.
         requests: what models are asked now.
         decided: what the code asks and sends, as it would store it now.
-        waves: places before which something came from outside, and where that began.
     """
 
     known: Mapping[tuple[int, int], Sequence[str]]
     digests: bool = True
-    late: dict[int, int] = field(default_factory=dict)
     requests: dict[tuple[int, int], Sequence[str]] = field(default_factory=dict)
     decided: list[Entry] = field(default_factory=list)
-    waves: dict[int, int] = field(default_factory=dict)
 
 
-class CatchingUp(asyncio.Lock):
-    """Who has waited for it finds all that was stored meanwhile."""
+#: The call whose next bid is tried by whoever runs here; empty for the loop.
+_BIDDER: ContextVar[str] = ContextVar("bidder", default="")
 
-    def __init__(self, catch_up: Callable[[], None]) -> None:
+
+class ReplayActions(Actions):
+    """Tries the next bids when the tape does; what tasks and tools come to is on the tape."""
+
+    async def _go_on(self, call: Call) -> None:
+        _BIDDER.set(call.id)
+        await super()._go_on(call)
+
+    async def _collect(self) -> None:
+        await forever()
+
+
+class Turnstile(asyncio.Lock):
+    """Whoever has it is the one who stores the next entry, and finds all that was stored before that."""
+
+    def __init__(self, recorder: ReplayRecorder) -> None:
         super().__init__()
-        self._catch_up = catch_up
+        self._recorder = recorder
 
     async def acquire(self) -> Literal[True]:
-        await super().acquire()
-        self._catch_up()
-        return True
+        while True:
+            await super().acquire()
+            if self._recorder.has_turn():
+                return True
+            self.release()
+            await self._recorder.moves()
 
 
 class ReplayRecorder(Recorder):
     """Holds what the code stores against the tape, and takes from there what came from outside.
 
-    What came from outside is taken as soon as its turn on the tape has come. Nobody can tell from a log whether
-    the code had seen all of it already when it decided what comes next: `late` says up to where it had.
+    Each decision finds what the recorded one had found: what the loop looks at is what `Entry.seen` tells, and who
+    decides with the lock held has seen all that stands before.
     """
 
     def __init__(self, tape: Tape, state: RunState, books: RunBooks, notes: ReplayNotes) -> None:
         super().__init__(None, state, books, None, lambda _: None)  # type: ignore[arg-type]
         self._tape, self._notes = tape, notes
         self.actions: Actions | None = None
+        self.account = RecordedAccount(tape)
         self._moved = asyncio.Event()
-        #: Where what came from outside began.
-        self._wave = 0
-        self.lock = CatchingUp(self.catch_up)
+        self.lock = Turnstile(self)
         self.over: asyncio.Future[Difference | None] = asyncio.get_running_loop().create_future()
         #: What is about to be asked.
         self.request: ModelRequest | None = None
@@ -75,17 +92,37 @@ class ReplayRecorder(Recorder):
         """Take in what this attempt found in the log."""
         for entry in self._tape.past:
             self._take(entry)
+        await super().look()
         self._announce()
+
+    async def look(self) -> None:
+        """Have the loop find what it found then."""
+        until = self._tape.seen
+        while True:
+            self._catch_up(until)
+            if (until is not None and self._tape.at >= until) or not self._tape.next_bid(self.state):
+                return await super().look()
+            await self.moves()
+
+    async def store(self, *entries: Entry) -> None:
+        """As `Recorder.store`; that tasks are stored is on the tape."""
+        if not all(isinstance(entry, Sent) for entry in entries):
+            await super().store(*entries)
+
+    async def decide(self, *entries: Entry) -> None:
+        """As `Recorder.decide`; what comes before it and was not seen is taken in first."""
+        while True:
+            self._catch_up()
+            if not self._tape.next_bid(self.state):
+                return await super().decide(*entries)
+            await self.moves()
 
     async def store_locked(self, *entries: Entry) -> None:
         """Hold entries against the tape; what is not there ends the replay."""
         for entry in entries:
-            if isinstance(entry, Sent) or self._is_known(entry) or self._is_second_end(entry):
+            if isinstance(entry, Finished) and self.state.finished is not None:
                 continue
             coming = self._tape.next
-            if (key := _next_bid(entry, self.state)) and key != _next_bid(coming, self.state) and self._comes(key):
-                # Who tries the next bid and who asks the model are two: this one comes later, and decides again.
-                return await self._wait_for(key)
             if self._tape.cut and not isinstance(entry, Epoch):
                 await self._end(None)
             elif coming is None or not same(coming, entry, digests=self._notes.digests):
@@ -95,23 +132,37 @@ class ReplayRecorder(Recorder):
             if isinstance(entry, Asking | Sending):
                 self._notes.decided.append(entry)
             self._next()
-            self._wave = self._tape.at
-            self.catch_up(self._notes.late.get(self._tape.at))
         self._announce()
         self._check_over()
 
-    def _comes(self, key: tuple[str, int]) -> bool:
-        return any(_next_bid(entry, self.state) == key for entry in self._tape.coming(Sending))
+    def has_turn(self) -> bool:
+        """Whether whoever asks is the one who stores the next entry; takes in what came from outside before it."""
+        bidder, decided = _BIDDER.get(), next(self._tape.decisions(), None)
+        # A loop that stores its end was refused what else it wanted the lock for: by what it had seen then.
+        self._catch_up(decided.seen if not bidder and isinstance(decided, Finished) else None)
+        if self._tape.cut:
+            return True
+        if bidder and self.state.finished is not None:
+            return True
+        return self._tape.next_bid(self.state) == bidder
 
-    async def _wait_for(self, key: tuple[str, int]) -> None:
-        """Let others store meanwhile; the lock is held again when this returns."""
-        self.lock.release()
-        try:
-            while _next_bid(self._tape.next, self.state) != key:
-                self._moved.clear()
-                await self._moved.wait()
-        finally:
-            await self.lock.acquire()
+    async def moves(self) -> None:
+        """Wait until the replay has come past another entry."""
+        self._moved.clear()
+        await self._moved.wait()
+
+    async def answered(self) -> Entry | None:
+        """What the next entry is when all is taken in that came while the model thought."""
+        while True:
+            self._catch_up()
+            if not self._tape.next_bid(self.state):
+                return self._tape.next
+            await self.moves()
+
+    async def changed(self, within_s: float | None) -> bool:
+        """All is there that the next decision had seen: if the code waits, then until it is time for that."""
+        self._catch_up(self._tape.seen)
+        return False if self._tape.pass_time() else await forever()
 
     async def _end(self, difference: Difference | None) -> None:
         if not self.over.done():
@@ -130,24 +181,8 @@ class ReplayRecorder(Recorder):
         self._take(entry)
         self._moved.set()
 
-    def _is_known(self, entry: Entry) -> bool:
-        """Whether the tape had these ends already: the code comes to them, too."""
-        if not isinstance(entry, CallsEnded):
-            return False
-        for end in entry.ends:
-            known = self.state.calls[end.call].ends.get(end.index)
-            if known is None:
-                return False
-            one, other = (CallsEnded(at=0, ends=(each,)) for each in (known, end))
-            if not same(one, other, digests=self._notes.digests):
-                return False
-        return True
-
-    def _is_second_end(self, entry: Entry) -> bool:
-        return isinstance(entry, Finished) and self.state.finished is not None
-
-    def catch_up(self, until: int | None = None) -> None:
-        """Take what came from outside before the next thing that the code decides; at most up to a place."""
+    def _catch_up(self, until: int | None = None) -> None:
+        """Take what came from outside before the next thing that is decided here; at most up to a place."""
         began, ended = self._tape.at, set[str]()
         while self._tape.from_outside(self.state) and (until is None or self._tape.at < until):
             entry = self._tape.next
@@ -156,18 +191,11 @@ class ReplayRecorder(Recorder):
                 ended |= {end.call for end in entry.ends}
         if self._tape.at == began:
             return
-        self._notes.waves[self._tape.at] = self._wave
         self._announce()
         if self.actions is not None:
             for id in ended:
                 self.actions.after_try(self.state.calls[id])
         self._check_over()
-
-    async def changed(self, within_s: float | None) -> bool:
-        """Wait until something is stored; what is late comes one by one."""
-        at = self._tape.at
-        self.catch_up(at + 1)
-        return self._tape.at != at or await super().changed(within_s)
 
     def _difference(self, recorded: Entry | None, now: Entry) -> Difference:
         if isinstance(recorded, Asking) and isinstance(now, Asking) and self.request is not None:
@@ -179,16 +207,12 @@ class ReplayRecorder(Recorder):
         return between(recorded, now)
 
 
-def _next_bid(entry: Entry | None, state: RunState) -> tuple[str, int] | None:
-    """The call and the index of a task that is tried after another one was in vain; None for any other entry."""
-    if not isinstance(entry, Sending) or len(entry.calls) != 1:
-        return None
-    only = entry.calls[0]
-    return (only.call, only.first) if only.first and state.calls[only.call].award is not None else None
-
-
-class NotingMind(RecordedMind):
+class NotingMind(Mind):
     """Tells the recorder what the model is asked, not only that it is."""
+
+    def account(self) -> Account:
+        assert isinstance(self.recorder, ReplayRecorder)
+        return self.recorder.account
 
     async def note(self, asked: Asking, request: ModelRequest) -> None:
         assert isinstance(self.recorder, ReplayRecorder)

@@ -7,19 +7,25 @@ import json
 import os
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from contextlib import aclosing
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from squadron.bridge.audit.history import AuditTrail
 from squadron.runtime.asking.options import AskOptions
-from squadron.runtime.errors import ConfigError, InvalidSubjectError, RecordingError
+from squadron.runtime.errors import ConfigError, InvalidSubjectError, RecordingError, SquadronError
+from squadron.runtime.store.claims import claim_of
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.limits import UNLIMITED
 from squadron.runtime.wire.outcome import Outcome, from_content
 from squadron.runtime.wire.subjects import TaskSubject
 
+#: How long after a window ends of its tasks are looked for, in seconds: what takes longer is unknown.
+LONGEST_S = 3600.0
 #: Time of a task that came without a deadline, in seconds: what an ask has that does not say.
 WITHIN_S = 60.0
 
@@ -97,28 +103,85 @@ def tasks_in(path: str | Path) -> list[RecordedTask]:
         lines = Path(path).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise RecordingError(f"{path} can't be read: {error}", hint="`squadron audit` exports one") from None
-    ends = dict[str, tuple[float, str]]()
-    tasks = list[RecordedTask]()
+    traffic = _Traffic(str(path))
     for number, line in enumerate(lines, 1):
-        if line.strip() and (read := _read(line, number)) is not None:
-            at, subject, message = read
-            if message.type == "result" and message.context.parent_message_id:
-                ends[message.context.parent_message_id] = at, from_content(message.payload.content).kind
-            elif message.type == "task" and not message.context.parent_message_id:
-                tasks.append(_task(at, subject, message, number))
-    if not tasks:
-        raise ConfigError(
-            f"{path} holds no task with its content", hint="a trail without contents can't be replayed"
-        )
-    paired = ((task, ends.get(task.message.id, (None, ""))) for task in tasks)
-    whole = [RecordedTask(t.at, t.topic, t.environment, t.message, at, kind) for t, (at, kind) in paired]
-    return sorted(whole, key=lambda task: task.at)
+        if line.strip():
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                raise RecordingError(f"no record of a message: {error!r}", hint=_SHAPE, line=number) from None
+            traffic.take(record, number)
+    return traffic.whole()
 
 
-def _read(line: str, number: int) -> tuple[float, str, AgentMessage] | None:
+async def tasks_of(trail: AuditTrail, *, since: float, until: float) -> list[RecordedTask]:
+    """The same of a window of a trail: tasks that were stored in it, and how they ended, be it later.
+
+    Args:
+        since, until: the window in seconds since the epoch, without its end.
+
+    Raises:
+        ConfigError: there is no trail, or no task with its content in the window.
+        BusUnavailableError: the server can't be reached.
+    """
+    from_to = (datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds") for at in (since, until))
+    traffic = _Traffic("the trail from {} to {}".format(*from_to))
+    async with aclosing(trail.query(since=since)) as records:
+        async for record in records:
+            if record["at"] < until or record["kind"] == "result":
+                traffic.take(record, record["n"])
+            if record["at"] >= until and (traffic.all_ended or record["at"] >= until + LONGEST_S):
+                break
+    return traffic.whole()
+
+
+class _Traffic:
+    """The tasks of a trail and their ends, as they are read."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._tasks: dict[str, RecordedTask] = {}
+        self._ends: dict[str, tuple[float, str]] = {}
+
+    @property
+    def all_ended(self) -> bool:
+        return self._tasks.keys() <= self._ends.keys()
+
+    def take(self, record: Any, number: int) -> None:
+        """Take in one record, if it is of a task or a result.
+
+        Raises:
+            RecordingError: it is none.
+        """
+        if (read := _read(record, number)) is None:
+            return
+        at, subject, message = read
+        if message.type == "result" and message.context.parent_message_id:
+            self._ends[message.context.parent_message_id] = at, from_content(message.payload.content).kind
+        elif message.type == "task" and not message.context.parent_message_id:
+            # A strict sender is heard twice, and so is a task that was redriven.
+            self._tasks.setdefault(message.id, _task(at, subject, message, number))
+
+    def whole(self) -> list[RecordedTask]:
+        """All tasks, oldest first, with their ends.
+
+        Raises:
+            ConfigError: there are none.
+        """
+        if not self._tasks:
+            raise ConfigError(
+                f"{self._name} holds no task with its content", hint="a trail without contents can't be replayed"
+            )
+        for id, (at, kind) in self._ends.items():
+            if id in self._tasks:
+                self._tasks[id] = replace(self._tasks[id], ended_at=at, outcome=kind)
+        return sorted(self._tasks.values(), key=lambda task: task.at)
+
+
+def _read(record: Any, number: int) -> tuple[float, str, AgentMessage] | None:
     try:
-        record = json.loads(line)
-        if not isinstance(record, dict) or record.get("message") is None:
+        # What a strict sender stored for the trail is in the queue, too.
+        if not isinstance(record, dict) or record.get("message") is None or record.get("kind") == "sent":
             return None
         raw, subject = record["message"], str(record["subject"])
         is_task = subject.split(".")[2:3] == ["task"]
@@ -147,13 +210,20 @@ def _task(at: float, subject: str, message: AgentMessage, number: int) -> Record
 
 
 async def put_load(
-    tasks: Sequence[RecordedTask], send: Send, *, env: str, speed: float = 1.0, same_env: bool = False
+    tasks: Sequence[RecordedTask],
+    send: Send,
+    *,
+    env: str,
+    speed: float = 1.0,
+    same_env: bool = False,
+    on_progress: Callable[[int, int], None] = lambda sent, ended: None,
 ) -> LoadReport:
     """Send recorded tasks, with the gaps between them divided by `speed`, and wait for all outcomes.
 
     Args:
         env: where `send` sends them.
         same_env: whether that may be the environment that they were recorded in.
+        on_progress: hears how many were sent and how many of them have ended, whenever that changes.
 
     Raises:
         ConfigError: it is, and may not; or the speed is none.
@@ -164,16 +234,24 @@ async def put_load(
         hint = "send them to another one (--to), or say --same-env"
         raise ConfigError(f"these tasks were recorded in {env!r} itself", hint=hint)
     loop, name = asyncio.get_running_loop(), os.urandom(4).hex()
-    began, late, done = loop.time(), [0.0], list[tuple[RecordedTask, float, str]]()
+    began, late, done, sent_count = loop.time(), [0.0], list[tuple[RecordedTask, float | None, str]](), 0
 
     async def one(task: RecordedTask) -> None:
+        if claim_of(task.message) is not None:
+            # It was too large to travel, and is not in the trail.
+            return done.append((task, None, "unrecorded"))
         conversation = task.message.context.conversation_id
         # What belonged together does so again, but not to what is there already.
         here = task.environment == env
         options = task.options(f"load-{name}-{conversation}"[:256] if here else conversation)
         sent = loop.time()
-        outcome = await send(task.topic, task.message.payload.content, options)
-        done.append((task, loop.time() - sent, outcome.kind))
+        try:
+            outcome = await send(task.topic, task.message.payload.content, options)
+            done.append((task, loop.time() - sent, outcome.kind))
+        except SquadronError as error:
+            # The others go on: what can't be sent is in the report.
+            done.append((task, None, type(error).__name__))
+        on_progress(sent_count, len(done))
 
     async with asyncio.TaskGroup() as group:
         for task in tasks:
@@ -181,6 +259,8 @@ async def put_load(
             await asyncio.sleep(max(0.0, due - loop.time()))
             late.append(loop.time() - due)
             group.create_task(one(task))
+            sent_count += 1
+            on_progress(sent_count, len(done))
     return LoadReport(
         _by_topic(_then(tasks)), _by_topic((t.topic, took, kind) for t, took, kind in done), max(late)
     )

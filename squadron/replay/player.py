@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 import structlog
@@ -38,7 +37,7 @@ from squadron.replay.doubles import (
     RecordedTool,
     ReplayContext,
 )
-from squadron.replay.held import NotingMind, ReplayNotes, ReplayRecorder
+from squadron.replay.held import NotingMind, ReplayActions, ReplayNotes, ReplayRecorder
 from squadron.replay.recording import RecordedRun
 from squadron.replay.tape import Tape
 from squadron.runtime.errors import SquadronError
@@ -74,7 +73,9 @@ class ReplaySession(Session):
         return Session._mind(self, recorder, books, kind)
 
     def _actions(self, recorder: Recorder, books: RunBooks, group: asyncio.TaskGroup) -> Actions:
-        actions = Actions(self.ctx, recorder, books, group, RecordedQueries(self.ctx, recorder, self.approvals))
+        actions = ReplayActions(
+            self.ctx, recorder, books, group, RecordedQueries(self.ctx, recorder, self.approvals)
+        )
         actions.bidding = RecordedBidding(self.ctx, books, self.run, self.tape)
         self.recorder[0].actions = actions
         return actions
@@ -111,7 +112,6 @@ class Player:
     Args:
         tools: the agent's own tools as they are now; as they are recorded if none are given.
         digests: False where they are not to be held against the recorded ones.
-        late: see `ReplayNotes`.
     """
 
     def __init__(
@@ -120,10 +120,9 @@ class Player:
         tools: Sequence[ToolDefinition] | None = None,
         *,
         digests: bool = True,
-        late: Mapping[int, int] = MappingProxyType({}),
     ) -> None:
         self.recorded, self._tools = recorded, tools
-        self.notes = ReplayNotes(recorded.requests, digests, dict(late))
+        self.notes = ReplayNotes(recorded.requests, digests)
         self.tape = Tape(recorded)
         self._place = MemoryServer("replay", self.tape).place(_REPLAYER, Settings.load({}, model="offline"))
 
@@ -209,7 +208,7 @@ class Player:
         asked = tuple(dict.fromkeys(entry.model for entry in tape.coming(Asking) if not entry.covers))
         # Who had it go on may have named other models.
         names = started.models if set(asked) <= set(started.models) and started.models else asked
-        chain: list[Model] = [RecordedModel(name, tape, lambda: session.recorder[0].catch_up()) for name in names]
+        chain: list[Model] = [RecordedModel(name, tape, lambda: session.recorder[0].answered()) for name in names]
         session = ReplaySession(
             ctx=ctx,
             run=self.recorded.run,
@@ -244,16 +243,7 @@ async def _play(recorded: RecordedRun, tools: Sequence[ToolDefinition] | None, d
     loop = asyncio.get_running_loop()
     assert isinstance(loop, TurnedLoop)
     loop.turned = True
-    late, furthest = dict[int, int](), None
-    while True:
-        player = Player(recorded, tools, digests=digests, late=late)
-        replay = await player.play()
-        furthest = furthest if furthest is not None and furthest.entries >= replay.entries else replay
-        began = player.notes.waves.get(replay.entries)
-        if replay.equal or began is None or (seen := late.get(began, replay.entries)) <= began:
-            return replay if replay.equal else furthest
-        # Perhaps the code had not seen all of it yet when it decided.
-        late[began] = seen - 1
+    return await Player(recorded, tools, digests=digests).play()
 
 
 def play(

@@ -59,6 +59,7 @@ class Scene:
         thinks_s: how long it takes for each turn, in seconds.
         deaths: at which entries of the log the replica that thinks dies, and whether that was stored.
         cancel_at: the entry of the log at which the user changes their mind; 0 for never.
+        stores_s: how long it takes to store something in the log, in seconds: the slower, the more comes between.
     """
 
     rounds: Sequence[Sequence[Act]]
@@ -68,6 +69,7 @@ class Scene:
     deaths: Sequence[tuple[int, bool]]
     cancel_at: int
     max_rounds: int
+    stores_s: float = 0.0
 
 
 @dataclass
@@ -223,6 +225,7 @@ SCENES = st.builds(
     deaths=st.lists(st.tuples(st.integers(1, 24), st.booleans()), max_size=MOST_DEATHS),
     cancel_at=st.sampled_from([0, 0, 0, 3, 5, 8, 13]),
     max_rounds=st.integers(2, 6),
+    stores_s=st.sampled_from([0.0, 0.0, 0.03, 0.3]),
 )
 
 #: Two tools come to nothing in the same moment.
@@ -258,6 +261,8 @@ class Trouble:
             self.cancel.set()
         if after is False:
             await self._die()
+        if stage.scene.stores_s:
+            await asyncio.sleep(stage.scene.stores_s)
         seq = await self._append(journal, key, *args, **options)
         if after:
             await self._die()

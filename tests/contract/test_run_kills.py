@@ -89,7 +89,10 @@ class Case:
                 await asyncio.wait([died, asking], return_when=asyncio.FIRST_COMPLETED)
                 if not asking.done():
                     # 255: the fork server could not say how.
-                    assert processes[0].exitcode in (-signal.SIGKILL, 255), "it did not die"
+                    assert processes[0].exitcode in (-signal.SIGKILL, 255), (
+                        f"it did not die: {self.death}",
+                        [message async for message in read(wiring.ports, wiring.ports.subjects.run())],
+                    )
                     processes.append(self._process("second", None))
                     self.died = True
             outcome = await asking
@@ -135,7 +138,7 @@ async def answer_all(wiring: Wiring) -> None:
 
 def check(case: Case, plain: Case, outcome: Outcome, expected: Outcome) -> None:
     """The run came to what it comes to without a death, and nothing was done or paid twice."""
-    where = f"{case.death} of {plain.kinds}"
+    where = f"{case.death} of {plain.kinds}, came to {case.kinds}: {outcome}"
     assert outcome.ok, (where, outcome.reason)
     lines, before = Counter(case.diary.lines), Counter(plain.diary.lines)
     tasks = [line for line in lines if line.startswith("task")]
@@ -219,8 +222,8 @@ async def test_a_run_goes_on_wherever_its_replica_dies(
 
 async def test_no_kind_of_entry_is_forgotten(cases: Any) -> None:
     # Of a tool that asks for a retry there is a test of its own, and of a provider that goes on alone: see
-    # `test_thoughts_killed`.
-    seen = {"withdrawn", "accepted"}
+    # `test_thoughts_killed`; of an account that refuses, in `test_replay_races`.
+    seen = {"withdrawn", "accepted", "refused"}
     for name in ASKED:
         case = cases(name, name)
         assert (await case.run()).ok

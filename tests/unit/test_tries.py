@@ -67,6 +67,9 @@ class Ledger:
         self.lines.append(("asking", model.name, number))
         return replace(request, max_tokens=self.max_tokens)
 
+    async def refused(self, model: Model, error: ModelError) -> None:
+        pass
+
     async def failed(self, model: Model, error: ModelError, number: int) -> None:
         self.lines.append(("failed", model.name, number))
 
