@@ -42,6 +42,8 @@ from squadron.runtime.running.turn import Turns
 RESULTS = Path(__file__).parent / "results"
 #: Asks under way at once, and how long each mode is measured in a round, in seconds.
 AT_ONCE, FOR_S = 64, 3.0
+#: Who has a process, or two.
+ROLES = ("asker", "workers", "server", "archivist")
 #: So much less may there be than with the audit off.
 WITHOUT_CONTENTS, WITH_CONTENTS = 0.9, 0.65
 
@@ -99,8 +101,9 @@ class ModeFigures:
     """One mode's, of each round."""
 
     per_second: list[float] = field(default_factory=list)
-    #: CPU of all processes, in µs for each ask.
+    #: CPU of all processes, in µs for each ask, and whose it was.
     cpu_us: list[float] = field(default_factory=list)
+    cpu_us_of: dict[str, list[float]] = field(default_factory=lambda: {role: [] for role in ROLES})
     #: How long the archivist went on after the last ask, in seconds.
     behind_s: list[float] = field(default_factory=list)
 
@@ -114,25 +117,32 @@ async def measure(rounds: int) -> tuple[dict[AuditMode, ModeFigures], list[float
         try:
             async with contextlib.AsyncExitStack() as stack:
                 place = await stack.enter_async_context(Place.open(settings, create=True))
-                for worker in (echo, archivist):
-                    await stack.enter_async_context(workers(worker, settings))
+                pids = _Pids()
+                await stack.enter_async_context(workers(echo, settings))
+                pids.take("workers")
+                await stack.enter_async_context(workers(archivist, settings))
+                pids.take("archivist")
                 asker = stack.enter_context(client(asks, settings))
+                pids.take("asker")
+                server = embedded.find(settings.home)
+                assert server is not None
+                pids.of["server"] = [server.pid]
                 await asyncio.to_thread(asker.per_second, AT_ONCE, 1.0)
                 for _ in range(rounds):
                     busy.append(machine.busy_percent())
                     for mode in random.sample(MODES, len(MODES)):
-                        await _measure_mode(place.wiring, mode, asker, figures[mode])
+                        await _measure_mode(place.wiring, mode, asker, pids, figures[mode])
         finally:
             embedded.stop(settings.home)
     return figures, busy
 
 
-async def _measure_mode(wiring: Wiring, mode: AuditMode, asker: Client, figures: ModeFigures) -> None:
+async def _measure_mode(wiring: Wiring, mode: AuditMode, asker: Client, pids: _Pids, figures: ModeFigures) -> None:
     names = StreamNames(wiring.settings.env)
     await set_policy(wiring.connection, names, AuditPolicy(mode))
     # The archivist looks every two seconds what is to be recorded.
     await asyncio.sleep(2.5)
-    cpu_s = _cpu_s(wiring.settings)
+    before = pids.cpu_s()
     figures.per_second.append(await asyncio.to_thread(asker.per_second, AT_ONCE, FOR_S))
     ended = time.perf_counter()
     if mode != "off":
@@ -140,16 +150,28 @@ async def _measure_mode(wiring: Wiring, mode: AuditMode, asker: Client, figures:
         while (await trail.status())["waiting"]:  # noqa: ASYNC110 - nobody tells of it
             await asyncio.sleep(0.05)
         figures.behind_s.append(time.perf_counter() - ended)
-    figures.cpu_us.append((_cpu_s(wiring.settings) - cpu_s) * 1e6 / (figures.per_second[-1] * FOR_S))
+    asked = figures.per_second[-1] * FOR_S
+    for role, cpu_s in pids.cpu_s().items():
+        figures.cpu_us_of[role].append((cpu_s - before[role]) * 1e6 / asked)
+    figures.cpu_us.append(sum(each[-1] for each in figures.cpu_us_of.values()))
 
 
-def _cpu_s(settings: Settings) -> float:
-    """CPU that this process, those that it started, and the server have had, in seconds."""
-    server = embedded.find(settings.home)
-    assert server is not None
-    me = psutil.Process()
-    counted = {each.pid: each for each in (me, *me.children(recursive=True), psutil.Process(server.pid))}
-    return sum(sum(each.cpu_times()[:2]) for each in counted.values())
+class _Pids:
+    """Which processes are whose."""
+
+    def __init__(self) -> None:
+        self.of: dict[str, list[int]] = {}
+
+    def take(self, role: str) -> None:
+        """All that were started since the last time are this one's."""
+        known = {pid for pids in self.of.values() for pid in pids}
+        self.of[role] = [each.pid for each in psutil.Process().children(recursive=True) if each.pid not in known]
+
+    def cpu_s(self) -> dict[str, float]:
+        """CPU that each role has had, in seconds."""
+        return {
+            role: sum(sum(psutil.Process(pid).cpu_times()[:2]) for pid in pids) for role, pids in self.of.items()
+        }
 
 
 def judge(figures: dict[AuditMode, ModeFigures]) -> list[Target]:
@@ -167,6 +189,7 @@ def report(figures: dict[AuditMode, ModeFigures], busy: Sequence[float], targets
         per_second, cpu = statistics.median(each.per_second), statistics.median(each.cpu_us)
         behind = f", archivist behind by {statistics.median(each.behind_s):.2f} s" if each.behind_s else ""
         print(f"{mode:6}{per_second:10,.0f} asks/s{cpu:10,.0f} µs of CPU each{behind}")
+        print("".join(f"{role:>14} {statistics.median(us):,.0f} µs" for role, us in each.cpu_us_of.items()))
     print(f"all cores, while nothing was measured: {statistics.median(busy):.0f} % busy")
     print(*targets, sep="\n")
 

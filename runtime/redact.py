@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -36,9 +36,13 @@ def keep_secret(*values: str) -> None:
     _known.update(value for value in values if len(value) >= _LEAST_CHARS)
 
 
-def scrub(text: str) -> str:
-    """The text without the secrets of this process, and without what has the shape of one."""
-    found = {secret for secret in _secrets() if secret in text}
+def scrub(text: str, secrets: Iterable[str] | None = None) -> str:
+    """The text without the secrets of this process, and without what has the shape of one.
+
+    Args:
+        secrets: those of `secrets_of_process`, if they were looked up before, as for many texts.
+    """
+    found = {secret for secret in (_secrets() if secrets is None else secrets) if secret in text}
     for secret in sorted(found, key=len, reverse=True):
         text = text.replace(secret, STRUCK)
     for mark, shape in _SHAPES:
@@ -46,6 +50,11 @@ def scrub(text: str) -> str:
             # No template: reading one imports, which an interpreter that ends refuses.
             text = shape.sub(_strike, text)
     return text
+
+
+def secrets_of_process() -> tuple[str, ...]:
+    """The secrets that this process has now, in each form in which one may be written."""
+    return tuple(_secrets())
 
 
 def _strike(found: re.Match[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from squadron.bridge.audit.anchors import Seal
@@ -13,6 +14,9 @@ from squadron.bridge.jetstream.link.dial import connect
 from squadron.bridge.jetstream.stream_configs import StreamNames
 from squadron.config import Settings
 
+#: The least that a process can have.
+NICENESS = 19
+
 
 async def archive(settings: Settings) -> None:
     """Keep the trail of an environment until this is cancelled; waits while another archivist does.
@@ -21,6 +25,7 @@ async def archive(settings: Settings) -> None:
         ConfigError: the rules of redaction, or the files of the home, can't be used.
         BusUnavailableError: the server can't be reached.
     """
+    _give_way()
     rules, seal = Redaction(settings.audit_redact), Seal(settings.home, settings.env)
     connection = await connect(settings, name=f"archivist-{os.getpid()}")
     try:
@@ -28,3 +33,12 @@ async def archive(settings: Settings) -> None:
         await Archivist(intake, RecordMaker(rules, seal.commitment_key), seal).run()
     finally:
         await connection.aclose()
+
+
+def _give_way() -> None:
+    """Take only the CPU that nobody else wants: what waits in the intake is stored there, and can wait.
+
+    Of the thread that this is called in alone (Linux), so that Ray's own in an actor's process are as they were.
+    """
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, NICENESS)

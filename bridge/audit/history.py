@@ -10,11 +10,12 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal, TypeAlias
 
-from squadron.bridge.audit.anchors import read_anchors
+from squadron.bridge.audit.anchors import Anchor, read_anchors
 from squadron.bridge.audit.chain import Flaw, SealedBatch, Verifier
 from squadron.bridge.audit.records import Record
+from squadron.bridge.audit.tables import write_parquet
 from squadron.bridge.jetstream.audit_streams import (
     AuditPolicy,
     audit_stream,
@@ -23,6 +24,7 @@ from squadron.bridge.jetstream.audit_streams import (
     make_trail,
     read_policy,
 )
+from squadron.bridge.jetstream.intake import is_used
 from squadron.bridge.jetstream.journal import JetStreamJournal
 from squadron.bridge.jetstream.link.connect import Connection
 from squadron.bridge.jetstream.stream_configs import STREAM_NOT_FOUND, StreamNames, find
@@ -32,6 +34,8 @@ from squadron.runtime.errors import ConfigError, InvalidInputError, InvalidMessa
 _SLACK_S = 5.0
 #: How often it is looked for new batches while following, in seconds.
 FOLLOW_S = 0.3
+#: What an export may be.
+ExportFormat: TypeAlias = Literal["jsonl", "parquet"]
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -175,19 +179,31 @@ class AuditTrail:
         """
         verifier = Verifier()
         await self._policy()
+        chosen = anchors if anchors is not None else self.anchor_file if self.anchor_file.exists() else None
+        # Before the trail: what is anchored meanwhile may not have been there yet.
+        held = _anchors(chosen, public_key)
         async for entry in self._journal.read(audit_subject(self._names)):
             try:
                 verifier.take(SealedBatch.unpacked(entry.data, entry.headers.get("Nats-Msg-Id", "")))
             except InvalidMessageError as error:
                 verifier.unreadable(error)
-        chosen = anchors if anchors is not None else self.anchor_file if self.anchor_file.exists() else None
-        return verdict(verifier, chosen, public_key)
+        return _verdict(verifier, held)
 
-    async def export(self, file: IO[bytes]) -> int:
-        """Write the whole trail as JSONL, with all that `verify` and `restore` need; returns how many entries.
+    async def export(self, file: IO[bytes], format: ExportFormat = "jsonl") -> int:
+        """Write the whole trail; returns how many entries.
 
-        A batch is its first line, its entries, and a line with its head. `json.loads` reads each.
+        Args:
+            format: `jsonl` has all that `verify` and `restore` need: a batch is its first line, its entries, and a
+                line with its head. `parquet` is a table of the entries alone.
+
+        Raises:
+            ConfigError: there is no trail, or no pyarrow for Parquet.
+            InvalidInputError: it is no format.
         """
+        if format == "parquet":
+            return await write_parquet(self.query(), file)
+        if format != "jsonl":
+            raise InvalidInputError(f"{format!r} is no format", field="format", hint="use jsonl or parquet")
         count = 0
         async for batch in self._batches():
             file.write(b"\n".join(batch.lines) + b"\n" + json.dumps({"head": batch.head}).encode() + b"\n")
@@ -233,7 +249,7 @@ class AuditTrail:
         )
         consumers = (listed or {}).get("consumers") or []
         facts["waiting"] = sum(each["num_pending"] for each in consumers)
-        facts["archivist"] = any(each["num_waiting"] for each in consumers)
+        facts["archivist"] = any(map(is_used, consumers))
         if self.anchor_file.exists():
             anchors, wrong = read_anchors(self.anchor_file)
             facts["bad_anchors"] = len(wrong)
@@ -252,22 +268,25 @@ def verify_file(path: Path, *, anchors: Path | None = None, public_key: str = ""
     with path.open("rb") as file:
         for batch in batches_in(file):
             verifier.take(batch)
-    return verdict(verifier, anchors, public_key)
+    return _verdict(verifier, _anchors(anchors, public_key))
 
 
-def verdict(verifier: Verifier, anchors: Path | None, public_key: str) -> Verified:
+def _anchors(path: Path | None, public_key: str) -> tuple[list[Anchor], list[str]]:
+    """Anchors to hold a trail against, and why there may be fewer than there should."""
+    if path is None:
+        return [], ["no anchors: a tail that was cut off, or a whole other trail, would not show"]
+    return read_anchors(path, public_key=public_key)
+
+
+def _verdict(verifier: Verifier, anchors: tuple[list[Anchor], list[str]]) -> Verified:
     """What there is to say once all batches were taken, with the anchors."""
-    held, unproven = 0, list[str]()
-    if anchors is None:
-        unproven.append("no anchors: a tail that was cut off, or a whole other trail, would not show")
-    else:
-        found, wrong = read_anchors(anchors, public_key=public_key)
-        unproven += wrong
-        for anchor in found:
-            if anchor.count < verifier.first - 1:
-                continue  # what it is about has lapsed
-            verifier.hold(anchor.count, anchor.head, anchor.at)
-            held += 1
+    found, unproven = anchors
+    held = 0
+    for anchor in found:
+        if anchor.count < verifier.first - 1:
+            continue  # what it is about has lapsed
+        verifier.hold(anchor.count, anchor.head, anchor.at)
+        held += 1
     last = max(0, verifier.next - 1)
     return Verified(verifier.first, last, verifier.gaps, held, tuple(verifier.faults), tuple(unproven))
 

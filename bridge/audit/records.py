@@ -22,7 +22,7 @@ class RecordMaker:
 
     def __init__(self, redaction: Redaction, key: bytes) -> None:
         """Make one; `key` is that of the commitments: a bare hash of short contents can be guessed."""
-        self._redaction, self._key = redaction, key
+        self._redaction, self._hmac = redaction, hmac.new(key, digestmod=hashlib.sha256)
 
     def record(self, caught: Caught, *, contents: bool, chunks: bool) -> Record | None:
         """The record of one message; None of what only serves the transport."""
@@ -45,7 +45,9 @@ class RecordMaker:
             # What was decided, in a word each; the rest is contents.
             record["entries"] = _entries(message)
         record["bytes"] = len(caught.data)
-        record["hmac"] = hmac.new(self._key, caught.data, hashlib.sha256).hexdigest()
+        commitment = self._hmac.copy()
+        commitment.update(caught.data)
+        record["hmac"] = commitment.hexdigest()
         if contents and caught.data:
             record["message"] = self._contents(caught.data, message)
         return record

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
 from squadron.runtime.errors import ConfigError
-from squadron.runtime.redact import STRUCK, scrub
+from squadron.runtime.redact import STRUCK, scrub, secrets_of_process
 
 #: Fields whose values are secrets, or tell who somebody is, whatever stands around them in the name.
 KEYS = (
@@ -27,8 +28,18 @@ _SHAPES: Mapping[str, re.Pattern[str]] = {
     "iban": re.compile(r"\b[A-Z]{2}[0-9]{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b"),
     "card": re.compile(r"\b[0-9](?:[ -]?[0-9]){12,18}\b"),
 }
-#: What there must be in a text for that, as looking for it is cheap.
-_MARKS = {"email": re.compile("@"), "iban": re.compile("[A-Z]{2}[0-9]{2}")}
+#: Bytes by their kind, as looking for a run of kinds costs a hundredth of looking for a pattern.
+_KINDS = bytes(
+    b"A"[0] if each in b"ABCDEFGHIJKLMNOPQRSTUVWXYZ" else b"0"[0] if each in b"0123456789" else each
+    for each in range(256)
+)
+#: Each task has it: as many digits as a card, but a number, and those are looked at by their names alone.
+_DEADLINE = re.compile(rb'"deadline":[0-9]+')
+#: What there is in a message, without case and underscores, that has one of `KEYS` in a name.
+_KEY_MARKS = tuple(each.replace("_?", "").encode() for each in KEYS.split("|"))
+#: How long the secrets of this process are taken to be the same, in seconds: they are found by reading all of its
+#: environment.
+_SECRETS_S = 1.0
 
 #: What is done to each text of a message.
 Rule: TypeAlias = Callable[[str], str]
@@ -55,10 +66,21 @@ class Redaction:
             raise ConfigError(f"audit_redact: {error}", hint=_HINT) from None
         #: Names of fields were asked for before: most come again and again.
         self._known: dict[str, bool] = {}
+        self._has_own_keys = bool(own["keys"])
+        self._secrets: tuple[str, ...] = ()
+        self._look_at = 0.0
 
     def of(self, value: Any, raw: str) -> Any:
         """A JSON value without what must not be stored; `raw` is the text that it was read from."""
-        return self._walk(value, self._rules(raw))
+        rules = self._rules(raw)
+        return self._walk(value, rules) if rules or self._may_have_keys(raw) else value
+
+    def _may_have_keys(self, raw: str) -> bool:
+        if self._has_own_keys or "\\u" in raw or not raw.isascii():
+            return True
+        # A quote in a text is escaped, so that this one is a name: a count.
+        marks = raw.encode().lower().replace(b'"tokens":', b"").replace(b"_", b"")
+        return any(mark in marks for mark in _KEY_MARKS)
 
     def text(self, text: str) -> str:
         """A text without secrets of this process, what looks like one, and personal data."""
@@ -70,12 +92,19 @@ class Redaction:
         """Those that can find something in a message: to look into each of its texts costs ten times as much."""
         # Any character may hide behind an escape.
         hides = "\\u" in raw
-        rules: list[Rule] = [scrub] if hides or scrub(raw) != raw else []
+        secret = partial(scrub, secrets=self._secrets_now())
+        rules: list[Rule] = [secret] if hides or secret(raw) != raw else []
+        data = raw.encode(errors="replace")
         for name, shape in _SHAPES.items():
-            if hides or _may_have(name, raw):
+            if hides or _may_have(name, raw, data):
                 strike = partial(_strike, name)
                 rules.append(partial(shape.sub, strike))
         return rules + [partial(shape.sub, f"[{name}]") for name, shape in self._own.items()]
+
+    def _secrets_now(self) -> tuple[str, ...]:
+        if time.monotonic() >= self._look_at:
+            self._secrets, self._look_at = secrets_of_process(), time.monotonic() + _SECRETS_S
+        return self._secrets
 
     def _walk(self, value: Any, rules: Sequence[Rule]) -> Any:
         if isinstance(value, str):
@@ -116,11 +145,16 @@ def _read(rules: str) -> dict[str, Any]:
     return {"keys": keys, "patterns": patterns}
 
 
-def _may_have(name: str, text: str) -> bool:
-    if name == "card":
-        # Each message has a deadline in milliseconds, which has as many digits.
-        return any(_passes_luhn(found[0]) for found in _SHAPES[name].finditer(text))
-    return _MARKS[name].search(text) is not None
+def _may_have(name: str, text: str, data: bytes) -> bool:
+    """Whether a text, which is `data` in bytes, may have something of this shape."""
+    match name:
+        case "email":
+            return b"@" in data
+        case "iban":
+            return b"AA00" in data.translate(_KINDS)
+        case _:
+            digits = _DEADLINE.sub(b"", data).translate(_KINDS, b" -")
+            return b"0" * 13 in digits and any(_passes_luhn(each[0]) for each in _SHAPES[name].finditer(text))
 
 
 def _strike(name: str, found: re.Match[str]) -> str:

@@ -128,6 +128,7 @@ async def set_policy(connection: Connection, names: StreamNames, policy: AuditPo
 
 
 def _audit_config(names: StreamNames, policy: AuditPolicy) -> dict[str, Any]:
+    max_age_s = round(policy.keep_days * DAY_S)
     return {
         "name": audit_stream(names),
         "subjects": [audit_subject(names)],
@@ -138,9 +139,10 @@ def _audit_config(names: StreamNames, policy: AuditPolicy) -> dict[str, Any]:
         # What a client may not do by mistake. No proof against whoever may administer streams: that is the chain.
         "deny_delete": True,
         "deny_purge": True,
-        "max_age": round(policy.keep_days * DAY_S) * NANOSECONDS,
+        "max_age": max_age_s * NANOSECONDS,
         "max_bytes": policy.max_bytes,
-        "duplicate_window": DUPLICATE_WINDOW_S * NANOSECONDS,
+        # The server refuses one that is longer than entries live.
+        "duplicate_window": min(DUPLICATE_WINDOW_S, max_age_s or DUPLICATE_WINDOW_S) * NANOSECONDS,
         "metadata": {_MODE: policy.mode, _CHUNKS: "yes" if policy.chunks else "no"},
     }
 

@@ -40,10 +40,10 @@ from squadron.runtime.ports.bus import Subscription
 
 #: Messages that are asked for at once; as many may be in memory, and as many again are on their way.
 PULLED = 512
-#: How long a pull waits at the server, in seconds; how long without any answer it is taken for lost.
+#: How long the pull of the first one waits at the server, in seconds; how long without any answer one is lost.
 PULL_S, PULL_LOST_S = 20.0, 30.0
-#: An archivist that did nothing for so long, and waits for nothing, is gone, in seconds.
-USED_S = 3.0
+#: An archivist that did nothing for so long, and waits for nothing, is gone, in seconds: it gives way to all else.
+USED_S = 6.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,8 @@ class Intake:
         self._connection, self._names = connection, names
         self._stream, self._trail = intake_stream(names), audit_stream(names)
         self._came: deque[Caught] = deque()
-        self._asked = 0
+        #: How many were asked for and have not come; whether the server may have more right now.
+        self._asked, self._more, self._heard_at = 0, False, 0.0
         self._arrival = asyncio.Event()
         self._ears: list[Subscription] = []
         self._fault = ""
@@ -95,7 +96,7 @@ class Intake:
 
     async def taken(self) -> bool:
         """Whether another archivist is at work."""
-        return any(map(_is_used, await self._consumers()))
+        return any(map(is_used, await self._consumers()))
 
     async def _consumers(self) -> list[dict[str, Any]]:
         listed = await find(self._connection, f"CONSUMER.LIST.{self._stream}", missing=STREAM_NOT_FOUND)
@@ -132,7 +133,8 @@ class Intake:
         request = {"stream_name": self._stream, "config": config, "action": "create"}
         await ask_for(self._connection, f"CONSUMER.CREATE.{self._stream}.{self._consumer}", request)
         self._came.clear()
-        self._asked, self._fault, self._inbox = 0, "", self._connection.client.new_inbox()
+        self._asked, self._more, self._fault = 0, True, ""
+        self._inbox = self._connection.client.new_inbox()
         self._ears.append(await listen(self._connection, self._inbox, self._hear, lost=self._lost))
         # Kept by no stream: who publishes them is promised nothing, and neither are we.
         for kind in ("event", "result"):
@@ -158,6 +160,7 @@ class Intake:
         self._arrival.set()
 
     def _hear(self, msg: Heard) -> None:
+        self._heard_at = time.monotonic()
         if msg.reply.startswith("$JS.ACK."):
             self._asked -= 1
             self._came.append(_caught(msg))
@@ -169,7 +172,7 @@ class Intake:
                 # Deleted by another archivist, or the server restarts.
                 self._break(f"the pull ended with {status} {msg.headers.get('Description', '')}")
             left = msg.headers.get("Nats-Pending-Messages")
-            self._asked = max(0, self._asked - int(left)) if left else 0
+            self._asked, self._more = max(0, self._asked - int(left)) if left else 0, False
         self._arrival.set()
 
     def _hear_plain(self, msg: Heard) -> None:
@@ -189,23 +192,37 @@ class Intake:
             BusUnavailableError: what comes next may not be what came next; begin anew.
         """
         loop = asyncio.get_running_loop()
-        until, gather_until = loop.time() + within_s, 0.0
-        while True:
-            if self._fault:
-                raise BusUnavailableError(f"the intake: {self._fault}")
-            if self._asked < PULLED // 2 and len(self._came) < PULLED:
-                await self._pull()
-            now = loop.time()
+        until = loop.time() + within_s
+        if not self._came and not self._more:
+            # The first that comes tells that there is something. If all were handed out as they come, each would
+            # cost the server and this process a write and a read: what comes meanwhile is fetched at once.
+            while not self._came and loop.time() < until:
+                if not self._asked:
+                    await self._pull(1, {"expires": round(PULL_S * NANOSECONDS)})
+                await self._hear_until(until)
             if self._came:
-                gather_until = gather_until or now + gather_s
-            if len(self._came) >= most or now >= (gather_until or until):
-                break
+                await asyncio.sleep(gather_s)
+                self._more = not self._asked
+        while self._more and len(self._came) < most and loop.time() < until:
+            if self._asked < PULLED // 2:
+                await self._pull(PULLED, {"no_wait": True})
+            await self._hear_until(until)
+        return self._taken(most, most_bytes)
+
+    async def _hear_until(self, until: float) -> None:
+        """Wait until something is heard, at most to this time of the loop."""
+        if self._asked and time.monotonic() > self._heard_at + PULL_LOST_S:
+            self._fault = "a pull was never answered"
+        if self._fault:
+            raise BusUnavailableError(f"the intake: {self._fault}")
+        waking = asyncio.get_running_loop().call_at(until, self._arrival.set)
+        try:
+            await self._arrival.wait()
+        finally:
+            waking.cancel()
             self._arrival.clear()
-            waking = loop.call_at(gather_until or until, self._arrival.set)
-            try:
-                await self._arrival.wait()
-            finally:
-                waking.cancel()
+
+    def _taken(self, most: int, most_bytes: int) -> list[Caught]:
         taken: list[Caught] = []
         size = 0
         while self._came and len(taken) < most and (not taken or size + len(self._came[0].data) <= most_bytes):
@@ -213,11 +230,12 @@ class Intake:
             taken.append(self._came.popleft())
         return taken
 
-    async def _pull(self) -> None:
-        self._asked += PULLED
-        request = {"batch": PULLED, "expires": round(PULL_S * NANOSECONDS)}
+    async def _pull(self, batch: int, how: dict[str, Any]) -> None:
+        self._asked += batch
+        self._heard_at = time.monotonic()
         call = f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._consumer}"
-        await self._connection.publish(call, json.dumps(request).encode(), reply=self._inbox)
+        request = json.dumps({"batch": batch, **how}).encode()
+        await self._connection.publish(call, request, reply=self._inbox)
 
     async def append(self, data: bytes, head: str, *, after: int) -> int:
         """Store a batch right after the one with the number `after`; the same head again is stored once.
@@ -244,7 +262,7 @@ class Intake:
             await ear.aclose()
 
 
-def _is_used(consumer: dict[str, Any]) -> bool:
+def is_used(consumer: dict[str, Any]) -> bool:
     """Whether somebody waits for what comes, or, as who is busy does not wait, did something lately."""
     if consumer["num_waiting"]:
         return True

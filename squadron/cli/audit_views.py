@@ -151,21 +151,27 @@ def export(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="File to write (default: standard output).")
     ] = None,
+    format: Annotated[
+        str, typer.Option("--format", help="jsonl, which can be verified and imported, or parquet, for tables.")
+    ] = "jsonl",
 ) -> None:
-    """Write the whole trail as JSONL, with what `verify` and `import` need."""
-    frame.execute(_export(ctx, output))
+    """Write the whole trail: as JSONL with what `verify` and `import` need, or as a table of its entries."""
+    frame.execute(_export(ctx, output, format))
 
 
-async def _export(ctx: typer.Context, output: Path | None) -> int:
+async def _export(ctx: typer.Context, output: Path | None, format: Any) -> int:
     async with frame.connected(frame.settings_of(ctx)) as squad:
         if output is None:
-            await squad.audit.export(sys.stdout.buffer)
+            await squad.audit.export(sys.stdout.buffer, format)
             return frame.OK
         # Done or not there: half an export looks like a cut trail.
         draft = output.with_name(f".{output.name}.part")
-        with draft.open("wb") as file:
-            count = await squad.audit.export(file)
-        draft.replace(output)
+        try:
+            with draft.open("wb") as file:
+                count = await squad.audit.export(file, format)
+            draft.replace(output)
+        finally:
+            draft.unlink(missing_ok=True)
     frame.tell(f"Wrote {count} entries to {output}.")
     return frame.OK
 

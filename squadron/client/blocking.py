@@ -7,6 +7,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack
 
+from squadron.client.blocking_audit import SyncAuditTrail
 from squadron.client.blocking_runs import SyncRuns
 from squadron.client.blocking_shelves import SyncDeadLetters
 from squadron.client.portal import Portal
@@ -187,6 +188,11 @@ class SyncSquad(Closing):
     def dead_letters(self) -> SyncDeadLetters:
         """See `Squad.dead_letters`."""
         return SyncDeadLetters(self._squad.dead_letters, self._wait)
+
+    @property
+    def audit(self) -> SyncAuditTrail:
+        """See `Squad.audit`."""
+        return SyncAuditTrail(self._squad.audit, self._wait, lambda items: SyncItems(items, self._portal))
 
     @property
     def runs(self) -> SyncRuns:

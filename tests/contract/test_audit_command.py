@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
+import os
+import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
-from squadron import Agent, topic
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from squadron import Agent, Squad, topic
+from squadron.actors.agent import AgentSpec
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.replay.load import tasks_in
-from tests.contract.audit_worlds import archiving, audited, recorded
+from squadron.runtime.errors import ConfigError
+from squadron.runtime.wire.envelope import AgentIdentity
+from tests.contract.audit_worlds import archiving, audited, entries, recorded
 from tests.contract.conftest import ON_NATS, Serve, World
 
 
@@ -22,14 +33,22 @@ class Bell(Agent):
         return text
 
 
-async def run(wiring: Wiring, *arguments: str, env: str = "") -> tuple[int, str, str]:
-    """Exit code, standard output and standard error."""
+async def start(
+    wiring: Wiring, *arguments: str, env: str = "", before: str = "pass"
+) -> asyncio.subprocess.Process:
+    """The command in a process of its own, which does `before` first."""
     where = ("--home", str(wiring.settings.home), "--env", env or wiring.settings.env)
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", "from squadron.cli import main; main()", *where, "audit", *arguments),
+    program = f"import sys; {before}; from squadron.cli import main; main()"
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", program, *where, "audit", *arguments),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
+
+
+async def run(wiring: Wiring, *arguments: str, env: str = "", before: str = "pass") -> tuple[int, str, str]:
+    """Exit code, standard output and standard error."""
+    process = await start(wiring, *arguments, env=env, before=before)
     out, err = await process.communicate()
     assert process.returncode is not None
     return process.returncode, out.decode(), err.decode()
@@ -69,3 +88,111 @@ async def test_the_trail_is_looked_at_verified_and_taken_elsewhere(
     assert "changed: it is not what was recorded" in err
     code, _, err = await run(wiring, "query", "--since", "yesterday")
     assert (code, "is no time" in err) == (2, True)
+
+
+@ON_NATS
+async def test_an_export_as_parquet_is_read_back(world: World, serve: Serve, tmp_path: Path) -> None:
+    wiring = (await serve(Bell())).peer.place
+    assert isinstance(wiring, Wiring)
+    trail = await audited(wiring, "full")
+    async with archiving(wiring.settings):
+        outcome = await wiring.caller.ask("bell.ring", {"text": "ding"})
+        await recorded(trail, 1, kind="result")
+    file = tmp_path / "trail.parquet"
+    code, _, err = await run(wiring, "export", "--format", "parquet", "-o", str(file))
+    assert code == 0, err
+    table = pq.read_table(file)
+    wanted = await entries(trail)
+    rows = table.to_pylist()
+    assert [each["n"] for each in rows] == [each["n"] for each in wanted]
+    for row, entry in zip(rows, wanted, strict=True):
+        at = row.pop("at")
+        assert at.timestamp() == pytest.approx(entry.pop("at"), abs=2e-6)
+        row = {name: value for name, value in row.items() if value is not None}
+        assert row | {name: json.loads(row[name]) for name in ("message", "action") if name in row} == entry
+    assert table.filter(pc.field("task") == outcome.task_id).num_rows == 1
+    code, _, err = await run(wiring, "export", "--format", "csv")
+    assert (code, "use jsonl or parquet" in err) == (2, True)
+
+
+@ON_NATS
+async def test_without_pyarrow_an_export_as_parquet_says_what_to_install(
+    world: World, serve: Serve, tmp_path: Path
+) -> None:
+    wiring = (await serve(Bell())).peer.place
+    assert isinstance(wiring, Wiring)
+    await audited(wiring, "trail")
+    # As where it is not installed: importing it raises.
+    export = ("export", "--format", "parquet", "-o", str(tmp_path / "trail.parquet"))
+    code, _, err = await run(wiring, *export, before="sys.modules['pyarrow'] = None")
+    assert (code, "squadron-ray[parquet]" in err) == (2, True), err
+    assert os.listdir(tmp_path) == []
+
+
+@ON_NATS
+async def test_the_archive_command_records_the_tail_shows_it_and_an_import_elsewhere_verifies(
+    world: World, serve: Serve, tmp_path: Path
+) -> None:
+    wiring = (await serve(Bell())).peer.place
+    assert isinstance(wiring, Wiring)
+    trail = await audited(wiring, "trail")
+    archive, tail = await start(wiring, "archive"), await start(wiring, "tail", "--kind", "task", "--json")
+    try:
+        assert tail.stdout is not None
+        shown = asyncio.create_task(tail.stdout.readline())
+        while not shown.done():
+            # The tail begins with what comes after it; nobody says when it does.
+            await wiring.caller.ask("bell.ring", {"text": "ding"})
+            await asyncio.wait([shown], timeout=0.2)
+        assert json.loads(shown.result())["kind"] == "task"
+        # It stops as by Ctrl-C, with an anchor of all that is recorded.
+        archive.send_signal(signal.SIGINT)
+        await archive.wait()
+    finally:
+        for process in (archive, tail):
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+    here = await trail.verify()
+    assert here.ok
+    assert here.anchors > 0
+    file = tmp_path / "trail.jsonl"
+    assert (await run(wiring, "export", "-o", str(file)))[0] == 0
+    elsewhere = replace(wiring.settings, env=f"{wiring.settings.env}-copy")
+    copy = await Wiring.open(elsewhere, AgentIdentity(id="copy", type="test"), create=True)
+    # Somebody has to be there, for the command line to join it.
+    copy.registry.heartbeat_s = 200.0
+    await copy.registry.advertise(AgentSpec.of(Bell).card())
+    await copy.registry.renew("bell", "replica")
+    code, out, err = await run(wiring, "import", str(file), env=elsewhere.env)
+    assert (code, f"Brought {here.last} entries in" in out + err) == (0, True), err
+    anchors = ("--anchors", str(trail.anchor_file))
+    code, out, _ = await run(wiring, "verify", "--json", *anchors, env=elsewhere.env)
+    assert (code, json.loads(out)["last"], json.loads(out)["anchors"]) == (0, here.last, here.anchors)
+    await copy.aclose()
+    # Where there is a trail nothing is brought in.
+    code, _, err = await run(wiring, "import", str(file))
+    assert (code, "has a trail already" in err) == (2, True)
+
+
+@ON_NATS
+async def test_a_blocking_squad_has_the_same_shelf(world: World, serve: Serve) -> None:
+    wiring = (await serve(Bell())).peer.place
+    assert isinstance(wiring, Wiring)
+    trail = await audited(wiring, "trail")
+    async with archiving(wiring.settings):
+        outcome = await wiring.caller.ask("bell.ring", {"text": "ding"})
+        await recorded(trail, 1, kind="result")
+
+    def look() -> None:
+        with Squad.connect(wiring.settings) as squad:
+            found = list(squad.audit.query(task=outcome.task_id))
+            assert [each["kind"] for each in found] == ["task", "result"]
+            assert squad.audit.status()["mode"] == "trail"
+            assert squad.audit.verify().ok
+            file = io.BytesIO()
+            assert squad.audit.export(file) == squad.audit.status()["entries"]
+            with pytest.raises(ConfigError, match="has a trail already"):
+                squad.audit.restore(file)
+
+    await asyncio.to_thread(look)
