@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint types fmt test-slow bench bench-lite bench-llm bench-telemetry bench-audit pictures build clean
+.PHONY: help install demo test lint types fmt test-slow bench bench-lite bench-llm bench-audit pictures build clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,9 +54,6 @@ bench-lite: $(VENV)/.bench ## Measure lite topics, up to a million of them, in 6
 
 bench-llm: $(VENV)/.bench ## Measure what the supervisor costs beside its model, in 2 minutes
 	$(BIN)/python -m benchmarks.llm_runs
-
-bench-telemetry: $(VENV)/.bench ## Measure what traces cost an ask, in 2 minutes
-	$(BIN)/python -m benchmarks.telemetry
 
 bench-audit: $(VENV)/.bench ## Measure what the audit trail costs, in 2 minutes
 	$(BIN)/python -m benchmarks.audit_modes

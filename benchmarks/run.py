@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks import counting, floors, machine, ours, peers
+from benchmarks import counting, floors, machine, ours, peers, telemetry
 from benchmarks.processes import Way, client
 from benchmarks.targets import Target, ratios
 from squadron import Settings, Squad
@@ -159,11 +159,12 @@ def main() -> int:
     results: dict[str, Any] = {"machine": machine.facts(), "arguments": vars(arguments)}
     figures = measure(arguments.rounds, arguments.calls, arguments.for_s)
     counted = counting.measure()
-    targets = [*judge(figures), *counted.targets()]
+    watched = telemetry.measure()
+    targets = [*judge(figures), *counted.targets(), *watched.targets()]
     report(figures, targets)
-    print(counted)
+    print(counted, watched, sep="\n")
     results["targets"] = [each.as_json() for each in targets]
-    results["figures"] = asdict(figures) | {"counting": asdict(counted)}
+    results["figures"] = asdict(figures) | {"counting": asdict(counted), "telemetry": asdict(watched)}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "delivery.json").write_text(json.dumps(results, indent=1) + "\n")
     return 0 if all(each.held for each in targets) else 1

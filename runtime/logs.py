@@ -17,11 +17,14 @@ from squadron.runtime.redact import scrub
 from squadron.runtime.retries import traceback_of
 
 
-def configure_logs(level: str = "INFO") -> None:
+def configure_logs(level: str = "INFO", *also: structlog.typing.Processor) -> None:
     """Send all logs to standard error at `level` and above; standard output stays free for results.
 
     For programs of our own: it also takes the secrets out of what others log here by `logging`, as asyncio does of
     tasks that nobody awaits, and out of what is said of threads that broke.
+
+    Args:
+        also: get each line before it is written, with what may be a secret still in it.
     """
     _scrub_others()
     pretty = sys.stderr.isatty()
@@ -38,6 +41,7 @@ def configure_logs(level: str = "INFO") -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             *exceptions,
+            *also,
             renderer,
             _scrubbed,
         ],

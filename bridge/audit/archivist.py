@@ -143,7 +143,8 @@ class Archivist:
             record = self._recorder.record(each, contents=policy.mode == "full", chunks=policy.chunks)
             if record is not None:
                 records.append(record)
-        state.link = replace(state.link, intake=(intake, state.link.intake[1]), cursors=cursors)
+        gaps = state.link.gaps + sum(each["kind"] == "gap" for each in records)
+        state.link = replace(state.link, intake=(intake, state.link.intake[1]), cursors=cursors, gaps=gaps)
         # What is passed over is not forgotten by whoever goes on: now and then a batch without entries says so.
         if records or intake - state.stored >= BATCH:
             await self._store(state, records)

@@ -41,6 +41,7 @@ class Link:
         at: when it was sealed, in seconds since the epoch.
         intake: the newest number of the intake that is in it or before, and when that stream was made.
         cursors: of each stream the newest number that was taken in.
+        gaps: how many gaps are recorded in it and before.
     """
 
     first: int = 1
@@ -48,6 +49,7 @@ class Link:
     at: float = 0.0
     intake: tuple[int, str] = (0, "")
     cursors: Mapping[str, int] = field(default_factory=dict)
+    gaps: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +76,9 @@ class SealedBatch:
             marks = base64.b64decode(said["marks"])
             if said["audit"] != VERSION:
                 raise ValueError(f"version {said['audit']!r}")
-            link = Link(int(said["first"]), str(said["previous"]), float(said["at"]), (seq, made_at), cursors)
-            return link, marks
+            first, previous, at = int(said["first"]), str(said["previous"]), float(said["at"])
+            # The first version did not say how many gaps there were.
+            return Link(first, previous, at, (seq, made_at), cursors, int(said.get("gaps", 0))), marks
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise InvalidMessageError(f"this is no batch of an audit trail: {error}") from None
 
@@ -111,6 +114,7 @@ def sealed(link: Link, records: Sequence[Record]) -> SealedBatch:
         "at": link.at,
         "intake": link.intake,
         "cursors": link.cursors,
+        "gaps": link.gaps,
         "marks": base64.b64encode(b"".join(map(_mark, lines))).decode(),
     }
     first = to_json(said)

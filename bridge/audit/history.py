@@ -239,7 +239,7 @@ class AuditTrail:
         if last is not None:
             batch = SealedBatch.unpacked(last.data, last.headers.get("Nats-Msg-Id", ""))
             count = batch.link()[0].first + len(batch.records) - 1
-            facts |= {"entries": count, "head": batch.head, "newest_at": last.time}
+            facts |= {"entries": count, "head": batch.head, "newest_at": last.time, "gaps": batch.link()[0].gaps}
         for name, stream in (("trail", audit_stream(self._names)), ("intake", intake_stream(self._names))):
             info = await find(self._connection, f"STREAM.INFO.{stream}", missing=STREAM_NOT_FOUND)
             if info is not None:
@@ -256,6 +256,25 @@ class AuditTrail:
             if anchors:
                 facts |= {"anchored": anchors[-1].count, "anchored_at": anchors[-1].at}
         return facts
+
+
+async def behind(connection: Connection, names: StreamNames) -> tuple[int, int] | None:
+    """Messages that the archivist has yet to take up, and gaps that it recorded; None if nothing was ever audited.
+
+    Raises:
+        BusUnavailableError: the server can't be reached.
+        InvalidMessageError: the newest batch is damaged.
+    """
+    intake = await find(connection, f"STREAM.INFO.{intake_stream(names)}", missing=STREAM_NOT_FOUND)
+    if intake is None:
+        return None
+    last = await JetStreamJournal(connection, audit_stream(names)).last(audit_subject(names))
+    gaps = SealedBatch.unpacked(last.data, "").link()[0].gaps if last is not None else 0
+    listed = await find(connection, f"CONSUMER.LIST.{intake_stream(names)}", missing=STREAM_NOT_FOUND)
+    if consumers := (listed or {}).get("consumers"):
+        return sum(each["num_pending"] for each in consumers), gaps
+    # No archivist has begun.
+    return intake["state"]["messages"], gaps
 
 
 def verify_file(path: Path, *, anchors: Path | None = None, public_key: str = "") -> Verified:

@@ -42,6 +42,7 @@ def _quantile(share: float, metric: str, by: str) -> str:
     )
 
 
+_CALLS = "squadron_model_call_duration_seconds"
 _A = '{agent=~"$agent"}'
 PANELS: tuple[Panel, ...] = (
     _chart(
@@ -113,10 +114,10 @@ PANELS: tuple[Panel, ...] = (
         f"(rate(squadron_spent_usd_total{_A}[$__rate_interval]))",
     ),
     _chart(
-        "Model calls: p95 time",
+        "Model calls: p50 and p95 time",
         "s",
-        "{{gen_ai_request_model}} <- histogram_quantile(0.95, sum by (le, gen_ai_request_model) "
-        "(rate(gen_ai_client_operation_duration_seconds_bucket[$__rate_interval])))",
+        f"{{{{agent}}}} {{{{model}}}} p50 <- {_quantile(0.5, _CALLS, 'agent, model')}",
+        f"{{{{agent}}}} {{{{model}}}} p95 <- {_quantile(0.95, _CALLS, 'agent, model')}",
     ),
     _chart(
         "Model calls that failed, and wait for provider limits",
@@ -137,6 +138,12 @@ PANELS: tuple[Panel, ...] = (
         "bytes",
         "{{stream}} <- max by (stream) (squadron_stream_bytes)",
         "limit of all <- max(squadron_store_limit_bytes)",
+    ),
+    _chart(
+        "Audit trail: messages to take up, and gaps",
+        "short",
+        "to take up <- max(squadron_audit_lag_messages)",
+        "gaps in an hour <- max(increase(squadron_audit_gaps_total[1h]))",
     ),
     _chart("Lite topics", "short", "lite topics <- max(squadron_lite_topics)"),
     _chart(

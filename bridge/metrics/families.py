@@ -56,7 +56,7 @@ class MetricFamily:
     """One metric as it is shown.
 
     Attributes:
-        of: what it is made of: a kind of `COUNTED`; empty of a gauge, which the bridge looks up.
+        of: what it is made of: a kind of `COUNTED`; empty of what the bridge looks up.
         values: those of the labels, of an agent and a cell's labels.
         scale: what a number is multiplied with.
     """
@@ -127,6 +127,13 @@ COUNTERS: tuple[MetricFamily, ...] = (
         _provider,
     ),
     MetricFamily(
+        "squadron_model_call_duration_seconds",
+        "How long models took to answer, by the agent that asked them.",
+        "histogram",
+        ("agent", "model"),
+        "thought",
+    ),
+    MetricFamily(
         "agent_tasks_total",
         "Tasks that ended, by agent and outcome.",
         "counter",
@@ -167,6 +174,8 @@ GAUGES: Mapping[str, MetricFamily] = {
         _gauge("squadron_store_limit_bytes", "", "What they may hold, if there is a limit."),
         _gauge("squadron_bridge_nats_reconnects", "", "How often the bridge's connection to NATS came back."),
         _gauge("squadron_bridge_loop_lag_seconds", "", "How late the event loop of the bridge was."),
+        _gauge("squadron_audit_lag_messages", "", "Messages that the audit trail has yet to take up."),
+        MetricFamily("squadron_audit_gaps_total", "Gaps that the audit trail has recorded.", "counter", ()),
         _gauge("squadron_sampled_timestamp_seconds", "", "When these gauges were looked up."),
         _gauge("squadron_build_info", "version", "1, with the version of the bridge."),
     )

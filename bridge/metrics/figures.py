@@ -21,7 +21,7 @@ class Figures:
 
     def of(self, family: MetricFamily) -> dict[tuple[str, ...], Numbers]:
         """The numbers of one metric, by the values of its labels."""
-        if family.kind == "gauge":
+        if not family.of:
             return {labels: (value,) for name, labels, value in self.gauges if name == family.name}
         found: dict[tuple[str, ...], Numbers] = {}
         for agent, cells in self.counted.items():

@@ -20,6 +20,7 @@ class Gauges:
         stored: Callable[[], Awaitable[tuple[Mapping[str, tuple[int, int, int]], int, int]]],
         oldest_at: Callable[[str, Sequence[str]], Awaitable[float | None]],
         version: str,
+        audit: Callable[[], Awaitable[tuple[int, int] | None]],
     ) -> None:
         """Make one.
 
@@ -28,9 +29,10 @@ class Gauges:
             stored: bytes, messages and most bytes of each stream, then bytes of all of the account's and the most
                 of those; 0 where there is no limit.
             oldest_at: when an agent's oldest task that is there yet was stored, by its name and topics.
+            audit: how many messages the audit trail has yet to take up, and its gaps; None if there is none.
         """
         self._ports, self._agents, self._stored = ports, agents, stored
-        self._oldest_at, self._version = oldest_at, version
+        self._oldest_at, self._version, self._audit = oldest_at, version, audit
 
     async def __call__(self) -> list[Gauge]:
         """All of them, as they are now.
@@ -52,6 +54,8 @@ class Gauges:
         gauges.append(("squadron_store_bytes", (), used))
         if most:
             gauges.append(("squadron_store_limit_bytes", (), most))
+        if (audit := await self._audit()) is not None:
+            gauges += [("squadron_audit_lag_messages", (), audit[0]), ("squadron_audit_gaps_total", (), audit[1])]
         questions = await read_questions(ports)
         waiting = sum(each.is_open(ports.clock) for each in questions.values())
         return [

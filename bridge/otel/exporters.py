@@ -1,4 +1,4 @@
-"""Whether this process is traced. Imports nothing of OpenTelemetry unless it is."""
+"""Whether this process is traced, and sends its log lines. Imports nothing of OpenTelemetry unless it is so."""
 
 from __future__ import annotations
 
@@ -43,12 +43,33 @@ def traces_of(identity: AgentIdentity, environment: str, env: Mapping[str, str] 
         return None
 
 
+def lines_of(
+    identity: AgentIdentity, environment: str, env: Mapping[str, str] = os.environ
+) -> tuple[structlog.typing.Processor, ...]:
+    """What sends this process's log lines, for `configure_logs`; nothing unless `OTEL_LOGS_EXPORTER` says so."""
+    exporters = _named("OTEL_LOGS_EXPORTER", env)
+    if not exporters or env.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        return ()
+    try:
+        from squadron.bridge.otel.lines import lines_to
+
+        return (lines_to(exporters, identity, environment, env),)
+    except (ImportError, ValueError) as error:
+        _tell_once(f"log lines are not sent: {error}")
+        return ()
+
+
 def exporters_in(env: Mapping[str, str]) -> tuple[str, ...]:
     """The exporters that the environment names: `otlp` if there is only an address, none without either."""
-    named = [name.strip().lower() for name in env.get("OTEL_TRACES_EXPORTER", "").split(",") if name.strip()]
-    if not named and any(env.get(name, "").strip() for name in _ENDPOINTS):
-        named = ["otlp"]
-    return tuple(dict.fromkeys(name for name in named if name != "none"))
+    is_addressed = any(env.get(name, "").strip() for name in _ENDPOINTS)
+    if is_addressed and not env.get("OTEL_TRACES_EXPORTER", "").strip(", "):
+        return ("otlp",)
+    return _named("OTEL_TRACES_EXPORTER", env)
+
+
+def _named(variable: str, env: Mapping[str, str]) -> tuple[str, ...]:
+    named = [name.strip().lower() for name in env.get(variable, "").split(",")]
+    return tuple(dict.fromkeys(name for name in named if name not in ("", "none")))
 
 
 @cache

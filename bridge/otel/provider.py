@@ -46,23 +46,13 @@ def traces_to(
         ImportError: what an exporter needs is not installed.
         ValueError: an exporter or a protocol is unknown.
     """
-    from opentelemetry.sdk.resources import OTELResourceDetector, Resource
     from opentelemetry.sdk.trace import TracerProvider as SdkProvider
 
     from squadron.bridge.otel.sending import Batches
 
-    _hide_headers(env)
+    hide_headers(env)
     processors = [Batches(_exporter(name, env), _queue(env)) for name in exporters]
-    ours = {
-        "service.name": identity.type,
-        "service.namespace": "squadron",
-        "service.instance.id": identity.id,
-        "deployment.environment.name": environment,
-    }
-    # What the variables say counts more.
-    said = OTELResourceDetector().detect().attributes
-    unsaid = {name: value for name, value in ours.items() if name not in said}
-    provider = SdkProvider(resource=Resource.create(unsaid))
+    provider = SdkProvider(resource=resource_of(identity, environment))
     for processor in processors:
         provider.add_span_processor(processor)
 
@@ -74,6 +64,20 @@ def traces_to(
 
     tracer = provider.get_tracer(names.SCOPE, schema_url=names.SCHEMA_URL)
     return Traces(tracer, replica=identity.id, contents=Contents.of(env), close=close)
+
+
+def resource_of(identity: AgentIdentity, environment: str) -> Any:
+    """Who we are, as OpenTelemetry says it; what its variables say of that counts more."""
+    from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+
+    ours = {
+        "service.name": identity.type,
+        "service.namespace": "squadron",
+        "service.instance.id": identity.id,
+        "deployment.environment.name": environment,
+    }
+    said = OTELResourceDetector().detect().attributes
+    return Resource.create({name: value for name, value in ours.items() if name not in said})
 
 
 def _queue(env: Mapping[str, str]) -> int:
@@ -92,22 +96,48 @@ def _exporter(name: str, env: Mapping[str, str]) -> Any:
         return ConsoleSpanExporter()
     if name != "otlp":
         raise ValueError(f"OTEL_TRACES_EXPORTER: {name!r} is not known; use otlp, console or none")
-    given = env.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or env.get("OTEL_EXPORTER_OTLP_PROTOCOL") or ""
-    protocol = given.strip().lower() or "http/protobuf"
-    if protocol == "http/protobuf":
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as HttpExporter
-
-        return HttpExporter()
-    if protocol == "grpc":
+    if _is_grpc("TRACES", env):
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcExporter
 
         return GrpcExporter()
-    raise ValueError(f"OTEL_EXPORTER_OTLP_PROTOCOL: {protocol!r} is not known; use http/protobuf or grpc")
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as HttpExporter
+
+    return HttpExporter()
 
 
-def _hide_headers(env: Mapping[str, str]) -> None:
-    """Keys of collectors stand in these."""
-    for name in ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"):
+def log_exporter(name: str, env: Mapping[str, str]) -> Any:
+    """What sends log lines.
+
+    Raises:
+        ImportError: what it needs is not installed.
+        ValueError: it, or its protocol, is unknown.
+    """
+    if name != "otlp":
+        raise ValueError(f"OTEL_LOGS_EXPORTER: {name!r} is not known; use otlp or none")
+    if _is_grpc("LOGS", env):
+        from opentelemetry.exporter.otlp.proto.grpc._log_exporter import OTLPLogExporter as GrpcExporter
+
+        return GrpcExporter()
+    from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter as HttpExporter
+
+    return HttpExporter()
+
+
+def _is_grpc(signal: str, env: Mapping[str, str]) -> bool:
+    given = env.get(f"OTEL_EXPORTER_OTLP_{signal}_PROTOCOL") or env.get("OTEL_EXPORTER_OTLP_PROTOCOL") or ""
+    protocol = given.strip().lower() or "http/protobuf"
+    if protocol not in ("http/protobuf", "grpc"):
+        raise ValueError(f"OTEL_EXPORTER_OTLP_PROTOCOL: {protocol!r} is not known; use http/protobuf or grpc")
+    return protocol == "grpc"
+
+
+def hide_headers(env: Mapping[str, str]) -> None:
+    """Keys of collectors stand in these; no log line or span is to show one."""
+    for name in (
+        "OTEL_EXPORTER_OTLP_HEADERS",
+        "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
+        "OTEL_EXPORTER_OTLP_LOGS_HEADERS",
+    ):
         for each in env.get(name, "").split(","):
             keep_secret(each.partition("=")[2].strip())
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import structlog
-from opentelemetry.context import attach
+from opentelemetry.context import Context, attach
 from opentelemetry.trace import (
+    INVALID_SPAN_CONTEXT,
     Link,
     Span,
     SpanContext,
@@ -82,6 +83,7 @@ class Traces:
         close: Callable[[], Any] | None = None,
     ) -> None:
         self._tracer, self._replica, self._close = tracer, replica, close
+        self._follows = _follows(tracer)
         self._contents = contents or Contents.of({})
         self._puts: OrderedDict[str, Span] = OrderedDict()
         self._asks: OrderedDict[str, Span] = OrderedDict()
@@ -119,6 +121,8 @@ class Traces:
     # --- what goes out -------------------------------------------------------------------------------
 
     def _put(self, put: MessagePut) -> None:
+        if (within := self._unseen()) is not None:
+            return headers.write(within, put.headers)
         common: dict[str, Any] = {
             names.SYSTEM: names.NATS,
             names.MESSAGE_ID: put.id,
@@ -138,10 +142,10 @@ class Traces:
             ask = self._asks.get(put.id)
             if ask is None:
                 ask = self._tracer.start_span(f"ask {topic}", kind=SpanKind.CLIENT, attributes=common)
-                _keep(self._asks, put.id, ask)
             if not ask.is_recording():
                 # Nobody will see a span within one that is not sampled.
                 return headers.write(ask.get_span_context(), put.headers)
+            _keep(self._asks, put.id, ask)
             current = set_span_in_context(ask)
         attributes = {**common, names.OPERATION_NAME: "publish", names.OPERATION_TYPE: "send"}
         span = self._tracer.start_span(f"publish {topic}", current, kind=SpanKind.PRODUCER, attributes=attributes)
@@ -162,14 +166,39 @@ class Traces:
             ask.end()
 
     def _task_ended(self, ended: TaskEnded) -> None:
-        if (ask := self._asks.pop(ended.id, None)) is not None:
+        ask = self._asks.pop(ended.id, None)
+        if ask is None and ended.refused and self._unseen() is None:
+            ask = self._refused(ended)
+        if ask is not None:
             _tell(ask, ended.outcome)
             ask.end()
+
+    def _refused(self, ended: TaskEnded) -> Span:
+        # What is no topic may be anything, and of any length.
+        is_topic = ended.outcome.details.get("field") != "topic"
+        attributes = {names.SYSTEM: names.NATS, names.MESSAGE_ID: ended.id, names.CLIENT_ID: self._replica}
+        if is_topic:
+            attributes[names.DESTINATION] = ended.topic
+        name = f"ask {ended.topic}" if is_topic else "ask"
+        return self._tracer.start_span(name, kind=SpanKind.CLIENT, attributes=attributes)
+
+    def _unseen(self) -> SpanContext | None:
+        """What all that happens here goes on with, if that is not sampled, and so nothing within it will be."""
+        within = get_current_span().get_span_context() if self._follows else INVALID_SPAN_CONTEXT
+        return within if within.is_valid and not within.trace_flags.sampled else None
 
     # --- what is worked on ---------------------------------------------------------------------------
 
     def _begun(self, begun: TurnBegun) -> None:
-        span = self._process(begun, begun.attempt, begun.waited_s)
+        parent = headers.read(begun.headers)
+        if self._follows and headers.is_unsampled(parent):
+            # Most turns, where few are sampled: all that they need is to say so to those that they ask.
+            attach(parent)
+            _turn.set(None)
+            if begun.outcome_headers is not None:
+                headers.write(headers.span_context(parent), begun.outcome_headers)
+            return
+        span = self._process(begun, parent, begun.attempt, begun.waited_s)
         message = begun.message
         # It goes with the task of the handler: none has to be detached.
         attach(headers.within(span))
@@ -179,8 +208,8 @@ class Traces:
         if span.is_recording():
             structlog.contextvars.bind_contextvars(trace_id=f"{span.get_span_context().trace_id:032x}")
 
-    def _process(self, of: TurnBegun | TurnEnded, attempt: int, waited_s: float | None) -> Span:
-        message, parent = of.message, headers.read(of.headers)
+    def _process(self, of: TurnBegun | TurnEnded, parent: Context, attempt: int, waited_s: float | None) -> Span:
+        message = of.message
         attributes: dict[str, Any] = {
             names.SYSTEM: names.NATS,
             names.OPERATION_NAME: "process",
@@ -218,7 +247,10 @@ class Traces:
                 waiting.end()
             span = turn.span
         else:
-            span = self._process(ended, 0, None)
+            parent = headers.read(ended.headers)
+            if self._follows and headers.is_unsampled(parent):
+                return
+            span = self._process(ended, parent, 0, None)
         if ended.end not in ("outcome", "handled"):
             _keep(self._attempts, _life(ended), span.get_span_context())
         if span.is_recording():
@@ -252,6 +284,8 @@ class Traces:
         run.grow(grew.entries)
 
     def _asked(self, asked: PersonAsked) -> None:
+        if self._unseen() is not None:
+            return
         attributes = {names.QUERY: asked.query, names.ABOUT: asked.about}
         span = self._tracer.start_span("await person", attributes=attributes)
         _keep(self._people, asked.query, span)
@@ -268,6 +302,12 @@ class Traces:
             span.end()
         if (turn := _turn.get()) is not None:
             turn.people.pop(answered.query, None)
+
+
+def _follows(tracer: Tracer) -> bool:
+    """Whether the sampler never takes what is within a span that it left out, as the default one does."""
+    said = str(getattr(getattr(tracer, "sampler", None), "get_description", str)())
+    return all(f"{whose}ParentNotSampled:AlwaysOffSampler" in said for whose in ("remote", "local"))
 
 
 def _life(of: TurnBegun | TurnEnded) -> str:

@@ -13,12 +13,14 @@ from squadron.bridge.audit.archive import archive
 from squadron.bridge.jetstream.audit_streams import AuditPolicy, read_policy, set_policy
 from squadron.bridge.jetstream.link.connect import Connection
 from squadron.bridge.jetstream.stream_configs import StreamNames
+from squadron.bridge.otel.exporters import lines_of
 from squadron.bridge.serve.replica import NAMESPACE, archivist_name
 from squadron.config import Settings
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import BusUnavailableError
 from squadron.runtime.logs import configure_logs
 from squadron.runtime.retries import summary_of
+from squadron.runtime.wire.envelope import AgentIdentity
 
 #: How often the bridge looks after the archivist, in seconds.
 LOOK_S = 2.0
@@ -31,7 +33,8 @@ class ArchivistActor:
     """Runs `archive` for ever."""
 
     async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]  # Ray awaits it
-        configure_logs(settings.log_level)
+        identity = AgentIdentity(id=f"archivist-{os.getpid()}", type="archivist")
+        configure_logs(settings.log_level, *lines_of(identity, settings.env))
         self._work = spawn(self._archive(settings), "archivist", lasting=True)
 
     async def _archive(self, settings: Settings) -> None:

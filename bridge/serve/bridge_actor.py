@@ -13,6 +13,7 @@ from squadron.bridge.health.release import release
 from squadron.bridge.jetstream.queue import subjects_held
 from squadron.bridge.jetstream.stream_configs import StreamNames, Streams
 from squadron.bridge.jetstream.wiring import Wiring
+from squadron.bridge.otel.exporters import lines_of
 from squadron.bridge.serve.archivist_actor import ArchivistKeeper
 from squadron.bridge.serve.bindings import Bindings
 from squadron.bridge.serve.cluster import ServeReplicas
@@ -35,9 +36,9 @@ class BridgeActor:
     async def __init__(  # type: ignore[misc]  # Ray awaits it
         self, settings: Settings, dashboard_url: str
     ) -> None:
-        configure_logs(settings.log_level)
         self._settings = settings
         identity = AgentIdentity(id=f"bridge-{os.getpid()}", type="bridge")
+        configure_logs(settings.log_level, *lines_of(identity, settings.env))
         self._wiring = await Wiring.open(settings, identity, create=True)
         names = StreamNames(settings.env)
         streams = Streams(self._wiring.connection, names)

@@ -19,6 +19,7 @@ from squadron.actors.agent import Agent, AgentSpec
 from squadron.bridge.health.release import release
 from squadron.bridge.host import Host
 from squadron.bridge.jetstream.wiring import Wiring
+from squadron.bridge.otel.exporters import lines_of
 from squadron.bridge.packing.code import Code, unpack
 from squadron.config import Settings
 from squadron.runtime.background import Health
@@ -89,11 +90,11 @@ class AgentReplica:
         gc.set_threshold(GARBAGE)
         self._health = Health.begin()
         settings: Settings = await fetch_settings(environment)
-        configure_logs(settings.log_level)
         # Sync handlers run in threads: one for each slot.
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(slots, "handler"))
         self._name, self._code, self._grace_s = agent, code, grace_s
         identity = AgentIdentity(id=f"{agent}-{uuid.uuid4().hex[:8]}", type=agent)
+        configure_logs(settings.log_level, *lines_of(identity, settings.env))
         self._wiring = await Wiring.open(settings, identity)
         self._wiring.ports.observers.add(TurnLog())
         spec = AgentSpec.of(await self._load())

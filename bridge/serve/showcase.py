@@ -13,6 +13,7 @@ from typing import Any
 
 import structlog
 
+from squadron.bridge.audit.history import behind
 from squadron.bridge.daemons import private_dir, write_private
 from squadron.bridge.health.probes import Probes
 from squadron.bridge.jetstream.storage import oldest_at, storage
@@ -41,6 +42,7 @@ class Showcase:
             lambda: storage(connection, StreamNames(subjects.environment)),
             lambda agent, topics: oldest_at(connection, subjects, agent, topics),
             version("squadron-ray"),
+            lambda: behind(connection, StreamNames(subjects.environment)),
         )
         self.census = Census(wiring.ports, wiring.records, look_up, heartbeat_s=wiring.settings.heartbeat_s)
         #: What the bridge serves itself: Ray actors that are bound to topics.

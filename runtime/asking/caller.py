@@ -274,7 +274,7 @@ class Caller:
         try:
             content = await self._admit(handle, {} if content is None else jsonable(content), ask)
             if isinstance(content, Outcome):
-                handle._settle(content)
+                handle._settle(content, refused=True)
             else:
                 if replies != self._owner:  # Ours is heard since the start.
                     await self._insist(deadline, self._subscribe, replies)
@@ -283,7 +283,7 @@ class Caller:
             if not handle.done and not is_sent:
                 await self._send(handle, content, ask, parent, once=once)
         except (BusUnavailableError, MessageTooLargeError, ValueError) as error:
-            handle._settle(not_sent(handle, error))
+            handle._settle(not_sent(handle, error), refused=True)
         except BaseException:
             # Nobody has the handle.
             self._leave(handle)
@@ -323,7 +323,8 @@ class Caller:
         )
         if taken:
             ids, details = (handle.task_id, handle.topic), {"field": "task_id"}
-            return handle._settle(Rejected(task_id=ids[0], topic=ids[1], reason=taken, details=details))
+            refused = Rejected(task_id=ids[0], topic=ids[1], reason=taken, details=details)
+            return handle._settle(refused, refused=True)
         # Somebody may have asked under this id before, longer ago than the queue remembers it.
         await handle._look()
 

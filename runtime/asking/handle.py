@@ -76,12 +76,12 @@ class Handle:
         async with operating(self._caller.ports, "cancel", self.task_id, topic=self.topic):
             return await self._caller.cancel(self)
 
-    def _settle(self, outcome: Outcome) -> None:
-        """The task ended; only the first outcome counts."""
+    def _settle(self, outcome: Outcome, *, refused: bool = False) -> None:
+        """The task ended, or was `refused` before it was sent; only the first outcome counts."""
         if self._outcome is None:
             self._outcome = outcome
             if (observers := self._caller.ports.observers).on:
-                observers.tell(TaskEnded(id=self.task_id, topic=self.topic, outcome=outcome))
+                observers.tell(TaskEnded(id=self.task_id, topic=self.topic, outcome=outcome, refused=refused))
             for tell in self._listeners:
                 tell(outcome)
             self._wake_all()

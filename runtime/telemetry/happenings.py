@@ -47,11 +47,16 @@ class MessageStored:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskEnded:
-    """Whoever asked knows the outcome; told in the asker's process, and outside of its task."""
+    """Whoever asked knows the outcome; told in the asker's process.
+
+    Attributes:
+        refused: it was never sent: it was refused where it was asked, in the asker's task; else outside of it.
+    """
 
     id: str
     topic: str
     outcome: Outcome
+    refused: bool = False
 
 
 class TurnBegun(NamedTuple):

@@ -13,8 +13,10 @@ from typing import Any, get_args
 
 import pytest
 
-from squadron.bridge.audit.history import AuditTrail
+from squadron.bridge.audit.history import AuditTrail, behind
+from squadron.bridge.jetstream.audit_streams import intake_stream
 from squadron.bridge.jetstream.link import embedded
+from squadron.bridge.jetstream.stream_configs import StreamNames, ask_for
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.config import Settings
 from squadron.runtime.wire.envelope import AgentIdentity
@@ -113,6 +115,40 @@ async def test_two_archivists_that_begin_at_once_make_one_chain(world: World) ->
     async with archiving(wiring.settings), archiving(wiring.settings), archiving(wiring.settings):
         await put(wiring, *range(50))
         await check(trail, 50)
+
+
+@ON_NATS
+async def test_how_far_the_trail_is_behind_and_its_gaps_are_known_to_whoever_looks(world: World) -> None:
+    wiring = (await world.join("caller")).place
+    assert isinstance(wiring, Wiring)
+    names = StreamNames(wiring.settings.env)
+    assert await behind(wiring.connection, names) is None
+    trail = await audited(wiring, "full")
+    await put(wiring, *range(5))
+
+    async def all_came() -> bool:
+        return (await behind(wiring.connection, names) or (0, 0))[0] >= 10
+
+    async def is_taken_up() -> bool:
+        return (await behind(wiring.connection, names) or (1, 0))[0] == 0
+
+    # Nobody records yet.
+    await until(all_came)
+    async with archiving(wiring.settings):
+        await recorded(trail, 5, kind="task")
+        await until(is_taken_up)
+        assert await behind(wiring.connection, names) == (0, 0)
+    await put(wiring, *range(5, 10))
+    await until(all_came)
+    # What the intake loses before it is recorded is a gap, and stays one for those who record next.
+    intake = intake_stream(names)
+    last = (await ask_for(wiring.connection, f"STREAM.INFO.{intake}"))["state"]["last_seq"]
+    await ask_for(wiring.connection, f"STREAM.MSG.DELETE.{intake}", {"seq": last - 1})
+    for _ in range(2):
+        async with archiving(wiring.settings):
+            await recorded(trail, 1, kind="gap")
+            await until(is_taken_up)
+    assert await behind(wiring.connection, names) == (0, len(await entries(trail, kind="gap")))
 
 
 async def test_the_trail_goes_on_over_a_killed_server_and_what_is_lost_is_a_gap(tmp_path: Path) -> None:

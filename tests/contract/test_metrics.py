@@ -357,7 +357,10 @@ async def test_what_the_bridge_looks_up_is_shown_with_it(
         assert (agent, topics) == ("clerk", ["clerk.echo"])
         return ports.clock.time() - 60
 
-    bridge = await census(Gauges(ports, told, stored, since, "1.2.3"))
+    async def audit() -> tuple[int, int]:
+        return 7, 2
+
+    bridge = await census(Gauges(ports, told, stored, since, "1.2.3", audit))
     await replica("one")
     await _ask_each(peer)
     deadline_ms = round(1000 * (peer.clock.time() + 60))
@@ -376,6 +379,8 @@ async def test_what_the_bridge_looks_up_is_shown_with_it(
             ("squadron_store_limit_bytes",): 1_000,
             ("squadron_people_waiting",): 1,
             ("squadron_build_info", "1.2.3"): 1,
+            ("squadron_audit_lag_messages",): 7,
+            ("squadron_audit_gaps_total",): 2,
         },
     )
     found = shown(bridge)

@@ -12,13 +12,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+import structlog
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from structlog.testing import capture_logs
 
 from squadron import Agent, topic
-from squadron.bridge.otel.exporters import exporters_in, traces_of
+from squadron.bridge.otel.exporters import exporters_in, lines_of, traces_of
+from squadron.bridge.otel.lines import Lines
 from squadron.bridge.otel.sending import Batches
+from squadron.runtime.logs import configure_logs
 from squadron.runtime.redact import STRUCK, scrub
 from squadron.runtime.wire.envelope import AgentIdentity
 from squadron.testing import MemorySquad
@@ -47,6 +50,18 @@ class Desk(Agent):
     @topic("desk.echo")
     async def echo(self, text: str) -> str:
         return text
+
+
+class Teller(Agent):
+    @topic("teller.tell")
+    async def tell(self) -> str:
+        log = structlog.get_logger("teller")
+        log.warning("teller.told", count=3, key=f"it is {os.environ['ACME_API_KEY']}")
+        try:
+            raise ValueError(f"refused {os.environ['ACME_API_KEY']}")
+        except ValueError:
+            log.exception("teller.broke")
+        return "told"
 
 
 async def _ask_some(count: int = 1) -> None:
@@ -84,6 +99,50 @@ async def test_a_name_that_is_set_is_that_of_all(received: Received, monkeypatch
     monkeypatch.setenv("OTEL_SERVICE_NAME", "our-audits")
     await _ask_some()
     assert {service["service.name"] for service, _ in received.spans} == {"our-audits"}
+
+
+async def test_a_receiver_gets_log_lines_within_their_traces_and_no_secret(
+    received: Received, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OTEL_LOGS_EXPORTER", "otlp")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", f"x-key={KEY}")
+    monkeypatch.setenv("ACME_API_KEY", "sk-of-the-acme-account")
+    (lines,) = lines_of(ME, "test")
+    assert isinstance(lines, Lines)
+    before = structlog.get_config()
+    configure_logs("INFO", lines)
+    try:
+        await _ask_some()
+        async with MemorySquad(turned=False) as squad:
+            await squad.deploy(Teller)
+            assert (await squad.ask("teller.tell")).unwrap() == "told"
+    finally:
+        structlog.configure(**before)
+    lines.provider.shutdown()
+
+    by_body = {line.body.string_value: (service, line) for service, line in received.lines}
+    service, told = by_body["teller.told"]
+    assert (service["service.name"], service["service.instance.id"]) == ("me", "me-1")
+    (work,) = received.named("process teller.tell")
+    assert (told.trace_id, told.span_id) == (work.trace_id, work.span_id)
+    assert told.severity_text == "warning"
+    said = {each.key: each.value for each in told.attributes}
+    assert said["count"].int_value == 3
+    assert said["key"].string_value == f"it is {STRUCK}"
+    broke = {each.key: each.value.string_value for each in by_body["teller.broke"][1].attributes}
+    assert "refused" in broke["exception.stacktrace"]
+    for secret in (KEY, "sk-of-the-acme-account"):
+        assert not any(secret in str(line) for _, line in received.lines)
+    # They are on standard error as well, as they were.
+    assert '"event": "teller.told"' in capsys.readouterr().err
+
+
+def test_log_lines_stay_here_unless_they_are_asked_for() -> None:
+    assert lines_of(ME, "test", {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318"}) == ()
+    assert lines_of(ME, "test", {"OTEL_LOGS_EXPORTER": "otlp", "OTEL_SDK_DISABLED": "true"}) == ()
+    with capture_logs() as logs:
+        assert lines_of(ME, "test", {"OTEL_LOGS_EXPORTER": "syslog"}) == ()
+    assert "syslog" in logs[0]["reason"]
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,16 @@ import pytest
 import structlog
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
 from opentelemetry.trace import SpanKind, StatusCode
+from structlog.testing import capture_logs
 
 from squadron import Agent, Context, Retry, topic
 from squadron.bridge.otel.traces import Traces
 from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.ports.queue import EARLIER_TRACE
 from squadron.runtime.store.dead_letters import DeadLetters
+from squadron.runtime.telemetry.turn_log import TurnLog
 from squadron.runtime.wire.envelope import AgentMessage, Routing
+from squadron.runtime.wire.limits import Budget
 from squadron.runtime.wire.route import Route
 from tests.contract.conftest import ON_NATS, Inbox, Peer, Serve
 from tests.contract.traced import attributes_of, header_of, id_of, is_child, links_of, made, trace_of
@@ -57,6 +60,16 @@ class Desk(Agent):
     @topic("desk.thread")
     def thread(self, ctx: Context) -> str:
         return str(ctx.sync.ask("desk.echo", {"text": "from a thread"}).unwrap())
+
+
+class Full(Agent):
+    """Has room for one task, which it never finishes."""
+
+    mailbox_limit = 1
+
+    @topic("desk.full")
+    async def work(self) -> None:
+        await asyncio.Event().wait()
 
 
 class Stuck(Agent):
@@ -320,3 +333,53 @@ async def test_the_trace_goes_along_when_a_task_is_handed_to_the_replica_it_is_f
     assert {trace_of(span) for span in works} == {trace_of(span) for span in asks}
     ran = {trace_of(each) for each in works if attributes_of(each)["squadron.end"] == "outcome"}
     assert ran == {trace_of(span) for span in asks}
+
+
+async def test_the_line_about_the_end_of_a_task_has_its_trace(serve: Serve, peer: Peer) -> None:
+    spans, replica = made(), await serve(Desk())
+    replica.peer.ports.observers.add(TurnLog())
+    spans.trace(peer, replica.peer)
+    with capture_logs(processors=[structlog.contextvars.merge_contextvars]) as lines:
+        assert (await peer.caller.ask("desk.never", {})).unwrap() == "at last"
+        (work,) = await spans.have("process desk.never")
+
+    (line,) = [each for each in lines if each["event"] == "task.ended"]
+    assert line["trace_id"] == trace_of(work)
+
+
+@pytest.mark.parametrize(
+    ("asked", "options", "outcome", "name"),
+    [
+        ("desk.nobody", AskOptions(within_s=0.01), "undeliverable", "ask desk.nobody"),
+        ("desk.echo", AskOptions(within_s=0), "rejected", "ask desk.echo"),
+        ("desk.echo", AskOptions(budget=Budget(tokens=0)), "rejected", "ask desk.echo"),
+        ("desk.echo", AskOptions(), "rejected", "ask desk.echo"),
+        ("desk.full", AskOptions(within_s=0.1), "rejected", "ask desk.full"),
+        ("no topic at all", AskOptions(), "rejected", "ask"),
+    ],
+    ids=["unknown topic", "no time", "no budget", "wrong input", "no room", "no topic"],
+)
+async def test_an_ask_that_is_refused_at_the_door_has_a_span_that_says_why(
+    serve: Serve, peer: Peer, asked: str, options: AskOptions, outcome: str, name: str
+) -> None:
+    spans, replica = made(), await serve(Desk())
+    spans.trace(peer, replica.peer)
+    if asked == "desk.full":
+        await serve(Full())
+        await peer.caller.submit("desk.full", {})
+    with spans.provider.get_tracer("mine").start_as_current_span("mine"):
+        refused = await peer.caller.ask(asked, {}, options)
+
+    assert refused.kind == outcome
+    (span,) = [each for each in spans.named(name) if each.status.status_code is StatusCode.ERROR]
+    assert is_child(span, spans.one("mine"))
+    assert attributes_of(span)["squadron.outcome"] == outcome
+    assert span.status.description == refused.reason
+    assert not [each for each in spans.named(f"publish {asked}") if trace_of(each) == trace_of(span)]
+
+
+async def test_an_ask_that_is_refused_where_nothing_is_sampled_has_none(serve: Serve, peer: Peer) -> None:
+    spans, replica = made(ALWAYS_OFF), await serve(Desk())
+    spans.trace(peer, replica.peer)
+    assert (await peer.caller.ask("desk.echo", {})).kind == "rejected"
+    assert spans.spans == ()

@@ -26,12 +26,13 @@ SECRET = "sk-abcdefghijklmnop"
 
 
 class Words(Agent):
-    """Counts words, and says so."""
+    """Counts words, and says so to all and on a lite topic."""
 
     @topic("words.count")
     async def count(self, text: str, ctx: Context) -> int:
         """Count the words of a text."""
         await ctx.publish("words.counted", len(text.split()))
+        await ctx.lite("notes", owner="words").publish("counted")
         return len(text.split())
 
 
@@ -108,14 +109,23 @@ async def test_one_trace_goes_from_a_goal_over_the_model_and_other_agents_to_the
     spans.trace(peer, words.peer, boss.peer)
     listening = await peer.bus.subscribe(peer.subjects.event("words.counted"), told)
 
-    outcome = await peer.caller.ask("goal.pursue", {"goal": "Count the words of: one two three."})
+    # As in a notebook that traces itself.
+    with spans.provider.get_tracer("mine").start_as_current_span("a cell of a notebook"):
+        outcome = await peer.caller.ask("goal.pursue", {"goal": "Count the words of: one two three."})
     assert outcome.ok, outcome.reason
     (work,) = await spans.have("process goal.pursue")
     root, agent = spans.one("ask goal.pursue"), spans.one("invoke_agent supervisor")
     first, second = spans.named("chat gpt-5")
     ask, child = spans.one("ask words.count"), spans.one("process words.count")
 
-    assert {trace_of(span) for span in spans.spans} == {trace_of(root)}
+    cell = spans.one("a cell of a notebook")
+    (note,) = [span for span in spans.spans if span.name.startswith("publish ") and ".lite." in span.name]
+    assert {trace_of(span) for span in spans.spans} == {trace_of(cell)}
+    assert is_child(root, cell)
+    assert is_child(note, child)
+    # How long each waited in its mailbox.
+    assert all(float(str(attributes_of(each)["squadron.waited_s"])) >= 0 for each in (work, child))
+    assert attributes_of(root)["squadron.outcome"] == "result"
     assert is_child(work, spans.one("publish goal.pursue"))
     assert is_child(agent, work)
     assert all(is_child(each, agent) for each in (first, second, ask))
