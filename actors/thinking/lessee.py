@@ -196,6 +196,9 @@ class Lessee:
             head = self._head()
             wait_s = await (self._rest() if head is None else self._advance(head))
             if wait_s is None:
+                # What came while the last of it went back finds us working still, so nobody else begins.
+                if self._news.is_set():
+                    continue
                 return
             if wait_s > 0:
                 with contextlib.suppress(TimeoutError):
