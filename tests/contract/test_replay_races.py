@@ -301,6 +301,8 @@ def test_a_question_that_is_taken_back_while_its_answer_is_stored_leaves_the_run
     ends = [end for entry in recorded.entries if isinstance(entry, CallsEnded) for end in entry.ends]
     (end,) = (end for end in ends if end.topic == asked.name)
     assert end.outcome == ("result" if asked is ASK else "cancelled")
+    replay = play(recorded)
+    assert replay.equal, (kinds, replay.difference)
 
 
 def test_a_log_that_does_not_say_what_was_seen_is_replayed_as_if_all_had_been() -> None:
