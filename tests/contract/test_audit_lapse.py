@@ -17,7 +17,6 @@ from tests.contract.conftest import ON_NATS, World, until
 from tests.contract.own_server import OwnServer
 from tests.contract.test_archivist import put
 
-
 #: Some batches of what a fast machine puts in the time of one: a batch that is larger than all is not stored.
 MOST_BYTES = 40_000
 
