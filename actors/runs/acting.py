@@ -377,11 +377,15 @@ class Actions:
                 work.cancel()
         if asking:
             await self.queries.withdraw(asking)
-            ends = tuple(
-                CallEnd(call=call.id, topic=call.said.name, outcome="cancelled", reason="it was withdrawn")
-                for call in asking
-            )
-            await self.recorder.decide(CallsEnded(at=self._now(), ends=ends))
+            async with self.recorder.lock:
+                # One whose answer was being stored meanwhile has its end.
+                ends = tuple(
+                    CallEnd(call=call.id, topic=call.said.name, outcome="cancelled", reason="it was withdrawn")
+                    for call in asking
+                    if not call.ends
+                )
+                if ends:
+                    await self.recorder.decide_locked(CallsEnded(at=self._now(), ends=ends))
         handles = [each for call in calls for each in self._handles.get(call, {}).values() if not each.done]
         await asyncio.gather(*(handle.cancel() for handle in handles))
 

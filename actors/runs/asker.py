@@ -133,8 +133,10 @@ class Asker(ABC):
 
     async def _give_up(self) -> None:
         """Nobody will take up the answer that is made now, if there is one."""
-        accepted, model = self._state.accepted, self._resumable(self._asked.model)
-        if accepted is not None and model is not None and self._state.asking == self._asked:
+        asking, accepted = self._state.asking, self._state.accepted
+        # What is stored says what had been seen, too.
+        is_ours = asking is not None and (asking.round, asking.number) == (self._asked.round, self._asked.number)
+        if is_ours and accepted is not None and (model := self._resumable(self._asked.model)) is not None:
             await model.give_up(accepted.response_id)
 
     async def asking(self, model: Model, request: ModelRequest, number: int) -> ModelRequest:

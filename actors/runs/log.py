@@ -11,12 +11,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from squadron.actors.runs.entries import ENTRIES, Entry, Started
+from squadron.runtime.background import to_its_end
 from squadron.runtime.errors import (
     BusUnavailableError,
     ClaimLostError,
     FencedError,
     InvalidInputError,
     InvalidMessageError,
+    Retry,
     SupersededError,
 )
 from squadron.runtime.store.port_set import Ports
@@ -37,6 +39,13 @@ class RunLog:
         self._ports, self.run, self._deadline = ports, run, deadline
         self._key = ports.subjects.run(run)
         self._seq = 0
+        #: Ids of what was cut off while it was appended: it may be stored.
+        self._cut = set[str]()
+
+    @property
+    def end(self) -> int:
+        """Sequence of the newest message that this attempt knows of; 0 if there is none."""
+        return self._seq
 
     async def load(self) -> list[Entry]:
         """All that was stored up to now; from here on this attempt can append, until another one does.
@@ -59,6 +68,7 @@ class RunLog:
         Raises:
             SupersededError: another attempt has taken the run over.
             BusUnavailableError: the server was away until the deadline.
+            Retry: one that was cut off while the server was away is stored; the next attempt goes on from there.
         """
         content = ENTRIES.dump_python(entries, mode="json", exclude_defaults=True)
         for dumped, entry in zip(content, entries, strict=True):
@@ -69,21 +79,31 @@ class RunLog:
             "event", {"content": content}, id=id, correlation_id=self.run, metadata={"about": about}
         )
         sealed = await self._ports.claims.seal(data, keep_s=keep_s)
+        self._cut.add(id)
         while True:
             try:
-                self._seq = await self._ports.runs.append(self._key, sealed, ttl_s=keep_s, expect_seq=self._seq)
-                break
-            except FencedError:
-                # It may be ours, whose acknowledgement was lost.
-                last = await self._last()
-                if last is None or last[1].id != id:
-                    raise SupersededError(f"another attempt goes on with {self.run}") from None
-                self._seq = last[0]
+                # To its end, because who is cancelled meanwhile would not know whether it is stored.
+                await to_its_end(self._append(sealed, id, keep_s, entries))
                 break
             except BusUnavailableError:
                 if self._deadline.passed:
                     raise
                 await asyncio.sleep(AGAIN_S)
+
+    async def _append(self, sealed: bytes, id: str, keep_s: float, entries: tuple[Entry, ...]) -> None:
+        try:
+            self._seq = await self._ports.runs.append(self._key, sealed, ttl_s=keep_s, expect_seq=self._seq)
+        except FencedError:
+            # It may be ours, whose acknowledgement was lost.
+            last = await self._last()
+            if last is None or last[1].id not in self._cut:
+                raise SupersededError(f"another attempt goes on with {self.run}") from None
+            if last[1].id != id:
+                # What it says is not in anybody's mind here: the next attempt finds it in the log.
+                raise Retry(f"{self.run} has an entry that was cut off here", after_s=0.0) from None
+            self._seq = last[0]
+        # Whatever was cut off before can't come after this.
+        self._cut.clear()
         if self._ports.observers.on:
             self._ports.observers.tell(RunGrew(run=self.run, entries=entries))
 

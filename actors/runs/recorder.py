@@ -82,10 +82,15 @@ class Recorder:
             entries = tuple(entry for entry in entries if not isinstance(entry, Finished))
             if not entries:
                 return
-        await self._log.append(*entries, about=self.state.about(entries))
-        for entry in entries:
-            self._take(entry)
-        self._announce()
+        end = self._log.end
+        try:
+            await self._log.append(*entries, about=self.state.about(entries))
+        finally:
+            # Who was cancelled meanwhile has stored it as well.
+            if self._log.end != end:
+                for entry in entries:
+                    self._take(entry)
+                self._announce()
         if not self._grown and any(isinstance(entry, Thought | CallsEnded) for entry in entries):
             self._grown = True
             if self._lease is not None:

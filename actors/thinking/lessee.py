@@ -6,16 +6,16 @@ import asyncio
 import contextlib
 import heapq
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import structlog
 
 from squadron.actors.thinking.model import ModelRequest, ModelTurn
 from squadron.actors.thinking.quota import AHEAD_S, LISTED_S, AccountState, Allotment, Booking, Limits, Units
 from squadron.runtime.background import spawn
-from squadron.runtime.errors import BusUnavailableError, ModelError, SquadClosedError
+from squadron.runtime.errors import BusUnavailableError, ModelError
 from squadron.runtime.ports.bus import Subscription
 from squadron.runtime.wire.limits import Clock
 
@@ -26,6 +26,8 @@ PAUSE_S = 2.0
 #: How long the journal may take for a change until we go on alone, and for how long we do, in seconds: a change
 #: takes milliseconds, a reconnect to a restarted server 1 to 2 s; to look whether it is back holds all calls up.
 AWAY_AFTER_S, AWAY_FOR_S = 2.0, 20.0
+#: How often we look whether it is carried out in that time: a quarter of a second is a long time for a loop.
+LOOKS = 8
 #: How long what is left stays here for the next call, in seconds: who asks less often than this books and gives
 #: back each time, which is half a write per second at most.
 REST_S = 2 * AHEAD_S
@@ -174,6 +176,8 @@ class Lessee:
         if self._serving is not None:
             self._serving.cancel()
             await asyncio.wait([self._serving])
+        while (head := self._head()) is not None:
+            self._refuse(head, 0.0)
         if self._pauses is not None:
             await self._pauses.aclose()
         if self._listed or any(self._back.values()):
@@ -185,6 +189,12 @@ class Lessee:
         self._news.set()
         if not self._closed and (self._serving is None or self._serving.done()):
             self._serving = spawn(self._serve(), f"limits of {self.name}")
+            self._serving.add_done_callback(self._ended)
+
+    def _ended(self, serving: asyncio.Task[None]) -> None:
+        """However that was, nobody who waits is left alone."""
+        if not self._closed and self._head() is not None:
+            serving.get_loop().call_later(LOOK_S, self._wake)
 
     async def _serve(self) -> None:
         while True:
@@ -196,6 +206,9 @@ class Lessee:
             head = self._head()
             wait_s = await (self._rest() if head is None else self._advance(head))
             if wait_s is None:
+                # What came while the last of it went back finds us working still, so nobody else begins.
+                if self._news.is_set():
+                    continue
                 return
             if wait_s > 0:
                 with contextlib.suppress(TimeoutError):
@@ -215,7 +228,7 @@ class Lessee:
         if self._paused_until > now:
             return self._paused_until - now
         has_place = allotment.places is None or self._running < allotment.places
-        if allotment.until >= now and has_place and allotment.covers(head.cost):
+        if allotment.holds(now) and has_place and allotment.covers(head.cost):
             ready_at = allotment.ready_at()
             if ready_at > head.deadline:
                 return self._refuse(head, ready_at - now)
@@ -262,14 +275,14 @@ class Lessee:
 
         def book(state: AccountState) -> tuple[AccountState, Allotment | None]:
             nonlocal seen
-            seen = state
+            seen, self._known = state, len(state.others(self._who, now)) + 1
             if self._was_alone:  # what was used meanwhile nobody wrote down, so there was no rest to burst after
                 state = state.pause(now, self._limits.rates)
             return state.book(booking, self._limits, self._clock.time())
 
         try:
             allotment = await self._change(book)
-            self._known, self._was_alone = len(seen.others(self._who, now)) + 1, False
+            self._was_alone = False
         except BusUnavailableError:
             share = self._limits.share(self._known)
             self._alone, allotment = self._alone.book(booking, share, self._clock.time())
@@ -289,15 +302,26 @@ class Lessee:
             await self._change(lambda state: (state.leave(booking, self._limits, self._clock.time()), None))
 
     async def _change(self, change: Callable[[AccountState], tuple[AccountState, T]]) -> T:
-        """Change what all know; `BusUnavailableError` also while we don't try."""
+        return await self._in_time(lambda: self._shared.change(change))
+
+    async def _in_time(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Carry out what concerns all; `BusUnavailableError` if that is in vain, and also while we don't try."""
         if self._clock.time() < self._away_until:
             raise BusUnavailableError(f"the limits of {self.name} can't be shared at the moment")
+        task = asyncio.get_running_loop().create_task(work())
         try:
-            async with asyncio.timeout(AWAY_AFTER_S):
-                return await self._shared.change(change)
-        except (BusUnavailableError, SquadClosedError, TimeoutError) as error:
+            # A loop that was held up, or a process that was stopped, loses one look of all: what had come by then
+            # is found before the next one.
+            for _ in range(LOOKS):
+                if (await asyncio.wait([task], timeout=AWAY_AFTER_S / LOOKS))[0]:
+                    return task.result()
+            raise TimeoutError(f"no answer in {AWAY_AFTER_S:g} s")
+        except Exception as error:
+            # Whatever is wrong with it: calls don't wait for that.
             self._go_alone()
             raise BusUnavailableError(f"the limits of {self.name} can't be shared: {error!r}") from error
+        finally:
+            task.cancel()
 
     def _go_alone(self) -> None:
         self._away_until, self._was_alone = self._clock.time() + AWAY_FOR_S, True
@@ -319,14 +343,11 @@ class Lessee:
         until, self._untold_pause = self._untold_pause, 0.0
         with contextlib.suppress(BusUnavailableError):
             await self._change(lambda state: (state.pause(until, self._limits.rates), None))
-            await self._shared.tell_pause(until)
+            await self._in_time(lambda: self._shared.tell_pause(until))
 
     async def _hear_pauses(self) -> None:
-        try:
-            async with asyncio.timeout(AWAY_AFTER_S):
-                self._pauses = await self._shared.hear_pauses(self._pause)
-        except (BusUnavailableError, SquadClosedError, TimeoutError):
-            self._go_alone()
+        with contextlib.suppress(BusUnavailableError):
+            self._pauses = await self._in_time(lambda: self._shared.hear_pauses(self._pause))
 
     # --- helpers -------------------------------------------------------------------------------------
 

@@ -99,7 +99,8 @@ class Booking:
 class Allotment:
     """What one replica has booked: of each kind how much is `left`, and `at` which time the next unit is free.
 
-    `places` are the calls it may have under way, None if there is no limit; after `until` it books anew.
+    `places` are the calls it may have under way, None if there is no limit; after `until` it books anew, or after
+    one call more if it is `fresh`: nothing was taken yet.
     """
 
     rates: Units = field(default_factory=dict)
@@ -107,6 +108,16 @@ class Allotment:
     at: dict[str, float] = field(default_factory=dict)
     places: int | None = None
     until: float = -math.inf
+    fresh: bool = False
+
+    def holds(self, now: float) -> bool:
+        """Whether it is to be used still.
+
+        What was booked and not touched serves one call however late: who books anew goes to the end of the line,
+        and a replica that is slower than `AHEAD_S` would do so for ever. Its places were others' after `LISTED_S`.
+        """
+        late_s = math.inf if self.places is None else LISTED_S - AHEAD_S
+        return now <= self.until + (late_s if self.fresh else 0.0)
 
     def covers(self, cost: Units) -> bool:
         """Whether there is enough left."""
@@ -118,6 +129,7 @@ class Allotment:
 
     def take(self, cost: Units) -> None:
         """Use some of it."""
+        self.fresh = False
         for kind, rate in self.rates.items():
             self.left[kind] = self.left.get(kind, 0.0) - cost.get(kind, 0.0)
             self.at[kind] = self.at.get(kind, -math.inf) + cost.get(kind, 0.0) / rate
@@ -172,7 +184,8 @@ class AccountState:
     def book(self, booking: Booking, limits: Limits, now: float) -> tuple[AccountState, Allotment | None]:
         """The state with the booking, and what was booked; None if it would come too late for the next call."""
         if limits == Limits():
-            return self, Allotment(until=now + AHEAD_S) if self.paused_until <= booking.deadline else None
+            in_time = self.paused_until <= booking.deadline
+            return self, Allotment(until=now + AHEAD_S, fresh=True) if in_time else None
         others = self.others(booking.who, now)
         active, places = len(others) + 1, None
         if limits.concurrency is not None:
@@ -196,7 +209,7 @@ class AccountState:
             left[kind] = max(least, min(booking.wanted.get(kind, 0.0), part))
             next_at[kind] = starts[kind] + left[kind] / rate
         last_at = max((next_at[kind] for kind in rates), default=now)
-        allotment = Allotment(rates, left, starts, places, max(now, last_at) + AHEAD_S)
+        allotment = Allotment(rates, left, starts, places, max(now, last_at) + AHEAD_S, fresh=True)
         return replace(state, next_at=next_at), allotment
 
     def _given_back(self, back: Units, rates: Units) -> dict[str, float]:

@@ -138,6 +138,9 @@ class ReplayRecorder(Recorder):
     def has_turn(self) -> bool:
         """Whether whoever asks is the one who stores the next entry; takes in what came from outside before it."""
         bidder, decided = _BIDDER.get(), next(self._tape.decisions(), None)
+        if bidder and self.state.calls[bidder].next_try is None:
+            # It only sees that it has nothing to do, and the loop may wait for that before it looks.
+            return True
         # A loop that stores its end was refused what else it wanted the lock for: by what it had seen then.
         self._catch_up(decided.seen if not bidder and isinstance(decided, Finished) else None)
         if self._tape.cut:

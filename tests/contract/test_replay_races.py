@@ -18,7 +18,7 @@ from squadron.actors.agent import Agent
 from squadron.actors.decorators import bid, topic
 from squadron.actors.goals.planner import Plan
 from squadron.actors.goals.supervisor import Supervisor
-from squadron.actors.runs.entries import Asking, Entry, Finished, Refused, Thought
+from squadron.actors.runs.entries import Asking, CallsEnded, Entry, Finished, Refused, Thought
 from squadron.actors.runs.log import entries_of, read
 from squadron.actors.thinking.model import Model, ModelRequest, ModelTurn, ToolCall, Usage
 from squadron.bridge.memory.journal import MemoryJournal
@@ -42,6 +42,7 @@ class Race:
         between: what comes between a decision and its entry: kinds of both.
         thinks_s: how long the model takes for a turn, in seconds.
         stores_s: how long it takes to store an entry, in seconds.
+        acks_s: how long it takes then until that is known here, in seconds.
         answers_at_s: when a person answers all there is to answer, in seconds after the beginning.
         taken_s: from when to when another run has the only place that the model's account has, in seconds.
     """
@@ -51,6 +52,7 @@ class Race:
     gather: dict[str, Any] = field(default_factory=dict)
     thinks_s: float = 0.1
     stores_s: float = 0.0
+    acks_s: float = 0.0
     answers_at_s: float | None = None
     taken_s: tuple[float, float] | None = None
     budget: Budget = UNLIMITED
@@ -146,6 +148,10 @@ def use(name: str, **arguments: Any) -> ToolCall:
 #: One turn after another, where storing takes a second: a call goes out at 4.1 s, the next turn is stored from 7.2
 #: to 8.2 s, and what the model wants is decided then. What comes at 7.7 s is stored before that is.
 SLOWLY: dict[str, Any] = {"gather": {"after": 1}, "stores_s": 1.0}
+#: What is stored is heard of a second later: a question is to be taken back while the next bid goes out, which is
+#: stored from 11.4 to 12.4 s, and then the answer is being stored.
+ACKNOWLEDGED_SLOWLY: dict[str, Any] = {"gather": {"after": 1}, "acks_s": 1.0, "answers_at_s": 12.6}
+ASK = use("ask_person", question="Who are you?")
 B = take("b", 3.6)
 
 RACES: dict[str, Race] = {
@@ -202,14 +208,17 @@ RACES: dict[str, Race] = {
 
 
 @contextlib.contextmanager
-def slow_stores(seconds: float) -> Iterator[None]:
-    """It takes so long to store an entry of a run."""
+def slow_stores(seconds: float, acks_s: float) -> Iterator[None]:
+    """It takes so long to store an entry of a run, and so long to hear of it."""
     append = MemoryJournal.append
 
     async def slow(journal: Any, key: str, *args: Any, **options: Any) -> int:
         if ".run." in key:
             await asyncio.sleep(seconds)
-        return await append(journal, key, *args, **options)
+        seq = await append(journal, key, *args, **options)
+        if ".run." in key:
+            await asyncio.sleep(acks_s)
+        return seq
 
     MemoryJournal.append = slow  # type: ignore[method-assign]
     try:
@@ -229,7 +238,8 @@ async def perform(race: Race) -> RecordedRun:
         async def answer() -> None:
             await asyncio.sleep(race.answers_at_s or 0.0)
             for each in await squad.questions():
-                await squad.answer(each.query_id, by="ana")
+                said = ("me",) if each.question.kind == "question" else ()
+                await squad.answer(each.query_id, *said, by="ana")
 
         async def take_place(since_s: float, until_s: float) -> None:
             await asyncio.sleep(since_s)
@@ -240,7 +250,7 @@ async def perform(race: Race) -> RecordedRun:
         answering = asyncio.create_task(answer()) if race.answers_at_s is not None else None
         how: dict[str, Any] = {"gather": race.gather} if race.gather else {}
         how |= {"topics": ["steps.*"], "budget": race.budget, "model": ",".join(race.chain)}
-        with slow_stores(race.stores_s):
+        with slow_stores(race.stores_s, race.acks_s):
             await squad.run("do it", within_s=120.0, **how)
         await asyncio.gather(*(each for each in (answering, taking) if each is not None))
         ports = squad._place.ports
@@ -271,8 +281,28 @@ def test_what_came_between_a_decision_and_its_entry_is_not_taken_as_seen(
     recorded = run(perform(race))
     told = [f"{at} {entry.kind} {entry.seen} {entry.at % 1000:.2f}" for at, entry in enumerate(recorded.entries)]
     assert race.between in between(recorded.entries), "\n".join([*told, str(recorded.entries[-2:])])
+    # Nobody took it over, and it did not take itself for superseded.
+    assert [entry.kind for entry in recorded.entries].count("epoch") == 1, told
     replay = play(recorded)
     assert replay.equal, (told, replay.difference)
+
+
+@pytest.mark.parametrize("asked", [ASK, jump("j")])
+def test_a_question_that_is_taken_back_while_its_answer_is_stored_leaves_the_run_whole(
+    asked: ToolCall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SQUADRON_MODEL_LIMITS", "{}")
+    turns = [[take("a", 0.1), bids("x", 1.5), asked], [use("cancel_calls", calls=[asked.id])]]
+    recorded = run(perform(Race(turns, ("answer", "ended"), **ACKNOWLEDGED_SLOWLY)))
+    kinds = [entry.kind for entry in recorded.entries]
+    # It came in between, and neither did anybody take the run over, nor did it take itself for superseded.
+    assert ("answer", "ended") in between(recorded.entries), kinds
+    assert kinds.count("epoch") == 1, kinds
+    ends = [end for entry in recorded.entries if isinstance(entry, CallsEnded) for end in entry.ends]
+    (end,) = (end for end in ends if end.topic == asked.name)
+    assert end.outcome == ("result" if asked is ASK else "cancelled")
+    replay = play(recorded)
+    assert replay.equal, (kinds, replay.difference)
 
 
 def test_a_log_that_does_not_say_what_was_seen_is_replayed_as_if_all_had_been() -> None:

@@ -84,6 +84,7 @@ AWAITED = {
     ("squadron/replay/player.py", "_attempt"),
     ("squadron/replay/what_if.py", "__init__"),
     ("actors/runs/acting.py", "_start"),
+    ("actors/thinking/lessee.py", "_in_time"),
     ("runtime/background.py", "spawn"),
     ("runtime/background.py", "to_its_end"),
     ("runtime/asking/caller.py", "_subscribe"),
