@@ -65,10 +65,15 @@ def open_message(message: AgentMessage, ring: KeyRing, place: str) -> AgentMessa
     """
     clear = message.payload.model_dump(by_alias=True, exclude_unset=True)
     wraps, at, data = _read(clear.pop("sealed", None))
-    if at != round(message.timestamp * 1e6) and not message.redriven:
+    try:
+        is_same_time = at == round(message.timestamp * 1e6)
+        aad = _aad(message, clear, wraps, at, place)
+    except (ValueError, OverflowError):
+        # Of JSON, where a number may have thousands of digits.
+        raise UnsealedError("a number in it is beyond all measure", field="payload") from None
+    if not is_same_time and not message.redriven:
         # Who puts a dead letter back gives it another time, and can't seal it anew.
         raise UnsealedError("it was sealed at another time than it says", field="timestamp")
-    aad = _aad(message, clear, wraps, at, place)
     plain = open_piece(ring.unwrap(wraps, info_of(message)), unb64(data), aad)
     try:
         hidden = from_json(plain)
