@@ -1,1 +1,1 @@
-"""Who said it, and who may read it: keys, and what is signed or sealed by them. No message is sent or read here."""
+"""Who said it, and who may read it: keys, what is signed or sealed by them. No message is sent or read here."""
