@@ -77,6 +77,18 @@ class InvalidMessageError(SquadronError):
         self.field = field
 
 
+class UnsealedError(InvalidMessageError):
+    """A sealed message does not open: it was changed, cut, or stands elsewhere than it was sealed for."""
+
+
+class KeyLostError(UnsealedError):
+    """A message is sealed for a key that is not here; `kid` is the key's id."""
+
+    def __init__(self, message: str, *, field: str = "payload.sealed", kid: str = "", hint: str = "") -> None:
+        super().__init__(message, field=field, hint=hint)
+        self.kid = kid
+
+
 class InvalidInputError(SquadronError):
     """The content does not fit the topic's input schema; `field` says where."""
 

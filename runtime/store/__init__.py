@@ -1,1 +1,1 @@
-"""What is kept beside the messages: claims and dead letters. Written against the ports, never against a server."""
+"""What is kept beside messages: claims, dead letters, sealed payloads. Written against the ports, not a server."""

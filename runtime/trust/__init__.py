@@ -1,1 +1,1 @@
-"""Who said it: keys, and what is signed by them. Values and arithmetic; no message is sent or read from here."""
+"""Who said it, and who may read it: keys, what is signed or sealed by them. No message is sent or read here."""
