@@ -244,6 +244,8 @@ def _odd(bare: Passing, kind: str, rest: list[str], data: bytes) -> Passing:
             return replace(bare, kind="cancel", id=task, topic="", said="is asked to stop")
         case "lite", ["cursor" | "parked" | "outcome" | "begun", _] | [_, "asked" | "begun"]:
             return bare
+        case "lite", [_, id] if id.startswith("begun-"):
+            return bare
         case "lite", [task, id] if are_notes(id):
             note = read_note(data, bare.at)
             if note.kind != "again":

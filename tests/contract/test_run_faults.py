@@ -170,7 +170,8 @@ async def test_cancelling_a_run_reaches_what_an_earlier_attempt_sent(peer: Peer,
 async def test_a_task_that_runs_and_is_sent_again_much_later_runs_once(world: World, serve: Serve) -> None:
     words, how = Words(), {"owner": "run-1", "once": True}
     replica = await serve(words, name="words")
-    first, second = await world.join("first"), await world.join("second")
+    # Replicas of one agent, as who takes up a run is.
+    first, second = await world.join("planner-0a"), await world.join("planner-0b")
     if world.settings is not None:
         await _shorten_window(world.settings)
     options = AskOptions(task_id="run-1-r1c1-0", within_s=3600.0)

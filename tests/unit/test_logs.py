@@ -63,7 +63,7 @@ class Talker(Agent):
 class _Handed:
     """A delivery that nobody wants back."""
 
-    delivered, first = 3, False
+    delivered, first, seq = 3, False, 1
 
     def __init__(self, subject: str, data: bytes) -> None:
         self.subject, self.data, self.lease = subject, data, self
