@@ -33,6 +33,7 @@ _LEAST_DEAF_S = 8.0
 #: Smallest `claim_over_bytes`: an envelope alone takes a part of this. Largest `max_message_bytes`: a message is
 #: whole in the memory of its sender and of its replica, several times.
 _LEAST_BYTES, _MOST_BYTES = 16 * 1024, 1024**3
+_LEAST_TRAIL_BYTES = 4 * 1024**2
 
 
 def _default_home() -> Path:
@@ -83,6 +84,10 @@ _ADDRESS = _Kind(
 #: These are `bridge.jetstream.audit_streams.MODES`.
 _AUDIT = _Kind(
     lambda raw: str(raw).strip().lower(), ("", "off", "trail", "full").__contains__, "use off, trail or full"
+)
+#: A batch is made of 256 KiB at most: in less than some of them nothing would stay.
+_TRAIL_BYTES = _Kind(
+    int, lambda it: it == -1 or it >= _LEAST_TRAIL_BYTES, f"give -1, or {_LEAST_TRAIL_BYTES} bytes or more"
 )
 _DAYS = _Kind(float, lambda it: 1 <= it <= 36_500, "give a number of days from 1 to 36500")
 _YES_NO = _Kind(lambda raw: str(raw).strip().lower(), ("yes", "no").__contains__, "use yes or no")
@@ -191,8 +196,8 @@ class Settings:
     audit_keep_days: Annotated[float, _From("SQUADRON_AUDIT_KEEP_DAYS", _DAYS)] = 90.0
     """Days that entries of the audit trail are kept."""
 
-    audit_max_bytes: Annotated[int, _From("SQUADRON_AUDIT_MAX_BYTES", _BYTES)] = -1
-    """Bytes that the audit trail may take, after which the oldest entries go; -1 is no limit."""
+    audit_max_bytes: Annotated[int, _From("SQUADRON_AUDIT_MAX_BYTES", _TRAIL_BYTES)] = -1
+    """Bytes that the audit trail may take, 4194304 or more, after which the oldest entries go; -1 is no limit."""
 
     audit_chunks: Annotated[str, _From("SQUADRON_AUDIT_CHUNKS", _YES_NO)] = "no"
     """Whether the chunks of streams are in the audit trail: yes or no."""
