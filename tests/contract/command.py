@@ -13,7 +13,9 @@ async def start(
 ) -> asyncio.subprocess.Process:
     """Start it; it does `before` first, and goes to `env` instead of the test's own environment."""
     where = ("--home", str(wiring.settings.home), "--env", env or wiring.settings.env)
-    program = f"import sys; {before}; from squadron.cli import main; main()"
+    # A script in the background has its children ignore Ctrl-C.
+    heeds = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    program = f"import sys; {heeds}; {before}; from squadron.cli import main; main()"
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", program, *where, *arguments),
         stdout=asyncio.subprocess.PIPE,
