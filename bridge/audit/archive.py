@@ -14,8 +14,8 @@ from squadron.bridge.jetstream.link.dial import connect
 from squadron.bridge.jetstream.stream_configs import StreamNames
 from squadron.config import Settings
 
-#: A tenth of the weight of who works (Linux). With 19, a seventieth, a full machine left it nothing for minutes.
-NICENESS = 10
+#: The least that a process can have.
+NICENESS = 19
 
 
 async def archive(settings: Settings) -> None:
