@@ -149,10 +149,6 @@ class BlockingCallError(SquadronError):
     """A call that blocks was made in a thread whose event loop runs, and would hold it up."""
 
 
-class UntrustedError(SquadronError):
-    """It is not signed, not by whom it should be, or not as it was signed; nothing was done for it."""
-
-
 class StorageFullError(BusUnavailableError):
     """The storage of JetStream, or of one of its streams, is full: nothing is stored until something is freed."""
 
