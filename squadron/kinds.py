@@ -70,6 +70,8 @@ AUDIT = Kind(
 VERIFY = Kind(
     lambda raw: str(raw).strip().lower(), ("off", "warn", "require").__contains__, "use off, warn or require"
 )
+#: A batch is made of 256 KiB at most: in less than some of them nothing would stay.
+TRAIL_BYTES = Kind(int, lambda it: it == -1 or it >= 4 * 1024**2, "give -1, or 4194304 bytes or more")
 DAYS = Kind(float, lambda it: 1 <= it <= 36_500, "give a number of days from 1 to 36500")
 YES_NO = Kind(lambda raw: str(raw).strip().lower(), ("yes", "no").__contains__, "use yes or no")
 RULES = Kind(

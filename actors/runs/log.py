@@ -83,14 +83,18 @@ class RunLog:
         while True:
             try:
                 # To its end, because who is cancelled meanwhile would not know whether it is stored.
-                await to_its_end(self._append(sealed, id, keep_s, entries))
+                await to_its_end(self._append(sealed, id, keep_s))
                 break
             except BusUnavailableError:
                 if self._deadline.passed:
                     raise
                 await asyncio.sleep(AGAIN_S)
+            finally:
+                # Told from here: what an observer puts into the context is for what comes next.
+                if id not in self._cut and self._ports.observers.on:
+                    self._ports.observers.tell(RunGrew(run=self.run, entries=entries))
 
-    async def _append(self, sealed: bytes, id: str, keep_s: float, entries: tuple[Entry, ...]) -> None:
+    async def _append(self, sealed: bytes, id: str, keep_s: float) -> None:
         try:
             self._seq = await self._ports.runs.append(self._key, sealed, ttl_s=keep_s, expect_seq=self._seq)
         except FencedError:
@@ -104,8 +108,6 @@ class RunLog:
             self._seq = last[0]
         # Whatever was cut off before can't come after this.
         self._cut.clear()
-        if self._ports.observers.on:
-            self._ports.observers.tell(RunGrew(run=self.run, entries=entries))
 
     async def _last(self) -> tuple[int, AgentMessage] | None:
         entry = await self._ports.runs.last(self._key)

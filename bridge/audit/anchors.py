@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import json
@@ -68,12 +69,13 @@ class Seal:
 def _seed(path: Path) -> bytes:
     try:
         # Whoever makes it first has made it.
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        with (
+            contextlib.suppress(FileExistsError),
+            open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file,
+        ):
             file.write(os.urandom(32))
             file.flush()
             os.fsync(file.fileno())
-    except FileExistsError:
-        pass
     except OSError as error:
         raise ConfigError(f"{path} can't be made: {error.strerror}", hint="set SQUADRON_HOME") from error
     seed = path.read_bytes()

@@ -36,7 +36,7 @@ async def archive(settings: Settings) -> None:
 
 
 def _give_way() -> None:
-    """Take only the CPU that nobody else wants: what waits in the intake is stored there, and can wait.
+    """Leave the CPU to who works: what waits in the intake is stored there, and can wait.
 
     Of the thread that this is called in alone (Linux), so that Ray's own in an actor's process are as they were.
     """

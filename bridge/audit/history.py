@@ -24,7 +24,7 @@ from squadron.bridge.jetstream.audit_streams import (
     make_trail,
     read_policy,
 )
-from squadron.bridge.jetstream.intake import is_used
+from squadron.bridge.jetstream.intake import archivists, is_used
 from squadron.bridge.jetstream.journal import JetStreamJournal
 from squadron.bridge.jetstream.link.connect import Connection
 from squadron.bridge.jetstream.stream_configs import STREAM_NOT_FOUND, StreamNames, find
@@ -238,17 +238,17 @@ class AuditTrail:
         facts: dict[str, Any] = {"mode": policy.mode, "chunks": policy.chunks, "keep_days": policy.keep_days}
         if last is not None:
             batch = SealedBatch.unpacked(last.data, last.headers.get("Nats-Msg-Id", ""))
-            count = batch.link()[0].first + len(batch.records) - 1
-            facts |= {"entries": count, "head": batch.head, "newest_at": last.time, "gaps": batch.link()[0].gaps}
-        for name, stream in (("trail", audit_stream(self._names)), ("intake", intake_stream(self._names))):
-            info = await find(self._connection, f"STREAM.INFO.{stream}", missing=STREAM_NOT_FOUND)
-            if info is not None:
-                facts[f"{name}_bytes"] = info["state"]["bytes"]
-        listed = await find(
-            self._connection, f"CONSUMER.LIST.{intake_stream(self._names)}", missing=STREAM_NOT_FOUND
-        )
-        consumers = (listed or {}).get("consumers") or []
-        facts["waiting"] = sum(each["num_pending"] for each in consumers)
+            link, _ = batch.link()
+            count = link.first + len(batch.records) - 1
+            facts |= {"entries": count, "head": batch.head, "newest_at": last.time, "gaps": link.gaps}
+        trail, intake = [
+            await find(self._connection, f"STREAM.INFO.{stream}", missing=STREAM_NOT_FOUND)
+            for stream in (audit_stream(self._names), intake_stream(self._names))
+        ]
+        facts |= {} if trail is None else {"trail_bytes": trail["state"]["bytes"]}
+        facts |= {} if intake is None else {"intake_bytes": intake["state"]["bytes"]}
+        consumers = await archivists(self._connection, self._names)
+        facts["waiting"] = _waiting(intake, consumers)
         facts["archivist"] = any(map(is_used, consumers))
         if self.anchor_file.exists():
             anchors, wrong = read_anchors(self.anchor_file)
@@ -270,11 +270,14 @@ async def behind(connection: Connection, names: StreamNames) -> tuple[int, int] 
         return None
     last = await JetStreamJournal(connection, audit_stream(names)).last(audit_subject(names))
     gaps = SealedBatch.unpacked(last.data, "").link()[0].gaps if last is not None else 0
-    listed = await find(connection, f"CONSUMER.LIST.{intake_stream(names)}", missing=STREAM_NOT_FOUND)
-    if consumers := (listed or {}).get("consumers"):
-        return sum(each["num_pending"] for each in consumers), gaps
-    # No archivist has begun.
-    return intake["state"]["messages"], gaps
+    return _waiting(intake, await archivists(connection, names)), gaps
+
+
+def _waiting(intake: dict[str, Any] | None, consumers: list[dict[str, Any]]) -> int:
+    """Messages that no archivist has taken up; all that are there, if none has begun."""
+    if intake is None or consumers:
+        return sum(each["num_pending"] for each in consumers)
+    return int(intake["state"]["messages"])
 
 
 def verify_file(path: Path, *, anchors: Path | None = None, public_key: str = "") -> Verified:

@@ -96,11 +96,7 @@ class Intake:
 
     async def taken(self) -> bool:
         """Whether another archivist is at work."""
-        return any(map(is_used, await self._consumers()))
-
-    async def _consumers(self) -> list[dict[str, Any]]:
-        listed = await find(self._connection, f"CONSUMER.LIST.{self._stream}", missing=STREAM_NOT_FOUND)
-        return [] if listed is None else listed["consumers"] or []
+        return any(map(is_used, await archivists(self._connection, self._names)))
 
     async def look(self) -> tuple[str, dict[str, int], Stored | None]:
         """When the intake was made, what was before it of each stream, and the newest batch of the trail.
@@ -118,7 +114,7 @@ class Intake:
             BusUnavailableError: the server can't be reached, or there is no intake.
         """
         await self.aclose()
-        for each in await self._consumers():
+        for each in await archivists(self._connection, self._names):
             call = f"CONSUMER.DELETE.{self._stream}.{each['name']}"
             await find(self._connection, call, missing=CONSUMER_NOT_FOUND)
         # A name of its own: an older archivist that asks for more gets none of what is meant for this one.
@@ -260,6 +256,16 @@ class Intake:
         ears, self._ears = self._ears, []
         for ear in ears:
             await ear.aclose()
+
+
+async def archivists(connection: Connection, names: StreamNames) -> list[dict[str, Any]]:
+    """The consumers of the intake: of the archivist at work, if there is one, and of those that died.
+
+    Raises:
+        BusUnavailableError: the server can't be reached.
+    """
+    listed = await find(connection, f"CONSUMER.LIST.{intake_stream(names)}", missing=STREAM_NOT_FOUND)
+    return [] if listed is None else listed["consumers"] or []
 
 
 def is_used(consumer: dict[str, Any]) -> bool:

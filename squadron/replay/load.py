@@ -236,21 +236,24 @@ async def put_load(
     loop, name = asyncio.get_running_loop(), os.urandom(4).hex()
     began, late, done, sent_count = loop.time(), [0.0], list[tuple[RecordedTask, float | None, str]](), 0
 
-    async def one(task: RecordedTask) -> None:
-        if claim_of(task.message) is not None:
-            # It was too large to travel, and is not in the trail.
-            return done.append((task, None, "unrecorded"))
+    async def once(task: RecordedTask) -> tuple[float | None, str]:
         conversation = task.message.context.conversation_id
         # What belonged together does so again, but not to what is there already.
         here = task.environment == env
         options = task.options(f"load-{name}-{conversation}"[:256] if here else conversation)
         sent = loop.time()
         try:
+            if claim_of(task.message) is not None:
+                # It was too large to travel, and is not in the trail.
+                return None, "unrecorded"
             outcome = await send(task.topic, task.message.payload.content, options)
-            done.append((task, loop.time() - sent, outcome.kind))
         except SquadronError as error:
             # The others go on: what can't be sent is in the report.
-            done.append((task, None, type(error).__name__))
+            return None, type(error).__name__
+        return loop.time() - sent, outcome.kind
+
+    async def one(task: RecordedTask) -> None:
+        done.append((task, *await once(task)))
         on_progress(sent_count, len(done))
 
     async with asyncio.TaskGroup() as group:

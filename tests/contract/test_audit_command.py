@@ -7,7 +7,6 @@ import io
 import json
 import os
 import signal
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from squadron.replay.load import tasks_in
 from squadron.runtime.errors import ConfigError
 from squadron.runtime.wire.envelope import AgentIdentity
 from tests.contract.audit_worlds import archiving, audited, entries, recorded
+from tests.contract.command import run, start
 from tests.contract.conftest import ON_NATS, Serve, World
 
 
@@ -33,34 +33,13 @@ class Bell(Agent):
         return text
 
 
-async def start(
-    wiring: Wiring, *arguments: str, env: str = "", before: str = "pass"
-) -> asyncio.subprocess.Process:
-    """The command in a process of its own, which does `before` first."""
-    where = ("--home", str(wiring.settings.home), "--env", env or wiring.settings.env)
-    program = f"import sys; {before}; from squadron.cli import main; main()"
-    return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", program, *where, "audit", *arguments),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-
-
-async def run(wiring: Wiring, *arguments: str, env: str = "", before: str = "pass") -> tuple[int, str, str]:
-    """Exit code, standard output and standard error."""
-    process = await start(wiring, *arguments, env=env, before=before)
-    out, err = await process.communicate()
-    assert process.returncode is not None
-    return process.returncode, out.decode(), err.decode()
-
-
 @ON_NATS
 async def test_the_trail_is_looked_at_verified_and_taken_elsewhere(
     world: World, serve: Serve, tmp_path: Path
 ) -> None:
     wiring = (await serve(Bell())).peer.place
     assert isinstance(wiring, Wiring)
-    code, _, err = await run(wiring, "status")
+    code, _, err = await run(wiring, "audit", "status")
     assert code == 2
     assert "SQUADRON_AUDIT=trail" in err
     trail = await audited(wiring, "full")
@@ -69,24 +48,24 @@ async def test_the_trail_is_looked_at_verified_and_taken_elsewhere(
         await wiring.ports.lite.append(wiring.ports.subjects.lite("chat", "one"), b'{"raw": 1}')
         outcome = await wiring.caller.ask("bell.ring", {"text": "ding"})
         await recorded(trail, 1, kind="result")
-    code, out, _ = await run(wiring, "query", "--task", outcome.task_id, "--since", "1h", "--json")
+    code, out, _ = await run(wiring, "audit", "query", "--task", outcome.task_id, "--since", "1h", "--json")
     entries = [json.loads(line) for line in out.splitlines()]
     assert code == 0
     assert [each["kind"] for each in entries] == ["task", "result"]
-    code, out, _ = await run(wiring, "query", "--kind", "result")
+    code, out, _ = await run(wiring, "audit", "query", "--kind", "result")
     assert f"task={outcome.task_id} outcome=result" in out
-    code, out, _ = await run(wiring, "verify", "--json")
+    code, out, _ = await run(wiring, "audit", "verify", "--json")
     assert (code, json.loads(out)["ok"], json.loads(out)["faults"]) == (0, True, [])
     file = tmp_path / "trail.jsonl"
-    assert (await run(wiring, "export", "-o", str(file)))[0] == 0
+    assert (await run(wiring, "audit", "export", "-o", str(file)))[0] == 0
     # It can be put to another environment as load.
     (task,) = tasks_in(file)
     assert (task.topic, task.message.id, task.outcome) == ("bell.ring", outcome.task_id, "result")
     file.write_bytes(file.read_bytes().replace(b"ding", b"dong"))
-    code, out, err = await run(wiring, "verify", str(file), "--anchors", str(trail.anchor_file))
+    code, out, err = await run(wiring, "audit", "verify", str(file), "--anchors", str(trail.anchor_file))
     assert code == 1
     assert "changed: it is not what was recorded" in err
-    code, _, err = await run(wiring, "query", "--since", "yesterday")
+    code, _, err = await run(wiring, "audit", "query", "--since", "yesterday")
     assert (code, "is no time" in err) == (2, True)
 
 
@@ -99,7 +78,7 @@ async def test_an_export_as_parquet_is_read_back(world: World, serve: Serve, tmp
         outcome = await wiring.caller.ask("bell.ring", {"text": "ding"})
         await recorded(trail, 1, kind="result")
     file = tmp_path / "trail.parquet"
-    code, _, err = await run(wiring, "export", "--format", "parquet", "-o", str(file))
+    code, _, err = await run(wiring, "audit", "export", "--format", "parquet", "-o", str(file))
     assert code == 0, err
     table = pq.read_table(file)
     wanted = await entries(trail)
@@ -111,7 +90,7 @@ async def test_an_export_as_parquet_is_read_back(world: World, serve: Serve, tmp
         row = {name: value for name, value in row.items() if value is not None}
         assert row | {name: json.loads(row[name]) for name in ("message", "action") if name in row} == entry
     assert table.filter(pc.field("task") == outcome.task_id).num_rows == 1
-    code, _, err = await run(wiring, "export", "--format", "csv")
+    code, _, err = await run(wiring, "audit", "export", "--format", "csv")
     assert (code, "use jsonl or parquet" in err) == (2, True)
 
 
@@ -124,7 +103,7 @@ async def test_without_pyarrow_an_export_as_parquet_says_what_to_install(
     await audited(wiring, "trail")
     # As where it is not installed: importing it raises.
     export = ("export", "--format", "parquet", "-o", str(tmp_path / "trail.parquet"))
-    code, _, err = await run(wiring, *export, before="sys.modules['pyarrow'] = None")
+    code, _, err = await run(wiring, "audit", *export, before="sys.modules['pyarrow'] = None")
     assert (code, "squadron-ray[parquet]" in err) == (2, True), err
     assert os.listdir(tmp_path) == []
 
@@ -136,7 +115,10 @@ async def test_the_archive_command_records_the_tail_shows_it_and_an_import_elsew
     wiring = (await serve(Bell())).peer.place
     assert isinstance(wiring, Wiring)
     trail = await audited(wiring, "trail")
-    archive, tail = await start(wiring, "archive"), await start(wiring, "tail", "--kind", "task", "--json")
+    archive, tail = (
+        await start(wiring, "audit", "archive"),
+        await start(wiring, "audit", "tail", "--kind", "task", "--json"),
+    )
     try:
         assert tail.stdout is not None
         shown = asyncio.create_task(tail.stdout.readline())
@@ -157,21 +139,21 @@ async def test_the_archive_command_records_the_tail_shows_it_and_an_import_elsew
     assert here.ok
     assert here.anchors > 0
     file = tmp_path / "trail.jsonl"
-    assert (await run(wiring, "export", "-o", str(file)))[0] == 0
+    assert (await run(wiring, "audit", "export", "-o", str(file)))[0] == 0
     elsewhere = replace(wiring.settings, env=f"{wiring.settings.env}-copy")
     copy = await Wiring.open(elsewhere, AgentIdentity(id="copy", type="test"), create=True)
     # Somebody has to be there, for the command line to join it.
     copy.registry.heartbeat_s = 200.0
     await copy.registry.advertise(AgentSpec.of(Bell).card())
     await copy.registry.renew("bell", "replica")
-    code, out, err = await run(wiring, "import", str(file), env=elsewhere.env)
+    code, out, err = await run(wiring, "audit", "import", str(file), env=elsewhere.env)
     assert (code, f"Brought {here.last} entries in" in out + err) == (0, True), err
     anchors = ("--anchors", str(trail.anchor_file))
-    code, out, _ = await run(wiring, "verify", "--json", *anchors, env=elsewhere.env)
+    code, out, _ = await run(wiring, "audit", "verify", "--json", *anchors, env=elsewhere.env)
     assert (code, json.loads(out)["last"], json.loads(out)["anchors"]) == (0, here.last, here.anchors)
     await copy.aclose()
     # Where there is a trail nothing is brought in.
-    code, _, err = await run(wiring, "import", str(file))
+    code, _, err = await run(wiring, "audit", "import", str(file))
     assert (code, "has a trail already" in err) == (2, True)
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,6 +11,7 @@ from squadron.bridge.jetstream.wiring import Wiring
 from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.errors import ModelError
 from squadron.testing import ScriptedModel, replay
+from tests.contract import command
 from tests.contract.conftest import ON_NATS, Serve, World
 
 
@@ -68,19 +67,6 @@ def call(id: str, name: str, **arguments: Any) -> ModelTurn:
     return ModelTurn("", (ToolCall(id, name, arguments),))
 
 
-async def command(wiring: Wiring, *arguments: str) -> tuple[int, str, str]:
-    """Exit code, standard output and standard error."""
-    where = ("--home", str(wiring.settings.home), "--env", wiring.settings.env)
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", "from squadron.cli import main; main()", *where, *arguments),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    out, err = await process.communicate()
-    assert process.returncode is not None
-    return process.returncode, out.decode(), err.decode()
-
-
 async def ran(wiring: Wiring) -> str:
     asked = {"goal": "which fish, and why?", "topics": ["names.*", "wisdom.*"]}
     outcome = await wiring.caller.ask("goal.pursue", asked, AskOptions(within_s=60.0))
@@ -101,7 +87,7 @@ async def test_a_run_of_a_squad_that_is_up_is_replayed_as_it_was_and_otherwise(
     run = await ran(wiring)
     log = [entry async for entry in wiring.ports.runs.read(wiring.ports.subjects.run(run))]
     # When it is replayed as it was, by the command and in Python
-    code, out, err = await command(wiring, "replay", run, "--json")
+    code, out, err = await command.run(wiring, "replay", run, "--json")
     assert (code, [each["equal"] for each in json.loads(out)]) == (0, [True, True]), (out, err)
     squad = await Squad.connect(wiring.settings)
     try:
@@ -131,10 +117,10 @@ async def test_a_run_of_a_squad_that_is_up_is_replayed_as_it_was_and_otherwise(
         await squad.aclose()
     # By the command, side by side; what it writes is a run as any other, and a test
     file, otherwise = tmp_path / "run.jsonl", tmp_path / "new.jsonl"
-    assert (await command(wiring, "runs", "export", run, "-o", str(file)))[0] == 0
+    assert (await command.run(wiring, "runs", "export", run, "-o", str(file)))[0] == 0
     replay(file)
     how = ("--model", "offline", "--outcome", 'r1c1=["trout"]', "--out", str(otherwise))
-    code, out, err = await command(wiring, "replay", run, *how)
+    code, out, err = await command.run(wiring, "replay", run, *how)
     assert code == 0, err
     assert "recorded: run-" in out
     assert "trout" in out

@@ -131,6 +131,9 @@ def test_an_unknown_variable_like_no_other_gets_the_list() -> None:
         ("SQUADRON_METRICS", "on", r"metrics: 'on'"),
         ("SQUADRON_METRICS", "off", None),
         ("SQUADRON_METRICS", "[::]:9464", None),
+        ("SQUADRON_AUDIT_MAX_BYTES", "4000", r"audit_max_bytes: '4000' .*give -1, or 4194304 bytes or more"),
+        ("SQUADRON_AUDIT_MAX_BYTES", "0", r"audit_max_bytes: '0'"),
+        ("SQUADRON_AUDIT_MAX_BYTES", "-1", None),
         ("SQUADRON_LOG_LEVEL", "loud", r"log_level: 'LOUD' .*DEBUG, INFO"),
         (
             "NATS_CREDS",

@@ -97,6 +97,26 @@ async def test_the_recorded_environment_itself_is_spared(tmp_path: Path) -> None
         await put_load(tasks, send, env="stage", speed=0)
 
 
+async def test_what_can_not_be_sent_is_told_and_the_others_go_on(tmp_path: Path) -> None:
+    file = traffic(tmp_path / "traffic.jsonl", gap_s=0.0)
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    # One was too large to travel, and of another the claim is of no shape.
+    for number, claim in ((0, {"name": "n", "bytes": 9, "sha256": "0" * 64}), (1, {"name": ""})):
+        lines[number]["message"]["payload"] = {"claim": claim}
+    file.write_text("\n".join(map(json.dumps, lines)))
+    told = list[tuple[int, int]]()
+
+    async def send(name: str, content: Any, options: AskOptions) -> Outcome:
+        return Outcome()
+
+    report = await put_load(
+        tasks_in(file), send, env="stage", on_progress=lambda sent, ended: told.append((sent, ended))
+    )
+    assert report.now["words.count"].outcomes == {"unrecorded": 1, "InvalidMessageError": 1, Outcome().kind: 1}
+    assert told[-1] == (3, 3)
+    assert told == sorted(told)
+
+
 @pytest.mark.parametrize(
     ("line", "says"),
     [
