@@ -159,8 +159,8 @@ class Settings:
     audit_keep_days: Annotated[float, _From("SQUADRON_AUDIT_KEEP_DAYS", kinds.DAYS)] = 90.0
     """Days that entries of the audit trail are kept."""
 
-    audit_max_bytes: Annotated[int, _From("SQUADRON_AUDIT_MAX_BYTES", kinds.BYTES)] = -1
-    """Bytes that the audit trail may take, after which the oldest entries go; -1 is no limit."""
+    audit_max_bytes: Annotated[int, _From("SQUADRON_AUDIT_MAX_BYTES", kinds.TRAIL_BYTES)] = -1
+    """Bytes that the audit trail may take, 4194304 or more, after which the oldest entries go; -1 is no limit."""
 
     audit_chunks: Annotated[str, _From("SQUADRON_AUDIT_CHUNKS", kinds.YES_NO)] = "no"
     """Whether the chunks of streams are in the audit trail: yes or no."""
