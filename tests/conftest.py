@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import structlog
 
+from squadron.bridge.daemons import is_alive
 from squadron.bridge.jetstream.link import embedded
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.config import VARIABLES, Settings
@@ -24,6 +27,14 @@ HEARTBEAT_S = 0.5
 LEASE_S = 0.6
 
 _PREFIXES = ("SQUADRON_", "NATS_", "RAY_", "OPENAI_", "ANTHROPIC_", "AZURE_OPENAI_")
+
+
+def kill(pid: int) -> None:
+    """SIGKILL, carried out: until it is, a process of threads still answers, and is found."""
+    victim = psutil.Process(pid)
+    victim.kill()
+    while is_alive(victim):
+        time.sleep(0.005)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
 import socket
 import stat
 import subprocess
@@ -24,6 +23,7 @@ from squadron.bridge import daemons
 from squadron.bridge.jetstream.link import embedded
 from squadron.bridge.serve import local
 from squadron.runtime.errors import BusUnavailableError, ClusterUnavailableError, ConfigError
+from tests.conftest import kill
 
 _ENSURE = """
 import pathlib, sys
@@ -122,7 +122,7 @@ async def test_after_sigkill_it_is_back_with_port_token_and_data(home: Path) -> 
     await js.add_stream(name="S", subjects=["s"])
     await js.publish("s", b"kept")
 
-    os.kill(first.pid, signal.SIGKILL)
+    kill(first.pid)
     second = embedded.ensure(home)
 
     assert second.pid != first.pid
@@ -240,7 +240,7 @@ def test_two_local_rays_live_side_by_side_and_one_comes_back_after_sigkill(homes
     other_count, *other_pids, _, _ = _join(other)
     assert other_count == 1
 
-    os.kill(first.gcs_pid, signal.SIGKILL)
+    kill(first.gcs_pid)
     assert local.find(one) is None
     second = local.ensure(one)
     assert not _alive(worker)
@@ -248,7 +248,7 @@ def test_two_local_rays_live_side_by_side_and_one_comes_back_after_sigkill(homes
     assert _join(second)[0] == 1
 
     # With its raylet gone, the workers have no parent that could be asked for them.
-    os.kill(second.raylet_pid, signal.SIGKILL)
+    kill(second.raylet_pid)
     assert local.stop(one)
     assert not local.stop(one)
     assert local.find(one) is None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import multiprocessing
-import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from squadron.bridge.jetstream.stream_configs import StreamNames, ask_for
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.config import Settings
 from squadron.runtime.wire.envelope import AgentIdentity
+from tests.conftest import kill
 from tests.contract.audit_worker import Death, Point, main
 from tests.contract.audit_worlds import archiving, audited, entries, recorded
 from tests.contract.conftest import ON_NATS, World, until
@@ -160,7 +160,7 @@ async def test_the_trail_goes_on_over_a_killed_server_and_what_is_lost_is_a_gap(
             await put(wiring, *range(20))
             server = embedded.find(settings.home)
             assert server is not None
-            os.kill(server.pid, signal.SIGKILL)
+            kill(server.pid)
             embedded.ensure(settings.home)
             await put(wiring, *range(20, 40))
             # What a source missed comes when the server attaches it again, within ten seconds.

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import random
-import signal
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from squadron.runtime.running.pump import Pump
 from squadron.runtime.running.turn import Turns
 from squadron.runtime.wire.envelope import AgentIdentity
 from squadron.runtime.wire.outcome import Outcome
+from tests.conftest import kill
 from tests.contract.audit_worker import Death
 from tests.contract.audit_worker import main as archive
 from tests.contract.audit_worlds import audited, entries
@@ -82,7 +82,7 @@ class Cast:
         if n >= len(self._running):
             server = embedded.find(self._settings.home)
             assert server is not None
-            os.kill(server.pid, signal.SIGKILL)
+            kill(server.pid)
             embedded.ensure(self._settings.home)
             return
         self._running[n].kill()

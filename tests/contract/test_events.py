@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import signal
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,7 +26,7 @@ from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.wire.groups import EventGroup
 from squadron.runtime.wire.start import Start
 from squadron.testing import now_s
-from tests.conftest import LEASE_S
+from tests.conftest import LEASE_S, kill
 from tests.contract.conftest import Inbox, Peer, World, peer_of, settle_all, until
 
 
@@ -591,7 +589,7 @@ async def test_no_event_is_lost_over_a_killed_server(tmp_path: Path) -> None:
         await asyncio.wait_for(half.wait(), 20)
         assert not publishing.done()
 
-        os.kill(first.pid, signal.SIGKILL)
+        kill(first.pid)
         second = await asyncio.to_thread(embedded.ensure, home)
         assert second.pid != first.pid
         await asyncio.wait_for(publishing, 40)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 
 from squadron.actors.agent import Agent
 from squadron.actors.decorators import topic
 from squadron.bridge.jetstream.link import embedded
 from squadron.runtime.ports.queue import Backlog, Mailbox
+from tests.conftest import kill
 from tests.contract.conftest import ON_NATS, Inbox, Peer, Serve, World, until
 
 
@@ -48,7 +47,7 @@ async def test_what_the_server_forgot_it_had_delivered_is_not_run_again_once_its
 
     server = embedded.find(home)
     assert server is not None
-    os.kill(server.pid, signal.SIGKILL)
+    kill(server.pid)
     typist.go.set()
     await asyncio.to_thread(embedded.ensure, home)
 
@@ -79,7 +78,7 @@ async def test_beginnings_are_counted_though_the_server_forgot_that_it_was_hande
 
     server = embedded.find(home)
     assert server is not None
-    os.kill(server.pid, signal.SIGKILL)
+    kill(server.pid)
     await asyncio.to_thread(embedded.ensure, home)
 
     begun = [await delivery.lease.begin() for delivery in await inbox.take(2)]

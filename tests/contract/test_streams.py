@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +32,7 @@ from squadron.runtime.streams.writer import WINDOW, Chunk, Ended, Nested, Restar
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.wire.limits import Deadline
 from squadron.runtime.wire.outcome import Cancelled, DeadLettered, Result
-from tests.conftest import HEARTBEAT_S, LEASE_S
+from tests.conftest import HEARTBEAT_S, LEASE_S, kill
 from tests.contract.conftest import ON_NATS, SOON_S, Peer, Serve, World, until
 
 
@@ -836,7 +835,7 @@ async def test_a_stream_survives_the_death_of_the_server_in_its_middle(tmp_path:
             emitting = together.create_task(emit())
             await half.wait()
             assert not emitting.done()
-            os.kill(first.pid, signal.SIGKILL)
+            kill(first.pid)
             second = await asyncio.to_thread(embedded.ensure, home)
             assert second.pid != first.pid
         assert [chunk.value for chunk in seen] == list(range(count))

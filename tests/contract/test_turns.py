@@ -6,8 +6,6 @@ import asyncio
 import base64
 import contextlib
 import json
-import os
-import signal
 import threading
 import time
 import uuid
@@ -41,6 +39,7 @@ from squadron.runtime.wire.outcome import (
 )
 from squadron.runtime.wire.subjects import token_of
 from squadron.testing import now_s
+from tests.conftest import kill
 from tests.contract.conftest import ON_NATS, SOON_S, Peer, Replica, Serve, World, first_stored, peer_of, until
 
 LEASE_S = 1.5
@@ -938,7 +937,7 @@ async def test_asks_under_way_survive_a_killed_server(tmp_path: Path) -> None:
         ]
         await desk.entered.wait()
 
-        os.kill(first.pid, signal.SIGKILL)
+        kill(first.pid)
         desk.go.set()
         second = await asyncio.to_thread(embedded.ensure, home)
 

@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from squadron.runtime.errors import ClaimLostError, InvalidMessageError, Message
 from squadron.runtime.ports.vault import Vault
 from squadron.runtime.store.claims import INPUT_KEEP_S, Claims, claim_of
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
+from tests.conftest import kill
 from tests.contract.conftest import Peer, until
 
 MB = 1024 * 1024
@@ -297,7 +297,7 @@ async def test_a_store_and_a_fetch_go_on_over_a_killed_server(tmp_path: Path) ->
             return sum((await objects(wiring)).values()) > 5
 
         await until(under_way)
-        os.kill(first.pid, signal.SIGKILL)
+        kill(first.pid)
         assert not storing.done()
         assert (await asyncio.to_thread(embedded.ensure, home)).pid != first.pid
         assert await vault.fetch(await storing) == data
