@@ -39,7 +39,7 @@ MAX_PUBLISHING = 512
 
 #: JetStream error codes (nats-server `errors.json`).
 _FILTER_NOT_UNIQUE, _MULTIPLE_NOT_FILTERED = 10100, 10099
-_NO_MESSAGE = 10035
+_NO_MESSAGE = 10037
 
 _log = structlog.get_logger("squadron.queue")
 
