@@ -14,9 +14,10 @@ from squadron.runtime.trust.signature_check import Signed
 
 if TYPE_CHECKING:
     from squadron.runtime.asking.handle import Handle
+    from squadron.runtime.registry.registry import Registry
 
 
-def check_answer(handle: Handle, signed: Signed, raw: Mapping[str, Any]) -> None:
+def check_answer(handle: Handle, registry: Registry, signed: Signed, raw: Mapping[str, Any]) -> None:
     """Check that who signed a result may answer the task of a handle, and has answered just that.
 
     Raises:
@@ -27,7 +28,7 @@ def check_answer(handle: Handle, signed: Signed, raw: Mapping[str, Any]) -> None
     if by.covers(handle.sender):
         # Who asked gave it up, in whichever process.
         return
-    check_agent(handle, signed)
+    check_agent(registry, handle.topic, signed)
     metadata = raw.get("metadata") or {}
     if metadata.get("refused") is True:
         # It ends nothing.
@@ -42,16 +43,16 @@ def check_answer(handle: Handle, signed: Signed, raw: Mapping[str, Any]) -> None
         raise UntrustedError(f"{by.name} answers a task that somebody else sent under this id")
 
 
-def check_agent(handle: Handle, signed: Signed) -> None:
-    """Check that who signed serves the topic of a handle.
+def check_agent(registry: Registry, topic: str, signed: Signed) -> None:
+    """Check that who signed serves a topic.
 
     Raises:
         UntrustedError: it does not, as far as is known.
     """
     by = signed.by
-    serves = by.role == "agent" and handle.registry.serves(by.name, handle.topic)
+    serves = by.role == "agent" and registry.serves(by.name, topic)
     if not serves and by.role != "bridge":
-        raise UntrustedError(f"{by.name} ({by.role}) does not serve {handle.topic}")
+        raise UntrustedError(f"{by.name} ({by.role}) does not serve {topic}")
 
 
 def is_of(name: str, source_id: str) -> bool:

@@ -17,7 +17,6 @@ from squadron.runtime.background import spawn
 from squadron.runtime.errors import BusUnavailableError, InvalidMessageError, SquadClosedError, SquadronError
 from squadron.runtime.ports.bus import Note
 from squadron.runtime.ports.journal import Entry
-from squadron.runtime.registry.registry import Registry
 from squadron.runtime.steady import AHEAD, Steady
 from squadron.runtime.store.operating import operating
 from squadron.runtime.streams.chunks import Family, StreamReader
@@ -231,7 +230,10 @@ class Handle:
                 self._caller._hear(heard)
 
         waiting = False
-        said, may = (self.reply_to, heard.data, heard.headers), partial(check_answer, self, raw=raw)
+        said, may = (
+            (self.reply_to, heard.data, heard.headers),
+            partial(check_answer, self, self._caller.registry, raw=raw),
+        )
         guard.hear("outcome", *said, take, at=at, may=may)
         waiting = True
         if believed and (raw.get("metadata") or {}).get("refused") is True and guard.requires:
@@ -239,11 +241,6 @@ class Handle:
             self._refused = str(raw["payload"]["content"].get("reasoning") or "it was not signed")[:500]
             return False
         return bool(believed)
-
-    @property
-    def registry(self) -> Registry:
-        """Who serves what, as its caller knows."""
-        return self._caller.registry
 
     def _is_answered(self, raw: dict[str, Any], source: str) -> bool:
         """Whether a result is of this task, and by nobody who is known to have no say in it.
@@ -331,7 +328,9 @@ class Handle:
     def _reader(self, lite_topic: str) -> StreamReader:
         # Of a task that has ended nothing more will come: what is stored is all.
         live, guard = not self.done, self._caller.ports.guard
-        may = partial(check_agent, self) if lite_topic == self.reply_to else only("agent", "bridge")
+        may = only("agent", "bridge")
+        if lite_topic == self.reply_to:
+            may = partial(check_agent, self._caller.registry, self.topic)
         return StreamReader(
             self._lite,
             self._caller.ports.claims,

@@ -22,9 +22,7 @@ async def is_copy(ports: Ports, delivery: Delivery, message: AgentMessage) -> bo
     Raises:
         BusUnavailableError: nobody knows.
     """
-    # Of this very task: whoever sends another one under its id leaves a mark of its own.
-    whose = digest_of([principal_of(message.source.id), message.reply_to, message.type])[:16]
-    key = ports.subjects.lite(token_of(message.id), f"begun-{whose}")
+    key = mark_key(ports, message)
     mark = f"{delivery.seq}.{message.redriven}".encode()
     try:
         await ports.lite.append(key, mark, ttl_s=keep_s(ports, message), expect_seq=0)
@@ -33,6 +31,12 @@ async def is_copy(ports: Ports, delivery: Delivery, message: AgentMessage) -> bo
         begun = await ports.lite.last(key)
     # A mark of an earlier life, or of nobody's making, does not count.
     return begun is not None and begun.data != mark and begun.data.endswith(b".%d" % message.redriven)
+
+
+def mark_key(ports: Ports, message: AgentMessage) -> str:
+    """Where the mark of this very task stands: whoever sends another one under its id leaves a mark of its own."""
+    whose = digest_of([principal_of(message.source.id), message.reply_to, message.type])[:16]
+    return ports.subjects.lite(token_of(message.id), f"begun-{whose}")
 
 
 def keep_s(ports: Ports, message: AgentMessage) -> float:

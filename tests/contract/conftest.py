@@ -145,11 +145,12 @@ class Everybody:
         return replace(base, trust=self._trust, nats_user_credentials=creds, verify="require")
 
 
-async def _memory_world(everybody: Everybody) -> World:
+async def memory_world(everybody: Everybody | None = None) -> World:
     server, settings = MemoryServer("test"), Settings(env="test", heartbeat_s=HEARTBEAT_S)
 
     async def join(name: str, *, agent: str = "", bridge: bool = False) -> Peer:
-        place = server.place(AgentIdentity(id=name, type="test"), everybody.settings(settings, name))
+        own = everybody.settings(settings, name) if everybody else settings
+        place = server.place(AgentIdentity(id=name, type="test"), own)
         await place.start()
         world._closers.append(place.aclose)
         return peer_of(place)
@@ -214,7 +215,7 @@ async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     with contextlib.ExitStack() as stack:
         if request.param == "memory":
             stack.enter_context(turned_time())
-            made = await _memory_world(everybody)
+            made = await memory_world(everybody)
         elif request.param == "restricted":
             restricted = RestrictedServer(tmp_path, "test", heartbeat_s=HEARTBEAT_S, lease_s=LEASE_S_OF_TESTS)
             restricted.start()

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import nats.errors
 import pytest
 
 from squadron import Settings
@@ -52,7 +51,7 @@ async def _answers(connection: Connection) -> None:
         try:
             await connection.publish("rotated.test", b"")
             await connection.flush()
-        except (SquadronError, nats.errors.Error):
+        except SquadronError:
             await asyncio.sleep(0.05)
     await subscription.unsubscribe()
 

@@ -22,6 +22,7 @@ from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.lite.exclusive import ExclusiveCursor, cursor_key
 from squadron.runtime.ports.lite_journal import LiteJournal
 from squadron.runtime.ports.queue import Mailbox
+from squadron.runtime.running.once import mark_key
 from squadron.runtime.store.dead_letters import DeadLetters
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.limits import Deadline
@@ -49,6 +50,7 @@ RUBBISH = (
 #: Owners of lite topics that we write for ourselves: where the test of their readers is. `run` is a run's own.
 COVERED = {
     "begun": "test_rubbish_on_how_often_work_began_lets_it_begin",
+    "begun-": "test_rubbish_on_which_copy_of_a_task_began_lets_it_run",
     "cursor": "test_rubbish_on_an_exclusive_readers_place_is_passed_over",
     "cancel": "test_rubbish_cancels_nothing",
     "memory-": "test_rubbish_in_a_conversations_memory_is_left_out",
@@ -252,6 +254,20 @@ async def test_rubbish_on_what_a_task_id_stands_for_stands_for_nothing(peer: Pee
         await peer.lite.append(peer.subjects.lite(f"id-{number}", "asked"), rubbish)
         asked = await peer.caller.ask("clerk.recall", {}, AskOptions(within_s=SOON_S, task_id=f"id-{number}"))
         assert isinstance(asked, Result), rubbish
+
+
+async def test_rubbish_on_which_copy_of_a_task_began_lets_it_run(peer: Peer, serve: Serve) -> None:
+    await serve(Clerk())
+    ports = peer.caller.ports
+    for rubbish in RUBBISH:
+        message = AgentMessage.new("task", ports.identity, {})
+        await peer.lite.append(mark_key(ports, message), rubbish)
+        await peer.queue.put(peer.subjects.task("clerk.recall"), message.encode(), msg_id=message.id)
+
+        async def ended(task_id: str = message.id) -> bool:
+            return await peer.lite.last(peer.subjects.lite("outcome", task_id)) is not None
+
+        await until(ended)
 
 
 async def test_rubbish_in_the_log_of_a_run_is_left_out(peer: Peer) -> None:

@@ -45,7 +45,7 @@ from squadron.runtime.wire.groups import EventGroup
 from squadron.runtime.wire.outcome import Result
 from squadron.runtime.wire.subjects import matches
 from squadron.runtime.wire.topics import AgentCard, SemanticTopic
-from tests.contract.conftest import Peer, Replica, _memory_world
+from tests.contract.conftest import Peer, Replica, memory_world
 from tests.corpus.case import PREAMBLE, Ask, Case, Way
 from tests.corpus.cases import CASES
 
@@ -166,7 +166,7 @@ async def _serve(asks: tuple[Ask, ...], agent_class: type[Agent]) -> dict[str, A
     problems = [f"{topic.name}: {why}" for topic in card.topics if (why := _not_a_schema(topic))]
     agent = agent_class()
     await agent.on_start()
-    world = await _memory_world()
+    world = await memory_world()
     replica = Replica(await world.join("replica"), agent, lease_s=LEASE_S)
     await replica.start()
     pumps, handled = await _hear(replica)

@@ -76,6 +76,7 @@ def test_the_public_names() -> None:
         "Retry",
         "Route",
         "RunReport",
+        "Secret",
         "Settings",
         "Spent",
         "Squad",

@@ -14,6 +14,7 @@ from squadron import Agent, Context, Settings, topic
 from squadron.actors.agent import AgentSpec
 from squadron.bridge.memory import MemoryServer
 from squadron.runtime.logs import configure_logs
+from squadron.runtime.ports.queue import Delivery
 from squadron.runtime.running.turn import Turns
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
 
@@ -60,13 +61,10 @@ class Talker(Agent):
         context.log.info("talked", extra="yes")
 
 
-class _Handed:
-    """A delivery that nobody wants back."""
+class _Kept:
+    """A lease on what nobody wants back."""
 
-    delivered, first, seq = 3, False, 1
-
-    def __init__(self, subject: str, data: bytes) -> None:
-        self.subject, self.data, self.lease = subject, data, self
+    delivered, first = 3, False
 
     async def begin(self) -> int:
         return 3
@@ -80,7 +78,8 @@ async def test_what_a_handler_logs_is_bound_to_its_turn(capsys: pytest.CaptureFi
     try:
         configure_logs()
         turns = Turns("talker", AgentSpec.of(Talker).handlers(Talker()), place.caller)
-        await turns.run(_Handed(place.ports.subjects.task("talk.once"), message.encode()))  # type: ignore[arg-type]
+        subject = place.ports.subjects.task("talk.once")
+        await turns.run(Delivery(subject, message.encode(), _Kept(), seq=1))  # type: ignore[arg-type]
     finally:
         structlog.reset_defaults()
 

@@ -58,10 +58,6 @@ class _Question(NamedTuple):
     read: Callable[[Heard, str], Any]
 
 
-def _whole(msg: Heard, _: str) -> Heard:
-    return msg
-
-
 class Connection:
     """A NATS connection that reconnects for ever and tells when it did; calls JetStream at `api_prefix`."""
 
@@ -196,7 +192,7 @@ class Connection:
             InvalidSubjectError: the subject is longer than the server takes.
         """
         await self.client.give_way()
-        return await self.ask(subject, data, _whole, headers=headers, within_s=within_s)
+        return await self.ask(subject, data, lambda heard, _: heard, headers=headers, within_s=within_s)
 
     def _give_up(self, token: str, why: str) -> None:
         question = self._questions.pop(token)
@@ -366,8 +362,11 @@ class Connection:
         task.add_done_callback(self._background.discard)
 
     async def flush(self) -> None:
-        """Wait until the server has taken all that was sent."""
-        await self.client.flush()
+        """Wait until the server has taken all that was sent; raises BusUnavailableError if it does not say so."""
+        try:
+            await self.client.flush()
+        except (TimeoutError, nats.errors.Error, OSError) as error:
+            raise self.error(f"not all was taken: {error or type(error).__name__}") from None
 
     async def api(self, call: str, payload: dict[str, Any]) -> dict[str, Any]:
         """One JetStream API call; the answer may hold an `error`."""
@@ -386,7 +385,7 @@ class Connection:
         try:
             async with asyncio.timeout(1.0):
                 await self.flush()
-        except (TimeoutError, nats.errors.Error, OSError):
+        except (TimeoutError, BusUnavailableError):
             _log.debug("nats.close_unflushed")
         finally:
             # Also when this is cancelled meanwhile.
