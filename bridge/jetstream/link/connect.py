@@ -55,7 +55,7 @@ class _Question(NamedTuple):
     answer: asyncio.Future[Any]
     subject: str
     until: float
-    read: Callable[[Heard, str], Any]
+    read: Callable[[Heard, str], Any] = lambda heard, _: heard
 
 
 class Connection:
@@ -295,7 +295,7 @@ class Connection:
 
         inbox = self.client.new_inbox()
         # To be told when the connection is lost.
-        self._questions[inbox] = _Question(ended, subject, math.inf, _whole)
+        self._questions[inbox] = _Question(ended, subject, math.inf)
         try:
             subscription = await self.listen(inbox, collect)
             try:
