@@ -209,9 +209,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture
-async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
+async def world(
+    request: pytest.FixtureRequest, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[World]:
     """Ports of one kind, in an environment that no other test uses."""
-    everybody = Everybody(tmp_path)
+    everybody = Everybody(tmp_path_factory.mktemp("everybody"))
     with contextlib.ExitStack() as stack:
         if request.param == "memory":
             stack.enter_context(turned_time())
