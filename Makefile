@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint types fmt test-slow bench bench-lite bench-llm bench-audit pictures build clean
+.PHONY: help install demo test lint types fmt test-slow bench bench-lite bench-llm bench-audit bench-roles pictures build clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ bench-llm: $(VENV)/.bench ## Measure what the supervisor costs beside its model,
 
 bench-audit: $(VENV)/.bench ## Measure what the audit trail costs, in 2 minutes
 	$(BIN)/python -m benchmarks.audit_modes
+
+bench-roles: $(STAMP) ## Measure what least privilege costs, in a minute
+	$(BIN)/python -m benchmarks.roles
 
 $(VENV)/.bench: $(STAMP)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'

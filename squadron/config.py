@@ -100,6 +100,10 @@ _SUBJECTS = _Kind(
     fits=_are_outside,
     fix="give NATS subjects outside of agents. and $, by commas, like shop.answers.>",
 )
+_PREFIX_OF_SUBJECTS = _Kind(
+    fits=lambda it: re.fullmatch(r"[A-Za-z0-9_$-]+(\.[A-Za-z0-9_$-]+)*", it) is not None,
+    fix="give tokens of letters, digits, '_', '-' or '$' with dots between them",
+)
 _COUNT = _Kind(int, lambda it: it >= 1, "give a whole number, 1 or more, like 100000")
 
 
@@ -149,6 +153,12 @@ class Settings:
 
     nats_tls_key: Annotated[Path | None, _From("NATS_KEY", _FILE)] = None
     """Private key (PEM) of `nats_tls_cert`."""
+
+    nats_api_prefix: Annotated[str, _From("SQUADRON_NATS_API", _PREFIX_OF_SUBJECTS)] = "$JS.API"
+    """Where the JetStream API is called; `SQ.API` where the streams are in an account of their own."""
+
+    nats_inbox_prefix: Annotated[str, _From("SQUADRON_NATS_INBOX", _PREFIX_OF_SUBJECTS)] = "_INBOX"
+    """Where answers to this process come: a user with permissions hears its own prefix only, `_INBOX_NAME`."""
 
     ray_address: Annotated[str | None, _From("RAY_ADDRESS")] = None
     """Address of a Ray cluster, as `ray.init` takes it; None starts a local one."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from squadron.bridge.auth.server_conf import STREAMS
 from squadron.bridge.health.diagnosis import Diagnosis, Level
 from squadron.bridge.health.facts import Facts
 
@@ -34,6 +35,14 @@ def check_jetstream(facts: Facts) -> Iterator[Diagnosis]:
         yield Diagnosis("jetstream", "fail", fault.reason, fault.hint)
 
 
+def check_accounts(facts: Facts) -> Iterator[Diagnosis]:
+    """Keeps nobody from doing what is another's to do."""
+    if facts.account not in (None, "", STREAMS):
+        found = "all who reach this server are in one account: each can read, forge and delete what is another's"
+        fix = "fine for one user; for several give each process its role, in two accounts: docs/security.md"
+        yield Diagnosis("least privilege", "ok", found, fix)
+
+
 def check_storage(facts: Facts) -> Iterator[Diagnosis]:
     """Takes nothing more, or soon won't."""
     storage = facts.storage
@@ -52,10 +61,8 @@ def check_streams(facts: Facts) -> Iterator[Diagnosis]:
     """Is near its limit, has no leader, or is not there."""
     for stream in facts.streams or ():
         if stream.messages < 0:
-            # The object store is made with the first large payload.
-            if not stream.name.startswith("OBJ_"):
-                fix = "squadron up makes it anew; what it held is lost"
-                yield Diagnosis("streams", "fail", f"{stream.name} is missing", fix)
+            fix = "squadron up makes it anew; what it held is lost"
+            yield Diagnosis("streams", "fail", f"{stream.name} is missing", fix)
             continue
         if not stream.has_leader:
             fix = "more than half of its servers must run: nats stream info shows which do"

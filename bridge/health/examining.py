@@ -28,6 +28,7 @@ CHECKS = (
     Check("nats answers", "bus", bus_checks.check_connection),
     Check("bridge", "bridge", agent_checks.check_bridge),
     Check("jetstream", "bus", bus_checks.check_jetstream),
+    Check("least privilege", "account", bus_checks.check_accounts),
     Check("storage", "storage", bus_checks.check_storage),
     Check("disk of the store", "free_bytes", bus_checks.check_disk),
     Check("streams", "streams", bus_checks.check_streams),

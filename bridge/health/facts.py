@@ -135,6 +135,8 @@ class Facts:
 
     Attributes:
         now: our clock, in seconds since the epoch.
+        account: of NATS, in which we reach the streams without a way around; empty if it is not told, or if they
+            are in another.
         ahead_s: how much our clock is ahead of the server's, in seconds.
         release: of this process.
         bridge: what it says to `ping`; empty if it does not answer.
@@ -148,6 +150,7 @@ class Facts:
     release: str
     bus: BusFacts
     jetstream: Fault | None = None
+    account: str | None = None
     ahead_s: float | None = None
     storage: StorageFacts | None = None
     streams: tuple[StreamFacts, ...] | None = None

@@ -97,6 +97,7 @@ class Gathering:
     async def all(self) -> dict[str, Any]:
         """What is known, and what else could be found out, as `Facts` takes it; ends, whatever hangs."""
         steps: dict[str, Callable[[], Awaitable[Any]]] = {
+            "account": self._account,
             "bridge": self._bridge,
             "free_bytes": self._free_bytes,
             "cut_off": self._cut_off,
@@ -144,7 +145,7 @@ class Gathering:
     async def _jetstream(self) -> Fault | None:
         hint = "enable JetStream on the nats-server (`jetstream { store_dir: … }`), and for this account"
         try:
-            request = self._connection.request("$JS.API.INFO", b"", within_s=self._within_s)
+            request = self._connection.request(f"{self._connection.api_prefix}.INFO", b"", within_s=self._within_s)
             error = json.loads((await request).data).get("error")
         except BusUnavailableError as failed:
             if "nobody answers" in str(failed):
@@ -156,6 +157,14 @@ class Gathering:
         if error is None:
             return None
         return Fault(f"JetStream refuses: {error.get('description')}", hint)
+
+    async def _account(self) -> str:
+        if self._wiring.settings.nats_api_prefix != "$JS.API":
+            return ""
+        with contextlib.suppress(BusUnavailableError):
+            answer = await self._connection.request("$SYS.REQ.USER.INFO", b"", within_s=self._within_s)
+            return str(json.loads(answer.data)["data"]["account"])
+        return ""
 
     async def _ahead_s(self) -> float | None:
         asked_at = time.time()

@@ -52,12 +52,12 @@ class AuditPolicy:
 
 def audit_stream(names: StreamNames) -> str:
     """The stream that holds the trail."""
-    return f"squadron-{names.environment}-audit"
+    return names.audit
 
 
 def intake_stream(names: StreamNames) -> str:
     """The stream that holds what the archivist has yet to record."""
-    return f"squadron-{names.environment}-intake"
+    return names.intake
 
 
 def audit_subject(names: StreamNames) -> str:

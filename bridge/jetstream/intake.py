@@ -144,7 +144,7 @@ class Intake:
     async def last(self) -> Stored | None:
         """The newest batch of the trail."""
         found = await self._connection.request(
-            f"$JS.API.DIRECT.GET.{self._trail}.{audit_subject(self._names)}", b""
+            f"{self._connection.api_prefix}.DIRECT.GET.{self._trail}.{audit_subject(self._names)}", b""
         )
         if "Nats-Sequence" not in found.headers:
             if found.headers.get("Status") != "404":
@@ -233,7 +233,7 @@ class Intake:
     async def _pull(self, batch: int, how: dict[str, Any]) -> None:
         self._asked += batch
         self._heard_at = time.monotonic()
-        call = f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._consumer}"
+        call = f"{self._connection.api_prefix}.CONSUMER.MSG.NEXT.{self._stream}.{self._consumer}"
         request = json.dumps({"batch": batch, **how}).encode()
         await self._connection.publish(call, request, reply=self._inbox)
 

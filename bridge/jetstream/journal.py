@@ -49,6 +49,7 @@ class JetStreamJournal:
         self, connection: Connection, stream: str, *, batch: int = BATCH, shared_ids: bool = False
     ) -> None:
         self._connection, self._stream, self._batch, self._shared_ids = connection, stream, batch, shared_ids
+        self._get = f"{connection.api_prefix}.DIRECT.GET.{stream}"
 
     async def append(
         self,
@@ -117,7 +118,7 @@ class JetStreamJournal:
     async def _is_of(self, key: str, seq: int) -> bool:
         """Whether the entry of a sequence has this key, and is there."""
         answer = await self._connection.request(
-            f"$JS.API.DIRECT.GET.{self._stream}", json.dumps({"seq": seq}).encode()
+            self._get, json.dumps({"seq": seq}).encode()
         )
         return answer.headers.get("Nats-Subject") == key
 
@@ -169,7 +170,7 @@ class JetStreamJournal:
 
     async def last(self, key: str) -> Entry | None:
         """The newest entry of one key, or of all that match a pattern: the server finds it as fast."""
-        answer = await self._connection.request(f"$JS.API.DIRECT.GET.{self._stream}.{key}", b"")
+        answer = await self._connection.request(f"{self._get}.{key}", b"")
         headers = answer.headers
         if "Nats-Sequence" not in headers:
             if headers.get("Status") != "404":
@@ -223,9 +224,7 @@ class JetStreamJournal:
 
     async def _fetch(self, pattern: str, start: dict[str, Any], most: int) -> list[Entry]:
         query = start | {"batch": most, "next_by_subj": pattern}
-        answers = await self._connection.request_many(
-            f"$JS.API.DIRECT.GET.{self._stream}", json.dumps(query).encode()
-        )
+        answers = await self._connection.request_many(self._get, json.dumps(query).encode())
         return [_entry(answer) for answer in answers]
 
     async def erase(self, key: str, *, through_seq: int | None = None) -> None:

@@ -40,7 +40,7 @@ class _Lane:
 
     def __init__(self, feed: PullFeed, consumer: str, priority: int) -> None:
         self._feed, self.priority = feed, priority
-        self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{feed.stream}.{consumer}"
+        self._subject = f"{feed.connection.api_prefix}.CONSUMER.MSG.NEXT.{feed.stream}.{consumer}"
         self._waiting: NatsSubscription | None = None
         self._taking: NatsSubscription | None = None
         self._take_left = 0

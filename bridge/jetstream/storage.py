@@ -22,7 +22,7 @@ async def storage(connection: Connection, names: StreamNames) -> tuple[dict[str,
     streams = {}
     all = (names.tasks, names.lite, names.registry, names.dead, names.runs, names.events, f"OBJ_{names.bucket}")
     for name in all:
-        # The bucket is made with the first large payload.
+        # One that was lost is made anew a moment later.
         if info := await find(connection, f"STREAM.INFO.{name}", missing=STREAM_NOT_FOUND):
             state = info["state"]
             streams[name] = (state["bytes"], state["messages"], max(0, info["config"].get("max_bytes", 0)))
@@ -43,7 +43,7 @@ async def oldest_at(
     for pattern in (*plain, *(f"{each}.*" for each in plain), subjects.line(mailbox)):
         query = json.dumps({"seq": 1, "next_by_subj": pattern}).encode()
         stream = StreamNames(subjects.environment).tasks
-        answer = await connection.request(f"$JS.API.DIRECT.GET.{stream}", query)
+        answer = await connection.request(f"{connection.api_prefix}.DIRECT.GET.{stream}", query)
         if stamp := answer.headers.get("Nats-Time-Stamp"):
             found.append(datetime.fromisoformat(stamp).timestamp())
     return min(found, default=None)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from squadron.bridge.jetstream.link.connect import NANOSECONDS, Connection
+from squadron.bridge.jetstream.stream_names import StreamNames as StreamNames
 from squadron.runtime.errors import BusUnavailableError
 
 #: Server 2.15 caps a stream at 1,000 consumers unless it names a positive number; -1 does not lift it.
@@ -37,42 +37,6 @@ STREAM_NOT_FOUND = 10059
 MAX_ACK_PENDING = 100_000
 #: Pull requests that may wait at one consumer: one or two for each replica.
 MAX_WAITING = 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class StreamNames:
-    """Names of the streams of one environment."""
-
-    environment: str
-
-    @property
-    def tasks(self) -> str:
-        return f"squadron-{self.environment}-tasks"
-
-    @property
-    def lite(self) -> str:
-        return f"squadron-{self.environment}-lite"
-
-    @property
-    def registry(self) -> str:
-        return f"squadron-{self.environment}-registry"
-
-    @property
-    def dead(self) -> str:
-        return f"squadron-{self.environment}-dead"
-
-    @property
-    def runs(self) -> str:
-        return f"squadron-{self.environment}-runs"
-
-    @property
-    def bucket(self) -> str:
-        """The object store of large payloads; its stream is `OBJ_` and this, as NATS wants it (ADR-20)."""
-        return f"squadron-{self.environment}-claims"
-
-    @property
-    def events(self) -> str:
-        return f"squadron-{self.environment}-events"
 
 
 def _configs(names: StreamNames) -> list[dict[str, Any]]:
@@ -132,7 +96,7 @@ def _configs(names: StreamNames) -> list[dict[str, Any]]:
         "republish": {"src": f"{root}.durable.>", "dest": f"{root}.event.>"},
     }
     journals = (lite, registry, dead, _runs(names, root))
-    return [common | tasks, common | events] + [common | keyed | stream for stream in journals]
+    return [common | tasks, common | events] + [common | keyed | stream for stream in (*journals, _bucket(names))]
 
 
 def _runs(names: StreamNames, root: str) -> dict[str, Any]:
@@ -145,30 +109,23 @@ def _runs(names: StreamNames, root: str) -> dict[str, Any]:
     }
 
 
-async def ensure_streams(connection: Connection, names: StreamNames) -> None:
-    """Make the six streams that every environment has, as `ensure_stream` does."""
-    for config in _configs(names):
-        await ensure_stream(connection, config)
-
-
-async def ensure_bucket(connection: Connection, names: StreamNames) -> None:
-    """Make the object store of large payloads, as `ensure_stream` does."""
-    config = {
+def _bucket(names: StreamNames) -> dict[str, Any]:
+    """The object store of large payloads. Made with the others: who sends one needs no right to make streams."""
+    return {
         "name": f"OBJ_{names.bucket}",
         "subjects": [f"$O.{names.bucket}.C.>", f"$O.{names.bucket}.M.>"],
-        "storage": "file",
-        "num_replicas": 1,
-        "max_consumers": MAX_CONSUMERS,
-        "retention": "limits",
         "discard": "new",
-        "allow_direct": True,
         "allow_rollup_hdrs": True,
         # Each object has a time of its own; a payload never outlives the dead letter it may belong to.
-        "allow_msg_ttl": True,
         "max_age": DEAD_MAX_AGE_S * NANOSECONDS,
         "duplicate_window": DUPLICATE_WINDOW_S * NANOSECONDS,
     }
-    await ensure_stream(connection, config)
+
+
+async def ensure_streams(connection: Connection, names: StreamNames) -> None:
+    """Make the seven streams that every environment has, as `ensure_stream` does."""
+    for config in _configs(names):
+        await ensure_stream(connection, config)
 
 
 async def ensure_stream(connection: Connection, config: dict[str, Any]) -> None:

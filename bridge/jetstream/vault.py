@@ -18,7 +18,7 @@ from typing import Any
 
 from squadron.bridge.jetstream.journal import JetStreamJournal
 from squadron.bridge.jetstream.link.connect import Connection
-from squadron.bridge.jetstream.stream_configs import StreamNames, ensure_bucket
+from squadron.bridge.jetstream.stream_configs import StreamNames
 from squadron.runtime.background import to_its_end
 from squadron.runtime.errors import ClaimLostError, SquadronError
 
@@ -32,21 +32,14 @@ _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 
 class JetStreamVault:
-    """Large payloads of one environment, in a bucket that is made when the first of them comes."""
+    """Large payloads of one environment, in the bucket that is made with its streams."""
 
     def __init__(self, connection: Connection, names: StreamNames) -> None:
         self._connection, self._names = connection, names
         self._journal = JetStreamJournal(connection, f"OBJ_{names.bucket}", batch=BATCH)
-        self._ready = False
-        # The server may come back without its store.
-        connection.on_reconnect(self._look_again)
-
-    async def _look_again(self) -> None:
-        self._ready = False
 
     async def store(self, data: bytes, *, keep_s: float, name: str = "") -> str:
         """Keep `data` for `keep_s` seconds and return its name; it is stored when this returns."""
-        await self._prepare()
         name = name or uuid.uuid4().hex
         size = min(CHUNK_BYTES, self._connection.max_payload // 2)
         try:
@@ -59,7 +52,6 @@ class JetStreamVault:
             info = await asyncio.to_thread(self._describe, name, data, size, len(starts))
             await to_its_end(self._journal.append(self._meta(name), info, ttl_s=keep_s, msg_id=name))
         except BaseException:
-            self._ready = False
             with contextlib.suppress(SquadronError):
                 await self._journal.erase(self._meta(name))
                 await self._journal.erase(self._chunks(name))
@@ -68,7 +60,6 @@ class JetStreamVault:
 
     async def fetch(self, name: str) -> bytes:
         """What was stored under the name."""
-        await self._prepare()
         info = await self._info(name)
         if info is not None:
             # Chunks are written before the entry that names them, so they also end before it.
@@ -79,16 +70,10 @@ class JetStreamVault:
 
     async def drop(self, name: str) -> None:
         """Forget it now. Unknown names are fine."""
-        await self._prepare()
         info = await self._info(name)
         if info is not None:
             await self._journal.erase(self._meta(name))
             await self._journal.erase(self._chunks(info["nuid"]))
-
-    async def _prepare(self) -> None:
-        if not self._ready:
-            await ensure_bucket(self._connection, self._names)
-            self._ready = True
 
     async def _info(self, name: str) -> dict[str, Any] | None:
         entry = await self._journal.last(self._meta(name))

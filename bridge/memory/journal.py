@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import math
 from collections.abc import AsyncGenerator, Callable
@@ -12,7 +13,7 @@ from typing import Self
 from squadron.bridge.memory.bus import MemoryBus
 from squadron.bridge.memory.common import Seen, check_size, wall_s
 from squadron.bridge.memory.line import ANSWER_WITHIN_S, PERSIST_S, Line
-from squadron.runtime.errors import BusUnavailableError, FencedError
+from squadron.runtime.errors import BusUnavailableError, FencedError, InvalidSubjectError
 from squadron.runtime.ports.bus import Note, Subscription
 from squadron.runtime.ports.journal import Entry, Headers
 from squadron.runtime.ports.lite_journal import END_HEADER
@@ -99,6 +100,9 @@ class MemoryJournal:
         expires_at = self._now() + life_s
         self._kept.entries.append(_Stored(entry, expires_at))
         self._kept.lapses_at = min(self._kept.lapses_at, expires_at)
+        with contextlib.suppress(InvalidSubjectError):
+            # Of dead letters and runs nothing is told.
+            self._bus.deliver(Note(live_of(key), data))
         told = replace(entry, previous=last.seq if last else 0)
         for follower in self._kept.followers:
             if subject_matches(follower.pattern, key):

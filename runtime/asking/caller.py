@@ -41,7 +41,7 @@ from squadron.runtime.wire.outcome import LITE_TTL_S, Cancelled, Outcome, Reject
 from squadron.runtime.wire.path import Parent
 from squadron.runtime.wire.replies import asks_of
 from squadron.runtime.wire.spent import NOT_TOLD
-from squadron.runtime.wire.subjects import LiteSubject, check_topic, token_of
+from squadron.runtime.wire.subjects import LiteSubject, check_topic, live_of, token_of, told_there
 
 T = TypeVar("T")
 
@@ -114,7 +114,9 @@ class Caller:
         subscribing = self._subscriptions.get(owner)
         if subscribing is None:
             # Active before the first publish, so that a fast answer can't be lost.
-            pattern = self.ports.subjects.lite_of(owner)
+            # Once it is stored: what the server dropped is no outcome, and of what is published in the account of
+            # the streams nothing else is heard outside it.
+            pattern = live_of(self.ports.subjects.lite_of(owner))
             subscribing = asyncio.ensure_future(self.ports.bus.subscribe(pattern, self._hear))
             self._subscriptions[owner] = subscribing
         try:
@@ -136,9 +138,10 @@ class Caller:
 
     def _hear(self, note: Note) -> None:
         # Each of them is to hear it.
-        heard = [handle._hear(note.data) for handle in self._waiting.get(note.subject, ())]
+        reply_to = told_there(note.subject)
+        heard = [handle._hear(note.data) for handle in self._waiting.get(reply_to, ())]
         if any(heard):
-            del self._waiting[note.subject]
+            del self._waiting[reply_to]
 
     async def _look_again(self) -> None:
         for handle in list(self._awaited()):
@@ -250,7 +253,7 @@ class Caller:
             ids: dict[str, Any] = {"parent": handle.task_id, "correlation_id": handle.task_id}
             outcome = Cancelled(task_id=handle.task_id, topic=handle.topic, reason="cancelled", spent=NOT_TOLD)
             data = self.ports.pack("result", {"content": outcome.to_content()}, **ids)
-            msg_id = outcome_msg_id(handle.task_id)
+            msg_id = outcome_msg_id(handle.task_id, handle.reply_to)
             await withdraw_questions(self.ports, self.lite_topics, handle.task_id)
             await self.ports.lite.append(handle.reply_to, data, ttl_s=LITE_TTL_S, msg_id=msg_id)
             await handle._look()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from squadron.runtime.ports.bus import Note, Subscription
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.wire.replies import principal_of
-from squadron.runtime.wire.subjects import token_of
+from squadron.runtime.wire.subjects import live_of, token_of
 
 #: How long a cancellation is kept beyond the task's own deadline, in seconds: clocks differ.
 KEPT_BEYOND_S = 60.0
@@ -40,7 +40,7 @@ class Cancellations:
 
     async def start(self) -> None:
         """Begin to listen; what was cancelled before is known when this returns."""
-        self._hearing = await self._bus.subscribe(self._subjects.lite_of("cancel"), self._hear)
+        self._hearing = await self._bus.subscribe(live_of(self._subjects.lite_of("cancel")), self._hear)
         self._bus.on_reconnect(self.refresh)
         await self.refresh()
 

@@ -103,7 +103,7 @@ class Reports:
             msg_id: of two that are stored under it the second is dropped; by default, that of the task's outcome.
             headers: that go along with it.
         """
-        msg_id = msg_id or outcome_msg_id(message.id, message.redriven)
+        msg_id = msg_id or outcome_msg_id(message.id, lite_key, message.redriven)
         try:
             await self._store(message, outcome, lite_key, announce, msg_id, headers)
         except (MessageTooLargeError, PydanticSerializationError) as error:

@@ -16,12 +16,13 @@ from squadron.runtime.wire.subjects import token_of
 LITE_TTL_S = 3600.0
 
 
-def outcome_msg_id(task_id: str, redriven: int = 0) -> str:
-    """Message id of a task's outcome: of two that are stored under it, the second is dropped.
+def outcome_msg_id(task_id: str, lite_key: str, redriven: int = 0) -> str:
+    """Message id of a task's outcome on its lite topic: of two that are stored under it, the second is dropped.
 
+    A server counts ids by stream, so that the topic is in it: another's task of the same id has its outcome, too.
     A dead letter that was put back `redriven` times may have one more each time.
     """
-    return f"{token_of(task_id)}.outcome" + (f".{redriven}" if redriven else "")
+    return f"{token_of(f'{lite_key} {task_id}')}.outcome" + (f".{redriven}" if redriven else "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -267,6 +267,12 @@ def live_of(pattern: str) -> str:
     return _beside(pattern, "live")
 
 
+def told_there(live: str) -> str:
+    """The lite topic whose entries are told on `live`: the way back of `live_of`."""
+    root, environment, _, rest = live.split(".", 3)
+    return f"{root}.{environment}.lite.{rest}"
+
+
 def life_of(pattern: str) -> str:
     """Where it is stored when these lite topics are to end.
 

@@ -6,13 +6,15 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import nats
 import pytest
 from nats.aio.client import Client
 
 from squadron.actors.agent import Agent, AgentSpec
+from squadron.bridge.auth.roles import Role
 from squadron.bridge.jetstream.link import embedded
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.bridge.memory import MemoryServer
@@ -39,6 +41,8 @@ from squadron.runtime.wire.outcome import Outcome
 from squadron.runtime.wire.subjects import Subjects
 from squadron.testing import now_s, turned_time
 from tests.conftest import HEARTBEAT_S
+from tests.conftest import LEASE_S as LEASE_S_OF_TESTS
+from tests.contract.restricted import RestrictedServer
 
 #: Longest wait for what must happen; it is over at once when it does.
 SOON_S = 10.0
@@ -98,12 +102,18 @@ def peer_of(place: Place) -> Peer:
     return Peer(place.ports, place.records, place.registry, place.caller, place)
 
 
+class Join(Protocol):
+    """How a participant comes: as a client, as the bridge, or as a replica of `agent`."""
+
+    async def __call__(self, name: str, *, agent: str = "", bridge: bool = False) -> Peer: ...
+
+
 @dataclass
 class World:
     """Where the participants of one test meet."""
 
     kind: str
-    join: Callable[[str], Awaitable[Peer]]
+    join: Join
     #: The settings of the real server; None in memory.
     settings: Settings | None = None
     _closers: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
@@ -112,7 +122,7 @@ class World:
 async def _memory_world() -> World:
     server, settings = MemoryServer("test"), Settings(env="test", heartbeat_s=HEARTBEAT_S)
 
-    async def join(name: str) -> Peer:
+    async def join(name: str, *, agent: str = "", bridge: bool = False) -> Peer:
         place = server.place(AgentIdentity(id=name, type="test"), settings)
         await place.start()
         world._closers.append(place.aclose)
@@ -123,7 +133,7 @@ async def _memory_world() -> World:
 
 
 async def _jetstream_world(settings: Settings) -> World:
-    async def join(name: str) -> Peer:
+    async def join(name: str, *, agent: str = "", bridge: bool = False) -> Peer:
         w = await Wiring.open(settings, AgentIdentity(id=name, type="test"), create=True)
         world._closers.append(w.aclose)
         return peer_of(w)
@@ -132,22 +142,63 @@ async def _jetstream_world(settings: Settings) -> World:
     return world
 
 
+async def _restricted_world(server: RestrictedServer) -> World:
+    async def join(name: str, *, agent: str = "", bridge: bool = False) -> Peer:
+        # Who tests looks at letters, too.
+        other: Role = "operator" if name == "tester" else "client"
+        role: Role = "bridge" if bridge else "agent" if agent else other
+        principal = agent or role
+        wiring = await server.open(role, principal, id=name)
+        world._closers.append(wiring.aclose)
+        return peer_of(wiring)
+
+    # With the settings of the bridge a test looks, or does, from where everything is allowed.
+    world = World("restricted", join, server.settings("bridge", "bridge"))
+    # It makes the streams.
+    await join("bridge", bridge=True)
+    return world
+
+
+#: Modules whose tests run with the rights of roles in `make test`, too.
+CORE_OF_RESTRICTED = ("test_delivery", "test_streams", "test_one_outcome")
+
 #: For what only a real server can show.
 ON_NATS = pytest.mark.parametrize("world", ["jetstream"], indirect=True)
 
 
-@pytest.fixture(params=["memory", "jetstream"])
-async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Each test of a world runs over memory and over a server; those of agents also with the rights of roles."""
+    given = (mark.args[0] for mark in metafunc.definition.iter_markers("parametrize"))
+    if "world" not in metafunc.fixturenames or "world" in given:
+        return
+    kinds: list[Any] = ["memory", "jetstream"]
+    # A module with a way of its own to serve has no roles.
+    if "serve" in metafunc.fixturenames and not hasattr(metafunc.module, "serve"):
+        is_core = metafunc.module.__name__.rpartition(".")[2] in CORE_OF_RESTRICTED
+        kinds.append(pytest.param("restricted", marks=[] if is_core else [pytest.mark.slow]))
+    metafunc.parametrize("world", kinds, indirect=True)
+
+
+@pytest.fixture
+async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
     """Ports of one kind, in an environment that no other test uses."""
     with contextlib.ExitStack() as stack:
         if request.param == "memory":
             stack.enter_context(turned_time())
             made = await _memory_world()
+        elif request.param == "restricted":
+            restricted = RestrictedServer(tmp_path, "test", heartbeat_s=HEARTBEAT_S, lease_s=LEASE_S_OF_TESTS)
+            restricted.start()
+            stack.callback(restricted.stop)
+            made = await _restricted_world(restricted)
         else:
             made = await _jetstream_world(request.getfixturevalue("settings"))
         yield made
         for close in reversed(made._closers):
             await close()
+        if made.kind == "restricted":
+            # What is refused is told by nothing but a wait that ends.
+            assert not restricted.violations()
 
 
 @pytest.fixture
@@ -160,8 +211,12 @@ async def peer(world: World) -> Peer:
 async def bare(world: World) -> AsyncIterator[Client]:
     """A NATS client that knows nothing of us."""
     assert world.settings is not None
-    endpoint = embedded.ensure(world.settings.home)
-    client = await nats.connect(endpoint.url, token=endpoint.token)
+    if world.settings.nats_url:
+        login = {"user": world.settings.nats_user, "password": world.settings.nats_password}
+        client = await nats.connect(world.settings.nats_url, **login)
+    else:
+        endpoint = embedded.ensure(world.settings.home)
+        client = await nats.connect(endpoint.url, token=endpoint.token)
     yield client
     await client.close()
 
@@ -169,8 +224,10 @@ async def bare(world: World) -> AsyncIterator[Client]:
 class Replica:
     """What a Serve replica does, without Serve."""
 
-    def __init__(self, peer: Peer, agent: Agent, *, slots: int = 8, lease_s: float = LEASE_S) -> None:
-        self.peer, self.agent = peer, agent
+    def __init__(
+        self, peer: Peer, agent: Agent, *, slots: int = 8, lease_s: float = LEASE_S, bridge: Peer | None = None
+    ) -> None:
+        self.peer, self.agent, self._bridge = peer, agent, bridge or peer
         self.spec = AgentSpec.of(type(agent))
         capabilities = agent.capabilities
         handlers = self.spec.handlers(agent)
@@ -189,8 +246,8 @@ class Replica:
         return await self.turns.run(delivery)
 
     async def start(self) -> None:
-        await self.peer.queue.declare(self.mailbox)
-        await self.peer.registry.advertise(self.spec.card())
+        await self._bridge.queue.declare(self.mailbox)
+        await self._bridge.registry.advertise(self.spec.card())
         # Ten minutes of presence, so that no test depends on heartbeats.
         self.peer.registry.heartbeat_s = 200.0
         facts = {"capabilities": sorted(self.agent.capabilities)}
@@ -216,7 +273,9 @@ async def serve(world: World) -> AsyncIterator[Serve]:
     running: list[Replica] = []
 
     async def start(agent: Agent, *, name: str = "replica", slots: int = 8) -> Replica:
-        replica = Replica(await world.join(name), agent, slots=slots)
+        bridge = await world.join("bridge", bridge=True) if world.kind == "restricted" else None
+        peer = await world.join(name, agent=AgentSpec.of(type(agent)).name)
+        replica = Replica(peer, agent, slots=slots, bridge=bridge)
         await replica.start()
         running.append(replica)
         return replica

@@ -511,9 +511,9 @@ async def test_a_handler_that_fails_when_its_time_is_up_has_timed_out(client: Pe
 
 async def test_what_was_handed_back_unbegun_has_lost_no_attempt(world: World, serve: Serve) -> None:
     """Rolling restarts: the task is delivered again and again, and never begun."""
-    peer = await world.join("restarting")
+    peer = await world.join("restarting", agent="bench")
     box = Mailbox("bench", ("bench.patient",), LEASE_S)
-    await peer.queue.declare(box)
+    await (await world.join("bridge", bridge=True)).queue.declare(box)
     inbox = Inbox()
     feed = await peer.queue.consume(box, inbox)
     client = await world.join("client")
@@ -701,7 +701,7 @@ async def test_the_sender_of_poison_is_told_where_it_can_be(client: Peer, spoil:
     assert content["error"]["details"] == {"attempts": 0}
 
 
-async def test_input_that_does_not_fit_is_rejected_and_kept(client: Peer) -> None:
+async def test_input_that_does_not_fit_is_rejected_and_kept(world: World, client: Peer) -> None:
     reply_to = client.subjects.lite("stranger", "misfit")
     message = AgentMessage.new("task", STRANGER, {"number": "many"}, id="odd", reply_to=reply_to)
     await client.queue.put(client.subjects.task("bench.work"), message.encode(), msg_id="odd")
@@ -709,7 +709,8 @@ async def test_input_that_does_not_fit_is_rejected_and_kept(client: Peer) -> Non
     await _empty(client)
 
     entry = await client.lite.last(reply_to)
-    letter = await client.dead.last(client.subjects.dead("bench", "odd"))
+    letters = (await world.join("bridge", bridge=True)).dead
+    letter = await letters.last(client.subjects.dead("bench", "odd"))
     assert entry is not None
     assert AgentMessage.decode(entry.data).payload.content["outcome"] == Rejected.kind
     assert letter is not None

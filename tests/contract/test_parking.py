@@ -175,7 +175,7 @@ class Buyer(Agent):
 
 @contextlib.asynccontextmanager
 async def _awake(world: World, name: str = "bridge") -> AsyncIterator[Waker]:
-    peer = await world.join(name)
+    peer = await world.join(name, bridge=True)
     waker = Waker(peer.ports, peer.caller.lite_topics)
     await waker.start()
     try:
@@ -312,9 +312,9 @@ class _DyingLease:
 async def test_one_whose_replica_dies_between_note_and_parking_comes_again_with_its_lease(
     world: World, peer: Peer, serve: Serve
 ) -> None:
-    dying = await world.join("dying")
+    dying = await world.join("dying", agent="buyer")
     mailbox = Mailbox("buyer", ("park.buy", "park.approve", "park.both", "park.late", "park.rest"), LEASE_S)
-    await dying.queue.declare(mailbox)
+    await (await world.join("declares", bridge=True)).queue.declare(mailbox)
     inbox = Inbox()
     feed = await dying.queue.consume(mailbox, inbox)
     feed.want(1)

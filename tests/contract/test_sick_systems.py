@@ -216,6 +216,13 @@ async def test_refused_credentials_are_told(serve: Callable[..., Settings]) -> N
 ACCOUNT = "accounts {{\nA: {{\n{}\nusers: [{{user: a, password: b}}]\n}}\n}}\n"
 
 
+async def test_that_one_account_keeps_nobody_from_anything_is_told_and_no_fault(wiring: Wiring) -> None:
+    privilege = (await look(wiring.settings))["least privilege"]
+
+    assert (privilege.level, "one account" in privilege.found) == ("ok", True)
+    assert "two accounts" in privilege.fix
+
+
 async def test_an_account_without_jetstream_is_told(serve: Callable[..., Settings]) -> None:
     found = await look(serve(ACCOUNT.format(""), user="a:b"))
 

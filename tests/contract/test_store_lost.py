@@ -175,7 +175,7 @@ async def test_streams_that_somebody_else_made_anew_are_noticed_as_well(server: 
 
     async def lost() -> bool:
         try:
-            return len(await streams.keep()) == 6
+            return len(await streams.keep()) == 7
         except SquadronError:
             return False
 

@@ -592,10 +592,10 @@ async def test_a_newer_attempt_fences_an_older_one_that_goes_on(peer: Peer, key:
     assert seen == ["old 0", Restarted(2, 2), "new 0", "new 1"]
 
 
-async def test_an_outcome_is_found_though_an_older_attempt_went_on_after_it(client: Peer) -> None:
+async def test_an_outcome_is_found_though_an_older_attempt_went_on_after_it(world: World, client: Peer) -> None:
     handle = await client.caller.submit("tell.words", {"count": 2})
     assert (await handle.outcome()).unwrap() == 2
-    zombie = writer_of(client, handle.reply_to)
+    zombie = writer_of(await world.join("zombie", agent="teller"), handle.reply_to)
     await zombie.write("too late")
     await zombie.finish("result")
 

@@ -42,6 +42,7 @@ WELL = Facts(
     agents=(),
     replicas=(),
     unserved={},
+    account="",
     accounts=(),
     dead=DeadFacts({}),
     stale_runs=(),

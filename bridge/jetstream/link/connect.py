@@ -63,10 +63,10 @@ def _whole(msg: Heard, _: str) -> Heard:
 
 
 class Connection:
-    """A NATS connection that reconnects for ever and tells when it did."""
+    """A NATS connection that reconnects for ever and tells when it did; calls JetStream at `api_prefix`."""
 
-    def __init__(self, client: LastingClient) -> None:
-        self.client = client
+    def __init__(self, client: LastingClient, api_prefix: str = "$JS.API") -> None:
+        self.client, self.api_prefix = client, api_prefix
         # Kept, because asking for it costs a system call each time (CPython 3.11 looks at the process id).
         self._loop = asyncio.get_running_loop()
         #: When it was made, or came back, in seconds since the epoch.
@@ -371,7 +371,7 @@ class Connection:
 
     async def api(self, call: str, payload: dict[str, Any]) -> dict[str, Any]:
         """One JetStream API call; the answer may hold an `error`."""
-        answer = await self.request(f"$JS.API.{call}", json.dumps(payload).encode())
+        answer = await self.request(f"{self.api_prefix}.{call}", json.dumps(payload).encode())
         decoded: dict[str, Any] = json.loads(answer.data)
         return decoded
 

@@ -35,8 +35,10 @@ async def connect(settings: Settings, *, name: str, start_embedded: bool = False
         BusUnavailableError: the server can't be reached.
     """
     url, token = await _address(settings, start_embedded)
-    connection = Connection(_Client())
-    options: dict[str, Any] = {"token": token} if token else {}
+    connection = Connection(_Client(settings.nats_inbox_prefix), settings.nats_api_prefix)
+    options: dict[str, Any] = {"inbox_prefix": settings.nats_inbox_prefix}
+    if token:
+        options["token"] = token
     keep_secret(token, settings.nats_password)
     if settings.nats_url and settings.nats_user:
         options |= {"user": settings.nats_user, "password": settings.nats_password}

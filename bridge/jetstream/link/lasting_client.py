@@ -74,8 +74,11 @@ class Handover(asyncio.Queue[Any]):
 class LastingClient(Client):
     """Outlives what others send, and knows when it last heard the server. Use `watch` beside it."""
 
-    def __init__(self) -> None:
+    def __init__(self, inbox_prefix: str = "_INBOX") -> None:
+        """Make one; answers to it come below `inbox_prefix`."""
         super().__init__()
+        # nats-py learns it when it connects, and is asked for inboxes before.
+        self._inbox_prefix = bytearray(inbox_prefix.encode())
         _mend_parser()
         self._heard_at = time.monotonic()
         self._loop, self._flush_due = asyncio.get_running_loop(), False

@@ -1,0 +1,1 @@
+"""Who may do what on NATS: text for servers and tokens, and nothing that speaks to one."""

@@ -1,0 +1,90 @@
+"""A server with the two accounts, on which each process has the least that its role needs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from squadron.actors.agent import Agent, AgentSpec
+from squadron.bridge.auth.roles import API_PREFIX, Role, inbox_prefix, rights
+from squadron.bridge.auth.server_conf import Login, accounts
+from squadron.bridge.jetstream.wiring import Wiring
+from squadron.config import Settings
+from squadron.runtime.errors import BridgeUnavailableError, BusUnavailableError, ConfigError, SquadronError
+from squadron.runtime.wire.envelope import AgentIdentity
+from tests.contract.own_server import OwnServer
+
+#: The same for all of them: it is a server of a test.
+PASSWORD = "of a test"
+
+
+class RestrictedServer:
+    """One nats-server of one environment, whose users come as they are asked for."""
+
+    def __init__(self, folder: Path, environment: str, **settings: Any) -> None:
+        self._logins: dict[str, Login] = {}
+        self._environment, self._settings, self.folder = environment, settings, folder
+        self.server = OwnServer(folder)
+        # So that it is seldom told of others: while it reads them anew, calls of the others may be lost.
+        self.admit("bridge", "bridge")
+        self.admit("client", "client")
+        self.admit("operator", "operator")
+        for agent in _agents(Agent):
+            self.admit("agent", agent)
+
+    def admit(self, role: Role, name: str, **more: Any) -> bool:
+        """Have such a user; whether it is new."""
+        login = Login(name, rights(role, name, self._environment, **more), PASSWORD)
+        known, self._logins[name] = self._logins.get(name), login
+        self.server.extra = accounts(self._logins.values())
+        return known != login
+
+    def start(self) -> None:
+        self.server.start()
+
+    def stop(self) -> None:
+        self.server.stop()
+
+    def settings(self, role: Role, name: str, **more: Any) -> Settings:
+        """Those of a process of this role and name; the server knows it when it is reached with them.
+
+        Args:
+            more: as `rights` takes it.
+        """
+        if self.admit(role, name, **more):
+            self.server.reload()
+        own = {"nats_api_prefix": API_PREFIX, "nats_inbox_prefix": inbox_prefix(name)} if role != "bridge" else {}
+        login = {"nats_url": self.server.url, "nats_user": name, "nats_password": PASSWORD}
+        return Settings(env=self._environment, **login, **own, **self._settings)  # type: ignore[arg-type]
+
+    async def open(self, role: Role, name: str, *, id: str = "", **more: Any) -> Wiring:
+        """A place on the bus with the rights of this role."""
+        settings = self.settings(role, name, **more)
+        identity = AgentIdentity(id=id or name, type="test")
+        give_up_at = time.monotonic() + 10
+        while True:
+            try:
+                return await Wiring.open(settings, identity, create=role == "bridge")
+            except (ConfigError, BusUnavailableError, BridgeUnavailableError):
+                # The server has not read its new users yet, or is about to.
+                assert time.monotonic() < give_up_at
+                await asyncio.sleep(0.01)
+
+    def violations(self) -> list[str]:
+        """What the server refused so far."""
+        log = (self.folder / "nats.log").read_text()
+        return [line.partition("] ")[2] for line in log.splitlines() if " Violation" in line]
+
+
+def _agents(base: type[Agent]) -> Iterator[str]:
+    """Names of all agents that are written so far."""
+    for each in base.__subclasses__():
+        # Some are written to be refused.
+        with contextlib.suppress(SquadronError):
+            if each.__module__.startswith("tests."):
+                yield AgentSpec.of(each).name
+        yield from _agents(each)
