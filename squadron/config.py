@@ -104,6 +104,10 @@ _PREFIX_OF_SUBJECTS = _Kind(
     fits=lambda it: re.fullmatch(r"[A-Za-z0-9_$-]+(\.[A-Za-z0-9_$-]+)*", it) is not None,
     fix="give tokens of letters, digits, '_', '-' or '$' with dots between them",
 )
+_NAME = _Kind(
+    fits=lambda it: re.fullmatch(r"[A-Za-z0-9_-]{1,64}", it) is not None,
+    fix="give a name of letters, digits, '_' or '-'",
+)
 _COUNT = _Kind(int, lambda it: it >= 1, "give a whole number, 1 or more, like 100000")
 
 
@@ -141,6 +145,14 @@ class Settings:
 
     nats_user_credentials: Annotated[Path | None, _From("NATS_CREDS", _FILE)] = None
     """A `.creds` file (JWT and seed)."""
+
+    user: Annotated[str, _From("SQUADRON_USER", _NAME)] = "operator"
+    """Which user of the home's authority this process is, where `squadron auth init` has made one and
+    `nats_user_credentials` is not set."""
+
+    agent_keys: Annotated[Path | None, _From("SQUADRON_AGENT_KEYS", _FILE)] = None
+    """What the bridge makes credentials for replicas with (`squadron auth export agent-keys`), on a server of your
+    own; without it they get the bridge's."""
 
     nats_nkey_seed_file: Annotated[Path | None, _From("NATS_NKEY", _FILE)] = None
     """A file with an nkey seed, instead of `.creds`."""

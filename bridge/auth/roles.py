@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, get_args
 
+from squadron.bridge.jetstream.link.at_home import API_PREFIX as API_PREFIX
 from squadron.bridge.jetstream.stream_names import StreamNames
 from squadron.runtime.errors import ConfigError
 from squadron.runtime.wire.subjects import ROOT, Subjects, check_pattern, check_token, life_of, live_of
@@ -18,9 +19,6 @@ from squadron.runtime.wire.subjects import ROOT, Subjects, check_pattern, check_
 Role = Literal["bridge", "agent", "client", "operator", "observer", "gateway", "foreign"]
 ROLES: tuple[Role, ...] = get_args(Role)
 
-#: Where everybody but the bridge calls JetStream. Not without the `$`: honest agents answer where they are told
-#: to, but nowhere that begins with it.
-API_PREFIX = "$SQ.API"
 #: What stands for the name in the lists of a template (scoped signing keys, ADR-27 of NATS), and for the groups
 #: of durable events that a user is a member of: its tags `group:NAME`.
 NAME, GROUPS = "{{name()}}", "{{tag(group)}}"

@@ -117,9 +117,7 @@ class JetStreamJournal:
 
     async def _is_of(self, key: str, seq: int) -> bool:
         """Whether the entry of a sequence has this key, and is there."""
-        answer = await self._connection.request(
-            self._get, json.dumps({"seq": seq}).encode()
-        )
+        answer = await self._connection.request(self._get, json.dumps({"seq": seq}).encode())
         return answer.headers.get("Nats-Subject") == key
 
     async def _put_all_the_same(self, key: str, data: bytes, headers: dict[str, str]) -> int:
