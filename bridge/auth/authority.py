@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -63,7 +62,7 @@ class Authority:
         self._home, self._base = home, authority_of(home)
         self._operator, self._system = Key(kept["operator"].encode()), Key(kept["system"].encode())
         self._streams, self._agents = Key(kept["streams"].encode()), Key(kept["agents"].encode())
-        self._revoked: dict[str, int] = dict(kept["revoked"])
+        self._made_at, self._revoked = int(kept["made_at"]), dict[str, int](kept["revoked"])
         self._environments = {
             name: _Environment(
                 each["keys"],
@@ -89,7 +88,7 @@ class Authority:
                 raise ConfigError(f"{base} has an authority already", hint="see it with `squadron auth list`")
             kinds = {"operator": "O", "system": "A", "streams": "A", "agents": "A"}
             seeds = {name: Key.create(kind).seed.decode() for name, kind in kinds.items()}  # type: ignore[arg-type]
-            made = cls(home, {**seeds, "revoked": {}, "environments": {}})
+            made = cls(home, {**seeds, "made_at": time.time(), "revoked": {}, "environments": {}})
             made.admit(environment)
             store = home / "nats" / "store" / "jetstream"
             with contextlib.suppress(FileNotFoundError):
@@ -136,6 +135,7 @@ class Authority:
                 name: getattr(self, f"_{name}").seed.decode()
                 for name in ("operator", "system", "streams", "agents")
             },
+            "made_at": self._made_at,
             "revoked": self._revoked,
             "environments": {
                 name: {"keys": each.keys, "users": {who: asdict(user) for who, user in each.users.items()}}
@@ -240,8 +240,8 @@ class Authority:
     def rotate(self, environment: str, role: str, *, drop_old: bool = False) -> list[str]:
         """Have a new key vouch for a role, and for its users anew; returns whose credentials are new.
 
-        The old keys vouch for what they have signed until they are dropped: give the new credentials to whoever has
-        a copy of the old, and drop the old keys then.
+        The old keys vouch for what they have signed until they are dropped: give the new credentials to whoever
+        has a copy of the old, and drop the old keys then.
 
         Args:
             drop_old: instead, have none but the newest key vouch from now on.
@@ -294,13 +294,14 @@ class Authority:
             self._operator,
             name="squadron",
             nats={"system_account": self._system.public},
+            # Always the same: a server that runs takes no other.
+            issued_at=self._made_at,
         )
-        accounts = (("SYS", self._system, {}), (STREAMS, self._streams, streams), (AGENTS, self._agents, agents))
-        made = {
-            name: issue("account", key.public, self._operator, name=name, nats=nats)
-            for name, key, nats in accounts
-        }
-        return {"operator": operator, **made}
+        made = {"operator": operator}
+        says: dict[str, dict[str, Any]] = {"SYS": {}, STREAMS: streams, AGENTS: agents}
+        for name, key in self._accounts.items():
+            made[name] = issue("account", key.public, self._operator, name=name, nats=says[name])
+        return made
 
     def _scopes(self) -> Iterator[dict[str, Any]]:
         for environment, each in self._environments.items():
@@ -316,14 +317,17 @@ class Authority:
     def server_conf(self) -> str:
         """What a nats-server needs to know: put it beside `jetstream { … }`, and nothing else that names users."""
         tokens = self.tokens()
-        accounts = {"SYS": self._system, STREAMS: self._streams, AGENTS: self._agents}
-        preload = {key.public: tokens[name] for name, key in accounts.items()}
+        preload = {key.public: tokens[name] for name, key in self._accounts.items()}
         return (
             f'operator: "{tokens["operator"]}"\n'
             f'system_account: "{self._system.public}"\n'
             "resolver: MEMORY\n"
             f"resolver_preload: {json.dumps(preload, indent=1)}\n"
         )
+
+    @property
+    def _accounts(self) -> dict[str, Key]:
+        return {"SYS": self._system, STREAMS: self._streams, AGENTS: self._agents}
 
     def _of(self, environment: str) -> _Environment:
         try:
@@ -334,11 +338,6 @@ class Authority:
                 f"the authority knows no environment {environment!r}",
                 hint=f"it knows {known}; `squadron up` lets in another",
             ) from None
-
-
-def remove(home: Path) -> None:
-    """Forget the authority of a home, and all credentials of it. Fine if there is none."""
-    shutil.rmtree(authority_of(home), ignore_errors=True)
 
 
 def _role(role: str) -> Role:

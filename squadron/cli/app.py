@@ -10,6 +10,7 @@ import typer
 from squadron.cli import (
     asks,
     audit_views,
+    auth,
     dlq,
     doctor,
     environment,
@@ -83,5 +84,6 @@ run_trace.register(app)
 lite_topics.register(app)
 tail.register(app)
 audit_views.register(app)
+auth.register(app)
 doctor.register(app)
 probing.register(app)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import math
@@ -364,6 +365,16 @@ class Connection:
         task = spawn(work, f"nats {name}")
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+
+    async def log_in_again(self) -> None:
+        """Connect anew, with the credentials as they are now; what was sent has arrived, what is sent waits.
+
+        Questions that are open end as with any connection that is lost.
+        """
+        with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
+            async with asyncio.timeout(API_WITHIN_S):
+                await self.flush()
+        await self.client.reconnect()
 
     async def flush(self) -> None:
         """Wait until the server has taken all that was sent."""

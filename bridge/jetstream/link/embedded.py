@@ -17,6 +17,7 @@ import subprocess
 import sys
 import sysconfig
 import time
+import urllib.request
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,6 +39,9 @@ _LOCK_WITHIN_S = 3 * READY_WITHIN_S
 
 #: SIGTERM to exit takes 1 ms idle; a server that needs longer than this to flush is killed.
 _STOP_WITHIN_S = 5.0
+
+#: A server needs 10 ms to read its configuration anew (measured).
+_RELOAD_WITHIN_S = 5.0
 
 #: Local work is polled at this step.
 _POLL_S = 0.01
@@ -145,6 +149,9 @@ def reload(home: Path) -> bool:
     """Have this home's server read anew who its users are; whether one runs.
 
     Who is no user any more is disconnected; all others stay.
+
+    Raises:
+        BusUnavailableError: it did not take what it read.
     """
     base = _base(home)
     if not base.is_dir():
@@ -153,8 +160,25 @@ def reload(home: Path) -> bool:
         if (endpoint := find(home)) is None:
             return False
         _write_config(base, endpoint.token, _port(endpoint.url))
+        before, deadline = _read_at(endpoint), time.monotonic() + _RELOAD_WITHIN_S
         psutil.Process(endpoint.pid).send_signal(signal.SIGHUP)
+        while _read_at(endpoint) == before:
+            if time.monotonic() > deadline:
+                log = base / "server.log"
+                raise BusUnavailableError(
+                    f"nats-server did not take its new users\n{tail(log)}", hint=f"see {log}"
+                )
+            time.sleep(_POLL_S)
     return True
+
+
+def _read_at(endpoint: Endpoint) -> str:
+    """When the server has read its configuration, in its own words."""
+    try:
+        with urllib.request.urlopen(f"{endpoint.monitor_url}/varz", timeout=1.0) as page:
+            return str(json.load(page)["config_load_time"])
+    except (OSError, ValueError, LookupError):
+        return ""
 
 
 def find_binary() -> Path:
