@@ -21,7 +21,7 @@ ROOT = "agents"
 #: So the reply inboxes of NATS clients begin, whatever follows: `_INBOX.…`, and those with a prefix of their own.
 INBOXES = (
     "_INBOX",
-    # Where the server itself leads an answer back to another account, or cluster; it lets nobody ask for one there.
+    # Where the server leads an answer back to another account, or cluster; it lets nobody ask for one there.
     "_R_.",
     "_GR_.",
 )
