@@ -101,11 +101,6 @@ class Bridge:
         self._ears: list[Subscription] = []
 
     @property
-    def deployments(self) -> Mapping[str, Deployment]:
-        """Agents by name, as they shall run."""
-        return self._deployments
-
-    @property
     def registry(self) -> Registry:
         return self._registry
 

@@ -23,13 +23,14 @@ from squadron.bridge.otel.exporters import lines_of
 from squadron.bridge.serve.archivist_actor import ArchivistKeeper
 from squadron.bridge.serve.bindings import Bindings
 from squadron.bridge.serve.cluster import ServeReplicas
-from squadron.bridge.serve.login import Admission
+from squadron.bridge.serve.login import Enrolled
 from squadron.bridge.serve.showcase import Showcase
 from squadron.config import Settings
 from squadron.runtime.asking.options import AskKeywords, AskOptions
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import UntrustedError
 from squadron.runtime.logs import configure_logs
+from squadron.runtime.wire.deployment import Deployment
 from squadron.runtime.wire.envelope import AgentIdentity
 from squadron.runtime.wire.outcome import Outcome
 
@@ -95,7 +96,7 @@ class BridgeActor:
         await self._bindings.start()
         self._archiving = spawn(self._archivist.keep(), "archivist", lasting=True)
 
-    async def admit(self, agent: str, user: str, groups: Sequence[str]) -> Admission:
+    async def admit(self, agent: str, user: str, groups: Sequence[str]) -> Enrolled:
         """What a replica connects with: a credential of its agent, where users are made here.
 
         Args:
@@ -108,15 +109,16 @@ class BridgeActor:
         settings = self._settings
         # Read anew each time: keys are rotated.
         if (file := settings.agent_keys or self._home_keys()) is None:
-            return Admission(settings)
-        deployment = self._bridge.deployments.get(agent)
-        if deployment is None:
+            return Enrolled(settings)
+        entry = await self._wiring.records.last(self._wiring.ports.subjects.record("deployment", agent))
+        if entry is None or not entry.data:
             raise UntrustedError(f"no agent {agent!r} is deployed")
+        deployment = Deployment.model_validate_json(entry.data)
         keys = await asyncio.to_thread(AgentKeys.load, file)
         token = keys.mint(user, agent, ordered=deployment.ordered_by != "", groups=groups)
         self._log.info("replica.admitted", agent=agent, user=user, groups=list(groups))
         shown = replace(settings, nats_user_credentials=None, nats_nkey_seed_file=None, agent_keys=None)
-        return Admission(shown, token, keys.life_s)
+        return Enrolled(shown, token, keys.life_s)
 
     def _home_keys(self) -> Path | None:
         if not has_authority(self._settings):

@@ -18,7 +18,8 @@ from squadron.bridge.auth.minting import LIFE_S
 from squadron.bridge.daemons import write_private
 from squadron.bridge.jetstream.link.at_home import with_credentials
 from squadron.bridge.jetstream.link.connect import Connection
-from squadron.bridge.serve.names import NAMESPACE, bridge_name
+from squadron.bridge.jetstream.link.relogin import log_in_again
+from squadron.bridge.serve.ray_names import NAMESPACE, bridge_name
 from squadron.config import Settings
 from squadron.runtime.errors import DeployError, SquadronError
 from squadron.runtime.retries import summary_of
@@ -36,7 +37,7 @@ _log = structlog.get_logger("squadron.login")
 
 
 @dataclass(frozen=True, slots=True)
-class Admission:
+class Enrolled:
     """What the bridge gives a replica: the settings of the environment, and a JWT for the key that it showed.
 
     Without a `token` users are not made here, and the settings hold the login that all share.
@@ -99,21 +100,21 @@ class ReplicaLogin:
         assert self._folder is not None
         return Path(self._folder.name) / "replica.creds"
 
-    def _take(self, admission: Admission) -> None:
+    def _take(self, admission: Enrolled) -> None:
         write_private(self._file, credentials(admission.token, self._key).decode())
         self._life_s = admission.life_s
 
     async def _renew(self, connection: Connection) -> None:
         self._take(await self._admitted())
         # The server ends a connection with the credential that it was made with.
-        await connection.log_in_again()
+        await log_in_again(connection)
 
-    async def _admitted(self) -> Admission:
+    async def _admitted(self) -> Enrolled:
         give_up_at = time.monotonic() + FIND_BRIDGE_WITHIN_S
         while True:
             try:
                 bridge: Any = ray.get_actor(bridge_name(self._environment), namespace=NAMESPACE)
-                admission: Admission = await bridge.admit.remote(self._agent, self._key.public, self._groups)
+                admission: Enrolled = await bridge.admit.remote(self._agent, self._key.public, self._groups)
                 return admission
             except ray.exceptions.RayTaskError as error:
                 raise DeployError(f"{self._agent} gets no credential: {error.cause}") from None

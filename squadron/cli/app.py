@@ -10,7 +10,6 @@ import typer
 from squadron.cli import (
     asks,
     audit_views,
-    auth,
     dlq,
     doctor,
     environment,
@@ -25,6 +24,7 @@ from squadron.cli import (
     tail,
     talk,
     top,
+    users,
 )
 
 EPILOG = (
@@ -84,6 +84,6 @@ run_trace.register(app)
 lite_topics.register(app)
 tail.register(app)
 audit_views.register(app)
-auth.register(app)
+users.register(app)
 doctor.register(app)
 probing.register(app)

@@ -17,7 +17,7 @@ from squadron import Agent, Context, Squad, on_durable, topic
 from squadron.bridge.auth.authority import Authority
 from squadron.bridge.auth.minting import AGENT_KEYS
 from squadron.bridge.jetstream.link.at_home import with_credentials
-from squadron.bridge.serve.names import NAMESPACE, bridge_name
+from squadron.bridge.serve.ray_names import NAMESPACE, bridge_name
 from squadron.config import Settings
 from squadron.runtime.trust.keys import Key
 from squadron.runtime.wire.envelope import AgentMessage
@@ -101,7 +101,7 @@ async def test_v3_replicas_have_credentials_of_their_agent_which_are_renewed_wit
     assert " Violation" not in log
     assert "Authentication Expired" not in log
     # It connected anew, and it was the same replica all the time.
-    closed = re.findall(r":(registrar-[0-9a-f]{8})\" - Client connection closed", log)
+    closed = re.findall(r":(registrar-[0-9a-f]{8})\" - \"[^\"]*\" - Client connection closed", log)
     assert len(closed) > 2
     assert len(set(closed)) == 1
 

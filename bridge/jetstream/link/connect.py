@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import json
 import math
@@ -365,32 +364,6 @@ class Connection:
         task = spawn(work, f"nats {name}")
         self._background.add(task)
         task.add_done_callback(self._background.discard)
-
-    async def log_in_again(self) -> None:
-        """Connect anew, with the credentials as they are now; what was sent has arrived, what is sent waits.
-
-        Questions that are open end as with any connection that is lost.
-
-        Raises:
-            BusUnavailableError: the connection is not back yet; it goes on trying.
-        """
-        with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
-            async with asyncio.timeout(API_WITHIN_S):
-                await self.flush()
-        back = asyncio.Event()
-
-        async def is_back() -> None:
-            back.set()
-
-        self.on_reconnect(is_back)
-        try:
-            async with asyncio.timeout(API_WITHIN_S):
-                await self.client.reconnect()
-                await back.wait()
-        except TimeoutError:
-            raise self.error("the connection is not back with the new credentials") from None
-        finally:
-            self.off_reconnect(is_back)
 
     async def flush(self) -> None:
         """Wait until the server has taken all that was sent."""
