@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +27,6 @@ from tests.contract.own_server import OwnServer
 
 pytestmark = pytest.mark.slow
 
-ENVIRONMENT = "issued"
 #: So that it is renewed while a test looks on, in seconds.
 LIFE_S = 6.0
 
@@ -61,14 +61,16 @@ class Registry:
 
 @pytest.fixture
 async def registry(cluster: Squad, tmp_path: Path) -> AsyncIterator[Registry]:
-    authority = Authority.create(tmp_path / "home", ENVIRONMENT)
-    auth = tmp_path / "home" / "auth" / ENVIRONMENT
-    keys = replace(authority.agent_keys(ENVIRONMENT), life_s=LIFE_S)
+    # A bridge outlives its test, on a server that is gone.
+    environment = f"issued-{uuid.uuid4().hex[:6]}"
+    authority = Authority.create(tmp_path / "home", environment)
+    auth = tmp_path / "home" / "auth" / environment
+    keys = replace(authority.agent_keys(environment), life_s=LIFE_S)
     (tmp_path / AGENT_KEYS).write_text(keys.to_json())
     (tmp_path / "server").mkdir()
     server = OwnServer(tmp_path / "server", authority.server_conf() + "debug: true\n")
     server.start()
-    common = Settings.load({}, home=cluster.settings.home, env=ENVIRONMENT, nats_url=server.url, heartbeat_s=1.0)
+    common = Settings.load({}, home=cluster.settings.home, env=environment, nats_url=server.url, heartbeat_s=1.0)
     keeper = replace(common, nats_user_credentials=auth / "bridge.creds", agent_keys=tmp_path / AGENT_KEYS)
     try:
         operator = with_credentials(common, auth / "operator.creds", "operator")
@@ -108,7 +110,7 @@ async def test_v3_replicas_have_credentials_of_their_agent_which_are_renewed_wit
 
 async def test_v3_the_bridge_gives_nobody_its_own_credentials(registry: Registry) -> None:
     await registry.squad.deploy(Registrar)
-    bridge: Any = ray.get_actor(bridge_name(ENVIRONMENT), namespace=NAMESPACE)
+    bridge: Any = ray.get_actor(bridge_name(registry.squad.settings.env), namespace=NAMESPACE)
     assert not hasattr(bridge, "settings")
     admission = await bridge.admit.remote("registrar", Key.create("U").public, [])
     assert admission.settings.nats_user_credentials is None
