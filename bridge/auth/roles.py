@@ -149,7 +149,8 @@ class _Lists:
 
     def client(self, asks: Iterable[str], groups: Iterable[str]) -> Rights:
         """Asks, follows lite topics, publishes and hears events; a gateway does no more."""
-        publish = [*self._asking(asks), *self._member(groups)]
+        # Where no agent is yet, it has to know whether there is an environment at all.
+        publish = [*self._asking(asks), *self._member(groups), self.subjects.control("ping")]
         return Rights(_once(publish), _once(self._hearing()))
 
     def operator(self, asks: Iterable[str], groups: Iterable[str]) -> Rights:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -59,6 +59,8 @@ class Peer:
     registry: Registry
     caller: Caller
     place: Place
+    #: Dead letters as an operator sees them.
+    letters: Journal
 
     @property
     def subjects(self) -> Subjects:
@@ -99,7 +101,7 @@ class Peer:
 
 def peer_of(place: Place) -> Peer:
     """The ports of one process."""
-    return Peer(place.ports, place.records, place.registry, place.caller, place)
+    return Peer(place.ports, place.records, place.registry, place.caller, place, place.ports.dead)
 
 
 class Join(Protocol):
@@ -144,18 +146,19 @@ async def _jetstream_world(settings: Settings) -> World:
 
 async def _restricted_world(server: RestrictedServer) -> World:
     async def join(name: str, *, agent: str = "", bridge: bool = False) -> Peer:
-        # Who tests looks at letters, too.
-        other: Role = "operator" if name == "tester" else "client"
+        # Who tests looks at letters, or at all that passes, too.
+        other: Role = "operator" if name in ("tester", "other") else "client"
         role: Role = "bridge" if bridge else "agent" if agent else other
         principal = agent or role
         wiring = await server.open(role, principal, id=name)
         world._closers.append(wiring.aclose)
-        return peer_of(wiring)
+        return replace(peer_of(wiring), letters=first.ports.dead)
 
     # With the settings of the bridge a test looks, or does, from where everything is allowed.
     world = World("restricted", join, server.settings("bridge", "bridge"))
     # It makes the streams.
-    await join("bridge", bridge=True)
+    first = await server.open("bridge", "bridge")
+    world._closers.append(first.aclose)
     return world
 
 

@@ -40,7 +40,8 @@ class RestrictedServer:
         """Have such a user; whether it is new."""
         login = Login(name, rights(role, name, self._environment, **more), PASSWORD)
         known, self._logins[name] = self._logins.get(name), login
-        self.server.extra = accounts(self._logins.values())
+        # As the embedded server has it.
+        self.server.extra = f"max_payload: 8MB\n{accounts(self._logins.values())}"
         return known != login
 
     def start(self) -> None:

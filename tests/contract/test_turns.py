@@ -173,7 +173,7 @@ async def _empty(peer: Peer) -> None:
 
 async def _letters(peer: Peer) -> list[dict[str, Any]]:
     pattern = f"agents.{peer.subjects.environment}.dead.>"
-    return [AgentMessage.decode(entry.data).payload.content async for entry in peer.dead.read(pattern)]
+    return [AgentMessage.decode(entry.data).payload.content async for entry in peer.letters.read(pattern)]
 
 
 async def _put_raw(peer: Peer, topic: str, content: Any, **fields: Any) -> AgentMessage:
@@ -441,6 +441,8 @@ async def test_a_task_that_excludes_its_only_agent_is_undeliverable(client: Peer
     assert desk.ran == []
 
 
+#: It is the client that serves here, which no role may.
+@pytest.mark.parametrize("world", ["memory", "jetstream"], indirect=True)
 async def test_a_task_whose_replica_died_in_each_attempt_is_dead_lettered(client: Peer, desk: Desk) -> None:
     """Here the lease is simply handed back as often as a topic allows."""
     box = Mailbox("elsewhere", ("lost.cause",), 5.0)
