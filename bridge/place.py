@@ -64,6 +64,15 @@ class Place:
         await self.registry.start()
         await self.caller.start()
 
+    async def renewed(self) -> None:
+        """Let others look up credentials that were made anew: of the same key, and good for longer.
+
+        Raises:
+            BusUnavailableError: not acknowledged in time.
+        """
+        self._trusting = Trusting.of(self.settings, self.ports.clock.time)
+        await self._trusting.publish_key(self.records, self.ports.subjects, self.ports.clock.time())
+
     def _tell_refusal(self, refusal: Refusal) -> None:
         about = {"kind": refusal.kind, "subject": refusal.subject, "reason": refusal.reason}
         self.ports.observers.tell(Distrusted(**about, taken=refusal.taken))

@@ -5,6 +5,9 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
 
 from squadron.config import Settings
 from squadron.runtime.errors import ConfigError, UntrustedError
@@ -18,6 +21,8 @@ from squadron.runtime.wire.subjects import Subjects
 
 #: How long a JWT can be looked up past its end, in seconds: as long as a dead letter that it signed, and a day.
 KEY_KEPT_S = 91 * 24 * 3600.0
+
+_log = structlog.get_logger("squadron.trust")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +72,8 @@ class Trusting:
             return None if entry is None else entry.data
 
         me = "" if self.me is None else self.me.name
-        return Guard(SignatureCheck(self.document, fetch, now), settings.verify, me)
+        changed = _Watched(settings.trust, self.document).changed if settings.trust else lambda: None
+        return Guard(SignatureCheck(self.document, fetch, now, changed), settings.verify, me)
 
     async def publish_key(self, records: Journal, subjects: Subjects, now: float) -> None:
         """Let others look up who signs here: its chain is checked by whoever reads it.
@@ -82,3 +88,33 @@ class Trusting:
         if stored is None or stored.data != token:
             until = self.signer.says.expires_at
             await records.append(key, token, ttl_s=until - now + KEY_KEPT_S if until else None)
+
+
+class _Watched:
+    """A trust document in a file that may change."""
+
+    def __init__(self, path: Path, document: TrustDocument) -> None:
+        self._path, self._last, self._seen = path, document, _stamp(path)
+
+    def changed(self) -> TrustDocument | None:
+        """What the file says now, if that is something else; one that says nothing of use changes nothing."""
+        if (stamp := _stamp(self._path)) == self._seen:
+            return None
+        self._seen = stamp
+        try:
+            document = TrustDocument.load(self._path)
+        except ConfigError as error:
+            _log.warning("trust.not_read", path=str(self._path), error=str(error))
+            return None
+        if document == self._last:
+            return None
+        self._last = document
+        return document
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        stat = path.stat()
+    except OSError:
+        return 0, 0
+    return stat.st_mtime_ns, stat.st_ino

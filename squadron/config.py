@@ -73,6 +73,14 @@ class Settings:
     nats_user_credentials: Annotated[Path | None, _From("NATS_CREDS", kinds.FILE)] = None
     """A `.creds` file (JWT and seed)."""
 
+    user: Annotated[str, _From("SQUADRON_USER", kinds.NAME)] = "operator"
+    """Which user of the home's authority this process is, where `squadron auth init` has made one and
+    `nats_user_credentials` is not set."""
+
+    agent_keys: Annotated[Path | None, _From("SQUADRON_AGENT_KEYS", kinds.FILE)] = None
+    """What the bridge makes credentials for replicas with (`squadron auth export agent-keys`), on a server of your
+    own; without it they get the bridge's."""
+
     nats_nkey_seed_file: Annotated[Path | None, _From("NATS_NKEY", kinds.FILE)] = None
     """A file with an nkey seed, instead of `.creds`."""
 

@@ -92,4 +92,8 @@ PREFIX = Kind(
     fits=lambda it: re.fullmatch(r"[A-Za-z0-9_$-]+(\.[A-Za-z0-9_$-]+)*", it) is not None,
     fix="give tokens of letters, digits, '_', '-' or '$' with dots between them",
 )
+NAME = Kind(
+    fits=lambda it: re.fullmatch(r"[A-Za-z0-9_-]{1,64}", it) is not None,
+    fix="give a name of letters, digits, '_' or '-'",
+)
 COUNT = Kind(int, lambda it: it >= 1, "give a whole number, 1 or more, like 100000")

@@ -58,6 +58,7 @@ class Servers:
 
         if self.settings.nats_url is not None:
             return
+        await _in_thread(self._let_in)
         given_up = threading.Event()
         start = functools.partial(
             embedded.ensure,
@@ -67,6 +68,18 @@ class Servers:
             trusted=self.settings.nats_server_sha256,
         )
         await _in_thread(start, give_up=given_up.set)
+
+    def _let_in(self) -> None:
+        """Have keys for an environment that the home's authority, if it has one, does not know yet."""
+        from squadron.bridge.auth.authority import Authority
+        from squadron.bridge.jetstream.link import embedded
+        from squadron.bridge.jetstream.link.at_home import has_authority
+
+        home, environment = self.settings.home, self.settings.env
+        if has_authority(self.settings) and environment not in Authority.load(home).environments:
+            with Authority.open(home) as authority:
+                authority.admit(environment)
+            embedded.reload(home)
 
     async def start_cluster(self) -> None:
         """Start Ray, unless there is one, and the bridge on it; a program that has imported Ray joins it.

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, get_args
 
+from squadron.bridge.jetstream.link.at_home import API_PREFIX as API_PREFIX
 from squadron.bridge.jetstream.stream_names import StreamNames
 from squadron.runtime.errors import ConfigError
 from squadron.runtime.wire.subjects import ROOT, Subjects, check_pattern, check_token, life_of, live_of
@@ -18,14 +19,11 @@ from squadron.runtime.wire.subjects import ROOT, Subjects, check_pattern, check_
 Role = Literal["bridge", "agent", "client", "operator", "observer", "gateway", "foreign"]
 ROLES: tuple[Role, ...] = get_args(Role)
 
-#: Where everybody but the bridge calls JetStream. Not without the `$`: honest agents answer where they are told
-#: to, but nowhere that begins with it.
-API_PREFIX = "$SQ.API"
 #: What stands for the name in the lists of a template (scoped signing keys, ADR-27 of NATS), and for the groups
 #: of durable events that a user is a member of: its tags `group:NAME`.
-NAME, GROUPS = "{{name()}}", "{{tag(group)}}"
-#: A name that lists are made for, to have `NAME` put in its place.
-_STAND_IN = "NAME-is-put-in-here"
+NAME, KEY, GROUPS = "{{name()}}", "{{subject()}}", "{{tag(group)}}"
+#: A name and a key that lists are made for, to have `NAME` and `KEY` put in their place.
+_STAND_IN, _KEY_STAND_IN = "NAME-is-put-in-here", "KEY-is-put-in-here"
 #: Tokens of the lanes that have one, and names of the consumers that they have.
 _LANES = tuple(f"p{priority}" for priority in range(10))
 #: How many answers to one message may be given, and for how long: a bidder tells of its bid and of its withdrawal.
@@ -67,6 +65,7 @@ def rights(
     asks: Sequence[str] = ("*.*",),
     groups: Sequence[str] = (),
     ordered: bool = False,
+    key: str = "",
 ) -> Rights | None:
     """What a user of this role and name may; None for the bridge, which may all in its account.
 
@@ -75,6 +74,7 @@ def rights(
         asks: the topics that it may ask, or patterns of such.
         groups: of durable events that it is a member of, as `NAME` or, for an agent, `AGENT.METHOD`.
         ordered: whether it is an agent with `ordered_by`.
+        key: its public key, if it signs: others look up there whose it is. By default any.
 
     Raises:
         ConfigError: there is no such role.
@@ -82,7 +82,7 @@ def rights(
     """
     if role == "bridge":
         return None
-    lists = _Lists(Subjects(environment), StreamNames(environment), check_token(name, "name"))
+    lists = _Lists(Subjects(environment), StreamNames(environment), check_token(name, "name"), key)
     asked = [check_pattern(each) for each in asks]
     match role:
         case "agent":
@@ -104,12 +104,12 @@ def template(role: Role, environment: str, *, ordered: bool = False) -> dict[str
     Raises:
         ConfigError: there is no such role, or it is the bridge, which needs none.
     """
-    made = rights(role, _STAND_IN, environment, groups=(GROUPS,), ordered=ordered)
+    made = rights(role, _STAND_IN, environment, groups=(GROUPS,), ordered=ordered, key=_KEY_STAND_IN)
     if made is None:
         raise ConfigError("the bridge has no template", hint="its user is of the account of the streams")
 
     def named(subjects: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(each.replace(_STAND_IN, NAME) for each in subjects)
+        return tuple(each.replace(_STAND_IN, NAME).replace(_KEY_STAND_IN, KEY) for each in subjects)
 
     return Rights(named(made.publish), named(made.subscribe), made.answers).template()
 
@@ -119,6 +119,7 @@ class _Lists:
     subjects: Subjects
     names: StreamNames
     name: str
+    key: str
 
     def agent(self, asks: Iterable[str], groups: Iterable[str], ordered: bool) -> Rights:
         """A replica: takes from its agent's mailbox, answers, and asks."""
@@ -176,6 +177,7 @@ class _Lists:
         """A console: what agents there are and how they fare, and no contents."""
         s, n = self.subjects, self.names
         publish = [
+            self._own_key,
             *self._reading(n.registry),
             *_api(f"STREAM.INFO.{each}" for each in (n.tasks, n.registry)),
             *(s.control(verb) for verb in ("ping", "status", "metrics")),
@@ -188,6 +190,10 @@ class _Lists:
         publish = [*self._putting(asks), own, *_api([f"DIRECT.GET.{self.names.lite}.{own}"])]
         cancels = s.lite_of("cancel")
         return Rights(_once([*publish, cancels]), _once([self._inbox, own, live_of(own)]))
+
+    @property
+    def _own_key(self) -> str:
+        return self.subjects.record("key", self.key) if self.key else _any_of(self.subjects.record, "key")
 
     @property
     def _inbox(self) -> str:
@@ -209,6 +215,7 @@ class _Lists:
             s.run(),
             s.event("*.*"),
             s.durable("*.*"),
+            self._own_key,
             f"$O.{n.bucket}.>",
             _any(s.hand),
             _any(s.negotiate),

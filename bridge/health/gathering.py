@@ -32,6 +32,7 @@ from squadron.bridge.health.facts import (
 )
 from squadron.bridge.health.release import release
 from squadron.bridge.jetstream.link import embedded
+from squadron.bridge.jetstream.link.at_home import as_user
 from squadron.bridge.jetstream.link.dial import connect
 from squadron.bridge.jetstream.queue import subjects_held
 from squadron.bridge.jetstream.stream_configs import STREAM_NOT_FOUND, StreamNames, ask_for, find
@@ -75,6 +76,7 @@ async def gather(settings: Settings, *, within_s: float = STEP_WITHIN_S, watch_s
     }
     identity = AgentIdentity(id=f"doctor-{uuid.uuid4().hex[:12]}", type="client")
     try:
+        settings = as_user(settings)
         connection = await connect(settings, name=identity.id)
     except SquadronError as error:
         return Facts(**known, bus=BusFacts(fault=Fault(str(error.args[0]), error.hint)))

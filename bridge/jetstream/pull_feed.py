@@ -58,6 +58,19 @@ class _Lane:
         self._waiting = await connection.listen(connection.client.new_inbox(), self._hear)
         self._taking = await connection.listen(connection.client.new_inbox(), self._hear_taken)
 
+    async def reopen(self) -> None:
+        """Begin anew on a connection that came back: pulls have died with the one before.
+
+        At inboxes of their own: a server that sees the old connection's end only now ends whatever waits at those
+        of before, where that is in another account than the consumer.
+        """
+        before = (self._waiting, self._taking)
+        await self.open()
+        self.asked = 0
+        for inbox in before:
+            if inbox is not None:
+                await inbox.unsubscribe()
+
     async def close(self) -> None:
         """Let nothing more come; what is on its way still arrives before this returns."""
         for inbox in (self._waiting, self._taking):
@@ -245,9 +258,8 @@ class PullFeed:
         asyncio.get_running_loop().call_later(after_s, self._work.set)
 
     async def _reconnected(self) -> None:
-        # Pull requests die with the connection.
-        for lane in self._lanes.values():
-            lane.asked = 0
+        for lane in list(self._lanes.values()):
+            await lane.reopen()
         # So does what was said of a new lane meanwhile.
         self._look = not self._mailbox.serial
         self._work.set()

@@ -14,7 +14,7 @@ from squadron.bridge.jetstream.audit_streams import AuditPolicy, read_policy, se
 from squadron.bridge.jetstream.link.connect import Connection
 from squadron.bridge.jetstream.stream_configs import StreamNames
 from squadron.bridge.otel.exporters import lines_of
-from squadron.bridge.serve.replica import NAMESPACE, archivist_name
+from squadron.bridge.serve.ray_names import NAMESPACE, archivist_name
 from squadron.config import Settings
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import BusUnavailableError

@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 
-from squadron.bridge.serve.replica import NAMESPACE, bridge_name
+from squadron.bridge.serve.ray_names import NAMESPACE, bridge_name
 from squadron.runtime.background import spawn
 
 #: How often the bridge is asked, in seconds, for all agents of an environment at once.

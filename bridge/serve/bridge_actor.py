@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, Unpack
 
 import ray
+import structlog
 
+from squadron.bridge.auth.minting import AGENT_KEYS, AgentKeys
 from squadron.bridge.control.control import Bridge
 from squadron.bridge.health.release import release
+from squadron.bridge.jetstream.link.at_home import as_user, authority_of, has_authority
 from squadron.bridge.jetstream.queue import subjects_held
 from squadron.bridge.jetstream.stream_configs import StreamNames, Streams
 from squadron.bridge.jetstream.wiring import Wiring
@@ -17,11 +23,14 @@ from squadron.bridge.otel.exporters import lines_of
 from squadron.bridge.serve.archivist_actor import ArchivistKeeper
 from squadron.bridge.serve.bindings import Bindings
 from squadron.bridge.serve.cluster import ServeReplicas
+from squadron.bridge.serve.login import Enrolled
 from squadron.bridge.serve.showcase import Showcase
 from squadron.config import Settings
 from squadron.runtime.asking.options import AskKeywords, AskOptions
 from squadron.runtime.background import spawn
+from squadron.runtime.errors import UntrustedError
 from squadron.runtime.logs import configure_logs
+from squadron.runtime.wire.deployment import Deployment
 from squadron.runtime.wire.envelope import AgentIdentity
 from squadron.runtime.wire.outcome import Outcome
 
@@ -36,7 +45,8 @@ class BridgeActor:
     async def __init__(  # type: ignore[misc]  # Ray awaits it
         self, settings: Settings, dashboard_url: str
     ) -> None:
-        self._settings = settings
+        self._settings = settings = as_user(settings, "bridge")
+        self._log = structlog.get_logger("squadron.bridge")
         identity = AgentIdentity(id=f"bridge-{os.getpid()}", type="bridge")
         configure_logs(settings.log_level, *lines_of(identity, settings.env))
         self._wiring = await Wiring.open(settings, identity, create=True)
@@ -86,9 +96,34 @@ class BridgeActor:
         await self._bindings.start()
         self._archiving = spawn(self._archivist.keep(), "archivist", lasting=True)
 
-    async def settings(self) -> Settings:
-        """What the environment was brought up with."""
-        return self._settings
+    async def admit(self, agent: str, user: str, groups: Sequence[str]) -> Enrolled:
+        """What a replica connects with: a credential of its agent, where users are made here.
+
+        Args:
+            user: public key that the replica has made.
+            groups: of durable events that it is a member of.
+
+        Raises:
+            UntrustedError: no such agent is deployed, or a group is not the agent's.
+        """
+        settings = self._settings
+        # Read anew each time: keys are rotated.
+        if (file := settings.agent_keys or self._home_keys()) is None:
+            return Enrolled(settings)
+        entry = await self._wiring.records.last(self._wiring.ports.subjects.record("deployment", agent))
+        if entry is None or not entry.data:
+            raise UntrustedError(f"no agent {agent!r} is deployed")
+        deployment = Deployment.model_validate_json(entry.data)
+        keys = await asyncio.to_thread(AgentKeys.load, file)
+        token = keys.mint(user, agent, ordered=deployment.ordered_by != "", groups=groups)
+        self._log.info("replica.admitted", agent=agent, user=user, groups=list(groups))
+        shown = replace(settings, nats_user_credentials=None, nats_nkey_seed_file=None, agent_keys=None)
+        return Enrolled(shown, token, keys.life_s)
+
+    def _home_keys(self) -> Path | None:
+        if not has_authority(self._settings):
+            return None
+        return authority_of(self._settings.home) / self._settings.env / AGENT_KEYS
 
     async def ping(self) -> dict[str, Any]:
         """Who answers."""

@@ -153,7 +153,7 @@ def start_bridge(settings: Settings) -> None:
     from ray import serve
 
     from squadron.bridge.serve.bridge_actor import BridgeActor
-    from squadron.bridge.serve.replica import NAMESPACE, bridge_name
+    from squadron.bridge.serve.ray_names import NAMESPACE, bridge_name
 
     # It writes an INFO line to a user's terminal.
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
@@ -343,7 +343,7 @@ def kill_bridge(environment: str) -> None:
         return
     import ray
 
-    from squadron.bridge.serve.replica import NAMESPACE, archivist_name, bridge_name
+    from squadron.bridge.serve.ray_names import NAMESPACE, archivist_name, bridge_name
 
     # The bridge first: it would bring the other back.
     for name in (bridge_name(environment), archivist_name(environment)):

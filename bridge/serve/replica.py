@@ -6,12 +6,10 @@ import asyncio
 import gc
 import os
 import platform
-import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import ray
 from ray import serve
 from ray.serve import Application
 
@@ -22,47 +20,14 @@ from squadron.bridge.host import Host
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.bridge.otel.exporters import lines_of
 from squadron.bridge.packing.code import Code, unpack
-from squadron.config import Settings
-from squadron.runtime.background import Health
+from squadron.bridge.serve.login import ReplicaLogin
+from squadron.runtime.background import Health, spawn
 from squadron.runtime.errors import DeployError
 from squadron.runtime.logs import configure_logs
 from squadron.runtime.retries import traceback_of
 from squadron.runtime.telemetry.turn_log import TurnLog
 from squadron.runtime.wire.envelope import AgentIdentity
-
-#: Ray namespace of everything of ours.
-NAMESPACE = "squadron"
-#: How long a replica looks for the bridge, in seconds: a killed bridge is back in about two.
-FIND_BRIDGE_WITHIN_S = 30.0
-
-
-def bridge_name(environment: str) -> str:
-    """Name of the environment's bridge actor in Ray."""
-    return f"squadron-bridge-{environment}"
-
-
-def archivist_name(environment: str) -> str:
-    """Name of the environment's archivist actor in Ray."""
-    return f"squadron-archivist-{environment}"
-
-
-async def fetch_settings(environment: str) -> Settings:
-    """The settings the environment was brought up with; only the bridge holds them, credentials included.
-
-    Raises:
-        DeployError: the bridge can't be found.
-    """
-    give_up_at = time.monotonic() + FIND_BRIDGE_WITHIN_S
-    while True:
-        try:
-            bridge = ray.get_actor(bridge_name(environment), namespace=NAMESPACE)
-            settings: Settings = await bridge.settings.remote()
-            return settings
-        except (ValueError, ray.exceptions.RayActorError) as error:
-            if time.monotonic() > give_up_at:
-                raise DeployError(f"no bridge for environment {environment!r}: {error}") from None
-            await asyncio.sleep(0.2)
-
+from squadron.runtime.wire.subjects import token_of
 
 #: Objects made before garbage is looked for; Python's own 700 cost an eighth of a plain task's time, and cycles of
 #: so many hold some MB at most.
@@ -90,7 +55,8 @@ class AgentReplica:
         # Tasks leave next to no cycles behind, but 64 under way are looked at again after every 700 objects.
         gc.set_threshold(GARBAGE)
         self._health = Health.begin()
-        settings: Settings = await fetch_settings(environment)
+        self._login = ReplicaLogin(environment, agent)
+        settings = await self._login.open()
         # Sync handlers run in threads: one for each slot.
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(slots, "handler"))
         self._name, self._code, self._grace_s = agent, code, grace_s
@@ -99,6 +65,7 @@ class AgentReplica:
         self._wiring = await Wiring.open(settings, identity)
         self._wiring.ports.observers.add(TurnLog())
         spec = AgentSpec.of(await self._load())
+        await self._login.join([f"{agent}.{token_of(name)}" for name, _ in spec.durable_events], self._wiring)
         self._host = Host(
             self._wiring,
             spec.agent_class(),
@@ -113,6 +80,7 @@ class AgentReplica:
             },
         )
         await self._host.start()
+        self._login_kept = spawn(self._login.keep(self._wiring), "login", lasting=True)
         self._stopped = False
 
     async def _load(self) -> type[Agent]:
@@ -145,7 +113,9 @@ class AgentReplica:
             return
         self._stopped = True
         await self._host.stop(self._grace_s)
+        self._login_kept.cancel()
         await self._wiring.aclose()
+        self._login.close()
 
 
 def build(args: dict[str, Any]) -> Application:

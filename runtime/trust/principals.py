@@ -69,6 +69,7 @@ class TrustDocument:
 
     Attributes:
         account: whose users are trusted.
+        streams: the account of the bridge, where the streams are in one of their own.
         roles: public key of an account's signing key → the role of whoever it vouches for.
         users: credentials without a JWT, by public key.
         revoked: public key of a user, or "*" → since when, in seconds since the epoch.
@@ -78,6 +79,7 @@ class TrustDocument:
     roles: Mapping[str, Role]
     users: Mapping[str, Principal] = field(default_factory=dict)
     revoked: Mapping[str, float] = field(default_factory=dict)
+    streams: str = ""
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -101,7 +103,10 @@ class TrustDocument:
         try:
             raw = json.loads(data)
             account, given = raw["account"], raw["roles"]
+            streams = raw.get("streams", "")
             _check_key(account, "A", "account")
+            if streams:
+                _check_key(streams, "A", "streams")
             roles: dict[str, Role] = {}
             for role, keys in given.items():
                 for key in keys:
@@ -115,7 +120,11 @@ class TrustDocument:
                 f"that is no trust document: {type(error).__name__}: {error}",
                 hint='it is JSON: {"account": "A…", "roles": {"agent": ["A…"], …}, "revoked": {}}',
             ) from None
-        return cls(account, roles, users, revoked)
+        return cls(account, roles, users, revoked, streams)
+
+    def account_of(self, role: Role) -> str:
+        """The account that users of a role are in."""
+        return self.streams if role == "bridge" and self.streams else self.account
 
     def principal(self, token: str) -> Principal:
         """Who a user's JWT speaks of, if a key vouches for it that is pinned here.
@@ -127,7 +136,7 @@ class TrustDocument:
         if said.kind != "user" or kind_of(said.subject) != "U":
             raise UntrustedError(f"the JWT of {said.name[:64]!r} is not a user's")
         role = self.roles.get(said.issuer)
-        if role is None or said.account != self.account:
+        if role is None or said.account != self.account_of(role):
             raise UntrustedError(f"nobody who is trusted vouches for {said.name[:64]!r}")
         return Principal(_name(said.name), role, said.subject, said.issued_at, said.expires_at)
 

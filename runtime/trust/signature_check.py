@@ -25,6 +25,8 @@ STORED_WITHIN_S = 300.0
 MOST_CARRIERS = 3
 #: Credentials that are remembered, and how long it is remembered that one is not known, in seconds.
 MOST_USERS, UNKNOWN_FOR_S = 4096, 2.0
+#: How often it is looked whether the trust document has changed, in seconds: who is revoked is so within it.
+LOOK_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,7 @@ class SignatureCheck:
     Args:
         fetch: the JWT of a user, by its public key; None if there is none.
         now: the clock, in seconds since the epoch.
+        changed: the document that is to be taken from now on; None if it is the same. Must be quick.
     """
 
     def __init__(
@@ -79,15 +82,28 @@ class SignatureCheck:
         document: TrustDocument,
         fetch: Callable[[str], Awaitable[bytes | None]],
         now: Callable[[], float] = time.time,
+        changed: Callable[[], TrustDocument | None] = lambda: None,
     ) -> None:
-        self.document, self._fetch, self._now = document, fetch, now
+        self.document, self._fetch, self._now, self._changed = document, fetch, now, changed
+        self._look_at = 0.0
         self._known: OrderedDict[str, Principal] = OrderedDict()
         #: Until when it is not asked for again.
         self._unknown: OrderedDict[str, float] = OrderedDict()
         # As long as a signature is good, be it early or late.
         self._heard, self._stored = Nonces(2 * LIVE_WITHIN_S, now), Nonces(2 * STORED_WITHIN_S, now)
 
+    def _look(self) -> None:
+        """Take a document that has changed: keys are rotated, and credentials revoked, while this runs."""
+        if self._now() < self._look_at:
+            return
+        self._look_at = self._now() + LOOK_S
+        if (document := self._changed()) is not None:
+            self.document = document
+            self._known.clear()
+            self._unknown.clear()
+
     def _principal(self, user: str, at: float) -> Principal:
+        self._look()
         known = self.document.users.get(user) or self._known.get(user)
         if known is None or (0 < known.expires_at <= at and not self.asked(user)):
             # It may have a newer JWT.
@@ -196,7 +212,7 @@ class SignatureCheck:
         if not is_signed_by(sender.user, sender.signed(digest), sender.signature):
             raise UntrustedError("it is not as it was signed")
         by = self._principal(sender.user, self._now() if at is None else at)
-        if sender.account != self.document.account:
+        if sender.account != self.document.account_of(by.role):
             raise UntrustedError("it is signed for another account")
         origin = None
         if carried is not None and left >= 0:

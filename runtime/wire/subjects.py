@@ -19,9 +19,12 @@ from squadron.runtime.errors import InvalidSubjectError
 
 ROOT = "agents"
 #: So the reply inboxes of NATS clients begin, whatever follows: `_INBOX.…`, and those with a prefix of their own.
-INBOX = "_INBOX"
-#: Where answers go that are for another account (service imports of nats-server).
-CARRIED = "_R_."
+INBOXES = (
+    "_INBOX",
+    # Where the server leads an answer back to another account, or cluster; it lets nobody ask for one there.
+    "_R_.",
+    "_GR_.",
+)
 #: Priority of a message that names none; it travels on the subject without a lane token.
 NORMAL_PRIORITY = 5
 #: Longest token; keeps a five-token subject far below NATS' advice of 256 bytes.
@@ -328,7 +331,7 @@ class Subjects:
 
     def is_outside(self, subject: str) -> bool:
         """Whether answers may be published on a subject that is not ours: a reply inbox, or one of `outside`."""
-        return subject.startswith((INBOX, CARRIED)) or any(subject_matches(each, subject) for each in self.outside)
+        return subject.startswith(INBOXES) or any(subject_matches(each, subject) for each in self.outside)
 
     def lite_of(self, owner: str = "") -> str:
         """Pattern of all lite topics, or of those of `owner`."""

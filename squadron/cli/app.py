@@ -24,6 +24,7 @@ from squadron.cli import (
     tail,
     talk,
     top,
+    users,
 )
 
 EPILOG = (
@@ -83,5 +84,6 @@ run_trace.register(app)
 lite_topics.register(app)
 tail.register(app)
 audit_views.register(app)
+users.register(app)
 doctor.register(app)
 probing.register(app)

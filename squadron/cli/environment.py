@@ -54,10 +54,14 @@ async def _up(ctx: typer.Context, as_json: bool) -> int:
 
 
 async def _addresses(squad: Squad) -> dict[str, Any]:
+    from squadron.bridge.jetstream.link.at_home import credentials_of, has_authority
+
     settings, answer = squad.settings, await squad.status()
     facts: dict[str, Any] = {"environment": answer["environment"], "home": str(settings.home)}
     facts |= {name: answer.get(name, "") for name in ("nats", "ray", "dashboard", "metrics")}
-    if settings.nats_url is None:
+    if has_authority(settings):
+        facts["nats_credentials"] = str(credentials_of(settings.home, settings.env, settings.user))
+    elif settings.nats_url is None:
         facts["nats_token_file"] = str(settings.home / "nats" / "endpoint.json")
     if settings.ray_address is None:
         facts["dashboard_token_file"] = str(settings.home / "ray" / "token")
@@ -76,6 +80,8 @@ def _show_addresses(facts: dict[str, Any]) -> None:
     table.add_row("NATS", facts["nats"])
     if "nats_token_file" in facts:
         table.add_row("", f"token in {facts['nats_token_file']}")
+    if "nats_credentials" in facts:
+        table.add_row("", f"credentials in {facts['nats_credentials']}")
     table.add_row("Ray", facts["ray"])
     if facts["dashboard"]:
         table.add_row("Dashboard", f"{facts['dashboard']}/#/serve")

@@ -31,13 +31,14 @@ def health(
 
 async def _health(ctx: typer.Context, within_s: float, as_json: bool) -> int:
     from squadron.bridge.health.probes import Probe, Probes
+    from squadron.bridge.jetstream.link.at_home import as_user
     from squadron.bridge.jetstream.link.dial import connect
     from squadron.runtime.wire.subjects import Subjects
 
     settings, probes = frame.settings_of(ctx), dict[str, Probe]()
     began = asyncio.get_running_loop().time()
     try:
-        connection = await connect(settings, name="health")
+        connection = await connect(as_user(settings), name="health")
     except SquadronError as error:
         probes["nats"] = Probe(False, asyncio.get_running_loop().time() - began, str(error.args[0]))
     else:

@@ -9,6 +9,7 @@ from typing import Any
 
 from squadron.bridge.audit.history import AuditTrail
 from squadron.bridge.audit.switch import switch_audit
+from squadron.bridge.jetstream.link.at_home import as_user
 from squadron.bridge.jetstream.stream_configs import StreamNames
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.client.bridge_calls import Control
@@ -66,13 +67,12 @@ class Squad(Fleet):
             servers = Servers(chosen)
             try:
                 await servers.start_nats()
-                wiring = await Wiring.open(chosen, _identity(), create=True)
+                wiring = await _open_nats(chosen)
             except BaseException:
                 await servers.stop()
                 raise
             squad = cls(wiring, chosen, servers)
             try:
-                await switch_audit(wiring)
                 bridge = await squad._control.bridge()
                 if bridge is None or is_orphaned(bridge["ray"]):
                     await servers.start_cluster()
@@ -99,7 +99,7 @@ class Squad(Fleet):
 
         async def open_squad() -> Squad:
             chosen = settings or Settings.load(**overrides)
-            wiring = await Wiring.open(chosen, _identity())
+            wiring = await Wiring.open(as_user(chosen), _identity())
             squad = cls(wiring, chosen)
             try:
                 # A bridge that was just killed is back in two seconds; agents serve on without it.
@@ -162,3 +162,19 @@ async def _undeploy(control: Control, agent: str) -> None:
 def _identity() -> AgentIdentity:
     # Not the host's name: it would be in every message, for whoever gets one.
     return AgentIdentity(id=f"client-{uuid.uuid4().hex[:12]}", type="client")
+
+
+async def _open_nats(settings: Settings) -> Wiring:
+    """Have the streams, audited as the settings say, and a place beside them with the rights of this process."""
+    keeper = as_user(settings, "bridge")
+    wiring = await Wiring.open(keeper, _identity(), create=True)
+    try:
+        await switch_audit(wiring)
+    except BaseException:
+        await wiring.aclose()
+        raise
+    own = as_user(settings)
+    if own == keeper:
+        return wiring
+    await wiring.aclose()
+    return await Wiring.open(own, _identity())

@@ -42,6 +42,7 @@ COMMANDS = (
     "asks",
     "answer",
     "dlq",
+    "auth",
     "runs",
     "doctor",
     "health",

@@ -171,3 +171,11 @@ def test_a_ticket_is_read_back():
 def test_what_no_work_queue_holds_is_refused(subject):
     with pytest.raises(InvalidSubjectError):
         check_queued(subject)
+
+
+def test_answers_go_to_inboxes_and_to_where_a_server_leads_them_to_another_account() -> None:
+    subjects = Subjects("dev")
+    for inbox in ("_INBOX.a.b", "_INBOX_ann.a", "_R_.oJPXYM.0I0NE8", "_GR_.a.b"):
+        assert subjects.is_outside(inbox)
+    for other in ("_R_", "shop.orders", "_RATES.a"):
+        assert not subjects.is_outside(other)

@@ -10,9 +10,11 @@ import contextlib
 import hashlib
 import json
 import secrets
+import signal
 import socket
 import subprocess
 import time
+import urllib.request
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ from pathlib import Path
 import psutil
 
 from squadron.bridge.daemons import is_alive, locked, never, private_dir, stop_processes, tail, write_private
+from squadron.bridge.jetstream.link.at_home import authority_of
 from squadron.bridge.jetstream.link.server_binary import NAME, check_binary, find_binary
 from squadron.runtime.errors import BusUnavailableError
 
@@ -32,6 +35,9 @@ _LOCK_WITHIN_S = 3 * READY_WITHIN_S
 
 #: SIGTERM to exit takes 1 ms idle; a server that needs longer than this to flush is killed.
 _STOP_WITHIN_S = 5.0
+
+#: A server needs 10 ms to read its configuration anew (measured).
+_RELOAD_WITHIN_S = 5.0
 
 #: Local work is polled at this step.
 _POLL_S = 0.01
@@ -49,7 +55,7 @@ server_name: {name}
 listen: "127.0.0.1:{port}"
 http: "127.0.0.1:-1"
 ports_file_dir: {ports_dir}
-authorization {{ token: {token} }}
+{login}
 max_payload: 8MB
 feature_flags {{ js_ack_fc_v2: false }}
 jetstream {{
@@ -68,7 +74,8 @@ class Endpoint:
     """`nats://127.0.0.1:<port>`, without the token."""
 
     token: str
-    """What a client must present; the same over restarts on one store."""
+    """What a client must present; the same over restarts on one store. Empty if each user has credentials
+    (`squadron auth`)."""
 
     pid: int
     """Process id of the server."""
@@ -138,6 +145,42 @@ def stop(home: Path) -> bool:
         return _stop_all(base)
 
 
+def reload(home: Path) -> bool:
+    """Have this home's server read anew who its users are; whether one runs.
+
+    Who is no user any more is disconnected; all others stay.
+
+    Raises:
+        BusUnavailableError: it did not take what it read.
+    """
+    base = _base(home)
+    if not base.is_dir():
+        return False
+    with locked(base / "lock", within_s=_LOCK_WITHIN_S):
+        if (endpoint := find(home)) is None:
+            return False
+        _write_config(base, endpoint.token, _port(endpoint.url))
+        before, deadline = _read_at(endpoint), time.monotonic() + _RELOAD_WITHIN_S
+        psutil.Process(endpoint.pid).send_signal(signal.SIGHUP)
+        while _read_at(endpoint) == before:
+            if time.monotonic() > deadline:
+                log = base / "server.log"
+                raise BusUnavailableError(
+                    f"nats-server did not take its new users\n{tail(log)}", hint=f"see {log}"
+                )
+            time.sleep(_POLL_S)
+    return True
+
+
+def _read_at(endpoint: Endpoint) -> str:
+    """When the server has read its configuration, in its own words."""
+    try:
+        with urllib.request.urlopen(f"{endpoint.monitor_url}/varz", timeout=1.0) as page:
+            return str(json.load(page)["config_load_time"])
+    except (OSError, ValueError, LookupError):
+        return ""
+
+
 def _base(home: Path) -> Path:
     return home.absolute() / "nats"
 
@@ -145,13 +188,14 @@ def _base(home: Path) -> Path:
 def _start(binary: Path, base: Path, ready_within_s: float, given_up: Callable[[], bool]) -> Endpoint:
     _stop_all(base)  # two servers must never share a store: it has no lock of its own
     before = _stored(base)
-    token = before.token if before else secrets.token_urlsafe(32)
+    token = (before and before.token) or secrets.token_urlsafe(32)
     ports = [_port(before.url), -1] if before else [-1]
     for port in ports:
         for stale in base.glob("*.ports"):
             stale.unlink()
         _write_config(base, token, port)
-        if endpoint := _opened(base, _spawn(binary, base), token, ready_within_s, given_up):
+        shown = "" if _users_of(base) else token
+        if endpoint := _opened(base, _spawn(binary, base), shown, ready_within_s, given_up):
             write_private(base / "endpoint.json", json.dumps(asdict(endpoint), indent=1))
             return endpoint
         _stop_all(base)
@@ -170,10 +214,18 @@ def _write_config(base: Path, token: str, port: int) -> None:
         port=port,
         # A JSON string is a quoted string of the NATS config language as well.
         ports_dir=json.dumps(str(base)),
-        token=json.dumps(token),
+        login=_users_of(base) or f"authorization {{ token: {json.dumps(token)} }}",
         store_dir=json.dumps(str(private_dir(base / "store"))),
     )
     write_private(base / "server.conf", text)
+
+
+def _users_of(base: Path) -> str:
+    """What the authority of this home tells its server; empty if it has none, and one token is for all."""
+    try:
+        return (authority_of(base.parent) / "server.conf").read_text()
+    except FileNotFoundError:
+        return ""
 
 
 def _spawn(binary: Path, base: Path) -> int:

@@ -186,6 +186,10 @@ class LastingClient(Client):
             with contextlib.suppress(OSError):
                 await writer.drain()
 
+    async def reconnect(self) -> None:
+        """Give up the connection, and make another; nothing to do while that goes on."""
+        await self._process_op_err(nats.errors.StaleConnectionError())
+
     async def watch(self) -> None:
         """Find out, until closed, when it is dead without knowing it, and make it reconnect. Never raises."""
         while not self.is_closed:
