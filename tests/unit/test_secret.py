@@ -95,7 +95,9 @@ def test_a_place_where_nothing_is_is_named_with_the_fix(place: str, said: str) -
     assert caught.value.hint
 
 
-@pytest.mark.parametrize("value", [ValueError(PLANTED), PLANTED.encode(), None], ids=["raises", "bytes", "nothing"])
+@pytest.mark.parametrize(
+    "value", [ValueError(PLANTED), PLANTED.encode(), None], ids=["raises", "bytes", "nothing"]
+)
 def test_what_a_function_does_wrong_shows_no_secret(value: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(globals(), "told_value", value)
     with pytest.raises(ConfigError) as caught:
