@@ -50,19 +50,18 @@ class Permission:
         self.chain = chain
         return None
 
-    async def used_up(self, ledger: Ledger, common: dict[str, Any], *, first: bool) -> Rejected | None:
-        """How it ends if whose task it is has nothing left; else it is counted, and its books are narrowed.
-
-        Args:
-            first: it was never delivered before, so that it is to be counted.
+    async def used_up(self, ledger: Ledger, common: dict[str, Any]) -> Rejected | None:
+        """How it ends if whose task it is has nothing left; else its first attempt is counted, and its books are
+        narrowed.
 
         Raises:
             BusUnavailableError: nobody knows; it is delivered again.
         """
         if not self._ports.policy.limits:
             return None
+        is_first = common["attempt"] == 1
         try:
-            ledger.narrow(await self._allowance.take(self._payers, self._topic, first=first))
+            ledger.narrow(await self._allowance.take(self._payers, self._topic, first=is_first))
         except ForbiddenError as error:
             return self._refuse(error, common)
         if exhausted := ledger.left.exhausted:

@@ -230,7 +230,6 @@ class Turns:
         refusal = right.forbidden(handler.topic.allow, common) or self._refusal(
             message, ledger, common, was_parked
         )
-        refusal = refusal or await right.used_up(ledger, common, first=delivery.lease.first)
         if refusal is not None:
             return refusal
         attempt = common["attempt"] = await delivery.lease.begin()
@@ -238,6 +237,8 @@ class Turns:
             reason = f"its replica died or fell silent in each of {attempt - 1} attempts"
             common |= {"attempt": attempt - 1, "spent": NOT_TOLD}
             return DeadLettered(reason=reason, details={"attempts": attempt - 1}, **common)
+        if used_up := await right.used_up(ledger, common):
+            return used_up
         context = self._context(message, common, arrival.lite_key, ledger)
         context.lease, context.behalf = delivery.lease, right.chain
         began, topic = self._ports.clock.time(), common["topic"]

@@ -16,6 +16,7 @@ from squadron.cli import (
     lite_topics,
     metering,
     negotiate,
+    permitted,
     probing,
     replaying,
     run,
@@ -85,3 +86,4 @@ tail.register(app)
 audit_views.register(app)
 doctor.register(app)
 probing.register(app)
+permitted.register(app)
