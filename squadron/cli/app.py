@@ -86,4 +86,5 @@ tail.register(app)
 audit_views.register(app)
 doctor.register(app)
 probing.register(app)
+# Last: it joins a group.
 permitted.register(app)

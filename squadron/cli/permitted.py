@@ -13,19 +13,13 @@ from squadron.runtime.errors import InvalidInputError
 
 def register(app: typer.Typer) -> None:
     """Add the command to `app`, in its group if that is there already."""
-    groups = [each.typer_instance for each in app.registered_groups if each.name == "auth"]
-    if not groups or groups[0] is None:
-        groups = [typer.Typer(no_args_is_help=True)]
-        app.add_typer(groups[0], name="auth", help="Who may ask what.")
-    group = groups[0]
-    assert group is not None
-    # So that it is a group with one command, too.
-    group.callback()(_auth)
+    group = next((each.typer_instance for each in app.registered_groups if each.name == "auth"), None)
+    if group is None:
+        group = typer.Typer(no_args_is_help=True)
+        # Without it a group of one command would be that command.
+        group.callback()(lambda: None)
+        app.add_typer(group, name="auth", help="Who may ask what.")
     group.command()(check)
-
-
-def _auth() -> None:
-    """Who may ask what."""
 
 
 def check(
@@ -45,7 +39,7 @@ def check(
 async def _check(ctx: typer.Context, principal: str, topic: str, behalf: list[str], as_json: bool) -> int:
     from squadron.runtime.wire.behalf import joined
     from squadron.runtime.wire.policy import NO_POLICY, PRINCIPAL, Policy
-    from squadron.runtime.wire.subjects import check_topic
+    from squadron.runtime.wire.subjects import check_topic, matches
 
     for who in (principal, *behalf):
         if PRINCIPAL.fullmatch(who) is None:
@@ -55,7 +49,9 @@ async def _check(ctx: typer.Context, principal: str, topic: str, behalf: list[st
     settings = frame.settings_of(ctx)
     policy = NO_POLICY if settings.policy is None else Policy.load(settings.policy)
     async with frame.connected(settings) as squad:
-        found = squad.registry.find(topic)
+        topics = [each.topic for each in squad.topics()]
+    exact = next((each for each in topics if each.name == topic), None)
+    found = exact or next((each for each in topics if each.is_pattern and matches(each.name, topic)), None)
     if found is None:
         raise InvalidInputError(f"nobody serves {topic!r}", field="topic", hint="see squadron topics")
     ruling = policy.rule_on(joined(behalf, principal), topic, found.allow)
