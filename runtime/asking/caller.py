@@ -371,7 +371,7 @@ class Caller:
         found = self.registry.find(topic) or await self.registry.wait_for(topic, within_s=deadline.remaining_s())
         if found is None:
             return self._unknown(topic, common)
-        if forbidden := forbidden_here(self.ports, found, topic, behalf):
+        if forbidden := forbidden_here(self.ports, topic, behalf, found.allow):
             return Rejected(reason=str(forbidden), details={"field": forbidden.field}, **common)
         # A bare value goes to the only field that the topic takes.
         content = found.wrap(content)

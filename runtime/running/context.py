@@ -240,7 +240,7 @@ class Context(AsksPeople):
             InvalidSubjectError: `topic` is not `domain.specificity`.
         """
         self._check_loop()
-        await self._caller.sender.publish(topic, content, conversation_id=conversation_id)
+        await self._caller.sender.publish(topic, content, conversation_id=conversation_id, behalf=self.behalf)
 
     async def publish_durable(
         self, topic: str, content: Any, *, event_id: str = "", conversation_id: str = ""
@@ -251,7 +251,7 @@ class Context(AsksPeople):
         """
         self._check_loop()
         return await self._caller.sender.publish_durable(
-            topic, content, event_id=event_id, conversation_id=conversation_id
+            topic, content, event_id=event_id, conversation_id=conversation_id, behalf=self.behalf
         )
 
     @property

@@ -23,7 +23,7 @@ from squadron.client.bridge_calls import Control
 from squadron.config import Settings
 from squadron.runtime.asking.handle import Handle
 from squadron.runtime.asking.options import AskOptions
-from squadron.runtime.errors import ConfigError
+from squadron.runtime.errors import ConfigError, ForbiddenError
 from squadron.runtime.running.context import Context
 from squadron.runtime.telemetry.happenings import Distrusted
 from squadron.runtime.trust.principals import Role
@@ -70,6 +70,10 @@ class Middle(Agent):
     @topic("pass.once", description="Ask the vault")
     async def once(self, ctx: Context, text: str) -> dict[str, Any]:
         return _told(await ctx.ask("vault.open", {"text": text}))
+
+    @topic("pass.news", description="Tell the news")
+    async def news(self, ctx: Context, text: str) -> None:
+        await ctx.publish_durable("news.sport", text)
 
     @topic("pass.twice", description="Ask who asks the vault")
     async def twice(self, ctx: Context, text: str) -> dict[str, Any]:
@@ -399,6 +403,28 @@ async def test_events_are_of_those_whom_the_policy_lets_publish_them(realms: Rea
             return peer.ports.guard.refused == {"event": 3}
 
         await until(refused_all)
+    finally:
+        await host.stop(1.0)
+
+
+async def test_an_event_of_a_handler_is_on_behalf_of_who_asked(realms: Realms) -> None:
+    policy = realms.policy(rules=[{"topics": ["news.*"], "allow": ["client:ann", "agent:*"]}])
+    await realms.serve(Middle())
+    peer, listener = await realms.join("listener", "agent", policy=policy), Listener()
+    host = Host(peer.place, listener, AgentSpec.of(Listener), slots=2)
+    await host.start()
+    try:
+        for name in ("bob", "ann"):
+            client = await realms.join(name, "client")
+            assert isinstance(await client.caller.ask("pass.news", {"text": name}, SOON), Result)
+
+        async def heard_all() -> bool:
+            return listener.heard == ["ann", "ann"] and peer.ports.guard.refused == {"event": 2}
+
+        await until(heard_all)
+        bob = await realms.join("bob", "client", policy=policy)
+        with pytest.raises(ForbiddenError, match=r"client:bob may not ask news\.sport"):
+            await bob.caller.sender.publish("news.sport", "never sent")
     finally:
         await host.stop(1.0)
 
