@@ -1,4 +1,4 @@
-"""Whether this process may ask a topic, or publish on it, told before anything is sent; who takes it looks, too."""
+"""Whether this process may ask a topic, or publish on it, told before anything is sent."""
 
 from __future__ import annotations
 

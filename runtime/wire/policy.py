@@ -7,6 +7,7 @@ import re
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -124,6 +125,9 @@ class Ruling:
     reason: str = ""
 
 
+_FREE = Ruling(True, reason="nothing forbids it")
+
+
 class Policy(_Said):
     """Who may ask what, and how much, beside what cards say; comes from a file.
 
@@ -160,6 +164,8 @@ class Policy(_Said):
             chain: on whose behalf, oldest first, and at last who asks; each has to be allowed.
             allow: that of the topic's card; empty allows everybody.
         """
+        if not allow and not self.rules:
+            return _FREE
         for who in chain:
             if allow and not fits(who, allow):
                 return Ruling(False, "allow", f"{who} may not ask {topic}, which is for {', '.join(allow)}")
@@ -172,7 +178,7 @@ class Policy(_Said):
                     only = ", ".join(allow_too) or "nobody"
                     return Ruling(False, by, f"{who} may not ask {topic}: by {by} of the policy it is for {only}")
         by = ", ".join(filter(None, ("allow" if allow else "", by)))
-        return Ruling(True, by, f"allowed by {by}" if by else "nothing forbids it")
+        return Ruling(True, by, f"allowed by {by}") if by else _FREE
 
     def limits_of(self, who: str, topic: str) -> Iterator[tuple[int, Limit]]:
         """The limits that hold for a principal on a topic, with their places in the policy."""
@@ -181,7 +187,8 @@ class Policy(_Said):
                 yield number, limit
 
 
-def _has(patterns: Sequence[str], topic: str) -> bool:
+@lru_cache(maxsize=4096)
+def _has(patterns: tuple[str, ...], topic: str) -> bool:
     return any(pattern == topic or matches(pattern, topic) for pattern in patterns)
 
 

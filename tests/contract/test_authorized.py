@@ -14,6 +14,9 @@ import pytest
 
 from squadron.actors.agent import Agent, AgentSpec
 from squadron.actors.decorators import on, on_durable, topic
+from squadron.actors.goals.planner import Plan
+from squadron.actors.goals.supervisor import Supervisor
+from squadron.actors.thinking.model import Model, ModelRequest, ModelTurn, ToolCall
 from squadron.bridge.control.control import Bridge
 from squadron.bridge.host import Host
 from squadron.bridge.jetstream.wiring import Wiring
@@ -31,7 +34,7 @@ from squadron.runtime.wire.behalf import BEHALF
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage, pack
 from squadron.runtime.wire.limits import Budget
 from squadron.runtime.wire.outcome import DeadLettered, Outcome, Rejected, Result
-from squadron.testing import turned_time
+from squadron.testing import ScriptedModel, turned_time
 from tests.conftest import HEARTBEAT_S
 from tests.contract.conftest import Peer, Replica, peer_of, until
 from tests.trusted import Realm
@@ -261,6 +264,33 @@ async def test_a_chain_of_three_is_carried_and_each_of_them_has_to_be_allowed(re
         assert told["kind"] == "rejected"
         assert "client:bob may not ask vault.open" in told["reason"]
     assert vault.agent.ran == ["ann"]  # type: ignore[attr-defined]
+
+
+class Thinker(Supervisor):
+    """The supervisor, with a mind that opens the vault for whoever asks."""
+
+    name = "supervisor"
+
+    def make_model(self, spec: str, plan: Plan | None) -> Model:
+        return ScriptedModel([self._think] * 3)
+
+    def _think(self, request: ModelRequest) -> ModelTurn:
+        if request.messages[-1].role == "user":
+            return ModelTurn("I open.", (ToolCall("c", "vault__open", {"text": "of a run"}),))
+        return ModelTurn("", (ToolCall("f", "finish", {"answer": request.messages[-1].content}),))
+
+
+async def test_a_run_may_no_more_than_who_asked_for_it(realms: Realms) -> None:
+    vault = await realms.serve(Vault())
+    await realms.serve(Thinker())
+    asked = AskOptions(within_s=60)
+    for name, ran in (("bob", []), ("ann", ["of a run"])):
+        client = await realms.join(name, "client")
+        outcome = await client.caller.ask("goal.pursue", {"goal": "open the vault"}, asked)
+        assert isinstance(outcome, Result), outcome
+        assert vault.agent.ran == ran  # type: ignore[attr-defined]
+        said = "client:bob may not ask vault.open" if name == "bob" else "agent:supervisor"
+        assert said in outcome.data["answer"]
 
 
 async def test_to_name_another_gives_no_rights_and_clients_name_nobody(realms: Realms) -> None:
