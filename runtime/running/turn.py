@@ -227,9 +227,8 @@ class Turns:
             return Undeliverable(reason=reason, **common)
         if arrival.unfit:
             return Rejected(reason=arrival.unfit, details={"field": "replyTo"}, **common)
-        refusal = right.forbidden(handler.topic.allow, common) or self._refusal(
-            message, ledger, common, was_parked
-        )
+        how = message, ledger, common, was_parked
+        refusal = right.forbidden(handler.topic.allow, common) or self._refusal(*how)
         if refusal is not None:
             return refusal
         attempt = common["attempt"] = await delivery.lease.begin()

@@ -288,7 +288,7 @@ async def test_an_agent_whose_list_nobody_can_hold_to_is_not_deployed(site: Site
         await site.call("deploy", deployments=[deployment_of(card=card)])
 
     assert type(caught.value).__name__ == "ConfigError"
-    assert site.replicas.applied == [[]]
+    assert site.replicas.applied == []
 
 
 @pytest.mark.parametrize("pattern", ["book.read", "book.*", "*.read"])
