@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from squadron.runtime.errors import InvalidAgentError
 from squadron.runtime.retries import DEFAULT_MAX_ATTEMPTS, FIRST_BACKOFF_S, LONGEST_BACKOFF_S, Retries
 from squadron.runtime.running.event_turns import EVENT_MAX_ATTEMPTS
+from squadron.runtime.wire.policy import check_who
 from squadron.runtime.wire.start import Start, check_start
 from squadron.runtime.wire.subjects import check_pattern
 
@@ -42,6 +43,7 @@ class TopicMark:
     run_timeout_s: float
     retries: Retries
     approval: str = ""
+    allow: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,7 @@ def topic(
     backoff_s: tuple[float, float] = (FIRST_BACKOFF_S, LONGEST_BACKOFF_S),
     retry_on: tuple[type[BaseException], ...] = (Exception, SystemExit),
     approval: bool | str = False,
+    allow: Iterable[str] | None = None,
 ) -> Callable[[F], F]:
     """Serve a semantic topic with this method.
 
@@ -86,9 +89,12 @@ def topic(
         backoff_s: pause before the second attempt and the longest, in seconds; doubled each time, with jitter.
         retry_on: exceptions against which another attempt may help; of all others the task fails at once.
         approval: whether a person approves each call that a model makes of it; a text says why.
+        allow: who may ask it, as `client:ann`, `agent:*` or `agent:team-*`; by default everybody. It takes
+            credentials and `verify`: a replica that can't hold to it does not start.
 
     Raises:
         InvalidSubjectError: the name breaks the grammar.
+        InvalidAgentError: a number can't be, or `allow` is no list of principals.
     """
     check_pattern(name)
     if run_timeout_s <= 0 or max_attempts < 1 or not 0 <= backoff_s[0] <= backoff_s[1]:
@@ -97,7 +103,8 @@ def topic(
         )
     retries = Retries(max_attempts, *backoff_s, on=retry_on)
     why = APPROVAL_BY_AUTHOR if approval is True else approval or ""
-    mark = TopicMark(name, description, tuple(examples), tuple(tags), run_timeout_s, retries, why)
+    who = _allowed(name, allow)
+    mark = TopicMark(name, description, tuple(examples), tuple(tags), run_timeout_s, retries, why, who)
 
     def decorate(method: F) -> F:
         if other := getattr(_inner(method), TOPIC, None):
@@ -106,6 +113,19 @@ def topic(
         return _put(method, TOPIC, mark)
 
     return decorate
+
+
+def _allowed(name: str, allow: Iterable[str] | None) -> tuple[str, ...]:
+    if allow is None:
+        return ()
+    who = () if isinstance(allow, str) else tuple(allow)
+    if not who:
+        hint = 'a list like ["client:ann", "agent:*"]; without it everybody may'
+        raise InvalidAgentError(f"{name}: allow={allow!r} names nobody", field="allow", hint=hint)
+    try:
+        return tuple(map(check_who, who))
+    except ValueError as error:
+        raise InvalidAgentError(f"{name}: allow: {error}", field="allow") from None
 
 
 def on(pattern: str, *, everyone: bool = False) -> Callable[[F], F]:

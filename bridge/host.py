@@ -22,6 +22,7 @@ from squadron.runtime.retries import summary_of, traceback_of
 from squadron.runtime.running.bidding import Bidding
 from squadron.runtime.running.event_turns import EventTurns
 from squadron.runtime.running.handover import Handovers
+from squadron.runtime.running.permission import may_publish
 from squadron.runtime.running.pump import Pump
 from squadron.runtime.running.told import Told
 from squadron.runtime.running.turn import Turns
@@ -146,7 +147,9 @@ class Host:
             return True
         try:
             # The server tells durable events here, too, as they were stored.
-            await guard.admit("event", *said, at=None, may=speaks_as(message.source.id))
+            topic, speaks = ".".join(note.subject.split(".")[3:]), speaks_as(message.source.id)
+            may = may_publish(self.place.ports, topic, message.metadata, speaks)
+            await guard.admit("event", *said, at=None, may=may)
         except (UntrustedError, BusUnavailableError):
             return False
         return True

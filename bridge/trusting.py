@@ -17,6 +17,7 @@ from squadron.runtime.trust.principals import Principal, TrustDocument
 from squadron.runtime.trust.signature_check import SignatureCheck
 from squadron.runtime.trust.signer import Signer
 from squadron.runtime.wire.envelope import AgentIdentity
+from squadron.runtime.wire.policy import NO_POLICY, Policy
 from squadron.runtime.wire.subjects import Subjects
 
 #: How long a JWT can be looked up past its end, in seconds: as long as a dead letter that it signed, and a day.
@@ -28,11 +29,12 @@ _log = structlog.get_logger("squadron.trust")
 @dataclass(frozen=True, slots=True)
 class Trusting:
     """What one process signs with and checks by. With `signer` None it signs nothing, without a `document` it
-    checks nothing."""
+    checks nothing. `policy` says who may ask what."""
 
     signer: Signer | None = None
     me: Principal | None = None
     document: TrustDocument | None = None
+    policy: Policy = NO_POLICY
 
     @classmethod
     def of(cls, settings: Settings, now: Callable[[], float]) -> Trusting:
@@ -44,15 +46,16 @@ class Trusting:
         if settings.trust is None:
             return cls()
         document = TrustDocument.load(settings.trust)
+        policy = NO_POLICY if settings.policy is None else Policy.load(settings.policy)
         if settings.nats_user_credentials is None:
-            return cls(document=document)
+            return cls(document=document, policy=policy)
         signer = Signer.load(settings.nats_user_credentials, now)
         try:
             me = document.principal(signer.token)
         except UntrustedError as error:
             hint = "take the trust document of the environment that the credentials are for"
             raise ConfigError(f"NATS_CREDS and SQUADRON_TRUST don't fit: {error}", hint=hint) from None
-        return cls(signer, me, document)
+        return cls(signer, me, document, policy)
 
     def named(self, identity: AgentIdentity) -> AgentIdentity:
         """The identity of a process as its principal may have it."""

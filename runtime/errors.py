@@ -165,6 +165,16 @@ class UntrustedError(SquadronError):
     """It is not signed, not by whom it should be, or not as it was signed; nothing was done for it."""
 
 
+class ForbiddenError(UntrustedError):
+    """Who signed it is known, and may not ask that, or not so much; `field` is what forbids it: `allow`, a rule or
+    a limit of the policy, or `metadata.onBehalfOf`.
+    """
+
+    def __init__(self, message: str, *, field: str = "", hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.field = field
+
+
 class StorageFullError(BusUnavailableError):
     """The storage of JetStream, or of one of its streams, is full: nothing is stored until something is freed."""
 

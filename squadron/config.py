@@ -92,6 +92,10 @@ class Settings:
     """What is done about messages that nobody signed who may: off checks nothing, warn takes and tells of them,
     require refuses them."""
 
+    policy: Annotated[Path | None, _From("SQUADRON_POLICY", kinds.FILE)] = None
+    """Who may ask what, and how much: a policy in TOML or JSON, beside what `@topic(allow=…)` says. It takes
+    `verify`."""
+
     nats_tls_ca: Annotated[Path | None, _From("NATS_CA", kinds.FILE)] = None
     """The CA that signed the server's certificate (PEM); None trusts the system's."""
 
@@ -211,6 +215,11 @@ class Settings:
             raise ConfigError(
                 f"verify is {self.verify!r}, and there is nobody to trust",
                 hint="set SQUADRON_TRUST to a trust document",
+            )
+        if self.policy is not None and self.verify == "off":
+            raise ConfigError(
+                "policy is set, and nobody looks who asks",
+                hint="set SQUADRON_VERIFY to require (or warn), and SQUADRON_TRUST",
             )
         if bool(self.nats_tls_cert) != bool(self.nats_tls_key):
             raise ConfigError(

@@ -15,7 +15,7 @@ from typing import Any
 import structlog
 
 from squadron.bridge.control.callers import arguments_of
-from squadron.bridge.control.deployed import Deployed
+from squadron.bridge.control.deployed import Deployed, check_deployable
 from squadron.bridge.control.on_record import on_record
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import (
@@ -23,7 +23,6 @@ from squadron.runtime.errors import (
     ConfigError,
     InvalidMessageError,
     InvalidSubjectError,
-    RouteConflictError,
     SquadronError,
 )
 from squadron.runtime.lite.topic import LiteTopics
@@ -36,7 +35,7 @@ from squadron.runtime.retries import summary_of, traceback_of
 from squadron.runtime.running.parking import Waker
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.wire.deployment import AgentState, Deployment, Scale
-from squadron.runtime.wire.subjects import TaskSubject, TicketSubject, is_foreign, matches, overlap
+from squadron.runtime.wire.subjects import TaskSubject, TicketSubject, is_foreign, matches
 
 #: How often backlogs are sampled for the autoscaler, in seconds: Serve's control loop ticks every 0.1 s, and
 #: a sample is one API call whatever the number of agents.
@@ -182,6 +181,7 @@ class Bridge:
 
         Raises:
             RouteConflictError: another agent serves one of the topics.
+            ConfigError: a topic is only for some, and here nobody looks who asks.
             DeployError: the cluster refused them.
         """
         wanted = [Deployment.model_validate(each) for each in deployments]
@@ -193,23 +193,11 @@ class Bridge:
                 if before is not None and before.scale != before.bounds:
                     # Somebody set the scale by hand; new code does not undo that.
                     wanted[i] = each.model_copy(update={"scale": before.scale})
-                self._check_routes(each, wanted[:i])
+                cards = [*self._registry.cards(), *(other.card for other in wanted[:i])]
+                check_deployable(self._ports, each, cards)
             await self._change(*wanted)
             await self._deployed.keep_code()
         return {"agents": {each.agent: each.code["version"] for each in wanted}}
-
-    def _check_routes(self, wanted: Deployment, others: Sequence[Deployment]) -> None:
-        cards = [*self._registry.cards(), *(other.card for other in others)]
-        for card in cards:
-            if card.agent == wanted.agent:
-                continue
-            for mine in wanted.patterns:
-                for theirs in card.topics:
-                    if overlap(mine, theirs.name):
-                        raise RouteConflictError(
-                            f"{mine!r} of {wanted.agent} overlaps {theirs.name!r} of {card.agent}",
-                            hint=f"undeploy {card.agent}, or name the topics apart",
-                        )
 
     async def _change(self, *wanted: Deployment) -> None:
         """All or none: if anything fails, mailboxes, records and cards are made what they were.

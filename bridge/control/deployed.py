@@ -12,11 +12,34 @@ from squadron.runtime.errors import InvalidSubjectError, RouteConflictError, Unt
 from squadron.runtime.ports.journal import Entry, Journal
 from squadron.runtime.ports.queue import Mailbox, Queue
 from squadron.runtime.registry.registry import STAND_IN, Registry
+from squadron.runtime.running.permission import check_kept
+from squadron.runtime.store.port_set import Ports
 from squadron.runtime.trust.authority import KEEPERS, only
 from squadron.runtime.trust.guard import Guard
 from squadron.runtime.wire.deployment import Deployment
-from squadron.runtime.wire.subjects import Subjects, check_token
+from squadron.runtime.wire.subjects import Subjects, check_token, overlap
 from squadron.runtime.wire.topics import AgentCard
+
+
+def check_deployable(ports: Ports, wanted: Deployment, cards: Iterable[AgentCard]) -> None:
+    """Check that an agent can serve its topics beside what these cards serve, and hold to who may ask them.
+
+    Raises:
+        RouteConflictError: another agent serves one of them.
+        ConfigError: one is only for some, and here nobody looks who asks.
+    """
+    for mine in wanted.card.topics:
+        check_kept(ports, mine)
+    for card in cards:
+        if card.agent == wanted.agent:
+            continue
+        for pattern in wanted.patterns:
+            for theirs in card.topics:
+                if overlap(pattern, theirs.name):
+                    raise RouteConflictError(
+                        f"{pattern!r} of {wanted.agent} overlaps {theirs.name!r} of {card.agent}",
+                        hint=f"undeploy {card.agent}, or name the topics apart",
+                    )
 
 
 async def is_kept(guard: Guard | None, entry: Entry) -> bool:

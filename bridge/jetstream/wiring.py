@@ -66,6 +66,7 @@ class Wiring(Place):
             file_action=Filing(connection, names).file,
             guard=trusting.guard(settings, records, subjects, clock.time),
             principal=trusting.me,
+            policy=trusting.policy,
         )
         super().__init__(ports, records, settings, trusting)
 

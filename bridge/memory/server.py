@@ -77,6 +77,7 @@ class MemoryServer:
             ),
             guard=trusting.guard(settings, records, self.subjects, self.clock.time),
             principal=trusting.me,
+            policy=trusting.policy,
         )
         return MemoryPlace(line, ports, records, settings, trusting)
 

@@ -16,6 +16,7 @@ import structlog
 
 from squadron.runtime.asking.admission import RETRY_AFTER_S, Admission
 from squadron.runtime.asking.cancel import request_cancel
+from squadron.runtime.asking.door import forbidden_here
 from squadron.runtime.asking.handle import Handle
 from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.asking.question_records import withdraw_questions
@@ -36,6 +37,7 @@ from squadron.runtime.store.claims import INPUT_KEEP_S
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.telemetry.storing import told_when_stored
 from squadron.runtime.texts import jsonable
+from squadron.runtime.wire.behalf import joined
 from squadron.runtime.wire.envelope import LAST_MS
 from squadron.runtime.wire.limits import Deadline
 from squadron.runtime.wire.outcome import LITE_TTL_S, Cancelled, Outcome, Rejected, Undeliverable, outcome_msg_id
@@ -292,7 +294,8 @@ class Caller:
         if ask.task_id:
             self._sending[reply_to] = asyncio.Event()
         try:
-            content = await self._admit(handle, {} if content is None else jsonable(content), ask)
+            behalf = joined(() if parent is None else parent.behalf, ask.on_behalf_of)
+            content = await self._admit(handle, {} if content is None else jsonable(content), ask, behalf)
             if isinstance(content, Outcome):
                 handle._settle(content, refused=True)
             else:
@@ -301,7 +304,7 @@ class Caller:
                 if ask.task_id and not once:
                     await self._claim(handle, content, ask)
             if not handle.done and not is_sent:
-                await self._send(handle, content, ask, parent, once=once)
+                await self._send(handle, content, ask, parent, once=once, behalf=behalf)
         except (BusUnavailableError, MessageTooLargeError, ValueError) as error:
             handle._settle(not_sent(handle, error), refused=True)
         except BaseException:
@@ -317,9 +320,9 @@ class Caller:
         return handle
 
     async def _send(
-        self, handle: Handle, content: Any, ask: AskOptions, parent: Parent | None, *, once: bool
+        self, handle: Handle, content: Any, ask: AskOptions, parent: Parent | None, **told: Any
     ) -> None:
-        head: dict[str, Any] = {"parent": parent, "seen": self.registry.news, "once": once}
+        head: dict[str, Any] = {"parent": parent, "seen": self.registry.news, **told}
         message = pack_task(self.ports.identity, content, ask, handle, timestamp=self.ports.clock.time(), **head)
         data = await self.ports.claims.seal(message, keep_s=INPUT_KEEP_S)
         if self.ports.principal is not None and not ask.task_id:
@@ -350,7 +353,7 @@ class Caller:
         # Somebody may have asked under this id before, longer ago than the queue remembers it.
         await handle._look()
 
-    async def _admit(self, handle: Handle, content: Any, ask: AskOptions) -> Any:
+    async def _admit(self, handle: Handle, content: Any, ask: AskOptions, behalf: tuple[str, ...]) -> Any:
         """The content as it is to be sent, or the outcome of a call that is refused."""
         topic, deadline = handle.topic, handle.deadline
         common: dict[str, Any] = {"task_id": handle.task_id, "topic": topic}
@@ -368,6 +371,8 @@ class Caller:
         found = self.registry.find(topic) or await self.registry.wait_for(topic, within_s=deadline.remaining_s())
         if found is None:
             return self._unknown(topic, common)
+        if forbidden := forbidden_here(self.ports, topic, behalf, found.allow):
+            return Rejected(reason=str(forbidden), details={"field": forbidden.field}, **common)
         # A bare value goes to the only field that the topic takes.
         content = found.wrap(content)
         try:

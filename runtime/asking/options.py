@@ -12,6 +12,7 @@ from squadron.runtime.errors import InvalidInputError
 from squadron.runtime.texts import encoded
 from squadron.runtime.wire.envelope import MAX_NAME
 from squadron.runtime.wire.limits import UNLIMITED, Budget
+from squadron.runtime.wire.policy import PRINCIPAL
 from squadron.runtime.wire.route import Route
 from squadron.runtime.wire.subjects import NORMAL_PRIORITY
 
@@ -65,6 +66,7 @@ class AskKeywords(TypedDict, total=False):
     budget: Budget
     nested: bool
     bid: str
+    on_behalf_of: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +86,8 @@ class AskOptions:
         budget: what it may spend, with all that it asks of others.
         nested: its stream holds the chunks of the tasks that it asks, too.
         bid: the id of a bid that is accepted by this task; it goes to the replica that gave it (`route`).
+        on_behalf_of: whose wish it is, as `client:ann`, if a gateway or an agent asks: what that one may not ask,
+            is refused.
 
     Raises:
         InvalidInputError: an option has a value that it can't have.
@@ -100,6 +104,7 @@ class AskOptions:
     budget: Budget = UNLIMITED
     nested: bool = False
     bid: str = ""
+    on_behalf_of: str = ""
 
     def __post_init__(self) -> None:
         if not _is_time(self.within_s):
@@ -123,6 +128,10 @@ class AskOptions:
             raise _bad("model", self.model, '"openai:NAME", for example')
         if self.parameters is not None and not _is_json(self.parameters):
             raise _bad("parameters", self.parameters, 'JSON: {"temperature": 0.2}, for example')
+        if self.on_behalf_of and not (
+            isinstance(self.on_behalf_of, str) and PRINCIPAL.fullmatch(self.on_behalf_of)
+        ):
+            raise _bad("on_behalf_of", self.on_behalf_of, '"client:ann", for example')
         if not isinstance(self.nested, bool):
             raise _bad("nested", self.nested, "True or False")
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal, Unpack
 
+from squadron.runtime.asking.door import forbidden_here
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.telemetry.happenings import MessagePut
 from squadron.runtime.telemetry.storing import told_when_stored
+from squadron.runtime.wire.behalf import BEHALF
 from squadron.runtime.wire.envelope import AgentMessage, Head
 from squadron.runtime.wire.subjects import check_topic, token_of
 
@@ -41,21 +43,33 @@ class Sender:
         self._observers.tell(put)
         return put.headers
 
-    async def publish(self, topic: str, content: Any, *, conversation_id: str = "") -> None:
+    async def publish(
+        self, topic: str, content: Any, *, conversation_id: str = "", behalf: tuple[str, ...] = ()
+    ) -> None:
         """Send an event to whoever listens now (at most once).
+
+        Args:
+            behalf: on whose behalf it is; see `wire.behalf`.
 
         Raises:
             InvalidSubjectError: `topic` is not `domain.specificity`.
+            ForbiddenError: the policy of this process is against it.
         """
-        message = self._event(content, conversation_id=conversation_id)
-        subject, data = self._ports.subjects.event(check_topic(topic)), message.encode()
+        message = self._event(topic, content, behalf, conversation_id=conversation_id)
+        subject, data = self._ports.subjects.event(topic), message.encode()
         headers = self.put("event", topic, data, id=message.id, conversation_id=conversation_id)
         await told_when_stored(
             self._observers, message.id, self._ports.bus.publish(subject, data, headers=headers)
         )
 
     async def publish_durable(
-        self, topic: str, content: Any, *, event_id: str = "", conversation_id: str = ""
+        self,
+        topic: str,
+        content: Any,
+        *,
+        event_id: str = "",
+        conversation_id: str = "",
+        behalf: tuple[str, ...] = (),
     ) -> int:
         """Store an event for every durable subscription (at least once) and return its sequence.
 
@@ -64,19 +78,24 @@ class Sender:
 
         Args:
             event_id: stored once within two minutes, whatever the topic; a fresh one by default.
+            behalf: on whose behalf it is; see `wire.behalf`.
 
         Raises:
             InvalidSubjectError: `topic` is not `domain.specificity`.
+            ForbiddenError: the policy of this process is against it.
             MessageTooLargeError: larger than the server takes.
             BusUnavailableError: not acknowledged in time; the same `event_id` again is safe.
         """
-        check_topic(topic)
-        message = self._event(content, id=event_id, conversation_id=conversation_id)
+        message = self._event(topic, content, behalf, id=event_id, conversation_id=conversation_id)
         data = message.encode()
         headers = self.put("durable", topic, data, id=message.id, conversation_id=conversation_id)
         storing = self._ports.events.append(topic, data, msg_id=token_of(message.id), headers=headers)
         return await told_when_stored(self._observers, message.id, storing)
 
-    def _event(self, content: Any, **head: Unpack[Head]) -> AgentMessage:
+    def _event(self, topic: str, content: Any, behalf: tuple[str, ...], **head: Unpack[Head]) -> AgentMessage:
+        if forbidden := forbidden_here(self._ports, check_topic(topic), behalf):
+            raise forbidden
+        if behalf:
+            head["metadata"] = {BEHALF: list(behalf)}
         head.setdefault("timestamp", self._ports.clock.time())
         return AgentMessage.new("event", self._ports.identity, content, **head)

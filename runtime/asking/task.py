@@ -9,6 +9,7 @@ from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.errors import BusUnavailableError, FencedError, MessageTooLargeError
 from squadron.runtime.ports.journal import Journal
 from squadron.runtime.texts import digest_of
+from squadron.runtime.wire.behalf import BEHALF
 from squadron.runtime.wire.envelope import AgentIdentity, pack
 from squadron.runtime.wire.id_note import IdNote
 from squadron.runtime.wire.outcome import Outcome, Rejected, Undeliverable
@@ -27,6 +28,7 @@ def pack_task(
     handle: Handle,
     *,
     parent: Parent | None,
+    behalf: tuple[str, ...],
     seen: float,
     timestamp: float,
     once: bool,
@@ -35,6 +37,7 @@ def pack_task(
 
     Args:
         parent: the task that it is asked from, if it is.
+        behalf: on whose behalf it is asked; see `wire.behalf`.
         seen: the journal's time of the newest change of the registry that its caller saw, or 0; who runs it sees
             as much.
         timestamp: now, in seconds since the epoch.
@@ -46,12 +49,6 @@ def pack_task(
         payload["model"] = ask.model
     if ask.parameters is not None:
         payload["parameters"] = dict(ask.parameters)
-    start_within_s = ask.within_s if ask.start_within_s is None else ask.start_within_s
-    routing: dict[str, Any] = {"priority": ask.priority, "timeout": max(1, round(start_within_s * 1000))}
-    if ask.route.capabilities:
-        routing["capabilities"] = list(ask.route.capabilities)
-    if ask.route.exclusions:
-        routing["exclusions"] = list(ask.route.exclusions)
     metadata: dict[str, Any] = {"nested": True} if ask.nested else {}
     if once:
         metadata["once"] = True
@@ -59,6 +56,8 @@ def pack_task(
         metadata["bid"] = ask.bid
     if seen:
         metadata["seen"] = seen
+    if behalf:
+        metadata[BEHALF] = list(behalf)
     if parent is not None:
         metadata["path"] = list(parent.path)
         if once:
@@ -73,10 +72,20 @@ def pack_task(
         parent=None if parent is None else parent.id,
         reply_to=handle.reply_to,
         target=ask.route.target or None,
-        routing=routing,
+        routing=_routing(ask),
         metadata=metadata or None,
         timestamp=timestamp,
     )
+
+
+def _routing(ask: AskOptions) -> dict[str, Any]:
+    start_within_s = ask.within_s if ask.start_within_s is None else ask.start_within_s
+    routing: dict[str, Any] = {"priority": ask.priority, "timeout": max(1, round(start_within_s * 1000))}
+    if ask.route.capabilities:
+        routing["capabilities"] = list(ask.route.capabilities)
+    if ask.route.exclusions:
+        routing["exclusions"] = list(ask.route.exclusions)
+    return routing
 
 
 async def claim_id(lite: Journal, subjects: Subjects, handle: Handle, content: Any, *, keep_s: float) -> str:

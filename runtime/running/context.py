@@ -77,6 +77,8 @@ class Context(AsksPeople):
         self.deadline, self.ledger, self._log = deadline, ledger, log
         self._agent, self._caller = agent, caller
         self._lite_key = lite_key
+        #: On whose behalf the task is, its verified sender at last; see `wire.behalf`.
+        self.behalf: tuple[str, ...] = ()
         self._writer: StreamWriter | None = None
         self._stopped = self._ended = False
         #: Where the replica's loop runs, and what a handler in another thread waits for.
@@ -219,7 +221,8 @@ class Context(AsksPeople):
     @cached_property
     def _parent(self) -> Parent:
         message = self.message
-        return Parent(message.id, (*message.path, step_of(self.topic, message.payload.content)), message.source.id)
+        path = (*message.path, step_of(self.topic, message.payload.content))
+        return Parent(message.id, path, message.source.id, self.behalf)
 
     def lite(
         self, id: str | None = None, owner: str | None = None, *, ttl_s: float | timedelta | None = None
@@ -237,7 +240,7 @@ class Context(AsksPeople):
             InvalidSubjectError: `topic` is not `domain.specificity`.
         """
         self._check_loop()
-        await self._caller.sender.publish(topic, content, conversation_id=conversation_id)
+        await self._caller.sender.publish(topic, content, conversation_id=conversation_id, behalf=self.behalf)
 
     async def publish_durable(
         self, topic: str, content: Any, *, event_id: str = "", conversation_id: str = ""
@@ -248,7 +251,7 @@ class Context(AsksPeople):
         """
         self._check_loop()
         return await self._caller.sender.publish_durable(
-            topic, content, event_id=event_id, conversation_id=conversation_id
+            topic, content, event_id=event_id, conversation_id=conversation_id, behalf=self.behalf
         )
 
     @property

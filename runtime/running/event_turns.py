@@ -13,11 +13,12 @@ from squadron.runtime.calling import THREAD_GRACE_S, Threads, call
 from squadron.runtime.errors import InvalidMessageError, UntrustedError
 from squadron.runtime.ports.queue import Delivery
 from squadron.runtime.retries import Retries, failure_details, summary_of, traceback_of
+from squadron.runtime.running.permission import may_publish
 from squadron.runtime.running.told import Told
 from squadron.runtime.store.dead_letters import DeadLetters
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.trust.authority import speaks_as
-from squadron.runtime.trust.guard import anybody
+from squadron.runtime.trust.guard import May, anybody
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.wire.outcome import DeadLettered
 from squadron.runtime.wire.subjects import token_of
@@ -49,7 +50,10 @@ async def read_event(letters: DeadLetters, ports: Ports, group: str, delivery: D
         unreadable = str(error)
     if ports.guard is not None:
         said = delivery.subject, delivery.data, delivery.headers
-        may = anybody if message is None else speaks_as(message.source.id)
+        may: May = anybody
+        if message is not None:
+            speaks = speaks_as(message.source.id)
+            may = may_publish(ports, _topic_of(delivery), message.metadata, speaks)
         try:
             await ports.guard.admit("event", *said, at=delivery.stored_at, may=may, seq=delivery.seq)
         except UntrustedError:

@@ -58,6 +58,10 @@ class Ledger:
         """What was spent, of which is a part what is reserved and not settled yet: nobody else may count on it."""
         return self._used
 
+    def narrow(self, most: Budget) -> None:
+        """Let no more be spent than this, with what was spent before."""
+        self.grant = self.grant.within(most)
+
     def slice(self, shares: int) -> Budget:
         """A share for each of so many tasks, with one more left for the task itself.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from squadron.runtime.errors import MessageTooLargeError, UntrustedError
 from squadron.runtime.ports.queue import Delivery
+from squadron.runtime.running.told import Told
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.trust.agent_sender import SENDER_HEADER
 from squadron.runtime.trust.authority import check_carriers, check_source
@@ -68,12 +69,13 @@ def answers(ports: Ports, delivery: Delivery, signed: Signed | None) -> dict[str
 
 
 async def refuse(
-    ports: Ports, delivery: Delivery, message: AgentMessage, topic: str, error: UntrustedError
+    ports: Ports, agent: str, delivery: Delivery, message: AgentMessage, topic: str, error: UntrustedError
 ) -> Rejected:
     """Tell whoever sent a task that it was refused, and settle it.
 
     It is not the outcome of its id: anybody may send a task under the id of another's.
     """
+    told = Told(ports, "task", agent, message, topic, "", delivery)
     reason = f"it was not taken: {error}"
     outcome = Rejected(
         task_id=message.id,
@@ -86,7 +88,7 @@ async def refuse(
     to, subjects = message.reply_to, ports.subjects
     if to is None or unfit_reply(message, subjects) or not subjects.has_lite(to):
         to = subjects.lite("outcome", token_of(message.id))
-    told = ports.pack(
+    data = ports.pack(
         "result",
         {"content": outcome.to_content()},
         conversation_id=message.context.conversation_id,
@@ -96,6 +98,7 @@ async def refuse(
     )
     msg_id = f"{outcome_msg_id(message.id, to)}.refused.{delivery.seq}"
     with contextlib.suppress(MessageTooLargeError):
-        await ports.lite.append(to, told, ttl_s=LITE_TTL_S, msg_id=msg_id)
+        await ports.lite.append(to, data, ttl_s=LITE_TTL_S, msg_id=msg_id)
     await delivery.lease.settle()
+    told.ended("outcome", outcome=outcome)
     return outcome

@@ -22,17 +22,19 @@ from squadron.runtime.errors import (
 )
 from squadron.runtime.ports.queue import Delivery
 from squadron.runtime.retries import backoff_s, summary_of
+from squadron.runtime.running.allowance import Allowance
 from squadron.runtime.running.arrival import ALONE_S, Arrival, arrive, mark_when_late
 from squadron.runtime.running.bidding import Offers, Statistics
 from squadron.runtime.running.context import IN_TIME, TurnContext
 from squadron.runtime.running.earlier import NoteBook, open_ledger
 from squadron.runtime.running.handler import Handler
-from squadron.runtime.running.handover import HAND_ON_S, LONGEST_HAND_ON_S, hand_over
+from squadron.runtime.running.handover import HAND_ON_S, LONGEST_HAND_ON_S, hand_on, hand_over
 from squadron.runtime.running.judge import judge
 from squadron.runtime.running.ledger import Ledger
 from squadron.runtime.running.no_outcome import Again, HandOn, Later, LetGo
 from squadron.runtime.running.once import cancelled_with
 from squadron.runtime.running.parking import Parking
+from squadron.runtime.running.permission import Permission, check_kept
 from squadron.runtime.running.poison import Poison
 from squadron.runtime.running.proof import answers, check_task, is_signed, refuse
 from squadron.runtime.running.reports import Reports
@@ -79,7 +81,7 @@ class Turns:
     ) -> None:
         ports = caller.ports
         self.agent, self._caller, self._ports = agent, caller, ports
-        self._letters = DeadLetters(ports)
+        self._letters, self._allowance = DeadLetters(ports), Allowance(ports)
         self._reports = Reports(ports)
         self._parking, self._poison = Parking(ports, agent), Poison(ports, agent)
         self._capabilities = frozenset(capabilities)
@@ -91,7 +93,13 @@ class Turns:
         self._log = structlog.get_logger("squadron.turn").bind(agent=agent, replica=ports.identity.id)
 
     async def start(self) -> None:
-        """Begin to hear of cancelled tasks; before the first turn."""
+        """Begin to hear of cancelled tasks; before the first turn.
+
+        Raises:
+            ConfigError: a topic is only for some, and here nobody looks who asks.
+        """
+        for handler in (*self._exact.values(), *self._families):
+            check_kept(self._ports, handler.topic)
         await self._cancelled.start()
 
     async def aclose(self) -> None:
@@ -124,7 +132,7 @@ class Turns:
             signed = await check_task(self._ports, self.agent, delivery, message)
             message = as_put_back(message, delivery.headers)
         except UntrustedError as error:
-            return await self._refuse(delivery, message, topic, error)
+            return await refuse(self._ports, self.agent, delivery, message, topic, error)
         arrival = await arrive(self._ports, self._reports, delivery, message, topic)
         if arrival is None:
             return None
@@ -134,8 +142,10 @@ class Turns:
         served = handler.topic.name if handler is not None else ""
         told = Told(self._ports, "task", self.agent, message, topic, served, delivery)
         common: dict[str, Any] = {"task_id": message.id, "topic": topic, "source": self._me, "attempt": 1}
+        right = Permission(self._ports, self._allowance, signed, message, topic)
         try:
-            ended = await self._attempt(delivery, message, handler, common, told, arrival, was_parked=was_parked)
+            how = arrival, right
+            ended = await self._attempt(delivery, message, handler, common, told, *how, was_parked=was_parked)
             if not isinstance(ended, Outcome):
                 await self._elsewhere(delivery, message, ended, told)
                 return None
@@ -145,19 +155,12 @@ class Turns:
                 return None
             reports = {"headers": told.outcome_headers, "answers": answers(self._ports, delivery, signed)}
             reported = await self._report(delivery, message, ended, lite_key, announce, **reports)
+            await right.charge(reported.spent)
         except BaseException as error:
             told.ended("handed_back", error=summary_of(error))
             raise
         told.ended("outcome", outcome=reported)
         return reported
-
-    async def _refuse(
-        self, delivery: Delivery, message: AgentMessage, topic: str, error: UntrustedError
-    ) -> Outcome:
-        told = Told(self._ports, "task", self.agent, message, topic, "", delivery)
-        outcome = await refuse(self._ports, delivery, message, topic, error)
-        told.ended("outcome", outcome=outcome)
-        return outcome
 
     async def _elsewhere(
         self, delivery: Delivery, message: AgentMessage, ended: Again | HandOn | Later | LetGo, told: Told
@@ -209,6 +212,7 @@ class Turns:
         common: dict[str, Any],
         told: Told,
         arrival: Arrival,
+        right: Permission,
         *,
         was_parked: bool,
     ) -> Outcome | Again | HandOn | Later | LetGo:
@@ -223,7 +227,8 @@ class Turns:
             return Undeliverable(reason=reason, **common)
         if arrival.unfit:
             return Rejected(reason=arrival.unfit, details={"field": "replyTo"}, **common)
-        refusal = self._refusal(message, ledger, common, was_parked)
+        how = message, ledger, common, was_parked
+        refusal = right.forbidden(handler.topic.allow, common) or self._refusal(*how)
         if refusal is not None:
             return refusal
         attempt = common["attempt"] = await delivery.lease.begin()
@@ -231,8 +236,10 @@ class Turns:
             reason = f"its replica died or fell silent in each of {attempt - 1} attempts"
             common |= {"attempt": attempt - 1, "spent": NOT_TOLD}
             return DeadLettered(reason=reason, details={"attempts": attempt - 1}, **common)
+        if used_up := await right.used_up(ledger, common):
+            return used_up
         context = self._context(message, common, arrival.lite_key, ledger)
-        context.lease = delivery.lease
+        context.lease, context.behalf = delivery.lease, right.chain
         began, topic = self._ports.clock.time(), common["topic"]
         notes = NoteBook(self._ports, message, self.agent, topic, ledger, context.deadline, attempt, began)
         if attempt > 1:
@@ -271,7 +278,7 @@ class Turns:
         if limits is not None and limits.deadline is not None and now * 1000 > limits.deadline:
             return Expired(reason="its caller's deadline passed before it started", **common)
         if (route := Route.of(message)) and (reason := route.misfit(self.agent, self._me, self._capabilities)):
-            return self._hand_on(route, reason, common)
+            return hand_on(self._caller.registry, self.agent, route, reason, common)
         if exhausted := ledger.left.exhausted:
             details = {"field": exhausted}
             return Rejected(reason=f"the budget of {exhausted} is used up", details=details, **common)
@@ -282,15 +289,6 @@ class Turns:
     @property
     def _me(self) -> str:
         return self._ports.identity.id
-
-    def _hand_on(self, route: Route, reason: str, common: dict[str, Any]) -> Outcome | HandOn:
-        """Not for this replica: on to another that lives and may run it."""
-        others = self._caller.registry.replicas(self.agent)
-        fit = [name for name, them in others.items() if not route.misfit(self.agent, name, them.capabilities)]
-        if fit:
-            return HandOn(fit)
-        details = {"replicas": sorted({*others, self._me})}
-        return Undeliverable(reason=f"no replica may run it: {reason}", details=details, **common)
 
     async def _run_handler(
         self, handler: Handler, delivery: Delivery, context: TurnContext, common: dict[str, Any]

@@ -17,6 +17,7 @@ from squadron.runtime.trust.guard import Guard
 from squadron.runtime.trust.principals import Principal
 from squadron.runtime.wire.envelope import AgentIdentity, Head, MessageType, pack
 from squadron.runtime.wire.limits import Clock
+from squadron.runtime.wire.policy import NO_POLICY, Policy
 from squadron.runtime.wire.subjects import Subjects
 
 
@@ -30,7 +31,8 @@ class Ports:
 
     `lite` holds lite topics, `dead` the dead letters, `runs` the logs of runs; `observers` hear what happens.
     `file_action` stores what an operator does for the audit trail, if there is one: verb and JSON. `guard` checks
-    who said what comes, if anything is checked; `principal` is who this process signs as, if it does.
+    who said what comes, if anything is checked; `principal` is who this process signs as, if it does; `policy`
+    says who may ask what, beside what cards say.
     """
 
     identity: AgentIdentity
@@ -47,6 +49,7 @@ class Ports:
     file_action: Callable[[str, bytes], Awaitable[None]] = unrecorded
     guard: Guard | None = None
     principal: Principal | None = None
+    policy: Policy = NO_POLICY
 
     def pack(self, type: MessageType, payload: dict[str, Any], **head: Unpack[Head]) -> bytes:
         """A message of this process, by its clock; see `wire.envelope.pack`."""

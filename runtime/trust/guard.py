@@ -34,6 +34,7 @@ Kind = Literal[
     "answer",
     "hand",
     "letter",
+    "right",
 ]
 #: Whether who signed it may say it; raises an `UntrustedError` if not.
 May = Callable[[Signed], None]

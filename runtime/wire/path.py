@@ -19,11 +19,13 @@ _DIGITS = 16
 
 @dataclass(frozen=True, slots=True)
 class Parent:
-    """The task that another one is asked from: its id, its sender, and the path that ends with its own step."""
+    """The task that another one is asked from: its id, its sender, the path that ends with its own step, and on
+    whose behalf it is, its sender included, as far as that is known."""
 
     id: str
     path: tuple[str, ...]
     source: str = ""
+    behalf: tuple[str, ...] = ()
 
 
 def step_of(topic: str, content: Any) -> str:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from squadron.runtime.errors import InvalidInputError
 from squadron.runtime.texts import whole
+from squadron.runtime.wire.policy import Who
 from squadron.runtime.wire.subjects import check_pattern, check_token, matches
 
 #: Both providers allow `[a-zA-Z0-9_-]` in a tool name, so the dot of a topic needs a stand-in; "__" keeps
@@ -52,6 +53,8 @@ class SemanticTopic(_Told):
     when_full: Literal["wait", "reject"] = "wait"
     #: Why a person approves each call that a model makes of it; empty if nobody need.
     approval: str = ""
+    #: Who may ask it, as patterns of principals (`wire.policy`); empty is everybody.
+    allow: tuple[Who, ...] = ()
 
     @field_validator("name")
     @classmethod

@@ -16,6 +16,7 @@ from squadron.cli import (
     lite_topics,
     metering,
     negotiate,
+    permitted,
     probing,
     replaying,
     run,
@@ -87,3 +88,5 @@ audit_views.register(app)
 users.register(app)
 doctor.register(app)
 probing.register(app)
+# Last: it joins a group.
+permitted.register(app)

@@ -279,6 +279,18 @@ async def test_a_record_that_nobody_can_read_does_not_stop_the_bridge(site: Site
     assert (await site.call("status"))["agents"] == []
 
 
+async def test_an_agent_whose_list_nobody_can_hold_to_is_not_deployed(site: Site) -> None:
+    await site.bridge()
+    topics = (SemanticTopic(name="book.read", allow=("client:ann",)),)
+    card = AgentCard(agent="reader", topics=topics).model_dump(mode="json")
+
+    with pytest.raises(SquadronError, match=r"book\.read is for client:ann only.*SQUADRON_VERIFY") as caught:
+        await site.call("deploy", deployments=[deployment_of(card=card)])
+
+    assert type(caught.value).__name__ == "ConfigError"
+    assert site.replicas.applied == []
+
+
 @pytest.mark.parametrize("pattern", ["book.read", "book.*", "*.read"])
 async def test_a_topic_that_is_taken_is_a_route_conflict_and_changes_nothing(site: Site, pattern: str) -> None:
     await site.bridge()
