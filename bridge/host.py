@@ -26,7 +26,7 @@ from squadron.runtime.running.permission import may_publish
 from squadron.runtime.running.pump import Pump
 from squadron.runtime.running.told import Told
 from squadron.runtime.running.turn import Turns
-from squadron.runtime.trust.authority import speaks_as
+from squadron.runtime.trust.may_say import speaks_as
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.groups import EventGroup
 from squadron.runtime.wire.subjects import token_of

@@ -44,6 +44,9 @@ class Trusting:
             ConfigError: a file is not what it should be, or nobody who is trusted vouches for this process.
         """
         if settings.trust is None:
+            if settings.verify != "off":
+                said = f"verify is {settings.verify!r}, and there is nobody to trust"
+                raise ConfigError(said, hint="set SQUADRON_TRUST to a trust document, or `squadron auth init`")
             return cls()
         document = TrustDocument.load(settings.trust)
         policy = NO_POLICY if settings.policy is None else Policy.load(settings.policy)

@@ -211,11 +211,6 @@ class Settings:
                 "nats_user_credentials and nats_nkey_seed_file are both set",
                 hint="set one of NATS_CREDS and NATS_NKEY",
             )
-        if self.verify != "off" and self.trust is None:
-            raise ConfigError(
-                f"verify is {self.verify!r}, and there is nobody to trust",
-                hint="set SQUADRON_TRUST to a trust document",
-            )
         if self.policy is not None and self.verify == "off":
             raise ConfigError(
                 "policy is set, and nobody looks who asks",

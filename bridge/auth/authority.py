@@ -63,6 +63,8 @@ class Authority:
         self._operator, self._system = Key(kept["operator"].encode()), Key(kept["system"].encode())
         self._streams, self._agents = Key(kept["streams"].encode()), Key(kept["agents"].encode())
         self._made_at, self._revoked = int(kept["made_at"]), dict[str, int](kept["revoked"])
+        #: Credentials of bridges that there ever were: those are of the account of the streams.
+        self._keepers: list[str] = list(kept["keepers"])
         self._environments = {
             name: _Environment(
                 each["keys"],
@@ -88,7 +90,7 @@ class Authority:
                 raise ConfigError(f"{base} has an authority already", hint="see it with `squadron auth list`")
             kinds = {"operator": "O", "system": "A", "streams": "A", "agents": "A"}
             seeds = {name: Key.create(kind).seed.decode() for name, kind in kinds.items()}  # type: ignore[arg-type]
-            made = cls(home, {**seeds, "made_at": time.time(), "revoked": {}, "environments": {}})
+            made = cls(home, {**seeds, "made_at": time.time(), "revoked": {}, "keepers": [], "environments": {}})
             made.admit(environment)
             store = home / "nats" / "store" / "jetstream"
             with contextlib.suppress(FileNotFoundError):
@@ -137,6 +139,7 @@ class Authority:
             },
             "made_at": self._made_at,
             "revoked": self._revoked,
+            "keepers": self._keepers,
             "environments": {
                 name: {"keys": each.keys, "users": {who: asdict(user) for who, user in each.users.items()}}
                 for name, each in self._environments.items()
@@ -202,6 +205,8 @@ class Authority:
             groups=groups,
             expires_at=expires_at,
         )
+        if role == "bridge":
+            self._keepers.append(key.public)
         path = credentials_of(self._home, environment, name)
         private_dir(path.parent)
         write_private(path, credentials(token, key).decode())
@@ -286,8 +291,13 @@ class Authority:
         ]
         streams = {"limits": _UNLIMITED | _STORE, "signing_keys": keepers, **exports}
         agents = {"limits": _UNLIMITED, "signing_keys": list(self._scopes()), **imports}
-        if self._revoked:
-            streams["revocations"] = agents["revocations"] = dict(self._revoked)
+        # Each in its own: an account that changed has its imports made anew by a server that runs, and what was
+        # asked over them is not answered any more, pulls of replicas above all.
+        for account, of_keepers in ((streams, True), (agents, False)):
+            if revoked := {
+                user: at for user, at in self._revoked.items() if (user in self._keepers) is of_keepers
+            }:
+                account["revocations"] = revoked
         operator = issue(
             "operator",
             self._operator.public,
@@ -300,7 +310,9 @@ class Authority:
         made = {"operator": operator}
         says: dict[str, dict[str, Any]] = {"SYS": {}, STREAMS: streams, AGENTS: agents}
         for name, key in self._accounts.items():
-            made[name] = issue("account", key.public, self._operator, name=name, nats=says[name])
+            made[name] = issue(
+                "account", key.public, self._operator, name=name, nats=says[name], issued_at=self._made_at
+            )
         return made
 
     def _scopes(self) -> Iterator[dict[str, Any]]:

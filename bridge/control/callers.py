@@ -7,8 +7,8 @@ from typing import Any
 
 from squadron.runtime.errors import InvalidMessageError
 from squadron.runtime.ports.bus import Note
-from squadron.runtime.trust.authority import KEEPERS, only
 from squadron.runtime.trust.guard import Guard, anybody
+from squadron.runtime.trust.may_say import KEEPERS, only
 
 #: Calls that change nothing: whoever signs may look.
 _LOOKS = frozenset(("ping", "status", "metrics"))

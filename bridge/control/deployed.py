@@ -14,8 +14,8 @@ from squadron.runtime.ports.queue import Mailbox, Queue
 from squadron.runtime.registry.registry import STAND_IN, Registry
 from squadron.runtime.running.permission import check_kept
 from squadron.runtime.store.port_set import Ports
-from squadron.runtime.trust.authority import KEEPERS, only
 from squadron.runtime.trust.guard import Guard
+from squadron.runtime.trust.may_say import KEEPERS, only
 from squadron.runtime.wire.deployment import Deployment
 from squadron.runtime.wire.subjects import Subjects, check_token, overlap
 from squadron.runtime.wire.topics import AgentCard

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from squadron.runtime.errors import BusUnavailableError, UntrustedError
 from squadron.runtime.ports.bus import Note
 from squadron.runtime.ports.journal import Entry
-from squadron.runtime.trust.authority import check_source
 from squadron.runtime.trust.guard import Guard, Kind, May
+from squadron.runtime.trust.may_say import check_source
 from squadron.runtime.trust.signature_check import Signed
 
 if TYPE_CHECKING:

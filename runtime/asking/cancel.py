@@ -12,8 +12,8 @@ from squadron.runtime.asking.believing import believes
 from squadron.runtime.errors import UntrustedError
 from squadron.runtime.ports.bus import Note, Subscription
 from squadron.runtime.store.port_set import Ports
-from squadron.runtime.trust.authority import KEEPERS, check_role
 from squadron.runtime.trust.guard import May
+from squadron.runtime.trust.may_say import KEEPERS, check_role
 from squadron.runtime.trust.signature_check import Signed
 from squadron.runtime.wire.replies import principal_of
 from squadron.runtime.wire.subjects import live_of, token_of, told_there

@@ -22,8 +22,8 @@ from squadron.runtime.store.operating import operating
 from squadron.runtime.streams.chunks import Family, StreamReader
 from squadron.runtime.streams.writer import Chunk, Ended, Nested, Restarted
 from squadron.runtime.telemetry.happenings import TaskEnded
-from squadron.runtime.trust.authority import only
 from squadron.runtime.trust.guard import Guard, May
+from squadron.runtime.trust.may_say import only
 from squadron.runtime.trust.signature_check import Signed
 from squadron.runtime.wire import outcome as outcomes
 from squadron.runtime.wire.envelope import AgentMessage
@@ -238,7 +238,8 @@ class Handle:
         waiting = True
         if believed and (raw.get("metadata") or {}).get("refused") is True and guard.requires:
             # Of one that was forged under our id we would hear the same.
-            self._refused = str(raw["payload"]["content"].get("reasoning") or "it was not signed")[:500]
+            error = raw["payload"]["content"].get("error")
+            self._refused = str(error.get("message") if isinstance(error, dict) else "for no reason told")[:500]
             return False
         return bool(believed)
 

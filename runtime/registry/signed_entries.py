@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from squadron.runtime.errors import UntrustedError
 from squadron.runtime.ports.journal import Entry
-from squadron.runtime.trust.authority import KEEPERS, only, only_agent
 from squadron.runtime.trust.guard import Guard, Kind, May
+from squadron.runtime.trust.may_say import KEEPERS, only, only_agent
 from squadron.runtime.trust.signature_check import Signed
 
 

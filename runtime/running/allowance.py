@@ -17,7 +17,7 @@ from squadron.runtime.errors import BusUnavailableError, FencedError, ForbiddenE
 from squadron.runtime.ports.journal import Entry
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.texts import digest_of
-from squadron.runtime.trust.authority import only
+from squadron.runtime.trust.may_say import only
 from squadron.runtime.wire.limits import UNLIMITED, Budget
 from squadron.runtime.wire.policy import Limit
 from squadron.runtime.wire.spent import MICROS, Spent

@@ -17,8 +17,8 @@ from squadron.runtime.running.permission import may_publish
 from squadron.runtime.running.told import Told
 from squadron.runtime.store.dead_letters import DeadLetters
 from squadron.runtime.store.port_set import Ports
-from squadron.runtime.trust.authority import speaks_as
 from squadron.runtime.trust.guard import May, anybody
+from squadron.runtime.trust.may_say import speaks_as
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.wire.outcome import DeadLettered
 from squadron.runtime.wire.subjects import token_of

@@ -16,8 +16,8 @@ from squadron.runtime.registry.registry import Registry
 from squadron.runtime.running.no_outcome import HandOn
 from squadron.runtime.running.pump import Pump
 from squadron.runtime.store.port_set import Ports
-from squadron.runtime.trust.authority import only_agent
 from squadron.runtime.trust.carried import CARRIED_HEADER, Carried, carry
+from squadron.runtime.trust.may_say import only_agent
 from squadron.runtime.wire.outcome import Undeliverable
 from squadron.runtime.wire.route import Route
 from squadron.runtime.wire.subjects import TaskSubject, is_foreign

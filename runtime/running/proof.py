@@ -11,8 +11,8 @@ from squadron.runtime.ports.queue import Delivery
 from squadron.runtime.running.told import Told
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.trust.agent_sender import SENDER_HEADER
-from squadron.runtime.trust.authority import check_carriers, check_source
 from squadron.runtime.trust.guard import May, anybody
+from squadron.runtime.trust.may_say import check_carriers, check_source
 from squadron.runtime.trust.signature_check import Signed
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.outcome import LITE_TTL_S, Rejected, outcome_msg_id

@@ -13,7 +13,7 @@ from squadron.runtime.ports.queue import Delivery
 from squadron.runtime.running.once import keep_s
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.texts import digest_of
-from squadron.runtime.trust.authority import is_agent
+from squadron.runtime.trust.may_say import is_agent
 from squadron.runtime.trust.signature_check import Signed
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.id_note import IdNote

@@ -25,8 +25,8 @@ from squadron.runtime.store.operating import operating
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.store.put_back import put_back
 from squadron.runtime.telemetry.happenings import Buried
-from squadron.runtime.trust.authority import only_agent
 from squadron.runtime.trust.carried import CARRIED_HEADER, carry
+from squadron.runtime.trust.may_say import only_agent
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage, pack
 from squadron.runtime.wire.outcome import DeadLettered, Outcome, from_content
 from squadron.runtime.wire.subjects import TaskSubject, check_pattern, matches, token_of

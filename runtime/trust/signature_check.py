@@ -94,8 +94,6 @@ class SignatureCheck:
 
     def _look(self) -> None:
         """Take a document that has changed: keys are rotated, and credentials revoked, while this runs."""
-        if self._now() < self._look_at:
-            return
         self._look_at = self._now() + LOOK_S
         if (document := self._changed()) is not None:
             self.document = document
@@ -103,7 +101,8 @@ class SignatureCheck:
             self._unknown.clear()
 
     def _principal(self, user: str, at: float) -> Principal:
-        self._look()
+        if self._now() >= self._look_at:
+            self._look()
         known = self.document.users.get(user) or self._known.get(user)
         if known is None or (0 < known.expires_at <= at and not self.asked(user)):
             # It may have a newer JWT.
@@ -127,6 +126,8 @@ class SignatureCheck:
         self._unknown[user] = self._now() + UNKNOWN_FOR_S
         self._shorten(self._unknown)
         if token is not None:
+            # Somebody new may have come with the key of a role that is new, too.
+            self._look()
             try:
                 principal = self.document.principal(token.decode("ascii", "replace"))
             except UntrustedError:

@@ -10,8 +10,8 @@ from typing import Any
 from squadron.runtime.errors import BridgeUnavailableError, BusUnavailableError, SquadronError
 from squadron.runtime.ports.bus import UnreliableBus
 from squadron.runtime.store.operating import operator
-from squadron.runtime.trust.authority import only
 from squadron.runtime.trust.guard import Guard
+from squadron.runtime.trust.may_say import only
 from squadron.runtime.wire.subjects import Subjects
 
 #: A call of the bridge ends within this, in seconds: one that was just killed is back in about two.

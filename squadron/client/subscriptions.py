@@ -15,8 +15,8 @@ from squadron.runtime.ports.bus import Note, Subscription
 from squadron.runtime.ports.queue import Delivery, Feed
 from squadron.runtime.running.event_turns import read_event
 from squadron.runtime.running.pump import keep_leases
-from squadron.runtime.trust.authority import speaks_as
 from squadron.runtime.trust.guard import Guard
+from squadron.runtime.trust.may_say import speaks_as
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.groups import EventGroup
 from squadron.runtime.wire.start import Start

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from squadron.runtime.errors import ConfigError, UntrustedError
 from squadron.runtime.trust.agent_sender import MAX_HEADER_BYTES, SENDER_HEADER, AgentSender
 from squadron.runtime.trust.carried import CARRIED_HEADER, Carried, carry
-from squadron.runtime.trust.jwts import credentials
+from squadron.runtime.trust.jwts import credentials, issue
 from squadron.runtime.trust.keys import Key
 from squadron.runtime.trust.principals import Principal, TrustDocument
 from squadron.runtime.trust.signature_check import (
@@ -357,3 +357,18 @@ def test_credentials_are_read_from_a_file(realm: Realm, tmp_path) -> None:
         path.write_bytes(content)
         with pytest.raises(ConfigError):
             Signer.load(path)
+
+
+def test_users_of_the_streams_account_are_the_bridge_and_nobody_else(realm: Realm, clock: Clock) -> None:
+    streams = Key.create("A")
+    document = TrustDocument.parse(json.dumps(json.loads(realm.document()) | {"streams": streams.public}).encode())
+    for role, key in (("bridge", streams), ("client", realm.account)):
+        other = streams if key is realm.account else realm.account
+        user = Key.create("U").public
+        for account, counts in ((key, True), (other, False)):
+            token = issue("user", user, realm.keys[role], name="x", nats={"issuer_account": account.public})
+            if counts:
+                assert document.principal(token).role == role
+                continue
+            with pytest.raises(UntrustedError, match="nobody who is trusted"):
+                document.principal(token)

@@ -1,0 +1,119 @@
+"""A home with an authority: its processes sign by themselves, and who is let in, or out, is so for all at once."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from squadron import Agent, Context, Settings, topic
+from squadron.bridge.auth.authority import Authority
+from squadron.bridge.jetstream.link import embedded
+from squadron.bridge.jetstream.link.at_home import as_user
+from squadron.bridge.jetstream.wiring import Wiring
+from squadron.runtime.asking.options import AskOptions
+from squadron.runtime.trust.agent_sender import SENDER_HEADER, AgentSender
+from squadron.runtime.wire.envelope import AgentIdentity
+from squadron.runtime.wire.outcome import Result
+from tests.contract.conftest import SOON_S, Peer, Replica, peer_of
+
+Join = Callable[..., Awaitable[Peer]]
+
+
+class Porter(Agent):
+    """Carries what it is given."""
+
+    @topic("porter.carry")
+    async def carry(self, ctx: Context, what: str) -> str:
+        return f"{what}, carried"
+
+
+@pytest.fixture
+async def home(tmp_path: Path) -> AsyncIterator[Path]:
+    authority = Authority.create(tmp_path, "dev")
+    authority.add("dev", "agent", "porter")
+    authority._save()
+    yield tmp_path
+    embedded.stop(tmp_path)
+
+
+@pytest.fixture
+async def join(home: Path) -> AsyncIterator[Join]:
+    async with contextlib.AsyncExitStack() as rest:
+
+        async def opened(name: str) -> Peer:
+            settings = as_user(Settings.load({"SQUADRON_VERIFY": "require"}, home=home), name)
+            wiring = await Wiring.open(settings, AgentIdentity(id=name, type="test"), create=name == "bridge")
+            rest.push_async_callback(wiring.aclose)
+            return peer_of(wiring)
+
+        yield opened
+
+
+async def _serve(join: Join) -> tuple[Peer, Replica]:
+    bridge = await join("bridge")
+    replica = Replica(await join("porter"), Porter(), bridge=bridge)
+    await replica.start()
+    return bridge, replica
+
+
+async def _carried(peer: Peer, within_s: float = SOON_S) -> object:
+    return await peer.caller.ask("porter.carry", {"what": "a bag"}, AskOptions(within_s=within_s))
+
+
+async def test_processes_of_a_home_sign_what_they_send_and_believe_each_other(join: Join) -> None:
+    bridge, replica = await _serve(join)
+    try:
+        client = await join("client")
+        assert isinstance(await _carried(client), Result)
+        said = {}
+        for key in (bridge.subjects.card("porter"), bridge.subjects.presence("porter", "porter")):
+            entry = await bridge.records.last(key)
+            assert entry is not None
+            sender = AgentSender.parse(entry.headers[SENDER_HEADER])
+            assert sender is not None
+            said[key] = (sender.name, sender.account)
+        # The bridge is in the account of the streams.
+        assert [name for name, _ in said.values()] == ["bridge", "porter"]
+        assert len({account for _, account in said.values()}) == 2
+        assert not client.ports.guard.refused
+        assert not replica.peer.ports.guard.refused
+    finally:
+        await replica.aclose()
+
+
+async def test_a_role_gets_another_key_while_all_goes_on(home: Path, join: Join) -> None:
+    _, replica = await _serve(join)
+    try:
+        old = await join("client")
+        assert isinstance(await _carried(old), Result)
+        with Authority.open(home) as authority:
+            authority.rotate("dev", "client")
+        embedded.reload(home)
+        new = await join("client")
+        # Who meets a new key looks who counts now; and no pull was lost, so nothing was delivered to nobody.
+        assert isinstance(await _carried(new), Result)
+        assert replica.delivered[-1] == 1
+        assert isinstance(await _carried(old), Result)
+    finally:
+        await replica.aclose()
+
+
+async def test_what_somebody_sends_whose_credential_was_revoked_is_refused(home: Path, join: Join) -> None:
+    """By who checks, too: what the server has taken in the last moment, it has taken."""
+    _, replica = await _serve(join)
+    try:
+        client = await join("client")
+        assert isinstance(await _carried(client), Result)
+        with Authority.open(home) as authority:
+            authority.revoke("dev", "client")
+        # The server is not told yet.
+        give_up_at = time.monotonic() + SOON_S
+        while isinstance(outcome := await _carried(client), Result):
+            assert time.monotonic() < give_up_at
+        assert "revoked" in str(outcome), outcome
+    finally:
+        await replica.aclose()
