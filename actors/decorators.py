@@ -42,6 +42,7 @@ class TopicMark:
     run_timeout_s: float
     retries: Retries
     approval: str = ""
+    sealed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,7 @@ def topic(
     backoff_s: tuple[float, float] = (FIRST_BACKOFF_S, LONGEST_BACKOFF_S),
     retry_on: tuple[type[BaseException], ...] = (Exception, SystemExit),
     approval: bool | str = False,
+    sealed: bool = False,
 ) -> Callable[[F], F]:
     """Serve a semantic topic with this method.
 
@@ -86,6 +88,7 @@ def topic(
         backoff_s: pause before the second attempt and the longest, in seconds; doubled each time, with jitter.
         retry_on: exceptions against which another attempt may help; of all others the task fails at once.
         approval: whether a person approves each call that a model makes of it; a text says why.
+        sealed: only this agent can read inputs, and only who asked its answers; what anybody can read is rejected.
 
     Raises:
         InvalidSubjectError: the name breaks the grammar.
@@ -97,7 +100,7 @@ def topic(
         )
     retries = Retries(max_attempts, *backoff_s, on=retry_on)
     why = APPROVAL_BY_AUTHOR if approval is True else approval or ""
-    mark = TopicMark(name, description, tuple(examples), tuple(tags), run_timeout_s, retries, why)
+    mark = TopicMark(name, description, tuple(examples), tuple(tags), run_timeout_s, retries, why, sealed)
 
     def decorate(method: F) -> F:
         if other := getattr(_inner(method), TOPIC, None):

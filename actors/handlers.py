@@ -155,6 +155,7 @@ class TopicSpec:
             examples=mark.examples,
             tags=mark.tags,
             approval=mark.approval,
+            sealed=mark.sealed,
         )
         taken = frozenset(own | {context_parameter} - {""})
         limits = mark.run_timeout_s, mark.retries

@@ -72,6 +72,7 @@ class Bridge:
         facts: Mapping[str, Any],
         *,
         lease_s: float,
+        seal_key: Callable[[str], str] = lambda _: "",
         more: Mapping[str, Verb] | None = None,
     ) -> None:
         """Make one; it does nothing before `start`.
@@ -80,13 +81,14 @@ class Bridge:
             held: the messages that mailboxes hold, by subject.
             keep_streams: makes what the store lacks, and returns what of it was lost since the last call.
             facts: what `ping` tells besides.
+            seal_key: the public key by which others seal for an agent.
             more: further calls that it answers, by their verbs.
         """
         self._ports, self._replicas = ports, replicas
         self._held, self._keep_streams, self._facts = held, keep_streams, dict(facts)
         self._subjects, self._registry, self._more = ports.subjects, registry, more or {}
         ours = (ports.queue, records, self._registry, self._subjects)
-        self._deployed = Deployed(*ours, lease_s=lease_s, guard=ports.guard)
+        self._deployed = Deployed(*ours, lease_s=lease_s, guard=ports.guard, seal_key=seal_key)
         self._deployments = self._deployed.agents
         self._states: dict[str, AgentState] = {}
         #: Tasks held by each agent, at the last look.

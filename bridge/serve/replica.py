@@ -9,6 +9,7 @@ import platform
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import ray
@@ -24,10 +25,12 @@ from squadron.bridge.otel.exporters import lines_of
 from squadron.bridge.packing.code import Code, unpack
 from squadron.config import Settings
 from squadron.runtime.background import Health
-from squadron.runtime.errors import DeployError
+from squadron.runtime.errors import BusUnavailableError, DeployError
 from squadron.runtime.logs import configure_logs
 from squadron.runtime.retries import traceback_of
 from squadron.runtime.telemetry.turn_log import TurnLog
+from squadron.runtime.trust.ring_handing import take_ring
+from squadron.runtime.trust.sealing import KeyRing
 from squadron.runtime.wire.envelope import AgentIdentity
 
 #: Ray namespace of everything of ours.
@@ -52,12 +55,30 @@ async def fetch_settings(environment: str) -> Settings:
     Raises:
         DeployError: the bridge can't be found.
     """
+    settings: Settings = await _call_bridge(environment, "settings")
+    return settings
+
+
+async def fetch_ring(environment: str, agent: str) -> KeyRing:
+    """The keys of an agent, which the bridge has; on the way they are sealed for a key of this call alone.
+
+    Raises:
+        BusUnavailableError: the bridge can't be found.
+    """
+    own = await asyncio.to_thread(KeyRing.create)
+    try:
+        handed = await _call_bridge(environment, "hand_ring", agent, str(own.public))
+    except DeployError as error:
+        raise BusUnavailableError(f"the keys of {agent} can't be had: {error}") from None
+    return take_ring(handed, agent, own)
+
+
+async def _call_bridge(environment: str, method: str, *args: Any) -> Any:
     give_up_at = time.monotonic() + FIND_BRIDGE_WITHIN_S
     while True:
         try:
             bridge = ray.get_actor(bridge_name(environment), namespace=NAMESPACE)
-            settings: Settings = await bridge.settings.remote()
-            return settings
+            return await getattr(bridge, method).remote(*args)
         except (ValueError, ray.exceptions.RayActorError) as error:
             if time.monotonic() > give_up_at:
                 raise DeployError(f"no bridge for environment {environment!r}: {error}") from None
@@ -96,7 +117,7 @@ class AgentReplica:
         self._name, self._code, self._grace_s = agent, code, grace_s
         identity = AgentIdentity(id=f"{agent}-{uuid.uuid4().hex[:8]}", type=agent)
         configure_logs(settings.log_level, *lines_of(identity, settings.env))
-        self._wiring = await Wiring.open(settings, identity)
+        self._wiring = await Wiring.open(settings, identity, ring=partial(fetch_ring, environment, agent))
         self._wiring.ports.observers.add(TurnLog())
         spec = AgentSpec.of(await self._load())
         self._host = Host(

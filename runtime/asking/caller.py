@@ -14,16 +14,18 @@ from typing import Any, TypeVar
 
 import structlog
 
+from squadron.runtime.asking.ask_seal import AskSeal
 from squadron.runtime.asking.admission import RETRY_AFTER_S, Admission
 from squadron.runtime.asking.cancel import request_cancel
 from squadron.runtime.asking.handle import Handle
 from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.asking.question_records import withdraw_questions
 from squadron.runtime.asking.sender import Sender
-from squadron.runtime.asking.task import claim_id, not_sent, pack_task
+from squadron.runtime.asking.task import claim_id, lay_out_task, not_sent
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import (
     BusUnavailableError,
+    ConfigError,
     InvalidInputError,
     InvalidMessageError,
     InvalidSubjectError,
@@ -35,7 +37,7 @@ from squadron.runtime.registry.registry import Registry
 from squadron.runtime.store.claims import INPUT_KEEP_S
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.telemetry.storing import told_when_stored
-from squadron.runtime.texts import jsonable
+from squadron.runtime.texts import encoded, jsonable
 from squadron.runtime.wire.envelope import LAST_MS
 from squadron.runtime.wire.limits import Deadline
 from squadron.runtime.wire.outcome import LITE_TTL_S, Cancelled, Outcome, Rejected, Undeliverable, outcome_msg_id
@@ -170,6 +172,8 @@ class Caller:
 
     async def outcome(self, handle: Handle) -> Outcome:
         """Wait for a task that was submitted, here or by somebody else; may be called again if cancelled."""
+        if handle.sealed:
+            await self.ports.claims.seals.ring()
         if not handle.done and handle not in self._waiting.get(handle.reply_to, ()):
             self._waiting.setdefault(handle.reply_to, []).append(handle)
             with contextlib.suppress(BusUnavailableError):
@@ -211,6 +215,7 @@ class Caller:
             LiteSubject.parse(str(fields["replyTo"]))
             handle = Handle(str(fields["task"]), str(fields["topic"]), fields["replyTo"], deadline, self)
             handle.sender = str(fields.get("source", handle.sender))
+            handle.sealed = fields.get("sealed") is True
             return handle
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError, InvalidSubjectError) as error:
             raise InvalidMessageError(f"{repr(ticket)[:80]} is no ticket: {error}", field="ticket") from None
@@ -320,8 +325,12 @@ class Caller:
         self, handle: Handle, content: Any, ask: AskOptions, parent: Parent | None, *, once: bool
     ) -> None:
         head: dict[str, Any] = {"parent": parent, "seen": self.registry.news, "once": once}
-        message = pack_task(self.ports.identity, content, ask, handle, timestamp=self.ports.clock.time(), **head)
-        data = await self.ports.claims.seal(message, keep_s=INPUT_KEEP_S)
+        wire = lay_out_task(self.ports.identity, content, ask, handle, timestamp=self.ports.clock.time(), **head)
+        if handle.seal is None:
+            data = await self.ports.claims.seal(encoded(wire), keep_s=INPUT_KEEP_S)
+        else:
+            place, claims = self.ports.subjects.task(handle.topic), self.ports.claims
+            data = await claims.seal_for((handle.seal.to,), wire, place, keep_s=INPUT_KEEP_S)
         if self.ports.principal is not None and not ask.task_id:
             handle.digest = hashlib.sha256(data).hexdigest()
         subject, msg_id = self.ports.subjects.task(handle.topic, ask.priority), handle.msg_id
@@ -368,6 +377,7 @@ class Caller:
         found = self.registry.find(topic) or await self.registry.wait_for(topic, within_s=deadline.remaining_s())
         if found is None:
             return self._unknown(topic, common)
+        handle.sealed = ask.sealed or found.sealed
         # A bare value goes to the only field that the topic takes.
         content = found.wrap(content)
         try:
@@ -379,6 +389,11 @@ class Caller:
             reason = f"the mailbox of {topic} holds its {found.mailbox_limit} tasks already"
             details = {"field": "mailbox", "retry_after_s": RETRY_AFTER_S}
             return Rejected(reason=reason, details=details, **common)
+        if handle.sealed:
+            try:
+                handle.seal = await AskSeal.of(self.ports.claims.seals, found, ask.task_id)
+            except ConfigError as error:
+                return Rejected(reason=str(error), details={"field": "sealed"}, **common)
         return content
 
     def _unknown(self, topic: str, common: dict[str, Any]) -> Outcome:

@@ -48,6 +48,10 @@ _ELSEWHERE = {
     "tasks": "budget",
     "max_hops": "budget",
     "temperature": "parameters",
+    "encrypt": "sealed",
+    "encrypted": "sealed",
+    "sensitive": "sealed",
+    "confidential": "sealed",
 }
 
 
@@ -65,6 +69,7 @@ class AskKeywords(TypedDict, total=False):
     budget: Budget
     nested: bool
     bid: str
+    sealed: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +89,7 @@ class AskOptions:
         budget: what it may spend, with all that it asks of others.
         nested: its stream holds the chunks of the tasks that it asks, too.
         bid: the id of a bid that is accepted by this task; it goes to the replica that gave it (`route`).
+        sealed: only the agent can read the input, and only its asker the answer; topics that say so need not be told.
 
     Raises:
         InvalidInputError: an option has a value that it can't have.
@@ -100,6 +106,7 @@ class AskOptions:
     budget: Budget = UNLIMITED
     nested: bool = False
     bid: str = ""
+    sealed: bool = False
 
     def __post_init__(self) -> None:
         if not _is_time(self.within_s):
@@ -123,8 +130,9 @@ class AskOptions:
             raise _bad("model", self.model, '"openai:NAME", for example')
         if self.parameters is not None and not _is_json(self.parameters):
             raise _bad("parameters", self.parameters, 'JSON: {"temperature": 0.2}, for example')
-        if not isinstance(self.nested, bool):
-            raise _bad("nested", self.nested, "True or False")
+        for name, flag in (("nested", self.nested), ("sealed", self.sealed)):
+            if not isinstance(flag, bool):
+                raise _bad(name, flag, "True or False")
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Self:

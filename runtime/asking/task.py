@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.errors import BusUnavailableError, FencedError, MessageTooLargeError
 from squadron.runtime.ports.journal import Journal
-from squadron.runtime.texts import digest_of
-from squadron.runtime.wire.envelope import AgentIdentity, pack
+from squadron.runtime.store.sealed import input_digest
+from squadron.runtime.wire.envelope import AgentIdentity, lay_out
 from squadron.runtime.wire.id_note import IdNote
 from squadron.runtime.wire.outcome import Outcome, Rejected, Undeliverable
 from squadron.runtime.wire.path import Parent
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from squadron.runtime.asking.handle import Handle
 
 
-def pack_task(
+def lay_out_task(
     identity: AgentIdentity,
     content: Any,
     ask: AskOptions,
@@ -30,8 +30,8 @@ def pack_task(
     seen: float,
     timestamp: float,
     once: bool,
-) -> bytes:
-    """A task as it is sent.
+) -> dict[str, Any]:
+    """A task as it is sent, before it is sealed if its handle says so.
 
     Args:
         parent: the task that it is asked from, if it is.
@@ -46,6 +46,8 @@ def pack_task(
         payload["model"] = ask.model
     if ask.parameters is not None:
         payload["parameters"] = dict(ask.parameters)
+    if handle.seal is not None:
+        payload |= handle.seal.to_payload(() if parent is None else parent.readers)
     start_within_s = ask.within_s if ask.start_within_s is None else ask.start_within_s
     routing: dict[str, Any] = {"priority": ask.priority, "timeout": max(1, round(start_within_s * 1000))}
     if ask.route.capabilities:
@@ -64,7 +66,7 @@ def pack_task(
         if once:
             # With that task it is cancelled, by who may cancel that.
             metadata["parentSource"] = parent.source
-    return pack(
+    return lay_out(
         "task",
         identity,
         payload,
@@ -76,6 +78,7 @@ def pack_task(
         routing=routing,
         metadata=metadata or None,
         timestamp=timestamp,
+        sensitive=handle.seal is not None,
     )
 
 
@@ -91,7 +94,7 @@ async def claim_id(lite: Journal, subjects: Subjects, handle: Handle, content: A
     task_id, topic = handle.task_id, handle.topic
     # Apart from the outcome, in a place of the id's own: readers of a task's stream never see it.
     key = subjects.lite(token_of(task_id), "asked")
-    digest = digest_of(content)
+    digest = input_digest(content, "" if handle.seal is None else handle.seal.asked_key)
     # The queue takes a message id once, whoever it is from: this one nobody can take first.
     mine = IdNote(topic, digest, handle.reply_to, os.urandom(16).hex(), handle.sender)
     place = 0

@@ -13,6 +13,7 @@ from squadron.runtime.running.once import is_copy
 from squadron.runtime.running.reports import Reports
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.trust.carried import carry
+from squadron.runtime.trust.sealing import SealKey
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.replies import is_own_id, unfit_reply
 from squadron.runtime.wire.subjects import token_of
@@ -22,11 +23,12 @@ from squadron.runtime.wire.subjects import token_of
 ALONE_S = 60.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Arrival:
     """A task that is to run.
 
     Attributes:
+        readers: for whom its answers are sealed; nobody before it is opened, or if it was not sealed.
         lite_key, announce: where its outcome goes; see `Reports.address`.
         unfit: why it can't go where the sender wants it, or the empty string.
         looked_at: up to when no outcome of it was stored, in seconds since the epoch.
@@ -36,6 +38,7 @@ class Arrival:
     announce: str
     unfit: str
     looked_at: float
+    readers: tuple[SealKey, ...] = ()
 
 
 async def arrive(

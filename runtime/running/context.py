@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import threading
 from collections.abc import Coroutine, Iterable
 from concurrent.futures import Future
@@ -13,8 +11,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 from weakref import WeakSet
 
-from pydantic_core import from_json
-
 from squadron.runtime.asking.caller import Caller
 from squadron.runtime.asking.handle import Handle
 from squadron.runtime.asking.negotiation import BIDS_WITHIN_S, negotiate
@@ -22,13 +18,13 @@ from squadron.runtime.asking.options import AskKeywords, AskOptions
 from squadron.runtime.calling import Threads
 from squadron.runtime.errors import WrongLoopError
 from squadron.runtime.lite.topic import LiteTopic
-from squadron.runtime.ports.lite_journal import END_HEADER
 from squadron.runtime.ports.queue import Lease
 from squadron.runtime.running.asks_people import AsksPeople
 from squadron.runtime.running.ledger import ONCE, Ledger
+from squadron.runtime.running.memory import recall, remember
 from squadron.runtime.running.sync_context import SyncContext
 from squadron.runtime.streams.writer import StreamWriter
-from squadron.runtime.texts import whole
+from squadron.runtime.trust.sealing import SealKey
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.limits import Budget, Deadline
 from squadron.runtime.wire.outcome import Outcome
@@ -41,8 +37,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Life of a conversation's memory after its last entry, in seconds: a working week.
-MEMORY_TTL_S = 7 * 24 * 3600.0
 #: Part of its time after which a turn should come to its end by itself: what is left is for telling of it.
 IN_TIME = 0.95
 
@@ -56,6 +50,7 @@ class Context(AsksPeople):
         attempt: which delivery of the task this is, from 1.
         deadline: when the caller stops waiting.
         ledger: the books of this task.
+        readers: for whom what it says is sealed; nobody, if the task was not sealed.
         log: a structlog logger with message, conversation, topic, agent and attempt bound.
         threads: what acts in threads for it.
     """
@@ -77,6 +72,7 @@ class Context(AsksPeople):
         self.deadline, self.ledger, self._log = deadline, ledger, log
         self._agent, self._caller = agent, caller
         self._lite_key = lite_key
+        self.readers: tuple[SealKey, ...] = ()
         self._writer: StreamWriter | None = None
         self._stopped = self._ended = False
         #: Where the replica's loop runs, and what a handler in another thread waits for.
@@ -86,6 +82,11 @@ class Context(AsksPeople):
         self._asked = 0
         #: What was asked from here; who has an outcome and is not waited for any more drops out by itself.
         self._children: WeakSet[Handle] | None = None
+
+    @property
+    def is_sealed(self) -> bool:
+        """Whether nobody but this agent and its asker is to read what the task is about."""
+        return bool(self.readers)
 
     @property
     def budget(self) -> Budget:
@@ -116,7 +117,8 @@ class Context(AsksPeople):
 
     def _stream(self) -> StreamWriter:
         if self._writer is None:
-            self._writer = StreamWriter(self._caller.ports, self._lite_key, self.message, self.attempt)
+            ports = self._caller.ports
+            self._writer = StreamWriter(ports, self._lite_key, self.message, self.attempt, self.readers)
             if self._ended:
                 self._writer.close()
         return self._writer
@@ -156,7 +158,7 @@ class Context(AsksPeople):
         What is not said travels along from this task: conversation, priority, model and parameters. Deadline and
         budget can only be tighter than its own.
 
-        What it may spend is set aside: the `budget` given, as far as it is left, or half of what is left. When its
+        What a sealed task asks is sealed as well. What it may spend is set aside: the `budget` given, as far as it is left, or half of what is left. When its
         outcome is known here, what it really spent is charged, and the rest comes back. What never comes stays
         charged.
 
@@ -205,6 +207,7 @@ class Context(AsksPeople):
             "within_s": self.deadline.earliest(own.within_s),
             "budget": budget,
             "nested": own.nested or message.nested,
+            "sealed": own.sealed or self.is_sealed,
         }
         handle = await self._caller.submit(
             topic, content, AskOptions.of(said), parent=self._parent, owner=owner, once=bool(owner)
@@ -219,7 +222,9 @@ class Context(AsksPeople):
     @cached_property
     def _parent(self) -> Parent:
         message = self.message
-        return Parent(message.id, (*message.path, step_of(self.topic, message.payload.content)), message.source.id)
+        path = (*message.path, step_of(self.topic, message.payload.content))
+        readers = tuple(map(str, self.readers)) if message.nested else ()
+        return Parent(message.id, path, message.source.id, readers)
 
     def lite(
         self, id: str | None = None, owner: str | None = None, *, ttl_s: float | timedelta | None = None
@@ -273,22 +278,15 @@ class Context(AsksPeople):
         self.ledger.charge(Spent(*(coin or 0 for coin in check.coins)))
 
     async def remember(self, item: Any) -> None:
-        """Add one JSON value to this agent's memory of the conversation; any replica can recall it."""
+        """Add one JSON value to this agent's memory of the conversation; any replica can recall it, and nobody else
+        if this task is sealed."""
         self._check_loop()
-        await self._caller.ports.lite.append(
-            self._memory_key, json.dumps(whole(item)).encode(), ttl_s=MEMORY_TTL_S
-        )
+        await remember(self._caller.ports, self._memory_key, item, sealed=self.is_sealed)
 
     async def recall(self, *, most: int = 50) -> list[Any]:
         """The newest `most` items this agent remembers of the conversation, oldest first."""
         self._check_loop()
-        stored = self._caller.ports.lite.read(self._memory_key)
-        items = []
-        async for entry in stored:
-            # What is no JSON, or can't travel, was not remembered here.
-            with contextlib.suppress(ValueError):
-                if END_HEADER not in entry.headers:
-                    items.append(from_json(entry.data))
+        items = await recall(self._caller.ports, self._memory_key)
         return items[max(0, len(items) - most) :]
 
     @property

@@ -32,6 +32,7 @@ from squadron.runtime.running.judge import judge
 from squadron.runtime.running.ledger import Ledger
 from squadron.runtime.running.no_outcome import Again, HandOn, Later, LetGo
 from squadron.runtime.running.once import cancelled_with
+from squadron.runtime.running.opening import open_task, refuse_readable
 from squadron.runtime.running.parking import Parking
 from squadron.runtime.running.poison import Poison
 from squadron.runtime.running.proof import answers, check_task, is_signed, refuse
@@ -143,8 +144,8 @@ class Turns:
             if late and await self._reports.settle_if_stored(delivery, message, lite_key, announce):
                 told.ended("superseded")
                 return None
-            reports = {"headers": told.outcome_headers, "answers": answers(self._ports, delivery, signed)}
-            reported = await self._report(delivery, message, ended, lite_key, announce, **reports)
+            how = {"headers": told.outcome_headers, "answers": answers(self._ports, delivery, signed)}
+            reported = await self._report(delivery, message, ended, arrival, **how)
         except BaseException as error:
             told.ended("handed_back", error=summary_of(error))
             raise
@@ -183,8 +184,7 @@ class Turns:
         delivery: Delivery,
         message: AgentMessage,
         ended: Outcome,
-        lite_key: str,
-        announce: str,
+        arrival: Arrival,
         **how: Any,
     ) -> Outcome:
         """Store the outcome, and then settle the task."""
@@ -192,8 +192,9 @@ class Turns:
             # Those of earlier attempts, too, and of one that never ran on this replica.
             await withdraw_questions(self._ports, self._caller.lite_topics, message.id)
         if isinstance(ended, DeadLettered):
-            await self._letters.bury(self.agent, delivery, ended, source=self._ports.identity)
-        reported = await self._reports.store(message, ended, lite_key, announce, **how)
+            await self._bury(delivery, ended, sealed=bool(arrival.readers))
+        how["readers"] = arrival.readers
+        reported = await self._reports.store(message, ended, arrival.lite_key, arrival.announce, **how)
         if not isinstance(ended, DeadLettered | Rejected):
             # A dead letter may be sent again, with the claim that it carries.
             await self._ports.claims.drop(message)
@@ -223,8 +224,8 @@ class Turns:
             return Undeliverable(reason=reason, **common)
         if arrival.unfit:
             return Rejected(reason=arrival.unfit, details={"field": "replyTo"}, **common)
-        refusal = self._refusal(message, ledger, common, was_parked)
-        if refusal is not None:
+        refusal = refuse_readable(handler.topic, message, common)
+        if refusal := refusal or self._refusal(message, ledger, common, was_parked):
             return refusal
         attempt = common["attempt"] = await delivery.lease.begin()
         if attempt > handler.retries.max_attempts:
@@ -239,7 +240,7 @@ class Turns:
             await notes.write("begun")
         told.begun(attempt)
         try:
-            ended = await self._run_handler(handler, delivery, context, common)
+            ended = await self._run_handler(handler, delivery, context, common, arrival)
             if isinstance(ended, LetGo):
                 return ended
             if isinstance(ended, Again):
@@ -293,7 +294,12 @@ class Turns:
         return Undeliverable(reason=f"no replica may run it: {reason}", details=details, **common)
 
     async def _run_handler(
-        self, handler: Handler, delivery: Delivery, context: TurnContext, common: dict[str, Any]
+        self,
+        handler: Handler,
+        delivery: Delivery,
+        context: TurnContext,
+        common: dict[str, Any],
+        arrival: Arrival,
     ) -> Outcome | Again | Later | LetGo:
         message = context.message
         turn = asyncio.current_task(self._caller.loop)
@@ -317,7 +323,8 @@ class Turns:
         answer: Any = _NOTHING
         failure: BaseException | None = None
         try:
-            context.message = await self._ports.claims.resolve(message)
+            if (refused := await open_task(self._ports, context, common, arrival)) is not None:
+                return refused
             if circle := circle_in(message.path, context.topic, context.message.payload.content):
                 return Rejected(reason=circle, details={"field": "path"}, **common)
             self.offers.check_input(context.message)
@@ -363,7 +370,7 @@ class Turns:
         if isinstance(failure, Park):
             return Later(failure)
         if isinstance(failure, InvalidInputError):
-            return await self._invalid(delivery, failure, common)
+            return await self._invalid(delivery, context, failure, common)
         if isinstance(failure, SupersededError):
             context.log.info("turn.superseded", reason=str(failure))
             return LetGo()
@@ -390,8 +397,14 @@ class Turns:
             log=self._log,
         )
 
-    async def _invalid(self, delivery: Delivery, error: InvalidInputError, common: dict[str, Any]) -> Outcome:
+    async def _invalid(
+        self, delivery: Delivery, context: TurnContext, error: InvalidInputError, common: dict[str, Any]
+    ) -> Outcome:
         """Past the door of a caller's own check: its sender is told, and it is kept for a person to look at."""
         outcome = Rejected(reason=str(error), details={"field": error.field}, **common)
-        await self._letters.bury(self.agent, delivery, outcome, source=self._ports.identity)
+        await self._bury(delivery, outcome, sealed=context.is_sealed)
         return outcome
+
+    async def _bury(self, delivery: Delivery, outcome: Outcome, *, sealed: bool) -> None:
+        told = outcome.withheld() if sealed else outcome
+        await self._letters.bury(self.agent, delivery, told, source=self._ports.identity)

@@ -66,6 +66,15 @@ class Outcome:
         """Whether there is a result."""
         return False
 
+    def withheld(self) -> Outcome:
+        """The same end without what was said in it, for those whom a sealed task is not for."""
+        kind = str(self.details.get("type") or str(self.details.get("last_error", "")).partition(":")[0])
+        details = {name: self.details[name] for name in ("attempts",) if name in self.details}
+        details |= {"type": kind} if kind else {}
+        reason = "" if self.ok else f"{kind or self.kind}: what it says is sealed"
+        names = ("task_id", "topic", "source", "attempt", "latency_ms", "spent")
+        return type(self)(**{name: getattr(self, name) for name in names}, reason=reason, details=details)
+
     def unwrap(self) -> Any:
         """The result's data.
 

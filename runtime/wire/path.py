@@ -19,11 +19,16 @@ _DIGITS = 16
 
 @dataclass(frozen=True, slots=True)
 class Parent:
-    """The task that another one is asked from: its id, its sender, and the path that ends with its own step."""
+    """The task that another one is asked from: its id, its sender, and the path that ends with its own step.
+
+    Attributes:
+        readers: public keys of those who see its stream, and with that the chunks of this one.
+    """
 
     id: str
     path: tuple[str, ...]
     source: str = ""
+    readers: tuple[str, ...] = ()
 
 
 def step_of(topic: str, content: Any) -> str:

@@ -1,0 +1,89 @@
+"""What one process seals with and opens: the key ring of its principal, and a box for each reader."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+
+from squadron.runtime.errors import BusUnavailableError, KeyLostError
+from squadron.runtime.trust.sealing import Box, KeyRing, SealKey
+
+#: Where a ring comes from: a file, or the bridge.
+LoadRing = Callable[[], Awaitable[KeyRing]]
+#: Boxes that are kept: one for each reader and kind of message.
+_KEPT = 1024
+#: A ring is looked up again when a message names a key that is not in it, at most once in so many seconds: anybody
+#: may name any key.
+AGAIN_S = 2.0
+
+
+async def _new_ring() -> KeyRing:
+    return KeyRing.create()
+
+
+class Seals:
+    """The keys of one process; nothing is looked up before something is sealed or opened.
+
+    Args:
+        load: where its ring comes from; by default it is made anew, and ends with the process.
+    """
+
+    def __init__(self, load: LoadRing = _new_ring) -> None:
+        self._load = load
+        #: The ring, if it was looked up.
+        self.known: KeyRing | None = None
+        self._boxes: OrderedDict[tuple[int, bytes, tuple[SealKey, ...]], Box] = OrderedDict()
+        self._loading, self._loaded_at, self._loads = asyncio.Lock(), -AGAIN_S, 0
+
+    async def ring(self) -> KeyRing:
+        """The ring of this process.
+
+        Raises:
+            ConfigError: its file can't be read.
+            BusUnavailableError: who has it can't be reached.
+        """
+        if self.known is None:
+            async with self._loading:
+                if self.known is None:
+                    await self._look_up()
+        assert self.known is not None
+        return self.known
+
+    async def _look_up(self) -> None:
+        # It takes 0.3 s, once.
+        await asyncio.to_thread(importlib.import_module, "cryptography.hazmat.primitives.hpke")
+        self._loaded_at = asyncio.get_running_loop().time()
+        self._loads += 1
+        self.known = await self._load()
+
+    async def look_again(self, lost: KeyLostError) -> None:
+        """Look the ring up anew: its key may have been rotated.
+
+        Raises:
+            KeyLostError: the same, if who has the ring can't be reached.
+        """
+        loads = self._loads
+        async with self._loading:
+            if self._loads > loads:
+                # Somebody else did, since.
+                return
+            await asyncio.sleep(max(0.0, self._loaded_at + AGAIN_S - asyncio.get_running_loop().time()))
+            try:
+                await self._look_up()
+            except BusUnavailableError:
+                raise lost from None
+
+    def box(self, readers: Sequence[SealKey], info: bytes) -> Box:
+        """A box for these readers; the same again for the same, so that a key is wrapped once.
+
+        Of a process that was forked it is another one: two that count alike would use a nonce twice.
+        """
+        which = os.getpid(), info, tuple(readers)
+        if (box := self._boxes.get(which)) is None:
+            box = self._boxes[which] = Box(readers, info)
+            if len(self._boxes) > _KEPT:
+                self._boxes.popitem(last=False)
+        return box
