@@ -24,7 +24,9 @@ def own_ring(settings: Settings, principal: str = "") -> LoadRing:
 
     async def load() -> KeyRing:
         # One that is named has to be there: who mistypes is told, and gets no new one.
-        return await asyncio.to_thread(ring_in, own) if given is None else await asyncio.to_thread(read_ring, given)
+        if given is not None:
+            return await asyncio.to_thread(read_ring, given)
+        return await asyncio.to_thread(ring_in, own)
 
     return load
 

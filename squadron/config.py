@@ -85,8 +85,8 @@ class Settings:
     require refuses them."""
 
     seal_keys: Annotated[Path | None, _From("SQUADRON_SEAL_KEYS", kinds.FILE)] = None
-    """The key ring (JSON, mode 0600) by which this process opens what is sealed for it; None is one of the home, made
-    when it is needed. With an agent's ring one reads the agent's runs."""
+    """The key ring (JSON, mode 0600) by which this process opens what is sealed for it; None is one of the home,
+    made when it is needed. With an agent's ring one reads the agent's runs."""
 
     nats_tls_ca: Annotated[Path | None, _From("NATS_CA", kinds.FILE)] = None
     """The CA that signed the server's certificate (PEM); None trusts the system's."""

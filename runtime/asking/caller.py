@@ -14,14 +14,14 @@ from typing import Any, TypeVar
 
 import structlog
 
-from squadron.runtime.asking.ask_seal import AskSeal
 from squadron.runtime.asking.admission import RETRY_AFTER_S, Admission
+from squadron.runtime.asking.ask_seal import AskSeal
 from squadron.runtime.asking.cancel import request_cancel
 from squadron.runtime.asking.handle import Handle
 from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.asking.question_records import withdraw_questions
 from squadron.runtime.asking.sender import Sender
-from squadron.runtime.asking.task import claim_id, lay_out_task, not_sent
+from squadron.runtime.asking.task import claim_id, lay_out_task, nobody_serves, not_sent
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import (
     BusUnavailableError,
@@ -40,7 +40,7 @@ from squadron.runtime.telemetry.storing import told_when_stored
 from squadron.runtime.texts import encoded, jsonable
 from squadron.runtime.wire.envelope import LAST_MS
 from squadron.runtime.wire.limits import Deadline
-from squadron.runtime.wire.outcome import LITE_TTL_S, Cancelled, Outcome, Rejected, Undeliverable, outcome_msg_id
+from squadron.runtime.wire.outcome import LITE_TTL_S, Cancelled, Outcome, Rejected, outcome_msg_id
 from squadron.runtime.wire.path import Parent
 from squadron.runtime.wire.replies import asks_of
 from squadron.runtime.wire.spent import NOT_TOLD
@@ -307,7 +307,7 @@ class Caller:
                     await self._claim(handle, content, ask)
             if not handle.done and not is_sent:
                 await self._send(handle, content, ask, parent, once=once)
-        except (BusUnavailableError, MessageTooLargeError, ValueError) as error:
+        except (BusUnavailableError, ConfigError, MessageTooLargeError, ValueError) as error:
             handle._settle(not_sent(handle, error), refused=True)
         except BaseException:
             # Nobody has the handle.
@@ -376,7 +376,7 @@ class Caller:
             return Rejected(reason=reason, details={"field": exhausted}, **common)
         found = self.registry.find(topic) or await self.registry.wait_for(topic, within_s=deadline.remaining_s())
         if found is None:
-            return self._unknown(topic, common)
+            return nobody_serves(self.registry, topic, common)
         handle.sealed = ask.sealed or found.sealed
         # A bare value goes to the only field that the topic takes.
         content = found.wrap(content)
@@ -390,16 +390,9 @@ class Caller:
             details = {"field": "mailbox", "retry_after_s": RETRY_AFTER_S}
             return Rejected(reason=reason, details=details, **common)
         if handle.sealed:
-            try:
-                handle.seal = await AskSeal.of(self.ports.claims.seals, found, ask.task_id)
-            except ConfigError as error:
-                return Rejected(reason=str(error), details={"field": "sealed"}, **common)
+            # Raises what can't be sealed; see `submit`.
+            handle.seal = await AskSeal.of(self.ports.claims.seals, found, ask.task_id)
         return content
-
-    def _unknown(self, topic: str, common: dict[str, Any]) -> Outcome:
-        nearest = self.registry.nearest(topic)
-        advice = f"did you mean {', '.join(nearest)}?" if nearest else "see `squadron topics`"
-        return Undeliverable(reason=f"nobody serves {topic!r}; {advice}", details={"nearest": nearest}, **common)
 
 
 async def _unsubscribe(subscribing: Awaitable[Subscription]) -> None:

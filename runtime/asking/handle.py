@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -392,31 +392,3 @@ class Handle:
         self._settle(self._too_late())
         assert self._outcome is not None
         return self._outcome
-
-
-class BlockingHandle:
-    """See `Handle`; every call blocks until it is done."""
-
-    def __init__(self, handle: Handle, wait: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
-        self._handle, self._wait = handle, wait
-        self.task_id, self.topic = handle.task_id, handle.topic
-
-    @property
-    def done(self) -> bool:
-        """See `Handle.done`."""
-        return self._handle.done
-
-    @property
-    def ticket(self) -> str:
-        """See `Handle.ticket`."""
-        return self._handle.ticket
-
-    def outcome(self) -> Outcome:
-        """See `Handle.outcome`."""
-        outcome: Outcome = self._wait(self._handle.outcome())
-        return outcome
-
-    def cancel(self) -> Outcome:
-        """See `Handle.cancel`."""
-        outcome: Outcome = self._wait(self._handle.cancel())
-        return outcome

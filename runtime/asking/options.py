@@ -89,7 +89,7 @@ class AskOptions:
         budget: what it may spend, with all that it asks of others.
         nested: its stream holds the chunks of the tasks that it asks, too.
         bid: the id of a bid that is accepted by this task; it goes to the replica that gave it (`route`).
-        sealed: only the agent can read the input, and only its asker the answer; topics that say so need not be told.
+        sealed: only the agent can read the input, and only who asks the answer; topics may say so for all.
 
     Raises:
         InvalidInputError: an option has a value that it can't have.

@@ -6,8 +6,9 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from squadron.runtime.asking.options import AskOptions
-from squadron.runtime.errors import BusUnavailableError, FencedError, MessageTooLargeError
+from squadron.runtime.errors import BusUnavailableError, ConfigError, FencedError, MessageTooLargeError
 from squadron.runtime.ports.journal import Journal
+from squadron.runtime.registry.registry import Registry
 from squadron.runtime.store.sealed import input_digest
 from squadron.runtime.wire.envelope import AgentIdentity, lay_out
 from squadron.runtime.wire.id_note import IdNote
@@ -120,11 +121,20 @@ async def claim_id(lite: Journal, subjects: Subjects, handle: Handle, content: A
         return f"the task id {task_id!r} is taken under another owner" if taken else ""
 
 
+def nobody_serves(registry: Registry, topic: str, common: dict[str, Any]) -> Outcome:
+    """How a task ends whose topic nobody serves."""
+    nearest = registry.nearest(topic)
+    advice = f"did you mean {', '.join(nearest)}?" if nearest else "see `squadron topics`"
+    return Undeliverable(reason=f"nobody serves {topic!r}; {advice}", details={"nearest": nearest}, **common)
+
+
 def not_sent(handle: Handle, error: Exception) -> Outcome:
     """How a task ends that could not be put."""
     ids: dict[str, Any] = {"task_id": handle.task_id, "topic": handle.topic}
     if isinstance(error, BusUnavailableError):
         # It may have arrived all the same.
         return Undeliverable(reason=str(error), spent=NOT_TOLD, **ids)
+    if isinstance(error, ConfigError):
+        return Rejected(reason=str(error), details={"field": "sealed"}, **ids)
     reason = str(error) if isinstance(error, MessageTooLargeError) else f"not JSON: {error}"
     return Rejected(reason=reason, details={"field": "content"}, **ids)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import threading
 from collections.abc import Coroutine, Iterable
 from concurrent.futures import Future
@@ -11,6 +13,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 from weakref import WeakSet
 
+from pydantic_core import from_json
+
 from squadron.runtime.asking.caller import Caller
 from squadron.runtime.asking.handle import Handle
 from squadron.runtime.asking.negotiation import BIDS_WITHIN_S, negotiate
@@ -18,13 +22,14 @@ from squadron.runtime.asking.options import AskKeywords, AskOptions
 from squadron.runtime.calling import Threads
 from squadron.runtime.errors import WrongLoopError
 from squadron.runtime.lite.topic import LiteTopic
+from squadron.runtime.ports.lite_journal import END_HEADER
 from squadron.runtime.ports.queue import Lease
 from squadron.runtime.running.asks_people import AsksPeople
 from squadron.runtime.running.ledger import ONCE, Ledger
-from squadron.runtime.running.memory import recall, remember
 from squadron.runtime.running.sync_context import SyncContext
+from squadron.runtime.store.own_journal import OwnJournal
 from squadron.runtime.streams.writer import StreamWriter
-from squadron.runtime.trust.sealing import SealKey
+from squadron.runtime.texts import whole
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.limits import Budget, Deadline
 from squadron.runtime.wire.outcome import Outcome
@@ -37,6 +42,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+#: Life of a conversation's memory after its last entry, in seconds: a working week.
+MEMORY_TTL_S = 7 * 24 * 3600.0
 #: Part of its time after which a turn should come to its end by itself: what is left is for telling of it.
 IN_TIME = 0.95
 
@@ -72,7 +79,6 @@ class Context(AsksPeople):
         self.deadline, self.ledger, self._log = deadline, ledger, log
         self._agent, self._caller = agent, caller
         self._lite_key = lite_key
-        self.readers: tuple[SealKey, ...] = ()
         self._writer: StreamWriter | None = None
         self._stopped = self._ended = False
         #: Where the replica's loop runs, and what a handler in another thread waits for.
@@ -84,9 +90,10 @@ class Context(AsksPeople):
         self._children: WeakSet[Handle] | None = None
 
     @property
-    def is_sealed(self) -> bool:
-        """Whether nobody but this agent and its asker is to read what the task is about."""
-        return bool(self.readers)
+    def own(self) -> OwnJournal:
+        """Where the agent keeps what is its own."""
+        ports = self._caller.ports
+        return OwnJournal(ports.lite, ports.claims.seals, self.is_sealed)
 
     @property
     def budget(self) -> Budget:
@@ -158,7 +165,9 @@ class Context(AsksPeople):
         What is not said travels along from this task: conversation, priority, model and parameters. Deadline and
         budget can only be tighter than its own.
 
-        What a sealed task asks is sealed as well. What it may spend is set aside: the `budget` given, as far as it is left, or half of what is left. When its
+        What a sealed task asks is sealed as well.
+
+        What it may spend is set aside: the `budget` given, as far as it is left, or half of what is left. When its
         outcome is known here, what it really spent is charged, and the rest comes back. What never comes stays
         charged.
 
@@ -182,7 +191,7 @@ class Context(AsksPeople):
             self.submit,
             topics,
             content,
-            options,
+            {"sealed": self.is_sealed, **options},
             bids_within_s=bids_within_s,
             deadline=self.deadline,
             limit=self.budget,
@@ -278,15 +287,22 @@ class Context(AsksPeople):
         self.ledger.charge(Spent(*(coin or 0 for coin in check.coins)))
 
     async def remember(self, item: Any) -> None:
-        """Add one JSON value to this agent's memory of the conversation; any replica can recall it, and nobody else
-        if this task is sealed."""
+        """Add one JSON value to this agent's memory of the conversation; any replica can recall it.
+
+        If this task is sealed, nobody else can read it.
+        """
         self._check_loop()
-        await remember(self._caller.ports, self._memory_key, item, sealed=self.is_sealed)
+        await self.own.append(self._memory_key, json.dumps(whole(item)).encode(), ttl_s=MEMORY_TTL_S)
 
     async def recall(self, *, most: int = 50) -> list[Any]:
         """The newest `most` items this agent remembers of the conversation, oldest first."""
         self._check_loop()
-        items = await recall(self._caller.ports, self._memory_key)
+        items = []
+        async for entry in self.own.read(self._memory_key):
+            # What is no JSON, or can't travel, was not remembered here.
+            with contextlib.suppress(ValueError):
+                if END_HEADER not in entry.headers:
+                    items.append(from_json(entry.data))
         return items[max(0, len(items) - most) :]
 
     @property

@@ -5,16 +5,21 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Sequence
+from typing import Any
 
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import BusUnavailableError, MessageTooLargeError, SquadronError
 from squadron.runtime.ports.bus import Note, Subscription
 from squadron.runtime.ports.journal import Entry
 from squadron.runtime.ports.queue import Delivery, sent_with
+from squadron.runtime.registry.registry import Registry
+from squadron.runtime.running.no_outcome import HandOn
 from squadron.runtime.running.pump import Pump
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.trust.authority import only_agent
 from squadron.runtime.trust.carried import CARRIED_HEADER, Carried, carry
+from squadron.runtime.wire.outcome import Outcome, Undeliverable
+from squadron.runtime.wire.route import Route
 from squadron.runtime.wire.subjects import TaskSubject, is_foreign
 
 #: How long a replica may take to say that it takes a task, in seconds, and how many are asked.
@@ -46,6 +51,21 @@ async def hand_over(ports: Ports, delivery: Delivery, replicas: Sequence[str]) -
             if answer == _TAKEN:
                 return True
     return False
+
+
+def hand_on(registry: Registry, agent: str, route: Route, reason: str, common: dict[str, Any]) -> Outcome | HandOn:
+    """What becomes of a task that is not for this replica: on to another that lives and may run it.
+
+    Args:
+        reason: why it is not.
+        common: what all outcomes of this replica have.
+    """
+    others = registry.replicas(agent)
+    fit = [name for name, them in others.items() if not route.misfit(agent, name, them.capabilities)]
+    if fit:
+        return HandOn(fit)
+    details = {"replicas": sorted({*others, common["source"]})}
+    return Undeliverable(reason=f"no replica may run it: {reason}", details=details, **common)
 
 
 class Handovers:

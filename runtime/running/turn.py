@@ -22,26 +22,26 @@ from squadron.runtime.errors import (
 )
 from squadron.runtime.ports.queue import Delivery
 from squadron.runtime.retries import backoff_s, summary_of
-from squadron.runtime.running.arrival import ALONE_S, Arrival, arrive, mark_when_late
+from squadron.runtime.running.arrival import ALONE_S, Arrival, arrive, deadline_of, mark_when_late
 from squadron.runtime.running.bidding import Offers, Statistics
 from squadron.runtime.running.context import IN_TIME, TurnContext
 from squadron.runtime.running.earlier import NoteBook, open_ledger
 from squadron.runtime.running.handler import Handler
-from squadron.runtime.running.handover import HAND_ON_S, LONGEST_HAND_ON_S, hand_over
+from squadron.runtime.running.handover import HAND_ON_S, LONGEST_HAND_ON_S, hand_on, hand_over
 from squadron.runtime.running.judge import judge
 from squadron.runtime.running.ledger import Ledger
 from squadron.runtime.running.no_outcome import Again, HandOn, Later, LetGo
 from squadron.runtime.running.once import cancelled_with
-from squadron.runtime.running.opening import open_task, refuse_readable
 from squadron.runtime.running.parking import Parking
 from squadron.runtime.running.poison import Poison
 from squadron.runtime.running.proof import answers, check_task, is_signed, refuse
 from squadron.runtime.running.reports import Reports
+from squadron.runtime.running.sealed_task import open_task, refuse_readable
 from squadron.runtime.running.to_the_end import run_to_the_end
 from squadron.runtime.running.told import Told
 from squadron.runtime.store.dead_letters import DeadLetters
 from squadron.runtime.store.put_back import as_put_back
-from squadron.runtime.wire.envelope import LAST_MS, AgentMessage
+from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.limits import Deadline
 from squadron.runtime.wire.outcome import (
     Answer,
@@ -224,8 +224,8 @@ class Turns:
             return Undeliverable(reason=reason, **common)
         if arrival.unfit:
             return Rejected(reason=arrival.unfit, details={"field": "replyTo"}, **common)
-        refusal = refuse_readable(handler.topic, message, common)
-        if refusal := refusal or self._refusal(message, ledger, common, was_parked):
+        refusal = self._refusal(handler, message, ledger, common, was_parked)
+        if refusal is not None:
             return refusal
         attempt = common["attempt"] = await delivery.lease.begin()
         if attempt > handler.retries.max_attempts:
@@ -240,7 +240,7 @@ class Turns:
             await notes.write("begun")
         told.begun(attempt)
         try:
-            ended = await self._run_handler(handler, delivery, context, common, arrival)
+            ended = await self._run_handler(handler, delivery, context, common)
             if isinstance(ended, LetGo):
                 return ended
             if isinstance(ended, Again):
@@ -257,11 +257,14 @@ class Turns:
             await notes.write("handed_back")
             raise
         finally:
+            arrival.readers = context.readers
             context.close()
 
     def _refusal(
-        self, message: AgentMessage, ledger: Ledger, common: dict[str, Any], was_parked: bool
+        self, handler: Handler, message: AgentMessage, ledger: Ledger, common: dict[str, Any], was_parked: bool
     ) -> Outcome | HandOn | None:
+        if (readable := refuse_readable(handler.topic, message, common)) is not None:
+            return readable
         if any(map(self._cancelled.includes, cancelled_with(message))):
             return Cancelled(reason="cancelled before it started", **common)
         now, routing, limits = self._ports.clock.time(), message.routing, message.payload.constraints
@@ -272,7 +275,7 @@ class Turns:
         if limits is not None and limits.deadline is not None and now * 1000 > limits.deadline:
             return Expired(reason="its caller's deadline passed before it started", **common)
         if (route := Route.of(message)) and (reason := route.misfit(self.agent, self._me, self._capabilities)):
-            return self._hand_on(route, reason, common)
+            return hand_on(self._caller.registry, self.agent, route, reason, common)
         if exhausted := ledger.left.exhausted:
             details = {"field": exhausted}
             return Rejected(reason=f"the budget of {exhausted} is used up", details=details, **common)
@@ -284,22 +287,8 @@ class Turns:
     def _me(self) -> str:
         return self._ports.identity.id
 
-    def _hand_on(self, route: Route, reason: str, common: dict[str, Any]) -> Outcome | HandOn:
-        """Not for this replica: on to another that lives and may run it."""
-        others = self._caller.registry.replicas(self.agent)
-        fit = [name for name, them in others.items() if not route.misfit(self.agent, name, them.capabilities)]
-        if fit:
-            return HandOn(fit)
-        details = {"replicas": sorted({*others, self._me})}
-        return Undeliverable(reason=f"no replica may run it: {reason}", details=details, **common)
-
     async def _run_handler(
-        self,
-        handler: Handler,
-        delivery: Delivery,
-        context: TurnContext,
-        common: dict[str, Any],
-        arrival: Arrival,
+        self, handler: Handler, delivery: Delivery, context: TurnContext, common: dict[str, Any]
     ) -> Outcome | Again | Later | LetGo:
         message = context.message
         turn = asyncio.current_task(self._caller.loop)
@@ -323,7 +312,7 @@ class Turns:
         answer: Any = _NOTHING
         failure: BaseException | None = None
         try:
-            if (refused := await open_task(self._ports, context, common, arrival)) is not None:
+            if (refused := await open_task(self._ports, context, common)) is not None:
                 return refused
             if circle := circle_in(message.path, context.topic, context.message.payload.content):
                 return Rejected(reason=circle, details={"field": "path"}, **common)
@@ -379,18 +368,12 @@ class Turns:
     def _context(
         self, message: AgentMessage, common: dict[str, Any], lite_key: str, ledger: Ledger
     ) -> TurnContext:
-        limits = message.payload.constraints
-        clock = self._ports.clock
-        # Without a deadline of the caller's only the handler's own limit counts.
-        at_ms = limits.deadline if limits is not None and limits.deadline is not None else LAST_MS
-        if ledger.grant.seconds is not None:
-            at_ms = min(at_ms, Deadline.after(ledger.grant.seconds, clock).at_ms)
         return TurnContext(
             message,
             agent=self.agent,
             topic=common["topic"],
             attempt=common["attempt"],
-            deadline=Deadline(at_ms, clock),
+            deadline=deadline_of(message, ledger.grant, self._ports.clock),
             ledger=ledger,
             caller=self._caller,
             lite_key=lite_key,

@@ -79,5 +79,6 @@ class Ports:
         if not readers:
             return await self.claims.seal(self.pack(type, payload, **head), keep_s=keep_s)
         head.setdefault("timestamp", self.clock.time())
-        wire = lay_out(type, self.identity, payload, sensitive=True, **head)
+        head["sensitive"] = True
+        wire = lay_out(type, self.identity, payload, **head)
         return await self.claims.seal_for(readers, wire, place, keep_s=keep_s, box=box)

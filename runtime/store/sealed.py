@@ -15,11 +15,11 @@ from squadron.runtime.wire.envelope import AgentMessage, Payload
 
 #: Of another one nothing is read.
 VERSION = 1
-#: What of a payload stays readable: limits are looked at before it is opened, a claim is dropped by who can't open
-#: it, and chunks are put in order.
-_CLEAR = ("constraints", "claim", "sequenceNumber", "isFirst", "isFinal", "attempt", "epoch", "run", "count", "end")
-#: What of that is not bound: a redrive changes limits, and a claim stands for what opens by a key that was sealed.
+#: What of a payload stays readable, and is not bound: limits are looked at before it is opened, and a redrive
+#: changes them; a claim is dropped by who can't open it, and names what opens by a key that was sealed.
 _LOOSE = ("constraints", "claim")
+#: What stays readable in all: chunks are put in order.
+_CLEAR = (*_LOOSE, "sequenceNumber", "isFirst", "isFinal", "attempt", "epoch", "run", "count", "end")
 #: Most keys that one answer is sealed for: who asked, and those further up that see its chunks.
 MOST_READERS = 8
 

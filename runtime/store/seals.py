@@ -6,10 +6,14 @@ import asyncio
 import importlib
 import os
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from squadron.runtime.errors import BusUnavailableError, KeyLostError
 from squadron.runtime.trust.sealing import Box, KeyRing, SealKey
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 #: Where a ring comes from: a file, or the bridge.
 LoadRing = Callable[[], Awaitable[KeyRing]]
@@ -75,6 +79,15 @@ class Seals:
                 await self._look_up()
             except BusUnavailableError:
                 raise lost from None
+
+    def unwrap(self, wraps: Mapping[str, str], info: bytes) -> AESGCM:
+        """A content key by the ring, which has been looked up; see `KeyRing.unwrap`.
+
+        Raises:
+            KeyLostError, UnsealedError: as `KeyRing.unwrap`.
+        """
+        assert self.known is not None
+        return self.known.unwrap(wraps, info)
 
     def box(self, readers: Sequence[SealKey], info: bytes) -> Box:
         """A box for these readers; the same again for the same, so that a key is wrapped once.

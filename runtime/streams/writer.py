@@ -78,7 +78,9 @@ class Ended:
 class StreamWriter:
     """The stream of one attempt at a task.
 
-    Chunks are sealed for the `readers`, if there are any. They are sent in order, without waiting for each to be stored; what is not acknowledged is sent again. Each
+    Chunks are sealed for the `readers`, if there are any.
+
+    They are sent in order, without waiting for each to be stored; what is not acknowledged is sent again. Each
     is also told to whoever listens on the live view (`Subjects.stream`).
     """
 
@@ -92,7 +94,8 @@ class StreamWriter:
     ) -> None:
         self._ports, self._key, self._message = ports, lite_key, message
         #: A box of its own for each run, whose key each chunk has: who joins in the middle needs nothing else.
-        self._readers, self._box = readers, None if not readers else Box(readers, bound("stream", ports.identity.id))
+        self._box = Box(readers, bound("stream", ports.identity.id)) if readers else None
+        self._readers = readers
         self._view = ports.subjects.stream(lite_key.rpartition(".")[2])
         #: Tells this run of the handler from all others: a server that was killed forgets what it delivered, so
         #: that two may run under the same number.

@@ -14,7 +14,8 @@ from squadron.client.portal import Portal
 from squadron.client.stream import Stream
 from squadron.client.subscriptions import DurableEvent
 from squadron.runtime.asking.answering import OpenQuestion, QuestionNews
-from squadron.runtime.asking.handle import BlockingHandle, Handle
+from squadron.runtime.asking.blocking_handle import BlockingHandle
+from squadron.runtime.asking.handle import Handle
 from squadron.runtime.asking.options import AskKeywords
 from squadron.runtime.closing import Closing
 from squadron.runtime.lite.feed import LiteFeed, LiteItems

@@ -195,7 +195,8 @@ async def _restricted_world(server: RestrictedServer) -> World:
         return replace(peer_of(wiring), letters=first.ports.dead)
 
     # With the settings of the bridge a test looks, or does, from where everything is allowed.
-    world = World("restricted", join, server.settings("bridge", "bridge"))
+    rings = AgentRings(server.settings("bridge", "bridge"))
+    world = World("restricted", join, server.settings("bridge", "bridge"), rings.seal_key, rings.rotate)
     # It makes the streams.
     first = await server.open("bridge", "bridge")
     world._closers.append(first.aclose)

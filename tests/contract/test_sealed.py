@@ -1,4 +1,4 @@
-"""Sealed tasks over both worlds: whoever is not meant finds nothing, and all else works as if they were not sealed."""
+"""Sealed tasks over both worlds: whoever is not meant finds nothing, and all else works as without seals."""
 
 from __future__ import annotations
 
@@ -17,22 +17,28 @@ from squadron.bridge.jetstream.link import embedded
 from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.errors import InvalidInputError, KeyLostError
 from squadron.runtime.ports.journal import Entry
+from squadron.runtime.running.pump import Pump
 from squadron.runtime.store.dead_letters import DeadLetters
 from squadron.runtime.store.sealed import is_sealed, open_message
 from squadron.runtime.store.seals import Seals
 from squadron.runtime.telemetry.happenings import Happening
+from squadron.runtime.texts import digest_of
 from squadron.runtime.trust.ring_file import read_ring
 from squadron.runtime.trust.sealing import KeyRing
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage, Payload
 from squadron.runtime.wire.limits import Deadline
 from squadron.runtime.wire.outcome import Cancelled, DeadLettered, Failed, Rejected, Result
-from tests.contract.conftest import ON_NATS, Peer, Serve, World, until
+from tests.contract.conftest import ON_NATS, Peer, Replica, Serve, World, until
 
 #: What nobody but asker and agent may find anywhere. The store is searched for its bytes.
 CANARY = "planted-canary-5d1f"
 SEALED = AskOptions(sealed=True, within_s=20)
 #: More than a message may have, so that it goes to the vault.
 LARGE = f"{CANARY} " * 60_000
+
+
+#: Where who tests may write cards and look at everything.
+BOTH = pytest.mark.parametrize("world", ["memory", "jetstream"], indirect=True)
 
 
 class Clinic(Agent):
@@ -164,7 +170,9 @@ async def test_chunks_of_later_attempts_are_sealed_and_read_in_order(peer: Peer,
     assert not [entry.key for entry in await stored(peer) if CANARY.encode() in entry.data]
 
 
-async def test_chunks_of_nested_tasks_are_read_by_who_asked_first(peer: Peer, serve: Serve, clinic: Clinic) -> None:
+async def test_chunks_of_nested_tasks_are_read_by_who_asked_first(
+    peer: Peer, serve: Serve, clinic: Clinic
+) -> None:
     class Desk(Agent):
         """Passes on."""
 
@@ -222,7 +230,7 @@ async def _ended(peer: Peer, key: str, data: str) -> bool:
     ring = await peer.claims.seals.ring()
     for entry in await stored(peer, key):
         message = AgentMessage.decode(entry.data)
-        if message.type == "result":
+        if message.type == "result" and is_sealed(message):
             content = open_message(message, ring, key).payload.content
             if content.get("data") == data:
                 return True
@@ -251,8 +259,6 @@ async def test_under_an_id_of_one_s_own_the_note_of_the_id_can_t_be_guessed_by(p
     assert first.unwrap() == again.unwrap() == f"heard {CANARY}"
     other = await peer.caller.ask("clinic.note", {"text": "other"}, options)
     assert isinstance(other, Rejected)
-    from squadron.runtime.texts import digest_of
-
     guess = digest_of({"text": CANARY}).encode()
     assert not [entry.key for entry in await stored(peer) if guess in entry.data]
 
@@ -271,22 +277,33 @@ class Scribe(Agent):
     ordered_by = "conversation"
 
     def __init__(self) -> None:
-        self.written: list[str] = []
+        self.written: list[tuple[str, str]] = []
 
     @topic("scribe.write", sealed=True)
-    async def write(self, text: str) -> str:
+    async def write(self, text: str, ctx: Context) -> str:
         """Write it down."""
-        self.written.append(text)
+        await asyncio.sleep(0.001)
+        self.written.append((ctx.message.context.conversation_id, text))
         return text
 
 
+@BOTH
 async def test_sealed_tasks_keep_the_order_of_their_conversation(world: World, peer: Peer) -> None:
-    from tests.contract.test_ordered import Replica as Ordered
-
-    agent = Scribe()
-    replica = Ordered(await world.join("scribe-1", agent="scribe"), agent)  # type: ignore[arg-type]
-    del replica
-    pytest.skip("see test_ordered for how its replicas are made")
+    agent, mine = Scribe(), await world.join("scribe-1", agent="scribe")
+    replica = Replica(mine, agent, seal_key=world.seal_key("scribe"))
+    replica.mailbox = replace(replica.mailbox, ordered=True)
+    replica.pump = Pump(mine.queue, replica.mailbox, replica.turns.run, slots=4)
+    await replica.start()
+    options = [AskOptions(conversation_id=f"c-{number % 2}", within_s=20) for number in range(12)]
+    handles = [
+        await peer.caller.submit("scribe.write", {"text": f"{CANARY} {number}"}, each)
+        for number, each in enumerate(options)
+    ]
+    assert [(await handle.outcome()).unwrap() for handle in handles] == [f"{CANARY} {n}" for n in range(12)]
+    for which in (0, 1):
+        said = [text for conversation, text in agent.written if conversation == f"c-{which}"]
+        assert said == [f"{CANARY} {number}" for number in range(which, 12, 2)]
+    await replica.aclose()
 
 
 # --- who tries to get round it ---------------------------------------------------------------------------
@@ -348,8 +365,8 @@ async def test_a_ciphertext_in_another_envelope_is_rejected(peer: Peer, clinic: 
     await peer.caller.ask("clinic.note", {"text": CANARY}, AskOptions(within_s=20))
     [data] = sent
     good = AgentMessage.decode(data)
-    moved = good.model_copy(update={"id": "moved-1", "reply_to": peer.subjects.lite("tester-asks", "moved-1")})
-    for name, message in (("clinic.note", moved), ("clinic.terminal", replace_id(good, peer, "moved-2"))):
+    moved = under_id(good, peer, "moved-1")
+    for name, message in (("clinic.note", moved), ("clinic.terminal", under_id(good, peer, "moved-2"))):
         handle = await peer.caller.adopt(message.id, name, message.reply_to or "", Deadline.after(20, peer.clock))
         await _put(peer, message, name)
         outcome = await handle.outcome()
@@ -357,19 +374,17 @@ async def test_a_ciphertext_in_another_envelope_is_rejected(peer: Peer, clinic: 
         assert "stands elsewhere than it was sealed for" in outcome.reason
 
 
-def replace_id(message: AgentMessage, peer: Peer, id: str) -> AgentMessage:
+def under_id(message: AgentMessage, peer: Peer, id: str) -> AgentMessage:
     return message.model_copy(update={"id": id, "reply_to": peer.subjects.lite("tester-asks", id)})
 
 
 # --- keys ------------------------------------------------------------------------------------------------
 
 
+@BOTH
 async def test_who_has_no_key_in_its_card_is_not_asked_sealed_and_the_door_says_so(
     world: World, peer: Peer, serve: Serve
 ) -> None:
-    from dataclasses import replace as changed
-
-    del changed
     replica = await serve(Clinic())
     await replica.peer.registry.advertise(replica.spec.card())
     await peer.registry.refresh(float("inf"))
@@ -387,13 +402,16 @@ async def _keyless(peer: Peer) -> bool:
     return found is not None and found.seal_key == ""
 
 
+@BOTH
 async def test_a_key_is_rotated_while_the_agent_runs_and_older_messages_still_open(
     world: World, peer: Peer, serve: Serve
 ) -> None:
     agent = Clinic()
     replica = await serve(agent)
     before = world.seal_key("clinic")
-    assert isinstance(await peer.caller.ask("clinic.broken", {"text": CANARY}, AskOptions(within_s=20)), DeadLettered)
+    assert isinstance(
+        await peer.caller.ask("clinic.broken", {"text": CANARY}, AskOptions(within_s=20)), DeadLettered
+    )
     world.rotate("clinic")
     after = world.seal_key("clinic")
     assert after != before
@@ -413,6 +431,7 @@ async def _has_key(peer: Peer, key: str) -> bool:
     return found is not None and found.seal_key == key
 
 
+@BOTH
 async def test_a_lost_key_is_told_and_the_letter_waits_for_it(world: World, peer: Peer, serve: Serve) -> None:
     replica = await serve(Clinic())
     ring = await replica.peer.claims.seals.ring()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from squadron.runtime.errors import KeyLostError, UnsealedError
-from squadron.runtime.running.arrival import Arrival
 from squadron.runtime.running.context import TurnContext
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.store.sealed import is_sealed, is_sensitive, readers_of
@@ -19,13 +18,13 @@ def refuse_readable(topic: SemanticTopic, message: AgentMessage, common: dict[st
     if not (topic.sealed or is_sensitive(message)) or is_sealed(message):
         return None
     reason = (
-        f"{common['topic']} takes sealed payloads only, and this one can be read by anybody: seal it for the key in "
-        "the agent's card; clients of ours do so by themselves"
+        f"{common['topic']} takes sealed payloads only, and this one can be read by anybody: seal it for the key "
+        "in the agent's card; clients of ours do so by themselves"
     )
     return Rejected(reason=reason, details={"field": "payload"}, **common)
 
 
-async def open_task(ports: Ports, context: TurnContext, common: dict[str, Any], arrival: Arrival) -> Outcome | None:
+async def open_task(ports: Ports, context: TurnContext, common: dict[str, Any]) -> Outcome | None:
     """Have a context hold its whole message, and know for whom answers are sealed; an outcome if it does not open.
 
     Raises:
@@ -35,7 +34,7 @@ async def open_task(ports: Ports, context: TurnContext, common: dict[str, Any], 
     try:
         whole = await ports.claims.resolve(message, ports.subjects.task(context.topic))
         if is_sealed(message):
-            context.readers = arrival.readers = readers_of(whole)
+            context.readers = readers_of(whole)
         context.message = whole
     except KeyLostError as error:
         context.log.error("turn.key_lost", kid=error.kid, error=str(error))
