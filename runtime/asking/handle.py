@@ -228,7 +228,7 @@ class Handle:
                     self._caller.pass_over(self, "it is not sealed, and the task was", source)
                     return False
                 self._settle(outcome)
-            elif "sealed" in payload and (opened := self._unsealed(data, source)) is not None:
+            elif "sealed" in payload and (opened := self._unsealed(raw, source)) is not None:
                 self._settle(opened)
             elif not self.done and (self._opening is None or self._opening.done()):
                 message = AgentMessage.decode(data)
@@ -237,20 +237,20 @@ class Handle:
             return False
         return True
 
-    def _unsealed(self, data: bytes, source: str) -> Outcome | None:
+    def _unsealed(self, raw: dict[str, Any], source: str) -> Outcome | None:
         """The outcome in a sealed result; None if it has to be waited for.
 
         Raises:
-            UnsealedError: it does not open.
+            UnsealedError, ValueError, TypeError, LookupError, AttributeError: see `Claims.open_now`.
         """
         self.sealed = True
         try:
-            whole = self._caller.ports.claims.open_now(AgentMessage.decode(data), self.reply_to)
+            payload = self._caller.ports.claims.open_now(raw, self.reply_to)
         except UnsealedError as error:
             self._caller.pass_over(self, str(error), source)
             raise
         ids = {"task_id": self.task_id, "topic": self.topic, "source": source}
-        return None if whole is None else outcomes.from_content(whole.payload.content, **ids)
+        return None if payload is None else outcomes.from_content(payload["content"], **ids)
 
     def _is_believed(self, heard: Note | Entry, raw: dict[str, Any]) -> bool:
         """Whether a result is signed by who may answer; what is not known yet is heard again when it is."""

@@ -22,6 +22,7 @@ from squadron.runtime.ports.vault import MOST_BYTES, OVER_BYTES, Vault
 from squadron.runtime.store.sealed import (
     is_sealed,
     opened,
+    opened_wire,
     read_hidden,
     sealed_payload,
     take_hidden,
@@ -29,7 +30,7 @@ from squadron.runtime.store.sealed import (
 )
 from squadron.runtime.store.seals import Seals
 from squadron.runtime.texts import encoded
-from squadron.runtime.trust.sealing import Box, SealKey, b64, bound, open_stream, seal_stream, unb64
+from squadron.runtime.trust.sealing import Box, SealKey, b64, info_for, open_stream, seal_stream, unb64
 from squadron.runtime.wire.envelope import AgentMessage, Payload, Wire
 
 #: How long a task's input waits in the vault, in seconds: as long as the dead letter that the task may become.
@@ -138,7 +139,7 @@ class Claims:
         """
         if self.seals.known is None:
             await self.seals.ring()
-        box = box or self.seals.box(readers, bound(wire["type"], wire["source"]["id"]))
+        box = box or self.seals.box(readers, info_for(wire["type"], wire["source"]["id"]))
         clear, hidden = take_hidden(wire)
         plain = encoded(hidden)
         # Base64 takes four bytes for three; beside it stand the envelope and the keys.
@@ -161,19 +162,20 @@ class Claims:
         """
         return await self.resolve(AgentMessage.decode(data), place)
 
-    def open_now(self, message: AgentMessage, place: str) -> AgentMessage | None:
-        """A sealed message, opened at once; None if the ring or its payload has to be waited for.
+    def open_now(self, wire: dict[str, Any], place: str) -> dict[str, Any] | None:
+        """The payload of a sealed message, opened at once; None if the ring or itself has to be waited for.
 
         Raises:
-            UnsealedError: it does not open.
+            UnsealedError, ValueError, TypeError, LookupError, AttributeError: see `opened_wire`.
         """
         if self.seals.known is None:
             return None
         try:
-            hidden = opened(message, self.seals.known, place)
+            hidden = opened_wire(wire, self.seals.known, place)
         except KeyLostError:
             return None
-        return None if "stream" in hidden else with_hidden(message, hidden)
+        payload: dict[str, Any] | None = hidden.get("payload")
+        return payload
 
     async def _unsealed(self, message: AgentMessage, place: str) -> AgentMessage:
         try:

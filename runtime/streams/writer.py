@@ -17,7 +17,7 @@ from typing import Any
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import BusUnavailableError, SquadronError
 from squadron.runtime.store.port_set import Ports
-from squadron.runtime.trust.sealing import Box, SealKey, bound
+from squadron.runtime.trust.sealing import Box, SealKey, info_for
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.outcome import LITE_TTL_S, Outcome
 
@@ -94,7 +94,7 @@ class StreamWriter:
     ) -> None:
         self._ports, self._key, self._message = ports, lite_key, message
         #: A box of its own for each run, whose key each chunk has: who joins in the middle needs nothing else.
-        self._box = Box(readers, bound("stream", ports.identity.id)) if readers else None
+        self._box = Box(readers, info_for("stream", ports.identity.id)) if readers else None
         self._readers = readers
         self._view = ports.subjects.stream(lite_key.rpartition(".")[2])
         #: Tells this run of the handler from all others: a server that was killed forgets what it delivered, so

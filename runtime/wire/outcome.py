@@ -71,7 +71,7 @@ class Outcome:
         kind = str(self.details.get("type") or str(self.details.get("last_error", "")).partition(":")[0])
         details = {name: self.details[name] for name in ("attempts",) if name in self.details}
         details |= {"type": kind} if kind else {}
-        reason = "" if self.ok else f"{kind or self.kind}: what it says is sealed"
+        reason = f"{kind or self.kind}: what it says is sealed"
         names = ("task_id", "topic", "source", "attempt", "latency_ms", "spent")
         return type(self)(**{name: getattr(self, name) for name in names}, reason=reason, details=details)
 
@@ -114,6 +114,16 @@ class Result(Outcome):
 
     def unwrap(self) -> Any:
         return self.data
+
+    def withheld(self) -> Outcome:
+        return Result(
+            task_id=self.task_id,
+            topic=self.topic,
+            source=self.source,
+            attempt=self.attempt,
+            latency_ms=self.latency_ms,
+            spent=self.spent,
+        )
 
     def to_content(self) -> dict[str, Any]:
         # dataclass(slots=True) makes a new class, so the zero-argument super() would miss.
