@@ -1,15 +1,20 @@
-"""A sealed task, opened; or why it does not open, or should have been sealed."""
+"""A sealed task: how it is opened, why it does not open or should have been sealed, and how it is buried."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from squadron.runtime.errors import KeyLostError, UnsealedError
+from squadron.runtime.ports.queue import Delivery
 from squadron.runtime.running.context import TurnContext
+from squadron.runtime.store.dead_letters import DeadLetters
+from squadron.runtime.store.own_journal import seal_own
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.store.sealed import is_sealed, is_sensitive, readers_of
+from squadron.runtime.texts import encoded
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.outcome import DeadLettered, Outcome, Rejected
+from squadron.runtime.wire.subjects import token_of
 from squadron.runtime.wire.topics import SemanticTopic
 
 
@@ -45,3 +50,16 @@ async def open_task(ports: Ports, context: TurnContext, common: dict[str, Any]) 
         context.log.warning("turn.not_opened", error=str(error))
         return Rejected(reason=f"it was not taken: {error}", details={"field": error.field}, **common)
     return None
+
+
+async def bury_sealed(
+    ports: Ports, letters: DeadLetters, agent: str, delivery: Delivery, outcome: Outcome
+) -> None:
+    """Keep a sealed task that `agent` gave up: the letter tells what is told to everybody, and its agent the rest.
+
+    Raises:
+        BusUnavailableError: not acknowledged in time; burying it again is one letter.
+    """
+    key = ports.subjects.dead(agent, token_of(outcome.task_id))
+    sealed = await seal_own(ports.claims.seals, key, encoded(outcome.to_content()))
+    await letters.bury(agent, delivery, outcome.withheld(), source=ports.identity, sealed=sealed)

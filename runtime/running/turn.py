@@ -36,7 +36,7 @@ from squadron.runtime.running.parking import Parking
 from squadron.runtime.running.poison import Poison
 from squadron.runtime.running.proof import answers, check_task, is_signed, refuse
 from squadron.runtime.running.reports import Reports
-from squadron.runtime.running.sealed_task import open_task, refuse_readable
+from squadron.runtime.running.sealed_task import bury_sealed, open_task, refuse_readable
 from squadron.runtime.running.to_the_end import run_to_the_end
 from squadron.runtime.running.told import Told
 from squadron.runtime.store.dead_letters import DeadLetters
@@ -389,5 +389,6 @@ class Turns:
         return outcome
 
     async def _bury(self, delivery: Delivery, outcome: Outcome, *, sealed: bool) -> None:
-        told = outcome.withheld() if sealed else outcome
-        await self._letters.bury(self.agent, delivery, told, source=self._ports.identity)
+        if not sealed:
+            return await self._letters.bury(self.agent, delivery, outcome, source=self._ports.identity)
+        await bury_sealed(self._ports, self._letters, self.agent, delivery, outcome)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from typing import Any
 
 from pydantic_core import from_json
 
@@ -18,6 +19,39 @@ from squadron.runtime.trust.sealing import b64, bound, open_piece, unb64
 _BEGINS = b'{"sealedEntry":'
 #: What the wrapped keys and the entries are bound to, with their place.
 _OWN = "own"
+
+
+async def seal_own(seals: Seals, place: str, data: bytes) -> dict[str, Any]:
+    """Bytes as JSON data that only this principal opens, and only in this place.
+
+    Raises:
+        ConfigError, BusUnavailableError: see `Seals.ring`.
+    """
+    ring = await seals.ring()
+    box = seals.box((ring.public,), bound(_OWN, place))
+    return {"keys": box.wraps, "data": b64(box.seal(data, bound(_OWN, place)))}
+
+
+async def open_own(seals: Seals, place: str, sealed: Any) -> bytes:
+    """What `seal_own` sealed.
+
+    Raises:
+        KeyLostError: it is another's, or the key is lost.
+        UnsealedError: it was changed, stands elsewhere, or is nothing of the kind.
+        ConfigError, BusUnavailableError: see `Seals.ring`.
+    """
+    bounds = bound(_OWN, place)
+    try:
+        wraps, piece = dict(sealed["keys"]), unb64(sealed["data"])
+    except (ValueError, TypeError, LookupError):
+        raise UnsealedError("that is nothing that was sealed", field="sealed") from None
+    await seals.ring()
+    try:
+        key = seals.unwrap(wraps, bounds)
+    except KeyLostError as lost:
+        await seals.look_again(lost)
+        key = seals.unwrap(wraps, bounds)
+    return open_piece(key, piece, bounds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +70,7 @@ class OwnJournal:
     ) -> int:
         """See `Journal.append`."""
         if self.sealed:
-            ring = await self.seals.ring()
-            box = self.seals.box((ring.public,), bound(_OWN, key))
-            data = encoded({"sealedEntry": {"keys": box.wraps, "data": b64(box.seal(data, bound(_OWN, key)))}})
+            data = encoded({"sealedEntry": await seal_own(self.seals, key, data)})
         return await self.journal.append(key, data, ttl_s=ttl_s, msg_id=msg_id, expect_seq=expect_seq)
 
     async def last(self, key: str) -> Entry | None:
@@ -61,13 +93,6 @@ class OwnJournal:
             return entry
         try:
             sealed = from_json(entry.data)["sealedEntry"]
-            wraps, piece, bounds = sealed["keys"], unb64(sealed["data"]), bound(_OWN, entry.key)
-            await self.seals.ring()
-            try:
-                key = self.seals.unwrap(wraps, bounds)
-            except KeyLostError as lost:
-                await self.seals.look_again(lost)
-                key = self.seals.unwrap(wraps, bounds)
-            return replace(entry, data=open_piece(key, piece, bounds))
-        except (UnsealedError, ValueError, TypeError, LookupError, AttributeError):
+            return replace(entry, data=await open_own(self.seals, entry.key, sealed))
+        except (UnsealedError, ValueError):
             return entry

@@ -88,6 +88,10 @@ class SyncSquad(Closing):
         """See `Squad.scale`."""
         return self._wait(self._squad.scale(agent, to))
 
+    def rotate_key(self, agent: str) -> str:
+        """See `Squad.rotate_key`."""
+        return self._wait(self._squad.rotate_key(agent))
+
     def status(self) -> dict[str, Any]:
         """See `Squad.status`."""
         return self._wait(self._squad.status())

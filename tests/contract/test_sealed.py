@@ -14,6 +14,7 @@ from pydantic_core import from_json
 
 from squadron import Agent, Context, Retry, Terminal, topic
 from squadron.bridge.jetstream.link import embedded
+from squadron.bridge.jetstream.wiring import Wiring
 from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.errors import InvalidInputError, KeyLostError
 from squadron.runtime.ports.journal import Entry
@@ -28,6 +29,7 @@ from squadron.runtime.trust.sealing import KeyRing
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage, Payload
 from squadron.runtime.wire.limits import Deadline
 from squadron.runtime.wire.outcome import Cancelled, DeadLettered, Failed, Rejected, Result
+from tests.contract import command
 from tests.contract.conftest import ON_NATS, Peer, Replica, Serve, World, until
 
 #: What nobody but asker and agent may find anywhere. The store is searched for its bytes.
@@ -207,9 +209,12 @@ async def test_another_process_of_the_asker_resumes_and_a_stranger_is_told_that_
     assert "put the key back" in outcome.reason
 
 
+@BOTH
 async def test_a_dead_letter_of_a_sealed_task_says_nothing_opens_with_the_agent_s_key_and_goes_back(
-    world: World, peer: Peer, clinic: Clinic
+    peer: Peer, serve: Serve
 ) -> None:
+    clinic = Clinic()
+    replica = await serve(clinic)
     outcome = await peer.caller.ask("clinic.broken", {"text": CANARY}, AskOptions(within_s=20))
     assert isinstance(outcome, DeadLettered)
     assert f"can't take {CANARY}" in outcome.reason
@@ -218,6 +223,12 @@ async def test_a_dead_letter_of_a_sealed_task_says_nothing_opens_with_the_agent_
     assert CANARY not in json.dumps(letter.to_dict())
     assert letter.last_error == ""
     assert letter.reason.startswith("ValueError")
+    with pytest.raises(KeyLostError):
+        await letters.opened(letter)
+    whole = await DeadLetters(replica.peer.ports).opened(letter)
+    assert json.loads(whole.message)["payload"]["content"] == {"text": CANARY}
+    assert whole.last_error == f"ValueError: can't take {CANARY}"
+    assert f"can't take {CANARY}" in whole.reason
     clinic.failing = False
     handle = await peer.caller.adopt(
         letter.id, "clinic.broken", from_json(letter.message)["replyTo"], Deadline.after(20, peer.clock)
@@ -490,6 +501,25 @@ async def test_on_disk_in_logs_and_with_observers_nothing_is_found(world: World,
     # The search finds what is there.
     assert files_with(store, plain.encode())
     assert not files_with(store, CANARY.encode())
+
+
+@ON_NATS
+async def test_the_command_line_opens_a_letter_with_the_agent_s_key(
+    world: World, peer: Peer, clinic: Clinic
+) -> None:
+    assert world.settings is not None
+    outcome = await peer.caller.ask("clinic.broken", {"text": CANARY}, AskOptions(within_s=20))
+    show, wiring = ("dlq", "show", outcome.task_id), peer.place
+    assert isinstance(wiring, Wiring)
+    code, out, err = await command.run(wiring, *show)
+    assert (code, CANARY in out + err) == (0, False), err
+    rings = world.settings.home / "keys" / world.settings.env
+    code, out, err = await command.run(wiring, *show, "--key", str(rings / "agents" / "clinic.json"))
+    assert code == 0, err
+    assert f"can't take {CANARY}" in out
+    code, out, err = await command.run(wiring, *show, "--key", str(rings / "client.json"))
+    assert code != 0
+    assert "that key is not here" in err
 
 
 @ON_NATS
