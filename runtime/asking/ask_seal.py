@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,12 +21,13 @@ class AskSeal:
     Attributes:
         to: the key of the agent that serves its topic.
         answer_to: the key of who asks.
-        asked_key: by which the note of its id holds a digest of the input that nobody can guess by.
+        salt: goes into digests of the input that others see, so that nobody can guess it by them; of an id of the
+            caller's own the same in each process.
     """
 
     to: SealKey
     answer_to: SealKey
-    asked_key: str
+    salt: str
 
     @classmethod
     async def of(cls, seals: Seals, topic: SemanticTopic, task_id: str) -> AskSeal:
@@ -49,7 +51,7 @@ class AskSeal:
         except UnsealedError:
             raise ConfigError(f"the key in the card of {agent} is none", hint="deploy it anew") from None
         ring = await seals.ring()
-        return cls(to, ring.public, b64(ring.subkey(f"asked {task_id}")) if task_id else "")
+        return cls(to, ring.public, b64(ring.subkey(f"asked {task_id}") if task_id else os.urandom(16)))
 
     def to_payload(self, others: Sequence[str]) -> dict[str, Any]:
         """What a task says of its answers; it is sealed with its content.
@@ -58,4 +60,4 @@ class AskSeal:
             others: public keys of those who see its chunks as well.
         """
         keys = list(dict.fromkeys((str(self.answer_to), *others)))[:MOST_READERS]
-        return {"answerKeys": keys} | ({"askedKey": self.asked_key} if self.asked_key else {})
+        return {"answerKeys": keys, "salt": self.salt}

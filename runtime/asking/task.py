@@ -95,7 +95,7 @@ async def claim_id(lite: Journal, subjects: Subjects, handle: Handle, content: A
     task_id, topic = handle.task_id, handle.topic
     # Apart from the outcome, in a place of the id's own: readers of a task's stream never see it.
     key = subjects.lite(token_of(task_id), "asked")
-    digest = input_digest(content, "" if handle.seal is None else handle.seal.asked_key)
+    digest = input_digest(content, "" if handle.seal is None else handle.seal.salt)
     # The queue takes a message id once, whoever it is from: this one nobody can take first.
     mine = IdNote(topic, digest, handle.reply_to, os.urandom(16).hex(), handle.sender)
     place = 0

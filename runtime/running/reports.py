@@ -12,7 +12,7 @@ from squadron.runtime.ports.journal import Entry, Headers
 from squadron.runtime.ports.queue import Delivery
 from squadron.runtime.running.once import keep_s
 from squadron.runtime.store.port_set import Ports
-from squadron.runtime.store.sealed import input_digest
+from squadron.runtime.store.sealed import input_digest, is_sealed, salt_of
 from squadron.runtime.trust.authority import is_agent
 from squadron.runtime.trust.sealing import SealKey
 from squadron.runtime.trust.signature_check import Signed
@@ -45,8 +45,8 @@ class Reports:
             whole = await self._ports.claims.resolve(message, self._ports.subjects.task(topic))
         except (InvalidMessageError, ClaimLostError, MessageTooLargeError):
             return None
-        key = str((whole.payload.model_extra or {}).get("askedKey", ""))
-        return asked if asked.input == input_digest(whole.payload.content, key) else None
+        salt = salt_of(whole) if is_sealed(message) else ""
+        return asked if asked.input == input_digest(whole.payload.content, salt) else None
 
     def address(self, message: AgentMessage, topic: str, *, elsewhere: bool = False) -> tuple[str, str]:
         """The lite topic the outcome is stored on, and the foreign subject it is announced on, if any.

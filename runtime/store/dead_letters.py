@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
-import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,7 +22,7 @@ from squadron.runtime.errors import (
 )
 from squadron.runtime.ports.journal import Entry
 from squadron.runtime.ports.queue import Delivery, sent_with
-from squadron.runtime.store.letter_bytes import bytes_in, fields_of
+from squadron.runtime.store.letter_bytes import LONGEST_ID, bytes_in, fields_of, id_in
 from squadron.runtime.store.operating import operating
 from squadron.runtime.store.own_journal import open_own
 from squadron.runtime.store.port_set import Ports
@@ -37,8 +36,6 @@ from squadron.runtime.wire.subjects import TaskSubject, check_pattern, matches, 
 
 #: How much of a message is kept that is too large for a letter, in characters or, if it is no text, bytes.
 CUT_AT = 100_000
-#: Longest id that is kept of a message that was cut, or that nobody could read, in characters.
-LONGEST_ID = 256
 #: How many candidates an error names.
 _NAMED = 5
 
@@ -219,7 +216,7 @@ class DeadLetters:
         sends such things may give all of them the same.
         """
         digest = hashlib.sha256(delivery.subject.encode() + b"\n" + delivery.data).hexdigest()[:32]
-        outcome = DeadLettered(task_id=_id_in(delivery.data) or digest, reason=str(error), details={"attempts": 0})
+        outcome = DeadLettered(task_id=id_in(delivery.data) or digest, reason=str(error), details={"attempts": 0})
         await self.bury(agent, delivery, outcome, source=source, token=digest)
 
     # --- looking -------------------------------------------------------------------------------------
@@ -393,12 +390,3 @@ def _check_whole(letter: DeadLetter) -> None:
             f"only a part of the message of {letter.id} was kept ({len(letter.message)} bytes)",
             hint="have it sent anew, and drop the letter",
         )
-
-
-def _id_in(data: bytes) -> str:
-    """The id in a message that we can't read as a whole; empty if there is none to speak of."""
-    try:
-        id = json.loads(data)["id"]
-        return id if len(id.encode()) <= LONGEST_ID else ""
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
-        return ""

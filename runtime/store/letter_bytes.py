@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Mapping
 from typing import Any
+
+#: Longest id that is kept of a message that was cut, or that nobody could read, in characters.
+LONGEST_ID = 256
 
 
 def fields_of(data: bytes, most: int | None = None) -> dict[str, Any]:
@@ -22,3 +26,12 @@ def bytes_in(content: Mapping[str, Any]) -> bytes:
         return base64.b64decode(content["messageBase64"])
     text: str = content["message"]
     return text.encode()
+
+
+def id_in(data: bytes) -> str:
+    """The id in a message that we can't read as a whole; empty if there is none to speak of."""
+    try:
+        id = json.loads(data)["id"]
+        return id if len(id.encode()) <= LONGEST_ID else ""
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return ""

@@ -50,9 +50,14 @@ def readers_of(message: AgentMessage) -> tuple[SealKey, ...]:
     return tuple(SealKey.parse(str(key)) for key in keys)
 
 
-def input_digest(content: Any, key: str = "") -> str:
-    """What stands for an input where others see it; with a key nobody can guess an input by it."""
-    return digest_of([digest_of(content), key]) if key else digest_of(content)
+def salt_of(message: AgentMessage) -> str:
+    """What goes into digests of what an opened task holds, where others see them; empty if it was not sealed."""
+    return str((message.payload.model_extra or {}).get("salt", ""))
+
+
+def input_digest(content: Any, salt: str = "") -> str:
+    """What stands for an input where others see it; with a salt that they don't know nobody can guess it."""
+    return digest_of([digest_of(content), salt]) if salt else digest_of(content)
 
 
 def take_hidden(wire: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

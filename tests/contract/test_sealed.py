@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -12,14 +13,19 @@ import pytest
 import structlog
 from pydantic_core import from_json
 
-from squadron import Agent, Context, Retry, Terminal, topic
+from squadron import Agent, Context, LLMAgent, Retry, Terminal, topic
+from squadron.actors.runs.log import entries_of, read
+from squadron.actors.thinking.model import ModelTurn, ToolCall
+from squadron.actors.thinking.notes import SAVE
 from squadron.bridge.jetstream.link import embedded
 from squadron.bridge.jetstream.wiring import Wiring
+from squadron.runtime.asking.negotiation import Submit, negotiate
 from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.errors import InvalidInputError, KeyLostError
 from squadron.runtime.ports.journal import Entry
 from squadron.runtime.running.pump import Pump
 from squadron.runtime.store.dead_letters import DeadLetters
+from squadron.runtime.store.port_set import Ports
 from squadron.runtime.store.sealed import is_sealed, open_message
 from squadron.runtime.store.seals import Seals
 from squadron.runtime.telemetry.happenings import Happening
@@ -29,7 +35,9 @@ from squadron.runtime.trust.sealing import KeyRing
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage, Payload
 from squadron.runtime.wire.limits import Deadline
 from squadron.runtime.wire.outcome import Cancelled, DeadLettered, Failed, Rejected, Result
+from squadron.testing import ScriptedModel
 from tests.contract import command
+from tests.contract.audit_worlds import archiving, audited, recorded
 from tests.contract.conftest import ON_NATS, Peer, Replica, Serve, World, until
 
 #: What nobody but asker and agent may find anywhere. The store is searched for its bytes.
@@ -41,6 +49,19 @@ LARGE = f"{CANARY} " * 60_000
 
 #: Where who tests may write cards and look at everything.
 BOTH = pytest.mark.parametrize("world", ["memory", "jetstream"], indirect=True)
+
+
+class Ear:
+    """An observer that keeps what it hears, as text."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def hear(self, happening: Happening) -> None:
+        self.heard.append(repr(happening))
+
+    async def aclose(self) -> None:
+        """It has nothing."""
 
 
 class Clinic(Agent):
@@ -317,6 +338,82 @@ async def test_sealed_tasks_keep_the_order_of_their_conversation(world: World, p
     await replica.aclose()
 
 
+class Counsel(LLMAgent):
+    """Thinks about it."""
+
+    name = "counsel"
+    takes_notes = True
+
+    @topic("counsel.advise", sealed=True)
+    async def advise(self, text: str, ctx: Context) -> str:
+        """Give advice."""
+        return await self.think(ctx, text)
+
+    @topic("counsel.consult", sealed=True)
+    async def consult(self, text: str, ctx: Context) -> str:
+        """Ask people."""
+        return str(await ctx.ask_person(f"what of {text}?"))
+
+    def make_model(self, spec: str) -> ScriptedModel:
+        note = ToolCall("n", SAVE, {"text": f"remember {CANARY}"})
+        return ScriptedModel([ModelTurn("", (note,)), f"be calm about {CANARY}", f"still {CANARY}"])
+
+
+async def test_what_an_agent_thinks_about_a_sealed_task_is_its_own(world: World, peer: Peer, serve: Serve) -> None:
+    ear = Ear()
+    replica = await serve(Counsel())
+    replica.peer.ports.observers.add(ear)
+    options = AskOptions(conversation_id="talk-1", model="scripted:test", within_s=30)
+    assert (
+        await peer.caller.ask("counsel.advise", {"text": CANARY}, options)
+    ).unwrap() == f"be calm about {CANARY}"
+    # It remembers what was said, and took a note.
+    assert (await peer.caller.ask("counsel.advise", {"text": "and now?"}, options)).unwrap() == f"still {CANARY}"
+    runs = [entry async for entry in replica.peer.ports.runs.read(peer.subjects.run())]
+    assert runs
+    found = [entry.key for entry in [*runs, *await stored(replica.peer)] if CANARY.encode() in entry.data]
+    assert not found
+    assert not [each for each in ear.heard if CANARY in each]
+    # Its agent reads the log, and goes on from it; nobody else does.
+    of_agent = [entries_of(message) async for _, message in read(replica.peer.ports, runs[0].key)]
+    assert any(CANARY in repr(each) for each in of_agent)
+    of_others = [entries_of(message) async for _, message in read(replace_seals(replica.peer), runs[0].key)]
+    assert not any(of_others)
+
+
+def replace_seals(peer: Peer) -> Ports:
+    claims = copy.copy(peer.claims)
+    claims.seals = Seals()
+    return replace(peer.ports, claims=claims)
+
+
+async def test_people_are_not_asked_about_what_is_sealed(peer: Peer, serve: Serve) -> None:
+    await serve(Counsel())
+    outcome = await peer.caller.ask("counsel.consult", {"text": CANARY}, AskOptions(within_s=20))
+    assert isinstance(outcome, Rejected)
+    assert "a sealed task asks no people" in outcome.reason
+    assert not await stored(peer, peer.subjects.lite_of("people"))
+
+
+async def test_who_bids_for_a_sealed_task_is_told_no_digest_of_it(peer: Peer, clinic: Clinic) -> None:
+    asked: list[bytes] = []
+    hear = await peer.bus.subscribe(peer.subjects.negotiate("clinic"), lambda note: asked.append(note.data))
+    outcome = await negotiate(
+        peer.caller, submit_of(peer), ["clinic.note"], {"text": CANARY}, {"within_s": 20}, bids_within_s=5
+    )
+    assert outcome.unwrap() == f"heard {CANARY}"
+    [call] = [AgentMessage.decode(data) for data in asked if b'"query"' in data]
+    assert call.payload.content["digest"] == ""
+    await hear.aclose()
+
+
+def submit_of(peer: Peer) -> Submit:
+    async def submit(name: str, content: Any, **options: Any) -> Any:
+        return await peer.caller.submit(name, content, AskOptions.of(options))
+
+    return submit
+
+
 # --- who tries to get round it ---------------------------------------------------------------------------
 
 
@@ -461,19 +558,6 @@ async def test_a_lost_key_is_told_and_the_letter_waits_for_it(world: World, peer
 # --- what is left anywhere -------------------------------------------------------------------------------
 
 
-class Ear:
-    """An observer that keeps what it hears, as text."""
-
-    def __init__(self) -> None:
-        self.heard: list[str] = []
-
-    def hear(self, happening: Happening) -> None:
-        self.heard.append(repr(happening))
-
-    async def aclose(self) -> None:
-        """It has nothing."""
-
-
 def files_with(folder: Path, words: bytes) -> list[str]:
     return [str(path) for path in folder.rglob("*") if path.is_file() and words in path.read_bytes()]
 
@@ -520,6 +604,22 @@ async def test_the_command_line_opens_a_letter_with_the_agent_s_key(
     code, out, err = await command.run(wiring, *show, "--key", str(rings / "client.json"))
     assert code != 0
     assert "that key is not here" in err
+
+
+@ON_NATS
+async def test_a_full_audit_trail_of_sealed_tasks_holds_what_was_stored(
+    world: World, peer: Peer, clinic: Clinic
+) -> None:
+    assert world.settings is not None
+    assert isinstance(peer.place, Wiring)
+    trail = await audited(peer.place, "full", chunks=True)
+    async with archiving(world.settings):
+        outcome = await peer.caller.ask("clinic.flaky", {"text": CANARY}, AskOptions(within_s=20))
+        assert outcome.unwrap() == CANARY
+        await peer.caller.ask("clinic.broken", {"text": CANARY}, AskOptions(within_s=20))
+        said = json.dumps(await recorded(trail, 4))
+    assert "sealed" in said
+    assert CANARY not in said
 
 
 @ON_NATS
