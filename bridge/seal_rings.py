@@ -8,11 +8,16 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import structlog
+
 from squadron.config import Settings
+from squadron.runtime.errors import ConfigError
 from squadron.runtime.store.seals import LoadRing
 from squadron.runtime.trust.ring_file import read_ring, ring_in, rotate_ring
 from squadron.runtime.trust.sealing import KeyRing
 from squadron.runtime.wire.subjects import check_token
+
+_log = structlog.get_logger("squadron.seals")
 
 #: Whose ring it is that says nothing of itself: all clients of one home read each other's answers.
 _ANYBODY = "client"
@@ -54,8 +59,13 @@ class AgentRings:
         return ring_in(self.path(agent))
 
     def seal_key(self, agent: str) -> str:
-        """The public key by which others seal for an agent, as its card has it."""
-        return str(self.ring(agent).public)
+        """The public key by which others seal for an agent, as its card has it; empty if it can't have one."""
+        try:
+            return str(self.ring(agent).public)
+        except ConfigError as error:
+            # It takes readable tasks all the same; who wants to seal is told.
+            _log.error("seal.no_key", agent=agent, error=str(error))
+            return ""
 
     def rotate(self, agent: str) -> KeyRing:
         """Give an agent a new key in front of the others.

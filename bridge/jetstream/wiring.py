@@ -22,7 +22,7 @@ from squadron.runtime.errors import BridgeUnavailableError
 from squadron.runtime.running.ordered import OrderedQueue
 from squadron.runtime.store.claims import Claims
 from squadron.runtime.store.port_set import Ports
-from squadron.runtime.store.seals import LoadRing, Seals
+from squadron.runtime.store.seals import AGAIN_S, LoadRing, Seals
 from squadron.runtime.wire.envelope import AgentIdentity
 from squadron.runtime.wire.subjects import Subjects
 
@@ -33,6 +33,12 @@ class SystemClock:
     def time(self) -> float:
         """Seconds since the epoch."""
         return time.time()
+
+
+def _seals(settings: Settings, trusting: Trusting, ring: LoadRing | None) -> Seals:
+    if ring is not None:
+        return Seals(ring, again_s=AGAIN_S)
+    return Seals(own_ring(settings, "" if trusting.me is None else trusting.me.name))
 
 
 class Wiring(Place):
@@ -65,7 +71,7 @@ class Wiring(Place):
                 JetStreamVault(connection, names),
                 over_bytes=min(settings.claim_over_bytes, connection.max_payload - HEADER_BYTES),
                 most_bytes=settings.max_message_bytes,
-                seals=Seals(ring or own_ring(settings, "" if trusting.me is None else trusting.me.name)),
+                seals=_seals(settings, trusting, ring),
             ),
             file_action=Filing(connection, names).file,
             guard=trusting.guard(settings, records, subjects, clock.time),

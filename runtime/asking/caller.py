@@ -214,15 +214,16 @@ class Caller:
                 raise ValueError("its deadline is no time")
             LiteSubject.parse(str(fields["replyTo"]))
             handle = Handle(str(fields["task"]), str(fields["topic"]), fields["replyTo"], deadline, self)
-            handle.sender = str(fields.get("source", handle.sender))
-            handle.sealed = fields.get("sealed") is True
+            handle.sender, handle.sealed = str(fields.get("source", handle.sender)), fields.get("sealed") is True
             return handle
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError, InvalidSubjectError) as error:
             raise InvalidMessageError(f"{repr(ticket)[:80]} is no ticket: {error}", field="ticket") from None
 
-    async def adopt(self, task_id: str, topic: str, reply_to: str, deadline: Deadline) -> Handle:
+    async def adopt(
+        self, task_id: str, topic: str, reply_to: str, deadline: Deadline, *, sealed: bool = False
+    ) -> Handle:
         """The handle of a task that somebody else may have sent; it is done if its outcome is stored."""
-        handle = Handle(task_id, topic, reply_to, deadline, self)
+        handle = Handle(task_id, topic, reply_to, deadline, self, sealed=sealed)
         await handle._look()
         return handle
 
@@ -390,7 +391,6 @@ class Caller:
             details = {"field": "mailbox", "retry_after_s": RETRY_AFTER_S}
             return Rejected(reason=reason, details=details, **common)
         if handle.sealed:
-            # Raises what can't be sealed; see `submit`.
             handle.seal = await AskSeal.of(self.ports.claims.seals, found, ask.task_id)
         return content
 

@@ -55,7 +55,9 @@ def _wake(waiter: asyncio.Future[None]) -> None:
 class Handle:
     """A task on its way: wait for its outcome, or follow what it emits meanwhile."""
 
-    def __init__(self, task_id: str, topic: str, reply_to: str, deadline: Deadline, caller: Caller) -> None:
+    def __init__(
+        self, task_id: str, topic: str, reply_to: str, deadline: Deadline, caller: Caller, *, sealed: bool = False
+    ) -> None:
         self.task_id, self.topic, self.reply_to, self.deadline = task_id, topic, reply_to, deadline
         self._caller, self._lite = caller, caller.ports.lite
         #: In whose name it is cancelled: whoever has the ticket of a task may do so.
@@ -63,7 +65,7 @@ class Handle:
         #: By which the queue knows that it has this task.
         self.msg_id = token_of(task_id)
         #: Whether only its asker can read what it comes to, and how it is sealed, if it is sent from here.
-        self.sealed = False
+        self.sealed = sealed
         self.seal: AskSeal | None = None
         #: SHA-256 of the task as it was sent; empty if it may have been sent before, or elsewhere.
         self.digest = ""

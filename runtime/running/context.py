@@ -356,7 +356,7 @@ class TurnContext(Context):
 
     async def adopt(self, task_id: str, topic: str, reply_to: str, deadline: Deadline) -> Handle:
         """Take up a task that an earlier attempt sent: it is cancelled with this one. See `Caller.adopt`."""
-        handle = await self._caller.adopt(task_id, topic, reply_to, deadline)
+        handle = await self._caller.adopt(task_id, topic, reply_to, deadline, sealed=self.is_sealed)
         self._children = self._children or WeakSet()
         self._children.add(handle)
         return handle

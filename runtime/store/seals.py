@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 LoadRing = Callable[[], Awaitable[KeyRing]]
 #: Boxes that are kept: one for each reader and kind of message.
 _KEPT = 1024
-#: A ring is looked up again when a message names a key that is not in it, at most once in so many seconds: anybody
-#: may name any key.
-AGAIN_S = 2.0
+#: A ring is looked up again when a message names a key that is not in it, from the bridge at most once in so many
+#: seconds, and for the same key once in so many: anybody may name any key.
+AGAIN_S, LOST_FOR_S = 2.0, 60.0
 
 
 async def _new_ring() -> KeyRing:
@@ -33,14 +33,17 @@ class Seals:
 
     Args:
         load: where its ring comes from; by default it is made anew, and ends with the process.
+        again_s: pause before it is looked up again, in seconds.
     """
 
-    def __init__(self, load: LoadRing = _new_ring) -> None:
-        self._load = load
+    def __init__(self, load: LoadRing = _new_ring, *, again_s: float = 0.0) -> None:
+        self._load, self._again_s = load, again_s
         #: The ring, if it was looked up.
         self.known: KeyRing | None = None
         self._boxes: OrderedDict[tuple[int, bytes, tuple[SealKey, ...]], Box] = OrderedDict()
-        self._loading, self._loaded_at, self._loads = asyncio.Lock(), -AGAIN_S, 0
+        self._loading, self._loaded_at, self._loads = asyncio.Lock(), -again_s, 0
+        #: Keys that were not found, and until when they are not looked for again, on the loop's clock.
+        self._lost: OrderedDict[str, float] = OrderedDict()
 
     async def ring(self) -> KeyRing:
         """The ring of this process.
@@ -67,18 +70,24 @@ class Seals:
         """Look the ring up anew: its key may have been rotated.
 
         Raises:
-            KeyLostError: the same, if who has the ring can't be reached.
+            KeyLostError: the same, if who has the ring can't be reached, or was asked for it before.
         """
-        loads = self._loads
+        now, loads = asyncio.get_running_loop().time, self._loads
+        if now() < self._lost.get(lost.kid, 0.0):
+            raise lost
         async with self._loading:
             if self._loads > loads:
                 # Somebody else did, since.
                 return
-            await asyncio.sleep(max(0.0, self._loaded_at + AGAIN_S - asyncio.get_running_loop().time()))
+            await asyncio.sleep(max(0.0, self._loaded_at + self._again_s - now()))
             try:
                 await self._look_up()
             except BusUnavailableError:
                 raise lost from None
+        if self.known is not None and lost.kid not in self.known.kids:
+            self._lost[lost.kid] = now() + LOST_FOR_S
+            if len(self._lost) > _KEPT:
+                self._lost.popitem(last=False)
 
     def unwrap(self, wraps: Mapping[str, str], info: bytes) -> AESGCM:
         """A content key by the ring, which has been looked up; see `KeyRing.unwrap`.
