@@ -115,6 +115,20 @@ class Clinic(Agent):
         await asyncio.sleep(3600)
         return text
 
+    @topic("clinic.flood", sealed=True)
+    async def flood(self, text: str, ctx: Context) -> int:
+        """Emit more than a message may have."""
+        await ctx.emit(text)
+        await ctx.emit("small")
+        return len(text)
+
+    @topic("clinic.who", sealed=True)
+    async def who(self, ctx: Context) -> str:
+        """Its replica."""
+        self.running.set()
+        await asyncio.sleep(0.05)
+        return ctx.caller.ports.identity.id  # type: ignore[attr-defined,no-any-return]
+
     @topic("clinic.open")
     async def open(self, text: str, ctx: Context) -> str:
         """Takes what is sealed, and what is not."""
@@ -183,6 +197,20 @@ async def test_large_inputs_and_answers_are_sealed_in_the_vault(peer: Peer, clin
     assert len(kept) == 1
     assert len(kept[0]) > len(LARGE)
     assert CANARY.encode() not in kept[0]
+
+
+async def test_large_chunks_are_sealed_in_the_vault(peer: Peer, clinic: Clinic) -> None:
+    handle = await peer.caller.submit("clinic.flood", {"text": LARGE}, AskOptions(within_s=30))
+    assert [chunk async for chunk in handle.chunks()] == [LARGE, "small"]
+    assert (await handle.outcome()).unwrap() == len(LARGE)
+    assert not [entry.key for entry in await stored(peer) if CANARY.encode() in entry.data]
+
+
+async def test_any_replica_opens_what_is_sealed_for_its_agent(peer: Peer, serve: Serve) -> None:
+    for name in ("one", "two"):
+        await serve(Clinic(), name=name, slots=1)
+    handles = [await peer.caller.submit("clinic.who", {}, AskOptions(within_s=30)) for _ in range(8)]
+    assert {(await handle.outcome()).unwrap() for handle in handles} == {"one", "two"}
 
 
 async def test_chunks_of_later_attempts_are_sealed_and_read_in_order(peer: Peer, clinic: Clinic) -> None:
