@@ -44,6 +44,7 @@ class TopicMark:
     retries: Retries
     approval: str = ""
     allow: tuple[str, ...] = ()
+    sealed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,7 @@ def topic(
     retry_on: tuple[type[BaseException], ...] = (Exception, SystemExit),
     approval: bool | str = False,
     allow: Iterable[str] | None = None,
+    sealed: bool = False,
 ) -> Callable[[F], F]:
     """Serve a semantic topic with this method.
 
@@ -91,6 +93,7 @@ def topic(
         approval: whether a person approves each call that a model makes of it; a text says why.
         allow: who may ask it, as `client:ann`, `agent:*` or `agent:team-*`; by default everybody. It takes
             credentials and `verify`: a replica that can't hold to it does not start.
+        sealed: only this agent can read inputs, and only who asked its answers; what anybody can read is rejected.
 
     Raises:
         InvalidSubjectError: the name breaks the grammar.
@@ -104,7 +107,7 @@ def topic(
     retries = Retries(max_attempts, *backoff_s, on=retry_on)
     why = APPROVAL_BY_AUTHOR if approval is True else approval or ""
     who = _allowed(name, allow)
-    mark = TopicMark(name, description, tuple(examples), tuple(tags), run_timeout_s, retries, why, who)
+    mark = TopicMark(name, description, tuple(examples), tuple(tags), run_timeout_s, retries, why, who, sealed)
 
     def decorate(method: F) -> F:
         if other := getattr(_inner(method), TOPIC, None):

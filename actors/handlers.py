@@ -156,6 +156,7 @@ class TopicSpec:
             tags=mark.tags,
             approval=mark.approval,
             allow=mark.allow,
+            sealed=mark.sealed,
         )
         taken = frozenset(own | {context_parameter} - {""})
         limits = mark.run_timeout_s, mark.retries

@@ -95,6 +95,9 @@ class Settings:
     policy: Annotated[Path | None, _From("SQUADRON_POLICY", kinds.FILE)] = None
     """Who may ask what, and how much: a policy in TOML or JSON, beside what `@topic(allow=…)` says. It takes
     `verify`."""
+    seal_keys: Annotated[Path | None, _From("SQUADRON_SEAL_KEYS", kinds.FILE)] = None
+    """The key ring (JSON, mode 0600) by which this process opens what is sealed for it; None is one of the home,
+    made when it is needed. With an agent's ring one reads the agent's runs."""
 
     nats_tls_ca: Annotated[Path | None, _From("NATS_CA", kinds.FILE)] = None
     """The CA that signed the server's certificate (PEM); None trusts the system's."""

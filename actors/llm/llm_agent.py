@@ -34,6 +34,7 @@ from squadron.actors.thinking.thinker import Thinker
 from squadron.actors.thinking.tokens import family_of
 from squadron.runtime.errors import Terminal
 from squadron.runtime.running.context import IN_TIME, Context, TurnContext
+from squadron.runtime.store.sealed import salt_of
 from squadron.runtime.texts import encoded
 from squadron.runtime.wire.topics import SemanticTopic
 
@@ -162,7 +163,8 @@ class LLMAgent(Thinker):
         turn = cast("TurnContext", ctx)
         schema = answer.json_schema() if answer is not None else None
         # The same on every attempt: what the handler asks, and how often it did so before.
-        digest = hashlib.sha256(encoded((prompt, schema))).hexdigest()
+        salt = (salt_of(ctx.message),) if ctx.is_sealed else ()
+        digest = hashlib.sha256(encoded((prompt, schema, *salt))).hexdigest()
         seen = self._thoughts.setdefault(ctx, Counter())
         seen[digest] += 1
         own: list[Any] = [spec.bound(turn) for spec in self._tools]

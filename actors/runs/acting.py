@@ -124,6 +124,7 @@ class Actions:
                     continue
                 if call.said.name == ASK_PERSON and self._state.toolbox.has(ASK_PERSON):
                     read_arguments(AskPerson, self._state.results.fill(call.said.arguments))
+                    self.queries.check_may_ask()
                     asked.append((call, False))
                     continue
                 if call.said.name == CALL_FOR_BIDS and self._state.toolbox.has(CALL_FOR_BIDS):

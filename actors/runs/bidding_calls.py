@@ -62,6 +62,7 @@ class BiddingCalls:
                 owner=self.run,
                 parent=self.ctx.message.id,
                 conversation_id=self.ctx.message.context.conversation_id,
+                sealed=self.ctx.is_sealed,
             )
             for topic, content in contents.items()
         )

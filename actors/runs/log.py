@@ -28,15 +28,20 @@ from squadron.runtime.wire.limits import Deadline
 
 #: Life of a log after its run's deadline, in seconds: a week, to look at it and to go on.
 KEEP_S = 7 * 24 * 3600.0
+#: What a run is called of which nobody is to know more.
+SEALED_TITLE = "(sealed)"
 #: Pause before a server that was away is tried again, in seconds.
 AGAIN_S = 0.25
 
 
 class RunLog:
-    """One attempt's hold on the log of a run. One writer at a time: whoever appended last knows its end."""
+    """One attempt's hold on the log of a run. One writer at a time: whoever appended last knows its end.
 
-    def __init__(self, ports: Ports, run: str, deadline: Deadline) -> None:
-        self._ports, self.run, self._deadline = ports, run, deadline
+    If it is `sealed`, only this agent can read it, and observers do not hear of it.
+    """
+
+    def __init__(self, ports: Ports, run: str, deadline: Deadline, *, sealed: bool = False) -> None:
+        self._ports, self.run, self._deadline, self._sealed = ports, run, deadline, sealed
         self._key = ports.subjects.run(run)
         self._seq = 0
         #: Ids of what was cut off while it was appended: it may be stored.
@@ -75,10 +80,18 @@ class RunLog:
             dumped["kind"] = entry.kind
         id = os.urandom(16).hex()
         keep_s = self._deadline.remaining_s() + KEEP_S
-        data = self._ports.pack(
-            "event", {"content": content}, id=id, correlation_id=self.run, metadata={"about": about}
+        if self._sealed:
+            about = {**about, "title": SEALED_TITLE}
+        sealed = await self._ports.pack_for(
+            ((await self._ports.claims.seals.ring()).public,) if self._sealed else (),
+            self._key,
+            "event",
+            {"content": content},
+            keep_s=keep_s,
+            id=id,
+            correlation_id=self.run,
+            metadata={"about": about},
         )
-        sealed = await self._ports.claims.seal(data, keep_s=keep_s)
         self._cut.add(id)
         while True:
             try:
@@ -91,7 +104,7 @@ class RunLog:
                 await asyncio.sleep(AGAIN_S)
             finally:
                 # Told from here: what an observer puts into the context is for what comes next.
-                if id not in self._cut and self._ports.observers.on:
+                if id not in self._cut and self._ports.observers.on and not self._sealed:
                     self._ports.observers.tell(RunGrew(run=self.run, entries=entries))
 
     async def _append(self, sealed: bytes, id: str, keep_s: float) -> None:
@@ -118,7 +131,7 @@ async def read(ports: Ports, key: str) -> AsyncGenerator[tuple[int, AgentMessage
     """The messages of logs, oldest first, each with its sequence; what nobody can read is passed over."""
     async for entry in ports.runs.read(key):
         try:
-            yield entry.seq, await ports.claims.open(entry.data)
+            yield entry.seq, await ports.claims.open(entry.data, entry.key)
         except (InvalidMessageError, ClaimLostError):
             # Anybody may write there.
             yield entry.seq, AgentMessage.new("event", ports.identity, ())

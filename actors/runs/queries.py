@@ -11,7 +11,7 @@ from squadron.actors.runs.call import Call
 from squadron.actors.runs.entries import Answered, CallEnd, CallsEnded, Entry, Query
 from squadron.actors.runs.prepare import Ready, Unsendable
 from squadron.actors.runs.recorder import Recorder
-from squadron.runtime.asking.people import Asked, park_for, put_question
+from squadron.runtime.asking.people import Asked, check_may_ask, park_for, put_question
 from squadron.runtime.errors import Park, UnansweredError
 from squadron.runtime.running.context import TurnContext
 from squadron.runtime.wire.approvals import Approvals, needs_approval
@@ -28,6 +28,14 @@ class Queries:
     rules: Approvals
     _asked: dict[str, Asked] = field(default_factory=dict)
 
+    def check_may_ask(self) -> None:
+        """Check that people may be asked.
+
+        Raises:
+            InvalidInputError: the task is sealed, and what people are asked can be read by anybody.
+        """
+        check_may_ask(sealed=self.ctx.is_sealed)
+
     def needed(self, call: Call, ready: Ready) -> bool:
         """Whether a person has to approve a call first; what would be refused anyway nobody is asked for.
 
@@ -40,6 +48,7 @@ class Queries:
         card = state.toolbox.find(ready.topic).topic
         if not needs_approval(card, self.rules, state.always):
             return False
+        self.check_may_ask()
         for content in ready.contents:
             if not isinstance(content, Unsendable):
                 card.check(card.wrap(content))

@@ -9,7 +9,7 @@ from typing import Any
 
 from squadron.actors.runs.moments import Bar, BarKind
 from squadron.actors.runs.timeline import Lane
-from squadron.runtime.errors import ClaimLostError, InvalidMessageError
+from squadron.runtime.errors import ClaimLostError, InvalidMessageError, UnsealedError
 from squadron.runtime.ports.journal import Entry
 from squadron.runtime.redact import scrub
 from squadron.runtime.running.earlier import AttemptNote, notes_of
@@ -75,7 +75,10 @@ async def _sort(
 ) -> None:
     for entry in stored:
         with contextlib.suppress(InvalidMessageError, ClaimLostError):
-            message = await ports.claims.open(entry.data)
+            message = AgentMessage.decode(entry.data)
+            with contextlib.suppress(UnsealedError):
+                # Who has no key for it sees when it was, and from whom.
+                message = await ports.claims.resolve(message, entry.key)
             if message.type == "stream" and message.correlation_id == task:
                 chunks.append(message.timestamp)
             elif message.type == "result" and message.context.parent_message_id == task:

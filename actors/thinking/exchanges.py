@@ -15,7 +15,7 @@ from squadron.actors.thinking.summarize import extracted
 from squadron.actors.thinking.tokens import MESSAGE_TOKENS, Family, conversation_tokens, text_tokens
 from squadron.actors.thinking.window import shortened
 from squadron.runtime.errors import FencedError
-from squadron.runtime.ports.lite_journal import END_HEADER, LiteJournal
+from squadron.runtime.ports.lite_journal import END_HEADER
 from squadron.runtime.running.context import MEMORY_TTL_S, TurnContext
 from squadron.runtime.texts import encoded, whole
 from squadron.runtime.wire.subjects import token_of
@@ -75,7 +75,7 @@ class Exchanges:
 
     def __init__(self, ctx: TurnContext, number: int = 1, *, remembers: bool = True) -> None:
         ports, context = ctx.caller.ports, ctx.message.context
-        self._lite: LiteJournal = ports.lite
+        self._lite = ctx.own
         self._message, self._number, self._context = ctx.message.id, number, context
         # A message that names no conversation is one of its own, and nobody will ever come back to it.
         self._talks = remembers and context.conversation_id != ctx.message.id

@@ -17,6 +17,7 @@ from squadron.runtime.ports.lite_journal import END_HEADER
 from squadron.runtime.registry.search import Index, terms
 from squadron.runtime.retries import backoff_s
 from squadron.runtime.running.context import TurnContext
+from squadron.runtime.store.own_journal import OwnJournal
 from squadron.runtime.texts import whole
 from squadron.runtime.wire.subjects import token_of
 
@@ -86,7 +87,7 @@ class Notes:
         now: seconds since the epoch.
     """
 
-    def __init__(self, journal: Journal, key: str, now: Callable[[], float] = time.time) -> None:
+    def __init__(self, journal: Journal | OwnJournal, key: str, now: Callable[[], float] = time.time) -> None:
         self._journal, self._key, self._now = journal, key, now
 
     @classmethod
@@ -95,7 +96,7 @@ class Notes:
         ports, message = ctx.caller.ports, ctx.message
         whose = {"conversation": message.context.conversation_id, "agent": "agent", "run": message.id}[scope]
         key = ports.subjects.lite(token_of(f"notes-{ctx.agent}"), token_of(f"{scope} {whose}"))
-        return cls(ports.lite, key, ports.clock.time)
+        return cls(ctx.own, key, ports.clock.time)
 
     async def call(self, name: str, arguments: Mapping[str, Any]) -> str:
         """What one of `NOTE_TOOLS` answers; to be fenced like the result of any tool, since notes are data.

@@ -43,7 +43,6 @@ SAMPLE_S = 0.25
 
 #: How many calls are remembered by their id; a client asks again within seconds.
 CALLS_KEPT = 256
-
 #: How many losses of the server's store are told.
 LOSSES_KEPT = 8
 
@@ -71,6 +70,7 @@ class Bridge:
         facts: Mapping[str, Any],
         *,
         lease_s: float,
+        seal_key: Callable[[str], str] = lambda _: "",
         more: Mapping[str, Verb] | None = None,
     ) -> None:
         """Make one; it does nothing before `start`.
@@ -78,14 +78,14 @@ class Bridge:
         Args:
             held: the messages that mailboxes hold, by subject.
             keep_streams: makes what the store lacks, and returns what of it was lost since the last call.
-            facts: what `ping` tells besides.
-            more: further calls that it answers, by their verbs.
+            facts, more: what `ping` tells besides; further calls that it answers, by their verbs.
+            seal_key: the public key by which others seal for an agent.
         """
         self._ports, self._replicas = ports, replicas
         self._held, self._keep_streams, self._facts = held, keep_streams, dict(facts)
         self._subjects, self._registry, self._more = ports.subjects, registry, more or {}
-        ours = (ports.queue, records, self._registry, self._subjects)
-        self._deployed = Deployed(*ours, lease_s=lease_s, guard=ports.guard)
+        ours = (ports.queue, records, registry, ports.subjects)
+        self._deployed = Deployed(*ours, lease_s=lease_s, guard=ports.guard, seal_key=seal_key)
         self._deployments = self._deployed.agents
         self._states: dict[str, AgentState] = {}
         #: Tasks held by each agent, at the last look.

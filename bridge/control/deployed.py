@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import structlog
 from pydantic import ValidationError
@@ -73,8 +73,9 @@ class Deployed:
         *,
         lease_s: float,
         guard: Guard | None = None,
+        seal_key: Callable[[str], str] = lambda _: "",
     ) -> None:
-        self._guard = guard
+        self._guard, self._seal_key = guard, seal_key
         self._queue, self._records, self._registry, self._subjects = queue, records, registry, subjects
         self._lease_s = lease_s
         self.agents: dict[str, Deployment] = {}
@@ -109,12 +110,15 @@ class Deployed:
                 self._log.error("bridge.bad_record", key=deployment.agent, error=str(error))
                 del self.agents[deployment.agent]
                 continue
-            await self._registry.advertise(deployment.card)
+            await self._registry.advertise(self._card(deployment))
         await self.keep_code()
 
     def _mailbox(self, deployment: Deployment) -> Mailbox:
         ordered = deployment.ordered_by != ""
         return Mailbox(deployment.agent, deployment.patterns, self._lease_s, ordered=ordered)
+
+    def _card(self, deployment: Deployment) -> AgentCard:
+        return deployment.card.with_key(self._seal_key(deployment.agent))
 
     async def keep_code(self) -> None:
         """Have a copy of all code that travelled by value, and of no other."""
@@ -146,7 +150,7 @@ class Deployed:
         """Somebody wrote a record: if it is ours and not as it is here, it is to be written again."""
         deployment = self.agents.get(agent)
         if deployment is not None:
-            ours = deployment if kind == "deployment" else deployment.card
+            ours = deployment if kind == "deployment" else self._card(deployment)
             if data != ours.model_dump_json().encode():
                 self.note(kind, agent)
 
@@ -191,7 +195,7 @@ class Deployed:
             case "deployment" | "leaving":
                 await self._records.erase(self._subjects.record(kind, name))
             case "card" if deployment is not None:
-                await self._registry.advertise(deployment.card)
+                await self._registry.advertise(self._card(deployment))
                 await self._registry.renew(name, STAND_IN)
             case "card":
                 await self._registry.withdraw(name)

@@ -15,12 +15,14 @@ from squadron.bridge.jetstream.queue import JetStreamQueue
 from squadron.bridge.jetstream.stream_configs import StreamNames, ensure_streams, streams_exist
 from squadron.bridge.jetstream.vault import JetStreamVault
 from squadron.bridge.place import Place
+from squadron.bridge.seal_rings import own_ring
 from squadron.bridge.trusting import Trusting
 from squadron.config import Settings
 from squadron.runtime.errors import BridgeUnavailableError
 from squadron.runtime.running.ordered import OrderedQueue
 from squadron.runtime.store.claims import Claims
 from squadron.runtime.store.port_set import Ports
+from squadron.runtime.store.seals import AGAIN_S, LoadRing, Seals
 from squadron.runtime.wire.envelope import AgentIdentity
 from squadron.runtime.wire.subjects import Subjects
 
@@ -33,6 +35,12 @@ class SystemClock:
         return time.time()
 
 
+def _seals(settings: Settings, trusting: Trusting, ring: LoadRing | None) -> Seals:
+    if ring is not None:
+        return Seals(ring, again_s=AGAIN_S)
+    return Seals(own_ring(settings, "" if trusting.me is None else trusting.me.name))
+
+
 class Wiring(Place):
     """One process's place on a NATS server. Open it with `Wiring.open`, close it with `aclose`."""
 
@@ -42,6 +50,7 @@ class Wiring(Place):
         settings: Settings,
         identity: AgentIdentity,
         trusting: Trusting = Trusting(),  # noqa: B008  # a value
+        ring: LoadRing | None = None,
     ) -> None:
         names = StreamNames(settings.env)
         subjects, clock = Subjects(settings.env, settings.outside), SystemClock()
@@ -62,6 +71,7 @@ class Wiring(Place):
                 JetStreamVault(connection, names),
                 over_bytes=min(settings.claim_over_bytes, connection.max_payload - HEADER_BYTES),
                 most_bytes=settings.max_message_bytes,
+                seals=_seals(settings, trusting, ring),
             ),
             file_action=Filing(connection, names).file,
             guard=trusting.guard(settings, records, subjects, clock.time),
@@ -71,11 +81,19 @@ class Wiring(Place):
         super().__init__(ports, records, settings, trusting)
 
     @classmethod
-    async def open(cls, settings: Settings, identity: AgentIdentity, *, create: bool = False) -> Self:
+    async def open(
+        cls,
+        settings: Settings,
+        identity: AgentIdentity,
+        *,
+        create: bool = False,
+        ring: LoadRing | None = None,
+    ) -> Self:
         """Connect and be ready to ask.
 
         Args:
             create: start the embedded server if none is configured, and make the streams.
+            ring: where its keys come from; by default a file, see `own_ring`.
 
         Raises:
             ConfigError: nothing runs here, or the credentials are wrong.
@@ -87,7 +105,7 @@ class Wiring(Place):
         connection = await connect(settings, name=identity.id, start_embedded=create)
         if trusting.signer is not None:
             connection.client.sign = trusting.signer.sign
-        wiring = cls(connection, settings, identity, trusting)
+        wiring = cls(connection, settings, identity, trusting, ring)
         try:
             names = StreamNames(settings.env)
             if create:

@@ -12,13 +12,17 @@ from squadron.bridge.memory.line import Line
 from squadron.bridge.memory.queue import MemoryQueue
 from squadron.bridge.memory.vault import MemoryVault
 from squadron.bridge.place import Place
+from squadron.bridge.seal_rings import own_ring
 from squadron.bridge.trusting import Trusting
 from squadron.config import Settings
 from squadron.runtime.running.ordered import OrderedQueue
 from squadron.runtime.store.claims import Claims
 from squadron.runtime.store.port_set import Ports
+from squadron.runtime.store.seals import Seals
+from squadron.runtime.trust.sealing import KeyRing
 from squadron.runtime.wire.envelope import AgentIdentity
 from squadron.runtime.wire.limits import Clock
+from squadron.runtime.wire.replies import principal_of
 from squadron.runtime.wire.subjects import Subjects
 
 
@@ -48,10 +52,25 @@ class MemoryServer:
         self.records = MemoryJournal(self.bus, self.clock.time)
         self.events = MemoryEventLog(self.bus, self.subjects)
         self._lines: list[Line] = []
+        #: The keys of all principals: nothing of it is in a file.
+        self._rings: dict[str, KeyRing] = {}
         self._is_cut = False
 
-    def place(self, identity: AgentIdentity, settings: Settings) -> MemoryPlace:
-        """A place for one more process, not yet started."""
+    def ring_of(self, principal: str) -> KeyRing:
+        """The keys of a principal, made if there are none."""
+        return self._rings.setdefault(principal, KeyRing.create())
+
+    def rotate(self, principal: str) -> KeyRing:
+        """Give a principal a new key; what was sealed for its old ones still opens."""
+        self._rings[principal] = self.ring_of(principal).rotated()
+        return self._rings[principal]
+
+    def place(self, identity: AgentIdentity, settings: Settings, *, principal: str = "") -> MemoryPlace:
+        """A place for one more process, not yet started.
+
+        Args:
+            principal: whose keys it has, if that is not the one that its name tells.
+        """
         line = Line()
         if self._is_cut:
             line.cut()
@@ -59,6 +78,11 @@ class MemoryServer:
         trusting, records = Trusting.of(settings, self.clock.time), self.records.over(line)
         if trusting.signer is not None:
             line.sign = trusting.signer.sign
+        whose = principal or principal_of(identity.id)
+
+        async def ring() -> KeyRing:
+            return self.ring_of(whose)
+
         subjects = replace(self.subjects, outside=settings.outside)
         ports = Ports(
             identity=trusting.named(identity),
@@ -74,6 +98,7 @@ class MemoryServer:
                 self.vault.over(line),
                 over_bytes=settings.claim_over_bytes,
                 most_bytes=settings.max_message_bytes,
+                seals=Seals(ring if settings.seal_keys is None else own_ring(settings, whose)),
             ),
             guard=trusting.guard(settings, records, self.subjects, self.clock.time),
             principal=trusting.me,

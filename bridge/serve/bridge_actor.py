@@ -20,6 +20,7 @@ from squadron.bridge.jetstream.queue import subjects_held
 from squadron.bridge.jetstream.stream_configs import StreamNames, Streams
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.bridge.otel.exporters import lines_of
+from squadron.bridge.seal_rings import AgentRings
 from squadron.bridge.serve.archivist_actor import ArchivistKeeper
 from squadron.bridge.serve.bindings import Bindings
 from squadron.bridge.serve.cluster import ServeReplicas
@@ -28,8 +29,10 @@ from squadron.bridge.serve.showcase import Showcase
 from squadron.config import Settings
 from squadron.runtime.asking.options import AskKeywords, AskOptions
 from squadron.runtime.background import spawn
-from squadron.runtime.errors import UntrustedError
+from squadron.runtime.errors import ConfigError, UntrustedError
 from squadron.runtime.logs import configure_logs
+from squadron.runtime.trust.ring_handing import hand_ring
+from squadron.runtime.trust.sealing import SealKey
 from squadron.runtime.wire.deployment import Deployment
 from squadron.runtime.wire.envelope import AgentIdentity
 from squadron.runtime.wire.outcome import Outcome
@@ -78,7 +81,7 @@ class BridgeActor:
             "metrics": self._showcase.url,
             "release": release(),
         }
-        self._bindings = Bindings(self._wiring)
+        self._bindings, self._rings = Bindings(self._wiring), AgentRings(settings)
         self._archivist = ArchivistKeeper(self._wiring.connection, settings)
         self._bridge = Bridge(
             self._wiring.ports,
@@ -89,7 +92,8 @@ class BridgeActor:
             keep_streams,
             facts,
             lease_s=settings.lease_s,
-            more={"metrics": self._showcase.metrics},
+            seal_key=self._rings.seal_key,
+            more={"metrics": self._showcase.metrics, "rotate_key": self._rotate_key},
         )
         await self._bridge.start()
         await self._showcase.census.start()
@@ -124,6 +128,19 @@ class BridgeActor:
         if not has_authority(self._settings):
             return None
         return authority_of(self._settings.home) / self._settings.env / AGENT_KEYS
+
+    async def hand_ring(self, agent: str, to: str) -> dict[str, Any]:
+        """For replicas: the key ring of their agent, sealed for a public key of theirs."""
+        ring = await asyncio.to_thread(self._rings.ring, agent)
+        return await asyncio.to_thread(hand_ring, ring, agent, SealKey.parse(to))
+
+    async def _rotate_key(self, agent: str) -> dict[str, Any]:
+        card = next((each for each in self._wiring.registry.cards() if each.agent == agent), None)
+        if card is None:
+            raise ConfigError(f"no agent {agent!r} is deployed", hint="see `squadron ps`")
+        ring = await asyncio.to_thread(self._rings.rotate, agent)
+        await self._wiring.registry.advertise(card.with_key(str(ring.public)))
+        return {"agent": agent, "key": ring.public.kid}
 
     async def ping(self) -> dict[str, Any]:
         """Who answers."""

@@ -21,10 +21,12 @@ from squadron.bridge.jetstream.link.relogin import log_in_again
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.bridge.serve.ray_names import NAMESPACE, bridge_name
 from squadron.config import Settings
-from squadron.runtime.errors import DeployError, SquadronError
+from squadron.runtime.errors import BusUnavailableError, DeployError, SquadronError
 from squadron.runtime.retries import summary_of
 from squadron.runtime.trust.jwts import credentials
 from squadron.runtime.trust.keys import Key
+from squadron.runtime.trust.ring_handing import take_ring
+from squadron.runtime.trust.sealing import KeyRing
 
 #: How long a replica looks for the bridge, in seconds: a killed bridge is back in about two.
 FIND_BRIDGE_WITHIN_S = 30.0
@@ -111,15 +113,36 @@ class ReplicaLogin:
         await wiring.renewed()
 
     async def _admitted(self) -> Enrolled:
-        give_up_at = time.monotonic() + FIND_BRIDGE_WITHIN_S
-        while True:
-            try:
-                bridge: Any = ray.get_actor(bridge_name(self._environment), namespace=NAMESPACE)
-                admission: Enrolled = await bridge.admit.remote(self._agent, self._key.public, self._groups)
-                return admission
-            except ray.exceptions.RayTaskError as error:
-                raise DeployError(f"{self._agent} gets no credential: {error.cause}") from None
-            except (ValueError, ray.exceptions.RayActorError) as error:
-                if time.monotonic() > give_up_at:
-                    raise DeployError(f"no bridge for environment {self._environment!r}: {error}") from None
-                await asyncio.sleep(0.2)
+        try:
+            admission: Enrolled = await _call_bridge(
+                self._environment, "admit", self._agent, self._key.public, self._groups
+            )
+        except ray.exceptions.RayTaskError as error:
+            raise DeployError(f"{self._agent} gets no credential: {error.cause}") from None
+        return admission
+
+
+async def fetch_ring(environment: str, agent: str) -> KeyRing:
+    """The keys of an agent, which the bridge has; on the way they are sealed for a key of this call alone.
+
+    Raises:
+        BusUnavailableError: the bridge can't be found.
+    """
+    own = await asyncio.to_thread(KeyRing.create)
+    try:
+        handed = await _call_bridge(environment, "hand_ring", agent, str(own.public))
+    except DeployError as error:
+        raise BusUnavailableError(f"the keys of {agent} can't be had: {error}") from None
+    return take_ring(handed, agent, own)
+
+
+async def _call_bridge(environment: str, method: str, *args: Any) -> Any:
+    give_up_at = time.monotonic() + FIND_BRIDGE_WITHIN_S
+    while True:
+        try:
+            bridge = ray.get_actor(bridge_name(environment), namespace=NAMESPACE)
+            return await getattr(bridge, method).remote(*args)
+        except (ValueError, ray.exceptions.RayActorError) as error:
+            if time.monotonic() > give_up_at:
+                raise DeployError(f"no bridge for environment {environment!r}: {error}") from None
+            await asyncio.sleep(0.2)

@@ -8,6 +8,7 @@ import os
 import platform
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from ray import serve
@@ -20,7 +21,7 @@ from squadron.bridge.host import Host
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.bridge.otel.exporters import lines_of
 from squadron.bridge.packing.code import Code, unpack
-from squadron.bridge.serve.login import ReplicaLogin
+from squadron.bridge.serve.login import ReplicaLogin, fetch_ring
 from squadron.runtime.background import Health, spawn
 from squadron.runtime.errors import DeployError
 from squadron.runtime.logs import configure_logs
@@ -62,7 +63,7 @@ class AgentReplica:
         self._name, self._code, self._grace_s = agent, code, grace_s
         identity = AgentIdentity(id=f"{agent}-{uuid.uuid4().hex[:8]}", type=agent)
         configure_logs(settings.log_level, *lines_of(identity, settings.env))
-        self._wiring = await Wiring.open(settings, identity)
+        self._wiring = await Wiring.open(settings, identity, ring=partial(fetch_ring, environment, agent))
         self._wiring.ports.observers.add(TurnLog())
         spec = AgentSpec.of(await self._load())
         await self._login.join([f"{agent}.{token_of(name)}" for name, _ in spec.durable_events], self._wiring)

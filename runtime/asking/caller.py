@@ -15,16 +15,18 @@ from typing import Any, TypeVar
 import structlog
 
 from squadron.runtime.asking.admission import RETRY_AFTER_S, Admission
+from squadron.runtime.asking.ask_seal import AskSeal
 from squadron.runtime.asking.cancel import request_cancel
-from squadron.runtime.asking.door import forbidden_here
+from squadron.runtime.asking.door import forbidden_here, hopeless_anywhere
 from squadron.runtime.asking.handle import Handle
 from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.asking.question_records import withdraw_questions
 from squadron.runtime.asking.sender import Sender
-from squadron.runtime.asking.task import claim_id, not_sent, pack_task
+from squadron.runtime.asking.task import claim_id, lay_out_task, nobody_serves, not_sent
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import (
     BusUnavailableError,
+    ConfigError,
     InvalidInputError,
     InvalidMessageError,
     InvalidSubjectError,
@@ -36,15 +38,15 @@ from squadron.runtime.registry.registry import Registry
 from squadron.runtime.store.claims import INPUT_KEEP_S
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.telemetry.storing import told_when_stored
-from squadron.runtime.texts import jsonable
+from squadron.runtime.texts import encoded, jsonable
 from squadron.runtime.wire.behalf import joined
 from squadron.runtime.wire.envelope import LAST_MS
 from squadron.runtime.wire.limits import Deadline
-from squadron.runtime.wire.outcome import LITE_TTL_S, Cancelled, Outcome, Rejected, Undeliverable, outcome_msg_id
+from squadron.runtime.wire.outcome import LITE_TTL_S, Cancelled, Outcome, Rejected, outcome_msg_id
 from squadron.runtime.wire.path import Parent
 from squadron.runtime.wire.replies import asks_of
 from squadron.runtime.wire.spent import NOT_TOLD
-from squadron.runtime.wire.subjects import LiteSubject, check_topic, live_of, token_of, told_there
+from squadron.runtime.wire.subjects import LiteSubject, live_of, token_of, told_there
 
 T = TypeVar("T")
 
@@ -172,6 +174,8 @@ class Caller:
 
     async def outcome(self, handle: Handle) -> Outcome:
         """Wait for a task that was submitted, here or by somebody else; may be called again if cancelled."""
+        if handle.sealed:
+            await self.ports.claims.seals.ring()
         if not handle.done and handle not in self._waiting.get(handle.reply_to, ()):
             self._waiting.setdefault(handle.reply_to, []).append(handle)
             with contextlib.suppress(BusUnavailableError):
@@ -212,14 +216,16 @@ class Caller:
                 raise ValueError("its deadline is no time")
             LiteSubject.parse(str(fields["replyTo"]))
             handle = Handle(str(fields["task"]), str(fields["topic"]), fields["replyTo"], deadline, self)
-            handle.sender = str(fields.get("source", handle.sender))
+            handle.sender, handle.sealed = str(fields.get("source", handle.sender)), fields.get("sealed") is True
             return handle
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError, InvalidSubjectError) as error:
             raise InvalidMessageError(f"{repr(ticket)[:80]} is no ticket: {error}", field="ticket") from None
 
-    async def adopt(self, task_id: str, topic: str, reply_to: str, deadline: Deadline) -> Handle:
+    async def adopt(
+        self, task_id: str, topic: str, reply_to: str, deadline: Deadline, *, sealed: bool = False
+    ) -> Handle:
         """The handle of a task that somebody else may have sent; it is done if its outcome is stored."""
-        handle = Handle(task_id, topic, reply_to, deadline, self)
+        handle = Handle(task_id, topic, reply_to, deadline, self, sealed=sealed)
         await handle._look()
         return handle
 
@@ -305,7 +311,7 @@ class Caller:
                     await self._claim(handle, content, ask)
             if not handle.done and not is_sent:
                 await self._send(handle, content, ask, parent, once=once, behalf=behalf)
-        except (BusUnavailableError, MessageTooLargeError, ValueError) as error:
+        except (BusUnavailableError, ConfigError, MessageTooLargeError, ValueError) as error:
             handle._settle(not_sent(handle, error), refused=True)
         except BaseException:
             # Nobody has the handle.
@@ -323,8 +329,12 @@ class Caller:
         self, handle: Handle, content: Any, ask: AskOptions, parent: Parent | None, **told: Any
     ) -> None:
         head: dict[str, Any] = {"parent": parent, "seen": self.registry.news, **told}
-        message = pack_task(self.ports.identity, content, ask, handle, timestamp=self.ports.clock.time(), **head)
-        data = await self.ports.claims.seal(message, keep_s=INPUT_KEEP_S)
+        wire = lay_out_task(self.ports.identity, content, ask, handle, timestamp=self.ports.clock.time(), **head)
+        if handle.seal is None:
+            data = await self.ports.claims.seal(encoded(wire), keep_s=INPUT_KEEP_S)
+        else:
+            place, claims = self.ports.subjects.task(handle.topic), self.ports.claims
+            data = await claims.seal_for((handle.seal.to,), wire, place, keep_s=INPUT_KEEP_S)
         if self.ports.principal is not None and not ask.task_id:
             handle.digest = hashlib.sha256(data).hexdigest()
         subject, msg_id = self.ports.subjects.task(handle.topic, ask.priority), handle.msg_id
@@ -357,22 +367,14 @@ class Caller:
         """The content as it is to be sent, or the outcome of a call that is refused."""
         topic, deadline = handle.topic, handle.deadline
         common: dict[str, Any] = {"task_id": handle.task_id, "topic": topic}
-        try:
-            check_topic(topic)
-        except InvalidSubjectError as error:
-            return Rejected(reason=str(error), details={"field": "topic"}, **common)
-        for limit in ("within_s", "start_within_s"):
-            if (seconds := getattr(ask, limit)) is not None and seconds <= 0:
-                reason = f"no time left for the call: {limit} is {seconds:g}"
-                return Rejected(reason=reason, details={"field": limit}, **common)
-        if exhausted := ask.budget.exhausted:
-            reason = f"the budget of {exhausted} is used up"
-            return Rejected(reason=reason, details={"field": exhausted}, **common)
+        if hopeless := hopeless_anywhere(topic, ask, common):
+            return hopeless
         found = self.registry.find(topic) or await self.registry.wait_for(topic, within_s=deadline.remaining_s())
         if found is None:
-            return self._unknown(topic, common)
+            return nobody_serves(self.registry, topic, common)
         if forbidden := forbidden_here(self.ports, topic, behalf, found.allow):
             return Rejected(reason=str(forbidden), details={"field": forbidden.field}, **common)
+        handle.sealed = ask.sealed or found.sealed
         # A bare value goes to the only field that the topic takes.
         content = found.wrap(content)
         try:
@@ -384,12 +386,9 @@ class Caller:
             reason = f"the mailbox of {topic} holds its {found.mailbox_limit} tasks already"
             details = {"field": "mailbox", "retry_after_s": RETRY_AFTER_S}
             return Rejected(reason=reason, details=details, **common)
+        if handle.sealed:
+            handle.seal = await AskSeal.of(self.ports.claims.seals, found, ask.task_id)
         return content
-
-    def _unknown(self, topic: str, common: dict[str, Any]) -> Outcome:
-        nearest = self.registry.nearest(topic)
-        advice = f"did you mean {', '.join(nearest)}?" if nearest else "see `squadron topics`"
-        return Undeliverable(reason=f"nobody serves {topic!r}; {advice}", details={"nearest": nearest}, **common)
 
 
 async def _unsubscribe(subscribing: Awaitable[Subscription]) -> None:

@@ -5,16 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pydantic_core import from_json
 
+from squadron.runtime.asking.ask_seal import AskSeal
 from squadron.runtime.asking.believing import believes, check_agent, check_answer, learn_who
 from squadron.runtime.background import spawn
-from squadron.runtime.errors import BusUnavailableError, InvalidMessageError, SquadClosedError, SquadronError
+from squadron.runtime.errors import (
+    BusUnavailableError,
+    InvalidMessageError,
+    SquadClosedError,
+    SquadronError,
+    UnsealedError,
+)
 from squadron.runtime.ports.bus import Note
 from squadron.runtime.ports.journal import Entry
 from squadron.runtime.steady import AHEAD, Steady
@@ -47,13 +54,18 @@ def _wake(waiter: asyncio.Future[None]) -> None:
 class Handle:
     """A task on its way: wait for its outcome, or follow what it emits meanwhile."""
 
-    def __init__(self, task_id: str, topic: str, reply_to: str, deadline: Deadline, caller: Caller) -> None:
+    def __init__(
+        self, task_id: str, topic: str, reply_to: str, deadline: Deadline, caller: Caller, *, sealed: bool = False
+    ) -> None:
         self.task_id, self.topic, self.reply_to, self.deadline = task_id, topic, reply_to, deadline
         self._caller, self._lite = caller, caller.ports.lite
         #: In whose name it is cancelled: whoever has the ticket of a task may do so.
         self.sender = caller.ports.identity.id
         #: By which the queue knows that it has this task.
         self.msg_id = token_of(task_id)
+        #: Whether only its asker can read what it comes to, and how it is sealed, if it is sent from here.
+        self.sealed = sealed
+        self.seal: AskSeal | None = None
         #: SHA-256 of the task as it was sent; empty if it may have been sent before, or elsewhere.
         self.digest = ""
         #: Why an agent did not take a task of this id, be it ours or not.
@@ -78,7 +90,8 @@ class Handle:
     def ticket(self) -> str:
         """The handle as text: `resume` it in another process, or in this one after a crash."""
         fields = {"task": self.task_id, "topic": self.topic, "replyTo": self.reply_to, "source": self.sender}
-        return json.dumps(fields | {"deadline": self.deadline.at_ms})
+        sealed = {"sealed": True} if self.sealed else {}
+        return json.dumps(fields | {"deadline": self.deadline.at_ms} | sealed)
 
     async def cancel(self) -> Outcome:
         """Have the task stopped, and what it asked of others; returns its one outcome.
@@ -97,7 +110,8 @@ class Handle:
         if self._outcome is None:
             self._outcome = outcome
             if (observers := self._caller.ports.observers).on:
-                observers.tell(TaskEnded(id=self.task_id, topic=self.topic, outcome=outcome, refused=refused))
+                told = outcome.withheld() if self.sealed else outcome
+                observers.tell(TaskEnded(id=self.task_id, topic=self.topic, outcome=told, refused=refused))
             for tell in self._listeners:
                 tell(outcome)
             self._wake_all()
@@ -209,13 +223,35 @@ class Handle:
             if "content" in payload:
                 content = payload["content"]
                 ids = {"task_id": self.task_id, "topic": self.topic, "source": source}
-                self._settle(outcomes.from_content(content, **ids))
+                outcome = outcomes.from_content(content, **ids)
+                if self.sealed and outcome.ok:
+                    # Who could not open the task says no more than that.
+                    self._caller.pass_over(self, "it is not sealed, and the task was", source)
+                    return False
+                self._settle(outcome)
+            elif "sealed" in payload and (opened := self._unsealed(raw, source)) is not None:
+                self._settle(opened)
             elif not self.done and (self._opening is None or self._opening.done()):
                 message = AgentMessage.decode(data)
                 self._opening = spawn(self._open(message), f"open {self.task_id}")
         except (ValueError, TypeError, LookupError, AttributeError, InvalidMessageError):
             return False
         return True
+
+    def _unsealed(self, raw: dict[str, Any], source: str) -> Outcome | None:
+        """The outcome in a sealed result; None if it has to be waited for.
+
+        Raises:
+            UnsealedError, ValueError, TypeError, LookupError, AttributeError: see `Claims.open_now`.
+        """
+        self.sealed = True
+        try:
+            payload = self._caller.ports.claims.open_now(raw, self.reply_to)
+        except UnsealedError as error:
+            self._caller.pass_over(self, str(error), source)
+            raise
+        ids = {"task_id": self.task_id, "topic": self.topic, "source": source}
+        return None if payload is None else outcomes.from_content(payload["content"], **ids)
 
     def _is_believed(self, heard: Note | Entry, raw: dict[str, Any]) -> bool:
         """Whether a result is signed by who may answer; what is not known yet is heard again when it is."""
@@ -282,7 +318,7 @@ class Handle:
         """The message with what it claims; goes on over an absence of the server, until the deadline."""
         while True:
             try:
-                return await self._caller.ports.claims.resolve(message)
+                return await self._caller.ports.claims.resolve(message, self.reply_to)
             except BusUnavailableError:
                 if self.deadline.passed:
                     raise
@@ -339,6 +375,7 @@ class Handle:
             live=live,
             until=self.deadline if live else None,
             is_end=self._hear if lite_topic == self.reply_to else lambda _: True,
+            sealed=self.sealed,
             counts=None if guard is None else partial(self._counts, guard, may),
         )
 
@@ -357,31 +394,3 @@ class Handle:
         self._settle(self._too_late())
         assert self._outcome is not None
         return self._outcome
-
-
-class BlockingHandle:
-    """See `Handle`; every call blocks until it is done."""
-
-    def __init__(self, handle: Handle, wait: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
-        self._handle, self._wait = handle, wait
-        self.task_id, self.topic = handle.task_id, handle.topic
-
-    @property
-    def done(self) -> bool:
-        """See `Handle.done`."""
-        return self._handle.done
-
-    @property
-    def ticket(self) -> str:
-        """See `Handle.ticket`."""
-        return self._handle.ticket
-
-    def outcome(self) -> Outcome:
-        """See `Handle.outcome`."""
-        outcome: Outcome = self._wait(self._handle.outcome())
-        return outcome
-
-    def cancel(self) -> Outcome:
-        """See `Handle.cancel`."""
-        outcome: Outcome = self._wait(self._handle.cancel())
-        return outcome

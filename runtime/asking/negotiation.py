@@ -50,6 +50,7 @@ async def call_for_bids(
     owner: str = "",
     parent: str | None = None,
     conversation_id: str = "",
+    sealed: bool = False,
 ) -> Bids:
     """Ask the agents that serve these topics what they would do the task for; ends when all have answered.
 
@@ -62,13 +63,14 @@ async def call_for_bids(
         deadline: when the task itself must be done.
         tokens, usd: what it may cost; told to who bids.
         owner: of the lite topic that the bids come to; by default of ours.
+        sealed: no digest of the input is told, by which it could be guessed.
 
     Raises:
         InvalidSubjectError: a topic breaks the grammar.
         InvalidInputError: the content is not JSON.
     """
     until = Deadline.after(within_s if deadline is None else deadline.earliest(within_s), caller.ports.clock)
-    called = _Round(caller, owner, {"parent": parent, "conversation_id": conversation_id})
+    called = _Round(caller, owner, {"parent": parent, "conversation_id": conversation_id}, sealed)
     try:
         data = jsonable({} if content is None else content)
     except ValueError as error:
@@ -182,6 +184,7 @@ async def negotiate(
         tokens=slice.tokens,
         usd=slice.usd,
         conversation_id=own.conversation_id,
+        sealed=own.sealed,
     )
     order = award(bids, now=clock.time(), time_left_s=until.remaining_s(), tokens=slice.tokens, usd=slice.usd)
     await reject(caller.ports, [each for each in bids.offers if each not in order], "too dear, or too slow")
@@ -232,6 +235,7 @@ class _Round:
     caller: Caller
     owner: str
     head: dict[str, Any]
+    sealed: bool
     called: dict[str, _Called] = field(default_factory=dict)
     refusals: dict[str, str] = field(default_factory=dict)
     complete: asyncio.Event = field(default_factory=asyncio.Event)
@@ -252,7 +256,8 @@ class _Round:
             except InvalidInputError as error:
                 self.refusals[name] = str(error)
                 return
-            call = CallForBids(name, len(encoded(content)), digest_of(content), tokens=tokens, usd=usd)
+            digest = "" if self.sealed or found.sealed else digest_of(content)
+            call = CallForBids(name, len(encoded(content)), digest, tokens=tokens, usd=usd)
             self.called[os.urandom(16).hex()] = _Called(agent, call)
 
     async def run(self, until: Deadline, deadline: Deadline | None) -> None:

@@ -49,6 +49,10 @@ _ELSEWHERE = {
     "tasks": "budget",
     "max_hops": "budget",
     "temperature": "parameters",
+    "encrypt": "sealed",
+    "encrypted": "sealed",
+    "sensitive": "sealed",
+    "confidential": "sealed",
 }
 
 
@@ -67,6 +71,7 @@ class AskKeywords(TypedDict, total=False):
     nested: bool
     bid: str
     on_behalf_of: str
+    sealed: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +93,7 @@ class AskOptions:
         bid: the id of a bid that is accepted by this task; it goes to the replica that gave it (`route`).
         on_behalf_of: whose wish it is, as `client:ann`, if a gateway or an agent asks: what that one may not ask,
             is refused.
+        sealed: only the agent can read the input, and only who asks the answer; topics may say so for all.
 
     Raises:
         InvalidInputError: an option has a value that it can't have.
@@ -105,6 +111,7 @@ class AskOptions:
     nested: bool = False
     bid: str = ""
     on_behalf_of: str = ""
+    sealed: bool = False
 
     def __post_init__(self) -> None:
         if not _is_time(self.within_s):
@@ -132,8 +139,9 @@ class AskOptions:
             isinstance(self.on_behalf_of, str) and PRINCIPAL.fullmatch(self.on_behalf_of)
         ):
             raise _bad("on_behalf_of", self.on_behalf_of, '"client:ann", for example')
-        if not isinstance(self.nested, bool):
-            raise _bad("nested", self.nested, "True or False")
+        for name, flag in (("nested", self.nested), ("sealed", self.sealed)):
+            if not isinstance(flag, bool):
+                raise _bad(name, flag, "True or False")
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Self:

@@ -144,6 +144,20 @@ def park_for(waiting: Sequence[Asked]) -> Park:
     )
 
 
+def check_may_ask(*, sealed: bool) -> None:
+    """Check that people may be asked from a task.
+
+    Raises:
+        InvalidInputError: it is sealed.
+    """
+    if sealed:
+        raise InvalidInputError(
+            "a sealed task asks no people: what they are asked can be read by anybody",
+            field="sealed",
+            hint="have it answered by what lacks, and asked again by who knows it",
+        )
+
+
 async def put_question(
     caller: Caller, question: Question, query_id: str, *, about: str = "", conversation_id: str = ""
 ) -> Asked:

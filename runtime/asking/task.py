@@ -6,11 +6,12 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from squadron.runtime.asking.options import AskOptions
-from squadron.runtime.errors import BusUnavailableError, FencedError, MessageTooLargeError
+from squadron.runtime.errors import BusUnavailableError, ConfigError, FencedError, MessageTooLargeError
 from squadron.runtime.ports.journal import Journal
-from squadron.runtime.texts import digest_of
+from squadron.runtime.registry.registry import Registry
+from squadron.runtime.store.sealed import input_digest
 from squadron.runtime.wire.behalf import BEHALF
-from squadron.runtime.wire.envelope import AgentIdentity, pack
+from squadron.runtime.wire.envelope import AgentIdentity, lay_out
 from squadron.runtime.wire.id_note import IdNote
 from squadron.runtime.wire.outcome import Outcome, Rejected, Undeliverable
 from squadron.runtime.wire.path import Parent
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from squadron.runtime.asking.handle import Handle
 
 
-def pack_task(
+def lay_out_task(
     identity: AgentIdentity,
     content: Any,
     ask: AskOptions,
@@ -32,8 +33,8 @@ def pack_task(
     seen: float,
     timestamp: float,
     once: bool,
-) -> bytes:
-    """A task as it is sent.
+) -> dict[str, Any]:
+    """A task as it is sent, before it is sealed if its handle says so.
 
     Args:
         parent: the task that it is asked from, if it is.
@@ -49,6 +50,8 @@ def pack_task(
         payload["model"] = ask.model
     if ask.parameters is not None:
         payload["parameters"] = dict(ask.parameters)
+    if handle.seal is not None:
+        payload |= handle.seal.to_payload(() if parent is None else parent.readers)
     metadata: dict[str, Any] = {"nested": True} if ask.nested else {}
     if once:
         metadata["once"] = True
@@ -63,7 +66,7 @@ def pack_task(
         if once:
             # With that task it is cancelled, by who may cancel that.
             metadata["parentSource"] = parent.source
-    return pack(
+    return lay_out(
         "task",
         identity,
         payload,
@@ -75,6 +78,7 @@ def pack_task(
         routing=_routing(ask),
         metadata=metadata or None,
         timestamp=timestamp,
+        sensitive=handle.seal is not None,
     )
 
 
@@ -100,7 +104,7 @@ async def claim_id(lite: Journal, subjects: Subjects, handle: Handle, content: A
     task_id, topic = handle.task_id, handle.topic
     # Apart from the outcome, in a place of the id's own: readers of a task's stream never see it.
     key = subjects.lite(token_of(task_id), "asked")
-    digest = digest_of(content)
+    digest = input_digest(content, "" if handle.seal is None else handle.seal.salt)
     # The queue takes a message id once, whoever it is from: this one nobody can take first.
     mine = IdNote(topic, digest, handle.reply_to, os.urandom(16).hex(), handle.sender)
     place = 0
@@ -126,11 +130,20 @@ async def claim_id(lite: Journal, subjects: Subjects, handle: Handle, content: A
         return f"the task id {task_id!r} is taken under another owner" if taken else ""
 
 
+def nobody_serves(registry: Registry, topic: str, common: dict[str, Any]) -> Outcome:
+    """How a task ends whose topic nobody serves."""
+    nearest = registry.nearest(topic)
+    advice = f"did you mean {', '.join(nearest)}?" if nearest else "see `squadron topics`"
+    return Undeliverable(reason=f"nobody serves {topic!r}; {advice}", details={"nearest": nearest}, **common)
+
+
 def not_sent(handle: Handle, error: Exception) -> Outcome:
     """How a task ends that could not be put."""
     ids: dict[str, Any] = {"task_id": handle.task_id, "topic": handle.topic}
     if isinstance(error, BusUnavailableError):
         # It may have arrived all the same.
         return Undeliverable(reason=str(error), spent=NOT_TOLD, **ids)
+    if isinstance(error, ConfigError):
+        return Rejected(reason=str(error), details={"field": "sealed"}, **ids)
     reason = str(error) if isinstance(error, MessageTooLargeError) else f"not JSON: {error}"
     return Rejected(reason=reason, details={"field": "content"}, **ids)

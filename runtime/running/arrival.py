@@ -13,7 +13,9 @@ from squadron.runtime.running.once import is_copy
 from squadron.runtime.running.reports import Reports
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.trust.carried import carry
-from squadron.runtime.wire.envelope import AgentMessage
+from squadron.runtime.trust.sealing import SealKey
+from squadron.runtime.wire.envelope import LAST_MS, AgentMessage
+from squadron.runtime.wire.limits import Budget, Clock, Deadline
 from squadron.runtime.wire.replies import is_own_id, unfit_reply
 from squadron.runtime.wire.subjects import token_of
 
@@ -22,11 +24,12 @@ from squadron.runtime.wire.subjects import token_of
 ALONE_S = 60.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Arrival:
     """A task that is to run.
 
     Attributes:
+        readers: for whom its answers are sealed; nobody before it is opened, or if it was not sealed.
         lite_key, announce: where its outcome goes; see `Reports.address`.
         unfit: why it can't go where the sender wants it, or the empty string.
         looked_at: up to when no outcome of it was stored, in seconds since the epoch.
@@ -36,6 +39,7 @@ class Arrival:
     announce: str
     unfit: str
     looked_at: float
+    readers: tuple[SealKey, ...] = ()
 
 
 async def arrive(
@@ -81,6 +85,15 @@ async def arrive(
         await delivery.lease.settle()
         return None
     return Arrival(lite_key, announce, unfit, now if late or own else message.timestamp)
+
+
+def deadline_of(message: AgentMessage, grant: Budget, clock: Clock) -> Deadline:
+    """When a task has to have ended; without a word of its caller only its handler's own limit counts."""
+    limits = message.payload.constraints
+    at_ms = limits.deadline if limits is not None and limits.deadline is not None else LAST_MS
+    if grant.seconds is not None:
+        at_ms = min(at_ms, Deadline.after(grant.seconds, clock).at_ms)
+    return Deadline(at_ms, clock)
 
 
 def mark_when_late(ports: Ports, delivery: Delivery, message: AgentMessage) -> asyncio.TimerHandle:

@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from squadron.runtime.asking.caller import Caller
-from squadron.runtime.asking.people import QUESTION_WITHIN_S, TurnQuestions
+from squadron.runtime.asking.people import QUESTION_WITHIN_S, TurnQuestions, check_may_ask
 from squadron.runtime.texts import jsonable
+from squadron.runtime.trust.sealing import SealKey
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.limits import Deadline
 from squadron.runtime.wire.question import Proposal, Question, Reply, schema_of
@@ -22,11 +23,18 @@ class AsksPeople:
 
     message: AgentMessage
     deadline: Deadline
+    #: For whom what it says is sealed.
+    readers: tuple[SealKey, ...] = ()
     _caller: Caller
     #: Made by the first question.
     _questions: TurnQuestions | None = None
 
     def _check_loop(self) -> None: ...
+
+    @property
+    def is_sealed(self) -> bool:
+        """Whether nobody but this agent and its asker is to read what the task is about."""
+        return bool(self.readers)
 
     async def ask_person(
         self,
@@ -50,7 +58,7 @@ class AsksPeople:
                 answer. It counts as the same attempt.
 
         Raises:
-            InvalidInputError: the schema is not flat, or the default does not fit it.
+            InvalidInputError: the task is sealed, the schema is not flat, or the default does not fit it.
             UnansweredError: nobody answered in time, and there is no default.
         """
         question = Question(message=message, schema=schema_of(schema), deadline_ms=self._answer_by(within_s))
@@ -91,5 +99,6 @@ class AsksPeople:
 
     async def _ask_people(self, question: Question, park: bool) -> Reply:
         self._check_loop()
+        check_may_ask(sealed=self.is_sealed)
         self._questions = self._questions or TurnQuestions(self._caller, self.message)
         return await self._questions.ask(question, park=park)

@@ -27,6 +27,7 @@ from squadron.runtime.ports.queue import Lease
 from squadron.runtime.running.asks_people import AsksPeople
 from squadron.runtime.running.ledger import ONCE, Ledger
 from squadron.runtime.running.sync_context import SyncContext
+from squadron.runtime.store.own_journal import OwnJournal
 from squadron.runtime.streams.writer import StreamWriter
 from squadron.runtime.texts import whole
 from squadron.runtime.wire.envelope import AgentMessage
@@ -56,6 +57,7 @@ class Context(AsksPeople):
         attempt: which delivery of the task this is, from 1.
         deadline: when the caller stops waiting.
         ledger: the books of this task.
+        readers: for whom what it says is sealed; nobody, if the task was not sealed.
         log: a structlog logger with message, conversation, topic, agent and attempt bound.
         threads: what acts in threads for it.
     """
@@ -90,6 +92,12 @@ class Context(AsksPeople):
         self._children: WeakSet[Handle] | None = None
 
     @property
+    def own(self) -> OwnJournal:
+        """Where the agent keeps what is its own."""
+        ports = self._caller.ports
+        return OwnJournal(ports.lite, ports.claims.seals, self.is_sealed)
+
+    @property
     def budget(self) -> Budget:
         """What may still be spent: what came with the task, less what was spent and what its tasks were given."""
         return self.ledger.left
@@ -118,7 +126,8 @@ class Context(AsksPeople):
 
     def _stream(self) -> StreamWriter:
         if self._writer is None:
-            self._writer = StreamWriter(self._caller.ports, self._lite_key, self.message, self.attempt)
+            ports = self._caller.ports
+            self._writer = StreamWriter(ports, self._lite_key, self.message, self.attempt, self.readers)
             if self._ended:
                 self._writer.close()
         return self._writer
@@ -158,6 +167,8 @@ class Context(AsksPeople):
         What is not said travels along from this task: conversation, priority, model and parameters. Deadline and
         budget can only be tighter than its own.
 
+        What a sealed task asks is sealed as well.
+
         What it may spend is set aside: the `budget` given, as far as it is left, or half of what is left. When its
         outcome is known here, what it really spent is charged, and the rest comes back. What never comes stays
         charged.
@@ -182,7 +193,7 @@ class Context(AsksPeople):
             self.submit,
             topics,
             content,
-            options,
+            {"sealed": self.is_sealed, **options},
             bids_within_s=bids_within_s,
             deadline=self.deadline,
             limit=self.budget,
@@ -207,6 +218,7 @@ class Context(AsksPeople):
             "within_s": self.deadline.earliest(own.within_s),
             "budget": budget,
             "nested": own.nested or message.nested,
+            "sealed": own.sealed or self.is_sealed,
         }
         handle = await self._caller.submit(
             topic, content, AskOptions.of(said), parent=self._parent, owner=owner, once=bool(owner)
@@ -222,7 +234,8 @@ class Context(AsksPeople):
     def _parent(self) -> Parent:
         message = self.message
         path = (*message.path, step_of(self.topic, message.payload.content))
-        return Parent(message.id, path, message.source.id, self.behalf)
+        readers = tuple(map(str, self.readers)) if message.nested else ()
+        return Parent(message.id, path, message.source.id, self.behalf, readers)
 
     def lite(
         self, id: str | None = None, owner: str | None = None, *, ttl_s: float | timedelta | None = None
@@ -276,18 +289,18 @@ class Context(AsksPeople):
         self.ledger.charge(Spent(*(coin or 0 for coin in check.coins)))
 
     async def remember(self, item: Any) -> None:
-        """Add one JSON value to this agent's memory of the conversation; any replica can recall it."""
+        """Add one JSON value to this agent's memory of the conversation; any replica can recall it.
+
+        If this task is sealed, nobody else can read it.
+        """
         self._check_loop()
-        await self._caller.ports.lite.append(
-            self._memory_key, json.dumps(whole(item)).encode(), ttl_s=MEMORY_TTL_S
-        )
+        await self.own.append(self._memory_key, json.dumps(whole(item)).encode(), ttl_s=MEMORY_TTL_S)
 
     async def recall(self, *, most: int = 50) -> list[Any]:
         """The newest `most` items this agent remembers of the conversation, oldest first."""
         self._check_loop()
-        stored = self._caller.ports.lite.read(self._memory_key)
         items = []
-        async for entry in stored:
+        async for entry in self.own.read(self._memory_key):
             # What is no JSON, or can't travel, was not remembered here.
             with contextlib.suppress(ValueError):
                 if END_HEADER not in entry.headers:
@@ -345,7 +358,7 @@ class TurnContext(Context):
 
     async def adopt(self, task_id: str, topic: str, reply_to: str, deadline: Deadline) -> Handle:
         """Take up a task that an earlier attempt sent: it is cancelled with this one. See `Caller.adopt`."""
-        handle = await self._caller.adopt(task_id, topic, reply_to, deadline)
+        handle = await self._caller.adopt(task_id, topic, reply_to, deadline, sealed=self.is_sealed)
         self._children = self._children or WeakSet()
         self._children.add(handle)
         return handle

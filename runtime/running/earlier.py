@@ -15,6 +15,7 @@ from squadron.runtime.errors import BusUnavailableError, MessageTooLargeError
 from squadron.runtime.redact import scrub
 from squadron.runtime.running.ledger import Ledger
 from squadron.runtime.store.port_set import Ports
+from squadron.runtime.store.sealed import is_sealed
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.limits import UNLIMITED, Deadline
 from squadron.runtime.wire.outcome import LITE_TTL_S
@@ -83,7 +84,8 @@ class NoteBook:
             "agent": self.agent,
             "replica": self.ports.identity.id,
             "topic": self.topic,
-            "error": scrub(error)[:ERROR_CHARS],
+            # Anybody may read it: of a sealed task only what kind of error it was.
+            "error": scrub(error.partition(":")[0] if is_sealed(self.message) else error)[:ERROR_CHARS],
             "spent": self.ledger.spent.to_wire(),
             "carried": self.ledger.carried(),
         }

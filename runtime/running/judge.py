@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from squadron.runtime.errors import BudgetError, Terminal
-from squadron.runtime.retries import Retries, failure_details, summary_of, text_of, traceback_of
+from squadron.runtime.retries import Retries, failure_details, places_of, summary_of, text_of, traceback_of
 from squadron.runtime.running.context import TurnContext
 from squadron.runtime.running.handler import OutputError
 from squadron.runtime.running.no_outcome import Again
@@ -22,9 +22,14 @@ def judge(error: BaseException, retries: Retries, common: dict[str, Any], contex
         return Failed(reason=text_of(error) or kind, details=details, **common)
     after_s = retries.after_s(attempt, error)
     if attempt < retries.max_attempts and after_s < context.deadline.remaining_s():
-        context.log.info("turn.retry", error=summary, after_s=round(after_s, 3))
+        told = type(error).__name__ if context.is_sealed else summary
+        context.log.info("turn.retry", error=told, after_s=round(after_s, 3))
         return Again(after_s, summary)
-    context.log.warning("turn.gave_up", error=summary, traceback=traceback_of(error))
+    if context.is_sealed:
+        # Where it was, and nothing of what was in its hands.
+        context.log.warning("turn.gave_up", error=type(error).__name__, at=places_of(error))
+    else:
+        context.log.warning("turn.gave_up", error=summary, traceback=traceback_of(error))
     details = failure_details(error, attempt)
     reason = f"failed in each of {attempt} attempts, the last time with {summary}"
     if attempt < retries.max_attempts:

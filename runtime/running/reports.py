@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic_core import PydanticSerializationError
@@ -12,8 +12,9 @@ from squadron.runtime.ports.journal import Entry, Headers
 from squadron.runtime.ports.queue import Delivery
 from squadron.runtime.running.once import keep_s
 from squadron.runtime.store.port_set import Ports
-from squadron.runtime.texts import digest_of
+from squadron.runtime.store.sealed import input_digest, is_sealed, salt_of
 from squadron.runtime.trust.may_say import is_agent
+from squadron.runtime.trust.sealing import SealKey
 from squadron.runtime.trust.signature_check import Signed
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.id_note import IdNote
@@ -41,10 +42,11 @@ class Reports:
         if asked is None or (asked.topic, asked.reply_to) != (topic, message.reply_to):
             return None
         try:
-            whole = await self._ports.claims.resolve(message)
+            whole = await self._ports.claims.resolve(message, self._ports.subjects.task(topic))
         except (InvalidMessageError, ClaimLostError, MessageTooLargeError):
             return None
-        return asked if asked.input == digest_of(whole.payload.content) else None
+        salt = salt_of(whole) if is_sealed(message) else ""
+        return asked if asked.input == input_digest(whole.payload.content, salt) else None
 
     def address(self, message: AgentMessage, topic: str, *, elsewhere: bool = False) -> tuple[str, str]:
         """The lite topic the outcome is stored on, and the foreign subject it is announced on, if any.
@@ -120,6 +122,7 @@ class Reports:
         msg_id: str = "",
         headers: Headers | None = None,
         answers: Mapping[str, Any] | None = None,
+        readers: Sequence[SealKey] = (),
     ) -> Outcome:
         """Store the outcome and return it; one that can't travel becomes a failure that says so.
 
@@ -127,10 +130,11 @@ class Reports:
             msg_id: of two that are stored under it the second is dropped; by default, that of the task's outcome.
             headers: that go along with it.
             answers: which task it answers, see `proof.answers`.
+            readers: for whom it is sealed; for nobody, by default.
         """
         msg_id = msg_id or outcome_msg_id(message.id, lite_key, message.redriven)
         try:
-            await self._store(message, outcome, lite_key, announce, msg_id, headers, answers)
+            await self._store(message, outcome, lite_key, announce, msg_id, headers, answers, readers)
         except (MessageTooLargeError, PydanticSerializationError) as error:
             reason = f"its {outcome.kind.replace('_', ' ')} can't be sent: {error}"
             outcome = Failed(
@@ -143,7 +147,7 @@ class Reports:
                 reason=reason,
                 details={"type": type(error).__name__},
             )
-            await self._store(message, outcome, lite_key, announce, msg_id, headers, answers)
+            await self._store(message, outcome, lite_key, announce, msg_id, headers, answers, readers)
         return outcome
 
     async def _store(
@@ -155,20 +159,23 @@ class Reports:
         msg_id: str,
         headers: Headers | None,
         answers: Mapping[str, Any] | None,
+        readers: Sequence[SealKey],
     ) -> None:
         metadata: dict[str, Any] = {"redriven": message.redriven} if message.redriven else {}
         if answers:
             metadata["answers"] = answers
-        result = self._ports.pack(
+        ttl_s = keep_s(self._ports, message)
+        data = await self._ports.pack_for(
+            readers,
+            message.reply_to or lite_key,
             "result",
             {"content": outcome.to_content()},
+            keep_s=ttl_s,
             conversation_id=message.context.conversation_id,
             parent=message.id,
             correlation_id=message.correlation_id or message.id,
             metadata=metadata or None,
         )
-        ttl_s = keep_s(self._ports, message)
-        data = await self._ports.claims.seal(result, keep_s=ttl_s)
         await self._ports.lite.append(lite_key, data, ttl_s=ttl_s, msg_id=msg_id, headers=headers)
         if announce:
             await self.announce(announce, data, headers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, Unpack
 
-from squadron.runtime.asking.handle import BlockingHandle
+from squadron.runtime.asking.blocking_handle import BlockingHandle
 from squadron.runtime.asking.options import AskKeywords
 from squadron.runtime.wire.outcome import Outcome
 from squadron.runtime.wire.question import Reply

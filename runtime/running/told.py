@@ -7,6 +7,7 @@ from typing import Literal
 
 from squadron.runtime.ports.bus import Carrier
 from squadron.runtime.store.port_set import Ports
+from squadron.runtime.store.sealed import is_sealed
 from squadron.runtime.telemetry.happenings import TurnBegun, TurnEnd, TurnEnded
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.outcome import Outcome
@@ -24,6 +25,7 @@ class Told:
         "_kind",
         "_message",
         "_ports",
+        "_sealed",
         "_served",
         "_topic",
         "outcome_headers",
@@ -42,6 +44,7 @@ class Told:
         self._ports, self._kind, self._agent = ports, kind, agent
         self._message, self._topic, self._served, self._carrier = message, topic, served, carrier
         self._attempt, self._began, self._ended = 0, 0.0, False
+        self._sealed = is_sealed(message)
         #: What observers want to go along with the outcome.
         self.outcome_headers: dict[str, str] | None = None
 
@@ -74,6 +77,9 @@ class Told:
         if self._ended or not self._ports.observers.on:
             return
         self._ended = True
+        if self._sealed:
+            # They hear how it ended, and not what was said.
+            outcome, error = outcome and outcome.withheld(), error.partition(":")[0]
         if outcome is not None and self._kind == "task":
             # Without the time that it took to store it.
             seconds = outcome.latency_ms / 1000

@@ -23,7 +23,7 @@ from squadron.runtime.errors import (
 from squadron.runtime.ports.queue import Delivery
 from squadron.runtime.retries import backoff_s, summary_of
 from squadron.runtime.running.allowance import Allowance
-from squadron.runtime.running.arrival import ALONE_S, Arrival, arrive, mark_when_late
+from squadron.runtime.running.arrival import ALONE_S, Arrival, arrive, deadline_of, mark_when_late
 from squadron.runtime.running.bidding import Offers, Statistics
 from squadron.runtime.running.context import IN_TIME, TurnContext
 from squadron.runtime.running.earlier import NoteBook, open_ledger
@@ -38,11 +38,12 @@ from squadron.runtime.running.permission import Permission, check_kept
 from squadron.runtime.running.poison import Poison
 from squadron.runtime.running.proof import answers, check_task, is_signed, refuse
 from squadron.runtime.running.reports import Reports
+from squadron.runtime.running.sealed_task import bury_sealed, open_task, refuse_readable
 from squadron.runtime.running.to_the_end import run_to_the_end
 from squadron.runtime.running.told import Told
 from squadron.runtime.store.dead_letters import DeadLetters
 from squadron.runtime.store.put_back import as_put_back
-from squadron.runtime.wire.envelope import LAST_MS, AgentMessage
+from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.limits import Deadline
 from squadron.runtime.wire.outcome import (
     Answer,
@@ -154,7 +155,7 @@ class Turns:
                 told.ended("superseded")
                 return None
             reports = {"headers": told.outcome_headers, "answers": answers(self._ports, delivery, signed)}
-            reported = await self._report(delivery, message, ended, lite_key, announce, **reports)
+            reported = await self._report(delivery, message, ended, arrival, **reports)
             await right.charge(reported.spent)
         except BaseException as error:
             told.ended("handed_back", error=summary_of(error))
@@ -182,21 +183,16 @@ class Turns:
                 told.ended("superseded")
 
     async def _report(
-        self,
-        delivery: Delivery,
-        message: AgentMessage,
-        ended: Outcome,
-        lite_key: str,
-        announce: str,
-        **how: Any,
+        self, delivery: Delivery, message: AgentMessage, ended: Outcome, arrival: Arrival, **how: Any
     ) -> Outcome:
         """Store the outcome, and then settle the task."""
         if isinstance(ended, Cancelled):
             # Those of earlier attempts, too, and of one that never ran on this replica.
             await withdraw_questions(self._ports, self._caller.lite_topics, message.id)
         if isinstance(ended, DeadLettered):
-            await self._letters.bury(self.agent, delivery, ended, source=self._ports.identity)
-        reported = await self._reports.store(message, ended, lite_key, announce, **how)
+            await self._bury(delivery, ended, sealed=bool(arrival.readers))
+        where = arrival.lite_key, arrival.announce
+        reported = await self._reports.store(message, ended, *where, readers=arrival.readers, **how)
         if not isinstance(ended, DeadLettered | Rejected):
             # A dead letter may be sent again, with the claim that it carries.
             await self._ports.claims.drop(message)
@@ -227,8 +223,8 @@ class Turns:
             return Undeliverable(reason=reason, **common)
         if arrival.unfit:
             return Rejected(reason=arrival.unfit, details={"field": "replyTo"}, **common)
-        how = message, ledger, common, was_parked
-        refusal = right.forbidden(handler.topic.allow, common) or self._refusal(*how)
+        checked = handler, message, ledger, common, was_parked
+        refusal = right.forbidden(handler.topic.allow, common) or self._refusal(*checked)
         if refusal is not None:
             return refusal
         attempt = common["attempt"] = await delivery.lease.begin()
@@ -263,11 +259,14 @@ class Turns:
             await notes.write("handed_back")
             raise
         finally:
+            arrival.readers = context.readers
             context.close()
 
     def _refusal(
-        self, message: AgentMessage, ledger: Ledger, common: dict[str, Any], was_parked: bool
+        self, handler: Handler, message: AgentMessage, ledger: Ledger, common: dict[str, Any], was_parked: bool
     ) -> Outcome | HandOn | None:
+        if (readable := refuse_readable(handler.topic, message, common)) is not None:
+            return readable
         if any(map(self._cancelled.includes, cancelled_with(message))):
             return Cancelled(reason="cancelled before it started", **common)
         now, routing, limits = self._ports.clock.time(), message.routing, message.payload.constraints
@@ -315,7 +314,8 @@ class Turns:
         answer: Any = _NOTHING
         failure: BaseException | None = None
         try:
-            context.message = await self._ports.claims.resolve(message)
+            if (refused := await open_task(self._ports, context, common)) is not None:
+                return refused
             if circle := circle_in(message.path, context.topic, context.message.payload.content):
                 return Rejected(reason=circle, details={"field": "path"}, **common)
             self.offers.check_input(context.message)
@@ -361,7 +361,7 @@ class Turns:
         if isinstance(failure, Park):
             return Later(failure)
         if isinstance(failure, InvalidInputError):
-            return await self._invalid(delivery, failure, common)
+            return await self._invalid(delivery, context, failure, common)
         if isinstance(failure, SupersededError):
             context.log.info("turn.superseded", reason=str(failure))
             return LetGo()
@@ -370,26 +370,27 @@ class Turns:
     def _context(
         self, message: AgentMessage, common: dict[str, Any], lite_key: str, ledger: Ledger
     ) -> TurnContext:
-        limits = message.payload.constraints
-        clock = self._ports.clock
-        # Without a deadline of the caller's only the handler's own limit counts.
-        at_ms = limits.deadline if limits is not None and limits.deadline is not None else LAST_MS
-        if ledger.grant.seconds is not None:
-            at_ms = min(at_ms, Deadline.after(ledger.grant.seconds, clock).at_ms)
         return TurnContext(
             message,
             agent=self.agent,
             topic=common["topic"],
             attempt=common["attempt"],
-            deadline=Deadline(at_ms, clock),
+            deadline=deadline_of(message, ledger.grant, self._ports.clock),
             ledger=ledger,
             caller=self._caller,
             lite_key=lite_key,
             log=self._log,
         )
 
-    async def _invalid(self, delivery: Delivery, error: InvalidInputError, common: dict[str, Any]) -> Outcome:
+    async def _invalid(
+        self, delivery: Delivery, context: TurnContext, error: InvalidInputError, common: dict[str, Any]
+    ) -> Outcome:
         """Past the door of a caller's own check: its sender is told, and it is kept for a person to look at."""
         outcome = Rejected(reason=str(error), details={"field": error.field}, **common)
-        await self._letters.bury(self.agent, delivery, outcome, source=self._ports.identity)
+        await self._bury(delivery, outcome, sealed=context.is_sealed)
         return outcome
+
+    async def _bury(self, delivery: Delivery, outcome: Outcome, *, sealed: bool) -> None:
+        if not sealed:
+            return await self._letters.bury(self.agent, delivery, outcome, source=self._ports.identity)
+        await bury_sealed(self._ports, self._letters, self.agent, delivery, outcome)

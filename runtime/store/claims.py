@@ -5,13 +5,32 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import structlog
 from pydantic import Field, ValidationError
 
-from squadron.runtime.errors import BusUnavailableError, InvalidMessageError, MessageTooLargeError
+from squadron.runtime.errors import (
+    BusUnavailableError,
+    InvalidMessageError,
+    KeyLostError,
+    MessageTooLargeError,
+    UnsealedError,
+)
 from squadron.runtime.ports.vault import MOST_BYTES, OVER_BYTES, Vault
+from squadron.runtime.store.sealed import (
+    is_sealed,
+    opened,
+    opened_wire,
+    read_hidden,
+    sealed_payload,
+    take_hidden,
+    with_hidden,
+)
+from squadron.runtime.store.seals import Seals
+from squadron.runtime.texts import encoded
+from squadron.runtime.trust.sealing import Box, SealKey, b64, info_for, open_stream, seal_stream, unb64
 from squadron.runtime.wire.envelope import AgentMessage, Payload, Wire
 
 #: How long a task's input waits in the vault, in seconds: as long as the dead letter that the task may become.
@@ -20,13 +39,16 @@ INPUT_KEEP_S = 90 * 24 * 3600.0
 
 #: What may stand in a payload beside the claim: limits are looked at before the rest is fetched.
 _BESIDE = {"claim", "constraints"}
+#: What stands around a sealed payload, at most, in bytes: an envelope with its longest names, and eight keys.
+_AROUND_BYTES = 12 * 1024
 _log = structlog.get_logger("squadron.claims")
 
 
 class Claim(Wire):
     """Stands in place of a payload: its name in the vault, its size, and the SHA-256 of its bytes in hex.
 
-    With `salt` its name is `name_of` the message: only then who settles the message takes the payload along.
+    With `salt` its name is `name_of` the message: only then who settles the message takes the payload along. Of a
+    sealed payload there is no SHA-256: it opens under its key, or was changed.
     """
 
     name: str = Field(min_length=1, max_length=128)
@@ -41,13 +63,13 @@ def name_of(message_id: str, salt: str) -> str:
 
 
 def claim_of(message: AgentMessage) -> Claim | None:
-    """The claim that a message carries; a payload with anything but limits beside it is none.
+    """The claim that a message carries; a readable payload with anything but limits beside it is none.
 
     Raises:
         InvalidMessageError: it is not of a claim's shape.
     """
     given = message.payload.model_fields_set
-    if "claim" not in given or not given <= _BESIDE:
+    if "claim" not in given or not ("sealed" in given or given <= _BESIDE):
         return None
     try:
         return Claim.model_validate((message.payload.model_extra or {})["claim"])
@@ -58,14 +80,22 @@ def claim_of(message: AgentMessage) -> Claim | None:
 
 
 class Claims:
-    """Seals messages that are to travel, and opens those that came.
+    """Makes messages ready to travel, and opens those that came.
 
     A message of at most `over_bytes` travels as it is, a larger one as a claim, and one of more than `most_bytes`
-    not at all.
+    not at all. With `seals` what is for certain readers is sealed for them.
     """
 
-    def __init__(self, vault: Vault, *, over_bytes: int = OVER_BYTES, most_bytes: int = MOST_BYTES) -> None:
+    def __init__(
+        self,
+        vault: Vault,
+        *,
+        over_bytes: int = OVER_BYTES,
+        most_bytes: int = MOST_BYTES,
+        seals: Seals | None = None,
+    ) -> None:
         self.vault, self._over_bytes, self._most_bytes = vault, over_bytes, most_bytes
+        self.seals = seals or Seals()
 
     async def seal(self, data: bytes, *, keep_s: float) -> bytes:
         """An encoded message as it can travel; a payload that goes to the vault is kept for `keep_s` seconds.
@@ -88,23 +118,96 @@ class Claims:
             stub["constraints"] = message.payload.constraints
         return message.model_copy(update={"payload": Payload.model_validate(stub)}).encode()
 
-    async def open(self, data: bytes) -> AgentMessage:
+    async def seal_for(
+        self,
+        readers: Sequence[SealKey],
+        wire: dict[str, Any],
+        place: str,
+        *,
+        keep_s: float,
+        box: Box | None = None,
+    ) -> bytes:
+        """A message, as it is laid out, sealed for its readers; a large payload goes to the vault, sealed as well.
+
+        Args:
+            place: where the message goes, see `sealed_payload`.
+            box: for these readers; by default one that is kept for them.
+
+        Raises:
+            MessageTooLargeError, BusUnavailableError: as `seal`.
+            ConfigError: this process has no keys.
+        """
+        if self.seals.known is None:
+            await self.seals.ring()
+        box = box or self.seals.box(readers, info_for(wire["type"], wire["source"]["id"]))
+        clear, hidden = take_hidden(wire)
+        plain = encoded(hidden)
+        # Base64 takes four bytes for three; beside it stand the envelope and the keys.
+        if len(plain) * 4 // 3 + _AROUND_BYTES > self._over_bytes:
+            self._check(len(plain))
+            key, payload = await asyncio.to_thread(seal_stream, plain)
+            salt = os.urandom(16).hex()
+            name = name_of(wire["id"], salt)
+            await self.vault.store(payload, keep_s=keep_s, name=name)
+            clear["claim"] = Claim(name=name, bytes=len(payload), sha256="", salt=salt).model_dump()
+            plain = encoded({"stream": b64(key)})
+        wire["payload"] = sealed_payload(wire, clear, plain, box, place)
+        return encoded(wire)
+
+    async def open(self, data: bytes, place: str = "") -> AgentMessage:
         """Read a message that came, with its whole payload.
 
         Raises:
             InvalidMessageError, ClaimLostError, MessageTooLargeError, BusUnavailableError: as `resolve`.
         """
-        return await self.resolve(AgentMessage.decode(data))
+        return await self.resolve(AgentMessage.decode(data), place)
 
-    async def resolve(self, message: AgentMessage) -> AgentMessage:
-        """The message with the payload that it claims; itself if it claims none.
+    def open_now(self, wire: dict[str, Any], place: str) -> dict[str, Any] | None:
+        """The payload of a sealed message, opened at once; None if the ring or itself has to be waited for.
 
         Raises:
+            UnsealedError, ValueError, TypeError, LookupError, AttributeError: see `opened_wire`.
+        """
+        if self.seals.known is None:
+            return None
+        try:
+            hidden = opened_wire(wire, self.seals.known, place)
+        except KeyLostError:
+            return None
+        payload: dict[str, Any] | None = hidden.get("payload")
+        return payload
+
+    async def _unsealed(self, message: AgentMessage, place: str) -> AgentMessage:
+        try:
+            hidden = opened(message, await self.seals.ring(), place)
+        except KeyLostError as lost:
+            await self.seals.look_again(lost)
+            hidden = opened(message, await self.seals.ring(), place)
+        if "stream" not in hidden:
+            return with_hidden(message, hidden)
+        if (claim := claim_of(message)) is None:
+            raise UnsealedError("it has lost the claim of its payload", field="payload.claim")
+        self._check(claim.bytes)
+        payload = await self.vault.fetch(claim.name)
+        plain = await asyncio.to_thread(open_stream, unb64(str(hidden["stream"])), payload)
+        return with_hidden(message, read_hidden(plain))
+
+    async def resolve(self, message: AgentMessage, place: str = "") -> AgentMessage:
+        """The message with the payload that it claims, or that is sealed in it; else itself.
+
+        Args:
+            place: where it stands, if it may be sealed; see `sealed_payload`.
+
+        Raises:
+            KeyLostError: it is sealed for keys that are not here.
+            UnsealedError: it is not as it was sealed, or not where.
             InvalidMessageError: the claim or what it names is malformed, or is not what was claimed.
             ClaimLostError: the payload is not there any more.
             MessageTooLargeError: more than `most_bytes`; nothing was fetched.
             BusUnavailableError: the vault does not answer; later it may.
         """
+        if is_sealed(message):
+            return await self._unsealed(message, place)
         claim = claim_of(message)
         if claim is None:
             return message

@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
-import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+from pydantic_core import from_json
 
 from squadron.runtime.errors import (
     CutLetterError,
@@ -21,7 +22,9 @@ from squadron.runtime.errors import (
 )
 from squadron.runtime.ports.journal import Entry
 from squadron.runtime.ports.queue import Delivery, sent_with
+from squadron.runtime.store.letter_bytes import LONGEST_ID, bytes_in, fields_of, id_in
 from squadron.runtime.store.operating import operating
+from squadron.runtime.store.own_journal import open_own
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.store.put_back import put_back
 from squadron.runtime.telemetry.happenings import Buried
@@ -33,8 +36,6 @@ from squadron.runtime.wire.subjects import TaskSubject, check_pattern, matches, 
 
 #: How much of a message is kept that is too large for a letter, in characters or, if it is no text, bytes.
 CUT_AT = 100_000
-#: Longest id that is kept of a message that was cut, or that nobody could read, in characters.
-LONGEST_ID = 256
 #: How many candidates an error names.
 _NAMED = 5
 
@@ -57,6 +58,7 @@ class DeadLetter:
         buried_at: seconds since the epoch.
         message: the bytes as they came.
         carried: how it came into the mailbox if it was signed, see `Carried`; else empty.
+        sealed: how it ended, if the task was sealed: for the agent alone. The other words say less then.
         complete: whether these are all of them: of a message too large for a letter only the beginning is kept.
         key: where the letter lies in the journal.
         seq: which entry of the journal it is.
@@ -72,6 +74,7 @@ class DeadLetter:
     buried_at: float
     message: bytes
     carried: str
+    sealed: Any
     complete: bool
     key: str
     seq: int
@@ -106,8 +109,9 @@ class DeadLetter:
                 last_error=str(outcome.details.get("last_error", "")),
                 traceback_digest=str(outcome.details.get("traceback_digest", "")),
                 buried_at=event.timestamp,
-                message=_unpacked(content),
+                message=bytes_in(content),
                 carried=str(content.get("carried", "")),
+                sealed=content.get("sealed"),
                 complete="messageBytes" not in content,
                 **place,
             )
@@ -122,6 +126,7 @@ class DeadLetter:
                 buried_at=0.0,
                 message=entry.data,
                 carried="",
+                sealed=None,
                 complete=False,
                 **place,
             )
@@ -193,10 +198,10 @@ class DeadLetters:
             await self._journal.append(key, letter, msg_id=msg_id, headers=sent_with(delivery.headers))
 
         try:
-            await append(_packed(delivery.data))
+            await append(fields_of(delivery.data))
         except MessageTooLargeError:
             # As text in JSON bytes may grow sixfold; a letter that is cut off is better than none.
-            await append({"taskId": outcome.task_id[:LONGEST_ID], **_packed(delivery.data, CUT_AT)})
+            await append({"taskId": outcome.task_id[:LONGEST_ID], **fields_of(delivery.data, CUT_AT)})
         if self._observers.on:
             topic = outcome.topic or ".".join(delivery.subject.split(".")[3:5])
             told = Buried(agent=agent, topic=topic, id=outcome.task_id, reason=outcome.reason)
@@ -211,7 +216,7 @@ class DeadLetters:
         sends such things may give all of them the same.
         """
         digest = hashlib.sha256(delivery.subject.encode() + b"\n" + delivery.data).hexdigest()[:32]
-        outcome = DeadLettered(task_id=_id_in(delivery.data) or digest, reason=str(error), details={"attempts": 0})
+        outcome = DeadLettered(task_id=id_in(delivery.data) or digest, reason=str(error), details={"attempts": 0})
         await self.bury(agent, delivery, outcome, source=source, token=digest)
 
     # --- looking -------------------------------------------------------------------------------------
@@ -251,6 +256,22 @@ class DeadLetters:
         raise UnknownLetterError(
             f"{id!r} may be any of {len(found)} dead letters", hint=f"be clearer, or name the agent: {named}"
         )
+
+    async def opened(self, letter: DeadLetter) -> DeadLetter:
+        """A letter with the whole message, and if that was sealed with all that was said of its end.
+
+        Raises:
+            KeyLostError: it is sealed for an agent whose keys this process has not (`Settings.seal_keys`).
+            InvalidMessageError, ClaimLostError, MessageTooLargeError, BusUnavailableError: see `Claims.resolve`.
+        """
+        message = AgentMessage.decode(letter.message)
+        whole = await self._claims.resolve(message, self._subjects.task(letter.topic))
+        letter = replace(letter, message=whole.encode())
+        if letter.sealed is None:
+            return letter
+        said = from_content(from_json(await open_own(self._claims.seals, letter.key, letter.sealed)))
+        last_error, digest = (str(said.details.get(name, "")) for name in ("last_error", "traceback_digest"))
+        return replace(letter, reason=said.reason, last_error=last_error, traceback_digest=digest)
 
     async def _read(self, topic: str, agent: str) -> AsyncIterator[DeadLetter]:
         """All entries that fit, oldest first; of a key the last one counts."""
@@ -369,28 +390,3 @@ def _check_whole(letter: DeadLetter) -> None:
             f"only a part of the message of {letter.id} was kept ({len(letter.message)} bytes)",
             hint="have it sent anew, and drop the letter",
         )
-
-
-def _id_in(data: bytes) -> str:
-    """The id in a message that we can't read as a whole; empty if there is none to speak of."""
-    try:
-        id = json.loads(data)["id"]
-        return id if len(id.encode()) <= LONGEST_ID else ""
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
-        return ""
-
-
-def _packed(data: bytes, most: int | None = None) -> dict[str, Any]:
-    """Bytes as fields of a letter; with `most` only so many of them, and how many there were."""
-    packed: dict[str, Any] = {} if most is None else {"messageBytes": len(data)}
-    try:
-        return packed | {"message": data.decode()[:most]}
-    except UnicodeDecodeError:
-        return packed | {"messageBase64": base64.b64encode(data[:most]).decode()}
-
-
-def _unpacked(content: Mapping[str, Any]) -> bytes:
-    if "messageBase64" in content:
-        return base64.b64decode(content["messageBase64"])
-    text: str = content["message"]
-    return text.encode()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Unpack
 
@@ -13,9 +13,11 @@ from squadron.runtime.ports.lite_journal import LiteJournal
 from squadron.runtime.ports.queue import Queue
 from squadron.runtime.store.claims import Claims
 from squadron.runtime.telemetry.observer import Observers
+from squadron.runtime.texts import encoded
 from squadron.runtime.trust.guard import Guard
 from squadron.runtime.trust.principals import Principal
-from squadron.runtime.wire.envelope import AgentIdentity, Head, MessageType, pack
+from squadron.runtime.trust.sealing import Box, SealKey
+from squadron.runtime.wire.envelope import AgentIdentity, Head, MessageType, lay_out
 from squadron.runtime.wire.limits import Clock
 from squadron.runtime.wire.policy import NO_POLICY, Policy
 from squadron.runtime.wire.subjects import Subjects
@@ -52,6 +54,34 @@ class Ports:
     policy: Policy = NO_POLICY
 
     def pack(self, type: MessageType, payload: dict[str, Any], **head: Unpack[Head]) -> bytes:
-        """A message of this process, by its clock; see `wire.envelope.pack`."""
+        """A message of this process, by its clock; see `wire.envelope.lay_out`."""
         head.setdefault("timestamp", self.clock.time())
-        return pack(type, self.identity, payload, **head)
+        return encoded(lay_out(type, self.identity, payload, **head))
+
+    async def pack_for(
+        self,
+        readers: Sequence[SealKey],
+        place: str,
+        type: MessageType,
+        payload: dict[str, Any],
+        *,
+        keep_s: float,
+        box: Box | None = None,
+        **head: Unpack[Head],
+    ) -> bytes:
+        """A message of this process as it can travel: sealed if there are readers, a large payload in the vault.
+
+        Args:
+            place, box: see `Claims.seal_for`.
+            keep_s: how long a payload in the vault is kept, in seconds.
+
+        Raises:
+            MessageTooLargeError, BusUnavailableError, ConfigError: see `Claims.seal_for`.
+            pydantic_core.PydanticSerializationError: something in it is not JSON.
+        """
+        if not readers:
+            return await self.claims.seal(self.pack(type, payload, **head), keep_s=keep_s)
+        head.setdefault("timestamp", self.clock.time())
+        head["sensitive"] = True
+        wire = lay_out(type, self.identity, payload, **head)
+        return await self.claims.seal_for(readers, wire, place, keep_s=keep_s, box=box)

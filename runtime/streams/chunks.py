@@ -124,6 +124,7 @@ class StreamReader:
         until: when to stop waiting.
         is_end: whether a message of type result is the task's own outcome.
         counts: whether an entry is by who may write it; all are, by default.
+        sealed: chunks that anybody can read are none of its.
     """
 
     def __init__(
@@ -136,8 +137,9 @@ class StreamReader:
         until: Deadline | None = None,
         is_end: Callable[[Entry], bool] = lambda _: True,
         counts: Callable[[Entry], Awaitable[bool]] | None = None,
+        sealed: bool = False,
     ) -> None:
-        self._counts = counts
+        self._counts, self._sealed = counts, sealed
         self._lite, self._claims, self._key, self._until, self._is_end = lite, claims, key, until, is_end
         self._trail = Trail(lite, key, live=live, until=until)
         self._order = Order()
@@ -163,11 +165,12 @@ class StreamReader:
                 if raw["type"] == "result":
                     if not self._is_end(entry):
                         continue
+                    if "sealed" in raw["payload"] and (opened := await self._opened(entry)):
+                        raw["payload"] = opened
                     async for event in self._rest(raw):
                         yield event
                     return
-                payload = raw["payload"]
-                if "claim" in payload and (payload := await self._claimed(entry)) is None:
+                if (payload := await self._payload(raw, entry)) is None:
                     continue
                 for event in order.take(payload):
                     yield event
@@ -200,8 +203,7 @@ class StreamReader:
                     continue
                 if self._counts is not None and not await self._counts(entry):
                     continue
-                payload = await self._claimed(entry) if "claim" in raw["payload"] else raw["payload"]
-                if payload is not None:
+                if (payload := await self._payload(raw, entry)) is not None:
                     for event in self._order.take(payload):
                         yield event
 
@@ -218,11 +220,18 @@ class StreamReader:
             hint="its outcome may be there all the same",
         )
 
-    async def _claimed(self, entry: Entry) -> dict[str, Any] | None:
-        """The payload that waits in the vault; None if it can't be had."""
+    async def _payload(self, raw: dict[str, Any], entry: Entry) -> dict[str, Any] | None:
+        """The payload of a chunk; None if it can't be had, or is none of this stream."""
+        payload: dict[str, Any] = raw["payload"]
+        if "claim" in payload or "sealed" in payload:
+            return await self._opened(entry)
+        return None if self._sealed else payload
+
+    async def _opened(self, entry: Entry) -> dict[str, Any] | None:
+        """The payload that is sealed, or waits in the vault; None if it can't be had."""
         while True:
             try:
-                message = await self._claims.open(entry.data)
+                message = await self._claims.open(entry.data, self._key)
             except (InvalidMessageError, ClaimLostError, MessageTooLargeError):
                 return None
             except BusUnavailableError:
@@ -230,7 +239,7 @@ class StreamReader:
                     raise
                 await asyncio.sleep(AGAIN_S)
             else:
-                return dict(message.payload.model_extra or {})
+                return message.payload.model_dump(by_alias=True, exclude_unset=True)
 
 
 class Family:

@@ -10,12 +10,14 @@ import asyncio
 import contextlib
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import BusUnavailableError, SquadronError
 from squadron.runtime.store.port_set import Ports
+from squadron.runtime.trust.sealing import Box, SealKey, info_for
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.outcome import LITE_TTL_S, Outcome
 
@@ -76,12 +78,24 @@ class Ended:
 class StreamWriter:
     """The stream of one attempt at a task.
 
-    Chunks are sent in order, without waiting for each to be stored; what is not acknowledged is sent again. Each
+    Chunks are sealed for the `readers`, if there are any.
+
+    They are sent in order, without waiting for each to be stored; what is not acknowledged is sent again. Each
     is also told to whoever listens on the live view (`Subjects.stream`).
     """
 
-    def __init__(self, ports: Ports, lite_key: str, message: AgentMessage, attempt: int) -> None:
+    def __init__(
+        self,
+        ports: Ports,
+        lite_key: str,
+        message: AgentMessage,
+        attempt: int,
+        readers: Sequence[SealKey] = (),
+    ) -> None:
         self._ports, self._key, self._message = ports, lite_key, message
+        #: A box of its own for each run, whose key each chunk has: who joins in the middle needs nothing else.
+        self._box = Box(readers, info_for("stream", ports.identity.id)) if readers else None
+        self._readers = readers
         self._view = ports.subjects.stream(lite_key.rpartition(".")[2])
         #: Tells this run of the handler from all others: a server that was killed forgets what it delivered, so
         #: that two may run under the same number.
@@ -115,7 +129,7 @@ class StreamWriter:
         async with self._turn:
             self._check_open()
             number = self._next
-            data = await self._ports.claims.seal(self._packed(number, content), keep_s=LITE_TTL_S)
+            data = await self._packed(number, content)
             while number - next(iter(self._unacknowledged), number) >= WINDOW:
                 await self._acknowledgement()
             self._check_open()
@@ -129,8 +143,10 @@ class StreamWriter:
         if self._ended:
             raise SquadronError("the stream has ended", hint="emit before the handler returns")
 
-    def _packed(self, number: int, content: dict[str, Any], *, final: bool = False) -> bytes:
-        return self._ports.pack(
+    async def _packed(self, number: int, content: dict[str, Any], *, final: bool = False) -> bytes:
+        return await self._ports.pack_for(
+            self._readers,
+            self._message.reply_to or self._key,
             "stream",
             {
                 "sequenceNumber": number,
@@ -139,6 +155,8 @@ class StreamWriter:
                 **content,
                 **self._which,
             },
+            keep_s=LITE_TTL_S,
+            box=self._box,
             id=self._id(number),
             conversation_id=self._message.context.conversation_id,
             correlation_id=self._message.id,
@@ -213,7 +231,7 @@ class StreamWriter:
             reason = f"{self._key}: {left} chunks were not acknowledged within {FINISH_WITHIN_S:g} s"
             raise BusUnavailableError(reason) from None
         count = self._next
-        data = self._packed(count, {"count": count, "end": end}, final=True)
+        data = await self._packed(count, {"count": count, "end": end}, final=True)
         await self._ports.lite.append(self._key, data, ttl_s=LITE_TTL_S, msg_id=self._msg_id(count))
         await self._show(data)
 

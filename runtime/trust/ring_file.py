@@ -15,7 +15,7 @@ def ring_in(path: Path) -> KeyRing:
     """The ring that the file holds, made with a new key if there is none; of several who make it, one does.
 
     Raises:
-        ConfigError: it can't be read, holds no key ring, or others may read it.
+        ConfigError: it can't be read or written, holds no key ring, or others may read it.
     """
     if not path.exists():
         _write(path, KeyRing.create(), anew=True)
@@ -48,6 +48,14 @@ def rotate_ring(path: Path) -> KeyRing:
 
 
 def _write(path: Path, ring: KeyRing, *, anew: bool) -> None:
+    try:
+        _store(path, ring, anew=anew)
+    except OSError as error:
+        hint = "who makes keys needs a place for them, see SQUADRON_HOME"
+        raise ConfigError(f"no keys can be written to {path}: {type(error).__name__}", hint=hint) from None
+
+
+def _store(path: Path, ring: KeyRing, *, anew: bool) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     # 0600 from the start.
     descriptor, beside = tempfile.mkstemp(dir=path.parent)

@@ -134,6 +134,7 @@ class Head(TypedDict, total=False):
     target: str | None
     metadata: dict[str, Any] | None
     timestamp: float | None
+    sensitive: bool
 
 
 class AgentMessage(Wire):
@@ -236,6 +237,22 @@ def pack(
     source: AgentIdentity,
     payload: dict[str, Any],
     *,
+    routing: dict[str, Any] | None = None,
+    **head: Unpack[Head],
+) -> bytes:
+    """A message of our own, encoded; see `lay_out`, and `Ports.pack` of who has ports.
+
+    Raises:
+        pydantic_core.PydanticSerializationError: something in it is not JSON.
+    """
+    return encoded(lay_out(type, source, payload, routing=routing, **head))
+
+
+def lay_out(
+    type: MessageType,
+    source: AgentIdentity,
+    payload: dict[str, Any],
+    *,
     id: str = "",
     conversation_id: str = "",
     parent: str | None = None,
@@ -245,22 +262,21 @@ def pack(
     routing: dict[str, Any] | None = None,
     metadata: dict[str, Any] | None = None,
     timestamp: float | None = None,
-) -> bytes:
-    """A message of our own, encoded, of values that are known to be right: the one place that lays it out.
+    sensitive: bool = False,
+) -> dict[str, Any]:
+    """A message of our own as on the wire, of values that are known to be right: the one place that lays it out.
 
-    It gets a fresh id, and the time of the wall clock, where none is given; who has ports uses `Ports.pack`.
+    It gets a fresh id, and the time of the wall clock, where none is given.
 
     Args:
         payload, routing: as on the wire, in camelCase.
-
-    Raises:
-        pydantic_core.PydanticSerializationError: something in it is not JSON.
+        sensitive: nobody else may read it (`context.metadata.sensitive`).
     """
     id = id or os.urandom(16).hex()
     context: dict[str, Any] = {"conversationId": conversation_id or id}
     if parent is not None:
         context["parentMessageId"] = parent
-    context["metadata"] = {}
+    context["metadata"] = {"sensitive": True} if sensitive else {}
     wire: dict[str, Any] = {
         "id": id,
         "timestamp": time.time() if timestamp is None else timestamp,
@@ -278,4 +294,4 @@ def pack(
     for name in ("target", "replyTo", "correlationId", "metadata"):
         if wire[name] is None:
             del wire[name]
-    return encoded(wire)
+    return wire

@@ -66,6 +66,15 @@ class Outcome:
         """Whether there is a result."""
         return False
 
+    def withheld(self) -> Outcome:
+        """The same end without what was said in it, for those whom a sealed task is not for."""
+        kind = str(self.details.get("type") or str(self.details.get("last_error", "")).partition(":")[0])
+        details = {name: self.details[name] for name in ("attempts",) if name in self.details}
+        details |= {"type": kind} if kind else {}
+        reason = f"{kind or self.kind}: what it says is sealed"
+        names = ("task_id", "topic", "source", "attempt", "latency_ms", "spent")
+        return type(self)(**{name: getattr(self, name) for name in names}, reason=reason, details=details)
+
     def unwrap(self) -> Any:
         """The result's data.
 
@@ -105,6 +114,16 @@ class Result(Outcome):
 
     def unwrap(self) -> Any:
         return self.data
+
+    def withheld(self) -> Outcome:
+        return Result(
+            task_id=self.task_id,
+            topic=self.topic,
+            source=self.source,
+            attempt=self.attempt,
+            latency_ms=self.latency_ms,
+            spent=self.spent,
+        )
 
     def to_content(self) -> dict[str, Any]:
         # dataclass(slots=True) makes a new class, so the zero-argument super() would miss.

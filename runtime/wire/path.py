@@ -19,13 +19,20 @@ _DIGITS = 16
 
 @dataclass(frozen=True, slots=True)
 class Parent:
-    """The task that another one is asked from: its id, its sender, the path that ends with its own step, and on
-    whose behalf it is, its sender included, as far as that is known."""
+    """The task that another one is asked from.
+
+    Attributes:
+        id, source: its own, and who sent it.
+        path: ends with its own step.
+        behalf: whose wish it is, its sender included, as far as that is known.
+        readers: public keys of those who see its stream, and with that the chunks of this one.
+    """
 
     id: str
     path: tuple[str, ...]
     source: str = ""
     behalf: tuple[str, ...] = ()
+    readers: tuple[str, ...] = ()
 
 
 def step_of(topic: str, content: Any) -> str:

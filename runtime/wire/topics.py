@@ -51,6 +51,9 @@ class SemanticTopic(_Told):
     mailbox: str = ""
     mailbox_limit: int = Field(default=0, ge=0)
     when_full: Literal["wait", "reject"] = "wait"
+    #: Whether inputs and answers are sealed, and for which public key (X25519) inputs are; see `trust.sealing`.
+    sealed: bool = False
+    seal_key: str = ""
     #: Why a person approves each call that a model makes of it; empty if nobody need.
     approval: str = ""
     #: Who may ask it, as patterns of principals (`wire.policy`); empty is everybody.
@@ -165,6 +168,11 @@ class AgentCard(_Told):
     @classmethod
     def _check_agent(cls, agent: str) -> str:
         return check_token(agent, "agent")
+
+    def with_key(self, seal_key: str) -> AgentCard:
+        """The same with this public key, by which others seal for it."""
+        topics = tuple(each.model_copy(update={"seal_key": seal_key}) for each in self.topics)
+        return self.model_copy(update={"topics": topics})
 
     def serves(self, topic: str) -> bool:
         """Whether one of its topics is this one, or a family that has it."""

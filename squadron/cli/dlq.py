@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -25,6 +27,15 @@ Ids = Annotated[
 ]
 Topic = Annotated[str, typer.Option("--topic", "-t", help="Only those sent to it; analysis.* is fine, too.")]
 Name = Annotated[str, typer.Option("--agent", "-a", help="Only those in its mailbox.")]
+Key = Annotated[
+    Path | None,
+    typer.Option(
+        "--key",
+        help="The keys of its agent (JSON): opens a letter of a sealed task.",
+        dir_okay=False,
+        resolve_path=True,
+    ),
+]
 All = Annotated[bool, typer.Option("--all", help="All that --topic and --agent leave.")]
 
 
@@ -100,14 +111,19 @@ def _show_table(letters: Sequence[DeadLetter]) -> None:
     frame.out().print(table)
 
 
-def show(ctx: typer.Context, id: Id, agent: Name = "", as_json: Json = False) -> None:
+def show(ctx: typer.Context, id: Id, agent: Name = "", key: Key = None, as_json: Json = False) -> None:
     """Show one dead letter: why it was given up, and the message itself."""
-    frame.execute(_show(ctx, id, agent, as_json), as_json=as_json)
+    frame.execute(_show(ctx, id, agent, key, as_json), as_json=as_json)
 
 
-async def _show(ctx: typer.Context, id: str, agent: str, as_json: bool) -> int:
-    async with frame.connected(frame.settings_of(ctx)) as squad:
+async def _show(ctx: typer.Context, id: str, agent: str, key: Path | None, as_json: bool) -> int:
+    settings = frame.settings_of(ctx)
+    if key is not None:
+        settings = replace(settings, seal_keys=key)
+    async with frame.connected(settings) as squad:
         letter = await squad.dead_letters.show(id, agent=agent)
+        if key is not None:
+            letter = await squad.dead_letters.opened(letter)
     if as_json:
         frame.print_json(letter.to_dict())
     else:

@@ -24,7 +24,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
-    for command in (up, down, status, deploy, undeploy, scale):
+    for command in (up, down, status, deploy, undeploy, scale, rotate_key):
         app.command()(command)
 
 
@@ -276,4 +276,24 @@ async def _scale(ctx: typer.Context, targets: list[str], as_json: bool) -> int:
     else:
         for agent, now in scales.items():
             frame.tell(f"{agent} runs at {now}")
+    return frame.OK
+
+
+def rotate_key(
+    ctx: typer.Context,
+    agents: Annotated[list[str], typer.Argument(metavar="AGENT...", help="As `squadron status` has it.")],
+    as_json: Json = False,
+) -> None:
+    """Give agents new keys for sealed payloads; what was sealed for their old ones still opens."""
+    frame.execute(_rotate_key(ctx, agents, as_json), as_json=as_json)
+
+
+async def _rotate_key(ctx: typer.Context, agents: list[str], as_json: bool) -> int:
+    async with frame.connected(frame.settings_of(ctx)) as squad:
+        keys = {agent: await squad.rotate_key(agent) for agent in agents}
+    if as_json:
+        frame.print_json(keys)
+    else:
+        for agent, key in keys.items():
+            frame.tell(f"{agent} is sealed for by {key} from here on")
     return frame.OK

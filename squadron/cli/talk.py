@@ -121,6 +121,7 @@ def ask(
         list[str] | None,
         typer.Option("--parameter", help="For that model, as temperature=0.2; may be given again."),
     ] = None,
+    sealed: Annotated[bool, typer.Option("--sealed", help="Nobody but its agent can read it.")] = False,
     stream: Annotated[bool, typer.Option("--stream", help="Print what the task emits while it runs.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -136,6 +137,7 @@ def ask(
         "route": Route(target=target, capabilities=tuple(capabilities or ()), exclusions=tuple(exclusions or ())),
         "budget": spending.budget_of(tokens, usd, rounds, tasks, hops),
         "model": model,
+        "sealed": sealed,
     }
     frame.execute(_ask(ctx, topic, fields or [], parameters or [], options, stream, as_json), as_json=as_json)
 

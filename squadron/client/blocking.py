@@ -14,7 +14,8 @@ from squadron.client.portal import Portal
 from squadron.client.stream import Stream
 from squadron.client.subscriptions import DurableEvent
 from squadron.runtime.asking.answering import OpenQuestion, QuestionNews
-from squadron.runtime.asking.handle import BlockingHandle, Handle
+from squadron.runtime.asking.blocking_handle import BlockingHandle
+from squadron.runtime.asking.handle import Handle
 from squadron.runtime.asking.options import AskKeywords
 from squadron.runtime.closing import Closing
 from squadron.runtime.lite.feed import LiteFeed, LiteItems
@@ -86,6 +87,10 @@ class SyncSquad(Closing):
     def scale(self, agent: str, to: str | int) -> str:
         """See `Squad.scale`."""
         return self._wait(self._squad.scale(agent, to))
+
+    def rotate_key(self, agent: str) -> str:
+        """See `Squad.rotate_key`."""
+        return self._wait(self._squad.rotate_key(agent))
 
     def status(self) -> dict[str, Any]:
         """See `Squad.status`."""

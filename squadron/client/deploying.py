@@ -124,6 +124,15 @@ class Fleet(Talking):
         answer = await self._control.call("scale", agent=agent, to=str(to))
         return str(answer["scale"])
 
+    async def rotate_key(self, agent: str) -> str:
+        """Give an agent a new key for sealed payloads; returns its id. What was sealed before still opens.
+
+        Raises:
+            ConfigError: no such agent, or the bridge can't write its keys.
+        """
+        answer = await self._control.call("rotate_key", agent=agent)
+        return str(answer["key"])
+
     async def status(self) -> dict[str, Any]:
         """Agents, replicas, backlogs and addresses, as `squadron status --json` prints them."""
         return await self._control.call("status")

@@ -19,6 +19,7 @@ from squadron.bridge.audit.history import AuditTrail
 from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.errors import ConfigError, InvalidSubjectError, RecordingError, SquadronError
 from squadron.runtime.store.claims import claim_of
+from squadron.runtime.store.sealed import is_sealed
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.limits import UNLIMITED
 from squadron.runtime.wire.outcome import Outcome, from_content
@@ -243,8 +244,8 @@ async def put_load(
         options = task.options(f"load-{name}-{conversation}"[:256] if here else conversation)
         sent = loop.time()
         try:
-            if claim_of(task.message) is not None:
-                # It was too large to travel, and is not in the trail.
+            if claim_of(task.message) is not None or is_sealed(task.message):
+                # It was too large to travel, and is not in the trail; or is for its agent's eyes only.
                 return None, "unrecorded"
             outcome = await send(task.topic, task.message.payload.content, options)
         except SquadronError as error:

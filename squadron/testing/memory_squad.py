@@ -202,7 +202,8 @@ class MemorySquad(Talking):
             self._agents[each.spec.name] = each
             if before is not None:
                 await before.stop()
-            await place.registry.advertise(each.spec.card())
+            seal_key = str(self._server.ring_of(each.spec.name).public)
+            await place.registry.advertise(each.spec.card().with_key(seal_key))
             for host in hosts:
                 try:
                     await host.place.start()
@@ -216,7 +217,7 @@ class MemorySquad(Talking):
 
     def _host(self, spec: AgentSpec, agent: Agent) -> Host:
         identity, kind = AgentIdentity(id=f"{spec.name}-{next(self._numbers)}", type=spec.name), spec.agent_class
-        place = self._server.place(identity, self.settings)
+        place = self._server.place(identity, self.settings, principal=spec.name)
         return Host(place, agent, spec, slots=kind.slots, ordered=kind.ordered_by != "")
 
     async def undeploy(self, agent: type[Agent] | str) -> None:

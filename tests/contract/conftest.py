@@ -20,6 +20,7 @@ from squadron.bridge.jetstream.link import embedded
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.bridge.memory import MemoryServer
 from squadron.bridge.place import Place
+from squadron.bridge.seal_rings import AgentRings
 from squadron.config import Settings
 from squadron.runtime.asking.caller import Caller
 from squadron.runtime.errors import BusUnavailableError
@@ -36,6 +37,8 @@ from squadron.runtime.running.pump import Pump
 from squadron.runtime.running.turn import Turns
 from squadron.runtime.store.claims import Claims
 from squadron.runtime.store.port_set import Ports
+from squadron.runtime.store.seals import LoadRing
+from squadron.runtime.trust.sealing import KeyRing
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.wire.limits import Clock
 from squadron.runtime.wire.outcome import Outcome
@@ -121,6 +124,9 @@ class World:
     join: Join
     #: The settings of the real server; None in memory.
     settings: Settings | None = None
+    #: The public key of an agent, as its card has it, and how it is given another one.
+    seal_key: Callable[[str], str] = lambda _: ""
+    rotate: Callable[[str], object] = lambda _: None
     _closers: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
 
 
@@ -150,23 +156,31 @@ async def memory_world(everybody: Everybody | None = None) -> World:
 
     async def join(name: str, *, agent: str = "", bridge: bool = False) -> Peer:
         own = everybody.settings(settings, name) if everybody else settings
-        place = server.place(AgentIdentity(id=name, type="test"), own)
+        place = server.place(AgentIdentity(id=name, type="test"), own, principal=agent)
         await place.start()
         world._closers.append(place.aclose)
         return peer_of(place)
 
-    world = World("memory", join)
+    world = World("memory", join, seal_key=lambda agent: str(server.ring_of(agent).public), rotate=server.rotate)
     return world
 
 
 async def _jetstream_world(settings: Settings, everybody: Everybody) -> World:
+    rings = AgentRings(settings)
+
     async def join(name: str, *, agent: str = "", bridge: bool = False) -> Peer:
         own, identity = everybody.settings(settings, name), AgentIdentity(id=name, type="test")
-        w = await Wiring.open(own, identity, create=True)
+        w = await Wiring.open(own, identity, create=True, ring=ring_of(agent) if agent else None)
         world._closers.append(w.aclose)
         return peer_of(w)
 
-    world = World("jetstream", join, settings)
+    def ring_of(agent: str) -> LoadRing:
+        async def load() -> KeyRing:
+            return rings.ring(agent)
+
+        return load
+
+    world = World("jetstream", join, settings, rings.seal_key, rings.rotate)
     return world
 
 
@@ -181,7 +195,8 @@ async def _restricted_world(server: RestrictedServer) -> World:
         return replace(peer_of(wiring), letters=first.ports.dead)
 
     # With the settings of the bridge a test looks, or does, from where everything is allowed.
-    world = World("restricted", join, server.settings("bridge", "bridge"))
+    rings = AgentRings(server.settings("bridge", "bridge"))
+    world = World("restricted", join, server.settings("bridge", "bridge"), rings.seal_key, rings.rotate)
     # It makes the streams.
     first = await server.open("bridge", "bridge")
     world._closers.append(first.aclose)
@@ -257,9 +272,16 @@ class Replica:
     """What a Serve replica does, without Serve."""
 
     def __init__(
-        self, peer: Peer, agent: Agent, *, slots: int = 8, lease_s: float = LEASE_S, bridge: Peer | None = None
+        self,
+        peer: Peer,
+        agent: Agent,
+        *,
+        slots: int = 8,
+        lease_s: float = LEASE_S,
+        bridge: Peer | None = None,
+        seal_key: str = "",
     ) -> None:
-        self.peer, self.agent, self._bridge = peer, agent, bridge or peer
+        self.peer, self.agent, self._bridge, self._seal_key = peer, agent, bridge or peer, seal_key
         self.spec = AgentSpec.of(type(agent))
         capabilities = agent.capabilities
         handlers = self.spec.handlers(agent)
@@ -280,7 +302,7 @@ class Replica:
     async def start(self, *, card: bool = True) -> None:
         await self._bridge.queue.declare(self.mailbox)
         if card:
-            await self._bridge.registry.advertise(self.spec.card())
+            await self._bridge.registry.advertise(self.spec.card().with_key(self._seal_key))
         # Ten minutes of presence, so that no test depends on heartbeats.
         self.peer.registry.heartbeat_s = 200.0
         facts = {"capabilities": sorted(self.agent.capabilities)}
@@ -307,8 +329,9 @@ async def serve(world: World) -> AsyncIterator[Serve]:
 
     async def start(agent: Agent, *, name: str = "replica", slots: int = 8) -> Replica:
         bridge = await world.join("bridge", bridge=True) if world.kind == "restricted" else None
-        peer = await world.join(name, agent=AgentSpec.of(type(agent)).name)
-        replica = Replica(peer, agent, slots=slots, bridge=bridge)
+        agent_name = AgentSpec.of(type(agent)).name
+        peer = await world.join(name, agent=agent_name)
+        replica = Replica(peer, agent, slots=slots, bridge=bridge, seal_key=world.seal_key(agent_name))
         await replica.start()
         running.append(replica)
         return replica

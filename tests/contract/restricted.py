@@ -13,8 +13,11 @@ from squadron.actors.agent import Agent, AgentSpec
 from squadron.bridge.auth.roles import API_PREFIX, Role, inbox_prefix, rights
 from squadron.bridge.auth.server_conf import Login, accounts
 from squadron.bridge.jetstream.wiring import Wiring
+from squadron.bridge.seal_rings import AgentRings
 from squadron.config import Settings
 from squadron.runtime.errors import BridgeUnavailableError, BusUnavailableError, ConfigError, SquadronError
+from squadron.runtime.store.seals import LoadRing
+from squadron.runtime.trust.sealing import KeyRing
 from squadron.runtime.wire.envelope import AgentIdentity
 from tests.contract.own_server import OwnServer
 
@@ -60,7 +63,9 @@ class RestrictedServer:
             self.server.reload()
         own = {"nats_api_prefix": API_PREFIX, "nats_inbox_prefix": inbox_prefix(name)} if role != "bridge" else {}
         login = {"nats_url": self.server.url, "nats_user": name, "nats_password": PASSWORD}
-        return Settings(env=self._environment, **login, **own, **self._settings)  # type: ignore[arg-type]
+        # Not the home of who runs the tests.
+        home = {"home": self.folder}
+        return Settings(env=self._environment, **home, **login, **own, **self._settings)  # type: ignore[arg-type]
 
     async def open(self, role: Role, name: str, *, id: str = "", **more: Any) -> Wiring:
         """A place on the bus with the rights of this role."""
@@ -69,11 +74,21 @@ class RestrictedServer:
         give_up_at = time.monotonic() + 10
         while True:
             try:
-                return await Wiring.open(settings, identity, create=role == "bridge")
+                ring = self.ring(name) if role == "agent" else None
+                return await Wiring.open(settings, identity, create=role == "bridge", ring=ring)
             except (ConfigError, BusUnavailableError, BridgeUnavailableError):
                 # The server has not read its new users yet, or is about to.
                 assert time.monotonic() < give_up_at
                 await asyncio.sleep(0.01)
+
+    def ring(self, agent: str) -> LoadRing:
+        """Loads the keys of an agent."""
+        rings = AgentRings(self.settings("bridge", "bridge"))
+
+        async def load() -> KeyRing:
+            return rings.ring(agent)
+
+        return load
 
     def violations(self) -> list[str]:
         """What the server refused so far."""

@@ -11,7 +11,7 @@ import pytest
 from tests.docs import ROOT
 
 #: Without those that write messages by hand, under names that nobody has a credential for.
-SUITES = ("streams", "cut", "resume", "timed_out", "exclusive", "deaf")
+SUITES = ("streams", "cut", "resume", "timed_out", "exclusive", "deaf", "sealed")
 
 
 @pytest.mark.slow

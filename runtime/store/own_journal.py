@@ -1,0 +1,98 @@
+"""What an agent keeps for itself, as on any journal, and sealed for its own key where a turn is sealed."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pydantic_core import from_json
+
+from squadron.runtime.errors import KeyLostError, UnsealedError
+from squadron.runtime.ports.journal import Entry, Journal
+from squadron.runtime.store.seals import Seals
+from squadron.runtime.texts import encoded
+from squadron.runtime.trust.sealing import b64, bound, open_piece, unb64
+
+#: How an entry begins that is sealed: anything else is read as it is.
+_BEGINS = b'{"sealedEntry":'
+#: What the wrapped keys and the entries are bound to, with their place.
+_OWN = "own"
+
+
+async def seal_own(seals: Seals, place: str, data: bytes) -> dict[str, Any]:
+    """Bytes as JSON data that only this principal opens, and only in this place.
+
+    Raises:
+        ConfigError, BusUnavailableError: see `Seals.ring`.
+    """
+    ring = await seals.ring()
+    box = seals.box((ring.public,), bound(_OWN, place))
+    return {"keys": box.wraps, "data": b64(box.seal(data, bound(_OWN, place)))}
+
+
+async def open_own(seals: Seals, place: str, sealed: Any) -> bytes:
+    """What `seal_own` sealed.
+
+    Raises:
+        KeyLostError: it is another's, or the key is lost.
+        UnsealedError: it was changed, stands elsewhere, or is nothing of the kind.
+        ConfigError, BusUnavailableError: see `Seals.ring`.
+    """
+    bounds = bound(_OWN, place)
+    try:
+        wraps, piece = dict(sealed["keys"]), unb64(sealed["data"])
+    except (ValueError, TypeError, LookupError):
+        raise UnsealedError("that is nothing that was sealed", field="sealed") from None
+    await seals.ring()
+    try:
+        key = seals.unwrap(wraps, bounds)
+    except KeyLostError as lost:
+        await seals.look_again(lost)
+        key = seals.unwrap(wraps, bounds)
+    return open_piece(key, piece, bounds)
+
+
+@dataclass(frozen=True, slots=True)
+class OwnJournal:
+    """A journal whose entries only this agent reads, if `sealed`; those that are sealed are opened in any case.
+
+    What does not open is given as it is stored: whoever reads passes over what he can't read.
+    """
+
+    journal: Journal
+    seals: Seals
+    sealed: bool
+
+    async def append(
+        self, key: str, data: bytes, *, ttl_s: float, msg_id: str | None = None, expect_seq: int | None = None
+    ) -> int:
+        """See `Journal.append`."""
+        if self.sealed:
+            data = encoded({"sealedEntry": await seal_own(self.seals, key, data)})
+        return await self.journal.append(key, data, ttl_s=ttl_s, msg_id=msg_id, expect_seq=expect_seq)
+
+    async def last(self, key: str) -> Entry | None:
+        """See `Journal.last`."""
+        entry = await self.journal.last(key)
+        return None if entry is None else await self._opened(entry)
+
+    async def read(self, key: str) -> AsyncGenerator[Entry, None]:
+        """See `Journal.read`."""
+        async with aclosing(self.journal.read(key)) as entries:
+            async for entry in entries:
+                yield await self._opened(entry)
+
+    async def erase(self, key: str, *, through_seq: int | None = None) -> None:
+        """See `Journal.erase`."""
+        await self.journal.erase(key, through_seq=through_seq)
+
+    async def _opened(self, entry: Entry) -> Entry:
+        if not entry.data.startswith(_BEGINS):
+            return entry
+        try:
+            sealed = from_json(entry.data)["sealedEntry"]
+            return replace(entry, data=await open_own(self.seals, entry.key, sealed))
+        except (UnsealedError, ValueError):
+            return entry
