@@ -55,7 +55,7 @@ bench-lite: $(VENV)/.bench ## Measure lite topics, up to a million of them, in 6
 bench-llm: $(VENV)/.bench ## Measure what the supervisor costs beside its model, in 2 minutes
 	$(BIN)/python -m benchmarks.llm_runs
 
-bench-audit: $(VENV)/.bench ## Measure what the audit trail costs, in 2 minutes
+bench-audit: $(VENV)/.bench ## Measure what the audit trail costs, in 4 minutes
 	$(BIN)/python -m benchmarks.audit_modes
 
 $(VENV)/.bench: $(STAMP)
