@@ -56,7 +56,7 @@ bench-lite: $(VENV)/.bench ## Measure lite topics, up to a million of them, in 6
 bench-llm: $(VENV)/.bench ## Measure what the supervisor costs beside its model, in 2 minutes
 	$(BIN)/python -m benchmarks.llm_runs
 
-bench-audit: $(VENV)/.bench ## Measure what the audit trail costs, in 2 minutes
+bench-audit: $(VENV)/.bench ## Measure what the audit trail costs, in 4 minutes
 	$(BIN)/python -m benchmarks.audit_modes
 
 bench-roles: $(STAMP) ## Measure what least privilege costs, in a minute
