@@ -23,8 +23,8 @@ class AsksPeople:
 
     message: AgentMessage
     deadline: Deadline
-    #: For whom what it says is sealed.
-    readers: tuple[SealKey, ...] = ()
+    #: For whom what it says is sealed; nobody, if the task was not sealed.
+    _readers: tuple[SealKey, ...] = ()
     _caller: Caller
     #: Made by the first question.
     _questions: TurnQuestions | None = None
@@ -34,7 +34,7 @@ class AsksPeople:
     @property
     def is_sealed(self) -> bool:
         """Whether nobody but this agent and its asker is to read what the task is about."""
-        return bool(self.readers)
+        return bool(self._readers)
 
     async def ask_person(
         self,

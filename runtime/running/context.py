@@ -57,7 +57,6 @@ class Context(AsksPeople):
         attempt: which delivery of the task this is, from 1.
         deadline: when the caller stops waiting.
         ledger: the books of this task.
-        readers: for whom what it says is sealed; nobody, if the task was not sealed.
         log: a structlog logger with message, conversation, topic, agent and attempt bound.
         threads: what acts in threads for it.
     """
@@ -92,8 +91,7 @@ class Context(AsksPeople):
         self._children: WeakSet[Handle] | None = None
 
     @property
-    def own(self) -> OwnJournal:
-        """Where the agent keeps what is its own."""
+    def _own(self) -> OwnJournal:
         ports = self._caller.ports
         return OwnJournal(ports.lite, ports.claims.seals, self.is_sealed)
 
@@ -127,7 +125,7 @@ class Context(AsksPeople):
     def _stream(self) -> StreamWriter:
         if self._writer is None:
             ports = self._caller.ports
-            self._writer = StreamWriter(ports, self._lite_key, self.message, self.attempt, self.readers)
+            self._writer = StreamWriter(ports, self._lite_key, self.message, self.attempt, self._readers)
             if self._ended:
                 self._writer.close()
         return self._writer
@@ -234,7 +232,7 @@ class Context(AsksPeople):
     def _parent(self) -> Parent:
         message = self.message
         path = (*message.path, step_of(self.topic, message.payload.content))
-        readers = tuple(map(str, self.readers)) if message.nested else ()
+        readers = tuple(map(str, self._readers)) if message.nested else ()
         return Parent(message.id, path, message.source.id, self.behalf, readers)
 
     def lite(
@@ -294,13 +292,13 @@ class Context(AsksPeople):
         If this task is sealed, nobody else can read it.
         """
         self._check_loop()
-        await self.own.append(self._memory_key, json.dumps(whole(item)).encode(), ttl_s=MEMORY_TTL_S)
+        await self._own.append(self._memory_key, json.dumps(whole(item)).encode(), ttl_s=MEMORY_TTL_S)
 
     async def recall(self, *, most: int = 50) -> list[Any]:
         """The newest `most` items this agent remembers of the conversation, oldest first."""
         self._check_loop()
         items = []
-        async for entry in self.own.read(self._memory_key):
+        async for entry in self._own.read(self._memory_key):
             # What is no JSON, or can't travel, was not remembered here.
             with contextlib.suppress(ValueError):
                 if END_HEADER not in entry.headers:
@@ -344,6 +342,11 @@ class TurnContext(Context):
     def caller(self) -> Caller:
         """The asking side itself, for discovery and for waiting on handles."""
         return self._caller
+
+    @property
+    def own(self) -> OwnJournal:
+        """Where the agent keeps what is its own."""
+        return self._own
 
     async def submit_for(
         self, owner: str, topic: str, content: Any, *, reserved: str = "", **options: Unpack[AskKeywords]

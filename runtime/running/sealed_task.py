@@ -39,7 +39,7 @@ async def open_task(ports: Ports, context: TurnContext, common: dict[str, Any]) 
     try:
         whole = await ports.claims.resolve(message, ports.subjects.task(context.topic))
         if is_sealed(message):
-            context.readers = readers_of(whole)
+            context._readers = readers_of(whole)
         context.message = whole
     except KeyLostError as error:
         context.log.error("turn.key_lost", kid=error.kid, error=str(error))

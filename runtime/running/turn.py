@@ -224,8 +224,7 @@ class Turns:
         if arrival.unfit:
             return Rejected(reason=arrival.unfit, details={"field": "replyTo"}, **common)
         checked = handler, message, ledger, common, was_parked
-        refusal = right.forbidden(handler.topic.allow, common) or self._refusal(*checked)
-        if refusal is not None:
+        if refusal := right.forbidden(handler.topic.allow, common) or self._refusal(*checked):
             return refusal
         attempt = common["attempt"] = await delivery.lease.begin()
         if attempt > handler.retries.max_attempts:
@@ -259,7 +258,7 @@ class Turns:
             await notes.write("handed_back")
             raise
         finally:
-            arrival.readers = context.readers
+            arrival.readers = context._readers
             context.close()
 
     def _refusal(

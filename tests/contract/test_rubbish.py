@@ -57,6 +57,7 @@ COVERED = {
     "outcome": "test_rubbish_on_all_subjects_changes_nothing_for_good_messages",
     "notes-": "test_rubbish_in_the_place_of_notes_is_no_note",
     "asked": "test_rubbish_on_what_a_task_id_stands_for_stands_for_nothing",
+    "allowance": "test_a_count_that_a_stranger_wrote_is_not_believed",
     "model-account": "test_rubbish_about_a_model_account_holds_nobody_up",
     "model-pause": "test_rubbish_about_a_model_account_holds_nobody_up",
     "doctor": "nobody reads it: what counts is whether it can be stored",

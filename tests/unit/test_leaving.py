@@ -53,6 +53,7 @@ def test_handles_and_contexts_show_people_what_is_theirs_and_no_more() -> None:
         "cancelled",
         "charge",
         "emit",
+        "is_sealed",
         "lite",
         "log",
         "recall",

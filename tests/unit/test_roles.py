@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from squadron.bridge.auth.roles import API_PREFIX, NAME, ROLES, Role, inbox_prefix, rights, template
+from squadron.bridge.auth.roles import API_PREFIX, KEY, NAME, ROLES, Role, inbox_prefix, rights, template
 from squadron.bridge.auth.server_conf import AGENTS, STREAMS, Login, accounts, claims
 from squadron.bridge.jetstream.audit_streams import action_subject, sent_subject
 from squadron.bridge.jetstream.stream_names import StreamNames
@@ -76,11 +76,11 @@ def test_topics_that_may_be_asked_are_named() -> None:
 
 @pytest.mark.parametrize("role", OTHERS)
 def test_a_template_is_the_same_list_with_the_name_left_open(role: Role) -> None:
-    made = rights(role, "ann", "dev")
+    made = rights(role, "ann", "dev", key="UANN")
     assert made is not None
     lists = template(role, "dev")
 
-    filled = [each.replace(NAME, "ann") for each in lists["pub"]["allow"]]
+    filled = [each.replace(NAME, "ann").replace(KEY, "UANN") for each in lists["pub"]["allow"]]
     assert [each for each in filled if "{{" not in each] == list(made.publish)
     assert [each.replace(NAME, "ann") for each in lists["sub"]["allow"]] == list(made.subscribe)
 
