@@ -89,10 +89,15 @@ class ToSummarize:
             listed = listed[len(listed) // 2 + 1 :]
         passed_on = f"\nResults of that part that can be passed on: {', '.join(listed)}" if listed else ""
         frame = f"{_SUMMARY_HEAD}\n{fence.around('', 'summary')}{passed_on}"
-        room = self.max_tokens - text_tokens(frame, self.family) - MESSAGE_TOKENS
-        inside = shortened(text, max(0, room), self.family)
-        told = f"{_SUMMARY_HEAD}\n{fence.around(inside, 'summary')}{passed_on}"
-        return Summary(told, inside, self.through, self.kept, self.digest)
+        room = max(0, self.max_tokens - text_tokens(frame, self.family) - MESSAGE_TOKENS)
+        while True:
+            inside = shortened(text, room, self.family)
+            told = f"{_SUMMARY_HEAD}\n{fence.around(inside, 'summary')}{passed_on}"
+            # Tokens don't add up: where two texts meet there may be one more.
+            over = text_tokens(told, self.family) + MESSAGE_TOKENS - self.max_tokens
+            if over <= 0 or room == 0:
+                return Summary(told, inside, self.through, self.kept, self.digest)
+            room = max(0, room - over)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from squadron.actors.thinking.fence import Fence
@@ -82,14 +82,16 @@ def test_an_extract_never_outgrows_its_room_and_is_always_the_same(messages: lis
     assert extracted(list(messages), "before " * 30, most, "o200k") == text
 
 
-@given(st.integers(150, 3_000), st.integers(1, 30_000))
+@given(st.integers(150, 3_000), st.integers(1, 30_000), st.text())
+@example(1_042, 1_042, "a run")
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_a_summary_never_outgrows_its_room_and_names_its_references(most: int, words: int) -> None:
-    summary = span_of(most=most).summary("word " * words, FENCE)
-    told = ChatMessage("user", summary.text)
-    assert conversation_tokens([told], "o200k") <= most
+def test_a_summary_never_outgrows_its_room_and_names_its_references(most: int, words: int, run: str) -> None:
+    fence = Fence.of(run)
+    summary = span_of(most=most).summary("word " * words, fence)
+    # Where the fence meets the text there may be a token more than in both.
+    assert conversation_tokens([ChatMessage("user", summary.text)], "o200k") <= most
     assert summary.text.endswith('can be passed on: {"$from": "r1k1"}')
-    assert f"</untrusted-{FENCE.nonce}>" in summary.text
+    assert f"</untrusted-{fence.nonce}>" in summary.text
     assert (summary.through, summary.kept, summary.digest) == (9, (0, 1), "digest")
 
 
