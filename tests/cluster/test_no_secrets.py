@@ -395,7 +395,8 @@ async def _stored(place: Place, client: nats.aio.client.Client) -> None:
     """Take in all messages of all streams, those of the key-value and object stores included."""
     jetstream = client.jetstream()
     for stream in await jetstream.streams_info():
-        for seq in range(stream.state.first_seq, stream.state.last_seq + 1):
+        # One that never held anything begins with 0, which is no message.
+        for seq in range(max(1, stream.state.first_seq), stream.state.last_seq + 1):
             with suppress(nats.js.errors.NotFoundError):
                 message = await jetstream.get_msg(stream.config.name, seq)
                 where = f"{stream.config.name} {seq} {message.subject}"
