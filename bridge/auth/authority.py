@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,6 +22,7 @@ from squadron.bridge.jetstream.link.at_home import TRUST, authority_of, credenti
 from squadron.runtime.errors import ConfigError
 from squadron.runtime.trust.jwts import credentials, issue
 from squadron.runtime.trust.keys import Key, kind_of
+from squadron.runtime.trust.principals import LIKE_A_PROCESS
 from squadron.runtime.wire.subjects import Subjects, check_token
 
 #: Agents with `ordered_by` may more, so another key vouches for them.
@@ -31,8 +31,6 @@ ORDERED = "ordered"
 FIRST_USERS: tuple[tuple[Role, str], ...] = (("bridge", "bridge"), ("operator", "operator"), ("client", "client"))
 #: How long another change may take, in seconds: it writes a few files.
 _LOCK_WITHIN_S = 10.0
-#: A process is called so, behind the name of whom it is of.
-_LIKE_A_PROCESS = re.compile(r".+-[0-9a-f]{8,32}")
 _UNLIMITED = {"subs": -1, "data": -1, "payload": -1, "imports": -1, "exports": -1, "wildcards": True, "conn": -1}
 _STORE = {"mem_storage": -1, "disk_storage": -1, "streams": -1, "consumer": -1}
 
@@ -182,7 +180,7 @@ class Authority:
         of = self._of(environment)
         known = _role(role)
         check_token(name, "name")
-        if _LIKE_A_PROCESS.fullmatch(name):
+        if LIKE_A_PROCESS.fullmatch(name):
             raise ConfigError(f"{name!r} looks like a process of somebody", hint="not so: name-0a1b2c3d")
         if name in of.users:
             taken = f"{name!r} is there already, as {of.users[name].role}"

@@ -9,15 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any
 
 from squadron.bridge.jetstream.link.at_home import API_PREFIX as API_PREFIX
 from squadron.bridge.jetstream.stream_names import StreamNames
 from squadron.runtime.errors import ConfigError
+from squadron.runtime.trust.principals import ROLES as ROLES
+from squadron.runtime.trust.principals import Role as Role
 from squadron.runtime.wire.subjects import ROOT, Subjects, check_pattern, check_token, life_of, live_of
-
-Role = Literal["bridge", "agent", "client", "operator", "observer", "gateway", "foreign"]
-ROLES: tuple[Role, ...] = get_args(Role)
 
 #: What stands for the name in the lists of a template (scoped signing keys, ADR-27 of NATS), and for the groups
 #: of durable events that a user is a member of: its tags `group:NAME`.

@@ -21,7 +21,7 @@ CLOCKS_S = 60.0
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 #: How the id of a process of a principal ends, behind its name.
 _PROCESS = r"-[0-9a-f]{8,32}"
-_LIKE_A_PROCESS = re.compile(rf".+{_PROCESS}")
+LIKE_A_PROCESS = re.compile(rf".+{_PROCESS}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +142,7 @@ class TrustDocument:
 
 
 def _name(name: str) -> str:
-    if _NAME.fullmatch(name) is None or _LIKE_A_PROCESS.fullmatch(name):
+    if _NAME.fullmatch(name) is None or LIKE_A_PROCESS.fullmatch(name):
         raise UntrustedError(f"{name[:64]!r} names no principal", hint="not like a process: name-0a1b2c3d")
     return name
 
