@@ -14,21 +14,28 @@ from squadron.runtime.trust.may_say import KEEPERS, only
 _LOOKS = frozenset(("ping", "status", "metrics"))
 
 
-async def arguments_of(note: Note, verb: str, guard: Guard | None) -> dict[str, Any]:
-    """The arguments of a call; if it is known who signed it, `by` says so.
+def arguments_of(note: Note, verb: str) -> dict[str, Any]:
+    """The arguments of a call, whoever makes it.
 
     Raises:
-        UntrustedError: who calls may not.
         InvalidMessageError: these are no arguments.
         ValueError, RecursionError: that is no JSON.
     """
-    signed = None
-    if guard is not None:
-        may = anybody if verb in _LOOKS else only(*KEEPERS)
-        signed = await guard.admit("control", note.subject, note.data, note.headers, at=None, may=may)
     arguments = json.loads(note.data or b"{}")
     if not isinstance(arguments, dict):
         raise InvalidMessageError(f"{verb}: not a JSON object")
+    return arguments
+
+
+async def admit(note: Note, verb: str, arguments: dict[str, Any], guard: Guard | None) -> None:
+    """Hear a call only of who may make it; if it is known who signed it, `by` says so.
+
+    Raises:
+        UntrustedError: who calls may not.
+    """
+    if guard is None:
+        return
+    may = anybody if verb in _LOOKS else only(*KEEPERS)
+    signed = await guard.admit("control", note.subject, note.data, note.headers, at=None, may=may)
     if signed is not None:
         arguments["by"] = f"{signed.by.name}: {arguments.get('by', '')}"
-    return arguments

@@ -14,7 +14,7 @@ from typing import Any
 
 import structlog
 
-from squadron.bridge.control.callers import arguments_of
+from squadron.bridge.control.callers import admit, arguments_of
 from squadron.bridge.control.deployed import Deployed, check_deployable
 from squadron.bridge.control.on_record import on_record
 from squadron.runtime.background import spawn
@@ -141,10 +141,12 @@ class Bridge:
         self._spawn(self._answer(note), f"answers {note.subject}")
 
     async def _answer(self, note: Note) -> None:
-        verb = note.subject.rsplit(".", 1)[-1]
+        verb, call_id = note.subject.rsplit(".", 1)[-1], ""
         try:
-            arguments = await arguments_of(note, verb, self._ports.guard)
-            answer = {"ok": await self._once(arguments.pop("callId", uuid.uuid4().hex), verb, arguments)}
+            arguments = arguments_of(note, verb)
+            call_id = str(arguments.pop("callId", ""))
+            await admit(note, verb, arguments, self._ports.guard)
+            answer: dict[str, Any] = {"ok": await self._once(call_id or uuid.uuid4().hex, verb, arguments)}
         except SquadronError as error:
             answer = {"error": error.to_dict()}
         except (TypeError, ValueError, RecursionError) as error:
@@ -152,6 +154,8 @@ class Bridge:
         except Exception as error:
             self._log.error("bridge.control_broke", verb=verb, traceback=traceback_of(error))
             answer = {"error": SquadronError(summary_of(error)).to_dict()}
+        # What it answers is signed with it: from one account to another its subject becomes another one.
+        answer |= {"verb": verb, "callId": call_id}
         if is_foreign(note.reply) and self._ports.subjects.is_outside(note.reply):
             await self._ports.bus.publish(note.reply, json.dumps(answer).encode())
 

@@ -37,6 +37,7 @@ from squadron.bridge.jetstream.link.dial import connect
 from squadron.bridge.jetstream.queue import subjects_held
 from squadron.bridge.jetstream.stream_configs import STREAM_NOT_FOUND, StreamNames, ask_for, find
 from squadron.bridge.jetstream.wiring import Wiring
+from squadron.bridge.trusting import Trusting
 from squadron.config import Settings
 from squadron.runtime.asking.answering import People
 from squadron.runtime.errors import BusUnavailableError, InvalidSubjectError, SquadronError
@@ -77,10 +78,12 @@ async def gather(settings: Settings, *, within_s: float = STEP_WITHIN_S, watch_s
     identity = AgentIdentity(id=f"doctor-{uuid.uuid4().hex[:12]}", type="client")
     try:
         settings = as_user(settings)
+        trusting = Trusting.of(settings, time.time)
+        identity = trusting.named(identity)
         connection = await connect(settings, name=identity.id)
     except SquadronError as error:
         return Facts(**known, bus=BusFacts(fault=Fault(str(error.args[0]), error.hint)))
-    wiring = Wiring(connection, settings, identity)
+    wiring = Wiring(connection, settings, identity, trusting)
     try:
         known["bus"] = BusFacts(connection.server, connection.version)
         return Facts(**await Gathering(wiring, known, within_s, watch_s).all())

@@ -57,6 +57,8 @@ class Wiring(Place):
         records = JetStreamJournal(connection, names.registry)
         self.connection = connection
         queue = JetStreamQueue(connection, subjects, strict=settings.audit_strict == "yes")
+        if trusting.signer is not None:
+            connection.client.sign = trusting.signer.sign
         ports = Ports(
             identity=identity,
             subjects=subjects,
@@ -103,8 +105,6 @@ class Wiring(Place):
         trusting = Trusting.of(settings, time.time)
         identity = trusting.named(identity)
         connection = await connect(settings, name=identity.id, start_embedded=create)
-        if trusting.signer is not None:
-            connection.client.sign = trusting.signer.sign
         wiring = cls(connection, settings, identity, trusting, ring)
         try:
             names = StreamNames(settings.env)

@@ -104,7 +104,7 @@ class Guard:
     async def admit(
         self,
         kind: Kind,
-        subject: str,
+        subject: str | None,
         data: bytes,
         headers: Mapping[str, str],
         *,
@@ -123,7 +123,7 @@ class Guard:
             may(signed)
             return signed
         except UntrustedError as error:
-            self.refuse(kind, subject, error)
+            self.refuse(kind, subject or "", error)
             return None
 
     def hear(

@@ -154,7 +154,13 @@ class SignatureCheck:
             kept.popitem(last=False)
 
     async def verify(
-        self, subject: str, data: bytes, headers: Mapping[str, str], *, at: float | None, seq: int | None = None
+        self,
+        subject: str | None,
+        data: bytes,
+        headers: Mapping[str, str],
+        *,
+        at: float | None,
+        seq: int | None = None,
     ) -> Signed:
         """`check`, and look up the credentials that are not known.
 
@@ -172,12 +178,18 @@ class SignatureCheck:
         return self.check(subject, data, headers, at=at, seq=seq)
 
     def check(
-        self, subject: str, data: bytes, headers: Mapping[str, str], *, at: float | None, seq: int | None = None
+        self,
+        subject: str | None,
+        data: bytes,
+        headers: Mapping[str, str],
+        *,
+        at: float | None,
+        seq: int | None = None,
     ) -> Signed:
         """Who said a message.
 
         Args:
-            subject: where it was heard, or is stored.
+            subject: where it was heard, or is stored; None if its data say what they are for.
             at: when it was stored there, by the server's clock, in seconds since the epoch; None if it is heard
                 live, which it may be once.
             seq: its place there: at another one it was stored again. None if that does not matter.
@@ -197,14 +209,20 @@ class SignatureCheck:
         return self._check(subject, hashlib.sha256(data).hexdigest(), headers, None, None, -1)
 
     def _check(
-        self, subject: str, digest: str, headers: Mapping[str, str], at: float | None, seq: int | None, left: int
+        self,
+        subject: str | None,
+        digest: str,
+        headers: Mapping[str, str],
+        at: float | None,
+        seq: int | None,
+        left: int,
     ) -> Signed:
         value = headers.get(SENDER_HEADER)
         sender = None if value is None else AgentSender.parse(value)
         if sender is None:
             raise UntrustedError("it is not signed")
         self._check_time(sender, at)
-        if sender.subject != subject and sender.subject not in _published_on(subject):
+        if subject not in (None, sender.subject) and sender.subject not in _published_on(subject):
             raise UntrustedError(f"it is signed for {sender.subject[:80]}")
         carried = self._carried(sender, headers)
         nonces = self._heard if at is None else None if seq is None else self._stored

@@ -7,7 +7,7 @@ import json
 import uuid
 from typing import Any
 
-from squadron.runtime.errors import BridgeUnavailableError, BusUnavailableError, SquadronError
+from squadron.runtime.errors import BridgeUnavailableError, BusUnavailableError, SquadronError, UntrustedError
 from squadron.runtime.ports.bus import UnreliableBus
 from squadron.runtime.store.operating import operator
 from squadron.runtime.trust.guard import Guard
@@ -28,20 +28,24 @@ class Control:
     def __init__(self, bus: UnreliableBus, subjects: Subjects, guard: Guard | None = None) -> None:
         self._bus, self._subjects, self._guard = bus, subjects, guard
 
-    async def _ask(self, verb: str, data: bytes, within_s: float) -> bytes:
+    async def _ask(self, verb: str, arguments: dict[str, Any], within_s: float) -> dict[str, Any]:
+        data = json.dumps(arguments).encode()
         note = await self._bus.exchange(self._subjects.control(verb), data, within_s=within_s)
         if self._guard is not None:
-            said = note.subject, note.data, note.headers
-            await self._guard.admit("answer", *said, at=None, may=only("bridge"))
-        return note.data
+            # Where it is heard is not where the bridge published it, if that is in another account.
+            await self._guard.admit("answer", None, note.data, note.headers, at=None, may=only("bridge"))
+        answer: dict[str, Any] = json.loads(note.data)
+        if self._guard is not None and (answer.get("verb"), answer.get("callId")) != (verb, arguments["callId"]):
+            self._guard.refuse("answer", note.subject, UntrustedError("it answers another call"))
+        return answer
 
     async def bridge(self) -> dict[str, Any] | None:
         """What the bridge says of itself, or None if there is none."""
         try:
-            raw = await self._ask("ping", b"", PING_WITHIN_S)
+            answer = await self._ask("ping", {"callId": uuid.uuid4().hex}, PING_WITHIN_S)
         except BusUnavailableError:
             return None
-        facts: dict[str, Any] = json.loads(raw)["ok"]
+        facts: dict[str, Any] = answer["ok"]
         return facts
 
     async def call(self, verb: str, **arguments: Any) -> dict[str, Any]:
@@ -51,12 +55,12 @@ class Control:
             BridgeUnavailableError: no bridge answers.
             UntrustedError: somebody else answers in its place.
         """
-        data = json.dumps({"callId": uuid.uuid4().hex, "by": operator(), **arguments}).encode()
+        asked = {"callId": uuid.uuid4().hex, "by": operator(), **arguments}
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + CALL_WITHIN_S
         while True:
             try:
-                raw = await self._ask(verb, data, TRY_WITHIN_S)
+                answer = await self._ask(verb, asked, TRY_WITHIN_S)
                 break
             except BusUnavailableError as error:
                 if loop.time() > give_up_at:
@@ -65,7 +69,6 @@ class Control:
                         hint="see `squadron doctor`; if nothing runs, `squadron up`",
                     ) from None
                 await asyncio.sleep(0.25)
-        answer = json.loads(raw)
         if "error" in answer:
             raise SquadronError.from_dict(answer["error"])
         ok: dict[str, Any] = answer["ok"]

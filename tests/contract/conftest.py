@@ -56,6 +56,18 @@ SOON_S = 10.0
 LEASE_S = 1.5
 
 
+class NoReplicas:
+    """A cluster that runs whatever it is told."""
+
+    async def apply(self, deployments: Any) -> None: ...
+
+    async def states(self, wanted: Any) -> dict[str, Any]:
+        return {}
+
+    async def capacity(self) -> int:
+        return 8
+
+
 @dataclass
 class Peer:
     """One participant: all ports, seen by one process."""

@@ -36,7 +36,7 @@ from squadron.runtime.wire.limits import Budget
 from squadron.runtime.wire.outcome import DeadLettered, Outcome, Rejected, Result
 from squadron.testing import ScriptedModel, turned_time
 from tests.conftest import HEARTBEAT_S
-from tests.contract.conftest import Peer, Replica, peer_of, until
+from tests.contract.conftest import NoReplicas, Peer, Replica, peer_of, until
 from tests.trusted import Realm
 
 SOON = AskOptions(within_s=10)
@@ -459,18 +459,6 @@ async def test_an_event_of_a_handler_is_on_behalf_of_who_asked(realms: Realms) -
             await bob.caller.sender.publish("news.sport", "never sent")
     finally:
         await host.stop(1.0)
-
-
-class NoReplicas:
-    """A cluster without any."""
-
-    async def apply(self, deployments: Any) -> None: ...
-
-    async def describe(self) -> dict[str, Any]:
-        return {}
-
-    async def capacity(self) -> int:
-        return 8
 
 
 async def test_control_verbs_are_no_topics(realms: Realms) -> None:

@@ -39,7 +39,7 @@ from squadron.runtime.wire.subjects import OrderedSubject, TicketSubject
 from squadron.runtime.wire.topics import AgentCard, SemanticTopic
 from squadron.testing import turned_time
 from tests.conftest import HEARTBEAT_S
-from tests.contract.conftest import Inbox, Peer, Replica, peer_of, until
+from tests.contract.conftest import Inbox, NoReplicas, Peer, Replica, peer_of, until
 from tests.trusted import Realm
 
 
@@ -451,18 +451,6 @@ async def test_priorities_and_queries_are_signed_for_where_they_were_published(l
     assert not replica.peer.ports.guard.refused
 
 
-class NoReplicas:
-    """A cluster that runs whatever it is told."""
-
-    async def apply(self, deployments: Any) -> None: ...
-
-    async def states(self, wanted: Any) -> dict[str, Any]:
-        return {}
-
-    async def capacity(self) -> int:
-        return 8
-
-
 async def test_the_bridge_is_told_what_to_do_by_operators_only_and_its_answers_are_its_own(land: Land) -> None:
     peer = await land.join("bridge", "bridge")
 
@@ -501,6 +489,29 @@ async def test_a_bridge_that_is_none_is_not_believed(land: Land) -> None:
     await mallory.bus.subscribe(mallory.subjects.control("*"), hear)
     with pytest.raises(UntrustedError, match="mallory"):
         await Control(boss.bus, boss.subjects, boss.ports.guard).call("status")
+
+
+async def test_what_the_bridge_answered_to_another_call_is_no_answer(land: Land) -> None:
+    bridge, boss = await land.join("bridge", "bridge"), await land.join("boss", "operator")
+    stranger = await land.join("stranger", None, verify="off")
+    heard: list[Note] = []
+    await stranger.bus.subscribe(boss.subjects.event("bridge.said"), heard.append)
+    await bridge.bus.publish(
+        boss.subjects.event("bridge.said"), b'{"ok": {}, "verb": "scale", "callId": "of somebody else"}'
+    )
+
+    async def is_heard() -> bool:
+        return bool(heard)
+
+    await until(is_heard)
+
+    def hear(note: Note) -> None:
+        again = stranger.bus.publish(note.reply, heard[0].data, headers=dict(heard[0].headers))
+        spawn(again, "answers in the bridge's words")
+
+    await stranger.bus.subscribe(boss.subjects.control("scale"), hear)
+    with pytest.raises(UntrustedError, match="another call"):
+        await Control(boss.bus, boss.subjects, boss.ports.guard).call("scale", agent="echo", to="1")
 
 
 class Listener(Agent):

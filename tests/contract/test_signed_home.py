@@ -11,14 +11,18 @@ import pytest
 
 from squadron import Agent, Context, Settings, topic
 from squadron.bridge.auth.authority import Authority
+from squadron.bridge.control.control import Bridge
+from squadron.bridge.health.gathering import gather
 from squadron.bridge.jetstream.link import embedded
 from squadron.bridge.jetstream.link.at_home import as_user
 from squadron.bridge.jetstream.wiring import Wiring
+from squadron.client.bridge_calls import Control
 from squadron.runtime.asking.options import AskOptions
+from squadron.runtime.errors import ConfigError
 from squadron.runtime.trust.agent_sender import SENDER_HEADER, AgentSender
 from squadron.runtime.wire.envelope import AgentIdentity
 from squadron.runtime.wire.outcome import Result
-from tests.contract.conftest import SOON_S, Peer, Replica, peer_of
+from tests.contract.conftest import SOON_S, NoReplicas, Peer, Replica, peer_of
 
 Join = Callable[..., Awaitable[Peer]]
 
@@ -83,6 +87,32 @@ async def test_processes_of_a_home_sign_what_they_send_and_believe_each_other(jo
         assert not replica.peer.ports.guard.refused
     finally:
         await replica.aclose()
+
+
+async def test_the_bridge_is_called_from_the_other_account_and_its_answer_is_believed(
+    home: Path, join: Join
+) -> None:
+    peer, operator = await join("bridge"), await join("operator")
+
+    async def none_held() -> dict[str, int]:
+        return {}
+
+    async def all_kept() -> tuple[str, ...]:
+        return ()
+
+    bridge = Bridge(peer.ports, peer.registry, peer.records, NoReplicas(), none_held, all_kept, {}, lease_s=1.5)
+    await bridge.start()
+    try:
+        control = Control(operator.bus, operator.subjects, operator.ports.guard)
+        assert (await control.bridge() or {})["environment"] == operator.subjects.environment
+        with pytest.raises(ConfigError, match="no agent 'porter'"):
+            await control.call("undeploy", agent="porter")
+        assert not operator.ports.guard.refused
+        facts = await gather(Settings.load({"SQUADRON_VERIFY": "require"}, home=home), watch_s=0)
+        assert facts.bridge is not None
+        assert facts.bridge["environment"] == "dev", "the doctor signs its calls as well"
+    finally:
+        await bridge.aclose()
 
 
 async def test_a_role_gets_another_key_while_all_goes_on(home: Path, join: Join) -> None:
