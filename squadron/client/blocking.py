@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack
 from squadron.client.blocking_audit import SyncAuditTrail
 from squadron.client.blocking_runs import SyncRuns
 from squadron.client.blocking_shelves import SyncDeadLetters
+from squadron.client.declared import Change
 from squadron.client.portal import Portal
 from squadron.client.stream import Stream
 from squadron.client.subscriptions import DurableEvent
@@ -79,6 +80,10 @@ class SyncSquad(Closing):
     def deploy(self, *agents: Any, **options: Any) -> None:
         """See `Squad.deploy`."""
         self._wait(self._squad.deploy(*agents, **options))
+
+    def apply(self, declared: Any, **options: Any) -> list[Change]:
+        """See `Squad.apply`."""
+        return self._wait(self._squad.apply(declared, **options))
 
     def undeploy(self, agent: str) -> None:
         """See `Squad.undeploy`."""
