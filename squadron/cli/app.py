@@ -13,6 +13,7 @@ from squadron.cli import (
     dlq,
     doctor,
     environment,
+    gateway,
     lite_topics,
     metering,
     negotiate,
@@ -87,6 +88,7 @@ tail.register(app)
 audit_views.register(app)
 users.register(app)
 doctor.register(app)
+gateway.register(app)
 probing.register(app)
 # Last: it joins a group.
 permitted.register(app)
