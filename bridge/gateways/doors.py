@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -32,7 +33,9 @@ class Front:
     Attributes:
         topics: patterns of those that are served; empty for all.
         agents: names of the agents whose topics are served; empty for all.
+        lite: owners whose lite topics all visitors may read.
         url: under which visitors reach the gateway, without a slash at its end; empty on the standard streams.
+        leaving: set when the gateway ends: that a client is cut off then is no wish of the client's.
         rules: what the guard in front of the door lets in.
     """
 
@@ -41,8 +44,10 @@ class Front:
     questions: OpenQuestions
     topics: tuple[str, ...] = ()
     agents: tuple[str, ...] = ()
+    lite: tuple[str, ...] = ()
     url: str = ""
     within_s: float = WITHIN_S
+    leaving: asyncio.Event = field(default_factory=asyncio.Event)
     rules: GuardRules = field(default_factory=GuardRules)
 
     def serves(self, topic: str, agent: str) -> bool:

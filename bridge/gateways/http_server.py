@@ -51,10 +51,10 @@ def _is_loopback(host: str) -> bool:
 
 
 class HttpServer:
-    """One listening socket and what is served there: `async with HttpServer(app, host, port) as server`."""
+    """One listening socket and what is served there, as long as it is entered; `leaving` is set when it ends."""
 
-    def __init__(self, app: App, host: str, port: int) -> None:
-        self._app, self._host, self._port = app, host, port
+    def __init__(self, app: App, host: str, port: int, leaving: asyncio.Event) -> None:
+        self._app, self._host, self._port, self._leaving = app, host, port, leaving
         self._server: Any = None
         self._serving: asyncio.Task[None] | None = None
 
@@ -112,6 +112,7 @@ class HttpServer:
 
     async def __aexit__(self, *_: object) -> None:
         """Take no more requests, and let those under way end."""
+        self._leaving.set()
         if self._serving is not None and not self._serving.done():
             self._server.should_exit = True
             with contextlib.suppress(Exception):

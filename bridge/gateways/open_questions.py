@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import structlog
@@ -66,11 +66,14 @@ class OpenQuestions:
             return []
         return [each for each in await self._people.questions() if each.about == task_id]
 
-    async def next_about(self, task_id: str) -> OpenQuestion:
-        """Wait until something waits for an answer about a task; returns it."""
+    async def next_about(self, task_id: str, *, but: Collection[str] = ()) -> OpenQuestion:
+        """Wait until something waits for an answer about a task, but for some questions; returns it."""
         async with self._news:
-            await self._news.wait_for(lambda: bool(self._about.get(task_id)))
-        return next(iter(self._about[task_id].values()))
+            while True:
+                for query_id, asked in self._about.get(task_id, {}).items():
+                    if query_id not in but:
+                        return asked
+                await self._news.wait()
 
     async def answer(
         self, task_id: str, query_id: str, action: Action, content: Mapping[str, Any] | None, visitor: Visitor

@@ -12,7 +12,7 @@ from squadron.cli import frame
 from squadron.config import Settings
 from squadron.runtime.errors import ConfigError
 from squadron.runtime.secret import HINT, Secret
-from squadron.runtime.wire.subjects import check_pattern
+from squadron.runtime.wire.subjects import check_pattern, check_token
 
 if TYPE_CHECKING:
     from squadron.bridge.gateways.doors import Door, Front
@@ -49,6 +49,12 @@ def gateway(
         list[str] | None,
         typer.Option("--topic", help="Serve these topics only; may be repeated.", metavar="PATTERN"),
     ] = None,
+    lite: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--lite", help="Let all visitors read this owner's lite topics; may be repeated.", metavar="OWNER"
+        ),
+    ] = None,
     tokens: Annotated[
         list[str] | None,
         typer.Option(
@@ -78,7 +84,8 @@ def gateway(
     """Serve agents to clients of other protocols, until Ctrl-C or `squadron down`."""
     doors = [name for name, wanted in (("mcp", mcp or stdio), ("a2a", a2a), ("synadia", synadia)) if wanted]
     options: dict[str, Any] = {"host": host, "port": port, "public_url": public_url.rstrip("/"), "secret": secret}
-    options |= {"agents": agents or [], "topics": topics or [], "tokens": tokens or [], "within_s": within}
+    options |= {"agents": agents or [], "topics": topics or [], "tokens": tokens or []}
+    options |= {"lite": lite or [], "within_s": within}
     if print_config:
         frame.execute(_print_config(ctx, doors, stdio, options))
     frame.execute(_serve(ctx, doors, stdio, options))
@@ -161,6 +168,7 @@ async def _front(
         questions=questions,
         topics=topics,
         agents=tuple(options["agents"]),
+        lite=tuple(check_token(each, "owner") for each in options["lite"]),
         url=public or f"http://{options['host']}:{options['port']}",
         within_s=options["within_s"],
         rules=rules,
@@ -199,7 +207,7 @@ async def _on_http(
 
     settings = front.place.settings
     app = gateway_app(doors, front, lambda: wiring.connection.is_connected)
-    async with HttpServer(app, options["host"], options["port"]) as server:
+    async with HttpServer(app, options["host"], options["port"], front.leaving) as server:
         with announced(settings.home, settings.env, names, options["public_url"] or server.url):
             frame.tell(f"Serving {', '.join(names)} at {options['public_url'] or server.url}; Ctrl-C ends it.")
             await server.serve()
