@@ -83,6 +83,8 @@ class HttpServer:
         try:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listening.bind((self._host, self._port))
+            # Who comes before the server looks waits, instead of being refused.
+            listening.listen(1024)
         except (OSError, OverflowError) as error:
             listening.close()
             why = getattr(error, "strerror", None) or str(error)

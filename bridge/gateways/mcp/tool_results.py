@@ -25,7 +25,7 @@ _BLOCKS: TypeAdapter[list[types.ContentBlock]] = TypeAdapter(list[types.ContentB
 def result_of(topic: SemanticTopic, outcome: Outcome, version: str) -> types.CallToolResult:
     """The result of a call. All ends but a result are errors of the tool, which its model reads.
 
-    Of a handler that returns `{"content": […]}` with MCP's own blocks (text, image, audio, resource) they are passed
+    A handler that returns `{"content": […]}` with MCP's own blocks (text, image, audio, resource) has those passed
     on.
 
     Raises:
