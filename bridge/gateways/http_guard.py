@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from squadron.bridge.gateways.visitors import ANYBODY, Verifier, Visitor
+from squadron.bridge.gateways.visitors import ANYBODY, TokenVerifier, Visitor
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -38,7 +38,7 @@ MOST_UNDER_WAY = 12_000
 _RATES_KEPT = 10_000
 
 
-class Refused(Exception):  # noqa: N818 - an answer, not an error of the runtime
+class RefusedRequest(Exception):  # noqa: N818 - an answer, not an error of the runtime
     """A request is answered by the guard: status, reason, headers."""
 
     def __init__(self, status: int, reason: str, headers: Mapping[str, str] | None = None) -> None:
@@ -79,7 +79,7 @@ class GuardRules:
     """
 
     hosts: tuple[str, ...] = ()
-    verifier: Verifier | None = None
+    verifier: TokenVerifier | None = None
     max_bytes: int = 4 * 1024 * 1024
     per_second: float = PER_SECOND
     at_once: float = AT_ONCE
@@ -105,12 +105,12 @@ class HttpGuard:
             return  # no door speaks WebSocket: uvicorn answers 403
         try:
             if self._under_way >= MOST_UNDER_WAY:
-                raise Refused(503, "too many requests are under way", {"Retry-After": "1"})
+                raise RefusedRequest(503, "too many requests are under way", {"Retry-After": "1"})
             headers = _headers_of(scope)
             _check_from(headers, self._rules.hosts)
             scope.setdefault("state", {})["visitor"] = await self._visitor(scope, headers)
             receive = await self._body(scope, headers, receive)
-        except Refused as refused:
+        except RefusedRequest as refused:
             return await _answer(send, refused)
         self._under_way += 1
         try:
@@ -137,28 +137,28 @@ class HttpGuard:
             raise _too_often(wait_s)
         return visitor
 
-    def _unknown(self, error: str) -> Refused:
+    def _unknown(self, error: str) -> RefusedRequest:
         where = f'resource_metadata="{self._rules.metadata_url}"' if self._rules.metadata_url else ""
         said = ", ".join(filter(None, (error, where)))
-        return Refused(401, "a bearer token is needed", {"WWW-Authenticate": f"Bearer {said}".strip()})
+        return RefusedRequest(401, "a bearer token is needed", {"WWW-Authenticate": f"Bearer {said}".strip()})
 
     async def _body(self, scope: Scope, headers: Mapping[str, str], receive: Receive) -> Receive:
         """Read the body, if there may be one; what a door then receives is that, and at last the disconnect."""
         length = headers.get("content-length")
         if length is not None and (not length.isascii() or not length.isdigit()):
-            raise Refused(400, "the Content-Length is no number")
+            raise RefusedRequest(400, "the Content-Length is no number")
         if int(length or 0) > self._rules.max_bytes:
-            raise Refused(413, f"the body is larger than {self._rules.max_bytes} bytes")
+            raise RefusedRequest(413, f"the body is larger than {self._rules.max_bytes} bytes")
         if scope["method"] not in ("POST", "PUT", "PATCH"):
             return receive
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind not in JSON_TYPES:
-            raise Refused(415, f"the Content-Type has to be {' or '.join(JSON_TYPES)}")
+            raise RefusedRequest(415, f"the Content-Type has to be {' or '.join(JSON_TYPES)}")
         try:
             async with asyncio.timeout(BODY_WITHIN_S):
                 body = await self._read(receive)
         except TimeoutError:
-            raise Refused(408, f"the body did not come within {BODY_WITHIN_S:g} s") from None
+            raise RefusedRequest(408, f"the body did not come within {BODY_WITHIN_S:g} s") from None
         waiting = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def replayed() -> Message:
@@ -172,12 +172,12 @@ class HttpGuard:
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise Refused(400, "the client left")
+                raise RefusedRequest(400, "the client left")
             part = message.get("body", b"")
             parts.append(part)
             size += len(part)
             if size > self._rules.max_bytes:
-                raise Refused(413, f"the body is larger than {self._rules.max_bytes} bytes")
+                raise RefusedRequest(413, f"the body is larger than {self._rules.max_bytes} bytes")
             if not message.get("more_body", False):
                 return b"".join(parts)
 
@@ -190,10 +190,10 @@ def _headers_of(scope: Scope) -> dict[str, str]:
         key = name.decode("latin-1").lower()
         if key in found and key in ("host", "authorization", "origin", "content-length", "content-type"):
             # Two that differ would be read differently by whoever comes after us.
-            raise Refused(400, f"there is more than one {key} header")
+            raise RefusedRequest(400, f"there is more than one {key} header")
         found[key] = value.decode("latin-1")
     if size > MOST_HEADER_BYTES:
-        raise Refused(431, f"the headers have more than {MOST_HEADER_BYTES} bytes")
+        raise RefusedRequest(431, f"the headers have more than {MOST_HEADER_BYTES} bytes")
     return found
 
 
@@ -201,7 +201,7 @@ def _check_from(headers: Mapping[str, str], hosts: Iterable[str]) -> None:
     host, origin = headers.get("host", ""), headers.get("origin")
     names = (*LOOPBACK, *hosts)
     if not _is_of(host, names):
-        raise Refused(421, f"this is not {host[:80]!r}")
+        raise RefusedRequest(421, f"this is not {host[:80]!r}")
     if origin is not None:
         try:
             there = urlsplit(origin)
@@ -209,7 +209,7 @@ def _check_from(headers: Mapping[str, str], hosts: Iterable[str]) -> None:
         except ValueError:
             fits = False
         if not fits:
-            raise Refused(403, "no page of another origin may ask here")
+            raise RefusedRequest(403, "no page of another origin may ask here")
 
 
 def _is_of(host: str, names: Iterable[str]) -> bool:
@@ -219,11 +219,11 @@ def _is_of(host: str, names: Iterable[str]) -> bool:
     return any(each in (host.lower(), name) for each in names)
 
 
-def _too_often(wait_s: float) -> Refused:
-    return Refused(429, "too many requests", {"Retry-After": str(max(1, round(wait_s + 0.5)))})
+def _too_often(wait_s: float) -> RefusedRequest:
+    return RefusedRequest(429, "too many requests", {"Retry-After": str(max(1, round(wait_s + 0.5)))})
 
 
-async def _answer(send: Send, refused: Refused) -> None:
+async def _answer(send: Send, refused: RefusedRequest) -> None:
     body = json.dumps({"error": refused.reason}).encode()
     headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), **refused.headers}
     # What is left of a body that was not read would be taken for the next request.

@@ -35,7 +35,7 @@ class Visitor:
 ANYBODY = Visitor("client:local")
 
 
-class Verifier(Protocol):
+class TokenVerifier(Protocol):
     """Says whose a bearer token is."""
 
     async def visitor(self, token: str) -> Visitor | None:

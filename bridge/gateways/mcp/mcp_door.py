@@ -126,7 +126,7 @@ class McpDoor:
     def routes(self) -> Sequence[Any]:
         """`/mcp`, for both wires."""
 
-        class Endpoint:
+        class McpEndpoint:
             # An ASGI application of its own: Starlette would wrap a function.
             async def __call__(_, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: N805
                 # The SDK lets a session be used only by who began it, if it knows who that is.
@@ -134,7 +134,7 @@ class McpDoor:
                 scope["user"] = AuthenticatedUser(AccessToken(token="-", client_id=principal, scopes=[]))
                 await self._manager.handle_request(scope, receive, send)
 
-        return [Route(PATH, Endpoint())]
+        return [Route(PATH, McpEndpoint())]
 
     def running(self) -> AbstractAsyncContextManager[None]:
         """Serve as long as this is entered."""
