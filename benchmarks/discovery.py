@@ -26,7 +26,7 @@ from squadron.bridge.jetstream.wiring import SystemClock
 from squadron.bridge.memory import MemoryBus, MemoryJournal
 from squadron.runtime.registry.lexical import LexicalRanker
 from squadron.runtime.registry.presence import Presence
-from squadron.runtime.registry.ranker import Key, Ranker
+from squadron.runtime.registry.ranker import Ranker, TopicKey
 from squadron.runtime.registry.registry import Registry
 from squadron.runtime.wire.subjects import Subjects
 from squadron.runtime.wire.topics import AgentCard, SemanticTopic
@@ -86,7 +86,7 @@ def filled(make: Callable[[], Ranker], about: dict[str, str], examples: dict[str
     """A ranker with one topic for each tool; its key holds the tool's own name."""
     ranker = make()
     for name, text in about.items():
-        ranker.put(Key(name, "agent"), topic_of(name, text, examples.get(name, ())))
+        ranker.put(TopicKey(name, "agent"), topic_of(name, text, examples.get(name, ())))
     return ranker
 
 
@@ -202,7 +202,7 @@ def memory(cards: Sequence[AgentCard]) -> float:
     ranker = LexicalRanker()
     for card in cards:
         for topic in card.topics:
-            ranker.put(Key(topic.name, card.agent), topic)
+            ranker.put(TopicKey(topic.name, card.agent), topic)
     used, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     return used / 1e6

@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from squadron.runtime.registry.ranker import Key, Ranked
+from squadron.runtime.registry.ranker import Ranked, TopicKey
 from squadron.runtime.registry.search import K1, terms
 from squadron.runtime.wire.topics import SemanticTopic
 
@@ -64,14 +64,14 @@ class LexicalRanker:
     def __init__(self) -> None:
         #: Who has a word, and how much it says of him, by a number for each topic.
         self._postings: dict[str, dict[int, float]] = {}
-        self._numbers: dict[Key, int] = {}
-        self._known: dict[int, tuple[Key, tuple[str, ...]]] = {}
+        self._numbers: dict[TopicKey, int] = {}
+        self._known: dict[int, tuple[TopicKey, tuple[str, ...]]] = {}
         self._next = 0
 
     def __len__(self) -> int:
         return len(self._known)
 
-    def put(self, key: Key, topic: SemanticTopic) -> None:
+    def put(self, key: TopicKey, topic: SemanticTopic) -> None:
         """Take a topic in; see `Ranker`."""
         self.drop(key)
         number, found = self._next, weights(topic)
@@ -80,7 +80,7 @@ class LexicalRanker:
             self._postings.setdefault(term, {})[number] = weight
         self._numbers[key], self._known[number] = number, (key, tuple(found))
 
-    def drop(self, key: Key) -> None:
+    def drop(self, key: TopicKey) -> None:
         """Forget a topic; see `Ranker`."""
         if (number := self._numbers.pop(key, None)) is None:
             return
@@ -90,7 +90,7 @@ class LexicalRanker:
             if not holders:
                 del self._postings[term]
 
-    def rank(self, intent: str, most: int, keep: Callable[[Key], bool]) -> list[Ranked]:
+    def rank(self, intent: str, most: int, keep: Callable[[TopicKey], bool]) -> list[Ranked]:
         """The topics that share words with an intent; see `Ranker`."""
         found = self._scores(intent)
         known = self._known

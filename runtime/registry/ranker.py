@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 from squadron.runtime.wire.topics import SemanticTopic
 
 
-class Key(NamedTuple):
+class TopicKey(NamedTuple):
     """Which topic it is: more than one agent has a name only while a card is left behind by one that died."""
 
     name: str
@@ -19,19 +19,19 @@ class Ranked(NamedTuple):
     """A topic and how well it fits: 0 not at all, towards 1 the better; the scale is that of its ranker."""
 
     score: float
-    key: Key
+    key: TopicKey
 
 
 class Ranker(Protocol):
     """Ranks topics by how well they fit an intent. What changes is put and dropped one by one, at a cost that does
     not grow with the number of topics."""
 
-    def put(self, key: Key, topic: SemanticTopic) -> None:
+    def put(self, key: TopicKey, topic: SemanticTopic) -> None:
         """Take a topic in, instead of what this key stood for before."""
 
-    def drop(self, key: Key) -> None:
+    def drop(self, key: TopicKey) -> None:
         """Forget a topic; one that is not known is no error."""
 
-    def rank(self, intent: str, most: int, keep: Callable[[Key], bool]) -> list[Ranked]:
+    def rank(self, intent: str, most: int, keep: Callable[[TopicKey], bool]) -> list[Ranked]:
         """The topics that `keep` lets pass, the best `most` of them first; those that don't fit at all are left
         out."""

@@ -16,8 +16,8 @@ from squadron.runtime.background import spawn
 from squadron.runtime.errors import BusUnavailableError, InvalidSubjectError
 from squadron.runtime.ports.bus import Subscription, UnreliableBus
 from squadron.runtime.ports.journal import Entry, Journal
-from squadron.runtime.registry.catalog import Catalog
 from squadron.runtime.registry.presence import Presence
+from squadron.runtime.registry.served_topics import ServedTopics
 from squadron.runtime.registry.signed_entries import Newest, SignedEntries
 from squadron.runtime.trust.guard import Guard
 from squadron.runtime.wire.limits import Clock
@@ -66,8 +66,8 @@ class Registry:
         self._entries = SignedEntries(guard)
         self._journal, self._bus, self._subjects, self._clock = journal, bus, subjects, clock
         self.heartbeat_s, self.grace_s = heartbeat_s, GRACE_S
-        self._catalog = Catalog()
-        self._cards = self._catalog.cards
+        self._served = ServedTopics()
+        self._cards = self._served.cards
         #: The last ones of those that have none any more: what they answered may be on its way.
         self._withdrawn: dict[str, AgentCard] = {}
         #: Those that live, by agent and replica; an agent without any has no entry.
@@ -274,11 +274,11 @@ class Registry:
                 return False
             if card.agent != agent:
                 return False
-            self._catalog.put(card)
+            self._served.put(card)
             self._due.pop(entry.key, None)
         else:
             # Withdrawn; kept in mind until what is on its way still has come.
-            if (last := self._catalog.drop(agent)) is not None:
+            if (last := self._served.drop(agent)) is not None:
                 self._withdrawn[agent] = last
             self._due[entry.key] = self._clock.time() + self.presence_ttl_s + ROUNDED_S
         self._note_change(entry)
@@ -347,7 +347,7 @@ class Registry:
 
     def find(self, topic: str) -> SemanticTopic | None:
         """The served topic of this name, or the family (`domain.*`) it belongs to."""
-        return self._catalog.find(topic, self.is_live)
+        return self._served.find(topic, self.is_live)
 
     def serves(self, agent: str, topic: str) -> bool:
         """Whether this agent serves the topic by its card, or did so by its last one."""
@@ -380,4 +380,4 @@ class Registry:
         Args:
             least: the lowest score that is offered, between 0 and 1; scores of different intents can be compared.
         """
-        return [one for one in self._catalog.rank(intent, most, self.is_live) if one.score >= least]
+        return [one for one in self._served.rank(intent, most, self.is_live) if one.score >= least]

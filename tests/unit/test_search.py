@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from squadron.runtime.registry.lexical import LexicalRanker, words_of_schema
-from squadron.runtime.registry.ranker import Key
+from squadron.runtime.registry.ranker import TopicKey
 from squadron.runtime.registry.search import Index, terms
 from squadron.runtime.wire.topics import SemanticTopic
 
@@ -28,7 +28,7 @@ TOPICS = [
 def _ranker(*topics: SemanticTopic) -> LexicalRanker:
     ranker = LexicalRanker()
     for topic in topics:
-        ranker.put(Key(topic.name, "agent"), topic)
+        ranker.put(TopicKey(topic.name, "agent"), topic)
     return ranker
 
 
@@ -72,10 +72,10 @@ def test_few_documents_are_scored_at_once() -> None:
 
 def test_an_index_that_changed_is_as_one_that_was_made_so() -> None:
     changed, made = _ranker(*TOPICS), _ranker(*TOPICS[1:])
-    changed.drop(Key(TOPICS[0].name, "agent"))
-    changed.drop(Key("never.there", "agent"))
-    changed.put(Key(TOPICS[1].name, "agent"), SemanticTopic(name=TOPICS[1].name, description="cook a soup"))
-    changed.put(Key(TOPICS[1].name, "agent"), TOPICS[1])
+    changed.drop(TopicKey(TOPICS[0].name, "agent"))
+    changed.drop(TopicKey("never.there", "agent"))
+    changed.put(TopicKey(TOPICS[1].name, "agent"), SemanticTopic(name=TOPICS[1].name, description="cook a soup"))
+    changed.put(TopicKey(TOPICS[1].name, "agent"), TOPICS[1])
 
     assert len(changed) == len(made) == 3
     for intent in ("angry texts", "translate a text", "a package of soup", "city"):

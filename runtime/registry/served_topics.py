@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from squadron.runtime.registry.lexical import LexicalRanker
-from squadron.runtime.registry.ranker import Key, Ranked, Ranker
+from squadron.runtime.registry.ranker import Ranked, Ranker, TopicKey
 from squadron.runtime.wire.topics import AgentCard, ScoredTopic, SemanticTopic
 
 
-class Catalog:
+class ServedTopics:
     """Cards by agent. No look-up by name goes through all topics; a card that changes costs no more than itself.
 
     Words are read when somebody searches for the first time: most processes never do.
@@ -21,7 +21,7 @@ class Catalog:
         self._served: dict[str, dict[str, SemanticTopic]] = {}
         self._ranker: Ranker = ranker or LexicalRanker()
         #: What the ranker has of an agent, and whose card it has not seen as it is now.
-        self._ranked: dict[str, list[Key]] = {}
+        self._ranked: dict[str, list[TopicKey]] = {}
         self._unseen: dict[str, None] = {}
 
     def put(self, card: AgentCard) -> None:
@@ -56,7 +56,7 @@ class Catalog:
             for key in self._ranked.pop(agent, ()):
                 self._ranker.drop(key)
             if (card := self.cards.get(agent)) is not None:
-                topics = {Key(topic.name, agent): topic for topic in card.topics}
+                topics = {TopicKey(topic.name, agent): topic for topic in card.topics}
                 self._ranked[agent] = list(topics)
                 for key, topic in topics.items():
                     self._ranker.put(key, topic)
