@@ -6,9 +6,8 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable
-from functools import lru_cache
-
-import snowballstemmer
+from functools import cache, lru_cache
+from typing import Any
 
 #: Robertson's usual values; term saturation and length normalisation.
 K1, B = 1.2, 0.75
@@ -25,12 +24,19 @@ _STOP = frozenset(
         which who will with would you your""",
     )
 )
-_stemmer = snowballstemmer.stemmer("english")
+
+
+@cache
+def _stemmer() -> Any:
+    # Who only asks never searches.
+    import snowballstemmer
+
+    return snowballstemmer.stemmer("english")
 
 
 @lru_cache(maxsize=65536)
 def _stem(word: str) -> str:
-    return str(_stemmer.stemWord(word))
+    return str(_stemmer().stemWord(word))
 
 
 def terms(text: str) -> list[str]:
