@@ -133,9 +133,13 @@ async def _down(ctx: typer.Context, delete_data: bool, as_json: bool) -> int:
 
 
 def _stop(settings: Settings) -> list[str]:
+    from squadron.bridge.gateways.running_gateways import stop_gateways
     from squadron.servers import stop_local
 
     stopped = []
+    # First: what they would say of servers that go away helps nobody.
+    if gateways := stop_gateways(settings.home, settings.env):
+        stopped.append(f"{gateways} gateway{'s' * (gateways > 1)}")
     if settings.ray_address is not None:
         from squadron.bridge.serve import cluster
 
@@ -153,12 +157,19 @@ def status(ctx: typer.Context, as_json: Json = False) -> None:
 
 
 async def _status(ctx: typer.Context, as_json: bool) -> int:
-    async with frame.connected(frame.settings_of(ctx)) as squad:
+    from squadron.bridge.gateways.running_gateways import running_gateways
+
+    settings = frame.settings_of(ctx)
+    async with frame.connected(settings) as squad:
         answer = await squad.status()
+    answer |= {"gateways": [each.to_dict() for each in running_gateways(settings.home, settings.env)]}
     if as_json:
         frame.print_json(answer)
     else:
         _show_status(answer)
+        for each in answer["gateways"]:
+            where = each["url"] or "on the standard streams or NATS"
+            frame.tell(f"Gateway {each['pid']} serves {', '.join(each['doors'])} {where}")
     return frame.OK
 
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack
 from squadron.client.blocking_audit import SyncAuditTrail
 from squadron.client.blocking_runs import SyncRuns
 from squadron.client.blocking_shelves import SyncDeadLetters
-from squadron.client.declared import Change
 from squadron.client.portal import Portal
 from squadron.client.stream import Stream
 from squadron.client.subscriptions import DurableEvent
@@ -34,6 +33,7 @@ from squadron.views.passing import Passing
 from squadron.views.talk_map import TalkMap
 
 if TYPE_CHECKING:
+    from squadron.client.declared import Change
     from squadron.client.squad import Squad
 
 T = TypeVar("T")
@@ -166,9 +166,9 @@ class SyncSquad(Closing):
         """See `Squad.forget_subscription`."""
         self._wait(self._squad.forget_subscription(name))
 
-    def discover(self, intent: str, *, most: int = 8) -> list[ScoredTopic]:
+    def discover(self, intent: str, *, most: int = 8, least: float = 0.0) -> list[ScoredTopic]:
         """See `Squad.discover`."""
-        return self._wait(_call(self._squad.discover, intent, most=most))
+        return self._wait(_call(self._squad.discover, intent, most=most, least=least))
 
     def topics(self) -> list[ScoredTopic]:
         """See `Squad.topics`."""

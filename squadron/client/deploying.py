@@ -7,17 +7,18 @@ import base64
 import gzip
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from squadron.actors.agent import Agent, AgentSpec, specs_of
 from squadron.actors.thinking.credentials import remember_keys
-from squadron.bridge.packing import code
 from squadron.bridge.place import Place
 from squadron.client.bridge_calls import Control
-from squadron.client.declared import Change, DeclaredSquad, changes_of
 from squadron.client.talking import Talking
 from squadron.runtime.errors import ConfigError, DeployError
 from squadron.runtime.wire.deployment import Deployment, Scale
+
+if TYPE_CHECKING:
+    from squadron.actors.agent import Agent, AgentSpec
+    from squadron.client.declared import Change, DeclaredSquad
 
 #: How long a deploy may take, in seconds: on 2 cores a replica needs 1 to 3 s, a cold import more.
 DEPLOY_WITHIN_S = 120.0
@@ -54,6 +55,9 @@ class Fleet(Talking):
             RouteConflictError: another agent serves one of the topics.
             DeployError: a replica could not start, or not in time; carries the reason.
         """
+        from squadron.actors.agent import specs_of
+        from squadron.bridge.packing import code
+
         classes = [code.load_agent(each) if isinstance(each, str) else each for each in agents]
         await self._run([await self._pack(each) for each in specs_of(classes).values()], within_s, on_progress)
 
@@ -91,6 +95,9 @@ class Fleet(Talking):
             ConfigError: the file is wrong, or for another environment; says where.
             InvalidAgentError, RouteConflictError, DeployError: as `deploy`.
         """
+        from squadron.bridge.packing import code
+        from squadron.client.declared import DeclaredSquad, changes_of
+
         if not isinstance(declared, DeclaredSquad):
             declared = DeclaredSquad.load(Path(declared))
         if declared.environment not in ("", self.settings.env):
@@ -128,6 +135,8 @@ class Fleet(Talking):
             await asyncio.to_thread(remember_keys, self.settings.home)
 
     async def _pack(self, spec: AgentSpec) -> Deployment:
+        from squadron.bridge.packing import code
+
         agent_class = spec.agent_class
         packed, blob = code.pack(agent_class)
         if blob:
