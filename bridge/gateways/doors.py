@@ -34,7 +34,7 @@ class Front:
         topics: patterns of those that are served; empty for all.
         agents: names of the agents whose topics are served; empty for all.
         lite: owners whose lite topics all visitors may read.
-        url: under which visitors reach the gateway, without a slash at its end; empty on the standard streams.
+        url: under which visitors reach the gateway, without a slash at its end; empty if that is where it listens.
         leaving: set when the gateway ends: that a client is cut off then is no wish of the client's.
         rules: what the guard in front of the door lets in.
     """

@@ -152,7 +152,8 @@ class HttpGuard:
         if scope["method"] not in ("POST", "PUT", "PATCH"):
             return receive
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind not in JSON_TYPES:
+        is_empty = length in (None, "0") and "transfer-encoding" not in headers
+        if kind not in JSON_TYPES and not (is_empty and not kind):
             raise RefusedRequest(415, f"the Content-Type has to be {' or '.join(JSON_TYPES)}")
         try:
             async with asyncio.timeout(BODY_WITHIN_S):

@@ -156,9 +156,12 @@ class KeptTasks:
         except (InvalidMessageError, ValueError, TypeError, LookupError):
             # Anybody on the bus may write there.
             raise UnknownTaskError(f"there is no task {id!r}") from None
+        # Who runs it hears of its end from its sender alone, which may have been another gateway.
+        sender = handle.sender
         handle = await self._place.caller.adopt(
             id, handle.topic, handle.reply_to, handle.deadline, sealed=handle.sealed
         )
+        handle.sender = sender
         if not handle.done and not handle.deadline.passed:
             return KeptTask(id, handle, created, about, entry.time)
         last, outcome = await ports.lite.last(handle.reply_to), await handle.outcome()

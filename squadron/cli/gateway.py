@@ -169,7 +169,7 @@ async def _front(
         topics=topics,
         agents=tuple(options["agents"]),
         lite=tuple(check_token(each, "owner") for each in options["lite"]),
-        url=public or f"http://{options['host']}:{options['port']}",
+        url=public,
         within_s=options["within_s"],
         rules=rules,
     )

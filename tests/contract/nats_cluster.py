@@ -14,7 +14,8 @@ from squadron.bridge.jetstream.stream_configs import ask_for
 from squadron.bridge.jetstream.wiring import Wiring
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody has now."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         return int(taken.getsockname()[1])
@@ -36,7 +37,7 @@ class Cluster:
         return self
 
     def _start(self) -> None:
-        ports = [_free_port() for _ in range(3)]
+        ports = [free_port() for _ in range(3)]
         routes = json.dumps([f"nats://127.0.0.1:{port}" for port in ports])
         for number, port in enumerate(ports):
             place = self._folder / f"n{number}"
