@@ -142,7 +142,7 @@ class Reader:
                 return self._of(message, replace(bare, at=message.timestamp), kind, rest)
             case "dead" if len(rest) > 1:
                 return replace(bare, kind="dead", topic="", agent=rest[0], id=rest[1], said="a dead letter")
-            case "bridge" if rest[0] not in ("ping", "status", "metrics"):
+            case "bridge" if rest[0] not in ("ping", "status", "metrics", "nodes"):
                 return replace(bare, kind="bridge", topic="", said=rest[0])
         return bare
 
