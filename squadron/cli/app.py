@@ -26,6 +26,7 @@ from squadron.cli import (
     talk,
     top,
     users,
+    web_console,
 )
 
 EPILOG = (
@@ -81,6 +82,7 @@ run_views.register(app)
 replaying.register(app)
 metering.register(app)
 top.register(app)
+web_console.register(app)
 run_trace.register(app)
 lite_topics.register(app)
 tail.register(app)
