@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+
+#: Objects made before garbage is looked for: those that imports make, a hundred thousand, are none.
+_GARBAGE = 50_000
 
 
 def main() -> None:
     """Entry point of the `squadron` script."""
+    gc.set_threshold(_GARBAGE)
     try:
         from squadron.cli.app import app
-        from squadron.cli.frame import start
+        from squadron.cli.ending import start
     except KeyboardInterrupt:  # pressed before there was anything to stop
         sys.exit(130)
     start(app)

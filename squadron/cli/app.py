@@ -7,27 +7,7 @@ from typing import Annotated
 
 import typer
 
-from squadron.cli import (
-    asks,
-    audit_views,
-    dlq,
-    doctor,
-    environment,
-    lite_topics,
-    metering,
-    negotiate,
-    permitted,
-    probing,
-    replaying,
-    run,
-    run_trace,
-    run_views,
-    tail,
-    talk,
-    top,
-    users,
-    web_console,
-)
+from squadron.cli import commands
 
 EPILOG = (
     "Exit codes: 0 fine · 1 the task ended otherwise than in a result, or a check failed · 2 bad usage or input · "
@@ -40,7 +20,10 @@ app = typer.Typer(
     help="Agents on Ray, talking over NATS, steered by a supervisor.",
     epilog=EPILOG,
     no_args_is_help=True,
+    cls=commands.LazyCommands,
     pretty_exceptions_enable=False,
+    # Rich alone would take half the time of `--help`.
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -72,23 +55,4 @@ def _globals(
     ctx.obj = {"env": env, "home": home}
 
 
-environment.register(app)
-talk.register(app)
-negotiate.register(app)
-run.register(app)
-asks.register(app)
-dlq.register(app)
-run_views.register(app)
-replaying.register(app)
-metering.register(app)
-top.register(app)
-web_console.register(app)
-run_trace.register(app)
-lite_topics.register(app)
-tail.register(app)
-audit_views.register(app)
-users.register(app)
-doctor.register(app)
-probing.register(app)
-# Last: it joins a group.
-permitted.register(app)
+commands.register(app)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
 import json
 import logging
 import os
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
+from squadron.cli.ending import INTERRUPTED, PIPE_CLOSED, drop_stdout, vanish
 from squadron.config import Settings
 from squadron.runtime import errors
 from squadron.runtime.background import spawn
@@ -31,9 +31,7 @@ if TYPE_CHECKING:
     from squadron.cli.progress import Watch
     from squadron.client.squad import Squad
 
-OK, ENDED_OTHERWISE, BAD_USAGE, NOT_RUNNING, INTERRUPTED = 0, 1, 2, 3, 130
-#: What a shell reports of a program that wrote to a closed pipe (128 + SIGPIPE).
-PIPE_CLOSED = 141
+OK, ENDED_OTHERWISE, BAD_USAGE, NOT_RUNNING = 0, 1, 2, 3
 #: How often a start is looked after, in seconds.
 START_LOOK_S = 0.2
 
@@ -56,22 +54,6 @@ class NotRunning(SquadronError):  # noqa: N818 - how a command ends, not an erro
     """There is no squad to talk to; wraps what was in the way."""
 
 
-def start(app: Callable[[], Any]) -> None:
-    """Run the command line; the last line of defence against tracebacks."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # A package's summary may hold any character, and a terminal need not be able to show it.
-            stream.reconfigure(errors="replace")
-    try:
-        app()
-        sys.stdout.flush()
-    except BrokenPipeError:
-        _drop_stdout()
-        sys.exit(PIPE_CLOSED)
-    except KeyboardInterrupt:
-        _vanish(INTERRUPTED)
-
-
 def execute(work: Coroutine[Any, Any, int], *, as_json: bool = False) -> NoReturn:
     """Run a command's work to its end, and leave with its exit code; errors become one line."""
     try:
@@ -83,11 +65,11 @@ def execute(work: Coroutine[Any, Any, int], *, as_json: bool = False) -> NoRetur
         complain(error)
         code = _code_of(error)
     except BrokenPipeError:
-        _drop_stdout()
+        drop_stdout()
         code = PIPE_CLOSED
     except KeyboardInterrupt:
         # The second Ctrl-C: do not wait for the clean-up either.
-        _vanish(INTERRUPTED)
+        vanish(INTERRUPTED)
     except (typer.Exit, typer.BadParameter):
         raise
     except Exception as error:
@@ -115,22 +97,8 @@ async def _until_signal(work: Coroutine[Any, Any, int]) -> int:
     try:
         code = await work
     except asyncio.CancelledError:
-        _vanish(128 + received[0])
+        vanish(128 + received[0])
     return 128 + received[0] if me.cancelling() else code
-
-
-def _vanish(code: int) -> NoReturn:
-    """Leave now. A thread that reads the terminal can't be interrupted, and a normal exit would wait for it."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
-    os._exit(code)
-
-
-def _drop_stdout() -> None:
-    """Whoever read our output went away; the interpreter's own flush at exit must not trip over that."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _code_of(error: SquadronError) -> int:

@@ -169,9 +169,9 @@ class SyncSquad(Closing):
         """See `Squad.forget_subscription`."""
         self._wait(self._squad.forget_subscription(name))
 
-    def discover(self, intent: str, *, most: int = 8) -> list[ScoredTopic]:
+    def discover(self, intent: str, *, most: int = 8, least: float = 0.0) -> list[ScoredTopic]:
         """See `Squad.discover`."""
-        return self._wait(_call(self._squad.discover, intent, most=most))
+        return self._wait(_call(self._squad.discover, intent, most=most, least=least))
 
     def topics(self) -> list[ScoredTopic]:
         """See `Squad.topics`."""

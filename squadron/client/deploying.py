@@ -6,16 +6,17 @@ import asyncio
 import base64
 import gzip
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from squadron.actors.agent import Agent, AgentSpec, specs_of
 from squadron.actors.thinking.credentials import remember_keys
-from squadron.bridge.packing import code
 from squadron.bridge.place import Place
 from squadron.client.bridge_calls import Control
 from squadron.client.talking import Talking
 from squadron.runtime.errors import DeployError
 from squadron.runtime.wire.deployment import Deployment, Scale
+
+if TYPE_CHECKING:
+    from squadron.actors.agent import Agent, AgentSpec
 
 #: How long a deploy may take, in seconds: on 2 cores a replica needs 1 to 3 s, a cold import more.
 DEPLOY_WITHIN_S = 120.0
@@ -52,6 +53,9 @@ class Fleet(Talking):
             RouteConflictError: another agent serves one of the topics.
             DeployError: a replica could not start, or not in time; carries the reason.
         """
+        from squadron.actors.agent import specs_of
+        from squadron.bridge.packing import code
+
         classes = [code.load_agent(each) if isinstance(each, str) else each for each in agents]
         deployments = [(await self._pack(each)).model_dump(mode="json") for each in specs_of(classes).values()]
         # Before the answer, which need not reach whoever is interrupted.
@@ -65,6 +69,8 @@ class Fleet(Talking):
             await asyncio.to_thread(remember_keys, self.settings.home)
 
     async def _pack(self, spec: AgentSpec) -> Deployment:
+        from squadron.bridge.packing import code
+
         agent_class = spec.agent_class
         packed, blob = code.pack(agent_class)
         if blob:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import TYPE_CHECKING
 
 from squadron.bridge.place import Place
-from squadron.replay.past_runs import RunArchive
 from squadron.runtime.closing import AsyncClosing
 from squadron.runtime.lite.listing import LiteInfo, list_lite
 from squadron.runtime.store.dead_letters import DeadLetters
 from squadron.runtime.wire.topics import ScoredTopic
-from squadron.views.listener import Listener
-from squadron.views.talk_map import TalkMap, draw_map
+
+if TYPE_CHECKING:
+    from squadron.replay.past_runs import RunArchive
+    from squadron.views.listener import Listener
+    from squadron.views.talk_map import TalkMap
 
 
 class Looking(AsyncClosing):
@@ -22,9 +25,9 @@ class Looking(AsyncClosing):
     def _wiring(self) -> Place:
         """The place on the bus, for as long as it can be used."""
 
-    def discover(self, intent: str, *, most: int = 8) -> list[ScoredTopic]:
-        """The served topics that fit an intent in plain words, best first."""
-        return self._wiring.registry.discover(intent, most=most)
+    def discover(self, intent: str, *, most: int = 8, least: float = 0.0) -> list[ScoredTopic]:
+        """The served topics that fit an intent in plain words, best first; none with a score below `least`."""
+        return self._wiring.registry.discover(intent, most=most, least=least)
 
     def topics(self) -> list[ScoredTopic]:
         """All topics that are served now."""
@@ -59,6 +62,8 @@ class Looking(AsyncClosing):
         Raises:
             BusUnavailableError: the server can't be reached.
         """
+        from squadron.views.listener import Listener
+
         return await Listener.open(self._wiring.ports, self._wiring.registry, contents=contents)
 
     async def map(self, seconds: float = 5.0) -> TalkMap:
@@ -69,6 +74,8 @@ class Looking(AsyncClosing):
         Raises:
             BusUnavailableError: the server can't be reached.
         """
+        from squadron.views.talk_map import draw_map
+
         return await draw_map(self._wiring.ports, self._wiring.registry, seconds)
 
     @property
@@ -79,4 +86,6 @@ class Looking(AsyncClosing):
     @property
     def runs(self) -> RunArchive:
         """What supervisors and LLM agents have thought: list it, look into it, stop it, export or replay it."""
+        from squadron.replay.past_runs import RunArchive
+
         return RunArchive(self._wiring.caller, self._wiring.settings.env)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
-from squadron.client.blocking import SyncSquad
-
 if TYPE_CHECKING:
+    from squadron.client.blocking import SyncSquad
     from squadron.client.squad import Squad
 
 
@@ -31,6 +30,9 @@ class Opening:
             await self._squad.aclose()
 
     def __enter__(self) -> SyncSquad:
+        # Half of what a squad loads; programs that await need none of it.
+        from squadron.client.blocking import SyncSquad
+
         # Known before it opens: it is closed however that ends.
         self._sync = SyncSquad()
         self._sync.start(self._open)

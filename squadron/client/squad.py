@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from squadron.bridge.audit.history import AuditTrail
-from squadron.bridge.audit.switch import switch_audit
 from squadron.bridge.jetstream.link.at_home import as_user
 from squadron.bridge.jetstream.stream_configs import StreamNames
 from squadron.bridge.jetstream.wiring import Wiring
@@ -23,6 +21,9 @@ from squadron.runtime.errors import (
 )
 from squadron.runtime.wire.envelope import AgentIdentity
 from squadron.servers import Servers, is_orphaned
+
+if TYPE_CHECKING:
+    from squadron.bridge.audit.history import AuditTrail
 
 #: How long it may take, when a squad is closed, to take away what it deployed, in seconds.
 UNDEPLOY_WITHIN_S = 5.0
@@ -141,6 +142,8 @@ class Squad(Fleet):
     @property
     def audit(self) -> AuditTrail:
         """What happened in this environment, if it is audited: query, verify, export."""
+        from squadron.bridge.audit.history import AuditTrail
+
         home = self._wiring.settings.home
         return AuditTrail(self._nats.connection, StreamNames(self.settings.env), home)
 
@@ -166,6 +169,8 @@ def _identity() -> AgentIdentity:
 
 async def _open_nats(settings: Settings) -> Wiring:
     """Have the streams, audited as the settings say, and a place beside them with the rights of this process."""
+    from squadron.bridge.audit.switch import switch_audit
+
     keeper = as_user(settings, "bridge")
     wiring = await Wiring.open(keeper, _identity(), create=True)
     try:

@@ -12,7 +12,6 @@ from datetime import timedelta
 from typing import Any, Unpack
 from weakref import WeakSet
 
-from squadron.actors.thinking.providers import default_model_spec
 from squadron.bridge.place import Place
 from squadron.client.looking import Looking
 from squadron.client.stream import Stream
@@ -333,6 +332,8 @@ class Talking(Looking):
         """
         asked = {"goal": goal, "topics": list(topics), "plan": plan, "gather": gather}
         asked |= {"approve": list(approve), "trust": list(trust)}
+        from squadron.actors.thinking.providers import default_model_spec
+
         chosen = model or self.settings.model or default_model_spec(os.environ)
         return await self._pursue(asked, chosen, max_rounds, within_s, budget, on_event)
 

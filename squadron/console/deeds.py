@@ -1,4 +1,4 @@
-"""What people do from the console: each deed is one call of the client, and the section it changes is looked at anew."""
+"""What people do from the console: each deed is a call of the client, then what it changes is looked at anew."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import ipaddress
 import os
@@ -138,23 +137,20 @@ async def serving(
         lifespan="on",
         timeout_graceful_shutdown=STOP_WITHIN_S,
     )
-    server = uvicorn.Server(config)
-    # Whoever runs us minds signals.
-    server.capture_signals = contextlib.nullcontext  # type: ignore[assignment,method-assign]
-    url = f"http://{shown}:{port}"
-    task = spawn(server.serve(sockets=[listener]), "console")
+    server, url = uvicorn.Server(config), f"http://{shown}:{port}"
     place = ConsolePlace(url, os.getpid(), read_only)
+    config.load()
+    server.lifespan = config.lifespan_class(config)
+    # Whoever runs us minds signals: so not by `serve`, which would.
+    await server.startup(sockets=[listener])
+    if server.should_exit:
+        raise ConfigError("the console did not start", hint="see what was logged before")
+    work = spawn(server.main_loop(), "console", lasting=True)
     try:
-        while not server.started and not task.done():
-            await asyncio.sleep(0.01)
-        if task.done():
-            task.result()
-            raise ConfigError("the console did not start", hint="see what was logged before")
         place.write(settings)
         yield Served(url, f"{url}/login?token={own}", str(path), read_only)
     finally:
         place.forget(settings)
         server.should_exit = True
-        with contextlib.suppress(Exception):
-            await task
-        listener.close()
+        await work
+        await server.shutdown(sockets=[listener])

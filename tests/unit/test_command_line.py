@@ -12,12 +12,16 @@ import subprocess
 import sys
 import termios
 from collections.abc import AsyncIterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import typer
+from typer.main import get_command, get_group
 from typer.testing import CliRunner
 
+from squadron.cli import commands as listed
 from squadron.cli.app import app
 from squadron.cli.progress import show_counts, show_timeline, watching
 from squadron.cli.talk import Shown, check_pairs, read_value, with_fields
@@ -431,16 +435,98 @@ async def test_each_step_of_the_offline_plan_finds_its_topic() -> None:
 # --- speed and pipes ---------------------------------------------------------------------------------
 
 
-def test_help_loads_nothing_that_is_slow() -> None:
+def loaded(*arguments: str) -> set[str]:
+    """The modules that are loaded at the end of the program, called in a process of its own."""
     script = (
-        "import sys\n"
-        "from typer.testing import CliRunner\n"
-        "from squadron.cli.app import app\n"
-        "assert CliRunner().invoke(app, ['--help']).exit_code == 0\n"
-        "print(*{'ray', 'nats', 'openai', 'anthropic', 'aiohttp', 'pydantic'} & sys.modules.keys())\n"
+        "import atexit, sys\n"
+        "atexit.register(lambda: print(*sys.modules, file=sys.stderr))\n"
+        "from squadron.cli import main\n"
+        "main()\n"
     )
-    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
-    assert ended.stdout.strip() == ""
+    ended = subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False, timeout=60
+    )
+    return set(ended.stderr.splitlines()[-1].split())
+
+
+def test_help_loads_nothing_that_is_slow() -> None:
+    modules = loaded("--help")
+
+    slow = {"ray", "nats", "openai", "anthropic", "aiohttp", "pydantic", "rich", "structlog", "asyncio"}
+    assert "squadron.cli.commands" in modules
+    assert not (slow | {"squadron.config", "squadron.runtime.errors", "squadron.cli.talk"}) & modules
+
+
+def test_an_ask_loads_neither_what_thinks_nor_what_deploys_nor_websockets(clean: Path) -> None:
+    modules = loaded("ask", "a.b", "text=x")
+
+    assert {"squadron.client.squad", "nats", "squadron.cli.talk"} <= modules
+    assert not {"ray", "aiohttp", "snowballstemmer", "openai", "anthropic"} & modules
+    assert (
+        not {
+            "squadron.actors.agent",
+            "squadron.actors.runs",
+            "squadron.bridge.audit",
+            "squadron.bridge.packing.code",
+            "squadron.client.blocking",
+            "squadron.replay.past_runs",
+            "squadron.views.listener",
+            "squadron.cli.doctor",
+            "squadron.cli.run",
+        }
+        & modules
+    )
+
+
+def test_websockets_of_the_users_own_still_find_aiohttp() -> None:
+    script = (
+        "import sys, squadron.bridge.jetstream.link\n"
+        "from nats.aio import transport\n"
+        "assert 'aiohttp' not in sys.modules\n"
+        "assert transport.aiohttp.WSMsgType.BINARY\n"
+        "import aiohttp\n"
+        "assert transport.aiohttp.ClientSession is aiohttp.ClientSession\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script], timeout=30, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", listed.COMMANDS)
+def test_the_list_of_commands_says_what_each_says_of_itself(name: str) -> None:
+    group = cast("Any", get_command(app))
+
+    command = group.get_command(None, name)
+
+    assert command.name == name
+    assert command.get_short_help_str(200) == listed.COMMANDS[name][1]
+
+
+def test_no_module_has_a_command_that_is_not_listed() -> None:
+    modules = {module for held, _ in listed.COMMANDS.values() for module in held.split()}
+    folder = Path(listed.__file__).parent
+    registering = {path.stem for path in folder.glob("*.py") if "def register(app" in path.read_text()}
+    assert registering - {"commands"} == modules
+
+    for module in modules:
+        holder = typer.Typer()
+        import_module(f"squadron.cli.{module}").register(holder)
+        for name in cast("Any", get_group(holder)).commands:
+            assert module in listed.COMMANDS[name][0].split()
+
+
+def test_the_shell_completes_commands_and_their_options() -> None:
+    def complete(*words: str) -> str:
+        env = os.environ | {"_SQUADRON_COMPLETE": "complete_bash", "COMP_WORDS": " ".join(words)}
+        env |= {"COMP_CWORD": str(len(words) - 1)}
+        command = [
+            sys.executable,
+            "-c",
+            "import sys; sys.argv[0] = 'squadron'\nfrom squadron.cli import main; main()",
+        ]
+        return subprocess.run(command, capture_output=True, text=True, env=env, timeout=30, check=False).stdout
+
+    assert complete("squadron", "und").split() == ["undeploy"]
+    assert "--within" in complete("squadron", "ask", "--").split()
+    assert "redrive" in complete("squadron", "dlq", "re").split()
 
 
 def test_asking_never_imports_ray(clean: Path) -> None:
@@ -452,18 +538,6 @@ def test_asking_never_imports_ray(clean: Path) -> None:
         "assert ended.exit_code == 3, ended.output\n"
         "assert 'squadron.client.squad' in sys.modules\n"
         "sys.exit('ray' in sys.modules)\n"
-    )
-
-    assert subprocess.run([sys.executable, "-c", script], timeout=30, check=False).returncode == 0
-
-
-def test_help_needs_neither_ray_nor_nats() -> None:
-    script = (
-        "import sys\n"
-        "from typer.testing import CliRunner\n"
-        "from squadron.cli.app import app\n"
-        "CliRunner().invoke(app, ['--help'])\n"
-        "sys.exit(bool({'ray', 'nats', 'pydantic', 'squadron.client.squad'} & sys.modules.keys()))\n"
     )
 
     assert subprocess.run([sys.executable, "-c", script], timeout=30, check=False).returncode == 0

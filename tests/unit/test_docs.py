@@ -172,7 +172,7 @@ def test_commands_and_options_that_the_docs_show_exist(command: str) -> None:
 
     found: Any = get_command(app)
     for name in command.split():
-        found = found.commands[name]
+        found = found.get_command(None, name)
     options = {option for parameter in found.params for option in parameter.opts}
     text = "\n".join(page.read_text() for page in PAGES)
     shown = re.findall(rf"squadron {command}\b[^\n`]*", text)

@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from squadron.cli import frame
+from squadron.cli.ending import INTERRUPTED
 from squadron.cli.progress import Watch, _Pane, _PlainLines, watching
 from squadron.cli.run import cancelled_with_us, show_run
 from squadron.cli.tally import Tally
@@ -220,4 +221,4 @@ async def test_at_ctrl_c_the_run_is_cancelled_and_named(capsys: pytest.CaptureFi
     assert cancelled == ["t"]
     said = " ".join(capsys.readouterr().err.split())
     assert said == f"Cancelled {RUN}. It can go on: squadron runs resume {RUN}"
-    assert frame.INTERRUPTED == 130
+    assert INTERRUPTED == 130

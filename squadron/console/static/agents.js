@@ -37,7 +37,7 @@ function Detail({ agent, locked, close }) {
   const outcomes = Object.entries(agent.outcomes ?? {});
   const scaled = (answer) => `${agent.agent} runs at ${answer.scale}`;
   return html`<${Drawer} title=${agent.agent} onClose=${close}>
-    <p class="line"><${Badge} word=${agent.status} /> <${ScaleWord} agent=${agent} /> <span class="dim">version ${agent.version}</span></p>
+    <p class="line"><${Badge} word=${agent.status} /> <${ScaleWord} agent=${agent} /> <span class="dim">version <code title=${agent.version}>${String(agent.version).slice(0, 12)}</code></span></p>
     ${agent.message && agent.status !== "RUNNING" && html`<pre class="trouble">${agent.message}</pre>`}
     <div class="figures">
       <div><b>${agent.running}/${agent.target}</b><span>replicas</span></div><div><b>${agent.in_flight}/${agent.slots}</b><span>in flight</span></div>

@@ -69,7 +69,7 @@ function App() {
       <div class="foot"><span class=${`dot ${connected ? "good" : "bad"}`}></span> <span id="connection">${connected ? "live" : "connecting…"}</span>
         ${locked && html`<span class="tag pin">read-only</span>`}<button type="button" class="quiet right" aria-label="Dark or light" title="Dark or light (t)" onClick=${() => setTheme(isDark() ? "light" : "dark")}>◐</button></div>
     </nav>
-    <main><header class="top"><h1>${label}</h1>${about.dashboard && html`<a class="right dim" href=${`${about.dashboard}/#/serve`} target="_blank" rel="noreferrer">Ray dashboard ↗</a>`}<button type="button" class="quiet" aria-label="Keys" title="Keys (?)" onClick=${() => setHelp(!help)}>?</button></header>
+    <main><header class="top"><h1>${label}</h1><span class="right"></span>${about.dashboard && html`<a class="dim" href=${`${about.dashboard}/#/serve`} target="_blank" rel="noreferrer">Ray dashboard ↗</a>`}<button type="button" class="quiet" aria-label="Keys" title="Keys (?)" onClick=${() => setHelp(!help)}>?</button></header>
       ${troubles.length > 0 && html`<div class="troubles" role="alert">${[...new Set(troubles.map(([, what]) => what))].slice(0, 2).join(" · ")}</div>`}
       <${Page} id=${place.id} locked=${Boolean(locked)} close=${close} /></main>
     ${help && html`<div class="help" role="dialog" aria-label="Keys"><h2>Keys</h2><dl>${KEYS.map(([key, what]) => html`<dt><kbd>${key}</kbd></dt><dd>${what}</dd>`)}</dl></div>`}

@@ -77,6 +77,7 @@ function useWake(section) {
     const listener = () => (waiting ||= requestAnimationFrame(() => ((waiting = 0), again((n) => n + 1))));
     if (!listeners.has(section)) listeners.set(section, new Set());
     listeners.get(section).add(listener);
+    again((n) => n + 1); // what came between the drawing and now
     return () => {
       cancelAnimationFrame(waiting);
       listeners.get(section).delete(listener);
