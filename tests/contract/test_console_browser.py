@@ -16,7 +16,7 @@ from squadron.console.serving import Served, serving
 from tests.contract.console_world import ConsoleWorld, Till, console_world
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
-playwright = pytest.importorskip("playwright.async_api", reason="no playwright: pip install -e '.[browser]'")
+playwright = pytest.importorskip("playwright.async_api", reason="no playwright: pip install -e '.[dev]'")
 pytestmark = [
     pytest.mark.skipif(not CHROMIUM, reason="no Chromium: apt-get install chromium"),
     pytest.mark.timeout(240),

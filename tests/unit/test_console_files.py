@@ -1,4 +1,4 @@
-"""The files of the console's page: what is vendored is what it says, and nothing in them needs more than the policy."""
+"""The files of the console's page: what is vendored is what it says, and the policy is enough for all of them."""
 
 from __future__ import annotations
 
