@@ -91,7 +91,7 @@ export function Agents({ id, locked, close }) {
   const row = (each) => html`
     <span class="name"><${Dot} word=${each.status} /><span class="clip"><b>${each.agent}</b></span></span>
     <${Steps} agent=${each} locked=${locked} /><span class="opt"><${ScaleWord} agent=${each} /></span>
-    <span class="busy"><${Meter} value=${each.in_flight} most=${each.slots} label=${`${each.in_flight} of ${each.slots} slots`} /><small>${each.in_flight}/${each.slots}</small></span>
+    <span class="flight"><${Meter} value=${each.in_flight} most=${each.slots} label=${`${each.in_flight} of ${each.slots} slots`} /><small>${each.in_flight}/${each.slots}</small></span>
     <span class=${`right ${each.waiting ? "strong" : ""}`}>${number(each.waiting)}</span><span class="right">${rate(each.rates[1])}</span>
     <span class=${`right opt ${each.failing ? "red" : ""}`} title=${`${each.failing} in the last five minutes`}>${number(each.failed)}</span>
     <span class="right opt">${each.age_guessed ? "~" : ""}${seconds(each.age_s)}</span>`;
