@@ -86,6 +86,14 @@ def _tokens(settings: Settings, own: str) -> Iterable[str]:
             yield (settings.home / "ray" / "token").read_text().strip()
 
 
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        hint = "choose another --port, or 0 for any that is free"
+        raise ConfigError(f"port {port} of {host} can't be used: {error.strerror or error}", hint=hint) from None
+
+
 @contextlib.asynccontextmanager
 async def serving(
     squad: Squad,
@@ -114,11 +122,7 @@ async def serving(
     settings = squad.settings
     check_host(host, token_file)
     own, path = own_token(settings, token_file)
-    try:
-        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        hint = "choose another --port, or 0 for any that is free"
-        raise ConfigError(f"port {port} of {host} can't be used: {error.strerror or error}", hint=hint) from None
+    listener = _listen(host, port)
     port = listener.getsockname()[1]
     shown = f"[{host}]" if ":" in host else host
     hosts = {f"{each}:{port}" for each in (shown, "127.0.0.1", "localhost", "[::1]")} | set(names)
@@ -128,15 +132,13 @@ async def serving(
         return {name: each.trouble for name, each in (await probes.ready()).items()}
 
     app = console_app(squad, ready, tokens=lambda: _tokens(settings, own), hosts=hosts, read_only=read_only, by=by)
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        lifespan="on",
-        timeout_graceful_shutdown=STOP_WITHIN_S,
-    )
+    quiet: dict[str, Any] = {
+        "log_config": None,
+        "access_log": False,
+        "server_header": False,
+        "proxy_headers": False,
+    }
+    config = uvicorn.Config(app, lifespan="on", timeout_graceful_shutdown=STOP_WITHIN_S, **quiet)
     server, url = uvicorn.Server(config), f"http://{shown}:{port}"
     place = ConsolePlace(url, os.getpid(), read_only)
     config.load()
