@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from starlette.applications import Starlette
+
 from squadron.bridge.daemons import private_dir, write_private
 from squadron.bridge.health.probes import Probes
 from squadron.client.squad import Squad
@@ -117,8 +119,6 @@ async def serving(
         ConfigError: the interface is public and there is no token, or the port is taken.
         BusUnavailableError: the server can't be reached.
     """
-    import uvicorn
-
     settings = squad.settings
     check_host(host, token_file)
     own, path = own_token(settings, token_file)
@@ -132,6 +132,20 @@ async def serving(
         return {name: each.trouble for name, each in (await probes.ready()).items()}
 
     app = console_app(squad, ready, tokens=lambda: _tokens(settings, own), hosts=hosts, read_only=read_only, by=by)
+    url = f"http://{shown}:{port}"
+    place = ConsolePlace(url, os.getpid(), read_only)
+    async with _serving(app, listener):
+        try:
+            place.write(settings)
+            yield Served(url, f"{url}/login?token={own}", str(path), read_only)
+        finally:
+            place.forget(settings)
+
+
+@contextlib.asynccontextmanager
+async def _serving(app: Starlette, listener: socket.socket) -> AsyncIterator[None]:
+    import uvicorn
+
     quiet: dict[str, Any] = {
         "log_config": None,
         "access_log": False,
@@ -139,8 +153,7 @@ async def serving(
         "proxy_headers": False,
     }
     config = uvicorn.Config(app, lifespan="on", timeout_graceful_shutdown=STOP_WITHIN_S, **quiet)
-    server, url = uvicorn.Server(config), f"http://{shown}:{port}"
-    place = ConsolePlace(url, os.getpid(), read_only)
+    server = uvicorn.Server(config)
     config.load()
     server.lifespan = config.lifespan_class(config)
     # Whoever runs us minds signals: so not by `serve`, which would.
@@ -149,10 +162,8 @@ async def serving(
         raise ConfigError("the console did not start", hint="see what was logged before")
     work = spawn(server.main_loop(), "console", lasting=True)
     try:
-        place.write(settings)
-        yield Served(url, f"{url}/login?token={own}", str(path), read_only)
+        yield
     finally:
-        place.forget(settings)
         server.should_exit = True
         await work
         await server.shutdown(sockets=[listener])
