@@ -104,23 +104,23 @@ def _body(dice: random.Random) -> bytes:
 def _request(dice: random.Random, host: str) -> bytes:
     body = _body(dice)
     path = dice.choice(
-        ["/mcp"] * 9 + ["/", "/livez", "/readyz", "/.well-known/x", "/mcp/../../x", "/%00", "/mcp?x=%ff"]
+        ["/mcp"] * 30 + ["/", "/livez", "/readyz", "/.well-known/x", "/mcp/../../x", "/%00", "/mcp?x=%ff"]
     )
-    verb = dice.choice(["POST"] * 12 + ["GET", "DELETE", "PUT", "OPTIONS", "HEAD", "PATCH", "TRACE", "BREW"])
+    verb = dice.choice(["POST"] * 30 + ["GET", "DELETE", "PUT", "OPTIONS", "HEAD", "PATCH", "TRACE", "BREW"])
     if verb == "GET" and path.startswith("/mcp"):
         verb = "PUT"  # a stream that is as long as its client wants
     headers = {
-        "Host": dice.choice([host] * 9 + ["evil.example", ""]),
-        "Authorization": dice.choice([f"Bearer {TOKEN}"] * 9 + ["Bearer x", "Basic x", ""]),
+        "Host": dice.choice([host] * 40 + ["evil.example", ""]),
+        "Authorization": dice.choice([f"Bearer {TOKEN}"] * 40 + ["Bearer x", "Basic x", ""]),
         "Content-Type": dice.choice(
-            ["application/json"] * 9 + ["text/plain", "application/json; charset=utf-7", ""]
+            ["application/json"] * 40 + ["text/plain", "application/json; charset=utf-7", ""]
         ),
-        "Accept": dice.choice(["application/json, text/event-stream"] * 6 + ["*/*", "text/html", ""]),
-        "Mcp-Protocol-Version": dice.choice(["2026-07-28"] * 6 + ["2025-11-25", "", "\xff", "9" * 100]),
-        "Mcp-Method": dice.choice([*METHODS, "tools/call"]),
+        "Accept": dice.choice(["application/json, text/event-stream"] * 20 + ["*/*", "text/html", ""]),
+        "Mcp-Protocol-Version": dice.choice(["2026-07-28"] * 12 + ["2025-11-25", "", "\xff", "9" * 100]),
+        "Mcp-Method": dice.choice([*METHODS, *["tools/call"] * 9]),
         "Mcp-Name": dice.choice(["echo__say", "", "v1-2"]),
         "Mcp-Session-Id": dice.choice([""] * 6 + ["x", "0" * 32, "a" * 2000]),
-        "Origin": dice.choice([""] * 9 + ["null", "https://evil.example", "http://["]),
+        "Origin": dice.choice([""] * 40 + ["null", "https://evil.example", "http://["]),
         "X-Much": dice.choice([""] * 30 + ["x" * 20_000]),
     }
     length = dice.choice([len(body)] * 20 + [0, 10**12])
