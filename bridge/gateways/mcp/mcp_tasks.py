@@ -17,7 +17,7 @@ from mcp.shared.exceptions import MCPError
 from squadron.bridge.gateways.doors import Front
 from squadron.bridge.gateways.kept_tasks import KeptTask, KeptTasks, UnknownTaskError
 from squadron.bridge.gateways.mcp.tool_calls import ToolCalls, elicitation, visitor_of
-from squadron.bridge.gateways.mcp.tool_list import is_modern
+from squadron.bridge.gateways.mcp.tool_list import is_modern, takes_client
 from squadron.bridge.gateways.mcp.tool_results import result_of
 from squadron.bridge.gateways.visitors import Visitor
 from squadron.runtime.errors import BusUnavailableError, SquadronError
@@ -71,9 +71,11 @@ class McpTasks:
 
     async def create(
         self, ctx: Context, params: types.CallToolRequestParams
-    ) -> TaskCreated | types.CallToolResult:
+    ) -> TaskCreated | types.CallToolResult | types.InputRequiredResult:
         """Serve a `tools/call` of a client that knows tasks: what ends at once needs none."""
         topic = self._calls.topic_of(params.name, visitor_of(ctx))
+        if takes_client(topic):
+            return await self._calls.call(ctx, params)
         task = await self._calls.kept(ctx, topic, params)
         outcome = task.outcome
         if outcome is None:
