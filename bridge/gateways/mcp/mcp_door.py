@@ -22,7 +22,7 @@ from squadron.bridge.gateways.doors import Front
 from squadron.bridge.gateways.http_guard import Receive, Scope, Send
 from squadron.bridge.gateways.kept_tasks import KeptTasks
 from squadron.bridge.gateways.mcp.change_notices import ChangeNotices
-from squadron.bridge.gateways.mcp.mcp_prompts import McpPrompts
+from squadron.bridge.gateways.mcp.mcp_prompts import McpPrompts, no_completions
 from squadron.bridge.gateways.mcp.mcp_resources import McpResources
 from squadron.bridge.gateways.mcp.mcp_tasks import (
     EXTENSION,
@@ -51,6 +51,11 @@ INSTRUCTIONS = (
 async def open_door(front: Front) -> McpDoor:
     """The door, as the gateway opens it."""
     return McpDoor(front)
+
+
+async def _set_level(ctx: Context, params: types.SetLevelRequestParams) -> types.EmptyResult:
+    """A session gets what agents log, whatever the level: they log little."""
+    return types.EmptyResult()
 
 
 class McpDoor:
@@ -89,6 +94,7 @@ class McpDoor:
             on_unsubscribe_resource=self._notices.unsubscribe,
             on_list_prompts=prompts.listed,
             on_get_prompt=prompts.get,
+            on_completion=no_completions,
             on_subscriptions_listen=ListenHandler(self._notices.bus, max_subscriptions=MOST_LISTENERS),
         )
         server.add_notification_handler(
@@ -96,6 +102,7 @@ class McpDoor:
         )
         # Its results may be of the extension.
         server.add_request_handler("tools/call", types.CallToolRequestParams, self._call_tool)
+        server.add_request_handler("logging/setLevel", types.SetLevelRequestParams, _set_level)
         server.extensions[EXTENSION] = {}
         server.add_request_handler("tasks/get", TaskParams, self._tasks.get)
         server.add_request_handler("tasks/update", TaskUpdateParams, self._tasks.update)

@@ -12,11 +12,20 @@ from mcp.shared.exceptions import MCPError
 from pydantic import TypeAdapter, ValidationError
 
 from squadron.bridge.gateways.doors import Front
+from squadron.bridge.gateways.mcp.client_inputs import with_client
 from squadron.bridge.gateways.mcp.tool_calls import Context, visitor_of
-from squadron.bridge.gateways.mcp.tool_list import PROMPT_TAG, ToolList, said_by_tag, tool_name_of
+from squadron.bridge.gateways.mcp.tool_list import (
+    CLIENT_FIELD,
+    PROMPT_TAG,
+    ToolList,
+    said_by_tag,
+    takes_client,
+    tool_name_of,
+)
 from squadron.bridge.gateways.mcp.tool_results import text_of
 from squadron.bridge.gateways.visitors import behalf_of
 from squadron.runtime.asking.options import AskOptions
+from squadron.runtime.wire.outcome import Outcome
 from squadron.runtime.wire.topics import SemanticTopic
 
 #: The domain of topics that pursue goals, as `goal.pursue` of a supervisor.
@@ -48,7 +57,9 @@ class McpPrompts:
         ]
         return types.ListPromptsResult(prompts=found)
 
-    async def get(self, ctx: Context, params: types.GetPromptRequestParams) -> types.GetPromptResult:
+    async def get(
+        self, ctx: Context, params: types.GetPromptRequestParams
+    ) -> types.GetPromptResult | types.InputRequiredResult:
         """One prompt: of a goal, what tells a model to have it pursued; else what its agent says.
 
         Raises:
@@ -66,11 +77,22 @@ class McpPrompts:
             return _prompt(topic, text + text_of(given))
         behalf = behalf_of(visitor_of(ctx), self._front.place.ports.principal)
         options = AskOptions(within_s=self._front.within_s, on_behalf_of=behalf)
-        outcome = await self._front.place.caller.ask(topic.name, given, options)
+
+        async def ask(content: dict[str, Any]) -> Outcome:
+            return await self._front.place.caller.ask(topic.name, content, options)
+
+        outcome = await with_client(ctx, given, params, ask) if takes_client(topic) else await ask(given)
+        if isinstance(outcome, types.InputRequiredResult):
+            return outcome
         if not outcome.ok:
             reason = f"{outcome.kind.replace('_', ' ')}: {outcome.reason}"
             raise MCPError(code=types.INTERNAL_ERROR, message=reason[:500])
         return _prompt(topic, outcome.unwrap())
+
+
+async def no_completions(ctx: Context, params: types.CompleteRequestParams) -> types.CompleteResult:
+    """Agents say nothing of how their fields might go on."""
+    return types.CompleteResult(completion=types.Completion(values=[]))
 
 
 def arguments_of(topic: SemanticTopic) -> list[types.PromptArgument]:
@@ -86,7 +108,7 @@ def arguments_of(topic: SemanticTopic) -> list[types.PromptArgument]:
             required=name in required,
         )
         for name, field in properties.items()
-        if not isinstance(field, dict) or field.get("type", "string") == "string"
+        if name != CLIENT_FIELD and (not isinstance(field, dict) or field.get("type", "string") == "string")
     ]
 
 

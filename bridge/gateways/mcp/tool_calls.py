@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import warnings
 from collections.abc import Mapping
 from contextlib import aclosing, suppress
-from typing import Any
+from typing import Any, get_args
 
 import mcp_types as types
 import structlog
 from mcp.server.context import ServerRequestContext
-from mcp.shared.exceptions import MCPError
+from mcp.shared.exceptions import MCPDeprecationWarning, MCPError
 
 from squadron.bridge.gateways.doors import Front
 from squadron.bridge.gateways.kept_tasks import KeptTask, KeptTasks, UnknownTaskError
-from squadron.bridge.gateways.mcp.tool_list import ToolList, is_modern
+from squadron.bridge.gateways.mcp.client_inputs import with_client
+from squadron.bridge.gateways.mcp.tool_list import LOG_TAG, ToolList, is_modern, takes_client
 from squadron.bridge.gateways.mcp.tool_results import result_of, text_of
 from squadron.bridge.gateways.visitors import ANYBODY, Visitor, behalf_of
 from squadron.runtime.asking.answering import OpenQuestion
@@ -38,6 +40,7 @@ MOST_META = 200
 PROGRESS_CHARACTERS = 2000
 
 Context = ServerRequestContext[Any, Any]
+_LEVEL = types.LoggingLevel
 
 
 def visitor_of(ctx: Context) -> Visitor:
@@ -77,6 +80,8 @@ class ToolCalls:
         """Serve one `tools/call` to its end, or to the next question to its caller."""
         visitor = visitor_of(ctx)
         topic = self.topic_of(params.name, visitor)
+        if takes_client(topic):
+            return await self._call_with_client(ctx, topic, params)
         modern = is_modern(ctx.protocol_version)
         if params.request_state is not None:
             handle = (await self._resumed(params, visitor)).handle
@@ -91,6 +96,19 @@ class ToolCalls:
             return result_of(topic, ended, ctx.protocol_version)
         state = json.dumps({"task": handle.task_id})
         return types.InputRequiredResult(input_requests={ended.query_id: elicitation(ended)}, request_state=state)
+
+    async def _call_with_client(
+        self, ctx: Context, topic: SemanticTopic, params: types.CallToolRequestParams
+    ) -> types.CallToolResult | types.InputRequiredResult:
+        async def ask(content: dict[str, Any]) -> Outcome:
+            options = self._options(ctx, visitor_of(ctx))
+            handle = await self._front.place.caller.submit(topic.name, content, options)
+            ended = await self._until_end_or_question(ctx, handle, topic, may_ask=False)
+            assert isinstance(ended, Outcome)
+            return ended
+
+        got = await with_client(ctx, params.arguments or {}, params, ask)
+        return got if isinstance(got, types.InputRequiredResult) else result_of(topic, got, ctx.protocol_version)
 
     async def kept(self, ctx: Context, topic: SemanticTopic, params: types.CallToolRequestParams) -> KeptTask:
         """Submit a task that outlives its request."""
@@ -143,13 +161,13 @@ class ToolCalls:
                 _log.info("answer.not_taken", task=task_id, query=query_id, why=str(error))
 
     async def _until_end_or_question(
-        self, ctx: Context, handle: Handle, topic: SemanticTopic
+        self, ctx: Context, handle: Handle, topic: SemanticTopic, *, may_ask: bool = True
     ) -> Outcome | OpenQuestion:
         """Wait for the outcome, or for a question that a client which can be asked has to come back for."""
         asked_before: set[str] = set()
-        ending = spawn(self._follow(ctx, handle), f"call of {topic.name}")
+        ending = spawn(self._follow(ctx, handle, topic), f"call of {topic.name}")
         try:
-            while can_be_asked(ctx):
+            while may_ask and can_be_asked(ctx):
                 asking = spawn(
                     self._front.questions.next_about(handle.task_id, but=asked_before),
                     f"questions of {handle.task_id}",
@@ -182,14 +200,17 @@ class ToolCalls:
         with suppress(MCPError):  # one that does not fit is asked for elsewhere, or runs out of time
             await self.answer(task_id, {question.query_id: reply}, visitor_of(ctx))
 
-    async def _follow(self, ctx: Context, handle: Handle) -> Outcome:
+    async def _follow(self, ctx: Context, handle: Handle, topic: SemanticTopic) -> Outcome:
         """Wait for the outcome, and tell of chunks as progress if the client wants to hear of it."""
-        if not (ctx.meta or {}).get("progress_token") and not (ctx.meta or {}).get("progressToken"):
+        if (ctx.meta or {}).get("progress_token") is None and LOG_TAG not in topic.tags:
             return await handle.outcome()
         told = 0
         async with aclosing(handle.events()) as events:
             async for event in events:
                 match event:
+                    case Chunk() if LOG_TAG in topic.tags and _is_log(event.value):
+                        await _log_to_client(ctx, event.value)
+                        continue
                     case Chunk():
                         message = text_of(event.value)[:PROGRESS_CHARACTERS]
                     case Restarted():
@@ -216,6 +237,17 @@ def elicitation(asked: OpenQuestion) -> types.ElicitRequest:
     return types.ElicitRequest(
         params=types.ElicitRequestFormParams(message=message, requested_schema=dict(question.schema))
     )
+
+
+def _is_log(chunk: Any) -> bool:
+    return isinstance(chunk, dict) and chunk.keys() == {"level", "data"} and chunk["level"] in get_args(_LEVEL)
+
+
+async def _log_to_client(ctx: Context, chunk: dict[str, Any]) -> None:
+    with warnings.catch_warnings():
+        # Gone from the newer wire, and what clients of the older one still show.
+        warnings.simplefilter("ignore", MCPDeprecationWarning)
+        await ctx.session.send_log_message(chunk["level"], chunk["data"], related_request_id=ctx.request_id)
 
 
 def _told(ctx: Context, name: str) -> str:

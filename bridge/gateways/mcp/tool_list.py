@@ -22,6 +22,10 @@ _NAME = re.compile(rf"[A-Za-z0-9_-]{{1,{MOST_NAME}}}")
 #: Tags by which an author says how a topic stands in MCP: `mcp:tool=greet`, `mcp:resource=docs://{page}`,
 #: `mcp:prompt=review`.
 TOOL_TAG, RESOURCE_TAG, PROMPT_TAG = "mcp:tool=", "mcp:resource=", "mcp:prompt="
+#: The tag of a topic whose chunks `{"level", "data"}` are log messages.
+LOG_TAG = "mcp:log"
+#: The field of a topic's input that the gateway fills; see `client_inputs`.
+CLIENT_FIELD = "mcp_client"
 #: The name and version of the topic, in the `_meta` of its tool.
 TOPIC_META, VERSION_META = "squadron/topic", "squadron/version"
 #: The field that holds what is no object, for hosts that know only objects.
@@ -80,6 +84,20 @@ class ToolList:
         return tuple(sorted((topic.name, agent, topic.model_dump_json()) for topic, agent in topics))
 
 
+def takes_client(topic: SemanticTopic) -> bool:
+    """Whether a topic wants to know of the client."""
+    return CLIENT_FIELD in (topic.input_schema.get("properties") or {})
+
+
+def shown_schema(topic: SemanticTopic) -> dict[str, Any]:
+    """The input schema without the field that clients don't fill."""
+    schema = {**topic.input_schema, "type": "object"}
+    if takes_client(topic):
+        schema["properties"] = {k: v for k, v in schema["properties"].items() if k != CLIENT_FIELD}
+        schema["required"] = [each for each in schema.get("required", ()) if each != CLIENT_FIELD]
+    return schema
+
+
 def tool_name_of(topic: SemanticTopic) -> str:
     """The name of a topic's tool."""
     name = said_by_tag(topic, TOOL_TAG) or topic.tool_name
@@ -97,7 +115,7 @@ def tool_of(name: str, topic: SemanticTopic, version: str) -> types.Tool:
         name=name,
         title=topic.name,
         description=topic.tool_description or topic.name,
-        input_schema={**topic.input_schema, "type": "object"},
+        input_schema=shown_schema(topic),
         output_schema=output_schema_of(topic, version),
         _meta={TOPIC_META: topic.name, VERSION_META: topic.version},
     )
