@@ -269,7 +269,7 @@ async def test_the_tasks_of_another_are_not_there(peer: Peer, scribe: Scribe) ->
 
 
 async def test_what_makes_no_sense_is_told_and_is_no_fault(peer: Peer, scribe: Scribe) -> None:
-    async with opened_gateway(peer.place, "a2a") as url, httpx.AsyncClient(base_url=url) as http:
+    async with opened_gateway(peer.place, "a2a") as url, httpx.AsyncClient(base_url=url, timeout=30) as http:
         for body in ({}, [], {"jsonrpc": "2.0", "id": 1, "method": "SendMessage", "params": {"message": 3}}, "x"):
             for path in ("/a2a/scribe", "/a2a/scribe/v1/message:send", "/a2a/scribe/v1/tasks/x:cancel"):
                 sent = await http.post(path, json=body, headers={"A2A-Version": "1.0"})
@@ -295,11 +295,13 @@ async def test_a_message_that_is_sent_again_after_its_gateway_was_killed_is_the_
     scribe = Scribe()
     await serve(scribe)
     port, request = free_port(), _message("measure", new_data_part({}))
-    async with gateway_command(peer.place.settings, port, "--a2a") as process:
-        async with _client(f"http://127.0.0.1:{port}") as client:
-            first = await _task(client, request)
-            process.kill()
-            await process.wait()
+    async with (
+        gateway_command(peer.place.settings, port, "--a2a") as process,
+        _client(f"http://127.0.0.1:{port}") as client,
+    ):
+        first = await _task(client, request)
+        process.kill()
+        await process.wait()
     async with gateway_command(peer.place.settings, port, "--a2a"), _client(f"http://127.0.0.1:{port}") as client:
         again = await _task(client, request)
         assert (again.id, again.status.state) == (first.id, pb.TaskState.TASK_STATE_INPUT_REQUIRED)
