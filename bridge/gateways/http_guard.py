@@ -152,10 +152,9 @@ class HttpGuard:
         if scope["method"] not in ("POST", "PUT", "PATCH"):
             return receive
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-        # Of what has no body some clients say nothing; a page can't send it either, see `_check_from`.
-        is_empty = length in (None, "0") and not {"transfer-encoding", "content-type"} & headers.keys()
-        if kind not in JSON_TYPES and not is_empty:
-            raise RefusedRequest(415, f"the Content-Type has to be {' or '.join(JSON_TYPES)}")
+        unknown = Refused(415, f"the Content-Type has to be {' or '.join(JSON_TYPES)}")
+        if kind and kind not in JSON_TYPES:
+            raise unknown
         try:
             async with asyncio.timeout(BODY_WITHIN_S):
                 body = await self._read(receive)
