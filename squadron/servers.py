@@ -196,6 +196,9 @@ def start_cluster(settings: Settings, joined: str) -> None:
     """
     from squadron.bridge.serve import cluster
 
+    # Ray takes seconds to start, and seconds to import: both at once.
+    importing = threading.Thread(target=cluster.load_bridge, name="imports Ray", daemon=True)
+    importing.start()
     told = os.fdopen(os.dup(1), "w", buffering=1)
     # Others may write to stdout as well.
     os.dup2(2, 1)
