@@ -196,9 +196,6 @@ def start_cluster(settings: Settings, joined: str) -> None:
     """
     from squadron.bridge.serve import cluster
 
-    # Ray takes seconds to start, and seconds to import: both at once.
-    importing = threading.Thread(target=cluster.load_bridge, name="imports Ray", daemon=True)
-    importing.start()
     told = os.fdopen(os.dup(1), "w", buffering=1)
     # Others may write to stdout as well.
     os.dup2(2, 1)
@@ -206,9 +203,14 @@ def start_cluster(settings: Settings, joined: str) -> None:
     def tell(what: Any) -> None:
         told.write(json.dumps(what) + "\n")
 
+    def starts() -> None:
+        tell("starts")
+        # Ray takes seconds to start, and seconds to import: both at once. Not before it is known that none is joined.
+        threading.Thread(target=cluster.load_bridge, name="imports Ray", daemon=True).start()
+
     try:
         on = dataclasses.replace(settings, ray_address=joined) if joined else settings
-        cluster.join(on, on_start=lambda: tell("starts"))
+        cluster.join(on, on_start=starts)
         cluster.start_bridge(settings)
     except SquadronError as error:
         tell(error.to_dict())
