@@ -205,7 +205,7 @@ def start_cluster(settings: Settings, joined: str) -> None:
 
     def starts() -> None:
         tell("starts")
-        # Ray takes seconds to start, and seconds to import: both at once. Not before it is known that none is joined.
+        # Ray takes seconds to start, and seconds to import: both at once, now that none is known to be joined.
         threading.Thread(target=cluster.load_bridge, name="imports Ray", daemon=True).start()
 
     try:
