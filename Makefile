@@ -7,7 +7,7 @@ SBOM_OF ?= $(BIN)/python
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint types fmt test-slow bench bench-lite bench-llm bench-audit bench-roles bench-start bench-trust pictures build sbom clean
+.PHONY: help install demo test lint types fmt test-slow bench bench-lite bench-llm bench-audit bench-roles bench-discovery bench-start bench-trust pictures build sbom clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ bench-roles: $(STAMP) ## Measure what least privilege costs, in a minute
 
 bench-start: $(STAMP) ## Measure how long a start takes beside bare Ray and Serve, in 3 minutes
 	$(BIN)/python -m benchmarks.start
+
+bench-discovery: $(STAMP) ## Measure how well and how fast topics are found, in a minute
+	$(BIN)/python -m benchmarks.discovery
 
 bench-trust: $(STAMP) ## Measure what sealed payloads cost, in a minute
 	$(BIN)/python -m benchmarks.sealing

@@ -200,10 +200,10 @@ class Pursuit:
     def find(self, intent: str) -> list[SemanticTopic]:
         """Served topics that fit an intent, the best first; of those a run is limited to, all."""
         registry = self._ctx.caller.registry
+        if not self._topics:
+            return [hit.topic for hit in registry.discover(intent, most=FOUND)]
         served = [found for found, _ in registry.topics()]
         hits = [hit.topic for hit in registry.discover(intent, most=len(served))]
-        if not self._topics:
-            return hits[:FOUND]
         named = [self._known(name) for name in self._topics if "*" not in name and registry.find(name)]
         found = {one.name: one for one in [*hits, *named, *served]}.values()
         return [one for one in found if any(matches(p, one.name) for p in self._topics)]

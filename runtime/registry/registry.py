@@ -17,11 +17,11 @@ from squadron.runtime.errors import BusUnavailableError, InvalidSubjectError
 from squadron.runtime.ports.bus import Subscription, UnreliableBus
 from squadron.runtime.ports.journal import Entry, Journal
 from squadron.runtime.registry.presence import Presence
-from squadron.runtime.registry.search import Index, document
+from squadron.runtime.registry.served_topics import ServedTopics
 from squadron.runtime.registry.signed_entries import Newest, SignedEntries
 from squadron.runtime.trust.guard import Guard
 from squadron.runtime.wire.limits import Clock
-from squadron.runtime.wire.subjects import Subjects, matches
+from squadron.runtime.wire.subjects import Subjects
 from squadron.runtime.wire.topics import AgentCard, ScoredTopic, SemanticTopic
 
 #: An agent that was not heard of for so many heartbeats is dead (Synadia Agent Protocol 0.3, liveness).
@@ -66,7 +66,8 @@ class Registry:
         self._entries = SignedEntries(guard)
         self._journal, self._bus, self._subjects, self._clock = journal, bus, subjects, clock
         self.heartbeat_s, self.grace_s = heartbeat_s, GRACE_S
-        self._cards: dict[str, AgentCard] = {}
+        self._served = ServedTopics()
+        self._cards = self._served.cards
         #: The last ones of those that have none any more: what they answered may be on its way.
         self._withdrawn: dict[str, AgentCard] = {}
         #: Those that live, by agent and replica; an agent without any has no entry.
@@ -87,9 +88,6 @@ class Registry:
         self._on_lapse: Callable[[str, str], None] = lambda _agent, _replica: None
         #: When replicas fell silent without a farewell, by agent, on our clock.
         self._lapses: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=LAPSES_KEPT))
-        self._search: tuple[Index, list[tuple[SemanticTopic, str]]] | None = None
-        #: More than one has a name only while a card is left behind by an agent that died.
-        self._by_name: dict[str, list[tuple[SemanticTopic, str]]] | None = None
 
     @property
     def presence_ttl_s(self) -> float:
@@ -276,14 +274,13 @@ class Registry:
                 return False
             if card.agent != agent:
                 return False
-            self._cards[agent] = card
+            self._served.put(card)
             self._due.pop(entry.key, None)
         else:
             # Withdrawn; kept in mind until what is on its way still has come.
-            if (last := self._cards.pop(agent, None)) is not None:
+            if (last := self._served.drop(agent)) is not None:
                 self._withdrawn[agent] = last
             self._due[entry.key] = self._clock.time() + self.presence_ttl_s + ROUNDED_S
-        self._search = self._by_name = None
         self._note_change(entry)
         return True
 
@@ -350,15 +347,7 @@ class Registry:
 
     def find(self, topic: str) -> SemanticTopic | None:
         """The served topic of this name, or the family (`domain.*`) it belongs to."""
-        if self._by_name is None:
-            self._by_name = {}
-            for card in self._cards.values():
-                for each in card.topics:
-                    self._by_name.setdefault(each.name, []).append((each, card.agent))
-        for exact, agent in self._by_name.get(topic, ()):
-            if self.is_live(agent):
-                return exact
-        return next((found for found, _ in self.topics() if found.is_pattern and matches(found.name, topic)), None)
+        return self._served.find(topic, self.is_live)
 
     def serves(self, agent: str, topic: str) -> bool:
         """Whether this agent serves the topic by its card, or did so by its last one."""
@@ -385,16 +374,10 @@ class Registry:
         """Served topics whose names look most like this one."""
         return difflib.get_close_matches(topic, [each.name for each, _ in self.topics()], n=most, cutoff=0.3)
 
-    def discover(self, intent: str, *, most: int = 8) -> list[ScoredTopic]:
-        """The served topics that fit an intent best, best first; those that share no word are left out."""
-        if self._search is None:
-            known = [(topic, card.agent) for card in self._cards.values() for topic in card.topics]
-            self._search = Index(document(topic) for topic, _ in known), known
-        index, known = self._search
-        ranked = sorted(zip(index.scores(intent), known, strict=True), key=lambda row: (-row[0], row[1][0].name))
-        hits = (
-            ScoredTopic(topic=topic, agent=agent, score=round(score, 4))
-            for score, (topic, agent) in ranked
-            if score > 0 and self.is_live(agent)
-        )
-        return [hit for _, hit in zip(range(most), hits, strict=False)]
+    def discover(self, intent: str, *, most: int = 8, least: float = 0.0) -> list[ScoredTopic]:
+        """The served topics that fit an intent best, best first; those that share no word are left out.
+
+        Args:
+            least: the lowest score that is offered, between 0 and 1; scores of different intents can be compared.
+        """
+        return [one for one in self._served.rank(intent, most, self.is_live) if one.score >= least]

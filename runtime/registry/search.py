@@ -1,4 +1,4 @@
-"""Finding topics by intent: BM25 over stemmed words (Robertson & Zaragoza 2009, "BM25 and Beyond")."""
+"""Words of texts, and BM25 over a few of them (Robertson & Zaragoza 2009, "BM25 and Beyond")."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from collections import Counter
 from collections.abc import Iterable
 from functools import cache, lru_cache
 from typing import Any
-
-from squadron.runtime.wire.topics import SemanticTopic
 
 #: Robertson's usual values; term saturation and length normalisation.
 K1, B = 1.2, 0.75
@@ -45,14 +43,6 @@ def terms(text: str) -> list[str]:
     """Stemmed words of a text; camelCase and snake_case names fall into their parts."""
     words = (word.lower() for word in _WORD.findall(_CAMEL.sub(" ", text)))
     return [_stem(word) for word in words if word not in _STOP]
-
-
-def document(topic: SemanticTopic) -> list[str]:
-    """What a topic is found by: name, description, tags, examples and the names of its inputs."""
-    inputs = topic.input_schema.get("properties")
-    names = " ".join(inputs) if isinstance(inputs, dict) else ""
-    text = [topic.name.replace(".", " "), topic.description, *topic.tags, *topic.examples, names]
-    return terms(" . ".join(text))
 
 
 class Index:

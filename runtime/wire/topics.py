@@ -182,7 +182,7 @@ class AgentCard(_Told):
 
 
 class ScoredTopic(BaseModel):
-    """A topic found by intent; `score` is BM25, comparable within one search only."""
+    """A topic found by intent; `score` lies between 0 and 1, and can be held against that of another search."""
 
     model_config = ConfigDict(frozen=True)
 

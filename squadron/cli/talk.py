@@ -75,7 +75,7 @@ def _show_topics(found: Sequence[ScoredTopic]) -> None:
     console = frame.out()
     for one in found:
         fields, description = _about(one.topic)
-        score = f"  {one.score:.1f}" if one.score else ""
+        score = f"  {one.score:.2f}" if one.score else ""
         console.print(Text.assemble((one.topic.name, "bold cyan"), (f"  {one.agent}{score}", "dim")))
         console.print(Padding(Text(description), (0, 0, 0, 2)))
         console.print(Padding(Text(fields, "dim"), (0, 0, 0, 2)))

@@ -25,9 +25,9 @@ class Looking(AsyncClosing):
     def _wiring(self) -> Place:
         """The place on the bus, for as long as it can be used."""
 
-    def discover(self, intent: str, *, most: int = 8) -> TopicList:
-        """The served topics that fit an intent in plain words, best first."""
-        return TopicList(self._wiring.registry.discover(intent, most=most))
+    def discover(self, intent: str, *, most: int = 8, least: float = 0.0) -> TopicList:
+        """The served topics that fit an intent in plain words, best first; none with a score below `least`."""
+        return TopicList(self._wiring.registry.discover(intent, most=most, least=least))
 
     def topics(self) -> TopicList:
         """All topics that are served now."""
