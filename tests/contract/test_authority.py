@@ -216,11 +216,13 @@ def test_the_bridge_makes_users_for_its_agents_and_for_nobody_else(home: Path) -
     authority = Authority.create(home, "dev")
     keys = AgentKeys.load(home / "auth" / "dev" / "agent-keys.json")
     user = Key.create("U").public
-    said = read(keys.mint(user, "analyst", ordered=False, groups=["analyst.sold"]))
+    said = read(keys.mint(user, "analyst", ordered=False, serves=["math.*"], groups=["analyst.sold"]))
     trust = authority.trust("dev")
     assert (said.subject, said.name, said.account) == (user, "analyst", trust["account"])
     assert said.issuer in trust["roles"]["agent"]
-    assert said.tags == ("group:analyst=sold",)
+    assert said.tags == ("group:analyst=sold", "serves:math.*")
+    many = [f"math.number-{number}" for number in range(500)]
+    assert read(keys.mint(user, "analyst", ordered=False, serves=many)).tags == ("serves:*.*",)
     assert said.expires_at - said.issued_at == pytest.approx(3600, abs=2)
     ordered = read(keys.mint(user, "analyst", ordered=True))
     assert ordered.issuer in trust["roles"]["agent"]
