@@ -99,6 +99,35 @@ async def test_rights_are_those_of_the_role(home: Path) -> None:
         await wiring.aclose()
 
 
+async def test_an_agent_hears_of_urgent_tasks_of_what_it_serves_and_of_no_others(home: Path) -> None:
+    Authority.create(home, "dev")
+    # As many as a credential names one by one: it still fits into what a server reads of a connection at once.
+    many = [f"{'a' * 32}.{'b' * 30}-{number}" for number in range(13)]
+    served = ["math.*", *many]
+    told = _json(home, "add", "agent", "analyst", *(word for each in served for word in ("--serves", each)))
+    assert told["serves"] == served
+    bridge, analyst = await _open(home, "bridge", create=True), await _open(home, "analyst")
+    client, subjects, heard = await _open(home, "client"), bridge.ports.subjects, list[str]()
+    for topic in ("office.file", "*.*", *served):
+        await analyst.ports.bus.subscribe(f"{subjects.task(topic)}.*", lambda note: heard.append(note.subject))
+    await analyst.connection.flush()
+
+    asked = [subjects.task(topic, 9) for topic in ("office.file", many[-1], "math.add")]
+    for subject in asked:
+        await client.ports.queue.put(subject, b"{}", msg_id="")
+
+    async def hears() -> bool:
+        return asked[-1] in heard
+
+    await until(hears)
+    assert heard == asked[1:]
+    # A new key vouches for the same.
+    _auth(home, "rotate", "agent")
+    assert [each["serves"] for each in _json(home, "list") if each["name"] == "analyst"] == [served]
+    for wiring in (client, analyst, bridge):
+        await wiring.aclose()
+
+
 async def test_a_role_gets_another_key_without_an_outage(home: Path) -> None:
     Authority.create(home, "dev")
     bridge, client = await _open(home, "bridge", create=True), await _open(home, "client")
@@ -198,6 +227,8 @@ def test_secrets_of_a_home_are_for_its_user_alone(home: Path) -> None:
         (("add", "client", "ann-0a1b2c3d"), "looks like a process"),
         (("add", "client", "client"), "is there already, as client"),
         (("add", "client", "ann", "--expires", "soon"), "like 12h or 90d"),
+        (("add", "client", "ann", "--serves", "math.*"), "an agent does"),
+        (("add", "agent", "ann", "--serves", "everything"), "domain.specificity"),
         (("revoke", "nobody"), "nobody is called 'nobody'"),
         (("rotate", "king"), "one of bridge, agent"),
         (("export", "moon"), "one of server, trust"),
