@@ -46,6 +46,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "answer": ("asks", "Answer a question, or approve a call."),
     "replay": ("replaying", "Run a run anew; the old one is not touched."),
     "top": ("top", "Show agents, what waits for them, how fast they work and what fails, from their heartbeats."),
+    "console": (
+        "web_console",
+        "Serve the web console: agents, topics, runs, questions, dead letters, lite topics, events, nodes.",
+    ),
     "trace": (
         "run_trace",
         "Show where the time of a run went: its rounds and calls as bars, with what they cost.",
@@ -58,6 +62,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "gateway": (
         "gateway",
         "Serve agents to clients of other protocols, until Ctrl-C or `squadron down`.",
+    ),
+    "schema": (
+        "schema",
+        "Print JSON Schemas of what travels, and the AsyncAPI document of its subjects; or write them to files.",
     ),
     "health": ("probing", "Say whether NATS and the bridge answer: exit code 0 if both do, else 1."),
     "dlq": ("dlq", "Dead letters, messages that were given up: list, show, redrive, drop."),
