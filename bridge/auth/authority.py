@@ -363,7 +363,8 @@ class Authority:
 
 
 def _user(kept: Mapping[str, Any]) -> User:
-    return User(**{name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()})
+    fields: dict[str, Any] = {name: tuple(each) if isinstance(each, list) else each for name, each in kept.items()}
+    return User(**fields)
 
 
 def _role(role: str) -> Role:
