@@ -152,7 +152,7 @@ class HttpGuard:
         if scope["method"] not in ("POST", "PUT", "PATCH"):
             return receive
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-        unknown = Refused(415, f"the Content-Type has to be {' or '.join(JSON_TYPES)}")
+        unknown = RefusedRequest(415, f"the Content-Type has to be {' or '.join(JSON_TYPES)}")
         if kind and kind not in JSON_TYPES:
             raise unknown
         try:
