@@ -160,6 +160,9 @@ class HttpGuard:
                 body = await self._read(receive)
         except TimeoutError:
             raise RefusedRequest(408, f"the body did not come within {BODY_WITHIN_S:g} s") from None
+        if body and not kind:
+            # Of what has no body some clients say nothing.
+            raise unknown
         waiting = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def replayed() -> Message:

@@ -190,7 +190,7 @@ class A2aHandler(RequestHandler):
     @staticmethod
     async def _next(events: Any, asks: asyncio.Task[OpenQuestion]) -> Any:
         """What comes first: a chunk, the end, or a question."""
-        event = asyncio.ensure_future(anext(events))
+        event = spawn(anext(events), "what comes of a task")
         try:
             await asyncio.wait({event, asks}, return_when=asyncio.FIRST_COMPLETED)
             return event.result() if event.done() else asks.result()
