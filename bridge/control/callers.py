@@ -11,7 +11,7 @@ from squadron.runtime.trust.guard import Guard, anybody
 from squadron.runtime.trust.may_say import KEEPERS, only
 
 #: Calls that change nothing: whoever signs may look.
-_LOOKS = frozenset(("ping", "status", "metrics"))
+_LOOKS = frozenset(("ping", "status", "metrics", "nodes"))
 
 
 def arguments_of(note: Note, verb: str) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from squadron.bridge.serve.archivist_actor import ArchivistKeeper
 from squadron.bridge.serve.bindings import Bindings
 from squadron.bridge.serve.cluster import ServeReplicas
 from squadron.bridge.serve.login import Enrolled
+from squadron.bridge.serve.ray_nodes import nodes
 from squadron.bridge.serve.showcase import Showcase
 from squadron.config import Settings
 from squadron.runtime.asking.options import AskKeywords, AskOptions
@@ -93,7 +94,7 @@ class BridgeActor:
             facts,
             lease_s=settings.lease_s,
             seal_key=self._rings.seal_key,
-            more={"metrics": self._showcase.metrics, "rotate_key": self._rotate_key},
+            more={"metrics": self._showcase.metrics, "rotate_key": self._rotate_key, "nodes": nodes},
         )
         await self._bridge.start()
         await self._showcase.census.start()
