@@ -25,6 +25,7 @@ from squadron.bridge.gateways.synadia.synadia_agents import SynadiaAgent
 from squadron.bridge.gateways.visitors import ANYBODY
 from squadron.runtime.asking.answering import OpenQuestion
 from squadron.runtime.asking.options import AskOptions
+from squadron.runtime.background import spawn
 from squadron.runtime.errors import InvalidInputError, UntrustedError
 from squadron.runtime.ports.bus import Note
 from squadron.runtime.streams.writer import Chunk, Ended, Restarted
@@ -62,7 +63,10 @@ class Prompts:
         if task.outcome is None or task.outcome.ok:
             await self._bus.publish(note.reply, ACK)
             await self._bus.publish(note.reply, chunk(TASK, {"taskId": task.id}))
-        helpers = [asyncio.ensure_future(self._keep_alive(note)), asyncio.ensure_future(self._ask(note, task.id))]
+        helpers = [
+            spawn(self._keep_alive(note), "tells a caller that its task goes on"),
+            spawn(self._ask(note, task.id), "asks a caller"),
+        ]
         try:
             await self._follow(note, task)
         finally:

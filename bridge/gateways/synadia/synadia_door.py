@@ -91,7 +91,7 @@ class SynadiaDoor:
                 task.cancel()
 
     def _start(self, work: Any) -> None:
-        task = asyncio.ensure_future(work)
+        task = spawn(work, "answers a request of synadia")
         self._serving.add(task)
         task.add_done_callback(self._serving.discard)
 
@@ -108,8 +108,8 @@ class SynadiaDoor:
             await self._refuse(note, error.code, str(error.args[0]))
         except SquadronError as error:
             await self._refuse(note, 500, str(error.args[0]))
-        except Exception:
-            _log.exception("prompt.failed", subject=note.subject[:200])
+        except Exception as error:
+            _log.error("prompt.failed", subject=note.subject[:200], error=type(error).__name__)
             await self._refuse(note, 500, "the gateway failed")
 
     def _named(self, note: Note) -> SynadiaAgent:
