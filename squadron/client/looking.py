@@ -9,7 +9,7 @@ from squadron.bridge.place import Place
 from squadron.runtime.closing import AsyncClosing
 from squadron.runtime.lite.listing import LiteInfo, list_lite
 from squadron.runtime.store.dead_letters import DeadLetters
-from squadron.runtime.wire.topics import ScoredTopic
+from squadron.runtime.wire.topics import ScoredTopic, TopicList
 
 if TYPE_CHECKING:
     from squadron.replay.past_runs import RunArchive
@@ -25,15 +25,14 @@ class Looking(AsyncClosing):
     def _wiring(self) -> Place:
         """The place on the bus, for as long as it can be used."""
 
-    def discover(self, intent: str, *, most: int = 8, least: float = 0.0) -> list[ScoredTopic]:
+    def discover(self, intent: str, *, most: int = 8, least: float = 0.0) -> TopicList:
         """The served topics that fit an intent in plain words, best first; none with a score below `least`."""
-        return self._wiring.registry.discover(intent, most=most, least=least)
+        return TopicList(self._wiring.registry.discover(intent, most=most, least=least))
 
-    def topics(self) -> list[ScoredTopic]:
+    def topics(self) -> TopicList:
         """All topics that are served now."""
-        return [
-            ScoredTopic(topic=topic, agent=agent, score=0.0) for topic, agent in self._wiring.registry.topics()
-        ]
+        served = self._wiring.registry.topics()
+        return TopicList(ScoredTopic(topic=topic, agent=agent, score=0.0) for topic, agent in served)
 
     async def lite_topics(self, owner: str = "", *, everything: bool = False) -> list[LiteInfo]:
         """The lite topics of an owner, or all, the newest message first; of a million that takes some seconds.

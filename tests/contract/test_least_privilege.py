@@ -173,7 +173,7 @@ async def test_the_template_of_a_signing_key_gives_a_replica_the_rights_of_its_n
     await bridge.registry.advertise(AgentSpec.of(Clerk).card())
     as_clerk = replace(
         settings,
-        nats_user_credentials=_creds(tmp_path, "clerk", agents, role, {}),
+        nats_user_credentials=_creds(tmp_path, "clerk", agents, role, {"tags": ["serves:office.file"]}),
         nats_api_prefix=API_PREFIX,
         nats_inbox_prefix=inbox_prefix("clerk"),
     )
