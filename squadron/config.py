@@ -25,6 +25,9 @@ from squadron.runtime.ports.vault import MOST_BYTES, OVER_BYTES
 from squadron.runtime.secret import HINT, Secret, is_reference
 
 _PREFIX = "SQUADRON_"
+#: Second tokens of `agents.…` in the Synadia Agent Protocol 0.3, and of its hosts: an environment of that name
+#: would store its prompts, or answer them.
+_RESERVED = frozenset({"prompt", "hb", "status", "attachments", "spawn", "stop", "list"})
 _SUBJECT_TOKEN = re.compile(r"[A-Za-z0-9_-]{1,32}")
 _NATS_SCHEMES = ("nats", "tls")
 #: See `bridge.jetstream.link.dial.PING_INTERVAL_S`.
@@ -207,6 +210,8 @@ class Settings:
                 raise _bad(name, str(value), source.kind.fix)
         if not _SUBJECT_TOKEN.fullmatch(self.env):
             raise _bad("env", self.env, "use 1 to 32 letters, digits, '_' or '-': it is one token of a subject")
+        if self.env in _RESERVED:
+            raise _bad("env", self.env, "choose another: subjects of the Synadia Agent Protocol begin with it")
         if self.nats_url is not None:
             check_nats_url(self.nats_url)
         if self.nats_user_credentials and self.nats_nkey_seed_file:

@@ -199,3 +199,9 @@ def test_environ_gives_the_same_settings_elsewhere(tmp_path: Path) -> None:
 def test_it_imports_neither_ray_nor_nats() -> None:
     code = "import sys, squadron.config; assert not {'ray', 'nats'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", ["prompt", "hb", "status", "attachments", "spawn", "stop", "list"])
+def test_environments_are_not_named_like_verbs_of_the_synadia_agent_protocol(name: str) -> None:
+    with pytest.raises(ConfigError, match="Synadia"):
+        Settings(env=name)

@@ -1,0 +1,128 @@
+"""The topics of a gateway as Synadia's agents: names, records of `$SRV.INFO`, heartbeats."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+from squadron.bridge.gateways.doors import Front
+from squadron.bridge.gateways.synadia.prompt_wire import takes_attachments
+from squadron.runtime.wire.subjects import ROOT
+from squadron.runtime.wire.topics import SemanticTopic
+
+PROTOCOL = "0.3"
+#: Name of all services of the protocol, and of the group of those that answer prompts.
+SERVICE, GROUP = "agents", "agents"
+#: Longest token of a subject (§2).
+MOST_NAME = 63
+#: Between two heartbeats, in seconds (§8).
+HEARTBEAT_S = 30
+#: An author's wish that a topic is not to be found here.
+HIDDEN_TAG = "synadia:hidden"
+#: What a prompt may hold where the server takes 1 MB, in the protocol's words.
+MAX_PAYLOAD = "1MB"
+
+
+@dataclass(frozen=True, slots=True)
+class SynadiaAgent:
+    """A topic as an agent. Its id is the same in all processes of a gateway: they are one."""
+
+    topic: SemanticTopic
+    agent: str
+    owner: str
+    session: str
+
+    @property
+    def id(self) -> str:
+        return hashlib.sha256(f"{self.owner} {self.topic.name}".encode()).hexdigest()[:22]
+
+    def subject(self, verb: str) -> str:
+        """Where it is prompted, or asked for its status; where its heart beats (`hb`)."""
+        return f"{ROOT}.{verb}.{self.agent}.{self.owner}.{self.session}"
+
+    def head(self) -> dict[str, Any]:
+        """What each answer about a service begins with (NATS ADR-32)."""
+        metadata = {"agent": self.agent, "owner": self.owner, "session": self.session}
+        metadata |= {"protocol_version": PROTOCOL, "squadron_topic": self.topic.name}
+        return {"name": SERVICE, "id": self.id, "version": _semver(), "metadata": metadata}
+
+    def info(self, trust: str) -> dict[str, Any]:
+        """Its record of `$SRV.INFO`."""
+        return {
+            **self.head(),
+            "type": "io.nats.micro.v1.info_response",
+            "description": self.topic.tool_description or self.topic.name,
+            "endpoints": [
+                {
+                    "name": "prompt",
+                    "subject": self.subject("prompt"),
+                    "queue_group": GROUP,
+                    "metadata": self._accepts(trust) | {"input_schema": json.dumps(self.topic.input_schema)},
+                },
+                {"name": "status", "subject": self.subject("status"), "queue_group": GROUP, "metadata": {}},
+            ],
+        }
+
+    def heartbeat(self, trust: str) -> bytes:
+        """A sign of life; `status` answers the same."""
+        said: dict[str, Any] = {"agent": self.agent, "owner": self.owner, "session": self.session}
+        said |= {"instance_id": self.id}
+        said |= {"ts": datetime.now(UTC).isoformat().replace("+00:00", "Z"), "interval_s": HEARTBEAT_S}
+        prompt = {"subject": self.subject("prompt"), "metadata": self._accepts(trust)}
+        return json.dumps(said | {"protocol_version": PROTOCOL, "endpoints": {"prompt": prompt}}).encode()
+
+    def _accepts(self, trust: str) -> dict[str, str]:
+        attachments = "true" if takes_attachments(self.topic) else "false"
+        return {"max_payload": MAX_PAYLOAD, "attachments_ok": attachments, "min_sender_trust": trust}
+
+
+class SynadiaAgents:
+    """All of them, as the registry has them now."""
+
+    def __init__(self, front: Front) -> None:
+        self._front = front
+        self.owner = _token(f"squadron-{front.place.settings.env}")
+        self._found = dict[tuple[str, str], SynadiaAgent]()
+
+    def all(self) -> list[SynadiaAgent]:
+        """Each of them, by the names of their topics."""
+        found: dict[tuple[str, str], SynadiaAgent] = {}
+        for topic, agent in sorted(self._front.place.registry.topics(), key=lambda each: each[0].name):
+            if topic.is_pattern or HIDDEN_TAG in topic.tags or not self._front.serves(topic.name, agent):
+                continue
+            kind, session = _token(agent), _token(topic.name.replace(".", "-"))
+            if (kind, session) in found:  # two that differ by what the protocol does not tell apart
+                session = _digested(topic.name)
+            found[kind, session] = SynadiaAgent(topic, kind, self.owner, session)
+        self._found = found
+        return list(found.values())
+
+    def find(self, agent: str, session: str) -> SynadiaAgent | None:
+        """The one of these tokens."""
+        found = self._found.get((agent, session))
+        if found is None or self._front.place.registry.find(found.topic.name) != found.topic:
+            # It came, changed or left since they were last looked through.
+            self.all()
+            found = self._found.get((agent, session))
+        return found
+
+
+def _token(name: str) -> str:
+    """A name as a token of the protocol: lower case, and not long."""
+    fits = re.fullmatch(rf"[a-z0-9-]{{1,{MOST_NAME}}}", name) is not None
+    return name if fits else _digested(name)
+
+
+def _digested(name: str) -> str:
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{re.sub('[^a-z0-9-]', '-', name.lower())[: MOST_NAME - 9]}-{digest}"
+
+
+def _semver() -> str:
+    found = re.match(r"\d+\.\d+\.\d+", version("squadron-ray"))
+    return found[0] if found else "0.0.0"

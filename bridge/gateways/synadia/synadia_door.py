@@ -1,0 +1,169 @@
+"""The door for callers of the Synadia Agent Protocol 0.3, on NATS alone."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from typing import Any
+
+import structlog
+
+from squadron.bridge.gateways.doors import Front
+from squadron.bridge.gateways.synadia.prompt_wire import PromptError, refusal
+from squadron.bridge.gateways.synadia.prompts import Prompts
+from squadron.bridge.gateways.synadia.synadia_agents import (
+    GROUP,
+    HEARTBEAT_S,
+    SERVICE,
+    SynadiaAgent,
+    SynadiaAgents,
+)
+from squadron.runtime.background import spawn
+from squadron.runtime.errors import ConfigError, SquadronError
+from squadron.runtime.ports.bus import Note, Subscription
+from squadron.runtime.wire.subjects import INBOXES, ROOT
+
+_log = structlog.get_logger("squadron.gateway")
+
+#: Prompts that one process serves at a time; more are refused with 429.
+MOST_PROMPTS = 10_000
+#: After so many answers other work has its turn.
+_AT_ONCE = 100
+
+
+async def open_door(front: Front) -> SynadiaDoor:
+    """The door, as the gateway opens it.
+
+    Raises:
+        ConfigError: this process signs all that it says, and answers of this protocol must not be signed.
+    """
+    if front.place.ports.principal is not None:
+        raise ConfigError(
+            "--synadia can't be served with a credential that signs: the end of an answer has no header",
+            hint="serve it from an environment whose messages are not signed",
+        )
+    return SynadiaDoor(front)
+
+
+class SynadiaDoor:
+    """Answers for all agents from a handful of subscriptions, however many there are.
+
+    Processes of one gateway stand in groups: each request reaches one of them.
+    """
+
+    def __init__(self, front: Front) -> None:
+        self._front, self._bus = front, front.place.ports.bus
+        self.agents = SynadiaAgents(front)
+        self._prompts = Prompts(front)
+        self._serving = set[asyncio.Task[None]]()
+        self._trust = "any"
+
+    def routes(self) -> Sequence[Any]:
+        """None: it needs no HTTP."""
+        return ()
+
+    def running(self) -> AbstractAsyncContextManager[None]:
+        """Serve as long as this is entered."""
+        return self._running()
+
+    @asynccontextmanager
+    async def _running(self) -> AsyncIterator[None]:
+        owner = self.agents.owner
+        wanted = [(f"{ROOT}.prompt.*.{owner}.*", self._hear_prompt, GROUP)]
+        wanted.append((f"{ROOT}.status.*.{owner}.*", self._hear_status, GROUP))
+        # A group of the environment's: other services answer as well.
+        wanted += [
+            (each, self._hear_service, owner) for each in ("$SRV.*", f"$SRV.*.{SERVICE}", f"$SRV.*.{SERVICE}.*")
+        ]
+        heard: list[Subscription] = []
+        beating = spawn(self._beat(), "heartbeats of synadia's agents", lasting=True)
+        try:
+            for pattern, sink, group in wanted:
+                heard.append(await self._bus.subscribe(pattern, sink, group=group))
+            yield
+        finally:
+            beating.cancel()
+            for each in heard:
+                await each.aclose()
+            for task in self._serving:
+                task.cancel()
+
+    def _start(self, work: Any) -> None:
+        task = spawn(work, "answers a request of synadia")
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
+
+    def _hear_prompt(self, note: Note) -> None:
+        if note.reply.startswith(INBOXES):
+            self._start(self._answer(note))
+
+    async def _answer(self, note: Note) -> None:
+        try:
+            if len(self._serving) > MOST_PROMPTS:
+                raise PromptError(429, "too many prompts at a time")
+            await self._prompts.serve(note, self._named(note))
+        except PromptError as error:
+            await self._refuse(note, error.code, str(error.args[0]))
+        except SquadronError as error:
+            await self._refuse(note, 500, str(error.args[0]))
+        except Exception as error:
+            _log.error("prompt.failed", subject=note.subject[:200], error=type(error).__name__)
+            await self._refuse(note, 500, "the gateway failed")
+
+    def _named(self, note: Note) -> SynadiaAgent:
+        _, _, agent, _, session = note.subject.split(".")
+        found = self.agents.find(agent, session)
+        if found is None:
+            raise PromptError(404, f"there is no agent {agent}.{session}")
+        return found
+
+    async def _refuse(self, note: Note, code: int, reason: str) -> None:
+        headers, body = refusal(code, reason)
+        with suppress(SquadronError):
+            await self._bus.publish(note.reply, body, headers=headers)
+            await self._bus.publish(note.reply, b"")
+
+    def _hear_status(self, note: Note) -> None:
+        if note.reply.startswith(INBOXES):
+            self._start(self._tell_status(note))
+
+    async def _tell_status(self, note: Note) -> None:
+        try:
+            await self._bus.publish(note.reply, self._named(note).heartbeat(self._trust))
+        except PromptError as error:
+            await self._refuse(note, error.code, str(error.args[0]))
+
+    def _hear_service(self, note: Note) -> None:
+        if note.reply.startswith(INBOXES):
+            self._start(self._tell_service(note))
+
+    async def _tell_service(self, note: Note) -> None:
+        _, verb, _, id, *_ = [*note.subject.split("."), "", ""]
+        for count, agent in enumerate(self.agents.all()):
+            if id in ("", agent.id):
+                if (said := self._service(verb, agent)) is None:
+                    return
+                await self._bus.publish(note.reply, json.dumps(said).encode())
+            if count % _AT_ONCE == 0:
+                await asyncio.sleep(0)
+
+    def _service(self, verb: str, agent: SynadiaAgent) -> dict[str, Any] | None:
+        match verb:
+            case "INFO":
+                return agent.info(self._trust)
+            case "PING":
+                return {**agent.head(), "type": "io.nats.micro.v1.ping_response"}
+            case "STATS":
+                return {**agent.head(), "type": "io.nats.micro.v1.stats_response", "endpoints": []}
+        return None
+
+    async def _beat(self) -> None:
+        while True:
+            for count, agent in enumerate(self.agents.all()):
+                with suppress(SquadronError):
+                    await self._bus.publish(agent.subject("hb"), agent.heartbeat(self._trust))
+                if count % _AT_ONCE == 0:
+                    await asyncio.sleep(0)
+            await asyncio.sleep(HEARTBEAT_S)

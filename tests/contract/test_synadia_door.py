@@ -1,0 +1,264 @@
+"""The door for the Synadia Agent Protocol with its official client, on a real nats-server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import nats
+import pytest
+from nats.aio.client import Client
+from synadia_ai.agents import Agent as SynadiaClient
+from synadia_ai.agents import Agents, Envelope, Query, ResponseChunk
+from synadia_ai.agents.envelope import Attachment
+from synadia_ai.agents.errors import ProtocolError
+
+from squadron.actors.agent import Agent
+from squadron.actors.decorators import topic
+from squadron.bridge.jetstream.link import embedded
+from squadron.config import Settings
+from squadron.runtime.errors import Terminal
+from squadron.runtime.running.context import Context
+from squadron.runtime.wire.topics import AgentCard, SemanticTopic
+from tests.contract.conftest import ON_NATS, Peer, Serve, World
+from tests.contract.gateway_process import opened_gateway
+
+pytestmark = ON_NATS
+
+#: Of the protocol's client, in seconds: it waits until nothing came for so long.
+STALL_S = 0.3
+
+
+class Prompted(Agent):
+    """Does what the tests ask for."""
+
+    name = "prompted"
+
+    @topic("talk.say", description="Say it again.")
+    async def say(self, text: str) -> str:
+        return text
+
+    @topic("talk.double")
+    async def double(self, n: int) -> int:
+        return 2 * n
+
+    @topic("talk.count")
+    async def count(self, to: int, ctx: Context) -> str:
+        for n in range(1, to + 1):
+            await ctx.emit(str(n))
+        return "done"
+
+    @topic("talk.fail", max_attempts=1)
+    async def fail(self, text: str) -> str:
+        raise Terminal("the oven is cold")
+
+    @topic("talk.hold")
+    async def hold(self, text: str, attachments: list[dict[str, str]]) -> dict[str, Any]:
+        return {"text": text, "attachments": attachments}
+
+    @topic("talk.slow")
+    async def slow(self, text: str) -> str:
+        await asyncio.sleep(3)
+        return text
+
+    @topic("talk.choose", run_timeout_s=60)
+    async def choose(self, text: str, ctx: Context) -> str:
+        schema = {"type": "object", "properties": {"size": {"type": "string"}}, "required": ["size"]}
+        reply = await ctx.ask_person("Which size?", schema=schema, within_s=30)
+        return f"size {reply.content['size']}"
+
+    @topic("talk.hidden", tags=["synadia:hidden"])
+    async def hidden(self, text: str) -> str:
+        return text
+
+
+@pytest.fixture
+async def client(settings: Settings) -> AsyncIterator[Client]:
+    endpoint = embedded.find(settings.home)
+    assert endpoint is not None
+    connection = await nats.connect(endpoint.url, token=endpoint.token)
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+async def gate(world: World, serve: Serve) -> AsyncIterator[Peer]:
+    await serve(Prompted())
+    door = await world.join("gateway")
+    await door.registry.refresh(float("inf"))
+    async with opened_gateway(door.place, "synadia"):
+        yield door
+
+
+async def found(client: Client, session: str) -> SynadiaClient:
+    agents = {each.session_name: each for each in await Agents(nc=client).discover(stall=STALL_S)}
+    return agents[session]
+
+
+async def heard(agent: SynadiaClient, prompt: str | Envelope, **more: Any) -> list[Any]:
+    return [each async for each in agent.prompt(prompt, **more) if isinstance(each, ResponseChunk)]
+
+
+async def test_topics_are_found_with_what_they_take(gate: Peer, client: Client) -> None:
+    agents = {each.session_name: each for each in await Agents(nc=client).discover(stall=STALL_S)}
+    assert "talk-say" in agents
+    assert "talk-hidden" not in agents
+    said = agents["talk-say"]
+    assert said.description == "Say it again."
+    assert said.prompt_subject.endswith(".talk-say")
+    assert not said.prompt_endpoint.attachments_ok
+    assert agents["talk-hold"].prompt_endpoint.attachments_ok
+
+
+async def test_a_prompt_is_a_task_and_its_result_the_answer(gate: Peer, client: Client) -> None:
+    assert [each.text for each in await heard(await found(client, "talk-say"), "hi")] == ["hi"]
+    assert [each.text for each in await heard(await found(client, "talk-double"), "21")] == ["42"]
+    long = "x" * 400_000
+    assert "".join(each.text for each in await heard(await found(client, "talk-say"), long)) == long
+
+
+async def test_chunks_come_first_and_the_result_last(gate: Peer, client: Client) -> None:
+    texts = [each.text for each in await heard(await found(client, "talk-count"), "3")]
+    assert texts == ["1", "2", "3", "done"]
+
+
+async def test_what_is_attached_arrives_and_comes_back(gate: Peer, client: Client) -> None:
+    given = [Attachment.from_bytes("a.bin", b"\x00\xff")]
+    answer = await heard(await found(client, "talk-hold"), "look", attachments=given)
+    assert answer[0].text == "look"
+    assert answer[0].attachments[0].to_bytes() == b"\x00\xff"
+
+
+async def test_a_question_reaches_the_caller(gate: Peer, client: Client) -> None:
+    texts = []
+    async for each in (await found(client, "talk-choose")).prompt("go"):
+        if isinstance(each, Query):
+            assert each.prompt == "Which size?"
+            await each.reply("M")
+        elif isinstance(each, ResponseChunk):
+            texts.append(each.text)
+    assert texts == ["size M"]
+
+
+async def test_errors_say_why(gate: Peer, client: Client) -> None:
+    with pytest.raises(ProtocolError, match="500: failed: the oven is cold"):
+        await heard(await found(client, "talk-fail"), "hi")
+    with pytest.raises(ProtocolError, match="400: rejected"):
+        await heard(await found(client, "talk-double"), "many")
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b"", "400"),
+        (b"\xff", "400"),
+        (b"{", "400"),
+        (b'{"prompt": 3}', "400"),
+        (b'{"prompt": "x", "attachments": [{"filename": "a", "content": "!"}]}', "400"),
+        (b'{"taskId": "of-nobody"}', "404"),
+    ],
+)
+async def test_rubbish_is_refused_with_a_code(gate: Peer, client: Client, body: bytes, code: str) -> None:
+    messages = await raw(client, (await found(client, "talk-say")).prompt_subject, body)
+    assert messages[0].headers["Nats-Service-Error-Code"] == code
+    assert messages[-1].data == b""
+    assert not messages[-1].headers
+
+
+async def test_an_agent_that_is_not_there_is_not_found(gate: Peer, client: Client) -> None:
+    subject = (await found(client, "talk-say")).prompt_subject.replace("talk-say", "talk-nothing")
+    assert (await raw(client, subject, b"hi"))[0].headers["Nats-Service-Error-Code"] == "404"
+
+
+async def test_a_signature_that_is_wrong_is_refused(gate: Peer, client: Client) -> None:
+    subject = (await found(client, "talk-say")).prompt_subject
+    messages = await raw(client, subject, b"hi", headers={"Agent-Sender": '{"v":1,"sig":"x"}'})
+    assert messages[0].headers["Nats-Service-Error-Code"] == "400"
+
+
+async def test_status_answers_like_a_heartbeat(gate: Peer, client: Client) -> None:
+    agent = await found(client, "talk-say")
+    status = await agent.status()
+    assert status.instance_id == agent.instance_id
+    assert status.protocol_version == "0.3"
+
+
+async def raw(client: Client, subject: str, body: bytes, headers: dict[str, str] | None = None) -> list[Any]:
+    """All messages of an answer, its end included."""
+    inbox, messages = client.new_inbox(), []
+    heard = await client.subscribe(inbox)
+    await client.publish(subject, body, reply=inbox, headers=headers)
+    while True:
+        message = await heard.next_msg(timeout=20)
+        messages.append(message)
+        if message.data == b"" and not message.headers:
+            return messages
+
+
+async def test_two_thousand_agents_are_found(world: World, client: Client) -> None:
+    door = await world.join("gateway")
+    registry = door.registry
+    registry.heartbeat_s = 200.0  # nobody of them falls silent meanwhile
+    topics = [SemanticTopic(name=f"crowd.one{n}") for n in range(2000)]
+    await asyncio.gather(
+        *(registry.advertise(AgentCard(agent=f"crowd{n}", topics=(each,))) for n, each in enumerate(topics))
+    )
+    await asyncio.gather(*(registry.renew(f"crowd{n}", f"crowd{n}-0") for n in range(2000)))
+    await registry.refresh(float("inf"))
+    async with opened_gateway(door.place, "synadia"):
+        # Its own limits: a pause of 0.75 s ends it, and so do 2 s in all.
+        assert len(await Agents(nc=client).discover()) == 2000
+
+
+@contextlib.asynccontextmanager
+async def gateway(settings: Settings) -> AsyncIterator[asyncio.subprocess.Process]:
+    """`squadron gateway --synadia` in a process of its own."""
+    squadron = str(Path(sys.executable).with_name("squadron"))
+    process = await asyncio.create_subprocess_exec(
+        *(squadron, "--home", str(settings.home), "--env", settings.env, "gateway", "--synadia"),
+        env=dict(os.environ),
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    async with asyncio.timeout(30):
+        while b"Serving" not in (line := await process.stderr.readline()):
+            assert line, "the gateway did not start"
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+async def test_a_prompt_survives_the_gateway(settings: Settings, serve: Serve, client: Client) -> None:
+    await serve(Prompted())
+    inbox = client.new_inbox()
+    answers = await client.subscribe(inbox)
+    async with gateway(settings) as first:
+        subject = (await found(client, "talk-slow")).prompt_subject
+        await client.publish(subject, b"still here", reply=inbox)
+        assert json.loads((await answers.next_msg(timeout=20)).data) == {"type": "status", "data": "ack"}
+        told = json.loads((await answers.next_msg(timeout=20)).data)
+        assert told["type"] == "squadron/task"
+        first.send_signal(signal.SIGKILL)
+        await first.wait()
+    async with gateway(settings):
+        agent = await found(client, "talk-slow")
+        messages = await raw(client, agent.prompt_subject, json.dumps({"taskId": told["data"]["taskId"]}).encode())
+        said = [json.loads(each.data) for each in messages if each.data]
+        assert said[-1] == {"type": "response", "data": "still here"}
+
+
+async def test_a_prompt_with_a_key_is_one_task_however_often_it_is_sent(gate: Peer, client: Client) -> None:
+    subject = (await found(client, "talk-say")).prompt_subject
+    body = json.dumps({"prompt": "once", "key": "order-9"}).encode()
+    ids = [json.loads((await raw(client, subject, body))[1].data)["data"]["taskId"] for _ in range(2)]
+    assert ids[0] == ids[1]
