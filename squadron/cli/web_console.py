@@ -52,12 +52,14 @@ class _Options:
 
 
 async def _serve(ctx: typer.Context, options: _Options, as_json: bool) -> int:
+    from squadron.bridge.gateways.running_gateways import announced
     from squadron.client.talking import user_name
     from squadron.console.serving import check_host, serving
 
     check_host(options.host, options.token_file)
+    settings = frame.settings_of(ctx)
     async with (
-        frame.connected(frame.settings_of(ctx)) as squad,
+        frame.connected(settings) as squad,
         serving(
             squad,
             host=options.host,
@@ -68,14 +70,16 @@ async def _serve(ctx: typer.Context, options: _Options, as_json: bool) -> int:
             names=options.names,
         ) as served,
     ):
-        if as_json:
-            frame.print_json(served.to_dict())
-        else:
-            mode = ", read-only" if served.read_only else ""
-            frame.tell(f"Console of {squad.settings.env}{mode}: {served.url}")
-            frame.tell(f"Log in by this link: {served.login}")
-            frame.tell("Ctrl-C ends it.")
-        if options.browse:
-            await asyncio.to_thread(typer.launch, served.login)
-        await asyncio.Event().wait()
+        # So that a status shows it, and a stop ends it.
+        with announced(settings.home, settings.env, ["console"], served.url):
+            if as_json:
+                frame.print_json(served.to_dict())
+            else:
+                mode = ", read-only" if served.read_only else ""
+                frame.tell(f"Console of {squad.settings.env}{mode}: {served.url}")
+                frame.tell(f"Log in by this link: {served.login}")
+                frame.tell("Ctrl-C ends it.")
+            if options.browse:
+                await asyncio.to_thread(typer.launch, served.login)
+            await asyncio.Event().wait()
     return frame.OK
