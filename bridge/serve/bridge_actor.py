@@ -12,8 +12,10 @@ from typing import Any, Unpack
 import ray
 import structlog
 
+from squadron.actors.thinking.embedding import open_embedder
 from squadron.bridge.auth.minting import AGENT_KEYS, AgentKeys
 from squadron.bridge.control.control import Bridge
+from squadron.bridge.control.finding import Finder
 from squadron.bridge.health.release import release
 from squadron.bridge.jetstream.link.at_home import as_user, authority_of, has_authority
 from squadron.bridge.jetstream.queue import subjects_held
@@ -36,6 +38,9 @@ from squadron.runtime.trust.sealing import SealKey
 from squadron.runtime.wire.deployment import Deployment
 from squadron.runtime.wire.envelope import AgentIdentity
 from squadron.runtime.wire.outcome import Outcome
+
+#: An agent with so many tasks for each replica, waiting and running, counts as busy where topics are ranked.
+TASKS_EACH = 16
 
 
 @ray.remote
@@ -83,6 +88,13 @@ class BridgeActor:
         }
         self._bindings, self._rings = Bindings(self._wiring), AgentRings(settings)
         self._archivist = ArchivistKeeper(self._wiring.connection, settings)
+        self._finder = Finder(
+            self._wiring.ports,
+            self._wiring.registry,
+            self._wiring.records,
+            open_embedder(settings.embeddings),
+            self._busy,
+        )
         self._bridge = Bridge(
             self._wiring.ports,
             self._wiring.registry,
@@ -93,12 +105,18 @@ class BridgeActor:
             facts,
             lease_s=settings.lease_s,
             seal_key=self._rings.seal_key,
-            more={"metrics": self._showcase.metrics, "rotate_key": self._rotate_key},
+            more={"metrics": self._showcase.metrics, "rotate_key": self._rotate_key, **self._finder.verbs},
         )
         await self._bridge.start()
+        await self._finder.load()
         await self._showcase.census.start()
         await self._bindings.start()
+        self._finding = spawn(self._finder.keep(), "vectors", lasting=True)
         self._archiving = spawn(self._archivist.keep(), "archivist", lasting=True)
+
+    def _busy(self, agent: str) -> float:
+        held, slots = self._bridge.backlogs().get(agent, {}).get("held"), self._wiring.registry.replicas(agent)
+        return (held or 0) / max(1, TASKS_EACH * len(slots))
 
     async def admit(self, agent: str, user: str, groups: Sequence[str]) -> Enrolled:
         """What a replica connects with: a credential of its agent, where users are made here.

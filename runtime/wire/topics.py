@@ -187,3 +187,5 @@ class ScoredTopic(BaseModel):
     topic: SemanticTopic
     agent: str
     score: float
+    #: What speaks for it and against it, in a few words each; of a search that the bridge made.
+    why: tuple[str, ...] = ()
