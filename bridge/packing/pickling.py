@@ -7,6 +7,7 @@ import contextlib
 import contextvars
 import dataclasses
 import functools
+import hashlib
 import inspect
 import io
 import sys
@@ -91,8 +92,29 @@ def _dumps(value: Any) -> tuple[bytes, set[str]]:
     file = io.BytesIO()
     pickler = _Pickler(file)
     pickler.dump(value)
-    check_bytes(file.getvalue())
-    return file.getvalue(), pickler.imports
+    data = _with_steady_ids(file.getvalue())
+    check_bytes(data)
+    return data, pickler.imports
+
+
+def _with_steady_ids(data: bytes) -> bytes:
+    """The pickle with ids of classes that follow from all that is in it: the same code is the same version.
+
+    cloudpickle gives a class a random id, by which a process that loads it twice has it once.
+    """
+    ids = {id.encode(): kind for kind, id in list(_cloudpickle._DYNAMIC_CLASS_TRACKER_BY_CLASS.items())}
+    used = sorted((id for id in ids if id in data), key=data.index)
+    plain = data
+    for id in used:
+        plain = plain.replace(id, b"0" * len(id))
+    digest = hashlib.sha256(plain)
+    for number, id in enumerate(used):
+        steady = hashlib.sha256(digest.digest() + number.to_bytes(4, "big")).hexdigest()[: len(id)]
+        data = data.replace(id, steady.encode())
+        with _cloudpickle._DYNAMIC_CLASS_TRACKER_LOCK:
+            _cloudpickle._DYNAMIC_CLASS_TRACKER_BY_CLASS[ids[id]] = steady
+            _cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID[steady] = ids[id]
+    return data
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]

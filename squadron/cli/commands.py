@@ -55,6 +55,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "doctor",
         "Check this machine and what runs on it; each line says what to do if something is missing.",
     ),
+    "gateway": (
+        "gateway",
+        "Serve agents to clients of other protocols, until Ctrl-C or `squadron down`.",
+    ),
     "health": ("probing", "Say whether NATS and the bridge answer: exit code 0 if both do, else 1."),
     "dlq": ("dlq", "Dead letters, messages that were given up: list, show, redrive, drop."),
     "runs": ("run_views", "Runs that think: list, show, resume, cancel, export."),

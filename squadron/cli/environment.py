@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -132,9 +133,13 @@ async def _down(ctx: typer.Context, delete_data: bool, as_json: bool) -> int:
 
 
 def _stop(settings: Settings) -> list[str]:
+    from squadron.bridge.gateways.running_gateways import stop_gateways
     from squadron.servers import stop_local
 
     stopped = []
+    # First: what they would say of servers that go away helps nobody.
+    if gateways := stop_gateways(settings.home, settings.env):
+        stopped.append(f"{gateways} gateway{'s' * (gateways > 1)}")
     if settings.ray_address is not None:
         from squadron.bridge.serve import cluster
 
@@ -152,12 +157,19 @@ def status(ctx: typer.Context, as_json: Json = False) -> None:
 
 
 async def _status(ctx: typer.Context, as_json: bool) -> int:
-    async with frame.connected(frame.settings_of(ctx)) as squad:
+    from squadron.bridge.gateways.running_gateways import running_gateways
+
+    settings = frame.settings_of(ctx)
+    async with frame.connected(settings) as squad:
         answer = await squad.status()
+    answer |= {"gateways": [each.to_dict() for each in running_gateways(settings.home, settings.env)]}
     if as_json:
         frame.print_json(answer)
     else:
         _show_status(answer)
+        for each in answer["gateways"]:
+            where = each["url"] or "on the standard streams or NATS"
+            frame.tell(f"Gateway {each['pid']} serves {', '.join(each['doors'])} {where}")
     return frame.OK
 
 
@@ -192,12 +204,51 @@ def _show_status(answer: dict[str, Any]) -> None:
 
 def deploy(
     ctx: typer.Context,
-    agents: Annotated[list[str], typer.Argument(metavar="MODULE:AGENT...", help="For example my_agents:Analyst.")],
+    agents: Annotated[
+        list[str] | None, typer.Argument(metavar="MODULE:AGENT...", help="For example my_agents:Analyst.")
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", help="A squad as it is to be.", metavar="FILE")
+    ] = None,
+    diff: Annotated[bool, typer.Option("--diff", help="With -f: only say what would change.")] = False,
+    prune: Annotated[bool, typer.Option("--prune", help="With -f: undeploy what it does not name.")] = False,
     within: Annotated[float, typer.Option("--within", help="How long to wait, in seconds.", min=1)] = 120.0,
     as_json: Json = False,
 ) -> None:
-    """Run agents; a name that runs already gets the new code in place. Modules of this folder are found."""
+    """Run agents; a name that runs already gets the new code in place. Modules of this folder are found.
+
+    With `-f squad.yaml` what runs is made as the file declares it; `--diff` exits with 1 if that is anything.
+    """
+    if file is not None and not agents:
+        frame.execute(_apply(ctx, file, diff, prune, within, as_json), as_json=as_json)
+    if file is not None or diff or prune or not agents:
+        raise typer.BadParameter("name agents, or a file: -f squad.yaml [--diff] [--prune]")
     frame.execute(_deploy(ctx, agents, within, as_json), as_json=as_json)
+
+
+async def _apply(ctx: typer.Context, file: Path, diff: bool, prune: bool, within_s: float, as_json: bool) -> int:
+    from squadron.cli.progress import watching
+    from squadron.client.declared import DeclaredSquad
+
+    settings = frame.settings_of(ctx)
+    declared = DeclaredSquad.load(file)
+    # Before anything is asked or changed.
+    declared.specs(_load)
+    async with frame.connected(settings) as squad:
+        changes = await squad.apply(declared, prune=prune, dry_run=True)
+        differs = any(each.what != "keep" for each in changes)
+        if not as_json:
+            for each in changes:
+                frame.out().print(str(each), markup=False, soft_wrap=True)
+        if differs and not diff:
+            with watching(f"Applying {file.name}") as watch:
+                watch.phase("deploy")
+                await squad.apply(declared, prune=prune, within_s=within_s, on_progress=watch.agents)
+    if as_json:
+        frame.print_json({"applied": differs and not diff, "changes": [each.to_dict() for each in changes]})
+    elif not differs:
+        frame.tell("Nothing to change.")
+    return frame.ENDED_OTHERWISE if diff and differs else frame.OK
 
 
 async def _deploy(ctx: typer.Context, paths: list[str], within_s: float, as_json: bool) -> int:

@@ -33,6 +33,7 @@ from squadron.views.passing import Passing
 from squadron.views.talk_map import TalkMap
 
 if TYPE_CHECKING:
+    from squadron.client.declared import Change
     from squadron.client.squad import Squad
 
 T = TypeVar("T")
@@ -79,6 +80,10 @@ class SyncSquad(Closing):
     def deploy(self, *agents: Any, **options: Any) -> None:
         """See `Squad.deploy`."""
         self._wait(self._squad.deploy(*agents, **options))
+
+    def apply(self, declared: Any, **options: Any) -> list[Change]:
+        """See `Squad.apply`."""
+        return self._wait(self._squad.apply(declared, **options))
 
     def undeploy(self, agent: str) -> None:
         """See `Squad.undeploy`."""

@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import base64
 import gzip
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from squadron.actors.thinking.credentials import remember_keys
 from squadron.bridge.place import Place
 from squadron.client.bridge_calls import Control
 from squadron.client.talking import Talking
-from squadron.runtime.errors import DeployError
+from squadron.runtime.errors import ConfigError, DeployError
 from squadron.runtime.wire.deployment import Deployment, Scale
 
 if TYPE_CHECKING:
     from squadron.actors.agent import Agent, AgentSpec
+    from squadron.client.declared import Change, DeclaredSquad
 
 #: How long a deploy may take, in seconds: on 2 cores a replica needs 1 to 3 s, a cold import more.
 DEPLOY_WITHIN_S = 120.0
@@ -57,11 +59,75 @@ class Fleet(Talking):
         from squadron.bridge.packing import code
 
         classes = [code.load_agent(each) if isinstance(each, str) else each for each in agents]
-        deployments = [(await self._pack(each)).model_dump(mode="json") for each in specs_of(classes).values()]
+        await self._run([await self._pack(each) for each in specs_of(classes).values()], within_s, on_progress)
+
+    async def _run(
+        self,
+        deployments: Sequence[Deployment],
+        within_s: float,
+        on_progress: Callable[[list[dict[str, Any]]], None] | None,
+    ) -> None:
         # Before the answer, which need not reach whoever is interrupted.
-        self._deployed.update(each["card"]["agent"] for each in deployments)
-        wanted: dict[str, str] = (await self._control.call("deploy", deployments=deployments))["agents"]
+        self._deployed.update(each.agent for each in deployments)
+        asked = [each.model_dump(mode="json") for each in deployments]
+        wanted: dict[str, str] = (await self._control.call("deploy", deployments=asked))["agents"]
         await self._await_running(wanted, within_s, on_progress)
+
+    async def apply(
+        self,
+        declared: DeclaredSquad | str | Path,
+        *,
+        prune: bool = False,
+        dry_run: bool = False,
+        within_s: float = DEPLOY_WITHIN_S,
+        on_progress: Callable[[list[dict[str, Any]]], None] | None = None,
+    ) -> list[Change]:
+        """Make what runs as a file declares it; returns what was changed. Applied again, it changes nothing.
+
+        Args:
+            declared: the file, or what was read of it.
+            prune: undeploy what it does not name.
+            dry_run: only tell what would be changed.
+            within_s: how long to wait for all that is new, in seconds.
+            on_progress: called with the agents' status while waiting.
+
+        Raises:
+            ConfigError: the file is wrong, or for another environment; says where.
+            InvalidAgentError, RouteConflictError, DeployError: as `deploy`.
+        """
+        from squadron.bridge.packing import code
+        from squadron.client.declared import DeclaredSquad, changes_of
+
+        if not isinstance(declared, DeclaredSquad):
+            declared = DeclaredSquad.load(Path(declared))
+        if declared.environment not in ("", self.settings.env):
+            raise ConfigError(
+                f"the file is for environment {declared.environment!r}, and this is {self.settings.env!r}",
+                hint=f"--env {declared.environment}, or take the line out to have it for any",
+            )
+        specs = declared.specs(code.load_agent)
+        scaled = {name: each.scale for name, (_, each) in specs.items() if each.scale}
+        wanted = {name: each.applied(await self._pack(spec)) for name, (spec, each) in specs.items()}
+        running = await self._declared_now()
+        changes = changes_of(wanted, running, scaled=[*scaled], prune=prune)
+        if dry_run:
+            return changes
+        new = [each for each in changes if each.what in ("add", "change") and set(each.fields) != {"scale"}]
+        if new:
+            await self._run([wanted[each.agent] for each in new], within_s, on_progress)
+        for name in (each.agent for each in changes if "scale" in each.fields and each.what == "change"):
+            # By name of its own: code that is new does not undo what somebody set by hand, but this does.
+            await self.scale(name, str(wanted[name].scale))
+        for each in changes:
+            if each.what == "remove":
+                await self.undeploy(each.agent)
+        return changes
+
+    async def _declared_now(self) -> dict[str, Deployment]:
+        """The agents as they are to run now, as the bridge recorded them."""
+        pattern = self._wiring.ports.subjects.registry("deployment")
+        found = [Deployment.model_validate_json(each.data) for each in await self._wiring.records.latest(pattern)]
+        return {each.agent: each for each in found}
 
     async def _supervise(self) -> None:
         await super()._supervise()

@@ -537,6 +537,48 @@ with Squad.connect() as squad, squad.listen(contents=True) as passing:
     assert done.stdout.splitlines() == ["{'text': 'plain'} PLAIN shouter", "[] []"], done.stderr
 
 
+def test_a_squad_is_made_as_a_file_declares_it_and_again_is_no_change(deployed: Run, folder: Path) -> None:
+    (folder / "squad.yaml").write_text(
+        "environment: dev\n"
+        "agents:\n"
+        "  - class: my_agents:Poet\n"
+        "    scale: 2\n"
+        "    slots: 3\n"
+        "  - class: my_agents:Shouter\n"
+    )
+    planned = deployed("deploy", "-f", "squad.yaml", "--diff")
+    assert planned.returncode == 1, planned.stderr
+    assert "~ poet: slots 32 → 3, scale 1..4 → 2" in planned.stdout
+    assert status_of(deployed, "poet")["slots"] == 32, "a diff changes nothing"
+
+    applied = deployed("deploy", "-f", "squad.yaml", "--json")
+    assert applied.returncode == 0, applied.stderr
+    told = json.loads(applied.stdout)
+    assert told["applied"] is True
+    assert {each["agent"]: each["what"] for each in told["changes"]} == {"poet": "change", "shouter": "keep"}
+    poet = status_of(deployed, "poet")
+    assert (poet["scale"], poet["slots"]) == ("2", 3)
+
+    again = deployed("deploy", "-f", "squad.yaml", "--diff", "--json")
+    assert again.returncode == 0, again.stdout
+    assert {each["what"] for each in json.loads(again.stdout)["changes"]} == {"keep"}
+
+    (folder / "squad.yaml").write_text("agents:\n  - {class: 'my_agents:Poet', scale: 1..3}\n")
+    pruned = deployed("deploy", "-f", "squad.yaml", "--prune")
+    assert pruned.returncode == 0, pruned.stderr
+    assert "- shouter" in pruned.stdout
+    assert "poet: slots 3 → 32" in pruned.stdout
+    assert status_of(deployed, "poet")["scale"] == "1..3"
+    assert deployed("deploy", "my_agents:Shouter").returncode == 0
+
+
+def status_of(squadron: Run, agent: str) -> dict[str, Any]:
+    """What `squadron status` says of an agent."""
+    told = json.loads(squadron("status", "--json").stdout)
+    (found,) = [each for each in told["agents"] if each["agent"] == agent]
+    return dict(found)
+
+
 def test_undeploy_takes_an_agent_away(deployed: Run) -> None:
     assert deployed("undeploy", "shouter").returncode == 0
 

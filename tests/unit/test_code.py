@@ -209,3 +209,27 @@ def test_imports_are_read_in_a_function_of_any_size() -> None:
     exec(source, made)
 
     assert set(imports_of(made["long"])) == {"gamma", "gamma.delta", "epsilon.zeta"}
+
+
+def test_the_same_code_is_the_same_version_in_each_process(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from squadron import Agent, topic\n"
+        "class Helper:\n    'Helps.'\n"
+        "class Worker(Agent):\n"
+        "    @topic('work.do')\n"
+        "    async def do(self, n: int) -> str:\n        'Work.'\n        return str(Helper()) + str(n)\n"
+    )
+    program = (
+        "from squadron.bridge.packing.code import load_agent, pack\n"
+        "print(pack(load_agent('mine:Worker'))[0].version)"
+    )
+
+    def version() -> str:
+        return subprocess.run(
+            [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True
+        ).stdout
+
+    first = version()
+    assert version() == first
+    (tmp_path / "mine.py").write_text((tmp_path / "mine.py").read_text().replace("Helps", "Helps more"))
+    assert version() != first

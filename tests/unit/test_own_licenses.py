@@ -41,7 +41,7 @@ def _brought_along(name: str, extras: frozenset[str] = frozenset()) -> dict[str,
     return found
 
 
-BROUGHT = _brought_along("squadron-ray", frozenset({"otel"}))
+BROUGHT = _brought_along("squadron-ray", frozenset({"otel", "gateways"}))
 
 
 def test_all_that_comes_along_was_found() -> None:

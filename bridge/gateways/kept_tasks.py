@@ -1,0 +1,168 @@
+"""Tasks that outlive the request which asked for them: whoever asked finds them again, through any process."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from squadron.bridge.gateways.door_secret import DoorSecret
+from squadron.bridge.gateways.visitors import Visitor, behalf_of
+from squadron.bridge.place import Place
+from squadron.runtime.asking.handle import Handle
+from squadron.runtime.asking.options import AskOptions
+from squadron.runtime.errors import InvalidMessageError, SquadronError
+from squadron.runtime.ports.journal import Entry
+from squadron.runtime.wire.limits import Deadline
+from squadron.runtime.wire.outcome import LITE_TTL_S, Outcome
+
+#: Ends the owner of the lite topics on which a visitor's tasks are noted, beside that of their outcomes.
+_NOTED = "-noted"
+
+
+class UnknownTaskError(SquadronError):
+    """No task goes by this id, for this visitor: it never did, its life is over, or it is somebody else's."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeptTask:
+    """A task that was asked through a door.
+
+    Attributes:
+        created_at: in seconds since the epoch.
+        about: what the door noted of it, as JSON.
+        news_at: when it ended, or else was noted, in seconds since the epoch.
+        outcome: None as long as it goes on.
+    """
+
+    id: str
+    handle: Handle
+    created_at: float
+    about: Mapping[str, Any] = field(default_factory=dict)
+    news_at: float = 0.0
+    outcome: Outcome | None = None
+
+
+class KeptTasks:
+    """The tasks of all visitors, in the lite topics of each.
+
+    An id begins with what stands for its visitor, made by the gateway's secret, and so does the owner of the lite
+    topic of its outcome: nobody can name a task of somebody else's, nor guess one (128 bits).
+
+    Args:
+        door: a name for each protocol, which sees none of the others' tasks.
+    """
+
+    def __init__(self, place: Place, secret: DoorSecret, door: str) -> None:
+        self._place, self._secret, self._door = place, secret, door
+
+    def owner_of(self, visitor: Visitor) -> str:
+        """The owner of the lite topics of a visitor's tasks."""
+        return f"v{self._secret.name_for(f'tasks of {self._door}', visitor.principal)}"
+
+    def id_for(self, visitor: Visitor, key: str = "") -> str:
+        """A fresh id, or the one for a key of the visitor's own: asked again under that, it is one task."""
+        nonce = secrets.token_hex(16)
+        if key:
+            keyed = self._secret.key(f"keys of {self._door}")
+            nonce = hmac.digest(keyed, f"{visitor.principal} {key}".encode(), hashlib.sha256).hex()[:32]
+        return f"{self.owner_of(visitor)}-{nonce}"
+
+    async def submit(
+        self,
+        visitor: Visitor,
+        topic: str,
+        content: Any,
+        options: AskOptions,
+        *,
+        id: str = "",
+        about: Mapping[str, Any] | None = None,
+    ) -> KeptTask:
+        """Note a task and send it; both are stored when this returns, or its handle is done: it was refused.
+
+        Args:
+            id: of `id_for`; a fresh one by default.
+            about: what to note of it, as JSON.
+
+        Raises:
+            BusUnavailableError: the server can't be reached.
+        """
+        ports, owner = self._place.ports, self.owner_of(visitor)
+        id = id or self.id_for(visitor)
+        behalf = options.on_behalf_of or behalf_of(visitor, ports.principal)
+        options = replace(options, task_id=id, on_behalf_of=behalf)
+        deadline = Deadline.after(options.within_s, ports.clock)
+        handle = Handle(id, topic, ports.subjects.lite(owner, id), deadline, self._place.caller)
+        now = ports.clock.time()
+        noted_about = dict(about or {})
+        said = {"ticket": handle.ticket, "createdAt": now, "about": noted_about}
+        keep_s = options.within_s + LITE_TTL_S
+        # First: a task that nobody could find again would be worse than a note of one that never was sent, which
+        # reads as a task that came to nothing by its deadline.
+        noted = ports.pack("event", {"content": said})
+        data = await ports.claims.seal(noted, keep_s=keep_s)
+        await ports.lite.append(self._note_of(owner, id), data, ttl_s=keep_s, msg_id=f"{id}.noted")
+        sent = await self._place.caller.submit(topic, content, options, owner=owner)
+        refused = await sent.outcome() if sent.done else None
+        return KeptTask(id, sent, now, noted_about, now, refused)
+
+    async def find(self, visitor: Visitor, id: str) -> KeptTask:
+        """A task of this visitor's, with its outcome if that is stored.
+
+        Raises:
+            UnknownTaskError: there is none of this id.
+            BusUnavailableError: the server can't be reached.
+        """
+        owner, unknown = self.owner_of(visitor), UnknownTaskError(f"there is no task {id[:100]!r}")
+        begins, _, rest = id.partition("-")
+        # Before anything is looked up.
+        if not hmac.compare_digest(begins.encode("utf-8", "replace"), owner.encode()) or not rest.isalnum():
+            raise unknown
+        if len(id) > len(owner) + 33 or not id.isascii():
+            raise unknown
+        entry = await self._place.ports.lite.last(self._note_of(owner, id))
+        if entry is None:
+            raise unknown
+        return await self._read(entry, id)
+
+    async def listed(self, visitor: Visitor) -> list[KeptTask]:
+        """All tasks of this visitor's that are kept, the newest first.
+
+        Raises:
+            BusUnavailableError: the server can't be reached.
+        """
+        owner, lite = self.owner_of(visitor), self._place.ports.lite
+        notes = await lite.latest(self._place.ports.subjects.lite_of(f"{owner}{_NOTED}"))
+        found = []
+        for note in notes:
+            try:
+                found.append(await self._read(note, note.key.rsplit(".", 1)[-1]))
+            except UnknownTaskError:
+                continue
+        return sorted(found, key=lambda task: (-task.created_at, task.id))
+
+    async def _read(self, entry: Entry, id: str) -> KeptTask:
+        ports = self._place.ports
+        try:
+            message = await ports.claims.open(entry.data)
+            said = message.payload.content
+            handle = self._place.caller.resume(said["ticket"])
+            if handle.task_id != id or handle.reply_to != ports.subjects.lite(id.partition("-")[0], id):
+                raise InvalidMessageError("it is of another task")
+            created, about = float(said["createdAt"]), dict(said["about"])
+        except (InvalidMessageError, ValueError, TypeError, LookupError):
+            # Anybody on the bus may write there.
+            raise UnknownTaskError(f"there is no task {id!r}") from None
+        handle = await self._place.caller.adopt(
+            id, handle.topic, handle.reply_to, handle.deadline, sealed=handle.sealed
+        )
+        if not handle.done and not handle.deadline.passed:
+            return KeptTask(id, handle, created, about, entry.time)
+        last, outcome = await ports.lite.last(handle.reply_to), await handle.outcome()
+        return KeptTask(id, handle, created, about, entry.time if last is None else last.time, outcome)
+
+    def _note_of(self, owner: str, id: str) -> str:
+        return self._place.ports.subjects.lite(f"{owner}{_NOTED}", id)
