@@ -59,6 +59,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "gateway",
         "Serve agents to clients of other protocols, until Ctrl-C or `squadron down`.",
     ),
+    "schema": (
+        "schema",
+        "Print JSON Schemas of what travels, and the AsyncAPI document of its subjects; or write them to files.",
+    ),
     "health": ("probing", "Say whether NATS and the bridge answer: exit code 0 if both do, else 1."),
     "dlq": ("dlq", "Dead letters, messages that were given up: list, show, redrive, drop."),
     "runs": ("run_views", "Runs that think: list, show, resume, cancel, export."),
