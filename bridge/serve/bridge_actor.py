@@ -88,13 +88,7 @@ class BridgeActor:
         }
         self._bindings, self._rings = Bindings(self._wiring), AgentRings(settings)
         self._archivist = ArchivistKeeper(self._wiring.connection, settings)
-        self._finder = Finder(
-            self._wiring.ports,
-            self._wiring.registry,
-            self._wiring.records,
-            open_embedder(settings.embeddings),
-            self._busy,
-        )
+        self._finder = self._make_finder()
         self._bridge = Bridge(
             self._wiring.ports,
             self._wiring.registry,
@@ -113,6 +107,10 @@ class BridgeActor:
         await self._bindings.start()
         self._finding = spawn(self._finder.keep(), "vectors", lasting=True)
         self._archiving = spawn(self._archivist.keep(), "archivist", lasting=True)
+
+    def _make_finder(self) -> Finder:
+        here, embedder = self._wiring, open_embedder(self._settings.embeddings)
+        return Finder(here.ports, here.registry, here.records, embedder, self._busy)
 
     def _busy(self, agent: str) -> float:
         held, slots = self._bridge.backlogs().get(agent, {}).get("held"), self._wiring.registry.replicas(agent)
