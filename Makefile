@@ -7,7 +7,7 @@ SBOM_OF ?= $(BIN)/python
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint types fmt test-slow bench bench-lite bench-llm bench-audit bench-roles bench-discovery bench-trust pictures build sbom clean
+.PHONY: help install demo test lint types fmt test-slow bench bench-lite bench-llm bench-audit bench-roles bench-gateways bench-discovery bench-trust pictures build sbom clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +61,9 @@ bench-audit: $(VENV)/.bench ## Measure what the audit trail costs, in 4 minutes
 
 bench-roles: $(STAMP) ## Measure what least privilege costs, in a minute
 	$(BIN)/python -m benchmarks.roles
+
+bench-gateways: $(STAMP) ## Measure what a call through a gateway costs, in three minutes
+	$(BIN)/python -m benchmarks.gateways
 
 bench-discovery: $(STAMP) ## Measure how well and how fast topics are found, in a minute
 	$(BIN)/python -m benchmarks.discovery

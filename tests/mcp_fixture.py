@@ -172,6 +172,28 @@ class Conformance(Agent):
     async def prompt_change(self, ctx: Context) -> Any:
         return _text("Changed.")
 
+    # --- durable tasks -----------------------------------------------------------------------------------
+
+    @topic("kit.greet", description="Greets.", tags=["mcp:tool=greet"])
+    async def greet(self, name: str) -> Any:
+        return _text(f"Hello, {name}!")
+
+    @topic("kit.compute", description="Takes its time.", tags=["mcp:tool=slow_compute"], run_timeout_s=90)
+    async def compute(self, seconds: float, label: str = "") -> Any:
+        await asyncio.sleep(seconds)
+        return _text(f"Computed {label} in {seconds} s.")
+
+    @topic("kit.failing", description="Fails late.", tags=["mcp:tool=failing_job"], max_attempts=1)
+    async def failing(self) -> Any:
+        await asyncio.sleep(1)
+        raise ValueError("This job always fails")
+
+    @topic("kit.delete", description="Asks first.", tags=["mcp:tool=confirm_delete"], run_timeout_s=60)
+    async def delete(self, filename: str, ctx: Context) -> Any:
+        schema = {"type": "object", "properties": {"confirm": {"type": "boolean"}}, "required": ["confirm"]}
+        reply = await ctx.ask_person(f"Delete {filename}?", schema=schema, within_s=30)
+        return _text(f"{'Deleted' if reply.accepted and reply.content['confirm'] else 'Kept'} {filename}.")
+
     # --- what is wanted of the client --------------------------------------------------------------------
 
     @topic("kit.who", description="Who?", tags=["mcp:tool=test_input_required_result_elicitation"])

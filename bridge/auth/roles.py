@@ -183,7 +183,7 @@ class _Lists:
             self._own_key,
             *self._reading(n.registry),
             *_api(f"STREAM.INFO.{each}" for each in (n.tasks, n.registry)),
-            *(s.control(verb) for verb in ("ping", "status", "metrics", "search")),
+            *(s.control(verb) for verb in ("ping", "status", "metrics", "nodes", "search")),
         ]
         return Rights(_once(publish), _once([self._inbox, *self._registry(), s.event("status.*")]))
 

@@ -11,7 +11,7 @@ from squadron.runtime.trust.guard import Guard, anybody
 from squadron.runtime.trust.may_say import KEEPERS, only
 
 #: Calls that change nothing: whoever signs may look.
-_LOOKS = frozenset(("ping", "status", "metrics", "search", "lessons"))
+_LOOKS = frozenset(("ping", "status", "metrics", "nodes", "search", "lessons"))
 #: What anybody may say of how a topic served them: no source can say much.
 _ANYBODYS = _LOOKS | {"prefer"}
 

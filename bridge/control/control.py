@@ -56,7 +56,7 @@ _ALIVE = frozenset(("RUNNING", "DEPLOYING", "UPDATING", "NOT_STARTED", "AUTOSCAL
 class Bridge:
     """The one writer of an environment's deployments. All its state is in the journal: a restart loses nothing.
 
-    Open with `start`; it then answers the control verbs deploy, undeploy, scale, status and ping.
+    Open with `start`; it then answers the control verbs deploy, undeploy, scale, redeploy, status and ping.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ class Bridge:
 
     async def _once(self, call_id: str, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """Do a call, or wait for it if it was asked before under the same id."""
-        own = (self.deploy, self.undeploy, self.scale, self.status, self.ping)
+        own = (self.deploy, self.undeploy, self.scale, self.redeploy, self.status, self.ping)
         verbs: dict[str, Verb] = {each.__name__: each for each in own} | dict(self._more)
         if verb not in verbs:
             raise InvalidMessageError(f"{verb!r} is not a call", hint=f"one of {', '.join(verbs)}")
@@ -195,10 +195,10 @@ class Bridge:
         await self._registry.catch_up()
         async with self._writing:
             for i, each in enumerate(wanted):
-                before = self._deployments.get(each.agent)
-                if before is not None and before.scale != before.bounds:
-                    # Somebody set the scale by hand; new code does not undo that.
-                    wanted[i] = each.model_copy(update={"scale": before.scale})
+                if (before := self._deployments.get(each.agent)) is not None:
+                    # What somebody did by hand, new code does not undo.
+                    scale = before.scale if before.scale != before.bounds else each.scale
+                    wanted[i] = each.model_copy(update={"scale": scale, "generation": before.generation})
                 cards = [*self._registry.cards(), *(other.card for other in wanted[:i])]
                 check_deployable(self._ports, each, cards)
             await self._change(*wanted)
@@ -233,9 +233,8 @@ class Bridge:
     async def undeploy(self, agent: str) -> dict[str, Any]:
         """Stop an agent after its running turns; what waits in its mailbox is kept for its return."""
         async with self._writing:
-            if agent not in self._deployments:
-                raise ConfigError(f"no agent {agent!r} is deployed", hint=self._known())
-            was = self._deployments.pop(agent)
+            was = self._find(agent)
+            del self._deployments[agent]
             try:
                 await self._deployed.write("deployment", agent)
             except BaseException:
@@ -250,15 +249,16 @@ class Bridge:
             await self._replicas.apply(list(self._deployments.values()))
         return {"agent": agent}
 
-    def _known(self) -> str:
-        return f"deployed are {', '.join(sorted(self._deployments)) or 'none'}"
+    def _find(self, agent: str) -> Deployment:
+        if (deployment := self._deployments.get(agent)) is None:
+            known = f"deployed are {', '.join(sorted(self._deployments)) or 'none'}"
+            raise ConfigError(f"no agent {agent!r} is deployed", hint=known)
+        return deployment
 
     async def scale(self, agent: str, to: str) -> dict[str, Any]:
         """Set an agent's replicas to `N`, `MIN..MAX` or `auto`; in place, no replica is restarted for it."""
         async with self._writing:
-            deployment = self._deployments.get(agent)
-            if deployment is None:
-                raise ConfigError(f"no agent {agent!r} is deployed", hint=self._known())
+            deployment = self._find(agent)
             scale = Scale.parse(to, deployment.bounds)
             capacity = await self._replicas.capacity()
             if scale.minimum > capacity:
@@ -268,6 +268,13 @@ class Bridge:
                 )
             await self._change(deployment.model_copy(update={"scale": scale}))
         return {"agent": agent, "scale": str(scale)}
+
+    async def redeploy(self, agent: str) -> dict[str, Any]:
+        """Start all replicas of an agent anew, with the same code; running turns end on the old ones first."""
+        async with self._writing:
+            generation = (deployment := self._find(agent)).generation + 1
+            await self._change(deployment.model_copy(update={"generation": generation}))
+        return {"agent": agent, "generation": generation}
 
     async def status(self) -> dict[str, Any]:
         """Everything a person wants to see: agents, replicas, backlogs, addresses."""
@@ -291,6 +298,7 @@ class Bridge:
             "running": state.running,
             "target": state.target,
             "scale": str(deployment.scale),
+            "bounds": str(deployment.bounds),
             "slots": deployment.slots,
             "version": deployment.code["version"],
             "waiting": None if backlog is None else backlog.waiting,

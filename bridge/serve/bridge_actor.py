@@ -27,6 +27,7 @@ from squadron.bridge.serve.archivist_actor import ArchivistKeeper
 from squadron.bridge.serve.bindings import Bindings
 from squadron.bridge.serve.cluster import ServeReplicas
 from squadron.bridge.serve.login import Enrolled
+from squadron.bridge.serve.ray_nodes import nodes
 from squadron.bridge.serve.showcase import Showcase
 from squadron.config import Settings
 from squadron.runtime.asking.options import AskKeywords, AskOptions
@@ -74,8 +75,7 @@ class BridgeActor:
             return lost
 
         async def agents() -> list[dict[str, Any]]:
-            found: list[dict[str, Any]] = (await self._bridge.status())["agents"]
-            return found
+            return list((await self._bridge.status())["agents"])
 
         self._showcase = Showcase(self._wiring, agents)
         await self._showcase.open()
@@ -87,8 +87,7 @@ class BridgeActor:
             "release": release(),
         }
         self._bindings, self._rings = Bindings(self._wiring), AgentRings(settings)
-        self._archivist = ArchivistKeeper(self._wiring.connection, settings)
-        self._finder = self._make_finder()
+        self._archivist, self._finder = ArchivistKeeper(self._wiring.connection, settings), self._make_finder()
         self._bridge = Bridge(
             self._wiring.ports,
             self._wiring.registry,
@@ -99,7 +98,12 @@ class BridgeActor:
             facts,
             lease_s=settings.lease_s,
             seal_key=self._rings.seal_key,
-            more={"metrics": self._showcase.metrics, "rotate_key": self._rotate_key, **self._finder.verbs},
+            more={
+                "metrics": self._showcase.metrics,
+                "rotate_key": self._rotate_key,
+                "nodes": nodes,
+                **self._finder.verbs,
+            },
         )
         await self._bridge.start()
         await self._finder.load()

@@ -265,6 +265,8 @@ def application(environment: str, deployment: Deployment) -> dict[str, Any]:
             "slots": deployment.slots,
             "grace_s": deployment.grace_s,
             "ordered_by": deployment.ordered_by,
+            # Said only where it counts: what was declared by a release that does not know it stays as it is.
+            **({"generation": deployment.generation} if deployment.generation else {}),
         },
         "deployments": [
             {

@@ -161,7 +161,7 @@ class Caller:
             for handle in list(itertools.islice(late, LOOKS_PER_STEP)):
                 if handle.deadline.passed:
                     # Nobody came for it in time; who comes yet is heard of again.
-                    self._leave(handle)
+                    self.leave(handle)
                     continue
                 if handle._look_at:
                     await handle._look()
@@ -185,10 +185,10 @@ class Caller:
             return await handle._settled()
         finally:
             if handle.done:
-                self._leave(handle)
+                self.leave(handle)
 
-    def _leave(self, handle: Handle) -> None:
-        """Nothing more is expected for this handle."""
+    def leave(self, handle: Handle) -> None:
+        """Nothing more is expected for this handle here; its task goes on."""
         if others := [each for each in self._waiting.get(handle.reply_to, ()) if each is not handle]:
             self._waiting[handle.reply_to] = others
             return
@@ -267,7 +267,7 @@ class Caller:
             await self.ports.lite.append(handle.reply_to, data, ttl_s=LITE_TTL_S, msg_id=msg_id)
             await handle._look()
         if handle.done:
-            self._leave(handle)
+            self.leave(handle)
 
     async def submit(
         self,
@@ -315,14 +315,14 @@ class Caller:
             handle._settle(not_sent(handle, error), refused=True)
         except BaseException:
             # Nobody has the handle.
-            self._leave(handle)
+            self.leave(handle)
             raise
         finally:
             self._admission.entered(task_id)
             if sending := self._sending.pop(reply_to, None):
                 sending.set()
         if handle.done:
-            self._leave(handle)
+            self.leave(handle)
         return handle
 
     async def _send(

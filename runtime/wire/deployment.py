@@ -61,6 +61,8 @@ class Deployment(BaseModel):
     ordered_by: Literal["", "conversation"] = ""
     bounds: Scale
     scale: Scale
+    #: Raised to have all replicas started anew though nothing else changed.
+    generation: int = Field(default=0, ge=0)
 
     @field_validator("code")
     @classmethod

@@ -46,6 +46,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "answer": ("asks", "Answer a question, or approve a call."),
     "replay": ("replaying", "Run a run anew; the old one is not touched."),
     "top": ("top", "Show agents, what waits for them, how fast they work and what fails, from their heartbeats."),
+    "console": (
+        "web_console",
+        "Serve the web console: agents, topics, runs, questions, dead letters, lite topics, events, nodes.",
+    ),
     "trace": (
         "run_trace",
         "Show where the time of a run went: its rounds and calls as bars, with what they cost.",

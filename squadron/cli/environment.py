@@ -56,6 +56,7 @@ async def _up(ctx: typer.Context, as_json: bool) -> int:
 
 async def _addresses(squad: Squad) -> dict[str, Any]:
     from squadron.bridge.jetstream.link.at_home import credentials_of, has_authority
+    from squadron.views.console_place import ConsolePlace
 
     settings, answer = squad.settings, await squad.status()
     facts: dict[str, Any] = {"environment": answer["environment"], "home": str(settings.home)}
@@ -66,6 +67,8 @@ async def _addresses(squad: Squad) -> dict[str, Any]:
         facts["nats_token_file"] = str(settings.home / "nats" / "endpoint.json")
     if settings.ray_address is None:
         facts["dashboard_token_file"] = str(settings.home / "ray" / "token")
+    if (console := ConsolePlace.find(settings)) is not None:
+        facts["console"] = console.url
     return facts | {"agents": [agent["agent"] for agent in answer["agents"]]}
 
 
@@ -88,11 +91,12 @@ def _show_addresses(facts: dict[str, Any]) -> None:
         table.add_row("Dashboard", f"{facts['dashboard']}/#/serve")
         if "dashboard_token_file" in facts:
             table.add_row("", f"asks for a token once: cat {facts['dashboard_token_file']}")
+    table.add_row("Console", facts.get("console") or "squadron console")
     if facts["metrics"]:
         table.add_row("Metrics", facts["metrics"])
     table.add_row("Agents", ", ".join(facts["agents"]) or "none yet")
     console.print(table)
-    console.print("\nNext: squadron deploy module:Agent · squadron topics · squadron status · squadron down")
+    console.print("\nNext: squadron deploy module:Agent · squadron topics · squadron console · squadron down")
 
 
 def down(

@@ -93,6 +93,14 @@ class SyncSquad(Closing):
         """See `Squad.scale`."""
         return self._wait(self._squad.scale(agent, to))
 
+    def redeploy(self, agent: str) -> None:
+        """See `Squad.redeploy`."""
+        self._wait(self._squad.redeploy(agent))
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """See `Squad.nodes`."""
+        return self._wait(self._squad.nodes())
+
     def rotate_key(self, agent: str) -> str:
         """See `Squad.rotate_key`."""
         return self._wait(self._squad.rotate_key(agent))

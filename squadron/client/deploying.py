@@ -196,6 +196,19 @@ class Fleet(Talking):
         answer = await self._control.call("scale", agent=agent, to=str(to))
         return str(answer["scale"])
 
+    async def redeploy(self, agent: str) -> None:
+        """Start all replicas of an agent anew with the same code; running turns end first, nothing is lost.
+
+        Raises:
+            ConfigError: no such agent.
+        """
+        await self._control.call("redeploy", agent=agent)
+
+    async def nodes(self) -> list[dict[str, Any]]:
+        """The nodes of the Ray cluster: name, address, whether it lives, and what of its resources is used."""
+        answer = await self._control.call("nodes")
+        return list(answer["nodes"])
+
     async def rotate_key(self, agent: str) -> str:
         """Give an agent a new key for sealed payloads; returns its id. What was sealed before still opens.
 

@@ -293,7 +293,7 @@ class Talking(Looking):
             QuestionClosedError: somebody was first, it was withdrawn, or its deadline has passed.
             BusUnavailableError: not acknowledged in time; answering again is safe.
         """
-        return await self._people.answer(query_id, content, action=action, by=by or _user())
+        return await self._people.answer(query_id, content, action=action, by=by or user_name())
 
     @property
     def _people(self) -> People:
@@ -360,7 +360,7 @@ class Talking(Looking):
         return await handle.outcome()
 
 
-def _user() -> str:
+def user_name() -> str:
     """Who is at this machine; a container may know nobody by name."""
     try:
         return getpass.getuser()

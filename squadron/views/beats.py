@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,6 +53,7 @@ class AgentFigures:
             five minutes.
         age_s: how long the tasks that began lately had waited, in seconds, on the average; if replicas do not
             tell, how long the last one in the mailbox will, at the present rate (`age_guessed`). None if unknown.
+        outcomes: how often tasks ended in each kind of outcome, since its replicas began.
         topics: the slowest first.
     """
 
@@ -70,6 +71,7 @@ class AgentFigures:
     failing: int = 0
     age_s: float | None = None
     age_guessed: bool = False
+    outcomes: Mapping[str, int] = field(default_factory=dict)
     serves: tuple[str, ...] = ()
     topics: tuple[TopicFigures, ...] = ()
     replicas: tuple[ReplicaFigures, ...] = ()
@@ -177,6 +179,7 @@ class Beats:
             failing=sum(_failing(each) for each in histories),
             age_s=age,
             age_guessed=guessed,
+            outcomes=sum((Counter(each.beats[-1].outcomes) for each in histories), Counter()),
             serves=tuple(status.get("topics", ())),
             topics=tuple(topics),
             replicas=tuple(_replica(name, it, now) for name, it in mine.items()),

@@ -142,7 +142,7 @@ class Reader:
                 return self._of(message, replace(bare, at=message.timestamp), kind, rest)
             case "dead" if len(rest) > 1:
                 return replace(bare, kind="dead", topic="", agent=rest[0], id=rest[1], said="a dead letter")
-            case "bridge" if rest[0] not in ("ping", "status", "metrics"):
+            case "bridge" if rest[0] not in ("ping", "status", "metrics", "nodes"):
                 return replace(bare, kind="bridge", topic="", said=rest[0])
         return bare
 
@@ -160,18 +160,25 @@ class Reader:
         match kind:
             case "task" | "query":
                 it = replace(it, kind="task", agent=self._agent_of(it.topic))
-                self._tasks[it.id] = replace(it, content=None)
-                if len(self._tasks) > TASKS_KEPT:
-                    self._tasks.popitem(last=False)
+                self._remember(it)
                 return it
             case "event":
                 beats = it.topic == "status.heartbeat"
                 return replace(it, kind="inner" if beats else "event", agent=it.sender_type)
+            case "a2a" if message.type == "query":
+                it = replace(it, kind="bids?", topic=rest[-1], agent=rest[-1])
+                self._remember(it)
+                return it
             case "a2a":
-                return replace(it, kind="bids?", topic=rest[-1], agent=rest[-1])
+                return replace(it, kind="inner")
             case "result":
                 return self._result(message, it)
         return self._lite(message, it, rest)
+
+    def _remember(self, it: Passing) -> None:
+        self._tasks[it.id] = replace(it, content=None)
+        if len(self._tasks) > TASKS_KEPT:
+            self._tasks.popitem(last=False)
 
     def _lite(self, message: AgentMessage, it: Passing, rest: list[str]) -> Passing:
         """A message on a lite topic: mostly the outcome of a task, or a chunk of it."""
@@ -184,8 +191,9 @@ class Reader:
                 return replace(it, kind="query", id=rest[-1], topic="people", said="a question to people")
             case "result" if rest[0] == "outcome":
                 return replace(it, kind="inner")
-            case "result" if isinstance(content, Mapping) and "bid" in content and "outcome" not in content:
-                return replace(it, kind="bid", agent=it.sender_type)
+            case "event" if (call := self._tasks.get(it.parent)) is not None and call.kind == "bids?":
+                reason = content.get("reason") if isinstance(content, Mapping) else ""
+                return replace(it, kind="bid", topic=call.topic, agent=it.sender_type, said=scrub(_text(reason)))
             case "result":
                 return self._result(message, it)
             case "stream":

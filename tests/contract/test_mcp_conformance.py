@@ -1,13 +1,14 @@
-"""MCP's own kit judges the server, on both wires: all scenarios that it requires have to pass.
+"""MCP's own kit judges the server, on both wires, and so does its inspector.
 
-It takes node 22 and the kit: `npm i node@22 @modelcontextprotocol/conformance@0.2.0-alpha.12` in a folder that
-`MCP_CONFORMANCE` names. Without them it is skipped.
+They take node 22: `npm i node@22 @modelcontextprotocol/conformance@0.2.0-alpha.12
+@modelcontextprotocol/inspector@2.12.0` in a folder that `MCP_CONFORMANCE` names. Without them this is skipped.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -30,18 +31,36 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("requirements", ["2025-11-25", "2026-07-28"])
-async def test_all_required_scenarios_of_the_kit_pass(world: World, serve: Serve, requirements: str) -> None:
+async def judge(*command: str) -> str:
+    """What a judge says; it has to be content."""
+    process = await asyncio.create_subprocess_exec(
+        str(FOLDER / command[0]),
+        *command[1:],
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env={**os.environ, "PATH": f"{FOLDER}:{os.environ['PATH']}"},
+    )
+    said, _ = await process.communicate()
+    assert process.returncode == 0, said.decode()[-6000:]
+    return said.decode()
+
+
+@pytest.fixture
+async def url(world: World, serve: Serve) -> AsyncIterator[str]:
     await serve(Conformance())
     door = await world.join("gateway")
     await door.registry.refresh(float("inf"))
     async with opened_gateway(door.place, "mcp") as url:
-        process = await asyncio.create_subprocess_exec(
-            str(FOLDER / "conformance"),
-            *("server", "--url", f"{url.replace('127.0.0.1', 'localhost')}/mcp", "--requirements", requirements),
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            env={**os.environ, "PATH": f"{FOLDER}:{os.environ['PATH']}"},
-        )
-        said, _ = await process.communicate()
-    assert process.returncode == 0, said.decode()[-6000:]
+        yield f"{url.replace('127.0.0.1', 'localhost')}/mcp"
+
+
+@pytest.mark.parametrize(("requirements", "scenarios"), [("2025-11-25", 30), ("2026-07-28", 37)])
+async def test_all_required_scenarios_of_the_kit_pass(url: str, requirements: str, scenarios: int) -> None:
+    said = await judge("conformance", "server", "--url", url, "--requirements", requirements)
+    assert said.count("\n✓ ") >= scenarios
+
+
+async def test_the_inspector_lists_tools_and_calls_one(url: str) -> None:
+    inspect = ("mcp-inspector", "--cli", url, "--transport", "http", "--method")
+    assert "test_simple_text" in await judge(*inspect, "tools/list")
+    assert "Hello, Ann!" in await judge(*inspect, "tools/call", "--tool-name", "greet", "--tool-arg", "name=Ann")

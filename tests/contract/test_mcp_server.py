@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any, Literal
 
 import httpx2
 import mcp_types as types
 import pytest
-from mcp import Client
+from mcp import Client, StdioServerParameters
 from mcp.client.extension import ClientExtension, ResultClaim
 from mcp.shared.exceptions import MCPError
 
@@ -64,7 +68,8 @@ class Worker(Agent):
         return "never"
 
     @topic("work.slow", description="Take a while.")
-    async def slow(self, seconds: float) -> str:
+    async def slow(self, seconds: float, mark: str = "") -> str:
+        STARTED.add(mark)
         await asyncio.sleep(seconds)
         return "slept"
 
@@ -234,7 +239,7 @@ async def raw(
 ) -> dict[str, Any]:
     """One request of the modern wire, by hand."""
     extensions = {TASKS: {}} if tasks else {}
-    meta = {
+    meta: dict[str, Any] = {
         "io.modelcontextprotocol/protocolVersion": MODERN,
         "io.modelcontextprotocol/clientCapabilities": {"extensions": extensions, "elicitation": {"form": {}}},
         "io.modelcontextprotocol/clientInfo": {"name": "tests", "version": "1"},
@@ -244,6 +249,9 @@ async def raw(
         "Mcp-Method": method,
         "Accept": "application/json, text/event-stream",
     }
+    if key := params.get("key"):
+        meta["squadron/idempotencyKey"] = key
+    params = {name: each for name, each in params.items() if name != "key"}
     if name := params.get("taskId") or params.get("name"):
         headers["Mcp-Name"] = name
     if token:
@@ -382,3 +390,60 @@ async def test_a_task_survives_a_kill_of_the_gateway(world: World, serve: Serve)
         await first.wait()
     async with gateway_command(world.settings, port, "--mcp"):
         assert (await ended(url, task))["result"]["structuredContent"] == "slept"
+
+
+async def test_a_host_starts_it_on_the_standard_streams_as_the_printed_configuration_says(
+    world: World, serve: Serve
+) -> None:
+    await serve(Worker())
+    assert world.settings is not None
+    command = [str(Path(sys.executable).with_name("squadron")), "--home", str(world.settings.home)]
+    command += ["--env", world.settings.env, "gateway", "--stdio", "--topic", "work.*", "--print-config"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    (told,) = json.loads(printed)["mcpServers"].values()
+    started = StdioServerParameters(command=command[0], args=told["args"], env=told["env"])
+    for wire in (MODERN, LEGACY):
+        async with Client(started, mode=wire) as client:
+            names = {tool.name for tool in (await client.list_tools()).tools}
+            assert "work__double" in names
+            assert "goal__tidy" not in names
+            result = await client.call_tool("work__double", {"n": 4})
+            assert [block.text for block in result.content] == ["8"]
+
+
+async def test_a_call_is_one_task_under_one_key_and_goes_on_when_the_gateway_is_killed(
+    world: World, serve: Serve
+) -> None:
+    await serve(Worker())
+    assert world.settings is not None
+    port = _free_port()
+    url = f"http://127.0.0.1:{port}/mcp"
+    call = {"name": "work__slow", "arguments": {"seconds": 1.0, "mark": "keyed"}, "key": "order-7"}
+    async with gateway_command(world.settings, port, "--mcp") as first:
+        calling = asyncio.create_task(raw(url, "tools/call", call, tasks=False))
+        joined = asyncio.create_task(raw(url, "tools/call", call, tasks=False))
+        await until(lambda: _in(STARTED, "keyed"))
+        first.kill()
+        await first.wait()
+        for broken in (calling, joined):
+            with pytest.raises(httpx2.TransportError):
+                await broken
+    async with gateway_command(world.settings, port, "--mcp"):
+        again = await raw(url, "tools/call", call, tasks=False)
+        assert again["result"]["structuredContent"] == "slept"
+
+
+async def test_what_is_no_gateway_is_said_in_a_line(world: World) -> None:
+    assert world.settings is not None
+    command = [str(Path(sys.executable).with_name("squadron")), "--home", str(world.settings.home), "gateway"]
+    for options, says in (
+        ([], "no door was named"),
+        (["--mcp", "--host", "0.0.0.0"], "can be reached by others"),
+        (["--mcp", "--token", "ann=letmein"], "was given as it is"),
+        (["--stdio", "--a2a"], "one MCP client"),
+    ):
+        done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 2
+        assert says in done.stderr
+        assert "Traceback" not in done.stderr
+        assert "letmein" not in done.stderr

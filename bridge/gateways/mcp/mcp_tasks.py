@@ -84,6 +84,8 @@ class McpTasks:
                     outcome = await task.handle.outcome()
         if outcome is not None:
             return result_of(topic, outcome, ctx.protocol_version)
+        # Whoever comes back for it reads what is stored: an open task costs this process nothing.
+        self._front.place.caller.leave(task.handle)
         return TaskCreated(
             task_id=task.id,
             created_at=_iso(task.created_at),
@@ -93,7 +95,7 @@ class McpTasks:
 
     async def get(self, ctx: Context, params: TaskParams) -> dict[str, Any]:
         """How a task fares; one that has ended brings its result."""
-        _check_knows(ctx)
+        _check_knows(ctx, params)
         task = await self._find(params.task_id, visitor_of(ctx))
         shown: dict[str, Any] = {
             "taskId": task.id,
@@ -120,7 +122,7 @@ class McpTasks:
 
     async def update(self, ctx: Context, params: TaskUpdateParams) -> types.EmptyResult:
         """Take answers to what a task asks; those to other questions are passed over."""
-        _check_knows(ctx)
+        _check_knows(ctx, params)
         task = await self._find(params.task_id, visitor_of(ctx))
         asked = {each.query_id for each in await self._front.questions.about(task.id)}
         fitting = {id: response for id, response in params.input_responses.items() if id in asked}
@@ -129,7 +131,7 @@ class McpTasks:
 
     async def cancel(self, ctx: Context, params: TaskParams) -> types.EmptyResult:
         """Have a task stopped; what has ended before stays as it is."""
-        _check_knows(ctx)
+        _check_knows(ctx, params)
         task = await self._find(params.task_id, visitor_of(ctx))
         if task.outcome is None:
             await task.handle.cancel()
@@ -150,11 +152,14 @@ class McpTasks:
         return max(0, round(ends_at - 1000 * task.created_at))
 
 
-def _check_knows(ctx: Context) -> None:
+def _check_knows(ctx: Context, params: TaskParams) -> None:
     if not knows_tasks(ctx):
         missing: dict[str, Any] = {"requiredCapabilities": {"extensions": {EXTENSION: {}}}}
         message = f"The client has to declare {EXTENSION}"
         raise MCPError(code=types.MISSING_REQUIRED_CLIENT_CAPABILITY, message=message, data=missing)
+    # Whoever routes by the header must not be led elsewhere than the body says; the SDK checks its own methods.
+    if ctx.request is not None and ctx.request.headers.get("mcp-name") != params.task_id:
+        raise MCPError(code=types.HEADER_MISMATCH, message="Mcp-Name is not the taskId of the body")
 
 
 def _wire(value: types.Result | types.ElicitRequest) -> dict[str, Any]:

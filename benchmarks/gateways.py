@@ -1,0 +1,271 @@
+"""What a call through a gateway costs: MCP over a native ask, and against the SDK's own echo server, in one run.
+
+A nats-server, a replica, the gateway and the SDK's server have a process each; this one calls them. Each round
+goes through them in another order; ratios are taken within a round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+import os
+import random
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import psutil
+
+from benchmarks import machine
+from benchmarks.processes import TEXT
+from benchmarks.targets import Target, ratios
+from squadron import Agent, Settings, topic
+from squadron.actors.agent import AgentSpec
+from squadron.bridge.host import Host
+from squadron.bridge.jetstream.wiring import Wiring
+from squadron.runtime.asking.options import AskOptions
+from squadron.runtime.logs import configure_logs
+from squadron.runtime.ports.queue import Mailbox
+from squadron.runtime.wire.envelope import AgentIdentity
+from tests.contract.own_server import OwnServer
+
+RESULTS = Path(__file__).parent / "results"
+#: Calls one after the other, and so many more, so many at once, in each round.
+ALONE, MANY, AT_ONCE = 200, 1_000, 16
+#: Tasks that are open at once for the figure of memory.
+OPEN = 10_000
+#: A call is parsed, checked and answered by the SDK, as each of its servers does it, and is an ask between.
+MOST_ADDED_MS, LEAST_OF_SAMPLE = 6.0, 0.5
+VERSION = "2026-07-28"
+
+
+class EchoAtTheDoor(Agent):
+    """Says it again, or waits."""
+
+    @topic("bench.echo")
+    async def say(self, text: str) -> str:
+        """Say it again."""
+        return text
+
+    @topic("bench.wait", run_timeout_s=600)
+    async def wait(self) -> str:
+        """Wait for ten minutes."""
+        await asyncio.sleep(600)
+        return "awake"
+
+
+@dataclass
+class Way:
+    """One way to call, and what was measured, round by round."""
+
+    call: Callable[[], Awaitable[None]]
+    p50_ms: list[float] = field(default_factory=list)
+    per_s: list[float] = field(default_factory=list)
+
+    async def measure(self) -> None:
+        """One round."""
+        took = []
+        for _ in range(ALONE):
+            began = time.perf_counter()
+            await self.call()
+            took.append(time.perf_counter() - began)
+        self.p50_ms.append(1000 * statistics.median(took))
+        left, began = MANY, time.perf_counter()
+
+        async def caller() -> None:
+            nonlocal left
+            while left > 0:
+                left -= 1
+                await self.call()
+
+        await asyncio.gather(*(caller() for _ in range(AT_ONCE)))
+        self.per_s.append(MANY / (time.perf_counter() - began))
+
+
+class McpCaller:
+    """Calls tools by hand, so that the client's cost is small and the same for all servers."""
+
+    def __init__(self, client: httpx2.AsyncClient, url: str, *, tasks: bool = False) -> None:
+        self._client, self._url, self._ids = client, url, itertools.count()
+        self._meta = {
+            "io.modelcontextprotocol/protocolVersion": VERSION,
+            "io.modelcontextprotocol/clientCapabilities": {
+                "extensions": {"io.modelcontextprotocol/tasks": {}} if tasks else {}
+            },
+        }
+
+    async def call(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        params = {"name": name, "arguments": arguments, "_meta": self._meta}
+        body = {"jsonrpc": "2.0", "id": next(self._ids), "method": "tools/call", "params": params}
+        headers = {"Accept": "application/json, text/event-stream", "MCP-Protocol-Version": VERSION}
+        headers |= {"Mcp-Method": "tools/call", "Mcp-Name": name}
+        while True:
+            answer = await self._client.post(self._url, json=body, headers=headers)
+            if answer.status_code != 429:
+                break
+            await asyncio.sleep(0.05)
+        result: dict[str, Any] = answer.json()["result"]
+        return result
+
+
+def sample(port: int) -> None:
+    """The SDK's own way to serve an echo."""
+    from mcp.server.mcpserver import MCPServer
+
+    server = MCPServer("echo")
+
+    @server.tool()
+    async def say(text: str) -> str:
+        """Say it again."""
+        return text
+
+    server.run(transport="streamable-http", port=port)
+
+
+async def replica(url: str) -> None:
+    """Serve the agent until the end."""
+    spec = AgentSpec.of(EchoAtTheDoor)
+    place = await Wiring.open(Settings(nats_url=url, env="bench"), AgentIdentity(id="echo-1"), create=True)
+    patterns = tuple(each.name for each in spec.card().topics)
+    await place.ports.queue.declare(Mailbox(spec.name, patterns, place.settings.lease_s))
+    await place.registry.advertise(spec.card())
+    host = Host(place, EchoAtTheDoor(), spec, slots=64)
+    await host.start()
+    await asyncio.Event().wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _start(stack: AsyncExitStack, command: list[str], **env: str) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen(
+        command, env={**os.environ, **env}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    stack.callback(process.wait)
+    stack.callback(process.kill)
+    return process
+
+
+async def _until_up(client: httpx2.AsyncClient, url: str) -> None:
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                await client.get(url)
+                return
+            except httpx2.TransportError:
+                await asyncio.sleep(0.1)
+
+
+async def _measure(rounds: int) -> tuple[dict[str, Way], float]:
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        server = OwnServer(folder)
+        server.start()
+        stack.callback(server.stop)
+        ports = _free_port(), _free_port()
+        me = [sys.executable, "-m", "benchmarks.gateways"]
+        _start(stack, [*me, "--replica", server.url])
+        asker = await Wiring.open(
+            Settings(nats_url=server.url, env="bench"), AgentIdentity(id="asker"), create=True
+        )
+        stack.push_async_callback(asker.aclose)
+        squadron = str(Path(sys.executable).with_name("squadron"))
+        gateway = _start(
+            stack,
+            [squadron, "gateway", "--mcp", "--port", str(ports[0]), "--within", "600"],
+            NATS_URL=server.url,
+            SQUADRON_ENV="bench",
+            SQUADRON_HOME=str(folder / "home"),
+            SQUADRON_LOG_LEVEL="WARNING",
+        )
+        _start(stack, [*me, "--sample", str(ports[1])])
+        limits = httpx2.Limits(max_connections=AT_ONCE, max_keepalive_connections=AT_ONCE)
+        client = await stack.enter_async_context(httpx2.AsyncClient(timeout=60, limits=limits))
+        await _until_up(client, f"http://127.0.0.1:{ports[0]}/readyz")
+        await _until_up(client, f"http://127.0.0.1:{ports[1]}/mcp")
+        ours, theirs = (McpCaller(client, f"http://127.0.0.1:{port}/mcp") for port in ports)
+
+        async def native() -> None:
+            (await asker.caller.ask("bench.echo", {"text": TEXT}, AskOptions())).unwrap()
+
+        async def mcp() -> None:
+            assert not (await ours.call("bench__echo", {"text": TEXT}))["isError"]
+
+        async def echo() -> None:
+            assert not (await theirs.call("say", {"text": TEXT}))["isError"]
+
+        ways = {"ask": Way(native), "mcp": Way(mcp), "sample": Way(echo)}
+        for number in range(rounds + 1):
+            for name in random.sample(list(ways), len(ways)):
+                await ways[name].measure()
+            if number == 0:
+                # The first only warms up.
+                for way in ways.values():
+                    way.p50_ms.clear()
+                    way.per_s.clear()
+        process = psutil.Process(gateway.pid)
+        before = process.memory_full_info().uss
+        tasks = McpCaller(client, f"http://127.0.0.1:{ports[0]}/mcp", tasks=True)
+        opening = iter(range(OPEN))
+
+        async def opener() -> None:
+            for _ in opening:
+                assert (await tasks.call("bench__wait", {}))["resultType"] == "task"
+
+        await asyncio.gather(*(opener() for _ in range(AT_ONCE)))
+        return ways, (process.memory_full_info().uss - before) / 1e6
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--replica", help=argparse.SUPPRESS)
+    parser.add_argument("--sample", type=int, help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    configure_logs("WARNING")
+    if given.replica:
+        asyncio.run(replica(given.replica))
+    if given.sample:
+        sample(given.sample)
+        return 0
+    ways, open_mb = asyncio.run(_measure(given.rounds))
+    for name, way in ways.items():
+        p50, per_s = statistics.median(way.p50_ms), statistics.median(way.per_s)
+        print(f"{name:8}p50 {p50:6.2f} ms, {per_s:7.0f} calls/s with {AT_ONCE} at once")
+    print(f"{OPEN:,} open tasks: {open_mb:+.0f} MB in the gateway")
+    added = [mcp - ask for mcp, ask in zip(ways["mcp"].p50_ms, ways["ask"].p50_ms, strict=True)]
+    targets = [
+        Target("MCP: p50 over a native ask, in ms", added, MOST_ADDED_MS, at_most=True),
+        Target(
+            "MCP: calls/s over the SDK's echo",
+            ratios(ways["mcp"].per_s, ways["sample"].per_s),
+            LEAST_OF_SAMPLE,
+            at_most=False,
+        ),
+    ]
+    for target in targets:
+        print(target)
+    measured = {name: {"p50_ms": way.p50_ms, "per_s": way.per_s} for name, way in ways.items()}
+    result: dict[str, Any] = {"machine": machine.facts(), "measured": measured}
+    result |= {"open_tasks_mb": open_mb, "targets": [each.as_json() for each in targets]}
+    (RESULTS / "gateways.json").write_text(json.dumps(result, indent=1) + "\n")
+    return 0 if all(target.held for target in targets) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
