@@ -75,6 +75,10 @@ $(VENV)/.bench: $(STAMP)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
 	@touch $@
 
+.PHONY: bench-start
+bench-start: $(STAMP) ## Measure how long a start takes beside bare Ray and Serve, in 3 minutes
+	$(BIN)/python -m benchmarks.start
+
 pictures: $(STAMP) ## Draw the pictures of docs/views.md anew
 	$(BIN)/python docs/images/draw.py
 

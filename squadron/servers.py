@@ -203,9 +203,14 @@ def start_cluster(settings: Settings, joined: str) -> None:
     def tell(what: Any) -> None:
         told.write(json.dumps(what) + "\n")
 
+    def starts() -> None:
+        tell("starts")
+        # Ray takes seconds to start, and seconds to import: both at once, now that none is known to be joined.
+        threading.Thread(target=cluster.load_bridge, name="imports Ray", daemon=True).start()
+
     try:
         on = dataclasses.replace(settings, ray_address=joined) if joined else settings
-        cluster.join(on, on_start=lambda: tell("starts"))
+        cluster.join(on, on_start=starts)
         cluster.start_bridge(settings)
     except SquadronError as error:
         tell(error.to_dict())

@@ -21,6 +21,7 @@ from squadron.actors.runs.timeline import Timeline, spanning
 from squadron.actors.runs.toolbox import Toolbox
 from squadron.runtime.asking.cancel import request_cancel
 from squadron.runtime.errors import ConfigError, InvalidMessageError, InvalidSubjectError, SquadronError
+from squadron.runtime.html_table import ShownAsTable
 from squadron.runtime.store.operating import operating
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.wire.envelope import AgentMessage
@@ -60,6 +61,17 @@ class RunInfo:
     def ended(self) -> bool:
         """Whether nobody works on it any more."""
         return self.state != "running"
+
+
+class RunList(ShownAsTable, tuple[RunInfo, ...]):
+    """Runs, the latest change first."""
+
+    HEADER = ("run", "state", "agent", "what for", "rounds", "tokens", "US dollars")
+    NONE = "Nothing was thought yet."
+
+    @staticmethod
+    def _row(each: Any, /) -> Sequence[object]:
+        return each.run, each.state, each.agent, each.title, each.rounds, f"{each.tokens:,}", f"{each.usd:.4f}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +181,7 @@ class Runs:
     def __init__(self, ports: Ports) -> None:
         self._ports = ports
 
-    async def list(self, *, most: int = 50, agent: str = "") -> tuple[RunInfo, ...]:
+    async def list(self, *, most: int = 50, agent: str = "") -> RunList:
         """The newest runs, the latest change first.
 
         Args:
@@ -179,7 +191,7 @@ class Runs:
             BusUnavailableError: the server can't be reached.
         """
         found = [info for info in await self._infos() if agent in ("", info.agent)]
-        return tuple([await self._looked(info) for info in found[:most]])
+        return RunList([await self._looked(info) for info in found[:most]])
 
     async def _infos(self) -> Sequence[RunInfo]:
         """All runs by what is stored of them, the latest change first."""

@@ -10,7 +10,7 @@ import contextlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,7 +23,7 @@ from squadron.runtime.errors import ConfigError
 from squadron.runtime.trust.jwts import credentials, issue
 from squadron.runtime.trust.keys import Key, kind_of
 from squadron.runtime.trust.principals import LIKE_A_PROCESS
-from squadron.runtime.wire.subjects import Subjects, check_token
+from squadron.runtime.wire.subjects import Subjects, check_pattern, check_token
 
 #: Agents with `ordered_by` may more, so another key vouches for them.
 ORDERED = "ordered"
@@ -44,6 +44,7 @@ class User:
     issued_at: int
     expires_at: int = 0
     groups: tuple[str, ...] = ()
+    serves: tuple[str, ...] = ("*.*",)
 
 
 @dataclass(slots=True)
@@ -66,7 +67,7 @@ class Authority:
         self._environments = {
             name: _Environment(
                 each["keys"],
-                {who: User(**{**user, "groups": tuple(user["groups"])}) for who, user in each["users"].items()},
+                {who: _user(user) for who, user in each["users"].items()},
             )
             for name, each in kept["environments"].items()
         }
@@ -165,17 +166,25 @@ class Authority:
         return True
 
     def add(
-        self, environment: str, role: str, name: str, *, groups: Sequence[str] = (), for_s: float = 0.0
+        self,
+        environment: str,
+        role: str,
+        name: str,
+        *,
+        groups: Sequence[str] = (),
+        serves: Sequence[str] = (),
+        for_s: float = 0.0,
     ) -> tuple[User, Path]:
         """Let somebody in: who it is, and where its credentials are.
 
         Args:
             groups: of durable events that it is a member of.
+            serves: the topics of an agent, or patterns of such; by default any.
             for_s: how long, in seconds; 0 is without an end.
 
         Raises:
-            ConfigError: there is no such role or environment, or the name is taken.
-            InvalidSubjectError: the name is no token.
+            ConfigError: there is no such role or environment, the name is taken, or it is no agent that serves.
+            InvalidSubjectError: the name is no token, or what is served is no topic.
         """
         of = self._of(environment)
         known = _role(role)
@@ -186,12 +195,15 @@ class Authority:
             taken = f"{name!r} is there already, as {of.users[name].role}"
             raise ConfigError(taken, hint=f"take another name, or `squadron auth revoke {name}` first")
         now = int(time.time())
-        return self._issue(environment, name, known, groups, now, int(now + for_s) if for_s else 0)
+        if serves and known != "agent":
+            raise ConfigError(f"a {known} serves no topics", hint="an agent does")
+        topics = tuple(check_pattern(each) for each in serves or ("*.*",))
+        user = User(known, "", now, int(now + for_s) if for_s else 0, tuple(groups), topics)
+        return self._issue(environment, name, user)
 
-    def _issue(
-        self, environment: str, name: str, role: Role, groups: Sequence[str], now: int, expires_at: int
-    ) -> tuple[User, Path]:
-        key, of = Key.create("U"), self._of(environment)
+    def _issue(self, environment: str, name: str, like: User) -> tuple[User, Path]:
+        """Credentials with a new key, for one who is the same otherwise."""
+        key, of, role = Key.create("U"), self._of(environment), like.role
         signing = Key(of.keys[role][-1].encode())
         account = self._streams if role == "bridge" else self._agents
         token = user_token(
@@ -200,15 +212,16 @@ class Authority:
             signing,
             account.public,
             scoped=role != "bridge",
-            groups=groups,
-            expires_at=expires_at,
+            groups=like.groups,
+            serves=like.serves if role == "agent" else (),
+            expires_at=like.expires_at,
         )
         if role == "bridge":
             self._keepers.append(key.public)
         path = credentials_of(self._home, environment, name)
         private_dir(path.parent)
         write_private(path, credentials(token, key).decode())
-        of.users[name] = user = User(role, key.public, now, expires_at, tuple(groups))
+        of.users[name] = user = replace(like, user=key.public)
         return user, path
 
     def users(self, environment: str) -> Mapping[str, User]:
@@ -262,8 +275,7 @@ class Authority:
             of.keys[kind].append(Key.create("A").seed.decode())
         renewed = [name for name, user in of.users.items() if user.role == known]
         for name in renewed:
-            user = of.users[name]
-            self._issue(environment, name, known, user.groups, int(time.time()), user.expires_at)
+            self._issue(environment, name, replace(of.users[name], issued_at=int(time.time())))
         return renewed
 
     # --- what others are told ------------------------------------------------------------------------
@@ -348,6 +360,11 @@ class Authority:
                 f"the authority knows no environment {environment!r}",
                 hint=f"it knows {known}; `squadron up` lets in another",
             ) from None
+
+
+def _user(kept: Mapping[str, Any]) -> User:
+    fields: dict[str, Any] = {name: tuple(each) if isinstance(each, list) else each for name, each in kept.items()}
+    return User(**fields)
 
 
 def _role(role: str) -> Role:

@@ -18,6 +18,8 @@ from squadron.runtime.wire.subjects import check_token
 AGENT_KEYS = "agent-keys.json"
 #: How long a replica's credential is good, in seconds: who steals one has no more than that.
 LIFE_S = 3600.0
+#: Characters that the topics in a JWT may have: it goes in one line of at most 4,096 bytes (`max_control_line`).
+MAX_SERVED = 1_000
 
 
 def user_token(
@@ -28,6 +30,7 @@ def user_token(
     *,
     scoped: bool = True,
     groups: Sequence[str] = (),
+    serves: Sequence[str] = (),
     expires_at: float = 0,
 ) -> str:
     """The JWT of a user.
@@ -37,9 +40,12 @@ def user_token(
         signing: vouches for it; its scope says what the user may, if `scoped`, else the user may all.
         account: public key of the account that it is of.
         groups: of durable events that it is a member of, an agent's as `AGENT.METHOD`.
+        serves: the topics of an agent, or patterns of such; too many of them are told as all there are.
     """
     # A token of the subject of its consumer, which has no dot.
     tags = [f"group:{group.replace('.', '=')}" for group in groups]
+    served = [f"serves:{topic}" for topic in serves]
+    tags += served if sum(map(len, served)) <= MAX_SERVED else ["serves:*.*"]
     whole: dict[str, Any] = {} if scoped else {"subs": -1, "data": -1, "payload": -1}
     nats = {"issuer_account": account, **whole, **({"tags": tags} if tags else {})}
     return issue("user", user, signing, name=name, nats=nats, expires_at=expires_at)
@@ -79,11 +85,14 @@ class AgentKeys:
         """For a private file."""
         return json.dumps(asdict(self), indent=1)
 
-    def mint(self, user: str, agent: str, *, ordered: bool, groups: Sequence[str] = ()) -> str:
+    def mint(
+        self, user: str, agent: str, *, ordered: bool, serves: Sequence[str] = (), groups: Sequence[str] = ()
+    ) -> str:
         """The JWT of a replica, good from now on for `life_s` seconds.
 
         Args:
             user: public key that the replica has made; nobody else has its seed.
+            serves: topics of the agent.
             groups: of durable events; only the agent's own.
 
         Raises:
@@ -100,4 +109,4 @@ class AgentKeys:
             check_token(method, "group")
         signing = Key((self.ordered if ordered else self.agent).encode())
         expires_at = time.time() + self.life_s
-        return user_token(user, agent, signing, self.account, groups=groups, expires_at=expires_at)
+        return user_token(user, agent, signing, self.account, groups=groups, serves=serves, expires_at=expires_at)

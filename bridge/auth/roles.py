@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 from squadron.bridge.jetstream.link.at_home import API_PREFIX as API_PREFIX
@@ -19,10 +19,10 @@ from squadron.runtime.trust.principals import Role as Role
 from squadron.runtime.wire.subjects import ROOT, Subjects, check_pattern, check_token, life_of, live_of
 
 #: What stands for the name in the lists of a template (scoped signing keys, ADR-27 of NATS), and for the groups
-#: of durable events that a user is a member of: its tags `group:NAME`.
-NAME, KEY, GROUPS = "{{name()}}", "{{subject()}}", "{{tag(group)}}"
-#: A name and a key that lists are made for, to have `NAME` and `KEY` put in their place.
-_STAND_IN, _KEY_STAND_IN = "NAME-is-put-in-here", "KEY-is-put-in-here"
+#: of durable events that a user is a member of: its tags `group:NAME`; and for the topics that it serves.
+NAME, KEY, GROUPS, SERVED = "{{name()}}", "{{subject()}}", "{{tag(group)}}", "{{tag(serves)}}"
+#: What lists are made for, to have `NAME`, `KEY` and `SERVED` put in their place.
+_STAND_IN, _KEY_STAND_IN, _SERVED_STAND_IN = "NAME-is-put-in-here", "KEY-is-put-in-here", "SERVED.is-put-in-here"
 #: Tokens of the lanes that have one, and names of the consumers that they have.
 _LANES = tuple(f"p{priority}" for priority in range(10))
 #: How many answers to one message may be given, and for how long: a bidder tells of its bid and of its withdrawal.
@@ -63,6 +63,7 @@ def rights(
     *,
     asks: Sequence[str] = ("*.*",),
     groups: Sequence[str] = (),
+    serves: Sequence[str] = ("*.*",),
     ordered: bool = False,
     key: str = "",
 ) -> Rights | None:
@@ -72,6 +73,7 @@ def rights(
         name: of the agent for its replicas.
         asks: the topics that it may ask, or patterns of such.
         groups: of durable events that it is a member of, as `NAME` or, for an agent, `AGENT.METHOD`.
+        serves: the topics of an agent, or patterns of such: it hears of tasks with a priority there.
         ordered: whether it is an agent with `ordered_by`.
         key: its public key, if it signs: others look up there whose it is. By default any.
 
@@ -82,10 +84,10 @@ def rights(
     if role == "bridge":
         return None
     lists = _Lists(Subjects(environment), StreamNames(environment), check_token(name, "name"), key)
-    asked = [check_pattern(each) for each in asks]
+    asked, served = ([check_pattern(each) for each in topics] for topics in (asks, serves))
     match role:
         case "agent":
-            return lists.agent(asked, groups, ordered)
+            return lists.agent(asked, groups, served, ordered)
         case "client" | "gateway":
             return lists.client(asked, groups)
         case "operator":
@@ -103,12 +105,14 @@ def template(role: Role, environment: str, *, ordered: bool = False) -> dict[str
     Raises:
         ConfigError: there is no such role, or it is the bridge, which needs none.
     """
-    made = rights(role, _STAND_IN, environment, groups=(GROUPS,), ordered=ordered, key=_KEY_STAND_IN)
+    open_ends: dict[str, Any] = {"groups": (GROUPS,), "serves": (_SERVED_STAND_IN,), "key": _KEY_STAND_IN}
+    made = rights(role, _STAND_IN, environment, ordered=ordered, **open_ends)
     if made is None:
         raise ConfigError("the bridge has no template", hint="its user is of the account of the streams")
 
     def named(subjects: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(each.replace(_STAND_IN, NAME).replace(_KEY_STAND_IN, KEY) for each in subjects)
+        ends = ((_STAND_IN, NAME), (_KEY_STAND_IN, KEY), (_SERVED_STAND_IN, SERVED))
+        return tuple(reduce(lambda text, end: text.replace(*end), ends, each) for each in subjects)
 
     return Rights(named(made.publish), named(made.subscribe), made.answers).template()
 
@@ -120,7 +124,7 @@ class _Lists:
     name: str
     key: str
 
-    def agent(self, asks: Iterable[str], groups: Iterable[str], ordered: bool) -> Rights:
+    def agent(self, asks: Iterable[str], groups: Iterable[str], serves: Iterable[str], ordered: bool) -> Rights:
         """A replica: takes from its agent's mailbox, answers, and asks."""
         s, tasks, name = self.subjects, self.names.tasks, self.name
         lanes = [f"{tasks}.{name}={lane}" for lane in _LANES]
@@ -145,9 +149,10 @@ class _Lists:
                 s.line(name),
                 s.tickets(name),
             ]
-        lanes_heard = f"{s.task('*.*')}.*"
-        hears = [lanes_heard, lanes_heard.replace(".task.", ".query.", 1), _any(s.hand), _any(s.negotiate)]
-        return Rights(_once(publish), _once([*self._hearing(), *hears]), answers=True)
+        tasks_heard = [f"{s.task(topic)}.*" for topic in serves]
+        lanes_heard = [*tasks_heard, *(each.replace(".task.", ".query.", 1) for each in tasks_heard)]
+        hears = [*self._hearing(), *lanes_heard, _any(s.hand), _any(s.negotiate)]
+        return Rights(_once(publish), _once(hears), answers=True)
 
     def client(self, asks: Iterable[str], groups: Iterable[str]) -> Rights:
         """Asks, follows lite topics, publishes and hears events; a gateway does no more."""

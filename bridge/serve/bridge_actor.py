@@ -139,7 +139,8 @@ class BridgeActor:
             raise UntrustedError(f"no agent {agent!r} is deployed")
         deployment = Deployment.model_validate_json(entry.data)
         keys = await asyncio.to_thread(AgentKeys.load, file)
-        token = keys.mint(user, agent, ordered=deployment.ordered_by != "", groups=groups)
+        ordered = deployment.ordered_by != ""
+        token = keys.mint(user, agent, ordered=ordered, serves=deployment.patterns, groups=groups)
         self._log.info("replica.admitted", agent=agent, user=user, groups=list(groups))
         shown = replace(settings, nats_user_credentials=None, nats_nkey_seed_file=None, agent_keys=None)
         return Enrolled(shown, token, keys.life_s)

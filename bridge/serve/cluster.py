@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import functools
 import logging
@@ -143,6 +144,11 @@ def dashboard_url() -> str:
     return f"http://{address}" if address else ""
 
 
+def load_bridge() -> None:
+    """Import Ray and what the bridge is; what it reads of the environment then is read again on joining."""
+    import squadron.bridge.serve.bridge_actor  # noqa: F401
+
+
 def start_bridge(settings: Settings) -> None:
     """Start Ray Serve and the environment's bridge, unless they run; the process must have joined.
 
@@ -157,7 +163,9 @@ def start_bridge(settings: Settings) -> None:
 
     # It writes an INFO line to a user's terminal.
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    serve.start(proxy_location="Disabled")
+    # Each is a process that imports Ray for seconds: both at once. The bridge makes do without Serve for a while.
+    beside = concurrent.futures.ThreadPoolExecutor(1, "serve")
+    serving = beside.submit(serve.start, proxy_location="Disabled")
     try:
         bridge = BridgeActor.options(  # type: ignore[attr-defined]  # made by ray.remote
             name=bridge_name(settings.env),
@@ -168,6 +176,7 @@ def start_bridge(settings: Settings) -> None:
             max_concurrency=1000,
             num_cpus=0,
         ).remote(settings, dashboard_url())
+        serving.result()
         ray.get(bridge.ping.remote(), timeout=BRIDGE_WITHIN_S)
     except (ray.exceptions.RayError, TimeoutError) as error:
         raise ClusterUnavailableError(

@@ -16,6 +16,9 @@ class BlockingHandle:
         self._handle, self._wait = handle, wait
         self.task_id, self.topic = handle.task_id, handle.topic
 
+    def __repr__(self) -> str:
+        return repr(self._handle)
+
     @property
     def done(self) -> bool:
         """See `Handle.done`."""

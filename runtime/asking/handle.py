@@ -81,6 +81,9 @@ class Handle:
         self._waiters: list[asyncio.Future[None]] = []
         self._closed = False
 
+    def __repr__(self) -> str:
+        return f"<task {self.task_id} of {self.topic}: {self._outcome.kind if self._outcome else 'under way'}>"
+
     @property
     def done(self) -> bool:
         """Whether its outcome is known here."""

@@ -23,6 +23,7 @@ from squadron.runtime.errors import (
 from squadron.runtime.ports.journal import Entry
 from squadron.runtime.ports.queue import Delivery, sent_with
 from squadron.runtime.store.letter_bytes import LONGEST_ID, bytes_in, fields_of, id_in
+from squadron.runtime.store.letter_list import LetterList
 from squadron.runtime.store.operating import operating
 from squadron.runtime.store.own_journal import open_own
 from squadron.runtime.store.port_set import Ports
@@ -221,7 +222,7 @@ class DeadLetters:
 
     # --- looking -------------------------------------------------------------------------------------
 
-    async def list(self, *, topic: str = "", agent: str = "", most: int = 100) -> tuple[DeadLetter, ...]:
+    async def list(self, *, topic: str = "", agent: str = "", most: int = 100) -> LetterList:
         """The newest letters, at most so many, newest first.
 
         Raises:
@@ -233,7 +234,7 @@ class DeadLetters:
             newest[letter.key] = letter
             if len(newest) > most:
                 del newest[next(iter(newest))]
-        return tuple(reversed(newest.values()))
+        return LetterList(reversed(newest.values()))
 
     async def show(self, id: str, *, agent: str = "") -> DeadLetter:
         """One letter.

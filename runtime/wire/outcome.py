@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from squadron.runtime.errors import OutcomeError
+from squadron.runtime.html_table import table
 from squadron.runtime.redact import scrub, scrub_all
 from squadron.runtime.wire.spent import NOTHING, Spent
 from squadron.runtime.wire.subjects import token_of
@@ -65,6 +67,15 @@ class Outcome:
     def ok(self) -> bool:
         """Whether there is a result."""
         return False
+
+    def _repr_html_(self) -> str:
+        content = self.to_content()
+        said = json.dumps(content["data"], ensure_ascii=False, indent=1, default=str) if self.ok else self.reason
+        rows = [("how it ended", self.kind.replace("_", " ")), ("data" if self.ok else "reason", said)]
+        rows += [("details", str(self.details))] if self.details else []
+        rows += [("topic", self.topic), ("replica", self.source)]
+        rows += [("attempt", str(self.attempt)), ("in the handler", f"{self.latency_ms:,.1f} ms")]
+        return table((), rows + ([("tokens", f"{self.tokens:,}")] if self.tokens else []))
 
     def withheld(self) -> Outcome:
         """The same end without what was said in it, for those whom a sealed task is not for."""

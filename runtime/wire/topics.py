@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ import jsonschema_rs
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from squadron.runtime.errors import InvalidInputError
+from squadron.runtime.html_table import ShownAsTable
 from squadron.runtime.texts import whole
 from squadron.runtime.wire.policy import Who
 from squadron.runtime.wire.subjects import check_pattern, check_token, matches
@@ -189,3 +191,15 @@ class ScoredTopic(BaseModel):
     score: float
     #: What speaks for it and against it, in a few words each; of a search that the bridge made.
     why: tuple[str, ...] = ()
+
+
+class TopicList(ShownAsTable, list[ScoredTopic]):
+    """Topics that are served, the best first if they were searched."""
+
+    HEADER = ("topic", "agent", "takes", "what it does")
+    NONE = "Nothing is served that fits."
+
+    @staticmethod
+    def _row(each: Any, /) -> Sequence[object]:
+        topic = each.topic
+        return topic.name, each.agent, describe_input(topic.input_schema), topic.description

@@ -96,18 +96,30 @@ def add(
         list[str] | None,
         typer.Option("--group", help="A group of durable events that it is in, NAME or AGENT.METHOD."),
     ] = None,
+    serves: Annotated[
+        list[str] | None,
+        typer.Option("--serves", help="A topic of an agent, or a pattern like math.*; else any."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Let somebody in, at once and without a restart; prints where its credentials are."""
-    frame.execute(_add(ctx, role, name, expires, group or [], as_json), as_json=as_json)
+    frame.execute(_add(ctx, role, name, expires, group or [], serves or [], as_json), as_json=as_json)
 
 
-async def _add(ctx: typer.Context, role: str, name: str, expires: str, groups: list[str], as_json: bool) -> int:
+async def _add(
+    ctx: typer.Context,
+    role: str,
+    name: str,
+    expires: str,
+    groups: list[str],
+    serves: list[str],
+    as_json: bool,
+) -> int:
     from squadron.bridge.auth.authority import Authority
 
     settings, for_s = frame.settings_of(ctx), _seconds(expires)
     with Authority.open(settings.home) as authority:
-        user, path = authority.add(settings.env, role, name, groups=groups, for_s=for_s)
+        user, path = authority.add(settings.env, role, name, groups=groups, serves=serves, for_s=for_s)
     if as_json:
         frame.print_json(
             {**_told(name, user), "credentials": str(path), "environ": _environ(name, user.role, str(path))}
@@ -252,7 +264,8 @@ def _environ(name: str, role: str, path: str) -> dict[str, str]:
 
 def _told(name: str, user: Any) -> dict[str, Any]:
     facts = {each: getattr(user, each) for each in ("role", "user", "issued_at", "expires_at")}
-    return {"name": name, **facts, "groups": list(user.groups), "expired": 0 < user.expires_at <= time.time()}
+    more = {"groups": list(user.groups), "serves": list(user.serves) if user.role == "agent" else []}
+    return {"name": name, **facts, **more, "expired": 0 < user.expires_at <= time.time()}
 
 
 def _when(at: int) -> str:

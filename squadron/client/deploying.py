@@ -6,6 +6,7 @@ import asyncio
 import base64
 import gzip
 from collections.abc import Callable, Sequence
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from squadron.bridge.place import Place
 from squadron.client.bridge_calls import Control
 from squadron.client.talking import Talking
 from squadron.runtime.errors import ConfigError, DeployError
+from squadron.runtime.html_table import table
 from squadron.runtime.wire.deployment import Deployment, Scale
 
 if TYPE_CHECKING:
@@ -32,6 +34,23 @@ class Fleet(Talking):
     def __init__(self, wiring: Place) -> None:
         super().__init__(wiring)
         self._deployed: set[str] = set()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"{len(self._place.registry.cards())} agents"
+        return f"<squad of environment {self.settings.env!r}: {state}>"
+
+    def _repr_html_(self) -> str:
+        if self._closed or not (cards := self._place.registry.cards()):
+            return f"<p>{escape(repr(self))}</p>"
+        rows = [
+            (
+                card.agent,
+                len(self._place.registry.replicas(card.agent)),
+                "\n".join(each.name for each in card.topics),
+            )
+            for card in sorted(cards, key=lambda card: card.agent)
+        ]
+        return f"<p>{escape(repr(self))}</p>{table(('agent', 'replicas', 'topics'), rows)}"
 
     @property
     def _control(self) -> Control:

@@ -10,7 +10,7 @@ from squadron.runtime.asking.searching import search
 from squadron.runtime.closing import AsyncClosing
 from squadron.runtime.lite.listing import LiteInfo, list_lite
 from squadron.runtime.store.dead_letters import DeadLetters
-from squadron.runtime.wire.topics import ScoredTopic
+from squadron.runtime.wire.topics import ScoredTopic, TopicList
 
 if TYPE_CHECKING:
     from squadron.replay.past_runs import RunArchive
@@ -26,21 +26,20 @@ class Looking(AsyncClosing):
     def _wiring(self) -> Place:
         """The place on the bus, for as long as it can be used."""
 
-    def discover(self, intent: str, *, most: int = 8, least: float = 0.0) -> list[ScoredTopic]:
+    def discover(self, intent: str, *, most: int = 8, least: float = 0.0) -> TopicList:
         """The served topics that fit an intent in plain words, best first; none with a score below `least`."""
-        return self._wiring.registry.discover(intent, most=most, least=least)
+        return TopicList(self._wiring.registry.discover(intent, most=most, least=least))
 
-    async def search(self, intent: str, *, most: int = 8, least: float = 0.0) -> list[ScoredTopic]:
+    async def search(self, intent: str, *, most: int = 8, least: float = 0.0) -> TopicList:
         """As `discover`, but the bridge is asked: it knows meanings, where it has an embedder, what was learned
         from use, and who is busy; `why` of what is found says so. Where no bridge answers, it is `discover`."""
         wiring = self._wiring
-        return await search(wiring.ports, wiring.registry, intent, most=most, least=least)
+        return TopicList(await search(wiring.ports, wiring.registry, intent, most=most, least=least))
 
-    def topics(self) -> list[ScoredTopic]:
+    def topics(self) -> TopicList:
         """All topics that are served now."""
-        return [
-            ScoredTopic(topic=topic, agent=agent, score=0.0) for topic, agent in self._wiring.registry.topics()
-        ]
+        served = self._wiring.registry.topics()
+        return TopicList(ScoredTopic(topic=topic, agent=agent, score=0.0) for topic, agent in served)
 
     async def lite_topics(self, owner: str = "", *, everything: bool = False) -> list[LiteInfo]:
         """The lite topics of an owner, or all, the newest message first; of a million that takes some seconds.

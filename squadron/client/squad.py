@@ -139,6 +139,17 @@ class Squad(Fleet):
                         for agent in self._deployed:
                             undeploying.create_task(_undeploy(control, agent))
 
+    def _repr_html_(self) -> str:
+        """In a notebook: which environment this is, and its console if one runs on this machine."""
+        from html import escape
+
+        from squadron.views.console_place import ConsolePlace
+
+        console = ConsolePlace.find(self.settings)
+        url = escape(console.url if console else "")
+        link = f'<a href="{url}">console</a>' if url else "<code>squadron console</code> serves its page"
+        return f"Squad <b>{escape(self.settings.env)}</b> · {link}"
+
     @property
     def audit(self) -> AuditTrail:
         """What happened in this environment, if it is audited: query, verify, export."""

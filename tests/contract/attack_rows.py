@@ -224,6 +224,10 @@ STOPPED: dict[str, _Do] = {
     "read dead letters": _reads(lambda n: n.dead, lambda it: it.subjects.dead_of()),
     "read the audit trail": _reads(lambda n: n.audit, lambda it: audit_subject(it.names)),
     "hear tasks as they are put": _hears(lambda s: s.task("*.*"), then=_ann_asks),
+    "hear urgent tasks as they are put": _hears(lambda s: f"{s.task('*.*')}.*", then=_ann_asks_urgently),
+    "hear urgent tasks of another's topic": _hears(
+        lambda s: f"{s.task('office.file')}.*", then=_ann_asks_urgently
+    ),
     "hear answers to others": _hears(lambda s: "_INBOX_client.>", then=_ann_reads),
     "take from another's mailbox": _takes,
     "settle another's delivery": _settles,
@@ -269,7 +273,6 @@ NOT_STOPPED: dict[str, _Do] = {
         lambda n: f"STREAM.INFO.{n.tasks}", {"subjects_filter": ">"}, "config"
     ),
     "hear others' answers live": _hears(lambda s: live_of(s.lite_of()), then=_clerk_answers),
-    "hear urgent tasks as they are put": _hears(lambda s: f"{s.task('*.*')}.*", then=_ann_asks_urgently),
     "take another's lane that is not open yet": _opens_a_lane,
     "forge an outcome or a chunk": _publishes(lambda it: it.subjects.lite("ann-asks", "task-9"), lambda n: n.lite),
     "cancel another's task": _publishes(lambda it: it.subjects.lite("cancel", "task-1"), lambda n: n.lite),

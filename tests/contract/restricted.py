@@ -36,11 +36,16 @@ class RestrictedServer:
         self.admit("bridge", "bridge")
         self.admit("client", "client")
         self.admit("operator", "operator")
-        for agent in _agents(Agent):
-            self.admit("agent", agent)
+        for spec in _agents(Agent):
+            self.admit("agent", spec.name)
 
     def admit(self, role: Role, name: str, **more: Any) -> bool:
         """Have such a user; whether it is new."""
+        if role == "agent" and "serves" not in more:
+            # Several classes may be of one name, each in a test of its own.
+            specs = [spec for spec in _agents(Agent) if spec.name == name]
+            served = {topic.name: None for spec in specs for topic in spec.card().topics}
+            more["serves"] = [*served] if specs else ["*.*"]
         login = Login(name, rights(role, name, self._environment, **more), PASSWORD)
         known, self._logins[name] = self._logins.get(name), login
         # As the embedded server has it.
@@ -96,11 +101,11 @@ class RestrictedServer:
         return [line.partition("] ")[2] for line in log.splitlines() if " Violation" in line]
 
 
-def _agents(base: type[Agent]) -> Iterator[str]:
-    """Names of all agents that are written so far."""
+def _agents(base: type[Agent]) -> Iterator[AgentSpec]:
+    """All agents that are written so far."""
     for each in base.__subclasses__():
         # Some are written to be refused.
         with contextlib.suppress(SquadronError):
             if each.__module__.startswith("tests."):
-                yield AgentSpec.of(each).name
+                yield AgentSpec.of(each)
         yield from _agents(each)

@@ -38,7 +38,7 @@ async def _thief(url: str, **login: str) -> Client:
 async def restricted(tmp_path: Path) -> AsyncIterator[Scene]:
     """Two accounts."""
     server = RestrictedServer(tmp_path, "test")
-    server.admit("agent", "analyst", asks=("office.file",))
+    server.admit("agent", "analyst", asks=("office.file",), serves=("math.add",))
     server.start()
     bridge = await server.open("bridge", "bridge")
     ann = await server.open("client", "client", id="ann")

@@ -99,6 +99,35 @@ async def test_rights_are_those_of_the_role(home: Path) -> None:
         await wiring.aclose()
 
 
+async def test_an_agent_hears_of_urgent_tasks_of_what_it_serves_and_of_no_others(home: Path) -> None:
+    Authority.create(home, "dev")
+    # As many as a credential names one by one: it still fits into what a server reads of a connection at once.
+    many = [f"{'a' * 32}.{'b' * 30}-{number}" for number in range(13)]
+    served = ["math.*", *many]
+    told = _json(home, "add", "agent", "analyst", *(word for each in served for word in ("--serves", each)))
+    assert told["serves"] == served
+    bridge, analyst = await _open(home, "bridge", create=True), await _open(home, "analyst")
+    client, subjects, heard = await _open(home, "client"), bridge.ports.subjects, list[str]()
+    for topic in ("office.file", "*.*", *served):
+        await analyst.ports.bus.subscribe(f"{subjects.task(topic)}.*", lambda note: heard.append(note.subject))
+    await analyst.connection.flush()
+
+    asked = [subjects.task(topic, 9) for topic in ("office.file", many[-1], "math.add")]
+    for subject in asked:
+        await client.ports.queue.put(subject, b"{}", msg_id="")
+
+    async def hears() -> bool:
+        return asked[-1] in heard
+
+    await until(hears)
+    assert heard == asked[1:]
+    # A new key vouches for the same.
+    _auth(home, "rotate", "agent")
+    assert [each["serves"] for each in _json(home, "list") if each["name"] == "analyst"] == [served]
+    for wiring in (client, analyst, bridge):
+        await wiring.aclose()
+
+
 async def test_a_role_gets_another_key_without_an_outage(home: Path) -> None:
     Authority.create(home, "dev")
     bridge, client = await _open(home, "bridge", create=True), await _open(home, "client")
@@ -198,6 +227,8 @@ def test_secrets_of_a_home_are_for_its_user_alone(home: Path) -> None:
         (("add", "client", "ann-0a1b2c3d"), "looks like a process"),
         (("add", "client", "client"), "is there already, as client"),
         (("add", "client", "ann", "--expires", "soon"), "like 12h or 90d"),
+        (("add", "client", "ann", "--serves", "math.*"), "an agent does"),
+        (("add", "agent", "ann", "--serves", "everything"), "domain.specificity"),
         (("revoke", "nobody"), "nobody is called 'nobody'"),
         (("rotate", "king"), "one of bridge, agent"),
         (("export", "moon"), "one of server, trust"),
@@ -216,11 +247,13 @@ def test_the_bridge_makes_users_for_its_agents_and_for_nobody_else(home: Path) -
     authority = Authority.create(home, "dev")
     keys = AgentKeys.load(home / "auth" / "dev" / "agent-keys.json")
     user = Key.create("U").public
-    said = read(keys.mint(user, "analyst", ordered=False, groups=["analyst.sold"]))
+    said = read(keys.mint(user, "analyst", ordered=False, serves=["math.*"], groups=["analyst.sold"]))
     trust = authority.trust("dev")
     assert (said.subject, said.name, said.account) == (user, "analyst", trust["account"])
     assert said.issuer in trust["roles"]["agent"]
-    assert said.tags == ("group:analyst=sold",)
+    assert said.tags == ("group:analyst=sold", "serves:math.*")
+    many = [f"math.number-{number}" for number in range(500)]
+    assert read(keys.mint(user, "analyst", ordered=False, serves=many)).tags == ("serves:*.*",)
     assert said.expires_at - said.issued_at == pytest.approx(3600, abs=2)
     ordered = read(keys.mint(user, "analyst", ordered=True))
     assert ordered.issuer in trust["roles"]["agent"]

@@ -123,6 +123,7 @@ async def test_its_address_is_told_as_long_as_it_runs(office: ConsoleWorld) -> N
         found = ConsolePlace.find(office.squad.settings)
         assert found is not None
         assert found.url == served.url
+        assert f'<a href="{served.url}">' in office.squad._repr_html_()
         port = int(served.url.rpartition(":")[2])
         second = serving(office.squad, host="127.0.0.1", port=port, read_only=False, by="ana")
         with pytest.raises(ConfigError, match="can't be used"):

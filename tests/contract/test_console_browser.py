@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import shutil
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 
 from squadron import Settings
+from squadron.console.looking_round import Lookout
 from squadron.console.serving import Served, serving
 from tests.contract.console_world import ConsoleWorld, Till, console_world
 
@@ -217,3 +220,58 @@ async def test_tabs_share_one_feed_and_keys_and_themes_work(page: Page, console:
     await page.set_viewport_size({"width": 420, "height": 800})
     assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     await picture(page, "narrow")
+
+
+async def test_a_thousand_agents_and_ten_thousand_topics_are_a_few_rows_in_the_page(
+    office: ConsoleWorld, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = {"status": "RUNNING", "running": 2, "target": 2, "slots": 16, "in_flight": 3, "waiting": 4, "failed": 0}
+    one |= {
+        "rates": [1.0, 2.0, 3.0],
+        "failing": 0,
+        "age_s": 0.1,
+        "scale": "1..4",
+        "bounds": "1..4",
+        "version": "1",
+    }
+    one |= {"serves": [], "topics": [], "replicas": [], "outcomes": {}, "message": ""}
+
+    looks = itertools.count()
+
+    async def agents(_: Lookout) -> dict[str, Any]:
+        number = next(looks)
+        return {f"agent-{i}": one | {"agent": f"agent-{i}", "waiting": number + i} for i in range(1000)}
+
+    async def topics(_: Lookout) -> dict[str, Any]:
+        about = {"agent": "agent-1", "description": "Does what it says, and says what it does.", "tags": ["many"]}
+        return {f"many.topic-{i}": about | {"topic": f"many.topic-{i}"} for i in range(10_000)}
+
+    monkeypatch.setattr(Lookout, "_agents", agents)
+    monkeypatch.setattr(Lookout, "_topics", topics)
+    async with (
+        serving(office.squad, host="127.0.0.1", port=0, read_only=True, by="ana") as served,
+        playwright.async_playwright() as starter,
+    ):
+        browser = await starter.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        opened = await browser.new_page(viewport={"width": 1440, "height": 860})
+        await opened.goto(served.login)
+        await opened.locator("nav a", has_text="1,000").wait_for()
+        assert await opened.locator(".space .row").count() < 60
+        await opened.locator("nav a", has_text="10,000").click()
+        await opened.locator("[data-key='many.topic-0']").wait_for()
+        assert await opened.locator(".space .row").count() < 60
+        taken_ms = await opened.evaluate(
+            """async () => {
+                const box = document.querySelector(".rows"), frame = () => new Promise(requestAnimationFrame);
+                const began = performance.now();
+                for (let i = 1; i <= 60; i++) { box.scrollTop = box.scrollHeight * i / 60; await frame(); }
+                return (performance.now() - began) / 60;
+            }"""
+        )
+        await opened.locator("[data-key='many.topic-9999']").wait_for()
+        await opened.locator(".search").fill("topic-4242")
+        await opened.locator("[data-key='many.topic-4242']").wait_for()
+        assert await opened.locator(".space .row").count() == 1
+        await browser.close()
+    with capsys.disabled():
+        sys.stdout.write(f"\n10,000 topics: {taken_ms:.1f} ms from one place of the list to another\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from mcp.shared.exceptions import MCPError
 from squadron.actors.agent import Agent
 from squadron.actors.decorators import topic
 from squadron.bridge.gateways.http_guard import GuardRules
+from squadron.bridge.gateways.running_gateways import running_gateways
 from squadron.bridge.gateways.visitors import Visitor
 from squadron.runtime.running.context import Context
 from tests.contract.conftest import ON_NATS, SOON_S, Peer, Serve, World, until
@@ -447,3 +449,20 @@ async def test_what_is_no_gateway_is_said_in_a_line(world: World) -> None:
         assert says in done.stderr
         assert "Traceback" not in done.stderr
         assert "letmein" not in done.stderr
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+async def test_ctrl_c_ends_a_gateway_in_silence_and_nothing_is_left_of_it(
+    world: World, sent: signal.Signals, code: int
+) -> None:
+    assert world.settings is not None
+    await world.join("somebody")
+    home, env = world.settings.home, world.settings.env
+    async with gateway_command(world.settings, _free_port(), "--mcp") as process:
+        assert [each.pid for each in running_gateways(home, env)] == [process.pid]
+        process.send_signal(sent)
+        assert process.stderr is not None
+        said = (await process.stderr.read()).decode()
+        assert await process.wait() == code
+        assert said.count("\n") == 1
+    assert running_gateways(home, env) == []

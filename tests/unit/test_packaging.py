@@ -36,6 +36,9 @@ def test_sdist_and_wheel_hold_the_whole_package_and_the_wheel_imports_alone(tmp_
     }
     assert modules <= names
     assert {"squadron/py.typed", "squadron/bridge/metrics/alerts.yml"} <= names
+    page = [path for path in (ROOT / "squadron/console/static").rglob("*") if path.is_file()]
+    assert page
+    assert {str(path.relative_to(ROOT)) for path in page} <= names
     assert {name.split("/")[0] for name in names if not name.endswith("/")} == {
         "squadron",
         "squadron_ray-0.1.0.dist-info",

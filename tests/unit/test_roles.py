@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from squadron.bridge.auth.roles import API_PREFIX, KEY, NAME, ROLES, Role, inbox_prefix, rights, template
+from squadron.bridge.auth.roles import API_PREFIX, KEY, NAME, ROLES, SERVED, Role, inbox_prefix, rights, template
 from squadron.bridge.auth.server_conf import AGENTS, STREAMS, Login, accounts, claims
 from squadron.bridge.jetstream.audit_streams import action_subject, sent_subject
 from squadron.bridge.jetstream.stream_names import StreamNames
@@ -82,7 +82,20 @@ def test_a_template_is_the_same_list_with_the_name_left_open(role: Role) -> None
 
     filled = [each.replace(NAME, "ann").replace(KEY, "UANN") for each in lists["pub"]["allow"]]
     assert [each for each in filled if "{{" not in each] == list(made.publish)
-    assert [each.replace(NAME, "ann") for each in lists["sub"]["allow"]] == list(made.subscribe)
+    heard = [each.replace(NAME, "ann").replace(SERVED, "*.*") for each in lists["sub"]["allow"]]
+    assert heard == list(made.subscribe)
+
+
+def test_an_agent_hears_tasks_of_what_it_serves_and_of_nothing_else() -> None:
+    made = rights("agent", "analyst", "dev", serves=["math.*"])
+    assert made is not None
+
+    assert any(covers(each, "agents.dev.task.math.add.p9") for each in made.subscribe)
+    assert any(covers(each, "agents.dev.query.math.add.p9") for each in made.subscribe)
+    assert not any(covers(each, "agents.dev.task.office.file.p9") for each in made.subscribe)
+    assert not any(covers(each, "agents.dev.query.office.file.p9") for each in made.subscribe)
+    # Its mailbox brings it what has no priority.
+    assert not any(covers(each, "agents.dev.task.math.add") for each in made.subscribe)
 
 
 def test_the_prefix_of_the_api_is_no_place_that_honest_agents_answer_at() -> None:
