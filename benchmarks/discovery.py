@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import csv
+import heapq
 import json
 import os
 import random
@@ -21,12 +23,20 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, ClassVar
 
+import numpy as np
+
+from squadron.actors.thinking.embedding import LocalEmbedder
+from squadron.bridge.control.finding import WORDS
 from squadron.bridge.jetstream.wiring import SystemClock
 from squadron.bridge.memory import MemoryBus, MemoryJournal
+from squadron.runtime.errors import ConfigError
+from squadron.runtime.registry.learned import Learned
 from squadron.runtime.registry.lexical import LexicalRanker
+from squadron.runtime.registry.meaning import MeaningRanker
 from squadron.runtime.registry.presence import Presence
-from squadron.runtime.registry.ranker import Ranker, TopicKey
+from squadron.runtime.registry.ranker import Ranked, Ranker, TopicKey
 from squadron.runtime.registry.registry import Registry
 from squadron.runtime.wire.subjects import Subjects
 from squadron.runtime.wire.topics import AgentCard, SemanticTopic
@@ -44,7 +54,49 @@ REFERENCE = {
 }
 #: Where a threshold is put for the rate of false offers: so much of what is right is lost by it.
 LOST = 0.05
-RANKERS: dict[str, Callable[[], Ranker]] = {"lexical": LexicalRanker}
+#: Intents of a replay of use.
+REPLAYED = 2000
+
+
+class Meant:
+    """Words and meaning together, as the bridge ranks, over an embedder whose vectors are kept in this process."""
+
+    _vectors: ClassVar[dict[str, Any]] = {}
+    _embedder = None
+
+    def __init__(self) -> None:
+        self._words, self._meaning = LexicalRanker(), MeaningRanker()
+
+    @classmethod
+    def over(cls, embedder: LocalEmbedder) -> type[Meant]:
+        cls._embedder = embedder
+        return cls
+
+    def _of(self, text: str) -> Any:
+        if text not in self._vectors:
+            assert self._embedder is not None
+            self._vectors[text] = np.asarray(self._embedder.vectors([text])[0], np.float32)
+        return self._vectors[text]
+
+    def put(self, key: TopicKey, topic: SemanticTopic) -> None:
+        self._words.put(key, topic)
+        about = self._of(f"{key.name}: {topic.description}")
+        examples = [self._of(each) for each in topic.examples]
+        self._meaning.put(key, about, np.vstack(examples) if examples else np.zeros((0, len(about)), np.float32))
+
+    def drop(self, key: TopicKey) -> None:
+        self._words.drop(key)
+        self._meaning.drop(key)
+
+    def rank(self, intent: str, most: int, keep: Callable[[TopicKey], bool]) -> list[Ranked]:
+        words, near = self._words.scores(intent), self._meaning.scores(self._of(intent))
+        scored = (Ranked(score + WORDS * words.get(key, 0.0), key) for key, score in near.items() if keep(key))
+        return heapq.nlargest(most, scored)
+
+
+RANKERS: dict[str, Callable[[], Ranker]] = {"words": LexicalRanker}
+with contextlib.suppress(ConfigError):
+    RANKERS["words and meaning (local)"] = Meant.over(LocalEmbedder())
 
 
 @dataclass
@@ -145,6 +197,30 @@ def quality(name: str, make: Callable[[], Ranker], data: Labelled) -> None:
         print(f"| {name}, pairs, no examples: both among the first ten | | | {both / len(data.pairs):.3f} | |")
 
 
+def use(name: str, make: Callable[[], Ranker], data: Labelled) -> None:
+    """Print what is learned from use without examples: recall before and after `REPLAYED` intents were replayed.
+
+    Whoever asks is offered five topics: if the right one is among them it is taken, and goes well; else the first
+    is, and fails. A hundred sources ask in turn.
+    """
+    scored, _ = folds_of(data.rows)[0]
+    held = {query for query, _ in scored}
+    rows = [row for row in sorted(data.rows) if row[0] not in held]
+    random.Random(11).shuffle(rows)
+    ranker, learned = filled(make, data.about, {}), Learned()
+    before = recalls(ranker, scored)
+    for at, (query, right) in enumerate(rows[:REPLAYED]):
+        offered = [one.key.name for one in ranker.rank(query, 5, lambda _: True)]
+        if offered:
+            taken = right if right in offered else offered[0]
+            learned.note(query, taken, f"caller{at % 100}", 0.0, good=taken == right)
+            ranker.put(TopicKey(taken, "agent"), topic_of(taken, data.about[taken], learned.examples(taken, 0.0)))
+    after = recalls(ranker, scored)
+    for label, told in (("before", before), ("after", after)):
+        figures = " | ".join(f"{each:.3f}" for each in told)
+        print(f"| {name}, no examples, {label} {REPLAYED:,} intents of use | {figures} | |")
+
+
 def many(data: Labelled, count: int) -> list[AgentCard]:
     """Cards of agents that serve one topic each, made of what the data's topics and queries say."""
     dice, about = random.Random(3), sorted(data.about.items())
@@ -217,6 +293,7 @@ def main() -> None:
         print(f"| (reference) {name} | {' | '.join(f'{each:.3f}' for each in told)} | |")
     for name, make in RANKERS.items():
         quality(name, make, data)
+        use(name, make, data)
     print(
         "\nA false offer: the right topic is not served, and another is offered at a threshold that loses "
         f"{LOST:.0%} of what is right."

@@ -131,6 +131,10 @@ class Settings:
     """LLM that summarizes what a run has no more room for, as `provider:name`, or `same` as the run; empty = an
     extract, by no LLM."""
 
+    embeddings: Annotated[str, _From("SQUADRON_EMBEDDINGS")] = ""
+    """What makes vectors of topics and intents for the bridge: `local` (the extra `semantic`) or `openai:NAME`, of
+    any server that speaks its API; empty = topics are found by words."""
+
     prices: Annotated[str, _From("SQUADRON_PRICES", kinds.PRICES)] = ""
     """Prices of LLMs that are not on the list, or of your own, as JSON: model → US dollars per million tokens
     (`input`, `output`, `cache_read`, `cache_write`), and `window` in tokens."""

@@ -157,7 +157,11 @@ class _Lists:
     def client(self, asks: Iterable[str], groups: Iterable[str]) -> Rights:
         """Asks, follows lite topics, publishes and hears events; a gateway does no more."""
         # Where no agent is yet, it has to know whether there is an environment at all.
-        publish = [*self._asking(asks), *self._member(groups), self.subjects.control("ping")]
+        publish = [
+            *self._asking(asks),
+            *self._member(groups),
+            *map(self.subjects.control, ("ping", "search", "prefer")),
+        ]
         return Rights(_once(publish), _once(self._hearing()))
 
     def operator(self, asks: Iterable[str], groups: Iterable[str]) -> Rights:
@@ -184,7 +188,7 @@ class _Lists:
             self._own_key,
             *self._reading(n.registry),
             *_api(f"STREAM.INFO.{each}" for each in (n.tasks, n.registry)),
-            *(s.control(verb) for verb in ("ping", "status", "metrics", "nodes")),
+            *(s.control(verb) for verb in ("ping", "status", "metrics", "nodes", "search")),
         ]
         return Rights(_once(publish), _once([self._inbox, *self._registry(), s.event("status.*")]))
 

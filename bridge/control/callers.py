@@ -11,7 +11,9 @@ from squadron.runtime.trust.guard import Guard, anybody
 from squadron.runtime.trust.may_say import KEEPERS, only
 
 #: Calls that change nothing: whoever signs may look.
-_LOOKS = frozenset(("ping", "status", "metrics", "nodes"))
+_LOOKS = frozenset(("ping", "status", "metrics", "nodes", "search", "lessons"))
+#: What anybody may say of how a topic served them: no source can say much.
+_ANYBODYS = _LOOKS | {"prefer"}
 
 
 def arguments_of(note: Note, verb: str) -> dict[str, Any]:
@@ -35,7 +37,12 @@ async def admit(note: Note, verb: str, arguments: dict[str, Any], guard: Guard |
     """
     if guard is None:
         return
-    may = anybody if verb in _LOOKS else only(*KEEPERS)
+    may = anybody if verb in _ANYBODYS else only(*KEEPERS)
     signed = await guard.admit("control", note.subject, note.data, note.headers, at=None, may=may)
     if signed is not None:
         arguments["by"] = f"{signed.by.name}: {arguments.get('by', '')}"
+
+
+def source_of(by: str, guard: Guard | None) -> str:
+    """Who teaches: who signed the call, where that is known, and else whoever they say they are."""
+    return by.partition(": ")[0] if guard is not None else by

@@ -12,8 +12,10 @@ from typing import Any, Unpack
 import ray
 import structlog
 
+from squadron.actors.thinking.embedding import open_embedder
 from squadron.bridge.auth.minting import AGENT_KEYS, AgentKeys
 from squadron.bridge.control.control import Bridge
+from squadron.bridge.control.finding import Finder
 from squadron.bridge.health.release import release
 from squadron.bridge.jetstream.link.at_home import as_user, authority_of, has_authority
 from squadron.bridge.jetstream.queue import subjects_held
@@ -37,6 +39,9 @@ from squadron.runtime.trust.sealing import SealKey
 from squadron.runtime.wire.deployment import Deployment
 from squadron.runtime.wire.envelope import AgentIdentity
 from squadron.runtime.wire.outcome import Outcome
+
+#: An agent with so many tasks for each replica, waiting and running, counts as busy where topics are ranked.
+TASKS_EACH = 16
 
 
 @ray.remote
@@ -70,8 +75,7 @@ class BridgeActor:
             return lost
 
         async def agents() -> list[dict[str, Any]]:
-            found: list[dict[str, Any]] = (await self._bridge.status())["agents"]
-            return found
+            return list((await self._bridge.status())["agents"])
 
         self._showcase = Showcase(self._wiring, agents)
         await self._showcase.open()
@@ -83,7 +87,7 @@ class BridgeActor:
             "release": release(),
         }
         self._bindings, self._rings = Bindings(self._wiring), AgentRings(settings)
-        self._archivist = ArchivistKeeper(self._wiring.connection, settings)
+        self._archivist, self._finder = ArchivistKeeper(self._wiring.connection, settings), self._make_finder()
         self._bridge = Bridge(
             self._wiring.ports,
             self._wiring.registry,
@@ -94,12 +98,27 @@ class BridgeActor:
             facts,
             lease_s=settings.lease_s,
             seal_key=self._rings.seal_key,
-            more={"metrics": self._showcase.metrics, "rotate_key": self._rotate_key, "nodes": nodes},
+            more={
+                "metrics": self._showcase.metrics,
+                "rotate_key": self._rotate_key,
+                "nodes": nodes,
+                **self._finder.verbs,
+            },
         )
         await self._bridge.start()
+        await self._finder.load()
         await self._showcase.census.start()
         await self._bindings.start()
+        self._finding = spawn(self._finder.keep(), "vectors", lasting=True)
         self._archiving = spawn(self._archivist.keep(), "archivist", lasting=True)
+
+    def _make_finder(self) -> Finder:
+        here, embedder = self._wiring, open_embedder(self._settings.embeddings)
+        return Finder(here.ports, here.registry, here.records, embedder, self._busy)
+
+    def _busy(self, agent: str) -> float:
+        held, slots = self._bridge.backlogs().get(agent, {}).get("held"), self._wiring.registry.replicas(agent)
+        return (held or 0) / max(1, TASKS_EACH * len(slots))
 
     async def admit(self, agent: str, user: str, groups: Sequence[str]) -> Enrolled:
         """What a replica connects with: a credential of its agent, where users are made here.

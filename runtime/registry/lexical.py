@@ -99,6 +99,10 @@ class LexicalRanker:
         ranked = [Ranked(score / (1 + score), known[number][0]) for score, number in best]
         return sorted(ranked, key=lambda one: (-one.score, one.key))
 
+    def scores(self, intent: str) -> dict[TopicKey, float]:
+        """How much of an intent each topic shares, from 0 upwards."""
+        return {self._known[number][0]: score for number, score in self._scores(intent).items()}
+
     def _scores(self, intent: str) -> dict[int, float]:
         """A sum over shared words, over the root of what all words of the intent could have come to: a long intent
         is not surer of a topic than a short one."""

@@ -68,6 +68,8 @@ class Registry:
         self.heartbeat_s, self.grace_s = heartbeat_s, GRACE_S
         self._served = ServedTopics()
         self._cards = self._served.cards
+        #: How often a card came, changed or went.
+        self.changes = 0
         #: The last ones of those that have none any more: what they answered may be on its way.
         self._withdrawn: dict[str, AgentCard] = {}
         #: Those that live, by agent and replica; an agent without any has no entry.
@@ -281,6 +283,7 @@ class Registry:
             if (last := self._served.drop(agent)) is not None:
                 self._withdrawn[agent] = last
             self._due[entry.key] = self._clock.time() + self.presence_ttl_s + ROUNDED_S
+        self.changes += 1
         self._note_change(entry)
         return True
 
@@ -340,6 +343,10 @@ class Registry:
     def cards(self) -> list[AgentCard]:
         """The cards of all living agents, by name."""
         return [card for name, card in sorted(self._cards.items()) if self.is_live(name)]
+
+    def offered(self) -> list[tuple[SemanticTopic, str]]:
+        """All topics of all cards, in no order, whether or not somebody serves them now."""
+        return [(topic, card.agent) for card in self._cards.values() for topic in card.topics]
 
     def topics(self) -> list[tuple[SemanticTopic, str]]:
         """All topics that are served now, each with its agent."""

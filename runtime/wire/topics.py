@@ -189,6 +189,8 @@ class ScoredTopic(BaseModel):
     topic: SemanticTopic
     agent: str
     score: float
+    #: What speaks for it and against it, in a few words each; of a search that the bridge made.
+    why: tuple[str, ...] = ()
 
 
 class TopicList(ShownAsTable, list[ScoredTopic]):

@@ -49,7 +49,7 @@ def topics(
 
 async def _topics(ctx: typer.Context, search: str, most: int, as_json: bool) -> int:
     async with frame.connected(frame.settings_of(ctx)) as squad:
-        found = squad.discover(search, most=most) if search else squad.topics()
+        found = await squad.search(search, most=most) if search else squad.topics()
     if as_json:
         frame.print_json([{**one.topic.model_dump(), "agent": one.agent, "score": one.score} for one in found])
     elif not found:

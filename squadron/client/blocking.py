@@ -178,6 +178,18 @@ class SyncSquad(Closing):
         """See `Squad.discover`."""
         return self._wait(_call(self._squad.discover, intent, most=most, least=least))
 
+    def search(self, intent: str, *, most: int = 8, least: float = 0.0) -> list[ScoredTopic]:
+        """See `Squad.search`."""
+        return self._wait(self._squad.search(intent, most=most, least=least))
+
+    def prefer(self, intent: str, topic: str, *, good: bool = True) -> None:
+        """See `Squad.prefer`."""
+        self._wait(self._squad.prefer(intent, topic, good=good))
+
+    def lessons(self, topic: str = "", *, clear: bool = False) -> dict[str, list[dict[str, Any]]]:
+        """See `Squad.lessons`."""
+        return self._wait(self._squad.lessons(topic, clear=clear))
+
     def topics(self) -> list[ScoredTopic]:
         """See `Squad.topics`."""
         return self._wait(_call(self._squad.topics))

@@ -237,6 +237,26 @@ class Fleet(Talking):
         answer = await self._control.call("rotate_key", agent=agent)
         return str(answer["key"])
 
+    async def prefer(self, intent: str, topic: str, *, good: bool = True) -> None:
+        """Have the environment learn that an intent led to a topic, and whether it went well; see `search`.
+
+        Raises:
+            InvalidInputError: nobody serves the topic.
+        """
+        await self._control.call("prefer", intent=intent, topic=topic, good=good)
+
+    async def lessons(self, topic: str = "", *, clear: bool = False) -> dict[str, list[dict[str, Any]]]:
+        """What was learned of a topic, or of all: intents, what they weigh, and who said so.
+
+        Args:
+            clear: forget it.
+        """
+        answer = await self._control.call("lessons", topic=topic)
+        if clear:
+            await self._control.call("forget", topic=topic)
+        found: dict[str, list[dict[str, Any]]] = answer["lessons"]
+        return found
+
     async def status(self) -> dict[str, Any]:
         """Agents, replicas, backlogs and addresses, as `squadron status --json` prints them."""
         return await self._control.call("status")

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING
 
 from squadron.bridge.place import Place
+from squadron.runtime.asking.searching import search
 from squadron.runtime.closing import AsyncClosing
 from squadron.runtime.lite.listing import LiteInfo, list_lite
 from squadron.runtime.store.dead_letters import DeadLetters
@@ -28,6 +29,12 @@ class Looking(AsyncClosing):
     def discover(self, intent: str, *, most: int = 8, least: float = 0.0) -> TopicList:
         """The served topics that fit an intent in plain words, best first; none with a score below `least`."""
         return TopicList(self._wiring.registry.discover(intent, most=most, least=least))
+
+    async def search(self, intent: str, *, most: int = 8, least: float = 0.0) -> TopicList:
+        """As `discover`, but the bridge is asked: it knows meanings, where it has an embedder, what was learned
+        from use, and who is busy; `why` of what is found says so. Where no bridge answers, it is `discover`."""
+        wiring = self._wiring
+        return TopicList(await search(wiring.ports, wiring.registry, intent, most=most, least=least))
 
     def topics(self) -> TopicList:
         """All topics that are served now."""
