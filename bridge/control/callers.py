@@ -35,14 +35,14 @@ async def admit(note: Note, verb: str, arguments: dict[str, Any], guard: Guard |
     Raises:
         UntrustedError: who calls may not.
     """
-    if guard is None:
-        return
-    may = anybody if verb in _ANYBODYS else only(*KEEPERS)
-    signed = await guard.admit("control", note.subject, note.data, note.headers, at=None, may=may)
-    if signed is not None:
-        arguments["by"] = f"{signed.by.name}: {arguments.get('by', '')}"
-
-
-def source_of(by: str, guard: Guard | None) -> str:
-    """Who teaches: who signed the call, where that is known, and else whoever they say they are."""
-    return by.partition(": ")[0] if guard is not None else by
+    said = str(arguments.get("by", ""))
+    source = said
+    if guard is not None:
+        may = anybody if verb in _ANYBODYS else only(*KEEPERS)
+        signed = await guard.admit("control", note.subject, note.data, note.headers, at=None, may=may)
+        if signed is not None:
+            source = signed.by.name
+            arguments["by"] = f"{source}: {said}"
+    if verb == "prefer":
+        # Who teaches: who signed the call, where that is known, and else whoever they say they are.
+        arguments["source"] = source

@@ -14,7 +14,7 @@ from typing import Any
 
 import structlog
 
-from squadron.bridge.control.callers import admit, arguments_of, source_of
+from squadron.bridge.control.callers import admit, arguments_of
 from squadron.bridge.control.deployed import Deployed, check_deployable
 from squadron.bridge.control.on_record import on_record
 from squadron.runtime.background import spawn
@@ -166,8 +166,6 @@ class Bridge:
         if verb not in verbs:
             raise InvalidMessageError(f"{verb!r} is not a call", hint=f"one of {', '.join(verbs)}")
         by, task = str(arguments.pop("by", "")), self._calls.get(call_id)
-        if verb == "prefer":
-            arguments["source"] = source_of(by, self._ports.guard)
         if task is None:
             work = on_record(self._ports, verb, arguments, by, verbs[verb](**arguments))
             task = self._calls[call_id] = asyncio.ensure_future(work)
