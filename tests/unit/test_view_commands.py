@@ -166,6 +166,7 @@ def test_top_looks_once_and_tells_a_rate(house: House) -> None:
     assert (door["agent"], door["running"], door["waiting"]) == ("door", 1, 0)
     assert door["rates"][0] > 0
     assert 0 < door["failed"] < door["done"]
+    assert door["outcomes"]["result"] == door["done"] - door["failed"]
 
     (row,) = [line.split("\t") for line in call("top", "--once").stdout.splitlines()]
     assert row[1:3] == ["door", "1/1"]
