@@ -150,7 +150,8 @@ class KeptTasks:
             message = await ports.claims.open(entry.data)
             said = message.payload.content
             handle = self._place.caller.resume(said["ticket"])
-            if handle.task_id != id or handle.reply_to != ports.subjects.lite(id.partition("-")[0], id):
+            owner = id.partition("-")[0]
+            if handle.task_id != id or handle.reply_to != ports.subjects.lite(owner, id):
                 raise InvalidMessageError("it is of another task")
             created, about = float(said["createdAt"]), dict(said["about"])
         except (InvalidMessageError, ValueError, TypeError, LookupError):
