@@ -145,12 +145,12 @@ class KeptTasks:
         return sorted(found, key=lambda task: (-task.created_at, task.id))
 
     async def _read(self, entry: Entry, id: str) -> KeptTask:
-        ports = self._place.ports
+        ports, owner = self._place.ports, id.partition("-")[0]
         try:
             message = await ports.claims.open(entry.data)
             said = message.payload.content
             handle = self._place.caller.resume(said["ticket"])
-            if handle.task_id != id or handle.reply_to != ports.subjects.lite(id.partition("-")[0], id):
+            if handle.task_id != id or handle.reply_to != ports.subjects.lite(owner, id):
                 raise InvalidMessageError("it is of another task")
             created, about = float(said["createdAt"]), dict(said["about"])
         except (InvalidMessageError, ValueError, TypeError, LookupError):

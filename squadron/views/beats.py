@@ -179,7 +179,8 @@ class Beats:
             failing=sum(_failing(each) for each in histories),
             age_s=age,
             age_guessed=guessed,
-            outcomes=sum((Counter(each.beats[-1].outcomes) for each in histories), Counter()),
+            # Plain: `asdict` would make a Counter anew by counting its items.
+            outcomes=dict(sum((Counter(each.beats[-1].outcomes) for each in histories), Counter())),
             serves=tuple(status.get("topics", ())),
             topics=tuple(topics),
             replicas=tuple(_replica(name, it, now) for name, it in mine.items()),
