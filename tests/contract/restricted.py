@@ -36,21 +36,27 @@ class RestrictedServer:
         self.admit("bridge", "bridge")
         self.admit("client", "client")
         self.admit("operator", "operator")
-        for spec in _agents(Agent):
-            self.admit("agent", spec.name)
+        # At once: a process that has run many tests has thousands of agents.
+        for name, topics in _served().items():
+            self._know("agent", name, serves=topics)
+        self._tell()
 
     def admit(self, role: Role, name: str, **more: Any) -> bool:
         """Have such a user; whether it is new."""
         if role == "agent" and "serves" not in more:
-            # Several classes may be of one name, each in a test of its own.
-            specs = [spec for spec in _agents(Agent) if spec.name == name]
-            served = {topic.name: None for spec in specs for topic in spec.card().topics}
-            more["serves"] = [*served] if specs else ["*.*"]
+            more["serves"] = _served(name).get(name, ["*.*"])
+        is_new = self._know(role, name, **more)
+        self._tell()
+        return is_new
+
+    def _know(self, role: Role, name: str, **more: Any) -> bool:
         login = Login(name, rights(role, name, self._environment, **more), PASSWORD)
         known, self._logins[name] = self._logins.get(name), login
+        return known != login
+
+    def _tell(self) -> None:
         # As the embedded server has it.
         self.server.extra = f"max_payload: 8MB\n{accounts(self._logins.values())}"
-        return known != login
 
     def start(self) -> None:
         self.server.start()
@@ -99,6 +105,15 @@ class RestrictedServer:
         """What the server refused so far."""
         log = (self.folder / "nats.log").read_text()
         return [line.partition("] ")[2] for line in log.splitlines() if " Violation" in line]
+
+
+def _served(name: str = "") -> dict[str, list[str]]:
+    """The topics of each agent that is written so far, or of one: several classes may be of one name."""
+    served: dict[str, dict[str, None]] = {}
+    for spec in _agents(Agent):
+        if name in ("", spec.name):
+            served.setdefault(spec.name, {}).update((topic.name, None) for topic in spec.card().topics)
+    return {agent: [*topics] for agent, topics in served.items()}
 
 
 def _agents(base: type[Agent]) -> Iterator[AgentSpec]:
