@@ -546,6 +546,8 @@ def test_a_squad_is_made_as_a_file_declares_it_and_again_is_no_change(deployed: 
         "    slots: 3\n"
         "  - class: my_agents:Shouter\n"
     )
+    # Tests before this one may have scaled it by hand.
+    assert deployed("scale", "poet=auto").returncode == 0
     planned = deployed("deploy", "-f", "squad.yaml", "--diff")
     assert planned.returncode == 1, planned.stderr
     assert "~ poet: slots 32 → 3, scale 1..4 → 2" in planned.stdout
