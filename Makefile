@@ -30,7 +30,7 @@ demo: $(STAMP) ## Run the demo: a squadron at work, no key needed
 
 test: lint types $(STAMP) ## Lint, check types, and run all tests but the slow ones
 	$(BIN)/python -m pytest -m 'not slow' tests/unit tests/contract tests/corpus -n 3 --dist worksteal
-	$(BIN)/python -m pytest -m 'not slow' tests/cluster tests/chaos -n 2 --dist loadfile --durations 20
+	$(BIN)/python -m pytest -m 'not slow' tests/cluster tests/chaos -n 2 --dist loadfile --timeout 300 --durations 20
 
 lint: $(STAMP) ## Check style, format and the layers of imports
 	$(BIN)/ruff check .
@@ -47,7 +47,7 @@ fmt: $(STAMP) ## Format, and fix what can be fixed
 test-slow: $(STAMP) ## Run the long proofs: kills, floods, restarts
 	$(BIN)/python -m pytest -m slow
 
-bench: $(VENV)/.bench ## Measure speed and memory in 4 minutes, and write benchmarks/results
+bench: $(VENV)/.bench ## Measure speed and memory in 5 minutes, and write benchmarks/results
 	$(BIN)/python -m benchmarks.run
 
 bench-lite: $(VENV)/.bench ## Measure lite topics, up to a million of them, in 6 minutes
@@ -64,6 +64,7 @@ bench-roles: $(STAMP) ## Measure what least privilege costs, in a minute
 
 bench-gateways: $(STAMP) ## Measure what a call through a gateway costs, in three minutes
 	$(BIN)/python -m benchmarks.gateways
+	$(BIN)/python -m benchmarks.gateway_synadia
 
 bench-discovery: $(STAMP) ## Measure how well and how fast topics are found, in a minute
 	$(BIN)/python -m benchmarks.discovery
@@ -78,6 +79,10 @@ $(VENV)/.bench: $(STAMP)
 .PHONY: bench-start
 bench-start: $(STAMP) ## Measure how long a start takes beside bare Ray and Serve, in 3 minutes
 	$(BIN)/python -m benchmarks.start
+
+.PHONY: bench-scale
+bench-scale: $(STAMP) ## Measure how agents scale, and what each costs, in 16 minutes, 10 of them a steady load
+	$(BIN)/python -m benchmarks.scale
 
 pictures: $(STAMP) ## Draw the pictures of docs/views.md anew
 	$(BIN)/python docs/images/draw.py

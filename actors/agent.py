@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Annotated, ClassVar, Literal
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -30,12 +31,14 @@ from squadron.actors.decorators import (
     bid_parameters,
     marked,
 )
-from squadron.actors.handlers import BoundHandler, TopicSpec
+from squadron.actors.handlers import TopicSpec
+from squadron.actors.operations import OPERATIONS, Operation
 from squadron.runtime.calling import Threads, call
 from squadron.runtime.errors import InvalidAgentError, InvalidSubjectError
 from squadron.runtime.running.bidding import Answering
 from squadron.runtime.running.handler import Handler
 from squadron.runtime.wire.bids import Bid, CallForBids
+from squadron.runtime.wire.deployment import Resources, RuntimeEnv
 from squadron.runtime.wire.subjects import check_token, overlap
 from squadron.runtime.wire.topics import AgentCard
 
@@ -49,6 +52,9 @@ class Agent:
         min_replicas, max_replicas: bounds of autoscaling; a minimum of 0 lets it go away when idle.
         grace_s: how long running turns may take to end when a replica is stopped, in seconds.
         num_cpus, num_gpus: what Ray reserves per replica.
+        resources: custom resources of Ray that it reserves besides, by name.
+        runtime_env: what its processes have of their own: `pip`, a list of requirements, and `env_vars`.
+        group: agents of one group share processes; each is still addressed, scaled and undeployed as itself.
         ordered_by: "conversation" runs the tasks of one conversation one at a time, in the order in which they
             were published, over all replicas; priorities then don't count.
         capabilities: what its replicas offer to tasks that ask for it; `on_start` may set it per replica.
@@ -63,6 +69,9 @@ class Agent:
     grace_s: ClassVar[float] = 20.0
     num_cpus: ClassVar[float] = 0
     num_gpus: ClassVar[float] = 0
+    resources: ClassVar[Mapping[str, float]] = MappingProxyType({})
+    runtime_env: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    group: ClassVar[str] = ""
     ordered_by: ClassVar[Literal["", "conversation"]] = ""
     capabilities: Collection[str] = frozenset()
     mailbox_limit: ClassVar[int] = 0
@@ -72,7 +81,7 @@ class Agent:
         """Runs once per replica, before its first task."""
 
     async def on_stop(self) -> None:
-        """Runs once per replica, after its last task."""
+        """Runs once per replica, after its last task, or after its start failed, be it in `on_start`."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +91,7 @@ class AgentSpec:
     agent_class: type[Agent]
     name: str
     description: str
-    topics: tuple[TopicSpec, ...]
+    topics: tuple[TopicSpec | Operation, ...]
     events: tuple[tuple[str, EventMark], ...]
     durable_events: tuple[tuple[str, DurableMark], ...]
     #: The method that bids for tasks, if there is one, and what it is told.
@@ -109,7 +118,11 @@ class AgentSpec:
             raise InvalidAgentError(str(error)) from None
         _check_made(name, agent_class)
         _check_attributes(name, agent_class)
-        topics = tuple(TopicSpec.of(agent_class, each) for each in served)
+        operations: tuple[Operation, ...] = getattr(agent_class, OPERATIONS, ())
+        topics: tuple[TopicSpec | Operation, ...] = (
+            *(TopicSpec.of(agent_class, each) for each in served),
+            *operations,
+        )
         events = tuple((each.name, each.mark) for each in heard)
         durable_events = tuple((each.name, each.mark) for each in kept)
         if not topics and not events and not durable_events:
@@ -131,7 +144,7 @@ class AgentSpec:
 
     def handlers(self, agent: Agent) -> Sequence[Handler]:
         """The topics bound to one instance."""
-        return [BoundHandler(spec, agent) for spec in self.topics]
+        return [spec.bind(agent) for spec in self.topics]
 
     def bidder(self, agent: Agent) -> Answering | None:
         """The bid method of one instance, if it has one."""
@@ -181,6 +194,9 @@ class _Attributes(BaseModel):
     grace_s: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     num_cpus: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     num_gpus: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    resources: Resources
+    runtime_env: RuntimeEnv
+    group: str
     ordered_by: Literal["", "conversation"]
     mailbox_limit: Annotated[int, Field(ge=0)]
     when_full: Literal["wait", "reject"]
@@ -207,12 +223,13 @@ def _check_spelling(name: str, agent_class: type[Agent]) -> None:
 def _check_attributes(name: str, agent_class: type[Agent]) -> None:
     _check_spelling(name, agent_class)
     values = {field: getattr(agent_class, field) for field in _Attributes.model_fields}
+    values |= {field: _plain(values[field]) for field in ("resources", "runtime_env")}
     try:
         _Attributes(**values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        field = str(first["loc"][0])
-        what = f"{name}: {field}={values[field]!r} is no value for that attribute"
+        field, where = str(first["loc"][0]), ".".join(map(str, first["loc"]))
+        what = f"{name}: {where}={first['input']!r} is no value for that attribute"
         raise InvalidAgentError(what, field=field, hint=first["msg"]) from None
     if agent_class.min_replicas > agent_class.max_replicas:
         what = f"{name}: min_replicas={agent_class.min_replicas} is above max_replicas={agent_class.max_replicas}"
@@ -224,6 +241,10 @@ def _check_attributes(name: str, agent_class: type[Agent]) -> None:
     ):
         what = f"{name}: capabilities={capabilities!r} is no value for that attribute"
         raise InvalidAgentError(what, field="capabilities", hint='texts, as in {"gpu", "eu"}')
+
+
+def _plain(value: Any) -> Any:
+    return dict(value) if isinstance(value, Mapping) else value
 
 
 def _check_made(name: str, agent_class: type[Agent]) -> None:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from squadron.runtime.errors import InvalidAgentError
 from squadron.runtime.retries import DEFAULT_MAX_ATTEMPTS, FIRST_BACKOFF_S, LONGEST_BACKOFF_S, Retries
 from squadron.runtime.running.event_turns import EVENT_MAX_ATTEMPTS
+from squadron.runtime.trust.verify_modes import MODES, VerifyMode
 from squadron.runtime.wire.policy import check_who
 from squadron.runtime.wire.start import Start, check_start
 from squadron.runtime.wire.subjects import check_pattern
@@ -45,6 +46,7 @@ class TopicMark:
     approval: str = ""
     allow: tuple[str, ...] = ()
     sealed: bool = False
+    verify: VerifyMode = "off"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,7 @@ def topic(
     approval: bool | str = False,
     allow: Iterable[str] | None = None,
     sealed: bool = False,
+    verify: VerifyMode = "off",
 ) -> Callable[[F], F]:
     """Serve a semantic topic with this method.
 
@@ -93,13 +96,17 @@ def topic(
         approval: whether a person approves each call that a model makes of it; a text says why.
         allow: who may ask it, as `client:ann`, `agent:*` or `agent:team-*`; by default everybody. It takes
             credentials and `verify`: a replica that can't hold to it does not start.
+        verify: what is done at least about messages of this topic that nobody signed who may: "warn" or "require",
+            where the environment says less. It takes credentials and `verify`, as `allow`.
         sealed: only this agent can read inputs, and only who asked its answers; what anybody can read is rejected.
 
     Raises:
         InvalidSubjectError: the name breaks the grammar.
-        InvalidAgentError: a number can't be, or `allow` is no list of principals.
+        InvalidAgentError: a number can't be, `allow` is no list of principals, or `verify` no mode.
     """
     check_pattern(name)
+    if verify not in MODES:
+        raise InvalidAgentError(f"{name}: verify={verify!r} can't be", field="verify", hint="off, warn or require")
     if run_timeout_s <= 0 or max_attempts < 1 or not 0 <= backoff_s[0] <= backoff_s[1]:
         raise InvalidAgentError(
             f"{name}: needs run_timeout_s above 0, max_attempts of at least 1, and backoff_s as (first, longest)"
@@ -107,7 +114,9 @@ def topic(
     retries = Retries(max_attempts, *backoff_s, on=retry_on)
     why = APPROVAL_BY_AUTHOR if approval is True else approval or ""
     who = _allowed(name, allow)
-    mark = TopicMark(name, description, tuple(examples), tuple(tags), run_timeout_s, retries, why, who, sealed)
+    mark = TopicMark(
+        name, description, tuple(examples), tuple(tags), run_timeout_s, retries, why, who, sealed, verify
+    )
 
     def decorate(method: F) -> F:
         if other := getattr(_inner(method), TOPIC, None):

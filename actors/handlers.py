@@ -21,10 +21,10 @@ from squadron.runtime.calling import THREAD_GRACE_S, is_async
 from squadron.runtime.errors import InvalidAgentError, InvalidInputError
 from squadron.runtime.retries import Retries
 from squadron.runtime.running.context import Context, TurnContext
-from squadron.runtime.running.handler import OutputError
+from squadron.runtime.running.handler import Handler, OutputError
 from squadron.runtime.texts import whole
 from squadron.runtime.wire.outcome import Answer
-from squadron.runtime.wire.topics import SemanticTopic, describe_input, shortened
+from squadron.runtime.wire.topics import SemanticTopic, describe_input, shortened, validator_of
 
 #: There is no next chunk.
 _END = object()
@@ -156,11 +156,16 @@ class TopicSpec:
             tags=mark.tags,
             approval=mark.approval,
             allow=mark.allow,
+            verify=mark.verify,
             sealed=mark.sealed,
         )
         taken = frozenset(own | {context_parameter} - {""})
         limits = mark.run_timeout_s, mark.retries
         return cls(method.name, described, input_model, output, chunk, context_parameter, *limits, taken)
+
+    def bind(self, agent: object) -> Handler:
+        """As a topic of one instance."""
+        return BoundHandler(self, agent)
 
     def arguments(self, content: Any) -> dict[str, Any]:
         """The method's arguments from a message's content; a bare value goes to the only parameter.
@@ -222,7 +227,10 @@ class _Output:
     def of(cls, annotation: Any) -> _Output:
         adapter = TypeAdapter(annotation)
         schema = adapter.json_schema(mode="serialization")
-        return cls(adapter, schema, jsonschema_rs.Draft202012Validator(schema))
+        try:
+            return cls(adapter, schema, validator_of(schema))
+        except ValueError as error:
+            raise InvalidAgentError(f"the schema of {annotation!r}: {error}"[:500]) from None
 
     def _ready(self, value: Any) -> Any:
         checked = self.type.validate_python(value, by_alias=True, by_name=True)

@@ -1,4 +1,4 @@
-"""What a call through a gateway costs: MCP over a native ask, and against the SDK's own echo server, in one run.
+"""What a call through a gateway costs, over a native ask and against the SDKs' own echo servers, in one run.
 
 A nats-server, a replica, the gateway and the SDK's server have a process each; this one calls them. Each round
 goes through them in another order; ratios are taken within a round.
@@ -119,6 +119,29 @@ class McpCaller:
         return result
 
 
+class A2aCaller:
+    """Sends messages by hand, as `McpCaller` calls tools."""
+
+    def __init__(self, client: httpx2.AsyncClient, url: str) -> None:
+        self._client, self._url, self._ids = client, url, itertools.count()
+
+    async def send(self, skill: str, text: str, *, wait: bool = True) -> str:
+        """The state that the task is in then."""
+        number = next(self._ids)
+        part: dict[str, Any] = {"text": text} if text else {"data": {}}
+        message: dict[str, Any] = {"messageId": f"{os.getpid()}-{skill}-{number}", "role": "ROLE_USER"}
+        message |= {"parts": [part], "metadata": {"squadron/topic": skill}}
+        params = {"message": message, "configuration": {"returnImmediately": not wait}}
+        body = {"jsonrpc": "2.0", "id": number, "method": "SendMessage", "params": params}
+        while True:
+            answer = await self._client.post(self._url, json=body, headers={"A2A-Version": "1.0"})
+            if answer.status_code != 429:
+                break
+            await asyncio.sleep(0.05)
+        state: str = answer.json()["result"]["task"]["status"]["state"]
+        return state
+
+
 def sample(port: int) -> None:
     """The SDK's own way to serve an echo."""
     from mcp.server.mcpserver import MCPServer
@@ -152,7 +175,8 @@ def _free_port() -> int:
         return port
 
 
-def _start(stack: AsyncExitStack, command: list[str], **env: str) -> subprocess.Popen[bytes]:
+def start(stack: AsyncExitStack, command: list[str], **env: str) -> subprocess.Popen[bytes]:
+    """A process of its own, killed with the stack."""
     process = subprocess.Popen(
         command, env={**os.environ, **env}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -171,7 +195,7 @@ async def _until_up(client: httpx2.AsyncClient, url: str) -> None:
                 await asyncio.sleep(0.1)
 
 
-async def _measure(rounds: int) -> tuple[dict[str, Way], float]:
+async def _measure(rounds: int) -> tuple[dict[str, Way], dict[str, float]]:
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         server = OwnServer(folder)
@@ -179,26 +203,31 @@ async def _measure(rounds: int) -> tuple[dict[str, Way], float]:
         stack.callback(server.stop)
         ports = _free_port(), _free_port()
         me = [sys.executable, "-m", "benchmarks.gateways"]
-        _start(stack, [*me, "--replica", server.url])
+        start(stack, [*me, "--replica", server.url])
         asker = await Wiring.open(
             Settings(nats_url=server.url, env="bench"), AgentIdentity(id="asker"), create=True
         )
         stack.push_async_callback(asker.aclose)
         squadron = str(Path(sys.executable).with_name("squadron"))
-        gateway = _start(
+        gateway = start(
             stack,
-            [squadron, "gateway", "--mcp", "--port", str(ports[0]), "--within", "600"],
+            [squadron, "gateway", "--mcp", "--a2a", "--port", str(ports[0]), "--within", "600"],
             NATS_URL=server.url,
             SQUADRON_ENV="bench",
             SQUADRON_HOME=str(folder / "home"),
             SQUADRON_LOG_LEVEL="WARNING",
         )
-        _start(stack, [*me, "--sample", str(ports[1])])
+        start(stack, [*me, "--sample", str(ports[1])])
+        neighbour_port = _free_port()
+        start(stack, [sys.executable, "-m", "tests.a2a_neighbour", str(neighbour_port)])
         limits = httpx2.Limits(max_connections=AT_ONCE, max_keepalive_connections=AT_ONCE)
         client = await stack.enter_async_context(httpx2.AsyncClient(timeout=60, limits=limits))
         await _until_up(client, f"http://127.0.0.1:{ports[0]}/readyz")
         await _until_up(client, f"http://127.0.0.1:{ports[1]}/mcp")
+        await _until_up(client, f"http://127.0.0.1:{neighbour_port}/rpc")
         ours, theirs = (McpCaller(client, f"http://127.0.0.1:{port}/mcp") for port in ports)
+        agent = A2aCaller(client, f"http://127.0.0.1:{ports[0]}/a2a/{AgentSpec.of(EchoAtTheDoor).name}")
+        neighbour = A2aCaller(client, f"http://127.0.0.1:{neighbour_port}/rpc")
 
         async def native() -> None:
             (await asker.caller.ask("bench.echo", {"text": TEXT}, AskOptions())).unwrap()
@@ -209,7 +238,14 @@ async def _measure(rounds: int) -> tuple[dict[str, Way], float]:
         async def echo() -> None:
             assert not (await theirs.call("say", {"text": TEXT}))["isError"]
 
+        async def a2a() -> None:
+            assert await agent.send("bench.echo", TEXT) == "TASK_STATE_COMPLETED"
+
+        async def a2a_echo() -> None:
+            assert await neighbour.send("talk", f"echo {TEXT}") == "TASK_STATE_COMPLETED"
+
         ways = {"ask": Way(native), "mcp": Way(mcp), "sample": Way(echo)}
+        ways |= {"a2a": Way(a2a), "a2a sample": Way(a2a_echo)}
         for number in range(rounds + 1):
             for name in random.sample(list(ways), len(ways)):
                 await ways[name].measure()
@@ -228,7 +264,16 @@ async def _measure(rounds: int) -> tuple[dict[str, Way], float]:
                 assert (await tasks.call("bench__wait", {}))["resultType"] == "task"
 
         await asyncio.gather(*(opener() for _ in range(AT_ONCE)))
-        return ways, (process.memory_full_info().uss - before) / 1e6
+        middle = process.memory_full_info().uss
+        opening = iter(range(OPEN))
+
+        async def a2a_opener() -> None:
+            for _ in opening:
+                assert await agent.send("bench.wait", "", wait=False) == "TASK_STATE_WORKING"
+
+        await asyncio.gather(*(a2a_opener() for _ in range(AT_ONCE)))
+        after = process.memory_full_info().uss
+        return ways, {"mcp": (middle - before) / 1e6, "a2a": (after - middle) / 1e6}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -246,18 +291,16 @@ def main(arguments: Sequence[str]) -> int:
     ways, open_mb = asyncio.run(_measure(given.rounds))
     for name, way in ways.items():
         p50, per_s = statistics.median(way.p50_ms), statistics.median(way.per_s)
-        print(f"{name:8}p50 {p50:6.2f} ms, {per_s:7.0f} calls/s with {AT_ONCE} at once")
-    print(f"{OPEN:,} open tasks: {open_mb:+.0f} MB in the gateway")
-    added = [mcp - ask for mcp, ask in zip(ways["mcp"].p50_ms, ways["ask"].p50_ms, strict=True)]
-    targets = [
-        Target("MCP: p50 over a native ask, in ms", added, MOST_ADDED_MS, at_most=True),
-        Target(
-            "MCP: calls/s over the SDK's echo",
-            ratios(ways["mcp"].per_s, ways["sample"].per_s),
-            LEAST_OF_SAMPLE,
-            at_most=False,
-        ),
-    ]
+        print(f"{name:12}p50 {p50:6.2f} ms, {per_s:7.0f} calls/s with {AT_ONCE} at once")
+    targets = []
+    for name, sampled in (("mcp", "sample"), ("a2a", "a2a sample")):
+        print(f"{OPEN:,} open tasks of {name}: {open_mb[name]:+.0f} MB in the gateway")
+        added = [each - ask for each, ask in zip(ways[name].p50_ms, ways["ask"].p50_ms, strict=True)]
+        per_s = ratios(ways[name].per_s, ways[sampled].per_s)
+        targets += [
+            Target(f"{name.upper()}: p50 over a native ask, in ms", added, MOST_ADDED_MS, at_most=True),
+            Target(f"{name.upper()}: calls/s over the SDK's echo", per_s, LEAST_OF_SAMPLE, at_most=False),
+        ]
     for target in targets:
         print(target)
     measured = {name: {"p50_ms": way.p50_ms, "per_s": way.per_s} for name, way in ways.items()}

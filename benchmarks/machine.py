@@ -61,6 +61,11 @@ def replica_mb(settings: Settings, application: str) -> dict[str, float]:
     return memory
 
 
+def replica_cpu_s(settings: Settings, application: str) -> float:
+    """Processor time that all replicas of a Serve application have taken, in seconds."""
+    return sum(sum(process.cpu_times()[:2]) for process in _replicas(settings, application))
+
+
 def _replicas(settings: Settings, application: str) -> Iterator[psutil.Process]:
     """Ray names its processes by what they run; those of this home's cluster are one POSIX session."""
     cluster = local.find(settings.home)

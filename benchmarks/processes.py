@@ -6,6 +6,7 @@ A client measures only when it is told to, so that one process after the other h
 from __future__ import annotations
 
 import asyncio
+import gc
 import multiprocessing
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -14,12 +15,16 @@ from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Semaphore
 from typing import Any
 
+import uvloop
+
 from squadron import Settings
 
 #: All ways have as many workers, actors or replicas, and all carry this.
 REPLICAS, TEXT = 2, "x" * 1024
 #: A deployment on a busy machine; a call that takes longer than the other is a fault, not a slow call.
 READY_WITHIN_S, CALL_WITHIN_S = 120.0, 30.0
+#: As in `bridge/serve/agent_process.py`, which would bring Ray along.
+GARBAGE = 10_000
 
 #: One call, from the request to its answer.
 Call = Callable[[], Awaitable[object]]
@@ -131,11 +136,18 @@ def _be_client(pipe: Connection, way: Way, settings: Settings) -> None:
 
 
 @asynccontextmanager
-async def workers(worker: Worker, settings: Settings) -> AsyncIterator[None]:
-    """Run `REPLICAS` processes of a worker; all of them are ready when this is entered."""
+async def workers(
+    worker: Worker, settings: Settings, count: int = REPLICAS, *, as_on_ray: bool = False
+) -> AsyncIterator[list[int]]:
+    """Run `count` processes of a worker; all of them are ready when this is entered, with their process ids.
+
+    Args:
+        as_on_ray: with Ray's event loop, and as little looking for garbage as in a replica.
+    """
     ready = _SPAWN.Semaphore(0)
     processes = [
-        _SPAWN.Process(target=_be_worker, args=(ready, worker, settings), daemon=True) for _ in range(REPLICAS)
+        _SPAWN.Process(target=_be_worker, args=(ready, worker, settings, as_on_ray), daemon=True)
+        for _ in range(count)
     ]
     try:
         for process in processes:
@@ -143,18 +155,22 @@ async def workers(worker: Worker, settings: Settings) -> AsyncIterator[None]:
         for _ in processes:
             if not await asyncio.to_thread(ready.acquire, True, CALL_WITHIN_S):
                 raise TimeoutError(f"{worker.__name__} did not start")
-        yield
+        yield [process.pid or 0 for process in processes]
     finally:
         for process in processes:
             process.kill()
 
 
-def _be_worker(ready: Semaphore, worker: Worker, settings: Settings) -> None:
+def _be_worker(ready: Semaphore, worker: Worker, settings: Settings, as_on_ray: bool) -> None:
     async def work() -> None:
         async with worker(settings):
+            if as_on_ray:
+                gc.freeze()
+                gc.set_threshold(GARBAGE)
             ready.release()
             parent = multiprocessing.parent_process()
             assert parent is not None
             await asyncio.to_thread(parent.join)
 
-    asyncio.run(work())
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop if as_on_ray else None) as runner:
+        runner.run(work())

@@ -39,6 +39,9 @@ from tests.contract.restricted import RestrictedServer
 RESULTS = Path(__file__).parent / "results"
 #: Asks one after the other, and so many more, so many at once, in each round.
 ALONE, MANY, AT_ONCE = 500, 3_000, 64
+#: Likewise one after the other: asks of an agent that works in order, and some so large, in characters, that their
+#: inputs and answers go to the object store.
+IN_ORDER, LARGE, LARGE_TEXT = 200, 40, "x" * 600_000
 #: Asker and replica do the same in both forms. The server looks each publish up, and carries it, and its answer,
 #: over from one account to the other; whoever waits for it waits so much longer.
 MOST, MOST_P50, MOST_OF_SERVER = 1.1, 1.25, 1.8
@@ -48,6 +51,15 @@ class EchoInARole(Agent):
     """Says it again."""
 
     @topic("bench.echo")
+    async def say(self, text: str) -> str:
+        """Say it again."""
+        return text
+
+
+class LineInARole(Agent):
+    """Says it again, one after the other."""
+
+    @topic("bench.line")
     async def say(self, text: str) -> str:
         """Say it again."""
         return text
@@ -63,18 +75,26 @@ class Form:
     #: Of both sides together, and of the server.
     cpu_us: list[float] = field(default_factory=list)
     server_us: list[float] = field(default_factory=list)
+    in_order_ms: list[float] = field(default_factory=list)
+    large_ms: list[float] = field(default_factory=list)
 
-    async def ask(self) -> None:
-        (await self.caller.ask("bench.echo", {"text": TEXT}, AskOptions())).unwrap()
+    async def ask(self, topic: str = "bench.echo", text: str = TEXT) -> None:
+        (await self.caller.ask(topic, {"text": text}, AskOptions())).unwrap()
+
+    async def alone(self, count: int, *what: str) -> float:
+        """Half of so many asks, one after the other, take no longer than this, in milliseconds."""
+        took = []
+        for _ in range(count):
+            began = time.perf_counter()
+            await self.ask(*what)
+            took.append(time.perf_counter() - began)
+        return 1000 * sorted(took)[count // 2]
 
     async def measure(self) -> None:
         """One round."""
-        took = []
-        for _ in range(ALONE):
-            began = time.perf_counter()
-            await self.ask()
-            took.append(time.perf_counter() - began)
-        self.p50_ms.append(1000 * sorted(took)[len(took) // 2])
+        self.p50_ms.append(await self.alone(ALONE))
+        self.in_order_ms.append(await self.alone(IN_ORDER, "bench.line"))
+        self.large_ms.append(await self.alone(LARGE, "bench.echo", LARGE_TEXT))
         left = MANY
         before, server_before = time.process_time(), self._server_s()
 
@@ -88,21 +108,30 @@ class Form:
         self.cpu_us.append(1e6 * (time.process_time() - before) / MANY)
         self.server_us.append(1e6 * (self._server_s() - server_before) / MANY)
 
+    def figures(self) -> dict[str, list[float]]:
+        """All that was measured."""
+        names = "p50_ms", "in_order_ms", "large_ms", "cpu_us", "server_us"
+        return {name: getattr(self, name) for name in names}
+
     def _server_s(self) -> float:
         times = self.server.cpu_times()
         return times.user + times.system
 
 
-async def _form(stack: AsyncExitStack, bridge: Wiring, replica: Wiring, asker: Wiring, server: OwnServer) -> Form:
-    spec = AgentSpec.of(EchoInARole)
-    patterns = tuple(each.name for each in spec.card().topics)
-    await bridge.ports.queue.declare(Mailbox(spec.name, patterns, bridge.settings.lease_s))
-    await bridge.registry.advertise(spec.card())
-    host = Host(replica, EchoInARole(), spec, slots=AT_ONCE)
-    await host.start()
-    for each in (bridge, replica, asker):
+async def _form(
+    stack: AsyncExitStack, bridge: Wiring, replicas: tuple[Wiring, Wiring], asker: Wiring, server: OwnServer
+) -> Form:
+    for each in (bridge, *replicas, asker):
         stack.push_async_callback(each.aclose)
-    stack.push_async_callback(host.stop, 1.0)
+    for replica, agent in zip(replicas, (EchoInARole(), LineInARole()), strict=True):
+        spec, ordered = AgentSpec.of(type(agent)), isinstance(agent, LineInARole)
+        patterns = tuple(each.name for each in spec.card().topics)
+        lease_s = bridge.settings.lease_s
+        await bridge.ports.queue.declare(Mailbox(spec.name, patterns, lease_s, ordered=ordered))
+        await bridge.registry.advertise(spec.card())
+        host = Host(replica, agent, spec, slots=AT_ONCE, ordered=ordered)
+        await host.start()
+        stack.push_async_callback(host.stop, 1.0)
     await asker.registry.catch_up()
     return Form(asker.caller, psutil.Process(server.pid))
 
@@ -111,8 +140,10 @@ async def _restricted(stack: AsyncExitStack, folder: Path) -> Form:
     made = RestrictedServer(folder, "bench")
     made.start()
     stack.callback(made.stop)
-    places = await made.open("bridge", "bridge"), await made.open("agent", AgentSpec.of(EchoInARole).name)
-    return await _form(stack, *places, await made.open("client", "client"), made.server)
+    bridge, client = await made.open("bridge", "bridge"), await made.open("client", "client")
+    names = (AgentSpec.of(EchoInARole).name, False), (AgentSpec.of(LineInARole).name, True)
+    one, other = [await made.open("agent", name, ordered=ordered) for name, ordered in names]
+    return await _form(stack, bridge, (one, other), client, made.server)
 
 
 async def _open(stack: AsyncExitStack, folder: Path) -> Form:
@@ -120,10 +151,11 @@ async def _open(stack: AsyncExitStack, folder: Path) -> Form:
     server.start()
     stack.callback(server.stop)
     settings = Settings(nats_url=server.url, env="bench")
-    bridge, replica, asker = [
-        await Wiring.open(settings, AgentIdentity(id=name), create=True) for name in ("bridge", "replica", "asker")
+    bridge, one, other, asker = [
+        await Wiring.open(settings, AgentIdentity(id=name), create=True)
+        for name in ("bridge", "replica", "another", "asker")
     ]
-    return await _form(stack, bridge, replica, asker, server)
+    return await _form(stack, bridge, (one, other), asker, server)
 
 
 async def _measure(rounds: int) -> dict[str, Form]:
@@ -141,7 +173,7 @@ async def _measure(rounds: int) -> dict[str, Form]:
             if number == 0:
                 # The first only warms up.
                 for form in forms.values():
-                    for figures in (form.p50_ms, form.cpu_us, form.server_us):
+                    for figures in form.figures().values():
                         figures.clear()
         return forms
 
@@ -154,12 +186,14 @@ def main(arguments: Sequence[str]) -> int:
     forms = asyncio.run(_measure(rounds))
     one, other = forms["roles"], forms["open"]
     for name, form in forms.items():
-        p50_ms, cpu_us, server_us = map(statistics.median, (form.p50_ms, form.cpu_us, form.server_us))
-        print(
-            f"{name:8}p50 {p50_ms:6.2f} ms, CPU {cpu_us:6.0f} us of both sides, {server_us:6.0f} us of the server"
-        )
+        told = ", ".join(f"{what} {statistics.median(them):.2f}" for what, them in form.figures().items())
+        print(f"{name:8}{told}")
     targets = [
         Target("p50 with roles, over open", ratios(one.p50_ms, other.p50_ms), MOST_P50, at_most=True),
+        Target(
+            "in order, with roles, over open", ratios(one.in_order_ms, other.in_order_ms), MOST_P50, at_most=True
+        ),
+        Target("large, with roles, over open", ratios(one.large_ms, other.large_ms), MOST_P50, at_most=True),
         Target("CPU of both sides with roles, over open", ratios(one.cpu_us, other.cpu_us), MOST, at_most=True),
         Target(
             "CPU of the server, over open", ratios(one.server_us, other.server_us), MOST_OF_SERVER, at_most=True
@@ -167,10 +201,7 @@ def main(arguments: Sequence[str]) -> int:
     ]
     for target in targets:
         print(target)
-    measured = {
-        name: {"p50_ms": form.p50_ms, "cpu_us": form.cpu_us, "server_us": form.server_us}
-        for name, form in forms.items()
-    }
+    measured = {name: form.figures() for name, form in forms.items()}
     result = {"machine": machine.facts(), "measured": measured, "targets": [each.as_json() for each in targets]}
     (RESULTS / "roles.json").write_text(json.dumps(result, indent=1) + "\n")
     return 0 if all(target.held for target in targets) else 1

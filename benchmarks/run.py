@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks import counting, floors, machine, ours, peers, telemetry
+from benchmarks import counting, floors, machine, ours, peers, per_ask, telemetry
 from benchmarks.processes import Way, client
 from benchmarks.targets import Target, ratios
 from squadron import Settings, Squad
@@ -160,11 +160,16 @@ def main() -> int:
     figures = measure(arguments.rounds, arguments.calls, arguments.for_s)
     counted = counting.measure()
     watched = telemetry.measure()
-    targets = [*judge(figures), *counted.targets(), *watched.targets()]
+    slots = per_ask.measure(rounds=3)
+    targets = [*judge(figures), *slots.targets(), *counted.targets(), *watched.targets()]
     report(figures, targets)
     print(counted, watched, sep="\n")
     results["targets"] = [each.as_json() for each in targets]
-    results["figures"] = asdict(figures) | {"counting": asdict(counted), "telemetry": asdict(watched)}
+    results["figures"] = asdict(figures) | {
+        "counting": asdict(counted),
+        "telemetry": asdict(watched),
+        "slots": asdict(slots),
+    }
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "delivery.json").write_text(json.dumps(results, indent=1) + "\n")
     return 0 if all(each.held for each in targets) else 1

@@ -94,7 +94,13 @@ def _measure_bare(folder: Path) -> tuple[float, float, float]:
         assert ray.stdout is not None
         if not any("runtime started" in line for line in ray.stdout):
             raise RuntimeError("the bare Ray did not start")
-        env["RAY_ADDRESS"] = (folder / "ray_current_cluster").read_text().strip()
+        address = folder / "ray_current_cluster"
+        # It is written right after Ray says that it has started.
+        while not address.exists() or not address.read_text().strip():
+            if ray.poll() is not None:
+                raise RuntimeError("the bare Ray ended")
+            time.sleep(0.01)
+        env["RAY_ADDRESS"] = address.read_text().strip()
         bare = subprocess.Popen(
             [sys.executable, "-c", _BARE, str(AGENTS)],
             env=env,

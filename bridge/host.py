@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from typing import Any
 
 import structlog
 
 from squadron.actors.agent import Agent, AgentSpec
 from squadron.actors.decorators import DurableMark, EventMark
+from squadron.actors.remote.remote_agent import RemoteAgent
 from squadron.bridge.metrics.counting import Counting
 from squadron.bridge.place import Place
+from squadron.bridge.status_relay import own_status
+from squadron.config import API_PREFIX
 from squadron.runtime.background import spawn
 from squadron.runtime.calling import THREAD_GRACE_S, Threads, call
 from squadron.runtime.errors import BusUnavailableError, InvalidMessageError, SquadronError, UntrustedError
@@ -23,16 +26,20 @@ from squadron.runtime.running.bidding import Bidding
 from squadron.runtime.running.event_turns import EventTurns
 from squadron.runtime.running.handover import Handovers
 from squadron.runtime.running.permission import may_publish
-from squadron.runtime.running.pump import Pump
+from squadron.runtime.running.pump import BROUGHT_ONLY, Pump
+from squadron.runtime.running.split import Split
 from squadron.runtime.running.told import Told
 from squadron.runtime.running.turn import Turns
 from squadron.runtime.trust.may_say import speaks_as
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.groups import EventGroup
+from squadron.runtime.wire.outcome import VERSION_CHARACTERS
 from squadron.runtime.wire.subjects import token_of
 
 #: Looks between two heartbeats at how late the event loop is: what blocks it for longer than one of them is seen.
 LAG_LOOKS = 4
+#: How long what began is given to end when a start failed, in seconds: `on_stop` is code of others.
+UNDO_WITHIN_S = 10.0
 
 
 class Host:
@@ -46,15 +53,25 @@ class Host:
         *,
         slots: int,
         ordered: bool = False,
+        canary: bool = False,
         facts: Mapping[str, Any] | None = None,
     ) -> None:
+        """Make one; it does nothing before `start`.
+
+        Args:
+            canary: it runs a version that is tried beside the one that serves; see `Split`.
+        """
         self.place, self.agent, self.spec = place, agent, spec
-        self._slots, self._facts = slots, facts or {}
+        self._slots, self._canary = slots, canary
+        self._facts = {**(facts or {}), **({"canary": True} if canary else {})}
         patterns = tuple(topic.name for topic in spec.card().topics)
         self.mailbox = Mailbox(self.spec.name, patterns, place.settings.lease_s, ordered=ordered)
-        self._counting = Counting()
+        version = str(self._facts.get("version", ""))[:VERSION_CHARACTERS]
+        self._split = Split(spec.name, place.registry, version=version, canary=canary)
+        self._counting = Counting(two_versions=self._split.is_on)
         self._ears: list[Subscription] = []
         self._events: set[asyncio.Task[None]] = set()
+        self._heart: asyncio.Task[None] | None = None
         self._log = structlog.get_logger("squadron.replica").bind(agent=self.spec.name, replica=self.id)
 
     @property
@@ -63,27 +80,63 @@ class Host:
         return self.place.ports.identity.id
 
     async def start(self) -> None:
-        """Start the agent and take its work; it is present when this returns."""
-        ports, spec = self.place.ports, self.spec
+        """Start the agent and take its work; it is present when this returns.
+
+        If that fails, or is cancelled, all that had begun has ended when this raises, and `on_stop` was
+        called: where agents share a process, another start may follow in it.
+        """
+        ports = self.place.ports
         ports.observers.add(self._counting)
         ports.bus.on_reconnect(self._counting.reconnected)
-        await self.agent.on_start()
+        if isinstance(self.agent, RemoteAgent):
+            self.agent.ports = ports
+        try:
+            await self.agent.on_start()
+            self._make_parts()
+        except BaseException:
+            await self._undo(self._stop_agent())
+            raise
+        try:
+            await self._begin()
+        except BaseException:
+            await self._undo(self.stop(0.0))
+            raise
+
+    async def _undo(self, stopping: Coroutine[Any, Any, None]) -> None:
+        """Why it failed is told, and nothing of what is done about it."""
+        try:
+            async with asyncio.timeout(UNDO_WITHIN_S):
+                await stopping
+        except (Exception, asyncio.CancelledError) as error:
+            self._log.warning("replica.not_undone", error=summary_of(error))
+
+    def _make_parts(self) -> None:
+        """All that takes its work, none of which is open yet."""
+        ports, spec = self.place.ports, self.spec
         # What it is capable of may be known only now.
         capabilities = self.agent.capabilities
-        self._turns = Turns(spec.name, spec.handlers(self.agent), self.place.caller, capabilities=capabilities)
-        await self._turns.start()
-        self._pump = Pump(ports.queue, self.mailbox, self._turns.run, slots=self._slots)
+        own = spec.name, spec.handlers(self.agent), self.place.caller
+        self._turns = Turns(*own, capabilities=capabilities, split=self._split)
+        supply = BROUGHT_ONLY if self._canary else ports.queue
+        self._pump = Pump(supply, self.mailbox, self._turns.run, slots=self._slots)
         self._bidding = Bidding(
             self._turns, ports, self.place.registry, slots=self._slots, answer=spec.bidder(self.agent)
         )
-        self._event_pumps = [self._event_pump(method, mark) for method, mark in spec.durable_events]
-        for method, mark in spec.events:
-            self._ears.append(await self._subscribe(method, mark))
+        # Of events there are no shares: one of the version that serves gets each, unless all are to hear it.
+        durable = () if self._canary else spec.durable_events
+        self._event_pumps = [self._event_pump(method, mark) for method, mark in durable]
         self._handovers = Handovers(ports, self._pump)
+
+    async def _begin(self) -> None:
+        await self._turns.start()
+        for method, mark in self.spec.events:
+            if mark.everyone or not self._canary:
+                self._ears.append(await self._subscribe(method, mark))
         if self.mailbox.patterns:
             await self._pump.start()
             await self._handovers.start()
-            await self._bidding.start()
+            if not self._canary:
+                await self._bidding.start()
         for pump in self._event_pumps:
             await pump.start()
         await self._renew()
@@ -149,7 +202,7 @@ class Host:
             # The server tells durable events here, too, as they were stored.
             topic, speaks = ".".join(note.subject.split(".")[3:]), speaks_as(message.source.id)
             may = may_publish(self.place.ports, topic, message.metadata, speaks)
-            await guard.admit("event", *said, at=None, may=may)
+            await guard.admit("event", *said, at=None, may=may, topic=topic)
         except (UntrustedError, BusUnavailableError):
             return False
         return True
@@ -159,7 +212,7 @@ class Host:
         await self.place.registry.renew(self.spec.name, self.id, **facts)
 
     async def _tell(self, event: str) -> None:
-        """Publish `agents.{env}.event.status.{online|heartbeat|offline}`."""
+        """Publish `agents.{env}.event.status.{online|heartbeat|offline}`, or have it told on there."""
         ports, statistics = self.place.ports, self._pump.statistics()
         content = {
             "event": f"agent_{event}",
@@ -168,15 +221,19 @@ class Host:
             "slots": statistics.slots,
             "inFlight": statistics.in_flight,
             "outcomes": statistics.outcomes,
+            "beatS": self.place.registry.beat_s,
             "metrics": self._counting.told(),
         }
         told = ports.pack("event", {"content": content}, conversation_id="system")
-        await ports.bus.publish(ports.subjects.event(f"status.{event}"), told)
+        # Where agents are apart each speaks of itself alone.
+        is_apart = self.place.settings.nats_api_prefix == API_PREFIX
+        own = own_status(ports.subjects.environment, self.spec.name, event)
+        await ports.bus.publish(own if is_apart else ports.subjects.event(f"status.{event}"), told)
 
     async def _beat(self) -> None:
-        beat_s, loop = self.place.settings.heartbeat_s, asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
         while True:
-            lag_s = 0.0
+            beat_s, lag_s = self.place.registry.beat_s, 0.0
             for _ in range(LAG_LOOKS):
                 due = loop.time() + beat_s / LAG_LOOKS
                 await asyncio.sleep(beat_s / LAG_LOOKS)
@@ -191,11 +248,16 @@ class Host:
 
     async def stop(self, grace_s: float) -> None:
         """Give what runs so many seconds to end, hand back the rest, and say farewell. Once, after `start`."""
-        # It stays present while it finishes what runs.
-        await self.halt(grace_s)
-        with contextlib.suppress(SquadronError):
-            await self.place.registry.depart(self.spec.name, self.id)
-            await self._tell("offline")
+        try:
+            # It stays present while it finishes what runs.
+            await self.halt(grace_s)
+            with contextlib.suppress(SquadronError):
+                await self.place.registry.depart(self.spec.name, self.id)
+                await self._tell("offline")
+        finally:
+            await self._stop_agent()
+
+    async def _stop_agent(self) -> None:
         try:
             await self.agent.on_stop()
         except (asyncio.CancelledError, GeneratorExit):
@@ -213,7 +275,8 @@ class Host:
         drains = (pump.drain(grace_s) for pump in (self._pump, *self._event_pumps))
         await asyncio.gather(*drains, self._finish_events(grace_s))
         await self._turns.aclose()
-        self._heart.cancel()
+        if self._heart is not None:
+            self._heart.cancel()
 
     async def _finish_events(self, within_s: float) -> None:
         """Wait for the handlers of plain events, which are lost if they are cut short; then cancel them."""

@@ -20,6 +20,7 @@ from squadron.runtime.store.port_set import Ports
 from squadron.runtime.telemetry.happenings import Distrusted
 from squadron.runtime.telemetry.observer import load_observer
 from squadron.runtime.trust.guard import Refusal
+from squadron.runtime.trust.signer import Signer
 
 
 class Place:
@@ -45,6 +46,11 @@ class Place:
         )
         lite_topics = LiteTopics(ports, per_owner=settings.lite_topics_per_owner, in_all=settings.lite_topics)
         self.caller = Caller(ports, self.registry, lite_topics)
+
+    @property
+    def signer(self) -> Signer | None:
+        """What this process signs with; None if it signs nothing."""
+        return self._trusting.signer
 
     async def start(self) -> None:
         """Be ready to ask.

@@ -25,7 +25,7 @@ _ANYBODY = "client"
 
 def own_ring(settings: Settings, principal: str = "") -> LoadRing:
     """Loads the ring of this process: the file that the settings name, or that of its principal in the home."""
-    given, own = settings.seal_keys, _folder(settings) / f"{principal or _ANYBODY}.json"
+    given, own = settings.seal_keys, _own(settings, principal)
 
     async def load() -> KeyRing:
         # One that is named has to be there: who mistypes is told, and gets no new one.
@@ -34,6 +34,17 @@ def own_ring(settings: Settings, principal: str = "") -> LoadRing:
         return await asyncio.to_thread(ring_in, own)
 
     return load
+
+
+def rotate_own(settings: Settings, principal: str = "") -> KeyRing:
+    """Give the ring of such a process a new key in front; one that runs takes it when it starts anew.
+
+    Raises:
+        ConfigError: it can't be read or written.
+    """
+    if settings.seal_keys is None:
+        ring_in(_own(settings, principal))
+    return rotate_ring(settings.seal_keys or _own(settings, principal))
 
 
 class AgentRings:
@@ -75,6 +86,10 @@ class AgentRings:
         """
         self.ring(agent)
         return rotate_ring(self.path(agent))
+
+
+def _own(settings: Settings, principal: str) -> Path:
+    return _folder(settings) / f"{principal or _ANYBODY}.json"
 
 
 def _folder(settings: Settings) -> Path:

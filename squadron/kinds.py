@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from squadron.runtime.secret import Secret
+from squadron.runtime.trust.verify_modes import VerifyModes
 
 #: Subjects that are not ours, and not the server's; the first token is no wildcard.
 _OUTSIDE = re.compile(r"(?!\$|agents\.)[^\s.*>]+(\.(\*|[^\s.*>]+))*(\.>)?")
@@ -42,6 +43,13 @@ def _is_address(text: str) -> bool:
     return found is not None and int(found[1]) < 2**16
 
 
+def _is_verify(text: str) -> bool:
+    try:
+        return bool(VerifyModes.parse(text))
+    except ValueError:
+        return False
+
+
 TEXT = Kind()
 #: A blank in it may be meant; the line break of a file of secrets is not.
 SECRET = Kind(lambda raw: raw if isinstance(raw, Secret) else Secret(str(raw).rstrip("\r\n")))
@@ -66,9 +74,10 @@ ADDRESS = Kind(
 AUDIT = Kind(
     lambda raw: str(raw).strip().lower(), ("", "off", "trail", "full").__contains__, "use off, trail or full"
 )
-#: These are `runtime.trust.guard.VerifyMode`.
 VERIFY = Kind(
-    lambda raw: str(raw).strip().lower(), ("off", "warn", "require").__contains__, "use off, warn or require"
+    lambda raw: str(VerifyModes.parse(str(raw))),
+    _is_verify,
+    "use off, warn or require, and for some topics others: warn,clinic.*=require",
 )
 #: A batch is made of 256 KiB at most: in less than some of them nothing would stay.
 TRAIL_BYTES = Kind(int, lambda it: it == -1 or it >= 4 * 1024**2, "give -1, or 4194304 bytes or more")
@@ -96,4 +105,10 @@ NAME = Kind(
     fits=lambda it: re.fullmatch(r"[A-Za-z0-9_-]{1,64}", it) is not None,
     fix="give a name of letters, digits, '_' or '-'",
 )
+OWN = Kind(
+    fits=lambda it: re.fullmatch(r"([A-Za-z0-9_-]{1,64}|\*)?", it) is not None,
+    fix="give the name of an agent, or * for the bridge",
+)
+#: JetStream has no more than five.
+COPIES = Kind(int, range(1, 6).__contains__, "give 1, 3 or 5: as many servers are needed")
 COUNT = Kind(int, lambda it: it >= 1, "give a whole number, 1 or more, like 100000")

@@ -70,19 +70,29 @@ class Servers:
         await _in_thread(start, give_up=given_up.set)
 
     def _let_in(self) -> None:
-        """Have keys for an environment that the home's authority, if it has one, does not know yet."""
+        """Have keys for an environment that the home's authority, if it has one, does not know yet; rights as this
+        release has them; and certificates that are good for a while yet.
+        """
         from squadron.bridge.auth.authority import Authority
         from squadron.bridge.jetstream.link import embedded
-        from squadron.bridge.jetstream.link.at_home import has_authority
+        from squadron.bridge.jetstream.link.at_home import embedded_tls, has_authority
 
         home, environment = self.settings.home, self.settings.env
-        if has_authority(self.settings) and environment not in Authority.load(home).environments:
+        if embedded_tls(home)[0]:
+            from squadron.bridge.auth.certificates import renew_embedded
+
+            if renew_embedded(home):
+                embedded.reload(home)
+        if not has_authority(self.settings):
+            return
+        present = Authority.load(home)
+        if environment not in present.environments or not present.is_current:
             with Authority.open(home) as authority:
                 authority.admit(environment)
             embedded.reload(home)
 
     async def start_cluster(self) -> None:
-        """Start Ray, unless there is one, and the bridge on it; a program that has imported Ray joins it.
+        """Start Ray, unless there is one, and the bridge on it, and join it as `join_cluster` does.
 
         Raises:
             ClusterUnavailableError: Ray or the bridge did not come up.
@@ -92,7 +102,19 @@ class Servers:
 
         self._bridge_on = cluster.joined_address()
         await self._start_in_child()
-        if "ray" in sys.modules:
+        await self.join_cluster()
+
+    async def join_cluster(self) -> None:
+        """Have a program that has imported Ray join the cluster of the bridge, if it can be found from here.
+
+        Raises:
+            ClusterUnavailableError: it can't be reached.
+        """
+        if "ray" not in sys.modules:
+            return
+        from squadron.bridge.serve import cluster, local
+
+        if self.settings.ray_address or local.find(self.settings.home):
             await _in_thread(functools.partial(cluster.join, self.settings), keep=self._remember)
 
     def _remember(self, leave: Callable[[], None]) -> None:

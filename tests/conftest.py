@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import hypothesis
 import psutil
 import pytest
 import structlog
@@ -26,6 +28,16 @@ HEARTBEAT_S = 0.5
 #: A lease that ends soon, so that a redelivery is soon seen.
 LEASE_S = 0.6
 
+# How long an example takes says nothing on a machine that does other things, too.
+hypothesis.settings.register_profile(
+    "busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("busy")
+
+# A shell that has us in the background has us ignore Ctrl-C, and all that tests start would, too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 _PREFIXES = ("SQUADRON_", "NATS_", "RAY_", "OPENAI_", "ANTHROPIC_", "AZURE_OPENAI_")
 
 
@@ -35,6 +47,16 @@ def kill(pid: int) -> None:
     victim.kill()
     while is_alive(victim):
         time.sleep(0.005)
+
+
+def freeze(pid: int) -> None:
+    """SIGSTOP, carried out: until it is, a process of threads still answers."""
+    victim = psutil.Process(pid)
+    victim.suspend()
+    give_up_at = time.monotonic() + 30
+    while any(psutil.Process(each.id).status() != psutil.STATUS_STOPPED for each in victim.threads()):
+        assert time.monotonic() < give_up_at
+        time.sleep(0.01)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import Annotated, Any, ClassVar
 
@@ -10,7 +11,9 @@ from pydantic import BaseModel, Field
 from pydantic_core import to_json
 
 from squadron.actors.decorators import topic
+from squadron.actors.goals.evidence import lessons_of
 from squadron.actors.goals.planner import OfflinePlanner, Plan
+from squadron.actors.goals.reranking import MOST_SHOWN, reranked
 from squadron.actors.goals.run_report import RunReport, report_of
 from squadron.actors.runs.built_in import BUILT_IN, Finish
 from squadron.actors.runs.emitter import Emitter
@@ -20,10 +23,12 @@ from squadron.actors.runs.loop import Conclusion, Stopped
 from squadron.actors.runs.session import Beginning, Session, run_id
 from squadron.actors.runs.state import RunState
 from squadron.actors.runs.toolbox import Toolbox
-from squadron.actors.thinking.choice import OFFLINE, chain_of, open_model, sampling_of, spec_of
+from squadron.actors.thinking.choice import OFFLINE, SAME, chain_of, open_model, rerank_spec, sampling_of, spec_of
 from squadron.actors.thinking.fence import FENCE_RULE
 from squadron.actors.thinking.model import ChatMessage, Model, ModelTurn
 from squadron.actors.thinking.thinker import Thinker
+from squadron.runtime.asking.searching import search, teach
+from squadron.runtime.background import spawn
 from squadron.runtime.errors import Terminal
 from squadron.runtime.running.context import TurnContext
 from squadron.runtime.wire.approvals import Approvals
@@ -71,6 +76,8 @@ class Supervisor(Thinker):
     """
 
     name: ClassVar[str] = "supervisor"
+    #: What it tells the bridge of topics that its runs have called.
+    _teaching: ClassVar[set[asyncio.Task[None]]] = set()
 
     def make_model(self, spec: str, plan: Plan | None) -> Model:
         """The model of a run; override it for models of your own.
@@ -141,9 +148,33 @@ class Supervisor(Thinker):
                 again=bool(resume),
                 approvals=Approvals(ask=terms.approve, trust=terms.trust),
             )
-            pursuit = Pursuit(ctx, goal, terms, session.toolbox)
+            reranker = await self._reranker(ctx, chain, opened)
+            pursuit = Pursuit(ctx, goal, terms, session.toolbox, reranker)
             state, finished = await session.pursue(pursuit, pursuit.begin)
+            self._teach(ctx, state)
             return report_of(state, finished, emitter.timeline)
+
+    def _teach(self, ctx: TurnContext, state: RunState) -> None:
+        if not ctx.is_sealed:
+            # Nobody waits for it: a run is over when it is over.
+            self._teaching.add(task := spawn(teach(ctx.caller.ports, lessons_of(state)), "lessons"))
+            task.add_done_callback(self._teaching.discard)
+
+    async def _reranker(
+        self, ctx: TurnContext, chain: Sequence[Model], make: Callable[[Sequence[str]], Awaitable[Sequence[Model]]]
+    ) -> Model | None:
+        """The model that puts what is found into order; None for none."""
+        spec = rerank_spec()
+        if not spec or chain[0].name.startswith(f"{OFFLINE}:"):
+            return None
+        if spec == SAME or self.given_model is not None:
+            return chain[0]
+        try:
+            return (await make([spec]))[0]
+        except Terminal as error:
+            # No run fails for want of an order.
+            ctx.log.warning("rerank.no_model", model=spec, error=str(error))
+            return None
 
     async def _terms_of(self, ctx: TurnContext, run: str, given: Terms) -> Terms:
         """The terms of a run that goes on: those that it began with, and what is said on top of them."""
@@ -179,7 +210,9 @@ class Pursuit:
         goal: str,
         terms: Terms,
         toolbox: Toolbox,
+        reranker: Model | None = None,
     ) -> None:
+        self._reranker = reranker
         self._ctx, self._goal, self._terms, self._toolbox = ctx, goal, terms, toolbox
         self._topics = terms.topics
 
@@ -188,7 +221,7 @@ class Pursuit:
         plan = self._terms.plan
         proposal = f"\nA proposal, which you may change: {to_json(plan).decode()}" if plan else ""
         system = ChatMessage("system", f"{SYSTEM_PROMPT}{FENCE_RULE}{proposal}")
-        offered = self._toolbox.fitting(self.find(self._goal))
+        offered = self._toolbox.fitting(await self.find(self._goal))
         opening = [system, ChatMessage("user", self._goal)]
         return Beginning(
             title=self._goal,
@@ -197,16 +230,28 @@ class Pursuit:
             terms=self._terms.model_dump(mode="json", by_alias=True),
         )
 
-    def find(self, intent: str) -> list[SemanticTopic]:
+    async def find(self, intent: str) -> list[SemanticTopic]:
         """Served topics that fit an intent, the best first; of those a run is limited to, all."""
         registry = self._ctx.caller.registry
         if not self._topics:
-            return [hit.topic for hit in registry.discover(intent, most=FOUND)]
+            if self._reranker is None:
+                return await self._search(intent, FOUND)
+            hits = await self._search(intent, MOST_SHOWN)
+            return (await reranked(self._ctx, self._reranker, intent, hits))[:FOUND]
         served = [found for found, _ in registry.topics()]
-        hits = [hit.topic for hit in registry.discover(intent, most=len(served))]
+        hits = await self._search(intent, len(served), least=0.0)
         named = [self._known(name) for name in self._topics if "*" not in name and registry.find(name)]
         found = {one.name: one for one in [*hits, *named, *served]}.values()
         return [one for one in found if any(matches(p, one.name) for p in self._topics)]
+
+    async def _search(self, intent: str, most: int, least: float | None = None) -> list[SemanticTopic]:
+        caller = self._ctx.caller
+        if self._ctx.is_sealed:
+            # A sealed goal is for nobody else, nor is what it has this run look for.
+            hits = caller.registry.discover(intent, most=most, least=least)
+        else:
+            hits = await search(caller.ports, caller.registry, intent, most=most, least=least)
+        return [hit.topic for hit in hits]
 
     def _known(self, name: str) -> SemanticTopic:
         """A topic by name; a member of a family is described as the family is."""

@@ -231,7 +231,7 @@ class _Thought:
         topics = [found for name in self._agent.asks if (found := registry.find(name)) is not None]
         return Beginning(title=self._prompt.content, opening=opening, topics=topics)
 
-    def find(self, intent: str) -> Sequence[SemanticTopic]:
+    async def find(self, intent: str) -> Sequence[SemanticTopic]:
         return ()
 
     def judge(self, state: RunState, turn: ModelTurn) -> Conclusion | str:

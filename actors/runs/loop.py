@@ -55,7 +55,7 @@ class Conclusion:
 class Aim(Protocol):
     """What a run is for, and when it is there."""
 
-    def find(self, intent: str) -> Sequence[SemanticTopic]:
+    async def find(self, intent: str) -> Sequence[SemanticTopic]:
         """Topics that fit an intent, the best first."""
         ...
 
@@ -214,7 +214,7 @@ class Loop:
 
     async def _discover(self, call: Call) -> Sequence[Entry]:
         wanted = read_arguments(DiscoverTopics, self._state.results.fill(call.said.arguments))
-        found = self._aim.find(wanted.intent)
+        found = await self._aim.find(wanted.intent)
         toolbox = self._state.toolbox
         fresh = toolbox.fitting(found)
         left_out = {name: why for name, why in toolbox.left_out.items() if name not in self._state.left_out}

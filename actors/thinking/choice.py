@@ -38,6 +38,11 @@ def summary_spec_of(own: str) -> str:
     return own or given().get("SQUADRON_SUMMARY_MODEL", "").strip() or OFFLINE
 
 
+def rerank_spec() -> str:
+    """What puts the topics that a supervisor finds into order: a spec, `SAME`, or empty for nobody."""
+    return given().get("SQUADRON_RERANK", "").strip()
+
+
 def sampling_of(ctx: Context) -> dict[str, Any]:
     """`temperature` and `max_tokens` from the message's parameters, as arguments of `Model.think`.
 

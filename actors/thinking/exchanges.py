@@ -17,6 +17,7 @@ from squadron.actors.thinking.window import shortened
 from squadron.runtime.errors import FencedError
 from squadron.runtime.ports.lite_journal import END_HEADER
 from squadron.runtime.running.context import MEMORY_TTL_S, TurnContext
+from squadron.runtime.store.own_journal import talk_owner
 from squadron.runtime.texts import encoded, whole
 from squadron.runtime.wire.subjects import token_of
 
@@ -79,8 +80,7 @@ class Exchanges:
         self._message, self._number, self._context = ctx.message.id, number, context
         # A message that names no conversation is one of its own, and nobody will ever come back to it.
         self._talks = remembers and context.conversation_id != ctx.message.id
-        owner = token_of(f"talk-{ctx.agent}")
-        self._key = ports.subjects.lite(owner, token_of(context.conversation_id))
+        self._key = ports.subjects.lite(talk_owner(ctx.agent), token_of(context.conversation_id))
         self._fence = Fence.of(context.conversation_id)
 
     async def earlier(self, *, budget_tokens: int, family: Family = "unknown") -> list[ChatMessage]:

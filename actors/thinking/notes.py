@@ -17,7 +17,7 @@ from squadron.runtime.ports.lite_journal import END_HEADER
 from squadron.runtime.registry.search import Index, terms
 from squadron.runtime.retries import backoff_s
 from squadron.runtime.running.context import TurnContext
-from squadron.runtime.store.own_journal import OwnJournal
+from squadron.runtime.store.own_journal import OwnJournal, notes_owner
 from squadron.runtime.texts import whole
 from squadron.runtime.wire.subjects import token_of
 
@@ -95,7 +95,7 @@ class Notes:
         """The notes of the agent whose turn it is."""
         ports, message = ctx.caller.ports, ctx.message
         whose = {"conversation": message.context.conversation_id, "agent": "agent", "run": message.id}[scope]
-        key = ports.subjects.lite(token_of(f"notes-{ctx.agent}"), token_of(f"{scope} {whose}"))
+        key = ports.subjects.lite(notes_owner(ctx.agent), token_of(f"{scope} {whose}"))
         return cls(ctx.own, key, ports.clock.time)
 
     async def call(self, name: str, arguments: Mapping[str, Any]) -> str:

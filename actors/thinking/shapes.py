@@ -6,7 +6,7 @@ import hashlib
 import re
 from typing import Any
 
-import jsonschema_rs
+from squadron.runtime.wire.topics import validator_of
 
 #: What both providers take as the name of a property; Anthropic would take a dot, too.
 _KEY = re.compile("[a-zA-Z0-9_-]{1,64}")
@@ -43,7 +43,7 @@ class InputShape:
 
     def __init__(self, schema: dict[str, Any]) -> None:
         try:
-            jsonschema_rs.Draft202012Validator(schema)
+            validator_of(schema)
         except Exception as error:  # besides ValueError it raises what belongs to no class of Python's
             raise ValueError(str(error).splitlines()[0]) from None
         self._real: dict[str, str] = {}

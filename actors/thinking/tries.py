@@ -22,7 +22,7 @@ from squadron.runtime.errors import (
     SupersededError,
     Terminal,
 )
-from squadron.runtime.retries import backoff_s, places_of, summary_of, traceback_of
+from squadron.runtime.retries import backoff_s, places_of, summary_of
 
 #: How often one model is asked before the next of the chain is: a hiccup and a second one are survived, a lasting
 #: outage costs three requests and not nine (the SDKs try once, `max_retries=0`).
@@ -242,7 +242,8 @@ class _Thinking:
                 failure = ModelError(
                     f"{model.name} raised {summary_of(error)}", hint="the replica's log says where"
                 )
-                _log.warning("model.raised", model=model.name, at=places_of(error), traceback=traceback_of(error))
+                # Where, and nothing of what was in its hands: the task may be sealed.
+                _log.warning("model.raised", model=model.name, error=type(error).__name__, at=places_of(error))
             failure.began = heard.any
             await self._failed(model, failure, heard)
             raise failure from error

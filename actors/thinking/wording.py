@@ -6,10 +6,9 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-import jsonschema_rs
-
 from squadron.actors.thinking.fence import has_mark
 from squadron.actors.thinking.shapes import BY_NAME, IN_A_LIST, ONE, STRICTER
+from squadron.runtime.wire.topics import validator_of
 
 #: Longest name or value that stays where it is, in characters: as long as the name of a property.
 _MOST_NAME = 64
@@ -29,7 +28,7 @@ class Bare:
         self.changes: list[str] = []
         self.schema: dict[str, Any] = self._bare(schema, "")
         try:
-            jsonschema_rs.Draft202012Validator(self.schema)
+            validator_of(self.schema)
         except Exception:  # besides ValueError it raises what belongs to no class of Python's
             # Something referred to what is gone.
             self.words, self.changes = [f"- in full: {_json(schema)}"], ["all but names in its description"]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from squadron.bridge.auth.minting import AGENT_KEYS, AgentKeys, user_token
-from squadron.bridge.auth.roles import ROLES, Role, template
+from squadron.bridge.auth.roles import ROLES, Role, check_peer, template
 from squadron.bridge.auth.server_conf import AGENTS, STREAMS, claims
 from squadron.bridge.daemons import locked, private_dir, write_private
 from squadron.bridge.jetstream.link.at_home import TRUST, authority_of, credentials_of
@@ -45,6 +45,7 @@ class User:
     expires_at: int = 0
     groups: tuple[str, ...] = ()
     serves: tuple[str, ...] = ("*.*",)
+    peers: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -173,6 +174,7 @@ class Authority:
         *,
         groups: Sequence[str] = (),
         serves: Sequence[str] = (),
+        peers: Sequence[str] = (),
         for_s: float = 0.0,
     ) -> tuple[User, Path]:
         """Let somebody in: who it is, and where its credentials are.
@@ -180,6 +182,7 @@ class Authority:
         Args:
             groups: of durable events that it is a member of.
             serves: the topics of an agent, or patterns of such; by default any.
+            peers: of other protocols, as `mcp:ID` and `synadia:AGENT.OWNER`; see `roles.rights`.
             for_s: how long, in seconds; 0 is without an end.
 
         Raises:
@@ -198,7 +201,10 @@ class Authority:
         if serves and known != "agent":
             raise ConfigError(f"a {known} serves no topics", hint="an agent does")
         topics = tuple(check_pattern(each) for each in serves or ("*.*",))
-        user = User(known, "", now, int(now + for_s) if for_s else 0, tuple(groups), topics)
+        spoken = tuple(check_peer(each) for each in peers)
+        if spoken and known not in ("agent", "gateway", "foreign"):
+            raise ConfigError(f"a {known} has no peers", hint="an agent, a gateway or a foreign program does")
+        user = User(known, "", now, int(now + for_s) if for_s else 0, tuple(groups), topics, spoken)
         return self._issue(environment, name, user)
 
     def _issue(self, environment: str, name: str, like: User) -> tuple[User, Path]:
@@ -214,6 +220,7 @@ class Authority:
             scoped=role != "bridge",
             groups=like.groups,
             serves=like.serves if role == "agent" else (),
+            peers=like.peers,
             expires_at=like.expires_at,
         )
         if role == "bridge":
@@ -232,6 +239,14 @@ class Authority:
     def environments(self) -> tuple[str, ...]:
         """Those that have keys."""
         return tuple(self._environments)
+
+    @property
+    def is_current(self) -> bool:
+        """Whether a server is told what this release has to tell: rights change with it."""
+        try:
+            return (self._base / "server.conf").read_text() == self.server_conf()
+        except OSError:
+            return False
 
     def revoke(self, environment: str, name: str) -> str:
         """Let somebody in no more, by name or by the public key of a credential; returns the key.

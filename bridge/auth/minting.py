@@ -31,6 +31,7 @@ def user_token(
     scoped: bool = True,
     groups: Sequence[str] = (),
     serves: Sequence[str] = (),
+    peers: Sequence[str] = (),
     expires_at: float = 0,
 ) -> str:
     """The JWT of a user.
@@ -41,11 +42,16 @@ def user_token(
         account: public key of the account that it is of.
         groups: of durable events that it is a member of, an agent's as `AGENT.METHOD`.
         serves: the topics of an agent, or patterns of such; too many of them are told as all there are.
+        peers: of other protocols, see `roles.rights`.
     """
     # A token of the subject of its consumer, which has no dot.
     tags = [f"group:{group.replace('.', '=')}" for group in groups]
     served = [f"serves:{topic}" for topic in serves]
     tags += served if sum(map(len, served)) <= MAX_SERVED else ["serves:*.*"]
+    tags += peers
+    if any(each.startswith("synadia:") for each in peers):
+        # What all of that protocol are an instance of; see `roles.SERVICE`.
+        tags.append("service:agents")
     whole: dict[str, Any] = {} if scoped else {"subs": -1, "data": -1, "payload": -1}
     nats = {"issuer_account": account, **whole, **({"tags": tags} if tags else {})}
     return issue("user", user, signing, name=name, nats=nats, expires_at=expires_at)
@@ -86,13 +92,20 @@ class AgentKeys:
         return json.dumps(asdict(self), indent=1)
 
     def mint(
-        self, user: str, agent: str, *, ordered: bool, serves: Sequence[str] = (), groups: Sequence[str] = ()
+        self,
+        user: str,
+        agent: str,
+        *,
+        ordered: bool,
+        serves: Sequence[str] = (),
+        peers: Sequence[str] = (),
+        groups: Sequence[str] = (),
     ) -> str:
         """The JWT of a replica, good from now on for `life_s` seconds.
 
         Args:
             user: public key that the replica has made; nobody else has its seed.
-            serves: topics of the agent.
+            serves, peers: topics of the agent, and whom of another protocol it stands for.
             groups: of durable events; only the agent's own.
 
         Raises:
@@ -109,4 +122,5 @@ class AgentKeys:
             check_token(method, "group")
         signing = Key((self.ordered if ordered else self.agent).encode())
         expires_at = time.time() + self.life_s
-        return user_token(user, agent, signing, self.account, groups=groups, serves=serves, expires_at=expires_at)
+        limits: dict[str, Any] = {"serves": serves, "peers": peers, "expires_at": expires_at}
+        return user_token(user, agent, signing, self.account, groups=groups, **limits)

@@ -7,53 +7,70 @@ within one account no list holds, because the server never checks where an answe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial, reduce
 from typing import Any
 
 from squadron.bridge.jetstream.link.at_home import API_PREFIX as API_PREFIX
+from squadron.bridge.jetstream.link.at_home import inbox_prefix as inbox_prefix
 from squadron.bridge.jetstream.stream_names import StreamNames
+from squadron.bridge.status_relay import STATUS, own_status
 from squadron.runtime.errors import ConfigError
 from squadron.runtime.trust.principals import ROLES as ROLES
 from squadron.runtime.trust.principals import Role as Role
 from squadron.runtime.wire.subjects import ROOT, Subjects, check_pattern, check_token, life_of, live_of
 
 #: What stands for the name in the lists of a template (scoped signing keys, ADR-27 of NATS), and for the groups
-#: of durable events that a user is a member of: its tags `group:NAME`; and for the topics that it serves.
+#: of durable events that a user is a member of: its tags `group:NAME`; for the topics that it serves, and for who
+#: speaks another protocol: its tags `mcp:ID` and `synadia:AGENT.OWNER`, with which comes `service:agents`.
 NAME, KEY, GROUPS, SERVED = "{{name()}}", "{{subject()}}", "{{tag(group)}}", "{{tag(serves)}}"
-#: What lists are made for, to have `NAME`, `KEY` and `SERVED` put in their place.
+MCP_ID, SYNADIA_PEER, SERVICE = "{{tag(mcp)}}", "{{tag(synadia)}}", "{{tag(service)}}"
+#: What lists are made for, to have what is above put in their place.
 _STAND_IN, _KEY_STAND_IN, _SERVED_STAND_IN = "NAME-is-put-in-here", "KEY-is-put-in-here", "SERVED.is-put-in-here"
+_MCP_STAND_IN, _SYNADIA_STAND_IN = "MCP-is-put-in-here", "SYNADIA.is-put-in-here"
+_SERVICE_STAND_IN = "SERVICE-is-put-in-here"
 #: Tokens of the lanes that have one, and names of the consumers that they have.
 _LANES = tuple(f"p{priority}" for priority in range(10))
 #: How many answers to one message may be given, and for how long: a bidder tells of its bid and of its withdrawal.
 ANSWERS, ANSWER_WITHIN = 16, "2m"
 
+#: Where all callers of the Synadia Agent Protocol are answered; its clients know no other inboxes.
+SYNADIA_INBOXES = "_INBOX.agents"
+#: Where agents of ours are answered that prompt others: below this comes the asker's name.
+PEER_INBOXES = "_INBOX.our-agents"
+#: Where those are answered who ask MCP servers on the bus: below this come the server's id and the asker's name.
+MCP_INBOXES = "_INBOX.mcp"
+#: The service that each agent of the Synadia Agent Protocol is an instance of.
+_SYNADIA = "agents"
+
 
 @dataclass(frozen=True, slots=True)
 class Rights:
-    """Subjects that one user may publish on, and hear; and whether it may answer where it is asked to."""
+    """Subjects that one user may publish on, and hear; and whether it may answer where it is asked to.
+
+    Attributes:
+        never: subjects that it may not publish on all the same.
+    """
 
     publish: tuple[str, ...]
     subscribe: tuple[str, ...]
     answers: bool = False
+    never: tuple[str, ...] = ()
 
     def permissions(self) -> dict[str, Any]:
         """As a server's configuration has them, at a user."""
-        publish, subscribe = {"allow": [*self.publish]}, {"allow": [*self.subscribe]}
         answers = {"allow_responses": {"max": ANSWERS, "expires": ANSWER_WITHIN}} if self.answers else {}
-        # Without any it would be allowed all.
-        return {"publish": publish if self.publish else {"deny": [">"]}, "subscribe": subscribe, **answers}
+        return {"publish": self._published(), "subscribe": {"allow": [*self.subscribe]}, **answers}
 
     def template(self) -> dict[str, Any]:
         """As a JWT has them: the permissions of a user, or the template of a scoped signing key."""
         answers = {"resp": {"max": ANSWERS, "ttl": 120_000_000_000}} if self.answers else {}
-        publish = {"allow": [*self.publish]} if self.publish else {"deny": [">"]}
-        return {"pub": publish, "sub": {"allow": [*self.subscribe]}, **answers}
+        return {"pub": self._published(), "sub": {"allow": [*self.subscribe]}, **answers}
 
-
-def inbox_prefix(name: str) -> str:
-    """The setting `nats_inbox_prefix` of whoever has this name: others can't hear its answers."""
-    return f"_INBOX_{name}"
+    def _published(self) -> dict[str, list[str]]:
+        # Without any it would be allowed all.
+        never = {"deny": [*self.never]} if self.never else {}
+        return {"allow": [*self.publish], **never} if self.publish else {"deny": [">"]}
 
 
 def rights(
@@ -64,6 +81,7 @@ def rights(
     asks: Sequence[str] = ("*.*",),
     groups: Sequence[str] = (),
     serves: Sequence[str] = ("*.*",),
+    peers: Sequence[str] = (),
     ordered: bool = False,
     key: str = "",
 ) -> Rights | None:
@@ -74,29 +92,71 @@ def rights(
         asks: the topics that it may ask, or patterns of such.
         groups: of durable events that it is a member of, as `NAME` or, for an agent, `AGENT.METHOD`.
         serves: the topics of an agent, or patterns of such: it hears of tasks with a priority there.
+        peers: of other protocols, as `mcp:ID` or `synadia:AGENT.OWNER`: an agent asks those, a gateway answers as
+            that MCP server, a foreign program as those agents of the Synadia Agent Protocol. See `check_peer`.
         ordered: whether it is an agent with `ordered_by`.
         key: its public key, if it signs: others look up there whose it is. By default any.
 
     Raises:
-        ConfigError: there is no such role.
+        ConfigError: there is no such role, or a peer is of no protocol.
         InvalidSubjectError: a name or pattern breaks the grammar.
     """
     if role == "bridge":
         return None
+    known = _Peers.of(peers)
     lists = _Lists(Subjects(environment), StreamNames(environment), check_token(name, "name"), key)
     asked, served = ([check_pattern(each) for each in topics] for topics in (asks, serves))
     match role:
         case "agent":
-            return lists.agent(asked, groups, served, ordered)
-        case "client" | "gateway":
+            return lists.agent(asked, groups, served, known, ordered)
+        case "client":
             return lists.client(asked, groups)
+        case "gateway":
+            return lists.gateway(asked, groups, known)
         case "operator":
             return lists.operator(asked, groups)
         case "observer":
             return lists.observer()
         case "foreign":
-            return lists.foreign(asked)
+            return lists.foreign(asked, known)
     raise ConfigError(f"{role!r} is no role", hint=f"one of {', '.join(ROLES)}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Peers:
+    """Who speaks another protocol: ids of MCP servers, and patterns of Synadia agents.
+
+    Attributes:
+        service: what those are an instance of, if there are any.
+    """
+
+    mcp: list[str]
+    synadia: list[str]
+    service: tuple[str, ...]
+
+    @classmethod
+    def of(cls, peers: Iterable[str]) -> _Peers:
+        split = [check_peer(each).partition(":") for each in peers]
+        mcp, synadia = ([name for kind, _, name in split if kind == wanted] for wanted in ("mcp", "synadia"))
+        service = _SERVICE_STAND_IN if _SYNADIA_STAND_IN in synadia else _SYNADIA
+        return cls(mcp, synadia, (service,) if synadia else ())
+
+
+def check_peer(peer: str) -> str:
+    """The name of a peer: `mcp:ID`, or `synadia:AGENT.OWNER`, either of which may be `*`.
+
+    Raises:
+        ConfigError: it is none.
+        InvalidSubjectError: it can't stand in a subject.
+    """
+    kind, _, name = peer.partition(":")
+    if kind == "mcp":
+        check_token(name, "server")
+    elif kind == "synadia":
+        check_pattern(name)
+    else:
+        raise ConfigError(f"{peer[:100]!r} is no peer", hint="mcp:ID, or synadia:AGENT.OWNER")
+    return peer
 
 
 def template(role: Role, environment: str, *, ordered: bool = False) -> dict[str, Any]:
@@ -105,16 +165,21 @@ def template(role: Role, environment: str, *, ordered: bool = False) -> dict[str
     Raises:
         ConfigError: there is no such role, or it is the bridge, which needs none.
     """
+    peers = (f"mcp:{_MCP_STAND_IN}", f"synadia:{_SYNADIA_STAND_IN}")
     open_ends: dict[str, Any] = {"groups": (GROUPS,), "serves": (_SERVED_STAND_IN,), "key": _KEY_STAND_IN}
+    open_ends["peers"] = peers
     made = rights(role, _STAND_IN, environment, ordered=ordered, **open_ends)
     if made is None:
         raise ConfigError("the bridge has no template", hint="its user is of the account of the streams")
 
     def named(subjects: tuple[str, ...]) -> tuple[str, ...]:
-        ends = ((_STAND_IN, NAME), (_KEY_STAND_IN, KEY), (_SERVED_STAND_IN, SERVED))
+        ends = (
+            *((_STAND_IN, NAME), (_KEY_STAND_IN, KEY), (_SERVED_STAND_IN, SERVED)),
+            *((_MCP_STAND_IN, MCP_ID), (_SYNADIA_STAND_IN, SYNADIA_PEER), (_SERVICE_STAND_IN, SERVICE)),
+        )
         return tuple(reduce(lambda text, end: text.replace(*end), ends, each) for each in subjects)
 
-    return Rights(named(made.publish), named(made.subscribe), made.answers).template()
+    return replace(made, publish=named(made.publish), subscribe=named(made.subscribe)).template()
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,45 +189,69 @@ class _Lists:
     name: str
     key: str
 
-    def agent(self, asks: Iterable[str], groups: Iterable[str], serves: Iterable[str], ordered: bool) -> Rights:
+    def agent(
+        self, asks: Iterable[str], groups: Iterable[str], serves: Iterable[str], peers: _Peers, ordered: bool
+    ) -> Rights:
         """A replica: takes from its agent's mailbox, answers, and asks."""
         s, tasks, name = self.subjects, self.names.tasks, self.name
-        lanes = [f"{tasks}.{name}={lane}" for lane in _LANES]
-        consumers = [f"{tasks}.{name}", *lanes]
+        line = self.names.line(name)
+        # The bridge makes them.
+        consumers = [f"{tasks}.{name}", *(f"{tasks}.{name}={lane}" for lane in _LANES)]
         publish = [
             *self._asking(asks),
             *self._member(groups),
-            # Lanes alone: the mailbox itself is made by the bridge.
-            *_api(f"CONSUMER.CREATE.{lane}" for lane in lanes),
             *_api(f"CONSUMER.MSG.NEXT.{each}" for each in consumers),
             *(f"$JS.ACK.{each}.>" for each in consumers),
             s.presence(name, "*"),
+            own_status(s.environment, name, "*"),
+            *map(s.control, ("search", "prefer")),
             _any(s.stream),
             s.result("*.*"),
             s.dead_of(name),
+            # What a server can do that it stands for.
+            s.control(f"offer.{name}"),
+            f"{ROOT}.{s.environment}.own.{name}.>",
+            *self._reading(self.names.own(name)),
+            # It forgets.
+            *_api([f"STREAM.PURGE.{self.names.own(name)}"]),
+            *(s.mcp(each, cancel=cancel) for each in peers.mcp for cancel in (False, True)),
+            *(f"{ROOT}.prompt.{each}.*" for each in peers.synadia),
+            *(f"$SRV.INFO.{each}" for each in peers.service),
         ]
         if ordered:
             publish += [
-                *_api(f"STREAM.MSG.{verb}.{tasks}" for verb in ("GET", "DELETE")),
-                *_api(f"CONSUMER.{verb}.{tasks}.{name}=tickets" for verb in ("INFO", "CREATE", "MSG.NEXT")),
-                f"$JS.ACK.{tasks}.{name}=tickets.>",
+                *_api(f"STREAM.MSG.{verb}.{line}" for verb in ("GET", "DELETE")),
+                *_api([f"CONSUMER.MSG.NEXT.{line}.{name}=tickets"]),
+                f"$JS.ACK.{line}.{name}=tickets.>",
                 s.line(name),
                 s.tickets(name),
             ]
         tasks_heard = [f"{s.task(topic)}.*" for topic in serves]
         lanes_heard = [*tasks_heard, *(each.replace(".task.", ".query.", 1) for each in tasks_heard)]
-        hears = [*self._hearing(), *lanes_heard, _any(s.hand), _any(s.negotiate)]
-        return Rights(_once(publish), _once(hears), answers=True)
+        hears = [*self._hearing(), *lanes_heard, _any(s.hand), _any(s.negotiate), *self._foreign_inboxes]
+        hears += [f"{ROOT}.hb.{each}.*" for each in peers.synadia]
+        return Rights(_once(publish), _once(hears), answers=True, never=self._status)
 
     def client(self, asks: Iterable[str], groups: Iterable[str]) -> Rights:
-        """Asks, follows lite topics, publishes and hears events; a gateway does no more."""
+        """Asks, follows lite topics, publishes and hears events."""
         # Where no agent is yet, it has to know whether there is an environment at all.
         publish = [
             *self._asking(asks),
             *self._member(groups),
-            *map(self.subjects.control, ("ping", "search", "prefer")),
+            *map(self.subjects.control, ("ping", "search", "prefer", "lessons", "track")),
+            *self._reading(self.names.runs),
         ]
-        return Rights(_once(publish), _once(self._hearing()))
+        return Rights(_once(publish), _once(self._hearing()), never=self._status)
+
+    def gateway(self, asks: Iterable[str], groups: Iterable[str], peers: _Peers) -> Rights:
+        """A client that answers callers of other protocols, too, who have inboxes of a kind."""
+        mine, client = f"*.squadron-{self.subjects.environment}.*", self.client(asks, groups)
+        publish = [*client.publish, f"{ROOT}.hb.{mine}", f"{SYNADIA_INBOXES}.>", f"{PEER_INBOXES}.>"]
+        publish += [f"{MCP_INBOXES}.{each}.>" for each in peers.mcp]
+        hears = [*client.subscribe, *(f"{ROOT}.{verb}.{mine}" for verb in ("prompt", "status"))]
+        hears += ["$SRV.*", f"$SRV.*.{_SYNADIA}", f"$SRV.*.{_SYNADIA}.*"]
+        hears += [self.subjects.mcp(each, cancel=cancel) for each in peers.mcp for cancel in (False, True)]
+        return Rights(_once(publish), _once(hears), never=self._status)
 
     def operator(self, asks: Iterable[str], groups: Iterable[str]) -> Rights:
         """A client that has agents run, and looks after what went wrong; sees all that passes."""
@@ -177,9 +266,13 @@ class _Lists:
             *_api(f"STREAM.PURGE.{each}" for each in (n.dead, n.runs)),
             *_api((f"CONSUMER.LIST.{n.tasks}", f"CONSUMER.LIST.{n.events}", f"CONSUMER.LIST.{n.intake}", "INFO")),
             *_api(f"STREAM.INFO.{each}" for each in (*streams, n.registry, n.runs, f"OBJ_{n.bucket}")),
-            *self._reading(*streams),
+            *self._reading(*streams, n.runs),
+            # It looks at what it adds.
+            *(f"{ROOT}.{s.environment}.mcp.*{which}" for which in ("", ".cancel")),
+            f"$SRV.INFO.{_SYNADIA}",
         ]
-        return Rights(_once(publish), _once([*self._hearing(), s.all]))
+        hears = _once([*self._hearing(), s.all, *self._foreign_inboxes])
+        return Rights(_once(publish), hears, never=self._status)
 
     def observer(self) -> Rights:
         """A console: what agents there are and how they fare, and no contents."""
@@ -187,17 +280,31 @@ class _Lists:
         publish = [
             self._own_key,
             *self._reading(n.registry),
-            *_api(f"STREAM.INFO.{each}" for each in (n.tasks, n.registry)),
-            *(s.control(verb) for verb in ("ping", "status", "metrics", "nodes", "search")),
+            *_api([f"STREAM.INFO.{n.registry}"]),
+            *(s.control(verb) for verb in ("ping", "status", "metrics", "nodes", "search", "lessons", "track")),
         ]
         return Rights(_once(publish), _once([self._inbox, *self._registry(), s.event("status.*")]))
 
-    def foreign(self, asks: Iterable[str]) -> Rights:
-        """A program in any language that speaks the protocol: asks, and hears and reads its own lite topics."""
+    def foreign(self, asks: Iterable[str], peers: _Peers) -> Rights:
+        """A program in any language that speaks the protocol: asks, and hears and reads its own lite topics.
+
+        Or one that is prompted, as an agent of the Synadia Agent Protocol.
+        """
         s, own = self.subjects, self.subjects.lite_of(self.name)
         publish = [*self._putting(asks), own, *_api([f"DIRECT.GET.{self.names.lite}.{own}"])]
-        cancels = s.lite_of("cancel")
-        return Rights(_once([*publish, cancels]), _once([self._inbox, own, live_of(own)]))
+        publish += [s.lite_of("cancel"), *(f"{ROOT}.hb.{each}.*" for each in peers.synadia)]
+        hears = [self._inbox, own, live_of(own)]
+        hears += [f"{ROOT}.{verb}.{each}.*" for verb in ("prompt", "status") for each in peers.synadia]
+        for service in peers.service:
+            publish += [f"_INBOX.{service}.>", f"_INBOX.our-{service}.>"]
+            hears += [f"$SRV.*.{service}", f"$SRV.*.{service}.*"]
+        return Rights(_once(publish), _once(hears))
+
+    @property
+    def _status(self) -> tuple[str, ...]:
+        """What the bridge tells of replicas: of whom stands in no subject that a list could hold to."""
+        events = [f"status.{event}" for event in STATUS]
+        return tuple(told(event) for told in (self.subjects.event, self.subjects.durable) for event in events)
 
     @property
     def _own_key(self) -> str:
@@ -206,6 +313,11 @@ class _Lists:
     @property
     def _inbox(self) -> str:
         return f"{inbox_prefix(self.name)}.>"
+
+    @property
+    def _foreign_inboxes(self) -> tuple[str, ...]:
+        """Where servers of other protocols answer it, which may publish nowhere else."""
+        return f"{MCP_INBOXES}.*.{self.name}.>", f"{PEER_INBOXES}.{self.name}.>"
 
     def _putting(self, asks: Iterable[str]) -> list[str]:
         # A query is a task by another name.
@@ -220,18 +332,20 @@ class _Lists:
             *self._putting(asks),
             s.lite_of(),
             life_of(s.lite_of()),
-            s.run(),
             s.event("*.*"),
             s.durable("*.*"),
             self._own_key,
-            f"$O.{n.bucket}.>",
+            # Its own place among large payloads: it puts there, and the bridge removes.
+            *(f"$O.{n.bucket}.{kind}.{self.name}.>" for kind in "CM"),
+            n.forget,
             _any(s.hand),
             _any(s.negotiate),
             *(f"{ROOT}.{s.environment}.filed.{kind}" for kind in ("sent.>", "action.*")),
-            *self._reading(n.lite, n.registry, n.runs, n.events, f"OBJ_{n.bucket}"),
-            *_api(f"STREAM.INFO.{each}" for each in (n.tasks, n.lite, n.events, n.intake)),
-            *_api(f"STREAM.PURGE.{each}" for each in (n.lite, f"OBJ_{n.bucket}")),
-            *_api([f"CONSUMER.INFO.{n.tasks}.*"]),
+            *self._reading(n.lite, n.registry, n.events, f"OBJ_{n.bucket}"),
+            *_api(f"STREAM.INFO.{each}" for each in (n.registry, n.lite, n.events, n.intake)),
+            *_api([f"STREAM.PURGE.{n.lite}"]),
+            # How full a mailbox is: of one in order that is said by a stream of its own.
+            *_api(["CONSUMER.INFO.*.*"]),
         ]
 
     def _reading(self, *streams: str) -> list[str]:

@@ -14,11 +14,24 @@ from squadron.runtime.wire.subjects import ROOT
 STREAMS, AGENTS = "SQ", "AGENTS"
 
 #: What is published in `AGENTS` and goes to the streams, or to the bridge. Not `audit`: nobody but the archivist
-#: writes the trail. Status events are also for the bridge, which counts by them.
-_KINDS = ("task", "query", "ordered", "ticket", "lite", "life", "run", "registry", "dead", "durable")
-_SUBJECTS = tuple(f"{ROOT}.*.{kind}.>" for kind in (*_KINDS, "filed", "bridge"))
+#: writes the trail.
+_KINDS = (
+    "task",
+    "query",
+    "ordered",
+    "ticket",
+    "lite",
+    "life",
+    "own",
+    "run",
+    "registry",
+    "dead",
+    "durable",
+    "status",
+)
+_SUBJECTS = (*(f"{ROOT}.*.{kind}.>" for kind in (*_KINDS, "filed", "bridge")), f"{ROOT}.*.forget")
 _API = "$JS.API.>"
-_SERVICES = (*_SUBJECTS, f"{ROOT}.*.event.status.*", "$O.>", "$JS.ACK.>")
+_SERVICES = (*_SUBJECTS, "$O.>", "$JS.ACK.>")
 #: What the server and the bridge tell in `SQ` and is heard in `AGENTS`.
 _TOLD = tuple(f"{ROOT}.*.{kind}.>" for kind in ("live", "told", "event", "result", "stream"))
 

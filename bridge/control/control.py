@@ -14,15 +14,16 @@ from typing import Any
 
 import structlog
 
-from squadron.bridge.control.callers import admit, arguments_of
-from squadron.bridge.control.deployed import Deployed, check_deployable
+from squadron.bridge.control.callers import admit, arguments_of, offering
+from squadron.bridge.control.deployed import Deployed, asked_for, beside, check_deployable, checked, with_canary
+from squadron.bridge.control.describing import Endings, described
 from squadron.bridge.control.on_record import on_record
+from squadron.bridge.control.scaling_figures import figures_of, runnable
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import (
     BusUnavailableError,
     ConfigError,
     InvalidMessageError,
-    InvalidSubjectError,
     SquadronError,
 )
 from squadron.runtime.lite.topic import LiteTopics
@@ -34,11 +35,11 @@ from squadron.runtime.registry.registry import STAND_IN, Registry
 from squadron.runtime.retries import summary_of, traceback_of
 from squadron.runtime.running.parking import Waker
 from squadron.runtime.store.port_set import Ports
-from squadron.runtime.wire.deployment import AgentState, Deployment, Scale
-from squadron.runtime.wire.subjects import TaskSubject, TicketSubject, is_foreign, matches
+from squadron.runtime.wire.deployment import CANARY, AgentState, Deployment, Scale
+from squadron.runtime.wire.subjects import is_foreign
 
 #: How often backlogs are sampled for the autoscaler, in seconds: Serve's control loop ticks every 0.1 s, and
-#: a sample is one API call whatever the number of agents.
+#: a sample is a handful of API calls, and where principals are apart some more for each ordered agent.
 SAMPLE_S = 0.25
 
 #: How many calls are remembered by their id; a client asks again within seconds.
@@ -71,6 +72,7 @@ class Bridge:
         *,
         lease_s: float,
         seal_key: Callable[[str], str] = lambda _: "",
+        endings: Callable[[str], Endings] = lambda _: {},
         more: Mapping[str, Verb] | None = None,
     ) -> None:
         """Make one; it does nothing before `start`.
@@ -80,6 +82,7 @@ class Bridge:
             keep_streams: makes what the store lacks, and returns what of it was lost since the last call.
             facts, more: what `ping` tells besides; further calls that it answers, by their verbs.
             seal_key: the public key by which others seal for an agent.
+            endings: how an agent's tasks ended while it had a canary.
         """
         self._ports, self._replicas = ports, replicas
         self._held, self._keep_streams, self._facts = held, keep_streams, dict(facts)
@@ -88,6 +91,7 @@ class Bridge:
         self._deployed = Deployed(*ours, lease_s=lease_s, guard=ports.guard, seal_key=seal_key)
         self._deployments = self._deployed.agents
         self._states: dict[str, AgentState] = {}
+        self._endings = endings
         #: Tasks held by each agent, at the last look.
         self._held_by: dict[str, int] = {}
         #: What was last known of each mailbox.
@@ -115,7 +119,7 @@ class Bridge:
         self._spawn(self._keep_up(), "upkeep", lasting=True)
         self._spawn(self._keep_sampling(), "backlogs", lasting=True)
         for pattern, sink in (
-            (self._subjects.control("*"), self._hear),
+            *((self._subjects.control(verb), self._hear) for verb in ("*", offering("*"))),
             (self._subjects.registry("card"), self._hear_record),
             (self._subjects.registry("deployment"), self._hear_record),
         ):
@@ -141,7 +145,7 @@ class Bridge:
         self._spawn(self._answer(note), f"answers {note.subject}")
 
     async def _answer(self, note: Note) -> None:
-        verb, call_id = note.subject.rsplit(".", 1)[-1], ""
+        verb, call_id = note.subject.split(".", 3)[-1], ""
         try:
             arguments = arguments_of(note, verb)
             call_id = str(arguments.pop("callId", ""))
@@ -161,9 +165,10 @@ class Bridge:
 
     async def _once(self, call_id: str, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """Do a call, or wait for it if it was asked before under the same id."""
-        own = (self.deploy, self.undeploy, self.scale, self.redeploy, self.status, self.ping)
+        changing = (self.deploy, self.undeploy, self.deploy_canary, self.canary, self.scale, self.redeploy)
+        own = (*changing, self.status, self.ping)
         verbs: dict[str, Verb] = {each.__name__: each for each in own} | dict(self._more)
-        if verb not in verbs:
+        if (verb := verb.partition(".")[0]) not in verbs:
             raise InvalidMessageError(f"{verb!r} is not a call", hint=f"one of {', '.join(verbs)}")
         by, task = str(arguments.pop("by", "")), self._calls.get(call_id)
         if task is None:
@@ -188,20 +193,52 @@ class Bridge:
             ConfigError: a topic is only for some, and here nobody looks who asks.
             DeployError: the cluster refused them.
         """
-        wanted = [Deployment.model_validate(each) for each in deployments]
+        wanted = asked_for(deployments, canary=False)
         # Whether a topic is taken is not to be told from a copy with gaps.
         await self._registry.catch_up()
         async with self._writing:
-            for i, each in enumerate(wanted):
-                if (before := self._deployments.get(each.agent)) is not None:
-                    # What somebody did by hand, new code does not undo.
-                    scale = before.scale if before.scale != before.bounds else each.scale
-                    wanted[i] = each.model_copy(update={"scale": scale, "generation": before.generation})
-                cards = [*self._registry.cards(), *(other.card for other in wanted[:i])]
-                check_deployable(self._ports, each, cards)
-            await self._change(*wanted)
+            await self._put(*wanted)
+        return {"agents": {each.agent: each.code["version"] for each in wanted}}
+
+    async def alter(self, agent: str, change: Callable[[Deployment], Deployment | None]) -> None:
+        """Deploy an agent, if it is there, as `change` makes it of how it is now: nobody else writes meanwhile."""
+        await self._registry.catch_up()
+        async with self._writing:
+            if (wanted := change(self._find(agent))) is not None:
+                await self._put(wanted)
+
+    async def _put(self, *wanted: Deployment) -> None:
+        now, cards = self._ports.clock.time(), self._registry.cards()
+        await self._change(*checked(self._ports, self._deployments, wanted, cards, now))
+        await self._deployed.keep_code()
+
+    async def deploy_canary(self, deployments: list[dict[str, Any]], force: bool = False) -> dict[str, Any]:
+        """Run other versions of agents beside those that serve, each with its `weight`; returns at once.
+
+        Raises:
+            ConfigError: nothing runs of an agent, or the two versions can't be beside each other.
+            IncompatibleVersionError: it takes or gives something else, and is not forced.
+            RouteConflictError, DeployError: as `deploy`.
+        """
+        wanted = asked_for(deployments, canary=True)
+        await self._registry.catch_up()
+        async with self._writing:
+            agents = [beside(self._find(each.agent), each, force=force) for each in wanted]
+            for each in wanted:
+                check_deployable(self._ports, each, self._registry.cards())
+            await self._change(*agents)
             await self._deployed.keep_code()
         return {"agents": {each.agent: each.code["version"] for each in wanted}}
+
+    async def canary(self, agent: str, to: str) -> dict[str, Any]:
+        """Give a canary another share of the tasks (`to` in percent), `promote` it, or `abort` it."""
+        await self._registry.catch_up()
+        async with self._writing:
+            changed = with_canary(self._find(agent), to, self._ports.clock.time())
+            check_deployable(self._ports, changed, self._registry.cards())
+            await self._change(changed)
+            await self._deployed.keep_code()
+        return {"agent": agent, "version": changed.versions[-1].code["version"]}
 
     async def _change(self, *wanted: Deployment) -> None:
         """All or none: if anything fails, mailboxes, records and cards are made what they were.
@@ -249,8 +286,8 @@ class Bridge:
 
     def _find(self, agent: str) -> Deployment:
         if (deployment := self._deployments.get(agent)) is None:
-            known = f"deployed are {', '.join(sorted(self._deployments)) or 'none'}"
-            raise ConfigError(f"no agent {agent!r} is deployed", hint=known)
+            known = ", ".join(sorted(self._deployments)) or "none"
+            raise ConfigError(f"no agent {agent!r} is deployed", hint=f"deployed are {known}")
         return deployment
 
     async def scale(self, agent: str, to: str) -> dict[str, Any]:
@@ -281,72 +318,28 @@ class Bridge:
         return {**await self.ping(), "agents": agents}
 
     async def _describe(self, deployment: Deployment) -> dict[str, Any]:
-        state = self._states.get(deployment.agent, AgentState(status="NOT_STARTED"))
         try:
             self._backlogs[deployment.agent] = await self._ports.queue.backlog(deployment.agent)
         except SquadronError as error:
             # JetStream has no leader, say: what was last known is told, and not that there is nothing.
             self._log.info("bridge.no_backlog", agent=deployment.agent, error=str(error))
-        backlog, present = self._backlogs.get(deployment.agent), self._registry.replicas(deployment.agent)
-        return {
-            "agent": deployment.agent,
-            "topics": list(deployment.patterns),
-            "status": state.status,
-            "message": state.message,
-            "running": state.running,
-            "target": state.target,
-            "scale": str(deployment.scale),
-            "bounds": str(deployment.bounds),
-            "slots": deployment.slots,
-            "version": deployment.code["version"],
-            "waiting": None if backlog is None else backlog.waiting,
-            "taken": None if backlog is None else backlog.taken,
-            "lapsed": self._registry.lapsed(deployment.agent),
-            "replicas": [{"id": name, **it.model_dump()} for name, it in present.items()],
-        }
+        backlog, endings = self._backlogs.get(deployment.agent), self._endings(deployment.agent)
+        return described(deployment, self._states, backlog, self._registry, endings)
 
     # --- upkeep --------------------------------------------------------------------------------------
 
     def backlogs(self) -> dict[str, dict[str, int | None]]:
-        """For the autoscaler: tasks held per agent, None if not known, and a pinned number of replicas, if any."""
-        return {
-            name: {
-                "held": self._held_by.get(name),
-                "pinned": each.scale.minimum if each.scale.pinned else None,
-            }
-            for name, each in self._deployments.items()
-        }
+        """For the autoscaler: tasks held per application, None if not known, and a pinned number of replicas."""
+        return figures_of(self._deployments, self._held_by)
 
     async def _keep_sampling(self) -> None:
         while True:
             try:
-                held = await self._held()
-                counts: dict[str, int] = dict.fromkeys(self._deployments, 0)
-                for subject, count in held.items():
-                    for name in self._served_by(subject):
-                        counts[name] += count
-                # What waits for people needs no replica.
-                parked = self._waker.parked()
-                self._held_by = {name: max(0, count - parked[name]) for name, count in counts.items()}
+                self._held_by = runnable(await self._held(), self._deployments, self._waker.parked())
             except Exception as error:
                 # The last figures stand until there are new ones.
                 self._log.info("bridge.no_sample", error=summary_of(error))
             await asyncio.sleep(SAMPLE_S)
-
-    def _served_by(self, subject: str) -> list[str]:
-        try:
-            if subject.split(".")[2] == "ticket":
-                # Of a conversation in order only the head can be run, however many stand in line behind it.
-                name = TicketSubject.parse(subject).mailbox
-                return [name] if name in self._deployments else []
-            topic = TaskSubject.parse(subject).topic
-        except InvalidSubjectError:
-            return []
-        return [
-            name
-            for name, each in self._deployments.items()
-            if any(matches(pattern, topic) for pattern in each.patterns)
-        ]
 
     async def _keep_up(self) -> None:
         """Keep what runs as it is recorded, stand in for agents at zero, and tell when a replica fell silent."""
@@ -355,7 +348,8 @@ class Bridge:
                 await self._look_after_streams()
                 await self._reconcile()
                 for name in list(self._deployments):
-                    if self._states.get(name, AgentState(status="")).status in _ALIVE:
+                    alive = self._states.get(name, AgentState(status="")).status in _ALIVE
+                    if alive and self._registry.is_due(name, STAND_IN):
                         await self._registry.renew(name, STAND_IN)
             except Exception as error:
                 # The bus or the controller is away for a moment; the next round finds out what changed.
@@ -378,15 +372,20 @@ class Bridge:
         self._deployed.overwritten(kind, agent, note.data)
 
     async def _reconcile(self) -> None:
-        """Declare anew what the cluster was told otherwise: by another bridge that read before we wrote, say."""
+        """Declare anew what the cluster was told otherwise, but for scales that were set at its own door."""
         async with self._writing:
-            wanted = list(self._deployments.values())
-            self._states = await self._replicas.states(wanted)
+            self._states = await self._replicas.states(list(self._deployments.values()))
+            await self._deployed.take_over(self._states)
             declared = {name for name, state in self._states.items() if state.status != "DELETING"}
-            if declared != self._deployments.keys() or any(state.drifted for state in self._states.values()):
-                await self._replicas.apply(wanted)
-            for name in self._deployed.leaving - self._states.keys():
+            wanted = {each.known_as for agent in self._deployments.values() for each in agent.versions}
+            if declared != wanted or any(state.drifted for state in self._states.values()):
+                await self._replicas.apply(list(self._deployments.values()))
+            for name in [
+                each for each in self._deployed.leaving if not {each, CANARY + each} & self._states.keys()
+            ]:
                 if name not in self._deployments:
+                    if self._registry.replicas(name):
+                        continue  # it finishes what runs, in a process that others share
                     await self._ports.queue.remove(name)
                 self._deployed.leaving.discard(name)
                 await self._deployed.write("leaving", name)

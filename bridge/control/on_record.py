@@ -10,7 +10,7 @@ from squadron.runtime.store.operating import operating
 from squadron.runtime.store.port_set import Ports
 
 #: Calls that change nothing.
-_LOOKS = ("status", "ping", "nodes", "search", "lessons")
+_LOOKS = ("status", "ping", "nodes", "search", "lessons", "track")
 
 
 async def on_record(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from squadron.bridge.gateways.door_secret import DoorSecret
 from squadron.bridge.gateways.http_guard import GuardRules, HttpGuard
+from squadron.bridge.gateways.oauth_tokens import PROTECTED, OAuthRules
 from squadron.bridge.gateways.open_questions import OpenQuestions
 from squadron.bridge.place import Place
 from squadron.runtime.errors import ConfigError
@@ -34,9 +35,12 @@ class Front:
         topics: patterns of those that are served; empty for all.
         agents: names of the agents whose topics are served; empty for all.
         lite: owners whose lite topics all visitors may read.
+        push_to: hosts that news of tasks may be sent to though they are not public.
         url: under which visitors reach the gateway, without a slash at its end; empty if that is where it listens.
         leaving: set when the gateway ends: that a client is cut off then is no wish of the client's.
         rules: what the guard in front of the door lets in.
+        stateless: whether the next request of a client may come to another process.
+        oauth: whose access tokens count, if they are of an authorization server.
     """
 
     place: Place
@@ -45,10 +49,13 @@ class Front:
     topics: tuple[str, ...] = ()
     agents: tuple[str, ...] = ()
     lite: tuple[str, ...] = ()
+    push_to: tuple[str, ...] = ()
     url: str = ""
     within_s: float = WITHIN_S
     leaving: asyncio.Event = field(default_factory=asyncio.Event)
     rules: GuardRules = field(default_factory=GuardRules)
+    oauth: OAuthRules | None = None
+    stateless: bool = False
 
     def serves(self, topic: str, agent: str) -> bool:
         """Whether this topic of this agent is served."""
@@ -119,9 +126,16 @@ def gateway_app(doors: Sequence[Door], front: Front, ready: Callable[[], bool]) 
     async def readyz(_: Request) -> Response:
         return JSONResponse({"status": "ready" if ready() else "not ready"}, 200 if ready() else 503)
 
+    async def protected(request: Request) -> Response:
+        assert front.oauth is not None
+        # A client believes it of the resource that it asked alone (RFC 9728, 3.3).
+        resource = front.oauth.origin + request.path_params["resource"].rstrip("/")
+        return JSONResponse(front.oauth.metadata(resource))
+
     routes = [
         Route("/livez", livez),
         Route("/readyz", readyz),
+        *([Route(PROTECTED + "{resource:path}", protected)] if front.oauth is not None else []),
         *(route for door in doors for route in door.routes()),
     ]
     app: Starlette = Starlette(routes=routes)

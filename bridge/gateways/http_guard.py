@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
@@ -16,6 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from squadron.bridge.gateways.visitors import ANYBODY, TokenVerifier, Visitor
+from squadron.runtime.errors import ServerUnavailableError
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -36,6 +38,19 @@ PER_SECOND, AT_ONCE = 200.0, 400.0
 MOST_UNDER_WAY = 12_000
 #: Principals and addresses whose rates are kept in mind.
 _RATES_KEPT = 10_000
+
+
+#: Halves of surrogate pairs as JSON escapes them, after what only looks like one, and whole pairs.
+_HALF = re.compile(
+    rb"\\\\|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
+)
+_STATUSES = {
+    401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
+    408: "DEADLINE_EXCEEDED",
+    429: "RESOURCE_EXHAUSTED",
+    503: "UNAVAILABLE",
+}
 
 
 class RefusedRequest(Exception):  # noqa: N818 - an answer, not an error of the runtime
@@ -75,6 +90,7 @@ class GuardRules:
         max_bytes: largest body.
         per_second, at_once: requests of one principal, on average and after a pause.
         open_paths: where nobody need say who they are.
+        scopes: what a token has to be good for.
         metadata_url: where a client reads how to get a token (RFC 9728); empty if it can't.
     """
 
@@ -84,6 +100,7 @@ class GuardRules:
     per_second: float = PER_SECOND
     at_once: float = AT_ONCE
     open_paths: tuple[str, ...] = ("/livez", "/readyz", "/.well-known/")
+    scopes: tuple[str, ...] = ()
     metadata_url: str = ""
 
 
@@ -127,20 +144,26 @@ class HttpGuard:
             peer = (scope.get("client") or ("",))[0]
             if scheme.lower() != "bearer" or not token.strip():
                 raise self._unknown("")
-            visitor = await self._rules.verifier.visitor(token.strip())
+            try:
+                visitor = await self._rules.verifier.visitor(token.strip())
+            except ServerUnavailableError as error:
+                raise RefusedRequest(503, str(error.args[0]), {"Retry-After": "10"}) from None
             if visitor is None:
                 if wait_s := self._failures.wait_s(peer):
                     raise _too_often(wait_s)
                 raise self._unknown('error="invalid_token"')
+            if missing := set(self._rules.scopes) - set(visitor.scopes):
+                lacks = f'error="insufficient_scope", scope="{" ".join(self._rules.scopes)}"'
+                raise self._unknown(lacks, 403, f"the token is not good for {', '.join(sorted(missing))}")
         assert visitor is not None
         if wait_s := self._rates.wait_s(visitor.principal):
             raise _too_often(wait_s)
         return visitor
 
-    def _unknown(self, error: str) -> RefusedRequest:
+    def _unknown(self, error: str, status: int = 401, why: str = "a bearer token is needed") -> RefusedRequest:
         where = f'resource_metadata="{self._rules.metadata_url}"' if self._rules.metadata_url else ""
         said = ", ".join(filter(None, (error, where)))
-        return RefusedRequest(401, "a bearer token is needed", {"WWW-Authenticate": f"Bearer {said}".strip()})
+        return RefusedRequest(status, why, {"WWW-Authenticate": f"Bearer {said}".strip()})
 
     async def _body(self, scope: Scope, headers: Mapping[str, str], receive: Receive) -> Receive:
         """Read the body, if there may be one; what a door then receives is that, and at last the disconnect."""
@@ -163,6 +186,12 @@ class HttpGuard:
         if body and not kind:
             # Of what has no body some clients say nothing.
             raise unknown
+        try:
+            body.decode()
+        except UnicodeDecodeError:
+            # SDKs take that for a fault of their own.
+            raise RefusedRequest(400, "the body is not UTF-8") from None
+        body = _HALF.sub(_whole_pair, body)
         waiting = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def replayed() -> Message:
@@ -184,6 +213,11 @@ class HttpGuard:
                 raise RefusedRequest(413, f"the body is larger than {self._rules.max_bytes} bytes")
             if not message.get("more_body", False):
                 return b"".join(parts)
+
+
+def _whole_pair(found: re.Match[bytes]) -> bytes:
+    # A half is no text that could be answered with: U+FFFD stands for it, as in all that we write.
+    return b"\\ufffd" if len(found[0]) == 6 else found[0]
 
 
 def _headers_of(scope: Scope) -> dict[str, str]:
@@ -228,7 +262,10 @@ def _too_often(wait_s: float) -> RefusedRequest:
 
 
 async def _answer(send: Send, refused: RefusedRequest) -> None:
-    body = json.dumps({"error": refused.reason}).encode()
+    # As Google's APIs tell errors (AIP-193), which A2A goes by.
+    status = _STATUSES.get(refused.status, "INVALID_ARGUMENT")
+    said = {"code": refused.status, "status": status, "message": refused.reason, "details": []}
+    body = json.dumps({"error": said}).encode()
     headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), **refused.headers}
     # What is left of a body that was not read would be taken for the next request.
     headers |= {"Connection": "close"} if refused.status in (408, 413, 415, 431) else {}

@@ -53,8 +53,14 @@ def _is_loopback(host: str) -> bool:
 class HttpServer:
     """One listening socket and what is served there, as long as it is entered; `leaving` is set when it ends."""
 
-    def __init__(self, app: App, host: str, port: int, leaving: asyncio.Event) -> None:
+    def __init__(self, app: App, host: str, port: int, leaving: asyncio.Event, *, shared: bool = False) -> None:
+        """Make one.
+
+        Args:
+            shared: whether other processes of this user listen on the same port: the system shares visitors out.
+        """
         self._app, self._host, self._port, self._leaving = app, host, port, leaving
+        self._shared = shared
         self._server: Any = None
         self._serving: asyncio.Task[None] | None = None
 
@@ -83,6 +89,8 @@ class HttpServer:
         listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         try:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if self._shared:
+                listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             listening.bind((self._host, self._port))
             # Who comes before the server looks waits, instead of being refused.
             listening.listen(1024)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 import hmac
 import secrets
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,13 +16,16 @@ from squadron.bridge.gateways.visitors import Visitor, behalf_of
 from squadron.bridge.place import Place
 from squadron.runtime.asking.handle import Handle
 from squadron.runtime.asking.options import AskOptions
+from squadron.runtime.background import to_its_end
 from squadron.runtime.errors import InvalidMessageError, SquadronError
 from squadron.runtime.ports.journal import Entry
 from squadron.runtime.wire.limits import Deadline
-from squadron.runtime.wire.outcome import LITE_TTL_S, Outcome
+from squadron.runtime.wire.outcome import LITE_TTL_S, Outcome, from_content
 
 #: Ends the owner of the lite topics on which a visitor's tasks are noted, beside that of their outcomes.
 _NOTED = "-noted"
+#: How long it may take to cancel a task that could not be noted, in seconds.
+CANCEL_WITHIN_S = 5.0
 
 
 class UnknownTaskError(SquadronError):
@@ -91,7 +96,7 @@ class KeptTasks:
             BusUnavailableError: the server can't be reached.
         """
         ports, owner = self._place.ports, self.owner_of(visitor)
-        id = id or self.id_for(visitor)
+        fresh, id = not id, id or self.id_for(visitor)
         behalf = options.on_behalf_of or behalf_of(visitor, ports.principal)
         options = replace(options, task_id=id, on_behalf_of=behalf)
         deadline = Deadline.after(options.within_s, ports.clock)
@@ -100,14 +105,21 @@ class KeptTasks:
         noted_about = dict(about or {})
         said = {"ticket": handle.ticket, "createdAt": now, "about": noted_about}
         keep_s = options.within_s + LITE_TTL_S
-        # First: a task that nobody could find again would be worse than a note of one that never was sent, which
-        # reads as a task that came to nothing by its deadline.
-        noted = ports.pack("event", {"content": said})
-        data = await ports.claims.seal(noted, keep_s=keep_s)
-        await ports.lite.append(self._note_of(owner, id), data, ttl_s=keep_s, msg_id=f"{id}.noted")
-        sent = await self._place.caller.submit(topic, content, options, owner=owner)
+        sending = self._place.caller.submit(topic, content, options, owner=owner, fresh=fresh)
+        # A visitor who leaves meanwhile does not leave one without the other.
+        sent = await to_its_end(_both(self._note(owner, id, said, keep_s), sending, fresh=fresh))
         refused = await sent.outcome() if sent.done else None
+        if refused is not None and not refused.ok:
+            # Nobody else stores what was refused right here.
+            await self._note(owner, id, {**said, "refused": refused.to_content()}, keep_s)
         return KeptTask(id, sent, now, noted_about, now, refused)
+
+    async def _note(self, owner: str, id: str, said: Mapping[str, Any], keep_s: float) -> None:
+        noted = self._place.ports.pack("event", {"content": said})
+        data = await self._place.ports.claims.seal(noted, keep_s=keep_s)
+        # Under an id of its own: of a task that is sent again after it was refused the last note counts.
+        msg_id = f"{id}.{secrets.token_hex(8)}"
+        await self._place.ports.lite.append(self._note_of(owner, id), data, ttl_s=keep_s, msg_id=msg_id)
 
     async def find(self, visitor: Visitor, id: str) -> KeptTask:
         """A task of this visitor's, with its outcome if that is stored.
@@ -123,9 +135,18 @@ class KeptTasks:
             raise unknown
         if len(id) > len(owner) + 33 or not id.isascii():
             raise unknown
-        entry = await self._place.ports.lite.last(self._note_of(owner, id))
+        return await self.of_id(id)
+
+    async def of_id(self, id: str) -> KeptTask:
+        """A task whoever asked for it: only for an id that does not come from a visitor, or was looked at before.
+
+        Raises:
+            UnknownTaskError: there is none of this id.
+            BusUnavailableError: the server can't be reached.
+        """
+        entry = await self._place.ports.lite.last(self._note_of(id.partition("-")[0], id))
         if entry is None:
-            raise unknown
+            raise UnknownTaskError(f"there is no task {id[:100]!r}")
         return await self._read(entry, id)
 
     async def listed(self, visitor: Visitor) -> list[KeptTask]:
@@ -154,6 +175,9 @@ class KeptTasks:
             if handle.task_id != id or handle.reply_to != ports.subjects.lite(owner, id):
                 raise InvalidMessageError("it is of another task")
             created, about = float(said["createdAt"]), dict(said["about"])
+            if (refused := said.get("refused")) is not None:
+                outcome = from_content(refused, task_id=id, topic=handle.topic)
+                return KeptTask(id, handle, created, about, entry.time, outcome)
         except (InvalidMessageError, ValueError, TypeError, LookupError):
             # Anybody on the bus may write there.
             raise UnknownTaskError(f"there is no task {id!r}") from None
@@ -170,3 +194,21 @@ class KeptTasks:
 
     def _note_of(self, owner: str, id: str) -> str:
         return self._place.ports.subjects.lite(f"{owner}{_NOTED}", id)
+
+
+async def _both(noting: Awaitable[None], sending: Awaitable[Handle], *, fresh: bool) -> Handle:
+    """A task noted and sent, at once, for one after the other takes twice the time: nobody is told of it before.
+
+    A note of one that never was sent reads as a task that came to nothing by its deadline. One that was sent and
+    could not be noted is cancelled, for nobody would ever hear of it; not one whose id may have been noted before.
+    """
+    noted, sent = await asyncio.gather(noting, sending, return_exceptions=True)
+    if isinstance(sent, BaseException):
+        raise sent
+    if noted is not None:
+        if fresh:
+            with contextlib.suppress(SquadronError, TimeoutError):
+                async with asyncio.timeout(CANCEL_WITHIN_S):
+                    await sent.cancel()
+        raise noted
+    return sent

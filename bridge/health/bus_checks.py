@@ -13,6 +13,8 @@ from squadron.bridge.health.facts import Facts
 NEAR, FULL = 0.8, 0.95
 #: Presence and deadlines compare clocks of hosts: below a second nobody notices, above a heartbeat all do.
 CLOCKS_S = 1.0
+#: A certificate that is good for less than this is told of, in days.
+CERTIFICATE_DAYS = 30
 #: Free bytes on the disk of the store: as for Ray's, which warns when a disk is 95 % full.
 DISK_GOOD, DISK_LEAST = 5e9, 1e9
 #: The oldest nats-server whose streams can do what we need.
@@ -27,6 +29,27 @@ def check_connection(facts: Facts) -> Iterator[Diagnosis]:
         least = ".".join(map(str, LEAST_VERSION))
         found = f"nats-server {facts.bus.version} at {facts.bus.address} is older than {least}"
         yield Diagnosis("nats answers", "fail", found, "update the nats-server")
+
+
+def check_wire(facts: Facts) -> Iterator[Diagnosis]:
+    """Can be listened to, or won't be believed soon. What is not believed is told by `nats answers`."""
+    wire = facts.wire
+    if wire is None:
+        return
+    if not wire.tls and not wire.local:
+        found = f"what goes to {facts.bus.address} and back can be read and changed on the way"
+        fix = "TLS: squadron auth tls HOST makes certificates for the server; then NATS_CA, and tls:// in NATS_URL"
+        yield Diagnosis("tls", "warn", found, fix)
+    fixes = {
+        "the server's certificate": "squadron auth tls HOST makes one anew; for the local server squadron up",
+        "our certificate": "make one anew: squadron auth tls --client NAME; NATS_CERT, NATS_KEY",
+    }
+    for (whose, fix), at in zip(fixes.items(), (wire.ends_at, wire.own_ends_at), strict=True):
+        left_days = (at - facts.now) / 86400
+        if at and left_days < CERTIFICATE_DAYS:
+            level: Level = "fail" if left_days < 0 else "warn"
+            when = "has ended" if left_days < 0 else f"ends in {left_days:.0f} days"
+            yield Diagnosis("tls", level, f"{whose} {when}: nobody connects any more then", fix)
 
 
 def check_jetstream(facts: Facts) -> Iterator[Diagnosis]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from squadron.bridge.health import agent_checks, bus_checks, work_checks
 from squadron.bridge.health.diagnosis import WELL, Diagnosis
-from squadron.bridge.health.facts import Facts
+from squadron.bridge.health.facts import Facts, WireFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class Check:
 
 CHECKS = (
     Check("nats answers", "bus", bus_checks.check_connection),
+    Check("tls", "wire", bus_checks.check_wire),
     Check("bridge", "bridge", agent_checks.check_bridge),
     Check("jetstream", "bus", bus_checks.check_jetstream),
     Check("least privilege", "account", bus_checks.check_accounts),
@@ -81,6 +83,8 @@ def _fine(facts: Facts, name: str) -> str:
     match name:
         case "nats answers":
             return f"at {facts.bus.address}, nats-server {facts.bus.version}"
+        case "tls" if facts.wire is not None:
+            return _wire(facts.wire)
         case "bridge":
             agents = (facts.bridge or {}).get("agents", ())
             environment = (facts.bridge or {}).get("environment", "")
@@ -90,3 +94,10 @@ def _fine(facts: Facts, name: str) -> str:
         case "questions" if facts.questions is not None:
             return f"{len(facts.questions)} wait for people"
     return WELL
+
+
+def _wire(wire: WireFacts) -> str:
+    if not wire.tls:
+        return "none, and none is needed: the server is on this machine"
+    until = datetime.fromtimestamp(wire.ends_at, UTC).date()
+    return f"the server's certificate is good until {until}" + (", and we have one" if wire.own_ends_at else "")

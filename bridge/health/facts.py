@@ -27,6 +27,21 @@ class BusFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class WireFacts:
+    """How the server is reached: by TLS or not, over loopback or not.
+
+    Attributes:
+        ends_at: until when the server's certificate is good, in seconds since the epoch; 0 without TLS.
+        own_ends_at: likewise of this process; 0 if it has none.
+    """
+
+    tls: bool
+    local: bool
+    ends_at: float = 0.0
+    own_ends_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class StorageFacts:
     """What JetStream holds, in bytes; a limit of 0 is none, or one that the server does not tell.
 
@@ -150,6 +165,7 @@ class Facts:
     release: str
     bus: BusFacts
     jetstream: Fault | None = None
+    wire: WireFacts | None = None
     account: str | None = None
     ahead_s: float | None = None
     storage: StorageFacts | None = None

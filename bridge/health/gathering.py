@@ -31,8 +31,9 @@ from squadron.bridge.health.facts import (
     WaitingFacts,
 )
 from squadron.bridge.health.release import release
+from squadron.bridge.health.tls_facts import wire_of
 from squadron.bridge.jetstream.link import embedded
-from squadron.bridge.jetstream.link.at_home import as_user
+from squadron.bridge.jetstream.link.at_home import JS_API, as_user
 from squadron.bridge.jetstream.link.dial import connect
 from squadron.bridge.jetstream.queue import subjects_held
 from squadron.bridge.jetstream.stream_configs import STREAM_NOT_FOUND, StreamNames, ask_for, find
@@ -40,6 +41,7 @@ from squadron.bridge.jetstream.wiring import Wiring
 from squadron.bridge.trusting import Trusting
 from squadron.config import Settings
 from squadron.runtime.asking.answering import People
+from squadron.runtime.asking.bridge_answer import read_answer
 from squadron.runtime.errors import BusUnavailableError, InvalidSubjectError, SquadronError
 from squadron.runtime.lite.topic import LiteTopics
 from squadron.runtime.ports.journal import Entry
@@ -103,6 +105,7 @@ class Gathering:
     async def all(self) -> dict[str, Any]:
         """What is known, and what else could be found out, as `Facts` takes it; ends, whatever hangs."""
         steps: dict[str, Callable[[], Awaitable[Any]]] = {
+            "wire": lambda: wire_of(self._connection.client, self._wiring.settings),
             "account": self._account,
             "bridge": self._bridge,
             "free_bytes": self._free_bytes,
@@ -165,7 +168,7 @@ class Gathering:
         return Fault(f"JetStream refuses: {error.get('description')}", hint)
 
     async def _account(self) -> str:
-        if self._wiring.settings.nats_api_prefix != "$JS.API":
+        if self._wiring.settings.nats_api_prefix != JS_API:
             return ""
         with contextlib.suppress(BusUnavailableError):
             answer = await self._connection.request("$SYS.REQ.USER.INFO", b"", within_s=self._within_s)
@@ -258,12 +261,12 @@ class Gathering:
             raw = await bus.request(self._subjects.control("ping"), b"", within_s=self._within_s)
         except BusUnavailableError:
             return {}
-        told: dict[str, Any] = json.loads(raw)["ok"]
+        told: dict[str, Any] = read_answer(raw).get("ok", {})
         with contextlib.suppress(BusUnavailableError, TimeoutError):
             # Ray may be away where the bridge answers.
             async with asyncio.timeout(self._within_s / 2):
                 raw = await bus.request(self._subjects.control("status"), b"", within_s=self._within_s)
-                told |= json.loads(raw).get("ok", {})
+                told |= read_answer(raw).get("ok", {})
         return told
 
     async def _replicas(self) -> tuple[ReplicaFacts, ...]:

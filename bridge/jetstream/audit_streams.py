@@ -117,11 +117,14 @@ async def set_policy(connection: Connection, names: StreamNames, policy: AuditPo
     """
     if policy.mode == "off" and await read_policy(connection, names) is None:
         return
+    # On as many servers as what is audited.
+    tasks = await ask_for(connection, f"STREAM.INFO.{names.tasks}")
+    copies = {"num_replicas": tasks["config"]["num_replicas"]}
     # The trail first, what fills it last: nothing is captured that nobody can record.
-    await ensure_stream(connection, _audit_config(names, policy))
+    await ensure_stream(connection, _audit_config(names, policy) | copies)
     on = policy.mode != "off"
     if on:
-        await ensure_stream(connection, await _intake_config(connection, names))
+        await ensure_stream(connection, await _intake_config(connection, names) | copies)
     await _republish(connection, names, on)
     if not on:
         await _stop_intake(connection, names)

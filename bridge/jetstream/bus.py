@@ -66,9 +66,18 @@ class CoreBus:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    async def publish(self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None) -> None:
+    async def publish(
+        self,
+        subject: str,
+        data: bytes,
+        *,
+        headers: Mapping[str, str] | None = None,
+        reply: str = "",
+        signed: bool = True,
+    ) -> None:
         """Send to whoever listens now."""
-        await self._connection.publish(subject, data, headers=dict(headers) if headers else None)
+        given = dict(headers) if headers else None
+        await self._connection.publish(subject, data, reply=reply, headers=given, signed=signed)
 
     async def subscribe(self, pattern: str, sink: Callable[[Note], None], *, group: str = "") -> Subscription:
         """Hear everything on `pattern`; the server knows of it when this returns."""

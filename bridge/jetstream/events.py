@@ -56,7 +56,7 @@ class JetStreamEventLog:
         """Pull as a member of the group, which is made if it is new."""
         log, consumer = await self._made_at(), await self._declare(group)
 
-        async def declare_lane(_: int) -> str:
+        async def consumer_of(_: int) -> str:
             nonlocal log
             if (now := await self._made_at()) != log:
                 # The server came back with an empty store: all there is now is new to the group.
@@ -76,7 +76,7 @@ class JetStreamEventLog:
             self._subjects,
             mailbox,
             sink,
-            declare_lane,
+            consumer_of,
             lanes_held,
             # Each group counts for itself how often work on an event began.
             note_owner=token_of(f"begun {group.name}"),

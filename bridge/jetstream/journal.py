@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
@@ -19,6 +18,7 @@ from squadron.runtime.errors import BusUnavailableError, FencedError, StorageFul
 from squadron.runtime.ports.bus import Subscription
 from squadron.runtime.ports.journal import Entry
 from squadron.runtime.ports.lite_journal import END_HEADER
+from squadron.runtime.texts import encoded
 from squadron.runtime.wire.subjects import life_of, live_of
 
 #: Entries per direct-get batch.
@@ -110,15 +110,15 @@ class JetStreamJournal:
         if expect_seq is not None:
             headers["Nats-Expected-Last-Subject-Sequence"] = str(expect_seq)
         await self._connection.client.give_way()
-        seq, known = await self._connection.ask(key, data, _read_stored, headers=headers)
+        seq, known = await self._connection.ask(self._subject(key), data, _read_stored, headers=headers)
         if known and not self._shared_ids and not await self._is_of(key, seq):
             return await self._put_all_the_same(key, data, headers)
         return seq
 
     async def _is_of(self, key: str, seq: int) -> bool:
         """Whether the entry of a sequence has this key, and is there."""
-        answer = await self._connection.request(self._get, json.dumps({"seq": seq}).encode())
-        return answer.headers.get("Nats-Subject") == key
+        answer = await self._connection.request(self._get, encoded({"seq": seq}))
+        return answer.headers.get("Nats-Subject") == self._subject(key)
 
     async def _put_all_the_same(self, key: str, data: bytes, headers: dict[str, str]) -> int:
         """Store an entry whose message id somebody has used for another key: ids are the stream's, keys are not.
@@ -168,13 +168,13 @@ class JetStreamJournal:
 
     async def last(self, key: str) -> Entry | None:
         """The newest entry of one key, or of all that match a pattern: the server finds it as fast."""
-        answer = await self._connection.request(f"{self._get}.{key}", b"")
+        answer = await self._connection.request(f"{self._get}.{self._subject(key)}", b"")
         headers = answer.headers
         if "Nats-Sequence" not in headers:
             if headers.get("Status") != "404":
                 raise BusUnavailableError(f"{key}: the stream answered {headers.get('Status')}")
             return None
-        return _entry(answer)
+        return self._entry(answer)
 
     async def latest(self, pattern: str) -> list[Entry]:
         """The newest entry of each key that matches, oldest first."""
@@ -212,7 +212,7 @@ class JetStreamJournal:
 
         def hear(msg: Heard) -> None:
             try:
-                entry = _entry(msg, previous=int(msg.headers["Nats-Last-Sequence"]))
+                entry = self._entry(msg, previous=int(msg.headers["Nats-Last-Sequence"]))
             except (LookupError, ValueError):
                 # Anybody may publish there; what the server tells has its headers.
                 return
@@ -221,17 +221,33 @@ class JetStreamJournal:
         return await listen(self._connection, live_of(pattern), hear, lost=lost)
 
     async def _fetch(self, pattern: str, start: dict[str, Any], most: int) -> list[Entry]:
-        query = start | {"batch": most, "next_by_subj": pattern}
-        answers = await self._connection.request_many(self._get, json.dumps(query).encode())
-        return [_entry(answer) for answer in answers]
+        query = start | {"batch": most, "next_by_subj": self._subject(pattern)}
+        answers = await self._connection.request_many(self._get, encoded(query))
+        return [self._entry(answer) for answer in answers]
 
     async def erase(self, key: str, *, through_seq: int | None = None) -> None:
         """Remove all entries of one key, or those up to and with `through_seq`."""
         # The server purges below a sequence, so that one itself is the next.
         below = {} if through_seq is None else {"seq": through_seq + 1}
-        answer = await self._connection.api(f"STREAM.PURGE.{self._stream}", {"filter": key, **below})
+        answer = await self._connection.api(
+            f"STREAM.PURGE.{self._stream}", {"filter": self._subject(key), **below}
+        )
         if error := answer.get("error"):
             raise BusUnavailableError(f"{key} can't be erased: {error.get('description')}")
+
+    def _entry(self, msg: Heard, *, previous: int = -1) -> Entry:
+        headers = msg.headers
+        stored_at = datetime.fromisoformat(headers["Nats-Time-Stamp"]).timestamp()
+        key = self._key(headers["Nats-Subject"])
+        return Entry(int(headers["Nats-Sequence"]), key, msg.data, headers, stored_at, previous)
+
+    def _subject(self, key: str) -> str:
+        """Where the entries of a key are stored, or pattern of that for a pattern."""
+        return key
+
+    def _key(self, subject: str) -> str:
+        """The key of what is stored there."""
+        return subject
 
 
 def _order_headers(key: str, at: float, keep_s: float) -> dict[str, str]:
@@ -255,12 +271,6 @@ def _headers(ttl_s: float | None, msg_id: str | None) -> dict[str, str]:
 
 def _seconds(time_s: float) -> str:
     return f"{max(1, math.ceil(time_s))}s"
-
-
-def _entry(msg: Heard, *, previous: int = -1) -> Entry:
-    headers = msg.headers
-    stored_at = datetime.fromisoformat(headers["Nats-Time-Stamp"]).timestamp()
-    return Entry(int(headers["Nats-Sequence"]), headers["Nats-Subject"], msg.data, headers, stored_at, previous)
 
 
 def _read_stored(answer: Heard, subject: str) -> tuple[int, bool]:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
+import time
 
 from squadron.bridge.jetstream.link.connect import NANOSECONDS, Connection
 from squadron.runtime.errors import BusUnavailableError
 from squadron.runtime.ports.journal import Journal
+from squadron.runtime.ports.queue import CLOCKS_S
 
 #: Life of a note on how often work on a message began, in seconds: a week.
 NOTE_TTL_S = 7 * 24 * 3600.0
-#: How far the clocks of a server and its clients may differ, in seconds.
-CLOCKS_S = 1.0
 
 #: What we write there.
 _COUNT = re.compile(rb"[0-9]{1,9}")
@@ -22,14 +21,20 @@ _COUNT = re.compile(rb"[0-9]{1,9}")
 class JetStreamLease:
     """The right to work on one delivered message.
 
-    The server counts deliveries, not beginnings. So whoever hands a first delivery back unbegun, or begins a later
-    one, leaves a note: the number of beginnings so far. Without a note the first delivery was begun.
+    The server counts deliveries, not beginnings. So whoever hands a first delivery back, or begins a later one,
+    leaves a note: the number of beginnings so far. Without a note somebody had the first delivery until its lease
+    ran out, and had begun; or, if it is too young for that, it reached nobody: what the server was about to
+    deliver to a replica that stopped to pull at that moment comes again at once, as delivered twice.
+
+    Args:
+        lease_s: how long a lease is, in seconds; 0 if that is not known.
     """
 
     __slots__ = (
         "_begun",
         "_connection",
         "_count",
+        "_lease_s",
         "_note_pattern",
         "_notes",
         "_parked",
@@ -39,17 +44,22 @@ class JetStreamLease:
         "pending",
         "seq",
         "stored_at",
+        "sure_from",
     )
 
-    def __init__(self, connection: Connection, notes: Journal, note_pattern: str, reply: str) -> None:
+    def __init__(
+        self, connection: Connection, notes: Journal, note_pattern: str, reply: str, *, lease_s: float = 0.0
+    ) -> None:
         self._connection, self._notes, self._note_pattern, self._reply = connection, notes, note_pattern, reply
+        self._lease_s = lease_s
         # Parsed from the right, because the left side grows with acknowledgements v2 (ADR-15).
         _, delivered, seq, _, stored_ns, pending = reply.rsplit(".", 5)
         self.delivered, self.seq, self.pending = int(delivered), int(seq), int(pending)
         #: When the message was stored, in seconds since the epoch.
         self.stored_at = int(stored_ns) / NANOSECONDS
         # What a server of an earlier connection may have delivered was stored before this connection.
-        self.first = self.delivered == 1 and self.stored_at > connection.connected_at + CLOCKS_S
+        self.sure_from = connection.connected_at + CLOCKS_S
+        self.first = self.delivered == 1 and self.stored_at > self.sure_from
         self._begun = self._parked = False
         #: Which beginning this is.
         self._count = 1
@@ -77,7 +87,8 @@ class JetStreamLease:
         if self.delivered == 1 and note is None:
             return 1
         # Delivered once, and with a note: the server was killed and forgot what it had delivered before.
-        count = (_beginnings(note.data) if note else 1) + 1
+        lapsed = time.time() > self.stored_at + self._lease_s - CLOCKS_S
+        count = (_beginnings(note.data) if note else int(lapsed)) + 1
         await self._notes.append(self._note_key, str(count).encode(), ttl_s=NOTE_TTL_S)
         self._count = count
         return count
@@ -103,11 +114,14 @@ class JetStreamLease:
 
     async def release(self, after_s: float = 0.0) -> None:
         """Hand the message back for another delivery."""
-        unbegun = self.delivered == 1 and not self._begun
-        # A full server does not store the note: then an attempt is lost, but no time.
-        with contextlib.suppress(BusUnavailableError):
-            if unbegun and (self.first or await self._notes.last(self._note_key) is None):
-                await self._notes.append(self._note_key, b"0", ttl_s=NOTE_TTL_S)
+        try:
+            if self.delivered == 1 and (self.first or await self._notes.last(self._note_key) is None):
+                await self._notes.append(self._note_key, b"%d" % self._begun, ttl_s=NOTE_TTL_S)
+        except BusUnavailableError:
+            # A full server stores no note. What had begun comes again after its lease, which tells as much; of
+            # the rest an attempt is lost, but no time.
+            if self._begun:
+                return
         delay = json.dumps({"delay": round(after_s * NANOSECONDS)})
         await self._connection.publish(self._reply, f"-NAK {delay}".encode())
 

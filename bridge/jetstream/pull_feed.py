@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any
 
 import nats.errors
@@ -23,6 +22,7 @@ from squadron.runtime.ports.bus import Note, Subscription
 from squadron.runtime.ports.journal import Journal
 from squadron.runtime.ports.queue import Delivery, Mailbox
 from squadron.runtime.retries import summary_of
+from squadron.runtime.texts import encoded
 from squadron.runtime.wire.subjects import NORMAL_PRIORITY, Subjects, lane_of
 
 #: Life of one waiting pull and its heartbeat, in seconds. A pull that was silent for two heartbeats is lost.
@@ -62,25 +62,21 @@ class _Lane:
         """Begin anew on a connection that came back: pulls have died with the one before.
 
         At inboxes of their own: a server that sees the old connection's end only now ends whatever waits at those
-        of before, where that is in another account than the consumer.
+        of before, where that is in another account than the consumer. Else they live on, or somebody asked there
+        since: what comes still arrives.
         """
         before = (self._waiting, self._taking)
         await self.open()
         self.asked = 0
-        for inbox in before:
-            if inbox is not None:
-                await inbox.unsubscribe()
+        self._feed.in_background(_let_go(before))
 
     async def close(self) -> None:
         """Let nothing more come; what is on its way still arrives before this returns."""
-        for inbox in (self._waiting, self._taking):
-            if inbox is not None:
-                # Shielded: nats-py's read loop ends when a flush was cancelled.
-                await asyncio.shield(inbox.drain())  # type: ignore[no-untyped-call]
+        await _drain((self._waiting, self._taking))
 
     async def _ask(self, inbox: NatsSubscription | None, request: dict[str, int | bool]) -> None:
         assert inbox is not None
-        await self._feed.connection.publish(self._subject, json.dumps(request).encode(), reply=inbox.subject)
+        await self._feed.connection.publish(self._subject, encoded(request), reply=inbox.subject)
 
     async def poll(self, count: int) -> None:
         """Ask for the next `count` messages, whenever they come."""
@@ -110,10 +106,11 @@ class _Lane:
     def _hear(self, msg: Heard) -> None:
         self._heard_at = time.monotonic()
         if _is_delivery(msg):
-            self.asked -= 1
+            self.asked = max(0, self.asked - 1)
             lease = self._feed.lease(msg)
             self.pending = lease.pending
             self._feed.arrived(msg, lease)
+            self._feed.go_on(self.asked)
         elif (headers := msg.headers).get("Status") != "100":
             if headers.get("Status") == _NO_CONSUMER:
                 self._feed.missing.add(self.priority)
@@ -130,6 +127,19 @@ class _Lane:
             self._feed.arrived(msg, self._feed.lease(msg), taken=True)
         if over and self._taken is not None and not self._taken.done():
             self._taken.set_result(None)
+
+
+async def _let_go(inboxes: Iterable[NatsSubscription | None]) -> None:
+    # Lost again: then nothing comes there any more.
+    with contextlib.suppress(nats.errors.Error, OSError):
+        await _drain(inboxes)
+
+
+async def _drain(inboxes: Iterable[NatsSubscription | None]) -> None:
+    for inbox in inboxes:
+        if inbox is not None:
+            # Shielded: nats-py's read loop ends when a flush was cancelled.
+            await asyncio.shield(inbox.drain())  # type: ignore[no-untyped-call]
 
 
 def _is_delivery(msg: Heard) -> bool:
@@ -153,7 +163,7 @@ class PullFeed:
         subjects: Subjects,
         mailbox: Mailbox,
         sink: Callable[[Delivery], None],
-        declare_lane: Callable[[int], Awaitable[str]],
+        consumer_of: Callable[[int], Awaitable[str]],
         lanes_held: Callable[[], Awaitable[set[int]]],
         *,
         note_owner: str = "begun",
@@ -161,7 +171,7 @@ class PullFeed:
         self.connection, self.stream, self._notes = connection, stream, notes
         self._note_pattern = subjects.lite_of(note_owner)
         self._subjects, self._mailbox, self._sink = subjects, mailbox, sink
-        self._declare_lane, self._lanes_held = declare_lane, lanes_held
+        self._consumer_of, self._lanes_held = consumer_of, lanes_held
         self._lanes: dict[int, _Lane] = {}
         self._wanted = 0
         #: Whether all slots were taken since the lanes were last seen empty.
@@ -169,7 +179,7 @@ class PullFeed:
         self._work = asyncio.Event()
         #: Lanes that were heard of, and whether others may have been missed.
         self._unopened: set[int] = set()
-        self._look = not mailbox.serial
+        self._look = self._look_again = not mailbox.serial
         #: Lanes whose consumer the server does not know: it came back without its store.
         self.missing: set[int] = set()
         self._closed = False
@@ -218,7 +228,7 @@ class PullFeed:
             self._unopened.discard(priority)
 
     async def _open_lane(self, priority: int) -> None:
-        lane = _Lane(self, await self._declare_lane(priority), priority)
+        lane = _Lane(self, await self._consumer_of(priority), priority)
         await lane.open()
         self._lanes[priority] = lane
         self._work.set()
@@ -230,7 +240,8 @@ class PullFeed:
 
     def lease(self, msg: Heard) -> JetStreamLease:
         """The lease that came with a message."""
-        return JetStreamLease(self.connection, self._notes, self._note_pattern, msg.reply)
+        lease_s = self._mailbox.lease_s
+        return JetStreamLease(self.connection, self._notes, self._note_pattern, msg.reply, lease_s=lease_s)
 
     def arrived(self, msg: Heard, lease: JetStreamLease, *, taken: bool = False) -> None:
         """A lane got a message, by a pull that waited or by one that took what was there."""
@@ -241,15 +252,21 @@ class PullFeed:
             self._sink(Delivery(msg.subject, msg.data, lease, lease.seq, msg, lease.stored_at))
         else:
             # It came early: somebody else may have a slot for it, or a higher lane comes first.
-            self._in_background(self._hand_back(lease))
+            self.in_background(self._hand_back(lease))
+
+    def go_on(self, asked: int) -> None:
+        """A lane got a message, and still may get `asked`: slots that were freed meanwhile may want for more."""
+        if asked <= self._wanted / 2 and self._wanted > 0:
+            self._work.set()
 
     async def _hand_back(self, lease: JetStreamLease) -> None:
         # Without the server it is delivered again after its lease.
         with contextlib.suppress(BusUnavailableError):
             await lease.release()
 
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
-        task = spawn(work, f"hand back {self._mailbox.name}")
+    def in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Have it done before `aclose` returns."""
+        task = spawn(work, f"settle {self._mailbox.name}")
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
@@ -261,7 +278,7 @@ class PullFeed:
         for lane in list(self._lanes.values()):
             await lane.reopen()
         # So does what was said of a new lane meanwhile.
-        self._look = not self._mailbox.serial
+        self._look = self._look_again = not self._mailbox.serial
         self._work.set()
 
     async def _pull(self) -> None:
@@ -273,7 +290,7 @@ class PullFeed:
                 continue
             try:
                 while self.missing:
-                    await self._declare_lane(self.missing.pop())
+                    await self._consumer_of(self.missing.pop())
                 if self._look or self._unopened:
                     await self._open_lanes()
                 if self._full and len(self._lanes) > 1:
@@ -316,6 +333,10 @@ class PullFeed:
         """Find pulls that went silent."""
         while True:
             await asyncio.sleep(PULL_HEARTBEAT_S)
+            if self._look_again:
+                # A lane's count grows a moment after a task was stored: the first look may have come in between.
+                self._look_again, self._look = False, True
+                self._work.set()
             for lane in self._lanes.values():
                 if lane.lost():
                     _log.warning("queue.pull_lost", mailbox=self._mailbox.name, priority=lane.priority)

@@ -1,7 +1,7 @@
 """`Queue` on a JetStream work queue, with a pull loop of our own.
 
-A mailbox is one durable consumer, plus one for each priority lane that was ever used. Its replicas pull as
-many messages as they have free slots, so nothing sits in memory that a crash could lose.
+A mailbox is one durable consumer, plus one for each priority lane. Its replicas pull as many messages as they
+have free slots, so nothing sits in memory that a crash could lose.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ import structlog
 from squadron.bridge.jetstream.audit_streams import sent_subject
 from squadron.bridge.jetstream.journal import JetStreamJournal, read_ack
 from squadron.bridge.jetstream.lease import JetStreamLease
+from squadron.bridge.jetstream.link.at_home import JS_API
 from squadron.bridge.jetstream.link.connect import NANOSECONDS, Connection
 from squadron.bridge.jetstream.link.lasting_client import Heard
+from squadron.bridge.jetstream.own_streams import make_own
 from squadron.bridge.jetstream.pull_feed import PullFeed
 from squadron.bridge.jetstream.stream_configs import (
     CONSUMER_NOT_FOUND,
@@ -41,6 +43,9 @@ MAX_PUBLISHING = 512
 _FILTER_NOT_UNIQUE, _MULTIPLE_NOT_FILTERED = 10100, 10099
 _NO_MESSAGE = 10037
 
+#: The lanes beside the normal one.
+_LANES = tuple(priority for priority in range(10) if priority != NORMAL_PRIORITY)
+
 _log = structlog.get_logger("squadron.queue")
 
 
@@ -60,29 +65,45 @@ def filters(subjects: Subjects, mailbox: Mailbox, priority: int = NORMAL_PRIORIT
 class JetStreamQueue:
     """Leased work on the task stream of one environment."""
 
-    def __init__(self, connection: Connection, subjects: Subjects, *, strict: bool = False) -> None:
-        """Make one; `strict` has each message that is put stored for the audit trail first."""
+    #: Error codes by which the server says that there is no such message.
+    _nothing = frozenset((_NO_MESSAGE,))
+
+    def __init__(
+        self, connection: Connection, subjects: Subjects, *, strict: bool = False, own_streams: bool = False
+    ) -> None:
+        """Make one.
+
+        Args:
+            strict: has each message that is put stored for the audit trail first.
+            own_streams: has whoever gets a mailbox get a stream of its own.
+        """
         self._connection, self._subjects, self._strict = connection, subjects, strict
         names = StreamNames(subjects.environment)
-        self._stream = names.tasks
+        self._names, self._stream = names, names.tasks
+        #: Who calls the API from another account may not have the subjects of tasks listed, only counted.
+        self._lists = connection.api_prefix == JS_API
+        self._own_of, self._making_own = names if own_streams else None, asyncio.Lock()
         self._notes = JetStreamJournal(connection, names.lite)
         self._publishing = asyncio.Semaphore(MAX_PUBLISHING)
 
     async def declare(self, mailbox: Mailbox) -> None:
         """Make the mailbox, or change it to fit; keeps what it holds."""
+        if self._own_of is not None and not mailbox.subject:
+            # One after the other: each is added to what is told on.
+            async with self._making_own:
+                await make_own(self._connection, self._own_of, mailbox.name)
         if not mailbox.patterns and not mailbox.subject:
             # An agent that only hears events: a consumer without a filter would get all tasks.
             return await self.remove(mailbox.name)
-        consumers, present = await self._consumers(mailbox.name), await self._info(mailbox.name)
+        present = await self._info(mailbox.name)
         if present is not None and await self._passed_over(present["config"], mailbox):
             # What is leased now is delivered again; the alternative is that what waits never is.
             await self.remove(mailbox.name)
         await self._declare_lane(mailbox, NORMAL_PRIORITY)
-        # A lane that kept the old patterns would bar whoever serves them next.
-        for consumer in consumers:
-            _, lane, priority = consumer.partition("=p")
-            if lane and not mailbox.serial:
-                await self._declare_lane(mailbox, int(priority))
+        if not mailbox.serial and not mailbox.subject:
+            # All of them here, and none by whoever pulls: the server does not look which tasks a lane is for, so
+            # that the right to make one is the right to any task.
+            await asyncio.gather(*(self._declare_lane(mailbox, priority) for priority in _LANES))
 
     async def _passed_over(self, config: dict[str, Any], mailbox: Mailbox) -> bool:
         """Whether messages wait that the consumer, updated, would not go back for: it only ever goes on."""
@@ -100,9 +121,13 @@ class JetStreamQueue:
             await find(self._connection, call, missing=CONSUMER_NOT_FOUND)
 
     async def _consumers(self, name: str) -> list[str]:
-        lanes = [f"{name}=p{priority}" for priority in range(10) if priority != NORMAL_PRIORITY]
-        infos = await asyncio.gather(*(self._info(each) for each in (name, *lanes)))
-        return [info["name"] for info in infos if info is not None]
+        return [info["name"] for info in (await self._infos(name)).values()]
+
+    async def _infos(self, name: str) -> dict[int, dict[str, Any]]:
+        """What the server knows of each lane of a mailbox, by priority."""
+        lanes = (NORMAL_PRIORITY, *_LANES)
+        infos = await asyncio.gather(*(self._info(_consumer(name, each)) for each in lanes))
+        return {priority: info for priority, info in zip(lanes, infos, strict=True) if info is not None}
 
     async def put(
         self, subject: str, data: bytes, *, msg_id: str, headers: Mapping[str, str] | None = None
@@ -129,17 +154,18 @@ class JetStreamQueue:
     async def consume(self, mailbox: Mailbox, sink: Callable[[Delivery], None]) -> Feed:
         """Pull from the mailbox."""
 
-        async def declare_lane(priority: int) -> str:
-            if priority == NORMAL_PRIORITY:
-                return mailbox.name
-            return await self._declare_lane(mailbox, priority)
+        async def consumer_of(priority: int) -> str:
+            return _consumer(mailbox.name, priority)
 
         async def lanes_held() -> set[int]:
+            if not self._lists:
+                infos = await self._infos(mailbox.name)
+                return {priority for priority, info in infos.items() if info["num_pending"]} - {NORMAL_PRIORITY}
             patterns = [f"{self._subjects.task(pattern)}.*" for pattern in mailbox.patterns]
             return {lane_of(each) for each in await subjects_held(self._connection, self._stream, patterns)}
 
         feed = PullFeed(
-            self._connection, self._stream, self._notes, self._subjects, mailbox, sink, declare_lane, lanes_held
+            self._connection, self._stream, self._notes, self._subjects, mailbox, sink, consumer_of, lanes_held
         )
         await feed.open()
         return feed
@@ -152,7 +178,8 @@ class JetStreamQueue:
     def take_over(self, token: str) -> Lease:
         """The lease that another process holds."""
         # It comes from the bus, and what is done with it is sent there.
-        if not token.startswith("$JS.ACK.") or f".{self._stream}." not in token:
+        streams = f".{self._names.tasks}.", f".{self._names.line('')}"
+        if not token.startswith("$JS.ACK.") or not any(each in token for each in streams):
             raise InvalidMessageError(f"{token[:80]!r} is no lease of {self._stream}")
         try:
             return JetStreamLease(self._connection, self._notes, self._subjects.lite_of("begun"), token)
@@ -161,6 +188,9 @@ class JetStreamQueue:
 
     async def backlog(self, name: str) -> Backlog:
         """How much the mailbox holds now, over all lanes, those not yet opened included."""
+        if not self._lists:
+            held_by = (await self._infos(name)).values()
+            return Backlog(*(sum(each[what] for each in held_by) for what in ("num_pending", "num_ack_pending")))
         info = await self._info(name)
         if info is None:
             return Backlog()
@@ -171,7 +201,7 @@ class JetStreamQueue:
         # Not by the consumer's count of what it has pending: that grows a moment after a publish is acknowledged.
         held = await subjects_held(self._connection, self._stream, [*normal, *tails])
         lanes = {lane_of(subject) for subject in held} - {NORMAL_PRIORITY}
-        infos = await asyncio.gather(*(self._info(f"{name}=p{priority}") for priority in lanes))
+        infos = await asyncio.gather(*(self._info(_consumer(name, priority)) for priority in lanes))
         taken = sum(lane["num_ack_pending"] for lane in (info, *infos) if lane is not None)
         return Backlog(max(0, sum(held.values()) - taken), taken)
 
@@ -197,7 +227,7 @@ class JetStreamQueue:
     async def _stored(self, which: dict[str, Any]) -> Entry | None:
         answer = await self._connection.api(f"STREAM.MSG.GET.{self._stream}", which)
         error = answer.get("error", {})
-        if error.get("err_code") == _NO_MESSAGE:
+        if error.get("err_code") in self._nothing:
             return None
         if error:
             raise BusUnavailableError(f"{self._stream} can't be read: {error.get('description')}")
@@ -210,15 +240,14 @@ class JetStreamQueue:
         call = f"CONSUMER.INFO.{self._stream}.{consumer}"
         return await find(self._connection, call, missing=CONSUMER_NOT_FOUND)
 
-    async def _declare_lane(self, mailbox: Mailbox, priority: int) -> str:
-        """Make or update the durable consumer of one lane; returns its name.
+    async def _declare_lane(self, mailbox: Mailbox, priority: int) -> None:
+        """Make or update the durable consumer of one lane.
 
         Raises:
             RouteConflictError: another mailbox serves one of the topics.
             BusUnavailableError: the server refuses otherwise.
         """
-        lane = "" if priority == NORMAL_PRIORITY else f"=p{priority}"
-        name = f"{mailbox.name}{lane}"
+        name = _consumer(mailbox.name, priority)
         config: dict[str, Any] = {
             "durable_name": name,
             "name": name,
@@ -235,13 +264,18 @@ class JetStreamQueue:
         answer = await self._connection.api(f"CONSUMER.CREATE.{self._stream}.{name}", request)
         error = answer.get("error")
         if error is None:
-            return name
+            return
         if error.get("err_code") in (_FILTER_NOT_UNIQUE, _MULTIPLE_NOT_FILTERED):
             raise RouteConflictError(
                 f"another agent already serves one of {', '.join(mailbox.patterns)}",
                 hint="see `squadron topics`; take that agent down or name the topics apart",
             )
         raise BusUnavailableError(f"NATS refused the mailbox {name}: {error.get('description')}")
+
+
+def _consumer(mailbox: str, priority: int) -> str:
+    """Name of the consumer of one lane."""
+    return mailbox if priority == NORMAL_PRIORITY else f"{mailbox}=p{priority}"
 
 
 async def subjects_held(connection: Connection, stream: str, patterns: list[str]) -> dict[str, int]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from squadron.bridge.jetstream.link.connect import Connection
+from squadron.bridge.jetstream.own_streams import own_names
 from squadron.bridge.jetstream.stream_configs import STREAM_NOT_FOUND, StreamNames, ask_for, find
 from squadron.runtime.wire.subjects import Subjects
 
@@ -20,8 +21,9 @@ async def storage(connection: Connection, names: StreamNames) -> tuple[dict[str,
         BusUnavailableError: JetStream does not answer as it should.
     """
     streams = {}
-    all = (names.tasks, names.lite, names.registry, names.dead, names.runs, names.events, f"OBJ_{names.bucket}")
-    for name in all:
+    shared = (names.tasks, names.lite, names.registry, names.dead, names.runs, names.events, f"OBJ_{names.bucket}")
+    apart = [*await own_names(connection, names), *await own_names(connection, names, "ticket")]
+    for name in dict.fromkeys((*shared, *apart)):
         # One that was lost is made anew a moment later.
         if info := await find(connection, f"STREAM.INFO.{name}", missing=STREAM_NOT_FOUND):
             state = info["state"]
@@ -38,11 +40,13 @@ async def oldest_at(
     Raises:
         BusUnavailableError: the server can't be reached.
     """
-    plain = [subjects.task(topic) for topic in topics]
+    plain, names = [subjects.task(topic) for topic in topics], StreamNames(subjects.environment)
+    places = [(names.tasks, each) for each in (*plain, *(f"{each}.*" for each in plain), subjects.line(mailbox))]
+    if await find(connection, f"STREAM.INFO.{names.line(mailbox)}", missing=STREAM_NOT_FOUND):
+        places.append((names.line(mailbox), subjects.line(mailbox)))
     found = []
-    for pattern in (*plain, *(f"{each}.*" for each in plain), subjects.line(mailbox)):
+    for stream, pattern in places:
         query = json.dumps({"seq": 1, "next_by_subj": pattern}).encode()
-        stream = StreamNames(subjects.environment).tasks
         answer = await connection.request(f"{connection.api_prefix}.DIRECT.GET.{stream}", query)
         if stamp := answer.headers.get("Nats-Time-Stamp"):
             found.append(datetime.fromisoformat(stamp).timestamp())

@@ -32,6 +32,8 @@ FRESH_SEQS = 1_000_000_000
 CONSUMER_NOT_FOUND = 10014
 _STREAM_NAME_IN_USE = 10058
 STREAM_NOT_FOUND = 10059
+#: There are fewer servers than copies wanted, or there is no cluster at all.
+_TOO_FEW_SERVERS = frozenset((10005, 10074))
 
 #: Messages of one mailbox that may be leased at once, over all replicas; slots are the real limit.
 MAX_ACK_PENDING = 100_000
@@ -39,16 +41,16 @@ MAX_ACK_PENDING = 100_000
 MAX_WAITING = 10_000
 
 
-def _configs(names: StreamNames) -> list[dict[str, Any]]:
+def _configs(names: StreamNames, copies: int, apart: bool) -> list[dict[str, Any]]:
     root = f"agents.{names.environment}"
-    common = {"storage": "file", "max_consumers": MAX_CONSUMERS, "num_replicas": 1}
+    common = {"storage": "file", "max_consumers": MAX_CONSUMERS, "num_replicas": copies}
     tasks = {
         "name": names.tasks,
         # Each lane by its name: on a lane that does not exist a message would wait for ever.
         "subjects": [
             *(f"{root}.{kind}.*.*{lane}" for kind in ("task", "query") for lane in LANES),
-            f"{root}.ordered.*.*.*.*",
-            f"{root}.ticket.*.*.*",
+            # Where principals are apart, in a stream of each ordered agent.
+            *(() if apart else (f"{root}.ordered.*.*.*.*", f"{root}.ticket.*.*.*")),
         ],
         # A query is a task by another name: it is stored, and so served, under the task's subject.
         "subject_transform": {"src": f"{root}.query.>", "dest": f"{root}.task.>"},
@@ -96,7 +98,9 @@ def _configs(names: StreamNames) -> list[dict[str, Any]]:
         "republish": {"src": f"{root}.durable.>", "dest": f"{root}.event.>"},
     }
     journals = (lite, registry, dead, _runs(names, root))
-    return [common | tasks, common | events] + [common | keyed | stream for stream in (*journals, _bucket(names))]
+    return [common | tasks, common | events] + [
+        common | keyed | stream for stream in (*journals, _bucket(names, apart))
+    ]
 
 
 def _runs(names: StreamNames, root: str) -> dict[str, Any]:
@@ -109,27 +113,37 @@ def _runs(names: StreamNames, root: str) -> dict[str, Any]:
     }
 
 
-def _bucket(names: StreamNames) -> dict[str, Any]:
+def _bucket(names: StreamNames, apart: bool) -> dict[str, Any]:
     """The object store of large payloads. Made with the others: who sends one needs no right to make streams."""
     return {
         "name": f"OBJ_{names.bucket}",
         "subjects": [f"$O.{names.bucket}.C.>", f"$O.{names.bucket}.M.>"],
         "discard": "new",
-        "allow_rollup_hdrs": True,
+        # Any client's object store replaces its entries by them. Where principals are apart one header must not
+        # empty what belongs to others.
+        "allow_rollup_hdrs": not apart,
         # Each object has a time of its own; a payload never outlives the dead letter it may belong to.
         "max_age": DEAD_MAX_AGE_S * NANOSECONDS,
         "duplicate_window": DUPLICATE_WINDOW_S * NANOSECONDS,
     }
 
 
-async def ensure_streams(connection: Connection, names: StreamNames) -> None:
-    """Make the seven streams that every environment has, as `ensure_stream` does."""
-    for config in _configs(names):
+async def ensure_streams(
+    connection: Connection, names: StreamNames, copies: int = 1, *, apart: bool = False
+) -> None:
+    """Make the seven streams that every environment has, each on so many servers, as `ensure_stream` does.
+
+    Args:
+        apart: its principals have credentials, and are kept from each other.
+    """
+    for config in _configs(names, copies, apart):
         await ensure_stream(connection, config)
 
 
 async def ensure_stream(connection: Connection, config: dict[str, Any]) -> None:
     """Make the stream if it is missing, else bring it to the present configuration.
+
+    One that is there may get more copies by it, never fewer: not everybody who starts knows how many.
 
     Raises:
         BusUnavailableError: the server has no JetStream, or refuses; the message carries its reason.
@@ -138,14 +152,15 @@ async def ensure_stream(connection: Connection, config: dict[str, Any]) -> None:
     answer = await connection.api(f"STREAM.CREATE.{name}", config)
     if answer.get("error", {}).get("err_code") == _STREAM_NAME_IN_USE:
         present = await ask_for(connection, f"STREAM.INFO.{name}")
-        # Replicas, placement, limits and where its numbers began are as they are, once the stream is there.
-        ours = {key: value for key, value in config.items() if key not in ("num_replicas", "first_seq")}
+        # Placement, limits and where its numbers began are as they are, once the stream is there.
+        ours = {key: value for key, value in config.items() if key != "first_seq"}
+        ours["num_replicas"] = max(present["config"]["num_replicas"], config["num_replicas"])
         answer = await connection.api(f"STREAM.UPDATE.{name}", present["config"] | ours)
     if error := answer.get("error"):
-        raise BusUnavailableError(
-            f"NATS refused the stream {name}: {error.get('description')}",
-            hint="Squadron needs nats-server 2.12 or newer with JetStream enabled",
-        )
+        hint = "Squadron needs nats-server 2.12 or newer with JetStream enabled"
+        if error.get("err_code") in _TOO_FEW_SERVERS:
+            hint = f"{config['num_replicas']} copies of each stream take as many servers: SQUADRON_STREAM_REPLICAS"
+        raise BusUnavailableError(f"NATS refused the stream {name}: {error.get('description')}", hint=hint)
 
 
 async def find(
@@ -182,14 +197,16 @@ async def streams_exist(connection: Connection, names: StreamNames) -> bool:
     Raises:
         BusUnavailableError: nobody knows, because JetStream does not answer as it should.
     """
-    return await find(connection, f"STREAM.INFO.{names.tasks}", missing=STREAM_NOT_FOUND) is not None
+    return await find(connection, f"STREAM.INFO.{names.registry}", missing=STREAM_NOT_FOUND) is not None
 
 
 class Streams:
     """The streams of an environment, watched: a server may come back without what it had stored."""
 
-    def __init__(self, connection: Connection, names: StreamNames) -> None:
-        self._connection, self._names = connection, names
+    def __init__(
+        self, connection: Connection, names: StreamNames, copies: int = 1, *, apart: bool = False
+    ) -> None:
+        self._connection, self._names, self._copies, self._apart = connection, names, copies, apart
         #: When each was made, by the server's clock, and the last number seen in it.
         self._seen: dict[str, tuple[str, int]] = {}
 
@@ -200,7 +217,7 @@ class Streams:
             BusUnavailableError: JetStream does not answer as it should; the next look finds what was lost.
         """
         now: dict[str, tuple[str, int]] = {}
-        for config in _configs(self._names):
+        for config in _configs(self._names, self._copies, self._apart):
             name = config["name"]
             info = await find(self._connection, f"STREAM.INFO.{name}", missing=STREAM_NOT_FOUND)
             if info is None:

@@ -7,7 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class StreamNames:
-    """Names of the streams of one environment."""
+    """Names of the streams of one environment.
+
+    No two are the same, of whatever environments and agents: names of both may hold any `-`, and none holds a `=`.
+    So what an agent has of its own is told by the `=`, and ends what is before it; of the others the last part,
+    which holds no `-`, says what they are.
+    """
 
     environment: str
 
@@ -31,10 +36,27 @@ class StreamNames:
     def runs(self) -> str:
         return f"squadron-{self.environment}-runs"
 
+    def own(self, agent: str) -> str:
+        """What an agent keeps for itself, where agents are cut from each other."""
+        return f"squadron-{self.environment}=own-{agent}"
+
+    def line(self, agent: str) -> str:
+        """What stands in line for an ordered agent, where agents are cut from each other."""
+        return f"squadron-{self.environment}=line-{agent}"
+
+    def former(self, name: str) -> str:
+        """How a stream of an agent was called before; another environment's may be called so."""
+        return name.replace("=", "-")
+
     @property
     def bucket(self) -> str:
         """The object store of large payloads; its stream is `OBJ_` and this, as NATS wants it (ADR-20)."""
         return f"squadron-{self.environment}-claims"
+
+    @property
+    def forget(self) -> str:
+        """The subject where the bridge is told which large payload is not needed any more."""
+        return f"agents.{self.environment}.forget"
 
     @property
     def events(self) -> str:

@@ -9,8 +9,12 @@ from squadron.bridge.jetstream.bus import CoreBus
 from squadron.bridge.jetstream.events import JetStreamEventLog
 from squadron.bridge.jetstream.filing import Filing
 from squadron.bridge.jetstream.journal import JetStreamJournal
+from squadron.bridge.jetstream.keeping import Keeping
+from squadron.bridge.jetstream.line_queue import LineQueue
+from squadron.bridge.jetstream.link.at_home import JS_API, OF_ALL, user_of
 from squadron.bridge.jetstream.link.connect import HEADER_BYTES, Connection
 from squadron.bridge.jetstream.link.dial import connect
+from squadron.bridge.jetstream.own_streams import OwnStream
 from squadron.bridge.jetstream.queue import JetStreamQueue
 from squadron.bridge.jetstream.stream_configs import StreamNames, ensure_streams, streams_exist
 from squadron.bridge.jetstream.vault import JetStreamVault
@@ -19,6 +23,8 @@ from squadron.bridge.seal_rings import own_ring
 from squadron.bridge.trusting import Trusting
 from squadron.config import Settings
 from squadron.runtime.errors import BridgeUnavailableError
+from squadron.runtime.ports.lite_journal import LiteJournal
+from squadron.runtime.ports.queue import Store
 from squadron.runtime.running.ordered import OrderedQueue
 from squadron.runtime.store.claims import Claims
 from squadron.runtime.store.port_set import Ports
@@ -56,7 +62,18 @@ class Wiring(Place):
         subjects, clock = Subjects(settings.env, settings.outside), SystemClock()
         records = JetStreamJournal(connection, names.registry)
         self.connection = connection
-        queue = JetStreamQueue(connection, subjects, strict=settings.audit_strict == "yes")
+        strict, keeper = settings.audit_strict == "yes", settings.nats_own == OF_ALL
+        queue = JetStreamQueue(connection, subjects, strict=strict, own_streams=keeper)
+        lite: LiteJournal = JetStreamJournal(connection, names.lite)
+        is_apart = connection.api_prefix != JS_API
+        vault = JetStreamVault(connection, names, user_of(settings) if is_apart else "")
+
+        def line_of(agent: str) -> Store:
+            return LineQueue(connection, subjects, agent, keeper=keeper)
+
+        own, runs = lite, JetStreamJournal(connection, names.runs)
+        if settings.nats_own and not keeper:
+            own = runs = OwnStream(connection, names, settings.nats_own)
         if trusting.signer is not None:
             connection.client.sign = trusting.signer.sign
         ports = Ports(
@@ -64,13 +81,14 @@ class Wiring(Place):
             subjects=subjects,
             clock=clock,
             bus=CoreBus(connection),
-            queue=OrderedQueue(queue, subjects),
+            queue=OrderedQueue(queue, subjects, line_of if is_apart or keeper else None),
             events=JetStreamEventLog(connection, subjects),
-            lite=JetStreamJournal(connection, names.lite),
+            lite=lite,
             dead=JetStreamJournal(connection, names.dead),
-            runs=JetStreamJournal(connection, names.runs),
+            own=own,
+            runs=runs,
             claims=Claims(
-                JetStreamVault(connection, names),
+                vault,
                 over_bytes=min(settings.claim_over_bytes, connection.max_payload - HEADER_BYTES),
                 most_bytes=settings.max_message_bytes,
                 seals=_seals(settings, trusting, ring),
@@ -80,6 +98,7 @@ class Wiring(Place):
             principal=trusting.me,
             policy=trusting.policy,
         )
+        self._keeping = Keeping(connection, vault, ports) if keeper else None
         super().__init__(ports, records, settings, trusting)
 
     @classmethod
@@ -109,13 +128,17 @@ class Wiring(Place):
         try:
             names = StreamNames(settings.env)
             if create:
-                await ensure_streams(connection, names)
+                await ensure_streams(
+                    connection, names, settings.stream_replicas, apart=settings.nats_own == OF_ALL
+                )
             elif not await streams_exist(connection, names):
                 raise BridgeUnavailableError(
                     f"environment {settings.env!r} was never started on this server",
                     hint="start it with `squadron up`, or name another with SQUADRON_ENV",
                 )
             await wiring.start()
+            if wiring._keeping is not None:
+                await wiring._keeping.start()
         except BaseException:
             # What it has begun would go on to ask a connection that is closed.
             await wiring.aclose()
@@ -124,4 +147,6 @@ class Wiring(Place):
 
     async def disconnect(self) -> None:
         """Close the connection."""
+        if self._keeping is not None:
+            await self._keeping.aclose()
         await self.connection.aclose()

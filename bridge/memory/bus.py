@@ -38,9 +38,20 @@ class MemoryBus:
         view._line = line
         return view
 
-    async def publish(self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None) -> None:
+    async def publish(
+        self,
+        subject: str,
+        data: bytes,
+        *,
+        headers: Mapping[str, str] | None = None,
+        reply: str = "",
+        signed: bool = True,
+    ) -> None:
         check_size(data)
-        self._line.send(lambda: self.deliver(self._note(subject, data, "", headers)))
+        if signed:
+            self._line.send(lambda: self.deliver(self._note(subject, data, reply, headers)))
+        else:
+            self._line.send(lambda: self.deliver(Note(subject, data, reply, Headed(dict(headers or {})))))
 
     def _note(self, subject: str, data: bytes, reply: str, headers: Mapping[str, str] | None) -> Note:
         return Note(subject, data, reply, Headed(self._line.headers(subject, data, headers)))

@@ -52,6 +52,7 @@ class _Group:
 
 class _EventLease:
     token = ""
+    sure_from = 0.0
 
     def __init__(self, log: MemoryEventLog, line: Line, group: _Group, seq: int) -> None:
         self._log, self._line, self._group, self._seq = log, line, group, seq

@@ -46,6 +46,8 @@ class _Task:
 
 
 class _QueueLease:
+    sure_from = 0.0
+
     def __init__(self, queue: MemoryQueue, line: Line, task: _Task, lease_s: float) -> None:
         self._queue, self._line, self._task, self._lease_s = queue, line, task, lease_s
         self.delivered, self.first = task.delivered, task.delivered == 1

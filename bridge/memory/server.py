@@ -93,6 +93,7 @@ class MemoryServer:
             events=self.events.over(line),
             lite=self.lite.over(line),
             dead=self.dead.over(line),
+            own=self.lite.over(line),
             runs=self.runs.over(line),
             claims=Claims(
                 self.vault.over(line),

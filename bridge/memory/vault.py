@@ -10,6 +10,7 @@ from typing import Self
 from squadron.bridge.memory.common import now_s
 from squadron.bridge.memory.line import PERSIST_S, Line
 from squadron.runtime.errors import ClaimLostError
+from squadron.runtime.ports.vault import name_of
 
 
 class MemoryVault:
@@ -25,9 +26,9 @@ class MemoryVault:
         view._line = line
         return view
 
-    async def store(self, data: bytes, *, keep_s: float, name: str = "") -> str:
+    async def store(self, data: bytes, *, keep_s: float, key: str = "") -> str:
         await self._line.answer(PERSIST_S)
-        name = name or uuid.uuid4().hex
+        name = name_of(key or uuid.uuid4().hex)
         self._held[name] = now_s() + max(1, math.ceil(keep_s)), data
         return name
 
@@ -37,7 +38,7 @@ class MemoryVault:
             raise ClaimLostError(f"the vault holds nothing under {name!r}")
         return self._held[name][1]
 
-    async def drop(self, name: str) -> None:
+    async def drop(self, name: str, key: str = "") -> None:
         await self._line.answer()
         self._held.pop(name, None)
 

@@ -21,7 +21,7 @@ from squadron.runtime.errors import (
 )
 from squadron.runtime.ports.bus import Note, Subscription
 from squadron.runtime.ports.journal import Journal
-from squadron.runtime.registry.registry import MISSED_HEARTBEATS
+from squadron.runtime.registry.presence import LONGEST_LIFE_S, MISSED_HEARTBEATS
 from squadron.runtime.retries import summary_of
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.wire.envelope import AgentMessage
@@ -44,6 +44,12 @@ class _Load:
     busy: int
     lag_s: float
     heard_at: float
+    #: When it is heard of next.
+    beat_s: float
+
+    def is_silent(self, now: float, beats: int = MISSED_HEARTBEATS) -> bool:
+        """Whether it has missed so many heartbeats."""
+        return self.heard_at + beats * self.beat_s < now
 
 
 class Census:
@@ -131,7 +137,10 @@ class Census:
             told = content["metrics"]
             agent, replica = check_token(content["agent"], "agent"), check_token(content["replica"], "replica")
             self.take(agent, replica, told)
-            load = _Load(int(content["slots"]), int(content["inFlight"]), float(told["lagS"]), self._loop.time())
+            slots, busy, lag_s = int(content["slots"]), int(content["inFlight"]), float(told["lagS"])
+            # Where there are thousands, each is heard of more seldom.
+            beat_s = min(max(self._beat_s, float(content.get("beatS", 0.0))), LONGEST_LIFE_S)
+            load = _Load(slots, busy, lag_s, self._loop.time(), beat_s)
             if content["event"] == "agent_offline":
                 self._loads.pop((agent, replica), None)
             else:
@@ -165,12 +174,32 @@ class Census:
         """All that there is to show now."""
         return Figures(dict(self._shown), (*self._looked_up, *self._of_loads()))
 
+    def tasks_of(self, agent: str, topic: str) -> tuple[dict[str, int], float]:
+        """How tasks of an agent's topic ended, by kind of outcome, and what one of its tasks costs in USD."""
+        cells, of_topic, all_tasks, usd_micros = self._shown.get(agent, {}), dict[str, int](), 0.0, 0.0
+        for (kind, *labels), numbers in cells.items():
+            if kind == "tasks":
+                all_tasks += numbers[0]
+                if labels[0] == topic:
+                    of_topic[labels[1]] = int(numbers[0])
+            elif kind == "usd_micros":
+                usd_micros += numbers[0]
+        return of_topic, usd_micros / 1e6 / max(1.0, all_tasks)
+
+    def versions_of(self, agent: str) -> dict[str, dict[str, int]]:
+        """How tasks ended while an agent had a canary, by version of its code and kind of outcome."""
+        found: dict[str, dict[str, int]] = {}
+        for (kind, *labels), numbers in self._shown.get(agent, {}).items():
+            if kind == "versions":
+                found.setdefault(labels[0], {})[labels[1]] = int(numbers[0])
+        return found
+
     def _of_loads(self) -> list[Gauge]:
         """How busy replicas are that were heard of lately."""
-        since = self._loop.time() - MISSED_HEARTBEATS * self._beat_s
+        now = self._loop.time()
         agents: dict[str, list[_Load]] = {}
         for (agent, _), load in list(self._loads.items()):
-            if load.heard_at >= since:
+            if not load.is_silent(now):
                 agents.setdefault(agent, []).append(load)
         gauges: list[Gauge] = [
             ("squadron_bridge_nats_reconnects", (), self._reconnects),
@@ -207,8 +236,8 @@ class Census:
             due = self._loop.time() + self._beat_s
             await asyncio.sleep(self._beat_s)
             self._lag_s = max(0.0, self._loop.time() - due)
-            silent_since = due - 10 * MISSED_HEARTBEATS * self._beat_s
-            self._loads = {name: each for name, each in self._loads.items() if each.heard_at > silent_since}
+            loads = self._loads.items()
+            self._loads = {name: each for name, each in loads if not each.is_silent(due, 10 * MISSED_HEARTBEATS)}
             try:
                 await self.store()
                 figures = self.figures()

@@ -54,7 +54,9 @@ class Counting:
     The price is that of some entries in dicts for each task: see `make bench`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, two_versions: Callable[[], bool] = lambda: False) -> None:
+        """Make one; `two_versions` tells whether the agent has a canary now: then each is counted for itself."""
+        self._two_versions = two_versions
         self._cells: dict[Cell, list[float]] = {}
         #: Cells by the topic as it is served, since these are looked for for each task.
         self._waits: dict[str, list[float]] = {}
@@ -130,6 +132,8 @@ class Counting:
             numbers[bisect_left(SECONDS, it.seconds) + 1] += 1
         if it.outcome is not None:
             self._add(("tasks", topic, it.outcome.kind))
+            if self._two_versions():
+                self._add(("versions", it.outcome.version, it.outcome.kind))
         elif it.end == "again":
             self._add(("retries", topic))
 

@@ -30,6 +30,7 @@ MODEL_SECONDS = tuple(round(0.01 * 2**n, 2) for n in range(14))
 #: What replicas count: how many labels it has, and the buckets of a histogram.
 COUNTED: Mapping[str, tuple[int, tuple[float, ...]]] = {
     "tasks": (2, ()),
+    "versions": (2, ()),
     "retries": (1, ()),
     "turn": (1, SECONDS),
     "wait": (1, SECONDS),
@@ -92,6 +93,12 @@ def _provider(_: str, labels: Sequence[str]) -> tuple[str, ...]:
 #: What is counted, as it is shown. Names and labels stay as they are: dashboards and alerts hold on to them.
 COUNTERS: tuple[MetricFamily, ...] = (
     _counter("squadron_tasks_total", "tasks", "topic outcome", "Tasks that ended, by how."),
+    _counter(
+        "squadron_version_tasks_total",
+        "versions",
+        "version outcome",
+        "Tasks that ended while an agent had a canary, by the version that worked on them and by how.",
+    ),
     _counter("squadron_task_retries_total", "retries", "topic", "Attempts that failed, and are followed by one."),
     MetricFamily(
         "squadron_turn_duration_seconds",

@@ -339,6 +339,8 @@ def _tell(span: Span, outcome: Outcome) -> None:
         span.set_attribute(names.ATTEMPT, outcome.attempt)
     if outcome.source:
         span.set_attribute(names.REPLICA, outcome.source)
+    if outcome.version:
+        span.set_attribute(names.VERSION, outcome.version)
     if outcome.spent.tokens:
         span.set_attribute(names.TOKENS, outcome.spent.tokens)
     if outcome.spent.usd_micros:

@@ -7,6 +7,7 @@ import hmac
 import importlib
 import operator
 import os
+import platform
 import site
 import sys
 import sysconfig
@@ -21,9 +22,12 @@ import cloudpickle
 
 from squadron.actors.agent import Agent, AgentSpec
 from squadron.actors.decorators import TOOL, TOPIC, marked
+from squadron.actors.remote.remote_agent import RemoteAgent
+from squadron.bridge.packing.held_secrets import HeldSecretError, check_bytes, check_held
 from squadron.bridge.packing.lazy import find
 from squadron.bridge.packing.pickling import dumps, travels
 from squadron.runtime.errors import DeployError, InvalidAgentError, MessageTooLargeError
+from squadron.runtime.wire.deployment import RuntimeEnv, this_python
 
 #: Largest class that travels by value; the embedded server takes messages of 8 MB.
 MAX_BLOB_BYTES = 4 * 1024 * 1024
@@ -31,14 +35,22 @@ MAX_BLOB_BYTES = 4 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """Where a replica finds an agent class: an import path, or a blob named by its digest."""
+    """Where a replica finds an agent class: an import path, or a blob named by its digest.
+
+    Attributes:
+        made_of: of an agent that stands for a server elsewhere, what the imported class is to be made for.
+    """
 
     version: str
     import_path: str = ""
+    made_of: str = ""
+    #: Which Python compiled it, like `3.11`, where it travels by value: another one can't run its bytecode.
+    python: str = ""
 
     def to_dict(self) -> dict[str, str]:
         """As it travels in a deployment's arguments."""
-        return asdict(self)
+        # Said only where it counts: an agent that was declared by an earlier release stays as it is.
+        return {name: value for name, value in asdict(self).items() if value or name != "python"}
 
 
 def load_agent(path: str) -> type[Agent]:
@@ -48,8 +60,9 @@ def load_agent(path: str) -> type[Agent]:
         InvalidAgentError: there is no such module or class, or it is not an agent.
     """
     module_name, _, name = path.partition(":")
-    if not name or not all(part.isidentifier() for part in module_name.split(".")):
-        stem = Path(module_name).stem if module_name.endswith(".py") else "my_agents"
+    is_file = module_name.endswith(".py")
+    if not name or is_file or not all(part.isidentifier() for part in module_name.split(".")):
+        stem = Path(module_name).stem if is_file else "my_agents"
         raise InvalidAgentError(f"{path!r} is not module:Class", hint=f"for example {stem}:{name or 'Analyst'}")
     try:
         found = getattr(importlib.import_module(module_name), name)
@@ -74,6 +87,8 @@ def pack(agent_class: type[Agent]) -> tuple[Code, bytes]:
     """
     AgentSpec.of(agent_class)
     module = sys.modules.get(agent_class.__module__)
+    if issubclass(agent_class, RemoteAgent) and agent_class.current():
+        return _made(agent_class), b""
     path = f"{agent_class.__module__}:{agent_class.__qualname__}"
     # `__main__` is another module on every node, and in a notebook it has no file at all.
     if module and module.__name__ != "__main__" and _is_installed(module) and "<locals>" not in path:
@@ -84,7 +99,28 @@ def pack(agent_class: type[Agent]) -> tuple[Code, bytes]:
             f"{agent_class.__name__} takes {len(blob):,} bytes with what it refers to",
             hint="load large data in on_start instead of a module variable",
         )
-    return Code(version=_digest(blob)), blob
+    return Code(version=_digest(blob), python=this_python()), blob
+
+
+def check_env(name: str, env: RuntimeEnv) -> None:
+    """Look at the environment that an agent is to have: it is recorded, as code is.
+
+    Raises:
+        InvalidAgentError: it holds a secret.
+    """
+    try:
+        check_held(env.env_vars)
+        check_bytes(env.model_dump_json().encode())
+    except HeldSecretError as error:
+        hint = "who reads the registry would read it: see docs/security.md#secrets for where secrets belong"
+        raise InvalidAgentError(f"{name}: runtime_env: {error}", field="runtime_env", hint=hint) from None
+
+
+def _made(agent_class: type[RemoteAgent]) -> Code:
+    base = agent_class.__bases__[0]
+    module, made_of = sys.modules[base.__module__], agent_class.made_of()
+    version = _digest(Path(str(module.__file__)).read_bytes() + made_of.encode())
+    return Code(version, f"{base.__module__}:{base.__qualname__}", made_of)
 
 
 def _pickle(agent_class: type[Agent], module: ModuleType | None) -> bytes:
@@ -189,9 +225,12 @@ def unpack(code: Code, blob: bytes) -> type[Agent]:
         else:
             module, _, name = code.import_path.partition(":")
             loaded = operator.attrgetter(name)(importlib.import_module(module))
+        if code.made_of:
+            loaded = loaded.remade(code.made_of)
     except Exception as error:
         raise DeployError(
-            f"the agent's code can't be loaded: {type(error).__name__}: {error}",
+            f"the agent's code can't be loaded on {platform.node()} (Python {platform.python_version()}): "
+            f"{type(error).__name__}: {error}",
             hint="what it imports must be installed on the cluster's nodes",
         ) from error
     return AgentSpec.of(loaded).agent_class

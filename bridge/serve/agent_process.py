@@ -7,8 +7,11 @@ import gc
 import os
 import platform
 import uuid
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
+from typing import Any
 
 from squadron.actors.agent import Agent, AgentSpec
 from squadron.bridge.control.deployed import is_kept
@@ -17,7 +20,10 @@ from squadron.bridge.host import Host
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.bridge.otel.exporters import lines_of
 from squadron.bridge.packing.code import Code, unpack
+from squadron.bridge.serve.gateway_agent import GatewayAgent
 from squadron.bridge.serve.login import ReplicaLogin, fetch_ring
+from squadron.bridge.serve.offers import give_ports, offer_changes
+from squadron.config import Settings
 from squadron.runtime.background import Health, spawn
 from squadron.runtime.errors import DeployError
 from squadron.runtime.logs import configure_logs
@@ -30,43 +36,88 @@ from squadron.runtime.wire.subjects import token_of
 GARBAGE = 10_000
 
 
-class AgentProcess:
-    """An agent at work, until it is stopped."""
+def settle(threads: int) -> None:
+    """Make the most of a process that runs agents and nothing else: before the first of them begins, on its loop.
 
-    def __init__(self) -> None:
-        self._stopped = True
+    Args:
+        threads: for sync handlers, one for each slot; none is started before it is needed.
+    """
+    # What imports have left, of Ray above all, lives as long as the process; each full collection of garbage
+    # would look at all of it again, and stop the replica for 0.2 s.
+    gc.freeze()
+    # Tasks leave next to no cycles behind, but 64 under way are looked at again after every 700 objects.
+    gc.set_threshold(GARBAGE)
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(threads, "handler"))
+
+
+def keep_logs(settings: Settings, identity: AgentIdentity) -> None:
+    """Log in the name of this process."""
+    configure_logs(settings.log_level, *lines_of(identity, settings.env))
+
+
+class AgentProcess:
+    """An agent at work, until it is stopped.
+
+    What is different where several agents share a process: `keep_logs`, which is called once the settings are
+    known, and `opening`, in which the connection is made.
+    """
+
+    def __init__(
+        self,
+        keep_logs: Callable[[Settings, AgentIdentity], None] = keep_logs,
+        opening: AbstractAsyncContextManager[Any] = nullcontext(),  # noqa: B008  # it has no state
+    ) -> None:
+        self._stopped, self._keep_logs, self._opening = True, keep_logs, opening
 
     async def begin(
-        self, environment: str, agent: str, code: Code, slots: int, grace_s: float, ordered_by: str
+        self,
+        environment: str,
+        agent: str,
+        code: Code,
+        slots: int,
+        grace_s: float,
+        ordered_by: str,
+        *,
+        canary: bool = False,
     ) -> None:
-        """Connect, and take tasks.
+        """Connect, and take tasks. If that fails, or is cancelled, nothing of it is left.
 
         Raises:
             DeployError: its code is not to be had.
         """
-        # What imports have left, of Ray above all, lives as long as the process; each full collection of garbage
-        # would look at all of it again, and stop the replica for 0.2 s.
-        gc.freeze()
-        # Tasks leave next to no cycles behind, but 64 under way are looked at again after every 700 objects.
-        gc.set_threshold(GARBAGE)
         self._health = Health.begin()
         self._login = ReplicaLogin(environment, agent)
-        settings = await self._login.open()
-        # Sync handlers run in threads: one for each slot.
-        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(slots, "handler"))
         self._name, self._code, self._grace_s = agent, code, grace_s
-        identity = AgentIdentity(id=f"{agent}-{uuid.uuid4().hex[:8]}", type=agent)
-        configure_logs(settings.log_level, *lines_of(identity, settings.env))
-        self._wiring = await Wiring.open(settings, identity, ring=partial(fetch_ring, environment, agent))
+        try:
+            async with self._opening:
+                settings = await self._login.open()
+                identity = AgentIdentity(id=f"{agent}-{uuid.uuid4().hex[:8]}", type=agent)
+                self._keep_logs(settings, identity)
+                ring = partial(fetch_ring, environment, agent)
+                self._wiring = await Wiring.open(settings, identity, ring=ring)
+            try:
+                await self._serve(slots, ordered=ordered_by != "", canary=canary)
+            except BaseException:
+                await self._wiring.aclose()
+                raise
+        except BaseException:
+            self._login.close()
+            raise
+        self._stopped = False
+
+    async def _serve(self, slots: int, *, ordered: bool, canary: bool) -> None:
         self._wiring.ports.observers.add(TurnLog())
         spec = AgentSpec.of(await self._load())
-        await self._login.join([f"{agent}.{token_of(name)}" for name, _ in spec.durable_events], self._wiring)
+        await self._login.join([f"{self._name}.{token_of(name)}" for name, _ in spec.durable_events], self._wiring)
+        instance = spec.agent_class()
+        give_ports(instance, self._wiring)
         self._host = Host(
             self._wiring,
-            spec.agent_class(),
+            instance,
             spec,
             slots=slots,
-            ordered=ordered_by != "",
+            ordered=ordered,
+            canary=canary,
             facts={
                 "version": self._code.version,
                 "release": release(),
@@ -74,9 +125,11 @@ class AgentProcess:
                 "node": platform.node(),
             },
         )
+        if isinstance(self._host.agent, GatewayAgent):
+            self._host.agent.place = self._wiring
         await self._host.start()
+        self._offering = spawn(offer_changes(self._host.agent, self._wiring), "offers", lasting=True)
         self._login_kept = spawn(self._login.keep(self._wiring), "login", lasting=True)
-        self._stopped = False
 
     async def _load(self) -> type[Agent]:
         blob = b""
@@ -112,6 +165,7 @@ class AgentProcess:
         if self._stopped:
             return
         self._stopped = True
+        self._offering.cancel()
         await self._host.stop(self._grace_s)
         self._login_kept.cancel()
         await self._wiring.aclose()

@@ -131,7 +131,7 @@ class Bindings:
                     await self._restore()
                 for pattern in list(self._pumps):
                     await self._wiring.registry.renew(_name(pattern), STAND_IN)
-            await asyncio.sleep(self._wiring.registry.heartbeat_s)
+            await asyncio.sleep(self._wiring.registry.beat_s)
 
     def routes(self) -> list[dict[str, Any]]:
         """What is bound."""

@@ -15,9 +15,10 @@ import structlog
 from squadron.actors.thinking.embedding import open_embedder
 from squadron.bridge.auth.minting import AGENT_KEYS, AgentKeys
 from squadron.bridge.control.control import Bridge
-from squadron.bridge.control.finding import Finder
+from squadron.bridge.control.finding import Finder, TrackRecord
 from squadron.bridge.health.release import release
-from squadron.bridge.jetstream.link.at_home import as_user, authority_of, has_authority
+from squadron.bridge.jetstream.link.at_home import OF_ALL, as_bridge, authority_of, has_authority
+from squadron.bridge.jetstream.own_streams import own_names
 from squadron.bridge.jetstream.queue import subjects_held
 from squadron.bridge.jetstream.stream_configs import StreamNames, Streams
 from squadron.bridge.jetstream.wiring import Wiring
@@ -27,6 +28,7 @@ from squadron.bridge.serve.archivist_actor import ArchivistKeeper
 from squadron.bridge.serve.bindings import Bindings
 from squadron.bridge.serve.cluster import ServeReplicas
 from squadron.bridge.serve.login import Enrolled
+from squadron.bridge.serve.offers import TakenOffers, peers_of
 from squadron.bridge.serve.ray_nodes import nodes
 from squadron.bridge.serve.showcase import Showcase
 from squadron.config import Settings
@@ -34,6 +36,7 @@ from squadron.runtime.asking.options import AskKeywords, AskOptions
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import ConfigError, UntrustedError
 from squadron.runtime.logs import configure_logs
+from squadron.runtime.registry.ranker import TopicKey
 from squadron.runtime.trust.ring_handing import hand_ring
 from squadron.runtime.trust.sealing import SealKey
 from squadron.runtime.wire.deployment import Deployment
@@ -54,17 +57,13 @@ class BridgeActor:
     async def __init__(  # type: ignore[misc]  # Ray awaits it
         self, settings: Settings, dashboard_url: str
     ) -> None:
-        self._settings = settings = as_user(settings, "bridge")
-        self._log = structlog.get_logger("squadron.bridge")
+        self._settings = settings = as_bridge(settings)
+        self._log, self._replicas = structlog.get_logger("squadron.bridge"), ServeReplicas(settings.env)
         identity = AgentIdentity(id=f"bridge-{os.getpid()}", type="bridge")
         configure_logs(settings.log_level, *lines_of(identity, settings.env))
         self._wiring = await Wiring.open(settings, identity, create=True)
-        names = StreamNames(settings.env)
-        streams = Streams(self._wiring.connection, names)
-        runnable = [f"agents.{settings.env}.{kind}.>" for kind in ("task", "ticket")]
-
-        async def held() -> Mapping[str, int]:
-            return await subjects_held(self._wiring.connection, names.tasks, runnable)
+        names, apart = StreamNames(settings.env), settings.nats_own == OF_ALL
+        streams = Streams(self._wiring.connection, names, settings.stream_replicas, apart=apart)
 
         async def keep_streams() -> Sequence[str]:
             lost = await streams.keep()
@@ -92,16 +91,18 @@ class BridgeActor:
             self._wiring.ports,
             self._wiring.registry,
             self._wiring.records,
-            ServeReplicas(settings.env),
-            held,
+            self._replicas,
+            self._held,
             keep_streams,
             facts,
             lease_s=settings.lease_s,
             seal_key=self._rings.seal_key,
+            endings=self._showcase.census.versions_of,
             more={
                 "metrics": self._showcase.metrics,
                 "rotate_key": self._rotate_key,
                 "nodes": nodes,
+                "offer": TakenOffers(self._wiring.ports.clock, lambda *asked: self._bridge.alter(*asked)).take,
                 **self._finder.verbs,
             },
         )
@@ -112,13 +113,29 @@ class BridgeActor:
         self._finding = spawn(self._finder.keep(), "vectors", lasting=True)
         self._archiving = spawn(self._archivist.keep(), "archivist", lasting=True)
 
+    async def _held(self) -> Mapping[str, int]:
+        """What can be run, by subject."""
+        env, connection = self._settings.env, self._wiring.connection
+        runnable = [f"agents.{env}.{kind}.>" for kind in ("task", "ticket")]
+        names, is_apart = StreamNames(env), self._settings.nats_own == OF_ALL
+        lines = await own_names(connection, names, "ticket") if is_apart else []
+        found = [await subjects_held(connection, each, runnable) for each in (names.tasks, *lines)]
+        return {subject: count for each in found for subject, count in each.items()}
+
     def _make_finder(self) -> Finder:
         here, embedder = self._wiring, open_embedder(self._settings.embeddings)
-        return Finder(here.ports, here.registry, here.records, embedder, self._busy)
+        learns = self._settings.learn == "yes"
+        serving = (here.ports, here.registry, here.records, embedder, self._busy)
+        return Finder(*serving, learns=learns, record=self._record)
+
+    def _record(self, key: TopicKey) -> TrackRecord:
+        return TrackRecord(*self._showcase.census.tasks_of(key.agent, key.name))
 
     def _busy(self, agent: str) -> float:
-        held, slots = self._bridge.backlogs().get(agent, {}).get("held"), self._wiring.registry.replicas(agent)
-        return (held or 0) / max(1, TASKS_EACH * len(slots))
+        held, present = self._bridge.backlogs().get(agent, {}).get("held"), self._wiring.registry.replicas(agent)
+        # Those of a canary have a part of their own of what is held.
+        slots = sum(not each.canary for each in present.values())
+        return (held or 0) / max(1, TASKS_EACH * slots)
 
     async def admit(self, agent: str, user: str, groups: Sequence[str]) -> Enrolled:
         """What a replica connects with: a credential of its agent, where users are made here.
@@ -140,7 +157,8 @@ class BridgeActor:
         deployment = Deployment.model_validate_json(entry.data)
         keys = await asyncio.to_thread(AgentKeys.load, file)
         ordered = deployment.ordered_by != ""
-        token = keys.mint(user, agent, ordered=ordered, serves=deployment.patterns, groups=groups)
+        peers = peers_of(deployment)
+        token = keys.mint(user, agent, ordered=ordered, serves=deployment.patterns, peers=peers, groups=groups)
         self._log.info("replica.admitted", agent=agent, user=user, groups=list(groups))
         shown = replace(settings, nats_user_credentials=None, nats_nkey_seed_file=None, agent_keys=None)
         return Enrolled(shown, token, keys.life_s)
@@ -162,6 +180,10 @@ class BridgeActor:
         ring = await asyncio.to_thread(self._rings.rotate, agent)
         await self._wiring.registry.advertise(card.with_key(str(ring.public)))
         return {"agent": agent, "key": ring.public.kid}
+
+    async def tell_seat(self, agent: str, version: str, fault: str, process: str) -> None:
+        """For processes of groups: an agent could not start there; with no fault, it did."""
+        self._replicas.seat_faults.tell(agent, version, fault, process)
 
     async def ping(self) -> dict[str, Any]:
         """Who answers."""

@@ -8,7 +8,6 @@ import contextlib
 import functools
 import logging
 import os
-import re
 import socket
 import sys
 import time
@@ -16,18 +15,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from squadron.bridge.serve import local
+from squadron.bridge.serve.declaration import SEPARATOR, applications, states_of, waits_for
+from squadron.bridge.serve.ray_nodes import free_of_nodes
+from squadron.bridge.serve.seat_faults import SeatFaults, with_faults
 from squadron.config import Settings
 from squadron.runtime.errors import ClusterUnavailableError, DeployError
 from squadron.runtime.wire.deployment import AgentState, Deployment
 
 #: How long the bridge may take to answer after it was created, in seconds: imports, connect, streams.
 BRIDGE_WITHIN_S = 60.0
-#: Scaling down waits so long, in seconds: starting a replica costs seconds of CPU, keeping one costs little.
-DOWNSCALE_DELAY_S = 30.0
 #: Memory of an idle replica, in bytes (measured, Ray 2.60): 170 MB, of which 130 MB are its own.
 REPLICA_BYTES = 170_000_000
-#: How often Serve asks a replica for its health, in seconds: a crashed one is noticed within this.
-HEALTH_PERIOD_S = 1.0
 
 
 def join(settings: Settings, *, on_start: Callable[[], object] = lambda: None) -> Callable[[], None]:
@@ -81,9 +79,10 @@ def _connect(found: local.LocalRay | None, ray_address: str | None) -> None:
             configure_logging=False,
         )
     except (OSError, RuntimeError, ValueError) as error:
-        raise ClusterUnavailableError(
-            f"Ray at {address} can't be joined: {error}", hint="check RAY_ADDRESS and RAY_AUTH_MODE"
-        ) from None
+        told, hint = " ".join(str(error).split()), "check RAY_ADDRESS and RAY_AUTH_MODE"
+        if told.startswith("Version mismatch"):
+            hint = "use its Ray and its Python here; clients need neither (`squadron ask`, `Squad.connect`)"
+        raise ClusterUnavailableError(f"Ray at {address} can't be joined: {told}", hint=hint) from None
 
 
 def _leave(before: Mapping[str, str], names: set[str]) -> None:
@@ -186,7 +185,7 @@ def start_bridge(settings: Settings) -> None:
 
 
 class ServeReplicas:
-    """`Replicas` on Ray Serve: one declared application per agent type.
+    """`Replicas` on Ray Serve: one declared application per agent type, or per group of them.
 
     Other applications on the cluster are left as they are: a declaration names all declared applications,
     so ours are merged with whatever else is declared.
@@ -194,9 +193,12 @@ class ServeReplicas:
 
     def __init__(self, environment: str) -> None:
         self._environment = environment
+        #: What processes of groups have told of agents that could not start there.
+        self.seat_faults = SeatFaults()
 
     async def apply(self, deployments: Sequence[Deployment]) -> None:
         """Declare exactly these agents."""
+        self.seat_faults.keep(deployments)
         await asyncio.to_thread(self._apply, list(deployments))
 
     def _apply(self, deployments: list[Deployment]) -> None:
@@ -206,7 +208,7 @@ class ServeReplicas:
 
         client = _client()
         foreign = [config for name, config in self._declared(client).items() if not self._is_ours(name)]
-        ours = [application(self._environment, each) for each in deployments]
+        ours = applications(self._environment, deployments)
         try:
             config = ServeDeploySchema.model_validate(
                 {"proxy_location": "Disabled", "applications": [*foreign, *ours]}
@@ -242,98 +244,17 @@ class ServeReplicas:
         return int(ray.cluster_resources().get("memory", 0) // REPLICA_BYTES)  # type: ignore[no-untyped-call]
 
     def _states(self, wanted: Sequence[Deployment] = ()) -> dict[str, AgentState]:
-        applications = _client().get_serve_details()["applications"]
-        ours = {each.agent: application(self._environment, each) for each in wanted}
-        states = {}
-        for name, details in applications.items():
-            if self._is_ours(name):
-                agent = name.partition(SEPARATOR)[2]
-                told = details.get("deployed_app_config") or {}
-                drifted = agent in ours and not _says(told, ours[agent])
-                states[agent] = _state(details).model_copy(update={"drifted": drifted})
+        details = _client().get_serve_details()["applications"]
+        ours = {name: each for name, each in details.items() if self._is_ours(name)}
+        states = states_of(self._environment, ours, wanted)
+        for each in (version for agent in wanted for version in agent.versions):
+            state = states.get(each.known_as)
+            if state is not None and each.weight is None and (faults := self.seat_faults.of(each)):
+                states[each.known_as] = with_faults(state, faults)
+            elif state is not None and state.running < state.target:
+                told = waits_for(each, state, free_of_nodes())
+                states[each.known_as] = state.model_copy(update={"message": f"{told} {state.message}".strip()})
         return states
-
-
-#: Between environment and agent in an application's name; neither may contain it.
-SEPARATOR = "."
-#: What Serve calls on a node to build one of our applications.
-IMPORT_PATH = "squadron.bridge.serve.replica:build"
-
-
-def application(environment: str, deployment: Deployment) -> dict[str, Any]:
-    """An agent as a Serve application; only a change of `args` restarts replicas (measured, Ray 2.60)."""
-    scale = deployment.scale
-    return {
-        "name": f"{environment}{SEPARATOR}{deployment.agent}",
-        "import_path": IMPORT_PATH,
-        "route_prefix": None,
-        "args": {
-            "environment": environment,
-            "agent": deployment.agent,
-            "code": dict(deployment.code),
-            "slots": deployment.slots,
-            "grace_s": deployment.grace_s,
-            "ordered_by": deployment.ordered_by,
-            # Said only where it counts: what was declared by a release that does not know it stays as it is.
-            **({"generation": deployment.generation} if deployment.generation else {}),
-        },
-        "deployments": [
-            {
-                "name": deployment.agent,
-                "autoscaling_config": {
-                    "min_replicas": scale.minimum,
-                    "max_replicas": max(1, scale.maximum),
-                    "upscale_delay_s": 0,
-                    "downscale_delay_s": 0 if scale.pinned else DOWNSCALE_DELAY_S,
-                    "policy": {
-                        "policy_function": "squadron.bridge.serve.scaling:BacklogPolicy",
-                        "policy_kwargs": {
-                            "environment": environment,
-                            "agent": deployment.agent,
-                            "slots": deployment.slots,
-                        },
-                    },
-                },
-                "ray_actor_options": {"num_cpus": deployment.num_cpus, "num_gpus": deployment.num_gpus},
-                # The pump takes what it needs; Serve's own loop must not cut a turn short.
-                "graceful_shutdown_timeout_s": deployment.grace_s + 10.0,
-                "graceful_shutdown_wait_loop_s": 0.1,
-                "health_check_period_s": HEALTH_PERIOD_S,
-                "health_check_timeout_s": 30.0,
-                "max_ongoing_requests": 1000,
-                # New code starts before the old is stopped, so the mailbox is never without a reader.
-                "max_surge_percent": 100,
-                "rolling_update_percentage": 1.0,
-            }
-        ],
-    }
-
-
-def _says(told: Any, wanted: Any) -> bool:
-    """Whether a declaration, as Serve gives it back with things of its own, says all that is wanted."""
-    if isinstance(wanted, dict):
-        return isinstance(told, dict) and all(name in told and _says(told[name], wanted[name]) for name in wanted)
-    if isinstance(wanted, list):
-        return isinstance(told, list) and len(told) == len(wanted) and all(map(_says, told, wanted))
-    return bool(told == wanted)
-
-
-def _state(details: Mapping[str, Any]) -> AgentState:
-    deployments = list((details.get("deployments") or {}).values())
-    replicas = [replica for each in deployments for replica in each.get("replicas") or []]
-    told = [details.get("message"), *(each.get("message") for each in deployments)]
-    messages = [re.sub(r"\x1b\[[0-9;]*m", "", str(message)) for message in told if message]
-    return AgentState(
-        status=_word(details["status"]),
-        message=" ".join(messages),
-        running=sum(_word(replica.get("state")) == "RUNNING" for replica in replicas),
-        target=sum(each.get("target_num_replicas") or 0 for each in deployments),
-    )
-
-
-def _word(state: Any) -> str:
-    """Serve gives enums or plain strings, depending on the call."""
-    return str(getattr(state, "value", state))
 
 
 def _client() -> Any:
@@ -354,10 +275,10 @@ def kill_bridge(environment: str) -> None:
         return
     import ray
 
-    from squadron.bridge.serve.ray_names import NAMESPACE, archivist_name, bridge_name
+    from squadron.bridge.serve.ray_names import NAMESPACE, archivist_name, bridge_name, shelf_name
 
-    # The bridge first: it would bring the other back.
-    for name in (bridge_name(environment), archivist_name(environment)):
+    # The bridge first: it would bring the archivist back.
+    for name in (bridge_name(environment), archivist_name(environment), shelf_name(environment)):
         with contextlib.suppress(ValueError, ray.exceptions.RayError):
             ray.kill(ray.get_actor(name, namespace=NAMESPACE))
 

@@ -66,6 +66,8 @@ _FOREIGN = ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_JOB_ID", "RAY_RAYLET_PID", "RA
 #: Without any of these the cluster is dead; how each one's program ends in its command line.
 _DAEMONS = {"gcs": "/gcs_server", "raylet": "/raylet", "dashboard": "/dashboard.py"}
 
+#: What `ray start` says when its daemon was not there in time.
+_TOO_SLOW = "timed out during startup"
 #: `ray start`, able to import the hook below even where squadron is not installed (a checkout).
 _RAY_CLI = "import sys; sys.path.append(sys.argv.pop(1)); from ray.scripts.scripts import main; main()"
 
@@ -128,7 +130,14 @@ def ensure(
         if found := find(home):
             return found
         on_start()
-        return _start(home.absolute(), base, num_cpus, dict(extra_env or {}))
+        what = home.absolute(), base, num_cpus, dict(extra_env or {})
+        try:
+            return _start(*what)
+        except ClusterUnavailableError as error:
+            # Ray gives its daemon 30 s, whatever else the machine does, and what it reads is at hand by now.
+            if _TOO_SLOW not in str(error):
+                raise
+            return _start(*what)
 
 
 def find(home: Path) -> LocalRay | None:
@@ -201,6 +210,8 @@ def _start(home: Path, base: Path, num_cpus: int | None, extra_env: dict[str, st
     draft = LocalRay("", "", str(_owned_temp_dir(base)), str(token_path), 0, 0, 0, 0)
     env = {name: value for name, value in os.environ.items() if _is_passed_on(name)}
     remember_keys(home)
+    # What a job calls `python` is this one, whether or not its folder is on the path of whoever starts Ray.
+    env["PATH"] = os.pathsep.join((os.path.dirname(sys.executable), env.get("PATH", os.defpath)))
     env |= {"SQUADRON_HOME": str(home), **extra_env, **environment(draft)}
     env["RAY_START_HOOK"] = f"{__name__}.{adapt_start.__name__}"
     log = base / "start.log"

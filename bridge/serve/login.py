@@ -7,7 +7,7 @@ import random
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +67,13 @@ class ReplicaLogin:
             DeployError: the bridge can't be found, or knows no such agent.
         """
         admission = await self._admitted()
+        settings = admission.settings
+        settings = replace(settings, nats_own=self._agent if settings.nats_own else "")
         if not admission.token:
-            return admission.settings
+            return settings
         self._folder = tempfile.TemporaryDirectory(prefix="squadron-")
         self._take(admission)
-        return with_credentials(admission.settings, self._file, self._agent)
+        return with_credentials(settings, self._file, self._agent)
 
     async def join(self, groups: Sequence[str], wiring: Wiring) -> None:
         """Be a member of these groups of durable events from now on."""
@@ -114,7 +116,7 @@ class ReplicaLogin:
 
     async def _admitted(self) -> Enrolled:
         try:
-            admission: Enrolled = await _call_bridge(
+            admission: Enrolled = await call_bridge(
                 self._environment, "admit", self._agent, self._key.public, self._groups
             )
         except ray.exceptions.RayTaskError as error:
@@ -130,13 +132,18 @@ async def fetch_ring(environment: str, agent: str) -> KeyRing:
     """
     own = await asyncio.to_thread(KeyRing.create)
     try:
-        handed = await _call_bridge(environment, "hand_ring", agent, str(own.public))
+        handed = await call_bridge(environment, "hand_ring", agent, str(own.public))
     except DeployError as error:
         raise BusUnavailableError(f"the keys of {agent} can't be had: {error}") from None
     return take_ring(handed, agent, own)
 
 
-async def _call_bridge(environment: str, method: str, *args: Any) -> Any:
+async def call_bridge(environment: str, method: str, *args: Any) -> Any:
+    """What a method of the environment's bridge returns, from any process of the cluster.
+
+    Raises:
+        DeployError: the bridge can't be found.
+    """
     give_up_at = time.monotonic() + FIND_BRIDGE_WITHIN_S
     while True:
         try:

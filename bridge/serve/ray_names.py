@@ -14,3 +14,8 @@ def bridge_name(environment: str) -> str:
 def archivist_name(environment: str) -> str:
     """Name of the environment's archivist actor in Ray."""
     return f"squadron-archivist-{environment}"
+
+
+def shelf_name(environment: str) -> str:
+    """Name in Ray of the actor that keeps the environment's large values."""
+    return f"squadron-objects-{environment}"

@@ -11,6 +11,13 @@ async def nodes() -> dict[str, Any]:
     return {"nodes": await asyncio.to_thread(_look)}
 
 
+def free_of_nodes() -> list[dict[str, float]]:
+    """What each living node has left."""
+    from ray._private.state import available_resources_per_node
+
+    return list(available_resources_per_node().values())  # type: ignore[no-untyped-call]
+
+
 def _look() -> list[dict[str, Any]]:
     import ray
     from ray._private.state import available_resources_per_node

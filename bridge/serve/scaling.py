@@ -17,6 +17,8 @@ UPSCALE_AFTER_S = 2.0
 class BacklogPolicy:
     """As many replicas as the tasks held would fill, within the bounds; a pinned number wins.
 
+    Of a group, which goes by its application's name, the bridge tells how many processes its agents need.
+
     Serve applies bounds and the delay of scaling down on top.
     """
 

@@ -11,6 +11,7 @@ from squadron.runtime.ports.journal import Entry
 from squadron.runtime.trust.guard import Guard, Kind, May
 from squadron.runtime.trust.may_say import check_source
 from squadron.runtime.trust.signature_check import Signed
+from squadron.runtime.trust.verify_modes import VerifyMode
 
 if TYPE_CHECKING:
     from squadron.runtime.asking.handle import Handle
@@ -55,19 +56,28 @@ def check_agent(registry: Registry, topic: str, signed: Signed) -> None:
         raise UntrustedError(f"{by.name} ({by.role}) does not serve {topic}")
 
 
+def least_of(registry: Registry, topic: str) -> VerifyMode:
+    """What the author of a topic wants at least, by its card."""
+    return "off" if (found := registry.find(topic)) is None else found.verify
+
+
 def is_of(name: str, source_id: str) -> bool:
     """Whether a source is a process of the principal of this name."""
     return source_id == name or source_id.rpartition("-")[0] == name
 
 
-async def believes(guard: Guard, kind: Kind, entry: Entry, may: May) -> bool:
+async def believes(
+    guard: Guard, kind: Kind, entry: Entry, may: May, *, topic: str = "", least: VerifyMode = "off"
+) -> bool:
     """Whether an entry that was read counts.
 
     Raises:
         BusUnavailableError: nobody says who signed it.
     """
     try:
-        await guard.admit(kind, entry.key, entry.data, entry.headers, at=entry.time, may=may)
+        await guard.admit(
+            kind, entry.key, entry.data, entry.headers, at=entry.time, may=may, topic=topic, least=least
+        )
     except UntrustedError:
         return False
     return True

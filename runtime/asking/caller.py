@@ -19,7 +19,7 @@ from squadron.runtime.asking.ask_seal import AskSeal
 from squadron.runtime.asking.cancel import request_cancel
 from squadron.runtime.asking.door import forbidden_here, hopeless_anywhere
 from squadron.runtime.asking.handle import Handle
-from squadron.runtime.asking.options import AskOptions
+from squadron.runtime.asking.options import NO_OPTIONS, AskOptions
 from squadron.runtime.asking.question_records import withdraw_questions
 from squadron.runtime.asking.sender import Sender
 from squadron.runtime.asking.task import claim_id, lay_out_task, nobody_serves, not_sent
@@ -278,14 +278,16 @@ class Caller:
         parent: Parent | None = None,
         owner: str = "",
         once: bool = False,
+        fresh: bool = False,
     ) -> Handle:
         """Send a task; it is durable when this returns, or the handle is settled: the call itself was wrong.
 
         Args:
             owner: of the lite topic of its outcome, which whoever takes over finds; by default of ours.
             once: its id is of the owner's own making, and it may be sent again under it, however late.
+            fresh: its id was made up just now, so that it can't stand for another task.
         """
-        ask = options or AskOptions()
+        ask = options or NO_OPTIONS
         task_id = ask.task_id or os.urandom(16).hex()
         # Under an id of the caller's own it is the same task in any process, so its lite topic is the same, too.
         replies = owner or (token_of(task_id) if ask.task_id else self._owner)
@@ -307,7 +309,7 @@ class Caller:
             else:
                 if replies != self._owner:  # Ours is heard since the start.
                     await self._insist(deadline, self._subscribe, replies)
-                if ask.task_id and not once:
+                if ask.task_id and not (once or fresh):
                     await self._claim(handle, content, ask)
             if not handle.done and not is_sent:
                 await self._send(handle, content, ask, parent, once=once, behalf=behalf)

@@ -39,7 +39,7 @@ def forbidden_here(
         allow: that of the topic's card.
     """
     me = ports.principal
-    if me is None or (ports.guard is not None and not ports.guard.requires):
+    if me is None or (ports.guard is not None and ports.guard.mode(topic) != "require"):
         return None
     if behalf and me.role not in DELEGATES:
         return ForbiddenError(f"{name_of(me)} may act on behalf of nobody", field=f"metadata.{BEHALF}")

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic_core import from_json
 
 from squadron.runtime.asking.ask_seal import AskSeal
-from squadron.runtime.asking.believing import believes, check_agent, check_answer, learn_who
+from squadron.runtime.asking.believing import believes, check_agent, check_answer, learn_who, least_of
+from squadron.runtime.asking.plain import wake, woken
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import (
     BusUnavailableError,
@@ -27,6 +28,7 @@ from squadron.runtime.ports.journal import Entry
 from squadron.runtime.steady import AHEAD, Steady
 from squadron.runtime.store.operating import operating
 from squadron.runtime.streams.chunks import Family, StreamReader
+from squadron.runtime.streams.trail import AGAIN_S
 from squadron.runtime.streams.writer import Chunk, Ended, Nested, Restarted
 from squadron.runtime.telemetry.happenings import TaskEnded
 from squadron.runtime.trust.guard import Guard, May
@@ -41,14 +43,6 @@ from squadron.runtime.wire.subjects import token_of
 
 if TYPE_CHECKING:
     from squadron.runtime.asking.caller import Caller
-
-#: Pause before a bus that did not answer is tried again, in seconds.
-AGAIN_S = 0.25
-
-
-def _wake(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)
 
 
 class Handle:
@@ -80,6 +74,9 @@ class Handle:
         #: One future for each who waits: if one of them is cancelled, the others wait on.
         self._waiters: list[asyncio.Future[None]] = []
         self._closed = False
+        #: Whether something else than the outcome was heard, and as what the outcome was.
+        self._emits = False
+        self._heard_as: Note | Entry | None = None
 
     def __repr__(self) -> str:
         return f"<task {self.task_id} of {self.topic}: {self._outcome.kind if self._outcome else 'under way'}>"
@@ -132,7 +129,7 @@ class Handle:
 
     def _wake_all(self) -> None:
         for waiter in self._waiters:
-            _wake(waiter)
+            wake(waiter)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -151,18 +148,9 @@ class Handle:
         Raises:
             SquadClosedError: the squad was closed before.
         """
-        loop = self._caller.loop
         while self._outcome is None:
             self._check_open()
-            ended: asyncio.Future[None] = loop.create_future()
-            self._waiters.append(ended)
-            # A plain timer: `asyncio.timeout` costs three times as much, for each task.
-            late = loop.call_later(self.deadline.remaining_s(), _wake, ended)
-            try:
-                await ended
-            finally:
-                late.cancel()
-                self._waiters.remove(ended)
+            await woken(self)
             if self._outcome is None and self.deadline.passed and not self._closed:
                 await self._look()
                 self._settle(self._too_late())
@@ -214,6 +202,9 @@ class Handle:
         """
         data = heard.data
         if b'"result"' not in data:
+            if not self._emits:
+                self._emits = True
+                self._wake_all()
             return False
         # Not as an `AgentMessage`: that costs three times as much, and nothing else of it is looked at.
         try:
@@ -223,6 +214,7 @@ class Handle:
                 return False
             if self._caller.ports.guard is not None and not self._is_believed(heard, raw):
                 return False
+            self._heard_as = heard
             if "content" in payload:
                 content = payload["content"]
                 ids = {"task_id": self.task_id, "topic": self.topic, "source": source}
@@ -269,13 +261,12 @@ class Handle:
                 self._caller._hear(heard)
 
         waiting = False
-        said, may = (
-            (self.reply_to, heard.data, heard.headers),
-            partial(check_answer, self, self._caller.registry, raw=raw),
-        )
-        guard.hear("outcome", *said, take, at=at, may=may)
+        said, registry = (self.reply_to, heard.data, heard.headers), self._caller.registry
+        may, least = partial(check_answer, self, registry, raw=raw), least_of(registry, self.topic)
+        guard.hear("outcome", *said, take, at=at, may=may, topic=self.topic, least=least)
         waiting = True
-        if believed and (raw.get("metadata") or {}).get("refused") is True and guard.requires:
+        refused = (raw.get("metadata") or {}).get("refused") is True
+        if believed and refused and guard.mode(self.topic, least) == "require":
             # Of one that was forged under our id we would hear the same.
             error = raw["payload"]["content"].get("error")
             self._refused = str(error.get("message") if isinstance(error, dict) else "for no reason told")[:500]
@@ -387,7 +378,8 @@ class Handle:
             # That is for `_hear` to say.
             await learn_who(guard, entry)
             return True
-        return await believes(guard, "chunk", entry, may)
+        least = least_of(self._caller.registry, self.topic)
+        return await believes(guard, "chunk", entry, may, topic=self.topic, least=least)
 
     async def _ended(self) -> Outcome:
         """The outcome, when nothing more is to be read."""

@@ -12,13 +12,23 @@ from typing import Any
 
 from pydantic_core import from_json
 
+from squadron.runtime.asking.believing import check_agent, least_of
 from squadron.runtime.asking.caller import Caller
 from squadron.runtime.asking.handle import Handle
 from squadron.runtime.asking.options import AskKeywords, AskOptions
-from squadron.runtime.errors import BusUnavailableError, InvalidInputError, InvalidMessageError, SquadronError
+from squadron.runtime.errors import (
+    BusUnavailableError,
+    InvalidInputError,
+    InvalidMessageError,
+    SquadronError,
+    UntrustedError,
+)
 from squadron.runtime.lite.reader import LiteReader
+from squadron.runtime.ports.journal import Headers
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.texts import digest_of, encoded, jsonable
+from squadron.runtime.trust.may_say import check_source
+from squadron.runtime.trust.signature_check import Signed
 from squadron.runtime.wire.bids import MAX_REASON, Bid, Bids, CallForBids, Offer
 from squadron.runtime.wire.envelope import AgentMessage, pack
 from squadron.runtime.wire.limits import MOST_USD, UNLIMITED, Budget, Deadline
@@ -267,7 +277,7 @@ class _Round:
         topic = self.caller.lite_topics.topic(owner=self.owner or self.caller._owner)
         async with asyncio.TaskGroup() as group, topic.read() as reader:
             sends = [self._send(id, topic.key, until, deadline) for id in self.called]
-            tasks = [group.create_task(work) for work in (self._listen(reader), *sends)]
+            tasks = [group.create_task(work) for work in (self._listen(reader, topic.key), *sends)]
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(until.remaining_s()):
                     await self.complete.wait()
@@ -289,23 +299,40 @@ class _Round:
         try:
             # Ours answer on the lite topic; as a request the server says at once when nobody listens.
             subject = ports.subjects.negotiate(called.agent)
-            answer = await ports.bus.request(subject, data, within_s=until.remaining_s())
+            answer = await ports.bus.exchange(subject, data, within_s=until.remaining_s())
             with contextlib.suppress(InvalidMessageError):
-                self._hear(id, AgentMessage.decode(answer))
+                await self._hear(id, AgentMessage.decode(answer.data), None, answer.data, answer.headers, None)
         except SquadronError as error:
             self._settle(id, f"{called.agent} gave no bid: {error}")
 
-    async def _listen(self, reader: LiteReader) -> None:
+    async def _listen(self, reader: LiteReader, reply_to: str) -> None:
         with contextlib.suppress(BusUnavailableError):
             async for each in reader:
                 if (message := each.message) and (id := message.correlation_id) in self.called:
-                    self._hear(id, message)
+                    await self._hear(id, message, reply_to, each.data, each.headers, each.time)
 
-    def _hear(self, id: str, message: AgentMessage) -> None:
-        if message.type == "event":
-            called = self.called[id]
-            present = message.source.id in self.caller.registry.replicas(called.agent)
-            self._settle(id, _answer(called, message, present))
+    async def _hear(
+        self, id: str, message: AgentMessage, key: str | None, data: bytes, headers: Headers, at: float | None
+    ) -> None:
+        if message.type != "event":
+            return
+        called, registry, guard = self.called[id], self.caller.registry, self.caller.ports.guard
+        if guard is not None:
+            topic = called.call.topic
+
+            def may(signed: Signed) -> None:
+                check_source(signed, message.source.id)
+                check_agent(registry, topic, signed)
+
+            try:
+                await guard.admit(
+                    "bid", key, data, headers, at=at, may=may, topic=topic, least=least_of(registry, topic)
+                )
+            except (UntrustedError, BusUnavailableError):
+                # Anybody may write there: the agent's own answer may come yet.
+                return
+        present = message.source.id in registry.replicas(called.agent)
+        self._settle(id, _answer(called, message, present))
 
     def _settle(self, id: str, answer: Offer | str) -> None:
         """The first answer counts."""

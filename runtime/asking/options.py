@@ -6,7 +6,7 @@ import difflib
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Self, TypedDict
+from typing import Any, TypedDict
 
 from squadron.runtime.errors import InvalidInputError
 from squadron.runtime.texts import encoded
@@ -143,16 +143,18 @@ class AskOptions:
             if not isinstance(flag, bool):
                 raise _bad(name, flag, "True or False")
 
-    @classmethod
-    def of(cls, given: Mapping[str, Any]) -> Self:
+    @staticmethod
+    def of(given: Mapping[str, Any]) -> AskOptions:
         """The options that a caller gave as keywords.
 
         Raises:
             InvalidInputError: one of them is none; names the nearest.
         """
+        if not given:
+            return NO_OPTIONS
         if unknown := given.keys() - _NAMES:
             raise _unknown(min(unknown))
-        return cls(**given)
+        return AskOptions(**given)
 
 
 _NAMES = frozenset(field.name for field in fields(AskOptions))
@@ -164,6 +166,10 @@ _A_TIME = f"seconds, as a number up to {MAX_WITHIN_S:,.0f} (a hundred years)"
 def _is_time(seconds: Any) -> bool:
     # What lies before now is a call that comes too late, and no mistake.
     return isinstance(seconds, int | float) and not isinstance(seconds, bool) and abs(seconds) <= MAX_WITHIN_S
+
+
+#: Made and checked once, for all who say nothing.
+NO_OPTIONS = AskOptions()
 
 
 def _is_json(parameters: Any) -> bool:

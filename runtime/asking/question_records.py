@@ -13,6 +13,8 @@ from squadron.runtime.lite.topic import LiteTopics
 from squadron.runtime.ports.journal import Entry
 from squadron.runtime.ports.lite_journal import END_HEADER
 from squadron.runtime.store.port_set import Ports
+from squadron.runtime.trust.may_say import check_source
+from squadron.runtime.trust.signature_check import Signed
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.limits import Clock, Deadline
 from squadron.runtime.wire.question import DEFAULT_BY, Question, Reply
@@ -64,17 +66,40 @@ class QuestionRecord:
             return
         try:
             message = await ports.claims.open(entry.data)
+            if self.question is not None and message.type == "result" and self.reply is None:
+                # It counts among those that were tried, whatever it is.
+                self.results.append(message.id)
+            await self._check(ports, entry, message)
             if self.question is None:
                 self.query, self.question = message, Question.of_message(message)
                 self.withdrawn = False
             elif message.type == "result" and self.reply is None:
-                self.results.append(message.id)
                 self._judge(message, entry.time)
         except (BusUnavailableError, SquadClosedError):
             raise
         except SquadronError:
             # Anybody may write there; what is neither question nor answer does not count.
             return
+
+    async def _check(self, ports: Ports, entry: Entry | LiteMessage, message: AgentMessage) -> None:
+        """Hold a question, or an answer, to who signed it.
+
+        Raises:
+            UntrustedError: it is refused.
+            BusUnavailableError: nobody says who signed it.
+        """
+        if ports.guard is None:
+            return
+        asker = None if self.query is None else self.query.source.id
+
+        def may(signed: Signed) -> None:
+            check_source(signed, message.source.id)
+            if asker is not None and (message.payload.content or {}).get("by") == DEFAULT_BY:
+                # What counts at the deadline is for who asked to say.
+                check_source(signed, asker)
+
+        key = question_key(ports, self.query_id)
+        await ports.guard.admit("question", key, entry.data, entry.headers, at=entry.time, may=may)
 
     def _judge(self, message: AgentMessage, at_s: float) -> None:
         assert self.question is not None

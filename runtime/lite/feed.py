@@ -17,6 +17,7 @@ from squadron.runtime.lite.reader import (
     before_time,
     read_end,
 )
+from squadron.runtime.ports.journal import Entry
 from squadron.runtime.ports.lite_journal import END_HEADER, LiteJournal
 from squadron.runtime.steady import Steady
 from squadron.runtime.wire.limits import Clock
@@ -49,9 +50,17 @@ class LiteFeed:
     """
 
     def __init__(
-        self, lite: LiteJournal, subjects: Subjects, owner: str, clock: Clock, used: Callable[[str], None]
+        self,
+        lite: LiteJournal,
+        subjects: Subjects,
+        owner: str,
+        clock: Clock,
+        used: Callable[[str], None],
+        counts: Callable[[Entry], Awaitable[bool]] | None = None,
     ) -> None:
         self.owner = owner
+        #: Whether a message is handed out: as somebody signed it who may.
+        self._counts = counts
         self._lite, self._subjects, self._clock, self._used = lite, subjects, clock, used
         self._pattern = subjects.lite_of(owner)
         self._opened: Follower | None = None
@@ -147,7 +156,7 @@ class LiteFeed:
             raise InvalidInputError(f"{slots!r} handlers can't run at once", field="slots", hint="1 or more")
 
         async def handle(batch: Batch) -> None:
-            if items := self._items(batch):
+            if items := await self._items(batch):
                 await call(Threads(), handler, _id(batch.key), items)
             self._settle(batch, items)
 
@@ -160,17 +169,18 @@ class LiteFeed:
     async def _all_items(self) -> AsyncGenerator[tuple[str, LiteItems], None]:
         async with aclosing(aiter(self._follower)) as batches:
             async for batch in batches:
-                if items := self._items(batch):
+                if items := await self._items(batch):
                     yield _id(batch.key), items
                 self._settle(batch, items)
 
-    def _items(self, batch: Batch) -> LiteItems:
+    async def _items(self, batch: Batch) -> LiteItems:
         key, cursor = batch.key, batch.after
         missed = key in self._missed or batch.may_have_missed
         items: list[LiteMessage | End] = []
         for entry in batch.entries:
             if END_HEADER not in entry.headers:
-                items.append(LiteMessage(entry.seq, entry.time, entry.data, entry.headers, missed))
+                if self._counts is None or await self._counts(entry):
+                    items.append(LiteMessage(entry.seq, entry.time, entry.data, entry.headers, missed))
             elif entry.seq >= self._newest.get(key, 0):
                 items.append(read_end(entry, cursor, missed=missed))
             cursor, missed = entry.seq, False

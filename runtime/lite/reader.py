@@ -128,12 +128,15 @@ class LiteReading(AsyncClosing, AsyncIterator[LiteMessage]):
         clock: Clock,
         used: Callable[[], None],
         take: Callable[[], Awaitable[ExclusiveCursor]] | None = None,
+        counts: Callable[[Entry], Awaitable[bool]] | None = None,
     ) -> None:
         self.end: End | None = None
         self._lite, self._key, self._start, self._live = lite, key, start, live
         self._clock, self._used, self._used_at = clock, used, 0.0
         #: Makes this the only reader of its name.
         self._take = take
+        #: Whether a message is handed out: as somebody signed it who may.
+        self._counts = counts
         #: All up to this sequence was handed out, or was not wanted; if `anchored`, there was a message at it.
         self._cursor, self._anchored = 0, False
         self._handed_out = False
@@ -258,7 +261,7 @@ class LiteReading(AsyncClosing, AsyncIterator[LiteMessage]):
                     self.end = read_end(entry, self._cursor, missed=self._missed)
                     return
                 self._missed = False
-            elif entry.time >= self._since:
+            elif entry.time >= self._since and (self._counts is None or await self._counts(entry)):
                 missed, self._missed, self._handed_out = self._missed, False, True
                 yield LiteMessage(entry.seq, entry.time, entry.data, entry.headers, missed)
             self._cursor = entry.seq

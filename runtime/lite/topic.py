@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import json
 import os
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any, Self
 
 from pydantic_core import PydanticSerializationError
@@ -21,11 +22,12 @@ from squadron.runtime.errors import (
     SquadClosedError,
     StorageFullError,
 )
+from squadron.runtime.lite.believed import is_said
 from squadron.runtime.lite.exclusive import ExclusiveCursor, cursor_key
 from squadron.runtime.lite.feed import LiteFeed
 from squadron.runtime.lite.quotas import IN_ALL, PER_OWNER, Quotas
 from squadron.runtime.lite.reader import LiteReader, LiteReading
-from squadron.runtime.ports.journal import Headers
+from squadron.runtime.ports.journal import Entry, Headers
 from squadron.runtime.ports.lite_journal import END_HEADER
 from squadron.runtime.store.operating import operating
 from squadron.runtime.store.port_set import Ports
@@ -61,7 +63,7 @@ class LiteTopics:
         self._ports = ports
         self.identity, self.lite, self.clock = ports.identity, ports.lite, ports.clock
         self.pack = ports.pack
-        self._subjects, self._observers = ports.subjects, ports.observers
+        self._subjects, self._observers, self._guard = ports.subjects, ports.observers, ports.guard
         self._quotas = Quotas(ports.lite, ports.subjects, ports.clock, per_owner=per_owner, in_all=in_all)
         #: Of the topics that were published on from here.
         self._lives: dict[str, _Life] = {}
@@ -88,6 +90,11 @@ class LiteTopics:
         id = os.urandom(16).hex() if id is None else id
         return LiteTopic(self, self._subjects.lite(owner, id), owner, id, ttl_s)
 
+    @property
+    def counts(self) -> Callable[[Entry], Awaitable[bool]] | None:
+        """Whether a message counts: as its source signed it; None where nobody looks."""
+        return None if self._guard is None else partial(is_said, self._guard)
+
     def follow(self, owner: str | None = None) -> LiteFeed:
         """Many lite topics of one owner over one subscription; enter it with `async with`.
 
@@ -98,7 +105,8 @@ class LiteTopics:
             InvalidSubjectError: `owner` is not a token.
         """
         owner = token_of(self.identity.id) if owner is None else check_token(owner, "owner")
-        return LiteFeed(self.lite, self._subjects, owner, self.clock, lambda id: self.touch(self.topic(id, owner)))
+        used: Callable[[str], None] = lambda id: self.touch(self.topic(id, owner))  # noqa: E731
+        return LiteFeed(self.lite, self._subjects, owner, self.clock, used, self.counts)
 
     async def take(self, topic: LiteTopic, name: str) -> ExclusiveCursor:
         """Become the only reader `name` of a topic."""
@@ -317,6 +325,7 @@ class LiteTopic:
             clock=topics.clock,
             used=lambda: topics.touch(self),
             take=None if exclusive is None else lambda: topics.take(self, exclusive),
+            counts=topics.counts,
         )
         return LiteReader(reading)
 

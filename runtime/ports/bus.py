@@ -40,8 +40,20 @@ class Note:
 class UnreliableBus(Protocol):
     """At most once: who listens now hears it, nobody else ever does."""
 
-    async def publish(self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None) -> None:
+    async def publish(
+        self,
+        subject: str,
+        data: bytes,
+        *,
+        headers: Mapping[str, str] | None = None,
+        reply: str = "",
+        signed: bool = True,
+    ) -> None:
         """Send to whoever listens now.
+
+        Args:
+            reply: where answers are wanted.
+            signed: False leaves the headers as they are given in a process that signs, for protocols of others.
 
         Raises:
             MessageTooLargeError: larger than the server takes.

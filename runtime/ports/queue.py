@@ -9,6 +9,9 @@ from typing import Protocol
 from squadron.runtime.ports.bus import Carrier
 from squadron.runtime.ports.journal import Entry
 
+#: How far the clocks of a server and its clients may differ, in seconds.
+CLOCKS_S = 1.0
+
 
 class Lease(Protocol):
     """The right to work on one delivery, until it is settled, released, or runs out."""
@@ -25,6 +28,11 @@ class Lease(Protocol):
     @property
     def first(self) -> bool:
         """Whether it is surely the first one: a killed server forgets what it delivered in its last moments."""
+        ...
+
+    @property
+    def sure_from(self) -> float:
+        """The server has forgotten nothing of what was stored later than this, in seconds since the epoch."""
         ...
 
     async def begin(self) -> int:

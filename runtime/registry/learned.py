@@ -11,7 +11,7 @@ from typing import Any
 MOST_LESSONS, MOST_OF_SOURCE = 20, 4
 #: Topics that a source may teach, in all: who teaches more loses what it taught first.
 MOST_TAUGHT = 500
-#: After so long a lesson counts half, in seconds: 30 days. Below this weight it is forgotten.
+#: After so long a lesson counts half, in seconds: 30 days. Below this weight it counts for nothing.
 HALF_LIFE_S, LEAST_WEIGHT = 30 * 24 * 3600.0, 0.1
 #: Longest intent that is kept, in characters.
 MOST_CHARS = 400
@@ -26,7 +26,16 @@ class Lesson:
 
     def weight(self, now: float) -> float:
         """The sum of what sources say, each one once, older ones less."""
-        return sum(sign * math.exp2(-max(0.0, now - at) / HALF_LIFE_S) for sign, at in self.by.values())
+        return sum(sign * _faded(now - at) for sign, at in self.by.values())
+
+    def matters(self, now: float) -> bool:
+        """Whether anybody said something of it lately. What is contested stays: who has said no has said it, and
+        can't say no to one after the other."""
+        return sum(_faded(now - at) for _, at in self.by.values()) >= LEAST_WEIGHT
+
+
+def _faded(age_s: float) -> float:
+    return math.exp2(-max(0.0, age_s) / HALF_LIFE_S)
 
 
 class Learned:
@@ -64,7 +73,7 @@ class Learned:
         lessons = self._lessons[topic]
         order = sorted(lessons, key=lambda word: -abs(lessons[word].weight(now)))
         for at, word in enumerate(order):
-            if at >= MOST_LESSONS or abs(lessons[word].weight(now)) < LEAST_WEIGHT:
+            if at >= MOST_LESSONS or not lessons[word].matters(now):
                 for source in lessons.pop(word).by:
                     self._taught[source].pop((topic, word), None)
 

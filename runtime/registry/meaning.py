@@ -5,7 +5,9 @@ It takes numpy, so only who ranks by it imports this.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +22,8 @@ ABOUT = 0.25
 #: How many examples tell what differs among those of one topic, and the fewest that can; and how much of what they
 #: tell is made even, so that directions in which nobody differs are not blown up.
 SPREAD_OF, SPREAD_FROM, EVEN = 4096, 200, 1.0
+NONE: Vectors = np.zeros(0, np.float32)
+NOTHING: Mapping[TopicKey, float] = MappingProxyType({})
 
 
 def unit(rows: Vectors) -> Vectors:
@@ -45,6 +49,11 @@ class MeaningRanker:
         self._apart: list[Vectors] = []
         self._told, self._known_at = 0, 0
         self._even: Vectors | None = None
+
+    @property
+    def width(self) -> int:
+        """Numbers of each vector; 0 as long as there is none."""
+        return int(self._rows.shape[1])
 
     def put(self, key: TopicKey, about: Vectors, examples: Vectors) -> None:
         """Take a topic in: the vector of what it says of itself, and one for each example."""
@@ -99,11 +108,42 @@ class MeaningRanker:
     def _as_compared(self, rows: Vectors) -> Vectors:
         return unit(rows @ self._even) if self._even is not None else rows
 
-    def scores(self, intent: Sequence[float] | Vectors) -> dict[TopicKey, float]:
-        """How near each topic is to an intent by its vector, from -1 to 1."""
-        if not self._numbers:
-            return {}
+    def scores(self, intent: Sequence[float] | Vectors) -> Nearness:
+        """How near each topic is to an intent by its vector."""
         if self._compared is None:
             self._compared = self._as_compared(self._rows)
-        found = self._compared @ self._as_compared(unit(np.asarray(intent, np.float32)))
-        return {key: float(score) for key, score in zip(self._keys, found, strict=True) if key is not None}
+        found = self._compared @ self._as_compared(unit(np.asarray(intent, np.float32))) if self._numbers else NONE
+        return Nearness(self._numbers, self._keys, found)
+
+
+class Nearness:
+    """How near topics are to an intent, from -1 to 1; good until the ranker that tells it changes."""
+
+    def __init__(self, numbers: Mapping[TopicKey, int], keys: Sequence[TopicKey | None], scores: Vectors) -> None:
+        self._numbers, self._keys, self._scores = numbers, keys, scores
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __contains__(self, key: TopicKey) -> bool:
+        return key in self._numbers
+
+    def __getitem__(self, key: TopicKey) -> float:
+        return float(self._scores[self._numbers[key]])
+
+    def best(
+        self, most: int, keep: Callable[[TopicKey], bool], besides: Mapping[TopicKey, float] = NOTHING
+    ) -> list[tuple[float, TopicKey]]:
+        """The topics that `keep` lets pass, the nearest `most` of them first.
+
+        Args:
+            besides: what is added to the nearness of topics before they are put in order; others are passed over.
+        """
+        number = self._numbers.get
+        rows = np.fromiter((number(key, -1) for key in besides), np.intp, len(besides))
+        more = np.fromiter(besides.values(), np.float32, len(besides))
+        scores = self._scores.copy()
+        scores[rows[rows >= 0]] += more[rows >= 0]
+        order = ((float(scores[row]), self._keys[row]) for row in np.argsort(-scores))
+        kept = ((score, key) for score, key in order if key is not None and keep(key))
+        return list(itertools.islice(kept, most))

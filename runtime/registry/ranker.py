@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol, TypeVar
 
 from squadron.runtime.wire.topics import SemanticTopic
+
+
+class Scored(Protocol):
+    """Whatever has a score."""
+
+    @property
+    def score(self) -> float: ...
+
+
+Offer = TypeVar("Offer", bound=Scored)
 
 
 class TopicKey(NamedTuple):
@@ -20,6 +30,17 @@ class Ranked(NamedTuple):
 
     score: float
     key: TopicKey
+
+
+def offered(found: Sequence[Offer], least: float | None, fits: float) -> list[Offer]:
+    """Of what was found, the best first, that which is offered.
+
+    Args:
+        least: the lowest score that is offered; None offers all, or nothing if the best one does not reach `fits`.
+    """
+    if least is None:
+        return list(found) if found and found[0].score >= fits else []
+    return [one for one in found if one.score >= least]
 
 
 class Ranker(Protocol):

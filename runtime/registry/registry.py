@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import difflib
 import math
 from collections import defaultdict, deque
 from collections.abc import Callable
@@ -16,7 +15,10 @@ from squadron.runtime.background import spawn
 from squadron.runtime.errors import BusUnavailableError, InvalidSubjectError
 from squadron.runtime.ports.bus import Subscription, UnreliableBus
 from squadron.runtime.ports.journal import Entry, Journal
-from squadron.runtime.registry.presence import Presence
+from squadron.runtime.registry.lexical import FITS
+from squadron.runtime.registry.presence import MISSED_HEARTBEATS, Presence, beat_s
+from squadron.runtime.registry.present import Present
+from squadron.runtime.registry.ranker import offered
 from squadron.runtime.registry.served_topics import ServedTopics
 from squadron.runtime.registry.signed_entries import Newest, SignedEntries
 from squadron.runtime.trust.guard import Guard
@@ -24,8 +26,6 @@ from squadron.runtime.wire.limits import Clock
 from squadron.runtime.wire.subjects import Subjects
 from squadron.runtime.wire.topics import AgentCard, ScoredTopic, SemanticTopic
 
-#: An agent that was not heard of for so many heartbeats is dead (Synadia Agent Protocol 0.3, liveness).
-MISSED_HEARTBEATS = 3
 #: Name under which the bridge keeps an agent alive that may be scaled to zero.
 STAND_IN = "bridge"
 #: The journal counts lives in whole seconds, rounded up.
@@ -47,7 +47,7 @@ class Registry:
     """A local copy of the registry: read from the journal, then followed, and read anew after each gap.
 
     A card says what an agent offers. A presence says that a replica of it lives, or, when it is scaled to
-    zero, that the bridge would start one; it must be renewed every `heartbeat_s`.
+    zero, that the bridge would start one; it must be renewed every `beat_s`.
 
     The journal is right, also about time: it drops a presence whose life is over. One that seems overdue here is
     asked for there before it is forgotten, since the late one may be this process, or its connection.
@@ -68,12 +68,10 @@ class Registry:
         self.heartbeat_s, self.grace_s = heartbeat_s, GRACE_S
         self._served = ServedTopics()
         self._cards = self._served.cards
-        #: How often a card came, changed or went.
-        self.changes = 0
         #: The last ones of those that have none any more: what they answered may be on its way.
         self._withdrawn: dict[str, AgentCard] = {}
         #: Those that live, by agent and replica; an agent without any has no entry.
-        self._present: dict[str, dict[str, Presence]] = {}
+        self._present = Present()
         self._places: dict[str, Newest] = {}
         #: When it is to be asked whether an entry still is in the journal, for those that have a life.
         self._due: dict[str, float] = {}
@@ -88,17 +86,29 @@ class Registry:
         self._reading = asyncio.Lock()
         self._looking: asyncio.Task[None] | None = None
         self._on_lapse: Callable[[str, str], None] = lambda _agent, _replica: None
+        self._on_card: list[Callable[[str], None]] = []
         #: When replicas fell silent without a farewell, by agent, on our clock.
         self._lapses: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=LAPSES_KEPT))
 
     @property
+    def beat_s(self) -> float:
+        """Seconds between two heartbeats of ours: `heartbeat_s`, or more where there are thousands of replicas."""
+        return beat_s(self.heartbeat_s, len(self._present))
+
+    @property
     def presence_ttl_s(self) -> float:
         """How long one heartbeat keeps an agent in the results."""
-        return MISSED_HEARTBEATS * self.heartbeat_s
+        return MISSED_HEARTBEATS * self.beat_s
 
     def on_lapse(self, sink: Callable[[str, str], None]) -> None:
         """Call `sink` with agent and replica when a heartbeat stopped without a farewell."""
         self._on_lapse = sink
+
+    def on_card(self, sink: Callable[[str], None]) -> None:
+        """Call `sink` with each agent that has a card, and from now on when one came, changed or went."""
+        self._on_card.append(sink)
+        for agent in self._cards:
+            sink(agent)
 
     async def start(self) -> None:
         """Begin to follow the registry; what it holds is known when this returns."""
@@ -166,8 +176,7 @@ class Registry:
         while True:
             await asyncio.sleep(min(OVERDUE_LOOK_S, self.heartbeat_s))
             with contextlib.suppress(BusUnavailableError):
-                if not self.knows_of():
-                    await self.refresh()
+                await self.refresh()
                 await self.look()
 
     async def look(self) -> None:
@@ -193,30 +202,27 @@ class Registry:
         elif other and not self._is_past(key):
             # Somebody else wrote there: what was heard before counts until it is over by its own word.
             self._due[key] = self._clock.time() + self.heartbeat_s
-        elif entry is None or other or self._is_over(entry.data):
+        elif entry is None or other or self._is_over(Presence.read(entry.data)):
             self._forget(key)
         else:
             self._due[key] = self._clock.time() + self.heartbeat_s
 
     def _is_past(self, key: str) -> bool:
         agent, replica = key.split(".")[-2:]
-        known = self._present.get(agent, {}).get(replica)
-        return known is None or known.expires_at + self.presence_ttl_s < self._clock.time()
+        return self._is_over(self._present.of(agent).get(replica))
 
-    def _is_over(self, data: bytes) -> bool:
-        """Whether an entry that has no end in the journal ended by what it says; clocks may differ by a life."""
-        try:
-            presence = Presence.model_validate_json(data)
-        except ValidationError:
-            return True
-        return presence.expires_at + self.presence_ttl_s < self._clock.time()
+    def _is_over(self, presence: Presence | None) -> bool:
+        """Whether it ended by what it says, if the journal has no end of it; clocks may differ by a life."""
+        return presence is None or presence.expires_at + self.presence_ttl_s < self._clock.time()
 
     def _forget(self, key: str) -> None:
         self._places.pop(key, None)
         self._due.pop(key, None)
         self._entries.forget(key)
         match key.split("."):
-            case [_, _, _, "presence", agent, replica] if self._remove(agent, replica) and replica != STAND_IN:
+            case [_, _, _, "presence", agent, replica] if (
+                self._present.remove(agent, replica) and replica != STAND_IN
+            ):
                 self._lapses[agent].append(self._clock.time())
                 self._on_lapse(agent, replica)
 
@@ -224,14 +230,6 @@ class Registry:
         """How many of its replicas fell silent without a farewell in the last `LAPSES_FOR_S` seconds."""
         since = self._clock.time() - LAPSES_FOR_S
         return sum(at >= since for at in self._lapses.get(agent, ()))
-
-    def _remove(self, agent: str, replica: str) -> bool:
-        """Count a replica out; whether it was counted in."""
-        present = self._present.get(agent, {})
-        gone = present.pop(replica, None)
-        if not present:
-            self._present.pop(agent, None)
-        return gone is not None
 
     # --- what is heard -------------------------------------------------------------------------------
 
@@ -283,22 +281,23 @@ class Registry:
             if (last := self._served.drop(agent)) is not None:
                 self._withdrawn[agent] = last
             self._due[entry.key] = self._clock.time() + self.presence_ttl_s + ROUNDED_S
-        self.changes += 1
+        for sink in self._on_card:
+            sink(agent)
         self._note_change(entry)
         return True
 
     def _hear_presence(self, agent: str, replica: str, entry: Entry) -> bool:
-        try:
-            presence = Presence.model_validate_json(entry.data)
-        except ValidationError:
+        presence = Presence.read(entry.data)
+        if presence is None:
             return False
         if agent not in self._present:
             self._note_change(entry)
-        self._due[entry.key] = self._clock.time() + self.presence_ttl_s + ROUNDED_S
+        life_s = presence.life_s(MISSED_HEARTBEATS * self.heartbeat_s)
+        self._due[entry.key] = self._clock.time() + life_s + ROUNDED_S
         if presence.expires_at > 0:
-            self._present.setdefault(agent, {})[replica] = presence
+            self._present.put(agent, replica, presence)
         else:
-            self._remove(agent, replica)
+            self._present.remove(agent, replica)
         return True
 
     def _note_change(self, entry: Entry) -> None:
@@ -319,8 +318,12 @@ class Registry:
     async def renew(self, agent: str, replica: str, **facts: Any) -> None:
         """One heartbeat: this replica lives for another `presence_ttl_s`; `facts` go into its presence."""
         now = self._clock.time()
-        until = now + self.presence_ttl_s
-        await self._write_presence(agent, replica, Presence(expires_at=until, at=now, **facts))
+        await self._write_presence(agent, replica, Presence(expires_at=now + self.presence_ttl_s, at=now, **facts))
+
+    def is_due(self, agent: str, replica: str) -> bool:
+        """Whether this presence, which is ours, wants to be renewed."""
+        known = self._present.of(agent).get(replica)
+        return known is None or known.is_due(self._clock.time(), self.beat_s)
 
     async def depart(self, agent: str, replica: str) -> None:
         """This replica is gone; nobody needs to wait for its heartbeat to lapse."""
@@ -333,8 +336,7 @@ class Registry:
 
     def replicas(self, agent: str) -> dict[str, Presence]:
         """Living replicas of an agent; the bridge's own stand-in is not one."""
-        present = sorted(self._present.get(agent, {}).items())
-        return {name: it for name, it in present if name != STAND_IN}
+        return {name: it for name, it in sorted(self._present.of(agent).items()) if name != STAND_IN}
 
     def is_live(self, agent: str) -> bool:
         """Whether somebody would take a task of this agent now."""
@@ -344,9 +346,9 @@ class Registry:
         """The cards of all living agents, by name."""
         return [card for name, card in sorted(self._cards.items()) if self.is_live(name)]
 
-    def offered(self) -> list[tuple[SemanticTopic, str]]:
-        """All topics of all cards, in no order, whether or not somebody serves them now."""
-        return [(topic, card.agent) for card in self._cards.values() for topic in card.topics]
+    def card(self, agent: str) -> AgentCard | None:
+        """The card of an agent, whether or not it lives."""
+        return self._cards.get(agent)
 
     def topics(self) -> list[tuple[SemanticTopic, str]]:
         """All topics that are served now, each with its agent."""
@@ -379,12 +381,17 @@ class Registry:
 
     def nearest(self, topic: str, *, most: int = 3) -> list[str]:
         """Served topics whose names look most like this one."""
-        return difflib.get_close_matches(topic, [each.name for each, _ in self.topics()], n=most, cutoff=0.3)
+        return self._served.nearest(topic, most, self.is_live)
 
-    def discover(self, intent: str, *, most: int = 8, least: float = 0.0) -> list[ScoredTopic]:
+    def discover(self, intent: str, *, most: int = 8, least: float | None = None) -> list[ScoredTopic]:
         """The served topics that fit an intent best, best first; those that share no word are left out.
 
         Args:
             least: the lowest score that is offered, between 0 and 1; scores of different intents can be compared.
+                None offers all that is found, or nothing if the best of it most likely does not fit.
         """
-        return [one for one in self._served.rank(intent, most, self.is_live) if one.score >= least]
+        return offered(self._served.rank(intent, most, self.is_live), least, FITS)
+
+    def servers(self, topic: str) -> dict[str, SemanticTopic]:
+        """The topic of this very name, by agent, as cards have it."""
+        return self._served.of(topic)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
+import heapq
+import itertools
 from collections.abc import Callable, Iterator
 
 from squadron.runtime.registry.lexical import LexicalRanker
 from squadron.runtime.registry.ranker import Ranked, Ranker, TopicKey
 from squadron.runtime.wire.topics import AgentCard, ScoredTopic, SemanticTopic
+
+#: Names that share most pairs of letters with one, and are looked at closely.
+LIKELY = 50
 
 
 class ServedTopics:
@@ -50,6 +56,18 @@ class ServedTopics:
                     return topic
         return None
 
+    def of(self, name: str) -> dict[str, SemanticTopic]:
+        """The topic of this very name, by agent."""
+        return dict(self._served.get(name, {}))
+
+    def nearest(self, name: str, most: int, is_live: Callable[[str], bool]) -> list[str]:
+        """The names that living agents serve and that look most like this one."""
+        living = (each for each, by in self._served.items() if any(map(is_live, by)))
+        pairs = _pairs(name)
+        # To hold one against ten thousand takes difflib half a second, in which a process would do nothing else.
+        likely = heapq.nlargest(LIKELY, living, key=lambda each: _alike(pairs, _pairs(each)))
+        return difflib.get_close_matches(name, likely, n=most, cutoff=0.3)
+
     def rank(self, intent: str, most: int, is_live: Callable[[str], bool]) -> list[ScoredTopic]:
         """The living topics that fit an intent best, best first."""
         for agent in self._unseen:
@@ -67,6 +85,14 @@ class ServedTopics:
     def _scored(self, one: Ranked) -> ScoredTopic:
         name, agent = one.key
         return ScoredTopic(topic=self._served[name][agent], agent=agent, score=round(one.score, 4))
+
+
+def _pairs(name: str) -> set[tuple[str, str]]:
+    return set(itertools.pairwise(name))
+
+
+def _alike(one: set[tuple[str, str]], other: set[tuple[str, str]]) -> float:
+    return 2 * len(one & other) / (len(one) + len(other) or 1)
 
 
 def _names(name: str) -> Iterator[str]:

@@ -19,6 +19,9 @@ from squadron.runtime.wire.limits import Budget, Clock, Deadline
 from squadron.runtime.wire.replies import is_own_id, unfit_reply
 from squadron.runtime.wire.subjects import token_of
 
+#: Who looked longer ago than this, in seconds, looks again before it begins: an attempt whose lease had lapsed may
+#: have come to its end elsewhere.
+STALE_S = 0.5
 #: A second outcome is dropped by its message id if it comes within this time, in seconds: half of JetStream's
 #: duplicate window. Past it, whoever stores one has to look whether one is there.
 ALONE_S = 60.0
@@ -33,13 +36,28 @@ class Arrival:
         lite_key, announce: where its outcome goes; see `Reports.address`.
         unfit: why it can't go where the sender wants it, or the empty string.
         looked_at: up to when no outcome of it was stored, in seconds since the epoch.
+        was_here: whether it may have been here before, so that somebody else may be at work on it.
     """
 
     lite_key: str
     announce: str
     unfit: str
     looked_at: float
+    was_here: bool
+    clock: Clock
     readers: tuple[SealKey, ...] = ()
+
+    async def ended_meanwhile(
+        self, reports: Reports, delivery: Delivery, message: AgentMessage, *, after_s: float
+    ) -> bool:
+        """Whether another attempt has ended it since one was looked for, if that is this long ago; it is settled.
+
+        Raises:
+            BusUnavailableError: nobody knows; it is delivered again.
+        """
+        if self.clock.time() <= self.looked_at + after_s:
+            return False
+        return await reports.settle_if_stored(delivery, message, self.lite_key, self.announce)
 
 
 async def arrive(
@@ -84,7 +102,10 @@ async def arrive(
     if not alone and not unfit and await is_copy(ports, delivery, message):
         await delivery.lease.settle()
         return None
-    return Arrival(lite_key, announce, unfit, now if late or own else message.timestamp)
+    was_here = late or own
+    return Arrival(
+        lite_key, announce, unfit, now if was_here else min(now, message.timestamp), was_here, ports.clock
+    )
 
 
 def deadline_of(message: AgentMessage, grant: Budget, clock: Clock) -> Deadline:

@@ -18,6 +18,7 @@ from squadron.runtime.registry.registry import Registry
 from squadron.runtime.retries import summary_of, text_of, traceback_of
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.texts import digest_of
+from squadron.runtime.trust.may_say import speaks_as
 from squadron.runtime.wire.bids import MAX_REASON, Bid, CallForBids
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.limits import Clock
@@ -182,13 +183,24 @@ class Bidding:
     def _hear(self, note: Note) -> None:
         try:
             message = AgentMessage.decode(note.data)
-            if message.type == "event":
-                return self._rejected(message)
-            call = CallForBids.of(message, self._ports.clock.time())
+            call = None if message.type == "event" else CallForBids.of(message, self._ports.clock.time())
         except SquadronError as error:
             # Anybody may write there.
             self._log.info("bidding.unreadable", subject=note.subject, error=str(error))
             return
+        self._if_signed(note, message, "" if call is None else call.topic, lambda: self._take(call, message, note))
+
+    def _if_signed(self, note: Note, message: AgentMessage, topic: str, take: Callable[[], None]) -> None:
+        guard = self._ports.guard
+        if guard is None:
+            return take()
+        may, least = speaks_as(message.source.id), self._turns.least(topic)
+        said = note.subject, note.data, note.headers
+        guard.hear("bid", *said, lambda _: take(), at=None, may=may, topic=topic, least=least)
+
+    def _take(self, call: CallForBids | None, message: AgentMessage, note: Note) -> None:
+        if call is None:
+            return self._rejected(message)
         task = spawn(self._reply(call, message, note.reply), f"bid for {call.topic}")
         self._calls.add(task)
         task.add_done_callback(self._calls.discard)

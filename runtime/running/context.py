@@ -27,7 +27,7 @@ from squadron.runtime.ports.queue import Lease
 from squadron.runtime.running.asks_people import AsksPeople
 from squadron.runtime.running.ledger import ONCE, Ledger
 from squadron.runtime.running.sync_context import SyncContext
-from squadron.runtime.store.own_journal import OwnJournal
+from squadron.runtime.store.own_journal import OwnJournal, memory_owner
 from squadron.runtime.streams.writer import StreamWriter
 from squadron.runtime.texts import whole
 from squadron.runtime.wire.envelope import AgentMessage
@@ -93,7 +93,7 @@ class Context(AsksPeople):
     @property
     def _own(self) -> OwnJournal:
         ports = self._caller.ports
-        return OwnJournal(ports.lite, ports.claims.seals, self.is_sealed)
+        return OwnJournal(ports.own, ports.claims.seals, self.is_sealed)
 
     @property
     def budget(self) -> Budget:
@@ -308,7 +308,7 @@ class Context(AsksPeople):
     @property
     def _memory_key(self) -> str:
         conversation = token_of(self.message.context.conversation_id)
-        return self._caller.ports.subjects.lite(f"memory-{self._agent}"[:64], conversation)
+        return self._caller.ports.subjects.lite(memory_owner(self._agent), conversation)
 
 
 class TurnContext(Context):

@@ -55,7 +55,8 @@ async def read_event(letters: DeadLetters, ports: Ports, group: str, delivery: D
             speaks = speaks_as(message.source.id)
             may = may_publish(ports, _topic_of(delivery), message.metadata, speaks)
         try:
-            await ports.guard.admit("event", *said, at=delivery.stored_at, may=may, seq=delivery.seq)
+            how: dict[str, Any] = {"at": delivery.stored_at, "seq": delivery.seq, "topic": _topic_of(delivery)}
+            await ports.guard.admit("event", *said, may=may, **how)
         except UntrustedError:
             await delivery.lease.settle()
             return None

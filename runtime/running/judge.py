@@ -1,4 +1,4 @@
-"""What becomes of a task whose handler raised."""
+"""What becomes of a task whose handler raised, or never came to its end."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from squadron.runtime.running.context import TurnContext
 from squadron.runtime.running.handler import OutputError
 from squadron.runtime.running.no_outcome import Again
 from squadron.runtime.wire.outcome import DeadLettered, Failed, Outcome
+from squadron.runtime.wire.spent import NOT_TOLD
 
 
 def judge(error: BaseException, retries: Retries, common: dict[str, Any], context: TurnContext) -> Outcome | Again:
@@ -35,3 +36,10 @@ def judge(error: BaseException, retries: Retries, common: dict[str, Any], contex
     if attempt < retries.max_attempts:
         reason = f"no time is left for attempt {attempt + 1}; the last failed with {summary}"
     return DeadLettered(reason=reason, details=details, **common)
+
+
+def died_each_time(attempts: int, common: dict[str, Any]) -> DeadLettered:
+    """The outcome of a task that has had all its attempts, none of which came to an end."""
+    reason = f"its replica died or fell silent in each of {attempts} attempts"
+    common |= {"attempt": attempts, "spent": NOT_TOLD}
+    return DeadLettered(reason=reason, details={"attempts": attempts}, **common)

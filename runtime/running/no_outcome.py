@@ -22,7 +22,7 @@ class LetGo:
 
 @dataclass(frozen=True, slots=True)
 class HandOn:
-    """The task is for one of these replicas."""
+    """The task is for one of these replicas, or for whoever is delivered it next if there are none."""
 
     replicas: list[str]
 

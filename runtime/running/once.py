@@ -10,7 +10,7 @@ from squadron.runtime.texts import digest_of
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.outcome import LITE_TTL_S
 from squadron.runtime.wire.replies import principal_of
-from squadron.runtime.wire.subjects import token_of
+from squadron.runtime.wire.subjects import Subjects, token_of
 
 
 async def is_copy(ports: Ports, delivery: Delivery, message: AgentMessage) -> bool:
@@ -22,7 +22,7 @@ async def is_copy(ports: Ports, delivery: Delivery, message: AgentMessage) -> bo
     Raises:
         BusUnavailableError: nobody knows.
     """
-    key = mark_key(ports, message)
+    key = mark_key(ports.subjects, message)
     mark = f"{delivery.seq}.{message.redriven}".encode()
     try:
         await ports.lite.append(key, mark, ttl_s=keep_s(ports, message), expect_seq=0)
@@ -33,10 +33,10 @@ async def is_copy(ports: Ports, delivery: Delivery, message: AgentMessage) -> bo
     return begun is not None and begun.data != mark and begun.data.endswith(b".%d" % message.redriven)
 
 
-def mark_key(ports: Ports, message: AgentMessage) -> str:
+def mark_key(subjects: Subjects, message: AgentMessage) -> str:
     """Where the mark of this very task stands: whoever sends another one under its id leaves a mark of its own."""
     whose = digest_of([principal_of(message.source.id), message.reply_to, message.type])[:16]
-    return ports.subjects.lite(token_of(message.id), f"begun-{whose}")
+    return subjects.lite(token_of(message.id), f"begun-{whose}")
 
 
 def keep_s(ports: Ports, message: AgentMessage) -> float:

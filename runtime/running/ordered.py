@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
+import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,8 +27,9 @@ from squadron.runtime.errors import (
     MessageTooLargeError,
 )
 from squadron.runtime.ports.journal import Entry
-from squadron.runtime.ports.queue import Backlog, Delivery, Feed, Lease, Mailbox, Store, sent_with
+from squadron.runtime.ports.queue import CLOCKS_S, Backlog, Delivery, Feed, Lease, Mailbox, Store, sent_with
 from squadron.runtime.retries import traceback_of
+from squadron.runtime.running.line_numbers import number_of
 from squadron.runtime.trust.carried import carry
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.subjects import OrderedSubject, Subjects, TicketSubject, token_of
@@ -35,30 +38,39 @@ from squadron.runtime.wire.subjects import OrderedSubject, Subjects, TicketSubje
 INTAKE_AHEAD = 8
 #: How often a mailbox that is ordered no more looks whether anybody is left in line, in seconds.
 LEFT_IN_LINE_LOOK_S = 1.0
+#: Header of a task in line that nobody can have begun before it stood there, and that came under its own id.
+_FRESH = "Squadron-Fresh"
 #: Ends the message id of a task in line; before it stands the one that the task was put with.
 _IN_LINE = ".ordered"
+#: In the token of a lease between that of a ticket and the ticket's subject.
+_WITH_PLACE = "@"
 
 
-def conversation_of(delivery: Delivery) -> str:
-    """The token of the conversation that a task belongs to; what nobody can read is one of its own."""
+def _read(delivery: Delivery) -> tuple[str, str]:
+    """The tokens of a task's conversation and of its id; what nobody can read is alone in a conversation."""
     try:
         message = AgentMessage.decode(delivery.data)
     except InvalidMessageError:
-        return str(delivery.seq)
-    return token_of(message.context.conversation_id or message.id)
+        return str(delivery.seq), ""
+    return token_of(message.context.conversation_id or message.id), token_of(message.id)
 
 
 @dataclass(frozen=True, slots=True)
 class _Lines:
-    """The lines of one mailbox, one for each conversation."""
+    """The lines of one mailbox, one for each conversation; `intake` is the store of what is not in line yet."""
 
     store: Store
+    intake: Store
     subjects: Subjects
     mailbox: Mailbox
 
-    async def join(self, delivery: Delivery) -> None:
-        """Put a task at the end of its line; the same delivery again changes nothing."""
-        conversation = conversation_of(delivery)
+    async def join(self, delivery: Delivery, *, fresh: bool) -> None:
+        """Put a task at the end of its line; the same delivery again changes nothing.
+
+        Args:
+            fresh: whether surely nobody was delivered it before.
+        """
+        conversation, id = _read(delivery)
         topic = ".".join(delivery.subject.split(".")[3:5])
         place = OrderedSubject(self.subjects.environment, self.mailbox.name, conversation, topic)
         # Under the message id that it came with, so that the head of the line is known to have come under it.
@@ -68,6 +80,8 @@ class _Lines:
             headers = sent_with(delivery.headers) | carry(
                 delivery.headers, delivery.subject, at=delivery.stored_at
             )
+            if fresh and came_with == id:
+                headers[_FRESH] = "1"
             await self.store.put(str(place), delivery.data, msg_id=msg_id, headers=headers)
         except MessageTooLargeError:
             # It came without headers and leaves no room for one; it must not hold up all others for ever.
@@ -102,6 +116,8 @@ class _TurnLease:
     lines: _Lines
     place: TicketSubject
     ticket: Lease
+    #: Whether the task was surely begun by nobody before this ticket was made.
+    fresh: bool = False
 
     @property
     def delivered(self) -> int:
@@ -109,13 +125,17 @@ class _TurnLease:
 
     @property
     def token(self) -> str:
-        # A place in line stays with its ticket.
-        return ""
+        # A place in line goes with its ticket.
+        return f"{self.ticket.token}{_WITH_PLACE}{self.place}"
 
     @property
     def first(self) -> bool:
-        # Of the ticket it would say nothing about the task.
-        return False
+        # Of the ticket alone it would say nothing about the task.
+        return self.fresh and self.ticket.first
+
+    @property
+    def sure_from(self) -> float:
+        return self.ticket.sure_from
 
     async def begin(self) -> int:
         return await self.ticket.begin()
@@ -149,15 +169,17 @@ class _LineFeed:
         self._lines, self._sink = lines, sink
         self._tickets: Feed | None = None
         self._intake: Feed | None = None
+        #: From when on, in seconds since the epoch, what is stored goes no other way than through such a feed.
+        self._since = math.inf
         self._under_way: set[asyncio.Task[None]] = set()
         self._log = structlog.get_logger("squadron.ordered").bind(mailbox=lines.mailbox.name)
 
     async def open(self, *, intake: bool) -> None:
         """Begin; without the `intake` only what stands in line already is handed out."""
-        lines = self._lines
+        lines, self._since = self._lines, time.time() + CLOCKS_S
         self._tickets = await lines.store.consume(ticket_box(lines.subjects, lines.mailbox), self._called)
         if intake:
-            self._intake = await lines.store.consume(lines.mailbox, self._came)
+            self._intake = await lines.intake.consume(lines.mailbox, self._came)
             self._intake.want(INTAKE_AHEAD)
 
     def want(self, count: int) -> None:
@@ -187,7 +209,7 @@ class _LineFeed:
 
     async def _take_in(self, delivery: Delivery) -> None:
         try:
-            await self._lines.join(delivery)
+            await self._lines.join(delivery, fresh=delivery.lease.first and delivery.stored_at > self._since)
             await delivery.lease.settle(confirmed=True)
         finally:
             if self._intake is not None:
@@ -204,10 +226,13 @@ class _LineFeed:
                 return await ticket.lease.settle()
             head = await self._lines.head(place.conversation)
             if head is not None and head.seq == place.seq:
-                lease = _TurnLease(self._lines, place, ticket.lease)
+                # A server that was killed may have brought the task back into its line.
+                fresh = _FRESH in head.headers and head.time > max(ticket.lease.sure_from, self._since)
+                lease = _TurnLease(self._lines, place, ticket.lease, fresh)
                 delivered = True
                 task, came = OrderedSubject.parse(head.key).task, self._as_it_came(head)
-                self._sink(Delivery(task, head.data, lease, head.seq, came, head.time, place=head.key))
+                number = number_of(head)
+                self._sink(Delivery(task, head.data, lease, number, came, head.time, place=head.key))
             else:
                 await self._lines.call(place.conversation)
                 await ticket.lease.settle()
@@ -256,7 +281,7 @@ class _UnwindingFeed:
             await feed.open(intake=False)
             self._feed = feed
         else:
-            self._feed = await self._lines.store.consume(self._lines.mailbox, self._deliver)
+            self._feed = await self._lines.intake.consume(self._lines.mailbox, self._deliver)
         self._feed.want(self._wanted)
 
     async def _unwind(self) -> None:
@@ -294,27 +319,39 @@ def ticket_box(subjects: Subjects, mailbox: Mailbox) -> Mailbox:
     return Mailbox(f"{mailbox.name}=tickets", (), mailbox.lease_s, subject=subjects.tickets(mailbox.name))
 
 
+def line_box(subjects: Subjects, mailbox: Mailbox) -> Mailbox:
+    """The mailbox of all that stands in line. Nobody takes from it: it is there to be counted."""
+    return Mailbox(f"{mailbox.name}=line", (), mailbox.lease_s, subject=subjects.line(mailbox.name))
+
+
 def _stored(mailbox: Mailbox) -> Mailbox:
     """A mailbox as the store is to have it: that of an ordered one is the intake."""
     return replace(mailbox, serial=True) if mailbox.ordered else mailbox
 
 
 class OrderedQueue:
-    """`Queue` that knows ordered mailboxes, on a store that does not; others are the store's own."""
+    """`Queue` that knows ordered mailboxes, on a store that does not; others are the store's own.
 
-    def __init__(self, store: Store, subjects: Subjects) -> None:
-        self.store, self._subjects = store, subjects
+    Args:
+        line_store: where the lines of the mailbox of this name are, if not among all tasks.
+    """
+
+    def __init__(self, store: Store, subjects: Subjects, line_store: Callable[[str], Store] | None = None) -> None:
+        self.store, self._subjects, self._line_store = store, subjects, line_store or (lambda _: store)
 
     async def declare(self, mailbox: Mailbox) -> None:
         """Make the mailbox, or change it to fit; keeps what it holds."""
         await self.store.declare(_stored(mailbox))
-        if mailbox.ordered or await self._lines(mailbox).head() is not None:
-            await self.store.declare(ticket_box(self._subjects, mailbox))
+        lines = self._lines(mailbox)
+        if mailbox.ordered or await lines.head() is not None:
+            await lines.store.declare(ticket_box(self._subjects, mailbox))
+            await lines.store.declare(line_box(self._subjects, mailbox))
 
     async def remove(self, name: str) -> None:
         """Forget a mailbox; who stands in line there waits for its return."""
         await self.store.remove(name)
-        await self.store.remove(ticket_box(self._subjects, Mailbox(name, ())).name)
+        for box in (ticket_box, line_box):
+            await self._line_store(name).remove(box(self._subjects, Mailbox(name, ())).name)
 
     async def put(
         self, subject: str, data: bytes, *, msg_id: str, headers: Mapping[str, str] | None = None
@@ -329,7 +366,7 @@ class OrderedQueue:
             feed = _LineFeed(lines, sink)
             await feed.open(intake=True)
             return feed
-        if await self.store.knows(ticket_box(self._subjects, mailbox).name):
+        if await lines.store.knows(ticket_box(self._subjects, mailbox).name):
             unwinding = _UnwindingFeed(lines, sink)
             await unwinding.open()
             return unwinding
@@ -341,16 +378,22 @@ class OrderedQueue:
 
     def take_over(self, token: str) -> Lease:
         """The lease that another process holds."""
-        return self.store.take_over(token)
+        ticket, of_line, place = token.partition(_WITH_PLACE)
+        if not of_line:
+            return self.store.take_over(ticket)
+        where = TicketSubject.parse(place)
+        lines = self._lines(Mailbox(where.mailbox, ()))
+        return _TurnLease(lines, where, lines.store.take_over(ticket))
 
     async def backlog(self, name: str) -> Backlog:
         """How much the mailbox holds now, those in line included."""
         plain = await self.store.backlog(name)
-        in_line = await self.store.count(self._subjects.line(name))
+        store = self._line_store(name)
+        in_line = (await store.backlog(line_box(self._subjects, Mailbox(name, ())).name)).waiting
         if not in_line:
             return plain
-        running = (await self.store.backlog(ticket_box(self._subjects, Mailbox(name, ())).name)).taken
+        running = (await store.backlog(ticket_box(self._subjects, Mailbox(name, ())).name)).taken
         return Backlog(plain.waiting + max(0, in_line - running), plain.taken + running)
 
     def _lines(self, mailbox: Mailbox) -> _Lines:
-        return _Lines(self.store, self._subjects, mailbox)
+        return _Lines(self._line_store(mailbox.name), self.store, self._subjects, mailbox)

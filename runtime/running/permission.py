@@ -50,6 +50,11 @@ class Permission:
         self.chain = chain
         return None
 
+    @property
+    def is_limited(self) -> bool:
+        """Whether the next task is to know what this one has spent."""
+        return bool(self._ports.policy.limits)
+
     async def used_up(self, ledger: Ledger, common: dict[str, Any]) -> Rejected | None:
         """How it ends if whose task it is has nothing left; else its first attempt is counted, and its books are
         narrowed.
@@ -57,7 +62,7 @@ class Permission:
         Raises:
             BusUnavailableError: nobody knows; it is delivered again.
         """
-        if not self._ports.policy.limits:
+        if not self.is_limited:
             return None
         is_first = common["attempt"] == 1
         try:
@@ -71,7 +76,7 @@ class Permission:
 
     async def charge(self, spent: Spent) -> None:
         """Write down what it has spent, for whose it is."""
-        if self._ports.policy.limits and (spent.tokens or spent.usd_micros):
+        if self.is_limited and (spent.tokens or spent.usd_micros):
             await self._allowance.charge(self._payers, self._topic, spent)
 
     @property
@@ -87,7 +92,7 @@ class Permission:
         if guard is None:
             return None
         try:
-            guard.refuse("right", self._ports.subjects.task(self._topic), error)
+            guard.refuse("right", self._ports.subjects.task(self._topic), error, topic=self._topic)
         except ForbiddenError:
             return Rejected(reason=str(error), details={"field": error.field}, **common)
         return None
@@ -99,11 +104,15 @@ def check_kept(ports: Ports, topic: SemanticTopic) -> None:
     Raises:
         ConfigError: nobody looks who asks.
     """
-    if topic.allow and ports.guard is None:
+    if ports.guard is not None:
+        return
+    hint = "set SQUADRON_TRUST, NATS_CREDS and SQUADRON_VERIFY=require, or leave it out"
+    if topic.allow:
         raise ConfigError(
-            f"{topic.name} is for {', '.join(topic.allow)} only, and here nobody looks who asks",
-            hint="set SQUADRON_TRUST, NATS_CREDS and SQUADRON_VERIFY=require, or leave out `allow`",
+            f"{topic.name} is for {', '.join(topic.allow)} only (allow), and here nobody looks who asks", hint=hint
         )
+    if topic.verify != "off":
+        raise ConfigError(f"{topic.name} has verify={topic.verify!r}, and here nobody looks who signs", hint=hint)
 
 
 def may_publish(ports: Ports, topic: str, metadata: Mapping[str, Any] | None, speaks: May) -> May:

@@ -14,14 +14,20 @@ from squadron.runtime.trust.agent_sender import SENDER_HEADER
 from squadron.runtime.trust.guard import May, anybody
 from squadron.runtime.trust.may_say import check_carriers, check_source
 from squadron.runtime.trust.signature_check import Signed
+from squadron.runtime.trust.verify_modes import VerifyMode
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.outcome import LITE_TTL_S, Rejected, outcome_msg_id
 from squadron.runtime.wire.replies import unfit_reply
 from squadron.runtime.wire.subjects import token_of
 
 
-async def check_task(ports: Ports, agent: str, delivery: Delivery, message: AgentMessage) -> Signed | None:
+async def check_task(
+    ports: Ports, agent: str, delivery: Delivery, message: AgentMessage, topic: str, least: VerifyMode
+) -> Signed | None:
     """How a task was signed; None where nothing is checked, or it failed and is taken all the same.
+
+    Args:
+        least: the mildest mode that the author of its topic wants.
 
     Raises:
         UntrustedError: it is refused.
@@ -32,7 +38,7 @@ async def check_task(ports: Ports, agent: str, delivery: Delivery, message: Agen
         check_source(signed, message.source.id)
         check_carriers(signed, agent)
 
-    return await _admit(ports, delivery, may)
+    return await _admit(ports, delivery, may, topic, least)
 
 
 async def is_signed(ports: Ports, delivery: Delivery) -> bool:
@@ -48,12 +54,14 @@ async def is_signed(ports: Ports, delivery: Delivery) -> bool:
     return True
 
 
-async def _admit(ports: Ports, delivery: Delivery, may: May) -> Signed | None:
+async def _admit(
+    ports: Ports, delivery: Delivery, may: May, topic: str = "", least: VerifyMode = "off"
+) -> Signed | None:
     guard = ports.guard
     if guard is None:
         return None
     said = delivery.place or delivery.subject, delivery.data, delivery.headers
-    return await guard.admit("task", *said, at=delivery.stored_at, may=may)
+    return await guard.admit("task", *said, at=delivery.stored_at, may=may, topic=topic, least=least)
 
 
 def answers(ports: Ports, delivery: Delivery, signed: Signed | None) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, TypeVar
@@ -15,11 +16,20 @@ import structlog
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import BusUnavailableError, SquadClosedError
 from squadron.runtime.ports.queue import Delivery, Feed
-from squadron.runtime.retries import traceback_of
+from squadron.runtime.retries import places_of, traceback_of
 from squadron.runtime.wire.outcome import Outcome
 
 #: A lease is extended after this share of its time, so that two extensions may be lost.
 EXTEND_AT = 1 / 3
+
+#: Frees the slot of the turn that runs here; a turn that no pump began has none.
+_free: ContextVar[Callable[[], None] | None] = ContextVar("free", default=None)
+
+
+def free_slot() -> None:
+    """Let the next turn begin: what is left of this one, like storing its outcome, only waits for the server."""
+    if (free := _free.get()) is not None:
+        free()
 
 
 async def keep_leases(lease_s: float, held: Callable[[], Iterable[Delivery]]) -> None:
@@ -53,9 +63,28 @@ class Supply(Protocol[S_contra]):
     async def consume(self, source: S_contra, sink: Callable[[Delivery], None], /) -> Feed: ...
 
 
+class _BroughtOnly:
+    """A supply that delivers nothing: its pump runs what others bring."""
+
+    async def consume(self, source: Source, sink: Callable[[Delivery], None], /) -> Feed:
+        return self
+
+    def want(self, count: int) -> None: ...
+
+    async def aclose(self) -> None: ...
+
+
+BROUGHT_ONLY = _BroughtOnly()
+
+
 @dataclass(frozen=True, slots=True)
 class PumpStatistics:
-    """What a pump does now and has done: `outcomes` counts ended tasks by outcome kind."""
+    """What a pump does now and has done.
+
+    Attributes:
+        in_flight: turns that have a slot; those that only store what they came to have none.
+        outcomes: ended tasks, by kind of outcome.
+    """
 
     slots: int
     in_flight: int
@@ -63,7 +92,11 @@ class PumpStatistics:
 
 
 class Pump:
-    """Runs up to `slots` deliveries of one source at once; pulls one more for each that ends."""
+    """Runs up to `slots` deliveries of one source at once; pulls one more for each that frees its slot.
+
+    A turn frees it at its end, or before by `free_slot`; so do as many at once as there are slots, so that a
+    server that stores slowly holds up the work, and no more than twice the slots are leased.
+    """
 
     def __init__(
         self,
@@ -76,7 +109,10 @@ class Pump:
         self._open = partial(supply.consume, source)
         self._source: Source = source
         self._run, self._slots = run, slots
+        #: What is leased and has begun, with or without a slot.
         self._in_flight: dict[asyncio.Task[None], Delivery] = {}
+        #: Those without: they have freed theirs.
+        self._storing: set[asyncio.Task[None]] = set()
         #: The same, by their places in the queue.
         self._seqs: set[int] = set()
         #: Those that others handed to us, and that wait for a slot.
@@ -104,13 +140,26 @@ class Pump:
             return
         self._begin(delivery)
 
+    @property
+    def lease_s(self) -> float:
+        """How long a lease of its source is, in seconds."""
+        return self._source.lease_s
+
+    def _has(self, delivery: Delivery) -> bool:
+        return delivery.seq in self._seqs or any(each.seq == delivery.seq for each in self._handed)
+
+    def has_room(self, delivery: Delivery, *, beside: int = 0) -> bool:
+        """Whether `offer` takes it, when it has taken so many others."""
+        return self._has(delivery) or (self._feed is not None and len(self._handed) + beside < self._slots)
+
     def offer(self, delivery: Delivery) -> bool:
         """Take what another replica was delivered for us, before all else; False if too much waits already."""
-        if delivery.seq in self._seqs or any(each.seq == delivery.seq for each in self._handed):
+        if self._has(delivery):
             return True
-        if self._feed is None or len(self._handed) >= self._slots:
+        if not self.has_room(delivery):
             return False
-        if len(self._in_flight) < self._slots:
+        assert self._feed is not None
+        if self._running < self._slots:
             self._feed.want(-1)
             self._begin(delivery)
         else:
@@ -123,14 +172,33 @@ class Pump:
         self._in_flight[task] = delivery
         task.add_done_callback(self._ended)
 
+    @property
+    def _running(self) -> int:
+        return len(self._in_flight) - len(self._storing)
+
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._seqs.discard(self._in_flight.pop(task).seq)
+        if task in self._storing:
+            self._storing.discard(task)
+        else:
+            self._fill()
+
+    def _free(self, task: asyncio.Task[None]) -> None:
+        if task not in self._storing and len(self._storing) < self._slots:
+            self._storing.add(task)
+            self._fill()
+
+    def _fill(self) -> None:
+        """A slot is free."""
         if self._handed:
             self._begin(self._handed.popleft())
         elif self._feed is not None:
             self._feed.want(1)
 
     async def _serve(self, delivery: Delivery) -> None:
+        task = asyncio.current_task(self._loop)
+        assert task is not None
+        _free.set(partial(self._free, task))
         try:
             outcome = await self._run(delivery)
         except asyncio.CancelledError:
@@ -141,7 +209,10 @@ class Pump:
             # The outcome could not be stored; the task must not be settled, so it will be delivered again.
             self._log.warning("pump.not_stored", subject=delivery.subject, error=str(error))
         except Exception as error:
-            self._log.error("pump.turn_broke", subject=delivery.subject, traceback=traceback_of(error))
+            # Of a sealed task where it was, and nothing of what was in its hands.
+            sealed = b'"sealed"' in delivery.data
+            where = {"at": places_of(error)} if sealed else {"traceback": traceback_of(error)}
+            self._log.error("pump.turn_broke", subject=delivery.subject, error=type(error).__name__, **where)
             await self._release(delivery, self._source.lease_s)
         else:
             if outcome is not None:
@@ -156,7 +227,7 @@ class Pump:
 
     def statistics(self) -> PumpStatistics:
         """What it does now and has done."""
-        return PumpStatistics(self._slots, len(self._in_flight), dict(self._outcomes))
+        return PumpStatistics(self._slots, self._running, dict(self._outcomes))
 
     async def drain(self, within_s: float) -> None:
         """Take nothing new, give running turns `within_s` seconds to end, and hand back the rest."""

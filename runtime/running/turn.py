@@ -21,15 +21,16 @@ from squadron.runtime.errors import (
     UntrustedError,
 )
 from squadron.runtime.ports.queue import Delivery
-from squadron.runtime.retries import backoff_s, summary_of
+from squadron.runtime.retries import summary_of
 from squadron.runtime.running.allowance import Allowance
-from squadron.runtime.running.arrival import ALONE_S, Arrival, arrive, deadline_of, mark_when_late
+from squadron.runtime.running.arrival import ALONE_S, STALE_S, Arrival, arrive, deadline_of, mark_when_late
 from squadron.runtime.running.bidding import Offers, Statistics
 from squadron.runtime.running.context import IN_TIME, TurnContext
 from squadron.runtime.running.earlier import NoteBook, open_ledger
 from squadron.runtime.running.handler import Handler
-from squadron.runtime.running.handover import HAND_ON_S, LONGEST_HAND_ON_S, hand_on, hand_over
-from squadron.runtime.running.judge import judge
+from squadron.runtime.running.handover import Courier, hand_back, hand_on
+from squadron.runtime.running.judge import died_each_time, judge
+from squadron.runtime.running.lapse import lapse
 from squadron.runtime.running.ledger import Ledger
 from squadron.runtime.running.no_outcome import Again, HandOn, Later, LetGo
 from squadron.runtime.running.once import cancelled_with
@@ -37,28 +38,28 @@ from squadron.runtime.running.parking import Parking
 from squadron.runtime.running.permission import Permission, check_kept
 from squadron.runtime.running.poison import Poison
 from squadron.runtime.running.proof import answers, check_task, is_signed, refuse
+from squadron.runtime.running.pump import free_slot
 from squadron.runtime.running.reports import Reports
 from squadron.runtime.running.sealed_task import bury_sealed, open_task, refuse_readable
+from squadron.runtime.running.split import Split
 from squadron.runtime.running.to_the_end import run_to_the_end
 from squadron.runtime.running.told import Told
 from squadron.runtime.store.dead_letters import DeadLetters
 from squadron.runtime.store.put_back import as_put_back
+from squadron.runtime.trust.verify_modes import VerifyMode
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.limits import Deadline
 from squadron.runtime.wire.outcome import (
     Answer,
     Cancelled,
     DeadLettered,
-    Expired,
     Outcome,
     Rejected,
     Result,
     TimedOut,
-    Undeliverable,
 )
 from squadron.runtime.wire.path import circle_in
 from squadron.runtime.wire.route import Route
-from squadron.runtime.wire.spent import NOT_TOLD
 from squadron.runtime.wire.subjects import TaskSubject, matches
 
 #: What a handler has returned before it returns.
@@ -70,6 +71,7 @@ class Turns:
 
     Args:
         capabilities: what this replica offers to tasks that ask for it.
+        split: which version of the agent this replica runs, if there may be two beside each other.
     """
 
     def __init__(
@@ -79,16 +81,16 @@ class Turns:
         caller: Caller,
         *,
         capabilities: Collection[str] = (),
+        split: Split | None = None,
     ) -> None:
         ports = caller.ports
-        self.agent, self._caller, self._ports = agent, caller, ports
-        self._letters, self._allowance = DeadLetters(ports), Allowance(ports)
-        self._reports = Reports(ports)
+        self.agent, self._caller, self._ports, self._me = agent, caller, ports, ports.identity.id
+        self._letters, self._allowance, self._reports = DeadLetters(ports), Allowance(ports), Reports(ports)
         self._parking, self._poison = Parking(ports, agent), Poison(ports, agent)
-        self._capabilities = frozenset(capabilities)
+        self._capabilities, self._split = frozenset(capabilities), split or Split(agent, caller.registry)
         self._exact = {handler.topic.name: handler for handler in handlers}
         self._families = [handler for handler in handlers if handler.topic.is_pattern]
-        self._cancelled = Cancellations(ports)
+        self._cancelled, self._courier = Cancellations(ports), Courier(ports)
         #: What was offered for tasks that may come, and what those that came took.
         self.offers, self.statistics = Offers(ports.clock), Statistics()
         self._log = structlog.get_logger("squadron.turn").bind(agent=agent, replica=ports.identity.id)
@@ -106,6 +108,10 @@ class Turns:
     async def aclose(self) -> None:
         """Hear nothing more. May be called twice."""
         await self._cancelled.aclose()
+
+    def least(self, topic: str) -> VerifyMode:
+        """What the author of a topic wants at least, of messages that nobody signed who may."""
+        return "off" if (handler := self._handler(topic)) is None else handler.topic.verify
 
     def serves(self, topic: str) -> bool:
         """Whether a task on this topic would be run here."""
@@ -130,19 +136,23 @@ class Turns:
                 await delivery.lease.settle()
             return None
         try:
-            signed = await check_task(self._ports, self.agent, delivery, message)
+            signed = await check_task(self._ports, self.agent, delivery, message, topic, self.least(topic))
             message = as_put_back(message, delivery.headers)
         except UntrustedError as error:
             return await refuse(self._ports, self.agent, delivery, message, topic, error)
+        common: dict[str, Any] = {"task_id": message.id, "topic": topic, "source": self._me, "attempt": 1}
+        canaries = self._split.elsewhere(message)
+        if canaries and lapse(self._ports, self._cancelled, message, common, was_parked=True) is None:
+            await self._courier.pass_on(delivery, canaries)
+            return None
         arrival = await arrive(self._ports, self._reports, delivery, message, topic)
         if arrival is None:
             return None
-        lite_key, announce = arrival.lite_key, arrival.announce
         was_parked = not delivery.lease.first and await self._parking.take_up(message)
         handler = self._handler(topic)
         served = handler.topic.name if handler is not None else ""
         told = Told(self._ports, "task", self.agent, message, topic, served, delivery)
-        common: dict[str, Any] = {"task_id": message.id, "topic": topic, "source": self._me, "attempt": 1}
+        common["version"] = self._split.version
         right = Permission(self._ports, self._allowance, signed, message, topic)
         try:
             how = arrival, right
@@ -150,8 +160,9 @@ class Turns:
             if not isinstance(ended, Outcome):
                 await self._elsewhere(delivery, message, ended, told)
                 return None
-            late = self._ports.clock.time() > arrival.looked_at + ALONE_S
-            if late and await self._reports.settle_if_stored(delivery, message, lite_key, announce):
+            if not right.is_limited:
+                free_slot()
+            if await arrival.ended_meanwhile(self._reports, delivery, message, after_s=ALONE_S):
                 told.ended("superseded")
                 return None
             reports = {"headers": told.outcome_headers, "answers": answers(self._ports, delivery, signed)}
@@ -169,9 +180,7 @@ class Turns:
         """The task goes on with another replica, or later."""
         match ended:
             case HandOn():
-                if not await hand_over(self._ports, delivery, ended.replicas):
-                    after_s = backoff_s(delivery.lease.delivered, HAND_ON_S, LONGEST_HAND_ON_S)
-                    await delivery.lease.release(after_s)
+                await self._courier.pass_on(delivery, ended.replicas)
                 told.ended("handed_on")
             case Again():
                 await delivery.lease.release(ended.after_s)
@@ -218,19 +227,19 @@ class Turns:
         if not registry.knows_of(message.seen):
             # Nobody decides on less than its caller saw.
             await registry.catch_up(message.seen)
-        if handler is None:
-            reason = f"{self.agent} does not serve {common['topic']!r} any more"
-            return Undeliverable(reason=reason, **common)
         if arrival.unfit:
             return Rejected(reason=arrival.unfit, details={"field": "replyTo"}, **common)
+        if handler is None:
+            lapsed = lapse(self._ports, self._cancelled, message, common, was_parked=was_parked)
+            return lapsed or self._unserved(delivery, common)
         checked = handler, message, ledger, common, was_parked
         if refusal := right.forbidden(handler.topic.allow, common) or self._refusal(*checked):
             return refusal
+        if arrival.was_here and await arrival.ended_meanwhile(self._reports, delivery, message, after_s=STALE_S):
+            return LetGo()
         attempt = common["attempt"] = await delivery.lease.begin()
         if attempt > handler.retries.max_attempts:
-            reason = f"its replica died or fell silent in each of {attempt - 1} attempts"
-            common |= {"attempt": attempt - 1, "spent": NOT_TOLD}
-            return DeadLettered(reason=reason, details={"attempts": attempt - 1}, **common)
+            return died_each_time(attempt - 1, common)
         if used_up := await right.used_up(ledger, common):
             return used_up
         context = self._context(message, common, arrival.lite_key, ledger)
@@ -261,20 +270,20 @@ class Turns:
             arrival.readers = context._readers
             context.close()
 
+    def _unserved(self, delivery: Delivery, common: dict[str, Any]) -> Outcome | HandOn:
+        """What becomes of a task on a topic that this version does not serve; a canary's came from who does."""
+        if self._split.is_canary:
+            reason = f"the canary of {self.agent} does not serve it"
+            return Rejected(reason=reason, details={"field": "topic"}, **common)
+        return hand_back(self._ports, self._caller.registry, self.agent, delivery, common)
+
     def _refusal(
         self, handler: Handler, message: AgentMessage, ledger: Ledger, common: dict[str, Any], was_parked: bool
     ) -> Outcome | HandOn | None:
         if (readable := refuse_readable(handler.topic, message, common)) is not None:
             return readable
-        if any(map(self._cancelled.includes, cancelled_with(message))):
-            return Cancelled(reason="cancelled before it started", **common)
-        now, routing, limits = self._ports.clock.time(), message.routing, message.payload.constraints
-        # One that was parked had started in time.
-        if routing.timeout is not None and not was_parked and now > message.timestamp + routing.timeout / 1000:
-            reason = f"waited longer than its {routing.timeout / 1000:g} s in the mailbox"
-            return Expired(reason=reason, **common)
-        if limits is not None and limits.deadline is not None and now * 1000 > limits.deadline:
-            return Expired(reason="its caller's deadline passed before it started", **common)
+        if lapsed := lapse(self._ports, self._cancelled, message, common, was_parked=was_parked):
+            return lapsed
         if (route := Route.of(message)) and (reason := route.misfit(self.agent, self._me, self._capabilities)):
             return hand_on(self._caller.registry, self.agent, route, reason, common)
         if exhausted := ledger.left.exhausted:
@@ -283,10 +292,6 @@ class Turns:
         if unbid := self.offers.refusal(message, common["topic"]):
             return Rejected(reason=unbid, details={"field": "metadata.bid"}, **common)
         return None
-
-    @property
-    def _me(self) -> str:
-        return self._ports.identity.id
 
     async def _run_handler(
         self, handler: Handler, delivery: Delivery, context: TurnContext, common: dict[str, Any]

@@ -18,7 +18,7 @@ from squadron.runtime.errors import (
     MessageTooLargeError,
     UnsealedError,
 )
-from squadron.runtime.ports.vault import MOST_BYTES, OVER_BYTES, Vault
+from squadron.runtime.ports.vault import MOST_BYTES, OVER_BYTES, Vault, name_of
 from squadron.runtime.store.sealed import (
     is_sealed,
     opened,
@@ -31,7 +31,7 @@ from squadron.runtime.store.sealed import (
 from squadron.runtime.store.seals import Seals
 from squadron.runtime.texts import encoded
 from squadron.runtime.trust.sealing import Box, SealKey, b64, info_for, open_stream, seal_stream, unb64
-from squadron.runtime.wire.envelope import AgentMessage, Payload, Wire
+from squadron.runtime.wire.envelope import AgentMessage, MessageType, Payload, Wire
 
 #: How long a task's input waits in the vault, in seconds: as long as the dead letter that the task may become.
 #: A task that is settled otherwise takes its input along.
@@ -47,19 +47,27 @@ _log = structlog.get_logger("squadron.claims")
 class Claim(Wire):
     """Stands in place of a payload: its name in the vault, its size, and the SHA-256 of its bytes in hex.
 
-    With `salt` its name is `name_of` the message: only then who settles the message takes the payload along. Of a
-    sealed payload there is no SHA-256: it opens under its key, or was changed.
+    With `salt` its name is made of the message: only then who settles the message takes the payload along, as of a
+    task. Answers end with their time: many may read them, who are not to have them removed. Of a sealed payload
+    there is no SHA-256: it opens under its key, or was changed.
     """
 
-    name: str = Field(min_length=1, max_length=128)
+    name: str = Field(min_length=1, max_length=160)
     bytes: int = Field(ge=0)
     sha256: str
     salt: str | None = Field(default=None, max_length=128)
 
 
-def name_of(message_id: str, salt: str) -> str:
-    """A name in the vault that is of one message: nobody finds a salt by which it were that of another."""
-    return hashlib.sha256(f"{salt} {message_id}".encode("utf-8", "surrogatepass")).hexdigest()
+def _salt_for(kind: MessageType) -> str | None:
+    return os.urandom(16).hex() if kind in ("task", "query") else None
+
+
+def _key_of(message_id: str, salt: str | None) -> str:
+    """The key in the vault that is of one message: nobody finds a salt by which it were that of another.
+
+    Without a salt it is nothing, and the vault makes one that stands nowhere.
+    """
+    return f"{salt} {message_id}" if salt is not None else ""
 
 
 def claim_of(message: AgentMessage) -> Claim | None:
@@ -109,9 +117,8 @@ class Claims:
         self._check(len(data))
         message = AgentMessage.decode(data)
         payload = message.payload.encode()
-        salt = os.urandom(16).hex()
-        name = name_of(message.id, salt)
-        await self.vault.store(payload, keep_s=keep_s, name=name)
+        salt = _salt_for(message.type)
+        name = await self.vault.store(payload, keep_s=keep_s, key=_key_of(message.id, salt))
         claim = Claim(name=name, bytes=len(payload), sha256=await _digest(payload), salt=salt)
         stub: dict[str, Any] = {"claim": claim.model_dump()}
         if message.payload.constraints is not None:
@@ -146,9 +153,8 @@ class Claims:
         if len(plain) * 4 // 3 + _AROUND_BYTES > self._over_bytes:
             self._check(len(plain))
             key, payload = await asyncio.to_thread(seal_stream, plain)
-            salt = os.urandom(16).hex()
-            name = name_of(wire["id"], salt)
-            await self.vault.store(payload, keep_s=keep_s, name=name)
+            salt = _salt_for(wire["type"])
+            name = await self.vault.store(payload, keep_s=keep_s, key=_key_of(wire["id"], salt))
             clear["claim"] = Claim(name=name, bytes=len(payload), sha256="", salt=salt).model_dump()
             plain = encoded({"stream": b64(key)})
         wire["payload"] = sealed_payload(wire, clear, plain, box, place)
@@ -232,8 +238,11 @@ class Claims:
         """
         try:
             claim = claim_of(message)
-            if claim is not None and claim.salt is not None and claim.name == name_of(message.id, claim.salt):
-                await self.vault.drop(claim.name)
+            if claim is None or claim.salt is None:
+                return
+            # Before it stands who has stored it, where each principal has a place of its own.
+            if claim.name.rpartition(".")[2] == name_of(key := _key_of(message.id, claim.salt)):
+                await self.vault.drop(claim.name, key)
         except (InvalidMessageError, BusUnavailableError) as error:
             _log.info("claims.not_dropped", message=message.id, error=str(error))
 

@@ -14,6 +14,7 @@ from squadron.runtime.ports.journal import Entry, Journal
 from squadron.runtime.store.seals import Seals
 from squadron.runtime.texts import encoded
 from squadron.runtime.trust.sealing import b64, bound, open_piece, unb64
+from squadron.runtime.wire.subjects import MAX_TOKEN, token_of
 
 #: How an entry begins that is sealed: anything else is read as it is.
 _BEGINS = b'{"sealedEntry":'
@@ -52,6 +53,26 @@ async def open_own(seals: Seals, place: str, sealed: Any) -> bytes:
         await seals.look_again(lost)
         key = seals.unwrap(wraps, bounds)
     return open_piece(key, piece, bounds)
+
+
+def memory_owner(agent: str) -> str:
+    """Owner of the lite topics where an agent's handlers remember."""
+    return f"memory-{agent}"[:MAX_TOKEN]
+
+
+def talk_owner(agent: str) -> str:
+    """Owner of those with what it said in conversations."""
+    return token_of(f"talk-{agent}")
+
+
+def notes_owner(agent: str) -> str:
+    """Owner of those with its notes."""
+    return token_of(f"notes-{agent}")
+
+
+def owners_of(agent: str) -> tuple[str, ...]:
+    """Owners of all that an agent keeps for itself."""
+    return memory_owner(agent), talk_owner(agent), notes_owner(agent)
 
 
 @dataclass(frozen=True, slots=True)

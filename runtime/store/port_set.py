@@ -31,7 +31,8 @@ async def unrecorded(_verb: str, _data: bytes) -> None:
 class Ports:
     """What everything that runs or asks is given.
 
-    `lite` holds lite topics, `dead` the dead letters, `runs` the logs of runs; `observers` hear what happens.
+    `lite` holds lite topics, `dead` the dead letters, `own` what an agent keeps for itself, `runs` the logs of
+    runs; `observers` hear what happens.
     `file_action` stores what an operator does for the audit trail, if there is one: verb and JSON. `guard` checks
     who said what comes, if anything is checked; `principal` is who this process signs as, if it does; `policy`
     says who may ask what, beside what cards say.
@@ -45,6 +46,7 @@ class Ports:
     events: EventLog
     lite: LiteJournal
     dead: Journal
+    own: Journal
     runs: Journal
     claims: Claims
     observers: Observers = field(default_factory=Observers)

@@ -25,6 +25,7 @@ SENDER_HEADER = "Agent-Sender"
 #: Longest header that is looked at, in bytes (Synadia Agent Protocol).
 MAX_HEADER_BYTES = 2048
 
+_ACCOUNT_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}|\$G")
 _NONCE = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _TS = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z")
 _SIGNATURE = re.compile(r"[A-Za-z0-9_-]{86}")
@@ -66,8 +67,11 @@ class AgentSender:
         return json.dumps(fields, separators=(",", ":"))
 
     @classmethod
-    def parse(cls, value: str) -> Self | None:
+    def parse(cls, value: str, *, names: bool = False) -> Self | None:
         """Read a header's value; one of another version, or without a signature, counts as none.
+
+        Args:
+            names: whether the account may be a name, as on servers whose accounts have no keys.
 
         Raises:
             UntrustedError: it is none, and says which field is wrong.
@@ -90,7 +94,7 @@ class AgentSender:
                 raise UntrustedError(f"{SENDER_HEADER}: a field is no text")
         at = _time(ts)
         wrong = (
-            (kind_of(account) != "A" and "account")
+            (kind_of(account) != "A" and not (names and _ACCOUNT_NAME.fullmatch(account)) and "account")
             or (kind_of(user) != "U" and "user")
             or (_BREAKS.search(subject) is not None and "sub")
             or (at is None and "ts")

@@ -32,6 +32,7 @@ class Principal:
         name, role: what it is called, and what it may.
         user: public key of the credential.
         issued_at, expires_at: of the credential, in seconds since the epoch; 0 is always.
+        tags: what the credential says that it may besides.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Principal:
     user: str
     issued_at: float = 0.0
     expires_at: float = 0.0
+    tags: tuple[str, ...] = ()
 
     def covers(self, id: str) -> bool:
         """Whether a process of this principal may call itself so: `analyst`, or `analyst-0a1b2c3d`."""
@@ -138,7 +140,7 @@ class TrustDocument:
         role = self.roles.get(said.issuer)
         if role is None or said.account != self.account_of(role):
             raise UntrustedError(f"nobody who is trusted vouches for {said.name[:64]!r}")
-        return Principal(_name(said.name), role, said.subject, said.issued_at, said.expires_at)
+        return Principal(_name(said.name), role, said.subject, said.issued_at, said.expires_at, said.tags)
 
 
 def _name(name: str) -> str:

@@ -63,6 +63,15 @@ class Signer:
         """Its public key."""
         return self._key.public
 
+    @property
+    def account(self) -> str:
+        """Public key of its account."""
+        return self.says.account
+
+    def sign_text(self, text: str) -> str:
+        """The signature over a text that is no message, in base64url; it has to begin with what it is for."""
+        return text_of(self._key.sign(text.encode()))
+
     def sign(self, subject: str, data: bytes, headers: dict[str, str] | None) -> dict[str, str]:
         """The headers of a message with its signature; what it carries is covered by it, too."""
         ts, nonce = time_text(self._now()), _nonce()

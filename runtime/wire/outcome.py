@@ -16,6 +16,8 @@ from squadron.runtime.wire.subjects import token_of
 #: Life of an outcome and of stream chunks on their lite topic, in seconds: long enough for a caller that
 #: was restarted to come back for them.
 LITE_TTL_S = 3600.0
+#: So much of a digest of code goes into outcomes and metrics: of a million versions no two begin alike (48 bits).
+VERSION_CHARACTERS = 12
 
 
 def outcome_msg_id(task_id: str, lite_key: str, redriven: int = 0) -> str:
@@ -31,8 +33,9 @@ def outcome_msg_id(task_id: str, lite_key: str, redriven: int = 0) -> str:
 class Outcome:
     """How a task ended. `reason` says it in words, `details` in fields.
 
-    `latency_ms` is the time in the handler, `attempt` the delivery that ended it, `source` the replica. `spent` is
-    what it spent with all that it asked of others, in all its attempts; `tokens` are those of it.
+    `latency_ms` is the time in the handler, `attempt` the delivery that ended it, `source` the replica, and
+    `version` how the digest of its code begins. `spent` is what the task spent with all that it asked of others,
+    in all its attempts; `tokens` are those of it.
     """
 
     #: Name on the wire.
@@ -43,6 +46,7 @@ class Outcome:
     task_id: str = ""
     topic: str = ""
     source: str = ""
+    version: str = ""
     attempt: int = 1
     latency_ms: float = 0.0
     tokens: int = 0
@@ -74,6 +78,7 @@ class Outcome:
         rows = [("how it ended", self.kind.replace("_", " ")), ("data" if self.ok else "reason", said)]
         rows += [("details", str(self.details))] if self.details else []
         rows += [("topic", self.topic), ("replica", self.source)]
+        rows += [("version", self.version[:8])] if self.version else []
         rows += [("attempt", str(self.attempt)), ("in the handler", f"{self.latency_ms:,.1f} ms")]
         return table((), rows + ([("tokens", f"{self.tokens:,}")] if self.tokens else []))
 
@@ -83,7 +88,7 @@ class Outcome:
         details = {name: self.details[name] for name in ("attempts",) if name in self.details}
         details |= {"type": kind} if kind else {}
         reason = f"{kind or self.kind}: what it says is sealed"
-        names = ("task_id", "topic", "source", "attempt", "latency_ms", "spent")
+        names = ("task_id", "topic", "source", "version", "attempt", "latency_ms", "spent")
         return type(self)(**{name: getattr(self, name) for name in names}, reason=reason, details=details)
 
     def unwrap(self) -> Any:
@@ -103,6 +108,8 @@ class Outcome:
             "latency": round(self.latency_ms, 3),
             "attempt": self.attempt,
         }
+        if self.version:
+            content["version"] = self.version
         if any(self.spent.coins[1:]) or not self.spent.told:
             content["spent"] = self.spent.to_wire()
         if not self.ok:
@@ -131,6 +138,7 @@ class Result(Outcome):
             task_id=self.task_id,
             topic=self.topic,
             source=self.source,
+            version=self.version,
             attempt=self.attempt,
             latency_ms=self.latency_ms,
             spent=self.spent,
@@ -230,6 +238,7 @@ def from_content(content: Any, *, task_id: str = "", topic: str = "", source: st
         "task_id": task_id,
         "topic": topic,
         "source": source,
+        "version": str(content.get("version", "")),
         "attempt": _number(content.get("attempt"), 1),
         "latency_ms": _number(content.get("latency"), 0.0),
         # A foreign agent that says nothing of it has spent no more than its tokens.

@@ -13,13 +13,12 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, Self, get_args
 
-import jsonschema_rs
 from pydantic import BaseModel
 
 from squadron.runtime.errors import InvalidInputError
 from squadron.runtime.texts import jsonable
 from squadron.runtime.wire.envelope import LAST_MS, AgentMessage
-from squadron.runtime.wire.topics import SemanticTopic
+from squadron.runtime.wire.topics import SemanticTopic, validator_of
 
 Kind = Literal["question", "approval"]
 Action = Literal["accept", "decline", "cancel"]
@@ -287,7 +286,7 @@ def check_flat(schema: Mapping[str, Any]) -> None:
             what = "a field is a string, number, integer or boolean, or a choice of strings"
             raise InvalidInputError(f"{name!r}: {what}", field=f"schema.{name}", hint=hint)
     try:
-        jsonschema_rs.Draft202012Validator(dict(schema))
+        validator_of(dict(schema))
     except (ValueError, TypeError) as error:
         raise InvalidInputError(f"that is no JSON Schema: {error}", field="schema") from None
 

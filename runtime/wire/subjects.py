@@ -19,12 +19,8 @@ from squadron.runtime.errors import InvalidSubjectError
 
 ROOT = "agents"
 #: So the reply inboxes of NATS clients begin, whatever follows: `_INBOX.…`, and those with a prefix of their own.
-INBOXES = (
-    "_INBOX",
-    # Where the server leads an answer back to another account, or cluster; it lets nobody ask for one there.
-    "_R_.",
-    "_GR_.",
-)
+#: By the others the server leads an answer back to another account, or cluster; it lets nobody ask for one there.
+INBOXES = ("_INBOX", "_R_.", "_GR_.")
 #: Priority of a message that names none; it travels on the subject without a lane token.
 NORMAL_PRIORITY = 5
 #: Longest token; keeps a five-token subject far below NATS' advice of 256 bytes.
@@ -348,6 +344,11 @@ class Subjects:
     def negotiate(self, name: str) -> str:
         """Where an agent is called for bids, of whose replicas one answers; or one replica, by its own name."""
         return f"{ROOT}.{self.environment}.a2a.negotiate.{check_token(name, 'agent')}"
+
+    def mcp(self, server_id: str, *, cancel: bool = False) -> str:
+        """Where an MCP server is asked, of whose instances one answers; or where all hear what is cancelled."""
+        subject = f"{ROOT}.{self.environment}.mcp.{check_token(server_id, 'server')}"
+        return f"{subject}.cancel" if cancel else subject
 
     def result(self, topic: str) -> str:
         """Where the outcome of a task that named no `replyTo` is announced."""

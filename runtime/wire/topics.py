@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from squadron.runtime.errors import InvalidInputError
 from squadron.runtime.html_table import ShownAsTable
 from squadron.runtime.texts import whole
+from squadron.runtime.trust.verify_modes import VerifyMode
+from squadron.runtime.wire.canary_share import CanaryShare
 from squadron.runtime.wire.policy import Who
 from squadron.runtime.wire.subjects import check_pattern, check_token, matches
 
@@ -48,6 +50,8 @@ class SemanticTopic(_Told):
     examples: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
     version: str = "1"
+    #: What of its input and output is not as it was before, the newest last, for callers that were written then.
+    changed: tuple[str, ...] = ()
     #: Name of the mailbox that serves it, how many tasks that may hold (0: any number), and what becomes of
     #: more. Of one agent all topics say the same.
     mailbox: str = ""
@@ -60,6 +64,8 @@ class SemanticTopic(_Told):
     approval: str = ""
     #: Who may ask it, as patterns of principals (`wire.policy`); empty is everybody.
     allow: tuple[Who, ...] = ()
+    #: What is done at least about its messages that nobody signed who may; the environment may ask for more.
+    verify: VerifyMode = "off"
 
     @field_validator("name")
     @classmethod
@@ -84,7 +90,7 @@ class SemanticTopic(_Told):
 
     @cached_property
     def _validator(self) -> jsonschema_rs.Draft202012Validator:
-        return jsonschema_rs.Draft202012Validator(self.input_schema)
+        return validator_of(self.input_schema)
 
     def __getstate__(self) -> dict[Any, Any]:
         # The compiled validator is kept on the instance, but it can't travel.
@@ -119,8 +125,21 @@ class SemanticTopic(_Told):
         raise InvalidInputError(
             f"{self.name}: {f'field {field!r}: ' if field else ''}{message}",
             field=field,
-            hint=f"takes {describe_input(self.input_schema)}",
+            hint="; ".join([f"takes {describe_input(self.input_schema)}", *self.changed]),
         )
+
+
+def validator_of(schema: Any) -> jsonschema_rs.Draft202012Validator:
+    """What holds values against a schema. Other documents are never fetched: cards hold schemas of strangers.
+
+    Raises:
+        jsonschema_rs.ValidationError: it is no schema, or refers to another document.
+    """
+    return jsonschema_rs.Draft202012Validator(schema, retriever=_not_fetched)
+
+
+def _not_fetched(uri: str) -> Any:
+    raise ValueError(f"{uri} is another document, and none is fetched")
 
 
 def shortened(message: str) -> str:
@@ -165,6 +184,8 @@ class AgentCard(_Told):
     description: str = ""
     topics: tuple[SemanticTopic, ...] = ()
     version: str = "1"
+    #: The version of its code that is tried beside the one that serves, if one is; the bridge says it.
+    canary: CanaryShare | None = None
 
     @field_validator("agent")
     @classmethod

@@ -14,7 +14,7 @@ import typer
 from squadron.cli import frame
 from squadron.cli.dlq import _can_ask
 from squadron.cli.environment import Json
-from squadron.cli.talk import check_pairs, read_stdin, read_value, with_fields
+from squadron.cli.talk import check_pairs, read_stdin, with_fields
 from squadron.runtime.errors import ConfigError, InvalidInputError
 
 if TYPE_CHECKING:
@@ -188,6 +188,8 @@ def _converse(question: Question) -> tuple[str, dict[str, Any]]:
 
 def _prompt_fields(question: Question) -> dict[str, Any]:
     """Ask for each field until it fits; what need not be said may be left empty."""
+    from squadron.runtime.wire.spoken import read_field
+
     content: dict[str, Any] = {}
     for name, field in question.schema.get("properties", {}).items():
         is_required = name in question.schema.get("required", ())
@@ -197,7 +199,7 @@ def _prompt_fields(question: Question) -> dict[str, Any]:
             text = typer.prompt(_label(name, field), default=shown, show_default=bool(shown), type=str, err=True)
             if not text and not is_required:
                 break
-            content[name] = read_value(text, dict(field))
+            content[name] = read_field(text, question.schema, name)
             try:
                 question.check_field(name, content[name])
                 break

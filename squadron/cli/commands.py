@@ -23,11 +23,15 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "environment",
         "Set how many replicas run, in place: a number, bounds, or auto for the agent's own bounds.",
     ),
-    "rotate-key": (
-        "environment",
-        "Give agents new keys for sealed payloads; what was sealed for their old ones still opens.",
+    "canary": (
+        "canary",
+        "Show both versions of an agent that has a canary, or give it another share, promote or abort it.",
     ),
-    "topics": ("talk", "List what can be asked now, or find it by intent (best first)."),
+    "rotate-key": (
+        "securing",
+        "Give agents, or ourselves, new keys for sealed payloads; what was sealed for the old ones still opens.",
+    ),
+    "topics": ("topic_views", "List what can be asked now, or find it by intent (best first)."),
     "ask": ("talk", "Send one task and print its result."),
     "negotiate": (
         "negotiate",
@@ -67,6 +71,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "schema",
         "Print JSON Schemas of what travels, and the AsyncAPI document of its subjects; or write them to files.",
     ),
+    "a2a": ("a2a_agents", "A2A agents elsewhere, whose skills are topics."),
+    "synadia": ("synadia_peering", "Agents of the Synadia Agent Protocol, as topics: add, list, remove."),
+    "mcp": ("mcp_servers", "MCP servers, whose tools are topics: add, list, show, remove."),
     "health": ("probing", "Say whether NATS and the bridge answer: exit code 0 if both do, else 1."),
     "dlq": ("dlq", "Dead letters, messages that were given up: list, show, redrive, drop."),
     "runs": ("run_views", "Runs that think: list, show, resume, cancel, export."),

@@ -18,6 +18,7 @@ from squadron.runtime.errors import ConfigError, InvalidAgentError, SquadronErro
 
 if TYPE_CHECKING:
     from squadron.actors.agent import Agent
+    from squadron.client.remote_servers import RemoteServer
     from squadron.client.squad import Squad
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
@@ -25,22 +26,35 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
-    for command in (up, down, status, deploy, undeploy, scale, rotate_key):
+    for command in (up, down, status, deploy, undeploy, scale):
         app.command()(command)
 
 
 # --- up and down -------------------------------------------------------------------------------------
 
 
-def up(ctx: typer.Context, as_json: Json = False) -> None:
+def up(
+    ctx: typer.Context,
+    tls: Annotated[
+        bool | None,
+        typer.Option(help="TLS for the local nats-server, by a CA of this home, from now on; or no more."),
+    ] = None,
+    mutual_tls: Annotated[
+        bool, typer.Option("--mutual-tls", help="The same, and the server wants certificates of its clients.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Bring NATS, Ray and the bridge up, and leave them running. Does nothing if they run."""
-    frame.execute(_up(ctx, as_json), as_json=as_json)
+    frame.execute(_up(ctx, True if mutual_tls else tls, mutual_tls, as_json), as_json=as_json)
 
 
-async def _up(ctx: typer.Context, as_json: bool) -> int:
+async def _up(ctx: typer.Context, tls: bool | None, mutual: bool, as_json: bool) -> int:
     from squadron.cli.progress import watching
+    from squadron.cli.securing import choose_tls
 
     settings = frame.settings_of(ctx)
+    if tls is not None:
+        await asyncio.to_thread(choose_tls, settings, tls, mutual)
     began = time.monotonic()
     with watching("Bringing the squad up") as watch:
         async with frame.opened(settings, watch) as squad:
@@ -55,7 +69,7 @@ async def _up(ctx: typer.Context, as_json: bool) -> int:
 
 
 async def _addresses(squad: Squad) -> dict[str, Any]:
-    from squadron.bridge.jetstream.link.at_home import credentials_of, has_authority
+    from squadron.bridge.jetstream.link.at_home import credentials_of, has_authority, tls_files
     from squadron.views.console_place import ConsolePlace
 
     settings, answer = squad.settings, await squad.status()
@@ -65,6 +79,8 @@ async def _addresses(squad: Squad) -> dict[str, Any]:
         facts["nats_credentials"] = str(credentials_of(settings.home, settings.env, settings.user))
     elif settings.nats_url is None:
         facts["nats_token_file"] = str(settings.home / "nats" / "endpoint.json")
+    if settings.nats_url is None and (files := tls_files(settings)):
+        facts["nats_tls"] = files.environ()
     if settings.ray_address is None:
         facts["dashboard_token_file"] = str(settings.home / "ray" / "token")
     if (console := ConsolePlace.find(settings)) is not None:
@@ -86,6 +102,8 @@ def _show_addresses(facts: dict[str, Any]) -> None:
         table.add_row("", f"token in {facts['nats_token_file']}")
     if "nats_credentials" in facts:
         table.add_row("", f"credentials in {facts['nats_credentials']}")
+    if "nats_tls" in facts:
+        table.add_row("", "TLS: " + " ".join(f"{name}={path}" for name, path in facts["nats_tls"].items()))
     table.add_row("Ray", facts["ray"])
     if facts["dashboard"]:
         table.add_row("Dashboard", f"{facts['dashboard']}/#/serve")
@@ -166,19 +184,30 @@ async def _status(ctx: typer.Context, as_json: bool) -> int:
     settings = frame.settings_of(ctx)
     async with frame.connected(settings) as squad:
         answer = await squad.status()
-    answer |= {"gateways": [each.to_dict() for each in running_gateways(settings.home, settings.env)]}
+        served = [each for each in await squad.remote_servers() if each.kind == "GatewayAgent"]
+    gateways = [each.to_dict() for each in running_gateways(settings.home, settings.env)]
+    answer["gateways"] = [*gateways, *map(_shown, served)]
     if as_json:
         frame.print_json(answer)
     else:
         _show_status(answer)
         for each in answer["gateways"]:
             where = each["url"] or "on the standard streams or NATS"
-            frame.tell(f"Gateway {each['pid']} serves {', '.join(each['doors'])} {where}")
+            frame.tell(f"Gateway {each.get('pid', 'on the cluster')} serves {', '.join(each['doors'])} {where}")
     return frame.OK
+
+
+def _shown(gateway: RemoteServer) -> dict[str, Any]:
+    from squadron.bridge.gateways.fronting import GatewayOptions
+
+    options = GatewayOptions.of(gateway.server)
+    return {"agent": gateway.agent, "doors": list(options.doors), "url": options.url}
 
 
 def _show_status(answer: dict[str, Any]) -> None:
     from rich.table import Table
+
+    from squadron.cli.canary import lines as canary_lines
 
     console = frame.out()
     if sys.stdout.isatty():
@@ -192,13 +221,17 @@ def _show_status(answer: dict[str, Any]) -> None:
         table.add_column(name, justify="right" if name in ("WAITING", "RUNNING") else "left")
     for each in answer["agents"]:
         style = "green" if each["status"] == "RUNNING" else "yellow"
-        replicas = f"{each['running']}/{each['target']}"
+        who = f"{each['agent']} ({each['group']})" if each["group"] else each["agent"]
         # The bridge gives what it does not know as None.
         held = ["?" if each[count] is None else str(each[count]) for count in ("waiting", "taken")]
-        figures = (replicas, each["scale"], *held)
-        table.add_row(each["agent"], f"[{style}]{each['status']}[/]", *figures, " ".join(each["topics"]))
+        figures = (f"{each['running']}/{each['target']}", each["scale"], *held)
+        table.add_row(who, f"[{style}]{each['status']}[/]", *figures, " ".join(each["topics"]))
     console.print(table)
     for each in answer["agents"]:
+        if each["canary"]:
+            frame.tell(f"{each['agent']} has a canary:")
+            for line in canary_lines(each):
+                frame.tell(line)
         if each["message"] and each["status"] != "RUNNING":
             frame.tell(f"{each['agent']}: {each['message']}")
 
@@ -216,18 +249,28 @@ def deploy(
     ] = None,
     diff: Annotated[bool, typer.Option("--diff", help="With -f: only say what would change.")] = False,
     prune: Annotated[bool, typer.Option("--prune", help="With -f: undeploy what it does not name.")] = False,
+    canary: Annotated[
+        str, typer.Option("--canary", help="Beside what runs, with this share of the tasks.", metavar="PERCENT")
+    ] = "",
+    force: Annotated[bool, typer.Option("--force", help="A canary may differ from what callers know.")] = False,
+    group: Annotated[str | None, typer.Option("--group", help="Share the processes of that group.")] = None,
     within: Annotated[float, typer.Option("--within", help="How long to wait, in seconds.", min=1)] = 120.0,
     as_json: Json = False,
 ) -> None:
     """Run agents; a name that runs already gets the new code in place. Modules of this folder are found.
 
+    With `--canary 10%` new code runs beside the old; `squadron canary` shows both, and ends it.
+
     With `-f squad.yaml` what runs is made as the file declares it; `--diff` exits with 1 if that is anything.
     """
-    if file is not None and not agents:
+    if file is not None and not agents and group is None:
+        if canary or force:
+            raise typer.BadParameter("a file says of each agent itself whether it is a canary: `canary: 10`")
         frame.execute(_apply(ctx, file, diff, prune, within, as_json), as_json=as_json)
     if file is not None or diff or prune or not agents:
-        raise typer.BadParameter("name agents, or a file: -f squad.yaml [--diff] [--prune]")
-    frame.execute(_deploy(ctx, agents, within, as_json), as_json=as_json)
+        raise typer.BadParameter("name agents [--group NAME], or a file: -f squad.yaml [--diff] [--prune]")
+    how: dict[str, Any] = {"group": group, "force": force, "within_s": within}
+    frame.execute(_deploy(ctx, agents, canary, how, as_json), as_json=as_json)
 
 
 async def _apply(ctx: typer.Context, file: Path, diff: bool, prune: bool, within_s: float, as_json: bool) -> int:
@@ -255,17 +298,18 @@ async def _apply(ctx: typer.Context, file: Path, diff: bool, prune: bool, within
     return frame.ENDED_OTHERWISE if diff and differs else frame.OK
 
 
-async def _deploy(ctx: typer.Context, paths: list[str], within_s: float, as_json: bool) -> int:
+async def _deploy(ctx: typer.Context, paths: list[str], canary: str, how: dict[str, Any], as_json: bool) -> int:
     from squadron.actors.agent import AgentSpec
+    from squadron.cli.canary import percent
     from squadron.cli.progress import watching
 
-    settings = frame.settings_of(ctx)
+    settings, weight = frame.settings_of(ctx), percent(canary) if canary else None
     classes = [_load(path) for path in paths]
     specs = [AgentSpec.of(each) for each in classes]
     async with frame.connected(settings) as squad:
         with watching(f"Deploying {', '.join(spec.name for spec in specs)}") as watch:
             watch.phase("deploy")
-            await squad.deploy(*classes, within_s=within_s, on_progress=watch.agents)
+            await squad.deploy(*classes, canary=weight, on_progress=watch.agents, **how)
     deployed = [{"agent": spec.name, "topics": [each.topic.name for each in spec.topics]} for spec in specs]
     if as_json:
         frame.print_json({"deployed": deployed})
@@ -331,24 +375,4 @@ async def _scale(ctx: typer.Context, targets: list[str], as_json: bool) -> int:
     else:
         for agent, now in scales.items():
             frame.tell(f"{agent} runs at {now}")
-    return frame.OK
-
-
-def rotate_key(
-    ctx: typer.Context,
-    agents: Annotated[list[str], typer.Argument(metavar="AGENT...", help="As `squadron status` has it.")],
-    as_json: Json = False,
-) -> None:
-    """Give agents new keys for sealed payloads; what was sealed for their old ones still opens."""
-    frame.execute(_rotate_key(ctx, agents, as_json), as_json=as_json)
-
-
-async def _rotate_key(ctx: typer.Context, agents: list[str], as_json: bool) -> int:
-    async with frame.connected(frame.settings_of(ctx)) as squad:
-        keys = {agent: await squad.rotate_key(agent) for agent in agents}
-    if as_json:
-        frame.print_json(keys)
-    else:
-        for agent, key in keys.items():
-            frame.tell(f"{agent} is sealed for by {key} from here on")
     return frame.OK

@@ -11,18 +11,45 @@ import typer
 from squadron.cli import frame
 from squadron.config import Settings
 from squadron.runtime.errors import ConfigError
-from squadron.runtime.secret import HINT, Secret
-from squadron.runtime.wire.subjects import check_pattern, check_token
 
 if TYPE_CHECKING:
     from squadron.bridge.gateways.doors import Door, Front
+    from squadron.bridge.gateways.fronting import GatewayOptions
     from squadron.bridge.jetstream.wiring import Wiring
 
 #: Where it listens when nobody says; no well-known service does.
 DEFAULT_PORT = 8811
-#: A body may hold a message as base64, which is a third larger, and JSON around it. It is whole in memory before
-#: it is known whether anybody wants it: so it has a limit of its own, in bytes.
-_BASE64, _MOST_BODY = 1.4, 16 * 1024 * 1024
+
+_Lite = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lite", help="Let all visitors read this owner's lite topics; may be repeated.", metavar="OWNER"
+    ),
+]
+_PushTo = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--push-to",
+        help="Let A2A clients have news sent to this host, though it is not public; may be repeated.",
+        metavar="HOST[:PORT]",
+    ),
+]
+_Tokens = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--token",
+        help="A visitor's bearer token, as ann=env:ANN_TOKEN or ann=file:PATH; may be repeated.",
+        metavar="NAME=PLACE",
+    ),
+]
+_SecretPlace = Annotated[
+    str,
+    typer.Option(
+        "--secret",
+        help="What processes of one gateway on several machines share (default: a file in the home).",
+        metavar="PLACE",
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -49,34 +76,27 @@ def gateway(
         list[str] | None,
         typer.Option("--topic", help="Serve these topics only; may be repeated.", metavar="PATTERN"),
     ] = None,
-    lite: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--lite", help="Let all visitors read this owner's lite topics; may be repeated.", metavar="OWNER"
-        ),
-    ] = None,
-    tokens: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--token",
-            help="A visitor's bearer token, as ann=env:ANN_TOKEN or ann=file:PATH; may be repeated.",
-            metavar="NAME=PLACE",
-        ),
-    ] = None,
+    lite: _Lite = None,
+    push_to: _PushTo = None,
+    tokens: _Tokens = None,
     public_url: Annotated[
         str, typer.Option("--public-url", help="The URL that visitors use, if it is another one.", metavar="URL")
     ] = "",
-    secret: Annotated[
-        str,
-        typer.Option(
-            "--secret",
-            help="What processes of one gateway on several machines share (default: a file in the home).",
-            metavar="PLACE",
-        ),
-    ] = "",
+    secret: _SecretPlace = "",
     within: Annotated[
         float, typer.Option("--within", help="How long a task may take, in seconds.", min=1, max=86400)
     ] = 300.0,
+    serve: Annotated[
+        int, typer.Option("--serve", help="Run it on the cluster, as so many replicas.", metavar="N", min=0)
+    ] = 0,
+    credentials: Annotated[
+        str,
+        typer.Option(
+            "--credentials",
+            help="With --serve: the file of a user of the role gateway, at the same path on each machine.",
+            metavar="PATH",
+        ),
+    ] = "",
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print what an MCP host needs to be told, and leave.")
     ] = False,
@@ -85,10 +105,59 @@ def gateway(
     doors = [name for name, wanted in (("mcp", mcp or stdio), ("a2a", a2a), ("synadia", synadia)) if wanted]
     options: dict[str, Any] = {"host": host, "port": port, "public_url": public_url.rstrip("/"), "secret": secret}
     options |= {"agents": agents or [], "topics": topics or [], "tokens": tokens or []}
-    options |= {"lite": lite or [], "within_s": within}
+    options |= {"lite": lite or [], "push_to": push_to or [], "within_s": within}
     if print_config:
         frame.execute(_print_config(ctx, doors, stdio, options))
+    if serve:
+        frame.execute(_deploy(ctx, doors, stdio, {**options, "credentials": credentials}, serve))
+    if credentials:
+        raise typer.BadParameter(
+            "only replicas need it: set SQUADRON_USER or NATS_CREDS", param_hint="--credentials"
+        )
     frame.execute(_serve(ctx, doors, stdio, options))
+
+
+async def _deploy(
+    ctx: typer.Context, names: list[str], stdio: bool, options: dict[str, Any], replicas: int
+) -> int:
+    from squadron.bridge.gateways.doors import load_door
+    from squadron.bridge.gateways.fronting import GatewayOptions
+    from squadron.bridge.serve.gateway_agent import GATEWAY, GatewayAgent
+    from squadron.cli.progress import watching
+
+    settings = frame.settings_of(ctx)
+    if stdio:
+        raise ConfigError("--stdio serves one client, and no replica has its streams", hint="leave --serve out")
+    options["credentials"] = _gateway_file(settings, options["credentials"])
+    chosen = GatewayOptions(doors=tuple(names), **options)
+    chosen.check(settings)
+    for name in names:
+        load_door(name)
+    agent = GatewayAgent.opening(chosen, replicas)
+    async with frame.connected(settings) as squad:
+        with watching(f"Opening {', '.join(names)}") as watch:
+            watch.phase("deploy")
+            await squad.deploy(agent, on_progress=watch.agents)
+    frame.tell(f"Serving {', '.join(names)} at {chosen.url}; `squadron undeploy {GATEWAY}` ends it.")
+    return frame.OK
+
+
+def _gateway_file(settings: Settings, given: str) -> str:
+    """The credentials that replicas of a gateway connect with, as a path; empty where there are none."""
+    from pathlib import Path
+
+    from squadron.bridge.gateways.fronting import gateway_in
+    from squadron.bridge.jetstream.link.at_home import as_user
+
+    if given:
+        gateway_in(Path(given), settings)
+        return str(Path(given).absolute())
+    if as_user(settings).nats_user_credentials is not None:
+        raise ConfigError(
+            "replicas have the rights of an agent, who reads no runs and hears no prompts: a gateway has its own",
+            hint="squadron auth add gateway doors, and name its file: --credentials PATH",
+        )
+    return ""
 
 
 async def _print_config(ctx: typer.Context, doors: list[str], stdio: bool, options: dict[str, Any]) -> int:
@@ -107,73 +176,28 @@ async def _serve(ctx: typer.Context, names: list[str], stdio: bool, options: dic
     if stdio and len(names) > 1:
         raise ConfigError("--stdio serves one MCP client, and nothing else", hint="squadron gateway --stdio")
     from squadron.bridge.gateways.doors import load_door
-    from squadron.bridge.gateways.http_server import check_bind
+    from squadron.bridge.gateways.fronting import GatewayOptions
+    from squadron.bridge.gateways.open_questions import OpenQuestions
 
-    needs_http = not stdio and any(name != "synadia" for name in names)
-    if needs_http:
-        check_bind(options["host"], authenticated=bool(options["tokens"]), public_url=options["public_url"])
+    chosen = GatewayOptions(doors=tuple(names), **options)
+    if not stdio:
+        chosen.check(settings)
     openers = [load_door(name) for name in names]
     async with contextlib.AsyncExitStack() as rest:
-        front, wiring = await _front(settings, options, rest)
+        wiring = await _connected(settings)
+        rest.push_async_callback(wiring.aclose)
+        questions = OpenQuestions(wiring)
+        questions.start()
+        rest.push_async_callback(questions.aclose)
+        front = chosen.front(wiring, questions)
         doors = [await opener(front) for opener in openers]
         for door in doors:
             await rest.enter_async_context(door.running())
         if stdio:
             return await _on_streams(doors[0], front)
-        if needs_http:
-            return await _on_http(doors, names, front, wiring, options)
+        if chosen.needs_http:
+            return await _on_http(doors, chosen, front, wiring)
         return await _on_nats(names, front)
-
-
-async def _front(
-    settings: Settings, options: dict[str, Any], rest: contextlib.AsyncExitStack
-) -> tuple[Front, Wiring]:
-    """What the doors are given; closed with `rest`.
-
-    Raises:
-        ConfigError: an option is wrong.
-        NotRunning: there is nothing to serve from.
-    """
-    from urllib.parse import urlsplit
-
-    from squadron.bridge.gateways.door_secret import DoorSecret
-    from squadron.bridge.gateways.doors import Front
-    from squadron.bridge.gateways.http_guard import GuardRules
-    from squadron.bridge.gateways.open_questions import OpenQuestions
-    from squadron.bridge.gateways.visitors import Visitors, check_delegate
-
-    visitors = Visitors.of(options["tokens"])
-    secret = Secret(options["secret"])
-    if secret and not secret.place:
-        raise ConfigError("--secret was given as it is, where others can read it", hint=HINT)
-    public = options["public_url"]
-    there = urlsplit(public)
-    if public and (there.scheme not in ("http", "https") or not there.netloc):
-        raise ConfigError(f"--public-url {public!r} is no URL", hint="for example https://agents.example.org")
-    topics = tuple(check_pattern(each) for each in options["topics"])
-    wiring = await _connected(settings)
-    rest.push_async_callback(wiring.aclose)
-    check_delegate(wiring.ports.principal, tokens=bool(visitors))
-    questions = OpenQuestions(wiring)
-    questions.start()
-    rest.push_async_callback(questions.aclose)
-    rules = GuardRules(
-        hosts=(there.netloc.lower(),) if public else (),
-        verifier=visitors or None,
-        max_bytes=min(int(settings.max_message_bytes * _BASE64), _MOST_BODY),
-    )
-    front = Front(
-        place=wiring,
-        secret=DoorSecret.of(settings.home, secret),
-        questions=questions,
-        topics=topics,
-        agents=tuple(options["agents"]),
-        lite=tuple(check_token(each, "owner") for each in options["lite"]),
-        url=public,
-        within_s=options["within_s"],
-        rules=rules,
-    )
-    return front, wiring
 
 
 async def _connected(settings: Settings) -> Wiring:
@@ -198,18 +222,17 @@ async def _on_streams(door: Door, front: Front) -> int:
     return frame.OK
 
 
-async def _on_http(
-    doors: list[Door], names: list[str], front: Front, wiring: Wiring, options: dict[str, Any]
-) -> int:
+async def _on_http(doors: list[Door], chosen: GatewayOptions, front: Front, wiring: Wiring) -> int:
     from squadron.bridge.gateways.doors import gateway_app
     from squadron.bridge.gateways.http_server import HttpServer
     from squadron.bridge.gateways.running_gateways import announced
 
     settings = front.place.settings
     app = gateway_app(doors, front, lambda: wiring.connection.is_connected)
-    async with HttpServer(app, options["host"], options["port"], front.leaving) as server:
-        with announced(settings.home, settings.env, names, options["public_url"] or server.url):
-            frame.tell(f"Serving {', '.join(names)} at {options['public_url'] or server.url}; Ctrl-C ends it.")
+    async with HttpServer(app, chosen.host, chosen.port, front.leaving) as server:
+        url = chosen.public_url or server.url
+        with announced(settings.home, settings.env, chosen.doors, url):
+            frame.tell(f"Serving {', '.join(chosen.doors)} at {url}; Ctrl-C ends it.")
             await server.serve()
     return frame.OK
 

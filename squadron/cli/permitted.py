@@ -69,6 +69,6 @@ async def _check(ctx: typer.Context, principal: str, topic: str, behalf: list[st
             said = {name: value for name, value in each.items() if name not in ("limit", "who", "topics")}
             told = ", ".join(f"{name} {value}" for name, value in said.items())
             frame.out().print(f"{each['limit']}: {told}", markup=False, soft_wrap=True)
-    if settings.verify != "require":
+    if settings.verify_modes.of(topic) != "require":
         frame.tell(f"SQUADRON_VERIFY is {settings.verify}: here nobody holds to it.")
     return frame.OK if ruling.allowed else frame.ENDED_OTHERWISE

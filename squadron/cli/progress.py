@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,9 @@ RUN_CHARS = 12
 LEAST_LINES = 6
 #: Frames per second of the live pane: smooth enough for counters, and next to no CPU.
 FRAMES_PER_S = 8
+
+#: Set by Jupyter's kernels for what they start.
+IN_A_CELL = "JPY_PARENT_PID"
 
 _DOING = {
     "connect": "connecting",
@@ -205,7 +209,8 @@ def left_of(budget: Budget | None, tally: Tally) -> list[str]:
 def watching(title: str) -> Iterator[Watch]:
     """Show a job on stderr while it runs; the pane is gone when it ended, its `tally` stays."""
     console = frame.err()
-    if not console.is_terminal:
+    # What a notebook's cell runs is told that it has a terminal, and everything drawn on that is kept.
+    if not console.is_terminal or IN_A_CELL in os.environ:
         lines = _PlainLines(title)
         try:
             yield lines

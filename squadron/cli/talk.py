@@ -1,4 +1,4 @@
-"""topics and ask: what agents can do, and having them do it."""
+"""ask: have an agent do something."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import typer
 
 from squadron.cli import frame, spending
 from squadron.cli.environment import Json
+from squadron.cli.searched import teach
 from squadron.runtime.errors import InvalidInputError, SquadronError, StreamGapError
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from squadron.runtime.asking.handle import Handle
     from squadron.runtime.streams.writer import Chunk, Ended, Nested, Restarted
     from squadron.runtime.wire.outcome import Outcome
-    from squadron.runtime.wire.topics import ScoredTopic, SemanticTopic
 
 #: Longest wait for the first byte of piped input, in seconds; a pipe that nobody writes to must not hang us.
 STDIN_WITHIN_S = 10.0
@@ -32,56 +32,8 @@ CANCEL_WITHIN_S = 3.0
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands to `app`."""
-    for command in (topics, ask):
-        app.command()(command)
-
-
-def topics(
-    ctx: typer.Context,
-    search: Annotated[str, typer.Option("--search", "-s", help="What you want done, in plain words.")] = "",
-    most: Annotated[int, typer.Option("--most", help="Longest list of a search.", min=1)] = 8,
-    as_json: Json = False,
-) -> None:
-    """List what can be asked now, or find it by intent (best first)."""
-    frame.execute(_topics(ctx, search, most, as_json), as_json=as_json)
-
-
-async def _topics(ctx: typer.Context, search: str, most: int, as_json: bool) -> int:
-    async with frame.connected(frame.settings_of(ctx)) as squad:
-        found = await squad.search(search, most=most) if search else squad.topics()
-    if as_json:
-        frame.print_json([{**one.topic.model_dump(), "agent": one.agent, "score": one.score} for one in found])
-    elif not found:
-        frame.tell("No topic fits." if search else "Nothing is served yet: squadron deploy module:Agent")
-    elif sys.stdout.isatty():
-        _show_topics(found)
-    else:
-        for one in found:
-            sys.stdout.write("\t".join([one.topic.name, one.agent, *_about(one.topic)]) + "\n")
-    return frame.OK
-
-
-def _about(topic: SemanticTopic) -> tuple[str, str]:
-    from squadron.runtime.wire.topics import describe_input
-
-    return describe_input(topic.input_schema), topic.description.partition("\n")[0]
-
-
-def _show_topics(found: Sequence[ScoredTopic]) -> None:
-    from rich.padding import Padding
-    from rich.text import Text
-
-    console = frame.out()
-    for one in found:
-        fields, description = _about(one.topic)
-        score = f"  {one.score:.2f}" if one.score else ""
-        console.print(Text.assemble((one.topic.name, "bold cyan"), (f"  {one.agent}{score}", "dim")))
-        console.print(Padding(Text(description), (0, 0, 0, 2)))
-        console.print(Padding(Text(fields, "dim"), (0, 0, 0, 2)))
-    best = found[0].topic
-    fields = " ".join(f"{name}=…" for name in best.input_schema.get("required", ()))
-    console.print(f"\nAsk one: squadron ask {best.name} {fields}", markup=False)
+    """Add the command to `app`."""
+    app.command()(ask)
 
 
 def ask(
@@ -155,7 +107,8 @@ async def _ask(
     check_pairs([*pairs, *parameters])
     if parameters:
         options["parameters"] = with_fields({}, parameters, {})
-    async with frame.connected(frame.settings_of(ctx)) as squad:
+    settings = frame.settings_of(ctx)
+    async with frame.connected(settings) as squad:
         schema = schema_of(squad, topic)
         piped = piped or (not pairs and bool(schema.get("required")) and _is_piped())
         content = with_fields(read_stdin(wait=not sys.stdin.isatty()) if piped else {}, pairs, schema)
@@ -170,7 +123,10 @@ async def _ask(
             shown.end_line()
             frame.tell(told)
             raise
-    return show_outcome(outcome, shown.text, as_json)
+        code = show_outcome(outcome, shown.text, as_json)
+        if not options["sealed"]:
+            await teach(squad, settings, topic, outcome)
+    return code
 
 
 async def _cancel(handle: Handle) -> str:
@@ -314,31 +270,10 @@ def with_fields(content: Any, pairs: Sequence[str], schema: dict[str, Any]) -> A
         return content
     if not isinstance(content, dict):
         raise InvalidInputError("fields can be added to a JSON object only, and stdin holds none")
+    from squadron.runtime.wire.spoken import read_field
+
     given = {}
     for pair in pairs:
         name, _, text = pair.partition("=")
-        given[name] = read_value(text, _field_schema(schema, name))
+        given[name] = read_field(text, schema, name)
     return content | given
-
-
-def _field_schema(schema: dict[str, Any], name: str) -> dict[str, Any]:
-    field = schema.get("properties", {}).get(name, {})
-    # References inside a field count from the root of the whole schema.
-    return {**field, "$defs": schema["$defs"]} if "$defs" in schema else dict(field)
-
-
-def read_value(text: str, schema: dict[str, Any]) -> Any:
-    """A value as the topic wants it: JSON if that fits its schema, else the text as it stands.
-
-    What fits in neither way goes as JSON if it can be read so: the refusal then speaks of the value meant.
-    """
-    from jsonschema_rs import Draft202012Validator
-
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return text
-    if isinstance(value, str):
-        return text  # quotes belong to the text
-    fits = Draft202012Validator(schema).is_valid
-    return value if fits(value) or not fits(text) else text

@@ -14,6 +14,7 @@ import typer
 
 from squadron.cli import frame
 from squadron.cli.environment import Json
+from squadron.cli.securing import tls
 from squadron.config import Settings
 from squadron.runtime.errors import ConfigError
 
@@ -52,7 +53,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
     group = typer.Typer(no_args_is_help=True)
     # Named here: a function called `list` would hide the type.
-    commands = (init, add, rotate, revoke, export)
+    commands = (init, add, rotate, revoke, export, tls)
     for name, command in (("list", list_users), *((each.__name__, each) for each in commands)):
         group.command(name)(command)
     app.add_typer(group, name="auth", help="Credentials: who may use the server, and what in. Revoked at once.")
@@ -100,10 +101,19 @@ def add(
         list[str] | None,
         typer.Option("--serves", help="A topic of an agent, or a pattern like math.*; else any."),
     ] = None,
+    peer: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--peer",
+            help="mcp:ID or synadia:AGENT.OWNER: an agent asks those, a gateway answers as that MCP server, "
+            "and a foreign program is prompted as those agents.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Let somebody in, at once and without a restart; prints where its credentials are."""
-    frame.execute(_add(ctx, role, name, expires, group or [], serves or [], as_json), as_json=as_json)
+    tags = {"groups": group or [], "serves": serves or [], "peers": peer or []}
+    frame.execute(_add(ctx, role, name, expires, tags, as_json), as_json=as_json)
 
 
 async def _add(
@@ -111,15 +121,14 @@ async def _add(
     role: str,
     name: str,
     expires: str,
-    groups: list[str],
-    serves: list[str],
+    tags: dict[str, list[str]],
     as_json: bool,
 ) -> int:
     from squadron.bridge.auth.authority import Authority
 
     settings, for_s = frame.settings_of(ctx), _seconds(expires)
     with Authority.open(settings.home) as authority:
-        user, path = authority.add(settings.env, role, name, groups=groups, serves=serves, for_s=for_s)
+        user, path = authority.add(settings.env, role, name, **tags, for_s=for_s)
     if as_json:
         frame.print_json(
             {**_told(name, user), "credentials": str(path), "environ": _environ(name, user.role, str(path))}
@@ -257,14 +266,19 @@ async def _export(ctx: typer.Context, what: str) -> int:
 
 def _environ(name: str, role: str, path: str) -> dict[str, str]:
     from squadron.bridge.auth.roles import API_PREFIX, inbox_prefix
+    from squadron.bridge.jetstream.link.at_home import OF_ALL
 
-    own = {} if role == "bridge" else {"SQUADRON_NATS_API": API_PREFIX, "SQUADRON_NATS_INBOX": inbox_prefix(name)}
-    return {"NATS_CREDS": path, **own}
+    if role == "bridge":
+        return {"NATS_CREDS": path, "SQUADRON_NATS_OWN": OF_ALL}
+    own = {"SQUADRON_NATS_OWN": name} if role == "agent" else {}
+    prefixes = {"SQUADRON_NATS_API": API_PREFIX, "SQUADRON_NATS_INBOX": inbox_prefix(name)}
+    return {"NATS_CREDS": path, **prefixes, **own}
 
 
 def _told(name: str, user: Any) -> dict[str, Any]:
     facts = {each: getattr(user, each) for each in ("role", "user", "issued_at", "expires_at")}
     more = {"groups": list(user.groups), "serves": list(user.serves) if user.role == "agent" else []}
+    more["peers"] = list(user.peers)
     return {"name": name, **facts, **more, "expired": 0 < user.expires_at <= time.time()}
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack
 
 from squadron.client.blocking_audit import SyncAuditTrail
 from squadron.client.blocking_runs import SyncRuns
+from squadron.client.blocking_servers import SyncRemoteServers
 from squadron.client.blocking_shelves import SyncDeadLetters
 from squadron.client.portal import Portal
 from squadron.client.stream import Stream
@@ -39,11 +40,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class SyncSquad(Closing):
+class SyncSquad(SyncRemoteServers):
     """Made by `with Squad.up() as squad:`; every call blocks until it is done.
 
-    Any thread may call. Calls that are under way when the squad is closed end with `SquadClosedError`, as do those
-    that come later, and those of a process that was forked. Where an event loop runs they are refused.
+    Any thread may call, where no event loop runs. Calls that are under way when the squad is closed end with
+    `SquadClosedError`, as do those that come later, and those of a forked process.
     """
 
     _squad: Squad
@@ -59,9 +60,8 @@ class SyncSquad(Closing):
         """
 
         async def opening() -> None:
-            # Here, so that a squad is closed even if nobody takes it any more.
             self._squad = await open_squad()
-            self._portal.at_end(self._squad.aclose)
+            self._portal.at_end(self._squad.aclose)  # even if nobody takes it any more
 
         try:
             self._portal.start()
@@ -92,6 +92,10 @@ class SyncSquad(Closing):
     def scale(self, agent: str, to: str | int) -> str:
         """See `Squad.scale`."""
         return self._wait(self._squad.scale(agent, to))
+
+    def canary(self, agent: str, to: int | Literal["promote", "abort"]) -> None:
+        """See `Squad.canary`."""
+        self._wait(self._squad.canary(agent, to))
 
     def redeploy(self, agent: str) -> None:
         """See `Squad.redeploy`."""
@@ -174,17 +178,21 @@ class SyncSquad(Closing):
         """See `Squad.forget_subscription`."""
         self._wait(self._squad.forget_subscription(name))
 
-    def discover(self, intent: str, *, most: int = 8, least: float = 0.0) -> list[ScoredTopic]:
+    def discover(self, intent: str, *, most: int = 8, least: float | None = None) -> list[ScoredTopic]:
         """See `Squad.discover`."""
         return self._wait(_call(self._squad.discover, intent, most=most, least=least))
 
-    def search(self, intent: str, *, most: int = 8, least: float = 0.0) -> list[ScoredTopic]:
+    def search(self, intent: str, *, most: int = 8, least: float | None = None) -> list[ScoredTopic]:
         """See `Squad.search`."""
         return self._wait(self._squad.search(intent, most=most, least=least))
 
     def prefer(self, intent: str, topic: str, *, good: bool = True) -> None:
         """See `Squad.prefer`."""
         self._wait(self._squad.prefer(intent, topic, good=good))
+
+    def track(self, topic: str) -> dict[str, Any]:
+        """See `Squad.track`."""
+        return self._wait(self._squad.track(topic))
 
     def lessons(self, topic: str = "", *, clear: bool = False) -> dict[str, list[dict[str, Any]]]:
         """See `Squad.lessons`."""
@@ -334,8 +342,7 @@ class SyncLiteTopic(Closing):
 
     def publish(self, content: Any, **options: Any) -> int:
         """See `LiteTopic.publish`."""
-        seq: int = self._wait(self._topic.publish(content, **options))
-        return seq
+        return int(self._wait(self._topic.publish(content, **options)))
 
     def read(
         self, start: LiteStart = "first", *, live: bool = True, exclusive: str | None = None

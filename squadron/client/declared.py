@@ -12,10 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from squadron.actors.agent import Agent, AgentSpec, specs_of
 from squadron.runtime.errors import ConfigError
-from squadron.runtime.wire.deployment import Deployment, Scale
+from squadron.runtime.wire.deployment import Deployment, Resources, RuntimeEnv, Scale
 
+#: What a file may say otherwise than the class, besides its scale.
+_CHOSEN = ("slots", "grace_s", "num_cpus", "num_gpus", "resources", "runtime_env", "group")
 #: What to look at of a deployment; what else is in it follows from these.
-_SHOWN = ("slots", "grace_s", "num_cpus", "num_gpus", "bounds", "scale")
+_SHOWN = (*_CHOSEN, "bounds", "scale")
 _HINT = "see docs/operations.md#a-squad-in-a-file"
 
 
@@ -30,6 +32,17 @@ class DeclaredAgent(BaseModel):
     grace_s: float | None = Field(default=None, ge=0)
     num_cpus: float | None = Field(default=None, ge=0)
     num_gpus: float | None = Field(default=None, ge=0)
+    #: Share in percent with which new code is tried beside what runs; without, it replaces that.
+    canary: int | None = Field(default=None, ge=0, le=100)
+
+    @field_validator("canary", mode="before")
+    @classmethod
+    def _percent(cls, canary: Any) -> Any:
+        return canary.strip().removesuffix("%").strip() if isinstance(canary, str) else canary
+
+    resources: Resources | None = None
+    runtime_env: RuntimeEnv | None = None
+    group: str | None = None
 
     @field_validator("scale", mode="before")
     @classmethod
@@ -49,7 +62,7 @@ class DeclaredAgent(BaseModel):
 
     def applied(self, deployment: Deployment) -> Deployment:
         """A deployment of its class as the file wants it."""
-        chosen = {name: getattr(self, name) for name in ("slots", "grace_s", "num_cpus", "num_gpus")}
+        chosen = {name: getattr(self, name) for name in _CHOSEN}
         changes: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
         if self.scale:
             scale = Scale.parse(self.scale, deployment.bounds)
@@ -125,7 +138,8 @@ class Change:
     def __str__(self) -> str:
         sign = {"add": "+", "change": "~", "remove": "-", "keep": " "}[self.what]
         said = ", ".join(
-            f"{name} {old} → {new}" if old else f"{name} {new}" for name, (old, new) in self.fields.items()
+            f"{name} {old} → {new or 'none'}" if old else f"{name} {new}"
+            for name, (old, new) in self.fields.items()
         )
         return f"{sign} {self.agent}{f': {said}' if said else ''}"
 
@@ -155,6 +169,8 @@ def changes_of(
             for field in _SHOWN
             if getattr(old, field) != getattr(new, field) and (field != "scale" or name in scaled)
         }
+        if _canary(old) != _canary(new):
+            fields["canary"] = (_in_short(old.canary), _in_short(new.canary))
         if old.code["version"] != new.code["version"]:
             fields["code"] = (old.code["version"][:8], new.code["version"][:8])
         if _told(old) != _told(new):
@@ -163,6 +179,26 @@ def changes_of(
     if prune:
         found += [Change(name, "remove", {}) for name in sorted(running.keys() - wanted.keys())]
     return found
+
+
+def beside(running: Deployment, wanted: Deployment, weight: int) -> Deployment:
+    """What runs with what is wanted as its canary; what is wanted, if that is the code that runs already."""
+    if wanted.code["version"] == running.code["version"]:
+        return wanted
+    return running.model_copy(
+        update={"canary": wanted.model_copy(update={"weight": weight, "group": running.group})}
+    )
+
+
+def _canary(deployment: Deployment) -> tuple[Any, ...] | None:
+    """What is looked at of its canary: code and share first."""
+    if (canary := deployment.canary) is None:
+        return None
+    return (canary.code["version"], canary.weight, *(getattr(canary, field) for field in _SHOWN))
+
+
+def _in_short(canary: Deployment | None) -> str:
+    return "" if canary is None else f"{canary.code['version'][:8]} {canary.weight} %"
 
 
 def _told(deployment: Deployment) -> Any:

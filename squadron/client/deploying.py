@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import base64
 import gzip
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from squadron.actors.thinking.credentials import remember_keys
+from squadron.bridge.control.bridge_calls import Control
 from squadron.bridge.place import Place
-from squadron.client.bridge_calls import Control
 from squadron.client.talking import Talking
 from squadron.runtime.errors import ConfigError, DeployError
 from squadron.runtime.html_table import table
-from squadron.runtime.wire.deployment import Deployment, Scale
+from squadron.runtime.wire.canary_share import check_share
+from squadron.runtime.wire.deployment import Deployment, RuntimeEnv, Scale
 
 if TYPE_CHECKING:
     from squadron.actors.agent import Agent, AgentSpec
@@ -59,6 +60,9 @@ class Fleet(Talking):
     async def deploy(
         self,
         *agents: type[Agent] | str,
+        canary: int | None = None,
+        force: bool = False,
+        group: str | None = None,
         within_s: float = DEPLOY_WITHIN_S,
         on_progress: Callable[[list[dict[str, Any]]], None] | None = None,
     ) -> None:
@@ -66,31 +70,74 @@ class Fleet(Talking):
 
         Args:
             agents: classes, or import paths `module:Class`.
+            canary: run them beside those that serve, with this share of the tasks in percent: a conversation stays
+                with one of both. See `canary` for how it goes on.
+            force: a canary may take or give something else than callers know.
+            group: have them share processes with the other agents of that group, instead of where their classes
+                say; empty has each in processes of its own. Of a canary it is that of what serves.
             within_s: how long to wait for all of them, in seconds.
             on_progress: called with the agents' status while waiting.
 
         Raises:
-            InvalidAgentError: a class can't be served, or two have one name; says what to change.
+            InvalidAgentError: a class can't be served, or not in that group, or two have one name; says what to
+                change.
             RouteConflictError: another agent serves one of the topics.
             DeployError: a replica could not start, or not in time; carries the reason.
+            ConfigError: the two versions can't be beside each other, or a canary is given a group.
+            InvalidShareError: `canary` is no share.
+            IncompatibleVersionError: a canary takes or gives something else; says what.
         """
         from squadron.actors.agent import specs_of
         from squadron.bridge.packing import code
 
         classes = [code.load_agent(each) if isinstance(each, str) else each for each in agents]
-        await self._run([await self._pack(each) for each in specs_of(classes).values()], within_s, on_progress)
+        weight = None if canary is None else check_share(canary, "canary")
+        if weight is not None and group is not None:
+            hint = "deploy it with its group once it serves"
+            raise ConfigError("a canary goes into the group of what serves, once it is promoted", hint=hint)
+        wanted = [await self._pack(each, group) for each in specs_of(classes).values()]
+        wanted = [each.model_copy(update={"weight": weight}) for each in wanted]
+        await self._run(wanted, within_s, on_progress, force=force)
 
     async def _run(
         self,
         deployments: Sequence[Deployment],
         within_s: float,
         on_progress: Callable[[list[dict[str, Any]]], None] | None,
+        *,
+        force: bool = False,
     ) -> None:
+        """Run these, each by itself or as a canary; together if they are all the one or the other."""
+        _check(deployments)
         # Before the answer, which need not reach whoever is interrupted.
         self._deployed.update(each.agent for each in deployments)
-        asked = [each.model_dump(mode="json") for each in deployments]
-        wanted: dict[str, str] = (await self._control.call("deploy", deployments=asked))["agents"]
-        await self._await_running(wanted, within_s, on_progress)
+        for verb, how in (("deploy", {}), ("deploy_canary", {"force": force})):
+            is_canary = verb == "deploy_canary"
+            some = [each for each in deployments if (each.weight is not None) == is_canary]
+            if some:
+                asked = [each.model_dump(mode="json") for each in some]
+                wanted: dict[str, str] = (await self._control.call(verb, deployments=asked, **how))["agents"]
+                await self._await_running(wanted, within_s, on_progress, canary=is_canary)
+
+    async def canary(self, agent: str, to: int | Literal["promote", "abort"], *, wait: bool = True) -> None:
+        """Give an agent's canary another share of the tasks, have it serve instead, or have it gone.
+
+        What it works on it finishes, and what it has not begun is done by whoever serves then: no task is lost.
+        One that is promoted goes when its code runs in the place of what served.
+
+        Args:
+            to: the share in percent, `promote` or `abort`.
+            wait: until a version that is promoted serves alone.
+
+        Raises:
+            ConfigError: the agent has no canary, or it serves already.
+            InvalidShareError: that is no share.
+            DeployError: a replica of the promoted version could not start, or not in time.
+        """
+        wish = to if to in ("promote", "abort") else str(check_share(to, "to"))
+        answer = await self._control.call("canary", agent=agent, to=wish)
+        if to == "promote" and wait:
+            await self._await_running({agent: str(answer["version"])}, DEPLOY_WITHIN_S, None)
 
     async def apply(
         self,
@@ -112,10 +159,10 @@ class Fleet(Talking):
 
         Raises:
             ConfigError: the file is wrong, or for another environment; says where.
-            InvalidAgentError, RouteConflictError, DeployError: as `deploy`.
+            InvalidAgentError, RouteConflictError, DeployError, IncompatibleVersionError: as `deploy`.
         """
         from squadron.bridge.packing import code
-        from squadron.client.declared import DeclaredSquad, changes_of
+        from squadron.client.declared import DeclaredSquad, beside, changes_of
 
         if not isinstance(declared, DeclaredSquad):
             declared = DeclaredSquad.load(Path(declared))
@@ -127,13 +174,17 @@ class Fleet(Talking):
         specs = declared.specs(code.load_agent)
         scaled = {name: each.scale for name, (_, each) in specs.items() if each.scale}
         wanted = {name: each.applied(await self._pack(spec)) for name, (spec, each) in specs.items()}
+        _check(wanted.values())
         running = await self._declared_now()
+        for name, (_, told) in specs.items():
+            if told.canary is not None and name in running:
+                wanted[name] = beside(running[name], wanted[name], told.canary)
         changes = changes_of(wanted, running, scaled=[*scaled], prune=prune)
         if dry_run:
             return changes
         new = [each for each in changes if each.what in ("add", "change") and set(each.fields) != {"scale"}]
         if new:
-            await self._run([wanted[each.agent] for each in new], within_s, on_progress)
+            await self._run([wanted[each.agent].versions[-1] for each in new], within_s, on_progress)
         for name in (each.agent for each in changes if "scale" in each.fields and each.what == "change"):
             # By name of its own: code that is new does not undo what somebody set by hand, but this does.
             await self.scale(name, str(wanted[name].scale))
@@ -153,7 +204,7 @@ class Fleet(Talking):
         if self.settings.ray_address is None:
             await asyncio.to_thread(remember_keys, self.settings.home)
 
-    async def _pack(self, spec: AgentSpec) -> Deployment:
+    async def _pack(self, spec: AgentSpec, group: str | None = None) -> Deployment:
         from squadron.bridge.packing import code
 
         agent_class = spec.agent_class
@@ -168,6 +219,9 @@ class Fleet(Talking):
             grace_s=agent_class.grace_s,
             num_cpus=agent_class.num_cpus,
             num_gpus=agent_class.num_gpus,
+            resources=dict(agent_class.resources),
+            runtime_env=RuntimeEnv(**agent_class.runtime_env),
+            group=agent_class.group if group is None else group,
             ordered_by=agent_class.ordered_by,
             bounds=bounds,
             scale=bounds,
@@ -178,10 +232,14 @@ class Fleet(Talking):
         wanted: dict[str, str],
         within_s: float,
         on_progress: Callable[[list[dict[str, Any]]], None] | None,
+        *,
+        canary: bool = False,
     ) -> None:
         give_up_at = asyncio.get_running_loop().time() + within_s
         while True:
             agents = [each for each in (await self.status())["agents"] if each["agent"] in wanted]
+            if canary:
+                agents = [each["canary"] for each in agents if each["canary"]]
             if on_progress is not None:
                 on_progress(agents)
             for each in agents:
@@ -189,7 +247,8 @@ class Fleet(Talking):
                     reason = each["message"].strip().splitlines() or ["no reason given"]
                     raise DeployError(
                         f"{each['agent']} could not start: {reason[-1]}",
-                        hint="`squadron status` has the traceback; deploy it anew, or undeploy it",
+                        hint="`squadron status` has the traceback; deploy it anew, or "
+                        + (f"squadron canary {each['agent']} --abort" if canary else "undeploy it"),
                     )
             waiting = [each["agent"] for each in agents if not _runs(each, wanted[each["agent"]])]
             if len(agents) == len(wanted) and not waiting:
@@ -257,6 +316,11 @@ class Fleet(Talking):
         found: dict[str, list[dict[str, Any]]] = answer["lessons"]
         return found
 
+    async def track(self, topic: str) -> dict[str, Any]:
+        """How tasks of a topic ended, what one costs and what speaks against asking now, by agent (`agents`); and
+        whether the environment learns from use (`learns`)."""
+        return await self._control.call("track", topic=topic)
+
     async def status(self) -> dict[str, Any]:
         """Agents, replicas, backlogs and addresses, as `squadron status --json` prints them."""
         return await self._control.call("status")
@@ -282,9 +346,18 @@ class Fleet(Talking):
             await asyncio.sleep(_DEPLOY_LOOK_S)
 
 
+def _check(deployments: Iterable[Deployment]) -> None:
+    from squadron.bridge.packing.code import check_env
+
+    for each in deployments:
+        each.check_group()
+        check_env(each.agent, each.runtime_env)
+
+
 def _runs(agent: dict[str, Any], version: str) -> bool:
     versions = {replica["version"] for replica in agent["replicas"]}
     if versions - {version}:
         return False
     asleep = agent["scale"].split("..")[0] == "0"
-    return agent["status"] == "RUNNING" and (bool(versions) or asleep)
+    # A canary that was promoted works until this does.
+    return agent["status"] == "RUNNING" and (bool(versions) or asleep) and not agent.get("canary")

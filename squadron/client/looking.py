@@ -26,11 +26,12 @@ class Looking(AsyncClosing):
     def _wiring(self) -> Place:
         """The place on the bus, for as long as it can be used."""
 
-    def discover(self, intent: str, *, most: int = 8, least: float = 0.0) -> TopicList:
-        """The served topics that fit an intent in plain words, best first; none with a score below `least`."""
+    def discover(self, intent: str, *, most: int = 8, least: float | None = None) -> TopicList:
+        """The served topics that fit an intent in plain words, best first; none with a score below `least`.
+        Without `least` nothing is found if the best one most likely does not fit."""
         return TopicList(self._wiring.registry.discover(intent, most=most, least=least))
 
-    async def search(self, intent: str, *, most: int = 8, least: float = 0.0) -> TopicList:
+    async def search(self, intent: str, *, most: int = 8, least: float | None = None) -> TopicList:
         """As `discover`, but the bridge is asked: it knows meanings, where it has an embedder, what was learned
         from use, and who is busy; `why` of what is found says so. Where no bridge answers, it is `discover`."""
         wiring = self._wiring

@@ -11,7 +11,11 @@ if TYPE_CHECKING:
 
 
 class Opening:
-    """A squad about to open: `await` it, or use it in `async with` or, in a plain script, in `with`."""
+    """A squad about to open: `await` it, or use it in `async with` or, in a plain script, in `with`.
+
+    Where no block can be around all that follows, as in a notebook, `await` and `blocking` open it until it is
+    closed.
+    """
 
     def __init__(self, open_squad: Callable[[], Coroutine[Any, Any, Squad]]) -> None:
         self._open = open_squad
@@ -28,6 +32,14 @@ class Opening:
     async def __aexit__(self, *_: object) -> None:
         if self._squad is not None:
             await self._squad.aclose()
+
+    def blocking(self) -> SyncSquad:
+        """Open it for calls that block, until its `close` or the end of the process.
+
+        Raises:
+            BlockingCallError: an event loop runs in this thread, and it is not that of a notebook.
+        """
+        return self.__enter__()
 
     def __enter__(self) -> SyncSquad:
         # Half of what a squad loads; programs that await need none of it.

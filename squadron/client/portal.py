@@ -7,6 +7,7 @@ import atexit
 import concurrent.futures
 import contextlib
 import os
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
@@ -143,7 +144,7 @@ class Portal:
 
     def _check_thread(self) -> None:
         # Not of the process that forked this one: its loop runs there.
-        if asyncio._get_running_loop() is not None:
+        if asyncio._get_running_loop() is not None and not _is_cell():
             raise BlockingCallError(
                 "this call would block the event loop that runs here",
                 hint="use `async with Squad.up() as squad` and await the calls, or asyncio.to_thread",
@@ -197,6 +198,15 @@ class Portal:
                 self._loop.call_soon_threadsafe(self._ending.set)
             self._over.wait()
         atexit.unregister(self.close)
+
+
+def _is_cell() -> bool:
+    """Whether this thread runs a notebook's cell: its kernel's loop waits for each plain cell as it is."""
+    if threading.current_thread() is not threading.main_thread():
+        return False
+    shells = sys.modules.get("IPython.core.interactiveshell")
+    shell = shells and shells.InteractiveShell
+    return bool(shell and shell.initialized() and hasattr(shell.instance(), "kernel"))
 
 
 def _give_up(work: Coroutine[Any, Any, Any]) -> None:

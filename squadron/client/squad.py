@@ -7,12 +7,12 @@ import contextlib
 import uuid
 from typing import TYPE_CHECKING, Any
 
+from squadron.bridge.control.bridge_calls import Control
 from squadron.bridge.jetstream.link.at_home import as_user
 from squadron.bridge.jetstream.stream_configs import StreamNames
 from squadron.bridge.jetstream.wiring import Wiring
-from squadron.client.bridge_calls import Control
-from squadron.client.deploying import Fleet
 from squadron.client.opening import Opening
+from squadron.client.remote_servers import RemoteServers
 from squadron.config import Settings
 from squadron.runtime.errors import (
     BridgeUnavailableError,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 UNDEPLOY_WITHIN_S = 5.0
 
 
-class Squad(Fleet):
+class Squad(RemoteServers):
     """A connection to one environment of agents: deploy them, ask them, watch them.
 
         async with Squad.up() as squad:
@@ -82,6 +82,8 @@ class Squad(Fleet):
                             f"the Ray cluster has a bridge for {chosen.env!r} that is on another NATS server",
                             hint="use that server's NATS_URL, or another SQUADRON_ENV",
                         )
+                else:
+                    await servers.join_cluster()
             except BaseException:
                 await squad.aclose()
                 raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
@@ -39,6 +40,15 @@ class Deeds:
         await self._fleet.redeploy(agent)
         await self._look("agents")
         return {"agent": agent}
+
+    async def canary(self, agent: str, body: Body) -> dict[str, Any]:
+        """Give a canary another share, or end it: `{"to": 25 | "promote" | "abort"}`."""
+        wish = _text(body, "to")
+        to: Any = int(wish) if re.fullmatch(r"[0-9]{1,3}", wish) else wish
+        # Replicas that start are seen to start: nobody waits for them here.
+        await self._fleet.canary(agent, to, wait=False)
+        await self._look("agents")
+        return {"agent": agent, "to": wish}
 
     async def undeploy(self, agent: str, _: Body) -> dict[str, Any]:
         """Take an agent away; what waits in its mailbox is kept for its return."""

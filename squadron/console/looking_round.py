@@ -104,9 +104,11 @@ class Lookout:
         rows = {}
         for each in self._beats.figures(status["agents"], time.time()):
             own = told[each.agent]
-            row = asdict(each) | {name: own.get(name) for name in ("scale", "bounds", "version", "taken")}
+            row = asdict(each) | {name: own.get(name) for name in ("scale", "bounds", "group", "version", "taken")}
             row["slots_each"] = own.get("slots")
-            places = {it["id"]: it for it in own.get("replicas", ())}
+            # Both versions beside each other, if there are two.
+            row["canary"] = tried = own.get("canary")
+            places = {it["id"]: it for it in [*own.get("replicas", ()), *(tried["replicas"] if tried else ())]}
             names = sorted(places.keys() | {it.id for it in each.replicas})
             beats = {it.id: asdict(it) for it in each.replicas}
             row["replicas"] = [_replica(name, beats.get(name), places.get(name)) for name in names]

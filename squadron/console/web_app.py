@@ -86,6 +86,7 @@ class ConsoleApp:
             "/api/agents/{agent}/scale": does.scale,
             "/api/agents/{agent}/drain": does.drain,
             "/api/agents/{agent}/redeploy": does.redeploy,
+            "/api/agents/{agent}/canary": does.canary,
             "/api/agents/{agent}/undeploy": does.undeploy,
             "/api/questions/{query}/answer": does.answer,
             "/api/runs/{run}/cancel": does.cancel,

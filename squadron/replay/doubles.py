@@ -227,7 +227,7 @@ class RecordedAim:
             self.toolbox.left_out |= after[0].left_out
         return Beginning(title=started.title, opening=started.opening, topics=topics, terms=started.terms)
 
-    def find(self, intent: str) -> Sequence[SemanticTopic]:
+    async def find(self, intent: str) -> Sequence[SemanticTopic]:
         """What was found then: what the model was told of it, and what was offered to it afresh."""
         cards = dict[str, SemanticTopic]()
         found = list[str]()

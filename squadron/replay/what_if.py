@@ -165,7 +165,7 @@ class _Aim:
         """It has begun."""
         return Beginning(title=self.started.title, opening=self.started.opening)
 
-    def find(self, intent: str) -> Sequence[SemanticTopic]:
+    async def find(self, intent: str) -> Sequence[SemanticTopic]:
         return self.ctx.world.find(intent)
 
     def judge(self, state: RunState, turn: ModelTurn) -> Conclusion | str:

@@ -8,8 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jsonschema_rs
-
+from squadron.runtime.wire.topics import validator_of
 from squadron.testing.made_text import matching
 from squadron.testing.misuse import ScriptError
 
@@ -62,7 +61,10 @@ def made_data(schema: Mapping[str, Any] | bool, *, of: str = "it") -> Any:
     Raises:
         ScriptError: nothing that was tried fits; names what is wrong with the last.
     """
-    validator = jsonschema_rs.Draft202012Validator(dict(schema) if isinstance(schema, Mapping) else schema)
+    try:
+        validator = validator_of(dict(schema) if isinstance(schema, Mapping) else schema)
+    except ValueError as wrong:
+        raise ScriptError(f"{of} has a schema that nothing can be held against: {wrong}") from None
     last = "nothing fits it"
     for value in itertools.islice(_Maker(schema).values(schema, 0), _TRIES):
         error = next(validator.iter_errors(value), None)
@@ -248,7 +250,7 @@ class _Maker:
     def _fits(self, part: Any, value: Any) -> bool:
         if not isinstance(part, Mapping):
             return part is not False
-        return bool(jsonschema_rs.Draft202012Validator({**self._shared, **part}).is_valid(value))
+        return bool(validator_of({**self._shared, **part}).is_valid(value))
 
 
 _NONE = object()

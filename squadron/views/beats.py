@@ -11,6 +11,8 @@ from typing import Any
 WINDOWS_S = (5.0, 30.0, 300.0)
 #: A replica that was silent for so many heartbeats is gone, as the registry has it.
 MISSED_BEATS = 3
+#: The longest interval that is believed, in seconds.
+LONGEST_BEAT_S = 1200
 #: Beats of one replica that are kept: one each second fills the longest window.
 BEATS_KEPT = 301
 #: How slow a topic is, is told over so many seconds.
@@ -98,6 +100,8 @@ class _Beat:
 @dataclass(slots=True)
 class _History:
     agent: str
+    #: Seconds between two beats, by its own word.
+    beat_s: float = 0.0
     beats: deque[_Beat] = field(default_factory=lambda: deque(maxlen=BEATS_KEPT))
 
     def before(self, seconds: float) -> _Beat | None:
@@ -117,7 +121,7 @@ class Beats:
     """Takes in heartbeats and says what they come to."""
 
     def __init__(self, *, heartbeat_s: float) -> None:
-        self._silence_s = MISSED_BEATS * heartbeat_s
+        self._beat_s = heartbeat_s
         self._replicas: dict[str, _History] = {}
 
     def hear(self, content: Any, at: float) -> None:
@@ -140,6 +144,7 @@ class Beats:
             _cells(content.get("metrics")),
         )
         history = self._replicas.setdefault(replica, _History(agent))
+        history.beat_s = min(_count(content.get("beatS")), LONGEST_BEAT_S)
         if history.beats and beat.done < history.beats[-1].done:
             # It began anew under its old name.
             history.beats.clear()
@@ -151,8 +156,9 @@ class Beats:
 
     def figures(self, agents: Iterable[Mapping[str, Any]], now: float) -> list[AgentFigures]:
         """What is known of each agent that the bridge's `status` tells of."""
-        for name in [name for name, it in self._replicas.items() if now - it.beats[-1].at > self._silence_s]:
-            del self._replicas[name]
+        for name, it in list(self._replicas.items()):
+            if now - it.beats[-1].at > MISSED_BEATS * max(self._beat_s, it.beat_s):
+                del self._replicas[name]
         return [self._figures(each, now) for each in agents]
 
     def _figures(self, status: Mapping[str, Any], now: float) -> AgentFigures:

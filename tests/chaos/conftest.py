@@ -34,14 +34,15 @@ def settings() -> Iterator[Settings]:
     """Settings of the folder's environment: all defaults, in a home of its own."""
     with tempfile.TemporaryDirectory(prefix="sq-chaos-") as home:
         chosen = Settings.load({}, home=Path(home))
-        _squadron(chosen, "up")
+        squadron_command(chosen, "up")
         yield chosen
-        _squadron(chosen, "down")
+        squadron_command(chosen, "down")
 
 
-def _squadron(settings: Settings, command: str) -> None:
+def squadron_command(settings: Settings, *command: str) -> None:
+    """Run a command of ours in the environment, to its good end."""
     ended = subprocess.run(
-        [sys.executable, "-c", _COMMAND, command],
+        [sys.executable, "-c", _COMMAND, *command],
         cwd=ROOT,
         env=os.environ | settings.environ(),
         capture_output=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from pathlib import Path
 
@@ -36,19 +37,19 @@ class Kills:
     async def one_at_a_time(self) -> None:
         """Each role once, in an order of the seed; the next one when the last one is back."""
         for role in self._random.sample(ROLES, len(ROLES)):
-            await self._back({role: self.kill(role)})
+            await self._back({role: await self.kill(role)})
             await asyncio.sleep(self._random.uniform(*QUIET_S))
 
     async def together(self) -> None:
         """One of each role at the same instant."""
-        victims = {role: self._victim(role) for role in self._random.sample(ROLES, len(ROLES))}
+        victims = {role: await self._victim(role) for role in self._random.sample(ROLES, len(ROLES))}
         for role, victim in victims.items():
             self._kill(role, victim)
         await self._back({role: victim.pid for role, victim in victims.items()})
 
-    def kill(self, role: str) -> int:
+    async def kill(self, role: str) -> int:
         """Kill one process of the role; returns its id."""
-        victim = self._victim(role)
+        victim = await self._victim(role)
         self._kill(role, victim)
         return victim.pid
 
@@ -56,8 +57,18 @@ class Kills:
         victim.kill()
         self._log.write("kill", role=role, victim=victim.pid)
 
-    def _victim(self, role: str) -> psutil.Process:
-        return self._random.choice(sorted(self._alive(role), key=lambda process: process.pid))
+    async def _victim(self, role: str) -> psutil.Process:
+        """One that lives; of one that just came back this process may not know yet.
+
+        Raises:
+            AssertionError: there is none.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(BACK_WITHIN_S):
+                while not (alive := self._alive(role)):
+                    await asyncio.sleep(0.1)
+                return self._random.choice(sorted(alive, key=lambda process: process.pid))
+        raise AssertionError(f"no {role} lives")
 
     def _alive(self, role: str) -> list[psutil.Process]:
         if role == "client":

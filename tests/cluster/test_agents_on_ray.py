@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from squadron import Agent, Context, Settings, Squad, on, topic
-from squadron.runtime.errors import ConfigError, DeployError, RouteConflictError
+from squadron.runtime.errors import ConfigError, DeployError, IncompatibleVersionError, RouteConflictError
 from squadron.runtime.wire.envelope import AgentMessage
 from tests.cluster.conftest import until
 
@@ -218,6 +218,88 @@ async def test_redeployed_code_answers_and_nothing_under_way_is_lost(squad):
     outcomes = await asyncio.gather(*asking)
     assert [outcome.unwrap() for outcome in outcomes] == [1] * 10
     assert [outcome.attempt for outcome in outcomes] == [1] * 10
+
+
+async def test_a_canary_takes_its_share_is_killed_promoted_and_aborted_and_no_task_is_lost(squad):
+    def version(number: int, *, needs: bool = False) -> type[Agent]:
+        class Press(Agent):
+            """Prints."""
+
+            min_replicas = 1
+
+            @topic("press.print", max_attempts=8)
+            async def print_page(self, page: int) -> list[int]:
+                """Print a page."""
+                await asyncio.sleep(0.2)
+                return [number, page]
+
+        class Strict(Press):
+            """Prints for who says why."""
+
+            name = "press"
+
+            @topic("press.print")
+            async def print_page(self, page: int, why: str) -> list[int]:
+                """Print a page for a reason."""
+                return [number, page]
+
+        return Strict if needs else Press
+
+    async def pages(first: int, count: int) -> list[list[int]]:
+        asking = (squad.ask("press.print", {"page": page}, within_s=120) for page in range(first, first + count))
+        outcomes = await asyncio.gather(*asking)
+        assert [outcome.kind for outcome in outcomes] == ["result"] * count
+        told = [outcome.unwrap() for outcome in outcomes]
+        assert [page for _, page in told] == list(range(first, first + count))
+        versions.update({number: outcome.version for (number, _), outcome in zip(told, outcomes, strict=True)})
+        return told
+
+    versions: dict[int, str] = {}
+    await squad.deploy(version(1))
+    with pytest.raises(IncompatibleVersionError, match="input why is required"):
+        await squad.deploy(version(2, needs=True), canary=50)
+    await squad.deploy(version(2), canary=50)
+    assert {number for number, _ in await pages(0, 40)} == {1, 2}
+
+    async def status() -> dict[str, object]:
+        return next(each for each in (await squad.status())["agents"] if each["agent"] == "press")
+
+    both = await status()
+    tried = both["canary"]
+    assert (tried["weight"], tried["running"], both["running"]) == (50, 1, 1)
+    assert both["version"].startswith(versions[1])
+    assert tried["version"].startswith(versions[2])
+
+    async def counted() -> bool:
+        tried = (await status())["canary"]
+        return sum(tried["outcomes"].values()) + sum(tried["stable_outcomes"].values()) == 40
+
+    await until(counted)
+
+    # The canary's replica dies under load, and while Serve starts another one it is promoted.
+    asking = asyncio.create_task(pages(40, 60))
+    await until(lambda: _some_taken(squad, "press"))
+    os.kill(tried["replicas"][0]["pid"], signal.SIGKILL)
+    await squad.canary("press", "promote")
+    await asking
+    # What served is gone, too: before that, the canary stayed.
+    promoted = await status()
+    assert (promoted["canary"], promoted["version"]) == (None, tried["version"])
+    assert {each["version"] for each in promoted["replicas"]} == {tried["version"]}
+    assert {number for number, _ in await pages(100, 10)} == {2}
+
+    # Another one is aborted in the middle of its tasks.
+    await squad.deploy(version(3), canary=50)
+    asking = asyncio.create_task(pages(110, 60))
+    await until(lambda: _some_taken(squad, "press"))
+    await squad.canary("press", "abort")
+    await asking
+    assert {number for number, _ in await pages(170, 10)} == {2}
+
+
+async def _some_taken(squad: Squad, agent: str) -> bool:
+    found = next(each for each in (await squad.status())["agents"] if each["agent"] == agent)
+    return bool(found["taken"])
 
 
 async def test_an_agent_that_cannot_start_is_a_deploy_error_with_the_reason(squad):

@@ -5,15 +5,24 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from typing import Any
 
 import nats
+import numpy
 import pytest
 import ray
+import ray.data
 from ray import serve
 
-from squadron import Agent, Squad, topic
+from squadron import Agent, Squad, on_ray, topic
 from squadron.bridge.jetstream.link import embedded
-from squadron.runtime.errors import SquadronError
+from squadron.runtime.errors import (
+    BridgeUnavailableError,
+    ClaimLostError,
+    InvalidInputError,
+    RouteConflictError,
+    SquadronError,
+)
 from squadron.runtime.wire.envelope import AgentMessage
 from tests.cluster.conftest import until
 
@@ -25,6 +34,21 @@ class Echo(Agent):
     async def say(self, text: str) -> str:
         """Say it again."""
         return text
+
+    @topic("echo.late")
+    async def late(self, text: str, after_s: float) -> str:
+        """Say it again, later."""
+        await asyncio.sleep(after_s)
+        return text
+
+
+class Imager(Agent):
+    """Makes large arrays."""
+
+    @topic("image.make")
+    async def make(self, side: int) -> dict[str, Any]:
+        """Make a square of ones."""
+        return await asyncio.to_thread(on_ray.put, numpy.ones((side, side)))
 
 
 @ray.remote(num_cpus=0)
@@ -46,37 +70,87 @@ def bridge(cluster: Squad):
 async def test_a_plain_ray_actor_serves_a_topic_until_it_is_unbound(squad, bridge):
     calculator = Calculator.options(name="calculator", lifetime="detached").remote()
     try:
-        await bridge.bind.remote("math.add", calculator, "add", description="Add two numbers.")
+        await asyncio.to_thread(on_ray.bind, "math.add", calculator, "add", description="Add two numbers.")
         outcome = await squad.ask("math.add", {"a": 1, "b": 2})
         assert outcome.unwrap() == 3
         assert squad.discover("add numbers")[0].topic.name == "math.add"
         routes = await bridge.routes.remote()
         assert ("math.add", "ray:add") in {(route["pattern"], route["kind"]) for route in routes}
-        with pytest.raises(SquadronError, match="overlaps"):
-            await bridge.bind.remote("math.*", calculator, "fail")
-        await bridge.unbind.remote("math.add")
+        with pytest.raises(RouteConflictError, match="overlaps"):
+            await asyncio.to_thread(on_ray.bind, "math.*", calculator, "fail")
+        await asyncio.to_thread(on_ray.unbind, "math.add")
         assert (await squad.ask("math.add", {"a": 1, "b": 2})).kind == "undeliverable"
     finally:
         ray.kill(calculator)
 
 
-async def test_a_ray_task_without_a_connection_uses_the_bus_through_the_bridge(squad, bridge):
+async def test_a_serve_handle_serves_a_topic(squad):
+    @serve.deployment(ray_actor_options={"num_cpus": 0})
+    class Doubler:
+        def __call__(self, number: int) -> int:
+            return 2 * number
+
+    handle = await asyncio.to_thread(serve.run, Doubler.bind(), name="doubler", route_prefix=None)
+    try:
+        await asyncio.to_thread(on_ray.bind, "math.double", handle)
+        assert (await squad.ask("math.double", {"number": 4})).unwrap() == 8
+        await asyncio.to_thread(on_ray.unbind, "math.double")
+    finally:
+        await asyncio.to_thread(serve.delete, "doubler")
+
+
+async def test_a_ray_task_without_a_connection_asks_through_the_bridge_though_it_is_killed(squad, bridge):
     await squad.deploy(Echo)
 
     @ray.remote(num_cpus=0)
-    def job() -> tuple[str, list[bytes]]:
-        there = ray.get_actor("squadron-bridge-dev", namespace="squadron")
-        outcome = ray.get(there.ask.remote("echo.say", {"text": "hi"}, priority=7))
-        ray.get(there.append.remote("job", "one", b"stored"))
-        return outcome.unwrap(), [data for _, data in ray.get(there.read.remote("job", "one"))]
+    def job() -> str:
+        return ray.get(on_ray.ask("echo.late", {"text": "hi", "after_s": 2.0}, priority=7)).unwrap()
 
-    assert await job.remote() == ("hi", [b"stored"])
+    async def under_way() -> bool:
+        return bool((await squad.status())["agents"][0]["taken"])
+
+    asked = job.remote()
+    await until(under_way)
+    os.kill((await squad.status())["pid"], signal.SIGKILL)
+    assert await asked == "hi"
+    with pytest.raises(BridgeUnavailableError, match="no bridge of environment 'nowhere'"):
+        on_ray.ask("echo.say", {"text": "hi"}, env="nowhere")
+
+
+async def test_each_row_of_a_data_set_is_asked_and_keeps_its_columns(squad):
+    await squad.deploy(Echo)
+
+    def asked() -> list[dict[str, Any]]:
+        rows = ray.data.from_items([{"text": f"row {n}"} for n in range(50)])
+        return rows.map_batches(
+            on_ray.AskEach, fn_constructor_args=("echo.say",), batch_size=10, concurrency=1, num_cpus=0
+        ).take_all()
+
+    rows = await asyncio.to_thread(asked)
+    assert {(row["text"], row["data"], row["outcome"]) for row in rows} == {
+        (f"row {n}", f"row {n}", "result") for n in range(50)
+    }
+
+
+async def test_an_array_is_handed_over_in_rays_store_and_outlives_who_made_it(squad):
+    await squad.deploy(Imager)
+    claim = (await squad.ask("image.make", {"side": 1_000})).unwrap()
+    assert claim | {"ray": ""} == {"ray": "", "shape": [1_000, 1_000], "dtype": "float64", "nbytes": 8_000_000}
+    os.kill((await squad.status())["agents"][0]["replicas"][0]["pid"], signal.SIGKILL)
+    array = await asyncio.to_thread(on_ray.get, claim)
+    # In the store's own memory, where nobody may write.
+    assert array.sum() == 1_000_000
+    assert (array.flags.writeable, array.flags.owndata) == (False, False)
+    with pytest.raises(ClaimLostError, match="keep_s"):
+        await asyncio.to_thread(on_ray.get, await asyncio.to_thread(on_ray.put, array, keep_s=0.0))
+    with pytest.raises(InvalidInputError, match=r"on_ray\.put"):
+        on_ray.get({"shape": [1]})
 
 
 async def test_a_killed_bridge_comes_back_with_its_deployments_and_bindings(squad, bridge):
     await squad.deploy(Echo)
     calculator = Calculator.options(name="calculator-2", lifetime="detached").remote()
-    await bridge.bind.remote("math.sum", calculator, "add")
+    await asyncio.to_thread(on_ray.bind, "math.sum", calculator, "add")
     before = await squad.status()
     os.kill(before["pid"], signal.SIGKILL)
     # Agents pull straight from their mailboxes: they go on while the bridge is away.
@@ -92,7 +166,7 @@ async def test_a_killed_bridge_comes_back_with_its_deployments_and_bindings(squa
     after = await squad.status()
     assert _pids(before) == _pids(after)
     assert (await squad.ask("math.sum", {"a": 2, "b": 2})).unwrap() == 4
-    await bridge.unbind.remote("math.sum")
+    await asyncio.to_thread(on_ray.unbind, "math.sum")
     ray.kill(calculator)
 
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from packaging.utils import canonicalize_name
 
@@ -25,6 +26,7 @@ from squadron.bridge.jetstream.wiring import Wiring
 from squadron.bridge.serve import local
 from squadron.config import Settings
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
+from tests.contract.nats_cluster import free_port
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -574,6 +576,35 @@ def test_a_squad_is_made_as_a_file_declares_it_and_again_is_no_change(deployed: 
     assert deployed("deploy", "my_agents:Shouter").returncode == 0
 
 
+def test_a_file_has_new_code_come_as_a_canary_and_promotes_it_when_it_says_no_more_of_it(
+    deployed: Run, folder: Path
+) -> None:
+    file, module = folder / "squad.yaml", folder / "my_agents.py"
+    plain = "agents:\n  - {class: 'my_agents:Poet', scale: 1..3}\n"
+    file.write_text(plain)
+    assert deployed("deploy", "-f", "squad.yaml").returncode == 0
+    before = status_of(deployed, "poet")
+    module.write_text(module.read_text().replace('[f"{subject} {number}" for', '[f"{subject}, {number}" for'))
+    file.write_text(plain.replace("1..3}", "1..3, canary: 50%}"))
+    planned = deployed("deploy", "-f", "squad.yaml", "--diff")
+    assert planned.returncode == 1, planned.stderr
+    assert "poet: canary" in planned.stdout
+
+    applied = deployed("deploy", "-f", "squad.yaml")
+    assert applied.returncode == 0, applied.stderr
+    both = status_of(deployed, "poet")
+    assert both["version"] == before["version"] != both["canary"]["version"]
+    assert both["canary"]["weight"] == 50
+    assert deployed("deploy", "-f", "squad.yaml", "--diff").returncode == 0, "again is no change"
+
+    file.write_text(plain)
+    promoted = deployed("deploy", "-f", "squad.yaml")
+    assert promoted.returncode == 0, promoted.stderr
+    alone = status_of(deployed, "poet")
+    assert (alone["version"], alone["canary"]) == (both["canary"]["version"], None)
+    assert "sea, 0" in deployed("ask", "poem.write", "subject=sea").stdout
+
+
 def status_of(squadron: Run, agent: str) -> dict[str, Any]:
     """What `squadron status` says of an agent."""
     told = json.loads(squadron("status", "--json").stdout)
@@ -594,6 +625,11 @@ def test_undeploy_takes_an_agent_away(deployed: Run) -> None:
 
 
 def test_down_stops_everything_and_deletes_when_told(deployed: Run, folder: Path) -> None:
+    port = free_port()
+    opened = deployed("gateway", "--mcp", "--serve", "1", "--port", str(port))
+    assert opened.returncode == 0, opened.stderr
+    assert httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=60).json() == {"status": "ready"}
+
     ended = deployed("down", "--delete-data", "--json")
 
     assert json.loads(ended.stdout)["stopped"] == ["ray", "nats"]
@@ -601,6 +637,8 @@ def test_down_stops_everything_and_deletes_when_told(deployed: Run, folder: Path
     assert local.find(folder / "home") is None
     assert not (folder / "home" / "nats").exists()
     assert deployed("status").returncode == 3
+    with pytest.raises(httpx.TransportError):
+        httpx.get(f"http://127.0.0.1:{port}/livez", timeout=60)
 
 
 def test_ctrl_c_while_servers_start_stops_them_again(squadron: Run, folder: Path, environ: dict[str, str]) -> None:

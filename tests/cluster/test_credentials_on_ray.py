@@ -11,18 +11,27 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import ray
+from mcp import Client
+from mcp.client.streamable_http import streamable_http_client
 
 from squadron import Agent, Context, Squad, on_durable, topic
 from squadron.bridge.auth.authority import Authority
 from squadron.bridge.auth.minting import AGENT_KEYS
+from squadron.bridge.gateways.fronting import GatewayOptions
 from squadron.bridge.jetstream.link.at_home import with_credentials
+from squadron.bridge.jetstream.own_streams import OwnStream
+from squadron.bridge.jetstream.stream_names import StreamNames
+from squadron.bridge.jetstream.wiring import Wiring
+from squadron.bridge.serve.gateway_agent import GatewayAgent
 from squadron.bridge.serve.ray_names import NAMESPACE, bridge_name
 from squadron.config import Settings
 from squadron.runtime.trust.keys import Key
-from squadron.runtime.wire.envelope import AgentMessage
+from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
 from tests.cluster.conftest import until
+from tests.contract.nats_cluster import free_port
 from tests.contract.own_server import OwnServer
 
 pytestmark = pytest.mark.slow
@@ -39,6 +48,7 @@ class Registrar(Agent):
         for number in range(to):
             await context.emit(number)
             await asyncio.sleep(0.1)
+        await context.remember(to)
         return to
 
     @on_durable("birth.*")
@@ -51,6 +61,7 @@ class Registry:
     """An environment whose authority is in `home`, on a plain server."""
 
     squad: Squad
+    keeper: Settings
     home: Path
     server: OwnServer
     folder: Path
@@ -71,11 +82,13 @@ async def registry(cluster: Squad, tmp_path: Path) -> AsyncIterator[Registry]:
     server = OwnServer(tmp_path / "server", authority.server_conf() + "debug: true\n")
     server.start()
     common = Settings.load({}, home=cluster.settings.home, env=environment, nats_url=server.url, heartbeat_s=1.0)
+    # Whoever has a credential signs; who may act on behalf of visitors is seen by it.
+    common = replace(common, trust=auth / "trust.json")
     keeper = replace(common, nats_user_credentials=auth / "bridge.creds", agent_keys=tmp_path / AGENT_KEYS)
     try:
         operator = with_credentials(common, auth / "operator.creds", "operator")
         async with Squad.up(keeper), Squad.connect(operator) as squad:
-            yield Registry(squad, tmp_path / "home", server, tmp_path / "server")
+            yield Registry(squad, keeper, tmp_path / "home", server, tmp_path / "server")
             await squad.undeploy("registrar")
     finally:
         server.stop()
@@ -99,6 +112,13 @@ async def test_v3_replicas_have_credentials_of_their_agent_which_are_renewed_wit
         return await asyncio.to_thread((tmp_path / "born").exists)
 
     await until(born)
+    # What it remembers is in its own stream, and not where others read.
+    bridge = await Wiring.open(registry.keeper, AgentIdentity(id="test"))
+    subjects, names = bridge.ports.subjects, StreamNames(registry.keeper.env)
+    own = OwnStream(bridge.connection, names, "registrar")
+    assert [entry.data async for entry in own.read(subjects.lite_of("memory-registrar"))] == [b"60"] * 3
+    assert not [entry async for entry in bridge.ports.lite.read(subjects.lite_of("memory-registrar"))]
+    await bridge.aclose()
     log = registry.log()
     assert " Violation" not in log
     assert "Authentication Expired" not in log
@@ -119,3 +139,32 @@ async def test_v3_the_bridge_gives_nobody_its_own_credentials(registry: Registry
     for agent, groups in (("stranger", []), ("registrar", ["another.sold"])):
         with pytest.raises(ray.exceptions.RayTaskError, match="UntrustedError"):
             await bridge.admit.remote(agent, Key.create("U").public, groups)
+
+
+async def test_replicas_of_a_gateway_serve_with_credentials_of_their_own(
+    registry: Registry, tmp_path: Path
+) -> None:
+    squad, port = registry.squad, free_port()
+    await squad.deploy(Registrar)
+    (token := tmp_path / "ann-token").write_text("a-token-of-ann-for-this-test")
+    with Authority.open(registry.home) as authority:
+        _, file = authority.add(squad.settings.env, "gateway", "doors")
+    tokens = {"tokens": (f"ann=file:{token}",), "port": port}
+    options = GatewayOptions(doors=("mcp",), credentials=str(file), **tokens)
+    await squad.deploy(GatewayAgent.opening(options, 2), within_s=120)
+    [shown] = [each for each in await squad.remote_servers() if each.kind == "GatewayAgent"]
+    assert GatewayOptions.of(shown.server).url == f"http://127.0.0.1:{port}"
+    assert "a-token-of-ann-for-this-test" not in json.dumps(shown.to_dict())
+
+    headers = {"Authorization": "Bearer a-token-of-ann-for-this-test"}
+    async with (
+        httpx.AsyncClient(headers=headers, timeout=60) as http,
+        Client(streamable_http_client(f"{options.url}/mcp", http_client=http), mode="2026-07-28") as client,
+    ):
+        done = await client.call_tool("registrar__count", {"to": 1})
+    assert not done.is_error
+    log = registry.log()
+    assert " Violation" not in log
+    # It is the gateway's user that the visitors come as.
+    assert re.search(r"doors-[0-9a-f]{8}", log)
+    await squad.undeploy("gateway")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 
+import pytest
+
 from squadron import Agent, Context, Squad, topic
 from squadron.bridge.jetstream.link.connect import Connection
 from tests.cluster.conftest import until
@@ -40,6 +42,7 @@ def _deafen(connection: Connection) -> None:
     connection._watching.cancel()
 
 
+@pytest.mark.slow
 async def test_a_replica_that_stays_deaf_is_replaced_and_its_tasks_are_done(squad: Squad) -> None:
     await squad.deploy(Hermit)
     victim = (await squad.ask("hermit.pid")).unwrap()

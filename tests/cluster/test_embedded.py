@@ -215,6 +215,7 @@ def _open_to_the_network(cluster: local.LocalRay) -> list[str]:
     return [str(c.laddr) for c in listening if c.laddr.ip not in ("127.0.0.1", "::ffff:127.0.0.1")]
 
 
+@pytest.mark.slow
 def test_two_local_rays_live_side_by_side_and_one_comes_back_after_sigkill(homes: tuple[Path, Path]) -> None:
     one, two = homes
     # Three starters at once: two of them of the same home.
@@ -263,6 +264,18 @@ def test_a_local_ray_that_fails_to_start_shows_its_output(homes: tuple[Path, Pat
     with pytest.raises(ClusterUnavailableError, match=r"did not start\n(.*\n)*.*start\.log, or set RAY_ADDRESS"):
         local.ensure(homes[0], num_cpus=-1)
     assert local.find(homes[0]) is None
+
+
+@pytest.mark.parametrize(("said", "starts"), [("The node timed out during startup.", 2), ("no such option", 1)])
+def test_a_local_ray_that_was_too_slow_is_started_once_more(
+    homes: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, said: str, starts: int
+) -> None:
+    tally = homes[0].parent / "starts"
+    script = f"open({str(tally)!r}, 'a').write('x'); print({said!r}); raise SystemExit(1)"
+    monkeypatch.setattr(local, "_command", lambda *_: [sys.executable, "-c", script])
+    with pytest.raises(ClusterUnavailableError, match=said):
+        local.ensure(homes[0])
+    assert tally.read_text() == "x" * starts
 
 
 def test_nobody_else_can_prepare_our_temporary_directory(homes: tuple[Path, Path]) -> None:

@@ -133,6 +133,7 @@ def test_ctrl_c_pressed_again_and_again_leaves_nothing_either(home: Path) -> Non
     assert _left(home) == []
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_a_program_that_has_imported_ray_leaves_ray_and_the_environment(home: Path) -> None:
     told = _interrupted(home, lambda _, told: "up\n" in told, run=PLAIN, before="import ray")
 

@@ -52,6 +52,7 @@ def home() -> Iterator[Path]:
         embedded.stop(Path(folder) / "home")
 
 
+@pytest.mark.slow
 async def test_one_trace_goes_over_a_replica_that_is_killed_to_the_outcome(home: Path) -> None:
     path = home.parent / "program.py"
     path.write_text(PROGRAM)

@@ -13,8 +13,10 @@ from nats.aio.msg import Msg
 
 from squadron.bridge.jetstream.audit_streams import audit_subject, make_trail
 from squadron.bridge.jetstream.journal import read_ack
+from squadron.bridge.jetstream.link.at_home import user_of
 from squadron.bridge.jetstream.stream_names import StreamNames
 from squadron.bridge.jetstream.wiring import Wiring
+from squadron.runtime.errors import ClaimLostError
 from squadron.runtime.ports.queue import Mailbox
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.subjects import Subjects
@@ -34,13 +36,19 @@ class Scene:
         api: where the thief reaches JetStream.
         bridge: sees and may everything.
         ann: a client.
+        clerk: another agent; it asks the MCP server "files".
+        tools: that server, on the bus.
     """
 
     thief: Client
     api: str
     bridge: Wiring
     ann: Wiring
+    clerk: Wiring
+    tools: Wiring
     heard: list[Msg] = field(default_factory=list)
+    #: The large payload of Ann.
+    payload: str = ""
 
     @property
     def subjects(self) -> Subjects:
@@ -62,14 +70,17 @@ class Scene:
         await ports.queue.declare(Mailbox("analyst", ("math.add",), 30.0))
         await ports.queue.put(s.task("office.file"), self._message("task"), msg_id="task-1")
         await ports.lite.append(self.answers, self._message("result"))
-        await ports.lite.append(s.lite("memory-clerk", "c"), self._message("event"))
+        await self.clerk.ports.own.append(s.lite("memory-clerk", "c"), self._message("event"))
         await ports.dead.append(s.dead("clerk", "m0"), self._message("task"))
         await make_trail(self.bridge.connection, self.names)
         await self.bridge.connection.ask(audit_subject(self.names), SECRET, read_ack)
-        await ports.runs.append(s.run("run-1"), self._message("event"))
+        await self.clerk.ports.runs.append(s.run("run-1"), self._message("event"))
         await self.bridge.records.append(s.record("binding", "b"), b"{}")
-        await ports.claims.vault.store(SECRET, keep_s=600)
+        self.payload = await self.ann.ports.claims.vault.store(SECRET, keep_s=600)
         await self.sent()
+        # Where agents are cut from each other the server tells logs on, a moment later.
+        while await self.ann.ports.runs.last(s.run("run-1")) is None:
+            await asyncio.sleep(0.005)
 
     def _message(self, type: Any, secret: bytes = SECRET) -> bytes:
         identity = self.ann.ports.identity
@@ -101,6 +112,28 @@ class Scene:
     async def read_all(self, stream: str, pattern: str) -> Check:
         await self.call(f"DIRECT.GET.{stream}", {"seq": 1, "batch": 100, "next_by_subj": pattern})
         return self.learned()
+
+    def own_places(self, key: str) -> tuple[tuple[str, str], ...]:
+        """Streams and subjects where the clerk may keep what has this key: with all others, and alone."""
+        shared = self.names.runs if ".run." in key else self.names.lite
+        own = key.replace(f".{self.subjects.environment}.", f".{self.subjects.environment}.own.clerk.", 1)
+        return (shared, key), (self.names.own("clerk"), own)
+
+    def payload_places(self, kind: str, name: str) -> tuple[str, str]:
+        """Where in the bucket Ann's large payload may stand: among all others, and in her own place."""
+        bucket = f"$O.{self.names.bucket}.{kind}"
+        return f"{bucket}.{name}", f"{bucket}.{user_of(self.ann.settings)}.{name}"
+
+    def lost(self) -> Check:
+        """Whether Ann's large payload is gone, or not what she stored."""
+
+        async def look() -> bool:
+            try:
+                return await self.ann.ports.claims.vault.fetch(self.payload) != SECRET
+            except ClaimLostError:
+                return True
+
+        return look
 
     def learned(self, what: bytes = SECRET) -> Check:
         """Whether the thief has heard of it."""

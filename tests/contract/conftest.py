@@ -7,6 +7,7 @@ import contextlib
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -136,6 +137,8 @@ class World:
     join: Join
     #: The settings of the real server; None in memory.
     settings: Settings | None = None
+    #: The same for whoever joins by hand: with a credential of its name, where everybody signs.
+    settings_of: Callable[[str], Settings] | None = None
     #: The public key of an agent, as its card has it, and how it is given another one.
     seal_key: Callable[[str], str] = lambda _: ""
     rotate: Callable[[str], object] = lambda _: None
@@ -147,7 +150,9 @@ SIGNED = os.environ.get("SQUADRON_TEST_SIGNED") == "yes"
 
 
 class Everybody:
-    """Credentials for whoever joins, if this run is a signed one; each may do all that the bridge may."""
+    """Credentials for whoever joins, if this run is a signed one; each may do all that the bridge may, but for the
+    one called `operator`.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._realm, self._folder = Realm(), folder
@@ -158,8 +163,9 @@ class Everybody:
         if not SIGNED:
             return base
         principal = principal_of(token_of(name))
-        path = self._folder / f"bridge-{principal}.creds"
-        creds = path if path.exists() else self._realm.write(self._folder, principal, "bridge")
+        role: Role = "operator" if principal == "operator" else "bridge"
+        path = self._folder / f"{role}-{principal}.creds"
+        creds = path if path.exists() else self._realm.write(self._folder, principal, role)
         return replace(base, trust=self._trust, nats_user_credentials=creds, verify="require")
 
 
@@ -192,14 +198,15 @@ async def _jetstream_world(settings: Settings, everybody: Everybody) -> World:
 
         return load
 
-    world = World("jetstream", join, settings, rings.seal_key, rings.rotate)
+    settings_of = partial(everybody.settings, settings)
+    world = World("jetstream", join, settings, settings_of, rings.seal_key, rings.rotate)
     return world
 
 
 async def _restricted_world(server: RestrictedServer) -> World:
     async def join(name: str, *, agent: str = "", bridge: bool = False) -> Peer:
         # Who tests looks at letters, or at all that passes, too.
-        other: Role = "operator" if name in ("tester", "other") else "client"
+        other: Role = "operator" if name in ("tester", "other", "operator") else "client"
         role: Role = "bridge" if bridge else "agent" if agent else other
         principal = agent or role
         wiring = await server.open(role, principal, id=name)
@@ -208,7 +215,8 @@ async def _restricted_world(server: RestrictedServer) -> World:
 
     # With the settings of the bridge a test looks, or does, from where everything is allowed.
     rings = AgentRings(server.settings("bridge", "bridge"))
-    world = World("restricted", join, server.settings("bridge", "bridge"), rings.seal_key, rings.rotate)
+    looks = server.settings("bridge", "bridge")
+    world = World("restricted", join, looks, seal_key=rings.seal_key, rotate=rings.rotate)
     # It makes the streams.
     first = await server.open("bridge", "bridge")
     world._closers.append(first.aclose)
@@ -216,7 +224,7 @@ async def _restricted_world(server: RestrictedServer) -> World:
 
 
 #: Modules whose tests run with the rights of roles in `make test`, too.
-CORE_OF_RESTRICTED = ("test_delivery", "test_streams", "test_one_outcome")
+CORE_OF_RESTRICTED = ("test_streams", "test_one_outcome")
 
 #: For what only a real server can show.
 ON_NATS = pytest.mark.parametrize("world", ["jetstream"], indirect=True)

@@ -67,7 +67,8 @@ class HostedReplicas:
 
     settings: Settings
     hosts: dict[str, list[Host]] = field(default_factory=dict)
-    generations: dict[str, int] = field(default_factory=dict)
+    #: Generation and version of each agent that runs.
+    running: dict[str, tuple[int, str]] = field(default_factory=dict)
     numbers: Any = field(default_factory=lambda: itertools.count(1))
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -79,8 +80,9 @@ class HostedReplicas:
                     await self._to(agent, 0)
                     del self.hosts[agent]
             for agent, each in wanted.items():
-                if self.generations.setdefault(agent, each.generation) != each.generation:
-                    self.generations[agent] = each.generation
+                now = each.generation, each.code["version"]
+                if self.running.setdefault(agent, now) != now:
+                    self.running[agent] = now
                     await self._to(agent, 0)
                 await self._to(agent, each.scale.minimum)
 
@@ -89,7 +91,7 @@ class HostedReplicas:
         while len(hosts) < count:
             identity = AgentIdentity(id=f"{agent}-{next(self.numbers)}", type=agent)
             place = await Wiring.open(self.settings, identity)
-            facts = {"version": "1", "pid": 1, "node": "here"}
+            facts = {"version": self.running[agent][1], "pid": 1, "node": "here"}
             host = Host(place, AGENTS[agent](), AgentSpec.of(AGENTS[agent]), slots=4, facts=facts)
             await host.start()
             hosts.append(host)

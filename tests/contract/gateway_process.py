@@ -26,13 +26,13 @@ SECRET = DoorSecret(b"of the tests, and of nobody else")
 
 @contextlib.asynccontextmanager
 async def opened_gateway(
-    place: Place, *doors: str, rules: GuardRules | None = None, **options: Any
+    place: Place, *doors: str, rules: GuardRules | None = None, port: int = 0, **options: Any
 ) -> AsyncIterator[str]:
-    """A gateway on a place, on a port of its own; gives its URL."""
+    """A gateway on a place, on a port of its own or this one; gives its URL."""
     url: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     leave = asyncio.Event()
     # In a task of its own: fixtures begin and end in different ones, which cancel scopes of anyio must not.
-    running = asyncio.create_task(_run_gateway(place, doors, rules or GuardRules(), options, url, leave))
+    running = asyncio.create_task(_run_gateway(place, doors, rules or GuardRules(), port, options, url, leave))
     await asyncio.wait((running, url), return_when=asyncio.FIRST_COMPLETED)
     if running.done():
         await running
@@ -47,6 +47,7 @@ async def _run_gateway(
     place: Place,
     doors: tuple[str, ...],
     rules: GuardRules,
+    port: int,
     options: dict[str, Any],
     url: asyncio.Future[str],
     leave: asyncio.Event,
@@ -60,7 +61,7 @@ async def _run_gateway(
         for door in opened:
             await rest.enter_async_context(door.running())
         app = gateway_app(opened, front, lambda: True)
-        server = await rest.enter_async_context(HttpServer(app, "127.0.0.1", 0, front.leaving))
+        server = await rest.enter_async_context(HttpServer(app, "127.0.0.1", port, front.leaving))
         url.set_result(server.url)
         await leave.wait()
 

@@ -12,6 +12,7 @@ from typing import Any
 from squadron.actors.agent import Agent, AgentSpec
 from squadron.bridge.auth.roles import API_PREFIX, Role, inbox_prefix, rights
 from squadron.bridge.auth.server_conf import Login, accounts
+from squadron.bridge.jetstream.link.at_home import OF_ALL
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.bridge.seal_rings import AgentRings
 from squadron.config import Settings
@@ -37,14 +38,14 @@ class RestrictedServer:
         self.admit("client", "client")
         self.admit("operator", "operator")
         # At once: a process that has run many tests has thousands of agents.
-        for name, topics in _served().items():
-            self._know("agent", name, serves=topics)
+        for name, how in _written().items():
+            self._know("agent", name, **how)
         self._tell()
 
     def admit(self, role: Role, name: str, **more: Any) -> bool:
         """Have such a user; whether it is new."""
         if role == "agent" and "serves" not in more:
-            more["serves"] = _served(name).get(name, ["*.*"])
+            more = _written(name).get(name, {"serves": ["*.*"]}) | more
         is_new = self._know(role, name, **more)
         self._tell()
         return is_new
@@ -72,11 +73,13 @@ class RestrictedServer:
         """
         if self.admit(role, name, **more):
             self.server.reload()
-        own = {"nats_api_prefix": API_PREFIX, "nats_inbox_prefix": inbox_prefix(name)} if role != "bridge" else {}
+        own = {"nats_api_prefix": API_PREFIX, "nats_inbox_prefix": inbox_prefix(name)}
+        if role in ("bridge", "agent"):
+            own = {"nats_own": OF_ALL} if role == "bridge" else {**own, "nats_own": name}
         login = {"nats_url": self.server.url, "nats_user": name, "nats_password": PASSWORD}
-        # Not the home of who runs the tests.
-        home = {"home": self.folder}
-        return Settings(env=self._environment, **home, **login, **own, **self._settings)  # type: ignore[arg-type]
+        # By default not the home of who runs the tests.
+        general = {"home": self.folder, **self._settings}
+        return Settings(env=self._environment, **login, **own, **general)  # type: ignore[arg-type]
 
     async def open(self, role: Role, name: str, *, id: str = "", **more: Any) -> Wiring:
         """A place on the bus with the rights of this role."""
@@ -107,13 +110,16 @@ class RestrictedServer:
         return [line.partition("] ")[2] for line in log.splitlines() if " Violation" in line]
 
 
-def _served(name: str = "") -> dict[str, list[str]]:
-    """The topics of each agent that is written so far, or of one: several classes may be of one name."""
+def _written(name: str = "") -> dict[str, dict[str, Any]]:
+    """What the rights of each agent that is written so far follow from, or of one: several classes may be of one
+    name."""
     served: dict[str, dict[str, None]] = {}
+    ordered: set[str] = set()
     for spec in _agents(Agent):
         if name in ("", spec.name):
             served.setdefault(spec.name, {}).update((topic.name, None) for topic in spec.card().topics)
-    return {agent: [*topics] for agent, topics in served.items()}
+            ordered |= {spec.name} if spec.agent_class.ordered_by else set()
+    return {agent: {"serves": [*topics], "ordered": agent in ordered} for agent, topics in served.items()}
 
 
 def _agents(base: type[Agent]) -> Iterator[AgentSpec]:

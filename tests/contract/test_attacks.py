@@ -16,6 +16,7 @@ from nats.aio.client import Client
 from squadron.bridge.auth.roles import API_PREFIX, inbox_prefix
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.config import Settings
+from squadron.runtime.ports.queue import Mailbox
 from squadron.runtime.wire.envelope import AgentIdentity
 from tests.contract.attack_rows import NOT_STOPPED, STOPPED
 from tests.contract.attacks import Check, Scene
@@ -39,11 +40,17 @@ async def restricted(tmp_path: Path) -> AsyncIterator[Scene]:
     """Two accounts."""
     server = RestrictedServer(tmp_path, "test")
     server.admit("agent", "analyst", asks=("office.file",), serves=("math.add",))
+    clerks = {"serves": ("office.file",), "peers": ("mcp:files", "synadia:pi.acme")}
+    server.admit("agent", "clerk", **clerks)
+    server.admit("gateway", "tools", peers=("mcp:files",))
     server.start()
     bridge = await server.open("bridge", "bridge")
     ann = await server.open("client", "client", id="ann")
     login = {"user": "analyst", "password": PASSWORD, "inbox_prefix": inbox_prefix("analyst")}
-    scene = Scene(await _thief(server.server.url, **login), API_PREFIX, bridge, ann)
+    await bridge.ports.queue.declare(Mailbox("clerk", ("office.file",), 30.0))
+    clerk = await server.open("agent", "clerk", **clerks)
+    tools = await server.open("gateway", "tools", peers=("mcp:files",))
+    scene = Scene(await _thief(server.server.url, **login), API_PREFIX, bridge, ann, clerk, tools)
     await scene.set()
     yield scene
     await _close(scene)
@@ -60,7 +67,9 @@ async def open_to_all(tmp_path: Path) -> AsyncIterator[Scene]:
     # As where there are two accounts.
     own = replace(settings, nats_inbox_prefix=inbox_prefix("client"))
     ann = await Wiring.open(own, AgentIdentity(id="ann"))
-    scene = Scene(await _thief(server.url), "$JS.API", bridge, ann)
+    clerk = await Wiring.open(settings, AgentIdentity(id="clerk"))
+    tools = await Wiring.open(settings, AgentIdentity(id="tools"))
+    scene = Scene(await _thief(server.url), "$JS.API", bridge, ann, clerk, tools)
     await scene.set()
     yield scene
     await _close(scene)
@@ -68,6 +77,8 @@ async def open_to_all(tmp_path: Path) -> AsyncIterator[Scene]:
 
 
 async def _close(scene: Scene) -> None:
+    await scene.tools.aclose()
+    await scene.clerk.aclose()
     await scene.ann.aclose()
     await scene.bridge.aclose()
     await scene.thief.close()

@@ -19,13 +19,14 @@ from squadron import Settings
 from squadron.bridge.auth.authority import Authority
 from squadron.bridge.auth.minting import AgentKeys
 from squadron.bridge.jetstream.link import embedded
-from squadron.bridge.jetstream.link.at_home import as_user, credentials_of
+from squadron.bridge.jetstream.link.at_home import as_user, authority_of, credentials_of
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.cli.app import app
 from squadron.runtime.errors import BusUnavailableError, ConfigError, UntrustedError
 from squadron.runtime.trust.jwts import read
 from squadron.runtime.trust.keys import Key
 from squadron.runtime.wire.envelope import AgentIdentity
+from squadron.servers import Servers
 from tests.contract.conftest import until
 from tests.contract.own_server import OwnServer
 
@@ -185,6 +186,21 @@ async def test_what_a_home_has_stored_stays_when_it_gets_an_authority(home: Path
     entry = await bridge.records.last(key)
     assert entry is not None
     assert entry.data == b"of before"
+    await bridge.aclose()
+
+
+async def test_a_home_of_an_older_release_has_the_rights_of_this_one_once_it_is_up(home: Path) -> None:
+    made = Authority.create(home, "dev")
+    told = authority_of(home) / "server.conf"
+    current = told.read_text()
+    assert made.is_current
+    told.write_text(current.replace("resolver_preload", "# resolver_preload", 1))
+    assert not Authority.load(home).is_current
+
+    await Servers(Settings.load({}, home=home)).start_nats()
+
+    assert told.read_text() == current
+    bridge = await _open(home, "bridge", create=True)
     await bridge.aclose()
 
 

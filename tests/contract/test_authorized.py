@@ -17,12 +17,12 @@ from squadron.actors.decorators import on, on_durable, topic
 from squadron.actors.goals.planner import Plan
 from squadron.actors.goals.supervisor import Supervisor
 from squadron.actors.thinking.model import Model, ModelRequest, ModelTurn, ToolCall
+from squadron.bridge.control.bridge_calls import Control
 from squadron.bridge.control.control import Bridge
 from squadron.bridge.host import Host
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.bridge.memory import MemoryServer
 from squadron.bridge.place import Place
-from squadron.client.bridge_calls import Control
 from squadron.config import Settings
 from squadron.runtime.asking.handle import Handle
 from squadron.runtime.asking.options import AskOptions

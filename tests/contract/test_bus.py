@@ -91,6 +91,14 @@ async def test_a_closed_subscription_hears_nothing(peer: Peer) -> None:
     assert closed.is_empty
 
 
+async def test_who_publishes_says_where_answers_are_wanted(peer: Peer) -> None:
+    subject, inbox = peer.subjects.event("status.online"), Inbox()
+    await peer.bus.subscribe(subject, inbox)
+    await peer.bus.publish(subject, b"x", reply="_INBOX.mine", headers={"A": "b"})
+    note = await inbox.next()
+    assert (note.reply, note.headers["A"]) == ("_INBOX.mine", "b")
+
+
 async def test_a_request_gets_one_answer(world: World) -> None:
     one, other = await world.join("one"), await world.join("other")
     tasks = set()
@@ -101,7 +109,7 @@ async def test_a_request_gets_one_answer(world: World) -> None:
     await other.bus.subscribe(one.subjects.control("ping"), answer)
 
     answers = await asyncio.gather(
-        *(one.bus.request(one.subjects.control("ping"), f"a{i}".encode(), within_s=5) for i in range(20))
+        *(one.bus.request(one.subjects.control("ping"), f"a{i}".encode(), within_s=30) for i in range(20))
     )
 
     assert answers == [f"A{i}".encode() for i in range(20)]

@@ -157,7 +157,7 @@ def test_calls_of_other_threads_end_with_the_squad(squad: SyncSquad, serve_in: C
     feed.__enter__()
     asks = [lambda: squad.ask("sleep.deep"), lambda: submitted.outcome(), stream.outcome]
     ends = [lambda: list(events), lambda: list(durable), lambda: list(reader), lambda: list(feed)]
-    threads, ended = _in_threads(*asks, *ends, lambda: list(stream), lambda: squad.deploy())
+    threads, ended = _in_threads(*asks, *ends, lambda: list(stream), lambda: squad.deploy(Sleeper))
     squad.ask("no.body", within_s=0.3)
 
     squad.close()

@@ -62,12 +62,17 @@ async def test_what_an_operator_set_on_a_stream_stays_over_the_next_start(server
     await connection.aclose()
 
 
+#: In a loop of its own: what another test left connected may be opening a connection meanwhile.
+alone = pytest.mark.asyncio(loop_scope="function")
+
+
 class _Unfinished(Wiring):
     async def start(self):
         await super().start()
         raise BusUnavailableError("gone meanwhile")
 
 
+@alone
 async def test_what_had_begun_when_an_opening_failed_is_ended(server):
     _, home = server
     before = asyncio.all_tasks()
@@ -79,6 +84,7 @@ async def test_what_had_begun_when_an_opening_failed_is_ended(server):
             await asyncio.sleep(0)
 
 
+@alone
 async def test_an_opening_that_is_cancelled_at_whatever_moment_leaves_nothing_and_says_nothing(server, caplog):
     _, home = server
     steps, opened = 0, False

@@ -99,7 +99,7 @@ async def test_a_read_only_console_shows_all_and_changes_nothing(office: Console
         client_of(served, **WRITES) as program,
     ):
         assert "clerk" in (await program.get("/api/state")).json()["agents"]
-        for path in ("agents/clerk/scale", "agents/clerk/undeploy", "ask", "letters/drop"):
+        for path in ("agents/clerk/scale", "agents/clerk/canary", "agents/clerk/undeploy", "ask", "letters/drop"):
             assert (await program.post(f"/api/{path}", json={"to": "3"})).status_code == 403
     assert len(office.ids("clerk")) == 1
 
@@ -178,6 +178,11 @@ async def test_a_topic_is_asked_and_what_does_not_fit_is_told_with_its_field(con
             assert (await program.post("/api/ask", content=bad)).status_code == 400
         assert (await program.post("/api/agents/nobody/scale", json={"to": "1"})).status_code == 400
         assert (await program.post("/api/agents/clerk/scale", json={"to": "many"})).status_code == 400
+        for to in ("many", "101", "9" * 5000, 0.5):
+            wrong = await program.post("/api/agents/clerk/canary", json={"to": to})
+            assert (wrong.status_code, wrong.json()["error"]["field"]) == (400, "to")
+        none = await program.post("/api/agents/clerk/canary", json={"to": "abort"})
+        assert (none.status_code, "has no canary" in none.json()["error"]["message"]) == (400, True)
         assert (await program.get("/api/letters/clerk/none")).status_code == 404
         assert (await program.get("/api/runs/run-none")).status_code == 400
 

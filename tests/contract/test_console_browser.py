@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 from squadron import Settings
+from squadron.actors.agent import AgentSpec
 from squadron.console.looking_round import Lookout
 from squadron.console.serving import Served, serving
-from tests.contract.console_world import ConsoleWorld, Till, console_world
+from tests.contract.console_world import Clerk, ConsoleWorld, Till, console_world
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
 playwright = pytest.importorskip("playwright.async_api", reason="no playwright: pip install -e '.[dev]'")
@@ -118,6 +119,47 @@ async def test_an_agent_is_redeployed_drained_and_undeployed(page: Page, office:
     await deed(page, "undeploy").click()
     await deed(page, "confirm", ".confirm").click()
     await page.locator("[data-key=clerk]").wait_for(state="detached")
+
+
+async def test_both_versions_of_an_agent_are_shown_beside_each_other(page: Page, office: ConsoleWorld) -> None:
+    packed = await office.squad._pack(AgentSpec.of(Clerk))
+    canary = packed.model_copy(update={"code": {"version": "f" * 64}, "weight": 20})
+    await office.squad._control.call("deploy_canary", deployments=[canary.model_dump(mode="json")])
+    await page.locator("[data-key=clerk] .clip").click()
+    await page.locator("[data-version=canary]", has_text="20 %").wait_for()
+    assert "80 %" in await page.locator("[data-version=stable]").inner_text()
+    await picture(page, "canary")
+
+    await page.get_by_label("Share in percent").fill("35")
+    await deed(page, "weight").click()
+    await page.locator("[data-version=canary]", has_text="35 %").wait_for()
+    assert "65 %" in await page.locator("[data-version=stable]").inner_text()
+    # Nothing is done before it is confirmed.
+    await deed(page, "abort").click()
+    await page.locator(".confirm button", has_text="Cancel").click()
+    assert (await agent_of(office, "clerk"))["canary"]["weight"] == 35
+    await deed(page, "abort").click()
+    await deed(page, "confirm", ".confirm").click()
+    await page.locator("[data-version=canary]").wait_for(state="detached")
+    assert (await agent_of(office, "clerk"))["version"] == packed.code["version"]
+
+
+async def test_a_canary_is_promoted_and_serves_alone(page: Page, office: ConsoleWorld) -> None:
+    packed = await office.squad._pack(AgentSpec.of(Clerk))
+    canary = packed.model_copy(update={"code": {"version": "f" * 64}, "weight": 20})
+    await office.squad._control.call("deploy_canary", deployments=[canary.model_dump(mode="json")])
+    before = await until(lambda: office.ids("clerk"))
+    await page.locator("[data-key=clerk] .clip").click()
+    await deed(page, "promote").click()
+    await deed(page, "confirm", ".confirm").click()
+    await until(lambda: office.ids("clerk") and office.ids("clerk") != before)
+    await page.locator("[data-version=canary]").wait_for(state="detached")
+    row = await agent_of(office, "clerk")
+    assert (row["version"], row["canary"]) == ("f" * 64, None)
+
+
+async def agent_of(office: ConsoleWorld, name: str) -> dict[str, Any]:
+    return next(each for each in (await office.squad.status())["agents"] if each["agent"] == name)
 
 
 async def test_a_topic_is_asked_by_the_form_of_its_schema(page: Page) -> None:

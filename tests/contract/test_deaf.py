@@ -19,6 +19,7 @@ from squadron.bridge.jetstream.link import embedded
 from squadron.bridge.jetstream.link.connect import Connection
 from squadron.bridge.jetstream.link.dial import connect
 from squadron.runtime.errors import BusUnavailableError
+from tests.conftest import freeze
 from tests.contract.conftest import Inbox, until
 
 
@@ -165,7 +166,7 @@ async def test_a_connection_that_is_lost_again_while_it_reconnects_reconnects_on
 
 def _stop(pid: int) -> None:
     """Stop a process, and wait until it is: the signal alone may take a moment in which it still answers."""
-    os.kill(pid, signal.SIGSTOP)
+    freeze(pid)
     state = Path(f"/proc/{pid}/stat")
     while state.exists() and state.read_text().rpartition(")")[2].split()[0] not in "Tt":
         time.sleep(0.005)

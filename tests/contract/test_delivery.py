@@ -7,6 +7,7 @@ import json
 import threading
 import time
 import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
@@ -16,9 +17,11 @@ from squadron.actors.agent import Agent
 from squadron.actors.decorators import topic
 from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.errors import BusUnavailableError, ConfigError, InvalidMessageError, Retry
-from squadron.runtime.ports.queue import Backlog, Mailbox
+from squadron.runtime.ports.bus import Note
+from squadron.runtime.ports.queue import Backlog, Delivery, Mailbox
+from squadron.runtime.running import handover
 from squadron.runtime.running.context import Context
-from squadron.runtime.running.handover import hand_over
+from squadron.runtime.running.handover import Courier, Handovers
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage, Constraints, Payload
 from squadron.runtime.wire.outcome import (
     Cancelled,
@@ -33,7 +36,7 @@ from squadron.runtime.wire.outcome import (
 )
 from squadron.runtime.wire.route import Route
 from squadron.testing import now_s
-from tests.contract.conftest import LEASE_S, SOON_S, Inbox, Peer, Replica, Serve, World, until
+from tests.contract.conftest import LEASE_S, ON_NATS, SOON_S, Inbox, Peer, Replica, Serve, World, until
 
 
 class Bench(Agent):
@@ -413,10 +416,148 @@ async def test_a_task_that_nobody_takes_stays_with_who_was_delivered_it(peer: Pe
 
         token = ""
 
-    assert not await hand_over(peer.ports, delivery, ["gone"])
-    assert not await hand_over(peer.ports, replace(delivery, lease=Local()), ["gone"])
+    courier = Courier(peer.ports)
+    assert not await courier.hand_over(delivery, ["gone"])
+    assert not await courier.hand_over(replace(delivery, lease=Local()), ["gone"])
     await delivery.lease.settle()
     await feed.aclose()
+
+
+class Taker:
+    """A pump with room for all, that keeps what it is given."""
+
+    lease_s = 60.0
+
+    def __init__(self) -> None:
+        self.taken: list[Delivery] = []
+
+    def has_room(self, delivery: Delivery, *, beside: int = 0) -> bool:
+        return True
+
+    def offer(self, delivery: Delivery) -> bool:
+        self.taken.append(delivery)
+        return True
+
+
+@pytest.fixture
+async def leased(peer: Peer) -> AsyncIterator[Delivery]:
+    """A task that was delivered to `peer`."""
+    box = Mailbox("ward", ("ward.who",), 60.0)
+    await peer.queue.declare(box)
+    await peer.queue.put(peer.subjects.task("ward.who"), b"{}", msg_id="one")
+    inbox = Inbox()
+    feed = await peer.queue.consume(box, inbox)
+    feed.want(1)
+    delivery = await inbox.next()
+    yield delivery
+    await delivery.lease.settle()
+    await feed.aclose()
+
+
+@pytest.fixture
+async def taking(world: World) -> AsyncIterator[tuple[Peer, Taker, Handovers]]:
+    """Another replica that takes what it is brought."""
+    other, taker = await world.join("taker"), Taker()
+    ear = Handovers(other.ports, taker)  # type: ignore[arg-type]
+    await ear.start()
+    yield other, taker, ear
+    await ear.aclose()
+
+
+@ON_NATS
+async def test_what_is_handed_over_tells_when_it_was_stored(
+    peer: Peer, leased: Delivery, taking: tuple[Peer, Taker, Handovers]
+) -> None:
+    other, taker, _ = taking
+    assert await Courier(peer.ports).hand_over(leased, [other.ports.identity.id])
+    await until(lambda: _has(taker, 1))
+    # A topic that is new to the taker is waited for from then on, and not from the year 1970.
+    assert taker.taken[0].stored_at == leased.stored_at > 0
+
+
+async def _has(taker: Taker, count: int) -> bool:
+    return len(taker.taken) == count
+
+
+async def test_who_promises_a_task_too_late_does_not_get_it_and_who_is_asked_next_does(
+    peer: Peer, leased: Delivery, taking: tuple[Peer, Taker, Handovers], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, taker, _ = taking
+    asked: list[Note] = []
+    slow = await peer.bus.subscribe(peer.subjects.hand("slow"), asked.append)
+    monkeypatch.setattr(handover, "TAKE_WITHIN_S", 0.2)
+    monkeypatch.setattr(handover, "SILENT_S", 1000.0)
+    courier = Courier(peer.ports)
+    assert not await courier.hand_over(leased, ["slow"])
+    # It is known to be silent now, and costs no other task a moment.
+    monkeypatch.setattr(handover, "TAKE_WITHIN_S", 10.0)
+    assert not await courier.hand_over(leased, ["slow"])
+    assert await courier.hand_over(leased, [other.ports.identity.id])
+    await peer.bus.publish(asked[0].reply, b"taken")
+
+    await until(lambda: _has(taker, 1))
+    # What was published after its late promise has come, and nothing came before.
+    await peer.bus.publish(peer.subjects.hand("slow"), b"the end")
+
+    async def it_came() -> bool:
+        return asked[-1].data == b"the end"
+
+    await until(it_came)
+    assert len(asked) == 2
+    assert len(taker.taken) == 1
+    await slow.aclose()
+
+
+async def test_a_promise_that_nobody_comes_back_to_starts_nothing(
+    peer: Peer, leased: Delivery, taking: tuple[Peer, Taker, Handovers]
+) -> None:
+    other, taker, _ = taking
+    subject = peer.subjects.hand(other.ports.identity.id)
+
+    async def ask(seq: int, *, token: str = leased.lease.token) -> bytes:
+        return await peer.bus.request(subject, f"{token} {seq} {leased.subject}\n{{}}".encode(), within_s=10.0)
+
+    assert await ask(leased.seq) == b"taken"
+    # Any word but that of its own lease is for nothing.
+    await peer.bus.publish(subject, b"go\nanother")
+    assert await ask(leased.seq + 1) == b"taken"
+    assert taker.taken == []
+    await peer.bus.publish(subject, f"go\n{leased.lease.token}".encode())
+    await peer.bus.publish(subject, f"go\n{leased.lease.token}".encode())
+    await until(lambda: _has(taker, 1))
+    assert await ask(leased.seq + 2) == b"taken"
+    assert len(taker.taken) == 1
+
+
+async def test_a_word_that_comes_when_the_lease_may_have_run_out_starts_nothing(
+    peer: Peer, leased: Delivery, taking: tuple[Peer, Taker, Handovers]
+) -> None:
+    other, taker, _ = taking
+    subject = peer.subjects.hand(other.ports.identity.id)
+    asked = f"{leased.lease.token} {leased.seq} {leased.subject}\n{{}}".encode()
+    taker.lease_s = 0.0
+    assert await peer.bus.request(subject, asked, within_s=10.0) == b"taken"
+    await peer.bus.publish(subject, f"go\n{leased.lease.token}".encode())
+    # It has heard that when it answers what came after it.
+    assert await peer.bus.request(subject, asked, within_s=10.0) == b"taken"
+    assert taker.taken == []
+
+
+async def test_a_replica_that_stops_waits_for_what_it_promised_and_promises_no_more(
+    peer: Peer, leased: Delivery, taking: tuple[Peer, Taker, Handovers], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, taker, ear = taking
+    monkeypatch.setattr(handover, "TAKE_WITHIN_S", 60.0)
+    subject = peer.subjects.hand(other.ports.identity.id)
+    asked = f"{leased.lease.token} {leased.seq} {leased.subject}\n{{}}".encode()
+    assert await peer.bus.request(subject, asked, within_s=10.0) == b"taken"
+    closing = asyncio.ensure_future(ear.aclose())
+    await asyncio.sleep(0)
+    late = asked.replace(b" %d " % leased.seq, b" %d " % (leased.seq + 1))
+    assert await peer.bus.request(subject, late, within_s=10.0) == b""
+    await peer.bus.publish(subject, f"go\n{leased.lease.token}".encode())
+    await closing
+    assert len(taker.taken) == 1
 
 
 # --- deadlines -----------------------------------------------------------------------------------------
@@ -715,3 +856,89 @@ async def test_input_that_does_not_fit_is_rejected_and_kept(world: World, client
     assert AgentMessage.decode(entry.data).payload.content["outcome"] == Rejected.kind
     assert letter is not None
     assert b"many" in letter.data
+
+
+# --- a new version of an agent -------------------------------------------------------------------------
+
+
+class Grows(Agent):
+    """As it was."""
+
+    name = "grows"
+
+    @topic("grows.early")
+    async def early(self) -> str:
+        return "early"
+
+
+class HasGrown(Grows):
+    """As it is deployed over a running one."""
+
+    name = "grows"
+
+    @topic("grows.late")
+    async def late(self) -> str:
+        return "late"
+
+
+async def _announced(serve: Serve) -> Replica:
+    """A replica of the earlier version, beside the card and the mailbox of the new one."""
+    old = await serve(Grows(), name="old")
+    new = Replica(old.peer, HasGrown(), bridge=old._bridge)
+    await new._bridge.queue.declare(new.mailbox)
+    await new._bridge.registry.advertise(new.spec.card())
+    return old
+
+
+def _again(replica: Replica) -> Callable[[], Awaitable[bool]]:
+    """Whether it was delivered something that it had handed back."""
+
+    async def is_so() -> bool:
+        return max(replica.delivered, default=0) > 1
+
+    return is_so
+
+
+async def test_a_task_for_a_topic_that_is_new_waits_for_a_replica_that_serves_it(
+    client: Peer, serve: Serve
+) -> None:
+    old = await _announced(serve)
+    asking = asyncio.create_task(client.caller.ask("grows.late", {}, AskOptions(within_s=60)))
+    await until(_again(old))
+    # What it served before it goes on serving.
+    assert (await _ask(client, "grows.early")).unwrap() == "early"
+    await serve(HasGrown(), name="new")
+
+    assert (await asking).unwrap() == "late"
+
+
+async def test_a_task_for_a_new_topic_ends_by_its_own_limits_while_it_waits(client: Peer, serve: Serve) -> None:
+    old = await _announced(serve)
+    handle = await client.caller.submit("grows.late", {}, AskOptions(within_s=60))
+    brief = await _ask(client, "grows.late", AskOptions(within_s=60, start_within_s=0.1))
+    await until(_again(old))
+
+    assert isinstance(brief, Expired)
+    assert isinstance(await asyncio.wait_for(handle.cancel(), SOON_S), Cancelled)
+
+
+async def test_a_new_topic_that_no_replica_ever_serves_is_undeliverable(
+    client: Peer, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handover, "NEW_VERSION_WITHIN_S", 0.2)
+    await _announced(serve)
+    outcome = await _ask(client, "grows.late", AskOptions(within_s=60))
+
+    assert isinstance(outcome, Undeliverable)
+    assert "within 0.2 s" in outcome.reason
+
+
+async def test_a_topic_that_its_agent_gave_up_is_undeliverable_at_once(client: Peer, serve: Serve) -> None:
+    old = await _announced(serve)
+    asking = asyncio.create_task(client.caller.ask("grows.late", {}, AskOptions(within_s=60)))
+    await until(_again(old))
+    await old._bridge.registry.advertise(old.spec.card())
+
+    outcome = await asking
+    assert isinstance(outcome, Undeliverable)
+    assert "any more" in outcome.reason

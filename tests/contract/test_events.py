@@ -474,11 +474,11 @@ async def test_a_subscription_settles_an_event_when_the_next_is_asked_for(
 
     # The third was not settled, so it comes again, to whoever subscribes next.
     later = await subscribe(start="first")
-    again = [await later.next(within_s=5) for _ in range(2)]
+    again = [await later.next(within_s=30) for _ in range(2)]
     await later.settle(confirmed=True)
     await later.aclose()
     last = await subscribe()
-    again.append(await last.next(within_s=5))
+    again.append(await last.next(within_s=30))
     assert {event.seq: event.attempt for event in again} == {seqs[2]: 2, seqs[3]: 1, seqs[4]: 1}
 
 
@@ -489,7 +489,7 @@ async def test_a_subscription_buries_what_nobody_can_read_and_goes_on(
     await wiring.ports.events.append("news.sport", b"no message", msg_id="x")
     seq = await wiring.caller.sender.publish_durable("news.sport", "good")
 
-    event = await events.next(within_s=5)
+    event = await events.next(within_s=30)
 
     assert (event.seq, event.message.payload.content) == (seq, "good")
     (letter,) = await wiring.ports.dead.latest(f"agents.{wiring.settings.env}.dead.>")
@@ -503,7 +503,7 @@ async def test_a_member_that_does_not_ask_takes_nothing_from_the_others(
     idle, busy = await subscribe(), await subscribe()
     seqs = [await wiring.caller.sender.publish_durable("news.sport", i) for i in range(10)]
 
-    assert [(await busy.next(within_s=5)).seq for _ in range(10)] == seqs
+    assert [(await busy.next(within_s=30)).seq for _ in range(10)] == seqs
     await busy.settle(confirmed=True)
     with pytest.raises(TimeoutError):
         await idle.next(within_s=0.1)
@@ -519,7 +519,7 @@ async def test_a_subscription_that_hears_nothing_says_so_and_a_closed_one_ends(
         await events.next(within_s=0.05)
     # Who gave up waiting has not lost what came afterwards.
     await wiring.caller.sender.publish_durable("news.sport", "late")
-    assert (await events.next(within_s=5)).message.payload.content == "late"
+    assert (await events.next(within_s=30)).message.payload.content == "late"
     await events.settle()
     reading = asyncio.create_task(_all(events))
     await asyncio.sleep(0)
@@ -527,7 +527,7 @@ async def test_a_subscription_that_hears_nothing_says_so_and_a_closed_one_ends(
     await events.aclose()
     assert await asyncio.wait_for(reading, 5) == []
     with pytest.raises(TimeoutError, match="closed"):
-        await events.next(within_s=5)
+        await events.next(within_s=30)
 
 
 async def _all(events: DurableEvents) -> list[int]:

@@ -37,10 +37,19 @@ Turn = Callable[..., Awaitable[TurnContext]]
 
 
 @pytest.fixture
-async def turn(peer: Peer, serve: Serve) -> Turn:
+async def keeper() -> Keeper:
+    return Keeper()
+
+
+@pytest.fixture
+async def home(keeper: Keeper, serve: Serve) -> Peer:
+    """Where the keeper is, and reads what it keeps."""
+    return (await serve(keeper)).peer
+
+
+@pytest.fixture
+async def turn(peer: Peer, keeper: Keeper, home: Peer) -> Turn:
     """The context of a new task, of one conversation unless another is named."""
-    keeper = Keeper()
-    await serve(keeper)
 
     async def begin(conversation: str = "talk", **told: Any) -> TurnContext:
         options = AskOptions(within_s=SOON_S, conversation_id=conversation)
@@ -53,12 +62,12 @@ async def turn(peer: Peer, serve: Serve) -> Turn:
     return begin
 
 
-def key_of(peer: Peer) -> str:
-    return peer.subjects.lite("talk-keeper", "talk")
+def key_of(home: Peer) -> str:
+    return home.subjects.lite("talk-keeper", "talk")
 
 
-async def stored(peer: Peer) -> list[bytes]:
-    return [entry.data async for entry in peer.lite.read(key_of(peer))]
+async def stored(home: Peer) -> list[bytes]:
+    return [entry.data async for entry in home.ports.own.read(key_of(home))]
 
 
 def said(messages: list[ChatMessage]) -> list[tuple[str, str]]:
@@ -75,13 +84,13 @@ async def test_what_was_said_comes_back_in_order_to_the_next_task_and_no_other_c
     assert await Exchanges(await turn("another")).earlier(budget_tokens=ROOM) == []
 
 
-async def test_an_exchange_is_remembered_once_however_often_its_task_is_tried(turn: Turn, peer: Peer) -> None:
+async def test_an_exchange_is_remembered_once_however_often_its_task_is_tried(turn: Turn, home: Peer) -> None:
     ctx = await turn()
     await Exchanges(ctx).add("q", "a")
     await Exchanges(ctx).add("q", "a")
-    assert len(await stored(peer)) == 1
+    assert len(await stored(home)) == 1
     # Long after, when the server knows the id no more.
-    await peer.lite.append(key_of(peer), (await stored(peer))[0])
+    await home.ports.own.append(key_of(home), (await stored(home))[0])
     assert said(await Exchanges(await turn()).earlier(budget_tokens=ROOM)) == [("user", "q"), ("assistant", "a")]
 
 
@@ -136,15 +145,15 @@ async def test_what_no_server_would_take_is_remembered_all_the_same(turn: Turn) 
     assert conversation_tokens([ChatMessage("user", answer)]) <= MOST_SAID_TOKENS + 50
 
 
-async def test_a_long_conversation_is_folded_and_its_beginning_is_not_forgotten(turn: Turn, peer: Peer) -> None:
+async def test_a_long_conversation_is_folded_and_its_beginning_is_not_forgotten(turn: Turn, home: Peer) -> None:
     context = await turn()
     for number in range(2 * KEPT_EXCHANGES + 1):
         name = "My name is Ada and I will pay in euros." if number == 0 else f"question {number}"
         await Exchanges(await _as_of_another_task(context, number)).add(name, f"answer {number}")
-    assert len(await stored(peer)) == 2 * KEPT_EXCHANGES + 1
+    assert len(await stored(home)) == 2 * KEPT_EXCHANGES + 1
     before = await Exchanges(await turn()).earlier(budget_tokens=20_000)
     # The newest ones, and the summary.
-    assert len(await stored(peer)) == KEPT_EXCHANGES + 1
+    assert len(await stored(home)) == KEPT_EXCHANGES + 1
     after = await Exchanges(await turn()).earlier(budget_tokens=20_000)
     assert after == before
     assert "My name is Ada" in after[0].content
@@ -159,44 +168,44 @@ async def _as_of_another_task(ctx: TurnContext, number: int) -> TurnContext:
     return ctx
 
 
-async def test_replicas_that_fold_at_once_make_one_summary(turn: Turn, peer: Peer) -> None:
+async def test_replicas_that_fold_at_once_make_one_summary(turn: Turn, home: Peer) -> None:
     context = await turn()
     for number in range(2 * KEPT_EXCHANGES + 1):
         await Exchanges(await _as_of_another_task(context, number)).add(f"q{number}", f"a{number}")
     readers = [Exchanges(await turn()) for _ in range(4)]
     seen = await asyncio.gather(*(each.earlier(budget_tokens=20_000) for each in readers))
-    assert sum(b'"summary"' in data for data in await stored(peer)) == 1
+    assert sum(b'"summary"' in data for data in await stored(home)) == 1
     assert all(messages[-1].content == f"a{2 * KEPT_EXCHANGES}" for messages in seen)
-    assert len(await stored(peer)) == KEPT_EXCHANGES + 1
+    assert len(await stored(home)) == KEPT_EXCHANGES + 1
 
 
-async def test_a_fold_that_was_cut_off_half_way_repeats_nothing(turn: Turn, peer: Peer) -> None:
+async def test_a_fold_that_was_cut_off_half_way_repeats_nothing(turn: Turn, home: Peer) -> None:
     for number in range(3):
         await Exchanges(await turn()).add(f"q{number}", f"a{number}")
-    seqs = [entry.seq async for entry in peer.lite.read(key_of(peer))]
+    seqs = [entry.seq async for entry in home.ports.own.read(key_of(home))]
     entry = b'{"summary": {"text": "User: q0, q1", "through": %d}}' % seqs[1]
-    await peer.lite.append(key_of(peer), entry)
+    await home.ports.own.append(key_of(home), entry)
     earlier = await Exchanges(await turn()).earlier(budget_tokens=ROOM)
     assert "User: q0, q1" in earlier[0].content
     assert said(earlier)[1:] == [("user", "q2"), ("assistant", "a2")]
 
 
 @pytest.mark.parametrize("rubbish", [b"", b"\xff", b"[]", b"7", b'{"exchange": 1}', b'{"summary": {"text": 1}}'])
-async def test_what_others_wrote_there_changes_nothing(turn: Turn, peer: Peer, rubbish: bytes) -> None:
+async def test_what_others_wrote_there_changes_nothing(turn: Turn, home: Peer, rubbish: bytes) -> None:
     await Exchanges(await turn()).add("q", "a")
-    await peer.lite.append(key_of(peer), rubbish)
+    await home.ports.own.append(key_of(home), rubbish)
     assert len(await Exchanges(await turn()).earlier(budget_tokens=ROOM)) == 2
 
 
-async def test_who_does_not_remember_keeps_nothing(turn: Turn, peer: Peer) -> None:
+async def test_who_does_not_remember_keeps_nothing(turn: Turn, home: Peer) -> None:
     silent = Exchanges(await turn(), remembers=False)
     await silent.add("q", "a")
     assert await silent.earlier(budget_tokens=ROOM) == []
-    assert await stored(peer) == []
+    assert await stored(home) == []
     alone = await turn()
     alone.message = alone.message.model_copy(update={"id": "talk"})
     await Exchanges(alone).add("q", "a")
-    assert await stored(peer) == []
+    assert await stored(home) == []
 
 
 HISTORY = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"note": 1}]

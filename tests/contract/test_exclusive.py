@@ -20,6 +20,7 @@ from squadron.runtime.lite import exclusive
 from squadron.runtime.lite.exclusive import KEPT_STEPS, ExclusiveCursor, cursor_key
 from squadron.runtime.ports.journal import Entry, Journal
 from squadron.runtime.wire.envelope import AgentIdentity
+from tests.conftest import freeze
 from tests.contract.conftest import ON_NATS, SOON_S, Peer, World, until
 
 
@@ -211,7 +212,9 @@ def _is_stopped(pid: int) -> bool:
 
 
 @ON_NATS
-@pytest.mark.parametrize("handed_out_before", [1, 20, 21, 40])
+@pytest.mark.parametrize(
+    "handed_out_before", [1, *(pytest.param(each, marks=pytest.mark.slow) for each in (20, 21, 40))]
+)
 async def test_a_reader_that_was_stopped_and_goes_on_is_fenced(
     peer: Peer, settings: Settings, key: str, place: str, handed_out_before: int
 ) -> None:
@@ -222,7 +225,7 @@ async def test_a_reader_that_was_stopped_and_goes_on_is_fenced(
     old = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE)
     assert old.stdout is not None
     before = [await asyncio.wait_for(old.stdout.readline(), 30) for _ in range(handed_out_before)]
-    os.kill(old.pid, signal.SIGSTOP)
+    freeze(old.pid)
 
     async def stopped() -> bool:
         return _is_stopped(old.pid)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from squadron.actors.agent import Agent
 from squadron.actors.decorators import topic
@@ -84,3 +86,44 @@ async def test_beginnings_are_counted_though_the_server_forgot_that_it_was_hande
     begun = [await delivery.lease.begin() for delivery in await inbox.take(2)]
     assert begun == [1, 2]
     await feed.aclose()
+
+
+@asynccontextmanager
+async def _delivered(peer: Peer, *, lease_s: float) -> AsyncIterator[Inbox]:
+    """What is delivered of one task, as often as that is."""
+    box, inbox = Mailbox("reader", ("book.read",), lease_s=lease_s), Inbox()
+    await peer.queue.declare(box)
+    feed = await peer.queue.consume(box, inbox)
+    feed.want(5)
+    await peer.queue.put(peer.subjects.task("book.read"), b"task", msg_id="")
+    yield inbox
+    await feed.aclose()
+
+
+async def test_what_was_delivered_to_nobody_has_not_begun(peer: Peer) -> None:
+    # What a server is about to deliver to somebody who stops to pull at that moment goes to the next one, at once
+    # and as the second time; as it does when the server is told that the first time was in vain.
+    async with _delivered(peer, lease_s=4.0) as inbox:
+        await peer.queue.wake((await inbox.next()).lease.token)
+        again = await inbox.next()
+        assert (again.lease.delivered, await again.lease.begin()) == (2, 1)
+
+        # Handed back by who had begun, and as soon.
+        await again.lease.release()
+        assert await (await inbox.next()).lease.begin() == 2
+
+
+async def test_what_is_handed_back_at_once_by_who_had_begun_has_begun(peer: Peer) -> None:
+    async with _delivered(peer, lease_s=4.0) as inbox:
+        first = await inbox.next()
+        assert await first.lease.begin() == 1
+        await first.lease.release()
+
+        assert await (await inbox.next()).lease.begin() == 2
+
+
+async def test_whose_lease_lapsed_had_begun(peer: Peer) -> None:
+    async with _delivered(peer, lease_s=1.5) as inbox:
+        await (await inbox.next()).lease.begin()
+
+        assert await (await inbox.next()).lease.begin() == 2

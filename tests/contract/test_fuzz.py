@@ -340,7 +340,7 @@ class Place:
             assert wiring.connection.client.stats["reconnects"] == 0
         assert (await self.first.status())["agents"][0]["agent"] == "clerk"
         answer = json.loads(
-            await self.client.ports.bus.request(self.subject("bridge.ping").decode(), b"", within_s=5)
+            await self.client.ports.bus.request(self.subject("bridge.ping").decode(), b"", within_s=30)
         )
         assert "ok" in answer
 
@@ -625,8 +625,9 @@ async def test_a_stream_goes_on_over_a_chunk_that_is_none(place: Place, chunk: d
 async def test_a_result_with_absurd_figures_is_a_result(place: Place, content: dict[str, Any]) -> None:
     waiting = await place.client.caller.submit("clerk.wait", {}, AskOptions(within_s=20))
     result = json.loads(_task("result")) | {"type": "result", "payload": {"content": content}}
+    result["context"] = {"conversationId": "c", "parentMessageId": waiting.task_id}
     await place.stranger.send(waiting.reply_to.encode(), json.dumps(result).encode())
     outcome = await place.client.caller.outcome(waiting)
-    assert outcome.task_id == waiting.task_id
+    assert (outcome.task_id, outcome.source) == (waiting.task_id, "stranger")
     str(outcome), outcome.to_content()
     place.clerk.go.set()

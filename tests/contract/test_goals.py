@@ -66,9 +66,14 @@ async def _redrive(world: World, peer: Peer, id: str) -> None:
         await DeadLetters(peer.ports).redrive(id)
         return
     command = (str(Path(sys.executable).with_name("squadron")), "dlq", "redrive", id, "--json")
-    process = await asyncio.create_subprocess_exec(
-        *command, env=os.environ | world.settings.environ(), stdout=asyncio.subprocess.PIPE
-    )
+    environ = dict(os.environ)
+
+    def keep(name: str, secret: str) -> str:
+        environ[f"OF_{name}"] = secret
+        return f"env:OF_{name}"
+
+    environ |= world.settings.by_reference(keep).environ()
+    process = await asyncio.create_subprocess_exec(*command, env=environ, stdout=asyncio.subprocess.PIPE)
     out, _ = await process.communicate()
     assert json.loads(out) == {"redriven": [id], "left": {}}
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
 import pytest
 
 from squadron.actors.agent import Agent
 from squadron.actors.decorators import topic
 from squadron.bridge.gateways.kept_tasks import KeptTask, KeptTasks, UnknownTaskError
 from squadron.bridge.gateways.visitors import Visitor
+from squadron.runtime.asking.handle import Handle
 from squadron.runtime.asking.options import AskOptions
-from squadron.runtime.wire.outcome import Rejected, TimedOut
+from squadron.runtime.errors import BusUnavailableError
+from squadron.runtime.wire.outcome import Cancelled, Rejected, TimedOut, Undeliverable
 from tests.contract.conftest import Peer, Serve, World, until
 from tests.contract.gateway_process import SECRET
 
@@ -26,6 +31,16 @@ class Doubler(Agent):
     async def double(self, n: int) -> int:
         RUNS.append(n)
         return 2 * n
+
+
+class Waiter(Agent):
+    """Waits until it is cancelled."""
+
+    name = "waiter"
+
+    @topic("work.wait", description="Wait.")
+    async def wait(self) -> None:
+        await asyncio.Event().wait()
 
 
 RUNS: list[int] = []
@@ -93,6 +108,23 @@ async def test_what_was_refused_is_over_at_once(peer: Peer, serve: Serve) -> Non
     assert isinstance(sent.outcome, Rejected)
 
 
+async def test_what_was_refused_is_found_as_refused_and_sent_again_it_is_as_any_other(
+    world: World, peer: Peer, serve: Serve
+) -> None:
+    tasks, later = kept(peer), kept(await world.join("another"))
+    id = tasks.id_for(ANN, "early")
+    await tasks.submit(ANN, *DOUBLE, id=id)
+    found = await later.find(ANN, id)
+    assert isinstance(found.outcome, Undeliverable)
+    assert "work.double" in found.outcome.reason
+    await serve(Doubler())
+    await peer.registry.refresh(float("inf"))
+    await tasks.submit(ANN, *DOUBLE, id=id)
+    again = await over(later, id)
+    assert again.outcome is not None
+    assert again.outcome.unwrap() == 42
+
+
 async def test_one_that_was_noted_and_never_sent_comes_to_an_end(
     peer: Peer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,3 +137,52 @@ async def test_one_that_was_noted_and_never_sent_comes_to_an_end(
     with pytest.raises(RuntimeError):
         await tasks.submit(ANN, "work.double", {"n": 1}, AskOptions(within_s=0.2), id=id)
     assert isinstance((await over(tasks, id)).outcome, TimedOut)
+
+
+@pytest.mark.parametrize("keyed", [False, True])
+async def test_one_that_was_sent_and_could_not_be_noted_is_stopped_unless_it_was_noted_before(
+    peer: Peer, serve: Serve, monkeypatch: pytest.MonkeyPatch, keyed: bool
+) -> None:
+    sent: list[Handle] = []
+    submit, tasks = peer.caller.submit, kept(peer)
+
+    async def submitted(*args: Any, **options: Any) -> Handle:
+        sent.append(await submit(*args, **options))
+        return sent[0]
+
+    async def away(*_: object, **__: object) -> None:
+        raise BusUnavailableError("away")
+
+    await serve(Waiter())
+    monkeypatch.setattr(peer.caller, "submit", submitted)
+    monkeypatch.setattr(tasks, "_note", away)
+    with pytest.raises(BusUnavailableError):
+        await tasks.submit(
+            ANN, "work.wait", {}, AskOptions(within_s=20), id=tasks.id_for(ANN, "order-8") if keyed else ""
+        )
+    assert [each.done for each in sent] == [not keyed]
+    assert isinstance(await sent[0].cancel(), Cancelled)
+
+
+async def test_a_visitor_who_leaves_while_it_is_stored_leaves_it_whole(
+    peer: Peer, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await serve(Doubler())
+    begun, go_on, submit, tasks = asyncio.Event(), asyncio.Event(), peer.caller.submit, kept(peer)
+
+    async def slow(*args: Any, **options: Any) -> Handle:
+        begun.set()
+        await go_on.wait()
+        return await submit(*args, **options)
+
+    monkeypatch.setattr(peer.caller, "submit", slow)
+    id = tasks.id_for(ANN, "order-9")
+    leaving = asyncio.ensure_future(tasks.submit(ANN, *DOUBLE, id=id))
+    await begun.wait()
+    leaving.cancel()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    found = await over(tasks, id)
+    assert found.outcome is not None
+    assert found.outcome.unwrap() == 42

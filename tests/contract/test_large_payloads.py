@@ -32,8 +32,8 @@ class Watched:
         self.kept: dict[str, float] = {}
         self.fetched = 0
 
-    async def store(self, data: bytes, *, keep_s: float, name: str = "") -> str:
-        name = await self._vault.store(data, keep_s=keep_s, name=name)
+    async def store(self, data: bytes, *, keep_s: float, key: str = "") -> str:
+        name = await self._vault.store(data, keep_s=keep_s, key=key)
         self.kept[name] = keep_s
         return name
 
@@ -41,8 +41,8 @@ class Watched:
         self.fetched += 1
         return await self._vault.fetch(name)
 
-    async def drop(self, name: str) -> None:
-        await self._vault.drop(name)
+    async def drop(self, name: str, key: str = "") -> None:
+        await self._vault.drop(name, key)
 
     async def held(self) -> list[str]:
         """Names under which there is still something."""
@@ -240,8 +240,8 @@ async def test_a_task_with_a_false_claim_is_failed(client: Peer, replica: Replic
 
 async def test_a_caller_whose_large_outcome_is_lost_hears_that_at_once(client: Peer, replica: Replica) -> None:
     class Forgetful(Watched):
-        async def store(self, data: bytes, *, keep_s: float, name: str = "") -> str:
-            name = await super().store(data, keep_s=keep_s, name=name)
+        async def store(self, data: bytes, *, keep_s: float, key: str = "") -> str:
+            name = await super().store(data, keep_s=keep_s, key=key)
             await self.drop(name)
             return name
 

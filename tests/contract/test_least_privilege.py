@@ -21,6 +21,7 @@ from squadron.bridge.host import Host
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.errors import BusUnavailableError
+from squadron.runtime.ports.bus import Note
 from squadron.runtime.ports.queue import Mailbox
 from squadron.runtime.trust.jwts import credentials, issue
 from squadron.runtime.trust.keys import Key
@@ -116,6 +117,35 @@ async def test_a_replica_takes_tasks_in_order_and_durable_events_and_asks_others
 
     await until(heard)
     await host.stop(1)
+    for each in (client, place, bridge):
+        await each.aclose()
+    assert not server.violations()
+
+
+async def test_what_a_replica_tells_of_itself_is_told_on_by_the_bridge_to_everybody(
+    server: RestrictedServer,
+) -> None:
+    bridge = await server.open("bridge", "bridge")
+    client, told = await server.open("client", "client"), list[tuple[str, dict[str, Any]]]()
+
+    def hear(note: Note) -> None:
+        message = AgentMessage.decode(note.data)
+        told.append((message.source.id, message.payload.content))
+
+    await client.ports.bus.subscribe(client.ports.subjects.event("status.*"), hear)
+    spec = AgentSpec.of(Clerk)
+    await bridge.ports.queue.declare(Mailbox("clerk", ("office.file",), 1.5))
+    await bridge.registry.advertise(spec.card())
+    place = await server.open("agent", "clerk", id="clerk-0a1b2c3d", serves=("office.file",))
+    host = Host(place, Clerk(), spec, slots=1)
+    await host.start()
+    await host.stop(1)
+
+    async def both() -> bool:
+        return {content["event"] for _, content in told} >= {"agent_online", "agent_offline"}
+
+    await until(both)
+    assert {(source, content["replica"]) for source, content in told} == {("bridge", "clerk-0a1b2c3d")}
     for each in (client, place, bridge):
         await each.aclose()
     assert not server.violations()

@@ -20,6 +20,8 @@ from squadron.runtime.errors import (
 from squadron.runtime.ports.journal import Journal
 from squadron.runtime.ports.queue import Backlog, Delivery, Mailbox
 from squadron.runtime.store.dead_letters import DeadLetter, DeadLetters
+from squadron.runtime.store.put_back import as_put_back
+from squadron.runtime.trust.carried import CARRIED_HEADER
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage, Constraints, Payload
 from squadron.runtime.wire.outcome import DeadLettered
 from tests.contract.conftest import SOON_S, Inbox, Peer, World, until
@@ -493,11 +495,11 @@ async def _buried(letters: DeadLetters, count: int) -> tuple[DeadLetter, ...]:
 
 
 async def test_a_redriven_task_is_served_as_attempt_1_and_its_outcome_is_heard(
-    peer: Peer, letters: DeadLetters, till: Till
+    world: World, peer: Peer, letters: DeadLetters, till: Till
 ) -> None:
-    reply_to, heard = peer.subjects.lite("stranger", "t"), Inbox()
+    reply_to, heard = peer.subjects.lite(peer.ports.identity.id, "t"), Inbox()
     listening = await peer.bus.subscribe(reply_to, lambda note: heard(AgentMessage.decode(note.data)))
-    sent = AgentMessage.new("task", AgentIdentity(id="stranger"), {"amount": 5}, id="task-1", reply_to=reply_to)
+    sent = AgentMessage.new("task", peer.ports.identity, {"amount": 5}, id="task-1", reply_to=reply_to)
     await peer.queue.put(peer.subjects.task("till.pay"), sent.encode(), msg_id="task-1")
     assert (await heard.next()).payload.content["outcome"] == "dead_lettered"
     (letter,) = await _buried(letters, 1)
@@ -507,8 +509,7 @@ async def test_a_redriven_task_is_served_as_attempt_1_and_its_outcome_is_heard(
     assert letter.message == sent.encode()
 
     till.mended = True
-    mended = DeadLetters(peer.ports)
-    await mended.redrive("task-1")
+    await DeadLetters((await world.join("operator")).ports).redrive("task-1")
 
     content = (await heard.next()).payload.content
     assert (content["outcome"], content["data"], content["attempt"]) == ("result", 5, 1)
@@ -549,9 +550,9 @@ async def test_poison_of_each_kind_is_buried_and_the_mailbox_moves_on(
 
 
 async def test_input_that_does_not_fit_its_topic_is_kept_and_may_fit_later(
-    peer: Peer, letters: DeadLetters, till: Till
+    world: World, peer: Peer, letters: DeadLetters, till: Till
 ) -> None:
-    sent = AgentMessage.new("task", AgentIdentity(id="me"), {"amount": "five"}, id="task-1")
+    sent = AgentMessage.new("task", peer.ports.identity, {"amount": "five"}, id="task-1")
     await peer.queue.put(peer.subjects.task("till.pay"), sent.encode(), msg_id="task-1")
 
     (letter,) = await _buried(letters, 1)
@@ -559,9 +560,11 @@ async def test_input_that_does_not_fit_its_topic_is_kept_and_may_fit_later(
     assert (letter.id, letter.topic, letter.message) == ("task-1", "till.pay", sent.encode())
     assert "amount" in letter.reason
     assert till.attempts == []
-    await letters.redrive("task-1")
+    await DeadLetters((await world.join("operator")).ports).redrive("task-1")
     (again,) = await _buried(letters, 1)
-    assert (again.id, AgentMessage.decode(again.message).redriven) == ("task-1", 1)
+    # What is signed stays as it is, and says beside it how often it was put back.
+    again_as_put = as_put_back(AgentMessage.decode(again.message), {CARRIED_HEADER: again.carried})
+    assert (again.id, again_as_put.redriven) == ("task-1", 1)
 
 
 # --- dropping it -------------------------------------------------------------------------------------

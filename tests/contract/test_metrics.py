@@ -328,6 +328,7 @@ async def test_heartbeats_of_strangers_change_nothing(census: Open, peer: Peer) 
         {**good, "agent": "no token at all"},
         {**good, "replica": {"a": 1}},
         {**good, "slots": "many"},
+        {**good, "beatS": "seldom"},
     ]
     for content in [*bad, good]:
         await peer.bus.publish(subject, peer.ports.pack("event", {"content": content}))

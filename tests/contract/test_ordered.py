@@ -9,7 +9,7 @@ import random
 import uuid
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -156,8 +156,9 @@ async def serve(world: World) -> AsyncIterator[Serve]:
 async def _send(
     peer: Peer, conversation: str, number: int, *, topic: str = "clerk.note", priority: int = 5
 ) -> None:
+    said, now = {"number": number}, peer.ports.clock.time()
     message = AgentMessage.new(
-        "task", AgentIdentity(id="tester"), {"number": number}, conversation_id=conversation
+        "task", AgentIdentity(id="tester"), said, conversation_id=conversation, timestamp=now
     )
     await peer.queue.put(peer.subjects.task(topic, priority), message.encode(), msg_id=message.id)
 
@@ -309,7 +310,7 @@ class _Dying:
         def hear(delivery: Delivery) -> None:
             if not self.is_dead:
                 lease = _DyingLease(self, delivery.lease)
-                sink(Delivery(delivery.subject, delivery.data, lease, delivery.seq))
+                sink(replace(delivery, lease=lease))
 
         feed: Feed = await self.store.consume(mailbox, hear)
         self._feeds.append(feed)
@@ -319,11 +320,46 @@ class _Dying:
 class _DyingLease:
     def __init__(self, dying: _Dying, lease: Lease) -> None:
         self.delivered, self.begin = lease.delivered, dying.step(lease.begin)
+        self.first, self.sure_from = lease.first, lease.sure_from
         self.settle, self.extend, self.release = map(dying.step, (lease.settle, lease.extend, lease.release))
 
 
+@pytest.fixture
+def for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who reads does so for long, so that what comes is known to come for the first time."""
+    monkeypatch.setattr("squadron.runtime.running.ordered.CLOCKS_S", -60.0)
+    monkeypatch.setattr("squadron.bridge.jetstream.lease.CLOCKS_S", -60.0)
+
+
+async def test_nobody_looks_for_what_came_of_a_task_that_comes_for_the_first_time(
+    peer: Peer, serve: Serve, for_long: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_for, last = list[str](), type(peer.ports.lite).last
+
+    async def looking(journal: Any, key: str) -> Any:
+        looked_for.append(key)
+        return await last(journal, key)
+
+    monkeypatch.setattr(type(peer.ports.lite), "last", looking)
+    ledger = Ledger()
+    await serve(ledger)
+    for number in range(3):
+        await _send(peer, "a", number)
+    await ledger.until_ended(3)
+
+    assert ledger.ended() == {"a": [0, 1, 2]}
+    assert looked_for == []
+    message = AgentMessage.new("task", AgentIdentity(id="tester"), {"number": 3}, conversation_id="a")
+    # It came without its own id, so that it may have come before.
+    await peer.queue.put(peer.subjects.task("clerk.note"), message.encode(), msg_id="another")
+    await ledger.until_ended(4)
+    assert any(message.id in key or "outcome" in key for key in looked_for)
+
+
 @pytest.mark.parametrize("steps", [*range(1, 13), 20, 40])
-async def test_a_replica_may_die_between_any_two_steps(world: World, serve: Serve, steps: int) -> None:
+async def test_a_replica_may_die_between_any_two_steps(
+    world: World, serve: Serve, for_long: None, steps: int
+) -> None:
     peer, ledger = await world.join("publisher"), Ledger()
     dying = await _serve_dying(world, serve, ledger, steps)
     for number in range(5):
@@ -344,7 +380,7 @@ async def test_a_replica_may_die_between_any_two_steps(world: World, serve: Serv
 
 @pytest.mark.parametrize("steps", range(1, 12))
 async def test_a_replica_may_die_between_any_two_steps_when_nobody_comes_to_the_line_any_more(
-    world: World, serve: Serve, steps: int
+    world: World, serve: Serve, for_long: None, steps: int
 ) -> None:
     peer, ledger = await world.join("publisher"), Ledger()
     await _stand_in_line(peer, world, 4)

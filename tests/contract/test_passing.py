@@ -73,7 +73,7 @@ async def test_tasks_and_results_are_told_with_whom_they_are_of_and_belong_to(wo
     await serve(Clerk(), name="clerk-1")
     await serve(Desk(), name="desk-1")
     peer, other = await world.join("tester"), await world.join("other")
-    await other.registry.wait_for("desk.take", within_s=5)
+    await other.registry.wait_for("desk.take", within_s=30)
     listener = await listener_of(other)
 
     await ask(peer, "desk.take", "one", task_id="mine", conversation_id="talk")
@@ -195,7 +195,7 @@ async def test_the_ways_of_messages_are_counted_and_how_they_ended(world: World,
     await serve(Clerk(), name="clerk-1")
     await serve(Desk(), name="desk-1")
     peer, other = await world.join("tester"), await world.join("other")
-    await other.registry.wait_for("desk.take", within_s=5)
+    await other.registry.wait_for("desk.take", within_s=30)
     listener, ways = await listener_of(other), Ways()
 
     for text in ("one", "two", "bad"):

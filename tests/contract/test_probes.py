@@ -8,6 +8,7 @@ import http.client
 import json
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -15,14 +16,20 @@ from pathlib import Path
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
+import httpx
 import pytest
 
 from squadron import Settings
+from squadron.bridge.gateways.fronting import GatewayOptions
 from squadron.bridge.health.probes import LAG_MOST_S, Probes, loop_lag
 from squadron.bridge.jetstream.link import embedded
 from squadron.bridge.jetstream.wiring import Wiring
+from squadron.bridge.serve.gateway_agent import GatewayAgent
 from squadron.runtime.ports.bus import Note
 from squadron.runtime.wire.envelope import AgentIdentity
+from tests.conftest import freeze
+from tests.contract.conftest import until
+from tests.contract.own_server import OwnServer
 
 #: An answer comes within it however busy the machine is: what is away is told by other means, or waited for.
 PLENTY_S = 10.0
@@ -82,7 +89,7 @@ async def test_a_server_that_hangs_is_told_within_the_time_that_is_given(tmp_pat
     settings = Settings(home=tmp_path, env="probed")
     wiring = await Wiring.open(settings, AgentIdentity(id="tester"), create=True)
     try:
-        os.kill(endpoint.pid, signal.SIGSTOP)
+        freeze(endpoint.pid)
         ready = await _probes(wiring, within_s=0.2).ready()
     finally:
         os.kill(endpoint.pid, signal.SIGCONT)
@@ -143,3 +150,35 @@ class Silent(WSGIRequestHandler):
 
     def log_message(self, *_: Any) -> None:
         pass
+
+
+async def test_a_gateway_on_the_cluster_is_ready_as_long_as_it_is_connected(tmp_path: Path) -> None:
+    """Whoever balances visitors over replicas asks this."""
+    server = OwnServer(tmp_path)
+    server.start()
+    settings = Settings(home=tmp_path, env="probed", nats_url=server.url)
+    wiring = await Wiring.open(settings, AgentIdentity(id="gateway-1"), create=True)
+    try:
+        with socket.socket() as held:
+            held.bind(("127.0.0.1", 0))
+            port = held.getsockname()[1]
+        agent = GatewayAgent.opening(GatewayOptions(doors=("mcp",), port=port), 1)()
+        agent.place = wiring
+        await agent.on_start()
+        try:
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as visitor:
+
+                async def is_told(status: int) -> bool:
+                    return (await visitor.get("/readyz")).status_code == status
+
+                assert await is_told(200)
+                server.stop()
+                await until(lambda: is_told(503), 60)
+                assert (await visitor.get("/livez")).status_code == 200
+                server.start()
+                await until(lambda: is_told(200), 60)
+        finally:
+            await agent.on_stop()
+    finally:
+        await wiring.aclose()
+        server.stop()

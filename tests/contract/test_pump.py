@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from squadron.runtime.ports.queue import Backlog, Delivery, Lease, Mailbox
-from squadron.runtime.running.pump import Pump
+from squadron.runtime.running.pump import Pump, free_slot
 from squadron.runtime.wire.outcome import Outcome
 from squadron.testing import now_s
 from tests.contract.conftest import Inbox, Peer, until
@@ -172,3 +172,71 @@ async def test_a_pump_that_was_stopped_takes_nothing_and_leaves_nothing_running(
     assert not pump.offer(late)
     await asyncio.sleep(0)  # what was cancelled ends
     assert "leases reader" not in {task.get_name() for task in asyncio.all_tasks()}
+
+
+class Storer(Reader):
+    """Turns that free their slot when one more may, and then store until one more may end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_free, self.freed = asyncio.Semaphore(0), Inbox()
+        self.stored: list[bytes] = []
+
+    async def __call__(self, delivery: Delivery) -> Outcome | None:
+        self.started(delivery.data)
+        await self.may_free.acquire()
+        free_slot()
+        self.freed(delivery.data)
+        await self.may_end.acquire()
+        self.stored.append(delivery.data)
+        await delivery.lease.settle()
+        return None
+
+
+async def test_a_slot_is_free_while_an_outcome_is_stored_but_no_more_are_stored_at_once_than_run(
+    peer: Peer,
+) -> None:
+    await peer.queue.declare(PATIENT)
+    storer = Storer()
+    pump = Pump(peer.queue, PATIENT, storer, slots=1)
+    await pump.start()
+    await _put(peer, "a", "b", "c")
+    assert await storer.started.next() == b"a"
+
+    storer.may_free.release()
+    assert await storer.started.next() == b"b"
+    assert pump.statistics().in_flight == 1
+    # The second has to keep its slot until its own end, because the first still stores.
+    storer.may_free.release()
+    assert await storer.freed.take(2) == [b"a", b"b"]
+    assert await peer.queue.backlog(PATIENT.name) == Backlog(waiting=1, taken=2)
+    storer.may_end.release()
+    storer.may_end.release()
+
+    assert await storer.started.next() == b"c"
+    assert storer.stored == [b"a", b"b"]
+    storer.may_free.release()
+    storer.may_end.release()
+    await pump.drain(10.0)
+
+
+async def test_who_drains_waits_for_what_is_stored_and_hands_back_what_is_not(peer: Peer) -> None:
+    await peer.queue.declare(PATIENT)
+    storer = Storer()
+    pump = Pump(peer.queue, PATIENT, storer, slots=1)
+    await pump.start()
+    await _put(peer, "a", "b")
+    assert await storer.started.next() == b"a"
+    storer.may_free.release()
+    assert await storer.started.next() == b"b"
+
+    storer.may_end.release()
+    await pump.drain(0.2)
+
+    assert storer.stored == [b"a"]
+    inbox = Inbox()
+    feed = await peer.queue.consume(PATIENT, inbox)
+    feed.want(1)
+    assert await inbox.next() is not None
+    await feed.aclose()
+    assert pump.statistics().in_flight == 0

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from squadron.bridge.jetstream.pull_feed import PullFeed
 from squadron.bridge.memory import MAX_PAYLOAD_BYTES
 from squadron.runtime.errors import InvalidSubjectError, MessageTooLargeError, RouteConflictError
 from squadron.runtime.ports.queue import Backlog, Delivery, Feed, Mailbox
@@ -585,4 +586,22 @@ async def _refused_as_too_large(peer: Peer, size: int) -> None:
     feed, inbox = await _feed(peer, want=1)
     await _put(peer, "small")
     assert (await inbox.next()).data == b"small"
+    await feed.aclose()
+
+
+@ON_NATS
+async def test_what_is_on_its_way_while_pulls_begin_anew_on_a_new_connection_arrives(peer: Peer) -> None:
+    # Its lease would end after a minute: what is dropped is missed.
+    feed, inbox = await _feed(peer, Mailbox("reader", ("book.read",), lease_s=60.0), want=1000)
+    assert isinstance(feed, PullFeed)
+    await _put(peer, "first")
+    await (await inbox.next()).lease.settle()
+
+    for _ in range(30):
+        # As on a connection that came back, whose pulls are alive still.
+        await asyncio.gather(feed._reconnected(), *(_put(peer, "on its way") for _ in range(20)))
+
+    for delivery in await inbox.take(600):
+        assert await delivery.lease.begin() == 1
+        await delivery.lease.settle()
     await feed.aclose()

@@ -75,13 +75,13 @@ class Beating:
 @ON_NATS
 async def test_nobody_lapses_because_our_own_loop_was_late(world: World) -> None:
     """As when a model's library is imported on a busy machine, right before a supervisor looks for topics."""
-    assert world.settings is not None
+    assert world.settings_of is not None
     peer = await world.join("late")
 
     async def found() -> bool:
         return _read_by(peer) == "1"
 
-    with Beating(world.settings) as beating:
+    with Beating(world.settings_of("beating")) as beating:
         await until(found)
         ended_at = time.monotonic() + 1.5 * peer.registry.presence_ttl_s
         while time.monotonic() < ended_at:

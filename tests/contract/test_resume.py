@@ -337,7 +337,7 @@ async def test_topics_with_one_message_each_are_all_heard_though_no_other_messag
 @pytest.mark.parametrize(
     ("topics", "cuts", "kills"),
     [
-        (50, 110, 8),
+        pytest.param(50, 110, 8, marks=pytest.mark.slow),
         (1, 40, 3),
         pytest.param(1_000, 300, 20, marks=[pytest.mark.slow, pytest.mark.timeout(3_000)]),
     ],

@@ -113,7 +113,14 @@ class Case:
             await wiring.aclose()
 
 
-@pytest.fixture(scope="module", params=list(ASKED))
+#: Whose run is killed at each step whenever tests run; the others take minutes.
+ALWAYS = "supervisor"
+
+
+@pytest.fixture(
+    scope="module",
+    params=[each if each == ALWAYS else pytest.param(each, marks=pytest.mark.slow) for each in ASKED],
+)
 def thinker(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

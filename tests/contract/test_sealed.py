@@ -666,3 +666,26 @@ async def test_keys_are_in_files_that_only_their_owner_reads(world: World, peer:
     assert files == ["agents/clinic.json", "client.json"]
     assert all((folder / name).stat().st_mode & 0o077 == 0 for name in files)
     assert str(read_ring(folder / "agents/clinic.json").public) == world.seal_key("clinic")
+
+
+@BOTH
+async def test_a_turn_that_breaks_over_a_sealed_task_leaves_none_of_its_words_in_the_log(
+    world: World, peer: Peer, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica = await serve(Clinic())
+    run, broke = replica.turns._attempt, asyncio.Event()
+
+    async def breaks(*args: Any, **kwargs: Any) -> Any:
+        if broke.is_set():
+            return await run(*args, **kwargs)
+        broke.set()
+        raise RuntimeError(f"of our own, with {CANARY}")
+
+    monkeypatch.setattr(replica.turns, "_attempt", breaks)
+    with structlog.testing.capture_logs() as logs:
+        outcome = await peer.caller.ask("clinic.note", {"text": CANARY}, AskOptions(within_s=30))
+    assert outcome.unwrap() == f"heard {CANARY}"
+    (line,) = [each for each in logs if each["event"] == "pump.turn_broke"]
+    assert line["error"] == "RuntimeError"
+    assert "test_sealed.py" in line["at"]
+    assert CANARY not in repr(logs)

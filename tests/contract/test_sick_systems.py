@@ -51,6 +51,7 @@ from squadron.runtime.wire.deployment import AgentState, Deployment, Scale
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.wire.limits import Deadline
 from squadron.runtime.wire.question import Question
+from tests.conftest import freeze
 from tests.contract.conftest import Inbox, until
 from tests.contract.nats_cluster import Cluster
 from tests.contract.own_server import OwnServer
@@ -190,7 +191,7 @@ async def test_a_server_that_hangs_holds_nobody_up(tmp_path: Path) -> None:
     wiring = await _open(Settings(home=tmp_path, env="sick"))
     try:
         # It hangs when somebody looks at it, and then for who only wants to begin.
-        os.kill(endpoint.pid, signal.SIGSTOP)
+        freeze(endpoint.pid)
         known = {"now": 0.0, "heartbeat_s": 5.0, "release": "1", "bus": BusFacts("h", "2.15.1"), "unknown": {}}
         halfway = examine(Facts(**await Gathering(wiring, known, within_s=0.2, watch_s=0.0).all()))
         found = await look(wiring.settings)

@@ -14,18 +14,20 @@ import pytest
 
 from squadron.actors.agent import Agent, AgentSpec
 from squadron.actors.decorators import on, on_durable, topic
+from squadron.bridge.control.bridge_calls import Control
 from squadron.bridge.control.control import Bridge
+from squadron.bridge.control.finding import Finder
 from squadron.bridge.host import Host
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.bridge.memory import MemoryServer
 from squadron.bridge.place import Place
-from squadron.client.bridge_calls import Control
 from squadron.config import Settings
 from squadron.runtime.asking.cancel import request_cancel
 from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.background import spawn
-from squadron.runtime.errors import ConfigError, UnknownLetterError, UntrustedError
+from squadron.runtime.errors import ConfigError, InvalidMessageError, UnknownLetterError, UntrustedError
 from squadron.runtime.ports.bus import Note
+from squadron.runtime.registry.learned import MOST_OF_SOURCE
 from squadron.runtime.running.context import Context
 from squadron.runtime.running.pump import Pump
 from squadron.runtime.telemetry.happenings import Distrusted
@@ -121,6 +123,17 @@ async def test_an_ask_is_answered_where_all_is_signed_and_checked(land: Land) ->
     assert isinstance(outcome, Result), outcome
     assert outcome.data == {"text": "hi", "by": "echo"}
     assert not ann.ports.guard.refused
+
+
+async def test_what_is_said_to_others_by_their_protocol_is_not_signed_and_keeps_its_place(land: Land) -> None:
+    ann, inbox = await land.join("ann", "client"), Inbox()
+    await ann.bus.subscribe("_INBOX.mine", inbox)
+    for number, signed in enumerate((True, False, True, False)):
+        await ann.bus.publish("_INBOX.mine", b"%d" % number, headers={"A": "b"}, signed=signed)
+    notes = [await inbox.next() for _ in range(4)]
+    assert [note.data for note in notes] == [b"0", b"1", b"2", b"3"]
+    assert [SENDER_HEADER in note.headers for note in notes] == [True, False, True, False]
+    assert notes[1].headers == {"A": "b"}
 
 
 async def test_all_that_is_kept_says_who_put_it_there(land: Land) -> None:
@@ -451,15 +464,16 @@ async def test_priorities_and_queries_are_signed_for_where_they_were_published(l
     assert not replica.peer.ports.guard.refused
 
 
+async def held() -> dict[str, int]:
+    return {}
+
+
+async def kept() -> tuple[str, ...]:
+    return ()
+
+
 async def test_the_bridge_is_told_what_to_do_by_operators_only_and_its_answers_are_its_own(land: Land) -> None:
     peer = await land.join("bridge", "bridge")
-
-    async def held() -> dict[str, int]:
-        return {}
-
-    async def kept() -> tuple[str, ...]:
-        return ()
-
     bridge = Bridge(peer.ports, peer.registry, peer.records, NoReplicas(), held, kept, {}, lease_s=1.5)
     await bridge.start()
     try:
@@ -473,9 +487,36 @@ async def test_the_bridge_is_told_what_to_do_by_operators_only_and_its_answers_a
             assert (await control.call("ping"))["environment"] == someone.subjects.environment
             with pytest.raises(ConfigError if allowed else UntrustedError):
                 await control.call("undeploy", agent="echo")
+            # What an agent serves it says itself, and of nobody else; this bridge knows no such call.
+            with pytest.raises(InvalidMessageError if name == "echo" else UntrustedError):
+                await control.call("offer.echo", operations=[])
+            with pytest.raises(UntrustedError):
+                await control.call("offer.other", operations=[])
         stranger = await land.join("stranger", None, verify="off")
         with pytest.raises(UntrustedError, match="not signed"):
             await Control(stranger.bus, stranger.subjects).call("undeploy", agent="echo")
+    finally:
+        await bridge.aclose()
+
+
+async def test_who_teaches_is_who_signed_whoever_they_say_they_are(land: Land) -> None:
+    await land.serve(Echo())
+    peer = await land.join("bridge", "bridge")
+    finder = Finder(peer.ports, peer.registry, peer.records)
+    bridge = Bridge(
+        peer.ports, peer.registry, peer.records, NoReplicas(), held, kept, {}, lease_s=1.5, more=finder.verbs
+    )
+    await bridge.start()
+    try:
+        mallory = await land.join("mallory", "client")
+        control = Control(mallory.bus, mallory.subjects, mallory.ports.guard)
+        for number in range(2 * MOST_OF_SOURCE):
+            said = {"by": f"user{number}", "source": f"user{number}"}
+            await control.call("prefer", intent=f"lie {number}", topic="text.echo", **said)
+        lessons = (await control.call("lessons"))["lessons"]["text.echo"]
+        assert [each["by"] for each in lessons] == [{"mallory": 1}] * MOST_OF_SOURCE
+        with pytest.raises(UntrustedError):
+            await control.call("forget")
     finally:
         await bridge.aclose()
 

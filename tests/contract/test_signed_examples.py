@@ -14,12 +14,12 @@ import pytest
 from squadron.runtime.trust.agent_sender import SENDER_HEADER
 from squadron.runtime.trust.signature_check import SignatureCheck
 from squadron.runtime.trust.signer import Signer
-from tests.contract.test_any_language import WITHIN_S, packages
+from tests.contract.node_packages import NATS, WITHIN_S, node_packages
 from tests.contract.test_signed import Echo, Land, land
 from tests.docs import ROOT
 from tests.trusted import Realm
 
-__all__ = ["land", "packages"]
+__all__ = ["land"]
 EXAMPLES = ROOT / "docs" / "examples"
 SUBJECT, DATA = "agents.test.task.text.echo", '{"text": "grüße\\n"}'.encode()
 
@@ -55,13 +55,13 @@ def test_the_shell_verifies_what_we_sign(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("land", ["jetstream"], indirect=True)
 async def test_a_client_in_javascript_asks_with_a_signature_and_believes_the_agent_s(
-    land: Land, packages: Path, tmp_path: Path
+    land: Land, tmp_path: Path
 ) -> None:
     replica = await land.serve(Echo())
     settings = replica.peer.place.settings
     program = tmp_path / "signed_ask.mjs"
     shutil.copy(EXAMPLES / program.name, program)
-    (tmp_path / "node_modules").symlink_to(packages)
+    (tmp_path / "node_modules").symlink_to(node_packages(NATS))
     environ = {
         "SQUADRON_HOME": str(settings.home),
         "SQUADRON_ENV": settings.env,

@@ -11,12 +11,12 @@ import pytest
 
 from squadron import Agent, Context, Settings, topic
 from squadron.bridge.auth.authority import Authority
+from squadron.bridge.control.bridge_calls import Control
 from squadron.bridge.control.control import Bridge
 from squadron.bridge.health.gathering import gather
 from squadron.bridge.jetstream.link import embedded
 from squadron.bridge.jetstream.link.at_home import as_user
 from squadron.bridge.jetstream.wiring import Wiring
-from squadron.client.bridge_calls import Control
 from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.errors import ConfigError
 from squadron.runtime.trust.agent_sender import SENDER_HEADER, AgentSender

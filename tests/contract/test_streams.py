@@ -14,6 +14,7 @@ import nats
 import pytest
 
 from squadron import Agent, Context, topic
+from squadron.actors.agent import AgentSpec
 from squadron.bridge.jetstream.link import embedded
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.bridge.memory import MemoryJournal
@@ -21,9 +22,11 @@ from squadron.client.stream import Stream
 from squadron.config import Settings
 from squadron.runtime.asking.handle import Handle
 from squadron.runtime.asking.options import AskOptions
+from squadron.runtime.asking.plain import plainly
 from squadron.runtime.errors import BusUnavailableError, SquadronError, StreamGapError
 from squadron.runtime.ports.bus import Subscription
 from squadron.runtime.ports.journal import Entry
+from squadron.runtime.ports.queue import Mailbox
 from squadron.runtime.store.claims import Claims
 from squadron.runtime.streams import trail
 from squadron.runtime.streams import writer as streams
@@ -228,6 +231,39 @@ async def test_who_emits_nothing_has_no_stream(client: Peer) -> None:
 
     assert [message["type"] for message in await stored(client, handle.reply_to)] == ["result"]
     assert await all_of(handle.events()) == [Ended(await handle.outcome(), 0)]
+
+
+@ON_NATS
+async def test_an_outcome_that_nothing_came_before_is_had_without_its_stream(
+    client: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle = await client.caller.submit("tell.nothing", {})
+    outcome = await plainly(handle)
+    assert outcome is not None
+    assert outcome.unwrap() == "silence"
+
+    # As soon as a chunk is heard, and not at the end, which never comes here.
+    handle = await client.caller.submit("tell.endless", {}, AskOptions(within_s=6 * SOON_S))
+    assert await plainly(handle) is None
+    assert not handle.done
+    assert await anext(handle.chunks()) == "and so on"
+    await handle.cancel()
+
+    # Of the live messages the outcome alone arrives: what comes with it says that something was before.
+    hear = Handle._hear
+    monkeypatch.setattr(Handle, "_hear", lambda self, heard: b'"result"' in heard.data and hear(self, heard))
+    handle = await client.caller.submit("tell.words", {"count": 2})
+    assert await plainly(handle) is None
+    assert await all_of(handle.chunks()) == [0, 1]
+
+
+async def test_who_waits_for_an_outcome_that_does_not_come_is_told_when_its_time_is_over(peer: Peer) -> None:
+    await peer.registry.advertise(AgentSpec.of(Teller).card())
+    await peer.registry.renew("teller", "teller-1")
+    await peer.queue.declare(Mailbox("teller", ("tell.nothing",), 30.0))
+    handle = await peer.caller.submit("tell.nothing", {}, AskOptions(within_s=0.2))
+    assert await plainly(handle) is None
+    assert (await handle.outcome()).kind == "timed_out"
 
 
 async def test_events_are_numbered_chunks_and_the_outcome_at_the_end(client: Peer) -> None:
@@ -543,10 +579,11 @@ async def test_a_chunk_in_the_vault_is_waited_for_while_the_server_is_away(clien
     assert not failures
 
 
-async def test_a_chunk_whose_payload_is_gone_from_the_vault_is_reported(client: Peer) -> None:
+async def test_a_chunk_whose_payload_is_gone_from_the_vault_is_reported(world: World, client: Peer) -> None:
     handle = await client.caller.submit("tell.mixed", {})
     await handle.outcome()
-    await client.vault.drop((await stored(client, handle.reply_to))[0]["payload"]["claim"]["name"])
+    name = (await stored(client, handle.reply_to))[0]["payload"]["claim"]["name"]
+    await (await world.join("bridge", bridge=True)).vault.drop(name)
 
     with pytest.raises(StreamGapError) as raised:
         await all_of(handle.chunks())

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -22,6 +23,7 @@ from synadia_ai.agents.errors import ProtocolError
 
 from squadron.actors.agent import Agent
 from squadron.actors.decorators import topic
+from squadron.bridge.gateways.synadia import synadia_door
 from squadron.bridge.jetstream.link import embedded
 from squadron.config import Settings
 from squadron.runtime.errors import Terminal
@@ -59,6 +61,10 @@ class Prompted(Agent):
     async def fail(self, text: str) -> str:
         raise Terminal("the oven is cold")
 
+    @topic("talk.shout", max_attempts=1)
+    async def shout(self, text: str) -> str:
+        raise Terminal("no\r\nNats-Service-Error-Code: 200\r\n\r\nend")
+
     @topic("talk.hold")
     async def hold(self, text: str, attachments: list[dict[str, str]]) -> dict[str, Any]:
         return {"text": text, "attachments": attachments}
@@ -95,6 +101,12 @@ async def gate(world: World, serve: Serve) -> AsyncIterator[Peer]:
     await door.registry.refresh(float("inf"))
     async with opened_gateway(door.place, "synadia"):
         yield door
+
+
+@pytest.fixture
+def say(gate: Peer) -> str:
+    """Where `talk.say` is prompted."""
+    return f"agents.prompt.prompted.squadron-{gate.subjects.environment}.talk-say"
 
 
 async def found(client: Client, session: str) -> SynadiaClient:
@@ -162,11 +174,21 @@ async def test_errors_say_why(gate: Peer, client: Client) -> None:
         (b"{", "400"),
         (b'{"prompt": 3}', "400"),
         (b'{"prompt": "x", "attachments": [{"filename": "a", "content": "!"}]}', "400"),
+        (b'{"prompt": "x", "attachments": {}}', "400"),
+        (b'{"prompt": "x", "attachments": [3]}', "400"),
+        (b'{"prompt": "x", "attachments": [{"filename": "a", "content": "YQ=="}]}', "400"),
+        (b'{"prompt": "x", "key": 3}', "400"),
+        (b'{"prompt": ""}', "400"),
+        (b'{"a":' * 50_000, "400"),
         (b'{"taskId": "of-nobody"}', "404"),
+        (b'{"taskId": "../../x.>"}', "404"),
+        (b'{"taskId": "' + b"x" * 1000 + b'"}', "400"),
     ],
 )
-async def test_rubbish_is_refused_with_a_code(gate: Peer, client: Client, body: bytes, code: str) -> None:
-    messages = await raw(client, (await found(client, "talk-say")).prompt_subject, body)
+async def test_rubbish_is_refused_with_a_code(
+    gate: Peer, client: Client, say: str, body: bytes, code: str
+) -> None:
+    messages = await raw(client, say, body)
     assert messages[0].headers["Nats-Service-Error-Code"] == code
     assert messages[-1].data == b""
     assert not messages[-1].headers
@@ -177,10 +199,91 @@ async def test_an_agent_that_is_not_there_is_not_found(gate: Peer, client: Clien
     assert (await raw(client, subject, b"hi"))[0].headers["Nats-Service-Error-Code"] == "404"
 
 
-async def test_a_signature_that_is_wrong_is_refused(gate: Peer, client: Client) -> None:
-    subject = (await found(client, "talk-say")).prompt_subject
-    messages = await raw(client, subject, b"hi", headers={"Agent-Sender": '{"v":1,"sig":"x"}'})
-    assert messages[0].headers["Nats-Service-Error-Code"] == "400"
+async def test_a_signature_that_is_wrong_is_refused(gate: Peer, client: Client, say: str) -> None:
+    for value in ('{"v":1,"sig":"x"}', "no JSON", "[" * 2000, '{"v":1,"sig":"' + "x" * 3000 + '"}'):
+        messages = await raw(client, say, b"hi", headers={"Agent-Sender": value})
+        assert messages[0].headers["Nats-Service-Error-Code"] == "400"
+
+
+async def test_a_reason_is_one_line_however_it_was_written(gate: Peer, client: Client, say: str) -> None:
+    *_, first, _ = await raw(client, say.replace("talk-say", "talk-shout"), b"hi")
+    assert first.headers["Nats-Service-Error"] == "failed: no Nats-Service-Error-Code: 200 end"
+    assert json.loads(first.data)["message"] == "failed: no\r\nNats-Service-Error-Code: 200\r\n\r\nend"
+
+
+async def test_nothing_is_answered_where_an_answer_could_be_taken_for_something_else(
+    gate: Peer, client: Client, say: str
+) -> None:
+    # A task is seen when it is stored and when it is delivered.
+    said: set[tuple[str, bytes]] = set()
+
+    async def hear(message: Any) -> None:
+        said.add((message.subject, message.data))
+
+    spied = await client.subscribe(">", cb=hear)
+    for reply in (gate.subjects.task("talk.say"), "$JS.API.STREAM.PURGE.x", "_INBOX.>", "_INBOX.*.x", "x.y"):
+        for subject in (say, say.replace("prompt", "status"), "$SRV.INFO.agents"):
+            await client.publish(subject, b"hi", reply=reply)
+    # Behind all of them.
+    await raw(client, say, b"end")
+    await spied.unsubscribe()
+    subjects = [subject for subject, _ in said]
+    assert subjects.count(gate.subjects.task("talk.say")) == 1
+    assert not [
+        each for each in subjects if each.startswith(("$JS.API.STREAM.PURGE", "x.y", "_INBOX.>", "_INBOX.*"))
+    ]
+
+
+async def test_services_are_told_by_name_and_by_id_and_other_questions_are_not_answered(
+    gate: Peer, client: Client
+) -> None:
+    id = (await found(client, "talk-say")).instance_id
+    for verb in ("PING", "INFO", "STATS"):
+        told = json.loads((await client.request(f"$SRV.{verb}.agents.{id}", b"", timeout=10)).data)
+        assert told["id"] == id
+        assert told["type"] == f"io.nats.micro.v1.{verb.lower()}_response"
+    inbox = client.new_inbox()
+    answers = await client.subscribe(inbox)
+    for subject in ("$SRV.NOPE.agents", "$SRV.INFO.agents.nobody", "$SRV.INFO.others", f"$SRV.INFO.others.{id}"):
+        await client.publish(subject, b"", reply=inbox)
+    await client.publish(f"$SRV.PING.agents.{id}", b"", reply=inbox)
+    # The server says of two of them that nobody hears such.
+    while not (first := await answers.next_msg(timeout=10)).data:
+        pass
+    assert json.loads(first.data)["type"] == "io.nats.micro.v1.ping_response"
+
+
+async def test_of_a_flood_what_is_too_much_is_refused_and_the_rest_is_answered(
+    gate: Peer, client: Client, say: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(synadia_door, "MOST_PROMPTS", 20)
+    answers = await asyncio.gather(*(raw(client, say, b"me") for _ in range(200)))
+    codes = [(each[0].headers or {}).get("Nats-Service-Error-Code", "") for each in answers]
+    assert {*codes} == {"", "429"}
+    assert 20 <= codes.count("") < 200
+    # When it is over there is room again.
+    assert not (await raw(client, say, b"me"))[0].headers
+
+
+async def test_whatever_is_sent_is_answered_and_never_by_a_fault(gate: Peer, client: Client, say: str) -> None:
+    """500 bodies, of which some are nearly right; a fixed seed, so that a failure comes again."""
+    chance = random.Random(13)
+    whole = b'{"prompt": "hi", "attachments": [{"filename": "a", "content": "YQ=="}], "key": "k", "taskId": ""}'
+
+    def spoilt() -> bytes:
+        body = bytearray(whole if chance.random() < 0.7 else chance.randbytes(chance.randrange(200)))
+        for _ in range(chance.randrange(6)):
+            at = chance.randrange(len(body) + 1)
+            body[at : at + chance.randrange(3)] = chance.randbytes(chance.randrange(3))
+        return bytes(body)
+
+    bodies = [spoilt() for _ in range(500)]
+    answers = [
+        await asyncio.gather(*(raw(client, say, each) for each in bodies[at : at + 50]))
+        for at in range(0, 500, 50)
+    ]
+    codes = {(each[0].headers or {}).get("Nats-Service-Error-Code", "") for some in answers for each in some}
+    assert codes <= {"", "400", "404"}
 
 
 async def test_status_answers_like_a_heartbeat(gate: Peer, client: Client) -> None:
@@ -202,6 +305,7 @@ async def raw(client: Client, subject: str, body: bytes, headers: dict[str, str]
             return messages
 
 
+@pytest.mark.slow  # their client gives up by the clock
 async def test_two_thousand_agents_are_found(world: World, client: Client) -> None:
     door = await world.join("gateway")
     registry = door.registry

@@ -22,7 +22,8 @@ from squadron.bridge.jetstream.link import embedded
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.config import Settings
 from squadron.runtime.asking.options import MAX_WITHIN_S, AskOptions
-from squadron.runtime.ports.queue import Backlog, Mailbox
+from squadron.runtime.ports.queue import Backlog, Feed, Mailbox
+from squadron.runtime.running.arrival import STALE_S
 from squadron.runtime.running.turn import Turns
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage, Routing
 from squadron.runtime.wire.limits import Budget
@@ -481,17 +482,20 @@ async def test_a_task_whose_replica_died_in_each_attempt_is_dead_lettered(client
 # --- once ------------------------------------------------------------------------------------------------
 
 
-async def test_a_redelivered_task_whose_outcome_is_stored_is_not_run_again(world: World) -> None:
-    peer = await world.join("replica")
-    desk = Desk()
-    turns = Turns("desk", AgentSpec.of(Desk).handlers(desk), peer.caller)
+async def _delivered_one(peer: Peer, desk: Desk) -> tuple[Turns, Feed, asyncio.Queue[Any]]:
+    """A task is put; what comes of its mailbox goes to nobody but the queue."""
     box = Mailbox("desk", ("desk.double",), 5.0)
     await peer.queue.declare(box)
     arrived: asyncio.Queue[Any] = asyncio.Queue()
     feed = await peer.queue.consume(box, arrived.put_nowait)
     feed.want(2)
-    reply_to = peer.subjects.lite("stranger", "one")
-    await _put_raw(peer, "desk.double", {"number": 1}, reply_to=reply_to)
+    await _put_raw(peer, "desk.double", {"number": 1}, reply_to=peer.subjects.lite("stranger", "one"))
+    return Turns("desk", AgentSpec.of(Desk).handlers(desk), peer.caller), feed, arrived
+
+
+async def test_a_redelivered_task_whose_outcome_is_stored_is_not_run_again(world: World) -> None:
+    peer, desk = await world.join("replica"), Desk()
+    turns, feed, arrived = await _delivered_one(peer, desk)
     first = await arrived.get()
 
     class Unsettled:
@@ -512,6 +516,29 @@ async def test_a_redelivered_task_whose_outcome_is_stored_is_not_run_again(world
     second = await asyncio.wait_for(arrived.get(), SOON_S)
 
     assert second.lease.delivered == 2
+    assert await turns.run(second) is None
+    assert desk.ran == [1]
+    await _empty(peer)
+    await feed.aclose()
+
+
+async def test_a_task_that_was_ended_elsewhere_before_it_begins_here_is_not_run_again(world: World) -> None:
+    peer, desk = await world.join("replica"), Desk()
+    turns, feed, arrived = await _delivered_one(peer, desk)
+    first = await arrived.get()
+    await first.lease.release()
+    second = await asyncio.wait_for(arrived.get(), SOON_S)
+
+    take_up = turns._parking.take_up
+
+    async def slowly(message: AgentMessage) -> bool:
+        # It has looked, and found nothing; until it begins, the attempt that had fallen silent ends the task.
+        turns._parking.take_up = take_up  # type: ignore[method-assign]
+        assert isinstance(await turns.run(first), Result)
+        await asyncio.sleep(STALE_S)
+        return await take_up(message)
+
+    turns._parking.take_up = slowly  # type: ignore[method-assign]
     assert await turns.run(second) is None
     assert desk.ran == [1]
     await _empty(peer)

@@ -148,13 +148,13 @@ async def test_a_claim_beside_other_content_is_content(peer: Peer) -> None:
 
 async def test_over_the_hard_limit_nothing_is_stored_and_nothing_fetched(peer: Peer) -> None:
     class Untouched:
-        async def store(self, data: bytes, *, keep_s: float, name: str = "") -> str:
+        async def store(self, data: bytes, *, keep_s: float, key: str = "") -> str:
             raise AssertionError("stored")
 
         async def fetch(self, name: str) -> bytes:
             raise AssertionError("fetched")
 
-        async def drop(self, name: str) -> None:
+        async def drop(self, name: str, key: str = "") -> None:
             raise AssertionError("dropped")
 
     wide = Claims(peer.vault, over_bytes=20_000, most_bytes=MB)

@@ -40,6 +40,8 @@ class HeldReplicas:
 
     def __init__(self) -> None:
         self.applied: list[list[Deployment]] = []
+        #: What somebody set at its own door.
+        self.by_hand: dict[str, Scale] = {}
         self.refuses = ""
 
     async def apply(self, deployments: Sequence[Deployment]) -> None:
@@ -53,7 +55,13 @@ class HeldReplicas:
     async def states(self, wanted: Sequence[Deployment]) -> dict[str, AgentState]:
         now = self.applied[-1] if self.applied else []
         running = AgentState(status="RUNNING", running=1, target=1)
-        return {each.agent: running.model_copy(update={"drifted": each not in wanted}) for each in now}
+        return {
+            each.application: running.model_copy(
+                update={"drifted": agent not in wanted, "set_by_hand": self.by_hand.get(each.application)}
+            )
+            for agent in now
+            for each in agent.versions
+        }
 
 
 class FaultyStore(MemoryQueue):
@@ -143,7 +151,7 @@ class Site:
     async def call(self, verb: str, data: bytes | None = None, **arguments: Any) -> Any:
         """One control call over the bus, as a client makes it."""
         raw = await self.bus.request(
-            self.subjects.control(verb), json.dumps(arguments).encode() if data is None else data, within_s=5
+            self.subjects.control(verb), json.dumps(arguments).encode() if data is None else data, within_s=30
         )
         answer = json.loads(raw)
         if "error" in answer:
@@ -291,6 +299,18 @@ async def test_an_agent_whose_list_nobody_can_hold_to_is_not_deployed(site: Site
     assert site.replicas.applied == []
 
 
+async def test_code_of_another_python_is_refused_at_the_door_in_one_line(site: Site) -> None:
+    await site.bridge()
+    code = {"version": "v", "python": "2.7"}
+
+    with pytest.raises(SquadronError, match=r"compiled by Python 2\.7, and the cluster runs 3\.\d+") as caught:
+        await site.call("deploy", deployments=[deployment_of(code=code)])
+
+    assert type(caught.value).__name__ == "ConfigError"
+    assert "\n" not in str(caught.value)
+    assert site.replicas.applied == []
+
+
 @pytest.mark.parametrize("pattern", ["book.read", "book.*", "*.read"])
 async def test_a_topic_that_is_taken_is_a_route_conflict_and_changes_nothing(site: Site, pattern: str) -> None:
     await site.bridge()
@@ -312,7 +332,7 @@ async def test_a_topic_that_is_taken_is_a_route_conflict_and_changes_nothing(sit
         ("deploy", b"[]", "InvalidMessageError", "deploy"),
         ("deploy", b"{}", "InvalidMessageError", "deployment"),
         ("deploy", b'{"deployments": [{}]}', "InvalidMessageError", "card"),
-        ("deploy", b'{"deployments": [7]}', "InvalidMessageError", "Deployment"),
+        ("deploy", b'{"deployments": [7]}', "InvalidMessageError", "deployments"),
         ("scale", b'{"agent": "nobody", "to": "1"}', "ConfigError", "nobody"),
         ("scale", b'{"agent": "reader", "to": "many"}', "ConfigError", "is not a scale"),
         ("scale", b'{"agent": "reader", "to": "51"}', "ConfigError", "holds about 50"),
@@ -386,7 +406,7 @@ async def test_the_bridge_stands_in_for_an_agent_that_is_scaled_to_zero(site: Si
     await eventually(lambda: other.find("book.read"))
     for _ in range(3):
         site.clock.now += 2.5 * BEAT_S
-        await eventually(lambda: other._present["reader"]["bridge"].expires_at > site.clock.now + 2.9 * BEAT_S)
+        await eventually(lambda: other._present.of("reader")["bridge"].expires_at > site.clock.now + 2.9 * BEAT_S)
 
     assert other.find("book.read") is not None
     assert other.replicas("reader") == {}

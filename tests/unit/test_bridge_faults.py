@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from types import SimpleNamespace
 
 import pytest
 
 from squadron.bridge.control.control import Bridge
-from squadron.bridge.serve.cluster import _says, application
+from squadron.bridge.serve.declaration import application, says, set_by_hand, waits_for
 from squadron.bridge.serve.scaling import BacklogPolicy
 from squadron.runtime.errors import DeployError, SquadronError
 from squadron.runtime.ports.queue import Backlog, Mailbox
-from squadron.runtime.wire.deployment import Deployment
+from squadron.runtime.wire.deployment import AgentState, Deployment, Scale
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.topics import AgentCard, SemanticTopic
 from tests.unit.test_bridge import Site, deployment_of, eventually, site
@@ -95,11 +96,63 @@ def test_a_declaration_is_held_against_all_that_is_wanted_and_nothing_else() -> 
     wanted = application("t", first)
     told = application("t", first)
     told["deployments"][0]["autoscaling_config"]["look_back_period_s"] = 30.0
-    assert _says(told, wanted)
+    assert says(told, wanted)
 
     for change in ({"code": {"version": "v2"}}, {"scale": {"minimum": 2, "maximum": 2}}, {"slots": 3}):
         other = Deployment.model_validate(first.model_dump() | change)
-        assert not _says(told, application("t", other)), change
+        assert not says(told, application("t", other)), change
+
+
+def test_bounds_that_somebody_set_at_the_clusters_door_are_told_from_our_own_older_ones() -> None:
+    deployment = Deployment.model_validate(deployment_of())
+    ours = application("t", deployment)
+    assert set_by_hand(ours) is None
+
+    for bounds, scale in (((3, 3), "3"), ((2, 8), "2..8"), ((0, 1), "0..1")):
+        told = copy.deepcopy(ours)
+        told["deployments"][0]["autoscaling_config"] |= dict(
+            zip(("min_replicas", "max_replicas"), bounds, strict=True)
+        )
+        assert str(set_by_hand(told)) == scale
+
+    fixed = copy.deepcopy(ours)
+    del fixed["deployments"][0]["autoscaling_config"]
+    fixed["deployments"][0]["num_replicas"] = 2
+    assert str(set_by_hand(fixed)) == "2"
+
+    # Declared by an earlier release, or somebody else's: nobody knows who set it.
+    told["deployments"][0].pop("user_config")
+    assert set_by_hand(told) is None
+    assert set_by_hand({}) is None
+
+
+def test_what_replicas_wait_for_is_told_where_no_node_has_it() -> None:
+    state = AgentState(status="DEPLOYING", running=1, target=3)
+    plain = Deployment.model_validate(deployment_of())
+    greedy = plain.model_copy(update={"num_cpus": 2, "num_gpus": 1})
+    nodes = [{"CPU": 4.0}, {"CPU": 1.0, "GPU": 1.0}]
+
+    assert "2 replicas wait for 2 CPU and 1 GPU" in waits_for(greedy, state, nodes)
+    assert waits_for(greedy, state, [*nodes, {"CPU": 2.0, "GPU": 1.0}]) == ""
+    assert waits_for(greedy, state.model_copy(update={"running": 3}), nodes) == ""
+    assert waits_for(plain, state, []) == "", "it asks for nothing that could be missing"
+
+
+async def test_a_scale_set_at_the_clusters_door_is_recorded_as_if_it_had_been_set_here(site: Site) -> None:
+    await site.bridge()
+    await site.call("deploy", deployments=[deployment_of()])
+    site.replicas.by_hand["reader"] = Scale(minimum=3, maximum=3, pinned=True)
+
+    async with asyncio.timeout(5):
+        while (await site.call("status"))["agents"][0]["scale"] != "3":
+            await asyncio.sleep(0.005)
+
+    site.replicas.by_hand.clear()
+    await eventually(lambda: str(site.replicas.applied[-1][0].scale) == "3")
+    key = site.subjects.record("deployment", "reader")
+    entry = await site.records.last(key)
+    assert entry is not None
+    assert str(Deployment.model_validate_json(entry.data).scale) == "3"
 
 
 async def test_a_bridge_that_can_not_look_says_what_it_knew_and_not_that_there_is_nothing(site: Site) -> None:

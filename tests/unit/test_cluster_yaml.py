@@ -1,4 +1,4 @@
-"""`cluster.yaml`: what Ray's launcher, a shell and a nats-server would say of it, asked from all three."""
+"""`cluster.yaml` and its variants: what Ray's launcher, a shell and a nats-server would say of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from ray.autoscaler._private import util
 
 from squadron.bridge.jetstream.link.embedded import find_binary
 
-_CLUSTER = Path(__file__).parents[2] / "cluster.yaml"
+_ROOT = Path(__file__).parents[2]
+_CLUSTER = _ROOT / "cluster.yaml"
+_VARIANTS = {name: _ROOT / "docs" / "deploy" / f"cluster-{name}.yaml" for name in ("gcp", "local")}
+#: What may be different on Google Cloud and on machines of one's own.
+_OWN = {"provider", "auth", "available_node_types", "head_setup_commands", "min_workers", "max_workers"}
 _COMMANDS = (
     "initialization_commands",
     "setup_commands",
@@ -98,7 +102,7 @@ def test_head_and_worker_learn_the_same_kind_of_nats_url(prepared: dict[str, Any
     url = node / ".squadron" / "nats_url"
     assert url.read_text() == "nats://nats_token-0123@10.1.2.3:4222\n"
     assert url.stat().st_mode & 0o077 == 0
-    check = '[ "$NATS_URL" = "nats://nats_token-0123@10.1.2.3:4222" ] && [ "$RAY_AUTH_MODE" = token ]'
+    check = f'[ "$NATS_URL" = "file:{node}/.squadron/nats_url" ] && [ "$RAY_AUTH_MODE" = token ]'
     _run(f". ~/.squadron/env.sh; {check}", node)
 
     _run(_command(prepared["head_start_ray_commands"], "nats_url"), node)
@@ -120,3 +124,29 @@ def test_both_secrets_are_mounted_and_in_no_command(prepared: dict[str, Any]) ->
         starts = [command for command in prepared[name] if "ray start" in command]
         assert starts
         assert all(". ~/.squadron/env.sh" in command for command in starts)
+
+
+@pytest.mark.parametrize("name", sorted(_VARIANTS))
+def test_a_variant_is_the_same_cluster_elsewhere(written: dict[str, Any], name: str) -> None:
+    variant: dict[str, Any] = yaml.safe_load(_VARIANTS[name].read_text())
+    util.validate_config(util.prepare_config(json.loads(json.dumps(variant))))
+
+    assert variant["provider"]["type"] == name
+    own = _OWN | (
+        {"head_node_type", "initialization_commands", "head_start_ray_commands"} if name == "local" else set()
+    )
+    for field in written.keys() | variant.keys():
+        if field not in own:
+            assert variant[field] == written[field], field
+    starts = [each.replace(" --num-cpus=0", "") for each in variant["head_start_ray_commands"]]
+    assert starts == [
+        " ".join(each.split()) if "ray start" in each else each for each in written["head_start_ray_commands"]
+    ]
+
+
+def test_a_head_has_no_cpus_for_agents_wherever_it_is(written: dict[str, Any]) -> None:
+    local = yaml.safe_load(_VARIANTS["local"].read_text())
+    (start,) = [each for each in local["head_start_ray_commands"] if "ray start" in each]
+    assert "--num-cpus=0" in start.split()
+    for types in (written, yaml.safe_load(_VARIANTS["gcp"].read_text())):
+        assert types["available_node_types"][types["head_node_type"]]["resources"] == {"CPU": 0}

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from squadron.bridge.packing.code import MAX_BLOB_BYTES, Code, pack, unpack
+from squadron.bridge.packing.code import MAX_BLOB_BYTES, Code, load_agent, pack, unpack
 from squadron.bridge.packing.lazy import imports_of
 from squadron.demo.agents import Inventory
 from squadron.runtime.errors import DeployError, InvalidAgentError, MessageTooLargeError
@@ -233,3 +233,11 @@ def test_the_same_code_is_the_same_version_in_each_process(tmp_path: Path) -> No
     assert version() == first
     (tmp_path / "mine.py").write_text((tmp_path / "mine.py").read_text().replace("Helps", "Helps more"))
     assert version() != first
+
+
+@pytest.mark.parametrize("path", ["letters.py:Letters", "agents/letters.py:Letters", "letters.py", "letters"])
+def test_a_file_in_the_place_of_a_module_is_told_how_it_is_named(path: str) -> None:
+    with pytest.raises(InvalidAgentError, match="is not module:Class") as caught:
+        load_agent(path)
+
+    assert caught.value.hint.startswith("for example letters:" if ".py" in path else "for example my_agents:")

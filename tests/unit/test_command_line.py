@@ -24,12 +24,13 @@ from typer.testing import CliRunner
 from squadron.cli import commands as listed
 from squadron.cli.app import app
 from squadron.cli.progress import show_counts, show_timeline, watching
-from squadron.cli.talk import Shown, check_pairs, read_value, with_fields
+from squadron.cli.talk import Shown, check_pairs, with_fields
 from squadron.cli.tally import Tally
 from squadron.demo.environment_audit import AGENTS, GOAL, TOPICS, offline_plan
 from squadron.runtime.asking.handle import Handle
 from squadron.runtime.errors import InvalidInputError
 from squadron.runtime.streams.writer import Chunk, Restarted
+from squadron.runtime.wire.spoken import read_value
 
 COMMANDS = (
     "up",

@@ -9,7 +9,7 @@ import pytest
 
 from squadron.actors.agent import Agent, AgentSpec
 from squadron.actors.decorators import topic
-from squadron.client.declared import Change, DeclaredAgent, DeclaredSquad, changes_of
+from squadron.client.declared import Change, DeclaredAgent, DeclaredSquad, beside, changes_of
 from squadron.runtime.errors import ConfigError, InvalidAgentError
 from squadron.runtime.wire.deployment import Deployment, Scale
 
@@ -36,6 +36,8 @@ def _deployment(**changes: Any) -> Deployment:
         ("agents:\n  - {class: 'a:B', scael: 2}", "agents.0.scael"),
         ("agents:\n  - {class: 'a:B', scale: 4..2}", "agents.0.scale"),
         ("agents:\n  - {class: 'a:B', slots: 0}", "agents.0.slots"),
+        ("agents:\n  - {class: 'a:B', canary: 101}", "agents.0.canary"),
+        ("agents:\n  - {class: 'a:B', canary: some}", "agents.0.canary"),
         ("agents:\n  - {slots: 1}", "agents.0.class"),
         ("agents:\n  - {class: 'a:B'}\n  - {class: 'a:B'}", "a:B stands there twice"),
         ("", "the file"),
@@ -83,3 +85,26 @@ def test_only_what_differs_is_changed() -> None:
     assert (str(coded), coded.what) == ("~ poet: code v1 → v2", "change")
     added, removed = changes_of({"poet": as_it_is}, {"old": as_it_is}, prune=True)
     assert (added.what, str(removed)) == ("add", "- old")
+
+
+@pytest.mark.parametrize("written", [10, "10", "10%", " 10 % "])
+def test_the_share_of_a_canary_is_written_as_people_do(written: object) -> None:
+    assert DeclaredAgent.model_validate({"class": "a:Poet", "canary": written}).canary == 10
+
+
+def test_new_code_with_a_share_is_tried_beside_what_runs_and_nothing_else_changes() -> None:
+    running, new = _deployment(), _deployment(code={"version": "v2"})
+    (added,) = changes_of({"poet": beside(running, new, 10)}, {"poet": running})
+    assert str(added) == "~ poet: canary v2 10 %"
+    tried = beside(running, new, 10)
+    assert changes_of({"poet": beside(tried, new, 10)}, {"poet": tried}) == [Change("poet", "keep", {})]
+    (more,) = changes_of({"poet": beside(tried, new, 50)}, {"poet": tried})
+    assert str(more) == "~ poet: canary v2 10 % → v2 50 %"
+
+    # Without the line the new code is all that is to run, and with the old code the canary is to go.
+    (promoted,) = changes_of({"poet": new}, {"poet": tried})
+    assert str(promoted) == "~ poet: canary v2 10 % → none, code v1 → v2"
+    (aborted,) = changes_of({"poet": beside(tried, running, 10)}, {"poet": tried})
+    assert str(aborted) == "~ poet: canary v2 10 % → none"
+    # Served once, the same file changes nothing.
+    assert changes_of({"poet": beside(new, new, 10)}, {"poet": new}) == [Change("poet", "keep", {})]

@@ -74,7 +74,7 @@ def test_the_hint_is_shown() -> None:
 
 
 def test_what_may_work_later_says_so() -> None:
-    later = {"BusUnavailableError", "BridgeUnavailableError", "StorageFullError"}
+    later = {"BusUnavailableError", "BridgeUnavailableError", "ServerUnavailableError", "StorageFullError"}
     assert {kind.__name__ for kind in ALL if kind.retryable is True} == later
     assert ModelError("busy", kind="passing").retryable
     assert not ModelError("bad key").retryable

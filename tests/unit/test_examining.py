@@ -21,6 +21,7 @@ from squadron.bridge.health.facts import (
     ReplicaFacts,
     StorageFacts,
     StreamFacts,
+    WireFacts,
 )
 from squadron.runtime.wire.deployment import Scale
 from tests.docs import ROOT
@@ -32,6 +33,7 @@ WELL = Facts(
     heartbeat_s=5.0,
     release="0.1.0",
     bus=BusFacts("127.0.0.1:4222", "2.15.1"),
+    wire=WireFacts(tls=False, local=True),
     ahead_s=0.0,
     storage=StorageFacts(10, 1000),
     streams=(StreamFacts("squadron-dev-tasks", 1, 1),),
@@ -83,7 +85,8 @@ def test_the_symptoms_name_checks_that_there_are() -> None:
 
 
 def test_each_check_is_brought_about_by_a_test() -> None:
-    tests = (ROOT / "tests" / "contract" / "test_sick_systems.py").read_text()
+    contract = ROOT / "tests" / "contract"
+    tests = "".join((contract / name).read_text() for name in ("test_sick_systems.py", "test_tls.py"))
     assert [
         check.name for check in CHECKS if f'"{check.name}"' not in tests and f"{check.name}:" not in tests
     ] == []

@@ -9,19 +9,23 @@ import secrets
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from squadron.bridge.gateways.door_secret import DoorSecret
+from squadron.bridge.gateways.fronting import gateway_in
 from squadron.bridge.gateways.http_guard import MOST_HEADER_BYTES, GuardRules, HttpGuard, Rates
 from squadron.bridge.gateways.http_server import HttpServer, check_bind
 from squadron.bridge.gateways.running_gateways import announced, running_gateways, stop_gateways
 from squadron.bridge.gateways.visitors import Visitors, check_delegate
+from squadron.config import Settings
 from squadron.runtime.errors import ConfigError, UntrustedError
 from squadron.runtime.secret import Secret
 from squadron.runtime.trust.principals import Principal
+from tests.trusted import Realm
 
 TOKEN = secrets.token_urlsafe()
 
@@ -200,6 +204,20 @@ async def test_a_port_that_is_taken_is_said_in_one_line() -> None:
         with pytest.raises(ConfigError, match="can't listen"):
             async with HttpServer(app, "127.0.0.1", taken.getsockname()[1], asyncio.Event()):
                 pass
+
+
+def test_only_credentials_of_a_gateway_are_those_of_a_gateway(tmp_path: Path) -> None:
+    realm = Realm()
+    (trust := tmp_path / "trust.json").write_bytes(realm.document())
+    settings = replace(Settings.load({}), trust=trust)
+    assert gateway_in(realm.write(tmp_path, "doors", "gateway"), settings) == "doors"
+    with pytest.raises(ConfigError, match="ann, whose role is client") as refused:
+        gateway_in(realm.write(tmp_path, "ann", "client"), settings)
+    assert "auth add gateway" in refused.value.hint
+    with pytest.raises(ConfigError, match="doors"):
+        gateway_in(Realm().write(tmp_path, "doors", "gateway"), settings)
+    with pytest.raises(ConfigError, match="holds no credentials"):
+        gateway_in(trust, settings)
 
 
 def test_the_secret_of_a_home_is_made_once_and_is_for_its_user_only(tmp_path: Path) -> None:

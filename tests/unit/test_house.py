@@ -91,6 +91,7 @@ AWAITED = {
     ("runtime/running/context.py", "_wait"),
     ("bridge/jetstream/link/dial.py", "connect"),
     ("bridge/control/control.py", "_once"),
+    ("bridge/control/finding.py", "_vector"),
     ("squadron/client/subscriptions.py", "__anext__"),
     ("runtime/steady.py", "__anext__"),
     ("squadron/client/stream.py", "_submitted"),
@@ -219,3 +220,11 @@ def test_a_module_that_is_named_is_there(path):
 )
 def test_a_module_that_is_not_there_is_found(text, count):
     assert len(_stale(text, ROOT)) == count
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_schema_has_another_document_fetched(path):
+    """By `validator_of`: schemas come from strangers."""
+    if path != ROOT / "runtime/wire/topics.py":
+        assert "jsonschema_rs.Draft202012Validator(" not in path.read_text()
+        assert "jsonschema_rs.validator_for(" not in path.read_text()

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from squadron.bridge.memory import MemoryBus, MemoryJournal
+from squadron.runtime.registry.presence import MOST_BEATS_PER_S
 from squadron.runtime.registry.registry import ROUNDED_S, STAND_IN, Registry
 from squadron.runtime.wire.subjects import Subjects
 from squadron.runtime.wire.topics import AgentCard, SemanticTopic
@@ -135,6 +136,38 @@ async def test_a_heartbeat_in_time_keeps_it_alive(town: Town) -> None:
     assert other.replicas("analyst")["analyst-1"].pid == 7
 
 
+async def test_where_there_are_thousands_each_tells_more_seldom_and_lives_as_much_longer(town: Town) -> None:
+    one, crowd = await town.registry(), 4000
+    for number in range(crowd):
+        await one.renew("crowd", f"crowd-{number}")
+    await _serve(one, "analyst", "analysis.sentiment")
+    other = await town.registry()
+    lapsed = _lapses_of(other)
+
+    # Each looks by itself, too, once a second.
+    beat_s = one.beat_s
+    assert beat_s == other.beat_s == (crowd + 1) / MOST_BEATS_PER_S > BEAT_S
+    town.clock.now += 3 * BEAT_S + ROUNDED_S + 0.01
+    await other.look()
+    # The crowd told when it was small, that it lives three short beats.
+    assert len(lapsed) > crowd / 2
+    assert other.is_live("analyst")
+    town.clock.now += 3 * beat_s - 3 * BEAT_S
+    await other.look()
+    assert not other.is_live("analyst")
+    assert other.beat_s == BEAT_S
+
+
+async def test_a_presence_is_due_once_its_beat_is_over(town: Town) -> None:
+    one = await town.registry()
+    assert one.is_due("analyst", STAND_IN)
+    await one.renew("analyst", STAND_IN)
+    await _heard()
+    assert not one.is_due("analyst", STAND_IN)
+    town.clock.now += BEAT_S
+    assert one.is_due("analyst", STAND_IN)
+
+
 async def test_a_farewell_counts_at_once_and_is_not_a_lapse(town: Town) -> None:
     one, other = await town.registry(), await town.registry()
     await _serve(one, "analyst", "analysis.sentiment")
@@ -209,6 +242,11 @@ async def test_the_nearest_names_are_offered(town: Town) -> None:
     assert registry.nearest("analysis.sentimnet")[0] == "analysis.sentiment"
     assert registry.nearest("zzzz.qqqq") == []
     assert len(registry.nearest("analysis.s", most=1)) == 1
+    await _serve(registry, "many", *(f"many.topic_{number}" for number in range(200)))
+    assert registry.nearest("analysis.sentimnet")[0] == "analysis.sentiment"
+    assert registry.nearest("many.topic17")[0] == "many.topic_17"
+    await registry.depart("analyst", "analyst-1")
+    assert "analysis.sentiment" not in registry.nearest("analysis.sentimnet")
 
 
 async def test_discovery_is_ranked_limited_and_names_the_agent(town: Town) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from squadron.cli.app import app
 from squadron.runtime.errors import ConfigError
 from squadron.runtime.trust.ring_file import read_ring, ring_in, rotate_ring
 
@@ -43,3 +46,16 @@ def test_a_file_that_others_may_read_or_that_holds_no_keys_is_refused_without_it
         with pytest.raises(ConfigError) as refused:
             ring_in(path)
         assert "secret-words" not in str(refused.value)
+
+
+def test_the_command_line_gives_us_a_new_key_in_front_of_the_old_ones(tmp_path: Path) -> None:
+    def rotate(*options: str) -> str:
+        ended = CliRunner().invoke(app, ["--home", str(tmp_path), "rotate-key", *options])
+        return ended.stdout if ended.exit_code == 0 else ended.output
+
+    first, second = (json.loads(rotate("--own", "--json"))["own"] for _ in range(2))
+    ring = read_ring(tmp_path / "keys" / "dev" / "client.json")
+    assert str(ring.public) == second != first
+    # The one that was made for it, and those of both calls.
+    assert len(ring.kids) == 3
+    assert "whose key?" in rotate()

@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import json
+from functools import reduce
 from typing import Any
 
 import pytest
 
-from squadron.bridge.auth.roles import API_PREFIX, KEY, NAME, ROLES, SERVED, Role, inbox_prefix, rights, template
+from squadron.bridge.auth.roles import (
+    API_PREFIX,
+    KEY,
+    MCP_ID,
+    NAME,
+    PEER_INBOXES,
+    ROLES,
+    SERVED,
+    SERVICE,
+    SYNADIA_INBOXES,
+    SYNADIA_PEER,
+    Role,
+    inbox_prefix,
+    rights,
+    template,
+)
 from squadron.bridge.auth.server_conf import AGENTS, STREAMS, Login, accounts, claims
 from squadron.bridge.jetstream.audit_streams import action_subject, sent_subject
 from squadron.bridge.jetstream.stream_names import StreamNames
+from squadron.bridge.status_relay import STATUS, own_status
 from squadron.runtime.errors import ConfigError, InvalidSubjectError
 from squadron.runtime.wire.subjects import Subjects, is_foreign
 
@@ -38,7 +55,9 @@ def test_nobody_may_answer_or_hear_at_anothers_prefix_nor_call_jetstream_in_the_
     assert not any(covers(each, f"{inbox_prefix('two')}.x") for each in (*made.publish, *made.subscribe))
     assert not any(covers(each, "$JS.API.STREAM.DELETE.x") for each in made.publish)
     assert f"{inbox_prefix('one')}.>" in made.subscribe
-    assert {each.split(".")[0] for each in made.publish} <= {"agents", "$SQ", "$O", "$JS"}
+    foreign = {"gateway": [f"{SYNADIA_INBOXES}.>", f"{PEER_INBOXES}.>"], "operator": ["$SRV.INFO.agents"]}
+    begins = {each.split(".")[0] for each in made.publish if each not in foreign.get(role, [])}
+    assert begins <= {"agents", "$SQ", "$O", "$JS"}
     # Of one environment only.
     assert not any(covers(each, Subjects("prod").task("a.b")) for each in (*made.publish, *made.subscribe))
 
@@ -66,6 +85,24 @@ def test_a_client_files_what_it_did_where_the_trail_takes_it_up() -> None:
         assert any(covers(each, subject) for each in made.publish)
 
 
+@pytest.mark.parametrize("role", OTHERS)
+def test_nobody_but_the_bridge_tells_how_replicas_fare(role: Role) -> None:
+    made = rights(role, "one", "dev")
+    assert made is not None
+
+    def may(subject: str) -> bool:
+        allowed, denied = ([*map(covers, lists, [subject] * len(lists))] for lists in (made.publish, made.never))
+        return any(allowed) and not any(denied)
+
+    events = [f"agents.dev.{kind}.status.{event}" for kind in ("event", "durable") for event in STATUS]
+    assert not any(map(may, events))
+    assert not may(own_status("dev", "two", "offline"))
+    assert may(own_status("dev", "one", "offline")) is (role == "agent")
+    assert may("agents.dev.event.news.sport") is (role not in ("observer", "foreign"))
+    for lists in (made.permissions()["publish"], template(role, "dev")["pub"]):
+        assert lists.get("deny", []) == [*made.never]
+
+
 def test_topics_that_may_be_asked_are_named() -> None:
     made = rights("client", "ann", "dev", asks=["math.*"])
     assert made is not None
@@ -83,7 +120,23 @@ def test_a_template_is_the_same_list_with_the_name_left_open(role: Role) -> None
     filled = [each.replace(NAME, "ann").replace(KEY, "UANN") for each in lists["pub"]["allow"]]
     assert [each for each in filled if "{{" not in each] == list(made.publish)
     heard = [each.replace(NAME, "ann").replace(SERVED, "*.*") for each in lists["sub"]["allow"]]
-    assert heard == list(made.subscribe)
+    assert [each for each in heard if "{{" not in each] == list(made.subscribe)
+
+
+@pytest.mark.parametrize("role", ["agent", "gateway", "foreign"])
+def test_a_template_leaves_open_whom_of_other_protocols_one_is_or_asks(role: Role) -> None:
+    made = rights(role, "ann", "dev", peers=["mcp:files", "synadia:pi.acme"])
+    assert made is not None
+    lists = template(role, "dev")
+    put_in = ((MCP_ID, "files"), (SYNADIA_PEER, "pi.acme"), (SERVICE, "agents"), (NAME, "ann"), (SERVED, "*.*"))
+    without = rights(role, "ann", "dev")
+    assert without is not None
+    for verb, subjects, less in (
+        ("pub", made.publish, without.publish),
+        ("sub", made.subscribe, without.subscribe),
+    ):
+        filled = {reduce(lambda text, end: text.replace(*end), put_in, each) for each in lists[verb]["allow"]}
+        assert set() < {*subjects} - {*less} <= filled
 
 
 def test_an_agent_hears_tasks_of_what_it_serves_and_of_nothing_else() -> None:

@@ -6,9 +6,11 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from squadron.runtime.registry.lexical import LexicalRanker, words_of_schema
+from squadron.runtime.registry.meaning import MeaningRanker
 from squadron.runtime.registry.ranker import TopicKey
 from squadron.runtime.registry.search import Index, terms
 from squadron.runtime.wire.topics import SemanticTopic
@@ -107,6 +109,25 @@ def test_a_whole_book_is_an_intent_like_any_other() -> None:
     book = " ".join(f"word{i} chapter" for i in range(20_000))
 
     assert _found(_ranker(*TOPICS), f"{book} translate")[0] == "text.translate"
+
+
+def test_the_nearest_topics_are_those_of_the_highest_sums_whatever_came_and_went() -> None:
+    dice, ranker = np.random.default_rng(3), MeaningRanker()
+    keys = [TopicKey(f"a.t{number}", "agent") for number in range(700)]
+    for key in [*keys, *keys[::3]]:
+        ranker.put(key, dice.normal(size=16).astype(np.float32), dice.normal(size=(3, 16)).astype(np.float32))
+    for key in keys[::5]:
+        ranker.drop(key)
+    near = ranker.scores(dice.normal(size=16).astype(np.float32))
+    besides = {key: float(dice.random()) for key in keys[::7]} | {TopicKey("no.where", "agent"): 9.0}
+    sums = {key: near[key] + besides.get(key, 0.0) for key in keys if key in near}
+    expected = sorted((key for key in sums if key.name != "a.t1"), key=lambda key: -sums[key])
+
+    assert len(near) == len(sums) == 560
+    found = near.best(20, lambda key: key.name != "a.t1", besides)
+    assert [key for _, key in found] == expected[:20]
+    assert [score for score, _ in found] == pytest.approx([sums[key] for key in expected[:20]], abs=1e-5)
+    assert MeaningRanker().scores([1.0, 2.0]).best(3, lambda _: True, besides) == []
 
 
 def test_names_fall_into_their_words() -> None:

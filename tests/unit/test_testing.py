@@ -158,10 +158,10 @@ async def test_handlers_publish_events_and_durable_events(squad: MemorySquad) ->
 
     seqs = [(await squad.ask(f"herald.{how}")).unwrap() for how in ("says", "shouts")]
 
-    assert [(await heard.next(within_s=5)).payload.content for _ in seqs] == ["said", "shouted"]
+    assert [(await heard.next(within_s=30)).payload.content for _ in seqs] == ["said", "shouted"]
     stored = []
     for _ in seqs:
-        stored.append(await kept.next(within_s=5))
+        stored.append(await kept.next(within_s=30))
         await kept.settle()
     assert [(event.seq, event.message.id) for event in stored] == [(seqs[0], "one"), (seqs[1], "two")]
 

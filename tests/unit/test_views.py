@@ -282,6 +282,16 @@ def test_who_is_silent_or_said_farewell_is_counted_no_more() -> None:
     assert [each.id for each in figures.replicas] == ["r1"]
 
 
+def test_who_tells_more_seldom_by_its_own_word_is_not_silent() -> None:
+    beats = Beats(heartbeat_s=5.0)
+    beats.hear(beat("r1", 1) | {"beatS": 30.0}, 0.0)
+    beats.hear(beat("r2", 1) | {"beatS": 1e9}, 0.0)
+    beats.hear(beat("r3", 1) | {"beatS": "long"}, 0.0)
+
+    assert [each.id for each in beats.figures([status()], 90.0)[0].replicas] == ["r1", "r2"]
+    assert [each.id for each in beats.figures([status()], 4000.0)[0].replicas] == []
+
+
 def test_what_replicas_count_by_topic_says_how_old_work_is_and_which_topic_is_slow() -> None:
     beats = Beats(heartbeat_s=5.0)
     beats.hear(beat("r1", 0, cells=[["wait", "a.b", [0.0, 0]], ["turn", "a.b", [0.0, 0]]]), 0.0)

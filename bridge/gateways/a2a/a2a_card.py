@@ -18,11 +18,12 @@ from a2a.types.a2a_pb2 import (
 from google.protobuf.json_format import ParseDict
 from google.protobuf.struct_pb2 import Struct
 
+from squadron.bridge.gateways.a2a.a2a_parts import input_schema
+from squadron.bridge.gateways.a2a.contract_net import CONTRACT_NET
 from squadron.bridge.gateways.doors import Front
 from squadron.runtime.wire import topics
+from squadron.runtime.wire.a2a_names import SCHEMAS
 
-#: The extension whose params hold the JSON Schemas of an agent's topics: skills have no place for them.
-SCHEMAS = "urn:squadron:a2a:schemas:1"
 #: Where the agents are.
 ROOT = "/a2a"
 #: What parts may be.
@@ -42,7 +43,7 @@ def a2a_card(front: Front, agent: str, skills: list[topics.SemanticTopic], at: s
     """The card of an agent, with an address for each binding below the URL `at`."""
     card = next((each for each in front.place.registry.cards() if each.agent == agent), None)
     url = f"{at}{ROOT}/{agent}"
-    schemas = {each.name: {"input": each.input_schema, "output": each.output_schema} for each in skills}
+    schemas = {each.name: {"input": input_schema(each), "output": each.output_schema} for each in skills}
     made = AgentCard(
         name=agent,
         # The SDKs drop what is empty though it is required, and a signature would not fit then.
@@ -54,7 +55,7 @@ def a2a_card(front: Front, agent: str, skills: list[topics.SemanticTopic], at: s
         ],
         capabilities=AgentCapabilities(
             streaming=True,
-            push_notifications=False,
+            push_notifications=True,
             extended_agent_card=False,
             extensions=[
                 AgentExtension(
@@ -62,7 +63,12 @@ def a2a_card(front: Front, agent: str, skills: list[topics.SemanticTopic], at: s
                     description="JSON Schemas of the inputs and outputs of skills, by their id",
                     required=False,
                     params=ParseDict(schemas, Struct()),
-                )
+                ),
+                AgentExtension(
+                    uri=CONTRACT_NET,
+                    description="Says what it would do a task for: cfp, propose, accept-proposal, reject-proposal",
+                    required=False,
+                ),
             ],
         ),
         default_input_modes=MODES,

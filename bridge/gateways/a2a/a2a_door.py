@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+import hashlib
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from a2a.extensions.common import HTTP_EXTENSION_HEADER, get_requested_extensions
 from a2a.server.context import ServerCallContext
-from a2a.server.request_handlers.response_helpers import agent_card_to_dict
 from a2a.server.routes.common import ServerCallContextBuilder
 from a2a.server.routes.jsonrpc_routes import create_jsonrpc_routes
 from a2a.server.routes.rest_routes import create_rest_routes
@@ -18,9 +18,14 @@ from starlette.routing import Route
 
 from squadron.bridge.gateways.a2a.a2a_card import ROOT, a2a_card, served
 from squadron.bridge.gateways.a2a.a2a_handler import A2aHandler
+from squadron.bridge.gateways.a2a.card_signer import CardSigner
 from squadron.bridge.gateways.doors import Front
 
 CARD = "/.well-known/agent-card.json"
+#: How long a card may be kept, in seconds.
+CARD_S = 60
+#: The keys that cards are signed by, for who wants to keep them.
+KEYS = "/.well-known/jwks.json"
 
 
 async def open_door(front: Front) -> A2aDoor:
@@ -32,27 +37,27 @@ class A2aDoor:
     """Agents as A2A agents, their topics as skills."""
 
     def __init__(self, front: Front) -> None:
-        self._front = front
+        self._front, self._handler = front, A2aHandler(front)
+        self._signer = CardSigner(front.secret)
 
     def routes(self) -> Sequence[Any]:
         """Cards, JSON-RPC and HTTP+JSON."""
-        handler, contexts = A2aHandler(self._front), _Contexts()
+        handler, contexts = self._handler, _Contexts()
         agent = f"{ROOT}/{{agent}}"
         return [
             Route(ROOT, self._agents),
             Route(CARD, self._only_card),
+            Route(KEYS, self._keys),
             Route(f"{agent}{CARD}", self._card),
             *create_jsonrpc_routes(handler, agent, context_builder=contexts),
+            # Clients that go by a base URL end it so.
+            *create_jsonrpc_routes(handler, f"{agent}/", context_builder=contexts),
             *create_rest_routes(handler, context_builder=contexts, path_prefix=f"{agent}/v1"),
         ]
 
     def running(self) -> AbstractAsyncContextManager[None]:
-        """Serve as long as this is entered."""
-        return self._running()
-
-    @asynccontextmanager
-    async def _running(self) -> AsyncIterator[None]:
-        yield
+        """Serve as long as this is entered, and send news of tasks."""
+        return self._handler.sending()
 
     def _url(self, request: Request) -> str:
         # By the name that it was called by, which the guard knows.
@@ -61,6 +66,9 @@ class A2aDoor:
     async def _agents(self, request: Request) -> Response:
         url = f"{self._url(request)}{ROOT}"
         return JSONResponse({"agents": [{"name": each, "url": f"{url}/{each}"} for each in served(self._front)]})
+
+    async def _keys(self, _: Request) -> Response:
+        return JSONResponse(self._signer.jwks)
 
     async def _card(self, request: Request) -> Response:
         return self._told(request.path_params["agent"], request)
@@ -76,8 +84,14 @@ class A2aDoor:
         skills = served(self._front).get(agent)
         if not skills:
             return JSONResponse({"error": f"there is no agent {agent[:64]!r}"}, 404)
-        card = agent_card_to_dict(a2a_card(self._front, agent, skills, self._url(request)))
-        return JSONResponse(card, headers={"Cache-Control": "no-cache"})
+        card = self._signer.signed(a2a_card(self._front, agent, skills, self._url(request)))
+        told = JSONResponse(card)
+        etag = f'"{hashlib.sha256(bytes(told.body)).hexdigest()[:32]}"'
+        headers = {"Cache-Control": f"max-age={CARD_S}", "ETag": etag}
+        if etag in request.headers.get("if-none-match", ""):
+            return Response(status_code=304, headers=headers)
+        told.headers.update(headers)
+        return told
 
 
 class _Contexts(ServerCallContextBuilder):

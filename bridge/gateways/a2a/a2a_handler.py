@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from collections.abc import AsyncGenerator
-from dataclasses import replace
+from contextlib import AbstractAsyncContextManager
 from typing import Any, NoReturn
 
 from a2a.server.context import ServerCallContext
@@ -14,39 +13,36 @@ from a2a.types import a2a_pb2 as pb
 from a2a.utils.errors import (
     ExtendedAgentCardNotConfiguredError,
     InvalidParamsError,
-    PushNotificationNotSupportedError,
     TaskNotCancelableError,
     TaskNotFoundError,
     UnsupportedOperationError,
 )
 
 from squadron.bridge.gateways.a2a.a2a_card import served
+from squadron.bridge.gateways.a2a.a2a_following import Following
 from squadron.bridge.gateways.a2a.a2a_parts import answer_of, content_of
-from squadron.bridge.gateways.a2a.a2a_tasks import (
-    TERMINAL,
-    TOPIC,
-    about_of,
-    chunk_update,
-    result_artifact,
-    status_of,
-    task_of,
-)
+from squadron.bridge.gateways.a2a.a2a_tasks import about_of, message_of, task_of
+from squadron.bridge.gateways.a2a.contract_net import ContractNet
+from squadron.bridge.gateways.a2a.push_configs import PushConfigs
+from squadron.bridge.gateways.a2a.push_sender import PushSender
+from squadron.bridge.gateways.a2a.push_targets import PushTargets
 from squadron.bridge.gateways.doors import Front
 from squadron.bridge.gateways.kept_tasks import KeptTask, KeptTasks, UnknownTaskError
 from squadron.bridge.gateways.visitors import Visitor
-from squadron.runtime.asking.answering import OpenQuestion
 from squadron.runtime.asking.options import AskOptions
-from squadron.runtime.background import spawn
 from squadron.runtime.errors import InvalidInputError, UnknownQuestionError
-from squadron.runtime.streams.writer import Chunk, Ended, Restarted
+from squadron.runtime.wire.a2a_names import TOPIC
 from squadron.runtime.wire.envelope import MAX_NAME
-from squadron.runtime.wire.outcome import Cancelled, Outcome, Result
+from squadron.runtime.wire.outcome import Cancelled
 from squadron.runtime.wire.topics import SemanticTopic
 
 #: Tasks on a page of the list, by default and at most (A2A 1.0).
 PAGE, MOST_ON_PAGE = 50, 100
 
-Update = pb.Task | pb.TaskStatusUpdateEvent | pb.TaskArtifactUpdateEvent
+#: Where a task stands in the list: the latest news first, then by its id.
+_Order = tuple[int, str]
+#: More than nanoseconds since the epoch have.
+_MOST_DIGITS = 25
 
 
 class A2aHandler(RequestHandler):
@@ -54,6 +50,13 @@ class A2aHandler(RequestHandler):
 
     def __init__(self, front: Front) -> None:
         self._front, self._kept = front, KeptTasks(front.place, front.secret, "a2a")
+        self._following, self._contract_net = Following(front), ContractNet(front)
+        self._targets = PushTargets(front.push_to)
+        self._pushes = PushConfigs(front, self._targets)
+
+    def sending(self) -> AbstractAsyncContextManager[None]:
+        """Send news of tasks as long as this is entered."""
+        return PushSender(self._front, self._kept, self._targets).running()
 
     # --- messages ------------------------------------------------------------------------------------
 
@@ -62,19 +65,27 @@ class A2aHandler(RequestHandler):
         self, params: pb.SendMessageRequest, context: ServerCallContext
     ) -> pb.Task | pb.Message:
         """Put a task, or answer what one asks; and wait until it ends or asks, unless told not to."""
+        if self._contract_net.is_act(params.message):
+            return await self._negotiated(params, context)
         task, answered = await self._taken(params, context)
         question = None
-        if task.outcome is None and not params.configuration.return_immediately:
-            task, question = await self._settled(task, answered)
-        return task_of(task, question, with_history=_wants_history(params.configuration))
+        if not params.configuration.return_immediately:
+            task, question = await self._following.settled(task, answered)
+        if (said := message_of(task)) is not None:
+            return said
+        with_history = _wants_history(params.configuration)
+        return await self._following.shown(task, question, with_history=with_history)
 
     @validate_request_params
     async def on_message_send_stream(
         self, params: pb.SendMessageRequest, context: ServerCallContext
     ) -> AsyncGenerator[Any, None]:
         """As `on_message_send`, and tell what happens meanwhile."""
+        if self._contract_net.is_act(params.message):
+            yield await self._negotiated(params, context)
+            return
         task, answered = await self._taken(params, context)
-        async for update in self._told(task, answered):
+        async for update in self._following.updates(task, answered):
             yield update
 
     @validate_request_params
@@ -85,17 +96,31 @@ class A2aHandler(RequestHandler):
         task = await self._find(params.id, context)
         if task.outcome is not None:
             raise UnsupportedOperationError("the task has ended: get it")
-        async for update in self._told(task, set()):
+        async for update in self._following.updates(task, set()):
             yield update
 
+    async def _negotiated(self, params: pb.SendMessageRequest, context: ServerCallContext) -> pb.Message:
+        topic = self._topic(_agent_of(context), params)
+        return await self._contract_net.answer(params.message, topic, _visitor_of(context))
+
     async def _taken(self, params: pb.SendMessageRequest, context: ServerCallContext) -> tuple[KeptTask, set[str]]:
-        """The task of a message, and which of its questions are answered by that."""
+        """The task of a message, and which of its questions that answers; who wants to be told is noted."""
+        if not params.configuration.HasField("task_push_notification_config"):
+            return await self._put(params, context)
+        # Before a task is there that nobody would be told of.
+        wanted = await self._pushes.checked(params.configuration.task_push_notification_config)
+        task, answered = await self._put(params, context)
+        await self._pushes.add(task, wanted)
+        return task, answered
+
+    async def _put(self, params: pb.SendMessageRequest, context: ServerCallContext) -> tuple[KeptTask, set[str]]:
         if params.message.task_id:
             return await self._answered(params.message, context)
         visitor, agent = _visitor_of(context), _agent_of(context)
         topic = self._topic(agent, params)
         message = params.message
         content = content_of(message, topic)
+        accepted = self._contract_net.accepted(message, topic, visitor)
         context_id = message.context_id or uuid.uuid4().hex
         if len(context_id) > MAX_NAME or len(message.message_id) > MAX_NAME:
             raise InvalidParamsError(f"an id has at most {MAX_NAME} characters")
@@ -103,7 +128,7 @@ class A2aHandler(RequestHandler):
             visitor,
             topic.name,
             content,
-            AskOptions(within_s=self._front.within_s, conversation_id=context_id),
+            AskOptions.of({"within_s": self._front.within_s, "conversation_id": context_id, **accepted}),
             # Who sends a message again, its gateway having died, means the same task.
             id=self._kept.id_for(
                 visitor, f"{agent} {context_id if message.context_id else ''} {message.message_id}"
@@ -134,72 +159,12 @@ class A2aHandler(RequestHandler):
         if not questions:
             raise UnsupportedOperationError("the task does not wait for an answer")
         asked = questions[0]
-        content = answer_of(message, dict(asked.question.schema))
+        action, content = answer_of(message, asked.question)
         try:
-            await self._front.questions.answer(task.id, asked.query_id, "accept", content, _visitor_of(context))
+            await self._front.questions.answer(task.id, asked.query_id, action, content, _visitor_of(context))
         except (InvalidInputError, UnknownQuestionError) as error:
             raise InvalidParamsError(str(error)) from None
         return task, {asked.query_id}
-
-    # --- what becomes of a task ----------------------------------------------------------------------
-
-    async def _settled(self, task: KeptTask, answered: set[str]) -> tuple[KeptTask, OpenQuestion | None]:
-        """Wait until a task ends, or asks something; whoever stops waiting does not stop it."""
-        ended = spawn(task.handle.outcome(), "a task's end")
-        asks = spawn(self._front.questions.next_about(task.id, but=answered), "a task's question")
-        try:
-            await asyncio.wait({ended, asks}, return_when=asyncio.FIRST_COMPLETED)
-            if ended.done():
-                return self._with(task, ended.result()), None
-            return task, asks.result()
-        finally:
-            ended.cancel()
-            asks.cancel()
-
-    async def _told(self, task: KeptTask, answered: set[str]) -> AsyncGenerator[Update, None]:
-        """The task, its chunks, and what it came to or asks."""
-        yield task_of(task, with_history=False)
-        if task.outcome is not None:
-            return
-        context_id, first = str(task.about["contextId"]), True
-        asks = spawn(self._front.questions.next_about(task.id, but=answered), "a task's question")
-        try:
-            async with task.handle.events() as events:
-                while True:
-                    event = await self._next(events, asks)
-                    if isinstance(event, OpenQuestion):
-                        status = status_of(task, event)
-                        yield pb.TaskStatusUpdateEvent(task_id=task.id, context_id=context_id, status=status)
-                        return
-                    if isinstance(event, Ended):
-                        break
-                    if isinstance(event, Chunk):
-                        yield chunk_update(task, event, first=first)
-                        first = False
-                    first = first or isinstance(event, Restarted)
-        finally:
-            asks.cancel()
-        task = self._with(task, event.outcome)
-        if isinstance(event.outcome, Result):
-            artifact = result_artifact(event.outcome)
-            yield pb.TaskArtifactUpdateEvent(
-                task_id=task.id, context_id=context_id, artifact=artifact, last_chunk=True
-            )
-        yield pb.TaskStatusUpdateEvent(task_id=task.id, context_id=context_id, status=status_of(task))
-
-    @staticmethod
-    async def _next(events: Any, asks: asyncio.Task[OpenQuestion]) -> Any:
-        """What comes first: a chunk, the end, or a question."""
-        event = spawn(anext(events), "what comes of a task")
-        try:
-            await asyncio.wait({event, asks}, return_when=asyncio.FIRST_COMPLETED)
-            return event.result() if event.done() else asks.result()
-        finally:
-            # It is there for the next who asks for one.
-            event.cancel()
-
-    def _with(self, task: KeptTask, outcome: Outcome) -> KeptTask:
-        return replace(task, outcome=outcome, news_at=self._front.place.ports.clock.time())
 
     # --- tasks ---------------------------------------------------------------------------------------
 
@@ -216,12 +181,8 @@ class A2aHandler(RequestHandler):
     async def on_get_task(self, params: pb.GetTaskRequest, context: ServerCallContext) -> pb.Task | None:
         """A task as it is now."""
         task = await self._find(params.id, context)
-        return task_of(task, await self._question(task), with_history=_wants_history(params))
-
-    async def _question(self, task: KeptTask) -> OpenQuestion | None:
-        if task.outcome is not None:
-            return None
-        return next(iter(await self._front.questions.about(task.id)), None)
+        question = await self._following.question(task)
+        return await self._following.shown(task, question, with_history=_wants_history(params))
 
     @validate_request_params
     async def on_list_tasks(self, params: pb.ListTasksRequest, context: ServerCallContext) -> pb.ListTasksResponse:
@@ -229,28 +190,27 @@ class A2aHandler(RequestHandler):
         size = params.page_size or PAGE
         if not 1 <= size <= MOST_ON_PAGE:
             raise InvalidParamsError(f"a page has 1 to {MOST_ON_PAGE} tasks")
-        if params.page_token and not (params.page_token.isascii() and params.page_token.isdigit()):
-            raise InvalidParamsError("that is no token of a page")
-        agent, found = _agent_of(context), []
-        for each in await self._kept.listed(_visitor_of(context)):
-            if each.about.get("agent") != agent or params.context_id not in ("", each.about["contextId"]):
+        after, with_history = _place_on(params.page_token), _wants_history(params)
+        found = []
+        for task in await self._kept.listed(_visitor_of(context)):
+            if task.about.get("agent") != _agent_of(context):
                 continue
-            made = task_of(each, await self._question(each), with_history=_wants_history(params))
-            if params.status and made.status.state != params.status:
-                continue
-            if params.HasField("status_timestamp_after") and (
-                made.status.timestamp.ToNanoseconds() < params.status_timestamp_after.ToNanoseconds()
-            ):
-                continue
-            if not params.include_artifacts:
+            question = await self._following.question(task)
+            made = task_of(task, question, with_history=with_history)
+            if _is_wanted(made, params):
+                found.append((_order_of(made), task, question, made))
+        found.sort(key=lambda each: each[0])
+        rest = [each for each in found if after is None or each[0] > after]
+        page = []
+        for _, task, question, made in rest[:size]:
+            if params.include_artifacts:
+                page.append(await self._following.shown(task, question, with_history=with_history))
+            else:
                 del made.artifacts[:]
-            found.append(made)
-        found.sort(key=lambda task: -task.status.timestamp.ToNanoseconds())
-        start = int(params.page_token or 0)
-        more = start + size < len(found)
+                page.append(made)
         return pb.ListTasksResponse(
-            tasks=found[start : start + size],
-            next_page_token=str(start + size) if more else "",
+            tasks=page,
+            next_page_token=_token_of(rest[size - 1][0]) if len(rest) > size else "",
             page_size=size,
             total_size=len(found),
         )
@@ -260,29 +220,41 @@ class A2aHandler(RequestHandler):
         """Have a task stopped."""
         task = await self._find(params.id, context)
         if task.outcome is None:
-            task = self._with(task, await task.handle.cancel())
+            task = self._following.ended(task, await task.handle.cancel())
         if not isinstance(task.outcome, Cancelled):
             raise TaskNotCancelableError("the task has ended otherwise")
-        assert task_of(task).status.state in TERMINAL
-        return task_of(task)
+        return await self._following.shown(task)
 
-    # --- what there is not ---------------------------------------------------------------------------
+    # --- who is told -----------------------------------------------------------------------------------
 
-    async def on_create_task_push_notification_config(self, params: Any, context: ServerCallContext) -> NoReturn:
-        """Nobody is called back."""
-        raise PushNotificationNotSupportedError
+    @validate_request_params
+    async def on_create_task_push_notification_config(
+        self, params: pb.TaskPushNotificationConfig, context: ServerCallContext
+    ) -> pb.TaskPushNotificationConfig:
+        """Have a URL told what becomes of a task."""
+        return await self._pushes.add(await self._find(params.task_id, context), params)
 
-    async def on_get_task_push_notification_config(self, params: Any, context: ServerCallContext) -> NoReturn:
-        """Nobody is called back."""
-        raise PushNotificationNotSupportedError
+    @validate_request_params
+    async def on_get_task_push_notification_config(
+        self, params: pb.GetTaskPushNotificationConfigRequest, context: ServerCallContext
+    ) -> pb.TaskPushNotificationConfig:
+        """Who is told under an id, without credentials."""
+        return await self._pushes.get(await self._find(params.task_id, context), params.id)
 
-    async def on_list_task_push_notification_configs(self, params: Any, context: ServerCallContext) -> NoReturn:
-        """Nobody is called back."""
-        raise PushNotificationNotSupportedError
+    @validate_request_params
+    async def on_list_task_push_notification_configs(
+        self, params: pb.ListTaskPushNotificationConfigsRequest, context: ServerCallContext
+    ) -> pb.ListTaskPushNotificationConfigsResponse:
+        """All who are told, which are few: there is one page."""
+        configs = await self._pushes.all(await self._find(params.task_id, context))
+        return pb.ListTaskPushNotificationConfigsResponse(configs=configs)
 
-    async def on_delete_task_push_notification_config(self, params: Any, context: ServerCallContext) -> NoReturn:
-        """Nobody is called back."""
-        raise PushNotificationNotSupportedError
+    @validate_request_params
+    async def on_delete_task_push_notification_config(
+        self, params: pb.DeleteTaskPushNotificationConfigRequest, context: ServerCallContext
+    ) -> None:
+        """Have somebody told no more."""
+        await self._pushes.remove(await self._find(params.task_id, context), params.id)
 
     async def on_get_extended_agent_card(self, params: Any, context: ServerCallContext) -> NoReturn:
         """All there is to know stands in the card."""
@@ -300,3 +272,28 @@ def _agent_of(context: ServerCallContext) -> str:
 
 def _wants_history(params: Any) -> bool:
     return not (params.HasField("history_length") and params.history_length == 0)
+
+
+def _is_wanted(task: pb.Task, params: pb.ListTasksRequest) -> bool:
+    if params.context_id not in ("", task.context_id) or params.status not in (0, task.status.state):
+        return False
+    since = params.status_timestamp_after if params.HasField("status_timestamp_after") else None
+    return since is None or task.status.timestamp.ToNanoseconds() >= since.ToNanoseconds()
+
+
+def _order_of(task: pb.Task) -> _Order:
+    return -task.status.timestamp.ToNanoseconds(), task.id
+
+
+def _token_of(order: _Order) -> str:
+    return f"{-order[0]}.{order[1]}"
+
+
+def _place_on(token: str) -> _Order | None:
+    """After which task a page begins: what comes meanwhile moves nothing, as a number of tasks would."""
+    if not token:
+        return None
+    at, dot, id = token.partition(".")
+    if not (dot and id and at.isascii() and at.isdigit() and len(at) < _MOST_DIGITS):
+        raise InvalidParamsError("that is no token of a page")
+    return -int(at), id

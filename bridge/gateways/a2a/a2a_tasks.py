@@ -3,34 +3,29 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from a2a.helpers.proto_helpers import new_text_part
-from a2a.types.a2a_pb2 import Artifact, Message, Role, Task, TaskArtifactUpdateEvent, TaskState, TaskStatus
-from google.protobuf.json_format import MessageToDict, ParseDict
+from a2a.types.a2a_pb2 import (
+    Artifact,
+    Message,
+    Role,
+    Task,
+    TaskArtifactUpdateEvent,
+    TaskState,
+    TaskStatus,
+    TaskStatusUpdateEvent,
+)
+from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 
 from squadron.bridge.gateways.a2a.a2a_parts import parts_of
 from squadron.bridge.gateways.kept_tasks import KeptTask
 from squadron.runtime.asking.answering import OpenQuestion
 from squadron.runtime.streams.writer import Chunk
+from squadron.runtime.wire.a2a_names import OUTCOME, QUESTION_SCHEMA, RESULT, RETRYABLE, STREAM, TOPIC
 from squadron.runtime.wire.outcome import Cancelled, Outcome, Rejected, Result, Undeliverable
-
-#: Keys of ours in `metadata`: which topic, how it ended, and whether the same call may end better.
-TOPIC, OUTCOME, RETRYABLE = "squadron/topic", "squadron/outcome", "squadron/retryable"
-#: What a question asks for, as JSON Schema.
-QUESTION_SCHEMA = "squadron/answerSchema"
-#: Ids of the artifacts of a task: what it emits, and what it comes to.
-STREAM, RESULT = "stream", "result"
-#: States from which a task goes on to no other.
-TERMINAL = frozenset(
-    (
-        TaskState.TASK_STATE_COMPLETED,
-        TaskState.TASK_STATE_FAILED,
-        TaskState.TASK_STATE_CANCELED,
-        TaskState.TASK_STATE_REJECTED,
-    )
-)
 
 
 def about_of(agent: str, context_id: str, message: Message) -> dict[str, Any]:
@@ -51,17 +46,26 @@ def state_of(outcome: Outcome) -> TaskState:
             return TaskState.TASK_STATE_FAILED
 
 
-def task_of(task: KeptTask, question: OpenQuestion | None = None, *, with_history: bool = True) -> Task:
-    """A task as it is now, with what it asks if that waits for an answer."""
+def task_of(
+    task: KeptTask,
+    question: OpenQuestion | None = None,
+    chunks: Sequence[Chunk] = (),
+    *,
+    with_history: bool = True,
+) -> Task:
+    """A task as it is now, with what it has emitted, and what it asks if that waits for an answer."""
     context_id = str(task.about["contextId"])
     made = Task(id=task.id, context_id=context_id, status=status_of(task, question))
     made.metadata.update({TOPIC: task.handle.topic})
     if with_history:
         made.history.append(ParseDict(task.about["message"], Message(), ignore_unknown_fields=True))
+    if chunks:
+        parts = [part for each in chunks for part in parts_of(each.value)]
+        made.artifacts.append(Artifact(artifact_id=STREAM, name=STREAM, parts=parts))
     if task.outcome is not None:
         made.metadata.update({OUTCOME: task.outcome.kind, RETRYABLE: task.outcome.retryable})
         if isinstance(task.outcome, Result):
-            made.artifacts.append(result_artifact(task.outcome))
+            made.artifacts.append(_result_of(task.outcome))
     return made
 
 
@@ -82,8 +86,37 @@ def status_of(task: KeptTask, question: OpenQuestion | None = None) -> TaskStatu
     return _status(TaskState.TASK_STATE_WORKING, at)
 
 
-def result_artifact(outcome: Result) -> Artifact:
-    """What a task came to."""
+def message_of(task: KeptTask) -> Message | None:
+    """What a handler that returns `{"message": {"parts": […]}}` says in place of a task; None if it does not."""
+    data = task.outcome.data if isinstance(task.outcome, Result) else None
+    if not isinstance(data, dict) or data.keys() != {"message"}:
+        return None
+    try:
+        said = ParseDict(data["message"], Message(), ignore_unknown_fields=True)
+    except (ParseError, TypeError, ValueError):
+        return None
+    if not said.parts:
+        return None
+    made = _said(task, "")
+    made.ClearField("task_id")
+    made.parts.clear()
+    made.parts.extend(said.parts)
+    return made
+
+
+def status_update(task: KeptTask, question: OpenQuestion | None = None) -> TaskStatusUpdateEvent:
+    """The status of a task, as news."""
+    context_id, status = str(task.about["contextId"]), status_of(task, question)
+    return TaskStatusUpdateEvent(task_id=task.id, context_id=context_id, status=status)
+
+
+def artifact_update(task: KeptTask, outcome: Result) -> TaskArtifactUpdateEvent:
+    """What a task came to, as news."""
+    context_id, artifact = str(task.about["contextId"]), _result_of(outcome)
+    return TaskArtifactUpdateEvent(task_id=task.id, context_id=context_id, artifact=artifact, last_chunk=True)
+
+
+def _result_of(outcome: Result) -> Artifact:
     return Artifact(artifact_id=RESULT, name=RESULT, parts=parts_of(outcome.data))
 
 

@@ -74,7 +74,8 @@ class McpDoor:
             # The guard before it has checked hosts and origins, and the size of the body.
             security_settings=TransportSecuritySettings(enable_dns_rebinding_protection=False),
             max_request_body_size=front.rules.max_bytes,
-            session_idle_timeout=SESSION_IDLE_S,
+            stateless=front.stateless,
+            session_idle_timeout=None if front.stateless else SESSION_IDLE_S,
             max_sessions=MOST_SESSIONS,
         )
 

@@ -6,7 +6,6 @@ https://modelcontextprotocol.io/extensions/tasks (2026-07-28); a client says in 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -79,9 +78,14 @@ class McpTasks:
         task = await self._calls.kept(ctx, topic, params)
         outcome = task.outcome
         if outcome is None:
-            with contextlib.suppress(TimeoutError):
+            try:
                 async with asyncio.timeout(AT_ONCE_S):
                     outcome = await task.handle.outcome()
+            except TimeoutError:
+                pass
+            except asyncio.CancelledError:
+                self._calls.abandon(task.handle)
+                raise
         if outcome is not None:
             return result_of(topic, outcome, ctx.protocol_version)
         # Whoever comes back for it reads what is stored: an open task costs this process nothing.

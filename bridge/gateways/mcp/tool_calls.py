@@ -85,7 +85,7 @@ class ToolCalls:
         modern = is_modern(ctx.protocol_version)
         if params.request_state is not None:
             handle = (await self._resumed(params, visitor)).handle
-        elif modern and (can_be_asked(ctx) or _told(ctx, KEY_META)):
+        elif _told(ctx, KEY_META) or (modern and can_be_asked(ctx)):
             handle = (await self.kept(ctx, topic, params)).handle
         else:
             handle = await self._front.place.caller.submit(
@@ -115,7 +115,19 @@ class ToolCalls:
         visitor, key = visitor_of(ctx), _told(ctx, KEY_META)
         about = {"tool": params.name, "topic": topic.name}
         id, options = self._kept.id_for(visitor, key), self._options(ctx, visitor)
-        return await self._kept.submit(visitor, topic.name, params.arguments or {}, options, id=id, about=about)
+        content = params.arguments or {}
+        try:
+            return await self._kept.submit(visitor, topic.name, content, options, id=id, about=about)
+        except asyncio.CancelledError:
+            if not self._front.leaving.is_set():
+                # It is stored all the same, and its client was told of none.
+                spawn(self._cancel_kept(visitor, id), f"cancel {id}")
+            raise
+
+    def abandon(self, handle: Handle) -> None:
+        """Have a task stopped whose client closed the response (HTTP), or said so (the standard streams)."""
+        if not self._front.leaving.is_set():
+            spawn(self._cancel(handle), f"cancel {handle.task_id}")
 
     def _options(self, ctx: Context, visitor: Visitor) -> AskOptions:
         return AskOptions(
@@ -185,9 +197,7 @@ class ToolCalls:
                 await self._ask_now(ctx, handle.task_id, question)
             return await asyncio.shield(ending)
         except asyncio.CancelledError:
-            if not self._front.leaving.is_set():
-                # Who closes the response wants no result any more (HTTP), or said so (the standard streams).
-                spawn(self._cancel(handle), f"cancel {handle.task_id}")
+            self.abandon(handle)
             raise
         finally:
             ending.cancel()
@@ -226,6 +236,10 @@ class ToolCalls:
     async def _cancel(self, handle: Handle) -> None:
         with suppress(SquadronError):
             await handle.cancel()
+
+    async def _cancel_kept(self, visitor: Visitor, id: str) -> None:
+        with suppress(SquadronError):
+            await (await self._kept.find(visitor, id)).handle.cancel()
 
 
 def elicitation(asked: OpenQuestion) -> types.ElicitRequest:

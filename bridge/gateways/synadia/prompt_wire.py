@@ -98,12 +98,16 @@ def takes_attachments(topic: SemanticTopic) -> bool:
 
 def read_text(text: str, topic: SemanticTopic) -> Any:
     """A text as the input of a topic."""
+    given: Any = None
     try:
         given = topic.wrap(json.loads(text))
         topic.check(given)
     except (ValueError, RecursionError, InvalidInputError):
         wrapped = topic.wrap(text)
-        return wrapped if isinstance(wrapped, dict) else _only_text(topic, text)
+        if not isinstance(wrapped, dict):
+            wrapped = _only_text(topic, text)
+        # Of fields that don't fit the refusal says which.
+        return given if isinstance(given, dict) and not isinstance(wrapped, dict) else wrapped
     return given
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -30,12 +31,17 @@ MAX_PAYLOAD = "1MB"
 
 @dataclass(frozen=True, slots=True)
 class SynadiaAgent:
-    """A topic as an agent. Its id is the same in all processes of a gateway: they are one."""
+    """A topic as an agent. Its id is the same in all processes of a gateway: they are one.
+
+    Attributes:
+        identity: who answers there, as the protocol registers it; empty where this process signs nothing.
+    """
 
     topic: SemanticTopic
     agent: str
     owner: str
     session: str
+    identity: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
@@ -48,7 +54,7 @@ class SynadiaAgent:
     def head(self) -> dict[str, Any]:
         """What each answer about a service begins with (NATS ADR-32)."""
         metadata = {"agent": self.agent, "owner": self.owner, "session": self.session}
-        metadata |= {"protocol_version": PROTOCOL, "squadron_topic": self.topic.name}
+        metadata |= {"protocol_version": PROTOCOL, "squadron_topic": self.topic.name, **self.identity}
         return {"name": SERVICE, "id": self.id, "version": _semver(), "metadata": metadata}
 
     def info(self, trust: str) -> dict[str, Any]:
@@ -88,6 +94,8 @@ class SynadiaAgents:
         self._front = front
         self.owner = _token(f"squadron-{front.place.settings.env}")
         self._found = dict[tuple[str, str], SynadiaAgent]()
+        #: What is registered of who answers, by where: made once, a signature for each.
+        self._identities = dict[str, Mapping[str, str]]()
 
     def all(self) -> list[SynadiaAgent]:
         """Each of them, by the names of their topics."""
@@ -98,9 +106,24 @@ class SynadiaAgents:
             kind, session = _token(agent), _token(topic.name.replace(".", "-"))
             if (kind, session) in found:  # two that differ by what the protocol does not tell apart
                 session = _digested(topic.name)
-            found[kind, session] = SynadiaAgent(topic, kind, self.owner, session)
+            plain = SynadiaAgent(topic, kind, self.owner, session)
+            found[kind, session] = replace(plain, identity=self._identity(plain))
         self._found = found
+        # Those of topics that left are not kept.
+        self._identities = {each.subject("prompt"): each.identity for each in found.values() if each.identity}
         return list(found.values())
+
+    def _identity(self, agent: SynadiaAgent) -> Mapping[str, str]:
+        """Who answers there, signed, so that nobody else can say so (§13)."""
+        signer, subject = self._front.place.signer, agent.subject("prompt")
+        if signer is None:
+            return {}
+        if (known := self._identities.get(subject)) is None:
+            lines = ("AGENT-ID-V1", signer.user, signer.account, agent.agent, agent.owner, subject, "")
+            known = {"user_nkey": signer.user, "account": signer.account}
+            known |= {"id_sig": signer.sign_text("\n".join(lines))}
+            self._identities[subject] = known
+        return known
 
     def find(self, agent: str, session: str) -> SynadiaAgent | None:
         """The one of these tokens."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any
 
 import structlog
 
 from squadron.bridge.gateways.doors import Front
+from squadron.bridge.gateways.synadia.prompt_senders import PromptSenders
 from squadron.bridge.gateways.synadia.prompt_wire import PromptError, refusal
 from squadron.bridge.gateways.synadia.prompts import Prompts
 from squadron.bridge.gateways.synadia.synadia_agents import (
@@ -20,10 +21,11 @@ from squadron.bridge.gateways.synadia.synadia_agents import (
     SynadiaAgent,
     SynadiaAgents,
 )
+from squadron.bridge.gateways.visitors import check_delegate
 from squadron.runtime.background import spawn
-from squadron.runtime.errors import ConfigError, SquadronError
+from squadron.runtime.errors import SquadronError
 from squadron.runtime.ports.bus import Note, Subscription
-from squadron.runtime.wire.subjects import INBOXES, ROOT
+from squadron.runtime.wire.subjects import INBOXES, ROOT, is_foreign
 
 _log = structlog.get_logger("squadron.gateway")
 
@@ -37,13 +39,9 @@ async def open_door(front: Front) -> SynadiaDoor:
     """The door, as the gateway opens it.
 
     Raises:
-        ConfigError: this process signs all that it says, and answers of this protocol must not be signed.
+        UntrustedError: this process signs as somebody who may ask for nobody but itself.
     """
-    if front.place.ports.principal is not None:
-        raise ConfigError(
-            "--synadia can't be served with a credential that signs: the end of an answer has no header",
-            hint="serve it from an environment whose messages are not signed",
-        )
+    check_delegate(front.place.ports.principal, tokens=True)
     return SynadiaDoor(front)
 
 
@@ -56,9 +54,9 @@ class SynadiaDoor:
     def __init__(self, front: Front) -> None:
         self._front, self._bus = front, front.place.ports.bus
         self.agents = SynadiaAgents(front)
-        self._prompts = Prompts(front)
-        self._serving = set[asyncio.Task[None]]()
-        self._trust = "any"
+        self._senders = PromptSenders(front.place.ports)
+        self._prompts = Prompts(front, self._senders)
+        self._serving, self._prompting = set[asyncio.Task[None]](), 0
 
     def routes(self) -> Sequence[Any]:
         """None: it needs no HTTP."""
@@ -96,13 +94,17 @@ class SynadiaDoor:
         task.add_done_callback(self._serving.discard)
 
     def _hear_prompt(self, note: Note) -> None:
-        if note.reply.startswith(INBOXES):
-            self._start(self._answer(note))
+        if not _is_inbox(note.reply):
+            return
+        # Here, as of many that come at once the first are to be served.
+        if self._prompting >= MOST_PROMPTS:
+            self._start(self._refuse(note, 429, "too many prompts at a time"))
+            return
+        self._prompting += 1
+        self._start(self._answer(note))
 
     async def _answer(self, note: Note) -> None:
         try:
-            if len(self._serving) > MOST_PROMPTS:
-                raise PromptError(429, "too many prompts at a time")
             await self._prompts.serve(note, self._named(note))
         except PromptError as error:
             await self._refuse(note, error.code, str(error.args[0]))
@@ -111,6 +113,8 @@ class SynadiaDoor:
         except Exception as error:
             _log.error("prompt.failed", subject=note.subject[:200], error=type(error).__name__)
             await self._refuse(note, 500, "the gateway failed")
+        finally:
+            self._prompting -= 1
 
     def _named(self, note: Note) -> SynadiaAgent:
         _, _, agent, _, session = note.subject.split(".")
@@ -122,21 +126,24 @@ class SynadiaDoor:
     async def _refuse(self, note: Note, code: int, reason: str) -> None:
         headers, body = refusal(code, reason)
         with suppress(SquadronError):
-            await self._bus.publish(note.reply, body, headers=headers)
-            await self._bus.publish(note.reply, b"")
+            await self._tell(note, body, headers)
+            await self._tell(note, b"")
+
+    async def _tell(self, note: Note, data: bytes, headers: Mapping[str, str] | None = None) -> None:
+        await self._bus.publish(note.reply, data, headers=headers, signed=False)
 
     def _hear_status(self, note: Note) -> None:
-        if note.reply.startswith(INBOXES):
+        if _is_inbox(note.reply):
             self._start(self._tell_status(note))
 
     async def _tell_status(self, note: Note) -> None:
         try:
-            await self._bus.publish(note.reply, self._named(note).heartbeat(self._trust))
+            await self._tell(note, self._named(note).heartbeat(self._senders.trust))
         except PromptError as error:
             await self._refuse(note, error.code, str(error.args[0]))
 
     def _hear_service(self, note: Note) -> None:
-        if note.reply.startswith(INBOXES):
+        if _is_inbox(note.reply):
             self._start(self._tell_service(note))
 
     async def _tell_service(self, note: Note) -> None:
@@ -145,14 +152,14 @@ class SynadiaDoor:
             if id in ("", agent.id):
                 if (said := self._service(verb, agent)) is None:
                     return
-                await self._bus.publish(note.reply, json.dumps(said).encode())
+                await self._tell(note, json.dumps(said).encode())
             if count % _AT_ONCE == 0:
                 await asyncio.sleep(0)
 
     def _service(self, verb: str, agent: SynadiaAgent) -> dict[str, Any] | None:
         match verb:
             case "INFO":
-                return agent.info(self._trust)
+                return agent.info(self._senders.trust)
             case "PING":
                 return {**agent.head(), "type": "io.nats.micro.v1.ping_response"}
             case "STATS":
@@ -163,7 +170,12 @@ class SynadiaDoor:
         while True:
             for count, agent in enumerate(self.agents.all()):
                 with suppress(SquadronError):
-                    await self._bus.publish(agent.subject("hb"), agent.heartbeat(self._trust))
+                    await self._bus.publish(agent.subject("hb"), agent.heartbeat(self._senders.trust))
                 if count % _AT_ONCE == 0:
                     await asyncio.sleep(0)
             await asyncio.sleep(HEARTBEAT_S)
+
+
+def _is_inbox(reply: str) -> bool:
+    """Whether an answer may go there: what it says could be taken for a task or an event elsewhere."""
+    return is_foreign(reply) and reply.startswith(INBOXES)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 import math
 import time
 from collections.abc import Awaitable, Callable, Coroutine
@@ -14,6 +13,7 @@ import nats
 import nats.errors
 import structlog
 from nats.aio.subscription import Subscription
+from pydantic_core import from_json
 
 from squadron.bridge.jetstream.link.lasting_client import Handover, Heard, LastingClient
 from squadron.runtime.background import spawn
@@ -25,6 +25,7 @@ from squadron.runtime.errors import (
     SquadronError,
 )
 from squadron.runtime.retries import summary_of
+from squadron.runtime.texts import encoded
 
 NANOSECONDS = 1_000_000_000
 #: How long a server may take to answer an API call or to acknowledge a publish, in seconds.
@@ -45,6 +46,7 @@ _NO_RESPONDERS = "503"
 _BATCH_ENDS = ("204", "404")
 
 T = TypeVar("T")
+Headers = dict[str, str] | None
 
 _log = structlog.get_logger("squadron.nats")
 
@@ -152,7 +154,7 @@ class Connection:
         data: bytes,
         read: Callable[[Heard, str], T],
         *,
-        headers: dict[str, str] | None = None,
+        headers: Headers = None,
         within_s: float = API_WITHIN_S,
     ) -> asyncio.Future[T]:
         """Send one question; the future is what `read` makes of its answer (and the subject).
@@ -177,12 +179,7 @@ class Connection:
         return answer
 
     async def request(
-        self,
-        subject: str,
-        data: bytes,
-        *,
-        headers: dict[str, str] | None = None,
-        within_s: float = API_WITHIN_S,
+        self, subject: str, data: bytes, *, headers: Headers = None, within_s: float = API_WITHIN_S
     ) -> Heard:
         """One question, one answer.
 
@@ -257,7 +254,7 @@ class Connection:
             sink(Heard(msg.subject, msg.reply, msg.data, msg.headers))
         return subscription
 
-    def _check(self, subject: str, data: bytes, headers: dict[str, str] | None) -> None:
+    def _check(self, subject: str, data: bytes, headers: Headers) -> None:
         if self._closed:
             raise self.error("")
         if len(subject) > MAX_SUBJECT:
@@ -317,7 +314,7 @@ class Connection:
         return answers
 
     async def publish(
-        self, subject: str, data: bytes, *, reply: str = "", headers: dict[str, str] | None = None
+        self, subject: str, data: bytes, *, reply: str = "", headers: Headers = None, signed: bool = True
     ) -> None:
         """Send without waiting for anything.
 
@@ -329,7 +326,7 @@ class Connection:
         self._check(subject, data, headers)
         await self.client.give_way()
         try:
-            self.client.post(subject, data, reply=reply, headers=headers)
+            self.client.post(subject, data, reply=reply, headers=headers, signed=signed)
         except nats.errors.Error as error:
             raise self.error(f"can't send on {subject}: {error}") from None
 
@@ -370,8 +367,8 @@ class Connection:
 
     async def api(self, call: str, payload: dict[str, Any]) -> dict[str, Any]:
         """One JetStream API call; the answer may hold an `error`."""
-        answer = await self.request(f"{self.api_prefix}.{call}", json.dumps(payload).encode())
-        decoded: dict[str, Any] = json.loads(answer.data)
+        answer = await self.request(f"{self.api_prefix}.{call}", encoded(payload))
+        decoded: dict[str, Any] = from_json(answer.data, cache_strings="keys")
         return decoded
 
     async def aclose(self) -> None:

@@ -13,10 +13,13 @@ import nats.errors
 import structlog
 
 from squadron.bridge.jetstream.link import embedded
+from squadron.bridge.jetstream.link.at_home import TlsFiles, tls_files
 from squadron.bridge.jetstream.link.connect import RECONNECT_WAIT_S, Connection
 from squadron.bridge.jetstream.link.lasting_client import LastingClient
-from squadron.config import Settings, check_nats_url
-from squadron.runtime.errors import BusUnavailableError, ConfigError, SquadronError
+from squadron.bridge.jetstream.link.tls import explain_tls, no_tls, tls_context
+from squadron.config import Settings
+from squadron.nats_urls import check_nats_url
+from squadron.runtime.errors import BusUnavailableError, ConfigError, SquadronError, TlsError
 from squadron.runtime.redact import keep_secret
 from squadron.runtime.retries import summary_of
 from squadron.runtime.secret import Secret, resolved
@@ -39,7 +42,11 @@ async def connect(settings: Settings, *, name: str, start_embedded: bool = False
     """
     url, token = await _address(settings, start_embedded)
     address = functools.partial(resolved, settings.nats_url or "")
-    connection = Connection(_Client(address, settings.nats_inbox_prefix), settings.nats_api_prefix)
+    files = tls_files(settings)
+    if files:
+        tls_context(files)  # what can't be read is told at once
+    client = _Client(address, settings.nats_inbox_prefix, files)
+    connection = Connection(client, settings.nats_api_prefix)
     options: dict[str, Any] = {"inbox_prefix": settings.nats_inbox_prefix}
     if token:
         options["token"] = token
@@ -51,10 +58,8 @@ async def connect(settings: Settings, *, name: str, start_embedded: bool = False
         options["user_credentials"] = str(settings.nats_user_credentials)
     if settings.nats_nkey_seed_file:
         options["nkeys_seed"] = str(settings.nats_nkey_seed_file)
-    if settings.nats_tls_ca or settings.nats_tls_cert:
-        options["tls"] = _tls(settings)
 
-    trouble = _Trouble(url)
+    trouble = _Trouble(url, client)
     connecting = asyncio.create_task(_connect(connection, url, name, trouble, options), name="nats connect")
     try:
         await asyncio.wait({connecting, trouble.final}, timeout=CONNECT_WITHIN_S, return_when="FIRST_COMPLETED")
@@ -119,16 +124,41 @@ def _decoded(part: str | None) -> str | None:
 class _Client(LastingClient):
     """Reads its address anew before it gives its credentials: they may have been changed since.
 
+    Its files of TLS are read anew for each connection, too.
+
     Args:
         address: the servers' URLs, as they are now.
+        files: what is taken for TLS; if there are any, no connection goes without.
     """
 
-    def __init__(self, address: Callable[[], str], inbox_prefix: str) -> None:
+    def __init__(self, address: Callable[[], str], inbox_prefix: str, files: TlsFiles) -> None:
         super().__init__(inbox_prefix)
-        self._address = address
+        self._address, self.files = address, files
+        self._context: ssl.SSLContext | None = None
+
+    @property
+    def ssl_context(self) -> ssl.SSLContext:
+        """Asked for before each handshake."""
+        try:
+            self._context = tls_context(self.files)
+        except TlsError as error:
+            if self._context is None:
+                raise
+            # With those it had: the next attempt looks again.
+            _log.warning("nats.tls", error=summary_of(error))
+        return self._context
+
+    @property
+    def wants_certificates(self) -> bool:
+        """Whether the server says that it looks for certificates of its clients."""
+        return bool(self._server_info.get("tls_verify"))
 
     def _connect_command(self) -> bytes:
         server = self._current_server
+        # nats-py goes on in the clear if the server, or who stands before it, says nothing of TLS.
+        wanted = bool(self.files) or (server is not None and server.uri.scheme == "tls")
+        if wanted and not self.peer_certificate:
+            raise no_tls(_shown(server.uri) if server is not None else "")
         if server is not None and server.uri.username is not None:
             try:
                 now = [self._parse_server_uri(part.strip()) for part in self._address().split(",")]
@@ -167,10 +197,15 @@ def _host(uri: ParseResult) -> tuple[str | None, int | None]:
     return uri.hostname, uri.port
 
 
+def _shown(uri: ParseResult) -> str:
+    return f"{uri.hostname}:{uri.port}"
+
+
 class _Trouble:
     """What nats-py tells while it tries: it goes on for ever, so somebody else must say when it is hopeless."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, client: _Client) -> None:
+        self._client = client
         # A URL may hold a password; only the host is shown.
         self._host = url.rsplit("@", 1)[-1]
         self._servers = len(url.split(","))
@@ -199,6 +234,10 @@ class _Trouble:
             return ConfigError(
                 f"NATS at {self._host} refused the credentials", hint="check NATS_URL, NATS_CREDS or NATS_NKEY"
             )
+        for each in heard:
+            files, wants = self._client.files, self._client.wants_certificates
+            if (told := explain_tls(each, self._host, files, wants_ours=wants)) is not None:
+                return told
         detail = (str(heard[-1]) or type(heard[-1]).__name__) if heard else f"no answer in {CONNECT_WITHIN_S:g} s"
         return BusUnavailableError(
             f"NATS at {self._host} can't be reached: {detail}", hint="is the server running, and NATS_URL right?"
@@ -217,14 +256,3 @@ async def _address(settings: Settings, start_embedded: bool) -> tuple[str, str]:
             "no squad is running here", hint="start one with `squadron up`, or set NATS_URL to reach another"
         )
     return endpoint.url, endpoint.token
-
-
-def _tls(settings: Settings) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=settings.nats_tls_ca and str(settings.nats_tls_ca))
-        if settings.nats_tls_cert:
-            key = settings.nats_tls_key and str(settings.nats_tls_key)
-            context.load_cert_chain(str(settings.nats_tls_cert), key)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"TLS files: {error}", hint="check NATS_CA, NATS_CERT and NATS_KEY") from None
-    return context

@@ -22,7 +22,7 @@ from pathlib import Path
 import psutil
 
 from squadron.bridge.daemons import is_alive, locked, never, private_dir, stop_processes, tail, write_private
-from squadron.bridge.jetstream.link.at_home import authority_of
+from squadron.bridge.jetstream.link.at_home import authority_of, embedded_tls
 from squadron.bridge.jetstream.link.server_binary import NAME, check_binary, find_binary
 from squadron.runtime.errors import BusUnavailableError
 
@@ -38,6 +38,9 @@ _STOP_WITHIN_S = 5.0
 
 #: A server needs 10 ms to read its configuration anew (measured).
 _RELOAD_WITHIN_S = 5.0
+
+#: The server's own 2 s for a handshake are few for a client on a machine that is full.
+_TLS_WITHIN_S = 10
 
 #: Local work is polled at this step.
 _POLL_S = 0.01
@@ -56,7 +59,7 @@ listen: "127.0.0.1:{port}"
 http: "127.0.0.1:-1"
 ports_file_dir: {ports_dir}
 {login}
-max_payload: 8MB
+{tls}max_payload: 8MB
 feature_flags {{ js_ack_fc_v2: false }}
 jetstream {{
   store_dir: {store_dir}
@@ -133,7 +136,7 @@ def find(home: Path) -> Endpoint | None:
     endpoint = _stored(base)
     if endpoint is None or not _runs(endpoint.pid, base):
         return None
-    return endpoint if _greets(endpoint.url) else None
+    return endpoint if _greets(endpoint) else None
 
 
 def stop(home: Path) -> bool:
@@ -214,6 +217,7 @@ def _write_config(base: Path, token: str, port: int) -> None:
         port=port,
         # A JSON string is a quoted string of the NATS config language as well.
         ports_dir=json.dumps(str(base)),
+        tls=_tls_of(base),
         login=_users_of(base) or f"authorization {{ token: {json.dumps(token)} }}",
         store_dir=json.dumps(str(private_dir(base / "store"))),
     )
@@ -226,6 +230,17 @@ def _users_of(base: Path) -> str:
         return (authority_of(base.parent) / "server.conf").read_text()
     except FileNotFoundError:
         return ""
+
+
+def _tls_of(base: Path) -> str:
+    """Its `tls` block; empty if this home has no certificate for it."""
+    files, _ = embedded_tls(base.parent)
+    if not files:
+        return ""
+    own: dict[str, object] = {"cert_file": str(files.cert), "key_file": str(files.key)}
+    own |= {"min_version": "1.3", "timeout": _TLS_WITHIN_S}
+    users = {"ca_file": str(files.ca), "verify": True} if files.ca else {}
+    return f"tls: {json.dumps(own | users)}\n"
 
 
 def _spawn(binary: Path, base: Path) -> int:
@@ -255,7 +270,7 @@ def _opened(base: Path, pid: int, token: str, within_s: float, given_up: Callabl
         with contextlib.suppress(StopIteration, OSError, ValueError, LookupError):
             ports = json.loads(next(base.glob(f"*_{pid}.ports")).read_text())
             endpoint = Endpoint(ports["nats"][0], token, pid, ports["monitoring"][0], str(base / "store"))
-            if _greets(endpoint.url):
+            if _greets(endpoint):
                 return endpoint
         time.sleep(_POLL_S)
     return None
@@ -289,10 +304,14 @@ def _stop_all(base: Path) -> bool:
     return stop_processes(servers, within_s=_STOP_WITHIN_S)
 
 
-def _greets(url: str) -> bool:
+def _greets(endpoint: Endpoint) -> bool:
     """Whether a server sends its INFO line there. JetStream is up by then: it starts before the listener."""
     try:
-        with socket.create_connection(("127.0.0.1", _port(url)), timeout=1.0) as connection:
+        if endpoint.url.startswith("tls:"):
+            # Who only looks would leave a line of an error in its log each time.
+            with urllib.request.urlopen(f"{endpoint.monitor_url}/healthz", timeout=1.0):
+                return True
+        with socket.create_connection(("127.0.0.1", _port(endpoint.url)), timeout=1.0) as connection:
             return connection.recv(5) == b"INFO "
     except OSError:
         return False

@@ -92,12 +92,27 @@ class LastingClient(Client):
         #: Makes the headers of what is sent on a subject; None signs nothing.
         self.sign: Sign | None = None
         #: What is signed when it leaves, not before: the connection may be away until then.
-        self._unsigned: list[tuple[str, bytes, str, dict[str, str] | None]] = []
+        self._unsigned: list[tuple[str, bytes, str, dict[str, str] | None, bool]] = []
 
     @property
     def silent_s(self) -> float:
         """Seconds since the server's last answer to a ping: a round trip, whatever the flags say."""
         return time.monotonic() - self._heard_at
+
+    @property
+    def peer(self) -> str:
+        """The address at the other end; empty if there is none."""
+        return str((self._about_wire("peername") or ("",))[0])
+
+    @property
+    def peer_certificate(self) -> dict[str, Any]:
+        """The server's certificate, as `ssl` tells it; empty if the wire is plain."""
+        wire = self._about_wire("ssl_object")
+        return (wire.getpeercert() or {}) if wire is not None else {}
+
+    def _about_wire(self, what: str) -> Any:
+        writer = getattr(self._transport, "_io_writer", None)
+        return writer.get_extra_info(what) if writer is not None else None
 
     @property
     def signature_bytes(self) -> int:
@@ -118,7 +133,15 @@ class LastingClient(Client):
             vital = {"reconnecting": self._reconnection_task}
         return ", ".join(name for name, task in vital.items() if task is not None and task.done())
 
-    def post(self, subject: str, data: bytes, *, reply: str = "", headers: dict[str, str] | None = None) -> None:
+    def post(
+        self,
+        subject: str,
+        data: bytes,
+        *,
+        reply: str = "",
+        headers: dict[str, str] | None = None,
+        signed: bool = True,
+    ) -> None:
         """What `publish` does, without its checks and in a third of its time; sent within `GATHER_S`.
 
         Subject, reply and headers must be well-formed. While the connection is away it is kept for later.
@@ -137,7 +160,7 @@ class LastingClient(Client):
             self._loop.call_soon(self._flush, 1, self._loop.time() + GATHER_S)
         if self.sign is not None:
             # All of them wait there, so that none overtakes another.
-            self._unsigned.append((subject, data, reply, headers))
+            self._unsigned.append((subject, data, reply, headers, signed))
             self._pending_data_size += len(data)
             return
         command = _command(subject, data, reply, headers)
@@ -165,9 +188,9 @@ class LastingClient(Client):
 
     def _sign_all(self) -> None:
         unsigned, self._unsigned = self._unsigned, []
-        for subject, data, reply, headers in unsigned:
+        for subject, data, reply, headers, signed in unsigned:
             # What begins so is for the server itself.
-            if self.sign is not None and not subject.startswith("$"):
+            if signed and self.sign is not None and not subject.startswith("$"):
                 headers = self.sign(subject, data, headers)
             self._pending.append(_command(subject, data, reply, headers))
 
@@ -202,6 +225,14 @@ class LastingClient(Client):
                     await self._process_op_err(nats.errors.StaleConnectionError())
             except Exception as error:
                 _log.error("nats.watch", traceback=traceback_of(error))
+
+    def _connect_command(self) -> bytes:
+        wire = getattr(getattr(self._transport, "_io_writer", None), "transport", None)
+        if wire is not None and wire.get_extra_info("ssl_object") is not None:
+            # nats-py tells the reader nothing of the transport that TLS has put there: it would hold back no
+            # server that sends more than is read, and have asyncio complain of each end.
+            wire.get_protocol().connection_made(wire)
+        return super()._connect_command()
 
     async def _process_op_err(self, e: Exception) -> None:
         if self.is_connected:

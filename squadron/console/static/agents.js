@@ -29,6 +29,29 @@ const ScaleWord = ({ agent }) =>
   isPinned(agent.scale) ? html`<span class="tag pin" title="Set by hand: out of the autoscaler's hands">pinned ${agent.scale}</span>`
     : html`<span class="tag" title=${`The autoscaler stays within ${agent.scale}`}>${agent.scale} auto</span>`;
 
+// Two versions beside each other: who has which share, and how it fares.
+function Versions({ agent, locked }) {
+  const tried = agent.canary;
+  const [weight, setWeight] = useState(String(tried.weight));
+  const over = locked || tried.promoted;
+  const row = (name, of, weight, outcomes) => {
+    const ended = Object.values(outcomes).reduce((sum, each) => sum + each, 0);
+    const failed = ["failed", "timed_out", "dead_lettered"].reduce((sum, kind) => sum + (outcomes[kind] ?? 0), 0);
+    return html`<tr data-version=${name}><td>${name}</td><td><code title=${of.version}>${String(of.version).slice(0, 8)}</code></td><td class="right">${weight} %</td><td class="right">${of.running}/${of.target}</td><td class="right">${number(ended)}</td><td class="right">${ended ? `${((100 * failed) / ended).toFixed(1)} %` : "–"}</td></tr>`;
+  };
+  return html`<h3>Canary</h3>
+    <table><thead><tr><th>Which</th><th>Version</th><th class="right">Share</th><th class="right">Replicas</th><th class="right">Ended</th><th class="right">Failed</th></tr></thead>
+      <tbody>${row("stable", agent, 100 - tried.weight, tried.stable_outcomes)}${row("canary", tried, tried.weight, tried.outcomes)}</tbody></table>
+    ${tried.promoted ? html`<p class="dim">Promoted: the canary goes when stable runs its code.</p>` : ""}
+    <div class="control"><input aria-label="Share in percent" class="short" type="number" min="0" max="100" value=${weight} onInput=${(e) => setWeight(e.target.value)} />
+      <${Deed} label="Set share" name="weight" disabled=${over} path=${deed(agent, "canary")} body=${() => ({ to: weight })} done=${`The canary of ${agent.agent} gets ${weight} %`} />
+      <${Deed} label="Promote" name="promote" disabled=${over} path=${deed(agent, "canary")} body=${{ to: "promote" }} done=${`The canary of ${agent.agent} is to serve`}
+        confirm=${`Have ${String(tried.version).slice(0, 8)} serve all tasks of ${agent.agent}? What serves now is replaced.`} />
+      <${Deed} label="Abort" name="abort" kind="danger" disabled=${over} path=${deed(agent, "canary")} body=${{ to: "abort" }} done=${`The canary of ${agent.agent} goes`}
+        confirm=${`Take the canary of ${agent.agent} away? What serves now serves on.`} /></div>
+    <${Command} text=${`squadron canary ${agent.agent} --promote`} />`;
+}
+
 function Detail({ agent, locked, close }) {
   const [low, high] = String(agent.scale).includes("..") ? agent.scale.split("..") : String(agent.bounds).split("..");
   const [bounds, setBounds] = useState({ low, high: high ?? low });
@@ -65,6 +88,7 @@ function Detail({ agent, locked, close }) {
     </div>
     <h3>Outcomes</h3>
     ${outcomes.length ? html`<p class="chips">${outcomes.map(([kind, count]) => html`<span key=${kind}><${Badge} word=${kind} /> ${number(count)}</span>`)}</p>` : html`<p class="dim">None yet.</p>`}
+    ${agent.canary && html`<${Versions} agent=${agent} locked=${locked} />`}
     <h3>Topics</h3>
     <table><thead><tr><th>Topic</th><th class="right">/s</th><th class="right">Waits</th><th class="right">Runs</th><th class="right">Failed</th></tr></thead><tbody>
       ${(agent.serves ?? []).map((name) => {
@@ -89,7 +113,7 @@ export function Agents({ id, locked, close }) {
     <${Head} by="busy">In flight</${Head}><${Head} by="waiting" right>Backlog</${Head}><${Head} by="rate" right>/s</${Head}>
     <${Head} by="failed" right opt>Failed</${Head}><${Head} by="age" right opt>Age</${Head}>`;
   const row = (each) => html`
-    <span class="name"><${Dot} word=${each.status} /><span class="clip"><b>${each.agent}</b></span></span>
+    <span class="name"><${Dot} word=${each.status} /><span class="clip"><b>${each.agent}</b>${each.group && html` <small class="dim" title="Shares processes with the others of its group">in ${each.group}</small>`}</span></span>
     <${Steps} agent=${each} locked=${locked} /><span class="opt"><${ScaleWord} agent=${each} /></span>
     <span class="flight"><${Meter} value=${each.in_flight} most=${each.slots} label=${`${each.in_flight} of ${each.slots} slots`} /><small>${each.in_flight}/${each.slots}</small></span>
     <span class=${`right ${each.waiting ? "strong" : ""}`}>${number(each.waiting)}</span><span class="right">${rate(each.rates[1])}</span>

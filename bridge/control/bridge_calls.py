@@ -7,6 +7,7 @@ import json
 import uuid
 from typing import Any
 
+from squadron.runtime.asking.bridge_answer import read_answer
 from squadron.runtime.errors import BridgeUnavailableError, BusUnavailableError, SquadronError, UntrustedError
 from squadron.runtime.ports.bus import UnreliableBus
 from squadron.runtime.store.operating import operator
@@ -34,7 +35,7 @@ class Control:
         if self._guard is not None:
             # Where it is heard is not where the bridge published it, if that is in another account.
             await self._guard.admit("answer", None, note.data, note.headers, at=None, may=only("bridge"))
-        answer: dict[str, Any] = json.loads(note.data)
+        answer = read_answer(note.data)
         if self._guard is not None and (answer.get("verb"), answer.get("callId")) != (verb, arguments["callId"]):
             self._guard.refuse("answer", note.subject, UntrustedError("it answers another call"))
         return answer
@@ -45,8 +46,7 @@ class Control:
             answer = await self._ask("ping", {"callId": uuid.uuid4().hex}, PING_WITHIN_S)
         except BusUnavailableError:
             return None
-        facts: dict[str, Any] = answer["ok"]
-        return facts
+        return _ok(answer)
 
     async def call(self, verb: str, **arguments: Any) -> dict[str, Any]:
         """One call, asked again if the bridge dies over it; raises the error that the bridge raised.
@@ -54,6 +54,7 @@ class Control:
         Raises:
             BridgeUnavailableError: no bridge answers.
             UntrustedError: somebody else answers in its place.
+            InvalidMessageError: it is no answer.
         """
         asked = {"callId": uuid.uuid4().hex, "by": operator(), **arguments}
         loop = asyncio.get_running_loop()
@@ -69,7 +70,11 @@ class Control:
                         hint="see `squadron doctor`; if nothing runs, `squadron up`",
                     ) from None
                 await asyncio.sleep(0.25)
-        if "error" in answer:
-            raise SquadronError.from_dict(answer["error"])
-        ok: dict[str, Any] = answer["ok"]
-        return ok
+        return _ok(answer)
+
+
+def _ok(answer: dict[str, Any]) -> dict[str, Any]:
+    if "error" in answer:
+        raise SquadronError.from_dict(answer["error"])
+    ok: dict[str, Any] = answer["ok"]
+    return ok

@@ -1,0 +1,67 @@
+"""How many replicas the tasks held ask for, as the autoscaler is told."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from squadron.bridge.control.describing import served_by
+from squadron.runtime.wire.deployment import Deployment
+
+#: Tasks held, None if not known, and a pinned number of replicas, if any.
+Figures = dict[str, int | None]
+
+
+def runnable(
+    held: Mapping[str, int], deployments: Mapping[str, Deployment], parked: Mapping[str, int]
+) -> dict[str, int]:
+    """How many tasks of each agent could be run now, by what mailboxes hold by subject."""
+    counts = dict.fromkeys(deployments, 0)
+    for subject, count in held.items():
+        for name in served_by(subject, deployments):
+            counts[name] += count
+    # What waits for people needs no replica.
+    return {name: max(0, count - parked.get(name, 0)) for name, count in counts.items()}
+
+
+def figures_of(deployments: Mapping[str, Deployment], held: Mapping[str, int]) -> dict[str, Figures]:
+    """What each version of an agent holds, and each group by its application's name: there `held` is the processes
+    it needs."""
+    figures: dict[str, Figures] = {}
+    groups: dict[str, list[Deployment]] = {}
+    for name, agent in deployments.items():
+        for each in agent.versions:
+            scale = each.running_scale
+            pinned = scale.minimum if scale.pinned else None
+            figures[each.known_as] = {"held": part_of(agent, each, held.get(name)), "pinned": pinned}
+        if agent.group:
+            groups.setdefault(agent.application, []).append(agent)
+    for name, members in groups.items():
+        needed = [_needed(each, part_of(each, each, held.get(each.agent))) for each in members]
+        known = [each for each in needed if each is not None]
+        is_pinned = all(each.scale.pinned for each in members)
+        # As long as nothing is known of one of them, there may be none too few.
+        figures[name] = {
+            "held": max(known) if len(known) == len(needed) else None,
+            "pinned": max(known) if is_pinned else None,
+        }
+    return figures
+
+
+def part_of(agent: Deployment, version: Deployment, held: int | None) -> int | None:
+    """How many of the tasks that an agent's mailbox holds are one version's, by the share of its canary."""
+    if held is None or agent.canary is None or agent.canary.weight is None:
+        return held
+    if version.weight is None:
+        # Whatever is held, it is the stable version that takes it out.
+        return held and max(1, math.ceil(held * (100 - agent.canary.weight) / 100))
+    return math.ceil(held * version.weight / 100)
+
+
+def _needed(deployment: Deployment, held: int | None) -> int | None:
+    scale = deployment.scale
+    if scale.pinned:
+        return scale.minimum
+    if held is None:
+        return None
+    return min(max(math.ceil(held / deployment.slots), scale.minimum), scale.maximum)

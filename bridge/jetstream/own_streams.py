@@ -1,0 +1,152 @@
+"""Streams of what agents keep for themselves, one for each, where agents are cut from each other.
+
+A right to read is one to a whole stream, as a batch of direct gets names its subject in its body. So what no other
+agent is to read can't be in the stream that all of them read.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from squadron.bridge.jetstream.former_streams import copy_to_the_end, give_up, remove, source_from
+from squadron.bridge.jetstream.journal import JetStreamJournal
+from squadron.bridge.jetstream.link.connect import NANOSECONDS, Connection
+from squadron.bridge.jetstream.stream_configs import (
+    DUPLICATE_WINDOW_S,
+    MAX_CONSUMERS,
+    RUNS_MAX_AGE_S,
+    STREAM_NOT_FOUND,
+    StreamNames,
+    ask_for,
+    ensure_stream,
+    find,
+)
+from squadron.runtime.errors import InvalidMessageError
+from squadron.runtime.ports.journal import Entry
+from squadron.runtime.ports.lite_journal import END_HEADER
+from squadron.runtime.store.own_journal import owners_of
+from squadron.runtime.wire.envelope import AgentMessage
+from squadron.runtime.wire.subjects import ROOT, Subjects
+
+
+class OwnStream(JetStreamJournal):
+    """What one agent keeps for itself, under the keys that it has in the streams of all: what is sealed for a key
+    opens wherever it is stored. Nobody is told of its entries.
+    """
+
+    def __init__(self, connection: Connection, names: StreamNames, agent: str) -> None:
+        super().__init__(connection, names.own(agent))
+        root = f"{ROOT}.{names.environment}."
+        self._here, self._there = root, f"{root}own.{agent}."
+
+    def _subject(self, key: str) -> str:
+        return self._there + key.removeprefix(self._here)
+
+    def _key(self, subject: str) -> str:
+        return self._here + subject.removeprefix(self._there)
+
+
+async def make_own(connection: Connection, names: StreamNames, agent: str) -> None:
+    """Make the stream of an agent if there is none, and bring there what it has kept in those of all.
+
+    The logs of its runs are told on in the stream of all logs, which those read who may look at runs.
+
+    Raises:
+        BusUnavailableError: the server can't be reached, or refuses.
+    """
+    await _take_over_former(connection, names, agent)
+    runs = (await ask_for(connection, f"STREAM.INFO.{names.runs}"))["config"]
+    if await find(connection, f"STREAM.INFO.{names.own(agent)}", missing=STREAM_NOT_FOUND) is None:
+        # Beyond all numbers of one that was lost: whoever still holds one of those must not hit an entry by it.
+        fresh = {"first_seq": round(time.time() * 1000)}
+        await ensure_stream(connection, _config(names, agent, runs["num_replicas"]) | fresh)
+    sources = runs.get("sources") or []
+    if any(each["name"] == names.own(agent) for each in sources):
+        return
+    await _bring(connection, names, agent)
+    subjects = Subjects(names.environment)
+    logs = OwnStream(connection, names, agent)._subject(subjects.run())
+    transform = {"src": logs, "dest": subjects.run().replace("*", "{{wildcard(1)}}")}
+    source = {"name": names.own(agent), "subject_transforms": [transform]}
+    # Last: until it is there, whoever is called again begins anew.
+    await ensure_stream(connection, runs | {"sources": [*sources, source]})
+
+
+async def _take_over_former(connection: Connection, names: StreamNames, agent: str) -> None:
+    """Bring along what was kept under the name that such streams had before."""
+    own = names.own(agent)
+    former = names.former(own)
+    config = _config(names, agent, 1)
+    if not await give_up(connection, names, own, config["subjects"]):
+        return
+    copies = (await ask_for(connection, f"STREAM.INFO.{former}"))["config"]["num_replicas"]
+    await copy_to_the_end(connection, former, config | {"num_replicas": copies})
+    await source_from(connection, names.runs, former, own)
+    await remove(connection, former)
+
+
+async def own_names(connection: Connection, names: StreamNames, kind: str = "own") -> list[str]:
+    """Names of the streams that agents have of their own, or of all that hold subjects of another kind.
+
+    Raises:
+        BusUnavailableError: the server does not say.
+    """
+    found, total = list[str](), 1
+    while len(found) < total:
+        query = {"subject": f"{ROOT}.{names.environment}.{kind}.>", "offset": len(found)}
+        answer = await ask_for(connection, "STREAM.NAMES", query)
+        page = answer.get("streams") or []
+        found += page
+        # One that went meanwhile is told no more: an empty page is the last.
+        total = answer["total"] if page else 0
+    return found
+
+
+def _config(names: StreamNames, agent: str, copies: int) -> dict[str, Any]:
+    return {
+        "name": names.own(agent),
+        "subjects": [f"{ROOT}.{names.environment}.own.{agent}.>"],
+        "storage": "file",
+        "max_consumers": MAX_CONSUMERS,
+        "num_replicas": copies,
+        "retention": "limits",
+        "allow_direct": True,
+        "allow_msg_ttl": True,
+        # The longest that any of it is kept.
+        "max_age": RUNS_MAX_AGE_S * NANOSECONDS,
+        "duplicate_window": DUPLICATE_WINDOW_S * NANOSECONDS,
+    }
+
+
+async def _bring(connection: Connection, names: StreamNames, agent: str) -> None:
+    """Take over what the agent has kept where it was not cut off from others."""
+    subjects, own = Subjects(names.environment), OwnStream(connection, names, agent)
+    lite, runs = JetStreamJournal(connection, names.lite), JetStreamJournal(connection, names.runs)
+    for journal, patterns in (
+        (lite, [subjects.lite_of(owner) for owner in owners_of(agent)]),
+        (runs, [each.key for each in await runs.latest(subjects.run()) if _is_of(each, agent)]),
+    ):
+        for pattern in patterns:
+            kept = [entry async for entry in journal.read(pattern)]
+            for entry in kept:
+                ended = {name: value for name, value in entry.headers.items() if name == END_HEADER}
+                # With an id: whoever begins anew after it was cut off doubles nothing.
+                id = f"{journal is runs} {entry.seq}"
+                await own.append(entry.key, entry.data, ttl_s=_left_s(entry), msg_id=id, headers=ended)
+            for key in dict.fromkeys(entry.key for entry in kept):
+                await journal.erase(key)
+
+
+def _left_s(entry: Entry) -> float | None:
+    """How much of its life an entry has left, in seconds; None if it has no end of its own."""
+    life = entry.headers.get("Nats-TTL", "")
+    return int(life.removesuffix("s")) - (time.time() - entry.time) if life else None
+
+
+def _is_of(entry: Entry, agent: str) -> bool:
+    try:
+        about = (AgentMessage.decode(entry.data).metadata or {}).get("about")
+    except InvalidMessageError:
+        return False
+    return isinstance(about, dict) and about.get("agent") == agent

@@ -1,0 +1,49 @@
+"""An outcome without chunks before it, as soon as it is there: of most tasks nothing else is to be heard."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from squadron.runtime.ports.bus import Note
+from squadron.runtime.wire.outcome import Outcome
+
+if TYPE_CHECKING:
+    from squadron.runtime.asking.handle import Handle
+
+
+def wake(waiter: asyncio.Future[None]) -> None:
+    """Let whoever awaits this go on."""
+    if not waiter.done():
+        waiter.set_result(None)
+
+
+async def woken(handle: Handle) -> None:
+    """Wait until something was heard of a task, or its deadline passed."""
+    loop = handle._caller.loop
+    heard: asyncio.Future[None] = loop.create_future()
+    handle._waiters.append(heard)
+    # A plain timer: `asyncio.timeout` costs three times as much, for each task.
+    late = loop.call_later(handle.deadline.remaining_s(), wake, heard)
+    try:
+        await heard
+    finally:
+        late.cancel()
+        handle._waiters.remove(heard)
+
+
+async def plainly(handle: Handle) -> Outcome | None:
+    """The outcome of a task that was submitted right here, if nothing was stored before it.
+
+    None as soon as something was heard, or may have been missed: then `Handle.events` has all of it. To read a
+    stream costs a subscription, a look into the store and their ends; this costs what an ask does.
+    """
+    while handle._heard_as is None and not handle._emits:
+        if handle.done or handle._closed or handle.deadline.passed:
+            return None
+        await woken(handle)
+    heard = handle._heard_as
+    # What was stored just before on this lite topic, as the server says with what it tells live.
+    if handle._emits or not isinstance(heard, Note) or heard.headers.get("Nats-Last-Sequence") != "0":
+        return None
+    return await handle.outcome()

@@ -1,0 +1,155 @@
+"""What agents keep for themselves, where they have streams of their own, and what was kept before they had."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from squadron.bridge.jetstream.storage import storage
+from squadron.bridge.jetstream.stream_names import StreamNames
+from squadron.bridge.jetstream.wiring import Wiring
+from squadron.runtime.ports.journal import Journal
+from squadron.runtime.ports.lite_journal import END_HEADER
+from squadron.runtime.ports.queue import Mailbox
+from squadron.runtime.store.own_journal import OwnJournal, owners_of
+from squadron.runtime.wire.envelope import AgentIdentity
+from squadron.runtime.wire.subjects import Subjects
+from tests.contract.conftest import until
+from tests.contract.restricted import RestrictedServer
+
+S = Subjects("test")
+CLERK = Mailbox("clerk", ("office.file",), 30.0)
+MEMORY, TALK, NOTES = (S.lite(owner, "c") for owner in owners_of("clerk"))
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[RestrictedServer]:
+    made = RestrictedServer(tmp_path, "test")
+    made.admit("agent", "clerk", serves=("office.file",))
+    made.start()
+    yield made
+    made.stop()
+
+
+async def _of_old(server: RestrictedServer) -> Wiring:
+    """A bridge as it was before agents had streams of their own."""
+    shared = replace(server.settings("bridge", "bridge"), nats_own="")
+    return await Wiring.open(shared, AgentIdentity(id="old"), create=True, ring=server.ring("clerk"))
+
+
+async def _read(journal: Journal | OwnJournal, key: str) -> list[bytes]:
+    return [entry.data async for entry in journal.read(key)]
+
+
+async def _names(place: Wiring) -> list[str]:
+    return list((await place.connection.api("STREAM.NAMES", {}))["streams"])
+
+
+def _log(place: Wiring, agent: str, text: str) -> bytes:
+    about = {"agent": agent, "title": text}
+    return place.ports.pack("event", {"content": [text]}, conversation_id="c", metadata={"about": about})
+
+
+async def test_what_was_kept_among_all_others_goes_along_and_is_nowhere_else(server: RestrictedServer) -> None:
+    old = await _of_old(server)
+    sealed = OwnJournal(old.ports.lite, old.ports.claims.seals, sealed=True)
+    for number in range(3):
+        await old.ports.lite.append(MEMORY, b"%d" % number, ttl_s=600.0)
+    await old.ports.lite.append(TALK, b"closed", ttl_s=600.0, headers={END_HEADER: "closed"})
+    await sealed.append(NOTES, b"secret", ttl_s=600.0)
+    mine, other = S.run("run-1"), S.run("run-2")
+    logs = [_log(old, "clerk", text) for text in ("begun", "gone on")]
+    for data in logs:
+        await old.ports.runs.append(mine, data, ttl_s=600.0)
+    await old.ports.runs.append(other, b"of another", ttl_s=600.0)
+    await old.aclose()
+
+    bridge = await server.open("bridge", "bridge")
+    for _ in range(2):  # as each bridge that starts does
+        await bridge.ports.queue.declare(CLERK)
+    clerk = await server.open("agent", "clerk", serves=("office.file",))
+
+    own = OwnJournal(clerk.ports.own, clerk.ports.claims.seals, sealed=True)
+    assert await _read(own, MEMORY) == [b"0", b"1", b"2"]
+    assert await _read(own, NOTES) == [b"secret"]
+    (ended,) = [entry async for entry in clerk.ports.own.read(TALK)]
+    assert (ended.key, ended.headers[END_HEADER]) == (TALK, "closed")
+    assert 590 < int(ended.headers["Nats-TTL"].removesuffix("s")) <= 600
+    assert await _read(clerk.ports.runs, mine) == logs
+    assert not await _read(clerk.ports.runs, other)
+    for key in (MEMORY, TALK, NOTES):
+        assert not await _read(bridge.ports.lite, key)
+
+    # Who may look at runs sees each of them once, and how it goes on.
+    ann = await server.open("client", "client", id="ann")
+    await clerk.ports.runs.append(mine, b"more", ttl_s=600.0)
+
+    async def told() -> bool:
+        return await _read(ann.ports.runs, mine) == [*logs, b"more"]
+
+    await until(told)
+    assert await _read(ann.ports.runs, other) == [b"of another"]
+    for place in (ann, clerk, bridge):
+        await place.aclose()
+    assert not server.violations()
+
+
+async def test_an_agent_forgets_in_its_own_stream_and_is_fenced_there(server: RestrictedServer) -> None:
+    bridge = await server.open("bridge", "bridge")
+    await bridge.ports.queue.declare(CLERK)
+    clerk = await server.open("agent", "clerk", serves=("office.file",))
+
+    first = await clerk.ports.own.append(MEMORY, b"1", ttl_s=600.0, msg_id="1", expect_seq=0)
+    assert await clerk.ports.own.append(MEMORY, b"2", ttl_s=600.0, expect_seq=first) > first
+    assert (last := await clerk.ports.own.last(MEMORY)) is not None
+    assert last.key == MEMORY
+    assert [entry.key for entry in await clerk.ports.own.latest(S.lite_of("memory-clerk"))] == [MEMORY]
+    await clerk.ports.own.erase(MEMORY, through_seq=first)
+    assert await _read(clerk.ports.own, MEMORY) == [b"2"]
+    await clerk.ports.own.erase(MEMORY)
+    assert await clerk.ports.own.last(MEMORY) is None
+    for place in (clerk, bridge):
+        await place.aclose()
+    assert not server.violations()
+
+
+async def test_an_id_that_was_used_for_one_key_keeps_nothing_from_another(server: RestrictedServer) -> None:
+    bridge = await server.open("bridge", "bridge")
+    await bridge.ports.queue.declare(CLERK)
+    clerk = await server.open("agent", "clerk", serves=("office.file",))
+
+    for key in (MEMORY, TALK, TALK):
+        await clerk.ports.own.append(key, b"1", ttl_s=600.0, msg_id="the same")
+
+    assert [await _read(clerk.ports.own, key) for key in (MEMORY, TALK)] == [[b"1"], [b"1"]]
+    for place in (clerk, bridge):
+        await place.aclose()
+
+
+async def test_numbers_of_a_stream_that_was_lost_come_never_again(server: RestrictedServer) -> None:
+    bridge = await server.open("bridge", "bridge")
+    await bridge.ports.queue.declare(CLERK)
+    clerk = await server.open("agent", "clerk", serves=("office.file",))
+    of_before = await clerk.ports.own.append(MEMORY, b"1", ttl_s=600.0)
+    used, *_ = await storage(bridge.connection, StreamNames("test"))
+    assert used[StreamNames("test").own("clerk")][1] == 1
+
+    await bridge.connection.api(f"STREAM.DELETE.{StreamNames('test').own('clerk')}", {})
+    await bridge.ports.queue.declare(CLERK)
+
+    assert await clerk.ports.own.append(MEMORY, b"1", ttl_s=600.0) > of_before
+    for place in (clerk, bridge):
+        await place.aclose()
+
+
+async def test_where_nobody_asked_for_it_no_agent_has_a_stream_of_its_own(settings: Any) -> None:
+    place = await Wiring.open(settings, AgentIdentity(id="bridge"), create=True)
+    await place.ports.queue.declare(CLERK)
+
+    assert StreamNames(settings.env).own("clerk") not in await _names(place)
+    assert place.ports.own is place.ports.lite
+    await place.aclose()
