@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from contextvars import ContextVar
 from functools import partial
 from typing import Any, Self, TypeVar
@@ -13,6 +13,9 @@ import structlog
 from squadron.runtime.retries import summary_of, traceback_of
 
 T = TypeVar("T")
+
+#: How long a task that was cancelled may take to end before it is cancelled again, in seconds.
+CANCEL_AGAIN_S = 5.0
 
 _log = structlog.get_logger("squadron.background")
 
@@ -69,6 +72,22 @@ async def to_its_end(work: Coroutine[Any, Any, T]) -> T:
             # Seen, though nobody is told.
             task.exception()
         raise
+
+
+async def cancel_all(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel tasks, and wait until each has ended, however.
+
+    One cancel may get lost: `wait_for` of CPython 3.11 forgets it if what it waits for comes at the same moment.
+    """
+    running = {task for task in tasks if not task.done()}
+    while running:
+        for task in running:
+            task.cancel()
+        ended, running = await asyncio.wait(running, timeout=CANCEL_AGAIN_S)
+        for task in ended:
+            if not task.cancelled():
+                # Seen, though nobody is told.
+                task.exception()
 
 
 def _ended(health: Health | None, task: asyncio.Task[Any]) -> None:

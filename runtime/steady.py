@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from typing import TypeVar
 
+from squadron.runtime.background import cancel_all
 from squadron.runtime.closing import AsyncClosing
 
 T = TypeVar("T")
@@ -58,8 +59,7 @@ class Steady(AsyncClosing, AsyncIterator[T]):
         self._changed.set()
         getting, self._getting = self._getting, None
         if getting is not None:
-            getting.cancel()
-            await asyncio.gather(getting, return_exceptions=True)
+            await cancel_all([getting])
         if (close := getattr(self._items, "aclose", None)) is not None:
             await close()
 

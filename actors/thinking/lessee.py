@@ -14,7 +14,7 @@ import structlog
 
 from squadron.actors.thinking.model import ModelRequest, ModelTurn
 from squadron.actors.thinking.quota import AHEAD_S, LISTED_S, AccountState, Allotment, Booking, Limits, Units
-from squadron.runtime.background import spawn
+from squadron.runtime.background import cancel_all, spawn
 from squadron.runtime.errors import BusUnavailableError, ModelError
 from squadron.runtime.ports.bus import Subscription
 from squadron.runtime.wire.limits import Clock
@@ -174,8 +174,7 @@ class Lessee:
             return
         self._closed = True
         if self._serving is not None:
-            self._serving.cancel()
-            await asyncio.wait([self._serving])
+            await cancel_all([self._serving])
         while (head := self._head()) is not None:
             self._refuse(head, 0.0)
         if self._pauses is not None:

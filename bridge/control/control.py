@@ -19,7 +19,7 @@ from squadron.bridge.control.deployed import Deployed, asked_for, beside, check_
 from squadron.bridge.control.describing import Endings, described
 from squadron.bridge.control.on_record import on_record
 from squadron.bridge.control.scaling_figures import figures_of, runnable
-from squadron.runtime.background import spawn
+from squadron.runtime.background import cancel_all, spawn
 from squadron.runtime.errors import (
     BusUnavailableError,
     ConfigError,
@@ -135,9 +135,7 @@ class Bridge:
         await self._waker.aclose()
         for ear in self._ears:
             await ear.aclose()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancel_all(list(self._tasks))
 
     # --- control calls -------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from squadron.bridge.jetstream.bus import CoreBus
 from squadron.bridge.jetstream.lease import JetStreamLease
 from squadron.bridge.jetstream.link.connect import NANOSECONDS, Connection
 from squadron.bridge.jetstream.link.lasting_client import Heard
-from squadron.runtime.background import spawn
+from squadron.runtime.background import cancel_all, spawn
 from squadron.runtime.errors import BusUnavailableError, SquadronError
 from squadron.runtime.ports.bus import Note, Subscription
 from squadron.runtime.ports.journal import Journal
@@ -349,9 +349,7 @@ class PullFeed:
             return
         self._closed = True
         self.connection.off_reconnect(self._reconnected)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancel_all(self._tasks)
         for ear in self._ears:
             await ear.aclose()
         try:

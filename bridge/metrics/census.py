@@ -12,7 +12,7 @@ import structlog
 from squadron.bridge.metrics.families import OTHER, VERSION, Cells
 from squadron.bridge.metrics.figures import Figures, Gauge
 from squadron.bridge.metrics.sums import Sums, read_cells
-from squadron.runtime.background import spawn
+from squadron.runtime.background import cancel_all, spawn
 from squadron.runtime.errors import (
     BusUnavailableError,
     InvalidMessageError,
@@ -114,9 +114,7 @@ class Census:
         """Stop, with all stored that was heard if the server takes it. May be called twice."""
         if self._hearing is not None:
             await self._hearing.aclose()
-        for task in self._working:
-            task.cancel()
-        await asyncio.gather(*self._working, return_exceptions=True)
+        await cancel_all(self._working)
         if self._hearing is not None:
             self._hearing = None
             await self.store()

@@ -17,7 +17,7 @@ import structlog
 
 from squadron.runtime.asking.cancel import is_cancelled
 from squadron.runtime.asking.question_records import PEOPLE, read_question
-from squadron.runtime.background import spawn
+from squadron.runtime.background import cancel_all, spawn
 from squadron.runtime.errors import InvalidMessageError, Park
 from squadron.runtime.lite.feed import LiteFeed, LiteItems
 from squadron.runtime.lite.reader import End
@@ -131,9 +131,7 @@ class Waker:
         feeds: list[LiteFeed] = list(self._feeds.values())
         for feed in feeds:
             await feed.aclose()
-        for task in self._serving:
-            task.cancel()
-        await asyncio.gather(*self._serving, return_exceptions=True)
+        await cancel_all(self._serving)
 
     def parked(self) -> Counter[str]:
         """How many tasks of each agent are parked now: they need no replica."""

@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 
 import structlog
 
-from squadron.runtime.background import spawn
+from squadron.runtime.background import cancel_all, spawn
 from squadron.runtime.errors import BusUnavailableError, SquadClosedError
 from squadron.runtime.ports.queue import Delivery, Feed
 from squadron.runtime.retries import places_of, traceback_of
@@ -238,14 +238,9 @@ class Pump:
             await self._release(self._handed.popleft())
         if self._in_flight:
             await asyncio.wait(self._in_flight, timeout=within_s)
-        for task in list(self._in_flight):
-            task.cancel()
-        if self._in_flight:
-            await asyncio.wait(self._in_flight)
+        await cancel_all(list(self._in_flight))
         if self._extender is not None:
-            self._extender.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._extender
+            await cancel_all([self._extender])
             self._extender = None
 
     async def aclose(self) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from squadron.runtime.background import spawn
+from squadron.runtime.background import cancel_all, spawn
 from squadron.runtime.errors import (
     BusUnavailableError,
     ClaimLostError,
@@ -273,7 +273,7 @@ class Family:
                 yield item
         finally:
             if following is not None:
-                await _cancelled([following])
+                await cancel_all([following])
             await own.aclose()
 
     async def _all(self, events: AsyncGenerator[Event, None]) -> None:
@@ -291,7 +291,7 @@ class Family:
                         continue
                     if isinstance(event, Restarted):
                         # What the outdated attempt asked for is of no interest any more.
-                        await _cancelled([task for _, task in children.values()])
+                        await cancel_all([task for _, task in children.values()])
                         children.clear()
                     if isinstance(event, Chunk) and path:
                         await self._waiting.put(Nested(path, topic, event))
@@ -303,7 +303,7 @@ class Family:
         except Exception as error:
             await self._waiting.put(error)
         finally:
-            await _cancelled([task for _, task in children.values()])
+            await cancel_all([task for _, task in children.values()])
 
     def _follow_child(self, child: Child, path: tuple[str, ...]) -> tuple[StreamReader, asyncio.Task[None]]:
         reader = self._read(child.lite_topic)
@@ -315,12 +315,6 @@ async def _chain(first: Event, others: AsyncGenerator[Event, None]) -> AsyncGene
     yield first
     async for event in others:
         yield event
-
-
-async def _cancelled(tasks: list[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _read(data: bytes) -> dict[str, Any] | None:

@@ -136,6 +136,23 @@ async def test_a_reconnect_ends_the_wait_for_answers_that_went_to_the_old_connec
     await connection.aclose()
 
 
+async def test_a_flush_that_is_cancelled_as_its_pong_comes_is_cancelled(server, monkeypatch):
+    """A reader that was stopped at this moment went on for ever, and whoever closed it waited for that."""
+    _, home = server
+    connection = await connect(Settings(home=home), name="test")
+    hear_pong = connection.client._process_pong
+
+    async def hear_both() -> None:
+        flushing.cancel()
+        await hear_pong()
+
+    monkeypatch.setattr(connection.client, "_process_pong", hear_both)
+    flushing = asyncio.create_task(connection.flush())
+    await asyncio.wait([flushing], timeout=SOON_S)
+    assert flushing.cancelled()
+    await connection.aclose()
+
+
 async def test_an_entry_with_a_header_named_status_is_read_as_any_other(server):
     _, home = server
     wiring = await Wiring.open(Settings(home=home, env="odd"), AgentIdentity(id="reader"), create=True)

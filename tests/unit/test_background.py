@@ -7,7 +7,8 @@ import asyncio
 import pytest
 from structlog.testing import capture_logs
 
-from squadron.runtime.background import Health, spawn
+from squadron.runtime import background
+from squadron.runtime.background import Health, cancel_all, spawn
 
 
 async def _break() -> None:
@@ -72,3 +73,28 @@ async def test_the_first_fault_is_the_one_that_is_told() -> None:
 async def test_who_awaits_it_gets_what_it_raised() -> None:
     with capture_logs(), pytest.raises(KeyError):
         await spawn(_break(), "awaited")
+
+
+async def test_a_task_that_forgets_a_cancel_is_cancelled_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background, "CANCEL_AGAIN_S", 0.01)
+    forgotten = []
+
+    async def forgetful() -> None:
+        while len(forgotten) < 2:
+            try:
+                await asyncio.sleep(3600)
+            except asyncio.CancelledError as cancel:
+                forgotten.append(cancel)
+        await asyncio.sleep(3600)
+
+    async def breaks() -> None:
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            raise KeyError("on its way out")
+
+    tasks = [asyncio.create_task(each) for each in (forgetful(), breaks(), asyncio.sleep(3600), asyncio.sleep(0))]
+    await asyncio.sleep(0)
+    await cancel_all(tasks)
+    assert [task.done() for task in tasks] == [True] * 4
+    assert len(forgotten) == 2

@@ -24,7 +24,7 @@ from squadron.bridge.gateways.a2a.push_records import Config, PushRecord, PushRe
 from squadron.bridge.gateways.a2a.push_targets import PushLostError, PushRefusedError, PushTargets
 from squadron.bridge.gateways.doors import Front
 from squadron.bridge.gateways.kept_tasks import KeptTasks, UnknownTaskError
-from squadron.runtime.background import spawn
+from squadron.runtime.background import cancel_all, spawn
 from squadron.runtime.errors import BusUnavailableError, FencedError, SquadronError
 from squadron.runtime.ports.journal import Entry
 from squadron.runtime.wire.outcome import Result
@@ -64,9 +64,7 @@ class PushSender:
         try:
             yield
         finally:
-            taking.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await taking
+            await cancel_all([taking])
             await self._targets.aclose()
 
     # --- whose turn it is ----------------------------------------------------------------------------

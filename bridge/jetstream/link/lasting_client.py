@@ -11,7 +11,7 @@ from typing import Any
 
 import nats.errors
 import structlog
-from nats.aio.client import DEFAULT_PENDING_SIZE, Client
+from nats.aio.client import DEFAULT_FLUSH_TIMEOUT, DEFAULT_PENDING_SIZE, Client
 from nats.protocol import parser
 
 from squadron.runtime.retries import traceback_of
@@ -260,6 +260,20 @@ class LastingClient(Client):
             # Somebody gave up on it; setting its result would raise, and end the read loop.
             self._pongs[0] = asyncio.Future()
         await super()._process_pong()
+
+    async def flush(self, timeout: float = DEFAULT_FLUSH_TIMEOUT) -> None:
+        """Wait until the server has taken all that was sent; raises as nats-py's, and is cancelled as any other.
+
+        Raises:
+            FlushTimeoutError: it did not say so in `timeout` seconds.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        cancels = task.cancelling()
+        await super().flush(timeout)  # type: ignore[arg-type]
+        # It forgets a cancel that comes with the pong (`wait_for` of CPython 3.11).
+        if task.cancelling() > cancels:
+            raise asyncio.CancelledError
 
     async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
         # nats-py writes a ping past what is to be sent before it; its pong would say that all of it has arrived.
