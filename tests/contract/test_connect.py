@@ -116,7 +116,7 @@ async def test_a_header_named_status_and_an_odd_token_do_not_stop_a_mailbox(serv
     arrived: asyncio.Queue[Delivery] = asyncio.Queue()
     feed = await wiring.ports.queue.consume(mailbox, arrived.put_nowait)
     feed.want(2)
-    got = [await asyncio.wait_for(arrived.get(), 5) for _ in range(2)]
+    got = [await asyncio.wait_for(arrived.get(), 30) for _ in range(2)]
     assert {delivery.data for delivery in got} == {b"1", b"2"}
     assert (await wiring.ports.queue.backlog("reader")).taken == 2
     await feed.aclose()
@@ -131,7 +131,7 @@ async def test_a_reconnect_ends_the_wait_for_answers_that_went_to_the_old_connec
     await connection.flush()
     await connection.reconnected()
     with pytest.raises(BusUnavailableError, match="lost meanwhile"):
-        await asyncio.wait_for(waiting, 5)
+        await asyncio.wait_for(waiting, 30)
     await silent.unsubscribe()
     await connection.aclose()
 
