@@ -10,11 +10,11 @@ from collections.abc import Callable
 from typing import Any
 
 import nats.errors
-import structlog
 from nats.aio.client import DEFAULT_FLUSH_TIMEOUT, DEFAULT_PENDING_SIZE, Client
 from nats.protocol import parser
 
 from squadron.runtime.background import cancel_all
+from squadron.runtime.logs import get_logger
 from squadron.runtime.retries import traceback_of
 from squadron.runtime.trust.agent_sender import SENDER_HEADER
 
@@ -34,7 +34,7 @@ SIGNATURE_BYTES = 1_400
 #: Subject, payload and headers → the headers that are sent.
 Sign = Callable[[str, bytes, dict[str, str] | None], dict[str, str]]
 
-_log = structlog.get_logger("squadron.nats")
+_log = get_logger("squadron.nats")
 
 
 class Heard:
