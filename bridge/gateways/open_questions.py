@@ -7,16 +7,15 @@ import contextlib
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-import structlog
-
 from squadron.bridge.gateways.visitors import Visitor
 from squadron.bridge.place import Place
 from squadron.runtime.asking.answering import OpenQuestion, People
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import BusUnavailableError, QuestionClosedError, UnknownQuestionError
+from squadron.runtime.logs import get_logger
 from squadron.runtime.wire.question import Action
 
-_log = structlog.get_logger("squadron.gateway")
+_log = get_logger("squadron.gateway")
 
 #: Pause before the questions are followed anew, in seconds.
 _AGAIN_S = 0.5

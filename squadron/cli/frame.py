@@ -189,10 +189,10 @@ def settings_of(ctx: typer.Context) -> Settings:
     Raises:
         ConfigError: one of them is wrong.
     """
-    from squadron.runtime.logs import configure_logs
+    from squadron.runtime.logs import configure_logs_later
 
     settings = Settings.load(**ctx.obj)
-    configure_logs(settings.log_level)
+    configure_logs_later(settings.log_level)
     # It logs a traceback when a call is cancelled just as its answer comes; what matters is raised to us.
     logging.getLogger("nats").setLevel(logging.CRITICAL)
     return settings

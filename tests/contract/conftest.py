@@ -52,7 +52,7 @@ from tests.contract.restricted import RestrictedServer
 from tests.trusted import Realm
 
 #: Longest wait for what must happen; it is over at once when it does.
-SOON_S = 10.0
+SOON_S = 30.0
 #: Lease of an agent's mailbox.
 LEASE_S = 1.5
 

@@ -8,8 +8,6 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any
 
-import structlog
-
 from squadron.bridge.gateways.doors import Front
 from squadron.bridge.gateways.synadia.prompt_senders import PromptSenders
 from squadron.bridge.gateways.synadia.prompt_wire import PromptError, refusal
@@ -24,10 +22,11 @@ from squadron.bridge.gateways.synadia.synadia_agents import (
 from squadron.bridge.gateways.visitors import check_delegate
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import SquadronError
+from squadron.runtime.logs import get_logger
 from squadron.runtime.ports.bus import Note, Subscription
 from squadron.runtime.wire.subjects import INBOXES, ROOT, is_foreign
 
-_log = structlog.get_logger("squadron.gateway")
+_log = get_logger("squadron.gateway")
 
 #: Prompts that one process serves at a time; more are refused with 429.
 MOST_PROMPTS = 10_000
