@@ -30,7 +30,7 @@ demo: $(STAMP) ## Run the demo: a squadron at work, no key needed
 
 test: lint types $(STAMP) ## Lint, check types, and run all tests but the slow ones
 	$(BIN)/python -m pytest -m 'not slow' tests/unit tests/contract tests/corpus -n 3 --dist worksteal
-	$(BIN)/python -m pytest -m 'not slow' tests/cluster tests/chaos -n 2 --dist loadfile --timeout 300 --durations 20
+	$(BIN)/python -m pytest -m 'not slow' tests/cluster tests/chaos -n 2 --dist loadfile --durations 20
 
 lint: $(STAMP) ## Check style, format and the layers of imports
 	$(BIN)/ruff check .
