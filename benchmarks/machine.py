@@ -7,7 +7,7 @@ import os
 import platform
 import statistics
 from collections.abc import Iterator
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,15 @@ def facts() -> dict[str, Any]:
         "memory_mb": psutil.virtual_memory().total // 1_000_000,
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
-        "versions": {package: version(package) for package in _PACKAGES},
+        "versions": dict(_versions()),
     }
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    for package in _PACKAGES:
+        # A peer that nobody measures need not be there.
+        with contextlib.suppress(PackageNotFoundError):
+            yield package, version(package)
 
 
 def busy_percent() -> float:

@@ -16,7 +16,7 @@ from squadron.bridge.memory.line import Line
 from squadron.runtime.errors import InvalidMessageError, RouteConflictError
 from squadron.runtime.ports.bus import Note
 from squadron.runtime.ports.journal import Entry
-from squadron.runtime.ports.queue import Backlog, Delivery, Feed, Lease, Mailbox
+from squadron.runtime.ports.queue import SERIAL_AT_ONCE, Backlog, Delivery, Feed, Lease, Mailbox
 from squadron.runtime.wire.subjects import check_queued, lane_of, matches, overlap, subject_matches
 
 
@@ -33,6 +33,8 @@ class _Task:
     stored_at: float = field(default_factory=wall_s)
     #: When its lease lapses, if it has one.
     timer: asyncio.TimerHandle | None = None
+    #: The feed that was given it last.
+    holder: _QueueFeed | None = None
     #: What it asks for; empty for what only the ordering of conversations put here.
     topic: str = field(init=False)
 
@@ -238,7 +240,7 @@ class MemoryQueue:
             feed, task = found
             self._feeds.remove(feed)
             self._feeds.append(feed)
-            task.ready, task.delivered = False, task.delivered + 1
+            task.ready, task.delivered, task.holder = False, task.delivered + 1, feed
             feed.wanted -= 1
             feed.served_at[task.priority] = now_s()
             # As it was declared, whatever who pulls believes.
@@ -262,7 +264,9 @@ class MemoryQueue:
         held = [task for task in self._tasks.values() if self._belongs(task, mailbox)]
         waiting = [task for task in held if task.ready]
         if mailbox.serial:
-            return waiting[0] if waiting and len(waiting) == len(held) else None
+            elsewhere = any(not task.ready and task.holder is not feed for task in held)
+            full = len(held) - len(waiting) >= SERIAL_AT_ONCE
+            return None if elsewhere or full or not waiting else waiting[0]
         before = now_s() - mailbox.patience_s
         neglected = [t for t in waiting if max(t.put_at, feed.served_at.get(t.priority, 0)) < before]
         return min(neglected or waiting, key=lambda task: (-task.priority, task.seq), default=None)
