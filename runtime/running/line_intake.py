@@ -63,12 +63,12 @@ class LineIntake:
         if self._lost.is_set():
             return
         conversation, id = _read(delivery)
-        held = self._held.setdefault(conversation, deque())
-        held.append((delivery, id))
-        if len(held) == 1:
-            task = spawn(self._put(conversation, held), f"intake of {conversation}")
-            self._putting.add(task)
-            task.add_done_callback(self._putting.discard)
+        if (held := self._held.get(conversation)) is not None:
+            return held.append((delivery, id))
+        held = self._held[conversation] = deque([(delivery, id)])
+        task = spawn(self._put(conversation, held), f"intake of {conversation}")
+        self._putting.add(task)
+        task.add_done_callback(self._putting.discard)
 
     async def _put(self, conversation: str, held: deque[tuple[Delivery, str]]) -> None:
         try:
