@@ -9,10 +9,12 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-
-import psutil
+from typing import TYPE_CHECKING
 
 from squadron.runtime.errors import BusUnavailableError, ConfigError, SquadronError
+
+if TYPE_CHECKING:
+    import psutil
 
 #: Local work is polled at this step.
 _POLL_S = 0.01
@@ -80,6 +82,8 @@ def stop_processes(processes: list[psutil.Process], *, within_s: float) -> bool:
 
     psutil compares start times before it signals, so a pid that was reused meanwhile is left alone.
     """
+    import psutil
+
     for signal_number in (signal.SIGTERM, signal.SIGKILL):
         for process in processes:
             with contextlib.suppress(psutil.Error):
@@ -90,8 +94,22 @@ def stop_processes(processes: list[psutil.Process], *, within_s: float) -> bool:
     return bool(processes)
 
 
+def command_line(pid: int) -> list[str]:
+    """How this process was called; empty if there is none."""
+    with contextlib.suppress(OSError):
+        # Without psutil where that goes: every command looks whether a server runs, and few do more.
+        return [os.fsdecode(word) for word in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") if word]
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        return psutil.Process(pid).cmdline()
+    return []
+
+
 def is_alive(process: psutil.Process) -> bool:
     """Whether it still runs. A zombie does not: some init processes take seconds to reap (measured)."""
+    import psutil
+
     with contextlib.suppress(psutil.Error):
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     return False

@@ -7,8 +7,6 @@ import contextlib
 from collections.abc import Coroutine, Mapping
 from typing import Any
 
-import structlog
-
 from squadron.actors.agent import Agent, AgentSpec
 from squadron.actors.decorators import DurableMark, EventMark
 from squadron.actors.remote.remote_agent import RemoteAgent
@@ -19,6 +17,7 @@ from squadron.config import API_PREFIX
 from squadron.runtime.background import cancel_all, spawn
 from squadron.runtime.calling import THREAD_GRACE_S, Threads, call
 from squadron.runtime.errors import BusUnavailableError, InvalidMessageError, SquadronError, UntrustedError
+from squadron.runtime.logs import get_logger
 from squadron.runtime.ports.bus import Note, Subscription
 from squadron.runtime.ports.queue import Mailbox
 from squadron.runtime.retries import summary_of, traceback_of
@@ -72,7 +71,7 @@ class Host:
         self._ears: list[Subscription] = []
         self._events: set[asyncio.Task[None]] = set()
         self._heart: asyncio.Task[None] | None = None
-        self._log = structlog.get_logger("squadron.replica").bind(agent=self.spec.name, replica=self.id)
+        self._log = get_logger("squadron.replica").bind(agent=self.spec.name, replica=self.id)
 
     @property
     def id(self) -> str:

@@ -8,16 +8,15 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-import structlog
-
 from squadron.config import Settings
 from squadron.runtime.errors import ConfigError
+from squadron.runtime.logs import get_logger
 from squadron.runtime.store.seals import LoadRing
 from squadron.runtime.trust.ring_file import read_ring, ring_in, rotate_ring
 from squadron.runtime.trust.sealing import KeyRing
 from squadron.runtime.wire.subjects import check_token
 
-_log = structlog.get_logger("squadron.seals")
+_log = get_logger("squadron.seals")
 
 #: Whose ring it is that says nothing of itself: all clients of one home read each other's answers.
 _ANYBODY = "client"

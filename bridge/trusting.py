@@ -7,10 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import structlog
-
 from squadron.config import Settings
 from squadron.runtime.errors import ConfigError, UntrustedError
+from squadron.runtime.logs import get_logger
 from squadron.runtime.ports.journal import Journal
 from squadron.runtime.trust.guard import Guard
 from squadron.runtime.trust.principals import Principal, TrustDocument
@@ -23,7 +22,7 @@ from squadron.runtime.wire.subjects import Subjects
 #: How long a JWT can be looked up past its end, in seconds: as long as a dead letter that it signed, and a day.
 KEY_KEPT_S = 91 * 24 * 3600.0
 
-_log = structlog.get_logger("squadron.trust")
+_log = get_logger("squadron.trust")
 
 
 @dataclass(frozen=True, slots=True)

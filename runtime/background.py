@@ -8,8 +8,7 @@ from contextvars import ContextVar
 from functools import partial
 from typing import Any, Self, TypeVar
 
-import structlog
-
+from squadron.runtime.logs import get_logger
 from squadron.runtime.retries import summary_of, traceback_of
 
 T = TypeVar("T")
@@ -17,7 +16,7 @@ T = TypeVar("T")
 #: How long a task that was cancelled may take to end before it is cancelled again, in seconds.
 CANCEL_AGAIN_S = 5.0
 
-_log = structlog.get_logger("squadron.background")
+_log = get_logger("squadron.background")
 
 
 class Health:

@@ -9,13 +9,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
-import structlog
-
+from squadron.runtime.logs import get_logger
 from squadron.runtime.retries import summary_of
 
 T = TypeVar("T")
 
-_log = structlog.get_logger("squadron.calling")
+_log = get_logger("squadron.calling")
 
 #: How long what acts in a thread may go on after it was told to stop, in seconds, before it is left alone.
 THREAD_GRACE_S = 1.0

@@ -5,19 +5,58 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from functools import cache
-from typing import Any
-
-import structlog
-from structlog.dev import RichTracebackFormatter
-from structlog.processors import ExceptionRenderer
-from structlog.tracebacks import ExceptionDictTransformer
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
 
 from squadron.runtime.redact import scrub
 from squadron.runtime.retries import traceback_of
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
-def configure_logs(level: str = "INFO", *also: structlog.typing.Processor) -> None:
+    from structlog.typing import Processor
+
+#: What is to be done before the first line.
+_waiting: list[Callable[[], None]] = []
+#: Held by the thread that logs first, whatever it logs by itself meanwhile.
+_settling = threading.RLock()
+
+
+class LazyLogger:
+    """A structlog logger, made when it is first used.
+
+    structlog brings Rich along, which is a quarter of what a `squadron ask` loads; and that logs nothing.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, method: str) -> Any:
+        settle_logs()
+        import structlog
+
+        return getattr(structlog.get_logger(self._name), method)
+
+
+def get_logger(name: str) -> Any:
+    """The logger of a part of ours."""
+    return LazyLogger(name)
+
+
+def configure_logs_later(level: str) -> None:
+    """As `configure_logs`, but structlog is loaded for the first line, or by `settle_logs`."""
+    _scrub_others()
+    _waiting.append(partial(configure_logs, level))
+
+
+def settle_logs() -> None:
+    """Configure now what was to be configured later: code that is not ours comes, and may log by itself."""
+    with _settling:
+        while _waiting:
+            _waiting.pop(0)()
+
+
+def configure_logs(level: str = "INFO", *also: Processor) -> None:
     """Send all logs to standard error at `level` and above; standard output stays free for results.
 
     For programs of our own: it also takes the secrets out of what others log here by `logging`, as asyncio does of
@@ -26,9 +65,15 @@ def configure_logs(level: str = "INFO", *also: structlog.typing.Processor) -> No
     Args:
         also: get each line before it is written, with what may be a secret still in it.
     """
+    # Loaded here: most of what imports this module never logs.
+    import structlog
+    from structlog.dev import RichTracebackFormatter
+    from structlog.processors import ExceptionRenderer
+    from structlog.tracebacks import ExceptionDictTransformer
+
     _scrub_others()
     pretty = sys.stderr.isatty()
-    renderer: structlog.typing.Processor = (
+    renderer: Processor = (
         structlog.dev.ConsoleRenderer(exception_formatter=RichTracebackFormatter(show_locals=False))
         if pretty
         else structlog.processors.JSONRenderer()

@@ -8,13 +8,12 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import structlog
-
 from squadron.actors.operations import Operation
 from squadron.actors.remote.a2a_server import A2aServer
 from squadron.actors.remote.foreign_schemas import foreign_schema, foreign_words
 from squadron.actors.remote.remote_agent import RemoteAgent
 from squadron.runtime.errors import ConfigError, SquadronError
+from squadron.runtime.logs import get_logger
 from squadron.runtime.running.context import TurnContext
 from squadron.runtime.wire.a2a_names import SCHEMAS
 
@@ -28,7 +27,7 @@ LOOK_S = 60.0
 #: Skills, examples and tags that are taken over.
 MOST_EXAMPLES = 20
 
-_log = structlog.get_logger("squadron.a2a")
+_log = get_logger("squadron.a2a")
 
 
 class A2aAgent(RemoteAgent):

@@ -8,7 +8,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
-import structlog
 from a2a.client import Client, ClientConfig, ClientFactory
 from a2a.client.card_resolver import parse_agent_card
 from a2a.types import a2a_pb2 as pb
@@ -19,6 +18,7 @@ from jwt.exceptions import PyJWTError
 
 from squadron.actors.remote.a2a_server import A2aServer
 from squadron.runtime.errors import ConfigError, ServerUnavailableError, UntrustedError
+from squadron.runtime.logs import get_logger
 
 CARD = "/.well-known/agent-card.json"
 BINDINGS = ("JSONRPC", "HTTP+JSON")
@@ -31,7 +31,7 @@ CONNECT_WITHIN_S, SILENT_S = 10.0, 60.0
 MOST_CARD_BYTES = 4 * 1024 * 1024
 
 # The SDK logs whole cards and bodies.
-_log = structlog.get_logger("squadron.a2a")
+_log = get_logger("squadron.a2a")
 
 
 class A2aLink:

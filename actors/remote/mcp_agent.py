@@ -9,8 +9,6 @@ from contextvars import ContextVar
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import structlog
-
 from squadron.actors.operations import Operation
 from squadron.actors.remote.foreign_schemas import foreign_schema, foreign_words
 from squadron.actors.remote.mcp_documents import documents_of, fetched, is_document
@@ -24,6 +22,7 @@ from squadron.runtime.errors import (
     Terminal,
     UnansweredError,
 )
+from squadron.runtime.logs import get_logger
 from squadron.runtime.retries import backoff_s
 from squadron.runtime.running.context import TurnContext
 from squadron.runtime.store.port_set import Ports
@@ -44,7 +43,7 @@ DESTRUCTIVE = "Its server says that it may destroy something."
 #: The turn in which a call is made; what a server asks on the way is asked of this turn's people.
 _turn: ContextVar[TurnContext | None] = ContextVar("mcp_turn", default=None)
 
-_log = structlog.get_logger("squadron.mcp")
+_log = get_logger("squadron.mcp")
 
 
 class McpAgent(RemoteAgent):

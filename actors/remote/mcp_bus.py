@@ -18,7 +18,6 @@ from typing import Any
 
 import anyio
 import mcp_types as types
-import structlog
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 from mcp.server.lowlevel.server import Server
 from mcp.server.runner import serve_dual_era_loop
@@ -28,6 +27,7 @@ from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import ConfigError, SquadronError
+from squadron.runtime.logs import get_logger
 from squadron.runtime.ports.bus import Note, Subscription
 from squadron.runtime.retries import summary_of
 from squadron.runtime.store.port_set import Ports
@@ -39,7 +39,7 @@ MOST_UNDER_WAY, WITHIN_S = 1024, 3600.0
 #: What NATS answers in place of a server that is not there.
 _NOBODY = "503"
 
-_log = structlog.get_logger("squadron.mcp")
+_log = get_logger("squadron.mcp")
 
 _Read = MemoryObjectReceiveStream[SessionMessage | Exception]
 _Feed = MemoryObjectSendStream[SessionMessage | Exception]

@@ -11,7 +11,6 @@ from importlib.metadata import version
 from typing import Any, TextIO
 
 import mcp_types as types
-import structlog
 from mcp.client.client import Client
 from mcp.client.session import ElicitationFnT
 from mcp.client.stdio import StdioServerParameters, get_default_environment, stdio_client
@@ -27,6 +26,7 @@ from squadron.actors.remote.mcp_oauth import authorizing
 from squadron.actors.remote.mcp_server import McpServer
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import ServerUnavailableError
+from squadron.runtime.logs import get_logger
 from squadron.runtime.redact import scrub
 from squadron.runtime.retries import summary_of
 from squadron.runtime.store.port_set import Ports
@@ -62,7 +62,7 @@ class McpLink:
         self._opening, self._closing = asyncio.Lock(), asyncio.Event()
         self._client: Client | None = None
         self._keeping: asyncio.Task[None] | None = None
-        self._log = structlog.get_logger("squadron.mcp")
+        self._log = get_logger("squadron.mcp")
 
     async def client(self) -> Client:
         """The client, connected.

@@ -10,12 +10,11 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
-import structlog
-
 from squadron.actors.thinking.model import ModelRequest, ModelTurn
 from squadron.actors.thinking.quota import AHEAD_S, LISTED_S, AccountState, Allotment, Booking, Limits, Units
 from squadron.runtime.background import cancel_all, spawn
 from squadron.runtime.errors import BusUnavailableError, ModelError
+from squadron.runtime.logs import get_logger
 from squadron.runtime.ports.bus import Subscription
 from squadron.runtime.wire.limits import Clock
 
@@ -36,7 +35,7 @@ LOOK_S = 0.5
 #: Tokens of an answer before any was seen: a few paragraphs.
 FIRST_OUTPUT = 1_000.0
 
-_log = structlog.get_logger("squadron.models")
+_log = get_logger("squadron.models")
 
 
 class Log(Protocol):

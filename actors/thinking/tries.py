@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
-import structlog
-
 from squadron.actors.thinking.assemble import Pieces, mended_turn
 from squadron.actors.thinking.model import Model, ModelRequest, ModelTurn, Resumable
 from squadron.runtime.errors import (
@@ -22,6 +20,7 @@ from squadron.runtime.errors import (
     SupersededError,
     Terminal,
 )
+from squadron.runtime.logs import get_logger
 from squadron.runtime.retries import backoff_s, places_of, summary_of
 
 #: How often one model is asked before the next of the chain is: a hiccup and a second one are survived, a lasting
@@ -36,7 +35,7 @@ WAIT_JITTER, MOST_JITTER_S = 0.25, 1.0
 
 #: What says what is to become of the task, or that nothing can be noted now.
 _OURS = (Terminal, Retry, Park, SupersededError, BusUnavailableError)
-_log = structlog.get_logger("squadron.model")
+_log = get_logger("squadron.model")
 
 OnText = Callable[[str], None]
 OnEvent = Callable[[dict[str, Any]], None]

@@ -11,14 +11,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import structlog
-
 from squadron.bridge.audit.anchors import Seal
 from squadron.bridge.audit.chain import Link, SealedBatch, sealed
 from squadron.bridge.audit.records import Record, RecordMaker
 from squadron.bridge.jetstream.audit_streams import AuditPolicy
 from squadron.bridge.jetstream.intake import Caught, Intake, Stored
 from squadron.runtime.errors import BusUnavailableError, FencedError, InvalidMessageError, MessageTooLargeError
+from squadron.runtime.logs import get_logger
 from squadron.runtime.retries import summary_of
 
 #: A batch has at most so many entries, is made of at most so many bytes, and waits at most so long for more.
@@ -34,7 +33,7 @@ PURGE = 2_000
 #: What stands for the message of an entry that is larger than the server takes.
 _CUT = "[too large]"
 
-_log = structlog.get_logger("squadron.archivist")
+_log = get_logger("squadron.archivist")
 
 
 @dataclass

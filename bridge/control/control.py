@@ -12,8 +12,6 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-import structlog
-
 from squadron.bridge.control.callers import admit, arguments_of, offering
 from squadron.bridge.control.deployed import Deployed, asked_for, beside, check_deployable, checked, with_canary
 from squadron.bridge.control.describing import Endings, described
@@ -27,6 +25,7 @@ from squadron.runtime.errors import (
     SquadronError,
 )
 from squadron.runtime.lite.topic import LiteTopics
+from squadron.runtime.logs import get_logger
 from squadron.runtime.ports.bus import Note, Subscription
 from squadron.runtime.ports.journal import Journal
 from squadron.runtime.ports.queue import Backlog
@@ -101,7 +100,7 @@ class Bridge:
         #: The latest calls by their id, so that one which is asked again is not done again.
         self._calls: OrderedDict[str, asyncio.Task[dict[str, Any]]] = OrderedDict()
         self._waker = Waker(ports, LiteTopics(ports))
-        self._writing, self._log = asyncio.Lock(), structlog.get_logger("squadron.bridge")
+        self._writing, self._log = asyncio.Lock(), get_logger("squadron.bridge")
         self._tasks: set[asyncio.Task[Any]] = set()
         self._ears: list[Subscription] = []
 

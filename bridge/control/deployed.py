@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
-import structlog
 from pydantic import ValidationError
 
 from squadron.runtime.errors import (
@@ -18,6 +17,7 @@ from squadron.runtime.errors import (
     RouteConflictError,
     UntrustedError,
 )
+from squadron.runtime.logs import get_logger
 from squadron.runtime.ports.journal import Entry, Journal
 from squadron.runtime.ports.queue import Mailbox, Queue
 from squadron.runtime.registry.registry import STAND_IN, Registry
@@ -233,7 +233,7 @@ class Deployed:
         self._cards: dict[str, AgentCard] = {}
         #: What is to be written, by kind and name, in order.
         self._noted: dict[tuple[str, str], None] = {}
-        self._log = structlog.get_logger("squadron.bridge")
+        self._log = get_logger("squadron.bridge")
 
     async def load(self) -> None:
         """Take up what is recorded."""

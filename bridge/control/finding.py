@@ -13,12 +13,11 @@ from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import structlog
-
 from squadron.actors.thinking.embedding import Embedder
 from squadron.bridge.control.deployed import is_kept
 from squadron.runtime.asking.searching import SEARCH_WITHIN_S
 from squadron.runtime.errors import ConfigError, InvalidInputError, ModelError, SquadronError
+from squadron.runtime.logs import get_logger
 from squadron.runtime.ports.journal import Journal
 from squadron.runtime.redact import scrub
 from squadron.runtime.registry.learned import Learned
@@ -108,7 +107,7 @@ class Finder:
         #: Topics whose vectors are not those of what they say now.
         self._without: dict[TopicKey, None] = {}
         self._intents: OrderedDict[str, asyncio.Future[Vectors]] = OrderedDict()
-        self._log = structlog.get_logger("squadron.bridge")
+        self._log = get_logger("squadron.bridge")
 
     @property
     def verbs(self) -> dict[str, Callable[..., Coroutine[Any, Any, dict[str, Any]]]]:

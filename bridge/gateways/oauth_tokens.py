@@ -15,11 +15,11 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 
-import structlog
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from squadron.bridge.gateways.visitors import Visitor
 from squadron.runtime.errors import InvalidInputError, ServerUnavailableError
+from squadron.runtime.logs import get_logger
 from squadron.runtime.wire.subjects import token_of
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ PROTECTED = "/.well-known/oauth-protected-resource"
 #: Where its metadata is (RFC 8414, and OpenID Connect's own way): before the path of the issuer, or after it.
 _METADATA = ("/.well-known/oauth-authorization-server", "/.well-known/openid-configuration")
 
-_log = structlog.get_logger("squadron.gateway")
+_log = get_logger("squadron.gateway")
 
 
 def _checked_url(url: str) -> str:

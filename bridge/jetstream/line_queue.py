@@ -10,8 +10,6 @@ import contextlib
 import time
 from typing import Any
 
-import structlog
-
 from squadron.bridge.jetstream.former_streams import give_up, remove
 from squadron.bridge.jetstream.journal import read_ack
 from squadron.bridge.jetstream.lease import NOTE_TTL_S
@@ -36,6 +34,7 @@ from squadron.runtime.errors import (
     InvalidSubjectError,
     MessageTooLargeError,
 )
+from squadron.runtime.logs import get_logger
 from squadron.runtime.ports.journal import Entry
 from squadron.runtime.ports.queue import Mailbox
 from squadron.runtime.running.line_numbers import brought_along, number_of
@@ -47,7 +46,7 @@ from squadron.runtime.wire.subjects import Subjects, TicketSubject
 #: for replicas of a release that looks for that among all tasks.
 CALL_S = 5.0
 
-_log = structlog.get_logger("squadron.lines")
+_log = get_logger("squadron.lines")
 
 
 class _LineStream(JetStreamQueue):

@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any
 
 import nats.errors
-import structlog
 from nats.aio.subscription import Subscription as NatsSubscription
 
 from squadron.bridge.jetstream.bus import CoreBus
@@ -18,6 +17,7 @@ from squadron.bridge.jetstream.link.connect import NANOSECONDS, Connection
 from squadron.bridge.jetstream.link.lasting_client import Heard
 from squadron.runtime.background import cancel_all, spawn
 from squadron.runtime.errors import BusUnavailableError, SquadronError
+from squadron.runtime.logs import get_logger
 from squadron.runtime.ports.bus import Note, Subscription
 from squadron.runtime.ports.journal import Journal
 from squadron.runtime.ports.queue import Delivery, Mailbox
@@ -34,7 +34,7 @@ _NO_PIN, _PIN = "423", "Nats-Pin-Id"
 #: How long the server may take to answer a pull that does not wait, in seconds, before it counts as lost.
 TAKE_WITHIN_S = 2.0
 
-_log = structlog.get_logger("squadron.queue")
+_log = get_logger("squadron.queue")
 
 
 class _Lane:

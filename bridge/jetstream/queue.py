@@ -13,8 +13,6 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
-import structlog
-
 from squadron.bridge.jetstream.audit_streams import sent_subject
 from squadron.bridge.jetstream.journal import JetStreamJournal, read_ack
 from squadron.bridge.jetstream.lease import JetStreamLease
@@ -33,6 +31,7 @@ from squadron.bridge.jetstream.stream_configs import (
     find,
 )
 from squadron.runtime.errors import BusUnavailableError, FencedError, InvalidMessageError, RouteConflictError
+from squadron.runtime.logs import get_logger
 from squadron.runtime.ports.journal import Entry
 from squadron.runtime.ports.queue import SERIAL_AT_ONCE, Backlog, Delivery, Feed, Lease, Mailbox
 from squadron.runtime.wire.subjects import NORMAL_PRIORITY, Subjects, check_queued, lane_of, matches
@@ -47,7 +46,7 @@ _NO_MESSAGE = 10037
 #: The lanes beside the normal one.
 _LANES = tuple(priority for priority in range(10) if priority != NORMAL_PRIORITY)
 
-_log = structlog.get_logger("squadron.queue")
+_log = get_logger("squadron.queue")
 
 
 def filters(subjects: Subjects, mailbox: Mailbox, priority: int = NORMAL_PRIORITY) -> list[str]:

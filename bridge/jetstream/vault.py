@@ -17,8 +17,6 @@ import uuid
 from datetime import UTC, datetime
 from typing import Any
 
-import structlog
-
 from squadron.bridge.jetstream.bus import listen
 from squadron.bridge.jetstream.journal import JetStreamJournal
 from squadron.bridge.jetstream.link.connect import Connection
@@ -26,6 +24,7 @@ from squadron.bridge.jetstream.link.lasting_client import Heard
 from squadron.bridge.jetstream.stream_configs import StreamNames
 from squadron.runtime.background import spawn, to_its_end
 from squadron.runtime.errors import ClaimLostError, SquadronError
+from squadron.runtime.logs import get_logger
 from squadron.runtime.ports.bus import Subscription
 from squadron.runtime.ports.vault import name_of
 from squadron.runtime.wire.subjects import MAX_TOKEN
@@ -44,7 +43,7 @@ _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,128}")
 #: The name of what stands in a principal's own place: who stored it, and the digest of its key.
 _OWNED = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_TOKEN}}}\.[0-9a-f]{{64}}")
 
-_log = structlog.get_logger("squadron.vault")
+_log = get_logger("squadron.vault")
 
 
 class JetStreamVault:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 
-import structlog
-
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import BusUnavailableError
+from squadron.runtime.logs import get_logger
 
 #: How long somebody waits for an answer while the line is cut, in seconds, as on a real connection; and whoever
 #: repeats itself until it is understood: reads, and entries that have an id.
 ANSWER_WITHIN_S, PERSIST_S = 5.0, 20.0
 
-_log = structlog.get_logger("squadron.memory")
+_log = get_logger("squadron.memory")
 
 
 class Line:

@@ -7,8 +7,6 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import structlog
-
 from squadron.bridge.metrics.families import OTHER, VERSION, Cells
 from squadron.bridge.metrics.figures import Figures, Gauge
 from squadron.bridge.metrics.sums import Sums, read_cells
@@ -19,6 +17,7 @@ from squadron.runtime.errors import (
     InvalidSubjectError,
     MessageTooLargeError,
 )
+from squadron.runtime.logs import get_logger
 from squadron.runtime.ports.bus import Note, Subscription
 from squadron.runtime.ports.journal import Journal
 from squadron.runtime.registry.presence import LONGEST_LIFE_S, MISSED_HEARTBEATS
@@ -83,7 +82,7 @@ class Census:
         self._sinks: list[Callable[[Figures], None]] = []
         self._hearing: Subscription | None = None
         self._working: list[asyncio.Task[None]] = []
-        self._log = structlog.get_logger("squadron.metrics")
+        self._log = get_logger("squadron.metrics")
 
     async def load(self) -> None:
         """Take up what is stored.

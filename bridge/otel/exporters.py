@@ -5,17 +5,20 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from functools import cache
-
-import structlog
+from typing import TYPE_CHECKING
 
 from squadron.actors.thinking.credentials import given
+from squadron.runtime.logs import get_logger
 from squadron.runtime.telemetry.observer import Observer
 from squadron.runtime.wire.envelope import AgentIdentity
+
+if TYPE_CHECKING:
+    from structlog.typing import Processor
 
 #: What says where spans go; see https://opentelemetry.io/docs/specs/otel/protocol/exporter/.
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
-_log = structlog.get_logger("squadron.traces")
+_log = get_logger("squadron.traces")
 
 
 def traces_of(identity: AgentIdentity, environment: str, env: Mapping[str, str] | None = None) -> Observer | None:
@@ -49,7 +52,7 @@ def traces_of(identity: AgentIdentity, environment: str, env: Mapping[str, str] 
 
 def lines_of(
     identity: AgentIdentity, environment: str, env: Mapping[str, str] | None = None
-) -> tuple[structlog.typing.Processor, ...]:
+) -> tuple[Processor, ...]:
     """What sends this process's log lines, for `configure_logs`; nothing unless `OTEL_LOGS_EXPORTER` says so."""
     env = given() if env is None else env
     exporters = _named("OTEL_LOGS_EXPORTER", env)

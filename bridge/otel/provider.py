@@ -7,7 +7,6 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import structlog
 from opentelemetry.trace import ProxyTracerProvider, TracerProvider, get_tracer_provider
 from opentelemetry.util.re import parse_env_headers
 
@@ -15,6 +14,7 @@ from squadron.bridge.otel import names
 from squadron.bridge.otel.contents import Contents
 from squadron.bridge.otel.traces import Traces
 from squadron.runtime.errors import ConfigError
+from squadron.runtime.logs import get_logger
 from squadron.runtime.redact import keep_secret
 from squadron.runtime.secret import resolved
 from squadron.runtime.wire.envelope import AgentIdentity
@@ -25,7 +25,7 @@ QUEUE = 32_768
 #: How long the end of a process waits until its last spans are sent, in seconds.
 FLUSH_WITHIN_S = 5.0
 
-_log = structlog.get_logger("squadron.traces")
+_log = get_logger("squadron.traces")
 
 
 def of_program() -> TracerProvider | None:

@@ -7,17 +7,18 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-import structlog
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+
+from squadron.runtime.logs import get_logger
 
 #: Spans that are sent together, if the environment says nothing: the SDK's own default.
 BATCH = 512
 #: A log line about lost spans comes at most so often, in seconds.
 TELL_EVERY_S = 30.0
 
-_log = structlog.get_logger("squadron.traces")
+_log = get_logger("squadron.traces")
 
 
 class Batches(SpanProcessor):

@@ -27,6 +27,7 @@ from squadron.bridge.packing.held_secrets import HeldSecretError, check_bytes, c
 from squadron.bridge.packing.lazy import find
 from squadron.bridge.packing.pickling import dumps, travels
 from squadron.runtime.errors import DeployError, InvalidAgentError, MessageTooLargeError
+from squadron.runtime.logs import settle_logs
 from squadron.runtime.wire.deployment import RuntimeEnv, this_python
 
 #: Largest class that travels by value; the embedded server takes messages of 8 MB.
@@ -64,6 +65,7 @@ def load_agent(path: str) -> type[Agent]:
     if not name or is_file or not all(part.isidentifier() for part in module_name.split(".")):
         stem = Path(module_name).stem if is_file else "my_agents"
         raise InvalidAgentError(f"{path!r} is not module:Class", hint=f"for example {stem}:{name or 'Analyst'}")
+    settle_logs()
     try:
         found = getattr(importlib.import_module(module_name), name)
     except ModuleNotFoundError as error:

@@ -7,7 +7,6 @@ import os
 from typing import Any
 
 import ray
-import structlog
 
 from squadron.bridge.audit.archive import archive
 from squadron.bridge.jetstream.audit_streams import AuditPolicy, read_policy, set_policy
@@ -18,14 +17,14 @@ from squadron.bridge.serve.ray_names import NAMESPACE, archivist_name
 from squadron.config import Settings
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import BusUnavailableError
-from squadron.runtime.logs import configure_logs
+from squadron.runtime.logs import configure_logs, get_logger
 from squadron.runtime.retries import summary_of
 from squadron.runtime.wire.envelope import AgentIdentity
 
 #: How often the bridge looks after the archivist, in seconds.
 LOOK_S = 2.0
 
-_log = structlog.get_logger("squadron.archivist")
+_log = get_logger("squadron.archivist")
 
 
 @ray.remote

@@ -9,7 +9,6 @@ import json
 from typing import Any
 
 import ray
-import structlog
 from ray import serve
 from ray.actor import ActorHandle
 from ray.serve.handle import DeploymentHandle
@@ -17,6 +16,7 @@ from ray.serve.handle import DeploymentHandle
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import ConfigError, RouteConflictError, SquadronError
+from squadron.runtime.logs import get_logger
 from squadron.runtime.ports.queue import Mailbox
 from squadron.runtime.registry.registry import STAND_IN
 from squadron.runtime.retries import Retries, summary_of
@@ -61,7 +61,7 @@ class Bindings:
         #: Whether mailboxes, records and cards are to be made anew, because the server has lost them.
         self.to_restore = False
         self._heart: asyncio.Task[None] | None = None
-        self._log = structlog.get_logger("squadron.bindings")
+        self._log = get_logger("squadron.bindings")
 
     async def start(self) -> None:
         """Take up the bindings of an earlier bridge, and keep all of them in the registry."""

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Unpack
 
 import ray
-import structlog
 
 from squadron.actors.thinking.embedding import open_embedder
 from squadron.bridge.auth.minting import AGENT_KEYS, AgentKeys
@@ -35,7 +34,7 @@ from squadron.config import Settings
 from squadron.runtime.asking.options import AskKeywords, AskOptions
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import ConfigError, UntrustedError
-from squadron.runtime.logs import configure_logs
+from squadron.runtime.logs import configure_logs, get_logger
 from squadron.runtime.registry.ranker import TopicKey
 from squadron.runtime.trust.ring_handing import hand_ring
 from squadron.runtime.trust.sealing import SealKey
@@ -58,7 +57,7 @@ class BridgeActor:
         self, settings: Settings, dashboard_url: str
     ) -> None:
         self._settings = settings = as_bridge(settings)
-        self._log, self._replicas = structlog.get_logger("squadron.bridge"), ServeReplicas(settings.env)
+        self._log, self._replicas = get_logger("squadron.bridge"), ServeReplicas(settings.env)
         identity = AgentIdentity(id=f"bridge-{os.getpid()}", type="bridge")
         configure_logs(settings.log_level, *lines_of(identity, settings.env))
         self._wiring = await Wiring.open(settings, identity, create=True)

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import ray
-import structlog
 
 from squadron.bridge.packing.code import Code
 from squadron.bridge.serve.agent_process import AgentProcess, keep_logs, settle
@@ -22,6 +21,7 @@ from squadron.bridge.serve.login import call_bridge
 from squadron.config import Settings
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import SquadronError
+from squadron.runtime.logs import get_logger
 from squadron.runtime.retries import summary_of, traceback_of
 from squadron.runtime.wire.envelope import AgentIdentity
 
@@ -36,7 +36,7 @@ THREADS = 1024
 #: Connections that are made at once: each is some 30 ms of work, and one that waits for long is given up.
 OPENED_AT_ONCE = 4
 
-_log = structlog.get_logger("squadron.group")
+_log = get_logger("squadron.group")
 
 
 class Seat:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import structlog
 
 from squadron.bridge.auth.minting import LIFE_S
 from squadron.bridge.daemons import write_private
@@ -22,6 +21,7 @@ from squadron.bridge.jetstream.wiring import Wiring
 from squadron.bridge.serve.ray_names import NAMESPACE, bridge_name
 from squadron.config import Settings
 from squadron.runtime.errors import BusUnavailableError, DeployError, SquadronError
+from squadron.runtime.logs import get_logger
 from squadron.runtime.retries import summary_of
 from squadron.runtime.trust.jwts import credentials
 from squadron.runtime.trust.keys import Key
@@ -35,7 +35,7 @@ RENEWED_AT = (0.5, 0.75)
 #: Pause between two tries, as a part of its life: some ten of them fit into what is left.
 TRIED_AGAIN = 0.02
 
-_log = structlog.get_logger("squadron.login")
+_log = get_logger("squadron.login")
 
 
 @dataclass(frozen=True, slots=True)

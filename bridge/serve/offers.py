@@ -7,8 +7,6 @@ import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
-import structlog
-
 from squadron.actors.agent import Agent, AgentSpec
 from squadron.actors.operations import Operation
 from squadron.actors.remote.remote_agent import RemoteAgent
@@ -17,6 +15,7 @@ from squadron.bridge.control.callers import offering
 from squadron.bridge.packing.code import Code, pack, unpack
 from squadron.bridge.place import Place
 from squadron.runtime.errors import ConfigError, SquadronError
+from squadron.runtime.logs import get_logger
 from squadron.runtime.steady import Steady
 from squadron.runtime.wire.deployment import Deployment
 from squadron.runtime.wire.limits import Clock
@@ -30,7 +29,7 @@ Alter = Callable[[str, Callable[[Deployment], Deployment | None]], Awaitable[Non
 #: seconds.
 LOOK_PAUSE_S, RETRY_S = 1.0, 10.0
 
-_log = structlog.get_logger("squadron.offers")
+_log = get_logger("squadron.offers")
 
 
 class TakenOffers:

@@ -11,8 +11,6 @@ from collections.abc import Awaitable, Callable
 from importlib.metadata import version
 from typing import Any
 
-import structlog
-
 from squadron.bridge.audit.history import behind
 from squadron.bridge.daemons import private_dir, write_private
 from squadron.bridge.health.probes import Probes
@@ -26,6 +24,7 @@ from squadron.bridge.metrics.figures import Figures
 from squadron.bridge.metrics.gauges import Gauges
 from squadron.bridge.serve.ray_metrics import RayMetrics
 from squadron.runtime.errors import ConfigError
+from squadron.runtime.logs import get_logger
 from squadron.runtime.retries import summary_of
 
 
@@ -49,7 +48,7 @@ class Showcase:
         self._bound, self._id = Countings(), f"bridge-{uuid.uuid4().hex[:8]}"
         wiring.ports.observers.add(self._bound)
         self.endpoint: ScrapePort | None = None
-        self._log = structlog.get_logger("squadron.metrics")
+        self._log = get_logger("squadron.metrics")
 
     async def open(self) -> None:
         """Take up what an earlier bridge counted, and begin to show.

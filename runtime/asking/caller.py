@@ -12,8 +12,6 @@ from collections.abc import Awaitable, Callable, Iterator
 from functools import cached_property
 from typing import Any, TypeVar
 
-import structlog
-
 from squadron.runtime.asking.admission import RETRY_AFTER_S, Admission
 from squadron.runtime.asking.ask_seal import AskSeal
 from squadron.runtime.asking.cancel import request_cancel
@@ -33,6 +31,7 @@ from squadron.runtime.errors import (
     MessageTooLargeError,
 )
 from squadron.runtime.lite.topic import LiteTopics
+from squadron.runtime.logs import get_logger
 from squadron.runtime.ports.bus import Note, Subscription
 from squadron.runtime.registry.registry import Registry
 from squadron.runtime.store.claims import INPUT_KEEP_S
@@ -50,7 +49,7 @@ from squadron.runtime.wire.subjects import LiteSubject, live_of, token_of, told_
 
 T = TypeVar("T")
 
-_log = structlog.get_logger("squadron.caller")
+_log = get_logger("squadron.caller")
 
 #: While an outcome is awaited its lite topic is read anew after so long, doubling up to the second figure:
 #: the live message may have been lost. At most so many are read in one step, in seconds.

@@ -8,6 +8,7 @@ from typing import Literal, Self
 
 from squadron.runtime.calling import Threads, call
 from squadron.runtime.errors import InvalidInputError, SquadronError
+from squadron.runtime.lite.believed import TakeEntry
 from squadron.runtime.lite.followed import Batch
 from squadron.runtime.lite.follower import Follower, FollowStatistics
 from squadron.runtime.lite.reader import (
@@ -17,7 +18,6 @@ from squadron.runtime.lite.reader import (
     before_time,
     read_end,
 )
-from squadron.runtime.ports.journal import Entry
 from squadron.runtime.ports.lite_journal import END_HEADER, LiteJournal
 from squadron.runtime.steady import Steady
 from squadron.runtime.wire.limits import Clock
@@ -56,11 +56,10 @@ class LiteFeed:
         owner: str,
         clock: Clock,
         used: Callable[[str], None],
-        counts: Callable[[Entry], Awaitable[bool]] | None = None,
+        taken: TakeEntry,
     ) -> None:
         self.owner = owner
-        #: Whether a message is handed out: as somebody signed it who may.
-        self._counts = counts
+        self._taken = taken
         self._lite, self._subjects, self._clock, self._used = lite, subjects, clock, used
         self._pattern = subjects.lite_of(owner)
         self._opened: Follower | None = None
@@ -179,8 +178,8 @@ class LiteFeed:
         items: list[LiteMessage | End] = []
         for entry in batch.entries:
             if END_HEADER not in entry.headers:
-                if self._counts is None or await self._counts(entry):
-                    items.append(LiteMessage(entry.seq, entry.time, entry.data, entry.headers, missed))
+                if (data := await self._taken(entry)) is not None:
+                    items.append(LiteMessage(entry.seq, entry.time, data, entry.headers, missed))
             elif entry.seq >= self._newest.get(key, 0):
                 items.append(read_end(entry, cursor, missed=missed))
             cursor, missed = entry.seq, False

@@ -12,11 +12,10 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Self
 
-import structlog
-
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import BusUnavailableError, SquadClosedError
 from squadron.runtime.lite.followed import Batch, Followed
+from squadron.runtime.logs import get_logger
 from squadron.runtime.ports.bus import Subscription
 from squadron.runtime.ports.journal import Entry, Journal
 from squadron.runtime.retries import backoff_s, places_of, summary_of, traceback_of
@@ -34,7 +33,7 @@ RETRY_S, LONGEST_RETRY_S, AWAY_S = 1.0, 30.0, 0.1
 #: for again after these pauses, in seconds. Then it is gone.
 SETTLE_S = (0.02, 0.1, 0.5)
 
-_log = structlog.get_logger("squadron.follow")
+_log = get_logger("squadron.follow")
 
 Handler = Callable[[Batch], Awaitable[None]]
 

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from squadron.runtime.background import spawn
 from squadron.runtime.closing import AsyncClosing
 from squadron.runtime.errors import BusUnavailableError, InvalidMessageError, SquadClosedError
+from squadron.runtime.lite.believed import TakeEntry
 from squadron.runtime.lite.exclusive import ExclusiveCursor, Guarded
 from squadron.runtime.lite.followed import Batch
 from squadron.runtime.lite.follower import Follower
@@ -45,7 +46,8 @@ class LiteMessage:
     Attributes:
         seq: its sequence; a reader goes on with the next one by `start=seq + 1`.
         time: when it was stored, in seconds since the epoch.
-        data, headers: as they were sent, by whichever client.
+        data, headers: as they were sent, by whichever client; what is sealed for this process is opened, and what
+            is sealed for others has no `content`.
         missed: whether messages before it, after the one read last, may have lapsed unread.
     """
 
@@ -128,15 +130,14 @@ class LiteReading(AsyncClosing, AsyncIterator[LiteMessage]):
         clock: Clock,
         used: Callable[[], None],
         take: Callable[[], Awaitable[ExclusiveCursor]] | None = None,
-        counts: Callable[[Entry], Awaitable[bool]] | None = None,
+        taken: TakeEntry,
     ) -> None:
         self.end: End | None = None
         self._lite, self._key, self._start, self._live = lite, key, start, live
         self._clock, self._used, self._used_at = clock, used, 0.0
         #: Makes this the only reader of its name.
         self._take = take
-        #: Whether a message is handed out: as somebody signed it who may.
-        self._counts = counts
+        self._taken = taken
         #: All up to this sequence was handed out, or was not wanted; if `anchored`, there was a message at it.
         self._cursor, self._anchored = 0, False
         self._handed_out = False
@@ -261,9 +262,9 @@ class LiteReading(AsyncClosing, AsyncIterator[LiteMessage]):
                     self.end = read_end(entry, self._cursor, missed=self._missed)
                     return
                 self._missed = False
-            elif entry.time >= self._since and (self._counts is None or await self._counts(entry)):
+            elif entry.time >= self._since and (data := await self._taken(entry)) is not None:
                 missed, self._missed, self._handed_out = self._missed, False, True
-                yield LiteMessage(entry.seq, entry.time, entry.data, entry.headers, missed)
+                yield LiteMessage(entry.seq, entry.time, data, entry.headers, missed)
             self._cursor = entry.seq
             self._note_life(entry)
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -22,17 +22,18 @@ from squadron.runtime.errors import (
     SquadClosedError,
     StorageFullError,
 )
-from squadron.runtime.lite.believed import is_said
+from squadron.runtime.lite.believed import TakeEntry, taken_by
 from squadron.runtime.lite.exclusive import ExclusiveCursor, cursor_key
 from squadron.runtime.lite.feed import LiteFeed
 from squadron.runtime.lite.quotas import IN_ALL, PER_OWNER, Quotas
 from squadron.runtime.lite.reader import LiteReader, LiteReading
-from squadron.runtime.ports.journal import Entry, Headers
+from squadron.runtime.ports.journal import Headers
 from squadron.runtime.ports.lite_journal import END_HEADER
 from squadron.runtime.store.operating import operating
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.telemetry.happenings import MessagePut
 from squadron.runtime.telemetry.storing import told_when_stored
+from squadron.runtime.trust.sealing import SealKey
 from squadron.runtime.wire.start import LiteStart, check_lite_start
 from squadron.runtime.wire.subjects import check_token, life_of, token_of
 
@@ -62,8 +63,7 @@ class LiteTopics:
     def __init__(self, ports: Ports, *, per_owner: int = PER_OWNER, in_all: int = IN_ALL) -> None:
         self._ports = ports
         self.identity, self.lite, self.clock = ports.identity, ports.lite, ports.clock
-        self.pack = ports.pack
-        self._subjects, self._observers, self._guard = ports.subjects, ports.observers, ports.guard
+        self._subjects, self._observers = ports.subjects, ports.observers
         self._quotas = Quotas(ports.lite, ports.subjects, ports.clock, per_owner=per_owner, in_all=in_all)
         #: Of the topics that were published on from here.
         self._lives: dict[str, _Life] = {}
@@ -71,7 +71,12 @@ class LiteTopics:
         self._background: set[asyncio.Task[None]] = set()
 
     def topic(
-        self, id: str | None = None, owner: str | None = None, *, ttl_s: float | timedelta | None = None
+        self,
+        id: str | None = None,
+        owner: str | None = None,
+        *,
+        ttl_s: float | timedelta | None = None,
+        readers: tuple[SealKey, ...] = (),
     ) -> LiteTopic:
         """The lite topic `id` of `owner`; nothing happens on the wire.
 
@@ -80,6 +85,7 @@ class LiteTopics:
             owner: a token; this process's own by default.
             ttl_s: its life after each use, from 1 second to 30 days, in seconds or as a timedelta; by default the
                 one it has, or a day.
+            readers: for whom what is published there is sealed; by default anybody reads it.
 
         Raises:
             InvalidSubjectError: `id` or `owner` is not a token.
@@ -88,12 +94,12 @@ class LiteTopics:
         ttl_s = _check_ttl(ttl_s)
         owner = token_of(self.identity.id) if owner is None else owner
         id = os.urandom(16).hex() if id is None else id
-        return LiteTopic(self, self._subjects.lite(owner, id), owner, id, ttl_s)
+        return LiteTopic(self, self._subjects.lite(owner, id), owner, id, ttl_s, readers)
 
     @property
-    def counts(self) -> Callable[[Entry], Awaitable[bool]] | None:
-        """Whether a message counts: as its source signed it; None where nobody looks."""
-        return None if self._guard is None else partial(is_said, self._guard)
+    def taken(self) -> TakeEntry:
+        """How a message is taken; see `taken_by`."""
+        return partial(taken_by, self._ports)
 
     def follow(self, owner: str | None = None) -> LiteFeed:
         """Many lite topics of one owner over one subscription; enter it with `async with`.
@@ -106,12 +112,24 @@ class LiteTopics:
         """
         owner = token_of(self.identity.id) if owner is None else check_token(owner, "owner")
         used: Callable[[str], None] = lambda id: self.touch(self.topic(id, owner))  # noqa: E731
-        return LiteFeed(self.lite, self._subjects, owner, self.clock, used, self.counts)
+        return LiteFeed(self.lite, self._subjects, owner, self.clock, used, self.taken)
 
     async def take(self, topic: LiteTopic, name: str) -> ExclusiveCursor:
         """Become the only reader `name` of a topic."""
         place = cursor_key(self._subjects, topic.key, name)
         return await ExclusiveCursor.take(self.lite, place, f"{name!r} of {topic.owner}/{topic.id}")
+
+    async def packed(self, topic: LiteTopic, content: Any) -> bytes:
+        """A message of a topic as it can travel; see `LiteTopic.publish`."""
+        if isinstance(content, bytes):
+            if topic.readers:
+                hint = "publish a JSON value; or, if they tell nothing of the task, on ctx.lite(…, readable=True)"
+                raise InvalidInputError("bytes are not sealed, and this task is", field="content", hint=hint)
+            return content
+        payload = {"content": content}
+        if not topic.readers:
+            return self._ports.pack("event", payload)
+        return await self._ports.pack_for(topic.readers, topic.key, "event", payload, keep_s=LONGEST_TTL_S)
 
     async def publish(self, topic: LiteTopic, data: bytes, msg_id: str | None) -> int:
         """Store one message and see that its topic lives on; see `LiteTopic.publish`."""
@@ -263,11 +281,20 @@ class LiteTopic:
         key: its subject.
         owner, id: the last two tokens of it.
         ttl_s: how long it lives after each use, in seconds; None is what it has, or a day.
+        readers: for whom what is published here is sealed; nobody: anybody reads it.
     """
 
-    def __init__(self, topics: LiteTopics, key: str, owner: str, id: str, ttl_s: float | None) -> None:
+    def __init__(
+        self,
+        topics: LiteTopics,
+        key: str,
+        owner: str,
+        id: str,
+        ttl_s: float | None,
+        readers: tuple[SealKey, ...] = (),
+    ) -> None:
         self.key, self.owner, self.id, self.ttl_s = key, owner, id, ttl_s
-        self._topics = topics
+        self._topics, self.readers = topics, readers
 
     def __repr__(self) -> str:
         return f"LiteTopic({self.key})"
@@ -276,19 +303,18 @@ class LiteTopic:
         """Store one message and return its sequence; it is stored when this returns.
 
         Args:
-            content: any JSON value, sent as an `event` message; bytes are stored as they are.
+            content: any JSON value, sent as an `event` message; bytes are stored as they are, and not sealed.
             msg_id: any text; stored once under it within two minutes on this topic, and a server that is away is
                 waited for.
 
         Raises:
-            InvalidInputError: `content` is not JSON.
+            InvalidInputError: `content` is not JSON, or bytes where it is to be sealed.
             QuotaExceededError: the topic would be new, and there are as many as allowed.
             MessageTooLargeError: larger than the server takes.
             BusUnavailableError: not acknowledged in time; the same `msg_id` again is safe.
         """
-        is_raw = isinstance(content, bytes)
         try:
-            data = content if is_raw else self._topics.pack("event", {"content": content})
+            data = await self._topics.packed(self, content)
         except PydanticSerializationError as error:
             hint = "publish a JSON value, or bytes"
             raise InvalidInputError(f"the content is not JSON: {error}", field="content", hint=hint) from None
@@ -325,7 +351,7 @@ class LiteTopic:
             clock=topics.clock,
             used=lambda: topics.touch(self),
             take=None if exclusive is None else lambda: topics.take(self, exclusive),
-            counts=topics.counts,
+            taken=topics.taken,
         )
         return LiteReader(reading)
 

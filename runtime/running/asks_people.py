@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from squadron.runtime.asking.caller import Caller
 from squadron.runtime.asking.people import QUESTION_WITHIN_S, TurnQuestions, check_may_ask
+from squadron.runtime.running.in_turn import InTurn
 from squadron.runtime.texts import jsonable
-from squadron.runtime.trust.sealing import SealKey
-from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.limits import Deadline
 from squadron.runtime.wire.question import Proposal, Question, Reply, schema_of
 
@@ -18,23 +16,12 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
 
-class AsksPeople:
+class AsksPeople(InTurn):
     """The part of `Context` that asks people."""
 
-    message: AgentMessage
     deadline: Deadline
-    #: For whom what it says is sealed; nobody, if the task was not sealed.
-    _readers: tuple[SealKey, ...] = ()
-    _caller: Caller
     #: Made by the first question.
     _questions: TurnQuestions | None = None
-
-    def _check_loop(self) -> None: ...
-
-    @property
-    def is_sealed(self) -> bool:
-        """Whether nobody but this agent and its asker is to read what the task is about."""
-        return bool(self._readers)
 
     async def ask_person(
         self,

@@ -9,10 +9,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-import structlog
-
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import BusUnavailableError, InvalidInputError, SquadronError, Terminal
+from squadron.runtime.logs import get_logger
 from squadron.runtime.ports.bus import Note, Subscription
 from squadron.runtime.registry.registry import Registry
 from squadron.runtime.retries import summary_of, text_of, traceback_of
@@ -164,7 +163,7 @@ class Bidding:
         self._answer = answer or self._from_statistics
         self._ears: list[Subscription] = []
         self._calls: set[asyncio.Task[None]] = set()
-        self._log = structlog.get_logger("squadron.bidding").bind(agent=turns.agent, replica=ports.identity.id)
+        self._log = get_logger("squadron.bidding").bind(agent=turns.agent, replica=ports.identity.id)
 
     async def start(self) -> None:
         """Begin to hear calls: the agent's, of which each reaches one replica, and this replica's own."""

@@ -8,7 +8,6 @@ import json
 import threading
 from collections.abc import Coroutine, Iterable
 from concurrent.futures import Future
-from datetime import timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 from weakref import WeakSet
@@ -21,11 +20,11 @@ from squadron.runtime.asking.negotiation import BIDS_WITHIN_S, negotiate
 from squadron.runtime.asking.options import AskKeywords, AskOptions
 from squadron.runtime.calling import Threads
 from squadron.runtime.errors import WrongLoopError
-from squadron.runtime.lite.topic import LiteTopic
 from squadron.runtime.ports.lite_journal import END_HEADER
 from squadron.runtime.ports.queue import Lease
 from squadron.runtime.running.asks_people import AsksPeople
 from squadron.runtime.running.ledger import ONCE, Ledger
+from squadron.runtime.running.publishes import Publishes
 from squadron.runtime.running.sync_context import SyncContext
 from squadron.runtime.store.own_journal import OwnJournal, memory_owner
 from squadron.runtime.streams.writer import StreamWriter
@@ -48,7 +47,7 @@ MEMORY_TTL_S = 7 * 24 * 3600.0
 IN_TIME = 0.95
 
 
-class Context(AsksPeople):
+class Context(AsksPeople, Publishes):
     """One turn's view: the message, its deadline and budget, and the ways to talk.
 
     Attributes:
@@ -78,8 +77,6 @@ class Context(AsksPeople):
         self.deadline, self.ledger, self._log = deadline, ledger, log
         self._agent, self._caller = agent, caller
         self._lite_key = lite_key
-        #: On whose behalf the task is, its verified sender at last; see `wire.behalf`.
-        self.behalf: tuple[str, ...] = ()
         self._writer: StreamWriter | None = None
         self._stopped = self._ended = False
         #: Where the replica's loop runs, and what a handler in another thread waits for.
@@ -234,36 +231,6 @@ class Context(AsksPeople):
         path = (*message.path, step_of(self.topic, message.payload.content))
         readers = tuple(map(str, self._readers)) if message.nested else ()
         return Parent(message.id, path, message.source.id, self.behalf, readers)
-
-    def lite(
-        self, id: str | None = None, owner: str | None = None, *, ttl_s: float | timedelta | None = None
-    ) -> LiteTopic:
-        """A lite topic to publish on and read from, of this process unless it names another owner.
-
-        See `LiteTopics.topic`.
-        """
-        return self._caller.lite_topics.topic(id, owner, ttl_s=ttl_s)
-
-    async def publish(self, topic: str, content: Any, *, conversation_id: str = "") -> None:
-        """Send an event to whoever listens now (at most once).
-
-        Raises:
-            InvalidSubjectError: `topic` is not `domain.specificity`.
-        """
-        self._check_loop()
-        await self._caller.sender.publish(topic, content, conversation_id=conversation_id, behalf=self.behalf)
-
-    async def publish_durable(
-        self, topic: str, content: Any, *, event_id: str = "", conversation_id: str = ""
-    ) -> int:
-        """Store an event for durable subscriptions (at least once) and return its sequence.
-
-        See `Caller.publish_durable`. An attempt that is run again publishes again, unless it gives an `event_id`.
-        """
-        self._check_loop()
-        return await self._caller.sender.publish_durable(
-            topic, content, event_id=event_id, conversation_id=conversation_id, behalf=self.behalf
-        )
 
     @property
     def cancelled(self) -> bool:

@@ -7,10 +7,9 @@ import hashlib
 from collections.abc import Callable
 from typing import Any
 
-import structlog
-
 from squadron.runtime.calling import THREAD_GRACE_S, Threads, call
 from squadron.runtime.errors import InvalidMessageError, UntrustedError
+from squadron.runtime.logs import get_logger
 from squadron.runtime.ports.queue import Delivery
 from squadron.runtime.retries import Retries, failure_details, summary_of, traceback_of
 from squadron.runtime.running.permission import may_publish
@@ -83,7 +82,7 @@ class EventTurns:
         self.group, self._handle, self._ports, self._pattern = group, handle, ports, pattern
         self._letters = DeadLetters(ports)
         self._retries, self._run_timeout_s = retries, run_timeout_s
-        self._log = structlog.get_logger("squadron.event").bind(group=group, replica=ports.identity.id)
+        self._log = get_logger("squadron.event").bind(group=group, replica=ports.identity.id)
 
     async def run(self, delivery: Delivery) -> None:
         """Take one delivery to its end: handled and settled, handed back for another attempt, or buried."""

@@ -14,13 +14,12 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import structlog
-
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import (
     BusUnavailableError,
     InvalidSubjectError,
 )
+from squadron.runtime.logs import get_logger
 from squadron.runtime.ports.journal import Entry
 from squadron.runtime.ports.queue import CLOCKS_S, Backlog, Delivery, Feed, Lease, Mailbox, Store
 from squadron.runtime.retries import traceback_of
@@ -99,7 +98,7 @@ class _LineFeed:
         #: From when on, in seconds since the epoch, what is stored goes no other way than through such a feed.
         self._since = clock.time() + CLOCKS_S
         self._under_way: set[asyncio.Task[None]] = set()
-        self._log = structlog.get_logger("squadron.ordered").bind(mailbox=lines.mailbox.name)
+        self._log = get_logger("squadron.ordered").bind(mailbox=lines.mailbox.name)
 
     async def open(self, *, intake: bool) -> None:
         """Begin; without the `intake` only what stands in line already is handed out."""

@@ -13,8 +13,6 @@ from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any
 
-import structlog
-
 from squadron.runtime.asking.cancel import is_cancelled
 from squadron.runtime.asking.question_records import PEOPLE, read_question
 from squadron.runtime.background import cancel_all, spawn
@@ -22,6 +20,7 @@ from squadron.runtime.errors import InvalidMessageError, Park
 from squadron.runtime.lite.feed import LiteFeed, LiteItems
 from squadron.runtime.lite.reader import End
 from squadron.runtime.lite.topic import LiteTopics
+from squadron.runtime.logs import get_logger
 from squadron.runtime.ports.lite_journal import END_HEADER
 from squadron.runtime.ports.queue import Delivery
 from squadron.runtime.store.port_set import Ports
@@ -39,7 +38,7 @@ WAKE_AFTER_S = 0.5
 #: A task comes this much after its deadline, in seconds, so that the default counts by then.
 AFTER_DEADLINE_S = 0.05
 
-_log = structlog.get_logger("squadron.parking")
+_log = get_logger("squadron.parking")
 
 
 class Parking:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 
-import structlog
-
+from squadron.runtime.logs import get_logger
 from squadron.runtime.ports.queue import Delivery
 from squadron.runtime.running.reports import Reports
 from squadron.runtime.store.dead_letters import DeadLetters
@@ -14,7 +13,7 @@ from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.wire.outcome import DeadLettered
 from squadron.runtime.wire.subjects import token_of
 
-_log = structlog.get_logger("squadron.turn")
+_log = get_logger("squadron.turn")
 
 
 class Poison:

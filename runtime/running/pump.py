@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, TypeVar
 
-import structlog
-
 from squadron.runtime.background import cancel_all, spawn
 from squadron.runtime.errors import BusUnavailableError, SquadClosedError
+from squadron.runtime.logs import get_logger
 from squadron.runtime.ports.queue import Delivery, Feed
 from squadron.runtime.retries import places_of, traceback_of
 from squadron.runtime.wire.outcome import Outcome
@@ -120,7 +119,7 @@ class Pump:
         self._feed: Feed | None = None
         self._extender: asyncio.Task[None] | None = None
         self._outcomes: Counter[str] = Counter()
-        self._log = structlog.get_logger("squadron.pump").bind(mailbox=source.name)
+        self._log = get_logger("squadron.pump").bind(mailbox=source.name)
 
     async def start(self) -> None:
         """Begin to pull."""

@@ -7,8 +7,6 @@ from collections.abc import Collection, Sequence
 from functools import partial
 from typing import Any
 
-import structlog
-
 from squadron.runtime.asking.caller import Caller
 from squadron.runtime.asking.cancel import Cancellations
 from squadron.runtime.asking.question_records import withdraw_questions
@@ -20,6 +18,7 @@ from squadron.runtime.errors import (
     SupersededError,
     UntrustedError,
 )
+from squadron.runtime.logs import get_logger
 from squadron.runtime.ports.queue import Delivery
 from squadron.runtime.retries import summary_of
 from squadron.runtime.running.allowance import Allowance
@@ -93,7 +92,7 @@ class Turns:
         self._cancelled, self._courier = Cancellations(ports), Courier(ports)
         #: What was offered for tasks that may come, and what those that came took.
         self.offers, self.statistics = Offers(ports.clock), Statistics()
-        self._log = structlog.get_logger("squadron.turn").bind(agent=agent, replica=ports.identity.id)
+        self._log = get_logger("squadron.turn").bind(agent=agent, replica=ports.identity.id)
 
     async def start(self) -> None:
         """Begin to hear of cancelled tasks; before the first turn.

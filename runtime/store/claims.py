@@ -8,7 +8,6 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import structlog
 from pydantic import Field, ValidationError
 
 from squadron.runtime.errors import (
@@ -18,6 +17,7 @@ from squadron.runtime.errors import (
     MessageTooLargeError,
     UnsealedError,
 )
+from squadron.runtime.logs import get_logger
 from squadron.runtime.ports.vault import MOST_BYTES, OVER_BYTES, Vault, name_of
 from squadron.runtime.store.sealed import (
     is_sealed,
@@ -41,7 +41,7 @@ INPUT_KEEP_S = 90 * 24 * 3600.0
 _BESIDE = {"claim", "constraints"}
 #: What stands around a sealed payload, at most, in bytes: an envelope with its longest names, and eight keys.
 _AROUND_BYTES = 12 * 1024
-_log = structlog.get_logger("squadron.claims")
+_log = get_logger("squadron.claims")
 
 
 class Claim(Wire):

@@ -7,13 +7,12 @@ from collections.abc import Callable
 from pkgutil import resolve_name
 from typing import Protocol
 
-import structlog
-
 from squadron.runtime.errors import ConfigError
+from squadron.runtime.logs import get_logger
 from squadron.runtime.retries import summary_of, traceback_of
 from squadron.runtime.telemetry.happenings import Happening
 
-_log = structlog.get_logger("squadron.observers")
+_log = get_logger("squadron.observers")
 
 
 class Observer(Protocol):

@@ -6,15 +6,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import structlog
-
+from squadron.runtime.logs import get_logger
 from squadron.runtime.telemetry.happenings import Happening, TurnEnded
 
 #: Of one topic the first so many successes of a second are logged, and then one in so many: at a thousand tasks a
 #: second this is 15 lines, and 0.9 µs a task (a line takes 30 µs, measured).
 FIRST_EACH_S, THEN_ONE_IN = 5, 100
 
-_log = structlog.get_logger("squadron.tasks")
+_log = get_logger("squadron.tasks")
 
 
 class TurnLog:

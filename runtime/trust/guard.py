@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-import structlog
-
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import BusUnavailableError, UntrustedError
+from squadron.runtime.logs import get_logger
 from squadron.runtime.trust.signature_check import SignatureCheck, Signed, UnknownUserError
 from squadron.runtime.trust.verify_modes import VerifyMode, VerifyModes
 
@@ -42,7 +41,7 @@ Kind = Literal[
 #: Whether who signed it may say it; raises an `UntrustedError` if not.
 May = Callable[[Signed], None]
 
-_log = structlog.get_logger("squadron.trust")
+_log = get_logger("squadron.trust")
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,6 +78,8 @@ def ask(
     as_json: Json = False,
 ) -> None:
     """Send one task and print its result. A value is read as JSON where the topic wants more than text."""
+    # Else Pydantic looks for plugins in all that is installed. Nothing is started here that would inherit it.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     from squadron.runtime.wire.route import Route
 
     options = {

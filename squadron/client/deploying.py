@@ -17,11 +17,11 @@ from squadron.client.talking import Talking
 from squadron.runtime.errors import ConfigError, DeployError
 from squadron.runtime.html_table import table
 from squadron.runtime.wire.canary_share import check_share
-from squadron.runtime.wire.deployment import Deployment, RuntimeEnv, Scale
 
 if TYPE_CHECKING:
     from squadron.actors.agent import Agent, AgentSpec
     from squadron.client.declared import Change, DeclaredSquad
+    from squadron.runtime.wire.deployment import Deployment
 
 #: How long a deploy may take, in seconds: on 2 cores a replica needs 1 to 3 s, a cold import more.
 DEPLOY_WITHIN_S = 120.0
@@ -195,6 +195,8 @@ class Fleet(Talking):
 
     async def _declared_now(self) -> dict[str, Deployment]:
         """The agents as they are to run now, as the bridge recorded them."""
+        from squadron.runtime.wire.deployment import Deployment
+
         pattern = self._wiring.ports.subjects.registry("deployment")
         found = [Deployment.model_validate_json(each.data) for each in await self._wiring.records.latest(pattern)]
         return {each.agent: each for each in found}
@@ -206,6 +208,7 @@ class Fleet(Talking):
 
     async def _pack(self, spec: AgentSpec, group: str | None = None) -> Deployment:
         from squadron.bridge.packing import code
+        from squadron.runtime.wire.deployment import Deployment, RuntimeEnv, Scale
 
         agent_class = spec.agent_class
         packed, blob = code.pack(agent_class)

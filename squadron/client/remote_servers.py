@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from squadron.client.deploying import DEPLOY_WITHIN_S, Fleet
 from squadron.runtime.errors import InvalidAgentError, InvalidInputError
-from squadron.runtime.wire.deployment import Deployment
+
+if TYPE_CHECKING:
+    from squadron.runtime.wire.deployment import Deployment
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,13 +9,12 @@ import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 from weakref import WeakSet
 
 from squadron.bridge.place import Place
 from squadron.client.looking import Looking
 from squadron.client.stream import Stream
-from squadron.client.subscriptions import DurableEvents, Events
 from squadron.runtime.asking.answering import OpenQuestion, People, QuestionNews
 from squadron.runtime.asking.handle import Handle
 from squadron.runtime.asking.negotiation import BIDS_WITHIN_S, negotiate
@@ -30,6 +29,9 @@ from squadron.runtime.wire.outcome import Outcome
 from squadron.runtime.wire.question import Action, Reply
 from squadron.runtime.wire.start import Start
 from squadron.runtime.wire.subjects import check_pattern
+
+if TYPE_CHECKING:
+    from squadron.client.subscriptions import DurableEvents, Events
 
 #: How long a whole run of the supervisor may take when the caller does not say, in seconds.
 RUN_WITHIN_S = 600.0
@@ -149,6 +151,8 @@ class Talking(Looking):
 
     async def subscribe(self, pattern: str) -> Events:
         """Hear events: `status.*`, or `*.*` for all; active when this returns."""
+        from squadron.client.subscriptions import Events
+
         events = Events(guard=self._wiring.ports.guard)
         subject = self._wiring.ports.subjects.event(check_pattern(pattern))
         events.attach(await self._wiring.ports.bus.subscribe(subject, events.hear))
@@ -216,6 +220,8 @@ class Talking(Looking):
             InvalidInputError: `start` is not a place in the log.
             BusUnavailableError: the server can't be reached.
         """
+        from squadron.client.subscriptions import DurableEvents
+
         events = await DurableEvents.open(self._wiring, name, pattern, start)
         self._heard.add(events)
         return events

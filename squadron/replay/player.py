@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import structlog
-
 from squadron.actors.goals.planner import OfflinePlanner
 from squadron.actors.goals.supervisor import OWN_TOPIC, Pursuit, Terms
 from squadron.actors.llm.tools import tools_of
@@ -41,6 +39,7 @@ from squadron.replay.held import NotingMind, ReplayActions, ReplayNotes, ReplayR
 from squadron.replay.recording import RecordedRun
 from squadron.replay.tape import Tape
 from squadron.runtime.errors import SquadronError
+from squadron.runtime.logs import get_logger
 from squadron.runtime.running.ledger import Ledger
 from squadron.runtime.wire.approvals import Approvals
 from squadron.runtime.wire.envelope import LAST_MS, AgentIdentity, AgentMessage, Constraints
@@ -191,7 +190,7 @@ class Player:
             ledger=Ledger(Constraints.model_validate(epoch.grant).budget),
             caller=self._place.caller,
             lite_key=self._place.ports.subjects.lite("replay", "replay"),
-            log=structlog.get_logger("squadron.replay"),
+            log=get_logger("squadron.replay"),
         )
 
     def _answer_by_ms(self) -> int:

@@ -10,8 +10,6 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
-import structlog
-
 from squadron.actors.goals.planner import OfflinePlanner
 from squadron.actors.goals.supervisor import OWN_TOPIC, Pursuit, Terms
 from squadron.actors.runs.acting import Actions
@@ -37,6 +35,7 @@ from squadron.replay.fork import Changes, Fork, folded, fork
 from squadron.replay.known import KnownWorld, outcome_of
 from squadron.replay.recording import Header, RecordedRun, Recording
 from squadron.runtime.errors import ConfigError, SquadronError, Terminal
+from squadron.runtime.logs import get_logger
 from squadron.runtime.running.context import TurnContext
 from squadron.runtime.running.ledger import Ledger
 from squadron.runtime.wire.approvals import Approvals
@@ -289,7 +288,7 @@ async def _go_on(
         ledger=Ledger(Constraints.model_validate(epoch.grant).budget.minus(before.spent)),
         caller=place.caller,
         lite_key=place.ports.subjects.lite("replay", "replay"),
-        log=structlog.get_logger("squadron.replay"),
+        log=get_logger("squadron.replay"),
     )
     ctx.world, ctx.live, ctx.run = KnownWorld(recorded, whole, cut), live, recorded.run
     pursues = started.topic == OWN_TOPIC

@@ -22,6 +22,7 @@ from squadron.bridge.jetstream.wiring import Wiring
 from squadron.runtime.asking.negotiation import Submit, negotiate
 from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.errors import InvalidInputError, KeyLostError
+from squadron.runtime.lite.reader import LiteMessage
 from squadron.runtime.ports.journal import Entry
 from squadron.runtime.running.pump import Pump
 from squadron.runtime.store.dead_letters import DeadLetters
@@ -133,6 +134,32 @@ class Clinic(Agent):
     async def open(self, text: str, ctx: Context) -> str:
         """Takes what is sealed, and what is not."""
         return f"{text} {ctx.is_sealed}"
+
+    @topic("clinic.board", sealed=True)
+    async def board(self, text: str, ctx: Context) -> dict[str, Any]:
+        """Write on a lite topic, and read what stands there."""
+        board = ctx.lite("case-1", "boards")
+        await board.publish({"text": text}, msg_id="first")
+        await ctx.lite("case-1", "boards", readable=True).publish("for all")
+        async with board.read(live=False) as messages:
+            read = [message.content async for message in messages]
+        try:
+            await board.publish(text.encode())
+        except InvalidInputError as error:
+            return {"read": read, "bytes": str(error)}
+        return {"read": read}
+
+    @topic("clinic.tell", sealed=True)
+    async def tell(self, text: str, how: str, ctx: Context) -> str:
+        """Tell everybody."""
+        if how == "readable":
+            await ctx.publish("clinic.done", {"all": "well"}, readable=True)
+            await ctx.publish_durable("clinic.done", {"all": "well"}, readable=True)
+        elif how == "durable":
+            await ctx.publish_durable("clinic.done", {"text": text})
+        else:
+            await ctx.publish("clinic.done", {"text": text})
+        return "told"
 
     @topic("clinic.refer", sealed=True)
     async def refer(self, text: str, ctx: Context) -> str:
@@ -258,6 +285,81 @@ async def test_another_process_of_the_asker_resumes_and_a_stranger_is_told_that_
     assert isinstance(outcome, Failed)
     assert "that key is not here" in outcome.reason
     assert "put the key back" in outcome.reason
+
+
+async def test_what_a_sealed_task_writes_on_a_lite_topic_is_read_by_its_asker_and_its_agent_alone(
+    world: World, peer: Peer, clinic: Clinic
+) -> None:
+    outcome = await peer.caller.ask("clinic.board", {"text": CANARY}, AskOptions(within_s=20))
+    both = [{"text": CANARY}, "for all"]
+    assert outcome.unwrap()["read"] == both
+    assert "bytes are not sealed" in outcome.unwrap()["bytes"]
+    entries = await stored(peer, peer.subjects.lite("boards", "case-1"))
+    assert len(entries) == 2
+    assert not [entry.key for entry in await stored(peer) if CANARY.encode() in entry.data]
+    assert await on_board(peer) == both
+    assert await followed(peer) == both
+    # Another process of the asker reads it, and a stranger what is for all.
+    assert await on_board(await world.join("tester-0a1b2c3d")) == both
+    stranger = await world.join("stranger")
+    stranger.claims.seals = Seals()
+    assert await on_board(stranger) == await followed(stranger) == [None, "for all"]
+
+
+async def on_board(peer: Peer, id: str = "case-1") -> list[Any]:
+    async with peer.caller.lite_topics.topic(id, "boards").read(live=False) as messages:
+        return [message.content async for message in messages]
+
+
+async def followed(peer: Peer) -> list[Any]:
+    found: list[Any] = []
+    async with peer.caller.lite_topics.follow("boards") as feed:
+        await feed.add("case-1", "first")
+        async for _, items in feed:
+            found += [item.content for item in items if isinstance(item, LiteMessage)]
+            if len(found) >= 2:
+                return found
+    return found
+
+
+async def test_a_large_message_of_a_lite_topic_is_sealed_in_the_vault(peer: Peer, clinic: Clinic) -> None:
+    outcome = await peer.caller.ask("clinic.board", {"text": LARGE}, AskOptions(within_s=30))
+    assert outcome.unwrap()["read"] == [{"text": LARGE}, "for all"]
+    assert await on_board(peer) == [{"text": LARGE}, "for all"]
+    assert not [entry.key for entry in await stored(peer) if CANARY.encode() in entry.data]
+
+
+async def test_a_sealed_message_of_a_lite_topic_opens_on_no_other(peer: Peer, clinic: Clinic) -> None:
+    await peer.caller.ask("clinic.board", {"text": CANARY}, AskOptions(within_s=20))
+    sealed, _ = await stored(peer, peer.subjects.lite("boards", "case-1"))
+    said = AgentMessage.decode(sealed.data)
+    # Its own words: else nobody who looks who signed them hands them out at all.
+    moved = said.model_copy(update={"source": AgentIdentity(id=peer.ports.identity.id)})
+    for name, message in (("case-2", said), ("case-3", moved)):
+        await peer.lite.append(peer.subjects.lite("boards", name), message.encode(), ttl_s=60)
+        assert await on_board(peer, name) in ([None], [])
+
+
+@pytest.mark.parametrize("how", ["plain", "durable"])
+async def test_a_sealed_task_publishes_no_event_but_what_it_says_is_for_all(
+    peer: Peer, clinic: Clinic, how: str
+) -> None:
+    heard: list[bytes] = []
+    hear = await peer.bus.subscribe(peer.subjects.event("clinic.done"), lambda note: heard.append(note.data))
+    outcome = await peer.caller.ask("clinic.tell", {"text": CANARY, "how": how}, AskOptions(within_s=20))
+    assert isinstance(outcome, Rejected)
+    assert "a sealed task publishes no clinic.done" in outcome.reason
+    assert outcome.details["field"] == "sealed"
+    # Those that it may send come after any that it should not have sent.
+    outcome = await peer.caller.ask("clinic.tell", {"text": CANARY, "how": "readable"}, AskOptions(within_s=20))
+    assert outcome.unwrap() == "told"
+    await until(lambda: _told(heard))
+    assert {json.dumps(AgentMessage.decode(data).payload.content) for data in heard} == {'{"all": "well"}'}
+    await hear.aclose()
+
+
+async def _told(heard: list[bytes]) -> bool:
+    return len(heard) >= 2
 
 
 @BOTH
@@ -605,7 +707,7 @@ async def test_on_disk_in_logs_and_with_observers_nothing_is_found(world: World,
     plain = "plain-canary-77aa"
     with structlog.testing.capture_logs() as logs:
         await peer.caller.ask("clinic.open", {"text": plain})
-        for name in ("note", "flaky", "broken", "terminal", "picky", "refer"):
+        for name in ("note", "flaky", "broken", "terminal", "picky", "refer", "board"):
             await peer.caller.ask(f"clinic.{name}", {"text": CANARY}, AskOptions(within_s=20))
         await peer.caller.ask("clinic.note", {"text": LARGE}, AskOptions(within_s=30, task_id="large-1"))
         handle = await peer.caller.submit("clinic.slow", {"text": CANARY}, AskOptions(within_s=60))

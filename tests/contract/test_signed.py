@@ -21,6 +21,7 @@ from squadron.bridge.host import Host
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.bridge.memory import MemoryServer
 from squadron.bridge.place import Place
+from squadron.bridge.status_relay import StatusRelay, own_status
 from squadron.config import Settings
 from squadron.runtime.asking.cancel import request_cancel
 from squadron.runtime.asking.options import AskOptions
@@ -327,6 +328,50 @@ async def test_a_card_that_a_keeper_did_not_sign_changes_nothing(land: Land) -> 
     assert ann.registry.find("text.echo") is not None
     assert ann.registry.find("text.stolen") is None
     assert len(ann.registry.replicas("echo")) == 1
+
+
+async def test_a_status_of_an_agent_that_it_did_not_sign_is_not_told_on(land: Land) -> None:
+    bridge, echo = await land.join("bridge", "bridge"), await land.join("echo", "agent")
+    ann, mallory = await land.join("ann", "client"), await land.join("mallory", "agent")
+    # Who has no credential at all.
+    nobody = await land.join("nobody", None, verify="off")
+    relay, heard, passed = StatusRelay(bridge.ports), Inbox(), Inbox()
+    await relay.start()
+    await ann.bus.subscribe(ann.subjects.event("status.*"), heard)
+    environment = ann.subjects.environment
+    offline, online = (own_status(environment, "echo", event) for event in ("offline", "online"))
+    await nobody.bus.subscribe(online, passed)
+
+    def said(peer: Peer, agent: str, event: str) -> bytes:
+        return peer.ports.pack(
+            "event", {"content": {"agent": agent, "event": f"agent_{event}", "replica": "echo"}}
+        )
+
+    try:
+        for forger in (mallory, nobody):
+            await forger.bus.publish(offline, said(forger, "echo", "offline"))
+            await forger.bus.publish(offline, said(echo, "echo", "offline"))
+        await _eventually(lambda: bridge.ports.guard.refused["event"] >= 4)
+        # An agent speaks of itself alone, under its own name as well.
+        await mallory.bus.publish(own_status(environment, "mallory", "offline"), said(mallory, "echo", "offline"))
+        await echo.bus.publish(online, said(echo, "echo", "online"))
+        note = await heard.next()
+        assert note.subject == ann.subjects.event("status.online")
+        signed = await ann.ports.guard.verifier.verify(note.subject, note.data, note.headers, at=None)
+        assert (signed.by.role, signed.by.name) == ("bridge", "bridge")
+        message = AgentMessage.decode(note.data)
+        assert message.source.id == "bridge"
+        assert message.payload.content == {"agent": "echo", "event": "agent_online", "replica": "echo"}
+        # What was signed for one subject is good there once, and on no other.
+        real = await passed.next()
+        for subject in (online, offline):
+            await nobody.bus.publish(subject, real.data, headers=real.headers)
+        await _eventually(lambda: bridge.ports.guard.refused["event"] >= 6)
+        await echo.bus.publish(offline, said(echo, "echo", "offline"))
+        assert (await heard.next()).subject == ann.subjects.event("status.offline")
+        assert heard.is_empty
+    finally:
+        await relay.aclose()
 
 
 async def test_the_same_bytes_put_again_run_once(land: Land) -> None:

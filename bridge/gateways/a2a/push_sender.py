@@ -13,7 +13,6 @@ import os
 from collections.abc import AsyncIterator
 from typing import Any
 
-import structlog
 from a2a.types import a2a_pb2 as pb
 from a2a.utils.proto_utils import to_stream_response
 from google.protobuf.json_format import MessageToJson
@@ -26,6 +25,7 @@ from squadron.bridge.gateways.doors import Front
 from squadron.bridge.gateways.kept_tasks import KeptTasks, UnknownTaskError
 from squadron.runtime.background import cancel_all, spawn
 from squadron.runtime.errors import BusUnavailableError, FencedError, SquadronError
+from squadron.runtime.logs import get_logger
 from squadron.runtime.ports.journal import Entry
 from squadron.runtime.wire.outcome import Result
 
@@ -42,7 +42,7 @@ LOOK_S = 30.0
 #: The header of the token that a receiver gave, as the SDKs have it.
 TOKEN_HEADER = "X-A2A-Notification-Token"
 
-_log = structlog.get_logger("squadron.gateway")
+_log = get_logger("squadron.gateway")
 
 
 class PushSender:

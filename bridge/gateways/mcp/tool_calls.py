@@ -10,7 +10,6 @@ from contextlib import aclosing, suppress
 from typing import Any, get_args
 
 import mcp_types as types
-import structlog
 from mcp.server.context import ServerRequestContext
 from mcp.shared.exceptions import MCPDeprecationWarning, MCPError
 
@@ -25,11 +24,12 @@ from squadron.runtime.asking.handle import Handle
 from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import BusUnavailableError, InvalidInputError, SquadronError
+from squadron.runtime.logs import get_logger
 from squadron.runtime.streams.writer import Chunk, Ended, Restarted
 from squadron.runtime.wire.outcome import Outcome
 from squadron.runtime.wire.topics import SemanticTopic
 
-_log = structlog.get_logger("squadron.gateway")
+_log = get_logger("squadron.gateway")
 
 #: What a client may say of a call in its `_meta`: under which key it is one call however often it is sent, and the
 #: conversation that it belongs to.

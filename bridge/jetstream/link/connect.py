@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, TypeVar
 
 import nats
 import nats.errors
-import structlog
 from nats.aio.subscription import Subscription
 from pydantic_core import from_json
 
@@ -24,6 +23,7 @@ from squadron.runtime.errors import (
     SquadClosedError,
     SquadronError,
 )
+from squadron.runtime.logs import get_logger
 from squadron.runtime.retries import summary_of
 from squadron.runtime.texts import encoded
 
@@ -48,7 +48,7 @@ _BATCH_ENDS = ("204", "404")
 T = TypeVar("T")
 Headers = dict[str, str] | None
 
-_log = structlog.get_logger("squadron.nats")
+_log = get_logger("squadron.nats")
 
 
 class _Question(NamedTuple):

@@ -10,7 +10,6 @@ from typing import Any
 from urllib.parse import ParseResult, unquote
 
 import nats.errors
-import structlog
 
 from squadron.bridge.jetstream.link import embedded
 from squadron.bridge.jetstream.link.at_home import TlsFiles, tls_files
@@ -20,6 +19,7 @@ from squadron.bridge.jetstream.link.tls import explain_tls, no_tls, tls_context
 from squadron.config import Settings
 from squadron.nats_urls import check_nats_url
 from squadron.runtime.errors import BusUnavailableError, ConfigError, SquadronError, TlsError
+from squadron.runtime.logs import get_logger
 from squadron.runtime.redact import keep_secret
 from squadron.runtime.retries import summary_of
 from squadron.runtime.secret import Secret, resolved
@@ -30,7 +30,7 @@ CONNECT_WITHIN_S = 5.0
 #: that is gone closes nothing. A ping costs the server some microseconds. nats-py's default is four minutes.
 PING_INTERVAL_S, MOST_PINGS_OWED = 2, 2
 
-_log = structlog.get_logger("squadron.nats")
+_log = get_logger("squadron.nats")
 
 
 async def connect(settings: Settings, *, name: str, start_embedded: bool = False) -> Connection:

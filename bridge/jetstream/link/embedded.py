@@ -9,19 +9,26 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import secrets
 import signal
 import socket
 import subprocess
 import time
-import urllib.request
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import psutil
-
-from squadron.bridge.daemons import is_alive, locked, never, private_dir, stop_processes, tail, write_private
+from squadron.bridge.daemons import (
+    command_line,
+    is_alive,
+    locked,
+    never,
+    private_dir,
+    stop_processes,
+    tail,
+    write_private,
+)
 from squadron.bridge.jetstream.link.at_home import authority_of, embedded_tls
 from squadron.bridge.jetstream.link.server_binary import NAME, check_binary, find_binary
 from squadron.runtime.errors import BusUnavailableError
@@ -164,7 +171,7 @@ def reload(home: Path) -> bool:
             return False
         _write_config(base, endpoint.token, _port(endpoint.url))
         before, deadline = _read_at(endpoint), time.monotonic() + _RELOAD_WITHIN_S
-        psutil.Process(endpoint.pid).send_signal(signal.SIGHUP)
+        os.kill(endpoint.pid, signal.SIGHUP)
         while _read_at(endpoint) == before:
             if time.monotonic() > deadline:
                 log = base / "server.log"
@@ -177,8 +184,10 @@ def reload(home: Path) -> bool:
 
 def _read_at(endpoint: Endpoint) -> str:
     """When the server has read its configuration, in its own words."""
+    from urllib.request import urlopen
+
     try:
-        with urllib.request.urlopen(f"{endpoint.monitor_url}/varz", timeout=1.0) as page:
+        with urlopen(f"{endpoint.monitor_url}/varz", timeout=1.0) as page:
             return str(json.load(page)["config_load_time"])
     except (OSError, ValueError, LookupError):
         return ""
@@ -286,19 +295,21 @@ def _stored(base: Path) -> Endpoint | None:
 def _runs(pid: int, base: Path) -> bool:
     # A pid alone proves nothing: after a crash it may belong to anybody. Our config file in its command line
     # does. Between fork and exec that is still the shell's command line, which names both as well.
-    with contextlib.suppress(psutil.Error):
-        words = psutil.Process(pid).cmdline()
-        return str(base / "server.conf") in words and any(Path(word).name == NAME for word in words)
-    return False
+    words = command_line(pid)
+    return str(base / "server.conf") in words and any(Path(word).name == NAME for word in words)
 
 
 def _lives(pid: int) -> bool:
+    import psutil
+
     with contextlib.suppress(psutil.Error):
         return is_alive(psutil.Process(pid))
     return False
 
 
 def _stop_all(base: Path) -> bool:
+    import psutil
+
     # A scan, because a starter may have died between the spawn and writing endpoint.json.
     servers = [process for process in psutil.process_iter() if _runs(process.pid, base)]
     return stop_processes(servers, within_s=_STOP_WITHIN_S)
@@ -308,8 +319,10 @@ def _greets(endpoint: Endpoint) -> bool:
     """Whether a server sends its INFO line there. JetStream is up by then: it starts before the listener."""
     try:
         if endpoint.url.startswith("tls:"):
+            from urllib.request import urlopen
+
             # Who only looks would leave a line of an error in its log each time.
-            with urllib.request.urlopen(f"{endpoint.monitor_url}/healthz", timeout=1.0):
+            with urlopen(f"{endpoint.monitor_url}/healthz", timeout=1.0):
                 return True
         with socket.create_connection(("127.0.0.1", _port(endpoint.url)), timeout=1.0) as connection:
             return connection.recv(5) == b"INFO "
