@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
-import structlog
-
 from squadron.runtime.background import cancel_all, spawn
 from squadron.runtime.errors import BusUnavailableError, InvalidMessageError, SquadClosedError
+from squadron.runtime.logs import get_logger
 from squadron.runtime.ports.queue import SERIAL_AT_ONCE, Delivery, Feed
 from squadron.runtime.retries import traceback_of
 from squadron.runtime.running.lines import Lines
@@ -47,7 +46,7 @@ class LineIntake:
         self._putting: set[asyncio.Task[None]] = set()
         self._lost = asyncio.Event()
         self._watch: asyncio.Task[None] | None = None
-        self._log = structlog.get_logger("squadron.ordered").bind(mailbox=lines.mailbox.name)
+        self._log = get_logger("squadron.ordered").bind(mailbox=lines.mailbox.name)
 
     async def open(self) -> None:
         """Begin to read."""
