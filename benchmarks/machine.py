@@ -30,15 +30,17 @@ def facts() -> dict[str, Any]:
         "memory_mb": psutil.virtual_memory().total // 1_000_000,
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
-        "versions": dict(_versions()),
+        "versions": _versions(),
     }
 
 
-def _versions() -> Iterator[tuple[str, str]]:
+def _versions() -> dict[str, str]:
+    found = {}
     for package in _PACKAGES:
-        # A peer that nobody measures need not be there.
+        # What is only measured against need not be installed for what is not.
         with contextlib.suppress(PackageNotFoundError):
-            yield package, version(package)
+            found[package] = version(package)
+    return found
 
 
 def busy_percent() -> float:

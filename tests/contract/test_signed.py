@@ -14,6 +14,9 @@ import pytest
 
 from squadron.actors.agent import Agent, AgentSpec
 from squadron.actors.decorators import on, on_durable, topic
+from squadron.actors.runs.entries import Epoch
+from squadron.actors.runs.log import RunLog
+from squadron.actors.thinking.notes import Notes
 from squadron.bridge.control.bridge_calls import Control
 from squadron.bridge.control.control import Bridge
 from squadron.bridge.control.finding import Finder
@@ -31,11 +34,13 @@ from squadron.runtime.ports.bus import Note
 from squadron.runtime.registry.learned import MOST_OF_SOURCE
 from squadron.runtime.running.context import Context
 from squadron.runtime.running.pump import Pump
+from squadron.runtime.store.own_journal import OwnJournal, memory_owner
 from squadron.runtime.telemetry.happenings import Distrusted
 from squadron.runtime.trust.agent_sender import SENDER_HEADER, AgentSender
 from squadron.runtime.trust.carried import CARRIED_HEADER, Carried, carry
 from squadron.runtime.trust.principals import Role
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage, pack
+from squadron.runtime.wire.limits import Deadline
 from squadron.runtime.wire.outcome import Cancelled, DeadLettered, Rejected, Result
 from squadron.runtime.wire.route import Route
 from squadron.runtime.wire.subjects import OrderedSubject, TicketSubject
@@ -372,6 +377,64 @@ async def test_a_status_of_an_agent_that_it_did_not_sign_is_not_told_on(land: La
         assert heard.is_empty
     finally:
         await relay.aclose()
+
+
+class Diarist(Agent):
+    """Remembers what it was told."""
+
+    name = "diarist"
+
+    @topic("diary.write", description="Remember a text")
+    async def write(self, ctx: Context, text: str) -> str:
+        await ctx.remember(text)
+        return text
+
+    @topic("diary.read", description="What was remembered")
+    async def recalls(self, ctx: Context) -> list[Any]:
+        return await ctx.recall()
+
+
+async def test_what_others_wrote_among_an_agent_s_memories_it_does_not_recall(land: Land) -> None:
+    replica = await land.serve(Diarist())
+    ann, mallory = await land.join("ann", "client"), await land.join("mallory", "agent")
+    nobody = await land.join("nobody", None, verify="off")
+    how = dataclasses.replace(SOON, conversation_id="c-1")
+    assert (await ann.caller.ask("diary.write", {"text": "true"}, how)).unwrap() == "true"
+    key = ann.subjects.lite(memory_owner("diarist"), "c-1")
+    [kept] = [entry async for entry in ann.lite.read(key)]
+    for forger in (mallory, nobody):
+        await forger.lite.append(key, b'"forged"', ttl_s=600)
+        # The very bytes and signature of what it wrote itself, on another topic.
+        await forger.lite.append(key.replace("c-1", "c-2"), kept.data, ttl_s=600, headers=dict(kept.headers))
+    assert (await ann.caller.ask("diary.read", {}, how)).unwrap() == ["true"]
+    elsewhere = dataclasses.replace(SOON, conversation_id="c-2")
+    assert (await ann.caller.ask("diary.read", {}, elsewhere)).unwrap() == []
+    assert replica.peer.ports.guard.refused["own"] >= 4
+
+    notes = Notes(OwnJournal(replica.peer.ports, "diarist", sealed=False), key.replace("memory", "notes"))
+    await notes.save("the first")
+    await mallory.lite.append(key.replace("memory", "notes"), b"[]", ttl_s=600)
+    assert [note.text for note in await notes.find()] == ["the first"]
+    await notes.save("the second")
+    assert [note.text for note in await notes.find()] == ["the second", "the first"]
+
+
+async def test_what_others_wrote_into_the_log_of_a_run_is_no_part_of_it(land: Land) -> None:
+    agent, mallory = await land.join("diarist", "agent"), await land.join("mallory", "agent")
+    deadline = Deadline.after(60.0, agent.clock)
+    epoch = Epoch(at=1.0, number=1, redriven=0, delivered=1, replica="r", deadline_at=9.0, max_rounds=3)
+    await RunLog(agent.ports, "run-1", deadline, agent="diarist").append(epoch, about={})
+    forger = RunLog(mallory.ports, "run-1", deadline)
+    assert await forger.load() == [epoch]
+    forged = epoch.model_copy(update={"number": 2})
+    await forger.append(forged, about={})
+    assert await RunLog(mallory.ports, "run-1", deadline).load() == [epoch, forged]
+    # The next attempt reads its own alone, and goes on behind all.
+    log = RunLog(agent.ports, "run-1", deadline, agent="diarist")
+    assert await log.load() == [epoch]
+    later = epoch.model_copy(update={"number": 3})
+    await log.append(later, about={})
+    assert await RunLog(agent.ports, "run-1", deadline, agent="diarist").load() == [epoch, later]
 
 
 async def test_the_same_bytes_put_again_run_once(land: Land) -> None:
