@@ -10,7 +10,7 @@ from squadron.runtime.errors import BusUnavailableError, InvalidMessageError, Sq
 from squadron.runtime.logs import get_logger
 from squadron.runtime.ports.queue import SERIAL_AT_ONCE, Delivery, Feed
 from squadron.runtime.retries import traceback_of
-from squadron.runtime.running.lines import Lines
+from squadron.runtime.running.waiting_lines import WaitingLines
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.subjects import token_of
 
@@ -38,7 +38,7 @@ class LineIntake:
         since: what was stored later, in seconds since the epoch, went no other way than this.
     """
 
-    def __init__(self, lines: Lines, since: float) -> None:
+    def __init__(self, lines: WaitingLines, since: float) -> None:
         self._lines, self._since = lines, since
         self._feed: Feed | None = None
         #: What has come and is not in line yet, by conversation, and who puts it there.

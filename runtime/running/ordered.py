@@ -25,7 +25,7 @@ from squadron.runtime.ports.queue import CLOCKS_S, Backlog, Delivery, Feed, Leas
 from squadron.runtime.retries import traceback_of
 from squadron.runtime.running.line_intake import LineIntake
 from squadron.runtime.running.line_numbers import number_of
-from squadron.runtime.running.lines import FRESH, IN_LINE, Lines, line_box, ticket_box
+from squadron.runtime.running.waiting_lines import FRESH, IN_LINE, WaitingLines, line_box, ticket_box
 from squadron.runtime.wire.limits import Clock
 from squadron.runtime.wire.subjects import OrderedSubject, Subjects, TicketSubject
 
@@ -39,7 +39,7 @@ _WITH_PLACE = "@"
 class _TurnLease:
     """The lease of a head: that of its ticket."""
 
-    lines: Lines
+    lines: WaitingLines
     place: TicketSubject
     ticket: Lease
     #: Whether the task was surely begun by nobody before this ticket was made.
@@ -91,7 +91,7 @@ class _TurnLease:
 class _LineFeed:
     """Hands out the heads of all lines, as tickets for them come; and reads the intake, if asked."""
 
-    def __init__(self, lines: Lines, sink: Callable[[Delivery], None], clock: Clock) -> None:
+    def __init__(self, lines: WaitingLines, sink: Callable[[Delivery], None], clock: Clock) -> None:
         self._lines, self._sink = lines, sink
         self._tickets: Feed | None = None
         self._intake: LineIntake | None = None
@@ -176,7 +176,7 @@ class _UnwindingFeed:
     It goes on looking: replicas of the old code put tasks in line until they are gone.
     """
 
-    def __init__(self, lines: Lines, sink: Callable[[Delivery], None], clock: Clock) -> None:
+    def __init__(self, lines: WaitingLines, sink: Callable[[Delivery], None], clock: Clock) -> None:
         self._lines, self._sink, self._clock = lines, sink, clock
         self._wanted = 0
         self._feed: Feed | None = None
@@ -304,5 +304,5 @@ class OrderedQueue:
         running = (await store.backlog(ticket_box(self._subjects, Mailbox(name, ())).name)).taken
         return Backlog(plain.waiting + max(0, in_line - running), plain.taken + running)
 
-    def _lines(self, mailbox: Mailbox) -> Lines:
-        return Lines(self._line_store(mailbox.name), self.store, self._subjects, mailbox)
+    def _lines(self, mailbox: Mailbox) -> WaitingLines:
+        return WaitingLines(self._line_store(mailbox.name), self.store, self._subjects, mailbox)

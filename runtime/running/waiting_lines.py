@@ -17,7 +17,7 @@ IN_LINE = ".ordered"
 
 
 @dataclass(frozen=True, slots=True)
-class Lines:
+class WaitingLines:
     """The lines of one mailbox, one for each conversation; `intake` is the store of what is not in line yet."""
 
     store: Store
