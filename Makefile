@@ -7,7 +7,7 @@ SBOM_OF ?= $(BIN)/python
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint types fmt test-slow bench bench-lite bench-llm bench-audit bench-roles bench-gateways bench-discovery bench-trust pictures build sbom clean
+.PHONY: help install demo test lint types fmt test-slow judges bench bench-lite bench-llm bench-audit bench-roles bench-gateways bench-discovery bench-trust pictures build sbom clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,7 +30,7 @@ demo: $(STAMP) ## Run the demo: a squadron at work, no key needed
 
 test: lint types $(STAMP) ## Lint, check types, and run all tests but the slow ones
 	$(BIN)/python -m pytest -m 'not slow' tests/unit tests/contract tests/corpus -n 3 --dist worksteal
-	$(BIN)/python -m pytest -m 'not slow' tests/cluster tests/chaos -n 2 --dist loadfile --timeout 300 --durations 20
+	$(BIN)/python -m pytest -m 'not slow' tests/cluster tests/chaos -n 2 --dist loadfile --durations 20
 
 lint: $(STAMP) ## Check style, format and the layers of imports
 	$(BIN)/ruff check .
@@ -47,6 +47,12 @@ fmt: $(STAMP) ## Format, and fix what can be fixed
 test-slow: $(STAMP) ## Run the long proofs: kills, floods, restarts
 	$(BIN)/python -m pytest -m slow
 
+# npm brings the kits; that of A2A is on GitHub alone: A2A_TCK names its folder (tests/contract/test_a2a_tck.py).
+JUDGED := mcp_conformance mcp_server a2a a2a_tck a2a_javascript synadia_door synadia_agents synadia_signed any_language javascript every_door
+
+judges: $(STAMP) ## Have kits and clients of others judge the doors, in five minutes
+	$(BIN)/python -m pytest $(JUDGED:%=tests/contract/test_%.py)
+
 bench: $(VENV)/.bench ## Measure speed and memory in 5 minutes, and write benchmarks/results
 	$(BIN)/python -m benchmarks.run
 
@@ -62,9 +68,10 @@ bench-audit: $(VENV)/.bench ## Measure what the audit trail costs, in 4 minutes
 bench-roles: $(STAMP) ## Measure what least privilege costs, in a minute
 	$(BIN)/python -m benchmarks.roles
 
-bench-gateways: $(STAMP) ## Measure what a call through a gateway costs, in three minutes
+bench-gateways: $(STAMP) ## Measure what a call through a gateway costs, and what open ones hold, in ten minutes
 	$(BIN)/python -m benchmarks.gateways
 	$(BIN)/python -m benchmarks.gateway_synadia
+	$(BIN)/python -m benchmarks.gateway_memory
 
 bench-discovery: $(STAMP) ## Measure how well and how fast topics are found, in a minute
 	$(BIN)/python -m benchmarks.discovery

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-import psutil
+import uvloop
 
 from benchmarks import machine
 from benchmarks.processes import TEXT
@@ -43,8 +43,6 @@ from tests.contract.own_server import OwnServer
 RESULTS = Path(__file__).parent / "results"
 #: Calls one after the other, and so many more, so many at once, in each round.
 ALONE, MANY, AT_ONCE = 200, 1_000, 16
-#: Tasks that are open at once for the figure of memory.
-OPEN = 10_000
 #: A call is parsed, checked and answered by the SDK, as each of its servers does it, and is an ask between.
 MOST_ADDED_MS, LEAST_OF_SAMPLE = 6.0, 0.5
 VERSION = "2026-07-28"
@@ -168,7 +166,7 @@ async def replica(url: str) -> None:
     await asyncio.Event().wait()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -185,7 +183,7 @@ def start(stack: AsyncExitStack, command: list[str], **env: str) -> subprocess.P
     return process
 
 
-async def _until_up(client: httpx2.AsyncClient, url: str) -> None:
+async def until_up(client: httpx2.AsyncClient, url: str) -> None:
     async with asyncio.timeout(60):
         while True:
             try:
@@ -195,13 +193,13 @@ async def _until_up(client: httpx2.AsyncClient, url: str) -> None:
                 await asyncio.sleep(0.1)
 
 
-async def _measure(rounds: int) -> tuple[dict[str, Way], dict[str, float]]:
+async def _measure(rounds: int) -> dict[str, Way]:
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         server = OwnServer(folder)
         server.start()
         stack.callback(server.stop)
-        ports = _free_port(), _free_port()
+        ports = free_port(), free_port()
         me = [sys.executable, "-m", "benchmarks.gateways"]
         start(stack, [*me, "--replica", server.url])
         asker = await Wiring.open(
@@ -209,7 +207,7 @@ async def _measure(rounds: int) -> tuple[dict[str, Way], dict[str, float]]:
         )
         stack.push_async_callback(asker.aclose)
         squadron = str(Path(sys.executable).with_name("squadron"))
-        gateway = start(
+        start(
             stack,
             [squadron, "gateway", "--mcp", "--a2a", "--port", str(ports[0]), "--within", "600"],
             NATS_URL=server.url,
@@ -218,13 +216,13 @@ async def _measure(rounds: int) -> tuple[dict[str, Way], dict[str, float]]:
             SQUADRON_LOG_LEVEL="WARNING",
         )
         start(stack, [*me, "--sample", str(ports[1])])
-        neighbour_port = _free_port()
+        neighbour_port = free_port()
         start(stack, [sys.executable, "-m", "tests.a2a_neighbour", str(neighbour_port)])
         limits = httpx2.Limits(max_connections=AT_ONCE, max_keepalive_connections=AT_ONCE)
         client = await stack.enter_async_context(httpx2.AsyncClient(timeout=60, limits=limits))
-        await _until_up(client, f"http://127.0.0.1:{ports[0]}/readyz")
-        await _until_up(client, f"http://127.0.0.1:{ports[1]}/mcp")
-        await _until_up(client, f"http://127.0.0.1:{neighbour_port}/rpc")
+        await until_up(client, f"http://127.0.0.1:{ports[0]}/readyz")
+        await until_up(client, f"http://127.0.0.1:{ports[1]}/mcp")
+        await until_up(client, f"http://127.0.0.1:{neighbour_port}/rpc")
         ours, theirs = (McpCaller(client, f"http://127.0.0.1:{port}/mcp") for port in ports)
         agent = A2aCaller(client, f"http://127.0.0.1:{ports[0]}/a2a/{AgentSpec.of(EchoAtTheDoor).name}")
         neighbour = A2aCaller(client, f"http://127.0.0.1:{neighbour_port}/rpc")
@@ -254,26 +252,7 @@ async def _measure(rounds: int) -> tuple[dict[str, Way], dict[str, float]]:
                 for way in ways.values():
                     way.p50_ms.clear()
                     way.per_s.clear()
-        process = psutil.Process(gateway.pid)
-        before = process.memory_full_info().uss
-        tasks = McpCaller(client, f"http://127.0.0.1:{ports[0]}/mcp", tasks=True)
-        opening = iter(range(OPEN))
-
-        async def opener() -> None:
-            for _ in opening:
-                assert (await tasks.call("bench__wait", {}))["resultType"] == "task"
-
-        await asyncio.gather(*(opener() for _ in range(AT_ONCE)))
-        middle = process.memory_full_info().uss
-        opening = iter(range(OPEN))
-
-        async def a2a_opener() -> None:
-            for _ in opening:
-                assert await agent.send("bench.wait", "", wait=False) == "TASK_STATE_WORKING"
-
-        await asyncio.gather(*(a2a_opener() for _ in range(AT_ONCE)))
-        after = process.memory_full_info().uss
-        return ways, {"mcp": (middle - before) / 1e6, "a2a": (after - middle) / 1e6}
+        return ways
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -284,17 +263,18 @@ def main(arguments: Sequence[str]) -> int:
     given = parser.parse_args(arguments)
     configure_logs("WARNING")
     if given.replica:
-        asyncio.run(replica(given.replica))
+        # As on Ray.
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(replica(given.replica))
     if given.sample:
         sample(given.sample)
         return 0
-    ways, open_mb = asyncio.run(_measure(given.rounds))
+    ways = asyncio.run(_measure(given.rounds))
     for name, way in ways.items():
         p50, per_s = statistics.median(way.p50_ms), statistics.median(way.per_s)
         print(f"{name:12}p50 {p50:6.2f} ms, {per_s:7.0f} calls/s with {AT_ONCE} at once")
     targets = []
     for name, sampled in (("mcp", "sample"), ("a2a", "a2a sample")):
-        print(f"{OPEN:,} open tasks of {name}: {open_mb[name]:+.0f} MB in the gateway")
         added = [each - ask for each, ask in zip(ways[name].p50_ms, ways["ask"].p50_ms, strict=True)]
         per_s = ratios(ways[name].per_s, ways[sampled].per_s)
         targets += [
@@ -305,7 +285,7 @@ def main(arguments: Sequence[str]) -> int:
         print(target)
     measured = {name: {"p50_ms": way.p50_ms, "per_s": way.per_s} for name, way in ways.items()}
     result: dict[str, Any] = {"machine": machine.facts(), "measured": measured}
-    result |= {"open_tasks_mb": open_mb, "targets": [each.as_json() for each in targets]}
+    result["targets"] = [each.as_json() for each in targets]
     (RESULTS / "gateways.json").write_text(json.dumps(result, indent=1) + "\n")
     return 0 if all(target.held for target in targets) else 1
 

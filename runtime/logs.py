@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 #: What is to be done before the first line.
 _waiting: list[Callable[[], None]] = []
+#: Held by the thread that logs first, whatever it logs by itself meanwhile.
+_settling = threading.RLock()
 
 
 class LazyLogger:
@@ -49,8 +51,9 @@ def configure_logs_later(level: str) -> None:
 
 def settle_logs() -> None:
     """Configure now what was to be configured later: code that is not ours comes, and may log by itself."""
-    while _waiting:
-        _waiting.pop(0)()
+    with _settling:
+        while _waiting:
+            _waiting.pop(0)()
 
 
 def configure_logs(level: str = "INFO", *also: Processor) -> None:

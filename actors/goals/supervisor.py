@@ -178,7 +178,7 @@ class Supervisor(Thinker):
 
     async def _terms_of(self, ctx: TurnContext, run: str, given: Terms) -> Terms:
         """The terms of a run that goes on: those that it began with, and what is said on top of them."""
-        started = await started_of(ctx.caller.ports, run)
+        started = await started_of(ctx.caller.ports, ctx.agent, run)
         began = Terms.model_validate(started.terms if started is not None else {})
         return Terms(
             topics=given.topics or began.topics,

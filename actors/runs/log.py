@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -21,6 +22,7 @@ from squadron.runtime.errors import (
     Retry,
     SupersededError,
 )
+from squadron.runtime.store.own_journal import is_own
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.telemetry.happenings import RunGrew
 from squadron.runtime.wire.envelope import AgentMessage
@@ -37,11 +39,14 @@ AGAIN_S = 0.25
 class RunLog:
     """One attempt's hold on the log of a run. One writer at a time: whoever appended last knows its end.
 
-    If it is `sealed`, only this agent can read it, and observers do not hear of it.
+    If it is `sealed`, only this agent can read it, and observers do not hear of it. Where it is looked who signed
+    what, only what the `agent` wrote is read.
     """
 
-    def __init__(self, ports: Ports, run: str, deadline: Deadline, *, sealed: bool = False) -> None:
-        self._ports, self.run, self._deadline, self._sealed = ports, run, deadline, sealed
+    def __init__(
+        self, ports: Ports, run: str, deadline: Deadline, *, agent: str = "", sealed: bool = False
+    ) -> None:
+        self._ports, self._agent, self.run, self._deadline, self._sealed = ports, agent, run, deadline, sealed
         self._key = ports.subjects.run(run)
         self._seq = 0
         #: Ids of what was cut off while it was appended: it may be stored.
@@ -59,7 +64,7 @@ class RunLog:
             BusUnavailableError: the server can't be reached.
         """
         entries: list[Entry] = []
-        async for seq, message in read(self._ports, self._key):
+        async for seq, message in read(self._ports, self._key, by=self._agent):
             self._seq = seq
             entries += entries_of(message)
         return entries
@@ -127,23 +132,28 @@ class RunLog:
         return None if entry is None else (entry.seq, AgentMessage.decode(entry.data))
 
 
-async def read(ports: Ports, key: str) -> AsyncGenerator[tuple[int, AgentMessage], None]:
-    """The messages of logs, oldest first, each with its sequence; what nobody can read is passed over."""
+async def read(ports: Ports, key: str, *, by: str = "") -> AsyncGenerator[tuple[int, AgentMessage], None]:
+    """The messages of logs, oldest first, each with its sequence; what nobody can read is passed over.
+
+    Args:
+        by: the agent whose log it is: where it is looked who signed what, only what it wrote is read.
+    """
     async for entry in ports.runs.read(key):
-        try:
-            yield entry.seq, await ports.claims.open(entry.data, entry.key)
-        except (InvalidMessageError, ClaimLostError):
-            # Anybody may write there.
-            yield entry.seq, AgentMessage.new("event", ports.identity, ())
+        message = AgentMessage.new("event", ports.identity, ())
+        # Anybody may write there.
+        with contextlib.suppress(InvalidMessageError, ClaimLostError):
+            if not by or await is_own(ports, entry, by):
+                message = await ports.claims.open(entry.data, entry.key)
+        yield entry.seq, message
 
 
-async def started_of(ports: Ports, run: str) -> Started | None:
-    """How a run began; None if there is no such run.
+async def started_of(ports: Ports, agent: str, run: str) -> Started | None:
+    """How a run of an agent began; None if there is no such run.
 
     Raises:
         BusUnavailableError: the server can't be reached.
     """
-    async with aclosing(read(ports, ports.subjects.run(run))) as messages:
+    async with aclosing(read(ports, ports.subjects.run(run), by=agent)) as messages:
         async for _, message in messages:
             for entry in entries_of(message):
                 if isinstance(entry, Started):

@@ -109,7 +109,8 @@ class Session:
 
     def _recorder(self, state: RunState, books: RunBooks) -> Recorder:
         ports = self.ctx.caller.ports
-        log = RunLog(ports, self.run, Deadline.after(self.within_s, ports.clock), sealed=self.ctx.is_sealed)
+        deadline = Deadline.after(self.within_s, ports.clock)
+        log = RunLog(ports, self.run, deadline, agent=self.ctx.agent, sealed=self.ctx.is_sealed)
         return Recorder(log, state, books, self.ctx.lease, self.emitter.send)
 
     async def _check_free(self, state: RunState) -> None:

@@ -182,7 +182,7 @@ class Authority:
         Args:
             groups: of durable events that it is a member of.
             serves: the topics of an agent, or patterns of such; by default any.
-            peers: of other protocols, as `mcp:ID` and `synadia:AGENT.OWNER`; see `roles.rights`.
+            peers: of other protocols, see `roles.check_peer`.
             for_s: how long, in seconds; 0 is without an end.
 
         Raises:
@@ -204,6 +204,8 @@ class Authority:
         spoken = tuple(check_peer(each) for each in peers)
         if spoken and known not in ("agent", "gateway", "foreign"):
             raise ConfigError(f"a {known} has no peers", hint="an agent, a gateway or a foreign program does")
+        if known != "foreign" and any(each.startswith("prompts:") for each in spoken):
+            raise ConfigError(f"a {known} prompts nobody by that", hint="an agent: --peer synadia:AGENT.OWNER")
         user = User(known, "", now, int(now + for_s) if for_s else 0, tuple(groups), topics, spoken)
         return self._issue(environment, name, user)
 

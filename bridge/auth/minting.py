@@ -52,6 +52,8 @@ def user_token(
     if any(each.startswith("synadia:") for each in peers):
         # What all of that protocol are an instance of; see `roles.SERVICE`.
         tags.append("service:agents")
+    if any(each.startswith("prompts:") for each in peers):
+        tags.append("finds:agents")
     whole: dict[str, Any] = {} if scoped else {"subs": -1, "data": -1, "payload": -1}
     nats = {"issuer_account": account, **whole, **({"tags": tags} if tags else {})}
     return issue("user", user, signing, name=name, nats=nats, expires_at=expires_at)

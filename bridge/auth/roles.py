@@ -22,13 +22,15 @@ from squadron.runtime.wire.subjects import ROOT, Subjects, check_pattern, check_
 
 #: What stands for the name in the lists of a template (scoped signing keys, ADR-27 of NATS), and for the groups
 #: of durable events that a user is a member of: its tags `group:NAME`; for the topics that it serves, and for who
-#: speaks another protocol: its tags `mcp:ID` and `synadia:AGENT.OWNER`, with which comes `service:agents`.
+#: speaks another protocol: its tags `mcp:ID`, `synadia:…` with `service:agents`, `prompts:…` with `finds:agents`.
 NAME, KEY, GROUPS, SERVED = "{{name()}}", "{{subject()}}", "{{tag(group)}}", "{{tag(serves)}}"
 MCP_ID, SYNADIA_PEER, SERVICE = "{{tag(mcp)}}", "{{tag(synadia)}}", "{{tag(service)}}"
+PROMPTED, FINDS = "{{tag(prompts)}}", "{{tag(finds)}}"
 #: What lists are made for, to have what is above put in their place.
 _STAND_IN, _KEY_STAND_IN, _SERVED_STAND_IN = "NAME-is-put-in-here", "KEY-is-put-in-here", "SERVED.is-put-in-here"
 _MCP_STAND_IN, _SYNADIA_STAND_IN = "MCP-is-put-in-here", "SYNADIA.is-put-in-here"
 _SERVICE_STAND_IN = "SERVICE-is-put-in-here"
+_PROMPTED_STAND_IN, _FINDS_STAND_IN = "PROMPTED.is-put-in-here", "FINDS-is-put-in-here"
 #: Tokens of the lanes that have one, and names of the consumers that they have.
 _LANES = tuple(f"p{priority}" for priority in range(10))
 #: How many answers to one message may be given, and for how long: a bidder tells of its bid and of its withdrawal.
@@ -36,10 +38,12 @@ ANSWERS, ANSWER_WITHIN = 16, "2m"
 
 #: Where all callers of the Synadia Agent Protocol are answered; its clients know no other inboxes.
 SYNADIA_INBOXES = "_INBOX.agents"
-#: Where agents of ours are answered that prompt others: below this comes the asker's name.
+#: Where agents of ours are answered that prompt others, and foreign programs: below this comes the asker's name.
 PEER_INBOXES = "_INBOX.our-agents"
 #: Where those are answered who ask MCP servers on the bus: below this come the server's id and the asker's name.
 MCP_INBOXES = "_INBOX.mcp"
+#: Kinds of those who speak another protocol.
+PEERS = ("mcp", "synadia", "prompts")
 #: The service that each agent of the Synadia Agent Protocol is an instance of.
 _SYNADIA = "agents"
 
@@ -92,8 +96,8 @@ def rights(
         asks: the topics that it may ask, or patterns of such.
         groups: of durable events that it is a member of, as `NAME` or, for an agent, `AGENT.METHOD`.
         serves: the topics of an agent, or patterns of such: it hears of tasks with a priority there.
-        peers: of other protocols, as `mcp:ID` or `synadia:AGENT.OWNER`: an agent asks those, a gateway answers as
-            that MCP server, a foreign program as those agents of the Synadia Agent Protocol. See `check_peer`.
+        peers: of other protocols, see `check_peer`: an agent asks those, a gateway answers as that MCP server, a
+            foreign program as those agents of the Synadia Agent Protocol, or prompts those.
         ordered: whether it is an agent with `ordered_by`.
         key: its public key, if it signs: others look up there whose it is. By default any.
 
@@ -127,23 +131,27 @@ class _Peers:
     """Who speaks another protocol: ids of MCP servers, and patterns of Synadia agents.
 
     Attributes:
-        service: what those are an instance of, if there are any.
+        prompts: of Synadia agents, too: those that a foreign program prompts.
+        service, finds: what `synadia` and `prompts` are an instance of, if there are any.
     """
 
     mcp: list[str]
     synadia: list[str]
     service: tuple[str, ...]
+    prompts: list[str]
+    finds: tuple[str, ...]
 
     @classmethod
     def of(cls, peers: Iterable[str]) -> _Peers:
         split = [check_peer(each).partition(":") for each in peers]
-        mcp, synadia = ([name for kind, _, name in split if kind == wanted] for wanted in ("mcp", "synadia"))
+        mcp, synadia, prompts = ([name for kind, _, name in split if kind == wanted] for wanted in PEERS)
         service = _SERVICE_STAND_IN if _SYNADIA_STAND_IN in synadia else _SYNADIA
-        return cls(mcp, synadia, (service,) if synadia else ())
+        finds = _FINDS_STAND_IN if _PROMPTED_STAND_IN in prompts else _SYNADIA
+        return cls(mcp, synadia, (service,) if synadia else (), prompts, (finds,) if prompts else ())
 
 
 def check_peer(peer: str) -> str:
-    """The name of a peer: `mcp:ID`, or `synadia:AGENT.OWNER`, either of which may be `*`.
+    """The name of a peer: `mcp:ID`, or `synadia:` or `prompts:AGENT.OWNER`, either part of which may be `*`.
 
     Raises:
         ConfigError: it is none.
@@ -152,10 +160,10 @@ def check_peer(peer: str) -> str:
     kind, _, name = peer.partition(":")
     if kind == "mcp":
         check_token(name, "server")
-    elif kind == "synadia":
+    elif kind in PEERS:
         check_pattern(name)
     else:
-        raise ConfigError(f"{peer[:100]!r} is no peer", hint="mcp:ID, or synadia:AGENT.OWNER")
+        raise ConfigError(f"{peer[:100]!r} is no peer", hint="mcp:ID, synadia:AGENT.OWNER, or prompts:AGENT.OWNER")
     return peer
 
 
@@ -165,7 +173,7 @@ def template(role: Role, environment: str, *, ordered: bool = False) -> dict[str
     Raises:
         ConfigError: there is no such role, or it is the bridge, which needs none.
     """
-    peers = (f"mcp:{_MCP_STAND_IN}", f"synadia:{_SYNADIA_STAND_IN}")
+    peers = (f"mcp:{_MCP_STAND_IN}", f"synadia:{_SYNADIA_STAND_IN}", f"prompts:{_PROMPTED_STAND_IN}")
     open_ends: dict[str, Any] = {"groups": (GROUPS,), "serves": (_SERVED_STAND_IN,), "key": _KEY_STAND_IN}
     open_ends["peers"] = peers
     made = rights(role, _STAND_IN, environment, ordered=ordered, **open_ends)
@@ -176,6 +184,7 @@ def template(role: Role, environment: str, *, ordered: bool = False) -> dict[str
         ends = (
             *((_STAND_IN, NAME), (_KEY_STAND_IN, KEY), (_SERVED_STAND_IN, SERVED)),
             *((_MCP_STAND_IN, MCP_ID), (_SYNADIA_STAND_IN, SYNADIA_PEER), (_SERVICE_STAND_IN, SERVICE)),
+            *((_PROMPTED_STAND_IN, PROMPTED), (_FINDS_STAND_IN, FINDS)),
         )
         return tuple(reduce(lambda text, end: text.replace(*end), ends, each) for each in subjects)
 
@@ -288,7 +297,7 @@ class _Lists:
     def foreign(self, asks: Iterable[str], peers: _Peers) -> Rights:
         """A program in any language that speaks the protocol: asks, and hears and reads its own lite topics.
 
-        Or one that is prompted, as an agent of the Synadia Agent Protocol.
+        Or one of the Synadia Agent Protocol: prompted as an agent, or prompting some, with inboxes of its own.
         """
         s, own = self.subjects, self.subjects.lite_of(self.name)
         publish = [*self._putting(asks), own, *_api([f"DIRECT.GET.{self.names.lite}.{own}"])]
@@ -298,6 +307,11 @@ class _Lists:
         for service in peers.service:
             publish += [f"_INBOX.{service}.>", f"_INBOX.our-{service}.>"]
             hears += [f"$SRV.*.{service}", f"$SRV.*.{service}.*"]
+        publish += [f"{ROOT}.{verb}.{each}.*" for verb in ("prompt", "status") for each in peers.prompts]
+        publish += [f"$SRV.INFO.{each}" for each in peers.finds]
+        # `PEER_INBOXES`, and heartbeats, which its clients hear of all or none.
+        hears += [f"{each}.hb.*.*.*" for each in peers.finds]
+        hears += [f"_INBOX.our-{each}.{self.name}.>" for each in peers.finds]
         return Rights(_once(publish), _once(hears))
 
     @property

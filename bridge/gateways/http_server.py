@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import resource
 import socket
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from squadron.bridge.gateways.http_guard import App
+from squadron.bridge.gateways.http_guard import MOST_UNDER_WAY, App
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import ConfigError
 
@@ -19,6 +20,20 @@ if TYPE_CHECKING:
 LEAVE_WITHIN_S = 3
 #: Largest part of a request before its body, in bytes; the guard tells sooner and politely.
 _HEAD_BYTES = 64 * 1024
+
+#: Open files of a gateway that are no visitor's: modules, the bus, what it fetches.
+_OTHER_FILES = 200
+
+
+def most_connections() -> int:
+    """How many connections this process can hold: each is an open file, of which many systems give it 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_UNDER_WAY + _OTHER_FILES
+    has, may = (wanted if each == resource.RLIM_INFINITY else each for each in (soft, hard))
+    if has < (more := min(may, wanted)):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (more, hard))
+        has = more
+    return max(1, has - _OTHER_FILES)
 
 
 def check_bind(host: str, *, authenticated: bool, public_url: str) -> None:
@@ -108,6 +123,8 @@ class HttpServer:
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=LEAVE_WITHIN_S,
+            # Whoever comes beyond that is told so (503), instead of being left to wait.
+            limit_concurrency=most_connections(),
             h11_max_incomplete_event_size=_HEAD_BYTES,
             http="h11",
             ws="none",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from squadron.bridge.gateways.visitors import Visitor
@@ -27,7 +27,8 @@ class OpenQuestions:
     def __init__(self, place: Place) -> None:
         self._people = People(place.ports, place.caller.lite_topics)
         self._about: dict[str, dict[str, OpenQuestion]] = {}
-        self._news = asyncio.Condition()
+        #: Who is told of news, by the task: of ten thousand that wait each hears of its own alone.
+        self._watching: dict[str, list[Callable[[], None]]] = {}
         self._following: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -51,8 +52,8 @@ class OpenQuestions:
                             about.pop(each.asked.query_id, None)
                         if not about:
                             del self._about[each.asked.about]
-                        async with self._news:
-                            self._news.notify_all()
+                        for tell in list(self._watching.get(each.asked.about, ())):
+                            tell()
             await asyncio.sleep(_AGAIN_S)
 
     async def about(self, task_id: str) -> list[OpenQuestion]:
@@ -65,14 +66,33 @@ class OpenQuestions:
             return []
         return [each for each in await self._people.questions() if each.about == task_id]
 
+    def watch(self, task_id: str, tell: Callable[[], None]) -> Callable[[], None]:
+        """Call `tell` at news of what is asked about a task, and now if something waits; its result ends it."""
+        told = self._watching.setdefault(task_id, [])
+        told.append(tell)
+        if task_id in self._about:
+            tell()
+
+        def leave() -> None:
+            told.remove(tell)
+            if not told:
+                del self._watching[task_id]
+
+        return leave
+
     async def next_about(self, task_id: str, *, but: Collection[str] = ()) -> OpenQuestion:
         """Wait until something waits for an answer about a task, but for some questions; returns it."""
-        async with self._news:
+        news = asyncio.Event()
+        leave = self.watch(task_id, news.set)
+        try:
             while True:
                 for query_id, asked in self._about.get(task_id, {}).items():
                     if query_id not in but:
                         return asked
-                await self._news.wait()
+                news.clear()
+                await news.wait()
+        finally:
+            leave()
 
     async def answer(
         self, task_id: str, query_id: str, action: Action, content: Mapping[str, Any] | None, visitor: Visitor

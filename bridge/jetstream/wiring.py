@@ -87,6 +87,7 @@ class Wiring(Place):
             dead=JetStreamJournal(connection, names.dead),
             own=own,
             runs=runs,
+            own_is_apart=own is runs,
             claims=Claims(
                 vault,
                 over_bytes=min(settings.claim_over_bytes, connection.max_payload - HEADER_BYTES),

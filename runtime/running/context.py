@@ -89,8 +89,7 @@ class Context(AsksPeople, Publishes):
 
     @property
     def _own(self) -> OwnJournal:
-        ports = self._caller.ports
-        return OwnJournal(ports.own, ports.claims.seals, self.is_sealed)
+        return OwnJournal(self._caller.ports, self._agent, self.is_sealed)
 
     @property
     def budget(self) -> Budget:

@@ -9,10 +9,13 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from squadron.runtime.errors import KeyLostError, UnsealedError
+from squadron.runtime.errors import KeyLostError, UnsealedError, UntrustedError
 from squadron.runtime.ports.journal import Entry, Journal
+from squadron.runtime.ports.lite_journal import END_HEADER
+from squadron.runtime.store.port_set import Ports
 from squadron.runtime.store.seals import Seals
 from squadron.runtime.texts import encoded
+from squadron.runtime.trust.may_say import only_agent
 from squadron.runtime.trust.sealing import b64, bound, open_piece, unb64
 from squadron.runtime.wire.subjects import MAX_TOKEN, token_of
 
@@ -75,29 +78,58 @@ def owners_of(agent: str) -> tuple[str, ...]:
     return memory_owner(agent), talk_owner(agent), notes_owner(agent)
 
 
+async def is_own(ports: Ports, entry: Entry, agent: str) -> bool:
+    """Whether an agent has kept this itself, as far as anybody looks who signed it.
+
+    Raises:
+        BusUnavailableError: nobody says who signed it.
+    """
+    if ports.guard is None or ports.own_is_apart:
+        return True
+    try:
+        said = entry.key, entry.data, entry.headers
+        await ports.guard.admit("own", *said, at=entry.time, may=only_agent(agent))
+    except UntrustedError:
+        return False
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class OwnJournal:
     """A journal whose entries only this agent reads, if `sealed`; those that are sealed are opened in any case.
 
-    What does not open is given as it is stored: whoever reads passes over what he can't read.
+    What does not open is given as it is stored: whoever reads passes over what he can't read. What somebody else
+    has written there is given empty, where it is looked who signed it.
     """
 
-    journal: Journal
-    seals: Seals
+    ports: Ports
+    agent: str
     sealed: bool
+
+    @property
+    def journal(self) -> Journal:
+        """Where it is kept."""
+        return self.ports.own
 
     async def append(
         self, key: str, data: bytes, *, ttl_s: float, msg_id: str | None = None, expect_seq: int | None = None
     ) -> int:
         """See `Journal.append`."""
         if self.sealed:
-            data = encoded({"sealedEntry": await seal_own(self.seals, key, data)})
+            data = encoded({"sealedEntry": await seal_own(self.ports.claims.seals, key, data)})
         return await self.journal.append(key, data, ttl_s=ttl_s, msg_id=msg_id, expect_seq=expect_seq)
 
     async def last(self, key: str) -> Entry | None:
-        """See `Journal.last`."""
-        entry = await self.journal.last(key)
-        return None if entry is None else await self._opened(entry)
+        """See `Journal.last`. What somebody else wrote there since does not hide what was kept."""
+        newest = await self.journal.last(key)
+        if newest is None:
+            return None
+        found = await self._opened(newest)
+        if not found.data:
+            async for each in self.read(key):
+                found = each if each.data else found
+        # Who appends after it names the newest, whoever wrote that.
+        return replace(found, seq=newest.seq)
 
     async def read(self, key: str) -> AsyncGenerator[Entry, None]:
         """See `Journal.read`."""
@@ -110,10 +142,13 @@ class OwnJournal:
         await self.journal.erase(key, through_seq=through_seq)
 
     async def _opened(self, entry: Entry) -> Entry:
+        # An end marker is the server's.
+        if END_HEADER not in entry.headers and not await is_own(self.ports, entry, self.agent):
+            return replace(entry, data=b"")
         if not entry.data.startswith(_BEGINS):
             return entry
         try:
             sealed = from_json(entry.data)["sealedEntry"]
-            return replace(entry, data=await open_own(self.seals, entry.key, sealed))
+            return replace(entry, data=await open_own(self.ports.claims.seals, entry.key, sealed))
         except (UnsealedError, ValueError):
             return entry

@@ -32,7 +32,7 @@ class Ports:
     """What everything that runs or asks is given.
 
     `lite` holds lite topics, `dead` the dead letters, `own` what an agent keeps for itself, `runs` the logs of
-    runs; `observers` hear what happens.
+    runs; `own_is_apart` says that nobody else may write to these two; `observers` hear what happens.
     `file_action` stores what an operator does for the audit trail, if there is one: verb and JSON. `guard` checks
     who said what comes, if anything is checked; `principal` is who this process signs as, if it does; `policy`
     says who may ask what, beside what cards say.
@@ -48,6 +48,7 @@ class Ports:
     dead: Journal
     own: Journal
     runs: Journal
+    own_is_apart: bool = False
     claims: Claims
     observers: Observers = field(default_factory=Observers)
     file_action: Callable[[str, bytes], Awaitable[None]] = unrecorded

@@ -15,7 +15,9 @@ from squadron.runtime.wire.limits import Deadline
 #: What is held for a reader that is behind, in entries and bytes; the rest stays in the store until its turn.
 MOST_HELD, MOST_HELD_BYTES = 1024, 8 * 1024 * 1024
 #: A reader that heard nothing for so long looks into the store, in seconds: the last live message may be lost.
-UNHEARD_S = 5.0
+#: While it goes on hearing nothing it waits twice as long each time, up to the second figure: what was lost comes
+#: after twice the silence at most, and ten thousand readers that wait make some 170 looks a second.
+UNHEARD_S, LONGEST_UNHEARD_S = 5.0, 60.0
 #: Pause before a bus that did not answer is tried again, in seconds.
 AGAIN_S = 0.25
 #: What a look into the store may take when the time is up, in seconds: what is there need not be lost.
@@ -41,6 +43,7 @@ class Trail:
         #: Whether there may be something in the store that we did not hear of.
         self._missed = True
         self._waiting: asyncio.Future[None] | None = None
+        self._unheard_s = UNHEARD_S
 
     def wind_up(self) -> None:
         """End with what is stored now."""
@@ -122,7 +125,7 @@ class Trail:
         if self._held:
             return True
         loop = asyncio.get_running_loop()
-        within_s = UNHEARD_S if self._until is None else self._until.earliest(UNHEARD_S)
+        within_s = self._unheard_s if self._until is None else self._until.earliest(self._unheard_s)
         self._waiting = loop.create_future()
         # A plain timer: `asyncio.timeout` costs three times as much, and there may be one for each entry.
         late = loop.call_later(within_s, self._wake)
@@ -131,6 +134,7 @@ class Trail:
         finally:
             late.cancel()
             self._waiting = None
+        self._unheard_s = UNHEARD_S if self._held else min(2 * self._unheard_s, LONGEST_UNHEARD_S)
         return bool(self._held) and self._live
 
     async def _stored(self) -> AsyncGenerator[Entry, None]:

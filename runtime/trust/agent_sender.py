@@ -8,7 +8,6 @@ A signature stands for these bytes, which any NATS client can put together (`doc
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import re
 from dataclasses import dataclass
@@ -28,7 +27,8 @@ MAX_HEADER_BYTES = 2048
 _ACCOUNT_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}|\$G")
 _NONCE = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _TS = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z")
-_SIGNATURE = re.compile(r"[A-Za-z0-9_-]{86}")
+#: One signature, one text: the last letter stands for two bits, and no other four may be set.
+_SIGNATURE = re.compile(r"[A-Za-z0-9_-]{85}[AQgw]")
 #: A line of what is signed can't hold one.
 _BREAKS = re.compile(r"[\s\x00-\x1f\x7f]")
 
@@ -76,7 +76,7 @@ class AgentSender:
         Raises:
             UntrustedError: it is none, and says which field is wrong.
         """
-        if len(value) > MAX_HEADER_BYTES or len(value.encode(errors="replace")) > MAX_HEADER_BYTES:
+        if len(value if value.isascii() else value.encode(errors="replace")) > MAX_HEADER_BYTES:
             raise UntrustedError(f"{SENDER_HEADER} is longer than {MAX_HEADER_BYTES} bytes")
         try:
             fields = from_json(value, cache_strings="keys")
@@ -103,10 +103,7 @@ class AgentSender:
         )
         if wrong:
             raise UntrustedError(f"{SENDER_HEADER}: field {wrong!r} is malformed")
-        raw = bytes_of(signature)
-        if text_of(raw) != signature:
-            # One signature, one text.
-            raise UntrustedError(f"{SENDER_HEADER}: field 'sig' is malformed")
+        raw = base64.urlsafe_b64decode(signature + "==")
         return cls(account, user, name, subject, ts, nonce, raw, at or 0.0)
 
 
@@ -123,18 +120,6 @@ def time_text(at: float) -> str:
 def text_of(data: bytes) -> str:
     """Base64url without padding."""
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
-
-
-def bytes_of(text: str) -> bytes:
-    """The bytes of a text in base64url.
-
-    Raises:
-        UntrustedError: it is none.
-    """
-    try:
-        return base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
-    except (binascii.Error, ValueError):
-        raise UntrustedError(f"{SENDER_HEADER}: that is no base64url") from None
 
 
 def _time(ts: str) -> float | None:

@@ -37,6 +37,7 @@ Kind = Literal[
     "bid",
     "question",
     "lite",
+    "own",
 ]
 #: Whether who signed it may say it; raises an `UntrustedError` if not.
 May = Callable[[Signed], None]

@@ -9,8 +9,8 @@ from functools import lru_cache
 from typing import Literal
 
 import nkeys
+from nacl.bindings import crypto_sign, crypto_sign_BYTES, crypto_sign_open, crypto_sign_seed_keypair
 from nacl.exceptions import BadSignatureError
-from nacl.signing import SigningKey, VerifyKey
 
 from squadron.runtime.errors import ConfigError
 
@@ -27,7 +27,7 @@ _PREFIX: dict[KeyKind, int] = {
 class Key:
     """A pair of keys. Its seed is in no `repr`, and it can't be pickled."""
 
-    __slots__ = ("_seed", "_signing", "public")
+    __slots__ = ("_secret", "_seed", "public")
 
     def __init__(self, seed: bytes) -> None:
         """Take a seed up, as `seed` tells it.
@@ -43,9 +43,9 @@ class Key:
         if kind is None or len(raw) != 32:
             raise ConfigError("that is no seed of an nkey", hint="a seed begins with SO, SA or SU")
         self._seed = bytes(seed.strip())
-        self._signing = SigningKey(bytes(raw))
+        public, self._secret = crypto_sign_seed_keypair(bytes(raw))
         #: The public half, like `UABC…`.
-        self.public = _written(_PREFIX[kind], bytes(self._signing.verify_key))
+        self.public = _written(_PREFIX[kind], public)
 
     @classmethod
     def create(cls, kind: KeyKind) -> Key:
@@ -59,7 +59,8 @@ class Key:
 
     def sign(self, data: bytes) -> bytes:
         """64 bytes that nobody else can make for this data."""
-        return self._signing.sign(data).signature
+        signed: bytes = crypto_sign(data, self._secret)
+        return signed[:crypto_sign_BYTES]
 
     def __repr__(self) -> str:
         return f"Key({self.public})"
@@ -82,21 +83,21 @@ def kind_of(public: str) -> KeyKind | None:
 def is_signed_by(public: str, data: bytes, signature: bytes) -> bool:
     """Whether the signature was made for just this data by whoever holds the seed of `public`."""
     key = _verifying(public)
-    if key is None or len(signature) != 64:
+    if key is None or len(signature) != crypto_sign_BYTES:
         return False
     try:
-        key.verify(data, signature)
+        crypto_sign_open(signature + data, key)
     except BadSignatureError:
         return False
     return True
 
 
 @lru_cache(maxsize=4096)
-def _verifying(public: str) -> VerifyKey | None:
+def _verifying(public: str) -> bytes | None:
     try:
         written = base64.b32decode(public + "=" * (-len(public) % 8))
     except (binascii.Error, ValueError):
         return None
     if len(written) != 35 or written[0] not in _PREFIX.values() or _written(written[0], written[1:33]) != public:
         return None
-    return VerifyKey(written[1:33])
+    return written[1:33]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -114,7 +115,7 @@ def gateway(
         raise typer.BadParameter(
             "only replicas need it: set SQUADRON_USER or NATS_CREDS", param_hint="--credentials"
         )
-    frame.execute(_serve(ctx, doors, stdio, options))
+    frame.execute(_serve(ctx, doors, stdio, options), fast=True)
 
 
 async def _deploy(
@@ -193,6 +194,8 @@ async def _serve(ctx: typer.Context, names: list[str], stdio: bool, options: dic
         doors = [await opener(front) for opener in openers]
         for door in doors:
             await rest.enter_async_context(door.running())
+        # What was loaded stays as long as the process: not to be looked at again whenever garbage is.
+        gc.freeze()
         if stdio:
             return await _on_streams(doors[0], front)
         if chosen.needs_http:

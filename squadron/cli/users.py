@@ -106,7 +106,7 @@ def add(
         typer.Option(
             "--peer",
             help="mcp:ID or synadia:AGENT.OWNER: an agent asks those, a gateway answers as that MCP server, "
-            "and a foreign program is prompted as those agents.",
+            "and a foreign program is prompted as those agents; prompts:AGENT.OWNER: it prompts those.",
         ),
     ] = None,
     as_json: Json = False,

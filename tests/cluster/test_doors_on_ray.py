@@ -24,7 +24,9 @@ from squadron.bridge.jetstream.link import embedded
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.bridge.serve.gateway_agent import GatewayAgent
 from squadron.runtime.asking.caller import Caller
+from squadron.runtime.store.own_journal import memory_owner
 from squadron.runtime.wire.envelope import AgentIdentity
+from squadron.runtime.wire.subjects import token_of
 from tests.cluster.conftest import until
 from tests.contract.gateway_process import gateway_command
 from tests.contract.nats_cluster import free_port
@@ -50,6 +52,15 @@ class Digger(Agent):
     async def shallow(self) -> int:
         """Dig for no time."""
         return os.getpid()
+
+    @topic("dig.long", run_timeout_s=200)
+    async def long(self, folder: str) -> str:
+        """Leave a line in the folder's `begun`, and dig until there is a file `enough`."""
+        with (Path(folder) / "begun").open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        while not (Path(folder) / "enough").exists():
+            await asyncio.sleep(0.1)
+        return "gold"
 
 
 @pytest.fixture
@@ -123,6 +134,31 @@ async def test_agents_of_the_synadia_agent_protocol_are_topics_that_survive_a_ki
         with contextlib.suppress(Exception):
             await host.stop()
         await client.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+async def test_a_task_of_an_mcp_server_survives_the_replica_that_waits_for_it(
+    url: str, squad: Squad, tmp_path: Path
+) -> None:
+    """The server made a task of the call; the next replica takes that up, and calls nobody a second time."""
+    assert "mcp_far.dig__long" in await squad.mcp("far", url=f"{url}/mcp", within_s=240)
+    handle = await squad.submit("mcp_far.dig__long", {"folder": str(tmp_path)}, within_s=200)
+    ports = squad._place.ports
+    note = ports.subjects.lite(memory_owner("mcp_far"), token_of(f"mcp-{handle.task_id}"))
+
+    async def noted() -> bool:
+        return await ports.lite.last(note) is not None
+
+    await until(noted, within_s=60)
+    [killed] = [each.pid for each in squad._place.registry.replicas("mcp_far").values()]
+    os.kill(killed, signal.SIGKILL)
+    await until(lambda: _is(not psutil.pid_exists(killed)))
+    (tmp_path / "enough").touch()
+    outcome = await handle.outcome()
+    assert outcome.unwrap() == {"result": "gold"}
+    assert outcome.attempt > 1
+    assert len((tmp_path / "begun").read_text().splitlines()) == 1
 
 
 async def _is(so: bool) -> bool:

@@ -87,6 +87,21 @@ async def _tools_answer(it: Scene) -> None:
         await it.tools.ports.bus.publish(inbox, SECRET)
 
 
+async def _clerk_prompts(it: Scene) -> None:
+    await it.clerk.ports.bus.publish("agents.prompt.pi.acme.main", SECRET)
+
+
+async def _answers_the_clerk(it: Scene) -> Check:
+    told: list[Note] = []
+    await it.clerk.ports.bus.subscribe("_INBOX.our-agents.clerk.t", told.append)
+    await it.send("_INBOX.our-agents.clerk.t")
+
+    async def look() -> bool:
+        return bool(told)
+
+    return look
+
+
 def _tells_the_tools(subject: Callable[[Subjects], str]) -> _Do:
     async def do(it: Scene) -> Check:
         told: list[Note] = []
@@ -401,4 +416,16 @@ NOT_STOPPED: dict[str, _Do] = {
     "replay a task that it saw": _publishes(lambda it: it.subjects.task("office.file"), lambda n: n.tasks),
     "purge all lite topics": _purges(lambda n: n.lite),
     "empty the lite topics by a header": _rolls_up,
+}
+
+#: What somebody tries who has stolen the credential of a caller of the Synadia Agent Protocol.
+BY_A_CALLER: dict[str, _Do] = {
+    "hear what another caller of agents is answered": _hears(
+        lambda s: "_INBOX.our-agents.clerk.>", then=_tools_answer
+    ),
+    "hear what other callers prompt": _hears(lambda s: "agents.prompt.pi.acme.*", then=_clerk_prompts),
+    "prompt, as a caller, an agent that is none of its": _tells_the_tools(
+        lambda s: f"agents.prompt.squadron.squadron-{s.environment}.clerk"
+    ),
+    "answer a caller in the place of the agent that it prompts": _answers_the_clerk,
 }

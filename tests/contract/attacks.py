@@ -187,8 +187,13 @@ class Scene:
 
         return look
 
-    async def barrier(self) -> None:
-        """All that the thief has sent was worked off, or refused."""
+    async def barrier(self, call: str = "") -> None:
+        """All that the thief has sent was worked off, or refused.
+
+        Args:
+            call: of JetStream, that the thief may make; by default one that the analyst may.
+        """
+        own = f"DIRECT.GET.{self.names.registry}.{self.subjects.presence('analyst', '*')}"
         for _ in range(2):
             answered = asyncio.Event()
 
@@ -197,8 +202,7 @@ class Scene:
 
             inbox = self.thief.new_inbox()
             await self.thief.subscribe(inbox, cb=hear)
-            own = self.subjects.presence("analyst", "*")
-            await self.thief.publish(f"{self.api}.DIRECT.GET.{self.names.registry}.{own}", b"", reply=inbox)
+            await self.thief.publish(f"{self.api}.{call or own}", b"", reply=inbox)
             await self.sent()
             await answered.wait()
         await self.bridge.connection.api(f"STREAM.INFO.{self.names.tasks}", {})

@@ -52,7 +52,7 @@ from tests.contract.restricted import RestrictedServer
 from tests.trusted import Realm
 
 #: Longest wait for what must happen; it is over at once when it does.
-SOON_S = 10.0
+SOON_S = 30.0
 #: Lease of an agent's mailbox.
 LEASE_S = 1.5
 
@@ -347,11 +347,12 @@ async def serve(world: World) -> AsyncIterator[Serve]:
     """Run an agent as one replica of its own."""
     running: list[Replica] = []
 
-    async def start(agent: Agent, *, name: str = "replica", slots: int = 8) -> Replica:
+    async def start(agent: Agent, *, name: str = "replica", slots: int = 8, lease_s: float = LEASE_S) -> Replica:
         bridge = await world.join("bridge", bridge=True) if world.kind == "restricted" else None
         agent_name = AgentSpec.of(type(agent)).name
         peer = await world.join(name, agent=agent_name)
-        replica = Replica(peer, agent, slots=slots, bridge=bridge, seal_key=world.seal_key(agent_name))
+        seal_key = world.seal_key(agent_name)
+        replica = Replica(peer, agent, slots=slots, bridge=bridge, seal_key=seal_key, lease_s=lease_s)
         await replica.start()
         running.append(replica)
         return replica

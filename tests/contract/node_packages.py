@@ -21,8 +21,15 @@ from squadron.config import Settings
 
 #: The client library that the examples import; a new major version may need new examples.
 NATS = "@nats-io/transport-node@3.4.0"
-#: Node starts in 0.2 s, and is slower on a busy machine; npm fetches a few small packages, once.
-WITHIN_S, INSTALL_WITHIN_S = 30.0, 120.0
+#: MCP's judges need a newer node than many systems have; this package is one.
+NODE = "node@22.23.3"
+MCP_KIT, MCP_INSPECTOR = (
+    "@modelcontextprotocol/conformance@0.2.0-alpha.12",
+    "@modelcontextprotocol/inspector@2.12.0",
+)
+A2A = "@a2a-js/sdk@1.3.0"
+#: Node starts in 0.2 s, and is slower on a busy machine; npm fetches what it has to, once: node is 120 MB.
+WITHIN_S, INSTALL_WITHIN_S = 30.0, 600.0
 
 
 def node_packages(*packages: str) -> Path:

@@ -26,7 +26,7 @@ KNOWN = frozenset(
 pytestmark = [
     ON_NATS,
     pytest.mark.slow,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(900),
     pytest.mark.skipif(not (FOLDER / "run_tck.py").exists(), reason="A2A_TCK names no folder with the kit"),
 ]
 

@@ -5,6 +5,7 @@ On an open server, where everybody is the same user, each of them comes to somet
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from squadron.bridge.jetstream.wiring import Wiring
 from squadron.config import Settings
 from squadron.runtime.ports.queue import Mailbox
 from squadron.runtime.wire.envelope import AgentIdentity
-from tests.contract.attack_rows import NOT_STOPPED, STOPPED
+from tests.contract.attack_rows import BY_A_CALLER, NOT_STOPPED, STOPPED
 from tests.contract.attacks import Check, Scene
 from tests.contract.conftest import until
 from tests.contract.own_server import OwnServer
@@ -35,18 +36,19 @@ async def _thief(url: str, **login: str) -> Client:
     return await nats.connect(url, error_cb=hear, allow_reconnect=False, **login)
 
 
-@pytest.fixture
-async def restricted(tmp_path: Path) -> AsyncIterator[Scene]:
-    """Two accounts."""
-    server = RestrictedServer(tmp_path, "test")
+@contextlib.asynccontextmanager
+async def two_accounts(folder: Path, thief: str) -> AsyncIterator[Scene]:
+    """A scene where everybody has the rights of a role, the thief those of this user."""
+    server = RestrictedServer(folder, "test")
     server.admit("agent", "analyst", asks=("office.file",), serves=("math.add",))
+    server.admit("foreign", "caller", peers=("prompts:clerk.squadron-test",))
     clerks = {"serves": ("office.file",), "peers": ("mcp:files", "synadia:pi.acme")}
     server.admit("agent", "clerk", **clerks)
     server.admit("gateway", "tools", peers=("mcp:files",))
     server.start()
     bridge = await server.open("bridge", "bridge")
     ann = await server.open("client", "client", id="ann")
-    login = {"user": "analyst", "password": PASSWORD, "inbox_prefix": inbox_prefix("analyst")}
+    login = {"user": thief, "password": PASSWORD, "inbox_prefix": inbox_prefix(thief)}
     await bridge.ports.queue.declare(Mailbox("clerk", ("office.file",), 30.0))
     clerk = await server.open("agent", "clerk", **clerks)
     tools = await server.open("gateway", "tools", peers=("mcp:files",))
@@ -55,6 +57,20 @@ async def restricted(tmp_path: Path) -> AsyncIterator[Scene]:
     yield scene
     await _close(scene)
     server.stop()
+
+
+@pytest.fixture
+async def restricted(tmp_path: Path) -> AsyncIterator[Scene]:
+    """Two accounts, and the credential of an agent is stolen."""
+    async with two_accounts(tmp_path, "analyst") as scene:
+        yield scene
+
+
+@pytest.fixture
+async def by_a_caller(tmp_path: Path) -> AsyncIterator[Scene]:
+    """Two accounts, and the credential of a caller of the Synadia Agent Protocol is stolen."""
+    async with two_accounts(tmp_path, "caller") as scene:
+        yield scene
 
 
 @pytest.fixture
@@ -92,23 +108,33 @@ async def test_two_accounts_stop_whoever_would(restricted: Scene, name: str) -> 
     assert not await came()
 
 
+@pytest.mark.parametrize("name", BY_A_CALLER)
+async def test_two_accounts_stop_a_caller_of_agents_who_would(by_a_caller: Scene, name: str) -> None:
+    came = await BY_A_CALLER[name](by_a_caller)
+    own = by_a_caller.subjects.lite_of("caller")
+    await by_a_caller.barrier(f"DIRECT.GET.{by_a_caller.names.lite}.{own}")
+
+    assert not await came()
+
+
 @pytest.mark.parametrize("name", NOT_STOPPED)
 async def test_two_accounts_do_not_stop_whoever_would(restricted: Scene, name: str) -> None:
     await until(await NOT_STOPPED[name](restricted))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*STOPPED, *NOT_STOPPED])
+@pytest.mark.parametrize("name", [*STOPPED, *BY_A_CALLER, *NOT_STOPPED])
 async def test_on_an_open_server_nobody_is_stopped_who_would(open_to_all: Scene, name: str) -> None:
-    await until(await (STOPPED | NOT_STOPPED)[name](open_to_all))
+    await until(await (STOPPED | BY_A_CALLER | NOT_STOPPED)[name](open_to_all))
 
 
 def test_the_page_on_security_has_each_attack_and_what_becomes_of_it() -> None:
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in PAGE.read_text().splitlines()]
     told = {row[0]: row[1] for row in rows if len(row) == 3}
 
-    assert {name: told.get(name, "").startswith("**not**") for name in (*STOPPED, *NOT_STOPPED)} == {
-        **dict.fromkeys(STOPPED, False),
+    stopped = STOPPED | BY_A_CALLER
+    assert {name: told.get(name, "").startswith("**not**") for name in (*stopped, *NOT_STOPPED)} == {
+        **dict.fromkeys(stopped, False),
         **dict.fromkeys(NOT_STOPPED, True),
     }
-    assert set(told) >= {*STOPPED, *NOT_STOPPED}
+    assert set(told) >= {*stopped, *NOT_STOPPED}

@@ -14,6 +14,7 @@ from squadron.bridge.jetstream.link import embedded
 from squadron.bridge.jetstream.link.dial import connect
 from squadron.bridge.jetstream.stream_configs import StreamNames, ensure_streams
 from squadron.bridge.jetstream.wiring import Wiring
+from squadron.runtime import background
 from squadron.runtime.errors import BusUnavailableError, ConfigError
 from squadron.runtime.ports.queue import Delivery, Mailbox
 from squadron.runtime.wire.envelope import AgentIdentity
@@ -116,7 +117,7 @@ async def test_a_header_named_status_and_an_odd_token_do_not_stop_a_mailbox(serv
     arrived: asyncio.Queue[Delivery] = asyncio.Queue()
     feed = await wiring.ports.queue.consume(mailbox, arrived.put_nowait)
     feed.want(2)
-    got = [await asyncio.wait_for(arrived.get(), 5) for _ in range(2)]
+    got = [await asyncio.wait_for(arrived.get(), 30) for _ in range(2)]
     assert {delivery.data for delivery in got} == {b"1", b"2"}
     assert (await wiring.ports.queue.backlog("reader")).taken == 2
     await feed.aclose()
@@ -131,7 +132,7 @@ async def test_a_reconnect_ends_the_wait_for_answers_that_went_to_the_old_connec
     await connection.flush()
     await connection.reconnected()
     with pytest.raises(BusUnavailableError, match="lost meanwhile"):
-        await asyncio.wait_for(waiting, 5)
+        await asyncio.wait_for(waiting, 30)
     await silent.unsubscribe()
     await connection.aclose()
 
@@ -151,6 +152,33 @@ async def test_a_flush_that_is_cancelled_as_its_pong_comes_is_cancelled(server, 
     await asyncio.wait([flushing], timeout=SOON_S)
     assert flushing.cancelled()
     await connection.aclose()
+
+
+async def test_what_is_closed_as_an_attempt_to_reconnect_fails_stays_closed(server, monkeypatch):
+    _, home = server
+    monkeypatch.setattr(background, "CANCEL_AGAIN_S", 0.01)
+    connection = await connect(Settings(home=home), name="test")
+    trying = asyncio.Event()
+
+    async def refused() -> None:
+        trying.set()
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            # `wait_for` of CPython 3.11 forgets the cancel if the attempt fails at the same moment.
+            if not forgotten:
+                forgotten.append(True)
+                raise ConnectionRefusedError from None
+            raise
+
+    forgotten: list[bool] = []
+    monkeypatch.setattr(connection.client, "_select_next_server", refused)
+    await connection.client.reconnect()
+    await trying.wait()
+    await connection.aclose()
+    assert forgotten
+    assert connection.client.is_closed
+    assert connection.client._reconnection_task.done()
 
 
 async def test_an_entry_with_a_header_named_status_is_read_as_any_other(server):

@@ -22,7 +22,7 @@ from squadron.runtime.ports.queue import Backlog, Delivery, Mailbox
 from squadron.runtime.running import handover
 from squadron.runtime.running.context import Context
 from squadron.runtime.running.handover import Courier, Handovers
-from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage, Constraints, Payload
+from squadron.runtime.wire.envelope import AgentMessage, Constraints, Payload
 from squadron.runtime.wire.outcome import (
     Cancelled,
     DeadLettered,
@@ -309,8 +309,6 @@ class Ward(Agent):
 
 
 #: Only this one of the wards.
-#: Who knows the subjects, and none of us.
-STRANGER = AgentIdentity(id="stranger")
 RED = Route(target="red")
 
 
@@ -579,8 +577,8 @@ async def test_what_waited_too_long_expires_and_is_not_run(client: Peer, bench: 
 
 async def test_a_task_whose_caller_stopped_waiting_is_not_started(client: Peer, bench: Bench) -> None:
     past = Payload(content={"number": 7}, constraints=Constraints(deadline=int(time.time() * 1000) - 5))
-    reply_to = client.subjects.lite("stranger", "late")
-    message = AgentMessage.new("task", STRANGER, payload=past, reply_to=reply_to)
+    reply_to = client.subjects.lite("client", "late")
+    message = AgentMessage.new("task", client.ports.identity, payload=past, reply_to=reply_to)
     await client.queue.put(client.subjects.task("bench.work"), message.encode(), msg_id=uuid.uuid4().hex)
 
     await _empty(client)
@@ -658,7 +656,7 @@ async def test_what_was_handed_back_unbegun_has_lost_no_attempt(world: World, se
     inbox = Inbox()
     feed = await peer.queue.consume(box, inbox)
     client = await world.join("client")
-    message = AgentMessage.new("task", STRANGER, {"error": "connection"}, id="often")
+    message = AgentMessage.new("task", client.ports.identity, {"error": "connection"}, id="often")
     await client.queue.put(client.subjects.task("bench.patient"), message.encode(), msg_id="often")
     for _ in range(8):
         feed.want(1)
@@ -815,7 +813,7 @@ async def test_a_task_under_an_id_of_its_own_is_not_run_again_when_it_was_done_l
     bench.go.set()
     handle = await client.caller.submit("bench.work", {"number": 3}, AskOptions(within_s=60, task_id="mine"))
     await client.caller.outcome(handle)
-    again = AgentMessage.new("task", STRANGER, {"number": 3}, id="mine", reply_to=handle.reply_to)
+    again = AgentMessage.new("task", client.ports.identity, {"number": 3}, id="mine", reply_to=handle.reply_to)
     await client.queue.put(client.subjects.task("bench.work"), again.encode(), msg_id="another")
 
     await _empty(client)
@@ -828,8 +826,8 @@ async def test_a_task_under_an_id_of_its_own_is_not_run_again_when_it_was_done_l
 
 @pytest.mark.parametrize("spoil", [{"version": "9.9"}, {"type": "nonsense"}, {"context": 5}])
 async def test_the_sender_of_poison_is_told_where_it_can_be(client: Peer, spoil: dict[str, Any]) -> None:
-    reply_to = client.subjects.lite("stranger", "poisoner")
-    message = AgentMessage.new("task", STRANGER, {}, id="bad", reply_to=reply_to)
+    reply_to = client.subjects.lite("client", "poisoner")
+    message = AgentMessage.new("task", client.ports.identity, {}, id="bad", reply_to=reply_to)
     raw = json.loads(message.encode()) | spoil
     await client.queue.put(client.subjects.task("bench.mine"), json.dumps(raw).encode(), msg_id="bad")
 
@@ -843,8 +841,8 @@ async def test_the_sender_of_poison_is_told_where_it_can_be(client: Peer, spoil:
 
 
 async def test_input_that_does_not_fit_is_rejected_and_kept(world: World, client: Peer) -> None:
-    reply_to = client.subjects.lite("stranger", "misfit")
-    message = AgentMessage.new("task", STRANGER, {"number": "many"}, id="odd", reply_to=reply_to)
+    reply_to = client.subjects.lite("client", "misfit")
+    message = AgentMessage.new("task", client.ports.identity, {"number": "many"}, id="odd", reply_to=reply_to)
     await client.queue.put(client.subjects.task("bench.work"), message.encode(), msg_id="odd")
 
     await _empty(client)

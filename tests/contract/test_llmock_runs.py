@@ -80,6 +80,8 @@ THINKERS: dict[str, tuple[Callable[[Callable[[], Model]], Agent], str, dict[str,
     "supervisor": (Thinker, "goal.pursue", {"goal": PROMPT, "topics": [COUNT]}),
     "agent": (Writer, "texts.write", {"text": PROMPT}),
 }
+#: Lease of whoever has a task here, in seconds: what stalls for longer than a short one has it run twice.
+PATIENT_S = 30.0
 #: What breaks one request; and those of which a run survives more in `make test-slow`.
 Break = Callable[[LLMock], object]
 QUICK: dict[str, Break] = {
@@ -117,8 +119,8 @@ async def think(
     """One run in which this breaks in both of its rounds."""
     make, name, content = THINKERS[thinker]
     words = Words(lambda: fault(llmock))
-    await serve(words, name="words")
-    await serve(make(lambda: client(llmock, provider)))
+    await serve(words, name="words", lease_s=PATIENT_S)
+    await serve(make(lambda: client(llmock, provider)), lease_s=PATIENT_S)
     fault(llmock)
     outcome = await peer.caller.ask(name, content, PLENTY)
     log = [entries_of(message) async for _, message in read(peer.ports, peer.subjects.run())]

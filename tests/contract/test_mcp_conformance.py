@@ -1,8 +1,4 @@
-"""MCP's own kit judges the server, on both wires, and so does its inspector.
-
-They take node 22: `npm i node@22 @modelcontextprotocol/conformance@0.2.0-alpha.12
-@modelcontextprotocol/inspector@2.12.0` in a folder that `MCP_CONFORMANCE` names. Without them this is skipped.
-"""
+"""MCP's own kit judges the server, on both wires, and so does its inspector; npm brings them, once."""
 
 from __future__ import annotations
 
@@ -15,30 +11,26 @@ import pytest
 
 from tests.contract.conftest import ON_NATS, Serve, World
 from tests.contract.gateway_process import opened_gateway
+from tests.contract.node_packages import MCP_INSPECTOR, MCP_KIT, NODE, node_packages
 from tests.mcp_fixture import Conformance
 
-KIT = "0.2.0-alpha.12"
-FOLDER = Path(os.environ.get("MCP_CONFORMANCE", "/nonexistent")) / "node_modules" / ".bin"
-
-pytestmark = [
-    ON_NATS,
-    pytest.mark.slow,
-    pytest.mark.timeout(300),
-    pytest.mark.skipif(
-        not (FOLDER / "conformance").exists(),
-        reason=f"MCP_CONFORMANCE names no folder with the kit {KIT} and node 22",
-    ),
-]
+pytestmark = [ON_NATS, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
-async def judge(*command: str) -> str:
+@pytest.fixture(scope="module")
+def programs() -> Path:
+    """Where the judges are, and their node."""
+    return node_packages(NODE, MCP_KIT, MCP_INSPECTOR) / ".bin"
+
+
+async def judge(programs: Path, *command: str) -> str:
     """What a judge says; it has to be content."""
     process = await asyncio.create_subprocess_exec(
-        str(FOLDER / command[0]),
+        str(programs / command[0]),
         *command[1:],
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
-        env={**os.environ, "PATH": f"{FOLDER}:{os.environ['PATH']}"},
+        env={**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"},
     )
     said, _ = await process.communicate()
     assert process.returncode == 0, said.decode()[-6000:]
@@ -55,12 +47,16 @@ async def url(world: World, serve: Serve) -> AsyncIterator[str]:
 
 
 @pytest.mark.parametrize(("requirements", "scenarios"), [("2025-11-25", 30), ("2026-07-28", 37)])
-async def test_all_required_scenarios_of_the_kit_pass(url: str, requirements: str, scenarios: int) -> None:
-    said = await judge("conformance", "server", "--url", url, "--requirements", requirements)
+async def test_all_required_scenarios_of_the_kit_pass(
+    url: str, programs: Path, requirements: str, scenarios: int
+) -> None:
+    said = await judge(programs, "conformance", "server", "--url", url, "--requirements", requirements)
     assert said.count("\n✓ ") >= scenarios
 
 
-async def test_the_inspector_lists_tools_and_calls_one(url: str) -> None:
+async def test_the_inspector_lists_tools_and_calls_one(url: str, programs: Path) -> None:
     inspect = ("mcp-inspector", "--cli", url, "--transport", "http", "--method")
-    assert "test_simple_text" in await judge(*inspect, "tools/list")
-    assert "Hello, Ann!" in await judge(*inspect, "tools/call", "--tool-name", "greet", "--tool-arg", "name=Ann")
+    assert "test_simple_text" in await judge(programs, *inspect, "tools/list")
+    assert "Hello, Ann!" in await judge(
+        programs, *inspect, "tools/call", "--tool-name", "greet", "--tool-arg", "name=Ann"
+    )

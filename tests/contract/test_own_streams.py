@@ -56,7 +56,7 @@ def _log(place: Wiring, agent: str, text: str) -> bytes:
 
 async def test_what_was_kept_among_all_others_goes_along_and_is_nowhere_else(server: RestrictedServer) -> None:
     old = await _of_old(server)
-    sealed = OwnJournal(old.ports.lite, old.ports.claims.seals, sealed=True)
+    sealed = OwnJournal(old.ports, "clerk", sealed=True)
     for number in range(3):
         await old.ports.lite.append(MEMORY, b"%d" % number, ttl_s=600.0)
     await old.ports.lite.append(TALK, b"closed", ttl_s=600.0, headers={END_HEADER: "closed"})
@@ -73,7 +73,7 @@ async def test_what_was_kept_among_all_others_goes_along_and_is_nowhere_else(ser
         await bridge.ports.queue.declare(CLERK)
     clerk = await server.open("agent", "clerk", serves=("office.file",))
 
-    own = OwnJournal(clerk.ports.own, clerk.ports.claims.seals, sealed=True)
+    own = OwnJournal(clerk.ports, "clerk", sealed=True)
     assert await _read(own, MEMORY) == [b"0", b"1", b"2"]
     assert await _read(own, NOTES) == [b"secret"]
     (ended,) = [entry async for entry in clerk.ports.own.read(TALK)]

@@ -15,8 +15,10 @@ import pytest
 from mcp import Client
 from mcp.shared.exceptions import MCPError
 from synadia_ai.agent_service import AgentService
+from synadia_ai.agents import Agents, ResponseChunk, _inbox, _mux
 
-from squadron import Settings
+from squadron import Agent, Settings, topic
+from squadron.actors.agent import AgentSpec
 from squadron.actors.operations import Operation
 from squadron.actors.remote.mcp_agent import McpAgent, look_at
 from squadron.actors.remote.mcp_bus import BusTransport, served_on_bus
@@ -24,16 +26,19 @@ from squadron.actors.remote.mcp_server import McpServer
 from squadron.actors.remote.synadia_peers import response
 from squadron.actors.remote.synadia_remote import SynadiaRemote, peers_on
 from squadron.bridge.auth.authority import Authority
+from squadron.bridge.host import Host
 from squadron.bridge.jetstream.link import embedded
 from squadron.bridge.jetstream.link.at_home import as_user, credentials_of
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.bridge.packing.code import pack
 from squadron.bridge.serve.offers import peers_of
 from squadron.runtime.errors import ConfigError, Terminal
+from squadron.runtime.ports.queue import Mailbox
 from squadron.runtime.wire.deployment import Deployment, Scale
 from squadron.runtime.wire.envelope import AgentIdentity
 from squadron.runtime.wire.topics import AgentCard, SemanticTopic
 from tests import mcp_neighbour
+from tests.contract.gateway_process import opened_gateway
 from tests.contract.test_synadia_agents import answers
 
 #: Whom the tests let in: role, name, and who of other protocols they are or ask.
@@ -44,7 +49,20 @@ USERS = (
     ("agent", "analyst", []),
     ("foreign", "pi", ["synadia:pi.acme"]),
     ("agent", "synadia", ["synadia:*.*"]),
+    ("agent", "teller", []),
+    ("gateway", "web", []),
+    ("foreign", "ann", ["prompts:*.squadron-dev"]),
 )
+
+
+class Teller(Agent):
+    """Says it again."""
+
+    name = "teller"
+
+    @topic("tell.again")
+    async def again(self, text: str) -> str:
+        return text
 
 
 class Home:
@@ -169,6 +187,34 @@ async def test_a_synadia_agent_is_found_and_prompted_by_whoever_may(home: Home) 
         await connection.close()
 
 
+async def test_a_caller_of_the_synadia_agent_protocol_has_its_own_credential_and_inbox(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bridge, spec = await home.join("bridge"), AgentSpec.of(Teller)
+    await bridge.ports.queue.declare(Mailbox("teller", ("tell.again",), bridge.settings.lease_s))
+    await bridge.registry.advertise(spec.card())
+    host = Host(await home.join("teller"), Teller(), spec, slots=1)
+    await host.start()
+    web = await home.join("web")
+    await web.registry.refresh(float("inf"))
+    inbox = "_INBOX.our-agents.ann"
+    # Its official client has no setting for that.
+    monkeypatch.setattr(_inbox, "SDK_INBOX_PREFIX", inbox)
+    monkeypatch.setattr(_mux, "SDK_INBOX_PREFIX", inbox)
+    endpoint, creds = embedded.ensure(home.path), str(credentials_of(home.path, "dev", "ann"))
+    connection = await nats.connect(endpoint.url, user_credentials=creds, inbox_prefix=inbox)
+    try:
+        async with opened_gateway(web, "synadia"):
+            [agent] = await Agents(nc=connection).discover(stall=2.0, max_wait=30.0)
+            said = [each.text async for each in agent.prompt("hello") if isinstance(each, ResponseChunk)]
+            assert said == ["hello"]
+            assert (await agent.status()).agent == "teller"
+    finally:
+        await connection.close()
+        await host.stop(0)
+    assert home.violations() == []
+
+
 def deployed(agent: type[Any]) -> Deployment:
     bounds = Scale(minimum=1, maximum=1)
     return Deployment(
@@ -197,6 +243,7 @@ def test_who_can_have_no_peers_is_told(tmp_path: Path) -> None:
     authority = Authority.create(tmp_path, "dev")
     for role, peer, match in (
         ("client", "mcp:near", "has no peers"),
+        ("agent", "prompts:pi.acme", "prompts nobody"),
         ("gateway", "http:near", "no peer"),
         ("gateway", "near", "no peer"),
     ):

@@ -14,6 +14,9 @@ import pytest
 
 from squadron.actors.agent import Agent, AgentSpec
 from squadron.actors.decorators import on, on_durable, topic
+from squadron.actors.runs.entries import Epoch
+from squadron.actors.runs.log import RunLog
+from squadron.actors.thinking.notes import Notes
 from squadron.bridge.control.bridge_calls import Control
 from squadron.bridge.control.control import Bridge
 from squadron.bridge.control.finding import Finder
@@ -21,6 +24,7 @@ from squadron.bridge.host import Host
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.bridge.memory import MemoryServer
 from squadron.bridge.place import Place
+from squadron.bridge.status_relay import StatusRelay, own_status
 from squadron.config import Settings
 from squadron.runtime.asking.cancel import request_cancel
 from squadron.runtime.asking.options import AskOptions
@@ -30,11 +34,13 @@ from squadron.runtime.ports.bus import Note
 from squadron.runtime.registry.learned import MOST_OF_SOURCE
 from squadron.runtime.running.context import Context
 from squadron.runtime.running.pump import Pump
+from squadron.runtime.store.own_journal import OwnJournal, memory_owner
 from squadron.runtime.telemetry.happenings import Distrusted
 from squadron.runtime.trust.agent_sender import SENDER_HEADER, AgentSender
 from squadron.runtime.trust.carried import CARRIED_HEADER, Carried, carry
 from squadron.runtime.trust.principals import Role
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage, pack
+from squadron.runtime.wire.limits import Deadline
 from squadron.runtime.wire.outcome import Cancelled, DeadLettered, Rejected, Result
 from squadron.runtime.wire.route import Route
 from squadron.runtime.wire.subjects import OrderedSubject, TicketSubject
@@ -327,6 +333,108 @@ async def test_a_card_that_a_keeper_did_not_sign_changes_nothing(land: Land) -> 
     assert ann.registry.find("text.echo") is not None
     assert ann.registry.find("text.stolen") is None
     assert len(ann.registry.replicas("echo")) == 1
+
+
+async def test_a_status_of_an_agent_that_it_did_not_sign_is_not_told_on(land: Land) -> None:
+    bridge, echo = await land.join("bridge", "bridge"), await land.join("echo", "agent")
+    ann, mallory = await land.join("ann", "client"), await land.join("mallory", "agent")
+    # Who has no credential at all.
+    nobody = await land.join("nobody", None, verify="off")
+    relay, heard, passed = StatusRelay(bridge.ports), Inbox(), Inbox()
+    await relay.start()
+    await ann.bus.subscribe(ann.subjects.event("status.*"), heard)
+    environment = ann.subjects.environment
+    offline, online = (own_status(environment, "echo", event) for event in ("offline", "online"))
+    await nobody.bus.subscribe(online, passed)
+
+    def said(peer: Peer, agent: str, event: str) -> bytes:
+        return peer.ports.pack(
+            "event", {"content": {"agent": agent, "event": f"agent_{event}", "replica": "echo"}}
+        )
+
+    try:
+        for forger in (mallory, nobody):
+            await forger.bus.publish(offline, said(forger, "echo", "offline"))
+            await forger.bus.publish(offline, said(echo, "echo", "offline"))
+        await _eventually(lambda: bridge.ports.guard.refused["event"] >= 4)
+        # An agent speaks of itself alone, under its own name as well.
+        await mallory.bus.publish(own_status(environment, "mallory", "offline"), said(mallory, "echo", "offline"))
+        await echo.bus.publish(online, said(echo, "echo", "online"))
+        note = await heard.next()
+        assert note.subject == ann.subjects.event("status.online")
+        signed = await ann.ports.guard.verifier.verify(note.subject, note.data, note.headers, at=None)
+        assert (signed.by.role, signed.by.name) == ("bridge", "bridge")
+        message = AgentMessage.decode(note.data)
+        assert message.source.id == "bridge"
+        assert message.payload.content == {"agent": "echo", "event": "agent_online", "replica": "echo"}
+        # What was signed for one subject is good there once, and on no other.
+        real = await passed.next()
+        for subject in (online, offline):
+            await nobody.bus.publish(subject, real.data, headers=real.headers)
+        await _eventually(lambda: bridge.ports.guard.refused["event"] >= 6)
+        await echo.bus.publish(offline, said(echo, "echo", "offline"))
+        assert (await heard.next()).subject == ann.subjects.event("status.offline")
+        assert heard.is_empty
+    finally:
+        await relay.aclose()
+
+
+class Diarist(Agent):
+    """Remembers what it was told."""
+
+    name = "diarist"
+
+    @topic("diary.write", description="Remember a text")
+    async def write(self, ctx: Context, text: str) -> str:
+        await ctx.remember(text)
+        return text
+
+    @topic("diary.read", description="What was remembered")
+    async def recalls(self, ctx: Context) -> list[Any]:
+        return await ctx.recall()
+
+
+async def test_what_others_wrote_among_an_agent_s_memories_it_does_not_recall(land: Land) -> None:
+    replica = await land.serve(Diarist())
+    ann, mallory = await land.join("ann", "client"), await land.join("mallory", "agent")
+    nobody = await land.join("nobody", None, verify="off")
+    how = dataclasses.replace(SOON, conversation_id="c-1")
+    assert (await ann.caller.ask("diary.write", {"text": "true"}, how)).unwrap() == "true"
+    key = ann.subjects.lite(memory_owner("diarist"), "c-1")
+    [kept] = [entry async for entry in ann.lite.read(key)]
+    for forger in (mallory, nobody):
+        await forger.lite.append(key, b'"forged"', ttl_s=600)
+        # The very bytes and signature of what it wrote itself, on another topic.
+        await forger.lite.append(key.replace("c-1", "c-2"), kept.data, ttl_s=600, headers=dict(kept.headers))
+    assert (await ann.caller.ask("diary.read", {}, how)).unwrap() == ["true"]
+    elsewhere = dataclasses.replace(SOON, conversation_id="c-2")
+    assert (await ann.caller.ask("diary.read", {}, elsewhere)).unwrap() == []
+    assert replica.peer.ports.guard.refused["own"] >= 4
+
+    notes = Notes(OwnJournal(replica.peer.ports, "diarist", sealed=False), key.replace("memory", "notes"))
+    await notes.save("the first")
+    await mallory.lite.append(key.replace("memory", "notes"), b"[]", ttl_s=600)
+    assert [note.text for note in await notes.find()] == ["the first"]
+    await notes.save("the second")
+    assert [note.text for note in await notes.find()] == ["the second", "the first"]
+
+
+async def test_what_others_wrote_into_the_log_of_a_run_is_no_part_of_it(land: Land) -> None:
+    agent, mallory = await land.join("diarist", "agent"), await land.join("mallory", "agent")
+    deadline = Deadline.after(60.0, agent.clock)
+    epoch = Epoch(at=1.0, number=1, redriven=0, delivered=1, replica="r", deadline_at=9.0, max_rounds=3)
+    await RunLog(agent.ports, "run-1", deadline, agent="diarist").append(epoch, about={})
+    forger = RunLog(mallory.ports, "run-1", deadline)
+    assert await forger.load() == [epoch]
+    forged = epoch.model_copy(update={"number": 2})
+    await forger.append(forged, about={})
+    assert await RunLog(mallory.ports, "run-1", deadline).load() == [epoch, forged]
+    # The next attempt reads its own alone, and goes on behind all.
+    log = RunLog(agent.ports, "run-1", deadline, agent="diarist")
+    assert await log.load() == [epoch]
+    later = epoch.model_copy(update={"number": 3})
+    await log.append(later, about={})
+    assert await RunLog(agent.ports, "run-1", deadline, agent="diarist").load() == [epoch, later]
 
 
 async def test_the_same_bytes_put_again_run_once(land: Land) -> None:

@@ -13,7 +13,7 @@ from tests.docs import ROOT
 #: Without those that write messages by hand, under names that nobody has a credential for.
 SUITES = (
     *("streams", "cut", "resume", "timed_out", "exclusive", "deaf", "sealed", "lite", "lite_feed", "follow"),
-    *("events", "vault", "journal", "queue", "notes", "task_ids", "registry", "letters"),
+    *("events", "vault", "journal", "queue", "notes", "task_ids", "registry", "letters", "delivery"),
 )
 
 

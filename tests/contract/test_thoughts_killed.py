@@ -113,7 +113,7 @@ class Stage:
         return await (await self.submit(id)).outcome()
 
     async def submit(self, id: str) -> Handle:
-        options = AskOptions(task_id=id, within_s=110.0, model=self.spec)
+        options = AskOptions(task_id=id, within_s=280.0, model=self.spec)
         return await self.wiring.caller.submit(
             "goal.pursue", {"goal": f"count words for {id}.", "topics": ["words.count"]}, options
         )

@@ -70,7 +70,7 @@ async def test_what_a_refused_deploy_can_not_put_back_at_once_is_put_back_later(
     with pytest.raises(SquadronError):
         await site.call("deploy", deployments=[deployment_of("reader", "book.burn", version="v2")])
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while await site.queue.backlog("reader") != Backlog(1, 0):
             await asyncio.sleep(0.005)
 
@@ -143,7 +143,7 @@ async def test_a_scale_set_at_the_clusters_door_is_recorded_as_if_it_had_been_se
     await site.call("deploy", deployments=[deployment_of()])
     site.replicas.by_hand["reader"] = Scale(minimum=3, maximum=3, pinned=True)
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while (await site.call("status"))["agents"][0]["scale"] != "3":
             await asyncio.sleep(0.005)
 
@@ -211,11 +211,11 @@ async def test_a_bridge_whose_store_was_lost_writes_all_of_it_anew_and_tells(sit
 
     site.lost = ["tasks", "registry"]
 
-    event = AgentMessage.decode(await asyncio.wait_for(told.get(), 5))
+    event = AgentMessage.decode(await asyncio.wait_for(told.get(), 30))
     assert event.payload.content["streams"] == ["tasks", "registry"]
     assert len(before) == 4
     for key, data in before.items():
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while (now := await site.records.last(key)) is None or now.data != data:
                 await asyncio.sleep(0.005)
     await _put_one_each(site, "book.read")
@@ -232,6 +232,6 @@ async def test_an_agent_can_be_undeployed_while_nothing_more_can_be_stored(site:
 
     assert site.replicas.applied[-1] == []
     site.records.full = False
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while (card := await site.records.last(site.subjects.card("reader"))) is not None and card.data:
             await asyncio.sleep(0.005)

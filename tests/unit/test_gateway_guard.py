@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import secrets
 import socket
 import subprocess
@@ -17,8 +18,8 @@ import pytest
 
 from squadron.bridge.gateways.door_secret import DoorSecret
 from squadron.bridge.gateways.fronting import gateway_in
-from squadron.bridge.gateways.http_guard import MOST_HEADER_BYTES, GuardRules, HttpGuard, Rates
-from squadron.bridge.gateways.http_server import HttpServer, check_bind
+from squadron.bridge.gateways.http_guard import MOST_HEADER_BYTES, MOST_UNDER_WAY, GuardRules, HttpGuard, Rates
+from squadron.bridge.gateways.http_server import HttpServer, check_bind, most_connections
 from squadron.bridge.gateways.running_gateways import announced, running_gateways, stop_gateways
 from squadron.bridge.gateways.visitors import Visitors, check_delegate
 from squadron.config import Settings
@@ -254,3 +255,23 @@ def test_a_stop_ends_the_process_and_what_a_kill_left_is_taken_away(tmp_path: Pa
         assert stop_gateways(tmp_path, "dev") == 1
     assert process.returncode != 0
     assert list((tmp_path / "gateways").glob("*.json")) == []
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "then", "most"),
+    [
+        (1024, resource.RLIM_INFINITY, MOST_UNDER_WAY + 200, MOST_UNDER_WAY),
+        (1024, 4096, 4096, 3896),
+        (20_000, 20_000, 20_000, 19_800),
+        (resource.RLIM_INFINITY, resource.RLIM_INFINITY, resource.RLIM_INFINITY, MOST_UNDER_WAY),
+        (100, 100, 100, 1),
+    ],
+)
+def test_as_many_files_are_opened_as_there_may_be_visitors_or_else_fewer_are_let_in(
+    monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, then: int, most: int
+) -> None:
+    limits = [(soft, hard)]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda _, given: limits.append(given))
+    assert most_connections() == most
+    assert limits[-1] == (then, hard)

@@ -10,10 +10,12 @@ import pytest
 
 from squadron.bridge.auth.roles import (
     API_PREFIX,
+    FINDS,
     KEY,
     MCP_ID,
     NAME,
     PEER_INBOXES,
+    PROMPTED,
     ROLES,
     SERVED,
     SERVICE,
@@ -125,10 +127,11 @@ def test_a_template_is_the_same_list_with_the_name_left_open(role: Role) -> None
 
 @pytest.mark.parametrize("role", ["agent", "gateway", "foreign"])
 def test_a_template_leaves_open_whom_of_other_protocols_one_is_or_asks(role: Role) -> None:
-    made = rights(role, "ann", "dev", peers=["mcp:files", "synadia:pi.acme"])
+    made = rights(role, "ann", "dev", peers=["mcp:files", "synadia:pi.acme", "prompts:echo.acme"])
     assert made is not None
     lists = template(role, "dev")
     put_in = ((MCP_ID, "files"), (SYNADIA_PEER, "pi.acme"), (SERVICE, "agents"), (NAME, "ann"), (SERVED, "*.*"))
+    put_in += ((PROMPTED, "echo.acme"), (FINDS, "agents"))
     without = rights(role, "ann", "dev")
     assert without is not None
     for verb, subjects, less in (

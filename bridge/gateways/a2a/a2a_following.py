@@ -58,6 +58,11 @@ class Following:
         finally:
             ended.cancel()
             asks.cancel()
+            self.leave(task)
+
+    def leave(self, task: KeptTask) -> None:
+        """Nobody waits for it here: who comes for it reads what is stored, so an open task costs nothing."""
+        self._front.place.caller.leave(task.handle)
 
     async def updates(self, task: KeptTask, answered: set[str]) -> AsyncGenerator[Update, None]:
         """The task as it is now, then its chunks, and what it comes to or asks."""
@@ -65,6 +70,8 @@ class Following:
         yield task_of(task, None, seen, with_history=False)
         if task.outcome is not None:
             return
+        # Its end is heard by who reads its events.
+        self.leave(task)
         asks = spawn(self._front.questions.next_about(task.id, but=answered), "a task's question")
         place = _Place(seen)
         try:

@@ -69,7 +69,9 @@ class A2aHandler(RequestHandler):
             return await self._negotiated(params, context)
         task, answered = await self._taken(params, context)
         question = None
-        if not params.configuration.return_immediately:
+        if params.configuration.return_immediately:
+            self._following.leave(task)
+        else:
             task, question = await self._following.settled(task, answered)
         if (said := message_of(task)) is not None:
             return said

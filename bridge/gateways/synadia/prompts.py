@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import aclosing
 
 from squadron.bridge.gateways.doors import Front
@@ -58,17 +58,32 @@ class Prompts:
         if task.outcome is None or task.outcome.ok:
             await self._tell(note, ACK)
             await self._tell(note, chunk(TASK, {"taskId": task.id}))
-        helpers = [
-            spawn(self._keep_alive(note), "tells a caller that its task goes on"),
-            spawn(self._ask(note, task.id, visitor), "asks a caller"),
-        ]
         is_fresh = not prompt.task_id and not prompt.key
-        try:
+        with self._meanwhile(note, task.id, visitor):
             await self._follow(note, task, is_fresh=is_fresh)
-        finally:
-            for each in helpers:
-                each.cancel()
         await self._tell(note, b"")
+
+    @contextlib.contextmanager
+    def _meanwhile(self, note: Note, task_id: str, visitor: Visitor) -> Iterator[None]:
+        """Tell a caller that its task goes on, and what that asks; most tasks end before there is either to do."""
+        helpers = dict[str, asyncio.Task[None]]()
+
+        def keep_alive() -> None:
+            helpers["alive"] = spawn(self._keep_alive(note), "tells a caller that its task goes on")
+
+        def ask() -> None:
+            if "asks" not in helpers:
+                helpers["asks"] = spawn(self._ask(note, task_id, visitor), "asks a caller")
+
+        later = asyncio.get_running_loop().call_later(KEEP_ALIVE_S, keep_alive)
+        leave = self._front.questions.watch(task_id, ask)
+        try:
+            yield
+        finally:
+            later.cancel()
+            leave()
+            for each in helpers.values():
+                each.cancel()
 
     async def _tell(self, note: Note, data: bytes, headers: Mapping[str, str] | None = None) -> None:
         """One message of an answer, which the protocol never signs: its end is one without headers."""
@@ -121,8 +136,8 @@ class Prompts:
 
     async def _keep_alive(self, note: Note) -> None:
         while True:
-            await asyncio.sleep(KEEP_ALIVE_S)
             await self._tell(note, ACK)
+            await asyncio.sleep(KEEP_ALIVE_S)
 
     async def _ask(self, note: Note, task_id: str, visitor: Visitor) -> None:
         """Put what the task asks to its caller, one question after the other."""

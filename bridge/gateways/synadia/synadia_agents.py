@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cache, cached_property
 from importlib.metadata import version
 from typing import Any
 
@@ -29,11 +30,12 @@ HIDDEN_TAG = "synadia:hidden"
 MAX_PAYLOAD = "1MB"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class SynadiaAgent:
     """A topic as an agent. Its id is the same in all processes of a gateway: they are one.
 
     Attributes:
+        trust: what callers need to be heard.
         identity: who answers there, as the protocol registers it; empty where this process signs nothing.
     """
 
@@ -41,9 +43,10 @@ class SynadiaAgent:
     agent: str
     owner: str
     session: str
+    trust: str
     identity: Mapping[str, str] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def id(self) -> str:
         return hashlib.sha256(f"{self.owner} {self.topic.name}".encode()).hexdigest()[:22]
 
@@ -57,9 +60,10 @@ class SynadiaAgent:
         metadata |= {"protocol_version": PROTOCOL, "squadron_topic": self.topic.name, **self.identity}
         return {"name": SERVICE, "id": self.id, "version": _semver(), "metadata": metadata}
 
-    def info(self, trust: str) -> dict[str, Any]:
-        """Its record of `$SRV.INFO`."""
-        return {
+    @cached_property
+    def info(self) -> bytes:
+        """Its record of `$SRV.INFO`; made once, as each who looks for agents asks for those of all."""
+        told = {
             **self.head(),
             "type": "io.nats.micro.v1.info_response",
             "description": self.topic.tool_description or self.topic.name,
@@ -68,34 +72,34 @@ class SynadiaAgent:
                     "name": "prompt",
                     "subject": self.subject("prompt"),
                     "queue_group": GROUP,
-                    "metadata": self._accepts(trust) | {"input_schema": json.dumps(self.topic.input_schema)},
+                    "metadata": self._accepts | {"input_schema": json.dumps(self.topic.input_schema)},
                 },
                 {"name": "status", "subject": self.subject("status"), "queue_group": GROUP, "metadata": {}},
             ],
         }
+        return json.dumps(told).encode()
 
-    def heartbeat(self, trust: str) -> bytes:
+    def heartbeat(self) -> bytes:
         """A sign of life; `status` answers the same."""
         said: dict[str, Any] = {"agent": self.agent, "owner": self.owner, "session": self.session}
         said |= {"instance_id": self.id}
         said |= {"ts": datetime.now(UTC).isoformat().replace("+00:00", "Z"), "interval_s": HEARTBEAT_S}
-        prompt = {"subject": self.subject("prompt"), "metadata": self._accepts(trust)}
+        prompt = {"subject": self.subject("prompt"), "metadata": self._accepts}
         return json.dumps(said | {"protocol_version": PROTOCOL, "endpoints": {"prompt": prompt}}).encode()
 
-    def _accepts(self, trust: str) -> dict[str, str]:
+    @property
+    def _accepts(self) -> dict[str, str]:
         attachments = "true" if takes_attachments(self.topic) else "false"
-        return {"max_payload": MAX_PAYLOAD, "attachments_ok": attachments, "min_sender_trust": trust}
+        return {"max_payload": MAX_PAYLOAD, "attachments_ok": attachments, "min_sender_trust": self.trust}
 
 
 class SynadiaAgents:
     """All of them, as the registry has them now."""
 
-    def __init__(self, front: Front) -> None:
-        self._front = front
+    def __init__(self, front: Front, trust: str) -> None:
+        self._front, self._trust = front, trust
         self.owner = _token(f"squadron-{front.place.settings.env}")
         self._found = dict[tuple[str, str], SynadiaAgent]()
-        #: What is registered of who answers, by where: made once, a signature for each.
-        self._identities = dict[str, Mapping[str, str]]()
 
     def all(self) -> list[SynadiaAgent]:
         """Each of them, by the names of their topics."""
@@ -106,35 +110,33 @@ class SynadiaAgents:
             kind, session = _token(agent), _token(topic.name.replace(".", "-"))
             if (kind, session) in found:  # two that differ by what the protocol does not tell apart
                 session = _digested(topic.name)
-            plain = SynadiaAgent(topic, kind, self.owner, session)
-            found[kind, session] = replace(plain, identity=self._identity(plain))
+            known = self._found.get((kind, session))
+            # A topic that changed is another value.
+            is_same = known is not None and known.topic is topic
+            found[kind, session] = known if known is not None and is_same else self._made(topic, kind, session)
         self._found = found
-        # Those of topics that left are not kept.
-        self._identities = {each.subject("prompt"): each.identity for each in found.values() if each.identity}
         return list(found.values())
 
-    def _identity(self, agent: SynadiaAgent) -> Mapping[str, str]:
-        """Who answers there, signed, so that nobody else can say so (§13)."""
-        signer, subject = self._front.place.signer, agent.subject("prompt")
-        if signer is None:
-            return {}
-        if (known := self._identities.get(subject)) is None:
-            lines = ("AGENT-ID-V1", signer.user, signer.account, agent.agent, agent.owner, subject, "")
-            known = {"user_nkey": signer.user, "account": signer.account}
-            known |= {"id_sig": signer.sign_text("\n".join(lines))}
-            self._identities[subject] = known
-        return known
+    def _made(self, topic: SemanticTopic, kind: str, session: str) -> SynadiaAgent:
+        """One of them, with who answers there, signed, so that nobody else can say so (§13)."""
+        plain = SynadiaAgent(topic, kind, self.owner, session, self._trust)
+        if (signer := self._front.place.signer) is None:
+            return plain
+        lines = ("AGENT-ID-V1", signer.user, signer.account, kind, self.owner, plain.subject("prompt"), "")
+        identity = {"user_nkey": signer.user, "account": signer.account}
+        return replace(plain, identity=identity | {"id_sig": signer.sign_text("\n".join(lines))})
 
     def find(self, agent: str, session: str) -> SynadiaAgent | None:
         """The one of these tokens."""
         found = self._found.get((agent, session))
-        if found is None or self._front.place.registry.find(found.topic.name) != found.topic:
+        if found is None or self._front.place.registry.find(found.topic.name) is not found.topic:
             # It came, changed or left since they were last looked through.
             self.all()
             found = self._found.get((agent, session))
         return found
 
 
+@cache
 def _token(name: str) -> str:
     """A name as a token of the protocol: lower case, and not long."""
     fits = re.fullmatch(rf"[a-z0-9-]{{1,{MOST_NAME}}}", name) is not None
@@ -146,6 +148,7 @@ def _digested(name: str) -> str:
     return f"{re.sub('[^a-z0-9-]', '-', name.lower())[: MOST_NAME - 9]}-{digest}"
 
 
+@cache
 def _semver() -> str:
     found = re.match(r"\d+\.\d+\.\d+", version("squadron-ray"))
     return found[0] if found else "0.0.0"

@@ -52,8 +52,8 @@ class SynadiaDoor:
 
     def __init__(self, front: Front) -> None:
         self._front, self._bus = front, front.place.ports.bus
-        self.agents = SynadiaAgents(front)
         self._senders = PromptSenders(front.place.ports)
+        self.agents = SynadiaAgents(front, self._senders.trust)
         self._prompts = Prompts(front, self._senders)
         self._serving, self._prompting = set[asyncio.Task[None]](), 0
 
@@ -137,7 +137,7 @@ class SynadiaDoor:
 
     async def _tell_status(self, note: Note) -> None:
         try:
-            await self._tell(note, self._named(note).heartbeat(self._senders.trust))
+            await self._tell(note, self._named(note).heartbeat())
         except PromptError as error:
             await self._refuse(note, error.code, str(error.args[0]))
 
@@ -149,30 +149,32 @@ class SynadiaDoor:
         _, verb, _, id, *_ = [*note.subject.split("."), "", ""]
         for count, agent in enumerate(self.agents.all()):
             if id in ("", agent.id):
-                if (said := self._service(verb, agent)) is None:
+                if (said := _service(verb, agent)) is None:
                     return
-                await self._tell(note, json.dumps(said).encode())
+                await self._tell(note, said)
             if count % _AT_ONCE == 0:
                 await asyncio.sleep(0)
-
-    def _service(self, verb: str, agent: SynadiaAgent) -> dict[str, Any] | None:
-        match verb:
-            case "INFO":
-                return agent.info(self._senders.trust)
-            case "PING":
-                return {**agent.head(), "type": "io.nats.micro.v1.ping_response"}
-            case "STATS":
-                return {**agent.head(), "type": "io.nats.micro.v1.stats_response", "endpoints": []}
-        return None
 
     async def _beat(self) -> None:
         while True:
             for count, agent in enumerate(self.agents.all()):
                 with suppress(SquadronError):
-                    await self._bus.publish(agent.subject("hb"), agent.heartbeat(self._senders.trust))
+                    await self._bus.publish(agent.subject("hb"), agent.heartbeat())
                 if count % _AT_ONCE == 0:
                     await asyncio.sleep(0)
             await asyncio.sleep(HEARTBEAT_S)
+
+
+def _service(verb: str, agent: SynadiaAgent) -> bytes | None:
+    match verb:
+        case "INFO":
+            return agent.info
+        case "PING":
+            return json.dumps({**agent.head(), "type": "io.nats.micro.v1.ping_response"}).encode()
+        case "STATS":
+            stats = {**agent.head(), "type": "io.nats.micro.v1.stats_response", "endpoints": []}
+            return json.dumps(stats).encode()
+    return None
 
 
 def _is_inbox(reply: str) -> bool:

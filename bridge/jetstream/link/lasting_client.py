@@ -13,6 +13,7 @@ import nats.errors
 from nats.aio.client import DEFAULT_FLUSH_TIMEOUT, DEFAULT_PENDING_SIZE, Client
 from nats.protocol import parser
 
+from squadron.runtime.background import cancel_all
 from squadron.runtime.logs import get_logger
 from squadron.runtime.retries import traceback_of
 from squadron.runtime.trust.agent_sender import SENDER_HEADER
@@ -270,10 +271,19 @@ class LastingClient(Client):
         task = asyncio.current_task()
         assert task is not None
         cancels = task.cancelling()
-        await super().flush(timeout)  # type: ignore[arg-type]
-        # It forgets a cancel that comes with the pong (`wait_for` of CPython 3.11).
-        if task.cancelling() > cancels:
-            raise asyncio.CancelledError
+        try:
+            await super().flush(timeout)  # type: ignore[arg-type]
+        finally:
+            # It forgets a cancel that comes with the pong, or with an error (`wait_for` of CPython 3.11).
+            if task.cancelling() > cancels:
+                raise asyncio.CancelledError
+
+    async def _close(self, status: int, do_cbs: bool = True) -> None:
+        # One that forgot its cancel would take what is closed for lost, and connect again for ever.
+        reconnecting = self._reconnection_task
+        if reconnecting is not None and reconnecting is not asyncio.current_task():
+            await cancel_all([reconnecting])
+        await super()._close(status, do_cbs)
 
     async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
         # nats-py writes a ping past what is to be sent before it; its pong would say that all of it has arrived.
