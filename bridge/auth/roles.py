@@ -230,7 +230,8 @@ class _Lists:
         if ordered:
             publish += [
                 *_api(f"STREAM.MSG.{verb}.{line}" for verb in ("GET", "DELETE")),
-                *_api([f"CONSUMER.MSG.NEXT.{line}.{name}=tickets"]),
+                # The last: its tasks are read by one replica at a time, which leaves that to the next.
+                *_api([f"CONSUMER.MSG.NEXT.{line}.{name}=tickets", f"CONSUMER.UNPIN.{tasks}.{name}"]),
                 f"$JS.ACK.{line}.{name}=tickets.>",
                 s.line(name),
                 s.tickets(name),

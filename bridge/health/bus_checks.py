@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from squadron.bridge.auth.server_conf import STREAMS
 from squadron.bridge.health.diagnosis import Diagnosis, Level
 from squadron.bridge.health.facts import Facts
+from squadron.runtime.ports.queue import SERIAL_AT_ONCE
 
 #: Parts of a limit from which on people are told, and from which on it is nearly too late.
 NEAR, FULL = 0.8, 0.95
@@ -105,7 +106,8 @@ def check_consumers(facts: Facts) -> Iterator[Diagnosis]:
         fix = "look for handlers that block the event loop (sync code in `async def`); its log names them"
         yield Diagnosis("slow consumers", "warn", found, fix)
     for each in facts.consumers or ():
-        serial = each.most_taken == 1
+        # One reader has as many as there may be, all the time.
+        serial = each.most_taken == SERIAL_AT_ONCE
         fix = "handlers that block the event loop can't renew their leases: squadron status; the replica's log"
         if each.redelivered:
             found = f"{each.name}: {each.redelivered:,} messages under way were delivered more than once"

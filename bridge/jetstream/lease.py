@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Callable
 
 from squadron.bridge.jetstream.link.connect import NANOSECONDS, Connection
 from squadron.runtime.errors import BusUnavailableError
@@ -41,6 +42,8 @@ class JetStreamLease:
         "_reply",
         "delivered",
         "first",
+        "let_go",
+        "nth",
         "pending",
         "seq",
         "stored_at",
@@ -53,8 +56,12 @@ class JetStreamLease:
         self._connection, self._notes, self._note_pattern, self._reply = connection, notes, note_pattern, reply
         self._lease_s = lease_s
         # Parsed from the right, because the left side grows with acknowledgements v2 (ADR-15).
-        _, delivered, seq, _, stored_ns, pending = reply.rsplit(".", 5)
+        _, delivered, seq, nth, stored_ns, pending = reply.rsplit(".", 5)
         self.delivered, self.seq, self.pending = int(delivered), int(seq), int(pending)
+        #: Which delivery of its consumer it is, over all messages, from 1.
+        self.nth = int(nth)
+        #: Called before it is settled or handed back, with whether it is settled.
+        self.let_go: Callable[[bool], None] | None = None
         #: When the message was stored, in seconds since the epoch.
         self.stored_at = int(stored_ns) / NANOSECONDS
         # What a server of an earlier connection may have delivered was stored before this connection.
@@ -101,6 +108,8 @@ class JetStreamLease:
 
     async def settle(self, *, confirmed: bool = False) -> None:
         """The message leaves the queue, a moment later; until then a crash would only deliver it again."""
+        if self.let_go is not None:
+            self.let_go(True)
         if confirmed:
             await self._connection.request(self._reply, b"+ACK")
         else:
@@ -114,6 +123,8 @@ class JetStreamLease:
 
     async def release(self, after_s: float = 0.0) -> None:
         """Hand the message back for another delivery."""
+        if self.let_go is not None:
+            self.let_go(False)
         try:
             if self.delivered == 1 and (self.first or await self._notes.last(self._note_key) is None):
                 await self._notes.append(self._note_key, b"%d" % self._begun, ttl_s=NOTE_TTL_S)

@@ -29,6 +29,8 @@ from squadron.runtime.wire.subjects import NORMAL_PRIORITY, Subjects, lane_of
 PULL_EXPIRES_S, PULL_HEARTBEAT_S = 30, 5
 #: Status of the answer to a pull on a consumer that does not exist: nobody is there to answer (ADR-4 of NATS).
 _NO_CONSUMER = "503"
+#: Status of the end of a pull with a pin that is over, and the header that tells the new one (ADR-42 of NATS).
+_NO_PIN, _PIN = "423", "Nats-Pin-Id"
 #: How long the server may take to answer a pull that does not wait, in seconds, before it counts as lost.
 TAKE_WITHIN_S = 2.0
 
@@ -52,6 +54,8 @@ class _Lane:
         self.asked = 0
         #: What the consumer still held when it last delivered.
         self.pending = 0
+        #: By which the server knows that it is this reader whose turn it is, where there is one at a time.
+        self.pin = ""
 
     async def open(self) -> None:
         connection = self._feed.connection
@@ -67,14 +71,14 @@ class _Lane:
         """
         before = (self._waiting, self._taking)
         await self.open()
-        self.asked = 0
+        self.asked, self.pin = 0, ""
         self._feed.in_background(_let_go(before))
 
     async def close(self) -> None:
         """Let nothing more come; what is on its way still arrives before this returns."""
         await _drain((self._waiting, self._taking))
 
-    async def _ask(self, inbox: NatsSubscription | None, request: dict[str, int | bool]) -> None:
+    async def _ask(self, inbox: NatsSubscription | None, request: dict[str, int | bool | str]) -> None:
         assert inbox is not None
         await self._feed.connection.publish(self._subject, encoded(request), reply=inbox.subject)
 
@@ -83,7 +87,10 @@ class _Lane:
         self._heard_at = self.served_at = time.monotonic()
         expires, heartbeat = PULL_EXPIRES_S * NANOSECONDS, PULL_HEARTBEAT_S * NANOSECONDS
         self.asked += count
-        await self._ask(self._waiting, {"batch": count, "expires": expires, "idle_heartbeat": heartbeat})
+        request: dict[str, int | bool | str] = {"batch": count, "expires": expires, "idle_heartbeat": heartbeat}
+        if self._feed.group:
+            request |= {"group": self._feed.group} | ({"id": self.pin} if self.pin else {})
+        await self._ask(self._waiting, request)
 
     async def take(self, count: int) -> bool:
         """Take up to `count` messages that are there now; whether there may be more."""
@@ -109,6 +116,8 @@ class _Lane:
             self.asked = max(0, self.asked - 1)
             lease = self._feed.lease(msg)
             self.pending = lease.pending
+            if self._feed.group:
+                self.pin = msg.headers.get(_PIN, "")
             self._feed.arrived(msg, lease)
             self._feed.go_on(self.asked)
         elif (headers := msg.headers).get("Status") != "100":
@@ -117,7 +126,10 @@ class _Lane:
             # 404, 408 and 409 end a pull request; what it did not deliver has to be asked for again.
             left = headers.get("Nats-Pending-Messages")
             self.asked = max(0, self.asked - int(left)) if left else 0
-            self._feed.again(after_s=0.0 if headers.get("Status") == "408" else 0.25)
+            if headers.get("Status") == _NO_PIN:
+                # It was silent for long, or another is the reader now.
+                self.pin = ""
+            self._feed.again(after_s=0.0 if headers.get("Status") in ("408", _NO_PIN) else 0.25)
 
     def _hear_taken(self, msg: Heard) -> None:
         over = True
@@ -153,6 +165,9 @@ class PullFeed:
     As long as there are free slots, pulls wait at every lane. When there are none, nothing is pulled, and what
     still comes is handed back for others. The next free slot is then filled from the highest lane that holds
     something, so that the order is strict when it matters.
+
+    Args:
+        group: the consumer's, which has the server deliver to one reader at a time.
     """
 
     def __init__(
@@ -167,8 +182,9 @@ class PullFeed:
         lanes_held: Callable[[], Awaitable[set[int]]],
         *,
         note_owner: str = "begun",
+        group: str = "",
     ) -> None:
-        self.connection, self.stream, self._notes = connection, stream, notes
+        self.connection, self.stream, self.group, self._notes = connection, stream, group, notes
         self._note_pattern = subjects.lite_of(note_owner)
         self._subjects, self._mailbox, self._sink = subjects, mailbox, sink
         self._consumer_of, self._lanes_held = consumer_of, lanes_held
@@ -342,6 +358,11 @@ class PullFeed:
                     _log.warning("queue.pull_lost", mailbox=self._mailbox.name, priority=lane.priority)
                     lane.asked = 0
                     self._work.set()
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether it was last known to be the one reader of its group."""
+        return any(lane.pin for lane in self._lanes.values())
 
     async def aclose(self) -> None:
         """Stop pulling and hand back what is on its way. May be called twice."""

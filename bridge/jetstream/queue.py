@@ -21,6 +21,7 @@ from squadron.bridge.jetstream.link.connect import NANOSECONDS, Connection
 from squadron.bridge.jetstream.link.lasting_client import Heard
 from squadron.bridge.jetstream.own_streams import make_own
 from squadron.bridge.jetstream.pull_feed import PullFeed
+from squadron.bridge.jetstream.serial_feed import SERIAL_GROUP, SerialFeed, SerialReader
 from squadron.bridge.jetstream.stream_configs import (
     CONSUMER_NOT_FOUND,
     MAX_ACK_PENDING,
@@ -32,7 +33,7 @@ from squadron.bridge.jetstream.stream_configs import (
 from squadron.runtime.errors import BusUnavailableError, FencedError, InvalidMessageError, RouteConflictError
 from squadron.runtime.logs import get_logger
 from squadron.runtime.ports.journal import Entry
-from squadron.runtime.ports.queue import Backlog, Delivery, Feed, Lease, Mailbox
+from squadron.runtime.ports.queue import SERIAL_AT_ONCE, Backlog, Delivery, Feed, Lease, Mailbox
 from squadron.runtime.wire.subjects import NORMAL_PRIORITY, Subjects, check_queued, lane_of, matches
 
 #: Publishes of one process that may wait for their acknowledgement; the others wait their turn.
@@ -106,7 +107,7 @@ class JetStreamQueue:
 
     async def _passed_over(self, config: dict[str, Any], mailbox: Mailbox) -> bool:
         """Whether messages wait that the consumer, updated, would not go back for: it only ever goes on."""
-        if mailbox.serial and config["max_ack_pending"] != 1:
+        if mailbox.serial and not config.get("priority_groups"):
             return True
         had = config.get("filter_subjects") or [config["filter_subject"]]
         new = [each for each in filters(self._subjects, mailbox) if each not in had]
@@ -163,9 +164,19 @@ class JetStreamQueue:
             patterns = [f"{self._subjects.task(pattern)}.*" for pattern in mailbox.patterns]
             return {lane_of(each) for each in await subjects_held(self._connection, self._stream, patterns)}
 
-        feed = PullFeed(
-            self._connection, self._stream, self._notes, self._subjects, mailbox, sink, consumer_of, lanes_held
-        )
+        async def taken() -> int:
+            info = await self._info(mailbox.name)
+            return -1 if info is None else int(info["num_ack_pending"])
+
+        ports = self._connection, self._stream, self._notes, self._subjects, mailbox
+        if mailbox.serial:
+            reader = SerialReader(sink, taken, mailbox.lease_s)
+            pulled = PullFeed(*ports, reader.arrived, consumer_of, lanes_held, group=SERIAL_GROUP)
+            unpin = f"{self._connection.api_prefix}.CONSUMER.UNPIN.{self._stream}.{mailbox.name}"
+            serial = SerialFeed(self._connection, reader, pulled, unpin)
+            await serial.open()
+            return serial
+        feed = PullFeed(*ports, sink, consumer_of, lanes_held)
         await feed.open()
         return feed
 
@@ -196,7 +207,7 @@ class JetStreamQueue:
         config = info["config"]
         normal = config.get("filter_subjects") or [config["filter_subject"]]
         # A serial mailbox is one consumer, whatever the lanes.
-        tails = [] if config["max_ack_pending"] == 1 else [f"{each}.*" for each in normal]
+        tails = [] if config.get("priority_groups") else [f"{each}.*" for each in normal]
         # Not by the consumer's count of what it has pending: that grows a moment after a publish is acknowledged.
         held = await subjects_held(self._connection, self._stream, [*normal, *tails])
         lanes = {lane_of(subject) for subject in held} - {NORMAL_PRIORITY}
@@ -254,11 +265,17 @@ class JetStreamQueue:
             "ack_wait": round(mailbox.lease_s * NANOSECONDS),
             "deliver_policy": "all",
             "filter_subjects": filters(self._subjects, mailbox, priority),
-            "max_ack_pending": 1 if mailbox.serial else MAX_ACK_PENDING,
+            "max_ack_pending": SERIAL_AT_ONCE if mailbox.serial else MAX_ACK_PENDING,
             "max_waiting": MAX_WAITING,
             # We count attempts ourselves; the server would only stop delivering, silently.
             "max_deliver": -1,
         }
+        if mailbox.serial:
+            config |= {
+                "priority_groups": [SERIAL_GROUP],
+                "priority_policy": "pinned_client",
+                "priority_timeout": config["ack_wait"],
+            }
         request = {"stream_name": self._stream, "config": config, "action": ""}
         answer = await self._connection.api(f"CONSUMER.CREATE.{self._stream}.{name}", request)
         error = answer.get("error")

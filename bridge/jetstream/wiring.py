@@ -81,7 +81,7 @@ class Wiring(Place):
             subjects=subjects,
             clock=clock,
             bus=CoreBus(connection),
-            queue=OrderedQueue(queue, subjects, line_of if is_apart or keeper else None),
+            queue=OrderedQueue(queue, subjects, clock, line_of if is_apart or keeper else None),
             events=JetStreamEventLog(connection, subjects),
             lite=lite,
             dead=JetStreamJournal(connection, names.dead),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Self
 from weakref import WeakValueDictionary
@@ -16,7 +16,7 @@ from squadron.bridge.memory.line import Line
 from squadron.runtime.errors import InvalidMessageError, RouteConflictError
 from squadron.runtime.ports.bus import Note
 from squadron.runtime.ports.journal import Entry
-from squadron.runtime.ports.queue import Backlog, Delivery, Feed, Lease, Mailbox
+from squadron.runtime.ports.queue import SERIAL_AT_ONCE, Backlog, Delivery, Feed, Lease, Mailbox
 from squadron.runtime.wire.subjects import check_queued, lane_of, matches, overlap, subject_matches
 
 
@@ -33,6 +33,8 @@ class _Task:
     stored_at: float = field(default_factory=wall_s)
     #: When its lease lapses, if it has one.
     timer: asyncio.TimerHandle | None = None
+    #: The feed that was given it last.
+    holder: _QueueFeed | None = None
     #: What it asks for; empty for what only the ordering of conversations put here.
     topic: str = field(init=False)
 
@@ -124,6 +126,8 @@ class MemoryQueue:
         self._bus = bus
         self._tasks: dict[int, _Task] = {}
         self._mailboxes: dict[str, Mailbox] = {}
+        #: What each mailbox that was looked into holds.
+        self._held_by: dict[str, dict[int, _Task]] = {}
         self._feeds: list[_QueueFeed] = []
         self._seen = Seen()
         self._leases: WeakValueDictionary[str, _QueueLease] = WeakValueDictionary()
@@ -150,10 +154,12 @@ class MemoryQueue:
                     if overlap(mine, theirs):
                         raise RouteConflictError(f"{mine!r} of {mailbox.name} overlaps {theirs!r} of {other.name}")
         self._mailboxes[mailbox.name] = mailbox
+        self._held_by.pop(mailbox.name, None)
 
     async def remove(self, name: str) -> None:
         await self._line.answer()
         self._mailboxes.pop(name, None)
+        self._held_by.pop(name, None)
 
     async def put(
         self, subject: str, data: bytes, *, msg_id: str, headers: Mapping[str, str] | None = None
@@ -161,6 +167,9 @@ class MemoryQueue:
         check_queued(subject)
         check_size(data)
         await self._line.answer()
+        self._store(subject, data, msg_id, headers)
+
+    def _store(self, subject: str, data: bytes, msg_id: str, headers: Mapping[str, str] | None) -> None:
         whole = {**(headers or {}), "Nats-Msg-Id": msg_id} if msg_id else headers
         headers = self._line.headers(subject, data, whole)
         if self._bus is not None:
@@ -170,7 +179,10 @@ class MemoryQueue:
             return
         seq = next(self._seqs)
         self._seen.add(msg_id or None, seq)
-        self._tasks[seq] = _Task(seq, subject, data, headers)
+        task = self._tasks[seq] = _Task(seq, subject, data, headers)
+        for name, held in self._held_by.items():
+            if self._belongs(task, self._mailboxes[name]):
+                held[seq] = task
         self.match()
 
     async def consume(self, mailbox: Mailbox, sink: Callable[[Delivery], None]) -> Feed:
@@ -198,7 +210,7 @@ class MemoryQueue:
         mailbox = self._mailboxes.get(name)
         if mailbox is None:
             return Backlog()
-        held = [task for task in self._tasks.values() if self._belongs(task, mailbox)]
+        held = self._held(mailbox)
         waiting = sum(task.ready for task in held)
         return Backlog(waiting, len(held) - waiting)
 
@@ -207,8 +219,11 @@ class MemoryQueue:
         return name in self._mailboxes
 
     async def put_alone(self, subject: str, data: bytes) -> None:
-        if not await self.count(subject):
-            await self.put(subject, data, msg_id="")
+        check_queued(subject)
+        await self._line.answer()
+        # With nothing in between: two who put it at once are one.
+        if all(task.subject != subject for task in self._tasks.values()):
+            self._store(subject, data, "", None)
 
     async def head(self, pattern: str) -> Entry | None:
         await self._line.answer()
@@ -224,8 +239,20 @@ class MemoryQueue:
 
     async def discard(self, seq: int) -> None:
         await self._line.answer()
-        self._tasks.pop(seq, None)
+        self._remove(seq)
         self.match()
+
+    def _remove(self, seq: int) -> None:
+        for tasks in (self._tasks, *self._held_by.values()):
+            tasks.pop(seq, None)
+
+    def _held(self, mailbox: Mailbox) -> Collection[_Task]:
+        """What a mailbox holds, the oldest first."""
+        held = self._held_by.get(mailbox.name)
+        if held is None:
+            here = (task for task in self._tasks.values() if self._belongs(task, mailbox))
+            held = self._held_by[mailbox.name] = {task.seq: task for task in here}
+        return held.values()
 
     def _belongs(self, task: _Task, mailbox: Mailbox) -> bool:
         if mailbox.subject:
@@ -238,7 +265,7 @@ class MemoryQueue:
             feed, task = found
             self._feeds.remove(feed)
             self._feeds.append(feed)
-            task.ready, task.delivered = False, task.delivered + 1
+            task.ready, task.delivered, task.holder = False, task.delivered + 1, feed
             feed.wanted -= 1
             feed.served_at[task.priority] = now_s()
             # As it was declared, whatever who pulls believes.
@@ -259,10 +286,12 @@ class MemoryQueue:
         return None
 
     def _next(self, feed: _QueueFeed, mailbox: Mailbox) -> _Task | None:
-        held = [task for task in self._tasks.values() if self._belongs(task, mailbox)]
+        held = self._held(mailbox)
         waiting = [task for task in held if task.ready]
         if mailbox.serial:
-            return waiting[0] if waiting and len(waiting) == len(held) else None
+            elsewhere = any(not task.ready and task.holder is not feed for task in held)
+            full = len(held) - len(waiting) >= SERIAL_AT_ONCE
+            return None if elsewhere or full or not waiting else waiting[0]
         before = now_s() - mailbox.patience_s
         neglected = [t for t in waiting if max(t.put_at, feed.served_at.get(t.priority, 0)) < before]
         return min(neglected or waiting, key=lambda task: (-task.priority, task.seq), default=None)
@@ -277,7 +306,7 @@ class MemoryQueue:
         """A task was settled."""
         if task.timer is not None:
             task.timer.cancel()
-        self._tasks.pop(task.seq, None)
+        self._remove(task.seq)
         # A serial mailbox waits for it.
         self.match()
 

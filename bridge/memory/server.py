@@ -89,7 +89,7 @@ class MemoryServer:
             subjects=subjects,
             clock=self.clock,
             bus=self.bus.over(line),
-            queue=OrderedQueue(self.queue.over(line), subjects),
+            queue=OrderedQueue(self.queue.over(line), subjects, self.clock),
             events=self.events.over(line),
             lite=self.lite.over(line),
             dead=self.dead.over(line),

@@ -11,6 +11,9 @@ from squadron.runtime.ports.journal import Entry
 
 #: How far the clocks of a server and its clients may differ, in seconds.
 CLOCKS_S = 1.0
+#: Messages of a serial mailbox that are leased at once: enough that its reader waits for the server once for many,
+#: and few enough that one who died holds up little.
+SERIAL_AT_ONCE = 64
 
 
 class Lease(Protocol):
@@ -132,10 +135,10 @@ class Mailbox:
     """The durable queue of one agent: all tasks whose topic matches one of `patterns`.
 
     `lease_s` is how long a silent replica keeps a task before it is given to another. A priority lane that was
-    passed over for `patience_s` gets the next free slot of each replica. A `serial` mailbox leases one message
-    at a time, over all its readers, in the order they were put. An `ordered` one runs the tasks of each
-    conversation one at a time (`runtime.running.ordered`). With `subject` it holds what matches that, and no
-    topics.
+    passed over for `patience_s` gets the next free slot of each replica. A `serial` mailbox gives out
+    its messages in the order they were put, `SERIAL_AT_ONCE` at once, and none to a reader as long as another has
+    an earlier one. An `ordered` one runs the tasks of each conversation one at a time
+    (`runtime.running.ordered`). With `subject` it holds what matches that, and no topics.
     """
 
     name: str

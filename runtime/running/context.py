@@ -76,7 +76,7 @@ class Context(AsksPeople, Publishes):
         self.message, self.topic, self.attempt = message, topic, attempt
         self.deadline, self.ledger, self._log = deadline, ledger, log
         self._agent, self._caller = agent, caller
-        self._lite_key = lite_key
+        self._lite_key, self.behalf = lite_key, ()
         self._writer: StreamWriter | None = None
         self._stopped = self._ended = False
         #: Where the replica's loop runs, and what a handler in another thread waits for.

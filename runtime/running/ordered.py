@@ -1,18 +1,15 @@
 """Order where asked: the tasks of a conversation run one at a time, in the order in which they were published.
 
-A task of an ordered mailbox goes two steps. The *intake* reads the mailbox one message at a time, over all
-replicas, and puts each task in the *line* of its conversation. The head of each line has one *ticket*, a
-message with a lease: who holds it runs the head, takes it off the line, makes the ticket of the next head, and
-only then settles its own. Whoever dies, between any two steps, leaves a lease that ends; the next who gets the
-message goes on where the dead one stopped.
+A task of an ordered mailbox goes two steps. The *intake*, which one replica reads at a time, puts each task in the
+*line* of its conversation. The head of each line has one *ticket*, a message with a lease: who holds it runs the
+head, takes it off the line, makes the ticket of the next head, and only then settles its own. Whoever dies,
+between any two steps, leaves a lease that ends; the next who gets the message goes on where the dead one stopped.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
-import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,99 +17,29 @@ from typing import Any
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import (
     BusUnavailableError,
-    InvalidMessageError,
     InvalidSubjectError,
-    MessageTooLargeError,
 )
 from squadron.runtime.logs import get_logger
 from squadron.runtime.ports.journal import Entry
-from squadron.runtime.ports.queue import CLOCKS_S, Backlog, Delivery, Feed, Lease, Mailbox, Store, sent_with
+from squadron.runtime.ports.queue import CLOCKS_S, Backlog, Delivery, Feed, Lease, Mailbox, Store
 from squadron.runtime.retries import traceback_of
+from squadron.runtime.running.line_intake import LineIntake
 from squadron.runtime.running.line_numbers import number_of
-from squadron.runtime.trust.carried import carry
-from squadron.runtime.wire.envelope import AgentMessage
-from squadron.runtime.wire.subjects import OrderedSubject, Subjects, TicketSubject, token_of
+from squadron.runtime.running.waiting_lines import FRESH, IN_LINE, WaitingLines, line_box, ticket_box
+from squadron.runtime.wire.limits import Clock
+from squadron.runtime.wire.subjects import OrderedSubject, Subjects, TicketSubject
 
-#: Messages the intake asks for ahead, so that the next one comes with the acknowledgement of the last.
-INTAKE_AHEAD = 8
 #: How often a mailbox that is ordered no more looks whether anybody is left in line, in seconds.
-LEFT_IN_LINE_LOOK_S = 1.0
-#: Header of a task in line that nobody can have begun before it stood there, and that came under its own id.
-_FRESH = "Squadron-Fresh"
-#: Ends the message id of a task in line; before it stands the one that the task was put with.
-_IN_LINE = ".ordered"
+LEFTIN_LINE_LOOK_S = 1.0
 #: In the token of a lease between that of a ticket and the ticket's subject.
 _WITH_PLACE = "@"
-
-
-def _read(delivery: Delivery) -> tuple[str, str]:
-    """The tokens of a task's conversation and of its id; what nobody can read is alone in a conversation."""
-    try:
-        message = AgentMessage.decode(delivery.data)
-    except InvalidMessageError:
-        return str(delivery.seq), ""
-    return token_of(message.context.conversation_id or message.id), token_of(message.id)
-
-
-@dataclass(frozen=True, slots=True)
-class _Lines:
-    """The lines of one mailbox, one for each conversation; `intake` is the store of what is not in line yet."""
-
-    store: Store
-    intake: Store
-    subjects: Subjects
-    mailbox: Mailbox
-
-    async def join(self, delivery: Delivery, *, fresh: bool) -> None:
-        """Put a task at the end of its line; the same delivery again changes nothing.
-
-        Args:
-            fresh: whether surely nobody was delivered it before.
-        """
-        conversation, id = _read(delivery)
-        topic = ".".join(delivery.subject.split(".")[3:5])
-        place = OrderedSubject(self.subjects.environment, self.mailbox.name, conversation, topic)
-        # Under the message id that it came with, so that the head of the line is known to have come under it.
-        came_with = delivery.headers.get("Nats-Msg-Id", "")
-        msg_id = f"{self.mailbox.name}.{came_with or delivery.seq}{_IN_LINE}"
-        try:
-            headers = sent_with(delivery.headers) | carry(
-                delivery.headers, delivery.subject, at=delivery.stored_at
-            )
-            if fresh and came_with == id:
-                headers[_FRESH] = "1"
-            await self.store.put(str(place), delivery.data, msg_id=msg_id, headers=headers)
-        except MessageTooLargeError:
-            # It came without headers and leaves no room for one; it must not hold up all others for ever.
-            await self.store.put(str(place), delivery.data, msg_id="")
-        await self.call(conversation)
-
-    async def head(self, conversation: str = "*") -> Entry | None:
-        """Who is first in a line, or in any."""
-        return await self.store.head(self.subjects.line(self.mailbox.name, conversation))
-
-    async def call(self, conversation: str) -> None:
-        """See to it that the head of a line has its one ticket.
-
-        Everybody who changed a line does so before he settles what he holds. A ticket is there until its task
-        has left the line, so there are never two for one head.
-        """
-        head = await self.head(conversation)
-        if head is not None:
-            ticket = TicketSubject(self.subjects.environment, self.mailbox.name, conversation, head.seq)
-            await self.store.put_alone(str(ticket), b"")
-
-    async def leave(self, conversation: str, seq: int) -> None:
-        """Take the head off its line, and call the next."""
-        await self.store.discard(seq)
-        await self.call(conversation)
 
 
 @dataclass(frozen=True, slots=True)
 class _TurnLease:
     """The lease of a head: that of its ticket."""
 
-    lines: _Lines
+    lines: WaitingLines
     place: TicketSubject
     ticket: Lease
     #: Whether the task was surely begun by nobody before this ticket was made.
@@ -164,30 +91,27 @@ class _TurnLease:
 class _LineFeed:
     """Hands out the heads of all lines, as tickets for them come; and reads the intake, if asked."""
 
-    def __init__(self, lines: _Lines, sink: Callable[[Delivery], None]) -> None:
+    def __init__(self, lines: WaitingLines, sink: Callable[[Delivery], None], clock: Clock) -> None:
         self._lines, self._sink = lines, sink
         self._tickets: Feed | None = None
-        self._intake: Feed | None = None
+        self._intake: LineIntake | None = None
         #: From when on, in seconds since the epoch, what is stored goes no other way than through such a feed.
-        self._since = math.inf
+        self._since = clock.time() + CLOCKS_S
         self._under_way: set[asyncio.Task[None]] = set()
         self._log = get_logger("squadron.ordered").bind(mailbox=lines.mailbox.name)
 
     async def open(self, *, intake: bool) -> None:
         """Begin; without the `intake` only what stands in line already is handed out."""
-        lines, self._since = self._lines, time.time() + CLOCKS_S
+        lines = self._lines
         self._tickets = await lines.store.consume(ticket_box(lines.subjects, lines.mailbox), self._called)
         if intake:
-            self._intake = await lines.intake.consume(lines.mailbox, self._came)
-            self._intake.want(INTAKE_AHEAD)
+            self._intake = LineIntake(lines, self._since)
+            await self._intake.open()
 
     def want(self, count: int) -> None:
         """Allow `count` more deliveries."""
         if self._tickets is not None:
             self._tickets.want(count)
-
-    def _came(self, delivery: Delivery) -> None:
-        self._go_on(self._take_in(delivery), f"intake {delivery.seq}")
 
     def _called(self, ticket: Delivery) -> None:
         self._go_on(self._begin(ticket), f"ticket {ticket.subject}")
@@ -206,14 +130,6 @@ class _LineFeed:
         except Exception as error:
             self._log.error("ordered.broke", traceback=traceback_of(error))
 
-    async def _take_in(self, delivery: Delivery) -> None:
-        try:
-            await self._lines.join(delivery, fresh=delivery.lease.first and delivery.stored_at > self._since)
-            await delivery.lease.settle(confirmed=True)
-        finally:
-            if self._intake is not None:
-                self._intake.want(1)
-
     async def _begin(self, ticket: Delivery) -> None:
         """Run the head if the ticket is its own; a ticket whose task has left the line calls the next."""
         delivered = False
@@ -226,7 +142,7 @@ class _LineFeed:
             head = await self._lines.head(place.conversation)
             if head is not None and head.seq == place.seq:
                 # A server that was killed may have brought the task back into its line.
-                fresh = _FRESH in head.headers and head.time > max(ticket.lease.sure_from, self._since)
+                fresh = FRESH in head.headers and head.time > max(ticket.lease.sure_from, self._since)
                 lease = _TurnLease(self._lines, place, ticket.lease, fresh)
                 delivered = True
                 task, came = OrderedSubject.parse(head.key).task, self._as_it_came(head)
@@ -242,7 +158,7 @@ class _LineFeed:
     def _as_it_came(self, head: Entry) -> Entry:
         """The head of a line, with the message id that it was put with."""
         id = head.headers.get("Nats-Msg-Id", "")
-        came_with = id.removeprefix(f"{self._lines.mailbox.name}.").removesuffix(_IN_LINE)
+        came_with = id.removeprefix(f"{self._lines.mailbox.name}.").removesuffix(IN_LINE)
         return replace(head, headers={**head.headers, "Nats-Msg-Id": came_with})
 
     async def aclose(self) -> None:
@@ -260,8 +176,8 @@ class _UnwindingFeed:
     It goes on looking: replicas of the old code put tasks in line until they are gone.
     """
 
-    def __init__(self, lines: _Lines, sink: Callable[[Delivery], None]) -> None:
-        self._lines, self._sink = lines, sink
+    def __init__(self, lines: WaitingLines, sink: Callable[[Delivery], None], clock: Clock) -> None:
+        self._lines, self._sink, self._clock = lines, sink, clock
         self._wanted = 0
         self._feed: Feed | None = None
         self._closing = asyncio.Event()
@@ -276,7 +192,7 @@ class _UnwindingFeed:
         if self._feed is not None:
             await self._feed.aclose()
         if in_line:
-            feed = _LineFeed(self._lines, self._deliver)
+            feed = _LineFeed(self._lines, self._deliver, self._clock)
             await feed.open(intake=False)
             self._feed = feed
         else:
@@ -291,7 +207,7 @@ class _UnwindingFeed:
                     await self._turn_to(in_line=not in_line)
                     in_line = not in_line
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LEFT_IN_LINE_LOOK_S):
+                async with asyncio.timeout(LEFTIN_LINE_LOOK_S):
                     await self._closing.wait()
 
     def want(self, count: int) -> None:
@@ -313,16 +229,6 @@ class _UnwindingFeed:
             await self._feed.aclose()
 
 
-def ticket_box(subjects: Subjects, mailbox: Mailbox) -> Mailbox:
-    """The mailbox of an ordered mailbox's tickets."""
-    return Mailbox(f"{mailbox.name}=tickets", (), mailbox.lease_s, subject=subjects.tickets(mailbox.name))
-
-
-def line_box(subjects: Subjects, mailbox: Mailbox) -> Mailbox:
-    """The mailbox of all that stands in line. Nobody takes from it: it is there to be counted."""
-    return Mailbox(f"{mailbox.name}=line", (), mailbox.lease_s, subject=subjects.line(mailbox.name))
-
-
 def _stored(mailbox: Mailbox) -> Mailbox:
     """A mailbox as the store is to have it: that of an ordered one is the intake."""
     return replace(mailbox, serial=True) if mailbox.ordered else mailbox
@@ -332,11 +238,15 @@ class OrderedQueue:
     """`Queue` that knows ordered mailboxes, on a store that does not; others are the store's own.
 
     Args:
+        clock: that of what is stored.
         line_store: where the lines of the mailbox of this name are, if not among all tasks.
     """
 
-    def __init__(self, store: Store, subjects: Subjects, line_store: Callable[[str], Store] | None = None) -> None:
-        self.store, self._subjects, self._line_store = store, subjects, line_store or (lambda _: store)
+    def __init__(
+        self, store: Store, subjects: Subjects, clock: Clock, line_store: Callable[[str], Store] | None = None
+    ) -> None:
+        self.store, self._subjects, self._clock = store, subjects, clock
+        self._line_store = line_store or (lambda _: store)
 
     async def declare(self, mailbox: Mailbox) -> None:
         """Make the mailbox, or change it to fit; keeps what it holds."""
@@ -362,11 +272,11 @@ class OrderedQueue:
         """Pull from the mailbox; from an ordered one comes only what may run now."""
         lines = self._lines(_stored(mailbox))
         if mailbox.ordered:
-            feed = _LineFeed(lines, sink)
+            feed = _LineFeed(lines, sink, self._clock)
             await feed.open(intake=True)
             return feed
         if await lines.store.knows(ticket_box(self._subjects, mailbox).name):
-            unwinding = _UnwindingFeed(lines, sink)
+            unwinding = _UnwindingFeed(lines, sink, self._clock)
             await unwinding.open()
             return unwinding
         return await self.store.consume(mailbox, sink)
@@ -394,5 +304,5 @@ class OrderedQueue:
         running = (await store.backlog(ticket_box(self._subjects, Mailbox(name, ())).name)).taken
         return Backlog(plain.waiting + max(0, in_line - running), plain.taken + running)
 
-    def _lines(self, mailbox: Mailbox) -> _Lines:
-        return _Lines(self._line_store(mailbox.name), self.store, self._subjects, mailbox)
+    def _lines(self, mailbox: Mailbox) -> WaitingLines:
+        return WaitingLines(self._line_store(mailbox.name), self.store, self._subjects, mailbox)

@@ -14,7 +14,7 @@ class Publishes(InTurn):
     """The part of `Context` that publishes."""
 
     #: On whose behalf the task is, its verified sender at last; see `wire.behalf`.
-    behalf: tuple[str, ...] = ()
+    behalf: tuple[str, ...]
 
     def lite(
         self,

@@ -183,6 +183,8 @@ async def test_a_task_is_taken_up_at_another_gateway_and_cancelled(
     async with opened_gateway(peer.place, "a2a") as url, a2a_client(url, binding) as client:
         task = await only_task(client, request)
         assert task.status.state == pb.TaskState.TASK_STATE_WORKING
+        # Nobody waits for it, so it costs this process nothing.
+        assert list(peer.place.caller._awaited()) == []
     # The first gateway is gone, and nothing of it is needed.
     other = await world.join("other")
     async with opened_gateway(other.place, "a2a") as url, a2a_client(url, binding, streaming=True) as client:

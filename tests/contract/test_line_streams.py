@@ -152,11 +152,12 @@ async def _begin_in_line(place: Wiring, *texts: str) -> None:
     came: asyncio.Queue[Delivery] = asyncio.Queue()
     feed = await place.ports.queue.consume(IN_ORDER, came.put_nowait)
     feed.want(len(texts))
-    begun = [await came.get() for _ in texts]
-    for each in begun:
+    # Conversations don't wait for each other, so they come in any order.
+    begun = {AgentMessage.decode(each.data).id: each for each in [await came.get() for _ in texts]}
+    for each in begun.values():
         assert not await is_copy(place.ports, each, AgentMessage.decode(each.data))
         assert await each.lease.begin() == 1
-    await begun[-1].lease.park(600.0)
+    await begun[f"id-{texts[-1]}"].lease.park(600.0)
 
     async def all_taken_in() -> bool:
         return not await _unread(place)

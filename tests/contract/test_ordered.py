@@ -305,6 +305,9 @@ class _Dying:
         return stepped
 
     async def consume(self, mailbox: Mailbox, sink: Callable[[Delivery], None]) -> Feed:
+        if self.is_dead:
+            raise BusUnavailableError("dead")
+
         def hear(delivery: Delivery) -> None:
             if not self.is_dead:
                 lease = _DyingLease(self, delivery.lease)
@@ -406,7 +409,7 @@ async def test_a_replica_may_die_between_any_two_steps_when_nobody_comes_to_the_
 async def _serve_dying(world: World, serve: Serve, ledger: Ledger, steps: int) -> _Dying:
     mortal = await world.join("mortal")
     dying = _Dying(mortal.queue.store, steps)
-    clerk = await serve(ledger, slots=2, queue=OrderedQueue(dying, mortal.subjects))  # type: ignore[arg-type]
+    clerk = await serve(ledger, slots=2, queue=OrderedQueue(dying, mortal.subjects, mortal.ports.clock))  # type: ignore[arg-type]
     clerk.is_dead = lambda: dying.is_dead
     return dying
 

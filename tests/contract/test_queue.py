@@ -12,7 +12,7 @@ import pytest
 from squadron.bridge.jetstream.pull_feed import PullFeed
 from squadron.bridge.memory import MAX_PAYLOAD_BYTES
 from squadron.runtime.errors import InvalidSubjectError, MessageTooLargeError, RouteConflictError
-from squadron.runtime.ports.queue import Backlog, Delivery, Feed, Mailbox
+from squadron.runtime.ports.queue import SERIAL_AT_ONCE, Backlog, Delivery, Feed, Mailbox
 from squadron.testing import now_s
 from tests.contract.conftest import ON_NATS, Inbox, Peer, World, settle_all, until
 
@@ -490,23 +490,58 @@ async def test_a_lane_passed_over_for_too_long_gets_the_next_slot(peer: Peer) ->
     await feed.aclose()
 
 
-async def test_a_serial_mailbox_leases_one_at_a_time_in_the_order_they_were_put(world: World) -> None:
+SERIAL = Mailbox("reader", ("book.read",), LEASE_S, serial=True)
+
+
+async def test_a_serial_mailbox_gives_all_to_one_reader_in_the_order_they_were_put(world: World) -> None:
+    peers = [await world.join("one"), await world.join("other")]
+    await peers[0].queue.declare(SERIAL)
+    for i in range(20):
+        await _put(peers[0], f"{i}", priority=i % 10)
+    inboxes = [Inbox(), Inbox()]
+    feeds = [await peer.queue.consume(SERIAL, inbox) for peer, inbox in zip(peers, inboxes, strict=True)]
+    feeds[0].want(20)
+
+    given = await inboxes[0].take(20)
+    assert [each.data for each in given] == [str(i).encode() for i in range(20)]
+    feeds[1].want(20)
+    await _put(peers[0], "20")
+    # The first reader may take no more, and has earlier ones.
+    for each in given[1:]:
+        await each.lease.settle(confirmed=True)
+    await _holds(peers[0], 1, 1)
+    assert inboxes[1].is_empty
+    await given[0].lease.settle(confirmed=True)
+    assert (await inboxes[1].next()).data == b"20"
+    for feed in feeds:
+        await feed.aclose()
+
+
+@pytest.mark.parametrize("how", ["closed", "silent"])
+async def test_what_a_reader_of_a_serial_mailbox_leaves_comes_before_all_that_is_later(
+    world: World, how: str
+) -> None:
     peer, other = await world.join("one"), await world.join("other")
-    serial = Mailbox("reader", ("book.read",), LEASE_S, serial=True)
-    await peer.queue.declare(serial)
+    await peer.queue.declare(SERIAL)
+    inboxes = [Inbox(), Inbox()]
+    feeds = [await each.queue.consume(SERIAL, inbox) for each, inbox in zip((peer, other), inboxes, strict=True)]
+    feeds[0].want(10)
     for i in range(20):
         await _put(peer, f"{i}", priority=i % 10)
-    inbox = Inbox()
-    feeds = [await each.queue.consume(serial, inbox) for each in (peer, other)]
-    for feed in feeds:
-        feed.want(20)
+    given = await inboxes[0].take(10)
+    for i in (2, 5):
+        await given[i].lease.settle(confirmed=True)
+    if how == "closed":
+        await feeds[0].aclose()
+    feeds[1].want(SERIAL_AT_ONCE)
 
-    for i in range(20):
-        await _holds(peer, 19 - i, 1)
-        delivery = await inbox.next()
-        assert delivery.data == str(i).encode()
-        assert inbox.is_empty
-        await delivery.lease.settle(confirmed=True)
+    left = [str(i).encode() for i in range(20) if i not in (2, 5)]
+    # Those of before come when their leases end, and till then none of the others does.
+    for data in left:
+        delivery = await inboxes[1].next()
+        assert delivery.data == data
+        await delivery.lease.settle()
+    await _holds(peer, 0, 0)
     for feed in feeds:
         await feed.aclose()
 

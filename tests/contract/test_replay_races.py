@@ -270,6 +270,16 @@ def between(entries: Sequence[Entry]) -> set[tuple[str, str]]:
     return found
 
 
+def brought_about(race: Race) -> RecordedRun:
+    """A run in which it came so; a machine that stalls for a second is late for it."""
+    for _ in range(5):
+        recorded = run(perform(race))
+        if race.between in between(recorded.entries):
+            return recorded
+    told = [f"{at} {entry.kind} {entry.seen} {entry.at % 1000:.2f}" for at, entry in enumerate(recorded.entries)]
+    raise AssertionError("\n".join([f"{race.between} did not come about", *told]))
+
+
 @pytest.mark.parametrize("name", RACES)
 def test_what_came_between_a_decision_and_its_entry_is_not_taken_as_seen(
     name: str, monkeypatch: pytest.MonkeyPatch
@@ -278,13 +288,12 @@ def test_what_came_between_a_decision_and_its_entry_is_not_taken_as_seen(
     monkeypatch.setenv("SQUADRON_MODEL_LIMITS", json.dumps({"mind": {"concurrency": 1}} if race.taken_s else {}))
     prices = {"mind:test": {"input": 1, "output": 1, "window": race.window}}
     monkeypatch.setenv("SQUADRON_PRICES", json.dumps(prices))
-    recorded = run(perform(race))
-    told = [f"{at} {entry.kind} {entry.seen} {entry.at % 1000:.2f}" for at, entry in enumerate(recorded.entries)]
-    assert race.between in between(recorded.entries), "\n".join([*told, str(recorded.entries[-2:])])
+    recorded = brought_about(race)
+    kinds = [entry.kind for entry in recorded.entries]
     # Nobody took it over, and it did not take itself for superseded.
-    assert [entry.kind for entry in recorded.entries].count("epoch") == 1, told
+    assert kinds.count("epoch") == 1, kinds
     replay = play(recorded)
-    assert replay.equal, (told, replay.difference)
+    assert replay.equal, (kinds, replay.difference)
 
 
 @pytest.mark.parametrize("asked", [ASK, jump("j")])
@@ -293,10 +302,9 @@ def test_a_question_that_is_taken_back_while_its_answer_is_stored_leaves_the_run
 ) -> None:
     monkeypatch.setenv("SQUADRON_MODEL_LIMITS", "{}")
     turns = [[take("a", 0.1), bids("x", 1.5), asked], [use("cancel_calls", calls=[asked.id])]]
-    recorded = run(perform(Race(turns, ("answer", "ended"), **ACKNOWLEDGED_SLOWLY)))
+    recorded = brought_about(Race(turns, ("answer", "ended"), **ACKNOWLEDGED_SLOWLY))
     kinds = [entry.kind for entry in recorded.entries]
-    # It came in between, and neither did anybody take the run over, nor did it take itself for superseded.
-    assert ("answer", "ended") in between(recorded.entries), kinds
+    # Neither did anybody take the run over, nor did it take itself for superseded.
     assert kinds.count("epoch") == 1, kinds
     ends = [end for entry in recorded.entries if isinstance(entry, CallsEnded) for end in entry.ends]
     (end,) = (end for end in ends if end.topic == asked.name)

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -397,6 +398,28 @@ async def test_a_live_message_that_was_lost_is_read_from_the_store(
 
     assert [chunk.value for chunk in await following] == list(range(50))
     assert deaf.lost
+
+
+async def test_who_hears_nothing_looks_into_the_store_ever_more_seldom(
+    peer: Peer, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten thousand open streams that each looked every few seconds kept a process busy with nothing else."""
+    monkeypatch.setattr(trail, "UNHEARD_S", 0.01)
+    monkeypatch.setattr(trail, "LONGEST_UNHEARD_S", 0.04)
+    pauses, times = list[float](), 4
+    following = trail.Trail(peer.lite, key)
+    more = following._more
+
+    async def noted() -> bool:
+        pauses.append(following._unheard_s)
+        if len(pauses) == times:
+            await peer.lite.append(key, b"at last")
+        return await more()
+
+    monkeypatch.setattr(following, "_more", noted)
+    async with asyncio.timeout(SOON_S), aclosing(following.entries()) as entries:
+        assert (await anext(entries)).data == b"at last"
+    assert pauses[:times] == [0.01, 0.02, 0.04, 0.04]
 
 
 async def test_a_trail_shows_every_entry_though_every_third_is_not_heard(

@@ -110,7 +110,7 @@ class Site:
         self.bus, self.subjects, self.lite = server.bus, server.subjects, server.lite
         self.store, self.records = FaultyStore(), FullJournal(server.bus, self.clock.time)
         server.queue, server.records = self.store, self.records
-        self.queue: Queue = OrderedQueue(self.store, self.subjects)
+        self.queue: Queue = OrderedQueue(self.store, self.subjects, self.clock)
         self.held: dict[str, int] = {}
         self.lost: list[str] = []
         self.blind, self.failed_looks = False, 0
