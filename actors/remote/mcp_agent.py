@@ -40,6 +40,8 @@ LOOK_AGAIN_S, LONGEST_LOOK_S = 1.0, 60.0
 _BROKE = ("Session terminated", "Server returned an error response")
 #: What people are told where a model wants a tool called that its server says may destroy something.
 DESTRUCTIVE = "Its server says that it may destroy something."
+#: Where our own gateways say which topic a tool is.
+_TOPIC_META = "squadron/topic"
 #: The turn in which a call is made; what a server asks on the way is asked of this turn's people.
 _turn: ContextVar[TurnContext | None] = ContextVar("mcp_turn", default=None)
 
@@ -230,6 +232,9 @@ async def operations_of(link: McpLink, agent: str) -> list[Operation]:
         try:
             if is_document(tool.name):
                 raise ValueError("it is called as a request of the protocol")
+            if str((tool.meta or {}).get(_TOPIC_META, "")).startswith(f"{agent}."):
+                # It would be a tool again, and that another topic, without an end.
+                raise ValueError("it is a topic of this very agent, which a gateway of ours tells of")
             operation = _operation(agent, tool)
         except (SquadronError, ValueError) as error:
             _log.warning("mcp.tool_left_out", agent=agent, tool=tool.name[:100], why=str(error)[:500])

@@ -68,6 +68,21 @@ async def neighbours(worker: Worker, **options: Any) -> AsyncIterator[tuple[Memo
             yield here, made
 
 
+async def test_an_agent_for_a_gateway_of_its_own_squad_is_no_tool_of_itself() -> None:
+    """Its tools would be topics, those tools, and so on without an end."""
+    async with MemorySquad(turned=False) as squad:
+        await squad.deploy(Worker())
+        async with opened_gateway(squad._place, "mcp") as url:
+            server = McpServer(url=f"{url}/mcp")
+            operations, _ = await look_at(server, "mcp_self", squad._place.ports)
+            made = McpAgent.serving("mcp_self", server.to_dict(), operations)
+            await squad.deploy(made)
+            for agent, seen in (("mcp_self", False), ("mcp_other", True)):
+                again, _ = await look_at(server, agent, squad._place.ports)
+                assert any("mcp_self" in each.name for each in again) is seen
+                assert f"{agent}.work__slow" in [each.topic.name for each in again]
+
+
 async def test_what_becomes_of_a_task_is_what_becomes_of_the_call() -> None:
     worker = Worker()
     async with neighbours(worker) as (here, _):
