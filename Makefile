@@ -87,6 +87,10 @@ $(VENV)/.bench: $(STAMP)
 bench-start: $(STAMP) ## Measure how long a start takes beside bare Ray and Serve, in 3 minutes
 	$(BIN)/python -m benchmarks.start
 
+.PHONY: bench-flows
+bench-flows: $(STAMP) ## Measure streams, durable events and new lite topics, in a minute
+	$(BIN)/python -m benchmarks.flows
+
 .PHONY: bench-scale
 bench-scale: $(STAMP) ## Measure how agents scale, and what each costs, in 16 minutes, 10 of them a steady load
 	$(BIN)/python -m benchmarks.scale
