@@ -114,9 +114,18 @@ class Bench:
         await self._squad.scale("sleeper", replicas)
         await self._until(replicas)
 
+    async def _gone(self) -> None:
+        """Until no replica tells of itself: one that is stopping may still take a task."""
+        async with asyncio.timeout(WITHIN_S):
+            while any(  # noqa: ASYNC110 - nobody tells
+                each["replicas"] for each in (await self._squad.status())["agents"] if each["agent"] == "sleeper"
+            ):
+                await asyncio.sleep(0.05)
+
     async def wake(self) -> None:
         """From none to one: from the publishing of a task to its answer."""
         await self._at(0)
+        await self._gone()
         await self._squad.scale("sleeper", "0..8")
         began = time.monotonic()
         (await self._squad.ask("bench.sleep", {"seconds": 0}, within_s=WITHIN_S)).unwrap()
@@ -220,7 +229,7 @@ class Bench:
 
 
 def _control_plane(settings: Settings) -> list[psutil.Process]:
-    """All that runs while no agent does: Ray, Serve, the bridge and NATS."""
+    """All that runs while no agent does: Ray, Serve, the bridge and NATS. Not what Ray started ahead."""
     cluster, server = local.find(settings.home), embedded.find(settings.home)
     assert cluster is not None
     assert server is not None
@@ -228,7 +237,9 @@ def _control_plane(settings: Settings) -> list[psutil.Process]:
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or [""]
         with contextlib.suppress(ProcessLookupError):
-            if os.getsid(process.pid) == cluster.session_id and not words[0].startswith("ray::ServeReplica"):
+            if os.getsid(process.pid) == cluster.session_id and not words[0].startswith(
+                ("ray::ServeReplica", "ray::IDLE")
+            ):
                 found.append(process)
     return found
 

@@ -299,7 +299,8 @@ class _Round:
         try:
             # Ours answer on the lite topic; as a request the server says at once when nobody listens.
             subject = ports.subjects.negotiate(called.agent)
-            answer = await ports.bus.exchange(subject, data, within_s=until.remaining_s())
+            # Who waits for all of them knows when it is too late, and ends this then.
+            answer = await ports.bus.exchange(subject, data, within_s=until.remaining_s() + 1.0)
             with contextlib.suppress(InvalidMessageError):
                 await self._hear(id, AgentMessage.decode(answer.data), None, answer.data, answer.headers, None)
         except SquadronError as error:

@@ -58,7 +58,7 @@ async def list_lite(ports: Ports, owner: str = "", *, everything: bool = False) 
         order = orders.get(life_of(entry.key))
         if everything or order is not None:
             found.append(_info(entry, order))
-    return sorted(found, key=lambda each: -each.time)
+    return sorted(found, key=lambda each: -each.seq)
 
 
 def _info(entry: Entry, order: Entry | None) -> LiteInfo:

@@ -576,7 +576,7 @@ async def test_what_waited_too_long_expires_and_is_not_run(client: Peer, bench: 
 
 
 async def test_a_task_whose_caller_stopped_waiting_is_not_started(client: Peer, bench: Bench) -> None:
-    past = Payload(content={"number": 7}, constraints=Constraints(deadline=int(time.time() * 1000) - 5))
+    past = Payload(content={"number": 7}, constraints=Constraints(deadline=int(client.clock.time() * 1000) - 5))
     reply_to = client.subjects.lite("client", "late")
     message = AgentMessage.new("task", client.ports.identity, payload=past, reply_to=reply_to)
     await client.queue.put(client.subjects.task("bench.work"), message.encode(), msg_id=uuid.uuid4().hex)
@@ -590,7 +590,8 @@ async def test_a_task_whose_caller_stopped_waiting_is_not_started(client: Peer, 
 
 
 async def test_a_child_gets_no_more_time_than_its_parent_has_left(client: Peer) -> None:
-    assert 0 < (await _ask(client, "bench.left", AskOptions(within_s=5))).unwrap() <= 5
+    # A deadline is told in whole milliseconds.
+    assert 0 < (await _ask(client, "bench.left", AskOptions(within_s=5))).unwrap() <= 5.001
 
 
 async def test_the_queue_deadline_does_not_shorten_the_run(client: Peer, bench: Bench) -> None:

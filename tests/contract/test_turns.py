@@ -195,7 +195,7 @@ async def test_a_result_comes_back_with_its_data_source_and_attempt(client: Peer
     assert isinstance(outcome, Result)
     assert outcome.unwrap() == 42
     assert (outcome.topic, outcome.source, outcome.attempt) == ("desk.double", "replica", 1)
-    assert outcome.latency_ms > 0
+    assert outcome.latency_ms >= 0
     await _empty(client)
 
 
