@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from squadron.bridge.gateways.fronting import GatewayOptions
     from squadron.bridge.jetstream.wiring import Wiring
 
+#: Objects made before garbage is looked for, as in replicas.
+_GARBAGE = 10_000
 #: Where it listens when nobody says; no well-known service does.
 DEFAULT_PORT = 8811
 
@@ -194,8 +196,10 @@ async def _serve(ctx: typer.Context, names: list[str], stdio: bool, options: dic
         doors = [await opener(front) for opener in openers]
         for door in doors:
             await rest.enter_async_context(door.running())
-        # What was loaded stays as long as the process: not to be looked at again whenever garbage is.
+        # What was loaded stays as long as the process: not to be looked at again whenever garbage is. That may be
+        # sooner from here on: requests leave cycles behind.
         gc.freeze()
+        gc.set_threshold(_GARBAGE)
         if stdio:
             return await _on_streams(doors[0], front)
         if chosen.needs_http:
