@@ -14,7 +14,7 @@ from squadron.bridge.metrics.counting import Counting
 from squadron.bridge.place import Place
 from squadron.bridge.status_relay import own_status
 from squadron.config import API_PREFIX
-from squadron.runtime.background import cancel_all, spawn
+from squadron.runtime.background import CANCEL_OTHERS_AGAIN_S, cancel_all, spawn
 from squadron.runtime.calling import THREAD_GRACE_S, Threads, call
 from squadron.runtime.errors import BusUnavailableError, InvalidMessageError, SquadronError, UntrustedError
 from squadron.runtime.logs import get_logger
@@ -281,4 +281,4 @@ class Host:
         """Wait for the handlers of plain events, which are lost if they are cut short; then cancel them."""
         if self._events:
             await asyncio.wait(self._events, timeout=within_s)
-        await cancel_all(list(self._events))
+        await cancel_all(list(self._events), again_s=CANCEL_OTHERS_AGAIN_S)

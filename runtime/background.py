@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Coroutine, Iterable
 from contextvars import ContextVar
 from functools import partial
@@ -13,8 +14,9 @@ from squadron.runtime.retries import summary_of, traceback_of
 
 T = TypeVar("T")
 
-#: How long a task that was cancelled may take to end before it is cancelled again, in seconds.
-CANCEL_AGAIN_S = 5.0
+#: How long a task that was cancelled may take to end before it is cancelled again, in seconds; and one that runs
+#: code of others, which may have much to put back.
+CANCEL_AGAIN_S, CANCEL_OTHERS_AGAIN_S = 5.0, 60.0
 
 _log = get_logger("squadron.background")
 
@@ -65,16 +67,18 @@ async def to_its_end(work: Coroutine[Any, Any, T]) -> T:
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        if not task.done():
-            await asyncio.wait([task])
+        while not task.done():
+            # Whoever cancels may do so again.
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([task])
         if not task.cancelled():
             # Seen, though nobody is told.
             task.exception()
         raise
 
 
-async def cancel_all(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    """Cancel tasks, and wait until each has ended, however.
+async def cancel_all(tasks: Iterable[asyncio.Task[Any]], *, again_s: float | None = None) -> None:
+    """Cancel tasks, and wait until each has ended, however; again after `again_s` seconds, 5 by default.
 
     One cancel may get lost: `wait_for` of CPython 3.11 forgets it if what it waits for comes at the same moment.
     """
@@ -82,7 +86,7 @@ async def cancel_all(tasks: Iterable[asyncio.Task[Any]]) -> None:
     while running:
         for task in running:
             task.cancel()
-        ended, running = await asyncio.wait(running, timeout=CANCEL_AGAIN_S)
+        ended, running = await asyncio.wait(running, timeout=again_s or CANCEL_AGAIN_S)
         for task in ended:
             if not task.cancelled():
                 # Seen, though nobody is told.

@@ -32,6 +32,9 @@ class LazyLogger:
         self._name = name
 
     def __getattr__(self, method: str) -> Any:
+        if method.startswith("_"):
+            # As who copies asks for, or pickles.
+            raise AttributeError(method)
         settle_logs()
         import structlog
 

@@ -129,7 +129,10 @@ class RunLog:
 
     async def _last(self) -> tuple[int, AgentMessage] | None:
         entry = await self._ports.runs.last(self._key)
-        return None if entry is None else (entry.seq, AgentMessage.decode(entry.data))
+        # Anybody may write there.
+        with contextlib.suppress(InvalidMessageError):
+            return None if entry is None else (entry.seq, AgentMessage.decode(entry.data))
+        return None
 
 
 async def read(ports: Ports, key: str, *, by: str = "") -> AsyncGenerator[tuple[int, AgentMessage], None]:

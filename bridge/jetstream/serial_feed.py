@@ -20,7 +20,7 @@ from squadron.bridge.jetstream.lease import JetStreamLease
 from squadron.bridge.jetstream.link.connect import Connection
 from squadron.bridge.jetstream.pull_feed import PullFeed
 from squadron.runtime.background import cancel_all, spawn
-from squadron.runtime.errors import BusUnavailableError
+from squadron.runtime.errors import BusUnavailableError, SquadronError
 from squadron.runtime.ports.queue import Delivery
 from squadron.runtime.texts import encoded
 
@@ -123,7 +123,7 @@ class SerialReader:
         if self._looking is not None:
             await cancel_all([self._looking])
         held, self._held = self._held, {}
-        with contextlib.suppress(BusUnavailableError):
+        with contextlib.suppress(SquadronError):
             for delivery in held.values():
                 await delivery.lease.release()
 
@@ -150,9 +150,11 @@ class SerialFeed:
     async def aclose(self) -> None:
         """Stop pulling, and let another read. May be called twice."""
         self._connection.off_reconnect(self._reconnected)
-        await self._reader.aclose()
         was_pinned = self._feed.is_pinned
+        # First, or what is handed back comes here again.
         await self._feed.aclose()
+        await self._reader.aclose()
         if was_pinned:
             # Else the next one begins when this one was silent for a lease.
-            self._connection.ask(self._unpin, encoded({"group": SERIAL_GROUP}), lambda heard, _: heard)
+            with contextlib.suppress(SquadronError):
+                self._connection.ask(self._unpin, encoded({"group": SERIAL_GROUP}), lambda heard, _: heard)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, TypeVar
 
-from squadron.runtime.background import cancel_all, spawn
+from squadron.runtime.background import CANCEL_OTHERS_AGAIN_S, cancel_all, spawn
 from squadron.runtime.errors import BusUnavailableError, SquadClosedError
 from squadron.runtime.logs import get_logger
 from squadron.runtime.ports.queue import Delivery, Feed
@@ -237,7 +237,7 @@ class Pump:
             await self._release(self._handed.popleft())
         if self._in_flight:
             await asyncio.wait(self._in_flight, timeout=within_s)
-        await cancel_all(list(self._in_flight))
+        await cancel_all(list(self._in_flight), again_s=CANCEL_OTHERS_AGAIN_S)
         if self._extender is not None:
             await cancel_all([self._extender])
             self._extender = None

@@ -11,7 +11,6 @@ from pydantic_core import from_json
 
 from squadron.runtime.errors import KeyLostError, UnsealedError, UntrustedError
 from squadron.runtime.ports.journal import Entry, Journal
-from squadron.runtime.ports.lite_journal import END_HEADER
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.store.seals import Seals
 from squadron.runtime.texts import encoded
@@ -142,9 +141,9 @@ class OwnJournal:
         await self.journal.erase(key, through_seq=through_seq)
 
     async def _opened(self, entry: Entry) -> Entry:
-        # An end marker is the server's.
-        if END_HEADER not in entry.headers and not await is_own(self.ports, entry, self.agent):
-            return replace(entry, data=b"")
+        if not await is_own(self.ports, entry, self.agent):
+            # Its headers neither: anybody may write that something has ended.
+            return replace(entry, data=b"", headers={})
         if not entry.data.startswith(_BEGINS):
             return entry
         try:

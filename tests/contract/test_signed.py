@@ -29,8 +29,15 @@ from squadron.config import Settings
 from squadron.runtime.asking.cancel import request_cancel
 from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.background import spawn
-from squadron.runtime.errors import ConfigError, InvalidMessageError, UnknownLetterError, UntrustedError
+from squadron.runtime.errors import (
+    ConfigError,
+    InvalidMessageError,
+    SupersededError,
+    UnknownLetterError,
+    UntrustedError,
+)
 from squadron.runtime.ports.bus import Note
+from squadron.runtime.ports.lite_journal import END_HEADER
 from squadron.runtime.registry.learned import MOST_OF_SOURCE
 from squadron.runtime.running.context import Context
 from squadron.runtime.running.pump import Pump
@@ -414,6 +421,8 @@ async def test_what_others_wrote_among_an_agent_s_memories_it_does_not_recall(la
     notes = Notes(OwnJournal(replica.peer.ports, "diarist", sealed=False), key.replace("memory", "notes"))
     await notes.save("the first")
     await mallory.lite.append(key.replace("memory", "notes"), b"[]", ttl_s=600)
+    ended = {END_HEADER: "closed"}
+    await mallory.lite.append(key.replace("memory", "notes"), b'["forged"]', ttl_s=600, headers=ended)
     assert [note.text for note in await notes.find()] == ["the first"]
     await notes.save("the second")
     assert [note.text for note in await notes.find()] == ["the second", "the first"]
@@ -423,12 +432,17 @@ async def test_what_others_wrote_into_the_log_of_a_run_is_no_part_of_it(land: La
     agent, mallory = await land.join("diarist", "agent"), await land.join("mallory", "agent")
     deadline = Deadline.after(60.0, agent.clock)
     epoch = Epoch(at=1.0, number=1, redriven=0, delivered=1, replica="r", deadline_at=9.0, max_rounds=3)
-    await RunLog(agent.ports, "run-1", deadline, agent="diarist").append(epoch, about={})
+    first = RunLog(agent.ports, "run-1", deadline, agent="diarist")
+    await first.append(epoch, about={})
     forger = RunLog(mallory.ports, "run-1", deadline)
     assert await forger.load() == [epoch]
     forged = epoch.model_copy(update={"number": 2})
     await forger.append(forged, about={})
     assert await RunLog(mallory.ports, "run-1", deadline).load() == [epoch, forged]
+    # What is no message at all does not break who goes on, either.
+    await mallory.ports.runs.append(agent.subjects.run("run-1"), b"rubbish", ttl_s=600)
+    with pytest.raises(SupersededError):
+        await first.append(epoch, about={})
     # The next attempt reads its own alone, and goes on behind all.
     log = RunLog(agent.ports, "run-1", deadline, agent="diarist")
     assert await log.load() == [epoch]

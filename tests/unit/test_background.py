@@ -7,8 +7,7 @@ import asyncio
 import pytest
 from structlog.testing import capture_logs
 
-from squadron.runtime import background
-from squadron.runtime.background import Health, cancel_all, spawn
+from squadron.runtime.background import Health, cancel_all, spawn, to_its_end
 
 
 async def _break() -> None:
@@ -75,8 +74,7 @@ async def test_who_awaits_it_gets_what_it_raised() -> None:
         await spawn(_break(), "awaited")
 
 
-async def test_a_task_that_forgets_a_cancel_is_cancelled_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(background, "CANCEL_AGAIN_S", 0.01)
+async def test_a_task_that_forgets_a_cancel_is_cancelled_again() -> None:
     forgotten = []
 
     async def forgetful() -> None:
@@ -95,6 +93,25 @@ async def test_a_task_that_forgets_a_cancel_is_cancelled_again(monkeypatch: pyte
 
     tasks = [asyncio.create_task(each) for each in (forgetful(), breaks(), asyncio.sleep(3600), asyncio.sleep(0))]
     await asyncio.sleep(0)
-    await cancel_all(tasks)
+    await cancel_all(tasks, again_s=0.01)
     assert [task.done() for task in tasks] == [True] * 4
     assert len(forgotten) == 2
+
+
+async def test_what_goes_to_its_end_does_so_however_often_its_waiter_is_cancelled() -> None:
+    going, done = asyncio.Event(), []
+
+    async def work() -> None:
+        await going.wait()
+        done.append(True)
+
+    waiting = asyncio.create_task(to_its_end(work()))
+    for _ in range(3):
+        await asyncio.sleep(0)
+        waiting.cancel()
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    going.set()
+    await asyncio.wait([waiting])
+    assert waiting.cancelled()
+    assert done
