@@ -11,29 +11,25 @@ from typing import Any
 #: How many plain handlers act at once, of all replicas together: each may wait for another. More than the slots of
 #: any test; a thread begins when none is idle.
 MOST_THREADS = 1_000
-#: What one turn of the loop takes at most while time is turned, in seconds, whatever it takes in earnest.
-TURN_S = 50e-6
 
 
 class TurnedLoop(asyncio.SelectorEventLoop):
     """While `turned`, it goes to its next timer as soon as nothing else is left to do.
 
     What waits for a thread waits in earnest. So hours pass in no time, and what is slow on a busy machine is
-    never late: whatever can run runs before the next timer, and takes next to no time by this clock. Of what comes
-    from outside, by a socket or another process, it knows nothing: who waits for that may find its time over.
+    never late: whatever can run runs before the next timer. Of what comes from outside, by a socket or another
+    process, it knows nothing: who waits for that may find its time over.
     """
 
     def __init__(self) -> None:
         self.turned = False
         self.ahead_s = 0.0
         self.threads = 0
-        #: What the clock shows while what can run runs; None where it goes by itself.
-        self.shows: float | None = None
         super().__init__(_TurningSelector(self))
         self.set_default_executor(ThreadPoolExecutor(MOST_THREADS, "handler"))
 
     def time(self) -> float:
-        return super().time() + self.ahead_s if self.shows is None else self.shows
+        return super().time() + self.ahead_s
 
     def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:  # type: ignore[override]
         future = super().run_in_executor(executor, func, *args)
@@ -51,15 +47,9 @@ class _TurningSelector(selectors.DefaultSelector):
         self._loop = loop
 
     def select(self, timeout: float | None = None) -> list[Any]:
-        loop = self._loop
-        if loop.shows is not None:
-            # It goes again, by what the turn took or by what it may.
-            shown, loop.shows = loop.shows, None
-            loop.ahead_s -= max(0.0, loop.time() - shown - TURN_S)
-        if not timeout or timeout < 0 or not loop.turned or loop.threads:
-            events = super().select(timeout)
-        elif not (events := super().select(0)):
-            loop.ahead_s += timeout
-        if loop.turned:
-            loop.shows = loop.time()
+        if not timeout or timeout < 0 or not self._loop.turned or self._loop.threads:
+            return super().select(timeout)
+        events = super().select(0)
+        if not events:
+            self._loop.ahead_s += timeout
         return events

@@ -23,6 +23,7 @@ from squadron.bridge.health.facts import (
     StreamFacts,
     WireFacts,
 )
+from squadron.runtime.ports.queue import SERIAL_AT_ONCE
 from squadron.runtime.wire.deployment import Scale
 from tests.docs import ROOT
 
@@ -143,8 +144,8 @@ def test_what_is_not_well_is_told(facts: dict[str, Any], name: str, level: str, 
 @pytest.mark.parametrize(
     "facts",
     [
-        # An ordered mailbox has one message under way.
-        {"consumers": (ConsumerFacts("s", "line", waits=9, taken=1, most_taken=1, redelivered=0),)},
+        # An ordered mailbox has as many under way as its one reader takes at once.
+        {"consumers": (ConsumerFacts("s", "line", 9, SERIAL_AT_ONCE, SERIAL_AT_ONCE, redelivered=0),)},
         # A burst that its replicas have soon done, a backlog that shrinks, one that may have more replicas.
         {"agents": (agent(waiting=2, grown=2, replicas=2),)},
         {"agents": (agent(waiting=50, grown=-5, replicas=2),)},
