@@ -101,6 +101,21 @@ class Account:
         """Tasks whose handler was started more than once."""
         return {task for task in self.turns if len(self.starts(task)) > 1}
 
+    @property
+    def lapsed(self) -> set[str]:
+        """Tasks that were started again before an earlier attempt had ended, or even begun.
+
+        Its lease had lapsed, as on a machine that stalls for longer: whoever hands a task back has ended with it,
+        and its outcome is that of the next attempt.
+        """
+        return self.overtaken | {
+            task
+            for task in self.repeated
+            for second in self.starts(task)
+            for line in self._of(task)
+            if line["attempt"] < second["attempt"] and line["at"] >= second["at"]
+        }
+
     def left_by_killed_replicas(self) -> set[str]:
         """Tasks with a turn that never came to its end, because its replica was killed."""
         victims = {line["victim"] for line in self.story if line["what"] == "kill" and line["role"] == "replica"}

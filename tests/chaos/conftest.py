@@ -47,7 +47,7 @@ def squadron_command(settings: Settings, *command: str) -> None:
         env=os.environ | settings.environ(),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=False,
     )
     assert ended.returncode == 0, ended.stderr
