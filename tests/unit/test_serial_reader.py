@@ -24,6 +24,7 @@ class _Consumer:
     """What the server knows: whose turn it is, who has what, and what nobody has any more."""
 
     readers: list[_Member] = field(default_factory=list)
+    dead: list[_Member] = field(default_factory=list)
     given: dict[int, tuple[_Member, float]] = field(default_factory=dict)
     lapsed: list[int] = field(default_factory=list)
     now: float = 0.0
@@ -55,6 +56,7 @@ class _Consumer:
 
     def die(self, member: _Member) -> None:
         self.readers.remove(member)
+        self.dead.append(member)
         member.reader.sink = lambda _: None
         self.lapse(lambda whose, _: whose is member)
 
@@ -127,5 +129,5 @@ async def test_whoever_dies_and_whoever_reads_nothing_overtakes_what_came_before
         await asyncio.sleep(0)
 
     assert consumer.done == list(range(1, MESSAGES + 1))
-    for each in consumer.readers:
+    for each in (*consumer.readers, *consumer.dead):
         await each.reader.aclose()
