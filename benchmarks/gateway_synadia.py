@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import random
 import statistics
 import sys
 import tempfile
@@ -25,7 +24,7 @@ from nats.aio.client import Client
 from synadia_ai.agents import Agents, ResponseChunk
 
 from benchmarks import machine
-from benchmarks.gateways import AT_ONCE, Way, start
+from benchmarks.gateways import AT_ONCE, Way, measure_all, start
 from benchmarks.processes import TEXT
 from benchmarks.targets import Target, ratios, verdict
 from squadron import Settings
@@ -104,14 +103,7 @@ async def _measure(rounds: int) -> tuple[dict[str, Way], list[float]]:
             assert said == [TEXT], said
 
         ways = {"ask": Way(native), "synadia": Way(lambda: prompt(ours)), "sample": Way(lambda: prompt(theirs))}
-        for number in range(rounds + 1):
-            for name in random.sample(list(ways), len(ways)):
-                await ways[name].measure()
-            if number == 0:
-                # The first only warms up.
-                for way in ways.values():
-                    way.p50_ms.clear()
-                    way.per_s.clear()
+        await measure_all(ways, rounds)
         await _crowd(asker)
         found_s = []
         for _ in range(rounds):

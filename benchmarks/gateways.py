@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,6 +89,18 @@ class Way:
 
         await asyncio.gather(*(caller() for _ in range(AT_ONCE)))
         self.per_s.append(MANY / (time.perf_counter() - began))
+
+
+async def measure_all(ways: Mapping[str, Way], rounds: int) -> None:
+    """Measure them side by side, in another order each round."""
+    for number in range(rounds + 1):
+        for name in random.sample(list(ways), len(ways)):
+            await ways[name].measure()
+        if number == 0:
+            # The first only warms up.
+            for way in ways.values():
+                way.p50_ms.clear()
+                way.per_s.clear()
 
 
 class McpCaller:
@@ -244,14 +256,7 @@ async def _measure(rounds: int) -> dict[str, Way]:
 
         ways = {"ask": Way(native), "mcp": Way(mcp), "sample": Way(echo)}
         ways |= {"a2a": Way(a2a), "a2a sample": Way(a2a_echo)}
-        for number in range(rounds + 1):
-            for name in random.sample(list(ways), len(ways)):
-                await ways[name].measure()
-            if number == 0:
-                # The first only warms up.
-                for way in ways.values():
-                    way.p50_ms.clear()
-                    way.per_s.clear()
+        await measure_all(ways, rounds)
         return ways
 
 

@@ -92,14 +92,18 @@ DOORS = {
 }
 
 
-def load_door(name: str) -> Callable[[Front], Awaitable[Door]]:
+#: Opens a door, given what all are.
+OpenDoor = Callable[[Front], Awaitable["Door"]]
+
+
+def load_door(name: str) -> OpenDoor:
     """What opens a door.
 
     Raises:
         ConfigError: what it needs is not installed, or there is no such door.
     """
     try:
-        opener: Callable[[Front], Awaitable[Door]] = importlib.import_module(DOORS[name]).open_door
+        opener: OpenDoor = importlib.import_module(DOORS[name]).open_door
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing == "squadron":

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -10,7 +11,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict
 
 from squadron.bridge.gateways.door_secret import DoorSecret
-from squadron.bridge.gateways.doors import WITHIN_S, Front
+from squadron.bridge.gateways.doors import WITHIN_S, Door, Front, OpenDoor
 from squadron.bridge.gateways.http_guard import GuardRules
 from squadron.bridge.gateways.http_server import check_bind
 from squadron.bridge.gateways.oauth_tokens import OAuthRules, OAuthTokens
@@ -108,6 +109,19 @@ class GatewayOptions(BaseModel):
             jwks_url=settings.oauth_jwks_url,
             scopes=settings.oauth_scopes.split(),
         )
+
+    @asynccontextmanager
+    async def running(self, place: Place, openers: Sequence[OpenDoor]) -> AsyncIterator[tuple[Front, list[Door]]]:
+        """The doors, open as long as this is entered, and what they were given; raises as `front`."""
+        async with AsyncExitStack() as rest:
+            questions = OpenQuestions(place)
+            questions.start()
+            rest.push_async_callback(questions.aclose)
+            front = self.front(place, questions)
+            doors = [await opener(front) for opener in openers]
+            for door in doors:
+                await rest.enter_async_context(door.running())
+            yield front, doors
 
     def front(self, place: Place, questions: OpenQuestions) -> Front:
         """What the doors are given.

@@ -16,7 +16,6 @@ from squadron.actors.remote.remote_agent import RemoteAgent
 from squadron.bridge.gateways.doors import gateway_app, load_door
 from squadron.bridge.gateways.fronting import GatewayOptions, gateway_in
 from squadron.bridge.gateways.http_server import HttpServer
-from squadron.bridge.gateways.open_questions import OpenQuestions
 from squadron.bridge.jetstream.link.at_home import with_credentials
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.config import Settings
@@ -88,13 +87,7 @@ class GatewayAgent(RemoteAgent):
                 if options.credentials:
                     place = await _as_gateway(place.settings, Path(options.credentials))
                     rest.push_async_callback(place.aclose)
-                questions = OpenQuestions(place)
-                questions.start()
-                rest.push_async_callback(questions.aclose)
-                front = options.front(place, questions)
-                doors = [await opener(front) for opener in openers]
-                for door in doors:
-                    await rest.enter_async_context(door.running())
+                front, doors = await rest.enter_async_context(options.running(place, openers))
                 connection = place.connection
                 app = gateway_app(doors, front, lambda: connection.is_connected and not self._leave.is_set())
                 server = HttpServer(app, options.host, options.port, front.leaving, shared=True)

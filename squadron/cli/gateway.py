@@ -180,7 +180,6 @@ async def _serve(ctx: typer.Context, names: list[str], stdio: bool, options: dic
         raise ConfigError("--stdio serves one MCP client, and nothing else", hint="squadron gateway --stdio")
     from squadron.bridge.gateways.doors import load_door
     from squadron.bridge.gateways.fronting import GatewayOptions
-    from squadron.bridge.gateways.open_questions import OpenQuestions
 
     chosen = GatewayOptions(doors=tuple(names), **options)
     if not stdio:
@@ -189,13 +188,7 @@ async def _serve(ctx: typer.Context, names: list[str], stdio: bool, options: dic
     async with contextlib.AsyncExitStack() as rest:
         wiring = await _connected(settings)
         rest.push_async_callback(wiring.aclose)
-        questions = OpenQuestions(wiring)
-        questions.start()
-        rest.push_async_callback(questions.aclose)
-        front = chosen.front(wiring, questions)
-        doors = [await opener(front) for opener in openers]
-        for door in doors:
-            await rest.enter_async_context(door.running())
+        front, doors = await rest.enter_async_context(chosen.running(wiring, openers))
         # What was loaded stays as long as the process: not to be looked at again whenever garbage is. That may be
         # sooner from here on: requests leave cycles behind.
         gc.freeze()

@@ -393,6 +393,19 @@ async def until(is_so: Callable[[], Awaitable[bool]], within_s: float = SOON_S) 
         await asyncio.sleep(0.005)
 
 
+async def until_listening(port: int) -> None:
+    """Wait until somebody listens on a port of this machine."""
+
+    async def is_there() -> bool:
+        with contextlib.suppress(OSError):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.close()
+            return True
+        return False
+
+    await until(is_there)
+
+
 async def first_stored(
     lite: Journal, key: str, fits: Callable[[AgentMessage], bool] = lambda _: True
 ) -> AgentMessage:

@@ -35,7 +35,7 @@ from squadron.runtime.store.own_journal import memory_owner
 from squadron.runtime.wire.topics import SemanticTopic
 from squadron.testing import MemorySquad
 from tests.contract.a2a_scribe import Scribe
-from tests.contract.conftest import Peer, Serve, World, until
+from tests.contract.conftest import Peer, Serve, World, until, until_listening
 from tests.contract.gateway_process import opened_gateway
 from tests.contract.nats_cluster import free_port
 from tests.contract.test_rubbish import RUBBISH
@@ -59,15 +59,8 @@ async def neighbour(trace: Path, *options: str, port: int = 0) -> AsyncIterator[
         stderr=asyncio.subprocess.DEVNULL,
     )
 
-    async def is_there() -> bool:
-        with contextlib.suppress(OSError):
-            _, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.close()
-            return True
-        return False
-
     try:
-        await until(is_there, 30)
+        await until_listening(port)
         yield f"http://127.0.0.1:{port}"
     finally:
         with contextlib.suppress(ProcessLookupError):

@@ -46,7 +46,8 @@ from squadron.runtime.wire.spoken import read_value
 from squadron.runtime.wire.topics import SemanticTopic
 from squadron.testing import MemorySquad, ScriptError, now_s
 from squadron.testing.made_data import made_data
-from tests.contract.conftest import ON_NATS, NoReplicas, World, until
+from tests.contract.conftest import ON_NATS, NoReplicas, World, until, until_listening
+from tests.contract.nats_cluster import free_port
 
 ROOT = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-m", "tests.mcp_neighbour")
@@ -117,14 +118,6 @@ async def near(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
             yield Near(squad, await deployed(squad, McpServer.of(server)), trace)
 
 
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        return int(held.getsockname()[1])
-
-
 async def listening(port: int, trace: Path) -> asyncio.subprocess.Process:
     process = await asyncio.create_subprocess_exec(
         *COMMAND,
@@ -135,14 +128,7 @@ async def listening(port: int, trace: Path) -> asyncio.subprocess.Process:
         stderr=asyncio.subprocess.DEVNULL,
     )
 
-    async def is_there() -> bool:
-        with contextlib.suppress(OSError):
-            _, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.close()
-            return True
-        return False
-
-    await until(is_there, 20)
+    await until_listening(port)
     return process
 
 

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -28,6 +27,7 @@ from squadron.bridge.gateways.visitors import Visitor
 from squadron.runtime.running.context import Context
 from tests.contract.conftest import ON_NATS, SOON_S, Peer, Serve, World, until
 from tests.contract.gateway_process import gateway_command, opened_gateway
+from tests.contract.nats_cluster import free_port
 
 pytestmark = ON_NATS
 
@@ -373,17 +373,10 @@ async def test_only_lite_topics_of_named_owners_are_read(world: World, peer: Pee
             await client.read_resource("squadron://lite/diary/today")
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 async def test_a_task_survives_a_kill_of_the_gateway(world: World, serve: Serve) -> None:
     await serve(Worker())
     assert world.settings is not None
-    port = _free_port()
+    port = free_port()
     url = f"http://127.0.0.1:{port}/mcp"
     slow = {"name": "work__slow", "arguments": {"seconds": 1.0}}
     async with gateway_command(world.settings, port, "--mcp") as first:
@@ -418,7 +411,7 @@ async def test_a_call_is_one_task_under_one_key_and_goes_on_when_the_gateway_is_
 ) -> None:
     await serve(Worker())
     assert world.settings is not None
-    port = _free_port()
+    port = free_port()
     url = f"http://127.0.0.1:{port}/mcp"
     call = {"name": "work__slow", "arguments": {"seconds": 1.0, "mark": "keyed"}, "key": "order-7"}
     async with gateway_command(world.settings, port, "--mcp") as first:
@@ -458,7 +451,7 @@ async def test_ctrl_c_ends_a_gateway_in_silence_and_nothing_is_left_of_it(
     assert world.settings is not None
     await world.join("somebody")
     home, env = world.settings.home, world.settings.env
-    async with gateway_command(world.settings, _free_port(), "--mcp") as process:
+    async with gateway_command(world.settings, free_port(), "--mcp") as process:
         assert [each.pid for each in running_gateways(home, env)] == [process.pid]
         process.send_signal(sent)
         assert process.stderr is not None
