@@ -16,6 +16,7 @@ from squadron.bridge.audit.chain import Link, SealedBatch, sealed
 from squadron.bridge.audit.records import Record, RecordMaker
 from squadron.bridge.jetstream.audit_streams import AuditPolicy
 from squadron.bridge.jetstream.intake import Caught, Intake, Stored
+from squadron.runtime.background import to_its_end
 from squadron.runtime.errors import BusUnavailableError, FencedError, InvalidMessageError, MessageTooLargeError
 from squadron.runtime.logs import get_logger
 from squadron.runtime.retries import summary_of
@@ -146,7 +147,8 @@ class Archivist:
         state.link = replace(state.link, intake=(intake, state.link.intake[1]), cursors=cursors, gaps=gaps)
         # What is passed over is not forgotten by whoever goes on: now and then a batch without entries says so.
         if records or intake - state.stored >= BATCH:
-            await self._store(state, records)
+            # Who is stopped meanwhile anchors what is stored, not what was known to be.
+            await to_its_end(self._store(state, records))
 
     def _follows(self, each: Caught, cursors: dict[str, int], records: list[Record]) -> bool:
         """Whether it is new; what is missing between it and the one before of its stream is recorded as a gap."""

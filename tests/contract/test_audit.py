@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import zlib
 from dataclasses import replace
@@ -13,6 +14,7 @@ from nats.aio.client import Client
 from squadron import Agent, Context, Terminal, topic
 from squadron.bridge.audit.archivist import Archivist
 from squadron.bridge.jetstream.audit_streams import audit_stream, intake_stream
+from squadron.bridge.jetstream.intake import Intake
 from squadron.bridge.jetstream.queue import subjects_held
 from squadron.bridge.jetstream.stream_configs import StreamNames, ask_for
 from squadron.bridge.jetstream.wiring import Wiring
@@ -276,3 +278,26 @@ async def test_a_strict_sender_has_stored_each_task_twice_when_it_is_submitted(w
         assert sent["message"] == task["message"]
     finally:
         await place.aclose()
+
+
+@ON_NATS
+async def test_what_is_stored_as_the_archivist_is_stopped_is_anchored(world: World, serve: Serve) -> None:
+    wiring = (await serve(Desk())).peer.place
+    assert isinstance(wiring, Wiring)
+    trail = await audited(wiring, "trail")
+    stored = asyncio.Event()
+
+    class LateIntake(Intake):
+        """Hears that a batch is stored when it is stopped meanwhile."""
+
+        async def append(self, data: bytes, head: str, *, after: int) -> int:
+            seq = await super().append(data, head, after=after)
+            stored.set()
+            await asyncio.sleep(1.0)
+            return seq
+
+    async with archiving(wiring.settings, intake=LateIntake):
+        await wiring.caller.ask("desk.echo", {"text": "late"})
+        await asyncio.wait_for(stored.wait(), 30.0)
+    verified = await trail.verify()
+    assert (verified.ok, verified.anchors) == (True, 1)
