@@ -65,7 +65,7 @@ class QuestionRecord:
             self.results, self.withdrawn = [], True
             return
         try:
-            message = await ports.claims.open(entry.data, got_at=entry.got_at)
+            message = await ports.claims.open(entry.data)
             if self.question is not None and message.type == "result" and self.reply is None:
                 # It counts among those that were tried, whatever it is.
                 self.results.append(message.id)

@@ -83,7 +83,10 @@ class Seals:
             KeyLostError: the same, if who has the ring can't be reached, or was asked for it before.
         """
         now, loads = asyncio.get_running_loop().time, self._loads
-        if got_at < self._asked_at or now() < self._lost.get(lost.kid, 0.0):
+        if now() < self._lost.get(lost.kid, 0.0):
+            raise lost
+        if got_at < self._asked_at:
+            self._remember(lost)
             raise lost
         async with self._loading:
             if self._loads > loads:
@@ -95,9 +98,12 @@ class Seals:
             except BusUnavailableError:
                 raise lost from None
         if self.known is not None and lost.kid not in self.known.kids:
-            self._lost[lost.kid] = now() + LOST_FOR_S
-            if len(self._lost) > _KEPT:
-                self._lost.popitem(last=False)
+            self._remember(lost)
+
+    def _remember(self, lost: KeyLostError) -> None:
+        self._lost[lost.kid] = asyncio.get_running_loop().time() + LOST_FOR_S
+        if len(self._lost) > _KEPT:
+            self._lost.popitem(last=False)
 
     def unwrap(self, wraps: Mapping[str, str], info: bytes) -> AESGCM:
         """A content key by the ring, which has been looked up; see `KeyRing.unwrap`.
