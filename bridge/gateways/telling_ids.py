@@ -6,8 +6,8 @@ import hashlib
 import hmac
 import secrets
 
-#: In hex digits: a deadline in ms since the epoch (up to the year 2527), what is made up (48 bits), and the code by a
-#: key (56 bits). With an owner's name all of it is a subject token. Codes can only be tried by asking for each.
+#: In hex digits: a deadline in ms since the epoch (up to the year 2527), what is made up (48 bits), and the code
+#: by a key (56 bits). With an owner's name all of it is a subject token. To try a code one has to ask for it.
 _DEADLINE, _NONCE, _CODE = 11, 12, 14
 #: Makes them unlike the ids that say nothing.
 _MARK = "t"
