@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
     from squadron.actors.remote.mcp_link import McpLink
 
-#: Tools that may be told of on one page, and pages of them; the server decides how many it makes.
-_MOST_PAGES = 100
 #: After its tools could not be listed they are looked for again, in seconds: soon, and then more and more seldom.
 LOOK_AGAIN_S, LONGEST_LOOK_S = 1.0, 60.0
 #: In the SDK's words: a session that a server has forgotten over a restart, and a status of 500 or more, say.
@@ -173,8 +171,14 @@ class McpAgent(RemoteAgent):
             return types.ElicitResult(action="cancel")
         except InvalidInputError as error:
             return types.ErrorData(code=types.INVALID_PARAMS, message=str(error.args[0]))
-        answered: Any = dict(reply.content) if reply.accepted and params.mode != "url" else None
-        return types.ElicitResult(action=reply.action, content=answered)
+        if not reply.accepted or params.mode == "url":
+            return types.ElicitResult(action=reply.action)
+        # What was left out is what its form says.
+        fields = schema["properties"].items()
+        preset = {
+            name: field["default"] for name, field in fields if isinstance(field, dict) and "default" in field
+        }
+        return types.ElicitResult(action="accept", content=preset | dict(reply.content))
 
 
 def check_installed() -> None:
@@ -214,15 +218,11 @@ async def operations_of(link: McpLink, agent: str) -> list[Operation]:
     """
     from mcp.shared.exceptions import MCPError
 
+    from squadron.actors.remote.mcp_link import tools_of
+
     client = await link.client()
-    tools: list[types.Tool] = []
-    cursor: str | None = None
     try:
-        for _ in range(_MOST_PAGES):
-            page = await client.list_tools(cursor=cursor)
-            tools += page.tools
-            if (cursor := page.next_cursor) is None:
-                break
+        tools = await tools_of(client)
         documents = await documents_of(client, agent, McpAgent.topic_for)
     except (MCPError, OSError, RuntimeError, ValueError) as error:
         link.drop(client)
