@@ -26,6 +26,7 @@ from squadron.runtime.logs import get_logger
 from squadron.runtime.retries import backoff_s
 from squadron.runtime.running.context import TurnContext
 from squadron.runtime.store.port_set import Ports
+from squadron.runtime.wire.doors_passed import doors_tags
 
 if TYPE_CHECKING:
     import mcp_types as types
@@ -38,8 +39,8 @@ LOOK_AGAIN_S, LONGEST_LOOK_S = 1.0, 60.0
 _BROKE = ("Session terminated", "Server returned an error response")
 #: What people are told where a model wants a tool called that its server says may destroy something.
 DESTRUCTIVE = "Its server says that it may destroy something."
-#: Where our own gateways say which topic a tool is.
-_TOPIC_META = "squadron/topic"
+#: Where our own gateways say which topic a tool is, and how many of them it came through.
+_TOPIC_META, _DOORS_META = "squadron/topic", "squadron/doors"
 #: The turn in which a call is made; what a server asks on the way is asked of this turn's people.
 _turn: ContextVar[TurnContext | None] = ContextVar("mcp_turn", default=None)
 
@@ -255,7 +256,7 @@ def _operation(agent: str, tool: types.Tool) -> Operation:
         description=foreign_words(tool.description or tool.title or tool.name),
         input_schema=schema,
         output_schema=foreign_schema(tool.output_schema, tool.name),
-        tags=("mcp",),
+        tags=("mcp", *doors_tags((tool.meta or {}).get(_DOORS_META))),
         approval=DESTRUCTIVE if hints is not None and hints.destructive_hint else "",
     )
     return Operation(tool.name, topic)
