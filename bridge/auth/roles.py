@@ -310,6 +310,8 @@ class _Lists:
             hears += [f"$SRV.*.{service}", f"$SRV.*.{service}.*"]
         publish += [f"{ROOT}.{verb}.{each}.*" for verb in ("prompt", "status") for each in peers.prompts]
         publish += [f"$SRV.INFO.{each}" for each in peers.finds]
+        # Who it is itself: those clients ask the server that before they sign.
+        publish.append("$SYS.REQ.USER.INFO")
         # `PEER_INBOXES`, and heartbeats, which its clients hear of all or none.
         hears += [f"{each}.hb.*.*.*" for each in peers.finds]
         hears += [f"_INBOX.our-{each}.{self.name}.>" for each in peers.finds]
