@@ -175,9 +175,11 @@ class McpAgent(RemoteAgent):
         if not reply.accepted or params.mode == "url":
             return types.ElicitResult(action=reply.action)
         # What was left out is what its form says.
-        fields = schema["properties"].items()
+        fields: dict[str, Any] = params.requested_schema.get("properties") or {}
         preset = {
-            name: field["default"] for name, field in fields if isinstance(field, dict) and "default" in field
+            name: field["default"]
+            for name, field in fields.items()
+            if isinstance(field, dict) and "default" in field
         }
         return types.ElicitResult(action="accept", content=preset | dict(reply.content))
 
