@@ -209,7 +209,7 @@ class KeptTasks:
     async def _read(self, entry: Entry, id: str) -> KeptTask:
         ports = self._place.ports
         try:
-            message = await ports.claims.open(entry.data)
+            message = await ports.claims.open(entry.data, got_at=entry.got_at)
             said = message.payload.content
             handle = self._place.caller.resume(said["ticket"])
             owner = id.partition("-")[0]

@@ -239,7 +239,7 @@ class StreamReader:
         """The payload that is sealed, or waits in the vault; None if it can't be had."""
         while True:
             try:
-                message = await self._claims.open(entry.data, self._key)
+                message = await self._claims.open(entry.data, self._key, got_at=entry.got_at)
             except (InvalidMessageError, ClaimLostError, MessageTooLargeError):
                 return None
             except BusUnavailableError:
