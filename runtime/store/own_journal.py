@@ -14,6 +14,7 @@ from squadron.runtime.ports.journal import Entry, Journal
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.store.seals import Seals
 from squadron.runtime.texts import encoded
+from squadron.runtime.trust.guard import Guard
 from squadron.runtime.trust.may_say import only_agent
 from squadron.runtime.trust.sealing import b64, bound, open_piece, unb64
 from squadron.runtime.wire.subjects import MAX_TOKEN, token_of
@@ -83,11 +84,20 @@ async def is_own(ports: Ports, entry: Entry, agent: str) -> bool:
     Raises:
         BusUnavailableError: nobody says who signed it.
     """
-    if ports.guard is None or ports.own_is_apart:
+    return ports.own_is_apart or await is_by(ports.guard, entry, agent)
+
+
+async def is_by(guard: Guard | None, entry: Entry, agent: str) -> bool:
+    """Whether an agent wrote this, or the bridge, as far as `guard` looks.
+
+    Raises:
+        BusUnavailableError: nobody says who signed it.
+    """
+    if guard is None:
         return True
     try:
         said = entry.key, entry.data, entry.headers
-        await ports.guard.admit("own", *said, at=entry.time, may=only_agent(agent))
+        await guard.admit("own", *said, at=entry.time, may=only_agent(agent))
     except UntrustedError:
         return False
     return True
