@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from squadron.bridge.jetstream.former_streams import copy_to_the_end, give_up, remove, source_from
+from squadron.bridge.jetstream.former_streams import copy_to_the_end, give_up, remove, source_from, until_asked
 from squadron.bridge.jetstream.journal import JetStreamJournal
 from squadron.bridge.jetstream.link.connect import NANOSECONDS, Connection
 from squadron.bridge.jetstream.stream_configs import (
@@ -75,6 +75,9 @@ async def make_own(connection: Connection, names: StreamNames, guard: Guard | No
     source = {"name": names.own(agent), "subject_transforms": [transform]}
     # Last: until it is there, whoever is called again begins anew.
     await ensure_stream(connection, runs | {"sources": [*sources, source]})
+    # Where the first of all logs are gone, the server (2.15) tells nothing of one of two agents, for good, if the
+    # second is added before it has asked for what the first has.
+    await until_asked(connection, names.runs, names.own(agent))
 
 
 async def _take_over_former(connection: Connection, names: StreamNames, agent: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -36,8 +37,8 @@ async def seal_own(seals: Seals, place: str, data: bytes) -> dict[str, Any]:
     return {"keys": box.wraps, "data": b64(box.seal(data, bound(_OWN, place)))}
 
 
-async def open_own(seals: Seals, place: str, sealed: Any) -> bytes:
-    """What `seal_own` sealed.
+async def open_own(seals: Seals, place: str, sealed: Any, *, got_at: float = math.inf) -> bytes:
+    """What `seal_own` sealed, and this process got then; see `Seals.look_again`.
 
     Raises:
         KeyLostError: it is another's, or the key is lost.
@@ -53,7 +54,7 @@ async def open_own(seals: Seals, place: str, sealed: Any) -> bytes:
     try:
         key = seals.unwrap(wraps, bounds)
     except KeyLostError as lost:
-        await seals.look_again(lost)
+        await seals.look_again(lost, got_at)
         key = seals.unwrap(wraps, bounds)
     return open_piece(key, piece, bounds)
 
@@ -158,6 +159,7 @@ class OwnJournal:
             return entry
         try:
             sealed = from_json(entry.data)["sealedEntry"]
-            return replace(entry, data=await open_own(self.ports.claims.seals, entry.key, sealed))
+            seals = self.ports.claims.seals
+            return replace(entry, data=await open_own(seals, entry.key, sealed, got_at=entry.got_at))
         except (UnsealedError, ValueError):
             return entry

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from squadron.actors.runs.shelf import Runs
 from squadron.bridge.auth.roles import Role
 from squadron.bridge.jetstream.link.at_home import OF_ALL
 from squadron.bridge.jetstream.storage import storage
@@ -137,8 +138,44 @@ async def test_what_others_wrote_among_it_is_not_brought_and_what_the_agent_sign
     assert await _read(bridge.ports.runs, forged_run) == [forged]
     assert bridge.ports.guard is not None
     assert bridge.ports.guard.refused["own"] >= 4
-    for place in (clerk, bridge, mallory):
+
+    # What is told on counts as it was signed where it was kept.
+    await bridge.ports.queue.declare(Mailbox("mallory", ("bad.deed",), 30.0))
+    false = await join("mallory", "agent", nats_own="mallory")
+    await false.ports.runs.append(subjects.run("run-3"), forged, ttl_s=600.0)
+    await clerk.ports.runs.append(subjects.run("run-4"), _log(clerk, "clerk", "gone on"), ttl_s=600.0)
+    ann = await join("ann", "client")
+
+    async def told() -> bool:
+        return len(await ann.ports.runs.latest(subjects.run())) == 4
+
+    await until(told)
+    runs = await Runs(ann.ports).list()
+    assert {(info.run, info.title) for info in runs} == {("run-1", "begun"), ("run-4", "gone on")}
+    assert runs.left_out == 2
+    for place in (clerk, bridge, mallory, false, ann):
         await place.aclose()
+
+
+async def test_of_each_agent_is_told_though_the_first_logs_of_all_are_gone(server: RestrictedServer) -> None:
+    bridge = await server.open("bridge", "bridge")
+    for key in (S.run("run-1"), S.run("run-2")):
+        await bridge.ports.runs.append(key, b"of another", ttl_s=600.0)
+    await bridge.ports.runs.erase(S.run("run-1"))
+    names = ("clerk", "porter", "guard")
+    agents = [await server.open("agent", name, serves=(f"{name}.work",)) for name in names]
+    for agent, name in zip(agents, names, strict=True):
+        await bridge.ports.queue.declare(Mailbox(name, (f"{name}.work",), 30.0))
+        await agent.ports.runs.append(S.run(f"run-{name}"), b"begun", ttl_s=600.0)
+
+    async def told() -> bool:
+        found = {entry.key for entry in await bridge.ports.runs.latest(S.run())}
+        return found == {S.run("run-2"), *(S.run(f"run-{name}") for name in names)}
+
+    await until(told)
+    for place in (*agents, bridge):
+        await place.aclose()
+    assert not server.violations()
 
 
 async def test_an_agent_forgets_in_its_own_stream_and_is_fenced_there(server: RestrictedServer) -> None:
