@@ -38,8 +38,8 @@ from squadron.runtime.store.port_set import Ports
 from squadron.runtime.wire.deployment import CANARY, AgentState, Deployment, Scale
 from squadron.runtime.wire.subjects import is_foreign
 
-#: One round of upkeep looks at so many agents on the cluster: each costs Serve's controller and the bridge 0.4 ms of
-#: CPU (measured with 200), which once a second would be a tenth of a core.
+#: One round of upkeep looks at so many agents on the cluster: each costs Serve's controller and the bridge 0.4 ms
+#: of CPU (measured with 200), which once a second would be a tenth of a core.
 LOOKED_AT = 30
 
 #: How many calls are remembered by their id; a client asks again within seconds.
