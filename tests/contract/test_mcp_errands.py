@@ -42,6 +42,15 @@ class Worker(Agent):
             raise
         return "slept"
 
+    @topic("work.paint", description="Tell how far it is.", run_timeout_s=60)
+    async def paint(self, ctx: Context) -> str:
+        await ctx.emit("primed")
+        await self.go_on.wait()
+        await ctx.emit("painted")
+        self.go_on.clear()
+        await self.go_on.wait()
+        return "dry"
+
     @topic("work.choose", description="Ask which size.", run_timeout_s=60)
     async def choose(self, ctx: Context) -> str:
         schema = {"type": "object", "properties": {"size": {"type": "string"}}, "required": ["size"]}
@@ -93,6 +102,19 @@ async def test_what_becomes_of_a_task_is_what_becomes_of_the_call() -> None:
         failed = await here.ask("mcp_there.work__fail", {})
         assert failed.kind == "failed"
         assert "the oven is cold" in failed.reason
+
+
+async def test_what_a_task_tells_meanwhile_comes_as_chunks() -> None:
+    worker = Worker()
+    async with neighbours(worker) as (here, _):
+        handle, told = await here.submit("mcp_there.work__paint", {}), list[Any]()
+        async with handle.chunks() as chunks:
+            async for chunk in chunks:
+                told.append(chunk)
+                # On with it, as soon as the last of it was heard.
+                worker.go_on.set()
+        assert told == [{"message": "primed"}, {"message": "painted"}]
+        assert (await handle.outcome()).unwrap() == "dry"
 
 
 async def test_what_a_task_asks_reaches_people_here() -> None:
