@@ -29,7 +29,7 @@ from squadron.runtime.wire.bids import Bids, Offer
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.limits import Budget
 from squadron.runtime.wire.outcome import Outcome
-from tests.contract.conftest import ON_NATS, SOON_S, Inbox, Peer, World, first_stored, until
+from tests.contract.conftest import ON_NATS, SIGNED, SOON_S, Inbox, Peer, World, first_stored, until
 
 #: Longer than any test may take: what ends before it did not wait for it.
 LONG_S = 3600.0
@@ -97,6 +97,9 @@ class Plain(Agent):
         return text
 
 
+#: Programs of others, and a process of its own, sign nothing.
+UNSIGNED = pytest.mark.skipif(SIGNED, reason="they sign nothing")
+
 Run = Callable[..., Awaitable[Host]]
 
 
@@ -107,7 +110,7 @@ async def host(world: World) -> AsyncIterator[Run]:
 
     async def start(agent: Agent, name: str = "") -> Host:
         spec = AgentSpec.of(type(agent))
-        peer = await world.join(name or f"{spec.name}-1")
+        peer = await world.join(name or f"{spec.name}-00000001")
         made = Host(peer.place, agent, spec, slots=4)
         await peer.queue.declare(made.mailbox)
         await peer.registry.advertise(spec.card())
@@ -166,7 +169,7 @@ async def test_the_most_confident_gets_the_task_and_the_others_are_told(peer: Pe
 
     outcome = await _negotiate(peer)
 
-    assert (outcome.unwrap(), outcome.source) == ("Sailor tied a knot", "sailor-1")
+    assert (outcome.unwrap(), outcome.source) == ("Sailor tied a knot", "sailor-00000001")
     await until(is_forgotten)
 
 
@@ -188,7 +191,7 @@ async def test_who_has_no_bid_gives_a_reason(peer: Peer, host: Run, bids: Any, r
 
     assert reason in answers.refusals["tie.sailor"]
     assert [each.agent for each in answers.offers] == ["scout"]
-    assert (await _negotiate(peer)).source == "scout-1"
+    assert (await _negotiate(peer)).source == "scout-00000001"
 
 
 async def test_if_all_refuse_nobody_is_sent_anything_and_the_outcome_says_why(peer: Peer, host: Run) -> None:
@@ -258,7 +261,7 @@ async def test_a_bid_that_comes_too_late_does_not_count(peer: Peer, host: Run) -
     assert bids.refusals == {"tie.sailor": "sailor gave no bid in time"}
     assert [each.agent for each in bids.offers] == ["scout"]
     ended.set()
-    assert (await _negotiate(peer)).source == "sailor-1"
+    assert (await _negotiate(peer)).source == "sailor-00000001"
 
 
 async def test_two_negotiations_at_once_do_not_mix(world: World, host: Run) -> None:
@@ -271,7 +274,7 @@ async def test_two_negotiations_at_once_do_not_mix(world: World, host: Run) -> N
     ids = [offer.id for bids in rounds for offer in bids.offers]
     assert len(set(ids)) == len(ids) == 10
     outcomes = await asyncio.gather(*(_accept(one, bids.offers[0]) for bids in rounds))
-    assert [each.source for each in outcomes] == ["sailor-1"] * 5
+    assert [each.source for each in outcomes] == ["sailor-00000001"] * 5
 
 
 async def test_without_a_method_the_statistics_bid(peer: Peer, host: Run) -> None:
@@ -320,7 +323,7 @@ async def test_a_failure_gives_the_task_to_the_next_bid(peer: Peer, host: Run) -
 
     outcome = await _negotiate(peer)
 
-    assert (outcome.unwrap(), outcome.source) == ("Scout tied a knot", "scout-1")
+    assert (outcome.unwrap(), outcome.source) == ("Scout tied a knot", "scout-00000001")
     assert clumsy.tied == scout.tied == ["a knot"]
     assert (await _negotiate(peer, "tie.sailor")).reason == "two left hands"
 
@@ -427,6 +430,7 @@ async def victim(world: World) -> AsyncIterator[asyncio.subprocess.Process]:
     await process.wait()
 
 
+@UNSIGNED
 @ON_NATS
 async def test_one_that_dies_after_its_bid_loses_it_to_the_next(
     peer: Peer, host: Run, victim: asyncio.subprocess.Process
@@ -444,9 +448,10 @@ async def test_one_that_dies_after_its_bid_loses_it_to_the_next(
     assert best.replica == "victim-1"
     assert outcome.kind == "undeliverable"
     assert "is gone" in outcome.reason
-    assert (await _accept(peer, second)).source == "scout-1"
+    assert (await _accept(peer, second)).source == "scout-00000001"
 
 
+@UNSIGNED
 @ON_NATS
 async def test_one_that_hangs_is_not_waited_for_longer_than_for_any(
     peer: Peer, host: Run, victim: asyncio.subprocess.Process
@@ -461,6 +466,7 @@ async def test_one_that_hangs_is_not_waited_for_longer_than_for_any(
     assert "victim" in bids.refusals["tie.victim"]
 
 
+@UNSIGNED
 @ON_NATS
 async def test_who_takes_over_from_a_caller_that_died_sees_the_death_of_the_bidder_too(
     world: World, peer: Peer, victim: asyncio.subprocess.Process
@@ -484,12 +490,13 @@ async def test_who_takes_over_from_a_caller_that_died_sees_the_death_of_the_bidd
     assert "victim-1, whose bid was accepted, is gone" in outcome.reason
 
 
+@UNSIGNED
 @ON_NATS
 async def test_one_that_dies_of_the_task_loses_it_to_the_next(
     peer: Peer, host: Run, victim: asyncio.subprocess.Process
 ) -> None:
     await host(Scout())
-    assert (await _negotiate(peer, ["tie.victim", "tie.scout"])).source == "scout-1"
+    assert (await _negotiate(peer, ["tie.victim", "tie.scout"])).source == "scout-00000001"
     assert await victim.wait() < 0
 
 
@@ -505,6 +512,7 @@ def _message(type: str, content: Any, **more: Any) -> bytes:
     ).encode()
 
 
+@UNSIGNED
 @ON_NATS
 async def test_a_bare_client_calls_for_bids_by_a_request_and_accepts_one(
     world: World, bare: Client, host: Run
@@ -518,7 +526,7 @@ async def test_a_bare_client_calls_for_bids_by_a_request_and_accepts_one(
     )
     event = json.loads(answer.data)
     given = event["payload"]["content"]
-    assert (event["type"], given["confidence"], event["source"]["id"]) == ("event", 0.9, "sailor-1")
+    assert (event["type"], given["confidence"], event["source"]["id"]) == ("event", 0.9, "sailor-00000001")
 
     reply_to = f"{root}.lite.bare.{uuid.uuid4().hex}"
     heard = await bare.subscribe(reply_to)
@@ -532,6 +540,7 @@ async def test_a_bare_client_calls_for_bids_by_a_request_and_accepts_one(
     assert outcome["outcome"] == "rejected"
 
 
+@UNSIGNED
 @ON_NATS
 async def test_a_bare_client_hears_bids_and_refusals_on_a_lite_topic_and_rejects(
     world: World, peer: Peer, bare: Client, host: Run
@@ -556,6 +565,7 @@ async def test_a_bare_client_hears_bids_and_refusals_on_a_lite_topic_and_rejects
     await until(lambda: _is(id not in sailor._turns.offers._offered))
 
 
+@UNSIGNED
 @ON_NATS
 async def test_a_bare_client_bids_and_gets_the_task(world: World, peer: Peer, bare: Client, host: Run) -> None:
     assert world.settings is not None
@@ -615,11 +625,11 @@ async def test_rubbish_for_an_answer_is_a_refusal(world: World, peer: Peer, answ
 async def test_who_answers_the_request_itself_is_heard_too(world: World, peer: Peer) -> None:
     answer = {"bid": "x", "confidence": 1}
     [offer] = (await _answered_by_hand(world, peer, answer, to_inbox=True)).offers
-    assert (offer.id, offer.replica, offer.present) == ("x", "rubbish-1", True)
+    assert (offer.id, offer.replica, offer.present) == ("x", "rubbish-00000001", True)
 
 
 async def _answered_by_hand(world: World, peer: Peer, answer: Any, *, to_inbox: bool = False) -> Bids:
-    other = await world.join("rubbish-1")
+    other = await world.join("rubbish-00000001")
     sent: set[asyncio.Task[Any]] = set()
 
     def reply(note: Note) -> None:
@@ -632,7 +642,7 @@ async def _answered_by_hand(world: World, peer: Peer, answer: Any, *, to_inbox: 
 
     card = {"agent": "rubbish", "topics": [{"name": "tie.rubbish"}]}
     await other.records.append(other.subjects.card("rubbish"), json.dumps(card).encode())
-    await other.registry.renew("rubbish", "rubbish-1")
+    await other.registry.renew("rubbish", "rubbish-00000001")
     await other.bus.subscribe(other.subjects.negotiate("rubbish"), reply)
 
     return await _bids(peer, "tie.rubbish", within_s=LONG_S)
