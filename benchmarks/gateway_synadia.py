@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
+import random
 import statistics
 import sys
 import tempfile
@@ -20,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import nats
+import psutil
 from nats.aio.client import Client
 from synadia_ai.agents import Agents, ResponseChunk
 
@@ -40,6 +43,8 @@ RESULTS = Path(__file__).parent / "results"
 CROWD, FOUND_WITHIN_S = 2_000, 2.0
 #: An ask is stored, run, stored and told either way; a prompt adds its parsing, its note and four messages.
 MOST_ADDED_MS, LEAST_OF_SAMPLE = 1.5, 0.5
+#: Rounds in which processor time is looked at, and prompts in each: the least of them has least to do with others.
+CPU_ROUNDS, CPU_CALLS = 8, 600
 
 
 async def sample(url: str) -> None:
@@ -77,20 +82,42 @@ async def _crowd(place: Wiring) -> None:
         await asyncio.gather(*(place.registry.renew(each.agent, f"{each.agent}-0") for each in some))
 
 
-async def _measure(rounds: int) -> tuple[dict[str, Way], list[float]]:
+async def _cpu_us(ways: dict[str, Way], pids: dict[str, int]) -> dict[str, dict[str, float]]:
+    """What a call costs each process, in µs of processor time."""
+    processes = {name: psutil.Process(pid) for name, pid in pids.items()}
+
+    def now() -> dict[str, float]:
+        times = {name: each.cpu_times() for name, each in processes.items()}
+        return {name: 1e6 * (each.user + each.system) / CPU_CALLS for name, each in times.items()}
+
+    least = {name: dict.fromkeys(processes, float("inf")) for name in ways}
+    for _ in range(CPU_ROUNDS):
+        for name in random.sample(list(ways), len(ways)):
+            before = now()
+            await ways[name].burst(CPU_CALLS)
+            after = now()
+            least[name] = {each: min(us, after[each] - before[each]) for each, us in least[name].items()}
+    return least
+
+
+async def _measure(rounds: int) -> tuple[dict[str, Way], list[float], dict[str, dict[str, float]]]:
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         server = OwnServer(folder)
         server.start()
         stack.callback(server.stop)
-        start(stack, [sys.executable, "-m", "benchmarks.gateways", "--replica", server.url])
-        start(stack, [sys.executable, "-m", "benchmarks.gateway_synadia", "--sample", server.url])
+        pids = {"client": os.getpid(), "server": server.pid}
+        pids["replica"] = start(stack, [sys.executable, "-m", "benchmarks.gateways", "--replica", server.url]).pid
+        pids["sample"] = start(
+            stack, [sys.executable, "-m", "benchmarks.gateway_synadia", "--sample", server.url]
+        ).pid
         settings = Settings(nats_url=server.url, env="bench")
         asker = await Wiring.open(settings, AgentIdentity(id="asker"), create=True)
         stack.push_async_callback(asker.aclose)
         squadron = str(Path(sys.executable).with_name("squadron"))
         home = {"NATS_URL": server.url, "SQUADRON_ENV": "bench", "SQUADRON_HOME": str(folder / "home")}
-        start(stack, [squadron, "gateway", "--synadia"], **home, SQUADRON_LOG_LEVEL="WARNING")
+        door = start(stack, [squadron, "gateway", "--synadia"], **home, SQUADRON_LOG_LEVEL="WARNING")
+        pids["gateway"] = door.pid
         client = await nats.connect(server.url)
         stack.push_async_callback(client.close)
         ours, theirs = await _agent(client, "bench-echo"), await _agent(client, "echo")
@@ -104,6 +131,7 @@ async def _measure(rounds: int) -> tuple[dict[str, Way], list[float]]:
 
         ways = {"ask": Way(native), "synadia": Way(lambda: prompt(ours)), "sample": Way(lambda: prompt(theirs))}
         await measure_all(ways, rounds)
+        cpu_us = await _cpu_us(ways, pids)
         await _crowd(asker)
         found_s = []
         for _ in range(rounds):
@@ -112,7 +140,7 @@ async def _measure(rounds: int) -> tuple[dict[str, Way], list[float]]:
             found = await Agents(nc=client).discover(max_wait=30)
             found_s.append(time.perf_counter() - began)
             assert len(found) >= CROWD, len(found)
-        return ways, found_s
+        return ways, found_s, cpu_us
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -123,10 +151,15 @@ def main(arguments: Sequence[str]) -> int:
     configure_logs("WARNING")
     if given.sample:
         asyncio.run(sample(given.sample))
-    ways, found_s = asyncio.run(_measure(given.rounds))
+    ways, found_s, cpu_us = asyncio.run(_measure(given.rounds))
     for name, way in ways.items():
         p50, per_s = statistics.median(way.p50_ms), statistics.median(way.per_s)
         print(f"{name:8}p50 {p50:6.2f} ms, {per_s:7.0f} prompts/s with {AT_ONCE} at once")
+        spent = {each: us for each, us in cpu_us[name].items() if us > 10}
+        print(
+            f"        {sum(spent.values()):4.0f} µs of processor time: "
+            + ", ".join(f"{each} {us:.0f}" for each, us in spent.items())
+        )
     added = [prompt - ask for prompt, ask in zip(ways["synadia"].p50_ms, ways["ask"].p50_ms, strict=True)]
     targets = [
         Target("Synadia: p50 over a native ask, in ms", added, MOST_ADDED_MS, at_most=True),
@@ -142,6 +175,7 @@ def main(arguments: Sequence[str]) -> int:
         print(target)
     measured = {name: {"p50_ms": way.p50_ms, "per_s": way.per_s} for name, way in ways.items()}
     result: dict[str, Any] = {"machine": machine.facts(), "measured": measured, "found_s": found_s}
+    result["cpu_us"] = cpu_us
     result["targets"] = [each.as_json() for each in targets]
     (RESULTS / "gateway-synadia.json").write_text(json.dumps(result, indent=1) + "\n")
     return verdict(targets)

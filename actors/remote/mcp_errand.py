@@ -27,6 +27,8 @@ EXTENSION = "io.modelcontextprotocol/tasks"
 LEAST_POLL_S, MOST_POLL_S, POLL_S = 0.05, 10.0, 1.0
 #: How long a cancel may take, in seconds.
 CANCEL_WITHIN_S = 5.0
+#: How much is told of what a task says of itself, in characters.
+MOST_SAID = 2000
 
 #: Has people answer what a server asks.
 Ask = Callable[[types.ElicitRequestParams], Awaitable[types.ElicitResult | types.ErrorData]]
@@ -91,10 +93,13 @@ class McpErrands(ClientExtension):
         return await self._followed(session, task, turn)
 
     async def _followed(self, session: ClientSession, task: str, turn: TurnContext) -> types.CallToolResult:
-        answered = set[str]()
+        answered, said = set[str](), ""
         try:
             while True:
                 told = await self._look(session, task)
+                if told.status in ("working", "input_required") and told.status_message not in ("", said):
+                    said = told.status_message
+                    await turn.emit({"message": said[:MOST_SAID]})
                 match told.status:
                     case "completed" if told.result is not None:
                         return told.result

@@ -146,7 +146,7 @@ async def read(ports: Ports, key: str, *, by: str = "") -> AsyncGenerator[tuple[
         # Anybody may write there.
         with contextlib.suppress(InvalidMessageError, ClaimLostError):
             if not by or await is_own(ports, entry, by):
-                message = await ports.claims.open(entry.data, entry.key)
+                message = await ports.claims.open(entry.data, entry.key, got_at=entry.got_at)
         yield entry.seq, message
 
 

@@ -17,9 +17,9 @@ from squadron.actors.runs.entries import CallsEnded, Entry, Epoch, Finished, Gat
 from squadron.actors.runs.log import RunLog
 from squadron.actors.runs.loop import Aim, Loop, raised_of
 from squadron.actors.runs.mind import Mind
+from squadron.actors.runs.over import is_over
 from squadron.actors.runs.queries import Queries
 from squadron.actors.runs.recorder import Recorder
-from squadron.actors.runs.shelf import is_over
 from squadron.actors.runs.state import RunState
 from squadron.actors.runs.toolbox import Toolbox
 from squadron.actors.thinking.catalog import load_prices

@@ -9,25 +9,26 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
+from squadron.actors.runs.authors import newest_of_runs
 from squadron.actors.runs.built_in import BUILT_IN
 from squadron.actors.runs.call import Call
 from squadron.actors.runs.entries import Summarized, TryFailed
 from squadron.actors.runs.lanes import Costs, costs_of, timeline_of
 from squadron.actors.runs.log import entries_of, read
 from squadron.actors.runs.moments import Bar, ModelCost, Moments
+from squadron.actors.runs.over import is_over
 from squadron.actors.runs.state import RunState
 from squadron.actors.runs.task_trace import lanes_of_task
 from squadron.actors.runs.timeline import Timeline, spanning
 from squadron.actors.runs.toolbox import Toolbox
 from squadron.runtime.asking.cancel import request_cancel
-from squadron.runtime.errors import ConfigError, InvalidMessageError, InvalidSubjectError, SquadronError
+from squadron.runtime.errors import ConfigError, InvalidMessageError
 from squadron.runtime.html_table import ShownAsTable
 from squadron.runtime.store.operating import operating
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.wire.envelope import AgentMessage
-from squadron.runtime.wire.outcome import DeadLettered, Rejected, from_content
 from squadron.runtime.wire.spent import Spent
-from squadron.runtime.wire.subjects import check_token, token_of
+from squadron.runtime.wire.subjects import token_of
 
 #: Runs that are looked at for one list; the oldest of more are not seen.
 MOST_RUNS = 10_000
@@ -64,7 +65,12 @@ class RunInfo:
 
 
 class RunList(ShownAsTable, tuple[RunInfo, ...]):
-    """Runs, the latest change first."""
+    """Runs, the latest change first.
+
+    `left_out` is how many more there may be, whose logs no agent signed as its own: where `verify` is `require`.
+    """
+
+    left_out: int = 0
 
     HEADER = ("run", "state", "agent", "what for", "rounds", "tokens", "US dollars")
     NONE = "Nothing was thought yet."
@@ -130,7 +136,7 @@ class RunView:
     """A run as a tree: rounds, their calls, and the runs of the agents that were called.
 
     `thinking` is how long the model has been asked for the turn that is to come, `ended` when the run was over, in
-    seconds since the epoch.
+    seconds since the epoch, `passed_over` how many messages of its log nobody can read or its agent did not sign.
     """
 
     info: RunInfo
@@ -145,6 +151,7 @@ class RunView:
     models: tuple[ModelCost, ...] = ()
     thinking: tuple[Bar, ...] = ()
     ended: float | None = None
+    passed_over: int = 0
 
     def timeline(self) -> Timeline:
         """Where its time went: in a notebook a picture, elsewhere text."""
@@ -190,18 +197,23 @@ class Runs:
         Raises:
             BusUnavailableError: the server can't be reached.
         """
-        found = [info for info in await self._infos() if agent in ("", info.agent)]
-        return RunList([await self._looked(info) for info in found[:most]])
+        infos = await self._infos()
+        found = [info for info in infos if agent in ("", info.agent)]
+        runs = RunList([await self._looked(info) for info in found[:most]])
+        runs.left_out = infos.left_out
+        return runs
 
-    async def _infos(self) -> Sequence[RunInfo]:
+    async def _infos(self) -> RunList:
         """All runs by what is stored of them, the latest change first."""
-        entries = await self._ports.runs.latest(self._ports.subjects.run())
+        entries, left_out = await newest_of_runs(self._ports)
         stopped = {
             entry.key.rpartition(".")[2]
             for entry in await self._ports.lite.latest(self._ports.subjects.lite_of("cancel"))
         }
         found = [info for each in entries if (info := self._info(each.key, each.data, each.time, stopped))]
-        return sorted(found, key=lambda info: -info.updated)[:MOST_RUNS]
+        infos = RunList(sorted(found, key=lambda info: -info.updated)[:MOST_RUNS])
+        infos.left_out = left_out
+        return infos
 
     def _info(self, key: str, data: bytes, at: float, stopped: Collection[str]) -> RunInfo | None:
         try:
@@ -283,7 +295,7 @@ class Runs:
         return view.timeline(), view.costs()
 
     async def _view(self, info: RunInfo, infos: Infos, above: set[str]) -> RunView:
-        state, moments, entries, size, before = await self._read(info.run)
+        state, moments, entries, size, before, passed_over = await self._read(info)
         rounds = []
         for number, thought in sorted(state.turns.items()):
             # What the run ended with is told as its answer.
@@ -304,15 +316,17 @@ class Runs:
         answer = (end.value if end else None, end.error if end else "")
         thinking = moments.of_round(moments.coming) if moments.coming else ()
         costs = tuple(moments.models.values())
-        return RunView(info, *counts, *answer, tuple(rounds), costs, thinking, moments.ended)
+        return RunView(info, *counts, *answer, tuple(rounds), costs, thinking, moments.ended, passed_over)
 
-    async def _read(self, run: str) -> tuple[RunState, Moments, int, int, Mapping[int, _Before]]:
+    async def _read(self, info: RunInfo) -> tuple[RunState, Moments, int, int, Mapping[int, _Before], int]:
         before = defaultdict[int, _Before](_Before)
-        state, count, key = RunState(run, Toolbox(tuple(BUILT_IN))), 0, self._ports.subjects.run(run)
-        moments = Moments()
+        state, count, key = RunState(info.run, Toolbox(tuple(BUILT_IN))), 0, self._ports.subjects.run(info.run)
+        moments, passed_over = Moments(), 0
         size = sum([len(stored.data) async for stored in self._ports.runs.read(key)])
-        async for _, message in read(self._ports, key):
-            for entry in entries_of(message):
+        async for _, message in read(self._ports, key, by=info.agent):
+            entries = entries_of(message)
+            passed_over += not entries
+            for entry in entries:
                 count += 1
                 state.apply(entry)
                 moments.apply(entry)
@@ -321,7 +335,7 @@ class Runs:
                 elif isinstance(entry, Summarized):
                     figures = (entry.model, entry.seconds, entry.tokens, Spent.of_wire(entry.spent).usd)
                     before[state.round + 1].summarized.append(SummaryView(entry.messages, *figures))
-        return state, moments, count, size, before
+        return state, moments, count, size, before, passed_over
 
     async def _call(
         self, state: RunState, moments: Moments, call: Call, infos: Infos, above: set[str]
@@ -364,32 +378,3 @@ class Runs:
         async with operating(self._ports, "cancel", info.task, run=info.run):
             await request_cancel(self._ports, info.task, deadline_at_s=info.deadline, operator=True)
         return info
-
-
-async def is_over(ports: Ports, agent: str, task: str) -> bool:
-    """Whether a task of this agent has an outcome, or was given up: its run has nobody who could end it.
-
-    Raises:
-        BusUnavailableError: the server can't be reached.
-    """
-    try:
-        letter = ports.subjects.dead(check_token(agent, "agent"), task)
-    except InvalidSubjectError:
-        # Anybody may write there.
-        return False
-    if await ports.dead.last(letter) is not None:
-        return True
-    # Whoever asked has a lite topic for the outcome, under a name of its own.
-    kept = await ports.lite.latest(ports.subjects.lite_of().removesuffix("*") + token_of(task))
-    return any(_ends(task, entry.data) for entry in kept)
-
-
-def _ends(task: str, data: bytes) -> bool:
-    try:
-        message = AgentMessage.decode(data)
-        outcome = from_content(message.payload.content)
-    except SquadronError:
-        return False
-    # What has a dead letter may have been put back since.
-    final = not isinstance(outcome, DeadLettered | Rejected)
-    return final and message.type == "result" and message.context.parent_message_id == task

@@ -2,14 +2,64 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import math
-from collections.abc import Mapping
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
 
 from squadron.bridge.control.describing import served_by
+from squadron.runtime.logs import get_logger
+from squadron.runtime.retries import summary_of
 from squadron.runtime.wire.deployment import Deployment
 
 #: Tasks held, None if not known, and a pinned number of replicas, if any.
 Figures = dict[str, int | None]
+
+#: Figures that stay as they are are handed out again after so many seconds, so that whoever waits for others finds
+#: out that the bridge is gone.
+AGAIN_AFTER_S = 5.0
+
+
+#: How often backlogs are sampled for the autoscaler, in seconds: Serve's control loop ticks every 0.1 s, and
+#: a sample is a handful of API calls, and where principals are apart some more for each ordered agent.
+SAMPLE_S = 0.25
+
+_log = get_logger("squadron.bridge")
+
+
+class LatestFigures:
+    """The newest figures of all; who has them already waits for others, instead of asking four times a second."""
+
+    def __init__(self) -> None:
+        self._figures: dict[str, Figures] = {}
+        self._id, self._changed = uuid.uuid4().hex, asyncio.Event()
+
+    async def keep(self, sample: Callable[[], Awaitable[None]], figures: Callable[[], dict[str, Figures]]) -> None:
+        """Tell `figures` after each `sample`, for ever."""
+        while True:
+            try:
+                await sample()
+            except Exception as error:
+                # What was seen last stands until there is more to see.
+                _log.info("bridge.no_sample", error=summary_of(error))
+            self.tell(figures())
+            await asyncio.sleep(SAMPLE_S)
+
+    def tell(self, figures: dict[str, Figures]) -> None:
+        """These are the figures now."""
+        if figures != self._figures:
+            self._figures, self._id = figures, uuid.uuid4().hex
+            self._changed.set()
+            self._changed = asyncio.Event()
+
+    async def after(self, seen: str) -> tuple[str, dict[str, Figures]]:
+        """The figures and their id, as soon as they are others than those of the id `seen`."""
+        if seen == self._id:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(AGAIN_AFTER_S):
+                    await self._changed.wait()
+        return self._id, self._figures
 
 
 def runnable(

@@ -9,9 +9,11 @@ import hmac
 import secrets
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 from squadron.bridge.gateways.door_secret import DoorSecret
+from squadron.bridge.gateways.telling_ids import TellingIds
 from squadron.bridge.gateways.visitors import Visitor, behalf_of
 from squadron.bridge.place import Place
 from squadron.runtime.asking.handle import Handle
@@ -21,11 +23,14 @@ from squadron.runtime.errors import InvalidMessageError, SquadronError
 from squadron.runtime.ports.journal import Entry
 from squadron.runtime.wire.limits import Deadline
 from squadron.runtime.wire.outcome import LITE_TTL_S, Outcome, from_content
+from squadron.runtime.wire.subjects import MAX_TOKEN
 
 #: Ends the owner of the lite topics on which a visitor's tasks are noted, beside that of their outcomes.
 _NOTED = "-noted"
 #: How long it may take to cancel a task that could not be noted, in seconds.
 CANCEL_WITHIN_S = 5.0
+#: Whose names are at hand, of those who came last; each costs 10 µs to make.
+_NAMES = 1_000
 
 
 class UnknownTaskError(SquadronError):
@@ -37,7 +42,7 @@ class KeptTask:
     """A task that was asked through a door.
 
     Attributes:
-        created_at: in seconds since the epoch.
+        created_at: in seconds since the epoch; 0 if that was not noted.
         about: what the door noted of it, as JSON.
         news_at: when it ended, or else was noted, in seconds since the epoch.
         outcome: None as long as it goes on.
@@ -63,10 +68,12 @@ class KeptTasks:
 
     def __init__(self, place: Place, secret: DoorSecret, door: str) -> None:
         self._place, self._secret, self._door = place, secret, door
+        self._owner = lru_cache(_NAMES)(lambda who: f"v{secret.name_for(f'tasks of {door}', who)}")
+        self._telling = TellingIds(secret.key(f"ids of {door}"))
 
     def owner_of(self, visitor: Visitor) -> str:
         """The owner of the lite topics of a visitor's tasks."""
-        return f"v{self._secret.name_for(f'tasks of {self._door}', visitor.principal)}"
+        return self._owner(visitor.principal)
 
     def id_for(self, visitor: Visitor, key: str = "") -> str:
         """A fresh id, or the one for a key of the visitor's own: asked again under that, it is one task."""
@@ -114,6 +121,26 @@ class KeptTasks:
             await self._note(owner, id, {**said, "refused": refused.to_content()}, keep_s)
         return KeptTask(id, sent, now, noted_about, now, refused)
 
+    async def send(self, visitor: Visitor, topic: str, content: Any, options: AskOptions) -> KeptTask:
+        """Send a task and note nothing, as its id says all: half of the work of `submit`.
+
+        It is found again where its topic is named, and it is not listed. It is stored when this returns, or its
+        handle is done.
+
+        Raises:
+            BusUnavailableError: the server can't be reached.
+        """
+        ports, owner = self._place.ports, self.owner_of(visitor)
+        id = self._telling.make(owner, topic, Deadline.after(options.within_s, ports.clock).at_ms)
+        options = replace(options, task_id=id, on_behalf_of=behalf_of(visitor, ports.principal))
+        sent = await self._place.caller.submit(topic, content, options, owner=owner, fresh=True)
+        now, refused = ports.clock.time(), await sent.outcome() if sent.done else None
+        if refused is not None and not refused.ok:
+            # Nobody else stores what was refused right here.
+            said = {"ticket": sent.ticket, "createdAt": now, "about": {}, "refused": refused.to_content()}
+            await self._note(owner, id, said, options.within_s + LITE_TTL_S)
+        return KeptTask(id, sent, now, {}, now, refused)
+
     async def _note(self, owner: str, id: str, said: Mapping[str, Any], keep_s: float) -> None:
         noted = self._place.ports.pack("event", {"content": said})
         data = await self._place.ports.claims.seal(noted, keep_s=keep_s)
@@ -121,8 +148,11 @@ class KeptTasks:
         msg_id = f"{id}.{secrets.token_hex(8)}"
         await self._place.ports.lite.append(self._note_of(owner, id), data, ttl_s=keep_s, msg_id=msg_id)
 
-    async def find(self, visitor: Visitor, id: str) -> KeptTask:
+    async def find(self, visitor: Visitor, id: str, topic: str = "") -> KeptTask:
         """A task of this visitor's, with its outcome if that is stored.
+
+        Args:
+            topic: of a task that was sent without a note.
 
         Raises:
             UnknownTaskError: there is none of this id.
@@ -133,9 +163,20 @@ class KeptTasks:
         # Before anything is looked up.
         if not hmac.compare_digest(begins.encode("utf-8", "replace"), owner.encode()) or not rest.isalnum():
             raise unknown
-        if len(id) > len(owner) + 33 or not id.isascii():
+        if len(id) > MAX_TOKEN or not id.isascii():
             raise unknown
-        return await self.of_id(id)
+        try:
+            return await self.of_id(id)
+        except UnknownTaskError:
+            if (deadline_ms := self._telling.deadline_of(id, topic)) is None:
+                raise
+        ports = self._place.ports
+        deadline, known = Deadline(deadline_ms, ports.clock), self._place.registry.find(topic)
+        if deadline.remaining_s() < -LITE_TTL_S:
+            raise unknown
+        handle = Handle(id, topic, ports.subjects.lite(owner, id), deadline, self._place.caller)
+        handle.sealed = known is not None and known.sealed
+        return await self._now(KeptTask(id, handle, 0.0))
 
     async def of_id(self, id: str) -> KeptTask:
         """A task whoever asked for it: only for an id that does not come from a visitor, or was looked at before.
@@ -168,7 +209,7 @@ class KeptTasks:
     async def _read(self, entry: Entry, id: str) -> KeptTask:
         ports = self._place.ports
         try:
-            message = await ports.claims.open(entry.data)
+            message = await ports.claims.open(entry.data, got_at=entry.got_at)
             said = message.payload.content
             handle = self._place.caller.resume(said["ticket"])
             owner = id.partition("-")[0]
@@ -181,16 +222,21 @@ class KeptTasks:
         except (InvalidMessageError, ValueError, TypeError, LookupError):
             # Anybody on the bus may write there.
             raise UnknownTaskError(f"there is no task {id!r}") from None
-        # Who runs it hears of its end from its sender alone, which may have been another gateway.
-        sender = handle.sender
+        return await self._now(KeptTask(id, handle, created, about, entry.time))
+
+    async def _now(self, task: KeptTask) -> KeptTask:
+        """A task as it stands, with its outcome if that is stored."""
+        noted = task.handle
         handle = await self._place.caller.adopt(
-            id, handle.topic, handle.reply_to, handle.deadline, sealed=handle.sealed
+            task.id, noted.topic, noted.reply_to, noted.deadline, sealed=noted.sealed
         )
-        handle.sender = sender
+        # Who runs it hears of its end from its sender alone, which may have been another gateway.
+        handle.sender = noted.sender
         if not handle.done and not handle.deadline.passed:
-            return KeptTask(id, handle, created, about, entry.time)
-        last, outcome = await ports.lite.last(handle.reply_to), await handle.outcome()
-        return KeptTask(id, handle, created, about, entry.time if last is None else last.time, outcome)
+            return replace(task, handle=handle)
+        last, outcome = await self._place.ports.lite.last(handle.reply_to), await handle.outcome()
+        news_at = task.news_at if last is None else last.time
+        return replace(task, handle=handle, news_at=news_at, outcome=outcome)
 
     def _note_of(self, owner: str, id: str) -> str:
         return self._place.ports.subjects.lite(f"{owner}{_NOTED}", id)

@@ -90,6 +90,19 @@ async def source_from(connection: Connection, stream: str, former: str, name: st
     await ask_for(connection, f"STREAM.UPDATE.{stream}", config | {"sources": renamed})
 
 
+async def until_asked(connection: Connection, stream: str, name: str) -> None:
+    """Wait until a stream has asked another one for what it is to tell on.
+
+    Raises:
+        BusUnavailableError: the server can't be reached, or is not done in time.
+    """
+
+    def is_asked(now: dict[str, Any]) -> bool:
+        return any(each["name"] == name and each["active"] >= 0 for each in now["sources"])
+
+    await _until(connection, stream, is_asked)
+
+
 def _is_at_its_end(source: dict[str, Any], name: str) -> bool:
     # Inactive for -1: it has not been asked yet, and nobody knows how much there is.
     return bool(source["name"] == name and source["lag"] == 0 and source["active"] >= 0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from squadron.bridge.jetstream.former_streams import copy_to_the_end, give_up, remove, source_from
+from squadron.bridge.jetstream.former_streams import copy_to_the_end, give_up, remove, source_from, until_asked
 from squadron.bridge.jetstream.journal import JetStreamJournal
 from squadron.bridge.jetstream.link.connect import NANOSECONDS, Connection
 from squadron.bridge.jetstream.stream_configs import (
@@ -25,7 +25,8 @@ from squadron.bridge.jetstream.stream_configs import (
 from squadron.runtime.errors import InvalidMessageError
 from squadron.runtime.ports.journal import Entry
 from squadron.runtime.ports.lite_journal import END_HEADER
-from squadron.runtime.store.own_journal import owners_of
+from squadron.runtime.store.own_journal import is_by, owners_of
+from squadron.runtime.trust.guard import Guard
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.subjects import ROOT, Subjects
 
@@ -47,10 +48,13 @@ class OwnStream(JetStreamJournal):
         return self._here + subject.removeprefix(self._there)
 
 
-async def make_own(connection: Connection, names: StreamNames, agent: str) -> None:
+async def make_own(connection: Connection, names: StreamNames, guard: Guard | None, agent: str) -> None:
     """Make the stream of an agent if there is none, and bring there what it has kept in those of all.
 
     The logs of its runs are told on in the stream of all logs, which those read who may look at runs.
+
+    Args:
+        guard: says what the agent wrote itself, as nobody looks any more where it is brought; None brings all.
 
     Raises:
         BusUnavailableError: the server can't be reached, or refuses.
@@ -64,13 +68,16 @@ async def make_own(connection: Connection, names: StreamNames, agent: str) -> No
     sources = runs.get("sources") or []
     if any(each["name"] == names.own(agent) for each in sources):
         return
-    await _bring(connection, names, agent)
+    await _bring(connection, names, guard, agent)
     subjects = Subjects(names.environment)
     logs = OwnStream(connection, names, agent)._subject(subjects.run())
     transform = {"src": logs, "dest": subjects.run().replace("*", "{{wildcard(1)}}")}
     source = {"name": names.own(agent), "subject_transforms": [transform]}
     # Last: until it is there, whoever is called again begins anew.
     await ensure_stream(connection, runs | {"sources": [*sources, source]})
+    # Where the first of all logs are gone, the server (2.15) tells nothing of one of two agents, for good, if the
+    # second is added before it has asked for what the first has.
+    await until_asked(connection, names.runs, names.own(agent))
 
 
 async def _take_over_former(connection: Connection, names: StreamNames, agent: str) -> None:
@@ -119,23 +126,34 @@ def _config(names: StreamNames, agent: str, copies: int) -> dict[str, Any]:
     }
 
 
-async def _bring(connection: Connection, names: StreamNames, agent: str) -> None:
-    """Take over what the agent has kept where it was not cut off from others."""
+async def _bring(connection: Connection, names: StreamNames, guard: Guard | None, agent: str) -> None:
+    """Take over what the agent has kept where it was not cut off from others; what others wrote there stays."""
     subjects, own = Subjects(names.environment), OwnStream(connection, names, agent)
     lite, runs = JetStreamJournal(connection, names.lite), JetStreamJournal(connection, names.runs)
-    for journal, patterns in (
-        (lite, [subjects.lite_of(owner) for owner in owners_of(agent)]),
-        (runs, [each.key for each in await runs.latest(subjects.run()) if _is_of(each, agent)]),
+    # Of any entry, as the newest one may be another's.
+    logs = dict.fromkeys([each.key async for each in runs.read(subjects.run()) if _is_of(each, agent)])
+    for journal, stream, patterns in (
+        (lite, names.lite, [subjects.lite_of(owner) for owner in owners_of(agent)]),
+        (runs, names.runs, list(logs)),
     ):
         for pattern in patterns:
-            kept = [entry async for entry in journal.read(pattern)]
+            kept, others = list[Entry](), set[str]()
+            async for entry in journal.read(pattern):
+                if await is_by(guard, entry, agent):
+                    kept.append(entry)
+                else:
+                    others.add(entry.key)
             for entry in kept:
                 ended = {name: value for name, value in entry.headers.items() if name == END_HEADER}
                 # With an id: whoever begins anew after it was cut off doubles nothing.
                 id = f"{journal is runs} {entry.seq}"
                 await own.append(entry.key, entry.data, ttl_s=_left_s(entry), msg_id=id, headers=ended)
-            for key in dict.fromkeys(entry.key for entry in kept):
+            for key in {entry.key for entry in kept} - others:
                 await journal.erase(key)
+            for entry in kept:
+                if entry.key in others:
+                    # Refused if its time has ended meanwhile: then it is gone as well.
+                    await connection.api(f"STREAM.MSG.DELETE.{stream}", {"seq": entry.seq, "no_erase": True})
 
 
 def _left_s(entry: Entry) -> float | None:
@@ -145,6 +163,8 @@ def _left_s(entry: Entry) -> float | None:
 
 
 def _is_of(entry: Entry, agent: str) -> bool:
+    if agent.encode() not in entry.data:
+        return False
     try:
         about = (AgentMessage.decode(entry.data).metadata or {}).get("about")
     except InvalidMessageError:

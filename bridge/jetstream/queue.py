@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -19,7 +19,6 @@ from squadron.bridge.jetstream.lease import JetStreamLease
 from squadron.bridge.jetstream.link.at_home import JS_API
 from squadron.bridge.jetstream.link.connect import NANOSECONDS, Connection
 from squadron.bridge.jetstream.link.lasting_client import Heard
-from squadron.bridge.jetstream.own_streams import make_own
 from squadron.bridge.jetstream.pull_feed import PullFeed
 from squadron.bridge.jetstream.serial_feed import SERIAL_GROUP, SerialFeed, SerialReader
 from squadron.bridge.jetstream.stream_configs import (
@@ -69,29 +68,34 @@ class JetStreamQueue:
     _nothing = frozenset((_NO_MESSAGE,))
 
     def __init__(
-        self, connection: Connection, subjects: Subjects, *, strict: bool = False, own_streams: bool = False
+        self,
+        connection: Connection,
+        subjects: Subjects,
+        *,
+        strict: bool = False,
+        make_own: Callable[[str], Awaitable[None]] | None = None,
     ) -> None:
         """Make one.
 
         Args:
             strict: has each message that is put stored for the audit trail first.
-            own_streams: has whoever gets a mailbox get a stream of its own.
+            make_own: makes a stream of its own for an agent that gets a mailbox.
         """
         self._connection, self._subjects, self._strict = connection, subjects, strict
         names = StreamNames(subjects.environment)
         self._names, self._stream = names, names.tasks
         #: Who calls the API from another account may not have the subjects of tasks listed, only counted.
         self._lists = connection.api_prefix == JS_API
-        self._own_of, self._making_own = names if own_streams else None, asyncio.Lock()
+        self._make_own, self._making_own = make_own, asyncio.Lock()
         self._notes = JetStreamJournal(connection, names.lite)
         self._publishing = asyncio.Semaphore(MAX_PUBLISHING)
 
     async def declare(self, mailbox: Mailbox) -> None:
         """Make the mailbox, or change it to fit; keeps what it holds."""
-        if self._own_of is not None and not mailbox.subject:
+        if self._make_own is not None and not mailbox.subject:
             # One after the other: each is added to what is told on.
             async with self._making_own:
-                await make_own(self._connection, self._own_of, mailbox.name)
+                await self._make_own(mailbox.name)
         if not mailbox.patterns and not mailbox.subject:
             # An agent that only hears events: a consumer without a filter would get all tasks.
             return await self.remove(mailbox.name)

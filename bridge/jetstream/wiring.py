@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Self
 
 from squadron.bridge.jetstream.bus import CoreBus
@@ -14,7 +15,7 @@ from squadron.bridge.jetstream.line_queue import LineQueue
 from squadron.bridge.jetstream.link.at_home import JS_API, OF_ALL, user_of
 from squadron.bridge.jetstream.link.connect import HEADER_BYTES, Connection
 from squadron.bridge.jetstream.link.dial import connect
-from squadron.bridge.jetstream.own_streams import OwnStream
+from squadron.bridge.jetstream.own_streams import OwnStream, make_own
 from squadron.bridge.jetstream.queue import JetStreamQueue
 from squadron.bridge.jetstream.stream_configs import StreamNames, ensure_streams, streams_exist
 from squadron.bridge.jetstream.vault import JetStreamVault
@@ -63,7 +64,9 @@ class Wiring(Place):
         records = JetStreamJournal(connection, names.registry)
         self.connection = connection
         strict, keeper = settings.audit_strict == "yes", settings.nats_own == OF_ALL
-        queue = JetStreamQueue(connection, subjects, strict=strict, own_streams=keeper)
+        guard = trusting.guard(settings, records, subjects, clock.time)
+        own_of = partial(make_own, connection, names, guard) if keeper else None
+        queue = JetStreamQueue(connection, subjects, strict=strict, make_own=own_of)
         lite: LiteJournal = JetStreamJournal(connection, names.lite)
         is_apart = connection.api_prefix != JS_API
         vault = JetStreamVault(connection, names, user_of(settings) if is_apart else "")
@@ -95,7 +98,7 @@ class Wiring(Place):
                 seals=_seals(settings, trusting, ring),
             ),
             file_action=Filing(connection, names).file,
-            guard=trusting.guard(settings, records, subjects, clock.time),
+            guard=guard,
             principal=trusting.me,
             policy=trusting.policy,
         )

@@ -11,8 +11,10 @@ import ray
 from squadron.bridge.serve.ray_names import NAMESPACE, bridge_name
 from squadron.runtime.background import spawn
 
-#: How often the bridge is asked, in seconds, for all agents of an environment at once.
+#: How often the bridge is asked at most, in seconds, for all agents of an environment at once.
 ASK_EVERY_S = 0.25
+#: How long it may take to answer, in seconds: it waits for other figures than those that are here, five at most.
+ANSWERS_WITHIN_S = 10.0
 
 
 class Backlogs:
@@ -23,7 +25,7 @@ class Backlogs:
     def __init__(self, environment: str) -> None:
         self._environment = environment
         self._figures: dict[str, dict[str, int | None]] = {}
-        self._asked_at = 0.0
+        self._seen, self._asked_at = "", 0.0
         self._asking: asyncio.Task[None] | None = None
         self._bridge: Any = None
 
@@ -45,8 +47,8 @@ class Backlogs:
             if self._bridge is None:
                 name = bridge_name(self._environment)
                 self._bridge = await asyncio.to_thread(ray.get_actor, name, NAMESPACE)
-            async with asyncio.timeout(5.0):
-                self._figures = await self._bridge.backlogs.remote()
+            async with asyncio.timeout(ANSWERS_WITHIN_S):
+                self._seen, self._figures = await self._bridge.figures.remote(self._seen)
         except (ValueError, TimeoutError, ray.exceptions.RayError):
             # The bridge is being restarted; the last figures stand until it is back.
             self._bridge = None

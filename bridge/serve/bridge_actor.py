@@ -188,8 +188,12 @@ class BridgeActor:
         """Who answers."""
         return await self._bridge.ping()
 
+    async def figures(self, seen: str) -> tuple[str, dict[str, dict[str, int | None]]]:
+        """For the autoscaler: tasks held per agent, and its pinned number, once they are others than `seen`."""
+        return await self._bridge.figures.after(seen)
+
     async def backlogs(self) -> dict[str, dict[str, int | None]]:
-        """For the autoscaler: tasks held per agent, and its pinned number of replicas."""
+        """As `figures`, now: for a controller that has loaded an older release."""
         return self._bridge.backlogs()
 
     async def bind(

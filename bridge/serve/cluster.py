@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from squadron.bridge.serve import local
+from squadron.bridge.serve.ahead import stand_in
 from squadron.bridge.serve.declaration import SEPARATOR, applications, states_of, waits_for
 from squadron.bridge.serve.ray_nodes import free_of_nodes
 from squadron.bridge.serve.seat_faults import SeatFaults, with_faults
@@ -61,6 +62,7 @@ def _changes(before: Mapping[str, str]) -> set[str]:
 
 
 def _connect(found: local.LocalRay | None, ray_address: str | None) -> None:
+    stand_in()
     import ray
 
     if found:
@@ -145,6 +147,7 @@ def dashboard_url() -> str:
 
 def load_bridge() -> None:
     """Import Ray and what the bridge is; what it reads of the environment then is read again on joining."""
+    stand_in()
     import squadron.bridge.serve.bridge_actor  # noqa: F401
 
 

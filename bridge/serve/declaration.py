@@ -16,8 +16,6 @@ from typing import Any
 
 from squadron.runtime.wire.deployment import AgentState, Deployment, Scale
 
-#: Scaling down waits so long, in seconds: starting a replica costs seconds of CPU, keeping one costs little.
-DOWNSCALE_DELAY_S = 30.0
 #: How often Serve asks a replica for its health, in seconds: a crashed one is noticed within this.
 HEALTH_PERIOD_S = 1.0
 #: Between environment and agent in an application's name; neither may contain it.
@@ -131,8 +129,9 @@ def _running(environment: str, name: str, scale: Scale, slots: int, grace_s: flo
         "user_config": {SCALE: str(scale)},
         "autoscaling_config": {
             **_bounds(scale),
+            # When to wait is the policy's: Serve's delays end with whatever is needed at that moment.
             "upscale_delay_s": 0,
-            "downscale_delay_s": 0 if scale.pinned else DOWNSCALE_DELAY_S,
+            "downscale_delay_s": 0,
             "policy": {
                 "policy_function": "squadron.bridge.serve.scaling:BacklogPolicy",
                 "policy_kwargs": {"environment": environment, "agent": name, "slots": slots},

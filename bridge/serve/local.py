@@ -37,6 +37,7 @@ from squadron.bridge.daemons import (
     tail,
     write_private,
 )
+from squadron.bridge.serve.ahead import put_ahead
 from squadron.runtime.errors import ClusterUnavailableError
 
 #: 5 s when idle on 2 cores, 104 where 13 others want them (measured). One that failed ends before.
@@ -69,8 +70,9 @@ _FOREIGN = ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_JOB_ID", "RAY_RAYLET_PID", "RA
 #: Without any of these the cluster is dead; how each one's program ends in its command line.
 _DAEMONS = {"gcs": "/gcs_server", "raylet": "/raylet", "dashboard": "/dashboard.py"}
 
-#: What `ray start` says when its daemon was not there in time.
-_TOO_SLOW = "timed out during startup"
+#: What `ray start` says when its daemon was not there in time. That waits 15 s for its agents and 30 s in all,
+#: whatever else the machine does (Ray 2.60), for what takes 4 s of CPU; so it is started up to so many times.
+_TOO_SLOW, _STARTS = "timed out during startup", 4
 #: `ray start`, able to import the hook below even where squadron is not installed (a checkout).
 _RAY_CLI = "import sys; sys.path.append(sys.argv.pop(1)); from ray.scripts.scripts import main; main()"
 
@@ -134,13 +136,13 @@ def ensure(
             return found
         on_start()
         what = home.absolute(), base, num_cpus, dict(extra_env or {})
-        try:
-            return _start(*what)
-        except ClusterUnavailableError as error:
-            # Ray gives its daemon 30 s, whatever else the machine does, and what it reads is at hand by now.
-            if _TOO_SLOW not in str(error):
-                raise
-            return _start(*what)
+        for _ in range(_STARTS - 1):
+            try:
+                return _start(*what)
+            except ClusterUnavailableError as error:
+                if _TOO_SLOW not in str(error):
+                    raise
+        return _start(*what)
 
 
 def find(home: Path) -> LocalRay | None:
@@ -214,6 +216,7 @@ def _start(home: Path, base: Path, num_cpus: int | None, extra_env: dict[str, st
     env = {name: value for name, value in os.environ.items() if _is_passed_on(name)}
     remember_keys(home)
     # What a job calls `python` is this one, whether or not its folder is on the path of whoever starts Ray.
+    env |= put_ahead(env)
     env["PATH"] = os.pathsep.join((os.path.dirname(sys.executable), env.get("PATH", os.defpath)))
     env |= {"SQUADRON_HOME": str(home), **extra_env, **environment(draft)}
     env["RAY_START_HOOK"] = f"{__name__}.{adapt_start.__name__}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from contextlib import aclosing
+from typing import Any
 
 from squadron.runtime.asking.handle import Handle
 from squadron.runtime.errors import StreamGapError
@@ -26,3 +27,14 @@ async def emitted_so_far(handle: Handle) -> list[Chunk]:
                 elif isinstance(event, Chunk):
                     found.append(event)
     return found
+
+
+async def newest_emitted(handle: Handle) -> Any:
+    """The last chunk of a task, if nothing else was stored after it; None if there is none.
+
+    Raises:
+        BusUnavailableError: the server can't be reached.
+    """
+    entry = await handle._lite.last(handle.reply_to)
+    payload = None if entry is None else await handle._reader(handle.reply_to).read_alone(entry)
+    return None if payload is None else payload["chunk"]

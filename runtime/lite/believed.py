@@ -47,7 +47,7 @@ async def _opened(ports: Ports, entry: Entry) -> bytes:
             message = AgentMessage.decode(entry.data)
             if not is_sealed(message):
                 return entry.data
-            return (await ports.claims.resolve(message, entry.key)).encode()
+            return (await ports.claims.resolve(message, entry.key, got_at=entry.got_at)).encode()
         except (InvalidMessageError, ClaimLostError, MessageTooLargeError):
             return entry.data
         except BusUnavailableError:

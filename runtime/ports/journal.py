@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import Protocol
 
 from squadron.runtime.ports.bus import Subscription
@@ -20,6 +21,7 @@ class Entry:
         time: when it was stored, in seconds since the epoch.
         previous: as it was stored, the sequence of the key's newest entry before it, 0 if there was none. Only
             `Journal.follow` knows it; -1 if unknown.
+        got_at: when this process got it, by `time.monotonic`.
     """
 
     seq: int
@@ -28,6 +30,7 @@ class Entry:
     headers: Headers = field(default_factory=dict)
     time: float = 0.0
     previous: int = -1
+    got_at: float = field(default_factory=monotonic, compare=False)
 
 
 class Journal(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -160,13 +161,13 @@ class Claims:
         wire["payload"] = sealed_payload(wire, clear, plain, box, place)
         return encoded(wire)
 
-    async def open(self, data: bytes, place: str = "") -> AgentMessage:
+    async def open(self, data: bytes, place: str = "", *, got_at: float = math.inf) -> AgentMessage:
         """Read a message that came, with its whole payload.
 
         Raises:
             InvalidMessageError, ClaimLostError, MessageTooLargeError, BusUnavailableError: as `resolve`.
         """
-        return await self.resolve(AgentMessage.decode(data), place)
+        return await self.resolve(AgentMessage.decode(data), place, got_at=got_at)
 
     def open_now(self, wire: dict[str, Any], place: str) -> dict[str, Any] | None:
         """The payload of a sealed message, opened at once; None if the ring or itself has to be waited for.
@@ -183,11 +184,11 @@ class Claims:
         payload: dict[str, Any] | None = hidden.get("payload")
         return payload
 
-    async def _unsealed(self, message: AgentMessage, place: str) -> AgentMessage:
+    async def _unsealed(self, message: AgentMessage, place: str, got_at: float) -> AgentMessage:
         try:
             hidden = opened(message, await self.seals.ring(), place)
         except KeyLostError as lost:
-            await self.seals.look_again(lost)
+            await self.seals.look_again(lost, got_at)
             hidden = opened(message, await self.seals.ring(), place)
         if "stream" not in hidden:
             return with_hidden(message, hidden)
@@ -198,11 +199,12 @@ class Claims:
         plain = await asyncio.to_thread(open_stream, unb64(str(hidden["stream"])), payload)
         return with_hidden(message, read_hidden(plain))
 
-    async def resolve(self, message: AgentMessage, place: str = "") -> AgentMessage:
+    async def resolve(self, message: AgentMessage, place: str = "", *, got_at: float = math.inf) -> AgentMessage:
         """The message with the payload that it claims, or that is sealed in it; else itself.
 
         Args:
             place: where it stands, if it may be sealed; see `sealed_payload`.
+            got_at: when this process got it; see `Seals.look_again`.
 
         Raises:
             KeyLostError: it is sealed for keys that are not here.
@@ -213,7 +215,7 @@ class Claims:
             BusUnavailableError: the vault does not answer; later it may.
         """
         if is_sealed(message):
-            return await self._unsealed(message, place)
+            return await self._unsealed(message, place, got_at)
         claim = claim_of(message)
         if claim is None:
             return message

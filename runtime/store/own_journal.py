@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from squadron.runtime.ports.journal import Entry, Journal
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.store.seals import Seals
 from squadron.runtime.texts import encoded
+from squadron.runtime.trust.guard import Guard
 from squadron.runtime.trust.may_say import only_agent
 from squadron.runtime.trust.sealing import b64, bound, open_piece, unb64
 from squadron.runtime.wire.subjects import MAX_TOKEN, token_of
@@ -35,8 +37,8 @@ async def seal_own(seals: Seals, place: str, data: bytes) -> dict[str, Any]:
     return {"keys": box.wraps, "data": b64(box.seal(data, bound(_OWN, place)))}
 
 
-async def open_own(seals: Seals, place: str, sealed: Any) -> bytes:
-    """What `seal_own` sealed.
+async def open_own(seals: Seals, place: str, sealed: Any, *, got_at: float = math.inf) -> bytes:
+    """What `seal_own` sealed, and this process got then; see `Seals.look_again`.
 
     Raises:
         KeyLostError: it is another's, or the key is lost.
@@ -52,7 +54,7 @@ async def open_own(seals: Seals, place: str, sealed: Any) -> bytes:
     try:
         key = seals.unwrap(wraps, bounds)
     except KeyLostError as lost:
-        await seals.look_again(lost)
+        await seals.look_again(lost, got_at)
         key = seals.unwrap(wraps, bounds)
     return open_piece(key, piece, bounds)
 
@@ -83,11 +85,20 @@ async def is_own(ports: Ports, entry: Entry, agent: str) -> bool:
     Raises:
         BusUnavailableError: nobody says who signed it.
     """
-    if ports.guard is None or ports.own_is_apart:
+    return ports.own_is_apart or await is_by(ports.guard, entry, agent)
+
+
+async def is_by(guard: Guard | None, entry: Entry, agent: str) -> bool:
+    """Whether an agent wrote this, or the bridge, as far as `guard` looks.
+
+    Raises:
+        BusUnavailableError: nobody says who signed it.
+    """
+    if guard is None:
         return True
     try:
         said = entry.key, entry.data, entry.headers
-        await ports.guard.admit("own", *said, at=entry.time, may=only_agent(agent))
+        await guard.admit("own", *said, at=entry.time, may=only_agent(agent))
     except UntrustedError:
         return False
     return True
@@ -148,6 +159,7 @@ class OwnJournal:
             return entry
         try:
             sealed = from_json(entry.data)["sealedEntry"]
-            return replace(entry, data=await open_own(self.ports.claims.seals, entry.key, sealed))
+            seals = self.ports.claims.seals
+            return replace(entry, data=await open_own(seals, entry.key, sealed, got_at=entry.got_at))
         except (UnsealedError, ValueError):
             return entry

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import math
 import os
+import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -42,6 +44,8 @@ class Seals:
         self.known: KeyRing | None = None
         self._boxes: OrderedDict[tuple[int, bytes, tuple[SealKey, ...]], Box] = OrderedDict()
         self._loading, self._loaded_at, self._loads = asyncio.Lock(), -again_s, 0
+        #: When the ring that is known was asked for, by `time.monotonic`.
+        self._asked_at = -math.inf
         #: Keys that were not found, and until when they are not looked for again, on the loop's clock.
         self._lost: OrderedDict[str, float] = OrderedDict()
 
@@ -64,16 +68,25 @@ class Seals:
         await asyncio.to_thread(importlib.import_module, "cryptography.hazmat.primitives.hpke")
         self._loaded_at = asyncio.get_running_loop().time()
         self._loads += 1
+        asked_at = time.monotonic()
         self.known = await self._load()
+        self._asked_at = asked_at
 
-    async def look_again(self, lost: KeyLostError) -> None:
+    async def look_again(self, lost: KeyLostError, got_at: float = math.inf) -> None:
         """Look the ring up anew: its key may have been rotated.
+
+        Args:
+            got_at: when this process got what is to be opened, by `time.monotonic`. A ring looked up since then
+                has all keys that it may be sealed for: so one look serves a reader for all that it got before.
 
         Raises:
             KeyLostError: the same, if who has the ring can't be reached, or was asked for it before.
         """
         now, loads = asyncio.get_running_loop().time, self._loads
         if now() < self._lost.get(lost.kid, 0.0):
+            raise lost
+        if got_at < self._asked_at:
+            self._remember(lost)
             raise lost
         async with self._loading:
             if self._loads > loads:
@@ -85,9 +98,12 @@ class Seals:
             except BusUnavailableError:
                 raise lost from None
         if self.known is not None and lost.kid not in self.known.kids:
-            self._lost[lost.kid] = now() + LOST_FOR_S
-            if len(self._lost) > _KEPT:
-                self._lost.popitem(last=False)
+            self._remember(lost)
+
+    def _remember(self, lost: KeyLostError) -> None:
+        self._lost[lost.kid] = asyncio.get_running_loop().time() + LOST_FOR_S
+        if len(self._lost) > _KEPT:
+            self._lost.popitem(last=False)
 
     def unwrap(self, wraps: Mapping[str, str], info: bytes) -> AESGCM:
         """A content key by the ring, which has been looked up; see `KeyRing.unwrap`.

@@ -150,6 +150,14 @@ class StreamReader:
         """End with what is stored now."""
         self._trail.wind_up()
 
+    async def read_alone(self, entry: Entry) -> dict[str, Any] | None:
+        """What one entry says, whatever comes before it; None if it is none of this stream's chunks."""
+        raw = _read(entry.data)
+        if raw is None or raw["type"] != "stream" or (self._counts is not None and not await self._counts(entry)):
+            return None
+        payload = await self._payload(raw, entry)
+        return payload if payload is not None and "chunk" in payload else None
+
     async def events(self) -> AsyncGenerator[Event, None]:
         """Chunks, restarts and children in order.
 
@@ -231,7 +239,7 @@ class StreamReader:
         """The payload that is sealed, or waits in the vault; None if it can't be had."""
         while True:
             try:
-                message = await self._claims.open(entry.data, self._key)
+                message = await self._claims.open(entry.data, self._key, got_at=entry.got_at)
             except (InvalidMessageError, ClaimLostError, MessageTooLargeError):
                 return None
             except BusUnavailableError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
@@ -222,7 +223,7 @@ class SignatureCheck:
         if sender is None:
             raise UntrustedError("it is not signed")
         self._check_time(sender, at)
-        if subject not in (None, sender.subject) and sender.subject not in _published_on(subject):
+        if subject not in (None, sender.subject) and not _is_told_on(sender.subject, subject):
             raise UntrustedError(f"it is signed for {sender.subject[:80]}")
         carried = self._carried(sender, headers)
         nonces = self._heard if at is None else None if seq is None else self._stored
@@ -263,6 +264,14 @@ class SignatureCheck:
         return Carried.parse(value)
 
 
-def _published_on(subject: str) -> tuple[str, ...]:
-    """Where it may have been published: a server stores queries as tasks, and tells durable events as events."""
-    return subject.replace(".task.", ".query.", 1), subject.replace(".event.", ".durable.", 1)
+#: Where an agent keeps the logs of its runs that has a stream of its own.
+_OWN_LOG = re.compile(r"([^.]+\.[^.]+)\.own\.[^.]+(\.run\.[^.]+)")
+
+
+def _is_told_on(published_on: str, subject: str) -> bool:
+    """Whether a server has on `subject` what was published elsewhere: it stores queries as tasks, tells durable
+    events as events, and logs of runs where all look at them.
+    """
+    queried, stored = subject.replace(".task.", ".query.", 1), subject.replace(".event.", ".durable.", 1)
+    own = _OWN_LOG.fullmatch(published_on)
+    return published_on in (queried, stored) or (own is not None and own[1] + own[2] == subject)

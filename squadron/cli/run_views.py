@@ -61,6 +61,8 @@ async def _list(ctx: typer.Context, agent: str, limit: int, as_json: bool) -> in
     else:
         for info in runs:
             sys.stdout.write("\t".join((info.run, *_row(info))) + "\n")
+    if found.left_out:
+        frame.tell(f"{found.left_out} more are left out: no agent signed them as its own.")
     if len(found) > limit:
         frame.tell(f"These are the newest {limit}; --limit shows more.")
     return frame.OK
@@ -127,6 +129,7 @@ def _headline(view: RunView) -> Any:
     facts = [info.state, f"{info.agent} {info.topic}", *cost(info.tokens, info.usd)]
     facts += [f"{view.attempts} attempts"] if view.attempts > 1 else []
     facts += [f"{view.failures} of {view.tries} calls of the model failed"] if view.failures else []
+    facts += [f"{view.passed_over} messages passed over"] if view.passed_over else []
     return Text.assemble((info.run, "bold"), "  ", short(info.title), "\n", (" · ".join(facts), "dim"))
 
 

@@ -28,27 +28,27 @@ async def export(ports: Ports, id: str, *, env: str, code: str) -> Recording:
         BusUnavailableError: the server can't be reached.
     """
     view = await Runs(ports).show(id)
-    runs = [await record(ports, run) for run in dict.fromkeys(_ids(view))]
+    runs = [await record(ports, run, agent) for run, agent in dict.fromkeys(_runs(view))]
     info, at = view.info, ports.clock.time()
     header = Header(run=info.run, agent=info.agent, topic=info.topic, env=env, exported_at=at, code=code)
     return Recording(header=header, runs=tuple(runs))
 
 
-def _ids(view: RunView) -> Iterator[str]:
-    yield view.info.run
+def _runs(view: RunView) -> Iterator[tuple[str, str]]:
+    yield view.info.run, view.info.agent
     for round in view.rounds:
         for call in round.calls:
             for inner in call.runs:
-                yield from _ids(inner)
+                yield from _runs(inner)
 
 
-async def record(ports: Ports, run: str) -> RecordedRun:
-    """One run as its log has it, without secrets.
+async def record(ports: Ports, run: str, agent: str) -> RecordedRun:
+    """One run of an agent as its log has it, without secrets; what others wrote there is left out.
 
     Raises:
         BusUnavailableError: the server can't be reached.
     """
-    messages = [entries_of(message) async for _, message in read(ports, ports.subjects.run(run))]
+    messages = [entries_of(message) async for _, message in read(ports, ports.subjects.run(run), by=agent)]
     recorded = RecordedRun(run=run, messages=tuple(entries for entries in messages if entries))
     # In a thread: it has a loop of its own, in which time is turned.
     return await asyncio.to_thread(scrubbed, recorded)

@@ -183,7 +183,7 @@ async def test_an_agent_with_nothing_to_do_goes_back_to_zero(squad):
     async def asleep() -> bool:
         return (await squad.status())["agents"][0]["target"] == 0 and not await replicas(squad, "sleeper")
 
-    # It is kept for DOWNSCALE_DELAY_S, 30 s, after its last task.
+    # It is kept for IDLE_S, 30 s, after its last task.
     await until(asleep, within_s=90)
     assert (await squad.ask("sleep.nap", {"seconds": 0.1})).ok
 

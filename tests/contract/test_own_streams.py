@@ -9,9 +9,13 @@ from typing import Any
 
 import pytest
 
+from squadron.actors.runs.shelf import Runs
+from squadron.bridge.auth.roles import Role
+from squadron.bridge.jetstream.link.at_home import OF_ALL
 from squadron.bridge.jetstream.storage import storage
 from squadron.bridge.jetstream.stream_names import StreamNames
 from squadron.bridge.jetstream.wiring import Wiring
+from squadron.config import Settings
 from squadron.runtime.ports.journal import Journal
 from squadron.runtime.ports.lite_journal import END_HEADER
 from squadron.runtime.ports.queue import Mailbox
@@ -20,6 +24,7 @@ from squadron.runtime.wire.envelope import AgentIdentity
 from squadron.runtime.wire.subjects import Subjects
 from tests.contract.conftest import until
 from tests.contract.restricted import RestrictedServer
+from tests.trusted import Realm
 
 S = Subjects("test")
 CLERK = Mailbox("clerk", ("office.file",), 30.0)
@@ -94,6 +99,81 @@ async def test_what_was_kept_among_all_others_goes_along_and_is_nowhere_else(ser
     await until(told)
     assert await _read(ann.ports.runs, other) == [b"of another"]
     for place in (ann, clerk, bridge):
+        await place.aclose()
+    assert not server.violations()
+
+
+async def test_what_others_wrote_among_it_is_not_brought_and_what_the_agent_signed_is(
+    settings: Settings, tmp_path: Path
+) -> None:
+    realm, trust, subjects = Realm(), tmp_path / "trust.json", Subjects(settings.env)
+    trust.write_bytes(realm.document())
+
+    async def join(name: str, role: Role, **more: Any) -> Wiring:
+        creds = realm.write(tmp_path, name, role)
+        own = replace(settings, trust=trust, nats_user_credentials=creds, verify="require", **more)
+        return await Wiring.open(own, AgentIdentity(id=name), create=True)
+
+    old, mallory = await join("clerk", "agent"), await join("mallory", "agent")
+    memory, run, forged_run = subjects.lite("memory-clerk", "c"), subjects.run("run-1"), subjects.run("run-2")
+    log, forged = _log(old, "clerk", "begun"), _log(mallory, "clerk", "forged")
+    await old.ports.lite.append(memory, b"mine", ttl_s=600.0)
+    await mallory.ports.lite.append(memory, b"forged", ttl_s=600.0)
+    await old.ports.lite.append(memory, b"mine, too", ttl_s=600.0)
+    await old.ports.runs.append(run, log, ttl_s=600.0)
+    # The newest entry says that the log is another's.
+    for key, data in ((run, forged), (run, _log(mallory, "mallory", "taken")), (forged_run, forged)):
+        await mallory.ports.runs.append(key, data, ttl_s=600.0)
+    await old.aclose()
+
+    bridge = await join("bridge", "bridge", nats_own=OF_ALL)
+    await bridge.ports.queue.declare(CLERK)
+    clerk = await join("clerk", "agent", nats_own="clerk")
+
+    assert await _read(OwnJournal(clerk.ports, "clerk", sealed=False), memory) == [b"mine", b"mine, too"]
+    assert await _read(clerk.ports.runs, run) == [log]
+    assert not await _read(clerk.ports.runs, forged_run)
+    # What is not its own stays for those who look who signed it, and for its time.
+    assert await _read(bridge.ports.lite, memory) == [b"forged"]
+    assert await _read(bridge.ports.runs, forged_run) == [forged]
+    assert bridge.ports.guard is not None
+    assert bridge.ports.guard.refused["own"] >= 4
+
+    # What is told on counts as it was signed where it was kept.
+    await bridge.ports.queue.declare(Mailbox("mallory", ("bad.deed",), 30.0))
+    false = await join("mallory", "agent", nats_own="mallory")
+    await false.ports.runs.append(subjects.run("run-3"), forged, ttl_s=600.0)
+    await clerk.ports.runs.append(subjects.run("run-4"), _log(clerk, "clerk", "gone on"), ttl_s=600.0)
+    ann = await join("ann", "client")
+
+    async def told() -> bool:
+        return len(await ann.ports.runs.latest(subjects.run())) == 4
+
+    await until(told)
+    runs = await Runs(ann.ports).list()
+    assert {(info.run, info.title) for info in runs} == {("run-1", "begun"), ("run-4", "gone on")}
+    assert runs.left_out == 2
+    for place in (clerk, bridge, mallory, false, ann):
+        await place.aclose()
+
+
+async def test_of_each_agent_is_told_though_the_first_logs_of_all_are_gone(server: RestrictedServer) -> None:
+    bridge = await server.open("bridge", "bridge")
+    for key in (S.run("run-1"), S.run("run-2")):
+        await bridge.ports.runs.append(key, b"of another", ttl_s=600.0)
+    await bridge.ports.runs.erase(S.run("run-1"))
+    names = ("clerk", "porter", "guard")
+    agents = [await server.open("agent", name, serves=(f"{name}.work",)) for name in names]
+    for agent, name in zip(agents, names, strict=True):
+        await bridge.ports.queue.declare(Mailbox(name, (f"{name}.work",), 30.0))
+        await agent.ports.runs.append(S.run(f"run-{name}"), b"begun", ttl_s=600.0)
+
+    async def told() -> bool:
+        found = {entry.key for entry in await bridge.ports.runs.latest(S.run())}
+        return found == {S.run("run-2"), *(S.run(f"run-{name}") for name in names)}
+
+    await until(told)
+    for place in (*agents, bridge):
         await place.aclose()
     assert not server.violations()
 

@@ -14,7 +14,7 @@ import pytest
 
 from squadron.actors.agent import Agent, AgentSpec
 from squadron.actors.decorators import on, on_durable, topic
-from squadron.actors.runs.entries import Epoch
+from squadron.actors.runs.entries import Epoch, Started
 from squadron.actors.runs.log import RunLog
 from squadron.actors.thinking.notes import Notes
 from squadron.bridge.control.bridge_calls import Control
@@ -26,6 +26,7 @@ from squadron.bridge.memory import MemoryServer
 from squadron.bridge.place import Place
 from squadron.bridge.status_relay import StatusRelay, own_status
 from squadron.config import Settings
+from squadron.replay.past_runs import RunArchive
 from squadron.runtime.asking.cancel import request_cancel
 from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.background import spawn
@@ -449,6 +450,38 @@ async def test_what_others_wrote_into_the_log_of_a_run_is_no_part_of_it(land: La
     later = epoch.model_copy(update={"number": 3})
     await log.append(later, about={})
     assert await RunLog(agent.ports, "run-1", deadline, agent="diarist").load() == [epoch, later]
+
+
+async def test_a_run_that_its_agent_did_not_sign_is_not_shown_and_what_others_wrote_is_passed_over(
+    land: Land,
+) -> None:
+    diarist, mallory = await land.join("diarist", "agent"), await land.join("mallory", "agent")
+    nobody, ann = await land.join("nobody", None, verify="off"), await land.join("ann", "client")
+    deadline, named = Deadline.after(60.0, ann.clock), {"agent": "diarist", "title": "true"}
+    epoch = Epoch(at=1.0, number=1, redriven=0, delivered=1, replica="r", deadline_at=9.0, max_rounds=3)
+    began = Started(at=1.0, agent="diarist", topic="t.t", task="t", title="true", opening=(), models=("m",))
+    await RunLog(diarist.ports, "run-1", deadline, agent="diarist").append(epoch, began, about=named)
+    for number, forger in enumerate((mallory, nobody)):
+        # Runs that it never began, and words in the log of the one that it did: as its own, and as another's.
+        await RunLog(forger.ports, f"run-{number + 2}", deadline).append(epoch, about=named | {"title": "false"})
+        for about in (named | {"title": "false"}, {"agent": "mallory", "title": "taken"}):
+            log = RunLog(forger.ports, "run-1", deadline)
+            await log.load()
+            await log.append(epoch.model_copy(update={"number": 7}), about=about)
+
+    for peer in (ann, diarist):
+        runs = await RunArchive(peer.caller, "test").list()
+        assert [(info.run, info.agent, info.title) for info in runs] == [("run-1", "diarist", "true")]
+        assert runs.left_out == 2
+    view = await RunArchive(ann.caller, "test").show("run-1")
+    assert (view.attempts, view.entries, view.passed_over) == (1, 2, 4)
+    with pytest.raises(ConfigError, match="there is no run"):
+        await RunArchive(ann.caller, "test").show("run-2")
+    recording = await RunArchive(ann.caller, "test").export("run-1")
+    assert recording.main.entries == (epoch, began)
+    assert ann.ports.guard.refused["own"] >= 4
+    # Who looks at no signature is told what there is.
+    assert len(await RunArchive(nobody.caller, "test").list()) == 3
 
 
 async def test_the_same_bytes_put_again_run_once(land: Land) -> None:

@@ -42,7 +42,7 @@ class HeldReplicas:
         self.applied: list[list[Deployment]] = []
         #: What somebody set at its own door.
         self.by_hand: dict[str, Scale] = {}
-        self.refuses = ""
+        self.refuses, self.looks = "", 0
 
     async def apply(self, deployments: Sequence[Deployment]) -> None:
         if self.refuses:
@@ -53,6 +53,7 @@ class HeldReplicas:
         return 50
 
     async def states(self, wanted: Sequence[Deployment]) -> dict[str, AgentState]:
+        self.looks += 1
         now = self.applied[-1] if self.applied else []
         running = AgentState(status="RUNNING", running=1, target=1)
         return {
@@ -113,7 +114,7 @@ class Site:
         self.queue: Queue = OrderedQueue(self.store, self.subjects, self.clock)
         self.held: dict[str, int] = {}
         self.lost: list[str] = []
-        self.blind, self.failed_looks = False, 0
+        self.blind, self.failed_looks, self.kept = False, 0, 0
         self.bridges: list[Bridge] = []
         self.places: list[Place] = []
 
@@ -138,6 +139,7 @@ class Site:
             return self.held
 
         async def keep() -> list[str]:
+            self.kept += 1
             lost, self.lost = self.lost, []
             return lost
 
@@ -442,6 +444,35 @@ async def test_backlogs_count_every_lane_of_every_topic_for_the_autoscaler(site:
     await eventually(lambda: bridge.backlogs()["reader"]["held"] == 5)
 
     assert bridge.backlogs() == {"reader": {"held": 5, "pinned": None}, "writer": {"held": 0, "pinned": None}}
+
+
+async def test_the_autoscaler_hears_of_other_figures_and_waits_while_they_are_the_same(site: Site) -> None:
+    bridge = await site.bridge()
+    await site.call("deploy", deployments=[deployment_of("reader", "book.read")])
+    await eventually(lambda: bridge.backlogs() == {"reader": {"held": 0, "pinned": None}})
+    seen, figures = await bridge.figures.after("")
+    while figures != bridge.backlogs():
+        seen, figures = await bridge.figures.after(seen)
+
+    waiting = asyncio.create_task(bridge.figures.after(seen))
+    await eventually(bridge.figures._changed._waiters.__len__)
+    assert not waiting.done()
+    site.held = {site.subjects.task("book.read"): 2}
+
+    later, figures = await waiting
+    assert later != seen
+    assert figures == {"reader": {"held": 2, "pinned": None}}
+    await site.call("scale", agent="reader", to="3")
+    while figures["reader"]["pinned"] != 3:
+        later, figures = await bridge.figures.after(later)
+
+
+async def test_with_hundreds_of_agents_the_cluster_is_looked_at_less_often(site: Site) -> None:
+    await site.bridge()
+    await site.call("deploy", deployments=[deployment_of(f"reader-{n}", f"book{n}.read") for n in range(90)])
+    looks, rounds = site.replicas.looks, site.kept
+    await eventually(lambda: site.kept >= rounds + 30)
+    assert 0 < site.replicas.looks - looks <= (site.kept - rounds) // 3 + 1
 
 
 async def test_an_ordered_agent_counts_for_the_autoscaler_as_what_can_run_at_once(site: Site) -> None:

@@ -15,10 +15,11 @@ from mcp.shared.exceptions import MCPError
 
 from squadron.bridge.gateways.doors import Front
 from squadron.bridge.gateways.kept_tasks import KeptTask, KeptTasks, UnknownTaskError
-from squadron.bridge.gateways.mcp.tool_calls import ToolCalls, elicitation, visitor_of
+from squadron.bridge.gateways.mcp.tool_calls import PROGRESS_CHARACTERS, ToolCalls, elicitation, visitor_of
 from squadron.bridge.gateways.mcp.tool_list import is_modern, takes_client
-from squadron.bridge.gateways.mcp.tool_results import result_of
+from squadron.bridge.gateways.mcp.tool_results import result_of, text_of
 from squadron.bridge.gateways.visitors import Visitor
+from squadron.runtime.asking.emitted import newest_emitted
 from squadron.runtime.errors import BusUnavailableError, SquadronError
 from squadron.runtime.wire.outcome import LITE_TTL_S, Cancelled, Outcome
 from squadron.runtime.wire.topics import SemanticTopic
@@ -111,6 +112,9 @@ class McpTasks:
         }
         if task.outcome is not None:
             return shown | self._ended(task, task.outcome, ctx.protocol_version)
+        if (chunk := await newest_emitted(task.handle)) is not None:
+            # The extension knows no other progress.
+            shown["statusMessage"] = text_of(chunk)[:PROGRESS_CHARACTERS]
         if asked := await self._front.questions.about(task.id):
             requests = {each.query_id: _wire(elicitation(each)) for each in asked}
             return shown | {"status": "input_required", "inputRequests": requests}

@@ -44,6 +44,7 @@ class Prompts:
     def __init__(self, front: Front, senders: PromptSenders) -> None:
         self._front, self._bus, self._senders = front, front.place.ports.bus, senders
         self._kept = KeptTasks(front.place, front.secret, "synadia")
+        self._options = AskOptions(within_s=front.within_s)
 
     async def serve(self, note: Note, agent: SynadiaAgent) -> None:
         """Answer one prompt.
@@ -93,15 +94,17 @@ class Prompts:
         self._senders.check_may_ask(visitor, agent.topic)
         if prompt.task_id:
             try:
-                found = await self._kept.find(visitor, prompt.task_id)
+                found = await self._kept.find(visitor, prompt.task_id, agent.topic.name)
             except UnknownTaskError as error:
                 raise PromptError(404, str(error.args[0])) from None
             if found.handle.topic != agent.topic.name:
                 raise PromptError(404, f"there is no task {prompt.task_id!r}")
             return found
-        options = AskOptions(within_s=self._front.within_s)
-        id = self._kept.id_for(visitor, prompt.key) if prompt.key else ""
-        return await self._kept.submit(visitor, agent.topic.name, prompt.content_for(agent.topic), options, id=id)
+        content = prompt.content_for(agent.topic)
+        if not prompt.key:
+            return await self._kept.send(visitor, agent.topic.name, content, self._options)
+        id = self._kept.id_for(visitor, prompt.key)
+        return await self._kept.submit(visitor, agent.topic.name, content, self._options, id=id)
 
     async def _follow(self, note: Note, task: KeptTask, *, is_fresh: bool) -> None:
         told: list[str] = []
