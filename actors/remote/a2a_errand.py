@@ -26,7 +26,8 @@ from squadron.actors.remote.errand_notes import ErrandNote
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import InvalidInputError, ServerUnavailableError, Terminal
 from squadron.runtime.running.context import TurnContext
-from squadron.runtime.wire.a2a_names import ACTION, QUESTION_SCHEMA, RESULT, TOPIC
+from squadron.runtime.wire.a2a_names import ACTION, HOPS, QUESTION_SCHEMA, RESULT, TOPIC
+from squadron.runtime.wire.doors_passed import hops_after
 from squadron.runtime.wire.whole_numbers import exact, fitting
 
 State = pb.TaskState
@@ -69,6 +70,8 @@ class Errand:
             Terminal: it did not come to a result.
             ServerUnavailableError: the agent went away.
         """
+        if hops_after(self._ctx.budget) < 0:
+            raise Terminal(f"{self._ctx.topic}: too often handed on; does an agent there lead back here?")
         if self._ctx.attempt > 1:
             await self._recall()
         status = await self._through(self._sent(content) if not self._task_id else self._again())
@@ -234,7 +237,7 @@ class Errand:
     def _message(self, message_id: str, parts: list[pb.Part]) -> pb.Message:
         message = pb.Message(message_id=message_id, role=pb.Role.ROLE_USER, parts=parts)
         message.context_id = self._context_id
-        message.metadata.update({TOPIC: self._operation.name})
+        message.metadata.update({TOPIC: self._operation.name, HOPS: hops_after(self._ctx.budget)})
         return message
 
     def _parts(self, content: dict[str, Any]) -> list[pb.Part]:

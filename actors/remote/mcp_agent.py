@@ -26,22 +26,21 @@ from squadron.runtime.logs import get_logger
 from squadron.runtime.retries import backoff_s
 from squadron.runtime.running.context import TurnContext
 from squadron.runtime.store.port_set import Ports
+from squadron.runtime.wire.doors_passed import doors_tags
 
 if TYPE_CHECKING:
     import mcp_types as types
 
     from squadron.actors.remote.mcp_link import McpLink
 
-#: Tools that may be told of on one page, and pages of them; the server decides how many it makes.
-_MOST_PAGES = 100
 #: After its tools could not be listed they are looked for again, in seconds: soon, and then more and more seldom.
 LOOK_AGAIN_S, LONGEST_LOOK_S = 1.0, 60.0
 #: In the SDK's words: a session that a server has forgotten over a restart, and a status of 500 or more, say.
 _BROKE = ("Session terminated", "Server returned an error response")
 #: What people are told where a model wants a tool called that its server says may destroy something.
 DESTRUCTIVE = "Its server says that it may destroy something."
-#: Where our own gateways say which topic a tool is.
-_TOPIC_META = "squadron/topic"
+#: Where our own gateways say which topic a tool is, and how many of them it came through.
+_TOPIC_META, _DOORS_META = "squadron/topic", "squadron/doors"
 #: The turn in which a call is made; what a server asks on the way is asked of this turn's people.
 _turn: ContextVar[TurnContext | None] = ContextVar("mcp_turn", default=None)
 
@@ -173,8 +172,16 @@ class McpAgent(RemoteAgent):
             return types.ElicitResult(action="cancel")
         except InvalidInputError as error:
             return types.ErrorData(code=types.INVALID_PARAMS, message=str(error.args[0]))
-        answered: Any = dict(reply.content) if reply.accepted and params.mode != "url" else None
-        return types.ElicitResult(action=reply.action, content=answered)
+        if not reply.accepted or params.mode == "url":
+            return types.ElicitResult(action=reply.action)
+        # What was left out is what its form says.
+        fields: dict[str, Any] = params.requested_schema.get("properties") or {}
+        preset = {
+            name: field["default"]
+            for name, field in fields.items()
+            if isinstance(field, dict) and "default" in field
+        }
+        return types.ElicitResult(action="accept", content=preset | dict(reply.content))
 
 
 def check_installed() -> None:
@@ -214,15 +221,11 @@ async def operations_of(link: McpLink, agent: str) -> list[Operation]:
     """
     from mcp.shared.exceptions import MCPError
 
+    from squadron.actors.remote.mcp_link import tools_of
+
     client = await link.client()
-    tools: list[types.Tool] = []
-    cursor: str | None = None
     try:
-        for _ in range(_MOST_PAGES):
-            page = await client.list_tools(cursor=cursor)
-            tools += page.tools
-            if (cursor := page.next_cursor) is None:
-                break
+        tools = await tools_of(client)
         documents = await documents_of(client, agent, McpAgent.topic_for)
     except (MCPError, OSError, RuntimeError, ValueError) as error:
         link.drop(client)
@@ -255,7 +258,7 @@ def _operation(agent: str, tool: types.Tool) -> Operation:
         description=foreign_words(tool.description or tool.title or tool.name),
         input_schema=schema,
         output_schema=foreign_schema(tool.output_schema, tool.name),
-        tags=("mcp",),
+        tags=("mcp", *doors_tags((tool.meta or {}).get(_DOORS_META))),
         approval=DESTRUCTIVE if hints is not None and hints.destructive_hint else "",
     )
     return Operation(tool.name, topic)

@@ -39,6 +39,8 @@ OPEN_WITHIN_S = 60.0
 CLOSE_WITHIN_S = 8.0
 #: Pause before news of the server are listened for again, in seconds.
 LISTEN_AGAIN_S = 5.0
+#: Pages that tools may be told of on; the server decides how many it makes.
+_MOST_PAGES = 100
 #: How much of a line is told that a command wrote on its standard error, in characters.
 _LINE_CHARACTERS = 1_000
 
@@ -98,6 +100,11 @@ class McpLink:
             async with contextlib.AsyncExitStack() as rest:
                 client = await rest.enter_async_context(await self._made(server, rest))
                 if client.protocol_version in MODERN_PROTOCOL_VERSIONS:
+                    if server.url:
+                        # Arguments that a tool wants in headers as well (`x-mcp-header`) go there only if the SDK
+                        # saw its schema on this very connection.
+                        with contextlib.suppress(MCPError):
+                            await tools_of(client)
                     listening = spawn(self._listen(client), "news of an mcp server", lasting=True)
                     rest.callback(listening.cancel)
                 opened.set_result(client)
@@ -187,6 +194,22 @@ class McpLink:
         if keeping is not None:
             await asyncio.wait((keeping,), timeout=CLOSE_WITHIN_S)
             keeping.cancel()
+
+
+async def tools_of(client: Client) -> list[types.Tool]:
+    """All tools of a server.
+
+    Raises:
+        MCPError, OSError, RuntimeError, ValueError: they can't be listed.
+    """
+    tools: list[types.Tool] = []
+    cursor: str | None = None
+    for _ in range(_MOST_PAGES):
+        page = await client.list_tools(cursor=cursor)
+        tools += page.tools
+        if (cursor := page.next_cursor) is None:
+            break
+    return tools
 
 
 def _watched(server: McpServer) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from squadron.runtime.errors import ServerUnavailableError, Terminal
 from squadron.runtime.ports.bus import Note, Subscription, UnreliableBus
+from squadron.runtime.wire.doors_passed import doors_tags
 from squadron.runtime.wire.subjects import INBOXES, is_foreign
 
 #: Answers to a question to all come within this of each other, and of the question, in seconds (the SDK's own).
@@ -38,12 +39,14 @@ class SynadiaPeer:
         subject: where it is prompted.
         attachments: whether it takes some.
         most_bytes: of a prompt.
+        tags: of its topic.
     """
 
     subject: str
     description: str
     attachments: bool
     most_bytes: int = MOST_BYTES
+    tags: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -57,7 +60,7 @@ class SynadiaPeer:
 
     @classmethod
     def of(cls, data: bytes) -> SynadiaPeer | None:
-        """Read a record of `$SRV.INFO`; None if it is of something else."""
+        """Read a record of `$SRV.INFO`; None if it is of something else, or of what goes round between squads."""
         try:
             info = json.loads(data)
             if info["name"] != "agents":
@@ -69,7 +72,8 @@ class SynadiaPeer:
             size = _SIZE.fullmatch(str(accepts.get("max_payload", "")))
             most = int(size[1]) * _FACTOR[size[2]] if size else MOST_BYTES
             takes = accepts.get("attachments_ok") in ("true", True)
-            return cls(subject, str(info.get("description") or ""), takes, most)
+            passed = doors_tags((info.get("metadata") or {}).get("squadron_doors"))
+            return cls(subject, str(info.get("description") or ""), takes, most, passed)
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
             return None
 

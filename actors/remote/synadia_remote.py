@@ -125,7 +125,7 @@ def operations_of(peers: Iterable[SynadiaPeer], agent: str) -> list[Operation]:
             description=foreign_words(peer.description or peer.name),
             input_schema=takes,
             output_schema=_OUTPUT,
-            tags=(SYNADIA,),
+            tags=(SYNADIA, *peer.tags),
         )
         made.append(Operation(peer.subject, topic))
     return made

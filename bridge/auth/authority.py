@@ -303,7 +303,13 @@ class Authority:
         public = {kind: [Key(seed.encode()).public for seed in seeds] for kind, seeds in keys.items()}
         roles = {role: public[role] + (public[ORDERED] if role == "agent" else []) for role in ROLES}
         accounts = {"account": self._agents.public, "streams": self._streams.public}
-        return {**accounts, "roles": roles, "revoked": dict(self._revoked)}
+        # A program of theirs can't tell its JWT to those who read what it signs. What ends is not said here.
+        foreign = {
+            each.user: {"name": name, "role": each.role}
+            for name, each in self._of(environment).users.items()
+            if each.role == "foreign" and not each.expires_at
+        }
+        return {**accounts, "roles": roles, "users": foreign, "revoked": dict(self._revoked)}
 
     def agent_keys(self, environment: str) -> AgentKeys:
         """What the bridge makes users for replicas with."""

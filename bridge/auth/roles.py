@@ -309,8 +309,8 @@ class _Lists:
             publish += [f"_INBOX.{service}.>", f"_INBOX.our-{service}.>"]
             hears += [f"$SRV.*.{service}", f"$SRV.*.{service}.*"]
         publish += [f"{ROOT}.{verb}.{each}.*" for verb in ("prompt", "status") for each in peers.prompts]
-        publish += [f"$SRV.INFO.{each}" for each in peers.finds]
-        # `PEER_INBOXES`, and heartbeats, which its clients hear of all or none.
+        publish += ["$SYS.REQ.USER.INFO", *(f"$SRV.INFO.{each}" for each in peers.finds)]
+        # `PEER_INBOXES`, and heartbeats, of all or none. Before they sign its clients ask the server who they are.
         hears += [f"{each}.hb.*.*.*" for each in peers.finds]
         hears += [f"_INBOX.our-{each}.{self.name}.>" for each in peers.finds]
         return Rights(_once(publish), _once(hears))

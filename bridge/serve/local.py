@@ -70,8 +70,9 @@ _FOREIGN = ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_JOB_ID", "RAY_RAYLET_PID", "RA
 #: Without any of these the cluster is dead; how each one's program ends in its command line.
 _DAEMONS = {"gcs": "/gcs_server", "raylet": "/raylet", "dashboard": "/dashboard.py"}
 
-#: What `ray start` says when its daemon was not there in time.
-_TOO_SLOW = "timed out during startup"
+#: What `ray start` says when its daemon was not there in time. That waits 15 s for its agents and 30 s in all,
+#: whatever else the machine does (Ray 2.60), for what takes 4 s of CPU; so it is started up to so many times.
+_TOO_SLOW, _STARTS = "timed out during startup", 4
 #: `ray start`, able to import the hook below even where squadron is not installed (a checkout).
 _RAY_CLI = "import sys; sys.path.append(sys.argv.pop(1)); from ray.scripts.scripts import main; main()"
 
@@ -135,13 +136,13 @@ def ensure(
             return found
         on_start()
         what = home.absolute(), base, num_cpus, dict(extra_env or {})
-        try:
-            return _start(*what)
-        except ClusterUnavailableError as error:
-            # Ray gives its daemon 30 s, whatever else the machine does, and what it reads is at hand by now.
-            if _TOO_SLOW not in str(error):
-                raise
-            return _start(*what)
+        for _ in range(_STARTS - 1):
+            try:
+                return _start(*what)
+            except ClusterUnavailableError as error:
+                if _TOO_SLOW not in str(error):
+                    raise
+        return _start(*what)
 
 
 def find(home: Path) -> LocalRay | None:

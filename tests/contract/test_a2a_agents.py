@@ -18,6 +18,7 @@ from a2a.client import Client
 from a2a.types import a2a_pb2 as pb
 from a2a.utils.errors import InvalidParamsError, TaskNotFoundError
 
+from squadron import Agent, topic
 from squadron.actors.agent import AgentSpec
 from squadron.actors.operations import Operation
 from squadron.actors.remote.a2a_agent import A2aAgent, look_at_card, skills_of
@@ -205,6 +206,32 @@ async def test_agents_of_a_gateway_of_ours_keep_their_schemas_numbers_chunks_and
         await people.aclose()
         failed = await squad.ask("a2a_near.fail", {})
         assert "out of ink" in failed.reason
+
+
+class Beginner(Agent):
+    """Stands where an agent is to be that leads elsewhere."""
+
+    name = "a2a_there"
+
+    @topic("a2a_there.go")
+    async def go(self, text: str) -> str:
+        return text
+
+
+async def test_two_squads_that_lead_to_each_other_hand_a_task_to_and_fro_for_a_while_only() -> None:
+    async with MemorySquad(turned=False) as here, MemorySquad(turned=False) as there:
+        await here.deploy(Beginner())
+        async with opened_gateway(here._place, "a2a") as near, opened_gateway(there._place, "a2a") as far:
+            for squad, name, url in (
+                (there, "a2a_here", f"{near}/a2a/a2a_there"),
+                (here, "a2a_there", f"{far}/a2a/a2a_here"),
+            ):
+                server = A2aServer.of({"url": url})
+                operations = skills_of(await look_at_card(server), name)
+                await squad.deploy(A2aAgent.serving(name, server.to_dict(), operations))
+            outcome = await here.ask("a2a_there.go", {"text": "round we go"})
+            assert outcome.kind == "failed"
+            assert "too often handed on" in outcome.reason
 
 
 async def test_a_card_of_another_key_is_not_believed(peer: Peer, serve: Serve) -> None:

@@ -24,7 +24,7 @@ from squadron.runtime.running.context import Context
 from squadron.runtime.store.dead_letters import DeadLetters
 from squadron.runtime.wire.outcome import DeadLettered
 from squadron.testing import ScriptedModel
-from tests.contract.conftest import SOON_S, Peer, Serve, World, until
+from tests.contract.conftest import SIGNED, SOON_S, Peer, Serve, World, until
 
 
 class Words(Agent):
@@ -63,7 +63,8 @@ class Thinker(Supervisor):
 async def _redrive(world: World, peer: Peer, id: str) -> None:
     """As a person does it; in memory there is no server that another process could come to."""
     if world.settings is None:
-        await DeadLetters(peer.ports).redrive(id)
+        operator = await world.join("operator") if SIGNED else peer
+        await DeadLetters(operator.ports).redrive(id)
         return
     command = (str(Path(sys.executable).with_name("squadron")), "dlq", "redrive", id, "--json")
     environ = dict(os.environ)
@@ -72,7 +73,8 @@ async def _redrive(world: World, peer: Peer, id: str) -> None:
         environ[f"OF_{name}"] = secret
         return f"env:OF_{name}"
 
-    environ |= world.settings.by_reference(keep).environ()
+    settings = world.settings if world.settings_of is None else world.settings_of("operator")
+    environ |= settings.by_reference(keep).environ()
     process = await asyncio.create_subprocess_exec(*command, env=environ, stdout=asyncio.subprocess.PIPE)
     out, _ = await process.communicate()
     assert json.loads(out) == {"redriven": [id], "left": {}}

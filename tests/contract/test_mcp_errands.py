@@ -92,6 +92,21 @@ async def test_an_agent_for_a_gateway_of_its_own_squad_is_no_tool_of_itself() ->
                 assert f"{agent}.work__slow" in [each.topic.name for each in again]
 
 
+async def test_two_squads_that_have_each_others_tools_come_to_an_end_of_them() -> None:
+    async with MemorySquad(turned=False) as here, MemorySquad(turned=False) as there:
+        await there.deploy(Worker())
+        async with opened_gateway(here._place, "mcp") as near, opened_gateway(there._place, "mcp") as far:
+            sides, found = ((here, "mcp_far", far), (there, "mcp_near", near)), list[list[int]]()
+            while len(found) < 2 or found[-1] != found[-2]:
+                found.append([])
+                for squad, name, url in sides:
+                    server = McpServer(url=f"{url}/mcp")
+                    operations, _ = await look_at(server, name, squad._place.ports)
+                    await squad.deploy(McpAgent.serving(name, server.to_dict(), operations))
+                    found[-1].append(len(operations))
+        assert found[-1][0] > found[0][0]  # for some rounds they do grow
+
+
 async def test_what_becomes_of_a_task_is_what_becomes_of_the_call() -> None:
     worker = Worker()
     async with neighbours(worker) as (here, _):

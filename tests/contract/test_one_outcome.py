@@ -67,9 +67,10 @@ async def _backdated(peer: Peer, number: int, *, age_s: float, reply_to: str, id
     await peer.queue.put(peer.subjects.task("desk.count"), message.encode(), msg_id=id)
 
 
-def _result(peer: Peer, task_id: str, content: dict[str, Any]) -> bytes:
+def _result(peer: Peer, task_id: str, content: dict[str, Any], *, asker: str = "") -> bytes:
+    answers: dict[str, Any] = {"metadata": {"answers": {"by": asker}}} if asker else {}
     outcome = AgentMessage.new(
-        "result", peer.caller.ports.identity, content, parent=task_id, correlation_id=task_id
+        "result", peer.caller.ports.identity, content, parent=task_id, correlation_id=task_id, **answers
     )
     return outcome.encode()
 
@@ -173,7 +174,8 @@ async def test_who_cancels_by_a_ticket_while_cut_off_adds_no_outcome(world: Worl
     """It ended so long ago that the message id by which a second outcome is dropped has lapsed."""
     peer, other = await world.join("caller"), await world.join("other")
     key = peer.subjects.lite("caller", "old")
-    result = _result(peer, "old", Result(task_id="old", topic="desk.count", data=1).to_content())
+    asker = other.caller.ports.identity.id
+    result = _result(peer, "old", Result(task_id="old", topic="desk.count", data=1).to_content(), asker=asker)
     await peer.lite.append(key, result, msg_id="lapsed")
     if behind:
         chunk = AgentMessage.new("stream", peer.caller.ports.identity, {"sequenceNumber": 7}, correlation_id="old")

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import re
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ import pytest
 from mcp import Client
 from mcp.shared.exceptions import MCPError
 from synadia_ai.agent_service import AgentService
-from synadia_ai.agents import Agents, ResponseChunk, _inbox, _mux
+from synadia_ai.agents import Agents, Identity, ResponseChunk, _inbox, _mux
+from synadia_ai.agents.errors import SenderSignatureRequiredError
+from synadia_ai.agents.identity import signer_from_creds_file
 
-from squadron import Agent, Settings, topic
+from squadron import Agent, Context, Settings, topic
 from squadron.actors.agent import AgentSpec
 from squadron.actors.operations import Operation
 from squadron.actors.remote.mcp_agent import McpAgent, look_at
@@ -64,6 +67,10 @@ class Teller(Agent):
     async def again(self, text: str) -> str:
         return text
 
+    @topic("tell.behalf")
+    async def behalf(self, text: str, ctx: Context) -> str:
+        return " ".join(ctx.behalf) or "nobody"
+
 
 class Home:
     """A home with an authority, and its server."""
@@ -76,8 +83,8 @@ class Home:
                 authority.add("dev", role, name, peers=peers)
         self._open = contextlib.AsyncExitStack()
 
-    async def join(self, name: str, *, create: bool = False) -> Wiring:
-        settings = as_user(Settings.load({}, home=self.path), name)
+    async def join(self, name: str, *, create: bool = False, **more: Any) -> Wiring:
+        settings = replace(as_user(Settings.load({}, home=self.path), name), **more)
         wiring = await Wiring.open(settings, AgentIdentity(id=name, type="test"), create=create)
         self._open.push_async_callback(wiring.aclose)
         return wiring
@@ -187,16 +194,53 @@ async def test_a_synadia_agent_is_found_and_prompted_by_whoever_may(home: Home) 
         await connection.close()
 
 
+async def teller_and_web(home: Home, **more: Any) -> tuple[Host, Wiring]:
+    """An agent that serves, and the place of a gateway to it."""
+    bridge, spec = await home.join("bridge", **more), AgentSpec.of(Teller)
+    patterns = tuple(each.name for each in spec.card().topics)
+    await bridge.ports.queue.declare(Mailbox("teller", patterns, bridge.settings.lease_s))
+    await bridge.registry.advertise(spec.card())
+    host = Host(await home.join("teller", **more), Teller(), spec, slots=1)
+    await host.start()
+    web = await home.join("web", **more)
+    await web.registry.refresh(float("inf"))
+    return host, web
+
+
+async def found(agents: Agents, session: str) -> Any:
+    there = await agents.discover(stall=2.0, max_wait=30.0)
+    return next(each for each in there if each.session_name == session)
+
+
+async def test_a_caller_of_the_synadia_agent_protocol_that_signs_is_believed(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host, web = await teller_and_web(home, verify="require")
+    inbox = "_INBOX.our-agents.ann"
+    monkeypatch.setattr(_inbox, "SDK_INBOX_PREFIX", inbox)
+    monkeypatch.setattr(_mux, "SDK_INBOX_PREFIX", inbox)
+    endpoint, creds = embedded.ensure(home.path), str(credentials_of(home.path, "dev", "ann"))
+    connection = await nats.connect(endpoint.url, user_credentials=creds, inbox_prefix=inbox)
+    identity = Identity(signer=signer_from_creds_file(creds), name="ann")
+    try:
+        async with opened_gateway(web, "synadia"):
+            agent = await found(Agents(nc=connection, identity=identity), "tell-behalf")
+            said = [each.text async for each in agent.prompt("who?") if isinstance(each, ResponseChunk)]
+            assert said == ["foreign:ann gateway:web"]
+            agent = await found(Agents(nc=connection), "tell-behalf")
+            with pytest.raises(SenderSignatureRequiredError):
+                async for _ in agent.prompt("who?"):
+                    pass
+    finally:
+        await connection.close()
+        await host.stop(0)
+    assert home.violations() == []
+
+
 async def test_a_caller_of_the_synadia_agent_protocol_has_its_own_credential_and_inbox(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bridge, spec = await home.join("bridge"), AgentSpec.of(Teller)
-    await bridge.ports.queue.declare(Mailbox("teller", ("tell.again",), bridge.settings.lease_s))
-    await bridge.registry.advertise(spec.card())
-    host = Host(await home.join("teller"), Teller(), spec, slots=1)
-    await host.start()
-    web = await home.join("web")
-    await web.registry.refresh(float("inf"))
+    host, web = await teller_and_web(home)
     inbox = "_INBOX.our-agents.ann"
     # Its official client has no setting for that.
     monkeypatch.setattr(_inbox, "SDK_INBOX_PREFIX", inbox)
@@ -205,7 +249,7 @@ async def test_a_caller_of_the_synadia_agent_protocol_has_its_own_credential_and
     connection = await nats.connect(endpoint.url, user_credentials=creds, inbox_prefix=inbox)
     try:
         async with opened_gateway(web, "synadia"):
-            [agent] = await Agents(nc=connection).discover(stall=2.0, max_wait=30.0)
+            agent = await found(Agents(nc=connection), "tell-again")
             said = [each.text async for each in agent.prompt("hello") if isinstance(each, ResponseChunk)]
             assert said == ["hello"]
             assert (await agent.status()).agent == "teller"

@@ -14,7 +14,7 @@ from tests.docs import ROOT
 SUITES = (
     *("streams", "cut", "resume", "timed_out", "exclusive", "deaf", "sealed", "lite", "lite_feed", "follow"),
     *("events", "vault", "journal", "queue", "notes", "task_ids", "registry", "letters", "delivery"),
-    *("ordered", "exchanges"),
+    *("ordered", "exchanges", "one_outcome", "goals"),
 )
 
 

@@ -58,6 +58,7 @@ def test_nobody_may_answer_or_hear_at_anothers_prefix_nor_call_jetstream_in_the_
     assert not any(covers(each, "$JS.API.STREAM.DELETE.x") for each in made.publish)
     assert f"{inbox_prefix('one')}.>" in made.subscribe
     foreign = {"gateway": [f"{SYNADIA_INBOXES}.>", f"{PEER_INBOXES}.>"], "operator": ["$SRV.INFO.agents"]}
+    foreign["foreign"] = ["$SYS.REQ.USER.INFO"]
     begins = {each.split(".")[0] for each in made.publish if each not in foreign.get(role, [])}
     assert begins <= {"agents", "$SQ", "$O", "$JS"}
     # Of one environment only.

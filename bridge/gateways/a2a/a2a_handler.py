@@ -31,8 +31,10 @@ from squadron.bridge.gateways.kept_tasks import KeptTask, KeptTasks, UnknownTask
 from squadron.bridge.gateways.visitors import Visitor
 from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.errors import InvalidInputError, UnknownQuestionError
-from squadron.runtime.wire.a2a_names import TOPIC
+from squadron.runtime.wire.a2a_names import HOPS, TOPIC
+from squadron.runtime.wire.doors_passed import budget_of_hops
 from squadron.runtime.wire.envelope import MAX_NAME
+from squadron.runtime.wire.limits import UNLIMITED, Budget
 from squadron.runtime.wire.outcome import Cancelled
 from squadron.runtime.wire.topics import SemanticTopic
 
@@ -122,7 +124,7 @@ class A2aHandler(RequestHandler):
         topic = self._topic(agent, params)
         message = params.message
         content = content_of(message, topic)
-        accepted = self._contract_net.accepted(message, topic, visitor)
+        accepted = self._contract_net.accepted(message, topic, visitor, _hops_of(message))
         context_id = message.context_id or uuid.uuid4().hex
         if len(context_id) > MAX_NAME or len(message.message_id) > MAX_NAME:
             raise InvalidParamsError(f"an id has at most {MAX_NAME} characters")
@@ -270,6 +272,16 @@ def _visitor_of(context: ServerCallContext) -> Visitor:
 
 def _agent_of(context: ServerCallContext) -> str:
     return str(context.state["agent"])
+
+
+def _hops_of(message: pb.Message) -> Budget:
+    """How often the task of a message may yet be handed on, where another squad of ours says so."""
+    if HOPS not in message.metadata:
+        return UNLIMITED
+    try:
+        return budget_of_hops(message.metadata[HOPS])
+    except ValueError as error:
+        raise InvalidParamsError(f'metadata["{HOPS}"]: {error}') from None
 
 
 def _wants_history(params: Any) -> bool:

@@ -25,7 +25,7 @@ from squadron.runtime.asking.negotiation import BIDS_WITHIN_S, acceptance, call_
 from squadron.runtime.asking.options import AskKeywords
 from squadron.runtime.errors import SquadronError
 from squadron.runtime.wire.bids import MAX_REASON, Bid, Offer
-from squadron.runtime.wire.limits import UNLIMITED, Deadline
+from squadron.runtime.wire.limits import Budget, Deadline
 from squadron.runtime.wire.topics import SemanticTopic
 from squadron.runtime.wire.whole_numbers import exact
 
@@ -75,15 +75,18 @@ class ContractNet:
             extensions=[CONTRACT_NET],
         )
 
-    def accepted(self, message: pb.Message, topic: SemanticTopic, visitor: Visitor) -> AskKeywords:
-        """The options of a task which accepts a proposal; none if it accepts none.
+    def accepted(self, message: pb.Message, topic: SemanticTopic, visitor: Visitor, budget: Budget) -> AskKeywords:
+        """The options of a task, which may accept a proposal.
+
+        Args:
+            budget: what it may spend, whatever the proposal says.
 
         Raises:
             InvalidParamsError: it is no proposal that this visitor was given for the topic.
         """
         if PROPOSAL not in message.metadata:
-            return {}
-        return acceptance(self._opened(message.metadata[PROPOSAL], topic, visitor), UNLIMITED)
+            return {"budget": budget}
+        return acceptance(self._opened(message.metadata[PROPOSAL], topic, visitor), budget)
 
     async def _proposals(
         self, said: dict[str, Any], topic: SemanticTopic, visitor: Visitor, context_id: str

@@ -14,6 +14,7 @@ from squadron.bridge.gateways.doors import Front
 from squadron.bridge.gateways.visitors import Visitor, behalf_of
 from squadron.runtime.asking.door import forbidden_here
 from squadron.runtime.wire.behalf import joined
+from squadron.runtime.wire.doors_passed import doors_to
 from squadron.runtime.wire.topics import SemanticTopic
 
 #: The longest name that hosts take: for one that is longer, or has a dot, Codex and others refuse a whole list.
@@ -26,8 +27,8 @@ TOOL_TAG, RESOURCE_TAG, PROMPT_TAG = "mcp:tool=", "mcp:resource=", "mcp:prompt="
 LOG_TAG = "mcp:log"
 #: The field of a topic's input that the gateway fills; see `client_inputs`.
 CLIENT_FIELD = "mcp_client"
-#: The name and version of the topic, in the `_meta` of its tool.
-TOPIC_META, VERSION_META = "squadron/topic", "squadron/version"
+#: The name and version of the topic, and how many doors it came through, in the `_meta` of its tool.
+TOPIC_META, VERSION_META, DOORS_META = "squadron/topic", "squadron/version", "squadron/doors"
 #: The field that holds what is no object, for hosts that know only objects.
 WRAPPED = "result"
 
@@ -117,7 +118,7 @@ def tool_of(name: str, topic: SemanticTopic, version: str) -> types.Tool:
         description=topic.tool_description or topic.name,
         input_schema=shown_schema(topic),
         output_schema=output_schema_of(topic, version),
-        _meta={TOPIC_META: topic.name, VERSION_META: topic.version},
+        _meta={TOPIC_META: topic.name, VERSION_META: topic.version, DOORS_META: doors_to(topic)},
     )
 
 

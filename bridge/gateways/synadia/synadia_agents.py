@@ -14,6 +14,7 @@ from typing import Any
 
 from squadron.bridge.gateways.doors import Front
 from squadron.bridge.gateways.synadia.prompt_wire import takes_attachments
+from squadron.runtime.wire.doors_passed import doors_to
 from squadron.runtime.wire.subjects import ROOT
 from squadron.runtime.wire.topics import SemanticTopic
 
@@ -57,7 +58,8 @@ class SynadiaAgent:
     def head(self) -> dict[str, Any]:
         """What each answer about a service begins with (NATS ADR-32)."""
         metadata = {"agent": self.agent, "owner": self.owner, "session": self.session}
-        metadata |= {"protocol_version": PROTOCOL, "squadron_topic": self.topic.name, **self.identity}
+        metadata |= {"protocol_version": PROTOCOL, "squadron_topic": self.topic.name}
+        metadata |= {"squadron_doors": str(doors_to(self.topic)), **self.identity}
         return {"name": SERVICE, "id": self.id, "version": _semver(), "metadata": metadata}
 
     @cached_property
