@@ -7,7 +7,7 @@ SBOM_OF ?= $(BIN)/python
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint types fmt test-slow judges bench bench-lite bench-llm bench-audit bench-roles bench-gateways bench-discovery bench-trust pictures build sbom clean
+.PHONY: help install demo test test-parts test-cluster lint types fmt test-slow judges bench bench-lite bench-llm bench-audit bench-roles bench-gateways bench-discovery bench-trust pictures build sbom clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,8 +28,12 @@ $(STAMP): pyproject.toml
 demo: $(STAMP) ## Run the demo: a squadron at work, no key needed
 	$(BIN)/squadron demo
 
-test: lint types $(STAMP) ## Lint, check types, and run all tests but the slow ones
+test: lint types test-parts test-cluster ## Lint, check types, and run all tests but the slow ones
+
+test-parts: $(STAMP) ## Those of `make test` that need no Ray
 	$(BIN)/python -m pytest -m 'not slow' tests/unit tests/contract tests/corpus -n 3 --dist worksteal
+
+test-cluster: $(STAMP) ## Those of `make test` on a real Ray
 	$(BIN)/python -m pytest -m 'not slow' tests/cluster tests/chaos -n 2 --dist loadfile --durations 20
 
 lint: $(STAMP) ## Check style, format and the layers of imports
