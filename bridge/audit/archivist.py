@@ -29,8 +29,9 @@ ANCHOR_S = 60.0
 LOOK_S = 2.0
 #: How long a batch is tried to be stored before all is read anew, in seconds.
 APPEND_S = 20.0
-#: So many messages of the intake are purged at once, or what there is when nothing comes.
-PURGE = 2_000
+#: How often the intake is purged of what is recorded, in seconds. The server writes anew what is left of a block
+#: of its file, so that seldom costs it less: 3 µs for both messages of an ask, where each 2,000 messages it was 9.
+PURGE_S = 5.0
 #: What stands for the message of an entry that is larger than the server takes.
 _CUT = "[too large]"
 
@@ -64,12 +65,12 @@ class Archivist:
         seal: Seal,
         *,
         anchor_s: float = ANCHOR_S,
-        purge_each: int = PURGE,
+        purge_s: float = PURGE_S,
     ) -> None:
         self._intake, self._recorder, self._seal = intake, recorder, seal
-        self._anchor_s, self._purge_each = anchor_s, purge_each
+        self._anchor_s, self._purge_s = anchor_s, purge_s
         self._state: _State | None = None
-        self._anchor_at = 0.0
+        self._anchor_at = self._purge_at = 0.0
 
     @property
     def count(self) -> int | None:
@@ -106,9 +107,9 @@ class Archivist:
                 policy, look_at = found, time.monotonic() + LOOK_S
             caught = await self._intake.next(BATCH, most_bytes=BATCH_BYTES, gather_s=GATHER_S, within_s=LOOK_S)
             await self._take(state, caught, policy)
-            if state.stored - state.purged >= (self._purge_each if caught else 1):
+            if state.stored > state.purged and time.monotonic() >= self._purge_at:
                 await self._intake.purge(state.stored)
-                state.purged = state.stored
+                state.purged, self._purge_at = state.stored, time.monotonic() + self._purge_s
             if time.monotonic() >= self._anchor_at:
                 self._anchor()
 

@@ -11,6 +11,8 @@ OUT_AFTER_S = 1.0
 #: For so long, in seconds, none are added to those that are starting: a start takes CPU from those that run, and
 #: what piles up because of that is soon taken by the new ones.
 STARTING_S = 20.0
+#: But for a backlog that would fill so many times as many as there are to be: that is not what a start piles up.
+FAR_MORE = 4
 #: With nothing at all to do for so long, in seconds, replicas go: an idle one costs little, a start much.
 IDLE_S = 30.0
 #: With something to do, as many go as were too many at each moment of so many seconds. At a border the numbers
@@ -48,7 +50,7 @@ class Damping:
         return min(peak, target)
 
     def _more(self, needed: int, running: int, target: int, now: float) -> int:
-        if running < target and now - self._added_at < STARTING_S:
+        if running < target and now - self._added_at < STARTING_S and needed < FAR_MORE * target:
             self._short_since = None
             return target
         if self._short_since is None:

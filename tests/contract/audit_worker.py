@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
+import time
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from squadron.bridge.audit.anchors import Seal
 from squadron.bridge.audit.archivist import Archivist
@@ -16,6 +19,7 @@ from squadron.bridge.jetstream.intake import Intake
 from squadron.bridge.jetstream.link.dial import connect
 from squadron.bridge.jetstream.stream_configs import StreamNames
 from squadron.config import Settings
+from squadron.runtime.errors import SquadronError
 
 Point = Literal["never", "looked", "begun", "taken", "appended", "purged"]
 
@@ -59,7 +63,15 @@ class DyingIntake(Intake):
 def main(settings: Settings, death: Death) -> None:
     """Archive until it is killed."""
     DyingIntake.death = death
-    asyncio.run(_archive(settings))
+    persist(lambda: _archive(settings))
+
+
+def persist(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run what goes on for ever; what can't begin, because the server was just killed, begins anew."""
+    while True:
+        with contextlib.suppress(SquadronError):
+            asyncio.run(work())
+        time.sleep(0.1)
 
 
 async def _archive(settings: Settings) -> None:
@@ -67,4 +79,4 @@ async def _archive(settings: Settings) -> None:
     seal = Seal(settings.home, settings.env)
     intake = DyingIntake(connection, StreamNames(settings.env))
     maker = RecordMaker(Redaction(), seal.commitment_key)
-    await Archivist(intake, maker, seal, anchor_s=0.2, purge_each=5).run()
+    await Archivist(intake, maker, seal, anchor_s=0.2, purge_s=0.0).run()

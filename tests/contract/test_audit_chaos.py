@@ -25,7 +25,7 @@ from squadron.runtime.running.turn import Turns
 from squadron.runtime.wire.envelope import AgentIdentity
 from squadron.runtime.wire.outcome import Outcome
 from tests.conftest import kill
-from tests.contract.audit_worker import Death
+from tests.contract.audit_worker import Death, persist
 from tests.contract.audit_worker import main as archive
 from tests.contract.audit_worlds import audited, entries
 from tests.contract.test_archivist import PROCESSES
@@ -46,7 +46,7 @@ class Clicker(Agent):
 
 def work(settings: Settings) -> None:
     """A replica without Ray, until it is killed."""
-    asyncio.run(_work(settings))
+    persist(lambda: _work(settings))
 
 
 async def _work(settings: Settings) -> None:

@@ -77,14 +77,21 @@ def test_a_burst_that_is_soon_over_starts_nothing() -> None:
 def test_what_piles_up_while_replicas_start_is_theirs_unless_they_take_too_long() -> None:
     agent = Scaled(1, start_s=5.0)
     agent.spend(OUT_AFTER_S + 2 * TICK_S, 2)
-    agent.spend(4.0, 9)
+    agent.spend(4.0, 7)
     agent.spend(5.0, 2)
     assert agent.changes == [2]
 
     stuck = Scaled(1, start_s=1000.0)
     stuck.spend(OUT_AFTER_S + 2 * TICK_S, 2)
-    stuck.spend(STARTING_S + 2 * OUT_AFTER_S, 9)
-    assert stuck.changes == [2, 9]
+    stuck.spend(STARTING_S + 2 * OUT_AFTER_S, 7)
+    assert stuck.changes == [2, 7]
+
+
+def test_a_backlog_that_grows_slowly_and_far_beyond_what_is_starting_has_more_started() -> None:
+    agent = Scaled(1, start_s=1000.0)
+    agent.spend(OUT_AFTER_S + 2 * TICK_S, 2)
+    agent.spend(OUT_AFTER_S + 2 * TICK_S, 50)
+    assert agent.changes == [2, 50]
 
 
 def test_one_with_nothing_to_do_goes_to_none_after_a_while() -> None:
