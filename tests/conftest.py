@@ -18,6 +18,7 @@ from squadron.bridge.daemons import is_alive
 from squadron.bridge.jetstream.link import embedded
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.config import VARIABLES, Settings
+from squadron.runtime.logs import settle_logs
 from squadron.runtime.wire.envelope import AgentIdentity
 
 #: All tests run on a loop whose time can be turned; see `turned_time`.
@@ -73,6 +74,8 @@ def clean_environment() -> Iterator[None]:
 def default_logs() -> Iterator[None]:
     """A command under test sends all logs to its standard error, which is closed when it has ended."""
     yield
+    # One that logged nothing would do so at the next line, whoever catches that.
+    settle_logs()
     structlog.reset_defaults()
 
 
