@@ -34,6 +34,8 @@ from squadron.runtime.store.port_set import Ports
 #: How long a server may take to start and to say what it is, in seconds: one that is fetched by `npx` or `uvx`
 #: takes tens of them.
 OPEN_WITHIN_S = 60.0
+#: How long a server may take to list its tools as it is opened, in seconds.
+LIST_WITHIN_S = 10.0
 #: How long it may take to end, in seconds: the SDK gives a command two before it is terminated, two more before it
 #: is killed.
 CLOSE_WITHIN_S = 8.0
@@ -102,9 +104,10 @@ class McpLink:
                 if client.protocol_version in MODERN_PROTOCOL_VERSIONS:
                     if server.url:
                         # Arguments that a tool wants in headers as well (`x-mcp-header`) go there only if the SDK
-                        # saw its schema on this very connection.
-                        with contextlib.suppress(MCPError):
-                            await tools_of(client)
+                        # saw its schema on this very connection. Who lists nothing may be called all the same.
+                        with contextlib.suppress(Exception):
+                            async with asyncio.timeout(LIST_WITHIN_S):
+                                await tools_of(client)
                     listening = spawn(self._listen(client), "news of an mcp server", lasting=True)
                     rest.callback(listening.cancel)
                 opened.set_result(client)

@@ -337,11 +337,13 @@ class Bridge:
 
     async def _keep_up(self) -> None:
         """Keep what runs as it is recorded, stand in for agents at zero, and tell when a replica fell silent."""
+        due = 0
         for number in itertools.count():
             try:
                 await self._look_after_streams()
-                if number % max(1, len(self._deployments) // LOOKED_AT) == 0:
+                if number >= due:
                     await self._reconcile()
+                    due = number + len(self._deployments) // LOOKED_AT
                 for name in list(self._deployments):
                     alive = self._states.get(name, AgentState(status="")).status in _ALIVE
                     if alive and self._registry.is_due(name, STAND_IN):

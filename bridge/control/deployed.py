@@ -153,7 +153,7 @@ def with_canary(before: Deployment, to: object, now: float) -> Deployment:
         return before.model_copy(update={"canary": None})
     if to == "promote":
         return succeeding(before, canary.model_copy(update={"weight": None}), now)
-    if not (isinstance(to, str) and to.isascii() and to.isdigit() and int(to) <= 100):
+    if not (isinstance(to, str) and to.isascii() and to.isdecimal() and len(to) <= 3 and int(to) <= 100):
         hint = "a whole percent from 0 to 100, promote or abort"
         raise InvalidShareError(f"{to!r} is no share of tasks", field="to", hint=hint)
     return before.model_copy(update={"canary": canary.model_copy(update={"weight": int(to)})})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 
@@ -20,6 +21,8 @@ Figures = dict[str, int | None]
 #: out that the bridge is gone.
 AGAIN_AFTER_S = 5.0
 
+#: What was seen last stands for so long, in seconds, while no more can be seen; then it is not known.
+STANDS_S = 10.0
 
 #: How often backlogs are sampled for the autoscaler, in seconds: Serve's control loop ticks every 0.1 s, and
 #: a sample is a handful of API calls, and where principals are apart some more for each ordered agent.
@@ -37,13 +40,15 @@ class LatestFigures:
 
     async def keep(self, sample: Callable[[], Awaitable[None]], figures: Callable[[], dict[str, Figures]]) -> None:
         """Tell `figures` after each `sample`, for ever."""
+        stands_until = 0.0
         while True:
             try:
                 await sample()
+                stands_until = time.monotonic() + STANDS_S
             except Exception as error:
-                # What was seen last stands until there is more to see.
                 _log.info("bridge.no_sample", error=summary_of(error))
-            self.tell(figures())
+            known = time.monotonic() < stands_until
+            self.tell({name: each if known else each | {"held": None} for name, each in figures().items()})
             await asyncio.sleep(SAMPLE_S)
 
     def tell(self, figures: dict[str, Figures]) -> None:
@@ -90,10 +95,10 @@ def figures_of(deployments: Mapping[str, Deployment], held: Mapping[str, int]) -
         needed = [_needed(each, part_of(each, each, held.get(each.agent))) for each in members]
         known = [each for each in needed if each is not None]
         is_pinned = all(each.scale.pinned for each in members)
-        # As long as nothing is known of one of them, there may be none too few.
         figures[name] = {
+            # As long as nothing is known of one of them, there may be none too few.
             "held": max(known) if len(known) == len(needed) else None,
-            "pinned": max(known) if is_pinned else None,
+            "pinned": max(each.scale.minimum for each in members) if is_pinned else None,
         }
     return figures
 
@@ -109,9 +114,7 @@ def part_of(agent: Deployment, version: Deployment, held: int | None) -> int | N
 
 
 def _needed(deployment: Deployment, held: int | None) -> int | None:
-    scale = deployment.scale
-    if scale.pinned:
-        return scale.minimum
-    if held is None:
-        return None
-    return min(max(math.ceil(held / deployment.slots), scale.minimum), scale.maximum)
+    if deployment.scale.pinned:
+        # Serve keeps so many, whatever is needed.
+        return 0
+    return held and min(math.ceil(held / deployment.slots), deployment.scale.maximum)

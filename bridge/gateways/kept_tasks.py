@@ -60,7 +60,7 @@ class KeptTasks:
     """The tasks of all visitors, in the lite topics of each.
 
     An id begins with what stands for its visitor, made by the gateway's secret, and so does the owner of the lite
-    topic of its outcome: nobody can name a task of somebody else's, nor guess one (128 bits).
+    topic of its outcome: nobody can name a task of somebody else's, nor guess one (more than 100 bits).
 
     Args:
         door: a name for each protocol, which sees none of the others' tasks.

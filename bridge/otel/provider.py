@@ -86,7 +86,7 @@ def _queue(env: Mapping[str, str]) -> int:
     text = env.get("OTEL_BSP_MAX_QUEUE_SIZE", "").strip()
     if not text:
         return QUEUE
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise ValueError(f"OTEL_BSP_MAX_QUEUE_SIZE: {text!r} is no number of spans")
     return int(text)
 

@@ -115,4 +115,4 @@ class _Counted(SpanExporter):
 def _batch(most: int) -> int:
     """Spans of one batch, of which no more than wait; the SDK refuses more."""
     text = os.environ.get("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "").strip()
-    return min(most, int(text) if text.isdigit() and int(text) else BATCH)
+    return min(most, int(text) if text.isdecimal() and int(text) else BATCH)

@@ -15,6 +15,8 @@ from squadron.runtime.background import spawn
 ASK_EVERY_S = 0.25
 #: How long it may take to answer, in seconds: it waits for other figures than those that are here, five at most.
 ANSWERS_WITHIN_S = 10.0
+#: Figures that nobody has told again for so long, in seconds, are no longer known.
+STAND_S = 20.0
 
 
 class Backlogs:
@@ -25,7 +27,7 @@ class Backlogs:
     def __init__(self, environment: str) -> None:
         self._environment = environment
         self._figures: dict[str, dict[str, int | None]] = {}
-        self._seen, self._asked_at = "", 0.0
+        self._seen, self._asked_at, self._heard_at = "", 0.0, 0.0
         self._asking: asyncio.Task[None] | None = None
         self._bridge: Any = None
 
@@ -40,7 +42,7 @@ class Backlogs:
         if now - self._asked_at >= ASK_EVERY_S and (self._asking is None or self._asking.done()):
             self._asked_at = now
             self._asking = spawn(self._ask(), "backlogs")
-        return self._figures.get(agent)
+        return self._figures.get(agent) if now - self._heard_at < STAND_S else None
 
     async def _ask(self) -> None:
         try:
@@ -48,7 +50,12 @@ class Backlogs:
                 name = bridge_name(self._environment)
                 self._bridge = await asyncio.to_thread(ray.get_actor, name, NAMESPACE)
             async with asyncio.timeout(ANSWERS_WITHIN_S):
-                self._seen, self._figures = await self._bridge.figures.remote(self._seen)
+                if hasattr(self._bridge, "figures"):
+                    self._seen, self._figures = await self._bridge.figures.remote(self._seen)
+                else:
+                    # A bridge of an older release, until it is renewed.
+                    self._figures = await self._bridge.backlogs.remote()
+            self._heard_at = time.monotonic()
         except (ValueError, TimeoutError, ray.exceptions.RayError):
-            # The bridge is being restarted; the last figures stand until it is back.
+            # The bridge is being restarted; the last figures stand for a while.
             self._bridge = None

@@ -108,7 +108,7 @@ def _probe(address: str) -> None:
         OSError: nobody listens.
     """
     host, _, port = address.rpartition(":")
-    if host and port.isdigit() and "://" not in address:
+    if host and port.isdecimal() and "://" not in address:
         socket.create_connection((host, int(port)), timeout=5.0).close()
 
 

@@ -57,7 +57,8 @@ class Damping:
             self._short_since = now
         if target > 0 and now - self._short_since < OUT_AFTER_S:
             return target
-        self._added_at = now
+        # Who had none knew little of what is needed.
+        self._added_at = now if target > 0 else -math.inf
         return needed
 
     def _peak(self, needed: int, target: int, now: float) -> int:

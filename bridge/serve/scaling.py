@@ -27,15 +27,10 @@ class BacklogPolicy:
 
     def __call__(self, context: Any) -> tuple[int, dict[str, Any]]:
         figures, target = self._backlogs.figures(self._agent), context.target_num_replicas
-        if figures is None:
-            return target, {}
-        pinned, held = figures["pinned"], figures["held"]
-        if pinned is not None:
-            # When it is free again, it goes by what is needed from then on.
-            self._damping.forget()
-            return pinned, {}
-        if held is None:
-            # Not known, which is not nothing.
-            return target, {}
-        needed = math.ceil(held / self._slots)
-        return self._damping.replicas(needed, context.current_num_replicas, target, time.monotonic()), {}
+        pinned, held = (figures["pinned"], figures["held"]) if figures is not None else (None, None)
+        if pinned is None and held is not None:
+            needed = math.ceil(held / self._slots)
+            return self._damping.replicas(needed, context.current_num_replicas, target, time.monotonic()), {}
+        # Pinned, or not known, which is not nothing. Later it goes by what is needed from then on.
+        self._damping.forget()
+        return target if pinned is None else pinned, {}

@@ -151,9 +151,11 @@ class StreamReader:
         self._trail.wind_up()
 
     async def read_alone(self, entry: Entry) -> dict[str, Any] | None:
-        """What one entry says, whatever comes before it; None if it is none of this stream's chunks."""
+        """What one entry says, whatever comes before it; None if it is no chunk of this stream, or a claim."""
         raw = _read(entry.data)
-        if raw is None or raw["type"] != "stream" or (self._counts is not None and not await self._counts(entry)):
+        if raw is None or raw["type"] != "stream" or "claim" in raw["payload"]:
+            return None
+        if self._counts is not None and not await self._counts(entry):
             return None
         payload = await self._payload(raw, entry)
         return payload if payload is not None and "chunk" in payload else None

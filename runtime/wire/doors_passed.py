@@ -23,9 +23,7 @@ _TAG = "doors:"
 
 def doors_to(topic: SemanticTopic) -> int:
     """How many doors a topic has come through for those who are told of it by one more."""
-    passed = (
-        int(tag.removeprefix(_TAG)) for tag in topic.tags if tag.startswith(_TAG) and tag[len(_TAG) :].isdigit()
-    )
+    passed = (_number(tag.removeprefix(_TAG)) for tag in topic.tags if tag.startswith(_TAG))
     return 1 + max(passed, default=0)
 
 
@@ -35,10 +33,15 @@ def doors_tags(told: Any) -> tuple[str, ...]:
     Raises:
         ValueError: it came through too many.
     """
-    passed = int(told) if str(told).isdecimal() and len(str(told)) < 10 else 0
+    passed = _number(str(told))
     if passed > MOST_DOORS:
         raise ValueError(f"it came through {passed} doors of squads, and may be a topic from here that goes round")
     return (f"{_TAG}{passed}",) if passed else ()
+
+
+def _number(told: str) -> int:
+    """The number that anybody wrote here; 0 if it is none."""
+    return int(told) if told.isdecimal() and len(told) < 10 else 0
 
 
 def hops_after(budget: Budget) -> int:

@@ -140,9 +140,9 @@ def _outcomes(given: Sequence[str]) -> dict[str, Any]:
 
 
 def _gather(given: str) -> dict[str, Any] | None:
-    if given and given not in ("all", "quorum") and not given.isdigit():
+    if given and given not in ("all", "quorum") and not given.isdecimal():
         raise typer.BadParameter(f"{given!r} is not all, quorum, or a number", param_hint="--gather")
-    return {"after": int(given) if given.isdigit() else given} if given else None
+    return {"after": int(given) if given.isdecimal() else given} if given else None
 
 
 async def _exactly(ctx: typer.Context, source: str, agent: str, as_json: bool) -> int:

@@ -122,7 +122,7 @@ def _task(state: RunState, name: str) -> tuple[str, int]:
     named, _, index = name.partition("/")
     found = [id for id in state.calls if id == named or id.partition("-")[0] == named]
     found = found or [call.id for call in state.calls.values() if call.said.id == named]
-    if len(found) != 1 or not (index or "0").isdigit():
+    if len(found) != 1 or not (index or "0").isdecimal():
         raise ConfigError(f"there is no call {name!r}", hint=f"there are {', '.join(state.calls) or 'none'}")
     task = found[0], int(index or "0")
     ends = state.calls[task[0]].ends

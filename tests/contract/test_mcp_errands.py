@@ -46,8 +46,8 @@ class Worker(Agent):
     async def paint(self, ctx: Context) -> str:
         await ctx.emit("primed")
         await self.go_on.wait()
-        await ctx.emit("painted")
         self.go_on.clear()
+        await ctx.emit("painted")
         await self.go_on.wait()
         return "dry"
 

@@ -460,6 +460,8 @@ async def test_the_autoscaler_hears_of_other_figures_and_waits_while_they_are_th
     site.held = {site.subjects.task("book.read"): 2}
 
     later, figures = await waiting
+    while figures["reader"]["held"] != 2:
+        later, figures = await bridge.figures.after(later)
     assert later != seen
     assert figures == {"reader": {"held": 2, "pinned": None}}
     await site.call("scale", agent="reader", to="3")

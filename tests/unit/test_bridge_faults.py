@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import copy
 from types import SimpleNamespace
+from unittest.mock import AsyncMock, Mock
 
 import pytest
 
+from squadron.bridge.control import scaling_figures
 from squadron.bridge.control.control import Bridge
+from squadron.bridge.serve import backlogs
 from squadron.bridge.serve.declaration import application, says, set_by_hand, waits_for
 from squadron.bridge.serve.scaling import BacklogPolicy
-from squadron.runtime.errors import DeployError, SquadronError
+from squadron.runtime.background import cancel_all
+from squadron.runtime.errors import BusUnavailableError, DeployError, SquadronError
 from squadron.runtime.ports.queue import Backlog, Mailbox
 from squadron.runtime.wire.deployment import AgentState, Deployment, Scale
 from squadron.runtime.wire.envelope import AgentMessage
@@ -192,6 +196,34 @@ async def test_before_its_first_look_a_bridge_scales_nothing_down(site: Site) ->
     policy = BacklogPolicy("t", "reader", 2)
     policy._backlogs = _Figures(bridge)  # type: ignore[assignment]
     assert policy(SimpleNamespace(target_num_replicas=3)) == (3, {})
+
+
+async def test_what_a_bridge_can_not_look_at_for_long_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scaling_figures, "STANDS_S", 0.0)
+    latest, blind = scaling_figures.LatestFigures(), AsyncMock(side_effect=BusUnavailableError("no leader"))
+    keeping = asyncio.create_task(latest.keep(blind, lambda: {"reader": {"held": 0, "pinned": None}}))
+    async with asyncio.timeout(30):
+        _, figures = await latest.after(latest._id)
+    await cancel_all([keeping])
+    assert figures == {"reader": {"held": None, "pinned": None}}
+
+
+@pytest.mark.parametrize("release", ["this", "an older"])
+async def test_a_bridge_of_any_release_is_heard_and_its_figures_are_known_for_a_while(
+    monkeypatch: pytest.MonkeyPatch, release: str
+) -> None:
+    said = {"reader": {"held": 4, "pinned": None}}
+    bridge = Mock(spec_set=["figures"] if release == "this" else ["backlogs"])
+    (bridge.figures if release == "this" else bridge.backlogs).remote = AsyncMock(
+        return_value=("id", said) if release == "this" else said
+    )
+    known = backlogs.Backlogs("t")
+    known._bridge = bridge
+    async with asyncio.timeout(30):
+        while known.figures("reader") != said["reader"]:
+            await asyncio.sleep(0.005)
+    monkeypatch.setattr(backlogs, "STAND_S", 0.0)
+    assert known.figures("reader") is None
 
 
 async def test_a_bridge_whose_store_was_lost_writes_all_of_it_anew_and_tells(site: Site) -> None:

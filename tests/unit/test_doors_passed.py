@@ -27,9 +27,10 @@ def test_a_topic_that_goes_round_between_two_squads_is_left_out_in_the_end() -> 
         doors_tags(doors_to(topic))
 
 
-@pytest.mark.parametrize("told", [None, "", "x", "-1", 0, "9" * 5000, {}, True])
+@pytest.mark.parametrize("told", [None, "", "x", "-1", 0, "²", "9" * 5000, {}, True])
 def test_who_tells_no_number_of_doors_is_no_door_of_ours(told: Any) -> None:
     assert doors_tags(told) == ()
+    assert doors_to(SemanticTopic(name="work.do", tags=(f"doors:{told}",))) == 1
 
 
 def test_a_task_that_is_handed_on_and_on_has_no_hops_left_in_the_end() -> None:

@@ -14,8 +14,11 @@ from typing import Any
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _spec = PathFinder.find_spec("rfc3987_syntax", [each for each in sys.path if os.path.abspath(each) != _HERE])
+if _spec is None:
+    # In another interpreter, as of a child of a worker.
+    raise ModuleNotFoundError("No module named 'rfc3987_syntax'", name="rfc3987_syntax")
 #: Its modules are imported from where it is.
-__path__ = (_spec and _spec.submodule_search_locations) or []
+__path__ = _spec.submodule_search_locations or []
 
 
 def is_valid_syntax(term: str, value: str) -> bool:
