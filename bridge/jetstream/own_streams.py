@@ -15,6 +15,7 @@ from squadron.bridge.jetstream.link.connect import NANOSECONDS, Connection
 from squadron.bridge.jetstream.stream_configs import (
     DUPLICATE_WINDOW_S,
     MAX_CONSUMERS,
+    NO_MESSAGE,
     RUNS_MAX_AGE_S,
     STREAM_NOT_FOUND,
     StreamNames,
@@ -22,7 +23,7 @@ from squadron.bridge.jetstream.stream_configs import (
     ensure_stream,
     find,
 )
-from squadron.runtime.errors import InvalidMessageError
+from squadron.runtime.errors import BusUnavailableError, InvalidMessageError
 from squadron.runtime.ports.journal import Entry
 from squadron.runtime.ports.lite_journal import END_HEADER
 from squadron.runtime.store.own_journal import is_by, owners_of
@@ -152,8 +153,14 @@ async def _bring(connection: Connection, names: StreamNames, guard: Guard | None
                 await journal.erase(key)
             for entry in kept:
                 if entry.key in others:
-                    # Refused if its time has ended meanwhile: then it is gone as well.
-                    await connection.api(f"STREAM.MSG.DELETE.{stream}", {"seq": entry.seq, "no_erase": True})
+                    await _discard(connection, stream, entry.seq)
+
+
+async def _discard(connection: Connection, stream: str, seq: int) -> None:
+    answer = await connection.api(f"STREAM.MSG.DELETE.{stream}", {"seq": seq, "no_erase": True})
+    # The server has one code for whatever went wrong. Its time may have ended meanwhile: then it is gone as well.
+    if "error" in answer and await find(connection, f"STREAM.MSG.GET.{stream}", {"seq": seq}, missing=NO_MESSAGE):
+        raise BusUnavailableError(f"{stream}: {seq} can't be deleted: {answer['error'].get('description')}")
 
 
 def _left_s(entry: Entry) -> float | None:

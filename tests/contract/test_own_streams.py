@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,16 @@ from squadron.actors.runs.shelf import Runs
 from squadron.bridge.auth.roles import Role
 from squadron.bridge.jetstream.link.at_home import OF_ALL
 from squadron.bridge.jetstream.storage import storage
+from squadron.bridge.jetstream.stream_configs import ask_for
 from squadron.bridge.jetstream.stream_names import StreamNames
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.config import Settings
+from squadron.runtime.errors import BusUnavailableError
 from squadron.runtime.ports.journal import Journal
 from squadron.runtime.ports.lite_journal import END_HEADER
 from squadron.runtime.ports.queue import Mailbox
 from squadron.runtime.store.own_journal import OwnJournal, owners_of
+from squadron.runtime.trust.verify_modes import VerifyMode
 from squadron.runtime.wire.envelope import AgentIdentity
 from squadron.runtime.wire.subjects import Subjects
 from tests.contract.conftest import until
@@ -103,17 +106,27 @@ async def test_what_was_kept_among_all_others_goes_along_and_is_nowhere_else(ser
     assert not server.violations()
 
 
-async def test_what_others_wrote_among_it_is_not_brought_and_what_the_agent_signed_is(
-    settings: Settings, tmp_path: Path
-) -> None:
-    realm, trust, subjects = Realm(), tmp_path / "trust.json", Subjects(settings.env)
+Join = Callable[..., Awaitable[Wiring]]
+
+
+@pytest.fixture
+def join(settings: Settings, tmp_path: Path) -> Join:
+    """Opens the place of somebody who signs, and looks who signed what."""
+    realm, trust = Realm(), tmp_path / "trust.json"
     trust.write_bytes(realm.document())
 
-    async def join(name: str, role: Role, **more: Any) -> Wiring:
+    async def joined(name: str, role: Role, verify: VerifyMode = "require", **more: Any) -> Wiring:
         creds = realm.write(tmp_path, name, role)
-        own = replace(settings, trust=trust, nats_user_credentials=creds, verify="require", **more)
+        own = replace(settings, trust=trust, nats_user_credentials=creds, verify=verify, **more)
         return await Wiring.open(own, AgentIdentity(id=name), create=True)
 
+    return joined
+
+
+async def test_what_others_wrote_among_it_is_not_brought_and_what_the_agent_signed_is(
+    settings: Settings, join: Join
+) -> None:
+    subjects = Subjects(settings.env)
     old, mallory = await join("clerk", "agent"), await join("mallory", "agent")
     memory, run, forged_run = subjects.lite("memory-clerk", "c"), subjects.run("run-1"), subjects.run("run-2")
     log, forged = _log(old, "clerk", "begun"), _log(mallory, "clerk", "forged")
@@ -154,6 +167,24 @@ async def test_what_others_wrote_among_it_is_not_brought_and_what_the_agent_sign
     assert {(info.run, info.title) for info in runs} == {("run-1", "begun"), ("run-4", "gone on")}
     assert runs.left_out == 2
     for place in (clerk, bridge, mallory, false, ann):
+        await place.aclose()
+
+
+async def test_what_can_t_be_taken_from_where_all_read_is_tried_again(settings: Settings, join: Join) -> None:
+    names, memory = StreamNames(settings.env), Subjects(settings.env).lite("memory-clerk", "c")
+    old, mallory = await join("clerk", "agent"), await join("mallory", "agent")
+    for place in (old, mallory):
+        await place.ports.lite.append(memory, b"mine", ttl_s=600.0)
+    bridge = await join("bridge", "bridge", nats_own=OF_ALL)
+    lite = (await ask_for(bridge.connection, f"STREAM.INFO.{names.lite}"))["config"]
+    await ask_for(bridge.connection, f"STREAM.UPDATE.{names.lite}", lite | {"deny_delete": True})
+
+    with pytest.raises(BusUnavailableError, match="can't be deleted"):
+        await bridge.ports.queue.declare(CLERK)
+
+    # Without it, whoever makes the agent's stream again begins anew.
+    assert not (await ask_for(bridge.connection, f"STREAM.INFO.{names.runs}"))["config"].get("sources")
+    for place in (old, mallory, bridge):
         await place.aclose()
 
 
