@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from squadron.actors.runs.shelf import Runs
 from squadron.bridge.auth.roles import Role
+from squadron.bridge.jetstream.former_streams import until_asked
 from squadron.bridge.jetstream.link.at_home import OF_ALL
 from squadron.bridge.jetstream.storage import storage
 from squadron.bridge.jetstream.stream_configs import ask_for
@@ -186,6 +188,14 @@ async def test_what_can_t_be_taken_from_where_all_read_is_tried_again(settings: 
     assert not (await ask_for(bridge.connection, f"STREAM.INFO.{names.runs}"))["config"].get("sources")
     for place in (old, mallory, bridge):
         await place.aclose()
+
+
+async def test_whoever_waits_for_what_is_told_may_begin_before_anything_is(server: RestrictedServer) -> None:
+    bridge, names = await server.open("bridge", "bridge"), StreamNames("test")
+    waiting = asyncio.create_task(until_asked(bridge.connection, names.runs, names.own("clerk")))
+    await bridge.ports.queue.declare(CLERK)
+    await waiting
+    await bridge.aclose()
 
 
 async def test_of_each_agent_is_told_though_the_first_logs_of_all_are_gone(server: RestrictedServer) -> None:
