@@ -23,11 +23,12 @@ from squadron.bridge.jetstream.stream_configs import (
     ensure_stream,
     find,
 )
-from squadron.runtime.errors import BusUnavailableError, InvalidMessageError
+from squadron.runtime.errors import BusUnavailableError, InvalidMessageError, UntrustedError
 from squadron.runtime.ports.journal import Entry
 from squadron.runtime.ports.lite_journal import END_HEADER
 from squadron.runtime.store.own_journal import is_by, owners_of
 from squadron.runtime.trust.guard import Guard
+from squadron.runtime.trust.may_say import is_agent
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.subjects import ROOT, Subjects
 
@@ -131,16 +132,15 @@ async def _bring(connection: Connection, names: StreamNames, guard: Guard | None
     """Take over what the agent has kept where it was not cut off from others; what others wrote there stays."""
     subjects, own = Subjects(names.environment), OwnStream(connection, names, agent)
     lite, runs = JetStreamJournal(connection, names.lite), JetStreamJournal(connection, names.runs)
-    # Of any entry, as the newest one may be another's.
-    logs = dict.fromkeys([each.key async for each in runs.read(subjects.run()) if _is_of(each, agent)])
+    logs = await _logs_of(runs, subjects.run(), guard, agent)
     for journal, stream, patterns in (
         (lite, names.lite, [subjects.lite_of(owner) for owner in owners_of(agent)]),
-        (runs, names.runs, list(logs)),
+        (runs, names.runs, logs),
     ):
         for pattern in patterns:
             kept, others = list[Entry](), set[str]()
             async for entry in journal.read(pattern):
-                if await is_by(guard, entry, agent):
+                if await _is_its(guard, entry, agent):
                     kept.append(entry)
                 else:
                     others.add(entry.key)
@@ -154,6 +154,33 @@ async def _bring(connection: Connection, names: StreamNames, guard: Guard | None
             for entry in kept:
                 if entry.key in others:
                     await _discard(connection, stream, entry.seq)
+
+
+async def _logs_of(runs: JetStreamJournal, pattern: str, guard: Guard | None, agent: str) -> list[str]:
+    """Logs that are to be looked through for what an agent wrote.
+
+    Where it shows who wrote what, those with any entry that says so. Else by the first: nobody takes a log over by
+    writing into it.
+    """
+    shows, begun, logs = guard is not None and guard.requires, set[str](), dict[str, None]()
+    async for entry in runs.read(pattern):
+        if (shows or entry.key not in begun) and _is_of(entry, agent):
+            logs[entry.key] = None
+        begun.add(entry.key)
+    return list(logs)
+
+
+async def _is_its(guard: Guard | None, entry: Entry, agent: str) -> bool:
+    """Whether an agent wrote this, as far as it is looked; where it is only told of, nobody else signed it."""
+    if not await is_by(guard, entry, agent):
+        return False
+    if guard is None or guard.requires:
+        return True
+    try:
+        signed = await guard.verifier.verify(entry.key, entry.data, entry.headers, at=entry.time)
+    except UntrustedError:
+        return True
+    return is_agent(signed.by, agent)
 
 
 async def _discard(connection: Connection, stream: str, seq: int) -> None:

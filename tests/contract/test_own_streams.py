@@ -172,6 +172,37 @@ async def test_what_others_wrote_among_it_is_not_brought_and_what_the_agent_sign
         await place.aclose()
 
 
+async def test_one_forged_entry_moves_no_log_where_nobody_looks_who_signed_what(server: RestrictedServer) -> None:
+    old, log = await _of_old(server), S.run("run-1")
+    entries = [_log(old, "porter", "begun"), _log(old, "clerk", "forged")]
+    for data in entries:
+        await old.ports.runs.append(log, data, ttl_s=600.0)
+    bridge = await server.open("bridge", "bridge")
+    for mailbox in (CLERK, Mailbox("porter", ("gate.open",), 30.0)):
+        await bridge.ports.queue.declare(mailbox)
+    porter = await server.open("agent", "porter", serves=("gate.open",))
+    clerk = await server.open("agent", "clerk", serves=("office.file",))
+    assert await _read(porter.ports.runs, log) == entries
+    assert not await _read(clerk.ports.runs, log)
+    for place in (old, bridge, porter, clerk):
+        await place.aclose()
+
+
+async def test_where_it_is_only_told_of_what_another_signed_is_not_brought(settings: Settings, join: Join) -> None:
+    memory = Subjects(settings.env).lite("memory-clerk", "c")
+    nobody = await Wiring.open(settings, AgentIdentity(id="clerk"), create=True)
+    old, mallory = await join("clerk", "agent"), await join("mallory", "agent")
+    for place, data in ((nobody, b"before it signed"), (old, b"mine"), (mallory, b"forged")):
+        await place.ports.lite.append(memory, data, ttl_s=600.0)
+    bridge = await join("bridge", "bridge", "warn", nats_own=OF_ALL)
+    await bridge.ports.queue.declare(CLERK)
+    clerk = await join("clerk", "agent", nats_own="clerk")
+    assert await _read(clerk.ports.own, memory) == [b"before it signed", b"mine"]
+    assert await _read(bridge.ports.lite, memory) == [b"forged"]
+    for place in (nobody, old, mallory, bridge, clerk):
+        await place.aclose()
+
+
 async def test_what_can_t_be_taken_from_where_all_read_is_tried_again(settings: Settings, join: Join) -> None:
     names, memory = StreamNames(settings.env), Subjects(settings.env).lite("memory-clerk", "c")
     old, mallory = await join("clerk", "agent"), await join("mallory", "agent")
