@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
-from squadron.actors.runs.authors import newest_of_runs
+from squadron.actors.runs.authors import Authors
 from squadron.actors.runs.built_in import BUILT_IN
 from squadron.actors.runs.call import Call
 from squadron.actors.runs.entries import Summarized, TryFailed
@@ -187,6 +187,7 @@ class Runs:
 
     def __init__(self, ports: Ports) -> None:
         self._ports = ports
+        self._authors = Authors(ports)
 
     async def list(self, *, most: int = 50, agent: str = "") -> RunList:
         """The newest runs, the latest change first.
@@ -205,7 +206,7 @@ class Runs:
 
     async def _infos(self) -> RunList:
         """All runs by what is stored of them, the latest change first."""
-        entries, left_out = await newest_of_runs(self._ports)
+        entries, left_out = await self._authors.newest_of_runs()
         stopped = {
             entry.key.rpartition(".")[2]
             for entry in await self._ports.lite.latest(self._ports.subjects.lite_of("cancel"))

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock, patch
 
 import pytest
 
@@ -482,6 +483,24 @@ async def test_a_run_that_its_agent_did_not_sign_is_not_shown_and_what_others_wr
     assert ann.ports.guard.refused["own"] >= 4
     # Who looks at no signature is told what there is.
     assert len(await RunArchive(nobody.caller, "test").list()) == 3
+
+
+async def test_runs_are_listed_again_without_another_look_and_nothing_is_told_of_them(land: Land) -> None:
+    diarist, nobody = await land.join("diarist", "agent"), await land.join("nobody", None, verify="off")
+    ann, about = await land.join("ann", "client"), {"agent": "diarist", "title": "true"}
+    epoch = Epoch(at=1.0, number=1, redriven=0, delivered=1, replica="r", deadline_at=9.0, max_rounds=3)
+    for run, peer in (("run-1", diarist), ("run-2", nobody)):
+        await RunLog(peer.ports, run, Deadline.after(60.0, ann.clock)).append(epoch, about=about)
+    archive, guard = RunArchive(ann.caller, "test"), ann.ports.guard
+    looks = AsyncMock(wraps=guard.verifier.verify)
+    with patch.object(guard.verifier, "verify", looks):
+        for _ in range(2):
+            runs = await archive.list()
+            assert [info.run for info in runs] == ["run-1"]
+            assert runs.left_out == 1
+            assert looks.await_count == 2
+    # Whoever looks on would have it counted for ever.
+    assert not guard.refused["own"]
 
 
 async def test_the_same_bytes_put_again_run_once(land: Land) -> None:
