@@ -561,7 +561,9 @@ async def test_a_bare_client_hears_bids_and_refusals_on_a_lite_topic_and_rejects
 
     id = offered.payload.content["bid"]
     assert id in sailor._turns.offers._offered
-    await bare.publish(f"{root}.a2a.negotiate.sailor-00000001", _message("event", {"bid": id, "reason": "too dear"}))
+    await bare.publish(
+        f"{root}.a2a.negotiate.sailor-00000001", _message("event", {"bid": id, "reason": "too dear"})
+    )
     await until(lambda: _is(id not in sailor._turns.offers._offered))
 
 
