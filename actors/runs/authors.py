@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable
-from contextlib import aclosing
+import hashlib
+from collections.abc import AsyncIterable, AsyncIterator
 
 from squadron.runtime.errors import InvalidMessageError, UntrustedError
 from squadron.runtime.ports.journal import Entry
@@ -37,7 +37,7 @@ class Authors:
         if guard is None or not guard.requires or ports.own_is_apart:
             return await ports.runs.latest(pattern), 0
         ends = dict[str, tuple[Entry, Entry]]()
-        async for entry in ports.runs.read(pattern):
+        async for entry in _once(ports.runs.read(pattern)):
             first, _ = ends.get(entry.key, (entry, entry))
             ends[entry.key] = first, entry
         found = list[Entry]()
@@ -47,15 +47,14 @@ class Authors:
             if author and author == await self._author(guard, last):
                 found.append(last)
                 continue
-            async with aclosing(ports.runs.read(key)) as entries:
-                newest = await self._newest(guard, entries)
+            newest = await self._newest(guard, ports.runs.read(key))
             found += [newest] if newest is not None else []
         return found, len(ends) - len(found)
 
     async def _newest(self, guard: Guard, log: AsyncIterable[Entry]) -> Entry | None:
         """The newest entry by whoever began a log."""
         owner, newest = "", None
-        async for entry in log:
+        async for entry in _once(log):
             author = await self._author(guard, entry)
             owner = owner or author
             newest = entry if author and author == owner else newest
@@ -70,6 +69,16 @@ class Authors:
         if which not in self._known:
             self._known[which] = await _author(guard, entry)
         return self._known[which]
+
+
+async def _once(log: AsyncIterable[Entry]) -> AsyncIterator[Entry]:
+    """Entries, without those that were put there again: each has an id of its own in its bytes."""
+    seen = set[tuple[str, bytes]]()
+    async for entry in log:
+        which = entry.key, hashlib.sha256(entry.data).digest()
+        if which not in seen:
+            yield entry
+        seen.add(which)
 
 
 async def _author(guard: Guard, entry: Entry) -> str:

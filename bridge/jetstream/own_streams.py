@@ -26,7 +26,7 @@ from squadron.bridge.jetstream.stream_configs import (
 from squadron.runtime.errors import BusUnavailableError, InvalidMessageError, UntrustedError
 from squadron.runtime.ports.journal import Entry
 from squadron.runtime.ports.lite_journal import END_HEADER
-from squadron.runtime.store.own_journal import is_by, owners_of
+from squadron.runtime.store.own_journal import Taken, is_by, owners_of
 from squadron.runtime.trust.guard import Guard
 from squadron.runtime.trust.may_say import is_agent
 from squadron.runtime.wire.envelope import AgentMessage
@@ -138,9 +138,9 @@ async def _bring(connection: Connection, names: StreamNames, guard: Guard | None
         (runs, names.runs, logs),
     ):
         for pattern in patterns:
-            kept, others = list[Entry](), set[str]()
+            kept, others, taken = list[Entry](), set[str](), Taken()
             async for entry in journal.read(pattern):
-                if await _is_its(guard, entry, agent):
+                if await _is_its(guard, entry, agent, taken):
                     kept.append(entry)
                 else:
                     others.add(entry.key)
@@ -170,9 +170,9 @@ async def _logs_of(runs: JetStreamJournal, pattern: str, guard: Guard | None, ag
     return list(logs)
 
 
-async def _is_its(guard: Guard | None, entry: Entry, agent: str) -> bool:
+async def _is_its(guard: Guard | None, entry: Entry, agent: str, taken: Taken) -> bool:
     """Whether an agent wrote this, as far as it is looked; where it is only told of, nobody else signed it."""
-    if not await is_by(guard, entry, agent):
+    if not await is_by(guard, entry, agent, taken):
         return False
     if guard is None or guard.requires:
         return True

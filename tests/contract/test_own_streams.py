@@ -24,6 +24,7 @@ from squadron.runtime.ports.journal import Journal
 from squadron.runtime.ports.lite_journal import END_HEADER
 from squadron.runtime.ports.queue import Mailbox
 from squadron.runtime.store.own_journal import OwnJournal, owners_of
+from squadron.runtime.trust.agent_sender import SENDER_HEADER
 from squadron.runtime.trust.verify_modes import VerifyMode
 from squadron.runtime.wire.envelope import AgentIdentity
 from squadron.runtime.wire.subjects import Subjects
@@ -130,11 +131,15 @@ async def test_what_others_wrote_among_it_is_not_brought_and_what_the_agent_sign
 ) -> None:
     subjects = Subjects(settings.env)
     old, mallory = await join("clerk", "agent"), await join("mallory", "agent")
+    bare = await Wiring.open(settings, AgentIdentity(id="nobody"), create=True)
     memory, run, forged_run = subjects.lite("memory-clerk", "c"), subjects.run("run-1"), subjects.run("run-2")
     log, forged = _log(old, "clerk", "begun"), _log(mallory, "clerk", "forged")
     await old.ports.lite.append(memory, b"mine", ttl_s=600.0)
     await mallory.ports.lite.append(memory, b"forged", ttl_s=600.0)
     await old.ports.lite.append(memory, b"mine, too", ttl_s=600.0)
+    [said, *_] = [entry async for entry in old.ports.lite.read(memory)]
+    again = {SENDER_HEADER: said.headers[SENDER_HEADER]}
+    await bare.ports.lite.append(memory, said.data, ttl_s=600.0, headers=again)
     await old.ports.runs.append(run, log, ttl_s=600.0)
     # The newest entry says that the log is another's.
     for key, data in ((run, forged), (run, _log(mallory, "mallory", "taken")), (forged_run, forged)):
@@ -149,7 +154,7 @@ async def test_what_others_wrote_among_it_is_not_brought_and_what_the_agent_sign
     assert await _read(clerk.ports.runs, run) == [log]
     assert not await _read(clerk.ports.runs, forged_run)
     # What is not its own stays for those who look who signed it, and for its time.
-    assert await _read(bridge.ports.lite, memory) == [b"forged"]
+    assert await _read(bridge.ports.lite, memory) == [b"forged", b"mine"]
     assert await _read(bridge.ports.runs, forged_run) == [forged]
     assert bridge.ports.guard is not None
     assert bridge.ports.guard.refused["own"] >= 4
@@ -168,7 +173,7 @@ async def test_what_others_wrote_among_it_is_not_brought_and_what_the_agent_sign
     runs = await Runs(ann.ports).list()
     assert {(info.run, info.title) for info in runs} == {("run-1", "begun"), ("run-4", "gone on")}
     assert runs.left_out == 2
-    for place in (clerk, bridge, mallory, false, ann):
+    for place in (clerk, bridge, mallory, false, ann, bare):
         await place.aclose()
 
 

@@ -39,6 +39,7 @@ from squadron.runtime.errors import (
     UntrustedError,
 )
 from squadron.runtime.ports.bus import Note
+from squadron.runtime.ports.journal import Journal
 from squadron.runtime.ports.lite_journal import END_HEADER
 from squadron.runtime.registry.learned import MOST_OF_SOURCE
 from squadron.runtime.running.context import Context
@@ -483,6 +484,33 @@ async def test_a_run_that_its_agent_did_not_sign_is_not_shown_and_what_others_wr
     assert ann.ports.guard.refused["own"] >= 4
     # Who looks at no signature is told what there is.
     assert len(await RunArchive(nobody.caller, "test").list()) == 3
+
+
+async def test_what_an_agent_kept_counts_once_though_it_is_put_there_again(land: Land) -> None:
+    diarist, nobody = await land.join("diarist", "agent"), await land.join("nobody", None, verify="off")
+    ann, own = await land.join("ann", "client"), OwnJournal(diarist.ports, "diarist", sealed=False)
+
+    async def put_again(journal: Journal, key: str) -> None:
+        first, *_ = [entry async for entry in journal.read(key)]
+        sent = {SENDER_HEADER: first.headers[SENDER_HEADER]}
+        await journal.append(key, first.data, ttl_s=600, headers=sent)
+
+    key = ann.subjects.lite(memory_owner("diarist"), "c-1")
+    for data in (b"old", b"new"):
+        await own.append(key, data, ttl_s=600)
+    await put_again(nobody.ports.lite, key)
+    assert [entry.data async for entry in own.read(key)] == [b"old", b"new", b""]
+    newest = await own.last(key)
+    assert newest is not None
+    assert newest.data == b"new"
+
+    epoch = Epoch(at=1.0, number=1, redriven=0, delivered=1, replica="r", deadline_at=9.0, max_rounds=3)
+    log = RunLog(diarist.ports, "run-1", Deadline.after(60.0, ann.clock), agent="diarist")
+    for title in ("first", "second"):
+        await log.append(epoch, about={"agent": "diarist", "title": title})
+    await put_again(nobody.ports.runs, ann.subjects.run("run-1"))
+    assert await log.load() == [epoch, epoch]
+    assert [info.title for info in await RunArchive(ann.caller, "test").list()] == ["second"]
 
 
 async def test_runs_are_listed_again_without_another_look_and_nothing_is_told_of_them(land: Land) -> None:
