@@ -67,7 +67,8 @@ class RunInfo:
 class RunList(ShownAsTable, tuple[RunInfo, ...]):
     """Runs, the latest change first.
 
-    `left_out` is how many more there may be, whose logs no agent signed as its own: where `verify` is `require`.
+    `left_out` is how many more there may be, where `verify` is `require`: those whose logs no agent signed as its
+    own, or another one began.
     """
 
     left_out: int = 0
@@ -368,10 +369,14 @@ class Runs:
         """Ask a run to stop, with all that it asked of others; does not wait for it.
 
         Raises:
-            ConfigError: there is none, or it has ended.
+            ConfigError: there is none, it has ended, or several agents signed its log.
             BusUnavailableError: the server can't be reached.
         """
         info = await self.find(id)
+        if await self._authors.are_several(info.run):
+            # The task that the first of them names may be anybody's.
+            said = f"several agents signed the log of {info.run}: whose it is, nobody knows"
+            raise ConfigError(said, hint="whoever asked can still cancel the task")
         if info.ended:
             resumes = info.topic == "goal.pursue"
             verb = f"runs resume {info.run}" if resumes else f"dlq redrive {info.task}"

@@ -474,7 +474,7 @@ async def test_a_run_that_its_agent_did_not_sign_is_not_shown_and_what_others_wr
     for peer in (ann, diarist):
         runs = await RunArchive(peer.caller, "test").list()
         assert [(info.run, info.agent, info.title) for info in runs] == [("run-1", "diarist", "true")]
-        assert runs.left_out == 2
+        assert runs.left_out == 3  # and the one that mallory says it had in run-1
     view = await RunArchive(ann.caller, "test").show("run-1")
     assert (view.attempts, view.entries, view.passed_over) == (1, 2, 4)
     with pytest.raises(ConfigError, match="there is no run"):
@@ -511,6 +511,26 @@ async def test_what_an_agent_kept_counts_once_though_it_is_put_there_again(land:
     await put_again(nobody.ports.runs, ann.subjects.run("run-1"))
     assert await log.load() == [epoch, epoch]
     assert [info.title for info in await RunArchive(ann.caller, "test").list()] == ["second"]
+
+
+async def test_a_run_in_a_log_that_another_agent_began_is_counted_and_no_task_is_stopped_by_it(
+    land: Land,
+) -> None:
+    diarist, mallory = await land.join("diarist", "agent"), await land.join("mallory", "agent")
+    ann = await land.join("ann", "operator")
+    epoch = Epoch(at=1.0, number=1, redriven=0, delivered=1, replica="r", deadline_at=9.0, max_rounds=3)
+    # Whose both ends are its own, too.
+    for peer in (mallory, diarist, mallory):
+        name = "diarist" if peer is diarist else "mallory"
+        log = RunLog(peer.ports, "run-1", Deadline.after(60.0, ann.clock))
+        await log.load()
+        await log.append(epoch, about={"agent": name, "task": "victim"})
+        archive = RunArchive(ann.caller, "test")
+        runs = await archive.list()
+        assert [info.agent for info in runs] == ["mallory"]
+    assert runs.left_out == 1
+    with pytest.raises(ConfigError, match="several agents"):
+        await archive.cancel("run-1")
 
 
 async def test_runs_are_listed_again_without_another_look_and_nothing_is_told_of_them(land: Land) -> None:
