@@ -32,6 +32,9 @@ from squadron.runtime.trust.may_say import is_agent
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.subjects import ROOT, Subjects
 
+#: Header by which the server says from which stream it has an entry.
+_TOLD_ON = "Nats-Stream-Source"
+
 
 class OwnStream(JetStreamJournal):
     """What one agent keeps for itself, under the keys that it has in the streams of all: what is sealed for a key
@@ -164,7 +167,7 @@ async def _logs_of(runs: JetStreamJournal, pattern: str, guard: Guard | None, ag
     """
     shows, begun, logs = guard is not None and guard.requires, set[str](), dict[str, None]()
     async for entry in runs.read(pattern):
-        if (shows or entry.key not in begun) and _is_of(entry, agent):
+        if agent.encode() in entry.data and (shows or entry.key not in begun) and _agent_of(entry) == agent:
             logs[entry.key] = None
         begun.add(entry.key)
     return list(logs)
@@ -172,10 +175,14 @@ async def _logs_of(runs: JetStreamJournal, pattern: str, guard: Guard | None, ag
 
 async def _is_its(guard: Guard | None, entry: Entry, agent: str, taken: Taken) -> bool:
     """Whether an agent wrote this, as far as it is looked; where it is only told of, nobody else signed it."""
-    if not await is_by(guard, entry, agent, taken):
+    # What is told on is in another agent's own stream, and the bridge may have signed it, that brought it there.
+    if _TOLD_ON in entry.headers or not await is_by(guard, entry, agent, taken):
         return False
-    if guard is None or guard.requires:
+    if guard is None:
         return True
+    if guard.requires:
+        # Nor what says that it is another's: the bridge signs what it brings, and what it signs may be anybody's.
+        return _agent_of(entry) in ("", agent)
     try:
         signed = await guard.verifier.verify(entry.key, entry.data, entry.headers, at=entry.time)
     except UntrustedError:
@@ -196,11 +203,10 @@ def _left_s(entry: Entry) -> float | None:
     return int(life.removesuffix("s")) - (time.time() - entry.time) if life else None
 
 
-def _is_of(entry: Entry, agent: str) -> bool:
-    if agent.encode() not in entry.data:
-        return False
+def _agent_of(entry: Entry) -> str:
+    """The agent whose run an entry says that it is of; empty if it does not say."""
     try:
         about = (AgentMessage.decode(entry.data).metadata or {}).get("about")
     except InvalidMessageError:
-        return False
-    return isinstance(about, dict) and about.get("agent") == agent
+        return ""
+    return str(about.get("agent") or "") if isinstance(about, dict) else ""

@@ -142,7 +142,8 @@ async def test_what_others_wrote_among_it_is_not_brought_and_what_the_agent_sign
     await bare.ports.lite.append(memory, said.data, ttl_s=600.0, headers=again)
     await old.ports.runs.append(run, log, ttl_s=600.0)
     # The newest entry says that the log is another's.
-    for key, data in ((run, forged), (run, _log(mallory, "mallory", "taken")), (forged_run, forged)):
+    taken = _log(mallory, "mallory", "taken")
+    for key, data in ((run, forged), (run, taken), (forged_run, forged)):
         await mallory.ports.runs.append(key, data, ttl_s=600.0)
     await old.aclose()
 
@@ -172,6 +173,7 @@ async def test_what_others_wrote_among_it_is_not_brought_and_what_the_agent_sign
     await until(told)
     runs = await Runs(ann.ports).list()
     assert {(info.run, info.title) for info in runs} == {("run-1", "begun"), ("run-4", "gone on")}
+    assert await _read(false.ports.runs, run) == [taken]
     assert runs.left_out == 3  # and the one that mallory says it had in run-1
     for place in (clerk, bridge, mallory, false, ann, bare):
         await place.aclose()
