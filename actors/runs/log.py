@@ -22,7 +22,7 @@ from squadron.runtime.errors import (
     Retry,
     SupersededError,
 )
-from squadron.runtime.store.own_journal import is_own
+from squadron.runtime.store.own_journal import Taken, is_own
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.telemetry.happenings import RunGrew
 from squadron.runtime.wire.envelope import AgentMessage
@@ -141,11 +141,12 @@ async def read(ports: Ports, key: str, *, by: str = "") -> AsyncGenerator[tuple[
     Args:
         by: the agent whose log it is: where it is looked who signed what, only what it wrote is read.
     """
+    taken = Taken()
     async for entry in ports.runs.read(key):
         message = AgentMessage.new("event", ports.identity, ())
         # Anybody may write there.
         with contextlib.suppress(InvalidMessageError, ClaimLostError):
-            if not by or await is_own(ports, entry, by):
+            if not by or await is_own(ports, entry, by, taken):
                 message = await ports.claims.open(entry.data, entry.key, got_at=entry.got_at)
         yield entry.seq, message
 

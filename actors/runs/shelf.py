@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
-from squadron.actors.runs.authors import newest_of_runs
+from squadron.actors.runs.authors import Authors
 from squadron.actors.runs.built_in import BUILT_IN
 from squadron.actors.runs.call import Call
 from squadron.actors.runs.entries import Summarized, TryFailed
@@ -67,7 +67,8 @@ class RunInfo:
 class RunList(ShownAsTable, tuple[RunInfo, ...]):
     """Runs, the latest change first.
 
-    `left_out` is how many more there may be, whose logs no agent signed as its own: where `verify` is `require`.
+    `left_out` is how many more there may be, where `verify` is `require`: those whose logs no agent signed as its
+    own, or another one began.
     """
 
     left_out: int = 0
@@ -187,6 +188,7 @@ class Runs:
 
     def __init__(self, ports: Ports) -> None:
         self._ports = ports
+        self._authors = Authors(ports)
 
     async def list(self, *, most: int = 50, agent: str = "") -> RunList:
         """The newest runs, the latest change first.
@@ -205,7 +207,7 @@ class Runs:
 
     async def _infos(self) -> RunList:
         """All runs by what is stored of them, the latest change first."""
-        entries, left_out = await newest_of_runs(self._ports)
+        entries, left_out = await self._authors.newest_of_runs()
         stopped = {
             entry.key.rpartition(".")[2]
             for entry in await self._ports.lite.latest(self._ports.subjects.lite_of("cancel"))
@@ -367,10 +369,14 @@ class Runs:
         """Ask a run to stop, with all that it asked of others; does not wait for it.
 
         Raises:
-            ConfigError: there is none, or it has ended.
+            ConfigError: there is none, it has ended, or several agents signed its log.
             BusUnavailableError: the server can't be reached.
         """
         info = await self.find(id)
+        if await self._authors.are_several(info.run):
+            # The task that the first of them names may be anybody's.
+            said = f"several agents signed the log of {info.run}: whose it is, nobody knows"
+            raise ConfigError(said, hint="whoever asked can still cancel the task")
         if info.ended:
             resumes = info.topic == "goal.pursue"
             verb = f"runs resume {info.run}" if resumes else f"dlq redrive {info.task}"

@@ -82,7 +82,7 @@ async def source_from(connection: Connection, stream: str, former: str, name: st
     sources = config.get("sources") or []
     if not any(each["name"] == former for each in sources):
         return
-    await _until(connection, stream, lambda now: any(_is_at_its_end(each, former) for each in now["sources"]))
+    await _until(connection, stream, lambda now: any(_is_at_its_end(each, former) for each in _sources(now)))
     last = (await ask_for(connection, f"STREAM.INFO.{former}"))["state"]["last_seq"]
     renamed = [
         each | {"name": name, "opt_start_seq": last + 1} if each["name"] == former else each for each in sources
@@ -98,9 +98,14 @@ async def until_asked(connection: Connection, stream: str, name: str) -> None:
     """
 
     def is_asked(now: dict[str, Any]) -> bool:
-        return any(each["name"] == name and each["active"] >= 0 for each in now["sources"])
+        return any(each["name"] == name and each["active"] >= 0 for each in _sources(now))
 
     await _until(connection, stream, is_asked)
+
+
+def _sources(now: dict[str, Any]) -> Sequence[dict[str, Any]]:
+    # Left out until the server has set one up.
+    return now.get("sources") or ()
 
 
 def _is_at_its_end(source: dict[str, Any], name: str) -> bool:

@@ -15,6 +15,7 @@ from squadron.bridge.jetstream.link.connect import NANOSECONDS, Connection
 from squadron.bridge.jetstream.stream_configs import (
     DUPLICATE_WINDOW_S,
     MAX_CONSUMERS,
+    NO_MESSAGE,
     RUNS_MAX_AGE_S,
     STREAM_NOT_FOUND,
     StreamNames,
@@ -22,13 +23,17 @@ from squadron.bridge.jetstream.stream_configs import (
     ensure_stream,
     find,
 )
-from squadron.runtime.errors import InvalidMessageError
+from squadron.runtime.errors import BusUnavailableError, InvalidMessageError, UntrustedError
 from squadron.runtime.ports.journal import Entry
 from squadron.runtime.ports.lite_journal import END_HEADER
-from squadron.runtime.store.own_journal import is_by, owners_of
+from squadron.runtime.store.own_journal import Taken, is_by, owners_of
 from squadron.runtime.trust.guard import Guard
+from squadron.runtime.trust.may_say import is_agent
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.subjects import ROOT, Subjects
+
+#: Header by which the server says from which stream it has an entry.
+_TOLD_ON = "Nats-Stream-Source"
 
 
 class OwnStream(JetStreamJournal):
@@ -130,16 +135,15 @@ async def _bring(connection: Connection, names: StreamNames, guard: Guard | None
     """Take over what the agent has kept where it was not cut off from others; what others wrote there stays."""
     subjects, own = Subjects(names.environment), OwnStream(connection, names, agent)
     lite, runs = JetStreamJournal(connection, names.lite), JetStreamJournal(connection, names.runs)
-    # Of any entry, as the newest one may be another's.
-    logs = dict.fromkeys([each.key async for each in runs.read(subjects.run()) if _is_of(each, agent)])
+    logs = await _logs_of(runs, subjects.run(), guard, agent)
     for journal, stream, patterns in (
         (lite, names.lite, [subjects.lite_of(owner) for owner in owners_of(agent)]),
-        (runs, names.runs, list(logs)),
+        (runs, names.runs, logs),
     ):
         for pattern in patterns:
-            kept, others = list[Entry](), set[str]()
+            kept, others, taken = list[Entry](), set[str](), Taken()
             async for entry in journal.read(pattern):
-                if await is_by(guard, entry, agent):
+                if await _is_its(guard, entry, agent, taken):
                     kept.append(entry)
                 else:
                     others.add(entry.key)
@@ -152,8 +156,45 @@ async def _bring(connection: Connection, names: StreamNames, guard: Guard | None
                 await journal.erase(key)
             for entry in kept:
                 if entry.key in others:
-                    # Refused if its time has ended meanwhile: then it is gone as well.
-                    await connection.api(f"STREAM.MSG.DELETE.{stream}", {"seq": entry.seq, "no_erase": True})
+                    await _discard(connection, stream, entry.seq)
+
+
+async def _logs_of(runs: JetStreamJournal, pattern: str, guard: Guard | None, agent: str) -> list[str]:
+    """Logs that are to be looked through for what an agent wrote.
+
+    Where it shows who wrote what, those with any entry that says so. Else by the first: nobody takes a log over by
+    writing into it.
+    """
+    shows, begun, logs = guard is not None and guard.requires, set[str](), dict[str, None]()
+    async for entry in runs.read(pattern):
+        if agent.encode() in entry.data and (shows or entry.key not in begun) and _agent_of(entry) == agent:
+            logs[entry.key] = None
+        begun.add(entry.key)
+    return list(logs)
+
+
+async def _is_its(guard: Guard | None, entry: Entry, agent: str, taken: Taken) -> bool:
+    """Whether an agent wrote this, as far as it is looked; where it is only told of, nobody else signed it."""
+    # What is told on is in another agent's own stream, and the bridge may have signed it, that brought it there.
+    if _TOLD_ON in entry.headers or not await is_by(guard, entry, agent, taken):
+        return False
+    if guard is None:
+        return True
+    if guard.requires:
+        # Nor what says that it is another's: the bridge signs what it brings, and what it signs may be anybody's.
+        return _agent_of(entry) in ("", agent)
+    try:
+        signed = await guard.verifier.verify(entry.key, entry.data, entry.headers, at=entry.time)
+    except UntrustedError:
+        return True
+    return is_agent(signed.by, agent)
+
+
+async def _discard(connection: Connection, stream: str, seq: int) -> None:
+    answer = await connection.api(f"STREAM.MSG.DELETE.{stream}", {"seq": seq, "no_erase": True})
+    # The server has one code for whatever went wrong. Its time may have ended meanwhile: then it is gone as well.
+    if "error" in answer and await find(connection, f"STREAM.MSG.GET.{stream}", {"seq": seq}, missing=NO_MESSAGE):
+        raise BusUnavailableError(f"{stream}: {seq} can't be deleted: {answer['error'].get('description')}")
 
 
 def _left_s(entry: Entry) -> float | None:
@@ -162,11 +203,10 @@ def _left_s(entry: Entry) -> float | None:
     return int(life.removesuffix("s")) - (time.time() - entry.time) if life else None
 
 
-def _is_of(entry: Entry, agent: str) -> bool:
-    if agent.encode() not in entry.data:
-        return False
+def _agent_of(entry: Entry) -> str:
+    """The agent whose run an entry says that it is of; empty if it does not say."""
     try:
         about = (AgentMessage.decode(entry.data).metadata or {}).get("about")
     except InvalidMessageError:
-        return False
-    return isinstance(about, dict) and about.get("agent") == agent
+        return ""
+    return str(about.get("agent") or "") if isinstance(about, dict) else ""

@@ -25,6 +25,7 @@ from squadron.bridge.jetstream.stream_configs import (
     CONSUMER_NOT_FOUND,
     MAX_ACK_PENDING,
     MAX_WAITING,
+    NO_MESSAGE,
     StreamNames,
     ask_for,
     find,
@@ -40,7 +41,6 @@ MAX_PUBLISHING = 512
 
 #: JetStream error codes (nats-server `errors.json`).
 _FILTER_NOT_UNIQUE, _MULTIPLE_NOT_FILTERED = 10100, 10099
-_NO_MESSAGE = 10037
 
 #: The lanes beside the normal one.
 _LANES = tuple(priority for priority in range(10) if priority != NORMAL_PRIORITY)
@@ -65,7 +65,7 @@ class JetStreamQueue:
     """Leased work on the task stream of one environment."""
 
     #: Error codes by which the server says that there is no such message.
-    _nothing = frozenset((_NO_MESSAGE,))
+    _nothing = frozenset((NO_MESSAGE,))
 
     def __init__(
         self,

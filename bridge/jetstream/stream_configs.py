@@ -30,6 +30,7 @@ FRESH_SEQS = 1_000_000_000
 
 #: JetStream error codes (nats-server `errors.json`).
 CONSUMER_NOT_FOUND = 10014
+NO_MESSAGE = 10037
 _STREAM_NAME_IN_USE = 10058
 STREAM_NOT_FOUND = 10059
 #: There are fewer servers than copies wanted, or there is no cluster at all.

@@ -18,6 +18,7 @@ from squadron.runtime.texts import encoded
 from squadron.runtime.trust.guard import Guard
 from squadron.runtime.trust.may_say import only_agent
 from squadron.runtime.trust.sealing import b64, bound, open_piece, unb64
+from squadron.runtime.trust.signature_check import Signed
 from squadron.runtime.wire.subjects import MAX_TOKEN, token_of
 
 #: How an entry begins that is sealed: anything else is read as it is.
@@ -79,26 +80,40 @@ def owners_of(agent: str) -> tuple[str, ...]:
     return memory_owner(agent), talk_owner(agent), notes_owner(agent)
 
 
-async def is_own(ports: Ports, entry: Entry, agent: str) -> bool:
-    """Whether an agent has kept this itself, as far as anybody looks who signed it.
+#: What was taken so far of one journal: who signed it, and the nonce.
+Taken = set[tuple[str, str]]
+
+
+async def is_own(ports: Ports, entry: Entry, agent: str, taken: Taken) -> bool:
+    """Whether an agent has kept this itself, as far as anybody looks who signed it; see `is_by`.
 
     Raises:
         BusUnavailableError: nobody says who signed it.
     """
-    return ports.own_is_apart or await is_by(ports.guard, entry, agent)
+    return ports.own_is_apart or await is_by(ports.guard, entry, agent, taken)
 
 
-async def is_by(guard: Guard | None, entry: Entry, agent: str) -> bool:
+async def is_by(guard: Guard | None, entry: Entry, agent: str, taken: Taken) -> bool:
     """Whether an agent wrote this, or the bridge, as far as `guard` looks.
+
+    Args:
+        taken: of the entries before it, which are read in their order; one that is put there again is nobody's.
 
     Raises:
         BusUnavailableError: nobody says who signed it.
     """
     if guard is None:
         return True
+
+    def may(signed: Signed) -> None:
+        only_agent(agent)(signed)
+        # Of another number it is in an agent's own stream, and anew where it is told on: by that nobody knows it.
+        if (which := (signed.by.user, signed.nonce)) in taken:
+            raise UntrustedError("it was put there before")
+        taken.add(which)
+
     try:
-        said = entry.key, entry.data, entry.headers
-        await guard.admit("own", *said, at=entry.time, may=only_agent(agent))
+        await guard.admit("own", entry.key, entry.data, entry.headers, at=entry.time, may=may)
     except UntrustedError:
         return False
     return True
@@ -109,7 +124,7 @@ class OwnJournal:
     """A journal whose entries only this agent reads, if `sealed`; those that are sealed are opened in any case.
 
     What does not open is given as it is stored: whoever reads passes over what he can't read. What somebody else
-    has written there is given empty, where it is looked who signed it.
+    has written or put again there is given empty, where it is looked who signed it.
     """
 
     ports: Ports
@@ -134,25 +149,29 @@ class OwnJournal:
         newest = await self.journal.last(key)
         if newest is None:
             return None
-        found = await self._opened(newest)
-        if not found.data:
-            async for each in self.read(key):
-                found = each if each.data else found
+        guard = self.ports.guard
+        if self.ports.own_is_apart or guard is None or not guard.requires:
+            return await self._opened(newest, set())
+        # All before it tells whether it is put there again.
+        found = replace(newest, data=b"", headers={})
+        async for each in self.read(key):
+            found = each if each.data else found
         # Who appends after it names the newest, whoever wrote that.
         return replace(found, seq=newest.seq)
 
     async def read(self, key: str) -> AsyncGenerator[Entry, None]:
         """See `Journal.read`."""
+        taken = Taken()
         async with aclosing(self.journal.read(key)) as entries:
             async for entry in entries:
-                yield await self._opened(entry)
+                yield await self._opened(entry, taken)
 
     async def erase(self, key: str, *, through_seq: int | None = None) -> None:
         """See `Journal.erase`."""
         await self.journal.erase(key, through_seq=through_seq)
 
-    async def _opened(self, entry: Entry) -> Entry:
-        if not await is_own(self.ports, entry, self.agent):
+    async def _opened(self, entry: Entry, taken: Taken) -> Entry:
+        if not await is_own(self.ports, entry, self.agent, taken):
             # Its headers neither: anybody may write that something has ended.
             return replace(entry, data=b"", headers={})
         if not entry.data.startswith(_BEGINS):

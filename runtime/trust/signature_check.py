@@ -40,6 +40,7 @@ class Signed:
         digest: SHA-256 of its bytes, in hex.
         carried: how it came to who carries it; None if that is its sender.
         origin: as its sender signed it, likewise.
+        nonce: told once by who put it there.
     """
 
     by: Principal
@@ -47,6 +48,7 @@ class Signed:
     digest: str
     carried: Carried | None = None
     origin: Signed | None = None
+    nonce: str = ""
 
     @property
     def author(self) -> Principal:
@@ -241,7 +243,7 @@ class SignatureCheck:
             origin = self._check(carried.subject, digest, carried.headers, carried.at, None, left - 1)
         if nonces is not None:
             nonces.take(sender.user, sender.nonce, seq or 0)
-        return Signed(by, sender.at, digest, carried, origin)
+        return Signed(by, sender.at, digest, carried, origin, sender.nonce)
 
     def _check_time(self, sender: AgentSender, at: float | None) -> None:
         most, other, what = (

@@ -62,7 +62,9 @@ async def _list(ctx: typer.Context, agent: str, limit: int, as_json: bool) -> in
         for info in runs:
             sys.stdout.write("\t".join((info.run, *_row(info))) + "\n")
     if found.left_out:
-        frame.tell(f"{found.left_out} more are left out: no agent signed them as its own.")
+        frame.tell(
+            f"{found.left_out} more are left out: no agent signed them as its own, or another began their log."
+        )
     if len(found) > limit:
         frame.tell(f"These are the newest {limit}; --limit shows more.")
     return frame.OK

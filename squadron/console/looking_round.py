@@ -40,6 +40,8 @@ class Lookout:
         self._beats = Beats(heartbeat_s=fleet.settings.heartbeat_s)
         self._rounds, self._numbers = BidRounds(), itertools.count(1)
         self._troubles: dict[str, str] = {}
+        #: One for all looks: it remembers whose runs they are.
+        self._past = fleet.runs
 
     @contextlib.asynccontextmanager
     async def looking(self) -> AsyncIterator[None]:
@@ -130,7 +132,7 @@ class Lookout:
         return {each.query_id: each.to_dict() for each in await self._fleet.questions()}
 
     async def _runs(self) -> Mapping[str, Any]:
-        return {each.run: asdict(each) for each in await self._fleet.runs.list(most=MOST_RUNS)}
+        return {each.run: asdict(each) for each in await self._past.list(most=MOST_RUNS)}
 
     async def _letters(self) -> Mapping[str, Any]:
         rows = {}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,20 @@ import pytest
 
 from squadron.actors.runs.shelf import Runs
 from squadron.bridge.auth.roles import Role
+from squadron.bridge.jetstream.former_streams import until_asked
 from squadron.bridge.jetstream.link.at_home import OF_ALL
 from squadron.bridge.jetstream.storage import storage
+from squadron.bridge.jetstream.stream_configs import ask_for
 from squadron.bridge.jetstream.stream_names import StreamNames
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.config import Settings
+from squadron.runtime.errors import BusUnavailableError
 from squadron.runtime.ports.journal import Journal
 from squadron.runtime.ports.lite_journal import END_HEADER
 from squadron.runtime.ports.queue import Mailbox
 from squadron.runtime.store.own_journal import OwnJournal, owners_of
+from squadron.runtime.trust.agent_sender import SENDER_HEADER
+from squadron.runtime.trust.verify_modes import VerifyMode
 from squadron.runtime.wire.envelope import AgentIdentity
 from squadron.runtime.wire.subjects import Subjects
 from tests.contract.conftest import until
@@ -103,26 +109,41 @@ async def test_what_was_kept_among_all_others_goes_along_and_is_nowhere_else(ser
     assert not server.violations()
 
 
-async def test_what_others_wrote_among_it_is_not_brought_and_what_the_agent_signed_is(
-    settings: Settings, tmp_path: Path
-) -> None:
-    realm, trust, subjects = Realm(), tmp_path / "trust.json", Subjects(settings.env)
+Join = Callable[..., Awaitable[Wiring]]
+
+
+@pytest.fixture
+def join(settings: Settings, tmp_path: Path) -> Join:
+    """Opens the place of somebody who signs, and looks who signed what."""
+    realm, trust = Realm(), tmp_path / "trust.json"
     trust.write_bytes(realm.document())
 
-    async def join(name: str, role: Role, **more: Any) -> Wiring:
+    async def joined(name: str, role: Role, verify: VerifyMode = "require", **more: Any) -> Wiring:
         creds = realm.write(tmp_path, name, role)
-        own = replace(settings, trust=trust, nats_user_credentials=creds, verify="require", **more)
+        own = replace(settings, trust=trust, nats_user_credentials=creds, verify=verify, **more)
         return await Wiring.open(own, AgentIdentity(id=name), create=True)
 
+    return joined
+
+
+async def test_what_others_wrote_among_it_is_not_brought_and_what_the_agent_signed_is(
+    settings: Settings, join: Join
+) -> None:
+    subjects = Subjects(settings.env)
     old, mallory = await join("clerk", "agent"), await join("mallory", "agent")
+    bare = await Wiring.open(settings, AgentIdentity(id="nobody"), create=True)
     memory, run, forged_run = subjects.lite("memory-clerk", "c"), subjects.run("run-1"), subjects.run("run-2")
     log, forged = _log(old, "clerk", "begun"), _log(mallory, "clerk", "forged")
     await old.ports.lite.append(memory, b"mine", ttl_s=600.0)
     await mallory.ports.lite.append(memory, b"forged", ttl_s=600.0)
     await old.ports.lite.append(memory, b"mine, too", ttl_s=600.0)
+    [said, *_] = [entry async for entry in old.ports.lite.read(memory)]
+    again = {SENDER_HEADER: said.headers[SENDER_HEADER]}
+    await bare.ports.lite.append(memory, said.data, ttl_s=600.0, headers=again)
     await old.ports.runs.append(run, log, ttl_s=600.0)
     # The newest entry says that the log is another's.
-    for key, data in ((run, forged), (run, _log(mallory, "mallory", "taken")), (forged_run, forged)):
+    taken = _log(mallory, "mallory", "taken")
+    for key, data in ((run, forged), (run, taken), (forged_run, forged)):
         await mallory.ports.runs.append(key, data, ttl_s=600.0)
     await old.aclose()
 
@@ -134,7 +155,7 @@ async def test_what_others_wrote_among_it_is_not_brought_and_what_the_agent_sign
     assert await _read(clerk.ports.runs, run) == [log]
     assert not await _read(clerk.ports.runs, forged_run)
     # What is not its own stays for those who look who signed it, and for its time.
-    assert await _read(bridge.ports.lite, memory) == [b"forged"]
+    assert await _read(bridge.ports.lite, memory) == [b"forged", b"mine"]
     assert await _read(bridge.ports.runs, forged_run) == [forged]
     assert bridge.ports.guard is not None
     assert bridge.ports.guard.refused["own"] >= 4
@@ -152,9 +173,67 @@ async def test_what_others_wrote_among_it_is_not_brought_and_what_the_agent_sign
     await until(told)
     runs = await Runs(ann.ports).list()
     assert {(info.run, info.title) for info in runs} == {("run-1", "begun"), ("run-4", "gone on")}
-    assert runs.left_out == 2
-    for place in (clerk, bridge, mallory, false, ann):
+    assert await _read(false.ports.runs, run) == [taken]
+    assert runs.left_out == 3  # and the one that mallory says it had in run-1
+    for place in (clerk, bridge, mallory, false, ann, bare):
         await place.aclose()
+
+
+async def test_one_forged_entry_moves_no_log_where_nobody_looks_who_signed_what(server: RestrictedServer) -> None:
+    old, log = await _of_old(server), S.run("run-1")
+    entries = [_log(old, "porter", "begun"), _log(old, "clerk", "forged")]
+    for data in entries:
+        await old.ports.runs.append(log, data, ttl_s=600.0)
+    bridge = await server.open("bridge", "bridge")
+    for mailbox in (CLERK, Mailbox("porter", ("gate.open",), 30.0)):
+        await bridge.ports.queue.declare(mailbox)
+    porter = await server.open("agent", "porter", serves=("gate.open",))
+    clerk = await server.open("agent", "clerk", serves=("office.file",))
+    assert await _read(porter.ports.runs, log) == entries
+    assert not await _read(clerk.ports.runs, log)
+    for place in (old, bridge, porter, clerk):
+        await place.aclose()
+
+
+async def test_where_it_is_only_told_of_what_another_signed_is_not_brought(settings: Settings, join: Join) -> None:
+    memory = Subjects(settings.env).lite("memory-clerk", "c")
+    nobody = await Wiring.open(settings, AgentIdentity(id="clerk"), create=True)
+    old, mallory = await join("clerk", "agent"), await join("mallory", "agent")
+    for place, data in ((nobody, b"before it signed"), (old, b"mine"), (mallory, b"forged")):
+        await place.ports.lite.append(memory, data, ttl_s=600.0)
+    bridge = await join("bridge", "bridge", "warn", nats_own=OF_ALL)
+    await bridge.ports.queue.declare(CLERK)
+    clerk = await join("clerk", "agent", nats_own="clerk")
+    assert await _read(clerk.ports.own, memory) == [b"before it signed", b"mine"]
+    assert await _read(bridge.ports.lite, memory) == [b"forged"]
+    for place in (nobody, old, mallory, bridge, clerk):
+        await place.aclose()
+
+
+async def test_what_can_t_be_taken_from_where_all_read_is_tried_again(settings: Settings, join: Join) -> None:
+    names, memory = StreamNames(settings.env), Subjects(settings.env).lite("memory-clerk", "c")
+    old, mallory = await join("clerk", "agent"), await join("mallory", "agent")
+    for place in (old, mallory):
+        await place.ports.lite.append(memory, b"mine", ttl_s=600.0)
+    bridge = await join("bridge", "bridge", nats_own=OF_ALL)
+    lite = (await ask_for(bridge.connection, f"STREAM.INFO.{names.lite}"))["config"]
+    await ask_for(bridge.connection, f"STREAM.UPDATE.{names.lite}", lite | {"deny_delete": True})
+
+    with pytest.raises(BusUnavailableError, match="can't be deleted"):
+        await bridge.ports.queue.declare(CLERK)
+
+    # Without it, whoever makes the agent's stream again begins anew.
+    assert not (await ask_for(bridge.connection, f"STREAM.INFO.{names.runs}"))["config"].get("sources")
+    for place in (old, mallory, bridge):
+        await place.aclose()
+
+
+async def test_whoever_waits_for_what_is_told_may_begin_before_anything_is(server: RestrictedServer) -> None:
+    bridge, names = await server.open("bridge", "bridge"), StreamNames("test")
+    waiting = asyncio.create_task(until_asked(bridge.connection, names.runs, names.own("clerk")))
+    await bridge.ports.queue.declare(CLERK)
+    await waiting
+    await bridge.aclose()
 
 
 async def test_of_each_agent_is_told_though_the_first_logs_of_all_are_gone(server: RestrictedServer) -> None:

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock, patch
 
 import pytest
 
@@ -38,6 +39,7 @@ from squadron.runtime.errors import (
     UntrustedError,
 )
 from squadron.runtime.ports.bus import Note
+from squadron.runtime.ports.journal import Journal
 from squadron.runtime.ports.lite_journal import END_HEADER
 from squadron.runtime.registry.learned import MOST_OF_SOURCE
 from squadron.runtime.running.context import Context
@@ -472,7 +474,7 @@ async def test_a_run_that_its_agent_did_not_sign_is_not_shown_and_what_others_wr
     for peer in (ann, diarist):
         runs = await RunArchive(peer.caller, "test").list()
         assert [(info.run, info.agent, info.title) for info in runs] == [("run-1", "diarist", "true")]
-        assert runs.left_out == 2
+        assert runs.left_out == 3  # and the one that mallory says it had in run-1
     view = await RunArchive(ann.caller, "test").show("run-1")
     assert (view.attempts, view.entries, view.passed_over) == (1, 2, 4)
     with pytest.raises(ConfigError, match="there is no run"):
@@ -482,6 +484,71 @@ async def test_a_run_that_its_agent_did_not_sign_is_not_shown_and_what_others_wr
     assert ann.ports.guard.refused["own"] >= 4
     # Who looks at no signature is told what there is.
     assert len(await RunArchive(nobody.caller, "test").list()) == 3
+
+
+async def test_what_an_agent_kept_counts_once_though_it_is_put_there_again(land: Land) -> None:
+    diarist, nobody = await land.join("diarist", "agent"), await land.join("nobody", None, verify="off")
+    ann, own = await land.join("ann", "client"), OwnJournal(diarist.ports, "diarist", sealed=False)
+
+    async def put_again(journal: Journal, key: str) -> None:
+        first, *_ = [entry async for entry in journal.read(key)]
+        sent = {SENDER_HEADER: first.headers[SENDER_HEADER]}
+        await journal.append(key, first.data, ttl_s=600, headers=sent)
+
+    key = ann.subjects.lite(memory_owner("diarist"), "c-1")
+    for data in (b"old", b"new"):
+        await own.append(key, data, ttl_s=600)
+    await put_again(nobody.ports.lite, key)
+    assert [entry.data async for entry in own.read(key)] == [b"old", b"new", b""]
+    newest = await own.last(key)
+    assert newest is not None
+    assert newest.data == b"new"
+
+    epoch = Epoch(at=1.0, number=1, redriven=0, delivered=1, replica="r", deadline_at=9.0, max_rounds=3)
+    log = RunLog(diarist.ports, "run-1", Deadline.after(60.0, ann.clock), agent="diarist")
+    for title in ("first", "second"):
+        await log.append(epoch, about={"agent": "diarist", "title": title})
+    await put_again(nobody.ports.runs, ann.subjects.run("run-1"))
+    assert await log.load() == [epoch, epoch]
+    assert [info.title for info in await RunArchive(ann.caller, "test").list()] == ["second"]
+
+
+async def test_a_run_in_a_log_that_another_agent_began_is_counted_and_no_task_is_stopped_by_it(
+    land: Land,
+) -> None:
+    diarist, mallory = await land.join("diarist", "agent"), await land.join("mallory", "agent")
+    ann = await land.join("ann", "operator")
+    epoch = Epoch(at=1.0, number=1, redriven=0, delivered=1, replica="r", deadline_at=9.0, max_rounds=3)
+    # Whose both ends are its own, too.
+    for peer in (mallory, diarist, mallory):
+        name = "diarist" if peer is diarist else "mallory"
+        log = RunLog(peer.ports, "run-1", Deadline.after(60.0, ann.clock))
+        await log.load()
+        await log.append(epoch, about={"agent": name, "task": "victim"})
+        archive = RunArchive(ann.caller, "test")
+        runs = await archive.list()
+        assert [info.agent for info in runs] == ["mallory"]
+    assert runs.left_out == 1
+    with pytest.raises(ConfigError, match="several agents"):
+        await archive.cancel("run-1")
+
+
+async def test_runs_are_listed_again_without_another_look_and_nothing_is_told_of_them(land: Land) -> None:
+    diarist, nobody = await land.join("diarist", "agent"), await land.join("nobody", None, verify="off")
+    ann, about = await land.join("ann", "client"), {"agent": "diarist", "title": "true"}
+    epoch = Epoch(at=1.0, number=1, redriven=0, delivered=1, replica="r", deadline_at=9.0, max_rounds=3)
+    for run, peer in (("run-1", diarist), ("run-2", nobody)):
+        await RunLog(peer.ports, run, Deadline.after(60.0, ann.clock)).append(epoch, about=about)
+    archive, guard = RunArchive(ann.caller, "test"), ann.ports.guard
+    looks = AsyncMock(wraps=guard.verifier.verify)
+    with patch.object(guard.verifier, "verify", looks):
+        for _ in range(2):
+            runs = await archive.list()
+            assert [info.run for info in runs] == ["run-1"]
+            assert runs.left_out == 1
+            assert looks.await_count == 2
+    # Whoever looks on would have it counted for ever.
+    assert not guard.refused["own"]
 
 
 async def test_the_same_bytes_put_again_run_once(land: Land) -> None:
