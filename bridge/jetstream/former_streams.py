@@ -88,6 +88,8 @@ async def source_from(connection: Connection, stream: str, former: str, name: st
         each | {"name": name, "opt_start_seq": last + 1} if each["name"] == former else each for each in sources
     ]
     await ask_for(connection, f"STREAM.UPDATE.{stream}", config | {"sources": renamed})
+    # As of one that is added: the next may come.
+    await until_asked(connection, stream, name)
 
 
 async def until_asked(connection: Connection, stream: str, name: str) -> None:

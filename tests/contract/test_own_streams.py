@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -255,6 +256,32 @@ async def test_of_each_agent_is_told_though_the_first_logs_of_all_are_gone(serve
     for place in (*agents, bridge):
         await place.aclose()
     assert not server.violations()
+
+
+async def test_streams_that_were_called_otherwise_are_told_of_under_their_names(server: RestrictedServer) -> None:
+    bridge, names = await server.open("bridge", "bridge"), StreamNames("test")
+    for key in (S.run("run-1"), S.run("run-2")):
+        await bridge.ports.runs.append(key, b"of another", ttl_s=600.0)
+    await bridge.ports.runs.erase(S.run("run-1"))
+    agents = ("clerk", "porter", "guard")
+    for agent in agents:  # as they were
+        mailbox = Mailbox(agent, (f"{agent}.work",), 30.0)
+        with patch.object(StreamNames, "own", lambda self, agent: f"squadron-{self.environment}-own-{agent}"):
+            await bridge.ports.queue.declare(mailbox)
+    for agent in agents:
+        await bridge.ports.queue.declare(Mailbox(agent, (f"{agent}.work",), 30.0))
+        place = await server.open("agent", agent, serves=(f"{agent}.work",))
+        await place.ports.runs.append(S.run(f"run-{agent}"), b"begun", ttl_s=600.0)
+        await place.aclose()
+
+    async def told() -> bool:
+        found = {entry.key for entry in await bridge.ports.runs.latest(S.run())}
+        return found == {S.run("run-2"), *(S.run(f"run-{agent}") for agent in agents)}
+
+    await until(told)
+    sources = (await ask_for(bridge.connection, f"STREAM.INFO.{names.runs}"))["config"]["sources"]
+    assert [each["name"] for each in sources] == [names.own(agent) for agent in agents]
+    await bridge.aclose()
 
 
 async def test_an_agent_forgets_in_its_own_stream_and_is_fenced_there(server: RestrictedServer) -> None:
