@@ -173,13 +173,13 @@ PROGRAM = '''
         async with Squad.up() as squad:
             await squad.deploy(Leaky)
             digests, faulty = json.loads(sys.stdin.readline())
-            seen = await squad.ask("leak.seen", {"digests": digests})
+            seen = await squad.ask("leak.seen", {"digests": digests}, within_s=100.0)
             print("seen", json.dumps(seen.unwrap()), flush=True)
             await squad.publish("leak.event", {})
             await squad.publish_durable("leak.durable", {})
-            asks = [squad.ask(f"leak.{each}") for each in ("local", "text", "thread", "terminal", "beside")]
+            asks = [squad.ask(f"leak.{each}", within_s=100.0) for each in ("local", "text", "thread", "terminal", "beside")]
             # One provider each: loading a library takes seconds.
-            asks += [squad.ask("leak.think", model="anthropic:some-model")]
+            asks += [squad.ask("leak.think", model="anthropic:some-model", within_s=100.0)]
             asks += [squad.run("do it", model="openai:some-model"), squad.deploy(Stillborn), fail_here(squad)]
             asks += [squad.ask("leak.think", model=each, within_s=100.0) for each in faulty]
             await asyncio.gather(*(told(f"told {n}", each) for n, each in enumerate(asks)))
