@@ -177,7 +177,8 @@ PROGRAM = '''
             print("seen", json.dumps(seen.unwrap()), flush=True)
             await squad.publish("leak.event", {})
             await squad.publish_durable("leak.durable", {})
-            asks = [squad.ask(f"leak.{each}", within_s=100.0) for each in ("local", "text", "thread", "terminal", "beside")]
+            leaks = ("local", "text", "thread", "terminal", "beside")
+            asks = [squad.ask(f"leak.{each}", within_s=100.0) for each in leaks]
             # One provider each: loading a library takes seconds.
             asks += [squad.ask("leak.think", model="anthropic:some-model", within_s=100.0)]
             asks += [squad.run("do it", model="openai:some-model"), squad.deploy(Stillborn), fail_here(squad)]
