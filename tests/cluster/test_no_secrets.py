@@ -29,7 +29,7 @@ from tests.contract.own_server import OwnServer
 from tests.faulty_provider import FAULTS, faulty_provider
 
 #: Only a hang takes so long, in seconds.
-HANG_S = 400.0
+HANG_S = 600.0
 
 PROGRAM = '''
     import asyncio, gc, hashlib, json, logging, os, sys, threading
@@ -173,16 +173,16 @@ PROGRAM = '''
         async with Squad.up() as squad:
             await squad.deploy(Leaky)
             digests, faulty = json.loads(sys.stdin.readline())
-            seen = await squad.ask("leak.seen", {"digests": digests}, within_s=100.0)
+            seen = await squad.ask("leak.seen", {"digests": digests}, within_s=300.0)
             print("seen", json.dumps(seen.unwrap()), flush=True)
             await squad.publish("leak.event", {})
             await squad.publish_durable("leak.durable", {})
             leaks = ("local", "text", "thread", "terminal", "beside")
-            asks = [squad.ask(f"leak.{each}", within_s=100.0) for each in leaks]
+            asks = [squad.ask(f"leak.{each}", within_s=300.0) for each in leaks]
             # One provider each: loading a library takes seconds.
-            asks += [squad.ask("leak.think", model="anthropic:some-model", within_s=100.0)]
+            asks += [squad.ask("leak.think", model="anthropic:some-model", within_s=300.0)]
             asks += [squad.run("do it", model="openai:some-model"), squad.deploy(Stillborn), fail_here(squad)]
-            asks += [squad.ask("leak.think", model=each, within_s=100.0) for each in faulty]
+            asks += [squad.ask("leak.think", model=each, within_s=300.0) for each in faulty]
             await asyncio.gather(*(told(f"told {n}", each) for n, each in enumerate(asks)))
             print("done", flush=True)
             await asyncio.to_thread(sys.stdin.read)
