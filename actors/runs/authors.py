@@ -8,6 +8,7 @@ from collections.abc import AsyncIterable, AsyncIterator
 
 from squadron.runtime.errors import InvalidMessageError, UntrustedError
 from squadron.runtime.ports.journal import Entry
+from squadron.runtime.store.own_journal import required
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.trust.agent_sender import SENDER_HEADER
 from squadron.runtime.trust.guard import Guard
@@ -38,7 +39,7 @@ class Authors:
             BusUnavailableError: the server can't be reached.
         """
         ports, pattern = self._ports, self._ports.subjects.run()
-        if (guard := self._looks()) is None:
+        if (guard := required(ports)) is None:
             return await ports.runs.latest(pattern), 0
         ends, users = dict[str, tuple[Entry, Entry]](), dict[str, set[str]]()
         async for entry in _once(ports.runs.read(pattern)):
@@ -63,13 +64,8 @@ class Authors:
         Raises:
             BusUnavailableError: the server can't be reached.
         """
-        guard = self._looks()
+        guard = required(self._ports)
         return guard is not None and (await self._newest(guard, self._ports.subjects.run(run)))[1] > 0
-
-    def _looks(self) -> Guard | None:
-        """What checks who signed what; None where all counts."""
-        guard = self._ports.guard
-        return None if guard is None or not guard.requires or self._ports.own_is_apart else guard
 
     async def _newest(self, guard: Guard, key: str) -> tuple[Entry | None, int]:
         """The newest entry by whoever began a log, and how many others wrote into it as their own."""

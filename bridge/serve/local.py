@@ -215,8 +215,8 @@ def _start(home: Path, base: Path, num_cpus: int | None, extra_env: dict[str, st
     draft = LocalRay("", "", str(_owned_temp_dir(base)), str(token_path), 0, 0, 0, 0)
     env = {name: value for name, value in os.environ.items() if _is_passed_on(name)}
     remember_keys(home)
-    # What a job calls `python` is this one, whether or not its folder is on the path of whoever starts Ray.
     env |= put_ahead(env)
+    # What a job calls `python` is this one, whether or not its folder is on the path of whoever starts Ray.
     env["PATH"] = os.pathsep.join((os.path.dirname(sys.executable), env.get("PATH", os.defpath)))
     env |= {"SQUADRON_HOME": str(home), **extra_env, **environment(draft)}
     env["RAY_START_HOOK"] = f"{__name__}.{adapt_start.__name__}"

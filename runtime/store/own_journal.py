@@ -84,6 +84,12 @@ def owners_of(agent: str) -> tuple[str, ...]:
 Taken = set[tuple[str, str]]
 
 
+def required(ports: Ports) -> Guard | None:
+    """What checks who signed what is kept; None where all counts that stands there, signed or not."""
+    guard = ports.guard
+    return None if guard is None or not guard.requires or ports.own_is_apart else guard
+
+
 async def is_own(ports: Ports, entry: Entry, agent: str, taken: Taken) -> bool:
     """Whether an agent has kept this itself, as far as anybody looks who signed it; see `is_by`.
 
@@ -149,9 +155,8 @@ class OwnJournal:
         newest = await self.journal.last(key)
         if newest is None:
             return None
-        guard = self.ports.guard
-        if self.ports.own_is_apart or guard is None or not guard.requires:
-            return await self._opened(newest, set())
+        if required(self.ports) is None:
+            return await self._opened(newest, Taken())
         # All before it tells whether it is put there again.
         found = replace(newest, data=b"", headers={})
         async for each in self.read(key):
