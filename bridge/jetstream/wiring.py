@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from squadron.bridge.jetstream.bus import CoreBus
@@ -31,6 +32,7 @@ from squadron.runtime.wire.subjects import Subjects
 
 if TYPE_CHECKING:
     from squadron.bridge.jetstream.keeping import Keeping
+    from squadron.runtime.trust.guard import Guard
 
 
 class SystemClock:
@@ -45,6 +47,27 @@ def _seals(settings: Settings, trusting: Trusting, ring: LoadRing | None) -> Sea
     if ring is not None:
         return Seals(ring, again_s=AGAIN_S)
     return Seals(own_ring(settings, "" if trusting.me is None else trusting.me.name))
+
+
+# What only some need: the bridge, an agent with a stream of its own, one that takes tasks in order.
+
+
+async def _make_own(connection: Connection, names: StreamNames, guard: Guard | None, agent: str) -> None:
+    from squadron.bridge.jetstream.own_streams import make_own
+
+    await make_own(connection, names, guard, agent)
+
+
+def _line_of(connection: Connection, subjects: Subjects, agent: str, *, keeper: bool) -> Store:
+    from squadron.bridge.jetstream.line_queue import LineQueue
+
+    return LineQueue(connection, subjects, agent, keeper=keeper)
+
+
+def _keeping(connection: Connection, vault: JetStreamVault, ports: Ports) -> Keeping:
+    from squadron.bridge.jetstream.keeping import Keeping
+
+    return Keeping(connection, vault, ports)
 
 
 class Wiring(Place):
@@ -64,22 +87,12 @@ class Wiring(Place):
         self.connection = connection
         strict, keeper = settings.audit_strict == "yes", settings.nats_own == OF_ALL
         guard = trusting.guard(settings, records, subjects, clock.time)
-
-        async def own_of(agent: str) -> None:
-            from squadron.bridge.jetstream.own_streams import make_own
-
-            await make_own(connection, names, guard, agent)
-
-        queue = JetStreamQueue(connection, subjects, strict=strict, make_own=own_of if keeper else None)
+        own_of = partial(_make_own, connection, names, guard) if keeper else None
+        queue = JetStreamQueue(connection, subjects, strict=strict, make_own=own_of)
         lite: LiteJournal = JetStreamJournal(connection, names.lite)
         is_apart = connection.api_prefix != JS_API
         vault = JetStreamVault(connection, names, user_of(settings) if is_apart else "")
-
-        def line_of(agent: str) -> Store:
-            from squadron.bridge.jetstream.line_queue import LineQueue
-
-            return LineQueue(connection, subjects, agent, keeper=keeper)
-
+        line_of = partial(_line_of, connection, subjects, keeper=keeper)
         own, runs = lite, JetStreamJournal(connection, names.runs)
         if settings.nats_own and not keeper:
             from squadron.bridge.jetstream.own_streams import OwnStream
@@ -110,11 +123,7 @@ class Wiring(Place):
             principal=trusting.me,
             policy=trusting.policy,
         )
-        self._keeping: Keeping | None = None
-        if keeper:
-            from squadron.bridge.jetstream.keeping import Keeping
-
-            self._keeping = Keeping(connection, vault, ports)
+        self._keeping = _keeping(connection, vault, ports) if keeper else None
         super().__init__(ports, records, settings, trusting)
 
     @classmethod
