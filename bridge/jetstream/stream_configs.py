@@ -62,22 +62,6 @@ def _configs(names: StreamNames, copies: int, apart: bool, batched: bool) -> lis
         "duplicate_window": DUPLICATE_WINDOW_S * NANOSECONDS,
     }
     keyed = {"retention": "limits", "allow_direct": True, "allow_msg_ttl": True}
-    lite = {
-        "name": names.lite,
-        "subjects": [f"{root}.lite.*.*", f"{root}.life.*.*"],
-        # A topic that was not used for its time is ended by the server itself: see ADR 0013.
-        "allow_msg_schedules": True,
-        "allow_rollup_hdrs": True,
-        # Chunks of a stream come many at once, and older servers know no such field.
-        **({"allow_batched": True} if batched else {}),
-        # Who follows hears of an entry once it is stored, with its sequence and that of the one before it.
-        "republish": {
-            "src": f"{root}.lite.*.*",
-            "dest": f"{root}.live.{{{{wildcard(1)}}}}.{{{{wildcard(2)}}}}",
-        },
-        "max_age": LITE_MAX_AGE_S * NANOSECONDS,
-        "duplicate_window": DUPLICATE_WINDOW_S * NANOSECONDS,
-    }
     registry = {
         "name": names.registry,
         "subjects": [f"{root}.registry.>"],
@@ -101,10 +85,30 @@ def _configs(names: StreamNames, copies: int, apart: bool, batched: bool) -> lis
         # Who listens for plain events hears durable ones, too.
         "republish": {"src": f"{root}.durable.>", "dest": f"{root}.event.>"},
     }
-    journals = (lite, registry, dead, _runs(names, root))
+    journals = (_lite(names, root, batched), registry, dead, _runs(names, root))
     return [common | tasks, common | events] + [
         common | keyed | stream for stream in (*journals, _bucket(names, apart))
     ]
+
+
+def _lite(names: StreamNames, root: str, batched: bool) -> dict[str, Any]:
+    """Lite topics, with the orders to end them."""
+    return {
+        "name": names.lite,
+        "subjects": [f"{root}.lite.*.*", f"{root}.life.*.*"],
+        # A topic that was not used for its time is ended by the server itself: see ADR 0013.
+        "allow_msg_schedules": True,
+        "allow_rollup_hdrs": True,
+        # Chunks of a stream come many at once, and older servers know no such field.
+        **({"allow_batched": True} if batched else {}),
+        # Who follows hears of an entry once it is stored, with its sequence and that of the one before it.
+        "republish": {
+            "src": f"{root}.lite.*.*",
+            "dest": f"{root}.live.{{{{wildcard(1)}}}}.{{{{wildcard(2)}}}}",
+        },
+        "max_age": LITE_MAX_AGE_S * NANOSECONDS,
+        "duplicate_window": DUPLICATE_WINDOW_S * NANOSECONDS,
+    }
 
 
 def _runs(names: StreamNames, root: str) -> dict[str, Any]:
