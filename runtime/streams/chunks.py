@@ -22,7 +22,7 @@ from squadron.runtime.errors import (
 )
 from squadron.runtime.ports.journal import Entry, Journal
 from squadron.runtime.store.claims import Claims
-from squadron.runtime.streams.trail import Trail
+from squadron.runtime.streams.trail import Follow, Trail
 from squadron.runtime.streams.writer import AGAIN_S, WINDOW, Chunk, Nested, Restarted, epoch_of
 from squadron.runtime.wire.envelope import redriven_in
 from squadron.runtime.wire.limits import Deadline
@@ -125,6 +125,7 @@ class StreamReader:
         is_end: whether a message of type result is the task's own outcome.
         counts: whether an entry is by who may write it; all are, by default.
         sealed: chunks that anybody can read are none of its.
+        follow: see `Trail`.
     """
 
     def __init__(
@@ -138,10 +139,11 @@ class StreamReader:
         is_end: Callable[[Entry], bool] = lambda _: True,
         counts: Callable[[Entry], Awaitable[bool]] | None = None,
         sealed: bool = False,
+        follow: Follow | None = None,
     ) -> None:
         self._counts, self._sealed = counts, sealed
         self._lite, self._claims, self._key, self._until, self._is_end = lite, claims, key, until, is_end
-        self._trail = Trail(lite, key, live=live, until=until)
+        self._trail = Trail(lite, key, live=live, until=until, follow=follow)
         self._order = Order()
         #: All before this sequence was handed out; what is missing is looked for from here on.
         self._complete_to = 0
