@@ -13,7 +13,7 @@ from squadron.runtime.closing import AsyncClosing
 
 T = TypeVar("T")
 
-#: What a reader that takes nothing away by reading may fetch ahead, and what of it that is there without waiting: a
+#: What a reader that takes nothing away by reading may fetch ahead, and what of it that is there at once: a
 #: task for each item costs 10 µs, and who gets fewer than come in a turn of the loop falls behind.
 AHEAD, AT_ONCE = 16, 512
 
