@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Self
 
 from pydantic_core import PydanticSerializationError
@@ -153,7 +153,7 @@ class LiteTopics:
         is_clear = topic.ttl_s is not None and self._quotas.has_room(topic.owner)
         if not is_clear and (order := await self.lite.last(life_of(topic.key))) is not None:
             return await self._store(topic, data, msg_id, topic.ttl_s or _ttl_in(order.data), headers)
-        async with self._quotas.room(topic.owner):
+        with await self._quotas.room(topic.owner):
             return await self._store(topic, data, msg_id, topic.ttl_s or DEFAULT_TTL_S, headers)
 
     def _due(self, topic: LiteTopic) -> bool:
@@ -180,7 +180,7 @@ class LiteTopics:
         await self.lite.end_at(key, order, at=at, keep_s=END_KEPT_S, expect_seq=expect_seq)
 
     def _order(self, ttl_s: float) -> tuple[bytes, float]:
-        return _json({"end": "expired", "ttlS": ttl_s}), self.clock.time() + ttl_s + RENEW_S
+        return _expiry(ttl_s), self.clock.time() + ttl_s + RENEW_S
 
     def _remember(self, key: str, ttl_s: float) -> _Life:
         now = self.clock.time()
@@ -384,6 +384,12 @@ def _check_ttl(ttl_s: float | timedelta | None) -> float | None:
 
 def _json(value: Any) -> bytes:
     return json.dumps(value).encode()
+
+
+@lru_cache
+def _expiry(ttl_s: float) -> bytes:
+    """The order to end a topic that was not used for so long; most topics of a process live equally long."""
+    return _json({"end": "expired", "ttlS": ttl_s})
 
 
 def _ttl_in(order: bytes) -> float:
