@@ -83,7 +83,7 @@ class JetStreamJournal:
     ) -> int:
         """Append one entry, and right before it the order to end the key, which has then come as well."""
         all_headers = {**(headers or {}), **_headers(None, msg_id)}
-        return await self._persist(key, data, all_headers, (order, _order_headers(key, at, keep_s)))
+        return await self._persist(key, data, all_headers, (order, order_headers(key, at, keep_s)))
 
     async def _persist(
         self, key: str, data: bytes, headers: dict[str, str], order: tuple[bytes, dict[str, str]] | None
@@ -154,7 +154,7 @@ class JetStreamJournal:
         self, key: str, data: bytes, *, at: float, keep_s: float, expect_seq: int | None = None
     ) -> int:
         """Have the server do so by itself, by a message schedule (ADR-51 of NATS)."""
-        return await self._put(life_of(key), data, _order_headers(key, at, keep_s), expect_seq)
+        return await self._put(life_of(key), data, order_headers(key, at, keep_s), expect_seq)
 
     async def count(self, pattern: str) -> int:
         """How many entries have a key that matches: the server says how many come after the first."""
@@ -257,7 +257,8 @@ class JetStreamJournal:
         return subject
 
 
-def _order_headers(key: str, at: float, keep_s: float) -> dict[str, str]:
+def order_headers(key: str, at: float, keep_s: float) -> dict[str, str]:
+    """What makes a message the order to end a key; see `end_at`."""
     return {
         END_HEADER: "expired",
         "Nats-Schedule": f"@at {datetime.fromtimestamp(at, UTC).isoformat()}",

@@ -82,9 +82,13 @@ class Order:
             return [*events, *self._read(payload, number)]
         if number < self.next or number in self._early:
             return events
-        self._early[number] = payload
         if payload.get("isFinal") is True:
             self._last = number
+        if number == self.next and not self._early:
+            # As nearly all come.
+            self.next += 1
+            return [*events, *self._read(payload, number)]
+        self._early[number] = payload
         while (ready := self._early.pop(self.next, None)) is not None:
             self.next += 1
             events += self._read(ready, self.next - 1)
@@ -103,6 +107,11 @@ class Order:
             child = payload["child"]
             return [Child(str(child["taskId"]), str(child["topic"]), str(LiteSubject.parse(child["liteTopic"])))]
         return []
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing came early, so that nothing is missing."""
+        return not self._early
 
     @property
     def missing(self) -> range:
@@ -182,11 +191,12 @@ class StreamReader:
                     async for event in self._rest(raw):
                         yield event
                     return
-                if (payload := await self._payload(raw, entry)) is None:
+                payload = raw["payload"]
+                if self._is_hidden(payload) and (payload := await self._payload(raw, entry)) is None:
                     continue
                 for event in order.take(payload):
                     yield event
-                if not order.missing:
+                if order.is_whole:
                     self._complete_to = entry.seq
                 elif order.lost:
                     async for event in self._repaired():
@@ -238,6 +248,10 @@ class StreamReader:
         if "claim" in payload or "sealed" in payload:
             return await self._opened(entry)
         return None if self._sealed else payload
+
+    def _is_hidden(self, payload: Mapping[str, Any]) -> bool:
+        """Whether a payload does not count as it is."""
+        return self._sealed or "claim" in payload or "sealed" in payload
 
     async def _opened(self, entry: Entry) -> dict[str, Any] | None:
         """The payload that is sealed, or waits in the vault; None if it can't be had."""
@@ -333,9 +347,9 @@ def _read(data: bytes) -> dict[str, Any] | None:
     """A stream or result message; None if it is neither."""
     # Not as an `AgentMessage`: that costs five times as much, and nothing else of it is looked at.
     with contextlib.suppress(ValueError, TypeError, LookupError):
-        raw = from_json(data, cache_strings="keys")
+        raw: dict[str, Any] = from_json(data, cache_strings="keys")
         if raw["type"] in ("stream", "result") and isinstance(raw["payload"], dict):
-            return dict(raw)
+            return raw
     return None
 
 
