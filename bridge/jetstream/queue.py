@@ -1,7 +1,7 @@
 """`Queue` on a JetStream work queue, with a pull loop of our own.
 
 A mailbox is one durable consumer, plus one for each priority lane. Its replicas pull as many messages as they
-have free slots, so nothing sits in memory that a crash could lose.
+have free slots, or are about to have, so little sits in memory that a crash could hold up.
 """
 
 from __future__ import annotations

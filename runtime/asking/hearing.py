@@ -16,12 +16,12 @@ from squadron.runtime.wire.subjects import LiteSubject, Subjects
 
 
 @dataclass(eq=False, slots=True)
-class _Reader:
+class _Listener:
     """Who reads one lite topic over the subscription of its owner."""
 
     sink: Callable[[Entry], None]
     lost: Callable[[], None] | None
-    close: Callable[[_Reader], None]
+    close: Callable[[_Listener], None]
 
     async def aclose(self) -> None:
         self.close(self)
@@ -38,7 +38,7 @@ class Hearing:
         self._lite, self._subjects, self._sink = lite, subjects, sink
         self._subscriptions: dict[str, asyncio.Future[Subscription]] = {}
         #: By lite topic.
-        self._readers: dict[str, list[_Reader]] = {}
+        self._readers: dict[str, list[_Listener]] = {}
         #: Subscriptions that are being ended.
         self._ending: set[asyncio.Task[None]] = set()
 
@@ -69,13 +69,13 @@ class Hearing:
             return await self._lite.follow(key, sink, lost=lost)
         await self.hear(owner)
 
-        def close(reader: _Reader) -> None:
+        def close(reader: _Listener) -> None:
             with contextlib.suppress(KeyError, ValueError):
                 self._readers[key].remove(reader)
                 if not self._readers[key]:
                     del self._readers[key]
 
-        reader = _Reader(sink, lost, close)
+        reader = _Listener(sink, lost, close)
         self._readers.setdefault(key, []).append(reader)
         return reader
 
