@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from pydantic_core import from_json
-
 from squadron.bridge.jetstream.bus import listen
+from squadron.bridge.jetstream.fast_batches import FastBatches
 from squadron.bridge.jetstream.link.connect import RECONNECT_WAIT_S, Connection
 from squadron.bridge.jetstream.link.lasting_client import Heard
+from squadron.bridge.jetstream.publish_acks import read_ack
 from squadron.runtime.errors import BusUnavailableError, FencedError, StorageFullError
 from squadron.runtime.ports.bus import Subscription
 from squadron.runtime.ports.journal import Entry
@@ -30,12 +30,6 @@ PERSIST_S = 20.0
 #: Header of an entry whose id somebody had taken: that id.
 ID_HEADER = "Squadron-Msg-Id"
 
-#: JetStream error codes (nats-server `errors.json`).
-_WRONG_LAST_SEQUENCE = (10071, 10164)
-#: The server's storage is full, the account's, or, with these words, the stream or the disk.
-_STORAGE_FULL, _NOT_STORED = (10002, 10023, 10047), 10077
-_FULL_WORDS = ("maximum bytes", "maximum messages", "no space left")
-
 
 class JetStreamJournal:
     """A keyed log; keys are the subjects of one stream.
@@ -50,6 +44,7 @@ class JetStreamJournal:
     ) -> None:
         self._connection, self._stream, self._batch, self._shared_ids = connection, stream, batch, shared_ids
         self._get = f"{connection.api_prefix}.DIRECT.GET.{stream}"
+        self._batches = FastBatches(connection)
 
     async def append(
         self,
@@ -99,12 +94,11 @@ class JetStreamJournal:
                     raise
                 await asyncio.sleep(RECONNECT_WAIT_S)
 
-    async def append_soon(
-        self, key: str, data: bytes, *, ttl_s: float | None = None, msg_id: str | None = None
+    def append_soon(
+        self, key: str, entries: Sequence[tuple[bytes, str]], *, ttl_s: float | None = None
     ) -> asyncio.Future[int]:
-        """Send one entry without waiting until it is stored; the future ends with its sequence."""
-        await self._connection.client.give_way()
-        return self._connection.ask(key, data, read_ack, headers=_headers(ttl_s, msg_id))
+        """Send entries without waiting until they are stored; the future ends with how many of them are."""
+        return self._batches.append(key, entries, _headers(ttl_s, None))
 
     async def _put(self, key: str, data: bytes, headers: dict[str, str], expect_seq: int | None) -> int:
         if expect_seq is not None:
@@ -276,26 +270,3 @@ def _seconds(time_s: float) -> str:
 def _read_stored(answer: Heard, subject: str) -> tuple[int, bool]:
     """The sequence, and whether the message was not stored because its id was known."""
     return read_ack(answer, subject), b'"duplicate"' in answer.data
-
-
-def read_ack(answer: Heard, subject: str) -> int:
-    """The sequence in a publish acknowledgement.
-
-    Raises:
-        FencedError: the expected sequence did not fit.
-        StorageFullError: there is no room for the message.
-        BusUnavailableError: the stream refused the message otherwise.
-    """
-    ack = from_json(answer.data, cache_strings="keys")
-    error = ack.get("error")
-    if error is None:
-        return int(ack["seq"])
-    if error.get("err_code") in _WRONG_LAST_SEQUENCE:
-        raise FencedError(f"{subject}: {error.get('description')}")
-    code, description = error.get("err_code"), str(error.get("description"))
-    if code in _STORAGE_FULL or (code == _NOT_STORED and any(words in description for words in _FULL_WORDS)):
-        raise StorageFullError(
-            f"{subject} can't be stored: {description}",
-            hint="JetStream is full: give it more storage, or drop dead letters and lite topics",
-        )
-    raise BusUnavailableError(f"{subject}: {error.get('description')}")

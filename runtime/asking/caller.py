@@ -18,7 +18,6 @@ from squadron.runtime.asking.cancel import request_cancel
 from squadron.runtime.asking.door import forbidden_here, hopeless_anywhere
 from squadron.runtime.asking.handle import Handle
 from squadron.runtime.asking.options import NO_OPTIONS, AskOptions
-from squadron.runtime.asking.question_records import withdraw_questions
 from squadron.runtime.asking.sender import Sender
 from squadron.runtime.asking.task import claim_id, lay_out_task, nobody_serves, not_sent
 from squadron.runtime.background import spawn
@@ -258,6 +257,8 @@ class Caller:
         # It may have ended so long ago that the server does not know the message id any more.
         await handle._look_for_sure()
         if not handle.done:
+            from squadron.runtime.asking.question_records import withdraw_questions
+
             ids: dict[str, Any] = {"parent": handle.task_id, "correlation_id": handle.task_id}
             outcome = Cancelled(task_id=handle.task_id, topic=handle.topic, reason="cancelled", spent=NOT_TOLD)
             data = self.ports.pack("result", {"content": outcome.to_content()}, **ids)

@@ -30,7 +30,6 @@ from squadron.runtime.store.operating import operating
 from squadron.runtime.streams.chunks import Family, StreamReader
 from squadron.runtime.streams.trail import AGAIN_S
 from squadron.runtime.streams.writer import Chunk, Ended, Nested, Restarted
-from squadron.runtime.telemetry.happenings import TaskEnded
 from squadron.runtime.trust.guard import Guard, May
 from squadron.runtime.trust.may_say import only
 from squadron.runtime.trust.signature_check import Signed
@@ -111,6 +110,8 @@ class Handle:
             self._outcome = outcome
             if (observers := self._caller.ports.observers).on:
                 told = outcome.withheld() if self.sealed else outcome
+                from squadron.runtime.telemetry.happenings import TaskEnded
+
                 observers.tell(TaskEnded(id=self.task_id, topic=self.topic, outcome=told, refused=refused))
             for tell in self._listeners:
                 tell(outcome)

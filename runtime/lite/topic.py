@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic_core import PydanticSerializationError
 
@@ -24,18 +24,19 @@ from squadron.runtime.errors import (
 )
 from squadron.runtime.lite.believed import TakeEntry, taken_by
 from squadron.runtime.lite.exclusive import ExclusiveCursor, cursor_key
-from squadron.runtime.lite.feed import LiteFeed
 from squadron.runtime.lite.quotas import IN_ALL, PER_OWNER, Quotas
-from squadron.runtime.lite.reader import LiteReader, LiteReading
 from squadron.runtime.ports.journal import Headers
 from squadron.runtime.ports.lite_journal import END_HEADER
 from squadron.runtime.store.operating import operating
 from squadron.runtime.store.port_set import Ports
-from squadron.runtime.telemetry.happenings import MessagePut
 from squadron.runtime.telemetry.storing import told_when_stored
 from squadron.runtime.trust.sealing import SealKey
 from squadron.runtime.wire.start import LiteStart, check_lite_start
 from squadron.runtime.wire.subjects import check_token, life_of, token_of
+
+if TYPE_CHECKING:
+    from squadron.runtime.lite.feed import LiteFeed
+    from squadron.runtime.lite.reader import LiteReader
 
 #: Idle life of a topic that was given none, in seconds: a day. The longest is that of the stream's entries.
 DEFAULT_TTL_S, LONGEST_TTL_S = 24 * 3600.0, 30 * 24 * 3600.0
@@ -110,6 +111,8 @@ class LiteTopics:
         Raises:
             InvalidSubjectError: `owner` is not a token.
         """
+        from squadron.runtime.lite.feed import LiteFeed
+
         owner = token_of(self.identity.id) if owner is None else check_token(owner, "owner")
         used: Callable[[str], None] = lambda id: self.touch(self.topic(id, owner))  # noqa: E731
         return LiteFeed(self.lite, self._subjects, owner, self.clock, used, self.taken)
@@ -135,6 +138,8 @@ class LiteTopics:
         """Store one message and see that its topic lives on; see `LiteTopic.publish`."""
         if not self._observers.on:
             return await self._publish(topic, data, msg_id, None)
+        from squadron.runtime.telemetry.happenings import MessagePut
+
         put = MessagePut(
             kind="lite", id=os.urandom(16).hex(), topic=topic.key, conversation_id="", bytes=len(data)
         )
@@ -304,8 +309,7 @@ class LiteTopic:
 
         Args:
             content: any JSON value, sent as an `event` message; bytes are stored as they are, and not sealed.
-            msg_id: any text; stored once under it within two minutes on this topic, and a server that is away is
-                waited for.
+            msg_id: any text; stored once under it within two minutes, and a server that is away is waited for.
 
         Raises:
             InvalidInputError: `content` is not JSON, or bytes where it is to be sealed.
@@ -339,6 +343,8 @@ class LiteTopic:
         Raises:
             InvalidInputError: `start` is not a place in a topic, or `exclusive` not a name.
         """
+        from squadron.runtime.lite.reader import LiteReader, LiteReading
+
         if exclusive is not None and not (isinstance(exclusive, str) and 1 <= len(exclusive) <= 64):
             hint = "text of 1 to 64 characters"
             raise InvalidInputError(f"{exclusive!r} is not the name of a reader", field="exclusive", hint=hint)
