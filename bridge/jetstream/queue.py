@@ -312,6 +312,8 @@ async def subjects_held(connection: Connection, stream: str, patterns: list[str]
         while offset < total:
             query = {"subjects_filter": pattern, "offset": offset}
             info = await ask_for(connection, f"STREAM.INFO.{stream}", query)
+            if not info["state"]["messages"]:
+                return {}
             page = info["state"].get("subjects") or {}
             held.update(page)
             # What was settled meanwhile is told no more: an empty page is the last.
