@@ -1,8 +1,8 @@
 """How long a start takes, beside that of Ray and Serve alone, in one run: `up`, one agent, six; and the shell.
 
 Bare is what anybody has to wait for: `ray start --head`, `serve.start`, and a Serve deployment that does nothing.
-Both clusters are on loopback with free ports, one after the other, each in a folder of its own. Where JupyterLab is
-installed, both have what stands in for a grammar that Ray's processes would build when they start (ADR 0009).
+Both clusters are on loopback with free ports, one after the other, each in a folder of its own. Where JupyterLab
+is installed, both have what stands in for a grammar that Ray's processes would build when they start (ADR 0009).
 """
 
 from __future__ import annotations

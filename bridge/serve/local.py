@@ -49,8 +49,6 @@ _LOCK_WITHIN_S = START_WITHIN_S + 30.0
 
 #: What workers load that Ray starts ahead: nearly all that runs here are replicas.
 _PRELOADED = "ray.serve._private.application_state"
-#: What Serve's controller calls when it starts; as text, for it imports ray.
-_BUILDING = "squadron.bridge.serve.building.build_here"
 
 #: Between SIGTERM and SIGKILL. Workers and agents go within 0.5 s; raylet and GCS then only wait for each
 #: other (more than 4 s, measured) and have nothing to lose. Who wants work finished drains before the stop.
@@ -226,7 +224,8 @@ def _start(home: Path, base: Path, num_cpus: int | None, extra_env: dict[str, st
     cores = num_cpus or max(os.cpu_count() or 2, 2)
     # Beside the bridge and Serve's controller, which count, those started ahead are kept.
     env |= {"RAY_preload_python_modules": _PRELOADED, "RAY_num_workers_soft_limit": str(cores + 2)}
-    env.setdefault("RAY_SERVE_CONTROLLER_CALLBACK_IMPORT_PATH", _BUILDING)
+    # As text: it imports ray.
+    env.setdefault("RAY_SERVE_CONTROLLER_CALLBACK_IMPORT_PATH", "squadron.bridge.serve.building.build_here")
     log = base / "start.log"
     write_private(log, "")
     with log.open("a") as output:
