@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -12,7 +13,7 @@ from typing import Any
 from squadron.bridge.jetstream.bus import listen
 from squadron.bridge.jetstream.fast_batches import FastBatches
 from squadron.bridge.jetstream.link.connect import RECONNECT_WAIT_S, Connection
-from squadron.bridge.jetstream.link.lasting_client import Heard
+from squadron.bridge.jetstream.link.lasting_client import HeadersOf, Heard
 from squadron.bridge.jetstream.publish_acks import read_ack
 from squadron.runtime.errors import BusUnavailableError, FencedError, StorageFullError
 from squadron.runtime.ports.bus import Subscription
@@ -29,6 +30,13 @@ PERSIST_S = 20.0
 
 #: Header of an entry whose id somebody had taken: that id.
 ID_HEADER = "Squadron-Msg-Id"
+
+#: What the server puts behind the headers of an entry that it tells of (`republish`).
+_TOLD = re.compile(
+    rb"\r\nNats-Subject: ([^\r\n]+)\r\nNats-Sequence: (\d+)\r\nNats-Time-Stamp: ([0-9TZ:.-]+)"
+    rb"\r\nNats-Last-Sequence: (\d+)\r\n\r\n\Z",
+    re.ASCII,
+)
 
 
 class JetStreamJournal:
@@ -75,7 +83,7 @@ class JetStreamJournal:
     ) -> int:
         """Append one entry, and right before it the order to end the key, which has then come as well."""
         all_headers = {**(headers or {}), **_headers(None, msg_id)}
-        return await self._persist(key, data, all_headers, (order, _order_headers(key, at, keep_s)))
+        return await self._persist(key, data, all_headers, (order, order_headers(key, at, keep_s)))
 
     async def _persist(
         self, key: str, data: bytes, headers: dict[str, str], order: tuple[bytes, dict[str, str]] | None
@@ -146,7 +154,7 @@ class JetStreamJournal:
         self, key: str, data: bytes, *, at: float, keep_s: float, expect_seq: int | None = None
     ) -> int:
         """Have the server do so by itself, by a message schedule (ADR-51 of NATS)."""
-        return await self._put(life_of(key), data, _order_headers(key, at, keep_s), expect_seq)
+        return await self._put(life_of(key), data, order_headers(key, at, keep_s), expect_seq)
 
     async def count(self, pattern: str) -> int:
         """How many entries have a key that matches: the server says how many come after the first."""
@@ -205,12 +213,17 @@ class JetStreamJournal:
         """Hear of each entry right after it was stored, by the stream's `republish`; active on return."""
 
         def hear(msg: Heard) -> None:
-            try:
-                entry = self._entry(msg, previous=int(msg.headers["Nats-Last-Sequence"]))
-            except (LookupError, ValueError):
-                # Anybody may publish there; what the server tells has its headers.
+            # Not all of the headers: that costs as much as all else.
+            told = _TOLD.search(msg.raw_headers)
+            # Anybody may publish there; what the server tells has its headers, and they come last.
+            if told is None:
                 return
-            sink(entry)
+            subject, seq, at, previous = told.groups()
+            try:
+                time_s, key = datetime.fromisoformat(at.decode()).timestamp(), self._key(subject.decode())
+            except ValueError:
+                return
+            sink(Entry(int(seq), key, msg.data, HeadersOf(msg), time_s, int(previous)))
 
         return await listen(self._connection, live_of(pattern), hear, lost=lost)
 
@@ -229,11 +242,11 @@ class JetStreamJournal:
         if error := answer.get("error"):
             raise BusUnavailableError(f"{key} can't be erased: {error.get('description')}")
 
-    def _entry(self, msg: Heard, *, previous: int = -1) -> Entry:
+    def _entry(self, msg: Heard) -> Entry:
         headers = msg.headers
         stored_at = datetime.fromisoformat(headers["Nats-Time-Stamp"]).timestamp()
         key = self._key(headers["Nats-Subject"])
-        return Entry(int(headers["Nats-Sequence"]), key, msg.data, headers, stored_at, previous)
+        return Entry(int(headers["Nats-Sequence"]), key, msg.data, headers, stored_at)
 
     def _subject(self, key: str) -> str:
         """Where the entries of a key are stored, or pattern of that for a pattern."""
@@ -244,7 +257,8 @@ class JetStreamJournal:
         return subject
 
 
-def _order_headers(key: str, at: float, keep_s: float) -> dict[str, str]:
+def order_headers(key: str, at: float, keep_s: float) -> dict[str, str]:
+    """What makes a message the order to end a key; see `end_at`."""
     return {
         END_HEADER: "expired",
         "Nats-Schedule": f"@at {datetime.fromtimestamp(at, UTC).isoformat()}",

@@ -30,6 +30,7 @@ from squadron.runtime.ports.lite_journal import END_HEADER
 from squadron.runtime.store.operating import operating
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.telemetry.storing import told_when_stored
+from squadron.runtime.texts import encoded
 from squadron.runtime.trust.sealing import SealKey
 from squadron.runtime.wire.start import LiteStart, check_lite_start
 from squadron.runtime.wire.subjects import check_token, life_of, token_of
@@ -158,7 +159,7 @@ class LiteTopics:
         is_clear = topic.ttl_s is not None and self._quotas.has_room(topic.owner)
         if not is_clear and (order := await self.lite.last(life_of(topic.key))) is not None:
             return await self._store(topic, data, msg_id, topic.ttl_s or _ttl_in(order.data), headers)
-        async with self._quotas.room(topic.owner):
+        with await self._quotas.room(topic.owner):
             return await self._store(topic, data, msg_id, topic.ttl_s or DEFAULT_TTL_S, headers)
 
     def _due(self, topic: LiteTopic) -> bool:
@@ -185,7 +186,7 @@ class LiteTopics:
         await self.lite.end_at(key, order, at=at, keep_s=END_KEPT_S, expect_seq=expect_seq)
 
     def _order(self, ttl_s: float) -> tuple[bytes, float]:
-        return _json({"end": "expired", "ttlS": ttl_s}), self.clock.time() + ttl_s + RENEW_S
+        return encoded({"end": "expired", "ttlS": ttl_s}), self.clock.time() + ttl_s + RENEW_S
 
     def _remember(self, key: str, ttl_s: float) -> _Life:
         now = self.clock.time()
@@ -256,14 +257,14 @@ class LiteTopics:
             try:
                 if tries_left:
                     # With the last message's place, a reader who comes late knows whether it has read all.
-                    await self.lite.end(key, _json(end | {"last": seq}), keep_s=END_KEPT_S, expect_seq=seq)
+                    await self.lite.end(key, encoded(end | {"last": seq}), keep_s=END_KEPT_S, expect_seq=seq)
                 else:
-                    await self.lite.end(key, _json(end), keep_s=END_KEPT_S)
+                    await self.lite.end(key, encoded(end), keep_s=END_KEPT_S)
             except FencedError:
                 continue
             except StorageFullError:
                 # Its messages are gone all the same; who reads it is told as soon as there is room for that.
-                self._in_background(self._mark_later(key, _json(end | {"last": seq})))
+                self._in_background(self._mark_later(key, encoded(end | {"last": seq})))
             return
 
     async def _mark_later(self, key: str, end: bytes) -> None:
@@ -386,10 +387,6 @@ def _check_ttl(ttl_s: float | timedelta | None) -> float | None:
         return given_s
     hint = f"from 1 to {LONGEST_TTL_S:.0f} seconds, or a timedelta"
     raise InvalidInputError(f"a lite topic can't live for {ttl_s!r}", field="ttl_s", hint=hint)
-
-
-def _json(value: Any) -> bytes:
-    return json.dumps(value).encode()
 
 
 def _ttl_in(order: bytes) -> float:
