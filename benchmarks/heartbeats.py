@@ -80,9 +80,9 @@ async def measure(cards: Sequence[AgentCard] = ()) -> None:
                 follower = await Wiring.open(settings, AgentIdentity(id="follower"))
                 joined_s = time.perf_counter() - began_s
                 server = psutil.Process(embedded.find(settings.home).pid)  # type: ignore[union-attr]
-                began, served, at = time.process_time(), _cpu_s(server), time.perf_counter()
+                began, served, began_at = time.process_time(), _cpu_s(server), time.perf_counter()
                 await asyncio.sleep(FOR_S)
-                took_s = time.perf_counter() - at
+                took_s = time.perf_counter() - began_at
                 own, its = (time.process_time() - began) / took_s, (_cpu_s(server) - served) / took_s
                 count = len(follower.registry._present)
                 await follower.aclose()

@@ -27,7 +27,6 @@ from benchmarks.processes import Way, client
 from benchmarks.targets import Target, ratios, verdict
 from squadron import Settings, Squad
 
-RESULTS = Path(__file__).parent / "results"
 #: Calls under way at once for throughput; the second is ours only.
 AT_ONCE, MANY_AT_ONCE = 64, 512
 
@@ -161,8 +160,7 @@ def main() -> int:
         print(f"replica of {name}:", ", ".join(f"{kind} {mb:.0f} MB" for kind, mb in memory.items()))
     print(f"all cores, while nothing was measured: {statistics.median(figures.busy_percent):.0f} % busy")
     print(machine.business(before))
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "delivery.json").write_text(json.dumps(results, indent=1) + "\n")
+    speed_table.FIGURES.write_text(json.dumps(results, indent=1) + "\n")
     speed_table.PAGE.write_text(speed_table.put_into(speed_table.PAGE.read_text(), shown))
     return verdict(targets)
 

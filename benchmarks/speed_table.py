@@ -7,13 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+#: What was measured.
+FIGURES = Path(__file__).parent / "results" / "delivery.json"
 #: Where the table stands, between two lines that say so.
 PAGE = Path(__file__).parents[1] / "docs" / "architecture.md"
 _BEGIN, _END = "<!-- what make bench printed -->\n", "<!-- until here -->\n"
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """What was measured, in Markdown; `results` are those of `benchmarks/results/delivery.json`."""
+    """What was measured, in Markdown; `results` are what `FIGURES` has."""
     ways, first = results["figures"]["ways"], results["first"]
     per_second = f"a second, {results['at_once']} under way"
     lines = [
