@@ -1,7 +1,8 @@
 """What streams, durable events and new lite topics cost, and how many there are in a second.
 
 Alone: `python -m benchmarks.flows`, one process on each side. On a busy machine the CPU says more than the rate:
-what a process can do in a second at most is a second over its share of the CPU.
+what a process can do in a second at most is a second over its share of the CPU. Of chunks and lite topics the
+floor is measured, too, round by round (`flow_floors.py`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks import machine
+from benchmarks.flow_floors import bare_chunks, bare_topics, serve_bare
 from benchmarks.processes import workers
 from benchmarks.targets import Target, verdict
 from squadron import Agent, Context, Settings, Squad, on_durable, topic
@@ -39,6 +41,8 @@ TEXT, AT_ONCE = "x" * 128, 64
 #: Messages of a round, and how many a second there are to be.
 CHUNKS, EVENTS, TOPICS = 10_000, 6_000, 6_000
 LEAST = {"chunks": 40_000, "events in": 10_000, "events in and handled": 8_000, "new lite topics": 25_000}
+#: What is measured: that, and the floors.
+WHAT = [*LEAST, "chunks, bare", "new lite topics, bare"]
 
 
 class Speaker(Agent):
@@ -100,6 +104,7 @@ async def serve_speaker(settings: Settings) -> AsyncIterator[None]:
     spec = AgentSpec.of(Speaker)
     place = await Wiring.open(settings, AgentIdentity(id=spec.name))
     await Host(place, Speaker(), spec, slots=Speaker.slots).start()
+    await serve_bare(place, TEXT)
     yield
 
 
@@ -129,7 +134,7 @@ async def _through_group(squad: Squad, publish: Callable[[], Awaitable[object]])
 
 
 async def _measure(settings: Settings, rounds: int) -> dict[str, Flow]:
-    flows = {what: Flow() for what in LEAST}
+    flows = {what: Flow() for what in WHAT}
     place = await Wiring.open(settings, AgentIdentity(id="bench"), create=True)
     server = embedded.find(settings.home)
     assert server is not None
@@ -151,12 +156,15 @@ async def _measure(settings: Settings, rounds: int) -> dict[str, Flow]:
         async with workers(serve_speaker, settings, 1, as_on_ray=True) as speakers:
             for number in range(rounds + 1):
                 # The first only warms up.
-                kept = flows if number else {what: Flow() for what in LEAST}
+                kept = flows if number else {what: Flow() for what in WHAT}
                 await kept["chunks"].measure(CHUNKS, _listen(squad), speakers, server.pid)
+                await kept["chunks, bare"].measure(CHUNKS, bare_chunks(place, CHUNKS), speakers, server.pid)
                 await kept["events in"].measure(EVENTS, _at_once(EVENTS, publish), [], server.pid)
                 through = _through_group(squad, publish_for_group)
                 await kept["events in and handled"].measure(EVENTS, through, speakers, server.pid)
                 await kept["new lite topics"].measure(TOPICS, _at_once(TOPICS, create), [], server.pid)
+                bare = bare_topics(place, TOPICS, AT_ONCE, TEXT)
+                await kept["new lite topics, bare"].measure(TOPICS, bare, [], server.pid)
     finally:
         await place.aclose()
     return flows
@@ -178,6 +186,10 @@ def main() -> int:
         Target(f"{what} per s", flows[what].per_second, least, at_most=False) for what, least in LEAST.items()
     ]
     print(machine.business(before), *(f"{what:24}{flow}" for what, flow in flows.items()), *targets, sep="\n")
+    for what in ("chunks", "new lite topics"):
+        pairs = zip(flows[what].per_second, flows[f"{what}, bare"].per_second, strict=True)
+        shares = [ours / bare for ours, bare in pairs]
+        print(f"{what}: {statistics.median(shares):.2f} of the floor")
     RESULTS.mkdir(exist_ok=True)
     figures = {what: asdict(flow) for what, flow in flows.items()}
     made = {"machine": machine.facts(), "busy_before": before, "figures": figures}

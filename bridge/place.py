@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Awaitable
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from squadron.bridge.otel.exporters import traces_of
 from squadron.bridge.trusting import Trusting
@@ -15,12 +17,13 @@ from squadron.runtime.errors import SquadronError
 from squadron.runtime.lite.topic import LiteTopics
 from squadron.runtime.ports.journal import Journal
 from squadron.runtime.registry.registry import Registry
-from squadron.runtime.store.dead_letters import DeadLetters
 from squadron.runtime.store.port_set import Ports
-from squadron.runtime.telemetry.happenings import Distrusted
 from squadron.runtime.telemetry.observer import load_observer
-from squadron.runtime.trust.guard import Refusal
-from squadron.runtime.trust.signer import Signer
+
+if TYPE_CHECKING:
+    from squadron.runtime.store.dead_letters import DeadLetters
+    from squadron.runtime.trust.guard import Refusal
+    from squadron.runtime.trust.signer import Signer
 
 
 class Place:
@@ -35,7 +38,6 @@ class Place:
     ) -> None:
         self._trusting = trusting
         self.ports, self.records, self.settings = ports, records, settings
-        self.dead_letters = DeadLetters(ports)
         self.registry = Registry(
             records,
             ports.bus,
@@ -46,6 +48,13 @@ class Place:
         )
         lite_topics = LiteTopics(ports, per_owner=settings.lite_topics_per_owner, in_all=settings.lite_topics)
         self.caller = Caller(ports, self.registry, lite_topics)
+
+    @cached_property
+    def dead_letters(self) -> DeadLetters:
+        """What could not be done; who asks needs none of it."""
+        from squadron.runtime.store.dead_letters import DeadLetters
+
+        return DeadLetters(self.ports)
 
     @property
     def signer(self) -> Signer | None:
@@ -80,6 +89,8 @@ class Place:
         await self._trusting.publish_key(self.records, self.ports.subjects, self.ports.clock.time())
 
     def _tell_refusal(self, refusal: Refusal) -> None:
+        from squadron.runtime.telemetry.happenings import Distrusted
+
         about = {"kind": refusal.kind, "subject": refusal.subject, "reason": refusal.reason}
         self.ports.observers.tell(Distrusted(**about, taken=refusal.taken))
         if refusal.loud:

@@ -13,8 +13,9 @@ from squadron.runtime.closing import AsyncClosing
 
 T = TypeVar("T")
 
-#: What a reader that takes nothing away by reading may fetch ahead: a task for each item costs 10 µs.
-AHEAD = 16
+#: What a reader that takes nothing away by reading may fetch ahead, and what of it that is there at once: a
+#: task for each item costs 10 µs, and who gets fewer than come in a turn of the loop falls behind.
+AHEAD, AT_ONCE = 16, 512
 
 
 class Steady(AsyncClosing, AsyncIterator[T]):
@@ -30,7 +31,7 @@ class Steady(AsyncClosing, AsyncIterator[T]):
     """
 
     def __init__(self, items: AsyncIterator[T], *, ahead: int = 0) -> None:
-        self._items, self._at_once = items, max(1, ahead)
+        self._items, self._ahead = items, max(1, ahead)
         self._got, self._changed = deque[T](), asyncio.Event()
         self._getting: asyncio.Task[None] | None = None
         self._closed = False
@@ -41,7 +42,7 @@ class Steady(AsyncClosing, AsyncIterator[T]):
                 raise StopAsyncIteration
             if self._getting is None:
                 # Without a reference to this, so that it ends when this is dropped.
-                getting = _get(self._items, self._got, self._changed, self._at_once)
+                getting = _get(self._items, self._got, self._changed, self._ahead)
                 self._getting = asyncio.create_task(getting, name="next items")
                 self._getting.add_done_callback(_seen)
             elif self._getting.done():
@@ -71,11 +72,17 @@ class Steady(AsyncClosing, AsyncIterator[T]):
                 getting.get_loop().call_soon_threadsafe(getting.cancel)
 
 
-async def _get(items: AsyncIterator[T], got: deque[T], changed: asyncio.Event, at_once: int) -> None:
+async def _get(items: AsyncIterator[T], got: deque[T], changed: asyncio.Event, ahead: int) -> None:
+    loop, has_waited = asyncio.get_running_loop(), [True]
     try:
-        while len(got) < at_once:
+        while True:
+            if has_waited:
+                has_waited.clear()
+                loop.call_soon(has_waited.append, True)
             got.append(await anext(items))
             changed.set()
+            if len(got) >= (ahead if has_waited or ahead == 1 else AT_ONCE):
+                return
     finally:
         changed.set()
 

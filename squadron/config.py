@@ -15,8 +15,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
-from platformdirs import user_data_dir
-
 from squadron import kinds
 from squadron.nats_urls import check_nats_url
 from squadron.runtime.errors import ConfigError
@@ -41,6 +39,8 @@ _LEAST_BYTES, _MOST_BYTES = 16 * 1024, 1024**3
 
 
 def _default_home() -> Path:
+    from platformdirs import user_data_dir
+
     return Path(user_data_dir("squadron"))
 
 

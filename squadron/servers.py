@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import json
 import os
-import pickle
 import shutil
 import socket
 import subprocess
@@ -186,6 +185,8 @@ def _travelling(settings: Settings) -> Settings:
 
 def _spawn(work: tuple[Settings, str], told: IO[bytes], log: IO[bytes]) -> subprocess.Popen[bytes]:
     """Run `start_cluster` in a program that imports from where this one does, and that no Ctrl-C reaches."""
+    import pickle
+
     child = subprocess.Popen(
         [sys.executable, "-c", _CHILD],
         stdin=subprocess.PIPE,

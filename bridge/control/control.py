@@ -17,7 +17,7 @@ from squadron.bridge.control.callers import admit, arguments_of, offering
 from squadron.bridge.control.deployed import Deployed, asked_for, beside, check_deployable, checked, with_canary
 from squadron.bridge.control.describing import Endings, described
 from squadron.bridge.control.on_record import on_record
-from squadron.bridge.control.scaling_figures import LatestFigures, figures_of, runnable
+from squadron.bridge.control.scaling_figures import LatestFigures, runnable
 from squadron.runtime.background import cancel_all, spawn
 from squadron.runtime.errors import (
     BusUnavailableError,
@@ -31,7 +31,7 @@ from squadron.runtime.ports.bus import Note, Subscription
 from squadron.runtime.ports.journal import Journal
 from squadron.runtime.ports.queue import Backlog
 from squadron.runtime.ports.replicas import Replicas
-from squadron.runtime.registry.registry import STAND_IN, Registry
+from squadron.runtime.registry.registry import Registry
 from squadron.runtime.retries import summary_of, traceback_of
 from squadron.runtime.running.parking import Waker
 from squadron.runtime.store.port_set import Ports
@@ -49,9 +49,6 @@ LOSSES_KEPT = 8
 
 #: What answers a call: given its arguments by name.
 Verb = Callable[..., Coroutine[Any, Any, dict[str, Any]]]
-
-#: Serve's words for an agent that takes tasks, or soon will.
-_ALIVE = frozenset(("RUNNING", "DEPLOYING", "UPDATING", "NOT_STARTED", "AUTOSCALING", "HEALTHY"))
 
 
 class Bridge:
@@ -73,6 +70,7 @@ class Bridge:
         lease_s: float,
         seal_key: Callable[[str], str] = lambda _: "",
         endings: Callable[[str], Endings] = lambda _: {},
+        uses: Callable[[], Mapping[str, int]] = dict,
         more: Mapping[str, Verb] | None = None,
     ) -> None:
         """Make one; it does nothing before `start`.
@@ -83,6 +81,7 @@ class Bridge:
             facts, more: what `ping` tells besides; further calls that it answers, by their verbs.
             seal_key: the public key by which others seal for an agent.
             endings: how an agent's tasks ended while it had a canary.
+            uses: by agent, a number that changes whenever tasks of it have ended.
         """
         self._ports, self._replicas = ports, replicas
         self._held, self._keep_streams, self._facts = held, keep_streams, dict(facts)
@@ -91,7 +90,7 @@ class Bridge:
         self._deployed = Deployed(*ours, lease_s=lease_s, guard=ports.guard, seal_key=seal_key)
         self._deployments = self._deployed.agents
         self._states: dict[str, AgentState] = {}
-        self._endings = endings
+        self._endings, self._uses = endings, uses
         #: Tasks held by each agent, at the last look.
         self._held_by: dict[str, int] = {}
         #: What the autoscaler waits for.
@@ -313,24 +312,31 @@ class Bridge:
 
     async def status(self) -> dict[str, Any]:
         """Everything a person wants to see: agents, replicas, backlogs, addresses."""
-        self._states = await self._replicas.states(list(self._deployments.values()))
-        agents = [await self._describe(each) for _, each in sorted(self._deployments.items())]
-        return {**await self.ping(), "agents": agents}
+        return {**await self.ping(), "agents": await self.agents()}
 
-    async def _describe(self, deployment: Deployment) -> dict[str, Any]:
+    async def agents(self, *, asks_all: bool = True) -> list[dict[str, Any]]:
+        """How each agent is doing; unless it `asks_all`, what the last sample saw empty counts as empty."""
+        self._states = await self._replicas.states(list(self._deployments.values()))
+        idle = (name for name, count in self._held_by.items() if not count and name not in self._waker.parked())
+        empty = set() if asks_all else set(idle)
+        return [await self._describe(each, name in empty) for name, each in sorted(self._deployments.items())]
+
+    async def _describe(self, deployment: Deployment, is_empty: bool) -> dict[str, Any]:
+        name = deployment.agent
+        # Of what stands in line in order a sample sees only the heads.
+        asks = not is_empty or deployment.ordered_by != ""
         try:
-            self._backlogs[deployment.agent] = await self._ports.queue.backlog(deployment.agent)
+            self._backlogs[name] = await self._ports.queue.backlog(name) if asks else Backlog()
         except SquadronError as error:
             # JetStream has no leader, say: what was last known is told, and not that there is nothing.
-            self._log.info("bridge.no_backlog", agent=deployment.agent, error=str(error))
-        backlog, endings = self._backlogs.get(deployment.agent), self._endings(deployment.agent)
-        return described(deployment, self._states, backlog, self._registry, endings)
+            self._log.info("bridge.no_backlog", agent=name, error=str(error))
+        return described(deployment, self._states, self._backlogs.get(name), self._registry, self._endings(name))
 
     # --- upkeep --------------------------------------------------------------------------------------
 
     def backlogs(self) -> dict[str, dict[str, int | None]]:
         """For the autoscaler: tasks held per application, None if not known, and a pinned number of replicas."""
-        return figures_of(self._deployments, self._held_by)
+        return self.figures.made_of(self._deployments, self._held_by, self._uses())
 
     async def _sample(self) -> None:
         self._held_by = runnable(await self._held(), self._deployments, self._waker.parked())
@@ -344,10 +350,7 @@ class Bridge:
                 if number >= due:
                     await self._reconcile()
                     due = number + len(self._deployments) // LOOKED_AT
-                for name in list(self._deployments):
-                    alive = self._states.get(name, AgentState(status="")).status in _ALIVE
-                    if alive and self._registry.is_due(name, STAND_IN):
-                        await self._registry.renew(name, STAND_IN)
+                await self._deployed.stand_in(self._states)
             except Exception as error:
                 # The bus or the controller is away for a moment; the next round finds out what changed.
                 self._log.warning("bridge.upkeep", error=summary_of(error))

@@ -31,6 +31,12 @@ from squadron.runtime.wire.schema_changes import breaks_of, with_changes
 from squadron.runtime.wire.subjects import Subjects, check_token, overlap
 from squadron.runtime.wire.topics import AgentCard
 
+#: So many signs of life a second are given for agents at zero at most: of 200 each has one in 20 s.
+STAND_INS_PER_S = 10
+
+#: Serve's words for an agent that takes tasks, or soon will.
+_ALIVE = frozenset(("RUNNING", "DEPLOYING", "UPDATING", "NOT_STARTED", "AUTOSCALING", "HEALTHY"))
+
 
 def check_deployable(ports: Ports, wanted: Deployment, cards: Iterable[AgentCard]) -> None:
     """Check that an agent can serve its topics beside what these cards serve, and hold to who may ask them.
@@ -372,3 +378,11 @@ class Deployed:
                 await self._records.append(self._subjects.record("blob", name), self._blobs[name])
             case "other card" if (card := self._cards.pop(name, None)) is not None:
                 await self._registry.advertise(card)
+
+    async def stand_in(self, states: Mapping[str, AgentState]) -> None:
+        """Give a sign of life for each agent that lives by its state, and wants one."""
+        least_s = len(self.agents) / STAND_INS_PER_S
+        for name in list(self.agents):
+            alive = name in states and states[name].status in _ALIVE
+            if alive and self._registry.is_due(name, STAND_IN, least_s=least_s):
+                await self._registry.renew(name, STAND_IN, least_s=least_s)

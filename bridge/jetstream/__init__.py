@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
 from typing import Any
 
 
@@ -17,12 +21,35 @@ class _Later:
         return getattr(importlib.import_module(self._name), attribute)
 
 
-def _load_transport() -> None:
-    """Load nats-py without aiohttp, which takes longer than all the rest of it.
+class _JetStreamLater:
+    """Finds nats-py's own JetStream, to be loaded when something of it is used."""
 
-    It imports that for NATS over WebSocket, which `Settings` refuses; who else has nats-py in this process can use
-    it all the same.
+    @staticmethod
+    def find_spec(name: str, path: Sequence[str] | None, _: ModuleType | None = None) -> ModuleSpec | None:
+        """Where that is; None for all else."""
+        spec = PathFinder.find_spec(name, path) if name == "nats.js" else None
+        if spec is not None and spec.loader is not None:
+            spec.loader = importlib.util.LazyLoader(spec.loader)
+        return spec
+
+
+def _load_client() -> None:
+    """Load nats-py's client without what we don't use, which takes longer than all the rest of it.
+
+    That is its JetStream, and aiohttp: it imports that for NATS over WebSocket, which `Settings` refuses. Who else
+    has nats-py in this process can use both all the same.
     """
+    if "nats.aio.client" in sys.modules:
+        return
+    sys.meta_path.insert(0, _JetStreamLater)
+    try:
+        _load_transport()
+        importlib.import_module("nats.aio.client")
+    finally:
+        sys.meta_path.remove(_JetStreamLater)
+
+
+def _load_transport() -> None:
     if {"aiohttp", "nats.aio.transport"} & sys.modules.keys():
         return
     # What is None here can't be imported, and nats-py takes it that it is not installed.
@@ -34,4 +61,4 @@ def _load_transport() -> None:
     transport.aiohttp = _Later("aiohttp")
 
 
-_load_transport()
+_load_client()

@@ -7,8 +7,9 @@ import time
 import uuid
 
 from squadron.bridge.jetstream.audit_streams import action_subject, intake_stream
-from squadron.bridge.jetstream.journal import PERSIST_S, read_ack
+from squadron.bridge.jetstream.journal import PERSIST_S
 from squadron.bridge.jetstream.link.connect import RECONNECT_WAIT_S, Connection
+from squadron.bridge.jetstream.publish_acks import read_ack
 from squadron.bridge.jetstream.stream_configs import STREAM_NOT_FOUND, StreamNames, find
 from squadron.runtime.errors import BusUnavailableError
 

@@ -25,9 +25,9 @@ from squadron.bridge.jetstream.audit_streams import (
     read_policy,
 )
 from squadron.bridge.jetstream.bus import listen
-from squadron.bridge.jetstream.journal import read_ack
 from squadron.bridge.jetstream.link.connect import NANOSECONDS, Connection
 from squadron.bridge.jetstream.link.lasting_client import Heard
+from squadron.bridge.jetstream.publish_acks import read_ack
 from squadron.bridge.jetstream.stream_configs import (
     CONSUMER_NOT_FOUND,
     STREAM_NOT_FOUND,

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from pydantic_core import from_json
-
 from squadron.bridge.jetstream.bus import listen
+from squadron.bridge.jetstream.fast_batches import FastBatches
 from squadron.bridge.jetstream.link.connect import RECONNECT_WAIT_S, Connection
-from squadron.bridge.jetstream.link.lasting_client import Heard
+from squadron.bridge.jetstream.link.lasting_client import HeadersOf, Heard
+from squadron.bridge.jetstream.publish_acks import read_ack
 from squadron.runtime.errors import BusUnavailableError, FencedError, StorageFullError
 from squadron.runtime.ports.bus import Subscription
 from squadron.runtime.ports.journal import Entry
@@ -30,11 +31,12 @@ PERSIST_S = 20.0
 #: Header of an entry whose id somebody had taken: that id.
 ID_HEADER = "Squadron-Msg-Id"
 
-#: JetStream error codes (nats-server `errors.json`).
-_WRONG_LAST_SEQUENCE = (10071, 10164)
-#: The server's storage is full, the account's, or, with these words, the stream or the disk.
-_STORAGE_FULL, _NOT_STORED = (10002, 10023, 10047), 10077
-_FULL_WORDS = ("maximum bytes", "maximum messages", "no space left")
+#: What the server puts behind the headers of an entry that it tells of (`republish`).
+_TOLD = re.compile(
+    rb"\r\nNats-Subject: ([^\r\n]+)\r\nNats-Sequence: (\d+)\r\nNats-Time-Stamp: ([0-9TZ:.-]+)"
+    rb"\r\nNats-Last-Sequence: (\d+)\r\n\r\n\Z",
+    re.ASCII,
+)
 
 
 class JetStreamJournal:
@@ -50,6 +52,7 @@ class JetStreamJournal:
     ) -> None:
         self._connection, self._stream, self._batch, self._shared_ids = connection, stream, batch, shared_ids
         self._get = f"{connection.api_prefix}.DIRECT.GET.{stream}"
+        self._batches = FastBatches(connection)
 
     async def append(
         self,
@@ -80,7 +83,7 @@ class JetStreamJournal:
     ) -> int:
         """Append one entry, and right before it the order to end the key, which has then come as well."""
         all_headers = {**(headers or {}), **_headers(None, msg_id)}
-        return await self._persist(key, data, all_headers, (order, _order_headers(key, at, keep_s)))
+        return await self._persist(key, data, all_headers, (order, order_headers(key, at, keep_s)))
 
     async def _persist(
         self, key: str, data: bytes, headers: dict[str, str], order: tuple[bytes, dict[str, str]] | None
@@ -99,12 +102,11 @@ class JetStreamJournal:
                     raise
                 await asyncio.sleep(RECONNECT_WAIT_S)
 
-    async def append_soon(
-        self, key: str, data: bytes, *, ttl_s: float | None = None, msg_id: str | None = None
+    def append_soon(
+        self, key: str, entries: Sequence[tuple[bytes, str]], *, ttl_s: float | None = None
     ) -> asyncio.Future[int]:
-        """Send one entry without waiting until it is stored; the future ends with its sequence."""
-        await self._connection.client.give_way()
-        return self._connection.ask(key, data, read_ack, headers=_headers(ttl_s, msg_id))
+        """Send entries without waiting until they are stored; the future ends with how many of them are."""
+        return self._batches.append(key, entries, _headers(ttl_s, None))
 
     async def _put(self, key: str, data: bytes, headers: dict[str, str], expect_seq: int | None) -> int:
         if expect_seq is not None:
@@ -152,7 +154,7 @@ class JetStreamJournal:
         self, key: str, data: bytes, *, at: float, keep_s: float, expect_seq: int | None = None
     ) -> int:
         """Have the server do so by itself, by a message schedule (ADR-51 of NATS)."""
-        return await self._put(life_of(key), data, _order_headers(key, at, keep_s), expect_seq)
+        return await self._put(life_of(key), data, order_headers(key, at, keep_s), expect_seq)
 
     async def count(self, pattern: str) -> int:
         """How many entries have a key that matches: the server says how many come after the first."""
@@ -211,12 +213,17 @@ class JetStreamJournal:
         """Hear of each entry right after it was stored, by the stream's `republish`; active on return."""
 
         def hear(msg: Heard) -> None:
-            try:
-                entry = self._entry(msg, previous=int(msg.headers["Nats-Last-Sequence"]))
-            except (LookupError, ValueError):
-                # Anybody may publish there; what the server tells has its headers.
+            # Not all of the headers: that costs as much as all else.
+            told = _TOLD.search(msg.raw_headers)
+            # Anybody may publish there; what the server tells has its headers, and they come last.
+            if told is None:
                 return
-            sink(entry)
+            subject, seq, at, previous = told.groups()
+            try:
+                time_s, key = datetime.fromisoformat(at.decode()).timestamp(), self._key(subject.decode())
+            except ValueError:
+                return
+            sink(Entry(int(seq), key, msg.data, HeadersOf(msg), time_s, int(previous)))
 
         return await listen(self._connection, live_of(pattern), hear, lost=lost)
 
@@ -235,11 +242,11 @@ class JetStreamJournal:
         if error := answer.get("error"):
             raise BusUnavailableError(f"{key} can't be erased: {error.get('description')}")
 
-    def _entry(self, msg: Heard, *, previous: int = -1) -> Entry:
+    def _entry(self, msg: Heard) -> Entry:
         headers = msg.headers
         stored_at = datetime.fromisoformat(headers["Nats-Time-Stamp"]).timestamp()
         key = self._key(headers["Nats-Subject"])
-        return Entry(int(headers["Nats-Sequence"]), key, msg.data, headers, stored_at, previous)
+        return Entry(int(headers["Nats-Sequence"]), key, msg.data, headers, stored_at)
 
     def _subject(self, key: str) -> str:
         """Where the entries of a key are stored, or pattern of that for a pattern."""
@@ -250,7 +257,8 @@ class JetStreamJournal:
         return subject
 
 
-def _order_headers(key: str, at: float, keep_s: float) -> dict[str, str]:
+def order_headers(key: str, at: float, keep_s: float) -> dict[str, str]:
+    """What makes a message the order to end a key; see `end_at`."""
     return {
         END_HEADER: "expired",
         "Nats-Schedule": f"@at {datetime.fromtimestamp(at, UTC).isoformat()}",
@@ -276,26 +284,3 @@ def _seconds(time_s: float) -> str:
 def _read_stored(answer: Heard, subject: str) -> tuple[int, bool]:
     """The sequence, and whether the message was not stored because its id was known."""
     return read_ack(answer, subject), b'"duplicate"' in answer.data
-
-
-def read_ack(answer: Heard, subject: str) -> int:
-    """The sequence in a publish acknowledgement.
-
-    Raises:
-        FencedError: the expected sequence did not fit.
-        StorageFullError: there is no room for the message.
-        BusUnavailableError: the stream refused the message otherwise.
-    """
-    ack = from_json(answer.data, cache_strings="keys")
-    error = ack.get("error")
-    if error is None:
-        return int(ack["seq"])
-    if error.get("err_code") in _WRONG_LAST_SEQUENCE:
-        raise FencedError(f"{subject}: {error.get('description')}")
-    code, description = error.get("err_code"), str(error.get("description"))
-    if code in _STORAGE_FULL or (code == _NOT_STORED and any(words in description for words in _FULL_WORDS)):
-        raise StorageFullError(
-            f"{subject} can't be stored: {description}",
-            hint="JetStream is full: give it more storage, or drop dead letters and lite topics",
-        )
-    raise BusUnavailableError(f"{subject}: {error.get('description')}")

@@ -11,10 +11,10 @@ import time
 from typing import Any
 
 from squadron.bridge.jetstream.former_streams import give_up, remove
-from squadron.bridge.jetstream.journal import read_ack
 from squadron.bridge.jetstream.lease import NOTE_TTL_S
 from squadron.bridge.jetstream.link.connect import NANOSECONDS, Connection
 from squadron.bridge.jetstream.own_streams import own_names
+from squadron.bridge.jetstream.publish_acks import read_ack
 from squadron.bridge.jetstream.queue import JetStreamQueue, subjects_held
 from squadron.bridge.jetstream.stream_configs import (
     CONSUMER_NOT_FOUND,

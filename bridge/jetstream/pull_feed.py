@@ -265,7 +265,9 @@ class PullFeed:
         if self._wanted > 0 and in_turn and not self._closed:
             self._wanted -= 1
             self._full = self._full or self._wanted == 0
-            self._sink(Delivery(msg.subject, msg.data, lease, lease.seq, msg, lease.stored_at))
+            # Of several lanes the highest is next, and which that is shows when there is a slot.
+            behind = lease.pending if len(self._lanes) == 1 else 0
+            self._sink(Delivery(msg.subject, msg.data, lease, lease.seq, msg, lease.stored_at, behind=behind))
         else:
             # It came early: somebody else may have a slot for it, or a higher lane comes first.
             self.in_background(self._hand_back(lease))

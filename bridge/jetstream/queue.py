@@ -1,7 +1,7 @@
 """`Queue` on a JetStream work queue, with a pull loop of our own.
 
 A mailbox is one durable consumer, plus one for each priority lane. Its replicas pull as many messages as they
-have free slots, so nothing sits in memory that a crash could lose.
+have free slots, or are about to have, so little sits in memory that a crash could hold up.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from datetime import datetime
 from typing import Any
 
 from squadron.bridge.jetstream.audit_streams import sent_subject
-from squadron.bridge.jetstream.journal import JetStreamJournal, read_ack
+from squadron.bridge.jetstream.journal import JetStreamJournal
 from squadron.bridge.jetstream.lease import JetStreamLease
 from squadron.bridge.jetstream.link.at_home import JS_API
 from squadron.bridge.jetstream.link.connect import NANOSECONDS, Connection
 from squadron.bridge.jetstream.link.lasting_client import Heard
+from squadron.bridge.jetstream.publish_acks import read_ack
 from squadron.bridge.jetstream.pull_feed import PullFeed
 from squadron.bridge.jetstream.serial_feed import SERIAL_GROUP, SerialFeed, SerialReader
 from squadron.bridge.jetstream.stream_configs import (
@@ -311,6 +312,8 @@ async def subjects_held(connection: Connection, stream: str, patterns: list[str]
         while offset < total:
             query = {"subjects_filter": pattern, "offset": offset}
             info = await ask_for(connection, f"STREAM.INFO.{stream}", query)
+            if not info["state"]["messages"]:
+                return {}
             page = info["state"].get("subjects") or {}
             held.update(page)
             # What was settled meanwhile is told no more: an empty page is the last.

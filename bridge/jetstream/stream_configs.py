@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from squadron.bridge.jetstream.link.connect import NANOSECONDS, Connection
@@ -42,7 +43,7 @@ MAX_ACK_PENDING = 100_000
 MAX_WAITING = 10_000
 
 
-def _configs(names: StreamNames, copies: int, apart: bool) -> list[dict[str, Any]]:
+def _configs(names: StreamNames, copies: int, apart: bool, batched: bool) -> list[dict[str, Any]]:
     root = f"agents.{names.environment}"
     common = {"storage": "file", "max_consumers": MAX_CONSUMERS, "num_replicas": copies}
     tasks = {
@@ -61,20 +62,6 @@ def _configs(names: StreamNames, copies: int, apart: bool) -> list[dict[str, Any
         "duplicate_window": DUPLICATE_WINDOW_S * NANOSECONDS,
     }
     keyed = {"retention": "limits", "allow_direct": True, "allow_msg_ttl": True}
-    lite = {
-        "name": names.lite,
-        "subjects": [f"{root}.lite.*.*", f"{root}.life.*.*"],
-        # A topic that was not used for its time is ended by the server itself: see ADR 0013.
-        "allow_msg_schedules": True,
-        "allow_rollup_hdrs": True,
-        # Who follows hears of an entry once it is stored, with its sequence and that of the one before it.
-        "republish": {
-            "src": f"{root}.lite.*.*",
-            "dest": f"{root}.live.{{{{wildcard(1)}}}}.{{{{wildcard(2)}}}}",
-        },
-        "max_age": LITE_MAX_AGE_S * NANOSECONDS,
-        "duplicate_window": DUPLICATE_WINDOW_S * NANOSECONDS,
-    }
     registry = {
         "name": names.registry,
         "subjects": [f"{root}.registry.>"],
@@ -98,10 +85,30 @@ def _configs(names: StreamNames, copies: int, apart: bool) -> list[dict[str, Any
         # Who listens for plain events hears durable ones, too.
         "republish": {"src": f"{root}.durable.>", "dest": f"{root}.event.>"},
     }
-    journals = (lite, registry, dead, _runs(names, root))
+    journals = (_lite(names, root, batched), registry, dead, _runs(names, root))
     return [common | tasks, common | events] + [
         common | keyed | stream for stream in (*journals, _bucket(names, apart))
     ]
+
+
+def _lite(names: StreamNames, root: str, batched: bool) -> dict[str, Any]:
+    """Lite topics, with the orders to end them."""
+    return {
+        "name": names.lite,
+        "subjects": [f"{root}.lite.*.*", f"{root}.life.*.*"],
+        # A topic that was not used for its time is ended by the server itself: see ADR 0013.
+        "allow_msg_schedules": True,
+        "allow_rollup_hdrs": True,
+        # Chunks of a stream come many at once, and older servers know no such field.
+        **({"allow_batched": True} if batched else {}),
+        # Who follows hears of an entry once it is stored, with its sequence and that of the one before it.
+        "republish": {
+            "src": f"{root}.lite.*.*",
+            "dest": f"{root}.live.{{{{wildcard(1)}}}}.{{{{wildcard(2)}}}}",
+        },
+        "max_age": LITE_MAX_AGE_S * NANOSECONDS,
+        "duplicate_window": DUPLICATE_WINDOW_S * NANOSECONDS,
+    }
 
 
 def _runs(names: StreamNames, root: str) -> dict[str, Any]:
@@ -129,6 +136,11 @@ def _bucket(names: StreamNames, apart: bool) -> dict[str, Any]:
     }
 
 
+def _takes_batches(connection: Connection) -> bool:
+    """Whether the server knows fast batches (`FastBatches`)."""
+    return tuple(map(int, re.findall(r"\d+", connection.version)[:2])) >= (2, 14)
+
+
 async def ensure_streams(
     connection: Connection, names: StreamNames, copies: int = 1, *, apart: bool = False
 ) -> None:
@@ -137,7 +149,7 @@ async def ensure_streams(
     Args:
         apart: its principals have credentials, and are kept from each other.
     """
-    for config in _configs(names, copies, apart):
+    for config in _configs(names, copies, apart, _takes_batches(connection)):
         await ensure_stream(connection, config)
 
 
@@ -218,7 +230,8 @@ class Streams:
             BusUnavailableError: JetStream does not answer as it should; the next look finds what was lost.
         """
         now: dict[str, tuple[str, int]] = {}
-        for config in _configs(self._names, self._copies, self._apart):
+        batched = _takes_batches(self._connection)
+        for config in _configs(self._names, self._copies, self._apart, batched):
             name = config["name"]
             info = await find(self._connection, f"STREAM.INFO.{name}", missing=STREAM_NOT_FOUND)
             if info is None:

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from squadron.bridge.jetstream.bus import CoreBus
 from squadron.bridge.jetstream.events import JetStreamEventLog
 from squadron.bridge.jetstream.filing import Filing
 from squadron.bridge.jetstream.journal import JetStreamJournal
-from squadron.bridge.jetstream.keeping import Keeping
-from squadron.bridge.jetstream.line_queue import LineQueue
 from squadron.bridge.jetstream.link.at_home import JS_API, OF_ALL, user_of
 from squadron.bridge.jetstream.link.connect import HEADER_BYTES, Connection
 from squadron.bridge.jetstream.link.dial import connect
-from squadron.bridge.jetstream.own_streams import OwnStream, make_own
 from squadron.bridge.jetstream.queue import JetStreamQueue
 from squadron.bridge.jetstream.stream_configs import StreamNames, ensure_streams, streams_exist
 from squadron.bridge.jetstream.vault import JetStreamVault
@@ -33,6 +30,10 @@ from squadron.runtime.store.seals import AGAIN_S, LoadRing, Seals
 from squadron.runtime.wire.envelope import AgentIdentity
 from squadron.runtime.wire.subjects import Subjects
 
+if TYPE_CHECKING:
+    from squadron.bridge.jetstream.keeping import Keeping
+    from squadron.runtime.trust.guard import Guard
+
 
 class SystemClock:
     """The wall clock."""
@@ -46,6 +47,27 @@ def _seals(settings: Settings, trusting: Trusting, ring: LoadRing | None) -> Sea
     if ring is not None:
         return Seals(ring, again_s=AGAIN_S)
     return Seals(own_ring(settings, "" if trusting.me is None else trusting.me.name))
+
+
+# What only some need: the bridge, an agent with a stream of its own, one that takes tasks in order.
+
+
+async def _make_own(connection: Connection, names: StreamNames, guard: Guard | None, agent: str) -> None:
+    from squadron.bridge.jetstream.own_streams import make_own
+
+    await make_own(connection, names, guard, agent)
+
+
+def _line_of(connection: Connection, subjects: Subjects, agent: str, *, keeper: bool) -> Store:
+    from squadron.bridge.jetstream.line_queue import LineQueue
+
+    return LineQueue(connection, subjects, agent, keeper=keeper)
+
+
+def _keeping(connection: Connection, vault: JetStreamVault, ports: Ports) -> Keeping:
+    from squadron.bridge.jetstream.keeping import Keeping
+
+    return Keeping(connection, vault, ports)
 
 
 class Wiring(Place):
@@ -65,17 +87,16 @@ class Wiring(Place):
         self.connection = connection
         strict, keeper = settings.audit_strict == "yes", settings.nats_own == OF_ALL
         guard = trusting.guard(settings, records, subjects, clock.time)
-        own_of = partial(make_own, connection, names, guard) if keeper else None
+        own_of = partial(_make_own, connection, names, guard) if keeper else None
         queue = JetStreamQueue(connection, subjects, strict=strict, make_own=own_of)
         lite: LiteJournal = JetStreamJournal(connection, names.lite)
         is_apart = connection.api_prefix != JS_API
         vault = JetStreamVault(connection, names, user_of(settings) if is_apart else "")
-
-        def line_of(agent: str) -> Store:
-            return LineQueue(connection, subjects, agent, keeper=keeper)
-
+        line_of = partial(_line_of, connection, subjects, keeper=keeper)
         own, runs = lite, JetStreamJournal(connection, names.runs)
         if settings.nats_own and not keeper:
+            from squadron.bridge.jetstream.own_streams import OwnStream
+
             own = runs = OwnStream(connection, names, settings.nats_own)
         if trusting.signer is not None:
             connection.client.sign = trusting.signer.sign
@@ -102,7 +123,7 @@ class Wiring(Place):
             principal=trusting.me,
             policy=trusting.policy,
         )
-        self._keeping = Keeping(connection, vault, ports) if keeper else None
+        self._keeping = _keeping(connection, vault, ports) if keeper else None
         super().__init__(ports, records, settings, trusting)
 
     @classmethod

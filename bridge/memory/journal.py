@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import copy
 import math
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Self
 
@@ -110,13 +110,16 @@ class MemoryJournal:
                 asyncio.get_running_loop().call_soon(follower.hear, told)
         return seq
 
-    async def append_soon(
-        self, key: str, data: bytes, *, ttl_s: float | None = None, msg_id: str | None = None
+    def append_soon(
+        self, key: str, entries: Sequence[tuple[bytes, str]], *, ttl_s: float | None = None
     ) -> asyncio.Future[int]:
         stored: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        check_size(data)
+        for data, _ in entries:
+            check_size(data)
         if self._line.up:
-            stored.set_result(self._append(key, data, {}, ttl_s, msg_id))
+            for data, msg_id in entries:
+                self._append(key, data, {}, ttl_s, msg_id)
+            stored.set_result(len(entries))
         else:
             stored.set_exception(BusUnavailableError(f"{key}: not acknowledged"))
             # Whoever sent it may be gone by now.

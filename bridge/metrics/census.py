@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -45,6 +46,8 @@ class _Load:
     heard_at: float
     #: When it is heard of next.
     beat_s: float
+    #: How many tasks ended there.
+    ended: int
 
     def is_silent(self, now: float, beats: int = MISSED_HEARTBEATS) -> bool:
         """Whether it has missed so many heartbeats."""
@@ -76,6 +79,8 @@ class Census:
         self._sums: dict[str, Sums] = {}
         self._unstored: set[str] = set()
         self._loads: dict[tuple[str, str], _Load] = {}
+        #: By agent, how often a replica told of tasks that had ended since its last heartbeat.
+        self.uses: Counter[str] = Counter()
         self._shown: dict[str, Cells] = {}
         self._looked_up: tuple[Gauge, ...] = ()
         self._reconnects, self._lag_s = 0, 0.0
@@ -137,7 +142,11 @@ class Census:
             slots, busy, lag_s = int(content["slots"]), int(content["inFlight"]), float(told["lagS"])
             # Where there are thousands, each is heard of more seldom.
             beat_s = min(max(self._beat_s, float(content.get("beatS", 0.0))), LONGEST_LIFE_S)
-            load = _Load(slots, busy, lag_s, self._loop.time(), beat_s)
+            ended = sum((content.get("outcomes") or {}).values())
+            load = _Load(slots, busy, lag_s, self._loop.time(), beat_s, ended)
+            before = self._loads.get((agent, replica))
+            if agent in self._sums and ended != (before.ended if before else 0):
+                self.uses[agent] += 1
             if content["event"] == "agent_offline":
                 self._loads.pop((agent, replica), None)
             else:

@@ -41,8 +41,12 @@ class Gauges:
             BusUnavailableError: the server can't be reached.
         """
         ports, gauges = self._ports, list[Gauge]()
+        # Mostly there are none, and then nobody is asked for each agent's.
+        buried = await ports.dead.count(ports.subjects.dead_of())
         for agent in await self._agents():
-            gauges += await self._of_agent(agent)
+            name = agent["agent"]
+            dead = buried and await ports.dead.count(ports.subjects.dead_of(name))
+            gauges += [("squadron_dead_letters", (name,), dead), *await self._of_agent(agent)]
         streams, used, most = await self._stored()
         for stream, (held, messages, limit) in streams.items():
             gauges += [
@@ -71,7 +75,6 @@ class Gauges:
         gauges: list[Gauge] = [
             ("squadron_replicas", (name, "running"), agent["running"]),
             ("squadron_replicas", (name, "target"), agent["target"]),
-            ("squadron_dead_letters", (name,), await self._ports.dead.count(self._ports.subjects.dead_of(name))),
         ]
         # The bridge tells None for what it does not know.
         held = {state: agent[state] for state in ("waiting", "taken") if agent[state] is not None}

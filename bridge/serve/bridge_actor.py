@@ -73,7 +73,8 @@ class BridgeActor:
             return lost
 
         async def agents() -> list[dict[str, Any]]:
-            return list((await self._bridge.status())["agents"])
+            # Each half minute at most: two hundred agents asleep are not worth hundreds of questions to NATS.
+            return await self._bridge.agents(asks_all=False)
 
         self._showcase = Showcase(self._wiring, agents)
         await self._showcase.open()
@@ -97,6 +98,7 @@ class BridgeActor:
             lease_s=settings.lease_s,
             seal_key=self._rings.seal_key,
             endings=self._showcase.census.versions_of,
+            uses=lambda: self._showcase.census.uses,
             more={
                 "metrics": self._showcase.metrics,
                 "rotate_key": self._rotate_key,

@@ -30,17 +30,23 @@ class Damping:
         """Begin anew: what there is now was needed until now."""
         self._short_since: float | None = None
         self._added_at, self._busy_at = -math.inf, 0.0
+        self._used = 0
         #: The most that were needed since each moment, largest and oldest first.
         self._peaks: deque[tuple[float, int]] = deque()
 
-    def replicas(self, needed: int, running: int, target: int, now: float) -> int:
+    def replicas(self, needed: int, running: int, target: int, now: float, used: int = 0) -> int:
         """How many there are to be.
 
         Args:
             needed: how many the tasks held would fill.
             running, target: how many there are, and are to be until now.
             now: in seconds, of a clock that only goes on.
+            used: changes when tasks have ended: short ones are over between two looks at what is held.
         """
+        if used != self._used:
+            self._used = used
+            # None is started for what is over.
+            needed = max(needed, min(1, target))
         peak = self._peak(needed, target, now)
         if needed > target:
             return self._more(needed, running, target, now)

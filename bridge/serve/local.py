@@ -38,6 +38,7 @@ from squadron.bridge.daemons import (
     write_private,
 )
 from squadron.bridge.serve.ahead import put_ahead
+from squadron.bridge.serve.pace import calm
 from squadron.runtime.errors import ClusterUnavailableError
 
 #: 5 s when idle on 2 cores, 104 where 13 others want them (measured). One that failed ends before.
@@ -215,7 +216,7 @@ def _start(home: Path, base: Path, num_cpus: int | None, extra_env: dict[str, st
     draft = LocalRay("", "", str(_owned_temp_dir(base)), str(token_path), 0, 0, 0, 0)
     env = {name: value for name, value in os.environ.items() if _is_passed_on(name)}
     remember_keys(home)
-    env |= put_ahead(env)
+    env |= put_ahead(env) | calm(os.environ)
     # What a job calls `python` is this one, whether or not its folder is on the path of whoever starts Ray.
     env["PATH"] = os.pathsep.join((os.path.dirname(sys.executable), env.get("PATH", os.defpath)))
     env |= {"SQUADRON_HOME": str(home), **extra_env, **environment(draft)}

@@ -29,8 +29,9 @@ class BacklogPolicy:
         figures, target = self._backlogs.figures(self._agent), context.target_num_replicas
         pinned, held = (figures["pinned"], figures["held"]) if figures is not None else (None, None)
         if pinned is None and held is not None:
-            needed = math.ceil(held / self._slots)
-            return self._damping.replicas(needed, context.current_num_replicas, target, time.monotonic()), {}
+            needed, used = math.ceil(held / self._slots), (figures or {}).get("used")
+            running = context.current_num_replicas
+            return self._damping.replicas(needed, running, target, time.monotonic(), used or 0), {}
         # Pinned, or not known, which is not nothing. Later it goes by what is needed from then on.
         self._damping.forget()
         return target if pinned is None else pinned, {}

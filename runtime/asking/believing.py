@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from squadron.runtime.errors import BusUnavailableError, UntrustedError
-from squadron.runtime.ports.bus import Note
 from squadron.runtime.ports.journal import Entry
 from squadron.runtime.trust.guard import Guard, Kind, May
 from squadron.runtime.trust.may_say import check_source
@@ -83,7 +82,7 @@ async def believes(
     return True
 
 
-async def learn_who(guard: Guard, heard: Note | Entry) -> None:
+async def learn_who(guard: Guard, heard: Entry) -> None:
     """Know who signed a message, if anybody does, before it is looked at."""
     try:
         await guard.verifier.learn_signer(heard.headers)

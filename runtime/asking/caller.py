@@ -17,8 +17,8 @@ from squadron.runtime.asking.ask_seal import AskSeal
 from squadron.runtime.asking.cancel import request_cancel
 from squadron.runtime.asking.door import forbidden_here, hopeless_anywhere
 from squadron.runtime.asking.handle import Handle
+from squadron.runtime.asking.hearing import Hearing
 from squadron.runtime.asking.options import NO_OPTIONS, AskOptions
-from squadron.runtime.asking.question_records import withdraw_questions
 from squadron.runtime.asking.sender import Sender
 from squadron.runtime.asking.task import claim_id, lay_out_task, nobody_serves, not_sent
 from squadron.runtime.background import spawn
@@ -32,7 +32,7 @@ from squadron.runtime.errors import (
 )
 from squadron.runtime.lite.topic import LiteTopics
 from squadron.runtime.logs import get_logger
-from squadron.runtime.ports.bus import Note, Subscription
+from squadron.runtime.ports.journal import Entry
 from squadron.runtime.registry.registry import Registry
 from squadron.runtime.store.claims import INPUT_KEEP_S
 from squadron.runtime.store.port_set import Ports
@@ -45,7 +45,7 @@ from squadron.runtime.wire.outcome import LITE_TTL_S, Cancelled, Outcome, Reject
 from squadron.runtime.wire.path import Parent
 from squadron.runtime.wire.replies import asks_of
 from squadron.runtime.wire.spent import NOT_TOLD
-from squadron.runtime.wire.subjects import LiteSubject, live_of, token_of, told_there
+from squadron.runtime.wire.subjects import LiteSubject, token_of
 
 T = TypeVar("T")
 
@@ -73,9 +73,9 @@ class Caller:
         self._sending: dict[str, asyncio.Event] = {}
         #: Several hold one task if they asked under its id: each waits as long as it said.
         self._waiting: dict[str, list[Handle]] = {}
-        self._subscriptions: dict[str, asyncio.Future[Subscription]] = {}
-        #: Subscriptions that are being ended.
-        self._forgetting: set[asyncio.Task[None]] = set()
+        #: Once it is stored: what the server dropped is no outcome, and of what is published in the account of the
+        #: streams nothing else is heard outside it.
+        self.hearing = Hearing(ports.lite, ports.subjects, self._hear)
         self._looking: asyncio.Task[None] | None = None
         #: Results that came on lite topics of ours and settled nothing.
         self.passed_over = 0
@@ -87,7 +87,7 @@ class Caller:
 
     async def start(self) -> None:
         """Be ready to hear outcomes."""
-        await self._subscribe(self._owner)
+        await self.hearing.hear(self._owner)
         self.ports.bus.on_reconnect(self._look_again)
         self._looking = spawn(self._keep_looking(), "outcomes", lasting=True)
 
@@ -97,12 +97,7 @@ class Caller:
             self._looking.cancel()
         for handle in self._awaited():
             handle._close()
-        for forgetting in self._forgetting:
-            # With the connection all of them end.
-            forgetting.cancel()
-        for each in list(self._subscriptions.values()):
-            if each.done() and not each.cancelled() and each.exception() is None:
-                await each.result().aclose()
+        await self.hearing.aclose()
 
     async def _insist(self, until: Deadline, call: Callable[..., Awaitable[T]], *args: Any, **how: Any) -> T:
         """Await a call that may be made again, and again while the server is away."""
@@ -114,38 +109,19 @@ class Caller:
                     raise
                 await asyncio.sleep(until.earliest(0.25))
 
-    async def _subscribe(self, owner: str) -> None:
-        subscribing = self._subscriptions.get(owner)
-        if subscribing is None:
-            # Active before the first publish, so that a fast answer can't be lost.
-            # Once it is stored: what the server dropped is no outcome, and of what is published in the account of
-            # the streams nothing else is heard outside it.
-            pattern = live_of(self.ports.subjects.lite_of(owner))
-            subscribing = asyncio.ensure_future(self.ports.bus.subscribe(pattern, self._hear))
-            self._subscriptions[owner] = subscribing
-        try:
-            await asyncio.shield(subscribing)
-        except BusUnavailableError:
-            if self._subscriptions.get(owner) is subscribing:
-                del self._subscriptions[owner]
-            raise
-
     def forget(self, owner: str) -> None:
         """No more outcomes under this owner are expected here; does not wait for a server that is away."""
-        if owner != self._owner and (subscribing := self._subscriptions.pop(owner, None)):
-            forgetting = spawn(_unsubscribe(subscribing), f"forget {owner}")
-            self._forgetting.add(forgetting)
-            forgetting.add_done_callback(self._forgetting.discard)
+        if owner != self._owner:
+            self.hearing.forget(owner)
 
     def _awaited(self) -> Iterator[Handle]:
         return itertools.chain.from_iterable(self._waiting.values())
 
-    def _hear(self, note: Note) -> None:
+    def _hear(self, entry: Entry) -> None:
         # Each of them is to hear it.
-        reply_to = told_there(note.subject)
-        heard = [handle._hear(note) for handle in self._waiting.get(reply_to, ())]
+        heard = [handle._hear(entry, now=True) for handle in self._waiting.get(entry.key, ())]
         if any(heard):
-            self._waiting.pop(reply_to, None)
+            self._waiting.pop(entry.key, None)
 
     async def _look_again(self) -> None:
         for handle in list(self._awaited()):
@@ -178,7 +154,7 @@ class Caller:
         if not handle.done and handle not in self._waiting.get(handle.reply_to, ()):
             self._waiting.setdefault(handle.reply_to, []).append(handle)
             with contextlib.suppress(BusUnavailableError):
-                await self._insist(handle.deadline, self._subscribe, LiteSubject.parse(handle.reply_to).owner)
+                await self._insist(handle.deadline, self.hearing.hear, LiteSubject.parse(handle.reply_to).owner)
             await handle._look()
         try:
             return await handle._settled()
@@ -258,6 +234,8 @@ class Caller:
         # It may have ended so long ago that the server does not know the message id any more.
         await handle._look_for_sure()
         if not handle.done:
+            from squadron.runtime.asking.question_records import withdraw_questions
+
             ids: dict[str, Any] = {"parent": handle.task_id, "correlation_id": handle.task_id}
             outcome = Cancelled(task_id=handle.task_id, topic=handle.topic, reason="cancelled", spent=NOT_TOLD)
             data = self.ports.pack("result", {"content": outcome.to_content()}, **ids)
@@ -307,7 +285,7 @@ class Caller:
                 handle._settle(content, refused=True)
             else:
                 if replies != self._owner:  # Ours is heard since the start.
-                    await self._insist(deadline, self._subscribe, replies)
+                    await self._insist(deadline, self.hearing.hear, replies)
                 if ask.task_id and not (once or fresh):
                     await self._claim(handle, content, ask)
             if not handle.done and not is_sent:
@@ -390,8 +368,3 @@ class Caller:
         if handle.sealed:
             handle.seal = await AskSeal.of(self.ports.claims.seals, found, ask.task_id)
         return content
-
-
-async def _unsubscribe(subscribing: Awaitable[Subscription]) -> None:
-    with contextlib.suppress(BusUnavailableError):
-        await (await subscribing).aclose()

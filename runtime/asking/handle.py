@@ -23,14 +23,12 @@ from squadron.runtime.errors import (
     SquadronError,
     UnsealedError,
 )
-from squadron.runtime.ports.bus import Note
 from squadron.runtime.ports.journal import Entry
 from squadron.runtime.steady import AHEAD, Steady
 from squadron.runtime.store.operating import operating
 from squadron.runtime.streams.chunks import Family, StreamReader
 from squadron.runtime.streams.trail import AGAIN_S
 from squadron.runtime.streams.writer import Chunk, Ended, Nested, Restarted
-from squadron.runtime.telemetry.happenings import TaskEnded
 from squadron.runtime.trust.guard import Guard, May
 from squadron.runtime.trust.may_say import only
 from squadron.runtime.trust.signature_check import Signed
@@ -76,7 +74,7 @@ class Handle:
         self._closed = False
         #: Whether something else than the outcome was heard, and as what the outcome was.
         self._emits = False
-        self._heard_as: Note | Entry | None = None
+        self._heard_as: Entry | None = None
 
     def __repr__(self) -> str:
         return f"<task {self.task_id} of {self.topic}: {self._outcome.kind if self._outcome else 'under way'}>"
@@ -111,6 +109,8 @@ class Handle:
             self._outcome = outcome
             if (observers := self._caller.ports.observers).on:
                 told = outcome.withheld() if self.sealed else outcome
+                from squadron.runtime.telemetry.happenings import TaskEnded
+
                 observers.tell(TaskEnded(id=self.task_id, topic=self.topic, outcome=told, refused=refused))
             for tell in self._listeners:
                 tell(outcome)
@@ -195,10 +195,11 @@ class Handle:
             await learn_who(guard, entry)
         return self._hear(entry)
 
-    def _hear(self, heard: Note | Entry) -> bool:
+    def _hear(self, heard: Entry, *, now: bool = False) -> bool:
         """Take in one message of the lite topic; says whether it was the outcome, all else is left to `chunks`.
 
-        An outcome that came as a claim settles the handle a moment later, when it was fetched.
+        What is told `now` is judged by our own clock: who tells it says when it was stored. An outcome that came
+        as a claim settles the handle a moment later, when it was fetched.
         """
         data = heard.data
         if b'"result"' not in data:
@@ -212,7 +213,7 @@ class Handle:
             payload, source = raw["payload"], str(raw["source"]["id"])
             if raw["type"] != "result" or not self._is_answered(raw, source):
                 return False
-            if self._caller.ports.guard is not None and not self._is_believed(heard, raw):
+            if self._caller.ports.guard is not None and not self._is_believed(heard, raw, now):
                 return False
             self._heard_as = heard
             if "content" in payload:
@@ -248,16 +249,16 @@ class Handle:
         ids = {"task_id": self.task_id, "topic": self.topic, "source": source}
         return None if payload is None else outcomes.from_content(payload["content"], **ids)
 
-    def _is_believed(self, heard: Note | Entry, raw: dict[str, Any]) -> bool:
+    def _is_believed(self, heard: Entry, raw: dict[str, Any], now: bool) -> bool:
         """Whether a result is signed by who may answer; what is not known yet is heard again when it is."""
         guard = self._caller.ports.guard
         assert guard is not None
-        at = heard.time if isinstance(heard, Entry) else self._caller.ports.clock.time()
+        at = self._caller.ports.clock.time() if now else heard.time
         believed: list[bool] = []
 
         def take(_: Signed | None) -> None:
             believed.append(True)
-            if waiting and isinstance(heard, Note):
+            if waiting and now:
                 self._caller._hear(heard)
 
         waiting = False
@@ -359,9 +360,9 @@ class Handle:
     def _reader(self, lite_topic: str) -> StreamReader:
         # Of a task that has ended nothing more will come: what is stored is all.
         live, guard = not self.done, self._caller.ports.guard
-        may = only("agent", "bridge")
+        may, follow = only("agent", "bridge"), None
         if lite_topic == self.reply_to:
-            may = partial(check_agent, self._caller.registry, self.topic)
+            may, follow = partial(check_agent, self._caller.registry, self.topic), self._caller.hearing.follow
         return StreamReader(
             self._lite,
             self._caller.ports.claims,
@@ -371,6 +372,7 @@ class Handle:
             is_end=self._hear if lite_topic == self.reply_to else lambda _: True,
             sealed=self.sealed,
             counts=None if guard is None else partial(self._counts, guard, may),
+            follow=follow,
         )
 
     async def _counts(self, guard: Guard, may: May, entry: Entry) -> bool:

@@ -15,7 +15,7 @@ from pydantic_core import from_json
 from squadron.runtime.asking.believing import check_agent, least_of
 from squadron.runtime.asking.caller import Caller
 from squadron.runtime.asking.handle import Handle
-from squadron.runtime.asking.options import AskKeywords, AskOptions
+from squadron.runtime.asking.options import BIDS_WITHIN_S, AskKeywords, AskOptions
 from squadron.runtime.errors import (
     BusUnavailableError,
     InvalidInputError,
@@ -37,8 +37,6 @@ from squadron.runtime.wire.route import Route
 from squadron.runtime.wire.spent import MICROS
 from squadron.runtime.wire.subjects import check_pattern, matches
 
-#: How long bids are waited for when the caller does not say, in seconds: an agent may ask a model for its bid.
-BIDS_WITHIN_S = 2.0
 #: How often it is looked whether the replica of an accepted bid still lives, in seconds.
 WATCH_S = 1.0
 #: Options of asking that a bid decides.

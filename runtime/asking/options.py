@@ -18,6 +18,8 @@ from squadron.runtime.wire.subjects import NORMAL_PRIORITY
 
 #: How long a caller waits for an outcome when it does not say; no call is without an end.
 DEFAULT_WITHIN_S = 60.0
+#: How long bids are waited for when the caller does not say, in seconds: an agent may ask a model for its bid.
+BIDS_WITHIN_S = 2.0
 #: Longest time, in seconds: a hundred years. A server takes no life of a message beyond 292, and a deadline after
 #: `LAST_MS` can't be read.
 MAX_WITHIN_S = 100 * 365.25 * 24 * 3600

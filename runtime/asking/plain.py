@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from squadron.runtime.ports.bus import Note
 from squadron.runtime.wire.outcome import Outcome
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ async def plainly(handle: Handle) -> Outcome | None:
             return None
         await woken(handle)
     heard = handle._heard_as
-    # What was stored just before on this lite topic, as the server says with what it tells live.
-    if handle._emits or not isinstance(heard, Note) or heard.headers.get("Nats-Last-Sequence") != "0":
+    # What was stored just before on this lite topic is known of what is told live.
+    if handle._emits or heard is None or heard.previous != 0:
         return None
     return await handle.outcome()

@@ -6,7 +6,6 @@ from typing import Any, Literal, Unpack
 
 from squadron.runtime.asking.door import forbidden_here
 from squadron.runtime.store.port_set import Ports
-from squadron.runtime.telemetry.happenings import MessagePut
 from squadron.runtime.telemetry.storing import told_when_stored
 from squadron.runtime.wire.behalf import BEHALF
 from squadron.runtime.wire.envelope import AgentMessage, Head
@@ -32,6 +31,8 @@ class Sender:
         """Tell of a message that is about to go out; returns the headers that go with it."""
         if not self._observers.on:
             return None
+        from squadron.runtime.telemetry.happenings import MessagePut
+
         put = MessagePut(
             kind=kind,
             id=id,

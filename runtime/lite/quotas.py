@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
 
 from squadron.runtime.errors import QuotaExceededError
 from squadron.runtime.headroom import Headroom
@@ -22,6 +20,22 @@ FULL_S = 0.25
 PAUSE = 50
 #: Counts that are kept; one too many only costs a round trip.
 MOST_ROOMS = 1024
+
+
+class _Making:
+    """Topics that are being made."""
+
+    def __init__(self) -> None:
+        self.topics, self.ended = 0, asyncio.Event()
+
+    def __enter__(self) -> None:
+        self.topics += 1
+        self.ended.clear()
+
+    def __exit__(self, *_: object) -> None:
+        self.topics -= 1
+        if not self.topics:
+            self.ended.set()
 
 
 class Quotas:
@@ -43,22 +57,20 @@ class Quotas:
         self._per_owner, self._in_all = per_owner, in_all
         self._rooms: dict[str, Headroom] = {}
         self._counting = asyncio.Lock()
-        #: Topics that are being made.
-        self._making, self._all_made = 0, asyncio.Event()
+        self._making = _Making()
         #: Somebody waits for those, so that no more are begun.
         self._settling = False
 
     def has_room(self, owner: str) -> bool:
         """Whether there surely is room for one topic, so that `room` need not ask."""
-        if self._settling:
+        own, all_in_all = self._rooms.get(owner), self._rooms.get("")
+        if self._settling or own is None or all_in_all is None:
             return False
         now = self._clock.time()
-        rooms = [room for room in map(self._rooms.get, (owner, "")) if room is not None]
-        return len(rooms) == 2 and all(room.has_some(now) for room in rooms)
+        return own.has_some(now) and all_in_all.has_some(now)
 
-    @asynccontextmanager
-    async def room(self, owner: str) -> AsyncGenerator[None, None]:
-        """Room for one topic, which is to be made within.
+    async def room(self, owner: str) -> _Making:
+        """Room for one topic, which is to be made within what this returns (`with`), and at once.
 
         Raises:
             QuotaExceededError: there is none; `limit` and `owner` say which quota it was.
@@ -69,17 +81,10 @@ class Quotas:
             async with self._counting:
                 await self._room(owner, self._per_owner)
                 await self._room("", self._in_all)
-        for room in map(self._rooms.get, (owner, "")):
+        for room in (self._rooms.get(owner), self._rooms.get("")):
             if room is not None:
                 room.left -= 1
-        self._making += 1
-        self._all_made.clear()
-        try:
-            yield
-        finally:
-            self._making -= 1
-            if not self._making:
-                self._all_made.set()
+        return self._making
 
     async def _room(self, owner: str, limit: int) -> None:
         room, now = self._rooms.get(owner), self._clock.time()
@@ -99,12 +104,12 @@ class Quotas:
 
     async def _free(self, owner: str, limit: int) -> int:
         # Those that are being made may be counted already, or not.
-        making = self._making
+        making = self._making.topics
         free = limit - making - await self._held(owner, limit)
         if free <= 0 and making:
             self._settling = True
             try:
-                await self._all_made.wait()
+                await self._making.ended.wait()
             finally:
                 self._settling = False
             free = limit - await self._held(owner, limit)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic_core import PydanticSerializationError
 
@@ -24,18 +24,20 @@ from squadron.runtime.errors import (
 )
 from squadron.runtime.lite.believed import TakeEntry, taken_by
 from squadron.runtime.lite.exclusive import ExclusiveCursor, cursor_key
-from squadron.runtime.lite.feed import LiteFeed
 from squadron.runtime.lite.quotas import IN_ALL, PER_OWNER, Quotas
-from squadron.runtime.lite.reader import LiteReader, LiteReading
 from squadron.runtime.ports.journal import Headers
 from squadron.runtime.ports.lite_journal import END_HEADER
 from squadron.runtime.store.operating import operating
 from squadron.runtime.store.port_set import Ports
-from squadron.runtime.telemetry.happenings import MessagePut
 from squadron.runtime.telemetry.storing import told_when_stored
+from squadron.runtime.texts import encoded
 from squadron.runtime.trust.sealing import SealKey
 from squadron.runtime.wire.start import LiteStart, check_lite_start
 from squadron.runtime.wire.subjects import check_token, life_of, token_of
+
+if TYPE_CHECKING:
+    from squadron.runtime.lite.feed import LiteFeed
+    from squadron.runtime.lite.reader import LiteReader
 
 #: Idle life of a topic that was given none, in seconds: a day. The longest is that of the stream's entries.
 DEFAULT_TTL_S, LONGEST_TTL_S = 24 * 3600.0, 30 * 24 * 3600.0
@@ -110,6 +112,8 @@ class LiteTopics:
         Raises:
             InvalidSubjectError: `owner` is not a token.
         """
+        from squadron.runtime.lite.feed import LiteFeed
+
         owner = token_of(self.identity.id) if owner is None else check_token(owner, "owner")
         used: Callable[[str], None] = lambda id: self.touch(self.topic(id, owner))  # noqa: E731
         return LiteFeed(self.lite, self._subjects, owner, self.clock, used, self.taken)
@@ -135,6 +139,8 @@ class LiteTopics:
         """Store one message and see that its topic lives on; see `LiteTopic.publish`."""
         if not self._observers.on:
             return await self._publish(topic, data, msg_id, None)
+        from squadron.runtime.telemetry.happenings import MessagePut
+
         put = MessagePut(
             kind="lite", id=os.urandom(16).hex(), topic=topic.key, conversation_id="", bytes=len(data)
         )
@@ -153,7 +159,7 @@ class LiteTopics:
         is_clear = topic.ttl_s is not None and self._quotas.has_room(topic.owner)
         if not is_clear and (order := await self.lite.last(life_of(topic.key))) is not None:
             return await self._store(topic, data, msg_id, topic.ttl_s or _ttl_in(order.data), headers)
-        async with self._quotas.room(topic.owner):
+        with await self._quotas.room(topic.owner):
             return await self._store(topic, data, msg_id, topic.ttl_s or DEFAULT_TTL_S, headers)
 
     def _due(self, topic: LiteTopic) -> bool:
@@ -180,7 +186,7 @@ class LiteTopics:
         await self.lite.end_at(key, order, at=at, keep_s=END_KEPT_S, expect_seq=expect_seq)
 
     def _order(self, ttl_s: float) -> tuple[bytes, float]:
-        return _json({"end": "expired", "ttlS": ttl_s}), self.clock.time() + ttl_s + RENEW_S
+        return encoded({"end": "expired", "ttlS": ttl_s}), self.clock.time() + ttl_s + RENEW_S
 
     def _remember(self, key: str, ttl_s: float) -> _Life:
         now = self.clock.time()
@@ -251,14 +257,14 @@ class LiteTopics:
             try:
                 if tries_left:
                     # With the last message's place, a reader who comes late knows whether it has read all.
-                    await self.lite.end(key, _json(end | {"last": seq}), keep_s=END_KEPT_S, expect_seq=seq)
+                    await self.lite.end(key, encoded(end | {"last": seq}), keep_s=END_KEPT_S, expect_seq=seq)
                 else:
-                    await self.lite.end(key, _json(end), keep_s=END_KEPT_S)
+                    await self.lite.end(key, encoded(end), keep_s=END_KEPT_S)
             except FencedError:
                 continue
             except StorageFullError:
                 # Its messages are gone all the same; who reads it is told as soon as there is room for that.
-                self._in_background(self._mark_later(key, _json(end | {"last": seq})))
+                self._in_background(self._mark_later(key, encoded(end | {"last": seq})))
             return
 
     async def _mark_later(self, key: str, end: bytes) -> None:
@@ -304,8 +310,7 @@ class LiteTopic:
 
         Args:
             content: any JSON value, sent as an `event` message; bytes are stored as they are, and not sealed.
-            msg_id: any text; stored once under it within two minutes on this topic, and a server that is away is
-                waited for.
+            msg_id: any text; stored once under it within two minutes, and a server that is away is waited for.
 
         Raises:
             InvalidInputError: `content` is not JSON, or bytes where it is to be sealed.
@@ -339,6 +344,8 @@ class LiteTopic:
         Raises:
             InvalidInputError: `start` is not a place in a topic, or `exclusive` not a name.
         """
+        from squadron.runtime.lite.reader import LiteReader, LiteReading
+
         if exclusive is not None and not (isinstance(exclusive, str) and 1 <= len(exclusive) <= 64):
             hint = "text of 1 to 64 characters"
             raise InvalidInputError(f"{exclusive!r} is not the name of a reader", field="exclusive", hint=hint)
@@ -380,10 +387,6 @@ def _check_ttl(ttl_s: float | timedelta | None) -> float | None:
         return given_s
     hint = f"from 1 to {LONGEST_TTL_S:.0f} seconds, or a timedelta"
     raise InvalidInputError(f"a lite topic can't live for {ttl_s!r}", field="ttl_s", hint=hint)
-
-
-def _json(value: Any) -> bytes:
-    return json.dumps(value).encode()
 
 
 def _ttl_in(order: bytes) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Protocol
 
 from squadron.runtime.ports.journal import Headers, Journal
@@ -14,17 +15,17 @@ END_HEADER = "Squadron-End"
 class LiteJournal(Journal, Protocol):
     """The journal of lite topics: keys can end, and a stream is sent ahead of its acknowledgements."""
 
-    async def append_soon(
-        self, key: str, data: bytes, *, ttl_s: float | None = None, msg_id: str | None = None
+    def append_soon(
+        self, key: str, entries: Sequence[tuple[bytes, str]], *, ttl_s: float | None = None
     ) -> asyncio.Future[int]:
-        """Send one entry without waiting until it is stored; the future ends with its sequence.
+        """Send entries, each with its message id, without waiting until they are stored.
 
-        What one process sends is stored in that order, until its connection breaks. The future fails with a
-        `BusUnavailableError` if the entry is not acknowledged in time: sent again with the same `msg_id`, it is
-        stored once.
+        The future ends with how many of them are stored, from the first on, and fails with a `BusUnavailableError`
+        if that is not known in time. Any that is left out may be stored all the same: sent again with the same id,
+        it is stored once. What one process sends is stored in that order, until its connection breaks.
 
         Raises:
-            MessageTooLargeError: larger than the server takes.
+            MessageTooLargeError: one is larger than the server takes; none was sent.
         """
         ...
 

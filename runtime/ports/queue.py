@@ -93,6 +93,7 @@ class Delivery:
         seq: its place in the queue, over all mailboxes.
         stored_at: when the queue stored it, in seconds since the epoch.
         place: where it lies there, if that is not `subject`.
+        behind: how many more waited when it was delivered; 0 if that is not known, or if what is next may change.
     """
 
     subject: str
@@ -102,6 +103,7 @@ class Delivery:
     carrier: Carrier | None = field(default=None, compare=False)
     stored_at: float = 0.0
     place: str = ""
+    behind: int = 0
 
     @property
     def headers(self) -> Mapping[str, str]:

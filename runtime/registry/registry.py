@@ -315,24 +315,25 @@ class Registry:
         key = self._subjects.card(agent)
         await self._hear_own(key, await self._journal.append(key, b"", ttl_s=self.presence_ttl_s))
 
-    async def renew(self, agent: str, replica: str, **facts: Any) -> None:
-        """One heartbeat: this replica lives for another `presence_ttl_s`; `facts` go into its presence."""
-        now = self._clock.time()
-        await self._write_presence(agent, replica, Presence(expires_at=now + self.presence_ttl_s, at=now, **facts))
+    async def renew(self, agent: str, replica: str, *, least_s: float = 0.0, **facts: Any) -> None:
+        """One heartbeat, with `facts`: the replica lives for another `presence_ttl_s`, or longer if the next is
+        given in `least_s`."""
+        now, life_s = self._clock.time(), max(self.presence_ttl_s, MISSED_HEARTBEATS * least_s)
+        await self._write_presence(agent, replica, Presence(expires_at=now + life_s, at=now, **facts), life_s)
 
-    def is_due(self, agent: str, replica: str) -> bool:
-        """Whether this presence, which is ours, wants to be renewed."""
+    def is_due(self, agent: str, replica: str, *, least_s: float = 0.0) -> bool:
+        """Whether this presence, which is ours, wants to be renewed; for `least_s` as for `renew`."""
         known = self._present.of(agent).get(replica)
-        return known is None or known.is_due(self._clock.time(), self.beat_s)
+        return known is None or known.is_due(self._clock.time(), max(self.beat_s, least_s))
 
     async def depart(self, agent: str, replica: str) -> None:
         """This replica is gone; nobody needs to wait for its heartbeat to lapse."""
-        await self._write_presence(agent, replica, Presence(expires_at=0))
+        await self._write_presence(agent, replica, Presence(expires_at=0), self.presence_ttl_s)
 
-    async def _write_presence(self, agent: str, replica: str, presence: Presence) -> None:
+    async def _write_presence(self, agent: str, replica: str, presence: Presence, ttl_s: float) -> None:
         data = presence.model_dump_json().encode()
         key = self._subjects.presence(agent, replica)
-        await self._hear_own(key, await self._journal.append(key, data, ttl_s=self.presence_ttl_s))
+        await self._hear_own(key, await self._journal.append(key, data, ttl_s=ttl_s))
 
     def replicas(self, agent: str) -> dict[str, Presence]:
         """Living replicas of an agent; the bridge's own stand-in is not one."""

@@ -16,8 +16,8 @@ from pydantic_core import from_json
 
 from squadron.runtime.asking.caller import Caller
 from squadron.runtime.asking.handle import Handle
-from squadron.runtime.asking.negotiation import BIDS_WITHIN_S, negotiate
-from squadron.runtime.asking.options import AskKeywords, AskOptions
+from squadron.runtime.asking.negotiation import negotiate
+from squadron.runtime.asking.options import BIDS_WITHIN_S, AskKeywords, AskOptions
 from squadron.runtime.calling import Threads
 from squadron.runtime.errors import WrongLoopError
 from squadron.runtime.ports.lite_journal import END_HEADER

@@ -20,6 +20,12 @@ from squadron.runtime.wire.outcome import Outcome
 
 #: A lease is extended after this share of its time, so that two extensions may be lost.
 EXTEND_AT = 1 / 3
+#: The next task is asked for so long, in seconds, before a slot is free if its turn takes as long as the shortest
+#: of so many before. A pull's way to the server and back takes 1 to 5 ms.
+LEAD_S, SHORTEST_OF = 0.01, 8
+#: What was asked for early and has no slot after so many seconds goes back: turns of the usual length end by then
+#: also on a busy machine, and whoever else has a slot lost little.
+HOLD_S = 0.04
 
 #: Frees the slot of the turn that runs here; a turn that no pump began has none.
 _free: ContextVar[Callable[[], None] | None] = ContextVar("free", default=None)
@@ -94,7 +100,11 @@ class Pump:
     """Runs up to `slots` deliveries of one source at once; pulls one more for each that frees its slot.
 
     A turn frees it at its end, or before by `free_slot`; so do as many at once as there are slots, so that a
-    server that stores slowly holds up the work, and no more than twice the slots are leased.
+    server that stores slowly holds up the work.
+
+    Where more tasks wait than others take, the next one is asked for just before a slot is free, as far as the
+    turns before tell how long one has it. What would wait for longer than `HOLD_S` goes back, and nothing more is
+    asked for early for a while. No more than three times the slots are leased.
     """
 
     def __init__(
@@ -110,12 +120,19 @@ class Pump:
         self._run, self._slots = run, slots
         #: What is leased and has begun, with or without a slot.
         self._in_flight: dict[asyncio.Task[None], Delivery] = {}
-        #: Those without: they have freed theirs.
-        self._storing: set[asyncio.Task[None]] = set()
-        #: The same, by their places in the queue.
+        #: Those with one, and since when on the loop's clock.
+        self._working: dict[asyncio.Task[None], float] = {}
+        #: All that is leased, by its place in the queue.
         self._seqs: set[int] = set()
         #: Those that others handed to us, and that wait for a slot.
         self._handed: deque[Delivery] = deque()
+        #: Those that were asked for early and wait for one, and what ends the wait for each that was.
+        self._early: deque[Delivery] = deque()
+        self._asked_early: deque[asyncio.TimerHandle] = deque()
+        #: How long the last turns had their slots, in seconds, and how many tasks waited behind the last one.
+        self._took_s: deque[float] = deque(maxlen=SHORTEST_OF)
+        self._behind = 0
+        self._returning: set[asyncio.Task[None]] = set()
         self._feed: Feed | None = None
         self._extender: asyncio.Task[None] | None = None
         self._outcomes: Counter[str] = Counter()
@@ -137,7 +154,12 @@ class Pump:
             if self._feed is not None:
                 self._feed.want(1)
             return
-        self._begin(delivery)
+        self._behind = delivery.behind
+        if self._running < self._slots:
+            self._begin(delivery)
+        else:
+            self._seqs.add(delivery.seq)
+            self._early.append(delivery)
 
     @property
     def lease_s(self) -> float:
@@ -168,31 +190,54 @@ class Pump:
     def _begin(self, delivery: Delivery) -> None:
         self._seqs.add(delivery.seq)
         task = spawn(self._serve(delivery), f"turn {delivery.subject}", loop=self._loop)
-        self._in_flight[task] = delivery
+        self._in_flight[task], self._working[task] = delivery, self._loop.time()
         task.add_done_callback(self._ended)
+        if self._behind and len(self._took_s) == SHORTEST_OF:
+            self._loop.call_later(min(self._took_s) - LEAD_S, self._ask_early, task)
 
     @property
     def _running(self) -> int:
-        return len(self._in_flight) - len(self._storing)
+        return len(self._working)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._seqs.discard(self._in_flight.pop(task).seq)
-        if task in self._storing:
-            self._storing.discard(task)
-        else:
-            self._fill()
+        self._fill_slot_of(task)
 
     def _free(self, task: asyncio.Task[None]) -> None:
-        if task not in self._storing and len(self._storing) < self._slots:
-            self._storing.add(task)
-            self._fill()
+        if len(self._in_flight) - len(self._working) < self._slots:
+            self._fill_slot_of(task)
 
-    def _fill(self) -> None:
-        """A slot is free."""
+    def _fill_slot_of(self, task: asyncio.Task[None]) -> None:
+        began_at = self._working.pop(task, None)
+        if began_at is None:
+            return
+        self._took_s.append(self._loop.time() - began_at)
         if self._handed:
             self._begin(self._handed.popleft())
+        elif self._asked_early:
+            self._asked_early.popleft().cancel()
+            if self._early:
+                self._begin(self._early.popleft())
         elif self._feed is not None:
             self._feed.want(1)
+
+    def _ask_early(self, task: asyncio.Task[None]) -> None:
+        if task in self._working and self._behind and self._feed is not None:
+            self._asked_early.append(self._loop.call_later(HOLD_S, self._was_too_early))
+            self._feed.want(1)
+
+    def _was_too_early(self) -> None:
+        """No slot was free by the end of the time that the longest wait has."""
+        self._asked_early.popleft()
+        self._took_s.clear()
+        if self._early:
+            delivery = self._early.popleft()
+            self._seqs.discard(delivery.seq)
+            returning = spawn(self._release(delivery), f"hand back {delivery.subject}", loop=self._loop)
+            self._returning.add(returning)
+            returning.add_done_callback(self._returning.discard)
+        elif self._feed is not None:
+            self._feed.want(-1)
 
     async def _serve(self, delivery: Delivery) -> None:
         task = asyncio.current_task(self._loop)
@@ -222,7 +267,7 @@ class Pump:
             await delivery.lease.release(after_s)
 
     def _held(self) -> list[Delivery]:
-        return [*self._in_flight.values(), *self._handed]
+        return [*self._in_flight.values(), *self._handed, *self._early]
 
     def statistics(self) -> PumpStatistics:
         """What it does now and has done."""
@@ -233,8 +278,12 @@ class Pump:
         if self._feed is not None:
             feed, self._feed = self._feed, None
             await feed.aclose()
-        while self._handed:
-            await self._release(self._handed.popleft())
+        while self._asked_early:
+            self._asked_early.popleft().cancel()
+        for waiting in (self._handed, self._early):
+            while waiting:
+                await self._release(waiting.popleft())
+        await asyncio.gather(*self._returning, return_exceptions=True)
         if self._in_flight:
             await asyncio.wait(self._in_flight, timeout=within_s)
         await cancel_all(list(self._in_flight), again_s=CANCEL_OTHERS_AGAIN_S)

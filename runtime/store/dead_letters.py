@@ -28,7 +28,6 @@ from squadron.runtime.store.operating import operating
 from squadron.runtime.store.own_journal import open_own
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.store.put_back import put_back
-from squadron.runtime.telemetry.happenings import Buried
 from squadron.runtime.trust.carried import CARRIED_HEADER, carry
 from squadron.runtime.trust.may_say import only_agent
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage, pack
@@ -204,6 +203,8 @@ class DeadLetters:
             # As text in JSON bytes may grow sixfold; a letter that is cut off is better than none.
             await append({"taskId": outcome.task_id[:LONGEST_ID], **fields_of(delivery.data, CUT_AT)})
         if self._observers.on:
+            from squadron.runtime.telemetry.happenings import Buried
+
             topic = outcome.topic or ".".join(delivery.subject.split(".")[3:5])
             told = Buried(agent=agent, topic=topic, id=outcome.task_id, reason=outcome.reason)
             self._observers.tell(told)

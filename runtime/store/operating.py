@@ -13,7 +13,6 @@ from typing import Any
 
 from squadron.runtime.retries import summary_of
 from squadron.runtime.store.port_set import Ports
-from squadron.runtime.telemetry.happenings import Operated
 
 
 @functools.cache
@@ -50,4 +49,6 @@ async def operating(ports: Ports, verb: str, on: str, *, by: str = "", **details
             await ports.file_action(verb, json.dumps(said | {"error": summary_of(error)}, default=str).encode())
         raise
     if ports.observers.on:
+        from squadron.runtime.telemetry.happenings import Operated
+
         ports.observers.tell(Operated(verb=verb, on=on, by=str(said["by"]), details=details))

@@ -22,7 +22,7 @@ from squadron.runtime.errors import (
 )
 from squadron.runtime.ports.journal import Entry, Journal
 from squadron.runtime.store.claims import Claims
-from squadron.runtime.streams.trail import Trail
+from squadron.runtime.streams.trail import Follow, Trail
 from squadron.runtime.streams.writer import AGAIN_S, WINDOW, Chunk, Nested, Restarted, epoch_of
 from squadron.runtime.wire.envelope import redriven_in
 from squadron.runtime.wire.limits import Deadline
@@ -82,9 +82,13 @@ class Order:
             return [*events, *self._read(payload, number)]
         if number < self.next or number in self._early:
             return events
-        self._early[number] = payload
         if payload.get("isFinal") is True:
             self._last = number
+        if number == self.next and not self._early:
+            # As nearly all come.
+            self.next += 1
+            return [*events, *self._read(payload, number)]
+        self._early[number] = payload
         while (ready := self._early.pop(self.next, None)) is not None:
             self.next += 1
             events += self._read(ready, self.next - 1)
@@ -103,6 +107,11 @@ class Order:
             child = payload["child"]
             return [Child(str(child["taskId"]), str(child["topic"]), str(LiteSubject.parse(child["liteTopic"])))]
         return []
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing came early, so that nothing is missing."""
+        return not self._early
 
     @property
     def missing(self) -> range:
@@ -125,6 +134,7 @@ class StreamReader:
         is_end: whether a message of type result is the task's own outcome.
         counts: whether an entry is by who may write it; all are, by default.
         sealed: chunks that anybody can read are none of its.
+        follow: see `Trail`.
     """
 
     def __init__(
@@ -138,10 +148,11 @@ class StreamReader:
         is_end: Callable[[Entry], bool] = lambda _: True,
         counts: Callable[[Entry], Awaitable[bool]] | None = None,
         sealed: bool = False,
+        follow: Follow | None = None,
     ) -> None:
         self._counts, self._sealed = counts, sealed
         self._lite, self._claims, self._key, self._until, self._is_end = lite, claims, key, until, is_end
-        self._trail = Trail(lite, key, live=live, until=until)
+        self._trail = Trail(lite, key, live=live, until=until, follow=follow)
         self._order = Order()
         #: All before this sequence was handed out; what is missing is looked for from here on.
         self._complete_to = 0
@@ -180,11 +191,12 @@ class StreamReader:
                     async for event in self._rest(raw):
                         yield event
                     return
-                if (payload := await self._payload(raw, entry)) is None:
+                payload = raw["payload"]
+                if self._is_hidden(payload) and (payload := await self._payload(raw, entry)) is None:
                     continue
                 for event in order.take(payload):
                     yield event
-                if not order.missing:
+                if order.is_whole:
                     self._complete_to = entry.seq
                 elif order.lost:
                     async for event in self._repaired():
@@ -236,6 +248,10 @@ class StreamReader:
         if "claim" in payload or "sealed" in payload:
             return await self._opened(entry)
         return None if self._sealed else payload
+
+    def _is_hidden(self, payload: Mapping[str, Any]) -> bool:
+        """Whether a payload does not count as it is."""
+        return self._sealed or "claim" in payload or "sealed" in payload
 
     async def _opened(self, entry: Entry) -> dict[str, Any] | None:
         """The payload that is sealed, or waits in the vault; None if it can't be had."""
@@ -331,9 +347,9 @@ def _read(data: bytes) -> dict[str, Any] | None:
     """A stream or result message; None if it is neither."""
     # Not as an `AgentMessage`: that costs five times as much, and nothing else of it is looked at.
     with contextlib.suppress(ValueError, TypeError, LookupError):
-        raw = from_json(data, cache_strings="keys")
+        raw: dict[str, Any] = from_json(data, cache_strings="keys")
         if raw["type"] in ("stream", "result") and isinstance(raw["payload"], dict):
-            return dict(raw)
+            return raw
     return None
 
 

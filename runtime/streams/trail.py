@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 
 from squadron.runtime.errors import BusUnavailableError
@@ -23,6 +23,9 @@ AGAIN_S = 0.25
 #: What a look into the store may take when the time is up, in seconds: what is there need not be lost.
 LAST_LOOK_S = 1.0
 
+#: As `Journal.follow`.
+Follow = Callable[..., Awaitable[Subscription]]
+
 
 class Trail:
     """A reader of one lite topic.
@@ -31,12 +34,20 @@ class Trail:
         after: the cursor: only entries with a later sequence.
         live: whether to wait for more.
         until: when to stop waiting.
+        follow: hears what is stored from now on; by default `Journal.follow`.
     """
 
     def __init__(
-        self, lite: Journal, key: str, *, after: int = 0, live: bool = True, until: Deadline | None = None
+        self,
+        lite: Journal,
+        key: str,
+        *,
+        after: int = 0,
+        live: bool = True,
+        until: Deadline | None = None,
+        follow: Follow | None = None,
     ) -> None:
-        self.cursor = after
+        self.cursor, self._follow = after, follow or lite.follow
         self._lite, self._key, self._live, self._until = lite, key, live, until
         self._held: deque[Entry] = deque()
         self._held_bytes = 0
@@ -70,6 +81,9 @@ class Trail:
                 async with aclosing(self._stored()) as stored:
                     async for entry in stored:
                         yield entry
+                        if self._held and 0 <= self._held[0].previous <= self.cursor:
+                            # From here on it was heard: else who is slow would read all of it twice.
+                            break
                 if not live or self._late:
                     return
                 while (heard := self._take()) or await self._more():
@@ -82,7 +96,7 @@ class Trail:
     async def _followed(self) -> Subscription | None:
         while True:
             try:
-                return await self._lite.follow(self._key, self._hear, lost=self._miss)
+                return await self._follow(self._key, self._hear, lost=self._miss)
             except BusUnavailableError:
                 if self._late:
                     return None

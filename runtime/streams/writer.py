@@ -17,13 +17,16 @@ from typing import Any
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import BusUnavailableError, SquadronError
 from squadron.runtime.store.port_set import Ports
+from squadron.runtime.texts import encoded
 from squadron.runtime.trust.sealing import Box, SealKey, info_for
-from squadron.runtime.wire.envelope import AgentMessage
+from squadron.runtime.wire.envelope import AgentMessage, lay_out
 from squadron.runtime.wire.outcome import LITE_TTL_S, Outcome
 
 #: How far a writer may be ahead of the oldest chunk that is not acknowledged. Enough for 20,000 chunks a second on
 #: acknowledgements that take 10 ms; a reader holds back so many at most.
 WINDOW = 256
+#: Chunks after which a writer lets others have their turn, and so sends them.
+AT_ONCE = 64
 #: Pause before what was not acknowledged is sent again, in seconds.
 AGAIN_S = 0.25
 #: How long the last acknowledgements may take, in seconds: a restart of the server takes one or two.
@@ -80,8 +83,9 @@ class StreamWriter:
 
     Chunks are sealed for the `readers`, if there are any.
 
-    They are sent in order, without waiting for each to be stored; what is not acknowledged is sent again. Each
-    is also told to whoever listens on the live view (`Subjects.stream`).
+    They are sent in order, all of a turn of the loop at once, without waiting until they are stored; what is not
+    acknowledged is sent again, one by one. Each is also told to whoever listens on the live view
+    (`Subjects.stream`).
     """
 
     def __init__(
@@ -93,6 +97,7 @@ class StreamWriter:
         readers: Sequence[SealKey] = (),
     ) -> None:
         self._ports, self._key, self._message = ports, lite_key, message
+        self._loop = asyncio.get_running_loop()
         #: A box of its own for each run, whose key each chunk has: who joins in the middle needs nothing else.
         self._box = Box(readers, info_for("stream", ports.identity.id)) if readers else None
         self._readers = readers
@@ -101,7 +106,17 @@ class StreamWriter:
         #: that two may run under the same number.
         self._run, self._secret = os.urandom(8).hex(), os.urandom(16)
         self._which = {"attempt": attempt, "epoch": epoch_of(message.redriven, attempt), "run": self._run}
-        self._next = 0
+        #: What all its messages say.
+        self._wire = lay_out(
+            "stream",
+            ports.identity,
+            {},
+            conversation_id=message.context.conversation_id,
+            correlation_id=message.id,
+            sensitive=bool(readers),
+        )
+        #: The number that comes next, and that of the first that is to be sent in this turn of the loop.
+        self._next = self._unsent = 0
         self._ended = False
         #: Chunks are numbered in the order in which they were emitted, though one may wait for the vault.
         self._turn = asyncio.Lock()
@@ -136,34 +151,30 @@ class StreamWriter:
             # From here on it has its number: if it can't be sent now, it is sent again.
             self._next += 1
             self._unacknowledged[number] = data
-            await self._append(number)
+            if number == self._unsent:
+                self._loop.call_soon(self._send_new)
             await self._show(data)
+            if not self._next % AT_ONCE:
+                await asyncio.sleep(0)
+
+    def _send_new(self) -> None:
+        first, self._unsent = self._unsent, self._next
+        if self._unacknowledged:
+            self._append(range(first, self._next))
 
     def _check_open(self) -> None:
         if self._ended:
             raise SquadronError("the stream has ended", hint="emit before the handler returns")
 
     async def _packed(self, number: int, content: dict[str, Any], *, final: bool = False) -> bytes:
-        return await self._ports.pack_for(
-            self._readers,
-            self._message.reply_to or self._key,
-            "stream",
-            {
-                "sequenceNumber": number,
-                "isFirst": number == 0,
-                "isFinal": final,
-                **content,
-                **self._which,
-            },
-            keep_s=LITE_TTL_S,
-            box=self._box,
-            id=self._id(number),
-            conversation_id=self._message.context.conversation_id,
-            correlation_id=self._message.id,
-        )
-
-    def _id(self, number: int) -> str:
-        return f"{self._run}.{number}"
+        wire, claims = self._wire, self._ports.claims
+        wire["id"], wire["timestamp"] = f"{self._run}.{number}", self._ports.clock.time()
+        numbered = {"sequenceNumber": number, "isFirst": number == 0, "isFinal": final}
+        wire["payload"] = {**numbered, **content, **self._which}
+        if not self._readers:
+            return await claims.seal(encoded(wire), keep_s=LITE_TTL_S)
+        place = self._message.reply_to or self._key
+        return await claims.seal_for(self._readers, wire, place, keep_s=LITE_TTL_S, box=self._box)
 
     def _msg_id(self, number: int) -> str:
         """That nobody can take first: who reads the chunks so far knows the ids of those that come."""
@@ -173,22 +184,21 @@ class StreamWriter:
         with contextlib.suppress(BusUnavailableError):
             await self._ports.bus.publish(self._view, data)
 
-    async def _append(self, number: int) -> None:
-        data = self._unacknowledged[number]
+    def _append(self, numbers: Sequence[int]) -> None:
+        entries = [(self._unacknowledged[number], self._msg_id(number)) for number in numbers]
         try:
-            msg_id = self._msg_id(number)
-            stored = await self._ports.lite.append_soon(self._key, data, ttl_s=LITE_TTL_S, msg_id=msg_id)
-        except BaseException:
-            self._send_again(number)
-            raise
-        stored.add_done_callback(lambda stored: self._heard(number, stored))
-
-    def _heard(self, number: int, stored: asyncio.Future[int]) -> None:
-        if stored.exception() is not None:
-            if number in self._unacknowledged:
-                self._send_again(number)
+            stored = self._ports.lite.append_soon(self._key, entries, ttl_s=LITE_TTL_S)
+        except SquadronError:
+            self._send_again(numbers)
             return
-        self._unacknowledged.pop(number, None)
+        stored.add_done_callback(lambda stored: self._heard(numbers, stored))
+
+    def _heard(self, numbers: Sequence[int], stored: asyncio.Future[int]) -> None:
+        count = 0 if stored.exception() is not None else stored.result()
+        for number in numbers[:count]:
+            self._unacknowledged.pop(number, None)
+        if self._unacknowledged:
+            self._send_again(numbers[count:])
         self._wake()
 
     def _wake(self) -> None:
@@ -196,12 +206,12 @@ class StreamWriter:
             self._waiting.set_result(None)
 
     async def _acknowledgement(self) -> None:
-        self._waiting = asyncio.get_running_loop().create_future()
+        self._waiting = self._loop.create_future()
         await self._waiting
 
-    def _send_again(self, number: int) -> None:
-        self._again.add(number)
-        if self._mending is None or self._mending.done():
+    def _send_again(self, numbers: Sequence[int]) -> None:
+        self._again.update(numbers)
+        if self._again and (self._mending is None or self._mending.done()):
             self._mending = spawn(self._mend(), f"mend {self._run}")
 
     async def _mend(self) -> None:
@@ -209,8 +219,7 @@ class StreamWriter:
             await asyncio.sleep(AGAIN_S)
             again, self._again = sorted(self._again & self._unacknowledged.keys()), set()
             for number in again:
-                with contextlib.suppress(BusUnavailableError):
-                    await self._append(number)
+                self._append([number])
 
     async def finish(self, end: str) -> None:
         """End the stream: wait until all is acknowledged, then store the final message with the count.

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from pkgutil import resolve_name
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from squadron.runtime.errors import ConfigError
 from squadron.runtime.logs import get_logger
 from squadron.runtime.retries import summary_of, traceback_of
-from squadron.runtime.telemetry.happenings import Happening
+
+if TYPE_CHECKING:
+    from squadron.runtime.telemetry.happenings import Happening
 
 _log = get_logger("squadron.observers")
 

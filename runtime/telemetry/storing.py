@@ -6,7 +6,6 @@ from collections.abc import Awaitable
 from typing import TypeVar
 
 from squadron.runtime.retries import summary_of
-from squadron.runtime.telemetry.happenings import MessageStored
 from squadron.runtime.telemetry.observer import Observers
 
 T = TypeVar("T")
@@ -16,6 +15,8 @@ async def told_when_stored(observers: Observers, id: str, storing: Awaitable[T])
     """Await what stores a message, and tell how that ended."""
     if not observers.on:
         return await storing
+    from squadron.runtime.telemetry.happenings import MessageStored
+
     error = "cancelled"
     try:
         stored = await storing

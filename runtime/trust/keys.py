@@ -1,4 +1,7 @@
-"""Keys as NATS has them (nkeys): Ed25519, in base32 behind a letter for what the key is of."""
+"""Keys as NATS has them (nkeys): Ed25519, in base32 behind a letter for what the key is of.
+
+PyNaCl is loaded by the first of them: who has no credentials has no key.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +11,15 @@ import os
 from functools import lru_cache
 from typing import Literal
 
-import nkeys
-from nacl.bindings import crypto_sign, crypto_sign_BYTES, crypto_sign_open, crypto_sign_seed_keypair
-from nacl.exceptions import BadSignatureError
-
 from squadron.runtime.errors import ConfigError
 
 #: An operator, an account (or one of its signing keys), a user.
 KeyKind = Literal["O", "A", "U"]
 
-_PREFIX: dict[KeyKind, int] = {
-    "O": nkeys.PREFIX_BYTE_OPERATOR,
-    "A": nkeys.PREFIX_BYTE_ACCOUNT,
-    "U": nkeys.PREFIX_BYTE_USER,
-}
+#: Their first byte (NATS ADR-14): the letter in base32.
+_PREFIX: dict[KeyKind, int] = {"O": 14 << 3, "A": 0, "U": 20 << 3}
+#: Bytes of a signature.
+_SIGNATURE_BYTES = 64
 
 
 class Key:
@@ -35,6 +33,9 @@ class Key:
         Raises:
             ConfigError: it is none of an operator, an account or a user.
         """
+        import nkeys
+        from nacl.bindings import crypto_sign_seed_keypair
+
         try:
             prefix, raw = nkeys.decode_seed(bytearray(seed.strip()))
         except (nkeys.NkeysError, ValueError, IndexError, TypeError):
@@ -50,6 +51,8 @@ class Key:
     @classmethod
     def create(cls, kind: KeyKind) -> Key:
         """A new one."""
+        import nkeys
+
         return cls(bytes(nkeys.encode_seed(os.urandom(32), _PREFIX[kind])))
 
     @property
@@ -59,8 +62,10 @@ class Key:
 
     def sign(self, data: bytes) -> bytes:
         """64 bytes that nobody else can make for this data."""
+        from nacl.bindings import crypto_sign
+
         signed: bytes = crypto_sign(data, self._secret)
-        return signed[:crypto_sign_BYTES]
+        return signed[:_SIGNATURE_BYTES]
 
     def __repr__(self) -> str:
         return f"Key({self.public})"
@@ -70,6 +75,8 @@ class Key:
 
 
 def _written(prefix: int, raw: bytes) -> str:
+    import nkeys
+
     src = bytes([prefix]) + raw
     return base64.b32encode(src + nkeys.crc16(bytearray(src)).to_bytes(2, "little")).rstrip(b"=").decode()
 
@@ -83,8 +90,11 @@ def kind_of(public: str) -> KeyKind | None:
 def is_signed_by(public: str, data: bytes, signature: bytes) -> bool:
     """Whether the signature was made for just this data by whoever holds the seed of `public`."""
     key = _verifying(public)
-    if key is None or len(signature) != crypto_sign_BYTES:
+    if key is None or len(signature) != _SIGNATURE_BYTES:
         return False
+    from nacl.bindings import crypto_sign_open
+    from nacl.exceptions import BadSignatureError
+
     try:
         crypto_sign_open(signature + data, key)
     except BadSignatureError:

@@ -2,7 +2,7 @@
 
 A *box* is a random content key, wrapped for each reader. It seals many pieces, each under a number of its own, and
 binds each to where it stands: moved to another place, a piece does not open. `cryptography` is loaded by the first
-piece that is sealed or opened, so that who seals nothing loads nothing.
+piece that is sealed or opened, and PyNaCl by the first ring, so that who seals nothing loads nothing.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Self
-
-from nacl.public import PrivateKey
 
 from squadron.runtime.errors import ConfigError, InvalidMessageError, KeyLostError, UnsealedError
 
@@ -75,6 +73,8 @@ class KeyRing:
     def __init__(self, seeds: Sequence[bytes]) -> None:
         if not seeds or any(len(seed) != KEY_BYTES for seed in seeds):
             raise ConfigError("a key ring holds keys of 32 bytes, at least one", hint="have `squadron up` make it")
+        from nacl.public import PrivateKey
+
         pairs = [(SealKey(bytes(PrivateKey(seed).public_key)), seed) for seed in seeds]
         self.public = pairs[0][0]
         self._seeds = {public.kid: seed for public, seed in pairs}

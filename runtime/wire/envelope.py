@@ -39,6 +39,7 @@ PROTOCOL_VERSION: Literal["1.0"] = "1.0"
 class Wire(BaseModel):
     """Base of all that travels: frozen, camelCase, and polite to fields it does not know."""
 
+    # `defer_build`: most processes read a few of these shapes, and some read none.
     # `cache_strings`: ids are new in each message, so keeping them for the next only pushes out what comes again.
     model_config = ConfigDict(
         alias_generator=to_camel,
@@ -47,6 +48,7 @@ class Wire(BaseModel):
         extra="allow",
         frozen=True,
         cache_strings="keys",
+        defer_build=True,
     )
 
     def encode(self) -> bytes:

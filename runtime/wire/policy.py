@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -66,7 +65,7 @@ TopicPattern = Annotated[str, AfterValidator(_check_topics)]
 class _Said(BaseModel):
     """What somebody wrote into a policy: no field that nobody reads."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 class Rule(_Said):
@@ -144,6 +143,8 @@ class Policy(_Said):
         Raises:
             ConfigError: it can't be read, or is no policy; names the field.
         """
+        import tomllib
+
         try:
             data = path.read_text(encoding="utf-8")
             return cls.model_validate(tomllib.loads(data) if path.suffix == ".toml" else json.loads(data))
@@ -192,5 +193,5 @@ def _has(patterns: tuple[str, ...], topic: str) -> bool:
     return any(pattern == topic or matches(pattern, topic) for pattern in patterns)
 
 
-#: Where nobody said anything.
-NO_POLICY = Policy()
+#: Where nobody said anything; made so that nothing is built for it.
+NO_POLICY = Policy.model_construct()

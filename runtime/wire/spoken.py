@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from squadron.runtime.errors import InvalidInputError
-from squadron.runtime.wire.question import Action, Question
 from squadron.runtime.wire.topics import validator_of
+
+if TYPE_CHECKING:
+    from squadron.runtime.wire.question import Action, Question
 
 #: What an approval is answered with in words.
 _WORDS: Mapping[str, tuple[Action, dict[str, Any]]] = {

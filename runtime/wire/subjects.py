@@ -318,7 +318,7 @@ class Subjects:
 
     def lite(self, owner: str, id: str) -> str:
         """The lite topic `id` of `owner`."""
-        return str(LiteSubject(self.environment, check_token(owner, "owner"), check_token(id, "id")))
+        return f"{ROOT}.{self.environment}.lite.{check_token(owner, 'owner')}.{check_token(id, 'id')}"
 
     def has_lite(self, subject: str) -> bool:
         """Whether this is a lite topic of this environment."""

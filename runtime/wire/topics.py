@@ -40,7 +40,7 @@ class SemanticTopic(_Told):
     Not AutoGen's `TopicId`, which is a broadcast scope: asking a semantic topic reaches one agent.
     """
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
     #: `domain.specificity`; either may be `*` when an agent serves a whole family.
     name: str
@@ -178,7 +178,7 @@ def _default_of(field: dict[str, Any]) -> str:
 class AgentCard(_Told):
     """What an agent type offers: the registry's entry for it."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
     agent: str
     description: str = ""
@@ -205,7 +205,7 @@ class AgentCard(_Told):
 class ScoredTopic(BaseModel):
     """A topic found by intent; `score` lies between 0 and 1, and can be held against that of another search."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     topic: SemanticTopic
     agent: str

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import gzip
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from pathlib import Path
@@ -330,6 +329,8 @@ class Fleet(Talking):
 
     async def metrics(self) -> str:
         """All metrics as they are now, in the text format of Prometheus; see `docs/metrics.md`."""
+        import gzip
+
         answer = await self._control.call("metrics")
         return gzip.decompress(base64.b64decode(answer["gzip"])).decode()
 

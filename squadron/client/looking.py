@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 from squadron.bridge.place import Place
 from squadron.runtime.asking.searching import search
 from squadron.runtime.closing import AsyncClosing
-from squadron.runtime.lite.listing import LiteInfo, list_lite
-from squadron.runtime.store.dead_letters import DeadLetters
 from squadron.runtime.wire.topics import ScoredTopic, TopicList
 
 if TYPE_CHECKING:
     from squadron.replay.past_runs import RunArchive
+    from squadron.runtime.lite.listing import LiteInfo
+    from squadron.runtime.store.dead_letters import DeadLetters
     from squadron.views.listener import Listener
     from squadron.views.talk_map import TalkMap
 
@@ -52,6 +52,8 @@ class Looking(AsyncClosing):
             InvalidSubjectError: `owner` is not a token.
             BusUnavailableError: the server can't be reached.
         """
+        from squadron.runtime.lite.listing import list_lite
+
         return await list_lite(self._wiring.ports, owner, everything=everything)
 
     async def listen(self, *, contents: bool = False) -> Listener:

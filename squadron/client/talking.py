@@ -15,23 +15,22 @@ from weakref import WeakSet
 from squadron.bridge.place import Place
 from squadron.client.looking import Looking
 from squadron.client.stream import Stream
-from squadron.runtime.asking.answering import OpenQuestion, People, QuestionNews
 from squadron.runtime.asking.handle import Handle
-from squadron.runtime.asking.negotiation import BIDS_WITHIN_S, negotiate
-from squadron.runtime.asking.options import AskKeywords, AskOptions
+from squadron.runtime.asking.options import BIDS_WITHIN_S, AskKeywords, AskOptions
 from squadron.runtime.errors import ConfigError, SquadClosedError, StreamGapError
-from squadron.runtime.lite.feed import LiteFeed
 from squadron.runtime.lite.topic import LiteTopic
 from squadron.runtime.steady import Steady
 from squadron.runtime.wire.groups import check_group
 from squadron.runtime.wire.limits import UNLIMITED, Budget
 from squadron.runtime.wire.outcome import Outcome
-from squadron.runtime.wire.question import Action, Reply
 from squadron.runtime.wire.start import Start
 from squadron.runtime.wire.subjects import check_pattern
 
 if TYPE_CHECKING:
     from squadron.client.subscriptions import DurableEvents, Events
+    from squadron.runtime.asking.answering import OpenQuestion, People, QuestionNews
+    from squadron.runtime.lite.feed import LiteFeed
+    from squadron.runtime.wire.question import Action, Reply
 
 #: How long a whole run of the supervisor may take when the caller does not say, in seconds.
 RUN_WITHIN_S = 600.0
@@ -142,6 +141,8 @@ class Talking(Looking):
             InvalidInputError: there is no such option here, or it can't have that value; `content` is not JSON.
             InvalidSubjectError: a topic breaks the grammar.
         """
+        from squadron.runtime.asking.negotiation import negotiate
+
         caller = self._wiring.caller
         return await negotiate(caller, self.submit, topics, content, options, bids_within_s=bids_within_s)
 
@@ -303,6 +304,8 @@ class Talking(Looking):
 
     @property
     def _people(self) -> People:
+        from squadron.runtime.asking.answering import People
+
         return People(self._wiring.ports, self._wiring.caller.lite_topics)
 
     # --- goals ---------------------------------------------------------------------------------------

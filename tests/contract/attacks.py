@@ -12,8 +12,8 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from squadron.bridge.jetstream.audit_streams import audit_subject, make_trail
-from squadron.bridge.jetstream.journal import read_ack
 from squadron.bridge.jetstream.link.at_home import user_of
+from squadron.bridge.jetstream.publish_acks import read_ack
 from squadron.bridge.jetstream.stream_names import StreamNames
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.runtime.errors import ClaimLostError

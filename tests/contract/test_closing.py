@@ -484,7 +484,7 @@ async def test_a_step_that_fails_keeps_none_of_the_others_from_closing(async_squ
     wiring = squad._wiring
     failed = asyncio.get_running_loop().create_future()
     failed.set_result(_Failing())
-    wiring.caller._subscriptions["broken"] = failed
+    wiring.caller.hearing._subscriptions["broken"] = failed
     squad._heard.add(broken := _Failing())  # type: ignore[arg-type]
 
     with pytest.raises(RuntimeError):
@@ -492,7 +492,7 @@ async def test_a_step_that_fails_keeps_none_of_the_others_from_closing(async_squ
 
     assert wiring.connection.client.is_closed
     assert embedded.find(own_home) is None
-    del wiring.caller._subscriptions["broken"], broken
+    del wiring.caller.hearing._subscriptions["broken"], broken
     await squad.aclose()
 
 

@@ -149,6 +149,22 @@ async def test_what_a_replica_did_is_shown_after_its_next_heartbeat(
     )
 
 
+async def test_an_agent_counts_as_used_when_tasks_have_ended_and_not_by_being_there(
+    replica: Open, census: Open, peer: Peer
+) -> None:
+    bridge = await census()
+    await replica("one")
+    await shows(bridge, {("squadron_replicas", "clerk", "present"): 1})
+    assert bridge.uses["clerk"] == 0
+    (await peer.caller.ask("clerk.echo", {"text": "one"})).unwrap()
+
+    async def is_heard() -> bool:
+        return bool(bridge.uses["clerk"])
+
+    await until(is_heard)
+    assert bridge.uses["clerk"] == 1
+
+
 async def test_replicas_add_up_and_one_that_is_stopped_has_told_all_it_did(
     replica: Open, census: Open, peer: Peer
 ) -> None:

@@ -212,6 +212,24 @@ async def test_the_same_message_id_is_stored_once(peer: Peer) -> None:
     await feed.aclose()
 
 
+@ON_NATS
+async def test_a_delivery_tells_how_many_wait_behind_it_unless_another_lane_may_come_before_them(
+    peer: Peer,
+) -> None:
+    for text in ("a", "b", "c"):
+        await _put(peer, text)
+    feed, inbox = await _feed(peer, want=3)
+    assert [each.behind for each in await inbox.take(3)] == [2, 1, 0]
+    await feed.aclose()
+
+    other = Mailbox("other", ("page.turn",))
+    for priority in (5, 5, 9):
+        await _put(peer, "x", topic="page.turn", priority=priority)
+    feed, inbox = await _feed(peer, other, want=3)
+    assert [each.behind for each in await inbox.take(3)] == [0, 0, 0]
+    await feed.aclose()
+
+
 async def test_a_lane_that_is_used_first_while_a_feed_runs_is_served_soon(peer: Peer) -> None:
     feed, inbox = await _feed(peer, want=3)
     for priority in (9, 0, 7):

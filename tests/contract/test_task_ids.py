@@ -68,14 +68,14 @@ async def test_a_server_that_goes_while_a_caller_begins_to_listen_is_waited_for(
     counter = Counter()
     counter.go.set()
     await serve(counter)
-    subscribe, failures = peer.bus.subscribe, [BusUnavailableError("connection reset")]
+    follow, failures = peer.lite.follow, [BusUnavailableError("connection reset")]
 
     async def fails_once(*args: Any, **options: Any) -> Any:
         if failures:
             raise failures.pop()
-        return await subscribe(*args, **options)
+        return await follow(*args, **options)
 
-    monkeypatch.setattr(peer.bus, "subscribe", fails_once)
+    monkeypatch.setattr(peer.lite, "follow", fails_once)
 
     outcome = await peer.caller.ask("counter.ask", {}, AskOptions(task_id="mine", within_s=SOON_S))
 

@@ -446,6 +446,26 @@ async def test_backlogs_count_every_lane_of_every_topic_for_the_autoscaler(site:
     assert bridge.backlogs() == {"reader": {"held": 5, "pinned": None}, "writer": {"held": 0, "pinned": None}}
 
 
+async def test_of_agents_that_hold_nothing_no_mailbox_is_asked_for_metrics(site: Site) -> None:
+    bridge = await site.bridge()
+    await site.call(
+        "deploy", deployments=[deployment_of("reader", "book.read"), deployment_of("writer", "film.make")]
+    )
+    site.held = {site.subjects.task("book.read"): 2}
+    await eventually(lambda: bridge.backlogs().get("reader") == {"held": 2, "pinned": None})
+    asked: list[str] = []
+
+    async def backlog(name: str) -> Backlog:
+        asked.append(name)
+        return Backlog(1, 1)
+
+    bridge._ports.queue.backlog = backlog  # type: ignore[method-assign]
+    told = {each["agent"]: (each["waiting"], each["taken"]) for each in await bridge.agents(asks_all=False)}
+    assert told == {"reader": (1, 1), "writer": (0, 0)}
+    assert asked == ["reader"]
+    assert {each["waiting"] for each in (await site.call("status"))["agents"]} == {1}
+
+
 async def test_the_autoscaler_hears_of_other_figures_and_waits_while_they_are_the_same(site: Site) -> None:
     bridge = await site.bridge()
     await site.call("deploy", deployments=[deployment_of("reader", "book.read")])

@@ -20,12 +20,14 @@ class Scaled:
         self.changes: list[int] = []
         self._damping, self._start_s, self._most = Damping(), start_s, most
         self._starts: list[float] = []
+        #: What Serve was told last of its use.
+        self.used = 0
 
     def tick(self, needed: int) -> None:
         self.now += TICK_S
         self.running = min(self.target, self.running + sum(at <= self.now for at in self._starts))
         self._starts = [at for at in self._starts if at > self.now]
-        wanted = self._damping.replicas(needed, self.running, self.target, self.now)
+        wanted = self._damping.replicas(needed, self.running, self.target, self.now, self.used)
         if (wanted := min(wanted, self._most)) != self.target:
             self._starts += [self.now + self._start_s] * (wanted - self.target)
             self.changes.append(wanted)
@@ -101,6 +103,23 @@ def test_one_with_nothing_to_do_goes_to_none_after_a_while() -> None:
     assert agent.changes == []
     agent.spend(2.0, 0)
     assert agent.target == 0
+
+
+def test_one_asked_now_and_then_stays_though_its_tasks_are_over_between_two_looks() -> None:
+    agent = Scaled(4)
+    for _ in range(round(IN_AFTER_S / 5.0) + 10):
+        agent.used += 1
+        agent.spend(5.0, 0)
+    assert agent.changes == [1]
+    agent.spend(IDLE_S + TICK_S, 0)
+    assert agent.changes == [1, 0]
+
+
+def test_none_is_started_for_a_task_that_is_over() -> None:
+    agent = Scaled(0)
+    agent.used += 1
+    agent.spend(5.0, 0)
+    assert agent.changes == []
 
 
 def test_as_many_go_as_were_too_many_all_the_time() -> None:

@@ -94,7 +94,7 @@ AWAITED = {
     ("actors/thinking/lessee.py", "_in_time"),
     ("runtime/background.py", "spawn"),
     ("runtime/background.py", "to_its_end"),
-    ("runtime/asking/caller.py", "_subscribe"),
+    ("runtime/asking/hearing.py", "hear"),
     ("runtime/running/context.py", "_wait"),
     ("bridge/jetstream/link/dial.py", "connect"),
     ("bridge/control/control.py", "_once"),

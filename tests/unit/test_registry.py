@@ -168,6 +168,21 @@ async def test_a_presence_is_due_once_its_beat_is_over(town: Town) -> None:
     assert one.is_due("analyst", STAND_IN)
 
 
+async def test_who_gives_signs_of_life_for_many_gives_them_seldom_and_each_lasts_for_longer(town: Town) -> None:
+    one, other = await town.registry(), await town.registry()
+    await one.renew("analyst", STAND_IN, least_s=10 * BEAT_S)
+    await _heard()
+    town.clock.now += 9 * BEAT_S
+    await other.look()
+    assert not one.is_due("analyst", STAND_IN, least_s=10 * BEAT_S)
+    assert other.is_live("analyst")
+    town.clock.now += BEAT_S
+    assert one.is_due("analyst", STAND_IN, least_s=10 * BEAT_S)
+    town.clock.now += 21 * BEAT_S
+    await other.look()
+    assert not other.is_live("analyst")
+
+
 async def test_a_farewell_counts_at_once_and_is_not_a_lapse(town: Town) -> None:
     one, other = await town.registry(), await town.registry()
     await _serve(one, "analyst", "analysis.sentiment")

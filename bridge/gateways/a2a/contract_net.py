@@ -21,8 +21,8 @@ from nacl.secret import SecretBox
 from squadron.bridge.gateways.a2a.a2a_parts import parts_of
 from squadron.bridge.gateways.doors import Front
 from squadron.bridge.gateways.visitors import Visitor
-from squadron.runtime.asking.negotiation import BIDS_WITHIN_S, acceptance, call_for_bids, reject
-from squadron.runtime.asking.options import AskKeywords
+from squadron.runtime.asking.negotiation import acceptance, call_for_bids, reject
+from squadron.runtime.asking.options import BIDS_WITHIN_S, AskKeywords
 from squadron.runtime.errors import SquadronError
 from squadron.runtime.wire.bids import MAX_REASON, Bid, Offer
 from squadron.runtime.wire.limits import Budget, Deadline

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import math
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import nats
@@ -47,6 +46,8 @@ _BATCH_ENDS = ("204", "404")
 
 T = TypeVar("T")
 Headers = dict[str, str] | None
+#: What an answer is made into if another one follows: the question stays open.
+NOT_YET: Any = object()
 
 _log = get_logger("squadron.nats")
 
@@ -165,15 +166,29 @@ class Connection:
             MessageTooLargeError: larger than the server takes.
             InvalidSubjectError: the subject is longer than the server takes.
         """
-        self._check(subject, data, headers)
-        token = next(self._tokens)
+        return self.ask_many(subject, [("", data, headers)], read, within_s=within_s)
+
+    def ask_many(
+        self,
+        subject: str,
+        messages: Sequence[tuple[str, bytes, Headers]],
+        read: Callable[[Heard, str], T],
+        *,
+        within_s: float = API_WITHIN_S,
+    ) -> asyncio.Future[T]:
+        """As `ask`, with one question in several messages, each with what its reply subject ends with."""
+        for _, data, headers in messages:
+            self._check(subject, data, headers)
         answer: asyncio.Future[T] = self._loop.create_future()
+        token = next(self._tokens)
+        reply = f"{self._inbox}.{token}"
         self._questions[token] = _Question(answer, subject, self._loop.time() + within_s, read)
         if not self._sweeping:
             self._sweeping = True
             self._loop.call_later(SWEEP_S, self._sweep)
         try:
-            self.client.post(subject, data, reply=f"{self._inbox}.{token}", headers=headers)
+            for ending, data, headers in messages:
+                self.client.post(subject, data, reply=reply + ending, headers=headers)
         except nats.errors.Error as error:
             self._give_up(token, str(error))
         return answer
@@ -214,7 +229,8 @@ class Connection:
             self._loop.call_later(SWEEP_S, self._sweep)
 
     def _hear_answer(self, msg: Heard) -> None:
-        question = self._questions.pop(msg.subject.rsplit(".", 1)[-1], None)
+        token = msg.subject[len(self._inbox) + 1 :].partition(".")[0]
+        question = self._questions.pop(token, None)
         if question is None:
             return
         answer, subject, _, read = question
@@ -225,14 +241,17 @@ class Connection:
             answer.set_exception(BusUnavailableError(f"nobody answers on {subject}"))
             return
         try:
-            answer.set_result(read(msg, subject))
+            result = read(msg, subject)
         except Exception as error:
-            answer.set_exception(error)
+            return answer.set_exception(error)
+        if result is not NOT_YET:
+            return answer.set_result(result)
+        self._questions[token] = question
 
     async def open(self) -> None:
         """Be ready for answers; once, after connecting."""
         self._watching = spawn(self.client.watch(), "nats watch", lasting=True)
-        await self.listen(f"{self._inbox}.*", self._hear_answer)
+        await self.listen(f"{self._inbox}.>", self._hear_answer)
 
     async def listen(self, subject: str, sink: Callable[[Heard], None], *, group: str = "") -> Subscription:
         """Hand each message on `subject` to `sink`, straight from the read loop.
@@ -281,34 +300,19 @@ class Connection:
             BusUnavailableError: the end did not come in time, or nobody answers.
         """
         answers: list[Heard] = []
-        ended: asyncio.Future[str] = self._loop.create_future()
 
-        def collect(msg: Heard) -> None:
-            headers = msg.headers
-            if "Nats-Sequence" in headers:
-                answers.append(msg)
-            elif not ended.done():
-                ended.set_result(headers.get("Status", ""))
+        def collect(msg: Heard, _: str) -> Any:
+            if "Nats-Sequence" not in msg.headers:
+                return msg.headers.get("Status", "")
+            answers.append(msg)
+            return NOT_YET
 
-        inbox = self.client.new_inbox()
-        # To be told when the connection is lost.
-        self._questions[inbox] = _Question(ended, subject, math.inf)
         try:
-            subscription = await self.listen(inbox, collect)
-            try:
-                self.client.post(subject, data, reply=inbox)
-                self.client.flush_now()
-                async with asyncio.timeout(API_WITHIN_S):
-                    status = await ended
-            finally:
-                if not self._closed:
-                    await subscription.unsubscribe()
-        except (TimeoutError, nats.errors.Error, OSError, BusUnavailableError) as error:
+            status = await self.ask(subject, data, collect)
+        except BusUnavailableError:
             if answers:
                 return answers
-            raise self.error(f"no answer on {subject}: {error or type(error).__name__}") from None
-        finally:
-            self._questions.pop(inbox, None)
+            raise
         if status not in _BATCH_ENDS:
             raise BusUnavailableError(f"{subject} answered with status {status!r}")
         return answers

@@ -324,7 +324,10 @@ def _greets(endpoint: Endpoint) -> bool:
             # Who only looks would leave a line of an error in its log each time.
             with urlopen(f"{endpoint.monitor_url}/healthz", timeout=1.0):
                 return True
-        with socket.create_connection(("127.0.0.1", _port(endpoint.url)), timeout=1.0) as connection:
+        # `create_connection` would load Unicode's tables, to look an address up that needs no looking up.
+        with socket.socket() as connection:
+            connection.settimeout(1.0)
+            connection.connect(("127.0.0.1", _port(endpoint.url)))
             return connection.recv(5) == b"INFO "
     except OSError:
         return False

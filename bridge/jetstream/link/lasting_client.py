@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import nats.errors
@@ -52,6 +52,29 @@ class Heard:
         if isinstance(self._headers, bytes):
             self._headers = _parse(self._headers)
         return self._headers
+
+    @property
+    def raw_headers(self) -> bytes:
+        """The headers as they came; empty if there are none, or if they were looked at."""
+        return self._headers if isinstance(self._headers, bytes) else b""
+
+
+class HeadersOf(Mapping[str, str]):
+    """The headers of a message that was heard, which are still unparsed until somebody looks."""
+
+    __slots__ = ("_heard",)
+
+    def __init__(self, heard: Heard) -> None:
+        self._heard = heard
+
+    def __getitem__(self, name: str) -> str:
+        return self._heard.headers[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._heard.headers)
+
+    def __len__(self) -> int:
+        return len(self._heard.headers)
 
 
 def _parse(raw: bytes) -> dict[str, str]:
