@@ -82,7 +82,7 @@ def check_storage(facts: Facts) -> Iterator[Diagnosis]:
 
 
 def check_streams(facts: Facts) -> Iterator[Diagnosis]:
-    """Is near its limit, has no leader, or is not there."""
+    """Is near its limit, has no leader, is not there, or takes one by one what it could have at once."""
     for stream in facts.streams or ():
         if stream.messages < 0:
             fix = "squadron up makes it anew; what it held is lost"
@@ -97,6 +97,9 @@ def check_streams(facts: Facts) -> Iterator[Diagnosis]:
         if level := _near(stream.messages, stream.most_messages):
             found = f"{stream.name} holds {stream.messages:,} of {stream.most_messages:,} messages"
             yield Diagnosis("streams", level, found, fix)
+        if stream.lacks_batches:
+            found = f"{stream.name} takes no fast batches: each chunk of a stream is acknowledged alone"
+            yield Diagnosis("streams", "ok", found, "nats-server 2.14 or newer, and then squadron up")
 
 
 def check_consumers(facts: Facts) -> Iterator[Diagnosis]:

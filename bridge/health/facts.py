@@ -56,7 +56,7 @@ class StorageFacts:
 
 @dataclass(frozen=True, slots=True)
 class StreamFacts:
-    """One stream; a limit of 0 is none."""
+    """One stream; a limit of 0 is none. `lacks_batches` is that of chunks, where it takes no fast batches."""
 
     name: str
     bytes: int
@@ -64,6 +64,7 @@ class StreamFacts:
     most_bytes: int = 0
     most_messages: int = 0
     has_leader: bool = True
+    lacks_batches: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -241,6 +241,7 @@ class Gathering:
             max(0, config.get("max_bytes", 0)),
             max(0, config.get("max_msgs", 0)),
             cluster is None or bool(cluster.get("leader")),
+            name == self._names.lite and not config.get("allow_batched"),
         )
 
     async def _consumers(self) -> tuple[ConsumerFacts, ...]:

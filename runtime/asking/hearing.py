@@ -37,6 +37,8 @@ class Hearing:
     def __init__(self, lite: LiteJournal, subjects: Subjects, sink: Callable[[Entry], None]) -> None:
         self._lite, self._subjects, self._sink = lite, subjects, sink
         self._subscriptions: dict[str, asyncio.Future[Subscription]] = {}
+        #: Owners that nobody waits for any more, but whose lite topics are still read.
+        self._unwanted: set[str] = set()
         #: By lite topic.
         self._readers: dict[str, list[_Listener]] = {}
         #: Subscriptions that are being ended.
@@ -48,6 +50,7 @@ class Hearing:
         Raises:
             BusUnavailableError: the server can't be reached.
         """
+        self._unwanted.discard(owner)
         subscribing = self._subscriptions.get(owner)
         if subscribing is None:
             pattern = self._subjects.lite_of(owner)
@@ -67,13 +70,15 @@ class Hearing:
         owner = LiteSubject.parse(key).owner
         if owner not in self._subscriptions:
             return await self._lite.follow(key, sink, lost=lost)
-        await self.hear(owner)
+        await asyncio.shield(self._subscriptions[owner])
 
         def close(reader: _Listener) -> None:
             with contextlib.suppress(KeyError, ValueError):
                 self._readers[key].remove(reader)
                 if not self._readers[key]:
                     del self._readers[key]
+            if owner in self._unwanted:
+                self.forget(owner)
 
         reader = _Listener(sink, lost, close)
         self._readers.setdefault(key, []).append(reader)
@@ -96,7 +101,9 @@ class Hearing:
         As long as somebody reads one of its lite topics it is heard all the same.
         """
         if any(LiteSubject.parse(key).owner == owner for key in self._readers):
+            self._unwanted.add(owner)
             return
+        self._unwanted.discard(owner)
         if subscribing := self._subscriptions.pop(owner, None):
             ending = spawn(_end(subscribing), f"forget {owner}")
             self._ending.add(ending)

@@ -370,6 +370,18 @@ async def _streams(wiring: Wiring) -> tuple[StreamFacts, ...]:
     return tuple(each for each in found if each.messages >= 0)
 
 
+async def test_a_stream_that_takes_no_batches_is_told(wiring: Wiring) -> None:
+    stream = StreamNames(wiring.settings.env).lite
+    config = (await ask_for(wiring.connection, f"STREAM.INFO.{stream}"))["config"]
+    # As a release made it that did not ask for them, or a server before 2.14.
+    await ask_for(wiring.connection, f"STREAM.UPDATE.{stream}", config | {"allow_batched": False})
+
+    found = (await look(wiring.settings))["streams"]
+
+    assert found.level == "ok"
+    assert found.found == f"{stream} takes no fast batches: each chunk of a stream is acknowledged alone"
+
+
 async def test_messages_that_are_delivered_again_are_told(wiring: Wiring) -> None:
     await record(wiring)
     await put(wiring, "book.read")

@@ -984,6 +984,19 @@ async def test_a_gap_in_a_childs_stream_is_reported_to_the_parents_reader(world:
 # --- flow control and the live view ------------------------------------------------------------------------
 
 
+async def test_a_stream_under_an_id_of_the_askers_own_is_heard_as_long_as_it_is_read(client: Peer) -> None:
+    handle = await client.caller.submit("tell.words", {"count": 600}, AskOptions(task_id="mine", within_s=SOON_S))
+    async with aclosing(handle.chunks()) as chunks:
+        seen = [await anext(chunks)]
+        # It has ended, so that nobody waits for its outcome any more.
+        await handle.outcome()
+        assert len(client.caller.hearing._subscriptions) == 2
+        seen += await collect(chunks, [])
+
+    assert seen == list(range(600))
+    assert len(client.caller.hearing._subscriptions) == 1
+
+
 async def test_a_slow_reader_slows_nobody_and_loses_nothing(client: Peer, teller: Teller) -> None:
     count = 20_000
     handle: Handle = await client.caller.submit("tell.words", {"count": count}, AskOptions(within_s=60))
