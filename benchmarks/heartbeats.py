@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -28,7 +29,7 @@ from squadron.runtime.wire.topics import AgentCard
 
 AGENTS, REPLICAS = 10_000, 3
 #: As a replica tells them.
-FACTS = {"version": "abcdef123456", "release": "1.0.0", "pid": 12345, "node": "node-1"}
+FACTS: dict[str, Any] = {"version": "abcdef123456", "release": "1.0.0", "pid": 12345, "node": "node-1"}
 #: How many are stored at once, and for how long is measured, in seconds.
 AT_ONCE, FOR_S = 20, 20.0
 
