@@ -24,6 +24,7 @@ from squadron.bridge.jetstream.link import embedded
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.bridge.metrics.counting import Counting
 from squadron.runtime.logs import configure_logs
+from squadron.runtime.ports.bus import Note
 from squadron.runtime.running.told import Told
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.telemetry.observer import Observers
@@ -122,10 +123,6 @@ async def _asks_us(caller: Wiring) -> float:
     return (time.process_time() - began) / ASKS * 1e6
 
 
-class _NoDelivery:
-    carrier = None
-
-
 def _told_us(ports: Ports, on: bool) -> float:
     """The same without a server: an attempt that begins and ends."""
     observers = Observers()
@@ -133,11 +130,11 @@ def _told_us(ports: Ports, on: bool) -> float:
         observers.add(Counting())
     ports = replace(ports, observers=observers)
     message = AgentMessage.new("task", ports.identity, {"text": "x"})
-    outcome = Result(data="x", latency_ms=0.05)
+    outcome, carrier = Result(data="x", latency_ms=0.05), Note("bench.clerk", b"")
     began = time.process_time()
     for _ in range(TOLD):
-        told = Told(ports, "task", "bench-clerk", message, "bench.clerk", "bench.clerk")
-        told.begun(_NoDelivery, 1)  # type: ignore[arg-type]
+        told = Told(ports, "task", "bench-clerk", message, "bench.clerk", "bench.clerk", carrier)
+        told.begun(1)
         told.ended("outcome", outcome=outcome)
     return (time.process_time() - began) / TOLD * 1e6
 

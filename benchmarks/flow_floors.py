@@ -85,7 +85,7 @@ async def bare_topics(place: Wiring, count: int, at_once: int, text: str) -> Non
     def hear(_: Heard) -> None:
         if next(stored) == count:
             all_stored.set_result(None)
-        for _ in itertools.islice(left, 1):
+        for _one in itertools.islice(left, 1):
             create()
 
     subscription = await place.connection.listen(inbox, hear)

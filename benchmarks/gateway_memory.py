@@ -16,6 +16,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import psutil
@@ -53,8 +54,8 @@ def most_open(wanted: int) -> int:
 
 async def hold(port: int, agent: str, number: int) -> asyncio.StreamWriter:
     """Open a stream by `SendStreamingMessage`, and return when its task is known."""
-    message = {"messageId": f"held-{number}", "role": "ROLE_USER", "parts": [{"data": {}}]}
-    message |= {"metadata": {"squadron/topic": "bench.wait"}}
+    message: dict[str, Any] = {"messageId": f"held-{number}", "role": "ROLE_USER", "parts": [{"data": {}}]}
+    message["metadata"] = {"squadron/topic": "bench.wait"}
     request = {"jsonrpc": "2.0", "id": number, "method": "SendStreamingMessage", "params": {"message": message}}
     body = json.dumps(request).encode()
     head = f"POST /a2a/{agent} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
@@ -113,7 +114,12 @@ async def _measure(most_tasks: int, most_streams: int) -> dict[str, float]:
         await until_up(client, f"{url}/readyz")
         tools, peer = McpCaller(client, f"{url}/mcp", tasks=True), A2aCaller(client, f"{url}/a2a/{agent}")
         streams = list[asyncio.StreamWriter]()
-        stack.callback(lambda: [each.close() for each in streams])
+
+        def let_go() -> None:
+            for each in streams:
+                each.close()
+
+        stack.callback(let_go)
 
         async def mcp(_: int) -> None:
             assert (await tools.call("bench__wait", {}))["resultType"] == "task"

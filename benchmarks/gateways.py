@@ -282,13 +282,13 @@ def main(arguments: Sequence[str]) -> int:
     for name, way in ways.items():
         p50, per_s = statistics.median(way.p50_ms), statistics.median(way.per_s)
         print(f"{name:12}p50 {p50:6.2f} ms, {per_s:7.0f} calls/s with {AT_ONCE} at once")
-    targets = []
+    targets: list[Target] = []
     for name, sampled in (("mcp", "sample"), ("a2a", "a2a sample")):
         added = [each - ask for each, ask in zip(ways[name].p50_ms, ways["ask"].p50_ms, strict=True)]
-        per_s = ratios(ways[name].per_s, ways[sampled].per_s)
+        as_many = ratios(ways[name].per_s, ways[sampled].per_s)
         targets += [
             Target(f"{name.upper()}: p50 over a native ask, in ms", added, MOST_ADDED_MS, at_most=True),
-            Target(f"{name.upper()}: calls/s over the SDK's echo", per_s, LEAST_OF_SAMPLE, at_most=False),
+            Target(f"{name.upper()}: calls/s over the SDK's echo", as_many, LEAST_OF_SAMPLE, at_most=False),
         ]
     for target in targets:
         print(target)

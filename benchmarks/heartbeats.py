@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -28,7 +29,7 @@ from squadron.runtime.wire.topics import AgentCard
 
 AGENTS, REPLICAS = 10_000, 3
 #: As a replica tells them.
-FACTS = {"version": "abcdef123456", "release": "1.0.0", "pid": 12345, "node": "node-1"}
+FACTS: dict[str, Any] = {"version": "abcdef123456", "release": "1.0.0", "pid": 12345, "node": "node-1"}
 #: How many are stored at once, and for how long is measured, in seconds.
 AT_ONCE, FOR_S = 20, 20.0
 
@@ -80,9 +81,9 @@ async def measure(cards: Sequence[AgentCard] = ()) -> None:
                 follower = await Wiring.open(settings, AgentIdentity(id="follower"))
                 joined_s = time.perf_counter() - began_s
                 server = psutil.Process(embedded.find(settings.home).pid)  # type: ignore[union-attr]
-                began, served, at = time.process_time(), _cpu_s(server), time.perf_counter()
+                began, served, began_at = time.process_time(), _cpu_s(server), time.perf_counter()
                 await asyncio.sleep(FOR_S)
-                took_s = time.perf_counter() - at
+                took_s = time.perf_counter() - began_at
                 own, its = (time.process_time() - began) / took_s, (_cpu_s(server) - served) / took_s
                 count = len(follower.registry._present)
                 await follower.aclose()

@@ -234,7 +234,7 @@ def save(figures: Figures, targets: list[Target], arguments: dict[str, Any], suf
     """Write JSON, table and plot; the table."""
     text = table(figures, targets)
     facts = machine.facts()
-    about = {
+    about: dict[str, Any] = {
         "machine": facts,
         "arguments": arguments,
         "busy_percent": figures.busy_percent,

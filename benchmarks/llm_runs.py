@@ -310,7 +310,7 @@ def main() -> int:
     figures = asyncio.run(measure(arguments.quick))
     targets = judge(figures)
     report(figures, targets)
-    results = {"machine": machine.facts(), "arguments": vars(arguments)}
+    results: dict[str, Any] = {"machine": machine.facts(), "arguments": vars(arguments)}
     results |= {"targets": [each.as_json() for each in targets], "figures": asdict(figures)}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "llm-runs.json").write_text(json.dumps(results, indent=1) + "\n")

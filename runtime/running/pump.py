@@ -26,6 +26,9 @@ LEAD_S, SHORTEST_OF = 0.01, 8
 #: What was asked for early and has no slot after so many seconds goes back: turns of the usual length end by then
 #: also on a busy machine, and whoever else has a slot lost little.
 HOLD_S = 0.04
+#: How often it is looked for slots that are about to be free, in seconds: what all of them need is asked for at
+#: once, and no turn needs a timer.
+LOOK_S = 0.005
 
 #: Frees the slot of the turn that runs here; a turn that no pump began has none.
 _free: ContextVar[Callable[[], None] | None] = ContextVar("free", default=None)
@@ -126,9 +129,10 @@ class Pump:
         self._seqs: set[int] = set()
         #: Those that others handed to us, and that wait for a slot.
         self._handed: deque[Delivery] = deque()
-        #: Those that were asked for early and wait for one, and what ends the wait for each that was.
+        #: Those that were asked for early and wait for one; and for each that was, until when on the loop's clock.
         self._early: deque[Delivery] = deque()
-        self._asked_early: deque[asyncio.TimerHandle] = deque()
+        self._asked_early: deque[float] = deque()
+        self._looks_ahead = False
         #: How long the last turns had their slots, in seconds, and how many tasks waited behind the last one.
         self._took_s: deque[float] = deque(maxlen=SHORTEST_OF)
         self._behind = 0
@@ -192,8 +196,9 @@ class Pump:
         task = spawn(self._serve(delivery), f"turn {delivery.subject}", loop=self._loop)
         self._in_flight[task], self._working[task] = delivery, self._loop.time()
         task.add_done_callback(self._ended)
-        if self._behind and len(self._took_s) == SHORTEST_OF:
-            self._loop.call_later(min(self._took_s) - LEAD_S, self._ask_early, task)
+        if not self._looks_ahead and self._may_ask_early:
+            self._looks_ahead = True
+            self._loop.call_later(LOOK_S, self._look_ahead)
 
     @property
     def _running(self) -> int:
@@ -215,16 +220,31 @@ class Pump:
         if self._handed:
             self._begin(self._handed.popleft())
         elif self._asked_early:
-            self._asked_early.popleft().cancel()
+            self._asked_early.popleft()
             if self._early:
                 self._begin(self._early.popleft())
         elif self._feed is not None:
             self._feed.want(1)
 
-    def _ask_early(self, task: asyncio.Task[None]) -> None:
-        if task in self._working and self._behind and self._feed is not None:
-            self._asked_early.append(self._loop.call_later(HOLD_S, self._was_too_early))
-            self._feed.want(1)
+    @property
+    def _may_ask_early(self) -> bool:
+        return bool(self._behind and self._working) and len(self._took_s) == SHORTEST_OF
+
+    def _look_ahead(self) -> None:
+        """Ask for as many as slots are about to be free, again and again while that may help."""
+        now = self._loop.time()
+        while self._asked_early and self._asked_early[0] <= now:
+            self._was_too_early()
+        self._looks_ahead = self._feed is not None and (bool(self._asked_early) or self._may_ask_early)
+        if self._feed is None or not self._looks_ahead:
+            return
+        self._loop.call_later(LOOK_S, self._look_ahead)
+        if self._may_ask_early:
+            begun_by = now + LEAD_S - min(self._took_s)
+            due = sum(began_at <= begun_by for began_at in self._working.values())
+            if (more := due - len(self._asked_early)) > 0:
+                self._asked_early.extend([now + HOLD_S] * more)
+                self._feed.want(more)
 
     def _was_too_early(self) -> None:
         """No slot was free by the end of the time that the longest wait has."""
@@ -278,8 +298,7 @@ class Pump:
         if self._feed is not None:
             feed, self._feed = self._feed, None
             await feed.aclose()
-        while self._asked_early:
-            self._asked_early.popleft().cancel()
+        self._asked_early.clear()
         for waiting in (self._handed, self._early):
             while waiting:
                 await self._release(waiting.popleft())

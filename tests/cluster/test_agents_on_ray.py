@@ -10,10 +10,12 @@ import sys
 import textwrap
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
 from squadron import Agent, Context, Settings, Squad, on, topic
+from squadron.bridge.serve import local
 from squadron.runtime.errors import ConfigError, DeployError, IncompatibleVersionError, RouteConflictError
 from squadron.runtime.wire.envelope import AgentMessage
 from tests.cluster.conftest import until
@@ -315,7 +317,8 @@ async def test_an_agent_that_cannot_start_is_a_deploy_error_with_the_reason(squa
             return 1
 
     with pytest.raises(DeployError, match="the coffee machine is empty"):
-        await squad.deploy(Broken, within_s=60)
+        # Serve gives up after three starts, of half a minute each on a busy machine.
+        await squad.deploy(Broken, within_s=300)
 
 
 async def test_two_agents_cannot_serve_the_same_topic(squad):
@@ -416,3 +419,13 @@ async def test_the_environment_of_another_name_is_refused_with_advice(squad, set
     with pytest.raises(Exception, match="squadron up"):
         async with Squad.connect(other):
             pass
+
+
+async def test_no_process_is_started_to_build_an_application(squad, settings):
+    await squad.deploy(Worker)
+
+    found = local.find(settings.home)
+    assert found is not None
+    logs = await asyncio.to_thread(os.listdir, Path(found.temp_dir, "session_latest", "logs", "serve"))
+    assert any(each.startswith("controller_") for each in logs)
+    assert not [each for each in logs if each.startswith(f"controller_build_{settings.env}.")]

@@ -9,7 +9,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from squadron.bridge.jetstream.link import embedded
+from squadron.bridge.jetstream.link.server_binary import find_binary
 
 
 class OwnServer:
@@ -38,7 +38,7 @@ class OwnServer:
             old.unlink()
         config = self._write()
         log = (self._folder / "nats.log").open("ab")
-        self._process = subprocess.Popen([str(embedded.find_binary()), "-c", str(config)], stdout=log, stderr=log)
+        self._process = subprocess.Popen([str(find_binary()), "-c", str(config)], stdout=log, stderr=log)
         give_up_at = time.monotonic() + 30
         while not (ports := list(self._folder.glob("*.ports"))) or not ports[0].read_text():
             assert self._process.poll() is None, "see nats.log"
