@@ -33,9 +33,8 @@ ID_HEADER = "Squadron-Msg-Id"
 
 #: What the server puts behind the headers of an entry that it tells of (`republish`).
 _TOLD = re.compile(
-    rb"\r\nNats-Subject: ([^\r\n]+)\r\nNats-Sequence: (\d+)\r\nNats-Time-Stamp: ([0-9TZ:.-]+)"
-    rb"\r\nNats-Last-Sequence: (\d+)\r\n\r\n\Z",
-    re.ASCII,
+    rb"\r\nNats-Subject: (\S+)\r\nNats-Sequence: (\d+)\r\nNats-Time-Stamp: (\S+)"
+    rb"\r\nNats-Last-Sequence: (\d+)\r\n\r\n\Z"
 )
 
 

@@ -179,7 +179,7 @@ class LiteFeed:
         for entry in batch.entries:
             if END_HEADER not in entry.headers:
                 if (data := await self._taken(entry)) is not None:
-                    items.append(LiteMessage(entry.seq, entry.time, data, entry.headers, missed))
+                    items.append(LiteMessage(entry.seq, entry.time, data, dict(entry.headers), missed))
             elif entry.seq >= self._newest.get(key, 0):
                 items.append(read_end(entry, cursor, missed=missed))
             cursor, missed = entry.seq, False

@@ -264,7 +264,7 @@ class LiteReading(AsyncClosing, AsyncIterator[LiteMessage]):
                 self._missed = False
             elif entry.time >= self._since and (data := await self._taken(entry)) is not None:
                 missed, self._missed, self._handed_out = self._missed, False, True
-                yield LiteMessage(entry.seq, entry.time, data, entry.headers, missed)
+                yield LiteMessage(entry.seq, entry.time, data, dict(entry.headers), missed)
             self._cursor = entry.seq
             self._note_life(entry)
 
