@@ -318,15 +318,17 @@ class Bridge:
         """How each agent is doing; unless it `asks_all`, what the last sample saw empty counts as empty."""
         self._states = await self._replicas.states(list(self._deployments.values()))
         idle = (name for name, count in self._held_by.items() if not count and name not in self._waker.parked())
-        empty = set() if asks_all else set(idle)
+        empty = set(idle) if self.figures.known and not asks_all else set()
         return [await self._describe(each, name in empty) for name, each in sorted(self._deployments.items())]
 
     async def _describe(self, deployment: Deployment, is_empty: bool) -> dict[str, Any]:
         name = deployment.agent
         # Of what stands in line in order a sample sees only the heads.
         asks = not is_empty or deployment.ordered_by != ""
+        if not asks:
+            return described(deployment, self._states, Backlog(), self._registry, self._endings(name))
         try:
-            self._backlogs[name] = await self._ports.queue.backlog(name) if asks else Backlog()
+            self._backlogs[name] = await self._ports.queue.backlog(name)
         except SquadronError as error:
             # JetStream has no leader, say: what was last known is told, and not that there is nothing.
             self._log.info("bridge.no_backlog", agent=name, error=str(error))

@@ -37,6 +37,8 @@ class LatestFigures:
     """The newest figures of all; who has them already waits for others, instead of asking four times a second."""
 
     def __init__(self) -> None:
+        #: Whether the last sample still counts.
+        self.known = False
         self._figures: dict[str, Figures] = {}
         self._id, self._changed = uuid.uuid4().hex, asyncio.Event()
         #: What the last ones were made of, and they.
@@ -61,8 +63,8 @@ class LatestFigures:
                 stands_until = time.monotonic() + STANDS_S
             except Exception as error:
                 _log.info("bridge.no_sample", error=summary_of(error))
-            known = time.monotonic() < stands_until
-            self.tell({name: each if known else each | {"held": None} for name, each in figures().items()})
+            self.known = time.monotonic() < stands_until
+            self.tell({name: each if self.known else each | {"held": None} for name, each in figures().items()})
             await asyncio.sleep(SAMPLE_S)
 
     def tell(self, figures: dict[str, Figures]) -> None:

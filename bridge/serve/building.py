@@ -56,7 +56,11 @@ class _Call:
             import ray
 
             try:
-                return ray.put(self._build(import_path, *rest))
+                *_, fault = built = self._build(import_path, *rest)
+                if fault is None:
+                    return ray.put(built)
             except Exception as error:
-                _log.warning(f"{import_path} is built in a process of its own: {error!r}")
+                fault = repr(error)
+            # What is loaded here may be of a release before.
+            _log.warning(f"{import_path} is built in a process of its own: {fault}")
         return self._task.options(**self._how).remote(import_path, *rest)

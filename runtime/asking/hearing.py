@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import BusUnavailableError
@@ -56,12 +57,14 @@ class Hearing:
             pattern = self._subjects.lite_of(owner)
             following = self._lite.follow(pattern, self._tell, lost=self._lost)
             subscribing = self._subscriptions[owner] = asyncio.ensure_future(following)
-        try:
-            await asyncio.shield(subscribing)
-        except BusUnavailableError:
-            if self._subscriptions.get(owner) is subscribing:
-                del self._subscriptions[owner]
-            raise
+            subscribing.add_done_callback(partial(self._subscribed, owner))
+        await asyncio.shield(subscribing)
+
+    def _subscribed(self, owner: str, subscribing: asyncio.Future[Subscription]) -> None:
+        """What failed is tried anew by whoever hears next, be it that nobody waited for it any more."""
+        failed = subscribing.cancelled() or subscribing.exception() is not None
+        if failed and self._subscriptions.get(owner) is subscribing:
+            del self._subscriptions[owner]
 
     async def follow(
         self, key: str, sink: Callable[[Entry], None], *, lost: Callable[[], None] | None = None
@@ -70,7 +73,6 @@ class Hearing:
         owner = LiteSubject.parse(key).owner
         if owner not in self._subscriptions:
             return await self._lite.follow(key, sink, lost=lost)
-        await asyncio.shield(self._subscriptions[owner])
 
         def close(reader: _Listener) -> None:
             with contextlib.suppress(KeyError, ValueError):
@@ -81,7 +83,13 @@ class Hearing:
                 self.forget(owner)
 
         reader = _Listener(sink, lost, close)
+        # Before it waits: as long as there is a reader the subscription stays.
         self._readers.setdefault(key, []).append(reader)
+        try:
+            await asyncio.shield(self._subscriptions[owner])
+        except BaseException:
+            await reader.aclose()
+            raise
         return reader
 
     def _tell(self, entry: Entry) -> None:

@@ -217,13 +217,16 @@ class Pump:
         if began_at is None:
             return
         self._took_s.append(self._loop.time() - began_at)
+        if self._feed is None:
+            # Drained: what waits goes back.
+            return
         if self._handed:
             self._begin(self._handed.popleft())
         elif self._asked_early:
             self._asked_early.popleft()
             if self._early:
                 self._begin(self._early.popleft())
-        elif self._feed is not None:
+        else:
             self._feed.want(1)
 
     @property
@@ -251,13 +254,15 @@ class Pump:
         self._asked_early.popleft()
         self._took_s.clear()
         if self._early:
-            delivery = self._early.popleft()
-            self._seqs.discard(delivery.seq)
-            returning = spawn(self._release(delivery), f"hand back {delivery.subject}", loop=self._loop)
-            self._returning.add(returning)
-            returning.add_done_callback(self._returning.discard)
+            self._hand_back(self._early.popleft())
         elif self._feed is not None:
             self._feed.want(-1)
+
+    def _hand_back(self, delivery: Delivery) -> None:
+        self._seqs.discard(delivery.seq)
+        returning = spawn(self._release(delivery), f"hand back {delivery.subject}", loop=self._loop)
+        self._returning.add(returning)
+        returning.add_done_callback(self._returning.discard)
 
     async def _serve(self, delivery: Delivery) -> None:
         task = asyncio.current_task(self._loop)
@@ -298,14 +303,13 @@ class Pump:
         if self._feed is not None:
             feed, self._feed = self._feed, None
             await feed.aclose()
-        self._asked_early.clear()
         for waiting in (self._handed, self._early):
             while waiting:
-                await self._release(waiting.popleft())
-        await asyncio.gather(*self._returning, return_exceptions=True)
+                self._hand_back(waiting.popleft())
         if self._in_flight:
             await asyncio.wait(self._in_flight, timeout=within_s)
         await cancel_all(list(self._in_flight), again_s=CANCEL_OTHERS_AGAIN_S)
+        await asyncio.gather(*self._returning, return_exceptions=True)
         if self._extender is not None:
             await cancel_all([self._extender])
             self._extender = None

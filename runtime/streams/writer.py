@@ -125,6 +125,8 @@ class StreamWriter:
         self._again: set[int] = set()
         self._mending: asyncio.Task[None] | None = None
         self._waiting: asyncio.Future[None] | None = None
+        #: Why no more can be sent, ever.
+        self._fault: SquadronError | None = None
 
     async def write(self, chunk: Any) -> None:
         """Send one chunk; waits only while too many are not acknowledged.
@@ -147,7 +149,7 @@ class StreamWriter:
             data = await self._packed(number, content)
             while number - next(iter(self._unacknowledged), number) >= WINDOW:
                 await self._acknowledgement()
-            self._check_open()
+                self._check_open()
             # From here on it has its number: if it can't be sent now, it is sent again.
             self._next += 1
             self._unacknowledged[number] = data
@@ -165,6 +167,8 @@ class StreamWriter:
     def _check_open(self) -> None:
         if self._ended:
             raise SquadronError("the stream has ended", hint="emit before the handler returns")
+        if self._fault is not None:
+            raise self._fault
 
     async def _packed(self, number: int, content: dict[str, Any], *, final: bool = False) -> bytes:
         wire, claims = self._wire, self._ports.claims
@@ -188,8 +192,10 @@ class StreamWriter:
         entries = [(self._unacknowledged[number], self._msg_id(number)) for number in numbers]
         try:
             stored = self._ports.lite.append_soon(self._key, entries, ttl_s=LITE_TTL_S)
-        except SquadronError:
-            self._send_again(numbers)
+        except SquadronError as error:
+            # It would fail again: whoever emits next, or ends the stream, is told.
+            self._fault = error
+            self._wake()
             return
         stored.add_done_callback(lambda stored: self._heard(numbers, stored))
 
@@ -229,11 +235,14 @@ class StreamWriter:
 
         Raises:
             BusUnavailableError: not acknowledged in time.
+            SquadClosedError: it was closed meanwhile.
         """
         try:
             async with asyncio.timeout(FINISH_WITHIN_S), self._turn:
                 self._ended = True
                 while self._unacknowledged:
+                    if self._fault is not None:
+                        raise self._fault
                     await self._acknowledgement()
         except TimeoutError:
             left = len(self._unacknowledged)

@@ -426,6 +426,12 @@ async def test_no_process_is_started_to_build_an_application(squad, settings):
 
     found = local.find(settings.home)
     assert found is not None
-    logs = await asyncio.to_thread(os.listdir, Path(found.temp_dir, "session_latest", "logs", "serve"))
-    assert any(each.startswith("controller_") for each in logs)
-    assert not [each for each in logs if each.startswith(f"controller_build_{settings.env}.")]
+    logs = Path(found.temp_dir, "session_latest", "logs", "serve")
+    builds = f"Importing application '{settings.env}.{Worker.name}'"
+
+    def which() -> list[str]:
+        return [each.name for each in logs.glob("*.log") if builds in each.read_text()]
+
+    names = await asyncio.to_thread(which)
+    assert names
+    assert not [each for each in names if each.startswith("controller_build_")]

@@ -24,7 +24,7 @@ from squadron.config import Settings
 from squadron.runtime.asking.handle import Handle
 from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.asking.plain import plainly
-from squadron.runtime.errors import BusUnavailableError, SquadronError, StreamGapError
+from squadron.runtime.errors import BusUnavailableError, SquadClosedError, SquadronError, StreamGapError
 from squadron.runtime.ports.bus import Subscription
 from squadron.runtime.ports.journal import Entry
 from squadron.runtime.ports.queue import Mailbox
@@ -875,6 +875,27 @@ async def test_a_stream_that_can_not_be_stored_is_not_said_to_have_ended(
         await writer.finish("result")
 
     assert await stored(peer, key) == []
+    writer.close()
+
+
+async def test_whoever_emits_on_a_connection_that_was_closed_is_told(
+    peer: Peer, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(*_: Any, **__: Any) -> Any:
+        raise SquadClosedError("it was closed")
+
+    monkeypatch.setattr(peer.lite, "append_soon", closed)
+    writer = writer_of(peer, key)
+
+    async def emit() -> None:
+        for i in range(2 * WINDOW):
+            await writer.write(i)
+
+    async with asyncio.timeout(SOON_S):
+        with pytest.raises(SquadClosedError):
+            await emit()
+        with pytest.raises(SquadClosedError):
+            await writer.finish("result")
     writer.close()
 
 

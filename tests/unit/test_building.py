@@ -16,11 +16,13 @@ def configure_component_logger(**_: Any) -> None:
     raise AssertionError("the controller has a log")
 
 
-def build(import_path: str, version: str) -> str:
+def build(import_path: str, version: str) -> tuple[None, str | None, str | None]:
     configure_component_logger(component_name="controller")
     if version == "broken":
         raise RuntimeError("it can't be built here")
-    return f"{import_path} {version} built here"
+    if version == "wrong":
+        return None, None, "it is not as it was declared"
+    return None, f"{import_path} {version} built here", None
 
 
 class Task:
@@ -45,7 +47,7 @@ def _put(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_controller_builds_ours_itself_and_keeps_its_log(builder: str) -> None:
     built = Building(Task()).options(runtime_env={}).remote(f"{IMPORT_PATH}:{builder}", "v1")
 
-    assert built == f"{IMPORT_PATH}:{builder} v1 built here"
+    assert built == (None, f"{IMPORT_PATH}:{builder} v1 built here", None)
 
 
 @pytest.mark.parametrize(
@@ -55,6 +57,7 @@ def test_the_controller_builds_ours_itself_and_keeps_its_log(builder: str) -> No
         # It would not be found here.
         (f"{IMPORT_PATH}:build", "v1", {"pip": ["shop"]}),
         (f"{IMPORT_PATH}:build", "broken", {}),
+        (f"{IMPORT_PATH}:build", "wrong", {}),
     ],
 )
 def test_all_else_is_built_by_a_task(import_path: str, version: str, runtime_env: dict[str, Any]) -> None:

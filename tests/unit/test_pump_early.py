@@ -33,8 +33,8 @@ async def _slow(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
 class _Server:
     """Gives out as many tasks as it has, one for each that was wanted, and takes back what is released."""
 
-    def __init__(self, tasks: int, *, tells: bool = True) -> None:
-        self.left, self._tells = tasks, tells
+    def __init__(self, tasks: int, *, tells: bool = True, takes_back_s: float = 0.0) -> None:
+        self.left, self._tells, self._takes_back_s = tasks, tells, takes_back_s
         self.wanted = self.given = self.most_wanted = 0
         self.returned: list[int] = []
 
@@ -54,6 +54,7 @@ class _Server:
 
     def _release_of(self, seq: int) -> Any:
         async def release(after_s: float = 0.0) -> None:
+            await asyncio.sleep(self._takes_back_s)
             self.returned.append(seq)
 
         return release
@@ -164,3 +165,20 @@ async def test_who_drains_hands_back_what_came_early() -> None:
     assert server.returned == [early]
     assert server.wanted == 0
     assert len(turns.ended) == early - 1
+
+
+async def test_a_drain_hands_all_back_at_once_and_running_turns_have_their_grace_meanwhile() -> None:
+    slots = 8
+    server, turns = _Server(10_000, takes_back_s=WORK_S), _Turns()
+    pump = Pump(server, BOX, turns, slots=slots)
+    await pump.start()
+    async with asyncio.timeout(LONG_S):
+        while not (len(pump._early) > 1 and turns.running == slots):
+            await asyncio.sleep(1.0)
+    waiting, ended, began_s = len(pump._early), len(turns.ended), now_s()
+
+    await pump.drain(2 * WORK_S)
+
+    assert now_s() - began_s < 2 * WORK_S
+    assert len(server.returned) == waiting > 1
+    assert len(turns.ended) == ended + slots
