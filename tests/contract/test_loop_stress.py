@@ -325,7 +325,7 @@ def check(stage: Stage, outcome: Outcome, entries: Sequence[Entry]) -> None:
     else:
         assert outcome.kind in ("result", "failed"), outcome
         assert kinds["finished"] == 1
-    # Whatever the model was asked is accounted, and a death, or a cancel right before it is asked, costs one at most.
+    # Whatever the model was asked is accounted; a death, or a cancel right before it is asked, costs one at most.
     assert len(stage.asked) <= kinds["asking"] <= len(stage.asked) + stage.died + stage.cancelled
     if outcome.kind != "cancelled":
         assert outcome.spent.rounds == kinds["asking"], (outcome.spent, kinds)
