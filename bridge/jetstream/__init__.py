@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import sys
-from collections.abc import Sequence
-from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
@@ -21,18 +18,6 @@ class _Later:
         return getattr(importlib.import_module(self._name), attribute)
 
 
-class _JetStreamLater:
-    """Finds nats-py's own JetStream, to be loaded when something of it is used."""
-
-    @staticmethod
-    def find_spec(name: str, path: Sequence[str] | None, _: ModuleType | None = None) -> ModuleSpec | None:
-        """Where that is; None for all else."""
-        spec = PathFinder.find_spec(name, path) if name == "nats.js" else None
-        if spec is not None and spec.loader is not None:
-            spec.loader = importlib.util.LazyLoader(spec.loader)
-        return spec
-
-
 def _load_client() -> None:
     """Load nats-py's client without what we don't use, which takes longer than all the rest of it.
 
@@ -41,12 +26,16 @@ def _load_client() -> None:
     """
     if "nats.aio.client" in sys.modules:
         return
-    sys.meta_path.insert(0, _JetStreamLater)
+    # The client imports it, and looks into it when something of it is used. Not importlib's `LazyLoader`: whoever
+    # imports `nats.js.errors` first would have each of its errors twice.
+    sys.modules["nats.js"] = ModuleType("nats.js")
     try:
         _load_transport()
         importlib.import_module("nats.aio.client")
     finally:
-        sys.meta_path.remove(_JetStreamLater)
+        del sys.modules["nats.js"]
+    nats: Any = sys.modules["nats"]
+    nats.js = _Later("nats.js")
 
 
 def _load_transport() -> None:

@@ -26,4 +26,6 @@ class Ledger:
 
 def read(path: Path) -> list[Line]:
     """All lines of a ledger, in the order they were written; none if nobody wrote."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    # A reader may see the first half of the line that is being written.
+    whole = path.read_text().rpartition("\n")[0] if path.exists() else ""
+    return [json.loads(line) for line in whole.splitlines()]

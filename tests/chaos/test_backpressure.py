@@ -47,7 +47,8 @@ async def test_a_burst_at_a_slow_agent_loses_nothing_and_stays_out_of_its_memory
 
     handles = await asyncio.gather(*map(send, range(tasks)))
     status = next(each for each in (await joined.status())["agents"] if each["agent"] == "clerk")
-    assert status["taken"] <= Clerk.slots
+    # What runs, what is asked for just before a slot is free, and outcomes that are being stored.
+    assert status["taken"] <= 3 * Clerk.slots
     most = max(most, replica.memory_info().rss)
     assert most - before < MOST_GROWTH_BYTES
     await joined.deploy(Team)

@@ -480,6 +480,18 @@ def test_an_ask_loads_neither_what_thinks_nor_what_deploys_nor_websockets(clean:
     )
 
 
+def test_each_error_of_nats_own_jetstream_is_there_once() -> None:
+    program = (
+        "import sys, squadron.bridge.jetstream.link.connect\n"
+        "assert 'nats.js' not in sys.modules\n"
+        "import nats.js.errors\n"
+        "from nats.js import manager\n"
+        "assert manager.NotFoundError is nats.js.errors.NotFoundError\n"
+        "assert nats.js is sys.modules['nats.js']\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
 def test_websockets_of_the_users_own_still_find_aiohttp() -> None:
     script = (
         "import sys, squadron.bridge.jetstream.link\n"
