@@ -19,12 +19,7 @@ from squadron.bridge.control.describing import Endings, described
 from squadron.bridge.control.on_record import on_record
 from squadron.bridge.control.scaling_figures import LatestFigures, runnable
 from squadron.runtime.background import cancel_all, spawn
-from squadron.runtime.errors import (
-    BusUnavailableError,
-    ConfigError,
-    InvalidMessageError,
-    SquadronError,
-)
+from squadron.runtime.errors import BusUnavailableError, ConfigError, InvalidMessageError, SquadronError
 from squadron.runtime.lite.topic import LiteTopics
 from squadron.runtime.logs import get_logger
 from squadron.runtime.ports.bus import Note, Subscription
@@ -317,22 +312,22 @@ class Bridge:
     async def agents(self, *, asks_all: bool = True) -> list[dict[str, Any]]:
         """How each agent is doing; unless it `asks_all`, what the last sample saw empty counts as empty."""
         self._states = await self._replicas.states(list(self._deployments.values()))
-        idle = (name for name, count in self._held_by.items() if not count and name not in self._waker.parked())
-        empty = set(idle) if self.figures.known and not asks_all else set()
+        held = self._held_by if self.figures.known and not asks_all else {}
+        empty = {name for name, count in held.items() if not count} - self._waker.parked().keys()
         return [await self._describe(each, name in empty) for name, each in sorted(self._deployments.items())]
 
-    async def _describe(self, deployment: Deployment, is_empty: bool) -> dict[str, Any]:
-        name = deployment.agent
+    async def _describe(self, each: Deployment, is_empty: bool) -> dict[str, Any]:
         # Of what stands in line in order a sample sees only the heads.
-        asks = not is_empty or deployment.ordered_by != ""
-        if not asks:
-            return described(deployment, self._states, Backlog(), self._registry, self._endings(name))
+        known = Backlog() if is_empty and not each.ordered_by else await self._backlog(each.agent)
+        return described(each, self._states, known, self._registry, self._endings(each.agent))
+
+    async def _backlog(self, name: str) -> Backlog | None:
         try:
             self._backlogs[name] = await self._ports.queue.backlog(name)
         except SquadronError as error:
             # JetStream has no leader, say: what was last known is told, and not that there is nothing.
             self._log.info("bridge.no_backlog", agent=name, error=str(error))
-        return described(deployment, self._states, self._backlogs.get(name), self._registry, self._endings(name))
+        return self._backlogs.get(name)
 
     # --- upkeep --------------------------------------------------------------------------------------
 
