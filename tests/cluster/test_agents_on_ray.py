@@ -427,7 +427,7 @@ async def test_no_process_is_started_to_build_an_application(squad, settings):
     found = local.find(settings.home)
     assert found is not None
     logs = Path(found.temp_dir, "session_latest", "logs", "serve")
-    builds = f"Importing application '{settings.env}.{Worker.name}'"
+    builds = f"Importing application '{settings.env}.worker'"
 
     def which() -> list[str]:
         return [each.name for each in logs.glob("*.log") if builds in each.read_text()]
