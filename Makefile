@@ -57,7 +57,7 @@ JUDGED := mcp_conformance mcp_server a2a a2a_tck a2a_javascript synadia_door syn
 judges: $(STAMP) ## Have kits and clients of others judge the doors, in five minutes
 	$(BIN)/python -m pytest $(JUDGED:%=tests/contract/test_%.py)
 
-bench: $(VENV)/.bench ## Measure speed and memory in 5 minutes, and write benchmarks/results
+bench: $(VENV)/.bench ## Measure speed and memory in 6 minutes, and write them into the docs
 	$(BIN)/python -m benchmarks.run
 
 bench-lite: $(VENV)/.bench ## Measure lite topics, up to a million of them, in 6 minutes

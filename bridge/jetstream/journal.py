@@ -31,10 +31,10 @@ PERSIST_S = 20.0
 #: Header of an entry whose id somebody had taken: that id.
 ID_HEADER = "Squadron-Msg-Id"
 
-#: What the server puts behind the headers of an entry that it tells of (`republish`).
+#: What the server puts behind the headers of an entry that it tells of (`republish`): so the last of them count.
 _TOLD = re.compile(
-    rb"\r\nNats-Subject: (\S+)\r\nNats-Sequence: (\d+)\r\nNats-Time-Stamp: (\S+)"
-    rb"\r\nNats-Last-Sequence: (\d+)\r\n\r\n\Z"
+    rb"(?s).*\r\nNats-Subject: (\S+)\r\nNats-Sequence: (\d+)\r\nNats-Time-Stamp: (\S+)"
+    rb"\r\nNats-Last-Sequence: (\d+)\r\n"
 )
 
 
@@ -213,8 +213,8 @@ class JetStreamJournal:
 
         def hear(msg: Heard) -> None:
             # Not all of the headers: that costs as much as all else.
-            told = _TOLD.search(msg.raw_headers)
-            # Anybody may publish there; what the server tells has its headers, and they come last.
+            told = _TOLD.match(msg.raw_headers)
+            # Anybody may publish there; what the server tells has its headers.
             if told is None:
                 return
             subject, seq, at, previous = told.groups()

@@ -26,12 +26,12 @@ class BacklogPolicy:
         self._damping = Damping()
 
     def __call__(self, context: Any) -> tuple[int, dict[str, Any]]:
-        figures, target = self._backlogs.figures(self._agent), context.target_num_replicas
-        pinned, held = (figures["pinned"], figures["held"]) if figures is not None else (None, None)
+        figures = self._backlogs.figures(self._agent) or {"pinned": None, "held": None}
+        target = context.target_num_replicas
+        pinned, held, used = figures["pinned"], figures["held"], figures.get("used") or 0
         if pinned is None and held is not None:
-            needed, used = math.ceil(held / self._slots), (figures or {}).get("used")
-            running = context.current_num_replicas
-            return self._damping.replicas(needed, running, target, time.monotonic(), used or 0), {}
+            needed, running = math.ceil(held / self._slots), context.current_num_replicas
+            return self._damping.replicas(needed, running, target, time.monotonic(), used), {}
         # Pinned, or not known, which is not nothing. Later it goes by what is needed from then on.
         self._damping.forget()
         return target if pinned is None else pinned, {}

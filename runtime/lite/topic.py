@@ -310,7 +310,7 @@ class LiteTopic:
 
         Args:
             content: any JSON value, sent as an `event` message; bytes are stored as they are, and not sealed.
-            msg_id: any text; stored once under it within two minutes, and a server that is away is waited for.
+            msg_id: any text; stored here once under it in two minutes, and a server that is away is waited for.
 
         Raises:
             InvalidInputError: `content` is not JSON, or bytes where it is to be sealed.

@@ -147,6 +147,7 @@ class StreamWriter:
             self._check_open()
             number = self._next
             data = await self._packed(number, content)
+            self._check_open()
             while number - next(iter(self._unacknowledged), number) >= WINDOW:
                 await self._acknowledgement()
                 self._check_open()

@@ -8,8 +8,8 @@ from __future__ import annotations
 import base64
 import binascii
 import os
-from functools import lru_cache
-from typing import Literal
+from functools import cache, lru_cache
+from typing import Any, Literal
 
 from squadron.runtime.errors import ConfigError
 
@@ -20,6 +20,14 @@ KeyKind = Literal["O", "A", "U"]
 _PREFIX: dict[KeyKind, int] = {"O": 14 << 3, "A": 0, "U": 20 << 3}
 #: Bytes of a signature.
 _SIGNATURE_BYTES = 64
+
+
+@cache
+def _nacl() -> Any:
+    import nacl.bindings
+    import nacl.exceptions
+
+    return nacl
 
 
 class Key:
@@ -34,7 +42,6 @@ class Key:
             ConfigError: it is none of an operator, an account or a user.
         """
         import nkeys
-        from nacl.bindings import crypto_sign_seed_keypair
 
         try:
             prefix, raw = nkeys.decode_seed(bytearray(seed.strip()))
@@ -44,7 +51,7 @@ class Key:
         if kind is None or len(raw) != 32:
             raise ConfigError("that is no seed of an nkey", hint="a seed begins with SO, SA or SU")
         self._seed = bytes(seed.strip())
-        public, self._secret = crypto_sign_seed_keypair(bytes(raw))
+        public, self._secret = _nacl().bindings.crypto_sign_seed_keypair(bytes(raw))
         #: The public half, like `UABC…`.
         self.public = _written(_PREFIX[kind], public)
 
@@ -62,9 +69,7 @@ class Key:
 
     def sign(self, data: bytes) -> bytes:
         """64 bytes that nobody else can make for this data."""
-        from nacl.bindings import crypto_sign
-
-        signed: bytes = crypto_sign(data, self._secret)
+        signed: bytes = _nacl().bindings.crypto_sign(data, self._secret)
         return signed[:_SIGNATURE_BYTES]
 
     def __repr__(self) -> str:
@@ -92,12 +97,10 @@ def is_signed_by(public: str, data: bytes, signature: bytes) -> bool:
     key = _verifying(public)
     if key is None or len(signature) != _SIGNATURE_BYTES:
         return False
-    from nacl.bindings import crypto_sign_open
-    from nacl.exceptions import BadSignatureError
-
+    nacl = _nacl()
     try:
-        crypto_sign_open(signature + data, key)
-    except BadSignatureError:
+        nacl.bindings.crypto_sign_open(signature + data, key)
+    except nacl.exceptions.BadSignatureError:
         return False
     return True
 

@@ -10,6 +10,7 @@ import structlog
 from squadron.bridge.memory import MAX_PAYLOAD_BYTES
 from squadron.runtime.errors import FencedError, InvalidSubjectError, MessageTooLargeError
 from squadron.runtime.ports.journal import Entry, Journal
+from squadron.runtime.wire.subjects import live_of
 from tests.contract.conftest import ON_NATS, SOON_S, Inbox, Peer, World, until
 
 
@@ -253,6 +254,25 @@ async def test_what_a_follower_raises_is_logged(lite: Journal, key: str) -> None
         await lite.append(key, b"one")
         await asyncio.wait_for(heard.wait(), SOON_S)
     assert [entry["event"] for entry in logged] == ["nats.sink_raised"]
+    await following.aclose()
+
+
+@ON_NATS
+async def test_what_the_server_tells_of_an_entry_counts_and_not_what_its_sender_wrote_nor_what_comes_behind(
+    peer: Peer, lite: Journal, key: str, other_key: str
+) -> None:
+    heard = Inbox()
+    following = await lite.follow(peer.subjects.lite_of("owner"), heard)
+    said = {"Nats-Subject": other_key, "Nats-Sequence": "900", "Nats-Time-Stamp": "2026-01-01T00:00:00Z"}
+    said["Nats-Last-Sequence"] = "899"
+    seq = await lite.append(key, b"one", headers=said)
+    # As of a server that tells something more.
+    await peer.bus.publish(live_of(key), b"two", headers=said | {"Nats-Subject": key, "Nats-Msg-Size": "3"})
+
+    one, two = await heard.take(2)
+
+    assert (one.key, one.seq, one.previous) == (key, seq, 0)
+    assert (two.key, two.seq, two.previous, two.data) == (key, 900, 899, b"two")
     await following.aclose()
 
 

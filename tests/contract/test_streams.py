@@ -878,6 +878,28 @@ async def test_a_stream_that_can_not_be_stored_is_not_said_to_have_ended(
     writer.close()
 
 
+async def test_what_came_back_from_the_vault_after_its_stream_was_given_up_is_not_sent(
+    peer: Peer, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, may = asyncio.Event(), asyncio.Event()
+
+    async def seal(data: bytes, **_: Any) -> bytes:
+        asked.set()
+        await may.wait()
+        return data
+
+    writer = writer_of(peer, key)
+    monkeypatch.setattr(peer.caller.ports.claims, "seal", seal)
+    writing = asyncio.create_task(writer.write("late"))
+    await asked.wait()
+    writer.close()
+    may.set()
+
+    with pytest.raises(SquadronError, match="has ended"):
+        await writing
+    assert not writer._unacknowledged
+
+
 async def test_whoever_emits_on_a_connection_that_was_closed_is_told(
     peer: Peer, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -208,6 +208,20 @@ async def test_what_a_bridge_can_not_look_at_for_long_is_not_known(monkeypatch: 
     assert figures == {"reader": {"held": None, "pinned": None}}
 
 
+async def test_metrics_take_nothing_for_empty_that_was_seen_so_long_ago_that_it_is_not_known(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scaling_figures, "STANDS_S", 0.0)
+    bridge = await site.bridge()
+    await site.call("deploy", deployments=[deployment_of()])
+    await eventually(lambda: bridge.backlogs() == {"reader": {"held": 0, "pinned": None}})
+    site.blind = True
+    await eventually(lambda: site.failed_looks > 1)
+    monkeypatch.setattr(site.queue, "backlog", AsyncMock(return_value=Backlog(7, 1)))
+
+    assert [each["waiting"] for each in await bridge.agents(asks_all=False)] == [7]
+
+
 @pytest.mark.parametrize("release", ["this", "an older"])
 async def test_a_bridge_of_any_release_is_heard_and_its_figures_are_known_for_a_while(
     monkeypatch: pytest.MonkeyPatch, release: str

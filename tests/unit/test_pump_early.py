@@ -170,8 +170,7 @@ async def test_who_drains_hands_back_what_came_early() -> None:
 async def test_a_drain_hands_all_back_at_once_and_running_turns_have_their_grace_meanwhile() -> None:
     slots = 8
     server, turns = _Server(10_000, takes_back_s=WORK_S), _Turns()
-    pump = Pump(server, BOX, turns, slots=slots)
-    await pump.start()
+    pump = await _started(server, turns, slots)
     async with asyncio.timeout(LONG_S):
         while not (len(pump._early) > 1 and turns.running == slots):
             await asyncio.sleep(1.0)
