@@ -23,7 +23,16 @@ from squadron.actors.runs.loop import Conclusion, Stopped
 from squadron.actors.runs.session import Beginning, Session, run_id
 from squadron.actors.runs.state import RunState
 from squadron.actors.runs.toolbox import Toolbox
-from squadron.actors.thinking.choice import OFFLINE, SAME, chain_of, open_model, rerank_spec, sampling_of, spec_of
+from squadron.actors.thinking.choice import (
+    OFFLINE,
+    SAME,
+    chain_of,
+    load_sdk,
+    open_model,
+    rerank_spec,
+    sampling_of,
+    spec_of,
+)
 from squadron.actors.thinking.fence import FENCE_RULE
 from squadron.actors.thinking.model import ChatMessage, Model, ModelTurn
 from squadron.actors.thinking.thinker import Thinker
@@ -121,6 +130,7 @@ class Supervisor(Thinker):
             async def opened(specs: Sequence[str]) -> list[Model]:
                 models = list[Model]()
                 for spec in specs:
+                    await load_sdk(spec)
                     models.append(self.make_model(spec, terms.plan))
                     stack.push_async_callback(models[-1].aclose)
                 return models
