@@ -123,8 +123,7 @@ class Supervisor(Thinker):
         `approve` goes out, or of one whose card says so, unless it is in `trust`.
         """
         terms = Terms(topics=topics, plan=plan, gather=gather, approve=approve, trust=trust, model=spec_of(ctx))
-        if resume:
-            terms = await self._terms_of(ctx, resume, terms)
+        terms = await self._terms_of(ctx, resume, terms) if resume else terms
         async with AsyncExitStack() as stack:
 
             async def opened(specs: Sequence[str]) -> list[Model]:
