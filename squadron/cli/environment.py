@@ -59,7 +59,7 @@ async def _up(ctx: typer.Context, tls: bool | None, mutual: bool, as_json: bool)
     began = time.monotonic()
     with watching("Bringing the squad up") as watch:
         async with frame.opened(settings, watch) as squad:
-            facts = await _addresses(squad) | {"started": squad.started_here}
+            facts = await _addresses(squad) | {"started": squad.brought_up}
             squad.keep_running()
     facts |= {"seconds": round(time.monotonic() - began, 1)}
     if as_json:
