@@ -16,7 +16,7 @@ from tests.contract.node_packages import MCP_INSPECTOR, MCP_KIT, NODE, node_pack
 from tests.mcp_fixture import Conformance
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-#: What the kit allows each scenario, in milliseconds, and not half a minute, in most of which a client only starts.
+#: What the kit allows each scenario, in milliseconds; in most of its half minute a client may only start.
 ALLOWED = ("--timeout", "300000")
 
 
