@@ -19,6 +19,8 @@ from squadron.testing import MemorySquad
 
 #: What a value of a type is, where the kit does not say which it wants.
 VALUES: dict[str, Any] = {"string": "kit", "number": 3, "integer": 3, "boolean": True, "object": {}, "array": []}
+#: Less than the kit has for a scenario, in seconds.
+WITHIN_S = 240
 #: More than any scenario asks.
 MOST_QUESTIONS = 20
 NAME = "mcp_kit"
@@ -63,7 +65,7 @@ async def main(url: str) -> None:
         }
         calls = calls or {name: content_for(topic, topics) for name, topic in topics.items()}
         people = squad.people(*[lambda asked: filled(asked.question.schema)] * MOST_QUESTIONS)
-        asks = (squad.ask(name, content, within_s=25) for name, content in calls.items())
+        asks = (squad.ask(name, content, within_s=WITHIN_S) for name, content in calls.items())
         for outcome in await asyncio.gather(*asks):
             sys.stdout.write(f"{outcome}\n")
         await people.aclose()

@@ -23,7 +23,16 @@ from squadron.actors.runs.loop import Conclusion, Stopped
 from squadron.actors.runs.session import Beginning, Session, run_id
 from squadron.actors.runs.state import RunState
 from squadron.actors.runs.toolbox import Toolbox
-from squadron.actors.thinking.choice import OFFLINE, SAME, chain_of, open_model, rerank_spec, sampling_of, spec_of
+from squadron.actors.thinking.choice import (
+    OFFLINE,
+    SAME,
+    chain_of,
+    load_sdk,
+    open_model,
+    rerank_spec,
+    sampling_of,
+    spec_of,
+)
 from squadron.actors.thinking.fence import FENCE_RULE
 from squadron.actors.thinking.model import ChatMessage, Model, ModelTurn
 from squadron.actors.thinking.thinker import Thinker
@@ -114,13 +123,13 @@ class Supervisor(Thinker):
         `approve` goes out, or of one whose card says so, unless it is in `trust`.
         """
         terms = Terms(topics=topics, plan=plan, gather=gather, approve=approve, trust=trust, model=spec_of(ctx))
-        if resume:
-            terms = await self._terms_of(ctx, resume, terms)
+        terms = await self._terms_of(ctx, resume, terms) if resume else terms
         async with AsyncExitStack() as stack:
 
             async def opened(specs: Sequence[str]) -> list[Model]:
                 models = list[Model]()
                 for spec in specs:
+                    await load_sdk(spec)
                     models.append(self.make_model(spec, terms.plan))
                     stack.push_async_callback(models[-1].aclose)
                 return models

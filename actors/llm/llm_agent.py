@@ -24,7 +24,7 @@ from squadron.actors.runs.session import Beginning, Session, run_id
 from squadron.actors.runs.state import RunState
 from squadron.actors.runs.toolbox import Toolbox
 from squadron.actors.thinking.catalog import window_of
-from squadron.actors.thinking.choice import OFFLINE, chain_of, open_model, sampling_of, spec_of
+from squadron.actors.thinking.choice import OFFLINE, chain_of, load_sdk, open_model, sampling_of, spec_of
 from squadron.actors.thinking.exchanges import EARLIER_SHARE, Exchanges
 from squadron.actors.thinking.fence import FENCE_RULE
 from squadron.actors.thinking.model import Attachment, ChatMessage, Model, ModelTurn
@@ -100,7 +100,7 @@ class LLMAgent(Thinker):
             await model.aclose()
 
     def make_model(self, spec: str) -> Model:
-        """The model of a spec; override it for models of your own.
+        """The model of a spec; override it for models of your own. What takes long to load belongs in `on_start`.
 
         Raises:
             Terminal: there is none.
@@ -119,6 +119,9 @@ class LLMAgent(Thinker):
         keys = [model_key(spec) for spec in specs]
         self._users.update(keys)
         try:
+            for spec, key in zip(specs, keys, strict=True):
+                if key not in self._models:
+                    await load_sdk(spec)
             for spec, key in zip(specs, keys, strict=True):
                 known = self._models.pop(key, None)
                 # What was used last is last.

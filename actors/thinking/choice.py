@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import importlib
 from typing import Any
 
 from squadron.actors.thinking.credentials import given
 from squadron.actors.thinking.model import Model
-from squadron.actors.thinking.providers import default_model_spec, model_from
+from squadron.actors.thinking.providers import PROVIDERS, default_model_spec, model_from
 from squadron.runtime.errors import ConfigError, ModelError, Terminal
 from squadron.runtime.running.context import Context
 
@@ -59,6 +61,17 @@ def sampling_of(ctx: Context) -> dict[str, Any]:
             except (TypeError, ValueError):
                 raise Terminal(f"payload.parameters.{wire}: {value!r} is not a number") from None
     return sampling
+
+
+async def load_sdk(spec: str) -> None:
+    """Load the library of the provider that `spec` names, if it names one.
+
+    In a thread: that takes seconds on a busy machine, and the leases of all tasks of a replica whose event loop is
+    blocked for so long run out.
+    """
+    provider = spec.strip().partition(":")[0].partition("-")[0]
+    if provider in PROVIDERS:
+        await asyncio.to_thread(importlib.import_module, provider)
 
 
 def open_model(spec: str) -> Model:

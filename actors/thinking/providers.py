@@ -21,6 +21,9 @@ DEFAULT_OPENAI_MODEL = "gpt-6.1-terra"
 #: The current mid-size model in the SDK's `Model` (anthropic 2.12): half the price of Opus 5.5.
 DEFAULT_ANTHROPIC_MODEL = "claude-sonnet-5-5"
 
+#: The providers, by the names of their SDKs.
+PROVIDERS = ("openai", "anthropic")
+
 _OPENAI_HOST = "api.openai.com"
 
 
@@ -146,5 +149,5 @@ def model_key(spec: str) -> str:
 
 def default_model_spec(env: Mapping[str, str]) -> str:
     """The model to use when none is named: `SQUADRON_MODEL`, else the provider with a key, else `offline`."""
-    with_key = (name for name in ("openai", "anthropic") if env.get(f"{name.upper()}_API_KEY", "").strip())
+    with_key = (name for name in PROVIDERS if env.get(f"{name.upper()}_API_KEY", "").strip())
     return env.get("SQUADRON_MODEL", "").strip() or next(with_key, "offline")

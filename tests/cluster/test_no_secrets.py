@@ -54,6 +54,10 @@ PROGRAM = '''
     class Leaky(LLMAgent):
         """Fails with secrets in its hands."""
 
+        async def on_start(self) -> None:
+            # Not while tasks are running: it takes seconds, in which their leases run out.
+            import anthropic, openai
+
         @topic("leak.local", max_attempts=1)
         async def local(self) -> None:
             keys = [os.environ[name] for name in HELD]
@@ -179,7 +183,6 @@ PROGRAM = '''
             await squad.publish_durable("leak.durable", {})
             leaks = ("local", "text", "thread", "terminal", "beside")
             asks = [squad.ask(f"leak.{each}", within_s=300.0) for each in leaks]
-            # One provider each: loading a library takes seconds.
             asks += [squad.ask("leak.think", model="anthropic:some-model", within_s=300.0)]
             asks += [squad.run("do it", model="openai:some-model"), squad.deploy(Stillborn), fail_here(squad)]
             asks += [squad.ask("leak.think", model=each, within_s=300.0) for each in faulty]
@@ -474,10 +477,10 @@ async def test_whatever_fails_no_secret_is_found_anywhere(place: Place, demo: bo
     assert "stillborn is DEPLOY_FAILED" in told["agents"]["found"]
     seen = next(json.loads(line[5:]) for line in said if line.startswith(b"seen "))
     assert set(seen) == {asked[name] for name in PASSED}
-    told_of = place.found["output"].decode()
+    reasons = re.findall(r"reason=(.*?), details", place.found["output"].decode())
     for wire in ("openai", "anthropic"):
         for sign in ("answered HTTP 401", "answered HTTP 429", "answered HTTP 502", "was silent", "at http"):
-            assert re.search(f"{wire}:m {sign}", told_of), (wire, sign, told_of)
+            assert any(f"{wire}:m {sign}" in reason for reason in reasons), (wire, sign, reasons)
     assert b"actors " in place.found["state of Ray"]
     assert not place.found["state of Ray"].endswith(b"entries 0\n")
 

@@ -74,7 +74,8 @@ def main(settings: Settings, name: str, environ: Mapping[str, str], fate: Fate) 
 
 @dataclass
 class Supervisors:
-    """So many processes with one each; a context, within which who dies is replaced.
+    """So many processes with one each; a context, within which who dies is replaced. Once one ends otherwise, so
+    does what is within: there is nobody whom it could wait for.
 
     Attributes:
         environ: what they find in their environment, the models' servers for example.
@@ -90,16 +91,14 @@ class Supervisors:
     killed: int = 0
 
     async def __aenter__(self) -> Self:
-        self._keepers = [asyncio.create_task(self._keep(number)) for number in range(self.count)]
+        self._group = await asyncio.TaskGroup().__aenter__()
+        self._keepers = [self._group.create_task(self._keep(number)) for number in range(self.count)]
         return self
 
-    async def __aexit__(self, *exc_info: object) -> None:
+    async def __aexit__(self, *exc_info: Any) -> None:
         for keeper in self._keepers:
             keeper.cancel()
-        ends = await asyncio.gather(*self._keepers, return_exceptions=True)
-        for end in ends:
-            if not isinstance(end, asyncio.CancelledError):
-                raise AssertionError("a supervisor is not kept any more") from end
+        await self._group.__aexit__(*exc_info)
 
     async def _keep(self, number: int) -> None:
         while True:

@@ -7,7 +7,7 @@ import os
 import re
 import signal
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,6 +27,9 @@ from squadron.runtime.wire.bids import Bid
 from squadron.runtime.wire.envelope import AgentIdentity
 
 LEASE_S = 1.0
+#: How often a task is begun at most: who gets little of a busy machine falls silent for longer than a lease, as
+#: often as it likes. That some attempts are too many is a matter of other tests.
+MOST_ATTEMPTS = 1_000
 
 
 class Diary:
@@ -268,10 +271,13 @@ def main(settings: Settings, thinker: str, name: str, diary: str, death: Death |
 
 async def serve(settings: Settings, agents: Sequence[Agent], name: str) -> None:
     """Serve agents on a place of their own, for ever."""
-    from tests.contract.conftest import Replica, peer_of
+    from tests.contract.conftest import Replica, at_last, peer_of
 
-    wiring = await Wiring.open(settings, AgentIdentity(id=name, type="test"), create=True)
+    identity = AgentIdentity(id=name, type="test")
+    wiring = await at_last(lambda: Wiring.open(settings, identity, create=True))
     for agent in agents:
         replica = Replica(peer_of(wiring), agent, lease_s=LEASE_S)
+        for handler in replica.turns._exact.values():
+            handler.retries = replace(handler.retries, max_attempts=MOST_ATTEMPTS)
         await replica.start()
     await asyncio.Event().wait()

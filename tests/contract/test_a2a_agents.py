@@ -124,26 +124,26 @@ async def test_a_task_that_is_cancelled_or_late_is_cancelled_there(trace: Path, 
     async with neighbour(trace, *options) as url, MemorySquad(turned=False) as squad:
         await deployed(squad, url=url)
         handle = await squad.submit("a2a_near.talk", "wait long")
-        await until(lambda: seen(trace, "waiting"), 20)
+        await until(lambda: seen(trace, "waiting"))
         await handle.cancel()
         assert (await handle.outcome()).kind == "cancelled"
-        await until(lambda: seen(trace, "cancelled"), 20)
+        await until(lambda: seen(trace, "cancelled"))
         late = await squad.ask("a2a_near.talk", "wait long", within_s=2)
         assert late.kind == "timed_out"
-        await until(lambda: seen(trace, "cancelled", 2), 20)
+        await until(lambda: seen(trace, "cancelled", 2))
 
 
 async def test_a_replica_that_dies_leaves_its_task_to_the_next_which_takes_it_up(trace: Path) -> None:
     async with neighbour(trace) as url, MemorySquad(turned=False, lease_s=1.0) as squad:
         made = await deployed(squad, url=url)
         handle = await squad.submit("a2a_near.talk", "wait short", within_s=60)
-        await until(lambda: seen(trace, "waiting"), 20)
+        await until(lambda: seen(trace, "waiting"))
         own, subjects = squad._own.ports.own, squad._own.ports.subjects
 
         async def noted() -> bool:
             return bool(await own.latest(subjects.lite_of(memory_owner("a2a_near"))))
 
-        await until(noted, 20)
+        await until(noted)
         await squad.kill("a2a_near")
         await squad.deploy(made)
         outcome = await handle.outcome()

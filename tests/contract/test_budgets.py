@@ -26,6 +26,8 @@ class Firm(Agent):
         self.charged = 0
         self.seen: list[Budget] = []
         self.entered, self.go = asyncio.Event(), asyncio.Event()
+        self.asked = asyncio.Event()
+        self.asked.set()
 
     def _charge(self, context: Context, tokens: int, **also: Any) -> None:
         self.charged += tokens
@@ -36,6 +38,7 @@ class Firm(Agent):
         """Spends as it is told, as far as it may."""
         left = context.budget
         self.seen.append(left)
+        await self.asked.wait()
         self._charge(context, tokens if left.tokens is None else min(tokens, left.tokens), usd=0.001)
         return tokens
 
@@ -43,7 +46,10 @@ class Firm(Agent):
     async def fan(self, children: int, tokens: int, context: Context) -> list[str]:
         """Asks many at once, each of which would spend so much."""
         self._charge(context, 10)
+        # None ends before the last is asked: its change would be there for those that come after it.
+        self.asked.clear()
         asked = [await context.submit("firm.leaf", tokens) for _ in range(children)]
+        self.asked.set()
         return [(await each.outcome()).kind for each in asked]
 
     @topic("firm.chain")

@@ -514,9 +514,13 @@ async def test_a_redriven_task_is_served_as_attempt_1_and_its_outcome_is_heard(
     content = (await heard.next()).payload.content
     assert (content["outcome"], content["data"], content["attempt"]) == ("result", 5, 1)
     assert till.attempts == [1, 1]
-    stored = await peer.lite.last(reply_to)
-    assert stored is not None
-    assert AgentMessage.decode(stored.data).payload.content == content
+
+    # A bare listener hears what is on its way to the store.
+    async def is_stored() -> bool:
+        stored = await peer.lite.last(reply_to)
+        return stored is not None and AgentMessage.decode(stored.data).payload.content == content
+
+    await until(is_stored)
     assert await letters.list() == ()
     await listening.aclose()
 

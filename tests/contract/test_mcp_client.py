@@ -179,14 +179,14 @@ async def test_progress_comes_as_chunks_and_a_cancelled_call_is_cancelled_there(
     assert told[-1] == {"progress": 3, "total": 3, "message": "step 3"}
 
     handle = await squad.submit("mcp_near.forever", {})
-    await until(lambda: seen(trace, "begun"), 10)
+    await until(lambda: seen(trace, "begun"))
     await handle.cancel()
     assert (await handle.outcome()).kind == "cancelled"
-    await until(lambda: seen(trace, "cancelled"), 10)
+    await until(lambda: seen(trace, "cancelled"))
 
     late = await squad.ask("mcp_near.forever", {}, within_s=0.5)
     assert late.kind == "timed_out"
-    await until(lambda: seen(trace, "cancelled", 2), 10)
+    await until(lambda: seen(trace, "cancelled", 2))
 
 
 async def seen(trace: Path, word: str, times: int = 1) -> bool:
@@ -229,7 +229,7 @@ async def test_a_killed_server_is_started_anew_and_its_call_made_again(
     async with MemorySquad(turned=False) as squad:
         await deployed(squad, await neighbour(way))
         handle = await squad.submit("mcp_near.once_slow", {}, within_s=60)
-        await until(lambda: seen(trace, "slow"), 10)
+        await until(lambda: seen(trace, "slow"))
         os.kill(int(lines_of(trace, "slow")[0].split()[1]), signal.SIGKILL)
         outcome = await handle.outcome()
         assert (outcome.unwrap(), outcome.attempt) == ({"result": "done at last"}, 2)
@@ -256,7 +256,7 @@ async def test_a_replica_that_dies_leaves_its_call_to_the_next(neighbour: Neighb
     async with MemorySquad(turned=False, lease_s=1.0) as squad:
         made = await deployed(squad, server)
         handle = await squad.submit("mcp_near.once_slow", {}, within_s=60)
-        await until(lambda: seen(trace, "slow"), 10)
+        await until(lambda: seen(trace, "slow"))
         await squad.kill("mcp_near")
         await squad.deploy(made)
         assert (await handle.outcome()).unwrap() == {"result": "done at last"}
@@ -287,7 +287,7 @@ async def test_a_server_in_a_call_does_not_outlive_its_killed_replica(
     replica = await asyncio.create_subprocess_exec(
         sys.executable, "-c", IN_A_CALL, json.dumps(server), cwd=ROOT, stderr=asyncio.subprocess.DEVNULL
     )
-    await until(lambda: seen(trace, "slow"), 60)
+    await until(lambda: seen(trace, "slow"))
     replica.kill()
     await replica.wait()
     pid = int(lines_of(trace, "slow")[0].split()[1])
@@ -298,7 +298,7 @@ async def test_a_server_in_a_call_does_not_outlive_its_killed_replica(
             return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
         return True
 
-    await until(is_gone, 60)
+    await until(is_gone)
 
 
 @pytest.mark.parametrize(
@@ -513,7 +513,7 @@ async def test_a_changed_list_of_tools_is_followed(
         async def is_there() -> bool:
             return any(topic.name == "mcp_near.late" for topic, _ in peer.registry.topics())
 
-        await until(is_there, 20)
+        await until(is_there)
     finally:
         offering.cancel()
         await agent.on_stop()

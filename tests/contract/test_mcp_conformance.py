@@ -16,6 +16,8 @@ from tests.contract.node_packages import MCP_INSPECTOR, MCP_KIT, NODE, node_pack
 from tests.mcp_fixture import Conformance
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+#: What the kit allows each scenario, in milliseconds; in most of its half minute a client may only start.
+ALLOWED = ("--timeout", "300000")
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,7 @@ async def url(world: World, serve: Serve) -> AsyncIterator[str]:
 async def test_all_required_scenarios_of_the_kit_pass(
     url: str, programs: Path, requirements: str, scenarios: int
 ) -> None:
-    said = await judge(programs, "conformance", "server", "--url", url, "--requirements", requirements)
+    said = await judge(programs, "conformance", "server", "--url", url, "--requirements", requirements, *ALLOWED)
     assert said.count("\n✓ ") >= scenarios
 
 
@@ -76,9 +78,8 @@ async def test_all_required_scenarios_of_the_kit_pass(
 )
 async def test_our_client_passes_what_the_kit_has_for_clients(programs: Path, wire: str, scenario: str) -> None:
     client = f"{sys.executable} -m tests.mcp_kit_client"
-    await judge(
-        programs, "conformance", "client", "--command", client, "--scenario", scenario, "--spec-version", wire
-    )
+    which = ("--scenario", scenario, "--spec-version", wire)
+    await judge(programs, "conformance", "client", "--command", client, *which, *ALLOWED)
 
 
 @ON_NATS

@@ -111,7 +111,7 @@ async def test_what_becomes_of_a_task_is_what_becomes_of_the_call() -> None:
     worker = Worker()
     async with neighbours(worker) as (here, _):
         handle = await here.submit("mcp_there.work__slow", {})
-        await until(lambda: _is(worker.begun == 1), 60)
+        await until(lambda: _is(worker.begun == 1))
         worker.go_on.set()
         assert (await handle.outcome()).unwrap() == "slept"
         failed = await here.ask("mcp_there.work__fail", {})
@@ -144,10 +144,10 @@ async def test_a_cancelled_call_cancels_the_task_there() -> None:
     worker = Worker()
     async with neighbours(worker) as (here, _):
         handle = await here.submit("mcp_there.work__slow", {})
-        await until(lambda: _is(worker.begun == 1), 60)
+        await until(lambda: _is(worker.begun == 1))
         await handle.cancel()
         assert (await handle.outcome()).kind == "cancelled"
-        await until(lambda: _is(worker.cancelled == 1), 60)
+        await until(lambda: _is(worker.cancelled == 1))
 
 
 async def test_a_replica_that_dies_leaves_the_task_to_the_next_which_does_not_call_again(

@@ -426,4 +426,4 @@ async def _answer_when_back(peer: Peer, query_id: str, text: str) -> None:
             await _people(peer).answer(query_id, text, by="ana")
         return True
 
-    await until(is_answered, 30)
+    await until(is_answered)

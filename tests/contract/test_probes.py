@@ -173,10 +173,10 @@ async def test_a_gateway_on_the_cluster_is_ready_as_long_as_it_is_connected(tmp_
 
                 assert await is_told(200)
                 server.stop()
-                await until(lambda: is_told(503), 60)
+                await until(lambda: is_told(503))
                 assert (await visitor.get("/livez")).status_code == 200
                 server.start()
-                await until(lambda: is_told(200), 60)
+                await until(lambda: is_told(200))
         finally:
             await agent.on_stop()
     finally:

@@ -12,10 +12,9 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
 import structlog
@@ -28,6 +27,7 @@ from squadron.runtime.errors import BusUnavailableError
 from squadron.runtime.lite.followed import Batch
 from squadron.runtime.lite.follower import Follower
 from squadron.runtime.wire.envelope import AgentIdentity
+from tests.contract.conftest import at_last
 
 #: A connection is cut after between so many bytes that the server sent over it: some hundred messages.
 CUT_AFTER_BYTES = (20_000, 200_000)
@@ -36,12 +36,13 @@ MESSAGES_PER_S = 3_000
 #: The writer waits while readers are behind by more, in messages and in messages of each topic. How fast they
 #: catch up depends on the machine and the topics: to read one, the server passes over the messages of all others.
 MOST_BEHIND, MOST_BEHIND_EACH = 2_000, 30
-#: Readers that were handed nothing for so long are stalled, in seconds; those that are slow never are.
-STALLED_S = 60.0
+#: Readers that were handed nothing for so long are stalled, in seconds; those that are slow never are, nor is a
+#: process that only starts, on a machine that many others use.
+STALLED_S = 240.0
 #: Only a hang takes so long, in seconds.
-HANG_S = 60.0
-
-T = TypeVar("T")
+HANG_S = 240.0
+#: The share of what was written that was read while it was.
+READ_IN_THE_FLOW = 0.2
 
 
 class CuttingProxy:
@@ -141,7 +142,7 @@ def _tell(key: str, seq: int, data: bytes) -> None:
 
 async def _follow_all(wiring: Wiring, cursors: dict[str, int]) -> None:
     """Read many topics over one subscription."""
-    follower = await _at_last(lambda: Follower.open(wiring.ports.lite, wiring.ports.subjects.lite_of("owner")))
+    follower = await at_last(lambda: Follower.open(wiring.ports.lite, wiring.ports.subjects.lite_of("owner")))
     for key, seq in cursors.items():
         follower.add(key, after=seq, resumed=seq > 0)
 
@@ -165,13 +166,6 @@ async def _read_one(wiring: Wiring, cursors: dict[str, int]) -> None:
                 _tell(key, seq, message.data)
 
 
-async def _at_last(make: Callable[[], Awaitable[T]]) -> T:
-    """Make it, however often the connection is cut meanwhile."""
-    while True:
-        with contextlib.suppress(BusUnavailableError):
-            return await make()
-
-
 async def read_in_a_process() -> None:
     """Runs in a process of its own: goes on from the cursors it is given, and tells all that it is handed."""
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
@@ -180,7 +174,7 @@ async def read_in_a_process() -> None:
     if given is None:
         return
     settings = Settings(nats_url=given["url"], env=given["environment"])
-    wiring = await _at_last(lambda: Wiring.open(settings, AgentIdentity(id="reader", type="test")))
+    wiring = await at_last(lambda: Wiring.open(settings, AgentIdentity(id="reader", type="test")))
     read = _follow_all if len(given["cursors"]) > 1 else _read_one
     await read(wiring, given["cursors"])
 
@@ -263,10 +257,14 @@ class Flow:
                 await asyncio.sleep(0.01)
                 continue
             data = b"%d" % self.written
-            # On one connection they are stored in this order.
-            await asyncio.gather(*(self._wiring.ports.lite.append(topic, data) for topic in self._topics))
+            await asyncio.gather(*(self._append(topic, data) for topic in self._topics))
             self.written += 1
             await asyncio.sleep(begun + len(self._topics) / MESSAGES_PER_S - loop.time())
+
+    async def _append(self, topic: str, data: bytes) -> None:
+        # With an id it is stored once, however often a busy server does not answer in time.
+        id = f"{topic} {data.decode()}"
+        await at_last(lambda: self._wiring.ports.lite.append(topic, data, msg_id=id))
 
     def stop(self) -> None:
         self._stopping = True
@@ -308,7 +306,7 @@ async def test_topics_with_one_message_each_are_all_heard_though_no_other_messag
     monkeypatch.setattr(journal, "RECONNECT_WAIT_S", 0.02)
     proxy, url = await _proxied(nats_home, seed=2)
     reader = await Wiring.open(Settings(nats_url=url, env=settings.env), AgentIdentity(id="reader", type="test"))
-    follower = await _at_last(lambda: Follower.open(reader.ports.lite, reader.ports.subjects.lite_of("owner")))
+    follower = await at_last(lambda: Follower.open(reader.ports.lite, reader.ports.subjects.lite_of("owner")))
     follower.add_all()
     heard: list[str] = []
 
@@ -358,6 +356,8 @@ async def test_readers_that_are_cut_off_and_killed_lose_nothing_and_repeat_nothi
             await readers.kill()
             await readers.start()
         await readers.until_cut(proxy, cuts, flow)
+        # It is read while connections are cut, not after.
+        await log.until(lambda: log.count > READ_IN_THE_FLOW * topics * flow.written, lambda: flow.written)
         flow.stop()
         await writing
         in_the_flow = log.count
@@ -373,7 +373,6 @@ async def test_readers_that_are_cut_off_and_killed_lose_nothing_and_repeat_nothi
     print(  # noqa: T201
         f"{topics} topics x {flow.written} messages, {proxy.cuts} cuts, {kills} kills; {share:.0%} in the flow"
     )
-    assert share > 0.2, "it was read while connections were cut, not after"
     assert proxy.cuts >= cuts
     assert proxy.connections > cuts
     for key in keys:

@@ -32,7 +32,7 @@ from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.streams.writer import Chunk, Restarted
 from squadron.runtime.wire.envelope import AgentIdentity
 from squadron.runtime.wire.outcome import Outcome
-from tests.contract.conftest import Replica, peer_of, until
+from tests.contract.conftest import Replica, at_last, peer_of, until
 from tests.contract.killed_supervisors import Fate, Supervisors
 from tests.contract.run_worker import Death
 from tests.llm_playing import ANTHROPIC, BACKGROUND, RESPONSES, Provider
@@ -44,6 +44,9 @@ SPECS = {
     RESPONSES.name: "openai-responses:gpt-5.6",
     BACKGROUND.name: "openai-background:gpt-5.6",
 }
+#: How long a run may take, in seconds, and many in which somebody dies: two seconds each on an idle machine. It is
+#: the run that tells what hangs.
+RUN_S, DEATHS_S = 280.0, 3_000
 #: The event with which the first text of an answer in the background comes: three about the answer, six about a
 #: thought in four pieces, and the beginning of the message come before.
 FIRST_TEXT = 3 + 6 + 1
@@ -113,7 +116,7 @@ class Stage:
         return await (await self.submit(id)).outcome()
 
     async def submit(self, id: str) -> Handle:
-        options = AskOptions(task_id=id, within_s=280.0, model=self.spec)
+        options = AskOptions(task_id=id, within_s=RUN_S, model=self.spec)
         return await self.wiring.caller.submit(
             "goal.pursue", {"goal": f"count words for {id}.", "topics": ["words.count"]}, options
         )
@@ -142,7 +145,8 @@ def provider(request: pytest.FixtureRequest) -> Provider:
 
 @asynccontextmanager
 async def staged(settings: Settings, provider: Provider, fate: Fate) -> AsyncIterator[Stage]:
-    wiring = await Wiring.open(settings, AgentIdentity(id="client", type="test"), create=True)
+    identity = AgentIdentity(id="client", type="test")
+    wiring = await at_last(lambda: Wiring.open(settings, identity, create=True))
     words = Replica(peer_of(wiring), Words(), lease_s=10.0)
     await words.start()
     with provider.server(decide, thought="Hm, let me see.") as server:
@@ -152,7 +156,7 @@ async def staged(settings: Settings, provider: Provider, fate: Fate) -> AsyncIte
             async def served() -> bool:
                 return wiring.registry.find("goal.pursue") is not None
 
-            await until(served, 60.0)
+            await until(served)
             yield Stage(wiring, server, supervisors, SPECS[provider.name])
     for part in (words.handovers, words.pump, words.turns, wiring):
         await part.aclose()
@@ -180,7 +184,7 @@ async def test_thoughts_come_back_word_for_word_after_a_sigkill(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(DEATHS_S)
 async def test_thoughts_come_back_wherever_it_dies(settings: Settings, provider: Provider, tmp_path: Path) -> None:
     deaths = [Death(at, after) for at in range(1, entries_in(provider) + 1) for after in (False, True)]
     await die_at(settings, provider, tmp_path, deaths)
