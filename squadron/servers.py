@@ -43,6 +43,8 @@ class Servers:
         self.settings = settings
         #: What was started here: "nats", "ray".
         self.started = set[str]()
+        #: Whether the bridge did not run, be Ray and NATS the user's own or not.
+        self.brought_bridge = False
         self._leave: Callable[[], None] | None = None
         self._bridge_on = ""
 
@@ -101,6 +103,7 @@ class Servers:
 
         self._bridge_on = cluster.joined_address()
         await self._start_in_child()
+        self.brought_bridge = True
         await self.join_cluster()
 
     async def join_cluster(self) -> None:

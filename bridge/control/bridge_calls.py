@@ -9,6 +9,7 @@ from typing import Any
 
 from squadron.runtime.asking.bridge_answer import read_answer
 from squadron.runtime.errors import BridgeUnavailableError, BusUnavailableError, SquadronError, UntrustedError
+from squadron.runtime.logs import get_logger
 from squadron.runtime.ports.bus import UnreliableBus
 from squadron.runtime.store.operating import operator
 from squadron.runtime.trust.guard import Guard
@@ -17,10 +18,14 @@ from squadron.runtime.wire.subjects import Subjects
 
 #: A call of the bridge ends within this, in seconds: one that was just killed is back in about two.
 CALL_WITHIN_S = 30.0
+#: After this it is told that somebody waits, in seconds: later than a bridge that was killed is back.
+TELL_AFTER_S = 3.0
 #: A bridge that did not answer in this time, in seconds, may have died over the question, which is asked again.
 TRY_WITHIN_S = 5.0
 #: How long to wait for a sign of life when none may be there, in seconds; no responder answers at once.
 PING_WITHIN_S = 5.0
+
+_log = get_logger("squadron.bridge")
 
 
 class Control:
@@ -58,7 +63,8 @@ class Control:
         """
         asked = {"callId": uuid.uuid4().hex, "by": operator(), **arguments}
         loop = asyncio.get_running_loop()
-        give_up_at = loop.time() + CALL_WITHIN_S
+        began, is_told = loop.time(), False
+        give_up_at = began + CALL_WITHIN_S
         while True:
             try:
                 answer = await self._ask(verb, asked, TRY_WITHIN_S)
@@ -69,6 +75,9 @@ class Control:
                         f"no bridge for environment {self._subjects.environment!r}: {error}",
                         hint="see `squadron doctor`; if nothing runs, `squadron up`",
                     ) from None
+                if not is_told and loop.time() >= began + TELL_AFTER_S:
+                    is_told = True
+                    _log.warning("bridge.away", error=str(error), within_s=CALL_WITHIN_S)
                 await asyncio.sleep(0.25)
         return _ok(answer)
 

@@ -31,8 +31,9 @@ from squadron.runtime.wire.schema_changes import breaks_of, with_changes
 from squadron.runtime.wire.subjects import Subjects, check_token, overlap
 from squadron.runtime.wire.topics import AgentCard
 
-#: So many signs of life a second are given for agents at zero at most: of 200 each has one in 20 s.
-STAND_INS_PER_S = 10
+#: So many signs of life a second are given for agents at zero at most: of 200 each has one in 40 s. Each
+#: is an entry that the server stores and all who follow the registry take in.
+STAND_INS_PER_S = 5
 
 #: Serve's words for an agent that takes tasks, or soon will.
 _ALIVE = frozenset(("RUNNING", "DEPLOYING", "UPDATING", "NOT_STARTED", "AUTOSCALING", "HEALTHY"))

@@ -38,6 +38,11 @@ class RunningGateway:
     since: float
     born: float
 
+    @property
+    def kind(self) -> str:
+        """What people call it: the console is announced like a gateway, and is none to them."""
+        return "console" if self.doors == ("console",) else "gateway"
+
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON data."""
         return {"pid": self.pid, "doors": list(self.doors), "url": self.url, "since": self.since}
@@ -78,12 +83,12 @@ def running_gateways(home: Path, environment: str) -> list[RunningGateway]:
     return found
 
 
-def stop_gateways(home: Path, environment: str) -> int:
-    """Stop the gateways of an environment that run from this home; returns how many there were."""
-    running = [process for each in running_gateways(home, environment) if (process := _process_of(each))]
-    stop_processes(running, within_s=STOP_WITHIN_S)
+def stop_gateways(home: Path, environment: str) -> list[RunningGateway]:
+    """Stop the gateways of an environment that run from this home; returns those that there were."""
+    running = [(each, process) for each in running_gateways(home, environment) if (process := _process_of(each))]
+    stop_processes([process for _, process in running], within_s=STOP_WITHIN_S)
     running_gateways(home, environment)  # takes away what the killed ones left
-    return len(running)
+    return [each for each, _ in running]
 
 
 def _process_of(gateway: RunningGateway) -> psutil.Process | None:

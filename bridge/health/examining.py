@@ -88,7 +88,8 @@ def _fine(facts: Facts, name: str) -> str:
         case "bridge":
             agents = (facts.bridge or {}).get("agents", ())
             environment = (facts.bridge or {}).get("environment", "")
-            return f"answers for environment {environment}: {len(agents)} agents deployed"
+            many = f"{len(agents)} agent{'s' if len(agents) != 1 else ''}"
+            return f"answers for environment {environment}: {many} deployed"
         case "dead letters" if facts.dead is not None:
             return f"{sum(facts.dead.by_agent.values()):,}"
         case "questions" if facts.questions is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import Any
 
@@ -28,6 +29,10 @@ LANES = ("", *(f".p{priority}" for priority in range(10)))
 #: than was seen last, and whoever still holds a number of the old one, to settle it or to read on, must not hit
 #: another message by it.
 FRESH_SEQS = 1_000_000_000
+
+#: How often a bridge looks whether its streams are still those they were, in seconds, if its connection lasts: a
+#: look is a question for each.
+LOOK_S = 5.0
 
 #: JetStream error codes (nats-server `errors.json`).
 CONSUMER_NOT_FOUND = 10014
@@ -222,6 +227,21 @@ class Streams:
         self._connection, self._names, self._copies, self._apart = connection, names, copies, apart
         #: When each was made, by the server's clock, and the last number seen in it.
         self._seen: dict[str, tuple[str, int]] = {}
+        #: Of the last look: over which connection, by when that was made, and when, by the loop's clock.
+        self._kept_over, self._kept_at = 0.0, 0.0
+
+    async def watch(self) -> list[str]:
+        """`keep`, but not more often than each `LOOK_S` over one connection: who loses a store was down.
+
+        Raises:
+            BusUnavailableError: as `keep`; the next look then comes at once.
+        """
+        over, now = self._connection.connected_at, asyncio.get_running_loop().time()
+        if over == self._kept_over and now < self._kept_at + LOOK_S:
+            return []
+        lost = await self.keep()
+        self._kept_over, self._kept_at = over, now
+        return lost
 
     async def keep(self) -> list[str]:
         """Make what is missing; returns the streams that are not those of the last look: what they held is lost.

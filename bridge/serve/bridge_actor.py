@@ -65,7 +65,7 @@ class BridgeActor:
         streams = Streams(self._wiring.connection, names, settings.stream_replicas, apart=apart)
 
         async def keep_streams() -> Sequence[str]:
-            lost = await streams.keep()
+            lost = await streams.watch()
             if lost:
                 self._bindings.to_restore = True
                 self._showcase.census.store_all()

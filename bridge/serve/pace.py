@@ -19,6 +19,8 @@ _CALM = {
     "RAY_DASHBOARD_AGENT_CHECK_PARENT_INTERVAL_S": "1",
     # What each process takes, for the dashboard's pages and Ray's metrics, by default after 5 s.
     "REPORTER_UPDATE_INTERVAL_MS": "10000",
+    # What the dashboard and each of its processes takes, by default after 5 s: the kernel walks all their memory.
+    "METRICS_RECORD_INTERVAL_S": "30",
 }
 
 

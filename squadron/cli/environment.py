@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -58,7 +59,7 @@ async def _up(ctx: typer.Context, tls: bool | None, mutual: bool, as_json: bool)
     began = time.monotonic()
     with watching("Bringing the squad up") as watch:
         async with frame.opened(settings, watch) as squad:
-            facts = await _addresses(squad) | {"started": squad.started_here}
+            facts = await _addresses(squad) | {"started": squad.brought_up}
             squad.keep_running()
     facts |= {"seconds": round(time.monotonic() - began, 1)}
     if as_json:
@@ -148,7 +149,7 @@ async def _down(ctx: typer.Context, delete_data: bool, as_json: bool) -> int:
     if as_json:
         frame.print_json({"stopped": stopped, "deleted": deleted})
     else:
-        frame.tell(f"Stopped {' and '.join(stopped)}." if stopped else "Nothing was running.")
+        frame.tell(f"Stopped {', '.join(stopped)}." if stopped else "Nothing was running.")
         if deleted:
             frame.tell(f"Deleted {' and '.join(deleted)}.")
     return frame.OK
@@ -158,10 +159,10 @@ def _stop(settings: Settings) -> list[str]:
     from squadron.bridge.gateways.running_gateways import stop_gateways
     from squadron.servers import stop_local
 
-    stopped = []
+    stopped: list[str] = []
     # First: what they would say of servers that go away helps nobody.
-    if gateways := stop_gateways(settings.home, settings.env):
-        stopped.append(f"{gateways} gateway{'s' * (gateways > 1)}")
+    ended = Counter(each.kind for each in stop_gateways(settings.home, settings.env))
+    stopped += [f"{many} {kind}{'s' if many != 1 else ''}" for kind, many in ended.items()]
     if settings.ray_address is not None:
         from squadron.bridge.serve import cluster
 
@@ -192,8 +193,10 @@ async def _status(ctx: typer.Context, as_json: bool) -> int:
     else:
         _show_status(answer)
         for each in answer["gateways"]:
+            kind = "Gateway" if each["doors"] != ["console"] else "Console"
+            serves = f"serves {', '.join(each['doors'])}" if kind == "Gateway" else "is at"
             where = each["url"] or "on the standard streams or NATS"
-            frame.tell(f"Gateway {each.get('pid', 'on the cluster')} serves {', '.join(each['doors'])} {where}")
+            frame.tell(f"{kind} {each.get('pid', 'on the cluster')} {serves} {where}")
     return frame.OK
 
 
@@ -365,9 +368,13 @@ def scale(
 
 
 async def _scale(ctx: typer.Context, targets: list[str], as_json: bool) -> int:
+    from squadron.runtime.wire.deployment import Scale
+
     wanted = [target.partition("=") for target in targets]
     if bad := [agent for agent, equals, to in wanted if not (agent and equals and to)]:
         raise ConfigError(f"{bad[0]!r} is not AGENT=SCALE", hint="for example clerk=3, clerk=2..8 or clerk=auto")
+    for _, _, to in wanted:  # before the first of them is changed
+        Scale.parse(to, Scale(minimum=1, maximum=1))
     async with frame.connected(frame.settings_of(ctx)) as squad:
         scales = {agent: await squad.scale(agent, to) for agent, _, to in wanted}
     if as_json:

@@ -165,6 +165,11 @@ class Squad(RemoteServers):
         """Whether this squad started local servers, which stop when it is closed."""
         return bool(self._servers.started)
 
+    @property
+    def brought_up(self) -> bool:
+        """Whether something of the environment did not run before: a local server, or the bridge."""
+        return self._servers.brought_bridge or self.started_here
+
     def keep_running(self) -> None:
         """Leave the servers this squad started running when it is closed; `squadron down` stops them."""
         self._servers.started.clear()

@@ -88,12 +88,16 @@ def _tokens(settings: Settings, own: str) -> Iterable[str]:
             yield (settings.home / "ray" / "token").read_text().strip()
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int, settings: Settings) -> socket.socket:
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
-        hint = "choose another --port, or 0 for any that is free"
-        raise ConfigError(f"port {port} of {host} can't be used: {error.strerror or error}", hint=hint) from None
+        there = ConsolePlace.find(settings)
+        hint = f"a console runs already, at {there.url}; " if there is not None else ""
+        hint += "choose another --port, or 0 for any that is free"
+        # Not `error.strerror`: asyncio and socket put the address into it, which stands here already.
+        why = os.strerror(error.errno) if error.errno is not None else str(error)
+        raise ConfigError(f"port {port} of {host} can't be used: {why}", hint=hint) from None
 
 
 @contextlib.asynccontextmanager
@@ -122,7 +126,7 @@ async def serving(
     settings = squad.settings
     check_host(host, token_file)
     own, path = own_token(settings, token_file)
-    listener = _listen(host, port)
+    listener = _listen(host, port, settings)
     port = listener.getsockname()[1]
     shown = f"[{host}]" if ":" in host else host
     hosts = {f"{each}:{port}" for each in (shown, "127.0.0.1", "localhost", "[::1]")} | set(names)

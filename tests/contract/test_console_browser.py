@@ -104,6 +104,18 @@ async def test_replicas_are_set_from_the_row_and_from_the_drawer(page: Page, off
     await until(lambda: len(office.ids("clerk")) == 1)
 
 
+async def test_times_and_counts_are_told_in_words_that_fit(page: Page) -> None:
+    told = await page.evaluate(
+        """async () => {
+            const { counted, seconds } = await import("/static/parts.js");
+            return [59.97, 119.7, 3599.6, 7199, 86399].map(seconds).concat(
+                [0, 1, 1200].map((many) => counted(many, "agent")));
+        }"""
+    )
+    assert told[:5] == ["1 m 0 s", "2 m 0 s", "1 h 0 m", "2 h 0 m", "1 d"]
+    assert told[5:] == ["0 agents", "1 agent", "1,200 agents"]
+
+
 async def test_an_agent_is_redeployed_drained_and_undeployed(page: Page, office: ConsoleWorld) -> None:
     await page.locator("[data-key=clerk] .clip").click()
     before = await until(lambda: office.ids("clerk"))

@@ -42,8 +42,13 @@ async def test_a_console_lets_in_who_has_its_link_and_ends_with_all_else(peer: P
             page = await browser.get("/login", params={"token": token.strip()})
             assert page.status_code == 200
             assert "script-src" in page.headers["content-security-policy"]
+        # Who opens a second one is told of the first, not of a socket.
+        code, _, said = await command.run(wiring, "console", "--port", told["console"].rpartition(":")[2])
+        assert code == 2
+        assert f"can't be used: Address already in use (a console runs already, at {told['console']};" in said
         # In a thread: it waits for the process, which this loop has to see end.
-        assert await asyncio.to_thread(stop_gateways, wiring.settings.home, wiring.settings.env) == 1
+        (ended,) = await asyncio.to_thread(stop_gateways, wiring.settings.home, wiring.settings.env)
+        assert ended.kind == "console"
         async with asyncio.timeout(20):
             await process.wait()
         assert not running_gateways(wiring.settings.home, wiring.settings.env)

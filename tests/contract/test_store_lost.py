@@ -13,6 +13,7 @@ from squadron import Settings
 from squadron.actors.agent import Agent, AgentSpec
 from squadron.actors.decorators import topic
 from squadron.bridge.control.control import Bridge
+from squadron.bridge.jetstream import stream_configs
 from squadron.bridge.jetstream.queue import subjects_held
 from squadron.bridge.jetstream.stream_configs import FRESH_SEQS, StreamNames, Streams
 from squadron.bridge.jetstream.wiring import Wiring
@@ -67,7 +68,7 @@ class Site:
             wiring.records,
             HeldReplicas(),
             lambda: subjects_held(wiring.connection, names.tasks, patterns),
-            Streams(wiring.connection, names).keep,
+            Streams(wiring.connection, names).watch,
             {},
             lease_s=self.settings.lease_s,
         )
@@ -181,6 +182,37 @@ async def test_streams_that_somebody_else_made_anew_are_noticed_as_well(server: 
 
     await until(lost, within_s=30)
     assert await streams.keep() == []
+
+
+async def test_streams_are_looked_at_once_in_a_while_and_at_once_over_a_new_connection(
+    server: OwnServer, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream_configs, "LOOK_S", 3600.0)
+    wiring = await site.wiring("bridge")
+    streams, asked = Streams(wiring.connection, StreamNames("lost")), 0
+    keep = streams.keep
+
+    async def counted() -> list[str]:
+        nonlocal asked
+        lost, asked = await keep(), asked + 1
+        return lost
+
+    monkeypatch.setattr(streams, "keep", counted)
+    for _ in range(3):
+        assert await streams.watch() == []
+    assert asked == 1
+
+    server.lose_store()
+
+    async def lost() -> bool:
+        with contextlib.suppress(SquadronError):
+            return len(await streams.watch()) == 7
+        return False
+
+    await until(lost, within_s=30)
+    looked = asked
+    assert await streams.watch() == []
+    assert asked == looked
 
 
 async def test_a_server_that_comes_back_with_its_store_has_lost_nothing(server: OwnServer, site: Site) -> None:

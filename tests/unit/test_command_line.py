@@ -90,6 +90,13 @@ def test_a_negotiation_is_checked_before_anything_is_connected(
     assert said in done.stderr
 
 
+@pytest.mark.parametrize("said", ["x", "8..2", "-1", "0..0"])
+def test_all_scales_are_read_before_the_first_agent_is_scaled(clean: Path, said: str) -> None:
+    done = squadron("scale", "clerk=2", f"judge={said}")
+    assert done.returncode == 2
+    assert f"'{said}' is not a scale (use N, MIN..MAX" in done.stderr
+
+
 # --- usage -------------------------------------------------------------------------------------------
 
 

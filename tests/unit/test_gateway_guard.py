@@ -252,7 +252,7 @@ def test_a_stop_ends_the_process_and_what_a_kill_left_is_taken_away(tmp_path: Pa
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"there\n"
-        assert stop_gateways(tmp_path, "dev") == 1
+        assert [each.kind for each in stop_gateways(tmp_path, "dev")] == ["gateway"]
     assert process.returncode != 0
     assert list((tmp_path / "gateways").glob("*.json")) == []
 

@@ -1,7 +1,7 @@
 // Agents: how many of each run, how much waits, how fast it goes, and the controls.
 import { html, useMemo, useState } from "/static/vendor/htm-preact.js";
 import { history, known, path, useSection } from "/static/store.js";
-import { Badge, Command, Deed, Dot, Drawer, Empty, Meter, Rows, Search, Spark, fits, go, number, parsed, rate, seconds, useSorted } from "/static/parts.js";
+import { Badge, Command, Deed, Dot, Drawer, Empty, Meter, Rows, Search, Spark, counted, fits, go, number, parsed, rate, seconds, useSorted } from "/static/parts.js";
 
 const ORDERS = {
   name: (a, b) => a.agent.localeCompare(b.agent),
@@ -119,7 +119,7 @@ export function Agents({ id, locked, close }) {
     <span class=${`right ${each.waiting ? "strong" : ""}`}>${number(each.waiting)}</span><span class="right">${rate(each.rates[1])}</span>
     <span class=${`right opt ${each.failing ? "red" : ""}`} title=${`${each.failing} in the last five minutes`}>${number(each.failed)}</span>
     <span class="right opt">${each.age_guessed ? "~" : ""}${seconds(each.age_s)}</span>`;
-  return html`<div class="page agents"><div class="list"><div class="bar"><${Search} placeholder="Find agents" /><span class="dim">${found.length} agents</span></div>
+  return html`<div class="page agents"><div class="list"><div class="bar"><${Search} placeholder="Find agents" /><span class="dim">${counted(found.length, "agent")}</span></div>
     ${found.length || !known("agents") ? html`<${Rows} items=${agents} keyOf=${(each) => each.agent} row=${row} head=${head} label="Agents" height=${52} selected=${id} onOpen=${(each) => go("agents", each.agent)} />`
       : html`<${Empty} title="No agents">Deploy one: <code>squadron deploy module:Agent</code></${Empty}>`}</div>
     ${open && html`<${Detail} key=${id} agent=${open} locked=${locked} close=${close} />`}</div>`;

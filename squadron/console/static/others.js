@@ -1,14 +1,14 @@
 // Dead letters, lite topics, negotiations, events and nodes.
 import { html, useEffect, useMemo, useState } from "/static/vendor/htm-preact.js";
 import { get, path, post, useSection } from "/static/store.js";
-import { Badge, Command, Deed, Drawer, Empty, Meter, Rows, Search, ago, bytes, clock, complain, date, fits, go, number, parsed, pretty, say, seconds, useFetched } from "/static/parts.js";
+import { Badge, Command, Deed, Drawer, Empty, Meter, Rows, Search, ago, bytes, clock, complain, counted, date, fits, go, number, parsed, pretty, say, seconds, useFetched } from "/static/parts.js";
 
 // --- dead letters -----------------------------------------------------------------------------------------
 
 function Letter({ id, letter, locked, close }) {
   const { value, error } = useFetched(() => get(`/api/letters/${path(letter.agent, letter.token)}`), [id]);
   return html`<${Drawer} title=${letter.topic || letter.id} onClose=${close}>
-    <p class="line"><code>${letter.id}</code> <span class="dim">${letter.agent} · ${letter.attempts} attempts · ${date(letter.buried_at)}</span></p>
+    <p class="line"><code>${letter.id}</code> <span class="dim">${letter.agent} · ${counted(letter.attempts, "attempt")} · ${date(letter.buried_at)}</span></p>
     <pre class="trouble">${letter.reason}</pre>
     <div class="buttons">
       <${Deed} label="Redrive" name="redrive" kind="primary" disabled=${locked || !letter.complete} title="Back into its mailbox" path="/api/letters/redrive" body=${{ letters: [id] }} after=${close} done="It is back in its mailbox." />
@@ -34,9 +34,9 @@ export function Letters({ id, locked, close }) {
   const words = parsed().query.get("q") ?? "";
   const found = useMemo(() => Object.entries(rows).filter(([, each]) => fits(words, each.topic, each.agent, each.id, each.reason)), [rows, words]);
   const row = ([, each]) => html`<span class="clip"><b>${each.topic || "?"}</b></span><span class="clip opt">${each.agent}</span><span class="clip dim">${each.reason}</span><span class="right opt">${each.attempts}</span><span class="right dim">${ago(each.buried_at)}</span>`;
-  return html`<div class="page letters"><div class="list"><div class="bar"><${Search} placeholder="Find dead letters" /><span class="dim">${found.length} letters</span>
+  return html`<div class="page letters"><div class="list"><div class="bar"><${Search} placeholder="Find dead letters" /><span class="dim">${counted(found.length, "letter")}</span>
       ${found.length > 0 && html`<${Deed} label=${`Redrive ${found.length === 1 ? "it" : `these ${found.length}`}`} name="redrive-all" kind="right" disabled=${locked} path="/api/letters/redrive" body=${{ letters: found.map(([key]) => key) }}
-        confirm=${`Put ${found.length} messages back into their mailboxes?`} done=${(answer) => `${answer.redriven.length} are back in their mailboxes.`} />`}</div>
+        confirm=${`Put ${counted(found.length, "message")} back into their mailboxes?`} done=${(answer) => `${answer.redriven.length} are back in their mailboxes.`} />`}</div>
     ${found.length ? html`<${Rows} items=${found} keyOf=${([key]) => key} row=${row} label="Dead letters" selected=${id} onOpen=${([key]) => go("letters", key)}
       head=${html`<span>Topic</span><span class="opt">Agent</span><span>Why</span><span class="right opt">Attempts</span><span class="right">When</span>`} />`
       : html`<${Empty} title="No dead letters">What was given up lies here, and can be put back.</${Empty}>`}</div>
@@ -67,7 +67,7 @@ function Stream({ id, locked, close }) {
     try { await post(`${url}/publish`, { content }); setText(""); } catch (error) { complain(error); }
   }
   return html`<${Drawer} title=${id} onClose=${close}>
-    <p class="line"><${Badge} word=${end || "live"} tone=${end ? "calm" : "good"} /> <span class="dim">${messages.length} messages</span>
+    <p class="line"><${Badge} word=${end || "live"} tone=${end ? "calm" : "good"} /> <span class="dim">${counted(messages.length, "message")}</span>
       <${Deed} label="Close it" name="close" kind="danger right" disabled=${locked || Boolean(end)} path=${`${url}/close`} confirm="End this topic, with all its messages?" done="It is closed." /></p>
     <ol class="stream" aria-live="polite">${messages.map((each) => html`<li key=${each.seq}><span class="dim">${clock(each.time)} ${each.from}</span><pre>${pretty(each.content)}</pre></li>`)}</ol>
     ${!end && html`<form class="say" onSubmit=${publish}><input aria-label="Publish" placeholder='{"text": "hello"} or text' value=${text} onInput=${(e) => setText(e.target.value)} disabled=${locked} /><button class="primary" disabled=${locked || !text}>Publish</button></form>`}
@@ -80,7 +80,7 @@ export function Lite({ id, locked, close }) {
   const words = parsed().query.get("q") ?? "";
   const found = useMemo(() => Object.values(rows).filter((each) => fits(words, each.owner, each.id)).sort((a, b) => b.time - a.time), [rows, words]);
   const row = (each) => html`<span class="clip"><b>${each.owner}</b><span class="dim">/</span>${each.id}</span><span class="opt"><${Badge} word=${each.ended || each.kind} tone="calm" /></span><span class="right opt">${bytes(each.bytes)}</span><span class="right dim opt">${each.ends_at ? `in ${seconds(Math.max(0, each.ends_at - Date.now() / 1000))}` : "–"}</span><span class="right dim">${ago(each.time)}</span>`;
-  return html`<div class="page lite"><div class="list"><div class="bar"><${Search} placeholder="Find lite topics, or OWNER/ID" /><span class="dim">${found.length} topics</span>
+  return html`<div class="page lite"><div class="list"><div class="bar"><${Search} placeholder="Find lite topics, or OWNER/ID" /><span class="dim">${counted(found.length, "topic")}</span>
       ${/^[\w-]+\/[\w-]+$/.test(words) && !rows[words] && html`<button type="button" onClick=${() => go("lite", words)}>Open ${words}</button>`}</div>
     ${found.length ? html`<${Rows} items=${found} keyOf=${(each) => `${each.owner}/${each.id}`} row=${row} label="Lite topics" selected=${id} onOpen=${(each) => go("lite", `${each.owner}/${each.id}`)}
       head=${html`<span>Owner / id</span><span class="opt">Last</span><span class="right opt">Size</span><span class="right opt">Ends</span><span class="right">Used</span>`} />`
@@ -117,7 +117,7 @@ export function Events({ close }) {
   const row = ([, each]) => html`<span class="dim">${clock(each.at)}</span><span><${Badge} word=${each.kind} /></span><span class="clip"><b>${each.topic || ""}</b></span>
     <span class="clip opt">${each.sender_type === "client" ? "client" : each.sender_type ?? ""}${each.agent ? ` → ${each.agent}` : ""}</span><span class="clip dim">${each.outcome ? `${each.outcome} ` : ""}${each.said ?? ""}</span>`;
   return html`<div class="page events"><div class="list"><div class="bar"><${Search} placeholder="Find by kind, topic, agent, id" />
-      <button type="button" aria-pressed=${held !== null} onClick=${() => setHeld(held ? null : { ...rows })}>${held ? "Go on" : "Hold"}</button><span class="dim">${found.length} messages</span></div>
+      <button type="button" aria-pressed=${held !== null} onClick=${() => setHeld(held ? null : { ...rows })}>${held ? "Go on" : "Hold"}</button><span class="dim">${counted(found.length, "message")}</span></div>
     ${found.length ? html`<${Rows} items=${found} keyOf=${([key]) => key} row=${row} height=${36} label="Events" selected=${id} onOpen=${([key]) => { setHeld(held ?? { ...rows }); go("events", key); }}
       head=${html`<span>Time</span><span>Kind</span><span>Topic</span><span class="opt">From, to</span><span>Said</span>`} />`
       : html`<${Empty} title="Nothing passes">Messages appear here as they pass.</${Empty}>`}</div>
@@ -138,7 +138,7 @@ export function Nodes() {
       const here = agents.flatMap((agent) => agent.replicas.filter((each) => each.node === node.name).map((each) => each.id));
       return html`<section class="card" key=${node.id}><p class="line"><b>${node.name}</b> <${Badge} word=${node.alive ? "alive" : "dead"} tone=${node.alive ? "good" : "bad"} />${node.head && html`<span class="tag">head</span>`}<span class="dim right">${node.address}</span></p>
         ${Object.entries(node.has).map(([name, has]) => html`<div class="resource" key=${name}><span>${name.replaceAll("_", " ")}</span><${Meter} value=${has - (node.free[name] ?? (node.alive ? has : 0))} most=${has} label=${name} /><span class="right">${amount(name, has - (node.free[name] ?? has))} of ${amount(name, has)}</span></div>`)}
-        <p class="dim">${here.length} replicas${here.length ? `: ${here.slice(0, 12).join(", ")}${here.length > 12 ? "…" : ""}` : ""}</p></section>`;
+        <p class="dim">${counted(here.length, "replica")}${here.length ? `: ${here.slice(0, 12).join(", ")}${here.length > 12 ? "…" : ""}` : ""}</p></section>`;
     })}</div>` : html`<${Empty} title="No nodes">The bridge has not told of any.</${Empty}>`}
     ${about.dashboard && html`<p><a href=${about.dashboard} rel="noreferrer" target="_blank">Ray's dashboard</a></p>`}</div></div>`;
 }

@@ -5,6 +5,8 @@ import { post } from "/static/store.js";
 // --- words ----------------------------------------------------------------------------------------------
 
 export const number = (value) => (value === null || value === undefined ? "–" : value.toLocaleString("en"));
+/** So many of a thing: `1 agent`, `1,200 agents`. */
+export const counted = (many, thing) => `${number(many)} ${thing}${many === 1 ? "" : "s"}`;
 
 export function rate(value) {
   if (value === null || value === undefined) return "–";
@@ -15,9 +17,11 @@ export function seconds(value) {
   if (value === null || value === undefined) return "–";
   if (value < 0.0095) return `${(value * 1000).toFixed(1)} ms`;
   if (value < 1) return `${Math.round(value * 1000)} ms`;
-  if (value < 60) return `${value.toFixed(1)} s`;
-  if (value < 3600) return `${Math.floor(value / 60)} m ${Math.round(value % 60)} s`;
-  if (value < 86400) return `${Math.floor(value / 3600)} h ${Math.round((value % 3600) / 60)} m`;
+  if (value < 59.95) return `${value.toFixed(1)} s`;
+  // Rounded before they are taken apart, or 119.6 s would be 1 m 60 s.
+  const whole = Math.round(value), minutes = Math.round(value / 60);
+  if (whole < 3600) return `${Math.floor(whole / 60)} m ${whole % 60} s`;
+  if (minutes < 1440) return `${Math.floor(minutes / 60)} h ${minutes % 60} m`;
   return `${Math.round(value / 86400)} d`;
 }
 

@@ -1,7 +1,7 @@
 // Runs that think: a tree of rounds and calls with what they cost, a timeline, and questions where they wait.
 import { html, useEffect, useMemo, useState } from "/static/vendor/htm-preact.js";
 import { get, path, useSection } from "/static/store.js";
-import { Badge, Command, Deed, Drawer, Empty, Rows, Search, ago, fits, go, money, number, parsed, pretty, seconds, setQuery } from "/static/parts.js";
+import { Badge, Command, Deed, Drawer, Empty, Rows, Search, ago, counted, fits, go, money, number, parsed, pretty, seconds, setQuery } from "/static/parts.js";
 import { Question } from "/static/questions.js";
 
 const failed = (call) => Object.keys(call.outcomes).some((kind) => kind !== "result");
@@ -81,7 +81,7 @@ export function Runs({ id, locked, close }) {
   const found = useMemo(() => Object.values(rows).filter((each) => fits(words, each.title, each.run, each.agent, each.state)).sort((a, b) => b.started - a.started), [rows, words]);
   const row = (each) => html`<span><${Badge} word=${each.state} /></span><span class="clip"><b>${each.title || each.run}</b></span><span class="clip opt">${each.agent}</span>
     <span class="right opt">${each.rounds}</span><span class="right opt">${number(each.tokens)}</span><span class="right">${money(each.usd) || "–"}</span><span class="right dim">${ago(each.started)}</span>`;
-  return html`<div class="page runs"><div class="list"><div class="bar"><${Search} placeholder="Find runs" /><span class="dim">${found.length} runs</span></div>
+  return html`<div class="page runs"><div class="list"><div class="bar"><${Search} placeholder="Find runs" /><span class="dim">${counted(found.length, "run")}</span></div>
     ${found.length ? html`<${Rows} items=${found} keyOf=${(each) => each.run} row=${row} label="Runs" selected=${id} onOpen=${(each) => go("runs", each.run)}
       head=${html`<span>State</span><span>Goal</span><span class="opt">Agent</span><span class="right opt">Rounds</span><span class="right opt">Tokens</span><span class="right">Cost</span><span class="right">Began</span>`} />`
       : html`<${Empty} title="No runs">What supervisors and LLM agents think appears here: <code>squadron run "goal"</code></${Empty}>`}</div>

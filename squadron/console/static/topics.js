@@ -1,7 +1,7 @@
 // Topics: what is served, with schemas and examples, and a form to ask one.
 import { html, useMemo, useRef, useState } from "/static/vendor/htm-preact.js";
 import { call, get, path, useSection } from "/static/store.js";
-import { Badge, Command, Drawer, Empty, Rows, Search, fits, go, parsed, pretty, seconds, useFetched } from "/static/parts.js";
+import { Badge, Command, Drawer, Empty, Rows, Search, counted, fits, go, parsed, pretty, seconds, useFetched } from "/static/parts.js";
 import { SchemaForm } from "/static/form.js";
 
 function Answer({ told }) {
@@ -70,7 +70,7 @@ export function Topics({ id, locked, close }) {
   const words = parsed().query.get("q") ?? "";
   const found = useMemo(() => Object.values(rows).filter((each) => fits(words, each.topic, each.agent, each.description, ...each.tags)).sort((a, b) => a.topic.localeCompare(b.topic)), [rows, words]);
   const row = (each) => html`<span class="clip"><b>${each.topic}</b></span><span class="clip opt">${each.agent}</span><span class="clip dim">${each.description}</span><span class="opt chips">${each.tags.slice(0, 2).map((tag) => html`<span class="tag">${tag}</span>`)}</span>`;
-  return html`<div class="page topics"><div class="list"><div class="bar"><${Search} placeholder="Find topics" /><span class="dim">${found.length.toLocaleString("en")} topics</span></div>
+  return html`<div class="page topics"><div class="list"><div class="bar"><${Search} placeholder="Find topics" /><span class="dim">${counted(found.length, "topic")}</span></div>
     ${found.length ? html`<${Rows} items=${found} keyOf=${(each) => each.topic} row=${row} label="Topics" selected=${id} onOpen=${(each) => go("topics", each.topic)}
       head=${html`<span>Topic</span><span class="opt">Agent</span><span>What it is good for</span><span class="opt">Tags</span>`} />`
       : html`<${Empty} title="No topics">Nothing that is served fits.</${Empty}>`}</div>
