@@ -7,6 +7,8 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
+import ray  # before the squad comes up: a program that has imported it joins the cluster
+
 from squadron import Agent, Settings, Squad, topic
 from squadron.bridge.serve.cluster import ServeReplicas, _client
 from squadron.runtime.errors import SquadronError
@@ -46,6 +48,7 @@ async def test_an_environment_takes_back_what_another_wrote_over_and_outlives_it
     chosen = Settings.load({}, home=home, nats_url=server.url, env="second", heartbeat_s=1.0)
     try:
         async with Squad.up(chosen) as squad:
+            assert ray.is_initialized()
             # No server of ours was started, and yet it did not run before.
             assert (squad.brought_up, squad.started_here) == (True, False)
             async with Squad.up(chosen) as again:

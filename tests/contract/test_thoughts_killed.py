@@ -5,6 +5,7 @@ The doubles of the providers answer 400 when a thought is missing, is another, o
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -181,6 +182,22 @@ async def test_thoughts_come_back_word_for_word_after_a_sigkill(
     settings: Settings, provider: Provider, tmp_path: Path
 ) -> None:
     await die_at(settings, provider, tmp_path, [Death(3, after=True), Death(entries_in(provider) - 2, after=True)])
+
+
+async def test_who_waits_for_a_supervisor_that_ended_by_itself_is_told_at_once(
+    settings: Settings, tmp_path: Path
+) -> None:
+    async def wait_in_vain() -> None:
+        async with Supervisors(settings, Fate({}, tmp_path), {}) as supervisors:
+            while not supervisors.pids:
+                await asyncio.sleep(0.01)
+            os.kill(supervisors.pids[0], signal.SIGTERM)
+            await asyncio.Event().wait()
+
+    with pytest.raises(ExceptionGroup) as caught:
+        await wait_in_vain()
+
+    assert caught.group_contains(AssertionError, match="ended by itself")
 
 
 @pytest.mark.slow
