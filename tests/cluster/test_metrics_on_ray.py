@@ -46,12 +46,13 @@ class Teller(Agent):
 
 Samples = dict[tuple[str, ...], float]
 
-#: Panels of what no agent here does.
-OF_MODELS = {
+#: Panels of what nobody does here: ask models, and keep an audit trail.
+UNUSED = {
     "Tokens per second, by model and type",
     "Cost per hour, US dollars",
-    "Model calls: p95 time",
+    "Model calls: p50 and p95 time",
     "Model calls that failed, and wait for provider limits",
+    "Audit trail: messages to take up, and gaps",
 }
 
 SAID = ("squadron_tasks_total", "teller", "result", "teller.say")
@@ -265,7 +266,7 @@ async def test_rays_own_metrics_have_them_and_a_bridge_that_is_replaced_counts_n
     if why := await asyncio.to_thread(prometheus.why_not):
         pytest.skip(why)
     with prometheus.server(tmp_path, targets=str(_targets(squad))) as address:
-        assert await _silent(address, of_ray=True) == OF_MODELS - {"Model calls: p95 time"}
+        assert await _silent(address, of_ray=True) == UNUSED - {"Model calls: p50 and p95 time"}
 
 
 @pytest.mark.slow
@@ -293,5 +294,5 @@ async def test_a_real_prometheus_scrapes_a_running_squad(squad: Squad, tmp_path:
         p95 = "histogram_quantile(0.95, sum by (le) (agent_task_duration_seconds_bucket))"
         assert 0 < prometheus.query(address, p95)[()] < 600
         assert prometheus.query(address, "up") == {(): 1}
-        assert await _silent(address, of_ray=False) == OF_MODELS
+        assert await _silent(address, of_ray=False) == UNUSED
         assert prometheus.query(address, 'squadron_replicas{state="running"}')[("teller", "running")] == 1
