@@ -19,7 +19,7 @@ _log = logging.getLogger("ray.serve")
 
 
 def build_here() -> None:
-    """For Serve's controller, when it starts.
+    """Serve's controller calls it when it starts (`RAY_SERVE_CONTROLLER_CALLBACK_IMPORT_PATH`).
 
     It replaces what is private to Serve (Ray 2.60). Where that is another, all is built as ever.
     """

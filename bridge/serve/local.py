@@ -225,7 +225,7 @@ def _start(home: Path, base: Path, num_cpus: int | None, extra_env: dict[str, st
     # Beside the bridge and Serve's controller, which count, those started ahead are kept.
     env |= {"RAY_preload_python_modules": _PRELOADED, "RAY_num_workers_soft_limit": str(cores + 2)}
     # As text: it imports ray.
-    env.setdefault("RAY_SERVE_CONTROLLER_CALLBACK_IMPORT_PATH", "squadron.bridge.serve.pace.adapt_controller")
+    env.setdefault("RAY_SERVE_CONTROLLER_CALLBACK_IMPORT_PATH", "squadron.bridge.serve.building.build_here")
     log = base / "start.log"
     write_private(log, "")
     with log.open("a") as output:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import logging
-import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 #: Ray's own settings, by its source (2.60), and what they are to be here. Each look costs CPU, be there something
 #: to see or not: docs/operations.md has what that comes to.
@@ -27,41 +23,7 @@ _CALM = {
     "METRICS_RECORD_INTERVAL_S": "30",
 }
 
-#: How often Serve's controller asks which nodes there are and what is free on them, in seconds: three questions to
-#: the control store, by default in each of its rounds, and most of what a round takes. A local Ray has one node.
-NODES_EVERY_S = 1.0
-
-_log = logging.getLogger("ray.serve")
-
 
 def calm(env: Mapping[str, str]) -> dict[str, str]:
     """These settings, for a local Ray to be started with; what `env` says of one counts."""
     return {name: env.get(name, value) for name, value in _CALM.items()}
-
-
-def adapt_controller() -> None:
-    """Serve's controller calls it when it starts (`RAY_SERVE_CONTROLLER_CALLBACK_IMPORT_PATH`)."""
-    from squadron.bridge.serve.building import build_here
-
-    build_here()
-    try:
-        from ray.serve._private import cluster_node_info_cache as serve
-
-        cache: Any = serve.ClusterNodeInfoCache
-        cache.update = seldom(cache.update, NODES_EVERY_S)
-    except (ImportError, AttributeError) as error:
-        # It is private to Serve (Ray 2.60).
-        _log.warning(f"the nodes are asked for in each round: {error}")
-
-
-def seldom(look: Callable[[Any], None], every_s: float) -> Callable[[Any], None]:
-    """A method that does what `look` does, but no more often than `every_s` after it went well."""
-
-    @functools.wraps(look)
-    def look_if_due(self: Any) -> None:
-        now = time.monotonic()
-        if now >= getattr(self, "_due_at", now):
-            look(self)
-            self._due_at = now + every_s
-
-    return look_if_due
