@@ -515,7 +515,9 @@ def test_live_views_show_what_runs_passes_and_took_its_time(
 
     agents = json.loads(deployed("top", "--once", "--json").stdout)["agents"]
     shouter = next(each for each in agents if each["agent"] == "shouter")
-    assert (shouter["running"], shouter["waiting"], len(shouter["replicas"])) == (1, 0, 1)
+    # Two for a while, if it was scaled up before.
+    assert (shouter["running"], shouter["waiting"]) == (len(shouter["replicas"]), 0)
+    assert shouter["replicas"]
     assert shouter["rates"][0] is not None
 
     assert int(deployed("lite", "publish", "chat/one", "-", "--ttl", "60", stdin='["piped"]').stdout) > 0
