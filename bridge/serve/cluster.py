@@ -177,9 +177,6 @@ def start_bridge(settings: Settings) -> None:
             max_restarts=-1,
             max_concurrency=1000,
             num_cpus=0,
-            # An environment of its own has it take none of the processes that Ray has started ahead, as many as
-            # there are cores: Serve's controller takes one, and with 2 cores the first agent finds the other.
-            runtime_env={"env_vars": {"BRIDGE_OF": settings.env}},
         ).remote(settings, dashboard_url())
         serving.result()
         ray.get(bridge.ping.remote(), timeout=BRIDGE_WITHIN_S)
