@@ -20,7 +20,7 @@ from squadron.bridge.place import Place
 from squadron.bridge.seal_rings import own_ring
 from squadron.bridge.trusting import Trusting
 from squadron.config import Settings
-from squadron.runtime.errors import BridgeUnavailableError
+from squadron.runtime.errors import BridgeUnavailableError, BusUnavailableError
 from squadron.runtime.ports.lite_journal import LiteJournal
 from squadron.runtime.ports.queue import Store
 from squadron.runtime.running.ordered import OrderedQueue
@@ -153,9 +153,12 @@ class Wiring(Place):
         try:
             names = StreamNames(settings.env)
             if create:
-                await ensure_streams(
-                    connection, names, settings.stream_replicas, apart=settings.nats_own == OF_ALL
-                )
+                make = partial(ensure_streams, connection, names, settings.stream_replicas)
+                try:
+                    await make(apart=settings.nats_own == OF_ALL)
+                except BusUnavailableError:
+                    # Servers that have just started have no leader yet, and drop what they are asked.
+                    await make(apart=settings.nats_own == OF_ALL)
             elif not await streams_exist(connection, names):
                 raise BridgeUnavailableError(
                     f"environment {settings.env!r} was never started on this server",
