@@ -8,7 +8,7 @@ from typing import Any
 
 from squadron.actors.thinking.credentials import given
 from squadron.actors.thinking.model import Model
-from squadron.actors.thinking.providers import PROVIDERS, default_model_spec, model_from
+from squadron.actors.thinking.providers import PROVIDERS, default_model_spec, model_from, provider_of
 from squadron.runtime.errors import ConfigError, ModelError, Terminal
 from squadron.runtime.running.context import Context
 
@@ -69,8 +69,7 @@ async def load_sdk(spec: str) -> None:
     In a thread: that takes seconds on a busy machine, and the leases of all tasks of a replica whose event loop is
     blocked for so long run out.
     """
-    provider = spec.strip().partition(":")[0].partition("-")[0]
-    if provider in PROVIDERS:
+    if (provider := provider_of(spec)) in PROVIDERS:
         await asyncio.to_thread(importlib.import_module, provider)
 
 

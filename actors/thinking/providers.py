@@ -135,13 +135,18 @@ def model_from(spec: str) -> Model:
     raise ConfigError(f"{spec!r} names no model", hint=hint)
 
 
+def provider_of(spec: str) -> str:
+    """What a spec names before its colon, without the API: `openai` of `openai-chat:NAME`."""
+    return spec.strip().partition(":")[0].partition("-")[0]
+
+
 def model_key(spec: str) -> str:
     """What a model of this spec depends on, to keep models by: it changes with the provider's keys and address.
 
     It holds no key, only a digest; of a key that is kept at a place, that of the place.
     """
     said = given()
-    prefix = spec.strip().partition(":")[0].partition("-")[0].upper()
+    prefix = provider_of(spec).upper()
     # Stripped, as they are once a model has been made.
     depends = {name: said.get(name, "").strip() for name in VARIABLES if name.startswith(f"{prefix}_")}
     return f"{spec.strip()}#{hashlib.sha256(repr(depends).encode()).hexdigest()[:16]}"
