@@ -276,7 +276,7 @@ class Caller:
             await sending.wait()
         is_sent = reply_to in self._waiting
         self._waiting.setdefault(reply_to, []).append(handle)
-        if ask.task_id:
+        if ask.task_id and not fresh:
             self._sending[reply_to] = asyncio.Event()
         try:
             behalf = joined(() if parent is None else parent.behalf, ask.on_behalf_of)
@@ -284,7 +284,8 @@ class Caller:
             if isinstance(content, Outcome):
                 handle._settle(content, refused=True)
             else:
-                if replies != self._owner:  # Ours is heard since the start.
+                # Ours is heard since the start.
+                if replies != self._owner and not self.hearing.hears(replies):
                     await self._insist(deadline, self.hearing.hear, replies)
                 if ask.task_id and not (once or fresh):
                     await self._claim(handle, content, ask)
