@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -14,6 +15,7 @@ import ray
 from squadron.actors.thinking.embedding import open_embedder
 from squadron.bridge.auth.minting import AGENT_KEYS, AgentKeys
 from squadron.bridge.control.control import Bridge
+from squadron.bridge.control.describing import not_deployed
 from squadron.bridge.control.finding import Finder, TrackRecord
 from squadron.bridge.health.release import release
 from squadron.bridge.jetstream.link.at_home import OF_ALL, as_bridge, authority_of, has_authority
@@ -33,7 +35,7 @@ from squadron.bridge.serve.showcase import Showcase
 from squadron.config import Settings
 from squadron.runtime.asking.options import AskKeywords, AskOptions
 from squadron.runtime.background import spawn
-from squadron.runtime.errors import ConfigError, UntrustedError
+from squadron.runtime.errors import UntrustedError
 from squadron.runtime.logs import configure_logs, get_logger
 from squadron.runtime.registry.ranker import TopicKey
 from squadron.runtime.trust.ring_handing import hand_ring
@@ -86,7 +88,7 @@ class BridgeActor:
             "release": release(),
         }
         self._bindings, self._rings = Bindings(self._wiring), AgentRings(settings)
-        self._archivist, self._finder = ArchivistKeeper(self._wiring.connection, settings), self._make_finder()
+        self._archivist, self._finder = ArchivistKeeper(self._wiring.connection, settings), await self._search()
         self._bridge = Bridge(
             self._wiring.ports,
             self._wiring.registry,
@@ -102,7 +104,7 @@ class BridgeActor:
             more={
                 "metrics": self._showcase.metrics,
                 "rotate_key": self._rotate_key,
-                "nodes": nodes,
+                "nodes": partial(nodes, self._replicas.placed),
                 "offer": TakenOffers(self._wiring.ports.clock, lambda *asked: self._bridge.alter(*asked)).take,
                 **self._finder.verbs,
             },
@@ -123,8 +125,9 @@ class BridgeActor:
         found = [await subjects_held(connection, each, runnable) for each in (names.tasks, *lines)]
         return {subject: count for each in found for subject, count in each.items()}
 
-    def _make_finder(self) -> Finder:
-        here, embedder = self._wiring, open_embedder(self._settings.embeddings)
+    async def _search(self) -> Finder:
+        # In a thread: the SDK of a provider takes seconds to load on a busy machine.
+        here, embedder = self._wiring, await asyncio.to_thread(open_embedder, self._settings.embeddings)
         learns = self._settings.learn == "yes"
         serving = (here.ports, here.registry, here.records, embedder, self._busy)
         return Finder(*serving, learns=learns, record=self._record)
@@ -177,7 +180,7 @@ class BridgeActor:
     async def _rotate_key(self, agent: str) -> dict[str, Any]:
         card = next((each for each in self._wiring.registry.cards() if each.agent == agent), None)
         if card is None:
-            raise ConfigError(f"no agent {agent!r} is deployed", hint="see `squadron ps`")
+            raise not_deployed(agent, (each.agent for each in self._wiring.registry.cards()))
         ring = await asyncio.to_thread(self._rings.rotate, agent)
         await self._wiring.registry.advertise(card.with_key(str(ring.public)))
         return {"agent": agent, "key": ring.public.kid}
