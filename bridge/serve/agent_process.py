@@ -142,7 +142,8 @@ class AgentProcess:
                 hint = "deploy it as an operator; see `squadron doctor`"
                 raise DeployError(f"the code of {self._name} was not signed by who may deploy", hint=hint)
             blob = entry.data
-        return unpack(self._code, blob)
+        # In a thread: it imports what the agent needs, for seconds, and neighbours in a group have tasks.
+        return await asyncio.to_thread(unpack, self._code, blob)
 
     def check_health(self) -> None:
         """Tell what ails it.

@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import ray
 from squadron.actors.thinking.embedding import open_embedder
 from squadron.bridge.auth.minting import AGENT_KEYS, AgentKeys
 from squadron.bridge.control.control import Bridge
+from squadron.bridge.control.describing import not_deployed
 from squadron.bridge.control.finding import Finder, TrackRecord
 from squadron.bridge.health.release import release
 from squadron.bridge.jetstream.link.at_home import OF_ALL, as_bridge, authority_of, has_authority
@@ -32,7 +34,7 @@ from squadron.bridge.serve.ray_nodes import nodes
 from squadron.bridge.serve.showcase import Showcase
 from squadron.config import Settings
 from squadron.runtime.background import spawn
-from squadron.runtime.errors import ConfigError, UntrustedError
+from squadron.runtime.errors import UntrustedError
 from squadron.runtime.logs import configure_logs, get_logger
 from squadron.runtime.registry.ranker import TopicKey
 from squadron.runtime.trust.ring_handing import hand_ring
@@ -79,7 +81,7 @@ class BridgeProcess:
             "release": release(),
         }
         self.bindings, self._rings = Bindings(self.wiring), AgentRings(settings)
-        self._archivist, self._finder = ArchivistKeeper(self.wiring.connection, settings), self._make_finder()
+        self._archivist, self._finder = ArchivistKeeper(self.wiring.connection, settings), await self._search()
         self.bridge = Bridge(
             self.wiring.ports,
             self.wiring.registry,
@@ -95,7 +97,7 @@ class BridgeProcess:
             more={
                 "metrics": self._showcase.metrics,
                 "rotate_key": self._rotate_key,
-                "nodes": nodes,
+                "nodes": partial(nodes, self.replicas.placed),
                 "offer": TakenOffers(self.wiring.ports.clock, lambda *asked: self.bridge.alter(*asked)).take,
                 **self._finder.verbs,
             },
@@ -116,8 +118,9 @@ class BridgeProcess:
         found = [await subjects_held(connection, each, runnable) for each in (names.tasks, *lines)]
         return {subject: count for each in found for subject, count in each.items()}
 
-    def _make_finder(self) -> Finder:
-        here, embedder = self.wiring, open_embedder(self._settings.embeddings)
+    async def _search(self) -> Finder:
+        # In a thread: the SDK of a provider takes seconds to load on a busy machine.
+        here, embedder = self.wiring, await asyncio.to_thread(open_embedder, self._settings.embeddings)
         learns = self._settings.learn == "yes"
         serving = (here.ports, here.registry, here.records, embedder, self._busy)
         return Finder(*serving, learns=learns, record=self._record)
@@ -170,7 +173,7 @@ class BridgeProcess:
     async def _rotate_key(self, agent: str) -> dict[str, Any]:
         card = next((each for each in self.wiring.registry.cards() if each.agent == agent), None)
         if card is None:
-            raise ConfigError(f"no agent {agent!r} is deployed", hint="see `squadron ps`")
+            raise not_deployed(agent, (each.agent for each in self.wiring.registry.cards()))
         ring = await asyncio.to_thread(self._rings.rotate, agent)
         await self.wiring.registry.advertise(card.with_key(str(ring.public)))
         return {"agent": agent, "key": ring.public.kid}
