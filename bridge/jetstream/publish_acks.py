@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic_core import from_json
 
 from squadron.bridge.jetstream.link.lasting_client import Heard
@@ -22,10 +24,20 @@ def read_ack(answer: Heard, subject: str) -> int:
         StorageFullError: there is no room for the message.
         BusUnavailableError: the stream refused the message otherwise.
     """
-    ack = from_json(answer.data, cache_strings="keys")
+    return int(_ack(answer, subject)["seq"])
+
+
+def read_new(answer: Heard, subject: str) -> int:
+    """As `read_ack`, but 0 if nothing was stored because the message's id is known."""
+    ack = _ack(answer, subject)
+    return 0 if ack.get("duplicate") else int(ack["seq"])
+
+
+def _ack(answer: Heard, subject: str) -> dict[str, Any]:
+    ack: dict[str, Any] = from_json(answer.data, cache_strings="keys")
     error = ack.get("error")
     if error is None:
-        return int(ack["seq"])
+        return ack
     if error.get("err_code") in _WRONG_LAST_SEQUENCE:
         raise FencedError(f"{subject}: {error.get('description')}")
     code, description = error.get("err_code"), str(error.get("description"))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from typing import Any
@@ -19,7 +18,7 @@ from squadron.bridge.jetstream.lease import JetStreamLease
 from squadron.bridge.jetstream.link.at_home import JS_API
 from squadron.bridge.jetstream.link.connect import NANOSECONDS, Connection
 from squadron.bridge.jetstream.link.lasting_client import Heard
-from squadron.bridge.jetstream.publish_acks import read_ack
+from squadron.bridge.jetstream.publish_acks import read_new
 from squadron.bridge.jetstream.pull_feed import PullFeed
 from squadron.bridge.jetstream.serial_feed import SERIAL_GROUP, SerialFeed, SerialReader
 from squadron.bridge.jetstream.stream_configs import (
@@ -138,23 +137,42 @@ class JetStreamQueue:
         self, subject: str, data: bytes, *, msg_id: str, headers: Mapping[str, str] | None = None
     ) -> None:
         """Store one message; it is durable when this returns."""
-        all_headers = {**(headers or {}), "Nats-Msg-Id": msg_id} if msg_id else dict(headers or {})
         check_queued(subject)
-        if self._strict:
-            # First: what can't be recorded is not sent.
-            filed = {"Nats-Msg-Id": f"{msg_id}.sent"} if msg_id else None
-            await self._publish(sent_subject(self._subjects.environment, subject), data, filed)
-        await self._publish(subject, data, all_headers)
+        await self._file(subject, data, msg_id)
+        await self._publish(subject, data, msg_id, dict(headers or {}))
 
-    async def _publish(self, subject: str, data: bytes, headers: dict[str, str] | None) -> None:
+    async def put_alone(
+        self,
+        subject: str,
+        data: bytes,
+        *,
+        among: str = "",
+        msg_id: str = "",
+        headers: Mapping[str, str] | None = None,
+    ) -> int:
+        """Store one message, unless one of exactly this subject is stored, or one that matches `among`."""
+        alone = {**(headers or {}), "Nats-Expected-Last-Subject-Sequence": "0"}
+        check_queued(subject)
+        if among:
+            alone["Nats-Expected-Last-Subject-Sequence-Subject"] = among
+            await self._file(subject, data, msg_id)
+        try:
+            return await self._publish(subject, data, msg_id, alone)
+        except FencedError:
+            return 0
+
+    async def _file(self, subject: str, data: bytes, msg_id: str) -> None:
+        """First: what can't be recorded is not sent."""
+        if self._strict:
+            filed = sent_subject(self._subjects.environment, subject)
+            await self._publish(filed, data, f"{msg_id}.sent" if msg_id else "", {})
+
+    async def _publish(self, subject: str, data: bytes, msg_id: str, headers: dict[str, str]) -> int:
+        if msg_id:
+            headers["Nats-Msg-Id"] = msg_id
         async with self._publishing:
             await self._connection.client.give_way()
-            await self._connection.ask(subject, data, read_ack, headers=headers)
-
-    async def put_alone(self, subject: str, data: bytes) -> None:
-        """Store one message, unless one of exactly this subject is stored."""
-        with contextlib.suppress(FencedError):
-            await self._publish(check_queued(subject), data, {"Nats-Expected-Last-Subject-Sequence": "0"})
+            return await self._connection.ask(subject, data, read_new, headers=headers)
 
     async def consume(self, mailbox: Mailbox, sink: Callable[[Delivery], None]) -> Feed:
         """Pull from the mailbox."""

@@ -72,11 +72,12 @@ class LineIntake:
     async def _put(self, conversation: str, held: deque[tuple[Delivery, str]]) -> None:
         try:
             while held and not self._lost.is_set():
-                together = len(held)
-                for delivery, id in [*held]:
+                together, called = len(held), 0
+                for at, (delivery, id) in enumerate([*held]):
                     fresh = delivery.lease.first and delivery.stored_at > self._since
-                    await self._lines.join(delivery, conversation, id, fresh=fresh)
-                await self._lines.call(conversation)
+                    called += await self._lines.join(delivery, conversation, id, fresh=fresh, behind=at > 0)
+                if called < together:
+                    await self._lines.call(conversation)
                 for _ in range(together):
                     await held[0][0].lease.settle()
                     held.popleft()
