@@ -11,6 +11,7 @@ from squadron.runtime.errors import BusUnavailableError, FencedError, StorageFul
 
 #: JetStream error codes (nats-server `errors.json`).
 _WRONG_LAST_SEQUENCE = (10071, 10164)
+_NO_ROLLUP = 10111
 #: The server's storage is full, the account's, or, with these words, the stream or the disk.
 _STORAGE_FULL, _NOT_STORED = (10002, 10023, 10047), 10077
 _FULL_WORDS = ("maximum bytes", "maximum messages", "no space left")
@@ -46,4 +47,19 @@ def _ack(answer: Heard, subject: str) -> dict[str, Any]:
             f"{subject} can't be stored: {description}",
             hint="JetStream is full: give it more storage, or drop dead letters and lite topics",
         )
+    raise BusUnavailableError(f"{subject}: {error.get('description')}")
+
+
+def read_alone(answer: Heard, subject: str) -> bool:
+    """Whether a message that is never stored, for its rollup, would not have been alone either.
+
+    Raises:
+        BusUnavailableError: the stream refused it otherwise.
+    """
+    error = from_json(answer.data, cache_strings="keys").get("error", {})
+    code = error.get("err_code")
+    if code in _WRONG_LAST_SEQUENCE:
+        return True
+    if code == _NO_ROLLUP:
+        return False
     raise BusUnavailableError(f"{subject}: {error.get('description')}")

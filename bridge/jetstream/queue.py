@@ -18,7 +18,7 @@ from squadron.bridge.jetstream.lease import JetStreamLease
 from squadron.bridge.jetstream.link.at_home import JS_API
 from squadron.bridge.jetstream.link.connect import NANOSECONDS, Connection
 from squadron.bridge.jetstream.link.lasting_client import Heard
-from squadron.bridge.jetstream.publish_acks import read_new
+from squadron.bridge.jetstream.publish_acks import read_alone, read_new
 from squadron.bridge.jetstream.pull_feed import PullFeed
 from squadron.bridge.jetstream.serial_feed import SERIAL_GROUP, SerialFeed, SerialReader
 from squadron.bridge.jetstream.stream_configs import (
@@ -41,6 +41,9 @@ MAX_PUBLISHING = 512
 
 #: JetStream error codes (nats-server `errors.json`).
 _FILTER_NOT_UNIQUE, _MULTIPLE_NOT_FILTERED = 10100, 10099
+
+#: Headers of a message that is not stored beside others: of its subject, or of a pattern.
+_ALONE, _ALONE_AMONG = {"Nats-Expected-Last-Subject-Sequence": "0"}, "Nats-Expected-Last-Subject-Sequence-Subject"
 
 #: The lanes beside the normal one.
 _LANES = tuple(priority for priority in range(10) if priority != NORMAL_PRIORITY)
@@ -151,10 +154,10 @@ class JetStreamQueue:
         headers: Mapping[str, str] | None = None,
     ) -> int:
         """Store one message, unless one of exactly this subject is stored, or one that matches `among`."""
-        alone = {**(headers or {}), "Nats-Expected-Last-Subject-Sequence": "0"}
+        alone = {**(headers or {}), **_ALONE}
         check_queued(subject)
         if among:
-            alone["Nats-Expected-Last-Subject-Sequence-Subject"] = among
+            alone[_ALONE_AMONG] = among
             await self._file(subject, data, msg_id)
         try:
             return await self._publish(subject, data, msg_id, alone)
@@ -256,6 +259,16 @@ class JetStreamQueue:
         # The server has one code for whatever went wrong.
         if "error" in answer and await self._stored({"seq": seq}) is not None:
             raise BusUnavailableError(f"message {seq} can't be deleted: {answer['error'].get('description')}")
+
+    async def holds(self, pattern: str) -> bool:
+        """Whether a message is stored whose subject matches, by the leader's word as in `head`.
+
+        Asked with a message that is never stored: what its first condition lets pass, the next refuses. So it goes
+        the way of what is stored; calls of the server's API wait in a queue of their own, and cost twice as much.
+        """
+        never = {**_ALONE, _ALONE_AMONG: pattern, "Nats-Rollup": "-"}
+        at = pattern.replace("*", "-")
+        return await self._connection.ask_many(at, [("", b"", never)], read_alone, signed=False)
 
     async def _stored(self, which: dict[str, Any]) -> Entry | None:
         answer = await self._connection.api(f"STREAM.MSG.GET.{self._stream}", which)

@@ -253,6 +253,9 @@ class MemoryQueue:
         self._remove(seq)
         self.match()
 
+    async def holds(self, pattern: str) -> bool:
+        return await self.head(pattern) is not None
+
     def _remove(self, seq: int) -> None:
         for tasks in (self._tasks, *self._held_by.values()):
             tasks.pop(seq, None)

@@ -245,6 +245,10 @@ class Store(Queue, Protocol):
         """
         ...
 
+    async def holds(self, pattern: str) -> bool:
+        """Whether there is such a `head`, of a pattern that has no `>`; costs less than to read it."""
+        ...
+
     async def count(self, pattern: str) -> int:
         """How many messages have a subject that matches."""
         ...

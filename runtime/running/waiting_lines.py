@@ -82,6 +82,8 @@ class WaitingLines:
     async def leave(self, conversation: str, seq: int) -> None:
         """Take the head off its line, and call the next."""
         await self.store.discard(seq)
+        if not await self.store.holds(self.subjects.line(self.mailbox.name, conversation)):
+            return
         head = await self.head(conversation)
         if head is not None:
             headers = _taken_along(head.headers, head.key, head.time)

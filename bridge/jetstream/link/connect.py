@@ -175,6 +175,7 @@ class Connection:
         read: Callable[[Heard, str], T],
         *,
         within_s: float = API_WITHIN_S,
+        signed: bool = True,
     ) -> asyncio.Future[T]:
         """As `ask`, with one question in several messages, each with what its reply subject ends with."""
         for _, data, headers in messages:
@@ -188,7 +189,7 @@ class Connection:
             self._loop.call_later(SWEEP_S, self._sweep)
         try:
             for ending, data, headers in messages:
-                self.client.post(subject, data, reply=reply + ending, headers=headers)
+                self.client.post(subject, data, reply=reply + ending, headers=headers, signed=signed)
         except nats.errors.Error as error:
             self._give_up(token, str(error))
         return answer
