@@ -254,7 +254,7 @@ class MemoryQueue:
         self.match()
 
     async def holds(self, pattern: str) -> bool:
-        return await self.head(pattern) is not None
+        return await self.count(pattern) > 0
 
     def _remove(self, seq: int) -> None:
         for tasks in (self._tasks, *self._held_by.values()):
