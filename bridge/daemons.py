@@ -77,6 +77,30 @@ def locked(
         yield
 
 
+@contextlib.contextmanager
+def marked(path: Path) -> Iterator[None]:
+    """Have `is_marked` say so meanwhile; any number of processes may, and the kernel forgets those that die."""
+    with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "w") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        try:
+            yield
+        finally:
+            # By name: a process that was forked meanwhile has the file open, too.
+            fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def is_marked(path: Path) -> bool:
+    """Whether a process has marked it, or looks at this very moment."""
+    try:
+        with path.open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
 def stop_processes(processes: list[psutil.Process], *, within_s: float) -> bool:
     """SIGTERM, then SIGKILL for those still there after `within_s` seconds; whether there were any.
 

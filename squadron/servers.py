@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import logging
 import os
 import shutil
 import socket
@@ -15,21 +16,30 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from squadron.actors.thinking.credentials import forget_keys
-from squadron.bridge.daemons import private_dir, write_private
+from squadron.bridge.daemons import is_marked, marked, private_dir, write_private
 from squadron.config import Settings
-from squadron.runtime.errors import ClusterUnavailableError, SquadronError
+from squadron.runtime.errors import ClusterUnavailableError, ConfigError, SquadronError
 from squadron.runtime.secret import FILE
 
 #: Folder in the home with the secrets of its settings, as long as its cluster runs.
 _SECRETS = "secrets"
+#: Folder in the home that tells which environments are being brought up.
+_UP = "up"
+#: What is told while a squad comes up, and when what was started is stopped.
+START_NATS, CONNECT, START_RAY, JOIN_RAY = "start NATS", "connect", "start Ray", "join Ray"
+START_BRIDGE, STOP = "start bridge", "stop"
 #: How often it is looked whether a start has ended, in seconds.
 _START_LOOK_S = 0.02
 
 T = TypeVar("T")
+
+#: By the program's own logging, which says nothing of it unless it is asked to: a script's output is its own.
+_log = logging.getLogger("squadron")
 
 
 class Servers:
@@ -39,8 +49,13 @@ class Servers:
     whoever is cancelled on the way leaves nothing behind, and does not wait.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+    def __init__(self, settings: Settings, on_step: Callable[[str], object] | None = None) -> None:
+        """Make one; it does nothing yet.
+
+        Args:
+            on_step: called on the loop with what begins now; by default it is logged.
+        """
+        self.settings, self._on_step = settings, on_step or _log.info
         #: What was started here: "nats", "ray".
         self.started = set[str]()
         #: Whether the bridge did not run, be Ray and NATS the user's own or not.
@@ -60,15 +75,24 @@ class Servers:
         if self.settings.nats_url is not None:
             return
         await _in_thread(self._let_in)
-        given_up = threading.Event()
+        given_up, loop = threading.Event(), asyncio.get_running_loop()
+
+        def starts() -> None:
+            self.started.add("nats")
+            loop.call_soon_threadsafe(self.step, START_NATS)
+
         start = functools.partial(
             embedded.ensure,
             self.settings.home,
-            on_start=lambda: self.started.add("nats"),
+            on_start=starts,
             given_up=given_up.is_set,
             trusted=self.settings.nats_server_sha256,
         )
         await _in_thread(start, give_up=given_up.set)
+
+    def step(self, name: str) -> None:
+        """Tell what begins now."""
+        self._on_step(name)
 
     def _let_in(self) -> None:
         """Have keys for an environment that the home's authority, if it has one, does not know yet; rights as this
@@ -99,9 +123,11 @@ class Servers:
             ClusterUnavailableError: Ray or the bridge did not come up.
             ConfigError: a secret that was given as it is would have to travel to a cluster of the user's own.
         """
-        from squadron.bridge.serve import cluster
+        from squadron.bridge.serve import cluster, local
 
         self._bridge_on = cluster.joined_address()
+        local_ray = await _in_thread(functools.partial(local.find, self.settings.home))
+        self.step(JOIN_RAY if self.settings.ray_address or self._bridge_on or local_ray else START_RAY)
         await self._start_in_child()
         self.brought_bridge = True
         await self.join_cluster()
@@ -117,6 +143,8 @@ class Servers:
         from squadron.bridge.serve import cluster, local
 
         if self.settings.ray_address or local.find(self.settings.home):
+            if not cluster.joined_address():
+                self.step(JOIN_RAY)
             await _in_thread(functools.partial(cluster.join, self.settings), keep=self._remember)
 
     def _remember(self, leave: Callable[[], None]) -> None:
@@ -127,13 +155,15 @@ class Servers:
         with tempfile.TemporaryFile() as told, tempfile.TemporaryFile() as log:
             child = _spawn((settings, self._bridge_on), told, log)
             try:
-                while child.poll() is None:  # noqa: ASYNC110 - a child tells nobody but who waits for it
+                joined = False
+                while child.poll() is None:
                     await asyncio.sleep(_START_LOOK_S)
+                    if not joined and (joined := "joined" in _lines(told)):
+                        self.step(START_BRIDGE)
             finally:
                 child.kill()
                 child.wait()
-                told.seek(0)
-                lines = [json.loads(line) for line in told if line.endswith(b"\n")]
+                lines = _lines(told)
                 if "starts" in lines:
                     self.started.add("ray")
             for line in lines:
@@ -151,6 +181,8 @@ class Servers:
         Raises:
             ClusterUnavailableError: a process of Ray can't be killed; the others are.
         """
+        if self.started:
+            self.step(STOP)
         await _in_thread(self._stop)
 
     def _stop(self) -> None:
@@ -171,6 +203,12 @@ class Servers:
                 rest.callback(self._leave)
             self._leave = None
             self.started.clear()
+
+
+def _lines(told: IO[bytes]) -> list[Any]:
+    """What the child has told until now; where it goes on to write is left as it is."""
+    data = os.pread(told.fileno(), os.fstat(told.fileno()).st_size, 0)
+    return [json.loads(line) for line in data.splitlines(keepends=True) if line.endswith(b"\n")]
 
 
 def _travelling(settings: Settings) -> Settings:
@@ -237,6 +275,7 @@ def start_cluster(settings: Settings, joined: str) -> None:
     try:
         on = dataclasses.replace(settings, ray_address=joined) if joined else settings
         cluster.join(on, on_start=starts)
+        tell("joined")
         cluster.start_bridge(settings)
     except SquadronError as error:
         tell(error.to_dict())
@@ -278,6 +317,26 @@ async def _in_thread(
         waiting.exception()
         raise cancelled
     return waiting.result()
+
+
+@contextlib.contextmanager
+def coming_up(settings: Settings) -> Iterator[None]:
+    """Have others of this home know meanwhile that the environment is being brought up."""
+    with contextlib.ExitStack() as told:
+        with contextlib.suppress(ConfigError, OSError):
+            # Where the home can't be written nobody can wait for it.
+            private_dir(settings.home / _UP)
+            told.enter_context(marked(_up_file(settings)))
+        yield
+
+
+def is_coming_up(settings: Settings) -> bool:
+    """Whether somebody of this home brings the environment up now."""
+    return is_marked(_up_file(settings))
+
+
+def _up_file(settings: Settings) -> Path:
+    return settings.home / _UP / f"{settings.env}.lock"
 
 
 def is_orphaned(ray_address: str) -> bool:

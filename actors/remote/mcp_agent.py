@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -65,7 +66,7 @@ class McpAgent(RemoteAgent):
             ServerUnavailableError: the server can't be reached.
         """
         self._turns: list[TurnContext] = []
-        check_installed()
+        await load_mcp()
         from squadron.actors.remote.mcp_errand import McpErrands
         from squadron.actors.remote.mcp_link import McpLink
 
@@ -194,6 +195,16 @@ def check_installed() -> None:
         raise ConfigError("MCP needs mcp, which is not installed", hint="pip install 'squadron-ray[mcp]'")
 
 
+async def load_mcp() -> None:
+    """Load the extra, in a thread: half a second of CPU, and others of this process may have tasks.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    check_installed()
+    await asyncio.to_thread(importlib.import_module, "squadron.actors.remote.mcp_link")
+
+
 async def look_at(server: McpServer, agent: str, ports: Ports) -> tuple[list[Operation], str]:
     """What a server can do, and what it says of itself.
 
@@ -201,7 +212,7 @@ async def look_at(server: McpServer, agent: str, ports: Ports) -> tuple[list[Ope
         ConfigError: the extra is not installed, or a secret is not there.
         ServerUnavailableError: it can't be reached.
     """
-    check_installed()
+    await load_mcp()
     from squadron.actors.remote.mcp_link import McpLink
 
     link = McpLink(server, None, ports)

@@ -15,7 +15,7 @@ from typing import Any
 
 from squadron.bridge.control.callers import admit, arguments_of, offering
 from squadron.bridge.control.deployed import Deployed, asked_for, beside, check_deployable, checked, with_canary
-from squadron.bridge.control.describing import Endings, described
+from squadron.bridge.control.describing import Endings, described, not_deployed, replaced_by
 from squadron.bridge.control.on_record import on_record
 from squadron.bridge.control.scaling_figures import LatestFigures, runnable
 from squadron.runtime.background import cancel_all, spawn
@@ -191,8 +191,11 @@ class Bridge:
         # Whether a topic is taken is not to be told from a copy with gaps.
         await self._registry.catch_up()
         async with self._writing:
+            replaced = replaced_by(wanted, self._deployments)
             await self._put(*wanted)
-        return {"agents": {each.agent: each.code["version"] for each in wanted}}
+        if replaced:
+            self._log.info("bridge.replaced", was=replaced)
+        return {"agents": {each.agent: each.code["version"] for each in wanted}, "replaced": replaced}
 
     async def alter(self, agent: str, change: Callable[[Deployment], Deployment | None]) -> None:
         """Deploy an agent, if it is there, as `change` makes it of how it is now: nobody else writes meanwhile."""
@@ -280,8 +283,7 @@ class Bridge:
 
     def _find(self, agent: str) -> Deployment:
         if (deployment := self._deployments.get(agent)) is None:
-            known = ", ".join(sorted(self._deployments)) or "none"
-            raise ConfigError(f"no agent {agent!r} is deployed", hint=f"deployed are {known}")
+            raise not_deployed(agent, self._deployments)
         return deployment
 
     async def scale(self, agent: str, to: str) -> dict[str, Any]:

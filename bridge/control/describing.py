@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from squadron.runtime.errors import InvalidSubjectError
+from squadron.runtime.errors import ConfigError, InvalidSubjectError
 from squadron.runtime.ports.queue import Backlog
 from squadron.runtime.registry.registry import Registry
 from squadron.runtime.wire.deployment import AgentState, Deployment
@@ -89,3 +90,24 @@ def served_by(subject: str, deployments: Mapping[str, Deployment]) -> list[str]:
     return [
         name for name, each in deployments.items() if any(matches(pattern, topic) for pattern in each.patterns)
     ]
+
+
+def not_deployed(agent: str, deployed: Iterable[str]) -> ConfigError:
+    """What to raise of an agent that is not among those which are deployed."""
+    known = sorted(deployed)
+    near = difflib.get_close_matches(agent, known, n=2)
+    likely = f"did you mean {' or '.join(near)}? " if near else ""
+    return ConfigError(
+        f"no agent {agent!r} is deployed", hint=f"{likely}deployed are {', '.join(known) or 'none'}"
+    )
+
+
+def replaced_by(wanted: Iterable[Deployment], deployed: Mapping[str, Deployment]) -> dict[str, str]:
+    """Agents that get the code of another class than before, by name, with what that was."""
+    both = [(deployed[each.agent], each) for each in wanted if each.agent in deployed]
+    # A release before this one did not say it.
+    return {
+        new.agent: old.class_path
+        for old, new in both
+        if old.class_path and new.class_path and old.class_path != new.class_path
+    }

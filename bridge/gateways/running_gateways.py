@@ -45,7 +45,8 @@ class RunningGateway:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON data."""
-        return {"pid": self.pid, "doors": list(self.doors), "url": self.url, "since": self.since}
+        told = {"pid": self.pid, "kind": self.kind, "doors": list(self.doors), "url": self.url}
+        return told | {"since": self.since}
 
 
 @contextlib.contextmanager

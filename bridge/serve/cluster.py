@@ -16,8 +16,9 @@ from typing import Any
 
 from squadron.bridge.serve import local
 from squadron.bridge.serve.ahead import stand_in
-from squadron.bridge.serve.declaration import SEPARATOR, applications, states_of, waits_for
+from squadron.bridge.serve.declaration import SEPARATOR, applications, placed, states_of
 from squadron.bridge.serve.ray_nodes import free_of_nodes
+from squadron.bridge.serve.resource_waits import ResourceWaits
 from squadron.bridge.serve.seat_faults import SeatFaults, with_faults
 from squadron.config import Settings
 from squadron.runtime.errors import ClusterUnavailableError, DeployError
@@ -198,6 +199,7 @@ class ServeReplicas:
         self._environment = environment
         #: What processes of groups have told of agents that could not start there.
         self.seat_faults = SeatFaults()
+        self._waits = ResourceWaits()
 
     async def apply(self, deployments: Sequence[Deployment]) -> None:
         """Declare exactly these agents."""
@@ -246,17 +248,25 @@ class ServeReplicas:
 
         return int(ray.cluster_resources().get("memory", 0) // REPLICA_BYTES)  # type: ignore[no-untyped-call]
 
-    def _states(self, wanted: Sequence[Deployment] = ()) -> dict[str, AgentState]:
+    async def placed(self) -> dict[str, dict[str, int]]:
+        """How many replicas of each agent run on each node, by Ray's id of it."""
+        return placed(await asyncio.to_thread(self._ours))
+
+    def _ours(self) -> dict[str, dict[str, Any]]:
         details = _client().get_serve_details()["applications"]
-        ours = {name: each for name, each in details.items() if self._is_ours(name)}
-        states = states_of(self._environment, ours, wanted)
+        return {name: each for name, each in details.items() if self._is_ours(name)}
+
+    def _states(self, wanted: Sequence[Deployment] = ()) -> dict[str, AgentState]:
+        states = states_of(self._environment, self._ours(), wanted)
         for each in (version for agent in wanted for version in agent.versions):
             state = states.get(each.known_as)
             if state is not None and each.weight is None and (faults := self.seat_faults.of(each)):
                 states[each.known_as] = with_faults(state, faults)
             elif state is not None and state.running < state.target:
-                told = waits_for(each, state, free_of_nodes())
+                told = self._waits.told(each, state, free_of_nodes())
                 states[each.known_as] = state.model_copy(update={"message": f"{told} {state.message}".strip()})
+            else:
+                self._waits.over(each)
         return states
 
 

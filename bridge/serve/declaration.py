@@ -11,6 +11,7 @@ code.
 from __future__ import annotations
 
 import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -248,16 +249,38 @@ def _seat_state(state: AgentState, deployment: Deployment) -> AgentState:
 
 def state_of(details: Mapping[str, Any]) -> AgentState:
     """How an application is doing, as Serve tells it."""
-    deployments = list((details.get("deployments") or {}).values())
-    replicas = [replica for each in deployments for replica in each.get("replicas") or []]
+    deployments = _deployments_of(details)
     told = [details.get("message"), *(each.get("message") for each in deployments)]
     messages = [re.sub(r"\x1b\[[0-9;]*m", "", str(message)) for message in told if message]
     return AgentState(
         status=_word(details["status"]),
         message=" ".join(messages),
-        running=sum(_word(replica.get("state")) == "RUNNING" for replica in replicas),
+        running=len(_running_of(details)),
         target=sum(each.get("target_num_replicas") or 0 for each in deployments),
     )
+
+
+def placed(details: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, int]]:
+    """How many replicas of each agent run on each node, by its id; a process of a group counts for all its agents.
+
+    Args:
+        details: what Serve tells of the environment's applications.
+    """
+    found = defaultdict[str, Counter[str]](Counter)
+    for name, each in details.items():
+        agents = agents_of(name.partition(SEPARATOR)[2], each.get("deployed_app_config") or {})
+        for replica in _running_of(each):
+            found[str(replica.get("node_id"))].update(agents)
+    return {node: dict(agents) for node, agents in found.items()}
+
+
+def _deployments_of(details: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return list((details.get("deployments") or {}).values())
+
+
+def _running_of(details: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    replicas = [replica for each in _deployments_of(details) for replica in each.get("replicas") or []]
+    return [replica for replica in replicas if _word(replica.get("state")) == "RUNNING"]
 
 
 def _word(state: Any) -> str:

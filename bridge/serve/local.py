@@ -222,7 +222,7 @@ def _start(home: Path, base: Path, num_cpus: int | None, extra_env: dict[str, st
     env |= {"SQUADRON_HOME": str(home), **extra_env, **environment(draft)}
     env["RAY_START_HOOK"] = f"{__name__}.{adapt_start.__name__}"
     cores = num_cpus or max(os.cpu_count() or 2, 2)
-    # Beside the bridge and Serve's controller, which count, those started ahead are kept.
+    # Idle ones above it are ended; the bridge and Serve's controller count, too, which took two started ahead.
     env |= {"RAY_preload_python_modules": _PRELOADED, "RAY_num_workers_soft_limit": str(cores + 2)}
     # As text: it imports ray.
     env.setdefault("RAY_SERVE_CONTROLLER_CALLBACK_IMPORT_PATH", "squadron.bridge.serve.building.build_here")

@@ -314,7 +314,7 @@ class Caller:
         else:
             place, claims = self.ports.subjects.task(handle.topic), self.ports.claims
             data = await claims.seal_for((handle.seal.to,), wire, place, keep_s=INPUT_KEEP_S)
-        if self.ports.principal is not None and not ask.task_id:
+        if self.ports.principal is not None and self.ports.guard is not None and not ask.task_id:
             handle.digest = hashlib.sha256(data).hexdigest()
         subject, msg_id = self.ports.subjects.task(handle.topic, ask.priority), handle.msg_id
         headers = self.sender.put(

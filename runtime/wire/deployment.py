@@ -100,6 +100,8 @@ class Deployment(BaseModel):
     card: AgentCard
     #: Import path or blob digest, as `bridge.packing.code.Code.to_dict` gives it.
     code: dict[str, str]
+    #: Its class as people name it, `module:Class`; code that travels by value does not say.
+    class_path: str = ""
     slots: int = Field(ge=1)
     grace_s: float = Field(ge=0)
     num_cpus: float = Field(default=0, ge=0)

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from squadron.cli import frame
+from squadron.cli.named_agents import named_agents
 from squadron.runtime.errors import ConfigError
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
@@ -58,11 +59,7 @@ async def _canary(ctx: typer.Context, agent: str, weight: str, promote: bool, ab
     async with frame.connected(frame.settings_of(ctx)) as squad:
         if to is not None:
             await squad.canary(agent, to)
-        agents = {each["agent"]: each for each in (await squad.status())["agents"]}
-    if agent not in agents:
-        known = f"deployed are {', '.join(sorted(agents)) or 'none'}"
-        raise ConfigError(f"no agent {agent!r} is deployed", hint=known)
-    found = agents[agent]
+        (found,) = await named_agents(squad, [agent])
     if as_json:
         frame.print_json({"agent": agent, "version": found["version"], "canary": found["canary"]})
     elif found["canary"] is None:

@@ -77,6 +77,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "health": ("probing", "Say whether NATS and the bridge answer: exit code 0 if both do, else 1."),
     "dlq": ("dlq", "Dead letters, messages that were given up: list, show, redrive, drop."),
     "runs": ("run_views", "Runs that think: list, show, resume, cancel, export."),
+    "nodes": (
+        "node_views",
+        "Show the nodes of the Ray cluster: what of each is free, and which replicas run there.",
+    ),
     "metrics": (
         "metering",
         "Print all metrics once, in the text format of Prometheus; or write what shows them: grafana, alerts.",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from squadron.cli import frame
+from squadron.cli.named_agents import named_agents
 from squadron.config import Settings
 from squadron.runtime.errors import ConfigError, InvalidAgentError, SquadronError
 
@@ -137,7 +138,11 @@ async def _down(ctx: typer.Context, delete_data: bool, as_json: bool) -> int:
             "--delete-data deletes only what the embedded NATS server stored",
             hint=f"on your own server: nats stream rm squadron-{settings.env}-{{tasks,lite,registry,dead}}",
         )
+    from squadron.client.farewell import tell_gone
+
     stopped = await asyncio.to_thread(_stop, settings)
+    if settings.nats_url is not None and (settings.ray_address is not None or "ray" in stopped):
+        await tell_gone(settings)
     folders = (
         [path for name in ("nats", "ray", "audit") if (path := settings.home / name).is_dir()]
         if delete_data
@@ -193,10 +198,9 @@ async def _status(ctx: typer.Context, as_json: bool) -> int:
     else:
         _show_status(answer)
         for each in answer["gateways"]:
-            kind = "Gateway" if each["doors"] != ["console"] else "Console"
-            serves = f"serves {', '.join(each['doors'])}" if kind == "Gateway" else "is at"
+            serves = "is at" if each["kind"] == "console" else f"serves {', '.join(each['doors'])}"
             where = each["url"] or "on the standard streams or NATS"
-            frame.tell(f"{kind} {each.get('pid', 'on the cluster')} {serves} {where}")
+            frame.tell(f"{each['kind'].capitalize()} {each.get('pid', 'on the cluster')} {serves} {where}")
     return frame.OK
 
 
@@ -204,7 +208,7 @@ def _shown(gateway: RemoteServer) -> dict[str, Any]:
     from squadron.bridge.gateways.fronting import GatewayOptions
 
     options = GatewayOptions.of(gateway.server)
-    return {"agent": gateway.agent, "doors": list(options.doors), "url": options.url}
+    return {"agent": gateway.agent, "kind": "gateway", "doors": list(options.doors), "url": options.url}
 
 
 def _show_status(answer: dict[str, Any]) -> None:
@@ -347,6 +351,7 @@ def undeploy(
 
 async def _undeploy(ctx: typer.Context, agents: list[str], as_json: bool) -> int:
     async with frame.connected(frame.settings_of(ctx)) as squad:
+        await named_agents(squad, agents)
         for agent in agents:
             await squad.undeploy(agent)
     if as_json:
@@ -376,6 +381,7 @@ async def _scale(ctx: typer.Context, targets: list[str], as_json: bool) -> int:
     for _, _, to in wanted:  # before the first of them is changed
         Scale.parse(to, Scale(minimum=1, maximum=1))
     async with frame.connected(frame.settings_of(ctx)) as squad:
+        await named_agents(squad, [agent for agent, _, _ in wanted])
         scales = {agent: await squad.scale(agent, to) for agent, _, to in wanted}
     if as_json:
         frame.print_json(scales)

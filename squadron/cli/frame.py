@@ -20,7 +20,6 @@ import typer
 from squadron.cli.ending import INTERRUPTED, PIPE_CLOSED, drop_stdout, vanish
 from squadron.config import Settings
 from squadron.runtime import errors
-from squadron.runtime.background import spawn
 from squadron.runtime.errors import SquadronError
 from squadron.runtime.retries import summary_of, traceback_of
 from squadron.runtime.texts import printable as printable
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
     from squadron.client.squad import Squad
 
 OK, ENDED_OTHERWISE, BAD_USAGE, NOT_RUNNING = 0, 1, 2, 3
-#: How often a start is looked after, in seconds.
-START_LOOK_S = 0.2
 
 _CODES: dict[type[SquadronError], int] = {
     errors.ConfigError: BAD_USAGE,
@@ -224,11 +221,7 @@ async def opened(settings: Settings, watch: Watch, *, keep: bool = False) -> Asy
 
     me = asyncio.current_task()
     assert me is not None
-    steps = spawn(_tell_steps(settings, watch, me), "steps")
-    try:
-        squad = await Squad.up(settings)
-    finally:
-        steps.cancel()
+    squad = await Squad.up(settings, on_step=watch.phase)
     if keep:
         squad.keep_running()
     try:
@@ -240,34 +233,6 @@ async def opened(settings: Settings, watch: Watch, *, keep: bool = False) -> Asy
         if squad.started_here:
             watch.phase("stop")
         await squad.aclose()
-
-
-async def _tell_steps(settings: Settings, watch: Watch, opener: asyncio.Task[Any]) -> None:
-    """Say what `opener` waits for, judged by what is there already."""
-    first = True
-    while True:
-        nats, ray = await _has_nats(settings), await _has_ray(settings)
-        if opener.cancelling():
-            watch.phase("stop")
-            return
-        if nats and ray:
-            watch.phase("connect" if first else "start bridge")
-        else:
-            watch.phase("start Ray" if nats else "start NATS")
-        first = first and nats and ray
-        await asyncio.sleep(START_LOOK_S)
-
-
-async def _has_nats(settings: Settings) -> bool:
-    from squadron.bridge.jetstream.link import embedded
-
-    return settings.nats_url is not None or await asyncio.to_thread(embedded.find, settings.home) is not None
-
-
-async def _has_ray(settings: Settings) -> bool:
-    from squadron.bridge.serve import local
-
-    return settings.ray_address is not None or await asyncio.to_thread(local.find, settings.home) is not None
 
 
 def telling_apart(ids: Sequence[str]) -> int:

@@ -40,9 +40,10 @@ FRAMES_PER_S = 8
 IN_A_CELL = "JPY_PARENT_PID"
 
 _DOING = {
-    "connect": "connecting",
+    "connect": "connecting to NATS",
     "start NATS": "starting NATS",
     "start Ray": "starting Ray",
+    "join Ray": "joining Ray",
     "start bridge": "starting the bridge",
     "deploy": "starting agents",
     "run": "working",

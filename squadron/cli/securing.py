@@ -12,6 +12,7 @@ import typer
 
 from squadron.cli import frame
 from squadron.cli.environment import Json
+from squadron.cli.named_agents import named_agents
 from squadron.config import Settings
 from squadron.runtime.errors import ConfigError
 
@@ -129,11 +130,12 @@ async def _rotate_key(ctx: typer.Context, agents: list[str], own: bool, as_json:
     if not agents and not own:
         raise ConfigError("whose key?", hint="squadron rotate-key AGENT…, or --own")
     settings, keys = frame.settings_of(ctx), dict[str, str]()
-    if own:
-        keys["own"] = await asyncio.to_thread(_rotate_own, settings)
     if agents:
         async with frame.connected(settings) as squad:
-            keys |= {agent: await squad.rotate_key(agent) for agent in agents}
+            await named_agents(squad, agents)
+            keys = {agent: await squad.rotate_key(agent) for agent in agents}
+    if own:
+        keys["own"] = await asyncio.to_thread(_rotate_own, settings)
     if as_json:
         frame.print_json(keys)
     else:

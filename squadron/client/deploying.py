@@ -15,6 +15,7 @@ from squadron.bridge.place import Place
 from squadron.client.talking import Talking
 from squadron.runtime.errors import ConfigError, DeployError
 from squadron.runtime.html_table import table
+from squadron.runtime.logs import get_logger
 from squadron.runtime.wire.canary_share import check_share
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 #: How long a deploy may take, in seconds: on 2 cores a replica needs 1 to 3 s, a cold import more.
 DEPLOY_WITHIN_S = 120.0
+_log = get_logger("squadron.squad")
+
 #: A deploy is looked after at this step, in seconds.
 _DEPLOY_LOOK_S = 0.2
 
@@ -115,8 +118,11 @@ class Fleet(Talking):
             some = [each for each in deployments if (each.weight is not None) == is_canary]
             if some:
                 asked = [each.model_dump(mode="json") for each in some]
-                wanted: dict[str, str] = (await self._control.call(verb, deployments=asked, **how))["agents"]
-                await self._await_running(wanted, within_s, on_progress, canary=is_canary)
+                answer = await self._control.call(verb, deployments=asked, **how)
+                for agent, was in answer.get("replaced", {}).items():
+                    # Names are the whole squad's: it may be somebody else's agent.
+                    _log.warning("squad.replaced", agent=agent, was=was)
+                await self._await_running(answer["agents"], within_s, on_progress, canary=is_canary)
 
     async def canary(self, agent: str, to: int | Literal["promote", "abort"], *, wait: bool = True) -> None:
         """Give an agent's canary another share of the tasks, have it serve instead, or have it gone.
@@ -217,6 +223,7 @@ class Fleet(Talking):
         return Deployment(
             card=spec.card(),
             code=packed.to_dict(),
+            class_path=packed.import_path or f"{agent_class.__module__}:{agent_class.__qualname__}",
             slots=agent_class.slots,
             grace_s=agent_class.grace_s,
             num_cpus=agent_class.num_cpus,
@@ -285,7 +292,8 @@ class Fleet(Talking):
         await self._control.call("redeploy", agent=agent)
 
     async def nodes(self) -> list[dict[str, Any]]:
-        """The nodes of the Ray cluster: name, address, whether it lives, and what of its resources is used."""
+        """The nodes of the Ray cluster: name, address, whether it lives, what it has and what of that is free,
+        whether the bridge is there, and how many replicas of each agent."""
         answer = await self._control.call("nodes")
         return list(answer["nodes"])
 

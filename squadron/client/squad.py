@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from squadron.bridge.control.bridge_calls import Control
@@ -19,14 +20,19 @@ from squadron.runtime.errors import (
     ClusterUnavailableError,
     SquadronError,
 )
+from squadron.runtime.logs import get_logger
 from squadron.runtime.wire.envelope import AgentIdentity
-from squadron.servers import Servers, is_orphaned
+from squadron.servers import CONNECT, Servers, coming_up, is_coming_up, is_orphaned
 
 if TYPE_CHECKING:
     from squadron.bridge.audit.history import AuditTrail
 
 #: How long it may take, when a squad is closed, to take away what it deployed, in seconds.
 UNDEPLOY_WITHIN_S = 5.0
+#: How often it is looked whether what comes up is there, in seconds.
+UP_LOOK_S = 0.25
+
+_log = get_logger("squadron.squad")
 
 
 class Squad(RemoteServers):
@@ -47,7 +53,13 @@ class Squad(RemoteServers):
     # --- opening and closing -------------------------------------------------------------------------
 
     @classmethod
-    def up(cls, settings: Settings | None = None, **overrides: Any) -> Opening:
+    def up(
+        cls,
+        settings: Settings | None = None,
+        *,
+        on_step: Callable[[str], object] | None = None,
+        **overrides: Any,
+    ) -> Opening:
         """Bring the environment up, or join it if it runs.
 
         With no `NATS_URL` and no `RAY_ADDRESS` this starts a local NATS server and a local Ray cluster,
@@ -55,6 +67,8 @@ class Squad(RemoteServers):
 
         Args:
             settings: where the servers are; from the environment by default.
+            on_step: called with what begins now, `start Ray` say; it may be `print`. By default the logger
+                `squadron` of Python's own `logging` is told, at INFO.
             overrides: single fields of `Settings`.
 
         Raises:
@@ -65,35 +79,42 @@ class Squad(RemoteServers):
 
         async def open_squad() -> Squad:
             chosen = settings or Settings.load(**overrides)
-            servers = Servers(chosen)
-            try:
-                await servers.start_nats()
-                wiring = await _open_nats(chosen)
-            except BaseException:
-                await servers.stop()
-                raise
-            squad = cls(wiring, chosen, servers)
-            try:
-                bridge = await squad._control.bridge()
-                if bridge is None or is_orphaned(bridge["ray"]):
-                    await servers.start_cluster()
-                    if await squad._control.bridge() is None:
-                        raise ClusterUnavailableError(
-                            f"the Ray cluster has a bridge for {chosen.env!r} that is on another NATS server",
-                            hint="use that server's NATS_URL, or another SQUADRON_ENV",
-                        )
-                else:
-                    await servers.join_cluster()
-            except BaseException:
-                await squad.aclose()
-                raise
-            return squad
+            with coming_up(chosen):
+                return await cls._bring_up(chosen, Servers(chosen, on_step))
 
         return Opening(open_squad)
 
     @classmethod
+    async def _bring_up(cls, settings: Settings, servers: Servers) -> Squad:
+        try:
+            await servers.start_nats()
+            servers.step(CONNECT)
+            wiring = await _open_nats(settings)
+        except BaseException:
+            await servers.stop()
+            raise
+        squad = cls(wiring, settings, servers)
+        try:
+            bridge = await squad._control.bridge()
+            if bridge is None or is_orphaned(bridge["ray"]):
+                await servers.start_cluster()
+                if await squad._control.bridge() is None:
+                    raise ClusterUnavailableError(
+                        f"the Ray cluster has a bridge for {settings.env!r} that is on another NATS server",
+                        hint="use that server's NATS_URL, or another SQUADRON_ENV",
+                    )
+            else:
+                await servers.join_cluster()
+        except BaseException:
+            await squad.aclose()
+            raise
+        return squad
+
+    @classmethod
     def connect(cls, settings: Settings | None = None, **overrides: Any) -> Opening:
         """Join an environment that runs; needs NATS only, never Ray.
+
+        One that somebody of this home brings up at the moment is waited for.
 
         Raises:
             ConfigError: nothing runs here; says what to do.
@@ -102,20 +123,34 @@ class Squad(RemoteServers):
 
         async def open_squad() -> Squad:
             chosen = settings or Settings.load(**overrides)
-            wiring = await Wiring.open(as_user(chosen), _identity())
-            squad = cls(wiring, chosen)
-            try:
-                # A bridge that was just killed is back in two seconds; agents serve on without it.
-                if not wiring.registry.cards() and await squad._control.bridge() is None:
-                    raise BridgeUnavailableError(
-                        f"environment {chosen.env!r} has no bridge", hint="start it with `squadron up`"
-                    )
-            except BaseException:
-                await squad.aclose()
-                raise
-            return squad
+            is_told = False
+            while True:
+                try:
+                    return await cls._join(chosen)
+                except SquadronError as error:
+                    if not is_coming_up(chosen):
+                        raise
+                    if not is_told:
+                        is_told = True
+                        _log.warning("squad.coming_up", environment=chosen.env, error=str(error))
+                await asyncio.sleep(UP_LOOK_S)
 
         return Opening(open_squad)
+
+    @classmethod
+    async def _join(cls, settings: Settings) -> Squad:
+        wiring = await Wiring.open(as_user(settings), _identity())
+        squad = cls(wiring, settings)
+        try:
+            # A bridge that was just killed is back in two seconds; agents serve on without it.
+            if not wiring.registry.cards() and await squad._control.bridge() is None:
+                raise BridgeUnavailableError(
+                    f"environment {settings.env!r} has no bridge", hint="start it with `squadron up`"
+                )
+        except BaseException:
+            await squad.aclose()
+            raise
+        return squad
 
     async def aclose(self) -> None:
         """Leave; local servers that this squad started are stopped. May be called twice.

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import os
 import signal
+import sys
 from typing import Any
 
 import nats
@@ -206,7 +209,8 @@ async def test_a_hand_written_message_of_a_bare_nats_client_is_served(squad, set
     await client.close()
 
 
-async def test_the_users_own_nats_server_and_ray_cluster_are_used_when_they_are_named(cluster, tmp_path):
+async def test_the_users_own_nats_server_and_ray_cluster_are_used_when_they_are_named(cluster, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "squadron")
     config = tmp_path / "nats.conf"
     ports = tmp_path / "ports"
     ports.mkdir()
@@ -224,19 +228,31 @@ async def test_the_users_own_nats_server_and_ray_cluster_are_used_when_they_are_
         await cluster.deploy(Echo)
         async with Squad.up(home=tmp_path, env="dev-eu", nats_url=f"file:{kept}", ray_address=address) as squad:
             await squad.deploy(Echo)
+            assert [each.message for each in caplog.records] == ["connect", "join Ray", "start bridge"]
             assert (await squad.ask("echo.say", {"text": "own server"})).unwrap() == "own server"
+            (node,) = await squad.nodes()
+            assert (node["alive"], node["bridge"], node["replicas"]) == (True, True, {"echo": 1})
             status = await squad.status()
             assert status["environment"] == "dev-eu"
             assert "s3cret" not in str(status)
-            await squad.drain()
         # Closing it leaves the user's servers alone.
         assert server.returncode is None
         assert (await cluster.status())["environment"] == "dev"
         # Nor does it touch the agents of an environment whose name begins alike.
         assert (await cluster.ask("echo.say", {"text": "mine"})).unwrap() == "mine"
         await cluster.drain()
+        # Who comes after it was taken down is told so at once, though its agents gave a sign of life a moment ago.
+        own = {"NATS_URL": f"file:{kept}", "RAY_ADDRESS": address}
+        where = ("--home", str(tmp_path), "--env", "dev-eu")
+        down = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", "from squadron.cli import main; main()", *where, "down"), env=os.environ | own
+        )
+        assert await down.wait() == 0
+        with pytest.raises(BridgeUnavailableError, match="has no bridge"):
+            await Squad.connect(home=tmp_path, env="dev-eu", nats_url=f"file:{kept}")
     finally:
-        ray.kill(ray.get_actor("squadron-bridge-dev-eu", namespace="squadron"))
+        with contextlib.suppress(ValueError):
+            ray.kill(ray.get_actor("squadron-bridge-dev-eu", namespace="squadron"))
         server.kill()
         await server.wait()
 

@@ -115,6 +115,8 @@ def up(squadron: Run) -> dict[str, Any]:
     """What `squadron up --json` printed, once for the module."""
     ended = squadron("up", "--json")
     assert ended.returncode == 0, ended.stderr
+    steps = [line.partition("] ")[2] for line in ended.stderr.splitlines()]
+    assert steps == ["starting NATS", "connecting to NATS", "starting Ray", "starting the bridge"]
     told: dict[str, Any] = json.loads(ended.stdout)
     return told
 
@@ -653,5 +655,6 @@ def test_ctrl_c_while_servers_start_stops_them_again(squadron: Run, folder: Path
 
     assert process.returncode == 130
     assert "Traceback" not in told
+    assert "] stopping" in told
     assert embedded.find(folder / "home") is None
     assert local.find(folder / "home") is None

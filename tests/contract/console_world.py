@@ -128,7 +128,7 @@ async def nodes() -> dict[str, Any]:
     """As Ray would tell of this machine."""
     has, free = {"CPU": 2.0, "memory": 8e9}, {"CPU": 1.0, "memory": 6e9}
     told = {"name": "here", "address": "127.0.0.1", "alive": True, "head": True, "has": has, "free": free}
-    return {"nodes": [{"id": "n1", **told}]}
+    return {"nodes": [{"id": "n1", **told, "bridge": True, "replicas": {"clerk": 1}}]}
 
 
 @contextlib.asynccontextmanager

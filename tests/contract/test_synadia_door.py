@@ -23,7 +23,7 @@ from synadia_ai.agents.errors import ProtocolError
 
 from squadron.actors.agent import Agent
 from squadron.actors.decorators import topic
-from squadron.bridge.gateways.synadia import synadia_door
+from squadron.bridge.gateways.synadia import prompts, synadia_door
 from squadron.bridge.jetstream.link import embedded
 from squadron.config import Settings
 from squadron.runtime.errors import Terminal
@@ -134,6 +134,25 @@ async def test_a_prompt_is_a_task_and_its_result_the_answer(gate: Peer, client: 
     assert [each.text for each in await heard(await found(client, "talk-double"), "21")] == ["42"]
     long = "x" * 400_000
     assert "".join(each.text for each in await heard(await found(client, "talk-say"), long)) == long
+
+
+async def test_an_answer_that_is_there_at_once_comes_with_its_acknowledgement_and_a_later_one_by_its_task(
+    gate: Peer, client: Client, say: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ack, answer = {"type": "status", "data": "ack"}, {"type": "response", "data": "hi"}
+    # However long it takes here.
+    monkeypatch.setattr(prompts, "TOGETHER_S", 60.0)
+    assert [json.loads(each.data) for each in (await raw(client, say, b"hi"))[:-1]] == [ack, answer]
+    refused, _ = (await raw(client, say.replace("talk-say", "talk-fail"), b"hi"))[1:]
+    assert refused.headers["Nats-Service-Error-Code"] == "500"
+    # What is emitted waits for nothing.
+    counted = [
+        json.loads(each.data) for each in (await raw(client, say.replace("talk-say", "talk-count"), b"2"))[:-1]
+    ]
+    assert [each["type"] for each in counted] == ["status", "squadron/task", "response", "response", "response"]
+    monkeypatch.setattr(prompts, "TOGETHER_S", 0.0)
+    first, task, last = [json.loads(each.data) for each in (await raw(client, say, b"hi"))[:-1]]
+    assert (first, task["type"], last) == (ack, "squadron/task", answer)
 
 
 async def test_chunks_come_first_and_the_result_last(gate: Peer, client: Client) -> None:

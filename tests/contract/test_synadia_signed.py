@@ -22,6 +22,7 @@ from synadia_ai.agents.identity import signer_from_creds_file, signer_from_seed
 from squadron.actors.agent import Agent
 from squadron.actors.decorators import topic
 from squadron.bridge.auth.minting import user_token
+from squadron.bridge.gateways.synadia import prompts
 from squadron.bridge.gateways.synadia.synadia_agents import HEARTBEAT_S
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.config import Settings
@@ -233,8 +234,10 @@ async def test_a_prompt_that_was_heard_before_or_was_altered_is_refused(
 
 
 async def test_a_task_is_heard_again_by_whoever_asked_for_it_and_by_nobody_else(
-    gate: Peer, caller: Callers
+    gate: Peer, caller: Callers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # As one that takes a while: of others the id is not told.
+    monkeypatch.setattr(prompts, "TOGETHER_S", 0.0)
     ann, bob = await caller("ann"), await caller("bob")
     heard = await ann.connection.subscribe("_INBOX.agents.>")
     await ann.heard("sworn-behalf", "who?")

@@ -190,7 +190,8 @@ async def test_a_deployed_agent_runs_is_advertised_and_has_a_mailbox(site: Site)
     await site.bridge()
     other = await site.registry()
 
-    assert await site.call("deploy", deployments=[deployment_of()]) == {"agents": {"reader": "v1"}}
+    answer = await site.call("deploy", deployments=[deployment_of()])
+    assert answer == {"agents": {"reader": "v1"}, "replaced": {}}
 
     assert [each.agent for each in site.replicas.applied[-1]] == ["reader"]
     await eventually(lambda: other.find("book.read"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from types import SimpleNamespace
+from typing import Any
 from unittest.mock import AsyncMock, Mock
 
 import pytest
@@ -12,7 +13,8 @@ import pytest
 from squadron.bridge.control import scaling_figures
 from squadron.bridge.control.control import Bridge
 from squadron.bridge.serve import backlogs
-from squadron.bridge.serve.declaration import application, says, set_by_hand, waits_for
+from squadron.bridge.serve.declaration import application, placed, says, set_by_hand, waits_for
+from squadron.bridge.serve.resource_waits import START_TAKES_S, ResourceWaits
 from squadron.bridge.serve.scaling import BacklogPolicy
 from squadron.runtime.background import cancel_all
 from squadron.runtime.errors import BusUnavailableError, DeployError, SquadronError
@@ -140,6 +142,38 @@ def test_what_replicas_wait_for_is_told_where_no_node_has_it() -> None:
     assert waits_for(greedy, state, [*nodes, {"CPU": 2.0, "GPU": 1.0}]) == ""
     assert waits_for(greedy, state.model_copy(update={"running": 3}), nodes) == ""
     assert waits_for(plain, state, []) == "", "it asks for nothing that could be missing"
+
+
+def test_it_is_told_which_replicas_run_on_which_node() -> None:
+    def running(*replicas: tuple[str, str]) -> dict[str, Any]:
+        return {
+            "deployments": {"any": {"replicas": [{"state": state, "node_id": node} for state, node in replicas]}}
+        }
+
+    group = running(("RUNNING", "n2")) | {
+        "deployed_app_config": {"deployments": [{"user_config": {"seats": {"poet": {}, "shouter": {}}}}]}
+    }
+    details = {
+        "dev.clerk": running(("RUNNING", "n1"), ("RUNNING", "n1"), ("RUNNING", "n2"), ("STARTING", "n1")),
+        "dev.group.light": group,
+        "dev.asleep": running(),
+    }
+    assert placed(details) == {"n1": {"clerk": 2}, "n2": {"clerk": 1, "poet": 1, "shouter": 1}}
+
+
+def test_of_replicas_that_just_start_it_is_not_said_that_no_node_has_what_they_need() -> None:
+    now = [1000.0]
+    waits, wanted = ResourceWaits(lambda: now[0]), Deployment.model_validate(deployment_of() | {"num_cpus": 1})
+    starting, full = AgentState(status="UPDATING", running=0, target=2), [{"CPU": 0.0}]
+
+    assert waits.told(wanted, starting, full) == ""
+    now[0] += START_TAKES_S - 1
+    assert waits.told(wanted, starting.model_copy(update={"running": 1}), full) == ""
+    now[0] += 2
+    assert waits.told(wanted, starting.model_copy(update={"running": 1}), full).startswith("1 replica waits for")
+    # Once all had what they need it is counted anew.
+    waits.over(wanted)
+    assert waits.told(wanted, starting, full) == ""
 
 
 async def test_a_scale_set_at_the_clusters_door_is_recorded_as_if_it_had_been_set_here(site: Site) -> None:

@@ -50,6 +50,7 @@ COMMANDS = (
     "auth",
     "runs",
     "doctor",
+    "nodes",
     "health",
 )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import aclosing
 
 from squadron.bridge.gateways.doors import Front
@@ -33,6 +33,9 @@ from squadron.runtime.wire.spoken import spoken_reply
 
 #: How often a caller is told that its task goes on, in seconds: it gives up after 60 (§6).
 KEEP_ALIVE_S = 25.0
+#: How long the acknowledgement of a stored task may wait for its answer, in seconds: what leaves together costs
+#: gateway and server one write, and callers one waking. Nobody notices it, and no answer is later for it.
+TOGETHER_S = 0.05
 #: Chunks of our own, which callers pass over that don't know them.
 TASK, RESTARTED = "squadron/task", "squadron/restarted"
 ACK = chunk("status", "ack")
@@ -56,13 +59,23 @@ class Prompts:
         visitor = await self._senders.visitor(note)
         prompt = Prompt.decode(note.data)
         task = await self._task(prompt, agent, visitor)
+        is_fresh = not prompt.task_id and not prompt.key
+        outcome = await plainly(task.handle, TOGETHER_S) if is_fresh and task.outcome is None else None
         if task.outcome is None or task.outcome.ok:
             await self._tell(note, ACK)
+        if outcome is not None:
+            # Whoever hears the acknowledgement hears all of it: there is nothing to come back for.
+            await self._tell_outcome(note, outcome)
+        else:
+            await self._serve_long(note, task, visitor, is_fresh=is_fresh)
+        await self._tell(note, b"")
+
+    async def _serve_long(self, note: Note, task: KeptTask, visitor: Visitor, *, is_fresh: bool) -> None:
+        """Answer a prompt that takes a while, was sent before, or is refused."""
+        if task.outcome is None or task.outcome.ok:
             await self._tell(note, chunk(TASK, {"taskId": task.id}))
-        is_fresh = not prompt.task_id and not prompt.key
         with self._meanwhile(note, task.id, visitor):
             await self._follow(note, task, is_fresh=is_fresh)
-        await self._tell(note, b"")
 
     @contextlib.contextmanager
     def _meanwhile(self, note: Note, task_id: str, visitor: Visitor) -> Iterator[None]:
@@ -112,6 +125,10 @@ class Prompts:
         outcome = task.outcome or (await plainly(task.handle) if is_fresh else None)
         if outcome is None or (outcome.ok and not is_fresh):
             outcome = await self._chunks(note, task, told)
+        await self._tell_outcome(note, outcome, told)
+
+    async def _tell_outcome(self, note: Note, outcome: Outcome, told: Sequence[str] = ()) -> None:
+        """Tell how a task ended, after what was `told` of it."""
         if not outcome.ok:
             headers, body = refusal_of(outcome)
             await self._tell(note, body, headers)

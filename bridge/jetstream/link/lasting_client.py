@@ -70,6 +70,10 @@ class HeadersOf(Mapping[str, str]):
     def __getitem__(self, name: str) -> str:
         return self._heard.headers[name]
 
+    # As `Mapping` has it, which asks by way of an exception.
+    def get(self, name: str, default: Any = None) -> Any:
+        return self._heard.headers.get(name, default)
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._heard.headers)
 
