@@ -54,9 +54,12 @@ class WaitingLines:
             headers[FRESH] = repr(delivery.stored_at)
         try:
             if FRESH in headers and not behind:
-                line = self.subjects.line(self.mailbox.name, conversation)
-                how: dict[str, Any] = {"among": line, "msg_id": msg_id, "headers": headers}
-                if seq := await self.store.put_alone(place, delivery.data, **how):
+                line, seq = self.subjects.line(self.mailbox.name, conversation), 0
+                # With the condition it may be too large where it is not without.
+                with contextlib.suppress(MessageTooLargeError):
+                    how: dict[str, Any] = {"msg_id": msg_id, "headers": headers}
+                    seq = await self.store.put_alone(place, delivery.data, among=line, **how)
+                if seq:
                     await self._call(conversation, seq, place, delivery.data, headers, came_with)
                     return True
             await self.store.put(place, delivery.data, msg_id=msg_id, headers=headers)

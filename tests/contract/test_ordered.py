@@ -17,7 +17,7 @@ import pytest
 from squadron import Agent, Context, Retry, topic
 from squadron.actors.agent import AgentSpec
 from squadron.bridge.memory import MAX_PAYLOAD_BYTES
-from squadron.runtime.errors import BusUnavailableError
+from squadron.runtime.errors import BusUnavailableError, MessageTooLargeError
 from squadron.runtime.ports.queue import Backlog, Delivery, Feed, Lease, Mailbox, Queue
 from squadron.runtime.running.ordered import OrderedQueue
 from squadron.runtime.running.pump import Pump
@@ -522,6 +522,35 @@ async def test_the_largest_message_goes_through(peer: Peer, serve: Serve) -> Non
 
     assert ledger.ended() == {"large": [0, 1]}
     await _empty(peer)
+
+
+async def test_a_message_that_leaves_room_for_some_headers_keeps_those(
+    peer: Peer, serve: Serve, for_long: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger, in_line, store = Ledger(), list[dict[str, str]](), type(peer.queue.store)
+    put, put_alone = store.put, store.put_alone
+
+    async def noting(self: Any, subject: str, data: bytes, **how: Any) -> None:
+        if ".ordered." in subject:
+            in_line.append(how["headers"])
+        await put(self, subject, data, **how)
+
+    async def short_of_room(self: Any, subject: str, data: bytes, **how: Any) -> int:
+        if data:
+            raise MessageTooLargeError("no room for what is added here")
+        return await put_alone(self, subject, data, **how)
+
+    monkeypatch.setattr(store, "put", noting)
+    monkeypatch.setattr(store, "put_alone", short_of_room)
+    await serve(ledger)
+    for number in range(2):
+        await _send(peer, "large", number)
+    await ledger.until_ended(2)
+    await _empty(peer)
+
+    assert ledger.ended() == {"large": [0, 1]}
+    assert len(in_line) == 2
+    assert all("Squadron-Fresh" in headers for headers in in_line)
 
 
 @ON_NATS

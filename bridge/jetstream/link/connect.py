@@ -76,10 +76,9 @@ class Connection:
         self._inbox = client.new_inbox()
         self._tokens = map(str, itertools.count())
         self._questions: dict[str, _Question] = {}
-        self._sweeping = False
+        self._sweeping = self._closed = False
         self._soon: list[tuple[str, bytes]] = []
         self._watching: asyncio.Task[None] | None = None
-        self._closed = False
 
     @property
     def is_connected(self) -> bool:
