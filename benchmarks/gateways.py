@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import itertools
 import json
 import os
@@ -28,7 +29,7 @@ import httpx2
 import uvloop
 
 from benchmarks import machine
-from benchmarks.processes import TEXT
+from benchmarks.processes import GARBAGE, TEXT
 from benchmarks.targets import Target, ratios, verdict
 from squadron import Agent, Settings, topic
 from squadron.actors.agent import AgentSpec
@@ -179,6 +180,9 @@ async def replica(url: str) -> None:
     await place.registry.advertise(spec.card())
     host = Host(place, EchoAtTheDoor(), spec, slots=64)
     await host.start()
+    # As on Ray.
+    gc.freeze()
+    gc.set_threshold(GARBAGE)
     await asyncio.Event().wait()
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import sys
 import threading
 from functools import cache, partial
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from squadron.runtime.loaded_later import LoadedLater
 from squadron.runtime.redact import scrub
 from squadron.runtime.retries import traceback_of
 
@@ -39,6 +42,25 @@ class LazyLogger:
         import structlog
 
         return getattr(structlog.get_logger(self._name), method)
+
+
+def load_structlog_alone() -> None:
+    """Load structlog without Rich, which it needs for tracebacks on a terminal only: 3 MB of each replica.
+
+    For processes of our own, before there are threads that may load Rich meanwhile. Who prints such a traceback
+    still can: then it is loaded.
+    """
+    if {"structlog", "rich"} & sys.modules.keys():
+        return
+    rich = {name: ModuleType(name) for name in ("rich", "rich.console", "rich.traceback")}
+    vars(rich["rich.console"])["Console"] = LoadedLater("rich.console", "Console")
+    vars(rich["rich.traceback"])["Traceback"] = LoadedLater("rich.traceback", "Traceback")
+    sys.modules |= rich
+    try:
+        importlib.import_module("structlog")
+    finally:
+        for name in rich:
+            del sys.modules[name]
 
 
 def get_logger(name: str) -> Any:

@@ -30,7 +30,7 @@ _NOTED = "-noted"
 #: How long it may take to cancel a task that could not be noted, in seconds.
 CANCEL_WITHIN_S = 5.0
 #: Whose names are at hand, of those who came last; each costs 10 µs to make.
-_NAMES = 1_000
+NAMES = 1_000
 
 
 class UnknownTaskError(SquadronError):
@@ -68,7 +68,7 @@ class KeptTasks:
 
     def __init__(self, place: Place, secret: DoorSecret, door: str) -> None:
         self._place, self._secret, self._door = place, secret, door
-        self._owner = lru_cache(_NAMES)(lambda who: f"v{secret.name_for(f'tasks of {door}', who)}")
+        self._owner = lru_cache(NAMES)(lambda who: f"v{secret.name_for(f'tasks of {door}', who)}")
         self._telling = TellingIds(secret.key(f"ids of {door}"))
 
     def owner_of(self, visitor: Visitor) -> str:
@@ -103,18 +103,18 @@ class KeptTasks:
             BusUnavailableError: the server can't be reached.
         """
         ports, owner = self._place.ports, self.owner_of(visitor)
-        fresh, id = not id, id or self.id_for(visitor)
+        fresh_id = "" if id else self.id_for(visitor)
         behalf = options.on_behalf_of or behalf_of(visitor, ports.principal)
-        options = replace(options, task_id=id, on_behalf_of=behalf)
+        options, id = replace(options, task_id=id, on_behalf_of=behalf), id or fresh_id
         deadline = Deadline.after(options.within_s, ports.clock)
         handle = Handle(id, topic, ports.subjects.lite(owner, id), deadline, self._place.caller)
         now = ports.clock.time()
         noted_about = dict(about or {})
         said = {"ticket": handle.ticket, "createdAt": now, "about": noted_about}
         keep_s = options.within_s + LITE_TTL_S
-        sending = self._place.caller.submit(topic, content, options, owner=owner, fresh=fresh)
+        sending = self._place.caller.submit(topic, content, options, owner=owner, fresh_id=fresh_id)
         # A visitor who leaves meanwhile does not leave one without the other.
-        sent = await to_its_end(_both(self._note(owner, id, said, keep_s), sending, fresh=fresh))
+        sent = await to_its_end(_both(self._note(owner, id, said, keep_s), sending, fresh=bool(fresh_id)))
         refused = await sent.outcome() if sent.done else None
         if refused is not None and not refused.ok:
             # Nobody else stores what was refused right here.
@@ -132,8 +132,9 @@ class KeptTasks:
         """
         ports, owner = self._place.ports, self.owner_of(visitor)
         id = self._telling.make(owner, topic, Deadline.after(options.within_s, ports.clock).at_ms)
-        options = replace(options, task_id=id, on_behalf_of=behalf_of(visitor, ports.principal))
-        sent = await self._place.caller.submit(topic, content, options, owner=owner, fresh=True)
+        if (behalf := behalf_of(visitor, ports.principal)) != options.on_behalf_of:
+            options = replace(options, on_behalf_of=behalf)
+        sent = await self._place.caller.submit(topic, content, options, owner=owner, fresh_id=id)
         now, refused = ports.clock.time(), await sent.outcome() if sent.done else None
         if refused is not None and not refused.ok:
             # Nobody else stores what was refused right here.

@@ -7,15 +7,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
-
-class _Later:
-    """A module that is loaded when something of it is used."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __getattr__(self, attribute: str) -> Any:
-        return getattr(importlib.import_module(self._name), attribute)
+from squadron.runtime.loaded_later import LoadedLater
 
 
 def _load_client() -> None:
@@ -35,7 +27,7 @@ def _load_client() -> None:
     finally:
         del sys.modules["nats.js"]
     nats: Any = sys.modules["nats"]
-    nats.js = _Later("nats.js")
+    nats.js = LoadedLater("nats.js")
 
 
 def _load_transport() -> None:
@@ -47,7 +39,7 @@ def _load_transport() -> None:
         transport: Any = importlib.import_module("nats.aio.transport")
     finally:
         del sys.modules["aiohttp"]
-    transport.aiohttp = _Later("aiohttp")
+    transport.aiohttp = LoadedLater("aiohttp")
 
 
 _load_client()

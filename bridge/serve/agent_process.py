@@ -26,7 +26,7 @@ from squadron.bridge.serve.offers import give_ports, offer_changes
 from squadron.config import Settings
 from squadron.runtime.background import Health, spawn
 from squadron.runtime.errors import DeployError
-from squadron.runtime.logs import configure_logs
+from squadron.runtime.logs import configure_logs, load_structlog_alone
 from squadron.runtime.telemetry.turn_log import TurnLog
 from squadron.runtime.wire.envelope import AgentIdentity
 from squadron.runtime.wire.subjects import token_of
@@ -42,6 +42,7 @@ def settle(threads: int) -> None:
     Args:
         threads: for sync handlers, one for each slot; none is started before it is needed.
     """
+    load_structlog_alone()
     # What imports have left, of Ray above all, lives as long as the process; each full collection of garbage
     # would look at all of it again, and stop the replica for 0.2 s.
     gc.freeze()

@@ -1,51 +1,22 @@
-"""The bridge as a Ray actor: one per environment, named, detached, restarted for ever."""
+"""The bridge as a Ray actor: one per environment, named, detached, restarted for ever.
+
+Who gets a handle of it imports this, as each replica does, and none of what the bridge is.
+"""
 
 from __future__ import annotations
 
-import asyncio
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import partial
-from pathlib import Path
-from typing import Any, Unpack
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Unpack
 
 import ray
 
-from squadron.actors.thinking.embedding import open_embedder
-from squadron.bridge.auth.minting import AGENT_KEYS, AgentKeys
-from squadron.bridge.control.control import Bridge
-from squadron.bridge.control.describing import not_deployed
-from squadron.bridge.control.finding import Finder, TrackRecord
-from squadron.bridge.health.release import release
-from squadron.bridge.jetstream.link.at_home import OF_ALL, as_bridge, authority_of, has_authority
-from squadron.bridge.jetstream.own_streams import own_names
-from squadron.bridge.jetstream.queue import subjects_held
-from squadron.bridge.jetstream.stream_configs import StreamNames, Streams
-from squadron.bridge.jetstream.wiring import Wiring
-from squadron.bridge.otel.exporters import lines_of
-from squadron.bridge.seal_rings import AgentRings
-from squadron.bridge.serve.archivist_actor import ArchivistKeeper
-from squadron.bridge.serve.bindings import Bindings
-from squadron.bridge.serve.cluster import ServeReplicas
-from squadron.bridge.serve.login import Enrolled
-from squadron.bridge.serve.offers import TakenOffers, peers_of
-from squadron.bridge.serve.ray_nodes import nodes
-from squadron.bridge.serve.showcase import Showcase
-from squadron.config import Settings
-from squadron.runtime.asking.options import AskKeywords, AskOptions
-from squadron.runtime.background import spawn
-from squadron.runtime.errors import UntrustedError
-from squadron.runtime.logs import configure_logs, get_logger
-from squadron.runtime.registry.ranker import TopicKey
-from squadron.runtime.trust.ring_handing import hand_ring
-from squadron.runtime.trust.sealing import SealKey
-from squadron.runtime.wire.deployment import Deployment
-from squadron.runtime.wire.envelope import AgentIdentity
-from squadron.runtime.wire.outcome import Outcome
+from squadron.runtime.asking.options import AskOptions
 
-#: An agent with so many tasks for each replica, waiting and running, counts as busy where topics are ranked.
-TASKS_EACH = 16
+if TYPE_CHECKING:
+    from squadron.bridge.serve.login import Enrolled
+    from squadron.config import Settings
+    from squadron.runtime.asking.options import AskKeywords
+    from squadron.runtime.wire.outcome import Outcome
 
 
 @ray.remote
@@ -58,148 +29,34 @@ class BridgeActor:
     async def __init__(  # type: ignore[misc]  # Ray awaits it
         self, settings: Settings, dashboard_url: str
     ) -> None:
-        self._settings = settings = as_bridge(settings)
-        self._log, self._replicas = get_logger("squadron.bridge"), ServeReplicas(settings.env)
-        identity = AgentIdentity(id=f"bridge-{os.getpid()}", type="bridge")
-        configure_logs(settings.log_level, *lines_of(identity, settings.env))
-        self._wiring = await Wiring.open(settings, identity, create=True)
-        names, apart = StreamNames(settings.env), settings.nats_own == OF_ALL
-        streams = Streams(self._wiring.connection, names, settings.stream_replicas, apart=apart)
+        from squadron.bridge.serve.bridge_process import BridgeProcess
 
-        async def keep_streams() -> Sequence[str]:
-            lost = await streams.watch()
-            if lost:
-                self._bindings.to_restore = True
-                self._showcase.census.store_all()
-                await self._archivist.restore()
-            return lost
-
-        async def agents() -> list[dict[str, Any]]:
-            # Each half minute at most: two hundred agents asleep are not worth hundreds of questions to NATS.
-            return await self._bridge.agents(asks_all=False)
-
-        self._showcase = Showcase(self._wiring, agents)
-        await self._showcase.open()
-        facts = {
-            "dashboard": dashboard_url,
-            "ray": ray.get_runtime_context().gcs_address,
-            "nats": self._wiring.connection.server,
-            "metrics": self._showcase.url,
-            "release": release(),
-        }
-        self._bindings, self._rings = Bindings(self._wiring), AgentRings(settings)
-        self._archivist, self._finder = ArchivistKeeper(self._wiring.connection, settings), await self._search()
-        self._bridge = Bridge(
-            self._wiring.ports,
-            self._wiring.registry,
-            self._wiring.records,
-            self._replicas,
-            self._held,
-            keep_streams,
-            facts,
-            lease_s=settings.lease_s,
-            seal_key=self._rings.seal_key,
-            endings=self._showcase.census.versions_of,
-            uses=lambda: self._showcase.census.uses,
-            more={
-                "metrics": self._showcase.metrics,
-                "rotate_key": self._rotate_key,
-                "nodes": partial(nodes, self._replicas.placed),
-                "offer": TakenOffers(self._wiring.ports.clock, lambda *asked: self._bridge.alter(*asked)).take,
-                **self._finder.verbs,
-            },
-        )
-        await self._bridge.start()
-        await self._finder.load()
-        await self._showcase.census.start()
-        await self._bindings.start()
-        self._finding = spawn(self._finder.keep(), "vectors", lasting=True)
-        self._archiving = spawn(self._archivist.keep(), "archivist", lasting=True)
-
-    async def _held(self) -> Mapping[str, int]:
-        """What can be run, by subject."""
-        env, connection = self._settings.env, self._wiring.connection
-        runnable = [f"agents.{env}.{kind}.>" for kind in ("task", "ticket")]
-        names, is_apart = StreamNames(env), self._settings.nats_own == OF_ALL
-        lines = await own_names(connection, names, "ticket") if is_apart else []
-        found = [await subjects_held(connection, each, runnable) for each in (names.tasks, *lines)]
-        return {subject: count for each in found for subject, count in each.items()}
-
-    async def _search(self) -> Finder:
-        # In a thread: the SDK of a provider takes seconds to load on a busy machine.
-        here, embedder = self._wiring, await asyncio.to_thread(open_embedder, self._settings.embeddings)
-        learns = self._settings.learn == "yes"
-        serving = (here.ports, here.registry, here.records, embedder, self._busy)
-        return Finder(*serving, learns=learns, record=self._record)
-
-    def _record(self, key: TopicKey) -> TrackRecord:
-        return TrackRecord(*self._showcase.census.tasks_of(key.agent, key.name))
-
-    def _busy(self, agent: str) -> float:
-        held, present = self._bridge.backlogs().get(agent, {}).get("held"), self._wiring.registry.replicas(agent)
-        # Those of a canary have a part of their own of what is held.
-        slots = sum(not each.canary for each in present.values())
-        return (held or 0) / max(1, TASKS_EACH * slots)
+        self._process = BridgeProcess()
+        await self._process.begin(settings, dashboard_url)
 
     async def admit(self, agent: str, user: str, groups: Sequence[str]) -> Enrolled:
-        """What a replica connects with: a credential of its agent, where users are made here.
-
-        Args:
-            user: public key that the replica has made.
-            groups: of durable events that it is a member of.
-
-        Raises:
-            UntrustedError: no such agent is deployed, or a group is not the agent's.
-        """
-        settings = self._settings
-        # Read anew each time: keys are rotated.
-        if (file := settings.agent_keys or self._home_keys()) is None:
-            return Enrolled(settings)
-        entry = await self._wiring.records.last(self._wiring.ports.subjects.record("deployment", agent))
-        if entry is None or not entry.data:
-            raise UntrustedError(f"no agent {agent!r} is deployed")
-        deployment = Deployment.model_validate_json(entry.data)
-        keys = await asyncio.to_thread(AgentKeys.load, file)
-        ordered = deployment.ordered_by != ""
-        peers = peers_of(deployment)
-        token = keys.mint(user, agent, ordered=ordered, serves=deployment.patterns, peers=peers, groups=groups)
-        self._log.info("replica.admitted", agent=agent, user=user, groups=list(groups))
-        shown = replace(settings, nats_user_credentials=None, nats_nkey_seed_file=None, agent_keys=None)
-        return Enrolled(shown, token, keys.life_s)
-
-    def _home_keys(self) -> Path | None:
-        if not has_authority(self._settings):
-            return None
-        return authority_of(self._settings.home) / self._settings.env / AGENT_KEYS
+        """For replicas: what they connect with; see `BridgeProcess.admit`."""
+        return await self._process.admit(agent, user, groups)
 
     async def hand_ring(self, agent: str, to: str) -> dict[str, Any]:
         """For replicas: the key ring of their agent, sealed for a public key of theirs."""
-        ring = await asyncio.to_thread(self._rings.ring, agent)
-        return await asyncio.to_thread(hand_ring, ring, agent, SealKey.parse(to))
-
-    async def _rotate_key(self, agent: str) -> dict[str, Any]:
-        card = next((each for each in self._wiring.registry.cards() if each.agent == agent), None)
-        if card is None:
-            raise not_deployed(agent, (each.agent for each in self._wiring.registry.cards()))
-        ring = await asyncio.to_thread(self._rings.rotate, agent)
-        await self._wiring.registry.advertise(card.with_key(str(ring.public)))
-        return {"agent": agent, "key": ring.public.kid}
+        return await self._process.hand_ring(agent, to)
 
     async def tell_seat(self, agent: str, version: str, fault: str, process: str) -> None:
         """For processes of groups: an agent could not start there; with no fault, it did."""
-        self._replicas.seat_faults.tell(agent, version, fault, process)
+        self._process.replicas.seat_faults.tell(agent, version, fault, process)
 
     async def ping(self) -> dict[str, Any]:
         """Who answers."""
-        return await self._bridge.ping()
+        return await self._process.bridge.ping()
 
     async def figures(self, seen: str) -> tuple[str, dict[str, dict[str, int | None]]]:
         """For the autoscaler: tasks held per agent, and its pinned number, once they are others than `seen`."""
-        return await self._bridge.figures.after(seen)
+        return await self._process.bridge.figures.after(seen)
 
     async def backlogs(self) -> dict[str, dict[str, int | None]]:
         """As `figures`, now: for a controller that has loaded an older release."""
-        return self._bridge.backlogs()
+        return self._process.bridge.backlogs()
 
     async def bind(
         self, pattern: str, target: Any, method: str, *, slots: int = 32, description: str = ""
@@ -213,7 +70,7 @@ class BridgeActor:
             RouteConflictError: somebody serves an overlapping pattern.
             InvalidSubjectError: the pattern breaks the grammar.
         """
-        await self._bindings.bind(pattern, target, method, slots=slots, description=description)
+        await self._process.bindings.bind(pattern, target, method, slots=slots, description=description)
 
     async def unbind(self, pattern: str) -> None:
         """Take a binding away; what waits in its mailbox stays.
@@ -221,32 +78,34 @@ class BridgeActor:
         Raises:
             ConfigError: there is no such binding.
         """
-        await self._bindings.unbind(pattern)
+        await self._process.bindings.unbind(pattern)
 
     async def routes(self) -> list[dict[str, Any]]:
         """The map: each pattern, the mailbox it leads to, and what kind of target that is."""
         agents = [
             {"pattern": topic.name, "mailbox": card.agent, "kind": "agent"}
-            for card in self._wiring.registry.cards()
+            for card in self._process.wiring.registry.cards()
             for topic in card.topics
         ]
-        bound = self._bindings.routes()
+        bound = self._process.bindings.routes()
         taken = {route["pattern"] for route in bound}
         return [route for route in agents if route["pattern"] not in taken] + bound
 
     async def ask(self, topic: str, content: Any = None, **options: Unpack[AskKeywords]) -> Outcome:
         """For Ray tasks and actors without a connection of their own: ask and wait for the outcome."""
-        return await self._wiring.caller.ask(topic, content, AskOptions.of(options))
+        return await self._process.wiring.caller.ask(topic, content, AskOptions.of(options))
 
     async def publish(self, topic: str, content: Any) -> None:
         """For Ray tasks and actors: send an event."""
-        await self._wiring.caller.sender.publish(topic, content)
+        await self._process.wiring.caller.sender.publish(topic, content)
 
     async def append(self, owner: str, id: str, data: bytes, *, ttl_s: float = 3600.0) -> int:
         """For Ray tasks and actors: append to a lite topic; returns the sequence."""
-        return await self._wiring.ports.lite.append(self._wiring.ports.subjects.lite(owner, id), data, ttl_s=ttl_s)
+        ports = self._process.wiring.ports
+        return await ports.lite.append(ports.subjects.lite(owner, id), data, ttl_s=ttl_s)
 
     async def read(self, owner: str, id: str, *, from_seq: int = 1) -> list[tuple[int, bytes]]:
         """For Ray tasks and actors: what a lite topic holds, as (sequence, bytes)."""
-        key = self._wiring.ports.subjects.lite(owner, id)
-        return [(entry.seq, entry.data) async for entry in self._wiring.ports.lite.read(key, from_seq=from_seq)]
+        ports = self._process.wiring.ports
+        key = ports.subjects.lite(owner, id)
+        return [(entry.seq, entry.data) async for entry in ports.lite.read(key, from_seq=from_seq)]

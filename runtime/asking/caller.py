@@ -255,17 +255,17 @@ class Caller:
         parent: Parent | None = None,
         owner: str = "",
         once: bool = False,
-        fresh: bool = False,
+        fresh_id: str = "",
     ) -> Handle:
         """Send a task; it is durable when this returns, or the handle is settled: the call itself was wrong.
 
         Args:
             owner: of the lite topic of its outcome, which whoever takes over finds; by default of ours.
             once: its id is of the owner's own making, and it may be sent again under it, however late.
-            fresh: its id was made up just now, so that it can't stand for another task.
+            fresh_id: an id in place of that in the options, made up just now: it can't stand for another task.
         """
         ask = options or NO_OPTIONS
-        task_id = ask.task_id or os.urandom(16).hex()
+        task_id = fresh_id or ask.task_id or os.urandom(16).hex()
         # Under an id of the caller's own it is the same task in any process, so its lite topic is the same, too.
         replies = owner or (token_of(task_id) if ask.task_id else self._owner)
         reply_to = self.ports.subjects.lite(replies, token_of(task_id))
@@ -284,9 +284,10 @@ class Caller:
             if isinstance(content, Outcome):
                 handle._settle(content, refused=True)
             else:
-                if replies != self._owner:  # Ours is heard since the start.
+                # Ours is heard since the start.
+                if replies != self._owner and not self.hearing.hears(replies):
                     await self._insist(deadline, self.hearing.hear, replies)
-                if ask.task_id and not (once or fresh):
+                if ask.task_id and not once:
                     await self._claim(handle, content, ask)
             if not handle.done and not is_sent:
                 await self._send(handle, content, ask, parent, once=once, behalf=behalf)
@@ -314,7 +315,7 @@ class Caller:
         else:
             place, claims = self.ports.subjects.task(handle.topic), self.ports.claims
             data = await claims.seal_for((handle.seal.to,), wire, place, keep_s=INPUT_KEEP_S)
-        if self.ports.principal is not None and not ask.task_id:
+        if self.ports.principal is not None and self.ports.guard is not None and not ask.task_id:
             handle.digest = hashlib.sha256(data).hexdigest()
         subject, msg_id = self.ports.subjects.task(handle.topic, ask.priority), handle.msg_id
         headers = self.sender.put(

@@ -60,6 +60,13 @@ class Hearing:
             subscribing.add_done_callback(partial(self._subscribed, owner))
         await asyncio.shield(subscribing)
 
+    def hears(self, owner: str) -> bool:
+        """Whether the lite topics of an owner are heard already, so that there is nothing to wait for."""
+        subscribing = self._subscriptions.get(owner)
+        if subscribing is None or not subscribing.done() or owner in self._unwanted:
+            return False
+        return not subscribing.cancelled() and subscribing.exception() is None
+
     def _subscribed(self, owner: str, subscribing: asyncio.Future[Subscription]) -> None:
         """What failed is tried anew by whoever hears next, be it that nobody waited for it any more."""
         failed = subscribing.cancelled() or subscribing.exception() is not None
@@ -118,10 +125,12 @@ class Hearing:
             ending.add_done_callback(self._ending.discard)
 
     async def aclose(self) -> None:
-        """Hear nothing more."""
+        """Hear nothing more; who still reads is told by the connection, when that is closed."""
         for ending in self._ending:
             # With the connection all of them end.
             ending.cancel()
+        if self._readers:
+            return
         for each in list(self._subscriptions.values()):
             if each.done() and not each.cancelled() and each.exception() is None:
                 await each.result().aclose()

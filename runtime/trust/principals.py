@@ -22,6 +22,7 @@ _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 #: How the id of a process of a principal ends, behind its name.
 _PROCESS = r"-[0-9a-f]{8,32}"
 LIKE_A_PROCESS = re.compile(rf".+{_PROCESS}")
+_END = re.compile(_PROCESS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +45,7 @@ class Principal:
 
     def covers(self, id: str) -> bool:
         """Whether a process of this principal may call itself so: `analyst`, or `analyst-0a1b2c3d`."""
-        return id == self.name or (
-            id.startswith(self.name) and re.fullmatch(_PROCESS, id[len(self.name) :]) is not None
-        )
+        return id == self.name or (id.startswith(self.name) and _END.fullmatch(id, len(self.name)) is not None)
 
     def check_time(self, at: float, revoked: Mapping[str, float]) -> None:
         """Check that the credential was good at this time.
@@ -58,7 +57,7 @@ class Principal:
             raise UntrustedError(f"the credential of {self.name} was issued later")
         if 0 < self.expires_at <= at:
             raise UntrustedError(f"the credential of {self.name} had expired")
-        for which in (self.user, "*"):
+        for which in (self.user, "*") if revoked else ():
             since = revoked.get(which)
             # As nats-server has it: those that were issued by then, be it all of them.
             if since is not None and at >= since and self.issued_at <= since:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import os
 import re
 import time
 from collections.abc import Callable
+from json.encoder import encode_basestring_ascii as _json_text
 from pathlib import Path
 from typing import Self
 
@@ -17,6 +17,9 @@ from squadron.runtime.trust.agent_sender import SENDER_HEADER, signed_bytes, tex
 from squadron.runtime.trust.carried import CARRIED_HEADER, digest_of_carried
 from squadron.runtime.trust.jwts import Token, read
 from squadron.runtime.trust.keys import Key
+
+#: Of a nonce, which is told once: as far as that of a carrier leaves room, 20 characters.
+NONCE_BYTES = 10
 
 _BLOCK = re.compile(r"-{3,}BEGIN ([A-Z ]+)-{3,}\s*(\S+)\s*-{3,}END")
 
@@ -37,7 +40,9 @@ class Signer:
         if self.says.kind != "user" or self.says.subject != key.public:
             raise ConfigError("the seed is not that of the JWT's user", hint="see NATS_CREDS")
         self.token, self._key, self._now = token, key, now
-        head = {"v": 1, "account": self.says.account, "user": key.public, "name": self.says.name}
+        #: The principal that it signs as, its public key, and that of its account.
+        self.name, self.user, self.account = self.says.name, key.public, self.says.account
+        head = {"v": 1, "account": self.account, "user": self.user, "name": self.name}
         self._head = json.dumps(head, separators=(",", ":"))[:-1]
 
     @classmethod
@@ -53,35 +58,16 @@ class Signer:
         except (OSError, UnicodeDecodeError, KeyError):
             raise ConfigError(f"{path} holds no credentials of a user", hint="see NATS_CREDS") from None
 
-    @property
-    def name(self) -> str:
-        """The principal that it signs as."""
-        return self.says.name
-
-    @property
-    def user(self) -> str:
-        """Its public key."""
-        return self._key.public
-
-    @property
-    def account(self) -> str:
-        """Public key of its account."""
-        return self.says.account
-
     def sign_text(self, text: str) -> str:
         """The signature over a text that is no message, in base64url; it has to begin with what it is for."""
         return text_of(self._key.sign(text.encode()))
 
     def sign(self, subject: str, data: bytes, headers: dict[str, str] | None) -> dict[str, str]:
         """The headers of a message with its signature; what it carries is covered by it, too."""
-        ts, nonce = time_text(self._now()), _nonce()
+        ts, nonce = time_text(self._now()), os.urandom(NONCE_BYTES).hex()
         if headers is not None and (carried := headers.get(CARRIED_HEADER)):
             nonce += digest_of_carried(carried)
-        says, digest = self.says, hashlib.sha256(data).hexdigest()
-        signature = self._key.sign(signed_bytes(says.account, self.user, subject, ts, nonce, digest))
-        rest = f',"sub":{json.dumps(subject)},"ts":"{ts}","nonce":"{nonce}","sig":"{text_of(signature)}"}}'
+        digest = hashlib.sha256(data).hexdigest()
+        signature = self._key.sign(signed_bytes(self.account, self.user, subject, ts, nonce, digest))
+        rest = f',"sub":{_json_text(subject)},"ts":"{ts}","nonce":"{nonce}","sig":"{text_of(signature)}"}}'
         return {**(headers or {}), SENDER_HEADER: self._head + rest}
-
-
-def _nonce() -> str:
-    return base64.urlsafe_b64encode(os.urandom(15)).decode()

@@ -45,8 +45,10 @@ class VerifyModes:
 
     def of(self, topic: str, least: VerifyMode = "off") -> VerifyMode:
         """That of a topic, but nothing milder than `least`, which its author says."""
-        mine = next((mode for pattern, mode in self.topics if _fits(pattern, topic)), self.base)
-        return max(mine, least, key=MODES.index)
+        mine = self.base
+        if self.topics:
+            mine = next((mode for pattern, mode in self.topics if _fits(pattern, topic)), mine)
+        return mine if least == "off" else max(mine, least, key=MODES.index)
 
     @property
     def strictest(self) -> VerifyMode:

@@ -33,6 +33,17 @@ def test_nothing_heavy_is_loaded_before_something_connects(statement: str) -> No
     assert json.loads(done.stdout) == []
 
 
+def test_a_replica_that_gets_a_handle_of_the_bridge_loads_nothing_of_it() -> None:
+    """Ray imports an actor's class in each process that gets a handle of it."""
+    program = _PROGRAM.format(
+        statement="import squadron.bridge.serve.bridge_actor",
+        heavy=("squadron.bridge.control.control", "squadron.bridge.audit", "prometheus_client", "nats"),
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    assert json.loads(done.stdout) == []
+
+
 def test_the_public_names() -> None:
     """A name more or less is a decision: change this list together with the changelog."""
     assert squadron.__all__ == [

@@ -40,6 +40,27 @@ def _logged(level: str) -> tuple[list[dict[str, Any]], str]:
     return [json.loads(line) for line in done.stderr.splitlines()], done.stdout
 
 
+def test_a_replica_loads_structlog_without_rich_and_who_prints_a_traceback_with_it_still_can() -> None:
+    program = """
+import sys
+from io import StringIO
+from squadron.runtime.logs import configure_logs, load_structlog_alone
+load_structlog_alone()
+configure_logs("INFO")
+import structlog
+assert not any(name.partition(".")[0] == "rich" for name in sys.modules)
+try:
+    1 / 0
+except ZeroDivisionError:
+    shown = StringIO()
+    structlog.dev.ConsoleRenderer()._exception_formatter(shown, sys.exc_info())
+import rich.console, rich.table
+assert "1 / 0" in shown.getvalue() or "ZeroDivisionError" in shown.getvalue()
+assert "╭" in shown.getvalue(), shown.getvalue()
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 def test_without_a_terminal_each_line_is_json_and_standard_output_stays_free() -> None:
     lines, output = _logged("INFO")
 

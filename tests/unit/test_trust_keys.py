@@ -7,10 +7,11 @@ import pickle
 
 import nkeys
 import pytest
+from nacl.bindings import crypto_scalarmult_ed25519_base_noclamp
 
 from squadron.runtime.errors import ConfigError, UntrustedError
 from squadron.runtime.trust.jwts import issue, read
-from squadron.runtime.trust.keys import Key, is_signed_by, kind_of
+from squadron.runtime.trust.keys import Key, _written, is_signed_by, kind_of
 
 
 @pytest.mark.parametrize("kind", ["O", "A", "U"])
@@ -30,6 +31,40 @@ def test_a_signature_is_for_one_text_by_one_key() -> None:
     assert not is_signed_by(other.public, b"said", signature)
     assert not is_signed_by(key.public, b"said", signature[:-1])
     assert not is_signed_by(key.public[:-1] + ("A" if key.public[-1] != "A" else "B"), b"said", signature)
+
+
+#: Points of a small order, and such written another way than theirs: by them other libraries than ours take a
+#: signature for any text at all.
+SMALL = [
+    "01" + 31 * "00",
+    "ec" + 30 * "ff" + "7f",
+    31 * "00" + "80",
+    32 * "00",
+    "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a",
+    "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac03fa",
+    "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05",
+    "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc85",
+    "01" + 30 * "00" + "80",
+    "ee" + 30 * "ff" + "7f",
+    "ed" + 30 * "ff" + "7f",
+]
+
+
+@pytest.mark.parametrize("point", SMALL)
+def test_a_key_by_which_anything_is_signed_signs_nothing(point: str) -> None:
+    public = _written(20 << 3, bytes.fromhex(point))
+    assert kind_of(public) == "U"
+    for number in range(1, 9):
+        scalar = number.to_bytes(32, "little")
+        signature = crypto_scalarmult_ed25519_base_noclamp(scalar) + scalar
+        assert not is_signed_by(public, b"anything", signature)
+
+
+def test_a_signature_is_written_in_one_way() -> None:
+    key, order = Key.create("U"), 2**252 + 27742317777372353535851937790883648493
+    signature = key.sign(b"said")
+    again = int.from_bytes(signature[32:], "little") + order
+    assert not is_signed_by(key.public, b"said", signature[:32] + again.to_bytes(32, "little"))
 
 
 @pytest.mark.parametrize("seed", [b"", b"SU", b"SUAAAA", b"\xff" * 58, b"not a seed at all", b"A" * 58])

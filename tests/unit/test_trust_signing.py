@@ -6,13 +6,14 @@ import hashlib
 import json
 import re
 import time
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from squadron.runtime.errors import ConfigError, UntrustedError
-from squadron.runtime.trust.agent_sender import MAX_HEADER_BYTES, SENDER_HEADER, AgentSender
+from squadron.runtime.trust.agent_sender import MAX_HEADER_BYTES, SENDER_HEADER, AgentSender, time_text
 from squadron.runtime.trust.carried import CARRIED_HEADER, Carried, carry
 from squadron.runtime.trust.jwts import credentials, issue
 from squadron.runtime.trust.keys import Key
@@ -131,6 +132,42 @@ def test_no_field_of_another_type_or_form_is_read(changes: dict[str, object]) ->
 
 
 _ACCOUNT, _USER = Key.create("A").public, Key.create("U").public
+
+
+@given(
+    st.fixed_dictionaries(
+        {
+            "v": st.just(1),
+            "account": st.sampled_from([_ACCOUNT, _ACCOUNT[:-1], _USER, "$G", ""]),
+            "user": st.sampled_from([_USER, _USER.lower(), _USER[:-1] + "=", _ACCOUNT]),
+            "name": st.sampled_from(["ann", "", "\u00e4", 'a"b', "a\\u0062", "a\tb"]),
+            "sub": st.sampled_from([SUBJECT, "", "a b", "a\nb", "\u2603", 'a"', "a\x7f"]),
+            "ts": st.sampled_from(
+                ["2027-01-15T08:00:00.25Z", "2027-01-15T08:00:00Z", "2027-13-15T08:00:00Z", "\u0662"]
+            ),
+            "nonce": st.sampled_from(["n", "", "n" * 65, "n/", "\u00e4"]),
+            "sig": st.sampled_from(["A" * 86, "A" * 85 + "B", "-_" * 43, "A" * 85]),
+        }
+    )
+)
+def test_a_header_says_the_same_however_its_json_is_laid_out(fields: dict[str, object]) -> None:
+    def read(value: str) -> object:
+        try:
+            return AgentSender.parse(value)
+        except UntrustedError as error:
+            return str(error)
+
+    backwards = dict(reversed(fields.items()))
+    assert read(json.dumps(fields, separators=(",", ":"))) == read(json.dumps(backwards))
+    assert read(json.dumps(fields, separators=(",", ":"), ensure_ascii=False)) == read(json.dumps(fields))
+
+
+@given(st.floats(0, 4e9))
+def test_a_time_is_written_in_milliseconds(at: float) -> None:
+    exactly = datetime.fromtimestamp(at, UTC)
+    written = datetime.fromisoformat(time_text(at))
+    assert timedelta(0) <= exactly - written < timedelta(milliseconds=1)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", time_text(at))
 
 
 def test_a_header_that_is_too_long_is_refused() -> None:

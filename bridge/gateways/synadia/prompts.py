@@ -7,9 +7,10 @@ import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import aclosing
+from functools import lru_cache
 
 from squadron.bridge.gateways.doors import Front
-from squadron.bridge.gateways.kept_tasks import KeptTask, KeptTasks, UnknownTaskError
+from squadron.bridge.gateways.kept_tasks import NAMES, KeptTask, KeptTasks, UnknownTaskError
 from squadron.bridge.gateways.synadia.prompt_senders import PromptSenders
 from squadron.bridge.gateways.synadia.prompt_wire import (
     Prompt,
@@ -20,7 +21,7 @@ from squadron.bridge.gateways.synadia.prompt_wire import (
     text_of,
 )
 from squadron.bridge.gateways.synadia.synadia_agents import SynadiaAgent
-from squadron.bridge.gateways.visitors import Visitor
+from squadron.bridge.gateways.visitors import Visitor, behalf_of
 from squadron.runtime.asking.answering import OpenQuestion
 from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.asking.plain import plainly
@@ -47,7 +48,8 @@ class Prompts:
     def __init__(self, front: Front, senders: PromptSenders) -> None:
         self._front, self._bus, self._senders = front, front.place.ports.bus, senders
         self._kept = KeptTasks(front.place, front.secret, "synadia")
-        self._options = AskOptions(within_s=front.within_s)
+        #: By on whose behalf: to check them costs more than to send them.
+        self._options = lru_cache(NAMES)(lambda behalf: AskOptions(within_s=front.within_s, on_behalf_of=behalf))
 
     async def serve(self, note: Note, agent: SynadiaAgent) -> None:
         """Answer one prompt.
@@ -114,10 +116,11 @@ class Prompts:
                 raise PromptError(404, f"there is no task {prompt.task_id!r}")
             return found
         content = prompt.content_for(agent.topic)
+        options = self._options(behalf_of(visitor, self._front.place.ports.principal))
         if not prompt.key:
-            return await self._kept.send(visitor, agent.topic.name, content, self._options)
+            return await self._kept.send(visitor, agent.topic.name, content, options)
         id = self._kept.id_for(visitor, prompt.key)
-        return await self._kept.submit(visitor, agent.topic.name, content, self._options, id=id)
+        return await self._kept.submit(visitor, agent.topic.name, content, options, id=id)
 
     async def _follow(self, note: Note, task: KeptTask, *, is_fresh: bool) -> None:
         told: list[str] = []

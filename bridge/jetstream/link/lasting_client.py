@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import nats.errors
 from nats.aio.client import DEFAULT_FLUSH_TIMEOUT, DEFAULT_PENDING_SIZE, Client
-from nats.protocol import parser
 
+from squadron.bridge.jetstream.link.wire_parser import WireParser
 from squadron.runtime.background import cancel_all
 from squadron.runtime.logs import get_logger
 from squadron.runtime.retries import traceback_of
@@ -24,10 +23,6 @@ WATCH_S = 1.0
 #: How long at most, in seconds, a message waits for others to be sent with it, as long as each turn of the event
 #: loop brings some: each write costs system calls here, at the server, and at whoever hears of it.
 GATHER_S = 0.001
-
-#: What ends a word of the protocol. nats-py also takes a form feed for it, which the server lets through in a
-#: subject: it would lose its place, reconnect, get the same stored message again, and so for ever.
-_WORD, _GAP = rb"([^ \t\r\n]+)", rb"[ \t]+"
 
 #: Longest header that we sign with, in bytes: its subject has 1,000 characters at most.
 SIGNATURE_BYTES = 1_400
@@ -70,6 +65,10 @@ class HeadersOf(Mapping[str, str]):
     def __getitem__(self, name: str) -> str:
         return self._heard.headers[name]
 
+    # As `Mapping` has it, which asks by way of an exception.
+    def get(self, name: str, default: Any = None) -> Any:
+        return self._heard.headers.get(name, default)
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._heard.headers)
 
@@ -110,7 +109,7 @@ class LastingClient(Client):
         super().__init__()
         # nats-py learns it when it connects, and is asked for inboxes before.
         self._inbox_prefix = bytearray(inbox_prefix.encode())
-        _mend_parser()
+        self._ps = WireParser(self, self._take)
         self._heard_at = time.monotonic()
         self._loop, self._flush_due = asyncio.get_running_loop(), False
         #: Makes the headers of what is sent on a subject; None signs nothing.
@@ -317,12 +316,11 @@ class LastingClient(Client):
         """Only tell: nats-py would close for good, and the server closes by itself if it means it so."""
         await self._error_cb(nats.errors.Error(f"nats: {err_msg}"))
 
-    async def _process_msg(
-        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None
-    ) -> None:
+    def _take(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> bool:
+        """Hand a message to its sink, if it has one."""
         subscription = self._subs.get(sid)
         if subscription is None or not isinstance(subscription._pending_queue, Handover):
-            return await super()._process_msg(sid, subject, reply, data, headers)  # type: ignore[arg-type]
+            return False
         # The server does not check that a subject is UTF-8. One that is not fits no grammar of ours.
         msg = Heard(subject.decode(errors="replace"), reply.decode(errors="replace"), data, headers)
         try:
@@ -330,6 +328,7 @@ class LastingClient(Client):
         except Exception as error:
             # It must not end the read loop.
             _log.error("nats.sink_raised", subject=msg.subject, traceback=traceback_of(error))
+        return True
 
 
 def _command(subject: str, data: bytes, reply: str, headers: dict[str, str] | None) -> bytes:
@@ -339,9 +338,3 @@ def _command(subject: str, data: bytes, reply: str, headers: dict[str, str] | No
     head = f"NATS/1.0\r\n{lines}\r\n".encode()
     line = f"HPUB {subject} {reply} {len(head)} {len(head) + len(data)}\r\n".encode()
     return b"".join((line, head, data, b"\r\n"))
-
-
-def _mend_parser() -> None:
-    head = _WORD + _GAP + _WORD + _GAP + rb"(" + _WORD + _GAP + rb")?"
-    parser.MSG_RE = re.compile(rb"\AMSG" + _GAP + head + rb"(\d+)\r\n")
-    parser.HMSG_RE = re.compile(rb"\AHMSG" + _GAP + head + rb"(\d+)" + _GAP + rb"(\d+)\r\n")
