@@ -17,7 +17,7 @@ from typing import Any
 import nats
 from nats.aio.client import Client as Nats
 from nats.aio.msg import Msg
-from nats.js.api import ConsumerConfig, RetentionPolicy, StreamConfig
+from nats.js.api import ConsumerConfig, RePublish, RetentionPolicy, StreamConfig
 
 from benchmarks.processes import CALL_WITHIN_S, REPLICAS, TEXT, Call, workers
 from squadron import Settings
@@ -97,6 +97,61 @@ async def _pull_and_ack(settings: Settings) -> AsyncIterator[None]:
         async def work(msg: Msg) -> None:
             await client.publish((msg.headers or {})["Reply-To"], msg.data)
             await client.publish(msg.reply, b"+ACK")
+            if next(come) % (_PULL // 2) == 0:
+                await pull()
+
+        await client.subscribe(inbox, cb=work)
+        await pull()
+        await pull()
+        await client.flush()
+        yield
+
+
+@asynccontextmanager
+async def jetstream_twice(settings: Settings) -> AsyncIterator[Call]:
+    """As `jetstream`, but the outcome is stored, too, acknowledged, and heard once it is: what an ask promises."""
+    async with connection(settings) as client:
+        js = client.jetstream()
+        await js.add_stream(
+            StreamConfig(name="TWICE", subjects=["bench.twice"], retention=RetentionPolicy.WORK_QUEUE)
+        )
+        heard = RePublish(src="bench.outcome.>", dest="bench.heard.>")
+        await js.add_stream(StreamConfig(name="OUTCOMES", subjects=["bench.outcome.>"], republish=heard))
+        await js.add_consumer("TWICE", ConsumerConfig(durable_name="twice", max_ack_pending=10_000))
+        waiting: dict[str, asyncio.Future[object]] = {}
+        numbers = itertools.count()
+
+        async def hear(msg: Msg) -> None:
+            waiting.pop(msg.subject.rpartition(".")[2]).set_result(msg.data)
+
+        async def call() -> object:
+            number = str(next(numbers))
+            answer = waiting[number] = asyncio.get_running_loop().create_future()
+            await js.publish("bench.twice", DATA, headers={"Reply-To": f"bench.outcome.{number}"})
+            return await answer
+
+        await client.subscribe("bench.heard.*", cb=hear)
+        async with workers(_pull_and_store, settings):
+            yield call
+
+
+@asynccontextmanager
+async def _pull_and_store(settings: Settings) -> AsyncIterator[None]:
+    async with connection(settings) as client:
+        js, inbox, come, storing = client.jetstream(), client.new_inbox(), itertools.count(1), set()
+
+        async def pull() -> None:
+            await client.publish("$JS.API.CONSUMER.MSG.NEXT.TWICE.twice", _PULL_REQUEST, reply=inbox)
+
+        async def store(msg: Msg) -> None:
+            await js.publish((msg.headers or {})["Reply-To"], msg.data)
+            await client.publish(msg.reply, b"+ACK")
+
+        async def work(msg: Msg) -> None:
+            # Beside each other, as a server that stores slowly would hold up the rest.
+            task = asyncio.create_task(store(msg))
+            storing.add(task)
+            task.add_done_callback(storing.discard)
             if next(come) % (_PULL // 2) == 0:
                 await pull()
 

@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Collection, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -125,7 +125,7 @@ class Cost:
 class PerAskFigures:
     """What was measured, round by round."""
 
-    #: By way: bare messages that are stored once, asks, and asks of an agent that takes them in order.
+    #: By way: bare messages that are stored once, bare pairs of task and outcome, asks, and asks in order.
     costs: dict[str, Cost] = field(default_factory=dict)
     #: By number of replicas: the share of the time that their slots work, and what is between two tasks.
     fill: dict[int, list[float]] = field(default_factory=lambda: {count: [] for count in CROWDS})
@@ -201,15 +201,14 @@ async def _cost(settings: Settings, place: Wiring, rounds: int, figures: PerAskF
 
     found = embedded.find(settings.home)
     assert found is not None
-    bare = {each.pid for each in psutil.Process().children()}
-    async with (
-        floors.jetstream(settings) as call,
-        workers(serve_teller, settings, as_on_ray=True) as tellers,
-        workers(serve_liner, settings, as_on_ray=True) as liners,
-    ):
-        bare = {each.pid for each in psutil.Process().children()} - bare - {*tellers, *liners}
+    async with AsyncExitStack() as stack:
+        tellers = await stack.enter_async_context(workers(serve_teller, settings, as_on_ray=True))
+        liners = await stack.enter_async_context(workers(serve_liner, settings, as_on_ray=True))
+        once, once_pids = await _bare(stack, floors.jetstream(settings))
+        twice, twice_pids = await _bare(stack, floors.jetstream_twice(settings))
         ways: dict[str, tuple[Call, int, Collection[int]]] = {
-            "a bare message": (call, ASKS, bare),
+            "a bare message": (once, ASKS, once_pids),
+            "a bare task and its outcome": (twice, ASKS, twice_pids),
             "an ask": (ask, ASKS, tellers),
             "an ask in order": (ask_in_order, IN_ORDER, liners),
         }
@@ -218,6 +217,13 @@ async def _cost(settings: Settings, place: Wiring, rounds: int, figures: PerAskF
                 # The first only warms up.
                 cost = figures.costs.setdefault(what, Cost()) if number else Cost()
                 await cost.measure(one, count, list(pids), found.pid)
+
+
+async def _bare(stack: AsyncExitStack, way: AbstractAsyncContextManager[Call]) -> tuple[Call, Collection[int]]:
+    """Enter a floor's way; how to call it, and the processes that it brought along."""
+    before = {each.pid for each in psutil.Process().children()}
+    call = await stack.enter_async_context(way)
+    return call, {each.pid for each in psutil.Process().children()} - before
 
 
 def _cpu_s(processes: Sequence[psutil.Process]) -> float:

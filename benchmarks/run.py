@@ -31,12 +31,14 @@ from squadron import Settings, Squad
 AT_ONCE, MANY_AT_ONCE = 64, 512
 
 ASK, NATS, JETSTREAM = "Squadron ask (durable)", "bare NATS request", "bare JetStream task"
+TWICE = "bare task and outcome, JetStream"
 RAY, SERVE, OPTIMISED = "bare Ray actor", "Serve handle", "Serve handle, optimised"
 FASTSTREAM, TASKIQ, SYNADIA = "FastStream, JetStream", "taskiq, JetStream", "Synadia agent"
 
 WAYS: Mapping[str, Way] = {
     NATS: floors.nats_request,
     JETSTREAM: floors.jetstream,
+    TWICE: floors.jetstream_twice,
     ASK: ours.ask,
     FASTSTREAM: peers.faststream,
     TASKIQ: peers.taskiq,

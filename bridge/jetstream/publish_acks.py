@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic_core import from_json
 
 from squadron.bridge.jetstream.link.lasting_client import Heard
@@ -9,6 +11,7 @@ from squadron.runtime.errors import BusUnavailableError, FencedError, StorageFul
 
 #: JetStream error codes (nats-server `errors.json`).
 _WRONG_LAST_SEQUENCE = (10071, 10164)
+_NO_ROLLUP = 10111
 #: The server's storage is full, the account's, or, with these words, the stream or the disk.
 _STORAGE_FULL, _NOT_STORED = (10002, 10023, 10047), 10077
 _FULL_WORDS = ("maximum bytes", "maximum messages", "no space left")
@@ -22,10 +25,20 @@ def read_ack(answer: Heard, subject: str) -> int:
         StorageFullError: there is no room for the message.
         BusUnavailableError: the stream refused the message otherwise.
     """
-    ack = from_json(answer.data, cache_strings="keys")
+    return int(_ack(answer, subject)["seq"])
+
+
+def read_new(answer: Heard, subject: str) -> int:
+    """As `read_ack`, but 0 if nothing was stored because the message's id is known."""
+    ack = _ack(answer, subject)
+    return 0 if ack.get("duplicate") else int(ack["seq"])
+
+
+def _ack(answer: Heard, subject: str) -> dict[str, Any]:
+    ack: dict[str, Any] = from_json(answer.data, cache_strings="keys")
     error = ack.get("error")
     if error is None:
-        return int(ack["seq"])
+        return ack
     if error.get("err_code") in _WRONG_LAST_SEQUENCE:
         raise FencedError(f"{subject}: {error.get('description')}")
     code, description = error.get("err_code"), str(error.get("description"))
@@ -34,4 +47,19 @@ def read_ack(answer: Heard, subject: str) -> int:
             f"{subject} can't be stored: {description}",
             hint="JetStream is full: give it more storage, or drop dead letters and lite topics",
         )
+    raise BusUnavailableError(f"{subject}: {error.get('description')}")
+
+
+def read_alone(answer: Heard, subject: str) -> bool:
+    """Whether a message that is never stored, for its rollup, would not have been alone either.
+
+    Raises:
+        BusUnavailableError: the stream refused it otherwise.
+    """
+    error = from_json(answer.data, cache_strings="keys").get("error", {})
+    code = error.get("err_code")
+    if code in _WRONG_LAST_SEQUENCE:
+        return True
+    if code == _NO_ROLLUP:
+        return False
     raise BusUnavailableError(f"{subject}: {error.get('description')}")

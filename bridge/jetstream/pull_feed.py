@@ -252,7 +252,10 @@ class PullFeed:
     def want(self, count: int) -> None:
         """Allow `count` more deliveries."""
         self._wanted += count
-        self._work.set()
+        lanes = list(self._lanes.values())
+        if len(lanes) != 1 or lanes[0].asked <= self._wanted / 2:
+            # Else there is nothing to do yet: see `_poll`.
+            self._work.set()
 
     def lease(self, msg: Heard) -> JetStreamLease:
         """The lease that came with a message."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from typing import Any
@@ -19,7 +18,7 @@ from squadron.bridge.jetstream.lease import JetStreamLease
 from squadron.bridge.jetstream.link.at_home import JS_API
 from squadron.bridge.jetstream.link.connect import NANOSECONDS, Connection
 from squadron.bridge.jetstream.link.lasting_client import Heard
-from squadron.bridge.jetstream.publish_acks import read_ack
+from squadron.bridge.jetstream.publish_acks import read_alone, read_new
 from squadron.bridge.jetstream.pull_feed import PullFeed
 from squadron.bridge.jetstream.serial_feed import SERIAL_GROUP, SerialFeed, SerialReader
 from squadron.bridge.jetstream.stream_configs import (
@@ -42,6 +41,9 @@ MAX_PUBLISHING = 512
 
 #: JetStream error codes (nats-server `errors.json`).
 _FILTER_NOT_UNIQUE, _MULTIPLE_NOT_FILTERED = 10100, 10099
+
+#: Headers of a message that is not stored beside others: of its subject, or of a pattern.
+_ALONE, _ALONE_AMONG = {"Nats-Expected-Last-Subject-Sequence": "0"}, "Nats-Expected-Last-Subject-Sequence-Subject"
 
 #: The lanes beside the normal one.
 _LANES = tuple(priority for priority in range(10) if priority != NORMAL_PRIORITY)
@@ -138,23 +140,42 @@ class JetStreamQueue:
         self, subject: str, data: bytes, *, msg_id: str, headers: Mapping[str, str] | None = None
     ) -> None:
         """Store one message; it is durable when this returns."""
-        all_headers = {**(headers or {}), "Nats-Msg-Id": msg_id} if msg_id else dict(headers or {})
         check_queued(subject)
-        if self._strict:
-            # First: what can't be recorded is not sent.
-            filed = {"Nats-Msg-Id": f"{msg_id}.sent"} if msg_id else None
-            await self._publish(sent_subject(self._subjects.environment, subject), data, filed)
-        await self._publish(subject, data, all_headers)
+        await self._file(subject, data, msg_id)
+        await self._publish(subject, data, msg_id, dict(headers or {}))
 
-    async def _publish(self, subject: str, data: bytes, headers: dict[str, str] | None) -> None:
+    async def put_alone(
+        self,
+        subject: str,
+        data: bytes,
+        *,
+        among: str = "",
+        msg_id: str = "",
+        headers: Mapping[str, str] | None = None,
+    ) -> int:
+        """Store one message, unless one of exactly this subject is stored, or one that matches `among`."""
+        alone = {**(headers or {}), **_ALONE}
+        check_queued(subject)
+        if among:
+            alone[_ALONE_AMONG] = among
+            await self._file(subject, data, msg_id)
+        try:
+            return await self._publish(subject, data, msg_id, alone)
+        except FencedError:
+            return 0
+
+    async def _file(self, subject: str, data: bytes, msg_id: str) -> None:
+        """First: what can't be recorded is not sent."""
+        if self._strict:
+            filed = sent_subject(self._subjects.environment, subject)
+            await self._publish(filed, data, f"{msg_id}.sent" if msg_id else "", {})
+
+    async def _publish(self, subject: str, data: bytes, msg_id: str, headers: dict[str, str]) -> int:
+        if msg_id:
+            headers["Nats-Msg-Id"] = msg_id
         async with self._publishing:
             await self._connection.client.give_way()
-            await self._connection.ask(subject, data, read_ack, headers=headers)
-
-    async def put_alone(self, subject: str, data: bytes) -> None:
-        """Store one message, unless one of exactly this subject is stored."""
-        with contextlib.suppress(FencedError):
-            await self._publish(check_queued(subject), data, {"Nats-Expected-Last-Subject-Sequence": "0"})
+            return await self._connection.ask(subject, data, read_new, headers=headers)
 
     async def consume(self, mailbox: Mailbox, sink: Callable[[Delivery], None]) -> Feed:
         """Pull from the mailbox."""
@@ -238,6 +259,16 @@ class JetStreamQueue:
         # The server has one code for whatever went wrong.
         if "error" in answer and await self._stored({"seq": seq}) is not None:
             raise BusUnavailableError(f"message {seq} can't be deleted: {answer['error'].get('description')}")
+
+    async def holds(self, pattern: str) -> bool:
+        """Whether a message is stored whose subject matches, by the leader's word as in `head`.
+
+        Asked with a message that is never stored: what its first condition lets pass, the next refuses. So it goes
+        the way of what is stored; calls of the server's API wait in a queue of their own, and cost twice as much.
+        """
+        never = {**_ALONE, _ALONE_AMONG: pattern, "Nats-Rollup": "-"}
+        at = pattern.replace("*", "-")
+        return await self._connection.ask_many(at, [("", b"", never)], read_alone, signed=False)
 
     async def _stored(self, which: dict[str, Any]) -> Entry | None:
         answer = await self._connection.api(f"STREAM.MSG.GET.{self._stream}", which)

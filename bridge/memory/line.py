@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 
 from squadron.runtime.background import spawn
-from squadron.runtime.errors import BusUnavailableError
+from squadron.runtime.errors import BusUnavailableError, SquadClosedError
 from squadron.runtime.logs import get_logger
 
 #: How long somebody waits for an answer while the line is cut, in seconds, as on a real connection; and whoever
@@ -48,10 +48,11 @@ class Line:
 
         Raises:
             BusUnavailableError: not in time.
+            SquadClosedError: the process has left.
         """
         while not self.up:
             if self._left:
-                raise BusUnavailableError("no answer: the process has left the bus")
+                raise SquadClosedError("this process has left the bus", hint="open a squad anew")
             try:
                 async with asyncio.timeout(within_s):
                     await self._healed.wait()
@@ -111,5 +112,7 @@ class Line:
         """The process goes, or died: whatever it says from here on nobody hears."""
         self._left = True
         self._unsent.clear()
-        # Whoever waits in there is told.
+        # Whoever waits in there is told, and whoever waits to hear something.
         self._healed.set()
+        for sink in list(self._on_cut):
+            sink()

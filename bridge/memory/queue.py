@@ -169,14 +169,14 @@ class MemoryQueue:
         await self._line.answer()
         self._store(subject, data, msg_id, headers)
 
-    def _store(self, subject: str, data: bytes, msg_id: str, headers: Mapping[str, str] | None) -> None:
+    def _store(self, subject: str, data: bytes, msg_id: str, headers: Mapping[str, str] | None) -> int:
         whole = {**(headers or {}), "Nats-Msg-Id": msg_id} if msg_id else headers
         headers = self._line.headers(subject, data, whole)
         if self._bus is not None:
             # Who listens hears what a server is sent, also what that has already.
             self._bus.deliver(Note(subject, data, "", Headed(headers)))
         if self._seen.seq(msg_id or None) is not None:
-            return
+            return 0
         seq = next(self._seqs)
         self._seen.add(msg_id or None, seq)
         task = self._tasks[seq] = _Task(seq, subject, data, headers)
@@ -184,6 +184,7 @@ class MemoryQueue:
             if self._belongs(task, self._mailboxes[name]):
                 held[seq] = task
         self.match()
+        return seq
 
     async def consume(self, mailbox: Mailbox, sink: Callable[[Delivery], None]) -> Feed:
         feed = _QueueFeed(self, self._line, mailbox, sink)
@@ -218,12 +219,22 @@ class MemoryQueue:
         await self._line.answer()
         return name in self._mailboxes
 
-    async def put_alone(self, subject: str, data: bytes) -> None:
+    async def put_alone(
+        self,
+        subject: str,
+        data: bytes,
+        *,
+        among: str = "",
+        msg_id: str = "",
+        headers: Mapping[str, str] | None = None,
+    ) -> int:
         check_queued(subject)
+        check_size(data)
         await self._line.answer()
         # With nothing in between: two who put it at once are one.
-        if all(task.subject != subject for task in self._tasks.values()):
-            self._store(subject, data, "", None)
+        if any(subject_matches(among or subject, task.subject) for task in self._tasks.values()):
+            return 0
+        return self._store(subject, data, msg_id, headers)
 
     async def head(self, pattern: str) -> Entry | None:
         await self._line.answer()
@@ -241,6 +252,9 @@ class MemoryQueue:
         await self._line.answer()
         self._remove(seq)
         self.match()
+
+    async def holds(self, pattern: str) -> bool:
+        return await self.count(pattern) > 0
 
     def _remove(self, seq: int) -> None:
         for tasks in (self._tasks, *self._held_by.values()):

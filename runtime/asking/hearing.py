@@ -125,10 +125,12 @@ class Hearing:
             ending.add_done_callback(self._ending.discard)
 
     async def aclose(self) -> None:
-        """Hear nothing more."""
+        """Hear nothing more; who still reads is told by the connection, when that is closed."""
         for ending in self._ending:
             # With the connection all of them end.
             ending.cancel()
+        if self._readers:
+            return
         for each in list(self._subscriptions.values()):
             if each.done() and not each.cancelled() and each.exception() is None:
                 await each.result().aclose()

@@ -218,10 +218,21 @@ class Store(Queue, Protocol):
         """Whether there is a mailbox of this name."""
         ...
 
-    async def put_alone(self, subject: str, data: bytes) -> None:
-        """Store one message, unless one of exactly this subject is stored already.
+    async def put_alone(
+        self,
+        subject: str,
+        data: bytes,
+        *,
+        among: str = "",
+        msg_id: str = "",
+        headers: Mapping[str, str] | None = None,
+    ) -> int:
+        """Store one message, unless one of exactly this subject is stored already, or one that matches `among`.
+
+        Returns its sequence; 0 if it was not stored, because of such a one or because its `msg_id` is known.
 
         Raises:
+            MessageTooLargeError: larger than the server takes.
             BusUnavailableError: not acknowledged in time; trying again is safe.
         """
         ...
@@ -232,6 +243,10 @@ class Store(Queue, Protocol):
         Raises:
             BusUnavailableError: no answer in time.
         """
+        ...
+
+    async def holds(self, pattern: str) -> bool:
+        """Whether there is such a `head`, of a pattern that has no `>`; costs less than to read it."""
         ...
 
     async def count(self, pattern: str) -> int:

@@ -25,7 +25,16 @@ from squadron.runtime.ports.queue import CLOCKS_S, Backlog, Delivery, Feed, Leas
 from squadron.runtime.retries import traceback_of
 from squadron.runtime.running.line_intake import LineIntake
 from squadron.runtime.running.line_numbers import number_of
-from squadron.runtime.running.waiting_lines import FRESH, IN_LINE, WaitingLines, line_box, ticket_box
+from squadron.runtime.running.waiting_lines import (
+    CALLED,
+    CALLED_WITHIN_S,
+    FRESH,
+    IN_LINE,
+    STANDS_AT,
+    WaitingLines,
+    line_box,
+    ticket_box,
+)
 from squadron.runtime.wire.limits import Clock
 from squadron.runtime.wire.subjects import OrderedSubject, Subjects, TicketSubject
 
@@ -114,7 +123,29 @@ class _LineFeed:
             self._tickets.want(count)
 
     def _called(self, ticket: Delivery) -> None:
-        self._go_on(self._begin(ticket), f"ticket {ticket.subject}")
+        if (head := self._held_by(ticket)) is not None:
+            self._sink(head)
+        else:
+            self._go_on(self._begin(ticket), f"ticket {ticket.subject}")
+
+    def _held_by(self, ticket: Delivery) -> Delivery | None:
+        """The task that a ticket holds, if it surely is the head of its line.
+
+        There was no other ticket of it, whose holder took it off the line, and no server that was killed brought
+        back an earlier task.
+        """
+        headers, since = ticket.headers, max(ticket.lease.sure_from, self._since)
+        try:
+            place, task = TicketSubject.parse(ticket.subject), OrderedSubject.parse(headers[STANDS_AT]).task
+            came_at = float(headers[FRESH])
+        except (InvalidSubjectError, LookupError, ValueError):
+            return None
+        if not (ticket.lease.first and since < came_at and ticket.stored_at < came_at + CALLED_WITHIN_S):
+            return None
+        lease = _TurnLease(self._lines, place, ticket.lease, fresh=True)
+        came_with = {**headers, "Nats-Msg-Id": self._lines.came_with(ticket, CALLED)}
+        came = Entry(place.seq, ticket.subject, ticket.data, came_with, ticket.stored_at)
+        return Delivery(task, ticket.data, lease, place.seq, came, ticket.stored_at, place=ticket.subject)
 
     def _go_on(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = spawn(self._logged(work), name)
@@ -157,9 +188,7 @@ class _LineFeed:
 
     def _as_it_came(self, head: Entry) -> Entry:
         """The head of a line, with the message id that it was put with."""
-        id = head.headers.get("Nats-Msg-Id", "")
-        came_with = id.removeprefix(f"{self._lines.mailbox.name}.").removesuffix(IN_LINE)
-        return replace(head, headers={**head.headers, "Nats-Msg-Id": came_with})
+        return replace(head, headers={**head.headers, "Nats-Msg-Id": self._lines.came_with(head, IN_LINE)})
 
     async def aclose(self) -> None:
         """Take nothing new; what is half done is done. May be called twice."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from squadron.runtime.errors import MessageTooLargeError
 from squadron.runtime.ports.journal import Entry
@@ -10,10 +13,16 @@ from squadron.runtime.ports.queue import Delivery, Mailbox, Store, sent_with
 from squadron.runtime.trust.carried import carry
 from squadron.runtime.wire.subjects import OrderedSubject, Subjects, TicketSubject
 
-#: Header of a task in line that nobody can have begun before it stood there, and that came under its own id.
+#: Header of a task in line that nobody can have begun before it stood there, and that came under its own id: when
+#: it came, in seconds since the epoch.
 FRESH = "Squadron-Fresh"
-#: Ends the message id of a task in line; before it stands the one that the task was put with.
-IN_LINE = ".ordered"
+#: Header of a ticket that holds its task: where that stands in line.
+STANDS_AT = "Squadron-Stands-At"
+#: End the message ids of a task in line, and of a ticket that holds it; before stands the one that it came with.
+IN_LINE, CALLED = ".ordered", ".called"
+#: A ticket that holds its task is believed if the task came no longer before it, in seconds: the server knows ids
+#: for twice as long, so there was no other ticket of it.
+CALLED_WITHIN_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,28 +34,39 @@ class WaitingLines:
     subjects: Subjects
     mailbox: Mailbox
 
-    async def join(self, delivery: Delivery, conversation: str, id: str, *, fresh: bool) -> None:
+    async def join(self, delivery: Delivery, conversation: str, id: str, *, fresh: bool, behind: bool) -> bool:
         """Put a task at the end of its line; the same delivery again changes nothing.
+
+        Returns whether it found its line empty, and has its ticket. Otherwise the head is to be called.
 
         Args:
             id: that the task says it has, as a token.
             fresh: whether surely nobody was delivered it before.
+            behind: whether others were put into this line a moment ago.
         """
         topic = ".".join(delivery.subject.split(".")[3:5])
-        place = OrderedSubject(self.subjects.environment, self.mailbox.name, conversation, topic)
+        place = str(OrderedSubject(self.subjects.environment, self.mailbox.name, conversation, topic))
         # Under the message id that it came with, so that the head of the line is known to have come under it.
         came_with = delivery.headers.get("Nats-Msg-Id", "")
         msg_id = f"{self.mailbox.name}.{came_with or delivery.seq}{IN_LINE}"
+        headers = _taken_along(delivery.headers, delivery.subject, delivery.stored_at)
+        if fresh and came_with == id:
+            headers[FRESH] = repr(delivery.stored_at)
         try:
-            headers = sent_with(delivery.headers) | carry(
-                delivery.headers, delivery.subject, at=delivery.stored_at
-            )
-            if fresh and came_with == id:
-                headers[FRESH] = "1"
-            await self.store.put(str(place), delivery.data, msg_id=msg_id, headers=headers)
+            if FRESH in headers and not behind:
+                line, seq = self.subjects.line(self.mailbox.name, conversation), 0
+                # With the condition it may be too large where it is not without.
+                with contextlib.suppress(MessageTooLargeError):
+                    how: dict[str, Any] = {"msg_id": msg_id, "headers": headers}
+                    seq = await self.store.put_alone(place, delivery.data, among=line, **how)
+                if seq:
+                    await self._call(conversation, seq, place, delivery.data, headers, came_with)
+                    return True
+            await self.store.put(place, delivery.data, msg_id=msg_id, headers=headers)
         except MessageTooLargeError:
             # It came without headers and leaves no room for one; it must not hold up all others for ever.
-            await self.store.put(str(place), delivery.data, msg_id="")
+            await self.store.put(place, delivery.data, msg_id="")
+        return False
 
     async def head(self, conversation: str = "*") -> Entry | None:
         """Who is first in a line, or in any."""
@@ -60,13 +80,48 @@ class WaitingLines:
         """
         head = await self.head(conversation)
         if head is not None:
-            ticket = TicketSubject(self.subjects.environment, self.mailbox.name, conversation, head.seq)
-            await self.store.put_alone(str(ticket), b"")
+            await self.store.put_alone(self._ticket(conversation, head.seq), b"")
 
     async def leave(self, conversation: str, seq: int) -> None:
         """Take the head off its line, and call the next."""
         await self.store.discard(seq)
-        await self.call(conversation)
+        if not await self.store.holds(self.subjects.line(self.mailbox.name, conversation)):
+            return
+        head = await self.head(conversation)
+        if head is not None:
+            headers = _taken_along(head.headers, head.key, head.time)
+            if came_at := head.headers.get(FRESH):
+                headers[FRESH] = came_at
+            await self._call(conversation, head.seq, head.key, head.data, headers, self.came_with(head, IN_LINE))
+
+    async def _call(
+        self, conversation: str, seq: int, place: str, data: bytes, headers: dict[str, str], came_with: str
+    ) -> None:
+        """Make a head's ticket: one that holds the task if who gets it need not look whether it is the head still.
+
+        Under an id, so that whoever calls late, when the task has left, makes no other. An id may be known
+        although there is no such ticket: when a killed server brought an earlier task back into the line, its
+        ticket was settled. An empty one is always right.
+        """
+        ticket = self._ticket(conversation, seq)
+        if FRESH in headers:
+            msg_id = f"{self.mailbox.name}.{came_with}{CALLED}"
+            with contextlib.suppress(MessageTooLargeError):
+                holding = headers | {STANDS_AT: place}
+                if await self.store.put_alone(ticket, data, msg_id=msg_id, headers=holding):
+                    return
+        await self.store.put_alone(ticket, b"")
+
+    def _ticket(self, conversation: str, seq: int) -> str:
+        return str(TicketSubject(self.subjects.environment, self.mailbox.name, conversation, seq))
+
+    def came_with(self, stored: Entry | Delivery, ending: str) -> str:
+        """The message id with which a task came that was put into its line, or its ticket."""
+        return stored.headers.get("Nats-Msg-Id", "").removeprefix(f"{self.mailbox.name}.").removesuffix(ending)
+
+
+def _taken_along(headers: Mapping[str, str], subject: str, at: float) -> dict[str, str]:
+    return sent_with(headers) | carry(headers, subject, at=at)
 
 
 def ticket_box(subjects: Subjects, mailbox: Mailbox) -> Mailbox:

@@ -37,6 +37,8 @@ from squadron.runtime.errors import (
     ClusterUnavailableError,
     SquadClosedError,
 )
+from squadron.runtime.lite import follower
+from squadron.runtime.streams import trail
 from squadron.runtime.wire.envelope import AgentIdentity
 from tests.contract.conftest import Replica, Serve, World, peer_of, until
 
@@ -390,7 +392,12 @@ async def _all(items: AsyncIterator[Any]) -> list[Any]:
     return [item async for item in items]
 
 
-async def test_iterations_end_with_their_squad(async_squad: Squad, serve_in: Callable[[Agent], None]) -> None:
+async def test_iterations_end_with_their_squad(
+    async_squad: Squad, serve_in: Callable[[Agent], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # They are told, and don't find out when they next make sure that they missed nothing.
+    monkeypatch.setattr(trail, "UNHEARD_S", 10 * HANG_S)
+    monkeypatch.setattr(follower, "UNHEARD_S", 10 * HANG_S)
     squad = async_squad
     await asyncio.to_thread(serve_in, Sleeper())
     events, durable = await squad.subscribe("a.*"), await squad.subscribe_durable("me", "a.*")

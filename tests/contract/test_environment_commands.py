@@ -98,6 +98,8 @@ async def test_after_a_bridge_was_stopped_nobody_waits_for_it(settings: Settings
     # What it had said last counts for some heartbeats.
     async with Squad.connect(settings) as squad:
         assert STAND_IN in squad._place.registry._present.of("clerk")
+        # A replica that was killed with its Ray has not taken its leave either.
+        await squad._place.registry.renew("clerk", "clerk-killed")
 
     await tell_gone(settings)
     with pytest.raises(BridgeUnavailableError, match="has no bridge"):

@@ -17,7 +17,7 @@ import pytest
 from squadron import Agent, Context, Retry, topic
 from squadron.actors.agent import AgentSpec
 from squadron.bridge.memory import MAX_PAYLOAD_BYTES
-from squadron.runtime.errors import BusUnavailableError
+from squadron.runtime.errors import BusUnavailableError, MessageTooLargeError
 from squadron.runtime.ports.queue import Backlog, Delivery, Feed, Lease, Mailbox, Queue
 from squadron.runtime.running.ordered import OrderedQueue
 from squadron.runtime.running.pump import Pump
@@ -363,6 +363,56 @@ async def test_nobody_looks_for_what_came_of_a_task_that_comes_for_the_first_tim
     assert any(message.id in key or "outcome" in key for key in looked_for)
 
 
+async def test_a_task_that_finds_its_line_empty_is_run_and_leaves_it_without_a_look_at_who_is_first(
+    peer: Peer, serve: Serve, for_long: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger, looks, head = Ledger(), list[str](), type(peer.queue.store).head
+
+    async def looking(store: Any, pattern: str) -> Any:
+        looks.append(pattern)
+        return await head(store, pattern)
+
+    await serve(ledger)
+    monkeypatch.setattr(type(peer.queue.store), "head", looking)
+    for number in range(3):
+        await _send(peer, "a", number)
+        await ledger.until_ended(number + 1)
+        await _empty(peer)
+
+    assert ledger.ended() == {"a": [0, 1, 2]}
+    assert looks == []
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+async def test_a_head_that_is_called_late_when_it_has_left_its_line_does_not_run_again(
+    peer: Peer, serve: Serve, for_long: None, monkeypatch: pytest.MonkeyPatch, is_late: bool
+) -> None:
+    ledger, calls, put = Ledger(), list[Any](), type(peer.queue.store).put_alone
+
+    async def noting(store: Any, subject: str, data: bytes, **how: Any) -> int:
+        if ".ticket." in subject and data:
+            calls.append((store, subject, data, how))
+        return await put(store, subject, data, **how)
+
+    await serve(ledger)
+    monkeypatch.setattr(type(peer.queue.store), "put_alone", noting)
+    await _send(peer, "a", 0)
+    await ledger.until_ended(1)
+    await _empty(peer)
+    [(store, subject, data, how)] = calls
+
+    if is_late:
+        # So late that its id is forgotten.
+        monkeypatch.setattr("squadron.runtime.running.ordered.CALLED_WITHIN_S", 0.0)
+        how["msg_id"] = ""
+    assert bool(await put(store, subject, data, **how)) is is_late
+    await _send(peer, "b", 1)
+    await ledger.until_ended(2)
+    await _empty(peer)
+
+    assert ledger.ended() == {"a": [0], "b": [1]}
+
+
 @pytest.mark.parametrize("steps", [*range(1, 13), 20, 40])
 async def test_a_replica_may_die_between_any_two_steps(
     world: World, serve: Serve, for_long: None, steps: int
@@ -472,6 +522,35 @@ async def test_the_largest_message_goes_through(peer: Peer, serve: Serve) -> Non
 
     assert ledger.ended() == {"large": [0, 1]}
     await _empty(peer)
+
+
+async def test_a_message_that_leaves_room_for_some_headers_keeps_those(
+    peer: Peer, serve: Serve, for_long: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger, in_line, store = Ledger(), list[dict[str, str]](), type(peer.queue.store)
+    put, put_alone = store.put, store.put_alone
+
+    async def noting(self: Any, subject: str, data: bytes, **how: Any) -> None:
+        if ".ordered." in subject:
+            in_line.append(how["headers"])
+        await put(self, subject, data, **how)
+
+    async def short_of_room(self: Any, subject: str, data: bytes, **how: Any) -> int:
+        if data:
+            raise MessageTooLargeError("no room for what is added here")
+        return await put_alone(self, subject, data, **how)
+
+    monkeypatch.setattr(store, "put", noting)
+    monkeypatch.setattr(store, "put_alone", short_of_room)
+    await serve(ledger)
+    for number in range(2):
+        await _send(peer, "large", number)
+    await ledger.until_ended(2)
+    await _empty(peer)
+
+    assert ledger.ended() == {"large": [0, 1]}
+    assert len(in_line) == 2
+    assert all("Squadron-Fresh" in headers for headers in in_line)
 
 
 @ON_NATS

@@ -584,6 +584,28 @@ async def test_the_head_is_the_oldest_message_that_is_not_settled(peer: Peer) ->
     await feed.aclose()
 
 
+async def test_a_message_may_be_stored_on_condition_that_it_is_alone_among_others(peer: Peer) -> None:
+    store, line = peer.queue.store, peer.subjects.line("clerk", "a")
+    one, other = (line.replace("*.*", each) for each in ("note.one", "note.two"))
+    neighbours = peer.subjects.line("clerk", "b")
+    assert not await store.holds(line)
+
+    seq = await store.put_alone(one, b"1", among=line, msg_id="first", headers={"trace": "1"})
+    head = await store.head(line)
+    assert head is not None
+    assert (head.seq, head.data, head.headers["trace"], head.headers["Nats-Msg-Id"]) == (seq, b"1", "1", "first")
+    assert await store.holds(line)
+    assert await store.count(line) == 1, "who looks leaves nothing"
+
+    assert await store.put_alone(other, b"2", among=line, msg_id="second") == 0
+    assert await store.put_alone(neighbours.replace("*.*", "note.one"), b"3", among=neighbours) > seq
+    await store.discard(seq)
+    assert not await store.holds(line)
+    assert await store.put_alone(one, b"1", among=line, msg_id="first") == 0, "its id is known"
+    assert await store.put_alone(other, b"2", among=line, msg_id="second") > seq
+    assert await store.count(line) == 1
+
+
 async def test_a_message_is_counted_stored_alone_and_discarded(peer: Peer) -> None:
     topic, store = peer.subjects.task("book.read"), peer.queue.store
     for text in (b"one", b"two"):

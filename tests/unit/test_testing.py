@@ -403,6 +403,25 @@ async def test_a_squad_is_used_while_it_is_open() -> None:
     await squad.aclose()
 
 
+async def test_who_reads_when_a_squad_is_closed_is_told() -> None:
+    async with MemorySquad() as squad:
+        await squad.deploy(Slow)
+        stream, events = squad.stream("slow.work"), squad.stream("slow.work").events()
+        entries = squad.lite("one").read()
+        told = [asyncio.create_task(_all(each)) for each in (stream, events)]
+        ended = asyncio.create_task(_all(entries))
+        await asyncio.sleep(1.0)
+
+    async with asyncio.timeout(1.0):
+        assert await ended == []
+        errors = await asyncio.gather(*told, return_exceptions=True)
+    assert [type(each) for each in errors] == [SquadClosedError, SquadClosedError]
+
+
+async def _all(items: AsyncIterator[Any]) -> list[Any]:
+    return [item async for item in items]
+
+
 async def test_what_can_not_be_deployed_says_why(squad: MemorySquad) -> None:
     class Broken(Agent):
         @topic("broken.work")

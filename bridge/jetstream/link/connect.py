@@ -76,10 +76,9 @@ class Connection:
         self._inbox = client.new_inbox()
         self._tokens = map(str, itertools.count())
         self._questions: dict[str, _Question] = {}
-        self._sweeping = False
+        self._sweeping = self._closed = False
         self._soon: list[tuple[str, bytes]] = []
         self._watching: asyncio.Task[None] | None = None
-        self._closed = False
 
     @property
     def is_connected(self) -> bool:
@@ -175,6 +174,7 @@ class Connection:
         read: Callable[[Heard, str], T],
         *,
         within_s: float = API_WITHIN_S,
+        signed: bool = True,
     ) -> asyncio.Future[T]:
         """As `ask`, with one question in several messages, each with what its reply subject ends with."""
         for _, data, headers in messages:
@@ -188,7 +188,7 @@ class Connection:
             self._loop.call_later(SWEEP_S, self._sweep)
         try:
             for ending, data, headers in messages:
-                self.client.post(subject, data, reply=reply + ending, headers=headers)
+                self.client.post(subject, data, reply=reply + ending, headers=headers, signed=signed)
         except nats.errors.Error as error:
             self._give_up(token, str(error))
         return answer
