@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import Any
 
 import nats.errors
 from nats.aio.subscription import Subscription as NatsSubscription
@@ -66,7 +67,7 @@ class CoreBus:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    async def publish(
+    def publish(
         self,
         subject: str,
         data: bytes,
@@ -74,10 +75,10 @@ class CoreBus:
         headers: Mapping[str, str] | None = None,
         reply: str = "",
         signed: bool = True,
-    ) -> None:
+    ) -> Coroutine[Any, Any, None]:
         """Send to whoever listens now."""
         given = dict(headers) if headers else None
-        await self._connection.publish(subject, data, reply=reply, headers=given, signed=signed)
+        return self._connection.publish(subject, data, reply=reply, headers=given, signed=signed)
 
     async def subscribe(self, pattern: str, sink: Callable[[Note], None], *, group: str = "") -> Subscription:
         """Hear everything on `pattern`; the server knows of it when this returns."""

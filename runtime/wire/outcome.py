@@ -222,6 +222,10 @@ KINDS: dict[str, type[Outcome]] = {
 }
 
 
+#: What most tasks have spent.
+_NO_TOKENS = {"tokens": 0}
+
+
 def from_content(content: Any, *, task_id: str = "", topic: str = "", source: str = "") -> Outcome:
     """Read an outcome back from a result message's `payload.content`.
 
@@ -231,10 +235,6 @@ def from_content(content: Any, *, task_id: str = "", topic: str = "", source: st
         return Result(task_id=task_id, topic=topic, source=source, data=content)
     default = "result" if content["success"] else "failed"
     kind = KINDS.get(str(content.get("outcome", default)), KINDS[default])
-    error = content.get("error")
-    if not isinstance(error, Mapping):
-        error = {"message": str(error or "")}
-    details = error.get("details")
     common: dict[str, Any] = {
         "task_id": task_id,
         "topic": topic,
@@ -242,11 +242,15 @@ def from_content(content: Any, *, task_id: str = "", topic: str = "", source: st
         "version": str(content.get("version", "")),
         "attempt": _number(content.get("attempt"), 1),
         "latency_ms": _number(content.get("latency"), 0.0),
-        # A foreign agent that says nothing of it has spent no more than its tokens.
-        "spent": Spent.of_wire(content["spent"] if "spent" in content else {"tokens": content.get("tokens")}),
-        "reason": str(error.get("message", "")),
-        "details": details if isinstance(details, Mapping) else {},
     }
+    # A foreign agent that says nothing of it has spent no more than its tokens.
+    if (spent := content["spent"] if "spent" in content else {"tokens": content.get("tokens")}) != _NO_TOKENS:
+        common["spent"] = Spent.of_wire(spent)
+    if error := content.get("error"):
+        told = error if isinstance(error, Mapping) else {"message": str(error)}
+        details = told.get("details")
+        common["reason"] = str(told.get("message", ""))
+        common["details"] = details if isinstance(details, Mapping) else {}
     if kind is Result:
         return Result(
             data=content.get("data"),

@@ -155,6 +155,26 @@ async def test_an_answer_that_is_there_at_once_comes_with_its_acknowledgement_an
     assert (first, task["type"], last) == (ack, "squadron/task", answer)
 
 
+async def test_chunks_come_first_however_soon_a_task_ends(
+    gate: Peer, client: Client, say: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue, lite = gate.place.ports.queue, gate.place.ports.lite
+    put = queue.put
+
+    async def put_slowly(subject: str, data: bytes, **how: Any) -> None:
+        # On a busy gateway all of an answer may be heard before its own task has gone on.
+        await put(subject, data, **how)
+        reply_to = json.loads(data)["replyTo"]
+        while (last := await lite.last(reply_to)) is None or b'"result"' not in last.data:
+            await asyncio.sleep(0.01)
+
+    monkeypatch.setattr(queue, "put", put_slowly)
+    counted = [json.loads(each.data) for each in (await raw(client, say.replace("-say", "-count"), b"2"))[:-1]]
+    assert [each["data"] for each in counted if each["type"] == "response"] == ["1", "2", "done"]
+    ack, answer = [json.loads(each.data) for each in (await raw(client, say, b"hi"))[:-1]]
+    assert (ack["type"], answer["data"]) == ("status", "hi")
+
+
 async def test_chunks_come_first_and_the_result_last(gate: Peer, client: Client) -> None:
     texts = [each.text for each in await heard(await found(client, "talk-count"), "3")]
     assert texts == ["1", "2", "3", "done"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from functools import lru_cache
 
@@ -62,11 +62,10 @@ class Prompts:
         prompt = Prompt.decode(note.data)
         task = await self._task(prompt, agent, visitor)
         is_fresh = not prompt.task_id and not prompt.key
-        outcome = await plainly(task.handle, TOGETHER_S) if is_fresh and task.outcome is None else None
-        if task.outcome is None or task.outcome.ok:
-            await self._tell(note, ACK)
+        outcome = await plainly(task.handle, TOGETHER_S) if is_fresh else None
         if outcome is not None:
             # Whoever hears the acknowledgement hears all of it: there is nothing to come back for.
+            await self._tell(note, ACK)
             await self._tell_outcome(note, outcome)
         else:
             await self._serve_long(note, task, visitor, is_fresh=is_fresh)
@@ -75,6 +74,7 @@ class Prompts:
     async def _serve_long(self, note: Note, task: KeptTask, visitor: Visitor, *, is_fresh: bool) -> None:
         """Answer a prompt that takes a while, was sent before, or is refused."""
         if task.outcome is None or task.outcome.ok:
+            await self._tell(note, ACK)
             await self._tell(note, chunk(TASK, {"taskId": task.id}))
         with self._meanwhile(note, task.id, visitor):
             await self._follow(note, task, is_fresh=is_fresh)
@@ -101,9 +101,9 @@ class Prompts:
             for each in helpers.values():
                 each.cancel()
 
-    async def _tell(self, note: Note, data: bytes, headers: Mapping[str, str] | None = None) -> None:
+    def _tell(self, note: Note, data: bytes, headers: Mapping[str, str] | None = None) -> Awaitable[None]:
         """One message of an answer, which the protocol never signs: its end is one without headers."""
-        await self._bus.publish(note.reply, data, headers=headers, signed=False)
+        return self._bus.publish(note.reply, data, headers=headers, signed=False)
 
     async def _task(self, prompt: Prompt, agent: SynadiaAgent, visitor: Visitor) -> KeptTask:
         self._senders.check_may_ask(visitor, agent.topic)
@@ -124,9 +124,11 @@ class Prompts:
 
     async def _follow(self, note: Note, task: KeptTask, *, is_fresh: bool) -> None:
         told: list[str] = []
-        # Of a task that was sent before, what it emitted is not heard here again.
-        outcome = task.outcome or (await plainly(task.handle) if is_fresh else None)
-        if outcome is None or (outcome.ok and not is_fresh):
+        outcome = task.outcome
+        if outcome is None or outcome.ok:
+            # It may have emitted something all the same: of a fresh one all of it is heard right here.
+            outcome = await plainly(task.handle) if is_fresh else None
+        if outcome is None:
             outcome = await self._chunks(note, task, told)
         await self._tell_outcome(note, outcome, told)
 

@@ -172,12 +172,8 @@ class LastingClient(Client):
         Raises:
             nats.errors.Error: the connection is closed or closing, or away for so long that no more is kept.
         """
-        if self.is_closed:
-            raise nats.errors.ConnectionClosedError
-        if self.is_draining_pubs:
-            raise nats.errors.ConnectionDrainingError
-        if not self.is_connected and len(data) + self._pending_data_size > self._max_pending_size:
-            raise nats.errors.OutboundBufferLimitError
+        if self._status != Client.CONNECTED:
+            self._check_kept(len(data))
         if not self._flush_due:
             self._flush_due = True
             self._loop.call_soon(self._flush, 1, self._loop.time() + GATHER_S)
@@ -189,6 +185,15 @@ class LastingClient(Client):
         command = _command(subject, data, reply, headers)
         self._pending.append(command)
         self._pending_data_size += len(command)
+
+    def _check_kept(self, size: int) -> None:
+        """Refuse what is not kept for later either; raises as `post`."""
+        if self.is_closed:
+            raise nats.errors.ConnectionClosedError
+        if self.is_draining_pubs:
+            raise nats.errors.ConnectionDrainingError
+        if not self.is_connected and size + self._pending_data_size > self._max_pending_size:
+            raise nats.errors.OutboundBufferLimitError
 
     def _flush(self, had: int, until: float) -> None:
         """Write what is to be sent, unless the last turn of the loop brought more than one: so may the next."""
