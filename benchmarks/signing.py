@@ -2,7 +2,7 @@
 
 Caller and replica are one process, on a real nats-server; each way has an environment of its own on it:
 `python -m benchmarks.signing`. No part of `make bench`, since what was hoped for is missed: two signatures and two
-checks of Ed25519 take 0.2 ms, an ask without them takes 0.3.
+checks of Ed25519 alone take two thirds of what an ask without them takes.
 """
 
 from __future__ import annotations
