@@ -85,7 +85,7 @@ def marked(path: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            # Not by closing the file: a process that was forked meanwhile has it open, too, and would keep the lock.
+            # Closing does not: a process that was forked meanwhile has the file open, too.
             fcntl.flock(file, fcntl.LOCK_UN)
 
 

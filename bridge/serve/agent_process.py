@@ -146,7 +146,7 @@ class AgentProcess:
         return await asyncio.to_thread(self._unpack, blob, asyncio.get_running_loop())
 
     def _unpack(self, blob: bytes, loop: asyncio.AbstractEventLoop) -> type[Agent]:
-        # Modules that ask for a loop when they are imported get that on which the agent runs, as on its own thread.
+        # Modules that ask for a loop when they are imported get that on which the agent runs.
         asyncio.set_event_loop(loop)
         try:
             return unpack(self._code, blob)

@@ -204,6 +204,7 @@ class ServeReplicas:
     async def apply(self, deployments: Sequence[Deployment]) -> None:
         """Declare exactly these agents."""
         self.seat_faults.keep(deployments)
+        self._waits.keep(deployments)
         await asyncio.to_thread(self._apply, list(deployments))
 
     def _apply(self, deployments: list[Deployment]) -> None:

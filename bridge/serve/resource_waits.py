@@ -35,3 +35,8 @@ class ResourceWaits:
     def over(self, wanted: Deployment) -> None:
         """It has all that it needs."""
         self._since.pop(wanted.known_as, None)
+
+    def keep(self, deployments: Iterable[Deployment]) -> None:
+        """Forget those of other agents: who is deployed again begins anew."""
+        known = {version.known_as for each in deployments for version in each.versions}
+        self._since = {name: since for name, since in self._since.items() if name in known}

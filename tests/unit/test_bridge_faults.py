@@ -174,6 +174,12 @@ def test_of_replicas_that_just_start_it_is_not_said_that_no_node_has_what_they_n
     # Once all had what they need it is counted anew.
     waits.over(wanted)
     assert waits.told(wanted, starting, full) == ""
+    # So it is of an agent that was gone meanwhile.
+    now[0] += START_TAKES_S + 1
+    waits.keep([wanted])
+    assert waits.told(wanted, starting, full) != ""
+    waits.keep([])
+    assert waits.told(wanted, starting, full) == ""
 
 
 async def test_a_scale_set_at_the_clusters_door_is_recorded_as_if_it_had_been_set_here(site: Site) -> None:
