@@ -46,12 +46,12 @@ from squadron import Settings
 from squadron.actors.remote.mcp_agent import load_mcp
 from squadron.bridge.packing.code import Code
 from squadron.bridge.serve.agent_process import AgentProcess
-from squadron.bridge.serve.bridge_actor import BridgeActor
+from squadron.bridge.serve.bridge_process import BridgeProcess
 
 async def main():
-    bridge = object.__new__(BridgeActor.__ray_metadata__.modified_class)
+    bridge = BridgeProcess()
     bridge._settings = Settings(embeddings="openai:tiny")
-    bridge._wiring = SimpleNamespace(ports=None, registry=SimpleNamespace(on_card=lambda _: None), records=None)
+    bridge.wiring = SimpleNamespace(ports=None, registry=SimpleNamespace(on_card=lambda _: None), records=None)
     await bridge._search()
     replica = AgentProcess()
     replica._code = Code(version="v1", import_path="clerks:Clerk")
