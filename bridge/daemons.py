@@ -85,19 +85,21 @@ def marked(path: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            # By name: a process that was forked meanwhile has the file open, too.
+            # Not by closing the file: a process that was forked meanwhile has it open, too, and would keep the lock.
             fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def is_marked(path: Path) -> bool:
-    """Whether a process has marked it, or looks at this very moment."""
+    """Whether a process has marked it, or looks at this very moment; not, where that can't be told."""
     try:
-        with path.open() as file:
+        # For writing: NFS gives nobody else an exclusive lock.
+        with path.open("r+") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
     except BlockingIOError:
         return True
+    except OSError:
+        # Most often it is not there. Who asks has an error to tell already, which this must not take the place of.
+        return False
     return False
 
 

@@ -143,7 +143,15 @@ class AgentProcess:
                 raise DeployError(f"the code of {self._name} was not signed by who may deploy", hint=hint)
             blob = entry.data
         # In a thread: it imports what the agent needs, for seconds, and neighbours in a group have tasks.
-        return await asyncio.to_thread(unpack, self._code, blob)
+        return await asyncio.to_thread(self._unpack, blob, asyncio.get_running_loop())
+
+    def _unpack(self, blob: bytes, loop: asyncio.AbstractEventLoop) -> type[Agent]:
+        # Modules that ask for a loop when they are imported get that on which the agent runs, as on its own thread.
+        asyncio.set_event_loop(loop)
+        try:
+            return unpack(self._code, blob)
+        finally:
+            asyncio.set_event_loop(None)
 
     def check_health(self) -> None:
         """Tell what ails it.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from structlog.testing import capture_logs
 from squadron import Settings, Squad
 from squadron.bridge.gateways.running_gateways import announced
 from squadron.client.farewell import tell_gone
-from squadron.runtime.errors import BridgeUnavailableError
+from squadron.runtime.errors import BridgeUnavailableError, SquadronError
 from squadron.runtime.registry.registry import STAND_IN
 from squadron.servers import coming_up
 from tests.contract import command
@@ -119,3 +121,11 @@ async def test_who_comes_while_the_environment_is_brought_up_waits_for_it(settin
         await tell_gone(settings)
     with pytest.raises(BridgeUnavailableError):
         await Squad.connect(settings)
+
+
+async def test_where_it_cannot_be_told_whether_one_is_brought_up_the_first_error_is_told(
+    settings: Settings, tmp_path: Path
+) -> None:
+    (tmp_path / "up").write_text("no folder")
+    with pytest.raises(SquadronError):
+        await Squad.connect(replace(settings, home=tmp_path))

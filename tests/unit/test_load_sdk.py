@@ -57,6 +57,7 @@ async def main():
     replica._code = Code(version="v1", import_path="clerks:Clerk")
     assert (await replica._load()).__name__ == "Clerk"
     await load_mcp()
+    assert sys.modules["clerks"].here is asyncio.get_running_loop()
     print(json.dumps(loaded_on))
 
 asyncio.run(main())
@@ -76,7 +77,9 @@ def test_an_sdk_is_loaded_in_a_thread_and_its_model_is_asked() -> None:
 
 def test_what_the_bridge_and_replicas_import_late_is_loaded_in_a_thread(tmp_path: Path) -> None:
     agent = "class Clerk(Agent):\n    @topic('a.b')\n    async def b(self) -> int: ..."
-    (tmp_path / "clerks.py").write_text(f"from squadron import Agent, topic\n\n{agent}\n")
+    # As modules do that make a client when they are imported.
+    asks = "import asyncio\n\nhere = asyncio.get_event_loop()"
+    (tmp_path / "clerks.py").write_text(f"{asks}\n\nfrom squadron import Agent, topic\n\n{agent}\n")
     env = os.environ | {"OPENAI_API_KEY": "k", "PYTHONPATH": str(tmp_path)}
     program = [sys.executable, "-c", _WATCH + _BRIDGE_AND_REPLICAS]
     done = subprocess.run(program, env=env, capture_output=True, text=True, check=False, timeout=120)
