@@ -181,9 +181,12 @@ class Servers:
         Raises:
             ClusterUnavailableError: a process of Ray can't be killed; the others are.
         """
-        if self.started:
-            self.step(STOP)
-        await _in_thread(self._stop)
+        try:
+            if self.started:
+                self.step(STOP)
+        finally:
+            # Whoever is told may raise: what it prints to may be closed.
+            await _in_thread(self._stop)
 
     def _stop(self) -> None:
         with contextlib.ExitStack() as rest:

@@ -42,7 +42,17 @@ class Hearer:
 
 def line(chance: random.Random) -> bytes:
     body = chance.choice([b"", b"\r\n", b"MSG a 1 3\r\n", chance.randbytes(chance.randrange(3000))])
-    headers = b"NATS/1.0\r\nA: b\r\n\r\n"
+    # The last three are what senders may write who are not ours: a parser passes them on as they are.
+    headers = chance.choice(
+        [
+            b"NATS/1.0\r\nA: b\r\n\r\n",
+            b"NATS/1.0 503\r\n\r\n",
+            b"NATS/1.0 100 Idle Heartbeat\r\nNats-Last-Stream: 3\r\n\r\n",
+            b"NATS/1.0\r\nA: b\r\n c\r\n: d\r\n\r\n",
+            b"NATS/1.0",
+            chance.randbytes(40),
+        ]
+    )
     sid, reply = chance.randrange(4), chance.choice([b"", b"12 ", b"_INBOX.a.b ", b"r\t"])
     return chance.choice(
         [
