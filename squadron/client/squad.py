@@ -125,10 +125,12 @@ class Squad(RemoteServers):
             chosen = settings or Settings.load(**overrides)
             is_told = False
             while True:
+                # Before: it may be up by the time that this has failed.
+                was_coming_up = is_coming_up(chosen)
                 try:
                     return await cls._join(chosen)
                 except SquadronError as error:
-                    if not is_coming_up(chosen):
+                    if not (was_coming_up or is_coming_up(chosen)):
                         raise
                     if not is_told:
                         is_told = True
