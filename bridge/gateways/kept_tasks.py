@@ -105,7 +105,8 @@ class KeptTasks:
         ports, owner = self._place.ports, self.owner_of(visitor)
         fresh_id = "" if id else self.id_for(visitor)
         behalf = options.on_behalf_of or behalf_of(visitor, ports.principal)
-        options, id = replace(options, task_id=id, on_behalf_of=behalf), id or fresh_id
+        options = replace(options, task_id=id, on_behalf_of=behalf)
+        id = id or fresh_id
         deadline = Deadline.after(options.within_s, ports.clock)
         handle = Handle(id, topic, ports.subjects.lite(owner, id), deadline, self._place.caller)
         now = ports.clock.time()
