@@ -18,8 +18,8 @@ from squadron.runtime.trust.carried import CARRIED_HEADER, digest_of_carried
 from squadron.runtime.trust.jwts import Token, read
 from squadron.runtime.trust.keys import Key
 
-#: Random bytes of a nonce, by which a message that comes again is known: nobody draws 80 bits twice. As 20 letters,
-#: since 64 is the most, and with a carrier's go the 43 of a digest.
+#: Random bytes of a nonce, by which a message that comes again is known: nobody draws 80 bits twice. 20 letters:
+#: 64 is the most, and with a carrier's go the 43 of a digest.
 NONCE_BYTES = 10
 
 _BLOCK = re.compile(r"-{3,}BEGIN ([A-Z ]+)-{3,}\s*(\S+)\s*-{3,}END")
