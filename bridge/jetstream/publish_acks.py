@@ -11,7 +11,8 @@ from squadron.runtime.errors import BusUnavailableError, FencedError, StorageFul
 
 #: JetStream error codes (nats-server `errors.json`).
 _WRONG_LAST_SEQUENCE = (10071, 10164)
-_NO_ROLLUP = 10111
+#: A rollup of a kind that the server does not know, or that the stream does not take.
+NO_ROLLUP = 10111
 #: The server's storage is full, the account's, or, with these words, the stream or the disk.
 _STORAGE_FULL, _NOT_STORED = (10002, 10023, 10047), 10077
 _FULL_WORDS = ("maximum bytes", "maximum messages", "no space left")
@@ -50,16 +51,6 @@ def _ack(answer: Heard, subject: str) -> dict[str, Any]:
     raise BusUnavailableError(f"{subject}: {error.get('description')}")
 
 
-def read_alone(answer: Heard, subject: str) -> bool:
-    """Whether a message that is never stored, for its rollup, would not have been alone either.
-
-    Raises:
-        BusUnavailableError: the stream refused it otherwise.
-    """
-    error = from_json(answer.data, cache_strings="keys").get("error", {})
-    code = error.get("err_code")
-    if code in _WRONG_LAST_SEQUENCE:
-        return True
-    if code == _NO_ROLLUP:
-        return False
-    raise BusUnavailableError(f"{subject}: {error.get('description')}")
+def read_refusal(answer: Heard, _: str) -> int:
+    """The server's code for why it did not store a message; 0 if it did."""
+    return int(from_json(answer.data, cache_strings="keys").get("error", {}).get("err_code", 0))

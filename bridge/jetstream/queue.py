@@ -18,7 +18,7 @@ from squadron.bridge.jetstream.lease import JetStreamLease
 from squadron.bridge.jetstream.link.at_home import JS_API
 from squadron.bridge.jetstream.link.connect import NANOSECONDS, Connection
 from squadron.bridge.jetstream.link.lasting_client import Heard
-from squadron.bridge.jetstream.publish_acks import read_alone, read_new
+from squadron.bridge.jetstream.publish_acks import NO_ROLLUP, read_new, read_refusal
 from squadron.bridge.jetstream.pull_feed import PullFeed
 from squadron.bridge.jetstream.serial_feed import SERIAL_GROUP, SerialFeed, SerialReader
 from squadron.bridge.jetstream.stream_configs import (
@@ -268,7 +268,12 @@ class JetStreamQueue:
         """
         never = {**_ALONE, _ALONE_AMONG: pattern, "Nats-Rollup": "-"}
         at = pattern.replace("*", "-")
-        return await self._connection.ask_many(at, [("", b"", never)], read_alone, signed=False)
+        refusal = await self._connection.ask_many(at, [("", b"", never)], read_refusal, signed=False)
+        if not refusal and (stored := await self.head(at)) is not None:
+            # By a server that takes any rollup: nobody could run it, and all others would stand behind it.
+            await self.discard(stored.seq)
+        # Refused for another reason, as by a server that is full, it tells nothing: who reads the head knows.
+        return refusal != NO_ROLLUP
 
     async def _stored(self, which: dict[str, Any]) -> Entry | None:
         answer = await self._connection.api(f"STREAM.MSG.GET.{self._stream}", which)

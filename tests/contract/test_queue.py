@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import random
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from squadron.bridge.jetstream.link.connect import Connection
+from squadron.bridge.jetstream.link.lasting_client import Heard
 from squadron.bridge.jetstream.pull_feed import PullFeed
 from squadron.bridge.memory import MAX_PAYLOAD_BYTES
 from squadron.runtime.errors import InvalidSubjectError, MessageTooLargeError, RouteConflictError
@@ -604,6 +607,30 @@ async def test_a_message_may_be_stored_on_condition_that_it_is_alone_among_other
     assert await store.put_alone(one, b"1", among=line, msg_id="first") == 0, "its id is known"
     assert await store.put_alone(other, b"2", among=line, msg_id="second") > seq
     assert await store.count(line) == 1
+
+
+@ON_NATS
+@pytest.mark.parametrize("is_full", [False, True])
+async def test_of_a_server_that_does_not_say_whether_a_line_is_empty_nothing_is_believed(
+    peer: Peer, monkeypatch: pytest.MonkeyPatch, is_full: bool
+) -> None:
+    """It is full, or takes rollups of any kind, and stores the question."""
+    store, line, ask_many = peer.queue.store, peer.subjects.line("clerk", "a"), Connection.ask_many
+
+    def otherwise(
+        self: Connection, subject: str, messages: Any, read: Callable[[Heard, str], Any], **how: Any
+    ) -> asyncio.Future[Any]:
+        if not subject.endswith(".-.-"):
+            return ask_many(self, subject, messages, read, **how)
+        if not is_full:
+            return ask_many(self, subject, [("", b"", None)], read, **how)
+        answer = asyncio.get_running_loop().create_future()
+        answer.set_result(read(Heard("", "", b'{"error": {"code": 503, "err_code": 10023}}', b""), subject))
+        return answer
+
+    monkeypatch.setattr(Connection, "ask_many", otherwise)
+    assert await store.holds(line), "the head is to be read"
+    assert await store.count(line) == 0, "who asks leaves nothing"
 
 
 async def test_a_message_is_counted_stored_alone_and_discarded(peer: Peer) -> None:
