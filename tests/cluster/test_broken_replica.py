@@ -25,7 +25,7 @@ class Saboteur(Agent):
             if task.get_name() == "pull saboteur":
                 feed = task.get_coro().cr_frame.f_locals["self"]
                 feed._lanes = None
-                feed.want(0)
+                feed._work.set()
         return os.getpid()
 
 
