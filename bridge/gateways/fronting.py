@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from squadron.bridge.gateways.door_secret import DoorSecret
 from squadron.bridge.gateways.doors import WITHIN_S, Door, Front, OpenDoor
-from squadron.bridge.gateways.http_guard import GuardRules
+from squadron.bridge.gateways.http_guard import PER_SECOND, GuardRules
 from squadron.bridge.gateways.http_server import check_bind
 from squadron.bridge.gateways.oauth_tokens import OAuthRules, OAuthTokens
 from squadron.bridge.gateways.open_questions import OpenQuestions
@@ -38,6 +38,7 @@ class GatewayOptions(BaseModel):
         lite: owners whose lite topics all visitors may read.
         push_to: hosts that news of tasks may be sent to though they are not public.
         tokens: of visitors, as `NAME=PLACE`.
+        rate: requests a second of one visitor, and half of those that he may make at once after a pause.
         stateless: whether several processes are behind the URL.
         credentials: file of a user of the role `gateway`, for processes that are somebody else by themselves.
     """
@@ -55,6 +56,7 @@ class GatewayOptions(BaseModel):
     push_to: tuple[str, ...] = ()
     tokens: tuple[str, ...] = ()
     within_s: float = WITHIN_S
+    rate: float = PER_SECOND
     stateless: bool = False
     credentials: str = ""
 
@@ -138,6 +140,8 @@ class GatewayOptions(BaseModel):
             hosts=(urlsplit(self.public_url).netloc.lower(),) if self.public_url else (),
             verifier=verifier,
             max_bytes=min(int(settings.max_message_bytes * _BASE64), _MOST_BODY),
+            per_second=self.rate,
+            at_once=2 * self.rate,
             scopes=oauth.scopes if oauth is not None else (),
             metadata_url=oauth.metadata_url if oauth is not None else "",
         )

@@ -53,6 +53,9 @@ _SecretPlace = Annotated[
         metavar="PLACE",
     ),
 ]
+_Rate = Annotated[
+    float, typer.Option("--rate", help="Requests a second of one visitor; twice as many after a pause.", min=1)
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -89,6 +92,7 @@ def gateway(
     within: Annotated[
         float, typer.Option("--within", help="How long a task may take, in seconds.", min=1, max=86400)
     ] = 300.0,
+    rate: _Rate = 200.0,
     serve: Annotated[
         int, typer.Option("--serve", help="Run it on the cluster, as so many replicas.", metavar="N", min=0)
     ] = 0,
@@ -108,7 +112,7 @@ def gateway(
     doors = [name for name, wanted in (("mcp", mcp or stdio), ("a2a", a2a), ("synadia", synadia)) if wanted]
     options: dict[str, Any] = {"host": host, "port": port, "public_url": public_url.rstrip("/"), "secret": secret}
     options |= {"agents": agents or [], "topics": topics or [], "tokens": tokens or []}
-    options |= {"lite": lite or [], "push_to": push_to or [], "within_s": within}
+    options |= {"lite": lite or [], "push_to": push_to or [], "within_s": within, "rate": rate}
     if print_config:
         frame.execute(_print_config(ctx, doors, stdio, options))
     if serve:

@@ -17,15 +17,17 @@ from typing import Any
 import pytest
 
 from squadron.bridge.gateways.door_secret import DoorSecret
-from squadron.bridge.gateways.fronting import gateway_in
+from squadron.bridge.gateways.fronting import GatewayOptions, gateway_in
 from squadron.bridge.gateways.http_guard import MOST_HEADER_BYTES, MOST_UNDER_WAY, GuardRules, HttpGuard, Rates
 from squadron.bridge.gateways.http_server import HttpServer, check_bind, most_connections
+from squadron.bridge.gateways.open_questions import OpenQuestions
 from squadron.bridge.gateways.running_gateways import announced, running_gateways, stop_gateways
 from squadron.bridge.gateways.visitors import Visitors, check_delegate
 from squadron.config import Settings
 from squadron.runtime.errors import ConfigError, UntrustedError
 from squadron.runtime.secret import Secret
 from squadron.runtime.trust.principals import Principal
+from squadron.testing import MemorySquad
 from tests.trusted import Realm
 
 TOKEN = secrets.token_urlsafe()
@@ -138,6 +140,15 @@ async def test_a_principal_has_a_rate() -> None:
     answers = [await ask(guard) for _ in range(3)]
     assert [status for status, _, _ in answers] == [200, 200, 429]
     assert int(answers[2][1]["retry-after"]) >= 1
+
+
+async def test_whoever_opens_a_gateway_says_which_rate_that_is(tmp_path: Path) -> None:
+    async with MemorySquad(turned=False, home=tmp_path) as squad:
+        front = GatewayOptions(doors=("mcp",), port=1, rate=3.0).front(squad._place, OpenQuestions(squad._place))
+    guard = HttpGuard(app, front.rules)
+    answers = [(await ask(guard))[0] for _ in range(8)]
+    assert answers[:6] == [200] * 6
+    assert 429 in answers[6:]
 
 
 def test_a_rate_comes_back_with_time() -> None:
