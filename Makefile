@@ -34,7 +34,7 @@ test-parts: $(STAMP) ## Those of `make test` that need no Ray
 	$(BIN)/python -m pytest -m 'not slow' tests/unit tests/contract tests/corpus -n 4 --dist worksteal
 
 test-cluster: $(STAMP) ## Those of `make test` on a real Ray
-	$(BIN)/python -m pytest -m 'not slow' tests/cluster tests/chaos -n 2 --dist loadfile --durations 20
+	$(BIN)/python -m pytest -m 'not slow' tests/cluster tests/chaos -n 3 --dist loadfile --durations 20
 
 lint: $(STAMP) ## Check style, format and the layers of imports
 	$(BIN)/ruff check .
