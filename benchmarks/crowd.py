@@ -31,7 +31,7 @@ from squadron.runtime.wire.envelope import AgentIdentity
 #: Asks of a round.
 ASKS = 2_000
 #: How many wait, and how many mailboxes there are, step by step.
-WAITING, MAILBOXES = (1_000, 100_000), (100, 1_000)
+WAITING, MAILBOXES = (100_000, 1_000_000), (100, 1_000)
 #: Target: the CPU of an ask, over that on the other server. "Flat" is what a round can't tell from 1.
 MOST_TIMES = 1.1
 #: What is put or declared at once.
