@@ -10,7 +10,7 @@ import itertools
 import json
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -86,24 +86,33 @@ async def jetstream(settings: Settings) -> AsyncIterator[Call]:
             yield call
 
 
+async def _pull(client: Nats, consumer: str, work: Callable[[Msg], Awaitable[None]]) -> None:
+    """Hand what a consumer has to `work`, with more asked for than it works on."""
+    inbox, come = client.new_inbox(), itertools.count(1)
+
+    async def ask() -> None:
+        await client.publish(f"$JS.API.CONSUMER.MSG.NEXT.{consumer}", _PULL_REQUEST, reply=inbox)
+
+    async def take(msg: Msg) -> None:
+        await work(msg)
+        if next(come) % (_PULL // 2) == 0:
+            await ask()
+
+    await client.subscribe(inbox, cb=take)
+    await ask()
+    await ask()
+    await client.flush()
+
+
 @asynccontextmanager
 async def _pull_and_ack(settings: Settings) -> AsyncIterator[None]:
     async with connection(settings) as client:
-        inbox, come = client.new_inbox(), itertools.count(1)
-
-        async def pull() -> None:
-            await client.publish("$JS.API.CONSUMER.MSG.NEXT.FLOOR.floor", _PULL_REQUEST, reply=inbox)
 
         async def work(msg: Msg) -> None:
             await client.publish((msg.headers or {})["Reply-To"], msg.data)
             await client.publish(msg.reply, b"+ACK")
-            if next(come) % (_PULL // 2) == 0:
-                await pull()
 
-        await client.subscribe(inbox, cb=work)
-        await pull()
-        await pull()
-        await client.flush()
+        await _pull(client, "FLOOR.floor", work)
         yield
 
 
@@ -138,10 +147,7 @@ async def jetstream_twice(settings: Settings) -> AsyncIterator[Call]:
 @asynccontextmanager
 async def _pull_and_store(settings: Settings) -> AsyncIterator[None]:
     async with connection(settings) as client:
-        js, inbox, come, storing = client.jetstream(), client.new_inbox(), itertools.count(1), set()
-
-        async def pull() -> None:
-            await client.publish("$JS.API.CONSUMER.MSG.NEXT.TWICE.twice", _PULL_REQUEST, reply=inbox)
+        js, storing = client.jetstream(), set()
 
         async def store(msg: Msg) -> None:
             await js.publish((msg.headers or {})["Reply-To"], msg.data)
@@ -152,13 +158,8 @@ async def _pull_and_store(settings: Settings) -> AsyncIterator[None]:
             task = asyncio.create_task(store(msg))
             storing.add(task)
             task.add_done_callback(storing.discard)
-            if next(come) % (_PULL // 2) == 0:
-                await pull()
 
-        await client.subscribe(inbox, cb=work)
-        await pull()
-        await pull()
-        await client.flush()
+        await _pull(client, "TWICE.twice", work)
         yield
 
 
