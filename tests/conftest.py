@@ -17,6 +17,7 @@ import structlog
 from squadron.bridge.daemons import is_alive
 from squadron.bridge.jetstream.link import embedded
 from squadron.bridge.jetstream.wiring import Wiring
+from squadron.bridge.serve.ahead import stand_in
 from squadron.config import VARIABLES, Settings
 from squadron.runtime.logs import settle_logs
 from squadron.runtime.wire.envelope import AgentIdentity
@@ -34,6 +35,9 @@ hypothesis.settings.register_profile(
     "busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("busy")
+
+# Many tests import Ray, in each of the processes that collect them.
+stand_in()
 
 # A shell that has us in the background has us ignore Ctrl-C, and all that tests start would, too.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

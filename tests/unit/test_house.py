@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -15,13 +16,18 @@ SOURCES = sorted(
 )
 #: The layers below the face are symbolic links into the top-level folders.
 SOURCES = [path for path in SOURCES if not any(parent.is_symlink() for parent in path.parents)]
-#: Each source by its place in the repository: its text, and what it is parsed to.
+#: Each source by its place in the repository: its text.
 TEXTS = {str(path.relative_to(ROOT)): path.read_text() for path in SOURCES}
-TREES = {name: ast.parse(text) for name, text in TEXTS.items()}
 MOST_LINES, MOST_FUNCTION_LINES = 400, 60
 NAMED = (ast.Name, ast.Attribute)
 FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 STUB = re.compile(r"\b(?:TODO|FIXME|XXX|HACK|NotImplementedError)\b")
+
+
+@functools.cache
+def trees() -> dict[str, ast.Module]:
+    """What the sources are parsed to. It takes a second: not for each process that collects tests."""
+    return {name: ast.parse(text) for name, text in TEXTS.items()}
 
 
 def test_there_are_sources_to_check():
@@ -33,10 +39,10 @@ def test_a_file_is_one_noun_and_a_function_fits_on_a_screen():
     for name, text in TEXTS.items():
         if text.count("\n") > MOST_LINES:
             faults.append(f"{name} has more than {MOST_LINES} lines")
-        if text and not ast.get_docstring(TREES[name]):
+        if text and not ast.get_docstring(trees()[name]):
             faults.append(f"{name} does not say what it is")
         faults += [f"{name}: {stub}" for stub in STUB.findall(text)]
-        for node in ast.walk(TREES[name]):
+        for node in ast.walk(trees()[name]):
             if isinstance(node, FUNCTION) and (node.end_lineno or 0) - node.lineno >= MOST_FUNCTION_LINES:
                 faults.append(f"{name}: {node.name} has more than {MOST_FUNCTION_LINES} lines")
     assert faults == []
@@ -44,7 +50,7 @@ def test_a_file_is_one_noun_and_a_function_fits_on_a_screen():
 
 def test_what_is_public_has_a_docstring():
     faults = []
-    for name, tree in TREES.items():
+    for name, tree in trees().items():
         for node in tree.body:
             if isinstance(node, (ast.ClassDef, *FUNCTION)) and not node.name.startswith("_"):
                 marks = {getattr(mark, "id", "") for mark in node.decorator_list}
@@ -68,7 +74,7 @@ def _found_twice(names: list[tuple[str, str]]) -> dict[str, list[str]]:
 def test_no_two_classes_share_a_name():
     classes = [
         (node.name, name)
-        for name, tree in TREES.items()
+        for name, tree in trees().items()
         for node in ast.walk(tree)
         if isinstance(node, ast.ClassDef)
     ]
@@ -131,7 +137,7 @@ def _unwatched(tree: ast.AST) -> list[tuple[str, int]]:
 
 def test_each_background_task_is_watched():
     """By `runtime.background.spawn`; those that their starters await are named above, and none that is gone."""
-    assert {(name, function) for name, tree in TREES.items() for function, _ in _unwatched(tree)} == AWAITED
+    assert {(name, function) for name, tree in trees().items() for function, _ in _unwatched(tree)} == AWAITED
 
 
 @pytest.mark.parametrize(
@@ -152,7 +158,7 @@ def test_a_task_that_nobody_watches_is_found(source, count):
 def test_no_log_line_is_given_the_frames_of_an_error():
     """As text, without secrets, by `traceback_of`: whoever renders frames may show their locals."""
     faults = []
-    for name, tree in TREES.items():
+    for name, tree in trees().items():
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
                 owner = ast.unparse(node.func.value) if isinstance(node.func.value, NAMED) else ""
