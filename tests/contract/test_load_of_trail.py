@@ -94,9 +94,9 @@ async def test_a_window_of_the_trail_is_put_to_another_environment(world: World,
         await recorded(trail, 6, kind="result")
     stage = Bell()
     async with elsewhere(wiring, stage) as env:
-        # When it is put to another environment, ten times as fast
+        # When it is put to another environment, twice as fast
         window = ("--since", iso(began), "--until", iso(ended))
-        code, report, err = await load(wiring, *window, "--to", env, "--speed", "10")
+        code, report, err = await load(wiring, *window, "--to", env, "--speed", "2")
         assert code == 0, err
         # Then those of the window come there, those that agents ask by themselves, with their gaps
         texts = [text for text, _ in stage.rung]

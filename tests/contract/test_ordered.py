@@ -246,7 +246,8 @@ async def test_a_head_that_is_tried_again_later_holds_up_its_own_conversation_on
         ("start", "a", 0, 2),
     ]
     assert ledger.ended() == {"a": [0, 1, 2], "b": [0, 1, 2, 3, 4]}
-    assert ledger.steps.index(("end", "b", 4, 1)) < ledger.steps.index(("start", "a", 0, 2))
+    # It comes again after a second, which may not be enough for all of the other.
+    assert ledger.steps.index(("end", "b", 0, 1)) < ledger.steps.index(("start", "a", 0, 2))
     ledger.check_no_two_at_once()
 
 

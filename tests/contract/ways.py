@@ -303,8 +303,9 @@ class A2AWay(Way):
                         if artifact.artifact_id == "stream":
                             if not told.artifact_update.append:
                                 chunks.clear()
-                            chunks.append(_data(artifact))
-                            on_chunk(chunks[-1])
+                            for chunk in _data(artifact):
+                                chunks.append(chunk)
+                                on_chunk(chunk)
                     status = told.status_update.status if told.HasField("status_update") else told.task.status
                     if status.state == pb.TaskState.TASK_STATE_INPUT_REQUIRED and not message.task_id:
                         break
@@ -314,7 +315,7 @@ class A2AWay(Way):
                 message = _message(topic, {"size": answer}, "")
                 message.task_id = task
         kind = str(done.metadata["squadron/outcome"])
-        result = [_data(each) for each in done.artifacts if each.artifact_id == "result"]
+        result = [data for each in done.artifacts if each.artifact_id == "result" for data in _data(each)]
         reason = done.status.message.parts[0].text if done.status.HasField("message") else ""
         return Told(kind, result[0] if result else None, reason, chunks)
 
@@ -342,9 +343,9 @@ def _message(topic: str, content: Any, key: str) -> pb.Message:
     return message
 
 
-def _data(artifact: pb.Artifact) -> Any:
-    data = get_data_parts(artifact.parts)
-    return data[0] if data else artifact.parts[0].text
+def _data(artifact: pb.Artifact) -> list[Any]:
+    """What its parts hold."""
+    return get_data_parts(artifact.parts) or [part.text for part in artifact.parts]
 
 
 class SynadiaWay(Way):
