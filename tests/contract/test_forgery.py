@@ -287,6 +287,12 @@ async def test_v6_only_a_result_of_the_task_settles_it(world: World, serve: Serv
     peer, evil, desk = await world.join("asker"), await world.join("evil"), Desk()
     await serve(desk)
     await serve(Other(), name="other-0a1b2c3d")
+
+    async def other_is_known() -> bool:
+        # Who is not may serve the topic.
+        return peer.registry.refutes("other-0a1b2c3d", "desk.wait")
+
+    await until(other_is_known)
     handle = await peer.caller.submit("desk.wait", {"number": 1})
     outcome = asyncio.create_task(handle.outcome())
     forged = [
