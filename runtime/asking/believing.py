@@ -55,6 +55,16 @@ def check_agent(registry: Registry, topic: str, signed: Signed) -> None:
         raise UntrustedError(f"{by.name} ({by.role}) does not serve {topic}")
 
 
+def is_refuted(registry: Registry, topic: str, source_id: str, content: Any) -> bool:
+    """Whether a result of this topic is of nobody who has a say in it: of an agent that is known to serve others.
+
+    Who is not in the registry may serve the topic all the same, or may have done so. Who asked may have stored
+    that it gave up, whichever process of it that was.
+    """
+    by_asker = isinstance(content, dict) and content.get("outcome") == "cancelled"
+    return not by_asker and registry.refutes(source_id, topic)
+
+
 def least_of(registry: Registry, topic: str) -> VerifyMode:
     """What the author of a topic wants at least, by its card."""
     return "off" if (found := registry.find(topic)) is None else found.verify

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 from pydantic_core import from_json
 
 from squadron.runtime.asking.ask_seal import AskSeal
-from squadron.runtime.asking.believing import believes, check_agent, check_answer, learn_who, least_of
+from squadron.runtime.asking.believing import (
+    believes,
+    check_agent,
+    check_answer,
+    is_refuted,
+    learn_who,
+    least_of,
+)
 from squadron.runtime.asking.plain import wake, woken
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import (
@@ -275,22 +282,15 @@ class Handle:
         return bool(believed)
 
     def _is_answered(self, raw: dict[str, Any], source: str) -> bool:
-        """Whether a result is of this task, and by nobody who is known to have no say in it.
-
-        Anybody may write there. Who is not in the registry may serve the topic all the same, or may have done so.
-        """
+        """Whether a result is of this task, and by nobody who is known to have no say in it."""
         task = self.task_id
         if raw.get("correlationId") != task and raw["context"].get("parentMessageId") != task:
             self._caller.pass_over(self, "it is of another task", source)
             return False
-        if not self._caller.registry.refutes(source, self.topic):
-            return True
-        # Who asked may have stored that it gave up, whichever process of it that was.
-        content = raw["payload"].get("content")
-        by_asker = isinstance(content, dict) and content.get("outcome") == "cancelled"
-        if not by_asker:
+        if is_refuted(self._caller.registry, self.topic, source, raw["payload"].get("content")):
             self._caller.pass_over(self, "its source serves other topics", source)
-        return by_asker
+            return False
+        return True
 
     async def _open(self, message: AgentMessage) -> None:
         try:

@@ -32,6 +32,7 @@ class Arrival:
     """A task that is to run.
 
     Attributes:
+        topic: what it is on.
         readers: for whom its answers are sealed; nobody before it is opened, or if it was not sealed.
         lite_key, announce: where its outcome goes; see `Reports.address`.
         unfit: why it can't go where the sender wants it, or the empty string.
@@ -39,6 +40,7 @@ class Arrival:
         was_here: whether it may have been here before, so that somebody else may be at work on it.
     """
 
+    topic: str
     lite_key: str
     announce: str
     unfit: str
@@ -57,7 +59,7 @@ class Arrival:
         """
         if self.clock.time() <= self.looked_at + after_s:
             return False
-        return await reports.settle_if_stored(delivery, message, self.lite_key, self.announce)
+        return await reports.settle_if_stored(delivery, message, self.topic, self.lite_key, self.announce)
 
 
 async def arrive(
@@ -86,7 +88,7 @@ async def arrive(
         else:
             msg_id = asked.msg_id or msg_id
     lite_key, announce = reports.address(message, topic, elsewhere=bool(unfit) or is_lapsed)
-    if (late or own) and await reports.settle_if_stored(delivery, message, lite_key, announce):
+    if (late or own) and await reports.settle_if_stored(delivery, message, topic, lite_key, announce):
         return None
     alone = not late and not message.once and not unfit
     if alone and delivery.headers.get("Nats-Msg-Id") != msg_id:
@@ -103,9 +105,8 @@ async def arrive(
         await delivery.lease.settle()
         return None
     was_here = late or own
-    return Arrival(
-        lite_key, announce, unfit, now if was_here else min(now, message.timestamp), was_here, ports.clock
-    )
+    looked_at = now if was_here else min(now, message.timestamp)
+    return Arrival(topic, lite_key, announce, unfit, looked_at, was_here, ports.clock)
 
 
 def deadline_of(message: AgentMessage, grant: Budget, clock: Clock) -> Deadline:

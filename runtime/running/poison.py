@@ -19,9 +19,8 @@ _log = get_logger("squadron.turn")
 class Poison:
     """Bytes nobody can read get no second try; they are kept for a person to look at."""
 
-    def __init__(self, ports: Ports, agent: str) -> None:
-        self._ports, self._agent = ports, agent
-        self._reports, self._letters = Reports(ports), DeadLetters(ports)
+    def __init__(self, ports: Ports, agent: str, reports: Reports) -> None:
+        self._ports, self._agent, self._reports, self._letters = ports, agent, reports, DeadLetters(ports)
 
     async def take(self, delivery: Delivery, error: Exception) -> None:
         """Answer, bury and settle what was delivered.

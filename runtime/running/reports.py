@@ -7,15 +7,18 @@ from typing import Any
 
 from pydantic_core import PydanticSerializationError
 
+from squadron.runtime.asking.believing import is_refuted
 from squadron.runtime.errors import ClaimLostError, InvalidMessageError, MessageTooLargeError, UntrustedError
 from squadron.runtime.ports.journal import Entry, Headers
 from squadron.runtime.ports.queue import Delivery
+from squadron.runtime.registry.registry import Registry
 from squadron.runtime.running.once import keep_s
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.store.sealed import input_digest, is_sealed, salt_of
 from squadron.runtime.trust.may_say import is_agent
 from squadron.runtime.trust.sealing import SealKey
 from squadron.runtime.trust.signature_check import Signed
+from squadron.runtime.wire import outcome as outcomes
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.id_note import IdNote
 from squadron.runtime.wire.outcome import Failed, Outcome, outcome_msg_id
@@ -26,8 +29,8 @@ from squadron.runtime.wire.subjects import is_foreign, token_of
 class Reports:
     """One replica's side of answering."""
 
-    def __init__(self, ports: Ports) -> None:
-        self._ports = ports
+    def __init__(self, ports: Ports, registry: Registry) -> None:
+        self._ports, self._registry = ports, registry
 
     async def asked(self, message: AgentMessage, topic: str) -> IdNote | None:
         """What a task's id stands for, if this is the task; asked of one that is answered under its id.
@@ -61,23 +64,27 @@ class Reports:
         announce = to or subjects.result(topic)
         return subjects.lite("outcome", token_of(message.id)), announce
 
-    async def stored(self, message: AgentMessage, lite_key: str) -> bytes | None:
+    async def stored(self, message: AgentMessage, topic: str, lite_key: str) -> bytes | None:
         """This task's outcome, if it is stored; another task's on the same lite topic does not count."""
         newest = await self._ports.lite.last(lite_key)
         if newest is None:
             return None
-        if await self._is_outcome(message, newest):
+        if await self._is_outcome(message, topic, newest):
             return newest.data
         # Behind it may be chunks of an attempt that lost its lease, or what others share this address for.
         found = None
         async for entry in self._ports.lite.read(lite_key):
-            if await self._is_outcome(message, entry):
+            if await self._is_outcome(message, topic, entry):
                 found = entry.data
         return found
 
-    async def _is_outcome(self, message: AgentMessage, entry: Entry) -> bool:
-        """Whether an entry is this task's outcome: by its agent, or by its sender, who gave it up."""
-        if not _is_outcome_of(message, entry.data):
+    async def _is_outcome(self, message: AgentMessage, topic: str, entry: Entry) -> bool:
+        """Whether an entry is this task's outcome: by its agent, or by its sender, who gave it up.
+
+        What its sender would not take for one must not keep it from being run; see `Handle`.
+        """
+        stored = _outcome_of(message, entry.data)
+        if stored is None or is_refuted(self._registry, topic, stored.source.id, stored.payload.content):
             return False
         guard = self._ports.guard
         if guard is None:
@@ -94,10 +101,10 @@ class Reports:
         return True
 
     async def settle_if_stored(
-        self, delivery: Delivery, message: AgentMessage, lite_key: str, announce: str
+        self, delivery: Delivery, message: AgentMessage, topic: str, lite_key: str, announce: str
     ) -> bool:
         """Whether it has ended before: its caller gave it up, or a replica died before it had settled it."""
-        stored = await self.stored(message, lite_key)
+        stored = await self.stored(message, topic, lite_key)
         if stored is None:
             return False
         # Maybe it was not announced.
@@ -181,14 +188,18 @@ class Reports:
             await self.announce(announce, data, headers)
 
 
-def _is_outcome_of(message: AgentMessage, data: bytes) -> bool:
+def _outcome_of(message: AgentMessage, data: bytes) -> AgentMessage | None:
+    """The result that ends this task, if that is one."""
     try:
         stored = AgentMessage.decode(data)
-    except InvalidMessageError:
-        return False
+        ok = outcomes.from_content(stored.payload.content).ok
+    except (InvalidMessageError, ValueError, TypeError, LookupError, AttributeError):
+        return None
     if (stored.metadata or {}).get("refused"):
         # That is told of a message, and does not end the task.
-        return False
+        return None
+    if ok and is_sealed(message) and not is_sealed(stored):
+        return None
     ours = stored.type == "result" and stored.context.parent_message_id == message.id
     # Of a dead letter that was put back, the outcome of its earlier life does not count.
-    return ours and stored.redriven == message.redriven
+    return stored if ours and stored.redriven == message.redriven else None

@@ -84,8 +84,9 @@ class Turns:
     ) -> None:
         ports = caller.ports
         self.agent, self._caller, self._ports, self._me = agent, caller, ports, ports.identity.id
-        self._letters, self._allowance, self._reports = DeadLetters(ports), Allowance(ports), Reports(ports)
-        self._parking, self._poison = Parking(ports, agent), Poison(ports, agent)
+        self._letters, self._allowance = DeadLetters(ports), Allowance(ports)
+        self._reports = Reports(ports, caller.registry)
+        self._parking, self._poison = Parking(ports, agent), Poison(ports, agent, self._reports)
         self._capabilities, self._split = frozenset(capabilities), split or Split(agent, caller.registry)
         self._exact = {handler.topic.name: handler for handler in handlers}
         self._families = [handler for handler in handlers if handler.topic.is_pattern]

@@ -275,6 +275,10 @@ def result(peer: Peer, content: Any, *, sender: str, **head: Any) -> bytes:
     return AgentMessage.new("result", AgentIdentity(id=sender), said, **head).encode()
 
 
+async def _is(so: bool) -> bool:
+    return so
+
+
 class Other(Agent):
     """Serves something else."""
 
@@ -316,6 +320,34 @@ async def test_v6_only_a_result_of_the_task_settles_it(world: World, serve: Serv
     # Who comes later reads all that is stored.
     heir = await world.join("heir")
     assert (await heir.caller.resume(handle.ticket).outcome()).unwrap() == 1
+
+
+async def test_v6_what_its_asker_takes_for_no_outcome_keeps_no_task_from_being_run(
+    world: World, serve: Serve
+) -> None:
+    peer, evil, desk = await world.join("asker"), await world.join("evil"), Desk()
+    replica = await serve(desk, slots=1)
+    await serve(Other(), name="other-0a1b2c3d")
+
+    async def other_is_known() -> bool:
+        registries = (peer.registry, replica.peer.registry)
+        return all(each.refutes("other-0a1b2c3d", "desk.wait") for each in registries)
+
+    await until(other_is_known)
+    before = await peer.caller.submit("desk.wait", {"number": 0})
+    await until(lambda: _is(desk.ran == [0]))
+    # Under an id of its own it is looked for before it runs, as what comes again is.
+    handle = await peer.caller.submit("desk.count", {"number": 1}, AskOptions(task_id="order-9"))
+    head = {"correlation_id": handle.task_id, "parent": handle.task_id}
+    for data in (
+        result(evil, "by another", sender="other-0a1b2c3d", **head),
+        result(evil, "of another", sender="desk-0a1b2c3d", correlation_id="another", parent="another"),
+    ):
+        await evil.lite.append(handle.reply_to, data, ttl_s=60)
+    desk.go.set()
+    assert (await before.outcome()).unwrap() == 0
+    assert (await handle.outcome()).unwrap() == 1
+    assert desk.ran == [0, 1]
 
 
 async def test_v6_who_is_not_in_the_registry_may_answer(world: World) -> None:
