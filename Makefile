@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SBOM_OF ?= $(BIN)/python
+SBOM ?= build/sbom.json
 # Hundreds of processes import the same modules: what one has compiled is there for the others.
 export PYTHONDONTWRITEBYTECODE :=
 
@@ -108,8 +109,8 @@ build: $(STAMP) ## Build sdist and wheel into dist
 	$(BIN)/python -m build
 
 sbom: $(STAMP) ## Write build/sbom.json (CycloneDX): all that is installed where SBOM_OF=…/python runs, or .venv
-	@mkdir -p build
-	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --mc-type library --output-reproducible --of JSON -o build/sbom.json $(SBOM_OF)
+	@mkdir -p $(dir $(SBOM))
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --mc-type library --output-reproducible --of JSON -o $(SBOM) $(SBOM_OF)
 
 clean: ## Remove what was built and cached, .venv included; running servers stay (squadron down)
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -36,7 +36,7 @@ from squadron.bridge.jetstream.link import embedded
 from squadron.bridge.jetstream.link.at_home import JS_API, as_user
 from squadron.bridge.jetstream.link.dial import connect
 from squadron.bridge.jetstream.queue import subjects_held
-from squadron.bridge.jetstream.stream_configs import STREAM_NOT_FOUND, StreamNames, ask_for, find
+from squadron.bridge.jetstream.stream_configs import NO_LEADER, STREAM_NOT_FOUND, StreamNames, ask_for, find
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.bridge.trusting import Trusting
 from squadron.config import Settings
@@ -153,18 +153,18 @@ class Gathering:
 
     async def _jetstream(self) -> Fault | None:
         hint = "enable JetStream on the nats-server (`jetstream { store_dir: … }`), and for this account"
+        more_servers = "more than half of the servers of the NATS cluster must run: start those that are down"
         try:
             request = self._connection.request(f"{self._connection.api_prefix}.INFO", b"", within_s=self._within_s)
             error = json.loads((await request).data).get("error")
         except BusUnavailableError as failed:
             if "nobody answers" in str(failed):
                 return Fault("the nats-server has no JetStream", hint)
-            return Fault(
-                f"JetStream gives no answer in {self._within_s:g} s: it has no leader",
-                "more than half of the servers of the NATS cluster must run: start those that are down",
-            )
+            return Fault(f"JetStream gives no answer in {self._within_s:g} s: it has no leader", more_servers)
         if error is None:
             return None
+        if error.get("err_code") == NO_LEADER:
+            return Fault(f"JetStream refuses: it has no leader ({error.get('description')})", more_servers)
         return Fault(f"JetStream refuses: {error.get('description')}", hint)
 
     async def _account(self) -> str:

@@ -36,6 +36,8 @@ LOOK_S = 5.0
 
 #: JetStream error codes (nats-server `errors.json`).
 CONSUMER_NOT_FOUND = 10014
+#: err_code of JetStream's API when there is no leader to do what is asked ("temporarily unavailable").
+NO_LEADER = 10008
 NO_MESSAGE = 10037
 _STREAM_NAME_IN_USE = 10058
 STREAM_NOT_FOUND = 10059

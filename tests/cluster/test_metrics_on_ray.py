@@ -287,10 +287,15 @@ async def test_a_real_prometheus_scrapes_a_running_squad(squad: Squad, tmp_path:
         await until(scraped)
         tasks = prometheus.query(address, 'agent_tasks_total{agent_id="teller"}')
         assert tasks[("teller", "dead_lettered")] >= 1
-        counts = prometheus.query(address, 'agent_task_duration_seconds_count{agent_id="teller"}')
-        # Each attempt took its time.
-        retries = prometheus.query(address, "sum(squadron_task_retries_total)")
-        assert counts[("teller",)] == sum(tasks.values()) + retries.get((), 0)
+
+        async def each_attempt_took_its_time() -> bool:
+            # Two scrapes may lie between the first answer and the last.
+            names = 'agent_task_duration_seconds_count{agent_id="teller"}', 'agent_tasks_total{agent_id="teller"}'
+            counts, ends = (prometheus.query(address, each) for each in names)
+            retries = prometheus.query(address, "sum(squadron_task_retries_total)")
+            return counts[("teller",)] == sum(ends.values()) + retries.get((), 0)
+
+        await until(each_attempt_took_its_time)
         p95 = "histogram_quantile(0.95, sum by (le) (agent_task_duration_seconds_bucket))"
         assert 0 < prometheus.query(address, p95)[()] < 600
         assert prometheus.query(address, "up") == {(): 1}

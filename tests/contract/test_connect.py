@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import time
+from pathlib import Path
 
 import pytest
 
@@ -18,7 +19,9 @@ from squadron.runtime import background
 from squadron.runtime.errors import BusUnavailableError, ConfigError
 from squadron.runtime.ports.queue import Delivery, Mailbox
 from squadron.runtime.wire.envelope import AgentIdentity
+from tests.conftest import freeze
 from tests.contract.conftest import SOON_S
+from tests.contract.own_server import OwnServer
 
 
 @pytest.fixture(scope="module")
@@ -260,3 +263,16 @@ async def test_what_is_sent_on_a_connection_that_is_gone_is_kept_and_logged_by_n
     assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
     await sender.aclose()
     await reader.aclose()
+
+
+async def test_a_connection_that_is_lost_while_it_closes_is_closed(tmp_path: Path) -> None:
+    server = OwnServer(tmp_path, jetstream="off")
+    server.start()
+    connection = await connect(Settings(home=tmp_path, nats_url=server.url), name="test")
+    freeze(server.pid)
+    closing = asyncio.create_task(connection.aclose())
+    # It waits for the server to take what is left.
+    await asyncio.sleep(0.1)
+    server.stop()
+    await closing
+    assert connection.client.is_closed

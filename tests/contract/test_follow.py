@@ -8,6 +8,7 @@ import re
 import urllib.request
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from squadron.runtime.lite.followed import MOST_LIVE, Batch
 from squadron.runtime.lite.follower import MOST_READ, Follower
 from squadron.runtime.ports.bus import Subscription
 from squadron.runtime.ports.journal import Entry, Journal
-from tests.contract.conftest import ON_NATS, SOON_S, Peer, World, until
+from tests.contract.conftest import ON_NATS, SOON_S, Peer, World, at_last, until
 
 
 class Leaky:
@@ -591,7 +592,8 @@ async def test_ten_thousand_topics_take_one_subscription_and_no_consumer(
         follower.add(each)
     for some in range(0, len(keys), 1_000):
         # Those that are not acknowledged within their time, on a busy machine, are sent again.
-        await asyncio.gather(*(peer.lite.append(each, b"0", msg_id=each) for each in keys[some : some + 1_000]))
+        batch = [partial(peer.lite.append, each, b"0", msg_id=each) for each in keys[some : some + 1_000]]
+        await asyncio.gather(*map(at_last, batch))
     for each in keys:
         await asyncio.wait_for(heard[each].wait(), SOON_S)
     after = await asyncio.to_thread(_subscriptions, settings)

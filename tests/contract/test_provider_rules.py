@@ -13,7 +13,7 @@ from squadron.actors.goals.supervisor import Supervisor
 from squadron.actors.thinking.model import ModelTurn, ToolCall
 from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.wire.topics import AgentCard, SemanticTopic
-from tests.contract.conftest import ON_NATS, Peer, Serve
+from tests.contract.conftest import ON_NATS, Peer, Serve, until
 from tests.llm_servers import ScriptedAnthropicServer, ScriptedOpenAIServer
 
 SERVERS = {"openai": ScriptedOpenAIServer, "anthropic": ScriptedAnthropicServer}
@@ -76,7 +76,12 @@ async def test_a_run_that_finds_cards_that_its_provider_refuses_completes_and_sa
     await peer.registry.advertise(AgentCard(agent="stranger", topics=topics))
     await peer.registry.renew("stranger", "stranger-1")
     await serve(Tailor(), name="tailor")
-    await serve(Supervisor())
+    supervisor = await serve(Supervisor())
+
+    async def all_cards_are_known() -> bool:
+        return all(supervisor.peer.registry.find(name) for name in (*CARDS, "measure.size"))
+
+    await until(all_cards_are_known)
     with SERVERS[provider](play) as server:
         monkeypatch.setenv(f"{provider.upper()}_API_KEY", "a-key")
         monkeypatch.setenv(f"{provider.upper()}_BASE_URL", server.base_url)

@@ -386,7 +386,7 @@ class Connection:
         try:
             async with asyncio.timeout(1.0):
                 await self.flush()
-        except (TimeoutError, BusUnavailableError):
+        except (TimeoutError, BusUnavailableError, SquadClosedError):
             _log.debug("nats.close_unflushed")
         finally:
             # Also when this is cancelled meanwhile.
