@@ -68,8 +68,6 @@ class Registry:
         self.heartbeat_s, self.grace_s = heartbeat_s, GRACE_S
         self._served = ServedTopics()
         self._cards = self._served.cards
-        #: The last ones of those that have none any more: what they answered may be on its way.
-        self._withdrawn: dict[str, AgentCard] = {}
         #: Those that live, by agent and replica; an agent without any has no entry.
         self._present = Present()
         self._places: dict[str, Newest] = {}
@@ -277,9 +275,7 @@ class Registry:
             self._served.put(card)
             self._due.pop(entry.key, None)
         else:
-            # Withdrawn; kept in mind until what is on its way still has come.
-            if (last := self._served.drop(agent)) is not None:
-                self._withdrawn[agent] = last
+            self._served.drop(agent)
             self._due[entry.key] = self._clock.time() + self.presence_ttl_s + ROUNDED_S
         for sink in self._on_card:
             sink(agent)
@@ -361,12 +357,12 @@ class Registry:
 
     def serves(self, agent: str, topic: str) -> bool:
         """Whether this agent serves the topic by its card, or did so by its last one."""
-        return any(agent in of and of[agent].serves(topic) for of in (self._cards, self._withdrawn))
+        return self._served.is_served_by(agent, topic)
 
     def refutes(self, source_id: str, topic: str) -> bool:
         """Whether a source is of an agent that is known to serve other topics, and this one is served."""
         card = self._cards.get(source_id.rpartition("-")[0]) or self._cards.get(source_id)
-        return card is not None and not card.serves(topic) and self.find(topic) is not None
+        return card is not None and not self.serves(card.agent, topic) and self.find(topic) is not None
 
     async def wait_for(self, topic: str, *, within_s: float) -> SemanticTopic | None:
         """Like `find`, but waits until nothing is missing here, and then `grace_s` for the topic to appear."""

@@ -23,6 +23,8 @@ class ServedTopics:
 
     def __init__(self, ranker: Ranker | None = None) -> None:
         self.cards: dict[str, AgentCard] = {}
+        #: The last ones with a topic that their agent serves no more: what it answered may be on its way.
+        self._former: dict[str, AgentCard] = {}
         #: Topics and families by name, and who serves them.
         self._served: dict[str, dict[str, SemanticTopic]] = {}
         self._ranker: Ranker = ranker or LexicalRanker()
@@ -32,13 +34,23 @@ class ServedTopics:
 
     def put(self, card: AgentCard) -> None:
         """Take a card in, instead of the agent's last one."""
-        self.drop(card.agent)
+        last = self._take_out(card.agent)
+        if last is not None and {each.name for each in last.topics} - {each.name for each in card.topics}:
+            self._former[card.agent] = last
         self.cards[card.agent] = card
         for topic in card.topics:
             self._served.setdefault(topic.name, {})[card.agent] = topic
 
-    def drop(self, agent: str) -> AgentCard | None:
-        """Forget an agent's card; returns it, if there was one."""
+    def drop(self, agent: str) -> None:
+        """An agent has no card any more."""
+        if (last := self._take_out(agent)) is not None:
+            self._former[agent] = last
+
+    def is_served_by(self, agent: str, topic: str) -> bool:
+        """Whether this agent serves the topic by its card, or did so by its last one."""
+        return any(agent in of and of[agent].serves(topic) for of in (self.cards, self._former))
+
+    def _take_out(self, agent: str) -> AgentCard | None:
         self._unseen[agent] = None
         if (card := self.cards.pop(agent, None)) is not None:
             for topic in card.topics:

@@ -22,6 +22,7 @@ from squadron.runtime.ports.queue import Backlog
 from squadron.runtime.running.context import Context
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.outcome import Cancelled, Result, outcome_msg_id
+from squadron.runtime.wire.topics import AgentCard, SemanticTopic
 from squadron.testing import now_s
 from tests.contract.conftest import SOON_S, Peer, Serve, World, until
 
@@ -47,6 +48,31 @@ class Desk(Agent):
             except asyncio.CancelledError:
                 continue
         return "done after all"
+
+
+class Before(Agent):
+    """Has a topic that goes to another agent while it is at work."""
+
+    def __init__(self) -> None:
+        self.began, self.go = asyncio.Event(), asyncio.Event()
+
+    @topic("before.keep")
+    async def keep(self) -> None:
+        """Stays with it."""
+
+    @topic("moving.work")
+    async def work(self) -> str:
+        self.began.set()
+        await self.go.wait()
+        return "before"
+
+
+class After(Agent):
+    """Has it then."""
+
+    @topic("moving.work")
+    async def work(self) -> str:
+        return "after"
 
 
 async def _outcomes(peer: Peer, key: str) -> list[str]:
@@ -236,3 +262,24 @@ async def test_a_handler_that_takes_minutes_is_heard(world: World, serve: Serve)
     await _empty(peer)
     assert await _outcomes(peer, handle.reply_to) == ["result"]
     assert desk.ran == [0]
+
+
+async def test_what_was_begun_before_its_topic_went_to_another_agent_is_answered(
+    world: World, serve: Serve
+) -> None:
+    peer, before = await world.join("caller"), Before()
+    await serve(before, name="before-1")
+    handle = await peer.caller.submit("moving.work", {}, AskOptions(within_s=SOON_S))
+    await before.began.wait()
+
+    await serve(After(), name="after-1")
+    bridge = await world.join("bridge", bridge=True)
+    rest = AgentCard(agent="before", topics=(SemanticTopic(name="before.keep"),))
+    await bridge.registry.advertise(rest)
+
+    async def has_moved() -> bool:
+        return peer.registry.card("before") == rest and peer.registry.card("after") is not None
+
+    await until(has_moved)
+    before.go.set()
+    assert (await handle.outcome()).unwrap() == "before"
