@@ -157,7 +157,7 @@ class Verifier:
 
     def __init__(self) -> None:
         self.faults: list[Flaw] = []
-        #: Heads by the number of entries up to them, for anchors: a batch without entries makes another of the same.
+        #: Heads by the number of entries up to them, for anchors; a batch without entries adds one.
         self.heads: defaultdict[int, set[str]] = defaultdict(set)
         #: Number of the first entry that is there, and of the next one; 0 before there is one.
         self.first = self.next = 0

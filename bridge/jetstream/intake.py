@@ -286,11 +286,11 @@ def _caught(msg: Heard, tasks: str) -> Caught:
     root, environment, kind, *rest = subject.split(".")
     # Only where the server itself puts them: every client may publish what is sent and done, with any headers.
     with contextlib.suppress(LookupError, ValueError, OverflowError):
+        origin = tasks, ".".join((root, environment, *rest))
         if kind != "filed":
             name, number, *_ = headers["Nats-Stream-Source"].split(" ")
             seq, stream = int(number), name
-        elif rest[0] not in ("sent", "action") and headers["Nats-Stream"] == tasks:
-            if headers["Nats-Subject"] == ".".join((root, environment, *rest)):
-                told_at = datetime.fromisoformat(headers["Nats-Time-Stamp"]).timestamp()
-                seq, at, stream, subject = int(headers["Nats-Sequence"]), told_at, tasks, headers["Nats-Subject"]
+        elif rest[0] not in ("sent", "action") and (headers["Nats-Stream"], headers["Nats-Subject"]) == origin:
+            told_at = datetime.fromisoformat(headers["Nats-Time-Stamp"]).timestamp()
+            seq, at, (stream, subject) = int(headers["Nats-Sequence"]), told_at, origin
     return Caught(subject, msg.data, headers, stream, seq, at, int(place))
