@@ -13,6 +13,9 @@ from pydantic_core import PydanticSerializationError, to_json, to_jsonable_pytho
 
 #: Kept, because making it takes longer than writing a small input.
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
+#: Spaces of all widths, and what joins signs into one: Python calls them unprintable, but people write them, and
+#: no terminal obeys them.
+SPACES = "\xa0\u1680\u202f\u205f\u3000\u200c\u200d" + "".join(map(chr, range(0x2000, 0x200B)))
 
 
 def whole(value: Any) -> Any:
@@ -66,6 +69,17 @@ def printable(text: str, keep: str = "\n\t") -> str:
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() or each in keep else repr(each)[1:-1] for each in text)
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """A value as JSON for people to read, too: what a terminal might obey stands in it as JSON escapes it."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent, default=str)
+    if text.isprintable():
+        return text
+    # The ends of lines stand between texts, never in one; of DEL alone JSON makes no escape.
+    return "".join(
+        each if each.isprintable() or each == "\n" or each in SPACES else json.dumps(each)[1:-1] for each in text
+    ).replace("\x7f", "\\u007f")
 
 
 def one_line(text: str, characters: int) -> str:

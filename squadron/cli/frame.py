@@ -1,5 +1,6 @@
 """What all commands share: exit codes, errors in one line, a quiet end at Ctrl-C, the way to a squad.
 
+All that a command says goes out here: anybody may have written it, and nothing of it may move a terminal's cursor.
 Nothing here imports ray or nats before a command needs them.
 """
 
@@ -7,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import signal
@@ -22,6 +22,7 @@ from squadron.config import Settings
 from squadron.runtime import errors
 from squadron.runtime.errors import SquadronError
 from squadron.runtime.retries import summary_of, traceback_of
+from squadron.runtime.texts import SPACES, json_text
 from squadron.runtime.texts import printable as printable
 
 if TYPE_CHECKING:
@@ -138,9 +139,9 @@ _shown: Console | None = None
 
 def err() -> Console:
     """The console for people; it has no colours where nobody sees them (no terminal, `NO_COLOR`)."""
-    from rich.console import Console
+    from squadron.cli.clean_console import CleanConsole
 
-    return _shown or Console(stderr=True, highlight=False)
+    return _shown or CleanConsole(stderr=True, highlight=False, emoji=False)
 
 
 @contextlib.contextmanager
@@ -168,16 +169,44 @@ def progress(title: str, *, many: bool) -> Iterator[Callable[[int, int], Any]]:
 
 def out() -> Console:
     """The console for results. In a pipe lines are as long as they are: a program reads them."""
-    from rich.console import Console
+    from squadron.cli.clean_console import CleanConsole
 
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 10_000)
+    return CleanConsole(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 10_000)
 
 
-def print_json(value: Any) -> None:
-    """One JSON value on stdout: indented for a person, one line for a program."""
-    indent = 2 if sys.stdout.isatty() else None
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=indent, default=str) + "\n")
+def write(text: str) -> None:
+    """Lines on stdout, without what could move a cursor: they may come to a terminal by a pipe, too."""
+    sys.stdout.write(printable(text, f"\n\t{SPACES}"))
+
+
+def write_row(*cells: str) -> None:
+    """A line on stdout of cells with tabs between: none of them holds a tab or the end of a line."""
+    sys.stdout.write("\t".join(printable(each, SPACES) for each in cells) + "\n")
+
+
+def write_whole(text: str) -> None:
+    """What somebody asked for on stdout: to a file it goes as it is, and on a terminal as `write` has it."""
+    if sys.stdout.isatty():
+        write(text.replace("\r\n", "\n"))
+    else:
+        sys.stdout.write(text)
+
+
+def print_json(value: Any, *, indent: int | None = 2) -> None:
+    """One JSON value on stdout: one line for a program, and indented so much for a person."""
+    sys.stdout.write(json_text(value, indent if sys.stdout.isatty() else None) + "\n")
     sys.stdout.flush()
+
+
+def ask(text: str, **how: Any) -> str:
+    """What the person at the terminal says to that."""
+    said: str = typer.prompt(printable(text, ""), err=True, **how)
+    return said
+
+
+def confirm(text: str) -> bool:
+    """Whether the person at the terminal says yes to that."""
+    return typer.confirm(printable(text, ""), err=True)
 
 
 def settings_of(ctx: typer.Context) -> Settings:
