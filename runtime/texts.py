@@ -9,13 +9,12 @@ import json
 import unicodedata
 from typing import Any
 
-from pydantic_core import PydanticSerializationError, to_json, to_jsonable_python
+from pydantic_core import PydanticSerializationError, from_json, to_json, to_jsonable_python
 
+#: So deep may JSON be nested that pydantic reads; it writes 50 levels more.
+READ_DEEP = 200
 #: Kept, because making it takes longer than writing a small input.
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
-#: Spaces of all widths, and what joins signs into one: Python calls them unprintable, but people write them, and
-#: no terminal obeys them.
-SPACES = "\xa0\u1680\u202f\u205f\u3000\u200c\u200d" + "".join(map(chr, range(0x2000, 0x200B)))
 
 
 def whole(value: Any) -> Any:
@@ -35,15 +34,26 @@ def encoded(value: Any) -> bytes:
     """A value as UTF-8 JSON, as all that travels is written; halves of surrogate pairs as `whole` has them.
 
     Raises:
-        PydanticSerializationError: something in it is not JSON.
+        PydanticSerializationError: something in it is not JSON, or it is nested so deep that nobody can read it.
     """
     try:
-        return to_json(value, inf_nan_mode="null")
+        data = to_json(value, inf_nan_mode="null")
     except PydanticSerializationError as error:
         # Looked for only here: nearly nothing has any, and looking costs more than writing.
         if "surrogates not allowed" not in str(error):
             raise
-    return to_json(whole(jsonable(value)), inf_nan_mode="null")
+        data = to_json(whole(jsonable(value)), inf_nan_mode="null")
+    if data.count(b"[") + data.count(b"{") > READ_DEEP:
+        _check_depth(data)
+    return data
+
+
+def _check_depth(data: bytes) -> None:
+    """What is written may be deeper than what is read, and nobody would be told of an outcome."""
+    try:
+        from_json(data)
+    except ValueError:
+        raise PydanticSerializationError(f"it is nested deeper than {READ_DEEP} levels") from None
 
 
 def jsonable(value: Any) -> Any:
@@ -69,17 +79,6 @@ def printable(text: str, keep: str = "\n\t") -> str:
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() or each in keep else repr(each)[1:-1] for each in text)
-
-
-def json_text(value: Any, indent: int | None = None) -> str:
-    """A value as JSON for people to read, too: what a terminal might obey stands in it as JSON escapes it."""
-    text = json.dumps(value, ensure_ascii=False, indent=indent, default=str)
-    if text.isprintable():
-        return text
-    # The ends of lines stand between texts, never in one; of DEL alone JSON makes no escape.
-    return "".join(
-        each if each.isprintable() or each == "\n" or each in SPACES else json.dumps(each)[1:-1] for each in text
-    ).replace("\x7f", "\\u007f")
 
 
 def one_line(text: str, characters: int) -> str:

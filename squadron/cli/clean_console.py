@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from squadron.runtime.texts import SPACES, printable
+from squadron.cli.frame import SPACES, printable
 
 
 class CleanConsole(Console):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import signal
@@ -22,7 +23,6 @@ from squadron.config import Settings
 from squadron.runtime import errors
 from squadron.runtime.errors import SquadronError
 from squadron.runtime.retries import summary_of, traceback_of
-from squadron.runtime.texts import SPACES, json_text
 from squadron.runtime.texts import printable as printable
 
 if TYPE_CHECKING:
@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from squadron.client.squad import Squad
 
 OK, ENDED_OTHERWISE, BAD_USAGE, NOT_RUNNING = 0, 1, 2, 3
+
+#: Spaces of all widths, and what joins signs into one: Python calls them unprintable, but people write them, and
+#: no terminal obeys them.
+SPACES = "\xa0\u1680\u202f\u205f\u3000\u200c\u200d" + "".join(map(chr, range(0x2000, 0x200B)))
 
 _CODES: dict[type[SquadronError], int] = {
     errors.ConfigError: BAD_USAGE,
@@ -192,9 +196,20 @@ def write_whole(text: str) -> None:
         sys.stdout.write(text)
 
 
+def _json_text(value: Any, indent: int | None = None) -> str:
+    """A value as JSON for people to read, too: what a terminal might obey stands in it as JSON escapes it."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent, default=str)
+    if text.isprintable():
+        return text
+    # The ends of lines stand between texts, never in one; of DEL alone JSON makes no escape.
+    return "".join(
+        each if each.isprintable() or each == "\n" or each in SPACES else json.dumps(each)[1:-1] for each in text
+    ).replace("\x7f", "\\u007f")
+
+
 def print_json(value: Any, *, indent: int | None = 2) -> None:
     """One JSON value on stdout: one line for a program, and indented so much for a person."""
-    sys.stdout.write(json_text(value, indent if sys.stdout.isatty() else None) + "\n")
+    sys.stdout.write(_json_text(value, indent if sys.stdout.isatty() else None) + "\n")
     sys.stdout.flush()
 
 

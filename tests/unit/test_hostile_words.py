@@ -23,6 +23,7 @@ from squadron.bridge.health.diagnosis import Diagnosis
 from squadron.bridge.health.facts import ReplicaFacts
 from squadron.cli import doctor, frame
 from squadron.cli.app import app
+from squadron.cli.frame import SPACES
 from squadron.cli.progress import _Pane, _PlainLines
 from squadron.client.remote_servers import RemoteServer
 from squadron.runtime.asking.answering import OpenQuestion, QuestionNews
@@ -31,7 +32,6 @@ from squadron.runtime.lite.listing import LiteInfo
 from squadron.runtime.lite.reader import LiteMessage
 from squadron.runtime.store.dead_letters import DeadLetter
 from squadron.runtime.streams.writer import Chunk
-from squadron.runtime.texts import SPACES
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.wire.outcome import Failed, Result
 from squadron.runtime.wire.question import Proposal, Question, Reply
