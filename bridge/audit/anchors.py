@@ -17,6 +17,9 @@ from nacl.signing import SigningKey, VerifyKey
 from squadron.bridge.daemons import private_dir
 from squadron.runtime.errors import ConfigError
 
+#: What is raised by a line that is no anchor, or not one of that key.
+_WRONG = (ValueError, LookupError, TypeError, nacl.exceptions.CryptoError)
+
 
 @dataclass(frozen=True, slots=True)
 class Anchor:
@@ -65,6 +68,17 @@ class Seal:
             os.fsync(file.fileno())
         return line
 
+    def last(self) -> Anchor | None:
+        """The newest anchor of this file that these keys signed, if there is one."""
+        try:
+            lines = self.anchor_file.read_bytes().splitlines()
+        except OSError:
+            return None
+        for line in reversed(lines):
+            with contextlib.suppress(*_WRONG):
+                return _anchor_in(line, self.public_key)
+        return None
+
 
 def _seed(path: Path) -> bytes:
     try:
@@ -101,11 +115,15 @@ def read_anchors(path: Path, *, public_key: str = "") -> tuple[list[Anchor], lis
     anchors, wrong = [], []
     for number, line in enumerate(lines, 1):
         try:
-            said = json.loads(line)
-            public_key = public_key or said["key"]
-            anchor = Anchor(said["environment"], int(said["count"]), said["head"], said["at"])
-            VerifyKey(bytes.fromhex(public_key)).verify(anchor.signed(), bytes.fromhex(said["signature"]))
-            anchors.append(anchor)
-        except (ValueError, LookupError, TypeError, nacl.exceptions.CryptoError) as error:
+            public_key = public_key or json.loads(line)["key"]
+            anchors.append(_anchor_in(line, public_key))
+        except _WRONG as error:
             wrong.append(f"line {number} of {path.name}: {str(error) or type(error).__name__}")
     return anchors, wrong
+
+
+def _anchor_in(line: str | bytes, public_key: str) -> Anchor:
+    said = json.loads(line)
+    anchor = Anchor(said["environment"], int(said["count"]), said["head"], said["at"])
+    VerifyKey(bytes.fromhex(public_key)).verify(anchor.signed(), bytes.fromhex(said["signature"]))
+    return anchor

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from squadron.bridge.audit.anchors import Seal
 from squadron.bridge.audit.chain import Link, SealedBatch, sealed
 from squadron.bridge.audit.records import Record, RecordMaker
-from squadron.bridge.jetstream.audit_streams import AuditPolicy
+from squadron.bridge.jetstream.audit_streams import DAY_S, AuditPolicy
 from squadron.bridge.jetstream.intake import Caught, Intake, Stored
 from squadron.runtime.background import to_its_end
 from squadron.runtime.errors import BusUnavailableError, FencedError, InvalidMessageError, MessageTooLargeError
@@ -47,8 +47,8 @@ class _State:
     #: How far the intake was taken in by what is stored, and how far it was purged.
     stored: int = 0
     purged: int = 0
-    #: How many entries there were at the last anchor.
-    anchored: int = -1
+    #: The head that was anchored last.
+    anchored: str = ""
 
     @property
     def count(self) -> int:
@@ -114,15 +114,27 @@ class Archivist:
                 self._anchor()
 
     async def _begin(self) -> _State:
-        made_at, before, last = await self._intake.look()
-        state = self._state_after(made_at, before, last)
+        made_at, before, last, seq = await self._intake.look()
+        if last is not None:
+            state = self._state_after(made_at, last)
+        elif seq:
+            state = self._state_after_lapse(made_at, seq)
+        else:
+            state = _State(0, Link(intake=(0, made_at), cursors=before))
         await self._intake.begin(state.link.intake[0])
         return state
 
+    def _state_after_lapse(self, made_at: str, seq: int) -> _State:
+        """All batches have lapsed: the last anchor is what is known. What comes first of a stream is no gap."""
+        anchor = self._seal.last()
+        link = Link(intake=(0, made_at))
+        if anchor is not None:
+            link = replace(link, first=anchor.count + 1, previous=anchor.head)
+        _log.warning("archivist.lapsed", entries=link.first - 1, anchored_at=anchor.at if anchor else None)
+        return _State(seq, link, anchored=link.previous)
+
     @staticmethod
-    def _state_after(made_at: str, before: dict[str, int], last: Stored | None) -> _State:
-        if last is None:
-            return _State(0, Link(intake=(0, made_at), cursors=before))
+    def _state_after(made_at: str, last: Stored) -> _State:
         batch = SealedBatch.unpacked(last.data, last.head)
         link, _ = batch.link()
         if link.intake[1] != made_at:
@@ -150,7 +162,9 @@ class Archivist:
         gaps = state.link.gaps + sum(each["kind"] == "gap" for each in records)
         state.link = replace(state.link, intake=(intake, state.link.intake[1]), cursors=cursors, gaps=gaps)
         # What is passed over is not forgotten by whoever goes on: now and then a batch without entries says so.
-        if records or intake - state.stored >= BATCH:
+        # Another does where nothing comes, before the newest lapses, or nobody would know how far all is.
+        is_old = time.time() - state.link.at > policy.keep_days * DAY_S / 2
+        if records or intake - state.stored >= BATCH or (is_old and state.seq and policy.keep_days):
             # Who is stopped meanwhile anchors what is stored, not what was known to be.
             await to_its_end(self._store(state, records))
 
@@ -194,9 +208,9 @@ class Archivist:
         """Anchor what is stored, if something is that was not."""
         state = self._state
         self._anchor_at = time.monotonic() + self._anchor_s
-        if state is not None and state.count > state.anchored and state.count > 0:
+        if state is not None and state.count and state.link.previous != state.anchored:
             line = self._seal.anchor(state.count, state.link.previous)
-            state.anchored = state.count
+            state.anchored = state.link.previous
             _log.info("archivist.anchor", anchor=line)
 
 

@@ -170,7 +170,9 @@ class Verifier:
             link, marks = batch.link()
         except InvalidMessageError as error:
             return self.unreadable(error)
-        self.first = self.first or link.first
+        if not self.first:
+            self.first = link.first
+            self.heads[link.first - 1].add(link.previous)
         expected, last = self.next or link.first, link.first + len(marks) // _MARK - 1
         if link.first > expected:
             self._fault("missing", expected, link.first - 1, "there is no batch with them")

@@ -17,6 +17,7 @@ from squadron.bridge.audit.chain import Flaw, SealedBatch, Verifier
 from squadron.bridge.audit.records import Record
 from squadron.bridge.audit.tables import write_parquet
 from squadron.bridge.jetstream.audit_streams import (
+    DAY_S,
     AuditPolicy,
     audit_stream,
     audit_subject,
@@ -178,7 +179,7 @@ class AuditTrail:
             BusUnavailableError: the server can't be reached.
         """
         verifier = Verifier()
-        await self._policy()
+        keep_s = (await self._policy()).keep_days * DAY_S
         chosen = anchors if anchors is not None else self.anchor_file if self.anchor_file.exists() else None
         # Before the trail: what is anchored meanwhile may not have been there yet.
         held = _anchors(chosen, public_key)
@@ -187,7 +188,8 @@ class AuditTrail:
                 verifier.take(SealedBatch.unpacked(entry.data, entry.headers.get("Nats-Msg-Id", "")))
             except InvalidMessageError as error:
                 verifier.unreadable(error)
-        return _verdict(verifier, held)
+        # While an archivist works, the newest batch is at most half as old: what a later anchor knows of is there.
+        return _verdict(verifier, held, lapsed=time.time() - keep_s / 2 if keep_s else 0.0)
 
     async def export(self, file: IO[bytes], format: ExportFormat = "jsonl") -> int:
         """Write the whole trail; returns how many entries.
@@ -300,13 +302,21 @@ def _anchors(path: Path | None, public_key: str) -> tuple[list[Anchor], list[str
     return read_anchors(path, public_key=public_key)
 
 
-def _verdict(verifier: Verifier, anchors: tuple[list[Anchor], list[str]]) -> Verified:
-    """What there is to say once all batches were taken, with the anchors."""
+def _verdict(verifier: Verifier, anchors: tuple[list[Anchor], list[str]], *, lapsed: float = 0.0) -> Verified:
+    """What there is to say once all batches were taken, with the anchors.
+
+    Args:
+        lapsed: if nothing is there, all that was anchored before this time may have lapsed.
+    """
     found, unproven = anchors
+    lapsed_at = datetime.fromtimestamp(lapsed, UTC).isoformat(timespec="milliseconds")
     held = 0
     for anchor in found:
-        if anchor.count < verifier.first - 1:
+        if anchor.count < verifier.first and anchor.head not in verifier.heads[anchor.count]:
             continue  # what it is about has lapsed
+        if not verifier.next and anchor.at < lapsed_at:
+            unproven = ["nothing is there: all may have lapsed"]
+            continue
         verifier.hold(anchor.count, anchor.head, anchor.at)
         held += 1
     last = max(0, verifier.next - 1)

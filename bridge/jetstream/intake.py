@@ -98,14 +98,20 @@ class Intake:
         """Whether another archivist is at work."""
         return any(map(is_used, await archivists(self._connection, self._names)))
 
-    async def look(self) -> tuple[str, dict[str, int], Stored | None]:
-        """When the intake was made, what was before it of each stream, and the newest batch of the trail.
+    async def look(self) -> tuple[str, dict[str, int], Stored | None, int]:
+        """When the intake was made, what was before it of each stream, the newest batch of the trail, and the
+        number of the newest that there ever was.
 
         Raises:
             BusUnavailableError: the server can't be reached, or there is no intake.
         """
         info = await ask_for(self._connection, f"STREAM.INFO.{self._stream}")
-        return str(info["created"]), baseline(self._names, info["config"]), await self.last()
+        # Asked first: what another archivist appends meanwhile has a higher number, and this one is refused.
+        trail = (await ask_for(self._connection, f"STREAM.INFO.{self._trail}"))["state"]
+        last = await self.last()
+        if last is None and trail["messages"]:
+            raise BusUnavailableError(f"{self._trail} did not show its newest batch")
+        return str(info["created"]), baseline(self._names, info["config"]), last, int(trail["last_seq"])
 
     async def begin(self, after: int) -> None:
         """Take the intake over, from the message after the one with this number on.

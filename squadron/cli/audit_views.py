@@ -137,7 +137,7 @@ async def _verify(
 
 
 def _tell(found: Verified) -> None:
-    entries = f"entries {found.first} to {found.last}" if found.last else "no entries"
+    entries = f"entries {found.first} to {found.last}" if found.last >= found.first > 0 else "no entries"
     gaps = f", {found.gaps} of them gaps" if found.gaps else ""
     frame.tell(f"Looked at {entries}{gaps}, held against {found.anchors} anchors.")
     for fault in found.faults:
