@@ -248,12 +248,12 @@ class Handle:
         Raises:
             UnsealedError, ValueError, TypeError, LookupError, AttributeError: see `Claims.open_now`.
         """
-        self.sealed = True
         try:
             payload = self._caller.ports.claims.open_now(raw, self.reply_to)
         except UnsealedError as error:
             self._caller.pass_over(self, str(error), source)
             raise
+        self.sealed = True
         ids = {"task_id": self.task_id, "topic": self.topic, "source": source}
         return None if payload is None else outcomes.from_content(payload["content"], **ids)
 

@@ -201,7 +201,7 @@ def _outcome_of(message: AgentMessage, data: bytes) -> AgentMessage | None:
     if (stored.metadata or {}).get("refused"):
         # That is told of a message, and does not end the task.
         return None
-    if ok and is_sealed(message) and not is_sealed(stored):
+    if ok and is_sealed(message) != is_sealed(stored):
         return None
     ours = stored.type == "result" and stored.context.parent_message_id == message.id
     # Of a dead letter that was put back, the outcome of its earlier life does not count.
