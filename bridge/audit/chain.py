@@ -11,7 +11,7 @@ import base64
 import hashlib
 import json
 import zlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -176,8 +176,8 @@ class Verifier:
 
     def __init__(self) -> None:
         self.faults: list[Flaw] = []
-        #: Heads by the number of entries up to them, for anchors.
-        self.heads: dict[int, str] = {}
+        #: Heads by the number of entries up to them, for anchors; a batch without entries adds one.
+        self.heads: defaultdict[int, set[str]] = defaultdict(set)
         #: Number of the first entry that is there, and of the next one; 0 before there is one.
         self.first = self.next = 0
         self.gaps = 0
@@ -207,7 +207,7 @@ class Verifier:
         self.gaps += sum(b'"kind":"gap"' in line for line in batch.records)
         # What comes next is held against what was stored here: one fault is told once.
         self._head, self.next = batch.head, max(self.next, last + 1)
-        self.heads[last] = batch.head
+        self.heads[last].add(batch.head)
 
     def unreadable(self, error: Exception) -> None:
         """The next batch can't be read at all."""
@@ -242,7 +242,7 @@ class Verifier:
         """Hold the trail against an anchor: after `count` entries its head was `head`. After the last batch."""
         if count >= self.next and count:
             self._fault("cut", max(self.next, 1), count, f"an anchor of {at} knows of them")
-        elif count in self.heads and self.heads[count] != head:
+        elif count in self.heads and head not in self.heads[count]:
             self._fault("rewritten", self.first, count, f"an anchor of {at} has another head")
         elif count not in self.heads and count >= self.first:
             self._fault("rewritten", self.first, count, f"an anchor of {at} has a batch end at entry {count}")
