@@ -106,6 +106,7 @@ class Handle:
 
         Raises:
             BusUnavailableError: the server can't be reached.
+            UntrustedError: where signatures are required, it is another's; an operator cancels it.
         """
         async with operating(self._caller.ports, "cancel", self.task_id, topic=self.topic):
             return await self._caller.cancel(self)
