@@ -215,14 +215,23 @@ class AuditTrail:
     async def restore(self, file: IO[bytes]) -> int:
         """Bring an export into this environment, which must have no trail yet; returns how many entries.
 
+        Args:
+            file: is read twice, so that nothing is begun by one that is no export.
+
         Raises:
             ConfigError: there is a trail already.
-            InvalidMessageError: the file is no export.
+            InvalidMessageError: the file is no export, or not what was recorded.
+            InvalidInputError: it can't be read twice.
         """
         if await read_policy(self._connection, self._names) is not None:
             raise ConfigError(
                 f"environment {self._names.environment!r} has a trail already", hint="name another with --env"
             )
+        if not file.seekable():
+            raise InvalidInputError("the export has to be a file", field="file", hint="a pipe can't be read twice")
+        begins = file.tell()
+        _check_export(file)
+        file.seek(begins)
         await make_trail(self._connection, self._names)
         count = seq = 0
         for batch in batches_in(file):
@@ -318,6 +327,23 @@ def _verdict(verifier: Verifier, anchors: tuple[list[Anchor], list[str]], *, wan
         unproven = [*unproven, "all that the anchors are about has lapsed"]
     faults, proven = tuple(verifier.faults), bool(held) or not wanted
     return Verified(verifier.first, last, verifier.gaps, held, faults, tuple(unproven), proven)
+
+
+def _check_export(file: IO[bytes]) -> None:
+    """Look at all batches of an export.
+
+    Raises:
+        InvalidMessageError: the file is none, or one of them is not what was recorded.
+    """
+    verifier = Verifier()
+    for batch in batches_in(file):
+        verifier.take(batch)
+    if not verifier.heads and not verifier.faults:
+        raise InvalidMessageError("the export has no batch")
+    if verifier.faults:
+        fault = verifier.faults[0]
+        hint = "`squadron audit verify FILE` says all that is wrong with it"
+        raise InvalidMessageError(f"entry {fault.first} of the export {fault.what}: {fault.why}", hint=hint)
 
 
 def batches_in(file: IO[bytes]) -> Iterator[SealedBatch]:

@@ -93,6 +93,8 @@ def _line(record: dict[str, Any]) -> str:
     match record["kind"]:
         case "gap":
             what = f"{record['seq']} to {record['until']} of {record['stream']} were not recorded"
+        case "unreadable":
+            what = record["why"]
         case "action":
             action = record["action"] or {}
             what = f"{action.get('verb')} {action.get('on')} by {action.get('by')}" + (
