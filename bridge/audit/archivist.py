@@ -82,7 +82,7 @@ class Archivist:
         try:
             while True:
                 try:
-                    if await self._intake.policy() is not None and not await self._intake.taken():
+                    if await self._intake.wanted() and not await self._intake.taken():
                         try:
                             await self._keep()
                         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 import time
@@ -29,7 +30,7 @@ from squadron.bridge.jetstream.intake import archivists, is_used
 from squadron.bridge.jetstream.journal import JetStreamJournal
 from squadron.bridge.jetstream.link.connect import Connection
 from squadron.bridge.jetstream.stream_configs import STREAM_NOT_FOUND, StreamNames, find
-from squadron.runtime.errors import ConfigError, InvalidInputError, InvalidMessageError
+from squadron.runtime.errors import BusUnavailableError, ConfigError, InvalidInputError, InvalidMessageError
 
 #: A batch is sealed so much after its entries, at most, in seconds: a read from some time on begins that earlier.
 _SLACK_S = 5.0
@@ -50,6 +51,7 @@ class Verified:
         anchors: how many anchors the trail was held against.
         faults: what is not as it was recorded.
         unproven: why something could not be checked.
+        proven: whether it was held against an anchor, if it was to be: there was a file of them, or a key.
     """
 
     first: int
@@ -58,10 +60,11 @@ class Verified:
     anchors: int
     faults: tuple[Flaw, ...]
     unproven: tuple[str, ...]
+    proven: bool = True
 
     @property
     def ok(self) -> bool:
-        return not self.faults
+        return self.proven and not self.faults
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON data."""
@@ -154,18 +157,27 @@ class AuditTrail:
                     yield record
 
     async def follow(self, **wanted: Any) -> AsyncIterator[Record]:
-        """Entries from now on, as they are recorded; for ever."""
-        chosen, seq = Wanted(**wanted), 0
+        """Entries from now on, as they are recorded; for ever, and over the loss of the server's store, too."""
+        chosen = Wanted(**wanted)
         await self._policy()
-        last = await self._journal.last(audit_subject(self._names))
-        seq = last.seq if last is not None else 0
+        made, seq = await self._newest() or ("", 0)
         while True:
+            # While the server is away the read waits for it.
+            with contextlib.suppress(BusUnavailableError):
+                if (found := await self._newest()) is not None and (found[0] != made or found[1] < seq):
+                    made, seq = found[0], 0
             async for entry in self._journal.read(audit_subject(self._names), from_seq=seq + 1):
                 seq = entry.seq
                 for record in SealedBatch.unpacked(entry.data, "").entries():
                     if chosen.fits(record):
                         yield record
             await asyncio.sleep(FOLLOW_S)
+
+    async def _newest(self) -> tuple[str, int] | None:
+        """When the trail's stream was made, and the number of its newest batch; None if there is no stream."""
+        call = f"STREAM.INFO.{audit_stream(self._names)}"
+        info = await find(self._connection, call, missing=STREAM_NOT_FOUND)
+        return None if info is None else (str(info["created"]), int(info["state"]["last_seq"]))
 
     async def verify(self, *, anchors: Path | None = None, public_key: str = "") -> Verified:
         """Look at each entry that is there: whether it is what was recorded, where it was recorded.
@@ -189,7 +201,8 @@ class AuditTrail:
             except InvalidMessageError as error:
                 verifier.unreadable(error)
         # While an archivist works, the newest batch is at most half as old: what a later anchor knows of is there.
-        return _verdict(verifier, held, lapsed=time.time() - keep_s / 2 if keep_s else 0.0)
+        lapsed = time.time() - keep_s / 2 if keep_s else 0.0
+        return _verdict(verifier, held, wanted=chosen is not None or bool(public_key), lapsed=lapsed)
 
     async def export(self, file: IO[bytes], format: ExportFormat = "jsonl") -> int:
         """Write the whole trail; returns how many entries.
@@ -215,14 +228,23 @@ class AuditTrail:
     async def restore(self, file: IO[bytes]) -> int:
         """Bring an export into this environment, which must have no trail yet; returns how many entries.
 
+        Args:
+            file: is read twice, so that nothing is begun by one that is no export.
+
         Raises:
             ConfigError: there is a trail already.
-            InvalidMessageError: the file is no export.
+            InvalidMessageError: the file is no export, or not what was recorded.
+            InvalidInputError: it can't be read twice.
         """
         if await read_policy(self._connection, self._names) is not None:
             raise ConfigError(
                 f"environment {self._names.environment!r} has a trail already", hint="name another with --env"
             )
+        if not file.seekable():
+            raise InvalidInputError("the export has to be a file", field="file", hint="a pipe can't be read twice")
+        begins = file.tell()
+        _check_export(file)
+        file.seek(begins)
         await make_trail(self._connection, self._names)
         count = seq = 0
         for batch in batches_in(file):
@@ -292,18 +314,22 @@ def verify_file(path: Path, *, anchors: Path | None = None, public_key: str = ""
     with path.open("rb") as file:
         for batch in batches_in(file):
             verifier.take(batch)
-    return _verdict(verifier, _anchors(anchors, public_key))
+    wanted = anchors is not None or bool(public_key)
+    return _verdict(verifier, _anchors(anchors, public_key), wanted=wanted)
 
 
 def _anchors(path: Path | None, public_key: str) -> tuple[list[Anchor], list[str]]:
     """Anchors to hold a trail against, and why there may be fewer than there should."""
     if path is None:
         return [], ["no anchors: a tail that was cut off, or a whole other trail, would not show"]
-    return read_anchors(path, public_key=public_key)
+    found, wrong = read_anchors(path, public_key=public_key)
+    return found, wrong if found or wrong else [f"{path} holds no anchor"]
 
 
-def _verdict(verifier: Verifier, anchors: tuple[list[Anchor], list[str]], *, lapsed: float = 0.0) -> Verified:
-    """What there is to say once all batches were taken, with the anchors.
+def _verdict(
+    verifier: Verifier, anchors: tuple[list[Anchor], list[str]], *, wanted: bool, lapsed: float = 0.0
+) -> Verified:
+    """What there is to say once all batches were taken, with the anchors, and whether there were to be any.
 
     Args:
         lapsed: if nothing is there, all that was anchored before this time may have lapsed.
@@ -315,12 +341,31 @@ def _verdict(verifier: Verifier, anchors: tuple[list[Anchor], list[str]], *, lap
         if anchor.count < verifier.first and anchor.head not in verifier.heads[anchor.count]:
             continue  # what it is about has lapsed
         if not verifier.next and anchor.at < lapsed_at:
-            unproven = ["nothing is there: all may have lapsed"]
-            continue
+            continue  # so it may have, with all
         verifier.hold(anchor.count, anchor.head, anchor.at)
         held += 1
     last = max(0, verifier.next - 1)
-    return Verified(verifier.first, last, verifier.gaps, held, tuple(verifier.faults), tuple(unproven))
+    if found and not held:
+        unproven = [*unproven, "all that the anchors are about has lapsed"]
+    faults, proven = tuple(verifier.faults), bool(held) or not wanted
+    return Verified(verifier.first, last, verifier.gaps, held, faults, tuple(unproven), proven)
+
+
+def _check_export(file: IO[bytes]) -> None:
+    """Look at all batches of an export.
+
+    Raises:
+        InvalidMessageError: the file is none, or one of them is not what was recorded.
+    """
+    verifier = Verifier()
+    for batch in batches_in(file):
+        verifier.take(batch)
+    if not verifier.heads and not verifier.faults:
+        raise InvalidMessageError("the export has no batch")
+    if verifier.faults:
+        fault = verifier.faults[0]
+        hint = "`squadron audit verify FILE` says all that is wrong with it"
+        raise InvalidMessageError(f"entry {fault.first} of the export {fault.what}: {fault.why}", hint=hint)
 
 
 def batches_in(file: IO[bytes]) -> Iterator[SealedBatch]:

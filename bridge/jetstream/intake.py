@@ -94,6 +94,13 @@ class Intake:
         """What is to be recorded now; see `read_policy`."""
         return await read_policy(self._connection, self._names)
 
+    async def wanted(self) -> bool:
+        """Whether there is something to keep: not of a trail that was brought in, which has no intake."""
+        policy = await self.policy()
+        if policy is None or policy.mode != "off":
+            return policy is not None
+        return await find(self._connection, f"STREAM.INFO.{self._stream}", missing=STREAM_NOT_FOUND) is not None
+
     async def taken(self) -> bool:
         """Whether another archivist is at work."""
         return any(map(is_used, await archivists(self._connection, self._names)))

@@ -93,6 +93,8 @@ def _line(record: dict[str, Any]) -> str:
     match record["kind"]:
         case "gap":
             what = f"{record['seq']} to {record['until']} of {record['stream']} were not recorded"
+        case "unreadable":
+            what = record["why"]
         case "action":
             action = record["action"] or {}
             what = f"{action.get('verb')} {action.get('on')} by {action.get('by')}" + (
@@ -145,6 +147,9 @@ def _tell(found: Verified) -> None:
         frame.complain(SquadronError(f"{which} {fault.what}: {fault.why}"))
     for why in found.unproven:
         frame.tell(f"Not proven: {why}")
+    if not found.proven:
+        hint = "the key is that of another trail, or the anchors are; see --anchors and --public-key"
+        frame.complain(SquadronError("no anchor counts: the trail may be cut, or be a whole other one", hint=hint))
     if found.ok:
         frame.tell("All is as it was recorded.")
 
