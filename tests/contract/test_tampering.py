@@ -167,7 +167,7 @@ async def test_an_anchor_that_somebody_else_signed_counts_for_nothing(copy: Copy
     bad = copy.anchors.with_name("bad.jsonl")
     bad.write_text(json.dumps(said | {"count": 999}) + "\nno JSON\n")
     found = await (await copy.of(copy.batches)).verify(anchors=bad, public_key=said["key"])
-    assert (found.ok, found.anchors, len(found.unproven)) == (True, 0, 2)
+    assert (found.proven, found.faults, found.anchors, len(found.unproven)) == (False, (), 0, 2)
     with pytest.raises(ConfigError, match="can't be read"):
         await (await copy.of([])).verify(anchors=copy.anchors.with_name("not there"))
 
