@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import sys
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import MISSING, fields
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import structlog
 
 from squadron.actors.runs.shelf import CallView, RoundView, RunInfo, RunView
 from squadron.actors.runs.timeline import Lane, Timeline
@@ -26,6 +28,7 @@ from squadron.cli.app import app
 from squadron.cli.frame import SPACES
 from squadron.cli.progress import _Pane, _PlainLines
 from squadron.client.remote_servers import RemoteServer
+from squadron.runtime import logs
 from squadron.runtime.asking.answering import OpenQuestion, QuestionNews
 from squadron.runtime.errors import ConfigError
 from squadron.runtime.lite.listing import LiteInfo
@@ -377,6 +380,23 @@ def test_an_error_and_a_job_under_way_are_told_so_too(monkeypatch: pytest.Monkey
 
     assert "try 1: a\\x1b[2J" in err.seen
     assert obeyed(err.seen) == set()
+
+
+def test_so_is_what_a_program_of_ours_logs(monkeypatch: pytest.MonkeyPatch) -> None:
+    err = Tty()
+    monkeypatch.setattr(sys, "stderr", err)
+    # It is for whole processes.
+    monkeypatch.setattr(logs, "_scrub_others", lambda: None)
+    logs.configure_logs("INFO")
+    try:
+        structlog.get_logger().info("agent.failed", agent=EVIL, error=[EVIL])
+    finally:
+        structlog.reset_defaults()
+
+    # The colours are ours.
+    seen = re.sub("\x1b\\[[0-9;]*m", "", err.seen)
+    assert seen.count("\\x1b[2J") == 2
+    assert obeyed(seen) == set()
 
 
 def test_a_line_to_paste_names_nothing_but_a_version() -> None:
