@@ -41,8 +41,8 @@ from squadron.runtime.wire.question import Proposal, Question, Reply
 from squadron.runtime.wire.topics import ScoredTopic, SemanticTopic, TopicList
 from squadron.views.passing import Passing
 
-#: Clears the screen, sets a title, colours by C1, erases, and turns the direction; and words of people.
-EVIL = "a\x1b[2J\x1b]0;t\x07\x9b31m\x00\x08\x0b\x7f\x85\r\u202eb\xa0ünï"
+#: Clears the screen, sets a title, colours by C1, erases, turns the direction, is no markup; and words of people.
+EVIL = "a\x1b[2J\x1b]0;t\x07\x9b31m\x00\x08\x0b\x7f\x85\r\u202e[/x]b\xa0ünï"
 SCHEMA = {
     "type": "object",
     "properties": {"a": {"type": "string", "description": EVIL, "examples": [EVIL], "title": EVIL}},
@@ -227,7 +227,7 @@ class WorstSquad:
 
     async def remote_servers(self) -> Any:
         kinds = {"McpAgent": {"command": EVIL, "args": [EVIL]}, "A2aAgent": {"url": EVIL}, "SynadiaRemote": {}}
-        kinds |= {"GatewayAgent": {"doors": ["mcp"], "url": EVIL}}
+        kinds |= {"GatewayAgent": {"doors": ["mcp"], "port": 1, "public_url": EVIL}}
         return [RemoteServer(EVIL, kind, server, (EVIL,)) for kind, server in kinds.items()]
 
     async def nodes(self) -> Any:
@@ -309,6 +309,7 @@ def go(*arguments: str, kind: type[Tty] = Tty) -> tuple[str, str]:
         with pytest.raises(SystemExit) as ended:
             app(list(arguments))
     assert ended.value.code in (0, 1), err.seen
+    assert "this is a bug" not in err.seen
     return out.seen, err.seen
 
 
@@ -389,7 +390,7 @@ def test_so_is_what_a_program_of_ours_logs(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(logs, "_scrub_others", lambda: None)
     logs.configure_logs("INFO")
     try:
-        structlog.get_logger().info("agent.failed", agent=EVIL, error=[EVIL])
+        structlog.get_logger().info("agent.failed", agent="a\x1b[2J\x9b", error=[EVIL])
     finally:
         structlog.reset_defaults()
 
