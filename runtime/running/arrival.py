@@ -14,6 +14,7 @@ from squadron.runtime.ports.queue import Delivery, sent_with
 from squadron.runtime.running.once import is_copy
 from squadron.runtime.running.reports import Reports
 from squadron.runtime.store.port_set import Ports
+from squadron.runtime.store.put_back import PUT_BACK
 from squadron.runtime.trust.carried import carry
 from squadron.runtime.trust.sealing import SealKey
 from squadron.runtime.wire.envelope import LAST_MS, AgentMessage
@@ -84,7 +85,8 @@ async def arrive(
     """
     unfit, msg_id, now = unfit_reply(message, ports.subjects), token_of(message.id), ports.clock.time()
     # One that may have been here before: after a death, as a dead letter, or sent again.
-    late = bool(message.redriven) or not delivery.lease.first or now > message.timestamp + ALONE_S
+    is_back = bool(message.redriven) or PUT_BACK in delivery.headers.get("Nats-Msg-Id", "")
+    late = is_back or not delivery.lease.first or now > message.timestamp + ALONE_S
     is_lapsed, sender = False, message.source.id
     own = not unfit and is_own_id(message, ports.subjects)
     if own:

@@ -20,7 +20,7 @@ from squadron.runtime.trust.sealing import SealKey
 from squadron.runtime.wire import outcome as outcomes
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.id_note import IdNote
-from squadron.runtime.wire.outcome import Failed, Outcome, outcome_msg_id
+from squadron.runtime.wire.outcome import DeadLettered, Failed, Outcome, outcome_msg_id
 from squadron.runtime.wire.replies import principal_of, unfit_reply
 from squadron.runtime.wire.subjects import is_foreign, token_of
 
@@ -189,13 +189,16 @@ def _outcome_of(message: AgentMessage, data: bytes) -> AgentMessage | None:
     """The result that ends this task, if that is one."""
     try:
         stored = AgentMessage.decode(data)
-        ok = outcomes.from_content(stored.payload.content).ok
+        ended = outcomes.from_content(stored.payload.content)
     except (InvalidMessageError, ValueError, TypeError, LookupError, AttributeError):
         return None
     if (stored.metadata or {}).get("refused"):
         # That is told of a message, and does not end the task.
         return None
-    if ok and is_sealed(message) != is_sealed(stored):
+    if ended.ok and is_sealed(message) != is_sealed(stored):
+        return None
+    if isinstance(ended, DeadLettered) and ended.details.get("attempts") == 0:
+        # Nobody could read the task then; it was put back for who can.
         return None
     ours = stored.type == "result" and stored.context.parent_message_id == message.id
     # Of a dead letter that was put back, the outcome of its earlier life does not count.
