@@ -22,13 +22,25 @@ _VARIABLE = re.compile(
 PLACES = ("env:", "file:", "call:")
 #: Shorter ones are found in ordinary words.
 _LEAST_CHARS = 6
+
+
+def at_word(start: str) -> str:
+    """A pattern for where a word begins with `start`, itself one of fixed width.
+
+    Texts come rendered as well: in JSON and by `repr` a word may stand after an escape, on a terminal after a
+    colour. These end in a letter or a digit, so that there is no border of words.
+    """
+    before = (r"\b", r"\\[bfnrt]", r"\\u[0-9A-Fa-f]{4}", r"\\x[0-9A-Fa-f]{2}", r"\x1b\[[0-9]m", r"\x1b\[[0-9]{2}m")
+    return start + "(?:" + "|".join(f"(?<={each}{start})" for each in before) + ")"
+
+
 #: What looks like a secret: a mark without which there is none, as looking for that is cheap, and the whole.
 _SHAPES = (
-    ("://", re.compile(r"(?P<before>\b[a-z][a-z0-9+.-]*://)(?=[^\s/@]*@)[^\s'\"\\@]+")),
-    ("Bearer ", re.compile(r"(?P<before>\bBearer +)[^\s'\"\\@]+")),
-    ("Basic ", re.compile(r"(?P<before>\bBasic +)[^\s'\"\\@]+")),
-    ("sk-", re.compile(r"(?P<before>\b)sk-[A-Za-z0-9_-]{6,}")),
-    ("S", re.compile(r"(?P<before>\b)S[ACNOUX][A-Z2-7]{56}\b")),  # the seed of an nkey
+    ("://", re.compile(r"(?P<before>://)(?=[^\s/@]*@)[^\s'\"\\@]+")),
+    ("Bearer ", re.compile(rf"(?P<before>{at_word('Bearer')} +)[^\s'\"\\@]+")),
+    ("Basic ", re.compile(rf"(?P<before>{at_word('Basic')} +)[^\s'\"\\@]+")),
+    ("sk-", re.compile(rf"(?P<before>){at_word('sk-')}[A-Za-z0-9_-]{{6,}}")),
+    ("S", re.compile(rf"(?P<before>){at_word('S[ACNOUX]')}[A-Z2-7]{{56}}\b")),  # the seed of an nkey
 )
 _known: set[str] = set()
 
@@ -107,7 +119,11 @@ def _held(value: str, is_address: bool) -> tuple[str, ...]:
     if is_address:
         values = {word for url in value.split(",") for word in _credentials(url.strip())}
     # As it is, as JSON and `repr` write it.
-    forms = ({each, json.dumps(each)[1:-1], repr(each)[1:-1]} for each in values if len(each) >= _LEAST_CHARS)
+    forms = (
+        {each, json.dumps(each)[1:-1], json.dumps(each, ensure_ascii=False)[1:-1], repr(each)[1:-1]}
+        for each in values
+        if len(each) >= _LEAST_CHARS
+    )
     return tuple(set[str]().union(*forms))
 
 

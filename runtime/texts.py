@@ -9,8 +9,10 @@ import json
 import unicodedata
 from typing import Any
 
-from pydantic_core import PydanticSerializationError, to_json, to_jsonable_python
+from pydantic_core import PydanticSerializationError, from_json, to_json, to_jsonable_python
 
+#: So deep may JSON be nested that pydantic reads; it writes 50 levels more.
+READ_DEEP = 200
 #: Kept, because making it takes longer than writing a small input.
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 
@@ -32,15 +34,26 @@ def encoded(value: Any) -> bytes:
     """A value as UTF-8 JSON, as all that travels is written; halves of surrogate pairs as `whole` has them.
 
     Raises:
-        PydanticSerializationError: something in it is not JSON.
+        PydanticSerializationError: something in it is not JSON, or it is nested so deep that nobody can read it.
     """
     try:
-        return to_json(value, inf_nan_mode="null")
+        data = to_json(value, inf_nan_mode="null")
     except PydanticSerializationError as error:
         # Looked for only here: nearly nothing has any, and looking costs more than writing.
         if "surrogates not allowed" not in str(error):
             raise
-    return to_json(whole(jsonable(value)), inf_nan_mode="null")
+        data = to_json(whole(jsonable(value)), inf_nan_mode="null")
+    if data.count(b"[") + data.count(b"{") > READ_DEEP:
+        _check_depth(data)
+    return data
+
+
+def _check_depth(data: bytes) -> None:
+    """What is written may be deeper than what is read, and nobody would be told of an outcome."""
+    try:
+        from_json(data)
+    except ValueError:
+        raise PydanticSerializationError(f"it is nested deeper than {READ_DEEP} levels") from None
 
 
 def jsonable(value: Any) -> Any:

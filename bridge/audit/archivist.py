@@ -82,7 +82,7 @@ class Archivist:
         try:
             while True:
                 try:
-                    if await self._intake.policy() is not None and not await self._intake.taken():
+                    if await self._intake.wanted() and not await self._intake.taken():
                         try:
                             await self._keep()
                         finally:
@@ -139,6 +139,9 @@ class Archivist:
                 if intake and each.place > intake + 1:
                     records.append(_gap(each, "intake", intake + 1, each.place - 1))
                 intake = each.place
+            elif policy.mode == "off":
+                # Only heard, and not to be: what was taken in before it was switched off is recorded yet.
+                continue
             if each.stream and not self._follows(each, cursors, records):
                 continue
             record = self._recorder.record(each, contents=policy.mode == "full", chunks=policy.chunks)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import zlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +28,8 @@ VERSION = 1
 #: How much of an entry's digest stands in the first line, in bytes: to say which entry is another. That none is
 #: another is what the head says.
 _MARK = 8
+#: No entry is of later, in seconds since the epoch: the last year that a date may have ends 253 402 300 800.
+_ENDS_AT = 253e9
 #: Compression: the fastest; 3 µs for an entry.
 _LEVEL = 1
 
@@ -83,9 +86,9 @@ class SealedBatch:
             raise InvalidMessageError(f"this is no batch of an audit trail: {error}") from None
 
     def entries(self) -> list[Record]:
-        """Its entries, with their numbers."""
-        first = self.link()[0].first
-        return [{"n": n, **from_json(line)} for n, line in enumerate(self.records, first)]
+        """Its entries, with their numbers; of one that can't be read, that it is `unreadable`, and why."""
+        link, _ = self.link()
+        return [{"n": n, **_entry(line, link.at)} for n, line in enumerate(self.records, link.first)]
 
     def packed(self) -> bytes:
         """As it is stored."""
@@ -106,7 +109,8 @@ class SealedBatch:
 
 def sealed(link: Link, records: Sequence[Record]) -> SealedBatch:
     """The batch of these records."""
-    lines = [to_json(record) for record in records]
+    # Others read no NaN, which is no JSON.
+    lines = [to_json(record, inf_nan_mode="strings") for record in records]
     said: dict[str, Any] = {
         "audit": VERSION,
         "first": link.first,
@@ -119,6 +123,21 @@ def sealed(link: Link, records: Sequence[Record]) -> SealedBatch:
     }
     first = to_json(said)
     return SealedBatch((first, *lines), head_after(link.previous, (first, *lines)))
+
+
+def _entry(line: bytes, sealed_at: float) -> Record:
+    try:
+        try:
+            found = from_json(line)
+        except ValueError:
+            # It reads 200 levels: all of a message may have, whose entry has one more.
+            found = json.loads(line)
+        if 0 <= found["at"] < _ENDS_AT and isinstance(found["kind"], str):
+            return dict(found)
+        why = "it is no entry"
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        why = f"{type(error).__name__}: {error}"
+    return {"at": sealed_at, "kind": "unreadable", "why": why}
 
 
 def head_after(previous: str, lines: Sequence[bytes]) -> str:
@@ -157,8 +176,8 @@ class Verifier:
 
     def __init__(self) -> None:
         self.faults: list[Flaw] = []
-        #: Heads by the number of entries up to them, for anchors.
-        self.heads: dict[int, str] = {}
+        #: Heads by the number of entries up to them, for anchors; a batch without entries adds one.
+        self.heads: defaultdict[int, set[str]] = defaultdict(set)
         #: Number of the first entry that is there, and of the next one; 0 before there is one.
         self.first = self.next = 0
         self.gaps = 0
@@ -188,7 +207,7 @@ class Verifier:
         self.gaps += sum(b'"kind":"gap"' in line for line in batch.records)
         # What comes next is held against what was stored here: one fault is told once.
         self._head, self.next = batch.head, max(self.next, last + 1)
-        self.heads[last] = batch.head
+        self.heads[last].add(batch.head)
 
     def unreadable(self, error: Exception) -> None:
         """The next batch can't be read at all."""
@@ -223,7 +242,7 @@ class Verifier:
         """Hold the trail against an anchor: after `count` entries its head was `head`. After the last batch."""
         if count >= self.next and count:
             self._fault("cut", max(self.next, 1), count, f"an anchor of {at} knows of them")
-        elif count in self.heads and self.heads[count] != head:
+        elif count in self.heads and head not in self.heads[count]:
             self._fault("rewritten", self.first, count, f"an anchor of {at} has another head")
         elif count not in self.heads and count >= self.first:
             self._fault("rewritten", self.first, count, f"an anchor of {at} has a batch end at entry {count}")

@@ -49,6 +49,7 @@ class Verified:
         anchors: how many anchors the trail was held against.
         faults: what is not as it was recorded.
         unproven: why something could not be checked.
+        proven: whether it was held against an anchor, if it was to be: there was a file of them, or a key.
     """
 
     first: int
@@ -57,10 +58,11 @@ class Verified:
     anchors: int
     faults: tuple[Flaw, ...]
     unproven: tuple[str, ...]
+    proven: bool = True
 
     @property
     def ok(self) -> bool:
-        return not self.faults
+        return self.proven and not self.faults
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON data."""
@@ -187,7 +189,7 @@ class AuditTrail:
                 verifier.take(SealedBatch.unpacked(entry.data, entry.headers.get("Nats-Msg-Id", "")))
             except InvalidMessageError as error:
                 verifier.unreadable(error)
-        return _verdict(verifier, held)
+        return _verdict(verifier, held, wanted=chosen is not None or bool(public_key))
 
     async def export(self, file: IO[bytes], format: ExportFormat = "jsonl") -> int:
         """Write the whole trail; returns how many entries.
@@ -213,14 +215,23 @@ class AuditTrail:
     async def restore(self, file: IO[bytes]) -> int:
         """Bring an export into this environment, which must have no trail yet; returns how many entries.
 
+        Args:
+            file: is read twice, so that nothing is begun by one that is no export.
+
         Raises:
             ConfigError: there is a trail already.
-            InvalidMessageError: the file is no export.
+            InvalidMessageError: the file is no export, or not what was recorded.
+            InvalidInputError: it can't be read twice.
         """
         if await read_policy(self._connection, self._names) is not None:
             raise ConfigError(
                 f"environment {self._names.environment!r} has a trail already", hint="name another with --env"
             )
+        if not file.seekable():
+            raise InvalidInputError("the export has to be a file", field="file", hint="a pipe can't be read twice")
+        begins = file.tell()
+        _check_export(file)
+        file.seek(begins)
         await make_trail(self._connection, self._names)
         count = seq = 0
         for batch in batches_in(file):
@@ -290,18 +301,20 @@ def verify_file(path: Path, *, anchors: Path | None = None, public_key: str = ""
     with path.open("rb") as file:
         for batch in batches_in(file):
             verifier.take(batch)
-    return _verdict(verifier, _anchors(anchors, public_key))
+    wanted = anchors is not None or bool(public_key)
+    return _verdict(verifier, _anchors(anchors, public_key), wanted=wanted)
 
 
 def _anchors(path: Path | None, public_key: str) -> tuple[list[Anchor], list[str]]:
     """Anchors to hold a trail against, and why there may be fewer than there should."""
     if path is None:
         return [], ["no anchors: a tail that was cut off, or a whole other trail, would not show"]
-    return read_anchors(path, public_key=public_key)
+    found, wrong = read_anchors(path, public_key=public_key)
+    return found, wrong if found or wrong else [f"{path} holds no anchor"]
 
 
-def _verdict(verifier: Verifier, anchors: tuple[list[Anchor], list[str]]) -> Verified:
-    """What there is to say once all batches were taken, with the anchors."""
+def _verdict(verifier: Verifier, anchors: tuple[list[Anchor], list[str]], *, wanted: bool) -> Verified:
+    """What there is to say once all batches were taken, with the anchors, and whether there were to be any."""
     found, unproven = anchors
     held = 0
     for anchor in found:
@@ -310,7 +323,27 @@ def _verdict(verifier: Verifier, anchors: tuple[list[Anchor], list[str]]) -> Ver
         verifier.hold(anchor.count, anchor.head, anchor.at)
         held += 1
     last = max(0, verifier.next - 1)
-    return Verified(verifier.first, last, verifier.gaps, held, tuple(verifier.faults), tuple(unproven))
+    if found and not held:
+        unproven = [*unproven, "all that the anchors are about has lapsed"]
+    faults, proven = tuple(verifier.faults), bool(held) or not wanted
+    return Verified(verifier.first, last, verifier.gaps, held, faults, tuple(unproven), proven)
+
+
+def _check_export(file: IO[bytes]) -> None:
+    """Look at all batches of an export.
+
+    Raises:
+        InvalidMessageError: the file is none, or one of them is not what was recorded.
+    """
+    verifier = Verifier()
+    for batch in batches_in(file):
+        verifier.take(batch)
+    if not verifier.heads and not verifier.faults:
+        raise InvalidMessageError("the export has no batch")
+    if verifier.faults:
+        fault = verifier.faults[0]
+        hint = "`squadron audit verify FILE` says all that is wrong with it"
+        raise InvalidMessageError(f"entry {fault.first} of the export {fault.what}: {fault.why}", hint=hint)
 
 
 def batches_in(file: IO[bytes]) -> Iterator[SealedBatch]:

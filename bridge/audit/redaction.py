@@ -10,24 +10,34 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from squadron.runtime.errors import ConfigError
-from squadron.runtime.redact import STRUCK, scrub, secrets_of_process
+from squadron.runtime.redact import STRUCK, at_word, scrub, secrets_of_process
 
 #: Fields whose values are secrets, or tell who somebody is, whatever stands around them in the name.
 KEYS = (
-    "password|passwd|passphrase|secret|token|api_?key|apikey|private_?key|access_?key|authorization|cookie|credential"
-    "|ssn|social_?security|iban|credit_?card|card_?number|cvv|cvc|date_?of_?birth|birth_?date|phone|e_?mail"
+    "password|passwd|passphrase|secret|token|api[-_ ]?key|private[-_ ]?key|access[-_ ]?key|authorization|cookie"
+    "|credential|ssn|social[-_ ]?security|iban|credit[-_ ]?card|card[-_ ]?number|cvv|cvc|date[-_ ]?of[-_ ]?birth"
+    "|birth[-_ ]?date|phone|e[-_]?mail"
 )
 #: Counts and limits that have such a word in their name.
 _NOT_KEYS = re.compile(
-    r"^(?:max_?)?(?:input|output|total|cache_?read|cache_?write|reasoning|prompt)?_?tokens$", re.IGNORECASE
+    r"^(?:max[-_ ]?)?(?:input|output|total|cache[-_ ]?read|cache[-_ ]?write|reasoning|prompt)?[-_ ]?tokens$",
+    re.IGNORECASE,
 )
-#: What is personal by its look.
-_SHAPES: Mapping[str, re.Pattern[str]] = {
-    "email": re.compile(r"[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63})+"),
-    # ISO 13616: a country, two digits that check, up to 30 characters, often in fours.
-    "iban": re.compile(r"\b[A-Z]{2}[0-9]{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b"),
-    "card": re.compile(r"\b[0-9](?:[ -]?[0-9]){12,18}\b"),
-}
+# Not from within an escape on, in JSON that is itself a text.
+_EMAIL = re.compile(
+    r"[A-Za-z0-9._%+-](?<!\\[bfnrt])[A-Za-z0-9._%+-]{0,63}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63})+"
+)
+# ISO 13616: a country, two digits that check, up to 30 characters, often in fours.
+_IBAN = re.compile(at_word("[A-Z]{2}") + r"[0-9]{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b")
+#: Cards: all digits that stand together, in whatever groups; or some, beside a date or a count, in the groups that
+#: cards are written in, with what their numbers begin with. To try any groups would find one in most tables.
+_CARDS = (
+    re.compile(at_word("[0-9]") + r"(?<![0-9][ -][0-9])(?:[ -]?[0-9]){12,18}(?![ -]?[0-9])\b"),
+    re.compile(
+        at_word("(?:2[2-7]|[3-6][0-9])[0-9]{2}")
+        + r"(?:(?:[ -][0-9]{4}){3}|[ -][0-9]{6}[ -][0-9]{4,5}|[0-9]{9,15})\b"
+    ),
+)
 #: Bytes by their kind, as looking for a run of kinds costs a hundredth of looking for a pattern.
 _KINDS = bytes(
     b"A"[0] if each in b"ABCDEFGHIJKLMNOPQRSTUVWXYZ" else b"0"[0] if each in b"0123456789" else each
@@ -35,8 +45,12 @@ _KINDS = bytes(
 )
 #: Each task has it: as many digits as a card, but a number, and those are looked at by their names alone.
 _DEADLINE = re.compile(rb'"deadline":[0-9]+')
-#: What there is in a message, without case and underscores, that has one of `KEYS` in a name.
-_KEY_MARKS = tuple(each.replace("_?", "").encode() for each in KEYS.split("|"))
+#: What there is in a message, without case, dashes and underscores, that has one of `KEYS` in a name.
+_KEY_MARKS = tuple(
+    glue.join(each.replace("[-_]?", "").split("[-_ ]?")[-2:]).encode()
+    for each in KEYS.split("|")
+    for glue in ("", " ")
+)
 #: How long the secrets of this process are taken to be the same, in seconds: they are found by reading all of its
 #: environment.
 _SECRETS_S = 1.0
@@ -79,7 +93,7 @@ class Redaction:
         if self._has_own_keys or "\\u" in raw or not raw.isascii():
             return True
         # A quote in a text is escaped, so that this one is a name: a count.
-        marks = raw.encode().lower().replace(b'"tokens":', b"").replace(b"_", b"")
+        marks = raw.encode().lower().replace(b'"tokens":', b"").translate(None, b"_-")
         return any(mark in marks for mark in _KEY_MARKS)
 
     def text(self, text: str) -> str:
@@ -90,15 +104,12 @@ class Redaction:
 
     def _rules(self, raw: str) -> list[Rule]:
         """Those that can find something in a message: to look into each of its texts costs ten times as much."""
-        # Any character may hide behind an escape.
-        hides = "\\u" in raw
+        # Any character may hide behind an escape, and the slashes of an address.
+        hides = "\\u" in raw or "\\/" in raw
         secret = partial(scrub, secrets=self._secrets_now())
         rules: list[Rule] = [secret] if hides or secret(raw) != raw else []
         data = raw.encode(errors="replace")
-        for name, shape in _SHAPES.items():
-            if hides or _may_have(name, raw, data):
-                strike = partial(_strike, name)
-                rules.append(partial(shape.sub, strike))
+        rules += [rule for name, rule in _SHAPES.items() if hides or _may_have(name, raw, data)]
         return rules + [partial(shape.sub, f"[{name}]") for name, shape in self._own.items()]
 
     def _secrets_now(self) -> set[str]:
@@ -154,11 +165,20 @@ def _may_have(name: str, text: str, data: bytes) -> bool:
             return b"AA00" in data.translate(_KINDS)
         case _:
             digits = _DEADLINE.sub(b"", data).translate(_KINDS, b" -")
-            return b"0" * 13 in digits and any(_passes_luhn(each[0]) for each in _SHAPES[name].finditer(text))
+            return b"0" * 13 in digits and _strike_cards(text) != text
 
 
-def _strike(name: str, found: re.Match[str]) -> str:
-    return found[0] if name == "card" and not _passes_luhn(found[0]) else f"[{name}]"
+def _strike_cards(text: str) -> str:
+    for shape in _CARDS:
+        parts, done, at = list[str](), 0, 0
+        while found := shape.search(text, at):
+            # What does not check may begin with a number beside a card.
+            at = found.start() + 1
+            if _passes_luhn(found[0]):
+                parts += text[done : found.start()], "[card]"
+                done = at = found.end()
+        text = "".join(parts) + text[done:]
+    return text
 
 
 def _passes_luhn(found: str) -> bool:
@@ -166,3 +186,11 @@ def _passes_luhn(found: str) -> bool:
     digits = [int(each) for each in found if each.isdigit()]
     doubled = [sum(divmod(2 * each, 10)) for each in digits[-2::-2]]
     return (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0
+
+
+#: What is personal by its look.
+_SHAPES: Mapping[str, Rule] = {
+    "email": partial(_EMAIL.sub, "[email]"),
+    "iban": partial(_IBAN.sub, "[iban]"),
+    "card": _strike_cards,
+}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 
@@ -15,6 +16,8 @@ SILENT_BEATS = 2.0
 MANY_LAPSES = 3
 #: How many topics are named.
 _NAMED = 5
+#: What a version is made of (PEP 440).
+_RELEASE = re.compile(r"[0-9A-Za-z.!+_-]{1,100}")
 
 
 def check_bridge(facts: Facts) -> Iterator[Diagnosis]:
@@ -44,7 +47,10 @@ def check_releases(facts: Facts) -> Iterator[Diagnosis]:
             :_NAMED
         ]
         found = f"here is squadron-ray {facts.release}; {', '.join(where)}"
-        fix = f'pip install "squadron-ray=={told or others[-1]}" everywhere, then squadron up'
+        # Anybody may have told it, and people paste this line into a shell.
+        named = [each for each in (told, *reversed(others)) if each and _RELEASE.fullmatch(each)]
+        what = f"squadron-ray=={named[0]}" if named else "squadron-ray"
+        fix = f'pip install "{what}" everywhere, then squadron up'
         yield Diagnosis("releases", "warn", found, fix)
 
 

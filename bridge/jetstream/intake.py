@@ -94,6 +94,13 @@ class Intake:
         """What is to be recorded now; see `read_policy`."""
         return await read_policy(self._connection, self._names)
 
+    async def wanted(self) -> bool:
+        """Whether there is something to keep: not of a trail that was brought in, which has no intake."""
+        policy = await self.policy()
+        if policy is None or policy.mode != "off":
+            return policy is not None
+        return await find(self._connection, f"STREAM.INFO.{self._stream}", missing=STREAM_NOT_FOUND) is not None
+
     async def taken(self) -> bool:
         """Whether another archivist is at work."""
         return any(map(is_used, await archivists(self._connection, self._names)))
@@ -159,7 +166,7 @@ class Intake:
         self._heard_at = time.monotonic()
         if msg.reply.startswith("$JS.ACK."):
             self._asked -= 1
-            self._came.append(_caught(msg))
+            self._came.append(_caught(msg, self._names.tasks))
         else:
             status = msg.headers.get("Status")
             if status == "100":
@@ -277,18 +284,20 @@ def is_used(consumer: dict[str, Any]) -> bool:
     return any((now - datetime.fromisoformat(each)).total_seconds() < USED_S for each in times if each)
 
 
-def _caught(msg: Heard) -> Caught:
+def _caught(msg: Heard, tasks: str) -> Caught:
+    """A message of the intake; `tasks` is the stream that tells it what it stores."""
     headers = msg.headers
     # From the right: what stands before it differs between versions of the server.
     _, _, place, _, stored_ns, _ = msg.reply.rsplit(".", 5)
     stream, seq, at, subject = "", 0, int(stored_ns) / NANOSECONDS, msg.subject
     root, environment, kind, *rest = subject.split(".")
-    # Only where the server itself puts them: anybody may publish there, with any headers.
-    with contextlib.suppress(LookupError, ValueError):
-        if kind == "filed" and headers["Nats-Subject"] == ".".join((root, environment, *rest)):
-            seq, at = int(headers["Nats-Sequence"]), datetime.fromisoformat(headers["Nats-Time-Stamp"]).timestamp()
-            stream, subject = headers["Nats-Stream"], headers["Nats-Subject"]
-        elif kind != "filed":
+    # Only where the server itself puts them: every client may publish what is sent and done, with any headers.
+    with contextlib.suppress(LookupError, ValueError, OverflowError):
+        origin = tasks, ".".join((root, environment, *rest))
+        if kind != "filed":
             name, number, *_ = headers["Nats-Stream-Source"].split(" ")
             seq, stream = int(number), name
+        elif rest[0] not in ("sent", "action") and (headers["Nats-Stream"], headers["Nats-Subject"]) == origin:
+            told_at = datetime.fromisoformat(headers["Nats-Time-Stamp"]).timestamp()
+            seq, at, (stream, subject) = int(headers["Nats-Sequence"]), told_at, origin
     return Caught(subject, msg.data, headers, stream, seq, at, int(place))

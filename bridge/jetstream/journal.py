@@ -17,7 +17,7 @@ from squadron.bridge.jetstream.link.lasting_client import HeadersOf, Heard
 from squadron.bridge.jetstream.publish_acks import read_ack
 from squadron.runtime.errors import BusUnavailableError, FencedError, StorageFullError
 from squadron.runtime.ports.bus import Subscription
-from squadron.runtime.ports.journal import Entry
+from squadron.runtime.ports.journal import Counts, Entry
 from squadron.runtime.ports.lite_journal import END_HEADER
 from squadron.runtime.texts import encoded
 from squadron.runtime.wire.subjects import life_of, live_of
@@ -62,12 +62,13 @@ class JetStreamJournal:
         msg_id: str | None = None,
         expect_seq: int | None = None,
         headers: Mapping[str, str] | None = None,
+        counts: Counts | None = None,
     ) -> int:
         """Append one entry and return its sequence; it is stored when this returns."""
         all_headers = {**(headers or {}), **_headers(ttl_s, msg_id)}
         if expect_seq is not None:
             return await self._put(key, data, all_headers, expect_seq)
-        return await self._persist(key, data, all_headers, None)
+        return await self._persist(key, data, all_headers, None, counts)
 
     async def append_and_end(
         self,
@@ -85,7 +86,12 @@ class JetStreamJournal:
         return await self._persist(key, data, all_headers, (order, order_headers(key, at, keep_s)))
 
     async def _persist(
-        self, key: str, data: bytes, headers: dict[str, str], order: tuple[bytes, dict[str, str]] | None
+        self,
+        key: str,
+        data: bytes,
+        headers: dict[str, str],
+        order: tuple[bytes, dict[str, str]] | None,
+        counts: Counts | None = None,
     ) -> int:
         give_up_at = time.monotonic() + PERSIST_S
         while True:
@@ -94,7 +100,7 @@ class JetStreamJournal:
                     # One connection, one stream: what is sent first is stored first, so that the other's
                     # acknowledgement is enough.
                     await self._connection.publish(life_of(key), order[0], headers=order[1])
-                return await self._put(key, data, headers, None)
+                return await self._put(key, data, headers, None, counts)
             except BusUnavailableError:
                 # With an id the same entry is stored once, so that it may be sent again.
                 if "Nats-Msg-Id" not in headers or time.monotonic() > give_up_at:
@@ -107,22 +113,35 @@ class JetStreamJournal:
         """Send entries without waiting until they are stored; the future ends with how many of them are."""
         return self._batches.append(key, entries, _headers(ttl_s, None))
 
-    async def _put(self, key: str, data: bytes, headers: dict[str, str], expect_seq: int | None) -> int:
+    async def _put(
+        self,
+        key: str,
+        data: bytes,
+        headers: dict[str, str],
+        expect_seq: int | None,
+        counts: Counts | None = None,
+    ) -> int:
         if expect_seq is not None:
             headers["Nats-Expected-Last-Subject-Sequence"] = str(expect_seq)
         await self._connection.client.give_way()
         seq, known = await self._connection.ask(self._subject(key), data, _read_stored, headers=headers)
-        if known and not self._shared_ids and not await self._is_of(key, seq):
-            return await self._put_all_the_same(key, data, headers)
+        if known and not self._shared_ids and not await self._is_of(key, seq, data, counts):
+            return await self._put_all_the_same(key, data, headers, counts)
         return seq
 
-    async def _is_of(self, key: str, seq: int) -> bool:
-        """Whether the entry of a sequence has this key, and is there."""
+    async def _is_of(self, key: str, seq: int, data: bytes, counts: Counts | None) -> bool:
+        """Whether the entry of a sequence has this key, is there, and is these data or what counts."""
         answer = await self._connection.request(self._get, encoded({"seq": seq}))
-        return answer.headers.get("Nats-Subject") == self._subject(key)
+        if answer.headers.get("Nats-Subject") != self._subject(key):
+            return False
+        return counts is None or answer.data == data or await counts(self._entry(answer))
 
-    async def _put_all_the_same(self, key: str, data: bytes, headers: dict[str, str]) -> int:
+    async def _put_all_the_same(
+        self, key: str, data: bytes, headers: dict[str, str], counts: Counts | None
+    ) -> int:
         """Store an entry whose message id somebody has used for another key: ids are the stream's, keys are not.
+
+        Or for something of this key that does not count.
 
         It has its id in a header of ours, by which whoever comes with the same finds it.
         """
@@ -132,7 +151,8 @@ class JetStreamJournal:
             seq = 0
             async for entry in self.read(key):
                 seq = entry.seq
-                if entry.headers.get(ID_HEADER) == id:
+                is_known = entry.headers.get(ID_HEADER) == id
+                if is_known and (counts is None or entry.data == data or await counts(entry)):
                     return seq
             try:
                 return await self._put(key, data, {**headers, ID_HEADER: id}, seq)

@@ -15,7 +15,7 @@ from squadron.bridge.memory.common import Seen, check_size, wall_s
 from squadron.bridge.memory.line import ANSWER_WITHIN_S, PERSIST_S, Line
 from squadron.runtime.errors import BusUnavailableError, FencedError, InvalidSubjectError
 from squadron.runtime.ports.bus import Note, Subscription
-from squadron.runtime.ports.journal import Entry, Headers
+from squadron.runtime.ports.journal import Counts, Entry, Headers
 from squadron.runtime.ports.lite_journal import END_HEADER
 from squadron.runtime.wire.subjects import life_of, live_of, subject_matches
 
@@ -67,11 +67,18 @@ class MemoryJournal:
         msg_id: str | None = None,
         expect_seq: int | None = None,
         headers: Headers | None = None,
+        counts: Counts | None = None,
     ) -> int:
         # With an id the same entry is stored once, so that it may be sent again.
         again = msg_id is not None and expect_seq is None
         await self._line.answer(PERSIST_S if again else ANSWER_WITHIN_S)
+        while counts and (known := self._known(key, msg_id)) and known.data != data and not await counts(known):
+            msg_id = f"{msg_id} {known.seq}"
         return self._append(key, data, dict(headers or {}), ttl_s, msg_id, expect_seq)
+
+    def _known(self, key: str, msg_id: str | None) -> Entry | None:
+        seq = self._kept.seen.seq(f"{key} {msg_id}")
+        return next((each.entry for each in self._living() if each.entry.seq == seq), None)
 
     def _append(
         self,

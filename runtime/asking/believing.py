@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from squadron.runtime.errors import BusUnavailableError, UntrustedError
 from squadron.runtime.ports.journal import Entry
 from squadron.runtime.trust.guard import Guard, Kind, May
-from squadron.runtime.trust.may_say import check_source
+from squadron.runtime.trust.may_say import KEEPERS, check_source
 from squadron.runtime.trust.signature_check import Signed
 from squadron.runtime.trust.verify_modes import VerifyMode
 
@@ -24,9 +24,9 @@ def check_answer(handle: Handle, registry: Registry, signed: Signed, raw: Mappin
         UntrustedError: it may not, or answers another.
     """
     check_source(signed, str(raw["source"]["id"]))
-    by = signed.by
-    if by.covers(handle.sender):
-        # Who asked gave it up, in whichever process.
+    by, content = signed.by, raw["payload"].get("content")
+    if by.covers(handle.sender) or (is_cancellation(content) and by.role in KEEPERS):
+        # Who asked gave it up, in whichever process, or an operator did.
         return
     check_agent(registry, handle.topic, signed)
     metadata = raw.get("metadata") or {}
@@ -61,8 +61,13 @@ def is_refuted(registry: Registry, topic: str, source_id: str, content: Any) -> 
     Who is not in the registry may serve the topic all the same, or may have done so. Who asked may have stored
     that it gave up, whichever process of it that was.
     """
-    by_asker = isinstance(content, dict) and content.get("outcome") == "cancelled"
-    return not by_asker and registry.refutes(source_id, topic)
+    return not is_cancellation(content) and registry.refutes(source_id, topic)
+
+
+def is_cancellation(content: Any) -> bool:
+    """Whether a result says that its task was cancelled."""
+    # Without `success` all of it is data; see `outcome.from_content`.
+    return isinstance(content, dict) and content.get("success") is False and content.get("outcome") == "cancelled"
 
 
 def least_of(registry: Registry, topic: str) -> VerifyMode:

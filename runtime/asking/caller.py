@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from squadron.runtime.asking.admission import RETRY_AFTER_S, Admission
 from squadron.runtime.asking.ask_seal import AskSeal
-from squadron.runtime.asking.cancel import request_cancel
+from squadron.runtime.asking.cancel import cancels_as_operator, request_cancel
 from squadron.runtime.asking.door import forbidden_here, hopeless_anywhere
 from squadron.runtime.asking.handle import Handle
 from squadron.runtime.asking.hearing import Hearing
@@ -211,6 +211,7 @@ class Caller:
 
         Raises:
             BusUnavailableError: the server can't be reached.
+            UntrustedError: see `request_cancel`.
         """
         if not handle.done:
             await self.request_cancel(handle)
@@ -222,10 +223,14 @@ class Caller:
         return await handle._settled()
 
     async def request_cancel(self, handle: Handle) -> None:
-        """Ask whoever runs a task, now or later, to stop; does not wait for it."""
-        await request_cancel(
-            self.ports, handle.task_id, deadline_at_s=handle.deadline.at_ms / 1000, sender=handle.sender
-        )
+        """Ask whoever runs a task, now or later, to stop; does not wait for it.
+
+        Raises:
+            UntrustedError: it is another's, and only that one or an operator may cancel it; nothing was stored.
+        """
+        task_id, sender, until_s = handle.task_id, handle.sender, handle.deadline.at_ms / 1000
+        operator = cancels_as_operator(self.ports, task_id, sender)
+        await request_cancel(self.ports, task_id, deadline_at_s=until_s, sender=sender, operator=operator)
 
     async def _settle_cancelled(self, handle: Handle) -> None:
         """Nobody runs it, so nobody else ends it. What was stored first is the outcome, be it ours or not.
@@ -243,7 +248,8 @@ class Caller:
             data = self.ports.pack("result", {"content": outcome.to_content()}, **ids)
             msg_id = outcome_msg_id(handle.task_id, handle.reply_to)
             await withdraw_questions(self.ports, self.lite_topics, handle.task_id)
-            await self.ports.lite.append(handle.reply_to, data, ttl_s=LITE_TTL_S, msg_id=msg_id)
+            counts = handle._hear_stored
+            await self.ports.lite.append(handle.reply_to, data, ttl_s=LITE_TTL_S, msg_id=msg_id, counts=counts)
             await handle._look()
         if handle.done:
             self.leave(handle)

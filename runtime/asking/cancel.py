@@ -151,6 +151,25 @@ async def is_cancelled(ports: Ports, task: Cancellable) -> bool:
     return False
 
 
+def cancels_as_operator(ports: Ports, task_id: str, sender: str) -> bool:
+    """Whether a task is another's, and cancelled by us as who looks after the environment.
+
+    Raises:
+        UntrustedError: it is another's, and nobody would believe it of us.
+    """
+    me, guard = ports.principal, ports.guard
+    if me is not None and me.covers(sender):
+        return False
+    if me is not None and me.role in KEEPERS:
+        return True
+    if guard is not None and guard.requires:
+        raise UntrustedError(
+            f"{ports.identity.id} can't cancel the task {task_id!r}: it was asked by {principal_of(sender)}",
+            hint=f"cancel it with a credential of {principal_of(sender)}, or with an operator's",
+        )
+    return False
+
+
 async def request_cancel(
     ports: Ports, task_id: str, *, deadline_at_s: float, sender: str = "", operator: bool = False
 ) -> None:

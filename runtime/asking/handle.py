@@ -106,6 +106,7 @@ class Handle:
 
         Raises:
             BusUnavailableError: the server can't be reached.
+            UntrustedError: where signatures are required, it is another's; an operator cancels it.
         """
         async with operating(self._caller.ports, "cancel", self.task_id, topic=self.topic):
             return await self._caller.cancel(self)
@@ -247,12 +248,12 @@ class Handle:
         Raises:
             UnsealedError, ValueError, TypeError, LookupError, AttributeError: see `Claims.open_now`.
         """
-        self.sealed = True
         try:
             payload = self._caller.ports.claims.open_now(raw, self.reply_to)
         except UnsealedError as error:
             self._caller.pass_over(self, str(error), source)
             raise
+        self.sealed = True
         ids = {"task_id": self.task_id, "topic": self.topic, "source": source}
         return None if payload is None else outcomes.from_content(payload["content"], **ids)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Protocol
@@ -33,6 +33,10 @@ class Entry:
     got_at: float = field(default_factory=monotonic, compare=False)
 
 
+#: Whether an entry counts.
+Counts = Callable[[Entry], Awaitable[bool]]
+
+
 class Journal(Protocol):
     """A keyed log that can be read again: lite topics, the registry and dead letters are views of one."""
 
@@ -45,6 +49,7 @@ class Journal(Protocol):
         msg_id: str | None = None,
         expect_seq: int | None = None,
         headers: Headers | None = None,
+        counts: Counts | None = None,
     ) -> int:
         """Append one entry and return its sequence; it is stored when this returns.
 
@@ -54,6 +59,8 @@ class Journal(Protocol):
             msg_id: the same id for the same key is stored once within two minutes.
             expect_seq: refuse unless the key's last entry has this sequence (0: the key is empty).
             headers: that the entry has beside those of the journal's own.
+            counts: whether what is stored under `msg_id` is what that id is for; if not, anybody could keep this
+                one away by it, and it is stored beside it. Without it, whatever is there counts.
 
         Raises:
             FencedError: `expect_seq` did not fit.

@@ -23,6 +23,7 @@ from squadron.runtime.registry.served_topics import ServedTopics
 from squadron.runtime.registry.signed_entries import Newest, SignedEntries
 from squadron.runtime.trust.guard import Guard
 from squadron.runtime.wire.limits import Clock
+from squadron.runtime.wire.replies import principal_of
 from squadron.runtime.wire.subjects import Subjects
 from squadron.runtime.wire.topics import AgentCard, ScoredTopic, SemanticTopic
 
@@ -361,7 +362,7 @@ class Registry:
 
     def refutes(self, source_id: str, topic: str) -> bool:
         """Whether a source is of an agent that is known to serve other topics, and this one is served."""
-        card = self._cards.get(source_id.rpartition("-")[0]) or self._cards.get(source_id)
+        card = self._cards.get(source_id) or self._cards.get(principal_of(source_id))
         return card is not None and not self.serves(card.agent, topic) and self.find(topic) is not None
 
     async def wait_for(self, topic: str, *, within_s: float) -> SemanticTopic | None:

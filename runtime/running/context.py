@@ -19,7 +19,7 @@ from squadron.runtime.asking.handle import Handle
 from squadron.runtime.asking.negotiation import negotiate
 from squadron.runtime.asking.options import BIDS_WITHIN_S, AskKeywords, AskOptions
 from squadron.runtime.calling import Threads
-from squadron.runtime.errors import WrongLoopError
+from squadron.runtime.errors import UntrustedError, WrongLoopError
 from squadron.runtime.ports.lite_journal import END_HEADER
 from squadron.runtime.ports.queue import Lease
 from squadron.runtime.running.asks_people import AsksPeople
@@ -353,8 +353,13 @@ class TurnContext(Context):
 
     async def cancel_children(self) -> None:
         """Ask all tasks that were asked from here to stop; does not wait for them."""
-        running = [handle for handle in self._children or () if not handle.done]
-        await asyncio.gather(*(self._caller.request_cancel(handle) for handle in running))
+
+        async def ask(handle: Handle) -> None:
+            # What somebody else had asked under the same id goes on.
+            with contextlib.suppress(UntrustedError):
+                await self._caller.request_cancel(handle)
+
+        await asyncio.gather(*(ask(handle) for handle in self._children or () if not handle.done))
 
     async def withdraw_questions(self) -> None:
         """The task has ended: nobody waits for answers any more."""

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from pydantic_core import PydanticSerializationError
 
-from squadron.runtime.asking.believing import is_refuted
+from squadron.runtime.asking.believing import is_cancellation, is_refuted
 from squadron.runtime.errors import ClaimLostError, InvalidMessageError, MessageTooLargeError, UntrustedError
-from squadron.runtime.ports.journal import Entry, Headers
+from squadron.runtime.ports.journal import Counts, Entry, Headers
 from squadron.runtime.ports.queue import Delivery
 from squadron.runtime.registry.registry import Registry
 from squadron.runtime.running.once import keep_s
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.store.sealed import input_digest, is_sealed, salt_of
-from squadron.runtime.trust.may_say import is_agent
+from squadron.runtime.trust.may_say import KEEPERS, is_agent
 from squadron.runtime.trust.sealing import SealKey
 from squadron.runtime.trust.signature_check import Signed
 from squadron.runtime.wire import outcome as outcomes
@@ -91,7 +92,8 @@ class Reports:
             return True
 
         def may(signed: Signed) -> None:
-            if not is_agent(signed.by, guard.me) and not signed.by.covers(message.source.id):
+            by_operator = signed.by.role in KEEPERS and is_cancellation(stored.payload.content)
+            if not (by_operator or is_agent(signed.by, guard.me) or signed.by.covers(message.source.id)):
                 raise UntrustedError(f"{signed.by.name} does not answer {message.id[:80]}")
 
         try:
@@ -139,9 +141,11 @@ class Reports:
             answers: which task it answers, see `proof.answers`.
             readers: for whom it is sealed; for nobody, by default.
         """
+        counts = None if msg_id else partial(self._is_outcome, message, outcome.topic)
         msg_id = msg_id or outcome_msg_id(message.id, lite_key, message.redriven)
+        where = lite_key, announce, msg_id, counts
         try:
-            await self._store(message, outcome, lite_key, announce, msg_id, headers, answers, readers)
+            await self._store(message, outcome, where, headers, answers, readers)
         except (MessageTooLargeError, PydanticSerializationError) as error:
             reason = f"its {outcome.kind.replace('_', ' ')} can't be sent: {error}"
             outcome = Failed(
@@ -154,20 +158,19 @@ class Reports:
                 reason=reason,
                 details={"type": type(error).__name__},
             )
-            await self._store(message, outcome, lite_key, announce, msg_id, headers, answers, readers)
+            await self._store(message, outcome, where, headers, answers, readers)
         return outcome
 
     async def _store(
         self,
         message: AgentMessage,
         outcome: Outcome,
-        lite_key: str,
-        announce: str,
-        msg_id: str,
+        where: tuple[str, str, str, Counts | None],
         headers: Headers | None,
         answers: Mapping[str, Any] | None,
         readers: Sequence[SealKey],
     ) -> None:
+        lite_key, announce, msg_id, counts = where
         metadata: dict[str, Any] = {"redriven": message.redriven} if message.redriven else {}
         if answers:
             metadata["answers"] = answers
@@ -183,7 +186,7 @@ class Reports:
             correlation_id=message.correlation_id or message.id,
             metadata=metadata or None,
         )
-        await self._ports.lite.append(lite_key, data, ttl_s=ttl_s, msg_id=msg_id, headers=headers)
+        await self._ports.lite.append(lite_key, data, ttl_s=ttl_s, msg_id=msg_id, headers=headers, counts=counts)
         if announce:
             await self.announce(announce, data, headers)
 
@@ -198,7 +201,7 @@ def _outcome_of(message: AgentMessage, data: bytes) -> AgentMessage | None:
     if (stored.metadata or {}).get("refused"):
         # That is told of a message, and does not end the task.
         return None
-    if ok and is_sealed(message) and not is_sealed(stored):
+    if ok and is_sealed(message) != is_sealed(stored):
         return None
     ours = stored.type == "result" and stored.context.parent_message_id == message.id
     # Of a dead letter that was put back, the outcome of its earlier life does not count.

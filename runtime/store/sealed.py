@@ -57,7 +57,8 @@ def salt_of(message: AgentMessage) -> str:
 
 def input_digest(content: Any, salt: str = "") -> str:
     """What stands for an input where others see it; with a salt that they don't know nobody can guess it."""
-    return digest_of([digest_of(content), salt]) if salt else digest_of(content)
+    travels = digest_of(from_json(encoded(content)))
+    return digest_of([travels, salt]) if salt else travels
 
 
 def take_hidden(wire: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

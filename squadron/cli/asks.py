@@ -62,7 +62,7 @@ async def _follow(ctx: typer.Context, as_json: bool) -> int:
             elif news.what == "asked":
                 _show(news.asked)
             else:
-                sys.stdout.write(f"{news.asked.query_id[:8]}  {_ended(news)}\n")
+                frame.write_row(f"{news.asked.query_id[:8]}  {_ended(news)}")
             sys.stdout.flush()
     return frame.OK
 
@@ -70,7 +70,7 @@ async def _follow(ctx: typer.Context, as_json: bool) -> int:
 def _ended(news: QuestionNews) -> str:
     if news.reply is None:
         return news.what
-    return frame.printable(f"{news.reply.action} by {news.reply.by or 'somebody'}", keep="")
+    return f"{news.reply.action} by {news.reply.by or 'somebody'}"
 
 
 def _until(question: Question) -> str:
@@ -81,8 +81,8 @@ def _until(question: Question) -> str:
 def _show(asked: OpenQuestion) -> None:
     question = asked.question
     if not sys.stdout.isatty():
-        cells = (asked.query_id, question.kind, asked.asker, _until(question), " ".join(question.message.split()))
-        sys.stdout.write("\t".join(frame.printable(each, keep="") for each in cells) + "\n")
+        said = " ".join(question.message.split())
+        frame.write_row(asked.query_id, question.kind, asked.asker, _until(question), said)
         return
     from rich.padding import Padding
     from rich.text import Text
@@ -91,12 +91,12 @@ def _show(asked: OpenQuestion) -> None:
 
     console = frame.out()
     about = f"  {asked.asker}, until {_until(question)}"
-    console.print(Text.assemble((asked.query_id[:8], "bold cyan"), (frame.printable(about), "dim")))
-    console.print(Padding(Text(frame.printable(question.message)), (0, 0, 0, 2)))
+    console.print(Text.assemble((asked.query_id[:8], "bold cyan"), (about, "dim")))
+    console.print(Padding(Text(question.message), (0, 0, 0, 2)))
     if question.proposal is not None:
         arguments = json.dumps(question.proposal.arguments, ensure_ascii=False, indent=2)
-        console.print(Padding(Text(frame.printable(arguments), "dim"), (0, 0, 0, 2)))
-    fields = frame.printable(describe_input(dict(question.schema)))
+        console.print(Padding(Text(arguments, "dim"), (0, 0, 0, 2)))
+    fields = describe_input(dict(question.schema))
     console.print(Padding(Text(f"squadron answer {asked.query_id[:8]}  ({fields})", "dim"), (0, 0, 1, 2)))
 
 
@@ -169,11 +169,11 @@ def _fields_of(question: Question) -> dict[str, Any]:
 
 def _converse(question: Question) -> tuple[str, dict[str, Any]]:
     """Put the question to the person at the terminal."""
-    typer.echo(frame.printable(question.message), err=True)
+    frame.tell(question.message)
     if question.proposal is None:
         return "accept", _prompt_fields(question)
-    typer.echo(frame.printable(json.dumps(question.proposal.arguments, ensure_ascii=False, indent=2)), err=True)
-    said = typer.prompt("Approve it? yes, no, always, or cancel", default="no", err=True).strip().lower()
+    frame.tell(json.dumps(question.proposal.arguments, ensure_ascii=False, indent=2))
+    said = frame.ask("Approve it? yes, no, always, or cancel", default="no").strip().lower()
     words = {"y": "yes", "n": "no", "a": "always", "c": "cancel"}
     said = words.get(said, said)
     if said in ("yes", "always"):
@@ -182,7 +182,7 @@ def _converse(question: Question) -> tuple[str, dict[str, Any]]:
         return "cancel", {}
     if said != "no":
         raise InvalidInputError(f"{said!r} is neither yes nor no", field="action")
-    reason = typer.prompt("Why not?", default="", show_default=False, err=True).strip()
+    reason = frame.ask("Why not?", default="", show_default=False).strip()
     return "decline", {"reason": reason} if reason else {}
 
 
@@ -196,7 +196,8 @@ def _prompt_fields(question: Question) -> dict[str, Any]:
         while True:
             default = field.get("default", None if is_required else "")
             shown = default if default is None or isinstance(default, str) else json.dumps(default)
-            text = typer.prompt(_label(name, field), default=shown, show_default=bool(shown), type=str, err=True)
+            is_shown = bool(shown) and str(shown).isprintable()
+            text = frame.ask(_label(name, field), default=shown, show_default=is_shown, type=str)
             if not text and not is_required:
                 break
             content[name] = read_field(text, question.schema, name)
@@ -204,7 +205,7 @@ def _prompt_fields(question: Question) -> dict[str, Any]:
                 question.check_field(name, content[name])
                 break
             except InvalidInputError as error:
-                typer.echo(frame.printable(str(error.args[0])), err=True)
+                frame.tell(str(error.args[0]))
     return content
 
 
@@ -212,4 +213,4 @@ def _label(name: str, field: Mapping[str, Any]) -> str:
     title = str(field.get("title") or name)
     about = f": {field['description']}" if field.get("description") else ""
     choices = field.get("enum") or [each.get("const") for each in field.get("oneOf", ())]
-    return frame.printable(f"{title}{about}" + (f" ({', '.join(map(str, choices))})" if choices else ""), keep="")
+    return f"{title}{about}" + (f" ({', '.join(map(str, choices))})" if choices else "")

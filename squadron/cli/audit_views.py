@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import io
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -76,7 +76,10 @@ async def _show(ctx: typer.Context, live: bool, limit: int, as_json: bool, wante
     async with frame.connected(frame.settings_of(ctx)) as squad:
         shown = 0
         async for record in squad.audit.follow(**wanted) if live else squad.audit.query(**wanted):
-            sys.stdout.write((json.dumps(record, ensure_ascii=False) if as_json else _line(record)) + "\n")
+            if as_json:
+                frame.print_json(record, indent=None)
+            else:
+                frame.write_row(_line(record))
             if live:
                 sys.stdout.flush()
             shown += 1
@@ -90,6 +93,8 @@ def _line(record: dict[str, Any]) -> str:
     match record["kind"]:
         case "gap":
             what = f"{record['seq']} to {record['until']} of {record['stream']} were not recorded"
+        case "unreadable":
+            what = record["why"]
         case "action":
             action = record["action"] or {}
             what = f"{action.get('verb')} {action.get('on')} by {action.get('by')}" + (
@@ -99,7 +104,7 @@ def _line(record: dict[str, Any]) -> str:
             told = ("source", "task", "outcome", "entries")
             facts = [f"{name}={record[name]}" for name in told if record.get(name)]
             what = " ".join([record["subject"].split(".", 2)[-1], *facts])
-    return frame.printable(f"{record['n']:>8}  {at}  {record['kind']:<7}  {what}", keep="")
+    return f"{record['n']:>8}  {at}  {record['kind']:<7}  {what}"
 
 
 def verify(
@@ -141,7 +146,10 @@ def _tell(found: Verified) -> None:
         which = f"entry {fault.first}" if fault.first == fault.last else f"entries {fault.first} to {fault.last}"
         frame.complain(SquadronError(f"{which} {fault.what}: {fault.why}"))
     for why in found.unproven:
-        frame.tell(f"Not proven: {frame.printable(why)}")
+        frame.tell(f"Not proven: {why}")
+    if not found.proven:
+        hint = "the key is that of another trail, or the anchors are; see --anchors and --public-key"
+        frame.complain(SquadronError("no anchor counts: the trail may be cut, or be a whole other one", hint=hint))
     if found.ok:
         frame.tell("All is as it was recorded.")
 
@@ -162,7 +170,7 @@ def export(
 async def _export(ctx: typer.Context, output: Path | None, format: Any) -> int:
     async with frame.connected(frame.settings_of(ctx)) as squad:
         if output is None:
-            await squad.audit.export(sys.stdout.buffer, format)
+            await squad.audit.export(_OnTerminal() if sys.stdout.isatty() else sys.stdout.buffer, format)
             return frame.OK
         # Done or not there: half an export looks like a cut trail.
         draft = output.with_name(f".{output.name}.part")
@@ -174,6 +182,14 @@ async def _export(ctx: typer.Context, output: Path | None, format: Any) -> int:
             draft.unlink(missing_ok=True)
     frame.tell(f"Wrote {count} entries to {output}.")
     return frame.OK
+
+
+class _OnTerminal(io.BytesIO):
+    """Whoever exports to a terminal wants to look at it."""
+
+    def write(self, data: Any) -> int:
+        frame.write(bytes(data).decode(errors="replace"))
+        return len(data)
 
 
 def restore(ctx: typer.Context, file: Annotated[Path, typer.Argument(help="An export.", exists=True)]) -> None:
@@ -201,7 +217,7 @@ async def _status(ctx: typer.Context, as_json: bool) -> int:
         frame.print_json(facts)
     else:
         for name, value in facts.items():
-            sys.stdout.write(f"{name.replace('_', ' '):<14} {value}\n")
+            frame.write(f"{name.replace('_', ' '):<14} {value}\n")
     return frame.OK
 
 

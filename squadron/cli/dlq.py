@@ -75,7 +75,7 @@ async def _list(ctx: typer.Context, topic: str, agent: str, limit: int, as_json:
         _show_table(letters)
     else:
         for letter in letters:
-            sys.stdout.write("\t".join(_row(letter)) + "\n")
+            frame.write_row(*_row(letter))
     if len(found) > limit:
         frame.tell(f"These are the newest {limit}; --limit shows more.")
     return frame.OK
@@ -83,10 +83,7 @@ async def _list(ctx: typer.Context, topic: str, agent: str, limit: int, as_json:
 
 def _row(letter: DeadLetter) -> tuple[str, ...]:
     reason = " ".join((letter.last_error or letter.reason).split())
-    return (
-        *(frame.printable(each, keep="") for each in (letter.id, letter.agent, letter.topic)),
-        *(str(letter.attempts), _when(letter), frame.printable(reason)),
-    )
+    return (letter.id, letter.agent, letter.topic, str(letter.attempts), _when(letter), reason)
 
 
 def _when(letter: DeadLetter) -> str:
@@ -148,12 +145,12 @@ def _show_letter(letter: DeadLetter) -> None:
     console = frame.out()
     for name, value in fields.items():
         if value:
-            console.print(Text.assemble((f"{name:<11}", "bold"), frame.printable(value)), soft_wrap=True)
+            console.print(Text.assemble((f"{name:<11}", "bold"), value), soft_wrap=True)
     try:
         text = letter.message.decode()
     except UnicodeDecodeError:
         text = repr(letter.message)
-    console.print(Text(f"\n{frame.printable(text)}"), soft_wrap=True)
+    console.print(Text(f"\n{text}"), soft_wrap=True)
 
 
 # --- moving ------------------------------------------------------------------------------------------
@@ -214,7 +211,7 @@ async def _drop(
         if not yes:
             chosen = ", ".join(ids) or "all dead letters" + "".join(f" of {one}" for one in (topic, agent) if one)
             # In a thread: Ctrl-C has to reach the loop.
-            if not await asyncio.to_thread(typer.confirm, f"Drop {chosen} for good?", err=True):
+            if not await asyncio.to_thread(frame.confirm, f"Drop {chosen} for good?"):
                 return frame.ENDED_OTHERWISE
         with frame.progress("Dropping", many=all or len(ids) > 1) as on_progress:
             dropped = await letters.drop(*ids, all=all, topic=topic, agent=agent, on_progress=on_progress)

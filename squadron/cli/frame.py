@@ -1,5 +1,6 @@
 """What all commands share: exit codes, errors in one line, a quiet end at Ctrl-C, the way to a squad.
 
+All that a command says goes out here: anybody may have written it, and nothing of it may move a terminal's cursor.
 Nothing here imports ray or nats before a command needs them.
 """
 
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
     from squadron.client.squad import Squad
 
 OK, ENDED_OTHERWISE, BAD_USAGE, NOT_RUNNING = 0, 1, 2, 3
+
+#: Spaces of all widths, and what joins signs into one: Python calls them unprintable, but people write them, and
+#: no terminal obeys them.
+SPACES = "\xa0\u1680\u202f\u205f\u3000\u200c\u200d" + "".join(map(chr, range(0x2000, 0x200B)))
 
 _CODES: dict[type[SquadronError], int] = {
     errors.ConfigError: BAD_USAGE,
@@ -138,9 +143,9 @@ _shown: Console | None = None
 
 def err() -> Console:
     """The console for people; it has no colours where nobody sees them (no terminal, `NO_COLOR`)."""
-    from rich.console import Console
+    from squadron.cli.clean_console import CleanConsole
 
-    return _shown or Console(stderr=True, highlight=False)
+    return _shown or CleanConsole(stderr=True, highlight=False, emoji=False)
 
 
 @contextlib.contextmanager
@@ -168,16 +173,55 @@ def progress(title: str, *, many: bool) -> Iterator[Callable[[int, int], Any]]:
 
 def out() -> Console:
     """The console for results. In a pipe lines are as long as they are: a program reads them."""
-    from rich.console import Console
+    from squadron.cli.clean_console import CleanConsole
 
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 10_000)
+    return CleanConsole(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 10_000)
 
 
-def print_json(value: Any) -> None:
-    """One JSON value on stdout: indented for a person, one line for a program."""
-    indent = 2 if sys.stdout.isatty() else None
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=indent, default=str) + "\n")
+def write(text: str) -> None:
+    """Lines on stdout, without what could move a cursor: they may come to a terminal by a pipe, too."""
+    sys.stdout.write(printable(text, f"\n\t{SPACES}"))
+
+
+def write_row(*cells: str) -> None:
+    """A line on stdout of cells with tabs between: none of them holds a tab or the end of a line."""
+    sys.stdout.write("\t".join(printable(each, SPACES) for each in cells) + "\n")
+
+
+def write_whole(text: str) -> None:
+    """What somebody asked for on stdout: to a file it goes as it is, and on a terminal as `write` has it."""
+    if sys.stdout.isatty():
+        write(text.replace("\r\n", "\n"))
+    else:
+        sys.stdout.write(text)
+
+
+def _json_text(value: Any, indent: int | None = None) -> str:
+    """A value as JSON for people to read, too: what a terminal might obey stands in it as JSON escapes it."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent, default=str)
+    if text.isprintable():
+        return text
+    # The ends of lines stand between texts, never in one; of DEL alone JSON makes no escape.
+    return "".join(
+        each if each.isprintable() or each == "\n" or each in SPACES else json.dumps(each)[1:-1] for each in text
+    ).replace("\x7f", "\\u007f")
+
+
+def print_json(value: Any, *, indent: int | None = 2) -> None:
+    """One JSON value on stdout: one line for a program, and indented so much for a person."""
+    sys.stdout.write(_json_text(value, indent if sys.stdout.isatty() else None) + "\n")
     sys.stdout.flush()
+
+
+def ask(text: str, **how: Any) -> str:
+    """What the person at the terminal says to that."""
+    said: str = typer.prompt(printable(text, ""), err=True, **how)
+    return said
+
+
+def confirm(text: str) -> bool:
+    """Whether the person at the terminal says yes to that."""
+    return typer.confirm(printable(text, ""), err=True)
 
 
 def settings_of(ctx: typer.Context) -> Settings:

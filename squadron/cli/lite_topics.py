@@ -67,7 +67,7 @@ async def _list(ctx: typer.Context, owner: str, everything: bool, limit: int, as
         _show_table(topics)
     else:
         for each in topics:
-            sys.stdout.write("\t".join(_row(each)) + "\n")
+            frame.write_row(*_row(each))
     if len(found) > limit:
         frame.tell(f"These are the newest {limit} of {len(found):,}; --limit shows more.")
     return frame.OK
@@ -149,11 +149,11 @@ def _write(message: LiteMessage, as_json: bool) -> None:
         else:
             told |= {"type": message.message.type, "source": message.message.source.id, "content": message.content}
         # A line each, on a terminal, too.
-        sys.stdout.write(json.dumps(told, ensure_ascii=not sys.stdout.isatty()) + "\n")
+        frame.print_json(told, indent=None)
     else:
         if message.missed:
             frame.tell("… some before this one may have ended unread")
-        sys.stdout.write(f"{message.seq}\t{_when(message.time)}\t{text_of(message)}\n")
+        frame.write_row(str(message.seq), _when(message.time), text_of(message))
     sys.stdout.flush()
 
 
@@ -203,7 +203,7 @@ async def _publish(
     if as_json:
         frame.print_json({"owner": owner, "id": id, "seq": seq})
     else:
-        sys.stdout.write(f"{seq}\n")
+        frame.write(f"{seq}\n")
     return frame.OK
 
 
@@ -223,7 +223,7 @@ async def _close(ctx: typer.Context, name: str, yes: bool, as_json: bool) -> int
         raise ConfigError("its messages end with it, and there is no terminal to ask on", hint="add --yes")
     async with frame.connected(frame.settings_of(ctx)) as squad:
         # In a thread: Ctrl-C has to reach the loop.
-        if not yes and not await asyncio.to_thread(typer.confirm, f"End {name} with all its messages?", err=True):
+        if not yes and not await asyncio.to_thread(frame.confirm, f"End {name} with all its messages?"):
             return frame.ENDED_OTHERWISE
         await squad.lite(id, owner).close()
     if as_json:

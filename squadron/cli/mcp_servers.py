@@ -162,7 +162,7 @@ async def _show(ctx: typer.Context, name: str, as_json: bool) -> int:
     lines = [server.where, *(f"{key}={value}" for key, value in {**server.env, **server.headers}.items()), ""]
     lines += [f"{name}  {said.get(name, '').partition(chr(10))[0]}" for name in found.topics]
     for line in lines:
-        frame.out().print(frame.printable(line), markup=False, soft_wrap=True)
+        frame.out().print(line, markup=False, soft_wrap=True)
     return frame.OK
 
 

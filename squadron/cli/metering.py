@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
@@ -32,8 +31,7 @@ def metrics(ctx: typer.Context) -> None:
 async def _metrics(ctx: typer.Context) -> int:
     async with frame.connected(frame.settings_of(ctx)) as squad:
         answer = await squad.metrics()
-    sys.stdout.write(answer)
-    sys.stdout.flush()
+    frame.write(answer)
     return frame.OK
 
 

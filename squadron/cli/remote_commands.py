@@ -69,7 +69,7 @@ async def list_added(
         frame.print_json({key: [named(each, prefix) for each in found]})
         return frame.OK
     for each in found:
-        frame.out().print(frame.printable(line_of(each)), markup=False, soft_wrap=True)
+        frame.out().print(line_of(each), markup=False, soft_wrap=True)
     if not found:
         frame.tell("Nothing was added.")
     return frame.OK

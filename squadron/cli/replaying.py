@@ -53,7 +53,7 @@ async def _export(ctx: typer.Context, id: str, out: Path | None, as_json: bool) 
     async with frame.connected(frame.settings_of(ctx)) as squad:
         recording = await squad.runs.export(id)
     if out == STDOUT:
-        sys.stdout.write(recording.to_jsonl())
+        frame.write_whole(recording.to_jsonl())
         return frame.OK
     path = out or Path(f"{recording.header.run}.jsonl")
     recording.save(path)
@@ -152,7 +152,7 @@ async def _exactly(ctx: typer.Context, source: str, agent: str, as_json: bool) -
         frame.print_json([_told(each) for each in done.replays])
     else:
         for each in done.replays:
-            sys.stdout.write(frame.printable(_line(each)) + "\n")
+            frame.write(_line(each) + "\n")
     return frame.OK if done.equal else frame.ENDED_OTHERWISE
 
 
@@ -259,6 +259,7 @@ async def _tasks_of_trail(ctx: typer.Context, since: str, until: str) -> list[Re
 
 def _show_load(report: LoadReport) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for name in ("TOPIC", "WHEN", "TASKS", "P50 s", "P95 s", "P99 s", "OUTCOMES"):
@@ -268,7 +269,7 @@ def _show_load(report: LoadReport) -> None:
             each = side[topic]
             figures = (f"{p:.3f}" if p is not None else "?" for p in (each.p50, each.p95, each.p99))
             ends = ", ".join(f"{count} {kind}" for kind, count in sorted(each.outcomes.items()))
-            table.add_row(frame.printable(topic) or "all", when, f"{each.tasks:,}", *figures, ends)
+            table.add_row(Text(topic or "all"), when, f"{each.tasks:,}", *figures, ends)
     frame.out().print(table)
     frame.tell(f"The latest was sent {report.late_s:.3f} s too late.")
 
@@ -276,7 +277,7 @@ def _show_load(report: LoadReport) -> None:
 async def _consent(run: PastRun) -> None:
     topics = ", ".join(run.topics) or "no topic"
     question = f"It may call live, with all effects of that: {topics}. Go on?"
-    if not sys.stdin.isatty() or not await asyncio.to_thread(typer.confirm, question, err=True):
+    if not sys.stdin.isatty() or not await asyncio.to_thread(frame.confirm, question):
         raise ConfigError("nobody agreed to live calls", hint="--yes agrees; without --live there are none")
 
 
@@ -290,5 +291,5 @@ def _show(before: Outline, after: Outline) -> None:
         table.add_column(f"{what}: {side.run}", ratio=1, overflow="fold")
     rounds = max(len(before.rounds), len(after.rounds))
     for cells in zip(before.blocks(rounds), after.blocks(rounds), strict=True):
-        table.add_row(*(Text(frame.printable(cell)) for cell in cells))
+        table.add_row(*(Text(cell) for cell in cells))
     frame.out().print(table)

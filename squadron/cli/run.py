@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import os
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -227,10 +226,10 @@ def show_run(outcome: Outcome, watch: Watch, as_json: bool) -> int:
         frame.tell(f"Stopped: {report['stopped'].replace('_', ' ')}. It can go on: squadron runs resume {run}")
     if not as_json:
         console.print()
-        sys.stdout.write(report["answer"].rstrip() + "\n")
+        frame.write_whole(report["answer"].rstrip() + "\n")
         for name, value in report["deliverables"].items() if finished else ():
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=2)
-            sys.stdout.write(f"\n--- {name} ---\n{text}\n")
+            frame.write_whole(f"\n--- {name} ---\n{text}\n")
     return frame.OK if finished else frame.ENDED_OTHERWISE
 
 

@@ -71,7 +71,7 @@ async def _trace(ctx: typer.Context, id: str, costs: bool, as_json: bool) -> int
 def show_timeline(timeline: Timeline) -> None:
     """Print a timeline: in colours as wide as the terminal is, else as plain text."""
     if not sys.stdout.isatty():
-        sys.stdout.write(f"{timeline.text(PIPE_WIDTH)}\n")
+        frame.write(f"{timeline.text(PIPE_WIDTH)}\n")
         return
     console = frame.out()
     for line in drawn_lines(timeline, console.width):

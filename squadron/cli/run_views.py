@@ -60,7 +60,7 @@ async def _list(ctx: typer.Context, agent: str, limit: int, as_json: bool) -> in
         _show_table(runs)
     else:
         for info in runs:
-            sys.stdout.write("\t".join((info.run, *_row(info))) + "\n")
+            frame.write_row(info.run, *_row(info))
     if found.left_out:
         frame.tell(
             f"{found.left_out} more are left out: no agent signed them as its own, or another began their log."
@@ -73,8 +73,7 @@ async def _list(ctx: typer.Context, agent: str, limit: int, as_json: bool) -> in
 def _row(info: RunInfo) -> tuple[str, ...]:
     cost = f"{info.usd:.4f}" if info.usd else "-"
     counts = (str(info.rounds), str(info.running), f"{info.tokens:,}", cost)
-    title = frame.printable(" ".join(info.title.split()))
-    return (info.state, info.agent, *counts, _when(info.started), title)
+    return (info.state, info.agent, *counts, _when(info.started), " ".join(info.title.split()))
 
 
 def _when(at: float) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 import time
 from typing import Annotated, Any
 
@@ -52,11 +51,11 @@ async def _tls(ctx: typer.Context, hosts: list[str], clients: list[str], days: i
         return frame.OK
     if server := made["server"]:
         frame.tell("Beside `jetstream { … }` in the configuration of the server, which gets these files:")
-        sys.stdout.write(server["conf"])
+        frame.write(server["conf"])
     for each in made["clients"] or [{"environ": {"NATS_CA": made["ca"]}}]:
         frame.tell(f"{each.get('name', 'A client')} sets, and writes tls:// in NATS_URL:")
         for variable, value in each["environ"].items():
-            sys.stdout.write(f"{variable}={value}\n")
+            frame.write(f"{variable}={value}\n")
     frame.tell("The CA's key stays here: who has it is believed to be the server.")
     return frame.OK
 

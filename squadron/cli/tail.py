@@ -103,7 +103,7 @@ def _write_json(items: Sequence[Passing | Missed]) -> None:
 
     for each in items:
         told = {"kind": "missed", "count": each.count} if isinstance(each, Missed) else each.to_dict()
-        sys.stdout.write(json.dumps(told, ensure_ascii=not sys.stdout.isatty(), default=str) + "\n")
+        frame.print_json(told, indent=None)
     sys.stdout.flush()
 
 
@@ -124,7 +124,7 @@ def _write_lines(items: Sequence[Passing | Missed]) -> None:
             for line in lines_of(each, console.width):
                 console.print(line, soft_wrap=True)
         else:
-            sys.stdout.write("\t".join(_cells(each)) + "\n")
+            frame.write_row(*_cells(each))
     sys.stdout.flush()
 
 
@@ -140,7 +140,7 @@ def _cells(it: Passing) -> tuple[str, ...]:
     """For a pipe: nothing cut but contents."""
     texts = (it.kind, it.topic or it.subject, it.id, it.parent, it.sender, it.agent, it.outcome)
     content = () if it.content is None else (one_line(content_text(it.content), CONTENT_CHARS),)
-    return _when(it), *(printable(each, "") for each in texts), str(it.bytes), one_line(it.said, 300), *content
+    return _when(it), *texts, str(it.bytes), one_line(it.said, 300), *content
 
 
 def content_text(content: object) -> str:

@@ -187,7 +187,7 @@ class Shown:
             frame.tell(f"attempt {attempt}: starting over")
 
     def _write(self, text: str) -> None:
-        sys.stdout.write(text)
+        frame.write_whole(text)
         sys.stdout.flush()
         if text:
             self._is_open = not text.endswith("\n")
@@ -208,7 +208,7 @@ def show_outcome(outcome: Outcome, shown: str, as_json: bool) -> int:
         # A model's text was streamed already, and is the result as well.
         if not (isinstance(data, str) and data.strip() == shown.strip()):
             text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False, indent=2)
-            sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
+            frame.write_whole(text if text.endswith("\n") else f"{text}\n")
     if not outcome.ok:
         from rich.text import Text
 

@@ -141,7 +141,7 @@ def _as_json(agents: Sequence[AgentFigures]) -> dict[str, Any]:
 
 def _write_rows(screen: Screen) -> None:
     for cells in screen.rows():
-        sys.stdout.write("\t".join((time.strftime("%H:%M:%S"), *cells)) + "\n")
+        frame.write_row(time.strftime("%H:%M:%S"), *cells)
     sys.stdout.flush()
 
 

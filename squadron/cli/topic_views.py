@@ -74,7 +74,7 @@ async def _topics(ctx: typer.Context, search: str, most: int, least: float | Non
         _show_topics(found)
     else:
         for one in found:
-            sys.stdout.write("\t".join([one.topic.name, one.agent, *_about(one.topic)]) + "\n")
+            frame.write_row(one.topic.name, one.agent, *_about(one.topic))
     return frame.OK
 
 
@@ -130,7 +130,7 @@ async def _show(ctx: typer.Context, name: str, openapi: bool, as_json: bool) -> 
         frame.print_json({**topic.model_dump(), "agents": agents, "running": running, "facts": facts, **ways})
     else:
         for line in told_of(topic, asked, agents, running, facts):
-            sys.stdout.write(f"{line}\n")
+            frame.write(f"{line}\n")
     return frame.OK
 
 
@@ -359,11 +359,11 @@ async def _why(ctx: typer.Context, what: str, as_json: bool) -> int:
         frame.print_json({"found": [_told(one) for one in found], "learned": told})
         return frame.OK
     for one in found:
-        sys.stdout.write("\t".join([one.topic.name, f"{one.score:.2f}", "; ".join(one.why)]) + "\n")
+        frame.write_row(one.topic.name, f"{one.score:.2f}", "; ".join(one.why))
     for name, learned in told.items():
         for each in learned:
             by = ", ".join(f"{'+' if sign > 0 else '-'}{source}" for source, sign in each["by"].items())
-            sys.stdout.write("\t".join([name, f"{each['weight']:+.2f}", each["intent"], by]) + "\n")
+            frame.write_row(name, f"{each['weight']:+.2f}", each["intent"], by)
     if found and not fits:
         frame.tell("None of it is offered: nothing fits.")
     elif not found and not any(told.values()):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import sys
 import time
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -136,7 +135,7 @@ async def _add(
     else:
         frame.tell(f"{name} is in, as {role}. Whoever is to be it sets:")
         for variable, value in _environ(name, user.role, str(path)).items():
-            sys.stdout.write(f"{variable}={value}\n")
+            frame.write(f"{variable}={value}\n")
     return frame.OK
 
 
@@ -260,7 +259,7 @@ async def _export(ctx: typer.Context, what: str) -> int:
         case _:
             known = ", ".join((*_DOCUMENTS, *authority.users(settings.env)))
             raise ConfigError(f"there is no {what!r} to export", hint=f"one of {known}")
-    sys.stdout.write(text)
+    frame.write_whole(text)
     return frame.OK
 
 

@@ -30,7 +30,7 @@ async def test_agents_on_ray_work_where_everything_is_signed_and_checked() -> No
         realm, folder = Realm(), Path(home)
         trust = folder / "trust.json"
         trust.write_bytes(realm.document())
-        base = Settings.load({}, home=folder, heartbeat_s=1.0)
+        base = Settings.load({}, home=folder, heartbeat_s=1.0, env="signed")
         creds = {name: realm.write(folder, name, name) for name in ("bridge", "operator", "client")}  # type: ignore[arg-type]
 
         def of(name: str) -> Settings:

@@ -14,7 +14,7 @@ from nats.aio.client import Client
 from squadron import Agent, Context, Terminal, topic
 from squadron.bridge.audit.archivist import Archivist
 from squadron.bridge.jetstream.audit_streams import audit_stream, intake_stream
-from squadron.bridge.jetstream.intake import Intake
+from squadron.bridge.jetstream.intake import Caught, Intake
 from squadron.bridge.jetstream.queue import subjects_held
 from squadron.bridge.jetstream.stream_configs import StreamNames, ask_for
 from squadron.bridge.jetstream.wiring import Wiring
@@ -246,6 +246,43 @@ async def test_plain_events_and_what_is_no_json_are_recorded_as_they_are(world: 
         (task,) = await recorded(trail, 1, kind="task")
     assert event["message"]["payload"]["content"] == {"text": "plain"}
     assert base64.b64decode(task["message"]["base64"]) == sealed
+
+
+@ON_NATS
+async def test_what_is_only_heard_while_the_audit_is_off_is_not_recorded(world: World) -> None:
+    wiring = (await world.join("caller")).place
+    assert isinstance(wiring, Wiring)
+    trail = await audited(wiring, "full")
+    publish = wiring.caller.sender.publish
+    await wiring.caller.sender.publish_durable("desk.said", "before")
+    stream = intake_stream(StreamNames(wiring.settings.env))
+
+    async def is_taken_in() -> bool:
+        return bool(await subjects_held(wiring.connection, stream, [wiring.ports.subjects.durable("desk.said")]))
+
+    await until(is_taken_in)
+    await audited(wiring, "off")
+    heard: list[Caught] = []
+
+    class Ear(Intake):
+        """Says what was handed to the archivist."""
+
+        async def next(self, most: int, **how: Any) -> list[Caught]:
+            came = await super().next(most, **how)
+            heard.extend(each for each in came if not each.place)
+            return came
+
+    async def one_was_heard() -> bool:
+        return bool(heard)
+
+    async with archiving(wiring.settings, intake=Ear) as archivist:
+        await until(lambda: is_at_work(archivist))
+        await publish("desk.plain", "meanwhile")
+        await until(one_was_heard)
+        (event,) = await recorded(trail, 1, kind="event")
+    # What it took was stored when it was stopped.
+    assert event["stream"] == StreamNames(wiring.settings.env).events
+    assert await entries(trail) == [event]
 
 
 async def is_at_work(archivist: Archivist) -> bool:

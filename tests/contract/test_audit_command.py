@@ -13,14 +13,19 @@ from pathlib import Path
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+import structlog
 
 from squadron import Agent, Squad, topic
 from squadron.actors.agent import AgentSpec
+from squadron.bridge.audit import archivist
+from squadron.bridge.jetstream.audit_streams import make_trail
+from squadron.bridge.jetstream.intake import Intake
+from squadron.bridge.jetstream.stream_configs import StreamNames
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.replay.load import tasks_in
-from squadron.runtime.errors import ConfigError
+from squadron.runtime.errors import ConfigError, InvalidMessageError
 from squadron.runtime.wire.envelope import AgentIdentity
-from tests.contract.audit_worlds import archiving, audited, entries, recorded
+from tests.contract.audit_worlds import archiving, audited, entries, recorded, trail_of
 from tests.contract.command import run, start
 from tests.contract.conftest import ON_NATS, Serve, World
 
@@ -155,6 +160,70 @@ async def test_the_archive_command_records_the_tail_shows_it_and_an_import_elsew
     # Where there is a trail nothing is brought in.
     code, _, err = await run(wiring, "audit", "import", str(file))
     assert (code, "has a trail already" in err) == (2, True)
+
+
+def _wrong_files(export: bytes) -> list[bytes]:
+    """What is no export, or no more the one it was."""
+    lines = export.split(b"\n")
+    heads = [at for at, line in enumerate(lines) if line.startswith(b'{"head"')]
+    return [
+        b"",
+        b"\n".join(lines[: heads[-1]]),  # cut in a batch
+        b"\n".join(lines[: heads[0] + 1] + lines[heads[1] + 1 :]),  # without a batch
+        export.replace(b'"kind":"task"', b'"kind":"tusk"', 1),
+        b'{"run": "run-1"}\n{"head": "x"}\n',
+        b"PAR1\x00\xff",
+    ]
+
+
+@ON_NATS
+async def test_a_wrong_file_uses_nothing_up(world: World, serve: Serve) -> None:
+    wiring = (await serve(Bell())).peer.place
+    assert isinstance(wiring, Wiring)
+    trail, export = await audited(wiring, "trail"), io.BytesIO()
+    async with archiving(wiring.settings):
+        for count in range(1, 4):
+            await wiring.caller.ask("bell.ring", {"text": "ding"})
+            await recorded(trail, count, kind="result")
+    await trail.export(export)
+    elsewhere = replace(wiring.settings, env=f"{wiring.settings.env}-copy")
+    copy = await Wiring.open(elsewhere, AgentIdentity(id="copy", type="test"), create=True)
+    there = trail_of(copy)
+
+    for data in _wrong_files(export.getvalue()):
+        with pytest.raises(InvalidMessageError):
+            await there.restore(io.BytesIO(data))
+    export.seek(0)
+
+    assert await there.restore(export) == (await trail.verify()).last
+    assert (await there.verify()).faults == ()
+    await copy.aclose()
+
+
+@ON_NATS
+async def test_a_trail_that_was_brought_in_has_its_archivist_wait_in_silence(
+    world: World, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wiring = (await serve(Bell())).peer.place
+    assert isinstance(wiring, Wiring)
+    names, looks = StreamNames(wiring.settings.env), list[bool]()
+    await make_trail(wiring.connection, names)
+    monkeypatch.setattr(archivist, "LOOK_S", 0.01)
+
+    class Looked(Intake):
+        async def wanted(self) -> bool:
+            looks.append(await super().wanted())
+            return looks[-1]
+
+    with structlog.testing.capture_logs() as said:
+        async with archiving(wiring.settings, intake=Looked):
+            while len(looks) < 3:
+                await asyncio.sleep(0.01)
+            assert said == []
+            # Audited from here on, it goes on with it.
+            trail = await audited(wiring, "trail")
+            await wiring.caller.ask("bell.ring", {"text": "ding"})
+            await recorded(trail, 1, kind="result")
 
 
 @ON_NATS

@@ -27,6 +27,7 @@ from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.errors import ClaimLostError, ConfigError, DeployError
 from squadron.runtime.ports.queue import Backlog
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage, Payload
+from squadron.runtime.wire.outcome import outcome_msg_id
 from squadron.runtime.wire.replies import unfit_reply
 from squadron.runtime.wire.subjects import Subjects, token_of
 from squadron.runtime.wire.topics import AgentCard, SemanticTopic
@@ -348,6 +349,32 @@ async def test_v6_what_its_asker_takes_for_no_outcome_keeps_no_task_from_being_r
     assert (await before.outcome()).unwrap() == 0
     assert (await handle.outcome()).unwrap() == 1
     assert desk.ran == [0, 1]
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_v6_what_is_no_outcome_keeps_none_away_by_its_message_id(
+    world: World, serve: Serve, cancelled: bool
+) -> None:
+    peer, evil, desk = await world.join("asker"), await world.join("evil"), Desk()
+    replica = await serve(desk)
+    await serve(Other(), name="other-0a1b2c3d")
+
+    async def other_is_known() -> bool:
+        return all(each.refutes("other-0a1b2c3d", "desk.wait") for each in (peer.registry, replica.peer.registry))
+
+    await until(other_is_known)
+    if cancelled:
+        # Nobody is there to end it but its asker.
+        await replica.handovers.aclose()
+        await replica.pump.aclose()
+    handle = await peer.caller.submit("desk.wait", {"number": 1})
+    head = {"correlation_id": handle.task_id, "parent": handle.task_id}
+    msg_id = outcome_msg_id(handle.task_id, handle.reply_to)
+    data = result(evil, "by another", sender="other-0a1b2c3d", **head)
+    await evil.lite.append(handle.reply_to, data, ttl_s=60, msg_id=msg_id)
+    desk.go.set()
+    outcome = await (handle.cancel() if cancelled else handle.outcome())
+    assert outcome.kind == ("cancelled" if cancelled else "result")
 
 
 async def test_v6_who_is_not_in_the_registry_may_answer(world: World) -> None:

@@ -110,6 +110,17 @@ async def test_the_same_message_id_is_stored_once_and_gives_the_same_sequence(li
     assert await _all(lite, key) == [b"one", b"between"]
 
 
+async def test_what_is_there_under_an_id_and_does_not_count_keeps_nothing_away(lite: Journal, key: str) -> None:
+    async def counts(entry: Entry) -> bool:
+        return entry.data == b"right"
+
+    await lite.append(key, b"wrong", msg_id="same")
+    first = await lite.append(key, b"right", msg_id="same", counts=counts)
+    assert await lite.append(key, b"right", msg_id="same", counts=counts) == first
+    assert await lite.append(key, b"late", msg_id="same", counts=counts) == first
+    assert await _all(lite, key) == [b"wrong", b"right"]
+
+
 async def test_a_fenced_append_that_is_tried_again_is_fenced_by_itself(lite: Journal, key: str) -> None:
     """The server looks at the sequence first: a writer whose acknowledgement was lost reads `last` to know."""
     await lite.append(key, b"one", msg_id="same", expect_seq=0)

@@ -18,7 +18,7 @@ from squadron.runtime.asking.caller import CANCEL_WITHIN_S
 from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.errors import BusUnavailableError
 from squadron.runtime.ports.journal import Entry
-from squadron.runtime.ports.queue import Backlog
+from squadron.runtime.ports.queue import Backlog, Mailbox
 from squadron.runtime.running.context import Context
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.outcome import Cancelled, Result, outcome_msg_id
@@ -272,10 +272,12 @@ async def test_what_was_begun_before_its_topic_went_to_another_agent_is_answered
     handle = await peer.caller.submit("moving.work", {}, AskOptions(within_s=SOON_S))
     await before.began.wait()
 
-    await serve(After(), name="after-1")
+    # As where it is deployed anew without it, and the other one then.
     bridge = await world.join("bridge", bridge=True)
     rest = AgentCard(agent="before", topics=(SemanticTopic(name="before.keep"),))
+    await bridge.queue.declare(Mailbox("before", ("before.keep",), 30.0))
     await bridge.registry.advertise(rest)
+    await serve(After(), name="after-1")
 
     async def has_moved() -> bool:
         return peer.registry.card("before") == rest and peer.registry.card("after") is not None

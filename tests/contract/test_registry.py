@@ -29,6 +29,20 @@ def _read_by(peer: Peer) -> str:
     return found.description if found else ""
 
 
+async def test_a_source_is_of_the_agent_that_its_whole_name_is_or_that_it_is_a_process_of(peer: Peer) -> None:
+    for agent, name in (("bare", "bare.thing"), ("doubler", "bare.double")):
+        await peer.registry.advertise(AgentCard(agent=agent, topics=(SemanticTopic(name=name),)))
+        await peer.registry.renew(agent, f"{agent}-1")
+
+    refuted = {
+        each
+        for each in ("bare", "bare-0a1b2c3d", "bare-doubler", "doubler")
+        if peer.registry.refutes(each, "bare.double")
+    }
+
+    assert refuted == {"bare", "bare-0a1b2c3d"}
+
+
 async def test_a_presence_lapses_by_itself_in_each_process(world: World) -> None:
     one, other = await world.join("one"), await world.join("other")
     lapsed: list[tuple[str, str]] = []

@@ -435,6 +435,24 @@ async def test_a_result_that_is_not_sealed_keeps_no_sealed_task_from_being_run(
     assert (await handle.outcome()).unwrap() == f"heard {CANARY}"
 
 
+async def test_a_sealed_result_that_nobody_can_open_ends_no_task_that_is_not_sealed(
+    world: World, peer: Peer, serve: Serve
+) -> None:
+    clinic, evil = Clinic(), await world.join("evil")
+    await serve(clinic, slots=1)
+    before = await peer.caller.submit("clinic.slow", {"text": ""}, AskOptions(within_s=60))
+    await clinic.running.wait()
+    handle = await peer.caller.submit("clinic.open", {"text": "x"}, AskOptions(task_id="order-8", within_s=20))
+    forged = AgentMessage.new(
+        "result", AgentIdentity(id="clinic-1"), 0, parent="order-8", correlation_id="order-8"
+    )
+    raw = json.loads(forged.encode())
+    raw["payload"] = {"sealed": {"v": 1, "data": "AAAA", "keys": {}}}
+    await evil.lite.append(handle.reply_to, json.dumps(raw).encode(), ttl_s=60)
+    await before.cancel()
+    assert (await handle.outcome()).unwrap() == "x False"
+
+
 async def test_under_an_id_of_one_s_own_the_note_of_the_id_can_t_be_guessed_by(peer: Peer, clinic: Clinic) -> None:
     options = AskOptions(task_id="order-7", within_s=20)
     first = await peer.caller.ask("clinic.note", {"text": CANARY}, options)

@@ -41,6 +41,7 @@ from squadron.runtime.errors import (
 from squadron.runtime.ports.bus import Note
 from squadron.runtime.ports.journal import Journal
 from squadron.runtime.ports.lite_journal import END_HEADER
+from squadron.runtime.ports.queue import Backlog
 from squadron.runtime.registry.learned import MOST_OF_SOURCE
 from squadron.runtime.running.context import Context
 from squadron.runtime.running.pump import Pump
@@ -51,9 +52,9 @@ from squadron.runtime.trust.carried import CARRIED_HEADER, Carried, carry
 from squadron.runtime.trust.principals import Role
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage, pack
 from squadron.runtime.wire.limits import Deadline
-from squadron.runtime.wire.outcome import Cancelled, DeadLettered, Rejected, Result
+from squadron.runtime.wire.outcome import Cancelled, DeadLettered, Rejected, Result, outcome_msg_id
 from squadron.runtime.wire.route import Route
-from squadron.runtime.wire.subjects import OrderedSubject, TicketSubject
+from squadron.runtime.wire.subjects import OrderedSubject, TicketSubject, token_of
 from squadron.runtime.wire.topics import AgentCard, SemanticTopic
 from squadron.testing import turned_time
 from tests.conftest import HEARTBEAT_S
@@ -296,6 +297,61 @@ async def test_a_task_is_cancelled_by_its_sender_or_an_operator_only(land: Land)
     assert isinstance(await handles[0].cancel(), Cancelled)
     await request_cancel(boss.ports, handles[1].task_id, deadline_at_s=until_s, operator=True)
     assert isinstance(await handles[1].outcome(), Cancelled)
+
+
+@pytest.mark.parametrize("own_id", [False, True])
+async def test_who_may_not_cancel_a_task_is_told_so_and_its_outcome_comes(land: Land, own_id: bool) -> None:
+    replica = await land.serve(Streamer())
+    ann, bob = await land.join("ann", "client"), await land.join("bob", "client")
+    how = AskOptions(within_s=10, task_id="order-7") if own_id else SOON
+    handle = await ann.caller.submit("text.stream", {"text": "wait"}, how)
+    theirs = bob.caller.resume(handle.ticket)
+    if own_id:
+        theirs = await bob.caller.submit("text.stream", {"text": "wait"}, how)
+    with pytest.raises(UntrustedError, match="was asked by ann") as told:
+        await theirs.cancel()
+    assert "operator" in told.value.hint
+    assert await ann.lite.last(ann.subjects.lite("cancel", token_of(handle.task_id))) is None
+    replica.agent.held.set()  # type: ignore[attr-defined]
+    assert isinstance(await handle.outcome(), Result)
+
+
+@pytest.mark.parametrize("runs", [True, False])
+async def test_an_operator_cancels_by_a_ticket(land: Land, runs: bool) -> None:
+    replica = await land.serve(Streamer())
+    if not runs:
+        await replica.handovers.aclose()
+        await replica.pump.aclose()
+    ann, boss = await land.join("ann", "client"), await land.join("boss", "operator")
+    handle = await ann.caller.submit("text.stream", {"text": "wait"}, SOON)
+    if runs:
+        await _eventually(lambda: bool(replica.agent.ran))  # type: ignore[attr-defined]
+    assert isinstance(await boss.caller.resume(handle.ticket).cancel(), Cancelled)
+    assert isinstance(await handle.outcome(), Cancelled)
+    if not runs:
+        # Who takes it later knows it, too.
+        agent = Streamer()
+        await land.serve(agent)
+        await until(lambda: _is_empty(ann, replica))
+        assert agent.ran == []
+
+
+async def _is_empty(peer: Peer, replica: Replica) -> bool:
+    return await peer.queue.backlog(replica.mailbox.name) == Backlog()
+
+
+async def test_what_nobody_believes_under_the_id_of_an_outcome_does_not_keep_it_away(land: Land) -> None:
+    replica = await land.serve(Streamer())
+    ann, mallory = await land.join("ann", "client"), await land.join("mallory", "client")
+    handle = await ann.caller.submit("text.stream", {"text": "wait"}, SOON)
+    said = Cancelled(task_id=handle.task_id, topic=handle.topic, reason="cancelled").to_content()
+    ids: dict[str, Any] = {"parent": handle.task_id, "correlation_id": handle.task_id}
+    msg_id = outcome_msg_id(handle.task_id, handle.reply_to)
+    await mallory.lite.append(
+        handle.reply_to, mallory.ports.pack("result", {"content": said}, **ids), msg_id=msg_id
+    )
+    replica.agent.held.set()  # type: ignore[attr-defined]
+    assert isinstance(await handle.outcome(), Result)
 
 
 async def test_a_dead_letter_is_put_back_as_it_was_signed(land: Land) -> None:

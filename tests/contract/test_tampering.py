@@ -190,6 +190,17 @@ async def test_an_export_is_brought_in_elsewhere_and_verifies_there(copy: Copy, 
 
 
 @ON_NATS
+async def test_each_head_of_a_count_may_be_the_one_that_was_anchored(copy: Copy) -> None:
+    *_, last = copy.batches
+    link, _ = last.link()
+    # What the archivist stores when it has passed over much, or nothing came for long.
+    empty = sealed(replace(link, first=13, previous=last.head), [])
+    found = await (await copy.of([*copy.batches, empty])).verify(anchors=copy.anchors)
+    assert (found.ok, found.last) == (True, 12), found
+    assert found.anchors >= 1
+
+
+@ON_NATS
 async def test_what_is_no_batch_at_all_is_a_fault_and_the_rest_is_looked_at(copy: Copy) -> None:
     one, *rest = copy.batches
     trail = await copy.of([one])

@@ -223,3 +223,17 @@ def test_no_schema_has_another_document_fetched():
     """By `validator_of`: schemas come from strangers."""
     made = re.compile(r"jsonschema_rs\.(Draft202012Validator|validator_for)\(")
     assert [name for name, text in TEXTS.items() if made.search(text)] == ["runtime/wire/topics.py"]
+
+
+#: Whoever prints by another door has to see to it that nobody's words move a cursor.
+PRINTS = re.compile(
+    r"\bstd(?:out|err)\.write|\btyper\.(?:echo|secho|prompt|confirm)\(?|\bclick\.|(?<![.\w])(?:print|Console)\("
+)
+#: The door itself, and what prints our own version before there is one.
+DOOR = {"squadron/cli/frame.py", "squadron/cli/app.py"}
+
+
+def test_all_that_commands_print_goes_through_one_door():
+    assert {
+        name for name, text in TEXTS.items() if name.startswith("squadron/cli/") and PRINTS.search(text)
+    } == DOOR
