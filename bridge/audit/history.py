@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 import time
@@ -28,7 +29,7 @@ from squadron.bridge.jetstream.intake import archivists, is_used
 from squadron.bridge.jetstream.journal import JetStreamJournal
 from squadron.bridge.jetstream.link.connect import Connection
 from squadron.bridge.jetstream.stream_configs import STREAM_NOT_FOUND, StreamNames, find
-from squadron.runtime.errors import ConfigError, InvalidInputError, InvalidMessageError
+from squadron.runtime.errors import BusUnavailableError, ConfigError, InvalidInputError, InvalidMessageError
 
 #: A batch is sealed so much after its entries, at most, in seconds: a read from some time on begins that earlier.
 _SLACK_S = 5.0
@@ -155,18 +156,27 @@ class AuditTrail:
                     yield record
 
     async def follow(self, **wanted: Any) -> AsyncIterator[Record]:
-        """Entries from now on, as they are recorded; for ever."""
-        chosen, seq = Wanted(**wanted), 0
+        """Entries from now on, as they are recorded; for ever, and over the loss of the server's store, too."""
+        chosen = Wanted(**wanted)
         await self._policy()
-        last = await self._journal.last(audit_subject(self._names))
-        seq = last.seq if last is not None else 0
+        made, seq = await self._newest() or ("", 0)
         while True:
+            # While the server is away the read waits for it.
+            with contextlib.suppress(BusUnavailableError):
+                if (found := await self._newest()) is not None and (found[0] != made or found[1] < seq):
+                    made, seq = found[0], 0
             async for entry in self._journal.read(audit_subject(self._names), from_seq=seq + 1):
                 seq = entry.seq
                 for record in SealedBatch.unpacked(entry.data, "").entries():
                     if chosen.fits(record):
                         yield record
             await asyncio.sleep(FOLLOW_S)
+
+    async def _newest(self) -> tuple[str, int] | None:
+        """When the trail's stream was made, and the number of its newest batch; None if there is no stream."""
+        call = f"STREAM.INFO.{audit_stream(self._names)}"
+        info = await find(self._connection, call, missing=STREAM_NOT_FOUND)
+        return None if info is None else (str(info["created"]), int(info["state"]["last_seq"]))
 
     async def verify(self, *, anchors: Path | None = None, public_key: str = "") -> Verified:
         """Look at each entry that is there: whether it is what was recorded, where it was recorded.

@@ -3,42 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from squadron.runtime.errors import BusUnavailableError, UntrustedError
 from squadron.runtime.ports.journal import Entry
 from squadron.runtime.trust.guard import Guard, Kind, May
-from squadron.runtime.trust.may_say import KEEPERS, check_source
+from squadron.runtime.trust.may_say import KEEPERS, check_source, is_agent
 from squadron.runtime.trust.signature_check import Signed
 from squadron.runtime.trust.verify_modes import VerifyMode
 
 if TYPE_CHECKING:
-    from squadron.runtime.asking.handle import Handle
     from squadron.runtime.registry.registry import Registry
 
 
-def check_answer(handle: Handle, registry: Registry, signed: Signed, raw: Mapping[str, Any]) -> None:
-    """Check that who signed a result may answer the task of a handle, and has answered just that.
+class Awaited(NamedTuple):
+    """A task, as its results are held against it by who asked and by who runs it.
+
+    Attributes:
+        sender: who asked; of a task under an id of its own, who did so first.
+        digest: SHA-256 of the task as it was sent; empty if it may be sent by several, or again.
+    """
+
+    topic: str
+    sender: str
+    digest: str
+
+
+def check_answer(
+    task: Awaited, registry: Registry, signed: Signed, raw: Mapping[str, Any], *, me: str = ""
+) -> None:
+    """Check that who signed a result may answer a task, and has answered just that.
+
+    Args:
+        me: the agent that serves its topic, whatever the registry knows of that by now.
 
     Raises:
         UntrustedError: it may not, or answers another.
     """
     check_source(signed, str(raw["source"]["id"]))
     by, content = signed.by, raw["payload"].get("content")
-    if by.covers(handle.sender) or (is_cancellation(content) and by.role in KEEPERS):
+    if by.covers(task.sender) or (is_cancellation(content) and by.role in KEEPERS):
         # Who asked gave it up, in whichever process, or an operator did.
         return
-    check_agent(registry, handle.topic, signed)
+    if not is_agent(by, me):
+        check_agent(registry, task.topic, signed)
     metadata = raw.get("metadata") or {}
     if metadata.get("refused") is True:
         # It ends nothing.
         return
     answered = metadata.get("answers")
     sha256, asker = (answered.get("sha256"), answered.get("by")) if isinstance(answered, dict) else (None, None)
-    if handle.digest:
-        if sha256 != handle.digest:
+    if task.digest:
+        if sha256 != task.digest:
             raise UntrustedError(f"{by.name} answers another task of this id")
-    elif not isinstance(asker, str) or not is_of(asker, handle.sender):
+    elif not isinstance(asker, str) or not is_of(asker, task.sender):
         # It may have been sent by another process, or before: then it counts who sent it.
         raise UntrustedError(f"{by.name} answers a task that somebody else sent under this id")
 

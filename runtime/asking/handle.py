@@ -14,6 +14,7 @@ from pydantic_core import from_json
 
 from squadron.runtime.asking.ask_seal import AskSeal
 from squadron.runtime.asking.believing import (
+    Awaited,
     believes,
     check_agent,
     check_answer,
@@ -271,7 +272,8 @@ class Handle:
 
         waiting = False
         said, registry = (self.reply_to, heard.data, heard.headers), self._caller.registry
-        may, least = partial(check_answer, self, registry, raw=raw), least_of(registry, self.topic)
+        task, least = Awaited(self.topic, self.sender, self.digest), least_of(registry, self.topic)
+        may = partial(check_answer, task, registry, raw=raw)
         guard.hear("outcome", *said, take, at=at, may=may, topic=self.topic, least=least)
         waiting = True
         refused = (raw.get("metadata") or {}).get("refused") is True

@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import dataclass
+from typing import Any
 
+from squadron.runtime.asking.believing import Awaited
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import BusUnavailableError, MessageTooLargeError
 from squadron.runtime.ports.queue import Delivery, sent_with
 from squadron.runtime.running.once import is_copy
 from squadron.runtime.running.reports import Reports
 from squadron.runtime.store.port_set import Ports
+from squadron.runtime.store.put_back import PUT_BACK
 from squadron.runtime.trust.carried import carry
 from squadron.runtime.trust.sealing import SealKey
 from squadron.runtime.wire.envelope import LAST_MS, AgentMessage
 from squadron.runtime.wire.limits import Budget, Clock, Deadline
-from squadron.runtime.wire.replies import is_own_id, unfit_reply
+from squadron.runtime.wire.replies import is_own_id, principal_of, unfit_reply
 from squadron.runtime.wire.subjects import token_of
 
 #: Who looked longer ago than this, in seconds, looks again before it begins: an attempt whose lease had lapsed may
@@ -32,7 +35,8 @@ class Arrival:
     """A task that is to run.
 
     Attributes:
-        topic: what it is on.
+        task: what its outcome is held against.
+        answers: what its outcome says of it; see `proof.answers`.
         readers: for whom its answers are sealed; nobody before it is opened, or if it was not sealed.
         lite_key, announce: where its outcome goes; see `Reports.address`.
         unfit: why it can't go where the sender wants it, or the empty string.
@@ -40,7 +44,8 @@ class Arrival:
         was_here: whether it may have been here before, so that somebody else may be at work on it.
     """
 
-    topic: str
+    task: Awaited
+    answers: dict[str, Any] | None
     lite_key: str
     announce: str
     unfit: str
@@ -59,11 +64,16 @@ class Arrival:
         """
         if self.clock.time() <= self.looked_at + after_s:
             return False
-        return await reports.settle_if_stored(delivery, message, self.topic, self.lite_key, self.announce)
+        return await reports.settle_if_stored(delivery, message, self.task, self.lite_key, self.announce)
 
 
 async def arrive(
-    ports: Ports, reports: Reports, delivery: Delivery, message: AgentMessage, topic: str
+    ports: Ports,
+    reports: Reports,
+    delivery: Delivery,
+    message: AgentMessage,
+    topic: str,
+    answers: dict[str, Any] | None,
 ) -> Arrival | None:
     """Look at a delivery; None if it is not to run here and now, and is settled.
 
@@ -75,8 +85,9 @@ async def arrive(
     """
     unfit, msg_id, now = unfit_reply(message, ports.subjects), token_of(message.id), ports.clock.time()
     # One that may have been here before: after a death, as a dead letter, or sent again.
-    late = bool(message.redriven) or not delivery.lease.first or now > message.timestamp + ALONE_S
-    is_lapsed = False
+    is_back = bool(message.redriven) or PUT_BACK in delivery.headers.get("Nats-Msg-Id", "")
+    late = is_back or not delivery.lease.first or now > message.timestamp + ALONE_S
+    is_lapsed, sender = False, message.source.id
     own = not unfit and is_own_id(message, ports.subjects)
     if own:
         asked = await reports.asked(message, topic)
@@ -86,9 +97,13 @@ async def arrive(
         elif asked is None:
             unfit = f"no answers are sent to {message.reply_to!r}: the id stands for another task, or for none"
         else:
-            msg_id = asked.msg_id or msg_id
+            # Several may ask under it, and be answered at once: as who did so first.
+            msg_id, sender = asked.msg_id or msg_id, asked.source or sender
+            if answers and "by" in answers:
+                answers = answers | {"by": principal_of(sender)}
     lite_key, announce = reports.address(message, topic, elsewhere=bool(unfit) or is_lapsed)
-    if (late or own) and await reports.settle_if_stored(delivery, message, topic, lite_key, announce):
+    task = Awaited(topic, sender, "" if own or message.once or not answers else answers["sha256"])
+    if (late or own) and await reports.settle_if_stored(delivery, message, task, lite_key, announce):
         return None
     alone = not late and not message.once and not unfit
     if alone and delivery.headers.get("Nats-Msg-Id") != msg_id:
@@ -106,7 +121,7 @@ async def arrive(
         return None
     was_here = late or own
     looked_at = now if was_here else min(now, message.timestamp)
-    return Arrival(topic, lite_key, announce, unfit, looked_at, was_here, ports.clock)
+    return Arrival(task, answers, lite_key, announce, unfit, looked_at, was_here, ports.clock)
 
 
 def deadline_of(message: AgentMessage, grant: Budget, clock: Clock) -> Deadline:

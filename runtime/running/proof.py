@@ -41,17 +41,14 @@ async def check_task(
     return await _admit(ports, delivery, may, topic, least)
 
 
-async def is_signed(ports: Ports, delivery: Delivery) -> bool:
-    """Whether somebody signed what nobody can read, as far as that is required.
+async def check_signed(ports: Ports, delivery: Delivery) -> Signed | None:
+    """How somebody signed what nobody can read; see `check_task`.
 
     Raises:
+        UntrustedError: nobody did, and that is required.
         BusUnavailableError: nobody says who signed it.
     """
-    try:
-        await _admit(ports, delivery, anybody)
-    except UntrustedError:
-        return False
-    return True
+    return await _admit(ports, delivery, anybody)
 
 
 async def _admit(

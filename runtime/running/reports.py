@@ -6,23 +6,21 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from pydantic_core import PydanticSerializationError
+from pydantic_core import PydanticSerializationError, from_json
 
-from squadron.runtime.asking.believing import is_cancellation, is_refuted
-from squadron.runtime.errors import ClaimLostError, InvalidMessageError, MessageTooLargeError, UntrustedError
+from squadron.runtime.asking.believing import Awaited, believes, check_answer, is_refuted, least_of
+from squadron.runtime.errors import ClaimLostError, InvalidMessageError, MessageTooLargeError
 from squadron.runtime.ports.journal import Counts, Entry, Headers
 from squadron.runtime.ports.queue import Delivery
 from squadron.runtime.registry.registry import Registry
 from squadron.runtime.running.once import keep_s
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.store.sealed import input_digest, is_sealed, salt_of
-from squadron.runtime.trust.may_say import KEEPERS, is_agent
 from squadron.runtime.trust.sealing import SealKey
-from squadron.runtime.trust.signature_check import Signed
 from squadron.runtime.wire import outcome as outcomes
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.id_note import IdNote
-from squadron.runtime.wire.outcome import Failed, Outcome, outcome_msg_id
+from squadron.runtime.wire.outcome import DeadLettered, Failed, Outcome, outcome_msg_id
 from squadron.runtime.wire.replies import unfit_reply
 from squadron.runtime.wire.subjects import is_foreign, token_of
 
@@ -65,48 +63,40 @@ class Reports:
         announce = to or subjects.result(topic)
         return subjects.lite("outcome", token_of(message.id)), announce
 
-    async def stored(self, message: AgentMessage, topic: str, lite_key: str) -> bytes | None:
+    async def stored(self, message: AgentMessage, task: Awaited, lite_key: str) -> bytes | None:
         """This task's outcome, if it is stored; another task's on the same lite topic does not count."""
         newest = await self._ports.lite.last(lite_key)
         if newest is None:
             return None
-        if await self._is_outcome(message, topic, newest):
+        if await self._is_outcome(message, task, newest):
             return newest.data
         # Behind it may be chunks of an attempt that lost its lease, or what others share this address for.
         found = None
         async for entry in self._ports.lite.read(lite_key):
-            if await self._is_outcome(message, topic, entry):
+            if await self._is_outcome(message, task, entry):
                 found = entry.data
         return found
 
-    async def _is_outcome(self, message: AgentMessage, topic: str, entry: Entry) -> bool:
+    async def _is_outcome(self, message: AgentMessage, task: Awaited, entry: Entry) -> bool:
         """Whether an entry is this task's outcome: by its agent, or by its sender, who gave it up.
 
         What its sender would not take for one must not keep it from being run; see `Handle`.
         """
         stored = _outcome_of(message, entry.data)
-        if stored is None or is_refuted(self._registry, topic, stored.source.id, stored.payload.content):
+        if stored is None or is_refuted(self._registry, task.topic, stored.source.id, stored.payload.content):
             return False
         guard = self._ports.guard
         if guard is None:
             return True
-
-        def may(signed: Signed) -> None:
-            by_operator = signed.by.role in KEEPERS and is_cancellation(stored.payload.content)
-            if not (by_operator or is_agent(signed.by, guard.me) or signed.by.covers(message.source.id)):
-                raise UntrustedError(f"{signed.by.name} does not answer {message.id[:80]}")
-
-        try:
-            await guard.admit("outcome", entry.key, entry.data, entry.headers, at=entry.time, may=may)
-        except UntrustedError:
-            return False
-        return True
+        may = partial(check_answer, task, self._registry, raw=from_json(entry.data), me=guard.me)
+        least = least_of(self._registry, task.topic)
+        return await believes(guard, "outcome", entry, may, topic=task.topic, least=least)
 
     async def settle_if_stored(
-        self, delivery: Delivery, message: AgentMessage, topic: str, lite_key: str, announce: str
+        self, delivery: Delivery, message: AgentMessage, task: Awaited, lite_key: str, announce: str
     ) -> bool:
         """Whether it has ended before: its caller gave it up, or a replica died before it had settled it."""
-        stored = await self.stored(message, topic, lite_key)
+        stored = await self.stored(message, task, lite_key)
         if stored is None:
             return False
         # Maybe it was not announced.
@@ -128,6 +118,7 @@ class Reports:
         lite_key: str,
         announce: str,
         *,
+        task: Awaited | None = None,
         msg_id: str = "",
         headers: Headers | None = None,
         answers: Mapping[str, Any] | None = None,
@@ -136,12 +127,13 @@ class Reports:
         """Store the outcome and return it; one that can't travel becomes a failure that says so.
 
         Args:
+            task: what an entry of the same message id has to be an outcome of, or it does not count.
             msg_id: of two that are stored under it the second is dropped; by default, that of the task's outcome.
             headers: that go along with it.
             answers: which task it answers, see `proof.answers`.
             readers: for whom it is sealed; for nobody, by default.
         """
-        counts = None if msg_id else partial(self._is_outcome, message, outcome.topic)
+        counts = None if task is None else partial(self._is_outcome, message, task)
         msg_id = msg_id or outcome_msg_id(message.id, lite_key, message.redriven)
         where = lite_key, announce, msg_id, counts
         try:
@@ -195,13 +187,16 @@ def _outcome_of(message: AgentMessage, data: bytes) -> AgentMessage | None:
     """The result that ends this task, if that is one."""
     try:
         stored = AgentMessage.decode(data)
-        ok = outcomes.from_content(stored.payload.content).ok
+        ended = outcomes.from_content(stored.payload.content)
     except (InvalidMessageError, ValueError, TypeError, LookupError, AttributeError):
         return None
     if (stored.metadata or {}).get("refused"):
         # That is told of a message, and does not end the task.
         return None
-    if ok and is_sealed(message) != is_sealed(stored):
+    if ended.ok and is_sealed(message) != is_sealed(stored):
+        return None
+    if isinstance(ended, DeadLettered) and ended.details.get("attempts") == 0:
+        # Nobody could read the task then; it was put back for who can.
         return None
     ours = stored.type == "result" and stored.context.parent_message_id == message.id
     # Of a dead letter that was put back, the outcome of its earlier life does not count.

@@ -36,7 +36,7 @@ from squadron.runtime.running.once import cancelled_with
 from squadron.runtime.running.parking import Parking
 from squadron.runtime.running.permission import Permission, check_kept
 from squadron.runtime.running.poison import Poison
-from squadron.runtime.running.proof import answers, check_task, is_signed, refuse
+from squadron.runtime.running.proof import answers, check_task, refuse
 from squadron.runtime.running.pump import free_slot
 from squadron.runtime.running.reports import Reports
 from squadron.runtime.running.sealed_task import bury_sealed, open_task, refuse_readable
@@ -130,10 +130,7 @@ class Turns:
             topic = TaskSubject.parse(delivery.subject).topic
             message = AgentMessage.decode(delivery.data)
         except (InvalidMessageError, InvalidSubjectError) as error:
-            if await is_signed(self._ports, delivery):
-                await self._poison.take(delivery, error)
-            else:
-                await delivery.lease.settle()
+            await self._poison.take(delivery, error)
             return None
         try:
             signed = await check_task(self._ports, self.agent, delivery, message, topic, self.least(topic))
@@ -145,7 +142,8 @@ class Turns:
         if canaries and lapse(self._ports, self._cancelled, message, common, was_parked=True) is None:
             await self._courier.pass_on(delivery, canaries)
             return None
-        arrival = await arrive(self._ports, self._reports, delivery, message, topic)
+        said = answers(self._ports, delivery, signed)
+        arrival = await arrive(self._ports, self._reports, delivery, message, topic, said)
         if arrival is None:
             return None
         was_parked = not delivery.lease.first and await self._parking.take_up(message)
@@ -165,8 +163,7 @@ class Turns:
             if await arrival.ended_meanwhile(self._reports, delivery, message, after_s=ALONE_S):
                 told.ended("superseded")
                 return None
-            reports = {"headers": told.outcome_headers, "answers": answers(self._ports, delivery, signed)}
-            reported = await self._report(delivery, message, ended, arrival, **reports)
+            reported = await self._report(delivery, message, ended, arrival, told)
             await right.charge(reported.spent)
         except BaseException as error:
             told.ended("handed_back", error=summary_of(error))
@@ -192,7 +189,7 @@ class Turns:
                 told.ended("superseded")
 
     async def _report(
-        self, delivery: Delivery, message: AgentMessage, ended: Outcome, arrival: Arrival, **how: Any
+        self, delivery: Delivery, message: AgentMessage, ended: Outcome, arrival: Arrival, told: Told
     ) -> Outcome:
         """Store the outcome, and then settle the task."""
         if isinstance(ended, Cancelled):
@@ -200,8 +197,9 @@ class Turns:
             await withdraw_questions(self._ports, self._caller.lite_topics, message.id)
         if isinstance(ended, DeadLettered):
             await self._bury(delivery, ended, sealed=bool(arrival.readers))
+        how: dict[str, Any] = {"task": arrival.task, "answers": arrival.answers, "readers": arrival.readers}
         where = arrival.lite_key, arrival.announce
-        reported = await self._reports.store(message, ended, *where, readers=arrival.readers, **how)
+        reported = await self._reports.store(message, ended, *where, headers=told.outcome_headers, **how)
         if not isinstance(ended, DeadLettered | Rejected):
             # A dead letter may be sent again, with the claim that it carries.
             await self._ports.claims.drop(message)

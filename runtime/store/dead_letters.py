@@ -27,7 +27,7 @@ from squadron.runtime.store.letter_list import LetterList
 from squadron.runtime.store.operating import operating
 from squadron.runtime.store.own_journal import open_own
 from squadron.runtime.store.port_set import Ports
-from squadron.runtime.store.put_back import put_back
+from squadron.runtime.store.put_back import PUT_BACK, put_back
 from squadron.runtime.trust.carried import CARRIED_HEADER, carry
 from squadron.runtime.trust.may_say import only_agent
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage, pack
@@ -336,7 +336,7 @@ class DeadLetters:
             await guard.admit("letter", entry.key, entry.data, entry.headers, at=entry.time, may=by)
         data, headers = put_back(letter.message, letter.carried, entry.headers, self._clock.time())
         # By the letter, not by the id alone: a stranger may have sent one id to two topics.
-        msg_id = f"{token_of(letter.id)}.redriven.{letter.seq}"
+        msg_id = f"{token_of(letter.id)}{PUT_BACK}{letter.seq}"
         await self._queue.put(letter.subject, data, msg_id=msg_id, headers=headers)
         # Not what came since: the message may have been given up again by now.
         await self._journal.erase(letter.key, through_seq=letter.seq)

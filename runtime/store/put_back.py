@@ -10,6 +10,9 @@ from squadron.runtime.ports.queue import EARLIER_TRACE
 from squadron.runtime.trust.carried import CARRIED_HEADER, Carried
 from squadron.runtime.wire.envelope import AgentMessage
 
+#: Stands in the message id of a letter that is put back, between the task's and the letter's number.
+PUT_BACK = ".redriven."
+
 
 def put_back(message: bytes, carried: str, headers: Mapping[str, str], now: float) -> tuple[bytes, dict[str, str]]:
     """The bytes and headers of a message that is put back.

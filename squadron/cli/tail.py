@@ -78,22 +78,29 @@ def tail(
 async def _tail(ctx: typer.Context, wanted: Filter, contents: bool, most: int | None, as_json: bool) -> int:
     from squadron.runtime.wire.subjects import check_pattern
     from squadron.views.listener import Missed
+    from squadron.views.passing import Passing
 
     if wanted.topic:
         check_pattern(wanted.topic)
-    write = _write_json if as_json else _write_lines
+    write, left = _write_json if as_json else _write_lines, float("inf") if most is None else most
     async with frame.connected(frame.settings_of(ctx)) as squad, await squad.listen(contents=contents) as passing:
         frame.tell("Listening; Ctrl-C ends it.")
         async for first in passing:
             items = (first, *passing.ready(LINES_AT_ONCE))
-            shown = [each for each in items if isinstance(each, Missed) or wanted.wants(each)][:most]
+            shown = list[Passing | Missed]()
+            for each in items:
+                if isinstance(each, Missed):
+                    shown.append(each)
+                elif wanted.wants(each):
+                    shown.append(each)
+                    left -= 1
+                    if left <= 0:
+                        break
             if shown:
                 # In a thread: a terminal that is stopped must not stop the connection.
                 await asyncio.to_thread(write, shown)
-            if most is not None:
-                most -= sum(not isinstance(each, Missed) for each in shown)
-                if most <= 0:
-                    break
+            if left <= 0:
+                break
     return frame.OK
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 from collections import Counter, defaultdict
@@ -36,18 +37,23 @@ Send = Callable[[str, Any, AskOptions], Awaitable[Outcome]]
 
 @dataclass(frozen=True, slots=True)
 class RecordedTask:
-    """A task as it passed by: when, for how long, and how it ended if that passed by, too."""
+    """A task as it passed by: when, for how long, and how it ended if that passed by, too.
+
+    Without a `message` it is one that the trail has not as it was: nobody could read it, or it was too large.
+    """
 
     at: float
     topic: str
     environment: str
-    message: AgentMessage
+    message: AgentMessage | None
     ended_at: float | None = None
     outcome: str = ""
 
     def options(self, conversation: str) -> AskOptions:
         """How it is sent again: under a new id, with as much time as it had."""
-        message, limits = self.message, self.message.payload.constraints
+        message = self.message
+        assert message is not None
+        limits = message.payload.constraints
         within_s = WITHIN_S
         if limits is not None and limits.deadline is not None:
             within_s = max(0.001, limits.deadline / 1000 - self.at)
@@ -142,6 +148,9 @@ class _Traffic:
     def __init__(self, name: str) -> None:
         self._name = name
         self._tasks: dict[str, RecordedTask] = {}
+        #: Those that can't be sent, and what is wrong with the first of them.
+        self._odd: list[RecordedTask] = []
+        self._fault: RecordingError | None = None
         self._ends: dict[str, tuple[float, str]] = {}
 
     @property
@@ -152,13 +161,25 @@ class _Traffic:
         """Take in one record, if it is of a task or a result.
 
         Raises:
-            RecordingError: it is none.
+            RecordingError: it is none, nor what a trail has of a task that nobody could read.
         """
+        try:
+            self._take(record, number)
+        except RecordingError as error:
+            if (odd := _odd(record)) is None:
+                raise
+            self._odd.append(odd)
+            self._fault = self._fault or error
+
+    def _take(self, record: Any, number: int) -> None:
         if (read := _read(record, number)) is None:
             return
         at, subject, message = read
         if message.type == "result" and message.context.parent_message_id:
             self._ends[message.context.parent_message_id] = at, from_content(message.payload.content).kind
+        elif "kind" in record and not _is_task(subject):
+            # What a trail has elsewhere is no task, whatever it says.
+            return
         elif message.type == "task" and not message.context.parent_message_id:
             # A strict sender is heard twice, and so is a task that was redriven.
             self._tasks.setdefault(message.id, _task(at, subject, message, number))
@@ -168,15 +189,31 @@ class _Traffic:
 
         Raises:
             ConfigError: there are none.
+            RecordingError: none of them can be sent; says what is wrong with the first.
         """
         if not self._tasks:
-            raise ConfigError(
+            raise self._fault or ConfigError(
                 f"{self._name} holds no task with its content", hint="a trail without contents can't be replayed"
             )
         for id, (at, kind) in self._ends.items():
             if id in self._tasks:
                 self._tasks[id] = replace(self._tasks[id], ended_at=at, outcome=kind)
-        return sorted(self._tasks.values(), key=lambda task: task.at)
+        return sorted([*self._tasks.values(), *self._odd], key=lambda task: task.at)
+
+
+def _is_task(subject: str) -> bool:
+    return subject.split(".")[2:3] == ["task"]
+
+
+def _odd(record: Any) -> RecordedTask | None:
+    """A task as a trail has it whose message is no envelope: as a text, in base64, or not at all."""
+    match record:
+        case {"kind": "task", "at": float() | int() as at, "subject": str() as subject} if _is_task(subject):
+            environment, topic = subject.split(".")[1], subject.split(".", 3)[-1]
+            with contextlib.suppress(InvalidSubjectError):
+                topic = TaskSubject.parse(subject).topic
+            return RecordedTask(at, topic, environment, None)
+    return None
 
 
 def _read(record: Any, number: int) -> tuple[float, str, AgentMessage] | None:
@@ -185,11 +222,10 @@ def _read(record: Any, number: int) -> tuple[float, str, AgentMessage] | None:
         if not isinstance(record, dict) or record.get("message") is None or record.get("kind") == "sent":
             return None
         raw, subject = record["message"], str(record["subject"])
-        is_task = subject.split(".")[2:3] == ["task"]
         message = AgentMessage.model_validate_json(raw if isinstance(raw, str) else json.dumps(raw))
         return float(record.get("at", message.timestamp)), subject, message
     except ValidationError as error:
-        if not is_task:
+        if not _is_task(subject):
             # What is said on lite topics need be no envelope.
             return None
         first = error.errors(include_url=False, include_input=False)[0]
@@ -238,12 +274,14 @@ async def put_load(
     began, late, done, sent_count = loop.time(), [0.0], list[tuple[RecordedTask, float | None, str]](), 0
 
     async def once(task: RecordedTask) -> tuple[float | None, str]:
+        if task.message is None:
+            return None, "unrecorded"
         conversation = task.message.context.conversation_id
         # What belonged together does so again, but not to what is there already.
         here = task.environment == env
-        options = task.options(f"load-{name}-{conversation}"[:256] if here else conversation)
         sent = loop.time()
         try:
+            options = task.options(f"load-{name}-{conversation}"[:256] if here else conversation)
             if claim_of(task.message) is not None or is_sealed(task.message):
                 # It was too large to travel, and is not in the trail; or is for its agent's eyes only.
                 return None, "unrecorded"

@@ -47,6 +47,11 @@ def are_possible() -> bool:
     return os.geteuid() == 0 and all(_tool(name) for name in TOOLS)
 
 
+def _env() -> dict[str, str]:
+    """What there is on a machine: nothing of a Ray of other tests, whose token it would be."""
+    return {"PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin", "HOME": "/root"}
+
+
 def _tool(name: str) -> str:
     return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") or ""
 
@@ -93,7 +98,7 @@ class Machines:
             [*command, str(place), name, address, _tool("sshd"), sys.base_prefix],
             stdout=log,
             stderr=log,
-            env={"PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin", "HOME": "/root"},
+            env=_env(),
         )
         inner = self._inner(first)
         _run("ip", "link", "add", f"{self._bridge}v{number}", "type", "veth", "peer", "name", "m0", "netns", inner)
@@ -122,7 +127,9 @@ class Machines:
         """What a script prints on a machine, run by its user's login shell."""
         inner = self._inner(self._first[self.addresses[number]])
         command = [_tool("nsenter"), "-t", inner, "-p", "-m", "-n", "-u", "bash", "--login", "-c", script]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False, cwd="/")
+        done = subprocess.run(
+            command, env=_env(), capture_output=True, text=True, timeout=180, check=False, cwd="/"
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 

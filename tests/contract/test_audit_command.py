@@ -18,7 +18,7 @@ import structlog
 from squadron import Agent, Squad, topic
 from squadron.actors.agent import AgentSpec
 from squadron.bridge.audit import archivist
-from squadron.bridge.jetstream.audit_streams import make_trail
+from squadron.bridge.jetstream.audit_streams import audit_stream, intake_stream, make_trail
 from squadron.bridge.jetstream.intake import Intake
 from squadron.bridge.jetstream.stream_configs import StreamNames
 from squadron.bridge.jetstream.wiring import Wiring
@@ -224,6 +224,45 @@ async def test_a_trail_that_was_brought_in_has_its_archivist_wait_in_silence(
             trail = await audited(wiring, "trail")
             await wiring.caller.ask("bell.ring", {"text": "ding"})
             await recorded(trail, 1, kind="result")
+
+
+@ON_NATS
+async def test_who_follows_a_trail_follows_the_one_after_a_lost_store(
+    world: World, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wiring = (await serve(Bell())).peer.place
+    assert isinstance(wiring, Wiring)
+    monkeypatch.setattr(archivist, "LOOK_S", 0.05)
+    trail, names, told = await audited(wiring, "trail"), StreamNames(wiring.settings.env), list[str]()
+
+    async def follow() -> None:
+        async for record in trail.follow(kind="result"):
+            told.append(record["task"])
+
+    async def rung(least: int) -> None:
+        outcome = await wiring.caller.ask("bell.ring", {"text": "ding"})
+        await recorded(trail, least, kind="result")
+        async with asyncio.timeout(30.0):
+            while following is not None and outcome.task_id not in told:
+                await asyncio.sleep(0.02)
+
+    following: asyncio.Task[None] | None = None
+    async with archiving(wiring.settings):
+        for count in range(1, 5):
+            await rung(count)
+        following = asyncio.create_task(follow())
+        while not told:
+            # It begins with what comes after it; nobody says when it does.
+            await wiring.caller.ask("bell.ring", {"text": "ding"})
+            await asyncio.sleep(0.05)
+        await rung(5)
+        for stream in (audit_stream(names), intake_stream(names)):
+            await wiring.connection.api(f"STREAM.DELETE.{stream}", {})
+        await audited(wiring, "trail")
+        # The new trail is shorter than the old one was.
+        await rung(1)
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
 
 
 @ON_NATS

@@ -22,6 +22,7 @@ from squadron.runtime.ports.queue import Backlog, Delivery, Mailbox
 from squadron.runtime.running import handover
 from squadron.runtime.running.context import Context
 from squadron.runtime.running.handover import Courier, Handovers
+from squadron.runtime.store.dead_letters import DeadLetters
 from squadron.runtime.wire.envelope import AgentMessage, Constraints, Payload
 from squadron.runtime.wire.outcome import (
     Cancelled,
@@ -839,6 +840,48 @@ async def test_the_sender_of_poison_is_told_where_it_can_be(client: Peer, spoil:
     content = AgentMessage.decode(entry.data).payload.content
     assert content["outcome"] == DeadLettered.kind
     assert content["error"]["details"] == {"attempts": 0}
+
+
+class Reader(Agent):
+    """Reads."""
+
+    def __init__(self) -> None:
+        self.has_read = asyncio.Event()
+
+    @topic("reader.read")
+    async def read(self) -> None:
+        self.has_read.set()
+
+
+class Blind(AgentMessage):
+    """What an older release makes of a message of a newer one."""
+
+    @classmethod
+    def decode(cls, data: bytes) -> Any:
+        raise InvalidMessageError("version 9.9")
+
+
+async def test_poison_that_somebody_can_read_by_now_is_put_back_and_run(
+    world: World, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, bridge, reader = await world.join("client"), await world.join("bridge", bridge=True), Reader()
+    letters = DeadLetters(bridge.ports)
+    await serve(reader)
+
+    async def is_buried() -> bool:
+        return len(await letters.list()) == 1
+
+    # Who puts it back can't read it either.
+    monkeypatch.setattr("squadron.runtime.store.put_back.AgentMessage", Blind)
+    with monkeypatch.context() as blind:
+        blind.setattr("squadron.runtime.running.turn.AgentMessage", Blind)
+        handle = await client.caller.submit("reader.read", {}, AskOptions(within_s=20))
+        assert (await handle.outcome()).kind == "dead_lettered"
+        await until(is_buried)
+
+    assert await letters.redrive(all=True)
+
+    await asyncio.wait_for(reader.has_read.wait(), SOON_S)
 
 
 async def test_input_that_does_not_fit_is_rejected_and_kept(world: World, client: Peer) -> None:

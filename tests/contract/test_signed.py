@@ -29,7 +29,9 @@ from squadron.bridge.status_relay import StatusRelay, own_status
 from squadron.config import Settings
 from squadron.replay.past_runs import RunArchive
 from squadron.runtime.asking.cancel import request_cancel
+from squadron.runtime.asking.handle import Handle
 from squadron.runtime.asking.options import AskOptions
+from squadron.runtime.asking.task import claim_id
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import (
     ConfigError,
@@ -47,6 +49,7 @@ from squadron.runtime.running.context import Context
 from squadron.runtime.running.pump import Pump
 from squadron.runtime.store.own_journal import OwnJournal, memory_owner
 from squadron.runtime.telemetry.happenings import Distrusted
+from squadron.runtime.texts import encoded
 from squadron.runtime.trust.agent_sender import SENDER_HEADER, AgentSender
 from squadron.runtime.trust.carried import CARRIED_HEADER, Carried, carry
 from squadron.runtime.trust.principals import Role
@@ -352,6 +355,48 @@ async def test_what_nobody_believes_under_the_id_of_an_outcome_does_not_keep_it_
     )
     replica.agent.held.set()  # type: ignore[attr-defined]
     assert isinstance(await handle.outcome(), Result)
+
+
+async def test_two_principals_who_ask_under_one_id_hear_the_outcome_whoever_sent_it(land: Land) -> None:
+    replica = await land.serve(Streamer())
+    ann, bob = await land.join("ann", "client"), await land.join("bob", "client")
+    how = AskOptions(within_s=10, task_id="order-8")
+    # Ann is there first, and dies before she has sent it.
+    reply_to, deadline = ann.subjects.lite("order-8", "order-8"), Deadline.after(10, ann.clock)
+    first = Handle("order-8", "text.stream", reply_to, deadline, ann.caller)
+    await claim_id(ann.lite, ann.subjects, first, {"text": "hi"}, keep_s=60)
+    for outcome in (
+        await bob.caller.ask("text.stream", {"text": "hi"}, how),
+        await ann.caller.ask("text.stream", {"text": "hi"}, how),
+        await ann.caller.resume(first.ticket).outcome(),
+    ):
+        assert isinstance(outcome, Result), outcome
+    assert replica.agent.ran == ["order-8"]  # type: ignore[attr-defined]
+
+
+async def test_what_answers_another_of_the_same_id_keeps_a_task_neither_from_running_nor_its_outcome_away(
+    land: Land,
+) -> None:
+    """It counts by one rule for who asked and who runs it."""
+    replica = await land.serve(Streamer())
+    ann, reply_to = await land.join("ann", "client"), replica.peer.subjects.lite("order-9", "order-9")
+    said = Result(task_id="order-9", topic="text.stream", data="of another").to_content()
+    ids: dict[str, Any] = {"parent": "order-9", "correlation_id": "order-9"}
+    data = replica.peer.ports.pack("result", {"content": said}, metadata={"answers": {"by": "bob"}}, **ids)
+    await replica.peer.lite.append(reply_to, data, msg_id=outcome_msg_id("order-9", reply_to))
+    outcome = await ann.caller.ask("text.stream", {"text": "hi"}, AskOptions(within_s=10, task_id="order-9"))
+    assert isinstance(outcome, Result), outcome
+    assert outcome.data == "hi"
+
+
+async def test_whose_task_can_t_be_read_is_told_so(land: Land) -> None:
+    await land.serve(Streamer())
+    ann, id = await land.join("ann", "client"), uuid.uuid4().hex
+    reply_to = ann.subjects.lite("ann", id)
+    handle = Handle(id, "text.stream", reply_to, Deadline.after(10, ann.clock), ann.caller)
+    wire = {"id": id, "type": "task", "replyTo": reply_to, "source": {"id": "ann", "type": "test"}}
+    await ann.queue.put(ann.subjects.task("text.stream"), encoded(wire), msg_id=id)
+    assert isinstance(await handle.outcome(), DeadLettered)
 
 
 async def test_a_dead_letter_is_put_back_as_it_was_signed(land: Land) -> None:

@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 
 from squadron import Agent, topic
+from squadron.bridge.audit.records import RecordMaker
+from squadron.bridge.audit.redaction import Redaction
+from squadron.bridge.jetstream.intake import Caught
 from squadron.replay.load import put_load, tasks_in
 from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.errors import ConfigError, RecordingError
@@ -115,6 +118,51 @@ async def test_what_can_not_be_sent_is_told_and_the_others_go_on(tmp_path: Path)
     assert report.now["words.count"].outcomes == {"unrecorded": 1, "InvalidMessageError": 1, Outcome().kind: 1}
     assert told[-1] == (3, 3)
     assert told == sorted(told)
+
+
+async def test_tasks_that_a_trail_has_not_as_they_were_are_told_and_the_others_go_on(tmp_path: Path) -> None:
+    file = traffic(tmp_path / "traffic.jsonl", gap_s=0.0)
+    recorder, odd = RecordMaker(Redaction(""), b"key"), list[dict[str, Any]]()
+    whole = AgentMessage.new("task", ME, {"text": "a"})
+    # Until longer than anybody may wait.
+    late = json.loads(whole.encode())
+    late["payload"]["constraints"] = {"deadline": 10**13}
+    bodies = (
+        b"",
+        b"hello",
+        b"\xff\x00",
+        b"[1]",
+        b'{"id": 7}',
+        b'{"a": "\\ud800"}',
+        b"null",
+        json.dumps(late).encode(),
+    )
+    for number, data in enumerate(bodies):
+        caught = Caught("agents.prod.task.words.count.p5", data, {}, stream="tasks", seq=number, at=1001.0)
+        made = recorder.record(caught, contents=True, chunks=False)
+        assert made is not None
+        odd.append(made)
+    # As the archivist has what is larger than the server takes.
+    odd += [odd[1] | {"message": "[too large]"}, odd[1] | {"subject": "agents.prod.task.Ä"}]
+    # A stranger's idea of a task, on a lite topic.
+    lite = recorder.record(Caught("agents.prod.lite.a.b", whole.encode(), {}, at=1.0), contents=True, chunks=False)
+    file.write_text("".join(f"{json.dumps(each)}\n" for each in (*odd, lite)) + file.read_text())
+    sent = list[Any]()
+
+    async def send(name: str, content: Any, options: AskOptions) -> Outcome:
+        sent.append(content)
+        return Outcome()
+
+    report = await put_load(tasks_in(file), send, env="stage")
+
+    assert sent == [{"text": "a b"}] * 3
+    told = report.now["words.count"].outcomes
+    assert told == {"unrecorded": 7, "InvalidInputError": 1, Outcome().kind: 3}
+    assert report.now["Ä"].outcomes == {"unrecorded": 1}
+    # A trail in which none can be sent says what is wrong with the first.
+    file.write_text("".join(f"{json.dumps(each)}\n" for each in odd[1:3]))
+    with pytest.raises(RecordingError, match="line 1: message"):
+        tasks_in(file)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pty
 import signal
 import termios
 from collections.abc import AsyncIterator, Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,7 +33,9 @@ from squadron.runtime.errors import InvalidInputError, InvalidSubjectError, Term
 from squadron.runtime.running.context import Context
 from squadron.runtime.wire.start import Tail
 from squadron.testing import FunctionModel, MemorySquad, ScriptedModel
+from squadron.views.listener import Missed
 from squadron.views.passing import Passing
+from tests.unit.test_hostile_words import Listened
 from tests.unit.test_runs_command import House as Guests
 
 COUNT = ModelTurn("I count.", (ToolCall("c", "door__count", {}),), Usage(100))
@@ -445,3 +448,22 @@ async def test_what_nested_runs_cost_is_told_by_their_models_and_adds_up() -> No
     assert lanes[-1].outcome == "failed"
     assert "they keep moving" in lanes[-1].note
     assert run._repr_html_() == run.timeline()._repr_html_()
+
+
+def test_what_passed_unseen_takes_the_place_of_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    items = [Missed(3), Passing("task", "s", id="one"), Missed(1), Passing("task", "s", id="two"), Missed(9)]
+
+    @contextlib.asynccontextmanager
+    async def connected(_: object) -> AsyncIterator[Any]:
+        async def listen(**_: object) -> Listened:
+            return Listened(items)
+
+        yield SimpleNamespace(listen=listen)
+
+    monkeypatch.setattr(frame, "connected", connected)
+
+    ended = CliRunner().invoke(app, ["tail", "-n", "2", "--json"])
+
+    assert ended.exit_code == 0, ended.output
+    told = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert [each.get("id", each.get("count")) for each in told] == [3, "one", 1, "two"]
