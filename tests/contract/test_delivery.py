@@ -871,6 +871,8 @@ async def test_poison_that_somebody_can_read_by_now_is_put_back_and_run(
     async def is_buried() -> bool:
         return len(await letters.list()) == 1
 
+    # Who puts it back can't read it either.
+    monkeypatch.setattr("squadron.runtime.store.put_back.AgentMessage", Blind)
     with monkeypatch.context() as blind:
         blind.setattr("squadron.runtime.running.turn.AgentMessage", Blind)
         handle = await client.caller.submit("reader.read", {}, AskOptions(within_s=20))
