@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from squadron.runtime.loaded_later import LoadedLater
 from squadron.runtime.redact import scrub
 from squadron.runtime.retries import traceback_of
+from squadron.runtime.texts import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -112,6 +113,7 @@ def configure_logs(level: str = "INFO", *also: Processor) -> None:
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             *exceptions,
             *also,
+            *([_printable] if pretty else []),
             renderer,
             _scrubbed,
         ],
@@ -119,6 +121,11 @@ def configure_logs(level: str = "INFO", *also: Processor) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
+
+
+def _printable(_: Any, __: str, said: Any) -> Any:
+    # Names and errors are as others wrote them; what is no text is shown by its `repr`, which escapes.
+    return {name: printable(each) if isinstance(each, str) else each for name, each in said.items()}
 
 
 def _scrubbed(_: Any, __: str, line: Any) -> Any:

@@ -24,7 +24,7 @@ from squadron.actors.runs.state import RunState
 from squadron.actors.runs.toolbox import Toolbox
 from squadron.actors.thinking.catalog import load_prices
 from squadron.actors.thinking.model import ChatMessage, Model
-from squadron.runtime.asking.cancel import is_cancelled
+from squadron.runtime.asking.cancel import cancellable, is_cancelled
 from squadron.runtime.errors import SupersededError, Terminal
 from squadron.runtime.running.context import TurnContext
 from squadron.runtime.wire.approvals import Approvals
@@ -127,7 +127,7 @@ class Session:
     async def _is_left(self, started: Started | None, task: str) -> bool:
         """Whether nobody goes on with a run that has no end in its log: it may have waited, or died meanwhile."""
         ports = self.ctx.caller.ports
-        return await is_cancelled(ports, task, self.ctx.message.source.id) or (
+        return await is_cancelled(ports, cancellable(task, self.ctx.message.source.id)) or (
             started is not None and await is_over(ports, started.agent, task)
         )
 

@@ -108,18 +108,19 @@ class KeptTasks:
         options = replace(options, task_id=id, on_behalf_of=behalf)
         id = id or fresh_id
         deadline = Deadline.after(options.within_s, ports.clock)
-        handle = Handle(id, topic, ports.subjects.lite(owner, id), deadline, self._place.caller)
-        now = ports.clock.time()
+        handle, now = self._handle(owner, id, topic, deadline, sealed=options.sealed), ports.clock.time()
         noted_about = dict(about or {})
-        said = {"ticket": handle.ticket, "createdAt": now, "about": noted_about}
+        said: dict[str, Any] = {"ticket": handle.ticket, "createdAt": now, "about": noted_about}
         keep_s = options.within_s + LITE_TTL_S
         sending = self._place.caller.submit(topic, content, options, owner=owner, fresh_id=fresh_id)
         # A visitor who leaves meanwhile does not leave one without the other.
-        sent = await to_its_end(_both(self._note(owner, id, said, keep_s), sending, fresh=bool(fresh_id)))
+        noting = self._note(owner, id, said, keep_s)
+        noted, sent = await to_its_end(_both(noting, sending, fresh=bool(fresh_id)))
         refused = await sent.outcome() if sent.done else None
         if refused is not None and not refused.ok:
             # Nobody else stores what was refused right here.
-            await self._note(owner, id, {**said, "refused": refused.to_content()}, keep_s)
+            said["refused"] = refused.to_content()
+            await self._note(owner, id, said, keep_s, over=await self._let_in(owner, id, noted))
         return KeptTask(id, sent, now, noted_about, now, refused)
 
     async def send(self, visitor: Visitor, topic: str, content: Any, options: AskOptions) -> KeptTask:
@@ -143,12 +144,25 @@ class KeptTasks:
             await self._note(owner, id, said, options.within_s + LITE_TTL_S)
         return KeptTask(id, sent, now, {}, now, refused)
 
-    async def _note(self, owner: str, id: str, said: Mapping[str, Any], keep_s: float) -> None:
+    async def _note(
+        self, owner: str, id: str, said: Mapping[str, Any], keep_s: float, *, over: bytes | None = None
+    ) -> int:
+        """Note a task; the last note counts. `over` is one that is noted again instead."""
         noted = self._place.ports.pack("event", {"content": said})
-        data = await self._place.ports.claims.seal(noted, keep_s=keep_s)
-        # Under an id of its own: of a task that is sent again after it was refused the last note counts.
+        data = over or await self._place.ports.claims.seal(noted, keep_s=keep_s)
+        # Under an id of its own: a task may be sent again after it was refused.
         msg_id = f"{id}.{secrets.token_hex(8)}"
-        await self._place.ports.lite.append(self._note_of(owner, id), data, ttl_s=keep_s, msg_id=msg_id)
+        return await self._place.ports.lite.append(self._note_of(owner, id), data, ttl_s=keep_s, msg_id=msg_id)
+
+    async def _let_in(self, owner: str, id: str, until: int) -> bytes | None:
+        """The note that stood under an id `until` this one, unless it says of a refusal, too: it may run on."""
+        ports = self._place.ports
+        before = [each async for each in ports.lite.read(self._note_of(owner, id)) if each.seq < until]
+        try:
+            message = await ports.claims.open(before[-1].data, got_at=before[-1].got_at)
+            return None if "refused" in message.payload.content else before[-1].data
+        except (InvalidMessageError, TypeError, LookupError):
+            return None
 
     async def find(self, visitor: Visitor, id: str, topic: str = "") -> KeptTask:
         """A task of this visitor's, with its outcome if that is stored.
@@ -172,13 +186,15 @@ class KeptTasks:
         except UnknownTaskError:
             if (deadline_ms := self._telling.deadline_of(id, topic)) is None:
                 raise
-        ports = self._place.ports
-        deadline, known = Deadline(deadline_ms, ports.clock), self._place.registry.find(topic)
+        deadline = Deadline(deadline_ms, self._place.ports.clock)
         if deadline.remaining_s() < -LITE_TTL_S:
             raise unknown
-        handle = Handle(id, topic, ports.subjects.lite(owner, id), deadline, self._place.caller)
-        handle.sealed = known is not None and known.sealed
-        return await self._now(KeptTask(id, handle, 0.0))
+        return await self._now(KeptTask(id, self._handle(owner, id, topic, deadline), 0.0))
+
+    def _handle(self, owner: str, id: str, topic: str, deadline: Deadline, *, sealed: bool = False) -> Handle:
+        place, known = self._place, self._place.registry.find(topic)
+        sealed = sealed or (known is not None and known.sealed)
+        return Handle(id, topic, place.ports.subjects.lite(owner, id), deadline, place.caller, sealed=sealed)
 
     async def of_id(self, id: str) -> KeptTask:
         """A task whoever asked for it: only for an id that does not come from a visitor, or was looked at before.
@@ -244,7 +260,7 @@ class KeptTasks:
         return self._place.ports.subjects.lite(f"{owner}{_NOTED}", id)
 
 
-async def _both(noting: Awaitable[None], sending: Awaitable[Handle], *, fresh: bool) -> Handle:
+async def _both(noting: Awaitable[int], sending: Awaitable[Handle], *, fresh: bool) -> tuple[int, Handle]:
     """A task noted and sent, at once, for one after the other takes twice the time: nobody is told of it before.
 
     A note of one that never was sent reads as a task that came to nothing by its deadline. One that was sent and
@@ -253,10 +269,10 @@ async def _both(noting: Awaitable[None], sending: Awaitable[Handle], *, fresh: b
     noted, sent = await asyncio.gather(noting, sending, return_exceptions=True)
     if isinstance(sent, BaseException):
         raise sent
-    if noted is not None:
+    if isinstance(noted, BaseException):
         if fresh:
             with contextlib.suppress(SquadronError, TimeoutError):
                 async with asyncio.timeout(CANCEL_WITHIN_S):
                     await sent.cancel()
         raise noted
-    return sent
+    return noted, sent

@@ -20,7 +20,7 @@ from squadron.runtime.asking.handle import Handle
 from squadron.runtime.asking.hearing import Hearing
 from squadron.runtime.asking.options import NO_OPTIONS, AskOptions
 from squadron.runtime.asking.sender import Sender
-from squadron.runtime.asking.task import claim_id, lay_out_task, nobody_serves, not_sent
+from squadron.runtime.asking.task import claim_id, lay_out_task, nobody_serves, not_sent, noted_of
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import (
     BusUnavailableError,
@@ -36,10 +36,12 @@ from squadron.runtime.ports.journal import Entry
 from squadron.runtime.registry.registry import Registry
 from squadron.runtime.store.claims import INPUT_KEEP_S
 from squadron.runtime.store.port_set import Ports
+from squadron.runtime.store.sealed import input_digest
 from squadron.runtime.telemetry.storing import told_when_stored
 from squadron.runtime.texts import encoded, jsonable
 from squadron.runtime.wire.behalf import joined
 from squadron.runtime.wire.envelope import LAST_MS
+from squadron.runtime.wire.id_note import IdNote
 from squadron.runtime.wire.limits import Deadline
 from squadron.runtime.wire.outcome import LITE_TTL_S, Cancelled, Outcome, Rejected, outcome_msg_id
 from squadron.runtime.wire.path import Parent
@@ -349,6 +351,12 @@ class Caller:
         # Somebody may have asked under this id before, longer ago than the queue remembers it.
         await handle._look()
 
+    async def _let_in(self, handle: Handle, ask: AskOptions) -> IdNote | None:
+        """What was noted of a task that was let in before, under an id of the caller's own: it is that one."""
+        if not ask.task_id:
+            return None
+        return await self._insist(handle.deadline, noted_of, self.ports.lite, self.ports.subjects, handle)
+
     async def _admit(self, handle: Handle, content: Any, ask: AskOptions, behalf: tuple[str, ...]) -> Any:
         """The content as it is to be sent, or the outcome of a call that is refused."""
         topic, deadline = handle.topic, handle.deadline
@@ -357,7 +365,9 @@ class Caller:
             return hopeless
         found = self.registry.find(topic) or await self.registry.wait_for(topic, within_s=deadline.remaining_s())
         if found is None:
-            return nobody_serves(self.registry, topic, common)
+            asked = await self._let_in(handle, ask)
+            is_same = asked is not None and not ask.sealed and asked.input == input_digest(content)
+            return content if is_same else nobody_serves(self.registry, topic, common)
         if forbidden := forbidden_here(self.ports, topic, behalf, found.allow):
             return Rejected(reason=str(forbidden), details={"field": forbidden.field}, **common)
         handle.sealed = ask.sealed or found.sealed
@@ -371,7 +381,8 @@ class Caller:
         if found.mailbox_limit and not await self._admission.enter(found, handle.task_id, within_s=within_s):
             reason = f"the mailbox of {topic} holds its {found.mailbox_limit} tasks already"
             details = {"field": "mailbox", "retry_after_s": RETRY_AFTER_S}
-            return Rejected(reason=reason, details=details, **common)
+            if await self._let_in(handle, ask) is None:
+                return Rejected(reason=reason, details=details, **common)
         if handle.sealed:
             handle.seal = await AskSeal.of(self.ports.claims.seals, found, ask.task_id)
         return content

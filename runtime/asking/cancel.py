@@ -136,13 +136,13 @@ def _read(data: bytes) -> tuple[str | None, float] | None:
     return (by, until) if math.isfinite(until) else None
 
 
-async def is_cancelled(ports: Ports, task_id: str, sender: str) -> bool:
+async def is_cancelled(ports: Ports, task: Cancellable) -> bool:
     """Whether this task's sender, or an operator, has cancelled it, as the server knows it.
 
     Raises:
         BusUnavailableError: the server can't be reached.
     """
-    token, principal = cancellable(task_id, sender)
+    token, principal = task
     async for entry in ports.lite.read(ports.subjects.lite("cancel", token)):
         if (said := _read(entry.data)) is None or said[0] not in (principal, OPERATOR):
             continue

@@ -130,6 +130,18 @@ async def claim_id(lite: Journal, subjects: Subjects, handle: Handle, content: A
         return f"the task id {task_id!r} is taken under another owner" if taken else ""
 
 
+async def noted_of(lite: Journal, subjects: Subjects, handle: Handle) -> IdNote | None:
+    """What a task id stands for, if that is a task of this topic whose outcome goes to this place.
+
+    Raises:
+        BusUnavailableError: the server can't be reached.
+    """
+    entry = await lite.last(subjects.lite(token_of(handle.task_id), "asked"))
+    asked = None if entry is None else IdNote.read(entry.data)
+    fits = asked is not None and (asked.topic, asked.reply_to) == (handle.topic, handle.reply_to)
+    return asked if fits else None
+
+
 def nobody_serves(registry: Registry, topic: str, common: dict[str, Any]) -> Outcome:
     """How a task ends whose topic nobody serves."""
     nearest = registry.nearest(topic)

@@ -90,7 +90,7 @@ async def arrive(
     is_lapsed, sender = False, message.source.id
     own = not unfit and is_own_id(message, ports.subjects)
     if own:
-        asked = await reports.asked(message, topic)
+        asked = await reports.asked(delivery, message, topic)
         if asked is None and message.redriven:
             # Put back so late that nobody remembers what the id stands for, or waits under it.
             is_lapsed = True

@@ -13,7 +13,7 @@ from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any
 
-from squadron.runtime.asking.cancel import is_cancelled
+from squadron.runtime.asking.cancel import Cancellable, cancellable, is_cancelled
 from squadron.runtime.asking.question_records import PEOPLE, read_question
 from squadron.runtime.background import cancel_all, spawn
 from squadron.runtime.errors import InvalidMessageError, Park
@@ -23,6 +23,7 @@ from squadron.runtime.lite.topic import LiteTopics
 from squadron.runtime.logs import get_logger
 from squadron.runtime.ports.lite_journal import END_HEADER
 from squadron.runtime.ports.queue import Delivery
+from squadron.runtime.running.once import cancelled_with
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.subjects import token_of
@@ -62,7 +63,9 @@ class Parking:
             "queries": list(park.queries),
             "agent": self._agent,
             "until": park.deadline_ms / 1000,
+            # A bridge of an older release knows the task's own sender alone.
             "source": message.source.id,
+            "cancelledWith": cancelled_with(message),
         }
         # First: who dies in between leaves a lease that ends, and no task that nobody wakes.
         await self._ports.lite.append(self._key(message), json.dumps(note).encode(), ttl_s=left_s + KEPT_BEYOND_S)
@@ -89,7 +92,7 @@ class _Parked:
     queries: tuple[str, ...]
     agent: str
     until: float
-    source: str
+    cancelled_with: tuple[Cancellable, ...]
     seq: int
     written_at: float
     is_woken: bool = False
@@ -146,8 +149,10 @@ class Waker:
         try:
             raw = json.loads(last.data)
             queries, until = tuple(map(str, raw["queries"])), float(raw["until"])
-            source = str(raw.get("source", ""))
-            note = _Parked(str(raw["token"]), queries, str(raw["agent"]), until, source, last.seq, last.time)
+            own, told = cancellable(task, str(raw.get("source", ""))), raw.get("cancelledWith")
+            # Of an older release it says nothing of who asked for it.
+            stops = (own,) if told is None else tuple((token_of(token), str(by)) for token, by in told)
+            note = _Parked(str(raw["token"]), queries, str(raw["agent"]), until, stops, last.seq, last.time)
         except (ValueError, TypeError, LookupError, RecursionError):
             # Anybody may write there.
             return
@@ -159,12 +164,14 @@ class Waker:
             await self._consider(task)
 
     async def _cancelled(self, task: str, _: LiteItems) -> None:
-        await self._consider(task)
+        # Whoever asked for it may be dead when that one is cancelled, and tells nobody.
+        for each in [each for each, note in self._parked.items() if task in dict(note.cancelled_with)]:
+            await self._consider(each)
 
     async def _consider(self, task: str) -> None:
         """Wake a task if what it waits for is there. Whoever serves the feeds calls again if this raises."""
         note = self._parked.get(task)
-        if note is None or not await self._is_due(task, note):
+        if note is None or not await self._is_due(note):
             return
         age_s = max(0.0, self._ports.clock.time() - note.written_at)
         await asyncio.sleep(max(0.0, WAKE_AFTER_S - age_s))
@@ -178,8 +185,11 @@ class Waker:
             _log.warning("parking.no_token", task=task, error=str(error))
         note.is_woken = True
 
-    async def _is_due(self, task: str, note: _Parked) -> bool:
+    async def _is_due(self, note: _Parked) -> bool:
         for query_id in note.queries:
             if not (await read_question(self._ports, query_id)).is_open(self._ports.clock):
                 return True
-        return await is_cancelled(self._ports, task, note.source)
+        for each in note.cancelled_with:
+            if await is_cancelled(self._ports, each):
+                return True
+        return False

@@ -21,7 +21,7 @@ from squadron.runtime.wire import outcome as outcomes
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.id_note import IdNote
 from squadron.runtime.wire.outcome import DeadLettered, Failed, Outcome, outcome_msg_id
-from squadron.runtime.wire.replies import unfit_reply
+from squadron.runtime.wire.replies import principal_of, unfit_reply
 from squadron.runtime.wire.subjects import is_foreign, token_of
 
 
@@ -31,7 +31,7 @@ class Reports:
     def __init__(self, ports: Ports, registry: Registry) -> None:
         self._ports, self._registry = ports, registry
 
-    async def asked(self, message: AgentMessage, topic: str) -> IdNote | None:
+    async def asked(self, delivery: Delivery, message: AgentMessage, topic: str) -> IdNote | None:
         """What a task's id stands for, if this is the task; asked of one that is answered under its id.
 
         Whoever knows the id could have it answered there otherwise, before its owner asks.
@@ -46,7 +46,9 @@ class Reports:
         try:
             whole = await self._ports.claims.resolve(message, self._ports.subjects.task(topic))
         except (InvalidMessageError, ClaimLostError, MessageTooLargeError):
-            return None
+            # Nobody can say; its asker is told why, and the queue took one alone under the id of the note.
+            theirs = principal_of(asked.source) == principal_of(message.source.id)
+            return asked if theirs and delivery.headers.get("Nats-Msg-Id") == asked.msg_id else None
         salt = salt_of(whole) if is_sealed(message) else ""
         return asked if asked.input == input_digest(whole.payload.content, salt) else None
 

@@ -213,13 +213,15 @@ def _shown(gateway: RemoteServer) -> dict[str, Any]:
 
 def _show_status(answer: dict[str, Any]) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     from squadron.cli.canary import lines as canary_lines
 
     console = frame.out()
     if sys.stdout.isatty():
         where = [f"{name} {answer[name]}" for name in ("nats", "ray", "dashboard", "metrics") if answer.get(name)]
-        console.print(f"[bold]{answer['environment']}[/]  {' · '.join(where)}\n", soft_wrap=True)
+        head = Text.assemble((answer["environment"], "bold"), f"  {' · '.join(where)}\n")
+        console.print(head, soft_wrap=True)
     if not answer["agents"]:
         frame.tell("No agents are deployed: squadron deploy module:Agent")
         return
@@ -232,7 +234,8 @@ def _show_status(answer: dict[str, Any]) -> None:
         # The bridge gives what it does not know as None.
         held = ["?" if each[count] is None else str(each[count]) for count in ("waiting", "taken")]
         figures = (f"{each['running']}/{each['target']}", each["scale"], *held)
-        table.add_row(who, f"[{style}]{each['status']}[/]", *figures, " ".join(each["topics"]))
+        cells = map(Text, (*figures, " ".join(each["topics"])))
+        table.add_row(Text(who), Text(each["status"], style), *cells)
     console.print(table)
     for each in answer["agents"]:
         if each["canary"]:

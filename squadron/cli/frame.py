@@ -81,7 +81,7 @@ def execute(work: Coroutine[Any, Any, int], *, as_json: bool = False, fast: bool
         raise
     except Exception as error:
         if os.environ.get("SQUADRON_LOG_LEVEL", "").upper() == "DEBUG":
-            sys.stderr.write(traceback_of(error))
+            sys.stderr.write(printable(traceback_of(error)))
         hint = "this is a bug in squadron; SQUADRON_LOG_LEVEL=DEBUG shows where"
         complain(SquadronError(summary_of(error), hint=hint))
         code = ENDED_OTHERWISE

@@ -37,6 +37,7 @@ async def _nodes(ctx: typer.Context, as_json: bool) -> int:
 
 def _show(found: Sequence[Mapping[str, Any]]) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for name in ("NODE", "ADDRESS", "STATUS", "CPU FREE", "MEMORY FREE", "OTHERS FREE", "RUNS"):
@@ -47,13 +48,13 @@ def _show(found: Sequence[Mapping[str, Any]]) -> None:
         # A bridge of an earlier release does not say what runs where.
         runs = [f"{agent} {count}" for agent, count in sorted(node.get("replicas", {}).items())]
         table.add_row(
-            f"{node['name']} (head)" if node["head"] else node["name"],
-            node["address"],
-            "[green]alive[/]" if node["alive"] else "[red]dead[/]",
+            Text(f"{node['name']} (head)" if node["head"] else node["name"]),
+            Text(node["address"]),
+            Text("alive", "green") if node["alive"] else Text("dead", "red"),
             _free_of("CPU", node),
             f"{free.get('memory', 0) / 1e9:.1f}/{has.get('memory', 0) / 1e9:.1f} GB",
-            ", ".join(others),
-            ", ".join([*(["bridge"] if node.get("bridge") else []), *runs]),
+            Text(", ".join(others)),
+            Text(", ".join([*(["bridge"] if node.get("bridge") else []), *runs])),
         )
     frame.out().print(table)
 

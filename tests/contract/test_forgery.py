@@ -22,7 +22,7 @@ from squadron.bridge.memory import MemoryServer
 from squadron.bridge.memory.common import DUPLICATE_WINDOW_S
 from squadron.bridge.packing.code import Code, pack, unpack
 from squadron.config import Settings
-from squadron.runtime.asking.cancel import is_cancelled, request_cancel
+from squadron.runtime.asking.cancel import cancellable, is_cancelled, request_cancel
 from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.errors import ClaimLostError, ConfigError, DeployError
 from squadron.runtime.ports.queue import Backlog
@@ -215,7 +215,7 @@ async def test_v8_a_stranger_cancels_nothing_and_the_sender_does(world: World, s
         # The last one also takes the message id by which a cancel used to go.
         await evil.lite.append(key, json.dumps(said).encode(), msg_id=f"{handle.task_id}.cancel")
         await evil.lite.append(key, json.dumps(said).encode())
-    assert not await is_cancelled(evil.ports, handle.task_id, "asker")
+    assert not await is_cancelled(evil.ports, cancellable(handle.task_id, "asker"))
     waits = await asker.caller.submit("desk.count", {"number": 2})
     await request_cancel(evil.ports, waits.task_id, deadline_at_s=late)
     assert (await waits.outcome()).ok
@@ -236,7 +236,7 @@ async def test_v8_who_has_the_ticket_cancels_and_so_does_an_operator(world: Worl
     handle = await asker.caller.submit("desk.wait", {"number": 2})
     await request_cancel(other.ports, handle.task_id, deadline_at_s=other.clock.time() + 600, operator=True)
     assert (await handle.outcome()).kind == "cancelled"
-    assert await is_cancelled(other.ports, handle.task_id, "whoever")
+    assert await is_cancelled(other.ports, cancellable(handle.task_id, "whoever"))
 
 
 async def test_v5_nobody_is_answered_under_an_id_of_another(world: World, serve: Serve) -> None:

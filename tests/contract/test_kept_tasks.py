@@ -14,7 +14,7 @@ from squadron.bridge.gateways.visitors import Visitor
 from squadron.runtime.asking.handle import Handle
 from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.errors import BusUnavailableError
-from squadron.runtime.wire.outcome import Cancelled, Rejected, TimedOut, Undeliverable
+from squadron.runtime.wire.outcome import Cancelled, Rejected, Result, TimedOut, Undeliverable
 from tests.contract.conftest import Peer, Serve, World, until
 from tests.contract.gateway_process import SECRET
 
@@ -41,6 +41,24 @@ class Waiter(Agent):
     @topic("work.wait", description="Wait.")
     async def wait(self) -> None:
         await asyncio.Event().wait()
+
+
+class Patient(Agent):
+    """Answers when it is told to."""
+
+    name = "patient"
+
+    def __init__(self) -> None:
+        self.go = asyncio.Event()
+
+    @topic("work.slow", description="Wait, and say it.")
+    async def slow(self, n: int) -> int:
+        await self.go.wait()
+        return n
+
+    @topic("work.sealed", description="As before, sealed.", sealed=True)
+    async def sealed(self, n: int) -> int:
+        return await self.slow(n)
 
 
 RUNS: list[int] = []
@@ -123,6 +141,43 @@ async def test_what_was_refused_is_found_as_refused_and_sent_again_it_is_as_any_
     again = await over(later, id)
     assert again.outcome is not None
     assert again.outcome.unwrap() == 42
+
+
+@pytest.mark.parametrize("n", [2, "many"])
+async def test_what_is_refused_under_the_key_of_a_task_leaves_that_as_it_is(
+    world: World, peer: Peer, serve: Serve, n: Any
+) -> None:
+    patient = Patient()
+    await serve(patient)
+    tasks, later = kept(peer), kept(await world.join("another"))
+    id = tasks.id_for(ANN, "order-6")
+    await tasks.submit(ANN, "work.slow", {"n": 1}, AskOptions(within_s=20), id=id, about={"said": 1})
+    for _ in range(2):
+        again = await later.submit(ANN, "work.slow", {"n": n}, AskOptions(within_s=20), id=id, about={"said": 2})
+        assert isinstance(again.outcome, Rejected)
+        found = await later.find(ANN, id)
+        assert (found.outcome, found.about) == (None, {"said": 1})
+    patient.go.set()
+    ended = await over(later, id)
+    assert ended.outcome is not None
+    assert ended.outcome.unwrap() == 1
+
+
+async def test_a_result_that_is_not_sealed_is_none_of_a_sealed_task(
+    world: World, peer: Peer, serve: Serve
+) -> None:
+    patient = Patient()
+    await serve(patient)
+    tasks, later = kept(peer), kept(await world.join("another"))
+    sent = await tasks.submit(ANN, "work.sealed", {"n": 1}, AskOptions(within_s=20))
+    ids = {"parent": sent.id, "correlation_id": sent.id}
+    forged = peer.ports.pack("result", {"content": Result(data="forged").to_content()}, **ids)
+    await peer.lite.append(sent.handle.reply_to, forged, ttl_s=60, msg_id="forged")
+    assert [(await each.find(ANN, sent.id)).outcome for each in (tasks, later)] == [None, None]
+    patient.go.set()
+    ended = await over(tasks, sent.id)
+    assert ended.outcome is not None
+    assert ended.outcome.unwrap() == 1
 
 
 async def test_one_that_was_noted_and_never_sent_comes_to_an_end(

@@ -210,9 +210,13 @@ async def test_the_input_of_a_dead_letter_stays_until_the_letter_was_sent_again(
     await _nothing_held(client)
 
 
-async def test_a_task_whose_input_is_lost_is_failed_and_says_so(client: Peer, replica: Replica) -> None:
+@pytest.mark.parametrize("own_id", ["", "large-1"])
+async def test_a_task_whose_input_is_lost_is_failed_and_says_so(
+    client: Peer, replica: Replica, own_id: str
+) -> None:
     await replica.pump.aclose()
-    handle = await client.caller.submit("archive.length", {"text": "x" * 2 * OVER}, AskOptions(within_s=30))
+    options = AskOptions(within_s=30, task_id=own_id)
+    handle = await client.caller.submit("archive.length", {"text": "x" * 2 * OVER}, options)
     [name] = _watched(client).kept
     await client.vault.drop(name)
     late = Replica(replica.peer, replica.agent)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from squadron.bridge.jetstream.wiring import Wiring
 from squadron.config import Settings
 from squadron.runtime.asking.answering import OpenQuestion, People
 from squadron.runtime.asking.cancel import request_cancel
+from squadron.runtime.asking.handle import Handle
 from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.asking.people import Asked, park_for, put_question
 from squadron.runtime.asking.question_records import read_question
@@ -28,6 +30,7 @@ from squadron.runtime.running.parking import PARKED, Parking, Waker
 from squadron.runtime.streams.writer import Chunk
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.wire.limits import Deadline
+from squadron.runtime.wire.path import Parent
 from squadron.runtime.wire.question import Question
 from squadron.testing import now_s
 from tests.contract.conftest import (
@@ -346,6 +349,43 @@ async def test_cancelling_a_parked_task_ends_it_and_withdraws_its_question(
         await request_cancel(peer.ports, handle.task_id, deadline_at_s=peer.clock.time() + 600)
         assert (await handle.outcome()).kind == "cancelled"
         assert await _people(peer).questions() == []
+
+
+async def test_a_parked_task_is_cancelled_with_the_run_that_asked_for_it_though_nobody_runs_that(
+    world: World, peer: Peer, serve: Serve
+) -> None:
+    await serve(Buyer(), slots=1)
+    run = Parent("run-task", (), source=peer.ports.identity.id)
+    async with _awake(world):
+        ask = AskOptions(task_id="run-7-1", within_s=600)
+        handle = await peer.caller.submit("park.buy", {}, ask, parent=run, owner="run-7", once=True)
+        await _parked(peer)
+        # The only slot is free: nobody who runs it is there to hear.
+        assert (await peer.caller.ask("park.rest", None, AskOptions(within_s=SOON_S))).unwrap() == "rested"
+        await request_cancel(peer.ports, run.id, deadline_at_s=peer.clock.time() + 600)
+        await until(lambda: _has_ended(handle))
+        assert (await handle.outcome()).kind == "cancelled"
+        assert await _people(peer).questions() == []
+
+
+async def _has_ended(handle: Handle) -> bool:
+    await handle._look()
+    return handle.done
+
+
+async def test_a_task_that_an_older_release_parked_is_cancelled_as_ever(
+    world: World, peer: Peer, serve: Serve
+) -> None:
+    await serve(Buyer())
+    handle = await peer.caller.submit("park.buy", {}, AskOptions(within_s=600))
+    await _parked(peer)
+    [note] = await peer.lite.latest(peer.subjects.lite_of(PARKED))
+    told = json.loads(note.data)
+    del told["cancelledWith"]
+    await (await world.join("replica-2", agent="buyer")).lite.append(note.key, json.dumps(told).encode())
+    async with _awake(world):
+        await request_cancel(peer.ports, handle.task_id, deadline_at_s=peer.clock.time() + 600)
+        assert (await handle.outcome()).kind == "cancelled"
 
 
 async def test_a_parked_task_needs_no_replica_until_it_is_woken(world: World, peer: Peer, serve: Serve) -> None:

@@ -711,12 +711,16 @@ async def _has_key(peer: Peer, key: str) -> bool:
 
 @BOTH
 @UNSIGNED
-async def test_a_lost_key_is_told_and_the_letter_waits_for_it(world: World, peer: Peer, serve: Serve) -> None:
+@pytest.mark.parametrize("own_id", ["", "order-7"])
+async def test_a_lost_key_is_told_and_the_letter_waits_for_it(
+    world: World, peer: Peer, serve: Serve, own_id: str
+) -> None:
     replica = await serve(Clinic())
     ring = await replica.peer.claims.seals.ring()
     replica.peer.claims.seals = Seals()
-    outcome = await peer.caller.ask("clinic.note", {"text": CANARY}, AskOptions(within_s=30))
-    assert isinstance(outcome, DeadLettered)
+    options = AskOptions(within_s=30, task_id=own_id)
+    outcome = await peer.caller.ask("clinic.note", {"text": CANARY}, options)
+    assert isinstance(outcome, DeadLettered), outcome
     assert ring.public.kid in outcome.reason
     assert "put the key back" in outcome.reason
     replica.peer.claims.seals.known = ring

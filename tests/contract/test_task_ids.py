@@ -24,8 +24,8 @@ from squadron.runtime.running.context import Context, TurnContext
 from squadron.runtime.streams.writer import Ended
 from squadron.runtime.wire.envelope import MAX_NAME
 from squadron.runtime.wire.limits import Deadline
-from squadron.runtime.wire.outcome import Outcome, Rejected, TimedOut
-from tests.contract.conftest import SOON_S, Peer, Serve, World
+from squadron.runtime.wire.outcome import Outcome, Rejected, TimedOut, Undeliverable
+from tests.contract.conftest import SOON_S, Peer, Serve, World, until
 
 
 class Counter(Agent):
@@ -243,6 +243,47 @@ async def test_an_id_is_taken_while_its_task_runs(peer: Peer, serve: Serve) -> N
     assert isinstance(other, Rejected)
     counter.go.set()
     assert (await peer.caller.outcome(first)).unwrap() == 1
+
+
+class Narrow(Counter):
+    """Takes one task at a time, and lets none wait."""
+
+    name = "narrow"
+    mailbox_limit = 1
+    when_full = "reject"
+
+
+async def test_what_was_let_in_is_not_refused_when_it_is_asked_again_while_the_mailbox_is_full(
+    world: World, peer: Peer, serve: Serve
+) -> None:
+    narrow, other, mine = Narrow(), await world.join("other"), AskOptions(task_id="mine", within_s=SOON_S)
+    await serve(narrow)
+    first = await peer.caller.submit("counter.ask", {}, mine)
+
+    assert isinstance(await other.caller.ask("counter.ask", {}, replace(mine, task_id="another")), Rejected)
+    again = await other.caller.submit("counter.ask", {}, mine)
+    narrow.go.set()
+
+    assert [(await each.outcome()).unwrap() for each in (first, again)] == [1, 1]
+    assert narrow.asked == 1
+
+
+async def test_an_outcome_is_heard_again_under_its_id_though_nobody_serves_the_topic_any_more(
+    world: World, peer: Peer, serve: Serve
+) -> None:
+    counter, other, mine = Counter(), await world.join("other"), AskOptions(task_id="mine", within_s=SOON_S)
+    counter.go.set()
+    replica = await serve(counter)
+    assert (await peer.caller.ask("counter.ask", {}, mine)).unwrap() == 1
+    await (await world.join("bridge-2", bridge=True)).registry.withdraw(replica.spec.name)
+
+    async def is_gone() -> bool:
+        return other.registry.find("counter.ask") is None
+
+    await until(is_gone)
+    assert (await other.caller.ask("counter.ask", {}, mine)).unwrap() == 1
+    for changed in ({"task_id": "another"}, {"sealed": True}):
+        assert isinstance(await other.caller.ask("counter.ask", {}, replace(mine, **changed)), Undeliverable)
 
 
 async def test_a_call_that_was_cancelled_while_it_was_sent_leaves_nothing_behind(peer: Peer, serve: Serve) -> None:

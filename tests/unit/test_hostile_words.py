@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import sys
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import MISSING, fields
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import structlog
 
 from squadron.actors.runs.shelf import CallView, RoundView, RunInfo, RunView
 from squadron.actors.runs.timeline import Lane, Timeline
@@ -26,6 +28,7 @@ from squadron.cli.app import app
 from squadron.cli.frame import SPACES
 from squadron.cli.progress import _Pane, _PlainLines
 from squadron.client.remote_servers import RemoteServer
+from squadron.runtime import logs
 from squadron.runtime.asking.answering import OpenQuestion, QuestionNews
 from squadron.runtime.errors import ConfigError
 from squadron.runtime.lite.listing import LiteInfo
@@ -38,8 +41,8 @@ from squadron.runtime.wire.question import Proposal, Question, Reply
 from squadron.runtime.wire.topics import ScoredTopic, SemanticTopic, TopicList
 from squadron.views.passing import Passing
 
-#: Clears the screen, sets a title, colours by C1, erases, and turns the direction; and words of people.
-EVIL = "a\x1b[2J\x1b]0;t\x07\x9b31m\x00\x08\x0b\x7f\x85\r\u202eb\xa0ünï"
+#: Clears the screen, sets a title, colours by C1, erases, turns the direction, is no markup; and words of people.
+EVIL = "a\x1b[2J\x1b]0;t\x07\x9b31m\x00\x08\x0b\x7f\x85\r\u202e[/x]b\xa0ünï"
 SCHEMA = {
     "type": "object",
     "properties": {"a": {"type": "string", "description": EVIL, "examples": [EVIL], "title": EVIL}},
@@ -224,7 +227,7 @@ class WorstSquad:
 
     async def remote_servers(self) -> Any:
         kinds = {"McpAgent": {"command": EVIL, "args": [EVIL]}, "A2aAgent": {"url": EVIL}, "SynadiaRemote": {}}
-        kinds |= {"GatewayAgent": {"doors": ["mcp"], "url": EVIL}}
+        kinds |= {"GatewayAgent": {"doors": ["mcp"], "port": 1, "public_url": EVIL}}
         return [RemoteServer(EVIL, kind, server, (EVIL,)) for kind, server in kinds.items()]
 
     async def nodes(self) -> Any:
@@ -306,6 +309,7 @@ def go(*arguments: str, kind: type[Tty] = Tty) -> tuple[str, str]:
         with pytest.raises(SystemExit) as ended:
             app(list(arguments))
     assert ended.value.code in (0, 1), err.seen
+    assert "this is a bug" not in err.seen
     return out.seen, err.seen
 
 
@@ -377,6 +381,23 @@ def test_an_error_and_a_job_under_way_are_told_so_too(monkeypatch: pytest.Monkey
 
     assert "try 1: a\\x1b[2J" in err.seen
     assert obeyed(err.seen) == set()
+
+
+def test_so_is_what_a_program_of_ours_logs(monkeypatch: pytest.MonkeyPatch) -> None:
+    err = Tty()
+    monkeypatch.setattr(sys, "stderr", err)
+    # It is for whole processes.
+    monkeypatch.setattr(logs, "_scrub_others", lambda: None)
+    logs.configure_logs("INFO")
+    try:
+        structlog.get_logger().info("agent.failed", agent="a\x1b[2J\x9b", error=[EVIL])
+    finally:
+        structlog.reset_defaults()
+
+    # The colours are ours.
+    seen = re.sub("\x1b\\[[0-9;]*m", "", err.seen)
+    assert seen.count("\\x1b[2J") == 2
+    assert obeyed(seen) == set()
 
 
 def test_a_line_to_paste_names_nothing_but_a_version() -> None:
