@@ -864,8 +864,8 @@ class Blind(AgentMessage):
 async def test_poison_that_somebody_can_read_by_now_is_put_back_and_run(
     world: World, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client, bridge, reader = await world.join("client"), await world.join("bridge", bridge=True), Reader()
-    letters = DeadLetters(bridge.ports)
+    client, operator, reader = await world.join("client"), await world.join("operator"), Reader()
+    letters = DeadLetters(operator.ports)
     await serve(reader)
 
     async def is_buried() -> bool:
