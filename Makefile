@@ -34,7 +34,7 @@ demo: $(STAMP) ## Run the demo: a squadron at work, no key needed
 test: lint types test-parts test-cluster ## Lint, check types, and run all tests but the slow ones
 
 test-parts: $(STAMP) ## Those of `make test` that need no Ray
-	$(BIN)/python -m pytest -m 'not slow' tests/unit tests/contract tests/corpus -n 6 --dist worksteal
+	$(BIN)/python -m pytest -m 'not slow' tests/unit tests/contract tests/corpus -n 5 --dist worksteal
 
 test-cluster: $(STAMP) ## Those of `make test` on a real Ray
 	$(BIN)/python -m pytest -m 'not slow' tests/cluster tests/chaos -n 3 --dist loadfile --durations 20

@@ -385,6 +385,12 @@ class Inbox:
         return self._arrived.empty()
 
 
+async def stand_in(peer: Peer, agent: str, replica: str) -> None:
+    """Have a replica be there that is none, for ten minutes, so that no test depends on heartbeats."""
+    peer.registry.heartbeat_s = 200.0
+    await peer.registry.renew(agent, replica)
+
+
 async def until(is_so: Callable[[], Awaitable[bool]], within_s: float = SOON_S) -> None:
     """Wait for a state that nobody announces; a server that is away for the moment does not tell of it."""
     deadline = now_s() + within_s

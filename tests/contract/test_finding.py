@@ -18,7 +18,7 @@ from squadron.runtime.registry.learned import MOST_OF_SOURCE
 from squadron.runtime.registry.ranker import TopicKey
 from squadron.runtime.wire.topics import AgentCard, SemanticTopic
 from tests.conftest import HEARTBEAT_S
-from tests.contract.conftest import ON_NATS, NoReplicas, Peer, World, until
+from tests.contract.conftest import ON_NATS, NoReplicas, Peer, World, stand_in, until
 from tests.contract.vector_server import vectors_served
 
 ABOUT = {
@@ -264,7 +264,7 @@ async def test_a_card_that_nobody_made_vectors_for_is_found_by_its_words(peer: P
     keeping.cancel()
     coffee = SemanticTopic(name="coffee.brew", description="Brew a cup of coffee.")
     await peer.registry.advertise(AgentCard(agent="foreign", topics=(coffee,)))
-    await peer.registry.renew("foreign", "foreign-1")
+    await stand_in(peer, "foreign", "foreign-1")
 
     first = (await finder.search("brew me some coffee"))["found"][0]
     assert (first["name"], [why.partition(" ")[0] for why in first["why"]]) == ("coffee.brew", ["words"])
@@ -319,7 +319,7 @@ async def test_among_equals_who_is_not_busy_comes_first(peer: Peer) -> None:
     for agent, topic in zip(("busy", "idle"), topics, strict=True):
         same = topic.model_copy(update={"description": "count sheep"})
         await peer.registry.advertise(AgentCard(agent=agent, topics=(same,)))
-        await peer.registry.renew(agent, f"{agent}-1")
+        await stand_in(peer, agent, f"{agent}-1")
     finder = Finder(peer.ports, peer.registry, peer.records, load=lambda agent: float(agent == "busy"))
 
     found = (await finder.search("count the sheep"))["found"]
@@ -339,7 +339,7 @@ async def test_among_equals_who_succeeds_and_is_cheap_comes_first(peer: Peer, ho
     for agent in ("ann", "bob"):
         card = AgentCard(agent=agent, topics=(SemanticTopic(name=f"{agent}.same", description="count sheep"),))
         await peer.registry.advertise(card)
-        await peer.registry.renew(agent, f"{agent}-1")
+        await stand_in(peer, agent, f"{agent}-1")
     records = {TopicKey("ann.same", "ann"): WORSE[how]}
     finder = Finder(peer.ports, peer.registry, peer.records, record=lambda key: records.get(key, TrackRecord()))
 

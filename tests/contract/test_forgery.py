@@ -31,7 +31,7 @@ from squadron.runtime.wire.outcome import outcome_msg_id
 from squadron.runtime.wire.replies import unfit_reply
 from squadron.runtime.wire.subjects import Subjects, token_of
 from squadron.runtime.wire.topics import AgentCard, SemanticTopic
-from tests.contract.conftest import SOON_S, Inbox, Peer, Serve, World, first_stored, until
+from tests.contract.conftest import SOON_S, Inbox, Peer, Serve, World, first_stored, stand_in, until
 
 
 class Desk(Agent):
@@ -381,7 +381,7 @@ async def test_v6_who_is_not_in_the_registry_may_answer(world: World) -> None:
     peer, foreign = await world.join("asker"), await world.join("foreign")
     card = AgentCard(agent="doubler", topics=(SemanticTopic(name="bare.double"),))
     await peer.registry.advertise(card)
-    await peer.registry.renew("doubler", "r1")
+    await stand_in(peer, "doubler", "r1")
     for sender, head in (("doubler", "correlation_id"), ("somebody", "parent")):
         handle = await peer.caller.submit("bare.double", {"x": 1})
         data = result(foreign, 2, sender=sender, **{head: handle.task_id})

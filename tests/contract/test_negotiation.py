@@ -29,7 +29,7 @@ from squadron.runtime.wire.bids import Bids, Offer
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.limits import Budget
 from squadron.runtime.wire.outcome import Outcome
-from tests.contract.conftest import ON_NATS, SIGNED, SOON_S, Inbox, Peer, World, first_stored, until
+from tests.contract.conftest import ON_NATS, SIGNED, SOON_S, Inbox, Peer, World, first_stored, stand_in, until
 
 #: Longer than any test may take: what ends before it did not wait for it.
 LONG_S = 3600.0
@@ -644,7 +644,7 @@ async def _answered_by_hand(world: World, peer: Peer, answer: Any, *, to_inbox: 
 
     card = {"agent": "rubbish", "topics": [{"name": "tie.rubbish"}]}
     await other.records.append(other.subjects.card("rubbish"), json.dumps(card).encode())
-    await other.registry.renew("rubbish", "rubbish-00000001")
+    await stand_in(other, "rubbish", "rubbish-00000001")
     await other.bus.subscribe(other.subjects.negotiate("rubbish"), reply)
 
     return await _bids(peer, "tie.rubbish", within_s=LONG_S)

@@ -13,7 +13,7 @@ from squadron.actors.goals.supervisor import Supervisor
 from squadron.actors.thinking.model import ModelTurn, ToolCall
 from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.wire.topics import AgentCard, SemanticTopic
-from tests.contract.conftest import ON_NATS, Peer, Serve, until
+from tests.contract.conftest import ON_NATS, Peer, Serve, stand_in, until
 from tests.llm_servers import ScriptedAnthropicServer, ScriptedOpenAIServer
 
 SERVERS = {"openai": ScriptedOpenAIServer, "anthropic": ScriptedAnthropicServer}
@@ -74,7 +74,7 @@ async def test_a_run_that_finds_cards_that_its_provider_refuses_completes_and_sa
 
     topics = tuple(SemanticTopic(name=name, input_schema=schema) for name, schema in CARDS.items())
     await peer.registry.advertise(AgentCard(agent="stranger", topics=topics))
-    await peer.registry.renew("stranger", "stranger-1")
+    await stand_in(peer, "stranger", "stranger-1")
     await serve(Tailor(), name="tailor")
     supervisor = await serve(Supervisor())
 

@@ -17,7 +17,7 @@ from squadron.runtime.running.context import Context
 from squadron.runtime.wire.envelope import AgentIdentity
 from squadron.runtime.wire.topics import AgentCard, SemanticTopic
 from tests.conftest import HEARTBEAT_S
-from tests.contract.conftest import ON_NATS, Peer, Serve, World, until
+from tests.contract.conftest import ON_NATS, Peer, Serve, World, stand_in, until
 
 
 def _card(number: int) -> AgentCard:
@@ -32,7 +32,7 @@ def _read_by(peer: Peer) -> str:
 async def test_a_source_is_of_the_agent_that_its_whole_name_is_or_that_it_is_a_process_of(peer: Peer) -> None:
     for agent, name in (("bare", "bare.thing"), ("doubler", "bare.double")):
         await peer.registry.advertise(AgentCard(agent=agent, topics=(SemanticTopic(name=name),)))
-        await peer.registry.renew(agent, f"{agent}-1")
+        await stand_in(peer, agent, f"{agent}-1")
 
     refuted = {
         each

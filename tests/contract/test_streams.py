@@ -37,7 +37,7 @@ from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.wire.limits import Deadline
 from squadron.runtime.wire.outcome import Cancelled, DeadLettered, Result
 from tests.conftest import HEARTBEAT_S, LEASE_S, kill
-from tests.contract.conftest import ON_NATS, SOON_S, Peer, Serve, World, until
+from tests.contract.conftest import ON_NATS, SOON_S, Peer, Serve, World, stand_in, until
 
 
 class Teller(Agent):
@@ -260,7 +260,7 @@ async def test_an_outcome_that_nothing_came_before_is_had_without_its_stream(
 
 async def test_who_waits_for_an_outcome_that_does_not_come_is_told_when_its_time_is_over(peer: Peer) -> None:
     await peer.registry.advertise(AgentSpec.of(Teller).card())
-    await peer.registry.renew("teller", "teller-1")
+    await stand_in(peer, "teller", "teller-1")
     await peer.queue.declare(Mailbox("teller", ("tell.nothing",), 30.0))
     handle = await peer.caller.submit("tell.nothing", {}, AskOptions(within_s=0.2))
     assert await plainly(handle) is None
