@@ -77,7 +77,9 @@ class MemoryJournal:
         return self._append(key, data, dict(headers or {}), ttl_s, msg_id, expect_seq)
 
     def _known(self, key: str, msg_id: str | None) -> Entry | None:
-        seq = self._kept.seen.seq(f"{key} {msg_id}")
+        if (seq := self._kept.seen.seq(f"{key} {msg_id}")) is None:
+            # Nearly always, and to look through all takes as long as there is.
+            return None
         return next((each.entry for each in self._living() if each.entry.seq == seq), None)
 
     def _append(

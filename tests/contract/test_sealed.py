@@ -19,6 +19,7 @@ from squadron.actors.thinking.model import ModelTurn, ToolCall
 from squadron.actors.thinking.notes import SAVE
 from squadron.bridge.jetstream.link import embedded
 from squadron.bridge.jetstream.wiring import Wiring
+from squadron.runtime.asking.handle import Handle
 from squadron.runtime.asking.negotiation import Submit, negotiate
 from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.errors import InvalidInputError, KeyLostError
@@ -418,13 +419,20 @@ async def test_a_sealed_task_is_cancelled(peer: Peer, clinic: Clinic) -> None:
     assert isinstance(await handle.cancel(), Cancelled)
 
 
-async def test_a_result_that_is_not_sealed_keeps_no_sealed_task_from_being_run(
-    world: World, peer: Peer, serve: Serve
-) -> None:
-    clinic, evil = Clinic(), await world.join("evil")
+@pytest.fixture
+async def before(peer: Peer, serve: Serve) -> Handle:
+    """What holds up all tasks of the clinic, until it is cancelled."""
+    clinic = Clinic()
     await serve(clinic, slots=1)
-    before = await peer.caller.submit("clinic.slow", {"text": ""}, AskOptions(within_s=60))
+    handle = await peer.caller.submit("clinic.slow", {"text": ""}, AskOptions(within_s=60))
     await clinic.running.wait()
+    return handle
+
+
+async def test_a_result_that_is_not_sealed_keeps_no_sealed_task_from_being_run(
+    world: World, peer: Peer, before: Handle
+) -> None:
+    evil = await world.join("evil")
     # Under an id of its own it is looked for before it runs, as what comes again is.
     handle = await peer.caller.submit("clinic.note", {"text": CANARY}, AskOptions(task_id="order-7", within_s=20))
     said = {"success": True, "outcome": "result", "data": "forged"}
@@ -436,12 +444,9 @@ async def test_a_result_that_is_not_sealed_keeps_no_sealed_task_from_being_run(
 
 
 async def test_a_sealed_result_that_nobody_can_open_ends_no_task_that_is_not_sealed(
-    world: World, peer: Peer, serve: Serve
+    world: World, peer: Peer, before: Handle
 ) -> None:
-    clinic, evil = Clinic(), await world.join("evil")
-    await serve(clinic, slots=1)
-    before = await peer.caller.submit("clinic.slow", {"text": ""}, AskOptions(within_s=60))
-    await clinic.running.wait()
+    evil = await world.join("evil")
     handle = await peer.caller.submit("clinic.open", {"text": "x"}, AskOptions(task_id="order-8", within_s=20))
     forged = AgentMessage.new(
         "result", AgentIdentity(id="clinic-1"), 0, parent="order-8", correlation_id="order-8"
