@@ -233,9 +233,9 @@ class Turns:
         checked = handler, message, ledger, common, was_parked
         if refusal := right.forbidden(handler.topic.allow, common) or self._refusal(*checked):
             return refusal
+        attempt = common["attempt"] = await delivery.lease.begin()
         if arrival.was_here and await arrival.ended_meanwhile(self._reports, delivery, message, after_s=STALE_S):
             return LetGo()
-        attempt = common["attempt"] = await delivery.lease.begin()
         if attempt > handler.retries.max_attempts:
             return died_each_time(attempt - 1, common)
         if used_up := await right.used_up(ledger, common):

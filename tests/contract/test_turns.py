@@ -522,23 +522,26 @@ async def test_a_redelivered_task_whose_outcome_is_stored_is_not_run_again(world
     await feed.aclose()
 
 
-async def test_a_task_that_was_ended_elsewhere_before_it_begins_here_is_not_run_again(world: World) -> None:
+@pytest.mark.parametrize("waits_in", ["take_up", "begin"])
+async def test_a_task_that_was_ended_elsewhere_before_it_begins_here_is_not_run_again(
+    world: World, monkeypatch: pytest.MonkeyPatch, waits_in: str
+) -> None:
     peer, desk = await world.join("replica"), Desk()
     turns, feed, arrived = await _delivered_one(peer, desk)
     first = await arrived.get()
     await first.lease.release()
     second = await asyncio.wait_for(arrived.get(), SOON_S)
+    where = type(turns._parking) if waits_in == "take_up" else type(second.lease)
+    at_once = getattr(where, waits_in)
 
-    take_up = turns._parking.take_up
-
-    async def slowly(message: AgentMessage) -> bool:
+    async def slowly(*args: Any) -> Any:
         # It has looked, and found nothing; until it begins, the attempt that had fallen silent ends the task.
-        turns._parking.take_up = take_up  # type: ignore[method-assign]
+        monkeypatch.undo()
         assert isinstance(await turns.run(first), Result)
         await asyncio.sleep(STALE_S)
-        return await take_up(message)
+        return await at_once(*args)
 
-    turns._parking.take_up = slowly  # type: ignore[method-assign]
+    monkeypatch.setattr(where, waits_in, slowly)
     assert await turns.run(second) is None
     assert desk.ran == [1]
     await _empty(peer)
