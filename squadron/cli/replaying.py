@@ -7,7 +7,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -119,23 +119,34 @@ def replay(
     changes |= {"outcomes": _outcomes(outcome or ()), "gather": _gather(gather), "max_rounds": max_rounds}
     given: Any = {name: value for name, value in changes.items() if value}
     loading = {"since": since, "until": until, "to": to, "speed": speed != 1.0, "same_env": same_env}
-    running = {**given, "agent": agent, "live": live, "out": out}
-    _refuse("goes with no --load" if load else "is of a --load", running if load else loading)
+    _check(load, source, given, {"agent": agent, "live": live, "out": out}, loading)
     if load:
-        if bool(source) == bool(since):
-            raise typer.BadParameter("a load is of a FILE, or of the trail --since a time", param_hint="--load")
-        _refuse("is of a load without FILE", {"until": source and until})
         frame.execute(_load(ctx, source, (since, until), to, speed, same_env, as_json), as_json=as_json)
-    if not source:
-        raise typer.BadParameter("say which run, or which file", param_hint="RUN|FILE")
     if given:
-        _refuse("is of a replay without a change", {"agent": agent})
         frame.execute(_what_if(ctx, source, given, live, yes, out, as_json), as_json=as_json)
-    _refuse("is of a replay with a change", {"live": live, "out": out})
     frame.execute(_exactly(ctx, source, agent, as_json), as_json=as_json)
 
 
-def _refuse(why: str, given: Mapping[str, Any]) -> None:
+def _check(
+    load: bool, source: str, changes: dict[str, Any], running: dict[str, Any], loading: dict[str, Any]
+) -> None:
+    """Whether what was told goes together."""
+    if load:
+        _refuse("goes with no --load", {**changes, **running})
+        if bool(source) == bool(loading["since"]):
+            raise typer.BadParameter("a load is of a FILE, or of the trail --since a time", param_hint="--load")
+        _refuse("is of a load without FILE", {"until": source and loading["until"]})
+        return
+    _refuse("is of a --load", loading)
+    if not source:
+        raise typer.BadParameter("say which run, or which file", param_hint="RUN|FILE")
+    if changes:
+        _refuse("is of a replay without a change", {"agent": running["agent"]})
+    else:
+        _refuse("is of a replay with a change", {"live": running["live"], "out": running["out"]})
+
+
+def _refuse(why: str, given: dict[str, Any]) -> None:
     """Options that would be dropped: whoever gave them takes them for done."""
     for name, value in given.items():
         if value:
