@@ -273,8 +273,8 @@ class Gathering:
     async def _replicas(self) -> tuple[ReplicaFacts, ...]:
         found = []
         for entry in await self._wiring.records.latest(self._subjects.registry("presence")):
-            agent, replica = entry.key.split(".")[4:6]
             with contextlib.suppress(ValueError):
+                agent, replica = entry.key.split(".")[4:6]
                 it = Presence.model_validate_json(entry.data)
                 if it.expires_at > 0:
                     times = (it.at, entry.time, it.expires_at)

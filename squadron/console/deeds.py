@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 from squadron.client.deploying import Fleet
+from squadron.console.board import plain
 from squadron.runtime.errors import InvalidInputError, SquadronError
 from squadron.runtime.redact import scrub_all
 from squadron.runtime.streams.writer import Chunk, Restarted
@@ -145,7 +146,7 @@ class Deeds:
 
 
 def _line(value: Any) -> bytes:
-    return (json.dumps(value, ensure_ascii=False, default=str) + "\n").encode()
+    return (json.dumps(plain(value), ensure_ascii=False) + "\n").encode()
 
 
 def _text(body: Body, name: str, default: str | None = None) -> str:
