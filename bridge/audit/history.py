@@ -138,6 +138,8 @@ class AuditTrail:
         from_time = since - _SLACK_S if since > _SLACK_S else None
         async for entry in self._journal.read(audit_subject(self._names), from_time=from_time):
             yield SealedBatch.unpacked(entry.data, entry.headers.get("Nats-Msg-Id", ""))
+            # Many come at once, with many entries each: others have the loop between them.
+            await asyncio.sleep(0)
 
     async def query(self, **wanted: Any) -> AsyncGenerator[Record, None]:
         """Entries, oldest first, each a plain JSON object with its number `n`.

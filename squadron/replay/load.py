@@ -152,10 +152,12 @@ class _Traffic:
         self._odd: list[RecordedTask] = []
         self._fault: RecordingError | None = None
         self._ends: dict[str, tuple[float, str]] = {}
+        #: Tasks without an end: after a window it is looked at for each record.
+        self._open = set[str]()
 
     @property
     def all_ended(self) -> bool:
-        return self._tasks.keys() <= self._ends.keys()
+        return not self._open
 
     def take(self, record: Any, number: int) -> None:
         """Take in one record, if it is of a task or a result.
@@ -176,13 +178,17 @@ class _Traffic:
             return
         at, subject, message = read
         if message.type == "result" and message.context.parent_message_id:
-            self._ends[message.context.parent_message_id] = at, from_content(message.payload.content).kind
+            task = message.context.parent_message_id
+            self._ends[task] = at, from_content(message.payload.content).kind
+            self._open.discard(task)
         elif "kind" in record and not _is_task(subject):
             # What a trail has elsewhere is no task, whatever it says.
             return
         elif message.type == "task" and not message.context.parent_message_id:
             # A strict sender is heard twice, and so is a task that was redriven.
             self._tasks.setdefault(message.id, _task(at, subject, message, number))
+            if message.id not in self._ends:
+                self._open.add(message.id)
 
     def whole(self) -> list[RecordedTask]:
         """All tasks, oldest first, with their ends.

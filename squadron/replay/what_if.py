@@ -31,11 +31,13 @@ from squadron.actors.thinking.model import Model, ModelTurn, ToolDefinition
 from squadron.bridge.memory import MemoryServer
 from squadron.bridge.place import Place
 from squadron.config import Settings
+from squadron.replay.export import scrubbed
 from squadron.replay.fork import Changes, Fork, folded, fork
 from squadron.replay.known import KnownWorld, outcome_of
 from squadron.replay.recording import Header, RecordedRun, Recording
 from squadron.runtime.errors import ConfigError, SquadronError, Terminal
 from squadron.runtime.logs import get_logger
+from squadron.runtime.redact import scrub_all
 from squadron.runtime.running.context import TurnContext
 from squadron.runtime.running.ledger import Ledger
 from squadron.runtime.wire.approvals import Approvals
@@ -206,7 +208,9 @@ async def what_if(
     models: Sequence[Model] = (),
     live: LiveAsk | None = None,
 ) -> Recording:
-    """Have the main run of a recording go on otherwise; returns the new run, the old one is not touched.
+    """Have the main run of a recording go on otherwise; returns the new run, without secrets.
+
+    The old one is not touched.
 
     Args:
         models: who is asked, in the place of those that `changes` or the recording name.
@@ -219,7 +223,8 @@ async def what_if(
     recorded = recording.main
     cut = fork(recorded, changes)
     new = f"run-{os.urandom(12).hex()}"
-    told = {"of": recording.header.run, "from": cut.round, "mode": "what-if", "changes": changes.to_dict()}
+    changed = scrub_all(changes.to_dict())
+    told = {"of": recording.header.run, "from": cut.round, "mode": "what-if", "changes": changed}
     place = MemoryServer("replay").place(
         AgentIdentity(id="replay", type="replay"), Settings.load({}, model=OFFLINE)
     )
@@ -234,6 +239,7 @@ async def what_if(
             stack.push_async_callback(model.aclose)
         await _go_on(place, recorded, cut, changes, chain, new, live)
     messages = [entries_of(message) async for _, message in read(ports, ports.subjects.run(recorded.run))]
+    gone_on = RecordedRun(run=recorded.run, messages=tuple(messages))
     header = Header(
         run=new,
         agent=recording.header.agent,
@@ -243,7 +249,8 @@ async def what_if(
         code=recording.header.code,
         replay=told,
     )
-    return Recording(header=header, runs=(RecordedRun(run=recorded.run, messages=tuple(messages)),))
+    # What it was told and what models and agents said may hold secrets. In a thread, as in an export.
+    return Recording(header=header, runs=(await asyncio.to_thread(scrubbed, gone_on),))
 
 
 def _marked(entry: Entry, told: dict[str, Any]) -> Entry:

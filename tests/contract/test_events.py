@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,12 @@ from squadron.runtime.wire.groups import EventGroup
 from squadron.runtime.wire.start import Start
 from squadron.testing import now_s
 from tests.conftest import LEASE_S, kill
-from tests.contract.conftest import Inbox, Peer, World, peer_of, settle_all, until
+from tests.contract.conftest import SOON_S, Inbox, Peer, World, peer_of, settle_all, until
+
+#: Lease of those who are not to lapse, however long nobody here gets a turn.
+LONG_S = 60.0
+#: Of those whose extending is to be seen: a delivery would come again soon, and an extension may be late.
+EXTENDED_S = 4.0
 
 
 async def _publish(peer: Peer, *contents: Any, topic: str = "news.sport") -> list[int]:
@@ -50,9 +56,11 @@ async def join(world: World) -> AsyncIterator[Callable[..., Any]]:
     """Join a group from a process of one's own: returns an inbox that takes up to 1,000 deliveries."""
     feeds = []
 
-    async def joined(group: str, pattern: str = "news.*", start: Start = "new", want: int = 1000) -> Inbox:
+    async def joined(
+        group: str, pattern: str = "news.*", start: Start = "new", want: int = 1000, lease_s: float = LONG_S
+    ) -> Inbox:
         member, inbox = await world.join(f"{group}-{len(feeds)}"), Inbox()
-        feed = await member.events.consume(EventGroup(group, pattern, start, LEASE_S), inbox)
+        feed = await member.events.consume(EventGroup(group, pattern, start, lease_s), inbox)
         feeds.append(feed)
         inbox.feed = feed  # type: ignore[attr-defined]
         feed.want(want)
@@ -133,11 +141,11 @@ async def test_only_what_matches_is_delivered(peer: Peer, join: Callable[..., An
 
 
 async def test_an_event_of_a_member_that_fell_silent_goes_to_another(peer: Peer, join: Callable[..., Any]) -> None:
-    silent = await join("group", want=1)
+    silent = await join("group", want=1, lease_s=LEASE_S)
+    started = now_s()
     (seq,) = await _publish(peer, "work")
     first = await silent.next()
-    started = now_s()
-    heir = await join("group", want=1)
+    heir = await join("group", want=1, lease_s=LEASE_S)
 
     second = await heir.next()
 
@@ -149,16 +157,13 @@ async def test_an_event_of_a_member_that_fell_silent_goes_to_another(peer: Peer,
 async def test_an_extended_lease_does_not_lapse_and_a_settled_event_does_not_return(
     peer: Peer, join: Callable[..., Any]
 ) -> None:
-    inbox = await join("group")
-    await _publish(peer, "work")
-    delivery = await inbox.next()
-    for _ in range(6):
-        await asyncio.sleep(LEASE_S / 3)
+    inbox = await join("group", lease_s=EXTENDED_S)
+    await _publish(peer, "done", "work")
+    done, delivery = await inbox.take(2)
+    await done.lease.settle()
+    for _ in range(10):
+        await asyncio.sleep(EXTENDED_S / 8)
         await delivery.lease.extend()
-    assert inbox.is_empty
-
-    await delivery.lease.settle()
-    await asyncio.sleep(1.5 * LEASE_S)
 
     assert inbox.is_empty
 
@@ -283,10 +288,11 @@ class Replica:
         slots: int = 1,
         max_attempts: int = 5,
         run_timeout_s: float = 60.0,
+        lease_s: float = LONG_S,
     ) -> None:
         retries = Retries(max_attempts)
         turns = EventTurns(group, handle, peer.ports, retries=retries, run_timeout_s=run_timeout_s)
-        self.pump = Pump(peer.events, EventGroup(group, "news.*", "first", LEASE_S), turns.run, slots=slots)
+        self.pump = Pump(peer.events, EventGroup(group, "news.*", "first", lease_s), turns.run, slots=slots)
 
 
 @pytest.fixture
@@ -387,12 +393,12 @@ async def test_what_is_terminal_too_slow_or_unreadable_is_buried(peer: Peer, ser
 async def test_an_event_whose_replica_died_in_each_attempt_is_buried(
     peer: Peer, join: Callable[..., Any], serve: Callable[..., Any]
 ) -> None:
-    silent = await join("desk.hear", start="first", want=2)
+    silent = await join("desk.hear", start="first", want=2, lease_s=LEASE_S)
     await _publish(peer, "deadly")
     assert [await (await silent.next()).lease.begin() for _ in range(2)] == [1, 2]
     ran: list[Any] = []
 
-    await serve(lambda message: ran.append(message), max_attempts=2)
+    await serve(lambda message: ran.append(message), max_attempts=2, lease_s=LEASE_S)
 
     (letter,) = await _letters(peer, 1)
     assert "died or fell silent in each of 2 attempts" in letter["error"]["message"]
@@ -428,11 +434,11 @@ async def test_a_long_handler_keeps_its_event_and_a_drained_one_hands_it_back(
         entered(message.payload.content)
         await asyncio.sleep(60)
 
-    pump = await serve(slow)
+    pump = await serve(slow, lease_s=EXTENDED_S)
     await _publish(peer, "work")
     await entered.next()
-    await serve(lambda message: done(message.payload.content))
-    await asyncio.sleep(2 * LEASE_S)
+    await serve(lambda message: done(message.payload.content), lease_s=EXTENDED_S)
+    await asyncio.sleep(1.2 * EXTENDED_S)
     assert done.is_empty
 
     await pump.drain(0.0)
@@ -441,6 +447,12 @@ async def test_a_long_handler_keeps_its_event_and_a_drained_one_hands_it_back(
 
 
 # --- subscriptions of programs ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    """A subscription's lease is that of the settings."""
+    return replace(settings, lease_s=EXTENDED_S)
 
 
 @pytest.fixture
@@ -467,7 +479,7 @@ async def test_a_subscription_settles_an_event_when_the_next_is_asked_for(
         seen.append((event.message.payload.content, event.seq, event.attempt))
         if len(seen) == 3:
             # Longer than its lease: it is kept all the same.
-            await asyncio.sleep(2 * LEASE_S)
+            await asyncio.sleep(1.2 * EXTENDED_S)
             break
     await events.aclose()
     assert seen == [(i, seqs[i], 1) for i in range(3)]
@@ -577,7 +589,7 @@ async def test_no_event_is_lost_over_a_killed_server(tmp_path: Path) -> None:
                 if len(handled[group]) > 100:
                     half.set()
 
-            pump = Replica(peer_of(await open_wiring(f"r{i}")), handle, group, slots=4).pump
+            pump = Replica(peer_of(await open_wiring(f"r{i}")), handle, group, slots=4, lease_s=LEASE_S).pump
             await pump.start()
             stack.push_async_callback(pump.aclose)
         publisher = await open_wiring("publisher")
@@ -586,16 +598,16 @@ async def test_no_event_is_lost_over_a_killed_server(tmp_path: Path) -> None:
             published.extend([await publisher.caller.sender.publish_durable("news.sport", i) for i in range(1500)])
 
         publishing = asyncio.create_task(publish())
-        await asyncio.wait_for(half.wait(), 20)
+        await asyncio.wait_for(half.wait(), SOON_S)
         assert not publishing.done()
 
         kill(first.pid)
         second = await asyncio.to_thread(embedded.ensure, home)
         assert second.pid != first.pid
-        await asyncio.wait_for(publishing, 40)
+        await asyncio.wait_for(publishing, SOON_S)
 
         async def all_are_handled() -> bool:
             return all(set(seen) == set(range(1500)) for seen in handled.values())
 
-        await until(all_are_handled, within_s=30)
+        await until(all_are_handled)
         assert published == sorted(set(published))

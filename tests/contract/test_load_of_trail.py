@@ -149,3 +149,29 @@ async def test_what_a_strict_sender_stored_twice_is_sent_once(world: World, serv
         await place.aclose()
     (task,) = await tasks_of(trail, since=0, until=time.time())
     assert (task.message.payload.content, task.outcome) == ({"text": "ding"}, "result")
+
+
+@ON_NATS
+async def test_whoever_reads_a_long_trail_lets_others_have_the_loop(world: World, serve: Serve) -> None:
+    wiring = (await serve(Bell())).peer.place
+    assert isinstance(wiring, Wiring)
+    trail, turns = await audited(wiring, "full"), 0
+    async with archiving(wiring.settings):
+        # Given batches that come in one answer of the server
+        for number in range(1, 4):
+            assert (await wiring.caller.ask("bell.ring", {"text": "ding"})).ok
+            await recorded(trail, number, kind="result")
+
+    async def turn() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    turning = asyncio.create_task(turn())
+    try:
+        # When they are read, then others had a turn between any two
+        seen = [turns async for _ in trail._batches()]
+    finally:
+        turning.cancel()
+    assert len(seen) == len(set(seen)) >= 3

@@ -18,8 +18,10 @@ from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.groups import EventGroup
 from squadron.runtime.wire.outcome import DeadLettered, Outcome, TimedOut
 from squadron.testing import ScriptedModel
-from tests.contract.conftest import LEASE_S, SOON_S, Inbox, Peer, Serve, World, until
+from tests.contract.conftest import SOON_S, Inbox, Peer, Serve, World, until
 
+#: A lapse would be seen soon, and an extension may be late.
+LEASE_S = 4.0
 #: How long what acts goes on, in seconds, if no other attempt begins meanwhile: longer than a lease.
 ACTS_S = 1.2 * LEASE_S
 
@@ -59,7 +61,7 @@ class Worker(LLMAgent):
     async def do(self, ctx: Context) -> str:
         return await self.think(ctx, "go")
 
-    @topic("work.limited", max_attempts=2, run_timeout_s=0.3)
+    @topic("work.limited", max_attempts=2, run_timeout_s=3.0)
     async def limited(self, ctx: Context) -> str:
         return await self.think(ctx, "go")
 
@@ -88,9 +90,9 @@ async def _ask(peer: Peer, topic: str) -> Outcome:
 
 async def test_a_task_is_not_tried_again_while_a_tool_of_it_acts_in_a_thread(serve: Serve, peer: Peer) -> None:
     acts = Acts()
-    await serve(Worker(acts))
+    await serve(Worker(acts), lease_s=LEASE_S)
     # A replica that would take it over if the lease ended.
-    await serve(Worker(acts), name="other")
+    await serve(Worker(acts), name="other", lease_s=LEASE_S)
 
     outcome = await _ask(peer, "work.do")
 
@@ -122,13 +124,14 @@ async def test_an_event_is_not_tried_again_while_its_thread_acts(world: World, p
         if hangs:
             acts.hang()
         else:
-            acts.act(1.6)
+            acts.act(3.0)
             if acts.times == 2:
                 ended(None)
 
     member = await world.join("replica")
-    retries = Retries(2, 0.0, 0.0)
-    limit_s = 0.3 if hangs else 1.5
+    # One whose time is up before it has a thread is tried again, too.
+    retries = Retries(9, 0.0, 0.0)
+    limit_s = 0.3 if hangs else 2.0
     turns = EventTurns("desk.hear", handle, member.ports, retries=retries, run_timeout_s=limit_s)
     pump = Pump(member.events, EventGroup("desk.hear", "news.*", "first", LEASE_S), turns.run, slots=2)
     await pump.start()

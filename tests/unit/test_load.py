@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncGenerator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -12,12 +13,15 @@ from squadron import Agent, topic
 from squadron.bridge.audit.records import RecordMaker
 from squadron.bridge.audit.redaction import Redaction
 from squadron.bridge.jetstream.intake import Caught
-from squadron.replay.load import put_load, tasks_in
+from squadron.replay.load import put_load, tasks_in, tasks_of
 from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.errors import ConfigError, RecordingError
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.wire.outcome import Outcome
 from squadron.testing import MemorySquad, now_s
+
+if TYPE_CHECKING:
+    from squadron.bridge.audit.history import AuditTrail
 
 ME = AgentIdentity(id="client", type="test")
 
@@ -98,6 +102,30 @@ async def test_the_recorded_environment_itself_is_spared(tmp_path: Path) -> None
     assert count == 3
     with pytest.raises(ConfigError, match="speed"):
         await put_load(tasks, send, env="stage", speed=0)
+
+
+async def test_a_window_of_a_trail_is_read_until_its_tasks_have_ended(tmp_path: Path) -> None:
+    records = [json.loads(line) for line in traffic(tmp_path / "traffic.jsonl").read_text().splitlines()][:-1]
+    records = [each | {"kind": each["message"]["type"], "n": n} for n, each in enumerate(records)]
+    tasks, (first, second) = records[:4], records[4:]
+    third = json.loads(json.dumps(second))
+    third["message"]["context"]["parentMessageId"] = "t2"
+    # What is redriven after its end is no other task; and an end may stand before its task.
+    order = [second, *tasks, first, tasks[0], third, *[first] * 3]
+    # The window ends after the tasks and the first end.
+    order = [each | {"at": 1000.0 if n < 6 else 2000.0} for n, each in enumerate(order)]
+    looked = list[int]()
+
+    class Trail:
+        async def query(self, *, since: float) -> AsyncGenerator[dict[str, Any], None]:
+            for n, each in enumerate(order):
+                looked.append(n)
+                yield each
+
+    found = await tasks_of(cast("AuditTrail", Trail()), since=0.0, until=1500.0)
+    assert [task.outcome for task in found] == ["result"] * 3
+    # The last that is looked at is the end of the last task.
+    assert looked[-1] == 7
 
 
 async def test_what_can_not_be_sent_is_told_and_the_others_go_on(tmp_path: Path) -> None:

@@ -123,6 +123,29 @@ async def test_runs_that_were_called_are_replayed_too_and_hold_no_secret(tmp_pat
     assert [len(each) for each in asked] == [3, 2]
 
 
+async def test_a_what_if_holds_no_secret_that_it_was_told_or_that_a_model_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_API_KEY", "hunter2secretvalue")
+    past, file = PastRun(await planned()), tmp_path / "new.jsonl"
+    told: list[tuple[Any, ModelTurn]] = [
+        ({"goal": "list all of hunter2secretvalue"}, ModelTurn("It is done.")),
+        ({"outcomes": {"r1c1": ["hunter2secretvalue", KEY]}}, ModelTurn("It is hunter2secretvalue.")),
+        ({"outcomes": {"r1c1": {"failed": f"no {KEY}"}}}, call("a", "names__list", kind="hunter2secretvalue")),
+    ]
+    for change, turn in told:
+        model = ScriptedModel([turn, "Done."])
+        (await past.replay(models=[model], **change)).save(file)
+        # The model itself was told all of it.
+        assert KEY in str(model.seen) or "hunter2secretvalue" in str(model.seen)
+        assert "[secret]" in file.read_text()
+        assert KEY not in file.read_text()
+        assert "hunter2secretvalue" not in file.read_text()
+        # It is a run as any other, with what was asked.
+        replay(file)
+        assert Recording.load(file).main.requests
+
+
 async def test_a_run_that_is_under_way_is_replayed_as_far_as_it_came() -> None:
     whole = await planned()
     main = whole.main
