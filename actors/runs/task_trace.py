@@ -14,6 +14,7 @@ from squadron.runtime.ports.journal import Entry
 from squadron.runtime.redact import scrub
 from squadron.runtime.running.earlier import AttemptNote, notes_of
 from squadron.runtime.store.port_set import Ports
+from squadron.runtime.wire.amounts import LAST_S, is_amount
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.spent import NOTHING, Spent
 from squadron.runtime.wire.subjects import token_of
@@ -80,7 +81,7 @@ async def _sort(
                 # Who has no key for it sees when it was, and from whom.
                 message = await ports.claims.resolve(message, entry.key)
             if message.type == "stream" and message.correlation_id == task:
-                chunks.append(message.timestamp)
+                chunks.append(min(message.timestamp, entry.time))
             elif message.type == "result" and message.context.parent_message_id == task:
                 outcomes.append(_end(message, entry.time))
 
@@ -92,12 +93,12 @@ def _end(message: AgentMessage, stored_at: float) -> _End:
     reason = error.get("message") if isinstance(error, Mapping) else ""
     spent = Spent.of_wire(content["spent"] if "spent" in content else {"tokens": _count(content.get("tokens"))})
     return _End(
-        message.timestamp or stored_at,
+        message.timestamp if 0 < message.timestamp <= LAST_S else stored_at,
         kind if isinstance(kind, str) else "",
         message.source.type,
         message.source.id,
         max(1, _count(attempt)),
-        latency / 1000 if isinstance(latency, int | float) and latency > 0 else 0.0,
+        latency / 1000 if is_amount(latency) else 0.0,
         message.redriven,
         scrub(reason) if isinstance(reason, str) else "",
         spent,
@@ -201,4 +202,4 @@ class _Story:
 
 
 def _count(value: Any) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+    return int(value) if is_amount(value) else 0

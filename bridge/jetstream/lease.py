@@ -17,6 +17,8 @@ NOTE_TTL_S = 7 * 24 * 3600.0
 
 #: What we write there.
 _COUNT = re.compile(rb"[0-9]{1,9}")
+#: The two notes that count nothing: nobody began, and whoever did does not count. Older releases read both as 0.
+_NOBODY, _UNCOUNTED = b"0", b"00"
 
 
 class JetStreamLease:
@@ -39,6 +41,7 @@ class JetStreamLease:
         "_note_pattern",
         "_notes",
         "_parked",
+        "_progressed",
         "_reply",
         "delivered",
         "first",
@@ -67,7 +70,7 @@ class JetStreamLease:
         # What a server of an earlier connection may have delivered was stored before this connection.
         self.sure_from = connection.connected_at + CLOCKS_S
         self.first = self.delivered == 1 and self.stored_at > self.sure_from
-        self._begun = self._parked = False
+        self._begun = self._progressed = self._parked = False
         #: Which beginning this is.
         self._count = 1
 
@@ -94,17 +97,27 @@ class JetStreamLease:
         if self.delivered == 1 and note is None:
             return 1
         # Delivered once, and with a note: the server was killed and forgot what it had delivered before.
-        lapsed = time.time() > self.stored_at + self._lease_s - CLOCKS_S
-        count = (_beginnings(note.data) if note else int(lapsed)) + 1
+        count = (_beginnings(note.data) if note else int(self._has_lapsed)) + 1
         await self._notes.append(self._note_key, str(count).encode(), ttl_s=NOTE_TTL_S)
         self._count = count
         return count
 
+    async def begun_before(self) -> bool:
+        """Whether the work may have begun in an earlier delivery."""
+        if self.first:
+            return False
+        note = await self._notes.last(self._note_key)
+        return note.data != _NOBODY if note else self.delivered > 1 and self._has_lapsed
+
+    @property
+    def _has_lapsed(self) -> bool:
+        return time.time() > self.stored_at + self._lease_s - CLOCKS_S
+
     async def progressed(self) -> None:
         """Beginnings up to now don't count any more."""
-        await self._notes.append(self._note_key, b"0", ttl_s=NOTE_TTL_S)
+        await self._notes.append(self._note_key, _UNCOUNTED, ttl_s=NOTE_TTL_S)
         # This beginning is among them.
-        self._begun = False
+        self._begun, self._progressed = False, True
 
     async def settle(self, *, confirmed: bool = False) -> None:
         """The message leaves the queue, a moment later; until then a crash would only deliver it again."""
@@ -126,7 +139,8 @@ class JetStreamLease:
         if self.let_go is not None:
             self.let_go(False)
         try:
-            if self.delivered == 1 and (self.first or await self._notes.last(self._note_key) is None):
+            is_noted = self._progressed or self.delivered > 1
+            if not is_noted and (self.first or await self._notes.last(self._note_key) is None):
                 await self._notes.append(self._note_key, b"%d" % self._begun, ttl_s=NOTE_TTL_S)
         except BusUnavailableError:
             # A full server stores no note. What had begun comes again after its lease, which tells as much; of
@@ -140,7 +154,8 @@ class JetStreamLease:
         """Hand the message back for long; the beginning does not count."""
         self._parked = True
         if self._begun:
-            await self._notes.append(self._note_key, str(self._count - 1).encode(), ttl_s=after_s + NOTE_TTL_S)
+            note = str(self._count - 1).encode() if self._count > 1 else _UNCOUNTED
+            await self._notes.append(self._note_key, note, ttl_s=after_s + NOTE_TTL_S)
         delay = json.dumps({"delay": round(after_s * NANOSECONDS)})
         await self._connection.request(self._reply, f"-NAK {delay}".encode())
 

@@ -84,6 +84,11 @@ class _EventLease:
         self._group.begun[self._seq] += 1
         return self._group.begun[self._seq]
 
+    async def begun_before(self) -> bool:
+        if not self.first:
+            await self._line.answer()
+        return self._seq in self._group.begun
+
     async def progressed(self) -> None:
         await self._line.answer()
         self._group.begun[self._seq] = 0

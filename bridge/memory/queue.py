@@ -28,6 +28,7 @@ class _Task:
     headers: Mapping[str, str] = field(default_factory=dict)
     delivered: int = 0
     begun: int = 0
+    has_begun: bool = False
     ready: bool = True
     put_at: float = field(default_factory=now_s)
     stored_at: float = field(default_factory=wall_s)
@@ -74,8 +75,13 @@ class _QueueLease:
         if not self.first:
             await self._line.answer()
         self._task.begun += 1
-        self._begun = True
+        self._begun = self._task.has_begun = True
         return self._task.begun
+
+    async def begun_before(self) -> bool:
+        if not self.first:
+            await self._line.answer()
+        return self._task.has_begun
 
     async def progressed(self) -> None:
         await self._line.answer()

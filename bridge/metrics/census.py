@@ -24,11 +24,15 @@ from squadron.runtime.ports.journal import Journal
 from squadron.runtime.registry.presence import LONGEST_LIFE_S, MISSED_HEARTBEATS
 from squadron.runtime.retries import summary_of
 from squadron.runtime.store.port_set import Ports
+from squadron.runtime.wire.amounts import is_amount
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.subjects import check_token
 
 #: Agents whose figures stand apart: anybody on the bus may send heartbeats.
 MOST_AGENTS = 1_000
+#: What every agent shows from its first heartbeat on: an alert on the growth of a counter that comes into being as
+#: something goes wrong does not see it.
+_FROM_THE_START: Cells = {("buried",): (0,), ("reconnects",): (0,)}
 #: How long the figures of an agent are kept of which nothing is heard, in seconds: 30 days.
 KEPT_S = 30 * 24 * 3600.0
 #: Between two looks there is so many times as long as one takes, as NATS and Serve have other things to do; but no
@@ -40,14 +44,14 @@ PAUSE, LONGEST_PAUSE_S = 10, 30.0
 class _Load:
     """How one replica is doing, and when it said so, by the loop's clock."""
 
-    slots: int
-    busy: int
+    slots: float
+    busy: float
     lag_s: float
     heard_at: float
     #: When it is heard of next.
     beat_s: float
     #: How many tasks ended there.
-    ended: int
+    ended: float
 
     def is_silent(self, now: float, beats: int = MISSED_HEARTBEATS) -> bool:
         """Whether it has missed so many heartbeats."""
@@ -103,7 +107,7 @@ class Census:
             except InvalidMessageError as error:
                 self._log.warning("metrics.bad_record", agent=agent, error=str(error))
                 continue
-            self._sums[agent], self._shown[agent] = sums, sums.total()
+            self._sums[agent], self._shown[agent] = sums, {**_FROM_THE_START, **sums.total()}
 
     async def start(self) -> None:
         """Begin to hear, and to look; once, after `load`."""
@@ -138,11 +142,11 @@ class Census:
             content: Any = AgentMessage.decode(note.data).payload.content
             told = content["metrics"]
             agent, replica = check_token(content["agent"], "agent"), check_token(content["replica"], "replica")
-            self.take(agent, replica, told)
-            slots, busy, lag_s = int(content["slots"]), int(content["inFlight"]), float(told["lagS"])
+            agent, replica = self.take(agent, replica, told)
+            slots, busy, lag_s = map(_amount, (content["slots"], content["inFlight"], told["lagS"]))
             # Where there are thousands, each is heard of more seldom.
-            beat_s = min(max(self._beat_s, float(content.get("beatS", 0.0))), LONGEST_LIFE_S)
-            ended = sum((content.get("outcomes") or {}).values())
+            beat_s = min(max(self._beat_s, _amount(content.get("beatS", 0))), LONGEST_LIFE_S)
+            ended = sum(map(_amount, (content.get("outcomes") or {}).values()))
             load = _Load(slots, busy, lag_s, self._loop.time(), beat_s, ended)
             before = self._loads.get((agent, replica))
             if agent in self._sums and ended != (before.ended if before else 0):
@@ -155,8 +159,8 @@ class Census:
             # Anybody may publish there; the bridge itself tells of replicas that fell silent.
             return
 
-    def take(self, agent: str, replica: str, told: Mapping[str, Any]) -> None:
-        """Take in what a replica told.
+    def take(self, agent: str, replica: str, told: Mapping[str, Any]) -> tuple[str, str]:
+        """Take in what a replica told; returns as whose, as there may be too many agents to tell apart.
 
         Raises:
             InvalidMessageError: it is something else.
@@ -166,8 +170,10 @@ class Census:
         cells = read_cells(told["cells"])
         if agent not in self._sums and len(self._sums) >= MOST_AGENTS:
             agent, replica = OTHER, f"{agent}.{replica}"
-        if self._sums.setdefault(agent, Sums()).take(replica, cells, self._loop.time()):
+        is_new = agent not in self._sums
+        if self._sums.setdefault(agent, Sums()).take(replica, cells, self._loop.time()) or is_new:
             self._unstored.add(agent)
+        return agent, replica
 
     async def _reconnected(self) -> None:
         self._reconnects += 1
@@ -225,7 +231,8 @@ class Census:
         """Store what is new, and show it then."""
         for agent in list(self._unstored):
             sums = self._sums[agent]
-            key, data, total = self._ports.subjects.record("metrics", agent), sums.encode(), sums.total()
+            key, data = self._ports.subjects.record("metrics", agent), sums.encode()
+            total = {**_FROM_THE_START, **sums.total()}
             self._unstored.discard(agent)
             try:
                 await self._records.append(key, data, ttl_s=KEPT_S)
@@ -262,3 +269,9 @@ class Census:
                 self._log.info("metrics.no_gauges", error=summary_of(error))
             took_s = self._loop.time() - began
             await asyncio.sleep(max(self._beat_s, min(PAUSE * took_s, LONGEST_PAUSE_S)))
+
+
+def _amount(value: Any) -> float:
+    if not is_amount(value):
+        raise InvalidMessageError("what stands for an amount is none")
+    return value

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from squadron.bridge.otel import names
+
 #: What is counted, and for which: a kind of `COUNTED` and the values of its labels.
 Cell: TypeAlias = tuple[str, ...]
 #: How much: one number, or of a histogram its sum and then how many fell into each bucket, the last one unbounded.
@@ -87,7 +89,7 @@ def _gauge(name: str, labels: str, help: str) -> MetricFamily:
 
 def _provider(_: str, labels: Sequence[str]) -> tuple[str, ...]:
     provider, _, model = labels[0].partition(":")
-    return "chat", provider, model or provider
+    return "chat", names.PROVIDERS.get(provider, provider), model or provider
 
 
 #: What is counted, as it is shown. Names and labels stay as they are: dashboards and alerts hold on to them.

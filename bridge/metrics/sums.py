@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 from squadron.bridge.metrics.counting import widths
 from squadron.bridge.metrics.families import LONGEST_LABEL, OTHER, VERSION, Cell, Cells, Numbers
 from squadron.runtime.errors import InvalidMessageError
+from squadron.runtime.wire.amounts import MOST_EXACT, is_amount
 
 #: How long the figures of a silent replica are kept apart, in seconds: a heartbeat of one that was cut off must
 #: not count again. Serve replaces a replica that was deaf for `deaf_after_s`.
@@ -21,6 +21,9 @@ KEPT_S = 600.0
 MANY_KEPT, MANY_KEPT_S = 500, 60.0
 #: Cells of one agent, over all versions of its code: a replica has no more than some 400.
 MOST_CELLS = 2_000
+
+#: What a sum over many replicas may come to.
+_MOST_SUM = 1e300
 
 _WIDTHS = widths()
 
@@ -99,9 +102,9 @@ class Sums:
         sums = cls()
         try:
             raw = json.loads(zlib.decompress(data))
-            sums._gone = read_cells(raw["gone"])
+            sums._gone = read_cells(raw["gone"], most=_MOST_SUM)
             for name, cells in raw["last"].items():
-                sums._last[name] = _Last(read_cells(cells), now)
+                sums._last[name] = _Last(read_cells(cells, most=_MOST_SUM), now)
         except (zlib.error, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
             raise InvalidMessageError(f"no sums of metrics: {error}") from None
         for cells in (sums._gone, *(each.cells for each in sums._last.values())):
@@ -109,8 +112,10 @@ class Sums:
         return sums
 
 
-def read_cells(raw: Any) -> Cells:
+def read_cells(raw: Any, most: float = MOST_EXACT) -> Cells:
     """The cells that a heartbeat carries. Of a kind that we don't know a newer replica told: it is left out.
+
+    So is one with a number that is none, or above `most`, and the others count.
 
     Raises:
         InvalidMessageError: it is something else.
@@ -124,17 +129,14 @@ def read_cells(raw: Any) -> Cells:
         kind, *labels, numbers = each
         if kind not in _WIDTHS:
             continue
-        width, most = _WIDTHS[kind]
+        width, longest = _WIDTHS[kind]
         if len(labels) != width or not all(isinstance(it, str) and len(it) <= LONGEST_LABEL for it in labels):
             raise InvalidMessageError(f"a cell of {kind!r} has not {width} labels")
-        if not (isinstance(numbers, list) and 0 < len(numbers) <= most and all(map(_is_amount, numbers))):
-            raise InvalidMessageError(f"a cell of {kind!r} has not up to {most} numbers")
-        cells[kind, *labels] = tuple(numbers)
+        if not (isinstance(numbers, list) and 0 < len(numbers) <= longest):
+            raise InvalidMessageError(f"a cell of {kind!r} has not up to {longest} numbers")
+        if all(is_amount(number, most) for number in numbers):
+            cells[kind, *labels] = tuple(numbers)
     return cells
-
-
-def _is_amount(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
 
 
 def _listed(cells: Cells) -> list[Any]:

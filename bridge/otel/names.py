@@ -79,3 +79,6 @@ CALL: Final = "squadron.call"
 REASON: Final = "squadron.reason"
 #: On a link: what is at its other end.
 LINK: Final = "squadron.link"
+
+#: What providers are called in the conventions, where that is not our name for them.
+PROVIDERS = {"azure": "azure.ai.openai", "google": "gcp.gemini"}

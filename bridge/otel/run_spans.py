@@ -31,9 +31,6 @@ from squadron.runtime.redact import scrub
 from squadron.runtime.telemetry.happenings import RunGrew
 from squadron.runtime.wire.spent import Spent
 
-#: What providers are called in the conventions, where that is not our name for them.
-_PROVIDERS = {"azure": "azure.ai.openai", "google": "gcp.gemini"}
-
 
 class RunSpans:
     """One attempt at one run: `invoke_agent`, within it `chat` for each try and `execute_tool` for each own tool.
@@ -250,4 +247,4 @@ def _model(name: str) -> dict[str, str]:
     provider, colon, model = name.partition(":")
     if not colon:
         return {names.REQUEST_MODEL: name}
-    return {names.PROVIDER: _PROVIDERS.get(provider, provider), names.REQUEST_MODEL: model}
+    return {names.PROVIDER: names.PROVIDERS.get(provider, provider), names.REQUEST_MODEL: model}

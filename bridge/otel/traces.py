@@ -39,6 +39,7 @@ from squadron.runtime.telemetry.happenings import (
     TurnBegun,
     TurnEnded,
 )
+from squadron.runtime.texts import one_line
 from squadron.runtime.wire.outcome import Outcome
 
 V = TypeVar("V")
@@ -46,6 +47,8 @@ V = TypeVar("V")
 #: Most asks and questions whose end is waited for, and most attempts that a later one may be linked to: where
 #: nobody waits for a handle no end is told. A span has some 2 KB.
 MOST_OPEN = 10_000
+#: Characters of an error's type: outcomes of others say what they like.
+LONGEST_ERROR_TYPE = 128
 
 
 @dataclass(slots=True)
@@ -351,5 +354,5 @@ def _tell(span: Span, outcome: Outcome) -> None:
 
 
 def _fail(span: Span, error_type: str, description: str) -> None:
-    span.set_attribute(names.ERROR_TYPE, error_type)
+    span.set_attribute(names.ERROR_TYPE, one_line(scrub(error_type), LONGEST_ERROR_TYPE))
     span.set_status(Status(StatusCode.ERROR, scrub(description)))

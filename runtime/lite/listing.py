@@ -11,6 +11,7 @@ from squadron.runtime.errors import InvalidMessageError
 from squadron.runtime.ports.journal import Entry
 from squadron.runtime.ports.lite_journal import END_HEADER
 from squadron.runtime.store.port_set import Ports
+from squadron.runtime.wire.amounts import is_amount
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.subjects import LiteSubject, life_of
 
@@ -78,4 +79,4 @@ def _ttl_s(order: bytes) -> float:
     except (ValueError, TypeError, LookupError, RecursionError):
         # Anybody may write there.
         return 0.0
-    return float(ttl_s) if isinstance(ttl_s, int | float) else 0.0
+    return ttl_s if is_amount(ttl_s) else 0.0

@@ -45,6 +45,16 @@ class Lease(Protocol):
         """
         ...
 
+    async def begun_before(self) -> bool:
+        """Whether the work may have begun in an earlier delivery, also where that beginning does not count.
+
+        Asked before `begin`.
+
+        Raises:
+            BusUnavailableError: nobody knows.
+        """
+        ...
+
     async def progressed(self) -> None:
         """The work has come further, and what was done is kept: beginnings up to now don't count any more.
 

@@ -16,6 +16,7 @@ from squadron.runtime.redact import scrub
 from squadron.runtime.running.ledger import Ledger
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.store.sealed import is_sealed
+from squadron.runtime.wire.amounts import LAST_S, is_amount
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.limits import UNLIMITED, Deadline
 from squadron.runtime.wire.outcome import LITE_TTL_S
@@ -152,9 +153,7 @@ def _text(value: Any) -> str:
 
 
 def _number(value: Any) -> float:
-    # An hour of the year 9999, and more attempts than any task has; larger numbers and NaN are nobody's.
-    fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 2.6e11
-    return value if fits else 0.0
+    return value if is_amount(value, LAST_S) else 0.0
 
 
 def _key(ports: Ports, message: AgentMessage) -> str:

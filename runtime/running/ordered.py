@@ -75,6 +75,9 @@ class _TurnLease:
     async def begin(self) -> int:
         return await self.ticket.begin()
 
+    async def begun_before(self) -> bool:
+        return await self.ticket.begun_before()
+
     async def progressed(self) -> None:
         await self.ticket.progressed()
 

@@ -71,17 +71,15 @@ class Parking:
         await self._ports.lite.append(self._key(message), json.dumps(note).encode(), ttl_s=left_s + KEPT_BEYOND_S)
         await delivery.lease.park(left_s)
 
-    async def take_up(self, message: AgentMessage) -> bool:
-        """Whether this task was parked; from here on nobody wakes it.
+    async def take_up(self, message: AgentMessage) -> None:
+        """A task is here that may have been parked; from here on nobody wakes it.
 
         Raises:
             BusUnavailableError: the server can't be reached.
         """
         note = await self._ports.lite.last(self._key(message))
-        if note is None or END_HEADER in note.headers:
-            return False
-        await self._ports.lite.end(self._key(message), b"{}", keep_s=END_KEPT_S)
-        return True
+        if note is not None and END_HEADER not in note.headers:
+            await self._ports.lite.end(self._key(message), b"{}", keep_s=END_KEPT_S)
 
 
 @dataclass(slots=True)

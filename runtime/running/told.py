@@ -53,7 +53,7 @@ class Told:
         if not self._ports.observers.on:
             return
         self._attempt, self._began = attempt, asyncio.get_running_loop().time()
-        waited_s = max(0.0, self._ports.clock.time() - self._message.timestamp)
+        waited_s = self._message.waited_s(self._ports.clock.time())
         self.outcome_headers = {}
         # By position, in both: names cost half a microsecond more, for each task.
         self._ports.observers.tell(

@@ -139,22 +139,22 @@ class Turns:
             return await refuse(self._ports, self.agent, delivery, message, topic, error)
         common: dict[str, Any] = {"task_id": message.id, "topic": topic, "source": self._me, "attempt": 1}
         canaries = self._split.elsewhere(message)
-        if canaries and lapse(self._ports, self._cancelled, message, common, was_parked=True) is None:
+        if canaries and await lapse(self._ports, self._cancelled, message, delivery.lease, common) is None:
             await self._courier.pass_on(delivery, canaries)
             return None
         said = answers(self._ports, delivery, signed)
         arrival = await arrive(self._ports, self._reports, delivery, message, topic, said)
         if arrival is None:
             return None
-        was_parked = not delivery.lease.first and await self._parking.take_up(message)
+        if not delivery.lease.first:
+            await self._parking.take_up(message)
         handler = self._handler(topic)
         served = handler.topic.name if handler is not None else ""
         told = Told(self._ports, "task", self.agent, message, topic, served, delivery)
         common["version"] = self._split.version
         right = Permission(self._ports, self._allowance, signed, message, topic)
         try:
-            how = arrival, right
-            ended = await self._attempt(delivery, message, handler, common, told, *how, was_parked=was_parked)
+            ended = await self._attempt(delivery, message, handler, common, told, arrival, right)
             if not isinstance(ended, Outcome):
                 await self._elsewhere(delivery, message, ended, told)
                 return None
@@ -216,8 +216,6 @@ class Turns:
         told: Told,
         arrival: Arrival,
         right: Permission,
-        *,
-        was_parked: bool,
     ) -> Outcome | Again | HandOn | Later | LetGo:
         ledger = await open_ledger(self._ports, message, again=not delivery.lease.first)
         common["spent"] = ledger.spent
@@ -227,11 +225,11 @@ class Turns:
             await registry.catch_up(message.seen)
         if arrival.unfit:
             return Rejected(reason=arrival.unfit, details={"field": "replyTo"}, **common)
+        lapsed = await lapse(self._ports, self._cancelled, message, delivery.lease, common)
         if handler is None:
-            lapsed = lapse(self._ports, self._cancelled, message, common, was_parked=was_parked)
             return lapsed or self._unserved(delivery, common)
-        checked = handler, message, ledger, common, was_parked
-        if refusal := right.forbidden(handler.topic.allow, common) or self._refusal(*checked):
+        refused = right.forbidden(handler.topic.allow, common) or refuse_readable(handler.topic, message, common)
+        if refusal := refused or lapsed or self._refusal(message, ledger, common):
             return refusal
         attempt = common["attempt"] = await delivery.lease.begin()
         if arrival.was_here and await arrival.ended_meanwhile(self._reports, delivery, message, after_s=STALE_S):
@@ -275,13 +273,7 @@ class Turns:
             return Rejected(reason=reason, details={"field": "topic"}, **common)
         return hand_back(self._ports, self._caller.registry, self.agent, delivery, common)
 
-    def _refusal(
-        self, handler: Handler, message: AgentMessage, ledger: Ledger, common: dict[str, Any], was_parked: bool
-    ) -> Outcome | HandOn | None:
-        if (readable := refuse_readable(handler.topic, message, common)) is not None:
-            return readable
-        if lapsed := lapse(self._ports, self._cancelled, message, common, was_parked=was_parked):
-            return lapsed
+    def _refusal(self, message: AgentMessage, ledger: Ledger, common: dict[str, Any]) -> Outcome | HandOn | None:
         if (route := Route.of(message)) and (reason := route.misfit(self.agent, self._me, self._capabilities)):
             return hand_on(self._caller.registry, self.agent, route, reason, common)
         if exhausted := ledger.left.exhausted:

@@ -79,7 +79,7 @@ class _Sample:
 
 def _said(ended: TurnEnded, now: float) -> dict[str, Any]:
     message, outcome = ended.message, ended.outcome
-    waited_s = max(0.0, now - message.timestamp - ended.seconds)
+    waited_s = max(0.0, message.waited_s(now) - ended.seconds)
     said: dict[str, Any] = {
         "agent": ended.agent,
         "topic": ended.topic,

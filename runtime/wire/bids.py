@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 from squadron.runtime.errors import InvalidInputError
+from squadron.runtime.wire.amounts import is_amount
 from squadron.runtime.wire.envelope import MAX_NAME, AgentMessage
 from squadron.runtime.wire.subjects import check_topic
 
@@ -40,14 +41,14 @@ class Bid:
     valid_until: float | None = None
 
     def __post_init__(self) -> None:
-        if not _is_number(self.confidence, most=1):
+        if not is_amount(self.confidence, most=1):
             raise _bad("confidence", self.confidence, "a number from 0 to 1")
         if self.price_tokens is not None and (type(self.price_tokens) is not int or self.price_tokens < 0):
             raise _bad("price_tokens", self.price_tokens, "a whole number of tokens, 0 or more")
         for name, value in (("price_usd", self.price_usd), ("eta_s", self.eta_s)):
-            if value is not None and not _is_number(value):
+            if value is not None and not is_amount(value):
                 raise _bad(name, value, "a number, 0 or more")
-        if self.valid_until is not None and not _is_number(self.valid_until):
+        if self.valid_until is not None and not is_amount(self.valid_until):
             raise _bad("valid_until", self.valid_until, "seconds since the epoch")
 
     @classmethod
@@ -65,12 +66,6 @@ class Bid:
     def to_content(self) -> dict[str, Any]:
         """As it travels."""
         return {name: value for name, value in asdict(self).items() if value is not None}
-
-
-def _is_number(value: Any, *, most: float = math.inf) -> bool:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return False
-    return math.isfinite(value) and 0 <= value <= most
 
 
 def _bad(name: str, value: object, hint: str) -> InvalidInputError:

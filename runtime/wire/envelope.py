@@ -29,6 +29,8 @@ MessageType = Literal["task", "result", "event", "query", "stream"]
 MAX_NAME = 1_000
 #: Nobody puts a task back so often; a stranger's number may have thousands of digits.
 MOST_REDRIVEN = 1_000_000
+#: Who waited for longer than this, in seconds, was sent by a clock that is not ours: a year.
+LONGEST_WAIT_S = 365 * 24 * 3600.0
 #: What JSON carries exactly in a number, as a time: the year 287,396. Later ones can't be reckoned with.
 LAST_MS = 2**53
 #: What most tasks have for constraints, which is nothing that can be spent.
@@ -143,7 +145,7 @@ class AgentMessage(Wire):
     """One message. `timestamp` is in seconds since the epoch."""
 
     id: str = Field(min_length=1, max_length=MAX_NAME)
-    timestamp: float
+    timestamp: float = Field(ge=0, le=LAST_MS)
     version: Literal["1.0"] = PROTOCOL_VERSION
     type: MessageType
     source: AgentIdentity
@@ -202,13 +204,18 @@ class AgentMessage(Wire):
         at = (self.metadata or {}).get("seen")
         return at if isinstance(at, float) and math.isfinite(at) else 0.0
 
+    def waited_s(self, now: float) -> float:
+        """How long ago it was sent, in seconds; 0 where its sender has no clock that agrees with ours."""
+        waited_s = now - self.timestamp
+        return waited_s if 0 <= waited_s <= LONGEST_WAIT_S else 0.0
+
     def put_back(self, redriven: int, now: float) -> Self:
         """The message as it is when it was put back so often, the last time `now`, in seconds since the epoch."""
         changes: dict[str, Any] = {"timestamp": now, "metadata": {**(self.metadata or {}), "redriven": redriven}}
-        limits, later_ms = self.payload.constraints, 1000 * (now - self.timestamp)
-        # A timestamp may be any number that JSON can hold.
-        if limits is not None and limits.deadline is not None and math.isfinite(later_ms):
-            limits = limits.model_copy(update={"deadline": limits.deadline + round(later_ms)})
+        limits = self.payload.constraints
+        if limits is not None and limits.deadline is not None:
+            later_ms = round(1000 * (now - self.timestamp))
+            limits = limits.model_copy(update={"deadline": min(max(0, limits.deadline + later_ms), LAST_MS)})
             changes["payload"] = self.payload.model_copy(update={"constraints": limits})
         return self.model_copy(update=changes)
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from squadron.runtime.errors import OutcomeError
 from squadron.runtime.html_table import table
 from squadron.runtime.redact import scrub, scrub_all
+from squadron.runtime.wire.amounts import is_amount
 from squadron.runtime.wire.spent import NOTHING, Spent
 from squadron.runtime.wire.subjects import token_of
 
@@ -240,8 +241,8 @@ def from_content(content: Any, *, task_id: str = "", topic: str = "", source: st
         "topic": topic,
         "source": source,
         "version": str(content.get("version", "")),
-        "attempt": _number(content.get("attempt"), 1),
-        "latency_ms": _number(content.get("latency"), 0.0),
+        "attempt": int(attempt) if is_amount(attempt := content.get("attempt")) else 1,
+        "latency_ms": latency if is_amount(latency := content.get("latency")) else 0.0,
     }
     # A foreign agent that says nothing of it has spent no more than its tokens.
     if (spent := content["spent"] if "spent" in content else {"tokens": content.get("tokens")}) != _NO_TOKENS:
@@ -259,7 +260,3 @@ def from_content(content: Any, *, task_id: str = "", topic: str = "", source: st
             **common,
         )
     return kind(**common)
-
-
-def _number(value: Any, default: Any) -> Any:
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else default

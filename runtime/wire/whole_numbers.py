@@ -6,8 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-#: Beyond this a double loses the last digits of a whole number.
-MOST_EXACT = 2**53
+from squadron.runtime.wire.amounts import MOST_EXACT
 
 
 def exact(value: Any, schema: Mapping[str, Any]) -> Any:

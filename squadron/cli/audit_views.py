@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -168,20 +170,33 @@ def export(
 
 
 async def _export(ctx: typer.Context, output: Path | None, format: Any) -> int:
+    if output is not None:
+        frame.check_file(output, "--output")
     async with frame.connected(frame.settings_of(ctx)) as squad:
         if output is None:
             await squad.audit.export(_OnTerminal() if sys.stdout.isatty() else sys.stdout.buffer, format)
             return frame.OK
-        # Done or not there: half an export looks like a cut trail.
-        draft = output.with_name(f".{output.name}.part")
-        try:
-            with draft.open("wb") as file:
-                count = await squad.audit.export(file, format)
-            draft.replace(output)
-        finally:
-            draft.unlink(missing_ok=True)
+        with frame.writing(output, "--output"), _whole(output) as file:
+            count = await squad.audit.export(file, format)
     frame.tell(f"Wrote {count} entries to {output}.")
     return frame.OK
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[IO[bytes]]:
+    """A file that is there when all of it is, and else is not: half an export looks like a cut trail."""
+    if path.exists() and not path.is_file():
+        # A pipe takes it as it comes, and a device stays one.
+        with path.open("wb") as file:
+            yield file
+        return
+    draft = path.with_name(f".{path.name}.part")
+    try:
+        with draft.open("wb") as file:
+            yield file
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 class _OnTerminal(io.BytesIO):
@@ -192,7 +207,9 @@ class _OnTerminal(io.BytesIO):
         return len(data)
 
 
-def restore(ctx: typer.Context, file: Annotated[Path, typer.Argument(help="An export.", exists=True)]) -> None:
+def restore(
+    ctx: typer.Context, file: Annotated[Path, typer.Argument(help="An export.", exists=True, dir_okay=False)]
+) -> None:
     """Bring an export into this environment, which must have no trail: to look at it and to verify it there."""
     frame.execute(_restore(ctx, file))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -23,9 +24,12 @@ from squadron.config import Settings
 from squadron.runtime import errors
 from squadron.runtime.errors import SquadronError
 from squadron.runtime.retries import summary_of, traceback_of
+from squadron.runtime.texts import json_text
 from squadron.runtime.texts import printable as printable
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import Console
 
     from squadron.cli.progress import Watch
@@ -198,7 +202,7 @@ def write_whole(text: str) -> None:
 
 def _json_text(value: Any, indent: int | None = None) -> str:
     """A value as JSON for people to read, too: what a terminal might obey stands in it as JSON escapes it."""
-    text = json.dumps(value, ensure_ascii=False, indent=indent, default=str)
+    text = json_text(value, indent)
     if text.isprintable():
         return text
     # The ends of lines stand between texts, never in one; of DEL alone JSON makes no escape.
@@ -211,6 +215,39 @@ def print_json(value: Any, *, indent: int | None = 2) -> None:
     """One JSON value on stdout: one line for a program, and indented so much for a person."""
     sys.stdout.write(_json_text(value, indent if sys.stdout.isatty() else None) + "\n")
     sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def writing(path: Path, option: str = "--out") -> Iterator[None]:
+    """Say of a file that it can't be written.
+
+    Args:
+        option: what names it.
+
+    Raises:
+        ConfigError: it can't.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise errors.ConfigError(
+            f"{path} can't be written: {error.strerror}", hint=f"give another {option}"
+        ) from None
+
+
+def check_file(path: Path, option: str = "--out") -> None:
+    """Look, before all the work, whether what comes of it can be written.
+
+    Raises:
+        ConfigError: it can't.
+    """
+    with writing(path, option):
+        if path.is_dir():
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+        # With the slash it is no file.
+        os.stat(f"{path.parent}/")
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def ask(text: str, **how: Any) -> str:

@@ -50,13 +50,16 @@ def export(
 
 
 async def _export(ctx: typer.Context, id: str, out: Path | None, as_json: bool) -> int:
+    if out is not None and out != STDOUT:
+        frame.check_file(out)
     async with frame.connected(frame.settings_of(ctx)) as squad:
         recording = await squad.runs.export(id)
     if out == STDOUT:
         frame.write_whole(recording.to_jsonl())
         return frame.OK
     path = out or Path(f"{recording.header.run}.jsonl")
-    recording.save(path)
+    with frame.writing(path):
+        recording.save(path)
     told = {"run": recording.header.run, "runs": len(recording.runs), "file": str(path)}
     if as_json:
         frame.print_json(told)
@@ -115,15 +118,40 @@ def replay(
     changes: ReplayChanges = {"model": model, "goal": goal, "prompt": prompt, "from_round": from_round}
     changes |= {"outcomes": _outcomes(outcome or ()), "gather": _gather(gather), "max_rounds": max_rounds}
     given: Any = {name: value for name, value in changes.items() if value}
+    loading = {"since": since, "until": until, "to": to, "speed": speed != 1.0, "same_env": same_env}
+    _check(load, source, given, {"agent": agent, "live": live, "out": out}, loading)
     if load:
-        if bool(source) == bool(since):
-            raise typer.BadParameter("a load is of a FILE, or of the trail --since a time", param_hint="--load")
         frame.execute(_load(ctx, source, (since, until), to, speed, same_env, as_json), as_json=as_json)
-    if not source:
-        raise typer.BadParameter("say which run, or which file", param_hint="RUN|FILE")
-    if given or live:
+    if given:
         frame.execute(_what_if(ctx, source, given, live, yes, out, as_json), as_json=as_json)
     frame.execute(_exactly(ctx, source, agent, as_json), as_json=as_json)
+
+
+def _check(
+    load: bool, source: str, changes: dict[str, Any], running: dict[str, Any], loading: dict[str, Any]
+) -> None:
+    """Whether what was told goes together."""
+    if load:
+        _refuse("goes with no --load", {**changes, **running})
+        if bool(source) == bool(loading["since"]):
+            raise typer.BadParameter("a load is of a FILE, or of the trail --since a time", param_hint="--load")
+        _refuse("is of a load without FILE", {"until": source and loading["until"]})
+        return
+    _refuse("is of a --load", loading)
+    if not source:
+        raise typer.BadParameter("say which run, or which file", param_hint="RUN|FILE")
+    if changes:
+        _refuse("is of a replay without a change", {"agent": running["agent"]})
+    else:
+        _refuse("is of a replay with a change", {"live": running["live"], "out": running["out"]})
+
+
+def _refuse(why: str, given: dict[str, Any]) -> None:
+    """Options that would be dropped: whoever gave them takes them for done."""
+    for name, value in given.items():
+        if value:
+            option = name.replace("outcomes", "outcome").replace("_", "-")
+            raise typer.BadParameter(f"this {why}", param_hint=f"--{option}")
 
 
 def _outcomes(given: Sequence[str]) -> dict[str, Any]:
@@ -140,7 +168,7 @@ def _outcomes(given: Sequence[str]) -> dict[str, Any]:
 
 
 def _gather(given: str) -> dict[str, Any] | None:
-    if given and given not in ("all", "quorum") and not given.isdecimal():
+    if given and given not in ("all", "quorum") and not (given.isdecimal() and int(given) > 0):
         raise typer.BadParameter(f"{given!r} is not all, quorum, or a number", param_hint="--gather")
     return {"after": int(given) if given.isdecimal() else given} if given else None
 
@@ -191,12 +219,16 @@ async def _what_if(
 ) -> int:
     from squadron.replay.outline import outline
 
+    if out is not None:
+        # Now, and not after models were paid.
+        frame.check_file(out)
     async with _past(ctx, source, live=live) as run:
         if live and not yes:
             await _consent(run)
         other = await run.replay(live=live, **changes)
     if out is not None:
-        other.save(out)
+        with frame.writing(out):
+            other.save(out)
     before, after = outline(run.recording), outline(other.recording)
     if as_json:
         sides = {"recorded": before.lines, "now": after.lines}

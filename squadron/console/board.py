@@ -8,13 +8,15 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from squadron.runtime.texts import plain
+
 #: Frames that wait for a slow browser at most; one that has more is shown everything anew.
 MOST_WAITING = 256
 
 
 def frame(event: str, data: Any) -> bytes:
     """One server-sent event."""
-    return f"event: {event}\ndata: {json.dumps(data, separators=(',', ':'), default=str)}\n\n".encode()
+    return f"event: {event}\ndata: {json.dumps(plain(data), separators=(',', ':'))}\n\n".encode()
 
 
 class Onlooker:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
@@ -11,6 +10,7 @@ from squadron.client.deploying import Fleet
 from squadron.runtime.errors import InvalidInputError, SquadronError
 from squadron.runtime.redact import scrub_all
 from squadron.runtime.streams.writer import Chunk, Restarted
+from squadron.runtime.texts import json_text
 from squadron.runtime.wire.subjects import check_token
 
 #: How long a task that is asked here may take, in seconds.
@@ -145,7 +145,7 @@ class Deeds:
 
 
 def _line(value: Any) -> bytes:
-    return (json.dumps(value, ensure_ascii=False, default=str) + "\n").encode()
+    return (json_text(value) + "\n").encode()
 
 
 def _text(body: Body, name: str, default: str | None = None) -> str:

@@ -25,6 +25,7 @@ from squadron.console.session_gate import SessionGate
 from squadron.runtime import errors
 from squadron.runtime.errors import InvalidInputError, SquadronError
 from squadron.runtime.redact import scrub_all
+from squadron.runtime.texts import plain
 from squadron.runtime.wire.start import Tail
 
 STATIC = Path(__file__).parent / "static"
@@ -52,6 +53,14 @@ _STATUS: Mapping[type[SquadronError], int] = {
 
 #: Whether the process can work, as name and trouble, empty if there is none.
 Ready = Callable[[], Awaitable[Mapping[str, str]]]
+
+
+class PlainResponse(JSONResponse):
+    """JSON that a browser reads: anybody may have sent NaN, or what has no JSON."""
+
+    def render(self, content: Any) -> bytes:
+        """Its body."""
+        return super().render(plain(content))
 
 
 class ConsoleApp:
@@ -112,7 +121,7 @@ class ConsoleApp:
                 response = await answer(request)
             except SquadronError as error:
                 status = next((code for kind, code in _STATUS.items() if isinstance(error, kind)), 500)
-                response = JSONResponse({"error": error.to_dict()}, status)
+                response = PlainResponse({"error": error.to_dict()}, status)
             self._asked[response.status_code] = self._asked.get(response.status_code, 0) + 1
             return response
 
@@ -127,14 +136,14 @@ class ConsoleApp:
         return FileResponse(STATIC / "login.html")
 
     async def _whoami(self, _: Request) -> Response:
-        return JSONResponse({"by": self._by, "read_only": self._read_only})
+        return PlainResponse({"by": self._by, "read_only": self._read_only})
 
     async def _healthz(self, _: Request) -> Response:
-        return JSONResponse({"ok": True})
+        return PlainResponse({"ok": True})
 
     async def _readyz(self, _: Request) -> Response:
         troubles = {name: trouble for name, trouble in (await self._ready()).items() if trouble}
-        return JSONResponse({"ok": not troubles, "troubles": troubles}, 503 if troubles else 200)
+        return PlainResponse({"ok": not troubles, "troubles": troubles}, 503 if troubles else 200)
 
     async def _metrics(self, _: Request) -> Response:
         lines = ["# HELP squadron_console_onlookers Browsers that follow the console now.",
@@ -161,7 +170,7 @@ class ConsoleApp:
                     await self.lookout.look(section)
         finally:
             self.board.leave(onlooker)
-        return JSONResponse(json.loads(json.dumps(self.board.rows, default=str)))
+        return PlainResponse(self.board.rows)
 
     async def _feed(self, _: Request) -> Response:
         async def frames() -> AsyncIterator[bytes]:
@@ -185,20 +194,20 @@ class ConsoleApp:
         found = next((each for each in self._fleet.topics() if each.topic.name == name), None)
         if found is None:
             raise errors.ConfigError(f"nobody serves {name!r}", hint="see `squadron topics`")
-        return JSONResponse({"agent": found.agent, **found.topic.model_dump(mode="json", exclude={"seal_key"})})
+        return PlainResponse({"agent": found.agent, **found.topic.model_dump(mode="json", exclude={"seal_key"})})
 
     async def _run(self, request: Request) -> Response:
         view = await self._fleet.runs.show(request.path_params["id"])
         timeline = view.timeline()
         drawn = {"began": timeline.began, "seconds": timeline.seconds, "lanes": timeline.to_dicts()}
-        told = scrub_all(json.loads(json.dumps(view.to_dict(), default=str)))
-        return JSONResponse({"run": told, "timeline": json.loads(json.dumps(drawn, default=str))})
+        told = scrub_all(plain(view.to_dict()))
+        return PlainResponse({"run": told, "timeline": drawn})
 
     async def _letter(self, request: Request) -> Response:
         letter = await self._fleet.dead_letters.show(
             request.path_params["token"], agent=request.path_params["agent"]
         )
-        return JSONResponse(scrub_all(letter.to_dict()))
+        return PlainResponse(scrub_all(letter.to_dict()))
 
     async def _follow(self, request: Request) -> Response:
         """A lite topic, from its last messages on, as it grows."""
@@ -231,7 +240,7 @@ def _doing(do: Callable[..., Awaitable[Any]]) -> Callable[[Request], Awaitable[R
     async def respond(request: Request) -> Response:
         answer = await do(*request.path_params.values(), await _body(request))
         if isinstance(answer, dict):
-            return JSONResponse(answer)
+            return PlainResponse(answer)
         return StreamingResponse(answer, media_type="application/x-ndjson", headers={"Cache-Control": "no-store"})
 
     return respond

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from squadron.actors.runs.built_in import BUILT_IN
 from squadron.actors.runs.entries import Asking, CallEnd, CallsEnded, Entry, Epoch, Gather, Started
@@ -13,11 +15,11 @@ from squadron.actors.runs.toolbox import Toolbox
 from squadron.actors.thinking.model import ToolDefinition
 from squadron.replay.recording import RecordedRun
 from squadron.runtime.errors import ConfigError
+from squadron.runtime.texts import jsonable
 from squadron.runtime.wire.outcome import KINDS
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Changes:
+class Changes(BaseModel):
     """What is to be otherwise.
 
     Attributes:
@@ -31,13 +33,31 @@ class Changes:
         max_rounds: the last round there may be.
     """
 
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
     model: str = ""
     goal: str = ""
     prompt: str = ""
-    from_round: int = 0
-    outcomes: Mapping[str, Any] = field(default_factory=dict)
+    from_round: int = Field(default=0, ge=0)
+    outcomes: Annotated[Mapping[str, Any], AfterValidator(jsonable)] = {}
     gather: Gather | None = None
-    max_rounds: int | None = None
+    max_rounds: int | None = Field(default=None, ge=1)
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Self:
+        """Changes as they were given.
+
+        Raises:
+            ConfigError: one of them is none.
+        """
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise ConfigError(
+                f"{where}: {first['msg']}", hint="docs/replay.md has the changes there are"
+            ) from None
 
     def to_dict(self) -> dict[str, Any]:
         """What is changed, as plain JSON."""
@@ -85,6 +105,9 @@ def fork(recorded: RecordedRun, changes: Changes) -> Fork:
     if round > latest:
         why = f"what is changed was known in round {latest}, before round {round}"
         raise ConfigError(why, hint=f"replay from round {latest}, or leave --from-round out")
+    if changes.max_rounds is not None and changes.max_rounds < round:
+        why = f"it goes on in round {round}, which is past the last there may be, {changes.max_rounds}"
+        raise ConfigError(why, hint="let there be more rounds, or replay from an earlier one")
     at = next((n for n, entry in enumerate(entries) if _asks(entry, round)), len(entries))
     ends = {(end.call, end.index): end for entry in entries[at:] for end in _ends(entry)}
     for (call, index), value in changed.items():

@@ -87,20 +87,22 @@ class PastRun:
             changes: see `Changes`.
 
         Raises:
-            ConfigError: a change does not fit the run, or there is nobody for live calls.
+            ConfigError: a change does not fit the run, an argument does not fit the others, or there is nobody
+                for live calls.
             RecordingError: the recording is not whole.
         """
-        from squadron.actors.runs.entries import Gather
         from squadron.replay.exact import play_all
         from squadron.replay.fork import Changes
         from squadron.replay.what_if import what_if
 
         if not changes and not models:
+            if live:
+                raise ConfigError("a replay without a change calls nobody", hint="`live` is of one with a change")
             replays = await asyncio.to_thread(play_all, self.recording, agent)
             return PastRun(self.recording, tuple(replays), self._caller)
-        gather = changes.get("gather")
-        rest: Any = {name: value for name, value in changes.items() if name != "gather"}
-        wanted = Changes(gather=Gather.model_validate(gather) if gather else None, **rest)
+        if agent:
+            raise ConfigError("a replay with a change runs no tools", hint="`agent` is of one without a change")
+        wanted = Changes.of(changes)
         if live and self._caller is None:
             raise ConfigError("there is no squad to call", hint="get the run from one: squad.runs.get(…)")
         ask = self._ask if live else None

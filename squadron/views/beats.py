@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from squadron.runtime.wire.amounts import is_amount
+
 #: Rates are taken over so many seconds, as `top` programs do.
 WINDOWS_S = (5.0, 30.0, 300.0)
 #: A replica that was silent for so many heartbeats is gone, as the registry has it.
@@ -140,7 +142,7 @@ class Beats:
             at,
             _count(content.get("slots")),
             _count(content.get("inFlight")),
-            {kind: count for kind, count in counts.items() if isinstance(kind, str) and _is_number(count)},
+            {kind: int(count) for kind, count in counts.items() if isinstance(kind, str) and is_amount(count)},
             _cells(content.get("metrics")),
         )
         history = self._replicas.setdefault(replica, _History(agent))
@@ -272,14 +274,10 @@ def _cells(metrics: Any) -> dict[tuple[str, ...], tuple[float, ...]]:
     for cell in cells if isinstance(cells, list) else ():
         match cell:
             case [*labels, [_, *_] as numbers] if all(isinstance(each, str) for each in labels):
-                if all(map(_is_number, numbers)) and labels[:1] in (["wait"], ["turn"], ["tasks"]):
+                if all(map(is_amount, numbers)) and labels[:1] in (["wait"], ["turn"], ["tasks"]):
                     found[tuple(labels)] = tuple(numbers)
     return found
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 2**53
-
-
 def _count(value: Any) -> int:
-    return int(value) if _is_number(value) else 0
+    return int(value) if is_amount(value) else 0

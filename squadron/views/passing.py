@@ -14,6 +14,7 @@ from squadron.runtime.ports.bus import Note
 from squadron.runtime.redact import scrub, scrub_all
 from squadron.runtime.registry.registry import Registry
 from squadron.runtime.running.earlier import are_notes, read_note
+from squadron.runtime.wire.amounts import LAST_S, is_amount
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.subjects import matches
 
@@ -139,7 +140,9 @@ class Reader:
                     if odd.kind == "again" and task is not None:
                         return replace(odd, parent=task.parent, conversation=task.conversation)
                     return odd
-                return self._of(message, replace(bare, at=message.timestamp), kind, rest)
+                if is_amount(message.timestamp, LAST_S):
+                    bare = replace(bare, at=message.timestamp)
+                return self._of(message, bare, kind, rest)
             case "dead" if len(rest) > 1:
                 return replace(bare, kind="dead", topic="", agent=rest[0], id=rest[1], said="a dead letter")
             case "bridge" if rest[0] not in ("ping", "status", "metrics", "nodes"):
@@ -209,10 +212,10 @@ class Reader:
         content = message.payload.content if isinstance(message.payload.content, Mapping) else {}
         task = self._tasks.get(it.parent)
         said = []
-        if isinstance(latency := content.get("latency"), int | float):
+        if is_amount(latency := content.get("latency")):
             said.append(_duration(latency))
-        if isinstance(attempt := content.get("attempt"), int) and attempt > 1:
-            said.append(f"attempt {attempt}")
+        if is_amount(attempt := content.get("attempt")) and attempt > 1:
+            said.append(f"attempt {attempt:.0f}")
         if isinstance(error := content.get("error"), Mapping):
             said.append(scrub(_text(error.get("message"))))
         return replace(

@@ -239,3 +239,23 @@ async def test_a_task_that_kills_each_replica_is_told_with_all_its_deaths(
         ("buried", ""),
     ]
     assert "died or fell silent in each of 3 attempts" in lanes[2].note
+
+
+@pytest.mark.parametrize("number", ["1" + "0" * 400, "1e308", "-1", '"1"'])
+@pytest.mark.parametrize("name", ["latency", "attempt", "timestamp"])
+async def test_an_outcome_with_odd_numbers_is_told_without_them(peer: Peer, name: str, number: str) -> None:
+    content: dict[str, Any] = {"success": True, "outcome": "result", "attempt": 1}
+    wire = json.loads(peer.ports.pack("result", {"content": content}, parent="mine"))
+    if name == "timestamp":
+        # The last that is read; what is larger is no message.
+        wire["timestamp"], number = 2**53, "1"
+    else:
+        content[name] = "ODD"
+        wire["payload"]["content"] = content
+    data = json.dumps(wire).replace('"ODD"', number).encode()
+    await peer.lite.append(peer.subjects.lite("stranger", "mine"), data, ttl_s=60)
+
+    lanes = await lanes_of_task(peer.ports, "mine")
+
+    assert [lane.outcome for lane in lanes] == ["result"]
+    assert len(spanning("mine", lanes).text()) < 1000

@@ -13,8 +13,9 @@ import httpx
 import pytest
 
 from squadron import Settings
-from squadron.console.board import MOST_WAITING, Board
+from squadron.console.board import MOST_WAITING, Board, frame
 from squadron.console.serving import Served, serving
+from squadron.console.web_app import PlainResponse
 from squadron.runtime.errors import ConfigError
 from squadron.views.console_place import ConsolePlace
 from tests.contract.console_world import Clerk, ConsoleWorld, console_world
@@ -217,3 +218,14 @@ def test_a_thousand_agents_and_ten_thousand_topics_are_one_small_change() -> Non
         assert len(await onlooker.next()) < 200
 
     asyncio.run(look())
+
+
+async def test_what_has_no_json_reaches_a_browser_as_null() -> None:
+    board = Board()
+    board.rows = {"events": {"one": {"at": float("nan"), "content": [float("inf"), {"why": ValueError("odd")}]}}}
+
+    [_, line] = frame("all", board.rows).decode().strip().split("\n")
+    body = bytes(PlainResponse(board.rows).body)
+
+    rows = {"events": {"one": {"at": None, "content": [None, {"why": "odd"}]}}}
+    assert json.loads(line.removeprefix("data: ")) == json.loads(body) == rows

@@ -165,6 +165,18 @@ async def test_an_agent_counts_as_used_when_tasks_have_ended_and_not_by_being_th
     assert bridge.uses["clerk"] == 1
 
 
+async def test_what_goes_wrong_for_the_first_time_is_a_growth_of_what_was_shown_before(census: Open) -> None:
+    bridge, names = (
+        await census(),
+        [("squadron_buried_total", "clerk"), ("squadron_nats_reconnects_total", "clerk")],
+    )
+    bridge.take("clerk", "one", {"v": 1, "cells": [], "lagS": 0})
+    await shows(bridge, dict.fromkeys(names, 0))
+    bridge.take("clerk", "one", {"v": 1, "cells": [["buried", [3]]], "lagS": 0})
+    await shows(bridge, dict(zip(names, (3, 0), strict=True)))
+    await shows(await census(), dict(zip(names, (3, 0), strict=True)))
+
+
 async def test_replicas_add_up_and_one_that_is_stopped_has_told_all_it_did(
     replica: Open, census: Open, peer: Peer
 ) -> None:
@@ -239,6 +251,27 @@ async def test_beyond_so_many_agents_all_others_are_one(census: Open) -> None:
     buried = {name: value for name, value in shown(bridge).items() if name[0] == "squadron_buried_total"}
     assert len(buried) == MOST_AGENTS + 1
     assert sum(buried.values()) == 2 * (MOST_AGENTS + 5)
+
+
+@pytest.mark.parametrize("world", ["memory"], indirect=True)
+async def test_agents_that_somebody_made_up_are_one_in_what_is_looked_at_too(census: Open, peer: Peer) -> None:
+    bridge, subject = await census(), peer.subjects.event("status.heartbeat")
+    for number in range(MOST_AGENTS + 5):
+        beat = {
+            "event": "agent_heartbeat",
+            "agent": f"agent-{number}",
+            "replica": "one",
+            "slots": 3,
+            "inFlight": 1,
+            "metrics": {"v": 1, "cells": [], "lagS": 0},
+        }
+        await peer.bus.publish(subject, peer.ports.pack("event", {"content": beat}))
+    await shows(bridge, {("squadron_replicas", OTHER, "present"): 5, ("squadron_slots", OTHER, "busy"): 5})
+    assert sum(name[0] == "squadron_loop_lag_seconds" for name in shown(bridge)) == MOST_AGENTS + 1
+
+
+#: What is no amount, though JSON has it.
+ODD: list[Any] = [10**400, 1e300, -1, None]
 
 
 class Full:
@@ -345,6 +378,9 @@ async def test_heartbeats_of_strangers_change_nothing(census: Open, peer: Peer) 
         {**good, "replica": {"a": 1}},
         {**good, "slots": "many"},
         {**good, "beatS": "seldom"},
+        *({**good, name: value} for name in ("slots", "inFlight", "beatS") for value in ODD),
+        {**good, "metrics": {**good["metrics"], "lagS": 10**400}},  # type: ignore[dict-item]
+        {**good, "outcomes": {"result": 10**400}},
     ]
     for content in [*bad, good]:
         await peer.bus.publish(subject, peer.ports.pack("event", {"content": content}))
@@ -352,6 +388,7 @@ async def test_heartbeats_of_strangers_change_nothing(census: Open, peer: Peer) 
 
     await shows(bridge, {("squadron_buried_total", "clerk"): 1})
     assert shown(bridge)["squadron_replicas", "clerk", "present"] == 1
+    assert shown(bridge)["squadron_slots", "clerk", "free"] == 1
 
 
 async def test_what_the_bridge_looks_up_is_shown_with_it(

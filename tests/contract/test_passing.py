@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -309,3 +310,25 @@ async def test_a_terminal_that_is_stopped_holds_nobody_up_and_is_told_what_it_mi
     assert missed > 0
     tail.kill()
     await tail.communicate()
+
+
+@pytest.mark.parametrize(
+    "number", ["1" + "0" * 400, "9" * 4000, "NaN", "-Infinity", "1e400", "1e308", "-1", '"1"', "[]"]
+)
+@pytest.mark.parametrize("name", ["latency", "attempt"])
+async def test_a_result_with_odd_numbers_is_told_without_them(peer: Peer, name: str, number: str) -> None:
+    subject = peer.subjects.lite("tester", "mine")
+    data = peer.ports.pack("result", {"content": {"success": True, name: "ODD"}}, parent="mine")
+
+    it = Reader(peer.registry).read(Note(subject, data.replace(b'"ODD"', number.encode())))
+
+    assert (it.kind, it.id, len(it.said) < 30) == ("result", "mine", True)
+
+
+async def test_a_message_of_no_date_passed_when_it_was_heard(peer: Peer) -> None:
+    data = json.loads(peer.ports.pack("event", {"content": {}})) | {"timestamp": 1e15}
+
+    it = Reader(peer.registry).read(Note(peer.subjects.event("a.b"), json.dumps(data).encode()))
+
+    assert it.kind == "event"
+    assert it.at <= time.time()

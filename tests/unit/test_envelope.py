@@ -13,7 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from squadron.runtime.errors import InvalidMessageError
-from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage, Constraints, Payload, Routing, pack
+from squadron.runtime.wire.envelope import (
+    LAST_MS,
+    LONGEST_WAIT_S,
+    AgentIdentity,
+    AgentMessage,
+    Constraints,
+    Payload,
+    Routing,
+    pack,
+)
 
 #: Text that UTF-8 can carry: anything but lone surrogates.
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -148,6 +157,7 @@ def test_a_new_message_says_no_more_than_it_has_to() -> None:
         ({"id": ""}, "id"),
         ({"id": 7}, "id"),
         ({"timestamp": "noon"}, "timestamp"),
+        *(({"timestamp": at}, "timestamp") for at in (float("nan"), float("-inf"), -1, 1e300, 10**400)),
         ({"routing": {"priority": 10}}, "routing.priority"),
         ({"routing": {"priority": -1}}, "routing.priority"),
         ({"routing": {"timeout": 0}}, "routing.timeout"),
@@ -161,6 +171,18 @@ def test_what_is_wrong_is_named(change: dict[str, Any], field: str) -> None:
         AgentMessage.decode(json.dumps(_minimal() | change).encode())
 
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize(("at", "waited_s"), [(1000, 5), (1010, 0), (1.0e12, 0), (0, 1005), (LAST_MS, 0)])
+def test_how_long_it_waited_is_a_time_that_can_be(at: float, waited_s: float) -> None:
+    message = AgentMessage.decode(json.dumps(_minimal() | {"timestamp": at}).encode())
+
+    assert message.waited_s(1005) == waited_s
+    assert message.waited_s(1.8e9) <= LONGEST_WAIT_S
+    # Who puts it back moves its deadline along: to where it can be read.
+    limits = {"content": 1, "constraints": {"deadline": LAST_MS}}
+    limited = AgentMessage.decode(json.dumps(_minimal() | {"timestamp": at, "payload": limits}).encode())
+    assert AgentMessage.decode(limited.put_back(1, 1.8e9).encode()).redriven == 1
 
 
 @pytest.mark.parametrize("name", ["id", "timestamp", "type", "source", "context", "payload"])
